@@ -1,0 +1,25 @@
+"""The errors that reach a user."""
+
+from __future__ import annotations
+
+
+class ServeTwinError(Exception):
+    """Anything that ServeTwin tells a user in one line; the command line exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class BadInput(ServeTwinError):
+    """Something that the user wrote is wrong: the message says what, where, and what would be right."""
+
+    exit_code = 2
+
+    def __init__(self, what: str, *, where: str | None = None, right: str | None = None) -> None:
+        self.what, self.where, self.right = what, where, right
+        super().__init__(
+            "".join([f"{where}: " if where else "", what, f" (right would be: {right})" if right else ""])
+        )
+
+
+class LawBroken(ServeTwinError):
+    """A law of the design (docs/laws.md) did not hold in a run: a fault of ServeTwin or of a policy."""

@@ -1,0 +1,350 @@
+"""The serving loop: admission, queues, hand-over between stages, drops and outcomes, written once.
+
+It does no I/O and has no clock. Events come in as calls (`ServingLoop.arrive`, and what the executor calls
+back), commands go out through the `Executor`. A simulated and a measured run of one experiment
+therefore differ in time only.
+
+How a worker lives::
+
+    something arrives     -> the inbox; an idle worker takes it in at once
+    the batch is done     -> tasks that left go on to the next stage; the policy decides; the batch is launched
+    between two batches   -> the inbox is taken in (each task is admitted or dropped)
+
+When the inbox is emptied is a property of the system that is modelled, not of the policy. With *intake* "before" it is
+emptied before each decision: what arrives during an iteration can be part of the next. With "after" it is
+emptied just after each launch, as NeuStream's workers do: what arrives during iteration k is taken in
+at the start of k+1 and can first be scheduled for k+2 (`docs/fidelity.md` has the figures).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+from .errors import BadInput, LawBroken
+from .pipeline import Stage
+from .records import Recorder
+from .request import Outcome, Request, Task
+from .seam import Batch, Decision, Executor, Handle, Policy, WorkerView
+
+Intake = Literal["before", "after"]
+NEVER = float("inf")
+Router = Callable[[Request, "Sequence[Worker]", float], "Worker"]
+
+
+class Worker:
+    """Serves one stage with one policy; has one batch in flight at most."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        policy: Policy,
+        view: WorkerView,
+        *,
+        device: str = "gpu0",
+        intake: Intake = "before",
+    ) -> None:
+        self.name = view.name
+        self.stage = stage
+        self.policy = policy
+        self.view = view
+        self.device = device
+        self.intake = intake
+        self.index = -1  # place in the loop's list of workers
+        self.inbox: list[Task] = []
+        self.alarm: Handle | None = None
+        self.alarm_at = NEVER
+        self.deciding = False
+        self.purge = False  # a request ended elsewhere while a task of it was in flight here
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.name} on {self.device}>"
+
+
+def first_worker(request: Request, workers: Sequence[Worker], now: float) -> Worker:  # noqa: ARG001
+    """The router of a system without replicas."""
+    return workers[0]
+
+
+class ServingLoop:
+    """Serves requests with *workers*, whose stages come from one `Pipeline.stages` call."""
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        workers: Sequence[Worker],
+        executor: Executor,
+        recorder: Recorder | None = None,
+        *,
+        router: Router = first_worker,
+    ) -> None:
+        self.executor = executor
+        self.recorder = recorder or Recorder()
+        self.router = router
+        self.workers = list(workers)
+        self.serving: dict[str, list[Worker]] = {stage.name: [] for stage in stages}
+        for index, worker in enumerate(self.workers):
+            worker.index = index
+            self.serving[worker.stage.name].append(worker)
+            worker.policy.start(worker.view)
+        for stage in stages:
+            if not self.serving[stage.name]:
+                raise BadInput(f"no worker serves stage {stage.name}", right="a worker for each stage")
+        self.entries = [s for s in stages if s.inputs == 0]
+        self.exits = sum(1 for s in stages if not s.next)
+        self.live: dict[int, Request] = {}
+        self.stopped = False
+        self._batches = 0
+        self._now = executor.now
+        self._keep_ends = self.recorder.wants_batches
+
+    # -- events -----------------------------------------------------------------------------------------
+
+    def arrive(self, request: Request) -> None:
+        """A client has sent *request*."""
+        self.live[request.id] = request
+        self.recorder.arrived(request)
+        if self.stopped:
+            self._end(request, Outcome.FAILED, "sent after the stop")
+            return
+        if self.exits > 1:
+            request.waiting_for[""] = self.exits
+        for stage in self.entries:
+            self._forward(request, stage, None)
+
+    def stop(self, reason: str = "cut off by the stop") -> None:
+        """End the run: what is still live fails. Batches in flight run out without effect."""
+        self.stopped = True
+        for request in list(self.live.values()):
+            self._end(request, Outcome.FAILED, reason)
+        for worker in self.workers:
+            worker.view.backlog.clear()
+            self._set_alarm(worker, None)
+
+    def fail(self, request: Request, reason: str) -> None:
+        """Something broke under *request* (a worker crashed, memory ran out): it ends as failed."""
+        if request.outcome is None:
+            self._end(request, Outcome.FAILED, reason)
+
+    def _deliver(self, worker: Worker, task: Task) -> None:
+        """*task* has reached the queue of *worker*."""
+        if task.request.outcome is not None:
+            return  # another branch was dropped, or the run was stopped, while it was on its way
+        task.queued = self._now()
+        worker.inbox.append(task)
+        if not worker.deciding and (worker.view.in_flight is None or worker.policy.ahead):
+            self._turn(worker)
+
+    def _done(self, batch: Batch) -> None:
+        """The executor has run *batch*."""
+        worker = batch.worker
+        view = worker.view
+        now = batch.end = self._now()
+        view.in_flight = None
+        self.recorder.batch(batch)
+        steps = batch.iterations * batch.count
+        leavers = []
+        for task in batch.tasks:
+            task.left -= steps
+            if task.left <= 0:
+                task.left = 0
+                leavers.append(task)
+        for task in leavers:
+            del view.running[task]
+            if task.request.outcome is None:
+                task.finished = now
+                self._leave(task, now)
+        if worker.purge:
+            self._purge(worker)
+        worker.policy.ended(batch, view, now)
+        if view.backlog:
+            self._launch(worker, view.backlog.popleft())
+        if not self.stopped:
+            self._turn(worker)
+
+    def _ring(self, worker: Worker) -> None:
+        worker.alarm, worker.alarm_at = None, NEVER
+        self._turn(worker)
+
+    # -- a worker's turn --------------------------------------------------------------------------------
+
+    def _turn(self, worker: Worker) -> None:
+        """Let the policy of *worker* decide until it has nothing more to say."""
+        view, policy = worker.view, worker.policy
+        ahead = policy.ahead
+        worker.deciding = True
+        if worker.inbox and worker.intake == "before":
+            self._take_in(worker)
+        while view.in_flight is None or ahead:
+            decision = policy.decide(view, self._now())
+            for task in decision.drop:
+                self._drop(task, view)
+            if decision.run:
+                self._commit(worker, decision)
+                if worker.inbox:
+                    self._take_in(worker)
+            elif worker.inbox:
+                self._take_in(worker)
+            else:
+                self._set_alarm(worker, decision.idle_until)
+                break
+        worker.deciding = False
+
+    def _take_in(self, worker: Worker) -> None:
+        view, now = worker.view, self._now()
+        inbox, worker.inbox = worker.inbox, []
+        for task in inbox:
+            if task.request.outcome is not None:
+                continue
+            task.admitted = now
+            if worker.policy.admit(task, view, now):
+                view.waiting[task] = None
+            else:
+                self._drop(task, view)
+
+    def _commit(self, worker: Worker, decision: Decision) -> None:
+        """Turn a decision into a batch; launch it, or keep it for when the one in flight is done."""
+        view = worker.view
+        self._batches += 1
+        batch = Batch(self._batches, worker, decision.run, whole=decision.whole, repeat=decision.repeat)
+        if batch.size > view.limit:
+            raise LawBroken(f"{worker.name}: a batch of {batch.size} is over the limit of {view.limit}")
+        if worker.inbox:
+            batch.times = 1  # newcomers are taken in just after the launch: ask again next time
+        waiting, running = view.waiting, view.running
+        for task in decision.run:
+            if task in running:
+                continue
+            if task not in waiting:
+                raise LawBroken(f"{worker.name}: the policy ran {task}, which is not there to be run")
+            del waiting[task]
+            running[task] = None
+        if view.in_flight is None:
+            self._launch(worker, batch)
+        else:
+            view.backlog.append(batch)
+
+    def _launch(self, worker: Worker, batch: Batch) -> None:
+        now = batch.start = self._now()
+        least = batch.tasks[0].left
+        most = 0
+        for task in batch.tasks:
+            if task.started is None:
+                task.started = now
+                batch.joins += 1
+            left = task.left
+            if left < least:
+                least = left
+            if left > most:
+                most = left
+            if left == 1:
+                batch.leaves += 1
+        if batch.whole:
+            batch.iterations = most
+            batch.leaves = batch.size
+            batch.times = 1
+        elif batch.times > 1:
+            # Only plain iterations are taken together: those in which a task begins or ends have costs of their own.
+            batch.times = 1 if batch.joins else max(1, min(batch.times, least - 1))
+        batch.keep_ends = self._keep_ends
+        worker.view.in_flight = batch
+        self.executor.run(worker, batch, self._done)
+
+    def _set_alarm(self, worker: Worker, when: float | None) -> None:
+        due = NEVER if when is None else when
+        if due == worker.alarm_at:
+            return
+        if due <= self._now():
+            raise LawBroken(f"{worker.name}: the policy idles until {due:g}, which is not in the future")
+        if worker.alarm is not None:
+            worker.alarm.cancel()
+            worker.alarm = None
+        worker.alarm_at = due
+        if due < NEVER:
+            worker.alarm = self.executor.call_at(due, lambda: self._ring(worker))
+
+    def _purge(self, worker: Worker) -> None:
+        """Forget the tasks whose requests have ended elsewhere while they were in flight here."""
+        worker.purge = False
+        for task in [t for t in worker.view.running if t.request.outcome is not None]:
+            del worker.view.running[task]
+
+    # -- a request's way --------------------------------------------------------------------------------
+
+    def _forward(self, request: Request, stage: Stage, source: Worker | None) -> None:
+        if stage.inputs > 1:
+            missing = request.waiting_for.get(stage.name, stage.inputs) - 1
+            request.waiting_for[stage.name] = missing
+            if missing:
+                return
+        now = self._now()
+        target = self.router(request, self.serving[stage.name], now)
+        task = Task(request, stage, now, target)
+        request.tasks.append(task)
+        self.executor.send(source, target, request, lambda: self._deliver(target, task))
+
+    def _leave(self, task: Task, now: float) -> None:
+        request, stage = task.request, task.stage
+        if stage.next:
+            for after in stage.next:
+                self._forward(request, after, task.worker)
+            return
+        if self.exits > 1:
+            request.waiting_for[""] -= 1
+            if request.waiting_for[""]:
+                return
+        request.finished = now
+        self._end(request, Outcome.MET if now <= request.deadline else Outcome.LATE)
+
+    def _drop(self, task: Task, view: WorkerView) -> None:
+        if task.request.outcome is None:
+            view.waiting.pop(task, None)
+            view.running.pop(task, None)
+            self._end(task.request, Outcome.DROPPED, f"dropped at {view.name}")
+
+    def _end(self, request: Request, outcome: Outcome, reason: str | None = None) -> None:
+        if request.outcome is not None:
+            raise LawBroken(f"request {request.id} ended twice: as {request.outcome}, then as {outcome}")
+        request.outcome, request.reason = outcome, reason
+        del self.live[request.id]
+        now = self._now()
+        if outcome is Outcome.DROPPED or outcome is Outcome.FAILED:
+            for task in request.tasks:
+                self._withdraw(task, now)
+        self.recorder.ended(request, now)
+
+    def _withdraw(self, task: Task, now: float) -> None:
+        """Take the task of a request that has ended out of its worker's queues, if it is still there."""
+        worker = task.worker
+        if worker is None or task.finished is not None:
+            return
+        view = worker.view
+        if task in view.waiting:
+            del view.waiting[task]
+            worker.policy.removed(task, view, now)
+        elif task in view.running:
+            worker.policy.removed(task, view, now)
+            batches = [b for b in (view.in_flight, *view.backlog) if b is not None]
+            if any(task in b.tasks for b in batches):
+                worker.purge = True  # it runs out with its batch
+            else:
+                del view.running[task]
+
+
+def play(loop: ServingLoop, source: Iterator[Request]) -> None:
+    """Send the requests of *source* at their arrival times: an open-loop client on the executor's clock.
+
+    The source is read one request ahead, so a long workload need not be held in memory.
+    """
+    executor = loop.executor
+
+    def send_next(request: Request) -> None:
+        loop.arrive(request)
+        plan()
+
+    def plan() -> None:
+        request = next(source, None)
+        if request is not None:
+            executor.call_at(request.arrival, lambda: send_next(request))
+
+    plan()

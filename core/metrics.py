@@ -1,0 +1,99 @@
+"""What a run amounted to, in the words of ``vllm bench serve`` where it has them."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from .request import Outcome, Request
+from .seam import Batch
+
+
+class Summary:
+    """Counts and latencies of a run, gathered as it goes; 8 bytes are kept per finished request."""
+
+    def __init__(self) -> None:
+        self.outcomes: Counter[Outcome] = Counter()
+        self.requests = 0
+        self.first_arrival: float | None = None
+        self.last_arrival = 0.0
+        self.last_end = 0.0
+        self.e2el = array("d")
+        self.sizes: dict[str, Counter[int]] = {}  # worker -> batch size -> iterations (whole batches count once)
+
+    def arrived(self, request: Request) -> None:
+        self.requests += 1
+        if self.first_arrival is None:
+            self.first_arrival = request.arrival
+        self.last_arrival = request.arrival
+
+    def ended(self, request: Request, now: float) -> None:
+        self.outcomes[request.outcome] += 1  # type: ignore[index]
+        if request.finished is not None:
+            self.e2el.append(request.finished - request.arrival)
+        self.last_end = now
+
+    def batch(self, batch: Batch) -> None:
+        sizes = self.sizes.get(batch.worker.name)
+        if sizes is None:
+            sizes = self.sizes[batch.worker.name] = Counter()
+        sizes[batch.size] += batch.count
+
+    @property
+    def met(self) -> int:
+        """Requests that finished within their SLO."""
+        return self.outcomes[Outcome.MET]
+
+    @property
+    def finished(self) -> int:
+        """Requests that ran to the end, late ones included."""
+        return self.outcomes[Outcome.MET] + self.outcomes[Outcome.LATE]
+
+    @property
+    def attainment(self) -> float:
+        """The share of all requests that met their SLO; dropped and failed ones count against it."""
+        return self.met / self.requests if self.requests else float("nan")
+
+    def mean_batch_size(self, worker: str) -> float:
+        """Mean size of the batches of *worker*, each iteration counted once. NaN if it ran none."""
+        sizes = self.sizes.get(worker)
+        return sum(n * k for n, k in sizes.items()) / sizes.total() if sizes else float("nan")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of ``summary.json``: counts in requests, rates per second, latencies in milliseconds.
+
+        *duration* runs from the first arrival to the last end, as in ``vllm bench serve``; *arrival_span* to the last
+        arrival.
+        """
+        start = self.first_arrival or 0.0
+        duration = self.last_end - start
+        e2el = np.frombuffer(self.e2el, dtype=float) * 1000.0 if self.e2el else np.array([])
+        out: dict[str, Any] = {"requests": self.requests}
+        out.update({o.value: self.outcomes[o] for o in Outcome})
+        out["finished"] = self.finished
+        out["attainment"] = self.attainment if self.requests else None
+        out["duration"] = duration
+        out["arrival_span"] = self.last_arrival - start
+        out["request_throughput"] = self.finished / duration if duration > 0 else None
+        out["request_goodput"] = self.met / duration if duration > 0 else None
+        for name, value in (
+            ("mean_e2el_ms", np.mean),
+            ("median_e2el_ms", np.median),
+            ("std_e2el_ms", np.std),
+            ("p90_e2el_ms", lambda x: np.percentile(x, 90)),
+            ("p99_e2el_ms", lambda x: np.percentile(x, 99)),
+        ):
+            out[name] = float(value(e2el)) if e2el.size else None
+        out["workers"] = {
+            worker: {
+                "iterations": sizes.total(),
+                "mean_batch_size": self.mean_batch_size(worker),
+                "max_batch_size": max(sizes),
+                "batch_sizes": {str(n): sizes[n] for n in sorted(sizes)},
+            }
+            for worker, sizes in self.sizes.items()
+        }
+        return out

@@ -1,0 +1,112 @@
+"""Records of a run: the same four files from a simulated and from a measured run.
+
+``meta.json``
+    the resolved experiment, versions, device, seed and profile digests
+``requests.jsonl``
+    one line per request, in the order in which they ended: raw time stamps, nothing derived
+``batches.jsonl``
+    one line per batch: start, end, worker, modules, request ids, and the ends of its iterations if it ran several
+``summary.json``
+    written last; a folder without it is of a run that did not finish
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import IO, Any
+
+from .metrics import Summary
+from .request import Request
+from .seam import Batch
+
+
+class Recorder:
+    """Hears what happens in a run and keeps a `Summary` of it. Subclasses keep more."""
+
+    #: Whether the end of every iteration is wanted, also where a simulator takes several as one event.
+    wants_batches = False
+
+    def __init__(self) -> None:
+        self.summary = Summary()
+
+    def arrived(self, request: Request) -> None:
+        self.summary.arrived(request)
+
+    def ended(self, request: Request, now: float) -> None:
+        self.summary.ended(request, now)
+
+    def batch(self, batch: Batch) -> None:
+        self.summary.batch(batch)
+
+
+def request_record(request: Request) -> dict[str, Any]:
+    """One line of ``requests.jsonl``."""
+    return {
+        "id": request.id,
+        "arrival": request.arrival,
+        "deadline": request.deadline,
+        "work": dict(request.work),
+        "outcome": request.outcome.value if request.outcome else None,
+        "reason": request.reason,
+        "finished": request.finished,
+        "stages": [
+            {
+                "stage": t.stage.name,
+                "worker": t.worker.name if t.worker else None,
+                "queued": t.queued,
+                "admitted": t.admitted,
+                "started": t.started,
+                "finished": t.finished,
+                "iterations": t.iterations - t.left,
+            }
+            for t in request.tasks
+        ],
+    }
+
+
+def batch_record(batch: Batch) -> dict[str, Any]:
+    """One line of ``batches.jsonl``."""
+    record: dict[str, Any] = {
+        "id": batch.id,
+        "worker": batch.worker.name,
+        "modules": list(batch.worker.stage.modules),
+        "start": batch.start,
+        "end": batch.end,
+        "iterations": batch.iterations,
+        "requests": [t.id for t in batch.tasks],
+    }
+    if batch.count > 1:
+        record["ends"] = batch.ends
+    return record
+
+
+class RunFolder(Recorder):
+    """Streams a run's records into *folder*, which is made; raises `FileExistsError` if it holds a run already."""
+
+    wants_batches = True
+
+    def __init__(self, folder: Path, meta: dict[str, Any]) -> None:
+        super().__init__()
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "meta.json").exists():
+            raise FileExistsError(folder)
+        (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
+        self._requests: IO[str] = (folder / "requests.jsonl").open("w")
+        self._batches: IO[str] = (folder / "batches.jsonl").open("w")
+
+    def ended(self, request: Request, now: float) -> None:
+        super().ended(request, now)
+        self._requests.write(json.dumps(request_record(request)) + "\n")
+
+    def batch(self, batch: Batch) -> None:
+        super().batch(batch)
+        self._batches.write(json.dumps(batch_record(batch)) + "\n")
+
+    def close(self, *, complete: bool = True) -> None:
+        """Close the files and, if the run came to its end, write the summary."""
+        self._requests.close()
+        self._batches.close()
+        if complete:
+            (self.folder / "summary.json").write_text(json.dumps(self.summary.as_dict(), indent=2) + "\n")

@@ -1,0 +1,91 @@
+"""Requests, and their stay at each stage of a pipeline."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .loop import Worker
+    from .pipeline import Stage
+
+
+class Outcome(StrEnum):
+    """How a request ended. Each request ends exactly once."""
+
+    MET = "met"  #: finished within its SLO
+    LATE = "late"  #: finished, but after its deadline
+    DROPPED = "dropped"  #: given up by a policy
+    FAILED = "failed"  #: lost to an error, or cut off when the run was stopped
+
+
+class Request:
+    """What a client sends.
+
+    *work* holds the iterations of each loop module (denoising steps, say) that the request asks for; a module
+    that is not named there runs once. *arrival* and *deadline* are seconds since the run began; the SLO is
+    their difference.
+    """
+
+    __slots__ = ("arrival", "deadline", "finished", "id", "outcome", "reason", "tasks", "waiting_for", "work")
+
+    def __init__(self, id: int, arrival: float, slo: float, work: Mapping[str, int]) -> None:  # noqa: A002
+        self.id = id
+        self.arrival = arrival
+        self.deadline = arrival + slo
+        self.work = work
+        self.tasks: list[Task] = []
+        self.waiting_for: dict[str, int] = {}  # stage that joins branches -> inputs still missing
+        self.outcome: Outcome | None = None
+        self.reason: str | None = None
+        self.finished: float | None = None
+
+    @property
+    def slo(self) -> float:
+        """Seconds that the request may take from arrival to the end of its last stage."""
+        return self.deadline - self.arrival
+
+    def __repr__(self) -> str:
+        ended = self.outcome.value if self.outcome else "live"
+        return f"<Request {self.id} arrival={self.arrival:g} deadline={self.deadline:g} {ended}>"
+
+
+class Task:
+    """A request's stay at one stage: what a policy orders, batches and drops.
+
+    *iterations* is what the stage's loop module has to run for this request (1 for a stage without a loop),
+    *left* what remains of it. The loop counts *left* down; policies only read.
+    """
+
+    __slots__ = (
+        "admitted",
+        "arrival",
+        "deadline",
+        "finished",
+        "id",
+        "iterations",
+        "left",
+        "queued",
+        "request",
+        "stage",
+        "started",
+        "worker",
+    )
+
+    def __init__(self, request: Request, stage: Stage, queued: float, worker: Worker | None = None) -> None:
+        self.request = request
+        self.stage = stage
+        self.id = request.id
+        self.arrival = request.arrival
+        self.deadline = request.deadline
+        self.iterations = self.left = request.work.get(stage.loop, 1) if stage.loop else 1
+        self.queued = queued
+        self.worker = worker
+        self.admitted: float | None = None
+        self.started: float | None = None
+        self.finished: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<Task of {self.id} at {self.stage.name}: {self.left}/{self.iterations} left>"

@@ -1,0 +1,220 @@
+"""The seam: what a policy sees and says, and what an executor does.
+
+A policy is handed a `WorkerView` and answers with a `Decision`. It has no clock, no device, no randomness and
+no way to look into the future; so the same object decides in a simulation and on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from .loop import Worker
+    from .pipeline import Stage
+    from .request import Request, Task
+
+
+class Repeat:
+    """A policy's word that it would decide the same again, so that a simulator may take many iterations as one event.
+
+    The decision stands for *times* iterations in all, as long as no request arrives, ends or changes and, after *j* of
+    them, the time is below ``limit + j * drift``. It is a permission: whoever runs the batch may stop after any
+    iteration and ask again, and must get the same answer as if it had asked after each.
+    """
+
+    __slots__ = ("drift", "limit", "times")
+
+    def __init__(self, times: int, limit: float = float("inf"), drift: float = 0.0) -> None:
+        self.times, self.limit, self.drift = times, limit, drift
+
+
+class Decision:
+    """What a worker is to do next.
+
+    *run* is the batch, in order; each of its tasks runs one iteration, or with *whole* all that it has left at
+    this stage without re-forming the batch. *drop* gives tasks up for good. With nothing to run the worker
+    idles until something arrives, or until *idle_until* at the latest (seconds since the run began).
+    """
+
+    __slots__ = ("drop", "idle_until", "repeat", "run", "whole")
+
+    def __init__(
+        self,
+        run: Sequence[Task] = (),
+        *,
+        drop: Sequence[Task] = (),
+        whole: bool = False,
+        idle_until: float | None = None,
+        repeat: Repeat | None = None,
+    ) -> None:
+        self.run = run
+        self.drop = drop
+        self.whole = whole
+        self.idle_until = idle_until
+        self.repeat = repeat
+
+    def __repr__(self) -> str:
+        ids = [t.id for t in self.run]
+        return f"<Decision run={ids}{' whole' if self.whole else ''} drop={[t.id for t in self.drop]}>"
+
+
+class Batch:
+    """What a worker runs in one go.
+
+    *iterations* is how many iterations each task runs before the batch may be re-formed: 1, or with *whole* the
+    most that any of its tasks has left. *joins* counts tasks that begin their stage with it, *leaves* those that
+    end it. An executor may run the decision up to *times* times on end, within what *repeat* says; it sets *count*
+    to how often it did and, where *keep_ends* is set, *ends* to the times at which those iterations ended.
+    """
+
+    __slots__ = (
+        "count",
+        "end",
+        "ends",
+        "id",
+        "iterations",
+        "joins",
+        "keep_ends",
+        "leaves",
+        "repeat",
+        "size",
+        "start",
+        "tasks",
+        "times",
+        "whole",
+        "worker",
+    )
+
+    def __init__(
+        self,
+        id: int,  # noqa: A002
+        worker: Worker,
+        tasks: Sequence[Task],
+        *,
+        whole: bool = False,
+        repeat: Repeat | None = None,
+    ) -> None:
+        self.id = id
+        self.worker = worker
+        self.tasks = tasks
+        self.size = len(tasks)
+        self.whole = whole
+        self.repeat = repeat
+        self.times = repeat.times if repeat is not None else 1
+        self.iterations = 1
+        self.joins = 0
+        self.leaves = 0
+        self.count = 1
+        self.keep_ends = False
+        self.ends: list[float] | None = None
+        self.start = 0.0
+        self.end = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Batch {self.id} of {self.size} on {self.worker.name}>"
+
+
+class WorkerView:
+    """What a policy may see of the worker that it decides for.
+
+    *waiting* and *running* hold the tasks that the worker has admitted, in order of admission: those that have not
+    begun this stage, and those that have and are not done. They are the loop's own queues, to be read in place.
+    *in_flight* and *backlog* tell what the worker computes now and what was decided ahead of that. *limit* is the
+    largest batch that worker and device allow. *slo_factor* is the experiment's, where its SLO has one.
+    """
+
+    __slots__ = ("_estimate", "backlog", "in_flight", "limit", "name", "running", "slo_factor", "stage", "waiting")
+
+    def __init__(
+        self,
+        stage: Stage,
+        estimate: Callable[[str, int], float],
+        *,
+        limit: int,
+        name: str = "",
+        slo_factor: float | None = None,
+    ) -> None:
+        self.name = name or stage.name
+        self.stage = stage
+        self.limit = limit
+        self.slo_factor = slo_factor
+        self.waiting: dict[Task, None] = {}
+        self.running: dict[Task, None] = {}
+        self.in_flight: Batch | None = None
+        self.backlog: deque[Batch] = deque()
+        self._estimate = estimate
+
+    def estimate(self, module: str, batch: int) -> float:
+        """Seconds that *module* takes for a batch of that size (one iteration of a loop), from the scheduler's profile.
+
+        Raises `BadInput` if the profile does not reach that far.
+        """
+        return self._estimate(module, batch)
+
+    def solo(self, task: Task) -> float:
+        """Seconds of compute that *task* still wants if it is served alone: here, and at every stage after this."""
+        stage, work, estimate = self.stage, task.request.work, self._estimate
+        seconds = 0.0
+        if stage.loop:
+            seconds = task.left * estimate(stage.loop, 1)
+            if task.left == task.iterations:
+                seconds += sum(estimate(m, 1) for m in stage.before)
+        return (
+            seconds
+            + sum(estimate(m, 1) for m in stage.after)
+            + sum(work.get(m, 1) * estimate(m, 1) for m in stage.rest)
+        )
+
+
+class Policy:
+    """Decides what a worker runs next. One object serves one worker; its parameters come by keyword.
+
+    A subclass must give `decide`; the rest has defaults. Calls come in the order of events: `start` once, `admit`
+    for each task as the worker takes it in, `decide` when the worker is free, `ended` when a batch is done, `removed`
+    when a task goes for a reason that is not the policy's.
+    """
+
+    #: Ask also while a batch runs; what is decided then waits its turn in the worker's backlog (Clockwork does this).
+    ahead = False
+
+    def start(self, view: WorkerView) -> None:
+        """Look at the worker once, before anything arrives: bounds and tables that never change."""
+
+    def admit(self, task: Task, view: WorkerView, now: float) -> bool:  # noqa: ARG002
+        """Take *task* in, or refuse it (it is dropped then)."""
+        return True
+
+    def decide(self, view: WorkerView, now: float) -> Decision:
+        """What the worker does next."""
+        raise NotImplementedError
+
+    def ended(self, batch: Batch, view: WorkerView, now: float) -> None:
+        """A batch is done; its tasks that have more to do have stayed in ``view.running``."""
+
+    def removed(self, task: Task, view: WorkerView, now: float) -> None:
+        """*task* was taken away by someone else (another branch dropped the request, or the run was stopped).
+
+        Only a policy that keeps queues of its own need care.
+        """
+
+
+class Handle(Protocol):
+    """A call that is still to come."""
+
+    def cancel(self) -> None: ...
+
+
+class Executor(Protocol):
+    """Runs batches and keeps the clock. Times are seconds since the run began."""
+
+    def now(self) -> float: ...
+
+    def run(self, worker: Worker, batch: Batch, done: Callable[[Batch], None]) -> None:
+        """Start *batch*; call *done* with it when it has ended and the worker can decide again."""
+
+    def send(self, source: Worker | None, target: Worker, request: Request, deliver: Callable[[], None]) -> None:
+        """Carry *request* to the queue of *target*, from a worker or (None) from the client; then call *deliver*."""
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> Handle: ...
