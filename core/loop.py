@@ -61,7 +61,7 @@ class Worker:
         return f"<Worker {self.name} on {self.device}>"
 
 
-def first_worker(request: Request, workers: Sequence[Worker], now: float) -> Worker:  # noqa: ARG001
+def first_worker(request: Request, workers: Sequence[Worker], now: float) -> Worker:
     """The router of a system without replicas."""
     return workers[0]
 

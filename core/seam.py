@@ -182,7 +182,7 @@ class Policy:
     def start(self, view: WorkerView) -> None:
         """Look at the worker once, before anything arrives: bounds and tables that never change."""
 
-    def admit(self, task: Task, view: WorkerView, now: float) -> bool:  # noqa: ARG002
+    def admit(self, task: Task, view: WorkerView, now: float) -> bool:
         """Take *task* in, or refuse it (it is dropped then)."""
         return True
 

@@ -45,5 +45,5 @@ class AbsoluteSLO:
     limit: float
     factor: float | None = field(default=None, init=False)
 
-    def seconds(self, work: Mapping[str, int]) -> float:  # noqa: ARG002
+    def seconds(self, work: Mapping[str, int]) -> float:
         return self.limit

@@ -1,0 +1,39 @@
+"""SimPy's event calendar, entered by absolute time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heappush
+
+import simpy
+from simpy.events import NORMAL
+
+
+class Calendar(simpy.Environment):  # type: ignore[misc]
+    """A SimPy environment whose events can be placed at a time instead of after a delay.
+
+    ``now + (when - now)`` is not always *when* in floating point; recorded times must be the ones that were asked for.
+    """
+
+    def place(self, event: simpy.Event, when: float) -> None:
+        """Let *event* happen at *when* (seconds since the run began), after what was placed there before."""
+        heappush(self._queue, (when, NORMAL, next(self._eid), event))
+
+
+class Timer(simpy.Event):  # type: ignore[misc]
+    """One call at one time; `cancel` makes it do nothing."""
+
+    def __init__(self, calendar: Calendar, when: float, call: Callable[[], None]) -> None:
+        self.env = calendar
+        self.callbacks = [self._ring]
+        self._value = None
+        self._ok = True
+        self._call: Callable[[], None] | None = call
+        calendar.place(self, when)
+
+    def _ring(self, _: simpy.Event) -> None:
+        if self._call is not None:
+            self._call()
+
+    def cancel(self) -> None:
+        self._call = None
