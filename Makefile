@@ -16,7 +16,7 @@ demo: $(STAMP)           ## NeuStream and Clockwork on simulated GPUs, beside wh
 	$(BIN)/servetwin demo
 
 test: $(STAMP)           ## the test suite (no torch needed)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu'
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

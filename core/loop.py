@@ -10,10 +10,10 @@ How a worker lives::
     the batch is done     -> tasks that left go on to the next stage; the policy decides; the batch is launched
     between two batches   -> the inbox is taken in (each task is admitted or dropped)
 
-When the inbox is emptied is a property of the system that is modelled, not of the policy. With *intake* "before" it is
-emptied before each decision: what arrives during an iteration can be part of the next. With "after" it is
-emptied just after each launch, as NeuStream's workers do: what arrives during iteration k is taken in
-at the start of k+1 and can first be scheduled for k+2 (`docs/fidelity.md` has the figures).
+When the inbox is emptied is a property of the system that is modelled, not of the policy. With *intake* "before"
+it is emptied before each decision: what arrives during an iteration can be part of the next. With "after" it is
+emptied just after each launch, as NeuStream's workers do: what arrives during iteration k is taken in at the
+start of k+1 and can first be scheduled for k+2.
 """
 
 from __future__ import annotations

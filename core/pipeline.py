@@ -14,6 +14,7 @@ Clockwork has one worker for the whole pipeline. Both are the same pipeline.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -79,7 +80,7 @@ class Pipeline:
     def chain(cls, *modules: Module, name: str = "") -> Pipeline:
         """A pipeline in which each module feeds the next."""
         names = [m.name for m in modules]
-        return cls(modules, list(zip(names, names[1:], strict=False)), name)
+        return cls(modules, list(itertools.pairwise(names)), name)
 
     def _topological(self) -> list[str]:
         missing = {m: len(p) for m, p in self.predecessors.items()}
@@ -128,7 +129,7 @@ class Pipeline:
     def _stage(self, group: tuple[str, ...]) -> Stage:
         if not group:
             raise BadInput("a worker serves no module", right="at least one module per worker")
-        for a, b in zip(group, group[1:], strict=False):
+        for a, b in itertools.pairwise(group):
             if self.successors[a] != [b] or self.predecessors[b] != [a]:
                 raise BadInput(f"{a} and {b} cannot share a stage", right="neighbours on an unbranched path")
         loops = [m for m in group if self.modules[m].loop]

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class Repeat:
-    """A policy's word that it would decide the same again, so that a simulator may take many iterations as one event.
+    """A policy's word that it would decide the same again: a simulator may then take many iterations as one event.
 
-    The decision stands for *times* iterations in all, as long as no request arrives, ends or changes and, after *j* of
-    them, the time is below ``limit + j * drift``. It is a permission: whoever runs the batch may stop after any
+    The decision stands for *times* iterations in all, as long as no request arrives, ends or changes and, after *j*
+    of them, the time is below ``limit + j * drift``. It is a permission: whoever runs the batch may stop after any
     iteration and ask again, and must get the same answer as if it had asked after each.
     """
 
@@ -147,7 +147,7 @@ class WorkerView:
         self._estimate = estimate
 
     def estimate(self, module: str, batch: int) -> float:
-        """Seconds that *module* takes for a batch of that size (one iteration of a loop), from the scheduler's profile.
+        """Seconds that *module* takes for a batch of that size (one iteration of a loop), by the scheduler's profile.
 
         Raises `BadInput` if the profile does not reach that far.
         """

@@ -9,8 +9,8 @@ the controller knows when the GPU is free; both are kept here, quirks included:
     A tracker sums the expected durations of what is outstanding and hears when batches end. The controller decides up
     to 10 ms ahead, so that at most one batch waits behind the running one.
 "table" (Stable Diffusion)
-    The controller believes its table: it sends the next batch 5 ms before the last one *should* end, also if the GPU is
-    late (batches then pile up) or early (it then idles).
+    The controller believes its table: it sends the next batch 5 ms before the last one *should* end, also if the GPU
+    is late (batches then pile up) or early (it then idles).
 """
 
 from __future__ import annotations

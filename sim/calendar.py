@@ -9,10 +9,10 @@ import simpy
 from simpy.events import NORMAL
 
 
-class Calendar(simpy.Environment):  # type: ignore[misc]
+class Calendar(simpy.Environment):
     """A SimPy environment whose events can be placed at a time instead of after a delay.
 
-    ``now + (when - now)`` is not always *when* in floating point; recorded times must be the ones that were asked for.
+    ``now + (when - now)`` is not always *when* in floating point, and recorded times must be the ones asked for.
     """
 
     def place(self, event: simpy.Event, when: float) -> None:
@@ -20,7 +20,7 @@ class Calendar(simpy.Environment):  # type: ignore[misc]
         heappush(self._queue, (when, NORMAL, next(self._eid), event))
 
 
-class Timer(simpy.Event):  # type: ignore[misc]
+class Timer(simpy.Event):
     """One call at one time; `cancel` makes it do nothing."""
 
     def __init__(self, calendar: Calendar, when: float, call: Callable[[], None]) -> None:

@@ -7,7 +7,7 @@ of iterations between two other events is one event.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import simpy
 from servetwin.core import BadInput, Batch, Request, Worker
@@ -34,14 +34,14 @@ class Delay(Protocol):
     def __call__(self) -> float: ...
 
 
-class Lane(simpy.Event):  # type: ignore[misc]
+class Lane(simpy.Event):
     """A worker's place on its device. It is its own calendar event, placed anew for each batch."""
 
     def __init__(self, executor: SimExecutor, worker: Worker, timing: Timing) -> None:
         self.env: Calendar = executor.calendar
         self._ok = True
         self._value = None
-        self._again = [self._fire]
+        self._again: list[Callable[[Any], None]] = [self._fire]
         self.callbacks = self._again
         self.worker = worker
         self.timing = timing
@@ -147,7 +147,7 @@ class SimExecutor:
         self._lanes: dict[Worker, Lane] = {}
 
     def now(self) -> float:
-        return self.calendar.now  # type: ignore[no-any-return]
+        return self.calendar.now
 
     def run(self, worker: Worker, batch: Batch, done: Callable[[Batch], None]) -> None:
         lane = self._lanes.get(worker)
