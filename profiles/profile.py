@@ -1,0 +1,212 @@
+"""A profile in use: tables, estimates and costs of one model on one device."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+from servetwin.core import BadInput
+
+from .read import read
+from .schema import FALLBACK, Cost, CostsFile, Kind, ModuleProfile, ProfileFile
+from .table import BatchTable, LatencyTable
+
+DATA = Path(__file__).parent / "data"
+COSTS = ".costs.yaml"
+
+
+class Profile:
+    """What was measured of one model on one device. Made by `load`; never changes.
+
+    >>> profile = load("rtx4090/dit-s2-256")
+    >>> profile.modules
+    ('dit', 'vae')
+    >>> profile.table("dit", "scheduler")(1)
+    0.008644959650933743
+    >>> estimate = profile.estimate("clockwork")
+    >>> estimate("vae", 2)
+    0.018185735922306778
+    """
+
+    def __init__(self, data: ProfileFile) -> None:
+        self.data = data
+        self._tables: dict[tuple[str, Kind], LatencyTable] = {}
+        self._estimates: dict[tuple[Kind, bool], Callable[[str, int], float]] = {}
+
+    @property
+    def name(self) -> str:
+        return self.data.name
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The names of the modules, in the order of the pipeline."""
+        return tuple(self.data.modules)
+
+    def is_loop(self, module: str) -> bool:
+        """Whether a request runs *module* many times."""
+        return self._module(module).loop
+
+    def has(self, module: str, kind: Kind) -> bool:
+        """Whether *module* has a table of this very kind, without falling back."""
+        return kind in self._module(module).tables
+
+    def table(self, module: str, *kinds: Kind, hold: bool = False) -> LatencyTable:
+        """The first of *kinds* that *module* has; seconds by batch size.
+
+        What a scheduler would have used falls back as `FALLBACK` says ("clockwork" and "slo" to "scheduler"): a
+        profile holds such a table only where it is another one. What was measured never falls back unasked: name
+        the second choice, as in ``table("vae", "measured", "scheduler")``. Raises `BadInput` if there is none.
+        """
+        have = self._module(module).tables
+        for asked in kinds or ("scheduler",):
+            for kind in (asked, *FALLBACK.get(asked, ())):
+                if kind in have:
+                    return self._table(module, kind).holding(hold)
+        raise BadInput(f"module {module} has no table {' or '.join(kinds)}", where=self.name, right=" or ".join(have))
+
+    def estimate(self, kind: Kind = "scheduler", *, hold: bool = False) -> Callable[[str, int], float]:
+        """A function of (module, batch) that gives seconds as `table` would: what a `WorkerView` wants.
+
+        The same arguments give the same function. A batch size that was asked for before costs two look-ups.
+        """
+        found = self._estimates.get((kind, hold))
+        if found is None:
+            modules = _Modules(self, kind, hold)
+
+            def found(module: str, batch: int) -> float:
+                return modules[module][batch]
+
+            self._estimates[kind, hold] = found
+        return found
+
+    @property
+    def costs(self) -> dict[str, Cost]:
+        """The measured terms that are no latency tables, by name."""
+        return dict(self.data.costs)
+
+    def cost(self, name: str) -> Cost:
+        """The cost of this name; `BadInput` listing the known ones if there is none."""
+        try:
+            return self.data.costs[name]
+        except KeyError:
+            known = ", ".join(self.data.costs) or "a profile with costs"
+            raise BadInput(f"no cost {name!r}", where=self.name, right=known) from None
+
+    def seconds(self, name: str, otherwise: float | None = None, *, when: datetime | None = None) -> float:
+        """The cost *name* as one number (its value in the session of *when*, where it has such), or *otherwise*."""
+        if otherwise is not None and name not in self.data.costs:
+            return otherwise
+        return self.cost(name).at(when)
+
+    def cost_table(self, name: str, *, hold: bool = True) -> BatchTable:
+        """The cost *name* by batch size."""
+        return self.cost(name).table(name=f"{self.name} {name}", hold=hold)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """A hash of the content, independent of how the file is laid out. Caches key on it."""
+        return hashlib.sha256(
+            json.dumps(self.data.model_dump(mode="json"), sort_keys=True, ensure_ascii=True).encode()
+        ).hexdigest()
+
+    def _module(self, name: str) -> ModuleProfile:
+        try:
+            return self.data.modules[name]
+        except KeyError:
+            raise BadInput(f"no module {name!r}", where=self.name, right=", ".join(self.data.modules)) from None
+
+    def _table(self, module: str, kind: Kind) -> LatencyTable:
+        table = self._tables.get((module, kind))
+        if table is None:
+            data = self.data.modules[module].tables[kind]
+            table = LatencyTable(data.batch, data.seconds, name=f"{self.name} {module} ({kind})")
+            self._tables[module, kind] = table
+        return table
+
+    def __eq__(self, other: object) -> bool:
+        return self.data == other.data if isinstance(other, Profile) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Profile, (self.data,))
+
+    def __repr__(self) -> str:
+        return f"<Profile {self.name}: {', '.join(self.modules)}>"
+
+
+class _Modules(dict[str, "_Sizes"]):
+    def __init__(self, profile: Profile, kind: Kind, hold: bool) -> None:
+        super().__init__()
+        self.profile, self.kind, self.hold = profile, kind, hold
+
+    def __missing__(self, module: str) -> _Sizes:
+        sizes = self[module] = _Sizes(self.profile.table(module, self.kind, hold=self.hold))
+        return sizes
+
+
+class _Sizes(dict[int, float]):
+    def __init__(self, table: LatencyTable) -> None:
+        super().__init__()
+        self.table = table
+
+    def __missing__(self, n: int) -> float:
+        value = self[n] = self.table(n)
+        return value
+
+
+def names() -> list[str]:
+    """The names of the profiles that come with ServeTwin."""
+    files = [f for f in DATA.rglob("*.yaml") if not f.name.endswith(COSTS)]
+    return sorted(f.relative_to(DATA).with_suffix("").as_posix() for f in files)
+
+
+def load(name_or_path: str | Path) -> Profile:
+    """The profile of this name (one of `names`), or the one in the YAML file at this path.
+
+    Costs in a file ``<profile>.costs.yaml`` beside it are added. A profile is read once per process
+    and file version. Raises `BadInput`.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = DATA / f"{name_or_path}.yaml"
+        if str(name_or_path) not in names():
+            known = ", ".join(names())
+            raise BadInput(
+                f"unknown profile {str(name_or_path)!r}", right=f"one of {known}, or a path to a YAML file"
+            )
+    beside = path.with_suffix("").with_name(path.stem + COSTS)
+    return _load(path, beside, _version(path), _version(beside))
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size
+
+
+@functools.lru_cache(maxsize=64)
+def _load(path: Path, beside: Path, _: object, has_costs: object) -> Profile:
+    data = read(path, ProfileFile)
+    if has_costs is not None:
+        data = _with_costs(data, read(beside, CostsFile), beside)
+    return Profile(data)
+
+
+def _with_costs(data: ProfileFile, more: CostsFile, where: Path) -> ProfileFile:
+    if more.profile != data.name:
+        raise BadInput(f"is for profile {more.profile!r}", where=f"{where}: profile", right=data.name)
+    for name, cost in more.costs.items():
+        if name in data.costs:
+            raise BadInput("stands in the profile already", where=f"{where}: costs.{name}", right="another name")
+        for module in cost.modules:
+            if module not in data.modules:
+                raise BadInput(f"unknown module {module!r}", where=f"{where}: costs.{name}.modules")
+    return data.model_copy(update={"costs": {**data.costs, **more.costs}})

@@ -1,0 +1,280 @@
+"""What a profile file may say. Unknown keys are errors; nothing can be changed after reading.
+
+A profile file (YAML) describes one model on one device. Its tables give seconds by batch size; its costs give what
+no table holds. `docs` of each key stand at the fields below; the shipped files under ``data/`` are examples.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
+from servetwin.core import BadInput
+
+from .table import BatchTable, LatencyTable
+
+SCHEMA_VERSION = 1
+
+Kind = Literal[
+    "scheduler",
+    "slo",
+    "slo_committed",
+    "clockwork",
+    "clockwork_slo",
+    "measured",
+    "all",
+    "leaves",
+    "starts",
+    "overlaps",
+    "self_profile",
+    "inferred",
+]
+#: What each kind of table is.
+KINDS: dict[Kind, str] = {
+    "scheduler": "the table that the scheduler of the measured system used",
+    "slo": "the table from which SLOs were computed, where it is another",
+    "slo_committed": "the table for SLOs in the driver as published, where the logged runs used another",
+    "clockwork": "the table by which Clockwork predicted, where it is another",
+    "clockwork_slo": "the table from which Clockwork's driver computed its SLOs, where it is another",
+    "measured": "period of an iteration, start to start, with nothing else going on",
+    "all": "period of an iteration, all iterations",
+    "leaves": "period of an iteration after which a request left",
+    "starts": "period of an iteration with which a request began",
+    "overlaps": "period of an iteration while the last stage computed",
+    "self_profile": "running mean of the host time of one compute call, as the system itself kept it",
+    "inferred": "period of an iteration, solved from how long requests stayed (no log of iterations exists)",
+}
+#: Where a kind that a module does not have is looked up instead.
+FALLBACK: dict[Kind, tuple[Kind, ...]] = {
+    "slo": ("scheduler",),
+    "slo_committed": ("slo", "scheduler"),
+    "clockwork": ("scheduler",),
+    "clockwork_slo": ("slo", "scheduler"),
+}
+
+Finite = Annotated[StrictFloat, Field(allow_inf_nan=False)]
+Count = Annotated[StrictInt, Field(ge=0)]
+Share = Annotated[StrictFloat, Field(ge=0, le=1)]
+Text = Annotated[StrictStr, Field(min_length=1)]
+Name = Annotated[StrictStr, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
+Spread = Literal["p05", "p50", "p95", "lowest_run", "highest_run"]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(Strict):
+    """Where a number stands: a file of the origin, its line, and the name of the table there."""
+
+    file: Text
+    line: Annotated[StrictInt, Field(ge=1)] | None = None
+    name: Text | None = None
+
+
+class Origin(Strict):
+    """Who published the numbers; file names in `Source` are relative to this."""
+
+    repository: Text
+    commit: Text | None = None
+    licence: Text | None = None
+    restated_from: Text | None = None  #: the extract that these numbers went through
+
+
+class Device(Strict):
+    name: Text
+    kind: Literal["gpu", "cpu"]
+    memory_gib: Finite | None = None
+    count: Annotated[StrictInt, Field(ge=1)] = 1  #: how many of them serve one batch together
+
+
+class Lists(Strict):
+    """Parallel lists by batch size; *spread* holds further statistics of the same samples."""
+
+    batch: tuple[StrictInt, ...]
+    samples: tuple[Count, ...] | None = None
+    observed_seconds: tuple[Finite, ...] | None = None
+    spread: dict[Spread, tuple[Finite, ...]] | None = None
+
+    def _same_length(self) -> None:
+        others = {"samples": self.samples, "observed_seconds": self.observed_seconds}
+        others |= {f"spread.{k}": v for k, v in (self.spread or {}).items()}
+        for key, column in others.items():
+            if column is not None and len(column) != len(self.batch):
+                raise ValueError(f"{len(self.batch)} batch sizes but {len(column)} entries in {key}")
+
+
+class Table(Lists):
+    """Seconds by batch size, one iteration for a loop module. *statistic* says of what (mean, median, ...)."""
+
+    seconds: tuple[Finite, ...]
+    statistic: Text
+    source: Source
+    note: Text | None = None
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        fault = LatencyTable.fault(self.batch, self.seconds)
+        if fault:
+            raise ValueError(fault)
+        self._same_length()
+        return self
+
+
+class ModuleProfile(Strict):
+    """One module; *rows_per_request* is 2 where classifier-free guidance doubles the rows inside the network."""
+
+    loop: StrictBool = False
+    rows_per_request: Annotated[StrictInt, Field(ge=1)] = 1
+    tables: Annotated[dict[Kind, Table], Field(min_length=1)]
+
+
+class ByBatch(Lists):
+    """A cost that depends on the batch size. Unlike a latency it may be negative."""
+
+    values: tuple[Finite, ...]
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        fault = BatchTable.fault(self.batch, self.values)
+        if fault:
+            raise ValueError(fault)
+        self._same_length()
+        return self
+
+
+class Quantiles(Strict):
+    """A distribution: the value below which a share *p* of the samples lies, linear between."""
+
+    p: tuple[Share, ...]
+    values: tuple[Finite, ...]
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if len(self.p) < 2 or len(self.p) != len(self.values):
+            raise ValueError(f"{len(self.p)} shares p but {len(self.values)} values; two of each at least")
+        if any(a >= b for a, b in zip(self.p, self.p[1:], strict=False)):
+            raise ValueError("the shares p must increase")
+        if any(a > b for a, b in zip(self.values, self.values[1:], strict=False)):
+            raise ValueError("the values of quantiles must not decrease")
+        return self
+
+
+class Session(Strict):
+    """A value that held from *since* until just before *until*, in the local time of the logs."""
+
+    since: datetime
+    until: datetime
+    value: Finite
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if (self.since.tzinfo is None) != (self.until.tzinfo is None) or self.since >= self.until:
+            raise ValueError("since must come before until")
+        return self
+
+
+class Cost(Strict):
+    """A measured term that is no latency table. At least one of *value*, *by_batch*, *quantiles*, *sessions*.
+
+    Where several are given they describe the same thing: *value* is its mean (or what *statistic* says), *quantiles*
+    its distribution, *by_batch* its dependence on the batch size, *sessions* its value on certain days.
+    """
+
+    meaning: Text
+    unit: Literal["seconds", "ratio"]
+    modules: tuple[Name, ...] = ()  #: whose it is; empty: the whole pipeline's
+    value: Finite | None = None
+    statistic: Text = "mean"
+    by_batch: ByBatch | None = None
+    quantiles: Quantiles | None = None
+    sessions: tuple[Session, ...] | None = None
+    samples: Count | None = None
+    how: Text  #: how it was measured
+    source: Source
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if self.value is None and not self.by_batch and not self.quantiles and not self.sessions:
+            raise ValueError("a cost needs one of value, by_batch, quantiles, sessions")
+        ranges = sorted(self.sessions or (), key=lambda s: s.since)
+        if any(a.until > b.since for a, b in itertools.pairwise(ranges)):
+            raise ValueError("two sessions overlap")
+        return self
+
+    def scalar(self) -> float:
+        """The one value; `BadInput` if there is none."""
+        if self.value is None:
+            raise self._lacks("value")
+        return self.value
+
+    def table(self, *, name: str = "cost", hold: bool = True) -> BatchTable:
+        """The value by batch size; beyond what was measured the end values hold, unless told not to."""
+        if self.by_batch is None:
+            raise self._lacks("by_batch")
+        return BatchTable(self.by_batch.batch, self.by_batch.values, name=name, hold=hold)
+
+    def quantile(self, share: float) -> float:
+        """The value below which *share* of the samples lies; outside the known shares the end values hold."""
+        if self.quantiles is None:
+            raise self._lacks("quantiles")
+        return _interpolate(share, self.quantiles.p, self.quantiles.values)
+
+    def at(self, when: datetime | None) -> float:
+        """The value in the session that *when* falls in, else `scalar`."""
+        if when is not None:
+            for session in self.sessions or ():
+                if session.since <= when < session.until:
+                    return session.value
+        return self.scalar()
+
+    def _lacks(self, what: str) -> BadInput:
+        has = [k for k in ("value", "by_batch", "quantiles", "sessions") if getattr(self, k) is not None]
+        return BadInput(f"the cost {self.meaning!r} has no {what}", right=" or ".join(has))
+
+
+class ProfileFile(Strict):
+    """One model on one device."""
+
+    schema_version: Literal[1]
+    name: Annotated[StrictStr, Field(pattern=r"^[a-z0-9][a-z0-9._-]*(/[a-z0-9][a-z0-9._-]*)*$")]
+    description: Text
+    device: Device
+    model: Text
+    precision: Text
+    image: tuple[StrictInt, StrictInt] | None = None  #: height and width in pixels
+    batch_counts: Text  #: what "batch" counts
+    measured_when: Text
+    origin: Origin
+    limits_of_data: Text | None = None  #: what is not known, or not to be trusted
+    modules: Annotated[dict[Name, ModuleProfile], Field(min_length=1)]
+    costs: dict[Name, Cost] = {}
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        for name, cost in self.costs.items():
+            for module in cost.modules:
+                if module not in self.modules:
+                    raise ValueError(f"cost {name} names unknown module {module!r}")
+        return self
+
+
+class CostsFile(Strict):
+    """Costs kept beside a profile in a file of their own (``<profile>.costs.yaml``): what was calibrated later."""
+
+    schema_version: Literal[1]
+    profile: Text
+    description: Text
+    costs: dict[Name, Cost]
+
+
+def _interpolate(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
+    if x <= xs[0]:
+        return ys[0]
+    for (x0, y0), (x1, y1) in zip(zip(xs, ys, strict=True), zip(xs[1:], ys[1:], strict=True), strict=False):
+        if x <= x1:
+            return y1 if x == x1 else y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+    return ys[-1]
