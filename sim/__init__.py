@@ -2,13 +2,26 @@
 
 ==================  ====================================================================================
 `SimExecutor`       runs batches in simulated time; workers are lanes that contend on shared devices
+`MeasuredTiming`    batch times composed of measured terms
 `TableTiming`       batch times from plain lists, for tests and for queueing theory
 `Calendar`          SimPy's environment, entered by absolute time
 ==================  ====================================================================================
 """
 
 from .calendar import Calendar, Timer
-from .executor import Delay, Lane, SimExecutor, Timing
-from .timing import TableTiming
+from .executor import Delay, Rates, SimExecutor
+from .lane import Lane
+from .timing import Demand, MeasuredTiming, TableTiming, Timing
 
-__all__ = ["Calendar", "Delay", "Lane", "SimExecutor", "TableTiming", "Timer", "Timing"]
+__all__ = [
+    "Calendar",
+    "Delay",
+    "Demand",
+    "Lane",
+    "MeasuredTiming",
+    "Rates",
+    "SimExecutor",
+    "TableTiming",
+    "Timer",
+    "Timing",
+]

@@ -1,0 +1,190 @@
+"""A worker's place on a simulated device: computes its batches, disturbs its neighbours and is disturbed by them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import simpy
+from servetwin.core import Batch, Worker
+
+from .calendar import Calendar
+from .timing import Timing
+
+
+class Lane(simpy.Event):
+    """Runs one batch at a time, and is its own calendar event, placed anew for each.
+
+    A batch goes through three phases: *computing* (until the host is done and the device nearly so), then, if
+    requests leave, *draining* (the device catches up: what they leave with must be computed) and *handing over*.
+    While a neighbour on the device is busy, this lane's host and device work pass more slowly: by the rates in
+    *rates*, which multiply.
+    """
+
+    def __init__(self, calendar: Calendar, worker: Worker, timing: Timing) -> None:
+        self.env: Calendar = calendar
+        self._ok = True
+        self._value = None
+        self._again: list[Callable[[Any], None]] = [self._fire]
+        self.callbacks = self._again
+        self.worker = worker
+        self.timing = timing
+        self.noise = timing.noise
+        self.rates: dict[Lane, tuple[float, float]] = {}  # neighbour -> (host, device) rates while it is busy
+        self.busy = False
+        self.batch: Batch | None = None
+        self.done: Callable[[Batch], None] | None = None
+        self.next: Callable[[], None] | None = None  # what follows at `due`
+        self.took = 0.0
+        self.due = -1.0
+        self.updated = 0.0  # when the amounts below were true
+        self.host = 0.0  # host seconds left of this iteration
+        self.device = 0.0  # device seconds outstanding
+        self.ahead = 0.0
+        self.host_rate = 1.0
+        self.device_rate = 1.0
+
+    def run(self, batch: Batch, done: Callable[[Batch], None]) -> None:
+        """Compute *batch*; call *done* when it has ended and what leaves has been handed over."""
+        now = self.env.now
+        idle = 0.0 if self.busy else now - self.updated
+        self._pass_time(now)
+        self.batch, self.done = batch, done
+        if not self.busy:
+            self.busy = True
+            self.host_rate, self.device_rate = self._rates()
+            for neighbour in self.rates:
+                neighbour.disturbed()
+        factor = self.noise()
+        host, device, self.ahead = self.timing.demand(batch, idle)
+        self.host, self.device = host * factor, self.device + device * factor
+        self.next = self._computed
+        if batch.times > 1:
+            self._run_on(batch)
+        elif batch.keep_ends:
+            batch.ends = [0.0]
+        self._place(self._computing())
+
+    def _computing(self) -> float:
+        """Seconds until the worker can tell that the iteration is over."""
+        device = (self.device - self.ahead) / self.device_rate
+        host = self.host / self.host_rate
+        return device if device > host else host
+
+    def _run_on(self, batch: Batch) -> None:
+        """Take further iterations of the same decision, as long as nothing else happens before they begin."""
+        horizon: float = self.env.peek()
+        repeat = batch.repeat
+        assert repeat is not None
+        limit, drift, times = repeat.limit, repeat.drift, batch.times
+        host, device, self.ahead = self.timing.plain(batch.size)
+        noise, host_rate, device_rate = self.noise, self.host_rate, self.device_rate
+        start = self.updated
+        left = self.device
+        took = self._computing()
+        ends = []
+        count = 1
+        while count < times and start + took < horizon and start + took < limit + count * drift:
+            start += took
+            if batch.keep_ends:
+                ends.append(start)
+            factor = noise()
+            left -= took * device_rate
+            if left < 0.0:
+                left = 0.0
+            left += device * factor
+            self.host = host * factor
+            took = (left - self.ahead) / device_rate
+            if took < self.host / host_rate:
+                took = self.host / host_rate
+            count += 1
+        self.updated, self.device = start, left
+        batch.count = count
+        if batch.keep_ends:
+            batch.ends = [*ends, 0.0]
+
+    def _computed(self) -> None:
+        batch = self.batch
+        assert batch is not None
+        if batch.ends is not None:
+            batch.ends[-1] = self.env.now
+        if batch.leaves and batch.count == 1:
+            if self.device > 0.0:
+                self.next = self._drained
+                self._place(self.device / self.device_rate)
+            else:
+                self._drained()
+        else:
+            self._over()
+
+    def _drained(self) -> None:
+        batch = self.batch
+        assert batch is not None
+        seconds = self.timing.hand_over(batch)
+        if seconds > 0.0:
+            self.next = self._over
+            self._place(seconds)
+        else:
+            self._over()
+
+    def _over(self) -> None:
+        batch, done = self.batch, self.done
+        assert batch is not None
+        assert done is not None
+        self.batch = None
+        done(batch)
+        if self.batch is None:
+            self.busy = False
+            for neighbour in self.rates:
+                neighbour.disturbed()
+
+    def disturbed(self) -> None:
+        """A neighbour on the device has become busy or idle."""
+        if not self.busy:
+            return
+        rates = self._rates()
+        if rates == (self.host_rate, self.device_rate):
+            return
+        now = self.env.now
+        self._pass_time(now)
+        self.host_rate, self.device_rate = rates
+        if self.next == self._computed:
+            self._place(max(self._computing(), 0.0))
+        elif self.next == self._drained:
+            self._place(self.device / self.device_rate)
+
+    def _rates(self) -> tuple[float, float]:
+        host = device = 1.0
+        for neighbour, rate in self.rates.items():
+            if neighbour.busy:
+                host *= rate[0]
+                device *= rate[1]
+        return host, device
+
+    def _pass_time(self, now: float) -> None:
+        """Bring the amounts of work left up to date; hand-over and idling leave the device computing."""
+        if now > self.updated:
+            self._get_on(now - self.updated)
+            self.updated = now
+
+    def _get_on(self, seconds: float) -> None:
+        self.host = max(0.0, self.host - seconds * self.host_rate)
+        self.device = max(0.0, self.device - seconds * self.device_rate)
+
+    def _place(self, seconds: float) -> None:
+        """Let the phase end after *seconds* from `updated`."""
+        self.took = seconds
+        self.due = self.updated + seconds
+        self.env.place(self, self.due)
+
+    def _fire(self, _: simpy.Event) -> None:
+        self.callbacks = self._again
+        now = self.env.now
+        if now != self.due or self.next is None:
+            return  # placed before a neighbour disturbed it
+        # By what was asked for, not by the clock: the two differ by rounding, and iterations taken together must end
+        # at the same times, to the bit, as iterations taken one by one.
+        self._get_on(self.took)
+        self.updated = now
+        following, self.next = self.next, None
+        following()
