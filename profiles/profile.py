@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Callable
 from datetime import datetime
@@ -17,6 +18,7 @@ from .table import BatchTable, LatencyTable
 
 DATA = Path(__file__).parent / "data"
 COSTS = ".costs.yaml"
+SCHEDULER: tuple[Kind, ...] = ("scheduler",)
 
 
 class Profile:
@@ -35,7 +37,7 @@ class Profile:
     def __init__(self, data: ProfileFile) -> None:
         self.data = data
         self._tables: dict[tuple[str, Kind], LatencyTable] = {}
-        self._estimates: dict[tuple[Kind, bool], Callable[[str, int], float]] = {}
+        self._estimates: dict[tuple[tuple[Kind, ...], bool], Callable[[str, int], float]] = {}
 
     @property
     def name(self) -> str:
@@ -55,33 +57,39 @@ class Profile:
         return kind in self._module(module).tables
 
     def table(self, module: str, *kinds: Kind, hold: bool = False) -> LatencyTable:
-        """The first of *kinds* that *module* has; seconds by batch size.
+        """The first of *kinds* that *module* has; seconds by batch size. Without *kinds*, the scheduler's.
 
         What a scheduler would have used falls back as `FALLBACK` says ("clockwork" and "slo" to "scheduler"): a
         profile holds such a table only where it is another one. What was measured never falls back unasked: name
         the second choice, as in ``table("vae", "measured", "scheduler")``. Raises `BadInput` if there is none.
         """
+        asked = kinds or SCHEDULER
         have = self._module(module).tables
-        for asked in kinds or ("scheduler",):
-            for kind in (asked, *FALLBACK.get(asked, ())):
-                if kind in have:
-                    return self._table(module, kind).holding(hold)
-        raise BadInput(f"module {module} has no table {' or '.join(kinds)}", where=self.name, right=" or ".join(have))
+        for kind in itertools.chain.from_iterable((k, *FALLBACK.get(k, ())) for k in asked):
+            if kind in have:
+                return self._table(module, kind).holding(hold)
+        what = f"module {module} has no table {' or '.join(asked)}"
+        raise BadInput(what, where=self.name, right=" or ".join(have))
 
-    def estimate(self, kind: Kind = "scheduler", *, hold: bool = False) -> Callable[[str, int], float]:
+    def estimate(self, *kinds: Kind, hold: bool = False) -> Callable[[str, int], float]:
         """A function of (module, batch) that gives seconds as `table` would: what a `WorkerView` wants.
 
         The same arguments give the same function. A batch size that was asked for before costs two look-ups.
         """
-        found = self._estimates.get((kind, hold))
+        key = (kinds or SCHEDULER, hold)
+        found = self._estimates.get(key)
         if found is None:
-            modules = _Modules(self, kind, hold)
+            modules = _Modules(self, *key)
 
             def found(module: str, batch: int) -> float:
                 return modules[module][batch]
 
-            self._estimates[kind, hold] = found
+            self._estimates[key] = found
         return found
+
+    def solo(self, *kinds: Kind) -> dict[str, float]:
+        """Seconds of each module for a batch of one, as `table` finds them: what an SLO is a multiple of."""
+        return {module: self.table(module, *kinds)(1) for module in self.data.modules}
 
     @property
     def costs(self) -> dict[str, Cost]:
@@ -100,9 +108,9 @@ class Profile:
         """The cost *name* as one number (its value in the session of *when*, where it has such), or *otherwise*."""
         if otherwise is not None and name not in self.data.costs:
             return otherwise
-        return self.cost(name).at(when)
+        return self.cost(name).scalar(when)
 
-    def cost_table(self, name: str, *, hold: bool = True) -> BatchTable:
+    def cost_table(self, name: str, *, hold: bool = False) -> BatchTable:
         """The cost *name* by batch size."""
         return self.cost(name).table(name=f"{self.name} {name}", hold=hold)
 
@@ -141,12 +149,14 @@ class Profile:
 
 
 class _Modules(dict[str, "_Sizes"]):
-    def __init__(self, profile: Profile, kind: Kind, hold: bool) -> None:
+    """Seconds by module, then by batch size; filled as they are asked for."""
+
+    def __init__(self, profile: Profile, kinds: tuple[Kind, ...], hold: bool) -> None:
         super().__init__()
-        self.profile, self.kind, self.hold = profile, kind, hold
+        self.profile, self.kinds, self.hold = profile, kinds, hold
 
     def __missing__(self, module: str) -> _Sizes:
-        sizes = self[module] = _Sizes(self.profile.table(module, self.kind, hold=self.hold))
+        sizes = self[module] = _Sizes(self.profile.table(module, *self.kinds, hold=self.hold))
         return sizes
 
 
@@ -180,7 +190,7 @@ def load(name_or_path: str | Path) -> Profile:
             raise BadInput(
                 f"unknown profile {str(name_or_path)!r}", right=f"one of {known}, or a path to a YAML file"
             )
-    beside = path.with_suffix("").with_name(path.stem + COSTS)
+    beside = path.with_name(path.stem + COSTS)
     return _load(path, beside, _version(path), _version(beside))
 
 

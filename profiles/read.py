@@ -8,10 +8,11 @@ import types
 import typing
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 from servetwin.core import BadInput
 
 #: libyaml reads a profile some ten times as fast as pure Python does.
@@ -24,6 +25,8 @@ class _Loader(_Base):  # type: ignore[misc]
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[object] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # no schema has such a key
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
             seen.add(key.value)
@@ -68,13 +71,29 @@ def _yaml_fault(error: Exception) -> str:
     return "is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else " ".join(str(error).split())
 
 
+class _Fault(NamedTuple):
+    kind: str
+    path: tuple[int | str, ...]
+    given: object
+    message: str
+    context: dict[str, Any]
+
+    @classmethod
+    def of(cls, error: ErrorDetails) -> _Fault:
+        kind, path = error["type"], error["loc"]
+        if path[-1:] == ("[key]",):  # a key of a mapping, which stands just before
+            path = path[:-1]
+            kind = "extra_forbidden" if kind == "literal_error" else kind
+        message = error["msg"].removeprefix("Value error, ").removeprefix("Input should ").removeprefix("be ")
+        return cls(kind, path, error["input"], message, error.get("ctx", {}))
+
+
 def _translated(error: ValidationError, model: type[BaseModel], where: str) -> BadInput:
-    fault = error.errors(include_url=False)[0]
-    more = error.error_count() - 1
-    path, kind, given = fault["loc"], fault["type"], fault["input"]
-    if path and path[-1] == "[key]":
-        path, kind = path[:-2], "extra_forbidden" if kind == "literal_error" else "key"
-        path = (*path, str(given))
+    """The first fault, in our words; a key that is not known goes first, for it may explain the others."""
+    faults = [_Fault.of(e) for e in error.errors(include_url=False)]
+    fault = next((f for f in faults if f.kind == "extra_forbidden"), faults[0])
+    more = sum(1 for f in faults if f.path[: len(fault.path)] != fault.path)
+    path, kind, given, message = fault.path, fault.kind, fault.given, fault.message
     right: str | None = None
     if kind == "extra_forbidden":
         known = _known(model, path[:-1])
@@ -82,16 +101,38 @@ def _translated(error: ValidationError, model: type[BaseModel], where: str) -> B
         what, right = f"unknown key {path[-1]!r}", close[0] if close else f"one of {', '.join(known)}"
         path = path[:-1]
     elif kind == "missing":
-        what = f"key {path[-1]!r} is missing"
+        what = f"key {path[-1]!r} is missing" if isinstance(path[-1], str) else "has too few entries"
         path = path[:-1]
     elif kind == "value_error":
-        what = fault["msg"].removeprefix("Value error, ")
+        what = message
+    elif kind in ("too_long", "too_short"):
+        what, right = "has too many entries" if kind == "too_long" else "has too few entries", _size(fault.context)
+    elif kind == "string_pattern_mismatch":
+        what, right = f"is {_shown(given)}", "a name of lower-case letters, digits and . _ -"
+    elif kind == "string_too_short":
+        what, right = "is empty", "some text"
     else:
-        message = fault["msg"].removeprefix("Input should ").removeprefix("be ")
-        what, right = f"is {_shown(given)}", message
+        what, right = f"is {_shown(given)}", _PLAIN.get(kind, message)
     key = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path).lstrip(".")
-    suffix = f"; and {more} more" if more else ""
-    return BadInput(what + suffix, where=f"{where}: {key}" if key else where, right=right)
+    return BadInput(
+        what + (f"; and {more} more" if more else ""), where=f"{where}: {key}" if key else where, right=right
+    )
+
+
+#: What pydantic calls by Python's names.
+_PLAIN = {
+    "model_type": "a mapping with keys",
+    "dict_type": "a mapping with keys",
+    "tuple_type": "a list",
+    "string_type": "text",
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "bool_type": "true or false",
+}
+
+
+def _size(context: dict[str, Any]) -> str:
+    return f"{context['max_length']} at most" if "max_length" in context else f"{context['min_length']} at least"
 
 
 def _shown(value: object) -> str:

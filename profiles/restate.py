@@ -408,7 +408,7 @@ class _Dumper(yaml.SafeDumper):
         return str(vars(node)["anchor"])
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
-        super().increase_indent(flow, False)  # type: ignore[no-untyped-call]
+        super().increase_indent(flow, False)
 
 
 def _flow_list(dumper: _Dumper, data: Sequence[Any]) -> yaml.Node:

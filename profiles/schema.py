@@ -1,20 +1,20 @@
 """What a profile file may say. Unknown keys are errors; nothing can be changed after reading.
 
 A profile file (YAML) describes one model on one device. Its tables give seconds by batch size; its costs give what
-no table holds. `docs` of each key stand at the fields below; the shipped files under ``data/`` are examples.
+no table holds. The classes below say what each key means; the files under ``data/`` are examples.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
 from datetime import datetime
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
 from servetwin.core import BadInput
 
-from .table import BatchTable, LatencyTable
+from .table import BatchTable, LatencyTable, interpolate
 
 SCHEMA_VERSION = 1
 
@@ -54,6 +54,9 @@ FALLBACK: dict[Kind, tuple[Kind, ...]] = {
     "clockwork": ("scheduler",),
     "clockwork_slo": ("slo", "scheduler"),
 }
+
+#: The forms in which a cost may be given.
+FORMS = ("value", "by_batch", "line", "quantiles", "sessions")
 
 Finite = Annotated[StrictFloat, Field(allow_inf_nan=False)]
 Count = Annotated[StrictInt, Field(ge=0)]
@@ -154,8 +157,10 @@ class Quantiles(Strict):
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
-        if len(self.p) < 2 or len(self.p) != len(self.values):
-            raise ValueError(f"{len(self.p)} shares p but {len(self.values)} values; two of each at least")
+        if len(self.p) != len(self.values):
+            raise ValueError(f"{len(self.p)} shares p but {len(self.values)} values")
+        if len(self.p) < 2:
+            raise ValueError("a distribution needs two quantiles at least")
         if any(a >= b for a, b in zip(self.p, self.p[1:], strict=False)):
             raise ValueError("the shares p must increase")
         if any(a > b for a, b in zip(self.values, self.values[1:], strict=False)):
@@ -163,8 +168,15 @@ class Quantiles(Strict):
         return self
 
 
+class Line(Strict):
+    """A cost of *constant* plus *per_request* times the batch size."""
+
+    constant: Finite
+    per_request: Finite
+
+
 class Session(Strict):
-    """A value that held from *since* until just before *until*, in the local time of the logs."""
+    """A value that held from *since* until just before *until*, in the local time of the logs (no time zone)."""
 
     since: datetime
     until: datetime
@@ -172,68 +184,86 @@ class Session(Strict):
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
-        if (self.since.tzinfo is None) != (self.until.tzinfo is None) or self.since >= self.until:
+        if self.since.tzinfo or self.until.tzinfo:
+            raise ValueError("the times of a session have no time zone: they are those of the logs")
+        if self.since >= self.until:
             raise ValueError("since must come before until")
         return self
 
 
 class Cost(Strict):
-    """A measured term that is no latency table. At least one of *value*, *by_batch*, *quantiles*, *sessions*.
+    """A measured term that is no latency table, in one or more of five forms.
 
-    Where several are given they describe the same thing: *value* is its mean (or what *statistic* says), *quantiles*
-    its distribution, *by_batch* its dependence on the batch size, *sessions* its value on certain days.
+    Forms given together describe the same thing: *value* is its mean (or what *statistic* says), *by_batch* or *line*
+    its dependence on the batch size, *quantiles* its distribution, *sessions* its value on certain days.
     """
 
     meaning: Text
     unit: Literal["seconds", "ratio"]
     modules: tuple[Name, ...] = ()  #: whose it is; empty: the whole pipeline's
     value: Finite | None = None
-    statistic: Text = "mean"
     by_batch: ByBatch | None = None
+    line: Line | None = None
     quantiles: Quantiles | None = None
-    sessions: tuple[Session, ...] | None = None
+    sessions: Annotated[tuple[Session, ...], Field(min_length=1)] | None = None
+    statistic: Text = "mean"
     samples: Count | None = None
     how: Text  #: how it was measured
     source: Source
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
-        if self.value is None and not self.by_batch and not self.quantiles and not self.sessions:
-            raise ValueError("a cost needs one of value, by_batch, quantiles, sessions")
+        if not self.forms:
+            raise ValueError(f"a cost needs one of {', '.join(FORMS)}")
+        if self.by_batch and self.line:
+            raise ValueError("by_batch and line contradict each other: give one")
         ranges = sorted(self.sessions or (), key=lambda s: s.since)
         if any(a.until > b.since for a, b in itertools.pairwise(ranges)):
             raise ValueError("two sessions overlap")
         return self
 
-    def scalar(self) -> float:
-        """The one value; `BadInput` if there is none."""
+    @property
+    def forms(self) -> list[str]:
+        """In which forms this cost is given."""
+        return [form for form in FORMS if getattr(self, form) is not None]
+
+    def scalar(self, when: datetime | None = None) -> float:
+        """The one value, or that of the session which *when* falls in."""
+        if when is not None:
+            if when.tzinfo is not None:
+                raise BadInput(f"the time {when} has a time zone", right="the local time of the logs, without")
+            for session in self.sessions or ():
+                if session.since <= when < session.until:
+                    return session.value
         if self.value is None:
             raise self._lacks("value")
         return self.value
 
-    def table(self, *, name: str = "cost", hold: bool = True) -> BatchTable:
-        """The value by batch size; beyond what was measured the end values hold, unless told not to."""
+    def table(self, *, name: str = "cost", hold: bool = False) -> BatchTable:
+        """The values by batch size, exact and between as in every table."""
         if self.by_batch is None:
             raise self._lacks("by_batch")
         return BatchTable(self.by_batch.batch, self.by_batch.values, name=name, hold=hold)
 
+    def upto(self, n: int, *, name: str = "cost", hold: bool = False) -> list[float]:
+        """What the cost is for batches of 1 to *n*, whatever its form; index 0 holds nan."""
+        if self.by_batch is not None:
+            return self.table(name=name, hold=hold).upto(n)
+        if self.line is not None:
+            return [math.nan, *(self.line.constant + self.line.per_request * i for i in range(1, n + 1))]
+        return [math.nan] + [self.scalar()] * n
+
     def quantile(self, share: float) -> float:
-        """The value below which *share* of the samples lies; outside the known shares the end values hold."""
+        """The value below which *share* of the samples lies; outside the known shares the end values hold.
+
+        With a *share* drawn evenly from 0 to 1 it draws from the distribution.
+        """
         if self.quantiles is None:
             raise self._lacks("quantiles")
-        return _interpolate(share, self.quantiles.p, self.quantiles.values)
+        return interpolate(share, self.quantiles.p, self.quantiles.values)
 
-    def at(self, when: datetime | None) -> float:
-        """The value in the session that *when* falls in, else `scalar`."""
-        if when is not None:
-            for session in self.sessions or ():
-                if session.since <= when < session.until:
-                    return session.value
-        return self.scalar()
-
-    def _lacks(self, what: str) -> BadInput:
-        has = [k for k in ("value", "by_batch", "quantiles", "sessions") if getattr(self, k) is not None]
-        return BadInput(f"the cost {self.meaning!r} has no {what}", right=" or ".join(has))
+    def _lacks(self, form: str) -> BadInput:
+        return BadInput(f"the cost {self.meaning!r} has no {form}", right=" or ".join(self.forms))
 
 
 class ProfileFile(Strict):
@@ -269,12 +299,3 @@ class CostsFile(Strict):
     profile: Text
     description: Text
     costs: dict[Name, Cost]
-
-
-def _interpolate(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
-    if x <= xs[0]:
-        return ys[0]
-    for (x0, y0), (x1, y1) in zip(zip(xs, ys, strict=True), zip(xs[1:], ys[1:], strict=True), strict=False):
-        if x <= x1:
-            return y1 if x == x1 else y0 + (y1 - y0) * (x - x0) / (x1 - x0)
-    return ys[-1]

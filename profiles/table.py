@@ -25,6 +25,18 @@ from typing import Self
 from servetwin.core import BadInput
 
 
+def interpolate(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
+    """The height at *x* of the line through the points (*xs*, *ys*), level beyond its ends; *xs* increase."""
+    i = bisect_left(xs, x)
+    if i == len(xs):
+        return ys[-1]
+    if i == 0 or xs[i] == x:
+        return ys[i]
+    share = (x - xs[i - 1]) / (xs[i] - xs[i - 1])
+    low, high = sorted((ys[i - 1], ys[i]))
+    return min(max(ys[i - 1] + (ys[i] - ys[i - 1]) * share, low), high)
+
+
 class OutOfRange(BadInput):
     """A batch size that nobody measured was asked for."""
 
@@ -83,18 +95,9 @@ class BatchTable:
 
     def _between(self) -> list[float]:
         """The value for every size up to the largest; nan where there is none."""
-        dense = [math.nan] * self.smallest
-        for n in range(self.smallest, self.largest + 1):
-            i = bisect_left(self.sizes, n)
-            high = self.values[i]
-            if self.sizes[i] == n:
-                dense.append(high)
-                continue
-            low = self.values[i - 1]
-            share = (n - self.sizes[i - 1]) / (self.sizes[i] - self.sizes[i - 1])
-            value = low + (high - low) * share
-            dense.append(min(max(value, min(low, high)), max(low, high)))
-        return dense
+        return [math.nan] * self.smallest + [
+            interpolate(n, self.sizes, self.values) for n in range(self.smallest, self.largest + 1)
+        ]
 
     def __call__(self, n: int) -> float:
         """The value for a batch of *n*."""
