@@ -143,17 +143,10 @@ class ServingLoop:
         view.in_flight = None
         self.recorder.batch(batch)
         steps = batch.iterations * batch.count
-        leavers = []
         for task in batch.tasks:
             task.left -= steps
-            if task.left <= 0:
-                task.left = 0
-                leavers.append(task)
-        for task in leavers:
-            del view.running[task]
-            if task.request.outcome is None:
-                task.finished = now
-                self._leave(task, now)
+        if batch.leaves:
+            self._let_go(batch, view, now)
         if worker.purge:
             self._purge(worker)
         worker.policy.ended(batch, view, now)
@@ -161,6 +154,16 @@ class ServingLoop:
             self._launch(worker, view.backlog.popleft())
         if not self.stopped:
             self._turn(worker)
+
+    def _let_go(self, batch: Batch, view: WorkerView, now: float) -> None:
+        leavers = [task for task in batch.tasks if task.left <= 0]
+        for task in leavers:
+            task.left = 0
+            del view.running[task]
+        for task in leavers:
+            if task.request.outcome is None:
+                task.finished = now
+                self._leave(task, now)
 
     def _ring(self, worker: Worker) -> None:
         worker.alarm, worker.alarm_at = None, NEVER
@@ -206,19 +209,33 @@ class ServingLoop:
         """Turn a decision into a batch; launch it, or keep it for when the one in flight is done."""
         view = worker.view
         self._batches += 1
-        batch = Batch(self._batches, worker, decision.run, whole=decision.whole, repeat=decision.repeat)
+        tasks = decision.run
+        batch = Batch(self._batches, worker, tasks, whole=decision.whole, repeat=decision.repeat)
         if batch.size > view.limit:
             raise LawBroken(f"{worker.name}: a batch of {batch.size} is over the limit of {view.limit}")
-        if worker.inbox:
-            batch.times = 1  # newcomers are taken in just after the launch: ask again next time
-        waiting, running = view.waiting, view.running
-        for task in decision.run:
-            if task in running:
-                continue
-            if task not in waiting:
-                raise LawBroken(f"{worker.name}: the policy ran {task}, which is not there to be run")
-            del waiting[task]
-            running[task] = None
+        waiting = view.waiting
+        if waiting:
+            batch.joiners = [task for task in tasks if task in waiting]
+            for task in batch.joiners:
+                del waiting[task]
+                view.running[task] = None
+        left = [task.left for task in tasks]
+        least = min(left)
+        if least < 1:
+            raise LawBroken(
+                f"{worker.name}: the policy ran {tasks[left.index(least)]}, which has nothing left to run"
+            )
+        if batch.whole:
+            batch.iterations = max(left)
+            batch.leaves = batch.size
+            batch.times = 1
+        elif least == 1:
+            batch.leaves = left.count(1)
+            batch.times = 1
+        elif batch.times > 1:
+            # Only plain iterations are taken together: those in which a task begins or ends have costs of their own,
+            # and newcomers in the inbox are taken in just after the launch, so the policy must be asked again.
+            batch.times = 1 if batch.joiners or worker.inbox else max(1, min(batch.times, least - 1))
         if view.in_flight is None:
             self._launch(worker, batch)
         else:
@@ -226,26 +243,8 @@ class ServingLoop:
 
     def _launch(self, worker: Worker, batch: Batch) -> None:
         now = batch.start = self._now()
-        least = batch.tasks[0].left
-        most = 0
-        for task in batch.tasks:
-            if task.started is None:
-                task.started = now
-                batch.joins += 1
-            left = task.left
-            if left < least:
-                least = left
-            if left > most:
-                most = left
-            if left == 1:
-                batch.leaves += 1
-        if batch.whole:
-            batch.iterations = most
-            batch.leaves = batch.size
-            batch.times = 1
-        elif batch.times > 1:
-            # Only plain iterations are taken together: those in which a task begins or ends have costs of their own.
-            batch.times = 1 if batch.joins else max(1, min(batch.times, least - 1))
+        for task in batch.joiners:
+            task.started = now
         batch.keep_ends = self._keep_ends
         worker.view.in_flight = batch
         self.executor.run(worker, batch, self._done)

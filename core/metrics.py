@@ -37,10 +37,10 @@ class Summary:
         self.last_end = now
 
     def batch(self, batch: Batch) -> None:
-        sizes = self.sizes.get(batch.worker.name)
-        if sizes is None:
-            sizes = self.sizes[batch.worker.name] = Counter()
-        sizes[batch.size] += batch.count
+        try:
+            self.sizes[batch.worker.name][batch.size] += batch.count
+        except KeyError:
+            self.sizes[batch.worker.name] = Counter({batch.size: batch.count})
 
     @property
     def met(self) -> int:

@@ -64,28 +64,21 @@ class Batch:
     """What a worker runs in one go.
 
     *iterations* is how many iterations each task runs before the batch may be re-formed: 1, or with *whole* the
-    most that any of its tasks has left. *joins* counts tasks that begin their stage with it, *leaves* those that
-    end it. An executor may run the decision up to *times* times on end, within what *repeat* says; it sets *count*
-    to how often it did and, where *keep_ends* is set, *ends* to the times at which those iterations ended.
+    most that any of its tasks has left. *joiners* are the tasks that begin their stage with it, *leaves* counts
+    those that end it. An executor may run the decision up to *times* times on end, within what *repeat* says; it
+    sets *count* to how often it did and, where *keep_ends* is set, *ends* to the times at which those iterations
+    ended.
     """
 
-    __slots__ = (
-        "count",
-        "end",
-        "ends",
-        "id",
-        "iterations",
-        "joins",
-        "keep_ends",
-        "leaves",
-        "repeat",
-        "size",
-        "start",
-        "tasks",
-        "times",
-        "whole",
-        "worker",
-    )
+    iterations = 1
+    joiners: Sequence[Task] = ()
+    leaves = 0
+    times = 1
+    count = 1
+    keep_ends = False
+    ends: list[float] | None = None
+    start = 0.0
+    end = 0.0
 
     def __init__(
         self,
@@ -102,15 +95,8 @@ class Batch:
         self.size = len(tasks)
         self.whole = whole
         self.repeat = repeat
-        self.times = repeat.times if repeat is not None else 1
-        self.iterations = 1
-        self.joins = 0
-        self.leaves = 0
-        self.count = 1
-        self.keep_ends = False
-        self.ends: list[float] | None = None
-        self.start = 0.0
-        self.end = 0.0
+        if repeat is not None:
+            self.times = repeat.times
 
     def __repr__(self) -> str:
         return f"<Batch {self.id} of {self.size} on {self.worker.name}>"

@@ -22,49 +22,65 @@ class EDF(Policy):
     def __init__(self, max_batch: int | None = None, drop_late: bool = True) -> None:
         self.max_batch = max_batch
         self.drop_late = drop_late
-        self.batch: list[Item] = []
-        self.others: list[Item] = []  # in order; those that are not in the batch
+        self.batch: list[Task] = []  # in order of urgency
+        self.others: list[Item] = []  # likewise; those that are not in the batch
         self.ends: dict[Task, float] = {}  # when each task's loop here must end
+        self.settled = True  # nobody has come or gone since the batch was formed
 
     def start(self, view: WorkerView) -> None:
         self.most = min(self.max_batch or view.limit, view.limit)
         self.step = view.estimate(view.stage.loop, 1) if view.stage.loop else 0.0
 
+    def _latest_start(self, task: Task) -> float:
+        return self.ends[task] - task.left * self.step
+
     def admit(self, task: Task, view: WorkerView, now: float) -> bool:
-        ends = self.ends[task] = task.deadline - (view.solo(task) - task.left * self.step)
-        insort(self.others, (ends - task.left * self.step, task.id, task))
+        self.ends[task] = task.deadline - (view.solo(task) - task.left * self.step)
+        insort(self.others, (self._latest_start(task), task.id, task))
+        self.settled = self.settled and len(self.batch) == self.most
         return True
 
     def decide(self, view: WorkerView, now: float) -> Decision:
-        ends, step, others = self.ends, self.step, self.others
-        batch = [(ends[t] - t.left * step, i, t) for _, i, t in self.batch if t in ends]
-        drop = self._hopeless(batch, now) + self._hopeless(others, now) if self.drop_late else []
-        if others and (len(batch) < self.most or others[0] < batch[-1]):
-            others.extend(batch)
+        drop = self._hopeless(now) if self.drop_late else []
+        batch, others = self.batch, self.others
+        if not self.settled or (others and batch and others[0][:2] < (self._latest_start(batch[-1]), batch[-1].id)):
+            others.extend((self._latest_start(t), t.id, t) for t in batch)
             others.sort()  # two ordered runs: a merge
-            batch = others[: self.most]
+            batch = self.batch = [t for _, _, t in others[: self.most]]
             del others[: self.most]
-        self.batch = batch
+            self.settled = True
         repeat = None
         if batch and not others:  # nobody is left out, so nothing changes until somebody is late
-            repeat = Repeat(batch[0][2].left, batch[0][0] if self.drop_late else math.inf)
-        return Decision([t for _, _, t in batch], drop=drop, repeat=repeat)
+            repeat = Repeat(batch[0].left, self._latest_start(batch[0]) if self.drop_late else math.inf)
+        return Decision(batch, drop=drop, repeat=repeat)
 
-    def _hopeless(self, items: list[Item], now: float) -> list[Task]:
+    def _hopeless(self, now: float) -> list[Task]:
+        """Take out those that cannot make it any more: the first ones, if any."""
+        drop = []
+        batch, others = self.batch, self.others
+        while batch and self._latest_start(batch[0]) < now:
+            drop.append(batch[0])
+            batch = self.batch = batch[1:]
+            self.settled = False
         late = 0
-        while late < len(items) and items[late][0] < now:
+        while late < len(others) and others[late][0] < now:
             late += 1
-        drop = [task for _, _, task in items[:late]]
+        drop += [task for _, _, task in others[:late]]
+        del others[:late]
         for task in drop:
             del self.ends[task]
-        del items[:late]
         return drop
 
     def ended(self, batch: Batch, view: WorkerView, now: float) -> None:
-        for task in batch.tasks:
-            if not task.left:
-                self.ends.pop(task, None)
+        if batch.leaves:
+            self.batch = [t for t in self.batch if t.left]
+            self.settled = False
+            for task in batch.tasks:
+                if not task.left:
+                    self.ends.pop(task, None)
 
     def removed(self, task: Task, view: WorkerView, now: float) -> None:
         self.ends.pop(task, None)
+        self.batch = [t for t in self.batch if t is not task]
         self.others = [item for item in self.others if item[2] is not task]
+        self.settled = False

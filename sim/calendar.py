@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from heapq import heappush
 
 import simpy
@@ -14,6 +15,11 @@ class Calendar(simpy.Environment):
 
     ``now + (when - now)`` is not always *when* in floating point, and recorded times must be the ones asked for.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: Tells the time. Asked several times per event, so it is spared the way through a property.
+        self.clock: Callable[[], float] = partial(getattr, self, "_now")
 
     def place(self, event: simpy.Event, when: float) -> None:
         """Let *event* happen at *when* (seconds since the run began), after what was placed there before."""

@@ -37,13 +37,11 @@ class SimExecutor:
         delays: Mapping[tuple[str | None, str], Delay] | None = None,
     ) -> None:
         self.calendar = Calendar()
+        self.now = self.calendar.clock
         self._timing = timing
         self._contention = dict(contention or {})
         self._delays = dict(delays or {})
         self._lanes: dict[Worker, Lane] = {}
-
-    def now(self) -> float:
-        return self.calendar.now
 
     def run(self, worker: Worker, batch: Batch, done: Callable[[Batch], None]) -> None:
         lane = self._lanes.get(worker)

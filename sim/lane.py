@@ -29,7 +29,7 @@ class Lane(simpy.Event):
         self.callbacks = self._again
         self.worker = worker
         self.timing = timing
-        self.noise = timing.noise
+        self.draw = timing.draw
         self.rates: dict[Lane, tuple[float, float]] = {}  # neighbour -> (host, device) rates while it is busy
         self.busy = False
         self.batch: Batch | None = None
@@ -46,18 +46,22 @@ class Lane(simpy.Event):
 
     def run(self, batch: Batch, done: Callable[[Batch], None]) -> None:
         """Compute *batch*; call *done* when it has ended and what leaves has been handed over."""
-        now = self.env.now
-        idle = 0.0 if self.busy else now - self.updated
-        self._pass_time(now)
         self.batch, self.done = batch, done
+        idle = 0.0
         if not self.busy:
+            now = self.env.now
+            idle = now - self.updated
+            self._pass_time(now)
             self.busy = True
             self.host_rate, self.device_rate = self._rates()
             for neighbour in self.rates:
                 neighbour.disturbed()
-        factor = self.noise()
         host, device, self.ahead = self.timing.demand(batch, idle)
-        self.host, self.device = host * factor, self.device + device * factor
+        if self.draw is not None:
+            factor = self.draw()
+            host, device = host * factor, device * factor
+        self.host = host
+        self.device += device
         self.next = self._computed
         if batch.times > 1:
             self._run_on(batch)
@@ -78,7 +82,7 @@ class Lane(simpy.Event):
         assert repeat is not None
         limit, drift, times = repeat.limit, repeat.drift, batch.times
         host, device, self.ahead = self.timing.plain(batch.size)
-        noise, host_rate, device_rate = self.noise, self.host_rate, self.device_rate
+        draw, host_rate, device_rate = self.draw, self.host_rate, self.device_rate
         start = self.updated
         left = self.device
         took = self._computing()
@@ -88,12 +92,16 @@ class Lane(simpy.Event):
             start += took
             if batch.keep_ends:
                 ends.append(start)
-            factor = noise()
             left -= took * device_rate
             if left < 0.0:
                 left = 0.0
-            left += device * factor
-            self.host = host * factor
+            if draw is None:
+                left += device
+                self.host = host
+            else:
+                factor = draw()
+                left += device * factor
+                self.host = host * factor
             took = (left - self.ahead) / device_rate
             if took < self.host / host_rate:
                 took = self.host / host_rate
@@ -168,8 +176,10 @@ class Lane(simpy.Event):
             self.updated = now
 
     def _get_on(self, seconds: float) -> None:
-        self.host = max(0.0, self.host - seconds * self.host_rate)
-        self.device = max(0.0, self.device - seconds * self.device_rate)
+        host = self.host - seconds * self.host_rate
+        self.host = host if host > 0.0 else 0.0
+        device = self.device - seconds * self.device_rate
+        self.device = device if device > 0.0 else 0.0
 
     def _place(self, seconds: float) -> None:
         """Let the phase end after *seconds* from `updated`."""
@@ -179,8 +189,8 @@ class Lane(simpy.Event):
 
     def _fire(self, _: simpy.Event) -> None:
         self.callbacks = self._again
-        now = self.env.now
-        if now != self.due or self.next is None:
+        now = self.due
+        if now != self.env.clock() or self.next is None:
             return  # placed before a neighbour disturbed it
         # By what was asked for, not by the clock: the two differ by rounding, and iterations taken together must end
         # at the same times, to the bit, as iterations taken one by one.

@@ -8,19 +8,14 @@ seconds of work and only the slower of the two counts. Both kinds occur in the m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 from servetwin.core import Batch
 
-
-class Demand(NamedTuple):
-    """Seconds of undisturbed work. The iteration is over, as far as the worker can tell, when the host's part is done
-    and no more than *ahead* seconds of device work are still to be computed."""
-
-    host: float
-    device: float
-    ahead: float
+#: Seconds of undisturbed host work and device work, and how much device work may be outstanding at the end: an
+#: iteration is over, as far as the worker can tell, once the host's part is done and no more than that is left.
+Demand = tuple[float, float, float]
 
 
 class Timing(Protocol):
@@ -33,8 +28,8 @@ class Timing(Protocol):
     def plain(self, size: int) -> Demand:
         """What an iteration of *size* requests takes in which nobody joins or leaves."""
 
-    def noise(self) -> float:
-        """The next factor on a batch's time; 1.0 if there is no noise."""
+    #: Gives the next factor on an iteration's (or whole batch's) time; None if there is no noise.
+    draw: Callable[[], float] | None
 
     def hand_over(self, batch: Batch) -> float:
         """Seconds for which the worker stands still after *batch* to hand its leaving requests on."""
@@ -54,20 +49,13 @@ class TableTiming:
 
     def demand(self, batch: Batch, idle: float) -> Demand:
         once = self.once[batch.size] if self.once is not None and batch.leaves else 0.0
-        return Demand(0.0, batch.iterations * self.iteration[batch.size] + once, 0.0)
+        return (0.0, batch.iterations * self.iteration[batch.size] + once, 0.0)
 
     def plain(self, size: int) -> Demand:
-        return Demand(0.0, self.iteration[size], 0.0)
-
-    def noise(self) -> float:
-        return self.draw() if self.draw is not None else 1.0
+        return (0.0, self.iteration[size], 0.0)
 
     def hand_over(self, batch: Batch) -> float:
         return 0.0
-
-
-def _no_draw() -> float:
-    return 1.0
 
 
 @dataclass
@@ -89,29 +77,26 @@ class MeasuredTiming:
     leave: tuple[float, float] = (0.0, 0.0)
     before: Sequence[float] | None = None
     after: Sequence[float] | None = None
-    draw: Callable[[], float] = field(default=_no_draw)
+    draw: Callable[[], float] | None = None
 
     def demand(self, batch: Batch, idle: float) -> Demand:
         n, k = batch.size, batch.iterations
         host, device = k * self.host[n], k * self.device[n]
-        extra = batch.joins * self.join
+        extra = len(batch.joiners) * self.join
         for spell, seconds in self.cold:
             if idle >= spell:
                 extra = seconds
-        if self.before is not None and batch.joins:
-            device += self.before[batch.joins]
+        if self.before is not None and batch.joiners:
+            device += self.before[len(batch.joiners)]
         if self.after is not None and batch.leaves:
             device += self.after[batch.leaves]
         if self.ahead is None:
-            return Demand(0.0, host + device + extra, 0.0)
-        return Demand(host + extra, device, self.ahead[n])
+            return (0.0, host + device + extra, 0.0)
+        return (host + extra, device, self.ahead[n])
 
     def plain(self, size: int) -> Demand:
         host, device = self.host[size], self.device[size]
-        return Demand(0.0, host + device, 0.0) if self.ahead is None else Demand(host, device, self.ahead[size])
-
-    def noise(self) -> float:
-        return self.draw()
+        return (0.0, host + device, 0.0) if self.ahead is None else (host, device, self.ahead[size])
 
     def hand_over(self, batch: Batch) -> float:
         return self.leave[0] + self.leave[1] * batch.leaves if batch.leaves else 0.0
