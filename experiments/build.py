@@ -1,0 +1,195 @@
+"""From an experiment to something that runs: the only place that knows how the parts are wired together."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from servetwin.core import (
+    AbsoluteSLO,
+    BadInput,
+    FactorSLO,
+    LawBroken,
+    Module,
+    Pipeline,
+    Recorder,
+    Request,
+    RunFolder,
+    ServingLoop,
+    Stage,
+    Summary,
+    Worker,
+    WorkerView,
+)
+from servetwin.core.loop import play
+
+from . import registry, yamlfile
+from .config import Experiment, FixedSLO, PipelineSpec
+from .workload import read_trace, requests
+
+if TYPE_CHECKING:
+    from servetwin.profiles import Kind, Profile
+    from servetwin.sim import SimExecutor
+
+
+@dataclass
+class Run:
+    """An experiment that is ready to run, once."""
+
+    experiment: Experiment
+    loop: ServingLoop
+    executor: SimExecutor
+    source: Iterator[Request]
+    recorder: Recorder
+
+    def play(self) -> Summary:
+        """Serve all requests, in simulated time."""
+        play(self.loop, self._source_then_stop())
+        self.executor.run_until_idle()
+        if self.loop.live:
+            raise LawBroken(f"{len(self.loop.live)} requests never ended, though nothing was left to happen")
+        return self.recorder.summary
+
+    def _source_then_stop(self) -> Iterator[Request]:
+        """The requests; when the last has been sent, the end of the run is planned."""
+        yield from self.source
+        after = self.experiment.system.stop_after
+        if after is not None:
+            self.executor.call_at(self.executor.now() + after, self.loop.stop)
+
+
+def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
+    """Wire up *experiment*. Raises `BadInput` if a profile, a policy or a trace does not fit it."""
+    recorder = recorder or Recorder()
+    profiles = load_profiles(experiment)
+    pipeline = make_pipeline(experiment.pipeline, experiment.name)
+    stages = pipeline.stages([w.modules for w in experiment.deployment.workers])
+    slo = make_slo(experiment, profiles)
+    workers = make_workers(experiment, stages, profiles, slo)
+    trace = read_trace(experiment)
+    executor = make_executor(experiment, profiles)
+    loop = ServingLoop(stages, workers, executor, recorder)
+    return Run(experiment, loop, executor, requests(experiment, slo.seconds, trace), recorder)
+
+
+def run(experiment: Experiment, folder: Path | None = None) -> Summary:
+    """Run *experiment* in simulation; with *folder*, leave its records there."""
+    if folder is None:
+        return build(experiment).play()
+    build(experiment)  # what is wrong shows before anything is written
+    try:
+        recorder = RunFolder(folder, describe(experiment))
+    except FileExistsError:
+        raise BadInput("the folder holds a run already", where=str(folder), right="another --out") from None
+    except OSError as error:
+        raise BadInput(error.strerror or "cannot be written", where=str(folder), right="a folder of yours") from None
+    (folder / "experiment.yaml").write_text(yamlfile.write(experiment.as_dict()), encoding="utf-8")
+    complete = False
+    try:
+        summary = build(experiment, recorder).play()
+        complete = True
+    finally:
+        recorder.close(complete=complete)
+    return summary
+
+
+def load_profiles(experiment: Experiment) -> dict[str, Profile]:
+    """The profile of each device."""
+    from servetwin.profiles import load
+
+    profiles = {}
+    for device, name in experiment.deployment.devices.items():
+        try:
+            profiles[device] = load(name)
+        except BadInput as error:
+            raise BadInput(error.what, where=f"deployment.devices.{device}", right=error.right) from None
+    return profiles
+
+
+def make_pipeline(spec: PipelineSpec, name: str) -> Pipeline:
+    modules = [Module(m, loop=s.loop) for m, s in spec.modules.items()]
+    if spec.edges is None:
+        return Pipeline.chain(*modules, name=name)
+    return Pipeline(modules, [(a, b) for a, b in spec.edges], name)
+
+
+def make_slo(experiment: Experiment, profiles: dict[str, Profile]) -> AbsoluteSLO | FactorSLO:
+    """The experiment's SLO; a module's solo latency is that on the device of the first worker that serves it."""
+    spec = experiment.slo
+    if isinstance(spec, FixedSLO):
+        return AbsoluteSLO(spec.seconds)
+    device: dict[str, str] = {}
+    for worker in experiment.deployment.workers:
+        for module in worker.modules:
+            device.setdefault(module, worker.device)
+    solo = {m: profiles[device[m]].table(m, spec.base)(1) for m in experiment.pipeline.modules if m in device}
+    return FactorSLO(spec.factor, solo, spec.constant)
+
+
+def make_workers(
+    experiment: Experiment, stages: list[Stage], profiles: dict[str, Profile], slo: AbsoluteSLO | FactorSLO
+) -> list[Worker]:
+    by_modules = {stage.modules: stage for stage in stages}
+    workers = []
+    for spec in experiment.deployment.workers:
+        stage = by_modules[tuple(spec.modules)]
+        estimate = profiles[spec.device].estimate(experiment.deployment.estimates)
+        view = WorkerView(stage, estimate, limit=spec.limit, name=spec.name or "", slo_factor=slo.factor)
+        chosen = spec.policy or experiment.policy
+        policy = registry.make(chosen.name, chosen.params)
+        workers.append(Worker(stage, policy, view, device=spec.device, intake=spec.intake))
+    return workers
+
+
+def make_executor(experiment: Experiment, profiles: dict[str, Profile]) -> SimExecutor:
+    """Simulated time as the experiment asks for it."""
+    from servetwin.sim import SimExecutor, TableTiming
+
+    hold, kinds = experiment.time.hold, _kinds_of_time(experiment)
+
+    def timing(worker: Worker) -> TableTiming:
+        stage, profile = worker.stage, profiles[worker.device]
+        sizes = range(1, worker.view.limit + 1)
+
+        def column(modules: tuple[str, ...]) -> list[float]:
+            tables = [profile.table(m, *kinds, hold=hold) for m in modules]
+            return [0.0, *(sum(table(n) for table in tables) for n in sizes)]
+
+        if stage.loop is None:
+            return TableTiming(column(stage.modules))
+        return TableTiming(column((stage.loop,)), column((*stage.before, *stage.after)))
+
+    return SimExecutor(timing)
+
+
+def _kinds_of_time(experiment: Experiment) -> tuple[Kind, ...]:
+    return ("measured", "scheduler") if experiment.time.table == "measured" else ("scheduler",)
+
+
+def describe(experiment: Experiment) -> dict[str, Any]:
+    """The content of ``meta.json``: all that is needed to run the experiment again, and to trust it."""
+    trace = read_trace(experiment)
+    return {
+        "kind": "simulated",
+        "experiment": experiment.as_dict(),
+        "experiment_digest": experiment.digest(),
+        "seed": experiment.seed,
+        "profiles": {p.name: p.digest for p in load_profiles(experiment).values()},
+        "policies": {n: registry.code_digest(n) for n in policies_used(experiment)},
+        "trace": trace.digest if trace is not None else None,
+        "versions": {
+            "servetwin": version("servetwin"),
+            "python": platform.python_version(),
+            "numpy": version("numpy"),
+        },
+    }
+
+
+def policies_used(experiment: Experiment) -> list[str]:
+    """The names of all policies of *experiment*."""
+    own = [w.policy.name for w in experiment.deployment.workers if w.policy is not None]
+    return list(dict.fromkeys([experiment.policy.name, *own]))

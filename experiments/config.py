@@ -1,0 +1,321 @@
+"""The experiment file: what is served, how, on what, and how time passes.
+
+An `Experiment` is complete: nothing is left to be looked up elsewhere except profiles, policies and trace
+files, which it names. `servetwin.experiments.resolve.load` makes one from a YAML file that may extend another.
+Units are seconds and requests throughout. Unknown keys and values of the wrong type are errors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from servetwin.core import BadInput
+from servetwin.profiles import Kind
+
+from .names import suggest
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Strict(BaseModel):
+    """A part of an experiment file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+# -- what arrives ---------------------------------------------------------------------------------------
+
+
+class Gamma(Strict):
+    """Gaps from a gamma distribution: *rate* requests per second, *cv* the coefficient of variation of the gaps."""
+
+    process: Literal["gamma"]
+    rate: Positive
+    cv: Positive
+
+
+class Poisson(Strict):
+    """Exponential gaps; *rate* requests per second on average."""
+
+    process: Literal["poisson"]
+    rate: Positive
+
+
+class Constant(Strict):
+    """Equal gaps of 1 / *rate* seconds."""
+
+    process: Literal["constant"]
+    rate: Positive
+
+
+class Bursty(Strict):
+    """A Poisson process that switches between calm and burst (a Markov-modulated Poisson process with two states).
+
+    *rate* is the mean over both, *burst* how many times faster requests come in a burst, *share* the part of the
+    time that is burst, *cycle* the mean length in seconds of a calm spell and a burst together.
+    """
+
+    process: Literal["bursty"]
+    rate: Positive
+    burst: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 5.0
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    cycle: Positive = 60.0
+
+
+class Trace(Strict):
+    """The arrivals recorded in *file* (see `servetwin.experiments.tracefile`), stretched to *rate* if it is given."""
+
+    process: Literal["trace"]
+    file: str
+    rate: Positive | None = None
+
+
+Arrivals = Annotated[Gamma | Poisson | Constant | Bursty | Trace, Discriminator("process")]
+
+
+class UniformSteps(Strict):
+    """Any whole number from *low* to *high*, both included, equally likely."""
+
+    draw: Literal["uniform"]
+    low: Count
+    high: Count
+
+
+class ConstantSteps(Strict):
+    """The same for every request."""
+
+    draw: Literal["constant"]
+    steps: Count
+
+
+class ChoiceSteps(Strict):
+    """One of *values*, with probabilities proportional to *weights* (equal if left out)."""
+
+    draw: Literal["choice"]
+    values: Annotated[list[Count], Field(min_length=1)]
+    weights: list[NotNegative] | None = None
+
+
+class TraceSteps(Strict):
+    """What the trace file says."""
+
+    draw: Literal["trace"]
+
+
+Steps = Annotated[UniformSteps | ConstantSteps | ChoiceSteps | TraceSteps, Discriminator("draw")]
+
+
+class Workload(Strict):
+    """*requests* requests with arrivals and, per loop module, steps.
+
+    With *draws* "published" the random numbers are those of the NeuStream artifact (numpy's legacy generator,
+    seeded with 0 for each list): the same requests in every run, whatever the experiment's seed. With "seeded"
+    they come from the experiment's seed. *requests* may be left out (null) for a trace: all of it.
+    """
+
+    requests: Count | None
+    draws: Literal["published", "seeded"] = "seeded"
+    arrivals: Arrivals
+    steps: dict[str, Steps] = {}
+
+
+# -- what is promised -----------------------------------------------------------------------------------
+
+
+class RelativeSLO(Strict):
+    """*factor* times what the request takes alone: *constant* plus its modules' latencies in the *base* table."""
+
+    factor: Positive
+    base: Kind = "slo"
+    constant: NotNegative = 0.0
+
+
+class FixedSLO(Strict):
+    """*seconds* for every request."""
+
+    seconds: Positive
+
+
+def _kind_of_slo(value: Any) -> str:
+    given = value if isinstance(value, dict) else getattr(value, "__dict__", {})
+    return "fixed" if "seconds" in given else "relative"
+
+
+SLOSpec = Annotated[
+    Annotated[RelativeSLO, Tag("relative")] | Annotated[FixedSLO, Tag("fixed")], Discriminator(_kind_of_slo)
+]
+
+
+# -- what serves ----------------------------------------------------------------------------------------
+
+
+class ModuleSpec(Strict):
+    """A compute stage; a *loop* module runs many iterations per request."""
+
+    loop: bool = False
+
+
+class PipelineSpec(Strict):
+    """Modules by name, in order; *edges* are (from, to) pairs where the pipeline is not a plain chain."""
+
+    modules: Annotated[dict[str, ModuleSpec], Field(min_length=1)]
+    edges: list[Annotated[list[str], Field(min_length=2, max_length=2)]] | None = None
+
+
+class PolicySpec(Strict):
+    """A policy by name, entry point, ``package.module:Class`` or file, and its parameters."""
+
+    name: str
+    params: dict[str, Any] = {}
+
+
+class WorkerSpec(Strict):
+    """Serves *modules* on *device* with batches of up to *limit*.
+
+    *intake* says when what arrived is taken in: "before" each decision, or "after" each launch, which is how
+    NeuStream's workers do it. *policy* replaces the experiment's policy for this worker.
+    """
+
+    modules: Annotated[list[str], Field(min_length=1)]
+    device: str
+    limit: Count
+    intake: Literal["before", "after"] = "before"
+    name: str | None = None
+    policy: PolicySpec | None = None
+
+
+class Deployment(Strict):
+    """*devices* maps names to profiles; *estimates* is the kind of table that policies see."""
+
+    devices: Annotated[dict[str, str], Field(min_length=1)]
+    workers: Annotated[list[WorkerSpec], Field(min_length=1)]
+    estimates: Kind = "scheduler"
+
+
+class System(Strict):
+    """Properties of the system around the policy.
+
+    *stop_after* ends the run that many seconds after the last request was sent, and what is in flight then
+    fails; null lets everything end. The client sends request *i*, due at *t*, at ``t * (1 + client_stretch) + i *
+    client_delay``: a measured client falls behind by a little with each request.
+    """
+
+    stop_after: NotNegative | None = None
+    client_delay: NotNegative = 0.0
+    client_stretch: NotNegative = 0.0
+
+
+class Time(Strict):
+    """How long things take in simulation. Each term can be switched off, to see what it explains.
+
+    *table*: the periods "measured" in running systems, or those that "scheduler"s planned with. *contention*:
+    workers of one device slow each other down. *costs*: joins, leaves and hand-overs cost the worker time.
+    *transport*: requests take time between workers. *noise*: durations are drawn from measured residuals.
+    *session*: date and time of a measured run, for the speed of its host on that day. *hold*: beyond the end of a
+    table its last value holds.
+    """
+
+    table: Literal["measured", "scheduler"] = "measured"
+    contention: bool = True
+    costs: bool = True
+    transport: bool = True
+    noise: bool = False
+    session: str | None = None
+    hold: bool = False
+
+
+class Experiment(Strict):
+    """A complete experiment."""
+
+    name: str
+    about: str = ""
+    pipeline: PipelineSpec
+    workload: Workload
+    slo: SLOSpec
+    policy: PolicySpec
+    deployment: Deployment
+    system: System = System()
+    time: Time = Time()
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of a file that says the same in full."""
+        return self.model_dump(mode="json")
+
+    def digest(self) -> str:
+        """A hash of all that can change a result."""
+        content = self.as_dict()
+        del content["about"]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+class Misfit(BadInput):
+    """Parts of an experiment that do not fit together; *path* is the key to look at."""
+
+    def __init__(self, path: tuple[str | int, ...], what: str, right: str | None = None) -> None:
+        self.path = path
+        super().__init__(what, where=".".join(map(str, path)), right=right)
+
+
+def check(experiment: Experiment) -> None:
+    """Raise `Misfit` where one part of *experiment* contradicts another."""
+    modules, load = experiment.pipeline.modules, experiment.workload
+    loops = [m for m, spec in modules.items() if spec.loop]
+    for module in load.steps:
+        if module not in loops:
+            what = f"{module!r} is not a loop module of the pipeline"
+            raise Misfit(("workload", "steps", module), what, suggest(module, loops) if loops else "no steps")
+    for module in loops:
+        if module not in load.steps:
+            raise Misfit(
+                ("workload", "steps"), f"no steps for the loop module {module!r}", f"{module}: {{draw: ...}}"
+            )
+    for module, steps in load.steps.items():
+        _check_steps(("workload", "steps", module), steps, load)
+    if load.requests is None and not isinstance(load.arrivals, Trace):
+        raise Misfit(("workload", "requests"), "only a trace has a number of requests of its own", "a whole number")
+    if load.draws == "published" and not isinstance(load.arrivals, Gamma | Constant | Trace):
+        what = f"there are no published draws for {load.arrivals.process} arrivals"
+        raise Misfit(("workload", "draws"), what, "seeded")
+    _check_deployment(experiment.deployment, modules)
+
+
+def _check_steps(path: tuple[str, ...], steps: Steps, load: Workload) -> None:
+    if isinstance(steps, UniformSteps) and steps.low > steps.high:
+        raise Misfit((*path, "low"), f"{steps.low} is above high, {steps.high}", "low <= high")
+    if isinstance(steps, TraceSteps) and not isinstance(load.arrivals, Trace):
+        raise Misfit((*path, "draw"), "the arrivals come from no trace", "uniform, constant or choice")
+    if isinstance(steps, ChoiceSteps):
+        if steps.weights is not None and (len(steps.weights) != len(steps.values) or not sum(steps.weights)):
+            raise Misfit(
+                (*path, "weights"), "the weights do not fit the values", "one weight for each value, not all 0"
+            )
+        if load.draws == "published":
+            raise Misfit(("workload", "draws"), "there are no published draws for a choice of steps", "seeded")
+
+
+def _check_deployment(deployment: Deployment, modules: dict[str, ModuleSpec]) -> None:
+    names: set[str] = set()
+    groups: set[tuple[str, ...]] = set()
+    for i, worker in enumerate(deployment.workers):
+        path = ("deployment", "workers", i)
+        for module in worker.modules:
+            if module not in modules:
+                raise Misfit((*path, "modules"), f"unknown module {module!r}", suggest(module, modules))
+        if worker.device not in deployment.devices:
+            what = f"unknown device {worker.device!r}"
+            raise Misfit((*path, "device"), what, suggest(worker.device, deployment.devices))
+        name = worker.name or "+".join(worker.modules)
+        if tuple(worker.modules) in groups:
+            raise Misfit(
+                (*path, "modules"), "replicas of a worker need a router, and there is none yet", "one worker"
+            )
+        if name in names:
+            raise Misfit((*path, "name"), f"two workers are called {name!r}", "a name of its own for each")
+        names.add(name)
+        groups.add(tuple(worker.modules))

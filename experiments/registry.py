@@ -1,0 +1,190 @@
+"""Finding a policy by what the user calls it, and checking its parameters.
+
+A policy can be named four ways, tried in this order::
+
+    neustream                   a file of servetwin.policies, or an entry point of the group "servetwin.policies"
+    my_policy.py                a file anywhere that defines one policy
+    my_policy.py:Greedy         a class in a file
+    package.module:Greedy       a class in an importable module
+
+So a new policy is one file, and nothing is edited elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+import pkgutil
+import sys
+import typing
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import servetwin.policies
+from pydantic import TypeAdapter, ValidationError
+from servetwin.core import BadInput, Policy
+
+from .names import suggest
+
+GROUP = "servetwin.policies"
+
+
+@cache
+def policy_names() -> list[str]:
+    """The policies that are known by name: ours, and those that installed packages offer."""
+    ours = [m.name for m in pkgutil.iter_modules(servetwin.policies.__path__) if not m.name.startswith("_")]
+    return sorted({*ours, *(e.name for e in importlib.metadata.entry_points(group=GROUP))})
+
+
+@cache
+def find_policy(name: str) -> type[Policy]:
+    """The policy class that *name* means. Raises `BadInput` if there is none."""
+    place, _, attribute = name.partition(":")
+    if place.endswith(".py"):
+        return _policy_in(_load_file(Path(place)), attribute, place)
+    if attribute:
+        return _policy_in(_import(place), attribute, place)
+    if place not in policy_names():
+        raise BadInput(f"unknown policy {name!r}", right=_right(name))
+    for entry in importlib.metadata.entry_points(group=GROUP, name=name):
+        found = entry.load()
+        if inspect.isclass(found) and issubclass(found, Policy):
+            return found
+        return _policy_in(found, "", name)
+    return _policy_in(importlib.import_module(f"servetwin.policies.{place}"), "", place)
+
+
+def _right(name: str) -> str:
+    return f"{suggest(name, policy_names())}; or a file, my_policy.py; or package.module:Class"
+
+
+def _import(module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise BadInput(f"there is no module {error.name!r}", where=module) from None
+    except Exception as error:
+        raise BadInput(f"the module cannot be imported: {_brief(error)}", where=module) from error
+
+
+def _load_file(path: Path) -> ModuleType:
+    path = path.resolve()
+    if not path.is_file():
+        raise BadInput("there is no such policy file", where=str(path))
+    name = f"servetwin_policy_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise BadInput(f"the file cannot be loaded: {_brief(error)}", where=str(path)) from error
+    return module
+
+
+def _brief(error: Exception) -> str:
+    line = f" (line {error.lineno})" if isinstance(error, SyntaxError) else ""
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}{line}"
+
+
+def _policy_in(module: ModuleType, attribute: str, where: str) -> type[Policy]:
+    own = {
+        n: c
+        for n, c in vars(module).items()
+        if inspect.isclass(c) and issubclass(c, Policy) and c is not Policy and not n.startswith("_")
+    }
+    if attribute:
+        if attribute not in own:
+            right = suggest(attribute, own) if own else "a subclass of servetwin.core.Policy"
+            raise BadInput(f"there is no policy {attribute!r} there", where=where, right=right)
+        return own[attribute]
+    here = [c for c in own.values() if c.__module__ == module.__name__]
+    if len(here) != 1:
+        found = f"{len(here)} policies there: {', '.join(c.__name__ for c in here)}" if here else "no policy there"
+        right = f"{where}:{here[0].__name__}" if here else "one subclass of servetwin.core.Policy"
+        raise BadInput(f"there are {found}" if here else f"there is {found}", where=where, right=right)
+    return here[0]
+
+
+def _parameters(policy: type[Policy]) -> dict[str, tuple[Any, inspect.Parameter]]:
+    """Name -> (type, parameter) of what the policy's constructor takes."""
+    if policy.__init__ is object.__init__:
+        return {}
+    signature = inspect.signature(policy.__init__)
+    hints = typing.get_type_hints(policy.__init__)
+    plain = [p for p in list(signature.parameters.values())[1:] if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return {p.name: (hints.get(p.name, Any), p) for p in plain}
+
+
+def defaults(policy: type[Policy]) -> dict[str, Any]:
+    """The policy's parameters that may be left out, with their values then."""
+    return {n: p.default for n, (_, p) in _parameters(policy).items() if p.default is not p.empty}
+
+
+class WrongParameter(BadInput):
+    """A parameter that a policy does not take, or not like that; *parameter* names it."""
+
+    def __init__(self, parameter: str, what: str, right: str) -> None:
+        self.parameter = parameter
+        super().__init__(what, right=right)
+
+
+def complete(policy: type[Policy], params: Mapping[str, Any]) -> dict[str, Any]:
+    """*params* with the defaults filled in, in the order of the constructor; raises `WrongParameter`."""
+    known = _parameters(policy)
+    for name, value in params.items():
+        if name not in known:
+            right = suggest(name, known) if known else "no parameters"
+            raise WrongParameter(name, f"policy {policy.__name__} takes no parameter {name!r}", right)
+        _check_type(name, value, known[name][0])
+    full = {**defaults(policy), **params}
+    for name in known:
+        if name not in full:
+            raise WrongParameter(name, f"policy {policy.__name__} needs the parameter {name!r}", f"{name}: ...")
+    return {name: full[name] for name in known}
+
+
+def _check_type(name: str, value: Any, hint: Any) -> None:
+    try:
+        TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
+    except (ValidationError, TypeError):
+        raise WrongParameter(name, f"{value!r} does not fit parameter {name!r}", spell(hint)) from None
+
+
+def spell(hint: Any) -> str:
+    """A type as one would write it in a signature."""
+    if isinstance(hint, type):
+        return hint.__name__
+    return str(hint).replace("typing.", "").replace("NoneType", "None")
+
+
+def make(name: str, params: Mapping[str, Any]) -> Policy:
+    """A new policy object."""
+    return find_policy(name)(**params)
+
+
+def code_digest(name: str) -> str:
+    """A hash of the source file that defines the policy."""
+    source = inspect.getsourcefile(find_policy(name))
+    return hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else ""
+
+
+def describe(name: str) -> tuple[str, dict[str, str]]:
+    """The first line of the policy's documentation, and its parameters with type and default."""
+    policy = find_policy(name)
+    text = inspect.getdoc(sys.modules[policy.__module__]) or inspect.getdoc(policy) or ""
+    params = {}
+    for parameter, (hint, p) in _parameters(policy).items():
+        params[parameter] = spell(hint) + ("" if p.default is p.empty else f" = {p.default!r}")
+    return (text.splitlines() or [""])[0], params

@@ -1,0 +1,433 @@
+"""From a file, what it extends, and overrides, to one complete `Experiment`.
+
+A file may extend another (``extends: dit-s2-256-rtx4090``, or a path relative to itself) and then says only what
+differs. Under ``by_policy`` it may say what differs for one policy: its parameters, and the deployment that
+it was built for. What counts, from weakest to strongest::
+
+    the extended file;  its by_policy entry;  this file;  its by_policy entry;  --set and the other options
+
+Mappings are merged key by key; lists and plain values are replaced. Where a mapping changes its kind (another
+policy name, arrival process or step draw) only the keys that the new kind knows are kept.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from servetwin.core import BadInput
+
+from . import registry, yamlfile
+from .config import Arrivals, Experiment, Misfit, PolicySpec, SLOSpec, Steps, Strict, check
+from .names import WORKLOADS, suggest, workload_names
+
+Key = tuple[str | int, ...]
+Override = tuple[str, Any]
+Tree = dict[str, Any]
+
+#: Short names for the keys that are varied most.
+SHORT = {
+    "rate": "workload.arrivals.rate",
+    "cv": "workload.arrivals.cv",
+    "slo": "slo.factor",
+    "slo_factor": "slo.factor",
+    "requests": "workload.requests",
+    "policy": "policy.name",
+    "step_delta": "policy.params.step_delta",
+}
+
+_OUTSIDE = ("extends", "by_policy", "sessions")  # keys of a file that are not part of the experiment
+
+
+@dataclass
+class Layer:
+    """One file's say."""
+
+    data: Tree
+    where: str
+    text: str
+    base: Path
+    overlays: Tree = field(default_factory=dict)
+    sessions: list[Tree] = field(default_factory=list)
+
+
+# -- reading --------------------------------------------------------------------------------------------
+
+
+def locate(source: str | Path, base: Path | None = None) -> Path:
+    """The file that *source* means: a path (relative to *base*), or the name of a workload of ours."""
+    text = str(source)
+    if text.endswith((".yaml", ".yml")) or isinstance(source, Path):
+        path = Path(text).expanduser()
+        return path if base is None or path.is_absolute() else base / path
+    known = workload_names()
+    if text not in known:
+        raise BadInput(f"unknown workload {text!r}", right=f"{suggest(text, known)}; or a file, experiment.yaml")
+    return WORKLOADS / f"{text}.yaml"
+
+
+def layers(source: str | Path | Tree) -> list[Layer]:
+    """The files that make up an experiment, the weakest first. A mapping stands for the content of a file."""
+    chain: list[Layer] = []
+    seen: list[Path] = []
+    if isinstance(source, dict):
+        layer = _layer(source, "experiment", yamlfile.write(source), Path.cwd())
+        chain.append(layer)
+        following = layer.data.pop("extends", None)
+        path = locate(following, layer.base) if following is not None else None
+    else:
+        path = locate(source)
+    while path is not None:
+        if path in seen:
+            raise BadInput("the file extends itself, by way of what it extends", where=str(path))
+        seen.append(path)
+        text = yamlfile.read_text(path)
+        where = path.stem if path.parent == WORKLOADS else str(path)
+        layer = _layer(yamlfile.parse(text, where), where, text, path.parent)
+        chain.append(layer)
+        following = layer.data.pop("extends", None)
+        if following is not None and not isinstance(following, str):
+            raise BadInput(f"extends is {following!r}", where=where, right="a workload's name, or a file")
+        try:
+            path = locate(following, path.parent) if following is not None else None
+        except BadInput as error:
+            raise BadInput(error.what, where=f"{where}: extends", right=error.right) from None
+    return chain[::-1]
+
+
+def _layer(data: Any, where: str, text: str, base: Path) -> Layer:
+    if not isinstance(data, dict):
+        raise BadInput("there is no mapping of keys to values", where=where, right="name: ..., pipeline: ..., ...")
+    data = copy.deepcopy(data)
+    overlays = data.pop("by_policy", None) or {}
+    sessions = data.pop("sessions", None) or []
+    if not isinstance(overlays, dict) or not all(isinstance(o, dict) for o in overlays.values()):
+        raise BadInput(
+            "by_policy does not map policies to settings", where=where, right="by_policy: {neustream: {...}}"
+        )
+    if not isinstance(sessions, list) or not all(isinstance(s, dict) for s in sessions):
+        raise BadInput("sessions is no list of mappings", where=where, right="sessions: [{from, to, policy, set}]")
+    layer = Layer(data, where, text, base, overlays, sessions)
+    for tree in (data, *overlays.values()):
+        _anchor(tree, base)
+    return layer
+
+
+def _anchor(tree: Tree, base: Path) -> None:
+    """Make the paths in a file's content relative to nothing but that file."""
+    policies = [tree.get("policy")]
+    workers = _get(tree, "deployment", "workers")
+    if isinstance(workers, list):
+        policies += [w.get("policy") for w in workers if isinstance(w, dict)]
+    for policy in policies:
+        if isinstance(policy, dict) and isinstance(policy.get("name"), str):
+            policy["name"] = _anchored(policy["name"], base)
+    arrivals = _get(tree, "workload", "arrivals")
+    if isinstance(arrivals, dict) and isinstance(arrivals.get("file"), str):
+        arrivals["file"] = str((base / Path(arrivals["file"]).expanduser()).resolve())
+
+
+def _anchored(policy: str, base: Path) -> str:
+    place, colon, attribute = policy.partition(":")
+    if not place.endswith(".py"):
+        return policy
+    return f"{(base / Path(place).expanduser()).resolve()}{colon}{attribute}"
+
+
+def _get(tree: Any, *keys: str) -> Any:
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
+
+
+# -- merging --------------------------------------------------------------------------------------------
+
+
+def _kinds() -> dict[tuple[str, ...], tuple[str, dict[str, type[BaseModel]]]]:
+    """Where kinds change: key path ("*" for any key) -> the key that tells the kind, and the kinds' models."""
+
+    def by_tag(union: Any, tag: str) -> dict[str, type[BaseModel]]:
+        models = get_args(get_args(union)[0])
+        return {get_args(m.model_fields[tag].annotation)[0]: m for m in models}
+
+    return {
+        ("policy",): ("name", {}),
+        ("workload", "arrivals"): ("process", by_tag(Arrivals, "process")),
+        ("workload", "steps", "*"): ("draw", by_tag(Steps, "draw")),
+    }
+
+
+_KINDS = _kinds()
+
+
+def _kind_at(path: Key) -> tuple[str, dict[str, type[BaseModel]]] | None:
+    for pattern, kind in _KINDS.items():
+        if len(pattern) == len(path) and all(p in ("*", k) for p, k in zip(pattern, path, strict=True)):
+            return kind
+    return None
+
+
+def _keep_known(node: Tree, path: Key, tag: str, value: Any) -> None:
+    """The kind of *node* becomes *value*: forget the keys that this kind does not know."""
+    kind = _kind_at(path)
+    assert kind is not None
+    model = kind[1].get(value) if isinstance(value, str) else None
+    known = set(model.model_fields) if model is not None else set()
+    for key in [k for k in node if k not in known]:
+        del node[key]
+    node[tag] = value
+
+
+def merge(tree: Tree, more: Tree, path: Key = ()) -> None:
+    """Lay *more* over *tree*, in place."""
+    kind = _kind_at(path)
+    if kind is not None and kind[0] in more and tree.get(kind[0]) != more[kind[0]]:
+        _keep_known(tree, path, kind[0], more[kind[0]])
+    if path == ("slo",) and ("seconds" in more) != ("seconds" in tree):
+        tree.clear()
+    for key, value in more.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+            merge(tree[key], value, (*path, key))
+        else:
+            tree[key] = copy.deepcopy(value)
+
+
+def _combine(chain: list[Layer], policy: str | None) -> Tree:
+    """All layers in one, for *policy*: layers that set up another policy do not speak on it."""
+    tree: Tree = {}
+    for layer in chain:
+        data = dict(layer.data)
+        named = _get(data, "policy", "name")
+        if policy is not None and named is not None and named != policy:
+            data["policy"] = {"name": policy}
+        merge(tree, data)
+        overlay = layer.overlays.get(policy) if policy is not None else None
+        if overlay:
+            merge(tree, {**overlay, "policy": {"name": policy, **overlay.get("policy", {})}})
+    if policy is not None:
+        merge(tree, {"policy": {"name": policy}})
+    return tree
+
+
+# -- overrides ------------------------------------------------------------------------------------------
+
+
+def parse_override(text: str) -> Override:
+    """``a.b=c`` as the key path and the value, which is read as YAML."""
+    path, equals, value = text.partition("=")
+    if not equals or not path.strip():
+        raise BadInput(f"{text!r} sets nothing", where="--set", right="--set slo.factor=2.5")
+    return path.strip(), yamlfile.parse(value, f"--set {path.strip()}")
+
+
+def _split(path: str, value: Any) -> Key:
+    full = path if isinstance(value, dict) else SHORT.get(path, path)
+    return tuple(int(p) if p.isdigit() else p for p in full.split("."))
+
+
+def _keys(node: Any) -> list[str | int]:
+    if isinstance(node, dict):
+        return list(node)
+    return list(range(len(node))) if isinstance(node, list) else []
+
+
+def _apply(tree: Tree, path: Key, value: Any, where: str) -> None:
+    """Set the existing key *path* of *tree*. Raises `BadInput` if it does not exist."""
+    node: Any = tree
+    for depth, part in enumerate(path):
+        known = _keys(node)
+        if part not in known:
+            above = ".".join(map(str, path[:depth])) or "the experiment"
+            right = suggest(str(part), map(str, known)) if known else f"{above} itself"
+            raise BadInput(f"{above} has no key {str(part)!r}", where=where, right=right)
+        if depth == len(path) - 1:
+            kind = _kind_at(path[:-1])
+            if kind is not None and part == kind[0] and node[part] != value:
+                _keep_known(node, path[:-1], kind[0], value)
+            node[part] = copy.deepcopy(value)
+        else:
+            node = node[part]
+
+
+# -- loading --------------------------------------------------------------------------------------------
+
+
+def load(
+    source: str | Path | Tree,
+    overrides: Iterable[Override] = (),
+    *,
+    session: str | None = None,
+    chain: list[Layer] | None = None,
+) -> Experiment:
+    """The experiment that *source* (a workload's name, a file, or a mapping) says, with *overrides*.
+
+    *session* is the date and time of a measured run: known differences in the set-up of that day are applied, and
+    simulated time takes the speed that the host had then. Raises `BadInput`: what is wrong, in which file and key,
+    and what would be right.
+    """
+    chain = layers(source) if chain is None else chain
+    given = [(_split(path, value), value, path) for path, value in overrides]
+    policy = _chosen_policy(chain, given)
+    tree = _combine(chain, policy)
+    experiment = _validate(tree, chain, [g for g in given if g[0] == ("policy", "name")])
+    if session is not None:
+        given = [*_session_overrides(chain, policy, session), *given]
+    if given:
+        tree = experiment.as_dict()
+        for path, value, shown in given:
+            if path != ("policy", "name"):
+                _apply(tree, path, value, f"--set {shown}")
+        experiment = _validate(tree, chain, given)
+    return experiment
+
+
+def _chosen_policy(chain: list[Layer], given: Sequence[tuple[Key, Any, str]]) -> str | None:
+    chosen = None
+    for layer in chain:
+        named = _get(layer.data, "policy", "name")
+        chosen = named if isinstance(named, str) else chosen
+    for path, value, shown in given:
+        if path == ("policy", "name"):
+            if not isinstance(value, str):
+                raise BadInput(f"{value!r} is no policy", where=f"--set {shown}", right="a name")
+            chosen = _anchored(value, Path.cwd())
+        elif path == ("policy",) and isinstance(value, dict) and isinstance(value.get("name"), str):
+            chosen = value["name"]
+    return chosen
+
+
+def _session_overrides(chain: list[Layer], policy: str | None, session: str) -> list[tuple[Key, Any, str]]:
+    found: list[tuple[Key, Any, str]] = [(("time", "session"), session, "time.session")]
+    for layer in chain:
+        for entry in layer.sessions:
+            fits = str(entry.get("from", "")) <= session <= str(entry.get("to", "9999"))
+            if fits and entry.get("policy") in (None, policy):
+                found += [(_split(path, value), value, path) for path, value in entry.get("set", {}).items()]
+    return found
+
+
+def _validate(tree: Tree, chain: list[Layer], given: Sequence[tuple[Key, Any, str]]) -> Experiment:
+    right: str | None
+    try:
+        experiment = _with_all_parameters(Experiment.model_validate(tree))
+        check(experiment)
+    except ValidationError as error:
+        path, what, right = _explain(error, tree)
+    except Misfit as error:
+        path, what, right = error.path, error.what, error.right
+    else:
+        return experiment
+    raise BadInput(what, where=f"{_origin(path, chain, given)}{'.'.join(map(str, path))}", right=right) from None
+
+
+def _with_all_parameters(experiment: Experiment) -> Experiment:
+    """Fill in the policies' default parameters, so that the resolved experiment holds all that decides."""
+    policy = _full(experiment.policy, ("policy",))
+    workers = []
+    for i, worker in enumerate(experiment.deployment.workers):
+        own = _full(worker.policy, ("deployment", "workers", i, "policy")) if worker.policy else None
+        workers.append(worker.model_copy(update={"policy": own}))
+    deployment = experiment.deployment.model_copy(update={"workers": workers})
+    return experiment.model_copy(update={"policy": policy, "deployment": deployment})
+
+
+def _full(spec: PolicySpec, path: Key) -> PolicySpec:
+    try:
+        policy = registry.find_policy(spec.name)
+        return PolicySpec(name=spec.name, params=registry.complete(policy, spec.params))
+    except registry.WrongParameter as error:
+        raise Misfit((*path, "params", error.parameter), error.what, error.right) from None
+    except BadInput as error:
+        what = f"{error.where}: {error.what}" if error.where else error.what
+        raise Misfit((*path, "name"), what, error.right) from None
+
+
+# -- saying what is wrong -------------------------------------------------------------------------------
+
+
+def _explain(error: ValidationError, tree: Tree) -> tuple[Key, str, str]:
+    """The first fault that pydantic found, as key path, what is wrong, and what would be right."""
+    first = error.errors(include_url=False)[0]
+    path, model = _walk(first["loc"], tree)
+    key = str(path[-1]) if path else ""
+    kind, message = first["type"], first["msg"]
+    if kind == "extra_forbidden":
+        return path, f"unknown key {key!r}", suggest(key, model.model_fields)
+    if kind == "missing":
+        return path, f"key {key!r} is missing", f"{key}: ..."
+    if kind == "union_tag_not_found":
+        tag, kinds = _kind_at(path) or ("", {})
+        return (*path, tag), f"key {tag!r} is missing", f"{tag}: {' | '.join(kinds)}"
+    if kind == "union_tag_invalid":
+        tag, kinds = _kind_at(path) or ("", {})
+        value = str(_at(tree, (*path, tag)))
+        return (*path, tag), f"unknown {tag} {value!r}", suggest(value, kinds)
+    message = (
+        message.removeprefix("Input should be ").removeprefix("List should have ").removesuffix(" after validation")
+    )
+    return path, f"{_at(tree, path)!r} does not fit", message
+
+
+def _at(tree: Any, path: Key) -> Any:
+    for part in path:
+        try:
+            tree = tree[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return tree
+
+
+def _walk(loc: tuple[int | str, ...], tree: Tree) -> tuple[Key, type[BaseModel]]:
+    """*loc* without pydantic's union tags, and the model that its last key belongs to."""
+    path: Key = ()
+    node: Any = tree
+    model: type[BaseModel] = Experiment
+    for i, part in enumerate(loc):
+        last = i == len(loc) - 1
+        if isinstance(node, dict) and (part in node or last):
+            inner = node.get(part)
+        elif isinstance(node, list) and isinstance(part, int) and part < len(node):
+            inner = node[part]
+        else:
+            continue
+        if not last:
+            model = _model_at((*path, part), inner, model, part) or model
+        path, node = (*path, part), inner
+    return path, model
+
+
+def _model_at(path: Key, value: Any, model: type[BaseModel], key: str | int) -> type[BaseModel] | None:
+    kind = _kind_at(path)
+    if kind is not None and kind[1] and isinstance(value, dict):
+        return kind[1].get(str(value.get(kind[0])))
+    field_info = model.model_fields.get(str(key))
+    found = _models_in(field_info.annotation) if field_info is not None else []
+    if path == ("slo",):
+        relative, fixed = _models_in(SLOSpec)
+        return fixed if isinstance(value, dict) and "seconds" in value else relative
+    return found[0] if found else None
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, Strict):
+        return [annotation]
+    return [m for inner in get_args(annotation) for m in _models_in(inner)]
+
+
+def _origin(path: Key, chain: list[Layer], given: Sequence[tuple[Key, Any, str]]) -> str:
+    """Who set *path*: an override, or the file and line that speak on it last."""
+    for key, _, shown in reversed(given):
+        if key == path[: len(key)]:
+            return f"--set {shown}: "
+    policy = _chosen_policy(chain, given)
+    for wanted in (path, path[:-1]):
+        for layer in reversed(chain):
+            for tree, prefix in ((layer.overlays.get(policy or ""), ("by_policy", policy or "")), (layer.data, ())):
+                if tree and wanted and _at(tree, wanted) is not None:
+                    line = yamlfile.line_of(layer.text, (*prefix, *path))
+                    return f"{layer.where}:{line}: " if line is not None else f"{layer.where}: "
+    return f"{chain[-1].where}: "

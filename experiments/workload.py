@@ -1,0 +1,81 @@
+"""The requests of an experiment, made one at a time as they are sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import count, islice, repeat
+from pathlib import Path
+
+import numpy as np
+from servetwin.core import BadInput, Request
+
+from . import tracefile
+from .arrivals import BLOCK, Source, arrival_times
+from .config import ChoiceSteps, ConstantSteps, Experiment, Steps, Trace, TraceSteps, UniformSteps
+from .streams import published_stream, stream
+
+
+def read_trace(experiment: Experiment) -> tracefile.TraceFile | None:
+    """The trace file that *experiment* replays, if it does."""
+    load = experiment.workload
+    if not isinstance(load.arrivals, Trace):
+        return None
+    modules = [m for m, steps in load.steps.items() if isinstance(steps, TraceSteps)]
+    trace = tracefile.read(Path(load.arrivals.file), modules)
+    for module in modules:
+        trace.work_of(module)
+    if load.requests is not None and load.requests > len(trace.arrivals):
+        what = f"{load.requests} requests are wanted, but the trace holds {len(trace.arrivals)}"
+        raise BadInput(what, where=trace.where, right=f"workload.requests: {len(trace.arrivals)} at most")
+    return trace
+
+
+def steps_of(
+    module: str, spec: Steps, *, seed: int, published: bool, trace: tracefile.TraceFile | None = None
+) -> Iterator[int]:
+    """The iterations of *module* for request 0, 1, ..."""
+    if isinstance(spec, ConstantSteps):
+        return repeat(spec.steps)
+    if isinstance(spec, TraceSteps):
+        assert trace is not None
+        return iter(trace.work_of(module))
+    source: Source = published_stream() if published else stream(seed, f"steps of {module}")
+    return _uniform(spec, source) if isinstance(spec, UniformSteps) else _choice(spec, source)
+
+
+def _uniform(spec: UniformSteps, source: Source) -> Iterator[int]:
+    while True:
+        if isinstance(source, np.random.Generator):
+            yield from source.integers(spec.low, spec.high, BLOCK, endpoint=True).tolist()
+        else:
+            yield from source.randint(spec.low, spec.high + 1, BLOCK).tolist()
+
+
+def _choice(spec: ChoiceSteps, source: Source) -> Iterator[int]:
+    weights = np.array(spec.weights or [1.0] * len(spec.values))
+    while True:
+        yield from source.choice(spec.values, BLOCK, p=weights / weights.sum()).tolist()
+
+
+def requests(
+    experiment: Experiment,
+    slo: Callable[[Mapping[str, int]], float],
+    trace: tracefile.TraceFile | None = None,
+) -> Iterator[Request]:
+    """The requests of *experiment* in order of arrival; *slo* gives the seconds that this work may take."""
+    load, system = experiment.workload, experiment.system
+    published, seed = load.draws == "published", experiment.seed
+    due = arrival_times(load.arrivals, seed=seed, published=published, trace=trace)
+    modules = tuple(load.steps)
+    draws = [steps_of(m, load.steps[m], seed=seed, published=published, trace=trace) for m in modules]
+    works = zip(*draws, strict=False) if draws else repeat(())
+    delay, stretch = system.client_delay, 1.0 + system.client_stretch
+    known: dict[tuple[int, ...], tuple[dict[str, int], float]] = {}  # requests with equal work share it
+    for i, at, steps in islice(zip(count(), due, works, strict=False), load.requests):
+        entry = known.get(steps)
+        if entry is None:
+            work = dict(zip(modules, steps, strict=True))
+            entry = (work, slo(work))
+            if len(known) < 100_000:
+                known[steps] = entry
+        yield Request(i, at * stretch + i * delay, entry[1], entry[0])
