@@ -119,7 +119,7 @@ class ServingLoop:
             self._end(request, Outcome.FAILED, reason)
         for worker in self.workers:
             worker.view.backlog.clear()
-            self._set_alarm(worker, None)
+            self._set_alarm(worker, None, self._now())
 
     def fail(self, request: Request, reason: str) -> None:
         """Something broke under *request* (a worker crashed, memory ran out): it ends as failed."""
@@ -179,7 +179,8 @@ class ServingLoop:
         if worker.inbox and worker.intake == "before":
             self._take_in(worker)
         while view.in_flight is None or ahead:
-            decision = policy.decide(view, self._now())
+            now = self._now()
+            decision = policy.decide(view, now)
             for task in decision.drop:
                 self._drop(task, view)
             if decision.run:
@@ -189,7 +190,7 @@ class ServingLoop:
             elif worker.inbox:
                 self._take_in(worker)
             else:
-                self._set_alarm(worker, decision.idle_until)
+                self._set_alarm(worker, decision.idle_until, now)
                 break
         worker.deciding = False
 
@@ -249,11 +250,13 @@ class ServingLoop:
         worker.view.in_flight = batch
         self.executor.run(worker, batch, self._done)
 
-    def _set_alarm(self, worker: Worker, when: float | None) -> None:
+    def _set_alarm(self, worker: Worker, when: float | None, asked: float) -> None:
+        """Wake *worker* at *when*, which must lie after the time at which its policy was *asked*; on a real clock it may
+        have passed since."""
         due = NEVER if when is None else when
         if due == worker.alarm_at:
             return
-        if due <= self._now():
+        if due <= asked:
             raise LawBroken(f"{worker.name}: the policy idles until {due:g}, which is not in the future")
         if worker.alarm is not None:
             worker.alarm.cancel()
