@@ -1,1 +1,52 @@
-"""Real execution: GPU modules behind the same executor interface (not built yet; see CHANGELOG.md)."""
+"""Real execution: the same serving loop and policies, on real modules and in real time.
+
+Needs the extra ``[diffusion]`` (torch, diffusers, transformers); importing this package without it raises one
+`BadInput`.
+
+==================  ====================================================================================
+`KINDS`             the models that can be served, by name; ``tiny-*`` are for a CPU
+`Options`           device, precision, weights, scheduler, graphs or eager
+`Server`            a model on its devices, warmed up; `Server.serve` plays one run
+`Report`            what a run says beside its records: lateness of the client, gaps between iterations
+`take_profile`      measures a model on a device and gives the content of a profile file
+==================  ====================================================================================
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from servetwin.core import BadInput
+
+_missing = [name for name in ("torch", "diffusers", "transformers") if find_spec(name) is None]
+if _missing:
+    raise BadInput(
+        f"real execution needs {', '.join(_missing)}, which {'is' if len(_missing) == 1 else 'are'} not installed",
+        right="pip install 'servetwin[diffusion]'",
+    )
+
+if TYPE_CHECKING:
+    from .kinds import KINDS, Kind
+    from .options import Options
+    from .profiler import take_profile
+    from .server import Report, Server
+
+#: Where names come from; read when they are first asked for, since the client's process wants none of torch.
+_HOME = {
+    "KINDS": "kinds",
+    "Kind": "kinds",
+    "Options": "options",
+    "Report": "server",
+    "Server": "server",
+    "take_profile": "profiler",
+}
+
+__all__ = ["KINDS", "Kind", "Options", "Report", "Server", "take_profile"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
