@@ -1,0 +1,238 @@
+"""The real executor: an event loop on one thread, with batches on streams (GPU) or threads (CPU).
+
+On a GPU the loop never sleeps: it polls the streams, the timers and the client in turn, so that an iteration follows
+the one before within a fraction of a millisecond. On the CPU it sleeps until something happens.
+"""
+
+from __future__ import annotations
+
+import gc
+import heapq
+import itertools
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
+
+from servetwin.core import Batch, Request, ServeTwinError, ServingLoop, Worker
+
+from .client import END, PACKET, Client
+from .lane import Lane, Sink, StreamLane, ThreadLane
+from .site import Site
+
+#: Seconds from planning a run until its clock stands at 0: the client must be ready by then.
+LEAD = 0.05
+#: Polls of the streams between two looks at the client.
+POLLS = 4
+
+
+class Timer:
+    """A call that is still to come."""
+
+    __slots__ = ("callback", "when")
+
+    def __init__(self, when: float, callback: Callable[[], None]) -> None:
+        self.when = when
+        self.callback: Callable[[], None] | None = callback
+
+    def cancel(self) -> None:
+        self.callback = None
+
+
+class RealExecutor:
+    """Runs batches on *sites* (device name of a worker -> site). `play` serves one run."""
+
+    def __init__(self, sites: dict[str, Site], sink: Sink | None = None) -> None:
+        self.sites = sites
+        self.sink = sink
+        self.gpu = any(site.gpu for site in sites.values())
+        self.zero = time.monotonic()
+        self.lanes: dict[Worker, Lane] = {}
+        self.busy: list[StreamLane] = []
+        self.heard: SimpleQueue[tuple[object, object]] = SimpleQueue()
+        self.timers: list[tuple[float, int, Timer]] = []
+        self.ended: list[int] = []
+        self._number = itertools.count()
+        self.running = 0
+        self.lateness: list[float] = []
+
+    # -- the seam ---------------------------------------------------------------------------------------
+
+    def now(self) -> float:
+        return time.monotonic() - self.zero
+
+    def add(self, worker: Worker) -> None:
+        """Make the lane of *worker*, warmed up."""
+        site = self.sites[worker.device]
+        if site.gpu:
+            self.lanes[worker] = StreamLane(site, worker, self.sink)
+        else:
+            self.lanes[worker] = ThreadLane(site, worker, self.heard, self.sink)
+
+    def run(self, worker: Worker, batch: Batch, done: Callable[[Batch], None]) -> None:
+        lane = self.lanes[worker]
+        self.running += 1
+        if isinstance(lane, StreamLane):
+            self.busy.append(lane)
+        lane.start(batch, done)
+
+    def send(self, source: Worker | None, target: Worker, request: Request, deliver: Callable[[], None]) -> None:
+        if source is not None:
+            here, there = self.sites[source.device], self.sites[target.device]
+            if here is not there:
+                here.hand_over(request.id, there)
+        deliver()
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
+        timer = Timer(when, callback)
+        heapq.heappush(self.timers, (when, next(self._number), timer))
+        return timer
+
+    # -- a run ------------------------------------------------------------------------------------------
+
+    def forget(self, request: int) -> None:
+        """*request* has ended: its slot is free as soon as no batch works on it."""
+        self.ended.append(request)
+
+    def play(self, loop: ServingLoop, requests: Sequence[Request], stop_after: float | None = None) -> None:
+        """Send *requests* (by arrival) through *loop* on their clock; return when all have ended.
+
+        A request's arrival becomes the time at which it was sent, its SLO stays. With *stop_after* the run is
+        stopped so many seconds after the last was sent. Raises whatever breaks the run.
+        """
+        client = Client([r.arrival for r in requests])
+        interval = sys.getswitchinterval()
+        gc.collect()
+        gc.freeze()
+        gc.disable()  # a collection stops everything for milliseconds
+        try:
+            self.zero = time.monotonic() + LEAD
+            client.begin(self.zero)
+            inlet = _Inlet(loop, requests, self, stop_after)
+            if self.gpu:
+                self._spin(loop, client.channel, inlet)
+            else:
+                sys.setswitchinterval(0.0005)
+                self._wait(loop, client.channel, inlet)
+        finally:
+            sys.setswitchinterval(interval)
+            gc.enable()
+            gc.unfreeze()
+            client.close()
+
+    def close(self) -> None:
+        """End the lanes."""
+        for lane in self.lanes.values():
+            lane.close()
+        self.lanes.clear()
+
+    def _spin(self, loop: ServingLoop, channel: socket.socket, inlet: _Inlet) -> None:
+        """The event loop with a GPU: polls everything in turn."""
+        channel.setblocking(False)
+        busy, timers, recv = self.busy, self.timers, channel.recv
+        while not (inlet.closed and not self.running and not loop.live):
+            for _ in range(POLLS):
+                for lane in busy:
+                    if lane.is_over():
+                        busy.remove(lane)
+                        self.running -= 1
+                        lane.finish()
+                        self._free()
+                        break  # the list has changed
+            if timers and timers[0][0] <= self.now():
+                self._ring()
+            try:
+                packet = recv(PACKET.size)
+            except BlockingIOError:
+                continue
+            inlet.take(packet)
+
+    def _wait(self, loop: ServingLoop, channel: socket.socket, inlet: _Inlet) -> None:
+        """The event loop without one: sleeps until something is heard or a timer is due."""
+        threading.Thread(target=_listen, args=(channel, self.heard), name="client", daemon=True).start()
+        while not (inlet.closed and not self.running and not loop.live):
+            wait = max(0.0, self.timers[0][0] - self.now()) if self.timers else None
+            try:
+                what, problem = self.heard.get(timeout=wait)
+            except Empty:
+                self._ring()
+                continue
+            if isinstance(what, Lane):
+                self.running -= 1
+                if isinstance(problem, BaseException):
+                    raise problem
+                what.finish()
+                self._free()
+            elif isinstance(what, bytes):
+                inlet.take(what)
+            if self.timers and self.timers[0][0] <= self.now():
+                self._ring()
+
+    def _ring(self) -> None:
+        """Make the calls that are due."""
+        timers = self.timers
+        while timers and timers[0][0] <= self.now():
+            callback = heapq.heappop(timers)[2].callback
+            if callback is not None:
+                callback()
+
+    def _free(self) -> None:
+        """Free the slots of requests that have ended, except those that a batch still works on."""
+        if not self.ended:
+            return
+        flying: set[int] = set()
+        for lane in self.lanes.values():
+            if lane.batch is not None:
+                flying.update(task.id for task in lane.batch.tasks)
+        kept = []
+        for request in self.ended:
+            if request in flying:
+                kept.append(request)
+            else:
+                for site in self.sites.values():
+                    site.release(request)
+        self.ended = kept
+
+
+class _Inlet:
+    """Turns the client's packets into requests that arrive."""
+
+    def __init__(
+        self, loop: ServingLoop, requests: Sequence[Request], executor: RealExecutor, stop_after: float | None
+    ) -> None:
+        self.loop = loop
+        self.requests = requests
+        self.executor = executor
+        self.stop_after = stop_after
+        self.closed = False
+        self.taken = 0
+
+    def take(self, packet: bytes) -> None:
+        if not packet:
+            if not self.closed:
+                raise ServeTwinError(f"the client ended after {self.taken} of {len(self.requests)} requests")
+            return
+        number, sent = PACKET.unpack(packet)
+        executor = self.executor
+        if number == END:
+            self.closed = True
+            if self.stop_after is not None:
+                executor.call_at(executor.now() + self.stop_after, self.loop.stop)
+            return
+        planned = self.requests[number]
+        arrival = sent - executor.zero
+        executor.lateness.append(arrival - planned.arrival)
+        self.taken += 1
+        self.loop.arrive(Request(planned.id, arrival, planned.slo, planned.work))
+
+
+def _listen(channel: socket.socket, heard: SimpleQueue[tuple[object, object]]) -> None:
+    """Pass the client's packets on until it ends."""
+    try:
+        while packet := channel.recv(PACKET.size):
+            heard.put((packet, None))
+    except OSError:
+        return  # closed by us
+    heard.put((b"", None))

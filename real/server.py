@@ -1,0 +1,258 @@
+"""A model on its devices, warmed up, and the runs that it serves."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from servetwin.core import Batch, Recorder, Request, ServeTwinError, ServingLoop, Stage, Summary, Worker
+
+from .executor import RealExecutor
+from .kinds import Kind, find
+from .lane import Sink
+from .options import Options
+from .site import Site
+
+
+@dataclass
+class Spell:
+    """A batch as it ran: what a report and a profile need of it. Times in seconds since the run began."""
+
+    worker: str
+    start: float
+    end: float
+    size: int
+    iterations: int
+    joins: int
+    leaves: int
+
+
+class Log(Recorder):
+    """Passes everything on to *inner*, keeps what the report needs, and tells *executor* who has ended."""
+
+    def __init__(self, inner: Recorder) -> None:
+        self.inner = inner
+        self.wants_batches = inner.wants_batches
+        self.summary = inner.summary
+        self.executor: RealExecutor | None = None
+        self.spells: list[Spell] = []
+
+    def arrived(self, request: Request) -> None:
+        self.inner.arrived(request)
+
+    def ended(self, request: Request, now: float) -> None:
+        self.inner.ended(request, now)
+        if self.executor is not None:
+            self.executor.forget(request.id)
+
+    def batch(self, batch: Batch) -> None:
+        self.inner.batch(batch)
+        self.spells.append(
+            Spell(
+                batch.worker.name,
+                batch.start,
+                batch.end,
+                batch.size,
+                batch.iterations,
+                len(batch.joiners),
+                batch.leaves,
+            )
+        )
+
+
+@dataclass
+class Report:
+    """What a run says beside its records. *lateness* is the client's (sent minus due), *gap* lies between the end
+    of an
+    iteration and the start of the next of the same worker where some of its requests go on; both in milliseconds."""
+
+    summary: Summary
+    lateness_ms: dict[str, float]
+    gap_ms: dict[str, float]
+    iteration_ms: dict[str, dict[str, dict[str, float]]]
+    spells: list[Spell] = field(repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of ``real.json``."""
+        return {"lateness_ms": self.lateness_ms, "gap_ms": self.gap_ms, "iteration_ms": self.iteration_ms}
+
+
+class Server:
+    """The model *kind* as *options* say, served to by the workers of `serve`; built and warmed up once for many
+    runs.
+    """
+
+    def __init__(self, kind: Kind | str, options: Options | None = None) -> None:
+        self.kind = find(kind) if isinstance(kind, str) else kind
+        self.options = options or Options()
+        self.sites: dict[str, Site] = {}  # device name of workers -> site
+
+    def site(self, device: str) -> Site:
+        """The model on the device that workers call *device*."""
+        site = self.sites.get(device)
+        if site is None:
+            actual = self.options.torch_device(device)
+            if actual.type == "cuda":
+                torch.backends.cudnn.benchmark = True
+            site = self.sites[device] = Site(self.kind, self.options, actual)
+        return site
+
+    def serve(
+        self,
+        stages: Sequence[Stage],
+        workers: Sequence[Worker],
+        requests: Iterable[Request],
+        recorder: Recorder | None = None,
+        *,
+        stop_after: float | None = None,
+        sink: Sink | None = None,
+    ) -> Report:
+        """Serve *requests* for real with *workers*, whose stages are *stages*.
+
+        Every batch size is warmed up before the clock starts. Whatever ends the run early (Ctrl-C, memory that ran
+        out, a lane that broke) leaves the records intact, with the live requests failed, and is raised as
+        `ServeTwinError` (Ctrl-C as itself).
+        """
+        log = Log(recorder or Recorder())
+        executor, loop = self.prepare(stages, workers, log, sink=sink)
+        try:
+            executor.play(loop, list(requests), stop_after)
+        except (Exception, KeyboardInterrupt) as problem:
+            reason = _say(problem)
+            loop.stop(reason)
+            if isinstance(problem, KeyboardInterrupt):
+                raise
+            raise ServeTwinError(f"the run ended early: {reason}") from problem
+        finally:
+            executor.close()
+        return report(log, executor.lateness)
+
+    def prepare(
+        self, stages: Sequence[Stage], workers: Sequence[Worker], log: Log, *, sink: Sink | None = None
+    ) -> tuple[RealExecutor, ServingLoop]:
+        """An executor with its lanes warmed up, and the loop on it."""
+        sites = {worker.device: self.site(worker.device) for worker in workers}
+        executor = RealExecutor(sites, sink)
+        for worker in workers:
+            executor.add(worker)
+        for site in sites.values():
+            site.reset()
+            _exercise(site)
+        log.executor = executor
+        return executor, ServingLoop(stages, workers, executor, log)
+
+    def describe(self) -> dict[str, Any]:
+        """What ``meta.json`` should say about the real side: versions, devices, options."""
+        options = asdict(self.options)
+        options["weights"] = "random" if self.options.weights is None else self.options.weights.name
+        return {
+            "kind": "real",
+            "model": self.kind.name,
+            "options": options,
+            "versions": versions(),
+            "devices": {name: device_facts(site.device) for name, site in self.sites.items()},
+        }
+
+
+def _exercise(site: Site, seconds: float = 0.3) -> None:
+    """Keep a GPU busy for a moment, so that it does not start from its idle clock."""
+    unit = site.units.get(site.kind.loop)
+    if not site.gpu or unit is None:
+        return
+    until = time.monotonic() + seconds
+    rows = unit.rows()
+    rows[:, 0] = np.arange(unit.limit)
+    rows[:, 1:5] = (1.0, 1.0, 1.0, 0.0)
+    with torch.no_grad():
+        while time.monotonic() < until:
+            unit.launch(unit.limit)
+            torch.cuda.synchronize(site.device)
+
+
+def _say(problem: BaseException) -> str:
+    if isinstance(problem, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(problem, torch.OutOfMemoryError):
+        return "the device ran out of memory"
+    text = str(problem).strip().splitlines()
+    return text[0] if isinstance(problem, ServeTwinError) else f"{type(problem).__name__}: {text[0] if text else ''}"
+
+
+def report(log: Log, lateness: Sequence[float]) -> Report:
+    """What *log* amounts to."""
+    gaps = []
+    last: dict[str, Spell] = {}
+    durations: dict[str, dict[int, list[float]]] = {}
+    for spell in log.spells:
+        before = last.get(spell.worker)
+        if before is not None and before.size > before.leaves:
+            gaps.append((spell.start - before.end) * 1e3)
+        last[spell.worker] = spell
+        if not spell.joins and not spell.leaves:
+            durations.setdefault(spell.worker, {}).setdefault(spell.size, []).append((spell.end - spell.start) * 1e3)
+    iteration = {
+        worker: {
+            str(n): {"median": statistics.median(d), "p99": float(np.percentile(d, 99)), "samples": len(d)}
+            for n, d in sorted(sizes.items())
+        }
+        for worker, sizes in durations.items()
+    }
+    return Report(log.summary, _spread([x * 1e3 for x in lateness]), _spread(gaps), iteration, log.spells)
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    if not values:
+        return {}
+    p50, p99 = np.percentile(values, (50, 99))
+    return {"median": float(p50), "p99": float(p99), "max": float(max(values)), "samples": len(values)}
+
+
+def versions() -> dict[str, str]:
+    """The versions that a measured time depends on."""
+    found = {name: version(name) for name in ("torch", "diffusers", "transformers", "numpy")}
+    found["python"] = platform.python_version()
+    try:
+        found["servetwin"] = version("servetwin")
+    except ModuleNotFoundError:
+        found["servetwin"] = "not installed"
+    return found
+
+
+def device_facts(device: torch.device) -> dict[str, Any]:
+    """Name, memory and driver of a device."""
+    if device.type == "cpu":
+        return {
+            "name": "CPU",
+            "machine": platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        }
+    facts = torch.cuda.get_device_properties(device)
+    return {
+        "name": facts.name,
+        "memory_gib": round(facts.total_memory / 2**30, 1),
+        "cuda": torch.version.cuda,
+        "driver": _driver(),
+    }
+
+
+def _driver() -> str:
+    try:
+        with open("/proc/driver/nvidia/version", encoding="utf-8") as file:
+            return next(word for word in file.readline().split() if word[:1].isdigit() and "." in word)
+    except (OSError, StopIteration):
+        import subprocess
+
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        try:
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[0].strip()
+        except (OSError, subprocess.CalledProcessError):
+            return "unknown"
