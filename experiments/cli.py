@@ -1,0 +1,381 @@
+"""The command line: ``servetwin``. What a command needs is imported when it runs, so that help comes at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from servetwin.core.errors import BadInput, ServeTwinError
+
+if TYPE_CHECKING:
+    from .config import Experiment
+    from .resolve import Override
+    from .score import Scored
+
+app = typer.Typer(
+    name="servetwin",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Serve deep-learning requests in simulation, under a scheduling policy of your choice: what holds which "
+    "SLO, at which rate, on which GPU. One policy file decides in simulation and on real GPUs alike.",
+    epilog="Start with: servetwin demo · servetwin run dit-s2-256-rtx4090 --rate 4 · servetwin policies",
+)
+
+Jobs = Annotated[
+    int, typer.Option("--jobs", "-j", help="Processes to run on; -1 is one per core.", show_default=True)
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a key of the experiment: --set slo.factor=2.5 (repeatable)."
+    ),
+]
+
+
+# -- one run --------------------------------------------------------------------------------------------
+
+
+@app.command()
+def run(
+    experiment: Annotated[str, typer.Argument(help="A workload's name (see `servetwin workloads`) or a YAML file.")],
+    policy: Annotated[str | None, typer.Option(help="neustream, clockwork, ..., or a file my_policy.py.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Requests per second.")] = None,
+    cv: Annotated[float | None, typer.Option(help="Coefficient of variation of the gaps between requests.")] = None,
+    slo: Annotated[float | None, typer.Option(help="SLO as a multiple of a request's latency alone.")] = None,
+    requests: Annotated[int | None, typer.Option(help="How many requests.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything that is drawn.")] = None,
+    sets: Sets = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the records of the run (made; must hold no run).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Run one experiment in simulation."""
+    from . import build
+    from .resolve import load
+
+    short = {"policy": policy, "rate": rate, "cv": cv, "slo": slo, "requests": requests, "seed": seed}
+    chosen = load(_source(experiment), [*((k, v) for k, v in short.items() if v is not None), *_overrides(sets)])
+    began = time.perf_counter()
+    summary = build.run(chosen, out).as_dict()
+    took = time.perf_counter() - began
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2))
+        return
+    _show_run(chosen, summary, took)
+    if out is not None:
+        typer.echo(f"records in {out}")
+
+
+def _show_run(experiment: Experiment, summary: dict[str, Any], took: float) -> None:
+    from .points import title
+    from .runtable import matching
+
+    total = summary["requests"]
+    typer.echo(f"{title(experiment)}: {total} requests")
+    lines = _table(("", "left"), ("requests", "right"), ("share", "right"))
+    for count in ("met", "late", "dropped", "failed"):
+        lines.add_row(count, str(summary[count]), f"{100 * summary[count] / total:.1f} %" if total else "")
+    _print(lines)
+    if summary["request_goodput"] is not None:
+        typer.echo(f"goodput {summary['request_goodput']:.3f} of {total / summary['duration']:.3f} requests/s")
+    if summary["finished"]:
+        times = ", ".join(f"{p} {summary[f'{p}_e2el_ms'] / 1000:.2f} s" for p in ("mean", "median", "p90", "p99"))
+        typer.echo(f"latency {times}")
+    for worker, w in summary["workers"].items():
+        sizes = f"mean {w['mean_batch_size']:.2f}, largest {w['max_batch_size']}"
+        typer.echo(f"batches of {worker}: {w['iterations']} run, {sizes}")
+    for was in matching(experiment):
+        typer.echo(f"measured on {was.start}: {was.met} met, {was.finished} finished")
+    typer.echo(f"{summary['duration']:.0f} s served in {took:.2f} s")
+
+
+# -- many runs ------------------------------------------------------------------------------------------
+
+
+@app.command()
+def sweep(
+    spec: Annotated[str, typer.Argument(help="A sweep file, or the name of a figure (figure11, figure12).")],
+    out: Annotated[Path, typer.Option(help="Where the table goes: a .csv or .parquet file.")],
+    jobs: Jobs = -1,
+) -> None:
+    """Run an experiment along axes; one row per point. A sweep that was killed resumes where it was."""
+    from . import sweep as engine
+
+    with _progress("sweep") as report:
+        rows = engine.sweep(spec, out, jobs=jobs, progress=report)
+    typer.echo(f"{len(rows)} points in {out}")
+
+
+@app.command()
+def score(
+    runs: Annotated[Path, typer.Argument(help="A CSV of measured runs (columns: see the README).")],
+    out: Annotated[
+        Path, typer.Option(help="The same rows with sim_met, sim_finished and the gaps: .csv or .parquet.")
+    ],
+    sets: Sets = None,
+    jobs: Jobs = -1,
+) -> None:
+    """Simulate every run of a table of measured runs, and report how far off the simulation is."""
+    from . import score as engine
+
+    with _progress("score") as report:
+        scored = engine.score(runs, out, _overrides(sets), jobs=jobs, progress=report)
+    _show_gaps(scored)
+    typer.echo(f"{len(scored)} runs in {out}")
+
+
+def _show_gaps(scored: list[Scored]) -> None:
+    from .score import parts
+
+    found = parts(scored)
+    with_batch = any(p.batch for p in found)
+    columns = [("workload", "left"), ("policy", "left"), ("runs", "right")]
+    columns += [
+        (f"{what}\n{how}", "right") for what in ("|gap| met, pp", "|gap| finished, pp") for how in ("mean", "max")
+    ]
+    columns += [("|gap| batch, %\nmean", "right")] if with_batch else []
+    typer.echo("simulated minus measured, in percentage points of the requests sent")
+    lines = _table(*columns)
+    for p in found:
+        gaps = [f"{g[k]:.2f}" if g else "" for g in (p.met, p.finished) for k in (0, 1)]
+        batch = [f"{p.batch[0]:.2f}" if p.batch else ""] if with_batch else []
+        lines.add_row(p.workload, p.policy, str(p.runs), *gaps, *batch, style="bold" if p.workload == "all" else None)
+    _print(lines)
+
+
+@app.command()
+def figures(
+    out: Annotated[Path, typer.Option(help="Folder for the figures and the points behind them.")],
+    ending: Annotated[str, typer.Option("--format", help="png, svg or pdf.")] = "png",
+    jobs: Jobs = -1,
+) -> None:
+    """Draw Figures 11, 12 and 13 of the NeuStream paper, simulated, with the measured points laid over them."""
+    from . import plots, tables
+
+    if ending not in ("png", "svg", "pdf"):
+        raise BadInput(f"{ending!r} is no format", where="--format", right="png, svg or pdf")
+    tables.make_folder(out)
+    with _progress("figures") as report:
+        written = plots.draw_all(out, ending=ending, jobs=jobs, progress=report)
+    for path in written:
+        typer.echo(str(path))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the figure.")] = Path("runs/demo"),
+    jobs: Jobs = -1,
+) -> None:
+    """Repeat some fifty measured runs in simulation: NeuStream and Clockwork, five workloads on an RTX 4090."""
+    from . import demo as engine
+    from .plots import NOTE, counted
+
+    began = time.perf_counter()
+    with _progress("demo") as report:
+        shown = engine.demo(out, jobs=jobs, progress=report)
+    took = time.perf_counter() - began
+    columns = [("workload", "left"), ("policy", "left"), ("rate", "right")]
+    columns += [(name, "right") for name in ("simulated", "measured", "gap, pp")]
+    typer.echo("requests served within their SLO, of 500")
+    lines = _table(*columns)
+    last = None
+    for s in shown.scored:
+        count = counted(s.run.workload, s.run.policy)
+        gap = s.gap_finished if count == "finished" else s.gap_met
+        mark = "*" if count == "finished" else ""
+        if last not in (None, (s.run.workload, s.run.policy)):
+            lines.add_section()
+        last = (s.run.workload, s.run.policy)
+        numbers = (
+            f"{s.result[count]}{mark}",
+            f"{getattr(s.run, count)}{mark}",
+            f"{gap:+.1f}" if gap is not None else "",
+        )
+        lines.add_row(s.run.workload, s.run.policy, f"{s.run.rate:g}", *numbers)
+    _print(lines)
+    typer.echo(f"* {NOTE}")
+    gaps = [abs(g) for s in shown.scored if (g := _shown_gap(s)) is not None]
+    typer.echo(f"{len(shown.scored)} runs in {took:.1f} s; mean |gap| {sum(gaps) / len(gaps):.2f} pp")
+    typer.echo(f"figure: {shown.figure}")
+
+
+def _shown_gap(s: Scored) -> float | None:
+    from .plots import counted
+
+    return s.gap_finished if counted(s.run.workload, s.run.policy) == "finished" else s.gap_met
+
+
+# -- looking at things ----------------------------------------------------------------------------------
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="A run folder.")],
+    second: Annotated[Path, typer.Argument(help="Another run folder; gaps are this one minus the first.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
+) -> None:
+    """Compare two runs: attainment, goodput, batch sizes, latencies."""
+    from .compare import PERCENTILES
+    from .compare import compare as engine
+
+    found = engine(first, second)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for name, side in zip("AB", found["runs"], strict=True):
+        typer.echo(f"{name}: {side['folder']} ({side['label']})")
+    lines = _table(("", "left"), ("A", "right"), ("B", "right"), ("B - A", "right"))
+    rows = [("attainment, %", "attainment", 2), ("finished, %", "finished", 2), ("dropped, %", "dropped", 2)]
+    rows += [("goodput, requests/s", "goodput", 4)]
+    rows += [(f"latency p{p}, s", f"e2el_p{p}", 3) for p in PERCENTILES]
+    for label, key, digits in rows:
+        lines.add_row(label, *_figures(found[key], digits))
+    for worker, w in found["workers"].items():
+        lines.add_row(f"mean batch of {worker}", *_figures(w["mean_batch_size"], 3))
+        lines.add_row(
+            f"batches of {worker}", *map(str, w["iterations"]), f"{w['iterations'][1] - w['iterations'][0]:+d}"
+        )
+        lines.add_row(f"batch sizes of {worker} that differ, %", "", "", f"{w['distance']:.2f}")
+    if found["same_outcome"] is not None:
+        lines.add_row("requests with the same outcome, %", "", "", f"{found['same_outcome']:.2f}")
+    _print(lines)
+
+
+def _figures(pair: dict[str, float | None], digits: int) -> list[str]:
+    a, b, gap = (pair[k] for k in ("first", "second", "gap"))
+    return [
+        *("" if x is None else f"{x:.{digits}f}" for x in (a, b)),
+        "" if gap is None else f"{gap:+.{digits}f}",
+    ]
+
+
+@app.command()
+def policies() -> None:
+    """List the policies that are known by name, and their parameters."""
+    from .registry import describe, policy_names
+
+    lines = _table(("policy", "left"), ("", "left"))
+    for name in policy_names():
+        text, params = describe(name)
+        lines.add_row(name, "\n".join([text, *(f"  {p}: {kind}" for p, kind in params.items())]))
+    _print(lines)
+    typer.echo("a policy of your own: servetwin run WORKLOAD --policy my_policy.py")
+
+
+@app.command()
+def workloads() -> None:
+    """List the workloads that come with ServeTwin."""
+    from .names import workload_names
+    from .points import settings_of
+    from .resolve import load
+
+    columns = [("workload", "left"), ("", "left"), ("rate", "right"), ("cv", "right"), ("SLO", "right")]
+    lines = _table(*columns, ("requests", "right"))
+    for name in workload_names():
+        e = load(name)
+        s = settings_of(e)
+        lines.add_row(
+            name, e.about, f"{s['rate']:g}", f"{s['cv']:g}", f"{s['slo_factor']:g}x", str(e.workload.requests)
+        )
+    _print(lines)
+
+
+@app.command()
+def profiles() -> None:
+    """List the measured profiles that come with ServeTwin."""
+    from servetwin.profiles import load, names
+
+    lines = _table(("profile", "left"), ("device", "left"), ("modules", "left"), ("digest", "left"))
+    for name in names():
+        profile = load(name)
+        lines.add_row(name, profile.data.device.name, ", ".join(profile.modules), profile.digest[:12])
+    _print(lines)
+
+
+# -- helpers --------------------------------------------------------------------------------------------
+
+
+def _source(text: str) -> str | Path:
+    """A path if it looks like one, else a workload's name."""
+    return Path(text) if "/" in text or text.endswith((".yaml", ".yml")) else text
+
+
+def _overrides(sets: list[str] | None) -> list[Override]:
+    from .resolve import parse_override
+
+    return [parse_override(s) for s in sets or ()]
+
+
+def _table(*columns: tuple[str, Any]) -> Any:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name, justify in columns:
+        table.add_column(name, justify=justify, no_wrap=justify == "right")
+    return table
+
+
+def _print(table: Any) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, 120)
+    console.print(table)
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on a terminal's standard error; nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def main() -> None:
+    """Run the command line. Errors are one line on standard error; 2 is the exit code of wrong input."""
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        code = app(sys.argv[1:] or ["--help"], prog_name="servetwin", standalone_mode=False)
+    except ServeTwinError as error:
+        return _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except Exception as error:
+        # Wrong usage. Its class is click's, which typer brings along in some versions and imports in others.
+        if not hasattr(error, "format_message"):
+            raise
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "servetwin"
+        return _fail(f"{error.format_message().rstrip('.')} (see {command} --help)", getattr(error, "exit_code", 2))
+    return code if isinstance(code, int) else 0
+
+
+def _fail(message: str, code: int) -> int:
+    typer.echo(f"servetwin: {' '.join(message.split())}", err=True)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Two runs side by side: how far apart they are in outcomes, batches and latencies. Reads run folders only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from servetwin.core import BadInput
+
+PERCENTILES = (50, 90, 99)
+
+
+@dataclass(frozen=True)
+class RunRecords:
+    """What a run folder says."""
+
+    folder: Path
+    meta: dict[str, Any]
+    summary: dict[str, Any]
+    outcomes: dict[int, str]
+    latencies: np.ndarray  # of finished requests, in seconds
+
+    @property
+    def label(self) -> str:
+        experiment = self.meta.get("experiment", {})
+        name, policy = experiment.get("name", "?"), experiment.get("policy", {}).get("name", "?")
+        return f"{name}, {policy}, {self.meta.get('kind', '?')}"
+
+
+def read(folder: Path) -> RunRecords:
+    """Read a run folder. Raises `BadInput` if it is none, or if the run did not come to its end."""
+    if not folder.is_dir():
+        raise BadInput(
+            "there is no such folder", where=str(folder), right="a folder that `servetwin run --out` wrote"
+        )
+    meta = _json(folder / "meta.json", "not a run folder: it has no meta.json")
+    summary = _json(folder / "summary.json", "the run did not come to its end: it has no summary.json")
+    outcomes: dict[int, str] = {}
+    latencies = []
+    for record in _lines(folder / "requests.jsonl"):
+        outcomes[record["id"]] = record["outcome"]
+        if record["finished"] is not None:
+            latencies.append(record["finished"] - record["arrival"])
+    return RunRecords(folder, meta, summary, outcomes, np.array(latencies))
+
+
+def _json(path: Path, missing: str) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(missing, where=str(path.parent), right="a folder that `servetwin run --out` wrote") from None
+    except json.JSONDecodeError as error:
+        raise BadInput(f"no valid JSON: {error.msg}", where=f"{path}:{error.lineno}") from None
+    if not isinstance(found, dict):
+        raise BadInput("there is no mapping", where=str(path))
+    return found
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    yield json.loads(line)
+                except json.JSONDecodeError:
+                    raise BadInput("the line is no JSON", where=f"{path}:{number}") from None
+    except FileNotFoundError:
+        raise BadInput("not a run folder: it has no requests.jsonl", where=str(path.parent)) from None
+
+
+def compare(first: Path, second: Path) -> dict[str, Any]:
+    """How run *second* differs from run *first*.
+
+    Attainment in percent of requests and its gap in points, goodput in requests per second, latencies in seconds.
+    For the batch sizes of a worker, *distance* is the share of iterations (in percent) that would have to change
+    their size to make the two distributions equal.
+    """
+    a, b = read(first), read(second)
+    out: dict[str, Any] = {
+        "runs": [{"folder": str(r.folder), "label": r.label} for r in (a, b)],
+        "requests": [r.summary["requests"] for r in (a, b)],
+        "attainment": _pair(*(100.0 * r.summary["attainment"] if r.summary["requests"] else None for r in (a, b))),
+        "finished": _pair(*(_percent(r, "finished") for r in (a, b))),
+        "dropped": _pair(*(_percent(r, "dropped") for r in (a, b))),
+        "goodput": _pair(*(r.summary["request_goodput"] for r in (a, b))),
+    }
+    for p in PERCENTILES:
+        out[f"e2el_p{p}"] = _pair(
+            *(float(np.percentile(r.latencies, p)) if r.latencies.size else None for r in (a, b))
+        )
+    common = a.outcomes.keys() & b.outcomes.keys()
+    same = sum(a.outcomes[i] == b.outcomes[i] for i in common)
+    out["same_outcome"] = 100.0 * same / len(common) if common else None
+    out["workers"] = {
+        name: _batches(a.summary["workers"][name], b.summary["workers"][name])
+        for name in a.summary["workers"]
+        if name in b.summary["workers"]
+    }
+    return out
+
+
+def _percent(run: RunRecords, count: str) -> float | None:
+    requests = run.summary["requests"]
+    return 100.0 * run.summary[count] / requests if requests else None
+
+
+def _pair(a: float | None, b: float | None) -> dict[str, float | None]:
+    return {"first": a, "second": b, "gap": None if a is None or b is None else b - a}
+
+
+def _batches(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    shares = [{int(n): k / w["iterations"] for n, k in w["batch_sizes"].items()} for w in (a, b)]
+    sizes = sorted({*shares[0], *shares[1]})
+    return {
+        "mean_batch_size": _pair(a["mean_batch_size"], b["mean_batch_size"]),
+        "iterations": [a["iterations"], b["iterations"]],
+        "distance": 50.0 * sum(abs(shares[0].get(n, 0.0) - shares[1].get(n, 0.0)) for n in sizes),
+        "batch_sizes": {n: [100.0 * s.get(n, 0.0) for s in shares] for n in sizes},
+    }

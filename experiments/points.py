@@ -1,0 +1,159 @@
+"""One point: an experiment that is run, and the row of numbers that it gives.
+
+A point is known by its key, a hash of everything that can change its numbers: the resolved experiment, the profiles,
+the policies' and our own code, the trace. Equal keys mean equal rows, so a row need not be computed twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import servetwin.core
+from servetwin.core import BadInput, ServeTwinError, Summary
+
+from . import registry
+from .build import load_profiles, policies_used, run
+from .config import Experiment, RelativeSLO
+from .workload import read_trace
+
+Row = dict[str, Any]
+
+
+@cache
+def code_digest() -> str:
+    """A hash of the code that simulates."""
+    root = Path(servetwin.core.__file__).parents[1]
+    digest = hashlib.sha256()
+    for package in ("core", "policies", "profiles", "sim", "experiments"):
+        for file in sorted((root / package).glob("*.py")):
+            digest.update(file.name.encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+@cache
+def _profile_digest(name: str) -> str:
+    from servetwin.profiles import load
+
+    return load(name).digest
+
+
+def key_of(experiment: Experiment) -> str:
+    """The key of the point; raises `BadInput` if it names a profile, a policy or a trace that is not there."""
+    trace = read_trace(experiment)
+    parts = [
+        experiment.digest(),
+        *(p.digest for p in load_profiles(experiment).values()),
+        *(registry.code_digest(name) for name in policies_used(experiment)),
+        trace.digest if trace is not None else "",
+        code_digest(),
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def settings_of(experiment: Experiment) -> Row:
+    """The columns that say which experiment a row is of."""
+    load, slo = experiment.workload, experiment.slo
+    return {
+        "workload": experiment.name,
+        "policy": experiment.policy.name,
+        "rate": getattr(load.arrivals, "rate", None),
+        "cv": getattr(load.arrivals, "cv", None),
+        "slo_factor": slo.factor if isinstance(slo, RelativeSLO) else None,
+        "seed": experiment.seed,
+    }
+
+
+def main_worker(experiment: Experiment) -> str:
+    """The name of the worker that runs the first loop module, or else of the first worker."""
+    loops = [m for m, spec in experiment.pipeline.modules.items() if spec.loop]
+    workers = experiment.deployment.workers
+    chosen = next((w for w in workers if loops and loops[0] in w.modules), workers[0])
+    return chosen.name or "+".join(chosen.modules)
+
+
+def results_of(experiment: Experiment, summary: Summary) -> Row:
+    """The columns that the run gives: counts in requests, rates per second, latencies in milliseconds."""
+    full = summary.as_dict()
+    main = full["workers"].get(main_worker(experiment), {})
+    columns = (
+        *("requests", "met", "late", "dropped", "failed", "finished", "attainment"),
+        *("request_throughput", "request_goodput", "duration", "arrival_span"),
+        *("mean_e2el_ms", "median_e2el_ms", "p90_e2el_ms", "p99_e2el_ms"),
+    )
+    row = {name: full[name] for name in columns}
+    row["iterations"] = main.get("iterations", 0)
+    row["mean_batch_size"] = main.get("mean_batch_size")
+    row["max_batch_size"] = main.get("max_batch_size")
+    return row
+
+
+def run_point(experiment: Experiment) -> Row:
+    """Run one point."""
+    return results_of(experiment, run(experiment))
+
+
+def _run_numbered(number: int, experiment: Experiment) -> tuple[int, Row]:
+    try:
+        return number, run_point(experiment)
+    except BadInput as error:
+        raise BadInput(error.what, where=f"{title(experiment)}: {error.where or 'run'}", right=error.right) from None
+
+
+def title(experiment: Experiment) -> str:
+    """What tells a point from its neighbours, for messages."""
+    settings = settings_of(experiment)
+    numbers = [f"{k} {settings[k]:g}" for k in ("rate", "cv", "slo_factor") if settings[k] is not None]
+    return f"{settings['workload']}, {settings['policy']}, {', '.join(numbers)}"
+
+
+def run_all(
+    experiments: Sequence[Experiment],
+    *,
+    jobs: int = -1,
+    known: Mapping[str, Row] | None = None,
+    finished: Callable[[str, Row], None] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Row]:
+    """The rows of *experiments*, in their order, computed by *jobs* processes (-1: one per core).
+
+    Experiments with equal keys are run once; those in *known* not at all. *finished* hears each new (key, row) as it
+    comes, *progress* how many experiments have their row.
+    """
+    keys = [key_of(e) for e in experiments]
+    rows = {k: known[k] for k in keys if known and k in known}
+    missing = {k: e for k, e in zip(keys, experiments, strict=True) if k not in rows}
+    order = list(missing)
+    done = sum(k in rows for k in keys)
+    if progress is not None:
+        progress(done)
+    for number, row in _in_parallel(list(missing.values()), jobs):
+        key = order[number]
+        rows[key] = row
+        if finished is not None:
+            finished(key, row)
+        done += keys.count(key)
+        if progress is not None:
+            progress(done)
+    return [rows[k] for k in keys]
+
+
+def _in_parallel(experiments: Sequence[Experiment], jobs: int) -> Iterator[tuple[int, Row]]:
+    if jobs == 1 or len(experiments) <= 1:
+        for number, experiment in enumerate(experiments):
+            yield _run_numbered(number, experiment)
+        return
+    from joblib import Parallel, delayed
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    tasks: Iterable[Any] = (delayed(_run_numbered)(i, e) for i, e in enumerate(experiments))
+    try:
+        yield from Parallel(n_jobs=jobs, return_as="generator_unordered")(tasks)
+    except TerminatedWorkerError:
+        raise ServeTwinError(
+            "a worker process was killed, perhaps for want of memory; what had finished is kept: run the same again"
+        ) from None

@@ -1,0 +1,108 @@
+"""Scoring: every run of a table of measured runs, simulated, and the gap between the two.
+
+A gap is simulated minus measured, in percentage points of the requests sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import runtable, tables
+from .points import Row, run_all
+from .resolve import Override
+from .runtable import MeasuredRun
+
+ADDED = ("sim_met", "sim_finished", "gap_met_pp", "gap_finished_pp")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A measured run with what the simulation made of it; gaps are None where nothing was measured."""
+
+    run: MeasuredRun
+    result: Row
+
+    @property
+    def gap_met(self) -> float | None:
+        return self._gap(self.result["met"], self.run.met)
+
+    @property
+    def gap_finished(self) -> float | None:
+        return self._gap(self.result["finished"], self.run.finished)
+
+    @property
+    def gap_batch(self) -> float | None:
+        """The relative gap of the mean batch size in percent, where the table has a column *mean_batch*."""
+        text = self.run.cells.get("mean_batch")
+        simulated = self.result["mean_batch_size"]
+        return 100.0 * (simulated / float(text) - 1.0) if text and simulated else None
+
+    def _gap(self, simulated: int, was: int | None) -> float | None:
+        return None if was is None else 100.0 * (simulated - was) / self.run.requests
+
+    def line(self) -> Row:
+        """The line of the table, with what is added to it."""
+        gaps = [None if g is None else round(g, 6) for g in (self.gap_met, self.gap_finished)]
+        added = (self.result["met"], self.result["finished"], *gaps)
+        return {**self.run.cells, **dict(zip(ADDED, added, strict=True))}
+
+
+def score(
+    path: Path,
+    out: Path | None = None,
+    overrides: Iterable[Override] = (),
+    *,
+    jobs: int = -1,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Scored]:
+    """Simulate each run of the table at *path*; write the table with the results added to *out*."""
+    if out is not None:
+        tables.check_target(out)
+    header, runs = runtable.read(path)
+    found = runtable.experiments(runs, path, overrides)
+    report = (lambda done: progress(done, len(runs))) if progress else None
+    results = run_all(found, jobs=jobs, progress=report)
+    scored = [Scored(run, result) for run, result in zip(runs, results, strict=True)]
+    if out is not None:
+        tables.write(out, [s.line() for s in scored], list(dict.fromkeys([*header, *ADDED])))
+    return scored
+
+
+@dataclass(frozen=True)
+class Part:
+    """The gaps of a part of the runs: mean and largest absolute value, or None without any."""
+
+    workload: str
+    policy: str
+    runs: int
+    met: tuple[float, float] | None
+    finished: tuple[float, float] | None
+    batch: tuple[float, float] | None
+
+
+def parts(scored: Sequence[Scored]) -> list[Part]:
+    """The gaps per workload and policy, and in all (last, under the name "all")."""
+    groups: dict[tuple[str, str], list[Scored]] = {}
+    for s in scored:
+        groups.setdefault((s.run.workload, s.run.policy), []).append(s)
+    if len(groups) > 1:
+        groups["all", ""] = list(scored)
+    return [_part(name, policy, group) for (name, policy), group in groups.items()]
+
+
+def _part(workload: str, policy: str, group: list[Scored]) -> Part:
+    return Part(
+        workload,
+        policy,
+        len(group),
+        _mean_and_max(s.gap_met for s in group),
+        _mean_and_max(s.gap_finished for s in group),
+        _mean_and_max(s.gap_batch for s in group),
+    )
+
+
+def _mean_and_max(gaps: Iterable[float | None]) -> tuple[float, float] | None:
+    sizes = [abs(g) for g in gaps if g is not None]
+    return (sum(sizes) / len(sizes), max(sizes)) if sizes else None

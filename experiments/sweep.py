@@ -1,0 +1,214 @@
+"""Sweeps: one experiment along axes, a row per point.
+
+A sweep file holds one block, or several under ``sweeps``::
+
+    extends: dit-s2-256-rtx4090          # a workload, or a file
+    set: {slo: 4.0}                      # what holds for all points
+    grid:                                # every combination of these
+      policy: [neustream, clockwork]
+    zip:                                 # these together, line by line
+      seed: [1, 2, 3]
+      workload.draws: [seeded, seeded, seeded]
+    vary:                                # these one at a time, around the experiment as it is
+      rate: [1.0, 2.0, 4.0]
+      cv: [1.0, 2.0]
+
+An axis is any key of the experiment, or a short name (rate, cv, slo, policy, requests, step_delta, seed); the axis
+``workload`` takes the place of ``extends``. Points that come up twice are run once and have one row.
+
+While it runs, each finished point is added to ``<out>.part``. A sweep that is killed and started again takes from
+there what it had; what is no longer true is run anew, for rows are known by their points' keys.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+from servetwin.core import BadInput
+
+from . import tables, yamlfile
+from .config import Experiment, Strict
+from .names import FIGURES, figure_names, suggest
+from .points import Row, code_digest, run_all, settings_of
+from .resolve import SHORT, Layer, layers, load, locate
+
+Axis = Annotated[list[Any], Field(min_length=1)]
+Values = dict[str, Any]
+
+
+class Block(Strict):
+    """One experiment and its axes."""
+
+    extends: str | None = None
+    set: dict[str, Any] = Field(default_factory=dict)
+    grid: dict[str, Axis] = Field(default_factory=dict)
+    zip: dict[str, Axis] = Field(default_factory=dict)
+    vary: dict[str, Axis] = Field(default_factory=dict)
+
+
+class SweepFile(Strict):
+    """A sweep of several blocks."""
+
+    name: str = "sweep"
+    about: str = ""
+    sweeps: Annotated[list[Block], Field(min_length=1)]
+
+
+# -- reading --------------------------------------------------------------------------------------------
+
+
+def find(source: str | Path) -> Path:
+    """The sweep file that *source* means: a path, or the name of a figure that comes with ServeTwin."""
+    text = str(source)
+    if text.endswith((".yaml", ".yml")) or isinstance(source, Path):
+        return Path(text).expanduser()
+    known = figure_names()
+    if text not in known:
+        raise BadInput(f"unknown sweep {text!r}", right=f"{suggest(text, known)}; or a file, sweep.yaml")
+    return FIGURES / f"{text}.yaml"
+
+
+def read(path: Path) -> SweepFile:
+    """Read a sweep file. Raises `BadInput`."""
+    text = yamlfile.read_text(path)
+    data = yamlfile.parse(text, str(path))
+    if not isinstance(data, dict):
+        raise BadInput("there is no mapping of keys to values", where=str(path), right="extends: ..., grid: ...")
+    if "sweeps" not in data:
+        outer = {k: data.pop(k) for k in ("name", "about") if k in data}
+        data = {**outer, "sweeps": [data]}
+    try:
+        return SweepFile.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        loc = tuple(p for p in first["loc"])
+        line = yamlfile.line_of(text, loc) or yamlfile.line_of(text, loc[2:])
+        where = f"{path}:{line}: {'.'.join(map(str, loc))}" if line else f"{path}: {'.'.join(map(str, loc))}"
+        if first["type"] == "extra_forbidden":
+            known = Block.model_fields if "sweeps" in loc[:-1] else SweepFile.model_fields
+            raise BadInput(f"unknown key {str(loc[-1])!r}", where=where, right=suggest(str(loc[-1]), known)) from None
+        right = first["msg"].removeprefix("Input should be ").removeprefix("List should have ")
+        raise BadInput("the value does not fit", where=where, right=right) from None
+
+
+def points(spec: SweepFile, path: Path) -> tuple[list[Experiment], list[Values]]:
+    """The experiments of a sweep, each once, and the values of their axes. Raises `BadInput` before anything runs."""
+    found: dict[str, tuple[Experiment, Values]] = {}
+    chains: dict[str, list[Layer]] = {}
+    for number, block in enumerate(spec.sweeps):
+        for axes in combinations(block, f"{path}: sweeps.{number}"):
+            values = {**block.set, **axes}
+            source = values.pop("workload", values.pop("extends", block.extends))
+            if not isinstance(source, str):
+                right = "extends: dit-s2-256-rtx4090, or an axis workload"
+                raise BadInput("there is nothing to sweep", where=f"{path}: sweeps.{number}", right=right)
+            if source not in chains:
+                chains[source] = layers(locate(source, path.parent))
+            experiment = load(source, values.items(), chain=chains[source])
+            found.setdefault(experiment.digest(), (experiment, {_full(k): v for k, v in axes.items()}))
+    return [e for e, _ in found.values()], [v for _, v in found.values()]
+
+
+def _full(axis: str) -> str:
+    return SHORT.get(axis, axis)
+
+
+def combinations(block: Block, where: str) -> Iterator[Values]:
+    """The values of the axes, point by point."""
+    lengths = {len(v) for v in block.zip.values()}
+    if len(lengths) > 1:
+        sizes = ", ".join(f"{k}: {len(v)}" for k, v in block.zip.items())
+        raise BadInput(f"zipped axes differ in length ({sizes})", where=f"{where}.zip", right="lists of one length")
+    grid = [[(axis, value) for value in values] for axis, values in block.grid.items()]
+    together = [dict(zip(block.zip, values, strict=True)) for values in zip(*block.zip.values(), strict=True)] or [{}]
+    alone: list[Values] = [{axis: value} for axis, values in block.vary.items() for value in values] or [{}]
+    for cell in itertools.product(*grid):
+        for line in together:
+            for one in alone:
+                yield {**dict(cell), **line, **one}
+
+
+# -- running --------------------------------------------------------------------------------------------
+
+
+def sweep(
+    source: str | Path,
+    out: Path,
+    *,
+    jobs: int = -1,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Row]:
+    """Run the sweep *source* and write its table to *out*; returns the rows."""
+    tables.check_target(out)
+    path = find(source)
+    spec = read(path)
+    experiments, axes = points(spec, path)
+    partial = Partial(out.with_name(out.name + ".part"))
+    known = partial.read()
+    with partial:
+        results = run_all(
+            experiments,
+            jobs=jobs,
+            known=known,
+            finished=partial.add,
+            progress=(lambda done: progress(done, len(experiments))) if progress else None,
+        )
+    rows = [row_of(e, a, r) for e, a, r in zip(experiments, axes, results, strict=True)]
+    tables.write(out, rows)
+    copy = {"name": spec.name, "about": spec.about, "code": code_digest(), "sweeps": spec.model_dump()["sweeps"]}
+    out.with_name(out.name + ".spec.yaml").write_text(yamlfile.write(copy), encoding="utf-8")
+    partial.remove()
+    return rows
+
+
+_COLUMN_OF = {"policy.name": "policy", "workload.arrivals.rate": "rate", "workload.arrivals.cv": "cv"}
+
+
+def row_of(experiment: Experiment, axes: Values, results: Row) -> Row:
+    """A line of the table: what the point is, where it lies on its axes, what came out."""
+    row = settings_of(experiment)
+    for axis, value in axes.items():
+        name = _COLUMN_OF.get(axis, axis)
+        if name not in row and name not in results and axis not in ("slo.factor", "workload.requests"):
+            row[name] = value if isinstance(value, int | float | str | None) else json.dumps(value)
+    return {**row, **results}
+
+
+class Partial:
+    """The rows of a sweep under way, one line of JSON each; a line that was torn by a crash is left out."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: Any = None
+
+    def read(self) -> dict[str, Row]:
+        """What an earlier attempt has finished."""
+        rows: dict[str, Row] = {}
+        if self.path.exists():
+            for line in self.path.read_bytes().split(b"\n"):
+                try:
+                    entry = json.loads(line)
+                    rows[entry["key"]] = entry["row"]
+                except (ValueError, TypeError, KeyError):
+                    continue
+        return rows
+
+    def __enter__(self) -> Partial:
+        self._file = self.path.open("a", encoding="utf-8")
+        self._file.write("\n")  # ends a torn line
+        return self
+
+    def add(self, key: str, row: Row) -> None:
+        self._file.write(json.dumps({"key": key, "row": row}) + "\n")
+        self._file.flush()
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)

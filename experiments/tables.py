@@ -1,0 +1,66 @@
+"""Tables on disk: CSV or Parquet, by the ending of the file's name, and written as a whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from servetwin.core import BadInput
+
+Row = dict[str, Any]
+
+
+def check_target(path: Path, endings: Sequence[str] = (".csv", ".parquet")) -> None:
+    """Raise `BadInput` if no table can be written to *path*."""
+    if path.suffix not in endings:
+        raise BadInput(
+            f"{path.suffix or 'no ending'} is no kind of table", where=str(path), right=" or ".join(endings)
+        )
+    if path.is_dir():
+        raise BadInput("this is a folder", where=str(path), right="a file")
+    make_folder(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder that the user named, or raise `BadInput`."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(error.strerror or "cannot be made", where=str(path), right="a folder of yours") from None
+
+
+def write(path: Path, rows: Sequence[Row], columns: Sequence[str] | None = None) -> None:
+    """Write *rows*; the columns are those given, or all that occur, in order of appearance."""
+    names = list(columns or dict.fromkeys(name for row in rows for name in row))
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow
+            import pyarrow.parquet
+
+            table = pyarrow.table({name: [row.get(name) for row in rows] for name in names})
+            pyarrow.parquet.write_table(table, partial)
+        else:
+            partial.write_text(as_csv(rows, names), encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise BadInput(error.strerror or "cannot be written", where=str(path), right="a file of yours") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def as_csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """*rows* as CSV text; what is missing or None is left empty."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_cell(row.get(name)) for name in columns] for row in rows)
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    return "" if value is None else value
