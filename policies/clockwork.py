@@ -108,6 +108,11 @@ class Clockwork(Policy):
             batch = self._take(steps, n, free, drop)
             if not batch:
                 candidates += self._candidates(steps, n - 1)
+        if not batch:
+            # What stands only in lists too short to run is never tried: with a table in which a larger batch is the
+            # quicker one, a request too late to run alone would stay there for ever.
+            for steps in self.classes:
+                self._expire(steps, now, drop)
         self._forget_empty()
         if not batch:
             return Decision(drop=drop, idle_until=self._next_expiry(now))
@@ -118,9 +123,7 @@ class Clockwork(Policy):
 
     def _take(self, steps: int, least: int, free: float, drop: list[Task]) -> list[Task]:
         lists = self.classes[steps]
-        for n, waiting in lists.items():
-            while waiting and waiting[0].deadline < free + self.duration(steps, n):
-                self._leave_list(waiting.popleft(), drop)
+        self._expire(steps, free, drop)
         size = 1
         while size < self.sizes[-1] and len(lists[size + 1]) >= size + 1:
             size += 1
@@ -165,6 +168,12 @@ class Clockwork(Policy):
         return Decision(batch, drop=drop, whole=True)
 
     # -- both --------------------------------------------------------------------------------------------
+
+    def _expire(self, steps: int, begin: float, drop: list[Task]) -> None:
+        """Take the requests out of the lists of their class that could not make it if they began at *begin*."""
+        for n, waiting in self.classes[steps].items():
+            while waiting and waiting[0].deadline < begin + self.duration(steps, n):
+                self._leave_list(waiting.popleft(), drop)
 
     def _leave_list(self, task: Task, drop: list[Task]) -> None:
         """*task* went from one list; once it stands in none it is given up."""
