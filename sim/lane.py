@@ -56,14 +56,14 @@ class Lane(simpy.Event):
             self.host_rate, self.device_rate = self._rates()
             for neighbour in self.rates:
                 neighbour.disturbed()
-        host, device, self.ahead = self.timing.demand(batch, idle)
+        host, device, self.ahead = self.timing.demand(batch, idle, self.updated)
         if self.draw is not None:
             factor = self.draw()
             host, device = host * factor, device * factor
         self.host = host
         self.device += device
         self.next = self._computed
-        if batch.times > 1:
+        if batch.times > 1 and self.timing.settled:
             self._run_on(batch)
         elif batch.keep_ends:
             batch.ends = [0.0]
@@ -81,7 +81,7 @@ class Lane(simpy.Event):
         repeat = batch.repeat
         assert repeat is not None
         limit, drift, times = repeat.limit, repeat.drift, batch.times
-        host, device, self.ahead = self.timing.plain(batch.size)
+        timing, steady = self.timing, self.timing.steady
         draw, host_rate, device_rate = self.draw, self.host_rate, self.device_rate
         start = self.updated
         left = self.device
@@ -95,6 +95,8 @@ class Lane(simpy.Event):
             left -= took * device_rate
             if left < 0.0:
                 left = 0.0
+            if count == 1 or not steady:
+                host, device, self.ahead = timing.plain(batch.size, start)
             if draw is None:
                 left += device
                 self.host = host

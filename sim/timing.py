@@ -7,8 +7,9 @@ seconds of work and only the slower of the two counts. Both kinds occur in the m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from servetwin.core import Batch
@@ -19,17 +20,27 @@ Demand = tuple[float, float, float]
 
 
 class Timing(Protocol):
-    """How long the batches of one worker take on an otherwise idle device."""
+    """How long the batches of one worker take on an otherwise idle device.
 
-    def demand(self, batch: Batch, idle: float) -> Demand:
-        """What one run of *batch* as decided takes (an iteration, or whole), its joins included, after *idle* seconds
-        without work."""
+    *draw* gives the next factor on an iteration's (or whole batch's) time; None if there is none. *steady* says
+    whether plain iterations of one size all take the same, but for that factor. While *settled* is false, the next
+    batch is not a plain one.
+    """
 
-    def plain(self, size: int) -> Demand:
-        """What an iteration of *size* requests takes in which nobody joins or leaves."""
-
-    #: Gives the next factor on an iteration's (or whole batch's) time; None if there is no noise.
     draw: Callable[[], float] | None
+
+    @property
+    def steady(self) -> bool: ...
+
+    @property
+    def settled(self) -> bool: ...
+
+    def demand(self, batch: Batch, idle: float, now: float) -> Demand:
+        """What one run of *batch* as decided takes (an iteration, or whole), its joins included, if it begins *now*
+        after *idle* seconds without work."""
+
+    def plain(self, size: int, now: float) -> Demand:
+        """What an iteration of *size* requests takes in which nobody joins or leaves."""
 
     def hand_over(self, batch: Batch) -> float:
         """Seconds for which the worker stands still after *batch* to hand its leaving requests on."""
@@ -46,12 +57,14 @@ class TableTiming:
     iteration: Sequence[float]
     once: Sequence[float] | None = None
     draw: Callable[[], float] | None = None
+    steady: bool = True
+    settled: bool = True
 
-    def demand(self, batch: Batch, idle: float) -> Demand:
+    def demand(self, batch: Batch, idle: float, now: float) -> Demand:
         once = self.once[batch.size] if self.once is not None and batch.leaves else 0.0
         return (0.0, batch.iterations * self.iteration[batch.size] + once, 0.0)
 
-    def plain(self, size: int) -> Demand:
+    def plain(self, size: int, now: float) -> Demand:
         return (0.0, self.iteration[size], 0.0)
 
     def hand_over(self, batch: Batch) -> float:
@@ -63,39 +76,53 @@ class MeasuredTiming:
     """Times composed of measured terms; each list is indexed by batch size (index 0 unused), all in seconds.
 
     *host* and *device* are an iteration's demands, *ahead* how much device work may be outstanding at its end (None:
-    the worker waits for the device). *join* is the host time that each joining request adds; *cold* are pairs (idle
-    seconds, host seconds): a batch after so long an idle spell, or longer, takes that much more, instead of what
-    its joins would. *leave* is the hand-over time per batch with leavers and per leaver. *before* and *after* are
-    device demands of the stage's modules around its loop.
+    the worker waits for the device). *join* is the host time that each joining request adds. After an idle spell the
+    first iterations take longer on the host: by *cold*, or by *cold_long* if the spell lasted *long_spell* or more.
+    *leave* is the hand-over time per batch with leavers and per leaver. *before* and *after* are device demands of
+    the stage's modules around its loop. *weather* gives the factor on host time at a time.
     """
 
     host: Sequence[float]
     device: Sequence[float]
     ahead: Sequence[float] | None = None
     join: float = 0.0
-    cold: Sequence[tuple[float, float]] = ()
+    cold: Sequence[float] = ()
+    cold_long: Sequence[float] = ()
+    long_spell: float = math.inf
     leave: tuple[float, float] = (0.0, 0.0)
     before: Sequence[float] | None = None
     after: Sequence[float] | None = None
     draw: Callable[[], float] | None = None
+    weather: Callable[[float], float] | None = None
+    settled: bool = field(default=True, init=False)
+    _cold: list[float] = field(default_factory=list, init=False)  # still to come, last first
 
-    def demand(self, batch: Batch, idle: float) -> Demand:
-        n, k = batch.size, batch.iterations
-        host, device = k * self.host[n], k * self.device[n]
-        extra = len(batch.joiners) * self.join
-        for spell, seconds in self.cold:
-            if idle >= spell:
-                extra = seconds
-        if self.before is not None and batch.joiners:
-            device += self.before[len(batch.joiners)]
+    @property
+    def steady(self) -> bool:
+        return self.weather is None
+
+    def demand(self, batch: Batch, idle: float, now: float) -> Demand:
+        n, k, joins = batch.size, batch.iterations, len(batch.joiners)
+        host = k * self.host[n]
+        if self.weather is not None:
+            host *= self.weather(now)
+        if idle > 0.0:
+            self._cold = list(reversed(self.cold if idle < self.long_spell else self.cold_long))
+        if self._cold:
+            host += self._cold.pop()
+        self.settled = not self._cold
+        host += joins * self.join
+        device = k * self.device[n]
+        if self.before is not None and joins:
+            device += self.before[joins]
         if self.after is not None and batch.leaves:
             device += self.after[batch.leaves]
-        if self.ahead is None:
-            return (0.0, host + device + extra, 0.0)
-        return (host + extra, device, self.ahead[n])
+        return (0.0, host + device, 0.0) if self.ahead is None else (host, device, self.ahead[n])
 
-    def plain(self, size: int) -> Demand:
+    def plain(self, size: int, now: float) -> Demand:
         host, device = self.host[size], self.device[size]
+        if self.weather is not None:
+            host *= self.weather(now)
         return (0.0, host + device, 0.0) if self.ahead is None else (host, device, self.ahead[size])
 
     def hand_over(self, batch: Batch) -> float:

@@ -1,0 +1,224 @@
+"""From profiles to simulated time: which measured terms a worker's batches are made of.
+
+A profile's costs name what they are of, by module: ``unet.host``, ``unet.leave``, ``vae.time``, and for contention
+``unet.device_beside.vae``. A worker that serves several modules goes by its loop, or else by the first. What a
+profile does not hold falls back to its tables; docs/profiles.md lists the terms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from servetwin.core import BadInput, Batch, Stage, Worker
+from servetwin.core.streams import stream
+from servetwin.profiles import Profile
+
+from .executor import Delay, Rates, SimExecutor
+from .noise import SlowSpells, from_quantiles
+from .timing import Demand, MeasuredTiming, TableTiming, Timing
+
+
+@dataclass(frozen=True)
+class TimeOptions:
+    """Which terms make up simulated time; each can be switched off to see what it explains.
+
+    *table*: iterations as "measured" in a running system, or as the "scheduler" planned with. *costs*: joins, leaves,
+    cold starts. *contention*: workers on one device slow each other down. *transport*: requests take time between
+    workers. *noise*: drawn from measured residuals and slow spells of the host. *session*: when the run to be
+    predicted began, where a profile knows the host's speed on that day. *hold*: sizes beyond a table get its last
+    value.
+    """
+
+    table: str = "measured"
+    costs: bool = True
+    contention: bool = True
+    transport: bool = True
+    noise: bool = True
+    session: datetime | None = None
+    hold: bool = False
+
+
+def head(stage: Stage) -> str:
+    """The module by whose name a stage's costs go."""
+    return stage.loop or stage.modules[0]
+
+
+@dataclass
+class WholeTiming:
+    """Whole requests in static batches: what the scheduler expects of them, times measured over expected duration."""
+
+    expected: Callable[[int, int], float]  # (iterations, size) -> seconds
+    draw: Callable[[], float] | None = None
+    ratio: float = 1.0
+    steady: bool = field(default=True, init=False)
+    settled: bool = field(default=True, init=False)
+
+    def demand(self, batch: Batch, idle: float, now: float) -> Demand:
+        return (0.0, self.expected(batch.iterations, batch.size) * self.ratio, 0.0)
+
+    def plain(self, size: int, now: float) -> Demand:
+        return (0.0, self.expected(1, size) * self.ratio, 0.0)
+
+    def hand_over(self, batch: Batch) -> float:
+        return 0.0
+
+
+class Clock:
+    """Builds the timings of workers from the profiles of their devices (device name -> profile)."""
+
+    def __init__(self, profiles: Mapping[str, Profile], options: TimeOptions, seed: int) -> None:
+        self.profiles = profiles
+        self.options = options
+        self.seed = seed
+        self.kinds = ("measured", "scheduler") if options.table == "measured" else ("scheduler",)
+
+    def timing(self, worker: Worker) -> Timing:
+        profile, stage, sizes = self.profiles[worker.device], worker.stage, range(1, worker.view.limit + 1)
+        whole = self._has(profile, "whole.ratio") and set(stage.modules) == set(profile.modules)
+        if whole:
+            return self._whole(worker, profile)
+        if stage.loop is None:
+            return self._once(worker, profile, sizes)
+        return self._loop(worker, profile, sizes)
+
+    # -- one kind of worker each ---------------------------------------------------------------------------
+
+    def _whole(self, worker: Worker, profile: Profile) -> Timing:
+        stage = worker.stage
+        estimate = worker.view.estimate
+        once = (*stage.before, *stage.after)
+
+        def expected(iterations: int, size: int) -> float:
+            loop = iterations * estimate(stage.loop, size) if stage.loop else 0.0
+            return loop + sum(estimate(m, size) for m in once)
+
+        ratio = profile.cost("whole.ratio")
+        if self.options.noise and ratio.quantiles is not None:
+            rng = stream(self.seed, f"noise/{worker.name}")
+            return WholeTiming(expected, from_quantiles(rng, ratio.quantiles.p, ratio.quantiles.values))
+        return WholeTiming(expected, ratio=ratio.scalar())
+
+    def _once(self, worker: Worker, profile: Profile, sizes: range) -> Timing:
+        name = f"{head(worker.stage)}.time"
+        if self._has(profile, name):
+            return TableTiming(self._column(profile, name, sizes))
+        return TableTiming(self._tables(profile, worker.stage.modules, sizes))
+
+    def _loop(self, worker: Worker, profile: Profile, sizes: range) -> Timing:
+        stage, loop = worker.stage, head(worker.stage)
+        speed = self._session(profile, loop)
+        if self._has(profile, f"{loop}.device") and self.options.table == "measured":
+            device = self._column(profile, f"{loop}.device", sizes)
+            host = self._column(profile, f"{loop}.host", sizes)
+        else:
+            device = self._tables(profile, (loop,), sizes)
+            host = [0.0] * len(device)
+        timing = MeasuredTiming([h * speed for h in host], device)
+        if self._has(profile, f"{loop}.ahead"):
+            timing.ahead = self._column(profile, f"{loop}.ahead", sizes)
+        if stage.before:
+            timing.before = self._tables(profile, stage.before, sizes)
+        if stage.after:
+            timing.after = self._tables(profile, stage.after, sizes)
+        if self.options.costs:
+            self._add_costs(timing, profile, loop)
+        if self.options.noise and self._has(profile, f"{loop}.slow_share"):
+            share, length, normal, slow = (
+                profile.cost(f"{loop}.{term}").scalar()
+                for term in ("slow_share", "slow_spell", "slow_normal", "slow_factor")
+            )
+            timing.weather = SlowSpells(stream(self.seed, f"weather/{worker.device}"), share, length, normal, slow)
+        return timing
+
+    def _add_costs(self, timing: MeasuredTiming, profile: Profile, loop: str) -> None:
+        timing.join = profile.seconds(f"{loop}.join", 0.0)
+        if self._has(profile, f"{loop}.leave"):
+            line = profile.cost(f"{loop}.leave").line
+            if line is None:
+                raise BadInput(
+                    "a leave cost is a line: constant and per_request", where=f"{profile.name}: {loop}.leave"
+                )
+            timing.leave = (line.constant, line.per_request)
+        timing.cold = self._sequence(profile, f"{loop}.cold")
+        timing.cold_long = self._sequence(profile, f"{loop}.cold_long") or timing.cold
+        timing.long_spell = profile.seconds(f"{loop}.long_spell", math.inf)
+
+    # -- reading profiles ----------------------------------------------------------------------------------
+
+    def _has(self, profile: Profile, cost: str) -> bool:
+        return cost in profile.costs
+
+    def _column(self, profile: Profile, cost: str, sizes: range) -> list[float]:
+        return [
+            math.nan,
+            *profile.cost(cost).upto(sizes[-1], name=f"{profile.name}: {cost}", hold=self.options.hold)[1:],
+        ]
+
+    def _tables(self, profile: Profile, modules: Sequence[str], sizes: range) -> list[float]:
+        tables = [profile.table(m, *self.kinds, hold=self.options.hold) for m in modules]
+        return [math.nan, *(sum(table(n) for table in tables) for n in sizes)]
+
+    def _sequence(self, profile: Profile, cost: str) -> list[float]:
+        """A cost by iteration (1 is the first) as a list."""
+        if not self._has(profile, cost):
+            return []
+        by = profile.cost(cost).by_batch
+        return list(by.values) if by is not None else [profile.cost(cost).scalar()]
+
+    def _session(self, profile: Profile, loop: str) -> float:
+        name = f"{loop}.session"
+        if self.options.session is None or not self._has(profile, name):
+            return 1.0
+        return profile.cost(name).scalar(self.options.session)
+
+    # -- between workers -----------------------------------------------------------------------------------
+
+    def contention(self, workers: Sequence[Worker]) -> dict[tuple[str, str], Rates]:
+        rates: dict[tuple[str, str], Rates] = {}
+        for a in workers:
+            profile = self.profiles[a.device]
+            for b in workers:
+                if a is b or a.device != b.device:
+                    continue
+                one, other = head(a.stage), head(b.stage)
+                host, device = f"{one}.host_beside.{other}", f"{one}.device_beside.{other}"
+                if self._has(profile, device):
+                    rates[a.name, b.name] = (profile.seconds(host, 1.0), profile.seconds(device, 1.0))
+        return rates
+
+    def delays(self, workers: Sequence[Worker]) -> dict[tuple[str | None, str], Delay]:
+        delays: dict[tuple[str | None, str], Delay] = {}
+        for target in workers:
+            profile = self.profiles[target.device]
+            for source in (None, *workers):
+                origin = "client" if source is None else source.stage.modules[-1]
+                name = f"transport.{origin}.{target.stage.modules[0]}"
+                if self._has(profile, name):
+                    delays[source.name if source else None, target.name] = self._delay(profile, name)
+        return delays
+
+    def _delay(self, profile: Profile, name: str) -> Delay:
+        cost = profile.cost(name)
+        if self.options.noise and cost.quantiles is not None:
+            return from_quantiles(stream(self.seed, name), cost.quantiles.p, cost.quantiles.values)
+        seconds = cost.scalar()
+        return lambda: seconds
+
+
+def measured_executor(
+    profiles: Mapping[str, Profile], workers: Sequence[Worker], options: TimeOptions | None = None, *, seed: int = 0
+) -> SimExecutor:
+    """An executor in which *workers* take the time that was measured on their devices (device name -> profile).
+
+    Raises `BadInput` if a profile does not reach as far as a worker's batch limit, unless the options say hold.
+    """
+    options = options or TimeOptions()
+    clock = Clock(profiles, options, seed)
+    return SimExecutor(
+        clock.timing,
+        contention=clock.contention(workers) if options.contention else None,
+        delays=clock.delays(workers) if options.transport else None,
+    )

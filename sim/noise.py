@@ -1,0 +1,61 @@
+"""Randomness of durations, drawn from what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+#: How many random numbers are fetched at a time.
+CHUNK = 1024
+
+
+def uniform(rng: np.random.Generator) -> Callable[[], float]:
+    """Numbers from 0 to 1, one per call."""
+    chunk: list[float] = []
+
+    def draw() -> float:
+        if not chunk:
+            chunk.extend(rng.random(CHUNK).tolist())
+            chunk.reverse()
+        return chunk.pop()
+
+    return draw
+
+
+def from_quantiles(rng: np.random.Generator, p: Sequence[float], values: Sequence[float]) -> Callable[[], float]:
+    """Draws from the distribution with quantiles *values* at shares *p*, linear between, level beyond the ends."""
+    share = uniform(rng)
+    chunk: list[float] = []
+
+    def draw() -> float:
+        if not chunk:
+            chunk.extend(np.interp([share() for _ in range(CHUNK)], p, values).tolist())
+            chunk.reverse()
+        return chunk.pop()
+
+    return draw
+
+
+class SlowSpells:
+    """A host that is slow for spells: a call tells the factor on host time at a time (times must not go back).
+
+    Slow spells of *length* seconds on average (exponential) take up *share* of the time; host work takes *slow* times
+    as long in them and *normal* times as long between them.
+    """
+
+    def __init__(self, rng: np.random.Generator, share: float, length: float, normal: float, slow: float) -> None:
+        self._draw = uniform(rng)
+        self._means = (length * (1.0 - share) / share, length)
+        self._factors = (normal, slow)
+        self._slow = self._draw() < share
+        self._until = self._spell()
+
+    def _spell(self) -> float:
+        return -float(np.log1p(-self._draw())) * self._means[self._slow]
+
+    def __call__(self, now: float) -> float:
+        while now >= self._until:
+            self._slow = not self._slow
+            self._until += self._spell()
+        return self._factors[self._slow]
