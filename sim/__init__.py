@@ -9,8 +9,8 @@
 """
 
 from .calendar import Calendar, Timer
-from .executor import Delay, Rates, SimExecutor
-from .lane import Lane
+from .executor import Delay, SimExecutor
+from .lane import Lane, Rate, Rates
 from .timing import Demand, MeasuredTiming, TableTiming, Timing
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Demand",
     "Lane",
     "MeasuredTiming",
+    "Rate",
     "Rates",
     "SimExecutor",
     "TableTiming",

@@ -11,14 +11,11 @@ from collections.abc import Callable, Mapping
 from servetwin.core import BadInput, Batch, Request, Worker
 
 from .calendar import Calendar, Timer
-from .lane import Lane
+from .lane import Lane, Rates
 from .timing import Timing
 
 #: How long a request is under way between two queues, in seconds; asked once per request.
 Delay = Callable[[], float]
-
-#: The rates (host, device) at which a worker gets on while another one on its device is busy.
-Rates = tuple[float, float]
 
 
 class SimExecutor:
@@ -74,5 +71,8 @@ class SimExecutor:
                 if to in self._contention or back in self._contention:
                     lane.rates[other] = self._contention.get(to, (1.0, 1.0))
                     other.rates[lane] = self._contention.get(back, (1.0, 1.0))
+                    by_size = any(not isinstance(r, float) for r in (*lane.rates[other], *other.rates[lane]))
+                    lane.by_size = lane.by_size or by_size
+                    other.by_size = other.by_size or by_size
         self._lanes[worker] = lane
         return lane

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import simpy
@@ -10,6 +10,17 @@ from servetwin.core import Batch, Worker
 
 from .calendar import Calendar
 from .timing import Timing
+
+#: At which rate a lane's host and device work get on while a neighbour is busy; a list goes by the batch size of the
+#: one of the two that runs a loop (index 0: idle).
+Rate = float | Sequence[float]
+Rates = tuple[Rate, Rate]
+
+
+def _at(rate: Rate, size: int) -> float:
+    if isinstance(rate, float):
+        return rate
+    return rate[min(size, len(rate) - 1)]
 
 
 class Lane(simpy.Event):
@@ -30,7 +41,9 @@ class Lane(simpy.Event):
         self.worker = worker
         self.timing = timing
         self.draw = timing.draw
-        self.rates: dict[Lane, tuple[float, float]] = {}  # neighbour -> (host, device) rates while it is busy
+        self.rates: dict[Lane, Rates] = {}  # neighbour -> (host, device) rates while it is busy
+        self.by_size = False  # whether rates here or at a neighbour depend on this lane's batch size
+        self.size = 0  # of the batch in hand, or the last one
         self.busy = False
         self.batch: Batch | None = None
         self.done: Callable[[Batch], None] | None = None
@@ -53,9 +66,9 @@ class Lane(simpy.Event):
             idle = now - self.updated
             self._pass_time(now)
             self.busy = True
-            self.host_rate, self.device_rate = self._rates()
-            for neighbour in self.rates:
-                neighbour.disturbed()
+            self._resized(batch.size)
+        elif self.by_size and batch.size != self.size:
+            self._resized(batch.size)
         host, device, self.ahead = self.timing.demand(batch, idle, self.updated)
         if self.draw is not None:
             factor = self.draw()
@@ -68,6 +81,13 @@ class Lane(simpy.Event):
         elif batch.keep_ends:
             batch.ends = [0.0]
         self._place(self._computing())
+
+    def _resized(self, size: int) -> None:
+        """This lane begins to compute, or goes on with another batch size."""
+        self.size = size
+        self.host_rate, self.device_rate = self._rates()
+        for neighbour in self.rates:
+            neighbour.disturbed()
 
     def _computing(self) -> float:
         """Seconds until the worker can tell that the iteration is over."""
@@ -165,10 +185,11 @@ class Lane(simpy.Event):
 
     def _rates(self) -> tuple[float, float]:
         host = device = 1.0
-        for neighbour, rate in self.rates.items():
+        for neighbour, (host_rate, device_rate) in self.rates.items():
             if neighbour.busy:
-                host *= rate[0]
-                device *= rate[1]
+                size = self.size if self.worker.stage.loop else neighbour.size
+                host *= _at(host_rate, size)
+                device *= _at(device_rate, size)
         return host, device
 
     def _pass_time(self, now: float) -> None:

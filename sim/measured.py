@@ -16,9 +16,13 @@ from servetwin.core import BadInput, Batch, Stage, Worker
 from servetwin.core.streams import stream
 from servetwin.profiles import Profile
 
-from .executor import Delay, Rates, SimExecutor
+from .executor import Delay, SimExecutor
+from .lane import Rate, Rates
 from .noise import SlowSpells, from_quantiles
 from .timing import Demand, MeasuredTiming, TableTiming, Timing
+
+#: Idle seconds of a whole-request worker that count as a spell: the next batch is a little late in any case.
+SHORTEST_SPELL = 0.03
 
 
 @dataclass(frozen=True)
@@ -48,19 +52,32 @@ def head(stage: Stage) -> str:
 
 @dataclass
 class WholeTiming:
-    """Whole requests in static batches: what the scheduler expects of them, times measured over expected duration."""
+    """Whole requests in static batches: what the scheduler expects of them, times measured over expected duration.
+
+    *ratio* is by batch size (index 0 unused). After an idle spell *cold* seconds are added, or *cold_long* if it
+    lasted *long_spell* or more. *weather* are the slow spells of the host.
+    """
 
     expected: Callable[[int, int], float]  # (iterations, size) -> seconds
+    ratio: Sequence[float]
+    cold: float = 0.0
+    cold_long: float = 0.0
+    long_spell: float = math.inf
     draw: Callable[[], float] | None = None
-    ratio: float = 1.0
-    steady: bool = field(default=True, init=False)
-    settled: bool = field(default=True, init=False)
+    weather: SlowSpells | None = None
+    steady: bool = field(default=False, init=False)
+    settled: bool = field(default=False, init=False)
 
     def demand(self, batch: Batch, idle: float, now: float) -> Demand:
-        return (0.0, self.expected(batch.iterations, batch.size) * self.ratio, 0.0)
+        seconds = self.expected(batch.iterations, batch.size) * self.ratio[batch.size]
+        if self.weather is not None:
+            seconds = self.weather.last(now, seconds)
+        if idle > SHORTEST_SPELL:
+            seconds += self.cold if idle < self.long_spell else self.cold_long
+        return (0.0, seconds, 0.0)
 
     def plain(self, size: int, now: float) -> Demand:
-        return (0.0, self.expected(1, size) * self.ratio, 0.0)
+        return (0.0, self.expected(1, size) * self.ratio[size], 0.0)
 
     def hand_over(self, batch: Batch) -> float:
         return 0.0
@@ -95,11 +112,20 @@ class Clock:
             loop = iterations * estimate(stage.loop, size) if stage.loop else 0.0
             return loop + sum(estimate(m, size) for m in once)
 
-        ratio = profile.cost("whole.ratio")
-        if self.options.noise and ratio.quantiles is not None:
-            rng = stream(self.seed, f"noise/{worker.name}")
-            return WholeTiming(expected, from_quantiles(rng, ratio.quantiles.p, ratio.quantiles.values))
-        return WholeTiming(expected, ratio=ratio.scalar())
+        speed = self._session(profile, "whole")
+        ratio = [r * speed for r in self._column(profile, "whole.ratio", range(1, worker.view.limit + 1))]
+        timing = WholeTiming(expected, ratio)
+        if self.options.costs:
+            timing.cold = profile.seconds("whole.cold", 0.0)
+            timing.cold_long = profile.seconds("whole.cold_long", timing.cold)
+            timing.long_spell = profile.seconds(f"{head(stage)}.long_spell", math.inf)
+        if self.options.noise and self._has(profile, "whole.spread"):
+            spread = profile.cost("whole.spread").quantiles
+            assert spread is not None
+            timing.draw = from_quantiles(stream(self.seed, f"noise/{worker.name}"), spread.p, spread.values)
+        elif self.options.noise:
+            timing.weather = self._weather(worker, profile, head(stage))
+        return timing
 
     def _once(self, worker: Worker, profile: Profile, sizes: range) -> Timing:
         name = f"{head(worker.stage)}.time"
@@ -125,13 +151,16 @@ class Clock:
             timing.after = self._tables(profile, stage.after, sizes)
         if self.options.costs:
             self._add_costs(timing, profile, loop)
-        if self.options.noise and self._has(profile, f"{loop}.slow_share"):
-            share, length, normal, slow = (
-                profile.cost(f"{loop}.{term}").scalar()
-                for term in ("slow_share", "slow_spell", "slow_normal", "slow_factor")
-            )
-            timing.weather = SlowSpells(stream(self.seed, f"weather/{worker.device}"), share, length, normal, slow)
+        if self.options.noise:
+            timing.weather = self._weather(worker, profile, loop)
         return timing
+
+    def _weather(self, worker: Worker, profile: Profile, loop: str) -> SlowSpells | None:
+        if not self._has(profile, f"{loop}.slow_share"):
+            return None
+        terms = ("slow_share", "slow_spell", "slow_normal", "slow_factor")
+        share, length, normal, slow = (profile.cost(f"{loop}.{term}").scalar() for term in terms)
+        return SlowSpells(stream(self.seed, f"weather/{worker.device}"), share, length, normal, slow)
 
     def _add_costs(self, timing: MeasuredTiming, profile: Profile, loop: str) -> None:
         timing.join = profile.seconds(f"{loop}.join", 0.0)
@@ -186,8 +215,14 @@ class Clock:
                 one, other = head(a.stage), head(b.stage)
                 host, device = f"{one}.host_beside.{other}", f"{one}.device_beside.{other}"
                 if self._has(profile, device):
-                    rates[a.name, b.name] = (profile.seconds(host, 1.0), profile.seconds(device, 1.0))
+                    rates[a.name, b.name] = (self._rate(profile, host), self._rate(profile, device))
         return rates
+
+    def _rate(self, profile: Profile, name: str) -> Rate:
+        if not self._has(profile, name):
+            return 1.0
+        by = profile.cost(name).by_batch
+        return profile.cost(name).scalar() if by is None else [1.0, *by.values]
 
     def delays(self, workers: Sequence[Worker]) -> dict[tuple[str | None, str], Delay]:
         delays: dict[tuple[str | None, str], Delay] = {}

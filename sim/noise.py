@@ -59,3 +59,14 @@ class SlowSpells:
             self._slow = not self._slow
             self._until += self._spell()
         return self._factors[self._slow]
+
+    def last(self, now: float, work: float) -> float:
+        """Seconds that *work* seconds of host work take if they begin *now*."""
+        start = now
+        while True:
+            factor = self(now)
+            end = now + work * factor
+            if end <= self._until:
+                return end - start
+            work -= (self._until - now) / factor
+            now = self._until
