@@ -13,14 +13,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from servetwin.core.streams import stream
 
 from .config import Arrivals, Bursty, Constant, Gamma, Poisson, Trace
-from .streams import published_stream, stream
 from .tracefile import TraceFile
 
 BLOCK = 2048
 
 Source = np.random.Generator | np.random.RandomState
+
+
+def published_stream() -> np.random.RandomState:
+    """numpy's legacy generator as the NeuStream artifact seeds it, for each list of numbers anew."""
+    return np.random.RandomState(0)
 
 
 def arrival_times(spec: Arrivals, *, seed: int, published: bool, trace: TraceFile | None = None) -> Iterator[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ from .config import Experiment, FixedSLO, PipelineSpec
 from .workload import read_trace, requests
 
 if TYPE_CHECKING:
-    from servetwin.profiles import Kind, Profile
+    from servetwin.profiles import Profile
     from servetwin.sim import SimExecutor
 
 
@@ -71,7 +72,7 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     slo = make_slo(experiment, profiles)
     workers = make_workers(experiment, stages, profiles, slo)
     trace = read_trace(experiment)
-    executor = make_executor(experiment, profiles)
+    executor = make_executor(experiment, workers, profiles)
     loop = ServingLoop(stages, workers, executor, recorder)
     return Run(experiment, loop, executor, requests(experiment, slo.seconds, trace), recorder)
 
@@ -106,7 +107,8 @@ def load_profiles(experiment: Experiment) -> dict[str, Profile]:
         try:
             profiles[device] = load(name)
         except BadInput as error:
-            raise BadInput(error.what, where=f"deployment.devices.{device}", right=error.right) from None
+            where = f"deployment.devices.{device}" + (f": {error.where}" if error.where else "")
+            raise BadInput(error.what, where=where, right=error.right) from None
     return profiles
 
 
@@ -145,29 +147,14 @@ def make_workers(
     return workers
 
 
-def make_executor(experiment: Experiment, profiles: dict[str, Profile]) -> SimExecutor:
+def make_executor(experiment: Experiment, workers: list[Worker], profiles: dict[str, Profile]) -> SimExecutor:
     """Simulated time as the experiment asks for it."""
-    from servetwin.sim import SimExecutor, TableTiming
+    from servetwin.sim.measured import TimeOptions, measured_executor
 
-    hold, kinds = experiment.time.hold, _kinds_of_time(experiment)
-
-    def timing(worker: Worker) -> TableTiming:
-        stage, profile = worker.stage, profiles[worker.device]
-        sizes = range(1, worker.view.limit + 1)
-
-        def column(modules: tuple[str, ...]) -> list[float]:
-            tables = [profile.table(m, *kinds, hold=hold) for m in modules]
-            return [0.0, *(sum(table(n) for table in tables) for n in sizes)]
-
-        if stage.loop is None:
-            return TableTiming(column(stage.modules))
-        return TableTiming(column((stage.loop,)), column((*stage.before, *stage.after)))
-
-    return SimExecutor(timing)
-
-
-def _kinds_of_time(experiment: Experiment) -> tuple[Kind, ...]:
-    return ("measured", "scheduler") if experiment.time.table == "measured" else ("scheduler",)
+    options = experiment.time.model_dump()
+    if options["session"] is not None:
+        options["session"] = datetime.fromisoformat(options["session"])
+    return measured_executor(profiles, workers, TimeOptions(**options), seed=experiment.seed)
 
 
 def describe(experiment: Experiment) -> dict[str, Any]:

@@ -122,13 +122,14 @@ def score(
         Path, typer.Option(help="The same rows with sim_met, sim_finished and the gaps: .csv or .parquet.")
     ],
     sets: Sets = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of the noise to average each run over.")] = 5,
     jobs: Jobs = -1,
 ) -> None:
     """Simulate every run of a table of measured runs, and report how far off the simulation is."""
     from . import score as engine
 
     with _progress("score") as report:
-        scored = engine.score(runs, out, _overrides(sets), jobs=jobs, progress=report)
+        scored = engine.score(runs, out, _overrides(sets), seeds=seeds, jobs=jobs, progress=report)
     _show_gaps(scored)
     typer.echo(f"{len(scored)} runs in {out}")
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
 from servetwin.core import BadInput
 from servetwin.profiles import Kind
 
@@ -210,12 +212,20 @@ class System(Strict):
     client_stretch: NotNegative = 0.0
 
 
+def _moment(text: str) -> str:
+    try:
+        return datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M:%S")
+    except ValueError:
+        raise PydanticCustomError("moment", "a date and time, 2024-04-28 17:41:55") from None
+
+
 class Time(Strict):
     """How long things take in simulation. Each term can be switched off, to see what it explains.
 
     *table*: the periods "measured" in running systems, or those that "scheduler"s planned with. *contention*:
     workers of one device slow each other down. *costs*: joins, leaves and hand-overs cost the worker time.
-    *transport*: requests take time between workers. *noise*: durations are drawn from measured residuals.
+    *transport*: requests take time between workers. *noise*: durations are drawn from measured residuals, and the
+    host has its measured slow spells.
     *session*: date and time of a measured run, for the speed of its host on that day. *hold*: beyond the end of a
     table its last value holds.
     """
@@ -224,8 +234,8 @@ class Time(Strict):
     contention: bool = True
     costs: bool = True
     transport: bool = True
-    noise: bool = False
-    session: str | None = None
+    noise: bool = True
+    session: Annotated[str, AfterValidator(_moment)] | None = None
     hold: bool = False
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from . import runtable, tables
 from .plots import goodput_figure
-from .points import Row, run_all, settings_of
+from .points import Row, run_all_averaged, settings_of
 from .runtable import MeasuredRun
-from .score import Scored
+from .score import SEEDS, Scored
 
 #: Every other rate of each workload, and all of DiT-S/2: with both policies some fifty runs.
 EVERY = {"dit-s2-256-rtx4090": 1}
@@ -46,8 +46,8 @@ def demo(out: Path, *, jobs: int = -1, progress: Callable[[int, int], None] | No
     """Repeat the chosen runs in simulation and draw them into the folder *out*."""
     runs = chosen_runs()
     experiments = runtable.experiments(runs, runtable.NEUSTREAM)
-    report = (lambda done: progress(done, len(runs))) if progress else None
-    results = run_all(experiments, jobs=jobs, progress=report)
+    report = (lambda done: progress(done, SEEDS * len(runs))) if progress else None
+    results = run_all_averaged(experiments, SEEDS, jobs=jobs, progress=report)
     tables.make_folder(out)
     rows: list[Row] = [{**settings_of(e), **r} for e, r in zip(experiments, results, strict=True)]
     figure = goodput_figure(rows, runs, out / "demo.png", axes=("rate",))

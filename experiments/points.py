@@ -142,6 +142,36 @@ def run_all(
     return [rows[k] for k in keys]
 
 
+#: What is averaged over seeds; the other columns of a row are those of the first seed.
+AVERAGED = ("met", "late", "dropped", "failed", "finished", "attainment", "request_goodput", "mean_batch_size")
+
+
+def run_all_averaged(
+    experiments: Sequence[Experiment],
+    seeds: int,
+    *,
+    jobs: int = -1,
+    progress: Callable[[int], None] | None = None,
+) -> list[Row]:
+    """The rows of *experiments*, each run with *seeds* seeds (its own and those that follow) and averaged.
+
+    What a measured run shows is one draw of its host's noise; the mean over several is what to expect.
+    """
+    every = [e.model_copy(update={"seed": e.seed + k}) for e in experiments for k in range(seeds)]
+    rows = run_all(every, jobs=jobs, progress=progress)
+    means = []
+    for i in range(0, len(rows), seeds):
+        same = rows[i : i + seeds]
+        mean = {name: _mean([row[name] for row in same]) for name in AVERAGED}
+        means.append({**same[0], **mean})
+    return means
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else None
+
+
 def _in_parallel(experiments: Sequence[Experiment], jobs: int) -> Iterator[tuple[int, Row]]:
     if jobs == 1 or len(experiments) <= 1:
         for number, experiment in enumerate(experiments):

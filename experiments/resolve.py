@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 from servetwin.core import BadInput
 
 from . import registry, yamlfile
-from .config import Arrivals, Experiment, Misfit, PolicySpec, SLOSpec, Steps, Strict, check
+from .config import Arrivals, Experiment, Misfit, PolicySpec, SLOSpec, Steps, Strict, Trace, check
 from .names import WORKLOADS, suggest, workload_names
 
 Key = tuple[str | int, ...]
@@ -128,14 +128,23 @@ def _anchor(tree: Tree, base: Path) -> None:
             policy["name"] = _anchored(policy["name"], base)
     arrivals = _get(tree, "workload", "arrivals")
     if isinstance(arrivals, dict) and isinstance(arrivals.get("file"), str):
-        arrivals["file"] = str((base / Path(arrivals["file"]).expanduser()).resolve())
+        arrivals["file"] = _path_in(arrivals["file"], base)
+    devices = _get(tree, "deployment", "devices")
+    if isinstance(devices, dict):
+        for device, profile in devices.items():
+            if isinstance(profile, str) and profile.endswith((".yaml", ".yml")):
+                devices[device] = _path_in(profile, base)
+
+
+def _path_in(path: str, base: Path) -> str:
+    return str((base / Path(path).expanduser()).resolve())
 
 
 def _anchored(policy: str, base: Path) -> str:
     place, colon, attribute = policy.partition(":")
     if not place.endswith(".py"):
         return policy
-    return f"{(base / Path(place).expanduser()).resolve()}{colon}{attribute}"
+    return f"{_path_in(place, base)}{colon}{attribute}"
 
 
 def _get(tree: Any, *keys: str) -> Any:
@@ -176,7 +185,8 @@ def _keep_known(node: Tree, path: Key, tag: str, value: Any) -> None:
     kind = _kind_at(path)
     assert kind is not None
     model = kind[1].get(value) if isinstance(value, str) else None
-    known = set(model.model_fields) if model is not None else set()
+    # A trace has a rate of its own: that of another process is not for it.
+    known = set(model.model_fields) if model is not None and model is not Trace else set()
     for key in [k for k in node if k not in known]:
         del node[key]
     node[tag] = value

@@ -1,6 +1,7 @@
 """Scoring: every run of a table of measured runs, simulated, and the gap between the two.
 
-A gap is simulated minus measured, in percentage points of the requests sent.
+A gap is simulated minus measured, in percentage points of the requests sent. The simulated counts are means over
+several seeds of the noise, so they need not be whole numbers.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import runtable, tables
-from .points import Row, run_all
+from .points import Row, run_all_averaged
 from .resolve import Override
 from .runtable import MeasuredRun
+
+#: Seeds per run: the spread of a mean over five is below the spread between measured repeats.
+SEEDS = 5
 
 ADDED = ("sim_met", "sim_finished", "gap_met_pp", "gap_finished_pp")
 
@@ -39,13 +43,13 @@ class Scored:
         simulated = self.result["mean_batch_size"]
         return 100.0 * (simulated / float(text) - 1.0) if text and simulated else None
 
-    def _gap(self, simulated: int, was: int | None) -> float | None:
+    def _gap(self, simulated: float, was: int | None) -> float | None:
         return None if was is None else 100.0 * (simulated - was) / self.run.requests
 
     def line(self) -> Row:
         """The line of the table, with what is added to it."""
         gaps = [None if g is None else round(g, 6) for g in (self.gap_met, self.gap_finished)]
-        added = (self.result["met"], self.result["finished"], *gaps)
+        added = (round(self.result["met"], 6), round(self.result["finished"], 6), *gaps)
         return {**self.run.cells, **dict(zip(ADDED, added, strict=True))}
 
 
@@ -54,16 +58,17 @@ def score(
     out: Path | None = None,
     overrides: Iterable[Override] = (),
     *,
+    seeds: int = SEEDS,
     jobs: int = -1,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Scored]:
-    """Simulate each run of the table at *path*; write the table with the results added to *out*."""
+    """Simulate each run of the table at *path* with *seeds* seeds; write the table with the results added to *out*."""
     if out is not None:
         tables.check_target(out)
     header, runs = runtable.read(path)
     found = runtable.experiments(runs, path, overrides)
-    report = (lambda done: progress(done, len(runs))) if progress else None
-    results = run_all(found, jobs=jobs, progress=report)
+    report = (lambda done: progress(done, seeds * len(runs))) if progress else None
+    results = run_all_averaged(found, seeds, jobs=jobs, progress=report)
     scored = [Scored(run, result) for run, result in zip(runs, results, strict=True)]
     if out is not None:
         tables.write(out, [s.line() for s in scored], list(dict.fromkeys([*header, *ADDED])))

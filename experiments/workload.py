@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 from servetwin.core import BadInput, Request
+from servetwin.core.streams import stream
 
 from . import tracefile
-from .arrivals import BLOCK, Source, arrival_times
+from .arrivals import BLOCK, Source, arrival_times, published_stream
 from .config import ChoiceSteps, ConstantSteps, Experiment, Steps, Trace, TraceSteps, UniformSteps
-from .streams import published_stream, stream
 
 
 def read_trace(experiment: Experiment) -> tracefile.TraceFile | None:

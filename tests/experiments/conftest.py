@@ -1,18 +1,92 @@
-"""Where the raw artifact data lies, and the few workloads that these tests serve."""
+"""Where the raw artifact data lies, and a toy experiment that no calibration of ours can move."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from servetwin.experiments import cli
+
+WHERE = Path(os.environ.get("SERVETWIN_REFERENCE", Path(__file__).parents[3] / "shared/reference/neustream-ae"))
+
+#: One request takes 10 ms in encode, 10 ms per step in the loop.
+PROFILE = """
+schema_version: 1
+name: mine/toy
+description: a toy model
+device: {name: some GPU, kind: gpu}
+model: toy
+precision: fp32
+image: [64, 64]
+batch_counts: requests
+measured_when: today
+origin: {repository: here}
+modules:
+  encode:
+    tables:
+      scheduler: {batch: [1, 8], seconds: [0.010, 0.017], statistic: mean, source: {file: bench.py}}
+  denoise:
+    loop: true
+    tables:
+      scheduler:
+        {batch: [1, 2, 4, 8], seconds: [0.010, 0.011, 0.014, 0.020], statistic: mean, source: {file: bench.py}}
+"""
+
+EXPERIMENT = """
+name: toy
+pipeline:
+  modules:
+    encode: {}
+    denoise: {loop: true}
+workload:
+  requests: 60
+  arrivals: {process: gamma, rate: 4.0, cv: 2.0}
+  steps:
+    denoise: {draw: uniform, low: 20, high: 30}
+slo: {factor: 3.0}
+policy: {name: edf}
+deployment:
+  devices: {gpu0: profile.yaml}
+  workers:
+    - {modules: [encode], device: gpu0, limit: 8}
+    - {modules: [denoise], device: gpu0, limit: 8}
+by_policy:
+  clockwork:
+    policy: {params: {max_batch: 4}}
+    deployment:
+      workers:
+        - {modules: [encode, denoise], device: gpu0, limit: 8}
+"""
 
 
 @pytest.fixture(scope="session")
 def reference() -> Path:
     """The folder of the NeuStream artifact's data, or skip."""
-    named = os.environ.get("SERVETWIN_REFERENCE")
-    folder = Path(named) if named else Path(__file__).parents[3] / "shared" / "reference" / "neustream-ae"
-    if not (folder / "diffusion").is_dir():
-        pytest.skip(f"the reference data is not at {folder} (set SERVETWIN_REFERENCE)")
-    return folder
+    if not (WHERE / "diffusion").is_dir():
+        pytest.skip("no reference data: set SERVETWIN_REFERENCE to the folder that holds diffusion/")
+    return WHERE
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    """The file of the toy experiment; its profile lies beside it."""
+    (tmp_path / "profile.yaml").write_text(PROFILE)
+    (tmp_path / "toy.yaml").write_text(EXPERIMENT)
+    return tmp_path / "toy.yaml"
+
+
+@pytest.fixture
+def servetwin(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line in this process; returns exit code, standard output, standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["servetwin", *map(str, arguments)])
+        code = cli._run()
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
