@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from .metrics import Summary
-from .request import Request
+from .request import Request, Task
 from .seam import Batch
 
 
@@ -40,6 +40,15 @@ class Recorder:
         self.summary.batch(batch)
 
 
+def _iterations(task: Task) -> int:
+    """What *task* has run so far; of a batch in flight, the iterations that are over (see `Batch.count`)."""
+    done = task.iterations - task.left
+    batch = task.worker.view.in_flight if task.worker is not None else None
+    if batch is not None and batch.count > 1 and task in batch.tasks:
+        done += batch.count - 1
+    return done
+
+
 def request_record(request: Request) -> dict[str, Any]:
     """One line of ``requests.jsonl``."""
     return {
@@ -58,7 +67,7 @@ def request_record(request: Request) -> dict[str, Any]:
                 "admitted": t.admitted,
                 "started": t.started,
                 "finished": t.finished,
-                "iterations": t.iterations - t.left,
+                "iterations": _iterations(t),
             }
             for t in request.tasks
         ],
