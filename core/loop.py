@@ -159,7 +159,7 @@ class ServingLoop:
         leavers = [task for task in batch.tasks if task.left <= 0]
         for task in leavers:
             task.left = 0
-            del view.running[task]
+            view.running.pop(task, None)  # its request may have ended elsewhere while its batch was in the backlog
         for task in leavers:
             if task.request.outcome is None:
                 task.finished = now
