@@ -122,7 +122,7 @@ def score(
         Path, typer.Option(help="The same rows with sim_met, sim_finished and the gaps: .csv or .parquet.")
     ],
     sets: Sets = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds of the noise to average each run over.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of the noise to average each run over.")] = 10,
     jobs: Jobs = -1,
 ) -> None:
     """Simulate every run of a table of measured runs, and report how far off the simulation is."""
@@ -140,11 +140,9 @@ def _show_gaps(scored: list[Scored]) -> None:
     found = parts(scored)
     with_batch = any(p.batch for p in found)
     columns = [("workload", "left"), ("policy", "left"), ("runs", "right")]
-    columns += [
-        (f"{what}\n{how}", "right") for what in ("|gap| met, pp", "|gap| finished, pp") for how in ("mean", "max")
-    ]
-    columns += [("|gap| batch, %\nmean", "right")] if with_batch else []
-    typer.echo("simulated minus measured, in percentage points of the requests sent")
+    columns += [(f"{what}\n{how}", "right") for what in ("met", "finished") for how in ("mean", "max")]
+    columns += [("mean batch\nmean, %", "right")] if with_batch else []
+    typer.echo("|simulated - measured|, in percentage points of the requests sent")
     lines = _table(*columns)
     for p in found:
         gaps = [f"{g[k]:.2f}" if g else "" for g in (p.met, p.finished) for k in (0, 1)]
@@ -322,7 +320,7 @@ def _table(*columns: tuple[str, Any]) -> Any:
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name, justify in columns:
-        table.add_column(name, justify=justify, no_wrap=justify == "right")
+        table.add_column(name, justify=justify, no_wrap=bool(name))
     return table
 
 

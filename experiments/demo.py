@@ -10,10 +10,13 @@ from . import runtable, tables
 from .plots import goodput_figure
 from .points import Row, run_all_averaged, settings_of
 from .runtable import MeasuredRun
-from .score import SEEDS, Scored
+from .score import Scored
 
 #: Every other rate of each workload, and all of DiT-S/2: with both policies some fifty runs.
 EVERY = {"dit-s2-256-rtx4090": 1}
+
+#: Seeds of the noise that each run is averaged over.
+SEEDS = 5
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from .points import Row, run_all_averaged
 from .resolve import Override
 from .runtable import MeasuredRun
 
-#: Seeds per run: the spread of a mean over five is below the spread between measured repeats.
-SEEDS = 5
+#: Seeds per run: the spread of a mean over ten is well below the spread between measured repeats.
+SEEDS = 10
 
 ADDED = ("sim_met", "sim_finished", "gap_met_pp", "gap_finished_pp")
 

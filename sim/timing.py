@@ -76,7 +76,7 @@ class MeasuredTiming:
     """Times composed of measured terms; each list is indexed by batch size (index 0 unused), all in seconds.
 
     *host* and *device* are an iteration's demands, *ahead* how much device work may be outstanding at its end (None:
-    the worker waits for the device). *join* is the host time that each joining request adds. After an idle spell the
+    the worker waits for the device in each iteration, which then takes as long as the slower of the two). *join* is the host time that each joining request adds. After an idle spell the
     first iterations take longer on the host: by *cold*, or by *cold_long* if the spell lasted *long_spell* or more.
     *leave* is the hand-over time per batch with leavers and per leaver. *before* and *after* are device demands of
     the stage's modules around its loop. *weather* gives the factor on host time at a time.
@@ -108,22 +108,25 @@ class MeasuredTiming:
             host *= self.weather(now)
         if idle > 0.0:
             self._cold = list(reversed(self.cold if idle < self.long_spell else self.cold_long))
+        extra = joins * self.join
         if self._cold:
-            host += self._cold.pop()
+            extra += self._cold.pop()
         self.settled = not self._cold
-        host += joins * self.join
         device = k * self.device[n]
+        around = 0.0
         if self.before is not None and joins:
-            device += self.before[joins]
+            around += self.before[joins]
         if self.after is not None and batch.leaves:
-            device += self.after[batch.leaves]
-        return (0.0, host + device, 0.0) if self.ahead is None else (host, device, self.ahead[n])
+            around += self.after[batch.leaves]
+        if self.ahead is None:
+            return (0.0, max(host, device) + extra + around, 0.0)
+        return (host + extra, device + around, self.ahead[n])
 
     def plain(self, size: int, now: float) -> Demand:
         host, device = self.host[size], self.device[size]
         if self.weather is not None:
             host *= self.weather(now)
-        return (0.0, host + device, 0.0) if self.ahead is None else (host, device, self.ahead[size])
+        return (0.0, max(host, device), 0.0) if self.ahead is None else (host, device, self.ahead[size])
 
     def hand_over(self, batch: Batch) -> float:
         return self.leave[0] + self.leave[1] * batch.leaves if batch.leaves else 0.0
