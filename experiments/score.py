@@ -62,7 +62,7 @@ def score(
     jobs: int = -1,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Scored]:
-    """Simulate each run of the table at *path* with *seeds* seeds; write the table with the results added to *out*."""
+    """Simulate each run of the table at *path* with *seeds* seeds; write the table and the results to *out*."""
     if out is not None:
         tables.check_target(out)
     header, runs = runtable.read(path)

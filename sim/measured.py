@@ -52,24 +52,37 @@ def head(stage: Stage) -> str:
 
 @dataclass
 class WholeTiming:
-    """Whole requests in static batches: what the scheduler expects of them, times measured over expected duration.
+    """A worker that serves whole requests in static batches: what its scheduler expects of them, times what was
+    measured over expected. Batches that are re-formed at every iteration take what *steps* says.
 
-    *ratio* is by batch size (index 0 unused). After an idle spell *cold* seconds are added, or *cold_long* if it
-    lasted *long_spell* or more. *weather* are the slow spells of the host.
+    *ratio* is by batch size (index 0 unused), *spread* draws a factor per batch. After an idle spell *cold* seconds
+    are added, or *cold_long* if it lasted *long_spell* or more. *weather* are the slow spells of the host.
     """
 
+    steps: MeasuredTiming | TableTiming
     expected: Callable[[int, int], float]  # (iterations, size) -> seconds
     ratio: Sequence[float]
+    spread: Callable[[], float] | None = None
     cold: float = 0.0
     cold_long: float = 0.0
     long_spell: float = math.inf
-    draw: Callable[[], float] | None = None
     weather: SlowSpells | None = None
-    steady: bool = field(default=False, init=False)
-    settled: bool = field(default=False, init=False)
+    draw: Callable[[], float] | None = field(default=None, init=False)
+
+    @property
+    def steady(self) -> bool:
+        return self.steps.steady
+
+    @property
+    def settled(self) -> bool:
+        return self.steps.settled
 
     def demand(self, batch: Batch, idle: float, now: float) -> Demand:
+        if not batch.whole:
+            return self.steps.demand(batch, idle, now)
         seconds = self.expected(batch.iterations, batch.size) * self.ratio[batch.size]
+        if self.spread is not None:
+            seconds *= self.spread()
         if self.weather is not None:
             seconds = self.weather.last(now, seconds)
         if idle > SHORTEST_SPELL:
@@ -77,10 +90,10 @@ class WholeTiming:
         return (0.0, seconds, 0.0)
 
     def plain(self, size: int, now: float) -> Demand:
-        return (0.0, self.expected(1, size) * self.ratio[size], 0.0)
+        return self.steps.plain(size, now)
 
     def hand_over(self, batch: Batch) -> float:
-        return 0.0
+        return 0.0 if batch.whole else self.steps.hand_over(batch)
 
 
 class Clock:
@@ -94,37 +107,36 @@ class Clock:
 
     def timing(self, worker: Worker) -> Timing:
         profile, stage, sizes = self.profiles[worker.device], worker.stage, range(1, worker.view.limit + 1)
-        whole = self._has(profile, "whole.ratio") and set(stage.modules) == set(profile.modules)
-        if whole:
-            return self._whole(worker, profile)
         if stage.loop is None:
             return self._once(worker, profile, sizes)
-        return self._loop(worker, profile, sizes)
+        steps = self._loop(worker, profile, sizes)
+        if self._has(profile, "whole.ratio") and set(stage.modules) == set(profile.modules):
+            return self._whole(worker, profile, sizes, steps)
+        return steps
 
     # -- one kind of worker each ---------------------------------------------------------------------------
 
-    def _whole(self, worker: Worker, profile: Profile) -> Timing:
-        stage = worker.stage
-        estimate = worker.view.estimate
-        once = (*stage.before, *stage.after)
+    def _whole(self, worker: Worker, profile: Profile, sizes: range, steps: MeasuredTiming) -> WholeTiming:
+        stage, estimate = worker.stage, worker.view.estimate
+        loop, once = head(stage), (*stage.before, *stage.after)
 
         def expected(iterations: int, size: int) -> float:
-            loop = iterations * estimate(stage.loop, size) if stage.loop else 0.0
-            return loop + sum(estimate(m, size) for m in once)
+            return iterations * estimate(loop, size) + sum(estimate(m, size) for m in once)
 
         speed = self._session(profile, "whole")
-        ratio = [r * speed for r in self._column(profile, "whole.ratio", range(1, worker.view.limit + 1))]
-        timing = WholeTiming(expected, ratio)
+        # Larger batches than any that was seen keep the ratio of the largest.
+        ratio = profile.cost("whole.ratio").upto(sizes[-1], name=f"{profile.name}: whole.ratio", hold=True)
+        timing = WholeTiming(steps, expected, [r * speed for r in ratio])
         if self.options.costs:
             timing.cold = profile.seconds("whole.cold", 0.0)
             timing.cold_long = profile.seconds("whole.cold_long", timing.cold)
-            timing.long_spell = profile.seconds(f"{head(stage)}.long_spell", math.inf)
+            timing.long_spell = profile.seconds(f"{loop}.long_spell", math.inf)
         if self.options.noise and self._has(profile, "whole.spread"):
             spread = profile.cost("whole.spread").quantiles
             assert spread is not None
-            timing.draw = from_quantiles(stream(self.seed, f"noise/{worker.name}"), spread.p, spread.values)
+            timing.spread = from_quantiles(stream(self.seed, f"noise/{worker.name}"), spread.p, spread.values)
         elif self.options.noise:
-            timing.weather = self._weather(worker, profile, head(stage))
+            timing.weather = self._weather(worker, profile, loop)
         return timing
 
     def _once(self, worker: Worker, profile: Profile, sizes: range) -> Timing:
@@ -133,7 +145,7 @@ class Clock:
             return TableTiming(self._column(profile, name, sizes))
         return TableTiming(self._tables(profile, worker.stage.modules, sizes))
 
-    def _loop(self, worker: Worker, profile: Profile, sizes: range) -> Timing:
+    def _loop(self, worker: Worker, profile: Profile, sizes: range) -> MeasuredTiming:
         stage, loop = worker.stage, head(worker.stage)
         speed = self._session(profile, loop)
         if self._has(profile, f"{loop}.device") and self.options.table == "measured":

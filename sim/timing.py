@@ -76,10 +76,11 @@ class MeasuredTiming:
     """Times composed of measured terms; each list is indexed by batch size (index 0 unused), all in seconds.
 
     *host* and *device* are an iteration's demands, *ahead* how much device work may be outstanding at its end (None:
-    the worker waits for the device in each iteration, which then takes as long as the slower of the two). *join* is the host time that each joining request adds. After an idle spell the
-    first iterations take longer on the host: by *cold*, or by *cold_long* if the spell lasted *long_spell* or more.
-    *leave* is the hand-over time per batch with leavers and per leaver. *before* and *after* are device demands of
-    the stage's modules around its loop. *weather* gives the factor on host time at a time.
+    the worker waits for the device in each iteration, which then takes as long as the slower of the two). *join* is
+    the host time that each joining request adds. After an idle spell the first iterations take longer: by *cold*, or
+    by *cold_long* if the spell lasted *long_spell* or more. *leave* is the hand-over time per batch with leavers and
+    per leaver. *before* and *after* are device demands of the stage's modules around its loop. *weather* gives the
+    factor on host time at a time.
     """
 
     host: Sequence[float]
