@@ -1,0 +1,26 @@
+"""Every law, on random worlds: all policies x pipelines x placements x intakes x timings."""
+
+from hypothesis import given, settings
+from servetwin.core import RunFolder
+from servetwin.core.laws import check_records
+from worlds import World, worlds
+
+
+@given(worlds())
+@settings(max_examples=400)
+def test_no_run_breaks_a_law(world: World) -> None:
+    world.run()  # raises LawBroken otherwise
+
+
+@given(worlds())
+def test_records_keep_the_laws(tmp_path_factory, world: World) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    recorder = RunFolder(folder, {})
+    simulation = world.run(recorder)
+    recorder.close()
+    stages = simulation.loop.serving.values()
+    inputs: dict[str, list[str]] = {}
+    for stage in [workers[0].stage for workers in stages]:
+        for after in stage.next:
+            inputs.setdefault(after.name, []).append(stage.name)
+    check_records(folder, inputs)

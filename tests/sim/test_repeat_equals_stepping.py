@@ -1,0 +1,55 @@
+"""Law 9: taking many iterations as one event gives the very results of taking them one by one."""
+
+import json
+from pathlib import Path
+
+from hypothesis import given, settings
+from servetwin.core import Batch, Recorder, Request
+from servetwin.core.records import request_record
+from worlds import World, worlds
+
+
+class Everything(Recorder):
+    """Keeps the records of requests, and every iteration as if it had been a batch of its own."""
+
+    wants_batches = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requests: list[str] = []
+        self.iterations: dict[str, list[tuple]] = {}
+        self.together = 0
+
+    def ended(self, request: Request, now: float) -> None:
+        super().ended(request, now)
+        self.requests.append(json.dumps(request_record(request)))
+
+    def batch(self, batch: Batch) -> None:
+        super().batch(batch)
+        lines = self.iterations.setdefault(batch.worker.name, [])
+        ids = tuple(t.id for t in batch.tasks)
+        start = batch.start
+        ends = batch.ends if batch.count > 1 else [batch.end]
+        assert len(ends) == batch.count
+        assert ends[-1] == batch.end
+        for end in ends:
+            lines.append((start, end, batch.iterations, ids))
+            start = end
+        self.together += batch.count - 1
+
+
+def both(world: World) -> tuple[Everything, Everything]:
+    repeated, stepped = Everything(), Everything()
+    world.run(repeated)
+    world.run(stepped, stepping=True)
+    assert stepped.together == 0
+    return repeated, stepped
+
+
+@given(worlds(policies=["neustream-sticky", "neustream-front", "neustream-bound", "edf", "edf-keep"]))
+@settings(max_examples=500)
+def test_repeat_equals_stepping(world: World) -> None:
+    repeated, stepped = both(world)
+    assert repeated.requests == stepped.requests
+    assert repeated.iterations == stepped.iterations
+    assert repeated.summary.as_dict() == stepped.summary.as_dict()
