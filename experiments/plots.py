@@ -36,22 +36,41 @@ def counted(workload: str, policy: str) -> str:
 def goodput_figure(
     rows: Sequence[Row], runs: Sequence[MeasuredRun], path: Path, *, axes: Sequence[str] = tuple(AXES)
 ) -> Path:
-    """Draw requests that met their SLO along each axis: lines simulated, marks measured; a row per workload."""
+    """Draw requests that met their SLO along each axis: lines simulated, marks measured.
+
+    Each workload has a row of panels, or a single panel where there is one axis only.
+    """
     workloads = list(dict.fromkeys(row["workload"] for row in rows))
+    across = len(axes) == 1
+    shape = (1, len(workloads)) if across else (len(workloads), len(axes))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(3.1 * len(axes) + 0.4, 2.1 * len(workloads) + 0.7), layout="constrained")
-        panels = figure.subplots(len(workloads), len(axes), squeeze=False)
+        figure = Figure(
+            figsize=((2.4 if across else 3.1) * shape[1] + 0.4, 2.1 * shape[0] + 0.7), layout="constrained"
+        )
+        panels = figure.subplots(*shape, squeeze=False)
         for i, workload in enumerate(workloads):
             own = [row for row in rows if row["workload"] == workload]
             base = base_of(own)
             for j, axis in enumerate(axes):
-                _goodput_panel(panels[i][j], own, [r for r in runs if r.workload == workload], axis, base)
-                panels[i][j].set_title(workload if j == 0 else "", loc="left", fontweight="bold")
-                panels[i][j].set_xlabel(AXES[axis])
-            panels[i][0].set_ylabel("requests met")
+                panel = panels[0][i] if across else panels[i][j]
+                _goodput_panel(panel, own, [r for r in runs if r.workload == workload], axis, base)
+                panel.set_title(workload if j == 0 else "", loc="left", fontweight="bold")
+                panel.set_xlabel(AXES[axis])
+        for line in panels:
+            line[0].set_ylabel("requests met")
         _legend(figure, panels, any(counted(r["workload"], r["policy"]) == "finished" for r in rows))
-        figure.savefig(path, dpi=150, metadata={"Software": None} if path.suffix == ".png" else None)
+        save(figure, path)
     return path
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write *figure*, without the date or the version of whatever wrote it."""
+    unsaid: dict[str, dict[str, None]] = {
+        "png": {"Software": None},
+        "svg": {"Date": None},
+        "pdf": {"CreationDate": None},
+    }
+    figure.savefig(path, dpi=150, metadata=unsaid.get(path.suffix[1:]))
 
 
 def base_of(rows: Sequence[Row]) -> dict[str, float]:
@@ -89,7 +108,7 @@ def _goodput_panel(
         if points:
             look = {"linestyle": "none", "markersize": 4.5, "markerfacecolor": "none", "color": colour}
             panel.plot(*zip(*points, strict=True), marker=mark, label=f"{policy}, measured", **look)
-    panel.set_ylim(bottom=0)
+    panel.set_ylim(0, 1.04 * rows[0]["requests"])
     panel.grid(alpha=0.25, linewidth=0.5)
 
 
@@ -118,14 +137,13 @@ class BatchSizes(Recorder):
         super().batch(batch)
         if batch.worker.name != self.worker:
             return
-        start, width, last = batch.start, self.width, len(self.sizes) - 1
-        while start < batch.end:
-            number = min(int(start / width), last)
-            end = batch.end if number == last else min(batch.end, (number + 1) * width)
-            self.sizes[number] += batch.size * (end - start) / width
-            if end <= start:
-                return
+        start, width = batch.start, self.width
+        for number in range(int(start / width), len(self.sizes)):
+            end = min(batch.end, (number + 1) * width)
+            self.sizes[number] += batch.size * max(0.0, end - start) / width
             start = end
+            if start >= batch.end:
+                break
 
 
 def batch_sizes(experiment: Experiment) -> tuple[list[float], list[float]]:
@@ -174,7 +192,7 @@ def batch_figure(path: Path, experiments: Sequence[Experiment]) -> Path:
         for row in panels:
             row[0].set_ylabel("batch size")
         _legend(figure, panels, with_note=False)
-        figure.savefig(path, dpi=150, metadata={"Software": None} if path.suffix == ".png" else None)
+        save(figure, path)
     return path
 
 
