@@ -368,6 +368,8 @@ def _run() -> int:
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "servetwin"
         return _fail(f"{error.format_message().rstrip('.')} (see {command} --help)", getattr(error, "exit_code", 2))
+    if code == 130:
+        return _fail("interrupted", code)
     return code if isinstance(code, int) else 0
 
 
