@@ -6,6 +6,7 @@ the one before within a fraction of a millisecond. On the CPU it sleeps until so
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import heapq
 import itertools
@@ -13,7 +14,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from queue import Empty, SimpleQueue
 
 from servetwin.core import Batch, Request, ServeTwinError, ServingLoop, Worker
@@ -103,24 +104,27 @@ class RealExecutor:
         stopped so many seconds after the last was sent. Raises whatever breaks the run.
         """
         client = Client([r.arrival for r in requests])
-        interval = sys.getswitchinterval()
-        gc.collect()
-        gc.freeze()
-        gc.disable()  # a collection stops everything for milliseconds
         try:
-            self.zero = time.monotonic() + LEAD
-            client.begin(self.zero)
-            inlet = _Inlet(loop, requests, self, stop_after)
-            if self.gpu:
-                self._spin(loop, client.channel, inlet)
-            else:
-                sys.setswitchinterval(0.0005)
-                self._wait(loop, client.channel, inlet)
+            with _undisturbed(self.gpu):
+                self.zero = time.monotonic() + LEAD
+                client.begin(self.zero)
+                self._go(loop, client.channel, _Inlet(loop, requests, self, stop_after))
         finally:
-            sys.setswitchinterval(interval)
-            gc.enable()
-            gc.unfreeze()
             client.close()
+
+    def rehearse(self, loop: ServingLoop, requests: Sequence[Request]) -> None:
+        """As `play`, but without a client: timers of this executor send the requests, exactly as they are."""
+        inlet = _Inlet(loop, requests, self, None)
+        silent, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with silent, ours, _undisturbed(self.gpu):
+            self.zero = time.monotonic()
+            for request in requests:
+                self.call_at(request.arrival, lambda r=request: loop.arrive(r))  # type: ignore[misc]
+            self.call_at(max(r.arrival for r in requests), inlet.close)
+            self._go(loop, ours, inlet)
+
+    def _go(self, loop: ServingLoop, channel: socket.socket, inlet: _Inlet) -> None:
+        (self._spin if self.gpu else self._wait)(loop, channel, inlet)
 
     def close(self) -> None:
         """End the lanes."""
@@ -196,6 +200,23 @@ class RealExecutor:
         self.ended = kept
 
 
+@contextlib.contextmanager
+def _undisturbed(gpu: bool) -> Iterator[None]:
+    """No garbage collection, which stops everything for milliseconds; on the CPU threads take turns more often."""
+    interval = sys.getswitchinterval()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    if not gpu:
+        sys.setswitchinterval(0.0005)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)
+        gc.enable()
+        gc.unfreeze()
+
+
 class _Inlet:
     """Turns the client's packets into requests that arrive."""
 
@@ -209,6 +230,10 @@ class _Inlet:
         self.closed = False
         self.taken = 0
 
+    def close(self) -> None:
+        """Nothing more comes."""
+        self.closed = True
+
     def take(self, packet: bytes) -> None:
         if not packet:
             if not self.closed:
@@ -217,7 +242,7 @@ class _Inlet:
         number, sent = PACKET.unpack(packet)
         executor = self.executor
         if number == END:
-            self.closed = True
+            self.close()
             if self.stop_after is not None:
                 executor.call_at(executor.now() + self.stop_after, self.loop.stop)
             return

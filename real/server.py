@@ -136,7 +136,13 @@ class Server:
         return report(log, executor.lateness)
 
     def prepare(
-        self, stages: Sequence[Stage], workers: Sequence[Worker], log: Log, *, sink: Sink | None = None
+        self,
+        stages: Sequence[Stage],
+        workers: Sequence[Worker],
+        log: Log,
+        *,
+        sink: Sink | None = None,
+        exercise: float = 0.3,
     ) -> tuple[RealExecutor, ServingLoop]:
         """An executor with its lanes warmed up, and the loop on it."""
         sites = {worker.device: self.site(worker.device) for worker in workers}
@@ -145,7 +151,7 @@ class Server:
             executor.add(worker)
         for site in sites.values():
             site.reset()
-            _exercise(site)
+            _exercise(site, exercise)
         log.executor = executor
         return executor, ServingLoop(stages, workers, executor, log)
 
@@ -162,7 +168,7 @@ class Server:
         }
 
 
-def _exercise(site: Site, seconds: float = 0.3) -> None:
+def _exercise(site: Site, seconds: float) -> None:
     """Keep a GPU busy for a moment, so that it does not start from its idle clock."""
     unit = site.units.get(site.kind.loop)
     if not site.gpu or unit is None:

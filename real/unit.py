@@ -36,7 +36,10 @@ class Unit:
         self._views = list(self._arrays)
         self._at = 0
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._pool = torch.cuda.graph_pool_handle() if self.gpu else None
+        if self.gpu:
+            self._pool = torch.cuda.graph_pool_handle()
+            # Libraries keep scratch memory by stream: captured on streams of their own, units never share any.
+            self._stream = torch.cuda.Stream(device)
 
     def rows(self) -> np.ndarray:
         """The rows of the next batch (limit x `WIDTH`), to be filled in before `launch`."""
@@ -68,7 +71,7 @@ class Unit:
                 self.launch(n)
                 continue
             self._control.copy_(self._entries[self._at])
-            stream = torch.cuda.Stream(self._control.device)
+            stream = self._stream
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for _ in range(1 if self.eager else 2):

@@ -1,0 +1,495 @@
+"""Takes a profile: measures on this device every term that a simulation of it needs.
+
+Nothing is measured apart from the system: the numbers come from short runs of the serving loop on the lanes that
+also serve, so that launching, polling and recording are in them as they are in a run.
+"""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from servetwin.core import Policy, Recorder, Request
+
+from .rehearsal import AGES, Duel, Estimate, Gather, Stagger, rehearse, workers_of
+from .server import Server, Spell, device_facts, versions
+
+#: What a residual's quantiles are taken at.
+SHARES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
+#: Digits after the point.
+ROUND = 9
+#: Steps of the requests that are served after idle spells.
+COLD_STEPS = 4
+
+
+@dataclass
+class Measured:
+    """What was measured so far; times in seconds, by batch size where they are mappings."""
+
+    iteration: dict[int, list[float]] = field(default_factory=dict)  # of the loop, launch to heard
+    gap: dict[int, list[float]] = field(default_factory=dict)  # from there to the next launch
+    stages: dict[str, dict[int, list[float]]] = field(default_factory=dict)  # stages without a loop
+    modules: dict[str, dict[int, list[float]]] = field(default_factory=dict)  # single modules without a loop
+    together: dict[int, float] = field(default_factory=dict)  # first iteration of n that join at once, extra
+    joins: list[float] = field(default_factory=list)
+    leaves: list[float] = field(default_factory=list)
+    leaving: list[float] = field(default_factory=list)
+    policies: dict[str, dict[int, list[float]]] = field(default_factory=dict)
+    whole: dict[tuple[int, int], float] = field(default_factory=dict)  # (steps, batch) -> of a whole batch
+    rates: dict[tuple[str, str], dict[tuple[int, int], float]] = field(default_factory=dict)
+    client: list[float] = field(default_factory=list)
+    cold: dict[float, float] = field(default_factory=dict)
+
+    def period(self, n: int) -> float:
+        """Mean time of an iteration, start to start."""
+        return statistics.fmean(self.iteration[n]) + statistics.fmean(self.gap[n])
+
+    def planned(self, n: int) -> float:
+        """Median of the same: what schedulers plan with."""
+        return statistics.median(self.iteration[n]) + statistics.fmean(self.gap[n])
+
+
+class Profiler:
+    """Measures *server* as its device named *device*, for batches of up to *limit*."""
+
+    def __init__(
+        self,
+        server: Server,
+        *,
+        limit: int | None = None,
+        device: str = "gpu0",
+        policies: Mapping[str, Callable[[], Policy]] | None = None,
+        seconds: float = 0.4,
+    ) -> None:
+        self.server = server
+        self.kind = server.kind
+        self.limit = limit or server.kind.largest
+        self.device = device
+        self.policies = dict(policies or {})
+        self.seconds = seconds  # spent on each point, about
+        self.found = Measured()
+        self.placement = self.kind.placement
+        self.stages = ["+".join(group) for group in self.placement]
+        self.loop = self.kind.loop
+        self.took: dict[str, float] = {}
+
+    def take(self) -> Measured:
+        """Measure everything."""
+        for what in (
+            self._plain,
+            self._modules,
+            self._staggered,
+            self._policies,
+            self._whole,
+            self._contention,
+            self._client,
+            self._cold,
+        ):
+            begin = time.monotonic()
+            what()
+            self.took[what.__name__.strip("_")] = round(time.monotonic() - begin, 2)
+        return self.found
+
+    def _sizes(self, most: int = 6) -> list[int]:
+        """A few batch sizes from 1 to the limit."""
+        return sorted({round(x) for x in np.geomspace(1, self.limit, most)})
+
+    def _steps(self, n: int) -> int:
+        """How many iterations of *n* requests fill `seconds`."""
+        known = [statistics.fmean(v) for k, v in self.found.iteration.items() if k <= n]
+        return int(np.clip(self.seconds / max(known, default=0.005), 12, 100))
+
+    def _rehearse(
+        self, policies: Sequence[Policy], works: Sequence[int], *, whole: bool = False, **more: Any
+    ) -> list[Spell]:
+        placement = [list(self.kind.modules)] if whole else self.placement
+        return rehearse(self.server, placement, policies, works, limit=self.limit, device=self.device, **more)
+
+    def _gather(self, n: int, at_loop: Policy | None = None) -> list[Policy]:
+        return [at_loop if at_loop and s == self.loop else Gather(n) for s in self.stages]
+
+    # -- the terms --------------------------------------------------------------------------------------
+
+    def _plain(self) -> None:
+        """Each batch size for some iterations, through all stages."""
+        found = self.found
+        for _ in range(2):  # once for the estimate of how many iterations to run
+            self._rehearse(self._gather(1), [10])
+        for n in range(1, self.limit + 1):
+            spells = self._rehearse(self._gather(n), [self._steps(n)] * n)
+            loop = [s for s in spells if s.worker == self.loop]
+            found.iteration[n] = [s.end - s.start for s in loop[1:-1]]
+            found.gap[n] = [b.start - a.end for a, b in _pairs(loop)]
+            found.together[n] = loop[0].end - loop[0].start - statistics.fmean(found.iteration[n])
+            for spell in spells:
+                if spell.worker != self.loop:
+                    found.stages.setdefault(spell.worker, {}).setdefault(n, []).append(spell.end - spell.start)
+
+    def _modules(self) -> None:
+        """The modules without a loop one by one, as schedulers estimate them; and their stages a few times more."""
+        site = self.server.site(self.device)
+        with torch.no_grad():
+            for module in self.kind.modules:
+                if module == self.loop:
+                    continue
+                unit = site.warm(module, self.limit)
+                rows = unit.rows()
+                rows[:, 0] = np.arange(self.limit)
+                for n in range(1, self.limit + 1):
+                    times = []
+                    for _ in range(6):
+                        begin = time.monotonic()
+                        unit.launch(n)
+                        if site.gpu:
+                            torch.cuda.synchronize(site.device)
+                        times.append(time.monotonic() - begin)
+                    self.found.modules.setdefault(module, {})[n] = times[1:]
+        for _ in range(3):
+            for n in range(1, self.limit + 1):
+                for spell in self._rehearse(self._gather(n), [1] * n):
+                    if spell.worker != self.loop:
+                        self.found.stages[spell.worker][n].append(spell.end - spell.start)
+
+    def _staggered(self) -> None:
+        """One request after another joins and leaves a batch that goes on."""
+        found, n = self.found, self.limit
+        every = 4
+        for _ in range(2):
+            spells = self._rehearse(self._gather(n, Stagger(n, every)), [every * n] * n)
+            loop = [s for s in spells if s.worker == self.loop]
+            for before, spell in itertools.pairwise(loop):
+                duration, gap = spell.end - spell.start, spell.start - before.end
+                usual = statistics.fmean(found.iteration[spell.size])
+                if spell.joins:
+                    found.joins.append((duration - usual) / spell.joins)
+                elif spell.leaves:
+                    found.leaving.append((duration - usual) / spell.leaves)
+                if before.leaves and before.size > before.leaves:
+                    found.leaves.append((gap - statistics.fmean(found.gap[before.size])) / before.leaves)
+
+    def _policies(self) -> None:
+        """What each policy takes between two iterations."""
+        for name, make in self.policies.items():
+            for n in self._sizes(4):
+                steps = min(self._steps(n), 30)
+                spells = self._rehearse(self._gather(n, make()), [steps] * n, estimate=self._estimate())
+                loop = [s for s in spells if s.worker == self.loop]
+                for a, b in _pairs(loop):
+                    self.found.policies.setdefault(name, {}).setdefault(b.size, []).append(b.start - a.end)
+
+    def _estimate(self) -> Estimate:
+        def estimate(module: str, n: int) -> float:
+            if module == self.loop:
+                return self.found.period(n)
+            return statistics.fmean(self.found.modules[module][n])
+
+        return estimate
+
+    def head(self, stage: str) -> str:
+        """The module by whose name a stage's costs go."""
+        modules = stage.split("+")
+        return self.loop if self.loop in modules else modules[0]
+
+    def expected(self, steps: int, n: int) -> float:
+        """What the scheduler's tables expect of *n* whole requests of *steps* steps."""
+        once = sum(statistics.median(by_size[n]) for by_size in self.found.modules.values())
+        return once + steps * self.found.planned(n)
+
+    def _whole(self) -> None:
+        """One worker for the whole pipeline, iterations back to back."""
+        for n in sorted({1, 2, 3, 4, *self._sizes(5)} & set(range(1, self.limit + 1))):
+            steps = 20
+            runs = [self._rehearse([Gather(n, whole=True)], [steps] * n, whole=True) for _ in range(4)]
+            self.found.whole[steps, n] = statistics.fmean(run[0].end - run[0].start for run in runs[1:])
+
+    def _contention(self) -> None:
+        """Pairs of stages that run at once: the rate at which each gets on, against alone."""
+        if len(self.stages) == 1:
+            return
+        stages = self.kind.pipeline().stages(self.placement)
+        duel = Duel(self.server, stages, self.limit, self.device)
+        try:
+            alone: dict[tuple[str, int], float] = {}
+
+            def solo(name: str, n: int) -> float:
+                if (name, n) not in alone:
+                    alone[name, n] = duel.periods({name: n}, self.seconds / 2)[name]
+                return alone[name, n]
+
+            for other in self.stages:
+                if other == self.loop:
+                    continue
+                for m in (1, 2):
+                    for n in sorted({1, 2, *self._sizes(3)}):
+                        both = duel.periods({self.loop: n, other: m}, self.seconds)
+                        rates = self.found.rates
+                        rates.setdefault((self.loop, other), {})[n, m] = solo(self.loop, n) / both[self.loop]
+                        rates.setdefault((other, self.loop), {})[m, n] = solo(other, m) / both[other]
+        finally:
+            duel.close()
+
+    def _client(self) -> None:
+        """From sent by the client until queued at the first stage, with the loop about half busy."""
+        stages = self.kind.pipeline().stages(self.placement)
+        workers = workers_of(stages, [Gather(1) for _ in stages], self.limit, self.device)
+        log = _Queued()
+        gap = 4 * self.found.period(1) + 0.002
+        self.server.serve(stages, workers, [Request(i, i * gap, AGES, {self.loop: 2}) for i in range(60)], log)
+        self.found.client = log.delays
+
+    def _cold(self) -> None:
+        """Requests of a few steps after idle spells, against those that come at once."""
+
+        def taken(idle: float, count: int) -> float:
+            gap = idle + 3 * (COLD_STEPS + 2) * self.found.period(1)
+            spells = self._rehearse(self._gather(1), [COLD_STEPS] * count, gap=gap)
+            loop = [s for s in spells if s.worker == self.loop]
+            runs = [loop[i : i + COLD_STEPS] for i in range(0, len(loop) - COLD_STEPS + 1, COLD_STEPS)]
+            alone = [run[-1].end - run[0].start for run in runs[1:] if all(s.size == 1 for s in run)]
+            return statistics.median(alone) if alone else 0.0  # none alone: the device is too noisy to tell
+
+        usual = taken(0.0, 8)
+        for idle, count in ((0.05, 6), (0.3, 4), (1.0, 3)):
+            self.found.cold[idle] = taken(idle, count) - usual
+
+
+class _Queued(Recorder):
+    """Notes how long requests were under way to their first queue."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.delays: list[float] = []
+
+    def ended(self, request: Request, now: float) -> None:
+        super().ended(request, now)
+        self.delays.append(request.tasks[0].queued - request.arrival)
+
+
+def _pairs(loop: Sequence[Spell]) -> Iterable[tuple[Spell, Spell]]:
+    """Neighbouring iterations of which the first lets nobody go and the second lets nobody in."""
+    return ((a, b) for a, b in itertools.pairwise(loop) if not a.leaves and not b.joins)
+
+
+# -- the file ---------------------------------------------------------------------------------------------
+
+
+def take_profile(
+    server: Server,
+    name: str,
+    *,
+    limit: int | None = None,
+    device: str = "gpu0",
+    policies: Mapping[str, Callable[[], Policy]] | None = None,
+    command: str = "servetwin profile",
+    seconds: float = 0.4,
+) -> dict[str, Any]:
+    """Measure *server* and give the content of a profile file called *name*.
+
+    *policies* are made anew for each measurement of the time that they take between two iterations. *seconds* is
+    about how long each point is measured.
+    """
+    profiler = Profiler(server, limit=limit, device=device, policies=policies, seconds=seconds)
+    return as_profile(profiler, profiler.take(), name, command)
+
+
+def write_profile(content: Mapping[str, Any], path: Path) -> None:
+    """Write what `take_profile` gave, after checking it against the schema."""
+    from servetwin.profiles.schema import ProfileFile
+
+    ProfileFile.model_validate(content)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(dict(content), sort_keys=False, width=118, default_flow_style=None, allow_unicode=True)
+    path.write_text("# Made by `servetwin profile`; times in seconds.\n" + text, encoding="utf-8")
+
+
+def as_profile(profiler: Profiler, found: Measured, name: str, command: str) -> dict[str, Any]:
+    """The content of the profile file."""
+    kind = profiler.kind
+    site = profiler.server.site(profiler.device)
+    facts = device_facts(site.device)
+    source = {"file": "real/profiler.py"}
+    modules: dict[str, Any] = {}
+    for module in kind.modules:
+        if module == kind.loop:
+            period = {n: [d + statistics.fmean(found.gap[n]) for d in found.iteration[n]] for n in found.iteration}
+            modules[module] = {
+                "loop": True,
+                "rows_per_request": kind.rows,
+                "tables": {
+                    "scheduler": _table(period, statistics.median, "median"),
+                    "measured": _table(period, statistics.fmean, "mean", spread=True),
+                },
+            }
+        else:
+            table = _table(found.modules[module], statistics.median, "median")
+            modules[module] = {"loop": False, "tables": {"scheduler": table}}
+        for kept in modules[module]["tables"].values():
+            kept["source"] = {**source, "name": "plain" if module == kind.loop else "modules"}
+    costs = _costs(profiler, found)
+    for cost in costs.values():
+        cost["source"] = {**source, "name": cost.pop("of")}
+    eager = profiler.server.options.eager or not site.gpu
+    fitted = ", ".join(f"{k} {v}" for k, v in {**versions(), **_clocks(site.device)}.items())
+    return {
+        "schema_version": 1,
+        "name": name,
+        "description": f"{kind.title}, {facts['name']}",
+        "device": {
+            "name": facts["name"],
+            "kind": "gpu" if site.gpu else "cpu",
+            **({"memory_gib": facts["memory_gib"]} if site.gpu else {}),
+        },
+        "model": kind.title.split(",")[0],
+        "precision": "fp16" if site.gpu else "fp32",
+        "image": [kind.image, kind.image],
+        "batch_counts": "requests"
+        + ("; classifier-free guidance doubles the rows inside the UNet" if kind.rows == 2 else ""),
+        "measured_when": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "origin": {"repository": f"this one; {command}"},
+        "limits_of_data": (
+            f"Weights {'random' if profiler.server.options.weights is None else 'from a checkpoint'}; "
+            f"{'eager' if eager else 'one CUDA graph per batch size'}"
+            f"{', channels last' if site.model.channels_last else ''}"
+            f"{', compiled' if profiler.server.options.compile else ''}; "
+            f"driver {facts.get('driver', 'none')}; {fitted}"
+        ),
+        "modules": modules,
+        "costs": costs,
+    }
+
+
+def _table(
+    samples: Mapping[int, Sequence[float]],
+    statistic: Callable[[Sequence[float]], float],
+    word: str,
+    *,
+    spread: bool = False,
+) -> dict[str, Any]:
+    sizes = sorted(samples)
+    table: dict[str, Any] = {
+        "batch": sizes,
+        "seconds": [round(float(statistic(samples[n])), ROUND) for n in sizes],
+        "samples": [len(samples[n]) for n in sizes],
+        "statistic": word,
+    }
+    if spread:
+        table["spread"] = {
+            f"p{p:02}": [round(float(np.percentile(samples[n], p)), ROUND) for n in sizes] for p in (5, 50, 95)
+        }
+    return table
+
+
+def _by_batch(values: Mapping[int, float], counts: Mapping[int, int] | None = None) -> dict[str, Any]:
+    sizes = sorted(values)
+    out: dict[str, Any] = {"batch": sizes, "values": [round(float(values[n]), ROUND) for n in sizes]}
+    if counts is not None:
+        out["samples"] = [counts[n] for n in sizes]
+    return out
+
+
+def _quantiles(values: Sequence[float]) -> dict[str, Any]:
+    return {"p": list(SHARES), "values": [round(float(np.quantile(values, p)), ROUND) for p in SHARES]}
+
+
+def _mean(values: Iterable[float]) -> float:
+    return round(statistics.fmean(values), ROUND)
+
+
+def _costs(profiler: Profiler, found: Measured) -> dict[str, Any]:
+    """Every term that is no latency table; those that `servetwin.sim.measured` reads go by the names it knows."""
+    kind, loop = profiler.kind, profiler.loop
+    costs: dict[str, Any] = {}
+
+    def add(name: str, meaning: str, how: str, of: str, *modules: str, unit: str = "seconds", **forms: Any) -> None:
+        costs[name] = {"meaning": meaning, "unit": unit, "modules": list(modules), **forms, "how": how, "of": of}
+
+    if found.joins:
+        meaning = "what an iteration takes longer for each request that begins with it"
+        add(f"{loop}.join", meaning, "joining one at a time", "staggered", loop, value=_mean(found.joins))
+        costs[f"{loop}.join"]["samples"] = len(found.joins)
+    if found.leaves:
+        meaning = "what an iteration and the gap after it take longer for each request that leaves"
+        each = _mean(found.leaves) + _mean(found.leaving or [0.0])
+        line = {"constant": 0.0, "per_request": round(max(each, 0.0), ROUND)}
+        add(f"{loop}.leave", meaning, "leaving one at a time", "staggered", loop, line=line)
+        costs[f"{loop}.leave"]["samples"] = len(found.leaves)
+    for stage, by_size in found.stages.items():
+        modules = stage.split("+")
+        values = {n: statistics.fmean(v) for n, v in by_size.items()}
+        counts = {n: len(v) for n, v in by_size.items()}
+        meaning = "a batch of the stage, from launch until it was heard to be over"
+        how = "with nothing else running"
+        add(f"{modules[0]}.time", meaning, how, "plain", *modules, by_batch=_by_batch(values, counts))
+    ratios: dict[int, list[float]] = {}
+    for (steps, n), took in found.whole.items():
+        ratios.setdefault(n, []).append(took / profiler.expected(steps, n))
+    means = {n: statistics.fmean(v) for n, v in ratios.items()}
+    meaning = "time of a batch of whole requests over what the scheduler's tables expect of it"
+    how = "one worker for all modules; the value is that of a batch of one"
+    add(
+        "whole.ratio",
+        meaning,
+        how,
+        "whole",
+        unit="ratio",
+        value=round(means[1], ROUND),
+        by_batch=_by_batch(means),
+        statistic="mean at batch 1",
+    )
+    for (stage, other), rates in found.rates.items():
+        one, beside = profiler.head(stage), profiler.head(other)
+        singles = {n: rate for (n, m), rate in rates.items() if m == 1}
+        meaning = f"rate at which {stage} gets on while {other} runs batches of one, by its own batch"
+        how = "period alone over period together; the value is the mean over batch sizes"
+        value = _mean(singles.values())
+        name = f"{one}.device_beside.{beside}"
+        add(name, meaning, how, "contention", one, unit="ratio", value=value, by_batch=_by_batch(singles))
+        pairs = {n: rate for (n, m), rate in rates.items() if m == 2}
+        if pairs:
+            meaning = f"the same while {other} runs batches of two"
+            by_batch = _by_batch(pairs)
+            value = _mean(pairs.values())
+            add(f"{name}.2", meaning, how, "contention", one, unit="ratio", value=value, by_batch=by_batch)
+    if found.client:
+        meaning = "from sent by the client until queued at the first stage"
+        first = kind.modules[0]
+        value, quantiles = _mean(found.client), _quantiles(found.client)
+        how = "with the loop half busy"
+        add(f"transport.client.{first}", meaning, how, "client", value=value, quantiles=quantiles)
+    # What the simulator does not read, since the tables contain it, or to explain what they hold:
+    gaps = {n: statistics.fmean(v) for n, v in found.gap.items()}
+    meaning = "from the end of an iteration to the launch of the next; the measured periods contain it"
+    add(f"{loop}.gap", meaning, "under a policy that decides nothing", "plain", loop, by_batch=_by_batch(gaps))
+    for policy, by_size in found.policies.items():
+        values = {n: statistics.fmean(v) for n, v in by_size.items()}
+        meaning = f"{loop}.gap under the policy {policy}"
+        add(f"{loop}.gap.{policy}", meaning, "nobody waits", "policies", loop, by_batch=_by_batch(values))
+    residuals = [d / statistics.fmean(v) for v in found.iteration.values() for d in v]
+    meaning = "time of an iteration over its mean at that batch size"
+    quantiles = _quantiles(residuals)
+    add(f"{loop}.residual", meaning, "all batch sizes together", "plain", loop, unit="ratio", quantiles=quantiles)
+    meaning = "what the first iteration of a batch takes longer if all of it begins at once"
+    add(f"{loop}.join_together", meaning, "first iterations", "plain", loop, by_batch=_by_batch(found.together))
+    for idle, seconds in found.cold.items():
+        meaning = f"what a request of {COLD_STEPS} steps takes longer after {idle:g} s without work"
+        add(f"{loop}.after_idle.{idle:g}", meaning, "requests one by one", "cold", loop, value=round(seconds, ROUND))
+    return costs
+
+
+def _clocks(device: torch.device) -> dict[str, str]:
+    """The clock of a GPU just after measuring, if it can be asked for."""
+    if device.type != "cuda":
+        return {}
+    try:
+        return {"SM clock": f"{torch.cuda.clock_rate(device)} MHz"}
+    except Exception:  # what it needs is optional
+        return {}
