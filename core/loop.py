@@ -19,6 +19,7 @@ start of k+1 and can first be scheduled for k+2.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Literal
 
 from .errors import BadInput, LawBroken
@@ -251,8 +252,8 @@ class ServingLoop:
         self.executor.run(worker, batch, self._done)
 
     def _set_alarm(self, worker: Worker, when: float | None, asked: float) -> None:
-        """Wake *worker* at *when*, which must lie after the time at which its policy was *asked*; on a real clock it may
-        have passed since."""
+        """Wake *worker* at *when*, which must lie after the time at which its policy was *asked*; a real clock may
+        have gone on since."""
         due = NEVER if when is None else when
         if due == worker.alarm_at:
             return
@@ -280,10 +281,11 @@ class ServingLoop:
             if missing:
                 return
         now = self._now()
-        target = self.router(request, self.serving[stage.name], now)
+        serving = self.serving[stage.name]
+        target = serving[0] if len(serving) == 1 else self.router(request, serving, now)
         task = Task(request, stage, now, target)
         request.tasks.append(task)
-        self.executor.send(source, target, request, lambda: self._deliver(target, task))
+        self.executor.send(source, target, request, partial(self._deliver, target, task))
 
     def _leave(self, task: Task, now: float) -> None:
         request, stage = task.request, task.stage
@@ -340,13 +342,11 @@ def play(loop: ServingLoop, source: Iterator[Request]) -> None:
     """
     executor = loop.executor
 
-    def send_next(request: Request) -> None:
-        loop.arrive(request)
-        plan()
-
-    def plan() -> None:
+    def plan(sent: Request | None) -> None:
+        if sent is not None:
+            loop.arrive(sent)
         request = next(source, None)
         if request is not None:
-            executor.call_at(request.arrival, lambda: send_next(request))
+            executor.call_at(request.arrival, partial(plan, request))
 
-    plan()
+    plan(None)

@@ -20,6 +20,8 @@ class Outcome(StrEnum):
     DROPPED = "dropped"  #: given up by a policy
     FAILED = "failed"  #: lost to an error, or cut off when the run was stopped
 
+    __hash__ = str.__hash__  # an enum's own is written in Python, and outcomes are counted once per request
+
 
 class Request:
     """What a client sends.

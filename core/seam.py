@@ -145,13 +145,13 @@ class WorkerView:
         seconds = 0.0
         if stage.loop:
             seconds = task.left * estimate(stage.loop, 1)
-            if task.left == task.iterations:
-                seconds += sum(estimate(m, 1) for m in stage.before)
-        return (
-            seconds
-            + sum(estimate(m, 1) for m in stage.after)
-            + sum(work.get(m, 1) * estimate(m, 1) for m in stage.rest)
-        )
+            if stage.before and task.left == task.iterations:
+                seconds += sum([estimate(m, 1) for m in stage.before])
+        if stage.after:
+            seconds += sum([estimate(m, 1) for m in stage.after])
+        if stage.rest:
+            seconds += sum([work.get(m, 1) * estimate(m, 1) for m in stage.rest])
+        return seconds
 
 
 class Policy:

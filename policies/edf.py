@@ -41,18 +41,33 @@ class EDF(Policy):
         return True
 
     def decide(self, view: WorkerView, now: float) -> Decision:
-        drop = self._hopeless(now) if self.drop_late else []
+        ends, step = self.ends, self.step
+        drop = self._hopeless(now) if self.drop_late and self._next_late() < now else ()
         batch, others = self.batch, self.others
-        if not self.settled or (others and batch and others[0][:2] < (self._latest_start(batch[-1]), batch[-1].id)):
-            others.extend((self._latest_start(t), t.id, t) for t in batch)
+        if others and self.settled and batch:
+            last = batch[-1]
+            self.settled = (ends[last] - last.left * step, last.id) <= others[0][:2]
+        if not self.settled:
+            others += [(ends[t] - t.left * step, t.id, t) for t in batch]
             others.sort()  # two ordered runs: a merge
             batch = self.batch = [t for _, _, t in others[: self.most]]
             del others[: self.most]
             self.settled = True
+        if not batch:
+            return Decision(drop=drop)
         repeat = None
-        if batch and not others:  # nobody is left out, so nothing changes until somebody is late
-            repeat = Repeat(batch[0].left, self._latest_start(batch[0]) if self.drop_late else math.inf)
+        if not others:  # nobody is left out, so nothing changes until somebody is late
+            repeat = Repeat(batch[0].left, self._next_late() if self.drop_late else math.inf)
         return Decision(batch, drop=drop, repeat=repeat)
+
+    def _next_late(self) -> float:
+        """When the first request becomes hopeless; running ones gain on this."""
+        batch, others = self.batch, self.others
+        late = others[0][0] if others else math.inf
+        if batch:
+            first = self.ends[batch[0]] - batch[0].left * self.step
+            return first if first < late else late
+        return late
 
     def _hopeless(self, now: float) -> list[Task]:
         """Take out those that cannot make it any more: the first ones, if any."""

@@ -35,7 +35,7 @@ class Timer(simpy.Event):
         self._value = None
         self._ok = True
         self._call: Callable[[], None] | None = call
-        calendar.place(self, when)
+        heappush(calendar._queue, (when, NORMAL, next(calendar._eid), self))
 
     def _ring(self, _: simpy.Event) -> None:
         if self._call is not None:

@@ -47,16 +47,19 @@ class SimExecutor:
         lane.run(batch, done)
 
     def send(self, source: Worker | None, target: Worker, request: Request, deliver: Callable[[], None]) -> None:
-        delay = self._delays.get((source.name if source else None, target.name))
-        seconds = delay() if delay is not None else 0.0
+        seconds = 0.0
+        if self._delays:
+            delay = self._delays.get((source.name if source else None, target.name))
+            seconds = delay() if delay is not None else 0.0
         if seconds > 0.0:
             Timer(self.calendar, self.calendar.now + seconds, deliver)
         else:
             deliver()
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
-        if when < self.calendar.now:
-            raise BadInput(f"a call at {when:g} s, but it is {self.calendar.now:g} s already", right="a time to come")
+        now = self.now()
+        if when < now:
+            raise BadInput(f"a call at {when:g} s, but it is {now:g} s already", right="a time to come")
         return Timer(self.calendar, when, callback)
 
     def run_until_idle(self) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from heapq import heappush
 from typing import Any
 
 import simpy
 from servetwin.core import Batch, Worker
+from simpy.events import NORMAL
 
 from .calendar import Calendar
 from .timing import Timing
@@ -80,7 +82,14 @@ class Lane(simpy.Event):
             self._run_on(batch)
         elif batch.keep_ends:
             batch.ends = [0.0]
-        self._place(self._computing())
+        # As _place(_computing()) would, without the calls: this happens at every iteration.
+        took = (self.device - self.ahead) / self.device_rate
+        if took < self.host / self.host_rate:
+            took = self.host / self.host_rate
+        self.took = took
+        self.due = due = self.updated + took
+        env = self.env
+        heappush(env._queue, (due, NORMAL, next(env._eid), self))
 
     def _resized(self, size: int) -> None:
         """This lane begins to compute, or goes on with another batch size."""
@@ -213,7 +222,7 @@ class Lane(simpy.Event):
     def _fire(self, _: simpy.Event) -> None:
         self.callbacks = self._again
         now = self.due
-        if now != self.env.clock() or self.next is None:
+        if now != self.env._now or self.next is None:
             return  # placed before a neighbour disturbed it
         # By what was asked for, not by the clock: the two differ by rounding, and iterations taken together must end
         # at the same times, to the bit, as iterations taken one by one.
