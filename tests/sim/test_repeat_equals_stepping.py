@@ -1,7 +1,6 @@
 """Law 9: taking many iterations as one event gives the very results of taking them one by one."""
 
 import json
-from pathlib import Path
 
 from hypothesis import given, settings
 from servetwin.core import Batch, Recorder, Request

@@ -100,7 +100,7 @@ class World:
                 timing=timing,
             )
             device = self.timings[i]["device"]
-            tables |= {m: device for m in group}
+            tables |= dict.fromkeys(group, device)
             sites.append(site)
         names = ["+".join(g) for g in self.placement]
         n = len(names)

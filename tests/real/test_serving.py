@@ -1,0 +1,198 @@
+"""Tiny models served for real under every policy, beside a simulation with a profile taken just before."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from servetwin.core import BadInput, Outcome, Recorder, Request, RunFolder, ServeTwinError
+from servetwin.core.laws import check_records
+from servetwin.real import Options, Server
+from servetwin.real.client import END, PACKET, Client
+from twin import LIMIT, POLICIES, Twin
+
+#: Attainment may differ by this much between the worlds: the machines that run this are small and busy.
+TOLERANCE = 0.2
+#: A run is repeated so often before a difference counts: a busy spell of the host is no fault of the simulation.
+TRIES = 3
+
+
+@pytest.fixture(scope="module", params=["tiny-sd", "tiny-dit", "tiny-palette"])
+def twin(request):
+    return Twin(request.param)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_served_as_simulated(twin, policy, tmp_path):
+    """Attainment at a light load, and the records hold to the laws."""
+    gaps = []
+    for attempt in range(TRIES):
+        requests = twin.requests(0.4, seed=attempt)
+        folder = tmp_path / str(attempt)
+        recorder = RunFolder(folder, {"kind": "real"})
+        report = twin.serve(policy, requests, recorder, stop_after=20.0)
+        recorder.close()
+        check_records(folder)
+        summary = report.summary
+        assert summary.requests == len(requests)
+        assert summary.outcomes.total() == len(requests)
+        assert summary.outcomes[Outcome.FAILED] == 0
+        gaps.append(summary.attainment - twin.simulate(policy, requests).attainment)
+        if abs(gaps[-1]) <= TOLERANCE:
+            return
+    pytest.fail(f"attainment, real minus simulated: {gaps}")
+
+
+def test_overload_is_overload_in_both(twin):
+    """Far beyond what the device can do, a policy that drops what is late meets some, and not nearly all."""
+    requests = twin.requests(6.0, count=60)
+    real, simulated = twin.serve("edf", requests).summary, twin.simulate("edf", requests)
+    assert real.attainment < 0.8
+    assert simulated.attainment < 0.8
+
+
+def test_images_do_not_depend_on_the_company(twin):
+    """Served all at once or one after the other, a request's image is the same to rounding."""
+    work = {twin.kind.loop: 6}
+    images = []
+    for gap in (0.0, 0.3):
+        made = {}
+        twin.serve(
+            "edf",
+            [Request(i, i * gap, 60.0, work) for i in range(4)],
+            sink=lambda number, image, made=made: made.setdefault(number, image.int()),
+        )
+        assert sorted(made) == [0, 1, 2, 3]
+        images.append(made)
+    for number in range(4):
+        assert int((images[0][number] - images[1][number]).abs().max()) <= 1
+
+
+def test_the_profile_is_whole(twin):
+    profile = twin.profile
+    assert profile.modules == twin.kind.modules
+    for module in profile.modules:
+        table = profile.table(module, "scheduler")
+        assert (table.smallest, table.largest) == (1, LIMIT)
+    assert f"transport.client.{twin.kind.modules[0]}" in profile.costs
+    assert profile.data.device.kind == "cpu"
+
+
+@pytest.fixture(scope="module")
+def small():
+    return Twin("tiny-dit")
+
+
+def test_two_devices(small):
+    """The stages on devices of their own: requests are copied from one to the other."""
+    server = Server("tiny-dit", Options(device="cpu", devices={"gpu0": "cpu", "gpu1": "cpu"}))
+    stages, workers = small.system("edf")
+    workers[1].device = "gpu1"
+    made = {}
+    report = server.serve(
+        stages,
+        workers,
+        [Request(i, i * 0.02, 60.0, {"dit": 5}) for i in range(8)],
+        sink=lambda number, image: made.setdefault(number, image),
+    )
+    assert report.summary.met == 8
+    assert len(made) == 8
+    assert len(server.sites) == 2
+    assert all(not site.progress for site in server.sites.values())
+
+
+def test_a_broken_lane_ends_the_run_with_its_records(small, tmp_path, monkeypatch):
+    site = small.server.site("gpu0")
+    calls = []
+    step = site.step
+
+    def breaks(batch):
+        calls.append(1)
+        if len(calls) > 20:
+            raise torch.OutOfMemoryError("no memory")
+        step(batch)
+
+    monkeypatch.setattr(site, "step", breaks)
+    recorder = RunFolder(tmp_path / "run", {})
+    with pytest.raises(ServeTwinError, match="out of memory"):
+        small.serve("edf", small.requests(0.5), recorder)
+    recorder.close(complete=False)
+    lines = (tmp_path / "run" / "requests.jsonl").read_text().splitlines()
+    assert lines
+    assert recorder.summary.outcomes[Outcome.FAILED] >= 1
+    assert recorder.summary.outcomes.total() == recorder.summary.requests == len(lines)
+    monkeypatch.undo()
+    assert small.serve("edf", small.requests(0.3, count=5)).summary.requests == 5  # and the server serves on
+
+
+def test_ctrl_c_ends_the_run_with_its_records(small):
+    recorder = Recorder()
+    timer = threading.Timer(1.5, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        small.serve("edf", [Request(i, i * 0.2, 60.0, {"dit": 4}) for i in range(200)], recorder)
+    timer.join()
+    assert recorder.summary.outcomes.total() == recorder.summary.requests
+    assert 0 < recorder.summary.requests < 200
+
+
+def test_stop_after(small):
+    """What is live so long after the last request was sent fails."""
+    requests = [Request(i, 0.0, 60.0, {"dit": 900}) for i in range(6)]
+    report = small.serve("fcfs", requests, stop_after=0.1)
+    assert report.summary.outcomes[Outcome.FAILED] == 6
+
+
+def test_the_client_is_on_time_and_says_when_it_is_not():
+    due = [0.01 * i for i in range(50)]
+    client = Client(due)
+    try:
+        begin = time.monotonic() + 0.05
+        client.begin(begin)
+        sent = []
+        while (packet := PACKET.unpack(client.channel.recv(PACKET.size)))[0] != END:
+            sent.append(packet)
+    finally:
+        client.close()
+    assert [number for number, _ in sent] == list(range(50))
+    late = sorted(at - begin - due[number] for number, at in sent)
+    assert late[0] >= 0
+    assert late[25] < 0.005
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (Options(device="cuda:0"), "torch sees no GPU"),
+        (Options(device="tpu"), "unknown device 'tpu'"),
+        (Options(device="meta"), "not supported"),
+    ],
+)
+def test_devices_that_are_not_there(options, line):
+    if torch.cuda.is_available() and options.device == "cuda:0":
+        pytest.skip("there is a GPU")
+    with pytest.raises(BadInput, match=line):
+        Server("tiny-dit", options).site("gpu0")
+
+
+def test_unknown_models():
+    with pytest.raises(BadInput, match="unknown model 'dalle'"):
+        Server("dalle")
+
+
+def test_without_torch():
+    """One line that says what to install."""
+    code = (
+        "import importlib.util as u; f = u.find_spec;"
+        "u.find_spec = lambda n, *a: None if n == 'torch' else f(n, *a)\n"
+        "import servetwin.core\n"
+        "try:\n import servetwin.real\nexcept servetwin.core.BadInput as e:\n print(e)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines() == [
+        "real execution needs torch, which is not installed (right would be: pip install 'servetwin[diffusion]')"
+    ]

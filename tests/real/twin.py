@@ -1,0 +1,61 @@
+"""One experiment in both worlds: the same pipeline, policies and requests, served for real and simulated from a profile."""
+
+from __future__ import annotations
+
+import numpy as np
+from servetwin.core import FactorSLO, Recorder, Request, ServingLoop, Summary, Worker, WorkerView
+from servetwin.core.loop import play
+from servetwin.policies.clockwork import Clockwork
+from servetwin.policies.edf import EDF
+from servetwin.policies.fcfs import FCFS
+from servetwin.policies.neustream import NeuStream
+from servetwin.profiles import Profile
+from servetwin.profiles.schema import ProfileFile
+from servetwin.real import Options, Server, take_profile
+from servetwin.sim.measured import TimeOptions, measured_executor
+
+LIMIT = 3
+FACTOR = 4.0
+POLICIES = {"neustream": NeuStream, "clockwork": Clockwork, "edf": EDF, "fcfs": FCFS}
+
+
+class Twin:
+    """A tiny model on the CPU, and the profile just taken of it."""
+
+    def __init__(self, name):
+        self.server = Server(name, Options(device="cpu"))
+        self.kind = self.server.kind
+        content = take_profile(self.server, f"cpu/{name}", limit=LIMIT, seconds=0.15, brief=True)
+        self.profile = Profile(ProfileFile.model_validate(content))
+        self.estimate = self.profile.estimate()
+        self.slo = FactorSLO(FACTOR, self.profile.solo())
+
+    def system(self, policy):
+        """Fresh stages and workers; Clockwork has one worker for the whole pipeline."""
+        whole = policy == "clockwork"
+        stages = self.kind.pipeline().stages([list(self.kind.modules)] if whole else self.kind.placement)
+        return stages, [
+            Worker(s, POLICIES[policy](), WorkerView(s, self.estimate, limit=LIMIT, slo_factor=FACTOR))
+            for s in stages
+        ]
+
+    def requests(self, load, count=40, seed=0):
+        """Poisson arrivals at *load* times what the loop can do one by one."""
+        rng = np.random.default_rng(seed)
+        steps = rng.integers(8, 16, count)
+        solo = self.slo.seconds({self.kind.loop: 12}) / FACTOR
+        due = np.cumsum(rng.exponential(solo / load, count))
+        works = [{self.kind.loop: int(n)} for n in steps]
+        return [Request(i, float(due[i]), self.slo.seconds(work), work) for i, work in enumerate(works)]
+
+    def serve(self, policy, requests, recorder=None, **options):
+        stages, workers = self.system(policy)
+        return self.server.serve(stages, workers, requests, recorder, **options)
+
+    def simulate(self, policy, requests) -> Summary:
+        stages, workers = self.system(policy)
+        executor = measured_executor({"gpu0": self.profile}, workers, TimeOptions(noise=False))
+        recorder = Recorder()
+        play(ServingLoop(stages, workers, executor, recorder), iter(requests))
+        executor.run_until_idle()
+        return recorder.summary
