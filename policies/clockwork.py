@@ -132,10 +132,10 @@ class Clockwork(Policy):
         batch = [lists[size].popleft() for _ in range(size)]
         for task in batch:
             del self.places[task]
-        last = batch[-1].id
+        last = batch[-1]
         for waiting in lists.values():
             # Older requests of the class that were too late for this size go too, even if they could make it alone.
-            while waiting and waiting[0].id <= last:
+            while last in waiting:
                 self._leave_list(waiting.popleft(), drop)
         return batch
 
