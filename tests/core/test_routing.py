@@ -1,0 +1,88 @@
+"""Routers, asked about hand-built workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from servetwin.core import BadInput, Module, Pipeline, Request, Stage, Task, Worker, WorkerView
+from servetwin.core.routing import ROUTERS, Affine, RoundRobin, least_loaded, least_violating, router
+from servetwin.policies.fcfs import FCFS
+
+
+@pytest.fixture
+def stage() -> Stage:
+    (stage,) = Pipeline.chain(Module("unet", loop=True)).stages([["unet"]])
+    return stage
+
+
+def worker(stage: Stage, step: float, device: str = "gpu0", limit: int = 4) -> Worker:
+    view = WorkerView(stage, lambda _, n: step * (1 + 0.5 * (n - 1)), limit=limit, name=device)
+    return Worker(stage, FCFS(), view, device=device)
+
+
+def request(number: int = 0, slo: float = 10.0, steps: int = 10) -> Request:
+    return Request(number, 0.0, slo, {"unet": steps})
+
+
+def load(worker: Worker, requests: int, steps: int = 10, slo: float = 10.0) -> None:
+    for i in range(requests):
+        worker.view.waiting[Task(request(100 + i, slo, steps), worker.stage, 0.0, worker)] = None
+
+
+def test_round_robin_takes_turns(stage: Stage) -> None:
+    workers = [worker(stage, 0.1, f"gpu{i}") for i in range(3)]
+    turns = RoundRobin()
+    assert [turns(request(i), workers, 0.0).device for i in range(4)] == ["gpu0", "gpu1", "gpu2", "gpu0"]
+
+
+def test_least_loaded_weighs_work_by_speed(stage: Stage) -> None:
+    slow, fast = worker(stage, 1.0, "slow"), worker(stage, 0.1, "fast")
+    assert least_loaded(request(), [slow, fast], 0.0) is fast
+    load(fast, 3)
+    assert least_loaded(request(), [slow, fast], 0.0) is fast  # still sooner done than one request on the slow one
+    load(fast, 40)
+    assert least_loaded(request(), [slow, fast], 0.0) is slow
+
+
+def test_least_loaded_counts_the_inbox_and_what_runs(stage: Stage) -> None:
+    first, second = worker(stage, 0.1, "a"), worker(stage, 0.1, "b")
+    first.inbox.append(Task(request(7), stage, 0.0, first))
+    assert least_loaded(request(), [first, second], 0.0) is second
+    second.view.running[Task(request(8, steps=50), stage, 0.0, second)] = None
+    assert least_loaded(request(), [first, second], 0.0) is first
+
+
+def test_least_violating_spares_the_urgent(stage: Stage) -> None:
+    urgent, patient = worker(stage, 0.1, "urgent"), worker(stage, 0.1, "patient")
+    load(urgent, 1, slo=1.2)
+    load(patient, 2, slo=100.0)
+    assert least_loaded(request(), [urgent, patient], 0.0) is urgent
+    assert least_violating(request(), [urgent, patient], 0.0) is patient
+
+
+def test_least_violating_takes_the_faster_of_two_that_harm_nobody(stage: Stage) -> None:
+    slow, fast = worker(stage, 0.2, "slow"), worker(stage, 0.1, "fast")
+    assert least_violating(request(), [slow, fast], 0.0) is fast
+
+
+def test_a_request_stays_on_its_device() -> None:
+    first, second = Pipeline.chain(Module("a"), Module("b")).stages([["a"], ["b"]])
+    before = worker(first, 0.1, "gpu1")
+    after = [worker(second, 0.1, f"gpu{i}") for i in range(2)]
+    sent = request()
+    sent.tasks.append(Task(sent, first, 0.0, before))
+    choose: Callable[..., Worker] = RoundRobin()
+    assert Affine(choose)(sent, after, 0.0) is after[1]
+    assert Affine(choose)(request(), after, 0.0) is after[0]
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_routers_are_found_by_name(name: str, stage: Stage) -> None:
+    workers = [worker(stage, 0.1, "a"), worker(stage, 0.1, "b")]
+    assert router(name)(request(), workers, 0.0) is workers[0]
+
+
+def test_an_unknown_router_is_one_line() -> None:
+    with pytest.raises(BadInput, match="unknown router 'random'"):
+        router("random")
