@@ -1,4 +1,4 @@
-"""One experiment in both worlds: the same pipeline, policies and requests, served for real and simulated from a profile."""
+"""One experiment in both worlds: the same pipeline, policies and requests, served for real and simulated."""
 
 from __future__ import annotations
 
