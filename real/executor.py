@@ -204,8 +204,6 @@ class RealExecutor:
 def _undisturbed(gpu: bool) -> Iterator[None]:
     """No garbage collection, which stops everything for milliseconds; on the CPU threads take turns more often."""
     interval = sys.getswitchinterval()
-    gc.collect()
-    gc.freeze()
     gc.disable()
     if not gpu:
         sys.setswitchinterval(0.0005)
@@ -214,7 +212,6 @@ def _undisturbed(gpu: bool) -> Iterator[None]:
     finally:
         sys.setswitchinterval(interval)
         gc.enable()
-        gc.unfreeze()
 
 
 class _Inlet:

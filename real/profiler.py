@@ -82,21 +82,15 @@ class Profiler:
         self.loop = self.kind.loop
         self.took: dict[str, float] = {}
 
-    def take(self) -> Measured:
-        """Measure everything."""
-        for what in (
-            self._plain,
-            self._modules,
-            self._staggered,
-            self._policies,
-            self._whole,
-            self._contention,
-            self._client,
-            self._cold,
-        ):
+    def take(self, *, brief: bool = False) -> Measured:
+        """Measure everything, or (*brief*) only what a simulation reads."""
+        terms = [self._plain, self._modules, self._staggered, self._whole, self._contention, self._client]
+        if not brief:
+            terms += [self._policies, self._cold]
+        for measure in terms:
             begin = time.monotonic()
-            what()
-            self.took[what.__name__.strip("_")] = round(time.monotonic() - begin, 2)
+            measure()
+            self.took[measure.__name__.strip("_")] = round(time.monotonic() - begin, 2)
         return self.found
 
     def _sizes(self, most: int = 6) -> list[int]:
@@ -291,14 +285,15 @@ def take_profile(
     policies: Mapping[str, Callable[[], Policy]] | None = None,
     command: str = "servetwin profile",
     seconds: float = 0.4,
+    brief: bool = False,
 ) -> dict[str, Any]:
     """Measure *server* and give the content of a profile file called *name*.
 
     *policies* are made anew for each measurement of the time that they take between two iterations. *seconds* is
-    about how long each point is measured.
+    about how long each point is measured; with *brief* only what a simulation reads is.
     """
     profiler = Profiler(server, limit=limit, device=device, policies=policies, seconds=seconds)
-    return as_profile(profiler, profiler.take(), name, command)
+    return as_profile(profiler, profiler.take(brief=brief), name, command)
 
 
 def write_profile(content: Mapping[str, Any], path: Path) -> None:

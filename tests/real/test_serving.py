@@ -13,7 +13,7 @@ from servetwin.core import BadInput, Outcome, Recorder, Request, RunFolder, Serv
 from servetwin.core.laws import check_records
 from servetwin.real import Options, Server
 from servetwin.real.client import END, PACKET, Client
-from twin import LIMIT, POLICIES, Twin
+from twin import LIMIT, POLICIES, twin_of
 
 #: Attainment may differ by this much between the worlds: the machines that run this are small and busy.
 TOLERANCE = 0.2
@@ -23,7 +23,7 @@ TRIES = 3
 
 @pytest.fixture(scope="module", params=["tiny-sd", "tiny-dit", "tiny-palette"])
 def twin(request):
-    return Twin(request.param)
+    return twin_of(request.param)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -31,7 +31,7 @@ def test_served_as_simulated(twin, policy, tmp_path):
     """Attainment at a light load, and the records hold to the laws."""
     gaps = []
     for attempt in range(TRIES):
-        requests = twin.requests(0.4, seed=attempt)
+        requests = twin.requests(0.5, seed=attempt)
         folder = tmp_path / str(attempt)
         recorder = RunFolder(folder, {"kind": "real"})
         report = twin.serve(policy, requests, recorder, stop_after=20.0)
@@ -49,7 +49,7 @@ def test_served_as_simulated(twin, policy, tmp_path):
 
 def test_overload_is_overload_in_both(twin):
     """Far beyond what the device can do, a policy that drops what is late meets some, and not nearly all."""
-    requests = twin.requests(6.0, count=60)
+    requests = twin.requests(8.0, count=60)
     real, simulated = twin.serve("edf", requests).summary, twin.simulate("edf", requests)
     assert real.attainment < 0.8
     assert simulated.attainment < 0.8
@@ -84,7 +84,7 @@ def test_the_profile_is_whole(twin):
 
 @pytest.fixture(scope="module")
 def small():
-    return Twin("tiny-dit")
+    return twin_of("tiny-dit")
 
 
 def test_two_devices(small):
