@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
+REAL    = .venv-real
 
-.PHONY: demo test lint types imports wheel-test bench figures clean
+.PHONY: demo test test-real lint types imports wheel-test bench figures clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml
@@ -17,6 +18,15 @@ demo: $(STAMP)           ## NeuStream and Clockwork on simulated GPUs, beside wh
 
 test: $(STAMP)           ## the test suite (no torch needed)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu'
+
+$(REAL)/.installed: pyproject.toml
+	test -x $(REAL)/bin/python || $(PYTHON) -m venv $(REAL)
+	$(REAL)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[diffusion]' pytest hypothesis
+	touch $@
+
+# A process of its own and one thread: torch's threads stall each other on few cores. Fails if anything is left out.
+test-real: $(REAL)/.installed  ## real modules on the CPU, tiny models (torch, diffusers)
+	OMP_NUM_THREADS=1 SERVETWIN_REAL=1 $(REAL)/bin/python -m pytest -m 'not slow and not gpu' tests/real
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -35,4 +45,4 @@ bench: $(STAMP)
 	$(BIN)/python -m servetwin.experiments.bench
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache runs
+	rm -rf $(VENV) $(REAL) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache runs
