@@ -1,16 +1,15 @@
 """What a CUDA graph can hold, checked without a GPU: half precision throughout, and no module asks for a value.
 
-The modules are given fake tensors, which have shapes and types but no values: whatever would ask for one (and wait for
-the device, which a capture does not allow) raises.
+The modules are given fake tensors, which have shapes and types but no values: whatever would ask for one (and wait
+for the device, which a capture does not allow) raises.
 """
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-
 from servetwin.real.kinds import KINDS
 from servetwin.real.modules import Model
 from servetwin.real.options import Options
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 
 class HalfPrecision(Options):
