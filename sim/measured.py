@@ -176,6 +176,7 @@ class Clock:
 
     def _add_costs(self, timing: MeasuredTiming, profile: Profile, loop: str) -> None:
         timing.join = profile.seconds(f"{loop}.join", 0.0)
+        timing.deciding = profile.seconds(f"{loop}.deciding", 0.0)
         if self._has(profile, f"{loop}.leave"):
             line = profile.cost(f"{loop}.leave").line
             if line is None:

@@ -79,8 +79,8 @@ class MeasuredTiming:
     the worker waits for the device in each iteration, which then takes as long as the slower of the two). *join* is
     the host time that each joining request adds. After an idle spell the first iterations take longer: by *cold*, or
     by *cold_long* if the spell lasted *long_spell* or more. *leave* is the hand-over time per batch with leavers and
-    per leaver. *before* and *after* are device demands of the stage's modules around its loop. *weather* gives the
-    factor on host time at a time.
+    per leaver. *deciding* is the scheduler's own time for each request that it leaves waiting. *before* and *after*
+    are device demands of the stage's modules around its loop. *weather* gives the factor on host time at a time.
     """
 
     host: Sequence[float]
@@ -91,6 +91,7 @@ class MeasuredTiming:
     cold_long: Sequence[float] = ()
     long_spell: float = math.inf
     leave: tuple[float, float] = (0.0, 0.0)
+    deciding: float = 0.0
     before: Sequence[float] | None = None
     after: Sequence[float] | None = None
     draw: Callable[[], float] | None = None
@@ -110,6 +111,9 @@ class MeasuredTiming:
         if idle > 0.0:
             self._cold = list(reversed(self.cold if idle < self.long_spell else self.cold_long))
         extra = joins * self.join
+        if self.deciding:
+            view = batch.worker.view
+            extra += self.deciding * (len(view.waiting) + len(view.running) - n)
         if self._cold:
             extra += self._cold.pop()
         self.settled = not self._cold
