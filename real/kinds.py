@@ -9,6 +9,7 @@ from typing import Any, Literal
 from servetwin.core import BadInput, Module, Pipeline
 
 Family = Literal["sd", "dit", "palette"]
+Betas = tuple[float, float, Literal["linear", "scaled_linear"]]
 
 #: The modules of each family in order; the second says whether it loops.
 MODULES: dict[Family, tuple[tuple[str, bool], ...]] = {
@@ -41,7 +42,7 @@ class Kind:
     latent: tuple[int, int, int]
     networks: Mapping[str, Mapping[str, Any]] = field(repr=False)
     largest: int = 12
-    betas: tuple[float, float, Literal["linear", "scaled_linear"]] = (1e-4, 0.02, "linear")
+    betas: Betas = (1e-4, 0.02, "linear")
     guidance: float = 1.0
 
     @property
@@ -74,7 +75,7 @@ def find(name: str) -> Kind:
     return KINDS[name]
 
 
-_SD_BETAS = (0.00085, 0.012, "scaled_linear")
+_SD_BETAS: Betas = (0.00085, 0.012, "scaled_linear")
 _CLIP_IDS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
 
 
