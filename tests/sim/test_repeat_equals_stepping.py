@@ -45,7 +45,10 @@ def both(world: World) -> tuple[Everything, Everything]:
     return repeated, stepped
 
 
-@given(worlds(policies=["neustream-sticky", "neustream-front", "neustream-bound", "edf", "edf-keep"]))
+REPEATING = ["neustream-sticky", "neustream-front", "neustream-bound", "edf", "edf-keep", "steps"]
+
+
+@given(worlds(policies=REPEATING))
 @settings(max_examples=500)
 def test_repeat_equals_stepping(world: World) -> None:
     repeated, stepped = both(world)

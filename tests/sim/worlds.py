@@ -9,12 +9,23 @@ from typing import Any
 
 from harness import Simulation, Site, Stepping, simulate
 from hypothesis import strategies as st
-from servetwin.core import Module, Pipeline, Policy, Recorder, Request
+from servetwin.core import Decision, Module, Pipeline, Policy, Recorder, Repeat, Request, WorkerView
 from servetwin.policies.clockwork import Clockwork
 from servetwin.policies.edf import EDF
 from servetwin.policies.fcfs import FCFS
 from servetwin.policies.neustream import NeuStream
 from servetwin.sim import MeasuredTiming, TableTiming
+from servetwin.sim.lane import Rate
+
+
+class Steps(Policy):
+    """First come, first served, at step level: a full batch goes on as it is, and says so, while others wait."""
+
+    def decide(self, view: WorkerView, now: float) -> Decision:
+        run = [*view.running, *view.waiting][: view.limit]
+        full = len(run) == view.limit or not view.waiting
+        return Decision(run, repeat=Repeat(min(t.left for t in run)) if run and full else None)
+
 
 POLICIES: dict[str, Callable[[], Policy]] = {
     "neustream-sticky": NeuStream,
@@ -24,6 +35,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "clockwork-table": lambda: Clockwork(pacing="table"),
     "fcfs": FCFS,
     "edf": EDF,
+    "steps": Steps,
     "edf-keep": lambda: EDF(max_batch=2, drop_late=False),
 }
 
@@ -66,7 +78,7 @@ class World:
     limits: list[int]
     intakes: list[str]
     timings: list[dict[str, Any]]  # plain or measured, by worker
-    contention: list[tuple[int, int, float, float]]  # worker, other, host rate, device rate
+    contention: list[tuple[int, int, Rate, Rate]]  # worker, other, host rate, device rate
     delays: list[float]  # transport to each worker
     noise: int | None  # seed
     arrivals: list[tuple[float, float, int]]  # gap, SLO, iterations
@@ -156,6 +168,7 @@ def timings(draw: st.DrawFn) -> dict[str, Any]:
         terms["leave"] = draw(st.sampled_from([(0.0, 0.0), (0.01, 0.02)]))
         terms["cold"] = draw(st.sampled_from([(), (0.1,), (0.2, 0.1, 0.05)]))
         terms["cold_long"], terms["long_spell"] = draw(st.sampled_from([((), 1e9), ((0.3, 0.2), 2.0)]))
+        terms["deciding"] = draw(st.sampled_from([0.0, 0.01]))
         terms["weather"] = draw(st.sampled_from([None, slow_spell]))
         if draw(st.booleans()):
             terms["ahead"] = draw(tables())
@@ -185,8 +198,8 @@ def worlds(draw: st.DrawFn, policies: list[str] | None = None, most: int = 25, s
                 st.tuples(
                     st.integers(0, n - 1),
                     st.integers(0, n - 1),
-                    st.sampled_from([1.0, 0.7, 0.5]),
-                    st.sampled_from([1.0, 0.6, 0.5]),
+                    st.sampled_from([1.0, 0.7, 0.5, [1.0, 1.0, 0.8, 0.6]]),
+                    st.sampled_from([1.0, 0.6, 0.5, [1.0, 0.9, 0.7, 0.5, 0.4]]),
                 ),
                 max_size=4,
             )
