@@ -1,16 +1,17 @@
 """Which of several workers of a stage a request goes to.
 
 A router is asked once per request and stage, when the request arrives there, and only where there is a choice. It
-sees what a real one could know: each worker's queues and its profile, never the future.
+sees what a real one could know: the queues on each device and its profile, never the future.
 
 =================  ==============================================================================================
 "round_robin"      one after the other
-"least_loaded"     the one that should have worked off its queue first
+"least_loaded"     the one whose device should have worked off all that is there, and this request, first
 "least_violating"  the one where the request does the least harm: the fewest seconds past deadlines, its own and
-                   those of the requests there
+                   those of the requests on the device
 =================  ==============================================================================================
 
-Whatever the router, a request stays on the device that it was on if a worker there serves its next stage.
+Whatever the router, a request stays on the device that it was on if a worker there serves its next stage; so the two
+that weigh devices count what all workers of a device have to do, later stages included.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from .loop import Router, Worker
 from .request import Request, Task
 
 
-def router(name: str) -> Router:
-    """A new router of this name."""
+def router(name: str, workers: Sequence[Worker]) -> Router:
+    """A new router of this name, for a system of *workers*."""
     try:
-        return Affine(ROUTERS[name]())
+        return Affine(ROUTERS[name](workers))
     except KeyError:
         raise BadInput(f"unknown router {name!r}", right=", ".join(ROUTERS)) from None
 
@@ -49,7 +50,7 @@ class Affine:
 class RoundRobin:
     """One worker after the other, for each stage by itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, workers: Sequence[Worker] = ()) -> None:
         self.turns: dict[str, int] = {}
 
     def __call__(self, request: Request, workers: Sequence[Worker], now: float) -> Worker:
@@ -59,61 +60,60 @@ class RoundRobin:
         return workers[turn % len(workers)]
 
 
-def least_loaded(request: Request, workers: Sequence[Worker], now: float) -> Worker:
-    """The worker that should have worked off its queue, with this request in it, first."""
-    return min(workers, key=lambda w: _seconds_per_iteration(w) * (_own_work(request, w) + _work(w)))
+class _Weighing:
+    """Goes by what a device has to do."""
+
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        self.on: dict[str, list[Worker]] = {}
+        for worker in workers:
+            self.on.setdefault(worker.device, []).append(worker)
+
+    def jobs(self, request: Request, worker: Worker, now: float) -> Iterator[tuple[float, float]]:
+        """(seconds alone, deadline) of each request on the worker's device, and of *request* if it went there."""
+        for other in self.on[worker.device]:
+            view = other.view
+            for tasks in (view.running, view.waiting, other.inbox):
+                for task in tasks:
+                    yield view.solo(task), task.deadline
+        yield worker.view.solo(Task(request, worker.stage, now)), request.deadline
+
+    def stretch(self, worker: Worker, present: int) -> float:
+        """How much longer a request takes than alone while *present* share the device; they are batched as far as the
+        limit of its first loop (or of *worker*, if it has none) allows."""
+        main = next((w for w in self.on[worker.device] if w.stage.loop), worker)
+        view, stage = main.view, main.stage
+        size = min(present, view.limit)
+        modules = (stage.loop,) if stage.loop else stage.modules
+        together, alone = (sum(view.estimate(m, n) for m in modules) for n in (size, 1))
+        return together / alone * present / size
 
 
-def least_violating(request: Request, workers: Sequence[Worker], now: float) -> Worker:
-    """The worker where the fewest seconds past deadlines come about; of equals, the quickest."""
-    return min(workers, key=lambda w: _harm(request, w, now))
+class LeastLoaded(_Weighing):
+    """The worker whose device should be done first."""
+
+    def __call__(self, request: Request, workers: Sequence[Worker], now: float) -> Worker:
+        return min(workers, key=lambda w: self._seconds(request, w, now))
+
+    def _seconds(self, request: Request, worker: Worker, now: float) -> float:
+        alone = [seconds for seconds, _ in self.jobs(request, worker, now)]
+        return sum(alone) * self.stretch(worker, len(alone)) / len(alone)
 
 
-def _tasks(worker: Worker) -> Iterator[Task]:
-    yield from worker.view.running
-    yield from worker.view.waiting
-    yield from worker.inbox
+class LeastViolating(_Weighing):
+    """The worker where the fewest seconds past deadlines come about; of equals, the one that ends *request* first."""
+
+    def __call__(self, request: Request, workers: Sequence[Worker], now: float) -> Worker:
+        return min(workers, key=lambda w: self._harm(request, w, now))
+
+    def _harm(self, request: Request, worker: Worker, now: float) -> tuple[float, float]:
+        jobs = list(self.jobs(request, worker, now))
+        stretch = self.stretch(worker, len(jobs))
+        late = sum(max(0.0, now + seconds * stretch - deadline) for seconds, deadline in jobs)
+        return late, jobs[-1][0] * stretch
 
 
-def _work(worker: Worker) -> int:
-    return sum(task.left for task in _tasks(worker))
-
-
-def _own_work(request: Request, worker: Worker) -> int:
-    return request.work.get(worker.stage.loop, 1) if worker.stage.loop else 1
-
-
-def _iteration(worker: Worker, present: int) -> float:
-    """Seconds of an iteration with *present* requests about; those that do not fit into a batch wait their turn."""
-    view, stage = worker.view, worker.stage
-    size = min(present, view.limit)
-    modules = (stage.loop,) if stage.loop else stage.modules
-    return sum(view.estimate(m, size) for m in modules) * present / size
-
-
-def _seconds_per_iteration(worker: Worker) -> float:
-    """Seconds of the worker's time that one request's iteration takes, sharing a batch with those about."""
-    present = 1 + sum(1 for _ in _tasks(worker))
-    return _iteration(worker, present) / present
-
-
-def _harm(request: Request, worker: Worker, now: float) -> tuple[float, float]:
-    """Seconds past deadlines if all at *worker* and *request* share it evenly; when *request* would end."""
-    others = [(task.deadline, task.left, worker.view.solo(task)) for task in _tasks(worker)]
-    present = len(others) + 1
-    pace, alone = _iteration(worker, present), _iteration(worker, 1)
-    arriving = Task(request, worker.stage, now)
-    own = (request.deadline, arriving.left, worker.view.solo(arriving))
-    late = 0.0
-    end = now
-    for deadline, left, solo in (*others, own):
-        end = now + left * pace + max(0.0, solo - left * alone)
-        late += max(0.0, end - deadline)
-    return late, end
-
-
-ROUTERS: dict[str, Callable[[], Router]] = {
+ROUTERS: dict[str, Callable[[Sequence[Worker]], Router]] = {
     "round_robin": RoundRobin,
-    "least_loaded": lambda: least_loaded,
-    "least_violating": lambda: least_violating,
+    "least_loaded": LeastLoaded,
+    "least_violating": LeastViolating,
 }

@@ -27,9 +27,11 @@ from servetwin.core import (
     WorkerView,
 )
 from servetwin.core.loop import play
+from servetwin.core.routing import router
 
 from . import registry, yamlfile
 from .config import Experiment, FixedSLO, PipelineSpec
+from .replicas import expanded
 from .workload import read_trace, requests
 
 if TYPE_CHECKING:
@@ -66,14 +68,15 @@ class Run:
 def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     """Wire up *experiment*. Raises `BadInput` if a profile, a policy or a trace does not fit it."""
     recorder = recorder or Recorder()
+    experiment = expanded(experiment)
     profiles = load_profiles(experiment)
     pipeline = make_pipeline(experiment.pipeline, experiment.name)
-    stages = pipeline.stages([w.modules for w in experiment.deployment.workers])
+    stages = pipeline.stages(list(dict.fromkeys(tuple(w.modules) for w in experiment.deployment.workers)))
     slo = make_slo(experiment, profiles)
     workers = make_workers(experiment, stages, profiles, slo)
     trace = read_trace(experiment)
     executor = make_executor(experiment, workers, profiles)
-    loop = ServingLoop(stages, workers, executor, recorder)
+    loop = ServingLoop(stages, workers, executor, recorder, router=router(experiment.deployment.router, workers))
     return Run(experiment, loop, executor, requests(experiment, slo.seconds, trace), recorder)
 
 

@@ -192,11 +192,17 @@ class WorkerSpec(Strict):
 
 
 class Deployment(Strict):
-    """*devices* maps names to profiles; *estimates* is the kind of table that policies see."""
+    """*devices* maps names to profiles; *estimates* is the kind of table that policies see.
+
+    Several workers may serve the same modules: *router* says how requests are shared out among them (see
+    `servetwin.core.routing`). *replicas* repeats the whole deployment, each time on devices of its own.
+    """
 
     devices: Annotated[dict[str, str], Field(min_length=1)]
     workers: Annotated[list[WorkerSpec], Field(min_length=1)]
     estimates: Kind = "scheduler"
+    replicas: Count = 1
+    router: Literal["round_robin", "least_loaded", "least_violating"] = "least_loaded"
 
 
 class System(Strict):
@@ -320,12 +326,11 @@ def _check_deployment(deployment: Deployment, modules: dict[str, ModuleSpec]) ->
         if worker.device not in deployment.devices:
             what = f"unknown device {worker.device!r}"
             raise Misfit((*path, "device"), what, suggest(worker.device, deployment.devices))
-        name = worker.name or "+".join(worker.modules)
-        if tuple(worker.modules) in groups:
-            raise Misfit(
-                (*path, "modules"), "replicas of a worker need a router, and there is none yet", "one worker"
-            )
-        if name in names:
-            raise Misfit((*path, "name"), f"two workers are called {name!r}", "a name of its own for each")
-        names.add(name)
+        for other in groups:
+            if set(other) & set(worker.modules) and other != tuple(worker.modules):
+                what = f"{'+'.join(worker.modules)} overlaps {'+'.join(other)}"
+                raise Misfit((*path, "modules"), what, "the same modules for workers that share them")
+        if worker.name is not None and worker.name in names:
+            raise Misfit((*path, "name"), f"two workers are called {worker.name!r}", "a name of its own for each")
+        names |= {worker.name} if worker.name is not None else set()
         groups.add(tuple(worker.modules))

@@ -38,6 +38,8 @@ SHORT = {
     "requests": "workload.requests",
     "policy": "policy.name",
     "step_delta": "policy.params.step_delta",
+    "replicas": "deployment.replicas",
+    "router": "deployment.router",
 }
 
 _OUTSIDE = ("extends", "by_policy", "sessions")  # keys of a file that are not part of the experiment

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from servetwin.core import BadInput, Module, Pipeline, Request, Stage, Task, Worker, WorkerView
-from servetwin.core.routing import ROUTERS, Affine, RoundRobin, least_loaded, least_violating, router
+from servetwin.core.routing import ROUTERS, Affine, LeastLoaded, LeastViolating, RoundRobin, router
 from servetwin.policies.fcfs import FCFS
 
 
@@ -38,32 +38,34 @@ def test_round_robin_takes_turns(stage: Stage) -> None:
 
 def test_least_loaded_weighs_work_by_speed(stage: Stage) -> None:
     slow, fast = worker(stage, 1.0, "slow"), worker(stage, 0.1, "fast")
-    assert least_loaded(request(), [slow, fast], 0.0) is fast
+    assert LeastLoaded([slow, fast])(request(), [slow, fast], 0.0) is fast
     load(fast, 3)
-    assert least_loaded(request(), [slow, fast], 0.0) is fast  # still sooner done than one request on the slow one
+    assert (
+        LeastLoaded([slow, fast])(request(), [slow, fast], 0.0) is fast
+    )  # still sooner done than one request on the slow one
     load(fast, 40)
-    assert least_loaded(request(), [slow, fast], 0.0) is slow
+    assert LeastLoaded([slow, fast])(request(), [slow, fast], 0.0) is slow
 
 
 def test_least_loaded_counts_the_inbox_and_what_runs(stage: Stage) -> None:
     first, second = worker(stage, 0.1, "a"), worker(stage, 0.1, "b")
     first.inbox.append(Task(request(7), stage, 0.0, first))
-    assert least_loaded(request(), [first, second], 0.0) is second
+    assert LeastLoaded([first, second])(request(), [first, second], 0.0) is second
     second.view.running[Task(request(8, steps=50), stage, 0.0, second)] = None
-    assert least_loaded(request(), [first, second], 0.0) is first
+    assert LeastLoaded([first, second])(request(), [first, second], 0.0) is first
 
 
 def test_least_violating_spares_the_urgent(stage: Stage) -> None:
     urgent, patient = worker(stage, 0.1, "urgent"), worker(stage, 0.1, "patient")
     load(urgent, 1, slo=1.2)
     load(patient, 2, slo=100.0)
-    assert least_loaded(request(), [urgent, patient], 0.0) is urgent
-    assert least_violating(request(), [urgent, patient], 0.0) is patient
+    assert LeastLoaded([urgent, patient])(request(), [urgent, patient], 0.0) is urgent
+    assert LeastViolating([urgent, patient])(request(), [urgent, patient], 0.0) is patient
 
 
 def test_least_violating_takes_the_faster_of_two_that_harm_nobody(stage: Stage) -> None:
     slow, fast = worker(stage, 0.2, "slow"), worker(stage, 0.1, "fast")
-    assert least_violating(request(), [slow, fast], 0.0) is fast
+    assert LeastViolating([slow, fast])(request(), [slow, fast], 0.0) is fast
 
 
 def test_a_request_stays_on_its_device() -> None:
@@ -80,9 +82,18 @@ def test_a_request_stays_on_its_device() -> None:
 @pytest.mark.parametrize("name", ROUTERS)
 def test_routers_are_found_by_name(name: str, stage: Stage) -> None:
     workers = [worker(stage, 0.1, "a"), worker(stage, 0.1, "b")]
-    assert router(name)(request(), workers, 0.0) is workers[0]
+    assert router(name, workers)(request(), workers, 0.0) is workers[0]
 
 
 def test_an_unknown_router_is_one_line() -> None:
     with pytest.raises(BadInput, match="unknown router 'random'"):
-        router("random")
+        router("random", [])
+
+
+def test_what_waits_at_a_later_stage_counts() -> None:
+    first, second = Pipeline.chain(Module("a"), Module("b")).stages([["a"], ["b"]])
+    begin = [worker(first, 0.1, f"gpu{i}") for i in range(2)]
+    end = [worker(second, 0.1, f"gpu{i}") for i in range(2)]
+    load(end[0], 3)
+    for kind in (LeastLoaded, LeastViolating):
+        assert kind([*begin, *end])(request(), begin, 0.0) is begin[1]
