@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +31,12 @@ app = typer.Typer(
 
 Jobs = Annotated[
     int, typer.Option("--jobs", "-j", help="Processes to run on; -1 is one per core.", show_default=True)
+]
+Cluster = Annotated[
+    str | None, typer.Option(help="Run on a Dask or Ray cluster: tcp://host:8786, ray://host:10001, or ray.")
+]
+Cached = Annotated[
+    bool, typer.Option("--cache/--no-cache", help="Take points that are known already from the cache.")
 ]
 Sets = Annotated[
     list[str] | None,
@@ -105,14 +111,89 @@ def _show_run(experiment: Experiment, summary: dict[str, Any], took: float) -> N
 def sweep(
     spec: Annotated[str, typer.Argument(help="A sweep file, or the name of a figure (figure11, figure12).")],
     out: Annotated[Path, typer.Option(help="Where the table goes: a .csv or .parquet file.")],
+    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds for each point; rows then hold intervals.")] = None,
+    until: Annotated[
+        str | None, typer.Option(help="Add seeds until attainment is known to within this: 0.5pp.")
+    ] = None,
+    most: Annotated[int, typer.Option(min=1, help="The most seeds that --until may take.")] = 100,
+    versus: Annotated[
+        str | None, typer.Option(help="A policy of the sweep to compare the others with, seed by seed.")
+    ] = None,
+    cluster: Cluster = None,
+    cache: Cached = True,
     jobs: Jobs = -1,
 ) -> None:
     """Run an experiment along axes; one row per point. A sweep that was killed resumes where it was."""
     from . import sweep as engine
+    from .cache import Cache
+    from .statistics import parse_until
 
-    with _progress("sweep") as report:
-        rows = engine.sweep(spec, out, jobs=jobs, progress=report)
+    width = parse_until(until) if until is not None else None
+    with _progress("sweep") as report, Cache() if cache else nullcontext() as known:
+        rows = engine.sweep(
+            spec,
+            out,
+            jobs=jobs,
+            progress=report,
+            cache=known,
+            cluster=cluster,
+            seeds=seeds,
+            until=width,
+            most=most,
+            versus=versus,
+        )
     typer.echo(f"{len(rows)} points in {out}")
+
+
+@app.command()
+def search(
+    experiments: Annotated[list[str], typer.Argument(help="Workloads or YAML files; a line of the answer for each.")],
+    find: Annotated[
+        str, typer.Option(help="What to find: the largest rate, the smallest slo, the fewest replicas.")
+    ] = ("rate"),
+    policy: Annotated[list[str] | None, typer.Option(help="A policy (repeatable); else the experiment's.")] = None,
+    target: Annotated[list[float] | None, typer.Option(help="Attainment to hold, in % (repeatable).")] = None,
+    seeds: Annotated[int, typer.Option(min=2, help="Seeds at each place tried.")] = 10,
+    first_seed: Annotated[int, typer.Option(min=0, help="The first of the seeds.")] = 0,
+    requests: Annotated[int | None, typer.Option(help="Requests per run; by default 2000 at least.")] = None,
+    sets: Sets = None,
+    out: Annotated[Path | None, typer.Option(help="A table of the answers: .csv or .parquet.")] = None,
+    cluster: Cluster = None,
+    cache: Cached = True,
+    jobs: Jobs = -1,
+) -> None:
+    """Find the capacity: the largest rate that holds a target attainment, with its interval."""
+    from . import capacity as engine
+    from .cache import Cache
+
+    asked = engine.Asked(find, [t / 100 for t in target or [90.0]], seeds, first_seed, requests)
+    with _progress("search") as report, Cache() if cache else nullcontext() as known:
+        answers = engine.answers(
+            [_source(e) for e in experiments],
+            policy,
+            asked,
+            _overrides(sets),
+            jobs=jobs,
+            cache=known,
+            cluster=cluster,
+            out=out,
+            progress=report,
+        )
+    columns = [
+        ("workload", "left"),
+        ("policy", "left"),
+        ("target", "right"),
+        (find, "right"),
+        ("95 % interval", "right"),
+    ]
+    lines = _table(*columns, ("", "left"))
+    for a in answers:
+        row = (a.workload, a.policy, f"{100 * a.found.target:g} %", f"{a.found.value:.4g}")
+        lines.add_row(*row, f"{a.found.low:.4g} to {a.found.high:.4g}", "; ".join(a.found.notes))
+    _print(lines)
+    typer.echo(f"{engine.UNITS[find]}; seeds {first_seed} to {first_seed + seeds - 1}, common to all")
+    if out is not None:
+        typer.echo(f"{len(answers)} answers in {out}")
 
 
 @app.command()

@@ -24,7 +24,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,10 +33,17 @@ from pydantic import Field, ValidationError
 from servetwin.core import BadInput
 
 from . import tables, yamlfile
+from .cache import Cache
+from .cluster import running_on
 from .config import Experiment, Strict
 from .names import FIGURES, figure_names, suggest
 from .points import Row, code_digest, run_all, settings_of
+from .repeat import repeat
+from .repeat import versus as differences
 from .resolve import SHORT, Layer, layers, load, locate
+
+#: How sure the intervals of a table are.
+LEVEL = 0.95
 
 Axis = Annotated[list[Any], Field(min_length=1)]
 Values = dict[str, Any]
@@ -142,22 +150,53 @@ def sweep(
     *,
     jobs: int = -1,
     progress: Callable[[int, int], None] | None = None,
+    cache: Cache | None = None,
+    cluster: str | None = None,
+    seeds: int | None = None,
+    until: float | None = None,
+    most: int = 100,
+    versus: str | None = None,
 ) -> list[Row]:
-    """Run the sweep *source* and write its table to *out*; returns the rows."""
+    """Run the sweep *source* and write its table to *out*; returns the rows.
+
+    With *seeds* or *until* each point is repeated (see `servetwin.experiments.repeat`), and its row holds means and
+    intervals; with *versus*, also how it differs from that policy. *cache* knows points of other sweeps, *cluster* is
+    the address of one to run on.
+    """
     tables.check_target(out)
     path = find(source)
     spec = read(path)
     experiments, axes = points(spec, path)
     partial = Partial(out.with_name(out.name + ".part"))
-    known = partial.read()
-    with partial:
-        results = run_all(
-            experiments,
-            jobs=jobs,
-            known=known,
-            finished=partial.add,
-            progress=(lambda done: progress(done, len(experiments))) if progress else None,
-        )
+    known: Mapping[str, Row] = partial.read()
+    if cache is not None:
+        known = ChainMap(dict(known), cache)  # type: ignore[arg-type]
+    expected = len(experiments)
+    ended = 0
+
+    def finished(key: str, row: Row) -> None:
+        partial.add(key, row)
+        if cache is not None:
+            cache.add(key, row)
+
+    def run(batch: Sequence[Experiment]) -> list[Row]:
+        nonlocal ended, expected
+        expected = max(expected, ended + len(batch))
+        before = ended
+        report = (lambda done: progress(before + done, expected)) if progress else None
+        rows = run_all(batch, jobs=jobs, known=known, finished=finished, progress=report)
+        ended += len(batch)
+        return rows
+
+    with partial, running_on(cluster):
+        if seeds is None and until is None and versus is None:
+            results = run(experiments)
+        else:
+            repeated = repeat(experiments, run, seeds=seeds, until=until, most=most)
+            results = [point.summary(LEVEL) for point in repeated]
+            if versus is not None:
+                gaps = differences(repeated, axes, versus, LEVEL)
+                results = [{**row, **gap} for row, gap in zip(results, gaps, strict=True)]
     rows = [row_of(e, a, r) for e, a, r in zip(experiments, axes, results, strict=True)]
     tables.write(out, rows)
     copy = {"name": spec.name, "about": spec.about, "code": code_digest(), "sweeps": spec.model_dump()["sweeps"]}

@@ -69,6 +69,12 @@ def reference() -> Path:
     return WHERE
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test finds the points of another."""
+    monkeypatch.setenv("SERVETWIN_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture
 def toy(tmp_path: Path) -> Path:
     """The file of the toy experiment; its profile lies beside it."""

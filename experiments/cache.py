@@ -1,0 +1,83 @@
+"""Rows that were computed once: kept by the key of their point, across sweeps, searches and crashes.
+
+A key is a hash of everything that can change a row (see `servetwin.experiments.points`), so nothing in the cache is
+ever out of date: a changed profile, policy or line of code has other keys. The cache is one SQLite file in
+``$SERVETWIN_CACHE``, or else in the user's cache folder; it may be deleted at any time. Where none can be
+written, everything works without.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def folder() -> Path:
+    """Where the cache lies."""
+    chosen = os.environ.get("SERVETWIN_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "servetwin"
+
+
+class Cache(Mapping[str, Row]):
+    """Rows by key. Each is written as it comes, so that a killed process loses none that was finished."""
+
+    def __init__(self, where: Path | None = None) -> None:
+        self._database: sqlite3.Connection | None = None
+        place = where or folder()
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(place / "points.sqlite", timeout=30.0, isolation_level=None)
+            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.execute("PRAGMA synchronous=NORMAL")
+            self._database.execute("CREATE TABLE IF NOT EXISTS rows (key TEXT PRIMARY KEY, row TEXT) WITHOUT ROWID")
+        except (OSError, sqlite3.Error):
+            self.close()
+
+    def __getitem__(self, key: str) -> Row:
+        found = self._ask("SELECT row FROM rows WHERE key = ?", key)
+        if not found:
+            raise KeyError(key)
+        row: Row = json.loads(found[0][0])
+        return row
+
+    def __contains__(self, key: object) -> bool:
+        return bool(self._ask("SELECT 1 FROM rows WHERE key = ?", key))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([key for (key,) in self._ask("SELECT key FROM rows")])
+
+    def __len__(self) -> int:
+        counted = self._ask("SELECT count(*) FROM rows")
+        return int(counted[0][0]) if counted else 0
+
+    def add(self, key: str, row: Row) -> None:
+        """Keep *row*, for ever."""
+        self._ask("INSERT OR REPLACE INTO rows VALUES (?, ?)", key, json.dumps(row))
+
+    def close(self) -> None:
+        """Let go of the file; the cache is empty from now on."""
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+
+    def __enter__(self) -> Cache:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _ask(self, statement: str, *values: Any) -> list[Any]:
+        if self._database is None:
+            return []
+        try:
+            return self._database.execute(statement, values).fetchall()
+        except sqlite3.Error:
+            return []
