@@ -111,12 +111,14 @@ class MeasuredTiming:
         if idle > 0.0:
             self._cold = list(reversed(self.cold if idle < self.long_spell else self.cold_long))
         extra = joins * self.join
+        left_out = 0
         if self.deciding:
             view = batch.worker.view
-            extra += self.deciding * (len(view.waiting) + len(view.running) - n)
+            left_out = len(view.waiting) + len(view.running) - n
+            extra += self.deciding * left_out
         if self._cold:
             extra += self._cold.pop()
-        self.settled = not self._cold
+        self.settled = not self._cold and not left_out
         device = k * self.device[n]
         around = 0.0
         if self.before is not None and joins:
