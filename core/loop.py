@@ -142,6 +142,7 @@ class ServingLoop:
         view = worker.view
         now = batch.end = self._now()
         view.in_flight = None
+        worker.deciding = True  # what comes meanwhile (a client may answer a result with its next request) has to wait
         self.recorder.batch(batch)
         steps = batch.iterations * batch.count
         for task in batch.tasks:
@@ -153,6 +154,7 @@ class ServingLoop:
         worker.policy.ended(batch, view, now)
         if view.backlog:
             self._launch(worker, view.backlog.popleft())
+        worker.deciding = False
         if not self.stopped:
             self._turn(worker)
 
@@ -168,7 +170,8 @@ class ServingLoop:
 
     def _ring(self, worker: Worker) -> None:
         worker.alarm, worker.alarm_at = None, NEVER
-        self._turn(worker)
+        if worker.view.in_flight is None or worker.policy.ahead:  # else it was set before the batch began
+            self._turn(worker)
 
     # -- a worker's turn --------------------------------------------------------------------------------
 
