@@ -142,7 +142,7 @@ class ServingLoop:
         view = worker.view
         now = batch.end = self._now()
         view.in_flight = None
-        worker.deciding = True  # what comes meanwhile (a client may answer a result with its next request) has to wait
+        worker.deciding = True  # what comes meanwhile, a client answering with its next request say, has to wait
         self.recorder.batch(batch)
         steps = batch.iterations * batch.count
         for task in batch.tasks:
