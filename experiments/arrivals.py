@@ -32,7 +32,7 @@ def arrival_times(spec: Arrivals, *, seed: int, published: bool, trace: TraceFil
     """The times at which the requests of *spec* are due."""
     if isinstance(spec, Trace):
         assert trace is not None
-        return iter(trace.arrivals_at(spec.rate))
+        return trace.arrivals_at(spec.rate)
     if isinstance(spec, Constant):
         return _constant(spec.rate)
     source: Source = published_stream() if published else stream(seed, "arrivals")

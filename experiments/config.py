@@ -70,11 +70,17 @@ class Bursty(Strict):
 
 
 class Trace(Strict):
-    """The arrivals recorded in *file* (see `servetwin.experiments.tracefile`), stretched to *rate* if it is given."""
+    """The arrivals recorded in *file* (see `servetwin.experiments.traces`), stretched to *rate* if it is given.
+
+    *format* is told by the file's first line if left at "auto". Of a trace with images of several sizes one *size*
+    must be picked (512x512): a profile is of one size.
+    """
 
     process: Literal["trace"]
     file: str
     rate: Positive | None = None
+    format: Literal["auto", "plain", "azure", "burstgpt", "mooncake"] = "auto"
+    size: Annotated[str, Field(pattern=r"^[1-9]\d*x[1-9]\d*$")] | None = None
 
 
 Arrivals = Annotated[Gamma | Poisson | Constant | Bursty | Trace, Discriminator("process")]

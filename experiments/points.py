@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,12 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
+def _portions(tasks: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    remaining = iter(tasks)
+    while portion := list(islice(remaining, size)):
+        yield portion
+
+
 def _in_parallel(experiments: Sequence[Experiment], jobs: int) -> Iterator[tuple[int, Row]]:
     if jobs == 1 or len(experiments) <= 1:
         for number, experiment in enumerate(experiments):
@@ -182,7 +189,13 @@ def _in_parallel(experiments: Sequence[Experiment], jobs: int) -> Iterator[tuple
 
     tasks: Iterable[Any] = (delayed(_run_numbered)(i, e) for i, e in enumerate(experiments))
     try:
-        yield from Parallel(n_jobs=jobs, return_as="generator_unordered")(tasks)
+        try:
+            parallel = Parallel(n_jobs=jobs, return_as="generator_unordered")
+        except ValueError:  # this back-end (Ray's) gives its results all at once, so it gets the work in portions
+            for portion in _portions(tasks, 64):
+                yield from Parallel(n_jobs=jobs)(portion)
+        else:
+            yield from parallel(tasks)
     except TerminatedWorkerError:
         raise ServeTwinError(
             "a worker process was killed, perhaps for want of memory; what had finished is kept: run the same again"

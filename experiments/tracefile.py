@@ -1,130 +1,112 @@
-"""Trace files: recorded arrivals, with or without the work that each request asked for.
+"""A trace in use: read through once to check it, then replayed as often as wanted without being held in memory.
 
-CSV, one line per request, or JSON with one list per column; read by the ending of the file's name::
-
-    arrival,steps                       {"arrival": [0.31, 0.84, 2.07],
-    0.31,34                              "steps": [34, 50, 41]}
-    0.84,50
-    2.07,41
-
-*arrival* is seconds since the start, never falling. *steps* are the iterations of the pipeline's only loop module;
-where there are several, a column is named for each. Other columns are ignored.
+What files there are, and what their lines mean, is the business of `servetwin.experiments.traces`.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
-import math
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from servetwin.core import BadInput
 
-from .names import suggest
-from .yamlfile import read_text
+from .traces import Entry, entries
 
 
 @dataclass(frozen=True)
 class TraceFile:
-    """A trace that was read: *columns* has the work by column name."""
+    """A trace that was checked: *count* requests until *last* seconds, with work in *columns*."""
 
-    where: str
-    arrivals: list[float]
-    columns: dict[str, list[int]]
+    path: Path
+    form: str
+    modules: tuple[str, ...]
+    size: str | None
+    count: int
+    last: float
+    columns: tuple[str, ...]
     digest: str
 
-    def arrivals_at(self, rate: float | None) -> list[float]:
-        """The arrivals, stretched or squeezed to *rate* requests per second over the whole trace."""
-        if rate is None:
-            return self.arrivals
-        scale = len(self.arrivals) / (rate * self.arrivals[-1])
-        return [t * scale for t in self.arrivals]
+    @property
+    def where(self) -> str:
+        return str(self.path)
 
-    def work_of(self, module: str) -> list[int]:
-        """The iterations of *module*, from the column of that name or from ``steps``."""
-        for name in (module, "steps"):
+    def __iter__(self) -> Iterator[Entry]:
+        return _chosen(self.path, self.modules, self.form, self.size)
+
+    def arrivals_at(self, rate: float | None) -> Iterator[float]:
+        """The arrivals, stretched or squeezed to *rate* requests per second over the whole trace."""
+        scale = self.count / (rate * self.last) if rate is not None else 1.0
+        return (entry.arrival * scale for entry in self)
+
+    def column_of(self, module: str) -> str:
+        """The column that says how many iterations of *module* to run: by its name, or steps, or the tokens made."""
+        for name in (module, "steps", "output_tokens"):
             if name in self.columns:
-                return self.columns[name]
-        right = f"a column {module!r} or 'steps'"
+                return name
+        right = f"a column {module!r} or 'steps' or 'tokens'"
         raise BadInput(
             f"the trace does not say how many iterations of {module} to run", where=self.where, right=right
         )
 
+    def work_of(self, module: str) -> Iterator[int]:
+        """The iterations of *module*, request by request."""
+        column = self.column_of(module)
+        return (entry.work[column] for entry in self)
 
-def read(path: Path, modules: list[str]) -> TraceFile:
-    """Read a trace; *modules* are those whose iterations are wanted. Raises `BadInput` naming the wrong line."""
-    text = read_text(path)
-    where = str(path)
-    rows = _json_rows(text, where) if path.suffix == ".json" else _csv_rows(text, where)
-    wanted = ["steps", *modules]
-    arrivals: list[float] = []
-    columns: dict[str, list[int]] = {}
-    for place, row in rows:
-        time = _number(row.get("arrival"), f"{where}:{place}: arrival")
-        if arrivals and time < arrivals[-1]:
+
+def read(path: Path, modules: list[str], *, form: str = "auto", size: str | None = None) -> TraceFile:
+    """Read a trace through; *modules* are those whose iterations are wanted, *size* the image size to pick out.
+
+    Raises `BadInput` naming the line that is wrong. A file is read once per process and version.
+    """
+    try:
+        stat = path.stat()
+        version = (stat.st_mtime_ns, stat.st_size)
+    except OSError:
+        version = (0, 0)
+    return _read(path, tuple(modules), form, size, version)
+
+
+@lru_cache(maxsize=16)
+def _read(path: Path, modules: tuple[str, ...], form: str, size: str | None, _: tuple[int, int]) -> TraceFile:
+    count, last = 0, 0.0
+    columns: tuple[str, ...] | None = None
+    sizes: Counter[str] = Counter()
+    for entry in entries(path, modules, form):
+        if columns is None:
+            columns = tuple(entry.work)
+        elif tuple(entry.work) != columns:
             raise BadInput(
-                f"{time:g} comes after {arrivals[-1]:g}", where=f"{where}:{place}: arrival", right="a later time"
+                "the line holds other work than the first", where=f"{path}:{entry.line}", right=", ".join(columns)
             )
-        arrivals.append(time)
-        for name in wanted:
-            if name in row:
-                columns.setdefault(name, []).append(_steps(row[name], f"{where}:{place}: {name}"))
-    if not arrivals:
-        raise BadInput("the trace holds no request", where=where)
-    if arrivals[-1] <= 0.0:
-        raise BadInput("all requests arrive at 0", where=where, right="times in seconds since the start")
-    return TraceFile(where, arrivals, columns, hashlib.sha256(text.encode()).hexdigest())
+        if entry.size is not None:
+            sizes[entry.size] += 1
+        if size is None or entry.size == size:
+            count, last = count + 1, entry.arrival
+    _check_sizes(path, sizes, size)
+    if not count:
+        raise BadInput("the trace holds no request", where=str(path))
+    if last <= 0.0:
+        raise BadInput("all requests arrive at 0", where=str(path), right="times in seconds since the start")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return TraceFile(path, form, modules, size, count, last, columns or (), digest)
 
 
-def _csv_rows(text: str, where: str) -> list[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(text.splitlines())
-    header = [h.strip() for h in reader.fieldnames or []]
-    if "arrival" not in header:
-        right = suggest("arrival", header) if header else "arrival,steps"
-        raise BadInput("the first line names no column 'arrival'", where=f"{where}:1", right=right)
-    reader.fieldnames = header
-    rows = []
-    for row in reader:
-        if None in row or None in row.values():
-            right = f"{len(header)} values: {','.join(header)}"
-            raise BadInput("the line does not fit the header", where=f"{where}:{reader.line_num}", right=right)
-        rows.append((reader.line_num, row))
-    return rows
+def _check_sizes(path: Path, sizes: Counter[str], size: str | None) -> None:
+    """A profile is of one image size, so one must be picked where a trace has several."""
+    held = ", ".join(f"{s} ({n})" for s, n in sizes.most_common(5))
+    if size is not None and size not in sizes:
+        raise BadInput(f"the trace holds no image of {size}", where=str(path), right=held or "no size")
+    if size is None and len(sizes) > 1:
+        raise BadInput("the trace holds images of several sizes", where=str(path), right=f"size: one of {held}")
 
 
-def _json_rows(text: str, where: str) -> list[tuple[int, dict[str, Any]]]:
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise BadInput(f"no valid JSON: {error.msg}", where=f"{where}:{error.lineno}") from None
-    if not isinstance(data, dict) or not isinstance(data.get("arrival"), list):
-        raise BadInput("there is no list 'arrival'", where=where, right='{"arrival": [...], "steps": [...]}')
-    lists = {k: v for k, v in data.items() if isinstance(v, list)}
-    for name, values in lists.items():
-        if len(values) != len(lists["arrival"]):
-            what = f"{name} has {len(values)} values, but arrival has {len(lists['arrival'])}"
-            raise BadInput(what, where=where, right="lists of one length")
-    return [(i, {k: v[i] for k, v in lists.items()}) for i in range(len(lists["arrival"]))]
-
-
-def _number(value: Any, where: str) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number) or number < 0.0 or isinstance(value, bool):
-        raise BadInput(f"{value!r} is no time", where=where, right="seconds, 0 or more")
-    return number
-
-
-def _steps(value: Any, where: str) -> int:
-    try:
-        steps = int(value)
-    except (TypeError, ValueError):
-        steps = 0
-    if steps < 1 or isinstance(value, bool | float):
-        raise BadInput(f"{value!r} is no number of steps", where=where, right="a whole number, 1 or more")
-    return steps
+def _chosen(path: Path, modules: tuple[str, ...], form: str, size: str | None) -> Iterator[Entry]:
+    for entry in entries(path, modules, form):
+        if size is None or entry.size == size:
+            yield entry

@@ -21,12 +21,13 @@ def read_trace(experiment: Experiment) -> tracefile.TraceFile | None:
     if not isinstance(load.arrivals, Trace):
         return None
     modules = [m for m, steps in load.steps.items() if isinstance(steps, TraceSteps)]
-    trace = tracefile.read(Path(load.arrivals.file), modules)
+    arrivals = load.arrivals
+    trace = tracefile.read(Path(arrivals.file), modules, form=arrivals.format, size=arrivals.size)
     for module in modules:
-        trace.work_of(module)
-    if load.requests is not None and load.requests > len(trace.arrivals):
-        what = f"{load.requests} requests are wanted, but the trace holds {len(trace.arrivals)}"
-        raise BadInput(what, where=trace.where, right=f"workload.requests: {len(trace.arrivals)} at most")
+        trace.column_of(module)
+    if load.requests is not None and load.requests > trace.count:
+        what = f"{load.requests} requests are wanted, but the trace holds {trace.count}"
+        raise BadInput(what, where=trace.where, right=f"workload.requests: {trace.count} at most")
     return trace
 
 
@@ -38,7 +39,7 @@ def steps_of(
         return repeat(spec.steps)
     if isinstance(spec, TraceSteps):
         assert trace is not None
-        return iter(trace.work_of(module))
+        return trace.work_of(module)
     source: Source = published_stream() if published else stream(seed, f"steps of {module}")
     return _uniform(spec, source) if isinstance(spec, UniformSteps) else _choice(spec, source)
 

@@ -1,0 +1,193 @@
+"""What the lines of each format mean."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from servetwin.core import BadInput
+
+from ..names import suggest
+from .lines import Line, Row, csv_header, csv_lines, json_lists, jsonl_lines
+
+SAMPLES = Path(__file__).parent / "samples"
+
+
+class Entry(NamedTuple):
+    """A request of a trace: *arrival* in seconds since the trace began, *work* by column, *size* of the image."""
+
+    line: int
+    arrival: float
+    work: dict[str, int]
+    size: str | None
+
+
+Parser = Callable[[Row, str, Sequence[str]], "tuple[float, dict[str, int], str | None] | None"]
+
+
+@dataclass(frozen=True)
+class Format:
+    """*columns* tell the format by the first line; *from_zero* says that times count from the first request."""
+
+    name: str
+    endings: tuple[str, ...]
+    columns: tuple[str, ...]
+    parse: Parser
+    from_zero: bool = False
+
+
+def _azure(row: Row, where: str, _: Sequence[str]) -> tuple[float, dict[str, int], str | None]:
+    arrival = _moment(row.get("TIMESTAMP"), f"{where}: TIMESTAMP")
+    return arrival, _tokens(row, where, "ContextTokens", "GeneratedTokens"), None
+
+
+def _burstgpt(row: Row, where: str, _: Sequence[str]) -> tuple[float, dict[str, int], str | None] | None:
+    arrival = _time(row.get("Timestamp"), f"{where}: Timestamp")
+    if str(row.get("Response tokens")).strip() == "0":
+        return None  # the request failed when the trace was taken
+    return arrival, _tokens(row, where, "Request tokens", "Response tokens"), None
+
+
+def _mooncake(row: Row, where: str, _: Sequence[str]) -> tuple[float, dict[str, int], str | None]:
+    hashes = row.get("hash_ids", [])
+    if not isinstance(hashes, list) or not all(isinstance(h, int) for h in hashes):
+        raise BadInput("hash_ids is no list of whole numbers", where=where, right="hash_ids: [0, 1, 2]")
+    arrival = _time(row.get("timestamp"), f"{where}: timestamp") / 1000.0
+    return arrival, _tokens(row, where, "input_length", "output_length"), None
+
+
+def _plain(row: Row, where: str, modules: Sequence[str]) -> tuple[float, dict[str, int], str | None]:
+    arrival = _time(row.get("arrival"), f"{where}: arrival")
+    work = {}
+    for name in dict.fromkeys(("steps", "tokens", *modules)):
+        if name in row:
+            work[name] = _count(row[name], f"{where}: {name}", "steps" if name != "tokens" else "tokens")
+    if "tokens" in work:
+        work["output_tokens"] = work.pop("tokens")
+    return arrival, work, _size(row, where)
+
+
+FORMATS = {
+    f.name: f
+    for f in (
+        Format("azure", (".csv",), ("TIMESTAMP", "ContextTokens", "GeneratedTokens"), _azure, from_zero=True),
+        Format("burstgpt", (".csv",), ("Timestamp", "Request tokens", "Response tokens"), _burstgpt),
+        Format("mooncake", (".jsonl",), ("timestamp", "input_length", "output_length"), _mooncake),
+        Format("plain", (".csv", ".json", ".jsonl"), ("arrival",), _plain),
+    )
+}
+
+
+def entries(path: Path, modules: Sequence[str] = (), form: str = "auto") -> Iterator[Entry]:
+    """The requests of the trace at *path*, in order of arrival; *modules* are columns to read besides the usual ones.
+
+    *form* is a key of `FORMATS`, or "auto". Raises `BadInput` with the line that is wrong, when it comes to it.
+    """
+    known = _recognise(path) if form == "auto" else FORMATS[form]
+    zero: float | None = None
+    last = -math.inf
+    for number, row in _lines(path):
+        where = f"{path}:{number}"
+        parsed = known.parse(row, where, modules)
+        if parsed is None:
+            continue
+        arrival, work, size = parsed
+        if known.from_zero:
+            zero = arrival if zero is None else zero
+            arrival -= zero
+        if arrival < last:
+            what = f"{arrival:g} comes after {last:g}"
+            raise BadInput(what, where=f"{where}: {known.columns[0]}", right="a later time")
+        last = arrival
+        yield Entry(number, arrival, work, size)
+
+
+def sample(name: str) -> Path:
+    """The sample of this name that comes with ServeTwin."""
+    if name not in samples():
+        raise BadInput(f"unknown sample {name!r}", right=suggest(name, samples()))
+    return SAMPLES / name
+
+
+def samples() -> list[str]:
+    """The names of the samples."""
+    return sorted(p.name for p in SAMPLES.iterdir() if p.suffix in (".csv", ".jsonl"))
+
+
+def _lines(path: Path) -> Iterator[Line]:
+    reader = {".json": json_lists, ".jsonl": jsonl_lines}.get(path.suffix, csv_lines)
+    return reader(path)
+
+
+def _recognise(path: Path) -> Format:
+    """The format whose columns the first line has."""
+    if path.suffix == ".json":
+        return FORMATS["plain"]
+    if path.suffix == ".jsonl":
+        first = next(jsonl_lines(path), None)
+        header = list(first[1]) if first is not None else []
+    else:
+        header = csv_header(path)
+    for form in FORMATS.values():
+        if all(column in header for column in form.columns):
+            return form
+    right = suggest("arrival", header) if header else "arrival,steps"
+    kind = "object" if path.suffix == ".jsonl" else "line"
+    raise BadInput(f"the first {kind} names no column 'arrival'", where=f"{path}:1", right=right)
+
+
+def _tokens(row: Row, where: str, given: str, made: str) -> dict[str, int]:
+    return {
+        "input_tokens": _count(row.get(given), f"{where}: {given}", "tokens", least=0),
+        "output_tokens": _count(row.get(made), f"{where}: {made}", "tokens"),
+    }
+
+
+def _time(value: Any, where: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number) or number < 0.0 or isinstance(value, bool):
+        raise BadInput(f"{value!r} is no time", where=where, right="0 or more")
+    return number
+
+
+_LONG_FRACTION = re.compile(r"(\.\d{6})\d+")
+
+
+def _moment(value: Any, where: str) -> float:
+    """Seconds of a date and time; more digits than microseconds are cut off."""
+    try:
+        moment = datetime.fromisoformat(_LONG_FRACTION.sub(r"\1", str(value).strip()))
+    except ValueError:
+        raise BadInput(f"{value!r} is no date and time", where=where, right="2023-11-16 18:15:46.68") from None
+    return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
+
+
+def _count(value: Any, where: str, what: str, least: int = 1) -> int:
+    try:
+        count = int(value)
+    except (TypeError, ValueError):
+        count = -1
+    if count < least or isinstance(value, bool | float):
+        raise BadInput(f"{value!r} is no number of {what}", where=where, right=f"a whole number, {least} or more")
+    return count
+
+
+def _size(row: Row, where: str) -> str | None:
+    """The size of an image as ``height x width`` without blanks."""
+    if "size" in row:
+        text = str(row["size"]).strip().lower()
+        if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
+            raise BadInput(f"{row['size']!r} is no size", where=f"{where}: size", right="512x512")
+        return text
+    if "height" in row and "width" in row:
+        height, width = (_count(row[side], f"{where}: {side}", "pixels") for side in ("height", "width"))
+        return f"{height}x{width}"
+    return None
