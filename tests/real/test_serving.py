@@ -134,11 +134,15 @@ def test_a_broken_lane_ends_the_run_with_its_records(small, tmp_path, monkeypatc
 
 def test_ctrl_c_ends_the_run_with_its_records(small):
     recorder = Recorder()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started without
     timer = threading.Timer(1.5, lambda: os.kill(os.getpid(), signal.SIGINT))
     timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        small.serve("edf", [Request(i, i * 0.2, 60.0, {"dit": 4}) for i in range(200)], recorder)
-    timer.join()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            small.serve("edf", [Request(i, i * 0.2, 60.0, {"dit": 4}) for i in range(200)], recorder)
+        timer.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert recorder.summary.outcomes.total() == recorder.summary.requests
     assert 0 < recorder.summary.requests < 200
 
