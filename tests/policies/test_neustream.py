@@ -195,3 +195,55 @@ def test_the_offer_ends_before_a_drop_could_fall_due() -> None:
     repeat = d.decide(0.0).repeat
     assert repeat is not None
     assert repeat.limit == pytest.approx(3.0 - 1.0 - 0.02)
+
+
+def test_equally_long_waits_come_as_a_heap_gives_them() -> None:
+    d = desk(bound=1)
+    for _ in range(5):
+        d.request(steps=1)
+    # 1 to 4 overflow together. Python's heap gives equal keys in this order, and so it was in the logs.
+    assert d.rounds(*(0.1 * i for i in range(5))) == [[0], [1], [3], [2], [4]]
+
+
+def test_a_key_is_kept_while_a_request_runs_from_low() -> None:
+    d = desk(bound=2)
+    d.request(steps=1)
+    for _ in range(3):
+        d.request(steps=9)
+    assert d.rounds(0.0, 0.1) == [[0, 1], [1, 2]]  # 2 and 3 overflow; 2 runs with the key that it got then
+    d.request(arrival=0.15, steps=1)
+    d.request(arrival=0.15, steps=1)
+    assert d.rounds(0.2) == [[1, 4]]  # 5 overflows, with the least of waits
+    assert d.rounds(0.3) == [[1, 5]]
+
+
+def test_expiry_strikes_those_that_wait_as_well() -> None:
+    d = desk(bound=1)
+    d.request(slo=9.0)
+    d.request(slo=1.5)  # needs 1.02 s
+    assert ids(d.decide(0.0).run) == [0]
+    d.done(0.1)
+    assert d.decide(0.1).drop == []
+    d.done(0.5)
+    assert ids(d.decide(0.5).drop) == [1]
+
+
+def test_the_test_for_expiry_includes_equality_the_one_for_admission_does_not() -> None:
+    d = Desk(NeuStream(bound=2), {"dit": [0.5], "vae": [0.25]})
+    assert d.admitted(slo=4 * 0.5 + 0.25, steps=4)
+    assert ids(d.decide(0.0).drop) == [0]
+
+
+def test_what_was_taken_away_by_others_is_forgotten() -> None:
+    d = desk(bound=1)
+    running, waiting = d.request(), d.request()
+    assert ids(d.decide(0.0).run) == [0]
+    for task in (running, waiting):
+        d.policy.removed(task, d.view, 0.05)
+    d.done(0.1)
+    assert not d.decide(0.1).run
+
+
+def test_a_wrong_requeue_is_said_in_one_line() -> None:
+    with pytest.raises(BadInput, match="'sticky' or 'front'"):
+        NeuStream(requeue="back")  # type: ignore[arg-type]

@@ -55,3 +55,23 @@ def test_repeat_equals_stepping(world: World) -> None:
     assert repeated.requests == stepped.requests
     assert repeated.iterations == stepped.iterations
     assert repeated.summary.as_dict() == stepped.summary.as_dict()
+
+
+def test_most_iterations_of_a_long_run_are_taken_together() -> None:
+    table = [float("nan"), 0.1, 0.1, 0.1, 0.1]
+    world = World(
+        pipeline="single",
+        placement=[["a"]],
+        policies=["neustream-sticky"],
+        limits=[4],
+        intakes=["after"],
+        timings=[{"device": table}],
+        contention=[],
+        delays=[0.0],
+        noise=7,
+        arrivals=[(4.0, 1e6, 100) for _ in range(20)],
+    )
+    repeated, _ = both(world)
+    iterations = repeated.summary.sizes["a"].total()
+    assert iterations > 700
+    assert repeated.together > 0.8 * iterations

@@ -1,0 +1,210 @@
+"""Simulated time by hand: each case small enough to be worked out on paper."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from harness import Script, Site, one_stage, simulate
+from servetwin.core import BadInput, Batch, Decision, Module, Pipeline, Recorder, Repeat, Request
+from servetwin.policies.fcfs import FCFS
+from servetwin.sim import MeasuredTiming, SimExecutor, TableTiming
+
+NAN = math.nan
+CHAIN = Pipeline.chain(Module("dit", loop=True), Module("vae"))
+
+
+def requests(*arrivals: float, steps: int = 1) -> list[Request]:
+    return [Request(i, t, 1e6, {"dit": steps, "m": steps}) for i, t in enumerate(arrivals)]
+
+
+def ends(run, stage: str) -> list[float]:
+    return [finished for _, _, finished in run.stamps(stage)]
+
+
+def test_a_batch_takes_as_long_as_its_table_says() -> None:
+    run = one_stage(Script(), requests(0.0, 0.0, steps=2), seconds=[1.0, 1.5])
+    # 0 starts alone; 1 joins its second iteration, and has one more to itself
+    assert ends(run, "m") == [2.5, 3.5]
+
+
+def test_a_whole_batch_takes_its_iterations_and_the_modules_around_the_loop_once() -> None:
+    timing = TableTiming([NAN, 1.0, 1.5], once=[NAN, 0.25, 0.5])
+    run = one_stage(FCFS(), requests(0.0, 0.1, 0.2, steps=4), timing=timing)
+    assert ends(run, "m") == [4.25, 4.25 + 6.5, 4.25 + 6.5]
+
+
+def test_noise_is_a_factor_on_each_iteration() -> None:
+    factors = iter([1.0, 2.0, 0.5])
+    timing = TableTiming([NAN, 1.0], draw=lambda: next(factors))
+    together = Script(lambda view, now: Decision(list(view.running or view.waiting), repeat=Repeat(9)))
+    assert ends(one_stage(together, requests(0.0, steps=3), timing=timing), "m") == [3.5]
+
+
+# -- contention -----------------------------------------------------------------------------------------------
+
+
+def beside(**kwargs):
+    """A request that takes 4 s at ``dit`` from 0 s on, and one that enters ``vae`` at 1 s and takes 1 s there."""
+    pipeline = Pipeline([Module("dit", loop=True), Module("vae"), Module("end")], [("dit", "end"), ("vae", "end")])
+    late = Script(lambda view, now: Decision(list(view.waiting)) if now >= 1.0 else Decision(idle_until=1.0))
+    sites = [Site(["dit"], FCFS(), [4.0]), Site(["vae"], late, [1.0]), Site(["end"], FCFS(), [0.0])]
+    return simulate(pipeline, sites, requests(0.0), **kwargs)
+
+
+def test_workers_that_do_not_contend_leave_each_other_alone() -> None:
+    run = beside()
+    assert (ends(run, "dit"), ends(run, "vae")) == ([4.0], [2.0])
+
+
+def test_a_busy_neighbour_slows_a_worker_down() -> None:
+    run = beside(contention={("dit", "vae"): (1.0, 0.5)})
+    # from 1 s to 2 s half a second of work is done, so half a second is left over
+    assert (ends(run, "dit"), ends(run, "vae")) == ([4.5], [2.0])
+
+
+def test_both_slow_each_other_down() -> None:
+    run = beside(contention={("dit", "vae"): (1.0, 0.5), ("vae", "dit"): (1.0, 0.25)})
+    # vae takes 4 s at a quarter of its speed: until 5 s. By then dit has done 1 + 4 * 0.5 = 3 s of work.
+    assert (ends(run, "vae"), ends(run, "dit")) == ([5.0], [6.0])
+
+
+def test_workers_on_different_devices_do_not_contend() -> None:
+    pipeline = Pipeline([Module("a"), Module("b"), Module("end")], [("a", "end"), ("b", "end")])
+    sites = [Site(["a"], FCFS()), Site(["b"], FCFS(), device="gpu1"), Site(["end"], FCFS())]
+    run = simulate(pipeline, sites, requests(0.0), contention={("a", "b"): (0.1, 0.1)})
+    assert ends(run, "a") == [1.0]
+
+
+def test_three_rates_multiply() -> None:
+    pipeline = Pipeline([Module(m) for m in "abcz"], [(m, "z") for m in "abc"])
+    sites = [Site([m], FCFS(), [s]) for m, s in (("a", 1.0), ("b", 1.0), ("c", 8.0), ("z", 0.0))]
+    run = simulate(pipeline, sites, requests(0.0), contention={("c", "a"): (1.0, 0.5), ("c", "b"): (1.0, 0.5)})
+    assert ends(run, "c") == [1.0 + (8.0 - 0.25)]
+
+
+def test_a_rate_may_go_by_the_size_of_the_loops_batch() -> None:
+    pipeline = Pipeline([Module("dit", loop=True), Module("vae"), Module("end")], [("dit", "end"), ("vae", "end")])
+    sites = [
+        Site(["dit"], FCFS(), [4.0]),
+        Site(["vae"], FCFS(), [1.0], limit=1),
+        Site(["end"], FCFS(), [0.0]),
+    ]
+    # vae gets on at half its speed beside a batch of one, at a quarter beside two
+    run = simulate(pipeline, sites, requests(0.0, 0.0, 0.0), contention={("vae", "dit"): (1.0, [1.0, 0.5, 0.25])})
+    # dit: request 0 alone until 4 s, then 1 and 2 together until 8 s. vae: 0 until 2 s, 1 until 4 s, 2 until 8 s.
+    assert (ends(run, "dit"), ends(run, "vae")) == ([4.0, 8.0, 8.0], [2.0, 4.0, 8.0])
+
+
+# -- host and device ------------------------------------------------------------------------------------------
+
+
+def measured(n: int, **terms) -> MeasuredTiming:
+    terms = {"host": 0.0, "device": 1.0} | terms
+    lists = {k: [0.0, *[terms.pop(k)] * n] for k in ("host", "device", "ahead", "before", "after") if k in terms}
+    return MeasuredTiming(**lists, **terms)
+
+
+def stepwise(timing: MeasuredTiming, steps: int = 3, arrivals=(0.0,)) -> list[float]:
+    return ends(one_stage(Script(), requests(*arrivals, steps=steps), timing=timing), "m")
+
+
+def test_a_worker_that_waits_for_its_device_takes_the_slower_of_the_two() -> None:
+    assert stepwise(measured(1, host=0.25)) == [3.0]
+    assert stepwise(measured(1, host=1.5)) == [4.5]
+
+
+class Ends(Recorder):
+    """When batches ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends: list[float] = []
+
+    def batch(self, batch: Batch) -> None:
+        super().batch(batch)
+        self.ends.append(batch.end)
+
+
+def test_a_host_that_runs_ahead_pays_when_a_request_leaves() -> None:
+    # Up to 1 s of device work may be outstanding, so the first iteration is over with the host's part of it.
+    ends, site = Ends(), Site(["m"], Script(), timing=measured(1, host=0.25, ahead=1.0))
+    simulate(Pipeline([Module("m", loop=True)], []), [site], requests(0.0, steps=3), recorder=ends)
+    assert ends.ends == [0.25, 1.0, 3.0]
+
+
+def test_joining_and_leaving_cost() -> None:
+    assert stepwise(measured(1, join=0.5)) == [3.5]
+    assert stepwise(measured(1, leave=(0.25, 0.125))) == [3.375]
+
+
+def test_modules_around_the_loop_run_with_those_that_join_and_leave() -> None:
+    assert stepwise(measured(1, before=0.5, after=0.25)) == [3.75]
+
+
+def test_after_an_idle_spell_the_first_iterations_are_slow() -> None:
+    cold = measured(1, cold=(0.5, 0.25), cold_long=(1.0,), long_spell=10.0)
+    assert stepwise(cold, arrivals=(1.0,)) == [1.0 + 3.75]
+    assert stepwise(cold, arrivals=(20.0,)) == [20.0 + 4.0]
+
+
+def test_bad_weather_slows_the_host() -> None:
+    slow = measured(1, host=1.0, device=0.0, weather=lambda now: 3.0 if now < 1.0 else 1.0)
+    assert stepwise(slow) == [3.0 + 1.0 + 1.0]
+
+
+def test_scheduling_takes_time_for_each_request_that_is_left_out() -> None:
+    one_by_one = Script(lambda view, now: Decision([*view.running, *view.waiting][:1]))
+    run = one_stage(one_by_one, requests(0.0, 0.5, 0.5), timing=measured(8, deciding=0.125))
+    assert ends(run, "m") == [1.0, 2.125, 3.125]
+
+
+# -- transport, and the calendar ------------------------------------------------------------------------------
+
+
+def test_transport_takes_time_from_the_client_and_between_workers() -> None:
+    delays = {(None, "dit"): lambda: 0.5, ("dit", "vae"): lambda: 0.25}
+    run = simulate(CHAIN, [Site(["dit"], FCFS()), Site(["vae"], FCFS())], requests(1.0), delays=delays)
+    assert run.stamps("dit") == [(1.5, 1.5, 2.5)]
+    assert run.stamps("vae") == [(2.75, 2.75, 3.75)]
+
+
+def test_a_delay_is_drawn_for_every_request() -> None:
+    draws = iter([0.5, 0.25])
+    run = simulate(
+        CHAIN,
+        [Site(["dit"], FCFS(), [0.0]), Site(["vae"], FCFS(), [0.0])],
+        requests(0.0, 1.0),
+        delays={("dit", "vae"): lambda: next(draws)},
+    )
+    assert [queued for queued, *_ in run.stamps("vae")] == [0.5, 1.25]
+
+
+def test_time_is_taken_to_the_bit() -> None:
+    times = [0.1, 0.1 + 0.2, 0.7, 1e9 + 0.1]
+    run = one_stage(FCFS(), requests(*times), loop=False, seconds=[0.0])
+    assert [started for _, started, _ in run.stamps("m")] == times
+
+
+def test_nothing_can_be_called_in_the_past() -> None:
+    executor = SimExecutor(lambda worker: TableTiming([NAN, 1.0]))
+    executor.call_at(2.0, lambda: None)
+    executor.run_until_idle()
+    with pytest.raises(BadInput, match=r"a call at 1 s, but it is 2 s already \(right would be: a time to come\)"):
+        executor.call_at(1.0, lambda: None)
+
+
+def test_a_call_may_be_cancelled() -> None:
+    executor, rung = SimExecutor(lambda worker: TableTiming([NAN, 1.0])), []
+    executor.call_at(1.0, lambda: rung.append(1)).cancel()
+    executor.call_at(2.0, lambda: rung.append(2))
+    executor.run_until_idle()
+    assert rung == [2]
+
+
+def test_calls_at_one_time_come_in_the_order_in_which_they_were_asked_for() -> None:
+    executor, rung = SimExecutor(lambda worker: TableTiming([NAN, 1.0])), []
+    for i in range(5):
+        executor.call_at(1.0, lambda i=i: rung.append(i))
+    executor.run_until_idle()
+    assert rung == [0, 1, 2, 3, 4]
