@@ -1,94 +1,194 @@
-"""``python -m servetwin.experiments.bench``: how fast the simulator is.
+"""``make bench``: what the simulator costs, and how that compares. docs/performance.md explains the cases.
 
-CPU seconds (user and system), median of several rounds with the least and the most; cases that are compared take
-turns within each round, so that a noisy machine disturbs them alike. Results are compared before times are.
+python -m servetwin.experiments.bench [--rounds N] [--only CASE] [--long]
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import statistics
+import subprocess
 import sys
-import time
-import tracemalloc
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
-from servetwin.experiments import resolve
-from servetwin.experiments.bench.step_edf import STYLES, Case
-from servetwin.experiments.build import run
-from servetwin.experiments.sweep import sweep
+from servetwin.core import Recorder
+from servetwin.experiments import build, yamlfile
+from servetwin.experiments.resolve import load
 
-ROUNDS = 5
+from .measure import Cost, in_process, process, ratios, spread, turns
+from .step_edf import STYLES, Case
+
+CLI = ("-m", "servetwin.experiments.cli")
+
+#: The model of `step_edf` as a profile: 30 ms an iteration and 10.5 ms for each request in it.
+PROFILE = """
+schema_version: 1
+name: bench/steps
+description: a made-up diffusion model
+device: {name: a GPU, kind: gpu}
+model: none
+precision: none
+batch_counts: requests
+measured_when: never
+origin: {repository: here}
+modules:
+  unet:
+    loop: true
+    tables:
+      scheduler: {batch: [1, 16], seconds: [0.0405, 0.198], statistic: exact, source: {file: this}}
+"""
+EXPERIMENT = """
+name: steps
+pipeline: {modules: {unet: {loop: true}}}
+workload:
+  requests: 500
+  arrivals: {process: poisson, rate: 1.4}
+  steps: {unet: {draw: constant, steps: 50}}
+slo: {seconds: 10.0}
+policy: {name: edf}
+deployment:
+  devices: {gpu0: profile.yaml}
+  workers: [{modules: [unet], device: gpu0, limit: 16}]
+"""
 
 
-def cpu(work: Callable[[], Any]) -> float:
-    """CPU seconds that *work* takes."""
-    start = time.process_time()
-    work()
-    return time.process_time() - start
-
-
-def spread(seconds: list[float], unit: float = 1e3, name: str = "ms") -> str:
-    low, middle, high = min(seconds) * unit, statistics.median(seconds) * unit, max(seconds) * unit
-    return f"{middle:8.1f} {name} ({low:.1f} to {high:.1f})"
-
-
-def styles() -> None:
-    """ServeTwin, a naive SimPy model and a bare loop, at loads below, at and above the knee."""
-    print("step-level EDF, 500 requests of 50 steps: equal results in three styles")
+def step_edf(rounds: int) -> None:
+    """The same decisions in three styles, equal to the bit."""
+    print(f"\nstep-level EDF, 500 requests of 50 steps, batch <= 16; CPU ms, median (range) of {rounds} rounds")
+    print(f"{'rate':>5} {'iterations':>10} {'ServeTwin':>20} {'naive SimPy':>20} {'bare loop':>20}"
+          f" {'naive / ServeTwin':>20} {'ServeTwin / bare':>20}")  # fmt: skip
     for rate in (0.6, 1.2, 1.4, 1.6):
         case = Case(rate=rate)
-        results = {name: style(case) for name, style in STYLES.items()}
-        if len({r.key for r in results.values()}) != 1:
-            sys.exit(f"the styles disagree at rate {rate:g}")
-        times: dict[str, list[float]] = {name: [] for name in STYLES}
-        for _ in range(ROUNDS):
-            for name, style in STYLES.items():
-                times[name].append(cpu(partial(style, case)))
-        for name, seconds in times.items():
-            ratio = statistics.median(a / b for a, b in zip(seconds, times["twin"], strict=True))
-            print(f"  rate {rate:g}  {name:6}{spread(seconds)}  {ratio:5.2f} x twin")
+        results = {name: style(case).key for name, style in STYLES.items()}
+        if len(set(results.values())) != 1:
+            raise SystemExit(f"at {rate} requests/s the styles differ: {', '.join(results)}")
+        costs = turns({n: partial(in_process, partial(style, case)) for n, style in STYLES.items()}, rounds)
+        columns = [spread([c.cpu for c in costs[name]], 1000) for name in STYLES]
+        columns += [ratios(costs["naive"], costs["twin"]), ratios(costs["twin"], costs["bare"])]
+        print(f"{rate:>5} {results['twin'][0]:>10} " + " ".join(f"{c:>20}" for c in columns))
 
 
-def single_runs() -> None:
-    """One run of 500 requests of DiT-S/2: some 110,000 request-steps."""
-    print("one run of dit-s2-256-rtx4090, 500 requests")
-    for policy in ("neustream", "clockwork", "edf"):
-        for rate in (0.5, 2.0, 4.0):
-            experiment = resolve.load("dit-s2-256-rtx4090", [("policy", policy), ("rate", rate)])
-            seconds = [cpu(partial(run, experiment)) for _ in range(ROUNDS)]
-            print(f"  {policy:10} rate {rate:<4g}{spread(seconds)}")
+def one_run(rounds: int) -> None:
+    """A run of 500 requests of DiT-S/2 under NeuStream."""
+    print(f"\none run: DiT-S/2 on an RTX 4090, NeuStream, 500 requests; CPU ms, median (range) of {rounds} rounds")
+    rates = (2.0, 4.0, 8.0)
+    runs = {rate: load("dit-s2-256-rtx4090", [("policy", "neustream"), ("rate", rate)]) for rate in rates}
+
+    def once(rate: float) -> Cost:
+        return in_process(build.build(runs[rate], Recorder()).play)
+
+    costs = turns({str(rate): partial(once, rate) for rate in rates}, rounds)
+    for rate in rates:
+        summary = build.run(runs[rate])
+        iterations = sum(sizes.total() for sizes in summary.sizes.values())
+        steps = sum(n * k for sizes in summary.sizes.values() for n, k in sizes.items())
+        cpu = [c.cpu for c in costs[str(rate)]]
+        each = 1e6 * statistics.median(cpu)
+        print(f"rate {rate:g}: {spread(cpu, 1000)} ms; {iterations} iterations, {each / iterations:.1f} us each;"
+              f" {steps} request-steps, {each / steps:.2f} us each")  # fmt: skip
 
 
-def figures() -> None:
-    """Figures 11 and 12; wall seconds on all cores, starting the processes included."""
-    print("figures 11 and 12, wall seconds")
-    with TemporaryDirectory() as folder:
-        for name in ("figure11", "figure12"):
-            start = time.perf_counter()
-            rows = sweep(name, Path(folder) / f"{name}.csv")
-            print(f"  {name}{time.perf_counter() - start:8.1f} s for {len(rows)} points")
+def sweep_300(rounds: int) -> None:
+    """300 runs (30 rates, 10 seeds) of 500 requests of 50 steps on two processes; nothing cached or imported."""
+    print("\n300 runs of 500 requests of 50 steps near saturation, `servetwin sweep`, two processes, cold")
+    rates = [round(1.0 + 0.02 * i, 2) for i in range(30)]
+    seeds = {"seed": list(range(10))}
+    with tempfile.TemporaryDirectory() as folder:
+        here = Path(folder)
+        (here / "profile.yaml").write_text(PROFILE)
+        (here / "steps.yaml").write_text(EXPERIMENT)
+        _spec(here / "edf.yaml", extends="steps.yaml", grid={"rate": rates, **seeds})
+        neustream = {"workload.draws": "seeded", "workload.steps.unet": {"draw": "constant", "steps": 50}}
+        _spec(
+            here / "neustream.yaml",
+            extends="sd15-512-rtx4090",
+            set=neustream,
+            grid={"rate": [round(0.5 * r, 3) for r in rates], **seeds},
+        )
+        for name, what in (("edf", "EDF, one module"), ("neustream", "NeuStream, SD 512x512 as measured")):
+            costs = [_sweep(here / f"{name}.yaml", here / f"{name}{i}") for i in range(rounds)]
+            _say(what, costs)
 
 
-def memory() -> None:
-    """Live memory at the end of runs of different length: it must not grow with what has finished."""
-    print("memory at its peak (edf, one stage, 50 steps)")
-    for requests in (1_000, 10_000, 50_000):
-        case = Case(requests=requests, rate=1.0)
-        tracemalloc.start()
-        STYLES["twin"](case)
-        print(f"  {requests:6} requests {tracemalloc.get_traced_memory()[1] / 2**20:6.1f} MiB")
-        tracemalloc.stop()
+def figures(rounds: int) -> None:
+    """The published grids, cold and from the cache."""
+    print("\nFigures 11 and 12 (264 runs), `servetwin sweep`, two processes")
+    with tempfile.TemporaryDirectory() as folder:
+        cold: list[Cost] = []
+        warm: list[Cost] = []
+        for i in range(rounds):
+            cache = Path(folder) / f"cache{i}"
+            for costs in (cold, warm):
+                both = [_sweep(name, cache) for name in ("figure11", "figure12")]
+                costs.append(Cost(sum(c.cpu for c in both), sum(c.wall for c in both)))
+        _say("cold", cold)
+        _say("from the cache", warm)
+
+
+def whole_process(rounds: int) -> None:
+    """`servetwin run`, start to end."""
+    print("\n`servetwin run dit-s2-256-rtx4090 --rate 4`, 500 requests, whole process")
+    with tempfile.TemporaryDirectory() as folder:
+        run = partial(process, [*CLI, "run", "dit-s2-256-rtx4090", "--rate", "4"], Path(folder))
+        run()
+        _say("run", [run() for _ in range(rounds)])
+
+
+def long(rounds: int) -> None:
+    """A million requests: time in proportion, memory flat."""
+    print("\nlong runs: SD 512x512, NeuStream near the knee, 50 steps; a process each")
+    first = None
+    with tempfile.TemporaryDirectory() as folder:
+        for requests, records in ((10_000, False), (100_000, False), (1_000_000, False), (100_000, True)):
+            command = [sys.executable, "-m", "servetwin.experiments.bench.long", str(requests)]
+            command += [str(Path(folder) / "records")] if records else []
+            said = subprocess.run(command, capture_output=True, text=True, check=True)
+            found = json.loads(said.stdout)
+            each = 1e6 * found["cpu"] / requests
+            first = first or each
+            print(f"{requests:>9} requests{', records streamed' if records else ''}: {found['cpu']:.1f} CPU s,"
+                  f" {each:.1f} us a request ({each / first:.2f} of the first line), {found['memory']:.0f} MiB,"
+                  f" {100 * found['attainment']:.1f} % met")  # fmt: skip
+
+
+def _spec(path: Path, **content: object) -> None:
+    path.write_text(yamlfile.write(content))
+
+
+def _sweep(spec: str | Path, cache: Path) -> Cost:
+    return process([*CLI, "sweep", str(spec), "--out", str(cache.parent / "out.parquet"), "--jobs", "2"], cache)
+
+
+def _say(what: str, costs: list[Cost]) -> None:
+    wall, cpu = spread([c.wall for c in costs], digits=2), spread([c.cpu for c in costs], digits=2)
+    print(f"{what}: {wall} s wall, {cpu} CPU s")
+
+
+CASES: dict[str, Callable[[int], None]] = {
+    "edf": step_edf,
+    "run": one_run,
+    "sweep": sweep_300,
+    "figures": figures,
+    "process": whole_process,
+}
 
 
 def main() -> None:
-    styles()
-    single_runs()
-    memory()
-    figures()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of the short cases; the longer ones get fewer")
+    parser.add_argument("--only", choices=[*CASES, "long"], help="one case")
+    parser.add_argument("--long", action="store_true", help="also runs of up to a million requests (minutes)")
+    asked = parser.parse_args()
+    few = max(1, asked.rounds // 2)
+    for name, case in CASES.items():
+        if asked.only in (None, name):
+            case(asked.rounds if name in ("edf", "run", "process") else few)
+    if asked.long or asked.only == "long":
+        long(1)
 
 
 if __name__ == "__main__":
