@@ -1,8 +1,11 @@
 """Every law, on random worlds: all policies x pipelines x placements x intakes x timings."""
 
+import pytest
 from hypothesis import given, settings
 from servetwin.core import RunFolder
-from servetwin.core.laws import check_records
+from servetwin.core.laws import LawChecker, check_records
+from servetwin.experiments import resolve
+from servetwin.experiments.build import build
 from worlds import World, worlds
 
 
@@ -24,3 +27,18 @@ def test_records_keep_the_laws(tmp_path_factory, world: World) -> None:
         for after in stage.next:
             inputs.setdefault(after.name, []).append(stage.name)
     check_records(folder, inputs)
+
+
+WORKLOADS = ["dit-s2-256", "dit-xl2-256", "palette-256", "sd15-256", "sd15-512"]
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+@pytest.mark.parametrize("policy", ["neustream", "clockwork", "edf", "fcfs"])
+def test_the_shipped_workloads_break_no_law(workload: str, policy: str) -> None:
+    experiment = resolve.load(f"{workload}-rtx4090", [("policy", policy)])
+    laws = LawChecker()
+    run = build(experiment, laws)
+    laws.watch(run.loop)
+    run.play()
+    laws.finish()
+    assert laws.summary.requests == 500
