@@ -30,6 +30,9 @@ ROUND = 9
 #: Steps of the requests that are served after idle spells.
 COLD_STEPS = 4
 
+#: Hears (what is measured next, terms done, terms in all).
+Progress = Callable[[str, int, int], None]
+
 
 @dataclass
 class Measured:
@@ -82,12 +85,16 @@ class Profiler:
         self.loop = self.kind.loop
         self.took: dict[str, float] = {}
 
-    def take(self, *, brief: bool = False) -> Measured:
-        """Measure everything, or (*brief*) only what a simulation reads."""
+    def take(self, *, brief: bool = False, progress: Progress | None = None) -> Measured:
+        """Measure everything, or (*brief*) only what a simulation reads. *progress* hears what comes next, how many
+        terms are done, and of how many.
+        """
         terms = [self._plain, self._modules, self._staggered, self._whole, self._contention, self._client]
         if not brief:
             terms += [self._policies, self._cold]
-        for measure in terms:
+        for done, measure in enumerate(terms):
+            if progress is not None:
+                progress(measure.__name__.strip("_"), done, len(terms))
             begin = time.monotonic()
             measure()
             self.took[measure.__name__.strip("_")] = round(time.monotonic() - begin, 2)
@@ -286,14 +293,16 @@ def take_profile(
     command: str = "servetwin profile",
     seconds: float = 0.4,
     brief: bool = False,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure *server* and give the content of a profile file called *name*.
 
     *policies* are made anew for each measurement of the time that they take between two iterations. *seconds* is
-    about how long each point is measured; with *brief* only what a simulation reads is.
+    about how long each point is measured; with *brief* only what a simulation reads is. *progress* hears what is
+    measured next, how many terms are done, and of how many.
     """
     profiler = Profiler(server, limit=limit, device=device, policies=policies, seconds=seconds)
-    return as_profile(profiler, profiler.take(brief=brief), name, command)
+    return as_profile(profiler, profiler.take(brief=brief, progress=progress), name, command)
 
 
 def write_profile(content: Mapping[str, Any], path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from servetwin.core import Batch, Recorder, Request, ServeTwinError, ServingLoop, Stage, Summary, Worker
+from servetwin.core.loop import Router, first_worker
 
 from .executor import RealExecutor
 from .kinds import Kind, find
@@ -114,15 +115,16 @@ class Server:
         *,
         stop_after: float | None = None,
         sink: Sink | None = None,
+        router: Router = first_worker,
     ) -> Report:
-        """Serve *requests* for real with *workers*, whose stages are *stages*.
+        """Serve *requests* for real with *workers*, whose stages are *stages*; *router* chooses among replicas.
 
         Every batch size is warmed up before the clock starts. Whatever ends the run early (Ctrl-C, memory that ran
         out, a lane that broke) leaves the records intact, with the live requests failed, and is raised as
         `ServeTwinError` (Ctrl-C as itself).
         """
         log = Log(recorder or Recorder())
-        executor, loop = self.prepare(stages, workers, log, sink=sink)
+        executor, loop = self.prepare(stages, workers, log, sink=sink, router=router)
         try:
             executor.play(loop, list(requests), stop_after)
         except (Exception, KeyboardInterrupt) as problem:
@@ -142,6 +144,7 @@ class Server:
         log: Log,
         *,
         sink: Sink | None = None,
+        router: Router = first_worker,
         exercise: float = 0.3,
     ) -> tuple[RealExecutor, ServingLoop]:
         """An executor with its lanes warmed up, and the loop on it."""
@@ -153,7 +156,7 @@ class Server:
             site.reset()
             _exercise(site, exercise)
         log.executor = executor
-        return executor, ServingLoop(stages, workers, executor, log)
+        return executor, ServingLoop(stages, workers, executor, log, router=router)
 
     def describe(self) -> dict[str, Any]:
         """What ``meta.json`` should say about the real side: versions, devices, options."""
@@ -236,7 +239,7 @@ def device_facts(device: torch.device) -> dict[str, Any]:
     """Name, memory and driver of a device."""
     if device.type == "cpu":
         return {
-            "name": "CPU",
+            "name": _processor(),
             "machine": platform.machine(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
@@ -248,6 +251,16 @@ def device_facts(device: torch.device) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "driver": _driver(),
     }
+
+
+def _processor() -> str:
+    """What the CPU calls itself: a profile is of one kind of CPU."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = (line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+            return next(names) or "CPU"
+    except (OSError, StopIteration):
+        return platform.processor() or "CPU"
 
 
 def _driver() -> str:
