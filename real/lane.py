@@ -103,7 +103,8 @@ class StreamLane(Lane):
             self.event.record(self.stream)
 
     def is_over(self) -> bool:
-        return self.event.query()
+        over: bool = self.event.query()
+        return over
 
 
 class ThreadLane(Lane):

@@ -52,7 +52,7 @@ class Model:
                 network = _build(kind, name, config, options, device)
                 network.requires_grad_(False).eval().to(device=device, dtype=self.dtype)
                 if self.channels_last and name in ("unet", "vae"):
-                    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                    network.to(memory_format=torch.channels_last)
                 self.networks[name] = network
         c, h, w = kind.latent
         self.image_shape = (3, kind.image, kind.image)
@@ -138,7 +138,7 @@ class Model:
         with torch.no_grad():
             self.empty = self.networks["clip"](empty)[0]
         safety = self.networks["safety"]
-        self.image_size = int(safety.config.vision_config.image_size)  # type: ignore[union-attr, arg-type]
+        self.image_size = int(safety.config.vision_config.image_size)
         self.norm = (
             torch.tensor([0.48145466, 0.4578275, 0.40821073], device=self.device).view(1, 3, 1, 1),
             torch.tensor([0.26862954, 0.26130258, 0.27577711], device=self.device).view(1, 3, 1, 1),

@@ -33,7 +33,7 @@ class Unit:
         self._ring = torch.zeros(depth, limit, WIDTH, pin_memory=self.gpu)
         self._arrays = self._ring.numpy()
         self._entries = list(self._ring)
-        self._views = list(self._arrays)
+        self._views: list[np.ndarray] = list(self._arrays)
         self._at = 0
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         if self.gpu:
