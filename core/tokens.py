@@ -1,0 +1,441 @@
+"""The seam for language models: what a policy sees of an LLM engine, and says, once per engine step.
+
+An LLM *stage* is one worker, an engine (one GPU or several that act as one), which prefills prompts and decodes
+output tokens, each in steps over many requests. A `TokenPolicy` is handed a `TokenView` and answers with a `Step`;
+the same object decides in the simulation and inside vLLM's scheduler. How many tokens a request will really put out
+is nowhere in what it sees: only the declared *limit* is.
+
+Words: the *context* of a request is the tokens whose keys and values (KV) stand in the engine's memory, which is kept
+in *blocks* of `EngineLimits.block_size` tokens. A *prefill* computes tokens that are known already (a prompt; after a
+preemption also the tokens that were put out before), whole or in *chunks*; its last token puts out the next one. A
+*decode* computes the token that came out last and puts out one more. A step with both is *mixed*.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, Protocol
+
+from .errors import BadInput
+from .request import Request, Task
+from .seam import Decision, Policy, Repeat, WorkerView
+
+if TYPE_CHECKING:
+    from .loop import Worker
+    from .pipeline import Stage
+
+
+class All:
+    """The type of `ALL`."""
+
+    def __repr__(self) -> str:
+        return "ALL"
+
+
+#: Every running request that is decoding.
+ALL: Final = All()
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """What an engine's memory and settings allow; none of it is the policy's to change.
+
+    *blocks* of *block_size* tokens hold the KV of all running requests. A waiting request is admitted only if at
+    least ``int(watermark * blocks)`` blocks stay free after it. A step computes *max_batched_tokens* tokens at most,
+    and *max_sequences* requests run at most. A decoding request goes on only if *headroom* blocks are free when its
+    turn comes, whether it needs one or not (vLLM 0.5.4: 1, its V1 engine: 0). When memory runs out, *preemption*
+    frees that of the last of the running by forgetting it ("recompute") or by moving it to the host ("swap"). With
+    *stamp* "sent" a request has arrived when the client sent it; with "seen", when the engine next looked at its
+    queue, which is between two steps (NeuStream's serving loop stamps it then, so that the wait before that is free
+    of charge).
+    """
+
+    blocks: int
+    block_size: int = 16
+    watermark: float = 0.0
+    max_batched_tokens: int = 8192
+    max_sequences: int = 256
+    headroom: int = 0
+    preemption: Literal["recompute", "swap"] = "recompute"
+    stamp: Literal["sent", "seen"] = "sent"
+
+    def __post_init__(self) -> None:
+        for name in ("blocks", "block_size", "max_batched_tokens", "max_sequences"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name} is {getattr(self, name)}", right="1 or more")
+        if not 0.0 <= self.watermark < 1.0:
+            raise BadInput(f"watermark is {self.watermark}", right="a share of the blocks, from 0 to below 1")
+        if self.headroom < 0:
+            raise BadInput(f"headroom is {self.headroom}", right="0 or more blocks")
+        if self.preemption not in ("recompute", "swap"):
+            raise BadInput(f"preemption is {self.preemption!r}", right="'recompute' or 'swap'")
+        if self.stamp not in ("sent", "seen"):
+            raise BadInput(f"stamp is {self.stamp!r}", right="'sent' or 'seen'")
+
+    @property
+    def reserve(self) -> int:
+        """The blocks that an admission must leave free."""
+        return int(self.watermark * self.blocks)
+
+
+class TokenRequest(Request):
+    """A request that passes one LLM stage or several.
+
+    *tokens* holds (prompt tokens, declared limit of output tokens) by the name of each LLM stage's loop module.
+    *outputs* holds the true numbers of output tokens; the loop takes them out of the request as it arrives, so a
+    policy can never see them. *work* and *slo* are as in `Request`.
+    """
+
+    __slots__ = ("outputs", "tokens")
+
+    def __init__(
+        self,
+        id: int,  # noqa: A002
+        arrival: float,
+        tokens: Mapping[str, tuple[int, int]],
+        outputs: Mapping[str, int] | None = None,
+        *,
+        slo: float = float("inf"),
+        work: Mapping[str, int] | None = None,
+    ) -> None:
+        super().__init__(id, arrival, slo, work if work is not None else {})
+        self.tokens = tokens
+        self.outputs = outputs
+
+
+class Ticks:
+    """How many steps the requests that decode together have made: the clock that their tokens are counted by."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+class TokenTask(Task):
+    """A request's stay at an LLM stage. Policies read; the engine counts.
+
+    *prompt* is in tokens, *limit* the declared most that it may put out. *budget* (seconds) is slack that earlier
+    stages left. *arrival* is as the engine sees it (`EngineLimits.stamp`). *started* is when it was first admitted to
+    a step, *first_token* when its first token came out, *finished* when its last did.
+    """
+
+    budget = 0.0
+    preemptions = 0
+    first_token: float | None = None
+    # Set with the first event that needs them: most of a task's life is its creation.
+    admitted: float | None = None
+    started: float | None = None
+    finished: float | None = None
+
+    # While the task decodes with all others its counts move with *_ticks* and nothing is written per step.
+    _ticks: Ticks | None = None
+    _generated = 0
+    _computed = 0
+
+    def __init__(
+        self, request: Request, stage: Stage, queued: float, worker: Worker | None, prompt: int, limit: int
+    ) -> None:
+        self.request = request
+        self.stage = stage
+        self.id = request.id
+        self.arrival = request.arrival
+        self.deadline = request.deadline
+        self.queued = queued
+        self.worker = worker
+        self.prompt = prompt
+        self.limit = limit
+
+    @property
+    def generated(self) -> int:
+        """Output tokens so far."""
+        ticks = self._ticks
+        return self._generated if ticks is None else self._generated + ticks.count
+
+    @generated.setter
+    def generated(self, count: int) -> None:
+        self._settle()
+        self._generated = count
+
+    @property
+    def computed(self) -> int:
+        """Tokens whose KV stands; 0 after a preemption by recompute."""
+        ticks = self._ticks
+        return self._computed if ticks is None else self.prompt + self._generated + ticks.count - 1
+
+    @computed.setter
+    def computed(self, count: int) -> None:
+        self._settle()
+        self._computed = count
+
+    def _settle(self) -> None:
+        if self._ticks is not None:
+            self._computed = self.computed
+            self._generated += self._ticks.count
+            self._ticks = None
+
+    @property
+    def pending(self) -> int:
+        """Tokens to compute before the next one comes out: 1 while decoding."""
+        return 1 if self._ticks is not None else self.prompt + self._generated - self._computed
+
+    @property
+    def decoding(self) -> bool:
+        """Whether its KV stands but for the token that came out last."""
+        return self._ticks is not None or (
+            self._generated > 0
+            and self._computed >= self.prompt
+            and self.prompt + self._generated - self._computed == 1
+        )
+
+    @property
+    def iterations(self) -> int:  # type: ignore[override]
+        """What a stage counts of it: the tokens that it may put out."""
+        return self.limit
+
+    @property
+    def left(self) -> int:  # type: ignore[override]
+        """What it may still put out."""
+        return self.limit - self.generated
+
+    def __repr__(self) -> str:
+        return (
+            f"<TokenTask of {self.id} at {self.stage.name}: {self.prompt}+{self.generated}, {self.computed} computed>"
+        )
+
+
+#: What a step computes of which request: (task, tokens).
+Chunk = tuple[TokenTask, int]
+
+
+class Step(Decision):
+    """What an engine does next.
+
+    *prefill* holds (task, tokens) in order: waiting tasks to admit, and running ones that are partly computed; fewer
+    tokens than are pending make a chunk. A task that waits with its KV on the host (after a swap) is brought back the
+    same way, with the one token that it has pending. *decode* says which of the running tasks decode: `ALL`, or
+    some, or none. *preempt* puts running tasks back to the head of the queue, *drop* gives tasks up for good; both
+    come first. With nothing to compute the engine idles until something arrives, or until *idle_until* at the latest.
+    *repeat* (decode steps only) is the policy's word that it would decide the same again, see `Repeat`.
+
+    The engine admits from *prefill* as long as tokens, sequences and blocks last; the first waiting task that does
+    not fit stays waiting, and so do those after it. Memory is given to the running before the waiting.
+    """
+
+    __slots__ = ("decode", "preempt", "prefill")
+
+    def __init__(
+        self,
+        prefill: Sequence[Chunk] = (),
+        decode: Sequence[TokenTask] | All = (),
+        *,
+        preempt: Sequence[TokenTask] = (),
+        drop: Sequence[TokenTask] = (),
+        idle_until: float | None = None,
+        repeat: Repeat | None = None,
+    ) -> None:
+        self.prefill = prefill
+        self.decode = decode
+        self.preempt = preempt
+        self.drop = drop
+        self.idle_until = idle_until
+        self.repeat = repeat
+
+    def __repr__(self) -> str:
+        decode = self.decode if isinstance(self.decode, All) else [t.id for t in self.decode]
+        return (
+            f"<Step prefill={[(t.id, n) for t, n in self.prefill]} decode={decode}"
+            f" preempt={[t.id for t in self.preempt]} drop={[t.id for t in self.drop]}>"
+        )
+
+
+class TokenSLO(Protocol):
+    """Deadlines of single tokens, as NeuStream defines them; times in seconds, lengths in tokens.
+
+    *prefill_scale* and *decode_scale* are P and D of "P+D" (3+1.5, say), *d0* and *d1* the seconds of a decode step
+    alone, per step and per token of context.
+    """
+
+    prefill_scale: float
+    decode_scale: float
+    d0: float
+    d1: float
+
+    def alone(self, prompt: int) -> float:
+        """Seconds that the prefill of a prompt of that length takes alone."""
+
+    def deadline(self, task: TokenTask, token: int) -> float:
+        """When output token number *token* (1 is the first) must be out."""
+
+
+@dataclass(frozen=True)
+class CumulativeSLO:
+    """Token j is due at ``arrival + budget + P * B(n) + D * I(n, j - 1)``: a late token can be caught up.
+
+    B(n) is the prefill of n prompt tokens alone, I(n, k) that of k decode steps alone after it:
+    ``d0 * k + d1 * (k * n + k * (k + 1) / 2)``. Source: the NeuStream artifact's LLM part.
+    """
+
+    prefill_scale: float
+    decode_scale: float
+    d0: float
+    d1: float
+    prefill_alone: Callable[[int], float]
+
+    def alone(self, prompt: int) -> float:
+        return self.prefill_alone(prompt)
+
+    def decode_alone(self, prompt: int, steps: int) -> float:
+        """Seconds of that many decode steps alone, after a prompt of that length."""
+        return self.d0 * steps + self.d1 * (steps * prompt + steps * (steps + 1) / 2)
+
+    def deadline(self, task: TokenTask, token: int) -> float:
+        first = task.arrival + task.budget + self.prefill_scale * self.prefill_alone(task.prompt)
+        return first + self.decode_scale * self.decode_alone(task.prompt, token - 1)
+
+
+class TokenView(WorkerView):
+    """What a policy may see of the engine that it decides for.
+
+    *waiting* holds the tasks in the order of the queue (preempted ones at its head), *running* those that hold KV, in
+    order of admission, partly prefilled ones included. *decoding* counts the running tasks that are decoding,
+    *context* is the sum of their computed tokens. *free_blocks* of *blocks* are free; an admission must leave
+    *watermark* blocks free. *last_step* and *last_decode* are the seconds that the last step, and the last step
+    without a prefill, took, scheduling included; 0 before there was one.
+    """
+
+    __slots__ = (
+        "_estimate_decode",
+        "_estimate_prefill",
+        "block_size",
+        "blocks",
+        "context",
+        "decoding",
+        "free_blocks",
+        "last_decode",
+        "last_step",
+        "limits",
+        "max_batched_tokens",
+        "max_sequences",
+        "slo",
+        "watermark",
+    )
+
+    waiting: OrderedDict[TokenTask, None]  # type: ignore[assignment]
+    running: dict[TokenTask, None]  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        stage: Stage,
+        limits: EngineLimits,
+        *,
+        estimate_prefill: Callable[[int, float | None], float],
+        estimate_decode: Callable[[int, int], float],
+        slo: TokenSLO | None = None,
+        name: str = "",
+        slo_factor: float | None = None,
+    ) -> None:
+        super().__init__(stage, self._one, limit=limits.max_sequences, name=name, slo_factor=slo_factor)
+        self.waiting = OrderedDict()
+        self.limits = limits
+        self.blocks = self.free_blocks = limits.blocks
+        self.block_size = limits.block_size
+        self.watermark = limits.reserve
+        self.max_batched_tokens = limits.max_batched_tokens
+        self.max_sequences = limits.max_sequences
+        self.decoding = 0
+        self.context = 0
+        self.last_step = self.last_decode = 0.0
+        self.slo = slo
+        self._estimate_prefill = estimate_prefill
+        self._estimate_decode = estimate_decode
+
+    def estimate_prefill(self, tokens: int, squares: float | None = None) -> float:
+        """Seconds of a prefill of *tokens* in all, by the scheduler's profile; *squares* is the sum of the squared
+        lengths of its prompts (None: it is one prompt)."""
+        return self._estimate_prefill(tokens, squares)
+
+    def estimate_decode(self, batch: int, context: int) -> float:
+        """Seconds of a decode step of *batch* requests whose computed tokens sum to *context*, by the profile."""
+        return self._estimate_decode(batch, context)
+
+    def blocks_for(self, tokens: int) -> int:
+        """Blocks that hold that many tokens."""
+        return -(-tokens // self.block_size)
+
+    def admissible(self, prefill: Iterable[Chunk], *, decode: int = 0) -> list[Chunk]:
+        """The part of *prefill* that the engine will run beside *decode* decoding requests, as things stand.
+
+        Chunks of running tasks are taken as they are. The first waiting task for which tokens, sequences or blocks do
+        not last ends the list.
+        """
+        tokens = self.max_batched_tokens - decode
+        sequences = self.max_sequences - len(self.running)
+        free = self.free_blocks
+        taken: list[Chunk] = []
+        for task, count in prefill:
+            tokens -= count
+            computed = task.computed
+            needed = self.blocks_for(computed + count)
+            if task in self.running:
+                free -= needed - self.blocks_for(computed)
+                if tokens < 0:
+                    break
+            else:
+                free -= needed
+                sequences -= 1
+                if tokens < 0 or sequences < 0 or free < self.watermark:
+                    break
+            taken.append((task, count))
+        return taken
+
+    def solo(self, task: Task) -> float:
+        """Seconds that *task* still wants if it is served alone and puts out as much as it may."""
+        assert isinstance(task, TokenTask)
+        steps = max(0, task.left)
+        middle = task.prompt + task.generated + steps // 2
+        seconds = 0.0 if task.decoding else self.estimate_prefill(task.pending)
+        return seconds + steps * self.estimate_decode(1, middle)
+
+    def _one(self, module: str, batch: int) -> float:
+        """A decode step without context: what `WorkerView.estimate` can say of an engine."""
+        return self._estimate_decode(batch, 0)
+
+
+class TokenPolicy(Policy):
+    """Decides what an LLM engine computes next. One object serves one engine; its parameters come by keyword.
+
+    A subclass must give `decide`. `start`, `admit` and `removed` are as in `Policy`, with a `TokenView` and
+    `TokenTask`; `ended` is not called. *waiting* and *running* of the view are not to be kept beyond a call.
+    """
+
+    def start(self, view: TokenView) -> None:  # type: ignore[override]
+        """Look at the engine once, before anything arrives."""
+
+    def admit(self, task: TokenTask, view: TokenView, now: float) -> bool:  # type: ignore[override]
+        """Take *task* into the queue, or refuse it (it is dropped then)."""
+        return True
+
+    def decide(self, view: TokenView, now: float) -> Step:  # type: ignore[override]
+        """What the engine computes next."""
+        raise NotImplementedError
+
+    def removed(self, task: TokenTask, view: TokenView, now: float) -> None:  # type: ignore[override]
+        """*task* was taken away by someone else."""
+
+
+def queue_order(view: TokenView, kept: Iterable[TokenTask]) -> list[TokenTask]:
+    """The waiting tasks in a policy's own order: what it had *kept*, newcomers after that, preempted ones first.
+
+    For policies that order the queue and remember it, as NeuStream does: *kept* is what the last call gave,
+    re-ordered.
+    """
+    waiting: Collection[TokenTask] = view.waiting
+    kept = [task for task in kept if task in waiting]
+    if len(kept) == len(waiting):
+        return kept
+    known = set(kept)
+    new = [task for task in waiting if task not in known]
+    return [*[t for t in new if t.preemptions], *kept, *[t for t in new if not t.preemptions]]
