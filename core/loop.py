@@ -22,11 +22,13 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Literal
 
+from .budget import Budget
 from .errors import BadInput, LawBroken
 from .pipeline import Stage
 from .records import Recorder
 from .request import Outcome, Request, Task
 from .seam import Batch, Decision, Executor, Handle, Policy, WorkerView
+from .ways import Ways
 
 Intake = Literal["before", "after"]
 NEVER = float("inf")
@@ -34,7 +36,11 @@ Router = Callable[[Request, "Sequence[Worker]", float], "Worker"]
 
 
 class Worker:
-    """Serves one stage with one policy; has one batch in flight at most."""
+    """Serves one stage with one policy; has one batch in flight at most.
+
+    A kind of worker that serves in another way (`servetwin.core.pool`) overrides `attach` (which sets `receive`),
+    `ring`, `withdraw` and `clear`; the loop serves all others itself.
+    """
 
     def __init__(
         self,
@@ -58,6 +64,35 @@ class Worker:
         self.deciding = False
         self.purge = False  # a request ended elsewhere while a task of it was in flight here
 
+    def attach(self, loop: ServingLoop) -> None:
+        """Work for *loop*, before anything arrives."""
+        self.loop = loop
+        self.receive: Callable[[Task], None] = partial(loop._deliver, self)
+        self.policy.start(self.view)
+
+    def ring(self) -> None:
+        """The time has come until which the policy wanted to idle."""
+        if self.view.in_flight is None or self.policy.ahead:  # else it was set before the batch began
+            self.loop._turn(self)
+
+    def withdraw(self, task: Task, now: float) -> None:
+        """The request of *task* has ended elsewhere: take it out of the queues, if it is still there."""
+        view = self.view
+        if task in view.waiting:
+            del view.waiting[task]
+            self.policy.removed(task, view, now)
+        elif task in view.running:
+            self.policy.removed(task, view, now)
+            batches = [b for b in (view.in_flight, *view.backlog) if b is not None]
+            if any(task in b.tasks for b in batches):
+                self.purge = True  # it runs out with its batch
+            else:
+                del view.running[task]
+
+    def clear(self) -> None:
+        """The run has been stopped: forget what was decided ahead."""
+        self.view.backlog.clear()
+
     def __repr__(self) -> str:
         return f"<Worker {self.name} on {self.device}>"
 
@@ -68,7 +103,10 @@ def first_worker(request: Request, workers: Sequence[Worker], now: float) -> Wor
 
 
 class ServingLoop:
-    """Serves requests with *workers*, whose stages come from one `Pipeline.stages` call."""
+    """Serves requests with *workers*, whose stages come from one `Pipeline.stages` call.
+
+    *ways* says where requests go in a pipeline that branches, *budget* how their SLO is shared out among the stages.
+    """
 
     def __init__(
         self,
@@ -78,6 +116,8 @@ class ServingLoop:
         recorder: Recorder | None = None,
         *,
         router: Router = first_worker,
+        budget: Budget | None = None,
+        ways: Ways | None = None,
     ) -> None:
         self.executor = executor
         self.recorder = recorder or Recorder()
@@ -87,12 +127,17 @@ class ServingLoop:
         for index, worker in enumerate(self.workers):
             worker.index = index
             self.serving[worker.stage.name].append(worker)
-            worker.policy.start(worker.view)
+            worker.attach(self)
         for stage in stages:
             if not self.serving[stage.name]:
                 raise BadInput(f"no worker serves stage {stage.name}", right="a worker for each stage")
         self.entries = [s for s in stages if s.inputs == 0]
-        self.exits = sum(1 for s in stages if not s.next)
+        # A request is in one place at a time, unless the graph forks: then it is counted in how many.
+        self.forks = len(self.entries) > 1 or any(len(s.next) > 1 for s in stages)
+        self.budget = budget
+        self.ways = ways
+        if ways is None and any(s.branches for s in stages):
+            raise BadInput("the pipeline branches, and nothing says which way requests go", right="ways")
         self.live: dict[int, Request] = {}
         self.stopped = False
         self._batches = 0
@@ -108,8 +153,8 @@ class ServingLoop:
         if self.stopped:
             self._end(request, Outcome.FAILED, "sent after the stop")
             return
-        if self.exits > 1:
-            request.waiting_for[""] = self.exits
+        if self.forks:
+            request.waiting_for[""] = len(self.entries)
         for stage in self.entries:
             self._forward(request, stage, None)
 
@@ -119,7 +164,7 @@ class ServingLoop:
         for request in list(self.live.values()):
             self._end(request, Outcome.FAILED, reason)
         for worker in self.workers:
-            worker.view.backlog.clear()
+            worker.clear()
             self._set_alarm(worker, None, self._now())
 
     def fail(self, request: Request, reason: str) -> None:
@@ -170,8 +215,7 @@ class ServingLoop:
 
     def _ring(self, worker: Worker) -> None:
         worker.alarm, worker.alarm_at = None, NEVER
-        if worker.view.in_flight is None or worker.policy.ahead:  # else it was set before the batch began
-            self._turn(worker)
+        worker.ring()
 
     # -- a worker's turn --------------------------------------------------------------------------------
 
@@ -246,6 +290,10 @@ class ServingLoop:
         else:
             view.backlog.append(batch)
 
+    def _new_batch(self, worker: Worker, tasks: Sequence[Task]) -> Batch:
+        self._batches += 1
+        return Batch(self._batches, worker, tasks)
+
     def _launch(self, worker: Worker, batch: Batch) -> None:
         now = batch.start = self._now()
         for task in batch.joiners:
@@ -277,29 +325,43 @@ class ServingLoop:
 
     # -- a request's way --------------------------------------------------------------------------------
 
-    def _forward(self, request: Request, stage: Stage, source: Worker | None) -> None:
-        if stage.inputs > 1:
+    def _forward(self, request: Request, stage: Stage, before: Task | None, jump: bool = False) -> None:
+        """Hand *request* on to *stage*, after its stay *before*; a *jump* along a branch waits for no other input."""
+        if stage.inputs > 1 and not jump:
             missing = request.waiting_for.get(stage.name, stage.inputs) - 1
-            request.waiting_for[stage.name] = missing
+            request.waiting_for[stage.name] = missing or stage.inputs
             if missing:
+                request.waiting_for[""] -= 1
+                if self.budget is not None:
+                    self.budget.joins(request, stage.name, before)
                 return
         now = self._now()
         serving = self.serving[stage.name]
         target = serving[0] if len(serving) == 1 else self.router(request, serving, now)
         task = Task(request, stage, now, target)
+        if self.budget is not None:
+            self.budget.begins(task, before)
         request.tasks.append(task)
-        self.executor.send(source, target, request, partial(self._deliver, target, task))
+        source = before.worker if before is not None else None
+        self.executor.send(source, target, request, partial(target.receive, task))
 
     def _leave(self, task: Task, now: float) -> None:
         request, stage = task.request, task.stage
-        if stage.next:
-            for after in stage.next:
-                self._forward(request, after, task.worker)
-            return
-        if self.exits > 1:
-            request.waiting_for[""] -= 1
-            if request.waiting_for[""]:
+        jump = False
+        after: Sequence[Stage] = stage.next
+        if stage.branches and self.ways is not None:
+            after, jump = self.ways.after(request, stage)
+        if self.forks:
+            request.waiting_for[""] += len(after) - 1
+        if after:
+            if self.budget is not None and not self.budget.passes(task, now):
+                self._end(request, Outcome.DROPPED, f"not forwarded from {stage.name}")
                 return
+            for following in after:
+                self._forward(request, following, task, jump)
+            return
+        if self.forks and request.waiting_for[""]:
+            return
         request.finished = now
         self._end(request, Outcome.MET if now <= request.deadline else Outcome.LATE)
 
@@ -317,25 +379,11 @@ class ServingLoop:
         now = self._now()
         if outcome is Outcome.DROPPED or outcome is Outcome.FAILED:
             for task in request.tasks:
-                self._withdraw(task, now)
+                if task.worker is not None and task.finished is None:
+                    task.worker.withdraw(task, now)
+        if self.ways is not None:
+            self.ways.forget(request)
         self.recorder.ended(request, now)
-
-    def _withdraw(self, task: Task, now: float) -> None:
-        """Take the task of a request that has ended out of its worker's queues, if it is still there."""
-        worker = task.worker
-        if worker is None or task.finished is not None:
-            return
-        view = worker.view
-        if task in view.waiting:
-            del view.waiting[task]
-            worker.policy.removed(task, view, now)
-        elif task in view.running:
-            worker.policy.removed(task, view, now)
-            batches = [b for b in (view.in_flight, *view.backlog) if b is not None]
-            if any(task in b.tasks for b in batches):
-                worker.purge = True  # it runs out with its batch
-            else:
-                del view.running[task]
 
 
 def play(loop: ServingLoop, source: Iterator[Request]) -> None:

@@ -77,6 +77,7 @@ class Batch:
     count = 1
     keep_ends = False
     ends: list[float] | None = None
+    thread = -1  # of a pool of threads: the one that runs it
     start = 0.0
     end = 0.0
 
@@ -164,6 +165,8 @@ class Policy:
 
     #: Ask also while a batch runs; what is decided then waits its turn in the worker's backlog (Clockwork does this).
     ahead = False
+    #: Whether it can serve a pool of threads: it runs only what waits, and counts on no batch being alone in flight.
+    pools = False
 
     def start(self, view: WorkerView) -> None:
         """Look at the worker once, before anything arrives: bounds and tables that never change."""

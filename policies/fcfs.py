@@ -15,6 +15,8 @@ from servetwin.core import Decision, Policy, WorkerView
 class FCFS(Policy):
     """Runs the *max_batch* oldest requests (by default as many as the worker allows) to their end."""
 
+    pools = True
+
     def __init__(self, max_batch: int | None = None) -> None:
         self.max_batch = max_batch
 

@@ -1,0 +1,122 @@
+"""A pool of threads: what serves a tool, such as a code executor, whose calls are not batched.
+
+Up to *threads* calls run at a time, each by itself; what comes meanwhile waits in one queue. The policy orders that
+queue: it is asked while a thread is free, with a limit of one task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heapify, heappop, heappush
+from typing import TYPE_CHECKING
+
+from .errors import BadInput, LawBroken
+from .loop import Worker
+from .pipeline import Stage
+from .request import Task
+from .seam import Batch, Policy, WorkerView
+
+if TYPE_CHECKING:
+    from .loop import ServingLoop
+
+
+class Pool(Worker):
+    """Serves one stage without a loop, with *threads* calls at a time. Raises `BadInput` if it cannot."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        policy: Policy,
+        seconds: Callable[[str, int], float],
+        *,
+        threads: int,
+        device: str = "cpu",
+        name: str = "",
+        slo_factor: float | None = None,
+    ) -> None:
+        super().__init__(
+            stage, policy, WorkerView(stage, seconds, limit=1, name=name, slo_factor=slo_factor), device=device
+        )
+        if stage.loop is not None:
+            raise BadInput(f"{stage.loop} is a loop, which no pool of threads serves", right="a worker")
+        if not policy.pools:
+            raise BadInput(f"policy {type(policy).__name__} cannot serve a pool of threads", right="fcfs")
+        self.threads = threads
+        self.free = list(range(threads))
+        heapify(self.free)
+
+    def attach(self, loop: ServingLoop) -> None:
+        self.loop = loop
+        self.receive = self._receive
+        self.policy.start(self.view)
+
+    def _receive(self, task: Task) -> None:
+        if task.request.outcome is not None:
+            return
+        now = task.queued = task.admitted = self.loop.executor.now()
+        if self.policy.admit(task, self.view, now):
+            self.view.waiting[task] = None
+        else:
+            self.loop._drop(task, self.view)
+        self._turn()
+
+    def _turn(self) -> None:
+        """Let the policy decide until no thread is free or it has nothing more to say."""
+        if self.deciding:
+            return
+        self.deciding = True
+        view, loop = self.view, self.loop
+        while self.free and not loop.stopped:
+            now = loop.executor.now()
+            decision = self.policy.decide(view, now)
+            for task in decision.drop:
+                loop._drop(task, view)
+            if not decision.run:
+                loop._set_alarm(self, decision.idle_until, now)
+                break
+            if len(decision.run) > 1 or decision.run[0] not in view.waiting:
+                raise LawBroken(f"{self.name}: a thread runs one of the waiting tasks, not {list(decision.run)}")
+            self._start(decision.run[0], now)
+        self.deciding = False
+
+    def _start(self, task: Task, now: float) -> None:
+        view = self.view
+        del view.waiting[task]
+        view.running[task] = None
+        task.started = now
+        batch = self.loop._new_batch(self, [task])
+        batch.joiners = batch.tasks
+        batch.leaves = 1
+        batch.thread = heappop(self.free)
+        batch.start = now
+        self.loop.executor.run(self, batch, self._done)
+
+    def _done(self, batch: Batch) -> None:
+        loop, view = self.loop, self.view
+        now = batch.end = loop.executor.now()
+        (task,) = batch.tasks
+        heappush(self.free, batch.thread)
+        loop.recorder.batch(batch)
+        view.running.pop(task, None)
+        task.left = 0
+        self.deciding, deciding = True, self.deciding  # a client may answer with its next request
+        if task.request.outcome is None:
+            task.finished = now
+            loop._leave(task, now)
+        self.policy.ended(batch, view, now)
+        self.deciding = deciding
+        self._turn()
+
+    def ring(self) -> None:
+        """The time has come until which the policy wanted to idle."""
+        self._turn()
+
+    def withdraw(self, task: Task, now: float) -> None:
+        if task in self.view.waiting:
+            del self.view.waiting[task]
+            self.policy.removed(task, self.view, now)
+        elif task in self.view.running:
+            self.policy.removed(task, self.view, now)  # the call runs out
+
+    def clear(self) -> None:
+        pass
