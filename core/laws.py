@@ -17,33 +17,18 @@ one run and are tests; law 6 (KV blocks) has nothing to be checked on yet.
 from __future__ import annotations
 
 import itertools
-import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
-from .errors import BadInput, LawBroken
 from .loop import ServingLoop, Worker
+from .pipeline import Stage
+from .pool import Pool
+from .record_laws import FINISHED, LAWS, broken, check_ends, check_order, check_records
 from .records import Recorder
 from .request import Outcome, Request, Task
 from .seam import Batch, Decision, Executor, Handle, Policy, WorkerView
 
-LAWS = {
-    1: "every request ends exactly once",
-    2: "time orders a request's way",
-    3: "one batch in flight per worker",
-    4: "a batch is within its limits",
-    5: "no worker idles with work at hand unless its policy said so",
-    7: "iterations done are those asked for",
-    10: "goodput counts met requests only",
-}
-
-FINISHED = (Outcome.MET, Outcome.LATE)
-
-
-def broken(law: int, what: str) -> LawBroken:
-    return LawBroken(f"law {law} ({LAWS[law]}): {what}")
+__all__ = ["LAWS", "LawChecker", "check_records"]
 
 
 def asked_of(task: Task) -> int:
@@ -69,15 +54,26 @@ class LawChecker(Recorder):
         self.live: dict[int, Request] = {}
         self.outcomes: Counter[Outcome] = Counter()
         self.iterations: dict[Task, int] = {}  # done so far, by the checker's own count; of live requests
-        self.ends: dict[Worker, float] = {}  # when the last batch of each worker ended
+        self.ends: dict[tuple[Worker, int], float] = {}  # when the last batch of each worker (and thread) ended
         self.watched: list[WatchedWorker] = []
         self.loop: ServingLoop | None = None
+        self.plain: dict[str, list[Stage]] = {}  # stage -> those that lead there by plain edges
+        self.jumps: dict[str, list[Stage]] = {}  # likewise, by branches
 
     def watch(self, loop: ServingLoop) -> None:
         """Stand between *loop* and its policies and executor. To be called once, before the first request."""
         self.loop = loop
-        self.watched = [WatchedWorker(worker, self) for worker in loop.workers]
+        self.watched = [
+            WatchedPool(worker, self) if isinstance(worker, Pool) else WatchedWorker(worker, self)
+            for worker in loop.workers
+        ]
         loop.executor = WatchedExecutor(loop.executor, self)
+        for workers in loop.serving.values():
+            stage = workers[0].stage
+            for after in stage.next:
+                self.plain.setdefault(after.name, []).append(stage)
+            for branch in stage.branches:
+                self.jumps.setdefault(branch.target.name, []).append(stage)
 
     # -- what a recorder hears ----------------------------------------------------------------------------
 
@@ -105,13 +101,13 @@ class LawChecker(Recorder):
     def batch(self, batch: Batch) -> None:
         self.advance(batch.end)
         worker = batch.worker
-        last = self.ends.get(worker, float("-inf"))
+        last = self.ends.get((worker, batch.thread), float("-inf"))
         if batch.start < last:
             raise broken(
                 3, f"{worker.name} started {batch} at {batch.start!r}, before its last one ended at {last!r}"
             )
-        self.ends[worker] = batch.end
-        _check_ends(batch.start, batch.end, batch.ends, batch.count, str(batch))
+        self.ends[worker, batch.thread] = batch.end
+        check_ends(batch.start, batch.end, batch.ends, batch.count, str(batch))
         self.check_batch(batch)
         self.inner.batch(batch)
 
@@ -141,9 +137,11 @@ class LawChecker(Recorder):
             self.clock = now
 
     def _check_times(self, request: Request, now: float) -> None:
-        tasks = {task.stage.name: task for task in request.tasks}
-        if len(tasks) < len(request.tasks):
-            raise broken(2, f"request {request.id} stays twice at a stage")
+        stays = Counter(task.stage.name for task in request.tasks)
+        for task in request.tasks:
+            if stays[task.stage.name] > 1 and not task.stage.again:
+                raise broken(2, f"request {request.id} stays twice at {task.stage.name}")
+        self._check_graph(request, stays)
         for task in request.tasks:
             way = [("arrival", request.arrival), ("queued", task.queued)]
             marks = (("admitted", task.admitted), ("started", task.started), ("finished", task.finished))
@@ -153,13 +151,37 @@ class LawChecker(Recorder):
             way += [(name, at) for name, at in marks if at is not None]
             if task.finished is not None:
                 way.append(("end of the request", now))
-            _check_order(way, str(task))
-            for stage in task.stage.next:
-                follower = tasks.get(stage.name)
-                if follower is None:
-                    continue
-                if task.finished is None or follower.queued < task.finished:
-                    raise broken(2, f"{follower} is queued at {follower.queued!r}, before {task} is finished")
+            check_order(way, str(task))
+
+    def _check_graph(self, request: Request, stays: Counter[str]) -> None:
+        """Each stay follows what leads to it, a join all of it; and what a finished request left was gone on from."""
+        visits: Counter[str] = Counter()
+        finishes: dict[str, list[float]] = {}
+        for task in request.tasks:
+            if task.finished is not None:
+                finishes.setdefault(task.stage.name, []).append(task.finished)
+        for task in request.tasks:
+            name = task.stage.name
+            visits[name] += 1
+            plain, jumps = self.plain.get(name, ()), self.jumps.get(name, ())
+            came = [sum(at <= task.queued for at in finishes.get(s.name, ())) for s in (*plain, *jumps)]
+            wanted = visits[name] - (not task.stage.inputs)
+            if task.stage.inputs > 1 and not jumps:
+                fed = min(came) >= wanted
+            else:
+                fed = sum(came) >= wanted
+            if self.loop is not None and not fed:
+                feeders = ", ".join(s.name for s in (*plain, *jumps))
+                raise broken(2, f"{task} is queued at {task.queued!r}, before {feeders} is finished")
+        if request.outcome not in FINISHED or self.loop is None:
+            return
+        for name, feeders in self.plain.items():
+            certain = not self.jumps.get(name) and all(not s.branches for s in feeders)
+            counts = {stays[s.name] for s in feeders}
+            joins = self.loop.serving[name][0].stage.inputs > 1
+            expected = counts if joins else {sum(stays[s.name] for s in feeders)}
+            if certain and expected != {stays[name]}:
+                raise broken(7, f"{request} stayed {stays[name]} times at {name}, which it was sent to {expected}")
 
     def _check_outcome(self, request: Request, now: float) -> None:
         if request.outcome not in FINISHED:
@@ -178,7 +200,7 @@ class LawChecker(Recorder):
                 2, f"{request} finished at {request.finished!r}, its last stage at {last!r}, told at {now!r}"
             )
         missing = set(self.loop.serving if self.loop else ()) - {task.stage.name for task in request.tasks}
-        if missing:
+        if missing and not self.jumps:
             raise broken(7, f"{request} never passed {', '.join(sorted(missing))}")
 
     def _check_iterations(self, task: Task, done: int) -> None:
@@ -245,8 +267,7 @@ class WatchedWorker:
         name = self.worker.name
         self.news = False
         self.idle_until = None if decision.run else decision.idle_until
-        batches = [view.in_flight, *view.backlog] if view.in_flight is not None else []
-        taken = {task for batch in batches if batch is not None for task in batch.tasks}
+        taken = self.busy()
         for word, tasks in (("drops", decision.drop), ("runs", decision.run)):
             for task in tasks:
                 if task in taken:
@@ -254,6 +275,12 @@ class WatchedWorker:
                 taken.add(task)
                 if task not in view.waiting and task not in view.running:
                     raise broken(4, f"the policy of {name} {word} {task}, which is not there")
+
+    def busy(self) -> set[Task]:
+        """What is in a batch already."""
+        view = self.worker.view
+        batches = [view.in_flight, *view.backlog] if view.in_flight is not None else []
+        return {task for batch in batches if batch is not None for task in batch.tasks}
 
     def check_idle(self, now: float) -> None:
         """Called when time moves on to *now*, before anything happens there: was nothing left undone?"""
@@ -278,6 +305,49 @@ class WatchedWorker:
             raise broken(1, f"{worker.name} still has a batch when the run is over")
         if view.waiting or view.running or any(t.request.outcome is None for t in worker.inbox):
             raise broken(1, f"{worker.name} still holds tasks when the run is over")
+
+
+class WatchedPool(WatchedWorker):
+    """Likewise, of a pool of threads: one batch in flight on each."""
+
+    worker: Pool
+
+    def __init__(self, worker: Pool, laws: LawChecker) -> None:
+        super().__init__(worker, laws)
+        self.threads: dict[int, Batch] = {}
+
+    def started(self, batch: Batch) -> None:
+        name, thread = self.worker.name, batch.thread
+        if thread in self.threads or not 0 <= thread < self.worker.threads:
+            raise broken(3, f"{name} starts {batch} on thread {thread}, busy with {self.threads.get(thread)}")
+        self.threads[thread] = batch
+        self.idle_until = None
+        self.laws.check_batch(batch)
+
+    def stopped(self, batch: Batch) -> dict[Task, int]:
+        if self.threads.pop(batch.thread, None) is not batch:
+            raise broken(3, f"{self.worker.name} ends {batch}, which is not in flight")
+        self.news = True
+        done = {task: 1 for task in batch.tasks if task.request.outcome is None}
+        self.laws.iterations.update(done)
+        return done
+
+    def busy(self) -> set[Task]:
+        return {task for batch in self.threads.values() for task in batch.tasks}
+
+    def check_idle(self, now: float) -> None:
+        if len(self.threads) + len(self.worker.free) != self.worker.threads:
+            raise broken(3, f"{self.worker.name} has lost a thread: {len(self.threads)} run")
+        if self.news and self.worker.free and self.worker.view.waiting:
+            held = len(self.worker.view.waiting)
+            raise broken(
+                5, f"{self.worker.name} idles before {now!r} with {held} tasks, and its policy was not asked"
+            )
+
+    def check_empty(self) -> None:
+        super().check_empty()
+        if self.threads:
+            raise broken(1, f"{self.worker.name} still runs {len(self.threads)} calls when the run is over")
 
 
 class WatchedPolicy(Policy):
@@ -343,123 +413,3 @@ class WatchedExecutor:
             callback()
 
         return event
-
-
-# -- on records -----------------------------------------------------------------------------------------------
-
-
-def check_records(folder: Path, inputs: Mapping[str, Sequence[str]] | None = None) -> None:
-    """Hold the records of a finished run in *folder* to laws 1, 2, 3, 4, 7 and 10; raises `LawBroken`.
-
-    The records do not say which stage feeds which. With *inputs* (stage -> the stages that feed it) that order is
-    checked too. Raises `BadInput` if it is no folder of a finished run.
-    """
-    if not (folder / "summary.json").exists():
-        raise BadInput("no summary.json", where=str(folder), right="the folder of a finished run")
-    summary = json.loads((folder / "summary.json").read_text())
-    runs = _check_batch_records(folder, summary)
-    outcomes: Counter[str] = Counter()
-    ended: set[int] = set()
-    for record in _lines(folder / "requests.jsonl"):
-        if record["id"] in ended:
-            raise broken(1, f"request {record['id']} ends twice")
-        ended.add(record["id"])
-        if record["outcome"] not in [o.value for o in Outcome]:
-            raise broken(1, f"request {record['id']} ends as {record['outcome']}")
-        outcomes[record["outcome"]] += 1
-        _check_request_record(record, runs, inputs or {})
-    counted = {o.value: outcomes[o] for o in Outcome}
-    if summary["requests"] != len(ended):
-        raise broken(1, f"{summary['requests']} requests arrived, {len(ended)} ended")
-    if counted != {o.value: summary[o.value] for o in Outcome}:
-        raise broken(10, f"the summary does not count {counted}")
-    if ended and summary["attainment"] != counted["met"] / len(ended):
-        raise broken(10, f"attainment is {summary['attainment']!r}, but {counted['met']} of {len(ended)} were met")
-
-
-#: (worker, request) -> its batches there, in order: (start, end, iterations each, how often on end)
-Runs = dict[tuple[str, int], list[tuple[float, float, int, int]]]
-
-
-def _check_batch_records(folder: Path, summary: dict[str, Any]) -> Runs:
-    runs: Runs = {}
-    last: dict[str, float] = {}
-    sizes: dict[str, Counter[int]] = {}
-    for record in _lines(folder / "batches.jsonl"):
-        name = f"batch {record['id']} of {record['worker']}"
-        worker, start, end, ids = record["worker"], record["start"], record["end"], record["requests"]
-        count = len(record["ends"]) if "ends" in record else 1
-        if start < last.get(worker, start):
-            raise broken(3, f"{name} started at {start!r}, before the last one ended at {last[worker]!r}")
-        last[worker] = end
-        _check_ends(start, end, record.get("ends"), count, name)
-        if not ids or len(set(ids)) < len(ids):
-            raise broken(4, f"{name} holds a request twice, or none: {ids}")
-        sizes.setdefault(worker, Counter())[len(ids)] += count
-        for request in ids:
-            runs.setdefault((worker, request), []).append((start, end, record["iterations"], count))
-    told = {w: {int(n): k for n, k in s["batch_sizes"].items()} for w, s in summary["workers"].items()}
-    if told != {w: dict(c) for w, c in sizes.items()}:
-        raise broken(4, "the summary's batch sizes are not those of the batches")
-    return runs
-
-
-def _check_request_record(record: dict[str, Any], runs: Runs, inputs: Mapping[str, Sequence[str]]) -> None:
-    finished, deadline, outcome = record["finished"], record["deadline"], record["outcome"]
-    name = f"request {record['id']}"
-    done = outcome in [o.value for o in FINISHED]
-    if done != (finished is not None) or (done and (outcome == Outcome.MET) != (finished <= deadline)):
-        raise broken(10, f"{name} ended {outcome}, finished {finished!r}, deadline {deadline!r}")
-    finishes = {stay["stage"]: stay["finished"] for stay in record["stages"]}
-    for stay in record["stages"]:
-        where = f"{name} at {stay['stage']}"
-        marks = [(m, stay[m]) for m in ("queued", "admitted", "started", "finished") if stay[m] is not None]
-        _check_order([("arrival", record["arrival"]), *marks], where)
-        for stage in inputs.get(stay["stage"], ()):
-            before = finishes.get(stage)
-            if before is None or before > stay["queued"]:
-                raise broken(2, f"{where} is queued at {stay['queued']!r}, before {stage} is finished")
-        _check_stay(stay, record, runs.get((stay["worker"], record["id"]), []), where)
-    ends = [end for end in finishes.values() if end is not None]
-    if done and finished != max(ends, default=None):
-        raise broken(2, f"{name} finished at {finished!r}, its stages at {ends}")
-
-
-def _check_stay(
-    stay: dict[str, Any], record: dict[str, Any], runs: list[tuple[float, float, int, int]], where: str
-) -> None:
-    counted = stay["iterations"]
-    if record["outcome"] in [o.value for o in FINISHED]:
-        work, modules = record["work"], stay["stage"].split("+")
-        asked = next((work[m] for m in modules if m in work), 1)
-        if counted != asked:
-            raise broken(7, f"{where} ran {counted} of {asked} iterations")
-    ran = sum(iterations * count for _, _, iterations, count in runs)
-    single = all(iterations == 1 for _, _, iterations, _ in runs)
-    if counted > ran or (single and stay["finished"] is not None and counted != ran):
-        raise broken(7, f"{where} counts {counted} iterations, its batches {ran}")
-    if runs and stay["started"] != runs[0][0]:
-        raise broken(2, f"{where} is started at {stay['started']!r}, its first batch at {runs[0][0]!r}")
-    if stay["finished"] is not None and stay["finished"] != runs[-1][1]:
-        raise broken(2, f"{where} is finished at {stay['finished']!r}, its last batch at {runs[-1][1]!r}")
-
-
-def _check_order(way: list[tuple[str, float]], where: str) -> None:
-    for (name, at), (after, later) in itertools.pairwise(way):
-        if later < at:
-            raise broken(2, f"{where}: {after} at {later!r}, before {name} at {at!r}")
-
-
-def _check_ends(start: float, end: float, ends: list[float] | None, count: int, where: str) -> None:
-    if end < start:
-        raise broken(2, f"{where} ends at {end!r}, before its start at {start!r}")
-    if not ends:
-        return
-    if len(ends) != count or any(b < a for a, b in itertools.pairwise([start, *ends, end])):
-        raise broken(2, f"{where} from {start!r} to {end!r} does not take {count} iterations that end at {ends}")
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open() as file:
-        for line in file:
-            yield json.loads(line)

@@ -85,6 +85,8 @@ def batch_record(batch: Batch) -> dict[str, Any]:
         "iterations": batch.iterations,
         "requests": [t.id for t in batch.tasks],
     }
+    if batch.thread >= 0:
+        record["thread"] = batch.thread
     if batch.count > 1:
         record["ends"] = batch.ends
     return record

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from servetwin.core import BadInput, Batch, Request, Worker
+from servetwin.core.pool import Pool
 
 from .calendar import Calendar, Timer
 from .lane import Lane, Rates
 from .timing import Timing
+from .tools import CallTimes, PoolLane
 
 #: How long a request is under way between two queues, in seconds; asked once per request.
 Delay = Callable[[], float]
@@ -23,7 +25,8 @@ class SimExecutor:
 
     *contention* tells, for a pair (worker, other worker on the same device), at which `Rates` the first gets on while
     the second is busy; pairs that are not named do not disturb each other. *delays* holds the transport between two
-    workers by name (None: the client); what is not named takes no time.
+    workers by name (None: the client); what is not named takes no time. *calls* gives the times of pools of threads,
+    by name.
     """
 
     def __init__(
@@ -32,19 +35,28 @@ class SimExecutor:
         *,
         contention: Mapping[tuple[str, str], Rates] | None = None,
         delays: Mapping[tuple[str | None, str], Delay] | None = None,
+        calls: Mapping[str, CallTimes] | None = None,
     ) -> None:
         self.calendar = Calendar()
         self.now = self.calendar.clock
         self._timing = timing
         self._contention = dict(contention or {})
         self._delays = dict(delays or {})
+        self._calls = dict(calls or {})
         self._lanes: dict[Worker, Lane] = {}
+        self._pools: dict[Worker, PoolLane] = {}
 
     def run(self, worker: Worker, batch: Batch, done: Callable[[Batch], None]) -> None:
         lane = self._lanes.get(worker)
-        if lane is None:
-            lane = self._add_lane(worker)
-        lane.run(batch, done)
+        if lane is not None:
+            lane.run(batch, done)
+        elif isinstance(worker, Pool):
+            pool = self._pools.get(worker)
+            if pool is None:
+                pool = self._pools[worker] = PoolLane(self.calendar, self._calls[worker.name])
+            pool.run(batch, done)
+        else:
+            self._add_lane(worker).run(batch, done)
 
     def send(self, source: Worker | None, target: Worker, request: Request, deliver: Callable[[], None]) -> None:
         seconds = 0.0

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from servetwin.core import BadInput, Batch, Stage, Worker
+from servetwin.core.pool import Pool
 from servetwin.core.streams import stream
 from servetwin.profiles import Profile
 
@@ -20,6 +21,7 @@ from .executor import Delay, SimExecutor
 from .lane import Rate, Rates
 from .noise import SlowSpells, from_quantiles
 from .timing import Demand, MeasuredTiming, TableTiming, Timing
+from .tools import CallTimes
 
 #: Idle seconds of a whole-request worker that count as a spell: the next batch is a little late in any case.
 SHORTEST_SPELL = 0.03
@@ -257,16 +259,25 @@ class Clock:
 
 
 def measured_executor(
-    profiles: Mapping[str, Profile], workers: Sequence[Worker], options: TimeOptions | None = None, *, seed: int = 0
+    profiles: Mapping[str, Profile],
+    workers: Sequence[Worker],
+    options: TimeOptions | None = None,
+    *,
+    seed: int = 0,
+    calls: Mapping[str, CallTimes] | None = None,
 ) -> SimExecutor:
     """An executor in which *workers* take the time that was measured on their devices (device name -> profile).
+
+    *calls* gives the times of pools of threads, by name.
 
     Raises `BadInput` if a profile does not reach as far as a worker's batch limit, unless the options say hold.
     """
     options = options or TimeOptions()
     clock = Clock(profiles, options, seed)
+    workers = [w for w in workers if not isinstance(w, Pool)]
     return SimExecutor(
         clock.timing,
         contention=clock.contention(workers) if options.contention else None,
         delays=clock.delays(workers) if options.transport else None,
+        calls=calls,
     )

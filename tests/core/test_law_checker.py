@@ -215,7 +215,7 @@ def test_law_2_a_stage_begins_when_the_one_before_is_done() -> None:
     for at in (1.0, 2.0, 3.0):
         hand.end("dit", at)
     request.tasks[1].queued = 2.5
-    with pytest.raises(LawBroken, match=r"law 2 .*: <Task of 1 at vae.* is queued at 2.5, before <Task of 1 at dit"):
+    with pytest.raises(LawBroken, match=r"law 2 .*: <Task of 1 at vae.* is queued at 2.5, before dit is finished"):
         hand.end("vae", 4.0)
     assert laws.clock == 4.0
 
