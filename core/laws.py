@@ -171,8 +171,8 @@ class LawChecker(Recorder):
             else:
                 fed = sum(came) >= wanted
             if self.loop is not None and not fed:
-                feeders = ", ".join(s.name for s in (*plain, *jumps))
-                raise broken(2, f"{task} is queued at {task.queued!r}, before {feeders} is finished")
+                sources = ", ".join(s.name for s in (*plain, *jumps))
+                raise broken(2, f"{task} is queued at {task.queued!r}, before {sources} is finished")
         if request.outcome not in FINISHED or self.loop is None:
             return
         for name, feeders in self.plain.items():
