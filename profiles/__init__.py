@@ -9,10 +9,13 @@
 `OutOfRange`        a batch size was asked for that nobody measured
 `Cost`              a measured term that is no latency table: a hand-over, a ratio, a spread
 `KINDS`             the kinds of tables, and what each is
+`TokenTable`        seconds of the steps of a language model: prefill, decode, both at once
+`TOKEN_KINDS`       the kinds of such models, and what each is
+`architecture`      the shape of a language model by its name; `kv_blocks` is the memory that it leaves for the rest
 ==================  ====================================================================================
 
 >>> names()[:2]
-['h100/sd15-512', 'rtx4090/dit-s2-256']
+['a6000/opt-13b-tp1', 'a6000/opt-30b-tp2']
 >>> sd = load("rtx4090/sd15-512")
 >>> sd.estimate("scheduler")("unet", 4)
 0.06900042770920613
@@ -20,12 +23,18 @@
 (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12)
 """
 
+from .architectures import Architecture, architecture, kv_blocks
+from .basics import Source
 from .profile import Profile, load, names
-from .schema import KINDS, Cost, Kind, ProfileFile, Quantiles, Session, Source
+from .schema import KINDS, Cost, Kind, ProfileFile, Quantiles, Session
 from .table import BatchTable, LatencyTable, OutOfRange
+from .tokendata import TOKEN_KINDS, TokenData, TokenKind
+from .tokens import TokenTable
 
 __all__ = [
     "KINDS",
+    "TOKEN_KINDS",
+    "Architecture",
     "BatchTable",
     "Cost",
     "Kind",
@@ -36,6 +45,11 @@ __all__ = [
     "Quantiles",
     "Session",
     "Source",
+    "TokenData",
+    "TokenKind",
+    "TokenTable",
+    "architecture",
+    "kv_blocks",
     "load",
     "names",
 ]

@@ -13,8 +13,10 @@ from pathlib import Path
 from servetwin.core import BadInput
 
 from .read import read
-from .schema import FALLBACK, Cost, CostsFile, Kind, ModuleProfile, ProfileFile
+from .schema import FALLBACK, TOKEN_MODULES, Cost, CostsFile, Kind, ModuleProfile, ProfileFile
 from .table import BatchTable, LatencyTable
+from .tokendata import TokenData, TokenKind
+from .tokens import TokenTable
 
 DATA = Path(__file__).parent / "data"
 COSTS = ".costs.yaml"
@@ -38,6 +40,7 @@ class Profile:
         self.data = data
         self._tables: dict[tuple[str, Kind], LatencyTable] = {}
         self._estimates: dict[tuple[tuple[Kind, ...], bool], Callable[[str, int], float]] = {}
+        self._tokens: dict[tuple[TokenKind, bool], TokenTable] = {}
 
     @property
     def name(self) -> str:
@@ -46,11 +49,39 @@ class Profile:
     @property
     def modules(self) -> tuple[str, ...]:
         """The names of the modules, in the order of the pipeline."""
-        return tuple(self.data.modules)
+        return (*self.data.modules, *(TOKEN_MODULES if self.data.tokens else ()))
 
     def is_loop(self, module: str) -> bool:
         """Whether a request runs *module* many times."""
         return self._module(module).loop
+
+    @property
+    def token_data(self) -> TokenData:
+        """What the file says of a language model. Raises `BadInput` if it is of none."""
+        if self.data.tokens is None:
+            raise BadInput("this is no profile of a language model", where=self.name, right="one with tokens")
+        return self.data.tokens
+
+    def tokens(self, *kinds: TokenKind, hold: bool = False) -> TokenTable:
+        """The first of *kinds* of latency models that there is (see `TOKEN_KINDS`); without *kinds*, the scheduler's.
+
+        The same arguments give the same object. Raises `BadInput` if there is none.
+        """
+        have = self.token_data.kinds
+        for kind in kinds or ("scheduler",):
+            if kind in have:
+                table = self._tokens.get((kind, hold))
+                if table is None:
+                    name = f"{self.name} ({kind})"
+                    table = TokenTable(have[kind], name=name, hold=hold, between_cost=self._between(kind))
+                    self._tokens[kind, hold] = table
+                return table
+        what = f"no latency model of the kind {' or '.join(kinds or ('scheduler',))}"
+        raise BadInput(what, where=self.name, right=" or ".join(have))
+
+    def _between(self, kind: TokenKind) -> Cost | None:
+        """What a scheduler plans with are whole steps; the time between measured ones is a cost of its own."""
+        return None if kind == "scheduler" else self.data.costs.get("step.between")
 
     def has(self, module: str, kind: Kind) -> bool:
         """Whether *module* has a table of this very kind, without falling back."""

@@ -43,14 +43,25 @@ _Loader.add_implicit_resolver(
 
 def read(path: Path, model: type[M]) -> M:
     """The content of *path* as a *model*. Raises `BadInput`."""
+    return check(_content(path), model, where=str(path))
+
+
+def read_mapping(path: Path) -> dict[str, object]:
+    """The content of *path*, which must be a mapping. Raises `BadInput`."""
+    content = _content(path)
+    if not isinstance(content, dict):
+        raise BadInput(f"holds {_shown(content)}", where=str(path), right="a mapping with keys")
+    return content
+
+
+def _content(path: Path) -> object:
     try:
         with path.open(encoding="utf-8") as file:
-            content = yaml.load(file, _Loader)
+            return yaml.load(file, _Loader)
     except OSError as e:
         raise BadInput(f"cannot be read: {e.strerror or e}", where=str(path)) from None
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise BadInput(_yaml_fault(e), where=str(path)) from None
-    return check(content, model, where=str(path))
 
 
 def check(content: object, model: type[M], *, where: str) -> M:

@@ -4,7 +4,8 @@
 
 REFERENCE_DIR is the extract of the artifact (the folder that holds ``diffusion/latency_tables.json``); one YAML file
 per workload is written below OUT_DIR. Same input, same bytes: the files under ``data/`` were made by this and a test
-holds them equal. Nothing is computed here: every number is one of the extract's.
+holds them equal. Nothing is computed here: every number is one of the extract's. Those of language models, which are
+computed in part, come from `restate_llm`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from servetwin.core import BadInput
 
 from .read import check
 from .schema import SCHEMA_VERSION, ProfileFile
+from .written import Anchored, Flow, text
 
 TABLES = "diffusion/latency_tables.json"
 RUNS = "diffusion/logged_runs.csv"
@@ -388,61 +390,16 @@ def _log_source(w: Workload, key: str) -> Flow:
     return Flow({"file": ORIGIN["restated_from"], "name": f"measured_from_logs.{w.key}.{key}"})
 
 
-class Flow(dict[str, Any]):
-    """A mapping to be written on one line."""
-
-
-class Anchored(dict[str, Any]):
-    """A mapping that stands in a file more than once, and is written once."""
-
-    def __init__(self, content: dict[str, Any], anchor: str) -> None:
-        super().__init__(content)
-        self.anchor = anchor
-
-
-class _Dumper(yaml.SafeDumper):
-    def ignore_aliases(self, data: Any) -> bool:
-        return not isinstance(data, Anchored)
-
-    def generate_anchor(self, node: yaml.Node) -> str:
-        return str(vars(node)["anchor"])
-
-    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
-        super().increase_indent(flow, False)
-
-
-def _flow_list(dumper: _Dumper, data: Sequence[Any]) -> yaml.Node:
-    return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
-
-
-def _flow_map(dumper: _Dumper, data: Flow) -> yaml.Node:
-    return dumper.represent_mapping("tag:yaml.org,2002:map", data.items(), flow_style=True)
-
-
-def _anchored(dumper: _Dumper, data: Anchored) -> yaml.Node:
-    node = dumper.represent_mapping("tag:yaml.org,2002:map", data.items(), flow_style=False)
-    node.anchor = data.anchor  # type: ignore[attr-defined]
-    return node
-
-
-_Dumper.add_representer(list, _flow_list)
-_Dumper.add_representer(Flow, _flow_map)
-_Dumper.add_representer(Anchored, _anchored)
-
-
-def text(data: dict[str, Any]) -> str:
-    """A profile file as YAML."""
-    body = yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=False, allow_unicode=True, width=116)
-    return f"# Made by `python -m servetwin.profiles.restate`; times in seconds.\n{body}"
-
-
 def restate(reference: Path, out: Path) -> list[Path]:
     """Write every profile below *out*; returns the files."""
+    from . import restate_llm
+
     source = Reference(reference)
+    files = [(w.name, profile(source, w)) for w in WORKLOADS]
     written = []
-    for workload in WORKLOADS:
-        path = out / f"{workload.name}.yaml"
-        content = text(profile(source, workload))
+    for name, data in itertools.chain(files, restate_llm.profiles(reference)):
+        path = out / f"{name}.yaml"
+        content = text(data)
         check(yaml.safe_load(content), ProfileFile, where=str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8")

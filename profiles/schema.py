@@ -11,10 +11,12 @@ import math
 from datetime import datetime
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
+from pydantic import Field, StrictBool, StrictInt, StrictStr, model_validator
 from servetwin.core import BadInput
 
+from .basics import Count, Finite, Name, Share, Source, Strict, Text
 from .table import BatchTable, LatencyTable, interpolate
+from .tokendata import TokenData
 
 SCHEMA_VERSION = 1
 
@@ -55,27 +57,13 @@ FALLBACK: dict[Kind, tuple[Kind, ...]] = {
     "clockwork_slo": ("slo", "scheduler"),
 }
 
+#: The modules of a language model; their latencies stand under ``tokens``.
+TOKEN_MODULES = ("prefill", "decode")
+
 #: The forms in which a cost may be given.
 FORMS = ("value", "by_batch", "line", "quantiles", "sessions")
 
-Finite = Annotated[StrictFloat, Field(allow_inf_nan=False)]
-Count = Annotated[StrictInt, Field(ge=0)]
-Share = Annotated[StrictFloat, Field(ge=0, le=1)]
-Text = Annotated[StrictStr, Field(min_length=1)]
-Name = Annotated[StrictStr, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
 Spread = Literal["p05", "p50", "p95", "lowest_run", "highest_run"]
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Source(Strict):
-    """Where a number stands: a file of the origin, its line, and the name of the table there."""
-
-    file: Text
-    line: Annotated[StrictInt, Field(ge=1)] | None = None
-    name: Text | None = None
 
 
 class Origin(Strict):
@@ -280,14 +268,18 @@ class ProfileFile(Strict):
     measured_when: Text
     origin: Origin
     limits_of_data: Text | None = None  #: what is not known, or not to be trusted
-    modules: Annotated[dict[Name, ModuleProfile], Field(min_length=1)]
-    costs: dict[Name, Cost] = {}
+    modules: dict[Name, ModuleProfile] = Field(default_factory=dict)
+    tokens: TokenData | None = None  #: prefill and decode of a language model
+    costs: dict[Name, Cost] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
+        if not self.modules and self.tokens is None:
+            raise ValueError("a profile needs modules, or tokens")
+        known = {*self.modules, *(TOKEN_MODULES if self.tokens else ())}
         for name, cost in self.costs.items():
             for module in cost.modules:
-                if module not in self.modules:
+                if module not in known:
                     raise ValueError(f"cost {name} names unknown module {module!r}")
         return self
 

@@ -52,7 +52,7 @@ BAD = [
     ("name", "My Model", "name: is 'My Model' (right would be: a name of lower-case letters"),
     ("schema_version", 2, "schema_version: is 2 (right would be: 1)"),
     ("image", [64], "image: has too few entries"),
-    ("modules", {}, "modules: has too few entries (right would be: 1 at least)"),
+    ("modules", {}, "a profile needs modules, or tokens"),
     ("modules.unet.loop", "yes", "modules.unet.loop: is 'yes' (right would be: true or false)"),
     ("modules.unet.tables", {}, "modules.unet.tables: has too few entries (right would be: 1 at least)"),
     ("modules.unet.tables.schedular", {}, "modules.unet.tables: unknown key 'schedular' (right would be: scheduler)"),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import servetwin.profiles
 from servetwin.core import BadInput, FactorSLO, Module, Pipeline, WorkerView
-from servetwin.profiles import OutOfRange, load, names, profile, restate, table
+from servetwin.profiles import OutOfRange, architectures, load, names, profile, restate, table, tokens
 from servetwin.profiles.profile import DATA
 
 SD = ("clip", "unet", "vae", "safety")
@@ -24,9 +24,12 @@ MODULES = {
     "rtx4090/sd15-512": SD,
     "h100/sd15-512": SD,
 }
+OPT = ("a6000/opt-13b-tp1", "a6000/opt-30b-tp2", "a6000/opt-66b-tp4")
 
 
-@pytest.mark.parametrize("module", [servetwin.profiles, profile, table], ids=lambda m: str(m.__name__))
+@pytest.mark.parametrize(
+    "module", [servetwin.profiles, profile, table, tokens, architectures], ids=lambda m: str(m.__name__)
+)
 def test_the_examples_in_the_docstrings(module: Any) -> None:
     result = doctest.testmod(module)
     assert result.attempted
@@ -34,7 +37,7 @@ def test_the_examples_in_the_docstrings(module: Any) -> None:
 
 
 def test_the_names() -> None:
-    assert names() == sorted(MODULES)
+    assert names() == sorted([*MODULES, *OPT])
     for name in names():
         assert load(name).name == name
 
@@ -43,7 +46,7 @@ def test_an_unknown_name_lists_the_known() -> None:
     with pytest.raises(BadInput) as error:
         load("rtx4090/sdxl")
     assert str(error.value).startswith(
-        "unknown profile 'rtx4090/sdxl' (right would be: one of h100/sd15-512, rtx4090/dit"
+        "unknown profile 'rtx4090/sdxl' (right would be: one of a6000/opt-13b-tp1, a6000/opt"
     )
     assert str(error.value).endswith(", or a path to a YAML file)")
     for name in ("../data/rtx4090/sd15-512", "rtx4090", ""):
@@ -176,7 +179,7 @@ def test_a_profile_travels_to_another_process(name: str) -> None:
 
 
 def test_digests_differ_from_profile_to_profile() -> None:
-    assert len({load(name).digest for name in names()}) == len(MODULES)
+    assert len({load(name).digest for name in names()}) == len(names())
 
 
 def test_a_profile_loads_in_no_time() -> None:
@@ -233,7 +236,7 @@ def equal(p: servetwin.profiles.Profile, module: str, kind: Any, theirs: dict[st
 @pytest.mark.reference
 def test_the_command_that_makes_them(reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert restate.main([str(reference), str(tmp_path)]) == 0
-    assert capsys.readouterr().out.count(".yaml\n") == len(MODULES)
+    assert capsys.readouterr().out.count(".yaml\n") == len([*MODULES, *OPT])
 
 
 def test_the_command_without_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,27 @@
+"""What every part of a profile file is made of."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr
+
+Finite = Annotated[StrictFloat, Field(allow_inf_nan=False)]
+Positive = Annotated[StrictFloat, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[StrictInt, Field(ge=0)]
+Natural = Annotated[StrictInt, Field(ge=1)]
+Share = Annotated[StrictFloat, Field(ge=0, le=1)]
+Text = Annotated[StrictStr, Field(min_length=1)]
+Name = Annotated[StrictStr, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(Strict):
+    """Where a number stands: a file of the origin, its line, and the name of the table there."""
+
+    file: Text
+    line: Annotated[StrictInt, Field(ge=1)] | None = None
+    name: Text | None = None
