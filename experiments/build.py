@@ -6,7 +6,7 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,13 +85,7 @@ def run(experiment: Experiment, folder: Path | None = None) -> Summary:
     if folder is None:
         return build(experiment).play()
     build(experiment)  # what is wrong shows before anything is written
-    try:
-        recorder = RunFolder(folder, describe(experiment))
-    except FileExistsError:
-        raise BadInput("the folder holds a run already", where=str(folder), right="another --out") from None
-    except OSError as error:
-        raise BadInput(error.strerror or "cannot be written", where=str(folder), right="a folder of yours") from None
-    (folder / "experiment.yaml").write_text(yamlfile.write(experiment.as_dict()), encoding="utf-8")
+    recorder = folder_for(experiment, folder, describe(experiment))
     complete = False
     try:
         summary = build(experiment, recorder).play()
@@ -99,6 +93,18 @@ def run(experiment: Experiment, folder: Path | None = None) -> Summary:
     finally:
         recorder.close(complete=complete)
     return summary
+
+
+def folder_for(experiment: Experiment, folder: Path, meta: dict[str, Any]) -> RunFolder:
+    """A new run folder that holds *meta* and the resolved *experiment*. Raises `BadInput` if it cannot be made."""
+    try:
+        recorder = RunFolder(folder, meta)
+    except FileExistsError:
+        raise BadInput("the folder holds a run already", where=str(folder), right="another --out") from None
+    except OSError as error:
+        raise BadInput(error.strerror or "cannot be written", where=str(folder), right="a folder of yours") from None
+    (folder / "experiment.yaml").write_text(yamlfile.write(experiment.as_dict()), encoding="utf-8")
+    return recorder
 
 
 def load_profiles(experiment: Experiment) -> dict[str, Profile]:
@@ -172,11 +178,19 @@ def describe(experiment: Experiment) -> dict[str, Any]:
         "policies": {n: registry.code_digest(n) for n in policies_used(experiment)},
         "trace": trace.digest if trace is not None else None,
         "versions": {
-            "servetwin": version("servetwin"),
+            "servetwin": own_version(),
             "python": platform.python_version(),
             "numpy": version("numpy"),
         },
     }
+
+
+def own_version() -> str:
+    """Our version, also where ServeTwin is used from its sources and is not installed."""
+    try:
+        return version("servetwin")
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def policies_used(experiment: Experiment) -> list[str]:

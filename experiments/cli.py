@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from servetwin.core.errors import BadInput, ServeTwinError
+
+from .terminal import print_table as _print
+from .terminal import progress as _progress
+from .terminal import steps as _steps
+from .terminal import table as _table
 
 if TYPE_CHECKING:
     from .config import Experiment
@@ -46,6 +50,14 @@ Sets = Annotated[
 ]
 
 
+Devices = Annotated[
+    list[str] | None,
+    typer.Option("--device", help="cpu, or cuda:0 (by default): for all devices, or gpu1=cuda:1 (repeatable)."),
+]
+Weights = Annotated[Path | None, typer.Option(help="A checkpoint in diffusers' layout; else weights are random.")]
+Eager = Annotated[bool, typer.Option("--eager", help="No CUDA graphs.")]
+Sampler = Annotated[str, typer.Option(help="ddim or euler.")]
+
 # -- one run --------------------------------------------------------------------------------------------
 
 
@@ -63,22 +75,61 @@ def run(
         Path | None, typer.Option(help="Folder for the records of the run (made; must hold no run).")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    backend: Annotated[
+        Literal["sim", "real"], typer.Option(help="What serves: simulated devices, or real modules.")
+    ] = "sim",
+    devices: Devices = None,
+    model: Annotated[str | None, typer.Option(help="The real model, where the profile does not tell.")] = None,
+    weights: Weights = None,
+    eager: Eager = False,
+    sampler: Sampler = "ddim",
+    any_device: Annotated[bool, typer.Option(help="Serve with a profile of another device too.")] = False,
+    slots: Annotated[int | None, typer.Option(min=1, help="Requests that may have begun and not ended.")] = None,
 ) -> None:
-    """Run one experiment in simulation."""
+    """Run one experiment: in simulation, or for real on devices of this machine (--backend real)."""
     from . import build
     from .resolve import load
 
     short = {"policy": policy, "rate": rate, "cv": cv, "slo": slo, "requests": requests, "seed": seed}
     chosen = load(_source(experiment), [*((k, v) for k, v in short.items() if v is not None), *_overrides(sets)])
     began = time.perf_counter()
-    summary = build.run(chosen, out).as_dict()
+    if backend == "real":
+        from .backend import Backend as Real
+        from .backend import Setup
+
+        setup = Setup(tuple(devices or ()), model, weights, eager, sampler, any_device, slots)
+        report = Real(setup).run(chosen, out, _say)
+        summary, real = report.summary.as_dict(), report.as_dict()
+    else:
+        _only_real({"--device": devices, "--model": model, "--weights": weights, "--eager": eager})
+        summary, real = build.run(chosen, out).as_dict(), None
     took = time.perf_counter() - began
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
         return
     _show_run(chosen, summary, took)
+    if real is not None:
+        _show_real(real)
     if out is not None:
         typer.echo(f"records in {out}")
+
+
+def _only_real(given: dict[str, Any]) -> None:
+    for option, value in given.items():
+        if value:
+            raise BadInput("only real runs take this", where=option, right="--backend real")
+
+
+def _say(what: str) -> None:
+    """A step of something slow, to whoever sits at the terminal."""
+    if sys.stderr.isatty():
+        typer.echo(what, err=True)
+
+
+def _show_real(real: dict[str, Any]) -> None:
+    for what, key in (("client late by", "lateness_ms"), ("between iterations", "gap_ms")):
+        if spread := real[key]:
+            typer.echo(f"{what} {spread['median']:.3f} ms in the median, p99 {spread['p99']:.3f} ms")
 
 
 def _show_run(experiment: Experiment, summary: dict[str, Any], took: float) -> None:
@@ -339,6 +390,32 @@ def _figures(pair: dict[str, float | None], digits: int) -> list[str]:
 
 
 @app.command()
+def profile(
+    model: Annotated[str, typer.Argument(help="sd15-512, dit-s2-256, palette-256, tiny-dit, ... (docs/real.md)")],
+    out: Annotated[Path, typer.Option(help="The profile file to write, .yaml; must not exist.")],
+    devices: Devices = None,
+    weights: Weights = None,
+    eager: Eager = False,
+    sampler: Sampler = "ddim",
+    name: Annotated[str | None, typer.Option(help="The profile's name; else of device and model.")] = None,
+    limit: Annotated[int | None, typer.Option(help="The largest batch; else the model's own.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.01, help="About how long each point is measured.")] = 0.4,
+    brief: Annotated[bool, typer.Option("--brief", help="Measure only what a simulation reads.")] = False,
+) -> None:
+    """Measure a model on a device of this machine, and write its profile."""
+    from .backend import Setup
+    from .measure import measure
+
+    began = time.perf_counter()
+    setup = Setup(tuple(devices or ()), weights=weights, eager=eager, sampler=sampler)
+    with _steps() as report:
+        found = measure(model, out, setup, name=name, limit=limit, seconds=seconds, brief=brief, progress=report)
+    took = time.perf_counter() - began
+    typer.echo(f"{found.name}: {found.data.description}, measured in {took:.0f} s")
+    typer.echo(f"to use it: servetwin run ... --set deployment.devices.gpu0={out}")
+
+
+@app.command()
 def policies() -> None:
     """List the policies that are known by name, and their parameters."""
     from .registry import describe, policy_names
@@ -362,10 +439,9 @@ def workloads() -> None:
     lines = _table(*columns, ("requests", "right"))
     for name in workload_names():
         e = load(name)
-        s = settings_of(e)
-        lines.add_row(
-            name, e.about, f"{s['rate']:g}", f"{s['cv']:g}", f"{s['slo_factor']:g}x", str(e.workload.requests)
-        )
+        given = settings_of(e)
+        rate, cv, factor = ("" if given[k] is None else f"{given[k]:g}" for k in ("rate", "cv", "slo_factor"))
+        lines.add_row(name, e.about, rate, cv, f"{factor}x" if factor else "", str(e.workload.requests))
     _print(lines)
 
 
@@ -393,38 +469,6 @@ def _overrides(sets: list[str] | None) -> list[Override]:
     from .resolve import parse_override
 
     return [parse_override(s) for s in sets or ()]
-
-
-def _table(*columns: tuple[str, Any]) -> Any:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name, justify in columns:
-        table.add_column(name, justify=justify, no_wrap=bool(name))
-    return table
-
-
-def _print(table: Any) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, 120)
-    console.print(table)
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on a terminal's standard error; nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def main() -> None:

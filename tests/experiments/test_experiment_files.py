@@ -18,6 +18,7 @@ SIX = [
     "sd15-512-h100",
     "sd15-512-rtx4090",
 ]
+TINY = ["tiny-dit-cpu", "tiny-palette-cpu", "tiny-sd-cpu"]
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -28,17 +29,17 @@ def write(folder: Path, name: str, text: str) -> Path:
 # -- the workloads that come along ----------------------------------------------------------------------
 
 
-def test_the_six_workloads_are_there():
-    assert workload_names() == SIX
+def test_the_workloads_are_there():
+    assert workload_names() == [*SIX, *TINY]
 
 
 @pytest.mark.parametrize("policy", ["neustream", "clockwork", "fcfs", "edf"])
-@pytest.mark.parametrize("name", SIX)
+@pytest.mark.parametrize("name", [*SIX, *TINY])
 def test_every_workload_is_set_up_for_every_policy(name, policy):
     experiment = load(name, [("policy", policy)])
     assert experiment.name == name
     assert experiment.policy.name == policy
-    assert experiment.workload.requests == 500
+    assert experiment.workload.requests == (100 if name in TINY else 500)
 
 
 def test_neustream_has_a_worker_per_stage_and_clockwork_one_for_all():

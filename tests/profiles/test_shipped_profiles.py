@@ -25,6 +25,12 @@ MODULES = {
     "h100/sd15-512": SD,
 }
 OPT = ("a6000/opt-13b-tp1", "a6000/opt-30b-tp2", "a6000/opt-66b-tp4")
+#: What `servetwin profile` measured.
+OURS = {
+    "cpu/tiny-sd": SD,
+    "cpu/tiny-dit": ("dit", "vae"),
+    "cpu/tiny-palette": ("unet",),
+}
 
 
 @pytest.mark.parametrize(
@@ -37,7 +43,7 @@ def test_the_examples_in_the_docstrings(module: Any) -> None:
 
 
 def test_the_names() -> None:
-    assert names() == sorted([*MODULES, *OPT])
+    assert names() == sorted([*MODULES, *OPT, *OURS])
     for name in names():
         assert load(name).name == name
 
@@ -168,7 +174,20 @@ def test_costs(name: str) -> None:
         assert 0.9 < p.seconds("clockwork_ratio") < 1.0
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", OURS)
+def test_what_was_measured_here_says_how(name: str) -> None:
+    p = load(name)
+    assert p.modules == OURS[name]
+    assert "servetwin profile" in p.data.origin.repository
+    assert "torch" in str(p.data.limits_of_data)
+    (loop,) = (m for m in p.modules if p.is_loop(m))
+    assert p.has(loop, "measured")
+    assert p.table(loop, "measured").smallest == 1
+    assert f"{loop}.join" in p.costs
+    assert "whole.ratio" in p.costs
+
+
+@pytest.mark.parametrize("name", [*MODULES, *OURS])
 def test_a_profile_travels_to_another_process(name: str) -> None:
     p = load(name)
     p.estimate()(p.modules[0], 1)
@@ -198,7 +217,7 @@ def test_a_profile_loads_in_no_time() -> None:
 @pytest.mark.reference
 def test_the_shipped_files_are_the_regenerated_ones(reference: Path, tmp_path: Path) -> None:
     written = restate.restate(reference, tmp_path)
-    assert sorted(p.relative_to(tmp_path) for p in written) == sorted(Path(f"{n}.yaml") for n in names())
+    assert sorted(p.relative_to(tmp_path) for p in written) == sorted(Path(f"{n}.yaml") for n in MODULES)
     for path in written:
         assert path.read_bytes() == (DATA / path.relative_to(tmp_path)).read_bytes()
 

@@ -1,0 +1,89 @@
+"""``servetwin profile``: a model is measured on a device of this machine, and becomes a profile file."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from servetwin.core import BadInput, Policy
+from servetwin.profiles import Profile, load
+
+from . import registry, tables
+from .backend import Setup, make_server
+
+#: Hears (what is measured next, terms done, terms in all).
+Progress = Callable[[str, int, int], None]
+
+#: What these policies take between two iterations is measured too.
+POLICIES = {"neustream": {"bound": 4}, "edf": {}}
+
+
+def measure(
+    model: str,
+    out: Path,
+    setup: Setup | None = None,
+    *,
+    name: str | None = None,
+    limit: int | None = None,
+    seconds: float = 0.4,
+    brief: bool = False,
+    progress: Progress | None = None,
+) -> Profile:
+    """Measure *model* and write its profile to *out*, which must not exist; the file appears whole or not at all.
+
+    *name* is the profile's, otherwise that of device and model. *limit* is the largest batch, *seconds* about how
+    long each point is measured; with *brief* only what a simulation reads is. Raises `BadInput`.
+    """
+    import servetwin.real  # one clear line if torch is not there
+    from servetwin.real.kinds import find
+    from servetwin.real.profiler import take_profile, write_profile
+    from servetwin.real.server import device_facts
+
+    assert servetwin.real is not None
+    setup = setup or Setup()
+    kind = find(model)
+    if out.suffix not in (".yaml", ".yml"):
+        raise BadInput(f"{out.suffix or 'no ending'} is no kind of profile", where=f"--out {out}", right=".yaml")
+    if out.exists():
+        raise BadInput("the file is there already", where=f"--out {out}", right="another --out")
+    if limit is not None and limit < 1:
+        raise BadInput(f"batches of up to {limit}", where="--limit", right="1 at least")
+    device = setup.devices[0] if setup.devices else "cuda:0"
+    server = make_server(kind, setup, {"gpu0": device})
+    if name is None:
+        name = f"{slug(device_facts(server.options.torch_device('gpu0'))['name'])}/{kind.name}"
+    elif not re.fullmatch(r"[a-z0-9][a-z0-9._-]*(/[a-z0-9][a-z0-9._-]*)*", name):
+        raise BadInput(f"{name!r} is no name", where="--name", right="lower-case letters, digits and . _ - /")
+    tables.make_folder(out.parent)
+    content = take_profile(
+        server,
+        name,
+        limit=limit,
+        policies={p: _maker(p) for p in POLICIES},
+        command=shlex.join(["servetwin", *sys.argv[1:]]),
+        seconds=seconds,
+        brief=brief,
+        progress=progress,
+    )
+    partial = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        write_profile(content, partial)
+        partial.replace(out)
+    except OSError as error:
+        raise BadInput(error.strerror or "cannot be written", where=str(out), right="a file of yours") from None
+    finally:
+        partial.unlink(missing_ok=True)
+    return load(str(out))
+
+
+def _maker(policy: str) -> Callable[[], Policy]:
+    return lambda: registry.make(policy, POLICIES[policy])
+
+
+def slug(name: str) -> str:
+    """A device's name as it can stand in the name of a profile."""
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((?:r|tm)\)|@.*", "", name.lower())).strip("-") or "device"
