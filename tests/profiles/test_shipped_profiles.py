@@ -217,7 +217,7 @@ def test_a_profile_loads_in_no_time() -> None:
 @pytest.mark.reference
 def test_the_shipped_files_are_the_regenerated_ones(reference: Path, tmp_path: Path) -> None:
     written = restate.restate(reference, tmp_path)
-    assert sorted(p.relative_to(tmp_path) for p in written) == sorted(Path(f"{n}.yaml") for n in MODULES)
+    assert sorted(p.relative_to(tmp_path) for p in written) == sorted(Path(f"{n}.yaml") for n in [*MODULES, *OPT])
     for path in written:
         assert path.read_bytes() == (DATA / path.relative_to(tmp_path)).read_bytes()
 
