@@ -399,17 +399,19 @@ class WatchedExecutor:
 
         self.inner.run(worker, batch, ended)
 
-    def send(self, source: Worker | None, target: Worker, request: Request, deliver: Callable[[], None]) -> None:
-        if source is None and self.now() < request.arrival:
-            raise broken(2, f"request {request.id} is sent at {self.now()!r}, before its arrival")
-        self.inner.send(source, target, request, self._event(deliver))
+    def send(self, source: Worker | None, task: Task, deliver: Callable[[Task], None]) -> None:
+        if source is None and self.now() < task.arrival:
+            raise broken(2, f"request {task.id} is sent at {self.now()!r}, before its arrival")
+
+        def delivered(task: Task) -> None:
+            self.laws.advance(self.now())
+            deliver(task)
+
+        self.inner.send(source, task, delivered)
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Handle:
-        return self.inner.call_at(when, self._event(callback))
-
-    def _event(self, callback: Callable[[], None]) -> Callable[[], None]:
         def event() -> None:
             self.laws.advance(self.now())
             callback()
 
-        return event
+        return self.inner.call_at(when, event)

@@ -19,7 +19,6 @@ start of k+1 and can first be scheduled for k+2.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Literal
 
 from .budget import Budget
@@ -67,7 +66,7 @@ class Worker:
     def attach(self, loop: ServingLoop) -> None:
         """Work for *loop*, before anything arrives."""
         self.loop = loop
-        self.receive: Callable[[Task], None] = partial(loop._deliver, self)
+        self.receive: Callable[[Task], None] = loop._deliver
         self.policy.start(self.view)
 
     def ring(self) -> None:
@@ -142,6 +141,7 @@ class ServingLoop:
         self.stopped = False
         self._batches = 0
         self._now = executor.now
+        self._hear_batch = self.recorder.batch
         self._keep_ends = self.recorder.wants_batches
 
     # -- events -----------------------------------------------------------------------------------------
@@ -172,11 +172,13 @@ class ServingLoop:
         if request.outcome is None:
             self._end(request, Outcome.FAILED, reason)
 
-    def _deliver(self, worker: Worker, task: Task) -> None:
-        """*task* has reached the queue of *worker*."""
+    def _deliver(self, task: Task) -> None:
+        """*task* has reached the queue of its worker."""
         if task.request.outcome is not None:
             return  # another branch was dropped, or the run was stopped, while it was on its way
         task.queued = self._now()
+        worker = task.worker
+        assert worker is not None
         worker.inbox.append(task)
         if not worker.deciding and (worker.view.in_flight is None or worker.policy.ahead):
             self._turn(worker)
@@ -188,7 +190,7 @@ class ServingLoop:
         now = batch.end = self._now()
         view.in_flight = None
         worker.deciding = True  # what comes meanwhile, a client answering with its next request say, has to wait
-        self.recorder.batch(batch)
+        self._hear_batch(batch)
         steps = batch.iterations * batch.count
         for task in batch.tasks:
             task.left -= steps
@@ -259,11 +261,11 @@ class ServingLoop:
         view = worker.view
         self._batches += 1
         tasks = decision.run
-        batch = Batch(self._batches, worker, tasks, whole=decision.whole, repeat=decision.repeat)
+        batch = Batch(self._batches, worker, tasks, decision.whole, decision.repeat)
         if batch.size > view.limit:
             raise LawBroken(f"{worker.name}: a batch of {batch.size} is over the limit of {view.limit}")
         waiting = view.waiting
-        if waiting:
+        if waiting and not waiting.keys().isdisjoint(tasks):
             batch.joiners = [task for task in tasks if task in waiting]
             for task in batch.joiners:
                 del waiting[task]
@@ -277,14 +279,12 @@ class ServingLoop:
         if batch.whole:
             batch.iterations = max(left)
             batch.leaves = batch.size
-            batch.times = 1
         elif least == 1:
             batch.leaves = left.count(1)
-            batch.times = 1
-        elif batch.times > 1:
+        elif decision.repeat is not None and not batch.joiners and not worker.inbox:
             # Only plain iterations are taken together: those in which a task begins or ends have costs of their own,
             # and newcomers in the inbox are taken in just after the launch, so the policy must be asked again.
-            batch.times = 1 if batch.joiners or worker.inbox else max(1, min(batch.times, least - 1))
+            batch.times = max(1, min(decision.repeat.times, least - 1))
         if view.in_flight is None:
             self._launch(worker, batch)
         else:
@@ -343,7 +343,7 @@ class ServingLoop:
             self.budget.begins(task, before)
         request.tasks.append(task)
         source = before.worker if before is not None else None
-        self.executor.send(source, target, request, partial(target.receive, task))
+        self.executor.send(source, task, target.receive)
 
     def _leave(self, task: Task, now: float) -> None:
         request, stage = task.request, task.stage
@@ -391,13 +391,16 @@ def play(loop: ServingLoop, source: Iterator[Request]) -> None:
 
     The source is read one request ahead, so a long workload need not be held in memory.
     """
-    executor = loop.executor
+    call_at, arrive = loop.executor.call_at, loop.arrive
+    coming = next(source, None)
 
-    def plan(sent: Request | None) -> None:
-        if sent is not None:
-            loop.arrive(sent)
-        request = next(source, None)
-        if request is not None:
-            executor.call_at(request.arrival, partial(plan, request))
+    def send() -> None:
+        nonlocal coming
+        assert coming is not None
+        arrive(coming)
+        coming = next(source, None)
+        if coming is not None:
+            call_at(coming.arrival, send)
 
-    plan(None)
+    if coming is not None:
+        call_at(coming.arrival, send)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from .loop import Worker
     from .pipeline import Stage
-    from .request import Request, Task
+    from .request import Task
 
 
 class Repeat:
@@ -43,17 +43,16 @@ class Decision:
     def __init__(
         self,
         run: Sequence[Task] = (),
-        *,
-        drop: Sequence[Task] = (),
+        drop: Sequence[Task] = (),  # given by place it costs half as much as by name
+        repeat: Repeat | None = None,
         whole: bool = False,
         idle_until: float | None = None,
-        repeat: Repeat | None = None,
     ) -> None:
         self.run = run
         self.drop = drop
+        self.repeat = repeat
         self.whole = whole
         self.idle_until = idle_until
-        self.repeat = repeat
 
     def __repr__(self) -> str:
         ids = [t.id for t in self.run]
@@ -86,7 +85,6 @@ class Batch:
         id: int,  # noqa: A002
         worker: Worker,
         tasks: Sequence[Task],
-        *,
         whole: bool = False,
         repeat: Repeat | None = None,
     ) -> None:
@@ -96,8 +94,6 @@ class Batch:
         self.size = len(tasks)
         self.whole = whole
         self.repeat = repeat
-        if repeat is not None:
-            self.times = repeat.times
 
     def __repr__(self) -> str:
         return f"<Batch {self.id} of {self.size} on {self.worker.name}>"
@@ -203,7 +199,8 @@ class Executor(Protocol):
     def run(self, worker: Worker, batch: Batch, done: Callable[[Batch], None]) -> None:
         """Start *batch*; call *done* with it when it has ended and the worker can decide again."""
 
-    def send(self, source: Worker | None, target: Worker, request: Request, deliver: Callable[[], None]) -> None:
-        """Carry *request* to the queue of *target*, from a worker or (None) from the client; then call *deliver*."""
+    def send(self, source: Worker | None, task: Task, deliver: Callable[[Task], None]) -> None:
+        """Carry the request of *task* to the queue of its worker, from a worker or (None) from the client; then call
+        *deliver* with the task."""
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Handle: ...

@@ -2,8 +2,9 @@
 
 Whoever must start its last stretch soonest runs: requests are ordered by the latest time at which the rest of their
 work, served alone, could still begin. That time does not change while a request waits, and moves on by the same step
-for all that run; so what waits is kept in order, and only a newly urgent request changes the batch. A request
-that could not make it even alone is dropped, unless *drop_late* is off.
+for all that run; so both those that run and those that wait stay in order, and only where the two orders
+meet somebody may have to change places. A request that could not make it even alone is dropped, unless
+*drop_late* is off.
 """
 
 from __future__ import annotations
@@ -22,43 +23,51 @@ class EDF(Policy):
     def __init__(self, max_batch: int | None = None, drop_late: bool = True) -> None:
         self.max_batch = max_batch
         self.drop_late = drop_late
-        self.batch: list[Task] = []  # in order of urgency
+        self.batch: list[Task] = []  # in order of urgency; a new list whenever it changes
         self.others: list[Item] = []  # likewise; those that are not in the batch
         self.ends: dict[Task, float] = {}  # when each task's loop here must end
-        self.settled = True  # nobody has come or gone since the batch was formed
 
     def start(self, view: WorkerView) -> None:
         self.most = min(self.max_batch or view.limit, view.limit)
         self.step = view.estimate(view.stage.loop, 1) if view.stage.loop else 0.0
 
-    def _latest_start(self, task: Task) -> float:
-        return self.ends[task] - task.left * self.step
+    def _urgency(self, task: Task) -> tuple[float, int]:
+        return self.ends[task] - task.left * self.step, task.id
 
     def admit(self, task: Task, view: WorkerView, now: float) -> bool:
-        self.ends[task] = task.deadline - (view.solo(task) - task.left * self.step)
-        insort(self.others, (self._latest_start(task), task.id, task))
-        self.settled = self.settled and len(self.batch) == self.most
+        here = task.left * self.step
+        end = self.ends[task] = task.deadline - (view.solo(task) - here)
+        insort(self.others, (end - here, task.id, task))
         return True
 
     def decide(self, view: WorkerView, now: float) -> Decision:
-        ends, step = self.ends, self.step
         drop = self._hopeless(now) if self.drop_late and self._next_late() < now else ()
-        batch, others = self.batch, self.others
-        if others and self.settled and batch:
-            last = batch[-1]
-            self.settled = (ends[last] - last.left * step, last.id) <= others[0][:2]
-        if not self.settled:
-            others += [(ends[t] - t.left * step, t.id, t) for t in batch]
-            others.sort()  # two ordered runs: a merge
-            batch = self.batch = [t for _, _, t in others[: self.most]]
-            del others[: self.most]
-            self.settled = True
+        if self.others:
+            self._form()
+        batch = self.batch
         if not batch:
-            return Decision(drop=drop)
-        repeat = None
-        if not others:  # nobody is left out, so nothing changes until somebody is late
-            repeat = Repeat(batch[0].left, self._next_late() if self.drop_late else math.inf)
-        return Decision(batch, drop=drop, repeat=repeat)
+            return Decision((), drop)
+        if self.others:
+            return Decision(batch, drop)
+        # Nobody is left out, so nothing changes until somebody is late.
+        return Decision(batch, drop, Repeat(batch[0].left, self._next_late() if self.drop_late else math.inf))
+
+    def _form(self) -> None:
+        """Fill the batch, then let those that wait and are more urgent change places with those that run."""
+        ends, step, others = self.ends, self.step, self.others
+        batch = self.batch
+        while others:
+            if len(batch) == self.most:
+                last = batch[-1]
+                item = (ends[last] - last.left * step, last.id, last)
+                if item < others[0]:
+                    return
+                batch = batch[:-1]
+                insort(others, item)
+            else:
+                batch = batch[:]
+            insort(batch, others.pop(0)[2], key=self._urgency)
+            self.batch = batch
 
     def _next_late(self) -> float:
         """When the first request becomes hopeless; running ones gain on this."""
@@ -73,10 +82,9 @@ class EDF(Policy):
         """Take out those that cannot make it any more: the first ones, if any."""
         drop = []
         batch, others = self.batch, self.others
-        while batch and self._latest_start(batch[0]) < now:
+        while batch and self._urgency(batch[0])[0] < now:
             drop.append(batch[0])
             batch = self.batch = batch[1:]
-            self.settled = False
         late = 0
         while late < len(others) and others[late][0] < now:
             late += 1
@@ -89,7 +97,6 @@ class EDF(Policy):
     def ended(self, batch: Batch, view: WorkerView, now: float) -> None:
         if batch.leaves:
             self.batch = [t for t in self.batch if t.left]
-            self.settled = False
             for task in batch.tasks:
                 if not task.left:
                     self.ends.pop(task, None)
@@ -98,4 +105,3 @@ class EDF(Policy):
         self.ends.pop(task, None)
         self.batch = [t for t in self.batch if t is not task]
         self.others = [item for item in self.others if item[2] is not task]
-        self.settled = False

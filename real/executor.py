@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from queue import Empty, SimpleQueue
 
-from servetwin.core import Batch, Request, ServeTwinError, ServingLoop, Worker
+from servetwin.core import Batch, Request, ServeTwinError, ServingLoop, Task, Worker
 
 from .client import END, PACKET, Client
 from .lane import Lane, Sink, StreamLane, ThreadLane
@@ -79,12 +79,12 @@ class RealExecutor:
             self.busy.append(lane)
         lane.start(batch, done)
 
-    def send(self, source: Worker | None, target: Worker, request: Request, deliver: Callable[[], None]) -> None:
-        if source is not None:
-            here, there = self.sites[source.device], self.sites[target.device]
+    def send(self, source: Worker | None, task: Task, deliver: Callable[[Task], None]) -> None:
+        if source is not None and task.worker is not None:
+            here, there = self.sites[source.device], self.sites[task.worker.device]
             if here is not there:
-                here.hand_over(request.id, there)
-        deliver()
+                here.hand_over(task.id, there)
+        deliver(task)
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
         timer = Timer(when, callback)

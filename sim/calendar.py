@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from heapq import heappush
+from typing import Any
 
 import simpy
 from simpy.events import NORMAL
@@ -31,15 +32,19 @@ class Timer(simpy.Event):
 
     def __init__(self, calendar: Calendar, when: float, call: Callable[[], None]) -> None:
         self.env = calendar
-        self.callbacks = [self._ring]
+        self.callbacks = RING
         self._value = None
         self._ok = True
         self._call: Callable[[], None] | None = call
         heappush(calendar._queue, (when, NORMAL, next(calendar._eid), self))
 
-    def _ring(self, _: simpy.Event) -> None:
+    def ring(self) -> None:
         if self._call is not None:
             self._call()
 
     def cancel(self) -> None:
         self._call = None
+
+
+#: SimPy calls these with the event: one list for all timers.
+RING: list[Any] = [Timer.ring]

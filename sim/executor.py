@@ -7,8 +7,9 @@ between two other events is one event.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
-from servetwin.core import BadInput, Batch, Request, Worker
+from servetwin.core import BadInput, Batch, Task, Worker
 from servetwin.core.pool import Pool
 
 from .calendar import Calendar, Timer
@@ -58,15 +59,14 @@ class SimExecutor:
         else:
             self._add_lane(worker).run(batch, done)
 
-    def send(self, source: Worker | None, target: Worker, request: Request, deliver: Callable[[], None]) -> None:
-        seconds = 0.0
-        if self._delays:
-            delay = self._delays.get((source.name if source else None, target.name))
+    def send(self, source: Worker | None, task: Task, deliver: Callable[[Task], None]) -> None:
+        if self._delays and task.worker is not None:
+            delay = self._delays.get((source.name if source else None, task.worker.name))
             seconds = delay() if delay is not None else 0.0
-        if seconds > 0.0:
-            Timer(self.calendar, self.calendar.now + seconds, deliver)
-        else:
-            deliver()
+            if seconds > 0.0:
+                Timer(self.calendar, self.calendar.now + seconds, partial(deliver, task))
+                return
+        deliver(task)
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
         now = self.now()

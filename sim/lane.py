@@ -19,6 +19,10 @@ Rate = float | Sequence[float]
 Rates = tuple[Rate, Rate]
 
 
+#: The phases of a batch on its lane.
+NOTHING, COMPUTING, DRAINING, HANDING_OVER = range(4)
+
+
 def _at(rate: Rate, size: int) -> float:
     if isinstance(rate, float):
         return rate
@@ -38,8 +42,7 @@ class Lane(simpy.Event):
         self.env: Calendar = calendar
         self._ok = True
         self._value = None
-        self._again: list[Callable[[Any], None]] = [self._fire]
-        self.callbacks = self._again
+        self.callbacks = FIRE
         self.worker = worker
         self.timing = timing
         self.draw = timing.draw
@@ -49,7 +52,7 @@ class Lane(simpy.Event):
         self.busy = False
         self.batch: Batch | None = None
         self.done: Callable[[Batch], None] | None = None
-        self.next: Callable[[], None] | None = None  # what follows at `due`
+        self.phase = NOTHING  # what ends at `due`
         self.took = 0.0
         self.due = -1.0
         self.updated = 0.0  # when the amounts below were true
@@ -77,15 +80,16 @@ class Lane(simpy.Event):
             host, device = host * factor, device * factor
         self.host = host
         self.device += device
-        self.next = self._computed
+        self.phase = COMPUTING
         if batch.times > 1 and self.timing.settled:
             self._run_on(batch)
         elif batch.keep_ends:
             batch.ends = [0.0]
         # As _place(_computing()) would, without the calls: this happens at every iteration.
         took = (self.device - self.ahead) / self.device_rate
-        if took < self.host / self.host_rate:
-            took = self.host / self.host_rate
+        host = self.host / self.host_rate
+        if took < host:
+            took = host
         self.took = took
         self.due = due = self.updated + took
         env = self.env
@@ -142,41 +146,6 @@ class Lane(simpy.Event):
         if batch.keep_ends:
             batch.ends = [*ends, 0.0]
 
-    def _computed(self) -> None:
-        batch = self.batch
-        assert batch is not None
-        if batch.ends is not None:
-            batch.ends[-1] = self.env.now
-        if batch.leaves and batch.count == 1:
-            if self.device > 0.0:
-                self.next = self._drained
-                self._place(self.device / self.device_rate)
-            else:
-                self._drained()
-        else:
-            self._over()
-
-    def _drained(self) -> None:
-        batch = self.batch
-        assert batch is not None
-        seconds = self.timing.hand_over(batch)
-        if seconds > 0.0:
-            self.next = self._over
-            self._place(seconds)
-        else:
-            self._over()
-
-    def _over(self) -> None:
-        batch, done = self.batch, self.done
-        assert batch is not None
-        assert done is not None
-        self.batch = None
-        done(batch)
-        if self.batch is None:
-            self.busy = False
-            for neighbour in self.rates:
-                neighbour.disturbed()
-
     def disturbed(self) -> None:
         """A neighbour on the device has become busy or idle."""
         if not self.busy:
@@ -187,9 +156,9 @@ class Lane(simpy.Event):
         now = self.env.now
         self._pass_time(now)
         self.host_rate, self.device_rate = rates
-        if self.next == self._computed:
+        if self.phase == COMPUTING:
             self._place(max(self._computing(), 0.0))
-        elif self.next == self._drained:
+        elif self.phase == DRAINING:
             self._place(self.device / self.device_rate)
 
     def _rates(self) -> tuple[float, float]:
@@ -219,14 +188,37 @@ class Lane(simpy.Event):
         self.due = self.updated + seconds
         self.env.place(self, self.due)
 
-    def _fire(self, _: simpy.Event) -> None:
-        self.callbacks = self._again
+    def fire(self) -> None:
+        """The calendar has come to this lane: a phase of its batch ends, unless a neighbour has moved that since."""
+        self.callbacks = FIRE
+        phase, batch, done = self.phase, self.batch, self.done
         now = self.due
-        if now != self.env._now or self.next is None:
+        if now != self.env._now or phase == NOTHING or batch is None or done is None:
             return  # placed before a neighbour disturbed it
         # By what was asked for, not by the clock: the two differ by rounding, and iterations taken together must end
         # at the same times, to the bit, as iterations taken one by one.
         self._get_on(self.took)
         self.updated = now
-        following, self.next = self.next, None
-        following()
+        self.phase = NOTHING
+        if phase == COMPUTING and batch.ends is not None:
+            batch.ends[-1] = now
+        if batch.leaves and phase != HANDING_OVER:
+            if phase == COMPUTING and self.device > 0.0:
+                self.phase = DRAINING
+                self._place(self.device / self.device_rate)
+                return
+            seconds = self.timing.hand_over(batch)
+            if seconds > 0.0:
+                self.phase = HANDING_OVER
+                self._place(seconds)
+                return
+        self.batch = None
+        done(batch)
+        if self.batch is None:
+            self.busy = False
+            for neighbour in self.rates:
+                neighbour.disturbed()
+
+
+#: SimPy calls these with the event: one list for all lanes.
+FIRE: list[Any] = [Lane.fire]

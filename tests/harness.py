@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from servetwin.core import Decision, Module, Pipeline, Policy, Recorder, Request, ServingLoop, Worker, WorkerView
 from servetwin.core.laws import LawChecker
@@ -172,11 +173,12 @@ class HandExecutor:
         assert worker.name not in self.in_flight
         self.in_flight[worker.name] = (batch, done)
 
-    def send(self, source, target, request, deliver) -> None:
+    def send(self, source, task, deliver) -> None:
         if self.deliver_at_once:
-            deliver()
+            deliver(task)
         else:
-            self.under_way.append((source.name if source else None, target.name, request.id, deliver))
+            origin = source.name if source else None
+            self.under_way.append((origin, task.worker.name, task.id, partial(deliver, task)))
 
     def call_at(self, when, callback):
         alarm = _Alarm(when, callback)

@@ -19,6 +19,7 @@ from servetwin.core import (
     Request,
     RunFolder,
     ServingLoop,
+    Task,
     Worker,
     WorkerView,
 )
@@ -49,7 +50,8 @@ def served(dit=None, vae=None, loop_class=ServingLoop):
 
 def touch(loop) -> None:
     """Something happens, wherever."""
-    loop.executor.send(None, loop.workers[-1], Request(99, 0.0, 1.0, {}), lambda: None)
+    worker = loop.workers[-1]
+    loop.executor.send(None, Task(Request(99, 0.0, 1.0, {}), worker.stage, 0.0, worker), lambda task: None)
 
 
 # -- what policies may not do ---------------------------------------------------------------------------------
@@ -130,8 +132,8 @@ def test_law_5_an_alarm_rings_in_time() -> None:
 
 def test_law_5_nothing_lies_in_the_inbox_of_an_idle_worker() -> None:
     class Deaf(ServingLoop):
-        def _deliver(self, worker, task):
-            worker.inbox.append(task)
+        def _deliver(self, task):
+            task.worker.inbox.append(task)
 
     loop, hand, _ = served(loop_class=Deaf)
     hand.wait(1.0)
