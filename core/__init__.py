@@ -8,6 +8,7 @@ ended, a timer rang) and gives commands out (run this batch, wake me then) throu
 `Task`              a request's stay at one stage, which is what a policy schedules
 `Module`            a compute stage as users know it (UNet, VAE decoder, prefill, ...)
 `Pipeline`          the graph of modules that a request passes through
+`Edge`              a way in that graph that is taken with a probability
 `Policy`            decides what a worker runs next; written once, for both worlds
 `Decision`          what a policy answers
 `WorkerView`        what a policy may see
@@ -19,7 +20,7 @@ ended, a timer rang) and gives commands out (run this batch, wake me then) throu
 from .errors import BadInput, LawBroken, ServeTwinError
 from .loop import ServingLoop, Worker
 from .metrics import Summary
-from .pipeline import Module, Pipeline, Stage
+from .pipeline import Edge, Module, Pipeline, Stage
 from .records import Recorder, RunFolder
 from .request import Outcome, Request, Task
 from .seam import Batch, Decision, Executor, Handle, Policy, Repeat, WorkerView
@@ -31,6 +32,7 @@ __all__ = [
     "BadInput",
     "Batch",
     "Decision",
+    "Edge",
     "Executor",
     "FactorSLO",
     "Handle",

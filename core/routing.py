@@ -16,19 +16,33 @@ that weigh devices count what all workers of a device have to do, later stages i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from .errors import BadInput
 from .loop import Router, Worker
+from .pool import Pool
 from .request import Request, Task
 
 
-def router(name: str, workers: Sequence[Worker]) -> Router:
-    """A new router of this name, for a system of *workers*."""
+def router(name: str, workers: Sequence[Worker], stages: Mapping[str, str] | None = None) -> Router:
+    """A new router of this name, for a system of *workers*; *stages* names others, for single stages."""
     try:
-        return Affine(ROUTERS[name](workers))
-    except KeyError:
-        raise BadInput(f"unknown router {name!r}", right=", ".join(ROUTERS)) from None
+        usual = Affine(ROUTERS[name](workers))
+        others = {stage: Affine(ROUTERS[other](workers)) for stage, other in (stages or {}).items()}
+    except KeyError as error:
+        raise BadInput(f"unknown router {error.args[0]!r}", right=", ".join(ROUTERS)) from None
+    return ByStage(usual, others) if others else usual
+
+
+class ByStage:
+    """Asks another router for some stages."""
+
+    def __init__(self, usual: Router, others: Mapping[str, Router]) -> None:
+        self.usual = usual
+        self.others = others
+
+    def __call__(self, request: Request, workers: Sequence[Worker], now: float) -> Worker:
+        return self.others.get(workers[0].stage.name, self.usual)(request, workers, now)
 
 
 class Affine:
@@ -81,6 +95,8 @@ class _Weighing:
         """How much longer a request takes than alone while *present* share the device; they are batched as far as the
         limit of its first loop (or of *worker*, if it has none) allows."""
         main = next((w for w in self.on[worker.device] if w.stage.loop), worker)
+        if isinstance(main, Pool):
+            return max(1.0, present / main.threads)
         view, stage = main.view, main.stage
         size = min(present, view.limit)
         modules = (stage.loop,) if stage.loop else stage.modules

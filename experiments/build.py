@@ -15,8 +15,6 @@ from servetwin.core import (
     BadInput,
     FactorSLO,
     LawBroken,
-    Module,
-    Pipeline,
     Recorder,
     Request,
     RunFolder,
@@ -27,10 +25,19 @@ from servetwin.core import (
     WorkerView,
 )
 from servetwin.core.loop import play
-from servetwin.core.routing import router
 
 from . import registry, yamlfile
-from .config import Experiment, FixedSLO, PipelineSpec
+from .config import Experiment, FixedSLO, PolicySpec, WorkerSpec
+from .graph import (
+    call_times,
+    estimates,
+    make_budget,
+    make_pipeline,
+    make_pool,
+    make_router,
+    make_ways,
+    seconds_alone,
+)
 from .replicas import expanded
 from .workload import read_trace, requests
 
@@ -76,7 +83,15 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     workers = make_workers(experiment, stages, profiles, slo)
     trace = read_trace(experiment)
     executor = make_executor(experiment, workers, profiles)
-    loop = ServingLoop(stages, workers, executor, recorder, router=router(experiment.deployment.router, workers))
+    loop = ServingLoop(
+        stages,
+        workers,
+        executor,
+        recorder,
+        router=make_router(experiment, workers),
+        budget=make_budget(experiment, stages, profiles),
+        ways=make_ways(experiment, stages),
+    )
     return Run(experiment, loop, executor, requests(experiment, slo.seconds, trace), recorder)
 
 
@@ -121,23 +136,17 @@ def load_profiles(experiment: Experiment) -> dict[str, Profile]:
     return profiles
 
 
-def make_pipeline(spec: PipelineSpec, name: str) -> Pipeline:
-    modules = [Module(m, loop=s.loop) for m, s in spec.modules.items()]
-    if spec.edges is None:
-        return Pipeline.chain(*modules, name=name)
-    return Pipeline(modules, [(a, b) for a, b in spec.edges], name)
-
-
 def make_slo(experiment: Experiment, profiles: dict[str, Profile]) -> AbsoluteSLO | FactorSLO:
-    """The experiment's SLO; a module's solo latency is that on the device of the first worker that serves it."""
+    """The experiment's SLO; a module's solo latency is that on the device of the first worker that serves it.
+
+    Where the pipeline branches, it goes by the way that a request most likely takes.
+    """
     spec = experiment.slo
     if isinstance(spec, FixedSLO):
         return AbsoluteSLO(spec.seconds)
-    device: dict[str, str] = {}
-    for worker in experiment.deployment.workers:
-        for module in worker.modules:
-            device.setdefault(module, worker.device)
-    solo = {m: profiles[device[m]].table(m, spec.base)(1) for m in experiment.pipeline.modules if m in device}
+    solo = seconds_alone(experiment, profiles, spec.base)
+    likely = make_pipeline(experiment.pipeline, experiment.name).likely
+    solo = {m: solo[m] for m in likely if m in solo}
     return FactorSLO(spec.factor, solo, spec.constant)
 
 
@@ -145,13 +154,17 @@ def make_workers(
     experiment: Experiment, stages: list[Stage], profiles: dict[str, Profile], slo: AbsoluteSLO | FactorSLO
 ) -> list[Worker]:
     by_modules = {stage.modules: stage for stage in stages}
-    workers = []
-    for spec in experiment.deployment.workers:
+    estimate_of = estimates(experiment, profiles)
+    workers: list[Worker] = []
+    for i, spec in enumerate(experiment.deployment.workers):
         stage = by_modules[tuple(spec.modules)]
-        estimate = profiles[spec.device].estimate(experiment.deployment.estimates)
-        view = WorkerView(stage, estimate, limit=spec.limit, name=spec.name or "", slo_factor=slo.factor)
-        chosen = spec.policy or experiment.policy
+        estimate = estimate_of(spec)
+        chosen = policy_of(experiment, spec)
         policy = registry.make(chosen.name, chosen.params)
+        if spec.device is None or spec.limit is None:
+            workers.append(make_pool(spec, i, stage, policy, estimate, slo.factor))
+            continue
+        view = WorkerView(stage, estimate, limit=spec.limit, name=spec.name or "", slo_factor=slo.factor)
         workers.append(Worker(stage, policy, view, device=spec.device, intake=spec.intake))
     return workers
 
@@ -163,7 +176,9 @@ def make_executor(experiment: Experiment, workers: list[Worker], profiles: dict[
     options = experiment.time.model_dump()
     if options["session"] is not None:
         options["session"] = datetime.fromisoformat(options["session"])
-    return measured_executor(profiles, workers, TimeOptions(**options), seed=experiment.seed)
+    return measured_executor(
+        profiles, workers, TimeOptions(**options), seed=experiment.seed, calls=call_times(experiment)
+    )
 
 
 def describe(experiment: Experiment) -> dict[str, Any]:
@@ -193,7 +208,12 @@ def own_version() -> str:
         return "not installed"
 
 
+def policy_of(experiment: Experiment, worker: WorkerSpec) -> PolicySpec:
+    """Which policy serves at *worker*: its own or the experiment's; pools of threads know no batching policy."""
+    return worker.policy or (experiment.policy if worker.threads is None else PolicySpec(name="fcfs"))
+
+
 def policies_used(experiment: Experiment) -> list[str]:
     """The names of all policies of *experiment*."""
-    own = [w.policy.name for w in experiment.deployment.workers if w.policy is not None]
+    own = [policy_of(experiment, w).name for w in experiment.deployment.workers]
     return list(dict.fromkeys([experiment.policy.name, *own]))

@@ -159,20 +159,54 @@ SLOSpec = Annotated[
 ]
 
 
+class BudgetSpec(Strict):
+    """How the SLO of a request is shared out among the stages of its way.
+
+    *split* "none": each stage works against the deadline of the request. "equal": each gets what it takes alone and
+    an equal share of the slack; "proportional": a share in proportion to what it takes alone; "fixed": so many
+    *seconds* (by module, the first of the stage). With *carry* a stage's unused slack goes on with the request.
+    *forward*: which requests go on to the next stage: "always" all, only those within their stage's "budget", or only
+    those for which enough time is "left" if they were served alone from there on. The others are dropped.
+    """
+
+    split: Literal["none", "equal", "proportional", "fixed"] = "none"
+    seconds: dict[str, NotNegative] = {}
+    carry: bool = True
+    forward: Literal["always", "budget", "left"] = "always"
+
+
 # -- what serves ----------------------------------------------------------------------------------------
 
 
 class ModuleSpec(Strict):
-    """A compute stage; a *loop* module runs many iterations per request."""
+    """A compute stage; a *loop* module runs many iterations per request.
+
+    Where several edges come together a request waits for "all" of them, or goes on with "any".
+    """
 
     loop: bool = False
+    join: Literal["all", "any"] = "all"
+
+
+class BranchSpec(Strict):
+    """A way that is taken with a *probability* instead of the plain edges, by one request *most* times at most."""
+
+    source: Annotated[str, Field(alias="from")]
+    to: str
+    probability: Annotated[float, Field(gt=0, le=1)]
+    most: Count | None = None
 
 
 class PipelineSpec(Strict):
-    """Modules by name, in order; *edges* are (from, to) pairs where the pipeline is not a plain chain."""
+    """Modules by name, in order; *edges* are (from, to) pairs where the pipeline is not a plain chain.
+
+    *branches* skip something, go one of several ways, or lead back to try again. Which requests take them is drawn
+    with the workload.
+    """
 
     modules: Annotated[dict[str, ModuleSpec], Field(min_length=1)]
     edges: list[Annotated[list[str], Field(min_length=2, max_length=2)]] | None = None
+    branches: list[BranchSpec] = []
 
 
 class PolicySpec(Strict):
@@ -182,33 +216,79 @@ class PolicySpec(Strict):
     params: dict[str, Any] = {}
 
 
+class _Calls(Strict):
+    source: Annotated[str, Field(min_length=1)]
+
+
+class ConstantCalls(_Calls):
+    """Every call of a tool takes *mean* seconds. *source* says where the number comes from."""
+
+    time: Literal["constant"]
+    mean: NotNegative
+
+
+class ExponentialCalls(_Calls):
+    """The calls of a tool take *mean* seconds on average, exponentially distributed."""
+
+    time: Literal["exponential"]
+    mean: Positive
+
+
+class LognormalCalls(_Calls):
+    """The calls of a tool take *mean* seconds on average, with a coefficient of variation *cv*."""
+
+    time: Literal["lognormal"]
+    mean: Positive
+    cv: Positive
+
+
+class ListedCalls(_Calls):
+    """The call of request 0, 1, ... takes so many seconds; after the last one it begins again."""
+
+    time: Literal["list"]
+    values: Annotated[list[NotNegative], Field(min_length=1)]
+
+
+Calls = Annotated[ConstantCalls | ExponentialCalls | LognormalCalls | ListedCalls, Discriminator("time")]
+
+
 class WorkerSpec(Strict):
     """Serves *modules* on *device* with batches of up to *limit*.
 
     *intake* says when what arrived is taken in: "before" each decision, or "after" each launch, which is how
     NeuStream's workers do it. *policy* replaces the experiment's policy for this worker.
+
+    A tool, say a code executor, is served by a pool of *threads* instead: *calls* says how long a call takes. It
+    needs no device and no limit, and is served first come, first served unless it has a policy of its own.
     """
 
     modules: Annotated[list[str], Field(min_length=1)]
-    device: str
-    limit: Count
+    device: str | None = None
+    limit: Count | None = None
     intake: Literal["before", "after"] = "before"
     name: str | None = None
     policy: PolicySpec | None = None
+    threads: Count | None = None
+    calls: Calls | None = None
+
+
+RouterName = Literal["round_robin", "least_loaded", "least_violating"]
 
 
 class Deployment(Strict):
     """*devices* maps names to profiles; *estimates* is the kind of table that policies see.
 
     Several workers may serve the same modules: *router* says how requests are shared out among them (see
-    `servetwin.core.routing`). *replicas* repeats the whole deployment, each time on devices of its own.
+    `servetwin.core.routing`), *routers* says so for single modules. *replicas* repeats the whole deployment, each
+    time on devices of its own.
     """
 
-    devices: Annotated[dict[str, str], Field(min_length=1)]
+    devices: dict[str, str] = {}
     workers: Annotated[list[WorkerSpec], Field(min_length=1)]
     estimates: Kind = "scheduler"
     replicas: Count = 1
-    router: Literal["round_robin", "least_loaded", "least_violating"] = "least_loaded"
+    router: RouterName = "least_loaded"
+    routers: dict[str, RouterName] = {}
 
 
 class System(Strict):
@@ -259,6 +339,7 @@ class Experiment(Strict):
     pipeline: PipelineSpec
     workload: Workload
     slo: SLOSpec
+    budget: BudgetSpec = BudgetSpec()
     policy: PolicySpec
     deployment: Deployment
     system: System = System()
@@ -267,7 +348,7 @@ class Experiment(Strict):
 
     def as_dict(self) -> dict[str, Any]:
         """The content of a file that says the same in full."""
-        return self.model_dump(mode="json")
+        return self.model_dump(mode="json", by_alias=True)
 
     def digest(self) -> str:
         """A hash of all that can change a result."""
@@ -304,7 +385,9 @@ def check(experiment: Experiment) -> None:
     if load.draws == "published" and not isinstance(load.arrivals, Gamma | Constant | Trace):
         what = f"there are no published draws for {load.arrivals.process} arrivals"
         raise Misfit(("workload", "draws"), what, "seeded")
+    _check_branches(experiment.pipeline)
     _check_deployment(experiment.deployment, modules)
+    _check_budget(experiment)
 
 
 def _check_steps(path: tuple[str, ...], steps: Steps, load: Workload) -> None:
@@ -329,9 +412,7 @@ def _check_deployment(deployment: Deployment, modules: dict[str, ModuleSpec]) ->
         for module in worker.modules:
             if module not in modules:
                 raise Misfit((*path, "modules"), f"unknown module {module!r}", suggest(module, modules))
-        if worker.device not in deployment.devices:
-            what = f"unknown device {worker.device!r}"
-            raise Misfit((*path, "device"), what, suggest(worker.device, deployment.devices))
+        _check_kind_of_worker(path, worker, deployment, modules)
         for other in groups:
             if set(other) & set(worker.modules) and other != tuple(worker.modules):
                 what = f"{'+'.join(worker.modules)} overlaps {'+'.join(other)}"
@@ -340,3 +421,57 @@ def _check_deployment(deployment: Deployment, modules: dict[str, ModuleSpec]) ->
             raise Misfit((*path, "name"), f"two workers are called {worker.name!r}", "a name of its own for each")
         names |= {worker.name} if worker.name is not None else set()
         groups.add(tuple(worker.modules))
+    for module in deployment.routers:
+        if not any(module == worker.modules[0] for worker in deployment.workers):
+            what = f"no worker's modules begin with {module!r}"
+            right = suggest(module, [w.modules[0] for w in deployment.workers])
+            raise Misfit(("deployment", "routers", module), what, right)
+
+
+def _check_kind_of_worker(
+    path: tuple[str | int, ...], worker: WorkerSpec, deployment: Deployment, modules: dict[str, ModuleSpec]
+) -> None:
+    if worker.threads is None and worker.calls is None:
+        for key in ("device", "limit"):
+            if getattr(worker, key) is None:
+                raise Misfit((*path, key), f"key {key!r} is missing", f"{key}: ..., or threads and calls for a tool")
+        if worker.device not in deployment.devices:
+            what = f"unknown device {worker.device!r}"
+            raise Misfit((*path, "device"), what, suggest(str(worker.device), deployment.devices))
+        return
+    for key in ("threads", "calls"):
+        if getattr(worker, key) is None:
+            raise Misfit((*path, key), f"key {key!r} is missing", f"a tool has threads and calls; {key}: ...")
+    for key in ("device", "limit"):
+        if getattr(worker, key) is not None:
+            raise Misfit((*path, key), f"a pool of threads has no {key}", f"no key {key}")
+    if len(worker.modules) > 1 or modules[worker.modules[0]].loop:
+        what = f"{', '.join(worker.modules)}: no single module without a loop"
+        raise Misfit((*path, "modules"), what, "one module that is no loop, for a pool of threads")
+
+
+def _check_branches(pipeline: PipelineSpec) -> None:
+    for i, branch in enumerate(pipeline.branches):
+        for key, module in (("from", branch.source), ("to", branch.to)):
+            if module not in pipeline.modules:
+                raise Misfit(
+                    ("pipeline", "branches", i, key), f"unknown module {module!r}", suggest(module, pipeline.modules)
+                )
+
+
+def _check_budget(experiment: Experiment) -> None:
+    budget = experiment.budget
+    heads = [w.modules[0] for w in experiment.deployment.workers]
+    if budget.split != "fixed" and budget.seconds:
+        raise Misfit(("budget", "seconds"), f"a split that is {budget.split} has no seconds", "split: fixed")
+    if budget.split == "fixed":
+        for module in budget.seconds:
+            if module not in heads:
+                raise Misfit(
+                    ("budget", "seconds", module), f"no stage begins with {module!r}", suggest(module, heads)
+                )
+        for module in heads:
+            if module not in budget.seconds:
+                raise Misfit(("budget", "seconds"), f"no seconds for {module}", f"{module}: ...")
+    if budget.forward == "budget" and budget.split == "none":
+        raise Misfit(("budget", "forward"), "stages have no budgets", "a split, or forward: left")

@@ -23,12 +23,17 @@ def expanded(experiment: Experiment) -> Experiment:
         here = {d: d if copy == 1 else f"{d}.{copy}" for d in plan.devices}
         devices |= {here[d]: profile for d, profile in plan.devices.items()}
         for worker, base in zip(plan.workers, names, strict=True):
-            device = here[worker.device]
-            name = _free(base, device, taken)
+            device = here[worker.device] if worker.device is not None else None
+            name = _free(base, device or f"cpu.{copy}", taken)
             taken.add(name)
             workers.append(worker.model_copy(update={"device": device, "name": name}))
     whole = Deployment.model_construct(
-        devices=devices, workers=workers, estimates=plan.estimates, replicas=1, router=plan.router
+        devices=devices,
+        workers=workers,
+        estimates=plan.estimates,
+        replicas=1,
+        router=plan.router,
+        routers=plan.routers,
     )
     return experiment.model_copy(update={"deployment": whole})
 

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 from servetwin.core import BadInput
 
 from . import registry, yamlfile
-from .config import Arrivals, Experiment, Misfit, PolicySpec, SLOSpec, Steps, Strict, Trace, check
+from .config import Arrivals, Calls, Experiment, Misfit, PolicySpec, SLOSpec, Steps, Strict, Trace, check
 from .names import WORKLOADS, suggest, workload_names
 
 Key = tuple[str | int, ...]
@@ -169,6 +169,7 @@ def _kinds() -> dict[tuple[str, ...], tuple[str, dict[str, type[BaseModel]]]]:
         ("policy",): ("name", {}),
         ("workload", "arrivals"): ("process", by_tag(Arrivals, "process")),
         ("workload", "steps", "*"): ("draw", by_tag(Steps, "draw")),
+        ("deployment", "workers", "*", "calls"): ("time", by_tag(Calls, "time")),
     }
 
 
@@ -368,7 +369,8 @@ def _explain(error: ValidationError, tree: Tree) -> tuple[Key, str, str]:
     key = str(path[-1]) if path else ""
     kind, message = first["type"], first["msg"]
     if kind == "extra_forbidden":
-        return path, f"unknown key {key!r}", suggest(key, model.model_fields)
+        known = [field.alias or name for name, field in model.model_fields.items()]
+        return path, f"unknown key {key!r}", suggest(key, known)
     if kind == "missing":
         return path, f"key {key!r} is missing", f"{key}: ..."
     if kind == "union_tag_not_found":

@@ -1,0 +1,151 @@
+"""The pipeline of an experiment as a graph: its modules and ways, the tools in it, and how the SLO is shared out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from servetwin.core import BadInput, Edge, Module, Pipeline, Policy, Stage
+from servetwin.core.budget import Alone, Budget, equal, fixed, proportional
+from servetwin.core.loop import Router
+from servetwin.core.pool import Pool
+from servetwin.core.routing import router
+from servetwin.core.ways import Ways
+
+from .config import Experiment, ListedCalls, LognormalCalls, PipelineSpec, WorkerSpec
+
+if TYPE_CHECKING:
+    from servetwin.core import Worker
+    from servetwin.profiles import Kind, Profile
+    from servetwin.sim.tools import CallTimes
+
+Estimate = Callable[[str, int], float]
+
+
+def make_pipeline(spec: PipelineSpec, name: str) -> Pipeline:
+    """The graph that *spec* describes: a chain in the order of the modules, unless it names edges."""
+    modules = [Module(m, loop=s.loop, join=s.join) for m, s in spec.modules.items()]
+    names = list(spec.modules)
+    plain = list(itertools.pairwise(names)) if spec.edges is None else [(a, b) for a, b in spec.edges]
+    branches = [Edge(b.source, b.to, b.probability, b.most) for b in spec.branches]
+    return Pipeline(modules, [*plain, *branches], name)
+
+
+def make_ways(experiment: Experiment, stages: Sequence[Stage]) -> Ways | None:
+    """Which way each request takes, where the pipeline branches."""
+    return Ways(stages, experiment.seed) if experiment.pipeline.branches else None
+
+
+def make_router(experiment: Experiment, workers: Sequence[Worker]) -> Router:
+    """Who shares requests out among the workers of a stage."""
+    plan = experiment.deployment
+    names = {w.stage.modules[0]: w.stage.name for w in workers}
+    return router(plan.router, workers, {names[m]: r for m, r in plan.routers.items()})
+
+
+# -- tools ------------------------------------------------------------------------------------------------------
+
+
+def mean_of_calls(spec: WorkerSpec) -> float:
+    """Seconds that a call of the tool takes on average."""
+    calls = spec.calls
+    assert calls is not None
+    if isinstance(calls, ListedCalls):
+        return sum(calls.values) / len(calls.values)
+    return calls.mean
+
+
+def call_times(experiment: Experiment) -> dict[str, CallTimes]:
+    """How long the calls of each pool take in simulation, by the pool's name."""
+    from servetwin.sim.tools import CallTimes
+
+    times = {}
+    for spec in experiment.deployment.workers:
+        calls = spec.calls
+        if calls is None:
+            continue
+        values = calls.values if isinstance(calls, ListedCalls) else ()
+        cv = calls.cv if isinstance(calls, LognormalCalls) else 1.0
+        module = spec.modules[0]
+        times[spec.name or module] = CallTimes(
+            module, calls.time, mean=mean_of_calls(spec), cv=cv, values=values, seed=experiment.seed
+        )
+    return times
+
+
+def make_pool(
+    spec: WorkerSpec, place: int, stage: Stage, policy: Policy, estimate: Estimate, slo_factor: float | None
+) -> Pool:
+    """The pool of threads that *spec*, the worker at this *place* of the file, asks for."""
+    assert spec.threads is not None
+    try:
+        return Pool(stage, policy, estimate, threads=spec.threads, name=spec.name or "", slo_factor=slo_factor)
+    except BadInput as error:
+        raise BadInput(error.what, where=f"deployment.workers.{place}.policy", right=error.right) from None
+
+
+# -- what modules take alone --------------------------------------------------------------------------------------
+
+
+def seconds_alone(experiment: Experiment, profiles: dict[str, Profile], kind: Kind) -> dict[str, float]:
+    """Seconds of each module for a batch of one (an iteration of a loop), on the first device that serves it."""
+    seconds: dict[str, float] = {}
+    for spec in experiment.deployment.workers:
+        for module in spec.modules:
+            if module not in seconds:
+                seconds[module] = (
+                    mean_of_calls(spec) if spec.device is None else profiles[spec.device].table(module, kind)(1)
+                )
+    return seconds
+
+
+def estimates(experiment: Experiment, profiles: dict[str, Profile]) -> Callable[[WorkerSpec], Estimate]:
+    """For each worker, what its policy is told of modules: its own on its device, others on the first that serves
+    them."""
+    kind = experiment.deployment.estimates
+    tools: dict[str, float] = {}
+    first: dict[str, Estimate] = {}
+    for spec in experiment.deployment.workers:
+        for module in spec.modules:
+            if spec.device is None:
+                tools.setdefault(module, mean_of_calls(spec))
+            else:
+                first.setdefault(module, profiles[spec.device].estimate(kind))
+
+    def of(spec: WorkerSpec) -> Estimate:
+        own = profiles[spec.device].estimate(kind) if spec.device is not None else None
+        if own is not None and not tools and set(first) <= set(profiles[spec.device or ""].modules):
+            return own
+        table = dict(first)
+        if own is not None:
+            table |= dict.fromkeys(spec.modules, own)
+
+        def estimate(module: str, batch: int) -> float:
+            found = table.get(module)
+            return tools[module] if found is None else found(module, batch)
+
+        return estimate
+
+    return of
+
+
+def make_budget(experiment: Experiment, stages: Sequence[Stage], profiles: dict[str, Profile]) -> Budget | None:
+    """How the SLO is shared out; None if every stage goes by the request's deadline and all are forwarded.
+
+    Stages with deadlines of their own are told of no later modules: their policies look no further.
+    """
+    spec = experiment.budget
+    if spec.split == "none" and spec.forward == "always":
+        return None
+    alone = Alone(stages, seconds_alone(experiment, profiles, experiment.deployment.estimates))
+    allowance = None
+    if spec.split == "fixed":
+        allowance = fixed({stage.name: spec.seconds[stage.modules[0]] for stage in stages})
+    elif spec.split != "none":
+        allowance = (equal if spec.split == "equal" else proportional)(alone)
+    if allowance is not None:
+        for stage in stages:
+            stage.rest, stage.hops = (), 0
+    left = lambda task: alone.after(task.request, task.stage)  # noqa: E731
+    return Budget(allowance, carry=spec.carry, forward=spec.forward, left=left)
