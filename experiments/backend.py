@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from servetwin.core import BadInput, Pipeline, Recorder, Request, RunFolder, ServeTwinError, Stage, Worker
-from servetwin.core.routing import router
 
 from . import build
 from .config import Experiment
+from .graph import make_pipeline, make_router
 from .names import suggest
 from .replicas import expanded
 from .workload import read_trace, requests
@@ -97,7 +97,7 @@ class Backend:
                 plan.requests,
                 recorder,
                 stop_after=experiment.system.stop_after,
-                router=router(plan.experiment.deployment.router, workers),
+                router=make_router(plan.experiment, workers),
             )
             complete = True
         except ServeTwinError as problem:
@@ -132,14 +132,14 @@ class Plan:
 
     def slots(self) -> int:
         """Room for all requests, if they are no more than about a thousand, and for any batch."""
-        largest = max(worker.limit for worker in self.experiment.deployment.workers)
+        largest = max(worker.limit or 1 for worker in self.experiment.deployment.workers)
         wanted = min(len(self.requests), 1000) + largest
         return next(n for n in (256, 1024, 2048, wanted) if n >= wanted)
 
     def system(self) -> tuple[list[Stage], list[Worker]]:
         """New stages and workers."""
         experiment = self.experiment
-        pipeline = build.make_pipeline(experiment.pipeline, experiment.name)
+        pipeline = make_pipeline(experiment.pipeline, experiment.name)
         stages = pipeline.stages(list(dict.fromkeys(tuple(w.modules) for w in experiment.deployment.workers)))
         return stages, build.make_workers(experiment, stages, self.profiles, self.slo)
 
@@ -188,7 +188,7 @@ def model_of(plan: Plan, asked: str | None) -> Kind:
     """The model that the real side serves for this pipeline."""
     from servetwin.real.kinds import KINDS, find
 
-    pipeline = build.make_pipeline(plan.experiment.pipeline, plan.experiment.name)
+    pipeline = make_pipeline(plan.experiment.pipeline, plan.experiment.name)
     fitting = [kind for kind in KINDS.values() if _same(pipeline, kind.pipeline())]
     if not fitting:
         what = f"there are no real modules for the pipeline {' -> '.join(pipeline.modules)}"
@@ -210,7 +210,7 @@ def model_of(plan: Plan, asked: str | None) -> Kind:
 
 
 def _same(a: Pipeline, b: Pipeline) -> bool:
-    return (a.modules, a.successors) == (b.modules, b.successors)
+    return (a.modules, a.successors, a.branches) == (b.modules, b.successors, b.branches)
 
 
 def model_name(kind: Kind) -> str:
