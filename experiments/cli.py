@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from servetwin.core.errors import BadInput, ServeTwinError
 
+from . import commands
+from .commands import Devices, Eager, Sampler, Weights
 from .terminal import print_table as _print
 from .terminal import progress as _progress
-from .terminal import steps as _steps
 from .terminal import table as _table
 
 if TYPE_CHECKING:
@@ -49,14 +50,6 @@ Sets = Annotated[
     ),
 ]
 
-
-Devices = Annotated[
-    list[str] | None,
-    typer.Option("--device", help="cpu, or cuda:0 (by default): for all devices, or gpu1=cuda:1 (repeatable)."),
-]
-Weights = Annotated[Path | None, typer.Option(help="A checkpoint in diffusers' layout; else weights are random.")]
-Eager = Annotated[bool, typer.Option("--eager", help="No CUDA graphs.")]
-Sampler = Annotated[str, typer.Option(help="ddim or euler.")]
 
 # -- one run --------------------------------------------------------------------------------------------
 
@@ -348,71 +341,8 @@ def _shown_gap(s: Scored) -> float | None:
 # -- looking at things ----------------------------------------------------------------------------------
 
 
-@app.command()
-def compare(
-    first: Annotated[Path, typer.Argument(help="A run folder.")],
-    second: Annotated[Path, typer.Argument(help="Another run folder; gaps are this one minus the first.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
-) -> None:
-    """Compare two runs: attainment, goodput, batch sizes, latencies."""
-    from .compare import PERCENTILES
-    from .compare import compare as engine
-
-    found = engine(first, second)
-    if as_json:
-        typer.echo(json.dumps(found, indent=2))
-        return
-    for name, side in zip("AB", found["runs"], strict=True):
-        typer.echo(f"{name}: {side['folder']} ({side['label']})")
-    lines = _table(("", "left"), ("A", "right"), ("B", "right"), ("B - A", "right"))
-    rows = [("attainment, %", "attainment", 2), ("finished, %", "finished", 2), ("dropped, %", "dropped", 2)]
-    rows += [("goodput, requests/s", "goodput", 4)]
-    rows += [(f"latency p{p}, s", f"e2el_p{p}", 3) for p in PERCENTILES]
-    for label, key, digits in rows:
-        lines.add_row(label, *_figures(found[key], digits))
-    for worker, w in found["workers"].items():
-        lines.add_row(f"mean batch of {worker}", *_figures(w["mean_batch_size"], 3))
-        lines.add_row(
-            f"batches of {worker}", *map(str, w["iterations"]), f"{w['iterations'][1] - w['iterations'][0]:+d}"
-        )
-        lines.add_row(f"batch sizes of {worker} that differ, %", "", "", f"{w['distance']:.2f}")
-    if found["same_outcome"] is not None:
-        lines.add_row("requests with the same outcome, %", "", "", f"{found['same_outcome']:.2f}")
-    _print(lines)
-
-
-def _figures(pair: dict[str, float | None], digits: int) -> list[str]:
-    a, b, gap = (pair[k] for k in ("first", "second", "gap"))
-    return [
-        *("" if x is None else f"{x:.{digits}f}" for x in (a, b)),
-        "" if gap is None else f"{gap:+.{digits}f}",
-    ]
-
-
-@app.command()
-def profile(
-    model: Annotated[str, typer.Argument(help="sd15-512, dit-s2-256, palette-256, tiny-dit, ... (docs/real.md)")],
-    out: Annotated[Path, typer.Option(help="The profile file to write, .yaml; must not exist.")],
-    devices: Devices = None,
-    weights: Weights = None,
-    eager: Eager = False,
-    sampler: Sampler = "ddim",
-    name: Annotated[str | None, typer.Option(help="The profile's name; else of device and model.")] = None,
-    limit: Annotated[int | None, typer.Option(help="The largest batch; else the model's own.")] = None,
-    seconds: Annotated[float, typer.Option(min=0.01, help="About how long each point is measured.")] = 0.4,
-    brief: Annotated[bool, typer.Option("--brief", help="Measure only what a simulation reads.")] = False,
-) -> None:
-    """Measure a model on a device of this machine, and write its profile."""
-    from .backend import Setup
-    from .measure import measure
-
-    began = time.perf_counter()
-    setup = Setup(tuple(devices or ()), weights=weights, eager=eager, sampler=sampler)
-    with _steps() as report:
-        found = measure(model, out, setup, name=name, limit=limit, seconds=seconds, brief=brief, progress=report)
-    took = time.perf_counter() - began
-    typer.echo(f"{found.name}: {found.data.description}, measured in {took:.0f} s")
-    typer.echo(f"to use it: servetwin run ... --set deployment.devices.gpu0={out}")
+app.command()(commands.compare)
+app.command()(commands.profile)
 
 
 @app.command()

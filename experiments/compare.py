@@ -1,11 +1,16 @@
-"""Two runs side by side: how far apart they are in outcomes, batches and latencies. Reads run folders only."""
+"""Two runs side by side: how far apart they are in outcomes, batches, latencies and the time of an iteration.
+
+Reads run folders, and for the last the profiles that the runs name, where they are still there.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -46,6 +51,16 @@ def read(folder: Path) -> RunRecords:
         if record["finished"] is not None:
             latencies.append(record["finished"] - record["arrival"])
     return RunRecords(folder, meta, summary, outcomes, np.array(latencies))
+
+
+def is_run(folder: Path) -> bool:
+    """Whether *folder* is a run folder, of a run that ended or not."""
+    return (folder / "meta.json").is_file()
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """The folders, at any depth in *folder*, of runs that came to their end."""
+    return sorted(meta.parent for meta in folder.rglob("meta.json") if (meta.parent / "summary.json").is_file())
 
 
 def _json(path: Path, missing: str) -> dict[str, Any]:
@@ -100,7 +115,63 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
         for name in a.summary["workers"]
         if name in b.summary["workers"]
     }
+    out["iterations"] = _iterations(a, b)
     return out
+
+
+def _iterations(a: RunRecords, b: RunRecords) -> dict[str, dict[int, dict[str, float | None]]]:
+    """Per worker and batch size: the median period of an iteration in each run and in the table of the first run's
+    profile, in milliseconds.
+    """
+    first, second = periods(a.folder), periods(b.folder)
+    found: dict[str, dict[int, dict[str, float | None]]] = {}
+    for worker, sizes in first.items():
+        table = _table_of(a, worker)
+        for n, seconds in sorted(sizes.items()):
+            other = second.get(worker, {}).get(n)
+            found.setdefault(worker, {})[n] = {
+                "first": 1e3 * median(seconds),
+                "second": 1e3 * median(other) if other else None,
+                "table": 1e3 * table[n] if n in table else None,
+                "samples": len(seconds),
+            }
+    return found
+
+
+def periods(folder: Path) -> dict[str, dict[int, list[float]]]:
+    """Per worker and batch size: the periods of iterations in seconds, start to start, during which nobody joined or
+    left.
+    """
+    found: dict[str, dict[int, list[float]]] = {}
+    last: dict[str, tuple[list[int], float]] = {}
+    for record in _lines(folder / "batches.jsonl"):
+        worker, requests, ends = record["worker"], record["requests"], record.get("ends", [record["end"]])
+        starts = [record["start"], *ends[:-1]]
+        before = last.get(worker)
+        sizes = found.setdefault(worker, {}).setdefault(len(requests), [])
+        if before is not None and before[0] == requests:
+            sizes.append(starts[0] - before[1])
+        sizes += [b - a for a, b in pairwise(starts)]
+        last[worker] = (requests, starts[-1])
+    return {w: {n: p for n, p in sizes.items() if p} for w, sizes in found.items() if any(sizes.values())}
+
+
+def _table_of(run: RunRecords, worker: str) -> dict[int, float]:
+    """The profile's measured period of an iteration of *worker* by batch size; empty if it cannot be had."""
+    from servetwin.profiles import load
+
+    from .config import Experiment
+    from .replicas import expanded
+
+    try:
+        experiment = expanded(Experiment.model_validate(run.meta["experiment"]))
+        loops = [m for m, spec in experiment.pipeline.modules.items() if spec.loop]
+        (spec,) = (w for w in experiment.deployment.workers if (w.name or "+".join(w.modules)) == worker)
+        (loop,) = (m for m in spec.modules if m in loops)
+        table = load(experiment.deployment.devices[spec.device]).table(loop, "measured", "scheduler")
+        return {n: table(n) for n in range(table.smallest, min(table.largest, spec.limit) + 1)}
+    except (KeyError, ValueError, BadInput):
+        return {}  # of another kind, or its profile is not here
 
 
 def _percent(run: RunRecords, count: str) -> float | None:

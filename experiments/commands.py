@@ -1,0 +1,167 @@
+"""Commands about real runs and about runs that are there already: ``profile``, ``compare``, ``trace``.
+
+`servetwin.experiments.cli` takes them up. What a command needs is imported when it runs.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from servetwin.core.errors import BadInput
+
+from .terminal import print_table, steps, table
+
+if TYPE_CHECKING:
+    from .fidelity import Decisions
+
+Devices = Annotated[
+    list[str] | None,
+    typer.Option("--device", help="cpu, or cuda:0 (by default): for all devices, or gpu1=cuda:1 (repeatable)."),
+]
+Weights = Annotated[Path | None, typer.Option(help="A checkpoint in diffusers' layout; else weights are random.")]
+Eager = Annotated[bool, typer.Option("--eager", help="No CUDA graphs.")]
+Sampler = Annotated[str, typer.Option(help="ddim or euler.")]
+
+
+def profile(
+    model: Annotated[str, typer.Argument(help="sd15-512, dit-s2-256, palette-256, tiny-dit, ... (docs/real.md)")],
+    out: Annotated[Path, typer.Option(help="The profile file to write, .yaml; must not exist.")],
+    devices: Devices = None,
+    weights: Weights = None,
+    eager: Eager = False,
+    sampler: Sampler = "ddim",
+    name: Annotated[str | None, typer.Option(help="The profile's name; else of device and model.")] = None,
+    limit: Annotated[int | None, typer.Option(help="The largest batch; else the model's own.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.01, help="About how long each point is measured.")] = 0.4,
+    brief: Annotated[bool, typer.Option("--brief", help="Measure only what a simulation reads.")] = False,
+) -> None:
+    """Measure a model on a device of this machine, and write its profile."""
+    from .backend import Setup
+    from .measure import measure
+
+    began = time.perf_counter()
+    setup = Setup(tuple(devices or ()), weights=weights, eager=eager, sampler=sampler)
+    with steps() as report:
+        found = measure(model, out, setup, name=name, limit=limit, seconds=seconds, brief=brief, progress=report)
+    took = time.perf_counter() - began
+    typer.echo(f"{found.name}: {found.data.description}, measured in {took:.0f} s")
+    typer.echo(f"to use it: servetwin run ... --set deployment.devices.gpu0={out}")
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(help="A run folder; or a folder of them, or a sweep's table.")],
+    second: Annotated[Path, typer.Argument(help="Another of the kind; gaps are this one minus the first.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
+    target: Annotated[float, typer.Option(help="Grids: attainment that a rate must hold, in %.")] = 90.0,
+    floor: Annotated[
+        float | None, typer.Option(help="Grids: points that decide nothing; else told from repeats in the first.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Grids: a table of the cells, .csv or .parquet.")] = None,
+) -> None:
+    """Compare two runs; or two grids of runs, cell by cell and by what one would decide from them."""
+    from .compare import is_run
+
+    if is_run(first) != is_run(second) and first.exists() and second.exists():
+        one = first if is_run(first) else second
+        raise BadInput("this is one run, the other are many", where=str(one), right="two runs, or two collections")
+    if is_run(first) or not (first.exists() and second.exists()):
+        _compare_runs(first, second, as_json)
+    else:
+        _compare_grids(first, second, as_json, target, floor, out)
+
+
+def _compare_runs(first: Path, second: Path, as_json: bool) -> None:
+    from .compare import PERCENTILES
+    from .compare import compare as engine
+
+    found = engine(first, second)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for name, side in zip("AB", found["runs"], strict=True):
+        typer.echo(f"{name}: {side['folder']} ({side['label']})")
+    lines = table(("", "left"), ("A", "right"), ("B", "right"), ("B - A", "right"))
+    rows = [("attainment, %", "attainment", 2), ("finished, %", "finished", 2), ("dropped, %", "dropped", 2)]
+    rows += [("goodput, requests/s", "goodput", 4)]
+    rows += [(f"latency p{p}, s", f"e2el_p{p}", 3) for p in PERCENTILES]
+    for label, key, digits in rows:
+        lines.add_row(label, *_figures(found[key], digits))
+    for worker, w in found["workers"].items():
+        lines.add_row(f"mean batch of {worker}", *_figures(w["mean_batch_size"], 3))
+        lines.add_row(
+            f"batches of {worker}", *map(str, w["iterations"]), f"{w['iterations'][1] - w['iterations'][0]:+d}"
+        )
+        lines.add_row(f"batch sizes of {worker} that differ, %", "", "", f"{w['distance']:.2f}")
+    if found["same_outcome"] is not None:
+        lines.add_row("requests with the same outcome, %", "", "", f"{found['same_outcome']:.2f}")
+    print_table(lines)
+    columns = [("iteration, ms", "left"), ("batch", "right"), ("A", "right"), ("B", "right"), ("table", "right")]
+    lines = table(*columns, ("B / A", "right"), ("A / table", "right"))
+    for worker, sizes in found["iterations"].items():
+        for n, ms in sizes.items():
+            shares = (_ratio(ms["second"], ms["first"]), _ratio(ms["first"], ms["table"]))
+            lines.add_row(worker, str(n), *(_number(ms[k]) for k in ("first", "second", "table")), *shares)
+    if found["iterations"]:
+        print_table(lines)
+
+
+def _compare_grids(
+    first: Path, second: Path, as_json: bool, target: float, floor: float | None, out: Path | None
+) -> None:
+    from .fidelity import compare_grids, read_collection
+
+    rows, found = compare_grids(read_collection(first), read_collection(second), target=target, floor=floor, out=out)
+    gaps = [abs(row["attainment_gap"]) for row in rows]
+    mean = sum(gaps) / len(gaps)
+    if as_json:
+        overall = {"mean_gap_points": mean, "max_gap_points": max(gaps), "decisions": found.as_dict()}
+        typer.echo(json.dumps({"cells": rows, **overall}, indent=2))
+        return
+    typer.echo(f"A: {first}\nB: {second}\nattainment, in percent of the requests sent")
+    columns = [("workload", "left"), ("policy", "left"), ("rate", "right"), ("cv", "right"), ("SLO", "right")]
+    lines = table(*columns, ("A", "right"), ("B", "right"), ("B - A", "right"), ("batch\nB / A", "right"))
+    for row in rows:
+        numbers = ("" if row[k] is None else f"{row[k]:g}" for k in ("rate", "cv", "slo_factor"))
+        pair = (f"{row[f'attainment_{side}']:.2f}" for side in ("first", "second"))
+        batch = _ratio(row["batch_second"], row["batch_first"])
+        lines.add_row(row["workload"], row["policy"], *numbers, *pair, f"{row['attainment_gap']:+.2f}", batch)
+    print_table(lines)
+    typer.echo(f"{len(rows)} cells: |B - A| mean {mean:.2f}, max {max(gaps):.2f} points")
+    _show_decisions(found)
+    if out is not None:
+        typer.echo(f"cells in {out}")
+
+
+def _show_decisions(found: Decisions) -> None:
+    """What follows from two grids, one line each, and below it where they disagree."""
+    noise = found.noise
+    size = f"{noise.fixed:g} points" if noise.fixed is not None else f"deviation {noise.deviation:.2f} points"
+    typer.echo(f"noise: {size} ({noise.source})")
+    undecided = found.settings - found.decided
+    typer.echo(f"same winner in {found.same} of {found.decided} settings; {undecided} more are within the noise")
+    tau = "" if found.tau is None else f"; Kendall's tau {found.tau:.2f} on average"
+    typer.echo(f"same order of {found.pairs - len(found.swaps)} of {found.pairs} pairs of policies{tau}")
+    typer.echo(f"largest rate at {found.target:g} % within one step on {found.within} of {found.curves} curves")
+    for what, where in (("winner", found.others), ("order", found.swaps), ("rate", found.off)):
+        for line in where:
+            typer.echo(f"  {what}: {line}")
+
+
+def _ratio(a: float | None, b: float | None) -> str:
+    return f"{a / b:.3f}" if a is not None and b else ""
+
+
+def _number(x: float | None) -> str:
+    return "" if x is None else f"{x:.3f}"
+
+
+def _figures(pair: dict[str, float | None], digits: int) -> list[str]:
+    a, b, gap = (pair[k] for k in ("first", "second", "gap"))
+    return [
+        *("" if x is None else f"{x:.{digits}f}" for x in (a, b)),
+        "" if gap is None else f"{gap:+.{digits}f}",
+    ]

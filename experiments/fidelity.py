@@ -1,0 +1,370 @@
+"""Two collections of runs over the same grid, a measured and a simulated one, say: how far apart they are cell by
+cell, and whether they lead to the same decisions.
+
+A cell is a setting (workload, rate, cv, SLO factor) under a policy; runs that differ in nothing but their seed are
+repeats of it and are averaged. Decisions are three: which policy wins a setting, how the policies rank there, and up
+to which rate a policy holds a target. The first collection counts as the truth. A difference that is no larger than
+what repeats of one cell differ by (the noise floor) decides nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from servetwin.core import BadInput
+
+from . import tables, yamlfile
+from .compare import find_runs, read
+from .config import Experiment
+from .points import main_worker, settings_of
+
+Row = dict[str, Any]
+
+
+class Setting(NamedTuple):
+    """What policies compete in; rates in requests per second, None where an experiment has no such number."""
+
+    workload: str
+    rate: float | None
+    cv: float | None
+    slo_factor: float | None
+
+    def __str__(self) -> str:
+        numbers = zip(("rate", "cv", "SLO"), self[1:], strict=True)
+        return ", ".join([self.workload, *(f"{name} {x:g}" for name, x in numbers if x is not None)])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run of a collection; shares in percent, goodput in requests per second."""
+
+    setting: Setting
+    policy: str
+    seed: int | None
+    attainment: float
+    finished: float
+    goodput: float | None = None
+    batch: float | None = None  # mean size, of the worker that runs the loop
+
+
+@dataclass
+class Cell:
+    """Runs of one setting under one policy."""
+
+    runs: list[Entry] = field(default_factory=list)
+
+    def mean(self, what: str) -> float | None:
+        known = [x for x in (getattr(run, what) for run in self.runs) if x is not None]
+        return sum(known) / len(known) if known else None
+
+    @property
+    def attainment(self) -> float:
+        return math.fsum(run.attainment for run in self.runs) / len(self.runs)
+
+
+Grid = dict[tuple[Setting, str], Cell]
+
+
+# -- reading --------------------------------------------------------------------------------------------
+
+
+def read_collection(path: Path) -> list[Entry]:
+    """The runs of a folder of run folders, or of a sweep's table (.csv or .parquet). Raises `BadInput`."""
+    if path.is_dir():
+        found = [_of_folder(folder) for folder in find_runs(path)]
+        if not found:
+            right = "run folders that `servetwin run --out` wrote, or a sweep's table"
+            raise BadInput("there is no run in it that came to its end", where=str(path), right=right)
+        return found
+    if path.suffix not in (".csv", ".parquet"):
+        raise BadInput(
+            "this is no collection of runs", where=str(path), right="a folder of run folders, or a sweep's table"
+        )
+    return [_of_row(row, f"{path}: row {i}") for i, row in enumerate(_rows(path), 1)]
+
+
+def _of_folder(folder: Path) -> Entry:
+    run = read(folder)
+    experiment = Experiment.model_validate(run.meta["experiment"])
+    row = settings_of(experiment)
+    summary = run.summary
+    main = summary["workers"].get(main_worker(experiment), {})
+    total = summary["requests"]
+    return Entry(
+        Setting(row["workload"], row["rate"], row["cv"], row["slo_factor"]),
+        row["policy"],
+        row["seed"],
+        100.0 * summary["met"] / total if total else 0.0,
+        100.0 * summary["finished"] / total if total else 0.0,
+        summary["request_goodput"],
+        main.get("mean_batch_size"),
+    )
+
+
+def _rows(path: Path) -> list[Row]:
+    if path.suffix == ".csv":
+        return list(csv.DictReader(yamlfile.read_text(path).splitlines()))
+    import pyarrow.parquet
+
+    try:
+        rows: list[Row] = pyarrow.parquet.read_table(path).to_pylist()
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        raise BadInput(f"cannot be read: {str(error).splitlines()[0]}", where=str(path)) from None
+    return rows
+
+
+def _of_row(row: Row, where: str) -> Entry:
+    def number(name: str, *, needed: bool = False) -> float | None:
+        text = row.get(name)
+        if text in (None, ""):
+            if needed:
+                right = "a sweep's table, with workload, policy, requests, met and finished"
+                raise BadInput(f"there is no {name!r}", where=where, right=right)
+            return None
+        try:
+            return float(text)
+        except ValueError:
+            raise BadInput(f"{text!r} is no number", where=f"{where}: {name}") from None
+
+    for name in ("workload", "policy"):
+        if not row.get(name):
+            raise BadInput(f"there is no {name!r}", where=where, right="a sweep's table")
+    total, met, finished = (number(k, needed=True) or 0.0 for k in ("requests", "met", "finished"))
+    seed = number("seed")
+    setting = Setting(row["workload"], number("rate"), number("cv"), number("slo_factor"))
+    return Entry(
+        setting,
+        row["policy"],
+        int(seed) if seed is not None else None,
+        100.0 * met / total if total else 0.0,
+        100.0 * finished / total if total else 0.0,
+        number("request_goodput"),
+        number("mean_batch_size"),
+    )
+
+
+def grid_of(entries: Iterable[Entry]) -> Grid:
+    """The cells of *entries*, in order of appearance."""
+    grid: Grid = {}
+    for entry in entries:
+        grid.setdefault((entry.setting, entry.policy), Cell()).runs.append(entry)
+    return grid
+
+
+# -- cell by cell ---------------------------------------------------------------------------------------
+
+
+def cells(first: Grid, second: Grid) -> list[Row]:
+    """A row per cell that both have: the means of each, and the gaps, second minus first."""
+    rows = []
+    for (setting, policy), a in first.items():
+        b = second.get((setting, policy))
+        if b is None:
+            continue
+        row: Row = {**setting._asdict(), "policy": policy, "runs_first": len(a.runs), "runs_second": len(b.runs)}
+        for what in ("attainment", "finished", "goodput", "batch"):
+            x, y = a.mean(what), b.mean(what)
+            row |= {f"{what}_first": x, f"{what}_second": y}
+            row[f"{what}_gap"] = None if x is None or y is None else y - x
+        rows.append(row)
+    return rows
+
+
+# -- noise ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What repeats of one cell differ by: the standard deviation of a run's attainment in points, and where that is
+    from. A difference between two cells counts if it exceeds twice its own standard deviation, or *fixed* points.
+    """
+
+    deviation: float
+    source: str
+    fixed: float | None = None
+
+    def floor(self, a: Cell, b: Cell) -> float:
+        """The largest difference between *a* and *b* that says nothing, in points."""
+        if self.fixed is not None:
+            return self.fixed
+        return 2.0 * self.deviation * math.sqrt(1.0 / len(a.runs) + 1.0 / len(b.runs))
+
+
+def noise_of(grid: Grid, fixed: float | None = None) -> Noise:
+    """The noise of *grid*, pooled over its cells: from runs with the same seed, that is with the same requests, where
+    there are such, and otherwise from runs with different seeds, which differ by their requests too.
+    """
+    if fixed is not None:
+        return Noise(0.0, "as given", fixed)
+    same: dict[tuple[Setting, str, int | None], list[float]] = {}
+    for (setting, policy), cell in grid.items():
+        for run in cell.runs:
+            same.setdefault((setting, policy, run.seed), []).append(run.attainment)
+    others = [[run.attainment for run in cell.runs] for cell in grid.values()]
+    for groups, what in ((same.values(), "the same requests"), (others, "other seeds")):
+        repeated = [g for g in groups if len(g) > 1]
+        if repeated:
+            squares = math.fsum((x - math.fsum(g) / len(g)) ** 2 for g in repeated for x in g)
+            deviation = math.sqrt(squares / sum(len(g) - 1 for g in repeated))
+            return Noise(deviation, f"{len(repeated)} cells repeated with {what}")
+    return Noise(0.0, "no cell is repeated: every difference counts")
+
+
+# -- decisions ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Decisions:
+    """What follows from each collection, and where that differs.
+
+    *settings* are those with two policies or more, *decided* those in which the best policy of the first collection
+    leads beyond the noise floor; in *same* of them the second names the same winner, *others* says where not.
+    *pairs* are pairs of policies that differ beyond the floor, *swaps* those that the second ranks the other way;
+    *tau* is Kendall's, averaged over settings. *curves* are workloads and policies with two rates or more, of which
+    *within* have their largest rate that holds the target within one step of the grid; *off* says which not.
+    """
+
+    noise: Noise
+    target: float
+    settings: int = 0
+    decided: int = 0
+    same: int = 0
+    others: list[str] = field(default_factory=list)
+    pairs: int = 0
+    swaps: list[str] = field(default_factory=list)
+    taus: list[float] = field(default_factory=list)
+    curves: int = 0
+    within: int = 0
+    off: list[str] = field(default_factory=list)
+
+    @property
+    def tau(self) -> float | None:
+        return math.fsum(self.taus) / len(self.taus) if self.taus else None
+
+    def as_dict(self) -> Row:
+        return {
+            "noise": {
+                "deviation_points": self.noise.deviation,
+                "fixed_points": self.noise.fixed,
+                "source": self.noise.source,
+            },
+            "winners": {
+                "settings": self.settings,
+                "decided": self.decided,
+                "same": self.same,
+                "others": self.others,
+            },
+            "ranking": {"pairs": self.pairs, "swaps": self.swaps, "kendall_tau": self.tau},
+            "capacity": {
+                "target_percent": self.target,
+                "curves": self.curves,
+                "within_one_step": self.within,
+                "off": self.off,
+            },
+        }
+
+
+def decide(first: Grid, second: Grid, *, target: float = 90.0, floor: float | None = None) -> Decisions:
+    """Hold the decisions that follow from *second* against those from *first*; *target* in percent, *floor* in points
+    (None: from repeats in *first*).
+    """
+    found = Decisions(noise_of(first, floor), target)
+    by_setting: dict[Setting, dict[str, tuple[Cell, Cell]]] = {}
+    for (setting, policy), cell in first.items():
+        if (setting, policy) in second:
+            by_setting.setdefault(setting, {})[policy] = (cell, second[setting, policy])
+    for setting, policies in by_setting.items():
+        if len(policies) > 1:
+            _winner(found, setting, policies)
+            _ranking(found, setting, policies)
+    _capacities(found, by_setting)
+    return found
+
+
+def _winner(found: Decisions, setting: Setting, policies: Mapping[str, tuple[Cell, Cell]]) -> None:
+    ranked = sorted(policies, key=lambda p: policies[p][0].attainment, reverse=True)
+    best, runner_up = ranked[0], ranked[1]
+    a, b = policies[best][0], policies[runner_up][0]
+    found.settings += 1
+    if a.attainment - b.attainment <= found.noise.floor(a, b):
+        return
+    found.decided += 1
+    chosen = max(policies, key=lambda p: policies[p][1].attainment)
+    if policies[chosen][1].attainment <= policies[best][1].attainment:
+        found.same += 1
+        return
+    lead = a.attainment - policies[chosen][0].attainment
+    found.others.append(f"{setting}: {best}, not {chosen} ({lead:+.1f} points)")
+
+
+def _ranking(found: Decisions, setting: Setting, policies: Mapping[str, tuple[Cell, Cell]]) -> None:
+    for p, q in combinations(policies, 2):
+        (a, c), (b, d) = policies[p], policies[q]
+        truth, said = a.attainment - b.attainment, c.attainment - d.attainment
+        if abs(truth) > found.noise.floor(a, b):
+            found.pairs += 1
+            if truth * said < 0:
+                higher, lower = (p, q) if truth > 0 else (q, p)
+                found.swaps.append(
+                    f"{setting}: {higher} above {lower} ({abs(truth):.1f} against {-abs(said):.1f} points)"
+                )
+    from scipy.stats import kendalltau
+
+    tau = float(kendalltau(*([cell[i].attainment for cell in policies.values()] for i in (0, 1))).statistic)
+    if not math.isnan(tau):  # all are equal in one of the two
+        found.taus.append(tau)
+
+
+def _capacities(found: Decisions, by_setting: Mapping[Setting, Mapping[str, tuple[Cell, Cell]]]) -> None:
+    curves: dict[tuple[Setting, str], list[tuple[float, Cell, Cell]]] = {}
+    for setting, policies in by_setting.items():
+        if setting.rate is None:
+            continue
+        for policy, (a, b) in policies.items():
+            curves.setdefault((setting._replace(rate=None), policy), []).append((setting.rate, a, b))
+    for (setting, policy), points in curves.items():
+        if len(points) < 2:
+            continue
+        points.sort(key=lambda point: point[0])
+        found.curves += 1
+        places = [
+            _holds([a.attainment for _, a, _ in points], found.target),
+            _holds([b.attainment for _, _, b in points], found.target),
+        ]
+        if abs(places[0] - places[1]) <= 1:
+            found.within += 1
+            continue
+        said = [f"{points[i - 1][0]:g}" if i else f"less than {points[0][0]:g}" for i in places]
+        found.off.append(f"{setting}, {policy}: {said[0]}, not {said[1]}")
+
+
+def _holds(attainment: Sequence[float], target: float) -> int:
+    """How many rates, from the lowest on, hold the target."""
+    return next((i for i, x in enumerate(attainment) if x < target), len(attainment))
+
+
+def compare_grids(
+    first: Sequence[Entry],
+    second: Sequence[Entry],
+    *,
+    target: float = 90.0,
+    floor: float | None = None,
+    out: Path | None = None,
+) -> tuple[list[Row], Decisions]:
+    """The rows of `cells` and the `Decisions`; with *out*, a table of the rows is written there."""
+    a, b = grid_of(first), grid_of(second)
+    rows = cells(a, b)
+    if not rows:
+        raise BadInput(
+            "the two have no cell in common", right="the same workload, policy, rate, cv and SLO factor on both sides"
+        )
+    if out is not None:
+        tables.check_target(out)
+        tables.write(out, rows)
+    return rows, decide(a, b, target=target, floor=floor)
