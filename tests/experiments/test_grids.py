@@ -1,0 +1,174 @@
+"""Two grids side by side: gaps, and whether they name the same winner, order and largest rate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from servetwin.core import BadInput
+from servetwin.experiments.compare import find_runs, periods
+from servetwin.experiments.fidelity import (
+    Entry,
+    Setting,
+    cells,
+    compare_grids,
+    decide,
+    grid_of,
+    noise_of,
+)
+
+
+def runs(rates: dict[float, dict[str, float | list[float]]], *, workload: str = "toy") -> list[Entry]:
+    """Runs by rate and policy: attainment in percent, several for repeats with seeds 0, 1, ..."""
+    found = []
+    for rate, policies in rates.items():
+        for policy, values in policies.items():
+            for seed, x in enumerate(values if isinstance(values, list) else [values]):
+                found.append(Entry(Setting(workload, rate, 2.0, 3.0), policy, seed, x, x))
+    return found
+
+
+def decided(first, second, **more):
+    return decide(grid_of(first), grid_of(second), **more)
+
+
+def test_gaps_are_second_minus_first_of_the_cells_that_both_have():
+    rows = cells(
+        grid_of(runs({1.0: {"edf": [90.0, 94.0], "fcfs": 50.0}})),
+        grid_of(runs({1.0: {"edf": 95.0}, 2.0: {"edf": 10.0}})),
+    )
+    (row,) = rows
+    assert (row["policy"], row["runs_first"], row["runs_second"]) == ("edf", 2, 1)
+    assert (row["attainment_first"], row["attainment_second"], row["attainment_gap"]) == (92.0, 95.0, 3.0)
+
+
+def test_the_winner_counts_only_beyond_the_noise():
+    real = runs({1.0: {"edf": [90.0, 92.0], "fcfs": [89.0, 91.0]}, 2.0: {"edf": [80.0, 82.0], "fcfs": [40.0, 42.0]}})
+    # deviation sqrt(2) points; means of two differ by chance by up to 2 * sqrt(2) * sqrt(1/2 + 1/2) = 2.83 points
+    noise = noise_of(grid_of(real))
+    assert noise.deviation == pytest.approx(2**0.5)
+    assert "other seeds" in noise.source
+    swapped = runs({1.0: {"edf": 89.0, "fcfs": 91.0}, 2.0: {"edf": 81.0, "fcfs": 41.0}})
+    found = decided(real, swapped)
+    assert (found.settings, found.decided, found.same, found.others) == (2, 1, 1, [])
+    assert (found.pairs, found.swaps) == (1, [])
+    wrong = decided(real, runs({1.0: {"edf": 91.0, "fcfs": 90.0}, 2.0: {"edf": 41.0, "fcfs": 81.0}}))
+    assert (wrong.decided, wrong.same) == (1, 0)
+    assert wrong.others == ["toy, rate 2, cv 2, SLO 3: edf, not fcfs (+40.0 points)"]
+    assert wrong.swaps == ["toy, rate 2, cv 2, SLO 3: edf above fcfs (40.0 against -40.0 points)"]
+
+
+def test_repeats_with_the_same_requests_tell_the_noise_of_measuring_alone():
+    setting = Setting("toy", 1.0, None, None)
+    entries = [Entry(setting, "edf", 0, x, x) for x in (90.0, 91.0)] + [Entry(setting, "edf", 1, 60.0, 60.0)]
+    noise = noise_of(grid_of(entries))
+    assert noise.deviation == pytest.approx(0.5**0.5)
+    assert "the same requests" in noise.source
+
+
+def test_a_floor_may_be_given():
+    real, said = runs({1.0: {"edf": 90.0, "fcfs": 88.0}}), runs({1.0: {"edf": 88.0, "fcfs": 90.0}})
+    assert decided(real, said).others != []  # nothing is repeated: every difference counts
+    assert decided(real, said, floor=2.5).decided == 0
+    assert decided(real, said, floor=1.5).same == 0
+
+
+def test_kendalls_tau():
+    real = runs({1.0: {"a": 90.0, "b": 80.0, "c": 70.0}, 2.0: {"a": 50.0, "b": 50.0, "c": 50.0}})
+    said = runs({1.0: {"a": 90.0, "b": 60.0, "c": 70.0}, 2.0: {"a": 9.0, "b": 8.0, "c": 7.0}})
+    found = decided(real, said)
+    assert found.tau == pytest.approx(1 / 3)  # one of three pairs is swapped; where all are equal there is none
+    assert (found.pairs, len(found.swaps)) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("said", "within"),
+    [
+        ([99.0, 95.0, 91.0, 50.0], True),  # one step later
+        ([99.0, 95.0, 80.0, 50.0], True),  # the same
+        ([99.0, 85.0, 80.0, 50.0], True),  # one step earlier
+        ([89.0, 85.0, 80.0, 50.0], False),  # none holds
+        ([99.0, 95.0, 91.0, 90.0], False),  # two steps later
+        ([89.0, 95.0, 80.0, 50.0], False),  # the first that fails ends it
+    ],
+)
+def test_the_largest_rate_within_a_step(said, within):
+    real = runs({float(r): {"edf": x} for r, x in zip((1, 2, 3, 4), (99.0, 92.0, 80.0, 60.0), strict=True)})
+    other = runs({float(r): {"edf": x} for r, x in zip((1, 2, 3, 4), said, strict=True)})
+    found = decided(real, other, target=90.0)
+    assert (found.curves, found.within) == (1, int(within))
+    assert len(found.off) == int(not within)
+    if not within:
+        assert found.off[0].startswith("toy, cv 2, SLO 3, edf: 2, not ")
+
+
+def test_nothing_in_common():
+    with pytest.raises(BadInput, match="no cell in common"):
+        compare_grids(runs({1.0: {"edf": 1.0}}), runs({2.0: {"edf": 1.0}}))
+
+
+def test_a_grid_of_run_folders_against_a_sweep(servetwin, toy: Path, tmp_path: Path):
+    """The same runs, once as folders and once as rows of a table: no gap, and the same decisions."""
+    for policy in ("edf", "fcfs"):
+        for rate in (4, 12, 20):
+            servetwin("run", toy, "--policy", policy, "--rate", rate, "--out", tmp_path / "runs" / f"{policy}-{rate}")
+    (tmp_path / "runs" / "unfinished").mkdir()
+    (tmp_path / "runs" / "unfinished" / "meta.json").write_text("{}")
+    spec = "extends: toy.yaml\ngrid: {rate: [4.0, 12.0, 20.0, 40.0], policy: [edf, fcfs]}\n"
+    (tmp_path / "sweep.yaml").write_text(spec)
+    assert len(find_runs(tmp_path / "runs")) == 6
+    for ending in ("csv", "parquet"):
+        table = tmp_path / f"sweep.{ending}"
+        servetwin("sweep", tmp_path / "sweep.yaml", "--out", table, "--jobs", 1)
+        code, out, err = servetwin("compare", tmp_path / "runs", table, "--out", tmp_path / "cells.csv")
+        assert (code, err) == (0, "")
+        assert "6 cells: |B - A| mean 0.00, max 0.00 points" in out
+        assert "largest rate at 90 % within one step on 2 of 2 curves" in out
+    assert len((tmp_path / "cells.csv").read_text().splitlines()) == 7
+    found = json.loads(servetwin("compare", tmp_path / "runs", table, "--json")[1])
+    assert found["max_gap_points"] == pytest.approx(0.0, abs=1e-9)
+    winners = found["decisions"]["winners"]
+    assert winners["same"] == winners["decided"] >= 1
+    assert {row["batch_gap"] for row in found["cells"]} == {0.0}
+
+
+WRONG = {
+    "one run and many": (["toy", "."], "this is one run, the other are many"),
+    "no runs in it": (["empty", "empty"], "no run in it that came to its end"),
+    "no collection": (["toy.yaml", "toy.yaml"], "this is no collection of runs"),
+    "no sweep's table": (["other.csv", "other.csv"], "there is no 'workload'"),
+    "no number": (["words.csv", "words.csv"], "'many' is no number"),
+    "no parquet": (["bad.parquet", "bad.parquet"], "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_compared(servetwin, toy: Path, tmp_path: Path, monkeypatch, case):
+    monkeypatch.chdir(tmp_path)
+    servetwin("run", toy, "--out", "toy")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "words.csv").write_text("workload,policy,requests,met,finished\ntoy,edf,many,1,2\n")
+    (tmp_path / "bad.parquet").write_text("no")
+    arguments, message = WRONG[case]
+    code, out, err = servetwin("compare", *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_periods_are_those_of_iterations_that_nobody_joins_or_leaves(servetwin, toy: Path, tmp_path: Path):
+    """In simulation they are the table's, to the digit of the sums."""
+    servetwin("run", toy, "--out", tmp_path / "a", "--rate", 12)
+    found = periods(tmp_path / "a")["denoise"]
+    table = {1: 0.010, 2: 0.011, 4: 0.014, 8: 0.020}
+    assert {1, 2, 8} <= found.keys()
+    for n in table.keys() & found.keys():
+        assert found[n] == pytest.approx([table[n]] * len(found[n]))
+    code, out, _ = servetwin("compare", tmp_path / "a", tmp_path / "a")
+    assert code == 0
+    assert "A / table" in out
+    shown = json.loads(servetwin("compare", tmp_path / "a", tmp_path / "a", "--json")[1])["iterations"]
+    assert shown["denoise"]["1"]["table"] == pytest.approx(10.0)
+    assert shown["denoise"]["1"]["first"] == pytest.approx(10.0)
