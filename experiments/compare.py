@@ -168,8 +168,8 @@ def _table_of(run: RunRecords, worker: str) -> dict[int, float]:
         loops = [m for m, spec in experiment.pipeline.modules.items() if spec.loop]
         (spec,) = (w for w in experiment.deployment.workers if (w.name or "+".join(w.modules)) == worker)
         (loop,) = (m for m in spec.modules if m in loops)
-        table = load(experiment.deployment.devices[spec.device]).table(loop, "measured", "scheduler")
-        return {n: table(n) for n in range(table.smallest, min(table.largest, spec.limit) + 1)}
+        table = load(experiment.deployment.devices[spec.device or ""]).table(loop, "measured", "scheduler")
+        return {n: table(n) for n in range(table.smallest, table.largest + 1)}
     except (KeyError, ValueError, BadInput):
         return {}  # of another kind, or its profile is not here
 

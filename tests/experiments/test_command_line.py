@@ -156,7 +156,7 @@ def test_wrong_usage_is_told_in_one_line_with_exit_code_2(servetwin, case, tmp_p
 
 def test_a_folder_that_is_no_run_and_a_run_that_did_not_end(servetwin, toy: Path, tmp_path: Path):
     (tmp_path / "empty").mkdir()
-    assert "not a run folder" in servetwin("compare", tmp_path / "empty", tmp_path / "empty")[2]
+    assert "there is no run in it" in servetwin("compare", tmp_path / "empty", tmp_path / "empty")[2]
     servetwin("run", toy, "--out", tmp_path / "a")
     (tmp_path / "a" / "summary.json").unlink()
     assert "did not come to its end" in servetwin("compare", tmp_path / "a", tmp_path / "a")[2]
