@@ -1,0 +1,506 @@
+"""The mechanism of an LLM engine: its queue, its memory and its steps, for whatever a policy decides.
+
+What a step costs here does not depend on how many requests decode. They are counted together: a tick of a common
+clock gives each of them a token (`TokenTask.generated` reads it), their context is a running sum, how many need a new
+block at a tick is known by phase (computed tokens modulo the block size), and who puts out the last token at which tick
+stands in a bucket of that tick. Only what begins, ends or is preempted is touched one by one.
+
+The true output lengths are kept here and nowhere else; nothing that a policy can reach leads to them.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING
+
+from .errors import LawBroken
+from .request import Request
+from .seam import Batch
+from .tokens import ALL, All, Chunk, Step, Ticks, TokenPolicy, TokenRequest, TokenTask
+
+if TYPE_CHECKING:
+    from .loop import ServingLoop
+    from .pipeline import Stage
+    from .token_worker import TokenWorker
+
+#: One prefill of a step: (task, tokens computed, tokens whose KV stood before).
+Piece = tuple[TokenTask, int, int]
+
+
+class TokenBatch(Batch):
+    """One engine step, or *count* equal decode steps on end.
+
+    *prefill* holds (task, tokens, context before); *decode* tasks decode, whose computed tokens sum to *context* before
+    the (first) step. *chosen* are those tasks if they are not all that can. *preempted* are those that lost their memory
+    for this step, *swapped* the blocks that move to and from the host before it. An executor sets *took*, the seconds
+    of the (last) step, besides what it sets of any `Batch`.
+    """
+
+    iterations = 1
+    prefill: Sequence[Piece] = ()
+    chosen: Sequence[TokenTask] | None = None
+    preempted: Sequence[TokenTask] = ()
+    swapped = 0
+    took = 0.0
+
+    def __init__(self, id: int, worker: TokenWorker, decode: int, context: int) -> None:  # noqa: A002
+        self.id = id
+        self.worker = worker
+        self.decode = decode
+        self.context = context
+        self.size = decode
+
+    @property
+    def tasks(self) -> Sequence[TokenTask]:  # type: ignore[override]
+        """The tasks that it is told of one by one: those that prefill, and the chosen ones."""
+        return [*[piece[0] for piece in self.prefill], *(self.chosen or ())]
+
+    def __repr__(self) -> str:
+        return f"<TokenBatch {self.id} on {self.worker.name}: {len(self.prefill)} prefill, {self.decode} decode>"
+
+
+class TokenEngine:
+    """Runs the steps of *worker* for *loop*."""
+
+    def __init__(self, loop: ServingLoop, worker: TokenWorker) -> None:
+        self.loop = loop
+        self.worker = worker
+        self.view = view = worker.view
+        self.limits = view.limits
+        self.headroom = view.limits.headroom
+        self.seen = view.limits.stamp == "seen"
+        self.swap = view.limits.preemption == "swap"
+        self.size = view.block_size
+        self.lengths: dict[TokenTask, int] = {}  # the true ones
+        self.ticks = Ticks()
+        self.phases = [0] * self.size  # decoding tasks by (computed - ticks) modulo the block size
+        self.buckets: dict[int, list[TokenTask]] = {}  # tick -> those that have put out all then
+        self.leaving: list[int] = []  # the ticks of the buckets, a heap
+        self.deciding = False
+        self.purge = False
+        self.swapped = 0  # blocks moved since the last step began
+        self.preempted: list[TokenTask] = []  # since the last step began
+        self.keep_times = loop.recorder.wants_token_times
+        self.keep_ends = loop.recorder.wants_batches or self.keep_times
+        self.ends = array("d")  # of the last ticks, for `TokenTask.times`
+        self.first = 0  # the tick that *ends* begins with
+        self.trim_at = 8192
+        self.joined: dict[TokenTask, int] = {}  # the tick after which each began to decode, with keep_times
+
+    # -- events -------------------------------------------------------------------------------------------
+
+    def task(self, request: Request, stage: Stage, now: float) -> TokenTask:
+        """*request* comes to this stage."""
+        assert isinstance(request, TokenRequest)
+        prompt, limit = request.tokens[stage.loop or stage.name]
+        task = TokenTask(request, stage, now, self.worker, prompt, limit)
+        length = self.loop.outputs[request.id][stage.loop or stage.name]
+        self.lengths[task] = length if length < limit else limit
+        return task
+
+    def deliver(self, task: TokenTask) -> None:
+        """*task* has reached the queue."""
+        loop = self.loop
+        if task.request.outcome is not None:
+            del self.lengths[task]
+            return
+        task.queued = loop._now()
+        self.worker.inbox.append(task)
+        if not self.deciding and self.view.in_flight is None:
+            self.turn(fresh=True)
+
+    def withdraw(self, task: TokenTask, now: float) -> None:
+        """The request of *task* has ended elsewhere."""
+        view = self.view
+        if task in view.waiting:
+            del view.waiting[task]
+            del self.lengths[task]
+            self.worker.policy.removed(task, view, now)
+        elif task in view.running:
+            self.worker.policy.removed(task, view, now)
+            if view.in_flight is not None:
+                self.purge = True  # its step runs out
+            else:
+                self._release(task)
+                del self.lengths[task]
+
+    def turn(self, *, fresh: bool = False) -> None:
+        """Let the policy decide, and launch what it says. *fresh*: something came while the engine was idle."""
+        worker, view, loop = self.worker, self.view, self.loop
+        policy = worker.policy
+        self.deciding = True
+        if worker.inbox:
+            self._take_in()
+        while view.in_flight is None:
+            if not view.waiting and not view.running:
+                if worker.inbox:
+                    self._take_in()
+                    continue
+                break
+            now = loop._now()
+            step: Step = policy.decide(view, now)
+            decode = step.decode
+            if decode is ALL and not step.prefill and not step.drop and not step.preempt and view.decoding:
+                times = self.leaving[0] - self.ticks.count
+                repeat = step.repeat
+                if repeat is None or fresh:
+                    times = 1
+                elif repeat.times < times:
+                    times = repeat.times
+                # Between them the tasks need no more than this, whatever their phases.
+                if (view.free_blocks - self.headroom) * self.size < view.decoding * (times + self.size - 1):
+                    times = self._affordable(times)
+                if times:
+                    batch = TokenBatch(self._number(), worker, view.decoding, view.context)
+                    batch.times = times
+                    batch.repeat = repeat
+                    self._launch(batch, now)
+                    break
+            if not self._carry_out(step, now):
+                if not worker.inbox:
+                    loop._set_alarm(worker, step.idle_until, now)
+                    break
+                self._take_in()
+        self.deciding = False
+
+    def _take_in(self) -> None:
+        worker, view, loop = self.worker, self.view, self.loop
+        now = loop._now()
+        inbox, worker.inbox = worker.inbox, []
+        most = view.blocks - view.watermark
+        asked = type(worker.policy).admit is not TokenPolicy.admit
+        for task in inbox:
+            assert isinstance(task, TokenTask)
+            if task.request.outcome is not None:
+                del self.lengths[task]
+                continue
+            task.admitted = now
+            if self.seen:
+                task.arrival = now
+            if view.blocks_for(task.prompt) > most:
+                del self.lengths[task]
+                loop.fail(task.request, f"its prompt of {task.prompt} tokens does not fit into {view.name}")
+            elif asked and not worker.policy.admit(task, view, now):
+                del self.lengths[task]
+                loop._drop(task, view)
+            else:
+                view.waiting[task] = None
+
+    # -- a step -------------------------------------------------------------------------------------------
+
+    def _carry_out(self, step: Step, now: float) -> bool:
+        """Do as *step* says; whether anything came of it (a step in flight, or a changed queue: ask again)."""
+        view = self.view
+        for task in step.drop:
+            self._give_up(task)
+        for task in step.preempt:
+            if task not in view.running:
+                raise LawBroken(f"{view.name}: the policy preempts {task}, which is not running")
+            self._preempt(task)
+        changed = bool(step.drop or step.preempt)
+        chosen = None if isinstance(step.decode, All) else self._chosen(step.decode)
+        crowded = bool(view.running) and self._make_room(chosen, step.prefill)
+        if crowded and chosen is not None:
+            chosen = [task for task in chosen if task._ticks is not None]
+        decode = view.decoding if chosen is None else len(chosen)
+        context = view.context if chosen is None else sum([task.computed for task in chosen])
+        if chosen is not None and decode == view.decoding:
+            chosen = None
+        pieces = self._admit(step.prefill, chosen, decode, crowded, now) if step.prefill else ()
+        if not decode and not pieces:
+            return changed or crowded
+        batch = TokenBatch(self._number(), self.worker, decode, context)
+        batch.chosen = chosen
+        if pieces:
+            batch.prefill = pieces
+            batch.size += len(pieces)
+        if self.preempted:
+            batch.preempted, self.preempted = self.preempted, []
+        if self.swapped:
+            batch.swapped, self.swapped = self.swapped, 0
+        self._launch(batch, now)
+        return True
+
+    def _chosen(self, decode: Sequence[TokenTask]) -> list[TokenTask]:
+        for task in decode:
+            if task._ticks is not self.ticks:
+                raise LawBroken(f"{self.view.name}: the policy decodes {task}, which is not decoding here")
+        if len(set(decode)) < len(decode):
+            raise LawBroken(f"{self.view.name}: the policy decodes a task twice in a step")
+        return list(decode)
+
+    def _number(self) -> int:
+        self.loop._batches += 1
+        return self.loop._batches
+
+    def _launch(self, batch: TokenBatch, now: float) -> None:
+        batch.start = now
+        batch.keep_ends = self.keep_ends
+        self.view.in_flight = batch
+        self.loop.executor.run(self.worker, batch, self.done)  # type: ignore[arg-type]
+
+    def _admit(
+        self,
+        prefill: Sequence[Chunk],
+        chosen: Sequence[TokenTask] | None,
+        decode: int,
+        crowded: bool,
+        now: float,
+    ) -> list[Piece]:
+        """Take of *prefill* what fits beside *decode* tasks; the chunks of running tasks have room. When it was so
+        *crowded* that tasks were preempted, nobody is admitted."""
+        view, size = self.view, self.size
+        waiting, running = view.waiting, view.running
+        tokens = view.max_batched_tokens - decode
+        least = view.watermark
+        if decode:
+            least += self._blocks_of_a_step(chosen)
+        pieces: list[Piece] = []
+        for task, count in prefill:
+            computed = task.computed
+            tokens -= count
+            if tokens < 0:
+                break
+            if task in waiting:
+                free = view.free_blocks + -(computed + count) // size
+                if crowded or free < least or len(running) >= view.max_sequences:
+                    break
+                del waiting[task]
+                running[task] = None
+                if task.started is None:
+                    task.started = now
+                if computed:
+                    self.swapped += -(-computed // size)
+            elif task not in running:
+                if crowded:
+                    break  # it was, until now
+                raise LawBroken(f"{view.name}: the policy prefills {task}, which is not there")
+            else:
+                free = view.free_blocks + -(computed + count) // size + -(-computed // size)
+            if count < 1 or count > task.prompt + task._generated - computed or task._ticks is not None:
+                raise LawBroken(f"{view.name}: the policy prefills {count} tokens of {task}")
+            view.free_blocks = free
+            task._computed = computed + count
+            pieces.append((task, count, computed))
+        return pieces
+
+    def done(self, batch: TokenBatch) -> None:
+        """The executor has run *batch*."""
+        loop, view = self.loop, self.view
+        now = batch.end = loop._now()
+        view.in_flight = None
+        self.deciding = True
+        loop.recorder.batch(batch)
+        view.last_step = batch.took
+        if not batch.prefill:
+            view.last_decode = batch.took
+        if batch.decode:
+            if batch.chosen is None:
+                self._tick(batch, now)
+            else:
+                self._advance(batch.chosen, now)
+        if batch.prefill:
+            self._prefilled(batch.prefill, now)
+        if self.purge:
+            self._purge()
+        self.deciding = False
+        if not loop.stopped:
+            self.turn()
+
+    def _tick(self, batch: TokenBatch, now: float) -> None:
+        """All that decode have put out a token, or several."""
+        view, ticks, phases, size = self.view, self.ticks, self.phases, self.size
+        tick, count = ticks.count, batch.count
+        if count == 1:
+            view.free_blocks -= phases[-tick % size]
+        else:
+            view.free_blocks -= sum([phases[-t % size] for t in range(tick, tick + count)])
+        tick += count
+        ticks.count = tick
+        view.context += batch.decode * count
+        if self.keep_times:
+            self.ends.extend(batch.ends or (now,))
+            if len(self.ends) > self.trim_at:
+                self._trim()
+        leaving = self.leaving
+        while leaving and leaving[0] <= tick:
+            lengths = self.lengths
+            for task in self.buckets.pop(heappop(leaving)):
+                # One that was preempted since has another bucket now.
+                if task._ticks is not None and task._generated + tick == lengths.get(task):
+                    self._finish(task, now)
+
+    def _advance(self, chosen: Sequence[TokenTask], now: float) -> None:
+        """Some of those that decode have put out a token."""
+        for task in chosen:
+            computed, generated = task.computed, task.generated + 1
+            if computed % self.size == 0:
+                self.view.free_blocks -= 1
+            self._part(task)
+            task._computed, task._generated = computed + 1, generated
+            if self.keep_times:
+                task._times.append(now)
+            if generated == self.lengths[task]:
+                self._finish(task, now)
+            else:
+                self._join(task)
+
+    def _prefilled(self, pieces: Sequence[Piece], now: float) -> None:
+        for task, _, _ in pieces:
+            pending = task.prompt + task._generated - task._computed
+            if not pending:
+                task._generated += 1
+                if task.first_token is None:
+                    task.first_token = now
+                if self.keep_times:
+                    task._times.append(now)
+                if task._generated >= self.lengths[task]:
+                    self._finish(task, now)
+                    continue
+            elif pending > 1 or task._computed < task.prompt:
+                continue
+            self._join(task)
+
+    # -- what tasks hold ----------------------------------------------------------------------------------
+
+    def _join(self, task: TokenTask) -> None:
+        """*task* decodes with the others from now on."""
+        view, tick = self.view, self.ticks.count
+        computed, generated = task._computed, task._generated
+        task._generated = generated - tick
+        task._ticks = self.ticks
+        view.decoding += 1
+        view.context += computed
+        self.phases[(computed - tick) % self.size] += 1
+        last = tick + self.lengths[task] - generated
+        if last in self.buckets:
+            self.buckets[last].append(task)
+        else:
+            self.buckets[last] = [task]
+            heappush(self.leaving, last)
+        if self.keep_times:
+            self.joined[task] = tick
+
+    def _part(self, task: TokenTask) -> None:
+        """*task* does not decode with the others any more; its counts are its own again."""
+        view, tick = self.view, self.ticks.count
+        task._settle()
+        view.decoding -= 1
+        view.context -= task._computed
+        self.phases[(task._computed - tick) % self.size] -= 1
+        if self.keep_times:
+            first = self.joined.pop(task)
+            task._times.extend(self.ends[first - self.first : tick - self.first])
+
+    def _release(self, task: TokenTask) -> None:
+        """*task* gives its memory back and runs no more."""
+        if task._ticks is not None:
+            self._part(task)
+        self.view.free_blocks += -(-task._computed // self.size)
+        del self.view.running[task]
+
+    def _finish(self, task: TokenTask, now: float) -> None:
+        """*task* has put out its last token."""
+        self._release(task)
+        del self.lengths[task]
+        if task.request.outcome is None:
+            task.finished = now
+            slo = self.view.slo
+            if slo is not None and not slo.met(task):
+                task.missed = True
+            self.loop._leave(task, now)
+
+    def _preempt(self, task: TokenTask) -> None:
+        """*task* loses its memory and goes back to the head of the queue."""
+        view = self.view
+        self._release(task)
+        task.preemptions += 1
+        self.preempted.append(task)
+        if self.swap:
+            self.swapped += -(-task._computed // self.size)
+        else:
+            task._computed = 0
+        if view.blocks_for(task.prompt + task._generated) > view.blocks - view.watermark:
+            del self.lengths[task]
+            self.loop.fail(task.request, f"its {task.prompt + task._generated} tokens do not fit into {view.name}")
+            return
+        view.waiting[task] = None
+        view.waiting.move_to_end(task, last=False)
+
+    def _give_up(self, task: TokenTask) -> None:
+        view = self.view
+        if task in view.running:
+            self._release(task)
+        elif task in view.waiting:
+            del view.waiting[task]
+        else:
+            raise LawBroken(f"{view.name}: the policy drops {task}, which is not there")
+        del self.lengths[task]
+        self.loop._drop(task, view)
+
+    def _purge(self) -> None:
+        """Forget the tasks whose requests have ended elsewhere while they were in flight here."""
+        self.purge = False
+        for task in [t for t in self.view.running if t.request.outcome is not None]:
+            self._release(task)
+            del self.lengths[task]
+
+    # -- memory -------------------------------------------------------------------------------------------
+
+    def _blocks_of_a_step(self, chosen: Sequence[TokenTask] | None) -> int:
+        """New blocks that a decode step takes."""
+        if chosen is None:
+            return self.phases[-self.ticks.count % self.size]
+        return sum([task.computed % self.size == 0 for task in chosen])
+
+    def _affordable(self, times: int) -> int:
+        """For how many steps, up to *times*, all that decode can go on without anybody being preempted."""
+        free, phases, size, tick = self.view.free_blocks - self.headroom, self.phases, self.size, self.ticks.count
+        for done in range(times):
+            free -= phases[-(tick + done) % size]
+            if free < 0:
+                return done
+        return times
+
+    def _make_room(self, chosen: Sequence[TokenTask] | None, prefill: Sequence[Chunk]) -> bool:
+        """Make sure that memory lasts for the step of those that run; whether somebody had to be preempted.
+
+        In order of admission each gets what it needs; while there is too little, the last of all is preempted.
+        """
+        view, size = self.view, self.size
+        chunks = {task: n for task, n in prefill if task in view.running}
+        need = self._blocks_of_a_step(chosen)
+        need += sum([-(-(t.computed + n) // size) + -t.computed // size for t, n in chunks.items()])
+        if need + self.headroom <= view.free_blocks:
+            return False
+        before = len(view.running)
+        some = None if chosen is None else set(chosen)
+        order = list(view.running)
+        taken = at = 0
+        while at < len(order):
+            task = order[at]
+            computed = task.computed
+            wanted = 0
+            if task in chunks:
+                need = wanted = -(-(computed + chunks[task]) // size) + -computed // size
+            elif task._ticks is not None and (some is None or task in some):
+                need = int(computed % size == 0)
+                wanted = max(need, self.headroom)
+            else:
+                need = 0
+            while order and view.free_blocks - taken < wanted:
+                self._preempt(order.pop())
+                if at == len(order):
+                    return True  # that was the task itself
+            taken += need
+            at += 1
+        return len(view.running) < before
+
+    def _trim(self) -> None:
+        """Forget the ends of steps that no task needs any more."""
+        first = min(self.joined.values(), default=self.ticks.count)
+        del self.ends[: first - self.first]
+        self.first = first
+        self.trim_at = max(8192, 2 * len(self.ends))
