@@ -25,7 +25,7 @@ from .budget import Budget
 from .errors import BadInput, LawBroken
 from .pipeline import Stage
 from .records import Recorder
-from .request import Outcome, Request, Task
+from .request import Outcome, Outputs, Request, Task
 from .seam import Batch, Decision, Executor, Handle, Policy, WorkerView
 from .ways import Ways
 
@@ -68,6 +68,10 @@ class Worker:
         self.loop = loop
         self.receive: Callable[[Task], None] = loop._deliver
         self.policy.start(self.view)
+
+    def task(self, request: Request, now: float) -> Task:
+        """The stay of *request* here, to which it is sent *now*."""
+        return Task(request, self.stage, now, self)
 
     def ring(self) -> None:
         """The time has come until which the policy wanted to idle."""
@@ -138,6 +142,7 @@ class ServingLoop:
         if ways is None and any(s.branches for s in stages):
             raise BadInput("the pipeline branches, and nothing says which way requests go", right="ways")
         self.live: dict[int, Request] = {}
+        self._outputs: dict[int, Outputs] = {}  # true output lengths of live requests, which no policy may see
         self.stopped = False
         self._batches = 0
         self._now = executor.now
@@ -150,6 +155,9 @@ class ServingLoop:
         """A client has sent *request*."""
         self.live[request.id] = request
         self.recorder.arrived(request)
+        if request.outputs is not None:
+            self._outputs[request.id] = request.outputs
+            request.outputs = None  # type: ignore[misc]  # from here on nobody sees them
         if self.stopped:
             self._end(request, Outcome.FAILED, "sent after the stop")
             return
@@ -338,7 +346,7 @@ class ServingLoop:
         now = self._now()
         serving = self.serving[stage.name]
         target = serving[0] if len(serving) == 1 else self.router(request, serving, now)
-        task = Task(request, stage, now, target)
+        task = target.task(request, now)
         if self.budget is not None:
             self.budget.begins(task, before)
         request.tasks.append(task)
@@ -363,7 +371,7 @@ class ServingLoop:
         if self.forks and request.waiting_for[""]:
             return
         request.finished = now
-        self._end(request, Outcome.MET if now <= request.deadline else Outcome.LATE)
+        self._end(request, Outcome.MET if now <= request.deadline and not request.missed else Outcome.LATE)
 
     def _drop(self, task: Task, view: WorkerView) -> None:
         if task.request.outcome is None:
@@ -376,6 +384,8 @@ class ServingLoop:
             raise LawBroken(f"request {request.id} ended twice: as {request.outcome}, then as {outcome}")
         request.outcome, request.reason = outcome, reason
         del self.live[request.id]
+        if self._outputs:
+            self._outputs.pop(request.id, None)
         now = self._now()
         if outcome is Outcome.DROPPED or outcome is Outcome.FAILED:
             for task in request.tasks:

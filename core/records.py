@@ -26,6 +26,8 @@ class Recorder:
 
     #: Whether the end of every iteration is wanted, also where a simulator takes several as one event.
     wants_batches = False
+    #: Whether `TokenTask.times` is wanted: when each token of an LLM came out.
+    wants_token_times = False
 
     def __init__(self) -> None:
         self.summary = Summary()

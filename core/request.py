@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from .loop import Worker
     from .pipeline import Stage
 
@@ -23,6 +22,10 @@ class Outcome(StrEnum):
     __hash__ = str.__hash__  # an enum's own is written in Python, and outcomes are counted once per request
 
 
+#: True output tokens by the loop module of an LLM stage; a list if the request comes there several times.
+Outputs = Mapping[str, "int | Sequence[int]"]
+
+
 class Request:
     """What a client sends.
 
@@ -32,6 +35,10 @@ class Request:
     """
 
     __slots__ = ("arrival", "deadline", "finished", "id", "outcome", "reason", "tasks", "waiting_for", "work")
+
+    # Only requests to language models have these (`servetwin.core.tokens.TokenRequest`).
+    outputs: Outputs | None = None
+    missed = False
 
     def __init__(self, id: int, arrival: float, slo: float, work: Mapping[str, int]) -> None:  # noqa: A002
         self.id = id

@@ -2,8 +2,8 @@
 
 What a step costs here does not depend on how many requests decode. They are counted together: a tick of a common
 clock gives each of them a token (`TokenTask.generated` reads it), their context is a running sum, how many need a new
-block at a tick is known by phase (computed tokens modulo the block size), and who puts out the last token at which tick
-stands in a bucket of that tick. Only what begins, ends or is preempted is touched one by one.
+block at a tick is known by phase (computed tokens modulo the block size), and who puts out the last token at which
+tick stands in a bucket of that tick. Only what begins, ends or is preempted is touched one by one.
 
 The true output lengths are kept here and nowhere else; nothing that a policy can reach leads to them.
 """
@@ -13,16 +13,15 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from .errors import LawBroken
+from .errors import BadInput, LawBroken
 from .request import Request
 from .seam import Batch
-from .tokens import ALL, All, Chunk, Step, Ticks, TokenPolicy, TokenRequest, TokenTask
+from .tokens import ALL, All, Chunk, Step, Ticks, TokenPolicy, TokenTask
 
 if TYPE_CHECKING:
     from .loop import ServingLoop
-    from .pipeline import Stage
     from .token_worker import TokenWorker
 
 #: One prefill of a step: (task, tokens computed, tokens whose KV stood before).
@@ -32,10 +31,10 @@ Piece = tuple[TokenTask, int, int]
 class TokenBatch(Batch):
     """One engine step, or *count* equal decode steps on end.
 
-    *prefill* holds (task, tokens, context before); *decode* tasks decode, whose computed tokens sum to *context* before
-    the (first) step. *chosen* are those tasks if they are not all that can. *preempted* are those that lost their memory
-    for this step, *swapped* the blocks that move to and from the host before it. An executor sets *took*, the seconds
-    of the (last) step, besides what it sets of any `Batch`.
+    *prefill* holds (task, tokens, context before); *decode* tasks decode, whose computed tokens sum to *context*
+    before the (first) step. *chosen* are those tasks if they are not all that can. *preempted* are those that lost
+    their memory for this step, *swapped* the blocks that move to and from the host before it. An executor sets
+    *took*, the seconds of the (last) step, besides what it sets of any `Batch`.
     """
 
     iterations = 1
@@ -68,45 +67,56 @@ class TokenEngine:
         self.loop = loop
         self.worker = worker
         self.view = view = worker.view
+        self.stage = worker.stage
         self.limits = view.limits
         self.headroom = view.limits.headroom
         self.seen = view.limits.stamp == "seen"
         self.swap = view.limits.preemption == "swap"
         self.size = view.block_size
-        self.lengths: dict[TokenTask, int] = {}  # the true ones
-        self.ticks = Ticks()
-        self.phases = [0] * self.size  # decoding tasks by (computed - ticks) modulo the block size
-        self.buckets: dict[int, list[TokenTask]] = {}  # tick -> those that have put out all then
-        self.leaving: list[int] = []  # the ticks of the buckets, a heap
+        self._lengths: dict[TokenTask, int] = {}  # the true ones
+        self._ticks = Ticks()
+        self._phases = [0] * self.size  # decoding tasks by (computed - ticks) modulo the block size
+        self._buckets: dict[int, list[TokenTask]] = {}  # tick -> those that have put out all then
+        self._leaving: list[int] = []  # the ticks of the buckets, a heap
         self.deciding = False
-        self.purge = False
-        self.swapped = 0  # blocks moved since the last step began
-        self.preempted: list[TokenTask] = []  # since the last step began
+        self._stale = False
+        self._swapped = 0  # blocks moved since the last step began
+        self._preempted: list[TokenTask] = []  # since the last step began
         self.keep_times = loop.recorder.wants_token_times
         self.keep_ends = loop.recorder.wants_batches or self.keep_times
-        self.ends = array("d")  # of the last ticks, for `TokenTask.times`
-        self.first = 0  # the tick that *ends* begins with
-        self.trim_at = 8192
-        self.joined: dict[TokenTask, int] = {}  # the tick after which each began to decode, with keep_times
+        self._ends = array("d")  # of the last ticks, for `TokenTask.times`
+        self._first = 0  # the tick that *ends* begins with
+        self._trim_at = 8192
+        self._joined: dict[TokenTask, int] = {}  # the tick after which each began to decode, with keep_times
 
     # -- events -------------------------------------------------------------------------------------------
 
-    def task(self, request: Request, stage: Stage, now: float) -> TokenTask:
-        """*request* comes to this stage."""
-        assert isinstance(request, TokenRequest)
-        prompt, limit = request.tokens[stage.loop or stage.name]
-        task = TokenTask(request, stage, now, self.worker, prompt, limit)
-        length = self.loop.outputs[request.id][stage.loop or stage.name]
-        self.lengths[task] = length if length < limit else limit
+    def task(self, request: Request, now: float) -> TokenTask:
+        """The stay of *request* here. Raises `BadInput` if it does not say how many tokens it has for this stage."""
+        name = self.stage.loop or self.stage.name
+        try:
+            tokens, length = request.tokens[name], self.loop._outputs[request.id][name]  # type: ignore[attr-defined]
+        except (AttributeError, KeyError):
+            right = f"prompt, limit and output tokens for {name}"
+            raise BadInput(f"{request} has no tokens for stage {self.stage.name}", right=right) from None
+        if type(length) is not int or type(tokens) is list:
+            visit = sum([task.stage is self.stage for task in request.tasks])
+            if not isinstance(length, int):
+                length = length[min(visit, len(length) - 1)]
+            if type(tokens) is list:
+                tokens = tokens[min(visit, len(tokens) - 1)]
+        task = TokenTask(request, self.stage, now, self.worker, tokens[0], tokens[1])
+        self._lengths[task] = length if length < tokens[1] else tokens[1]
+        if self.keep_times:
+            task._times = array("d")
         return task
 
-    def deliver(self, task: TokenTask) -> None:
+    def receive(self, task: TokenTask) -> None:
         """*task* has reached the queue."""
-        loop = self.loop
         if task.request.outcome is not None:
-            del self.lengths[task]
+            del self._lengths[task]
             return
-        task.queued = loop._now()
+        task.queued = self.loop._now()
         self.worker.inbox.append(task)
         if not self.deciding and self.view.in_flight is None:
             self.turn(fresh=True)
@@ -116,15 +126,15 @@ class TokenEngine:
         view = self.view
         if task in view.waiting:
             del view.waiting[task]
-            del self.lengths[task]
+            del self._lengths[task]
             self.worker.policy.removed(task, view, now)
         elif task in view.running:
             self.worker.policy.removed(task, view, now)
             if view.in_flight is not None:
-                self.purge = True  # its step runs out
+                self._stale = True  # its step runs out
             else:
                 self._release(task)
-                del self.lengths[task]
+                del self._lengths[task]
 
     def turn(self, *, fresh: bool = False) -> None:
         """Let the policy decide, and launch what it says. *fresh*: something came while the engine was idle."""
@@ -143,7 +153,7 @@ class TokenEngine:
             step: Step = policy.decide(view, now)
             decode = step.decode
             if decode is ALL and not step.prefill and not step.drop and not step.preempt and view.decoding:
-                times = self.leaving[0] - self.ticks.count
+                times = self._leaving[0] - self._ticks.count
                 repeat = step.repeat
                 if repeat is None or fresh:
                     times = 1
@@ -174,16 +184,16 @@ class TokenEngine:
         for task in inbox:
             assert isinstance(task, TokenTask)
             if task.request.outcome is not None:
-                del self.lengths[task]
+                del self._lengths[task]
                 continue
             task.admitted = now
             if self.seen:
                 task.arrival = now
             if view.blocks_for(task.prompt) > most:
-                del self.lengths[task]
+                del self._lengths[task]
                 loop.fail(task.request, f"its prompt of {task.prompt} tokens does not fit into {view.name}")
             elif asked and not worker.policy.admit(task, view, now):
-                del self.lengths[task]
+                del self._lengths[task]
                 loop._drop(task, view)
             else:
                 view.waiting[task] = None
@@ -194,7 +204,7 @@ class TokenEngine:
         """Do as *step* says; whether anything came of it (a step in flight, or a changed queue: ask again)."""
         view = self.view
         for task in step.drop:
-            self._give_up(task)
+            self._give_up(cast("TokenTask", task))
         for task in step.preempt:
             if task not in view.running:
                 raise LawBroken(f"{view.name}: the policy preempts {task}, which is not running")
@@ -216,16 +226,16 @@ class TokenEngine:
         if pieces:
             batch.prefill = pieces
             batch.size += len(pieces)
-        if self.preempted:
-            batch.preempted, self.preempted = self.preempted, []
-        if self.swapped:
-            batch.swapped, self.swapped = self.swapped, 0
+        if self._preempted:
+            batch.preempted, self._preempted = self._preempted, []
+        if self._swapped:
+            batch.swapped, self._swapped = self._swapped, 0
         self._launch(batch, now)
         return True
 
     def _chosen(self, decode: Sequence[TokenTask]) -> list[TokenTask]:
         for task in decode:
-            if task._ticks is not self.ticks:
+            if task._ticks is not self._ticks:
                 raise LawBroken(f"{self.view.name}: the policy decodes {task}, which is not decoding here")
         if len(set(decode)) < len(decode):
             raise LawBroken(f"{self.view.name}: the policy decodes a task twice in a step")
@@ -272,7 +282,7 @@ class TokenEngine:
                 if task.started is None:
                     task.started = now
                 if computed:
-                    self.swapped += -(-computed // size)
+                    self._swapped += -(-computed // size)
             elif task not in running:
                 if crowded:
                     break  # it was, until now
@@ -303,7 +313,7 @@ class TokenEngine:
                 self._advance(batch.chosen, now)
         if batch.prefill:
             self._prefilled(batch.prefill, now)
-        if self.purge:
+        if self._stale:
             self._purge()
         self.deciding = False
         if not loop.stopped:
@@ -311,7 +321,7 @@ class TokenEngine:
 
     def _tick(self, batch: TokenBatch, now: float) -> None:
         """All that decode have put out a token, or several."""
-        view, ticks, phases, size = self.view, self.ticks, self.phases, self.size
+        view, ticks, phases, size = self.view, self._ticks, self._phases, self.size
         tick, count = ticks.count, batch.count
         if count == 1:
             view.free_blocks -= phases[-tick % size]
@@ -321,13 +331,13 @@ class TokenEngine:
         ticks.count = tick
         view.context += batch.decode * count
         if self.keep_times:
-            self.ends.extend(batch.ends or (now,))
-            if len(self.ends) > self.trim_at:
+            self._ends.extend(batch.ends or (now,))
+            if len(self._ends) > self._trim_at:
                 self._trim()
-        leaving = self.leaving
+        leaving = self._leaving
         while leaving and leaving[0] <= tick:
-            lengths = self.lengths
-            for task in self.buckets.pop(heappop(leaving)):
+            lengths = self._lengths
+            for task in self._buckets.pop(heappop(leaving)):
                 # One that was preempted since has another bucket now.
                 if task._ticks is not None and task._generated + tick == lengths.get(task):
                     self._finish(task, now)
@@ -341,8 +351,8 @@ class TokenEngine:
             self._part(task)
             task._computed, task._generated = computed + 1, generated
             if self.keep_times:
-                task._times.append(now)
-            if generated == self.lengths[task]:
+                task._times.append(now)  # type: ignore[union-attr]
+            if generated == self._lengths[task]:
                 self._finish(task, now)
             else:
                 self._join(task)
@@ -355,8 +365,8 @@ class TokenEngine:
                 if task.first_token is None:
                     task.first_token = now
                 if self.keep_times:
-                    task._times.append(now)
-                if task._generated >= self.lengths[task]:
+                    task._times.append(now)  # type: ignore[union-attr]
+                if task._generated >= self._lengths[task]:
                     self._finish(task, now)
                     continue
             elif pending > 1 or task._computed < task.prompt:
@@ -367,32 +377,34 @@ class TokenEngine:
 
     def _join(self, task: TokenTask) -> None:
         """*task* decodes with the others from now on."""
-        view, tick = self.view, self.ticks.count
+        view, tick = self.view, self._ticks.count
         computed, generated = task._computed, task._generated
         task._generated = generated - tick
-        task._ticks = self.ticks
+        task._ticks = self._ticks
         view.decoding += 1
         view.context += computed
-        self.phases[(computed - tick) % self.size] += 1
-        last = tick + self.lengths[task] - generated
-        if last in self.buckets:
-            self.buckets[last].append(task)
+        self._phases[(computed - tick) % self.size] += 1
+        last = tick + self._lengths[task] - generated
+        if last in self._buckets:
+            self._buckets[last].append(task)
         else:
-            self.buckets[last] = [task]
-            heappush(self.leaving, last)
+            self._buckets[last] = [task]
+            heappush(self._leaving, last)
         if self.keep_times:
-            self.joined[task] = tick
+            self._joined[task] = tick
 
     def _part(self, task: TokenTask) -> None:
         """*task* does not decode with the others any more; its counts are its own again."""
-        view, tick = self.view, self.ticks.count
+        view, tick = self.view, self._ticks.count
         task._settle()
         view.decoding -= 1
         view.context -= task._computed
-        self.phases[(task._computed - tick) % self.size] -= 1
+        self._phases[(task._computed - tick) % self.size] -= 1
         if self.keep_times:
-            first = self.joined.pop(task)
-            task._times.extend(self.ends[first - self.first : tick - self.first])
+            first = self._joined.pop(task)
+            task._times.extend(  # type: ignore[union-attr]
+                self._ends[first - self._first : tick - self._first]
+            )
 
     def _release(self, task: TokenTask) -> None:
         """*task* gives its memory back and runs no more."""
@@ -404,12 +416,12 @@ class TokenEngine:
     def _finish(self, task: TokenTask, now: float) -> None:
         """*task* has put out its last token."""
         self._release(task)
-        del self.lengths[task]
+        del self._lengths[task]
         if task.request.outcome is None:
             task.finished = now
             slo = self.view.slo
             if slo is not None and not slo.met(task):
-                task.missed = True
+                task.request.missed = True  # type: ignore[misc]
             self.loop._leave(task, now)
 
     def _preempt(self, task: TokenTask) -> None:
@@ -417,13 +429,13 @@ class TokenEngine:
         view = self.view
         self._release(task)
         task.preemptions += 1
-        self.preempted.append(task)
+        self._preempted.append(task)
         if self.swap:
-            self.swapped += -(-task._computed // self.size)
+            self._swapped += -(-task._computed // self.size)
         else:
             task._computed = 0
         if view.blocks_for(task.prompt + task._generated) > view.blocks - view.watermark:
-            del self.lengths[task]
+            del self._lengths[task]
             self.loop.fail(task.request, f"its {task.prompt + task._generated} tokens do not fit into {view.name}")
             return
         view.waiting[task] = None
@@ -437,27 +449,27 @@ class TokenEngine:
             del view.waiting[task]
         else:
             raise LawBroken(f"{view.name}: the policy drops {task}, which is not there")
-        del self.lengths[task]
+        del self._lengths[task]
         self.loop._drop(task, view)
 
     def _purge(self) -> None:
         """Forget the tasks whose requests have ended elsewhere while they were in flight here."""
-        self.purge = False
+        self._stale = False
         for task in [t for t in self.view.running if t.request.outcome is not None]:
             self._release(task)
-            del self.lengths[task]
+            del self._lengths[task]
 
     # -- memory -------------------------------------------------------------------------------------------
 
     def _blocks_of_a_step(self, chosen: Sequence[TokenTask] | None) -> int:
         """New blocks that a decode step takes."""
         if chosen is None:
-            return self.phases[-self.ticks.count % self.size]
+            return self._phases[-self._ticks.count % self.size]
         return sum([task.computed % self.size == 0 for task in chosen])
 
     def _affordable(self, times: int) -> int:
         """For how many steps, up to *times*, all that decode can go on without anybody being preempted."""
-        free, phases, size, tick = self.view.free_blocks - self.headroom, self.phases, self.size, self.ticks.count
+        free, phases, size, tick = self.view.free_blocks - self.headroom, self._phases, self.size, self._ticks.count
         for done in range(times):
             free -= phases[-(tick + done) % size]
             if free < 0:
@@ -500,7 +512,7 @@ class TokenEngine:
 
     def _trim(self) -> None:
         """Forget the ends of steps that no task needs any more."""
-        first = min(self.joined.values(), default=self.ticks.count)
-        del self.ends[: first - self.first]
-        self.first = first
-        self.trim_at = max(8192, 2 * len(self.ends))
+        first = min(self._joined.values(), default=self._ticks.count)
+        del self._ends[: first - self._first]
+        self._first = first
+        self._trim_at = max(8192, 2 * len(self._ends))

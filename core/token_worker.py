@@ -1,28 +1,45 @@
-"""A worker that is an LLM engine, and the batches that it runs: one engine step each, or several decode steps on end."""
+"""A worker that is an LLM engine."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
 
 from .loop import Worker
-from .seam import Batch
 from .token_engine import TokenEngine
 
 if TYPE_CHECKING:
     from .loop import ServingLoop
     from .pipeline import Stage
+    from .request import Request, Task
+    from .seam import Policy
     from .tokens import TokenPolicy, TokenTask, TokenView
 
 
 class TokenWorker(Worker):
-    """Serves an LLM stage with one policy."""
+    """Serves an LLM stage with one policy, an engine step at a time."""
 
     view: TokenView
-    policy: TokenPolicy
+    policy: TokenPolicy  # type: ignore[assignment]
 
     def __init__(self, stage: Stage, policy: TokenPolicy, view: TokenView, *, device: str = "gpu0") -> None:
-        super().__init__(stage, policy, view, device=device)
+        super().__init__(stage, cast("Policy", policy), view, device=device)
 
     def attach(self, loop: ServingLoop) -> None:
+        self.loop = loop
         self._engine = TokenEngine(loop, self)
+        self.receive = cast("Callable[[Task], None]", self._engine.receive)
+        self.policy.start(self.view)
+
+    def task(self, request: Request, now: float) -> Task:
+        return self._engine.task(request, now)
+
+    def ring(self) -> None:
+        if self.view.in_flight is None:
+            self._engine.turn()
+
+    def withdraw(self, task: Task, now: float) -> None:
+        self._engine.withdraw(cast("TokenTask", task), now)
+
+    def clear(self) -> None:
+        pass

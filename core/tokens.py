@@ -13,13 +13,14 @@ preemption also the tokens that were put out before), whole or in *chunks*; its 
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from .errors import BadInput
-from .request import Request, Task
+from .request import Outputs, Request, Task
 from .seam import Decision, Policy, Repeat, WorkerView
 
 if TYPE_CHECKING:
@@ -80,29 +81,43 @@ class EngineLimits:
         return int(self.watermark * self.blocks)
 
 
+#: (prompt tokens, declared limit of output tokens) by the loop module of an LLM stage; a list if the request comes
+#: there several times.
+Tokens = Mapping[str, "tuple[int, int] | list[tuple[int, int]]"]
+
+
 class TokenRequest(Request):
     """A request that passes one LLM stage or several.
 
     *tokens* holds (prompt tokens, declared limit of output tokens) by the name of each LLM stage's loop module.
     *outputs* holds the true numbers of output tokens; the loop takes them out of the request as it arrives, so a
-    policy can never see them. *work* and *slo* are as in `Request`.
+    policy can never see them. A stage that a request visits several times has lists, an entry per visit (the last
+    one goes on for further visits). *missed* says that an LLM stage did not keep the SLO of its tokens. *work* and
+    *slo* are as in `Request`.
     """
 
-    __slots__ = ("outputs", "tokens")
+    __slots__ = ("missed", "outputs", "tokens")
 
     def __init__(
         self,
         id: int,  # noqa: A002
         arrival: float,
-        tokens: Mapping[str, tuple[int, int]],
-        outputs: Mapping[str, int] | None = None,
+        tokens: Tokens,
+        outputs: Outputs | None = None,
         *,
         slo: float = float("inf"),
         work: Mapping[str, int] | None = None,
     ) -> None:
-        super().__init__(id, arrival, slo, work if work is not None else {})
+        self.id = id
+        self.arrival = arrival
+        self.deadline = arrival + slo
+        self.work = work if work is not None else {}
+        self.tasks = []
+        self.waiting_for = {}
+        self.outcome = self.reason = self.finished = None
         self.tokens = tokens
         self.outputs = outputs
+        self.missed = False
 
 
 class Ticks:
@@ -129,6 +144,9 @@ class TokenTask(Task):
     admitted: float | None = None
     started: float | None = None
     finished: float | None = None
+
+    #: When each of its tokens came out, where a recorder wants that; complete once it does not decode any more.
+    _times: array[float] | None = None
 
     # While the task decodes with all others its counts move with *_ticks* and nothing is written per step.
     _ticks: Ticks | None = None
@@ -170,6 +188,13 @@ class TokenTask(Task):
         self._settle()
         self._computed = count
 
+    def times(self) -> Sequence[float]:
+        """When each of its tokens came out, once it has ended. Raises `BadInput` if the run's recorder did not want
+        that (`Recorder.wants_token_times`)."""
+        if self._times is None:
+            raise BadInput("the times of single tokens were not kept", right="a recorder with wants_token_times")
+        return self._times
+
     def _settle(self) -> None:
         if self._ticks is not None:
             self._computed = self.computed
@@ -192,7 +217,7 @@ class TokenTask(Task):
 
     @property
     def iterations(self) -> int:  # type: ignore[override]
-        """What a stage counts of it: the tokens that it may put out."""
+        """The tokens that it may put out."""
         return self.limit
 
     @property
@@ -269,6 +294,9 @@ class TokenSLO(Protocol):
     def deadline(self, task: TokenTask, token: int) -> float:
         """When output token number *token* (1 is the first) must be out."""
 
+    def met(self, task: TokenTask) -> bool:
+        """Whether *task*, which has just put out its last token, kept this SLO."""
+
 
 @dataclass(frozen=True)
 class CumulativeSLO:
@@ -294,6 +322,10 @@ class CumulativeSLO:
     def deadline(self, task: TokenTask, token: int) -> float:
         first = task.arrival + task.budget + self.prefill_scale * self.prefill_alone(task.prompt)
         return first + self.decode_scale * self.decode_alone(task.prompt, token - 1)
+
+    def met(self, task: TokenTask) -> bool:
+        """Whether its last token was on time (those before may have been late and caught up)."""
+        return task.finished is not None and task.finished <= self.deadline(task, task.generated)
 
 
 class TokenView(WorkerView):
@@ -404,25 +436,35 @@ class TokenView(WorkerView):
         return self._estimate_decode(batch, 0)
 
 
-class TokenPolicy(Policy):
+# It is a `Policy`, but for mypy: what it is handed is more than what a policy has to expect.
+if TYPE_CHECKING:
+
+    class _Base:
+        ahead: bool
+        pools: bool
+else:
+    _Base = Policy
+
+
+class TokenPolicy(_Base):
     """Decides what an LLM engine computes next. One object serves one engine; its parameters come by keyword.
 
     A subclass must give `decide`. `start`, `admit` and `removed` are as in `Policy`, with a `TokenView` and
     `TokenTask`; `ended` is not called. *waiting* and *running* of the view are not to be kept beyond a call.
     """
 
-    def start(self, view: TokenView) -> None:  # type: ignore[override]
+    def start(self, view: TokenView) -> None:
         """Look at the engine once, before anything arrives."""
 
-    def admit(self, task: TokenTask, view: TokenView, now: float) -> bool:  # type: ignore[override]
+    def admit(self, task: TokenTask, view: TokenView, now: float) -> bool:
         """Take *task* into the queue, or refuse it (it is dropped then)."""
         return True
 
-    def decide(self, view: TokenView, now: float) -> Step:  # type: ignore[override]
+    def decide(self, view: TokenView, now: float) -> Step:
         """What the engine computes next."""
         raise NotImplementedError
 
-    def removed(self, task: TokenTask, view: TokenView, now: float) -> None:  # type: ignore[override]
+    def removed(self, task: TokenTask, view: TokenView, now: float) -> None:
         """*task* was taken away by someone else."""
 
 

@@ -11,10 +11,12 @@ from functools import partial
 
 from servetwin.core import BadInput, Batch, Task, Worker
 from servetwin.core.pool import Pool
+from servetwin.core.token_worker import TokenWorker
 
 from .calendar import Calendar, Timer
 from .lane import Lane, Rates
 from .timing import Timing
+from .tokens import TokenLane, TokenTiming
 from .tools import CallTimes, PoolLane
 
 #: How long a request is under way between two queues, in seconds; asked once per request.
@@ -32,7 +34,7 @@ class SimExecutor:
 
     def __init__(
         self,
-        timing: Callable[[Worker], Timing],
+        timing: Callable[[Worker], Timing | TokenTiming],
         *,
         contention: Mapping[tuple[str, str], Rates] | None = None,
         delays: Mapping[tuple[str | None, str], Delay] | None = None,
@@ -46,6 +48,7 @@ class SimExecutor:
         self._calls = dict(calls or {})
         self._lanes: dict[Worker, Lane] = {}
         self._pools: dict[Worker, PoolLane] = {}
+        self._engines: dict[Worker, TokenLane] = {}
 
     def run(self, worker: Worker, batch: Batch, done: Callable[[Batch], None]) -> None:
         lane = self._lanes.get(worker)
@@ -56,6 +59,13 @@ class SimExecutor:
             if pool is None:
                 pool = self._pools[worker] = PoolLane(self.calendar, self._calls[worker.name])
             pool.run(batch, done)
+        elif isinstance(worker, TokenWorker):
+            engine = self._engines.get(worker)
+            if engine is None:
+                timing = self._timing(worker)
+                assert isinstance(timing, TokenTiming)
+                engine = self._engines[worker] = TokenLane(self.calendar, timing)
+            engine.run(batch, done)  # type: ignore[arg-type]
         else:
             self._add_lane(worker).run(batch, done)
 
@@ -79,7 +89,9 @@ class SimExecutor:
         self.calendar.run()
 
     def _add_lane(self, worker: Worker) -> Lane:
-        lane = Lane(self.calendar, worker, self._timing(worker))
+        timing = self._timing(worker)
+        assert not isinstance(timing, TokenTiming)
+        lane = Lane(self.calendar, worker, timing)
         for other in self._lanes.values():
             if other.worker.device == worker.device:
                 to, back = (worker.name, other.worker.name), (other.worker.name, worker.name)

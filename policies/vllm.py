@@ -1,0 +1,47 @@
+"""vLLM 0.5.4: prefill first, first come, first served.
+
+Whenever the head of the queue fits, a step prefills as much of the queue as does, in order and whole; else all that
+run decode. What has been swapped out comes back first, beside a decode step. Nothing is dropped but what is too long
+for a step. This is the baseline of NeuStream's LLM experiments (`_schedule_default` of that version).
+"""
+
+from __future__ import annotations
+
+import sys
+
+from servetwin.core.seam import Repeat
+from servetwin.core.tokens import ALL, Step, TokenPolicy, TokenTask, TokenView
+
+#: All decode, until something changes.
+DECODE = Step(decode=ALL, repeat=Repeat(sys.maxsize))
+
+
+class VLLM(TokenPolicy):
+    """Takes no parameters: what vLLM's settings bound, the engine's limits do."""
+
+    def decide(self, view: TokenView, now: float) -> Step:
+        waiting = view.waiting
+        if not waiting:
+            return DECODE
+        most = view.max_batched_tokens
+        drop: list[TokenTask] = []
+        prefill: list[tuple[TokenTask, int]] = []
+        tokens = 0
+        for task in waiting:
+            pending = task.pending
+            if task.computed:
+                if not prefill:
+                    prefill = view.admissible(((t, 1) for t in waiting if t.computed), decode=view.decoding)
+                    return Step(prefill, ALL, drop=drop)
+                break
+            if pending > most:
+                drop.append(task)
+                continue
+            tokens += pending
+            if tokens > most:
+                break
+            prefill.append((task, pending))
+        prefill = view.admissible(prefill)
+        if prefill or drop:
+            return Step(prefill, () if prefill else ALL, drop=drop)
+        return DECODE
