@@ -11,7 +11,7 @@ run itself. `check_records` reads the files of a run folder, simulated or measur
     laws.finish()
 
 The laws themselves stand in `docs/laws.md`, each with how it is checked. Laws 8, 9, 11 and 12 are about more than
-one run and are tests; law 6 (KV blocks) has nothing to be checked on yet.
+one run and are tests.
 """
 
 from __future__ import annotations
@@ -25,8 +25,12 @@ from .pipeline import Stage
 from .pool import Pool
 from .record_laws import FINISHED, LAWS, broken, check_ends, check_order, check_records
 from .records import Recorder
-from .request import Outcome, Request, Task
+from .request import Outcome, Outputs, Request, Task
 from .seam import Batch, Decision, Executor, Handle, Policy, WorkerView
+from .token_engine import TokenBatch
+from .token_laws import EngineCheck
+from .token_worker import TokenWorker
+from .tokens import Step, TokenTask
 
 __all__ = ["LAWS", "LawChecker", "check_records"]
 
@@ -48,6 +52,7 @@ class LawChecker(Recorder):
         self.inner = inner or Recorder()
         self.summary = self.inner.summary
         self.wants_batches = self.inner.wants_batches
+        self.wants_token_times = self.inner.wants_token_times
         self.patience = patience
         self.clock = float("-inf")
         self.seen: set[int] = set()
@@ -55,6 +60,7 @@ class LawChecker(Recorder):
         self.outcomes: Counter[Outcome] = Counter()
         self.iterations: dict[Task, int] = {}  # done so far, by the checker's own count; of live requests
         self.ends: dict[tuple[Worker, int], float] = {}  # when the last batch of each worker (and thread) ended
+        self.asked: dict[int, Outputs] = {}  # true output lengths of live requests
         self.watched: list[WatchedWorker] = []
         self.loop: ServingLoop | None = None
         self.plain: dict[str, list[Stage]] = {}  # stage -> those that lead there by plain edges
@@ -63,10 +69,7 @@ class LawChecker(Recorder):
     def watch(self, loop: ServingLoop) -> None:
         """Stand between *loop* and its policies and executor. To be called once, before the first request."""
         self.loop = loop
-        self.watched = [
-            WatchedPool(worker, self) if isinstance(worker, Pool) else WatchedWorker(worker, self)
-            for worker in loop.workers
-        ]
+        self.watched = [self._watched(worker) for worker in loop.workers]
         loop.executor = WatchedExecutor(loop.executor, self)
         for workers in loop.serving.values():
             stage = workers[0].stage
@@ -75,6 +78,11 @@ class LawChecker(Recorder):
             for branch in stage.branches:
                 self.jumps.setdefault(branch.target.name, []).append(stage)
 
+    def _watched(self, worker: Worker) -> WatchedWorker:
+        if isinstance(worker, TokenWorker):
+            return WatchedEngine(worker, self)
+        return WatchedPool(worker, self) if isinstance(worker, Pool) else WatchedWorker(worker, self)
+
     # -- what a recorder hears ----------------------------------------------------------------------------
 
     def arrived(self, request: Request) -> None:
@@ -82,6 +90,8 @@ class LawChecker(Recorder):
             raise broken(1, f"request {request.id} arrives again")
         self.seen.add(request.id)
         self.live[request.id] = request
+        if request.outputs is not None:
+            self.asked[request.id] = request.outputs
         self.inner.arrived(request)
 
     def ended(self, request: Request, now: float) -> None:
@@ -95,7 +105,13 @@ class LawChecker(Recorder):
         self._check_times(request, now)
         self._check_outcome(request, now)
         for task in request.tasks:
-            self._check_iterations(task, self.iterations.pop(task, 0))
+            watched = self.watched[task.worker.index] if self.watched and task.worker is not None else None
+            if isinstance(watched, WatchedEngine):
+                assert isinstance(task, TokenTask)
+                watched.check.ended(task)
+            else:
+                self._check_iterations(task, self.iterations.pop(task, 0))
+        self.asked.pop(request.id, None)
         self.inner.ended(request, now)
 
     def batch(self, batch: Batch) -> None:
@@ -192,7 +208,8 @@ class LawChecker(Recorder):
             return
         if request.finished is None:
             raise broken(10, f"{request} has no time at which it finished")
-        if request.outcome is not (Outcome.MET if request.finished <= request.deadline else Outcome.LATE):
+        in_time = request.finished <= request.deadline and not request.missed
+        if request.outcome is not (Outcome.MET if in_time else Outcome.LATE):
             raise broken(10, f"{request} finished at {request.finished!r}, deadline {request.deadline!r}")
         last = max(t.finished for t in request.tasks if t.finished is not None)
         if not request.finished == last == now:
@@ -213,6 +230,8 @@ class LawChecker(Recorder):
 
     def check_batch(self, batch: Batch) -> None:
         worker = batch.worker
+        if isinstance(batch, TokenBatch):
+            return  # see `servetwin.core.token_laws`
         if not 1 <= batch.size <= worker.view.limit:
             raise broken(4, f"{batch}: the limit is {worker.view.limit}")
         if batch.size != len(batch.tasks) or len(set(batch.tasks)) != batch.size:
@@ -299,6 +318,9 @@ class WatchedWorker:
             held = len(view.waiting) + len(view.running)
             raise broken(5, f"{worker.name} idles before {now!r} with {held} tasks, and its policy was not asked")
 
+    def settled(self) -> None:
+        """What followed from the end of a batch has been done."""
+
     def check_empty(self) -> None:
         view, worker = self.worker.view, self.worker
         if view.in_flight is not None or view.backlog or self.flying is not None:
@@ -350,6 +372,37 @@ class WatchedPool(WatchedWorker):
             raise broken(1, f"{self.worker.name} still runs {len(self.threads)} calls when the run is over")
 
 
+class WatchedEngine(WatchedWorker):
+    """Likewise, of an LLM engine."""
+
+    def __init__(self, worker: TokenWorker, laws: LawChecker) -> None:
+        super().__init__(worker, laws)
+        self.check = EngineCheck(worker, laws.asked)
+
+    def started(self, batch: Batch) -> None:
+        super().started(batch)
+        assert isinstance(batch, TokenBatch)
+        self.check.started(batch)
+
+    def stopped(self, batch: Batch) -> dict[Task, int]:
+        if self.flying is not batch:
+            raise broken(3, f"{self.worker.name} ends {batch}, but {self.flying} is in flight")
+        self.flying = None
+        self.news = True
+        assert isinstance(batch, TokenBatch)
+        self.check.stopped(batch)
+        return {}
+
+    def decided(self, decision: Decision, now: float) -> None:
+        assert isinstance(decision, Step)
+        self.news = False
+        self.idle_until = decision.idle_until
+        self.check.decided(decision)
+
+    def settled(self) -> None:
+        self.check.settled()
+
+
 class WatchedPolicy(Policy):
     """Passes everything on to *inner*, and what it decides to the checker."""
 
@@ -393,6 +446,7 @@ class WatchedExecutor:
             self.laws.advance(self.now())
             counts = watched.stopped(batch)
             done(batch)
+            watched.settled()
             for task, n in counts.items():
                 if task.left != asked_of(task) - n:
                     raise broken(7, f"{task} has {task.left} iterations left after {n} of {asked_of(task)}")

@@ -18,6 +18,7 @@ LAWS = {
     3: "one batch in flight per worker",
     4: "a batch is within its limits",
     5: "no worker idles with work at hand unless its policy said so",
+    6: "KV blocks are conserved",
     7: "iterations done are those asked for",
     10: "goodput counts met requests only",
 }
@@ -75,9 +76,12 @@ def _check_batch_records(folder: Path, summary: dict[str, Any]) -> Runs:
             raise broken(3, f"{name} started at {start!r}, before the last one ended at {last[place]!r}")
         last[place] = end
         check_ends(start, end, record.get("ends"), count, name)
-        if not ids or len(set(ids)) < len(ids):
+        size = len(record["prefill"]) + record["decode"] if "prefill" in record else len(ids)
+        if not size or len(set(ids)) < len(ids):
             raise broken(4, f"{name} holds a request twice, or none: {ids}")
-        sizes.setdefault(worker, Counter())[len(ids)] += count
+        sizes.setdefault(worker, Counter())[size] += count
+        if "prefill" in record:
+            continue
         for request in ids:
             runs.setdefault((worker, request), []).append((start, end, record["iterations"], count))
     told = {w: {int(n): k for n, k in s["batch_sizes"].items()} for w, s in summary["workers"].items()}
@@ -90,7 +94,10 @@ def _check_request_record(record: dict[str, Any], runs: Runs, inputs: Mapping[st
     finished, deadline, outcome = record["finished"], record["deadline"], record["outcome"]
     name = f"request {record['id']}"
     done = outcome in [o.value for o in FINISHED]
-    if done != (finished is not None) or (done and (outcome == Outcome.MET) != (finished <= deadline)):
+    in_time = finished is not None and (deadline is None or finished <= deadline)
+    if outcome == Outcome.LATE and any("generated" in stay for stay in record["stages"]):
+        in_time = False  # single tokens may have been late
+    if done != (finished is not None) or (done and (outcome == Outcome.MET) != in_time):
         raise broken(10, f"{name} ended {outcome}, finished {finished!r}, deadline {deadline!r}")
     stays: dict[str, int] = {}
     finishes: dict[str, list[float]] = {}
@@ -105,6 +112,9 @@ def _check_request_record(record: dict[str, Any], runs: Runs, inputs: Mapping[st
         for stage in inputs.get(stay["stage"], ()):
             if not any(at <= stay["queued"] for at in finishes.get(stage, ())):
                 raise broken(2, f"{where} is queued at {stay['queued']!r}, before {stage} is finished")
+        if "generated" in stay:
+            _check_tokens(stay, done, where)
+            continue
         own = runs.get((stay["worker"], record["id"]), [])
         if stays[stay["worker"]] > 1:
             first, last = stay["started"], stay["finished"]
@@ -132,6 +142,19 @@ def _check_stay(
         raise broken(2, f"{where} is started at {stay['started']!r}, its first batch at {runs[0][0]!r}")
     if stay["finished"] is not None and stay["finished"] != runs[-1][1]:
         raise broken(2, f"{where} is finished at {stay['finished']!r}, its last batch at {runs[-1][1]!r}")
+
+
+def _check_tokens(stay: dict[str, Any], done: bool, where: str) -> None:
+    """The stay at an LLM stage."""
+    generated, tokens = stay["generated"], stay.get("tokens")
+    if not 0 <= generated <= stay["limit"] or (done and not generated):
+        raise broken(7, f"{where} put out {generated} tokens, of {stay['limit']} at most")
+    marks = [(m, stay[m]) for m in ("started", "first_token", "last_token") if stay[m] is not None]
+    check_order(marks, where)
+    if done and tokens is not None:
+        if len(tokens) != generated or tokens[0] != stay["first_token"] or tokens[-1] != stay["last_token"]:
+            raise broken(7, f"{where} put out {generated} tokens, at {tokens}")
+        check_order([(f"token {i + 1}", at) for i, at in enumerate(tokens)], where)
 
 
 def check_order(way: list[tuple[str, float]], where: str) -> None:

@@ -3,9 +3,14 @@
 ``meta.json``
     the resolved experiment, versions, device, seed and profile digests
 ``requests.jsonl``
-    one line per request, in the order in which they ended: raw time stamps, nothing derived
+    one line per request, in the order in which they ended: raw time stamps, nothing derived; at an LLM stage
+    also *arrival* (as the engine saw it), *prompt*, *limit* and *generated* tokens, *first_token*, *last_token*,
+    *preemptions*, and the times of all *tokens* if they were kept
 ``batches.jsonl``
-    one line per batch: start, end, worker, modules, request ids, and the ends of its iterations if it ran several
+    one line per batch: start, end, worker, modules, request ids, and the ends of its iterations if it ran several;
+    for a step of an LLM engine the ids are of the requests that prefill or were chosen one by one, *prefill* holds
+    [id, tokens, tokens before] of each chunk, *decode* how many requests decode, *context* the sum of their computed
+    tokens, and *preempted* who lost the memory for it
 ``summary.json``
     written last; a folder without it is of a run that did not finish
 """
@@ -19,6 +24,8 @@ from typing import IO, Any
 from .metrics import Summary
 from .request import Request, Task
 from .seam import Batch
+from .token_engine import TokenBatch
+from .tokens import TokenTask
 
 
 class Recorder:
@@ -51,28 +58,47 @@ def _iterations(task: Task) -> int:
     return done
 
 
+def _generated(task: TokenTask) -> int:
+    """The tokens that *task* has put out so far, likewise."""
+    generated = task.generated
+    batch = task.worker.view.in_flight if task.worker is not None else None
+    if batch is not None and batch.count > 1 and task._ticks is not None:
+        generated += batch.count - 1
+    return generated
+
+
+def _stay(task: Task) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "stage": task.stage.name,
+        "worker": task.worker.name if task.worker else None,
+        "queued": task.queued,
+        "admitted": task.admitted,
+        "started": task.started,
+        "finished": task.finished,
+    }
+    if isinstance(task, TokenTask):
+        record["arrival"] = task.arrival
+        record["prompt"], record["limit"], record["generated"] = task.prompt, task.limit, _generated(task)
+        record["first_token"], record["last_token"] = task.first_token, task.finished
+        record["preemptions"] = task.preemptions
+        if task._times is not None:
+            record["tokens"] = list(task._times)
+    else:
+        record["iterations"] = _iterations(task)
+    return record
+
+
 def request_record(request: Request) -> dict[str, Any]:
     """One line of ``requests.jsonl``."""
     return {
         "id": request.id,
         "arrival": request.arrival,
-        "deadline": request.deadline,
+        "deadline": request.deadline if request.deadline < float("inf") else None,
         "work": dict(request.work),
         "outcome": request.outcome.value if request.outcome else None,
         "reason": request.reason,
         "finished": request.finished,
-        "stages": [
-            {
-                "stage": t.stage.name,
-                "worker": t.worker.name if t.worker else None,
-                "queued": t.queued,
-                "admitted": t.admitted,
-                "started": t.started,
-                "finished": t.finished,
-                "iterations": _iterations(t),
-            }
-            for t in request.tasks
-        ],
+        "stages": [_stay(t) for t in request.tasks],
     }
 
 
@@ -91,6 +117,10 @@ def batch_record(batch: Batch) -> dict[str, Any]:
         record["thread"] = batch.thread
     if batch.count > 1:
         record["ends"] = batch.ends
+    if isinstance(batch, TokenBatch):
+        record["prefill"] = [[task.id, tokens, context] for task, tokens, context in batch.prefill]
+        record["decode"], record["context"] = batch.decode, batch.context
+        record["preempted"] = [task.id for task in batch.preempted]
     return record
 
 

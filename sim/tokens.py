@@ -1,12 +1,13 @@
 """Simulated time of LLM engines: how long a step takes, and a place on the calendar for each engine.
 
-A step takes the host's time between two steps and the time of its computation, which a latency model gives. Decode
-steps that a policy lets repeat are one calendar event, up to the next event of anything else.
+A step takes as long as its computation, which a latency model gives, after the time that the engine needs between two
+steps. Decode steps that a policy lets repeat are one calendar event, up to the next event of anything else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from heapq import heappush
 from typing import Any, Protocol
 
@@ -17,52 +18,45 @@ from simpy.events import NORMAL
 from .calendar import Calendar
 
 
-class TokenModel(Protocol):
-    """Seconds of engine steps on a device. *between* is the host's time for each step, which passes before it.
+class StepTimes(Protocol):
+    """Seconds of engine steps on a device, as `servetwin.profiles.tokens.TokenTable` gives them."""
 
-    A model may also have ``swap(blocks)``, the seconds in which that many blocks move between device and host, and
-    ``line(batch, context)``, giving (a, b, until): a decode step of that batch takes ``a + b * context`` seconds as
-    long as the context stays below *until*. With it decode steps cost little to simulate.
+    def step(self, tokens: int, squares: float | None, context: float, batch: int, decode_context: float) -> float:
+        """A step that computes *tokens* prompt tokens, in chunks whose squared lengths sum to *squares* and whose
+        lengths times the tokens before them sum to *context*, and gives *batch* sequences, of which *decode_context*
+        tokens are computed, a token each."""
+
+    def straight(self, batch: int, context: float) -> tuple[float, float, float]:
+        """(constant, slope, until): a decode step takes ``constant + slope * x`` for x from *context* to *until*."""
+
+    def between(self, sequences: int) -> float:
+        """Between the end of a step of so many sequences and the start of the next."""
+
+
+@dataclass
+class TokenTiming:
+    """What the steps of one engine take.
+
+    *draw* gives the next factor on a step's computation, if there is noise. *swap* gives the seconds in which so many
+    blocks of KV move between device and host (None: no time).
     """
 
-    between: float
+    times: StepTimes
+    draw: Callable[[], float] | None = None
+    swap: Callable[[int], float] | None = None
 
-    def prefill(self, total: int, lengths: Sequence[int]) -> float:
-        """A step that computes whole prompts of these *lengths*, *total* in all."""
-
-    def decode(self, batch: int, context: int) -> float:
-        """A decode step of *batch* requests whose computed tokens sum to *context*."""
-
-    def mixed(self, chunks: Sequence[tuple[int, int]], batch: int, context: int) -> float:
-        """A step with *chunks* (tokens, context before) and, if *batch* is not 0, decode."""
-
-
-class TokenTiming:
-    """What the steps of one engine take. *draw* gives the next factor on a step's computation, if there is noise."""
-
-    def __init__(self, model: TokenModel, draw: Callable[[], float] | None = None) -> None:
-        self.model = model
-        self.draw = draw
-        self.line: Callable[[int, int], tuple[float, float, float]] = getattr(model, "line", self._point)
-        self.swap: Callable[[int], float] | None = getattr(model, "swap", None)
-
-    def _point(self, batch: int, context: int) -> tuple[float, float, float]:
-        return self.model.decode(batch, context), 0.0, context + 1
-
-    def step(self, batch: TokenBatch) -> float:
-        """Seconds that the computation of a step takes, before noise."""
-        if not batch.prefill:
-            a, b, _ = self.line(batch.decode, batch.context)
-            seconds = a + b * batch.context
-        elif batch.decode or any(before for _, _, before in batch.prefill):
-            chunks = [(tokens, before) for _, tokens, before in batch.prefill]
-            seconds = self.model.mixed(chunks, batch.decode, batch.context)
-        else:
-            lengths = [tokens for _, tokens, _ in batch.prefill]
-            seconds = self.model.prefill(sum(lengths), lengths)
-        if batch.swapped and self.swap is not None:
-            seconds += self.swap(batch.swapped)
-        return seconds
+    def prefill(self, batch: TokenBatch) -> float:
+        """Seconds of a step that prefills, before noise."""
+        pieces = batch.prefill
+        if len(pieces) == 1:
+            ((_, n, before),) = pieces
+            return self.times.step(n, float(n * n), float(n * before), batch.decode, batch.context)
+        tokens = squares = context = 0
+        for _, n, before in pieces:
+            tokens += n
+            squares += n * n
+            context += n * before
+        return self.times.step(tokens, float(squares), float(context), batch.decode, batch.context)
 
 
 class TokenLane(simpy.Event):
@@ -75,18 +69,33 @@ class TokenLane(simpy.Event):
         self._again: list[Callable[[Any], None]] = [self._fire]
         self.callbacks = self._again
         self.timing = timing
-        self.batch: TokenBatch | None = None
+        self.draw = timing.draw
+        self.straight = timing.times.straight
+        self.between = timing.times.between
+        self.ready = 0.0  # when the engine can begin its next step
 
     def run(self, batch: TokenBatch, done: Callable[[TokenBatch], None]) -> None:
         """Compute *batch*; call *done* when it is over."""
-        env, timing = self.env, self.timing
-        start: float = env._now
+        env, draw = self.env, self.draw
+        now: float = env._now
         self.batch, self.done = batch, done
-        draw, between = timing.draw, timing.model.between
-        took = timing.step(batch)
+        start = self.ready
+        if start < now:
+            start = now
+        if batch.prefill:
+            seconds = self.timing.prefill(batch)
+
+        else:
+            a, b, until = self.straight(batch.decode, batch.context)
+            seconds = a + b * batch.context
+        if batch.swapped and self.timing.swap is not None:
+            seconds += self.timing.swap(batch.swapped)
         if draw is not None:
-            took *= draw()
-        took += between
+            seconds *= draw()
+        end = start + seconds
+        took = start - now + seconds
+        size = batch.size
+        between = self.between(size)
         queue = env._queue
         if batch.times > 1:
             # As long as nothing else happens before the next step would begin.
@@ -94,34 +103,29 @@ class TokenLane(simpy.Event):
             repeat = batch.repeat
             assert repeat is not None
             times, limit, drift = batch.times, repeat.limit, repeat.drift
-            size, context = batch.decode, batch.context
-            a, b, until = timing.line(size, context)
+            context = batch.context
             count = 1
-            ends: list[float] | None = [] if batch.keep_ends else None
-            end = start + took
+            ends: list[float] = []
             while count < times and end < horizon and end < limit + count * drift:
-                if ends is not None:
-                    ends.append(end)
+                ends.append(end)
                 context += size
                 if context >= until:
-                    a, b, until = timing.line(size, context)
-                took = a + b * context
+                    a, b, until = self.straight(size, context)
+                seconds = a + b * context
                 if draw is not None:
-                    took *= draw()
-                took += between
-                end += took
+                    seconds *= draw()
+                start = end + between
+                took = start - end + seconds
+                end = start + seconds
                 count += 1
             batch.count = count
-            if ends is not None:
+            if batch.keep_ends:
                 ends.append(end)
                 batch.ends = ends
-        else:
-            end = start + took
         batch.took = took
+        self.ready = end + between
         heappush(queue, (end, NORMAL, next(env._eid), self))
 
     def _fire(self, _: simpy.Event) -> None:
         self.callbacks = self._again
-        batch = self.batch
-        assert batch is not None
-        self.done(batch)
+        self.done(self.batch)

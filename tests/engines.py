@@ -1,0 +1,155 @@
+"""LLM engines for tests: linear step times, and whole runs under the laws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from servetwin.core import Module, Pipeline, Recorder, ServingLoop
+from servetwin.core.laws import LawChecker
+from servetwin.core.loop import play
+from servetwin.core.records import request_record
+from servetwin.core.token_worker import TokenWorker
+from servetwin.core.tokens import EngineLimits, Step, TokenPolicy, TokenRequest, TokenSLO, TokenView
+from servetwin.sim import SimExecutor
+from servetwin.sim.tokens import TokenTiming
+
+
+@dataclass
+class Linear:
+    """Seconds of a step: *c0* plus *c1* per prefilled token, *d0* plus *d1* per token of context."""
+
+    c0: float = 0.0135
+    c1: float = 2.5e-4
+    d0: float = 0.0438
+    d1: float = 1.05e-6
+    gap: float = 0.0
+
+    def prefill(self, tokens: int, squares: float | None = None) -> float:
+        return self.c0 + self.c1 * tokens
+
+    def decode(self, batch: int, context: float) -> float:
+        return self.d0 + self.d1 * context
+
+    def step(self, tokens: int, squares: float | None, context: float, batch: int, decode_context: float) -> float:
+        if not batch:
+            return self.prefill(tokens)
+        return max(self.prefill(tokens + batch), self.decode(batch, decode_context))
+
+    def straight(self, batch: int, context: float) -> tuple[float, float, float]:
+        return self.d0, self.d1, math.inf
+
+    def between(self, sequences: int) -> float:
+        return self.gap
+
+
+class Log(Recorder):
+    """Keeps what each step did and when each token came out."""
+
+    wants_batches = True
+    wants_token_times = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[tuple[float, list[tuple[int, int]], int]] = []  # end, (id, tokens) prefilled, decoding
+        self.tokens: dict[int, list[list[float]]] = {}  # request -> stay -> ends of its tokens
+        self.ends: list[tuple[int, str, float]] = []
+        self.records: list[dict] = []  # lines of requests.jsonl
+
+    def batch(self, batch) -> None:
+        super().batch(batch)
+        for end in batch.ends or [batch.end]:
+            self.steps.append((end, [(t.id, n) for t, n, _ in batch.prefill], batch.decode))
+
+    def ended(self, request, now) -> None:
+        super().ended(request, now)
+        self.tokens[request.id] = [list(t.times()) for t in request.tasks if hasattr(t, "times")]
+        self.records.append(request_record(request))
+        self.ends.append((request.id, request.outcome.value, now))
+
+
+@dataclass
+class Served:
+    loop: ServingLoop
+    executor: SimExecutor
+    log: Log
+    requests: list[TokenRequest]
+
+    def first_and_last(self) -> list[tuple[float, float]]:
+        return [(r.tasks[0].first_token, r.tasks[0].finished) for r in self.requests]
+
+
+def requests(*rows: tuple[float, int, int], limit: int | None = None) -> list[TokenRequest]:
+    """Requests from (arrival, prompt, output); *limit* is what they declare, by default their true output."""
+    return [
+        TokenRequest(i, at, {"llm": (prompt, limit or output)}, {"llm": output})
+        for i, (at, prompt, output) in enumerate(rows)
+    ]
+
+
+def view_of(times: Linear, limits: EngineLimits, slo: TokenSLO | None = None, module: str = "llm") -> TokenView:
+    (stage,) = Pipeline([Module(module, loop=True)], []).stages([[module]])
+    return TokenView(
+        stage, limits, estimate_prefill=times.prefill, estimate_decode=times.decode, slo=slo, name="engine"
+    )
+
+
+def serve(
+    policy: TokenPolicy,
+    sent: Iterable[TokenRequest],
+    *,
+    times: Linear | None = None,
+    slo: TokenSLO | None = None,
+    draw=None,
+    stop_at: float | None = None,
+    swap=None,
+    most_events: int = 200_000,
+    **limits,
+) -> Served:
+    """Serve *sent* on one engine to the end, in simulated time, under the laws."""
+    times = times or Linear()
+    sent = list(sent)
+    view = view_of(times, EngineLimits(**{"blocks": 1000, **limits}), slo)
+    worker = TokenWorker(view.stage, policy, view)
+    executor = SimExecutor(lambda worker: TokenTiming(times, draw, swap))
+    log = Log()
+    laws = LawChecker(log)
+    loop = ServingLoop([view.stage], [worker], executor, laws)
+    laws.watch(loop)
+    play(loop, iter(sent))
+    if stop_at is not None:
+        executor.call_at(stop_at, loop.stop)
+    for _ in range(most_events):
+        if executor.calendar.peek() == math.inf:
+            break
+        executor.calendar.step()
+    else:
+        raise AssertionError(f"the run does not come to an end: it is {executor.now():g} s")
+    laws.finish()
+    return Served(loop, executor, log, sent)
+
+
+class Told(TokenPolicy):
+    """Does as *decide* says, a function of (view, now)."""
+
+    def __init__(self, decide) -> None:
+        self._decide = decide
+
+    def decide(self, view: TokenView, now: float) -> Step:
+        return self._decide(view, now)
+
+
+class SteppingTokens(TokenPolicy):
+    """*inner* without its `Repeat`: the executor has to take every step by itself."""
+
+    def __init__(self, inner: TokenPolicy) -> None:
+        self.inner = inner
+        self.start, self.removed = inner.start, inner.removed
+
+    def admit(self, task, view: TokenView, now: float) -> bool:
+        return self.inner.admit(task, view, now)
+
+    def decide(self, view: TokenView, now: float) -> Step:
+        step = self.inner.decide(view, now)
+        return Step(step.prefill, step.decode, preempt=step.preempt, drop=step.drop, idle_until=step.idle_until)
