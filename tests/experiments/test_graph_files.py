@@ -141,7 +141,7 @@ def test_replicas_of_the_whole_have_pools_of_their_own(agent: Path, tmp_path: Pa
     [
         (", most: 2}", "}", "edge execute -> write leads back without a bound"),
         ("from: execute, to: write", "from: execute, to: wrote", r"branches.0.to: unknown module 'wrote' .*write"),
-        ("from: execute", "form: execute", r"agent.yaml:\d+: pipeline.branches.0.form: unknown key 'form' .*from"),
+        ("most: 2", "mots: 2", r"agent.yaml:\d+: pipeline.branches.0.mots: unknown key 'mots' .*most"),
         ("threads: 3, ", "", r"workers.2.threads: key 'threads' is missing"),
         ("threads: 3", "device: gpu0, threads: 3", r"workers.2.device: a pool of threads has no device"),
         (", source: assumed", "", r"calls.source: key 'source' is missing"),
