@@ -46,7 +46,7 @@ def read(folder: Path) -> RunRecords:
     summary = _json(folder / "summary.json", "the run did not come to its end: it has no summary.json")
     outcomes: dict[int, str] = {}
     latencies = []
-    for record in _lines(folder / "requests.jsonl"):
+    for record in request_lines(folder):
         outcomes[record["id"]] = record["outcome"]
         if record["finished"] is not None:
             latencies.append(record["finished"] - record["arrival"])
@@ -61,6 +61,11 @@ def is_run(folder: Path) -> bool:
 def find_runs(folder: Path) -> list[Path]:
     """The folders, at any depth in *folder*, of runs that came to their end."""
     return sorted(meta.parent for meta in folder.rglob("meta.json") if (meta.parent / "summary.json").is_file())
+
+
+def request_lines(folder: Path) -> Iterator[dict[str, Any]]:
+    """The records of the requests of a run, in the order in which they ended."""
+    return _lines(folder / "requests.jsonl")
 
 
 def _json(path: Path, missing: str) -> dict[str, Any]:
