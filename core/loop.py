@@ -369,6 +369,8 @@ class ServingLoop:
             for following in after:
                 self._forward(request, following, task, jump)
             return
+        if self.budget is not None:
+            self.budget.ends(task, now)
         if self.forks and request.waiting_for[""]:
             return
         request.finished = now
