@@ -353,6 +353,7 @@ def _shown_gap(s: Scored) -> float | None:
 
 
 app.command()(commands.compare)
+app.command()(commands.trace)
 app.command()(commands.profile)
 
 

@@ -155,6 +155,17 @@ def show_decisions(found: Decisions) -> None:
             typer.echo(f"  {what}: {line}")
 
 
+def trace(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders: a real run and its simulation, say.")],
+    out: Annotated[Path, typer.Option(help="The trace file: .json, or .json.gz.")],
+) -> None:
+    """Write runs as one trace file for ui.perfetto.dev: batches, requests, queues."""
+    from .perfetto import write
+
+    count = write(runs, out)
+    typer.echo(f"{count} events in {out}: open it at ui.perfetto.dev")
+
+
 def _ratio(a: float | None, b: float | None) -> str:
     return f"{a / b:.3f}" if a is not None and b else ""
 

@@ -54,7 +54,11 @@ def find(folder: Path, overrides: Iterable[Override] = ()) -> list[Replay]:
 def requests_of(folder: Path) -> list[Request]:
     """The requests of a run, in order of arrival, as if none had been served."""
     lines = sorted(request_lines(folder), key=lambda r: (r["arrival"], r["id"]))
-    return [Request(r["id"], r["arrival"], r["deadline"] - r["arrival"], r["work"]) for r in lines]
+    return [Request(r["id"], r["arrival"], _slo(r), r["work"]) for r in lines]
+
+
+def _slo(record: Row) -> float:
+    return math.inf if record["deadline"] is None else record["deadline"] - record["arrival"]
 
 
 def replay(folder: Path, experiment: Experiment, out: Path | None = None) -> Row:
