@@ -140,7 +140,7 @@ class _Run:
         }
         if record["finished"] is None:
             about["end"] = "not recorded; not before this"
-        common = {"cat": "request", "id": number}
+        common = {"cat": "request", "id": self.pid * MANY + number}
         yield self.event("b", f"requests {outcome}", begin, **common, args=about)
         for stay in sorted(record["stages"], key=lambda s: s["queued"]):
             worker = stay["worker"] or stay["stage"]
