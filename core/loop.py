@@ -211,7 +211,7 @@ class ServingLoop:
             self._launch(worker, view.backlog.popleft())
         worker.deciding = False
         if not self.stopped:
-            self._turn(worker, settled=True)
+            self._turn(worker)
 
     def _let_go(self, batch: Batch, view: WorkerView, now: float) -> None:
         leavers = [task for task in batch.tasks if task.left <= 0]
@@ -229,9 +229,8 @@ class ServingLoop:
 
     # -- a worker's turn --------------------------------------------------------------------------------
 
-    def _turn(self, worker: Worker, settled: bool = False) -> None:
-        """Let the policy of *worker* decide until it has nothing more to say. *settled* says that all else
-        that follows from the present event has been seen to."""
+    def _turn(self, worker: Worker) -> None:
+        """Let the policy of *worker* decide until it has nothing more to say."""
         view, policy = worker.view, worker.policy
         ahead = policy.ahead
         worker.deciding = True
@@ -243,7 +242,7 @@ class ServingLoop:
             for task in decision.drop:
                 self._drop(task, view)
             if decision.run:
-                self._commit(worker, decision, settled)
+                self._commit(worker, decision)
                 if worker.inbox:
                     self._take_in(worker)
             elif worker.inbox:
@@ -265,7 +264,7 @@ class ServingLoop:
             else:
                 self._drop(task, view)
 
-    def _commit(self, worker: Worker, decision: Decision, settled: bool) -> None:
+    def _commit(self, worker: Worker, decision: Decision) -> None:
         """Turn a decision into a batch; launch it, or keep it for when the one in flight is done."""
         view = worker.view
         self._batches += 1
@@ -290,10 +289,10 @@ class ServingLoop:
             batch.leaves = batch.size
         elif least == 1:
             batch.leaves = left.count(1)
-        elif decision.repeat is not None and not worker.inbox and (settled or not batch.joiners):
-            # Newcomers in the inbox are taken in just after the launch, so the policy must be asked again.
-            batch.times = min(decision.repeat.times, least)
-            batch.last = least
+        elif decision.repeat is not None and not batch.joiners and not worker.inbox:
+            # Only plain iterations are taken together: those in which a task begins or ends have costs of their own,
+            # and newcomers in the inbox are taken in just after the launch, so the policy must be asked again.
+            batch.times = max(1, min(decision.repeat.times, least - 1))
         if view.in_flight is None:
             self._launch(worker, batch)
         else:
@@ -369,8 +368,6 @@ class ServingLoop:
             for following in after:
                 self._forward(request, following, task, jump)
             return
-        if self.budget is not None:
-            self.budget.ends(task, now)
         if self.forks and request.waiting_for[""]:
             return
         request.finished = now

@@ -22,20 +22,27 @@ BLOCK = 2048
 
 Source = np.random.Generator | np.random.RandomState
 
+#: The seeds of the artifact's LLM experiments, by the cv of the gaps.
+LLM_SEEDS = {1.0: 4, 1.5: 0, 2.0: 3, 2.5: 1, 3.0: 6, 3.5: 5, 4.0: 1, 4.5: 0}
 
-def published_stream() -> np.random.RandomState:
+
+def published_stream(seed: int = 0) -> np.random.RandomState:
     """numpy's legacy generator as the NeuStream artifact seeds it, for each list of numbers anew."""
-    return np.random.RandomState(0)
+    return np.random.RandomState(seed)
 
 
-def arrival_times(spec: Arrivals, *, seed: int, published: bool, trace: TraceFile | None = None) -> Iterator[float]:
-    """The times at which the requests of *spec* are due."""
+def arrival_times(
+    spec: Arrivals, *, seed: int, published: bool, trace: TraceFile | None = None, llm: bool = False
+) -> Iterator[float]:
+    """The times at which the requests of *spec* are due: *published* as in the artifact's experiments, its *llm* ones
+    or not."""
     if isinstance(spec, Trace):
         assert trace is not None
         return trace.arrivals_at(spec.rate)
     if isinstance(spec, Constant):
         return _constant(spec.rate)
-    source: Source = published_stream() if published else stream(seed, "arrivals")
+    first = LLM_SEEDS[spec.cv] if llm and isinstance(spec, Gamma) else 0
+    source: Source = published_stream(first) if published else stream(seed, "arrivals")
     if isinstance(spec, Bursty):
         assert isinstance(source, np.random.Generator)
         return _bursty(spec, source)

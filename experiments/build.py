@@ -25,9 +25,11 @@ from servetwin.core import (
     WorkerView,
 )
 from servetwin.core.loop import play
+from servetwin.core.tokens import TokenPolicy
 
 from . import registry, yamlfile
-from .config import Experiment, FixedSLO, PolicySpec, WorkerSpec
+from .config import Experiment, FixedSLO, PolicySpec, RelativeSLO, WorkerSpec
+from .engines import ENDLESS, contexts, is_engine, prepare, token_worker
 from .graph import (
     call_times,
     estimates,
@@ -81,6 +83,7 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     stages = pipeline.stages(list(dict.fromkeys(tuple(w.modules) for w in experiment.deployment.workers)))
     slo = make_slo(experiment, profiles)
     workers = make_workers(experiment, stages, profiles, slo)
+    prepare(recorder, experiment, workers)
     trace = read_trace(experiment)
     executor = make_executor(experiment, workers, profiles)
     loop = ServingLoop(
@@ -92,7 +95,8 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
         budget=make_budget(experiment, stages, profiles),
         ways=make_ways(experiment, stages),
     )
-    return Run(experiment, loop, executor, requests(experiment, slo.seconds, trace), recorder)
+    source = requests(experiment, slo.seconds, trace, contexts=contexts(experiment, profiles))
+    return Run(experiment, loop, executor, source, recorder)
 
 
 def run(experiment: Experiment, folder: Path | None = None) -> Summary:
@@ -144,6 +148,8 @@ def make_slo(experiment: Experiment, profiles: dict[str, Profile]) -> AbsoluteSL
     spec = experiment.slo
     if isinstance(spec, FixedSLO):
         return AbsoluteSLO(spec.seconds)
+    if not isinstance(spec, RelativeSLO):
+        return ENDLESS
     solo = seconds_alone(experiment, profiles, spec.base)
     likely = make_pipeline(experiment.pipeline, experiment.name).likely
     solo = {m: solo[m] for m in likely if m in solo}
@@ -158,9 +164,15 @@ def make_workers(
     workers: list[Worker] = []
     for i, spec in enumerate(experiment.deployment.workers):
         stage = by_modules[tuple(spec.modules)]
-        estimate = estimate_of(spec)
         chosen = policy_of(experiment, spec)
         policy = registry.make(chosen.name, chosen.params)
+        if is_engine(experiment, spec):
+            workers.append(token_worker(experiment, spec, stage, profiles[spec.device or ""], policy))
+            continue
+        if issubclass(registry.find_policy(chosen.name), TokenPolicy):
+            what = f"{chosen.name} is a policy for language models, and {'+'.join(spec.modules)} is none"
+            raise BadInput(what, where="policy.name", right="neustream, clockwork, edf or fcfs")
+        estimate = estimate_of(spec)
         if spec.device is None or spec.limit is None:
             workers.append(make_pool(spec, i, stage, policy, estimate, slo.factor))
             continue

@@ -12,6 +12,7 @@ from . import tables
 from .cache import Cache
 from .cluster import running_on
 from .config import Experiment, RelativeSLO, Trace
+from .llmspec import TokenSLOSpec
 from .names import suggest
 from .points import run_all
 from .repeat import seeded
@@ -23,7 +24,7 @@ LEAST_REQUESTS = 2000
 
 UNITS = {
     "rate": "the largest rate, in requests per second",
-    "slo": "the smallest SLO, in multiples of a request's latency alone",
+    "slo": "the smallest SLO, in multiples of a request's latency alone (of decoding alone, for an LLM)",
     "replicas": "the fewest replicas of the deployment",
 }
 
@@ -98,6 +99,10 @@ def _start(experiment: Experiment, find: str) -> float:
                 "the trace goes at its own rate", where="--find rate", right="--set rate=1.0 to begin with"
             )
         return float(rate)
+    if find == "slo" and isinstance(experiment.slo, TokenSLOSpec):
+        if experiment.slo.decode is None:
+            raise BadInput("the SLO has no deadlines of tokens", where="--find slo", right="slo: {prefill, decode}")
+        return experiment.slo.decode
     if find == "slo":
         if not isinstance(experiment.slo, RelativeSLO):
             raise BadInput("the SLO has no factor", where="--find slo", right="an SLO with a factor")
@@ -136,7 +141,10 @@ class Sampler:
         return [counts[i : i + self.seeds] for i in range(0, len(counts), self.seeds)]
 
     def _at(self, x: float) -> Experiment:
-        first, second, *rest = self.quantity.key.split(".")
+        key = self.quantity.key
+        if key == "slo.factor" and isinstance(self.experiment.slo, TokenSLOSpec):
+            key = "slo.decode"  # that of the first token stays
+        first, second, *rest = key.split(".")
         outer = getattr(self.experiment, first)
         value: float = int(x) if self.quantity.whole else x
         if rest:

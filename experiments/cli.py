@@ -140,12 +140,29 @@ def _show_run(experiment: Experiment, summary: dict[str, Any], took: float) -> N
     if summary["finished"]:
         times = ", ".join(f"{p} {summary[f'{p}_e2el_ms'] / 1000:.2f} s" for p in ("mean", "median", "p90", "p99"))
         typer.echo(f"latency {times}")
+    for stage, tokens in summary.get("llm", {}).items():
+        _show_tokens(stage, tokens)
     for worker, w in summary["workers"].items():
         sizes = f"mean {w['mean_batch_size']:.2f}, largest {w['max_batch_size']}"
         typer.echo(f"batches of {worker}: {w['iterations']} run, {sizes}")
     for was in matching(experiment):
         typer.echo(f"measured on {was.start}: {was.met} met, {was.finished} finished")
     typer.echo(f"{summary['duration']:.0f} s served in {took:.2f} s")
+
+
+def _show_tokens(stage: str, tokens: dict[str, Any]) -> None:
+    made = f"{tokens['output_throughput'] or 0.0:.1f}"
+    if "token_goodput" in tokens:
+        typer.echo(f"tokens of {stage}: {tokens['token_goodput'] or 0.0:.1f} on time of {made} put out per second")
+    else:
+        typer.echo(f"tokens of {stage}: {made} put out per second")
+    if tokens["mean_ttft_ms"] is not None:
+        for name in ("ttft", "tpot", "itl"):
+            if tokens[f"mean_{name}_ms"] is not None:
+                times = ", ".join(f"{p} {tokens[f'{p}_{name}_ms']:.1f} ms" for p in ("mean", "median", "p99"))
+                typer.echo(f"  {name} {times}")
+    if "within_limits" in tokens:
+        typer.echo(f"  {tokens['within_limits']} requests within the limits")
 
 
 # -- many runs ------------------------------------------------------------------------------------------
@@ -242,31 +259,20 @@ def search(
 
 @app.command()
 def score(
-    runs: Annotated[
-        Path, typer.Argument(help="A CSV of measured runs (columns: see the README), or a folder of run folders.")
-    ],
+    runs: Annotated[Path, typer.Argument(help="A CSV of measured runs (columns: see the README).")],
     out: Annotated[
         Path, typer.Option(help="The same rows with sim_met, sim_finished and the gaps: .csv or .parquet.")
     ],
     sets: Sets = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of the noise to average each run over.")] = 10,
-    keep: Annotated[
-        Path | None, typer.Option(help="Folder for the records of the repetitions, where the runs are folders.")
-    ] = None,
-    target: Annotated[float, typer.Option(help="Attainment that a rate must hold, in %.")] = 90.0,
-    floor: Annotated[
-        float | None, typer.Option(help="Points between policies that decide nothing; else told from repeats.")
-    ] = None,
     jobs: Jobs = -1,
 ) -> None:
     """Simulate every run of a table of measured runs, and report how far off the simulation is."""
     from . import score as engine
-    from .fidelity import decide, grid_of
 
     with _progress("score") as report:
-        scored = engine.score(runs, out, _overrides(sets), seeds=seeds, jobs=jobs, keep=keep, progress=report)
+        scored = engine.score(runs, out, _overrides(sets), seeds=seeds, jobs=jobs, progress=report)
     _show_gaps(scored)
-    commands.show_decisions(decide(*map(grid_of, engine.entries(scored)), target=target, floor=floor))
     typer.echo(f"{len(scored)} runs in {out}")
 
 
@@ -353,7 +359,6 @@ def _shown_gap(s: Scored) -> float | None:
 
 
 app.command()(commands.compare)
-app.command()(commands.trace)
 app.command()(commands.profile)
 
 

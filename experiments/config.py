@@ -12,23 +12,14 @@ import json
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 from servetwin.core import BadInput
 from servetwin.profiles import Kind
 
+from .llmspec import EngineSpec, Lengths, TokenSLOSpec
 from .names import suggest
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Strict(BaseModel):
-    """A part of an experiment file."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
+from .parts import Count, NotNegative, Positive, Strict
 
 # -- what arrives ---------------------------------------------------------------------------------------
 
@@ -122,14 +113,17 @@ class Workload(Strict):
     """*requests* requests with arrivals and, per loop module, steps.
 
     With *draws* "published" the random numbers are those of the NeuStream artifact (numpy's legacy generator,
-    seeded with 0 for each list): the same requests in every run, whatever the experiment's seed. With "seeded"
-    they come from the experiment's seed. *requests* may be left out (null) for a trace: all of it.
+    seeded with 0 for each list): the same requests in every run, whatever the experiment's seed. "published_llm" is
+    the same with the seeds of its LLM experiments, which depend on the cv. With "seeded" they come from the
+    experiment's seed. *requests* may be left out (null) for a trace: all of it. LLM modules have *lengths* in place
+    of *steps*.
     """
 
     requests: Count | None
-    draws: Literal["published", "seeded"] = "seeded"
+    draws: Literal["published", "published_llm", "seeded"] = "seeded"
     arrivals: Arrivals
-    steps: dict[str, Steps] = {}
+    steps: dict[str, Steps] = Field(default_factory=dict)
+    lengths: dict[str, Lengths] = Field(default_factory=dict)
 
 
 # -- what is promised -----------------------------------------------------------------------------------
@@ -150,12 +144,20 @@ class FixedSLO(Strict):
 
 
 def _kind_of_slo(value: Any) -> str:
-    given = value if isinstance(value, dict) else getattr(value, "__dict__", {})
-    return "fixed" if "seconds" in given else "relative"
+    if isinstance(value, FixedSLO):
+        return "fixed"
+    if not isinstance(value, dict):
+        return "tokens" if isinstance(value, TokenSLOSpec) else "relative"
+    if "seconds" in value:
+        return "fixed"
+    return "tokens" if value.keys() & {"prefill", "decode", "limits"} else "relative"
 
 
 SLOSpec = Annotated[
-    Annotated[RelativeSLO, Tag("relative")] | Annotated[FixedSLO, Tag("fixed")], Discriminator(_kind_of_slo)
+    Annotated[RelativeSLO, Tag("relative")]
+    | Annotated[FixedSLO, Tag("fixed")]
+    | Annotated[TokenSLOSpec, Tag("tokens")],
+    Discriminator(_kind_of_slo),
 ]
 
 
@@ -170,7 +172,7 @@ class BudgetSpec(Strict):
     """
 
     split: Literal["none", "equal", "proportional", "fixed"] = "none"
-    seconds: dict[str, NotNegative] = {}
+    seconds: dict[str, NotNegative] = Field(default_factory=dict)
     carry: bool = True
     forward: Literal["always", "budget", "left"] = "always"
 
@@ -181,11 +183,17 @@ class BudgetSpec(Strict):
 class ModuleSpec(Strict):
     """A compute stage; a *loop* module runs many iterations per request.
 
-    Where several edges come together a request waits for "all" of them, or goes on with "any".
+    Where several edges come together a request waits for "all" of them, or goes on with "any". A module of *kind*
+    "llm" is a language model: a stage of its own, whose worker is an engine that prefills prompts and decodes tokens.
     """
 
     loop: bool = False
     join: Literal["all", "any"] = "all"
+    kind: Literal["llm"] | None = None
+
+    @property
+    def llm(self) -> bool:
+        return self.kind == "llm"
 
 
 class BranchSpec(Strict):
@@ -206,14 +214,14 @@ class PipelineSpec(Strict):
 
     modules: Annotated[dict[str, ModuleSpec], Field(min_length=1)]
     edges: list[Annotated[list[str], Field(min_length=2, max_length=2)]] | None = None
-    branches: list[BranchSpec] = []
+    branches: list[BranchSpec] = Field(default_factory=list)
 
 
 class PolicySpec(Strict):
     """A policy by name, entry point, ``package.module:Class`` or file, and its parameters."""
 
     name: str
-    params: dict[str, Any] = {}
+    params: dict[str, Any] = Field(default_factory=dict)
 
 
 class _Calls(Strict):
@@ -260,6 +268,8 @@ class WorkerSpec(Strict):
 
     A tool, say a code executor, is served by a pool of *threads* instead: *calls* says how long a call takes. It
     needs no device and no limit, and is served first come, first served unless it has a policy of its own.
+
+    Of an LLM module's worker *limit* is the most requests that run at once, and *engine* has its other limits.
     """
 
     modules: Annotated[list[str], Field(min_length=1)]
@@ -270,6 +280,7 @@ class WorkerSpec(Strict):
     policy: PolicySpec | None = None
     threads: Count | None = None
     calls: Calls | None = None
+    engine: EngineSpec | None = None
 
 
 RouterName = Literal["round_robin", "least_loaded", "least_violating"]
@@ -283,12 +294,12 @@ class Deployment(Strict):
     time on devices of its own.
     """
 
-    devices: dict[str, str] = {}
+    devices: dict[str, str] = Field(default_factory=dict)
     workers: Annotated[list[WorkerSpec], Field(min_length=1)]
     estimates: Kind = "scheduler"
     replicas: Count = 1
     router: RouterName = "least_loaded"
-    routers: dict[str, RouterName] = {}
+    routers: dict[str, RouterName] = Field(default_factory=dict)
 
 
 class System(Strict):
@@ -314,7 +325,8 @@ def _moment(text: str) -> str:
 class Time(Strict):
     """How long things take in simulation. Each term can be switched off, to see what it explains.
 
-    *table*: the periods "measured" in running systems, or those that "scheduler"s planned with. *contention*:
+    *table*: the periods "measured" in running systems, or those that "scheduler"s planned with; for LLM modules also
+    "corrected" (see `servetwin.profiles.TOKEN_KINDS`). *contention*:
     workers of one device slow each other down. *costs*: joins, leaves and hand-overs cost the worker time.
     *transport*: requests take time between workers. *noise*: durations are drawn from measured residuals, and the
     host has its measured slow spells.
@@ -322,7 +334,7 @@ class Time(Strict):
     table its last value holds.
     """
 
-    table: Literal["measured", "scheduler"] = "measured"
+    table: Literal["measured", "scheduler", "corrected"] = "measured"
     contention: bool = True
     costs: bool = True
     transport: bool = True
@@ -368,7 +380,8 @@ class Misfit(BadInput):
 def check(experiment: Experiment) -> None:
     """Raise `Misfit` where one part of *experiment* contradicts another."""
     modules, load = experiment.pipeline.modules, experiment.workload
-    loops = [m for m, spec in modules.items() if spec.loop]
+    loops = [m for m, spec in modules.items() if spec.loop and not spec.llm]
+    check_llm(experiment)
     for module in load.steps:
         if module not in loops:
             what = f"{module!r} is not a loop module of the pipeline"
@@ -382,12 +395,19 @@ def check(experiment: Experiment) -> None:
         _check_steps(("workload", "steps", module), steps, load)
     if load.requests is None and not isinstance(load.arrivals, Trace):
         raise Misfit(("workload", "requests"), "only a trace has a number of requests of its own", "a whole number")
-    if load.draws == "published" and not isinstance(load.arrivals, Gamma | Constant | Trace):
+    if load.draws != "seeded" and not isinstance(load.arrivals, Gamma | Constant | Trace):
         what = f"there are no published draws for {load.arrivals.process} arrivals"
         raise Misfit(("workload", "draws"), what, "seeded")
     _check_branches(experiment.pipeline)
     _check_deployment(experiment.deployment, modules)
     _check_budget(experiment)
+
+
+def check_llm(experiment: Experiment) -> None:
+    """Raise `Misfit` where the LLM modules of *experiment* and what is said of them do not fit together."""
+    from .llmcheck import check
+
+    check(experiment)
 
 
 def _check_steps(path: tuple[str, ...], steps: Steps, load: Workload) -> None:
@@ -400,7 +420,7 @@ def _check_steps(path: tuple[str, ...], steps: Steps, load: Workload) -> None:
             raise Misfit(
                 (*path, "weights"), "the weights do not fit the values", "one weight for each value, not all 0"
             )
-        if load.draws == "published":
+        if load.draws != "seeded":
             raise Misfit(("workload", "draws"), "there are no published draws for a choice of steps", "seeded")
 
 

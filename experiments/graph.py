@@ -25,7 +25,7 @@ Estimate = Callable[[str, int], float]
 
 def make_pipeline(spec: PipelineSpec, name: str) -> Pipeline:
     """The graph that *spec* describes: a chain in the order of the modules, unless it names edges."""
-    modules = [Module(m, loop=s.loop, join=s.join) for m, s in spec.modules.items()]
+    modules = [Module(m, loop=s.loop or s.llm, join=s.join) for m, s in spec.modules.items()]
     names = list(spec.modules)
     plain = list(itertools.pairwise(names)) if spec.edges is None else [(a, b) for a, b in spec.edges]
     branches = [Edge(b.source, b.to, b.probability, b.most) for b in spec.branches]
@@ -79,10 +79,8 @@ def make_pool(
 ) -> Pool:
     """The pool of threads that *spec*, the worker at this *place* of the file, asks for."""
     assert spec.threads is not None
-    name = spec.name or stage.name
     try:
-        # Nothing else runs where a pool does, so it is a device of its own to routers.
-        return Pool(stage, policy, estimate, threads=spec.threads, device=name, name=name, slo_factor=slo_factor)
+        return Pool(stage, policy, estimate, threads=spec.threads, name=spec.name or "", slo_factor=slo_factor)
     except BadInput as error:
         raise BadInput(error.what, where=f"deployment.workers.{place}.policy", right=error.right) from None
 

@@ -12,6 +12,7 @@ HERE = Path(__file__).parent
 WORKLOADS = HERE / "workloads"
 FIGURES = HERE / "figures"
 MEASURED = HERE / "measured"
+LISTS = HERE / "lists"
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
@@ -35,6 +36,11 @@ def unknown(kind: str, name: str, known: Iterable[str], where: str | None = None
 def workload_names() -> list[str]:
     """The workloads that come with ServeTwin."""
     return sorted(p.stem for p in WORKLOADS.glob("*.yaml"))
+
+
+def list_names() -> list[str]:
+    """The lists of lengths that come with ServeTwin."""
+    return sorted(p.stem for p in LISTS.glob("*.yaml"))
 
 
 def figure_names() -> list[str]:

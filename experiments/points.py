@@ -19,6 +19,7 @@ from servetwin.core import BadInput, ServeTwinError, Summary
 from . import registry
 from .build import load_profiles, policies_used, run
 from .config import Experiment, RelativeSLO
+from .llmspec import TokenSLOSpec
 from .workload import read_trace
 
 Row = dict[str, Any]
@@ -59,7 +60,7 @@ def key_of(experiment: Experiment) -> str:
 def settings_of(experiment: Experiment) -> Row:
     """The columns that say which experiment a row is of."""
     load, slo = experiment.workload, experiment.slo
-    return {
+    settings: Row = {
         "workload": experiment.name,
         "policy": experiment.policy.name,
         "rate": getattr(load.arrivals, "rate", None),
@@ -67,11 +68,14 @@ def settings_of(experiment: Experiment) -> Row:
         "slo_factor": slo.factor if isinstance(slo, RelativeSLO) else None,
         "seed": experiment.seed,
     }
+    if isinstance(slo, TokenSLOSpec):
+        settings |= {"prefill_slo": slo.prefill, "decode_slo": slo.decode}
+    return settings
 
 
 def main_worker(experiment: Experiment) -> str:
     """The name of the worker that runs the first loop module, or else of the first worker."""
-    loops = [m for m, spec in experiment.pipeline.modules.items() if spec.loop]
+    loops = [m for m, spec in experiment.pipeline.modules.items() if spec.loop or spec.llm]
     workers = experiment.deployment.workers
     chosen = next((w for w in workers if loops and loops[0] in w.modules), workers[0])
     return chosen.name or "+".join(chosen.modules)
@@ -90,7 +94,16 @@ def results_of(experiment: Experiment, summary: Summary) -> Row:
     row["iterations"] = main.get("iterations", 0)
     row["mean_batch_size"] = main.get("mean_batch_size")
     row["max_batch_size"] = main.get("max_batch_size")
+    row |= {name: full[name] for name in TOKENS if name in full}
     return row
+
+
+#: What a run of a single LLM adds (see docs/llm.md): tokens and requests per second, latencies in milliseconds.
+TOKENS = (
+    *("token_goodput", "token_goodput_artifact", "prefill_goodput", "decode_goodput", "limits_goodput"),
+    *("output_throughput", "total_token_throughput", "on_time_tokens", "late_tokens", "preemptions"),
+    *(f"{statistic}_{name}_ms" for name in ("ttft", "tpot", "itl") for statistic in ("mean", "median", "p99")),
+)
 
 
 def run_point(experiment: Experiment) -> Row:
@@ -108,7 +121,8 @@ def _run_numbered(number: int, experiment: Experiment) -> tuple[int, Row]:
 def title(experiment: Experiment) -> str:
     """What tells a point from its neighbours, for messages."""
     settings = settings_of(experiment)
-    numbers = [f"{k} {settings[k]:g}" for k in ("rate", "cv", "slo_factor") if settings[k] is not None]
+    keys = ("rate", "cv", "slo_factor", "prefill_slo", "decode_slo")
+    numbers = [f"{k} {settings[k]:g}" for k in keys if settings.get(k) is not None]
     return f"{settings['workload']}, {settings['policy']}, {', '.join(numbers)}"
 
 
@@ -163,7 +177,7 @@ def run_all_averaged(
     means = []
     for i in range(0, len(rows), seeds):
         same = rows[i : i + seeds]
-        mean = {name: _mean([row[name] for row in same]) for name in AVERAGED}
+        mean = {name: _mean([row[name] for row in same]) for name in (*AVERAGED, *TOKENS) if name in same[0]}
         means.append({**same[0], **mean})
     return means
 

@@ -3,6 +3,7 @@
 A policy can be named four ways, tried in this order::
 
     neustream                   a file of servetwin.policies, or an entry point of the group "servetwin.policies"
+                                (neustream-llm is neustream_llm.py)
     my_policy.py                a file anywhere that defines one policy
     my_policy.py:Greedy         a class in a file
     package.module:Greedy       a class in an importable module
@@ -39,7 +40,8 @@ GROUP = "servetwin.policies"
 @cache
 def policy_names() -> list[str]:
     """The policies that are known by name: ours, and those that installed packages offer."""
-    ours = [m.name for m in pkgutil.iter_modules(servetwin.policies.__path__) if not m.name.startswith("_")]
+    files = [m.name for m in pkgutil.iter_modules(servetwin.policies.__path__) if not m.name.startswith("_")]
+    ours = [name.replace("_", "-") for name in files]
     return sorted({*ours, *(e.name for e in importlib.metadata.entry_points(group=GROUP))})
 
 
@@ -58,7 +60,7 @@ def find_policy(name: str) -> type[Policy]:
         if inspect.isclass(found) and issubclass(found, Policy):
             return found
         return _policy_in(found, "", name)
-    return _policy_in(importlib.import_module(f"servetwin.policies.{place}"), "", place)
+    return _policy_in(importlib.import_module(f"servetwin.policies.{place.replace('-', '_')}"), "", place)
 
 
 def _right(name: str) -> str:

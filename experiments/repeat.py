@@ -52,7 +52,7 @@ class Repeated:
 def seeded(experiment: Experiment, shift: int = 0) -> Experiment:
     """*experiment* with draws that depend on its seed, which is moved on by *shift*."""
     load = experiment.workload
-    if load.draws == "published" and not isinstance(load.arrivals, Trace):
+    if load.draws != "seeded" and not isinstance(load.arrivals, Trace):
         experiment = experiment.model_copy(update={"workload": load.model_copy(update={"draws": "seeded"})})
     return experiment.model_copy(update={"seed": experiment.seed + shift}) if shift else experiment
 

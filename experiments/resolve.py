@@ -22,8 +22,10 @@ from pydantic import BaseModel, ValidationError
 from servetwin.core import BadInput
 
 from . import registry, yamlfile
-from .config import Arrivals, Calls, Experiment, Misfit, PolicySpec, SLOSpec, Steps, Strict, Trace, check
+from .config import Arrivals, Calls, Experiment, FixedSLO, Misfit, PolicySpec, RelativeSLO, Steps, Trace, check
+from .llmspec import TokenDraw, TokenSLOSpec
 from .names import WORKLOADS, suggest, workload_names
+from .parts import Strict
 
 Key = tuple[str | int, ...]
 Override = tuple[str, Any]
@@ -35,6 +37,8 @@ SHORT = {
     "cv": "workload.arrivals.cv",
     "slo": "slo.factor",
     "slo_factor": "slo.factor",
+    "prefill_slo": "slo.prefill",
+    "decode_slo": "slo.decode",
     "requests": "workload.requests",
     "policy": "policy.name",
     "step_delta": "policy.params.step_delta",
@@ -170,6 +174,8 @@ def _kinds() -> dict[tuple[str, ...], tuple[str, dict[str, type[BaseModel]]]]:
         ("workload", "arrivals"): ("process", by_tag(Arrivals, "process")),
         ("workload", "steps", "*"): ("draw", by_tag(Steps, "draw")),
         ("deployment", "workers", "*", "calls"): ("time", by_tag(Calls, "time")),
+        ("workload", "lengths", "*", "prompt"): ("draw", by_tag(TokenDraw, "draw")),
+        ("workload", "lengths", "*", "output"): ("draw", by_tag(TokenDraw, "draw")),
     }
 
 
@@ -200,13 +206,22 @@ def merge(tree: Tree, more: Tree, path: Key = ()) -> None:
     kind = _kind_at(path)
     if kind is not None and kind[0] in more and tree.get(kind[0]) != more[kind[0]]:
         _keep_known(tree, path, kind[0], more[kind[0]])
-    if path == ("slo",) and ("seconds" in more) != ("seconds" in tree):
+    if path == ("slo",) and _slo_of(more) not in (None, _slo_of(tree)):
         tree.clear()
     for key, value in more.items():
         if isinstance(value, dict) and isinstance(tree.get(key), dict):
             merge(tree[key], value, (*path, key))
         else:
             tree[key] = copy.deepcopy(value)
+
+
+def _slo_of(tree: Tree) -> type[BaseModel] | None:
+    """The kind of SLO that *tree* speaks of; None if it does not say."""
+    if "seconds" in tree:
+        return FixedSLO
+    if "factor" in tree:
+        return RelativeSLO
+    return TokenSLOSpec if tree.keys() & {"prefill", "decode", "limits"} else None
 
 
 def _combine(chain: list[Layer], policy: str | None) -> Tree:
@@ -421,8 +436,7 @@ def _model_at(path: Key, value: Any, model: type[BaseModel], key: str | int) -> 
     field_info = model.model_fields.get(str(key))
     found = _models_in(field_info.annotation) if field_info is not None else []
     if path == ("slo",):
-        relative, fixed = _models_in(SLOSpec)
-        return fixed if isinstance(value, dict) and "seconds" in value else relative
+        return (_slo_of(value) if isinstance(value, dict) else None) or RelativeSLO
     return found[0] if found else None
 
 

@@ -30,9 +30,7 @@ NEUSTREAM = MEASURED / "neustream_ae.csv"
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """One run on a real system. *cells* is its line as it stands; *met* and *finished* may be unknown. Rate, cv and
-    SLO factor are nan where a run has none, which no table says.
-    """
+    """One run on a real system. *cells* is its line as it stands; *met* and *finished* may be unknown."""
 
     line: int
     cells: dict[str, str]

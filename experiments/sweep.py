@@ -35,8 +35,9 @@ from servetwin.core import BadInput
 from . import tables, yamlfile
 from .cache import Cache
 from .cluster import running_on
-from .config import Experiment, Strict
+from .config import Experiment
 from .names import FIGURES, figure_names, suggest
+from .parts import Strict
 from .points import Row, code_digest, run_all, settings_of
 from .repeat import repeat
 from .repeat import versus as differences

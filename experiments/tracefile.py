@@ -52,6 +52,16 @@ class TraceFile:
             f"the trace does not say how many iterations of {module} to run", where=self.where, right=right
         )
 
+    def tokens(self, column: str) -> Iterator[int]:
+        """The *column* ("input_tokens" or "output_tokens"), request by request; a prompt has a token at least.
+
+        Raises `BadInput` if the trace does not have it.
+        """
+        if column not in self.columns:
+            right = "a column 'input_tokens'" if column == "input_tokens" else "a column 'tokens'"
+            raise BadInput(f"the trace does not say the {column.replace('_', ' ')}", where=self.where, right=right)
+        return (max(1, entry.work[column]) for entry in self)
+
     def work_of(self, module: str) -> Iterator[int]:
         """The iterations of *module*, request by request."""
         column = self.column_of(module)

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 from servetwin.core import BadInput, Request
 from servetwin.core.streams import stream
+from servetwin.core.tokens import TokenRequest
 
 from . import tracefile
 from .arrivals import BLOCK, Source, arrival_times, published_stream
 from .config import ChoiceSteps, ConstantSteps, Experiment, Steps, Trace, TraceSteps, UniformSteps
+from .lengths import triples
 
 
 def read_trace(experiment: Experiment) -> tracefile.TraceFile | None:
@@ -62,15 +64,23 @@ def requests(
     experiment: Experiment,
     slo: Callable[[Mapping[str, int]], float],
     trace: tracefile.TraceFile | None = None,
+    *,
+    contexts: Mapping[str, int] | None = None,
 ) -> Iterator[Request]:
-    """The requests of *experiment* in order of arrival; *slo* gives the seconds that this work may take."""
+    """The requests of *experiment* in order of arrival; *slo* gives the seconds that this work may take, *contexts*
+    the tokens that the engines of LLM modules take per request."""
     load, system = experiment.workload, experiment.system
-    published, seed = load.draws == "published", experiment.seed
-    due = arrival_times(load.arrivals, seed=seed, published=published, trace=trace)
+    published, seed = load.draws != "seeded", experiment.seed
+    llm = load.draws == "published_llm"
+    due = arrival_times(load.arrivals, seed=seed, published=published, trace=trace, llm=llm)
     modules = tuple(load.steps)
     draws = [steps_of(m, load.steps[m], seed=seed, published=published, trace=trace) for m in modules]
     works = zip(*draws, strict=False) if draws else repeat(())
     delay, stretch = system.client_delay, 1.0 + system.client_stretch
+    if load.lengths:
+        due = (at * stretch + i * delay for i, at in enumerate(due))
+        yield from islice(_token_requests(experiment, slo, due, modules, works, contexts or {}, trace), load.requests)
+        return
     known: dict[tuple[int, ...], tuple[dict[str, int], float]] = {}  # requests with equal work share it
     for i, at, steps in islice(zip(count(), due, works, strict=False), load.requests):
         entry = known.get(steps)
@@ -80,3 +90,23 @@ def requests(
             if len(known) < 100_000:
                 known[steps] = entry
         yield Request(i, at * stretch + i * delay, entry[1], entry[0])
+
+
+def _token_requests(
+    experiment: Experiment,
+    slo: Callable[[Mapping[str, int]], float],
+    due: Iterator[float],
+    modules: tuple[str, ...],
+    works: Iterator[tuple[int, ...]],
+    contexts: Mapping[str, int],
+    trace: tracefile.TraceFile | None,
+) -> Iterator[Request]:
+    """Requests with prompts and outputs, *due* at these times."""
+    lengths = experiment.workload.lengths
+    names = tuple(lengths)
+    draws = [triples(m, lengths[m], contexts[m], seed=experiment.seed, trace=trace) for m in names]
+    for i, (at, steps, tokens) in enumerate(zip(due, works, zip(*draws, strict=False), strict=False)):
+        work = dict(zip(modules, steps, strict=True))
+        declared = {m: (prompt, limit) for m, (prompt, limit, _) in zip(names, tokens, strict=True)}
+        outputs = {m: output for m, (_, _, output) in zip(names, tokens, strict=True)}
+        yield TokenRequest(i, at, declared, outputs, slo=slo(work), work=work)

@@ -40,7 +40,7 @@ class Profile:
         self.data = data
         self._tables: dict[tuple[str, Kind], LatencyTable] = {}
         self._estimates: dict[tuple[tuple[Kind, ...], bool], Callable[[str, int], float]] = {}
-        self._tokens: dict[tuple[TokenKind, bool], TokenTable] = {}
+        self._tokens: dict[tuple[TokenKind, bool, bool], TokenTable] = {}
 
     @property
     def name(self) -> str:
@@ -62,19 +62,21 @@ class Profile:
             raise BadInput("this is no profile of a language model", where=self.name, right="one with tokens")
         return self.data.tokens
 
-    def tokens(self, *kinds: TokenKind, hold: bool = False) -> TokenTable:
+    def tokens(self, *kinds: TokenKind, hold: bool = False, between: bool = True) -> TokenTable:
         """The first of *kinds* of latency models that there is (see `TOKEN_KINDS`); without *kinds*, the scheduler's.
 
-        The same arguments give the same object. Raises `BadInput` if there is none.
+        With *between* false no time passes between steps. The same arguments give the same object. Raises `BadInput`
+        if there is none.
         """
         have = self.token_data.kinds
         for kind in kinds or ("scheduler",):
             if kind in have:
-                table = self._tokens.get((kind, hold))
+                table = self._tokens.get((kind, hold, between))
                 if table is None:
                     name = f"{self.name} ({kind})"
-                    table = TokenTable(have[kind], name=name, hold=hold, between_cost=self._between(kind))
-                    self._tokens[kind, hold] = table
+                    pause = self._between(kind) if between else None
+                    table = TokenTable(have[kind], name=name, hold=hold, between_cost=pause)
+                    self._tokens[kind, hold, between] = table
                 return table
         what = f"no latency model of the kind {' or '.join(kinds or ('scheduler',))}"
         raise BadInput(what, where=self.name, right=" or ".join(have))

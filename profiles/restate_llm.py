@@ -46,6 +46,8 @@ LIMITS = (
 )
 #: A batch and a context that no run of 256 sequences and 2048 positions exceeds.
 MOST_SEQUENCES, MOST_CONTEXT = 256, 65536
+#: As far as a plan may reach that looks at the whole queue.
+MOST_PLANNED = 2**24
 SHARES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.996, 0.998, 1.0)
 
 
@@ -169,7 +171,7 @@ def _kinds(key: str, model: dict[str, Any], offset: dict[str, Any], points: Logs
     corrected = {
         **line,
         "offsets": [Flow({"above": low / 1000.0, "add": add}) for low, add in steps],
-        "note": "the offsets are a correction by the authors, in their policy; it is undefined where the line gives "
+        "note": "the offsets are those that the policy adds in its check; they are undefined where the line gives "
         "45, 50 or 55 ms exactly, and the larger one is taken there",
     }
     tokens = sorted(points.singles)
@@ -189,9 +191,12 @@ def _kinds(key: str, model: dict[str, Any], offset: dict[str, Any], points: Logs
         "source": Flow({"file": f"{where}prefill_single.csv.gz"}),
         "beyond": beyond,
     }
+    plans = {"note": "the policy extrapolates without bound"}
+    scheduler["beyond"] = {**beyond, "until": MOST_PLANNED, **plans}
+    planned = {**line, "until_batch": MOST_PLANNED, "until_context": MOST_PLANNED, **plans}
     mixed = {"mixed": {"note": "no step that both computes prompts and decodes was measured"}}
     return {
-        "scheduler": {"prefill": scheduler, "line": corrected, **mixed},
+        "scheduler": {"prefill": scheduler, "line": planned, **mixed},
         "measured": {"prefill": measured, "line": line, **mixed},
         "corrected": {"prefill": measured, "line": corrected, **mixed},
     }

@@ -15,12 +15,14 @@ from datetime import datetime
 from servetwin.core import BadInput, Batch, Stage, Worker
 from servetwin.core.pool import Pool
 from servetwin.core.streams import stream
-from servetwin.profiles import Profile
+from servetwin.core.token_worker import TokenWorker
+from servetwin.profiles import Profile, TokenKind
 
 from .executor import Delay, SimExecutor
 from .lane import Rate, Rates
 from .noise import SlowSpells, from_quantiles
 from .timing import Demand, MeasuredTiming, TableTiming, Timing
+from .tokens import TokenTiming
 from .tools import CallTimes
 
 #: Idle seconds of a whole-request worker that count as a spell: the next batch is a little late in any case.
@@ -31,7 +33,8 @@ SHORTEST_SPELL = 0.03
 class TimeOptions:
     """Which terms make up simulated time; each can be switched off to see what it explains.
 
-    *table*: iterations as "measured" in a running system, or as the "scheduler" planned with. *costs*: joins, leaves,
+    *table*: iterations as "measured" in a running system, or as the "scheduler" planned with; of language models also
+    "corrected". *costs*: joins, leaves,
     cold starts. *contention*: workers on one device slow each other down. *transport*: requests take time between
     workers. *noise*: drawn from measured residuals and slow spells of the host. *session*: when the run to be
     predicted began, where a profile knows the host's speed on that day. *hold*: sizes beyond a table get its last
@@ -72,6 +75,10 @@ class WholeTiming:
     draw: Callable[[], float] | None = field(default=None, init=False)
 
     @property
+    def steady(self) -> bool:
+        return self.steps.steady
+
+    @property
     def settled(self) -> bool:
         return self.steps.settled
 
@@ -87,11 +94,8 @@ class WholeTiming:
             seconds += self.cold if idle < self.long_spell else self.cold_long
         return (0.0, seconds, 0.0)
 
-    def plain(self, size: int, now: float, leaves: int = 0) -> Demand:
-        return self.steps.plain(size, now, leaves)
-
-    def steady_until(self) -> float:
-        return self.steps.steady_until()
+    def plain(self, size: int, now: float) -> Demand:
+        return self.steps.plain(size, now)
 
     def hand_over(self, batch: Batch) -> float:
         return 0.0 if batch.whole else self.steps.hand_over(batch)
@@ -104,9 +108,11 @@ class Clock:
         self.profiles = profiles
         self.options = options
         self.seed = seed
-        self.kinds = ("measured", "scheduler") if options.table == "measured" else ("scheduler",)
+        self.kinds = ("scheduler",) if options.table == "scheduler" else ("measured", "scheduler")
 
-    def timing(self, worker: Worker) -> Timing:
+    def timing(self, worker: Worker) -> Timing | TokenTiming:
+        if isinstance(worker, TokenWorker):
+            return self._engine(worker)
         profile, stage, sizes = self.profiles[worker.device], worker.stage, range(1, worker.view.limit + 1)
         if stage.loop is None:
             return self._once(worker, profile, sizes)
@@ -116,6 +122,24 @@ class Clock:
         return steps
 
     # -- one kind of worker each ---------------------------------------------------------------------------
+
+    def _engine(self, worker: TokenWorker) -> TokenTiming:
+        profile, options = self.profiles[worker.device], self.options
+        kinds: tuple[TokenKind, ...] = {
+            "measured": ("measured", "scheduler"),
+            "corrected": ("corrected", "measured", "scheduler"),
+        }.get(options.table, ("scheduler",))  # type: ignore[assignment]
+        times = profile.tokens(*kinds, hold=options.hold, between=options.costs)
+        return TokenTiming(
+            times, self._ratio(worker, profile, "decode"), prefills=self._ratio(worker, profile, "prefill")
+        )
+
+    def _ratio(self, worker: Worker, profile: Profile, module: str) -> Callable[[], float] | None:
+        """Draws of the measured ratio of a step's time to the model's, if there is to be noise."""
+        spread = profile.costs[f"{module}.ratio"].quantiles if self._has(profile, f"{module}.ratio") else None
+        if not self.options.noise or spread is None:
+            return None
+        return from_quantiles(stream(self.seed, f"noise/{worker.name}/{module}"), spread.p, spread.values)
 
     def _whole(self, worker: Worker, profile: Profile, sizes: range, steps: MeasuredTiming) -> WholeTiming:
         stage, estimate = worker.stage, worker.view.estimate

@@ -38,8 +38,7 @@ def from_quantiles(rng: np.random.Generator, p: Sequence[float], values: Sequenc
 
 
 class SlowSpells:
-    """A host that is slow for spells: a call tells the factor on host time at a time (times must not go back), which
-    stays *until* then.
+    """A host that is slow for spells: a call tells the factor on host time at a time (times must not go back).
 
     Slow spells of *length* seconds on average (exponential) take up *share* of the time; host work takes *slow* times
     as long in them and *normal* times as long between them.
@@ -50,15 +49,15 @@ class SlowSpells:
         self._means = (length * (1.0 - share) / share, length)
         self._factors = (normal, slow)
         self._slow = self._draw() < share
-        self.until = self._spell()
+        self._until = self._spell()
 
     def _spell(self) -> float:
         return -float(np.log1p(-self._draw())) * self._means[self._slow]
 
     def __call__(self, now: float) -> float:
-        while now >= self.until:
+        while now >= self._until:
             self._slow = not self._slow
-            self.until += self._spell()
+            self._until += self._spell()
         return self._factors[self._slow]
 
     def last(self, now: float, work: float) -> float:
@@ -67,7 +66,7 @@ class SlowSpells:
         while True:
             factor = self(now)
             end = now + work * factor
-            if end <= self.until:
+            if end <= self._until:
                 return end - start
-            work -= (self.until - now) / factor
-            now = self.until
+            work -= (self._until - now) / factor
+            now = self._until

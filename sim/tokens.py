@@ -37,13 +37,15 @@ class StepTimes(Protocol):
 class TokenTiming:
     """What the steps of one engine take.
 
-    *draw* gives the next factor on a step's computation, if there is noise. *swap* gives the seconds in which so many
+    *draw* gives the next factor on a step's computation, if there is noise, *prefills* that of steps that prefill
+    (None: *draw* does). *swap* gives the seconds in which so many
     blocks of KV move between device and host (None: no time).
     """
 
     times: StepTimes
     draw: Callable[[], float] | None = None
     swap: Callable[[int], float] | None = None
+    prefills: Callable[[], float] | None = None
 
     def prefill(self, batch: TokenBatch) -> float:
         """Seconds of a step that prefills, before noise."""
@@ -84,7 +86,7 @@ class TokenLane(simpy.Event):
             start = now
         if batch.prefill:
             seconds = self.timing.prefill(batch)
-
+            draw = self.timing.prefills or draw
         else:
             a, b, until = self.straight(batch.decode, batch.context)
             seconds = a + b * batch.context

@@ -64,9 +64,9 @@ def _mooncake(row: Row, where: str, _: Sequence[str]) -> tuple[float, dict[str, 
 def _plain(row: Row, where: str, modules: Sequence[str]) -> tuple[float, dict[str, int], str | None]:
     arrival = _time(row.get("arrival"), f"{where}: arrival")
     work = {}
-    for name in dict.fromkeys(("steps", "tokens", *modules)):
+    for name in dict.fromkeys(("steps", "tokens", "input_tokens", *modules)):
         if name in row:
-            work[name] = _count(row[name], f"{where}: {name}", "steps" if name != "tokens" else "tokens")
+            work[name] = _count(row[name], f"{where}: {name}", "tokens" if name.endswith("tokens") else "steps")
     if "tokens" in work:
         work["output_tokens"] = work.pop("tokens")
     return arrival, work, _size(row, where)

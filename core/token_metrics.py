@@ -1,0 +1,283 @@
+"""What an LLM run amounted to: latencies and throughput as ``vllm bench serve`` reports them, goodput in tokens as
+NeuStream does. The formulas stand in docs/llm.md.
+
+>>> limits = TokenLimits(ttft=2.0, tpot=0.1)
+>>> limits.hold(ttft=1.9, tpot=0.1, itl=0.3, e2el=30.0)
+True
+>>> TokenLimits(itl=0.2).hold(ttft=1.9, tpot=0.1, itl=0.3, e2el=30.0)
+False
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Any, Literal
+
+import numpy as np
+
+from .metrics import Summary
+from .request import Outcome, Request
+from .tokens import CumulativeSLO, TokenTask
+
+#: Steps 0, 1, 2, ... and what k steps add up of the context, k (k + 1) / 2.
+_STEPS = np.arange(4096, dtype=float)
+_SUMS = _STEPS * (_STEPS + 1.0) / 2.0
+
+
+@dataclass(frozen=True)
+class TokenLimits:
+    """Limits in seconds that a request keeps, or not: ``--goodput`` of ``vllm bench serve``, and one more.
+
+    *ttft*: from sending until the first token. *tpot*: mean gap between tokens, 0 for a single one. *e2el*: from
+    sending until the last. *itl*: the longest gap between two tokens, which vLLM's command does not know.
+    """
+
+    ttft: float = inf
+    tpot: float = inf
+    itl: float = inf
+    e2el: float = inf
+
+    def hold(self, *, ttft: float, tpot: float, itl: float, e2el: float) -> bool:
+        """Whether a request with these latencies keeps all limits."""
+        return ttft <= self.ttft and tpot <= self.tpot and itl <= self.itl and e2el <= self.e2el
+
+
+def task_limits(task: TokenTask, limits: TokenLimits) -> bool:
+    """Whether *task*, which has put out all its tokens, kept *limits*."""
+    assert task.first_token is not None
+    assert task.finished is not None
+    sent = sent_at(task)
+    gaps = task.generated - 1
+    itl = float(np.diff(task.times()).max()) if gaps and limits.itl < inf else 0.0
+    tpot = (task.finished - task.first_token) / gaps if gaps else 0.0
+    return limits.hold(ttft=task.first_token - sent, tpot=tpot, itl=itl, e2el=task.finished - sent)
+
+
+def sent_at(task: TokenTask) -> float:
+    """Since when somebody waits for the tokens of *task*: the client's sending, or its coming to a later stage."""
+    request = task.request
+    return request.arrival if task is request.tasks[0] else task.queued
+
+
+@dataclass(frozen=True)
+class TokenDeadlines(CumulativeSLO):
+    """NeuStream's deadlines; a request meets them with all its tokens, or (*meets* "last") with its last."""
+
+    meets: Literal["all", "last"] = "all"
+
+    def met(self, task: TokenTask) -> bool:
+        if self.meets == "last":
+            return super().met(task)
+        return on_time(task, self) == task.generated
+
+    def deadlines(self, task: TokenTask) -> np.ndarray:
+        """When each of the tokens that *task* has put out was due, in seconds since the run began."""
+        count, prompt = task.generated, task.prompt
+        first = task.arrival + task.budget + self.prefill_scale * self.prefill_alone(prompt)
+        steps, sums = (_STEPS, _SUMS) if count <= len(_STEPS) else _longer(count)
+        per_step = self.decode_scale * (self.d0 + self.d1 * prompt)
+        due: np.ndarray = first + per_step * steps[:count] + (self.decode_scale * self.d1) * sums[:count]
+        return due
+
+
+def _longer(count: int) -> tuple[np.ndarray, np.ndarray]:
+    steps = np.arange(count, dtype=float)
+    return steps, steps * (steps + 1.0) / 2.0
+
+
+def on_time(task: TokenTask, slo: TokenDeadlines) -> int:
+    """How many of the tokens that *task* has put out came by their deadlines."""
+    return int(np.count_nonzero(np.asarray(task.times()) <= slo.deadlines(task)))
+
+
+@dataclass(frozen=True)
+class LimitsSLO(TokenDeadlines):
+    """Meets what *limits* say. As deadlines, for policies: *ttft* for the first token, *tpot* for each other."""
+
+    limits: TokenLimits = TokenLimits()
+
+    @classmethod
+    def of(cls, limits: TokenLimits) -> LimitsSLO:
+        far = 1e12  # a number that can be multiplied by 0
+        ttft, tpot = min(limits.ttft, limits.e2el, far), min(limits.tpot, far)
+        return cls(1.0, 1.0, tpot, 0.0, lambda _: ttft, limits=limits)
+
+    def met(self, task: TokenTask) -> bool:
+        return task_limits(task, self.limits)
+
+
+class Gaps:
+    """Gaps between tokens: all of them up to *most*, beyond that counts in bins 0.1 % wide (so memory stays flat)."""
+
+    SHORTEST, RATIO, BINS = 1e-6, 1.001, 25_000
+
+    def __init__(self, most: int = 1 << 20) -> None:
+        self.most = most
+        self.kept = array("d")
+        self.count = 0
+        self.total = self.squares = 0.0
+        self.bins: np.ndarray | None = None
+
+    def add(self, times: Sequence[float]) -> None:
+        """The gaps between *times*."""
+        self.kept.frombytes(np.diff(np.asarray(times)).tobytes())
+        if len(self.kept) > self.most:
+            self._fold()
+
+    def _fold(self) -> None:
+        gaps = np.array(self.kept)
+        self.kept = array("d")
+        self.count += len(gaps)
+        self.total += float(gaps.sum())
+        self.squares += float((gaps * gaps).sum())
+        at = np.log(np.maximum(gaps, self.SHORTEST) / self.SHORTEST) / np.log(self.RATIO)
+        found = np.bincount(np.minimum(at.astype(int), self.BINS - 1), minlength=self.BINS)
+        self.bins = found if self.bins is None else self.bins + found
+
+    def statistics(self) -> tuple[float, float, float, float] | None:
+        """Mean, standard deviation, median and 99th percentile in seconds; None without a gap."""
+        if self.bins is None:
+            gaps = np.array(self.kept)
+            if not gaps.size:
+                return None
+            return float(gaps.mean()), float(gaps.std()), float(np.median(gaps)), float(np.percentile(gaps, 99))
+        if self.kept:
+            self._fold()
+        mean = self.total / self.count
+        spread = max(0.0, self.squares / self.count - mean * mean) ** 0.5
+        return mean, spread, self._share(0.5), self._share(0.99)
+
+    def _share(self, share: float) -> float:
+        assert self.bins is not None
+        at = int(np.searchsorted(np.cumsum(self.bins), share * self.count))
+        return float(self.SHORTEST * self.RATIO ** (at + 0.5))
+
+
+class StageTokens:
+    """Tokens of one LLM stage, gathered as requests end; 24 bytes are kept per request that finished it."""
+
+    def __init__(self, slo: TokenDeadlines | None, limits: TokenLimits | None) -> None:
+        self.slo = slo if not isinstance(slo, LimitsSLO) else None
+        self.limits = limits
+        self.completed = self.within_limits = 0
+        self.prompt_tokens = self.output_tokens = self.all_tokens = self.preemptions = 0
+        self.ttft, self.tpot, self.e2el = array("d"), array("d"), array("d")
+        self.itl = Gaps()
+        self.first_on_time = self.last_on_time = self.late_firsts = 0
+        self.on_time = 0
+        self.first_arrival = inf
+        self.last_finish = -inf
+
+    def ended(self, task: TokenTask, outcome: Outcome) -> None:
+        """The request of *task* has ended; *task* may have put out no token, some, or all."""
+        self.preemptions += task.preemptions
+        if task.arrival < self.first_arrival:
+            self.first_arrival = task.arrival
+        first, generated = task.first_token, task.generated
+        if first is None:
+            return
+        self.all_tokens += generated
+        times = task.times()
+        if generated > 1:
+            self.itl.add(times)
+        if self.slo is not None:
+            on_time = np.asarray(times) <= self.slo.deadlines(task)
+            self.on_time += int(np.count_nonzero(on_time))
+            if on_time[0]:
+                self.first_on_time += 1
+            else:
+                self.late_firsts += 1
+            if task.finished is not None and on_time[-1]:
+                self.last_on_time += 1
+        if task.finished is None:
+            return
+        self.completed += 1
+        self.prompt_tokens += task.prompt
+        self.output_tokens += generated
+        if task.finished > self.last_finish:
+            self.last_finish = task.finished
+        sent = sent_at(task)
+        self.ttft.append(first - sent)
+        self.e2el.append(task.finished - sent)
+        if generated > 1:
+            self.tpot.append((task.finished - first) / (generated - 1))
+        if self.limits is not None and task_limits(task, self.limits):
+            self.within_limits += 1
+
+    def as_dict(self, duration: float) -> dict[str, Any]:
+        """Tokens and requests per second over *duration* (seconds), latencies in milliseconds.
+
+        None where nothing was measured, or asked for.
+        """
+        out: dict[str, Any] = {
+            "completed": self.completed,
+            "total_input_tokens": self.prompt_tokens,
+            "total_output_tokens": self.output_tokens,
+            "output_throughput": _rate(self.output_tokens, duration),
+            "total_token_throughput": _rate(self.prompt_tokens + self.output_tokens, duration),
+        }
+        for name, values in (("ttft", self.ttft), ("tpot", self.tpot), ("e2el", self.e2el)):
+            _latencies(out, name, _four(values))
+        _latencies(out, "itl", self.itl.statistics())
+        out["preemptions"] = self.preemptions
+        if self.limits is not None:
+            out["within_limits"] = self.within_limits
+            out["limits_goodput"] = _rate(self.within_limits, duration)
+        if self.slo is not None:
+            artifact = self.last_finish - self.first_arrival
+            out["on_time_tokens"] = self.on_time
+            out["late_tokens"] = self.all_tokens - self.on_time
+            out["token_goodput"] = _rate(self.on_time, duration)
+            out["token_goodput_artifact"] = _rate(self.on_time + self.late_firsts, artifact)
+            out["prefill_goodput"] = _rate(self.first_on_time, duration)
+            out["decode_goodput"] = _rate(self.last_on_time, duration)
+        return out
+
+
+def _rate(count: float, duration: float) -> float | None:
+    return count / duration if 0.0 < duration < inf else None
+
+
+def _four(values: array[float]) -> tuple[float, float, float, float] | None:
+    if not values:
+        return None
+    seconds = np.array(values)
+    median, p99 = np.percentile(seconds, (50, 99))
+    return float(seconds.mean()), float(seconds.std()), float(median), float(p99)
+
+
+def _latencies(out: dict[str, Any], name: str, four: tuple[float, float, float, float] | None) -> None:
+    for i, statistic in enumerate(("mean", "std", "median", "p99")):
+        out[f"{statistic}_{name}_ms"] = four[i] * 1000.0 if four is not None else None
+
+
+class TokenSummary(Summary):
+    """A `Summary` that knows LLM stages. *slos* holds what each promises, *limits* is reported beside that.
+
+    Its recorder must want the times of tokens (`Recorder.wants_token_times`).
+    """
+
+    def __init__(self, slos: dict[str, TokenDeadlines | None], limits: TokenLimits | None = None) -> None:
+        super().__init__()
+        self.stages = {stage: StageTokens(slo, limits) for stage, slo in slos.items()}
+
+    def ended(self, request: Request, now: float) -> None:
+        super().ended(request, now)
+        stages = self.stages
+        for task in request.tasks:
+            if isinstance(task, TokenTask):
+                assert request.outcome is not None
+                stages[task.stage.name].ended(task, request.outcome)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As of `Summary`, with ``llm``: the tokens of each LLM stage; those of a single one stand at the top too."""
+        out = super().as_dict()
+        stages = {name: stage.as_dict(out["duration"]) for name, stage in self.stages.items()}
+        if len(stages) == 1:
+            (only,) = stages.values()
+            out = {**out, **{key: value for key, value in only.items() if key not in out}}
+        out["llm"] = stages
+        return out

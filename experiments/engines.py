@@ -1,0 +1,114 @@
+"""From what an experiment says of language models to engines: workers, deadlines of tokens, limits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from servetwin.core import AbsoluteSLO, BadInput, Stage
+from servetwin.core.token_metrics import LimitsSLO, TokenDeadlines, TokenLimits, TokenSummary
+from servetwin.core.token_worker import TokenWorker
+from servetwin.core.tokens import EngineLimits, TokenPolicy, TokenSLO, TokenView
+
+from .config import Experiment, WorkerSpec
+from .llmspec import EngineSpec, TokenSLOSpec
+
+if TYPE_CHECKING:
+    from servetwin.core import Recorder, Worker
+    from servetwin.profiles import Profile
+
+#: A request to language models has no deadline of its own, unless the experiment says so.
+ENDLESS = AbsoluteSLO(float("inf"))
+
+
+def is_engine(experiment: Experiment, spec: WorkerSpec) -> bool:
+    """Whether the worker that *spec* describes serves a language model."""
+    return any(experiment.pipeline.modules[m].llm for m in spec.modules)
+
+
+def limits_of(experiment: Experiment) -> TokenLimits | None:
+    """The limits per request that are reported, in seconds; None if there are none."""
+    slo = experiment.slo
+    if not isinstance(slo, TokenSLOSpec) or slo.limits is None:
+        return None
+    given = {k.removesuffix("_ms"): ms / 1000.0 for k, ms in slo.limits.model_dump().items() if ms is not None}
+    return TokenLimits(**given)
+
+
+def deadlines_of(experiment: Experiment, profile: Profile) -> TokenDeadlines | None:
+    """The deadlines of the tokens that a model with this *profile* puts out; None if the experiment has none."""
+    slo = experiment.slo
+    if not isinstance(slo, TokenSLOSpec):
+        return None
+    if slo.prefill is None or slo.decode is None:
+        return LimitsSLO.of(limits_of(experiment) or TokenLimits())
+    table = profile.tokens(slo.base)
+    data = profile.token_data
+    d0, d1 = (data.solo.d0, data.solo.d1) if data.solo else table.solo_decode()
+    return TokenDeadlines(slo.prefill, slo.decode, d0, d1, table.prefill, slo.meets)
+
+
+def engine_limits(spec: WorkerSpec, profile: Profile) -> EngineLimits:
+    """What memory and settings of the engine allow: as the worker says, or else as the profile does."""
+    assert spec.limit is not None
+    given, data = spec.engine or EngineSpec(), profile.token_data
+    blocks = given.blocks or data.kv.blocks
+    size = given.block_size or data.kv.block_size
+    if given.blocks is None and given.block_size is not None:
+        blocks = blocks * data.kv.block_size // size
+    return EngineLimits(
+        blocks=blocks,
+        block_size=size,
+        watermark=data.engine.watermark if given.watermark is None else given.watermark,
+        max_batched_tokens=given.max_batched_tokens or data.engine.max_batched_tokens,
+        max_sequences=spec.limit,
+        headroom=given.headroom,
+        preemption=given.preemption,
+        stamp=given.stamp,
+    )
+
+
+def context_of(spec: WorkerSpec, profile: Profile) -> int:
+    """The tokens of prompt and output together that the engine takes per request."""
+    given = spec.engine.max_model_len if spec.engine else None
+    return given or profile.token_data.engine.max_model_len
+
+
+def contexts(experiment: Experiment, profiles: dict[str, Profile]) -> dict[str, int]:
+    """The same by LLM module; of several workers, the least."""
+    found: dict[str, int] = {}
+    for spec in experiment.deployment.workers:
+        if is_engine(experiment, spec) and spec.device is not None:
+            (module,) = spec.modules
+            tokens = context_of(spec, profiles[spec.device])
+            found[module] = min(found.get(module, tokens), tokens)
+    return found
+
+
+def token_worker(
+    experiment: Experiment, spec: WorkerSpec, stage: Stage, profile: Profile, policy: object
+) -> TokenWorker:
+    """The engine that *spec* describes."""
+    if not isinstance(policy, TokenPolicy):
+        known = "neustream-llm, vllm, vllm-v1, sarathi or edf-llm"
+        name = (spec.policy or experiment.policy).name
+        raise BadInput(f"{name} is no policy for language models", where="policy.name", right=known)
+    kind = experiment.deployment.estimates
+    plans = profile.tokens("measured" if kind == "measured" else "scheduler")
+    view = TokenView(
+        stage,
+        engine_limits(spec, profile),
+        estimate_prefill=plans.prefill,
+        estimate_decode=plans.decode,
+        slo=cast("TokenSLO | None", deadlines_of(experiment, profile)),
+        name=spec.name or "",
+    )
+    return TokenWorker(stage, policy, view, device=spec.device or "")
+
+
+def prepare(recorder: Recorder, experiment: Experiment, workers: list[Worker]) -> None:
+    """Let *recorder* keep what is reported of language models, if there are any."""
+    engines = [w for w in workers if isinstance(w, TokenWorker)]
+    if engines:
+        slos = {w.stage.name: cast("TokenDeadlines | None", w.view.slo) for w in engines}
+        recorder.summary = TokenSummary(slos, limits_of(experiment))
+        recorder.wants_token_times = True

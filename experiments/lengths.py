@@ -1,0 +1,105 @@
+"""Lengths of prompts and outputs, request by request."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import cache
+from itertools import cycle, repeat
+from typing import TYPE_CHECKING
+
+import numpy as np
+from servetwin.core import BadInput
+from servetwin.core.streams import stream
+
+from . import yamlfile
+from .arrivals import BLOCK
+from .llmspec import (
+    ChoiceTokens,
+    ConstantTokens,
+    Lengths,
+    ListedTokens,
+    LognormalTokens,
+    TokenDraw,
+    TraceTokens,
+    UniformTokens,
+)
+from .names import LISTS, list_names, unknown
+
+if TYPE_CHECKING:
+    from .tracefile import TraceFile
+
+#: Of a standard normal distribution, the 90th percentile.
+Z90 = 1.2815515655446004
+
+
+@cache
+def listed(name: str) -> tuple[int, ...]:
+    """The lengths in a list that comes with ServeTwin. Raises `BadInput` listing the known ones."""
+    if name not in list_names():
+        raise unknown("list", name, list_names())
+    content = yamlfile.read(LISTS / f"{name}.yaml")
+    return tuple(content["values"])
+
+
+def largest(draw: TokenDraw) -> int | None:
+    """The most that *draw* can give; None if only the trace knows."""
+    if isinstance(draw, ConstantTokens):
+        return draw.tokens
+    if isinstance(draw, UniformTokens | LognormalTokens):
+        return draw.high
+    if isinstance(draw, ChoiceTokens):
+        return max(draw.values)
+    return max(listed(draw.name)) if isinstance(draw, ListedTokens) else None
+
+
+def tokens_of(draw: TokenDraw, name: str, *, seed: int, trace: TraceFile | None) -> Iterator[int]:
+    """The lengths for request 0, 1, ... *name* tells the draws of one experiment apart (and prompts from outputs)."""
+    if isinstance(draw, ConstantTokens):
+        return repeat(draw.tokens)
+    if isinstance(draw, ListedTokens):
+        return cycle(listed(draw.name))
+    if isinstance(draw, TraceTokens):
+        assert trace is not None
+        return trace.tokens("input_tokens" if name.startswith("prompts") else "output_tokens")
+    return _drawn(draw, stream(seed, name))
+
+
+def _drawn(draw: UniformTokens | ChoiceTokens | LognormalTokens, source: np.random.Generator) -> Iterator[int]:
+    if isinstance(draw, ChoiceTokens):
+        weights = np.array(draw.weights or [1.0] * len(draw.values))
+        weights = weights / weights.sum()
+        while True:
+            yield from source.choice(draw.values, BLOCK, p=weights).tolist()
+    elif isinstance(draw, UniformTokens):
+        while True:
+            yield from source.integers(draw.low, draw.high, BLOCK, endpoint=True).tolist()
+    else:
+        mean, sigma = math.log(draw.median), math.log(draw.p90 / draw.median) / Z90
+        while True:
+            drawn = np.rint(np.exp(mean + sigma * source.standard_normal(BLOCK)))
+            yield from np.clip(drawn, draw.low, draw.high).astype(int).tolist()
+
+
+def triples(
+    module: str, spec: Lengths, context: int, *, seed: int, trace: TraceFile | None = None
+) -> Iterator[tuple[int, int, int]]:
+    """(prompt, declared limit, true output) of *module*, request by request.
+
+    The engine takes *context* tokens of prompt and output together: a limit beyond that is cut, as vLLM does.
+    Raises `BadInput` at a prompt that leaves no room for one token, unless it is to be cut too.
+    """
+    prompts = tokens_of(spec.prompt, f"prompts of {module}", seed=seed, trace=trace)
+    outputs = tokens_of(spec.output, f"outputs of {module}", seed=seed, trace=trace)
+    limit = spec.limit or largest(spec.output) or context
+    for number, (prompt, output) in enumerate(zip(prompts, outputs, strict=False)):
+        if prompt >= context:
+            if not spec.truncate:
+                raise BadInput(
+                    f"request {number} has a prompt of {prompt} tokens, but the engine takes {context} in all",
+                    where=f"workload.lengths.{module}.prompt",
+                    right="shorter prompts, or truncate: true",
+                )
+            prompt = max(1, context - min(limit, context - 1))
+        room = min(limit, context - prompt)
+        yield prompt, room, min(output, room)

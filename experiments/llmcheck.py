@@ -1,0 +1,101 @@
+"""Whether what an experiment file says of language models fits together."""
+
+from __future__ import annotations
+
+from servetwin.core import BadInput
+
+from .arrivals import LLM_SEEDS
+from .config import Experiment, FixedSLO, Gamma, Misfit, Trace, Workload
+from .lengths import listed
+from .llmspec import (
+    ChoiceTokens,
+    ConstantTokens,
+    ListedTokens,
+    LognormalTokens,
+    TokenDraw,
+    TokenSLOSpec,
+    TraceTokens,
+    UniformTokens,
+)
+from .names import suggest
+
+LENGTHS = "{prompt: {draw: ...}, output: {draw: ...}}"
+
+
+def check(experiment: Experiment) -> None:
+    """Raise `Misfit` if it does not."""
+    load = experiment.workload
+    modules = [m for m, spec in experiment.pipeline.modules.items() if spec.llm]
+    for module in load.lengths:
+        if module not in modules:
+            what = f"{module!r} is not a module of kind llm"
+            raise Misfit(("workload", "lengths", module), what, suggest(module, modules) if modules else "no lengths")
+    for module in modules:
+        if module not in load.lengths:
+            raise Misfit(("workload", "lengths"), f"no lengths for the module {module!r}", f"{module}: {LENGTHS}")
+        _check_lengths(("workload", "lengths", module), module, load)
+    if load.draws == "published_llm" and isinstance(load.arrivals, Gamma) and load.arrivals.cv not in LLM_SEEDS:
+        known = ", ".join(f"{cv:g}" for cv in LLM_SEEDS)
+        raise Misfit(("workload", "arrivals", "cv"), f"there is no published seed for cv {load.arrivals.cv:g}", known)
+    _check_workers(experiment, modules)
+    _check_slo(experiment, modules)
+    if experiment.time.table == "corrected" and not modules:
+        raise Misfit(("time", "table"), "only models of LLM modules are corrected", "measured or scheduler")
+
+
+def _check_lengths(path: tuple[str, ...], module: str, load: Workload) -> None:
+    lengths = load.lengths[module]
+    for key, draw in (("prompt", lengths.prompt), ("output", lengths.output)):
+        _check_draw((*path, key), draw, load)
+    if isinstance(lengths.output, TraceTokens) and lengths.limit is None:
+        what = "only the trace knows how long outputs are, and policies must not"
+        raise Misfit((*path, "limit"), what, "the limit that requests declare, 2048 say")
+
+
+def _check_draw(path: tuple[str, ...], draw: TokenDraw, load: Workload) -> None:
+    if load.draws != "seeded" and not isinstance(draw, ConstantTokens | ListedTokens | TraceTokens):
+        raise Misfit(("workload", "draws"), f"there are no published draws of {draw.draw} lengths", "seeded")
+    if isinstance(draw, UniformTokens | LognormalTokens) and draw.low > draw.high:
+        raise Misfit((*path, "low"), f"{draw.low} is above high, {draw.high}", "low <= high")
+    if isinstance(draw, LognormalTokens) and draw.p90 < draw.median:
+        raise Misfit((*path, "p90"), f"{draw.p90:g} is below the median, {draw.median:g}", "p90 >= median")
+    if isinstance(draw, TraceTokens) and not isinstance(load.arrivals, Trace):
+        raise Misfit((*path, "draw"), "the arrivals come from no trace", "uniform, constant, choice, lognormal")
+    if (
+        isinstance(draw, ChoiceTokens)
+        and draw.weights is not None
+        and (len(draw.weights) != len(draw.values) or not sum(draw.weights))
+    ):
+        what = "the weights do not fit the values"
+        raise Misfit((*path, "weights"), what, "one weight for each value, not all 0")
+    if isinstance(draw, ListedTokens):
+        try:
+            listed(draw.name)
+        except BadInput as error:
+            raise Misfit((*path, "name"), error.what, error.right) from None
+
+
+def _check_workers(experiment: Experiment, modules: list[str]) -> None:
+    for i, worker in enumerate(experiment.deployment.workers):
+        path = ("deployment", "workers", i)
+        served = [m for m in worker.modules if m in modules]
+        if served and len(worker.modules) > 1:
+            raise Misfit((*path, "modules"), f"an engine serves one module, {served[0]!r}", f"[{served[0]}]")
+        if worker.engine is not None and not served:
+            raise Misfit((*path, "engine"), "this worker serves no module of kind llm", "no engine")
+
+
+def _check_slo(experiment: Experiment, modules: list[str]) -> None:
+    slo = experiment.slo
+    if not isinstance(slo, TokenSLOSpec):
+        if modules and not isinstance(slo, FixedSLO):
+            right = "slo: {prefill: 3.0, decode: 1.5}, {limits: {ttft_ms: ...}} or {seconds: ...}"
+            raise Misfit(("slo",), "an LLM module has no solo latency that a factor could be of", right)
+        return
+    if not modules:
+        raise Misfit(("slo",), "there is no module of kind llm", "slo: {factor: 3.0}")
+    if (slo.prefill is None) != (slo.decode is None):
+        missing = "prefill" if slo.prefill is None else "decode"
+        raise Misfit(("slo", missing), "prefill and decode go together", "slo: {prefill: 3.0, decode: 1.5}")
+    if slo.prefill is None and (slo.limits is None or not any(slo.limits.model_dump().values())):
+        raise Misfit(("slo",), "nothing is promised", "prefill and decode, or limits")
