@@ -399,6 +399,11 @@ class WatchedEngine(WatchedWorker):
         self.idle_until = decision.idle_until
         self.check.decided(decision)
 
+    def check_idle(self, now: float) -> None:
+        if not self.worker.view.waiting and not self.worker.view.running:
+            self.idle_until = None  # an engine without requests need not be woken
+        super().check_idle(now)
+
     def settled(self) -> None:
         self.check.settled()
 

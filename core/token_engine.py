@@ -277,6 +277,8 @@ class TokenEngine:
                 free = view.free_blocks + -(computed + count) // size
                 if crowded or free < least or len(running) >= view.max_sequences:
                     break
+                if view.whole_prompt and view.free_blocks + -(computed + task.pending) // size < least:
+                    break
                 del waiting[task]
                 running[task] = None
                 if task.started is None:

@@ -50,7 +50,7 @@ class EngineLimits:
     frees that of the last of the running by forgetting it ("recompute") or by moving it to the host ("swap"). With
     *stamp* "sent" a request has arrived when the client sent it; with "seen", when the engine next looked at its
     queue, which is between two steps (NeuStream's serving loop stamps it then, so that the wait before that is free
-    of charge).
+    of charge). With *whole_prompt* a chunk is admitted only if there is memory for all of its prompt (vLLM V1).
     """
 
     blocks: int
@@ -61,6 +61,7 @@ class EngineLimits:
     headroom: int = 0
     preemption: Literal["recompute", "swap"] = "recompute"
     stamp: Literal["sent", "seen"] = "sent"
+    whole_prompt: bool = False
 
     def __post_init__(self) -> None:
         for name in ("blocks", "block_size", "max_batched_tokens", "max_sequences"):
@@ -353,6 +354,7 @@ class TokenView(WorkerView):
         "max_sequences",
         "slo",
         "watermark",
+        "whole_prompt",
     )
 
     waiting: OrderedDict[TokenTask, None]  # type: ignore[assignment]
@@ -375,6 +377,7 @@ class TokenView(WorkerView):
         self.blocks = self.free_blocks = limits.blocks
         self.block_size = limits.block_size
         self.watermark = limits.reserve
+        self.whole_prompt = limits.whole_prompt
         self.max_batched_tokens = limits.max_batched_tokens
         self.max_sequences = limits.max_sequences
         self.decoding = 0
@@ -406,20 +409,21 @@ class TokenView(WorkerView):
         tokens = self.max_batched_tokens - decode
         sequences = self.max_sequences - len(self.running)
         free = self.free_blocks
+        size, running = self.block_size, self.running
         taken: list[Chunk] = []
         for task, count in prefill:
             tokens -= count
+            if tokens < 0:
+                break
             computed = task.computed
-            needed = self.blocks_for(computed + count)
-            if task in self.running:
-                free -= needed - self.blocks_for(computed)
-                if tokens < 0:
-                    break
+            if task in running:
+                free += -(computed + count) // size + -(-computed // size)
             else:
-                free -= needed
                 sequences -= 1
-                if tokens < 0 or sequences < 0 or free < self.watermark:
+                whole = computed + (task.pending if self.whole_prompt else count)
+                if sequences < 0 or free + -whole // size < self.watermark:
                     break
+                free += -(computed + count) // size
             taken.append((task, count))
         return taken
 
