@@ -35,6 +35,7 @@ def mine(tmp_path: Path) -> Path:
 def test_our_policies_are_known_by_name():
     assert {"neustream", "clockwork", "fcfs", "edf"} <= set(registry.policy_names())
     assert registry.find_policy("edf") is EDF
+    assert {"neustream-llm", "vllm", "vllm-v1", "sarathi", "edf-llm"} <= set(registry.policy_names())
 
 
 def test_a_policy_can_be_named_by_import_path():
