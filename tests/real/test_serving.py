@@ -1,4 +1,7 @@
-"""Tiny models served for real under every policy, beside a simulation with a profile taken just before."""
+"""Tiny models served for real: images, devices, what breaks, and a client that is on time.
+
+That every policy serves as it does in simulation is in test_command_line.py.
+"""
 
 import os
 import signal
@@ -10,61 +13,40 @@ import time
 import pytest
 import torch
 from servetwin.core import BadInput, Outcome, Recorder, Request, RunFolder, ServeTwinError
-from servetwin.core.laws import check_records
+from servetwin.profiles import load as load_profile
 from servetwin.real import Options, Server
 from servetwin.real.client import END, PACKET, Client
-from twin import LIMIT, POLICIES, twin_of
-
-#: Attainment may differ by this much between the worlds: the machines that run this are small and busy.
-TOLERANCE = 0.2
-#: A run is repeated so often, with a profile taken anew, before a difference counts: these hosts run at half their
-#: speed for spells, which a profile taken in another spell cannot know.
-TRIES = 3
+from twin import LIMIT, Twin, twin_of
 
 
-@pytest.fixture(scope="module", params=["tiny-sd", "tiny-dit", "tiny-palette"])
-def twin(request):
-    return twin_of(request.param)
+@pytest.fixture(params=["tiny-sd", "tiny-dit", "tiny-palette"])
+def shipped(request):
+    """With the profile that comes along: for runs in which time does not matter."""
+    server = Server(request.param, Options(device="cpu"))
+    return Twin(server, load_profile(f"cpu/{request.param}"), LIMIT, (6, 10))
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_served_as_simulated(twin, policy, tmp_path):
-    """Attainment at a light load, and the records hold to the laws."""
-    gaps = []
-    for attempt in range(TRIES):
-        if attempt:
-            twin.take_profile_again()
-        requests = twin.requests(0.4, seed=attempt)
-        folder = tmp_path / str(attempt)
-        recorder = RunFolder(folder, {"kind": "real"})
-        report = twin.serve(policy, requests, recorder, stop_after=20.0)
-        recorder.close()
-        check_records(folder)
-        summary = report.summary
-        assert summary.requests == len(requests)
-        assert summary.outcomes.total() == len(requests)
-        assert summary.outcomes[Outcome.FAILED] == 0
-        gaps.append(summary.attainment - twin.simulate(policy, requests).attainment)
-        if abs(gaps[-1]) <= TOLERANCE:
-            return
-    pytest.fail(f"attainment, real minus simulated: {gaps}")
+@pytest.fixture(scope="module")
+def small():
+    """With a profile just taken."""
+    return twin_of("tiny-dit")
 
 
-def test_overload_is_overload_in_both(twin):
+def test_overload_is_overload_in_both(small):
     """Far beyond what the device can do, a policy that drops what is late meets some, and not nearly all."""
-    requests = twin.requests(8.0, count=60)
-    real, simulated = twin.serve("edf", requests).summary, twin.simulate("edf", requests)
+    requests = small.requests(8.0, count=60)
+    real, simulated = small.serve("edf", requests).summary, small.simulate("edf", requests)
     assert real.attainment < 0.8
     assert simulated.attainment < 0.8
 
 
-def test_images_do_not_depend_on_the_company(twin):
+def test_images_do_not_depend_on_the_company(shipped):
     """Served all at once or one after the other, a request's image is the same to rounding."""
-    work = {twin.kind.loop: 6}
+    work = {shipped.kind.loop: 6}
     images = []
     for gap in (0.0, 0.3):
         made = {}
-        twin.serve(
+        shipped.serve(
             "edf",
             [Request(i, i * gap, 60.0, work) for i in range(4)],
             sink=lambda number, image, made=made: made.setdefault(number, image.int()),
@@ -73,21 +55,6 @@ def test_images_do_not_depend_on_the_company(twin):
         images.append(made)
     for number in range(4):
         assert int((images[0][number] - images[1][number]).abs().max()) <= 1
-
-
-def test_the_profile_is_whole(twin):
-    profile = twin.profile
-    assert profile.modules == twin.kind.modules
-    for module in profile.modules:
-        table = profile.table(module, "scheduler")
-        assert (table.smallest, table.largest) == (1, LIMIT)
-    assert f"transport.client.{twin.kind.modules[0]}" in profile.costs
-    assert profile.data.device.kind == "cpu"
-
-
-@pytest.fixture(scope="module")
-def small():
-    return twin_of("tiny-dit")
 
 
 def test_two_devices(small):

@@ -1,0 +1,313 @@
+"""Tiny models from the command line, as a user without a GPU has them: profile, serve under every policy, simulate,
+compare, trace. Nothing is mocked; where something has to break, it is broken on purpose.
+"""
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from servetwin.core import Outcome
+from servetwin.core.laws import check_records
+from servetwin.experiments import cli
+from servetwin.experiments.resolve import load
+from servetwin.profiles import load as load_profile
+from servetwin.real.kinds import find
+from servetwin.real.site import Site
+
+LIMIT = 3
+POLICIES = ["neustream", "clockwork", "edf", "fcfs"]
+#: Attainment may differ by this many points between the worlds: the machines that run this are small and busy.
+TOLERANCE = 20.0
+#: A run is repeated so often, with a profile taken anew, before a difference counts: these hosts run at half their
+#: speed for spells, which a profile taken in another spell cannot know.
+TRIES = 3
+#: A request takes this many seconds alone, so that its SLO is well above the hiccups of a busy host.
+ALONE = 0.08
+#: The share of its time that a device is busy if it serves requests one by one.
+LOAD = 0.4
+
+
+@pytest.fixture
+def servetwin(monkeypatch, capsys):
+    """Run the command line in this process; returns exit code, standard output, standard error."""
+
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["servetwin", *map(str, arguments)])
+        code = cli._run()
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+class Tiny:
+    """A tiny model in a folder of its own, with the profile just taken of it."""
+
+    def __init__(self, name, folder):
+        self.name = name
+        self.folder = folder
+        self.loop = find(name).loop
+        self.taken = 0
+
+    def take_profile(self, servetwin):
+        self.taken += 1
+        self.profile = self.folder / f"{self.taken}.yaml"
+        arguments = ("--device", "cpu", "--brief", "--seconds", 0.08, "--limit", LIMIT)
+        code, out, err = servetwin("profile", self.name, *arguments, "--out", self.profile)
+        assert (code, err) == (0, "")
+        assert f"deployment.devices.gpu0={self.profile}" in out
+
+    def settings(self, policy, requests=20, seed=0):
+        """Options for `run`: short requests at a light load, by what the profile says."""
+        profile = load_profile(str(self.profile))
+        steps = min(max(round(ALONE / profile.estimate()(self.loop, 1)), 8), 120)
+        alone = sum(profile.estimate()(m, 1) * (steps if m == self.loop else 1) for m in profile.modules)
+        sets = {
+            "deployment.devices.gpu0": self.profile,
+            f"workload.steps.{self.loop}.low": steps * 3 // 4,
+            f"workload.steps.{self.loop}.high": steps * 5 // 4,
+        }
+        for i in range(len(load(f"{self.name}-cpu", [("policy", policy)]).deployment.workers)):
+            sets[f"deployment.workers.{i}.limit"] = LIMIT
+        options = ["--policy", policy, "--requests", requests, "--seed", seed, "--rate", LOAD / alone]
+        return [f"{self.name}-cpu", *options, *(part for k, v in sets.items() for part in ("--set", f"{k}={v}"))]
+
+
+@pytest.fixture(scope="module", params=["tiny-sd", "tiny-dit", "tiny-palette"])
+def tiny(request, tmp_path_factory):
+    return Tiny(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def dit(tmp_path_factory):
+    return Tiny("tiny-dit", tmp_path_factory.mktemp("dit"))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_profile_run_simulate_compare_trace(servetwin, tiny, policy, tmp_path):
+    gaps = []
+    for attempt in range(TRIES):
+        if attempt or not tiny.taken:
+            tiny.take_profile(servetwin)
+        real, simulated = tmp_path / f"real{attempt}", tmp_path / f"simulated{attempt}"
+        settings = tiny.settings(policy, seed=attempt)
+        code, out, err = servetwin("run", *settings, "--backend", "real", "--device", "cpu", "--out", real)
+        assert (code, err) == (0, "")
+        assert f"{tiny.name}-cpu, {policy}, rate" in out
+        assert "client late by" in out
+        assert f"records in {real}" in out
+        check_records(real)
+        meta = json.loads((real / "meta.json").read_text())
+        assert (meta["kind"], meta["model"]) == ("real", tiny.name)
+        assert meta["versions"]["torch"] == torch.__version__
+        assert meta["devices"]["gpu0"]["name"] == load_profile(str(tiny.profile)).data.device.name
+        summary = json.loads((real / "summary.json").read_text())
+        assert summary["requests"] == 20
+        assert summary["failed"] == 0
+        assert servetwin("run", *settings, "--out", simulated)[0] == 0
+        found = json.loads(servetwin("compare", real, simulated, "--json")[1])
+        gaps.append(found["attainment"]["gap"])
+        if abs(gaps[-1]) <= TOLERANCE:
+            break
+    else:
+        pytest.fail(f"attainment, simulated minus real: {gaps}")
+    told = json.loads((real / "real.json").read_text())
+    assert told["lateness_ms"]["samples"] == 20
+    worker = next(name for name in summary["workers"] if tiny.loop in name.split("+"))
+    assert (worker in found["iterations"]) == (policy in ("neustream", "edf"))  # else whole batches, each one period
+    code, out, _ = servetwin("trace", real, simulated, "--out", tmp_path / "trace.json")
+    assert code == 0
+    processes = {e["pid"] for e in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]}
+    assert processes == {1, 2}
+
+
+def test_the_profile_is_whole(servetwin, tiny):
+    if not tiny.taken:
+        tiny.take_profile(servetwin)
+    profile = load_profile(str(tiny.profile))
+    assert profile.modules == find(tiny.name).modules
+    assert profile.name.endswith(f"/{tiny.name}")
+    assert profile.data.device.kind == "cpu"
+    assert "--brief --seconds 0.08" in profile.data.origin.repository
+    for module in profile.modules:
+        table = profile.table(module, "scheduler")
+        assert (table.smallest, table.largest) == (1, LIMIT)
+
+
+def test_real_runs_are_scored(servetwin, dit, tmp_path):
+    """Two real runs, repeated in simulation with the requests that were sent."""
+    dit.take_profile(servetwin)
+    for seed in (0, 1):
+        settings = dit.settings("edf", requests=8, seed=seed)
+        assert (
+            servetwin("run", *settings, "--backend", "real", "--device", "cpu", "--out", tmp_path / f"runs/{seed}")[0]
+            == 0
+        )
+    code, out, err = servetwin(
+        "score", tmp_path / "runs", "--out", tmp_path / "s.csv", "--keep", tmp_path / "again", "-j", 1
+    )
+    assert (code, err) == (0, "")
+    assert "2 runs in" in out
+    for seed in (0, 1):
+        sent, again = (
+            sorted(
+                (r["id"], r["arrival"], r["deadline"])
+                for r in map(json.loads, (tmp_path / where / str(seed) / "requests.jsonl").read_text().splitlines())
+            )
+            for where in ("runs", "again")
+        )
+        assert sent == again
+    code, out, _ = servetwin("compare", tmp_path / "runs", tmp_path / "again")
+    assert "1 cells: |B - A| mean" in out
+
+
+def test_euler_weights_and_any_device(servetwin, dit, tmp_path):
+    """The options reach the model, and a profile of another device is refused unless one insists."""
+    if not dit.taken:
+        dit.take_profile(servetwin)
+    content = yaml.safe_load(dit.profile.read_text())
+    content["device"]["name"] = "NVIDIA H100 80GB HBM3"
+    foreign = tmp_path / "foreign.yaml"
+    foreign.write_text(yaml.safe_dump(content))
+    settings = [*dit.settings("edf", requests=4), "--set", f"deployment.devices.gpu0={foreign}"]
+    settings += ["--backend", "real", "--device", "cpu", "--sampler", "euler", "--out", tmp_path / "run"]
+    code, out, err = servetwin("run", *settings)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "is of NVIDIA H100 80GB HBM3, but gpu0 is" in err
+    assert "servetwin profile tiny-dit --device cpu" in err
+    assert "--any-device" in err
+    assert not (tmp_path / "run").exists()
+    assert servetwin("run", *settings, "--any-device")[0] == 0
+    options = json.loads((tmp_path / "run" / "meta.json").read_text())["options"]
+    assert (options["scheduler"], options["weights"], options["devices"]) == ("euler", "random", {"gpu0": "cpu"})
+    assert servetwin("run", *settings, "--any-device")[0] == 2  # the folder holds a run already
+
+
+# -- wrong input ------------------------------------------------------------------------------------------
+
+TOY = """
+name: toy
+pipeline: {modules: {encode: {}, dit: {loop: true}}}
+workload: {requests: 5, arrivals: {process: poisson, rate: 1.0}, steps: {dit: {draw: constant, steps: 5}}}
+slo: {factor: 3.0}
+policy: {name: edf}
+deployment: {devices: {gpu0: cpu/tiny-dit}, workers: [{modules: [encode, dit], device: gpu0, limit: 2}]}
+"""
+
+REAL = ["--backend", "real", "--device", "cpu"]
+WRONG = {
+    "no GPU": (["run", "tiny-dit-cpu", "--backend", "real"], "device 'cuda:0' is asked for, but torch sees no GPU"),
+    "no GPU to profile": (["profile", "tiny-dit", "--out", "new.yaml"], "but torch sees no GPU"),
+    "no such device": (["run", "tiny-dit-cpu", "--backend", "real", "--device", "tpu"], "unknown device 'tpu'"),
+    "another's profile": (["run", "dit-s2-256-rtx4090", *REAL], "is of NVIDIA GeForce RTX 4090, but gpu0 is"),
+    "no modules": (["run", "toy.yaml", *REAL], "there are no real modules for the pipeline vae -> dit"),
+    "not that model": (["run", "tiny-dit-cpu", *REAL, "--model", "tiny-sd"], "tiny-sd does not have the modules of"),
+    "no such model": (["run", "tiny-dit-cpu", *REAL, "--model", "dalle"], "unknown model 'dalle'"),
+    "too many steps": (["run", "tiny-dit-cpu", *REAL, "--set", "workload.steps.dit.high=2000"], "denoising steps"),
+    "no such sampler": (["run", "tiny-dit-cpu", *REAL, "--sampler", "heun"], "unknown sampler 'heun'"),
+    "no such weights": (["run", "tiny-dit-cpu", *REAL, "--weights", "none"], "there is no such folder"),
+    "nothing to profile": (["profile", "dalle", "--device", "cpu", "--out", "new.yaml"], "unknown model 'dalle'"),
+    "the file is there": (["profile", "tiny-dit", "--device", "cpu", "--out", "toy.yaml"], "is there already"),
+    "no profile's ending": (["profile", "tiny-dit", "--device", "cpu", "--out", "new.json"], "no kind of profile"),
+    "no name": (["profile", "tiny-dit", "--device", "cpu", "--out", "new.yaml", "--name", "Mine!"], "is no name"),
+    "no batches": (["profile", "tiny-dit", "--device", "cpu", "--out", "new.yaml", "--limit", "0"], "1 at least"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_told_in_one_line_with_exit_code_2(servetwin, case, tmp_path, monkeypatch):
+    arguments, message = WRONG[case]
+    if torch.cuda.is_available() and "no GPU" in message:
+        pytest.skip("there is a GPU")
+    monkeypatch.chdir(tmp_path)
+    Path("toy.yaml").write_text(TOY.replace("encode", "vae"))
+    if arguments[0] == "run":
+        arguments = [*arguments, "--out", "made", "--any-device"][: None if "another" not in case else -1]
+    code, out, err = servetwin(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("servetwin: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["toy.yaml"]
+
+
+# -- what breaks in mid-run -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def interrupted():
+    """Call it to be interrupted after so many seconds."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started without
+    timers = []
+
+    def after(seconds):
+        timers.append(threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGINT)))
+        timers[-1].start()
+
+    yield after
+    for timer in timers:
+        timer.cancel()
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_leaves_no_half_written_profile(servetwin, interrupted, tmp_path):
+    interrupted(2.0)
+    code, out, err = servetwin("profile", "tiny-sd", "--device", "cpu", "--out", tmp_path / "my.yaml")
+    assert (code, out, err) == (130, "", "servetwin: interrupted\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_leaves_the_records_of_a_run(servetwin, interrupted, tmp_path):
+    interrupted(3.0)
+    folder = tmp_path / "run"
+    options = [
+        "--backend",
+        "real",
+        "--device",
+        "cpu",
+        "--any-device",
+        "--rate",
+        5,
+        "--requests",
+        500,
+        "--out",
+        folder,
+    ]
+    code, out, err = servetwin("run", "tiny-dit-cpu", *options)
+    assert (code, out, err) == (130, "", "servetwin: interrupted\n")
+    records = [json.loads(line) for line in (folder / "requests.jsonl").read_text().splitlines()]
+    assert 0 < len(records) < 500
+    assert all(r["outcome"] for r in records)
+    assert not (folder / "summary.json").exists()
+    assert not (folder / "real.json").exists()
+    assert "did not come to its end" in servetwin("compare", folder, folder)[2]
+
+
+def test_a_run_that_breaks_says_why_and_where_its_records_are(servetwin, tmp_path, monkeypatch):
+    calls = []
+    step = Site.step
+
+    def breaks(site, batch):
+        calls.append(1)
+        if len(calls) > 200:
+            raise torch.OutOfMemoryError("no memory")
+        step(site, batch)
+
+    monkeypatch.setattr(Site, "step", breaks)
+    folder = tmp_path / "run"
+    options = ["--backend", "real", "--device", "cpu", "--any-device", "--rate", 20, "--out", folder]
+    code, out, err = servetwin("run", "tiny-dit-cpu", *options)
+    assert (code, out) == (1, "")
+    assert err == (
+        f"servetwin: the run ended early: the device ran out of memory; what was recorded is in {folder}\n"
+    )
+    records = [json.loads(line) for line in (folder / "requests.jsonl").read_text().splitlines()]
+    failed = [r for r in records if r["outcome"] == Outcome.FAILED]
+    assert failed
+    assert {r["reason"] for r in failed} == {"the device ran out of memory"}
+    assert not (folder / "summary.json").exists()
