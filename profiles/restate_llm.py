@@ -57,7 +57,8 @@ class Logs:
 
     singles: dict[int, list[float]]  #: prompt tokens -> seconds of each repeat
     grid: dict[tuple[int, int], list[float]]  #: (prompt tokens, prompts) -> seconds of each repeat
-    decode: list[tuple[int, int, float]]  #: batch, context tokens, seconds; without the prefill
+    #: batch, context tokens (those being computed included), seconds; without the prefill
+    decode: list[tuple[int, int, float]]
 
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:
@@ -161,11 +162,13 @@ def _kinds(key: str, model: dict[str, Any], offset: dict[str, Any], points: Logs
     line: dict[str, Any] = {
         "d0": d0,
         "d1": d1,
+        "per_sequence": d1,
         "until_batch": MOST_SEQUENCES,
         "until_context": MOST_CONTEXT,
         "statistic": "least squares over the 499 decode steps of one run, batch 30 to 32, 160 to 15 593 tokens",
         "source": Flow({"file": fit_log}),
-        "note": "taken to hold at every batch size",
+        "note": "taken to hold at every batch size; the logs count the token being computed as context, hence the "
+        "term per sequence",
     }
     steps = [(low, add) for low, _, add in offset["seconds_by_predicted_ms"] if add]
     corrected = {
@@ -191,9 +194,8 @@ def _kinds(key: str, model: dict[str, Any], offset: dict[str, Any], points: Logs
         "source": Flow({"file": f"{where}prefill_single.csv.gz"}),
         "beyond": beyond,
     }
-    plans = {"note": "the policy extrapolates without bound"}
-    scheduler["beyond"] = {**beyond, "until": MOST_PLANNED, **plans}
-    planned = {**line, "until_batch": MOST_PLANNED, "until_context": MOST_PLANNED, **plans}
+    scheduler["beyond"] = {**beyond, "until": MOST_PLANNED, "note": "the policy extrapolates without bound"}
+    planned = {**line, "until_batch": MOST_PLANNED, "until_context": MOST_PLANNED}
     mixed = {"mixed": {"note": "no step that both computes prompts and decodes was measured"}}
     return {
         "scheduler": {"prefill": scheduler, "line": planned, **mixed},
@@ -205,7 +207,7 @@ def _kinds(key: str, model: dict[str, Any], offset: dict[str, Any], points: Logs
 def _costs(key: str, table: TokenTable, points: Logs) -> dict[str, Any]:
     where = f"neustream-ae/{FOLDER}/"
     prefill = [s / table.prefill(n * b, n * n * b) for (n, b), all_ in points.grid.items() for s in all_]
-    decode = [s / table.decode(batch, context) for batch, context, s in points.decode]
+    decode = [s / table.decode(batch, context - batch) for batch, context, s in points.decode]
     return {
         "prefill.ratio": {
             "meaning": "how long a prefill step took over what the measured table gives for its tokens in all",

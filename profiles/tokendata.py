@@ -94,7 +94,8 @@ class Offset(Strict):
 
 
 class DecodeLine(Strict):
-    """Seconds of a decode step: d0 + d1 x context tokens of the batch (+ *per_sequence* x batch size).
+    """Seconds of a decode step: d0 + d1 x context tokens of the batch (+ *per_sequence* x batch size). The context is
+    the tokens whose keys and values stand before the step.
 
     *until_batch* and *until_context* bound what may be asked, which may lie beyond what was measured.
     """
@@ -204,7 +205,8 @@ class Engine(Strict):
 
 
 class Solo(Strict):
-    """What a sequence alone takes per decode step, d0 + d1 x its context: what token deadlines are multiples of."""
+    """What the k-th decode step of a sequence alone takes after a prompt of n tokens, d0 + d1 (n + k): what deadlines
+    of tokens are multiples of."""
 
     d0: Positive
     d1: Finite

@@ -5,7 +5,7 @@
 >>> opt.prefill(512) == opt.prefill(490)  # a staircase of 32 tokens
 True
 >>> round(opt.decode(8, 2000), 6)
-0.04597
+0.045978
 >>> opt.straight(8, 2000)[1]  # seconds that each further token of context adds
 1.0530766871910861e-06
 """
@@ -102,7 +102,8 @@ class TokenTable:
     # -- decode ----------------------------------------------------------------------------------------------
 
     def decode(self, batch: int, context: float) -> float:
-        """Seconds of a step in which *batch* sequences with *context* tokens in all get a token each."""
+        """Seconds of a step in which *batch* sequences get a token each; *context* is the tokens whose keys and
+        values stand before it, in all."""
         pieces = self._pieces.get(batch) or self.pieces(batch)
         if context > pieces.last:
             context = self._too_long(batch, context, pieces.last)
@@ -178,15 +179,17 @@ class TokenTable:
     # -- alone -----------------------------------------------------------------------------------------------
 
     def solo_decode(self) -> tuple[float, float]:
-        """(d0, d1): a decode step of one sequence alone takes d0 + d1 x its context (without offsets).
+        """(d0, d1): alone, the k-th decode step after a prompt of n tokens takes d0 + d1 (n + k), offsets apart.
 
-        Of a surface, the least squares line through the row of the smallest batch.
+        Its context is then n + k - 1 tokens, and the one being computed. Of a surface, the least squares line through
+        the row of the smallest batch.
         """
         decode = self._decode
         if isinstance(decode, DecodeLine):
-            return decode.d0 + decode.per_sequence, decode.d1
+            return decode.d0 + decode.per_sequence - decode.d1, decode.d1
         xs = [m * decode.batch[0] for m in decode.per_sequence[: len(decode.seconds[0])]]
-        return fit(xs, decode.seconds[0])
+        constant, slope = fit(xs, decode.seconds[0])
+        return constant - slope, slope
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (self.model, self.name, self.hold, self.between_cost))
