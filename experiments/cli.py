@@ -299,7 +299,7 @@ def figures(
     ending: Annotated[str, typer.Option("--format", help="png, svg or pdf.")] = "png",
     jobs: Jobs = -1,
 ) -> None:
-    """Draw Figures 11, 12 and 13 of the NeuStream paper, simulated, with the measured points laid over them."""
+    """Draw Figures 11 to 14 of the NeuStream paper, simulated, with what was measured laid over the first three."""
     from . import plots, tables
 
     if ending not in ("png", "svg", "pdf"):

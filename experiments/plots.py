@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,13 @@ from .points import Row, main_worker
 from .runtable import MeasuredRun
 
 AXES = {"rate": "rate (requests/s)", "cv": "cv of the gaps", "slo_factor": "SLO (x solo latency)"}
-LOOKS = {"neustream": ("#1f6fb4", "o"), "clockwork": ("#c8553d", "s")}
+TOKEN_AXES = {"rate": AXES["rate"], "cv": AXES["cv"], "decode_slo": "SLO of decoding (x alone)"}
+LOOKS = {
+    "neustream": ("#1f6fb4", "o"),
+    "clockwork": ("#c8553d", "s"),
+    "neustream-llm": ("#1f6fb4", "o"),
+    "vllm": ("#c8553d", "s"),
+}
 OTHER_LOOK = ("#5b8c5a", "^")
 NOTE = "DiT-S/2 under Clockwork: finished requests (its met count moved by 73 between two measured repeats)"
 BINS = 150
@@ -73,10 +79,47 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=150, metadata=unsaid.get(path.suffix[1:]))
 
 
-def base_of(rows: Sequence[Row]) -> dict[str, float]:
-    """The values around which each axis is varied: those that most points share."""
+def token_figure(rows: Sequence[Row], path: Path) -> Path:
+    """Draw tokens put out on time per second along each axis, simulated; a row of panels for each workload.
+
+    No run of these was ever logged, so nothing measured can be laid over.
+    """
+    workloads = list(dict.fromkeys(row["workload"] for row in rows))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(3.1 * len(TOKEN_AXES) + 0.4, 2.1 * len(workloads) + 0.7), layout="constrained")
+        panels = figure.subplots(len(workloads), len(TOKEN_AXES), squeeze=False)
+        for line, workload in zip(panels, workloads, strict=True):
+            own = [row for row in rows if row["workload"] == workload]
+            base = base_of(own, TOKEN_AXES)
+            for panel, axis in zip(line, TOKEN_AXES, strict=True):
+                _token_panel(panel, own, axis, base)
+                panel.set_title(workload if axis == "rate" else "", loc="left", fontweight="bold")
+                panel.set_xlabel(TOKEN_AXES[axis])
+            line[0].set_ylabel("tokens on time/s")
+        _legend(figure, panels, with_note=False)
+        save(figure, path)
+    return path
+
+
+def _token_panel(panel: Any, rows: Sequence[Row], axis: str, base: dict[str, float]) -> None:
+    for policy in dict.fromkeys(row["policy"] for row in rows):
+        colour, mark = LOOKS.get(policy, OTHER_LOOK)
+        line = sorted(
+            (row[axis], row["token_goodput"])
+            for row in rows
+            if row["policy"] == policy and all(row[other] == base[other] for other in TOKEN_AXES if other != axis)
+        )
+        if line:
+            look = {"color": colour, "marker": mark, "markersize": 3, "linewidth": 1.2}
+            panel.plot(*zip(*line, strict=True), label=f"{policy}, simulated", **look)
+    panel.set_ylim(0, 1.04 * max(row["token_goodput"] for row in rows))
+    panel.grid(alpha=0.25, linewidth=0.5)
+
+
+def base_of(rows: Sequence[Row], axes: Iterable[str] = AXES) -> dict[str, float]:
+    """The values around which each of *axes* is varied: those that most points share."""
     base = {}
-    for axis in AXES:
+    for axis in axes:
         values = [row[axis] for row in rows]
         base[axis] = max(dict.fromkeys(values), key=values.count)
     return base
@@ -199,7 +242,7 @@ def batch_figure(path: Path, experiments: Sequence[Experiment]) -> Path:
 def draw_all(
     out: Path, *, ending: str = "png", jobs: int = -1, progress: Callable[[int, int], None] | None = None
 ) -> list[Path]:
-    """Draw Figures 11, 12 and 13 into the folder *out*; the points of the first two are kept there as CSV."""
+    """Draw Figures 11 to 14 into the folder *out*; the points behind all but the third are kept there as CSV."""
     _, runs = runtable.read(runtable.NEUSTREAM)
     written = []
     for name in ("figure11", "figure12"):
@@ -208,4 +251,7 @@ def draw_all(
         written += [table, goodput_figure(rows, runs, out / f"{name}.{ending}")]
     path = sweep.find("figure13")
     experiments, _ = sweep.points(sweep.read(path), path)
-    return [*written, batch_figure(out / f"figure13.{ending}", experiments)]
+    written.append(batch_figure(out / f"figure13.{ending}", experiments))
+    table = out / "figure14.csv"
+    rows = sweep.sweep("figure14", table, jobs=jobs, progress=progress)
+    return [*written, table, token_figure(rows, out / f"figure14.{ending}")]

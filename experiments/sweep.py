@@ -33,6 +33,7 @@ from pydantic import Field, ValidationError
 from servetwin.core import BadInput
 
 from . import tables, yamlfile
+from .build import load_profiles
 from .cache import Cache
 from .cluster import running_on
 from .config import Experiment
@@ -168,6 +169,8 @@ def sweep(
     path = find(source)
     spec = read(path)
     experiments, axes = points(spec, path)
+    for deployed in {str(e.deployment.devices): e for e in experiments}.values():
+        load_profiles(deployed)  # one that is missing shows before anything is written
     partial = Partial(out.with_name(out.name + ".part"))
     known: Mapping[str, Row] = partial.read()
     if cache is not None:

@@ -135,7 +135,7 @@ WRONG = {
     "no value": (["run", "palette-256-rtx4090", "--set", "slo.factor"], "sets nothing"),
     "no such policy": (["run", "palette-256-rtx4090", "--policy", "fcsf"], "unknown policy 'fcsf'"),
     "no such policy file": (["run", "palette-256-rtx4090", "--policy", "no.py"], "no such policy file"),
-    "no such sweep": (["sweep", "figure14", "--out", "x.csv"], "unknown sweep 'figure14'"),
+    "no such sweep": (["sweep", "figure16", "--out", "x.csv"], "unknown sweep 'figure16'"),
     "no such table": (["score", "nowhere.csv", "--out", "x.csv"], "nowhere.csv: there is no such file"),
     "no such run": (["compare", "nowhere", "nowhere"], "nowhere: there is no such folder"),
     "no such format": (["figures", "--out", "x", "--format", "gif"], "'gif' is no format"),

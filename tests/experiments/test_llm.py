@@ -13,16 +13,18 @@ import pytest
 from servetwin.core import BadInput, Module, Pipeline, Request
 from servetwin.core.token_metrics import Gaps, LimitsSLO, TokenDeadlines, TokenLimits
 from servetwin.core.tokens import TokenTask
-from servetwin.experiments import build, sweep
+from servetwin.experiments import build, plots, sweep
 from servetwin.experiments.arrivals import LLM_SEEDS, arrival_times
 from servetwin.experiments.capacity import Asked, answers
 from servetwin.experiments.compare import compare
 from servetwin.experiments.config import Experiment, Gamma
 from servetwin.experiments.lengths import listed, triples
 from servetwin.experiments.llmspec import Lengths
+from servetwin.experiments.points import results_of, settings_of
 from servetwin.experiments.resolve import load
 from servetwin.experiments.traces import sample
 from servetwin.profiles import load as profile
+from servetwin.profiles import names
 
 OPT = "opt-13b-a6000"
 
@@ -254,6 +256,35 @@ def test_sweeps_and_searches(tmp_path):
     asked = Asked("rate", [0.9], 2, requests=60)
     (answer,) = answers([OPT], ["vllm"], asked, [("workload.lengths.llm.output.tokens", 20)], jobs=1)
     assert 1.0 < answer.found.value < 20.0
+
+
+def test_figure_14_is_a_grid_of_three_models_and_two_policies(tmp_path):
+    path = sweep.find("figure14")
+    experiments, _ = sweep.points(sweep.read(path), path)
+    assert {e.name for e in experiments} == {"opt-13b-a6000", "opt-30b-a6000", "opt-66b-a6000"}
+    assert {e.policy.name for e in experiments} == {"neustream-llm", "vllm"}
+    assert len(experiments) == 3 * 2 * (9 + 7 + 5)
+    few = [e for e in experiments if e.name == OPT][:9]
+    small_ones = [load(e.as_dict(), [("requests", 20)]) for e in few]
+    rows = [{**settings_of(e), **results_of(e, build.run(e))} for e in small_ones]
+    for ending in ("png", "svg"):
+        drawn = plots.token_figure(rows, tmp_path / f"figure.{ending}").read_bytes()
+        assert plots.token_figure(rows, tmp_path / f"figure.{ending}").read_bytes() == drawn
+
+
+def test_figure_15_wants_an_h100(tmp_path):
+    """It runs as soon as there is a profile; until then it says what is missing, before anything is written."""
+    content = sweep.find("figure15").read_text()
+    if "h100/opt-13b-tp1" not in names():
+        with pytest.raises(BadInput, match="no profile 'h100/opt-13b-tp1': nobody has measured opt-13b-tp1 on h100"):
+            sweep.sweep("figure15", tmp_path / "rows.csv", jobs=1)
+        assert not list(tmp_path.iterdir())
+    spec = tmp_path / "figure15.yaml"
+    content = content.replace("h100/opt-13b-tp1", "a6000/opt-13b-tp1").replace(
+        "rate: 10.0", "rate: 1.0\n      requests: 10"
+    )
+    spec.write_text(content)
+    assert len(sweep.sweep(spec, tmp_path / "rows.csv", jobs=1)) == 2 * (8 + 7 + 5)
 
 
 # -- what is wrong ----------------------------------------------------------------------------------------
