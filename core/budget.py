@@ -12,10 +12,12 @@ At a join the latest deadline of the inputs counts: they are waited for in any c
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from typing import Literal
 
 from .pipeline import Stage
 from .request import Request, Task
+from .tokens import TokenRequest, TokenSLO, TokenTask
 
 #: Seconds that a stage (by name) gets of a request's SLO.
 Allowance = Callable[[Request, str], float]
@@ -31,6 +33,10 @@ class Budget:
     slack is lost at each hand-over (and so is what was overdrawn). *forward* says which requests go on to the next
     stage: all of them; those whose stage deadline is kept; or those that could still be in time if they were
     served alone from now on, by *left*, the seconds that a task's request still wants after its stage.
+
+    An LLM stage in *tokens* (by name) has no allowance but deadlines of tokens, and its last token's is the stage's.
+    How long that is shows only when the last token is out; so the deadline of a request that passes such stages is
+    that of its last stage, and whether a stage before was late does not count.
     """
 
     def __init__(
@@ -40,38 +46,61 @@ class Budget:
         carry: bool = True,
         forward: Forward = "always",
         left: Callable[[Task], float] | None = None,
+        tokens: Mapping[str, TokenSLO] | None = None,
     ) -> None:
         self.allowance = allowance
         self.carry = carry
         self.forward = forward
         self.left = left
+        self.tokens = dict(tokens or {})
+        self._late: set[int] = set()  # requests of which a branch ended late
         self._inputs: dict[tuple[int, str], float] = {}  # (request, stage that joins) -> latest deadline so far
+
+    def due(self, task: Task) -> float:
+        """The deadline of *task* at its stage; at an LLM stage, of the last token that it has put out."""
+        slo = self.tokens.get(task.stage.name)
+        return slo.deadline(task, task.generated) if slo and isinstance(task, TokenTask) else task.deadline
 
     def joins(self, request: Request, stage: str, before: Task | None) -> None:
         """One of the inputs of *stage* is there; others are missing."""
         if before is not None:
-            key = (request.id, stage)
-            self._inputs[key] = max(before.deadline, self._inputs.get(key, before.deadline))
+            key, due = (request.id, stage), self.due(before)
+            self._inputs[key] = max(due, self._inputs.get(key, due))
 
     def begins(self, task: Task, before: Task | None) -> None:
         """*task* comes from *before* (None: from the client) to its stage now, at ``task.queued``."""
         if self.allowance is None:
             return
-        request, stage = task.request, task.stage.name
-        due = request.arrival if before is None else before.deadline
+        request, stage, now = task.request, task.stage.name, task.queued
+        due = request.arrival if before is None else self.due(before)
         if task.stage.inputs > 1:
             due = max(due, self._inputs.pop((request.id, stage), due))
         if not self.carry and before is not None:
-            due = task.queued
-        task.deadline = min(request.deadline, due + self.allowance(request, stage))
+            due = now
+        if stage in self.tokens and isinstance(task, TokenTask):
+            task.arrival, task.budget = now, due - now
+        else:
+            task.deadline = min(request.deadline, due + self.allowance(request, stage))
 
     def passes(self, task: Task, now: float) -> bool:
         """Whether the request of *task*, which is done, may go on to the next stage."""
+        if self.tokens and isinstance(task.request, TokenRequest):
+            task.request.missed = False
         if self.forward == "budget":
-            return now <= task.deadline
+            return now <= self.due(task)
         if self.forward == "left" and self.left is not None:
             return now + self.left(task) <= task.request.deadline
         return True
+
+    def ends(self, task: Task, now: float) -> None:
+        """The request of *task* ends with it, or one of its branches does."""
+        request = task.request
+        if self.tokens and isinstance(request, TokenRequest):
+            due = self.due(task)
+            if now > due:
+                self._late.add(request.id)
+            request.missed = request.id in self._late
+            request.deadline = due if request.deadline == inf else max(due, request.deadline)
 
 
 class Alone:

@@ -211,7 +211,7 @@ class ServingLoop:
             self._launch(worker, view.backlog.popleft())
         worker.deciding = False
         if not self.stopped:
-            self._turn(worker)
+            self._turn(worker, settled=True)
 
     def _let_go(self, batch: Batch, view: WorkerView, now: float) -> None:
         leavers = [task for task in batch.tasks if task.left <= 0]
@@ -229,8 +229,9 @@ class ServingLoop:
 
     # -- a worker's turn --------------------------------------------------------------------------------
 
-    def _turn(self, worker: Worker) -> None:
-        """Let the policy of *worker* decide until it has nothing more to say."""
+    def _turn(self, worker: Worker, settled: bool = False) -> None:
+        """Let the policy of *worker* decide until it has nothing more to say. *settled* says that all else
+        that follows from the present event has been seen to."""
         view, policy = worker.view, worker.policy
         ahead = policy.ahead
         worker.deciding = True
@@ -242,7 +243,7 @@ class ServingLoop:
             for task in decision.drop:
                 self._drop(task, view)
             if decision.run:
-                self._commit(worker, decision)
+                self._commit(worker, decision, settled)
                 if worker.inbox:
                     self._take_in(worker)
             elif worker.inbox:
@@ -264,7 +265,7 @@ class ServingLoop:
             else:
                 self._drop(task, view)
 
-    def _commit(self, worker: Worker, decision: Decision) -> None:
+    def _commit(self, worker: Worker, decision: Decision, settled: bool) -> None:
         """Turn a decision into a batch; launch it, or keep it for when the one in flight is done."""
         view = worker.view
         self._batches += 1
@@ -289,10 +290,10 @@ class ServingLoop:
             batch.leaves = batch.size
         elif least == 1:
             batch.leaves = left.count(1)
-        elif decision.repeat is not None and not batch.joiners and not worker.inbox:
-            # Only plain iterations are taken together: those in which a task begins or ends have costs of their own,
-            # and newcomers in the inbox are taken in just after the launch, so the policy must be asked again.
-            batch.times = max(1, min(decision.repeat.times, least - 1))
+        elif decision.repeat is not None and not worker.inbox and (settled or not batch.joiners):
+            # Newcomers in the inbox are taken in just after the launch, so the policy must be asked again.
+            batch.times = min(decision.repeat.times, least)
+            batch.last = least
         if view.in_flight is None:
             self._launch(worker, batch)
         else:
@@ -368,6 +369,8 @@ class ServingLoop:
             for following in after:
                 self._forward(request, following, task, jump)
             return
+        if self.budget is not None:
+            self.budget.ends(task, now)
         if self.forks and request.waiting_for[""]:
             return
         request.finished = now

@@ -66,7 +66,7 @@ class Batch:
     most that any of its tasks has left. *joiners* are the tasks that begin their stage with it, *leaves* counts
     those that end it. An executor may run the decision up to *times* times on end, within what *repeat* says; it
     sets *count* to how often it did and, where *keep_ends* is set, *ends* to the times at which those iterations
-    ended.
+    ended. The first task to end its stage does so with iteration *last*; an executor that comes so far sets *leaves*.
     """
 
     iterations = 1
@@ -74,6 +74,7 @@ class Batch:
     leaves = 0
     times = 1
     count = 1
+    last = 1
     keep_ends = False
     ends: list[float] | None = None
     thread = -1  # of a pool of threads: the one that runs it

@@ -105,7 +105,12 @@ class TokenEngine:
                 length = length[min(visit, len(length) - 1)]
             if type(tokens) is list:
                 tokens = tokens[min(visit, len(tokens) - 1)]
-        task = TokenTask(request, self.stage, now, self.worker, tokens[0], tokens[1])
+        prompt = tokens[0]
+        if type(prompt) is not int:
+            prompt = prompt.tokens(request)
+        task = TokenTask(request, self.stage, now, self.worker, prompt, tokens[1])
+        if request.tasks:
+            task.arrival = now  # at a later stage, tokens are waited for from here on
         self._lengths[task] = length if length < tokens[1] else tokens[1]
         if self.keep_times:
             task._times = array("d")

@@ -82,9 +82,27 @@ class EngineLimits:
         return int(self.watermark * self.blocks)
 
 
+@dataclass(frozen=True)
+class Follows:
+    """A prompt of *base* tokens and what the request has put out at the LLM stage *module* before.
+
+    How long it is shows when that stage is done, not sooner.
+    """
+
+    base: int
+    module: str
+
+    def tokens(self, request: Request) -> int:
+        """How long it is by now. Raises `BadInput` if the request has not been at that stage."""
+        for task in reversed(request.tasks):
+            if task.stage.loop == self.module and isinstance(task, TokenTask):
+                return self.base + task.generated
+        raise BadInput(f"{request} has put out no tokens at {self.module}", right=f"{self.module} before it")
+
+
 #: (prompt tokens, declared limit of output tokens) by the loop module of an LLM stage; a list if the request comes
 #: there several times.
-Tokens = Mapping[str, "tuple[int, int] | list[tuple[int, int]]"]
+Tokens = Mapping[str, "tuple[int | Follows, int] | list[tuple[int | Follows, int]]"]
 
 
 class TokenRequest(Request):

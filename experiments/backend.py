@@ -19,7 +19,7 @@ from servetwin.core import BadInput, Pipeline, Recorder, Request, RunFolder, Ser
 
 from . import build
 from .config import Experiment
-from .graph import make_pipeline, make_router
+from .graph import make_budget, make_pipeline, make_router
 from .names import suggest
 from .replicas import expanded
 from .workload import read_trace, requests
@@ -81,7 +81,7 @@ class Backend:
         _check_steps(plan.requests, kind, self.setup.sampler)
         if not self.setup.foreign:
             check_devices(plan.profiles, server)
-        stages, workers = plan.system()
+        stages, workers, wiring = plan.system()
         for name in plan.profiles:
             say(f"{kind.title}: building it on {server.options.torch_device(name)}")
             server.site(name)
@@ -97,7 +97,7 @@ class Backend:
                 plan.requests,
                 recorder,
                 stop_after=experiment.system.stop_after,
-                router=make_router(plan.experiment, workers),
+                **wiring,
             )
             complete = True
         except ServeTwinError as problem:
@@ -136,12 +136,14 @@ class Plan:
         wanted = min(len(self.requests), 1000) + largest
         return next(n for n in (256, 1024, 2048, wanted) if n >= wanted)
 
-    def system(self) -> tuple[list[Stage], list[Worker]]:
-        """New stages and workers."""
+    def system(self) -> tuple[list[Stage], list[Worker], dict[str, Any]]:
+        """New stages and workers, and what else a `ServingLoop` of them takes."""
         experiment = self.experiment
         pipeline = make_pipeline(experiment.pipeline, experiment.name)
         stages = pipeline.stages(list(dict.fromkeys(tuple(w.modules) for w in experiment.deployment.workers)))
-        return stages, build.make_workers(experiment, stages, self.profiles, self.slo)
+        workers = build.make_workers(experiment, stages, self.profiles, self.slo)
+        budget = make_budget(experiment, stages, self.profiles)
+        return stages, workers, {"router": make_router(experiment, workers), "budget": budget}
 
 
 def make_server(kind: Kind, setup: Setup, devices: Mapping[str, str], slots: int = 256) -> Server:

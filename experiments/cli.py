@@ -259,20 +259,31 @@ def search(
 
 @app.command()
 def score(
-    runs: Annotated[Path, typer.Argument(help="A CSV of measured runs (columns: see the README).")],
+    runs: Annotated[
+        Path, typer.Argument(help="A CSV of measured runs (columns: see the README), or a folder of run folders.")
+    ],
     out: Annotated[
         Path, typer.Option(help="The same rows with sim_met, sim_finished and the gaps: .csv or .parquet.")
     ],
     sets: Sets = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of the noise to average each run over.")] = 10,
+    keep: Annotated[
+        Path | None, typer.Option(help="Folder for the records of the repetitions, where the runs are folders.")
+    ] = None,
+    target: Annotated[float, typer.Option(help="Attainment that a rate must hold, in %.")] = 90.0,
+    floor: Annotated[
+        float | None, typer.Option(help="Points between policies that decide nothing; else told from repeats.")
+    ] = None,
     jobs: Jobs = -1,
 ) -> None:
     """Simulate every run of a table of measured runs, and report how far off the simulation is."""
     from . import score as engine
+    from .fidelity import decide, grid_of
 
     with _progress("score") as report:
-        scored = engine.score(runs, out, _overrides(sets), seeds=seeds, jobs=jobs, progress=report)
+        scored = engine.score(runs, out, _overrides(sets), seeds=seeds, jobs=jobs, keep=keep, progress=report)
     _show_gaps(scored)
+    commands.show_decisions(decide(*map(grid_of, engine.entries(scored)), target=target, floor=floor))
     typer.echo(f"{len(scored)} runs in {out}")
 
 
@@ -359,6 +370,7 @@ def _shown_gap(s: Scored) -> float | None:
 
 
 app.command()(commands.compare)
+app.command()(commands.trace)
 app.command()(commands.profile)
 
 

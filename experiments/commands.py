@@ -131,16 +131,20 @@ def _compare_grids(
         lines.add_row(row["workload"], row["policy"], *numbers, *pair, f"{row['attainment_gap']:+.2f}", batch)
     print_table(lines)
     typer.echo(f"{len(rows)} cells: |B - A| mean {mean:.2f}, max {max(gaps):.2f} points")
-    _show_decisions(found)
+    show_decisions(found)
     if out is not None:
         typer.echo(f"cells in {out}")
 
 
-def _show_decisions(found: Decisions) -> None:
-    """What follows from two grids, one line each, and below it where they disagree."""
+def show_decisions(found: Decisions) -> None:
+    """What follows from two grids, one line each, and below it where they disagree; nothing if nothing does."""
+    if not found.settings and not found.curves:
+        return
     noise = found.noise
-    size = f"{noise.fixed:g} points" if noise.fixed is not None else f"deviation {noise.deviation:.2f} points"
-    typer.echo(f"noise: {size} ({noise.source})")
+    known = sorted(noise.deviations.values())
+    size = " to ".join(f"{x:.2f}" for x in dict.fromkeys(known[:1] + known[-1:]))
+    spread = f"deviation {size} points by workload, " if size else ""
+    typer.echo(f"noise: {f'{noise.fixed:g} points, ' if noise.fixed is not None else spread}{noise.source}")
     undecided = found.settings - found.decided
     typer.echo(f"same winner in {found.same} of {found.decided} settings; {undecided} more are within the noise")
     tau = "" if found.tau is None else f"; Kendall's tau {found.tau:.2f} on average"
@@ -149,6 +153,17 @@ def _show_decisions(found: Decisions) -> None:
     for what, where in (("winner", found.others), ("order", found.swaps), ("rate", found.off)):
         for line in where:
             typer.echo(f"  {what}: {line}")
+
+
+def trace(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders: a real run and its simulation, say.")],
+    out: Annotated[Path, typer.Option(help="The trace file: .json, or .json.gz.")],
+) -> None:
+    """Write runs as one trace file for ui.perfetto.dev: batches, requests, queues."""
+    from .perfetto import write
+
+    count = write(runs, out)
+    typer.echo(f"{count} events in {out}: open it at ui.perfetto.dev")
 
 
 def _ratio(a: float | None, b: float | None) -> str:

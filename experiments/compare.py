@@ -42,11 +42,11 @@ def read(folder: Path) -> RunRecords:
         raise BadInput(
             "there is no such folder", where=str(folder), right="a folder that `servetwin run --out` wrote"
         )
-    meta = _json(folder / "meta.json", "not a run folder: it has no meta.json")
-    summary = _json(folder / "summary.json", "the run did not come to its end: it has no summary.json")
+    meta = read_json(folder / "meta.json", "not a run folder: it has no meta.json")
+    summary = read_json(folder / "summary.json", "the run did not come to its end: it has no summary.json")
     outcomes: dict[int, str] = {}
     latencies = []
-    for record in _lines(folder / "requests.jsonl"):
+    for record in request_lines(folder):
         outcomes[record["id"]] = record["outcome"]
         if record["finished"] is not None:
             latencies.append(record["finished"] - record["arrival"])
@@ -63,7 +63,17 @@ def find_runs(folder: Path) -> list[Path]:
     return sorted(meta.parent for meta in folder.rglob("meta.json") if (meta.parent / "summary.json").is_file())
 
 
-def _json(path: Path, missing: str) -> dict[str, Any]:
+def request_lines(folder: Path) -> Iterator[dict[str, Any]]:
+    """The records of the requests of a run, in the order in which they ended."""
+    return _lines(folder / "requests.jsonl")
+
+
+def batch_lines(folder: Path) -> Iterator[dict[str, Any]]:
+    """The records of the batches of a run, in the order in which they ended."""
+    return _lines(folder / "batches.jsonl")
+
+
+def read_json(path: Path, missing: str) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -84,7 +94,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                 except json.JSONDecodeError:
                     raise BadInput("the line is no JSON", where=f"{path}:{number}") from None
     except FileNotFoundError:
-        raise BadInput("not a run folder: it has no requests.jsonl", where=str(path.parent)) from None
+        raise BadInput(f"not a run folder: it has no {path.name}", where=str(path.parent)) from None
 
 
 def compare(first: Path, second: Path) -> dict[str, Any]:
@@ -144,7 +154,7 @@ def periods(folder: Path) -> dict[str, dict[int, list[float]]]:
     """
     found: dict[str, dict[int, list[float]]] = {}
     last: dict[str, tuple[list[int], float]] = {}
-    for record in _lines(folder / "batches.jsonl"):
+    for record in batch_lines(folder):
         worker, requests, ends = record["worker"], record["requests"], record.get("ends", [record["end"]])
         starts = [record["start"], *ends[:-1]]
         before = last.get(worker)

@@ -181,39 +181,50 @@ def cells(first: Grid, second: Grid) -> list[Row]:
 
 @dataclass(frozen=True)
 class Noise:
-    """What repeats of one cell differ by: the standard deviation of a run's attainment in points, and where that is
-    from. A difference between two cells counts if it exceeds twice its own standard deviation, or *fixed* points.
+    """What repeats of one cell differ by: the standard deviation of a run's attainment in points, by workload, and
+    where that is from. A difference between two cells counts if it exceeds twice its own standard deviation, or
+    *fixed* points.
     """
 
-    deviation: float
+    deviations: Mapping[str, float]
     source: str
     fixed: float | None = None
 
-    def floor(self, a: Cell, b: Cell) -> float:
-        """The largest difference between *a* and *b* that says nothing, in points."""
+    def floor(self, workload: str, a: Cell, b: Cell) -> float:
+        """The largest difference between *a* and *b*, both of *workload*, that says nothing; in points. Where nothing
+        of the workload was repeated the noisiest other speaks for it.
+        """
         if self.fixed is not None:
             return self.fixed
-        return 2.0 * self.deviation * math.sqrt(1.0 / len(a.runs) + 1.0 / len(b.runs))
+        deviation = self.deviations.get(workload, max(self.deviations.values(), default=0.0))
+        return 2.0 * deviation * math.sqrt(1.0 / len(a.runs) + 1.0 / len(b.runs))
 
 
 def noise_of(grid: Grid, fixed: float | None = None) -> Noise:
-    """The noise of *grid*, pooled over its cells: from runs with the same seed, that is with the same requests, where
-    there are such, and otherwise from runs with different seeds, which differ by their requests too.
+    """The noise of *grid*, pooled over the cells of each workload: from runs with the same seed, that is with the
+    same requests, where there are such, and otherwise from runs with other seeds, which differ by their requests too.
     """
     if fixed is not None:
-        return Noise(0.0, "as given", fixed)
+        return Noise({}, "as given", fixed)
     same: dict[tuple[Setting, str, int | None], list[float]] = {}
+    other: dict[tuple[Setting, str, int | None], list[float]] = {}
     for (setting, policy), cell in grid.items():
         for run in cell.runs:
             same.setdefault((setting, policy, run.seed), []).append(run.attainment)
-    others = [[run.attainment for run in cell.runs] for cell in grid.values()]
-    for groups, what in ((same.values(), "the same requests"), (others, "other seeds")):
-        repeated = [g for g in groups if len(g) > 1]
+            other.setdefault((setting, policy, None), []).append(run.attainment)
+    for groups, what in ((same, "the same requests"), (other, "other seeds")):
+        repeated = {key: values for key, values in groups.items() if len(values) > 1}
         if repeated:
-            squares = math.fsum((x - math.fsum(g) / len(g)) ** 2 for g in repeated for x in g)
-            deviation = math.sqrt(squares / sum(len(g) - 1 for g in repeated))
-            return Noise(deviation, f"{len(repeated)} cells repeated with {what}")
-    return Noise(0.0, "no cell is repeated: every difference counts")
+            workloads = dict.fromkeys(setting.workload for setting, _, _ in repeated)
+            pooled = {w: _pooled([v for (s, _, _), v in repeated.items() if s.workload == w]) for w in workloads}
+            return Noise(pooled, f"{len(repeated)} cells repeated with {what}")
+    return Noise({}, "no cell is repeated: every difference counts")
+
+
+def _pooled(groups: Sequence[Sequence[float]]) -> float:
+    """The standard deviation within *groups* of values, each around its own mean."""
+    squares = math.fsum((x - math.fsum(g) / len(g)) ** 2 for g in groups for x in g)
+    return math.sqrt(squares / sum(len(g) - 1 for g in groups))
 
 
 # -- decisions ------------------------------------------------------------------------------------------
@@ -250,7 +261,7 @@ class Decisions:
     def as_dict(self) -> Row:
         return {
             "noise": {
-                "deviation_points": self.noise.deviation,
+                "deviation_points": dict(self.noise.deviations),
                 "fixed_points": self.noise.fixed,
                 "source": self.noise.source,
             },
@@ -292,7 +303,7 @@ def _winner(found: Decisions, setting: Setting, policies: Mapping[str, tuple[Cel
     best, runner_up = ranked[0], ranked[1]
     a, b = policies[best][0], policies[runner_up][0]
     found.settings += 1
-    if a.attainment - b.attainment <= found.noise.floor(a, b):
+    if a.attainment - b.attainment <= found.noise.floor(setting.workload, a, b):
         return
     found.decided += 1
     chosen = max(policies, key=lambda p: policies[p][1].attainment)
@@ -307,7 +318,7 @@ def _ranking(found: Decisions, setting: Setting, policies: Mapping[str, tuple[Ce
     for p, q in combinations(policies, 2):
         (a, c), (b, d) = policies[p], policies[q]
         truth, said = a.attainment - b.attainment, c.attainment - d.attainment
-        if abs(truth) > found.noise.floor(a, b):
+        if abs(truth) > found.noise.floor(setting.workload, a, b):
             found.pairs += 1
             if truth * said < 0:
                 higher, lower = (p, q) if truth > 0 else (q, p)

@@ -79,8 +79,10 @@ def make_pool(
 ) -> Pool:
     """The pool of threads that *spec*, the worker at this *place* of the file, asks for."""
     assert spec.threads is not None
+    name = spec.name or stage.name
     try:
-        return Pool(stage, policy, estimate, threads=spec.threads, name=spec.name or "", slo_factor=slo_factor)
+        # Nothing else runs where a pool does, so it is a device of its own to routers.
+        return Pool(stage, policy, estimate, threads=spec.threads, device=name, name=name, slo_factor=slo_factor)
     except BadInput as error:
         raise BadInput(error.what, where=f"deployment.workers.{place}.policy", right=error.right) from None
 

@@ -30,7 +30,9 @@ NEUSTREAM = MEASURED / "neustream_ae.csv"
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """One run on a real system. *cells* is its line as it stands; *met* and *finished* may be unknown."""
+    """One run on a real system. *cells* is its line as it stands; *met* and *finished* may be unknown. Rate, cv and
+    SLO factor are nan where a run has none, which no table says.
+    """
 
     line: int
     cells: dict[str, str]

@@ -1,4 +1,7 @@
-"""Scoring: every run of a table of measured runs, simulated, and the gap between the two.
+"""Scoring: every run of a table of measured runs, or of a folder of them, simulated, and the gap between the two.
+
+Of a table the settings are known, and the requests are drawn as they were then. A run folder holds the requests
+themselves, and these are repeated.
 
 A gap is simulated minus measured, in percentage points of the requests sent. The simulated counts are means over
 several seeds of the noise, so they need not be whole numbers.
@@ -6,11 +9,15 @@ several seeds of the noise, so they need not be whole numbers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import runtable, tables
+from servetwin.core import BadInput
+
+from . import replay, runtable, tables
+from .fidelity import Entry, Setting
 from .points import Row, run_all_averaged
 from .resolve import Override
 from .runtable import MeasuredRun
@@ -60,11 +67,18 @@ def score(
     *,
     seeds: int = SEEDS,
     jobs: int = -1,
+    keep: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Scored]:
-    """Simulate each run of the table at *path* with *seeds* seeds; write the table and the results to *out*."""
+    """Simulate each run of the table, or of the folder, at *path* with *seeds* seeds; write the table and the results
+    to *out*. With *keep*, the records of the repetitions of run folders are left there.
+    """
     if out is not None:
         tables.check_target(out)
+    if path.is_dir():
+        return _score_folders(path, out, overrides, seeds=seeds, jobs=jobs, keep=keep, progress=progress)
+    if keep is not None:
+        raise BadInput("only repetitions of run folders are kept", where=f"--keep {keep}", right="a folder of runs")
     header, runs = runtable.read(path)
     found = runtable.experiments(runs, path, overrides)
     report = (lambda done: progress(done, seeds * len(runs))) if progress else None
@@ -73,6 +87,47 @@ def score(
     if out is not None:
         tables.write(out, [s.line() for s in scored], list(dict.fromkeys([*header, *ADDED])))
     return scored
+
+
+def _score_folders(
+    path: Path,
+    out: Path | None,
+    overrides: Iterable[Override],
+    *,
+    seeds: int,
+    jobs: int,
+    keep: Path | None,
+    progress: Callable[[int, int], None] | None,
+) -> list[Scored]:
+    found = replay.find(path, overrides)
+    report = (lambda done: progress(done, seeds * len(found))) if progress else None
+    rows = replay.replay_all(found, seeds, jobs=jobs, keep=keep, progress=report)
+    scored = [Scored(replay.measured(r), row) for r, row in zip(found, rows, strict=True)]
+    if out is not None:
+        tables.write(out, [s.line() for s in scored])
+    return scored
+
+
+def entries(scored: Sequence[Scored]) -> tuple[list[Entry], list[Entry]]:
+    """The two sides of *scored*, measured and simulated, as collections over one grid. Where only those that finished
+    were counted they stand for those that met their SLO, on both sides.
+    """
+    sides: tuple[list[Entry], list[Entry]] = ([], [])
+    for s in scored:
+        run, share = s.run, 100.0 / s.run.requests
+        counted = "met" if run.met is not None else "finished"
+        was = getattr(run, counted)
+        if was is None:
+            continue
+        rate, cv, factor = (None if math.isnan(x) else x for x in (run.rate, run.cv, run.slo_factor))
+        setting = Setting(run.workload, rate, cv, factor)
+        seed = int(run.cells["seed"]) if run.cells.get("seed") else None
+        for side, met, finished in (
+            (sides[0], was, run.finished if run.finished is not None else was),
+            (sides[1], s.result[counted], s.result["finished"]),
+        ):
+            side.append(Entry(setting, run.policy, seed, share * met, share * finished))
+    return sides
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@
 REFERENCE_DIR is the extract of the artifact (the folder that holds ``diffusion/latency_tables.json``); one YAML file
 per workload is written below OUT_DIR. Same input, same bytes: the files under ``data/`` were made by this and a test
 holds them equal. Nothing is computed here: every number is one of the extract's. Those of language models, which are
-computed in part, come from `restate_llm`.
+computed in part, come from `restate_llm` and `restate_agents`.
 """
 
 from __future__ import annotations
@@ -392,12 +392,12 @@ def _log_source(w: Workload, key: str) -> Flow:
 
 def restate(reference: Path, out: Path) -> list[Path]:
     """Write every profile below *out*; returns the files."""
-    from . import restate_llm
+    from . import restate_agents, restate_llm
 
     source = Reference(reference)
     files = [(w.name, profile(source, w)) for w in WORKLOADS]
     written = []
-    for name, data in itertools.chain(files, restate_llm.profiles(reference)):
+    for name, data in itertools.chain(files, restate_llm.profiles(reference), restate_agents.profiles(reference)):
         path = out / f"{name}.yaml"
         content = text(data)
         check(yaml.safe_load(content), ProfileFile, where=str(path))

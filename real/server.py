@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from servetwin.core import Batch, Recorder, Request, ServeTwinError, ServingLoop, Stage, Summary, Worker
-from servetwin.core.loop import Router, first_worker
 
 from .executor import RealExecutor
 from .kinds import Kind, find
@@ -115,16 +114,16 @@ class Server:
         *,
         stop_after: float | None = None,
         sink: Sink | None = None,
-        router: Router = first_worker,
+        **wiring: Any,
     ) -> Report:
-        """Serve *requests* for real with *workers*, whose stages are *stages*; *router* chooses among replicas.
+        """Serve *requests* for real with *workers*, whose stages are *stages*; *wiring* goes to the `ServingLoop`.
 
         Every batch size is warmed up before the clock starts. Whatever ends the run early (Ctrl-C, memory that ran
         out, a lane that broke) leaves the records intact, with the live requests failed, and is raised as
         `ServeTwinError` (Ctrl-C as itself).
         """
         log = Log(recorder or Recorder())
-        executor, loop = self.prepare(stages, workers, log, sink=sink, router=router)
+        executor, loop = self.prepare(stages, workers, log, sink=sink, **wiring)
         try:
             executor.play(loop, list(requests), stop_after)
         except (Exception, KeyboardInterrupt) as problem:
@@ -144,8 +143,8 @@ class Server:
         log: Log,
         *,
         sink: Sink | None = None,
-        router: Router = first_worker,
         exercise: float = 0.3,
+        **wiring: Any,
     ) -> tuple[RealExecutor, ServingLoop]:
         """An executor with its lanes warmed up, and the loop on it."""
         sites = {worker.device: self.site(worker.device) for worker in workers}
@@ -156,7 +155,7 @@ class Server:
             site.reset()
             _exercise(site, exercise)
         log.executor = executor
-        return executor, ServingLoop(stages, workers, executor, log, router=router)
+        return executor, ServingLoop(stages, workers, executor, log, **wiring)
 
     def describe(self) -> dict[str, Any]:
         """What ``meta.json`` should say about the real side: versions, devices, options."""

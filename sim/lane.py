@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from heapq import heappush
 from typing import Any
@@ -113,23 +114,33 @@ class Lane(simpy.Event):
         horizon: float = self.env.peek()
         repeat = batch.repeat
         assert repeat is not None
-        limit, drift, times = repeat.limit, repeat.drift, batch.times
-        timing, steady = self.timing, self.timing.steady
-        draw, host_rate, device_rate = self.draw, self.host_rate, self.device_rate
-        start = self.updated
-        left = self.device
-        took = self._computing()
+        limit, drift, times, last = repeat.limit, repeat.drift, batch.times, batch.last
+        timing, draw, host_rate, device_rate = self.timing, self.draw, self.host_rate, self.device_rate
+        keep_ends = batch.keep_ends
         ends = []
+        start, left = self.updated, self.device
+        took = self._computing()
         count = 1
-        while count < times and start + took < horizon and start + took < limit + count * drift:
-            start += took
-            if batch.keep_ends:
-                ends.append(start)
+        same_until = changes = -math.inf
+        while count < times:
+            end = start + took
+            if end >= horizon or end >= limit + count * drift:
+                break
+            if keep_ends:
+                ends.append(end)
+            start = end
+            count += 1
+            if start < same_until and count < last:
+                continue
+            if start >= changes or count == last:
+                leaves = sum([task.left == last for task in batch.tasks]) if count == last else 0
+                host, device, ahead = timing.plain(batch.size, start, leaves)
+                changes = timing.steady_until() if not leaves else start
+                batch.leaves, self.ahead = leaves, ahead
+            before = (left, took)
             left -= took * device_rate
             if left < 0.0:
                 left = 0.0
-            if count == 1 or not steady:
-                host, device, self.ahead = timing.plain(batch.size, start)
             if draw is None:
                 left += device
                 self.host = host
@@ -137,13 +148,14 @@ class Lane(simpy.Event):
                 factor = draw()
                 left += device * factor
                 self.host = host * factor
-            took = (left - self.ahead) / device_rate
+            took = (left - ahead) / device_rate
             if took < self.host / host_rate:
                 took = self.host / host_rate
-            count += 1
+            # Once an iteration leaves things as it found them, so do those that follow.
+            same_until = changes if draw is None and (left, took) == before else -math.inf
         self.updated, self.device = start, left
         batch.count = count
-        if batch.keep_ends:
+        if keep_ends:
             batch.ends = [*ends, 0.0]
 
     def disturbed(self) -> None:
@@ -200,8 +212,6 @@ class Lane(simpy.Event):
         self._get_on(self.took)
         self.updated = now
         self.phase = NOTHING
-        if phase == COMPUTING and batch.ends is not None:
-            batch.ends[-1] = now
         if batch.leaves and phase != HANDING_OVER:
             if phase == COMPUTING and self.device > 0.0:
                 self.phase = DRAINING
@@ -212,6 +222,8 @@ class Lane(simpy.Event):
                 self.phase = HANDING_OVER
                 self._place(seconds)
                 return
+        if batch.ends is not None:
+            batch.ends[-1] = now
         self.batch = None
         done(batch)
         if self.batch is None:

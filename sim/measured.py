@@ -75,10 +75,6 @@ class WholeTiming:
     draw: Callable[[], float] | None = field(default=None, init=False)
 
     @property
-    def steady(self) -> bool:
-        return self.steps.steady
-
-    @property
     def settled(self) -> bool:
         return self.steps.settled
 
@@ -94,8 +90,11 @@ class WholeTiming:
             seconds += self.cold if idle < self.long_spell else self.cold_long
         return (0.0, seconds, 0.0)
 
-    def plain(self, size: int, now: float) -> Demand:
-        return self.steps.plain(size, now)
+    def plain(self, size: int, now: float, leaves: int = 0) -> Demand:
+        return self.steps.plain(size, now, leaves)
+
+    def steady_until(self) -> float:
+        return self.steps.steady_until()
 
     def hand_over(self, batch: Batch) -> float:
         return 0.0 if batch.whole else self.steps.hand_over(batch)

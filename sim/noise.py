@@ -38,7 +38,8 @@ def from_quantiles(rng: np.random.Generator, p: Sequence[float], values: Sequenc
 
 
 class SlowSpells:
-    """A host that is slow for spells: a call tells the factor on host time at a time (times must not go back).
+    """A host that is slow for spells: a call tells the factor on host time at a time (times must not go back), which
+    stays *until* then.
 
     Slow spells of *length* seconds on average (exponential) take up *share* of the time; host work takes *slow* times
     as long in them and *normal* times as long between them.
@@ -49,15 +50,15 @@ class SlowSpells:
         self._means = (length * (1.0 - share) / share, length)
         self._factors = (normal, slow)
         self._slow = self._draw() < share
-        self._until = self._spell()
+        self.until = self._spell()
 
     def _spell(self) -> float:
         return -float(np.log1p(-self._draw())) * self._means[self._slow]
 
     def __call__(self, now: float) -> float:
-        while now >= self._until:
+        while now >= self.until:
             self._slow = not self._slow
-            self._until += self._spell()
+            self.until += self._spell()
         return self._factors[self._slow]
 
     def last(self, now: float, work: float) -> float:
@@ -66,7 +67,7 @@ class SlowSpells:
         while True:
             factor = self(now)
             end = now + work * factor
-            if end <= self._until:
+            if end <= self.until:
                 return end - start
-            work -= (self._until - now) / factor
-            now = self._until
+            work -= (self.until - now) / factor
+            now = self.until

@@ -19,18 +19,22 @@ from servetwin.core import Batch
 Demand = tuple[float, float, float]
 
 
+class Weather(Protocol):
+    """Gives the factor on host time at a time (seconds since the run began), which stays *until* then."""
+
+    until: float
+
+    def __call__(self, now: float) -> float: ...
+
+
 class Timing(Protocol):
     """How long the batches of one worker take on an otherwise idle device.
 
-    *draw* gives the next factor on an iteration's (or whole batch's) time; None if there is none. *steady* says
-    whether plain iterations of one size all take the same, but for that factor. While *settled* is false, the next
-    batch is not a plain one.
+    *draw* gives the next factor on an iteration's (or whole batch's) time; None if there is none. While *settled* is
+    false, the next batch is not a plain one.
     """
 
     draw: Callable[[], float] | None
-
-    @property
-    def steady(self) -> bool: ...
 
     @property
     def settled(self) -> bool: ...
@@ -39,8 +43,12 @@ class Timing(Protocol):
         """What one run of *batch* as decided takes (an iteration, or whole), its joins included, if it begins *now*
         after *idle* seconds without work."""
 
-    def plain(self, size: int, now: float) -> Demand:
-        """What an iteration of *size* requests takes in which nobody joins or leaves."""
+    def plain(self, size: int, now: float, leaves: int = 0) -> Demand:
+        """What an iteration of *size* requests takes in which nobody joins and *leaves* of them end."""
+
+    def steady_until(self) -> float:
+        """Iterations of one size in which nobody leaves take the same as the last one, but for *draw*, if they begin
+        before this time (seconds since the run began)."""
 
     def hand_over(self, batch: Batch) -> float:
         """Seconds for which the worker stands still after *batch* to hand its leaving requests on."""
@@ -57,15 +65,18 @@ class TableTiming:
     iteration: Sequence[float]
     once: Sequence[float] | None = None
     draw: Callable[[], float] | None = None
-    steady: bool = True
     settled: bool = True
 
     def demand(self, batch: Batch, idle: float, now: float) -> Demand:
         once = self.once[batch.size] if self.once is not None and batch.leaves else 0.0
         return (0.0, batch.iterations * self.iteration[batch.size] + once, 0.0)
 
-    def plain(self, size: int, now: float) -> Demand:
-        return (0.0, self.iteration[size], 0.0)
+    def plain(self, size: int, now: float, leaves: int = 0) -> Demand:
+        once = self.once[size] if self.once is not None and leaves else 0.0
+        return (0.0, self.iteration[size] + once, 0.0)
+
+    def steady_until(self) -> float:
+        return math.inf
 
     def hand_over(self, batch: Batch) -> float:
         return 0.0
@@ -95,13 +106,9 @@ class MeasuredTiming:
     before: Sequence[float] | None = None
     after: Sequence[float] | None = None
     draw: Callable[[], float] | None = None
-    weather: Callable[[float], float] | None = None
+    weather: Weather | None = None
     settled: bool = field(default=True, init=False)
     _cold: list[float] = field(default_factory=list, init=False)  # still to come, last first
-
-    @property
-    def steady(self) -> bool:
-        return self.weather is None
 
     def demand(self, batch: Batch, idle: float, now: float) -> Demand:
         n, k, joins = batch.size, batch.iterations, len(batch.joiners)
@@ -129,11 +136,17 @@ class MeasuredTiming:
             return (0.0, max(host, device) + extra + around, 0.0)
         return (host + extra, device + around, self.ahead[n])
 
-    def plain(self, size: int, now: float) -> Demand:
+    def plain(self, size: int, now: float, leaves: int = 0) -> Demand:
         host, device = self.host[size], self.device[size]
         if self.weather is not None:
             host *= self.weather(now)
-        return (0.0, max(host, device), 0.0) if self.ahead is None else (host, device, self.ahead[size])
+        after = self.after[leaves] if self.after is not None and leaves else 0.0
+        if self.ahead is None:
+            return (0.0, (host if host > device else device) + after, 0.0)
+        return (host, device + after, self.ahead[size])
+
+    def steady_until(self) -> float:
+        return math.inf if self.weather is None else self.weather.until
 
     def hand_over(self, batch: Batch) -> float:
         return self.leave[0] + self.leave[1] * batch.leaves if batch.leaves else 0.0

@@ -9,10 +9,25 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from servetwin.core import Decision, Module, Pipeline, Policy, Recorder, Request, ServingLoop, Worker, WorkerView
+from servetwin.core import (
+    Decision,
+    Module,
+    Pipeline,
+    Policy,
+    Recorder,
+    Request,
+    ServingLoop,
+    Stage,
+    Worker,
+    WorkerView,
+)
+from servetwin.core.budget import Budget
 from servetwin.core.laws import LawChecker
 from servetwin.core.loop import first_worker, play
+from servetwin.core.pool import Pool
+from servetwin.core.ways import Ways
 from servetwin.sim import SimExecutor, TableTiming
+from servetwin.sim.tools import CallTimes
 
 NAN = float("nan")
 
@@ -29,6 +44,8 @@ class Site:
     device: str = "gpu0"
     name: str = ""
     timing: object | None = None  # instead of *seconds*
+    threads: int | None = None  # a pool of threads, whose calls take *calls*
+    calls: CallTimes | None = None
 
     def table(self) -> list[float]:
         seconds = list(self.seconds)
@@ -65,6 +82,8 @@ def simulate(
     router=first_worker,
     stop_at: float | None = None,
     most_events: int = 20_000,
+    budget: Callable[[Sequence[Stage]], Budget] | None = None,
+    seed: int = 0,
     **executor,
 ) -> Simulation:
     """Serve *requests* to the end in simulated time, under the laws.
@@ -76,16 +95,30 @@ def simulate(
     stages = {stage.modules: stage for stage in pipeline.stages(groups)}
     tables = {m: site.table() for site in sites for m in site.modules}
     estimate = estimate or (lambda module, n: tables[module][n])
-    workers, timings = [], {}
+    workers, timings, calls = [], {}, {}
     for site in sites:
         stage = stages[tuple(site.modules)]
+        if site.threads is not None:
+            pool = Pool(stage, site.policy, estimate, threads=site.threads, name=site.name)
+            calls[pool.name] = site.calls or CallTimes(pool.name, "list", values=site.seconds)
+            workers.append(pool)
+            continue
         view = WorkerView(stage, estimate, limit=site.limit, name=site.name, slo_factor=slo_factor)
         worker = Worker(stage, site.policy, view, device=site.device, intake=site.intake)
         timings[worker] = site.timing or TableTiming(site.table())
         workers.append(worker)
-    sim = SimExecutor(lambda worker: timings[worker], **executor)
+    sim = SimExecutor(lambda worker: timings[worker], calls=calls, **executor)
     laws = LawChecker(recorder)
-    loop = ServingLoop(list(stages.values()), workers, sim, laws, router=router)
+    order = list(stages.values())
+    loop = ServingLoop(
+        order,
+        workers,
+        sim,
+        laws,
+        router=router,
+        budget=budget(order) if budget else None,
+        ways=Ways(order, seed) if any(s.branches for s in order) else None,
+    )
     laws.watch(loop)
     play(loop, iter(requests))
     if stop_at is not None:

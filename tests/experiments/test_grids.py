@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from servetwin.experiments.fidelity import (
     grid_of,
     noise_of,
 )
+from servetwin.experiments.replay import replay, requests_of
+from servetwin.experiments.resolve import load
 
 
 def runs(rates: dict[float, dict[str, float | list[float]]], *, workload: str = "toy") -> list[Entry]:
@@ -47,7 +50,7 @@ def test_the_winner_counts_only_beyond_the_noise():
     real = runs({1.0: {"edf": [90.0, 92.0], "fcfs": [89.0, 91.0]}, 2.0: {"edf": [80.0, 82.0], "fcfs": [40.0, 42.0]}})
     # deviation sqrt(2) points; means of two differ by chance by up to 2 * sqrt(2) * sqrt(1/2 + 1/2) = 2.83 points
     noise = noise_of(grid_of(real))
-    assert noise.deviation == pytest.approx(2**0.5)
+    assert noise.deviations["toy"] == pytest.approx(2**0.5)
     assert "other seeds" in noise.source
     swapped = runs({1.0: {"edf": 89.0, "fcfs": 91.0}, 2.0: {"edf": 81.0, "fcfs": 41.0}})
     found = decided(real, swapped)
@@ -63,7 +66,7 @@ def test_repeats_with_the_same_requests_tell_the_noise_of_measuring_alone():
     setting = Setting("toy", 1.0, None, None)
     entries = [Entry(setting, "edf", 0, x, x) for x in (90.0, 91.0)] + [Entry(setting, "edf", 1, 60.0, 60.0)]
     noise = noise_of(grid_of(entries))
-    assert noise.deviation == pytest.approx(0.5**0.5)
+    assert noise.deviations["toy"] == pytest.approx(0.5**0.5)
     assert "the same requests" in noise.source
 
 
@@ -172,3 +175,55 @@ def test_periods_are_those_of_iterations_that_nobody_joins_or_leaves(servetwin, 
     shown = json.loads(servetwin("compare", tmp_path / "a", tmp_path / "a", "--json")[1])["iterations"]
     assert shown["denoise"]["1"]["table"] == pytest.approx(10.0)
     assert shown["denoise"]["1"]["first"] == pytest.approx(10.0)
+
+
+# -- runs repeated with their own requests ------------------------------------------------------------------
+
+
+def test_a_run_repeated_with_its_own_requests_has_no_gap(servetwin, toy: Path, tmp_path: Path):
+    """Simulated runs, repeated: the very same, whatever the arrivals were drawn from."""
+    for policy in ("edf", "fcfs"):
+        for rate in (8, 16):
+            servetwin("run", toy, "--policy", policy, "--rate", rate, "--out", tmp_path / "runs" / f"{policy}-{rate}")
+    out = tmp_path / "scored.csv"
+    arguments = ("score", tmp_path / "runs", "--out", out, "--seeds", 1, "--keep", tmp_path / "again", "-j", 1)
+    code, shown, err = servetwin(*arguments)
+    assert (code, err) == (0, "")
+    assert "same order of" in shown
+    assert "4 runs in" in shown
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {float(row["gap_met_pp"]) for row in rows} == {0.0}
+    assert {row["folder"] for row in rows} == {"edf-8", "edf-16", "fcfs-8", "fcfs-16"}
+    for folder in find_runs(tmp_path / "runs"):
+        again = tmp_path / "again" / folder.name
+        assert (again / "summary.json").read_text() == (folder / "summary.json").read_text()
+
+
+def test_the_requests_are_those_that_were_sent(servetwin, toy: Path, tmp_path: Path):
+    """A run whose requests came late and had other deadlines is repeated with just those."""
+    servetwin("run", toy, "--rate", 6, "--out", tmp_path / "a")
+    lines = [json.loads(line) for line in (tmp_path / "a" / "requests.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["arrival"] += 0.001 * line["id"]
+        line["deadline"] = line["arrival"] + 1e-3  # which nobody can meet
+    (tmp_path / "a" / "requests.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = requests_of(tmp_path / "a")
+    assert [r.id for r in found] == list(range(60))
+    assert found[10].arrival == next(line["arrival"] for line in lines if line["id"] == 10)
+    row = replay(tmp_path / "a", load(toy, [("rate", 6.0)]))
+    assert (row["requests"], row["met"]) == (60, 0)
+
+
+def test_what_cannot_be_repeated(servetwin, toy: Path, tmp_path: Path):
+    servetwin("run", toy, "--out", tmp_path / "runs" / "a")
+    (tmp_path / "profile.yaml").unlink()
+    code, _, err = servetwin("score", tmp_path / "runs", "--out", tmp_path / "out.csv")
+    assert code == 2
+    assert "runs/a: deployment.devices.gpu0" in err
+    assert not (tmp_path / "out.csv").exists()
+    (tmp_path / "empty").mkdir()
+    assert "no run in it" in servetwin("score", tmp_path / "empty", "--out", tmp_path / "out.csv")[2]
+    (tmp_path / "runs.csv").write_text("")
+    code, _, err = servetwin("score", tmp_path / "runs.csv", "--out", tmp_path / "out.csv", "--keep", tmp_path / "k")
+    assert "only repetitions of run folders are kept" in err

@@ -24,6 +24,7 @@ MODULES = {
     "rtx4090/sd15-512": SD,
     "h100/sd15-512": SD,
 }
+AGENTS = ("rtx4090/codellama-7b", "rtx4090/llava-1.5-7b")
 OPT = ("a6000/opt-13b-tp1", "a6000/opt-30b-tp2", "a6000/opt-66b-tp4")
 #: What `servetwin profile` measured.
 OURS = {
@@ -43,7 +44,7 @@ def test_the_examples_in_the_docstrings(module: Any) -> None:
 
 
 def test_the_names() -> None:
-    assert names() == sorted([*MODULES, *OPT, *OURS])
+    assert names() == sorted([*MODULES, *OPT, *AGENTS, *OURS])
     for name in names():
         assert load(name).name == name
 
@@ -217,7 +218,9 @@ def test_a_profile_loads_in_no_time() -> None:
 @pytest.mark.reference
 def test_the_shipped_files_are_the_regenerated_ones(reference: Path, tmp_path: Path) -> None:
     written = restate.restate(reference, tmp_path)
-    assert sorted(p.relative_to(tmp_path) for p in written) == sorted(Path(f"{n}.yaml") for n in [*MODULES, *OPT])
+    assert sorted(p.relative_to(tmp_path) for p in written) == sorted(
+        Path(f"{n}.yaml") for n in [*MODULES, *OPT, *AGENTS]
+    )
     for path in written:
         assert path.read_bytes() == (DATA / path.relative_to(tmp_path)).read_bytes()
 
@@ -255,7 +258,7 @@ def equal(p: servetwin.profiles.Profile, module: str, kind: Any, theirs: dict[st
 @pytest.mark.reference
 def test_the_command_that_makes_them(reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert restate.main([str(reference), str(tmp_path)]) == 0
-    assert capsys.readouterr().out.count(".yaml\n") == len([*MODULES, *OPT])
+    assert capsys.readouterr().out.count(".yaml\n") == len([*MODULES, *OPT, *AGENTS])
 
 
 def test_the_command_without_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -264,3 +267,22 @@ def test_the_command_without_data(tmp_path: Path, capsys: pytest.CaptureFixture[
     usage, error = capsys.readouterr().err.splitlines()
     assert usage.startswith("usage: ")
     assert error.endswith("(right would be: a folder with diffusion/latency_tables.json)")
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("key", ["codellama", "llava"])
+def test_every_number_of_the_agents_is_that_of_the_reference(reference: Path, key: str) -> None:
+    raw = json.loads((reference / "multi-agent/latency_model.json").read_text())["models"][key]
+    data = load(dict(zip(["codellama", "llava"], AGENTS, strict=True))[key]).token_data
+    single = raw["prefill_single_table"]
+    measured, scheduler = data.kinds["measured"], data.kinds["scheduler"]
+    assert list(measured.prefill.tokens) == single["prompt_tokens"]
+    assert list(measured.prefill.seconds[0]) == single["seconds"]
+    assert scheduler.prefill.tokens[-1] == 2048
+    assert list(scheduler.prefill.seconds[0]) == single["seconds"][:64]
+    for model in (measured, scheduler):
+        assert [model.prefill.beyond.c0, model.prefill.beyond.c1, model.prefill.beyond.c2] == raw["prefill_batch"][
+            "c"
+        ]
+        assert [model.line.d0, model.line.d1] == raw["decode_step"]["d"]
+    assert data.kv.blocks == raw["kv_cache"]["blocks"]

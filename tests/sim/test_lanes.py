@@ -149,7 +149,14 @@ def test_after_an_idle_spell_the_first_iterations_are_slow() -> None:
 
 
 def test_bad_weather_slows_the_host() -> None:
-    slow = measured(1, host=1.0, device=0.0, weather=lambda now: 3.0 if now < 1.0 else 1.0)
+    class Clearing:
+        until = 1.0
+
+        def __call__(self, now: float) -> float:
+            self.until = 1.0 if now < 1.0 else float("inf")
+            return 3.0 if now < 1.0 else 1.0
+
+    slow = measured(1, host=1.0, device=0.0, weather=Clearing())
     assert stepwise(slow) == [3.0 + 1.0 + 1.0]
 
 

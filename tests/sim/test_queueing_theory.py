@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import deque
 from collections.abc import Sequence
@@ -11,10 +12,12 @@ import numpy as np
 import pytest
 from servetwin.core import Module, Pipeline, Recorder, Request, ServingLoop, Worker, WorkerView
 from servetwin.core.loop import play
+from servetwin.core.pool import Pool
 from servetwin.core.streams import stream
 from servetwin.policies.fcfs import FCFS
 from servetwin.sim import SimExecutor, TableTiming
 from servetwin.sim.noise import uniform
+from servetwin.sim.tools import CallTimes
 
 
 class Waits(Recorder):
@@ -133,3 +136,52 @@ def test_uniform_draws_fill_the_interval() -> None:
     assert 0.0 <= min(numbers) < 0.01
     assert 0.99 < max(numbers) < 1.0
     assert sum(numbers) / len(numbers) == pytest.approx(0.5, abs=0.02)
+
+
+def pooled(threads: int, load: float, requests: int) -> Sample:
+    """Likewise, on one pool of *threads* with a single queue."""
+    (stage,) = Pipeline.chain(Module("tool")).stages([["tool"]])
+    calls = CallTimes("tool", "exponential", mean=1.0, seed=2)
+    recorder = Waits()
+    executor = SimExecutor(lambda worker: None, calls={"tool": calls})
+    loop = ServingLoop([stage], [Pool(stage, FCFS(), lambda _, n: 1.0, threads=threads)], executor, recorder)
+    gaps = stream(1, "arrivals").exponential(1.0 / (load * threads), requests)
+    times = []
+
+    def sent():
+        for i, t in enumerate(gaps.cumsum()):
+            request = Request(i, float(t), 1e9, {})
+            times.append(calls.seconds(request))
+            yield request
+
+    play(loop, sent())
+    executor.run_until_idle()
+    assert recorder.summary.finished == requests
+    service = np.array(times)
+    return Sample(recorder.waited / requests, float(service.mean()), 1.0 / float(gaps.mean()), gaps, service)
+
+
+def kiefer_wolfowitz(sample: Sample, servers: int) -> float:
+    """The mean wait of the very same draws with several servers and one queue."""
+    free = [0.0] * servers
+    now = total = 0.0
+    for gap, service in zip(sample.gaps.tolist(), sample.times.tolist(), strict=True):
+        now += gap
+        begin = max(now, free[0])
+        total += begin - now
+        heapq.heapreplace(free, begin + service)
+    return total / len(sample.gaps)
+
+
+@pytest.mark.parametrize(("threads", "load"), [(1, 0.9), (3, 0.8), (40, 0.95)])
+def test_a_pool_of_threads_to_the_last_request(threads: int, load: float) -> None:
+    sample = pooled(threads, load, 20_000)
+    assert sample.wait == pytest.approx(kiefer_wolfowitz(sample, threads), rel=1e-9)
+
+
+@pytest.mark.parametrize(("threads", "load", "requests"), [(2, 0.6, 400_000), (8, 0.85, 300_000)])
+def test_a_pool_of_threads_is_m_m_c(threads: int, load: float, requests: int) -> None:
+    sample = pooled(threads, load, requests)
+    drawn = sample.rate * sample.service / threads
+    expected = erlang_c(threads, drawn) * sample.service / (threads * (1 - drawn))
+    assert sample.wait == pytest.approx(expected, rel=0.02)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -144,9 +145,14 @@ class World:
         return MeasuredTiming(device=device, **terms, **({"draw": draw} if draw else {}))
 
 
-def slow_spell(now: float) -> float:
+class SlowSpell:
     """The host is slow for a while."""
-    return 1.6 if 1.0 <= now < 3.0 else 1.0
+
+    until = 1.0
+
+    def __call__(self, now: float) -> float:
+        self.until = 1.0 if now < 1.0 else 3.0 if now < 3.0 else math.inf
+        return 1.6 if self.until == 3.0 else 1.0
 
 
 seconds = st.sampled_from([0.0625, 0.1, 0.1, 0.2, 0.25, 0.3, 1 / 3, 0.7])
@@ -169,7 +175,7 @@ def timings(draw: st.DrawFn) -> dict[str, Any]:
         terms["cold"] = draw(st.sampled_from([(), (0.1,), (0.2, 0.1, 0.05)]))
         terms["cold_long"], terms["long_spell"] = draw(st.sampled_from([((), 1e9), ((0.3, 0.2), 2.0)]))
         terms["deciding"] = draw(st.sampled_from([0.0, 0.01]))
-        terms["weather"] = draw(st.sampled_from([None, slow_spell]))
+        terms["weather"] = draw(st.sampled_from([None, SlowSpell()]))
         if draw(st.booleans()):
             terms["ahead"] = draw(tables())
     return terms
