@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from heapq import heappop, heappush
+from itertools import pairwise
 from typing import Literal
 
 from servetwin.core import BadInput, Batch, Decision, Policy, Repeat, Task, WorkerView
@@ -75,6 +76,9 @@ class NeuStream(Policy):
         self.plain = True  # nothing in the current batch ever waited
         self.admissions = 0
         self.next_drop = math.inf  # no request can become hopeless before this
+        self.tied = False  # entries that wait have equal keys
+        self.rounds = 1  # that the queues have gone through since the last decision
+        self.first: tuple[Task, int] | None = None  # of the batch then decided: a task, and what it had left
 
     def start(self, view: WorkerView) -> None:
         stage = view.stage
@@ -113,26 +117,52 @@ class NeuStream(Policy):
 
     def decide(self, view: WorkerView, now: float) -> Decision:
         if self.plain and not self.high and not self.low:
-            self.current = [e for e in self.current if e.task.left]  # as the queues would give them back
+            # The batch is as the queues would give it back.
             drop = self._expire_current(now) if now >= self.next_drop - MARGIN else []
         else:
             self._scatter()
             drop = self._expire(now) if view.stage.loop else []
             self._form()
-        if not self.current:
-            return Decision(drop=drop)
+        current = self.current
+        if not current:
+            return Decision((), drop)
         repeat = None
-        if self.plain and not self.low:
+        self.rounds, self.first = 1, (current[0].task, current[0].task.left)
+        if self.plain or self._stays():
             limit = self.next_drop - MARGIN if view.stage.loop else math.inf
-            repeat = Repeat(self.current[0].task.left, limit)
-        return Decision([e.task for e in self.current], drop=drop, repeat=repeat)
+            repeat = Repeat(current[0].task.left, limit)
+        return Decision([e.task for e in current], drop, repeat)
+
+    def _stays(self) -> bool:
+        """Whether the next round would form this very batch, in this order: keys in the order of the queues.
+
+        Those that are left out wait longer and longer, those in the batch do not: they keep their places.
+        """
+        places = [(e.waits > 0 and self.requeue == "sticky", e.key) for e in self.current]
+        return all(a < b for a, b in pairwise(places))
+
+    def _catch_up(self, count: int) -> None:
+        """Let the queues go through the rounds that were not asked for (see `Repeat`), up to *count* in all."""
+        rounds = count - self.rounds
+        if rounds <= 0:
+            return
+        self.rounds = count
+        if self.tied:  # their order changes as heaps have it
+            for _ in range(rounds):
+                self._scatter()
+                self._expire(-math.inf)
+                self._form()
+        else:
+            for _, entry in self.low:
+                entry.waits += rounds
+                entry.key += rounds
+            self.low = [(entry.key, entry) for _, entry in self.low]
 
     def _scatter(self) -> None:
-        """Put the unfinished tasks of the last batch back, with the keys that they had."""
+        """Put the tasks of the last batch back, with the keys that they had."""
         for entry in self.current:
-            if entry.task.left:
-                queue = self.high if entry.waits == 0 or self.requeue == "front" else self.low
-                heappush(queue, (entry.key, entry))
+            queue = self.high if entry.waits == 0 or self.requeue == "front" else self.low
+            heappush(queue, (entry.key, entry))
         self.current = []
 
     def _hopeless(self, entry: Entry, now: float) -> bool:
@@ -175,11 +205,10 @@ class NeuStream(Policy):
         while low and len(batch) < bound:
             batch.append(heappop(low)[1])
             self.plain = False
-        waiting = []
-        while low:
-            waiting.append(heappop(low)[1])
+        waiting = [heappop(low)[1] for _ in range(len(low))]
         for entry in waiting:
             self._wait_in_low(entry)
+        self.tied = len({entry.waits for entry in waiting}) < len(waiting)
 
     def _wait_in_low(self, entry: Entry) -> None:
         entry.waits += 1
@@ -189,10 +218,15 @@ class NeuStream(Policy):
         heappush(self.low, (entry.key, entry))
 
     def ended(self, batch: Batch, view: WorkerView, now: float) -> None:
-        if not view.stage.loop:
-            self.current = []
+        self._catch_up(batch.count)
+        if batch.leaves:
+            self.current = [e for e in self.current if e.task.left]
 
     def removed(self, task: Task, view: WorkerView, now: float) -> None:
+        if view.in_flight is not None:
+            self._catch_up(view.in_flight.count)
+        elif self.first is not None:  # the batch is just being ended
+            self._catch_up(self.first[1] - self.first[0].left)
         self.current = [e for e in self.current if e.task is not task]
         for queue in (self.high, self.low):
             kept = [item for item in queue if item[1].task is not task]
