@@ -50,7 +50,7 @@ def _distinct(queue: Queue) -> bool:
 
 
 def _popped(queue: Queue) -> Queue:
-    """Empty *queue*: what it gave, in order. Equal keys come as heaps have it, unequal ones more quickly by sorting."""
+    """Empty *queue*: what it gave, in order. Equal keys come as heaps have it, others more quickly by sorting."""
     if _distinct(queue):
         popped = sorted(queue)
         queue.clear()
