@@ -62,9 +62,9 @@ class Backend:
     """Serves experiments for real as *setup* says; a model stays where it is from one run to the next."""
 
     def __init__(self, setup: Setup | None = None) -> None:
-        import servetwin.real  # one clear line if torch is not there
+        from servetwin.real import require
 
-        assert servetwin.real is not None
+        require()  # one clear line if torch is not there
         self.setup = setup or Setup()
         self.servers: dict[tuple[str, tuple[tuple[str, str], ...], int], Server] = {}
 

@@ -38,12 +38,13 @@ def measure(
     *name* is the profile's, otherwise that of device and model. *limit* is the largest batch, *seconds* about how
     long each point is measured; with *brief* only what a simulation reads is. Raises `BadInput`.
     """
-    import servetwin.real  # one clear line if torch is not there
+    from servetwin.real import require
+
+    require()  # one clear line if torch is not there
     from servetwin.real.kinds import find
     from servetwin.real.profiler import take_profile, write_profile
     from servetwin.real.server import device_facts
 
-    assert servetwin.real is not None
     setup = setup or Setup()
     kind = find(model)
     if out.suffix not in (".yaml", ".yml"):

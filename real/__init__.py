@@ -1,7 +1,7 @@
 """Real execution: the same serving loop and policies, on real modules and in real time.
 
-Needs the extra ``[diffusion]`` (torch, diffusers, transformers); importing this package without it raises one
-`BadInput`.
+Models need the extra ``[diffusion]`` (torch, diffusers, transformers): without it what is named here cannot be had
+(`require` raises one `BadInput`). Tools (`servetwin.real.sandbox`) need nothing.
 
 ==================  ====================================================================================
 `KINDS`             the models that can be served, by name; ``tiny-*`` are for a CPU
@@ -20,12 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 from servetwin.core import BadInput
 
-_missing = [name for name in ("torch", "diffusers", "transformers") if find_spec(name) is None]
-if _missing:
-    raise BadInput(
-        f"real execution needs {', '.join(_missing)}, which {'is' if len(_missing) == 1 else 'are'} not installed",
-        right="pip install 'servetwin[diffusion]'",
-    )
+
+def require() -> None:
+    """Raise `BadInput` unless what models need is installed."""
+    missing = [name for name in ("torch", "diffusers", "transformers") if find_spec(name) is None]
+    if missing:
+        raise BadInput(
+            f"real execution needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed",
+            right="pip install 'servetwin[diffusion]'",
+        )
+
 
 if TYPE_CHECKING:
     from .kinds import KINDS, Kind
@@ -49,4 +53,5 @@ __all__ = ["KINDS", "Kind", "Options", "Report", "Server", "take_profile"]
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    require()
     return getattr(import_module(f".{_HOME[name]}", __name__), name)

@@ -164,7 +164,7 @@ def test_without_torch():
         "import importlib.util as u; f = u.find_spec;"
         "u.find_spec = lambda n, *a: None if n == 'torch' else f(n, *a)\n"
         "import servetwin.core\n"
-        "try:\n import servetwin.real\nexcept servetwin.core.BadInput as e:\n print(e)"
+        "try:\n from servetwin.real import Server\nexcept servetwin.core.BadInput as e:\n print(e)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.splitlines() == [
