@@ -1,7 +1,7 @@
 """Runs scripts that nobody has read, such as code that a model wrote: each in a process of its own, confined.
 
-Enforced for every script: wall-clock and processor time, memory (address space), the size of a file, how many files are
-open, no core dumps, no new privileges, an empty environment, standard input closed, a working folder of its own
+Enforced for every script: wall-clock and processor time, memory (address space), the size of a file, how many files
+are open, no core dumps, no new privileges, an empty environment, standard input closed, a working folder of its own
 that is removed afterwards. Where Linux allows it to this user (`confinement` tells): no network (a network namespace
 without interfaces), and nothing written outside the working folder (Landlock).
 
