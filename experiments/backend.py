@@ -19,7 +19,7 @@ from servetwin.core import BadInput, Pipeline, Recorder, Request, RunFolder, Ser
 
 from . import build
 from .config import Experiment
-from .graph import make_budget, make_pipeline, make_router
+from .graph import make_budget, make_pipeline, make_router, make_ways, real_tools, without_tools
 from .names import suggest
 from .replicas import expanded
 from .workload import read_trace, requests
@@ -82,6 +82,7 @@ class Backend:
         if not self.setup.foreign:
             check_devices(plan.profiles, server)
         stages, workers, wiring = plan.system()
+        tools = real_tools(plan.experiment)
         for name in plan.profiles:
             say(f"{kind.title}: building it on {server.options.torch_device(name)}")
             server.site(name)
@@ -97,6 +98,7 @@ class Backend:
                 plan.requests,
                 recorder,
                 stop_after=experiment.system.stop_after,
+                tools=tools,
                 **wiring,
             )
             complete = True
@@ -143,7 +145,8 @@ class Plan:
         stages = pipeline.stages(list(dict.fromkeys(tuple(w.modules) for w in experiment.deployment.workers)))
         workers = build.make_workers(experiment, stages, self.profiles, self.slo)
         budget = make_budget(experiment, stages, self.profiles)
-        return stages, workers, {"router": make_router(experiment, workers), "budget": budget}
+        ways = make_ways(experiment, stages)
+        return stages, workers, {"router": make_router(experiment, workers), "budget": budget, "ways": ways}
 
 
 def make_server(kind: Kind, setup: Setup, devices: Mapping[str, str], slots: int = 256) -> Server:
@@ -190,7 +193,7 @@ def model_of(plan: Plan, asked: str | None) -> Kind:
     """The model that the real side serves for this pipeline."""
     from servetwin.real.kinds import KINDS, find
 
-    pipeline = make_pipeline(plan.experiment.pipeline, plan.experiment.name)
+    pipeline = without_tools(plan.experiment)
     fitting = [kind for kind in KINDS.values() if _same(pipeline, kind.pipeline())]
     if not fitting:
         what = f"there are no real modules for the pipeline {' -> '.join(pipeline.modules)}"

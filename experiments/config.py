@@ -260,14 +260,28 @@ class ListedCalls(_Calls):
 Calls = Annotated[ConstantCalls | ExponentialCalls | LognormalCalls | ListedCalls, Discriminator("time")]
 
 
+class ScriptsSpec(Strict):
+    """What a tool runs for real: the Python files in *folder*, request by request, each confined and for so long.
+
+    *strict*: nothing is run where the system lets neither network nor writes be cut off.
+    """
+
+    folder: str
+    strict: bool = True
+    seconds: Positive = 10.0
+    memory_mib: Count = 2048
+    file_mib: Count = 64
+
+
 class WorkerSpec(Strict):
     """Serves *modules* on *device* with batches of up to *limit*.
 
     *intake* says when what arrived is taken in: "before" each decision, or "after" each launch, which is how
     NeuStream's workers do it. *policy* replaces the experiment's policy for this worker.
 
-    A tool, say a code executor, is served by a pool of *threads* instead: *calls* says how long a call takes. It
-    needs no device and no limit, and is served first come, first served unless it has a policy of its own.
+    A tool, say a code executor, is served by a pool of *threads* instead: *calls* says how long a call takes in
+    simulation, *scripts* what a real one runs. It needs no device and no limit, and is served first come, first
+    served unless it has a policy of its own.
 
     Of an LLM module's worker *limit* is the most requests that run at once, and *engine* has its other limits.
     """
@@ -281,6 +295,7 @@ class WorkerSpec(Strict):
     threads: Count | None = None
     calls: Calls | None = None
     engine: EngineSpec | None = None
+    scripts: ScriptsSpec | None = None
 
 
 RouterName = Literal["round_robin", "least_loaded", "least_violating"]
@@ -451,7 +466,7 @@ def _check_deployment(deployment: Deployment, modules: dict[str, ModuleSpec]) ->
 def _check_kind_of_worker(
     path: tuple[str | int, ...], worker: WorkerSpec, deployment: Deployment, modules: dict[str, ModuleSpec]
 ) -> None:
-    if worker.threads is None and worker.calls is None:
+    if worker.threads is None and worker.calls is None and worker.scripts is None:
         for key in ("device", "limit"):
             if getattr(worker, key) is None:
                 raise Misfit((*path, key), f"key {key!r} is missing", f"{key}: ..., or threads and calls for a tool")

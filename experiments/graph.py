@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from servetwin.core import BadInput, Edge, Module, Pipeline, Policy, Stage
@@ -18,6 +19,7 @@ from .config import Experiment, ListedCalls, LognormalCalls, PipelineSpec, Worke
 if TYPE_CHECKING:
     from servetwin.core import Worker
     from servetwin.profiles import Kind, Profile
+    from servetwin.real.tools import ScriptTool
     from servetwin.sim.tools import CallTimes
 
 Estimate = Callable[[str, int], float]
@@ -85,6 +87,53 @@ def make_pool(
         return Pool(stage, policy, estimate, threads=spec.threads, device=name, name=name, slo_factor=slo_factor)
     except BadInput as error:
         raise BadInput(error.what, where=f"deployment.workers.{place}.policy", right=error.right) from None
+
+
+def real_tools(experiment: Experiment) -> dict[str, ScriptTool]:
+    """What each pool runs for real, by the pool's name. Raises `BadInput` where nothing is said of that."""
+    from servetwin.real.sandbox import Limits, confinement
+    from servetwin.real.tools import ScriptTool
+
+    tools = {}
+    for i, spec in enumerate(experiment.deployment.workers):
+        if spec.threads is None:
+            continue
+        scripts = spec.scripts
+        if scripts is None:
+            right = "scripts: {folder: ...}, with Python files to be run"
+            raise BadInput(
+                "a real run needs to know what this tool runs", where=f"deployment.workers.{i}", right=right
+            )
+        missing = {"no_network", "writes_confined"} - set(confinement()) if scripts.strict else ()
+        if missing:
+            what = f"this system does not confine scripts: {', '.join(sorted(missing))}"
+            raise BadInput(what, where=f"deployment.workers.{i}.scripts", right="strict: false, if you know them")
+        limits = Limits(
+            strict=scripts.strict,
+            seconds=scripts.seconds,
+            cpu_seconds=scripts.seconds + 1.0,
+            memory_bytes=scripts.memory_mib << 20,
+            file_bytes=scripts.file_mib << 20,
+        )
+        tools[spec.name or spec.modules[0]] = ScriptTool(Path(scripts.folder), limits)
+    return tools
+
+
+def without_tools(experiment: Experiment) -> Pipeline:
+    """The pipeline less its tools: what comes before one leads to what comes after it."""
+    spec = experiment.pipeline
+    tools = {w.modules[0] for w in experiment.deployment.workers if w.threads is not None}
+    pipeline = make_pipeline(spec, experiment.name)
+    if not tools:
+        return pipeline
+
+    def after(module: str) -> list[str]:
+        return [m for s in pipeline.successors[module] for m in (after(s) if s in tools else [s])]
+
+    kept = [m for name, m in pipeline.modules.items() if name not in tools]
+    edges = [(m.name, s) for m in kept for s in after(m.name)]
+    branches = [e for some in pipeline.branches.values() for e in some if not {e.source, e.target} <= tools]
+    return Pipeline(kept, [*edges, *branches], experiment.name)
 
 
 # -- what modules take alone --------------------------------------------------------------------------------------

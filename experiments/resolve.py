@@ -129,6 +129,9 @@ def _anchor(tree: Tree, base: Path) -> None:
     workers = _get(tree, "deployment", "workers")
     if isinstance(workers, list):
         policies += [w.get("policy") for w in workers if isinstance(w, dict)]
+        for scripts in [_get(w, "scripts") for w in workers]:
+            if isinstance(scripts, dict) and isinstance(scripts.get("folder"), str):
+                scripts["folder"] = _path_in(scripts["folder"], base)
     for policy in policies:
         if isinstance(policy, dict) and isinstance(policy.get("name"), str):
             policy["name"] = _anchored(policy["name"], base)

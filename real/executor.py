@@ -14,14 +14,16 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from queue import Empty, SimpleQueue
 
-from servetwin.core import Batch, Request, ServeTwinError, ServingLoop, Task, Worker
+from servetwin.core import BadInput, Batch, Request, ServeTwinError, ServingLoop, Task, Worker
+from servetwin.core.pool import Pool
 
 from .client import END, PACKET, Client
 from .lane import Lane, Sink, StreamLane, ThreadLane
 from .site import Site
+from .tools import Call, ScriptTool, ToolLane
 
 #: Seconds from planning a run until its clock stands at 0: the client must be ready by then.
 LEAD = 0.05
@@ -43,10 +45,17 @@ class Timer:
 
 
 class RealExecutor:
-    """Runs batches on *sites* (device name of a worker -> site). `play` serves one run."""
+    """Runs batches on *sites* (device name of a worker -> site), and calls of *tools* (name of a pool -> tool).
 
-    def __init__(self, sites: dict[str, Site], sink: Sink | None = None) -> None:
+    `play` serves one run.
+    """
+
+    def __init__(
+        self, sites: dict[str, Site], sink: Sink | None = None, tools: Mapping[str, ScriptTool] | None = None
+    ) -> None:
         self.sites = sites
+        self.tools = dict(tools or {})
+        self.pools: dict[Worker, ToolLane] = {}
         self.sink = sink
         self.gpu = any(site.gpu for site in sites.values())
         self.zero = time.monotonic()
@@ -65,7 +74,14 @@ class RealExecutor:
         return time.monotonic() - self.zero
 
     def add(self, worker: Worker) -> None:
-        """Make the lane of *worker*, warmed up."""
+        """Make the lane of *worker*, warmed up. Raises `BadInput` if it is a pool and there is no tool for it."""
+        if isinstance(worker, Pool):
+            if worker.name not in self.tools:
+                raise BadInput(
+                    f"there is no real tool for the pool {worker.name}", right="scripts, in the experiment"
+                )
+            self.pools[worker] = ToolLane(worker, self.tools[worker.name], self.heard)
+            return
         site = self.sites[worker.device]
         if site.gpu:
             self.lanes[worker] = StreamLane(site, worker, self.sink)
@@ -73,17 +89,24 @@ class RealExecutor:
             self.lanes[worker] = ThreadLane(site, worker, self.heard, self.sink)
 
     def run(self, worker: Worker, batch: Batch, done: Callable[[Batch], None]) -> None:
-        lane = self.lanes[worker]
         self.running += 1
+        if worker in self.pools:
+            self.pools[worker].start(batch, done)
+            return
+        lane = self.lanes[worker]
         if isinstance(lane, StreamLane):
             self.busy.append(lane)
         lane.start(batch, done)
 
     def send(self, source: Worker | None, task: Task, deliver: Callable[[Task], None]) -> None:
-        if source is not None and task.worker is not None:
-            here, there = self.sites[source.device], self.sites[task.worker.device]
-            if here is not there:
-                here.hand_over(task.id, there)
+        target = task.worker
+        if source is not None and target is not None and target not in self.pools:
+            there = self.sites[target.device]
+            # What comes from a tool is still where it was before the tool.
+            holders = self.sites.values() if source in self.pools else (self.sites[source.device],)
+            for here in holders:
+                if here is not there and task.id in here.progress:
+                    here.hand_over(task.id, there)
         deliver(task)
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
@@ -130,7 +153,10 @@ class RealExecutor:
         """End the lanes."""
         for lane in self.lanes.values():
             lane.close()
+        for pool in self.pools.values():
+            pool.close()
         self.lanes.clear()
+        self.pools.clear()
 
     def _spin(self, loop: ServingLoop, channel: socket.socket, inlet: _Inlet) -> None:
         """The event loop with a GPU: polls everything in turn."""
@@ -147,6 +173,10 @@ class RealExecutor:
                         break  # the list has changed
             if timers and timers[0][0] <= self.now():
                 self._ring()
+            if self.pools and not self.heard.empty():
+                what, problem = self.heard.get()
+                assert isinstance(what, Call)
+                self._over(what, problem)
             try:
                 packet = recv(PACKET.size)
             except BlockingIOError:
@@ -163,16 +193,20 @@ class RealExecutor:
             except Empty:
                 self._ring()
                 continue
-            if isinstance(what, Lane):
-                self.running -= 1
-                if isinstance(problem, BaseException):
-                    raise problem
-                what.finish()
-                self._free()
+            if isinstance(what, Lane | Call):
+                self._over(what, problem)
             elif isinstance(what, bytes):
                 inlet.take(what)
             if self.timers and self.timers[0][0] <= self.now():
                 self._ring()
+
+    def _over(self, what: Lane | Call, problem: object) -> None:
+        """A lane's batch or a call is over."""
+        self.running -= 1
+        if isinstance(problem, BaseException):
+            raise problem
+        what.finish()
+        self._free()
 
     def _ring(self) -> None:
         """Make the calls that are due."""

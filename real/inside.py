@@ -37,7 +37,7 @@ class _Beneath(ctypes.Structure):
 
 def apart() -> bool:
     """Leave the network: a namespace of its own has no interface but a loopback that is down."""
-    return _libc.unshare(NEW_USER | NEW_NET | NEW_IPC) == 0
+    return bool(_libc.unshare(NEW_USER | NEW_NET | NEW_IPC) == 0)
 
 
 def write_only_to(folder: str) -> bool:

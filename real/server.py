@@ -6,7 +6,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 from servetwin.core import Batch, Recorder, Request, ServeTwinError, ServingLoop, Stage, Summary, Worker
+from servetwin.core.pool import Pool
 
 from .executor import RealExecutor
 from .kinds import Kind, find
 from .lane import Sink
 from .options import Options
 from .site import Site
+from .tools import ScriptTool
 
 
 @dataclass
@@ -79,10 +81,16 @@ class Report:
     gap_ms: dict[str, float]
     iteration_ms: dict[str, dict[str, dict[str, float]]]
     spells: list[Spell] = field(repr=False)
+    tools: dict[str, dict[str, Any]] = field(default_factory=dict)  #: how the calls of each pool ended
 
     def as_dict(self) -> dict[str, Any]:
         """The content of ``real.json``."""
-        return {"lateness_ms": self.lateness_ms, "gap_ms": self.gap_ms, "iteration_ms": self.iteration_ms}
+        found: dict[str, Any] = {
+            "lateness_ms": self.lateness_ms,
+            "gap_ms": self.gap_ms,
+            "iteration_ms": self.iteration_ms,
+        }
+        return {**found, "tools": self.tools} if self.tools else found
 
 
 class Server:
@@ -114,16 +122,18 @@ class Server:
         *,
         stop_after: float | None = None,
         sink: Sink | None = None,
+        tools: Mapping[str, ScriptTool] | None = None,
         **wiring: Any,
     ) -> Report:
         """Serve *requests* for real with *workers*, whose stages are *stages*; *wiring* goes to the `ServingLoop`.
+        *tools* are what pools of threads call, by the pool's name.
 
         Every batch size is warmed up before the clock starts. Whatever ends the run early (Ctrl-C, memory that ran
         out, a lane that broke) leaves the records intact, with the live requests failed, and is raised as
         `ServeTwinError` (Ctrl-C as itself).
         """
         log = Log(recorder or Recorder())
-        executor, loop = self.prepare(stages, workers, log, sink=sink, **wiring)
+        executor, loop = self.prepare(stages, workers, log, sink=sink, tools=tools, **wiring)
         try:
             executor.play(loop, list(requests), stop_after)
         except (Exception, KeyboardInterrupt) as problem:
@@ -134,7 +144,9 @@ class Server:
             raise ServeTwinError(f"the run ended early: {reason}") from problem
         finally:
             executor.close()
-        return report(log, executor.lateness)
+        found = report(log, executor.lateness)
+        found.tools = {name: tool.told() for name, tool in executor.tools.items()}
+        return found
 
     def prepare(
         self,
@@ -144,11 +156,12 @@ class Server:
         *,
         sink: Sink | None = None,
         exercise: float = 0.3,
+        tools: Mapping[str, ScriptTool] | None = None,
         **wiring: Any,
     ) -> tuple[RealExecutor, ServingLoop]:
         """An executor with its lanes warmed up, and the loop on it."""
-        sites = {worker.device: self.site(worker.device) for worker in workers}
-        executor = RealExecutor(sites, sink)
+        sites = {w.device: self.site(w.device) for w in workers if not isinstance(w, Pool)}
+        executor = RealExecutor(sites, sink, tools)
         for worker in workers:
             executor.add(worker)
         for site in sites.values():
