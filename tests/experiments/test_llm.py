@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from servetwin.core import BadInput, Module, Pipeline, Request
+from plain_llm import Deadlines, serve
+from servetwin.core import BadInput, Module, Pipeline, Recorder, Request
 from servetwin.core.token_metrics import Gaps, LimitsSLO, TokenDeadlines, TokenLimits
 from servetwin.core.tokens import TokenTask
 from servetwin.experiments import build, plots, sweep
@@ -355,3 +356,55 @@ def test_the_regime_of_opt_13b_on_an_a6000():
     assert 180 < goodput("vllm", 2.0) < 260
     assert 400 < goodput("neustream-llm", 4.0) < 500
     assert goodput("vllm", 4.0) < 15
+
+
+class EveryToken(Recorder):
+    """Keeps the times of all tokens by request."""
+
+    def __init__(self):
+        super().__init__()
+        self.times = {}
+
+    def ended(self, request, now):
+        super().ended(request, now)
+        self.times[request.id] = [t for task in request.tasks for t in task.times()]
+
+
+@pytest.mark.parametrize(
+    ("policy", "name", "rate", "requests", "blocks", "params"),
+    [
+        ("vllm", OPT, 2.0, 300, 1403, {}),
+        ("vllm", OPT, 4.0, 300, 700, {}),
+        ("neustream-llm", OPT, 2.0, 300, 1403, {}),
+        ("neustream-llm", OPT, 4.0, 500, 1403, {"batch_cost": "queue"}),
+        ("neustream-llm", OPT, 4.0, 500, 1403, {"offset": True}),
+        ("neustream-llm", "opt-66b-a6000", 3.0, 300, 1187, {"b0": 0.072}),
+    ],
+)
+def test_every_token_comes_when_a_plain_loop_says(policy, name, rate, requests, blocks, params):
+    """`plain_llm` was written apart from the engine and its policies; the two must agree token by token."""
+    given = [
+        ("policy", policy),
+        ("rate", rate),
+        ("requests", requests),
+        ("deployment.workers.0.engine.blocks", blocks),
+    ]
+    experiment = load(name, [*given, *((f"policy.params.{k}", v) for k, v in params.items())])
+    recorder = EveryToken()
+    summary = build.build(experiment, recorder).play()
+    opt = profile(experiment.deployment.devices["gpu0"])
+    plans = opt.tokens("scheduler")
+    quirks = [q for q, on in (("queue", "batch_cost" in params), ("offset", "offset" in params)) if on]
+    options = {"slo": Deadlines(3.0, 1.5, plans), "b0": params.get("b0"), "quirks": tuple(quirks)}
+    plain = serve(
+        list(build.build(experiment).source),
+        opt.tokens("corrected"),
+        plans,
+        blocks,
+        **(options if policy == "neustream-llm" else {}),
+    )
+    assert {r.number for r in plain.dropped} == {i for i in recorder.times if len(recorder.times[i]) < 300}
+    for r in [*plain.done, *plain.dropped]:
+        assert recorder.times[r.number] == pytest.approx(r.times, rel=1e-9)
+    assert summary.as_dict()["preemptions"] == plain.preemptions
+    assert (plain.preemptions > 0) == (blocks == 700)
