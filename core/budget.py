@@ -36,7 +36,8 @@ class Budget:
 
     An LLM stage in *tokens* (by name) has no allowance but deadlines of tokens, and its last token's is the stage's.
     How long that is shows only when the last token is out; so the deadline of a request that passes such stages is
-    that of its last stage, and whether a stage before was late does not count.
+    that of its last stage, and whether a stage before was late does not count. *left* then gives minus the slack
+    that can still be won.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class Budget:
         if self.forward == "budget":
             return now <= self.due(task)
         if self.forward == "left" and self.left is not None:
-            return now + self.left(task) <= task.request.deadline
+            return now + self.left(task) <= (self.due(task) if self.tokens else task.request.deadline)
         return True
 
     def ends(self, task: Task, now: float) -> None:

@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from .loop import ServingLoop, Worker
+from .metrics import Summary
 from .pipeline import Stage
 from .pool import Pool
 from .record_laws import FINISHED, LAWS, broken, check_ends, check_order, check_records
@@ -50,7 +51,6 @@ class LawChecker(Recorder):
 
     def __init__(self, inner: Recorder | None = None, *, patience: float = 0.0) -> None:
         self.inner = inner or Recorder()
-        self.summary = self.inner.summary
         self.wants_batches = self.inner.wants_batches
         self.wants_token_times = self.inner.wants_token_times
         self.patience = patience
@@ -65,6 +65,15 @@ class LawChecker(Recorder):
         self.loop: ServingLoop | None = None
         self.plain: dict[str, list[Stage]] = {}  # stage -> those that lead there by plain edges
         self.jumps: dict[str, list[Stage]] = {}  # likewise, by branches
+
+    @property
+    def summary(self) -> Summary:
+        """That of the recorder which it passes everything on to."""
+        return self.inner.summary
+
+    @summary.setter
+    def summary(self, summary: Summary) -> None:
+        self.inner.summary = summary
 
     def watch(self, loop: ServingLoop) -> None:
         """Stand between *loop* and its policies and executor. To be called once, before the first request."""

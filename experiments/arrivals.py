@@ -10,7 +10,7 @@ which they were stored (tests/experiments/test_arrivals.py holds all of them to 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from servetwin.core.streams import stream
@@ -24,6 +24,10 @@ Source = np.random.Generator | np.random.RandomState
 
 #: The seeds of the artifact's LLM experiments, by the cv of the gaps.
 LLM_SEEDS = {1.0: 4, 1.5: 0, 2.0: 3, 2.5: 1, 3.0: 6, 3.5: 5, 4.0: 1, 4.5: 0}
+#: And of its multi-agent experiments.
+AGENT_SEEDS = {1.0: 4, 2.0: 6, 3.0: 8, 4.0: 6}
+#: Which experiments of the artifact a workload's draws are those of -> the seeds.
+PUBLISHED: dict[str, dict[float, int]] = {"published_llm": LLM_SEEDS, "published_agents": AGENT_SEEDS}
 
 
 def published_stream(seed: int = 0) -> np.random.RandomState:
@@ -32,16 +36,21 @@ def published_stream(seed: int = 0) -> np.random.RandomState:
 
 
 def arrival_times(
-    spec: Arrivals, *, seed: int, published: bool, trace: TraceFile | None = None, llm: bool = False
+    spec: Arrivals,
+    *,
+    seed: int,
+    published: bool,
+    trace: TraceFile | None = None,
+    seeds: Mapping[float, int] | None = None,
 ) -> Iterator[float]:
-    """The times at which the requests of *spec* are due: *published* as in the artifact's experiments, its *llm* ones
-    or not."""
+    """The times at which the requests of *spec* are due: *published* as in the artifact's experiments, which took
+    *seeds* by the cv of the gaps (None: 0 for all)."""
     if isinstance(spec, Trace):
         assert trace is not None
         return trace.arrivals_at(spec.rate)
     if isinstance(spec, Constant):
         return _constant(spec.rate)
-    first = LLM_SEEDS[spec.cv] if llm and isinstance(spec, Gamma) else 0
+    first = seeds[spec.cv] if seeds is not None and isinstance(spec, Gamma) else 0
     source: Source = published_stream(first) if published else stream(seed, "arrivals")
     if isinstance(spec, Bursty):
         assert isinstance(source, np.random.Generator)

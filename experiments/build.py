@@ -29,7 +29,7 @@ from servetwin.core.tokens import TokenPolicy
 
 from . import registry, yamlfile
 from .config import Experiment, FixedSLO, PolicySpec, RelativeSLO, WorkerSpec
-from .engines import ENDLESS, contexts, is_engine, prepare, token_worker
+from .engines import ENDLESS, contexts, is_engine, prepare, preparing, token_worker
 from .graph import (
     call_times,
     estimates,
@@ -189,7 +189,12 @@ def make_executor(experiment: Experiment, workers: list[Worker], profiles: dict[
     if options["session"] is not None:
         options["session"] = datetime.fromisoformat(options["session"])
     return measured_executor(
-        profiles, workers, TimeOptions(**options), seed=experiment.seed, calls=call_times(experiment)
+        profiles,
+        workers,
+        TimeOptions(**options),
+        seed=experiment.seed,
+        calls=call_times(experiment),
+        preparing=preparing(experiment),
     )
 
 

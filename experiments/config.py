@@ -114,13 +114,14 @@ class Workload(Strict):
 
     With *draws* "published" the random numbers are those of the NeuStream artifact (numpy's legacy generator,
     seeded with 0 for each list): the same requests in every run, whatever the experiment's seed. "published_llm" is
-    the same with the seeds of its LLM experiments, which depend on the cv. With "seeded" they come from the
+    the same with the seeds of its LLM experiments, which depend on the cv, "published_agents" with those of its
+    multi-agent experiments. With "seeded" they come from the
     experiment's seed. *requests* may be left out (null) for a trace: all of it. LLM modules have *lengths* in place
     of *steps*.
     """
 
     requests: Count | None
-    draws: Literal["published", "published_llm", "seeded"] = "seeded"
+    draws: Literal["published", "published_llm", "published_agents", "seeded"] = "seeded"
     arrivals: Arrivals
     steps: dict[str, Steps] = Field(default_factory=dict)
     lengths: dict[str, Lengths] = Field(default_factory=dict)
@@ -166,9 +167,10 @@ class BudgetSpec(Strict):
 
     *split* "none": each stage works against the deadline of the request. "equal": each gets what it takes alone and
     an equal share of the slack; "proportional": a share in proportion to what it takes alone; "fixed": so many
-    *seconds* (by module, the first of the stage). With *carry* a stage's unused slack goes on with the request.
-    *forward*: which requests go on to the next stage: "always" all, only those within their stage's "budget", or only
-    those for which enough time is "left" if they were served alone from there on. The others are dropped.
+    *seconds* (by module, the first of the stage; language models need none, their tokens have deadlines). With
+    *carry* a stage's unused slack goes on with the request. *forward*: which requests go on to the next stage:
+    "always" all, only those within their stage's "budget", or only those for which enough time is "left" if they were
+    served alone from there on. The others are dropped.
     """
 
     split: Literal["none", "equal", "proportional", "fixed"] = "none"
@@ -496,7 +498,13 @@ def _check_branches(pipeline: PipelineSpec) -> None:
 
 def _check_budget(experiment: Experiment) -> None:
     budget = experiment.budget
-    heads = [w.modules[0] for w in experiment.deployment.workers]
+    llms = {m for m, spec in experiment.pipeline.modules.items() if spec.llm}
+    heads = list(dict.fromkeys(w.modules[0] for w in experiment.deployment.workers if w.modules[0] not in llms))
+    if llms and budget.split in ("equal", "proportional"):
+        what = "language models have deadlines of tokens, which are no share of an SLO"
+        raise Misfit(("budget", "split"), what, "fixed, with the seconds of the other stages, or none")
+    if llms and budget.split == "none" and budget.forward != "always":
+        raise Misfit(("budget", "split"), "slack is carried from language models only if it is split", "fixed")
     if budget.split != "fixed" and budget.seconds:
         raise Misfit(("budget", "seconds"), f"a split that is {budget.split} has no seconds", "split: fixed")
     if budget.split == "fixed":

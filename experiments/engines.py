@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 from servetwin.core import AbsoluteSLO, BadInput, Stage
 from servetwin.core.token_metrics import LimitsSLO, TokenDeadlines, TokenLimits, TokenSummary
+from servetwin.core.token_window import WindowSummary
 from servetwin.core.token_worker import TokenWorker
 from servetwin.core.tokens import EngineLimits, TokenPolicy, TokenSLO, TokenView
 
@@ -84,6 +85,15 @@ def contexts(experiment: Experiment, profiles: dict[str, Profile]) -> dict[str, 
     return found
 
 
+def preparing(experiment: Experiment) -> dict[str, float]:
+    """Seconds for which engines stand still for each prompt, by the worker's name."""
+    return {
+        spec.name or spec.modules[0]: spec.engine.preparing.seconds
+        for spec in experiment.deployment.workers
+        if spec.engine is not None and spec.engine.preparing is not None
+    }
+
+
 def token_worker(
     experiment: Experiment, spec: WorkerSpec, stage: Stage, profile: Profile, policy: object
 ) -> TokenWorker:
@@ -110,5 +120,16 @@ def prepare(recorder: Recorder, experiment: Experiment, workers: list[Worker]) -
     engines = [w for w in workers if isinstance(w, TokenWorker)]
     if engines:
         slos = {w.stage.name: cast("TokenDeadlines | None", w.view.slo) for w in engines}
-        recorder.summary = TokenSummary(slos, limits_of(experiment))
+        recorder.summary = _summary(experiment, slos)
         recorder.wants_token_times = True
+
+
+def _summary(experiment: Experiment, slos: dict[str, TokenDeadlines | None]) -> TokenSummary:
+    slo, limits = experiment.slo, limits_of(experiment)
+    window = slo.window if isinstance(slo, TokenSLOSpec) else None
+    if window is None:
+        return TokenSummary(slos, limits)
+    rate = getattr(experiment.workload.arrivals, "rate", None)
+    if rate is None:
+        raise BadInput("a window needs a rate", where="slo.window", right="arrivals with a rate, or no window")
+    return WindowSummary(slos, limits, skip=window.skip, seconds=window.requests / rate)

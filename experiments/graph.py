@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from servetwin.core import BadInput, Edge, Module, Pipeline, Policy, Stage
+from servetwin.core import BadInput, Edge, Module, Pipeline, Policy, Request, Stage, Task
 from servetwin.core.budget import Alone, Budget, equal, fixed, proportional
 from servetwin.core.loop import Router
 from servetwin.core.pool import Pool
 from servetwin.core.routing import router
+from servetwin.core.token_metrics import TokenDeadlines
+from servetwin.core.tokens import Follows, TokenRequest, TokenSLO
 from servetwin.core.ways import Ways
 
 from .config import Experiment, ListedCalls, LognormalCalls, PipelineSpec, WorkerSpec
+from .engines import deadlines_of, is_engine
 
 if TYPE_CHECKING:
     from servetwin.core import Worker
@@ -189,6 +192,17 @@ def make_budget(experiment: Experiment, stages: Sequence[Stage], profiles: dict[
     spec = experiment.budget
     if spec.split == "none" and spec.forward == "always":
         return None
+    slos = _token_slos(experiment, stages, profiles)
+    if slos:
+        seconds = {s.name: spec.seconds[s.modules[0]] for s in stages if s.name not in slos}
+        left = _Gain(experiment, stages, slos, seconds).most
+        return Budget(
+            fixed(seconds),
+            carry=spec.carry,
+            forward=spec.forward,
+            left=left,
+            tokens=cast("Mapping[str, TokenSLO]", slos),
+        )
     alone = Alone(stages, seconds_alone(experiment, profiles, experiment.deployment.estimates))
     allowance = None
     if spec.split == "fixed":
@@ -200,3 +214,56 @@ def make_budget(experiment: Experiment, stages: Sequence[Stage], profiles: dict[
             stage.rest, stage.hops = (), 0
     left = lambda task: alone.after(task.request, task.stage)  # noqa: E731
     return Budget(allowance, carry=spec.carry, forward=spec.forward, left=left)
+
+
+def _token_slos(
+    experiment: Experiment, stages: Sequence[Stage], profiles: dict[str, Profile]
+) -> dict[str, TokenDeadlines]:
+    """The deadlines of tokens of each LLM stage, by name."""
+    first = {w.modules[0]: w for w in reversed(experiment.deployment.workers)}
+    slos = {}
+    for stage in stages:
+        spec = first[stage.modules[0]]
+        if is_engine(experiment, spec) and spec.device is not None:
+            slo = deadlines_of(experiment, profiles[spec.device])
+            if slo is not None:
+                slos[stage.name] = slo
+    return slos
+
+
+class _Gain:
+    """How much slack the rest of a request's way can win at most, which is if nobody else is served there and each
+    LLM stage puts out as much as it may."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        stages: Sequence[Stage],
+        slos: Mapping[str, TokenDeadlines],
+        seconds: Mapping[str, float],
+    ) -> None:
+        tools = {w.modules[0]: mean_of_calls(w) for w in experiment.deployment.workers if w.calls is not None}
+        self.slos = slos
+        self.tools = {s.name: seconds[s.name] - tools.get(s.modules[0], 0.0) for s in stages if s.name in seconds}
+
+    def most(self, task: Task) -> float:
+        """Minus the slack that can still be won after *task*: what `Budget` takes for the time that is left."""
+        return -self._after(task.request, task.stage)
+
+    def _after(self, request: Request, stage: Stage) -> float:
+        return max((self._at(request, s) + self._after(request, s) for s in stage.likely), default=0.0)
+
+    def _at(self, request: Request, stage: Stage) -> float:
+        slo = self.slos.get(stage.name)
+        if slo is None or not isinstance(request, TokenRequest):
+            return self.tools[stage.name]
+        prompt, limit = self._tokens(request, stage.loop or stage.name)
+        prefill = (slo.prefill_scale - 1.0) * slo.alone(prompt)
+        return prefill + (slo.decode_scale - 1.0) * slo.decode_alone(prompt, limit - 1)
+
+    def _tokens(self, request: TokenRequest, module: str) -> tuple[int, int]:
+        tokens = request.tokens[module]
+        prompt, limit = tokens[-1] if isinstance(tokens, list) else tokens
+        if isinstance(prompt, Follows):
+            prompt = prompt.base + self._tokens(request, prompt.module)[1]
+        return prompt, limit

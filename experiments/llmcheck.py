@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from servetwin.core import BadInput
 
-from .arrivals import LLM_SEEDS
+from .arrivals import PUBLISHED
 from .config import Experiment, FixedSLO, Gamma, Misfit, Trace, Workload
 from .lengths import listed
 from .llmspec import (
@@ -34,8 +34,9 @@ def check(experiment: Experiment) -> None:
         if module not in load.lengths:
             raise Misfit(("workload", "lengths"), f"no lengths for the module {module!r}", f"{module}: {LENGTHS}")
         _check_lengths(("workload", "lengths", module), module, load)
-    if load.draws == "published_llm" and isinstance(load.arrivals, Gamma) and load.arrivals.cv not in LLM_SEEDS:
-        known = ", ".join(f"{cv:g}" for cv in LLM_SEEDS)
+    seeds = PUBLISHED.get(load.draws)
+    if seeds is not None and isinstance(load.arrivals, Gamma) and load.arrivals.cv not in seeds:
+        known = ", ".join(f"{cv:g}" for cv in seeds)
         raise Misfit(("workload", "arrivals", "cv"), f"there is no published seed for cv {load.arrivals.cv:g}", known)
     _check_workers(experiment, modules)
     _check_slo(experiment, modules)
@@ -45,6 +46,10 @@ def check(experiment: Experiment) -> None:
 
 def _check_lengths(path: tuple[str, ...], module: str, load: Workload) -> None:
     lengths = load.lengths[module]
+    if lengths.after is not None and (lengths.after == module or lengths.after not in load.lengths):
+        others = [m for m in load.lengths if m != module]
+        right = suggest(lengths.after, others) if others else "no after"
+        raise Misfit((*path, "after"), f"{lengths.after!r} is no other module of kind llm", right)
     for key, draw in (("prompt", lengths.prompt), ("output", lengths.output)):
         _check_draw((*path, key), draw, load)
     if isinstance(lengths.output, TraceTokens) and lengths.limit is None:

@@ -69,12 +69,15 @@ class Lengths(Strict):
 
     *limit* is the most that it declares it may put out, which is what policies see; by default the most that *output*
     can be. A prompt that leaves no room in the engine's context is an error, or with *truncate* it is cut.
+
+    With *after* the prompt is that many tokens and what the request put out at the LLM module of that name before.
     """
 
     prompt: TokenDraw
     output: TokenDraw
     limit: Count | None = None
     truncate: bool = False
+    after: str | None = None
 
 
 class Limits(Strict):
@@ -86,12 +89,28 @@ class Limits(Strict):
     e2el_ms: Positive | None = None
 
 
+class Window(Strict):
+    """When goodput is counted in the NeuStream artifact's multi-agent experiments: from *skip* seconds after the
+    first request came to a worker on, for as long as *requests* requests take to arrive at the nominal rate."""
+
+    skip: NotNegative = 30.0
+    requests: Count = 300
+
+
+class Preparing(Strict):
+    """Seconds for which an engine stands still for each prompt before it computes it: to prepare an image and run a
+    vision tower, say. *source* says where the number comes from."""
+
+    seconds: NotNegative
+    source: Annotated[str, Field(min_length=1)]
+
+
 class TokenSLOSpec(Strict):
     """NeuStream's deadlines of tokens, limits per request, or both.
 
     Token j is due *prefill* times the prefill alone and *decode* times j - 1 decode steps alone after the arrival. A
     request is met if *meets* "all" its tokens, or the "last", came in time; if there are only *limits*, if it keeps
-    those. *base* is the kind of latency model that "alone" is taken from.
+    those. *base* is the kind of latency model that "alone" is taken from. *window*: goodput is also counted there.
     """
 
     prefill: Positive | None = None
@@ -99,6 +118,7 @@ class TokenSLOSpec(Strict):
     meets: Literal["all", "last"] = "all"
     base: Literal["scheduler", "measured", "corrected"] = "scheduler"
     limits: Limits | None = None
+    window: Window | None = None
 
 
 class EngineSpec(Strict):
@@ -107,7 +127,7 @@ class EngineSpec(Strict):
     *blocks* KV blocks of *block_size* tokens; an admission leaves a share *watermark* of them free; a decoding
     request goes on only if *headroom* blocks are free (vLLM 0.5.4: 1, its V1 engine: 0). When memory runs out,
     *preemption* is by "recompute" or "swap". With *stamp* "seen" a request arrives, for its SLO, when the engine next
-    looks at its queue, between two steps; with "sent", when the client sent it.
+    looks at its queue, between two steps; with "sent", when the client sent it. *preparing* comes before each prompt.
     """
 
     blocks: Count | None = None
@@ -118,3 +138,4 @@ class EngineSpec(Strict):
     headroom: Annotated[int, Field(ge=0)] = 0
     preemption: Literal["recompute", "swap"] = "recompute"
     stamp: Literal["sent", "seen"] = "sent"
+    preparing: Preparing | None = None

@@ -95,6 +95,8 @@ def results_of(experiment: Experiment, summary: Summary) -> Row:
     row["mean_batch_size"] = main.get("mean_batch_size")
     row["max_batch_size"] = main.get("max_batch_size")
     row |= {name: full[name] for name in TOKENS if name in full}
+    stages = full.get("window", {}).get("stages", {})
+    row |= {f"{stage}.{name}": value for stage, rates in stages.items() for name, value in rates.items()}
     return row
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 from servetwin.core import BadInput, Request
 from servetwin.core.streams import stream
-from servetwin.core.tokens import TokenRequest
+from servetwin.core.tokens import Follows, TokenRequest
 
 from . import tracefile
-from .arrivals import BLOCK, Source, arrival_times, published_stream
+from .arrivals import BLOCK, PUBLISHED, Source, arrival_times, published_stream
 from .config import ChoiceSteps, ConstantSteps, Experiment, Steps, Trace, TraceSteps, UniformSteps
-from .lengths import triples
+from .lengths import largest, triples
+from .llmspec import Lengths
 
 
 def read_trace(experiment: Experiment) -> tracefile.TraceFile | None:
@@ -71,8 +72,8 @@ def requests(
     the tokens that the engines of LLM modules take per request."""
     load, system = experiment.workload, experiment.system
     published, seed = load.draws != "seeded", experiment.seed
-    llm = load.draws == "published_llm"
-    due = arrival_times(load.arrivals, seed=seed, published=published, trace=trace, llm=llm)
+    seeds = PUBLISHED.get(load.draws)
+    due = arrival_times(load.arrivals, seed=seed, published=published, trace=trace, seeds=seeds)
     modules = tuple(load.steps)
     draws = [steps_of(m, load.steps[m], seed=seed, published=published, trace=trace) for m in modules]
     works = zip(*draws, strict=False) if draws else repeat(())
@@ -104,9 +105,20 @@ def _token_requests(
     """Requests with prompts and outputs, *due* at these times."""
     lengths = experiment.workload.lengths
     names = tuple(lengths)
-    draws = [triples(m, lengths[m], contexts[m], seed=experiment.seed, trace=trace) for m in names]
+    draws = [triples(m, lengths[m], _room(lengths, m, contexts), seed=experiment.seed, trace=trace) for m in names]
     for i, (at, steps, tokens) in enumerate(zip(due, works, zip(*draws, strict=False), strict=False)):
         work = dict(zip(modules, steps, strict=True))
-        declared = {m: (prompt, limit) for m, (prompt, limit, _) in zip(names, tokens, strict=True)}
+        declared: dict[str, tuple[int | Follows, int]] = {}
+        for m, (prompt, limit, _) in zip(names, tokens, strict=True):
+            after = lengths[m].after
+            declared[m] = (prompt if after is None else Follows(prompt, after), limit)
         outputs = {m: output for m, (_, _, output) in zip(names, tokens, strict=True)}
         yield TokenRequest(i, at, declared, outputs, slo=slo(work), work=work)
+
+
+def _room(lengths: Mapping[str, Lengths], module: str, contexts: Mapping[str, int]) -> int:
+    """The tokens that *module* takes, less what may come on top of its prompt from the module before."""
+    after = lengths[module].after
+    if after is None:
+        return contexts[module]
+    return contexts[module] - (lengths[after].limit or largest(lengths[after].output) or 0)

@@ -103,8 +103,15 @@ class WholeTiming:
 class Clock:
     """Builds the timings of workers from the profiles of their devices (device name -> profile)."""
 
-    def __init__(self, profiles: Mapping[str, Profile], options: TimeOptions, seed: int) -> None:
+    def __init__(
+        self,
+        profiles: Mapping[str, Profile],
+        options: TimeOptions,
+        seed: int,
+        preparing: Mapping[str, float] | None = None,
+    ) -> None:
         self.profiles = profiles
+        self.preparing = preparing or {}
         self.options = options
         self.seed = seed
         self.kinds = ("scheduler",) if options.table == "scheduler" else ("measured", "scheduler")
@@ -130,7 +137,10 @@ class Clock:
         }.get(options.table, ("scheduler",))  # type: ignore[assignment]
         times = profile.tokens(*kinds, hold=options.hold, between=options.costs)
         return TokenTiming(
-            times, self._ratio(worker, profile, "decode"), prefills=self._ratio(worker, profile, "prefill")
+            times,
+            self._ratio(worker, profile, "decode"),
+            prefills=self._ratio(worker, profile, "prefill"),
+            preparing=self.preparing.get(worker.name, 0.0),
         )
 
     def _ratio(self, worker: Worker, profile: Profile, module: str) -> Callable[[], float] | None:
@@ -287,15 +297,16 @@ def measured_executor(
     *,
     seed: int = 0,
     calls: Mapping[str, CallTimes] | None = None,
+    preparing: Mapping[str, float] | None = None,
 ) -> SimExecutor:
     """An executor in which *workers* take the time that was measured on their devices (device name -> profile).
 
-    *calls* gives the times of pools of threads, by name.
+    *calls* gives the times of pools of threads, *preparing* how long engines prepare each prompt, by name.
 
     Raises `BadInput` if a profile does not reach as far as a worker's batch limit, unless the options say hold.
     """
     options = options or TimeOptions()
-    clock = Clock(profiles, options, seed)
+    clock = Clock(profiles, options, seed, preparing)
     workers = [w for w in workers if not isinstance(w, Pool)]
     return SimExecutor(
         clock.timing,

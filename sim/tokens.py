@@ -39,16 +39,24 @@ class TokenTiming:
 
     *draw* gives the next factor on a step's computation, if there is noise, *prefills* that of steps that prefill
     (None: *draw* does). *swap* gives the seconds in which so many
-    blocks of KV move between device and host (None: no time).
+    blocks of KV move between device and host (None: no time). *preparing* is how long the engine stands still for
+    each prompt that it computes for the first time.
     """
 
     times: StepTimes
     draw: Callable[[], float] | None = None
     swap: Callable[[int], float] | None = None
     prefills: Callable[[], float] | None = None
+    preparing: float = 0.0
 
     def prefill(self, batch: TokenBatch) -> float:
         """Seconds of a step that prefills, before noise."""
+        seconds = self._computing(batch)
+        if self.preparing:
+            seconds += self.preparing * sum(not before and not task.preemptions for task, _, before in batch.prefill)
+        return seconds
+
+    def _computing(self, batch: TokenBatch) -> float:
         pieces = batch.prefill
         if len(pieces) == 1:
             ((_, n, before),) = pieces

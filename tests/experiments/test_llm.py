@@ -71,7 +71,7 @@ def test_arrivals_and_prompts_are_those_of_the_reference():
     for cv, p in published.items():
         for rate in (1.0, 1.7):
             spec = Gamma(process="gamma", rate=rate, cv=float(cv))
-            ours = list(islice(arrival_times(spec, seed=5, published=True, llm=True), 1000))
+            ours = list(islice(arrival_times(spec, seed=5, published=True, seeds=LLM_SEEDS), 1000))
             np.testing.assert_allclose(ours, np.cumsum(p["gaps_at_rate_1"]) / rate, rtol=1e-12)
     lines = (folder / "request_lengths.csv").read_text().split()[1:]
     rows = {int(r[0]): r for r in (line.split(",") for line in lines)}
@@ -80,7 +80,7 @@ def test_arrivals_and_prompts_are_those_of_the_reference():
 
 def test_arrivals_of_the_artifact_are_the_same_in_every_version():
     spec = Gamma(process="gamma", rate=2.0, cv=1.0)
-    first = list(islice(arrival_times(spec, seed=0, published=True, llm=True), 3))
+    first = list(islice(arrival_times(spec, seed=0, published=True, seeds=LLM_SEEDS), 3))
     gaps_at_rate_1 = [3.4121523390980637, 0.79237597630738, 3.600295845773766]
     assert first == pytest.approx(np.cumsum(gaps_at_rate_1) / 2.0, rel=1e-12)
 
