@@ -73,6 +73,10 @@ class Worker:
         """The stay of *request* here, to which it is sent *now*."""
         return Task(request, self.stage, now, self)
 
+    def seconds_alone(self, request: Request, now: float) -> float:
+        """What *request*, which is not here yet, would take here and later if it were served alone."""
+        return self.view.solo(Task(request, self.stage, now))
+
     def ring(self) -> None:
         """The time has come until which the policy wanted to idle."""
         if self.view.in_flight is None or self.policy.ahead:  # else it was set before the batch began

@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from .errors import BadInput
 from .loop import Router, Worker
 from .pool import Pool
-from .request import Request, Task
+from .request import Request
+from .token_worker import TokenWorker
 
 
 def router(name: str, workers: Sequence[Worker], stages: Mapping[str, str] | None = None) -> Router:
@@ -89,7 +90,7 @@ class _Weighing:
             for tasks in (view.running, view.waiting, other.inbox):
                 for task in tasks:
                     yield view.solo(task), task.deadline
-        yield worker.view.solo(Task(request, worker.stage, now)), request.deadline
+        yield worker.seconds_alone(request, now), request.deadline
 
     def stretch(self, worker: Worker, present: int) -> float:
         """How much longer a request takes than alone while *present* share the device; they are batched as far as the
@@ -97,6 +98,8 @@ class _Weighing:
         main = next((w for w in self.on[worker.device] if w.stage.loop), worker)
         if isinstance(main, Pool):
             return max(1.0, present / main.threads)
+        if isinstance(main, TokenWorker):
+            return float(present)  # an LLM's step hardly depends on its batch: what counts is all there is to do
         view, stage = main.view, main.stage
         size = min(present, view.limit)
         modules = (stage.loop,) if stage.loop else stage.modules

@@ -116,6 +116,12 @@ class TokenEngine:
             task._times = array("d")
         return task
 
+    def seconds_alone(self, request: Request, now: float) -> float:
+        """What *request*, which is not here yet, would take alone if it put out as much as it may."""
+        task = self.task(request, now)
+        del self._lengths[task]
+        return self.view.solo(task)
+
     def receive(self, task: TokenTask) -> None:
         """*task* has reached the queue."""
         if task.request.outcome is not None:

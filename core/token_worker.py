@@ -34,6 +34,9 @@ class TokenWorker(Worker):
     def task(self, request: Request, now: float) -> Task:
         return self._engine.task(request, now)
 
+    def seconds_alone(self, request: Request, now: float) -> float:
+        return self._engine.seconds_alone(request, now)
+
     def ring(self) -> None:
         if self.view.in_flight is None:
             self._engine.turn()

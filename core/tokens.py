@@ -450,7 +450,8 @@ class TokenView(WorkerView):
         assert isinstance(task, TokenTask)
         steps = max(0, task.left)
         middle = task.prompt + task.generated + steps // 2
-        seconds = 0.0 if task.decoding else self.estimate_prefill(task.pending)
+        pending = 0 if task.decoding else task.pending  # 0 also while its prefill is in flight
+        seconds = self.estimate_prefill(pending) if pending else 0.0
         return seconds + steps * self.estimate_decode(1, middle)
 
     def _one(self, module: str, batch: int) -> float:

@@ -237,6 +237,17 @@ def test_what_the_engine_allows_comes_from_the_profile_unless_it_is_given():
     assert build.run(pressed).as_dict()["preemptions"] > 0
 
 
+@pytest.mark.parametrize("router", ["least_loaded", "least_violating", "round_robin"])
+def test_replicas_of_an_engine(router):
+    two = small(("deployment.replicas", 2), ("router", router), rate=4.0, policy="vllm")
+    one = small(rate=4.0, policy="vllm")
+    assert len(build.build(two).loop.workers) == 2
+    fast, slow = build.run(two).as_dict(), build.run(one).as_dict()
+    assert fast["completed"] == slow["completed"] == 30
+    assert fast["mean_tpot_ms"] < slow["mean_tpot_ms"]
+    assert [w["iterations"] > 0 for w in fast["workers"].values()] == [True, True]
+
+
 def test_sweeps_and_searches(tmp_path):
     spec = tmp_path / "spec.yaml"
     lengths = "{workload.lengths.llm.output.tokens: 20, requests: 30}"
