@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from servetwin.core.errors import BadInput
@@ -77,6 +77,7 @@ def compare(
 def _compare_runs(first: Path, second: Path, as_json: bool) -> None:
     from .compare import PERCENTILES
     from .compare import compare as engine
+    from .comparetokens import rows_of
 
     found = engine(first, second)
     if as_json:
@@ -96,6 +97,9 @@ def _compare_runs(first: Path, second: Path, as_json: bool) -> None:
             f"batches of {worker}", *map(str, w["iterations"]), f"{w['iterations'][1] - w['iterations'][0]:+d}"
         )
         lines.add_row(f"batch sizes of {worker} that differ, %", "", "", f"{w['distance']:.2f}")
+    for stage, figures in found["tokens"].items():
+        for label, key, digits in rows_of(figures):
+            lines.add_row(f"{label} of {stage}", *_figures(figures[key], digits))
     if found["same_outcome"] is not None:
         lines.add_row("requests with the same outcome, %", "", "", f"{found['same_outcome']:.2f}")
     print_table(lines)
@@ -107,6 +111,21 @@ def _compare_runs(first: Path, second: Path, as_json: bool) -> None:
             lines.add_row(worker, str(n), *(_number(ms[k]) for k in ("first", "second", "table")), *shares)
     if found["iterations"]:
         print_table(lines)
+    if found.get("steps"):
+        _show_steps(found["steps"])
+
+
+def _show_steps(found: dict[str, dict[str, dict[str, Any]]]) -> None:
+    columns = [("steps", "left"), ("", "left"), ("A", "right"), ("B", "right"), ("mean A, ms", "right")]
+    lines = table(*columns, ("mean B, ms", "right"), ("A / table", "right"), ("B / table", "right"))
+    nothing = {"steps": 0, "mean_ms": None, "over_table": None}
+    for worker, kinds in found.items():
+        for kind in ("prefill", "decode", "mixed"):
+            if kind in kinds:
+                a, b = (kinds[kind].get(side, nothing) for side in ("first", "second"))
+                cells = [_number(x[key]) for key in ("mean_ms", "over_table") for x in (a, b)]
+                lines.add_row(worker, kind, str(a["steps"]), str(b["steps"]), *cells)
+    print_table(lines)
 
 
 def _compare_grids(

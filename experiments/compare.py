@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from servetwin.core import BadInput
 
+from . import comparetokens
+
 PERCENTILES = (50, 90, 99)
 
 
@@ -102,7 +104,8 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
 
     Attainment in percent of requests and its gap in points, goodput in requests per second, latencies in seconds.
     For the batch sizes of a worker, *distance* is the share of iterations (in percent) that would have to change
-    their size to make the two distributions equal.
+    their size to make the two distributions equal. Language models add *tokens* (their figures by stage) and *steps*
+    (see `servetwin.experiments.comparetokens`).
     """
     a, b = read(first), read(second)
     out: dict[str, Any] = {
@@ -125,6 +128,10 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
         for name in a.summary["workers"]
         if name in b.summary["workers"]
     }
+    out["tokens"] = comparetokens.figures(a.summary, b.summary, _pair)
+    if out["tokens"]:
+        tables = comparetokens.tables_of(a.meta)
+        out["steps"] = comparetokens.steps(batch_lines(first), batch_lines(second), tables)
     out["iterations"] = _iterations(a, b)
     return out
 
@@ -155,6 +162,8 @@ def periods(folder: Path) -> dict[str, dict[int, list[float]]]:
     found: dict[str, dict[int, list[float]]] = {}
     last: dict[str, tuple[list[int], float]] = {}
     for record in batch_lines(folder):
+        if "prefill" in record:
+            continue  # an LLM's step
         worker, requests, ends = record["worker"], record["requests"], record.get("ends", [record["end"]])
         starts = [record["start"], *ends[:-1]]
         before = last.get(worker)

@@ -419,3 +419,23 @@ def test_every_token_comes_when_a_plain_loop_says(policy, name, rate, requests, 
         assert recorder.times[r.number] == pytest.approx(r.times, rel=1e-9)
     assert summary.as_dict()["preemptions"] == plain.preemptions
     assert (plain.preemptions > 0) == (blocks == 700)
+
+
+def test_two_runs_side_by_side(tmp_path, servetwin):
+    build.run(small(rate=3.0, policy="vllm"), tmp_path / "a")
+    build.run(small(("time.table", "measured"), rate=3.0, policy="vllm-v1"), tmp_path / "b")
+    found = compare(tmp_path / "a", tmp_path / "b")
+    ttft = found["tokens"]["llm"]["mean_ttft_ms"]
+    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in "ab"]
+    assert [ttft["first"], ttft["second"]] == [s["mean_ttft_ms"] for s in summaries]
+    kinds = found["steps"]["llm"]
+    assert set(kinds) == {"prefill", "decode", "mixed"}
+    assert "first" not in kinds["mixed"]  # vLLM 0.5.4 never mixes
+    for kind in kinds:
+        assert kinds[kind]["second"]["over_table"] == pytest.approx(1.0)  # simulated with that very table
+    assert kinds["decode"]["first"]["over_table"] >= 1.0  # corrected: 2 ms and more for some
+    assert sum(k["second"]["steps"] for k in kinds.values()) == summaries[1]["workers"]["llm"]["iterations"]
+    code, shown, err = servetwin("compare", tmp_path / "a", tmp_path / "b")
+    assert (code, err) == (0, "")
+    assert "mean ttft, ms of llm" in shown
+    assert "B / table" in shown
