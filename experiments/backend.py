@@ -52,6 +52,7 @@ class Setup:
     sampler: str = "ddim"
     foreign: bool = False
     slots: int | None = None
+    processes: bool = False
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
@@ -85,7 +86,7 @@ class Backend:
         tools = real_tools(plan.experiment)
         for name in plan.profiles:
             say(f"{kind.title}: building it on {server.options.torch_device(name)}")
-            server.site(name)
+            server.place(name)
         recorder: Recorder = Recorder()
         if folder is not None:
             recorder = build.folder_for(experiment, folder, describe(experiment, server))
@@ -164,6 +165,7 @@ def make_server(kind: Kind, setup: Setup, devices: Mapping[str, str], slots: int
         weights=weights,
         scheduler="euler" if setup.sampler == "euler" else "ddim",
         slots=slots,
+        processes=setup.processes,
     )
     for name in devices:
         options.torch_device(name)

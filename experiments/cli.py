@@ -78,6 +78,9 @@ def run(
     sampler: Sampler = "ddim",
     any_device: Annotated[bool, typer.Option(help="Serve with a profile of another device too.")] = False,
     slots: Annotated[int | None, typer.Option(min=1, help="Requests that may have begun and not ended.")] = None,
+    processes: Annotated[
+        bool, typer.Option("--processes", help="A process of its own for each real worker.")
+    ] = False,
 ) -> None:
     """Run one experiment: in simulation, or for real on devices of this machine (--backend real)."""
     from . import build
@@ -90,11 +93,13 @@ def run(
         from .backend import Backend as Real
         from .backend import Setup
 
-        setup = Setup(tuple(devices or ()), model, weights, eager, sampler, any_device, slots)
+        setup = Setup(tuple(devices or ()), model, weights, eager, sampler, any_device, slots, processes)
         report = Real(setup).run(chosen, out, _say)
         summary, real = report.summary.as_dict(), report.as_dict()
     else:
-        _only_real({"--device": devices, "--model": model, "--weights": weights, "--eager": eager})
+        _only_real(
+            {"--device": devices, "--model": model, "--weights": weights, "--eager": eager, "--processes": processes}
+        )
         summary, real = build.run(chosen, out).as_dict(), None
     took = time.perf_counter() - began
     if as_json:

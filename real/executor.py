@@ -1,4 +1,4 @@
-"""The real executor: an event loop on one thread, with batches on streams (GPU) or threads (CPU).
+"""The real executor: an event loop on one thread, with batches on streams (GPU), threads (CPU) or in other processes.
 
 On a GPU the loop never sleeps: it polls the streams, the timers and the client in turn, so that an iteration follows
 the one before within a fraction of a millisecond. On the CPU it sleeps until something happens.
@@ -22,6 +22,7 @@ from servetwin.core.pool import Pool
 
 from .client import END, PACKET, Client
 from .lane import Lane, Sink, StreamLane, ThreadLane
+from .remote import ProcessLane, RemoteSite
 from .site import Site
 from .tools import Call, ScriptTool, ToolLane
 
@@ -51,7 +52,10 @@ class RealExecutor:
     """
 
     def __init__(
-        self, sites: dict[str, Site], sink: Sink | None = None, tools: Mapping[str, ScriptTool] | None = None
+        self,
+        sites: Mapping[str, Site | RemoteSite],
+        sink: Sink | None = None,
+        tools: Mapping[str, ScriptTool] | None = None,
     ) -> None:
         self.sites = sites
         self.tools = dict(tools or {})
@@ -60,7 +64,7 @@ class RealExecutor:
         self.gpu = any(site.gpu for site in sites.values())
         self.zero = time.monotonic()
         self.lanes: dict[Worker, Lane] = {}
-        self.busy: list[StreamLane] = []
+        self.busy: list[Lane] = []
         self.heard: SimpleQueue[tuple[object, object]] = SimpleQueue()
         self.timers: list[tuple[float, int, Timer]] = []
         self.ended: list[int] = []
@@ -83,7 +87,9 @@ class RealExecutor:
             self.pools[worker] = ToolLane(worker, self.tools[worker.name], self.heard)
             return
         site = self.sites[worker.device]
-        if site.gpu:
+        if isinstance(site, RemoteSite):
+            self.lanes[worker] = ProcessLane(site, worker, self.heard, self.sink)
+        elif site.gpu:
             self.lanes[worker] = StreamLane(site, worker, self.sink)
         else:
             self.lanes[worker] = ThreadLane(site, worker, self.heard, self.sink)
@@ -94,7 +100,7 @@ class RealExecutor:
             self.pools[worker].start(batch, done)
             return
         lane = self.lanes[worker]
-        if isinstance(lane, StreamLane):
+        if lane.polled:
             self.busy.append(lane)
         lane.start(batch, done)
 
@@ -106,6 +112,8 @@ class RealExecutor:
             holders = self.sites.values() if source in self.pools else (self.sites[source.device],)
             for here in holders:
                 if here is not there and task.id in here.progress:
+                    assert isinstance(here, Site)
+                    assert isinstance(there, Site)
                     here.hand_over(task.id, there)
         deliver(task)
 

@@ -17,7 +17,9 @@ Sink = Callable[[int, torch.Tensor], None]
 
 
 class Lane:
-    """Runs the batches of *worker* at *site*, one at a time."""
+    """Runs the batches of *worker* at *site*, one at a time. Where it is *polled*, the executor asks `is_over`."""
+
+    polled = False
 
     def __init__(self, site: Site, worker: Worker, sink: Sink | None = None) -> None:
         self.site = site
@@ -39,6 +41,10 @@ class Lane:
 
     def start(self, batch: Batch, done: Done) -> None:
         """Begin *batch*; it is over when the executor has heard of it."""
+        raise NotImplementedError
+
+    def is_over(self) -> bool:
+        """Whether the batch is over."""
         raise NotImplementedError
 
     def finish(self) -> None:
@@ -90,6 +96,8 @@ class Lane:
 
 class StreamLane(Lane):
     """A lane on a stream of its own: `start` launches, and the executor polls `is_over`."""
+
+    polled = True
 
     def __init__(self, site: Site, worker: Worker, sink: Sink | None = None) -> None:
         super().__init__(site, worker, sink)

@@ -110,10 +110,10 @@ class Model:
 
     def _loop(self, predict: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> Body:
         """One denoising step. Rows are (slot, timestep, scale, keep, add, guidance)."""
-        latents = self.state["latents"]
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
 
         def step(rows: Tensor) -> None:
+            latents = self.state["latents"]  # asked for here: a process may get the tensors of another
             index = rows[:, 0].long()
             scale, keep, add = (rows[:, i].view(-1, 1, 1, 1) for i in (2, 3, 4))
             x = latents.index_select(0, index)

@@ -21,7 +21,8 @@ class Options:
     there. *eager* runs without CUDA graphs, as the CPU always does. *compile* passes networks through
     ``torch.compile``, *channels_last* lays convolutional networks out that way; None: what measured best on an H200
     (docs/real.md). *weights* is a local folder with a checkpoint in diffusers' layout, otherwise weights are
-    random, from *seed*. *slots* bounds the requests that can have begun and not ended.
+    random, from *seed*. *slots* bounds the requests that can have begun and not ended. With
+    *processes* each worker is a process of its own (`servetwin.real.remote`).
     """
 
     device: str = "cuda:0"
@@ -33,6 +34,7 @@ class Options:
     scheduler: Scheduler = "ddim"
     slots: int = 256
     seed: int = 0
+    processes: bool = False
 
     def torch_device(self, name: str) -> torch.device:
         """The torch device behind the device *name* of a worker. Raises `BadInput` if it is not there."""

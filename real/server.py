@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from servetwin.core import Batch, Recorder, Request, ServeTwinError, ServingLoop, Stage, Summary, Worker
+from servetwin.core import BadInput, Batch, Recorder, Request, ServeTwinError, ServingLoop, Stage, Summary, Worker
 from servetwin.core.pool import Pool
 
 from .executor import RealExecutor
 from .kinds import Kind, find
 from .lane import Sink
 from .options import Options
+from .remote import RemoteSite
 from .site import Site
 from .tools import ScriptTool
 
@@ -101,12 +102,20 @@ class Server:
     def __init__(self, kind: Kind | str, options: Options | None = None) -> None:
         self.kind = find(kind) if isinstance(kind, str) else kind
         self.options = options or Options()
-        self.sites: dict[str, Site] = {}  # device name of workers -> site
+        self.sites: dict[str, Site | RemoteSite] = {}  # device name of workers -> site
+
+    def place(self, device: str) -> Site | RemoteSite:
+        """What stands for the device that workers call *device*: the model there, or processes that have it."""
+        if not self.options.processes:
+            return self.site(device)
+        if device not in self.sites:
+            self.sites[device] = RemoteSite(self.kind, self.options, self.options.torch_device(device))
+        return self.sites[device]
 
     def site(self, device: str) -> Site:
-        """The model on the device that workers call *device*."""
+        """The model on the device that workers call *device*, in this process."""
         site = self.sites.get(device)
-        if site is None:
+        if not isinstance(site, Site):
             actual = self.options.torch_device(device)
             if actual.type == "cuda":
                 torch.backends.cudnn.benchmark = True
@@ -160,13 +169,23 @@ class Server:
         **wiring: Any,
     ) -> tuple[RealExecutor, ServingLoop]:
         """An executor with its lanes warmed up, and the loop on it."""
-        sites = {w.device: self.site(w.device) for w in workers if not isinstance(w, Pool)}
+        sites = {w.device: self.place(w.device) for w in workers if not isinstance(w, Pool)}
+        if self.options.processes and len(sites) > 1:
+            what = f"workers in processes of their own on {len(sites)} devices"
+            raise BadInput(what, right="one device, or all workers in one process")
         executor = RealExecutor(sites, sink, tools)
-        for worker in workers:
-            executor.add(worker)
-        for site in sites.values():
-            site.reset()
-            _exercise(site, exercise)
+        try:
+            for worker in workers:
+                executor.add(worker)
+            for site in sites.values():
+                site.reset()
+                if isinstance(site, RemoteSite):
+                    site.open()
+                else:
+                    _exercise(site, exercise)
+        except BaseException:
+            executor.close()
+            raise
         log.executor = executor
         return executor, ServingLoop(stages, workers, executor, log, **wiring)
 
