@@ -31,6 +31,14 @@ from .site import Progress, Site
 
 #: Seconds that a process may take to end when it was told to.
 PATIENCE = 5.0
+#: What a server process imports once, of which workers are forked: it takes seconds. CUDA is not begun by that.
+PRELOADED = (
+    __name__,
+    "diffusers.models.autoencoders.autoencoder_kl",
+    "diffusers.models.unets.unet_2d_condition",
+    "diffusers.pipelines.stable_diffusion.safety_checker",
+    "transformers.models.clip.modeling_clip",
+)
 #: What runs between a batch and a worker: (iterations, leaves, tasks, requests that have ended); a task is (request,
 #: slot, whether it is new here, its iterations, what is left of them).
 Job = tuple[int, int, list[tuple[int, int, bool, int, int]], list[int]]
@@ -73,7 +81,8 @@ class RemoteSite:
 
     def open(self) -> None:
         """Start the processes and wait until all are warmed up. Raises what went wrong in one."""
-        context = torch.multiprocessing.get_context("spawn")
+        context = torch.multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(list(PRELOADED))
         passes = [context.SimpleQueue() for _ in self.lanes[1:]]
         for i, lane in enumerate(self.lanes):
             lane.begin(context, passes if i == 0 else passes[i - 1])

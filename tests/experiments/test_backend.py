@@ -42,7 +42,9 @@ def test_without_torch_one_line_says_what_to_install(command, tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("option", [["--device", "cpu"], ["--model", "tiny-dit"], ["--weights", "w"], ["--eager"]])
+@pytest.mark.parametrize(
+    "option", [["--device", "cpu"], ["--model", "tiny-dit"], ["--weights", "w"], ["--eager"], ["--processes"]]
+)
 def test_what_only_real_runs_take_is_refused_elsewhere(servetwin, option):
     code, out, err = servetwin("run", "tiny-dit-cpu", *option)
     assert (code, out) == (2, "")

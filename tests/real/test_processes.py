@@ -66,7 +66,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_its_records(tmp_path):
     thread = threading.Thread(target=kill)
     thread.start()
     with pytest.raises(ServeTwinError, match=r"the process of worker dit has ended \(signal 9\)"):
-        here.serve("edf", [Request(i, i * 0.1, 60.0, {"dit": 8}) for i in range(400)], recorder)
+        here.serve("edf", [Request(i, i * 0.02, 60.0, {"dit": 40}) for i in range(400)], recorder)
     thread.join()
     recorder.close(complete=False)
     records = [json.loads(line) for line in (tmp_path / "run" / "requests.jsonl").read_text().splitlines()]
