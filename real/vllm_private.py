@@ -1,0 +1,311 @@
+"""Everything of vLLM V1 that is not its public interface, in one place.
+
+vLLM lets a scheduler class be put in (``scheduler_cls``) but says that the interface is not public. What this project
+relies on is listed in `NEEDED`, and `problems` says what of it the installed vLLM lacks; the rest of ``real`` reaches
+into vLLM only through `Steered` and `State`.
+Seen working with vLLM 0.25.1 (H100) and 0.27.1 (CPU).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from servetwin.core import ServeTwinError
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.request_queue import FCFSRequestQueue
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+from vllm.v1.request import Request, RequestStatus
+
+#: Class -> names that must stand in its source or among its attributes. Instance attributes are looked for in the
+#: source of ``__init__``, because no instance exists before an engine runs.
+NEEDED: dict[type, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    # class: (methods and properties, instance attributes)
+    Scheduler: (
+        ("schedule", "update_from_output", "finish_requests", "add_request", "_preempt_request"),
+        (
+            "waiting",
+            "skipped_waiting",
+            "running",
+            "requests",
+            "max_num_running_reqs",
+            "max_num_scheduled_tokens",
+            "kv_cache_manager",
+            "scheduler_config",
+            "block_size",
+        ),
+    ),
+    Request: (
+        ("num_tokens", "num_output_tokens", "is_finished", "get_finished_reason"),
+        (
+            "request_id",
+            "arrival_time",
+            "num_prompt_tokens",
+            "num_computed_tokens",
+            "num_output_placeholders",
+            "max_tokens",
+            "num_preemptions",
+            "sampling_params",
+            "client_index",
+            "status",
+        ),
+    ),
+}
+#: Arguments that are passed by place or by name.
+SIGNATURES: dict[Any, tuple[str, ...]] = {
+    Scheduler._preempt_request: ("self", "request", "timestamp"),
+    Scheduler.finish_requests: ("self", "request_ids", "finished_status"),
+    Scheduler.update_from_output: ("self", "scheduler_output", "model_runner_output"),
+}
+
+
+def problems() -> list[str]:
+    """What the installed vLLM lacks of what is relied on here; empty if all is there."""
+    found = []
+    for cls, (methods, attributes) in NEEDED.items():
+        found += [f"{cls.__name__}.{name} is gone" for name in methods if not hasattr(cls, name)]
+        source = inspect.getsource(cls.__init__)
+        found += [f"{cls.__name__} no longer sets self.{n}" for n in attributes if f"self.{n}" not in source]
+    for function, names in SIGNATURES.items():
+        has = tuple(inspect.signature(function).parameters)
+        if has[: len(names)] != names:
+            found.append(f"{function.__qualname__} takes {', '.join(has)} (expected: {', '.join(names)}, ...)")
+    if not issubclass(FCFSRequestQueue, deque):
+        found.append("FCFSRequestQueue is no deque any more")
+    if not issubclass(AsyncScheduler, Scheduler):
+        found.append("AsyncScheduler is no Scheduler any more")
+    if not hasattr(RequestStatus, "FINISHED_ABORTED"):
+        found.append("RequestStatus.FINISHED_ABORTED is gone")
+    fields = set(inspect.signature(EngineCoreOutput).parameters)
+    found += [
+        f"EngineCoreOutput takes no {n}"
+        for n in ("request_id", "new_token_ids", "finish_reason")
+        if n not in fields
+    ]
+    return found
+
+
+def check() -> None:
+    """Raise `ServeTwinError` unless the installed vLLM has what is relied on."""
+    found = problems()
+    if found:
+        import vllm
+
+        raise ServeTwinError(f"vLLM {vllm.__version__} does not fit the adapter: {'; '.join(found)}")
+
+
+@dataclass
+class Orders:
+    """One step, in vLLM's own requests.
+
+    *prefill* lists (request, tokens) in order, running requests whose prompt is partly computed among them; *decode*
+    is None for all that decode. *preempt* goes back to the head of the queue, *drop* is aborted.
+    """
+
+    prefill: Sequence[tuple[Request, int]] = ()
+    decode: Sequence[Request] | None = None
+    preempt: Sequence[Request] = ()
+    drop: Sequence[Request] = ()
+
+
+@dataclass
+class Obeyed:
+    """What `Steered.obey` saw while vLLM made the step: who lost their KV blocks, and how often orders had to be
+    trimmed because vLLM's scheduler cannot express the chunk sizes asked for."""
+
+    preempted: list[Request] = field(default_factory=list)
+    trimmed: int = 0
+
+
+def pending(request: Any) -> int:
+    """Tokens to compute before the next token of *request* comes out; those of a step in flight count as there."""
+    return int(request.num_tokens + request.num_output_placeholders - request.num_computed_tokens)
+
+
+def generated(request: Any) -> int:
+    """Tokens that *request* has put out, those of a step in flight included."""
+    return int(request.num_output_tokens + request.num_output_placeholders)
+
+
+def exhausted(request: Any) -> bool:
+    """Whether a step in flight brings the last token that *request* may have (asynchronous scheduling): vLLM does
+    not schedule it again, and it stays among the running until that step is over."""
+    flying = request.num_output_placeholders
+    return bool(
+        flying > 0 and request.num_computed_tokens + 2 - flying >= request.num_prompt_tokens + request.max_tokens
+    )
+
+
+def limits(wanted: Sequence[tuple[int, int]]) -> tuple[int, int, int]:
+    """How to make vLLM schedule these numbers of tokens.
+
+    *wanted* holds (pending, tokens) in vLLM's order. vLLM gives each request what it has pending, but no more than a
+    threshold common to all, nor than what is left of the step's budget. Returns (threshold or 0, budget, how many of
+    the list can be had so); what cannot is for the next step.
+
+    >>> limits([(1, 1), (100, 60)])
+    (0, 61, 2)
+    >>> limits([(100, 16), (100, 16), (9, 9)])
+    (16, 41, 3)
+    >>> limits([(1, 1), (100, 32), (100, 16), (100, 100)])
+    (32, 49, 3)
+    >>> limits([(100, 16), (100, 100)])
+    (0, 16, 1)
+    """
+    last = len(wanted) - 1
+    cut = next((i for i, (has, tokens) in enumerate(wanted) if tokens < has), last)
+    if cut >= last:  # the budget alone will do
+        return 0, sum(tokens for _, tokens in wanted), len(wanted)
+    threshold = wanted[cut][1]
+    possible = cut + 1
+    if all(tokens <= threshold for _, tokens in wanted[:cut]):
+        for has, tokens in wanted[cut + 1 :]:
+            if tokens > threshold:
+                break
+            possible += 1
+            if threshold > tokens < has:
+                break
+    if possible == cut + 1:
+        threshold = 0
+    return threshold, sum(tokens for _, tokens in wanted[:possible]), possible
+
+
+class Steered(Scheduler):
+    """vLLM's scheduler, made to do what it is told: it still allocates, preempts for want of memory, and builds its
+    outputs; what it may look at in a step is chosen by masking its queues.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        check()
+        super().__init__(*args, **kwargs)
+        if self.scheduler_config.policy != "fcfs":
+            raise ServeTwinError(
+                f"vLLM's own policy must be fcfs under this scheduler, not {self.scheduler_config.policy}"
+            )
+        self.obeyed = Obeyed()
+        self._dropped: list[Request] = []
+
+    # -- what a view needs ------------------------------------------------------------------------------
+
+    @property
+    def free_blocks(self) -> int:
+        return int(self.kv_cache_manager.block_pool.get_num_free_blocks())
+
+    @property
+    def blocks(self) -> int:
+        """All KV blocks that requests can have (vLLM keeps one for itself)."""
+        return int(self.kv_cache_manager.block_pool.num_gpu_blocks) - 1
+
+    def queued(self) -> Iterator[Request]:
+        """The waiting requests in the order of vLLM's queues."""
+        yield from self.skipped_waiting
+        yield from self.waiting
+
+    # -- a step -----------------------------------------------------------------------------------------
+
+    def obey(self, orders: Orders, *args: Any, **kwargs: Any) -> Any:
+        """Let vLLM make the step that *orders* describe; arguments are those of its ``schedule``."""
+        self.obeyed = Obeyed()
+        if orders.drop:
+            self._abort(orders.drop)
+        if orders.preempt:
+            now = time.monotonic()
+            for request in orders.preempt:
+                self.running.remove(request)
+                self._preempt_request(request, now)
+        with self._masked(orders):
+            return super().schedule(*args, **kwargs)
+
+    def schedule_freely(self, *args: Any, **kwargs: Any) -> Any:
+        """vLLM's own step."""
+        self.obeyed = Obeyed()
+        return super().schedule(*args, **kwargs)
+
+    def _preempt_request(self, request: Request, timestamp: float, *args: Any, **kwargs: Any) -> None:
+        self.obeyed.preempted.append(request)
+        super()._preempt_request(request, timestamp, *args, **kwargs)
+
+    def _abort(self, requests: Sequence[Request]) -> None:
+        """End *requests*; the front end is told with this step's outputs, or it would wait for them for ever."""
+        self.finish_requests([r.request_id for r in requests], RequestStatus.FINISHED_ABORTED)
+        self._dropped += requests
+
+    @contextlib.contextmanager
+    def _masked(self, orders: Orders) -> Iterator[None]:
+        """Show vLLM only what the step is to hold; put everything back afterwards, in the old order."""
+        waiting, skipped, running = self.waiting, self.skipped_waiting, self.running
+        cap, budget = self.max_num_running_reqs, self.max_num_scheduled_tokens
+        config = self.scheduler_config
+        threshold = config.long_prefill_token_threshold
+
+        chunks = {r.request_id: n for r, n in orders.prefill}
+        decode = None if orders.decode is None else {r.request_id for r in orders.decode}
+        shown: list[Request] = []
+        wanted: list[tuple[int, int]] = []
+        for request in running:
+            rid, has = request.request_id, pending(request)
+            if chunks and rid in chunks:
+                shown.append(request)
+                wanted.append((has, chunks.pop(rid)))
+            elif has == 1 and (decode is None or rid in decode) and not exhausted(request):
+                shown.append(request)
+                wanted.append((1, 1))
+        fresh = [r for r, _ in orders.prefill if r.request_id in chunks]
+        wanted += [(pending(r), chunks[r.request_id]) for r in fresh]
+        limit, tokens, possible = limits(wanted) if wanted else (0, 0, 0)
+        if possible < len(wanted):
+            self.obeyed.trimmed = len(wanted) - possible
+            fresh = fresh[: max(0, possible - len(shown))]
+            shown = shown[:possible]
+        known = {r.request_id for r in shown}
+        hidden = len(running) - len(shown)
+
+        self.waiting = type(waiting)(fresh)
+        self.skipped_waiting = type(skipped)()
+        self.running = list(shown)
+        self.max_num_running_reqs = cap - hidden
+        self.max_num_scheduled_tokens = min(budget, tokens)
+        config.long_prefill_token_threshold = limit
+        try:
+            yield
+        finally:
+            self.max_num_running_reqs, self.max_num_scheduled_tokens = cap, budget
+            config.long_prefill_token_threshold = threshold
+            left = [*self.waiting, *self.skipped_waiting]
+            offered = {r.request_id for r in fresh}
+            lost = [r for r in left if r.request_id not in offered]  # preempted in this step: to the head of the queue
+            gone = offered - {r.request_id for r in left}
+            for queue in (waiting, skipped):
+                out = [r for r in queue if r.request_id in gone] if gone else []
+                if out:
+                    queue.remove_requests(out)
+            for request in reversed(lost):
+                waiting.prepend_request(request)
+            self.waiting, self.skipped_waiting = waiting, skipped
+            if hidden:
+                away = {r.request_id for r in lost}
+                admitted = [r for r in self.running if r.request_id not in known]
+                self.running = [r for r in running if r.request_id not in away] + admitted
+
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        for request in self._dropped:
+            to = outputs.setdefault(request.client_index, EngineCoreOutputs())
+            to.outputs.append(
+                EngineCoreOutput(
+                    request_id=request.request_id, new_token_ids=[], finish_reason=request.get_finished_reason()
+                )
+            )
+        self._dropped = []
+        return outputs
+
+
+class SteeredAsync(Steered, AsyncScheduler):
+    """The same over vLLM's scheduler for asynchronous scheduling, where a step is decided while the one before it
+    still runs."""
