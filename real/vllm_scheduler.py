@@ -32,7 +32,7 @@ from servetwin.core.tokens import (
     TokenView,
 )
 
-from .vllm_private import Orders, Steered, SteeredAsync, generated
+from .vllm_private import Orders, Steered, SteeredAsync, exhausted, generated
 
 #: The key of vLLM's ``additional_config``, and of a request's ``extra_args``.
 KEY = "servetwin"
@@ -294,7 +294,7 @@ class _Policed(Steered):
             task = tasks[request.request_id]
             computed = task.computed = request.num_computed_tokens
             count = task.generated = generated(request)
-            if count and computed >= task.prompt and task.prompt + count - computed == 1:
+            if count and computed >= task.prompt and task.prompt + count - computed == 1 and not exhausted(request):
                 decoding += 1
                 context += computed
         view.decoding, view.context, view.free_blocks = decoding, context, self.free_blocks

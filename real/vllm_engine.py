@@ -1,0 +1,377 @@
+"""vLLM's engine inside this process, and the runs and measurements that are made with it.
+
+One process, one step at a time: arrivals come from a client in a process of its own (an open loop, see `client`), are
+taken in between two steps, and every step is timed. Policies can be changed between runs.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import select
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from servetwin.core import BadInput, ServeTwinError
+from servetwin.core.tokens import TokenPolicy
+
+from .client import END, PACKET, Client
+
+#: What vLLM has to be told before it is imported: one process, no network, no statistics sent anywhere.
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
+#: Seconds from planning a run until its clock stands at 0: the client must be ready by then.
+LEAD = 0.05
+#: Seconds to wait at most before the engine is asked again whether it has something to do.
+LOOK = 0.002
+
+#: A model of two layers, for a CPU.
+TINY = {"layers": 2, "hidden": 64, "heads": 2, "feed_forward": 128, "vocabulary": 512, "positions": 2048}
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How vLLM is started.
+
+    *model* is a name of ``profiles/models.yaml`` ("opt-13b") or "tiny", with random weights, or a folder with a model.
+    *graphs* lists the batch sizes for which decode steps are captured as CUDA graphs (none: eager). *kv_bytes* fixes
+    the memory for keys and values (None: what *gpu_memory_utilization* leaves). The other names are vLLM's own.
+    """
+
+    model: str = "tiny"
+    dtype: Literal["float16", "bfloat16", "float32"] = "float32"
+    max_model_len: int = 2048
+    max_batched_tokens: int = 2048
+    max_sequences: int = 64
+    block_size: int = 16
+    gpu_memory_utilization: float = 0.9
+    kv_bytes: int | None = None
+    graphs: tuple[int, ...] = ()
+    asynchronous: bool = False
+    tensor_parallel: int = 1
+    seed: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A request to send: *arrival* in seconds since the run began, lengths in tokens. *output* tokens are forced;
+    *limit* is what a policy is told (None: the same)."""
+
+    id: int
+    arrival: float
+    prompt: int
+    output: int
+    limit: int | None = None
+
+
+@dataclass
+class Served:
+    """What became of a request; times in seconds since the run began. *times* are those of its tokens."""
+
+    id: int
+    arrival: float
+    prompt: int
+    output: int
+    queued: float
+    outcome: Literal["finished", "dropped", "failed"]
+    times: list[float] = field(default_factory=list)
+    preemptions: int = 0
+
+
+@dataclass
+class Run:
+    """A run as it was: requests, steps (as `vllm_scheduler.StepLog`, times since the run began), and the client."""
+
+    requests: list[Served]
+    steps: list[Any]
+    lateness: list[float]
+    intake: list[float]
+    seconds: float
+
+
+def prepare_environment() -> None:
+    """Set what vLLM reads from the environment, where it is not set."""
+    for key, value in ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+
+
+def model_config(name: str, dtype: str) -> dict[str, Any]:
+    """The configuration file of an OPT model of that name."""
+    if name == "tiny":
+        shape = dict(TINY)
+    else:
+        from servetwin.profiles.architecture import architecture
+
+        if not name.startswith("opt-"):
+            raise BadInput(f"model {name!r} cannot be built with random weights", right="an OPT model, or a folder")
+        shape = architecture(name).model_dump()
+    return {
+        "architectures": ["OPTForCausalLM"],
+        "model_type": "opt",
+        "activation_function": "relu",
+        "hidden_size": shape["hidden"],
+        "word_embed_proj_dim": shape["hidden"],
+        "ffn_dim": shape["feed_forward"],
+        "num_hidden_layers": shape["layers"],
+        "num_attention_heads": shape["heads"],
+        "vocab_size": shape["vocabulary"],
+        "max_position_embeddings": shape["positions"],
+        "do_layer_norm_before": True,
+        "enable_bias": True,
+        "bos_token_id": 2,
+        "eos_token_id": 2,
+        "pad_token_id": 1,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+        "layerdrop": 0.0,
+        "torch_dtype": dtype,
+        "tie_word_embeddings": True,
+    }
+
+
+class VllmEngine:
+    """vLLM's engine with our scheduler, started once for many runs."""
+
+    def __init__(self, options: EngineOptions, settings: Mapping[str, Any] | None = None) -> None:
+        prepare_environment()
+        try:
+            import vllm
+        except ImportError as error:
+            raise BadInput(
+                f"the vllm backend needs vLLM, which cannot be imported ({error})", right="see docs/vllm.md"
+            ) from None
+        from vllm import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        from .vllm_scheduler import KEY, PolicyScheduler
+
+        self.options = options
+        self.version = vllm.__version__
+        folder = options.model
+        if not Path(folder).is_dir():
+            self._made = tempfile.TemporaryDirectory(prefix="servetwin-")
+            folder = self._made.name
+            (Path(folder) / "config.json").write_text(json.dumps(model_config(options.model, options.dtype)))
+        began = time.monotonic()
+        more: dict[str, Any] = {"enforce_eager": True}
+        if options.graphs:
+            # Decode steps as CUDA graphs without torch.compile, which would take a minute on every new machine.
+            more = {
+                "compilation_config": {
+                    "mode": 0,
+                    "cudagraph_mode": "FULL_DECODE_ONLY",
+                    "cudagraph_capture_sizes": list(options.graphs),
+                }
+            }
+        if options.kv_bytes is not None:
+            more["kv_cache_memory_bytes"] = options.kv_bytes
+        self.engine = LLMEngine.from_engine_args(
+            EngineArgs(
+                model=folder,
+                load_format="dummy" if folder != options.model else "auto",
+                skip_tokenizer_init=True,
+                dtype=options.dtype,
+                max_model_len=options.max_model_len,
+                max_num_batched_tokens=options.max_batched_tokens,
+                max_num_seqs=options.max_sequences,
+                block_size=options.block_size,
+                gpu_memory_utilization=options.gpu_memory_utilization,
+                tensor_parallel_size=options.tensor_parallel,
+                disable_custom_all_reduce=True,
+                async_scheduling=options.asynchronous,
+                enable_prefix_caching=False,
+                disable_log_stats=True,
+                seed=options.seed,
+                scheduler_cls=PolicyScheduler,
+                additional_config={KEY: dict(settings or {})},
+                **more,
+            )
+        )
+        self.seconds_to_start = time.monotonic() - began
+        self.core = self.engine.engine_core.engine_core  # type: ignore[attr-defined]
+        self.scheduler = self.core.scheduler
+
+    def describe(self) -> dict[str, Any]:
+        """What a profile and the records of a run say of the engine and its device."""
+        import torch
+
+        cuda = torch.cuda.is_available()
+        return {
+            "vllm": self.version,
+            "torch": torch.__version__,
+            "device": torch.cuda.get_device_name() if cuda else "cpu",
+            "memory_gib": torch.cuda.get_device_properties(0).total_memory / 2**30 if cuda else None,
+            "blocks": self.scheduler.blocks,
+            "block_size": self.scheduler.block_size,
+            "seconds_to_start": round(self.seconds_to_start, 1),
+            "options": self.options.as_dict(),
+        }
+
+    # -- requests ---------------------------------------------------------------------------------------
+
+    def add(self, planned: Planned, sent: float) -> None:
+        """Hand a request to the engine; *sent* is on the monotonic clock."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        from .vllm_scheduler import KEY
+
+        self.engine.add_request(
+            str(planned.id),
+            {"prompt_token_ids": _prompt(planned, self.options)},
+            SamplingParams(
+                max_tokens=planned.output,
+                ignore_eos=True,
+                detokenize=False,
+                temperature=0.0,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+                extra_args={KEY: {"id": planned.id, "limit": planned.limit or planned.output, "arrival": sent}},
+            ),
+        )
+
+    def step(self) -> list[Any]:
+        return self.engine.step()
+
+    def empty(self) -> None:
+        """Abort whatever is left in the engine and let it clean up."""
+        ids = list(self.engine.output_processor.request_states)
+        if ids:
+            self.engine.abort_request(ids, internal=True)
+        while self.engine.has_unfinished_requests() or self.scheduler.has_requests():
+            self.engine.step()
+
+    # -- a run ------------------------------------------------------------------------------------------
+
+    def serve(
+        self,
+        requests: Sequence[Planned],
+        settings: Any,
+        *,
+        policy: TokenPolicy | None = None,
+        estimates: Any = None,
+        stop_after: float | None = None,
+    ) -> Run:
+        """Send *requests* (by arrival) on their clock under the policy of *settings* until all have ended.
+
+        With *stop_after* whatever is left so many seconds after the last was sent fails.
+        """
+        scheduler = self.scheduler
+        self.empty()
+        scheduler.install(settings, policy=policy, estimates=estimates)
+        scheduler.keep_log = True
+        by_id = {r.id: r for r in requests}
+        if len(by_id) < len(requests):
+            raise BadInput("two requests have the same id")
+        sent: dict[int, float] = {}
+        queued: dict[int, float] = {}
+        ended: dict[int, str] = {}
+        intake: list[float] = []
+        preemptions: dict[int, int] = {}
+        client = Client([r.arrival for r in requests])
+        closed, taken, stop_at = False, 0, float("inf")
+        try:
+            with _undisturbed():
+                client.channel.setblocking(False)
+                scheduler.zero = zero = time.monotonic() + LEAD
+                client.begin(zero)
+                while not closed or len(ended) < taken:
+                    idle = not self.engine.has_unfinished_requests()
+                    if idle or scheduler.idle_until is not None:
+                        self._wait(client, scheduler, idle)
+                    while True:
+                        try:
+                            packet = client.channel.recv(PACKET.size)
+                        except BlockingIOError:
+                            break
+                        if not packet:
+                            if not closed:
+                                raise ServeTwinError(f"the client ended after {taken} of {len(requests)} requests")
+                            break
+                        number, at = PACKET.unpack(packet)
+                        if number == END:
+                            closed = True
+                            stop_at = time.monotonic() + stop_after if stop_after is not None else stop_at
+                            break
+                        begun = time.monotonic()
+                        planned = requests[number]
+                        taken += 1
+                        sent[planned.id] = at - zero
+                        self.add(planned, at)
+                        after = time.monotonic()
+                        queued[planned.id] = after - zero
+                        intake.append(after - begun)
+                    if not self.engine.has_unfinished_requests():
+                        continue
+                    known = {t.id: t for t in scheduler.tasks.values()} if time.monotonic() > stop_at else {}
+                    if known:
+                        for number in known:
+                            ended[number] = "failed"
+                        break
+                    before = scheduler.tasks
+                    for out in self.step():
+                        if out.finished:
+                            number = int(out.request_id)
+                            aborted = out.outputs[0].finish_reason == "abort"
+                            ended[number] = "dropped" if aborted else "finished"
+                    del before
+        finally:
+            client.close()
+            scheduler.keep_log = False
+        for log in scheduler.log:
+            for number in log.preempted:
+                preemptions[number] = preemptions.get(number, 0) + 1
+        served = [
+            Served(
+                number,
+                at,
+                by_id[number].prompt,
+                by_id[number].output,
+                queued[number],
+                ended.get(number, "failed"),  # type: ignore[arg-type]
+                scheduler.times.get(number, []),
+                preemptions.get(number, 0),
+            )
+            for number, at in sent.items()
+        ]
+        lateness = [at - by_id[number].arrival for number, at in sent.items()]
+        run = Run(served, list(scheduler.log), lateness, intake, scheduler.now())
+        self.empty()
+        return run
+
+    def _wait(self, client: Client, scheduler: Any, idle: bool) -> None:
+        """Sleep until something arrives or the policy wants to be asked again; a GPU host watches the clock."""
+        until = float("inf") if idle else scheduler.idle_until
+        left = min(LOOK, max(0.0, until - scheduler.now()))
+        if left > 0:
+            select.select([client.channel], [], [], left)
+
+
+def _prompt(planned: Planned, options: EngineOptions) -> list[int]:
+    """Token ids of a prompt: what they are does not matter, that they differ does no harm."""
+    return [4 + (planned.id * 7 + i) % 500 for i in range(planned.prompt)]
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """No garbage collection, which stops everything for milliseconds."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

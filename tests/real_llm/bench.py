@@ -1,0 +1,192 @@
+"""vLLM's scheduler without a model: its real code, fed with made-up tokens on a clock of our own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from vllm import SamplingParams
+from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request
+from vllm.v1.structured_output import StructuredOutputManager
+
+#: A model of two layers; only its shape is ever read here.
+TINY = {
+    "architectures": ["OPTForCausalLM"],
+    "model_type": "opt",
+    "activation_function": "relu",
+    "hidden_size": 64,
+    "word_embed_proj_dim": 64,
+    "ffn_dim": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": 512,
+    "max_position_embeddings": 2048,
+    "do_layer_norm_before": True,
+    "enable_bias": True,
+    "bos_token_id": 2,
+    "eos_token_id": 2,
+    "pad_token_id": 1,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "torch_dtype": "float32",
+    "tie_word_embeddings": True,
+    "layerdrop": 0.0,
+}
+
+
+class Asked(NamedTuple):
+    """A request of a trace: seconds, tokens."""
+
+    id: int
+    arrival: float
+    prompt: int
+    output: int
+
+
+class Made(NamedTuple):
+    """A step as vLLM's scheduler made it: (id, tokens, context before) in its order, those who decode by id."""
+
+    prefill: tuple[tuple[int, int, int], ...]
+    decode: tuple[int, ...]
+    context: int
+    preempted: tuple[int, ...]
+
+
+def model_folder(folder: Path) -> str:
+    folder.mkdir(exist_ok=True, parents=True)
+    (folder / "config.json").write_text(json.dumps(TINY))
+    return str(folder)
+
+
+def scheduler(
+    folder: str,
+    *,
+    blocks: int = 1000,
+    max_sequences: int = 64,
+    max_batched_tokens: int = 2048,
+    asynchronous: bool = False,
+    settings: dict[str, Any] | None = None,
+    cls: Callable[..., Any] | None = None,
+) -> Any:
+    """vLLM's scheduler, or *cls*, with that many usable KV blocks."""
+    cache = CacheConfig(block_size=16, enable_prefix_caching=False)
+    config = VllmConfig(
+        model_config=ModelConfig(model=folder, skip_tokenizer_init=True, dtype="float32", max_model_len=2048),
+        scheduler_config=SchedulerConfig(
+            max_num_seqs=max_sequences,
+            max_num_batched_tokens=max_batched_tokens,
+            max_model_len=2048,
+            is_encoder_decoder=False,
+            enable_chunked_prefill=True,
+            async_scheduling=asynchronous,
+        ),
+        cache_config=cache,
+        device_config=DeviceConfig(device="cpu"),
+        additional_config={"servetwin": settings or {}},
+    )
+    cache.num_gpu_blocks = blocks + 1  # vLLM keeps one for itself
+    spec = FullAttentionSpec(block_size=16, num_kv_heads=1, head_size=1, dtype=torch.float32)
+    memory = KVCacheConfig(
+        num_blocks=blocks + 1, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)]
+    )
+    # The configuration gives asynchronous scheduling up on a CPU; the scheduler itself does not mind.
+    config.scheduler_config.async_scheduling = asynchronous
+    made = cls or (AsyncScheduler if asynchronous else Scheduler)
+    return made(
+        vllm_config=config,
+        kv_cache_config=memory,
+        structured_output_manager=StructuredOutputManager(config),
+        block_size=16,
+        log_stats=False,
+    )
+
+
+def vllm_request(asked: Asked, limit: int | None = None) -> Request:
+    extra = {"servetwin": {"id": asked.id, "limit": limit or asked.output}}
+    return Request(
+        request_id=str(asked.id),
+        prompt_token_ids=[3] * asked.prompt,
+        sampling_params=SamplingParams(max_tokens=asked.output, ignore_eos=True, extra_args=extra),
+        pooling_params=None,
+        arrival_time=asked.arrival,
+    )
+
+
+def replay(
+    scheduler: Any,
+    trace: Iterable[Asked],
+    seconds: Callable[[Made], float],
+    *,
+    clock: Callable[[float], None] | None = None,
+    limit: int | None = None,
+) -> tuple[list[Made], dict[int, list[float]], list[float]]:
+    """Play *trace* with steps that take *seconds*: the steps, each request's token times, the steps' ends."""
+    left = list(reversed(list(trace)))
+    now = 0.0
+    steps: list[Made] = []
+    times: dict[int, list[float]] = {}
+    ends: list[float] = []
+    while left or scheduler.has_requests():
+        while left and left[-1].arrival <= now:
+            asked = left.pop()
+            times[asked.id] = []
+            scheduler.add_request(vllm_request(asked, limit))
+        if not scheduler.requests:
+            if not left:
+                break
+            now = left[-1].arrival
+            continue
+        if clock is not None:
+            clock(now)
+        preempted = {r: q.num_preemptions for r, q in scheduler.requests.items()}
+        output = scheduler.schedule()
+        made = _made(scheduler, output, preempted)
+        if made.prefill or made.decode:
+            steps.append(made)
+            now += seconds(made)
+            ends.append(now)
+        elif left:
+            now = left[-1].arrival
+        if clock is not None:
+            clock(now)
+        for out in scheduler.update_from_output(output, _tokens(scheduler, output)).values():
+            for one in out.outputs:
+                times[int(one.request_id)] += [now] * len(one.new_token_ids)
+    return steps, times, ends
+
+
+def _made(scheduler: Any, output: Any, before: dict[str, int]) -> Made:
+    prefill, decode, context = [], [], 0
+    for rid, tokens in output.num_scheduled_tokens.items():
+        request = scheduler.requests[rid]
+        computed = request.num_computed_tokens - tokens
+        if tokens == 1 and computed >= request.num_prompt_tokens and request.num_output_tokens:
+            decode.append(int(rid))
+            context += computed
+        else:
+            prefill.append((int(rid), tokens, computed))
+    lost = tuple(
+        int(r) for r, n in before.items() if r in scheduler.requests and scheduler.requests[r].num_preemptions > n
+    )
+    return Made(tuple(prefill), tuple(decode), context, lost)
+
+
+def _tokens(scheduler: Any, output: Any) -> ModelRunnerOutput:
+    """A token for each request whose pending tokens are all computed with this step."""
+    ids = list(output.num_scheduled_tokens)
+    return ModelRunnerOutput(
+        req_ids=ids,
+        req_id_to_index={r: i for i, r in enumerate(ids)},
+        sampled_token_ids=[[] if scheduler.requests[r].is_prefill_chunk else [7] for r in ids],
+        logprobs=None,
+        prompt_logprobs_dict={},
+        pooler_output=[],
+    )
