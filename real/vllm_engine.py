@@ -117,8 +117,6 @@ def model_config(name: str, dtype: str) -> dict[str, Any]:
     else:
         from servetwin.profiles.architecture import architecture
 
-        if not name.startswith("opt-"):
-            raise BadInput(f"model {name!r} cannot be built with random weights", right="an OPT model, or a folder")
         shape = architecture(name).model_dump()
     return {
         "architectures": ["OPTForCausalLM"],
@@ -163,7 +161,10 @@ class VllmEngine:
         self.options = options
         self.version = vllm.__version__
         folder = options.model
-        if not Path(folder).is_dir():
+        built = folder == "tiny" or folder.startswith("opt-")
+        if not built and not (Path(folder) / "config.json").is_file():
+            raise BadInput(f"there is no model in {folder!r}", right="tiny, opt-13b, ..., or a folder with a model")
+        if built:
             self._made = tempfile.TemporaryDirectory(prefix="servetwin-")
             folder = self._made.name
             (Path(folder) / "config.json").write_text(json.dumps(model_config(options.model, options.dtype)))
@@ -183,7 +184,7 @@ class VllmEngine:
         self.engine = LLMEngine.from_engine_args(
             EngineArgs(
                 model=folder,
-                load_format="dummy" if folder != options.model else "auto",
+                load_format="dummy" if built else "auto",
                 skip_tokenizer_init=True,
                 dtype=options.dtype,
                 max_model_len=options.max_model_len,
@@ -322,13 +323,11 @@ class VllmEngine:
                         for number in known:
                             ended[number] = "failed"
                         break
-                    before = scheduler.tasks
                     for out in self.step():
                         if out.finished:
                             number = int(out.request_id)
                             aborted = out.outputs[0].finish_reason == "abort"
                             ended[number] = "dropped" if aborted else "finished"
-                    del before
         finally:
             client.close()
             scheduler.keep_log = False
