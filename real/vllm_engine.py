@@ -286,7 +286,7 @@ class VllmEngine:
         client = Client([r.arrival for r in requests])
         closed, taken, stop_at = False, 0, float("inf")
         try:
-            with _undisturbed():
+            with undisturbed():
                 client.channel.setblocking(False)
                 scheduler.zero = zero = time.monotonic() + LEAD
                 client.begin(zero)
@@ -366,7 +366,7 @@ def _prompt(planned: Planned, options: EngineOptions) -> list[int]:
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """No garbage collection, which stops everything for milliseconds."""
     gc.collect()
     gc.disable()

@@ -15,7 +15,7 @@ from typing import Any
 
 from servetwin.core.tokens import ALL, Step, TokenPolicy, TokenView
 
-from .vllm_engine import Planned, VllmEngine
+from .vllm_engine import Planned, VllmEngine, undisturbed
 from .vllm_scheduler import Settings, StepLog
 
 #: Steps of a kind that are left out before those that count: the first ones after a change are slower.
@@ -158,6 +158,15 @@ def measure(
 ) -> list[Measured]:
     """Measure *grid* on *engine*. *tokens* bounds the KV memory used (None: what there is)."""
     bench = _Bench(engine, progress)
+    with undisturbed():
+        _measure(bench, grid, tokens)
+    engine.empty()
+    engine.scheduler.keep_log = False
+    return bench.done
+
+
+def _measure(bench: _Bench, grid: Grid, tokens: int | None) -> None:
+    engine, progress = bench.engine, bench.progress
     options = engine.options
     room = tokens or engine.scheduler.blocks * engine.scheduler.block_size
     longest = options.max_model_len - 1
@@ -216,9 +225,6 @@ def measure(
     size = min(16, sequences - 1)
     bench.install(Preempting(every=4))
     bench.run("preemption", [(64, 40)] * size)
-    engine.empty()
-    engine.scheduler.keep_log = False
-    return bench.done
 
 
 def _split(total: int, parts: int) -> list[int]:

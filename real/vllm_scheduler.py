@@ -223,7 +223,7 @@ class _Policed(Steered):
         extra = (getattr(request.sampling_params, "extra_args", None) or {}).get(KEY, {})
         self._ids += 1
         number = int(extra.get("id", self._ids))
-        if "arrival" in extra:
+        if extra.get("arrival") is not None:
             arrival = float(extra["arrival"]) - self.zero
         else:  # vLLM stamps by the wall clock
             arrival = request.arrival_time - time.time() + time.monotonic() - self.zero
@@ -282,7 +282,7 @@ class _Policed(Steered):
         self._asked = None
         if output.total_num_scheduled_tokens:
             self._flying.append(log)
-        elif self.requests and not self._flying:
+        elif self.requests and not self._flying and not log.dropped and not log.preempted:
             time.sleep(NAP)
         return output
 

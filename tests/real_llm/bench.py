@@ -110,7 +110,7 @@ def scheduler(
 
 
 def vllm_request(asked: Asked, limit: int | None = None) -> Request:
-    extra = {"servetwin": {"id": asked.id, "limit": limit or asked.output}}
+    extra = {"servetwin": {"id": asked.id, "limit": limit or asked.output, "arrival": asked.arrival}}
     return Request(
         request_id=str(asked.id),
         prompt_token_ids=[3] * asked.prompt,

@@ -1,0 +1,224 @@
+"""Runs on a real engine to hold against their simulation: `plan` here, `run` where the GPU is, `replay` anywhere.
+
+::
+
+    campaign.py plan  PLAN.json                    # what to run: requests and all, so that nothing is drawn there
+    campaign.py run   PLAN.json FOLDER --seconds N # one engine: its profile once, then the cells in order
+    campaign.py pack  FOLDER FILE.json.gz          # what was run, compactly
+
+`run` writes as it goes and stops in time, so that a run that is cut off loses the cell in hand only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import gzip
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+#: Lengths in tokens of the 100 prompts of the NeuStream artifact's LLM experiments (as counted by us with OPT's
+#: tokenizer), in order.
+PROMPTS: tuple[int, ...] = (
+    343, 243, 149, 45, 462, 210, 77, 370, 402, 141, 103, 269, 269, 64, 47, 105, 62, 214, 90, 86, 47, 49, 358,
+    82, 401, 207, 75, 99, 114, 247, 455, 88, 71, 194, 97, 72, 281, 206, 68, 195, 40, 96, 104, 66, 44, 62, 43,
+    45, 105, 67, 109, 50, 137, 93, 72, 309, 56, 124, 47, 294, 358, 51, 316, 56, 90, 103, 166, 47, 52, 277, 349,
+    260, 42, 259, 59, 53, 345, 95, 40, 42, 64, 70, 45, 301, 41, 115, 178, 216, 41, 91, 178, 79, 52, 175, 54,
+    338, 42, 183, 373, 63,
+)
+
+POLICIES = {
+    "vllm-v1": "vllm_v1",
+    "vllm": "vllm",
+    "neustream-llm": "neustream_llm",
+    "edf-llm": "edf_llm",
+}
+#: Policies that never look at the SLO: one run of theirs scores for every SLO.
+BLIND = ("vllm-v1", "vllm", "own")
+
+
+def requests(rate: float, cv: float, seed: int, count: int, output: tuple[int, int]) -> list[list[float]]:
+    """[arrival, prompt, output]: gamma gaps as in the artifact, its prompts, output lengths even in a range."""
+    rng = np.random.RandomState(seed)
+    gaps = rng.gamma(1.0 / cv**2, cv**2 / rate, count)
+    gaps *= count / rate / gaps.sum()  # so that each seed has the rate that it is named for
+    outputs = rng.randint(output[0], output[1] + 1, count)
+    arrivals = np.cumsum(gaps) - gaps[0]
+    prompts = [PROMPTS[i % len(PROMPTS)] for i in range(count)]
+    return [[round(float(a), 6), p, int(n)] for a, p, n in zip(arrivals, prompts, outputs, strict=True)]
+
+
+def cells(
+    rates: list[float], slos: list[str], cvs: list[float], seconds: float, least: int, output: tuple[int, int]
+) -> list[dict[str, Any]]:
+    """The grid, what matters most first."""
+    out: list[dict[str, Any]] = []
+
+    def add(policy: str, slo: str, rate: float, cv: float, seed: int, repeat: int = 0) -> None:
+        count = max(least, int(rate * seconds) + (24 if least <= rate * seconds < 150 else 0))
+        out.append(
+            {
+                "id": f"{policy}_{'any' if policy in BLIND else slo}_r{rate:g}_cv{cv:g}_s{seed}_{repeat}",
+                "policy": policy,
+                "slo": slo,
+                "rate": rate,
+                "cv": cv,
+                "seed": seed,
+                "repeat": repeat,
+                "limit": output[1],
+                "requests": requests(rate, cv, seed, count, output),
+            }
+        )
+
+    order = [rates[1], rates[2], rates[0]] if len(rates) == 3 else rates
+    for cv in cvs:
+        for rate in order:
+            for slo in slos:
+                for policy in POLICIES:
+                    if policy not in BLIND or slo == slos[0]:
+                        add(policy, slo, rate, cv, seed=int(10 * cv))
+        if cv == cvs[0]:
+            add("own", slos[0], rates[1], cv, seed=int(10 * cv))
+            add("vllm-v1", slos[0], rates[1], cv, int(10 * cv), repeat=1)
+            add("neustream-llm", slos[0], rates[1], cv, int(10 * cv), repeat=1)
+    for policy in ("vllm-v1", "neustream-llm", "own"):
+        add(policy, slos[0], rates[1], cvs[0], int(10 * cvs[0]), repeat=2)
+    return out
+
+
+def run(plan: dict[str, Any], folder: Path, seconds: float) -> None:
+    began = time.monotonic()
+
+    def say(*words: object) -> None:
+        line = f"{time.monotonic() - began:7.1f} " + " ".join(map(str, words))
+        print(line, flush=True)
+        with (folder / "log.txt").open("a") as file:
+            file.write(line + "\n")
+
+    def keep(what: dict[str, Any]) -> None:
+        with gzip.open(folder / "runs.jsonl.gz", "at", compresslevel=4) as file:
+            file.write(json.dumps(what, separators=(",", ":")) + "\n")
+
+    from servetwin.profiles.tokendata import TokenModel
+    from servetwin.profiles.tokens import TokenTable
+    from servetwin.core.tokens import CumulativeSLO
+    from servetwin.real.vllm_engine import EngineOptions, Planned, VllmEngine
+    from servetwin.real.vllm_profile import SMALL, Grid, measure, tokens_section
+    from servetwin.real.vllm_scheduler import Estimates, Settings, slo_scales
+
+    folder.mkdir(parents=True, exist_ok=True)
+    options = EngineOptions(**{k: tuple(v) if isinstance(v, list) else v for k, v in plan["engine"].items()})
+    engine = VllmEngine(options)
+    described = engine.describe()
+    described["python"] = platform.python_version()
+    say(json.dumps(described))
+    grid = SMALL if plan["grid"] == "small" else Grid(**plan["grid"])
+    measured = measure(engine, grid, lambda what: say("profile:", what))
+    keep({"kind": "engine", **described})
+    for one in measured:
+        keep({"kind": "profile", "what": one.kind, "steps": [_flat(s) for s in one.steps], "intake": one.intake})
+    section = tokens_section(measured, described, grid, "runs.jsonl.gz")
+    (folder / "profile.json").write_text(json.dumps(section))
+    table = TokenTable(TokenModel.model_validate(section["tokens"]["kinds"]["measured"]), hold=True)
+    solo = section["tokens"]["solo"]
+    say("solo", solo["d0"], solo["d1"], "prefill", [round(table.prefill(n) * 1e3, 2) for n in (32, 128, 512, 1024)],
+        "decode", [round(table.decode(b, 160 * b) * 1e3, 2) for b in (1, 8, 32, 64)],
+        "mixed", section["tokens"]["kinds"]["measured"]["mixed"])
+    for cell in plan["cells"]:
+        planned = [Planned(i, a, int(p), int(n), cell["limit"]) for i, (a, p, n) in enumerate(cell["requests"])]
+        expected = planned[-1].arrival + 2.5
+        if time.monotonic() - began + expected > seconds:
+            say("no time for", cell["id"])
+            continue
+        p, d = slo_scales(cell["slo"])
+        slo = CumulativeSLO(p, d, solo["d0"], solo["d1"], table.prefill)
+        estimates = Estimates(table.prefill, table.decode, slo)
+        name = POLICIES.get(cell["policy"])
+        settings = Settings(policy=name, params=cell.get("params"))
+        made = engine.serve(planned, settings, estimates=estimates, stop_after=20.0)
+        keep(
+            {
+                "kind": "run",
+                **{k: v for k, v in cell.items() if k != "requests"},
+                "requests": [
+                    [r.id, r.arrival, r.prompt, r.output, r.queued, r.outcome, r.preemptions]
+                    + [[round(t, 6) for t in r.times]]
+                    for r in made.requests
+                ],
+                "steps": [_flat(s) for s in made.steps],
+                "late_ms": round(1e3 * max(made.lateness), 3),
+                "intake": made.intake,
+            }
+        )
+        met = sum(
+            r.outcome == "finished"
+            and all(
+                t <= r.arrival + p * table.prefill(r.prompt) + d * slo.decode_alone(r.prompt, j)
+                for j, t in enumerate(r.times)
+            )
+            for r in made.requests
+        )
+        counts = {o: sum(r.outcome == o for r in made.requests) for o in ("finished", "dropped", "failed")}
+        first = [r.times[0] - r.arrival for r in made.requests if r.times]
+        say(cell["id"], "met", met, "of", len(made.requests), counts, "ttft ms", round(1e3 * float(np.mean(first)), 1),
+            "steps", len(made.steps), "step ms", round(1e3 * float(np.mean([s.end - s.start for s in made.steps])), 2),
+            "decide us", round(1e6 * float(np.mean([s.decided - s.start for s in made.steps]))),
+            "late ms", round(1e3 * max(made.lateness), 2))
+    say("done")
+
+
+def _flat(step: Any) -> list[Any]:
+    values = list(dataclasses.asdict(step).values())
+    return [round(v, 6) if isinstance(v, float) else v for v in values]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    commands = parser.add_subparsers(dest="command", required=True)
+    make = commands.add_parser("plan")
+    make.add_argument("out", type=Path)
+    make.add_argument("--tiny", action="store_true")
+    go = commands.add_parser("run")
+    go.add_argument("plan", type=Path)
+    go.add_argument("folder", type=Path)
+    go.add_argument("--seconds", type=float, required=True)
+    args = parser.parse_args()
+    if args.command == "plan":
+        if args.tiny:
+            plan = {
+                "engine": {"model": "tiny", "kv_bytes": 64 << 20, "max_sequences": 64},
+                "grid": "small",
+                "cells": cells([40, 80, 120], ["5+2", "10+3"], [1, 4], 1.5, 60, (16, 48)),
+            }
+        else:
+            plan = {
+                "engine": {
+                    "model": "opt-13b",
+                    "dtype": "float16",
+                    "max_model_len": 2048,
+                    "max_batched_tokens": 8192,
+                    "max_sequences": 256,
+                    "gpu_memory_utilization": 0.92,
+                    "graphs": [1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256],
+                },
+                "grid": {},
+                "cells": cells([10, 16, 24], ["3+1.5", "5+2"], [1, 4], 7.5, 110, (24, 64)),
+            }
+        args.out.write_text(json.dumps(plan))
+        print(len(plan["cells"]), "cells", round(sum(c["requests"][-1][0] for c in plan["cells"])), "s")
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            (args.folder / "runs.jsonl.gz").unlink()
+        args.folder.mkdir(parents=True, exist_ok=True)
+        run(json.loads(args.plan.read_text()), args.folder, args.seconds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
