@@ -115,7 +115,7 @@ def model_config(name: str, dtype: str) -> dict[str, Any]:
     if name == "tiny":
         shape = dict(TINY)
     else:
-        from servetwin.profiles.architecture import architecture
+        from servetwin.profiles.architectures import architecture
 
         shape = architecture(name).model_dump()
     return {
