@@ -47,7 +47,8 @@ class EngineOptions:
 
     *model* is a name of ``profiles/models.yaml`` ("opt-13b") or "tiny", with random weights, or a folder with a model.
     *graphs* lists the batch sizes for which decode steps are captured as CUDA graphs (none: eager). *kv_bytes* fixes
-    the memory for keys and values (None: what *gpu_memory_utilization* leaves). The other names are vLLM's own.
+    the memory for keys and values (None: what *gpu_memory_utilization* leaves). With *graphs_for* "all" steps with a
+    prefill run as graphs too, padded to the next of those sizes. The other names are vLLM's own.
     """
 
     model: str = "tiny"
@@ -59,6 +60,7 @@ class EngineOptions:
     gpu_memory_utilization: float = 0.9
     kv_bytes: int | None = None
     graphs: tuple[int, ...] = ()
+    graphs_for: Literal["decode", "all"] = "decode"
     asynchronous: bool = False
     tensor_parallel: int = 1
     seed: int = 0
@@ -171,11 +173,11 @@ class VllmEngine:
         began = time.monotonic()
         more: dict[str, Any] = {"enforce_eager": True}
         if options.graphs:
-            # Decode steps as CUDA graphs without torch.compile, which would take a minute on every new machine.
+            # CUDA graphs without torch.compile, which would take a minute on every new machine.
             more = {
                 "compilation_config": {
                     "mode": 0,
-                    "cudagraph_mode": "FULL_DECODE_ONLY",
+                    "cudagraph_mode": "FULL" if options.graphs_for == "all" else "FULL_DECODE_ONLY",
                     "cudagraph_capture_sizes": list(options.graphs),
                 }
             }

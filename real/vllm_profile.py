@@ -259,7 +259,13 @@ def tokens_section(measured: Sequence[Measured], described: dict[str, Any], grid
         by_kind.setdefault(one.kind, []).extend(one.steps)
     origin = {"file": source}
     model: dict[str, Any] = {
-        "prefill": _prefill(by_kind["prefill"], grid, options["max_batched_tokens"], origin),
+        "prefill": _prefill(
+            by_kind["prefill"],
+            grid,
+            options["max_batched_tokens"],
+            options["graphs"] if options.get("graphs_for") == "all" else (),
+            origin,
+        ),
         "surface": _surface(by_kind["decode"], grid, bool(options["graphs"]), origin),
     }
     plain = TokenTable(TokenModel.model_validate(model), hold=True)
@@ -315,7 +321,11 @@ def _median(values: Sequence[float]) -> float:
     return round(statistics.median(values), 7)
 
 
-def _prefill(steps: Sequence[StepLog], grid: Grid, budget: int, origin: dict[str, str]) -> dict[str, Any]:
+def _prefill(
+    steps: Sequence[StepLog], grid: Grid, budget: int, graphs: Sequence[int], origin: dict[str, str]
+) -> dict[str, Any]:
+    """Seconds by tokens and prompts. Up to the largest of *graphs* a step takes what the next graph takes: flights of
+    stairs, written as lines between their edges."""
     found: dict[tuple[int, int], list[float]] = {}
     large: list[tuple[int, int, float]] = []
     single = max(sum(n for _, n, _ in s.prefill) for s in steps if len(s.prefill) == 1)
@@ -342,6 +352,8 @@ def _prefill(steps: Sequence[StepLog], grid: Grid, budget: int, origin: dict[str
                 high = min(t for t in known if t > total)
                 row.append(round(at[low] + (at[high] - at[low]) * (total - low) / (high - low), 7))
         table.append(row)
+    if graphs:
+        totals, table = _stairs(totals, table, max(graphs))
     out: dict[str, Any] = {
         "tokens": totals,
         "prompts": rows,
@@ -362,6 +374,25 @@ def _prefill(steps: Sequence[StepLog], grid: Grid, budget: int, origin: dict[str
             "source": origin,
         }
     return out
+
+
+def _stairs(
+    totals: Sequence[int], table: Sequence[Sequence[float | None]], until: int
+) -> tuple[list[int], list[list[float | None]]]:
+    """The same with each value up to *until* tokens holding from just beyond the total before it.
+
+    >>> _stairs([1, 16, 32, 64], [[1.0, 2.0, 3.0, 4.0]], 32)
+    ([1, 2, 16, 17, 32, 64], [[1.0, 2.0, 2.0, 3.0, 3.0, 4.0]])
+    """
+    edges: list[int] = []
+    rows: list[list[float | None]] = [[] for _ in table]
+    for i, total in enumerate(totals):
+        first = totals[i - 1] + 1 if i else total
+        places = [first, total] if i and total <= until and first < total else [total]
+        edges += places
+        for row, values in zip(rows, table, strict=True):
+            row += [values[i]] * len(places)
+    return edges, rows
 
 
 def _plane(points: Sequence[tuple[int, int, float]]) -> tuple[float, float, float]:

@@ -93,6 +93,36 @@ def cells(
     return out
 
 
+def short(seconds: float, output: tuple[int, int]) -> list[dict[str, Any]]:
+    """What fits into a minute or two, what matters most first."""
+    a, b = "3+1.5", "5+2"
+    wanted: list[tuple[str, str, float, float, int]] = []
+    wanted += [(p, s, 24, 1, 0) for p, s in (("vllm-v1", a), ("vllm", a), ("neustream-llm", a), ("edf-llm", a))]
+    wanted += [(p, b, 32, 1, 0) for p in ("neustream-llm", "edf-llm", "vllm-v1", "vllm")]
+    wanted += [("neustream-llm", b, 24, 1, 0), ("edf-llm", b, 24, 1, 0)]
+    wanted += [("vllm-v1", a, 24, 1, 1), ("neustream-llm", a, 24, 1, 1), ("own", a, 24, 1, 0)]
+    wanted += [(p, a, 16, 1, 0) for p in ("vllm", "neustream-llm", "edf-llm", "vllm-v1")]
+    wanted += [(p, b, 24, 4, 0) for p in ("vllm-v1", "vllm", "neustream-llm", "edf-llm")]
+    wanted += [("own", a, 24, 1, 1), ("vllm-v1", a, 24, 1, 2)]
+    out = []
+    for policy, slo, rate, cv, repeat in wanted:
+        seed = int(10 * cv)
+        out.append(
+            {
+                "id": f"{policy}_{'any' if policy in BLIND else slo}_r{rate:g}_cv{cv:g}_s{seed}_{repeat}",
+                "policy": policy,
+                "slo": slo,
+                "rate": rate,
+                "cv": cv,
+                "seed": seed,
+                "repeat": repeat,
+                "limit": output[1],
+                "requests": requests(rate, cv, seed, int(rate * seconds), output),
+            }
+        )
+    return out
+
+
 def run(plan: dict[str, Any], folder: Path, seconds: float) -> None:
     began = time.monotonic()
 
@@ -119,7 +149,8 @@ def run(plan: dict[str, Any], folder: Path, seconds: float) -> None:
     described = engine.describe()
     described["python"] = platform.python_version()
     say(json.dumps(described))
-    grid = SMALL if plan["grid"] == "small" else Grid(**plan["grid"])
+    given = plan["grid"]
+    grid = SMALL if given == "small" else Grid(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
     measured = measure(engine, grid, lambda what: say("profile:", what))
     keep({"kind": "engine", **described})
     for one in measured:
@@ -133,7 +164,7 @@ def run(plan: dict[str, Any], folder: Path, seconds: float) -> None:
         "mixed", section["tokens"]["kinds"]["measured"]["mixed"])
     for cell in plan["cells"]:
         planned = [Planned(i, a, int(p), int(n), cell["limit"]) for i, (a, p, n) in enumerate(cell["requests"])]
-        expected = planned[-1].arrival + 2.5
+        expected = planned[-1].arrival + 2.0
         if time.monotonic() - began + expected > seconds:
             say("no time for", cell["id"])
             continue
@@ -174,6 +205,32 @@ def run(plan: dict[str, Any], folder: Path, seconds: float) -> None:
     say("done")
 
 
+def pack(folder: Path, out: Path) -> None:
+    """What `servetwin.experiments.llm_replay.read` reads: runs without their steps."""
+    engine, runs = None, []
+    with gzip.open(folder / "runs.jsonl.gz", "rt") as file:
+        for line in file:
+            what = json.loads(line)
+            kind = what.pop("kind")
+            if kind == "engine":
+                engine = what
+            elif kind == "run":
+                steps = what.pop("steps")
+                for key in ("late_ms", "intake", "seed"):
+                    what.pop(key)
+                what["steps"] = len(steps)
+                what["busy"] = round(sum(s[3] - s[0] for s in steps), 4)
+                rows = []
+                for number, arrival, prompt, output, _, outcome, _, times in what["requests"]:
+                    ends = [round(t * 1e6) for t in times]
+                    gaps = [b - a for a, b in zip(ends, ends[1:], strict=False)]
+                    rows.append([number, arrival, prompt, output, outcome, times[0] if times else None, gaps])
+                what["requests"] = rows
+                runs.append(what)
+    with gzip.GzipFile(out, "wb", compresslevel=9, mtime=0) as raw:
+        raw.write(json.dumps({"engine": engine, "runs": runs}, separators=(",", ":")).encode())
+
+
 def _flat(step: Any) -> list[Any]:
     values = list(dataclasses.asdict(step).values())
     return [round(v, 6) if isinstance(v, float) else v for v in values]
@@ -185,12 +242,18 @@ def main() -> None:
     make = commands.add_parser("plan")
     make.add_argument("out", type=Path)
     make.add_argument("--tiny", action="store_true")
+    make.add_argument("--short", action="store_true", help="steps with a prefill as CUDA graphs too; one or two minutes")
     go = commands.add_parser("run")
     go.add_argument("plan", type=Path)
     go.add_argument("folder", type=Path)
     go.add_argument("--seconds", type=float, required=True)
+    fold = commands.add_parser("pack")
+    fold.add_argument("folder", type=Path)
+    fold.add_argument("out", type=Path)
     args = parser.parse_args()
-    if args.command == "plan":
+    if args.command == "pack":
+        pack(args.folder, args.out)
+    elif args.command == "plan":
         if args.tiny:
             plan = {
                 "engine": {"model": "tiny", "kv_bytes": 64 << 20, "max_sequences": 64},
@@ -211,6 +274,28 @@ def main() -> None:
                 "grid": {},
                 "cells": cells([10, 16, 24], ["3+1.5", "5+2"], [1, 4], 7.5, 110, (24, 64)),
             }
+        if args.short:
+            decode = [1, 2, 4, *range(8, 65, 8), *range(80, 129, 16), *range(160, 257, 32)]
+            plan["engine"]["graphs"] = decode + [*range(288, 513, 32), *range(576, 1025, 64)]
+            plan["engine"]["graphs_for"] = "all"
+            steps = [16, 32, *range(64, 257, 32), *range(288, 513, 32), *range(576, 1025, 64)]
+            plan["grid"] = {
+                "prefill": [1, *steps, 1280, 1536, 1792, 2047],
+                "prompts": [1, 4],
+                "every": 2,
+                "beyond": [3072, 4096],
+                "long": [256],
+                "decode": decode,
+                "contexts": [32, 128, 256, 512],
+                "steps": 6,
+                "mixed_tokens": [48, 112, 240, 496],
+                "mixed_sequences": [8, 24, 64],
+                "chunks": [512],
+                "repeats": 2,
+            }
+            plan["cells"] = short(6.0, (24, 64))
+        if args.tiny and args.short:
+            plan["engine"] = {"model": "tiny", "kv_bytes": 64 << 20, "max_sequences": 64}
         args.out.write_text(json.dumps(plan))
         print(len(plan["cells"]), "cells", round(sum(c["requests"][-1][0] for c in plan["cells"])), "s")
     else:

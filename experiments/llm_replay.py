@@ -1,0 +1,191 @@
+"""Measured runs of a language model, repeated in simulation: the gaps between the two.
+
+A file of runs (``measured/<device>/llm-*.json.gz``) holds what was sent, when, and when each token came out, under
+which policy, together with the engine's limits. `replay` serves the same requests at the same times in simulated
+time by a profile, and `gaps` compares.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from servetwin.core import Module, Outcome, Pipeline, Recorder, Request, ServingLoop
+from servetwin.core.loop import play
+from servetwin.core.token_engine import TokenBatch
+from servetwin.core.token_worker import TokenWorker
+from servetwin.core.tokens import CumulativeSLO, EngineLimits, TokenPolicy, TokenRequest, TokenTask, TokenView
+from servetwin.profiles.tokens import TokenTable
+
+from . import registry
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A request as the client sent it, and what the real engine made of it; seconds since the run began.
+
+    *limit* is what the policy was told; *times* are those at which its tokens came out (none if it was dropped at
+    once).
+    """
+
+    id: int
+    arrival: float
+    prompt: int
+    output: int
+    limit: int
+    outcome: str
+    times: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class MeasuredRun:
+    """One run on a real engine. *slo* is "P+D", *steps* how many the engine made, *busy* the seconds in them."""
+
+    id: str
+    policy: str
+    slo: str
+    rate: float
+    cv: float
+    repeat: int
+    steps: int
+    busy: float
+    requests: tuple[Sent, ...]
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """Runs of one engine, and its limits."""
+
+    engine: dict[str, Any]
+    runs: tuple[MeasuredRun, ...]
+
+    @property
+    def limits(self) -> EngineLimits:
+        options = self.engine["options"]
+        return EngineLimits(
+            blocks=self.engine["blocks"],
+            block_size=self.engine["block_size"],
+            max_batched_tokens=options["max_batched_tokens"],
+            max_sequences=options["max_sequences"],
+        )
+
+
+def read(path: Path) -> Campaign:
+    """A file that `write` wrote."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        data = json.load(file)
+    runs = []
+    for run in data["runs"]:
+        fields = {k: v for k, v in run.items() if k not in ("requests", "limit")}
+        sent = tuple(
+            Sent(i, arrival, prompt, output, run["limit"], outcome, tuple(_ends(first, gaps)))
+            for i, arrival, prompt, output, outcome, first, gaps in run["requests"]
+        )
+        runs.append(MeasuredRun(**fields, requests=sent))
+    return Campaign(data["engine"], tuple(runs))
+
+
+def _ends(first: float | None, gaps: Sequence[int]) -> Iterator[float]:
+    """Token times from the first and the gaps in microseconds."""
+    if first is not None:
+        at = round(first * 1e6)
+        yield at / 1e6
+        for gap in gaps:
+            at += gap
+            yield at / 1e6
+
+
+class _Times(Recorder):
+    """Keeps when each token came out."""
+
+    wants_token_times = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times: dict[int, list[float]] = {}
+        self.outcomes: dict[int, str] = {}
+        self.steps = 0
+        self.busy = 0.0
+
+    def ended(self, request: Request, now: float) -> None:
+        super().ended(request, now)
+        for task in request.tasks:
+            if isinstance(task, TokenTask):
+                self.times[request.id] = list(task.times())
+        dropped = request.outcome is Outcome.DROPPED
+        self.outcomes[request.id] = "dropped" if dropped else "finished"
+
+    def batch(self, batch: Any) -> None:
+        super().batch(batch)
+        if isinstance(batch, TokenBatch):
+            self.steps += batch.count
+
+
+def slo_of(table: TokenTable, text: str, solo: tuple[float, float]) -> CumulativeSLO:
+    """Deadlines for "P+D" by what a request alone takes on *table*."""
+    prefill, decode = (float(part) for part in text.split("+"))
+    return CumulativeSLO(prefill, decode, solo[0], solo[1], table.prefill)
+
+
+def replay(
+    run: MeasuredRun, limits: EngineLimits, table: TokenTable, slo: CumulativeSLO, params: dict[str, Any] | None = None
+) -> tuple[dict[int, list[float]], dict[int, str], int]:
+    """Serve the requests of *run* in simulated time: token times and outcomes by request, and the steps made."""
+    from servetwin.sim import SimExecutor
+    from servetwin.sim.tokens import TokenTiming
+
+    name = "vllm-v1" if run.policy == "own" else run.policy
+    policy = registry.make(name, params or {})
+    assert isinstance(policy, TokenPolicy)
+    stage = Pipeline.chain(Module("decode", loop=True)).stages([["decode"]])[0]
+    view = TokenView(
+        stage, limits, estimate_prefill=table.prefill, estimate_decode=table.decode, slo=slo, name="engine"
+    )
+    worker = TokenWorker(stage, policy, view)
+    executor = SimExecutor(lambda _: TokenTiming(table))  # type: ignore[arg-type, return-value]
+    log = _Times()
+    loop = ServingLoop([stage], [worker], executor, log)
+    requests = sorted(run.requests, key=lambda r: r.arrival)
+    play(
+        loop,
+        iter(
+            TokenRequest(r.id, r.arrival, {"decode": (r.prompt, r.limit)}, {"decode": r.output}) for r in requests
+        ),
+    )
+    executor.run_until_idle()
+    return log.times, log.outcomes, log.steps
+
+
+@dataclass
+class Score:
+    """What a run amounts to under an SLO; seconds. *good* counts requests all of whose tokens were on time."""
+
+    good: int
+    requests: int
+    ttft: np.ndarray = field(repr=False)
+    tpot: np.ndarray = field(repr=False)
+    e2el: np.ndarray = field(repr=False)
+
+
+def score(run: MeasuredRun, times: dict[int, Sequence[float]], slo: CumulativeSLO) -> Score:
+    """Score token *times* of the requests of *run*; every request counts, dropped ones as not good."""
+    good = 0
+    ttft, tpot, e2el = [], [], []
+    for r in run.requests:
+        ends = times.get(r.id, ())
+        if len(ends) < r.output:
+            continue
+        first = r.arrival + slo.prefill_scale * slo.alone(r.prompt)
+        good += all(
+            t <= first + slo.decode_scale * slo.decode_alone(r.prompt, j) + 1e-9 for j, t in enumerate(ends)
+        )
+        ttft.append(ends[0] - r.arrival)
+        e2el.append(ends[-1] - r.arrival)
+        if r.output > 1:
+            tpot.append((ends[-1] - ends[0]) / (r.output - 1))
+    return Score(good, len(run.requests), np.array(ttft), np.array(tpot), np.array(e2el))
