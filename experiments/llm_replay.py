@@ -19,7 +19,7 @@ from servetwin.core import Module, Outcome, Pipeline, Recorder, Request, Serving
 from servetwin.core.loop import play
 from servetwin.core.token_engine import TokenBatch
 from servetwin.core.token_worker import TokenWorker
-from servetwin.core.tokens import CumulativeSLO, EngineLimits, TokenPolicy, TokenRequest, TokenTask, TokenView
+from servetwin.core.tokens import CumulativeSLO, EngineLimits, TokenRequest, TokenTask, TokenView
 from servetwin.profiles.tokens import TokenTable
 
 from . import registry
@@ -133,29 +133,30 @@ def slo_of(table: TokenTable, text: str, solo: tuple[float, float]) -> Cumulativ
 
 
 def replay(
-    run: MeasuredRun, limits: EngineLimits, table: TokenTable, slo: CumulativeSLO, params: dict[str, Any] | None = None
+    run: MeasuredRun,
+    limits: EngineLimits,
+    table: TokenTable,
+    slo: Any,
+    params: dict[str, Any] | None = None,
 ) -> tuple[dict[int, list[float]], dict[int, str], int]:
     """Serve the requests of *run* in simulated time: token times and outcomes by request, and the steps made."""
     from servetwin.sim import SimExecutor
     from servetwin.sim.tokens import TokenTiming
 
     name = "vllm-v1" if run.policy == "own" else run.policy
-    policy = registry.make(name, params or {})
-    assert isinstance(policy, TokenPolicy)
+    policy: Any = registry.make(name, params or {})
     stage = Pipeline.chain(Module("decode", loop=True)).stages([["decode"]])[0]
     view = TokenView(
         stage, limits, estimate_prefill=table.prefill, estimate_decode=table.decode, slo=slo, name="engine"
     )
     worker = TokenWorker(stage, policy, view)
-    executor = SimExecutor(lambda _: TokenTiming(table))  # type: ignore[arg-type, return-value]
+    executor = SimExecutor(lambda _: TokenTiming(table))
     log = _Times()
     loop = ServingLoop([stage], [worker], executor, log)
     requests = sorted(run.requests, key=lambda r: r.arrival)
     play(
         loop,
-        iter(
-            TokenRequest(r.id, r.arrival, {"decode": (r.prompt, r.limit)}, {"decode": r.output}) for r in requests
-        ),
+        iter(TokenRequest(r.id, r.arrival, {"decode": (r.prompt, r.limit)}, {"decode": r.output}) for r in requests),
     )
     executor.run_until_idle()
     return log.times, log.outcomes, log.steps
@@ -181,9 +182,7 @@ def score(run: MeasuredRun, times: dict[int, Sequence[float]], slo: CumulativeSL
         if len(ends) < r.output:
             continue
         first = r.arrival + slo.prefill_scale * slo.alone(r.prompt)
-        good += all(
-            t <= first + slo.decode_scale * slo.decode_alone(r.prompt, j) + 1e-9 for j, t in enumerate(ends)
-        )
+        good += all(t <= first + slo.decode_scale * slo.decode_alone(r.prompt, j) + 1e-9 for j, t in enumerate(ends))
         ttft.append(ends[0] - r.arrival)
         e2el.append(ends[-1] - r.arrival)
         if r.output > 1:

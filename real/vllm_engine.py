@@ -45,10 +45,10 @@ TINY = {"layers": 2, "hidden": 64, "heads": 2, "feed_forward": 128, "vocabulary"
 class EngineOptions:
     """How vLLM is started.
 
-    *model* is a name of ``profiles/models.yaml`` ("opt-13b") or "tiny", with random weights, or a folder with a model.
-    *graphs* lists the batch sizes for which decode steps are captured as CUDA graphs (none: eager). *kv_bytes* fixes
-    the memory for keys and values (None: what *gpu_memory_utilization* leaves). With *graphs_for* "all" steps with a
-    prefill run as graphs too, padded to the next of those sizes. The other names are vLLM's own.
+    *model* is a name of ``profiles/models.yaml`` ("opt-13b") or "tiny", with random weights, or a folder with a
+    model. *graphs* lists the batch sizes for which decode steps are captured as CUDA graphs (none: eager); with
+    *graphs_for* "all" steps with a prefill run as graphs too, padded to the next of those sizes. *kv_bytes* fixes the
+    memory for keys and values (None: what *gpu_memory_utilization* leaves). The other names are vLLM's own.
     """
 
     model: str = "tiny"
@@ -206,7 +206,7 @@ class VllmEngine:
             )
         )
         self.seconds_to_start = time.monotonic() - began
-        self.core = self.engine.engine_core.engine_core  # type: ignore[attr-defined]
+        self.core = self.engine.engine_core.engine_core
         self.scheduler = self.core.scheduler
 
     def describe(self) -> dict[str, Any]:
@@ -248,7 +248,8 @@ class VllmEngine:
         )
 
     def step(self) -> list[Any]:
-        return self.engine.step()
+        outputs: list[Any] = self.engine.step()
+        return outputs
 
     def empty(self) -> None:
         """Abort whatever is left in the engine and let it clean up."""

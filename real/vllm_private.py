@@ -70,7 +70,7 @@ def problems() -> list[str]:
     found = []
     for cls, (methods, attributes) in NEEDED.items():
         found += [f"{cls.__name__}.{name} is gone" for name in methods if not hasattr(cls, name)]
-        source = inspect.getsource(cls.__init__)
+        source = inspect.getsource(vars(cls)["__init__"])
         found += [f"{cls.__name__} no longer sets self.{n}" for n in attributes if f"self.{n}" not in source]
     for function, names in SIGNATURES.items():
         has = tuple(inspect.signature(function).parameters)
@@ -84,9 +84,7 @@ def problems() -> list[str]:
         found.append("RequestStatus.FINISHED_ABORTED is gone")
     fields = set(inspect.signature(EngineCoreOutput).parameters)
     found += [
-        f"EngineCoreOutput takes no {n}"
-        for n in ("request_id", "new_token_ids", "finish_reason")
-        if n not in fields
+        f"EngineCoreOutput takes no {n}" for n in ("request_id", "new_token_ids", "finish_reason") if n not in fields
     ]
     return found
 
@@ -176,10 +174,16 @@ def limits(wanted: Sequence[tuple[int, int]]) -> tuple[int, int, int]:
     return threshold, sum(tokens for _, tokens in wanted[:possible]), possible
 
 
-class Steered(Scheduler):
+class Steered(Scheduler):  # type: ignore[misc]
     """vLLM's scheduler, made to do what it is told: it still allocates, preempts for want of memory, and builds its
     outputs; what it may look at in a step is chosen by masking its queues.
     """
+
+    waiting: Any
+    skipped_waiting: Any
+    running: list[Request]
+    max_num_running_reqs: int
+    max_num_scheduled_tokens: int
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         check()
@@ -279,7 +283,7 @@ class Steered(Scheduler):
             config.long_prefill_token_threshold = threshold
             left = [*self.waiting, *self.skipped_waiting]
             offered = {r.request_id for r in fresh}
-            lost = [r for r in left if r.request_id not in offered]  # preempted in this step: to the head of the queue
+            lost = [r for r in left if r.request_id not in offered]  # preempted just now: to the head
             gone = offered - {r.request_id for r in left}
             for queue in (waiting, skipped):
                 out = [r for r in queue if r.request_id in gone] if gone else []
@@ -306,6 +310,6 @@ class Steered(Scheduler):
         return outputs
 
 
-class SteeredAsync(Steered, AsyncScheduler):
+class SteeredAsync(Steered, AsyncScheduler):  # type: ignore[misc]
     """The same over vLLM's scheduler for asynchronous scheduling, where a step is decided while the one before it
     still runs."""

@@ -245,7 +245,9 @@ def _falling(sizes: Sequence[int], context: int, steps: int) -> list[tuple[int, 
 # -- what a profile file says ---------------------------------------------------------------------------------------
 
 
-def tokens_section(measured: Sequence[Measured], described: dict[str, Any], grid: Grid, source: str) -> dict[str, Any]:
+def tokens_section(
+    measured: Sequence[Measured], described: dict[str, Any], grid: Grid, source: str
+) -> dict[str, Any]:
     """The ``tokens`` and ``costs`` of a profile file, of what `measure` gave on the engine *described*.
 
     *source* names the file that the steps are kept in. Raises `BadInput` if a kind of step was not measured.
@@ -441,7 +443,7 @@ def _surface(steps: Sequence[StepLog], grid: Grid, padded: bool, origin: dict[st
         "seconds": rows,
         "between": "up" if padded else "line",
         "until_context": int(max(size * points[size][-1][0] for size in sizes) * 1.5) + 1,
-        "statistic": f"median of {max(1, grid.steps - SETTLE)} steps on end; on straight lines between their contexts",
+        "statistic": f"median of {max(1, grid.steps - SETTLE)} steps on end; straight lines between contexts",
         "samples": sum(len(p) for size in sizes for p in spells[size].values()),
         "source": origin,
     }
@@ -461,7 +463,8 @@ def _per_pair(steps: Sequence[StepLog], table: Any) -> float:
     pairs = [(n * c, _seconds(s) - table.prefill(n)) for s in steps for _, n, c in s.prefill if c]
     if not pairs:
         return 0.0
-    return max(0.0, sum(x * y for x, y in pairs) / sum(x * x for x, _ in pairs))
+    slope: float = sum(x * y for x, y in pairs) / sum(x * x for x, _ in pairs)
+    return max(0.0, slope)
 
 
 def _mixed(steps: Sequence[StepLog], table: Any, origin: dict[str, str]) -> dict[str, Any]:

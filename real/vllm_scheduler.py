@@ -27,7 +27,6 @@ from servetwin.core.tokens import (
     Step,
     TokenPolicy,
     TokenRequest,
-    TokenSLO,
     TokenTask,
     TokenView,
 )
@@ -112,7 +111,7 @@ class Estimates:
 
     prefill: Any
     decode: Any
-    slo: TokenSLO | None = None
+    slo: Any = None
 
     @classmethod
     def load(cls, profile: str | None, kind: str = "measured", slo: str | None = None) -> Estimates:
@@ -315,7 +314,7 @@ class _Policed(Steered):
         requests = self._requests
         log.dropped += [t.id for t in step.drop]
         try:
-            drop = [requests[t] for t in step.drop]
+            drop = [requests[t] for t in step.drop]  # type: ignore[index]
             orders = Orders(
                 [(requests[t], n) for t, n in step.prefill],
                 None if step.decode is ALL else [requests[t] for t in step.decode],  # type: ignore[union-attr]

@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import dataclasses
 import gzip
+import itertools
 import json
 import platform
 import sys
@@ -27,11 +28,106 @@ import numpy as np
 #: Lengths in tokens of the 100 prompts of the NeuStream artifact's LLM experiments (as counted by us with OPT's
 #: tokenizer), in order.
 PROMPTS: tuple[int, ...] = (
-    343, 243, 149, 45, 462, 210, 77, 370, 402, 141, 103, 269, 269, 64, 47, 105, 62, 214, 90, 86, 47, 49, 358,
-    82, 401, 207, 75, 99, 114, 247, 455, 88, 71, 194, 97, 72, 281, 206, 68, 195, 40, 96, 104, 66, 44, 62, 43,
-    45, 105, 67, 109, 50, 137, 93, 72, 309, 56, 124, 47, 294, 358, 51, 316, 56, 90, 103, 166, 47, 52, 277, 349,
-    260, 42, 259, 59, 53, 345, 95, 40, 42, 64, 70, 45, 301, 41, 115, 178, 216, 41, 91, 178, 79, 52, 175, 54,
-    338, 42, 183, 373, 63,
+    343,
+    243,
+    149,
+    45,
+    462,
+    210,
+    77,
+    370,
+    402,
+    141,
+    103,
+    269,
+    269,
+    64,
+    47,
+    105,
+    62,
+    214,
+    90,
+    86,
+    47,
+    49,
+    358,
+    82,
+    401,
+    207,
+    75,
+    99,
+    114,
+    247,
+    455,
+    88,
+    71,
+    194,
+    97,
+    72,
+    281,
+    206,
+    68,
+    195,
+    40,
+    96,
+    104,
+    66,
+    44,
+    62,
+    43,
+    45,
+    105,
+    67,
+    109,
+    50,
+    137,
+    93,
+    72,
+    309,
+    56,
+    124,
+    47,
+    294,
+    358,
+    51,
+    316,
+    56,
+    90,
+    103,
+    166,
+    47,
+    52,
+    277,
+    349,
+    260,
+    42,
+    259,
+    59,
+    53,
+    345,
+    95,
+    40,
+    42,
+    64,
+    70,
+    45,
+    301,
+    41,
+    115,
+    178,
+    216,
+    41,
+    91,
+    178,
+    79,
+    52,
+    175,
+    54,
+    338,
+    42,
+    183,
+    373,
+    63,
 )
 
 POLICIES = {
@@ -136,9 +232,9 @@ def run(plan: dict[str, Any], folder: Path, seconds: float) -> None:
         with gzip.open(folder / "runs.jsonl.gz", "at", compresslevel=4) as file:
             file.write(json.dumps(what, separators=(",", ":")) + "\n")
 
+    from servetwin.core.tokens import CumulativeSLO
     from servetwin.profiles.tokendata import TokenModel
     from servetwin.profiles.tokens import TokenTable
-    from servetwin.core.tokens import CumulativeSLO
     from servetwin.real.vllm_engine import EngineOptions, Planned, VllmEngine
     from servetwin.real.vllm_profile import SMALL, Grid, measure, tokens_section
     from servetwin.real.vllm_scheduler import Estimates, Settings, slo_scales
@@ -150,7 +246,9 @@ def run(plan: dict[str, Any], folder: Path, seconds: float) -> None:
     described["python"] = platform.python_version()
     say(json.dumps(described))
     given = plan["grid"]
-    grid = SMALL if given == "small" else Grid(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    grid = (
+        SMALL if given == "small" else Grid(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    )
     measured = measure(engine, grid, lambda what: say("profile:", what))
     keep({"kind": "engine", **described})
     for one in measured:
@@ -159,9 +257,17 @@ def run(plan: dict[str, Any], folder: Path, seconds: float) -> None:
     (folder / "profile.json").write_text(json.dumps(section))
     table = TokenTable(TokenModel.model_validate(section["tokens"]["kinds"]["measured"]), hold=True)
     solo = section["tokens"]["solo"]
-    say("solo", solo["d0"], solo["d1"], "prefill", [round(table.prefill(n) * 1e3, 2) for n in (32, 128, 512, 1024)],
-        "decode", [round(table.decode(b, 160 * b) * 1e3, 2) for b in (1, 8, 32, 64)],
-        "mixed", section["tokens"]["kinds"]["measured"]["mixed"])
+    say(
+        "solo",
+        solo["d0"],
+        solo["d1"],
+        "prefill",
+        [round(table.prefill(n) * 1e3, 2) for n in (32, 128, 512, 1024)],
+        "decode",
+        [round(table.decode(b, 160 * b) * 1e3, 2) for b in (1, 8, 32, 64)],
+        "mixed",
+        section["tokens"]["kinds"]["measured"]["mixed"],
+    )
     for cell in plan["cells"]:
         planned = [Planned(i, a, int(p), int(n), cell["limit"]) for i, (a, p, n) in enumerate(cell["requests"])]
         expected = planned[-1].arrival + 2.0
@@ -179,8 +285,16 @@ def run(plan: dict[str, Any], folder: Path, seconds: float) -> None:
                 "kind": "run",
                 **{k: v for k, v in cell.items() if k != "requests"},
                 "requests": [
-                    [r.id, r.arrival, r.prompt, r.output, r.queued, r.outcome, r.preemptions]
-                    + [[round(t, 6) for t in r.times]]
+                    [
+                        r.id,
+                        r.arrival,
+                        r.prompt,
+                        r.output,
+                        r.queued,
+                        r.outcome,
+                        r.preemptions,
+                        [round(t, 6) for t in r.times],
+                    ]
                     for r in made.requests
                 ],
                 "steps": [_flat(s) for s in made.steps],
@@ -198,10 +312,24 @@ def run(plan: dict[str, Any], folder: Path, seconds: float) -> None:
         )
         counts = {o: sum(r.outcome == o for r in made.requests) for o in ("finished", "dropped", "failed")}
         first = [r.times[0] - r.arrival for r in made.requests if r.times]
-        say(cell["id"], "met", met, "of", len(made.requests), counts, "ttft ms", round(1e3 * float(np.mean(first)), 1),
-            "steps", len(made.steps), "step ms", round(1e3 * float(np.mean([s.end - s.start for s in made.steps])), 2),
-            "decide us", round(1e6 * float(np.mean([s.decided - s.start for s in made.steps]))),
-            "late ms", round(1e3 * max(made.lateness), 2))
+        say(
+            cell["id"],
+            "met",
+            met,
+            "of",
+            len(made.requests),
+            counts,
+            "ttft ms",
+            round(1e3 * float(np.mean(first)), 1),
+            "steps",
+            len(made.steps),
+            "step ms",
+            round(1e3 * float(np.mean([s.end - s.start for s in made.steps])), 2),
+            "decide us",
+            round(1e6 * float(np.mean([s.decided - s.start for s in made.steps]))),
+            "late ms",
+            round(1e3 * max(made.lateness), 2),
+        )
     say("done")
 
 
@@ -223,7 +351,7 @@ def pack(folder: Path, out: Path) -> None:
                 rows = []
                 for number, arrival, prompt, output, _, outcome, _, times in what["requests"]:
                     ends = [round(t * 1e6) for t in times]
-                    gaps = [b - a for a, b in zip(ends, ends[1:], strict=False)]
+                    gaps = [b - a for a, b in itertools.pairwise(ends)]
                     rows.append([number, arrival, prompt, output, outcome, times[0] if times else None, gaps])
                 what["requests"] = rows
                 runs.append(what)
@@ -242,7 +370,9 @@ def main() -> None:
     make = commands.add_parser("plan")
     make.add_argument("out", type=Path)
     make.add_argument("--tiny", action="store_true")
-    make.add_argument("--short", action="store_true", help="steps with a prefill as CUDA graphs too; one or two minutes")
+    make.add_argument(
+        "--short", action="store_true", help="steps with a prefill as CUDA graphs too; one or two minutes"
+    )
     go = commands.add_parser("run")
     go.add_argument("plan", type=Path)
     go.add_argument("folder", type=Path)
@@ -276,7 +406,7 @@ def main() -> None:
             }
         if args.short:
             decode = [1, 2, 4, *range(8, 65, 8), *range(80, 129, 16), *range(160, 257, 32)]
-            plan["engine"]["graphs"] = decode + [*range(288, 513, 32), *range(576, 1025, 64)]
+            plan["engine"]["graphs"] = [*decode, *range(288, 513, 32), *range(576, 1025, 64)]
             plan["engine"]["graphs_for"] = "all"
             steps = [16, 32, *range(64, 257, 32), *range(288, 513, 32), *range(576, 1025, 64)]
             plan["grid"] = {
