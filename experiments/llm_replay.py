@@ -72,6 +72,7 @@ class Campaign:
             block_size=self.engine["block_size"],
             max_batched_tokens=options["max_batched_tokens"],
             max_sequences=options["max_sequences"],
+            whole_prompt=True,
         )
 
 

@@ -2,8 +2,7 @@
 
 vLLM lets a scheduler class be put in (``scheduler_cls``) but says that the interface is not public. What this project
 relies on is listed in `NEEDED`, and `problems` says what of it the installed vLLM lacks; the rest of ``real`` reaches
-into vLLM only through `Steered` and `State`.
-Seen working with vLLM 0.25.1 (H100) and 0.27.1 (CPU).
+into vLLM only through `Steered`.
 """
 
 from __future__ import annotations
@@ -23,6 +22,8 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.request import Request, RequestStatus
 
+#: The versions that this was tried with: the first on an H100, the second on a CPU.
+TRIED = ("0.25.1", "0.27.1")
 #: Class -> names that must stand in its source or among its attributes. Instance attributes are looked for in the
 #: source of ``__init__``, because no instance exists before an engine runs.
 NEEDED: dict[type, tuple[tuple[str, ...], tuple[str, ...]]] = {

@@ -190,6 +190,7 @@ class _Policed(Steered):
             watermark=float(getattr(self.scheduler_config, "watermark", 0.0)),
             max_batched_tokens=self.max_num_scheduled_tokens,
             max_sequences=self.max_num_running_reqs,
+            whole_prompt=bool(getattr(self.scheduler_config, "scheduler_reserve_full_isl", False)),
         )
         self.view = TokenView(
             self.stage,

@@ -1,0 +1,126 @@
+"""vLLM's own scheduler and our vllm-v1 policy decide the same, step by step.
+
+vLLM's V1 scheduler runs as it is, fed with made-up tokens; the policy runs in the simulated engine, and once more
+inside vLLM's scheduler through the adapter. All get the same requests on the same clock.
+"""
+
+import random
+
+import pytest
+from bench import Asked, replay, scheduler
+from servetwin.core import Module, Pipeline, Recorder, ServingLoop
+from servetwin.core.loop import play
+from servetwin.core.token_worker import TokenWorker
+from servetwin.core.tokens import EngineLimits, TokenRequest, TokenView
+from servetwin.policies.vllm_v1 import VLLMV1
+from servetwin.real.vllm_scheduler import PolicyScheduler
+from servetwin.sim import SimExecutor
+from servetwin.sim.tokens import TokenTiming
+
+#: Engine settings, and how busy the engine is: with room to spare, with prompts in chunks, with too little memory, with
+#: few sequences.
+SETTINGS = {
+    "roomy": {"blocks": 1000, "max_batched_tokens": 2048, "max_sequences": 64},
+    "chunks": {"blocks": 1000, "max_batched_tokens": 128, "max_sequences": 64},
+    "tight": {"blocks": 220, "max_batched_tokens": 256, "max_sequences": 64},
+    "few": {"blocks": 400, "max_batched_tokens": 512, "max_sequences": 8},
+}
+
+
+class Times:
+    """Seconds of a step, the same for both."""
+
+    def step(self, tokens, squares, context, batch, decode_context):
+        if not tokens:
+            constant, slope, _ = self.straight(batch, decode_context)
+            return constant + slope * decode_context
+        return 0.012 + 4e-5 * (tokens + batch) + 1e-8 * (squares + context)
+
+    def straight(self, batch, context):
+        return 0.012 + 5e-5 * batch, 1e-7, float("inf")
+
+    def between(self, sequences):
+        return 0.0
+
+
+def trace(count, rate, seed):
+    rng = random.Random(seed)
+    now = 0.0
+    asked = []
+    for i in range(count):
+        now += rng.gammavariate(0.25, 4 / rate)
+        asked.append(Asked(i, now, rng.randint(8, 600), rng.randint(1, 160)))
+    return asked
+
+
+def seconds(made):
+    tokens = sum(n for _, n, _ in made.prefill)
+    squares = float(sum(n * n for _, n, _ in made.prefill))
+    context = float(sum(n * c for _, n, c in made.prefill))
+    return Times().step(tokens, squares, context, len(made.decode), made.context)
+
+
+class Steps(Recorder):
+    wants_batches = True
+    wants_token_times = True
+
+    def __init__(self):
+        super().__init__()
+        self.steps = []
+        self.times = {}
+
+    def batch(self, batch):
+        super().batch(batch)
+        for i in range(batch.count):
+            self.steps.append(
+                (
+                    tuple((t.id, n, c) for t, n, c in batch.prefill),
+                    batch.decode,
+                    batch.context + i * batch.decode,
+                    {t.id for t in batch.preempted},
+                )
+            )
+
+    def ended(self, request, now):
+        super().ended(request, now)
+        self.times[request.id] = list(request.tasks[0].times())
+
+
+def simulated(asked, settings):
+    stage = Pipeline.chain(Module("llm", loop=True)).stages([["llm"]])[0]
+    view = TokenView(stage, EngineLimits(**settings, whole_prompt=True), estimate_prefill=None, estimate_decode=None)
+    log = Steps()
+    executor = SimExecutor(lambda worker: TokenTiming(Times()))
+    loop = ServingLoop([stage], [TokenWorker(stage, VLLMV1(), view)], executor, log)
+    play(loop, (TokenRequest(a.id, a.arrival, {"llm": (a.prompt, 160)}, {"llm": a.output}) for a in asked))
+    executor.run_until_idle()
+    return log
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_thousand_requests_in_the_simulated_engine(folder, name):
+    settings = SETTINGS[name]
+    asked = trace(1000, 5.0, seed=1)
+    real, times, _ = replay(scheduler(folder, **settings), asked, seconds)
+    log = simulated(asked, settings)
+    theirs = [(m.prefill, len(m.decode), m.context, set(m.preempted)) for m in real]
+    same = sum(a == b for a, b in zip(theirs, log.steps, strict=False))
+    assert len(theirs) == len(log.steps)
+    assert same == len(theirs), f"{len(theirs) - same} of {len(theirs)} steps differ"
+    assert log.times == times
+    preempted = sum(len(m.preempted) for m in real)
+    chunks = sum(c > 0 for m in real for _, _, c in m.prefill)
+    assert (preempted > 100) == (name == "tight")
+    assert chunks > (500 if name == "chunks" else 0)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_inside_vllms_scheduler(folder, name):
+    settings = SETTINGS[name]
+    asked = trace(300, 5.0, seed=2)
+    real, times, _ = replay(scheduler(folder, **settings), asked, seconds)
+    adapted = scheduler(folder, **settings, cls=PolicyScheduler, settings={"policy": "vllm-v1"})
+    steps, ours, _ = replay(adapted, asked, seconds, limit=160)
+    assert steps == real
+    assert ours == times
+    assert adapted.free_blocks == adapted.blocks == settings["blocks"]

@@ -1,0 +1,163 @@
+"""A tiny OPT served for real, by vLLM on the CPU, under each policy; measured, and compared with its simulation."""
+
+import random
+import statistics
+
+import pytest
+import torch
+from servetwin.core import BadInput
+from servetwin.core.tokens import ALL, CumulativeSLO, EngineLimits, Step, TokenPolicy
+from servetwin.experiments.llm_replay import MeasuredRun, Sent, replay, score
+from servetwin.profiles.tokendata import TokenData
+from servetwin.profiles.tokens import TokenTable
+from servetwin.real.vllm_engine import EngineOptions, Planned, VllmEngine, model_config
+from servetwin.real.vllm_profile import SMALL, measure, tokens_section
+from servetwin.real.vllm_scheduler import Estimates, Settings
+from transformers import OPTConfig, OPTForCausalLM
+
+POLICIES = ["vllm-v1", "vllm", "neustream-llm", "edf-llm", "sarathi"]
+
+
+class Odd(TokenPolicy):
+    """Does what no sensible policy would: small chunks out of order, halves in turns, preemptions for nothing."""
+
+    def __init__(self):
+        self.steps = 0
+
+    def decide(self, view, now):
+        self.steps += 1
+        if self.steps % 11 == 0 and len(view.running) > 1:
+            return Step((), [], preempt=[next(iter(view.running))])
+        open_prompts = [t for t in view.running if not t.decoding]
+        chunks = [(t, min(16, t.pending)) for t in open_prompts or list(view.waiting)[-1:]]
+        ready = [t for t in view.running if t.decoding]
+        return Step(chunks, ready[self.steps % 2 :: 2] or (() if chunks else ALL))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Weights large enough that each context has a next token of its own."""
+    torch.manual_seed(1)
+    config = {k: v for k, v in model_config("tiny", "float32").items() if k not in ("architectures", "torch_dtype")}
+    folder = tmp_path_factory.mktemp("opt")
+    made = OPTForCausalLM(OPTConfig(**config, init_std=0.3)).eval()
+    made.save_pretrained(folder)
+    return folder, made
+
+
+@pytest.fixture(scope="module")
+def engine(model):
+    return VllmEngine(EngineOptions(model=str(model[0]), max_sequences=32, kv_bytes=16 << 20))
+
+
+@pytest.fixture(scope="module")
+def profile(engine):
+    section = tokens_section(measure(engine, SMALL), engine.describe(), SMALL, "steps")
+    data = TokenData.model_validate(section["tokens"])
+    table = TokenTable(data.kinds["measured"], hold=True)
+    return section, table, CumulativeSLO(500.0, 500.0, data.solo.d0, data.solo.d1, table.prefill)
+
+
+def requests(count, rate=60.0, seed=3):
+    rng = random.Random(seed)
+    now = 0.0
+    planned = []
+    for i in range(count):
+        now += rng.expovariate(rate)
+        planned.append(Planned(i, now, rng.randint(5, 200), rng.randint(1, 24), 32))
+    return planned
+
+
+@pytest.mark.parametrize("policy", [None, Odd()], ids=["vllms-own", "odd"])
+def test_tokens_are_those_of_the_model_whatever_the_policy(model, engine, policy):
+    prompts = [[5 + (7 * i + 3 * j) % 400 for j in range(4 + 9 * i)] for i in range(6)]
+    engine.empty()
+    engine.scheduler.install(Settings(), policy=policy)
+    from vllm import SamplingParams
+
+    for i, prompt in enumerate(prompts):
+        params = SamplingParams(max_tokens=12, ignore_eos=True, detokenize=False, temperature=0.0)
+        engine.engine.add_request(str(i), {"prompt_token_ids": prompt}, params)
+    out = {}
+    while engine.engine.has_unfinished_requests():
+        for one in engine.step():
+            if one.finished:
+                out[int(one.request_id)] = list(one.outputs[0].token_ids)
+    with torch.no_grad():
+        for i, prompt in enumerate(prompts):
+            ids = torch.tensor([prompt])
+            alone = model[1].generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=1)
+            assert out[i] == alone[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_serves_under_each_policy(engine, profile, policy):
+    _, table, slo = profile
+    asked = requests(80)
+    run = engine.serve(asked, Settings(policy=policy), estimates=Estimates(table.prefill, table.decode, slo))
+    assert [r.id for r in run.requests] == list(range(80))
+    assert all(r.outcome == "finished" for r in run.requests)
+    for r, planned in zip(run.requests, asked, strict=True):
+        assert len(r.times) == planned.output
+        assert r.times == sorted(r.times)
+        assert r.arrival <= r.queued <= r.times[0]
+        assert r.arrival >= planned.arrival - 1e-4
+    assert sum(n for s in run.steps for _, n, _ in s.prefill) >= sum(r.prompt for r in asked)
+    assert sum(s.decode for s in run.steps) == sum(r.output - 1 for r in asked)
+    for a, b in zip(run.steps, run.steps[1:], strict=False):
+        assert a.start <= a.decided <= a.scheduled <= a.end <= b.start
+    assert engine.scheduler.free_blocks == engine.scheduler.blocks
+
+
+def test_what_a_policy_drops_ends_as_dropped(engine, profile):
+    _, table, slo = profile
+    tight = CumulativeSLO(1e-6, 1.0, slo.d0, slo.d1, table.prefill)  # nobody can be on time
+    estimates = Estimates(table.prefill, table.decode, tight)
+    run = engine.serve(requests(20), Settings(policy="edf-llm"), estimates=estimates)
+    assert {r.outcome for r in run.requests} == {"dropped"}
+
+
+def test_a_run_that_is_stopped_fails_what_is_left(engine):
+    class Never(TokenPolicy):
+        def decide(self, view, now):
+            return Step()
+
+    run = engine.serve(requests(5), Settings(), policy=Never(), stop_after=0.2)
+    assert {r.outcome for r in run.requests} == {"failed"}
+    assert run.seconds < 5
+    assert not engine.scheduler.requests
+
+
+def test_a_profile_says_what_was_measured(profile, engine):
+    section, table, _ = profile
+    data = TokenData.model_validate(section["tokens"])
+    assert data.kv.blocks == engine.scheduler.blocks
+    model = data.kinds["measured"]
+    assert model.surface.batch == SMALL.decode
+    assert model.prefill.tokens[-1] == 1000
+    assert 1e-4 < table.decode(1, 100) < 1
+    assert table.prefill(1000) > table.prefill(16)
+    assert section["costs"]["step.between"]["by_batch"]["batch"][-1] == 32
+    assert section["costs"]["engine.intake"]["value"] > 0
+
+
+@pytest.mark.parametrize("policy", ["vllm-v1", "neustream-llm"])
+def test_the_simulation_of_a_run_is_near_it(engine, profile, policy):
+    """On a shared CPU a step takes twice as long at one time as at another: the rest is compared where it is quiet."""
+    _, table, slo = profile
+    asked = requests(60, rate=20.0)
+    real = engine.serve(asked, Settings(policy=policy), estimates=Estimates(table.prefill, table.decode, slo))
+    sent = tuple(Sent(r.id, r.arrival, r.prompt, r.output, 32, r.outcome, tuple(r.times)) for r in real.requests)
+    run = MeasuredRun("", policy, "500+500", 20.0, 1.0, 0, len(real.steps), 0.0, sent)
+    limits = EngineLimits(engine.scheduler.blocks, 16, 0.0, 2048, 32, whole_prompt=True)
+    times, outcomes, steps = replay(run, limits, table, slo)
+    assert set(outcomes.values()) == {"finished"}
+    was, simulated = score(run, {r.id: r.times for r in sent}, slo), score(run, times, slo)
+    assert was.good == simulated.good == 60
+    assert 1 / 4 < steps / len(real.steps) < 4
+    assert 1 / 4 < statistics.median(simulated.e2el) / statistics.median(was.e2el) < 4
+
+
+def test_a_model_that_is_not_there():
+    with pytest.raises(BadInput, match="there is no model"):
+        VllmEngine(EngineOptions(model="nowhere/at-all"))
