@@ -61,6 +61,6 @@ def pytest_pycollect_makemodule(module_path, parent):
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     """A folder with the configuration of a tiny model."""
-    from bench import model_folder
+    from no_gpu import model_folder
 
     return model_folder(tmp_path_factory.mktemp("model"))

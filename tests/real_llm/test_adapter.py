@@ -1,7 +1,7 @@
 """The adapter: what a policy says is what vLLM's scheduler does, and what it cannot do is said."""
 
 import pytest
-from bench import Asked, _tokens, replay, scheduler, vllm_request
+from no_gpu import Asked, _tokens, replay, scheduler, vllm_request
 from servetwin.core import BadInput, LawBroken, ServeTwinError
 from servetwin.core.tokens import ALL, Step, TokenPolicy
 from servetwin.real.vllm_scheduler import (

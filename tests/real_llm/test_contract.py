@@ -22,7 +22,9 @@ def test_a_method_that_is_gone_is_named(monkeypatch):
     monkeypatch.delattr(Scheduler, "_preempt_request")
     monkeypatch.setattr(vllm_private, "SIGNATURES", {})
     assert vllm_private.problems() == ["Scheduler._preempt_request is gone"]
-    with pytest.raises(ServeTwinError, match=rf"vLLM {vllm.__version__} does not fit the adapter: .*_preempt_request"):
+    with pytest.raises(
+        ServeTwinError, match=rf"vLLM {vllm.__version__} does not fit the adapter: .*_preempt_request"
+    ):
         vllm_private.check()
 
 
@@ -41,7 +43,9 @@ def test_other_arguments_are_named(monkeypatch):
     finish.__qualname__ = "Scheduler.finish_requests"
     monkeypatch.setattr(vllm_private, "SIGNATURES", {finish: ("self", "request_ids", "finished_status")})
     (found,) = vllm_private.problems()
-    assert found == "Scheduler.finish_requests takes self, ids, why (expected: self, request_ids, finished_status, ...)"
+    assert (
+        found == "Scheduler.finish_requests takes self, ids, why (expected: self, request_ids, finished_status, ...)"
+    )
 
 
 @pytest.mark.parametrize("module", [vllm_private, vllm_profile, vllm_scheduler])

@@ -7,7 +7,7 @@ inside vLLM's scheduler through the adapter. All get the same requests on the sa
 import random
 
 import pytest
-from bench import Asked, replay, scheduler
+from no_gpu import Asked, replay, scheduler
 from servetwin.core import Module, Pipeline, Recorder, ServingLoop
 from servetwin.core.loop import play
 from servetwin.core.token_worker import TokenWorker
@@ -17,8 +17,7 @@ from servetwin.real.vllm_scheduler import PolicyScheduler
 from servetwin.sim import SimExecutor
 from servetwin.sim.tokens import TokenTiming
 
-#: Engine settings, and how busy the engine is: with room to spare, with prompts in chunks, with too little memory, with
-#: few sequences.
+#: Engine settings: with room to spare, with prompts in chunks, with too little memory, with few sequences.
 SETTINGS = {
     "roomy": {"blocks": 1000, "max_batched_tokens": 2048, "max_sequences": 64},
     "chunks": {"blocks": 1000, "max_batched_tokens": 128, "max_sequences": 64},

@@ -143,7 +143,7 @@ def test_a_profile_says_what_was_measured(profile, engine):
 
 @pytest.mark.parametrize("policy", ["vllm-v1", "neustream-llm"])
 def test_the_simulation_of_a_run_is_near_it(engine, profile, policy):
-    """On a shared CPU a step takes twice as long at one time as at another: the rest is compared where it is quiet."""
+    """On a shared CPU a step takes twice as long at one time as at another; fidelity is measured on a GPU."""
     _, table, slo = profile
     asked = requests(60, rate=20.0)
     real = engine.serve(asked, Settings(policy=policy), estimates=Estimates(table.prefill, table.decode, slo))
