@@ -109,7 +109,18 @@ class WorkerView:
     largest batch that worker and device allow. *slo_factor* is the experiment's, where its SLO has one.
     """
 
-    __slots__ = ("_estimate", "backlog", "in_flight", "limit", "name", "running", "slo_factor", "stage", "waiting")
+    __slots__ = (
+        "_alone",
+        "_estimate",
+        "backlog",
+        "in_flight",
+        "limit",
+        "name",
+        "running",
+        "slo_factor",
+        "stage",
+        "waiting",
+    )
 
     def __init__(
         self,
@@ -129,6 +140,7 @@ class WorkerView:
         self.in_flight: Batch | None = None
         self.backlog: deque[Batch] = deque()
         self._estimate = estimate
+        self._alone: dict[str, float] = {}  # module -> seconds at batch 1, once `solo` has been asked
 
     def estimate(self, module: str, batch: int) -> float:
         """Seconds that *module* takes for a batch of that size (one iteration of a loop), by the scheduler's profile.
@@ -139,16 +151,18 @@ class WorkerView:
 
     def solo(self, task: Task) -> float:
         """Seconds of compute that *task* still wants if it is served alone: here, and at every stage after this."""
-        stage, work, estimate = self.stage, task.request.work, self._estimate
+        stage, work, alone = self.stage, task.request.work, self._alone
+        if not alone:
+            alone.update({m: self._estimate(m, 1) for m in (*stage.modules, *stage.rest)})
         seconds = 0.0
         if stage.loop:
-            seconds = task.left * estimate(stage.loop, 1)
+            seconds = task.left * alone[stage.loop]
             if stage.before and task.left == task.iterations:
-                seconds += sum([estimate(m, 1) for m in stage.before])
+                seconds += sum([alone[m] for m in stage.before])
         if stage.after:
-            seconds += sum([estimate(m, 1) for m in stage.after])
+            seconds += sum([alone[m] for m in stage.after])
         if stage.rest:
-            seconds += sum([work.get(m, 1) * estimate(m, 1) for m in stage.rest])
+            seconds += sum([work.get(m, 1) * alone[m] for m in stage.rest])
         return seconds
 
 

@@ -45,6 +45,19 @@ class Entry:
 Queue = list[tuple[int, Entry]]
 
 
+def _distinct(queue: Queue) -> bool:
+    return len(queue) < 2 or len({key for key, _ in queue}) == len(queue)
+
+
+def _popped(queue: Queue) -> Queue:
+    """Empty *queue*: what it gave, in order. Equal keys come as heaps have it, others more quickly by sorting."""
+    if _distinct(queue):
+        popped = sorted(queue)
+        queue.clear()
+        return popped
+    return [heappop(queue) for _ in range(len(queue))]
+
+
 class NeuStream(Policy):
     """Step-level batching with a batch bound from the SLO.
 
@@ -72,9 +85,12 @@ class NeuStream(Policy):
         self.high: Queue = []
         self.low: Queue = []
         self.current: list[Entry] = []
-        self.plain = True  # nothing in the current batch ever waited
+        self.stays = True  # as long as nobody comes or goes, the next round forms the current batch again
         self.admissions = 0
         self.next_drop = math.inf  # no request can become hopeless before this
+        self.tied = False  # entries that wait have equal keys
+        self.rounds = 1  # that the queues have gone through since the last decision
+        self.first: tuple[Task, int] | None = None  # of the batch then decided: a task, and what it had left
 
     def start(self, view: WorkerView) -> None:
         stage = view.stage
@@ -112,27 +128,56 @@ class NeuStream(Policy):
         return True
 
     def decide(self, view: WorkerView, now: float) -> Decision:
-        if self.plain and not self.high and not self.low:
-            self.current = [e for e in self.current if e.task.left]  # as the queues would give them back
-            drop = self._expire_current(now) if now >= self.next_drop - MARGIN else []
+        drop: list[Task] = []
+        late = now >= self.next_drop - MARGIN and view.stage.loop is not None
+        if self.stays and not self.high and not self.low:
+            # The batch is as the queues would give it back.
+            if late:
+                drop = self._expire_current(now)
+        elif self.stays and not self.high and not self.tied and not late and len(self.current) == self.bound:
+            self._wait_on(1)
         else:
             self._scatter()
-            drop = self._expire(now) if view.stage.loop else []
+            if late:
+                drop = self._expire(now)
+            elif view.stage.loop is not None:
+                self._drain()
             self._form()
         if not self.current:
-            return Decision(drop=drop)
-        repeat = None
-        if self.plain and not self.low:
-            limit = self.next_drop - MARGIN if view.stage.loop else math.inf
-            repeat = Repeat(self.current[0].task.left, limit)
-        return Decision([e.task for e in self.current], drop=drop, repeat=repeat)
+            return Decision((), drop)
+        batch = [entry.task for entry in self.current]
+        self.rounds, self.first = 1, (batch[0], batch[0].left)
+        if not self.stays:
+            return Decision(batch, drop)
+        limit = self.next_drop - MARGIN if view.stage.loop is not None else math.inf
+        return Decision(batch, drop, Repeat(batch[0].left, limit))
+
+    def _catch_up(self, count: int) -> None:
+        """Let the queues go through the rounds that were not asked for (see `Repeat`), up to *count* in all."""
+        rounds = count - self.rounds
+        if rounds <= 0:
+            return
+        self.rounds = count
+        if self.tied:  # their order changes as heaps have it
+            for _ in range(rounds):
+                self._scatter()
+                self._drain()
+                self._form()
+        else:
+            self._wait_on(rounds)
+
+    def _wait_on(self, rounds: int) -> None:
+        """Those that are left out wait so many rounds more."""
+        for _, entry in self.low:
+            entry.waits += rounds
+            entry.key += rounds
+        self.low = [(entry.key, entry) for _, entry in self.low]
 
     def _scatter(self) -> None:
-        """Put the unfinished tasks of the last batch back, with the keys that they had."""
+        """Put the tasks of the last batch back, with the keys that they had."""
+        high, low, front = self.high, self.low, self.requeue == "front"
         for entry in self.current:
-            if entry.task.left:
-                queue = self.high if entry.waits == 0 or self.requeue == "front" else self.low
-                heappush(queue, (entry.key, entry))
+            heappush(high if front or entry.waits == 0 else low, (entry.key, entry))
         self.current = []
 
     def _hopeless(self, entry: Entry, now: float) -> bool:
@@ -146,53 +191,66 @@ class NeuStream(Policy):
         return drop
 
     def _expire(self, now: float) -> list[Task]:
-        """Drop what cannot make it any more. Both queues are drained and filled again, which orders equal keys."""
+        """Drop what cannot make it any more."""
         drop: list[Task] = []
-        next_drop = math.inf
+        step, next_drop = self.step, math.inf
         for queue in (self.high, self.low):
             kept: Queue = []
-            while queue:
-                item = heappop(queue)
+            for item in _popped(queue):
                 entry = item[1]
-                if self._hopeless(entry, now):
+                here = entry.task.left * step
+                if entry.due - now <= here:
                     drop.append(entry.task)
                 else:
                     kept.append(item)
-                    next_drop = min(next_drop, entry.due - entry.task.left * self.step)
-            queue.extend(kept)  # in ascending order, so it is a heap
+                    if entry.due - here < next_drop:
+                        next_drop = entry.due - here
+            queue[:] = kept  # in ascending order, so it is a heap
         self.next_drop = next_drop
         return drop
 
-    def _form(self) -> None:
-        high, low, batch, bound = self.high, self.low, self.current, self.bound or 1
-        self.plain = True
-        while high and len(batch) < bound:
-            entry = heappop(high)[1]
-            self.plain = self.plain and entry.waits == 0
-            batch.append(entry)
-        while high:
-            self._wait_in_low(heappop(high)[1])
-        while low and len(batch) < bound:
-            batch.append(heappop(low)[1])
-            self.plain = False
-        waiting = []
-        while low:
-            waiting.append(heappop(low)[1])
-        for entry in waiting:
-            self._wait_in_low(entry)
+    def _drain(self) -> None:
+        """Empty both queues and fill them again, as if looking for what is to be dropped: it orders equal keys."""
+        for queue in (self.high, self.low):
+            if not _distinct(queue):
+                queue[:] = _popped(queue)
 
-    def _wait_in_low(self, entry: Entry) -> None:
-        entry.waits += 1
-        # Served from low and put back in high ("front"), its count of waits stands against times of admission since
-        # 1970: ahead of all that never waited. Negative keys say the same.
-        entry.key = entry.waits - (1 << 40) if self.requeue == "front" else entry.waits
-        heappush(self.low, (entry.key, entry))
+    def _form(self) -> None:
+        bound = self.bound or 1
+        high = _popped(self.high)
+        served, left_out = high[:bound], high[bound:]
+        self.high = []
+        for _, entry in left_out:
+            entry.waits += 1
+            # Served from low and put back in high ("front"), its count of waits stands against times of admission
+            # since 1970: ahead of all that never waited. Negative keys say the same.
+            entry.key = entry.waits - (1 << 40) if self.requeue == "front" else entry.waits
+            heappush(self.low, (entry.key, entry))
+        low = _popped(self.low)
+        free = bound - len(served)
+        from_low, left_out = low[:free], low[free:]
+        for _, entry in left_out:
+            entry.waits += 1
+            entry.key += 1
+        self.low = [(entry.key, entry) for _, entry in left_out]
+        self.tied = not _distinct(self.low)
+        self.current = [entry for _, entry in served + from_low]
+        # The next round forms this very batch again if it finds it in this order: those that are left out wait longer
+        # and longer, those in the batch do not.
+        again = served + from_low if self.requeue == "front" else from_low
+        keys = [key for key, _ in again]
+        self.stays = keys == sorted(set(keys))
 
     def ended(self, batch: Batch, view: WorkerView, now: float) -> None:
-        if not view.stage.loop:
-            self.current = []
+        self._catch_up(batch.count)
+        if batch.leaves:
+            self.current = [e for e in self.current if e.task.left]
 
     def removed(self, task: Task, view: WorkerView, now: float) -> None:
+        if view.in_flight is not None:
+            self._catch_up(view.in_flight.count)
+        elif self.first is not None:  # the batch is just being ended
+            self._catch_up(self.first[1] - self.first[0].left)
         self.current = [e for e in self.current if e.task is not task]
         for queue in (self.high, self.low):
             kept = [item for item in queue if item[1].task is not task]

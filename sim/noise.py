@@ -23,6 +23,19 @@ def uniform(rng: np.random.Generator) -> Callable[[], float]:
     return draw
 
 
+def exponential(draw: Callable[[], float]) -> Callable[[], float]:
+    """Exponential numbers of mean 1, one per call, from numbers from 0 to 1."""
+    chunk: list[float] = []
+
+    def next_one() -> float:
+        if not chunk:
+            chunk.extend((-np.log1p([-draw() for _ in range(64)])).tolist())
+            chunk.reverse()
+        return chunk.pop()
+
+    return next_one
+
+
 def from_quantiles(rng: np.random.Generator, p: Sequence[float], values: Sequence[float]) -> Callable[[], float]:
     """Draws from the distribution with quantiles *values* at shares *p*, linear between, level beyond the ends."""
     share = uniform(rng)
@@ -46,14 +59,15 @@ class SlowSpells:
     """
 
     def __init__(self, rng: np.random.Generator, share: float, length: float, normal: float, slow: float) -> None:
-        self._draw = uniform(rng)
+        draw = uniform(rng)
         self._means = (length * (1.0 - share) / share, length)
         self._factors = (normal, slow)
-        self._slow = self._draw() < share
+        self._slow = draw() < share
+        self._exponential = exponential(draw)
         self.until = self._spell()
 
     def _spell(self) -> float:
-        return -float(np.log1p(-self._draw())) * self._means[self._slow]
+        return self._exponential() * self._means[self._slow]
 
     def __call__(self, now: float) -> float:
         while now >= self.until:

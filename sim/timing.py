@@ -109,6 +109,7 @@ class MeasuredTiming:
     weather: Weather | None = None
     settled: bool = field(default=True, init=False)
     _cold: list[float] = field(default_factory=list, init=False)  # still to come, last first
+    _planning: float = field(default=0.0, init=False)  # the scheduler's own time in each iteration of this batch
 
     def demand(self, batch: Batch, idle: float, now: float) -> Demand:
         n, k, joins = batch.size, batch.iterations, len(batch.joiners)
@@ -118,14 +119,13 @@ class MeasuredTiming:
         if idle > 0.0:
             self._cold = list(reversed(self.cold if idle < self.long_spell else self.cold_long))
         extra = joins * self.join
-        left_out = 0
         if self.deciding:
             view = batch.worker.view
-            left_out = len(view.waiting) + len(view.running) - n
-            extra += self.deciding * left_out
+            self._planning = self.deciding * (len(view.waiting) + len(view.running) - n)
+            extra += self._planning
         if self._cold:
             extra += self._cold.pop()
-        self.settled = not self._cold and not left_out
+        self.settled = not self._cold
         device = k * self.device[n]
         around = 0.0
         if self.before is not None and joins:
@@ -142,8 +142,8 @@ class MeasuredTiming:
             host *= self.weather(now)
         after = self.after[leaves] if self.after is not None and leaves else 0.0
         if self.ahead is None:
-            return (0.0, (host if host > device else device) + after, 0.0)
-        return (host, device + after, self.ahead[size])
+            return (0.0, (host if host > device else device) + self._planning + after, 0.0)
+        return (host + self._planning, device + after, self.ahead[size])
 
     def steady_until(self) -> float:
         return math.inf if self.weather is None else self.weather.until

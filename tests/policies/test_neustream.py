@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from servetwin.core import BadInput, Module, Pipeline
 from servetwin.policies.neustream import NeuStream
@@ -179,14 +181,48 @@ def test_a_stage_without_a_loop_drops_nothing_later() -> None:
 # -- taking iterations together -------------------------------------------------------------------------
 
 
-def test_it_offers_to_repeat_only_while_nobody_waits() -> None:
+def test_it_offers_to_repeat_a_batch_that_keeps_its_place() -> None:
     d = desk(bound=2)
     d.request()
     d.request()
     assert d.decide(0.0).repeat is not None
     d.done(0.1)
     d.request(arrival=0.15)
-    assert d.decide(0.2).repeat is None
+    assert d.decide(0.2).repeat is not None
+
+
+def test_it_does_not_offer_to_repeat_a_batch_that_will_be_ordered_anew() -> None:
+    d = desk(bound=2, requeue="front")
+    d.request(steps=1)
+    d.request()
+    d.request()
+    assert ids(d.decide(0.0).run) == [0, 1]
+    d.done(0.1)
+    decision = d.decide(0.1)  # 2 comes from the low queue, and will stand before 1 then
+    assert (ids(decision.run), decision.repeat) == ([1, 2], None)
+    d.done(0.2)
+    decision = d.decide(0.2)
+    assert ids(decision.run) == [2, 1]
+    assert decision.repeat is not None
+
+
+@pytest.mark.parametrize("arrivals", [(0.0, 0.1, 0.2, 0.3), (0.0, 0.0, 0.0, 0.0)], ids=["in turn", "together"])
+def test_after_a_repeat_those_left_out_have_waited_as_often(arrivals: Sequence[float]) -> None:
+    orders = []
+    for together in (False, True):
+        d = desk(bound=1)
+        d.request(steps=6)
+        for at in arrivals:
+            d.request(arrival=at, steps=1)
+            d.rounds(at)
+        if together:
+            assert d.decide(0.5).repeat is not None
+            d.done(0.7, count=2)
+        else:
+            d.rounds(0.5, 0.6)
+        orders.append(d.rounds(*(0.7 + 0.1 * i for i in range(4))))
+    assert orders[0] == orders[1]
+    assert sorted(orders[0]) == [[1], [2], [3], [4]]
 
 
 def test_the_offer_ends_before_a_drop_could_fall_due() -> None:

@@ -62,11 +62,12 @@ class Desk:
             self.batch = Batch(1, self.worker, decision.run, whole=decision.whole)
         return decision
 
-    def done(self, now: float) -> None:
-        """The last batch has ended."""
+    def done(self, now: float, count: int = 1) -> None:
+        """The last batch has ended, which ran *count* iterations on end."""
         assert self.batch is not None
+        self.batch.count = count
         for task in self.batch.tasks:
-            task.left = 0 if self.batch.whole else task.left - 1
+            task.left = 0 if self.batch.whole else task.left - count
             if not task.left:
                 self.batch.leaves += 1
                 del self.view.running[task]
