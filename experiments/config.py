@@ -498,7 +498,9 @@ def _check_branches(pipeline: PipelineSpec) -> None:
 
 def _check_budget(experiment: Experiment) -> None:
     budget = experiment.budget
-    llms = {m for m, spec in experiment.pipeline.modules.items() if spec.llm}
+    # Without deadlines of tokens a language model is a stage like any other.
+    tokens = isinstance(experiment.slo, TokenSLOSpec)
+    llms = {m for m, spec in experiment.pipeline.modules.items() if spec.llm and tokens}
     heads = list(dict.fromkeys(w.modules[0] for w in experiment.deployment.workers if w.modules[0] not in llms))
     if llms and budget.split in ("equal", "proportional"):
         what = "language models have deadlines of tokens, which are no share of an SLO"

@@ -18,6 +18,7 @@ from servetwin.core.ways import Ways
 
 from .config import Experiment, ListedCalls, LognormalCalls, PipelineSpec, WorkerSpec
 from .engines import deadlines_of, is_engine
+from .lengths import largest
 
 if TYPE_CHECKING:
     from servetwin.core import Worker
@@ -148,10 +149,32 @@ def seconds_alone(experiment: Experiment, profiles: dict[str, Profile], kind: Ki
     for spec in experiment.deployment.workers:
         for module in spec.modules:
             if module not in seconds:
-                seconds[module] = (
-                    mean_of_calls(spec) if spec.device is None else profiles[spec.device].table(module, kind)(1)
-                )
+                if spec.device is None:
+                    seconds[module] = mean_of_calls(spec)
+                elif is_engine(experiment, spec):
+                    seconds[module] = longest_answer(experiment, module, profiles[spec.device])
+                else:
+                    seconds[module] = profiles[spec.device].table(module, kind)(1)
     return seconds
+
+
+def longest_answer(experiment: Experiment, module: str, profile: Profile) -> float:
+    """Seconds that a language model takes alone for its longest prompt and the most that a request may put out: what
+    other stages can know of it."""
+    lengths = experiment.workload.lengths
+    table = profile.tokens("scheduler")
+
+    def most(name: str) -> tuple[int, int]:
+        spec = lengths[name]
+        prompt = largest(spec.prompt) or 1
+        if spec.after is not None:
+            prompt += most(spec.after)[1]
+        return prompt, spec.limit or largest(spec.output) or 1
+
+    prompt, limit = most(module)
+    d0, d1 = table.solo_decode()
+    steps = limit - 1
+    return table.prefill(min(prompt, table.largest_prefill)) + steps * (d0 + d1 * (prompt + (steps + 1) / 2))
 
 
 def estimates(experiment: Experiment, profiles: dict[str, Profile]) -> Callable[[WorkerSpec], Estimate]:
@@ -164,6 +187,8 @@ def estimates(experiment: Experiment, profiles: dict[str, Profile]) -> Callable[
         for module in spec.modules:
             if spec.device is None:
                 tools.setdefault(module, mean_of_calls(spec))
+            elif is_engine(experiment, spec):
+                tools.setdefault(module, longest_answer(experiment, module, profiles[spec.device]))
             else:
                 first.setdefault(module, profiles[spec.device].estimate(kind))
 

@@ -50,6 +50,10 @@ def test_the_arrivals_are_the_artifacts(reference: Path, rate: float) -> None:
         assert ours == pytest.approx(theirs, rel=1e-9)
 
 
+#: The sweeps over it, and how many points each has.
+POINTS = {"figure17": 22, "figure19": 2, "matplotagent-assumptions": 26, "matplotagent-forwarding": 30}
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """MatPlotAgent under NeuStream's policy with fewer requests, under the laws; its requests and its records."""
@@ -132,11 +136,11 @@ def test_an_engine_that_prepares_images_is_slower() -> None:
     assert firsts(0.2) - firsts(0.0) == pytest.approx(200.0, rel=0.25)  # and a wait now and then
 
 
-@pytest.mark.parametrize("figure", ["figure17", "figure19", "matplotagent-assumptions"])
+@pytest.mark.parametrize("figure", sorted(POINTS))
 def test_the_figures_points_are_sound(figure: str) -> None:
     path = sweep.find(figure)
     experiments, _ = sweep.points(sweep.read(path), path)
-    assert len(experiments) == {"figure17": 22, "figure19": 2, "matplotagent-assumptions": 30}[figure]
+    assert len(experiments) == POINTS[figure]
 
 
 @pytest.mark.parametrize(
