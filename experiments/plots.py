@@ -64,7 +64,7 @@ def goodput_figure(
                 panel.set_xlabel(AXES[axis])
         for line in panels:
             line[0].set_ylabel("requests met")
-        _legend(figure, panels, any(counted(r["workload"], r["policy"]) == "finished" for r in rows))
+        legend(figure, panels, any(counted(r["workload"], r["policy"]) == "finished" for r in rows))
         save(figure, path)
     return path
 
@@ -96,7 +96,7 @@ def token_figure(rows: Sequence[Row], path: Path) -> Path:
                 panel.set_title(workload if axis == "rate" else "", loc="left", fontweight="bold")
                 panel.set_xlabel(TOKEN_AXES[axis])
             line[0].set_ylabel("tokens on time/s")
-        _legend(figure, panels, with_note=False)
+        legend(figure, panels)
         save(figure, path)
     return path
 
@@ -155,7 +155,8 @@ def _goodput_panel(
     panel.grid(alpha=0.25, linewidth=0.5)
 
 
-def _legend(figure: Figure, panels: Any, with_note: bool) -> None:
+def legend(figure: Figure, panels: Any, with_note: bool = False) -> None:
+    """One legend for all *panels*, above them."""
     found: dict[str, Any] = {}
     for panel in panels.flat:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
@@ -234,7 +235,7 @@ def batch_figure(path: Path, experiments: Sequence[Experiment]) -> Path:
             panel.set_xlabel("time (s)")
         for row in panels:
             row[0].set_ylabel("batch size")
-        _legend(figure, panels, with_note=False)
+        legend(figure, panels)
         save(figure, path)
     return path
 
@@ -242,7 +243,9 @@ def batch_figure(path: Path, experiments: Sequence[Experiment]) -> Path:
 def draw_all(
     out: Path, *, ending: str = "png", jobs: int = -1, progress: Callable[[int, int], None] | None = None
 ) -> list[Path]:
-    """Draw Figures 11 to 14 into the folder *out*; the points behind all but the third are kept there as CSV."""
+    """Draw Figures 11 to 14, 17 and 19 into the folder *out*; the points behind all but the third are kept as CSV."""
+    from . import agent_plots
+
     _, runs = runtable.read(runtable.NEUSTREAM)
     written = []
     for name in ("figure11", "figure12"):
@@ -252,6 +255,13 @@ def draw_all(
     path = sweep.find("figure13")
     experiments, _ = sweep.points(sweep.read(path), path)
     written.append(batch_figure(out / f"figure13.{ending}", experiments))
-    table = out / "figure14.csv"
-    rows = sweep.sweep("figure14", table, jobs=jobs, progress=progress)
-    return [*written, table, token_figure(rows, out / f"figure14.{ending}")]
+    drawn: dict[str, Callable[[Sequence[Row], Path], Path]] = {
+        "figure14": token_figure,
+        "figure17": agent_plots.agents_figure,
+        "figure19": agent_plots.first_and_last_figure,
+    }
+    for name, draw in drawn.items():
+        table = out / f"{name}.csv"
+        rows = sweep.sweep(name, table, jobs=jobs, progress=progress)
+        written += [table, draw(rows, out / f"{name}.{ending}")]
+    return written

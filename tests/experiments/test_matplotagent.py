@@ -12,10 +12,11 @@ import pytest
 from servetwin.core import BadInput
 from servetwin.core.laws import LawChecker, check_records
 from servetwin.experiments import build, sweep
+from servetwin.experiments.agent_plots import agents_figure, first_and_last_figure
 from servetwin.experiments.arrivals import AGENT_SEEDS, arrival_times
 from servetwin.experiments.config import Gamma
 from servetwin.experiments.lengths import listed
-from servetwin.experiments.points import results_of
+from servetwin.experiments.points import results_of, settings_of
 from servetwin.experiments.resolve import load
 
 AGENTS = "matplotagent-rtx4090"
@@ -124,6 +125,15 @@ def test_a_row_has_each_agents_goodput() -> None:
     row = results_of(experiment, build.run(experiment))
     assert {"codellama_1.token_goodput", "llava.prefill_goodput", "codellama_2.decode_goodput"} <= set(row)
     assert row["request_goodput"] > 0.0
+
+
+def test_the_figures_are_drawn_from_rows(tmp_path: Path) -> None:
+    experiments = [load(AGENTS, [("policy", p), ("requests", 12), ("rate", r)]) for p in ("vllm", "neustream-llm")
+                   for r in (0.5, 0.7)]  # fmt: skip
+    rows = [{**settings_of(e), **results_of(e, build.run(e))} for e in experiments]
+    for draw in (agents_figure, first_and_last_figure):
+        file = draw(rows[:2] if draw is first_and_last_figure else rows, tmp_path / f"{draw.__name__}.png")
+        assert file.stat().st_size > 5000
 
 
 def test_an_engine_that_prepares_images_is_slower() -> None:

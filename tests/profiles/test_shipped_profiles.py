@@ -24,6 +24,7 @@ MODULES = {
     "rtx4090/sd15-512": SD,
     "h100/sd15-512": SD,
 }
+MADE_UP = ("made-up/captioner", "made-up/sdxl")
 AGENTS = ("rtx4090/codellama-7b", "rtx4090/llava-1.5-7b")
 OPT = ("a6000/opt-13b-tp1", "a6000/opt-30b-tp2", "a6000/opt-66b-tp4")
 #: What `servetwin profile` measured.
@@ -44,7 +45,7 @@ def test_the_examples_in_the_docstrings(module: Any) -> None:
 
 
 def test_the_names() -> None:
-    assert names() == sorted([*MODULES, *OPT, *AGENTS, *OURS])
+    assert names() == sorted([*MODULES, *OPT, *AGENTS, *OURS, *MADE_UP])
     for name in names():
         assert load(name).name == name
 
@@ -286,3 +287,10 @@ def test_every_number_of_the_agents_is_that_of_the_reference(reference: Path, ke
         ]
         assert [model.line.d0, model.line.d1] == raw["decode_step"]["d"]
     assert data.kv.blocks == raw["kv_cache"]["blocks"]
+
+
+@pytest.mark.parametrize("name", MADE_UP)
+def test_what_is_made_up_says_so(name: str) -> None:
+    data = load(name).data
+    assert "made up" in data.description
+    assert data.limits_of_data == "every number is made up"
