@@ -24,7 +24,7 @@ MODULES = {
     "rtx4090/sd15-512": SD,
     "h100/sd15-512": SD,
 }
-MADE_UP = ("made-up/captioner", "made-up/sdxl")
+MADE_UP = ("made-up/captioner", "made-up/sdxl-refiner")
 AGENTS = ("rtx4090/codellama-7b", "rtx4090/llava-1.5-7b")
 OPT = ("a6000/opt-13b-tp1", "a6000/opt-30b-tp2", "a6000/opt-66b-tp4")
 #: What `servetwin profile` measured.
