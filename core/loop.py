@@ -96,6 +96,10 @@ class Worker:
             else:
                 del view.running[task]
 
+    def direct(self) -> Callable[[Request], None] | None:
+        """Its own way of taking a request in and letting it go, if this is the only worker of the only stage."""
+        return None
+
     def clear(self) -> None:
         """The run has been stopped: forget what was decided ahead."""
         self.view.backlog.clear()
@@ -152,6 +156,9 @@ class ServingLoop:
         self._now = executor.now
         self._hear_batch = self.recorder.batch
         self._keep_ends = self.recorder.wants_batches
+        alone = len(self.workers) == len(stages) == 1 and not stages[0].branches and budget is None
+        #: A worker that is all there is may take requests in, and let them go, by a shorter way.
+        self._direct = self.workers[0].direct() if alone else None
 
     # -- events -----------------------------------------------------------------------------------------
 
@@ -159,12 +166,15 @@ class ServingLoop:
         """A client has sent *request*."""
         self.live[request.id] = request
         self.recorder.arrived(request)
-        if request.outputs is not None:
-            self._outputs[request.id] = request.outputs
-            request.outputs = None  # type: ignore[misc]  # from here on nobody sees them
         if self.stopped:
             self._end(request, Outcome.FAILED, "sent after the stop")
             return
+        if self._direct is not None:
+            self._direct(request)
+            return
+        if request.outputs is not None:
+            self._outputs[request.id] = request.outputs
+            request.outputs = None  # type: ignore[misc]  # from here on nobody sees them
         if self.forks:
             request.waiting_for[""] = len(self.entries)
         for stage in self.entries:

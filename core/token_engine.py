@@ -13,11 +13,11 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from .errors import BadInput, LawBroken
-from .request import Request
-from .seam import Batch
+from .request import Outcome, Outputs, Request
+from .seam import Batch, Repeat
 from .tokens import ALL, All, Chunk, Step, Ticks, TokenPolicy, TokenTask
 
 if TYPE_CHECKING:
@@ -73,12 +73,16 @@ class TokenEngine:
         self.seen = view.limits.stamp == "seen"
         self.swap = view.limits.preemption == "swap"
         self.size = view.block_size
+        self.longest = (view.blocks - view.watermark) * self.size  # tokens that fit
         self._lengths: dict[TokenTask, int] = {}  # the true ones
         self._ticks = Ticks()
         self._phases = [0] * self.size  # decoding tasks by (computed - ticks) modulo the block size
         self._buckets: dict[int, list[TokenTask]] = {}  # tick -> those that have put out all then
         self._leaving: list[int] = []  # the ticks of the buckets, a heap
         self.deciding = False
+        self._module = worker.stage.loop or worker.stage.name
+        #: Whether requests come to this stage from the client and end here.
+        self.lean = False
         self._stale = False
         self._swapped = 0  # blocks moved since the last step began
         self._preempted: list[TokenTask] = []  # since the last step began
@@ -93,25 +97,21 @@ class TokenEngine:
 
     def task(self, request: Request, now: float) -> TokenTask:
         """The stay of *request* here. Raises `BadInput` if it does not say how many tokens it has for this stage."""
-        name = self.stage.loop or self.stage.name
+        return self._task(request, self.loop._outputs.get(request.id), now)
+
+    def _task(self, request: Request, outputs: Outputs | None, now: float) -> TokenTask:
         try:
-            tokens, length = request.tokens[name], self.loop._outputs[request.id][name]  # type: ignore[attr-defined]
-        except (AttributeError, KeyError):
-            right = f"prompt, limit and output tokens for {name}"
-            raise BadInput(f"{request} has no tokens for stage {self.stage.name}", right=right) from None
-        if type(length) is not int or type(tokens) is list:
-            visit = sum([task.stage is self.stage for task in request.tasks])
-            if not isinstance(length, int):
-                length = length[min(visit, len(length) - 1)]
-            if type(tokens) is list:
-                tokens = tokens[min(visit, len(tokens) - 1)]
-        prompt = tokens[0]
-        if type(prompt) is not int:
-            prompt = prompt.tokens(request)
-        task = TokenTask(request, self.stage, now, self.worker, prompt, tokens[1])
+            prompt, limit = tokens = request.tokens[self._module]  # type: ignore[attr-defined]
+            length = outputs[self._module]  # type: ignore[index]
+        except (AttributeError, KeyError, TypeError, ValueError):
+            prompt, limit, length = self._visit(request, outputs)
+        else:
+            if type(tokens) is list or type(length) is not int or type(prompt) is not int:
+                prompt, limit, length = self._visit(request, outputs)
+        task = TokenTask(request, self.stage, now, self.worker, prompt, limit)
         if request.tasks:
             task.arrival = now  # at a later stage, tokens are waited for from here on
-        self._lengths[task] = length if length < tokens[1] else tokens[1]
+        self._lengths[task] = length if length < limit else limit
         if self.keep_times:
             task._times = array("d")
         return task
@@ -122,15 +122,43 @@ class TokenEngine:
         del self._lengths[task]
         return self.view.solo(task)
 
+    def _visit(self, request: Request, outputs: Outputs | None) -> tuple[int, int, int]:
+        """Prompt, limit and output tokens of a request that comes here several times, or does not say."""
+        try:
+            tokens: Any = request.tokens[self._module]  # type: ignore[attr-defined]
+            length: Any = outputs[self._module]  # type: ignore[index]
+        except (AttributeError, KeyError, TypeError):
+            right = f"prompt, limit and output tokens for {self._module}"
+            raise BadInput(f"{request} has no tokens for stage {self.stage.name}", right=right) from None
+        visit = sum([task.stage is self.stage for task in request.tasks])
+        if not isinstance(length, int):
+            length = length[min(visit, len(length) - 1)]
+        if isinstance(tokens, list):
+            tokens = tokens[min(visit, len(tokens) - 1)]
+        prompt, limit = tokens
+        return prompt if isinstance(prompt, int) else prompt.tokens(request), limit, length
+
+    def arrive(self, request: Request) -> None:
+        """*request* comes from the client, and nowhere but here: what the loop would do, in one go."""
+        loop = self.loop
+        outputs = request.outputs
+        request.outputs = None  # type: ignore[misc]
+        task = self._task(request, outputs, loop._now())
+        request.tasks.append(task)
+        loop.executor.send(None, task, self.receive)  # type: ignore[arg-type]
+
     def receive(self, task: TokenTask) -> None:
         """*task* has reached the queue."""
         if task.request.outcome is not None:
             del self._lengths[task]
-            return
-        task.queued = self.loop._now()
-        self.worker.inbox.append(task)
-        if not self.deciding and self.view.in_flight is None:
-            self.turn(fresh=True)
+        elif task.prompt > self.longest:
+            del self._lengths[task]
+            self.loop.fail(task.request, f"its prompt of {task.prompt} tokens does not fit into {self.view.name}")
+        else:
+            task.queued = self.loop._now()
+            self.worker.inbox.append(task)
+            if not self.deciding and self.view.in_flight is None:
+                self.turn(True)
 
     def withdraw(self, task: TokenTask, now: float) -> None:
         """The request of *task* has ended elsewhere."""
@@ -147,67 +175,95 @@ class TokenEngine:
                 self._release(task)
                 del self._lengths[task]
 
-    def turn(self, *, fresh: bool = False) -> None:
+    def turn(self, fresh: bool = False) -> None:
         """Let the policy decide, and launch what it says. *fresh*: something came while the engine was idle."""
         worker, view, loop = self.worker, self.view, self.loop
-        policy = worker.policy
+        waiting, policy = view.waiting, worker.policy
         self.deciding = True
+        now = loop._now()
         if worker.inbox:
-            self._take_in()
+            self._take_in(now)
         while view.in_flight is None:
-            if not view.waiting and not view.running:
-                if worker.inbox:
-                    self._take_in()
-                    continue
-                break
-            now = loop._now()
+            if not waiting and not view.running:
+                if not worker.inbox:
+                    break
+                self._take_in(now)
+                continue
+            view.checked = None
             step: Step = policy.decide(view, now)
-            decode = step.decode
-            if decode is ALL and not step.prefill and not step.drop and not step.preempt and view.decoding:
-                times = self._leaving[0] - self._ticks.count
-                repeat = step.repeat
-                if repeat is None or fresh:
-                    times = 1
-                elif repeat.times < times:
-                    times = repeat.times
-                # Between them the tasks need no more than this, whatever their phases.
-                if (view.free_blocks - self.headroom) * self.size < view.decoding * (times + self.size - 1):
-                    times = self._affordable(times)
-                if times:
-                    batch = TokenBatch(self._number(), worker, view.decoding, view.context)
-                    batch.times = times
-                    batch.repeat = repeat
-                    self._launch(batch, now)
+            # Most steps are one of two kinds, for which there are short ways.
+            prefill = step.prefill
+            if step.drop or step.preempt:
+                pass
+            elif step.decode is ALL:
+                if not prefill and view.decoding and self._all_decode(step.repeat, fresh, now):
+                    break
+            elif prefill and not step.decode and prefill[0][0] in waiting:
+                pieces = self._admit(prefill, (), 0, False, now)
+                if pieces:
+                    self._launch(0, 0, pieces, None, now)
                     break
             if not self._carry_out(step, now):
                 if not worker.inbox:
                     loop._set_alarm(worker, step.idle_until, now)
                     break
-                self._take_in()
+                self._take_in(now)
+            now = loop._now()
         self.deciding = False
 
-    def _take_in(self) -> None:
-        worker, view, loop = self.worker, self.view, self.loop
-        now = loop._now()
-        inbox, worker.inbox = worker.inbox, []
-        most = view.blocks - view.watermark
-        asked = type(worker.policy).admit is not TokenPolicy.admit
+    def _all_decode(self, repeat: Repeat | None, fresh: bool, now: float) -> bool:
+        """A step, or several on end, in which all that can decode do, and nothing else happens; False if memory does
+        not last for that."""
+        view, loop = self.view, self.loop
+        decoding = view.decoding
+        times = 1
+        if repeat is not None and not fresh:
+            times = self._leaving[0] - self._ticks.count
+            if repeat.times < times:
+                times = repeat.times
+        # Between them the tasks need no more than this, whatever their phases.
+        if (view.free_blocks - self.headroom) * self.size < decoding * (times + self.size - 1):
+            times = self._affordable(times)
+            if not times:
+                return False
+        loop._batches += 1
+        batch = view.in_flight = TokenBatch(loop._batches, self.worker, decoding, view.context)
+        batch.start = now
+        batch.times = times
+        batch.repeat = repeat
+        batch.keep_ends = self.keep_ends
+        loop.executor.run(self.worker, batch, self.done)  # type: ignore[arg-type]
+        return True
+
+    def _take_in(self, now: float) -> None:
+        worker, waiting = self.worker, self.view.waiting
+        inbox = cast("list[TokenTask]", worker.inbox)
+        worker.inbox = []
+        if self.seen or type(worker.policy).admit is not TokenPolicy.admit:
+            self._ask_in(inbox, now)
+            return
         for task in inbox:
-            assert isinstance(task, TokenTask)
+            if task.request.outcome is None:
+                task.admitted = now
+                waiting[task] = None
+            else:
+                del self._lengths[task]
+
+    def _ask_in(self, inbox: Sequence[TokenTask], now: float) -> None:
+        """Likewise, where arrivals are stamped now or the policy may refuse."""
+        worker, view = self.worker, self.view
+        for task in inbox:
             if task.request.outcome is not None:
                 del self._lengths[task]
                 continue
             task.admitted = now
             if self.seen:
                 task.arrival = now
-            if view.blocks_for(task.prompt) > most:
-                del self._lengths[task]
-                loop.fail(task.request, f"its prompt of {task.prompt} tokens does not fit into {view.name}")
-            elif asked and not worker.policy.admit(task, view, now):
-                del self._lengths[task]
-                loop._drop(task, view)
-            else:
+            if worker.policy.admit(task, view, now):
                 view.waiting[task] = None
+            else:
+                del self._lengths[task]
+                self.loop._drop(task, view)
 
     # -- a step -------------------------------------------------------------------------------------------
 
@@ -232,16 +288,7 @@ class TokenEngine:
         pieces = self._admit(step.prefill, chosen, decode, crowded, now) if step.prefill else ()
         if not decode and not pieces:
             return changed or crowded
-        batch = TokenBatch(self._number(), self.worker, decode, context)
-        batch.chosen = chosen
-        if pieces:
-            batch.prefill = pieces
-            batch.size += len(pieces)
-        if self._preempted:
-            batch.preempted, self._preempted = self._preempted, []
-        if self._swapped:
-            batch.swapped, self._swapped = self._swapped, 0
-        self._launch(batch, now)
+        self._launch(decode, context, pieces, chosen, now)
         return True
 
     def _chosen(self, decode: Sequence[TokenTask]) -> list[TokenTask]:
@@ -252,15 +299,25 @@ class TokenEngine:
             raise LawBroken(f"{self.view.name}: the policy decodes a task twice in a step")
         return list(decode)
 
-    def _number(self) -> int:
-        self.loop._batches += 1
-        return self.loop._batches
-
-    def _launch(self, batch: TokenBatch, now: float) -> None:
+    def _launch(
+        self, decode: int, context: int, pieces: Sequence[Piece], chosen: Sequence[TokenTask] | None, now: float
+    ) -> None:
+        loop = self.loop
+        loop._batches += 1
+        batch = TokenBatch(loop._batches, self.worker, decode, context)
+        if chosen is not None:
+            batch.chosen = chosen
+        if pieces:
+            batch.prefill = pieces
+            batch.size = decode + len(pieces)
+        if self._preempted:
+            batch.preempted, self._preempted = self._preempted, []
+        if self._swapped:
+            batch.swapped, self._swapped = self._swapped, 0
         batch.start = now
         batch.keep_ends = self.keep_ends
         self.view.in_flight = batch
-        self.loop.executor.run(self.worker, batch, self.done)  # type: ignore[arg-type]
+        loop.executor.run(self.worker, batch, self.done)  # type: ignore[arg-type]
 
     def _admit(
         self,
@@ -274,39 +331,65 @@ class TokenEngine:
         *crowded* that tasks were preempted, nobody is admitted."""
         view, size = self.view, self.size
         waiting, running = view.waiting, view.running
-        tokens = view.max_batched_tokens - decode
-        least = view.watermark
-        if decode:
-            least += self._blocks_of_a_step(chosen)
+        free = view.free_blocks
         pieces: list[Piece] = []
-        for task, count in prefill:
-            computed = task.computed
-            tokens -= count
-            if tokens < 0:
-                break
-            if task in waiting:
-                free = view.free_blocks + -(computed + count) // size
-                if crowded or free < least or len(running) >= view.max_sequences:
-                    break
-                if view.whole_prompt and view.free_blocks + -(computed + task.pending) // size < least:
-                    break
+        if prefill is view.checked and not decode and not crowded and prefill[0][0] in waiting:
+            # `TokenView.admissible` has just found all of it, so all that waits fits.
+            for task, count in prefill:
+                computed = task._computed
+                free += -(computed + count) // size
                 del waiting[task]
                 running[task] = None
                 if task.started is None:
                     task.started = now
                 if computed:
                     self._swapped += -(-computed // size)
-            elif task not in running:
-                if crowded:
-                    break  # it was, until now
-                raise LawBroken(f"{view.name}: the policy prefills {task}, which is not there")
-            else:
-                free = view.free_blocks + -(computed + count) // size + -(-computed // size)
-            if count < 1 or count > task.prompt + task._generated - computed or task._ticks is not None:
-                raise LawBroken(f"{view.name}: the policy prefills {count} tokens of {task}")
+                task._computed = computed + count
+                pieces.append((task, count, computed))
             view.free_blocks = free
+            return pieces
+        tokens = view.max_batched_tokens - decode
+        sequences = view.max_sequences - len(running)
+        least = view.watermark
+        if decode:
+            least += self._blocks_of_a_step(chosen)
+        whole = view.whole_prompt
+        admitted = 0
+        for task, count in prefill:
+            tokens -= count
+            if tokens < 0:
+                break
+            if task._ticks is not None:
+                raise LawBroken(f"{view.name}: the policy prefills {task}, which is decoding")
+            computed = task._computed
+            pending = task.prompt + task._generated - computed
+            if count < 1 or count > pending:
+                raise LawBroken(f"{view.name}: the policy prefills {count} tokens of {task}")
+            left = free + -(computed + count) // size
+            if task in waiting:
+                if crowded or left < least or sequences == admitted:
+                    break
+                if whole and free + -(computed + pending) // size < least:
+                    break
+                admitted += 1
+                del waiting[task]
+                running[task] = None
+                if task.started is None:
+                    task.started = now
+                if computed:
+                    self._swapped += -(-computed // size)
+            elif task in running:
+                if admitted:
+                    raise LawBroken(f"{view.name}: the policy prefills {task}, which runs, after one that waits")
+                left -= -computed // size
+            elif crowded:
+                break  # it was there until now
+            else:
+                raise LawBroken(f"{view.name}: the policy prefills {task}, which is not there")
+            free = left
             task._computed = computed + count
             pieces.append((task, count, computed))
+        view.free_blocks = free
         return pieces
 
     def done(self, batch: TokenBatch) -> None:
@@ -315,10 +398,8 @@ class TokenEngine:
         now = batch.end = loop._now()
         view.in_flight = None
         self.deciding = True
-        loop.recorder.batch(batch)
+        loop._hear_batch(batch)
         view.last_step = batch.took
-        if not batch.prefill:
-            view.last_decode = batch.took
         if batch.decode:
             if batch.chosen is None:
                 self._tick(batch, now)
@@ -326,6 +407,8 @@ class TokenEngine:
                 self._advance(batch.chosen, now)
         if batch.prefill:
             self._prefilled(batch.prefill, now)
+        else:
+            view.last_decode = batch.took
         if self._stale:
             self._purge()
         self.deciding = False
@@ -336,23 +419,24 @@ class TokenEngine:
         """All that decode have put out a token, or several."""
         view, ticks, phases, size = self.view, self._ticks, self._phases, self.size
         tick, count = ticks.count, batch.count
-        if count == 1:
-            view.free_blocks -= phases[-tick % size]
-        else:
-            view.free_blocks -= sum([phases[-t % size] for t in range(tick, tick + count)])
-        tick += count
-        ticks.count = tick
+        free = view.free_blocks
+        ticks.count = last = tick + count
+        while tick < last:
+            free -= phases[-tick % size]
+            tick += 1
+        view.free_blocks = free
         view.context += batch.decode * count
         if self.keep_times:
             self._ends.extend(batch.ends or (now,))
             if len(self._ends) > self._trim_at:
                 self._trim()
         leaving = self._leaving
-        while leaving and leaving[0] <= tick:
+        while leaving and leaving[0] <= last:
             lengths = self._lengths
             for task in self._buckets.pop(heappop(leaving)):
                 # One that was preempted since has another bucket now.
-                if task._ticks is not None and task._generated + tick == lengths.get(task):
+                if task._ticks is not None and task._generated + last == lengths.get(task):
+                    self._part(task)
                     self._finish(task, now)
 
     def _advance(self, chosen: Sequence[TokenTask], now: float) -> None:
@@ -409,10 +493,12 @@ class TokenEngine:
     def _part(self, task: TokenTask) -> None:
         """*task* does not decode with the others any more; its counts are its own again."""
         view, tick = self.view, self._ticks.count
-        task._settle()
+        task._generated = generated = task._generated + tick
+        task._computed = computed = task.prompt + generated - 1
+        task._ticks = None
         view.decoding -= 1
-        view.context -= task._computed
-        self._phases[(task._computed - tick) % self.size] -= 1
+        view.context -= computed
+        self._phases[(computed - tick) % self.size] -= 1
         if self.keep_times:
             first = self._joined.pop(task)
             task._times.extend(  # type: ignore[union-attr]
@@ -423,19 +509,26 @@ class TokenEngine:
         """*task* gives its memory back and runs no more."""
         if task._ticks is not None:
             self._part(task)
-        self.view.free_blocks += -(-task._computed // self.size)
+        self.view.free_blocks -= -task._computed // self.size
         del self.view.running[task]
 
     def _finish(self, task: TokenTask, now: float) -> None:
-        """*task* has put out its last token."""
-        self._release(task)
+        """*task*, which does not decode with the others (any more), has put out its last token."""
+        self.view.free_blocks -= -task._computed // self.size
+        del self.view.running[task]
         del self._lengths[task]
-        if task.request.outcome is None:
+        request = task.request
+        if request.outcome is None:
             task.finished = now
             slo = self.view.slo
             if slo is not None and not slo.met(task):
-                task.request.missed = True  # type: ignore[misc]
-            self.loop._leave(task, now)
+                request.missed = True  # type: ignore[misc]
+            if self.lean:
+                request.finished = now
+                met = now <= request.deadline and not request.missed
+                self.loop._end(request, Outcome.MET if met else Outcome.LATE)
+            else:
+                self.loop._leave(task, now)
 
     def _preempt(self, task: TokenTask) -> None:
         """*task* loses its memory and goes back to the head of the queue."""

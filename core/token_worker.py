@@ -37,6 +37,10 @@ class TokenWorker(Worker):
     def seconds_alone(self, request: Request, now: float) -> float:
         return self._engine.seconds_alone(request, now)
 
+    def direct(self) -> Callable[[Request], None]:
+        self._engine.lean = True
+        return self._engine.arrive
+
     def ring(self) -> None:
         if self.view.in_flight is None:
             self._engine.turn()

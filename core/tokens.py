@@ -302,10 +302,14 @@ class TokenSLO(Protocol):
     alone, per step and per token of context.
     """
 
-    prefill_scale: float
-    decode_scale: float
-    d0: float
-    d1: float
+    @property
+    def prefill_scale(self) -> float: ...
+    @property
+    def decode_scale(self) -> float: ...
+    @property
+    def d0(self) -> float: ...
+    @property
+    def d1(self) -> float: ...
 
     def alone(self, prompt: int) -> float:
         """Seconds that the prefill of a prompt of that length takes alone."""
@@ -362,6 +366,7 @@ class TokenView(WorkerView):
         "_estimate_prefill",
         "block_size",
         "blocks",
+        "checked",
         "context",
         "decoding",
         "free_blocks",
@@ -396,6 +401,7 @@ class TokenView(WorkerView):
         self.block_size = limits.block_size
         self.watermark = limits.reserve
         self.whole_prompt = limits.whole_prompt
+        self.checked: Sequence[Chunk] | None = None  # what `admissible` gave last
         self.max_batched_tokens = limits.max_batched_tokens
         self.max_sequences = limits.max_sequences
         self.decoding = 0
@@ -425,24 +431,26 @@ class TokenView(WorkerView):
         not last ends the list.
         """
         tokens = self.max_batched_tokens - decode
-        sequences = self.max_sequences - len(self.running)
-        free = self.free_blocks
-        size, running = self.block_size, self.running
+        running = self.running
+        sequences = self.max_sequences - len(running)
+        free, least, size, whole = self.free_blocks, self.watermark, self.block_size, self.whole_prompt
         taken: list[Chunk] = []
-        for task, count in prefill:
+        for chunk in prefill:
+            task, count = chunk
             tokens -= count
             if tokens < 0:
                 break
             computed = task.computed
+            needed = -(computed + (task.pending if whole else count)) // size
             if task in running:
-                free += -(computed + count) // size + -(-computed // size)
+                free += needed + -(-computed // size)
             else:
                 sequences -= 1
-                whole = computed + (task.pending if self.whole_prompt else count)
-                if sequences < 0 or free + -whole // size < self.watermark:
+                if sequences < 0 or free + needed < least:
                     break
                 free += -(computed + count) // size
-            taken.append((task, count))
+            taken.append(chunk)
+        self.checked = taken
         return taken
 
     def solo(self, task: Task) -> float:

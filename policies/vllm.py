@@ -23,25 +23,25 @@ class VLLM(TokenPolicy):
         waiting = view.waiting
         if not waiting:
             return DECODE
-        most = view.max_batched_tokens
-        drop: list[TokenTask] = []
         prefill: list[tuple[TokenTask, int]] = []
-        tokens = 0
+        drop: list[TokenTask] = []
+        left = most = view.max_batched_tokens
         for task in waiting:
-            pending = task.pending
             if task.computed:
                 if not prefill:
                     prefill = view.admissible(((t, 1) for t in waiting if t.computed), decode=view.decoding)
                     return Step(prefill, ALL, drop=drop)
                 break
-            if pending > most:
+            pending = task.pending
+            left -= pending
+            if left < 0:
+                if pending <= most:
+                    break
                 drop.append(task)
-                continue
-            tokens += pending
-            if tokens > most:
-                break
-            prefill.append((task, pending))
+                left += pending
+            else:
+                prefill.append((task, pending))
         prefill = view.admissible(prefill)
-        if prefill or drop:
-            return Step(prefill, () if prefill else ALL, drop=drop)
-        return DECODE
+        if prefill:
+            return Step(prefill, drop=drop)
+        return Step(decode=ALL, drop=drop) if drop else DECODE

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from servetwin.core import BadInput, Batch, Task, Worker
 from servetwin.core.pool import Pool
@@ -47,27 +48,13 @@ class SimExecutor:
         self._delays = dict(delays or {})
         self._calls = dict(calls or {})
         self._lanes: dict[Worker, Lane] = {}
-        self._pools: dict[Worker, PoolLane] = {}
-        self._engines: dict[Worker, TokenLane] = {}
+        self._runs: dict[Worker, Callable[[Any, Any], None]] = {}
 
     def run(self, worker: Worker, batch: Batch, done: Callable[[Batch], None]) -> None:
-        lane = self._lanes.get(worker)
-        if lane is not None:
-            lane.run(batch, done)
-        elif isinstance(worker, Pool):
-            pool = self._pools.get(worker)
-            if pool is None:
-                pool = self._pools[worker] = PoolLane(self.calendar, self._calls[worker.name])
-            pool.run(batch, done)
-        elif isinstance(worker, TokenWorker):
-            engine = self._engines.get(worker)
-            if engine is None:
-                timing = self._timing(worker)
-                assert isinstance(timing, TokenTiming)
-                engine = self._engines[worker] = TokenLane(self.calendar, timing)
-            engine.run(batch, done)  # type: ignore[arg-type]
-        else:
-            self._add_lane(worker).run(batch, done)
+        run = self._runs.get(worker)
+        if run is None:
+            run = self._runs[worker] = self._place(worker)
+        run(batch, done)
 
     def send(self, source: Worker | None, task: Task, deliver: Callable[[Task], None]) -> None:
         if self._delays and task.worker is not None:
@@ -87,6 +74,16 @@ class SimExecutor:
     def run_until_idle(self) -> None:
         """Let time pass until nothing is left to happen."""
         self.calendar.run()
+
+    def _place(self, worker: Worker) -> Callable[[Any, Any], None]:
+        """What runs the batches of *worker*."""
+        if isinstance(worker, Pool):
+            return PoolLane(self.calendar, self._calls[worker.name]).run
+        if isinstance(worker, TokenWorker):
+            timing = self._timing(worker)
+            assert isinstance(timing, TokenTiming)
+            return TokenLane(self.calendar, timing).run
+        return self._add_lane(worker).run
 
     def _add_lane(self, worker: Worker) -> Lane:
         timing = self._timing(worker)

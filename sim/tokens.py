@@ -17,6 +17,8 @@ from simpy.events import NORMAL
 
 from .calendar import Calendar
 
+NEVER = float("inf")
+
 
 class StepTimes(Protocol):
     """Seconds of engine steps on a device, as `servetwin.profiles.tokens.TokenTable` gives them."""
@@ -80,62 +82,96 @@ class TokenLane(simpy.Event):
         self.callbacks = self._again
         self.timing = timing
         self.draw = timing.draw
+        self.prefills = timing.prefills or timing.draw
         self.straight = timing.times.straight
         self.between = timing.times.between
+        self.batch: Any = None  # in hand
+        self.firing = False
+        self.end = 0.0  # of the batch in hand
         self.ready = 0.0  # when the engine can begin its next step
 
     def run(self, batch: TokenBatch, done: Callable[[TokenBatch], None]) -> None:
         """Compute *batch*; call *done* when it is over."""
-        env, draw = self.env, self.draw
-        now: float = env._now
+        env = self.env
+        before: float = env._now  # when the last step ended, as far as this batch goes
         self.batch, self.done = batch, done
-        start = self.ready
-        if start < now:
-            start = now
+        size, context = batch.size, batch.context
+        start = self.ready if self.ready > before else before
+        draw = self.draw
         if batch.prefill:
             seconds = self.timing.prefill(batch)
-            draw = self.timing.prefills or draw
+            draw = self.prefills
         else:
-            a, b, until = self.straight(batch.decode, batch.context)
-            seconds = a + b * batch.context
+            a, b, until = self.straight(size, context)
+            seconds = a + b * context
         if batch.swapped and self.timing.swap is not None:
             seconds += self.timing.swap(batch.swapped)
         if draw is not None:
             seconds *= draw()
         end = start + seconds
-        took = start - now + seconds
-        size = batch.size
-        between = self.between(size)
-        queue = env._queue
+        gap = self.between(size)
         if batch.times > 1:
             # As long as nothing else happens before the next step would begin.
-            horizon = queue[0][0] if queue else float("inf")
+            queue = env._queue
+            horizon = queue[0][0] if queue else NEVER
             repeat = batch.repeat
             assert repeat is not None
-            times, limit, drift = batch.times, repeat.limit, repeat.drift
-            context = batch.context
-            count = 1
-            ends: list[float] = []
-            while count < times and end < horizon and end < limit + count * drift:
-                ends.append(end)
-                context += size
-                if context >= until:
-                    a, b, until = self.straight(size, context)
-                seconds = a + b * context
-                if draw is not None:
-                    seconds *= draw()
-                start = end + between
-                took = start - end + seconds
-                end = start + seconds
-                count += 1
-            batch.count = count
-            if batch.keep_ends:
-                ends.append(end)
-                batch.ends = ends
-        batch.took = took
-        self.ready = end + between
-        heappush(queue, (end, NORMAL, next(env._eid), self))
+            if draw is not None or batch.keep_ends or repeat.drift or until < NEVER:
+                before, end = self._run_on(batch, end, gap, horizon)
+            else:
+                if repeat.limit < horizon:
+                    horizon = repeat.limit
+                count, times = 1, batch.times
+                while end < horizon and count < times:
+                    before = end
+                    context += size
+                    end = before + gap + (a + b * context)
+                    count += 1
+                batch.count = count
+        batch.took = end - before
+        self.ready = end + gap
+        self.end = end
+        if not self.firing:
+            heappush(env._queue, (end, NORMAL, next(env._eid), self))
+
+    def _run_on(self, batch: TokenBatch, end: float, gap: float, horizon: float) -> tuple[float, float]:
+        """Likewise, if steps are drawn, ends kept, or not all on one line. Gives the last two ends."""
+        repeat, times, size, context, draw = batch.repeat, batch.times, batch.size, batch.context, self.draw
+        assert repeat is not None
+        limit, drift = repeat.limit, repeat.drift
+        a, b, until = self.straight(size, context)
+        before = batch.start
+        count = 1
+        ends = [end]
+        while count < times and end < horizon and end < limit + count * drift:
+            before = end
+            context += size
+            if context >= until:
+                a, b, until = self.straight(size, context)
+            seconds = a + b * context
+            if draw is not None:
+                seconds *= draw()
+            end = before + gap + seconds
+            ends.append(end)
+            count += 1
+        batch.count = count
+        if batch.keep_ends:
+            batch.ends = ends
+        return before, end
 
     def _fire(self, _: simpy.Event) -> None:
         self.callbacks = self._again
-        self.done(self.batch)
+        env = self.env
+        queue = env._queue
+        self.firing = True
+        while True:
+            batch, self.batch = self.batch, None
+            self.done(batch)
+            if self.batch is None:
+                break
+            end = self.end
+            if queue and queue[0][0] <= end:
+                heappush(queue, (end, NORMAL, next(env._eid), self))
+                break
+            env._now = end  # nothing else comes before it: time goes on without a detour by the calendar
+        self.firing = False
