@@ -41,7 +41,7 @@ class Gather(Policy):
     def decide(self, view: WorkerView, now: float) -> Decision:
         if not view.running and len(view.waiting) < self.size:
             return Decision()
-        return Decision([*view.running, *view.waiting], whole=self.whole)
+        return Decision([*view.running, *view.waiting][: view.limit], whole=self.whole)
 
 
 class Stagger(Policy):
