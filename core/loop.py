@@ -248,6 +248,7 @@ class ServingLoop:
         that follows from the present event has been seen to."""
         view, policy = worker.view, worker.policy
         ahead = policy.ahead
+        settled = settled and not ahead
         worker.deciding = True
         if worker.inbox and worker.intake == "before":
             self._take_in(worker)
