@@ -8,6 +8,10 @@ make the same decisions, so their results are equal to the bit.
 
 from __future__ import annotations
 
+import json
+import resource
+import sys
+import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -27,6 +31,9 @@ from servetwin.sim.tokens import TokenTiming
 
 #: Seconds: prefill C0 + C1 a token, decode D0 + D1 a token of context. OPT-13B on an RTX A6000, roughly.
 C0, C1, D0, D1 = 0.0135, 2.468e-4, 0.0439, 1.053e-6
+
+#: So many arrivals are drawn at a time.
+BLOCK = 8192
 
 
 @dataclass(frozen=True)
@@ -49,10 +56,15 @@ class Case:
         """Requests per second."""
         return self.load * saturation(self.prompt, self.output, self.blocks)
 
-    def arrivals(self) -> list[float]:
-        gaps = stream(self.seed, "arrivals").exponential(1.0 / self.rate, self.requests)
-        times: list[float] = gaps.cumsum().tolist()
-        return times
+    def arrivals(self) -> Iterator[float]:
+        """Times of a Poisson process, a block at a time."""
+        draws, now, left = stream(self.seed, "arrivals"), 0.0, self.requests
+        while left:
+            gaps = draws.exponential(1.0 / self.rate, min(left, BLOCK))
+            gaps[0] += now
+            times: list[float] = gaps.cumsum().tolist()
+            yield from times
+            now, left = times[-1], left - len(times)
 
 
 @cache
@@ -164,7 +176,7 @@ def twin(case: Case) -> Result:
 
 def bare(case: Case) -> Result:
     """No library, no seam: lists, numbers and one loop."""
-    arrivals, n, prompt, output = case.arrivals(), case.requests, case.prompt, case.output
+    arrivals, n, prompt, output = list(case.arrivals()), case.requests, case.prompt, case.output
     first, last = [0.0] * n, [0.0] * n
     limits = case.limits
     size, free, most, sequences = limits.block_size, case.blocks, limits.max_batched_tokens, limits.max_sequences
@@ -229,7 +241,7 @@ def bare(case: Case) -> Result:
 def naive(case: Case) -> Result:
     """A process per request that waits for each of its tokens, and one for the engine."""
     env = simpy.Environment()
-    arrivals = case.arrivals()
+    arrivals = list(case.arrivals())
     limits = case.limits
     size, most, sequences, least = limits.block_size, limits.max_batched_tokens, limits.max_sequences, limits.reserve
     free = [case.blocks]
@@ -303,3 +315,18 @@ def naive(case: Case) -> Result:
 
 
 STYLES: dict[str, Callable[[Case], Result]] = {"twin": twin, "naive": naive, "bare": bare}
+
+
+def main() -> None:
+    """One long run in a process of its own: ``python -m servetwin.experiments.bench.tokens REQUESTS``."""
+    case = Case(int(sys.argv[1]))
+    run = Run(case, recorder=Recorder() if case.requests > 100_000 else None)
+    began = time.process_time()
+    run.play()
+    took = time.process_time() - began
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"requests": case.requests, "cpu": took, "memory": memory, "steps": run.steps}))
+
+
+if __name__ == "__main__":
+    main()
