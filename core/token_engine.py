@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from .errors import BadInput, LawBroken
 from .request import Outcome, Outputs, Request
 from .seam import Batch, Repeat
-from .tokens import ALL, All, Chunk, Step, Ticks, TokenPolicy, TokenTask
+from .tokens import DECODES, PREFILLS, All, Chunk, Step, Ticks, TokenPolicy, TokenTask
 
 if TYPE_CHECKING:
     from .loop import ServingLoop
@@ -192,14 +192,11 @@ class TokenEngine:
             view.checked = None
             step: Step = policy.decide(view, now)
             # Most steps are one of two kinds, for which there are short ways.
-            prefill = step.prefill
-            if step.drop or step.preempt:
-                pass
-            elif step.decode is ALL:
-                if not prefill and view.decoding and self._all_decode(step.repeat, fresh, now):
+            if step.plain == DECODES:
+                if view.decoding and self._all_decode(step.repeat, fresh, now):
                     break
-            elif prefill and not step.decode and prefill[0][0] in waiting:
-                pieces = self._admit(prefill, (), 0, False, now)
+            elif step.plain == PREFILLS and step.prefill[0][0] in waiting:
+                pieces = self._admit(step.prefill, (), 0, False, now)
                 if pieces:
                     self._launch(0, 0, pieces, None, now)
                     break
@@ -419,12 +416,15 @@ class TokenEngine:
         """All that decode have put out a token, or several."""
         view, ticks, phases, size = self.view, self._ticks, self._phases, self.size
         tick, count = ticks.count, batch.count
-        free = view.free_blocks
         ticks.count = last = tick + count
-        while tick < last:
-            free -= phases[-tick % size]
-            tick += 1
-        view.free_blocks = free
+        if count == 1:
+            view.free_blocks -= phases[-tick % size]
+        else:
+            first = -(last - 1) % size
+            if first + count <= size:  # the phases of these ticks lie side by side
+                view.free_blocks -= sum(phases[first : first + count])
+            else:
+                view.free_blocks -= sum([phases[-t % size] for t in range(tick, last)])
         view.context += batch.decode * count
         if self.keep_times:
             self._ends.extend(batch.ends or (now,))

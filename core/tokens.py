@@ -250,6 +250,9 @@ class TokenTask(Task):
         )
 
 
+#: Kinds of steps: all that can decode do, and nothing else happens; some prefill, and nothing else happens.
+DECODES, PREFILLS = 1, 2
+
 #: What a step computes of which request: (task, tokens).
 Chunk = tuple[TokenTask, int]
 
@@ -268,7 +271,7 @@ class Step(Decision):
     not fit stays waiting, and so do those after it. Memory is given to the running before the waiting.
     """
 
-    __slots__ = ("decode", "preempt", "prefill")
+    __slots__ = ("decode", "plain", "preempt", "prefill")
 
     def __init__(
         self,
@@ -284,6 +287,14 @@ class Step(Decision):
         self.decode = decode
         self.preempt = preempt
         self.drop = drop
+        #: Which of the two common kinds it is, if it is; told once for a step that a policy gives again and again.
+        self.plain = 0
+        if not drop and not preempt:
+            if decode is ALL:
+                if not prefill:
+                    self.plain = DECODES
+            elif prefill and not decode:
+                self.plain = PREFILLS
         self.idle_until = idle_until
         self.repeat = repeat
 

@@ -53,12 +53,13 @@ class TokenTiming:
 
     def prefill(self, batch: TokenBatch) -> float:
         """Seconds of a step that prefills, before noise."""
-        seconds = self._computing(batch)
+        seconds = self.computing(batch)
         if self.preparing:
             seconds += self.preparing * sum(not before and not task.preemptions for task, _, before in batch.prefill)
         return seconds
 
-    def _computing(self, batch: TokenBatch) -> float:
+    def computing(self, batch: TokenBatch) -> float:
+        """Likewise, without what is to be prepared."""
         pieces = batch.prefill
         if len(pieces) == 1:
             ((_, n, before),) = pieces
@@ -83,6 +84,7 @@ class TokenLane(simpy.Event):
         self.timing = timing
         self.draw = timing.draw
         self.prefills = timing.prefills or timing.draw
+        self.prefill = timing.prefill if timing.preparing else timing.computing
         self.straight = timing.times.straight
         self.between = timing.times.between
         self.batch: Any = None  # in hand
@@ -99,7 +101,7 @@ class TokenLane(simpy.Event):
         start = self.ready if self.ready > before else before
         draw = self.draw
         if batch.prefill:
-            seconds = self.timing.prefill(batch)
+            seconds = self.prefill(batch)
             draw = self.prefills
         else:
             a, b, until = self.straight(size, context)
