@@ -84,6 +84,9 @@ class NeuStreamLLM(TokenPolicy):
         self.feedback = feedback
         self.lenient = lenient
         self.order: list[TokenTask] = []  # the queue, as the last decision left it
+        self.known: dict[
+            TokenTask, tuple[float, float]
+        ] = {}  # first deadline, and its slope by token; of the running
 
     def start(self, view: TokenView) -> None:
         if view.slo is None:
@@ -139,12 +142,22 @@ class NeuStreamLLM(TokenPolicy):
         return self.slo.deadline(task, token) + max(0, self.lenient_steps - g) * beta
 
     def _running_slacks(self, view: TokenView, beta: float) -> list[float]:
-        deadline, steps = self.slo.deadline, self.lenient_steps if self.lenient == "all" else 0
+        """When, at the latest, the next token of each running request must be out. This is most of the work of a
+        decision, so the deadlines' closed form is written out, and what never changes of it kept."""
+        slo, known = self.slo, self.known
+        steps = self.lenient_steps if self.lenient == "all" else 0
+        if len(known) > 2 * len(view.running) + 64:
+            known = self.known = {task: known[task] for task in view.running if task in known}
+        bend = 0.5 * slo.decode_scale * slo.d1
         slacks = []
         for task in view.running:
+            line = known.get(task)
+            if line is None:
+                slope = slo.decode_scale * (slo.d0 + slo.d1 * task.prompt)
+                line = known[task] = (slo.deadline(task, 1), slope)
             g = task.generated
-            lenience = (steps - g) * beta if steps > g else 0.0
-            slacks.append(deadline(task, g + 1) + lenience)
+            slack = line[0] + g * (line[1] + bend * (g + 1))
+            slacks.append(slack + (steps - g) * beta if steps > g else slack)
         return slacks
 
     # -- how many -----------------------------------------------------------------------------------------
@@ -155,13 +168,16 @@ class NeuStreamLLM(TokenPolicy):
         """How many of *ordered* can be prefilled."""
         if not ordered:
             return 0
+        running = self._running_slacks(view, beta)
+        latest = min(running)
+        if latest < now:
+            return 0  # somebody is late beyond lenience as it is
         priced = [self._length(task) for task in (queue if self.batch_cost == "queue" else ordered)]
         totals = list(accumulate(priced))
         squares = list(accumulate([n * n for n in priced]))
         contexts = list(accumulate([self._length(task) for task in ordered]))
-        running = self._running_slacks(view, beta)
         candidates = [self._slack(task, beta) for task in ordered]
-        tightest = list(accumulate(candidates, min, initial=min(running)))
+        tightest = list(accumulate(candidates, min, initial=latest))
 
         def feasible(m: int) -> bool:
             cost = view.estimate_prefill(totals[m - 1], None if m == 1 else squares[m - 1])
