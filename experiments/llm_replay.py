@@ -24,6 +24,9 @@ from servetwin.profiles.tokens import TokenTable
 
 from . import registry
 
+#: Where measured runs are.
+MEASURED = Path(__file__).with_name("measured")
+
 
 @dataclass(frozen=True)
 class Sent:

@@ -307,11 +307,50 @@ def tokens_section(
     return {"tokens": section, "costs": _costs(measured, table, grid, origin)}
 
 
+def profile_content(
+    measured: Sequence[Measured],
+    described: dict[str, Any],
+    grid: Grid,
+    *,
+    name: str,
+    when: str,
+    command: str,
+    source: str,
+) -> dict[str, Any]:
+    """The content of a profile file called *name*, measured *when* by *command*; see `tokens_section`."""
+    section = tokens_section(measured, described, grid, source)
+    model = section["tokens"]["kinds"]["measured"]
+    # The policies of a measured system plan with what was measured.
+    section["tokens"]["kinds"] = {"scheduler": model, "measured": model}
+    options = described["options"]
+    gpu = described["device"] != "cpu"
+    device = {"name": described["device"], "kind": "gpu" if gpu else "cpu"}
+    if gpu:
+        device["memory_gib"] = round(described["memory_gib"], 2)
+    return {
+        "schema_version": 1,
+        "name": name,
+        "description": f"{options['model'].upper()}, {described['device']}, vLLM {described['vllm']}",
+        "device": device,
+        "model": options["model"],
+        "precision": {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}[options["dtype"]],
+        "batch_counts": "tokens in prefill; sequences, and their tokens in all, in decode",
+        "measured_when": when,
+        "origin": {"repository": f"this one; {command}"},
+        "limits_of_data": f"Weights random. torch {described['torch']}, vLLM {described['vllm']}; one process; "
+        f"{'asynchronous' if options['asynchronous'] else 'synchronous'} scheduling, no prefix cache. What "
+        "else the host does moves steps by some per cent from one minute to the next.",
+        **section,
+    }
+
+
 def _engine_note(options: dict[str, Any]) -> str:
     graphs = options["graphs"]
     if not graphs:
         return "eager, no CUDA graphs"
     sizes = ", ".join(map(str, graphs))
+    if options.get("graphs_for") == "all":
+        return f"all steps as CUDA graphs for {sizes} tokens, padded to the next; larger ones eager; no torch.compile"
     return f"decode steps as CUDA graphs for batches of {sizes}; steps with a prefill eager; no torch.compile"
 
 

@@ -25,7 +25,6 @@ from servetwin.experiments.points import results_of, settings_of
 from servetwin.experiments.resolve import load
 from servetwin.experiments.traces import sample
 from servetwin.profiles import load as profile
-from servetwin.profiles import names
 
 OPT = "opt-13b-a6000"
 
@@ -284,18 +283,10 @@ def test_figure_14_is_a_grid_of_three_models_and_two_policies(tmp_path):
         assert plots.token_figure(rows, tmp_path / f"figure.{ending}").read_bytes() == drawn
 
 
-def test_figure_15_wants_an_h100(tmp_path):
-    """It runs as soon as there is a profile; until then it says what is missing, before anything is written."""
+def test_figure_15_runs_on_what_was_measured(tmp_path):
     content = sweep.find("figure15").read_text()
-    if "h100/opt-13b-tp1" not in names():
-        with pytest.raises(BadInput, match="no profile 'h100/opt-13b-tp1': nobody has measured opt-13b-tp1 on h100"):
-            sweep.sweep("figure15", tmp_path / "rows.csv", jobs=1)
-        assert not list(tmp_path.iterdir())
     spec = tmp_path / "figure15.yaml"
-    content = content.replace("h100/opt-13b-tp1", "a6000/opt-13b-tp1").replace(
-        "rate: 10.0", "rate: 1.0\n      requests: 10"
-    )
-    spec.write_text(content)
+    spec.write_text(content.replace("rate: 10.0", "rate: 6.0\n      requests: 10"))
     assert len(sweep.sweep(spec, tmp_path / "rows.csv", jobs=1)) == 2 * (8 + 7 + 5)
 
 

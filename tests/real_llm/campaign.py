@@ -1,10 +1,11 @@
-"""Runs on a real engine to hold against their simulation: `plan` here, `run` where the GPU is, `replay` anywhere.
+"""Runs on a real engine to hold against their simulation: `plan` here, `run` where the GPU is.
 
 ::
 
     campaign.py plan  PLAN.json                    # what to run: requests and all, so that nothing is drawn there
     campaign.py run   PLAN.json FOLDER --seconds N # one engine: its profile once, then the cells in order
     campaign.py pack  FOLDER FILE.json.gz          # what was run, compactly
+    campaign.py profile FOLDER FILE.yaml --name h100/opt-13b-tp1 --when 2026-11-23
 
 `run` writes as it goes and stops in time, so that a run that is cut off loses the cell in hand only.
 """
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 #: Lengths in tokens of the 100 prompts of the NeuStream artifact's LLM experiments (as counted by us with OPT's
 #: tokenizer), in order.
@@ -359,6 +361,32 @@ def pack(folder: Path, out: Path) -> None:
         raw.write(json.dumps({"engine": engine, "runs": runs}, separators=(",", ":")).encode())
 
 
+def profile(folder: Path, name: str, when: str, command: str, out: Path) -> None:
+    """The profile file of a campaign."""
+    from servetwin.profiles.schema import ProfileFile
+    from servetwin.real.vllm_profile import Grid, Measured, profile_content
+    from servetwin.real.vllm_scheduler import StepLog
+
+    engine: dict[str, Any] = {}
+    measured = []
+    with gzip.open(folder / "runs.jsonl.gz", "rt") as file:
+        for line in file:
+            what = json.loads(line)
+            if what["kind"] == "engine":
+                engine = what
+            elif what["kind"] == "profile":
+                steps = [StepLog(*step) for step in what["steps"]]
+                measured.append(Measured(what["what"], steps, [tuple(i) for i in what["intake"]]))
+    given = json.loads((folder / "plan.json").read_text())["grid"]
+    grid = Grid(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    content = profile_content(
+        measured, engine, grid, name=name, when=when, command=command, source="real/vllm_profile.py"
+    )
+    ProfileFile.model_validate(content)
+    text = yaml.safe_dump(content, sort_keys=False, width=118, default_flow_style=None, allow_unicode=True)
+    out.write_text("# Made by `tests/real_llm/campaign.py profile`; times in seconds.\n" + text, encoding="utf-8")
+
+
 def _flat(step: Any) -> list[Any]:
     values = list(dataclasses.asdict(step).values())
     return [round(v, 6) if isinstance(v, float) else v for v in values]
@@ -380,9 +408,17 @@ def main() -> None:
     fold = commands.add_parser("pack")
     fold.add_argument("folder", type=Path)
     fold.add_argument("out", type=Path)
+    table = commands.add_parser("profile")
+    table.add_argument("folder", type=Path)
+    table.add_argument("out", type=Path)
+    table.add_argument("--name", required=True)
+    table.add_argument("--when", required=True)
+    table.add_argument("--by", default="python tests/real_llm/campaign.py run PLAN.json FOLDER")
     args = parser.parse_args()
     if args.command == "pack":
         pack(args.folder, args.out)
+    elif args.command == "profile":
+        profile(args.folder, args.name, args.when, args.by, args.out)
     elif args.command == "plan":
         if args.tiny:
             plan = {

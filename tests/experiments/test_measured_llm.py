@@ -1,0 +1,91 @@
+"""Runs of OPT-13B on an H100, repeated in simulation by a profile taken once before them: the gate of fidelity.
+
+What was measured stands in ``experiments/measured/h100``; docs/vllm.md tells how, and what the gaps are made of.
+"""
+
+from functools import cache
+
+import numpy as np
+import pytest
+from servetwin.experiments.llm_replay import MEASURED, read, replay, score, slo_of
+from servetwin.profiles import load
+
+BLIND = ("vllm-v1", "vllm", "own")
+
+
+@cache
+def pairs(name, profile):
+    """(run, SLO, real score, simulated score) of each run; those that do not read the SLO count for both."""
+    campaign = read(MEASURED / "h100" / f"{name}.json.gz")
+    taken = load(profile)
+    table = taken.tokens("measured", hold=True)
+    solo = taken.token_data.solo
+    out = []
+    for run in campaign.runs:
+        for slo in ("3+1.5", "5+2") if run.policy in BLIND else (run.slo,):
+            due = slo_of(table, slo, (solo.d0, solo.d1))
+            times, _, _ = replay(run, campaign.limits, table, due)
+            out.append((run, slo, score(run, {r.id: r.times for r in run.requests}, due), score(run, times, due)))
+    return out
+
+
+def gap(real, simulated):
+    """Percentage points of the requests sent."""
+    return 100 * (simulated.good - real.good) / real.requests
+
+
+def relative(real, simulated, what, of=np.mean):
+    return 100 * (of(getattr(simulated, what)) / of(getattr(real, what)) - 1)
+
+
+def test_with_cuda_graphs_goodput_is_near():
+    found = pairs("llm-opt-13b", "h100/opt-13b-tp1")
+    assert len(found) == 6
+    gaps = {(run.policy, slo): abs(gap(a, b)) for run, slo, a, b in found}
+    # Least slack drops whoever is a little too late: it turns the 3 % by which steps had got faster since the profile
+    # was taken into 18 points.
+    assert gaps.pop(("edf-llm", "3+1.5")) < 19
+    assert max(gaps.values()) <= 3
+    assert np.mean(list(gaps.values())) <= 1.5
+
+
+def test_with_cuda_graphs_latencies_are_near():
+    for run, _, a, b in pairs("llm-opt-13b", "h100/opt-13b-tp1"):
+        assert abs(relative(a, b, "e2el")) < 4
+        assert abs(relative(a, b, "e2el", np.median)) < 5
+        assert abs(relative(a, b, "tpot")) < 3
+        assert abs(relative(a, b, "ttft")) < (3 if run.policy in BLIND else 8)
+
+
+def test_with_cuda_graphs_the_order_of_policies_is_the_same():
+    found = [
+        (run.policy, a.good, b.good) for run, slo, a, b in pairs("llm-opt-13b", "h100/opt-13b-tp1") if slo == "3+1.5"
+    ]
+    real = [name for name, _, _ in sorted(found, key=lambda f: f[1])]
+    simulated = [name for name, _, _ in sorted(found, key=lambda f: f[2])]
+    assert real == simulated == ["vllm", "neustream-llm", "edf-llm", "vllm-v1"]
+
+
+def test_without_them_a_run_repeats_itself_no_better_than_it_is_simulated():
+    """Where the host launches each kernel of a prefill, its moods decide: the very same run, three times."""
+    found = pairs("llm-opt-13b-eager", "h100/opt-13b-tp1-eager")
+    assert len({run.id for run, *_ in found}) == 42
+    repeats = [
+        a.good for run, slo, a, _ in found if run.policy == "vllm-v1" and (run.rate, run.cv, slo) == (16, 1, "3+1.5")
+    ]
+    assert repeats == [34, 85, 118]  # of 144
+    gaps = [abs(gap(a, b)) for _, _, a, b in found]
+    assert np.mean(gaps) < 19
+    assert np.mean([abs(gap(a, b)) for run, _, a, b in found if run.cv == 4]) < 6
+
+
+@pytest.mark.parametrize("name", ["llm-opt-13b", "llm-opt-13b-eager"])
+def test_the_records_hold_together(name):
+    campaign = read(MEASURED / "h100" / f"{name}.json.gz")
+    assert campaign.engine["device"] == "NVIDIA H100 80GB HBM3"
+    assert campaign.engine["vllm"] == "0.25.1"
+    for run in campaign.runs:
+        for r in run.requests:
+            assert len(r.times) == (r.output if r.outcome == "finished" else 0)
+            assert list(r.times) == sorted(r.times)
+            assert not r.times or r.arrival < r.times[0]
