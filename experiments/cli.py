@@ -289,6 +289,8 @@ def score(
         scored = engine.score(runs, out, _overrides(sets), seeds=seeds, jobs=jobs, keep=keep, progress=report)
     _show_gaps(scored)
     commands.show_decisions(decide(*map(grid_of, engine.entries(scored)), target=target, floor=floor))
+    for name in dict.fromkeys(p for s in scored for p in s.changed):
+        typer.echo(f"the profile {name} is not what it was when the runs were made")
     typer.echo(f"{len(scored)} runs in {out}")
 
 

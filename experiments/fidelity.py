@@ -17,6 +17,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import ValidationError
 from servetwin.core import BadInput
 
 from . import tables, yamlfile
@@ -91,7 +92,11 @@ def read_collection(path: Path) -> list[Entry]:
 
 def _of_folder(folder: Path) -> Entry:
     run = read(folder)
-    experiment = Experiment.model_validate(run.meta["experiment"])
+    try:
+        experiment = Experiment.model_validate(run.meta.get("experiment"))
+    except ValidationError:
+        what = "its meta.json holds no experiment of this version"
+        raise BadInput(what, where=str(folder), right="a folder that `servetwin run --out` wrote") from None
     row = settings_of(experiment)
     summary = run.summary
     main = summary["workers"].get(main_worker(experiment), {})

@@ -28,6 +28,13 @@ class Replay:
     run: RunRecords
     experiment: Experiment
 
+    @property
+    def changed(self) -> list[str]:
+        """The profiles that are no longer what they were when the run was made."""
+        was = self.run.meta.get("profiles", {})
+        now = {p.name: p.digest for p in build.load_profiles(self.experiment).values()}
+        return [name for name, digest in now.items() if was.get(name) != digest]
+
 
 def find(folder: Path, overrides: Iterable[Override] = ()) -> list[Replay]:
     """The runs in *folder*, or *folder* itself, that came to their end. Raises `BadInput` if there are none, or if

@@ -34,6 +34,7 @@ class Scored:
 
     run: MeasuredRun
     result: Row
+    changed: tuple[str, ...] = ()  # profiles that are not those with which the run was made
 
     @property
     def gap_met(self) -> float | None:
@@ -102,7 +103,7 @@ def _score_folders(
     found = replay.find(path, overrides)
     report = (lambda done: progress(done, seeds * len(found))) if progress else None
     rows = replay.replay_all(found, seeds, jobs=jobs, keep=keep, progress=report)
-    scored = [Scored(replay.measured(r), row) for r, row in zip(found, rows, strict=True)]
+    scored = [Scored(replay.measured(r), row, tuple(r.changed)) for r, row in zip(found, rows, strict=True)]
     if out is not None:
         tables.write(out, [s.line() for s in scored])
     return scored

@@ -142,6 +142,7 @@ WRONG = {
     "no collection": (["toy.yaml", "toy.yaml"], "this is no collection of runs"),
     "no sweep's table": (["other.csv", "other.csv"], "there is no 'workload'"),
     "no number": (["words.csv", "words.csv"], "'many' is no number"),
+    "a run of another kind": (["other", "other"], "its meta.json holds no experiment of this version"),
     "no parquet": (["bad.parquet", "bad.parquet"], "cannot be read"),
 }
 
@@ -151,6 +152,9 @@ def test_what_cannot_be_compared(servetwin, toy: Path, tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     servetwin("run", toy, "--out", "toy")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "other" / "a").mkdir(parents=True)
+    for name, text in (("meta.json", "{}"), ("summary.json", "{}"), ("requests.jsonl", "")):
+        (tmp_path / "other" / "a" / name).write_text(text)
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     (tmp_path / "words.csv").write_text("workload,policy,requests,met,finished\ntoy,edf,many,1,2\n")
     (tmp_path / "bad.parquet").write_text("no")
@@ -213,6 +217,15 @@ def test_the_requests_are_those_that_were_sent(servetwin, toy: Path, tmp_path: P
     assert found[10].arrival == next(line["arrival"] for line in lines if line["id"] == 10)
     row = replay(tmp_path / "a", load(toy, [("rate", 6.0)]))
     assert (row["requests"], row["met"]) == (60, 0)
+
+
+def test_a_profile_that_has_changed_is_told(servetwin, toy: Path, tmp_path: Path):
+    servetwin("run", toy, "--out", tmp_path / "runs" / "a")
+    arguments = ("score", tmp_path / "runs", "--out", tmp_path / "out.csv", "--seeds", 1)
+    assert "is not what it was" not in servetwin(*arguments)[1]
+    profile = tmp_path / "profile.yaml"
+    profile.write_text(profile.read_text().replace("0.020", "0.025"))
+    assert "the profile mine/toy is not what it was when the runs were made" in servetwin(*arguments)[1]
 
 
 def test_what_cannot_be_repeated(servetwin, toy: Path, tmp_path: Path):
