@@ -125,6 +125,7 @@ class Plan:
     """What of an experiment is the same in both worlds, wired up and checked."""
 
     def __init__(self, experiment: Experiment) -> None:
+        self.fitting = fitting(experiment)
         # The client is a real one here, with a lateness of its own.
         prompt = experiment.system.model_copy(update={"client_delay": 0.0, "client_stretch": 0.0})
         self.experiment = experiment = expanded(experiment.model_copy(update={"system": prompt}))
@@ -191,27 +192,34 @@ def device_names(profiles: Mapping[str, Profile], asked: tuple[str, ...]) -> dic
     return {**dict(zip(rest, plain, strict=True)), **named}
 
 
-def model_of(plan: Plan, asked: str | None) -> Kind:
-    """The model that the real side serves for this pipeline."""
-    from servetwin.real.kinds import KINDS, find
+def fitting(experiment: Experiment) -> list[Kind]:
+    """The models that have the modules of *experiment*. Raises `BadInput` if there are none."""
+    from servetwin.real.kinds import KINDS
 
-    pipeline = without_tools(plan.experiment)
-    fitting = [kind for kind in KINDS.values() if _same(pipeline, kind.pipeline())]
-    if not fitting:
+    pipeline = without_tools(experiment)
+    found = [kind for kind in KINDS.values() if _same(pipeline, kind.pipeline())]
+    if not found:
         what = f"there are no real modules for the pipeline {' -> '.join(pipeline.modules)}"
         known = dict.fromkeys(" -> ".join(kind.modules) for kind in KINDS.values())
-        raise BadInput(what, where=plan.experiment.name, right=", or ".join(known))
+        raise BadInput(what, where=experiment.name, right=", or ".join(known))
+    return found
+
+
+def model_of(plan: Plan, asked: str | None) -> Kind:
+    """The model that the real side serves for this pipeline."""
+    from servetwin.real.kinds import find
+
     if asked is not None:
         kind = find(asked)
-        if kind not in fitting:
+        if kind not in plan.fitting:
             what = f"{asked} does not have the modules of {plan.experiment.name}"
-            raise BadInput(what, where="--model", right=", ".join(k.name for k in fitting))
+            raise BadInput(what, where="--model", right=", ".join(k.name for k in plan.fitting))
         return kind
     profile = next(iter(plan.profiles.values())).data
-    sized = [k for k in fitting if profile.image in (None, (k.image, k.image))]
+    sized = [k for k in plan.fitting if profile.image in (None, (k.image, k.image))]
     told = [k for k in sized if profile.model == model_name(k)] or sized
     if len(told) != 1:
-        right = " or ".join(f"--model {k.name}" for k in told or fitting)
+        right = " or ".join(f"--model {k.name}" for k in told or plan.fitting)
         raise BadInput(f"the profile {profile.name} does not tell which model to serve", right=right)
     return told[0]
 

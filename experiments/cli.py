@@ -7,18 +7,19 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from servetwin.core.errors import BadInput, ServeTwinError
 
 from . import commands
-from .commands import Devices, Eager, Sampler, Weights
+from .commands import AnyDevice, BackendName, Devices, Eager, Model, Processes, Sampler, Slots, Weights
 from .terminal import print_table as _print
 from .terminal import progress as _progress
 from .terminal import table as _table
 
 if TYPE_CHECKING:
+    from .backend import Setup
     from .config import Experiment
     from .resolve import Override
     from .score import Scored
@@ -68,19 +69,15 @@ def run(
         Path | None, typer.Option(help="Folder for the records of the run (made; must hold no run).")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
-    backend: Annotated[
-        Literal["sim", "real"], typer.Option(help="What serves: simulated devices, or real modules.")
-    ] = "sim",
+    backend: BackendName = "sim",
     devices: Devices = None,
-    model: Annotated[str | None, typer.Option(help="The real model, where the profile does not tell.")] = None,
+    model: Model = None,
     weights: Weights = None,
     eager: Eager = False,
     sampler: Sampler = "ddim",
-    any_device: Annotated[bool, typer.Option(help="Serve with a profile of another device too.")] = False,
-    slots: Annotated[int | None, typer.Option(min=1, help="Requests that may have begun and not ended.")] = None,
-    processes: Annotated[
-        bool, typer.Option("--processes", help="A process of its own for each real worker.")
-    ] = False,
+    any_device: AnyDevice = False,
+    slots: Slots = None,
+    processes: Processes = False,
 ) -> None:
     """Run one experiment: in simulation, or for real on devices of this machine (--backend real)."""
     from . import build
@@ -90,16 +87,14 @@ def run(
     chosen = load(_source(experiment), [*((k, v) for k, v in short.items() if v is not None), *_overrides(sets)])
     began = time.perf_counter()
     if backend == "real":
-        from .backend import Backend as Real
-        from .backend import Setup
+        from .backend import Backend
 
-        setup = Setup(tuple(devices or ()), model, weights, eager, sampler, any_device, slots, processes)
-        report = Real(setup).run(chosen, out, _say)
+        setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes)
+        report = Backend(setup).run(chosen, out, _say)
         summary, real = report.summary.as_dict(), report.as_dict()
     else:
-        _only_real(
-            {"--device": devices, "--model": model, "--weights": weights, "--eager": eager, "--processes": processes}
-        )
+        _only_real({"--device": devices, "--model": model, "--weights": weights, "--eager": eager})
+        _only_real({"--processes": processes})
         summary, real = build.run(chosen, out).as_dict(), None
     took = time.perf_counter() - began
     if as_json:
@@ -110,6 +105,18 @@ def run(
         _show_real(real)
     if out is not None:
         typer.echo(f"records in {out}")
+
+
+def _setup(devices: list[str] | None, *rest: Any) -> Setup:
+    from .backend import Setup
+
+    return Setup(tuple(devices or ()), *rest)
+
+
+def _only_simulated(given: dict[str, Any]) -> None:
+    for option, value in given.items():
+        if value:
+            raise BadInput("only simulations take this", where=option, right="--seeds, --repeats")
 
 
 def _only_real(given: dict[str, Any]) -> None:
@@ -176,7 +183,9 @@ def _show_tokens(stage: str, tokens: dict[str, Any]) -> None:
 @app.command()
 def sweep(
     spec: Annotated[str, typer.Argument(help="A sweep file, or the name of a figure (figure11, figure12).")],
-    out: Annotated[Path, typer.Option(help="Where the table goes: a .csv or .parquet file.")],
+    out: Annotated[
+        Path, typer.Option(help="Where the table goes: a .csv or .parquet file. Real runs: a folder of run folders.")
+    ],
     seeds: Annotated[int | None, typer.Option(min=1, help="Seeds for each point; rows then hold intervals.")] = None,
     until: Annotated[
         str | None, typer.Option(help="Add seeds until attainment is known to within this: 0.5pp.")
@@ -188,8 +197,28 @@ def sweep(
     cluster: Cluster = None,
     cache: Cached = True,
     jobs: Jobs = -1,
+    backend: BackendName = "sim",
+    repeats: Annotated[int, typer.Option(min=1, help="Real runs of each point with the same requests.")] = 1,
+    devices: Devices = None,
+    model: Model = None,
+    weights: Weights = None,
+    eager: Eager = False,
+    sampler: Sampler = "ddim",
+    any_device: AnyDevice = False,
+    slots: Slots = None,
+    processes: Processes = False,
 ) -> None:
-    """Run an experiment along axes; one row per point. A sweep that was killed resumes where it was."""
+    """Run an experiment along axes; one row per point. A sweep that was killed resumes where it was.
+
+    With --backend real each point is served for real, and leaves a run folder.
+    """
+    if backend == "real":
+        _only_simulated({"--until": until, "--versus": versus, "--cluster": cluster})
+        setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes)
+        commands.serve_sweep(spec, out, setup, seeds or 1, repeats)
+        return
+    _only_real({"--device": devices, "--model": model, "--weights": weights, "--eager": eager})
+    _only_real({"--processes": processes, "--repeats": repeats > 1})
     from . import sweep as engine
     from .cache import Cache
     from .statistics import parse_until

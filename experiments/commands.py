@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from servetwin.core.errors import BadInput
@@ -16,6 +16,7 @@ from servetwin.core.errors import BadInput
 from .terminal import print_table, steps, table
 
 if TYPE_CHECKING:
+    from .backend import Setup
     from .fidelity import Decisions
 
 Devices = Annotated[
@@ -25,6 +26,11 @@ Devices = Annotated[
 Weights = Annotated[Path | None, typer.Option(help="A checkpoint in diffusers' layout; else weights are random.")]
 Eager = Annotated[bool, typer.Option("--eager", help="No CUDA graphs.")]
 Sampler = Annotated[str, typer.Option(help="ddim or euler.")]
+BackendName = Annotated[Literal["sim", "real"], typer.Option(help="What serves: simulated devices, or real modules.")]
+Model = Annotated[str | None, typer.Option(help="The real model, where the profile does not tell.")]
+AnyDevice = Annotated[bool, typer.Option("--any-device", help="Serve with a profile of another device too.")]
+Slots = Annotated[int | None, typer.Option(min=1, help="Requests that may have begun and not ended.")]
+Processes = Annotated[bool, typer.Option("--processes", help="A process of its own for each real worker.")]
 
 
 def profile(
@@ -50,6 +56,18 @@ def profile(
     took = time.perf_counter() - began
     typer.echo(f"{found.name}: {found.data.description}, measured in {took:.0f} s")
     typer.echo(f"to use it: servetwin run ... --set deployment.devices.gpu0={out}")
+
+
+def serve_sweep(spec: str, out: Path, setup: Setup, seeds: int, repeats: int) -> None:
+    """``servetwin sweep --backend real``."""
+    from .realgrid import serve
+
+    def broken(what: str) -> None:
+        typer.echo(f"servetwin: {what}", err=True)
+
+    with steps() as report:
+        count = serve(spec, out, setup, seeds=seeds, repeats=repeats, progress=report, broken=broken)
+    typer.echo(f"{count} runs in {out}")
 
 
 def compare(

@@ -29,6 +29,7 @@ WITHOUT_TORCH = (
     [
         ["run", "tiny-dit-cpu", "--backend", "real", "--device", "cpu", "--out", "made"],
         ["profile", "tiny-dit", "--device", "cpu", "--out", "made.yaml"],
+        ["sweep", "figure11", "--backend", "real", "--out", "made"],
     ],
 )
 def test_without_torch_one_line_says_what_to_install(command, tmp_path: Path):
@@ -49,6 +50,18 @@ def test_what_only_real_runs_take_is_refused_elsewhere(servetwin, option):
     code, out, err = servetwin("run", "tiny-dit-cpu", *option)
     assert (code, out) == (2, "")
     assert err == f"servetwin: {option[0]}: only real runs take this (right would be: --backend real)\n"
+
+
+def test_sweeps_refuse_what_is_of_the_other_kind(servetwin, tmp_path):
+    for option in (["--device", "cpu"], ["--processes"], ["--repeats", 2]):
+        code, out, err = servetwin("sweep", "figure11", "--out", tmp_path / "out.csv", *option)
+        assert (code, out) == (2, "")
+        assert f"{option[0]}: only real runs take this" in err
+    for option in (["--until", "1pp"], ["--versus", "edf"], ["--cluster", "ray"]):
+        code, out, err = servetwin("sweep", "figure11", "--out", tmp_path / "out", "--backend", "real", *option)
+        assert (code, out) == (2, "")
+        assert f"{option[0]}: only simulations take this" in err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_sampler():

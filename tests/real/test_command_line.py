@@ -139,31 +139,46 @@ def test_the_profile_is_whole(servetwin, tiny):
         assert (table.smallest, table.largest) == (1, LIMIT)
 
 
-def test_real_runs_are_scored(servetwin, dit, tmp_path):
-    """Two real runs, repeated in simulation with the requests that were sent."""
+def test_a_grid_is_served_scored_and_decided(servetwin, dit, tmp_path):
+    """A sweep for real, which goes on where it was cut off, and its repetition with the requests that were sent."""
     dit.take_profile(servetwin)
-    for seed in (0, 1):
-        settings = dit.settings("edf", requests=8, seed=seed)
-        assert (
-            servetwin("run", *settings, "--backend", "real", "--device", "cpu", "--out", tmp_path / f"runs/{seed}")[0]
-            == 0
-        )
+    settings = dit.settings("edf", requests=8)
+    sets = dict(part.split("=", 1) for part in settings[settings.index("--set") + 1 :: 2])
+    rate = float(settings[settings.index("--rate") + 1])
+    spec = {
+        "extends": "tiny-dit-cpu",
+        "set": {"requests": 8, **{k: yaml.safe_load(v) for k, v in sets.items()}},
+        "grid": {"policy": ["edf", "neustream"], "rate": [rate, 2 * rate]},
+    }
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(spec))
+    arguments = ("sweep", tmp_path / "grid.yaml", "--backend", "real", "--device", "cpu", "--out", tmp_path / "runs")
+    code, out, err = servetwin(*arguments)
+    assert (code, err) == (0, "")
+    assert "4 runs in" in out
+    first = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("summary.json")}
+    assert len(first) == 4
+    next(iter(first)).unlink()  # as if that run had been cut off
+    assert servetwin(*arguments, "--repeats", 2)[0] == 0
+    second = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("summary.json")}
+    assert len(second) == 8
+    assert sum(first.get(p) == at for p, at in second.items()) == 3
     code, out, err = servetwin(
-        "score", tmp_path / "runs", "--out", tmp_path / "s.csv", "--keep", tmp_path / "again", "-j", 1
+        "score", tmp_path / "runs", "--out", tmp_path / "s.csv", "--keep", tmp_path / "again", "-j", 1, "--seeds", 1
     )
     assert (code, err) == (0, "")
-    assert "2 runs in" in out
-    for seed in (0, 1):
+    assert "4 cells repeated with the same requests" in out
+    assert "8 runs in" in out
+    for folder in (tmp_path / "again").iterdir():
         sent, again = (
-            sorted(
-                (r["id"], r["arrival"], r["deadline"])
-                for r in map(json.loads, (tmp_path / where / str(seed) / "requests.jsonl").read_text().splitlines())
-            )
-            for where in ("runs", "again")
+            sorted((r["id"], r["arrival"], r["deadline"]) for r in map(json.loads, path.read_text().splitlines()))
+            for path in (tmp_path / "runs" / folder.name / "requests.jsonl", folder / "requests.jsonl")
         )
         assert sent == again
     code, out, _ = servetwin("compare", tmp_path / "runs", tmp_path / "again")
-    assert "1 cells: |B - A| mean" in out
+    assert "4 cells: |B - A| mean" in out
+    code, out, err = servetwin(*arguments, "--until", "1pp")
+    assert (code, out) == (2, "")
+    assert "--until: only simulations take this" in err
 
 
 def test_euler_weights_and_any_device(servetwin, dit, tmp_path):
@@ -206,6 +221,7 @@ WRONG = {
     "no such device": (["run", "tiny-dit-cpu", "--backend", "real", "--device", "tpu"], "unknown device 'tpu'"),
     "another's profile": (["run", "dit-s2-256-rtx4090", *REAL], "is of NVIDIA GeForce RTX 4090, but gpu0 is"),
     "no modules": (["run", "toy.yaml", *REAL], "there are no real modules for the pipeline vae -> dit"),
+    "a language model": (["run", "opt-13b-a6000", *REAL], "there are no real modules for the pipeline llm"),
     "not that model": (["run", "tiny-dit-cpu", *REAL, "--model", "tiny-sd"], "tiny-sd does not have the modules of"),
     "no such model": (["run", "tiny-dit-cpu", *REAL, "--model", "dalle"], "unknown model 'dalle'"),
     "too many steps": (["run", "tiny-dit-cpu", *REAL, "--set", "workload.steps.dit.high=2000"], "denoising steps"),
