@@ -19,6 +19,7 @@ SIX = [
     "sd15-512-rtx4090",
 ]
 OPT = ["opt-13b-a6000", "opt-30b-a6000", "opt-66b-a6000"]
+PIPELINES = ["matplotagent-rtx4090", "sdxl-caption-made-up"]
 TINY = ["tiny-dit-cpu", "tiny-palette-cpu", "tiny-sd-cpu"]
 
 
@@ -31,7 +32,7 @@ def write(folder: Path, name: str, text: str) -> Path:
 
 
 def test_the_workloads_are_there():
-    assert workload_names() == sorted([*SIX, *OPT, *TINY])
+    assert workload_names() == sorted([*SIX, *OPT, *TINY, *PIPELINES])
 
 
 @pytest.mark.parametrize("policy", ["neustream", "clockwork", "fcfs", "edf"])
