@@ -60,7 +60,7 @@ def test_an_unknown_name_lists_the_known() -> None:
     )
     assert str(error.value).endswith(", or a path to a YAML file)")
     for name in ("../data/rtx4090/sd15-512", "rtx4090", ""):
-        with pytest.raises(BadInput, match="unknown profile|there is no profile"):
+        with pytest.raises(BadInput, match=r"unknown profile|there is no profile"):
             load(name)
 
 
