@@ -51,7 +51,7 @@ def task_limits(task: TokenTask, limits: TokenLimits) -> bool:
     assert task.finished is not None
     sent = sent_at(task)
     gaps = task.generated - 1
-    itl = float(np.diff(task.times()).max()) if gaps and limits.itl < inf else 0.0
+    itl = float(np.diff(_array(task.times())).max()) if gaps and limits.itl < inf else 0.0
     tpot = (task.finished - task.first_token) / gaps if gaps else 0.0
     return limits.hold(ttft=task.first_token - sent, tpot=tpot, itl=itl, e2el=task.finished - sent)
 
@@ -71,7 +71,7 @@ class TokenDeadlines(CumulativeSLO):
     def met(self, task: TokenTask) -> bool:
         if self.meets == "last":
             return super().met(task)
-        return on_time(task, self) == task.generated
+        return on_time(task, self)[0] == task.generated
 
     def deadlines(self, task: TokenTask) -> np.ndarray:
         """When each of the tokens that *task* has put out was due, in seconds since the run began."""
@@ -88,9 +88,23 @@ def _longer(count: int) -> tuple[np.ndarray, np.ndarray]:
     return steps, steps * (steps + 1.0) / 2.0
 
 
-def on_time(task: TokenTask, slo: TokenDeadlines) -> int:
-    """How many of the tokens that *task* has put out came by their deadlines."""
-    return int(np.count_nonzero(np.asarray(task.times()) <= slo.deadlines(task)))
+def _array(times: Sequence[float]) -> np.ndarray:
+    return np.frombuffer(times) if isinstance(times, array) else np.asarray(times)
+
+
+def on_time(task: TokenTask, slo: TokenDeadlines) -> tuple[int, bool, bool]:
+    """How many of the tokens that *task* has put out came by their deadlines, and whether the first and the last did.
+
+    What was found for all of a task's tokens is kept with it: SLO and summary both ask.
+    """
+    known: tuple[TokenDeadlines, int, tuple[int, bool, bool]] | None = task.__dict__.get("on_time")
+    count = task.generated
+    if known is not None and known[0] is slo and known[1] == count:
+        return known[2]
+    kept = _array(task.times()) <= slo.deadlines(task)
+    found = (int(np.count_nonzero(kept)), bool(kept[0]), bool(kept[-1]))
+    task.__dict__["on_time"] = (slo, count, found)
+    return found
 
 
 @dataclass(frozen=True)
@@ -123,7 +137,8 @@ class Gaps:
 
     def add(self, times: Sequence[float]) -> None:
         """The gaps between *times*."""
-        self.kept.frombytes(np.diff(np.asarray(times)).tobytes())
+        at = _array(times)
+        self.kept.frombytes((at[1:] - at[:-1]).tobytes())
         if len(self.kept) > self.most:
             self._fold()
 
@@ -180,17 +195,16 @@ class StageTokens:
         if first is None:
             return
         self.all_tokens += generated
-        times = task.times()
         if generated > 1:
-            self.itl.add(times)
+            self.itl.add(task.times())
         if self.slo is not None:
-            on_time = np.asarray(times) <= self.slo.deadlines(task)
-            self.on_time += int(np.count_nonzero(on_time))
-            if on_time[0]:
+            count, first_kept, last_kept = on_time(task, self.slo)
+            self.on_time += count
+            if first_kept:
                 self.first_on_time += 1
             else:
                 self.late_firsts += 1
-            if task.finished is not None and on_time[-1]:
+            if last_kept and task.finished is not None:
                 self.last_on_time += 1
         if task.finished is None:
             return
