@@ -222,8 +222,8 @@ def load(name_or_path: str | Path) -> Profile:
             known = ", ".join(names())
             device, _, model = str(name_or_path).rpartition("/")
             others = [n for n in names() if model and n.endswith(f"/{model}")]
-            if device and others:
-                what = f"there is no profile {str(name_or_path)!r}: nobody has measured {model} on {device} yet"
+            if device.isalnum() and others:
+                what = f"unknown profile {str(name_or_path)!r}: nobody has measured {model} on {device} yet"
                 raise BadInput(what, right=f"one of {', '.join(others)}, or a path to a YAML file of your own")
             raise BadInput(
                 f"unknown profile {str(name_or_path)!r}", right=f"one of {known}, or a path to a YAML file"
