@@ -294,7 +294,7 @@ def search(
 @app.command()
 def score(
     runs: Annotated[
-        Path, typer.Argument(help="A CSV of measured runs (columns: see the README), or a folder of run folders.")
+        Path, typer.Argument(help="A CSV of measured runs (see the README), a folder of run folders, or recordings.")
     ],
     out: Annotated[
         Path, typer.Option(help="The same rows with sim_met, sim_finished and the gaps: .csv or .parquet.")

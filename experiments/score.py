@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from servetwin.core import BadInput
 
@@ -21,6 +22,9 @@ from .fidelity import Entry, Setting
 from .points import Row, run_all_averaged
 from .resolve import Override
 from .runtable import MeasuredRun
+
+if TYPE_CHECKING:
+    from .recorded import RecordedRun, Recording
 
 #: Seeds per run: the spread of a mean over ten is well below the spread between measured repeats.
 SEEDS = 10
@@ -76,6 +80,12 @@ def score(
     """
     if out is not None:
         tables.check_target(out)
+    recordings = _recordings_in(path)
+    if recordings:
+        for option, value in (("--set", list(overrides)), ("--keep", keep)):
+            if value:
+                raise BadInput("recordings are repeated as they are", where=option, right="a table, or run folders")
+        return _score_recordings(recordings, out, seeds=seeds, jobs=jobs, progress=progress)
     if path.is_dir():
         return _score_folders(path, out, overrides, seeds=seeds, jobs=jobs, keep=keep, progress=progress)
     if keep is not None:
@@ -107,6 +117,67 @@ def _score_folders(
     if out is not None:
         tables.write(out, [s.line() for s in scored])
     return scored
+
+
+def _recordings_in(path: Path) -> list[Path]:
+    """Compact recordings (see `servetwin.experiments.recorded`): *path* itself, or those in it."""
+    if path.is_dir():
+        return sorted(path.glob("*.json.gz"))
+    return [path] if path.name.endswith(".json.gz") else []
+
+
+def _score_recordings(
+    paths: Sequence[Path],
+    out: Path | None,
+    *,
+    seeds: int,
+    jobs: int,
+    progress: Callable[[int, int], None] | None,
+) -> list[Scored]:
+    from joblib import Parallel, delayed
+
+    from .recorded import read_recording
+
+    found = [(recording, run) for recording in map(read_recording, paths) for run in recording.runs]
+    tasks = [(recording, run, seed) for recording, run in found for seed in range(seeds)]
+    rows = []
+    for row in Parallel(n_jobs=jobs, return_as="generator")(delayed(_replayed)(*task) for task in tasks):
+        rows.append(row)
+        if progress is not None:
+            progress(len(rows), len(tasks))
+    scored = []
+    for i, (recording, run) in enumerate(found):
+        same = rows[i * seeds : (i + 1) * seeds]
+        mean: Row = {name: sum(row[name] for row in same) / seeds for name in ("met", "finished")}
+        sent, met = len(run.outcome), run.outcome.count("m")
+        measured = MeasuredRun(
+            line=0,
+            cells={},
+            workload=recording.model,
+            policy=run.policy,
+            rate=run.rate,
+            cv=run.cv,
+            slo_factor=run.slo_factor,
+            requests=sent,
+            met=met,
+            finished=met + run.outcome.count("l"),
+            start=None,
+            step_delta=None,
+        )
+        known = (*runtable.COLUMNS, "repeat")
+        cells = {name: str(getattr(run if name == "repeat" else measured, name)) for name in known}
+        measured = replace(measured, cells=cells)
+        scored.append(Scored(measured, {**mean, "mean_batch_size": None}))
+    if out is not None:
+        tables.write(out, [s.line() for s in scored])
+    return scored
+
+
+def _replayed(recording: Recording, run: RecordedRun, seed: int) -> Row:
+    from servetwin.sim.measured import TimeOptions
+
+    summary = recording.replay(run, options=TimeOptions(), seed=seed)
+    return {"met": summary.met, "finished": summary.finished}
 
 
 def entries(scored: Sequence[Scored]) -> tuple[list[Entry], list[Entry]]:

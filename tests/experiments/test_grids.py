@@ -18,6 +18,7 @@ from servetwin.experiments.fidelity import (
     grid_of,
     noise_of,
 )
+from servetwin.experiments.recorded import Recording, recorded_run, write_recording
 from servetwin.experiments.replay import replay, requests_of
 from servetwin.experiments.resolve import load
 
@@ -240,3 +241,33 @@ def test_what_cannot_be_repeated(servetwin, toy: Path, tmp_path: Path):
     (tmp_path / "runs.csv").write_text("")
     code, _, err = servetwin("score", tmp_path / "runs.csv", "--out", tmp_path / "out.csv", "--keep", tmp_path / "k")
     assert "only repetitions of run folders are kept" in err
+
+
+def test_recordings_are_scored_as_run_folders_are(servetwin, toy: Path, tmp_path: Path):
+    """Simulated runs as compact recordings: repeated they are the same, and repeats of a cell tell the noise."""
+    found = []
+    for policy in ("edf", "fcfs"):
+        for repeat, rate in enumerate((16, 16, 24)):
+            folder = tmp_path / f"{policy}{repeat}"
+            servetwin(
+                "run", toy, "--policy", policy, "--rate", rate, "--out", folder, "--set", "system.stop_after=5.0"
+            )
+            lines = [json.loads(line) for line in (folder / "requests.jsonl").read_text().splitlines()]
+            known = {"policy": policy, "load": rate / 16, "rate": float(rate), "cv": 2.0, "slo_factor": 3.0}
+            found.append(recorded_run(lines, loop="denoise", decimals=12, repeat=repeat % 2, whole=False, **known))
+    modules, placement = [("encode", False), ("denoise", True)], [["encode"], ["denoise"]]
+    profile = str(tmp_path / "profile.yaml")
+    recording = Recording("toy", profile, modules, placement, 8, 8, 5.0, {}, found)
+    write_recording(recording, tmp_path / "measured" / "toy.json.gz")
+    for where in (tmp_path / "measured", tmp_path / "measured" / "toy.json.gz"):
+        code, out, err = servetwin("score", where, "--out", tmp_path / "out.csv", "--seeds", 1, "-j", 1)
+        assert (code, err) == (0, "")
+        assert "2 cells repeated with the same requests" in out
+        assert "on 2 of 2 curves" in out
+    with (tmp_path / "out.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["gap_met_pp"] for row in rows] == ["0.0"] * 6
+    assert {row["met"] for row in rows} != {"60"}
+    code, _, err = servetwin("score", tmp_path / "measured", "--out", tmp_path / "o.csv", "--set", "seed=1")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "recordings are repeated as they are" in err
