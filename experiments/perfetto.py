@@ -85,8 +85,8 @@ class _Run:
     meta: dict[str, Any]
     folder: str
     threads: dict[str, int] = field(default_factory=dict)
-    #: (request, worker) -> where to hook an arrow: in its first slice there, and in its last
-    hooks: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)
+    #: (request, worker) -> where to hook an arrow, as (time, thread): in its first slice there, and in its last
+    hooks: dict[tuple[int, str], tuple[tuple[int, int], tuple[int, int]]] = field(default_factory=dict)
     #: worker -> (when, change of waiting, change of served)
     changes: dict[str, list[tuple[int, int, int]]] = field(default_factory=dict)
     arrows: int = 0
@@ -101,7 +101,8 @@ class _Run:
         """What each worker ran."""
         for record in batch_lines(folder):
             worker, requests = record["worker"], record["requests"]
-            tid = self.thread(worker)
+            # The calls of a pool overlap: each of its threads has a track.
+            tid = self.thread(f"{worker} #{record['thread']}" if "thread" in record else worker)
             size = max(len(requests), record.get("decode", 0) + len(record.get("prefill", ())))
             args = {"batch": record["id"], "size": size, "requests": requests, "modules": record["modules"]}
             args |= {k: record[k] for k in ("iterations", "prefill", "decode", "context", "preempted") if k in record}
@@ -112,8 +113,8 @@ class _Run:
                     "X", f"batch of {size}", start, tid, cat="batch", dur=(end - start) / 1000, args=args
                 )
             for request in requests:
-                first, _ = self.hooks.get((request, worker), (starts[0], 0))
-                self.hooks[request, worker] = (first, starts[-1])
+                first, _ = self.hooks.get((request, worker), ((starts[0], tid), (0, 0)))
+                self.hooks[request, worker] = (first, (starts[-1], tid))
 
     def requests(self, folder: Path) -> Iterator[Event]:
         """What became of each request."""
@@ -161,12 +162,12 @@ class _Run:
 
     def _arrow(self, request: int, before: str | None, after: str | None) -> Iterator[Event]:
         a, b = self.hooks.get((request, before or "")), self.hooks.get((request, after or ""))
-        if a is None or b is None or before is None or after is None or a[1] > b[0]:
+        if a is None or b is None or a[1][0] > b[0][0]:
             return
         self.arrows += 1
         common = {"cat": "hand-over", "id": self.pid * MANY + self.arrows}
-        yield self.event("s", "hand-over", a[1], self.thread(before), **common)
-        yield self.event("f", "hand-over", b[0], self.thread(after), bp="e", **common)
+        yield self.event("s", "hand-over", *a[1], **common)
+        yield self.event("f", "hand-over", *b[0], bp="e", **common)
 
     def counters(self) -> Iterator[Event]:
         """How many wait and are served, whenever that changes."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from servetwin.core import BadInput
 from servetwin.core.laws import LawChecker, check_records
-from servetwin.experiments import build
+from servetwin.experiments import build, perfetto
 from servetwin.experiments.resolve import load
 
 AGENT = """
@@ -160,3 +161,18 @@ def test_what_is_wrong_is_said_in_one_line(agent: Path, old: str, new: str, mess
     with pytest.raises(BadInput, match=message) as told:
         build.build(load(agent))
     assert "\n" not in str(told.value)
+
+
+def test_calls_side_by_side_have_tracks_of_their_own(agent: Path, tmp_path: Path) -> None:
+    stays(agent, tmp_path / "run", ("rate", 20.0))
+    perfetto.write([tmp_path / "run"], tmp_path / "trace.json")
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    names = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    tracks: dict[str, list[tuple[float, float]]] = {}
+    for e in events:
+        if e["ph"] == "X":
+            tracks.setdefault(names[e["tid"]], []).append((e["ts"], e["ts"] + e["dur"]))
+    assert {"execute #0", "execute #1", "execute #2"} <= set(tracks)
+    for spans in tracks.values():
+        spans.sort()
+        assert all(b[0] >= a[1] - 1e-3 for a, b in pairwise(spans))
