@@ -37,19 +37,33 @@ class TokenBatch(Batch):
     *took*, the seconds of the (last) step, besides what it sets of any `Batch`.
     """
 
-    iterations = 1
-    prefill: Sequence[Piece] = ()
-    chosen: Sequence[TokenTask] | None = None
-    preempted: Sequence[TokenTask] = ()
-    swapped = 0
-    took = 0.0
-
-    def __init__(self, id: int, worker: TokenWorker, decode: int, context: int) -> None:  # noqa: A002
+    def __init__(  # all is set at once: looking for what is not there, on the way to a default, costs more
+        self,
+        id: int,  # noqa: A002
+        worker: TokenWorker,
+        decode: int,
+        context: int,
+        start: float = 0.0,
+        keep_ends: bool = False,
+        times: int = 1,
+        repeat: Repeat | None = None,
+    ) -> None:
         self.id = id
         self.worker = worker
         self.decode = decode
         self.context = context
         self.size = decode
+        self.start = start
+        self.times = times
+        self.repeat = repeat
+        self.keep_ends = keep_ends
+        self.prefill: Sequence[Piece] = ()
+        self.chosen: Sequence[TokenTask] | None = None
+        self.preempted: Sequence[TokenTask] = ()
+        self.swapped = 0
+        self.count = 1
+        self.took = self.end = 0.0
+        self.ends: list[float] | None = None
 
     @property
     def tasks(self) -> Sequence[TokenTask]:  # type: ignore[override]
@@ -142,7 +156,8 @@ class TokenEngine:
         """*request* comes from the client, and nowhere but here: what the loop would do, in one go."""
         loop = self.loop
         outputs = request.outputs
-        request.outputs = None  # type: ignore[misc]
+        if outputs is not None:
+            request.outputs = None  # type: ignore[misc]  # from here on nobody sees them
         task = self._task(request, outputs, loop._now())
         request.tasks.append(task)
         loop.executor.send(None, task, self.receive)  # type: ignore[arg-type]
@@ -155,10 +170,10 @@ class TokenEngine:
             del self._lengths[task]
             self.loop.fail(task.request, f"its prompt of {task.prompt} tokens does not fit into {self.view.name}")
         else:
-            task.queued = self.loop._now()
+            now = task.queued = self.loop._now()
             self.worker.inbox.append(task)
             if not self.deciding and self.view.in_flight is None:
-                self.turn(True)
+                self.turn(now, True)
 
     def withdraw(self, task: TokenTask, now: float) -> None:
         """The request of *task* has ended elsewhere."""
@@ -175,12 +190,11 @@ class TokenEngine:
                 self._release(task)
                 del self._lengths[task]
 
-    def turn(self, fresh: bool = False) -> None:
-        """Let the policy decide, and launch what it says. *fresh*: something came while the engine was idle."""
+    def turn(self, now: float, fresh: bool = False) -> None:
+        """Let the policy decide *now*, and launch what it says. *fresh*: something came while the engine was idle."""
         worker, view, loop = self.worker, self.view, self.loop
         waiting, policy = view.waiting, worker.policy
         self.deciding = True
-        now = loop._now()
         if worker.inbox:
             self._take_in(now)
         while view.in_flight is None:
@@ -224,17 +238,15 @@ class TokenEngine:
             if not times:
                 return False
         loop._batches += 1
-        batch = view.in_flight = TokenBatch(loop._batches, self.worker, decoding, view.context)
-        batch.start = now
-        batch.times = times
-        batch.repeat = repeat
-        batch.keep_ends = self.keep_ends
+        batch = view.in_flight = TokenBatch(
+            loop._batches, self.worker, decoding, view.context, now, self.keep_ends, times, repeat
+        )
         loop.executor.run(self.worker, batch, self.done)  # type: ignore[arg-type]
         return True
 
     def _take_in(self, now: float) -> None:
         worker, waiting = self.worker, self.view.waiting
-        inbox = cast("list[TokenTask]", worker.inbox)
+        inbox: list[TokenTask] = worker.inbox  # type: ignore[assignment]
         worker.inbox = []
         if self.seen or type(worker.policy).admit is not TokenPolicy.admit:
             self._ask_in(inbox, now)
@@ -301,7 +313,7 @@ class TokenEngine:
     ) -> None:
         loop = self.loop
         loop._batches += 1
-        batch = TokenBatch(loop._batches, self.worker, decode, context)
+        batch = TokenBatch(loop._batches, self.worker, decode, context, now, self.keep_ends)
         if chosen is not None:
             batch.chosen = chosen
         if pieces:
@@ -311,8 +323,6 @@ class TokenEngine:
             batch.preempted, self._preempted = self._preempted, []
         if self._swapped:
             batch.swapped, self._swapped = self._swapped, 0
-        batch.start = now
-        batch.keep_ends = self.keep_ends
         self.view.in_flight = batch
         loop.executor.run(self.worker, batch, self.done)  # type: ignore[arg-type]
 
@@ -410,7 +420,7 @@ class TokenEngine:
             self._purge()
         self.deciding = False
         if not loop.stopped:
-            self.turn()
+            self.turn(now)
 
     def _tick(self, batch: TokenBatch, now: float) -> None:
         """All that decode have put out a token, or several."""

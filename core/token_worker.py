@@ -43,7 +43,7 @@ class TokenWorker(Worker):
 
     def ring(self) -> None:
         if self.view.in_flight is None:
-            self._engine.turn()
+            self._engine.turn(self.loop._now())
 
     def withdraw(self, task: Task, now: float) -> None:
         self._engine.withdraw(cast("TokenTask", task), now)

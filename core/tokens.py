@@ -156,21 +156,18 @@ class TokenTask(Task):
     a step, *first_token* when its first token came out, *finished* when its last did.
     """
 
-    budget = 0.0
-    preemptions = 0
-    first_token: float | None = None
-    # Set with the first event that needs them: most of a task's life is its creation.
-    admitted: float | None = None
-    started: float | None = None
-    finished: float | None = None
-
-    #: When each of its tokens came out, where a recorder wants that; complete once it does not decode any more.
-    _times: array[float] | None = None
-
-    # While the task decodes with all others its counts move with *_ticks* and nothing is written per step.
-    _ticks: Ticks | None = None
-    _generated = 0
-    _computed = 0
+    # Slots, all of them set at once: looking for what is not there, on the way to a default, costs more.
+    __slots__ = (
+        "_computed",
+        "_generated",
+        "_ticks",
+        "_times",
+        "budget",
+        "first_token",
+        "limit",
+        "preemptions",
+        "prompt",
+    )
 
     def __init__(
         self, request: Request, stage: Stage, queued: float, worker: Worker | None, prompt: int, limit: int
@@ -182,8 +179,18 @@ class TokenTask(Task):
         self.deadline = request.deadline
         self.queued = queued
         self.worker = worker
+        self.admitted = self.started = self.finished = None
         self.prompt = prompt
         self.limit = limit
+        self.budget = 0.0
+        self.preemptions = 0
+        self.first_token: float | None = None
+        # While the task decodes with all others its counts move with *_ticks* and nothing is written per step.
+        self._ticks: Ticks | None = None
+        self._generated = 0
+        self._computed = 0
+        # When each of its tokens came out, where a recorder wants that; complete once it does not decode any more.
+        self._times: array[float] | None = None
 
     @property
     def generated(self) -> int:

@@ -27,7 +27,7 @@ class VLLM(TokenPolicy):
         drop: list[TokenTask] = []
         left = most = view.max_batched_tokens
         for task in waiting:
-            if task.computed:
+            if task.preemptions and task.computed:
                 if not prefill:
                     prefill = view.admissible(((t, 1) for t in waiting if t.computed), decode=view.decoding)
                     return Step(prefill, ALL, drop=drop)

@@ -10,6 +10,7 @@ from servetwin.core import Module, Pipeline, Recorder, ServingLoop
 from servetwin.core.laws import LawChecker
 from servetwin.core.loop import play
 from servetwin.core.records import request_record
+from servetwin.core.token_engine import TokenBatch
 from servetwin.core.token_worker import TokenWorker
 from servetwin.core.tokens import EngineLimits, Step, TokenPolicy, TokenRequest, TokenSLO, TokenView
 from servetwin.sim import SimExecutor
@@ -59,7 +60,7 @@ class Log(Recorder):
 
     def batch(self, batch) -> None:
         super().batch(batch)
-        for end in batch.ends or [batch.end]:
+        for end in (batch.ends or [batch.end]) if isinstance(batch, TokenBatch) else ():
             self.steps.append((end, [(t.id, n) for t, n, _ in batch.prefill], batch.decode))
 
     def ended(self, request, now) -> None:

@@ -19,6 +19,7 @@ from servetwin.core import Recorder
 from servetwin.experiments import build, yamlfile
 from servetwin.experiments.resolve import load
 
+from .llm import llm, llm_long
 from .measure import Cost, in_process, process, ratios, spread, turns
 from .step_edf import STYLES, Case
 
@@ -174,6 +175,7 @@ CASES: dict[str, Callable[[int], None]] = {
     "sweep": sweep_300,
     "figures": figures,
     "process": whole_process,
+    "llm": llm,
 }
 
 
@@ -186,9 +188,10 @@ def main() -> None:
     few = max(1, asked.rounds // 2)
     for name, case in CASES.items():
         if asked.only in (None, name):
-            case(asked.rounds if name in ("edf", "run", "process") else few)
+            case(asked.rounds if name in ("edf", "run", "process", "llm") else few)
     if asked.long or asked.only == "long":
         long(1)
+        llm_long()
 
 
 if __name__ == "__main__":

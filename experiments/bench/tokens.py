@@ -97,11 +97,12 @@ class Line:
 
 
 class Metrics(Recorder):
-    """Keeps the latencies of each request: 32 bytes."""
+    """Keeps the latencies of each request, in the order in which they end: 32 bytes."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.ids, self.ttft, self.tpot, self.e2el = array("l"), array("d"), array("d"), array("d")
+        self.ids, self.ttft, self.tpot = array("l"), array("d"), array("d")
+        self.e2el = self.summary.e2el
 
     def ended(self, request: Request, now: float) -> None:
         self.summary.ended(request, now)
@@ -109,11 +110,9 @@ class Metrics(Recorder):
         assert isinstance(task, TokenTask)
         first, last, gaps = task.first_token, task.finished, task.generated - 1
         if first is not None and last is not None:
-            arrival = request.arrival
             self.ids.append(request.id)
-            self.ttft.append(first - arrival)
+            self.ttft.append(first - request.arrival)
             self.tpot.append((last - first) / gaps if gaps else 0.0)
-            self.e2el.append(last - arrival)
 
 
 @dataclass
