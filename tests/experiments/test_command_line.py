@@ -15,7 +15,19 @@ from servetwin.experiments import demo as demonstration
 from servetwin.experiments.points import results_of, settings_of
 from servetwin.experiments.resolve import load
 
-COMMANDS = ["run", "sweep", "score", "compare", "figures", "demo", "policies", "workloads", "profiles"]
+COMMANDS = [
+    "run",
+    "profile",
+    "sweep",
+    "score",
+    "compare",
+    "trace",
+    "figures",
+    "demo",
+    "policies",
+    "workloads",
+    "profiles",
+]
 
 
 def test_help_lists_the_commands(servetwin):
