@@ -97,13 +97,13 @@ def on_time(task: TokenTask, slo: TokenDeadlines) -> tuple[int, bool, bool]:
 
     What was found for all of a task's tokens is kept with it: SLO and summary both ask.
     """
-    known: tuple[TokenDeadlines, int, tuple[int, bool, bool]] | None = task.__dict__.get("on_time")
+    known: tuple[TokenDeadlines, int, tuple[int, bool, bool]] | None = task._on_time
     count = task.generated
     if known is not None and known[0] is slo and known[1] == count:
         return known[2]
     kept = _array(task.times()) <= slo.deadlines(task)
     found = (int(np.count_nonzero(kept)), bool(kept[0]), bool(kept[-1]))
-    task.__dict__["on_time"] = (slo, count, found)
+    task._on_time = (slo, count, found)
     return found
 
 

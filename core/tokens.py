@@ -17,7 +17,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from .errors import BadInput
 from .request import Outputs, Request, Task
@@ -160,6 +160,7 @@ class TokenTask(Task):
     __slots__ = (
         "_computed",
         "_generated",
+        "_on_time",
         "_ticks",
         "_times",
         "budget",
@@ -191,6 +192,8 @@ class TokenTask(Task):
         self._computed = 0
         # When each of its tokens came out, where a recorder wants that; complete once it does not decode any more.
         self._times: array[float] | None = None
+        # What `servetwin.core.token_metrics.on_time` found, since both SLO and summary ask it.
+        self._on_time: Any = None
 
     @property
     def generated(self) -> int:
