@@ -67,7 +67,7 @@ def _generated(task: TokenTask) -> int:
     return generated
 
 
-def _stay(task: Task) -> dict[str, Any]:
+def _stay(task: Task, tokens: bool) -> dict[str, Any]:
     record: dict[str, Any] = {
         "stage": task.stage.name,
         "worker": task.worker.name if task.worker else None,
@@ -81,15 +81,15 @@ def _stay(task: Task) -> dict[str, Any]:
         record["prompt"], record["limit"], record["generated"] = task.prompt, task.limit, _generated(task)
         record["first_token"], record["last_token"] = task.first_token, task.finished
         record["preemptions"] = task.preemptions
-        if task._times is not None:
+        if tokens and task._times is not None:
             record["tokens"] = list(task._times)
     else:
         record["iterations"] = _iterations(task)
     return record
 
 
-def request_record(request: Request) -> dict[str, Any]:
-    """One line of ``requests.jsonl``."""
+def request_record(request: Request, *, tokens: bool = True) -> dict[str, Any]:
+    """One line of ``requests.jsonl``; with *tokens* it has the time of each token of an LLM, where that was kept."""
     return {
         "id": request.id,
         "arrival": request.arrival,
@@ -98,7 +98,7 @@ def request_record(request: Request) -> dict[str, Any]:
         "outcome": request.outcome.value if request.outcome else None,
         "reason": request.reason,
         "finished": request.finished,
-        "stages": [_stay(t) for t in request.tasks],
+        "stages": [_stay(t, tokens) for t in request.tasks],
     }
 
 
@@ -128,6 +128,8 @@ class RunFolder(Recorder):
     """Streams a run's records into *folder*, which is made; raises `FileExistsError` if it holds a run already."""
 
     wants_batches = True
+    #: Whether the time of each token of an LLM is written; they also follow from the batches.
+    writes_tokens = False
 
     def __init__(self, folder: Path, meta: dict[str, Any]) -> None:
         super().__init__()
@@ -141,7 +143,7 @@ class RunFolder(Recorder):
 
     def ended(self, request: Request, now: float) -> None:
         super().ended(request, now)
-        self._requests.write(json.dumps(request_record(request)) + "\n")
+        self._requests.write(json.dumps(request_record(request, tokens=self.writes_tokens)) + "\n")
 
     def batch(self, batch: Batch) -> None:
         super().batch(batch)

@@ -332,6 +332,12 @@ class System(Strict):
     client_stretch: NotNegative = 0.0
 
 
+class Records(Strict):
+    """What a run's folder holds besides. *tokens*: in ``requests.jsonl``, when each token of an LLM came out."""
+
+    tokens: bool = False
+
+
 def _moment(text: str) -> str:
     try:
         return datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M:%S")
@@ -373,6 +379,7 @@ class Experiment(Strict):
     deployment: Deployment
     system: System = System()
     time: Time = Time()
+    records: Records = Records()
     seed: Annotated[int, Field(ge=0)] = 0
 
     def as_dict(self) -> dict[str, Any]:
@@ -382,7 +389,7 @@ class Experiment(Strict):
     def digest(self) -> str:
         """A hash of all that can change a result."""
         content = self.as_dict()
-        del content["about"]
+        del content["about"], content["records"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from servetwin.core import AbsoluteSLO, BadInput, Stage
+from servetwin.core import AbsoluteSLO, BadInput, RunFolder, Stage
 from servetwin.core.token_metrics import LimitsSLO, TokenDeadlines, TokenLimits, TokenSummary
 from servetwin.core.token_window import WindowSummary
 from servetwin.core.token_worker import TokenWorker
@@ -122,6 +122,8 @@ def prepare(recorder: Recorder, experiment: Experiment, workers: list[Worker]) -
         slos = {w.stage.name: cast("TokenDeadlines | None", w.view.slo) for w in engines}
         recorder.summary = _summary(experiment, slos)
         recorder.wants_token_times = True
+        if isinstance(recorder, RunFolder):
+            recorder.writes_tokens = experiment.records.tokens
 
 
 def _summary(experiment: Experiment, slos: dict[str, TokenDeadlines | None]) -> TokenSummary:

@@ -213,6 +213,11 @@ def test_a_run_leaves_its_records(tmp_path):
     record = json.loads((tmp_path / "a/requests.jsonl").read_text().splitlines()[0])
     assert record["deadline"] is None
     assert record["stages"][0]["generated"] == 20
+    assert "tokens" not in record["stages"][0]
+    build.run(small(("records.tokens", True), rate=3.0), tmp_path / "c")
+    (stay,) = json.loads((tmp_path / "c/requests.jsonl").read_text().splitlines()[0])["stages"]
+    assert len(stay["tokens"]) == 20
+    assert (stay["tokens"][0], stay["tokens"][-1]) == (stay["first_token"], stay["last_token"])
     assert load(tmp_path / "a/experiment.yaml") == experiment
     found = compare(tmp_path / "a", tmp_path / "b")
     assert found["same_outcome"] == 100.0
