@@ -346,7 +346,7 @@ def figures(
     ending: Annotated[str, typer.Option("--format", help="png, svg or pdf.")] = "png",
     jobs: Jobs = -1,
 ) -> None:
-    """Draw Figures 11 to 14 of the NeuStream paper, simulated, with what was measured laid over the first three."""
+    """Draw Figures 11 to 15, 17 and 19 of the NeuStream paper, simulated, with what was measured laid over."""
     from . import plots, tables
 
     if ending not in ("png", "svg", "pdf"):

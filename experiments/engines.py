@@ -102,11 +102,15 @@ def token_worker(
         known = "neustream-llm, vllm, vllm-v1, sarathi or edf-llm"
         name = (spec.policy or experiment.policy).name
         raise BadInput(f"{name} is no policy for language models", where="policy.name", right=known)
+    limits = engine_limits(spec, profile)
+    if limits.preemption == "swap" and experiment.time.costs and "kv.swap" not in profile.costs:
+        what = f"{profile.name} does not say how long KV blocks take to the host and back (its cost kv.swap)"
+        raise BadInput(what, where="deployment.workers: engine.preemption", right="recompute, or time.costs: false")
     kind = experiment.deployment.estimates
     plans = profile.tokens("measured" if kind == "measured" else "scheduler")
     view = TokenView(
         stage,
-        engine_limits(spec, profile),
+        limits,
         estimate_prefill=plans.prefill,
         estimate_decode=plans.decode,
         slo=cast("TokenSLO | None", deadlines_of(experiment, profile)),

@@ -243,7 +243,7 @@ def batch_figure(path: Path, experiments: Sequence[Experiment]) -> Path:
 def draw_all(
     out: Path, *, ending: str = "png", jobs: int = -1, progress: Callable[[int, int], None] | None = None
 ) -> list[Path]:
-    """Draw Figures 11 to 14, 17 and 19 into the folder *out*; the points behind all but the third are kept as CSV."""
+    """Draw Figures 11 to 15, 17 and 19 into the folder *out*; the points behind all but the third are kept as CSV."""
     from . import agent_plots
 
     _, runs = runtable.read(runtable.NEUSTREAM)
@@ -257,6 +257,7 @@ def draw_all(
     written.append(batch_figure(out / f"figure13.{ending}", experiments))
     drawn: dict[str, Callable[[Sequence[Row], Path], Path]] = {
         "figure14": token_figure,
+        "figure15": token_figure,
         "figure17": agent_plots.agents_figure,
         "figure19": agent_plots.first_and_last_figure,
     }

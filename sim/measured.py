@@ -139,9 +139,21 @@ class Clock:
         return TokenTiming(
             times,
             self._ratio(worker, profile, "decode"),
+            swap=self._swap(profile),
             prefills=self._ratio(worker, profile, "prefill"),
             preparing=self.preparing.get(worker.name, 0.0),
         )
+
+    def _swap(self, profile: Profile) -> Callable[[int], float] | None:
+        """Seconds in which so many KV blocks move between device and host."""
+        if not self.options.costs or not self._has(profile, "kv.swap"):
+            return None
+        cost = profile.cost("kv.swap")
+        line = cost.line
+        if line is None:
+            each = cost.scalar()
+            return lambda blocks: each * blocks
+        return lambda blocks: line.constant + line.per_request * blocks
 
     def _ratio(self, worker: Worker, profile: Profile, module: str) -> Callable[[], float] | None:
         """Draws of the measured ratio of a step's time to the model's, if there is to be noise."""

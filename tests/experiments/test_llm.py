@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from plain_llm import Deadlines, serve
 from servetwin.core import BadInput, Module, Pipeline, Recorder, Request
 from servetwin.core.token_metrics import Gaps, LimitsSLO, TokenDeadlines, TokenLimits
@@ -232,7 +233,9 @@ def test_every_policy_serves_with_noise(policy):
 
 def test_what_the_engine_allows_comes_from_the_profile_unless_it_is_given():
     given = {"blocks": 64, "max_batched_tokens": 512, "preemption": "swap"}
-    run = build.build(small(("deployment.workers.0.engine", given)))
+    with pytest.raises(BadInput, match="does not say how long KV blocks take to the host and back"):
+        build.build(small(("deployment.workers.0.engine", given)))
+    run = build.build(small(("deployment.workers.0.engine", given), ("time.costs", False)))
     view = run.loop.workers[0].view
     assert (view.blocks, view.max_batched_tokens, view.max_sequences) == (64, 512, 256)
     assert view.limits.watermark == 0.01
@@ -250,6 +253,23 @@ def test_replicas_of_an_engine(router):
     assert fast["completed"] == slow["completed"] == 30
     assert fast["mean_tpot_ms"] < slow["mean_tpot_ms"]
     assert [w["iterations"] > 0 for w in fast["workers"].values()] == [True, True]
+
+
+def test_swapping_takes_the_time_that_was_measured(tmp_path):
+    content = profile("a6000/opt-13b-tp1").data.model_dump(mode="json", exclude_none=True)
+    how = {"how": "made up", "source": {"file": "here"}}
+    swap = {"meaning": "a block", "unit": "seconds", "modules": ["decode"], **how}
+    engine = {"blocks": 64, "headroom": 1, "preemption": "swap"}
+    took = []
+    for name, form in (("fast", {"value": 1e-9}), ("slow", {"line": {"constant": 0.1, "per_request": 0.01}})):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({**content, "costs": {"kv.swap": {**swap, **form}}}))
+        given = [("deployment.devices", {"gpu0": str(path)}), ("deployment.workers.0.engine", engine)]
+        summary = build.run(small(*given, rate=20.0, policy="vllm")).as_dict()
+        assert summary["preemptions"] > 0
+        assert summary["completed"] == 30
+        took.append(summary["mean_e2el_ms"])
+    assert took[1] > took[0] + 100
 
 
 def test_sweeps_and_searches(tmp_path):
@@ -291,8 +311,8 @@ def test_figure_14_is_a_grid_of_three_models_and_two_policies(tmp_path):
 def test_figure_15_runs_on_what_was_measured(tmp_path):
     content = sweep.find("figure15").read_text()
     spec = tmp_path / "figure15.yaml"
-    spec.write_text(content.replace("rate: 10.0", "rate: 6.0\n      requests: 10"))
-    assert len(sweep.sweep(spec, tmp_path / "rows.csv", jobs=1)) == 2 * (8 + 7 + 5)
+    spec.write_text(content.replace("rate: 6.0", "rate: 6.0\n      requests: 10"))
+    assert len(sweep.sweep(spec, tmp_path / "rows.csv", jobs=1)) == 2 * (9 + 7 + 5)
 
 
 # -- what is wrong ----------------------------------------------------------------------------------------
