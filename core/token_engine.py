@@ -37,7 +37,11 @@ class TokenBatch(Batch):
     *took*, the seconds of the (last) step, besides what it sets of any `Batch`.
     """
 
-    def __init__(  # all is set at once: looking for what is not there, on the way to a default, costs more
+    iterations = 1
+    preempted: Sequence[TokenTask] = ()
+
+    # All that each step asks for is set at once: looking for what is not there, on the way to a default, costs more.
+    def __init__(
         self,
         id: int,  # noqa: A002
         worker: TokenWorker,
@@ -59,11 +63,9 @@ class TokenBatch(Batch):
         self.keep_ends = keep_ends
         self.prefill: Sequence[Piece] = ()
         self.chosen: Sequence[TokenTask] | None = None
-        self.preempted: Sequence[TokenTask] = ()
         self.swapped = 0
         self.count = 1
         self.took = self.end = 0.0
-        self.ends: list[float] | None = None
 
     @property
     def tasks(self) -> Sequence[TokenTask]:  # type: ignore[override]
@@ -94,6 +96,7 @@ class TokenEngine:
         self._buckets: dict[int, list[TokenTask]] = {}  # tick -> those that have put out all then
         self._leaving: list[int] = []  # the ticks of the buckets, a heap
         self.deciding = False
+        self._done = self.done  # bound once
         self._module = worker.stage.loop or worker.stage.name
         #: Whether requests come to this stage from the client and end here.
         self.lean = False
@@ -241,7 +244,7 @@ class TokenEngine:
         batch = view.in_flight = TokenBatch(
             loop._batches, self.worker, decoding, view.context, now, self.keep_ends, times, repeat
         )
-        loop.executor.run(self.worker, batch, self.done)  # type: ignore[arg-type]
+        loop.executor.run(self.worker, batch, self._done)  # type: ignore[arg-type]
         return True
 
     def _take_in(self, now: float) -> None:
@@ -324,7 +327,7 @@ class TokenEngine:
         if self._swapped:
             batch.swapped, self._swapped = self._swapped, 0
         self.view.in_flight = batch
-        loop.executor.run(self.worker, batch, self.done)  # type: ignore[arg-type]
+        loop.executor.run(self.worker, batch, self._done)  # type: ignore[arg-type]
 
     def _admit(
         self,

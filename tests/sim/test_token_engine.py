@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import pytest
-from engines import Linear, requests, serve
+from engines import Linear, SteppingTokens, requests, serve
 from servetwin.policies.vllm import VLLM
 from servetwin.policies.vllm_v1 import VLLMV1
 
@@ -86,3 +87,34 @@ def test_a_stop_in_the_middle_of_a_run_of_steps():
     served = serve(VLLM(), requests((0.0, 4, 50)), times=SLOW, stop_at=10.5)
     assert served.log.ends == [(0, "failed", 10.5)]
     assert served.log.records[0]["stages"][0]["generated"] == 7  # though it ran on to the end of its step
+
+
+@pytest.mark.parametrize("policy", [VLLM, VLLMV1])
+def test_what_a_step_costs_does_not_depend_on_how_many_decode(policy):
+    def lines_of_thirty_steps(requests_in_all: int) -> int:
+        """Lines of Python that are run, counted by the interpreter."""
+        lines = [0]
+
+        def tracer(frame, event, arg):
+            lines[0] += event == "line"
+            return tracer
+
+        class Counted(SteppingTokens):
+            asked = 0
+
+            def decide(self, view, now):
+                self.asked += 1
+                sys.settrace(tracer if 20 <= self.asked < 50 else before)
+                return super().decide(view, now)
+
+        before = sys.gettrace()
+        try:
+            sent = requests(*[(0.0, 10, 80)] * requests_in_all)
+            serve(Counted(policy()), sent, times=SLOW, laws=False, blocks=10_000, max_sequences=1000)
+        finally:
+            sys.settrace(before)
+        return lines[0]
+
+    few = lines_of_thirty_steps(3)
+    assert few > 30 * 20
+    assert lines_of_thirty_steps(300) == few
