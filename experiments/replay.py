@@ -51,6 +51,9 @@ def find(folder: Path, overrides: Iterable[Override] = ()) -> list[Replay]:
         try:
             experiment = load(run.meta.get("experiment", {}), overrides)
             build.load_profiles(experiment)
+            if any(spec.llm for spec in experiment.pipeline.modules.values()):
+                # Of what did not finish, nobody knows how much it would have put out.
+                raise BadInput("a run of a language model cannot be repeated with its own requests", right="a sweep")
         except BadInput as error:
             where = f"{place}: {error.where}" if error.where else str(place)
             raise BadInput(error.what, where=where, right=error.right) from None
