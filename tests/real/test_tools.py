@@ -85,13 +85,14 @@ def test_a_pipeline_with_a_tool_is_served_as_simulated(scripts: Path, tmp_path: 
         told = json.loads((folder / "real.json").read_text())["tools"]["check"]
         runs = [json.loads(line) for line in (folder / "requests.jsonl").read_text().splitlines()]
         tries = [sum(s["stage"] == "check" for s in r["stages"]) for r in runs]
-        assert told["calls"] == sum(tries) > 24  # some were tried again
+        assert told["calls"] == sum(tries)
         assert told["reasons"] == {"ValueError: no figure": sum(t for r, t in zip(runs, tries, strict=True)
                                                                if r["id"] % 3 == 1)}  # fmt: skip
         simulated = build.run(experiment)
         gaps.append(report.summary.attainment - simulated.attainment)
         if abs(gaps[-1]) <= TOLERANCE:
             assert report.summary.attainment > 0.5
+            assert sum(tries) > 24  # some were tried again
             return
     pytest.fail(f"attainment, real minus simulated: {gaps}")
 
