@@ -63,7 +63,7 @@ TOKEN_MODULES = ("prefill", "decode")
 #: The forms in which a cost may be given.
 FORMS = ("value", "by_batch", "line", "quantiles", "sessions")
 
-Spread = Literal["p05", "p50", "p95", "lowest_run", "highest_run"]
+Spread = Literal["p05", "p50", "p95", "p99", "lowest_run", "highest_run"]
 
 
 class Origin(Strict):

@@ -71,6 +71,7 @@ class RealExecutor:
         self._number = itertools.count()
         self.running = 0
         self.lateness: list[float] = []
+        self.spare: Callable[[], None] = _nothing  # called when nothing has happened, while lanes compute
 
     # -- the seam ---------------------------------------------------------------------------------------
 
@@ -188,6 +189,7 @@ class RealExecutor:
             try:
                 packet = recv(PACKET.size)
             except BlockingIOError:
+                self.spare()
                 continue
             inlet.take(packet)
 
@@ -203,6 +205,7 @@ class RealExecutor:
                 continue
             if isinstance(what, Lane | Call):
                 self._over(what, problem)
+                self.spare()
             elif isinstance(what, bytes):
                 inlet.take(what)
             if self.timers and self.timers[0][0] <= self.now():
@@ -240,6 +243,10 @@ class RealExecutor:
                 for site in self.sites.values():
                     site.release(request)
         self.ended = kept
+
+
+def _nothing() -> None:
+    pass
 
 
 @contextlib.contextmanager

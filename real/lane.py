@@ -101,7 +101,8 @@ class StreamLane(Lane):
 
     def __init__(self, site: Site, worker: Worker, sink: Sink | None = None) -> None:
         super().__init__(site, worker, sink)
-        self.stream = torch.cuda.Stream(site.device)
+        priority = site.priority(worker.stage.loop or worker.stage.modules[0])
+        self.stream = torch.cuda.Stream(site.device, priority=priority)
         self.event = torch.cuda.Event()
 
     def start(self, batch: Batch, done: Done) -> None:

@@ -44,14 +44,16 @@ class Model:
         self.device = device
         self.dtype = options.dtype(device)
         gpu = device.type == "cuda"
-        self.channels_last = gpu and kind.family != "dit" if options.channels_last is None else options.channels_last
+        # Plain convolutions were quicker as they are, compiled ones with channels last (docs/real.md).
+        compiled = options.compile and kind.family != "dit"
+        self.channels_last = gpu and bool(compiled if options.channels_last is None else options.channels_last)
         self.networks: dict[str, nn.Module] = {}
         with torch.random.fork_rng(devices=[device] if gpu else []):
             torch.manual_seed(options.seed)
             for name, config in kind.networks.items():
                 network = _build(kind, name, config, options, device)
                 network.requires_grad_(False).eval().to(device=device, dtype=self.dtype)
-                if self.channels_last and name in ("unet", "vae"):
+                if self.channels_last and name == "unet":
                     network.to(memory_format=torch.channels_last)
                 self.networks[name] = network
         c, h, w = kind.latent
@@ -60,17 +62,16 @@ class Model:
             "latents": torch.zeros(options.slots, c, h, w, device=device),
             "image": torch.zeros(options.slots, *self.image_shape, dtype=torch.uint8, device=device),
         }
+        self._callables(options)
         self.bodies: dict[str, Body] = {"output": self._convert} if kind.family == "palette" else {}
         prepare = {"sd": self._prepare_sd, "dit": self._prepare_dit, "palette": self._prepare_palette}
         prepare[kind.family](options)
         self.inputs = self._draw_inputs(options)
-        if options.compile:
-            self.compile()
 
-    def compile(self) -> None:
-        """Pass the loop's network through ``torch.compile``; the CUDA graphs stay ours."""
-        network: Any = self.networks[self.kind.loop]
-        network.compile_repeated_blocks(fullgraph=True, dynamic=True)
+    def _callables(self, options: Options) -> None:
+        """What runs the loop's network: itself, or what ``torch.compile`` makes of it. The CUDA graphs stay ours."""
+        network: Callable[..., Any] = self.networks[self.kind.loop]
+        self.network = _compiled(network, options.mode) if options.compile else network
 
     # -- what a request brings --------------------------------------------------------------------------
 
@@ -157,7 +158,7 @@ class Model:
     def _unet_guided(self, x: Tensor, t: Tensor, index: Tensor, guidance: Tensor) -> Tensor:
         embedding = self.state["embedding"].index_select(0, index)
         both = torch.cat([self.empty.expand(x.shape[0], -1, -1), embedding])
-        noise = self.networks["unet"](torch.cat([x, x]), torch.cat([t, t]), both, return_dict=False)[0]
+        noise = self.network(torch.cat([x, x]), torch.cat([t, t]), both, return_dict=False)[0]
         blind, led = noise.chunk(2)
         return blind + guidance.view(-1, 1, 1, 1).to(noise.dtype) * (led - blind)
 
@@ -192,7 +193,7 @@ class Model:
 
     def _dit(self, x: Tensor, t: Tensor, index: Tensor, guidance: Tensor) -> Tensor:
         label = self.state["label"].index_select(0, index)
-        noise = self.networks["dit"](x, timestep=t, class_labels=label, return_dict=False)[0]
+        noise = self.network(x, timestep=t, class_labels=label, return_dict=False)[0]
         return noise[:, : x.shape[1]]  # the rest is the learned variance, which DDIM and Euler do not use
 
     # -- Palette ----------------------------------------------------------------------------------------
@@ -203,7 +204,7 @@ class Model:
 
     def _palette(self, x: Tensor, t: Tensor, index: Tensor, guidance: Tensor) -> Tensor:
         condition = self.state["condition"].index_select(0, index)
-        return self.networks["unet"](torch.cat([x, condition], dim=1), t, return_dict=False)[0]
+        return self.network(torch.cat([x, condition], dim=1), t, return_dict=False)[0]
 
     def _convert(self, rows: Tensor) -> None:
         index = rows[:, 0].long()
@@ -215,6 +216,19 @@ class Model:
         vae: Any = self.networks["vae"]
         latents = (self.state["latents"].index_select(0, index) / vae.config.scaling_factor).to(self.dtype)
         self.state["image"].index_copy_(0, index, _pixels(vae.decode(latents, return_dict=False)[0]))
+
+
+def _compiled(function: Callable[..., Any], mode: str | None) -> Callable[..., Any]:
+    """*function* through ``torch.compile``: one program for batches from 2 on, and one for batches of one."""
+    fast = torch.compile(function, fullgraph=True, mode=mode)
+
+    def call(*args: Any, **options: Any) -> Any:
+        for value in (*args, *options.values()):
+            if isinstance(value, Tensor) and value.shape[0] > 1:
+                torch._dynamo.maybe_mark_dynamic(value, 0)
+        return fast(*args, **options)
+
+    return call
 
 
 def _pixels(x: Tensor) -> Tensor:

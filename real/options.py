@@ -11,6 +11,8 @@ import torch
 from servetwin.core import BadInput
 
 Scheduler = Literal["ddim", "euler"]
+#: Whose kernels a GPU prefers while a loop and another stage are at work: see `Options`.
+First = Literal["none", "loop", "rest"]
 
 
 @dataclass(frozen=True)
@@ -18,18 +20,21 @@ class Options:
     """How a model is put on a device.
 
     *devices* maps the device names of workers to torch devices ("cuda:0", "cpu"); *device* is for those not named
-    there. *eager* runs without CUDA graphs, as the CPU always does. *compile* passes networks through
-    ``torch.compile``, *channels_last* lays convolutional networks out that way; None: what measured best on an H200
-    (docs/real.md). *weights* is a local folder with a checkpoint in diffusers' layout, otherwise weights are
-    random, from *seed*. *slots* bounds the requests that can have begun and not ended. With
-    *processes* each worker is a process of its own (`servetwin.real.remote`).
+    there. *eager* runs without CUDA graphs, as the CPU always does. *compile* passes the loop's network through
+    ``torch.compile`` (in *mode*, without CUDA graphs of its own), *channels_last* lays a convolutional one out that
+    way; None: what measured best (docs/real.md). *first* says whose kernels a GPU prefers when a loop and another
+    stage are both at work: the loop's, those of the rest, or none's. *weights* is a local folder with a checkpoint in
+    diffusers' layout, otherwise weights are random, from *seed*. *slots* bounds the requests that can have begun and
+    not ended. With *processes* each worker is a process of its own (`servetwin.real.remote`).
     """
 
     device: str = "cuda:0"
     devices: Mapping[str, str] = field(default_factory=dict)
     eager: bool = False
     compile: bool | None = None
+    mode: str | None = None
     channels_last: bool | None = None
+    first: First = "none"
     weights: Path | None = None
     scheduler: Scheduler = "ddim"
     slots: int = 256

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from servetwin.core import Policy, Recorder, Request
+from servetwin.core import Policy, Recorder, Request, RunFolder
 
-from .rehearsal import AGES, Duel, Estimate, Gather, Stagger, rehearse, workers_of
+from .rehearsal import AGES, Duel, Estimate, Gather, Rotate, rehearse, workers_of
 from .server import Server, Spell, device_facts, versions
 
 #: What a residual's quantiles are taken at.
@@ -29,6 +30,14 @@ SHARES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
 ROUND = 9
 #: Steps of the requests that are served after idle spells.
 COLD_STEPS = 4
+#: Requests that are left waiting while a policy's time for each of them is measured, and the steps of the two others.
+WAITING, WAITING_STEPS = 20, 24
+#: Iterations between two requests that join, and between two that leave, in a running system.
+EVERY = 8
+#: So few clean iterations of a batch size in the running system are not trusted.
+FEW = 8
+#: How often whole batches of each size and step count are measured.
+WHOLES = 3
 
 #: Hears (what is measured next, terms done, terms in all).
 Progress = Callable[[str, int, int], None]
@@ -39,6 +48,7 @@ class Measured:
     """What was measured so far; times in seconds, by batch size where they are mappings."""
 
     iteration: dict[int, list[float]] = field(default_factory=dict)  # of the loop, launch to heard
+    plain: dict[int, list[float]] = field(default_factory=dict)  # the same where nothing else happens
     gap: dict[int, list[float]] = field(default_factory=dict)  # from there to the next launch
     stages: dict[str, dict[int, list[float]]] = field(default_factory=dict)  # stages without a loop
     modules: dict[str, dict[int, list[float]]] = field(default_factory=dict)  # single modules without a loop
@@ -47,7 +57,8 @@ class Measured:
     leaves: list[float] = field(default_factory=list)
     leaving: list[float] = field(default_factory=list)
     policies: dict[str, dict[int, list[float]]] = field(default_factory=dict)
-    whole: dict[tuple[int, int], float] = field(default_factory=dict)  # (steps, batch) -> of a whole batch
+    deciding: dict[str, float] = field(default_factory=dict)  # policy -> seconds per request left waiting
+    whole: dict[tuple[int, int], list[float]] = field(default_factory=dict)  # (steps, batch) -> of whole batches
     rates: dict[tuple[str, str], dict[tuple[int, int], float]] = field(default_factory=dict)
     client: list[float] = field(default_factory=list)
     cold: dict[float, float] = field(default_factory=dict)
@@ -72,13 +83,17 @@ class Profiler:
         device: str = "gpu0",
         policies: Mapping[str, Callable[[], Policy]] | None = None,
         seconds: float = 0.4,
+        whole_steps: Sequence[int] = (20,),
+        once: int | None = None,
     ) -> None:
         self.server = server
         self.kind = server.kind
         self.limit = limit or server.kind.largest
+        self.once = min(once or self.limit, self.limit)  # where a module has no loop
         self.device = device
         self.policies = dict(policies or {})
         self.seconds = seconds  # spent on each point, about
+        self.whole_steps = tuple(whole_steps)
         self.found = Measured()
         self.placement = self.kind.placement
         self.stages = ["+".join(group) for group in self.placement]
@@ -89,9 +104,10 @@ class Profiler:
         """Measure everything, or (*brief*) only what a simulation reads. *progress* hears what comes next, how many
         terms are done, and of how many.
         """
-        terms = [self._plain, self._modules, self._staggered, self._whole, self._contention, self._client]
+        terms = [self._plain, self._modules, self._running, self._whole, self._contention, self._client]
+        terms.append(self._policies)
         if not brief:
-            terms += [self._policies, self._cold]
+            terms.append(self._cold)
         for done, measure in enumerate(terms):
             if progress is not None:
                 progress(measure.__name__.strip("_"), done, len(terms))
@@ -107,16 +123,21 @@ class Profiler:
     def _steps(self, n: int) -> int:
         """How many iterations of *n* requests fill `seconds`."""
         known = [statistics.fmean(v) for k, v in self.found.iteration.items() if k <= n]
-        return int(np.clip(self.seconds / max(known, default=0.005), 12, 100))
+        return int(np.clip(self.seconds / max(known, default=0.005), 30, 200))
 
     def _rehearse(
         self, policies: Sequence[Policy], works: Sequence[int], *, whole: bool = False, **more: Any
     ) -> list[Spell]:
         placement = [list(self.kind.modules)] if whole else self.placement
-        return rehearse(self.server, placement, policies, works, limit=self.limit, device=self.device, **more)
+        limit = more.pop("most", self.limit)
+        return rehearse(
+            self.server, placement, policies, works, limit=limit, once=self.once, device=self.device, **more
+        )
 
     def _gather(self, n: int, at_loop: Policy | None = None) -> list[Policy]:
-        return [at_loop if at_loop and s == self.loop else Gather(n) for s in self.stages]
+        """All wait until there are *n*; but where that is more than a stage may take, it takes what there is."""
+        rest = n if at_loop is None and n <= self.once else 1
+        return [(at_loop or Gather(n)) if s == self.loop else Gather(rest) for s in self.stages]
 
     # -- the terms --------------------------------------------------------------------------------------
 
@@ -128,11 +149,11 @@ class Profiler:
         for n in range(1, self.limit + 1):
             spells = self._rehearse(self._gather(n), [self._steps(n)] * n)
             loop = [s for s in spells if s.worker == self.loop]
-            found.iteration[n] = [s.end - s.start for s in loop[1:-1]]
+            found.iteration[n] = found.plain[n] = [s.end - s.start for s in loop[1:-1]]
             found.gap[n] = [b.start - a.end for a, b in _pairs(loop)]
-            found.together[n] = loop[0].end - loop[0].start - statistics.fmean(found.iteration[n])
+            found.together[n] = loop[0].end - loop[0].start - statistics.fmean(found.plain[n])
             for spell in spells:
-                if spell.worker != self.loop:
+                if spell.worker != self.loop and spell.size == n:
                     found.stages.setdefault(spell.worker, {}).setdefault(n, []).append(spell.end - spell.start)
 
     def _modules(self) -> None:
@@ -142,56 +163,107 @@ class Profiler:
             for module in self.kind.modules:
                 if module == self.loop:
                     continue
-                unit = site.warm(module, self.limit)
+                unit = site.warm(module, self.once)
                 rows = unit.rows()
-                rows[:, 0] = np.arange(self.limit)
-                for n in range(1, self.limit + 1):
-                    times = []
-                    for _ in range(6):
+                rows[:, 0] = np.arange(unit.limit)
+                for n in range(1, self.once + 1):
+                    times: list[float] = []
+                    until = time.monotonic() + self.seconds / 2
+                    while len(times) < 4 or (len(times) < 9 and time.monotonic() < until):
                         begin = time.monotonic()
                         unit.launch(n)
                         if site.gpu:
                             torch.cuda.synchronize(site.device)
                         times.append(time.monotonic() - begin)
                     self.found.modules.setdefault(module, {})[n] = times[1:]
-        for _ in range(3):
-            for n in range(1, self.limit + 1):
+        for n in range(1, self.once + 1):
+            until = time.monotonic() + self.seconds
+            for _ in range(4):
                 for spell in self._rehearse(self._gather(n), [1] * n):
-                    if spell.worker != self.loop:
-                        self.found.stages[spell.worker][n].append(spell.end - spell.start)
+                    if spell.worker != self.loop and spell.size == n:
+                        self.found.stages[spell.worker].setdefault(n, []).append(spell.end - spell.start)
+                if time.monotonic() > until:
+                    break
 
-    def _staggered(self) -> None:
-        """One request after another joins and leaves a batch that goes on."""
-        found, n = self.found, self.limit
-        every = 4
-        for _ in range(2):
-            spells = self._rehearse(self._gather(n, Stagger(n, every)), [every * n] * n)
-            loop = [s for s in spells if s.worker == self.loop]
+    def _running(self) -> None:
+        """Iterations in a running system: a client, records, and requests that join and leave one by one under each
+        policy. What is clean (nobody joins or leaves, no other stage is busy) replaces what `_plain` found.
+        """
+        found = self.found
+        clean: dict[int, list[float]] = {}
+        gaps: dict[int, list[float]] = {}
+        odd: list[tuple[Spell, float]] = []
+        after: list[tuple[Spell, float]] = []
+        for name, make in (self.policies or {"": lambda: Gather(1)}).items():
+            spells = self._served(make())
+            others = [(s.start, s.end) for s in spells if s.worker != self.loop]
+            loop = sorted((s for s in spells if s.worker == self.loop), key=lambda s: s.start)
+            for spell in loop:
+                if any(start < spell.end and end > spell.start for start, end in others):
+                    continue
+                if not spell.joins and not spell.leaves:
+                    clean.setdefault(spell.size, []).append(spell.end - spell.start)
+                elif not (spell.joins and spell.leaves):
+                    odd.append((spell, spell.end - spell.start))
             for before, spell in itertools.pairwise(loop):
-                duration, gap = spell.end - spell.start, spell.start - before.end
-                usual = statistics.fmean(found.iteration[spell.size])
-                if spell.joins:
-                    found.joins.append((duration - usual) / spell.joins)
-                elif spell.leaves:
-                    found.leaving.append((duration - usual) / spell.leaves)
                 if before.leaves and before.size > before.leaves:
-                    found.leaves.append((gap - statistics.fmean(found.gap[before.size])) / before.leaves)
+                    after.append((before, spell.start - before.end))
+                elif not before.leaves and not spell.joins:
+                    for table in (gaps, found.policies.setdefault(name, {}) if name else {}):
+                        table.setdefault(spell.size, []).append(spell.start - before.end)
+        shift = [statistics.median(v) - statistics.median(found.plain[n]) for n, v in clean.items()]
+        for n, plain in found.plain.items():
+            if len(clean.get(n, ())) >= FEW:
+                found.iteration[n] = clean[n]
+            elif shift:
+                found.iteration[n] = [d + statistics.median(shift) for d in plain]
+            found.gap[n] = gaps.get(n) or found.gap[n]
+        for spell, seconds in odd:
+            extra = seconds - statistics.fmean(found.iteration[spell.size])
+            (found.joins if spell.joins else found.leaving).append(extra / (spell.joins or spell.leaves))
+        for spell, seconds in after:
+            found.leaves.append((seconds - statistics.fmean(found.gap[spell.size])) / spell.leaves)
+
+    def _served(self, policy: Policy) -> list[Spell]:
+        """Waves of requests that join one by one, every `EVERY` iterations or so, and leave one by one."""
+        n = self.limit
+        joins = np.cumsum([0.0, *(EVERY * self.found.period(i) for i in range(1, n))])
+        wave = 2.5 * EVERY * sum(self.found.period(i) for i in range(1, n + 1))
+        waves = int(np.clip(np.ceil(4 * self.seconds / wave), 1, 6))
+        requests = [
+            Request(k * n + i, 0.01 + k * wave + float(joins[i]), AGES, {self.loop: EVERY * n})
+            for k in range(waves)
+            for i in range(n)
+        ]
+        stages = self.kind.pipeline().stages(self.placement)
+        policies = [policy if s == self.loop else Gather(1) for s in self.stages]
+        workers = workers_of(stages, policies, n, self.device, self._estimate(), once=self.once)
+        with tempfile.TemporaryDirectory() as folder:
+            recorder = RunFolder(Path(folder), {})
+            spells = self.server.serve(stages, workers, requests, recorder).spells
+            recorder.close()
+        return spells
 
     def _policies(self) -> None:
-        """What each policy takes between two iterations."""
+        """What policies take longer where requests wait."""
         for name, make in self.policies.items():
-            for n in self._sizes(4):
-                steps = min(self._steps(n), 30)
-                spells = self._rehearse(self._gather(n, make()), [steps] * n, estimate=self._estimate())
-                loop = [s for s in spells if s.worker == self.loop]
-                for a, b in _pairs(loop):
-                    self.found.policies.setdefault(name, {}).setdefault(b.size, []).append(b.start - a.end)
+            self.found.deciding[name] = self._deciding(name, make)
+
+    def _deciding(self, name: str, make: Callable[[], Policy]) -> float:
+        """What the policy takes longer between two iterations for each request that it leaves waiting."""
+        works = [WAITING_STEPS] * 2 + [1] * WAITING
+        spells = self._rehearse(self._gather(1, make()), works, estimate=self._estimate(), most=2)
+        loop = [s for s in spells if s.worker == self.loop][WAITING_STEPS // 2 : WAITING_STEPS]  # by then all wait
+        gaps = [b.start - a.end for a, b in _pairs(loop) if a.size == b.size == 2]
+        known = self.found.policies[name]
+        usual = known.get(2) or known[min(known)]
+        return (statistics.median(gaps) - statistics.median(usual)) / WAITING if gaps else 0.0
 
     def _estimate(self) -> Estimate:
         def estimate(module: str, n: int) -> float:
             if module == self.loop:
                 return self.found.period(n)
-            return statistics.fmean(self.found.modules[module][n])
+            return statistics.fmean(self.found.modules[module][min(n, self.once)])
 
         return estimate
 
@@ -206,18 +278,21 @@ class Profiler:
         return once + steps * self.found.planned(n)
 
     def _whole(self) -> None:
-        """One worker for the whole pipeline, iterations back to back."""
-        for n in sorted({1, 2, 3, 4, *self._sizes(5)} & set(range(1, self.limit + 1))):
-            steps = 20
-            runs = [self._rehearse([Gather(n, whole=True)], [steps] * n, whole=True) for _ in range(4)]
-            self.found.whole[steps, n] = statistics.fmean(run[0].end - run[0].start for run in runs[1:])
+        """One worker for the whole pipeline, iterations back to back; batches of all sizes in turn."""
+        sizes = sorted({1, 2, 3, 4, *self._sizes(5)} & set(range(1, self.once + 1)))
+        turns = [(n, steps) for _ in range(WHOLES + 1) for n in sizes for steps in self.whole_steps]
+        policy = Rotate([n for n, _ in turns])
+        spells = self._rehearse([policy], [steps for n, steps in turns for _ in range(n)], whole=True)
+        for spell in spells[len(turns) // (WHOLES + 1) :]:
+            took = self.found.whole.setdefault((spell.iterations, spell.size), [])
+            took.append(spell.end - spell.start)
 
     def _contention(self) -> None:
         """Pairs of stages that run at once: the rate at which each gets on, against alone."""
         if len(self.stages) == 1:
             return
         stages = self.kind.pipeline().stages(self.placement)
-        duel = Duel(self.server, stages, self.limit, self.device)
+        duel = Duel(self.server, stages, self.limit, self.device, self.once)
         try:
             alone: dict[tuple[str, int], float] = {}
 
@@ -229,8 +304,9 @@ class Profiler:
             for other in self.stages:
                 if other == self.loop:
                     continue
-                for m in (1, 2):
-                    for n in sorted({1, 2, *self._sizes(3)}):
+                before = self.stages.index(other) < self.stages.index(self.loop)  # short, and nothing to batch
+                for m in (1,) if before else sorted({1, 2, self.once} & set(range(1, self.once + 1))):
+                    for n in sorted({1, 2, *self._sizes(4)} & set(range(1, self.limit + 1))):
                         both = duel.periods({self.loop: n, other: m}, self.seconds)
                         rates = self.found.rates
                         rates.setdefault((self.loop, other), {})[n, m] = solo(self.loop, n) / both[self.loop]
@@ -241,10 +317,10 @@ class Profiler:
     def _client(self) -> None:
         """From sent by the client until queued at the first stage, with the loop about half busy."""
         stages = self.kind.pipeline().stages(self.placement)
-        workers = workers_of(stages, [Gather(1) for _ in stages], self.limit, self.device)
+        workers = workers_of(stages, [Gather(1) for _ in stages], self.limit, self.device, once=self.once)
         log = _Queued()
         gap = 4 * self.found.period(1) + 0.002
-        self.server.serve(stages, workers, [Request(i, i * gap, AGES, {self.loop: 2}) for i in range(60)], log)
+        self.server.serve(stages, workers, [Request(i, i * gap, AGES, {self.loop: 2}) for i in range(40)], log)
         self.found.client = log.delays
 
     def _cold(self) -> None:
@@ -292,16 +368,21 @@ def take_profile(
     policies: Mapping[str, Callable[[], Policy]] | None = None,
     command: str = "servetwin profile",
     seconds: float = 0.4,
+    whole_steps: Sequence[int] = (20,),
+    once: int | None = None,
     brief: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure *server* and give the content of a profile file called *name*.
 
     *policies* are made anew for each measurement of the time that they take between two iterations. *seconds* is
-    about how long each point is measured; with *brief* only what a simulation reads is. *progress* hears what is
-    measured next, how many terms are done, and of how many.
+    about how long each point is measured, *whole_steps* are the step counts of whole batches, *once* is the largest
+    batch where a module has no loop; with *brief* what happens after idle spells is left out. *progress* hears what
+    is measured next, how many terms are done, and of how many.
     """
-    profiler = Profiler(server, limit=limit, device=device, policies=policies, seconds=seconds)
+    profiler = Profiler(
+        server, limit=limit, device=device, policies=policies, seconds=seconds, whole_steps=whole_steps, once=once
+    )
     return as_profile(profiler, profiler.take(brief=brief, progress=progress), name, command)
 
 
@@ -337,7 +418,7 @@ def as_profile(profiler: Profiler, found: Measured, name: str, command: str) -> 
             table = _table(found.modules[module], statistics.median, "median")
             modules[module] = {"loop": False, "tables": {"scheduler": table}}
         for kept in modules[module]["tables"].values():
-            kept["source"] = {**source, "name": "plain" if module == kind.loop else "modules"}
+            kept["source"] = {**source, "name": "running" if module == kind.loop else "modules"}
     costs = _costs(profiler, found)
     for cost in costs.values():
         cost["source"] = {**source, "name": cost.pop("of")}
@@ -387,7 +468,7 @@ def _table(
     }
     if spread:
         table["spread"] = {
-            f"p{p:02}": [round(float(np.percentile(samples[n], p)), ROUND) for n in sizes] for p in (5, 50, 95)
+            f"p{p:02}": [round(float(np.percentile(samples[n], p)), ROUND) for n in sizes] for p in (5, 50, 95, 99)
         }
     return table
 
@@ -418,13 +499,13 @@ def _costs(profiler: Profiler, found: Measured) -> dict[str, Any]:
 
     if found.joins:
         meaning = "what an iteration takes longer for each request that begins with it"
-        add(f"{loop}.join", meaning, "joining one at a time", "staggered", loop, value=_mean(found.joins))
+        add(f"{loop}.join", meaning, "joining one at a time", "running", loop, value=_mean(found.joins))
         costs[f"{loop}.join"]["samples"] = len(found.joins)
     if found.leaves:
         meaning = "what an iteration and the gap after it take longer for each request that leaves"
         each = _mean(found.leaves) + _mean(found.leaving or [0.0])
         line = {"constant": 0.0, "per_request": round(max(each, 0.0), ROUND)}
-        add(f"{loop}.leave", meaning, "leaving one at a time", "staggered", loop, line=line)
+        add(f"{loop}.leave", meaning, "leaving one at a time", "running", loop, line=line)
         costs[f"{loop}.leave"]["samples"] = len(found.leaves)
     for stage, by_size in found.stages.items():
         modules = stage.split("+")
@@ -435,7 +516,7 @@ def _costs(profiler: Profiler, found: Measured) -> dict[str, Any]:
         add(f"{modules[0]}.time", meaning, how, "plain", *modules, by_batch=_by_batch(values, counts))
     ratios: dict[int, list[float]] = {}
     for (steps, n), took in found.whole.items():
-        ratios.setdefault(n, []).append(took / profiler.expected(steps, n))
+        ratios.setdefault(n, []).append(statistics.median(took) / profiler.expected(steps, n))
     means = {n: statistics.fmean(v) for n, v in ratios.items()}
     meaning = "time of a batch of whole requests over what the scheduler's tables expect of it"
     how = "one worker for all modules; the value is that of a batch of one"
@@ -451,18 +532,21 @@ def _costs(profiler: Profiler, found: Measured) -> dict[str, Any]:
     )
     for (stage, other), rates in found.rates.items():
         one, beside = profiler.head(stage), profiler.head(other)
-        singles = {n: rate for (n, m), rate in rates.items() if m == 1}
-        meaning = f"rate at which {stage} gets on while {other} runs batches of one, by its own batch"
+        # Keys are (own batch, batch of the other); the tables go by the batch of the loop, whichever of them it is.
+        looped, once = (0, 1) if stage == loop else (1, 0)
+        singles = {key[looped]: rate for key, rate in rates.items() if key[once] == 1}
+        short = other if stage == loop else stage
+        meaning = f"rate at which {stage} gets on while {other} is busy, by the batch of {loop}; {short} in ones"
         how = "period alone over period together; the value is the mean over batch sizes"
         value = _mean(singles.values())
         name = f"{one}.device_beside.{beside}"
         add(name, meaning, how, "contention", one, unit="ratio", value=value, by_batch=_by_batch(singles))
-        pairs = {n: rate for (n, m), rate in rates.items() if m == 2}
-        if pairs:
-            meaning = f"the same while {other} runs batches of two"
-            by_batch = _by_batch(pairs)
-            value = _mean(pairs.values())
-            add(f"{name}.2", meaning, how, "contention", one, unit="ratio", value=value, by_batch=by_batch)
+        for m in sorted({key[once] for key in rates} - {1}):
+            more = {key[looped]: rate for key, rate in rates.items() if key[once] == m}
+            meaning = f"the same with {short} in batches of {m}"
+            by_batch = _by_batch(more)
+            value = _mean(more.values())
+            add(f"{name}.{m}", meaning, how, "contention", one, unit="ratio", value=value, by_batch=by_batch)
     if found.client:
         meaning = "from sent by the client until queued at the first stage"
         first = kind.modules[0]
@@ -472,15 +556,26 @@ def _costs(profiler: Profiler, found: Measured) -> dict[str, Any]:
     # What the simulator does not read, since the tables contain it, or to explain what they hold:
     gaps = {n: statistics.fmean(v) for n, v in found.gap.items()}
     meaning = "from the end of an iteration to the launch of the next; the measured periods contain it"
-    add(f"{loop}.gap", meaning, "under a policy that decides nothing", "plain", loop, by_batch=_by_batch(gaps))
+    add(f"{loop}.gap", meaning, "all policies together", "running", loop, by_batch=_by_batch(gaps))
     for policy, by_size in found.policies.items():
         values = {n: statistics.fmean(v) for n, v in by_size.items()}
         meaning = f"{loop}.gap under the policy {policy}"
-        add(f"{loop}.gap.{policy}", meaning, "nobody waits", "policies", loop, by_batch=_by_batch(values))
+        add(f"{loop}.gap.{policy}", meaning, "nobody waits", "running", loop, by_batch=_by_batch(values))
+        meaning = f"what {policy} takes longer between two iterations for each request that it leaves waiting"
+        how = f"{WAITING} wait, two run"
+        value = round(max(found.deciding[policy], 0.0), ROUND)
+        add(f"{loop}.deciding.{policy}", meaning, how, "policies", loop, value=value)
     residuals = [d / statistics.fmean(v) for v in found.iteration.values() for d in v]
     meaning = "time of an iteration over its mean at that batch size"
     quantiles = _quantiles(residuals)
-    add(f"{loop}.residual", meaning, "all batch sizes together", "plain", loop, unit="ratio", quantiles=quantiles)
+    add(f"{loop}.residual", meaning, "all batch sizes together", "running", loop, unit="ratio", quantiles=quantiles)
+    tails = {n: float(np.percentile(v, 99)) / statistics.median(v) for n, v in found.plain.items()}
+    counts = {n: len(v) for n, v in found.plain.items()}
+    meaning = "99th percentile of an iteration over its median, nothing else going on"
+    add(f"{loop}.p99", meaning, "plain", "plain", loop, unit="ratio", by_batch=_by_batch(tails, counts))
+    alone = {n: statistics.median(v) for n, v in found.plain.items()}
+    meaning = "median of an iteration from launch until heard, nothing else going on"
+    add(f"{loop}.plain", meaning, "plain", "plain", loop, by_batch=_by_batch(alone, counts))
     meaning = "what the first iteration of a batch takes longer if all of it begins at once"
     add(f"{loop}.join_together", meaning, "first iterations", "plain", loop, by_batch=_by_batch(found.together))
     for idle, seconds in found.cold.items():

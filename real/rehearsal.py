@@ -44,23 +44,16 @@ class Gather(Policy):
         return Decision([*view.running, *view.waiting][: view.limit], whole=self.whole)
 
 
-class Stagger(Policy):
-    """Waits for *size* requests, begins with one and adds one every *every* iterations."""
+class Rotate(Policy):
+    """Runs whole batches of these *sizes*, one after the other."""
 
-    def __init__(self, size: int, every: int) -> None:
-        self.size = size
-        self.every = every
-        self.asked = 0
-        self.begun = 0
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self.sizes = list(reversed(sizes))
 
     def decide(self, view: WorkerView, now: float) -> Decision:
-        if not self.asked and len(view.waiting) < self.size:
+        if not self.sizes or len(view.waiting) < self.sizes[-1]:
             return Decision()
-        due = min(self.size, 1 + self.asked // self.every)
-        joining = list(view.waiting)[: due - self.begun]
-        self.asked += 1
-        self.begun += len(joining)
-        return Decision([*view.running, *joining])
+        return Decision(list(view.waiting)[: self.sizes.pop()], whole=True)
 
 
 def _no_estimate(module: str, size: int) -> float:
@@ -74,11 +67,15 @@ def workers_of(
     device: str,
     estimate: Estimate = _no_estimate,
     slo_factor: float = 3.0,
+    once: int | None = None,
 ) -> list[Worker]:
-    """A worker for each stage, with these policies."""
+    """A worker for each stage, with these policies: for batches of up to *limit*, or *once* where a module of the
+    stage has no loop.
+    """
+    limits = [min(limit, once or limit) if set(stage.modules) != {stage.loop} else limit for stage in stages]
     return [
-        Worker(stage, policy, WorkerView(stage, estimate, limit=limit, slo_factor=slo_factor), device=device)
-        for stage, policy in zip(stages, policies, strict=True)
+        Worker(stage, policy, WorkerView(stage, estimate, limit=most, slo_factor=slo_factor), device=device)
+        for stage, policy, most in zip(stages, policies, limits, strict=True)
     ]
 
 
@@ -92,11 +89,12 @@ def rehearse(
     device: str,
     gap: float = 0.0,
     estimate: Estimate = _no_estimate,
+    once: int | None = None,
 ) -> list[Spell]:
     """Serve requests of these step counts, *gap* seconds apart, and give the batches that ran."""
     pipeline: Pipeline = server.kind.pipeline()
     stages = pipeline.stages(placement)
-    workers = workers_of(stages, policies, limit, device, estimate)
+    workers = workers_of(stages, policies, limit, device, estimate, once=once)
     log = Log(Recorder())
     executor, loop = server.prepare(stages, workers, log, exercise=0.0)
     requests = [Request(i, i * gap, AGES, {server.kind.loop: steps}) for i, steps in enumerate(works)]
@@ -110,8 +108,10 @@ def rehearse(
 class Duel:
     """Keeps two lanes busy at once, or one alone, with batches that never end; measures their periods."""
 
-    def __init__(self, server: Server, stages: Sequence[Stage], limit: int, device: str) -> None:
-        workers = workers_of(stages, [Gather(1) for _ in stages], limit, device)
+    def __init__(
+        self, server: Server, stages: Sequence[Stage], limit: int, device: str, once: int | None = None
+    ) -> None:
+        workers = workers_of(stages, [Gather(1) for _ in stages], limit, device, once=once)
         self.executor, _ = server.prepare(stages, workers, Log(Recorder()), exercise=0.0)
         self.workers = {worker.name: worker for worker in workers}
         self.tasks: dict[str, list[Task]] = {}

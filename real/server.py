@@ -24,6 +24,9 @@ from .remote import RemoteSite
 from .site import Site
 from .tools import ScriptTool
 
+#: Of how many algorithms the quickest is chosen for each convolution and batch size; cuDNN names the likeliest first.
+TRIED = 4
+
 
 @dataclass
 class Spell:
@@ -47,6 +50,7 @@ class Log(Recorder):
         self.summary = inner.summary
         self.executor: RealExecutor | None = None
         self.spells: list[Spell] = []
+        self.unwritten: list[Batch] = []
 
     def arrived(self, request: Request) -> None:
         self.inner.arrived(request)
@@ -56,8 +60,15 @@ class Log(Recorder):
         if self.executor is not None:
             self.executor.forget(request.id)
 
+    def write(self) -> None:
+        """Pass on the batches that are over: best while the device computes, since what *inner* does takes time."""
+        for batch in self.unwritten:
+            self.inner.batch(batch)
+        self.unwritten.clear()
+
     def batch(self, batch: Batch) -> None:
-        self.inner.batch(batch)
+        batch.tasks = tuple(batch.tasks)  # the policy may go on with its list
+        self.unwritten.append(batch)
         self.spells.append(
             Spell(
                 batch.worker.name,
@@ -119,6 +130,7 @@ class Server:
             actual = self.options.torch_device(device)
             if actual.type == "cuda":
                 torch.backends.cudnn.benchmark = True
+                torch.backends.cudnn.benchmark_limit = TRIED
             site = self.sites[device] = Site(self.kind, self.options, actual)
         return site
 
@@ -152,6 +164,7 @@ class Server:
                 raise
             raise ServeTwinError(f"the run ended early: {reason}") from problem
         finally:
+            log.write()
             executor.close()
         found = report(log, executor.lateness)
         found.tools = {name: tool.told() for name, tool in executor.tools.items()}
@@ -164,7 +177,7 @@ class Server:
         log: Log,
         *,
         sink: Sink | None = None,
-        exercise: float = 0.3,
+        exercise: float = 0.2,
         tools: Mapping[str, ScriptTool] | None = None,
         **wiring: Any,
     ) -> tuple[RealExecutor, ServingLoop]:
@@ -187,6 +200,7 @@ class Server:
             executor.close()
             raise
         log.executor = executor
+        executor.spare = log.write
         return executor, ServingLoop(stages, workers, executor, log, **wiring)
 
     def describe(self) -> dict[str, Any]:

@@ -55,10 +55,17 @@ class Site:
         unit = self.units.get(module)
         if unit is None or unit.limit < limit:
             body = self.model.bodies[module]
-            unit = self.units[module] = Unit(module, body, limit, self.device, eager=self.options.eager)
+            unit = self.units[module] = Unit(
+                module, body, limit, self.device, eager=self.options.eager, priority=self.priority(module)
+            )
             with torch.no_grad():
                 unit.warm(range(1, limit + 1))
         return unit
+
+    def priority(self, module: str) -> int:
+        """The priority of the streams on which *module* is captured and runs: -1 goes before 0."""
+        first = self.options.first
+        return -1 if first != "none" and (first == "loop") == (module == self.kind.loop) else 0
 
     # -- slots ------------------------------------------------------------------------------------------
 

@@ -6,7 +6,9 @@ replay.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import gc
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -22,7 +24,9 @@ RING = 1024
 class Unit:
     """Runs *body* on batches of up to *limit* requests."""
 
-    def __init__(self, name: str, body: Body, limit: int, device: torch.device, *, eager: bool) -> None:
+    def __init__(
+        self, name: str, body: Body, limit: int, device: torch.device, *, eager: bool, priority: int = 0
+    ) -> None:
         self.name = name
         self.body = body
         self.limit = limit
@@ -39,7 +43,7 @@ class Unit:
         if self.gpu:
             self._pool = torch.cuda.graph_pool_handle()
             # Libraries keep scratch memory by stream: captured on streams of their own, units never share any.
-            self._stream = torch.cuda.Stream(device)
+            self._stream = torch.cuda.Stream(device, priority=priority)
 
     def rows(self) -> np.ndarray:
         """The rows of the next batch (limit x `WIDTH`), to be filled in before `launch`."""
@@ -64,6 +68,10 @@ class Unit:
         rows[:] = 0.0
         rows[:, 0] = np.arange(self.limit)
         rows[:, 1:5] = (1.0, 1.0, 1.0, 0.0)
+        with _no_garbage_collection() if self.gpu else contextlib.nullcontext():
+            self._warm(sizes)
+
+    def _warm(self, sizes: Sequence[int]) -> None:
         for n in sorted(sizes, reverse=True):  # the largest first: the others then fit into its memory
             if n in self._graphs:
                 continue
@@ -84,3 +92,14 @@ class Unit:
                 self._graphs[n] = graph
         if self.gpu:
             torch.cuda.synchronize()
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """A capture collects garbage before it begins; with what exists set aside that takes no time."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

@@ -15,8 +15,8 @@ from .calendar import Calendar
 from .timing import Timing
 
 #: At which rate a lane's host and device work get on while a neighbour is busy; a list goes by the batch size of the
-#: one of the two that runs a loop (index 0: idle).
-Rate = float | Sequence[float]
+#: one of the two that runs a loop (index 0: idle), a list of lists then by that of the other.
+Rate = float | Sequence[float] | Sequence[Sequence[float]]
 Rates = tuple[Rate, Rate]
 
 
@@ -24,10 +24,11 @@ Rates = tuple[Rate, Rate]
 NOTHING, COMPUTING, DRAINING, HANDING_OVER = range(4)
 
 
-def _at(rate: Rate, size: int) -> float:
+def _at(rate: Rate, size: int, other: int) -> float:
     if isinstance(rate, float):
         return rate
-    return rate[min(size, len(rate) - 1)]
+    found = rate[min(size, len(rate) - 1)]
+    return found if isinstance(found, float) else found[min(other, len(found) - 1)]
 
 
 class Lane(simpy.Event):
@@ -177,9 +178,9 @@ class Lane(simpy.Event):
         host = device = 1.0
         for neighbour, (host_rate, device_rate) in self.rates.items():
             if neighbour.busy:
-                size = self.size if self.worker.stage.loop else neighbour.size
-                host *= _at(host_rate, size)
-                device *= _at(device_rate, size)
+                loop, other = (self, neighbour) if self.worker.stage.loop else (neighbour, self)
+                host *= _at(host_rate, loop.size, other.size)
+                device *= _at(device_rate, loop.size, other.size)
         return host, device
 
     def _pass_time(self, now: float) -> None:

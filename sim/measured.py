@@ -16,7 +16,7 @@ from servetwin.core import BadInput, Batch, Stage, Worker
 from servetwin.core.pool import Pool
 from servetwin.core.streams import stream
 from servetwin.core.token_worker import TokenWorker
-from servetwin.profiles import Profile, TokenKind
+from servetwin.profiles import BatchTable, Profile, TokenKind
 
 from .executor import Delay, SimExecutor
 from .lane import Rate, Rates
@@ -53,6 +53,11 @@ class TimeOptions:
 def head(stage: Stage) -> str:
     """The module by whose name a stage's costs go."""
     return stage.loop or stage.modules[0]
+
+
+def _name(worker: Worker) -> str:
+    """By which name costs go that depend on the policy."""
+    return type(worker.policy).__name__.lower()
 
 
 @dataclass
@@ -199,6 +204,8 @@ class Clock:
             host = self._column(profile, f"{loop}.host", sizes)
         else:
             device = self._tables(profile, (loop,), sizes)
+            if self.options.costs and self.options.table == "measured":
+                device = self._decided(worker, profile, loop, device)
             host = [0.0] * len(device)
         timing = MeasuredTiming([h * speed for h in host], device)
         if self._has(profile, f"{loop}.ahead"):
@@ -209,9 +216,19 @@ class Clock:
             timing.after = self._tables(profile, stage.after, sizes)
         if self.options.costs:
             self._add_costs(timing, profile, loop)
+            timing.deciding = profile.seconds(f"{loop}.deciding.{_name(worker)}", timing.deciding)
         if self.options.noise:
             timing.weather = self._weather(worker, profile, loop)
         return timing
+
+    def _decided(self, worker: Worker, profile: Profile, loop: str, periods: list[float]) -> list[float]:
+        """*periods* with the time between iterations that this worker's policy takes, where that was measured."""
+        plain, own = f"{loop}.gap", f"{loop}.gap.{_name(worker)}"
+        if not (self._has(profile, plain) and self._has(profile, own)):
+            return periods
+        most = len(periods) - 1
+        extra = (profile.cost(name).upto(most, name=f"{profile.name}: {name}", hold=True) for name in (own, plain))
+        return [period + mine - usual for period, mine, usual in zip(periods, *extra, strict=True)]
 
     def _weather(self, worker: Worker, profile: Profile, loop: str) -> SlowSpells | None:
         if not self._has(profile, f"{loop}.slow_share"):
@@ -280,8 +297,24 @@ class Clock:
     def _rate(self, profile: Profile, name: str) -> Rate:
         if not self._has(profile, name):
             return 1.0
-        by = profile.cost(name).by_batch
-        return profile.cost(name).scalar() if by is None else [1.0, *by.values]
+        if profile.cost(name).by_batch is None:
+            return profile.cost(name).scalar()
+        # By the loop's batch; for larger batches of the other stage there are tables name.2, name.4 and so on.
+        found = {1: self._by_loop(profile, name)}
+        for other in profile.costs:
+            stem, _, size = other.rpartition(".")
+            if stem == name and size.isdigit():
+                found[int(size)] = self._by_loop(profile, other)
+        if len(found) == 1:
+            return found[1]
+        sizes = sorted(found)
+        rows = [[found[m][n] for m in sizes] for n in range(1, min(len(column) for column in found.values()))]
+        return [[1.0], *([1.0, *BatchTable(sizes, row).upto(sizes[-1])[1:]] for row in rows)]
+
+    def _by_loop(self, profile: Profile, name: str) -> list[float]:
+        cost = profile.cost(name)
+        assert cost.by_batch is not None
+        return [1.0, *cost.upto(cost.by_batch.batch[-1], name=f"{profile.name}: {name}", hold=True)[1:]]
 
     def delays(self, workers: Sequence[Worker]) -> dict[tuple[str | None, str], Delay]:
         delays: dict[tuple[str | None, str], Delay] = {}
