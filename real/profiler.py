@@ -6,7 +6,6 @@ also serve, so that launching, polling and recording are in them as they are in 
 
 from __future__ import annotations
 
-import datetime
 import itertools
 import statistics
 import tempfile
@@ -18,26 +17,22 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from servetwin.core import Policy, Recorder, Request, RunFolder
 
+from .profile_file import COLD_STEPS, WAITING, WAITING_STEPS, as_profile, write_profile
 from .rehearsal import AGES, Duel, Estimate, Gather, Rotate, rehearse, workers_of
-from .server import Server, Spell, device_facts, versions
+from .server import Server, Spell
 
-#: What a residual's quantiles are taken at.
-SHARES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
-#: Digits after the point.
-ROUND = 9
-#: Steps of the requests that are served after idle spells.
-COLD_STEPS = 4
-#: Requests that are left waiting while a policy's time for each of them is measured, and the steps of the two others.
-WAITING, WAITING_STEPS = 20, 24
+__all__ = ["Measured", "Profiler", "as_profile", "take_profile", "write_profile"]
+
 #: Iterations between two requests that join, and between two that leave, in a running system.
 EVERY = 8
 #: So few clean iterations of a batch size in the running system are not trusted.
 FEW = 8
 #: How often whole batches of each size and step count are measured.
 WHOLES = 3
+#: Seconds without work after which a loop begins anew.
+IDLE = 0.002
 
 #: Hears (what is measured next, terms done, terms in all).
 Progress = Callable[[str, int, int], None]
@@ -54,8 +49,9 @@ class Measured:
     modules: dict[str, dict[int, list[float]]] = field(default_factory=dict)  # single modules without a loop
     together: dict[int, float] = field(default_factory=dict)  # first iteration of n that join at once, extra
     joins: list[float] = field(default_factory=list)
-    leaves: list[float] = field(default_factory=list)
-    leaving: list[float] = field(default_factory=list)
+    starting: list[float] = field(default_factory=list)  # joins that end an idle spell
+    leaving: list[float] = field(default_factory=list)  # in the iteration
+    leaves: list[float] = field(default_factory=list)  # between it and the next
     policies: dict[str, dict[int, list[float]]] = field(default_factory=dict)
     deciding: dict[str, float] = field(default_factory=dict)  # policy -> seconds per request left waiting
     whole: dict[tuple[int, int], list[float]] = field(default_factory=dict)  # (steps, batch) -> of whole batches
@@ -192,35 +188,38 @@ class Profiler:
         found = self.found
         clean: dict[int, list[float]] = {}
         gaps: dict[int, list[float]] = {}
-        odd: list[tuple[Spell, float]] = []
+        odd: list[tuple[Spell, bool]] = []  # whether it came after an idle spell
         after: list[tuple[Spell, float]] = []
         for name, make in (self.policies or {"": lambda: Gather(1)}).items():
             spells = self._served(make())
             others = [(s.start, s.end) for s in spells if s.worker != self.loop]
             loop = sorted((s for s in spells if s.worker == self.loop), key=lambda s: s.start)
+            ended = -AGES
             for spell in loop:
+                idle, ended = spell.start - ended > IDLE, spell.end
                 if any(start < spell.end and end > spell.start for start, end in others):
                     continue
                 if not spell.joins and not spell.leaves:
                     clean.setdefault(spell.size, []).append(spell.end - spell.start)
                 elif not (spell.joins and spell.leaves):
-                    odd.append((spell, spell.end - spell.start))
+                    odd.append((spell, idle))
             for before, spell in itertools.pairwise(loop):
                 if before.leaves and before.size > before.leaves:
                     after.append((before, spell.start - before.end))
                 elif not before.leaves and not spell.joins:
                     for table in (gaps, found.policies.setdefault(name, {}) if name else {}):
                         table.setdefault(spell.size, []).append(spell.start - before.end)
-        shift = [statistics.median(v) - statistics.median(found.plain[n]) for n, v in clean.items()]
+        slower = [statistics.median(v) / statistics.median(found.plain[n]) for n, v in clean.items()]
         for n, plain in found.plain.items():
             if len(clean.get(n, ())) >= FEW:
                 found.iteration[n] = clean[n]
-            elif shift:
-                found.iteration[n] = [d + statistics.median(shift) for d in plain]
+            elif slower:
+                found.iteration[n] = [d * statistics.median(slower) for d in plain]
             found.gap[n] = gaps.get(n) or found.gap[n]
-        for spell, seconds in odd:
-            extra = seconds - statistics.fmean(found.iteration[spell.size])
-            (found.joins if spell.joins else found.leaving).append(extra / (spell.joins or spell.leaves))
+        for spell, idle in odd:
+            extra = spell.end - spell.start - statistics.fmean(found.iteration[spell.size])
+            kind = found.leaving if spell.leaves else found.starting if idle else found.joins
+            kind.append(extra / (spell.joins or spell.leaves))
         for spell, seconds in after:
             found.leaves.append((seconds - statistics.fmean(found.gap[spell.size])) / spell.leaves)
 
@@ -384,211 +383,3 @@ def take_profile(
         server, limit=limit, device=device, policies=policies, seconds=seconds, whole_steps=whole_steps, once=once
     )
     return as_profile(profiler, profiler.take(brief=brief, progress=progress), name, command)
-
-
-def write_profile(content: Mapping[str, Any], path: Path) -> None:
-    """Write what `take_profile` gave, after checking it against the schema."""
-    from servetwin.profiles.schema import ProfileFile
-
-    ProfileFile.model_validate(content)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(dict(content), sort_keys=False, width=118, default_flow_style=None, allow_unicode=True)
-    path.write_text("# Made by `servetwin profile`; times in seconds.\n" + text, encoding="utf-8")
-
-
-def as_profile(profiler: Profiler, found: Measured, name: str, command: str) -> dict[str, Any]:
-    """The content of the profile file."""
-    kind = profiler.kind
-    site = profiler.server.site(profiler.device)
-    facts = device_facts(site.device)
-    source = {"file": "real/profiler.py"}
-    modules: dict[str, Any] = {}
-    for module in kind.modules:
-        if module == kind.loop:
-            period = {n: [d + statistics.fmean(found.gap[n]) for d in found.iteration[n]] for n in found.iteration}
-            modules[module] = {
-                "loop": True,
-                "rows_per_request": kind.rows,
-                "tables": {
-                    "scheduler": _table(period, statistics.median, "median"),
-                    "measured": _table(period, statistics.fmean, "mean", spread=True),
-                },
-            }
-        else:
-            table = _table(found.modules[module], statistics.median, "median")
-            modules[module] = {"loop": False, "tables": {"scheduler": table}}
-        for kept in modules[module]["tables"].values():
-            kept["source"] = {**source, "name": "running" if module == kind.loop else "modules"}
-    costs = _costs(profiler, found)
-    for cost in costs.values():
-        cost["source"] = {**source, "name": cost.pop("of")}
-    eager = profiler.server.options.eager or not site.gpu
-    fitted = ", ".join(f"{k} {v}" for k, v in {**versions(), **_clocks(site.device)}.items())
-    return {
-        "schema_version": 1,
-        "name": name,
-        "description": f"{kind.title}, {facts['name']}",
-        "device": {
-            "name": facts["name"],
-            "kind": "gpu" if site.gpu else "cpu",
-            **({"memory_gib": facts["memory_gib"]} if site.gpu else {}),
-        },
-        "model": kind.title.split(",")[0],
-        "precision": "fp16" if site.gpu else "fp32",
-        "image": [kind.image, kind.image],
-        "batch_counts": "requests"
-        + ("; classifier-free guidance doubles the rows inside the UNet" if kind.rows == 2 else ""),
-        "measured_when": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "origin": {"repository": f"this one; {command}"},
-        "limits_of_data": (
-            f"Weights {'random' if profiler.server.options.weights is None else 'from a checkpoint'}; "
-            f"{'eager' if eager else 'one CUDA graph per batch size'}"
-            f"{', channels last' if site.model.channels_last else ''}"
-            f"{', compiled' if profiler.server.options.compile else ''}; "
-            f"driver {facts.get('driver', 'none')}; {fitted}"
-        ),
-        "modules": modules,
-        "costs": costs,
-    }
-
-
-def _table(
-    samples: Mapping[int, Sequence[float]],
-    statistic: Callable[[Sequence[float]], float],
-    word: str,
-    *,
-    spread: bool = False,
-) -> dict[str, Any]:
-    sizes = sorted(samples)
-    table: dict[str, Any] = {
-        "batch": sizes,
-        "seconds": [round(float(statistic(samples[n])), ROUND) for n in sizes],
-        "samples": [len(samples[n]) for n in sizes],
-        "statistic": word,
-    }
-    if spread:
-        table["spread"] = {
-            f"p{p:02}": [round(float(np.percentile(samples[n], p)), ROUND) for n in sizes] for p in (5, 50, 95, 99)
-        }
-    return table
-
-
-def _by_batch(values: Mapping[int, float], counts: Mapping[int, int] | None = None) -> dict[str, Any]:
-    sizes = sorted(values)
-    out: dict[str, Any] = {"batch": sizes, "values": [round(float(values[n]), ROUND) for n in sizes]}
-    if counts is not None:
-        out["samples"] = [counts[n] for n in sizes]
-    return out
-
-
-def _quantiles(values: Sequence[float]) -> dict[str, Any]:
-    return {"p": list(SHARES), "values": [round(float(np.quantile(values, p)), ROUND) for p in SHARES]}
-
-
-def _mean(values: Iterable[float]) -> float:
-    return round(statistics.fmean(values), ROUND)
-
-
-def _costs(profiler: Profiler, found: Measured) -> dict[str, Any]:
-    """Every term that is no latency table; those that `servetwin.sim.measured` reads go by the names it knows."""
-    kind, loop = profiler.kind, profiler.loop
-    costs: dict[str, Any] = {}
-
-    def add(name: str, meaning: str, how: str, of: str, *modules: str, unit: str = "seconds", **forms: Any) -> None:
-        costs[name] = {"meaning": meaning, "unit": unit, "modules": list(modules), **forms, "how": how, "of": of}
-
-    if found.joins:
-        meaning = "what an iteration takes longer for each request that begins with it"
-        add(f"{loop}.join", meaning, "joining one at a time", "running", loop, value=_mean(found.joins))
-        costs[f"{loop}.join"]["samples"] = len(found.joins)
-    if found.leaves:
-        meaning = "what an iteration and the gap after it take longer for each request that leaves"
-        each = _mean(found.leaves) + _mean(found.leaving or [0.0])
-        line = {"constant": 0.0, "per_request": round(max(each, 0.0), ROUND)}
-        add(f"{loop}.leave", meaning, "leaving one at a time", "running", loop, line=line)
-        costs[f"{loop}.leave"]["samples"] = len(found.leaves)
-    for stage, by_size in found.stages.items():
-        modules = stage.split("+")
-        values = {n: statistics.fmean(v) for n, v in by_size.items()}
-        counts = {n: len(v) for n, v in by_size.items()}
-        meaning = "a batch of the stage, from launch until it was heard to be over"
-        how = "with nothing else running"
-        add(f"{modules[0]}.time", meaning, how, "plain", *modules, by_batch=_by_batch(values, counts))
-    ratios: dict[int, list[float]] = {}
-    for (steps, n), took in found.whole.items():
-        ratios.setdefault(n, []).append(statistics.median(took) / profiler.expected(steps, n))
-    means = {n: statistics.fmean(v) for n, v in ratios.items()}
-    meaning = "time of a batch of whole requests over what the scheduler's tables expect of it"
-    how = "one worker for all modules; the value is that of a batch of one"
-    add(
-        "whole.ratio",
-        meaning,
-        how,
-        "whole",
-        unit="ratio",
-        value=round(means[1], ROUND),
-        by_batch=_by_batch(means),
-        statistic="mean at batch 1",
-    )
-    for (stage, other), rates in found.rates.items():
-        one, beside = profiler.head(stage), profiler.head(other)
-        # Keys are (own batch, batch of the other); the tables go by the batch of the loop, whichever of them it is.
-        looped, once = (0, 1) if stage == loop else (1, 0)
-        singles = {key[looped]: rate for key, rate in rates.items() if key[once] == 1}
-        short = other if stage == loop else stage
-        meaning = f"rate at which {stage} gets on while {other} is busy, by the batch of {loop}; {short} in ones"
-        how = "period alone over period together; the value is the mean over batch sizes"
-        value = _mean(singles.values())
-        name = f"{one}.device_beside.{beside}"
-        add(name, meaning, how, "contention", one, unit="ratio", value=value, by_batch=_by_batch(singles))
-        for m in sorted({key[once] for key in rates} - {1}):
-            more = {key[looped]: rate for key, rate in rates.items() if key[once] == m}
-            meaning = f"the same with {short} in batches of {m}"
-            by_batch = _by_batch(more)
-            value = _mean(more.values())
-            add(f"{name}.{m}", meaning, how, "contention", one, unit="ratio", value=value, by_batch=by_batch)
-    if found.client:
-        meaning = "from sent by the client until queued at the first stage"
-        first = kind.modules[0]
-        value, quantiles = _mean(found.client), _quantiles(found.client)
-        how = "with the loop half busy"
-        add(f"transport.client.{first}", meaning, how, "client", value=value, quantiles=quantiles)
-    # What the simulator does not read, since the tables contain it, or to explain what they hold:
-    gaps = {n: statistics.fmean(v) for n, v in found.gap.items()}
-    meaning = "from the end of an iteration to the launch of the next; the measured periods contain it"
-    add(f"{loop}.gap", meaning, "all policies together", "running", loop, by_batch=_by_batch(gaps))
-    for policy, by_size in found.policies.items():
-        values = {n: statistics.fmean(v) for n, v in by_size.items()}
-        meaning = f"{loop}.gap under the policy {policy}"
-        add(f"{loop}.gap.{policy}", meaning, "nobody waits", "running", loop, by_batch=_by_batch(values))
-        meaning = f"what {policy} takes longer between two iterations for each request that it leaves waiting"
-        how = f"{WAITING} wait, two run"
-        value = round(max(found.deciding[policy], 0.0), ROUND)
-        add(f"{loop}.deciding.{policy}", meaning, how, "policies", loop, value=value)
-    residuals = [d / statistics.fmean(v) for v in found.iteration.values() for d in v]
-    meaning = "time of an iteration over its mean at that batch size"
-    quantiles = _quantiles(residuals)
-    add(f"{loop}.residual", meaning, "all batch sizes together", "running", loop, unit="ratio", quantiles=quantiles)
-    tails = {n: float(np.percentile(v, 99)) / statistics.median(v) for n, v in found.plain.items()}
-    counts = {n: len(v) for n, v in found.plain.items()}
-    meaning = "99th percentile of an iteration over its median, nothing else going on"
-    add(f"{loop}.p99", meaning, "plain", "plain", loop, unit="ratio", by_batch=_by_batch(tails, counts))
-    alone = {n: statistics.median(v) for n, v in found.plain.items()}
-    meaning = "median of an iteration from launch until heard, nothing else going on"
-    add(f"{loop}.plain", meaning, "plain", "plain", loop, by_batch=_by_batch(alone, counts))
-    meaning = "what the first iteration of a batch takes longer if all of it begins at once"
-    add(f"{loop}.join_together", meaning, "first iterations", "plain", loop, by_batch=_by_batch(found.together))
-    for idle, seconds in found.cold.items():
-        meaning = f"what a request of {COLD_STEPS} steps takes longer after {idle:g} s without work"
-        add(f"{loop}.after_idle.{idle:g}", meaning, "requests one by one", "cold", loop, value=round(seconds, ROUND))
-    return costs
-
-
-def _clocks(device: torch.device) -> dict[str, str]:
-    """The clock of a GPU just after measuring, if it can be asked for."""
-    if device.type != "cuda":
-        return {}
-    try:
-        return {"SM clock": f"{torch.cuda.clock_rate(device)} MHz"}
-    except Exception:  # what it needs is optional
-        return {}

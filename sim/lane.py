@@ -21,7 +21,7 @@ Rates = tuple[Rate, Rate]
 
 
 #: The phases of a batch on its lane.
-NOTHING, COMPUTING, DRAINING, HANDING_OVER = range(4)
+NOTHING, COMPUTING, DRAINING, HANDING_OVER, PAUSING = range(5)
 
 
 def _at(rate: Rate, size: int, other: int) -> float:
@@ -36,7 +36,8 @@ class Lane(simpy.Event):
 
     A batch goes through three phases: *computing* (until the host is done and the device nearly so), then, if
     requests leave, *draining* (the device catches up: what they leave with must be computed) and *handing over*.
-    While a neighbour on the device is busy, this lane's host and device work pass more slowly: by the rates in
+    Where launching what follows the leavers keeps the host busy, the next batch begins with *pausing*: the device is
+    its neighbours' alone. While a neighbour on the device is busy, this lane's host and device work pass more slowly: by the rates in
     *rates*, which multiply.
     """
 
@@ -61,6 +62,7 @@ class Lane(simpy.Event):
         self.host = 0.0  # host seconds left of this iteration
         self.device = 0.0  # device seconds outstanding
         self.ahead = 0.0
+        self.pause = 0.0  # seconds for which the host is still busy with those that have left
         self.host_rate = 1.0
         self.device_rate = 1.0
 
@@ -74,8 +76,16 @@ class Lane(simpy.Event):
             self._pass_time(now)
             self.busy = True
             self._resized(batch.size)
+        elif self.pause > 0.0:
+            self._rest()
+            self.phase = PAUSING
+            self._place(self.pause)
+            return
         elif self.by_size and batch.size != self.size:
             self._resized(batch.size)
+        self._begin(batch, idle)
+
+    def _begin(self, batch: Batch, idle: float) -> None:
         host, device, self.ahead = self.timing.demand(batch, idle, self.updated)
         if self.draw is not None:
             factor = self.draw()
@@ -213,6 +223,11 @@ class Lane(simpy.Event):
         self._get_on(self.took)
         self.updated = now
         self.phase = NOTHING
+        if phase == PAUSING:
+            self.busy = True
+            self._resized(batch.size)
+            self._begin(batch, 0.0)
+            return
         if batch.leaves and phase != HANDING_OVER:
             if phase == COMPUTING and self.device > 0.0:
                 self.phase = DRAINING
@@ -226,11 +241,15 @@ class Lane(simpy.Event):
         if batch.ends is not None:
             batch.ends[-1] = now
         self.batch = None
+        self.pause = self.timing.pause(batch) if batch.leaves else 0.0
         done(batch)
         if self.batch is None:
-            self.busy = False
-            for neighbour in self.rates:
-                neighbour.disturbed()
+            self._rest()
+
+    def _rest(self) -> None:
+        self.busy = False
+        for neighbour in self.rates:
+            neighbour.disturbed()
 
 
 #: SimPy calls these with the event: one list for all lanes.

@@ -104,6 +104,9 @@ class WholeTiming:
     def hand_over(self, batch: Batch) -> float:
         return 0.0 if batch.whole else self.steps.hand_over(batch)
 
+    def pause(self, batch: Batch) -> float:
+        return 0.0 if batch.whole else self.steps.pause(batch)
+
 
 class Clock:
     """Builds the timings of workers from the profiles of their devices (device name -> profile)."""
@@ -219,6 +222,10 @@ class Clock:
             timing.deciding = profile.seconds(f"{loop}.deciding.{_name(worker)}", timing.deciding)
         if self.options.noise:
             timing.weather = self._weather(worker, profile, loop)
+            if self._has(profile, f"{loop}.residual"):
+                residual = profile.cost(f"{loop}.residual").quantiles
+                assert residual is not None
+                timing.draw = from_quantiles(stream(self.seed, f"noise/{worker.name}"), residual.p, residual.values)
         return timing
 
     def _decided(self, worker: Worker, profile: Profile, loop: str, periods: list[float]) -> list[float]:
@@ -247,6 +254,7 @@ class Clock:
                     "a leave cost is a line: constant and per_request", where=f"{profile.name}: {loop}.leave"
                 )
             timing.leave = (line.constant, line.per_request)
+        timing.pausing = profile.seconds(f"{loop}.pause", 0.0)
         timing.cold = self._sequence(profile, f"{loop}.cold")
         timing.cold_long = self._sequence(profile, f"{loop}.cold_long") or timing.cold
         timing.long_spell = profile.seconds(f"{loop}.long_spell", math.inf)

@@ -50,6 +50,9 @@ class Timing(Protocol):
         """Iterations of one size in which nobody leaves take the same as the last one, but for *draw*, if they begin
         before this time (seconds since the run began)."""
 
+    def pause(self, batch: Batch) -> float:
+        """Seconds from the end of *batch*, which some requests leave, until the worker can launch the next."""
+
     def hand_over(self, batch: Batch) -> float:
         """Seconds for which the worker stands still after *batch* to hand its leaving requests on."""
 
@@ -81,6 +84,9 @@ class TableTiming:
     def hand_over(self, batch: Batch) -> float:
         return 0.0
 
+    def pause(self, batch: Batch) -> float:
+        return 0.0
+
 
 @dataclass
 class MeasuredTiming:
@@ -90,7 +96,7 @@ class MeasuredTiming:
     the worker waits for the device in each iteration, which then takes as long as the slower of the two). *join* is
     the host time that each joining request adds. After an idle spell the first iterations take longer: by *cold*, or
     by *cold_long* if the spell lasted *long_spell* or more. *leave* is the hand-over time per batch with leavers and
-    per leaver. *deciding* is the scheduler's own time for each request that it leaves waiting. *before* and *after*
+    per leaver, *pausing* what the host is busy with after that, per leaver. *deciding* is the scheduler's own time for each request that it leaves waiting. *before* and *after*
     are device demands of the stage's modules around its loop. *weather* gives the factor on host time at a time.
     """
 
@@ -102,6 +108,7 @@ class MeasuredTiming:
     cold_long: Sequence[float] = ()
     long_spell: float = math.inf
     leave: tuple[float, float] = (0.0, 0.0)
+    pausing: float = 0.0
     deciding: float = 0.0
     before: Sequence[float] | None = None
     after: Sequence[float] | None = None
@@ -150,3 +157,6 @@ class MeasuredTiming:
 
     def hand_over(self, batch: Batch) -> float:
         return self.leave[0] + self.leave[1] * batch.leaves if batch.leaves else 0.0
+
+    def pause(self, batch: Batch) -> float:
+        return self.pausing * batch.leaves

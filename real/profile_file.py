@@ -1,0 +1,251 @@
+"""What a profiler measured, as the content of a profile file."""
+
+from __future__ import annotations
+
+import datetime
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import yaml
+
+from .server import device_facts, versions
+
+if TYPE_CHECKING:
+    from .profiler import Measured, Profiler
+
+#: What a residual's quantiles are taken at.
+SHARES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
+#: Digits after the point.
+ROUND = 9
+#: Steps of the requests that are served after idle spells.
+COLD_STEPS = 4
+#: Requests that are left waiting while a policy's time for each of them is measured, and the steps of the two others.
+WAITING, WAITING_STEPS = 20, 24
+#: What is measured one request at a time: fields of `Measured`.
+ONE_BY_ONE = ("joins", "starting", "leaving", "leaves")
+
+
+def write_profile(content: Mapping[str, Any], path: Path) -> None:
+    """Write what `take_profile` gave, after checking it against the schema."""
+    from servetwin.profiles.schema import ProfileFile
+
+    ProfileFile.model_validate(content)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(dict(content), sort_keys=False, width=118, default_flow_style=None, allow_unicode=True)
+    path.write_text("# Made by `servetwin profile`; times in seconds.\n" + text, encoding="utf-8")
+
+
+def as_profile(profiler: Profiler, found: Measured, name: str, command: str) -> dict[str, Any]:
+    """The content of the profile file."""
+    kind = profiler.kind
+    site = profiler.server.site(profiler.device)
+    facts = device_facts(site.device)
+    source = {"file": "real/profiler.py"}
+    modules: dict[str, Any] = {}
+    for module in kind.modules:
+        if module == kind.loop:
+            period = {n: [d + statistics.fmean(found.gap[n]) for d in found.iteration[n]] for n in found.iteration}
+            modules[module] = {
+                "loop": True,
+                "rows_per_request": kind.rows,
+                "tables": {
+                    "scheduler": _table(period, statistics.median, "median"),
+                    "measured": _table(period, statistics.fmean, "mean", spread=True),
+                },
+            }
+        else:
+            table = _table(found.modules[module], statistics.median, "median")
+            modules[module] = {"loop": False, "tables": {"scheduler": table}}
+        for kept in modules[module]["tables"].values():
+            kept["source"] = {**source, "name": "running" if module == kind.loop else "modules"}
+    costs = _costs(profiler, found)
+    for cost in costs.values():
+        cost["source"] = {**source, "name": cost.pop("of")}
+    eager = profiler.server.options.eager or not site.gpu
+    fitted = ", ".join(f"{k} {v}" for k, v in {**versions(), **_clocks(site.device)}.items())
+    return {
+        "schema_version": 1,
+        "name": name,
+        "description": f"{kind.title}, {facts['name']}",
+        "device": {
+            "name": facts["name"],
+            "kind": "gpu" if site.gpu else "cpu",
+            **({"memory_gib": facts["memory_gib"]} if site.gpu else {}),
+        },
+        "model": kind.title.split(",")[0],
+        "precision": "fp16" if site.gpu else "fp32",
+        "image": [kind.image, kind.image],
+        "batch_counts": "requests"
+        + ("; classifier-free guidance doubles the rows inside the UNet" if kind.rows == 2 else ""),
+        "measured_when": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "origin": {"repository": f"this one; {command}"},
+        "limits_of_data": (
+            f"Weights {'random' if profiler.server.options.weights is None else 'from a checkpoint'}; "
+            f"{'eager' if eager else 'one CUDA graph per batch size'}"
+            f"{', channels last' if site.model.channels_last else ''}"
+            f"{', compiled' if profiler.server.options.compile else ''}; "
+            f"driver {facts.get('driver', 'none')}; {fitted}"
+        ),
+        "modules": modules,
+        "costs": costs,
+    }
+
+
+def _table(
+    samples: Mapping[int, Sequence[float]],
+    statistic: Callable[[Sequence[float]], float],
+    word: str,
+    *,
+    spread: bool = False,
+) -> dict[str, Any]:
+    sizes = sorted(samples)
+    table: dict[str, Any] = {
+        "batch": sizes,
+        "seconds": [round(float(statistic(samples[n])), ROUND) for n in sizes],
+        "samples": [len(samples[n]) for n in sizes],
+        "statistic": word,
+    }
+    if spread:
+        table["spread"] = {
+            f"p{p:02}": [round(float(np.percentile(samples[n], p)), ROUND) for n in sizes] for p in (5, 50, 95, 99)
+        }
+    return table
+
+
+def _by_batch(values: Mapping[int, float], counts: Mapping[int, int] | None = None) -> dict[str, Any]:
+    sizes = sorted(values)
+    out: dict[str, Any] = {"batch": sizes, "values": [round(float(values[n]), ROUND) for n in sizes]}
+    if counts is not None:
+        out["samples"] = [counts[n] for n in sizes]
+    return out
+
+
+def _quantiles(values: Sequence[float]) -> dict[str, Any]:
+    return {"p": list(SHARES), "values": [round(float(np.quantile(values, p)), ROUND) for p in SHARES]}
+
+
+def _mean(values: Iterable[float]) -> float:
+    return round(statistics.fmean(values), ROUND)
+
+
+def _costs(profiler: Profiler, found: Measured) -> dict[str, Any]:
+    """Every term that is no latency table; those that `servetwin.sim.measured` reads go by the names it knows."""
+    kind, loop = profiler.kind, profiler.loop
+    costs: dict[str, Any] = {}
+
+    def add(name: str, meaning: str, how: str, of: str, *modules: str, unit: str = "seconds", **forms: Any) -> None:
+        costs[name] = {"meaning": meaning, "unit": unit, "modules": list(modules), **forms, "how": how, "of": of}
+
+    # Medians: there are some ten samples of each, and a hiccup of the host in one of them would decide a mean.
+    each = {name: statistics.median(v) for name, v in vars(found).items() if name in ONE_BY_ONE and v}
+    how = "one at a time"
+
+    def few(kind: str) -> dict[str, Any]:
+        return {"statistic": "median", "samples": len(getattr(found, kind))}
+
+    if "joins" in each:
+        meaning = "what an iteration takes longer for each request that begins with it"
+        add(
+            f"{loop}.join", meaning, how, "running", loop, value=round(each["joins"], ROUND), samples=len(found.joins)
+        )
+    if "joins" in each and "starting" in each:
+        meaning = "what the first iteration after an idle spell takes longer beside that"
+        value = round(max(each["starting"] - each["joins"], 0.0), ROUND)
+        add(f"{loop}.cold", meaning, how, "running", loop, value=value, **few("starting"))
+    if "leaving" in each:
+        meaning = "what an iteration takes longer for each request that ends with it"
+        line = {"constant": 0.0, "per_request": round(max(each["leaving"], 0.0), ROUND)}
+        add(f"{loop}.leave", meaning, how, "running", loop, line=line, **few("leaving"))
+    if "leaves" in each:
+        meaning = "what the gap after an iteration takes longer for each request that ended with it"
+        value = round(max(each["leaves"], 0.0), ROUND)
+        add(f"{loop}.pause", meaning, how, "running", loop, value=value, **few("leaves"))
+    for stage, by_size in found.stages.items():
+        modules = stage.split("+")
+        values = {n: statistics.fmean(v) for n, v in by_size.items()}
+        counts = {n: len(v) for n, v in by_size.items()}
+        meaning = "a batch of the stage, from launch until it was heard to be over"
+        how = "with nothing else running"
+        add(f"{modules[0]}.time", meaning, how, "plain", *modules, by_batch=_by_batch(values, counts))
+    ratios: dict[int, list[float]] = {}
+    for (steps, n), took in found.whole.items():
+        ratios.setdefault(n, []).append(statistics.median(took) / profiler.expected(steps, n))
+    means = {n: statistics.fmean(v) for n, v in ratios.items()}
+    meaning = "time of a batch of whole requests over what the scheduler's tables expect of it"
+    how = "one worker for all modules; the value is that of a batch of one"
+    add(
+        "whole.ratio",
+        meaning,
+        how,
+        "whole",
+        unit="ratio",
+        value=round(means[1], ROUND),
+        by_batch=_by_batch(means),
+        statistic="mean at batch 1",
+    )
+    for (stage, other), rates in found.rates.items():
+        one, beside = profiler.head(stage), profiler.head(other)
+        # Keys are (own batch, batch of the other); the tables go by the batch of the loop, whichever of them it is.
+        looped, once = (0, 1) if stage == loop else (1, 0)
+        singles = {key[looped]: rate for key, rate in rates.items() if key[once] == 1}
+        short = other if stage == loop else stage
+        meaning = f"rate at which {stage} gets on while {other} is busy, by the batch of {loop}; {short} in ones"
+        how = "period alone over period together; the value is the mean over batch sizes"
+        value = _mean(singles.values())
+        name = f"{one}.device_beside.{beside}"
+        add(name, meaning, how, "contention", one, unit="ratio", value=value, by_batch=_by_batch(singles))
+        for m in sorted({key[once] for key in rates} - {1}):
+            more = {key[looped]: rate for key, rate in rates.items() if key[once] == m}
+            meaning = f"the same with {short} in batches of {m}"
+            by_batch = _by_batch(more)
+            value = _mean(more.values())
+            add(f"{name}.{m}", meaning, how, "contention", one, unit="ratio", value=value, by_batch=by_batch)
+    if found.client:
+        meaning = "from sent by the client until queued at the first stage"
+        first = kind.modules[0]
+        value, quantiles = _mean(found.client), _quantiles(found.client)
+        how = "with the loop half busy"
+        add(f"transport.client.{first}", meaning, how, "client", value=value, quantiles=quantiles)
+    # What the simulator does not read, since the tables contain it, or to explain what they hold:
+    gaps = {n: statistics.fmean(v) for n, v in found.gap.items()}
+    meaning = "from the end of an iteration to the launch of the next; the measured periods contain it"
+    add(f"{loop}.gap", meaning, "all policies together", "running", loop, by_batch=_by_batch(gaps))
+    for policy, by_size in found.policies.items():
+        values = {n: statistics.fmean(v) for n, v in by_size.items()}
+        meaning = f"{loop}.gap under the policy {policy}"
+        add(f"{loop}.gap.{policy}", meaning, "nobody waits", "running", loop, by_batch=_by_batch(values))
+        meaning = f"what {policy} takes longer between two iterations for each request that it leaves waiting"
+        how = f"{WAITING} wait, two run"
+        value = round(max(found.deciding[policy], 0.0), ROUND)
+        add(f"{loop}.deciding.{policy}", meaning, how, "policies", loop, value=value)
+    residuals = [d / statistics.fmean(v) for v in found.iteration.values() for d in v]
+    meaning = "time of an iteration over its mean at that batch size"
+    quantiles = _quantiles(residuals)
+    add(f"{loop}.residual", meaning, "all batch sizes together", "running", loop, unit="ratio", quantiles=quantiles)
+    tails = {n: float(np.percentile(v, 99)) / statistics.median(v) for n, v in found.plain.items()}
+    counts = {n: len(v) for n, v in found.plain.items()}
+    meaning = "99th percentile of an iteration over its median, nothing else going on"
+    add(f"{loop}.p99", meaning, "plain", "plain", loop, unit="ratio", by_batch=_by_batch(tails, counts))
+    alone = {n: statistics.median(v) for n, v in found.plain.items()}
+    meaning = "median of an iteration from launch until heard, nothing else going on"
+    add(f"{loop}.plain", meaning, "plain", "plain", loop, by_batch=_by_batch(alone, counts))
+    meaning = "what the first iteration of a batch takes longer if all of it begins at once"
+    add(f"{loop}.join_together", meaning, "first iterations", "plain", loop, by_batch=_by_batch(found.together))
+    for idle, seconds in found.cold.items():
+        meaning = f"what a request of {COLD_STEPS} steps takes longer after {idle:g} s without work"
+        add(f"{loop}.after_idle.{idle:g}", meaning, "requests one by one", "cold", loop, value=round(seconds, ROUND))
+    return costs
+
+
+def _clocks(device: torch.device) -> dict[str, str]:
+    """The clock of a GPU just after measuring, if it can be asked for."""
+    if device.type != "cuda":
+        return {}
+    try:
+        return {"SM clock": f"{torch.cuda.clock_rate(device)} MHz"}
+    except Exception:  # what it needs is optional
+        return {}
