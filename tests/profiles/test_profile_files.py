@@ -69,7 +69,7 @@ BAD = [
     (f"{TABLE}.samples", [9], f"{TABLE}: 3 batch sizes but 1 entries in samples"),
     (f"{TABLE}.samples", [9, 9, -9], f"{TABLE}.samples[2]: is -9 (right would be: greater than or equal to 0)"),
     (f"{TABLE}.spread", {"p95": [1.0]}, f"{TABLE}: 3 batch sizes but 1 entries in spread.p95"),
-    (f"{TABLE}.spread", {"p96": [1.0]}, f"{TABLE}.spread: unknown key 'p96' (right would be: p95)"),
+    (f"{TABLE}.spread", {"p96": [1.0]}, f"{TABLE}.spread: unknown key 'p96' (right would be: p99)"),
     ("costs.join.modules", ["unit"], "cost join names unknown module 'unit'"),
     ("costs.join.unit", "ms", "costs.join.unit: is 'ms' (right would be: 'seconds' or 'ratio')"),
     ("costs.join.by_batch", DELETE, "costs.join: a cost needs one of value, by_batch, line, quantiles, sessions"),

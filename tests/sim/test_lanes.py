@@ -96,6 +96,19 @@ def test_a_rate_may_go_by_the_size_of_the_loops_batch() -> None:
     assert (ends(run, "dit"), ends(run, "vae")) == ([4.0, 8.0, 8.0], [2.0, 4.0, 8.0])
 
 
+def test_a_rate_may_go_by_both_batches() -> None:
+    pipeline = Pipeline([Module("dit", loop=True), Module("vae"), Module("end")], [("dit", "end"), ("vae", "end")])
+    late = Script(lambda view, now: Decision(list(view.waiting)) if now >= 1.0 else Decision(idle_until=1.0))
+    sites = [
+        Site(["dit"], FCFS(), [4.0], limit=1),
+        Site(["vae"], late, [1.0, 1.0]),
+        Site(["end"], FCFS(), [0.0]),
+    ]
+    # beside a batch of two the loop gets on at a quarter of its speed, from 1 s to 2 s
+    run = simulate(pipeline, sites, requests(0.0, 0.0), contention={("dit", "vae"): (1.0, [[1.0], [1.0, 0.5, 0.25]])})
+    assert (ends(run, "vae"), ends(run, "dit")) == ([2.0, 2.0], [4.75, 8.75])
+
+
 # -- host and device ------------------------------------------------------------------------------------------
 
 
@@ -136,6 +149,24 @@ def test_a_host_that_runs_ahead_pays_when_a_request_leaves() -> None:
 def test_joining_and_leaving_cost() -> None:
     assert stepwise(measured(1, join=0.5)) == [3.5]
     assert stepwise(measured(1, leave=(0.25, 0.125))) == [3.375]
+
+
+def test_after_a_leaver_the_host_is_busy_for_a_while() -> None:
+    # The first leaves at 1 s, the second can begin half a second later; who comes to an idle worker does not wait.
+    assert stepwise(measured(1, pausing=0.5), steps=1, arrivals=(0.0, 0.0)) == [1.0, 2.5]
+    assert stepwise(measured(1, pausing=0.5), steps=1, arrivals=(0.0, 5.0)) == [1.0, 6.0]
+
+
+def test_while_the_host_is_busy_with_leavers_the_device_is_the_neighbours() -> None:
+    pipeline = Pipeline([Module("dit", loop=True), Module("vae"), Module("end")], [("dit", "end"), ("vae", "end")])
+    sites = [
+        Site(["dit"], FCFS(), timing=measured(1, pausing=1.0), limit=1),
+        Site(["vae"], FCFS(), [2.0], limit=1),
+        Site(["end"], FCFS(), [0.0]),
+    ]
+    run = simulate(pipeline, sites, requests(0.0, 0.0), contention={("vae", "dit"): (1.0, 0.5)})
+    # dit computes from 0 s to 1 s and from 2 s to 3 s; vae does half a second, a second, and half a second of work
+    assert (ends(run, "dit"), ends(run, "vae")) == ([1.0, 3.0], [3.0, 5.0])
 
 
 def test_modules_around_the_loop_run_with_those_that_join_and_leave() -> None:
