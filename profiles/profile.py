@@ -222,9 +222,12 @@ def load(name_or_path: str | Path) -> Profile:
             known = ", ".join(names())
             device, _, model = str(name_or_path).rpartition("/")
             others = [n for n in names() if model and n.endswith(f"/{model}")]
-            if device.isalnum() and others:
-                what = f"unknown profile {str(name_or_path)!r}: nobody has measured {model} on {device} yet"
-                raise BadInput(what, right=f"one of {', '.join(others)}, or a path to a YAML file of your own")
+            here = [n for n in names() if n.startswith(f"{device}/{model}-")]
+            if device.isalnum() and (here or others):
+                what = f"unknown profile {str(name_or_path)!r}"
+                what += "" if here else f": nobody has measured {model} on {device} yet"
+                right = f"one of {', '.join(here or others)}, or a path to a YAML file of your own"
+                raise BadInput(what, right=right)
             raise BadInput(
                 f"unknown profile {str(name_or_path)!r}", right=f"one of {known}, or a path to a YAML file"
             )

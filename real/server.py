@@ -24,9 +24,6 @@ from .remote import RemoteSite
 from .site import Site
 from .tools import ScriptTool
 
-#: Of how many algorithms the quickest is chosen for each convolution and batch size; cuDNN names the likeliest first.
-TRIED = 4
-
 
 @dataclass
 class Spell:
@@ -130,7 +127,6 @@ class Server:
             actual = self.options.torch_device(device)
             if actual.type == "cuda":
                 torch.backends.cudnn.benchmark = True
-                torch.backends.cudnn.benchmark_limit = TRIED
             site = self.sites[device] = Site(self.kind, self.options, actual)
         return site
 

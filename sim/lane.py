@@ -36,9 +36,9 @@ class Lane(simpy.Event):
 
     A batch goes through three phases: *computing* (until the host is done and the device nearly so), then, if
     requests leave, *draining* (the device catches up: what they leave with must be computed) and *handing over*.
-    Where launching what follows the leavers keeps the host busy, the next batch begins with *pausing*: the device is
-    its neighbours' alone. While a neighbour on the device is busy, this lane's host and device work pass more slowly: by the rates in
-    *rates*, which multiply.
+    Where launching what follows the leavers keeps the host busy, the next batch begins with *pausing*, while the
+    device is its neighbours' alone. While a neighbour on the device is busy, this lane's host and device work pass
+    more slowly: by the rates in *rates*, which multiply.
     """
 
     def __init__(self, calendar: Calendar, worker: Worker, timing: Timing) -> None:

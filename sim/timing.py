@@ -96,8 +96,9 @@ class MeasuredTiming:
     the worker waits for the device in each iteration, which then takes as long as the slower of the two). *join* is
     the host time that each joining request adds. After an idle spell the first iterations take longer: by *cold*, or
     by *cold_long* if the spell lasted *long_spell* or more. *leave* is the hand-over time per batch with leavers and
-    per leaver, *pausing* what the host is busy with after that, per leaver. *deciding* is the scheduler's own time for each request that it leaves waiting. *before* and *after*
-    are device demands of the stage's modules around its loop. *weather* gives the factor on host time at a time.
+    per leaver, *pausing* what the host is busy with after that, per leaver. *deciding* is the scheduler's own time
+    for each request that it leaves waiting. *before* and *after* are device demands of the stage's modules around its
+    loop. *weather* gives the factor on host time at a time.
     """
 
     host: Sequence[float]

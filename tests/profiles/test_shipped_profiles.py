@@ -64,9 +64,9 @@ def test_an_unknown_name_lists_the_known() -> None:
         "unknown profile 'rtx4090/sdxl' (right would be: one of a6000/opt-13b-tp1, a6000/opt"
     )
     assert str(error.value).endswith(", or a path to a YAML file)")
-    with pytest.raises(
-        BadInput, match=r"nobody has measured dit-s2-256 on h100 yet .*: one of rtx4090/dit-s2-256, or"
-    ):
+    with pytest.raises(BadInput, match=r"nobody has measured dit-s2-256 on a100 yet .*rtx4090/dit-s2-256, or"):
+        load("a100/dit-s2-256")
+    with pytest.raises(BadInput, match=r"unknown profile 'h100/dit-s2-256' .*: one of h100/dit-s2-256-graphs, or"):
         load("h100/dit-s2-256")
     for name in ("../data/rtx4090/sd15-512", "rtx4090", ""):
         with pytest.raises(BadInput, match="unknown profile"):
