@@ -19,6 +19,7 @@ from servetwin.core import BadInput, Pipeline, Recorder, Request, RunFolder, Ser
 
 from . import build
 from .config import Experiment
+from .engines import contexts
 from .graph import make_budget, make_pipeline, make_router, make_ways, real_tools, without_tools
 from .names import suggest
 from .replicas import expanded
@@ -122,16 +123,17 @@ class Backend:
 
 
 class Plan:
-    """What of an experiment is the same in both worlds, wired up and checked."""
+    """What of an experiment is the same in both worlds, wired up and checked; *diffusion*: a model of ours serves it."""
 
-    def __init__(self, experiment: Experiment) -> None:
-        self.fitting = fitting(experiment)
+    def __init__(self, experiment: Experiment, *, diffusion: bool = True) -> None:
+        self.fitting = fitting(experiment) if diffusion else []
         # The client is a real one here, with a lateness of its own.
         prompt = experiment.system.model_copy(update={"client_delay": 0.0, "client_stretch": 0.0})
         self.experiment = experiment = expanded(experiment.model_copy(update={"system": prompt}))
         self.profiles = build.load_profiles(experiment)
         self.slo = build.make_slo(experiment, self.profiles)
-        self.requests = list(requests(experiment, self.slo.seconds, read_trace(experiment)))
+        known = contexts(experiment, self.profiles)
+        self.requests = list(requests(experiment, self.slo.seconds, read_trace(experiment), contexts=known))
         build.build(experiment)  # what a simulation would refuse is refused here too
 
     def slots(self) -> int:

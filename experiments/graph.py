@@ -137,6 +137,10 @@ def without_tools(experiment: Experiment) -> Pipeline:
     kept = [m for name, m in pipeline.modules.items() if name not in tools]
     edges = [(m.name, s) for m in kept for s in after(m.name)]
     branches = [e for some in pipeline.branches.values() for e in some if not {e.source, e.target} <= tools]
+    for edge in branches:
+        if {edge.source, edge.target} & tools:
+            what = f"the way {edge} leads from a tool to a model or back, which these models are not served with"
+            raise BadInput(what, where=experiment.name, right="branches among tools, or language models")
     return Pipeline(kept, [*edges, *branches], experiment.name)
 
 

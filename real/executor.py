@@ -19,7 +19,9 @@ from queue import Empty, SimpleQueue
 
 from servetwin.core import BadInput, Batch, Request, ServeTwinError, ServingLoop, Task, Worker
 from servetwin.core.pool import Pool
+from servetwin.core.tokens import TokenRequest
 
+from .agents import Answer
 from .client import END, PACKET, Client
 from .lane import Lane, Sink, StreamLane, ThreadLane
 from .remote import ProcessLane, RemoteSite
@@ -203,7 +205,7 @@ class RealExecutor:
             except Empty:
                 self._ring()
                 continue
-            if isinstance(what, Lane | Call):
+            if isinstance(what, Lane | Call | Answer):
                 self._over(what, problem)
                 self.spare()
             elif isinstance(what, bytes):
@@ -211,7 +213,7 @@ class RealExecutor:
             if self.timers and self.timers[0][0] <= self.now():
                 self._ring()
 
-    def _over(self, what: Lane | Call, problem: object) -> None:
+    def _over(self, what: Lane | Call | Answer, problem: object) -> None:
         """A lane's batch or a call is over."""
         self.running -= 1
         if isinstance(problem, BaseException):
@@ -296,7 +298,15 @@ class _Inlet:
         arrival = sent - executor.zero
         executor.lateness.append(arrival - planned.arrival)
         self.taken += 1
-        self.loop.arrive(Request(planned.id, arrival, planned.slo, planned.work))
+        self.loop.arrive(_sent(planned, arrival))
+
+
+def _sent(planned: Request, arrival: float) -> Request:
+    """*planned* as it was really sent."""
+    if isinstance(planned, TokenRequest):
+        tokens, outputs = planned.tokens, planned.outputs
+        return TokenRequest(planned.id, arrival, tokens, outputs, slo=planned.slo, work=planned.work)
+    return Request(planned.id, arrival, planned.slo, planned.work)
 
 
 def _listen(channel: socket.socket, heard: SimpleQueue[tuple[object, object]]) -> None:

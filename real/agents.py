@@ -1,0 +1,287 @@
+"""Language models of a pipeline for real: each engine is vLLM in a process of its own, under our policy.
+
+The serving loop, the client and the tools run here; a request reaches an engine through a pipe, and its tokens' times
+come back that way. The policy object lives in the engine's process, inside vLLM's scheduler, as in `vllm_scheduler`.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from servetwin.core import BadInput, Recorder, Request, ServeTwinError, ServingLoop, Stage, Worker
+from servetwin.core.pool import Pool
+from servetwin.core.token_engine import TokenEngine
+from servetwin.core.token_worker import TokenWorker
+from servetwin.core.tokens import TokenTask
+
+if TYPE_CHECKING:
+    from .executor import RealExecutor
+    from .server import Report
+    from .tools import ScriptTool
+
+#: Seconds that an engine may take to start.
+PATIENCE = 300.0
+
+
+@dataclass(frozen=True)
+class EngineSetup:
+    """How the engine of a worker is started: `vllm_engine.EngineOptions` and `vllm_scheduler.Settings`, by name."""
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+class EngineProcess:
+    """vLLM in a process of its own. Raises `ServeTwinError` if it does not start."""
+
+    def __init__(self, setup: EngineSetup) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, setup), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def ready(self) -> dict[str, Any]:
+        """Wait until it has started; gives what it says of itself."""
+        said: Any = self.ask(None)
+        if not isinstance(said, dict):
+            raise ServeTwinError(f"an engine does not start: {said}")
+        return said
+
+    def ask(self, question: Any) -> Any:
+        """Send *question* (None: nothing) and wait for one answer."""
+        try:
+            if question is not None:
+                self.pipe.send(question)
+            if not self.pipe.poll(PATIENCE):
+                raise ServeTwinError(f"an engine has not answered for {PATIENCE:g} s")
+            return self.pipe.recv()
+        except EOFError:
+            raise ServeTwinError("an engine's process has ended") from None
+
+    def close(self) -> None:
+        """End the process."""
+        if self.process.is_alive():
+            try:
+                self.pipe.send(("close",))
+                self.process.join(10.0)
+            except OSError:
+                pass
+            if self.process.is_alive():
+                self.process.terminate()
+                self.process.join()
+        self.pipe.close()
+
+
+class EngineWorker(TokenWorker):
+    """A worker whose steps an engine in another process makes.
+
+    Its own policy object is not asked: the engine's process has one of its own.
+    """
+
+    process: EngineProcess
+    executor: RealExecutor
+
+    def use(self, process: EngineProcess, executor: RealExecutor) -> None:
+        """Serve by *process*, whose answers go to the event loop of *executor*."""
+        self.process, self.executor = process, executor
+        self.tasks: dict[tuple[int, int], TokenTask] = {}
+        self.visits: dict[int, int] = {}
+        threading.Thread(target=self._listen, args=(executor.heard,), name=f"engine {self.name}", daemon=True).start()
+
+    def attach(self, loop: ServingLoop) -> None:
+        self.loop = loop
+        self._engine = TokenEngine(loop, self)
+        self.receive: Callable[[Any], None] = self._receive
+
+    def task(self, request: Request, now: float) -> TokenTask:
+        task = self._engine.task(request, now)
+        task._times = array("d")
+        return task
+
+    def _receive(self, task: TokenTask) -> None:
+        """Send *task* to the engine."""
+        output = self._engine._lengths.pop(task)
+        if task.request.outcome is not None:
+            return
+        task.queued = task.admitted = self.loop.executor.now()
+        visit = self.visits[task.id] = self.visits.get(task.id, -1) + 1
+        self.tasks[task.id, visit] = task
+        self.view.waiting[task] = None
+        self.executor.running += 1
+        at = self.executor.zero + task.arrival
+        self.process.pipe.send(("add", task.id, visit, task.prompt, output, task.limit, at, task.budget))
+
+    def _listen(self, heard: SimpleQueue[tuple[object, object]]) -> None:
+        try:
+            while True:
+                heard.put((Answer(self, self.process.pipe.recv()), None))
+        except (EOFError, OSError):
+            return
+
+    def withdraw(self, task: Any, now: float) -> None:
+        """It runs out: vLLM is not told, and what it still says of *task* changes nothing."""
+        self.view.waiting.pop(task, None)
+
+    def ring(self) -> None:
+        """No policy here asks to be woken."""
+
+    def over(self, number: int, visit: int, outcome: str, times: list[float], preemptions: int) -> None:
+        """The engine is done with a task; *times* of its tokens are on the monotonic clock."""
+        task = self.tasks.pop((number, visit))
+        self.view.waiting.pop(task, None)
+        if task.request.outcome is not None:
+            return
+        zero = self.executor.zero
+        task._times = array("d", [t - zero for t in times])
+        task.preemptions = preemptions
+        task.generated = len(times)
+        if times:
+            task.first_token = task._times[0]
+            task.started = task.queued
+        if outcome == "dropped":
+            self.loop._drop(task, self.view)
+        elif outcome == "finished":
+            task.finished = self.loop.executor.now()
+            slo = self.view.slo
+            if slo is not None and not slo.met(task):
+                task.request.missed = True  # type: ignore[misc]
+            self.loop._leave(task, task.finished)
+        else:
+            self.loop.fail(task.request, "the engine gave it up")
+
+
+class Answer:
+    """What an engine said; the event loop lets it take effect."""
+
+    def __init__(self, worker: EngineWorker, said: tuple[Any, ...]) -> None:
+        self.worker = worker
+        self.said = said
+
+    def finish(self) -> None:
+        if self.said[0] == "broken":
+            raise ServeTwinError(f"the engine of {self.worker.name} broke: {self.said[1]}")
+        self.worker.over(*self.said[1:])
+
+
+def serve(
+    stages: Sequence[Stage],
+    workers: Sequence[Worker],
+    requests: Sequence[Request],
+    engines: Mapping[str, EngineProcess],
+    recorder: Recorder | None = None,
+    *,
+    tools: Mapping[str, ScriptTool] | None = None,
+    stop_after: float | None = None,
+    **wiring: Any,
+) -> Report:
+    """Serve *requests* for real with *workers*: each `EngineWorker` by the engine of its name, pools by *tools*.
+
+    *wiring* goes to the `ServingLoop`. Raises `BadInput` for a worker that nothing serves, and `ServeTwinError` if
+    the run breaks.
+    """
+    from .executor import RealExecutor
+    from .server import Log, report
+
+    log = Log(recorder or Recorder())
+    log.wants_token_times = log.inner.wants_token_times
+    executor = RealExecutor({}, tools=tools)
+    for worker in workers:
+        if isinstance(worker, EngineWorker) and worker.name in engines:
+            worker.use(engines[worker.name], executor)
+        elif isinstance(worker, Pool):
+            executor.add(worker)
+        else:
+            right = f"an engine ({', '.join(engines)}) or a pool of threads"
+            raise BadInput(f"nothing real serves {worker.name}", right=right)
+    log.executor = executor
+    loop = ServingLoop(stages, workers, executor, log, **wiring)
+    try:
+        executor.play(loop, requests, stop_after)
+    finally:
+        executor.close()
+    found = report(log, executor.lateness)
+    found.tools = {name: tool.told() for name, tool in executor.tools.items()}
+    return found
+
+
+# -- in the engine's process ------------------------------------------------------------------------------------
+
+
+def _serve(pipe: Connection, setup: EngineSetup) -> None:
+    try:
+        from .vllm_engine import EngineOptions, VllmEngine
+        from .vllm_scheduler import Settings
+
+        engine = VllmEngine(EngineOptions(**setup.options))
+        engine.empty()
+        engine.scheduler.install(Settings(**setup.settings))
+        pipe.send(engine.describe())
+        _work(pipe, engine)
+    except (EOFError, KeyboardInterrupt):
+        return
+    except BaseException as error:
+        pipe.send(("broken", f"{type(error).__name__}: {error}"))
+
+
+def _work(pipe: Connection, engine: Any) -> None:
+    from .vllm_engine import undisturbed
+
+    scheduler = engine.scheduler
+    scheduler.zero = 0.0  # all times on the monotonic clock
+    scheduler.keep_log = True
+    flying: dict[str, tuple[int, int]] = {}
+    with undisturbed():
+        while True:
+            busy = engine.engine.has_unfinished_requests()
+            while pipe.poll(0 if busy else 1.0):
+                word, *more = pipe.recv()
+                if word == "close":
+                    return
+                if word == "measure":
+                    pipe.send(_measured(engine, *more))
+                    scheduler.zero, scheduler.keep_log = 0.0, True
+                    continue
+                _add(engine, flying, more)
+                busy = True
+            if not busy:
+                continue
+            for out in engine.step():
+                if out.finished:
+                    key = flying.pop(out.request_id)
+                    aborted = out.outputs[0].finish_reason == "abort"
+                    times = scheduler.times.pop(int(out.request_id), [])
+                    lost = sum(int(out.request_id) in log.preempted for log in scheduler.log)
+                    pipe.send(("over", *key, "dropped" if aborted else "finished", list(times), lost))
+            if not flying:
+                scheduler.log.clear()
+
+
+def _add(engine: Any, flying: dict[str, tuple[int, int]], more: list[Any]) -> None:
+    from .vllm_engine import Planned
+
+    number, visit, prompt, output, limit, at, budget = more
+    own = number * 1000 + visit  # vLLM wants a name of its own for each visit
+    flying[str(own)] = (number, visit)
+    engine.add(Planned(own, 0.0, prompt, output, limit), at)
+    engine.scheduler._new[-1].budget = budget
+
+
+def _measured(engine: Any, grid: Any, seconds: float) -> dict[str, Any]:
+    """A profile's token section of *engine*, measured now."""
+    from .vllm_profile import measure, tokens_section
+    from .vllm_scheduler import Settings
+
+    policy = engine.scheduler.settings
+    engine.empty()
+    section: dict[str, Any] = tokens_section(measure(engine, grid), engine.describe(), grid, "steps")
+    engine.empty()
+    engine.scheduler.install(Settings(**{k: getattr(policy, k) for k in Settings.__dataclass_fields__}))
+    return section
