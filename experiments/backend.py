@@ -123,7 +123,10 @@ class Backend:
 
 
 class Plan:
-    """What of an experiment is the same in both worlds, wired up and checked; *diffusion*: a model of ours serves it."""
+    """What of an experiment is the same in both worlds, wired up and checked.
+
+    With *diffusion* a model that the real side has must serve it.
+    """
 
     def __init__(self, experiment: Experiment, *, diffusion: bool = True) -> None:
         self.fitting = fitting(experiment) if diffusion else []

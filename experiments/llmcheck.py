@@ -50,6 +50,13 @@ def _check_lengths(path: tuple[str, ...], module: str, load: Workload) -> None:
         others = [m for m in load.lengths if m != module]
         right = suggest(lengths.after, others) if others else "no after"
         raise Misfit((*path, "after"), f"{lengths.after!r} is no other module of kind llm", right)
+    way, at = [module], lengths.after
+    while at is not None:
+        if at in way:
+            circle = " after ".join([*way, at])
+            raise Misfit((*path, "after"), f"prompts follow each other in a circle: {circle}", "the module before")
+        way.append(at)
+        at = load.lengths[at].after if at in load.lengths else None
     for key, draw in (("prompt", lengths.prompt), ("output", lengths.output)):
         _check_draw((*path, key), draw, load)
     if isinstance(lengths.output, TraceTokens) and lengths.limit is None:

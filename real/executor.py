@@ -109,8 +109,8 @@ class RealExecutor:
 
     def send(self, source: Worker | None, task: Task, deliver: Callable[[Task], None]) -> None:
         target = task.worker
-        if source is not None and target is not None and target not in self.pools:
-            there = self.sites[target.device]
+        there = self.sites.get(target.device) if source is not None and target is not None else None
+        if there is not None and source is not None and target not in self.pools:
             # What comes from a tool is still where it was before the tool.
             holders = self.sites.values() if source in self.pools else (self.sites[source.device],)
             for here in holders:

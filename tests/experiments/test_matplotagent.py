@@ -160,7 +160,10 @@ def test_the_figures_points_are_sound(figure: str) -> None:
         (("budget.split", "equal"), "language models have deadlines of tokens"),
         (("budget.seconds", {"execute_1": 2.5}), "no seconds for execute_2"),
         (("workload.arrivals.cv", 1.5), "there is no published seed for cv 1.5"),
-        (("workload.lengths.codellama_1.after", "codellama_2"), "has put out no tokens at codellama_2"),
+        (
+            ("workload.lengths.codellama_1.after", "codellama_2"),
+            "follow each other in a circle: codellama_1 after codellama_2",
+        ),
     ],
 )
 def test_what_does_not_fit_is_said(override, message: str) -> None:
