@@ -138,3 +138,11 @@ def test_a_dask_cluster_gives_the_same_rows(grid: Path):
     with distributed.LocalCluster(**options) as cluster:
         there = sweep.sweep(grid, grid.parent / "there.csv", cluster=cluster.scheduler_address)
     assert there == here
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_local_ray_gives_the_same_rows(grid: Path):
+    pytest.importorskip("ray")
+    here = sweep.sweep(grid, grid.parent / "here.csv", jobs=1)
+    there = sweep.sweep(grid, grid.parent / "there.csv", cluster="ray")
+    assert there == here
