@@ -65,6 +65,7 @@ def engine_limits(spec: WorkerSpec, profile: Profile) -> EngineLimits:
         headroom=given.headroom,
         preemption=given.preemption,
         stamp=given.stamp,
+        whole_prompt=given.whole_prompt,
     )
 
 
