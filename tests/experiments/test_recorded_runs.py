@@ -125,7 +125,9 @@ def test_a_run_from_its_records():
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"no gzip", gzip.compress(b"[]"), gzip.compress(json.dumps({"runs": [{}]}).encode())]
+    "content",
+    [b"", b"no gzip", gzip.compress(b"[]"), gzip.compress(json.dumps({"runs": [{}]}).encode())],
+    ids=["nothing", "no gzip", "a list", "an empty run"],  # the bytes themselves hold the time
 )
 def test_what_is_no_recording(tmp_path, content):
     path = tmp_path / "other.json.gz"
