@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 
 import pytest
-from engines import Linear, Log, requests, serve
+from engines import Linear, Log, SteppingTokens, requests, serve
 from hypothesis import given
 from hypothesis import strategies as st
 from servetwin.core import BadInput, Module, Pipeline, Request, ServingLoop, Worker, WorkerView
 from servetwin.core.laws import LawChecker
 from servetwin.core.loop import play
+from servetwin.core.routing import router
 from servetwin.core.token_worker import TokenWorker
 from servetwin.core.tokens import EngineLimits, TokenRequest, TokenView
 from servetwin.policies.fcfs import FCFS
 from servetwin.policies.vllm import VLLM
+from servetwin.policies.vllm_v1 import VLLMV1
 from servetwin.sim import SimExecutor, TableTiming
 from servetwin.sim.tokens import TokenTiming
 
@@ -22,21 +24,32 @@ from servetwin.sim.tokens import TokenTiming
 SLOW = Linear(c0=0.0, c1=1.0, d0=1.0, d1=0.0)
 
 
-def chain(sent: list[Request], *modules: str, times: Linear = SLOW) -> tuple[Log, ServingLoop]:
+def chain(
+    sent: list[Request], *modules: str, times: Linear = SLOW, replicas: int = 1, policy=VLLM, **limits
+) -> tuple[Log, ServingLoop]:
     """Requests through stages in a row: LLMs, but for "tool", which takes 2 s."""
     pipeline = Pipeline.chain(*[Module(m, loop=m != "tool") for m in modules])
     workers: list[Worker] = []
-    for stage in (stages := pipeline.stages([[m] for m in modules])):
-        if stage.name == "tool":
-            workers.append(Worker(stage, FCFS(), WorkerView(stage, lambda m, n: 2.0, limit=1), device="cpu"))
-        else:
-            view = TokenView(stage, EngineLimits(100), estimate_prefill=times.prefill, estimate_decode=times.decode)
-            workers.append(TokenWorker(stage, VLLM(), view, device=stage.name))
+    stages = pipeline.stages([[m] for m in modules])
+    for stage in stages:
+        for i in range(replicas):
+            if stage.name == "tool":
+                view = WorkerView(stage, lambda m, n: 2.0, limit=1, name=f"tool{i}")
+                workers.append(Worker(stage, FCFS(), view, device=f"cpu{i}"))
+                continue
+            engine = TokenView(
+                stage,
+                EngineLimits(**{"blocks": 100, **limits}),
+                estimate_prefill=times.prefill,
+                estimate_decode=times.decode,
+                name=f"{stage.name}{i}",
+            )
+            workers.append(TokenWorker(stage, policy(), engine, device=f"{stage.name}{i}"))
     timings = {w: TokenTiming(times) if isinstance(w, TokenWorker) else TableTiming([0.0, 2.0]) for w in workers}
     executor = SimExecutor(lambda worker: timings[worker])
     log = Log()
     laws = LawChecker(log)
-    loop = ServingLoop(stages, workers, executor, laws)
+    loop = ServingLoop(stages, workers, executor, laws, router=router("round_robin", workers))
     laws.watch(loop)
     play(loop, iter(sent))
     while executor.calendar.peek() < math.inf:
@@ -88,3 +101,27 @@ def test_the_short_way_of_a_lone_engine_is_the_long_way(workload):
     ]
     both, _ = chain(twice, "llm", "one", times=Linear())
     assert {i: stays[0] for i, stays in both.tokens.items()} == {i: stays[0] for i, stays in alone.tokens.items()}
+
+
+stays = st.lists(
+    st.tuples(
+        st.sampled_from([0.0, 0.02, 0.1, 0.5, 4.0]), st.integers(1, 40), st.integers(1, 12), st.integers(1, 12)
+    ),
+    max_size=14,
+)
+
+
+@pytest.mark.parametrize("policy", [VLLM, VLLMV1])
+@given(stays, st.integers(1, 3), st.sampled_from([("a", "b"), ("a", "tool", "b")]), st.integers(6, 20))
+def test_engines_side_by_side_and_in_a_row_step_by_step_or_not(policy, workload, replicas, modules, blocks):
+    def run(make) -> Log:
+        now, sent = 0.0, []
+        for i, (gap, prompt, first, second) in enumerate(workload):
+            now += gap
+            tokens = {"a": (prompt, 20), "b": (2 * prompt, 20)}
+            sent.append(TokenRequest(i, now, tokens, {"a": first, "b": second}))
+        return chain(sent, *modules, times=Linear(), replicas=replicas, policy=make, blocks=blocks)[0]
+
+    together, single = run(policy), run(lambda: SteppingTokens(policy()))
+    assert together.tokens == single.tokens
+    assert together.ends == single.ends
