@@ -141,9 +141,10 @@ class NeuStreamLLM(TokenPolicy):
         token = 2 if self.preempted == "fresh" else g + 2
         return self.slo.deadline(task, token) + max(0, self.lenient_steps - g) * beta
 
-    def _running_slacks(self, view: TokenView, beta: float) -> list[float]:
-        """When, at the latest, the next token of each running request must be out. This is most of the work of a
-        decision, so the deadlines' closed form is written out, and what never changes of it kept."""
+    def _running_slacks(self, view: TokenView, beta: float, now: float) -> list[float]:
+        """When, at the latest, the next token of each running request must be out; nothing if one is late by *now*.
+        This is most of the work of a decision, so the closed form of the deadlines is written out, and what never
+        changes of it is kept."""
         slo, known = self.slo, self.known
         steps = self.lenient_steps if self.lenient == "all" else 0
         if len(known) > 2 * len(view.running) + 64:
@@ -157,7 +158,11 @@ class NeuStreamLLM(TokenPolicy):
                 line = known[task] = (slo.deadline(task, 1), slope)
             g = task.generated
             slack = line[0] + g * (line[1] + bend * (g + 1))
-            slacks.append(slack + (steps - g) * beta if steps > g else slack)
+            if steps > g:
+                slack += (steps - g) * beta
+            if slack < now:
+                return []
+            slacks.append(slack)
         return slacks
 
     # -- how many -----------------------------------------------------------------------------------------
@@ -168,16 +173,15 @@ class NeuStreamLLM(TokenPolicy):
         """How many of *ordered* can be prefilled."""
         if not ordered:
             return 0
-        running = self._running_slacks(view, beta)
-        latest = min(running)
-        if latest < now:
+        running = self._running_slacks(view, beta, now)
+        if not running:
             return 0  # somebody is late beyond lenience as it is
         priced = [self._length(task) for task in (queue if self.batch_cost == "queue" else ordered)]
         totals = list(accumulate(priced))
         squares = list(accumulate([n * n for n in priced]))
         contexts = list(accumulate([self._length(task) for task in ordered]))
         candidates = [self._slack(task, beta) for task in ordered]
-        tightest = list(accumulate(candidates, min, initial=latest))
+        tightest = list(accumulate(candidates, min, initial=min(running)))
 
         def feasible(m: int) -> bool:
             cost = view.estimate_prefill(totals[m - 1], None if m == 1 else squares[m - 1])
