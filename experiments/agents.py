@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,8 @@ from servetwin.core.records import RunFolder
 from servetwin.core.token_worker import TokenWorker
 
 from . import build
-from .backend import Plan
-from .config import Experiment
+from .backend import Plan, Say
+from .config import Experiment, WorkerSpec
 from .engines import is_engine, prepare
 from .graph import make_router, real_tools
 from .llmspec import TokenSLOSpec
@@ -21,20 +22,42 @@ if TYPE_CHECKING:
     from servetwin.real.server import Report
 
 
-class AgentsBackend:
-    """Serves experiments whose stages are language models and tools. *options* are of
-    `servetwin.real.vllm_engine.EngineOptions`, for all engines alike.
+#: Memory for keys and values on a CPU, in bytes: enough for tiny models.
+CPU_KV = 16 << 20
+PRECISIONS = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
-    Engines stay where they are from one run to the next with the same deployment; `close` ends them.
+
+def serves(experiment: Experiment) -> bool:
+    """Whether all stages of *experiment* are language models or tools, at least one a language model."""
+    workers = experiment.deployment.workers
+    engines = [is_engine(experiment, w) for w in workers]
+    return any(engines) and all(llm or w.threads is not None for llm, w in zip(engines, workers, strict=True))
+
+
+def run(experiment: Experiment, model: str | None, folder: Path | None, say: Say | None = None) -> Report:
+    """Serve *experiment* once, each language model as its profile says it was (or all as *model*)."""
+    backend = AgentsBackend(model)
+    try:
+        return backend.run(experiment, folder, say)
+    finally:
+        backend.close()
+
+
+class AgentsBackend:
+    """Serves experiments whose stages are language models and tools.
+
+    Engines are started as their profiles say: *model* (None: the profile's), precision, limits. They stay where they
+    are from one run to the next with the same deployment; `close` ends them.
     """
 
-    def __init__(self, **options: Any) -> None:
-        self.options = options
+    def __init__(self, model: str | None = None) -> None:
+        self.model = model
         self.engines: dict[str, EngineProcess] = {}
         self._of: dict[str, Any] = {}
 
-    def run(self, experiment: Experiment, folder: Path | None = None) -> Report:
+    def run(self, experiment: Experiment, folder: Path | None = None, say: Say | None = None) -> Report:
         """Serve *experiment*; with *folder*, leave its records there. Raises as `servetwin.real.agents.serve`."""
+        say = say or (lambda _: None)
         from servetwin.real.agents import serve
 
         plan = Plan(experiment, diffusion=False)
@@ -42,7 +65,9 @@ class AgentsBackend:
         ours = [self._worker(w) for w in workers]
         wiring["router"] = make_router(plan.experiment, ours)
         tools = real_tools(plan.experiment)
+        say("starting an engine for each language model")
         self.start(plan.experiment)
+        say(f"serving {len(plan.requests)} requests")
         recorder: Recorder = Recorder()
         if folder is not None:
             recorder = build.folder_for(experiment, folder, {**build.describe(experiment), "kind": "real"})
@@ -57,6 +82,8 @@ class AgentsBackend:
         finally:
             if isinstance(recorder, RunFolder):
                 recorder.close(complete=complete)
+        if folder is not None:
+            (folder / "real.json").write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
         return report
 
     def _worker(self, worker: Worker) -> Worker:
@@ -74,7 +101,7 @@ class AgentsBackend:
         for spec in experiment.deployment.workers:
             if is_engine(experiment, spec):
                 wanted[spec.name or spec.modules[0]] = EngineSetup(
-                    {**self.options, "max_sequences": spec.limit}, self._settings(experiment, spec)
+                    self._options(experiment, spec), self._settings(experiment, spec)
                 )
             elif spec.threads is None:
                 what = f"{'+'.join(spec.modules)} is neither a language model nor a tool"
@@ -87,12 +114,32 @@ class AgentsBackend:
         for name in missing:
             self.engines[name].ready()
 
-    def _settings(self, experiment: Experiment, spec: Any) -> dict[str, Any]:
+    def _options(self, experiment: Experiment, spec: WorkerSpec) -> dict[str, Any]:
+        """`servetwin.real.vllm_engine.EngineOptions` of a worker."""
+        from servetwin.profiles import load
+
+        profile = load(experiment.deployment.devices[spec.device or ""])
+        data, limit = profile.token_data, spec.limit or 1
+        engines = sum(is_engine(experiment, w) for w in experiment.deployment.workers)
+        cpu = profile.data.device.kind == "cpu"
+        return {
+            "model": self.model or data.architecture,
+            "dtype": PRECISIONS.get(profile.data.precision, "float32"),
+            "max_model_len": data.engine.max_model_len,
+            "max_batched_tokens": data.engine.max_batched_tokens,
+            "max_sequences": limit,
+            "block_size": data.kv.block_size,
+            "gpu_memory_utilization": data.engine.gpu_memory_utilization / engines,
+            "kv_bytes": CPU_KV if cpu else None,
+            "graphs": (1, 2, 4, *range(8, limit + 1, 8)) if data.engine.cuda_graphs and not cpu else (),
+        }
+
+    def _settings(self, experiment: Experiment, spec: WorkerSpec) -> dict[str, Any]:
         policy, slo = build.policy_of(experiment, spec), experiment.slo
         scales = None
         if isinstance(slo, TokenSLOSpec) and slo.prefill is not None:
             scales = f"{slo.prefill}+{slo.decode}"
-        profile = experiment.deployment.devices[spec.device]
+        profile = experiment.deployment.devices[spec.device or ""]
         return {"policy": policy.name, "params": policy.params, "profile": profile, "slo": scales}
 
     def close(self) -> None:

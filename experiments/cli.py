@@ -87,10 +87,14 @@ def run(
     chosen = load(_source(experiment), [*((k, v) for k, v in short.items() if v is not None), *_overrides(sets)])
     began = time.perf_counter()
     if backend == "real":
+        from . import agents
         from .backend import Backend
 
         setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes)
-        report = Backend(setup).run(chosen, out, _say)
+        if agents.serves(chosen):
+            report = agents.run(chosen, model, out, _say)
+        else:
+            report = Backend(setup).run(chosen, out, _say)
         summary, real = report.summary.as_dict(), report.as_dict()
     else:
         _only_real({"--device": devices, "--model": model, "--weights": weights, "--eager": eager})

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from servetwin.core import BadInput, Recorder, Request, ServeTwinError, ServingLoop, Stage, Worker
@@ -94,6 +95,7 @@ class EngineWorker(TokenWorker):
         self.process, self.executor = process, executor
         self.tasks: dict[tuple[int, int], TokenTask] = {}
         self.visits: dict[int, int] = {}
+        self.heard_after: list[float] = []  # seconds from a last token until the loop knew
         threading.Thread(target=self._listen, args=(executor.heard,), name=f"engine {self.name}", daemon=True).start()
 
     def attach(self, loop: ServingLoop) -> None:
@@ -150,6 +152,7 @@ class EngineWorker(TokenWorker):
             self.loop._drop(task, self.view)
         elif outcome == "finished":
             task.finished = self.loop.executor.now()
+            self.heard_after.append(task.finished - task._times[-1])
             slo = self.view.slo
             if slo is not None and not slo.met(task):
                 task.request.missed = True  # type: ignore[misc]
@@ -209,6 +212,10 @@ def serve(
         executor.close()
     found = report(log, executor.lateness)
     found.tools = {name: tool.told() for name, tool in executor.tools.items()}
+    for worker in workers:
+        if isinstance(worker, EngineWorker) and worker.heard_after:
+            heard = {"median": median(worker.heard_after) * 1e3, "max": max(worker.heard_after) * 1e3}
+            found.tools[worker.name] = {"calls": len(worker.heard_after), "heard_after_ms": heard}
     return found
 
 

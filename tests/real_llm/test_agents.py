@@ -56,7 +56,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def backend():
-    backend = AgentsBackend(model="tiny", max_model_len=1024, max_batched_tokens=1024, kv_bytes=16 << 20)
+    backend = AgentsBackend("tiny")
     yield backend
     backend.close()
 
