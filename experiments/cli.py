@@ -440,7 +440,10 @@ def workloads() -> None:
         e = load(name)
         given = settings_of(e)
         rate, cv, factor = ("" if given[k] is None else f"{given[k]:g}" for k in ("rate", "cv", "slo_factor"))
-        lines.add_row(name, e.about, rate, cv, f"{factor}x" if factor else "", str(e.workload.requests))
+        slo = f"{factor}x" if factor else ""
+        if given.get("prefill_slo"):
+            slo = f"{given['prefill_slo']:g}+{given['decode_slo']:g}"
+        lines.add_row(name, e.about, rate, cv, slo, str(e.workload.requests))
     _print(lines)
 
 

@@ -14,4 +14,4 @@ Count = Annotated[int, Field(ge=1)]
 class Strict(BaseModel):
     """A part of an experiment file."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)

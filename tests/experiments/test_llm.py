@@ -13,6 +13,7 @@ import pytest
 import yaml
 from plain_llm import Deadlines, serve
 from servetwin.core import BadInput, Module, Pipeline, Recorder, Request
+from servetwin.core.laws import LawChecker
 from servetwin.core.token_metrics import Gaps, LimitsSLO, TokenDeadlines, TokenLimits
 from servetwin.core.tokens import TokenTask
 from servetwin.experiments import build, plots, sweep
@@ -229,6 +230,21 @@ def test_every_policy_serves_with_noise(policy):
     summary = build.run(small(("time.noise", True), policy=policy, rate=3.0)).as_dict()
     assert summary["met"] + summary["late"] + summary["dropped"] == 30
     assert summary["met"] > 0
+
+
+@pytest.mark.parametrize("blocks", [1403, 120])
+@pytest.mark.parametrize("policy", ["neustream-llm", "vllm", "vllm-v1", "sarathi", "edf-llm"])
+def test_the_workload_keeps_the_laws(policy, blocks):
+    """With memory for all, and with so little that requests are preempted; blocks are conserved either way."""
+    experiment = small(("deployment.workers.0.engine.blocks", blocks), requests=60, policy=policy, rate=12.0)
+    experiment = load(experiment.as_dict(), [("workload.lengths.llm.output.tokens", 60)])
+    laws = LawChecker()
+    run = build.build(experiment, laws)
+    laws.watch(run.loop)
+    summary = run.play().as_dict()
+    laws.finish()
+    assert summary["met"] + summary["late"] + summary["dropped"] == 60
+    assert (summary["preemptions"] > 0) == (blocks == 120)
 
 
 def test_what_the_engine_allows_comes_from_the_profile_unless_it_is_given():
