@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from servetwin.core import Batch, Recorder
+from servetwin.core.laws import LawChecker, check_records
 from servetwin.experiments import resolve
 from servetwin.experiments.build import build, run
 
@@ -13,16 +14,33 @@ WORKLOADS = [("sd15-512-rtx4090", 0.5), ("dit-s2-256-rtx4090", 4.0), ("palette-2
 POLICIES = ["neustream", "clockwork", "edf", "fcfs"]
 
 
-@pytest.mark.parametrize(("workload", "rate"), WORKLOADS)
-@pytest.mark.parametrize("policy", POLICIES)
+ENGINES = [("opt-13b-a6000", 3.0, p) for p in ("neustream-llm", "vllm", "vllm-v1", "sarathi", "edf-llm")]
+
+
+@pytest.mark.parametrize(("workload", "rate", "policy"), [(*w, p) for w in WORKLOADS for p in POLICIES] + ENGINES)
 def test_same_seed_same_bytes(tmp_path: Path, workload: str, rate: float, policy: str) -> None:
     experiment = resolve.load(workload, [("policy", policy), ("rate", rate), ("requests", 120)])
     for name in ("a", "b"):
         run(experiment, tmp_path / name)
+        check_records(tmp_path / name)
     files = sorted(p.name for p in (tmp_path / "a").iterdir())
     assert files == ["batches.jsonl", "experiment.yaml", "meta.json", "requests.jsonl", "summary.json"]
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+@pytest.mark.parametrize(("workload", "rate", "policy"), ENGINES)
+@pytest.mark.parametrize("blocks", [1403, 150])
+def test_engines_keep_the_laws(workload: str, rate: float, policy: str, blocks: int) -> None:
+    tight = {"modules": ["llm"], "device": "gpu0", "limit": 256, "engine": {"blocks": blocks, "headroom": 1}}
+    settings = [("policy", policy), ("rate", rate), ("requests", 100), ("deployment.workers", [tight])]
+    laws = LawChecker()
+    run = build(resolve.load(workload, settings), laws)
+    laws.watch(run.loop)
+    run.play()
+    laws.finish()
+    preempted = sum(stage["preemptions"] for stage in laws.summary.as_dict()["llm"].values())
+    assert preempted or blocks > 150 or policy != "vllm"
 
 
 def test_another_seed_gives_other_noise() -> None:
