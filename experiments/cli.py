@@ -13,7 +13,18 @@ import typer
 from servetwin.core.errors import BadInput, ServeTwinError
 
 from . import commands
-from .commands import AnyDevice, BackendName, Devices, Eager, Model, Processes, Sampler, Slots, Weights
+from .commands import (
+    AnyDevice,
+    BackendName,
+    Devices,
+    Eager,
+    Model,
+    Processes,
+    RunBackend,
+    Sampler,
+    Slots,
+    Weights,
+)
 from .terminal import print_table as _print
 from .terminal import progress as _progress
 from .terminal import table as _table
@@ -69,7 +80,7 @@ def run(
         Path | None, typer.Option(help="Folder for the records of the run (made; must hold no run).")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
-    backend: BackendName = "sim",
+    backend: RunBackend = "sim",
     devices: Devices = None,
     model: Model = None,
     weights: Weights = None,
@@ -78,6 +89,7 @@ def run(
     any_device: AnyDevice = False,
     slots: Slots = None,
     processes: Processes = False,
+    url: Annotated[str | None, typer.Option(help="With --backend vllm: a running server, http://host:port.")] = None,
 ) -> None:
     """Run one experiment: in simulation, or for real on devices of this machine (--backend real)."""
     from . import build
@@ -96,9 +108,15 @@ def run(
         else:
             report = Backend(setup).run(chosen, out, _say)
         summary, real = report.summary.as_dict(), report.as_dict()
+    elif backend == "vllm":
+        from .vllm_backend import VllmBackend
+
+        vllm = VllmBackend(model, eager=eager, foreign=any_device)
+        served = vllm.ask(url, chosen, out, _say) if url else vllm.run(chosen, out, _say)
+        summary, real = served.summary.as_dict(), served.as_dict()
     else:
         _only_real({"--device": devices, "--model": model, "--weights": weights, "--eager": eager})
-        _only_real({"--processes": processes})
+        _only_real({"--processes": processes, "--url": url})
         summary, real = build.run(chosen, out).as_dict(), None
     took = time.perf_counter() - began
     if as_json:

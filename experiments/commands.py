@@ -27,6 +27,11 @@ Weights = Annotated[Path | None, typer.Option(help="A checkpoint in diffusers' l
 Eager = Annotated[bool, typer.Option("--eager", help="No CUDA graphs.")]
 Sampler = Annotated[str, typer.Option(help="ddim or euler.")]
 BackendName = Annotated[Literal["sim", "real"], typer.Option(help="What serves: simulated devices, or real modules.")]
+RunBackend = Annotated[
+    Literal["sim", "real", "vllm"],
+    typer.Option("--backend", help="What serves: simulated devices, real modules, or vLLM (language models)."),
+]
+Url = Annotated[str | None, typer.Option(help="With --backend vllm: a running server, http://host:port.")]
 Model = Annotated[str | None, typer.Option(help="The real model, where the profile does not tell.")]
 AnyDevice = Annotated[bool, typer.Option("--any-device", help="Serve with a profile of another device too.")]
 Slots = Annotated[int | None, typer.Option(min=1, help="Requests that may have begun and not ended.")]

@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from servetwin.core import BadInput, ServeTwinError
 from servetwin.core.tokens import TokenPolicy
 
 from .client import END, PACKET, Client
+from .vllm_plan import KEY, Planned, Run, Served, prompt_ids
 
 #: What vLLM has to be told before it is imported: one process, no network, no statistics sent anywhere.
 ENVIRONMENT = {
@@ -69,43 +70,6 @@ class EngineOptions:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A request to send: *arrival* in seconds since the run began, lengths in tokens. *output* tokens are forced;
-    *limit* is what a policy is told (None: the same)."""
-
-    id: int
-    arrival: float
-    prompt: int
-    output: int
-    limit: int | None = None
-
-
-@dataclass
-class Served:
-    """What became of a request; times in seconds since the run began. *times* are those of its tokens."""
-
-    id: int
-    arrival: float
-    prompt: int
-    output: int
-    queued: float
-    outcome: Literal["finished", "dropped", "failed"]
-    times: list[float] = field(default_factory=list)
-    preemptions: int = 0
-
-
-@dataclass
-class Run:
-    """A run as it was: requests, steps (as `vllm_scheduler.StepLog`, times since the run began), and the client."""
-
-    requests: list[Served]
-    steps: list[Any]
-    lateness: list[float]
-    intake: list[float]
-    seconds: float
-
-
 def prepare_environment() -> None:
     """Set what vLLM reads from the environment, where it is not set."""
     for key, value in ENVIRONMENT.items():
@@ -144,6 +108,22 @@ def model_config(name: str, dtype: str) -> dict[str, Any]:
     }
 
 
+def bytes_per_token(model: str, dtype: str) -> int:
+    """Bytes that the keys and values of a token take, over all layers. *model* is a name or a folder."""
+    width = {"float16": 2, "bfloat16": 2, "float32": 4}[dtype]
+    path = Path(model) / "config.json"
+    built = model == "tiny" or model.startswith("opt-")
+    config = model_config(model, dtype) if built else json.loads(path.read_text())
+    return 2 * int(config["num_hidden_layers"]) * int(config["hidden_size"]) * width
+
+
+def device_name() -> str:
+    """What vLLM would serve on: the name of the first GPU, or cpu."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
 class VllmEngine:
     """vLLM's engine with our scheduler, started once for many runs."""
 
@@ -158,7 +138,7 @@ class VllmEngine:
         from vllm import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        from .vllm_scheduler import KEY, PolicyScheduler
+        from .vllm_scheduler import PolicyScheduler
 
         self.options = options
         self.version = vllm.__version__
@@ -217,7 +197,7 @@ class VllmEngine:
         return {
             "vllm": self.version,
             "torch": torch.__version__,
-            "device": torch.cuda.get_device_name() if cuda else "cpu",
+            "device": device_name(),
             "memory_gib": torch.cuda.get_device_properties(0).total_memory / 2**30 if cuda else None,
             "blocks": self.scheduler.blocks,
             "block_size": self.scheduler.block_size,
@@ -232,11 +212,9 @@ class VllmEngine:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        from .vllm_scheduler import KEY
-
         self.engine.add_request(
             str(planned.id),
-            {"prompt_token_ids": _prompt(planned, self.options)},
+            {"prompt_token_ids": prompt_ids(planned)},
             SamplingParams(
                 max_tokens=planned.output,
                 ignore_eos=True,
@@ -284,6 +262,7 @@ class VllmEngine:
         sent: dict[int, float] = {}
         queued: dict[int, float] = {}
         ended: dict[int, str] = {}
+        ends: dict[int, float] = {}
         intake: list[float] = []
         preemptions: dict[int, int] = {}
         client = Client([r.arrival for r in requests])
@@ -331,6 +310,7 @@ class VllmEngine:
                             number = int(out.request_id)
                             aborted = out.outputs[0].finish_reason == "abort"
                             ended[number] = "dropped" if aborted else "finished"
+                            ends[number] = scheduler.now()
         finally:
             client.close()
             scheduler.keep_log = False
@@ -347,6 +327,7 @@ class VllmEngine:
                 ended.get(number, "failed"),  # type: ignore[arg-type]
                 scheduler.times.get(number, []),
                 preemptions.get(number, 0),
+                ends.get(number, scheduler.now()),
             )
             for number, at in sent.items()
         ]
@@ -361,11 +342,6 @@ class VllmEngine:
         left = min(LOOK, max(0.0, until - scheduler.now()))
         if left > 0:
             select.select([client.channel], [], [], left)
-
-
-def _prompt(planned: Planned, options: EngineOptions) -> list[int]:
-    """Token ids of a prompt: what they are does not matter, that they differ does no harm."""
-    return [4 + (planned.id * 7 + i) % 500 for i in range(planned.prompt)]
 
 
 @contextmanager

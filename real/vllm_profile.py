@@ -15,7 +15,8 @@ from typing import Any
 
 from servetwin.core.tokens import ALL, Step, TokenPolicy, TokenView
 
-from .vllm_engine import Planned, VllmEngine, undisturbed
+from .vllm_engine import VllmEngine, undisturbed
+from .vllm_plan import Planned
 from .vllm_scheduler import Settings, StepLog
 
 #: Steps of a kind that are left out before those that count: the first ones after a change are slower.

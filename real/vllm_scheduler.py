@@ -5,14 +5,18 @@ Give it to vLLM by its path; what it is to do travels in vLLM's configuration::
     vllm serve MODEL --scheduler-cls servetwin.real.vllm_scheduler.PolicyScheduler \\
         --additional-config '{"servetwin": {"policy": "neustream_llm", "profile": "h100/opt-13b", "slo": "3+1.5"}}'
 
-Per request, ``extra_args={"servetwin": {...}}`` of its sampling parameters may hold *limit* (the declared maximum of
-output tokens, where ``max_tokens`` is not it), *arrival* (seconds on the machine's monotonic clock) and *id*.
+Per request, ``extra_args={"servetwin": {...}}`` of its sampling parameters (over HTTP ``vllm_xargs``, with that
+mapping as a text in JSON) may hold *limit* (the declared maximum of output tokens, where ``max_tokens`` is not it),
+*arrival* (seconds on the machine's monotonic clock) and *id*.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
+import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -31,10 +35,9 @@ from servetwin.core.tokens import (
     TokenView,
 )
 
+from .vllm_plan import KEY
 from .vllm_private import Orders, Steered, SteeredAsync, exhausted, generated
 
-#: The key of vLLM's ``additional_config``, and of a request's ``extra_args``.
-KEY = "servetwin"
 #: The longest that an engine with nothing to do sleeps before it looks at its queue again, in seconds.
 NAP = 0.0005
 
@@ -88,6 +91,22 @@ def find(name: str) -> type[TokenPolicy]:
         has = ", ".join(own) or "no policy for language models"
         raise BadInput(f"{path} has {has}", where="policy", right="module:Class of one of them")
     return next(iter(own.values()))
+
+
+def told(request: Any) -> dict[str, float]:
+    """What a client says of *request* beyond vLLM's own words: *id*, *limit* and *arrival*, where they are numbers.
+
+    Over HTTP it is a text in JSON (vLLM passes no mapping on). Whatever else is there is the client's mistake, which
+    must not end the engine.
+    """
+    given = (getattr(request.sampling_params, "extra_args", None) or {}).get(KEY)
+    if isinstance(given, str):
+        with contextlib.suppress(ValueError):
+            given = json.loads(given)
+    if not isinstance(given, Mapping):
+        return {}
+    numbers = {k: given.get(k) for k in ("id", "limit", "arrival")}
+    return {k: v for k, v in numbers.items() if isinstance(v, int | float) and math.isfinite(v) and v >= 0}
 
 
 def slo_scales(text: str) -> tuple[float, float]:
@@ -220,11 +239,11 @@ class _Policed(Steered):
 
     def add_request(self, request: Any) -> None:
         super().add_request(request)
-        extra = (getattr(request.sampling_params, "extra_args", None) or {}).get(KEY, {})
+        extra = told(request)
         self._ids += 1
         number = int(extra.get("id", self._ids))
-        if extra.get("arrival") is not None:
-            arrival = float(extra["arrival"]) - self.zero
+        if "arrival" in extra:
+            arrival = extra["arrival"] - self.zero
         else:  # vLLM stamps by the wall clock
             arrival = request.arrival_time - time.time() + time.monotonic() - self.zero
         limit = int(extra.get("limit", request.max_tokens))

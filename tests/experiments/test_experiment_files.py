@@ -18,7 +18,7 @@ SIX = [
     "sd15-512-h100",
     "sd15-512-rtx4090",
 ]
-OPT = ["opt-13b-a6000", "opt-30b-a6000", "opt-66b-a6000"]
+OPT = ["opt-13b-a6000", "opt-13b-h100", "opt-30b-a6000", "opt-66b-a6000", "tiny-opt-cpu"]
 PIPELINES = ["matplotagent-rtx4090", "sdxl-caption-made-up"]
 TINY = ["tiny-dit-cpu", "tiny-palette-cpu", "tiny-sd-cpu"]
 

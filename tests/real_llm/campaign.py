@@ -237,7 +237,8 @@ def run(plan: dict[str, Any], folder: Path, seconds: float) -> None:
     from servetwin.core.tokens import CumulativeSLO
     from servetwin.profiles.tokendata import TokenModel
     from servetwin.profiles.tokens import TokenTable
-    from servetwin.real.vllm_engine import EngineOptions, Planned, VllmEngine
+    from servetwin.real.vllm_engine import EngineOptions, VllmEngine
+    from servetwin.real.vllm_plan import Planned
     from servetwin.real.vllm_profile import SMALL, Grid, measure, tokens_section
     from servetwin.real.vllm_scheduler import Estimates, Settings, slo_scales
 

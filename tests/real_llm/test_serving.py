@@ -20,7 +20,8 @@ from servetwin.core.tokens import (
 from servetwin.experiments import registry
 from servetwin.profiles.tokendata import TokenData
 from servetwin.profiles.tokens import TokenTable
-from servetwin.real.vllm_engine import EngineOptions, Planned, VllmEngine, model_config
+from servetwin.real.vllm_engine import EngineOptions, VllmEngine, model_config
+from servetwin.real.vllm_plan import Planned
 from servetwin.real.vllm_profile import SMALL, measure, tokens_section
 from servetwin.real.vllm_scheduler import Estimates, Settings
 from servetwin.sim import SimExecutor

@@ -1,0 +1,228 @@
+"""The experiment that a simulation would play, served by vLLM in this process.
+
+The same policy object decides, and the records are those of a simulation, with ``real.json`` beside them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from servetwin.core import BadInput, Recorder, RunFolder, Summary
+from servetwin.core.token_worker import TokenWorker
+from servetwin.core.tokens import TokenRequest
+
+from . import build
+from .backend import Plan, Say
+from .config import Experiment
+from .engines import prepare
+
+if TYPE_CHECKING:
+    from servetwin.profiles import Profile
+    from servetwin.real.vllm_engine import EngineOptions, VllmEngine
+    from servetwin.real.vllm_plan import Planned, Run
+
+#: Sizes for which steps are captured as CUDA graphs, in tokens.
+GRAPHS = (1, 2, 4, *range(8, 65, 8), *range(80, 129, 16), *range(160, 257, 32), *range(288, 513, 32))
+LARGER = tuple(range(576, 1025, 64))
+DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+
+
+@dataclass
+class VllmReport:
+    """What a run says beside its records, times in milliseconds."""
+
+    summary: Summary
+    lateness_ms: dict[str, float]
+    gap_ms: dict[str, float]
+    engine: dict[str, Any]
+    steps: int
+    decide_ms: dict[str, float]
+    schedule_ms: dict[str, float]
+    intake_ms: dict[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of ``real.json``."""
+        return {k: v for k, v in vars(self).items() if k != "summary"}
+
+
+class VllmBackend:
+    """Serves experiments of one language model with vLLM; the engine stays from one run to the next.
+
+    *model* is what to serve where the profile does not tell (a name such as opt-13b, or a folder), *eager* goes
+    without CUDA graphs, *foreign* lets a profile of another device pass.
+    """
+
+    def __init__(self, model: str | None = None, *, eager: bool = False, foreign: bool = False) -> None:
+        self.model = model
+        self.eager = eager
+        self.foreign = foreign
+        self.engines: dict[EngineOptions, VllmEngine] = {}
+
+    def ask(self, url: str, experiment: Experiment, folder: Path | None = None, say: Say | None = None) -> VllmReport:
+        """Send the requests of *experiment* to the server at *url*, which has a policy of its own (or vLLM's).
+
+        Records and summary are as those of `run`, but without steps, which only the server knows.
+        """
+        from servetwin.real.vllm_client import serve_url
+        from servetwin.real.vllm_records import record
+
+        say = say or (lambda _: None)
+        plan = Plan(experiment)
+        _, workers, _ = plan.system()
+        worker = self._only(workers, experiment)
+        planned = planned_of(plan, worker)
+        say(f"sending {len(planned)} requests to {url}")
+        run = serve_url(url, planned, model=self.model)
+        recorder = Recorder()
+        if folder is not None:
+            meta = {**build.describe(experiment), "kind": "real", "engine": {"url": url}}
+            recorder = build.folder_for(experiment, folder, meta)
+        prepare(recorder, plan.experiment, workers)
+        record(run, worker, {r.id: r for r in plan.requests}, recorder)  # type: ignore[misc]
+        if isinstance(recorder, RunFolder):
+            recorder.close()
+        report = VllmReport(recorder.summary, _spread(run.lateness), {}, {"url": url}, 0, {}, {}, {})
+        if folder is not None:
+            (folder / "real.json").write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
+        return report
+
+    def run(self, experiment: Experiment, folder: Path | None = None, say: Say | None = None) -> VllmReport:
+        """Serve *experiment*; with *folder*, leave its records there.
+
+        Raises `BadInput` before anything is written.
+        """
+        from servetwin.real.vllm_records import record
+        from servetwin.real.vllm_scheduler import Estimates, Settings
+
+        say = say or (lambda _: None)
+        plan = Plan(experiment)
+        _, workers, _ = plan.system()
+        worker = self._only(workers, experiment)
+        ((_, profile),) = plan.profiles.items()
+        planned = planned_of(plan, worker)
+        options = self._options(worker, profile)
+        engine = self._engine(options, profile, say)
+        view = worker.view
+        estimates = Estimates(view.estimate_prefill, view.estimate_decode, view.slo)
+        recorder = Recorder()
+        if folder is not None:
+            meta = {**build.describe(experiment), "kind": "real", "engine": engine.describe()}
+            recorder = build.folder_for(experiment, folder, meta)
+        prepare(recorder, plan.experiment, workers)
+        say(f"warming up, then serving {len(planned)} requests")
+        complete = False
+        try:
+            engine.serve(_warm_up(planned), Settings(name=view.name), policy=None)
+            run = engine.serve(
+                planned,
+                Settings(name=view.name),
+                policy=worker.policy,
+                estimates=estimates,
+                stop_after=experiment.system.stop_after,
+            )
+            record(run, worker, {r.id: r for r in plan.requests}, recorder)  # type: ignore[misc]
+            complete = True
+        finally:
+            if isinstance(recorder, RunFolder):
+                recorder.close(complete=complete)
+        report = _report(run, recorder.summary, engine)
+        if folder is not None:
+            (folder / "real.json").write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
+        return report
+
+    def _only(self, workers: list[Any], experiment: Experiment) -> TokenWorker:
+        if len(workers) != 1 or not isinstance(workers[0], TokenWorker):
+            what = f"{len(workers)} workers" if len(workers) != 1 else "a pipeline without a language model"
+            raise BadInput(
+                f"vLLM cannot serve {what}", where=experiment.name, right="one engine: a pipeline of one llm module"
+            )
+        limits = workers[0].view.limits
+        if limits.preemption != "recompute" or limits.stamp != "sent" or limits.headroom:
+            right = "preemption: recompute, stamp: sent, headroom: 0"
+            raise BadInput("vLLM's V1 engine is not like that", where="deployment.workers.0.engine", right=right)
+        return workers[0]
+
+    def _options(self, worker: TokenWorker, profile: Profile) -> EngineOptions:
+        from servetwin.real.vllm_engine import EngineOptions, bytes_per_token
+
+        data, limits = profile.token_data, worker.view.limits
+        gpu = profile.data.device.kind == "gpu"
+        options = EngineOptions(
+            model=self.model or data.architecture,
+            dtype=DTYPES.get(profile.data.precision, "float16"),  # type: ignore[arg-type]
+            max_model_len=data.engine.max_model_len,
+            max_batched_tokens=limits.max_batched_tokens,
+            max_sequences=limits.max_sequences,
+            block_size=limits.block_size,
+            gpu_memory_utilization=data.engine.gpu_memory_utilization,
+            tensor_parallel=data.tensor_parallel,
+        )
+        if gpu and not self.eager:
+            return replace(options, graphs=GRAPHS + LARGER, graphs_for="all")
+        if not gpu:  # vLLM keeps one block for itself
+            tokens = (limits.blocks + 1) * limits.block_size
+            return replace(options, kv_bytes=tokens * bytes_per_token(options.model, options.dtype))
+        return options
+
+    def _engine(self, options: EngineOptions, profile: Profile, say: Say) -> VllmEngine:
+        from servetwin.real.vllm_engine import VllmEngine, device_name
+
+        wanted, there = profile.data.device, device_name()
+        if not self.foreign and (wanted.kind == "gpu") != (there != "cpu"):
+            what = f"the profile {profile.name} is of {wanted.name}, but this machine serves on {there}"
+            raise BadInput(what, where="deployment.devices", right="a profile of this device, or --any-device")
+        if options not in self.engines:
+            say(f"starting vLLM with {options.model} on {there}")
+            self.engines[options] = VllmEngine(options)
+        return self.engines[options]
+
+
+def planned_of(plan: Plan, worker: TokenWorker) -> list[Planned]:
+    """The requests of *plan* as a client sends them."""
+    from servetwin.real.vllm_plan import Planned
+
+    name = worker.stage.loop or worker.stage.name
+    planned = []
+    for request in plan.requests:
+        assert isinstance(request, TokenRequest)
+        tokens: Any = request.tokens[name]
+        prompt, limit = tokens
+        output: Any = (request.outputs or {})[name]
+        planned.append(Planned(request.id, request.arrival, prompt, min(output, limit), limit))
+    return planned
+
+
+def _warm_up(planned: list[Planned]) -> list[Planned]:
+    """A few of them at once: the first of everything is slow."""
+    return [replace(p, id=i, arrival=0.0, output=min(p.output, 8)) for i, p in enumerate(planned[:16])]
+
+
+def _spread(seconds: list[float]) -> dict[str, float]:
+    if not seconds:
+        return {}
+    ms = np.array(seconds) * 1e3
+    found = {"median": np.median(ms), "mean": ms.mean(), "p99": np.percentile(ms, 99), "max": ms.max()}
+    return {k: round(float(v), 4) for k, v in found.items()}
+
+
+def _report(run: Run, summary: Summary, engine: VllmEngine) -> VllmReport:
+    steps = run.steps
+    gaps = [b.start - a.end for a, b in itertools.pairwise(steps)]
+    # Where the engine had nothing to do between two steps is no gap.
+    usual = statistics.median(gaps) if gaps else 0.0
+    return VllmReport(
+        summary,
+        _spread(run.lateness),
+        _spread([g for g in gaps if g < 20 * usual]),
+        engine.describe(),
+        len(steps),
+        _spread([s.decided - s.start for s in steps]),
+        _spread([s.scheduled - s.start for s in steps]),
+        _spread(run.intake),
+    )
