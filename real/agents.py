@@ -272,7 +272,7 @@ def _work(pipe: Connection, engine: Any) -> None:
 
 
 def _add(engine: Any, flying: dict[str, tuple[int, int]], more: list[Any]) -> None:
-    from .vllm_engine import Planned
+    from .vllm_plan import Planned
 
     number, visit, prompt, output, limit, at, budget = more
     own = number * 1000 + visit  # vLLM wants a name of its own for each visit
