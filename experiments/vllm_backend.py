@@ -73,7 +73,7 @@ class VllmBackend:
         from servetwin.real.vllm_records import record
 
         say = say or (lambda _: None)
-        plan = Plan(experiment)
+        plan = Plan(experiment, diffusion=False)
         _, workers, _ = plan.system()
         worker = self._only(workers, experiment)
         planned = planned_of(plan, worker)
@@ -101,7 +101,7 @@ class VllmBackend:
         from servetwin.real.vllm_scheduler import Estimates, Settings
 
         say = say or (lambda _: None)
-        plan = Plan(experiment)
+        plan = Plan(experiment, diffusion=False)
         _, workers, _ = plan.system()
         worker = self._only(workers, experiment)
         ((_, profile),) = plan.profiles.items()
