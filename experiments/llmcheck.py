@@ -88,13 +88,19 @@ def _check_draw(path: tuple[str, ...], draw: TokenDraw, load: Workload) -> None:
 
 
 def _check_workers(experiment: Experiment, modules: list[str]) -> None:
-    for i, worker in enumerate(experiment.deployment.workers):
+    workers = experiment.deployment.workers
+    engines = {w.device: w.modules[0] for w in workers if set(w.modules) & set(modules)}
+    for i, worker in enumerate(workers):
         path = ("deployment", "workers", i)
         served = [m for m in worker.modules if m in modules]
         if served and len(worker.modules) > 1:
             raise Misfit((*path, "modules"), f"an engine serves one module, {served[0]!r}", f"[{served[0]}]")
         if worker.engine is not None and not served:
             raise Misfit((*path, "engine"), "this worker serves no module of kind llm", "no engine")
+        if worker.device in engines and sum(w.device == worker.device for w in workers) > 1:
+            # Its memory is all the engine's, and what another would cost it has not been measured.
+            what = f"the engine of {engines[worker.device]!r} has the device {worker.device!r} to itself"
+            raise Misfit((*path, "device"), what, "a device for each engine")
 
 
 def _check_slo(experiment: Experiment, modules: list[str]) -> None:

@@ -355,6 +355,11 @@ WRONG = [
     ("deployment.workers.0.engine", {"blokcs": 3}, "unknown key 'blokcs' (right would be: blocks)"),
     ("deployment.workers.0.engine", {"preemption": "drop"}, "does not fit (right would be: 'recompute' or 'swap'"),
     ("deployment.devices", {"gpu0": "rtx4090/sd15-512"}, "this is no profile of a language model"),
+    (
+        "deployment.workers",
+        [{"modules": ["llm"], "device": "gpu0", "limit": 8, "name": name} for name in "ab"],
+        "the engine of 'llm' has the device 'gpu0' to itself (right would be: a device for each engine)",
+    ),
 ]
 
 
