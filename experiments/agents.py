@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from servetwin.core.records import RunFolder
 from servetwin.core.token_worker import TokenWorker
 
 from . import build
-from .backend import Plan, Say
+from .backend import Plan, Say, same_device
 from .config import Experiment, WorkerSpec
 from .engines import is_engine, prepare
 from .graph import make_router, real_tools
@@ -34,13 +35,37 @@ def serves(experiment: Experiment) -> bool:
     return any(engines) and all(llm or w.threads is not None for llm, w in zip(engines, workers, strict=True))
 
 
-def run(experiment: Experiment, model: str | None, folder: Path | None, say: Say | None = None) -> Report:
-    """Serve *experiment* once, each language model as its profile says it was (or all as *model*)."""
+def run(
+    experiment: Experiment, model: str | None, folder: Path | None, say: Say | None = None, *, foreign: bool = False
+) -> Report:
+    """Serve *experiment* once, each language model as its profile says it was (or all as *model*).
+
+    Raises `BadInput` before anything is started if vLLM is not there, or a profile is of another device than this
+    machine's, unless *foreign*.
+    """
+    check(experiment, foreign=foreign)
     backend = AgentsBackend(model)
     try:
         return backend.run(experiment, folder, say)
     finally:
         backend.close()
+
+
+def check(experiment: Experiment, *, foreign: bool = False) -> None:
+    """Raise `BadInput` unless the engines of *experiment* can be had here."""
+    from servetwin.real import require
+
+    if find_spec("vllm") is None:
+        raise BadInput("real language models need vllm, which is not installed", right="an environment with vLLM")
+    require()
+    import torch
+
+    actual = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    for device, profile in build.load_profiles(experiment).items():
+        profiled = profile.data.device.name
+        if not foreign and not same_device(profiled, actual):
+            what = f"the profile {profile.name} is of {profiled}, but this machine has {actual}"
+            raise BadInput(what, where=f"deployment.devices.{device}", right="one taken here; or --any-device")
 
 
 class AgentsBackend:

@@ -104,7 +104,7 @@ def run(
 
         setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes)
         if agents.serves(chosen):
-            report = agents.run(chosen, model, out, _say)
+            report = agents.run(chosen, model, out, _say, foreign=any_device)
         else:
             report = Backend(setup).run(chosen, out, _say)
         summary, real = report.summary.as_dict(), report.as_dict()

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -221,7 +222,10 @@ WRONG = {
     "no such device": (["run", "tiny-dit-cpu", "--backend", "real", "--device", "tpu"], "unknown device 'tpu'"),
     "another's profile": (["run", "dit-s2-256-rtx4090", *REAL], "is of NVIDIA GeForce RTX 4090, but gpu0 is"),
     "no modules": (["run", "toy.yaml", *REAL], "there are no real modules for the pipeline vae -> dit"),
-    "a language model": (["run", "opt-13b-a6000", *REAL], "there are no real modules for the pipeline llm"),
+    "a language model of another device": (
+        ["run", "opt-13b-a6000", *REAL],
+        "is of NVIDIA RTX A6000, but this machine has" if find_spec("vllm") else "real language models need vllm",
+    ),
     "not that model": (["run", "tiny-dit-cpu", *REAL, "--model", "tiny-sd"], "tiny-sd does not have the modules of"),
     "no such model": (["run", "tiny-dit-cpu", *REAL, "--model", "dalle"], "unknown model 'dalle'"),
     "too many steps": (["run", "tiny-dit-cpu", *REAL, "--set", "workload.steps.dit.high=2000"], "denoising steps"),
