@@ -275,7 +275,8 @@ class Step(Decision):
     same way, with the one token that it has pending. *decode* says which of the running tasks decode: `ALL`, or
     some, or none. *preempt* puts running tasks back to the head of the queue, *drop* gives tasks up for good; both
     come first. With nothing to compute the engine idles until something arrives, or until *idle_until* at the latest.
-    *repeat* (decode steps only) is the policy's word that it would decide the same again, see `Repeat`.
+    *repeat* (decode steps only) is the policy's word that it would decide the same again, see `Repeat`. A step may be
+    given again and again, but is not to be changed once it is made.
 
     The engine admits from *prefill* as long as tokens, sequences and blocks last; the first waiting task that does
     not fit stays waiting, and so do those after it. Memory is given to the running before the waiting.

@@ -96,6 +96,7 @@ class NeuStreamLLM(TokenPolicy):
 
     def decide(self, view: TokenView, now: float) -> Step:
         if not view.waiting:
+            self.order = []
             return DECODE
         order = queue_order(view, self.order)
         most = view.max_batched_tokens

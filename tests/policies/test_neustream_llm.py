@@ -159,6 +159,20 @@ def test_after_a_prefill_those_left_over_stand_first_in_order_of_length():
     assert [i for i, _ in e.says()[0]] == [1, 4]
 
 
+def test_those_that_lose_their_memory_come_back_in_the_order_of_the_engines_queue():
+    e = engine(**STRICT)
+    first, second = e.waits(10), e.waits(20)
+    assert e.says()[0] == [(0, 10), (1, 20)]
+    e.view.waiting.clear()
+    assert e.says() == ([], True, [])  # both run; then both are preempted, the first first
+    for task in (first, second):
+        task.generated, task.preemptions = 5, 1
+        e.view.waiting[task] = None
+        e.view.waiting.move_to_end(task, last=False)
+    e.waits(5)
+    assert [i for i, _ in e.says()[0]] == [1, 0, 2]
+
+
 def test_no_memory_for_the_prefill_all_decode():
     e = engine(limits={"blocks": 8})
     e.runs(100, 20)
