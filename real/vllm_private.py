@@ -104,13 +104,15 @@ class Orders:
     """One step, in vLLM's own requests.
 
     *prefill* lists (request, tokens) in order, running requests whose prompt is partly computed among them; *decode*
-    is None for all that decode. *preempt* goes back to the head of the queue, *drop* is aborted.
+    is None for all that decode. *preempt* goes back to the head of the queue, *drop* is aborted. *plain* says that
+    all that run decode, and shall: nothing needs to be looked for among them.
     """
 
     prefill: Sequence[tuple[Request, int]] = ()
     decode: Sequence[Request] | None = None
     preempt: Sequence[Request] = ()
     drop: Sequence[Request] = ()
+    plain: bool = False
 
 
 @dataclass
@@ -125,11 +127,6 @@ class Obeyed:
 def pending(request: Any) -> int:
     """Tokens to compute before the next token of *request* comes out; those of a step in flight count as there."""
     return int(request.num_tokens + request.num_output_placeholders - request.num_computed_tokens)
-
-
-def generated(request: Any) -> int:
-    """Tokens that *request* has put out, those of a step in flight included."""
-    return int(request.num_output_tokens + request.num_output_placeholders)
 
 
 def exhausted(request: Any) -> bool:
@@ -253,7 +250,9 @@ class Steered(Scheduler):  # type: ignore[misc]
         decode = None if orders.decode is None else {r.request_id for r in orders.decode}
         shown: list[Request] = []
         wanted: list[tuple[int, int]] = []
-        for request in running:
+        if orders.plain:
+            shown = list(running)
+        for request in () if orders.plain else running:
             rid, has = request.request_id, pending(request)
             if chunks and rid in chunks:
                 shown.append(request)
@@ -264,8 +263,11 @@ class Steered(Scheduler):  # type: ignore[misc]
         fresh = [r for r, _ in orders.prefill if r.request_id in chunks]
         wanted += [(pending(r), chunks[r.request_id]) for r in fresh]
         limit, tokens, possible = limits(wanted) if wanted else (0, 0, 0)
-        if possible < len(wanted):
-            self.obeyed.trimmed = len(wanted) - possible
+        if orders.plain:
+            tokens += len(shown)
+            possible += len(shown)
+        if possible < len(shown) + len(fresh):
+            self.obeyed.trimmed = len(shown) + len(fresh) - possible
             fresh = fresh[: max(0, possible - len(shown))]
             shown = shown[:possible]
         known = {r.request_id for r in shown}

@@ -36,7 +36,7 @@ from servetwin.core.tokens import (
 )
 
 from .vllm_plan import KEY
-from .vllm_private import Orders, Steered, SteeredAsync, exhausted, generated
+from .vllm_private import Orders, Steered, SteeredAsync, exhausted
 
 #: The longest that an engine with nothing to do sleeps before it looks at its queue again, in seconds.
 NAP = 0.0005
@@ -311,9 +311,10 @@ class _Policed(Steered):
         decoding = context = 0
         for request in self.running:
             task = tasks[request.request_id]
-            computed = task.computed = request.num_computed_tokens
-            count = task.generated = generated(request)
-            if count and computed >= task.prompt and task.prompt + count - computed == 1 and not exhausted(request):
+            # Here no clock of an engine of ours counts for the task: what it reads can be set as it is.
+            computed = task._computed = request.num_computed_tokens
+            count = task._generated = request.num_output_tokens + request.num_output_placeholders
+            if count and computed == task.prompt + count - 1 and not exhausted(request):
                 decoding += 1
                 context += computed
         view.decoding, view.context, view.free_blocks = decoding, context, self.free_blocks
@@ -340,6 +341,10 @@ class _Policed(Steered):
                 None if step.decode is ALL else [requests[t] for t in step.decode],  # type: ignore[union-attr]
                 [requests[t] for t in step.preempt],
                 drop,
+                plain=step.decode is ALL
+                and not step.preempt
+                and not drop
+                and self.view.decoding == len(self.running),
             )
         except KeyError as error:
             raise LawBroken(f"{self.view.name}: the policy names {error.args[0]!r}, which is not there") from None
