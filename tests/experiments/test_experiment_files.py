@@ -18,6 +18,7 @@ SIX = [
     "sd15-512-h100",
     "sd15-512-rtx4090",
 ]
+OURS = ["dit-s2-256-h100", "dit-xl2-256-h100", "palette-256-h100", "sd15-256-h100", "sd15-512-h100-graphs"]
 OPT = ["opt-13b-a6000", "opt-13b-h100", "opt-30b-a6000", "opt-66b-a6000", "tiny-opt-cpu"]
 PIPELINES = ["matplotagent-rtx4090", "sdxl-caption-made-up"]
 TINY = ["tiny-dit-cpu", "tiny-palette-cpu", "tiny-sd-cpu"]
@@ -32,11 +33,11 @@ def write(folder: Path, name: str, text: str) -> Path:
 
 
 def test_the_workloads_are_there():
-    assert workload_names() == sorted([*SIX, *OPT, *TINY, *PIPELINES])
+    assert workload_names() == sorted([*SIX, *OURS, *OPT, *TINY, *PIPELINES])
 
 
 @pytest.mark.parametrize("policy", ["neustream", "clockwork", "fcfs", "edf"])
-@pytest.mark.parametrize("name", [*SIX, *TINY])
+@pytest.mark.parametrize("name", [*SIX, *OURS, *TINY])
 def test_every_workload_is_set_up_for_every_policy(name, policy):
     experiment = load(name, [("policy", policy)])
     assert experiment.name == name
@@ -235,7 +236,7 @@ def test_a_wrong_override_is_told_in_one_line(toy: Path, override):
 
 
 def test_names_and_files_that_are_not_there(toy: Path):
-    with pytest.raises(BadInput, match=r"unknown workload 'dit-s2-256'.*dit-s2-256-rtx4090"):
+    with pytest.raises(BadInput, match=r"unknown workload 'dit-s2-256'.*dit-s2-256-h100"):
         load("dit-s2-256")
     with pytest.raises(BadInput, match=r"nowhere.yaml: there is no such file"):
         load(toy.parent / "nowhere.yaml")
