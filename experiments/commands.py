@@ -39,7 +39,7 @@ Processes = Annotated[bool, typer.Option("--processes", help="A process of its o
 
 
 def profile(
-    model: Annotated[str, typer.Argument(help="sd15-512, dit-s2-256, palette-256, tiny-dit, ... (docs/real.md)")],
+    model: Annotated[str, typer.Argument(help="sd15-512, tiny-dit, ... (docs/real.md); opt-13b (docs/vllm.md)")],
     out: Annotated[Path, typer.Option(help="The profile file to write, .yaml; must not exist.")],
     devices: Devices = None,
     weights: Weights = None,

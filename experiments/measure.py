@@ -38,6 +38,19 @@ def measure(
     *name* is the profile's, otherwise that of device and model. *limit* is the largest batch, *seconds* about how
     long each point is measured; with *brief* only what a simulation reads is. Raises `BadInput`.
     """
+    from .vllm_measure import is_language_model, measure_language_model
+
+    if is_language_model(model):
+        _check(out, name)
+        if limit is not None and limit < 2:
+            raise BadInput(f"batches of up to {limit}", where="--limit", right="2 at least")
+        eager = setup is not None and setup.eager
+        text = measure_language_model(
+            model, lambda device: name or f"{slug(device)}/{model}", eager=eager, limit=limit, progress=progress
+        )
+        tables.make_folder(out.parent)
+        _whole(out, lambda path: path.write_text(text, encoding="utf-8"))
+        return load(str(out))
     from servetwin.real import require
 
     require()  # one clear line if torch is not there
@@ -47,18 +60,13 @@ def measure(
 
     setup = setup or Setup()
     kind = find(model)
-    if out.suffix not in (".yaml", ".yml"):
-        raise BadInput(f"{out.suffix or 'no ending'} is no kind of profile", where=f"--out {out}", right=".yaml")
-    if out.exists():
-        raise BadInput("the file is there already", where=f"--out {out}", right="another --out")
+    _check(out, name)
     if limit is not None and limit < 1:
         raise BadInput(f"batches of up to {limit}", where="--limit", right="1 at least")
     device = setup.devices[0] if setup.devices else "cuda:0"
     server = make_server(kind, setup, {"gpu0": device})
     if name is None:
         name = f"{slug(device_facts(server.options.torch_device('gpu0'))['name'])}/{kind.name}"
-    elif not re.fullmatch(r"[a-z0-9][a-z0-9._-]*(/[a-z0-9][a-z0-9._-]*)*", name):
-        raise BadInput(f"{name!r} is no name", where="--name", right="lower-case letters, digits and . _ - /")
     tables.make_folder(out.parent)
     content = take_profile(
         server,
@@ -70,15 +78,30 @@ def measure(
         brief=brief,
         progress=progress,
     )
+    _whole(out, lambda path: write_profile(content, path))
+    return load(str(out))
+
+
+def _check(out: Path, name: str | None) -> None:
+    """Raise `BadInput` unless a profile called *name* can be written to *out*."""
+    if out.suffix not in (".yaml", ".yml"):
+        raise BadInput(f"{out.suffix or 'no ending'} is no kind of profile", where=f"--out {out}", right=".yaml")
+    if out.exists():
+        raise BadInput("the file is there already", where=f"--out {out}", right="another --out")
+    if name is not None and not re.fullmatch(r"[a-z0-9][a-z0-9._-]*(/[a-z0-9][a-z0-9._-]*)*", name):
+        raise BadInput(f"{name!r} is no name", where="--name", right="lower-case letters, digits and . _ - /")
+
+
+def _whole(out: Path, write: Callable[[Path], object]) -> None:
+    """Let *write* make *out*, whole or not at all."""
     partial = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        write_profile(content, partial)
+        write(partial)
         partial.replace(out)
     except OSError as error:
         raise BadInput(error.strerror or "cannot be written", where=str(out), right="a file of yours") from None
     finally:
         partial.unlink(missing_ok=True)
-    return load(str(out))
 
 
 def _maker(policy: str) -> Callable[[], Policy]:

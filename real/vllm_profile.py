@@ -331,9 +331,9 @@ def profile_content(
     return {
         "schema_version": 1,
         "name": name,
-        "description": f"{options['model'].upper()}, {described['device']}, vLLM {described['vllm']}",
+        "description": f"{model_title(options['model'])}, {described['device']}, vLLM {described['vllm']}",
         "device": device,
-        "model": options["model"],
+        "model": model_title(options["model"]),
         "precision": {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}[options["dtype"]],
         "batch_counts": "tokens in prefill; sequences, and their tokens in all, in decode",
         "measured_when": when,
@@ -343,6 +343,11 @@ def profile_content(
         "else the host does moves steps by some per cent from one minute to the next.",
         **section,
     }
+
+
+def model_title(model: str) -> str:
+    """How a model is called in a description."""
+    return "a tiny OPT" if model == "tiny" else model.upper() if model.startswith("opt-") else model
 
 
 def _engine_note(options: dict[str, Any]) -> str:

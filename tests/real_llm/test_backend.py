@@ -6,6 +6,7 @@ import pytest
 from servetwin.core import BadInput
 from servetwin.core.record_laws import check_records
 from servetwin.experiments import build
+from servetwin.experiments.measure import measure
 from servetwin.experiments.resolve import load
 from servetwin.experiments.vllm_backend import VllmBackend
 
@@ -54,3 +55,20 @@ def test_what_vllm_cannot_serve_is_said_before_anything_is_written(backend, tmp_
     with pytest.raises(BadInput, match=says):
         backend.run(load(name, changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_profile_from_the_command_line_serves_a_simulation(tmp_path):
+    out = tmp_path / "mine.yaml"
+    found = measure("tiny-opt", out, name="here/tiny-opt")
+    assert found.name == "here/tiny-opt"
+    assert found.data.device.kind == "cpu"
+    experiment = load("tiny-opt-cpu", [("deployment.devices.gpu0", str(out)), ("requests", 20)])
+    assert build.run(experiment).finished == 20
+    assert VllmBackend().run(experiment).summary.finished == 20
+    with pytest.raises(BadInput, match="there already"):
+        measure("tiny-opt", out)
+    with pytest.raises(BadInput, match="wants a GPU"):
+        measure("opt-13b", tmp_path / "other.yaml")
+    with pytest.raises(BadInput, match="unknown model 'opt-14b'"):
+        measure("opt-14b", tmp_path / "other.yaml")
+    assert not (tmp_path / "other.yaml").exists()

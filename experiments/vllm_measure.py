@@ -1,0 +1,90 @@
+"""``servetwin profile`` for language models: measured on vLLM in this process."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from servetwin.core import BadInput
+
+from .vllm_backend import GRAPHS, LARGER
+
+if TYPE_CHECKING:
+    from servetwin.real.vllm_engine import EngineOptions
+    from servetwin.real.vllm_profile import Grid
+
+#: Hears (what is measured next, terms done, terms in all).
+Progress = Callable[[str, int, int], None]
+TERMS = ("prefill", "decode", "mixed", "chunks", "preemption")
+#: What the tiny model is called, and what vLLM is told to build.
+TINY = "tiny-opt"
+
+
+def is_language_model(model: str) -> bool:
+    """Whether *model* names one that vLLM is to measure: tiny-opt, or an OPT with random weights."""
+    return model == TINY or model.startswith("opt-")
+
+
+def plan_for(model: str, *, eager: bool = False, limit: int | None = None) -> tuple[EngineOptions, Grid]:
+    """The engine for *model*, and what to measure on it. Raises `BadInput` for an unknown model, or without a GPU."""
+    from servetwin.profiles.architectures import architecture
+    from servetwin.real.vllm_engine import EngineOptions, device_name
+    from servetwin.real.vllm_profile import SMALL, Grid
+
+    if model == TINY:
+        return EngineOptions(max_sequences=limit or 32, kv_bytes=16 << 20), SMALL
+    positions = architecture(model).positions
+    if device_name() == "cpu":
+        raise BadInput(f"{model} wants a GPU, and there is none", right=TINY)
+    graphs = () if eager else GRAPHS + LARGER
+    options = EngineOptions(
+        model=model,
+        dtype="float16",
+        max_model_len=positions,
+        max_batched_tokens=8192,
+        max_sequences=limit or 256,
+        gpu_memory_utilization=0.92,
+        graphs=graphs,
+        graphs_for="all",
+    )
+    if eager:
+        return options, Grid()
+    return options, Grid(prefill=(1, 16, *graphs[5:], 1280, 1536, 1792, positions - 1), prompts=(1, 4))
+
+
+def measure_language_model(
+    model: str,
+    name: Callable[[str], str],
+    *,
+    eager: bool = False,
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> str:
+    """Measure *model*, and give the text of its profile file; *name* makes the profile's name of the device's."""
+    from servetwin.profiles.schema import ProfileFile
+    from servetwin.real.vllm_engine import VllmEngine, device_name
+    from servetwin.real.vllm_profile import measure, profile_content
+
+    options, grid = plan_for(model, eager=eager, limit=limit)
+    engine = VllmEngine(options)
+
+    def say(what: str) -> None:
+        if progress is not None:
+            progress(what, TERMS.index(what), len(TERMS))
+
+    content: dict[str, Any] = profile_content(
+        measure(engine, grid, say),
+        engine.describe(),
+        grid,
+        name=name(device_name()),
+        when=datetime.now().strftime("%Y-%m-%d"),
+        command=shlex.join(["servetwin", *sys.argv[1:]]),
+        source="real/vllm_profile.py",
+    )
+    ProfileFile.model_validate(content)
+    text = yaml.safe_dump(content, sort_keys=False, width=118, default_flow_style=None, allow_unicode=True)
+    return f"# Made by `servetwin profile`; times in seconds.\n{text}"
