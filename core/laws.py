@@ -28,7 +28,7 @@ from .record_laws import FINISHED, LAWS, broken, check_ends, check_order, check_
 from .records import Recorder
 from .request import Outcome, Outputs, Request, Task
 from .seam import Batch, Decision, Executor, Handle, Policy, WorkerView
-from .token_engine import TokenBatch
+from .token_batch import TokenBatch
 from .token_laws import EngineCheck
 from .token_worker import TokenWorker
 from .tokens import Step, TokenTask

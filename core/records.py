@@ -24,7 +24,7 @@ from typing import IO, Any
 from .metrics import Summary
 from .request import Request, Task
 from .seam import Batch
-from .token_engine import TokenBatch
+from .token_batch import TokenBatch
 from .tokens import TokenTask
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .record_laws import broken
 from .request import Outcome, Outputs, Task
-from .token_engine import TokenBatch
+from .token_batch import TokenBatch
 from .tokens import All, Step, TokenTask, TokenView
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from servetwin.core import Module, Outcome, Pipeline, Recorder, Request, ServingLoop
 from servetwin.core.loop import play
-from servetwin.core.token_engine import TokenBatch
+from servetwin.core.token_batch import TokenBatch
 from servetwin.core.token_worker import TokenWorker
 from servetwin.core.tokens import CumulativeSLO, EngineLimits, TokenRequest, TokenTask, TokenView
 from servetwin.profiles.tokens import TokenTable

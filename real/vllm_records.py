@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from servetwin.core import Outcome, Recorder
-from servetwin.core.token_engine import TokenBatch
+from servetwin.core.token_batch import TokenBatch
 from servetwin.core.token_worker import TokenWorker
 from servetwin.core.tokens import TokenRequest, TokenTask
 

@@ -12,7 +12,7 @@ from heapq import heappush
 from typing import Any, Protocol
 
 import simpy
-from servetwin.core.token_engine import TokenBatch
+from servetwin.core.token_batch import TokenBatch
 from simpy.events import NORMAL
 
 from .calendar import Calendar

@@ -10,7 +10,7 @@ from servetwin.core import Module, Pipeline, Recorder, ServingLoop
 from servetwin.core.laws import LawChecker
 from servetwin.core.loop import play
 from servetwin.core.records import request_record
-from servetwin.core.token_engine import TokenBatch
+from servetwin.core.token_batch import TokenBatch
 from servetwin.core.token_worker import TokenWorker
 from servetwin.core.tokens import EngineLimits, Step, TokenPolicy, TokenRequest, TokenSLO, TokenView
 from servetwin.sim import SimExecutor

@@ -153,6 +153,23 @@ def requests(rate: float, cv: float, seed: int, count: int, output: tuple[int, i
     return [[round(float(a), 6), p, int(n)] for a, p, n in zip(arrivals, prompts, outputs, strict=True)]
 
 
+def planned(
+    policy: str, slo: str, rate: float, cv: float, seed: int, repeat: int, count: int, output: tuple[int, int]
+) -> dict[str, Any]:
+    """One run of a plan; policies that do not read the SLO serve for every one."""
+    return {
+        "id": f"{policy}_{'any' if policy in BLIND else slo}_r{rate:g}_cv{cv:g}_s{seed}_{repeat}",
+        "policy": policy,
+        "slo": slo,
+        "rate": rate,
+        "cv": cv,
+        "seed": seed,
+        "repeat": repeat,
+        "limit": output[1],
+        "requests": requests(rate, cv, seed, count, output),
+    }
+
+
 def cells(
     rates: list[float], slos: list[str], cvs: list[float], seconds: float, least: int, output: tuple[int, int]
 ) -> list[dict[str, Any]]:
@@ -161,19 +178,7 @@ def cells(
 
     def add(policy: str, slo: str, rate: float, cv: float, seed: int, repeat: int = 0) -> None:
         count = max(least, int(rate * seconds) + (24 if least <= rate * seconds < 150 else 0))
-        out.append(
-            {
-                "id": f"{policy}_{'any' if policy in BLIND else slo}_r{rate:g}_cv{cv:g}_s{seed}_{repeat}",
-                "policy": policy,
-                "slo": slo,
-                "rate": rate,
-                "cv": cv,
-                "seed": seed,
-                "repeat": repeat,
-                "limit": output[1],
-                "requests": requests(rate, cv, seed, count, output),
-            }
-        )
+        out.append(planned(policy, slo, rate, cv, seed, repeat, count, output))
 
     order = [rates[1], rates[2], rates[0]] if len(rates) == 3 else rates
     for cv in cvs:
@@ -205,19 +210,7 @@ def short(seconds: float, output: tuple[int, int]) -> list[dict[str, Any]]:
     out = []
     for policy, slo, rate, cv, repeat in wanted:
         seed = int(10 * cv)
-        out.append(
-            {
-                "id": f"{policy}_{'any' if policy in BLIND else slo}_r{rate:g}_cv{cv:g}_s{seed}_{repeat}",
-                "policy": policy,
-                "slo": slo,
-                "rate": rate,
-                "cv": cv,
-                "seed": seed,
-                "repeat": repeat,
-                "limit": output[1],
-                "requests": requests(rate, cv, seed, int(rate * seconds), output),
-            }
-        )
+        out.append(planned(policy, slo, rate, cv, seed, repeat, int(rate * seconds), output))
     return out
 
 
