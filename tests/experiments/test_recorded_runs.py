@@ -7,15 +7,15 @@ true to these runs fails here, without a GPU.
 import gzip
 import json
 from collections import defaultdict
-from pathlib import Path
 from statistics import fmean
 
 import pytest
 from servetwin.core import BadInput
+from servetwin.experiments.llm_replay import MEASURED
 from servetwin.experiments.recorded import Recording, read_recording, recorded_run, write_recording
 from servetwin.sim.measured import TimeOptions
 
-FOLDER = Path(__file__).parents[2] / "experiments" / "measured" / "h100" / "diffusion"
+FOLDER = MEASURED / "h100" / "diffusion"
 MODELS = ["dit-s2-256", "dit-xl2-256", "palette-256", "sd15-256", "sd15-512"]
 #: Points by which repeats of one run differed on the GPU, at most.
 NOISE = 1.0
