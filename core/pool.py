@@ -7,7 +7,7 @@ queue: it is asked while a thread is free, with a limit of one task.
 from __future__ import annotations
 
 from collections.abc import Callable
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
 from .errors import BadInput, LawBroken
@@ -42,8 +42,7 @@ class Pool(Worker):
         if not policy.pools:
             raise BadInput(f"policy {type(policy).__name__} cannot serve a pool of threads", right="fcfs")
         self.threads = threads
-        self.free = list(range(threads))
-        heapify(self.free)
+        self.free = list(range(threads))  # a heap
 
     def attach(self, loop: ServingLoop) -> None:
         self.loop = loop

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from servetwin.core import BadInput, Recorder, Worker
-from servetwin.core.records import RunFolder
 from servetwin.core.token_worker import TokenWorker
 
 from . import build
-from .backend import Plan, Say, same_device
+from .backend import Plan, Say, same_device, write_report
 from .config import Experiment, WorkerSpec
 from .engines import is_engine, prepare
 from .graph import make_router, real_tools
@@ -97,18 +95,13 @@ class AgentsBackend:
         if folder is not None:
             recorder = build.folder_for(experiment, folder, {**build.describe(experiment), "kind": "real"})
         prepare(recorder, plan.experiment, ours)
-        complete = False
-        try:
+        with build.closing(recorder):
             after = experiment.system.stop_after
             report = serve(
                 stages, ours, plan.requests, self.engines, recorder, tools=tools, stop_after=after, **wiring
             )
-            complete = True
-        finally:
-            if isinstance(recorder, RunFolder):
-                recorder.close(complete=complete)
         if folder is not None:
-            (folder / "real.json").write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
+            write_report(folder, report)
         return report
 
     def _worker(self, worker: Worker) -> Worker:

@@ -13,9 +13,9 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from servetwin.core import BadInput, Pipeline, Recorder, Request, RunFolder, ServeTwinError, Stage, Worker
+from servetwin.core import BadInput, Pipeline, Recorder, Request, ServeTwinError, Stage, Worker
 
 from . import build
 from .config import Experiment
@@ -92,26 +92,22 @@ class Backend:
         if folder is not None:
             recorder = build.folder_for(experiment, folder, describe(experiment, server))
         say(f"warming up, then serving {len(plan.requests)} requests")
-        complete = False
         try:
-            report = server.serve(
-                stages,
-                workers,
-                plan.requests,
-                recorder,
-                stop_after=experiment.system.stop_after,
-                tools=tools,
-                **wiring,
-            )
-            complete = True
+            with build.closing(recorder):
+                report = server.serve(
+                    stages,
+                    workers,
+                    plan.requests,
+                    recorder,
+                    stop_after=experiment.system.stop_after,
+                    tools=tools,
+                    **wiring,
+                )
         except ServeTwinError as problem:
             kept = f"; what was recorded is in {folder}" if folder is not None else ""
             raise type(problem)(f"{problem}{kept}") from problem
-        finally:
-            if isinstance(recorder, RunFolder):
-                recorder.close(complete=complete)
         if folder is not None:
-            (folder / "real.json").write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
+            write_report(folder, report)
         return report
 
     def _server(self, kind: Kind, devices: Mapping[str, str], slots: int) -> Server:
@@ -120,6 +116,17 @@ class Backend:
         if key not in self.servers:
             self.servers[key] = make_server(kind, self.setup, devices, slots)
         return self.servers[key]
+
+
+class HasReport(Protocol):
+    """What a real run tells beside its records."""
+
+    def as_dict(self) -> dict[str, Any]: ...
+
+
+def write_report(folder: Path, report: HasReport) -> None:
+    """Leave *report* beside the records of its run."""
+    (folder / "real.json").write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
 
 
 class Plan:

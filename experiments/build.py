@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -105,13 +106,8 @@ def run(experiment: Experiment, folder: Path | None = None) -> Summary:
         return build(experiment).play()
     build(experiment)  # what is wrong shows before anything is written
     recorder = folder_for(experiment, folder, describe(experiment))
-    complete = False
-    try:
-        summary = build(experiment, recorder).play()
-        complete = True
-    finally:
-        recorder.close(complete=complete)
-    return summary
+    with closing(recorder):
+        return build(experiment, recorder).play()
 
 
 def folder_for(experiment: Experiment, folder: Path, meta: dict[str, Any]) -> RunFolder:
@@ -124,6 +120,18 @@ def folder_for(experiment: Experiment, folder: Path, meta: dict[str, Any]) -> Ru
         raise BadInput(error.strerror or "cannot be written", where=str(folder), right="a folder of yours") from None
     (folder / "experiment.yaml").write_text(yamlfile.write(experiment.as_dict()), encoding="utf-8")
     return recorder
+
+
+@contextmanager
+def closing(recorder: Recorder) -> Iterator[None]:
+    """Close a run folder when the run is over: with a summary if it came to its end, without if it broke."""
+    complete = False
+    try:
+        yield
+        complete = True
+    finally:
+        if isinstance(recorder, RunFolder):
+            recorder.close(complete=complete)
 
 
 def load_profiles(experiment: Experiment) -> dict[str, Profile]:

@@ -6,19 +6,18 @@ The same policy object decides, and the records are those of a simulation, with 
 from __future__ import annotations
 
 import itertools
-import json
 import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from servetwin.core import BadInput, Recorder, RunFolder, Summary
+from servetwin.core import BadInput, Recorder, Summary
 from servetwin.core.token_worker import TokenWorker
 from servetwin.core.tokens import TokenRequest
 
 from . import build
-from .backend import Plan, Say
+from .backend import Plan, Say, write_report
 from .config import Experiment
 from .engines import prepare
 
@@ -84,12 +83,11 @@ class VllmBackend:
             meta = {**build.describe(experiment), "kind": "real", "engine": {"url": url}}
             recorder = build.folder_for(experiment, folder, meta)
         prepare(recorder, plan.experiment, workers)
-        record(run, worker, {r.id: r for r in plan.requests}, recorder)  # type: ignore[misc]
-        if isinstance(recorder, RunFolder):
-            recorder.close()
+        with build.closing(recorder):
+            record(run, worker, {r.id: r for r in plan.requests}, recorder)  # type: ignore[misc]
         report = VllmReport(recorder.summary, _spread(run.lateness), {}, {"url": url}, 0, {}, {}, {})
         if folder is not None:
-            (folder / "real.json").write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
+            write_report(folder, report)
         return report
 
     def run(self, experiment: Experiment, folder: Path | None = None, say: Say | None = None) -> VllmReport:
@@ -116,8 +114,7 @@ class VllmBackend:
             recorder = build.folder_for(experiment, folder, meta)
         prepare(recorder, plan.experiment, workers)
         say(f"warming up, then serving {len(planned)} requests")
-        complete = False
-        try:
+        with build.closing(recorder):
             engine.serve(_warm_up(planned), Settings(name=view.name), policy=None)
             run = engine.serve(
                 planned,
@@ -127,13 +124,9 @@ class VllmBackend:
                 stop_after=experiment.system.stop_after,
             )
             record(run, worker, {r.id: r for r in plan.requests}, recorder)  # type: ignore[misc]
-            complete = True
-        finally:
-            if isinstance(recorder, RunFolder):
-                recorder.close(complete=complete)
         report = _report(run, recorder.summary, engine)
         if folder is not None:
-            (folder / "real.json").write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
+            write_report(folder, report)
         return report
 
     def _only(self, workers: list[Any], experiment: Experiment) -> TokenWorker:
