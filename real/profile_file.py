@@ -187,23 +187,33 @@ def _costs(profiler: Profiler, found: Measured) -> dict[str, Any]:
         by_batch=_by_batch(means),
         statistic="mean at batch 1",
     )
-    for (stage, other), rates in found.rates.items():
-        one, beside = profiler.head(stage), profiler.head(other)
-        # Keys are (own batch, batch of the other); the tables go by the batch of the loop, whichever of them it is.
-        looped, once = (0, 1) if stage == loop else (1, 0)
-        singles = {key[looped]: rate for key, rate in rates.items() if key[once] == 1}
-        short = other if stage == loop else stage
-        meaning = f"rate at which {stage} gets on while {other} is busy, by the batch of {loop}; {short} in ones"
-        how = "period alone over period together; the value is the mean over batch sizes"
-        value = _mean(singles.values())
-        name = f"{one}.device_beside.{beside}"
-        add(name, meaning, how, "contention", one, unit="ratio", value=value, by_batch=_by_batch(singles))
-        for m in sorted({key[once] for key in rates} - {1}):
-            more = {key[looped]: rate for key, rate in rates.items() if key[once] == m}
-            meaning = f"the same with {short} in batches of {m}"
-            by_batch = _by_batch(more)
-            value = _mean(more.values())
-            add(f"{name}.{m}", meaning, how, "contention", one, unit="ratio", value=value, by_batch=by_batch)
+    for key, rates in found.rates.items():
+        stage, others = key[0], key[1:]
+        order = profiler.stages
+        # The tables go by the batch of the loop, or else of the later stage; those of the others come by name.
+        lead = loop if loop in key else max(key, key=order.index)
+        late = max((name for name in key if name != lead), key=order.index)
+        beside = "_and_".join(profiler.head(name) for name in others)
+        name = f"{profiler.head(stage)}.device_beside.{beside}"
+        while_busy = f"{' and '.join(others)} {'is' if len(others) == 1 else 'are'} busy"
+        for m in sorted({m for _, m in rates}):
+            column = {n: rate for (n, by), rate in rates.items() if by == m}
+            meaning = (
+                f"rate at which {stage} gets on while {while_busy}, by the batch of {lead}; others in ones"
+                if m == 1
+                else f"the same with {late} in batches of {m}"
+            )
+            how = "period alone over period together; the value is the mean over batch sizes"
+            add(
+                name if m == 1 else f"{name}.{m}",
+                meaning,
+                how,
+                "contention",
+                profiler.head(stage),
+                unit="ratio",
+                value=_mean(column.values()),
+                by_batch=_by_batch(column),
+            )
     if found.client:
         meaning = "from sent by the client until queued at the first stage"
         first = kind.modules[0]

@@ -31,6 +31,9 @@ EVERY = 8
 FEW = 8
 #: How often whole batches of each size and step count are measured.
 WHOLES = 3
+#: Iterations of each batch size, at least: of so many the 99th percentile is not the largest. Fewer, down to a third,
+#: where they would take more than `LONGEST` seconds.
+STEPS, LONGEST = 105, 1.2
 #: Seconds without work after which a loop begins anew.
 IDLE = 0.002
 
@@ -55,7 +58,8 @@ class Measured:
     policies: dict[str, dict[int, list[float]]] = field(default_factory=dict)
     deciding: dict[str, float] = field(default_factory=dict)  # policy -> seconds per request left waiting
     whole: dict[tuple[int, int], list[float]] = field(default_factory=dict)  # (steps, batch) -> of whole batches
-    rates: dict[tuple[str, str], dict[tuple[int, int], float]] = field(default_factory=dict)
+    #: (stage, others that are busy) -> batches of the one that leads and of the next -> rate
+    rates: dict[tuple[str, ...], dict[tuple[int, int], float]] = field(default_factory=dict)
     client: list[float] = field(default_factory=list)
     cold: dict[float, float] = field(default_factory=dict)
 
@@ -119,7 +123,8 @@ class Profiler:
     def _steps(self, n: int) -> int:
         """How many iterations of *n* requests fill `seconds`."""
         known = [statistics.fmean(v) for k, v in self.found.iteration.items() if k <= n]
-        return int(np.clip(self.seconds / max(known, default=0.005), 30, 200))
+        each = max(known, default=0.005)
+        return int(np.clip(self.seconds / each, np.clip(LONGEST / each, STEPS / 3, STEPS), 200))
 
     def _rehearse(
         self, policies: Sequence[Policy], works: Sequence[int], *, whole: bool = False, **more: Any
@@ -287,7 +292,9 @@ class Profiler:
             took.append(spell.end - spell.start)
 
     def _contention(self) -> None:
-        """Pairs of stages that run at once: the rate at which each gets on, against alone."""
+        """Stages that run at once: the rate at which each gets on, against alone. Pairs, by the batches of both; and
+        where there are three, all of them, since three at once are not slowed down by what each pair is.
+        """
         if len(self.stages) == 1:
             return
         stages = self.kind.pipeline().stages(self.placement)
@@ -300,16 +307,29 @@ class Profiler:
                     alone[name, n] = duel.periods({name: n}, self.seconds / 2)[name]
                 return alone[name, n]
 
-            for other in self.stages:
-                if other == self.loop:
-                    continue
-                before = self.stages.index(other) < self.stages.index(self.loop)  # short, and nothing to batch
-                for m in (1,) if before else sorted({1, 2, self.once} & set(range(1, self.once + 1))):
-                    for n in sorted({1, 2, *self._sizes(4)} & set(range(1, self.limit + 1))):
-                        both = duel.periods({self.loop: n, other: m}, self.seconds)
-                        rates = self.found.rates
-                        rates.setdefault((self.loop, other), {})[n, m] = solo(self.loop, n) / both[self.loop]
-                        rates.setdefault((other, self.loop), {})[m, n] = solo(other, m) / both[other]
+            def clash(sizes: dict[str, int]) -> None:
+                """Measure these at once; who leads comes first, and who stays in ones last."""
+                both = duel.periods(sizes, self.seconds)
+                n, m = list(sizes.values())[:2]
+                for name in sizes:
+                    key = (name, *(other for other in self.stages if other in sizes and other != name))
+                    self.found.rates.setdefault(key, {})[n, m] = solo(name, sizes[name]) / both[name]
+
+            at = self.stages.index(self.loop)
+            first, after = self.stages[:at], self.stages[at + 1 :]
+            loops = sorted({1, 2, *self._sizes(4)} & set(range(1, self.limit + 1)))
+            onces = sorted({1, 2, self.once} & set(range(1, self.once + 1)))
+            for n in loops:
+                for other in first:  # short, and nothing to batch
+                    clash({self.loop: n, other: 1})
+                for other in after:
+                    for m in onces:
+                        clash({self.loop: n, other: m})
+            for early, late in itertools.product(first, after):
+                for m in sorted({1, self.once}):
+                    clash({late: m, early: 1})
+                    for n in sorted({1, self.limit}):
+                        clash({self.loop: n, late: m, early: 1})
         finally:
             duel.close()
 

@@ -122,7 +122,7 @@ class Duel:
                 Task(Request(i * limit + j, 0.0, AGES, work), worker.stage, 0.0, worker) for j in range(limit)
             ]
 
-    def periods(self, sizes: dict[str, int], seconds: float, least: int = 6) -> dict[str, float]:
+    def periods(self, sizes: dict[str, int], seconds: float, least: int = 4) -> dict[str, float]:
         """The mean period of each named worker, all busy at once, in seconds; over *seconds* and *least* batches."""
         executor: RealExecutor = self.executor
         ends: dict[str, list[float]] = {name: [] for name in sizes}

@@ -28,7 +28,8 @@ class SimExecutor:
     """Runs batches in simulated time. *timing* gives each worker its `Timing`.
 
     *contention* tells, for a pair (worker, other worker on the same device), at which `Rates` the first gets on while
-    the second is busy; pairs that are not named do not disturb each other. *delays* holds the transport between two
+    the second is busy; pairs that are not named do not disturb each other. Longer keys (worker, others...) are for
+    several others that are busy at once, whose rates multiply where there is none. *delays* holds the transport between two
     workers by name (None: the client); what is not named takes no time. *calls* gives the times of pools of threads,
     by name.
     """
@@ -37,7 +38,7 @@ class SimExecutor:
         self,
         timing: Callable[[Worker], Timing | TokenTiming],
         *,
-        contention: Mapping[tuple[str, str], Rates] | None = None,
+        contention: Mapping[tuple[str, ...], Rates] | None = None,
         delays: Mapping[tuple[str | None, str], Delay] | None = None,
         calls: Mapping[str, CallTimes] | None = None,
     ) -> None:
@@ -99,4 +100,9 @@ class SimExecutor:
                     lane.by_size = lane.by_size or by_size
                     other.by_size = other.by_size or by_size
         self._lanes[worker] = lane
+        for key, rates in self._contention.items():
+            if len(key) > 2 and worker.name in key:
+                here = {own.worker.name: own for own in self._lanes.values() if own.worker.device == worker.device}
+                if all(name in here for name in key):
+                    here[key[0]].together[frozenset(here[name] for name in key[1:])] = rates
         return lane

@@ -14,8 +14,8 @@ from simpy.events import NORMAL
 from .calendar import Calendar
 from .timing import Timing
 
-#: At which rate a lane's host and device work get on while a neighbour is busy; a list goes by the batch size of the
-#: one of the two that runs a loop (index 0: idle), a list of lists then by that of the other.
+#: At which rate a lane's host and device work get on while neighbours are busy; a list goes by the batch size of the
+#: one of them that runs a loop (or else ends the pipeline; index 0: idle), a list of lists then by that of the next.
 Rate = float | Sequence[float] | Sequence[Sequence[float]]
 Rates = tuple[Rate, Rate]
 
@@ -31,6 +31,10 @@ def _at(rate: Rate, size: int, other: int) -> float:
     return found if isinstance(found, float) else found[min(other, len(found) - 1)]
 
 
+def _rank(lane: Lane) -> tuple[bool, bool]:
+    return lane.rank
+
+
 class Lane(simpy.Event):
     """Runs one batch at a time, and is its own calendar event, placed anew for each.
 
@@ -38,7 +42,8 @@ class Lane(simpy.Event):
     requests leave, *draining* (the device catches up: what they leave with must be computed) and *handing over*.
     Where launching what follows the leavers keeps the host busy, the next batch begins with *pausing*, while the
     device is its neighbours' alone. While a neighbour on the device is busy, this lane's host and device work pass
-    more slowly: by the rates in *rates*, which multiply.
+    more slowly: by the rates in *rates*. Where several are busy at once the rates multiply, unless *together* has
+    what was measured of just these.
     """
 
     def __init__(self, calendar: Calendar, worker: Worker, timing: Timing) -> None:
@@ -50,6 +55,8 @@ class Lane(simpy.Event):
         self.timing = timing
         self.draw = timing.draw
         self.rates: dict[Lane, Rates] = {}  # neighbour -> (host, device) rates while it is busy
+        self.together: dict[frozenset[Lane], Rates] = {}  # the same for several that are all busy
+        self.rank = (worker.stage.loop is not None, not worker.stage.next)  # by whose batch rates go first
         self.by_size = False  # whether rates here or at a neighbour depend on this lane's batch size
         self.size = 0  # of the batch in hand, or the last one
         self.busy = False
@@ -185,12 +192,18 @@ class Lane(simpy.Event):
             self._place(self.device / self.device_rate)
 
     def _rates(self) -> tuple[float, float]:
+        if self.together:
+            busy = frozenset([neighbour for neighbour in self.rates if neighbour.busy])
+            rates = self.together.get(busy)
+            if rates is not None:
+                first, second = sorted((self, *busy), key=_rank, reverse=True)[:2]
+                return _at(rates[0], first.size, second.size), _at(rates[1], first.size, second.size)
         host = device = 1.0
         for neighbour, (host_rate, device_rate) in self.rates.items():
             if neighbour.busy:
-                loop, other = (self, neighbour) if self.worker.stage.loop else (neighbour, self)
-                host *= _at(host_rate, loop.size, other.size)
-                device *= _at(device_rate, loop.size, other.size)
+                first, second = (self, neighbour) if self.rank >= neighbour.rank else (neighbour, self)
+                host *= _at(host_rate, first.size, second.size)
+                device *= _at(device_rate, first.size, second.size)
         return host, device
 
     def _pass_time(self, now: float) -> None:

@@ -1,12 +1,13 @@
 """From profiles to simulated time: which measured terms a worker's batches are made of.
 
 A profile's costs name what they are of, by module: ``unet.host``, ``unet.leave``, ``vae.time``, and for contention
-``unet.device_beside.vae``. A worker that serves several modules goes by its loop, or else by the first. What a
+``unet.device_beside.vae``, or ``unet.device_beside.clip_and_vae`` while both are busy. A worker that serves several modules goes by its loop, or else by the first. What a
 profile does not hold falls back to its tables; docs/profiles.md lists the terms.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -289,17 +290,17 @@ class Clock:
 
     # -- between workers -----------------------------------------------------------------------------------
 
-    def contention(self, workers: Sequence[Worker]) -> dict[tuple[str, str], Rates]:
-        rates: dict[tuple[str, str], Rates] = {}
+    def contention(self, workers: Sequence[Worker]) -> dict[tuple[str, ...], Rates]:
+        rates: dict[tuple[str, ...], Rates] = {}
         for a in workers:
             profile = self.profiles[a.device]
-            for b in workers:
-                if a is b or a.device != b.device:
-                    continue
-                one, other = head(a.stage), head(b.stage)
-                host, device = f"{one}.host_beside.{other}", f"{one}.device_beside.{other}"
+            neighbours = [b for b in workers if b is not a and b.device == a.device]
+            for others in (*itertools.combinations(neighbours, 1), *itertools.combinations(neighbours, 2)):
+                one, beside = head(a.stage), "_and_".join(head(b.stage) for b in others)
+                host, device = f"{one}.host_beside.{beside}", f"{one}.device_beside.{beside}"
                 if self._has(profile, device):
-                    rates[a.name, b.name] = (self._rate(profile, host), self._rate(profile, device))
+                    key = (a.name, *(b.name for b in others))
+                    rates[key] = (self._rate(profile, host), self._rate(profile, device))
         return rates
 
     def _rate(self, profile: Profile, name: str) -> Rate:
@@ -307,7 +308,7 @@ class Clock:
             return 1.0
         if profile.cost(name).by_batch is None:
             return profile.cost(name).scalar()
-        # By the loop's batch; for larger batches of the other stage there are tables name.2, name.4 and so on.
+        # By the loop's batch; for larger batches of the last stage there are tables name.2, name.4 and so on.
         found = {1: self._by_loop(profile, name)}
         for other in profile.costs:
             stem, _, size = other.rpartition(".")

@@ -23,7 +23,7 @@ from pathlib import Path
 #: Share of requests met that defines the knee.
 AIM = 0.95
 #: Seconds that a run takes beside the time in which its requests arrive.
-EXTRA = 1.5
+EXTRA = 1.0
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Plan:
 
 
 PLANS = {
-    "dit-s2-256": Plan(8, (40, 50, 60)),
-    "sd15-512": Plan(6, (3, 4, 5), factor=5.0, share=1.09, seconds=0.25),
-    "dit-xl2-256": Plan(8, (10, 12, 15)),
-    "sd15-256": Plan(6, (3, 4, 5), factor=5.0, share=1.18),
-    "palette-256": Plan(6, (3, 4, 5), share=0.96),
+    "dit-s2-256": Plan(8, (30, 40, 50), share=0.8),
+    "dit-xl2-256": Plan(8, (8, 10, 12), share=0.88),
+    "sd15-256": Plan(6, (3, 4, 5), factor=5.0, share=0.95),
+    "palette-256": Plan(6, (3, 4, 5), share=0.82),
+    "sd15-512": Plan(6, (3, 4, 5), factor=5.0, share=2.0, seconds=0.2),
     "tiny-sd": Plan(3, (10, 14), once=2, requests=40, seconds=0.05),
     "tiny-dit": Plan(3, (30, 40), once=2, requests=40, seconds=0.05),
     "tiny-palette": Plan(3, (12, 16), once=2, requests=40, seconds=0.05),
@@ -56,7 +56,7 @@ PLANS = {
 CELLS = [
     (1.0, 1.0, 1.0, 0),
     (1.3, 1.0, 1.0, 0),
-    (0.8, 1.0, 1.0, 0),
+    (0.85, 1.0, 1.0, 0),
     (1.0, 1.0, 1.0, 1),
     (0.9, 2.0, 1.0, 0),
     (0.9, 1.0, 0.7, 0),
@@ -170,7 +170,7 @@ def serve_model(model: str, out: Path, device: str, options: dict, cells: int) -
     kept = ("iteration", "plain", "gap", "stages", "modules")
     raw = {k: {str(n): v for n, v in getattr(measured, k).items()} for k in kept}
     raw |= {"joins": measured.joins, "leaves": measured.leaves, "leaving": measured.leaving, "took": profiler.took}
-    raw |= {"rates": [[*k, *n, v] for k, by in measured.rates.items() for n, v in by.items()]}
+    raw |= {"rates": [[list(k), *n, v] for k, by in measured.rates.items() for n, v in by.items()]}
     raw |= {"whole": [[*k, v] for k, v in measured.whole.items()], "client": measured.client}
     (out / "profiles" / f"{model}.raw.json").write_text(json.dumps(raw))
     profile = load(path)
@@ -218,9 +218,11 @@ def run(
             stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
     left = sum(PLANS[m].share for m in models)
-    for model, process in processes.items():
-        while process.poll() is None and not (out / model / "loaded").exists():
+    for model, process in processes.items():  # all of them first: building a model would disturb who is being timed
+        while process.poll() is None and not (out / model / "loaded").exists() and time.monotonic() < until - 60:
             time.sleep(0.1)
+    print(f"all loaded, {until - time.monotonic():.0f} s left", flush=True)
+    for model, process in processes.items():
         allowed = max((until - time.monotonic()) * PLANS[model].share / left, 1.0)
         left -= PLANS[model].share
         try:
@@ -266,8 +268,10 @@ def replay(out: Path) -> None:
         print(f"{len(sizes)} runs: attainment gap mean {mean:.2f}, largest {max(sizes):.2f} points")
 
 
-def record(out: Path, to: Path) -> None:
-    """Write the runs of each model that came to their end as a recording (servetwin.experiments.recorded)."""
+def record(out: Path, to: Path, device: str) -> None:
+    """Write the runs of each model that came to their end as a recording (servetwin.experiments.recorded), which
+    names the profiles in the folder *device*.
+    """
     from servetwin.experiments.recorded import Recording, recorded_run, write_recording
     from servetwin.real import KINDS
     from servetwin.real.kinds import MODULES
@@ -290,7 +294,7 @@ def record(out: Path, to: Path) -> None:
             continue
         kept = ("options", "versions", "devices", "knee", "plan")
         recording = Recording(
-            kind.name, f"h100/{kind.name}-graphs", MODULES[kind.family], kind.placement, meta["plan"]["limit"],
+            kind.name, f"{device}/{kind.name}-graphs", MODULES[kind.family], kind.placement, meta["plan"]["limit"],
             meta["plan"]["once"], 10.0, {k: meta[k] for k in kept} | {"command": "tests/real/campaign.py run"}, runs,
         )  # fmt: skip
         write_recording(recording, to / f"{kind.name}.json.gz")
@@ -314,13 +318,14 @@ def main() -> None:
     kept = commands.add_parser("record")
     kept.add_argument("out", type=Path)
     kept.add_argument("to", type=Path)
+    kept.add_argument("--profiles", default="h200", help="folder of the profiles that were taken before the runs")
     given = parser.parse_args()
     if given.command == "run":
         run(given.models, given.out, given.device, given.seconds, given.options, given.cells, given.pack)
     elif given.command == "one":
         serve_model(given.models[0], given.out, given.device, json.loads(given.options), given.cells)
     elif given.command == "record":
-        record(given.out, given.to)
+        record(given.out, given.to, given.profiles)
     else:
         replay(given.out)
 

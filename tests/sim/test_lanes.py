@@ -83,6 +83,15 @@ def test_three_rates_multiply() -> None:
     assert ends(run, "c") == [1.0 + (8.0 - 0.25)]
 
 
+def test_what_was_measured_of_several_at_once_goes_before_the_product() -> None:
+    pipeline = Pipeline([Module(m) for m in "abcz"], [(m, "z") for m in "abc"])
+    sites = [Site([m], FCFS(), [s]) for m, s in (("a", 1.0), ("b", 2.0), ("c", 8.0), ("z", 0.0))]
+    pairs = {("c", "a"): (1.0, 0.5), ("c", "b"): (1.0, 0.5)}
+    run = simulate(pipeline, sites, requests(0.0), contention={**pairs, ("c", "a", "b"): (1.0, 0.75)})
+    # 1 s beside both, 1 s beside b alone
+    assert ends(run, "c") == [2.0 + (8.0 - 0.75 - 0.5)]
+
+
 def test_a_rate_may_go_by_the_size_of_the_loops_batch() -> None:
     pipeline = Pipeline([Module("dit", loop=True), Module("vae"), Module("end")], [("dit", "end"), ("vae", "end")])
     sites = [
