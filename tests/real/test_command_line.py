@@ -29,6 +29,7 @@ TOLERANCE = 20.0
 TRIES = 3
 #: A request takes this many seconds alone, so that its SLO is well above the hiccups of a busy host.
 ALONE = 0.08
+REQUESTS = 15
 #: The share of its time that a device is busy if it serves requests one by one.
 LOAD = 0.4
 
@@ -63,10 +64,10 @@ class Tiny:
         assert (code, err) == (0, "")
         assert f"deployment.devices.gpu0={self.profile}" in out
 
-    def settings(self, policy, requests=20, seed=0):
-        """Options for `run`: short requests at a light load, by what the profile says."""
+    def settings(self, policy, requests=REQUESTS, seed=0, seconds=ALONE):
+        """Options for `run`: requests of so many seconds at a light load, by what the profile says."""
         profile = load_profile(str(self.profile))
-        steps = min(max(round(ALONE / profile.estimate()(self.loop, 1)), 8), 120)
+        steps = min(max(round(seconds / profile.estimate()(self.loop, 1)), 8), 120)
         alone = sum(profile.estimate()(m, 1) * (steps if m == self.loop else 1) for m in profile.modules)
         sets = {
             "deployment.devices.gpu0": self.profile,
@@ -79,14 +80,23 @@ class Tiny:
         return [f"{self.name}-cpu", *options, *(part for k, v in sets.items() for part in ("--set", f"{k}={v}"))]
 
 
-@pytest.fixture(scope="module", params=["tiny-sd", "tiny-dit", "tiny-palette"])
-def tiny(request, tmp_path_factory):
-    return Tiny(request.param, tmp_path_factory.mktemp(request.param))
-
-
 @pytest.fixture(scope="module")
-def dit(tmp_path_factory):
-    return Tiny("tiny-dit", tmp_path_factory.mktemp("dit"))
+def models(tmp_path_factory):
+    """One of each for all tests of this file: a profile takes seconds."""
+    return {name: Tiny(name, tmp_path_factory.mktemp(name)) for name in ("tiny-sd", "tiny-dit", "tiny-palette")}
+
+
+@pytest.fixture(params=["tiny-sd", "tiny-dit", "tiny-palette"])
+def tiny(request, models):
+    return models[request.param]
+
+
+@pytest.fixture
+def dit(servetwin, models):
+    """With a profile; for tests to which times do not matter."""
+    if not models["tiny-dit"].taken:
+        models["tiny-dit"].take_profile(servetwin)
+    return models["tiny-dit"]
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -108,7 +118,7 @@ def test_profile_run_simulate_compare_trace(servetwin, tiny, policy, tmp_path):
         assert meta["versions"]["torch"] == torch.__version__
         assert meta["devices"]["gpu0"]["name"] == load_profile(str(tiny.profile)).data.device.name
         summary = json.loads((real / "summary.json").read_text())
-        assert summary["requests"] == 20
+        assert summary["requests"] == REQUESTS
         assert summary["failed"] == 0
         assert servetwin("run", *settings, "--out", simulated)[0] == 0
         found = json.loads(servetwin("compare", real, simulated, "--json")[1])
@@ -118,7 +128,7 @@ def test_profile_run_simulate_compare_trace(servetwin, tiny, policy, tmp_path):
     else:
         pytest.fail(f"attainment, simulated minus real: {gaps}")
     told = json.loads((real / "real.json").read_text())
-    assert told["lateness_ms"]["samples"] == 20
+    assert told["lateness_ms"]["samples"] == REQUESTS
     worker = next(name for name in summary["workers"] if tiny.loop in name.split("+"))
     assert (worker in found["iterations"]) == (policy in ("neustream", "edf"))  # else whole batches, each one period
     code, out, _ = servetwin("trace", real, simulated, "--out", tmp_path / "trace.json")
@@ -142,8 +152,7 @@ def test_the_profile_is_whole(servetwin, tiny):
 
 def test_a_grid_is_served_scored_and_decided(servetwin, dit, tmp_path):
     """A sweep for real, which goes on where it was cut off, and its repetition with the requests that were sent."""
-    dit.take_profile(servetwin)
-    settings = dit.settings("edf", requests=8)
+    settings = dit.settings("edf", requests=8, seconds=0.02)
     sets = dict(part.split("=", 1) for part in settings[settings.index("--set") + 1 :: 2])
     rate = float(settings[settings.index("--rate") + 1])
     spec = {
@@ -184,8 +193,6 @@ def test_a_grid_is_served_scored_and_decided(servetwin, dit, tmp_path):
 
 def test_euler_weights_and_any_device(servetwin, dit, tmp_path):
     """The options reach the model, and a profile of another device is refused unless one insists."""
-    if not dit.taken:
-        dit.take_profile(servetwin)
     content = yaml.safe_load(dit.profile.read_text())
     content["device"]["name"] = "NVIDIA H100 80GB HBM3"
     foreign = tmp_path / "foreign.yaml"
@@ -261,30 +268,42 @@ def test_wrong_input_is_told_in_one_line_with_exit_code_2(servetwin, case, tmp_p
 
 @pytest.fixture
 def interrupted():
-    """Call it to be interrupted after so many seconds."""
+    """Call it to be interrupted once something is so."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started without
-    timers = []
+    over = threading.Event()
+    threads = []
 
-    def after(seconds):
-        timers.append(threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGINT)))
-        timers[-1].start()
+    def when(so):
+        def wait():
+            while not over.wait(0.02):
+                if so():
+                    os.kill(os.getpid(), signal.SIGINT)
+                    return
 
-    yield after
-    for timer in timers:
-        timer.cancel()
+        threads.append(threading.Thread(target=wait))
+        threads[-1].start()
+
+    yield when
+    over.set()
+    for thread in threads:
+        thread.join()
     signal.signal(signal.SIGINT, before)
 
 
-def test_ctrl_c_leaves_no_half_written_profile(servetwin, interrupted, tmp_path):
-    interrupted(2.0)
+def test_ctrl_c_leaves_no_half_written_profile(servetwin, interrupted, monkeypatch, tmp_path):
+    steps = []
+    step = Site.step
+    monkeypatch.setattr(Site, "step", lambda site, batch: (steps.append(1), step(site, batch))[1])
+    interrupted(lambda: len(steps) > 100)  # in the midst of measuring
     code, out, err = servetwin("profile", "tiny-sd", "--device", "cpu", "--out", tmp_path / "my.yaml")
     assert (code, out, err) == (130, "", "servetwin: interrupted\n")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_ctrl_c_leaves_the_records_of_a_run(servetwin, interrupted, tmp_path):
-    interrupted(3.0)
     folder = tmp_path / "run"
+    requests = folder / "requests.jsonl"
+    interrupted(lambda: requests.is_file() and requests.stat().st_size)  # once some are served
     options = [
         "--backend",
         "real",
