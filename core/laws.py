@@ -317,7 +317,7 @@ class WatchedWorker:
         stopped = self.laws.loop is not None and self.laws.loop.stopped
         if until is not None and not stopped and until + self.laws.patience < now:
             raise broken(5, f"{worker.name} was to be woken at {until!r}, but it is {now!r}")
-        if view.in_flight is not None:
+        if view.in_flight is not None or getattr(worker, "resting", False):
             return
         if view.backlog:
             raise broken(5, f"{worker.name} idles before {now!r} with {len(view.backlog)} batches decided")

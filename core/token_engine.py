@@ -31,9 +31,8 @@ class TokenEngine:
 
     def __init__(self, loop: ServingLoop, worker: TokenWorker) -> None:
         self.loop = loop
-        self.worker = worker
+        self.worker, self.stage = worker, worker.stage
         self.view = view = worker.view
-        self.stage = worker.stage
         self.limits = view.limits
         self.headroom = view.limits.headroom
         self.seen = view.limits.stamp == "seen"
@@ -46,12 +45,12 @@ class TokenEngine:
         self._buckets: dict[int, list[TokenTask]] = {}  # tick -> those that have put out all then
         self._leaving: list[int] = []  # the ticks of the buckets, a heap
         self.deciding = False
+        self.host = worker.host
+        self._untaken = 0  # arrivals that the host has not taken in yet
         self._done = self.done  # bound once
         self._module = worker.stage.loop or worker.stage.name
-        #: Whether requests come to this stage from the client and end here.
-        self.lean = False
-        self._stale = False
-        self._swapped = 0  # blocks moved since the last step began
+        self.lean = False  # whether requests come to this stage from the client and end here
+        self._stale, self._swapped = False, 0  # the latter: blocks moved since the last step began
         self._preempted: list[TokenTask] = []  # since the last step began
         self.keep_times = loop.recorder.wants_token_times
         self.keep_ends = loop.recorder.wants_batches or self.keep_times
@@ -125,8 +124,9 @@ class TokenEngine:
         else:
             now = task.queued = self.loop._now()
             self.worker.inbox.append(task)
+            self._untaken += 1
             if not self.deciding and self.view.in_flight is None:
-                self.turn(now, True)
+                self._rest(0.0) if self.host else self.turn(now, True)
 
     def withdraw(self, task: TokenTask, now: float) -> None:
         """The request of *task* has ended elsewhere."""
@@ -181,7 +181,7 @@ class TokenEngine:
         view, loop = self.view, self.loop
         decoding = view.decoding
         times = 1
-        if repeat is not None and not fresh:
+        if repeat is not None and not fresh and self.host is None:
             times = self._leaving[0] - self._ticks.count
             if repeat.times < times:
                 times = repeat.times
@@ -373,7 +373,19 @@ class TokenEngine:
             self._purge()
         self.deciding = False
         if not loop.stopped:
-            self.turn(now)
+            self.turn(now) if self.host is None else self._rest(self.host.between(batch.size))
+
+    def _rest(self, seconds: float) -> None:
+        """Ask the policy after so long, and after taking in, one after the other, what comes until then."""
+        self.deciding = True
+        self.loop.executor.call_at(self.loop._now() + seconds, self._rested)
+
+    def _rested(self) -> None:
+        new, self._untaken = self._untaken, 0
+        if new and self.host is not None:
+            self._rest(new * self.host.intake)
+        elif not self.loop.stopped:
+            self.turn(self.loop._now())
 
     def _tick(self, batch: TokenBatch, now: float) -> None:
         """All that decode have put out a token, or several."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from .loop import Worker
@@ -16,14 +17,34 @@ if TYPE_CHECKING:
     from .tokens import TokenPolicy, TokenTask, TokenView
 
 
+@dataclass(frozen=True)
+class Host:
+    """What an engine's host does between two steps, in seconds, before it asks the policy again.
+
+    *between* gives what handing on the outputs of a step of so many sequences takes, *intake* what taking a request
+    in does. Whatever has come until all is done, the policy sees. Measured by `servetwin.real.vllm_profile` as
+    ``step.between`` and ``engine.intake``.
+    """
+
+    between: Callable[[int], float]
+    intake: float
+
+
 class TokenWorker(Worker):
-    """Serves an LLM stage with one policy, an engine step at a time."""
+    """Serves an LLM stage with one policy, an engine step at a time.
+
+    With *host* the policy is asked when the host is ready for the next step, else at the end of the last one (what
+    lies between two steps then counts, but nobody comes in it, and taking requests in costs nothing).
+    """
 
     view: TokenView
     policy: TokenPolicy  # type: ignore[assignment]
 
-    def __init__(self, stage: Stage, policy: TokenPolicy, view: TokenView, *, device: str = "gpu0") -> None:
+    def __init__(
+        self, stage: Stage, policy: TokenPolicy, view: TokenView, *, device: str = "gpu0", host: Host | None = None
+    ) -> None:
         super().__init__(stage, cast("Policy", policy), view, device=device)
+        self.host = host
 
     def attach(self, loop: ServingLoop) -> None:
         self.loop = loop
@@ -42,8 +63,13 @@ class TokenWorker(Worker):
         return self._engine.arrive
 
     def ring(self) -> None:
-        if self.view.in_flight is None:
+        if self.view.in_flight is None and not self._engine.deciding:
             self._engine.turn(self.loop._now())
+
+    @property
+    def resting(self) -> bool:
+        """Whether the host is busy between two steps."""
+        return self.host is not None and self._engine.deciding
 
     def withdraw(self, task: Task, now: float) -> None:
         self._engine.withdraw(cast("TokenTask", task), now)

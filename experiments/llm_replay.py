@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ import numpy as np
 from servetwin.core import Module, Outcome, Pipeline, Recorder, Request, ServingLoop
 from servetwin.core.loop import play
 from servetwin.core.token_batch import TokenBatch
-from servetwin.core.token_worker import TokenWorker
+from servetwin.core.token_worker import Host, TokenWorker
 from servetwin.core.tokens import CumulativeSLO, EngineLimits, TokenRequest, TokenTask, TokenView
+from servetwin.profiles import Profile
 from servetwin.profiles.tokens import TokenTable
 
 from . import registry
@@ -62,10 +63,11 @@ class MeasuredRun:
 
 @dataclass(frozen=True)
 class Campaign:
-    """Runs of one engine, and its limits."""
+    """Runs of one engine, its limits, and the profile that was taken before them."""
 
     engine: dict[str, Any]
     runs: tuple[MeasuredRun, ...]
+    profile: str | None = None
 
     @property
     def limits(self) -> EngineLimits:
@@ -91,7 +93,12 @@ def read(path: Path) -> Campaign:
             for i, arrival, prompt, output, outcome, first, gaps in run["requests"]
         )
         runs.append(MeasuredRun(**fields, requests=sent))
-    return Campaign(data["engine"], tuple(runs))
+    return Campaign(data["engine"], tuple(runs), data.get("profile"))
+
+
+def is_campaign(path: Path) -> bool:
+    """Whether *path* is a file of runs of a language model, and not of another recording."""
+    return path.name.startswith("llm-")
 
 
 def _ends(first: float | None, gaps: Sequence[int]) -> Iterator[float]:
@@ -142,6 +149,7 @@ def replay(
     table: TokenTable,
     slo: Any,
     params: dict[str, Any] | None = None,
+    host: Host | None = None,
 ) -> tuple[dict[int, list[float]], dict[int, str], int]:
     """Serve the requests of *run* in simulated time: token times and outcomes by request, and the steps made."""
     from servetwin.sim import SimExecutor
@@ -153,7 +161,7 @@ def replay(
     view = TokenView(
         stage, limits, estimate_prefill=table.prefill, estimate_decode=table.decode, slo=slo, name="engine"
     )
-    worker = TokenWorker(stage, policy, view)
+    worker = TokenWorker(stage, policy, view, host=host)
     executor = SimExecutor(lambda _: TokenTiming(table))
     log = _Times()
     loop = ServingLoop([stage], [worker], executor, log)
@@ -164,6 +172,32 @@ def replay(
     )
     executor.run_until_idle()
     return log.times, log.outcomes, log.steps
+
+
+def host_of(profile: Profile) -> Host | None:
+    """What *profile* says of an engine's host between two steps; None if it does not."""
+    costs = profile.costs
+    if "step.between" not in costs or "engine.intake" not in costs or costs["engine.intake"].value is None:
+        return None
+    return Host(profile.tokens("measured", hold=True).between, costs["engine.intake"].value)
+
+
+#: Policies that never look at deadlines: a run of theirs is scored under every SLO.
+BLIND = ("vllm-v1", "vllm", "own")
+
+
+def scored(campaign: Campaign, profile: Profile) -> Iterator[tuple[MeasuredRun, str, Score, Score]]:
+    """(run, SLO, measured, simulated) for all of *campaign*, by the *profile* that was taken before."""
+    table = profile.tokens("measured", hold=True)
+    data = profile.token_data
+    assert data is not None
+    assert data.solo is not None
+    slos = sorted({run.slo for run in campaign.runs} | {"3+1.5", "5+2"})
+    for run in campaign.runs:
+        for slo in slos if run.policy in BLIND else (run.slo,):
+            due = slo_of(table, slo, (data.solo.d0, data.solo.d1))
+            times, _, _ = replay(run, campaign.limits, table, due, host=host_of(profile))
+            yield run, slo, score(run, {r.id: r.times for r in run.requests}, due), score(run, times, due)
 
 
 @dataclass
@@ -177,7 +211,7 @@ class Score:
     e2el: np.ndarray = field(repr=False)
 
 
-def score(run: MeasuredRun, times: dict[int, Sequence[float]], slo: CumulativeSLO) -> Score:
+def score(run: MeasuredRun, times: Mapping[int, Sequence[float]], slo: CumulativeSLO) -> Score:
     """Score token *times* of the requests of *run*; every request counts, dropped ones as not good."""
     good = 0
     ttft, tpot, e2el = [], [], []

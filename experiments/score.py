@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from servetwin.core import BadInput
 
-from . import replay, runtable, tables
+from . import llm_replay, replay, runtable, tables
 from .fidelity import Entry, Setting
 from .points import Row, run_all_averaged
 from .resolve import Override
@@ -120,9 +120,9 @@ def _score_folders(
 
 
 def _recordings_in(path: Path) -> list[Path]:
-    """Compact recordings (see `servetwin.experiments.recorded`): *path* itself, or those in it."""
+    """Compact recordings (see `recorded` and `llm_replay`): *path* itself, or those in it and in its folders."""
     if path.is_dir():
-        return sorted(path.glob("*.json.gz"))
+        return sorted(path.rglob("*.json.gz"))
     return [path] if path.name.endswith(".json.gz") else []
 
 
@@ -138,7 +138,9 @@ def _score_recordings(
 
     from .recorded import read_recording
 
-    found = [(recording, run) for recording in map(read_recording, paths) for run in recording.runs]
+    of_tokens = [path for path in paths if llm_replay.is_campaign(path)]
+    others = [path for path in paths if path not in of_tokens]
+    found = [(recording, run) for recording in map(read_recording, others) for run in recording.runs]
     tasks = [(recording, run, seed) for recording, run in found for seed in range(seeds)]
     rows = []
     for row in Parallel(n_jobs=jobs, return_as="generator")(delayed(_replayed)(*task) for task in tasks):
@@ -168,8 +170,40 @@ def _score_recordings(
         cells = {name: str(getattr(run if name == "repeat" else measured, name)) for name in known}
         measured = replace(measured, cells=cells)
         scored.append(Scored(measured, {**mean, "mean_batch_size": None}))
+    for path in of_tokens:
+        scored += _score_campaign(path)
     if out is not None:
         tables.write(out, [s.line() for s in scored])
+    return scored
+
+
+def _score_campaign(path: Path) -> list[Scored]:
+    """Runs of a language model, each repeated once: nothing is drawn. Met is who had all tokens on time."""
+    from servetwin.profiles import load
+
+    campaign = llm_replay.read(path)
+    if campaign.profile is None:
+        raise BadInput("does not say by which profile its runs are to be repeated", where=str(path), right="profile")
+    scored = []
+    for run, slo, real, simulated in llm_replay.scored(campaign, load(campaign.profile)):
+        measured = MeasuredRun(
+            line=0,
+            cells={},
+            workload=f"{campaign.profile} {slo}",
+            policy=run.policy,
+            rate=run.rate,
+            cv=run.cv,
+            slo_factor=math.nan,
+            requests=real.requests,
+            met=real.good,
+            finished=len(real.e2el),
+            start=None,
+            step_delta=None,
+        )
+        known = (*runtable.COLUMNS, "repeat")
+        cells = {name: str(getattr(run if name == "repeat" else measured, name)) for name in known}
+        row: Row = {"met": simulated.good, "finished": len(simulated.e2el), "mean_batch_size": None}
+        scored.append(Scored(replace(measured, cells=cells), row))
     return scored
 
 

@@ -11,7 +11,7 @@ from servetwin.core.laws import LawChecker
 from servetwin.core.loop import play
 from servetwin.core.records import request_record
 from servetwin.core.token_batch import TokenBatch
-from servetwin.core.token_worker import TokenWorker
+from servetwin.core.token_worker import Host, TokenWorker
 from servetwin.core.tokens import EngineLimits, Step, TokenPolicy, TokenRequest, TokenSLO, TokenView
 from servetwin.sim import SimExecutor
 from servetwin.sim.tokens import TokenTiming
@@ -107,13 +107,14 @@ def serve(
     swap=None,
     laws: bool = True,
     most_events: int = 200_000,
+    host: Host | None = None,
     **limits,
 ) -> Served:
     """Serve *sent* on one engine to the end, in simulated time, under the laws."""
     times = times or Linear()
     sent = list(sent)
     view = view_of(times, EngineLimits(**{"blocks": 1000, **limits}), slo)
-    worker = TokenWorker(view.stage, policy, view)
+    worker = TokenWorker(view.stage, policy, view, host=host)
     executor = SimExecutor(lambda worker: TokenTiming(times, draw, swap))
     log = Log()
     checker = LawChecker(log)

@@ -7,26 +7,17 @@ from functools import cache
 
 import numpy as np
 import pytest
-from servetwin.experiments.llm_replay import MEASURED, read, replay, score, slo_of
+from servetwin.experiments.llm_replay import BLIND, MEASURED, read, scored
+from servetwin.experiments.score import score
 from servetwin.profiles import load
-
-BLIND = ("vllm-v1", "vllm", "own")
 
 
 @cache
 def pairs(name, profile):
     """(run, SLO, real score, simulated score) of each run; those that do not read the SLO count for both."""
     campaign = read(MEASURED / "h100" / f"{name}.json.gz")
-    taken = load(profile)
-    table = taken.tokens("measured", hold=True)
-    solo = taken.token_data.solo
-    out = []
-    for run in campaign.runs:
-        for slo in ("3+1.5", "5+2") if run.policy in BLIND else (run.slo,):
-            due = slo_of(table, slo, (solo.d0, solo.d1))
-            times, _, _ = replay(run, campaign.limits, table, due)
-            out.append((run, slo, score(run, {r.id: r.times for r in run.requests}, due), score(run, times, due)))
-    return out
+    assert campaign.profile == profile
+    return list(scored(campaign, load(profile)))
 
 
 def gap(real, simulated):
@@ -44,17 +35,19 @@ def test_with_cuda_graphs_goodput_is_near():
     gaps = {(run.policy, slo): abs(gap(a, b)) for run, slo, a, b in found}
     # Least slack drops whoever is a little too late: it turns the 3 % by which steps had got faster since the profile
     # was taken into 18 points.
-    assert gaps.pop(("edf-llm", "3+1.5")) < 19
-    assert max(gaps.values()) <= 3
-    assert np.mean(list(gaps.values())) <= 1.5
+    assert gaps.pop(("edf-llm", "3+1.5")) < 15
+    assert max(gaps.values()) <= 2.5
+    assert np.mean(list(gaps.values())) <= 1.2
 
 
 def test_with_cuda_graphs_latencies_are_near():
     for run, _, a, b in pairs("llm-opt-13b", "h100/opt-13b-tp1"):
-        assert abs(relative(a, b, "e2el")) < 4
+        # Steps were 3 to 4 % shorter in most of these runs than in the profile. As long as taking requests in cost
+        # nothing in simulation, that hid some of it.
+        assert abs(relative(a, b, "e2el")) < 4.5
         assert abs(relative(a, b, "e2el", np.median)) < 5
-        assert abs(relative(a, b, "tpot")) < 3
-        assert abs(relative(a, b, "ttft")) < (3 if run.policy in BLIND else 8)
+        assert abs(relative(a, b, "tpot")) < 4.5
+        assert abs(relative(a, b, "ttft")) < (6 if run.policy in BLIND else 8)
 
 
 def test_with_cuda_graphs_the_order_of_policies_is_the_same():
@@ -89,3 +82,11 @@ def test_the_records_hold_together(name):
             assert len(r.times) == (r.output if r.outcome == "finished" else 0)
             assert list(r.times) == sorted(r.times)
             assert not r.times or r.arrival < r.times[0]
+
+
+def test_servetwin_score_takes_them(tmp_path):
+    found = score(MEASURED / "h100" / "llm-opt-13b.json.gz", tmp_path / "gaps.csv")
+    gaps = {(s.run.policy, s.run.workload.split()[-1]): s.gap_met for s in found}
+    for run, slo, a, b in pairs("llm-opt-13b", "h100/opt-13b-tp1"):
+        assert gaps[run.policy, slo] == pytest.approx(gap(a, b))
+    assert len((tmp_path / "gaps.csv").read_text().splitlines()) == 1 + len(gaps)

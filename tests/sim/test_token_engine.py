@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from engines import Linear, SteppingTokens, requests, serve
+from servetwin.core.token_worker import Host
 from servetwin.policies.vllm import VLLM
 from servetwin.policies.vllm_v1 import VLLMV1
 
@@ -120,3 +121,12 @@ def test_what_a_step_costs_does_not_depend_on_how_many_decode(policy):
     few = lines_of_thirty_steps(3)
     assert few > 30 * 20
     assert lines_of_thirty_steps(300) == few
+
+
+def test_the_host_takes_requests_in_between_two_steps():
+    host = Host(lambda sequences: 0.25, 0.5)
+    served = serve(VLLM(), requests((0.0, 4, 3), (5.6, 2, 1), (5.9, 2, 1)), times=SLOW, host=host)
+    # Taken in by 0.5, prefilled to 4.5; from 4.75 decoding to 5.75. At 6 the host begins to take in the one of 5.6
+    # and then the one of 5.9; both are prefilled from 7 to 11, and the last token is out at 12.25.
+    assert served.log.steps == [(4.5, [(0, 4)], 0), (5.75, [], 1), (11.0, [(1, 2), (2, 2)], 0), (12.25, [], 1)]
+    assert served.log.tokens == {0: [[4.5, 5.75, 12.25]], 1: [[11.0]], 2: [[11.0]]}
