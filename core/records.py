@@ -67,6 +67,15 @@ def _generated(task: TokenTask) -> int:
     return generated
 
 
+def _token_times(task: TokenTask) -> list[float]:
+    """When they came out."""
+    times = list(task.times())
+    batch = task.worker.view.in_flight if task.worker is not None else None
+    if batch is not None and batch.ends is not None and task._ticks is not None:
+        times += batch.ends[: batch.count - 1]
+    return times
+
+
 def _stay(task: Task, tokens: bool) -> dict[str, Any]:
     record: dict[str, Any] = {
         "stage": task.stage.name,
@@ -82,7 +91,7 @@ def _stay(task: Task, tokens: bool) -> dict[str, Any]:
         record["first_token"], record["last_token"] = task.first_token, task.finished
         record["preemptions"] = task.preemptions
         if tokens and task._times is not None:
-            record["tokens"] = list(task._times)
+            record["tokens"] = _token_times(task)
     else:
         record["iterations"] = _iterations(task)
     return record

@@ -35,8 +35,7 @@ class TokenEngine:
         self.view = view = worker.view
         self.limits = view.limits
         self.headroom = view.limits.headroom
-        self.seen = view.limits.stamp == "seen"
-        self.swap = view.limits.preemption == "swap"
+        self.seen, self.swap = view.limits.stamp == "seen", view.limits.preemption == "swap"
         self.size = view.block_size
         self.longest = (view.blocks - view.watermark) * self.size  # tokens that fit
         self._lengths: dict[TokenTask, int] = {}  # the true ones
@@ -55,8 +54,7 @@ class TokenEngine:
         self.keep_times = loop.recorder.wants_token_times
         self.keep_ends = loop.recorder.wants_batches or self.keep_times
         self._ends = array("d")  # of the last ticks, for `TokenTask.times`
-        self._first = 0  # the tick that *ends* begins with
-        self._trim_at = 8192
+        self._first, self._trim_at = 0, 8192  # the former: the tick that *ends* begins with
         self._joined: dict[TokenTask, int] = {}  # the tick after which each began to decode, with keep_times
 
     # -- events -------------------------------------------------------------------------------------------
@@ -139,6 +137,8 @@ class TokenEngine:
             self.worker.policy.removed(task, view, now)
             if view.in_flight is not None:
                 self._stale = True  # its step runs out
+                if self.keep_times and task._ticks is not None:
+                    self._tell_times(task)
             else:
                 self._release(task)
                 del self._lengths[task]
@@ -280,12 +280,7 @@ class TokenEngine:
         loop.executor.run(self.worker, batch, self._done)  # type: ignore[arg-type]
 
     def _admit(
-        self,
-        prefill: Sequence[Chunk],
-        chosen: Sequence[TokenTask] | None,
-        decode: int,
-        crowded: bool,
-        now: float,
+        self, prefill: Sequence[Chunk], chosen: Sequence[TokenTask] | None, decode: int, crowded: bool, now: float
     ) -> list[Piece]:
         """Take of *prefill* what fits beside *decode* tasks; the chunks of running tasks have room. When it was so
         *crowded* that tasks were preempted, nobody is admitted."""
@@ -354,26 +349,28 @@ class TokenEngine:
 
     def done(self, batch: TokenBatch) -> None:
         """The executor has run *batch*."""
-        loop, view = self.loop, self.view
-        now = batch.end = loop._now()
-        view.in_flight = None
         self.deciding = True
-        loop._hear_batch(batch)
+        now = self.settle(batch)
+        self.deciding = False
+        if not self.loop.stopped:
+            self.turn(now) if self.host is None else self._rest(self.host.between(batch.size))
+
+    def settle(self, batch: TokenBatch) -> float:
+        """What follows from *batch* before the policy is asked again; gives the time."""
+        view = self.view
+        now = batch.end = self.loop._now()
+        view.in_flight = None
+        self.loop._hear_batch(batch)
         view.last_step = batch.took
         if batch.decode:
-            if batch.chosen is None:
-                self._tick(batch, now)
-            else:
-                self._advance(batch.chosen, now)
+            self._tick(batch, now) if batch.chosen is None else self._advance(batch.chosen, now)
         if batch.prefill:
             self._prefilled(batch.prefill, now)
         else:
             view.last_decode = batch.took
         if self._stale:
             self._purge()
-        self.deciding = False
-        if not loop.stopped:
-            self.turn(now) if self.host is None else self._rest(self.host.between(batch.size))
+        return now
 
     def _rest(self, seconds: float) -> None:
         """Ask the policy after so long, and after taking in, one after the other, what comes until then."""
@@ -475,10 +472,14 @@ class TokenEngine:
         view.context -= computed
         self._phases[(computed - tick) % self.size] -= 1
         if self.keep_times:
-            first = self._joined.pop(task)
-            task._times.extend(  # type: ignore[union-attr]
-                self._ends[first - self._first : tick - self._first]
-            )
+            self._tell_times(task)
+            del self._joined[task]
+
+    def _tell_times(self, task: TokenTask) -> None:
+        """Give *task*, which decodes with the others, the times of its tokens so far."""
+        tick = self._ticks.count
+        first, self._joined[task] = self._joined[task], tick
+        task._times.extend(self._ends[first - self._first : tick - self._first])  # type: ignore[union-attr]
 
     def _release(self, task: TokenTask) -> None:
         """*task* gives its memory back and runs no more."""

@@ -25,7 +25,6 @@ from servetwin.core import (
     Worker,
     WorkerView,
 )
-from servetwin.core.loop import play
 from servetwin.core.tokens import TokenPolicy
 
 from . import registry, yamlfile
@@ -59,10 +58,11 @@ class Run:
     source: Iterator[Request]
     recorder: Recorder
 
-    def play(self) -> Summary:
-        """Serve all requests, in simulated time."""
-        play(self.loop, self._source_then_stop())
-        self.executor.run_until_idle()
+    def play(self, *, fused: bool = True) -> Summary:
+        """Serve all requests, in simulated time; *fused* is as in `servetwin.sim.fused.play`."""
+        from servetwin.sim.fused import play
+
+        play(self.loop, self.executor, self._source_then_stop(), fused=fused)
         if self.loop.live:
             raise LawBroken(f"{len(self.loop.live)} requests never ended, though nothing was left to happen")
         return self.recorder.summary

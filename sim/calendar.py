@@ -28,15 +28,15 @@ class Calendar(simpy.Environment):
 
 
 class Timer(simpy.Event):
-    """One call at one time; `cancel` makes it do nothing."""
+    """One call at one time; `cancel` makes it do nothing. *place* orders it among events at one time."""
 
-    def __init__(self, calendar: Calendar, when: float, call: Callable[[], None]) -> None:
+    def __init__(self, calendar: Calendar, when: float, call: Callable[[], None], place: int | None = None) -> None:
         self.env = calendar
         self.callbacks = RING
         self._value = None
         self._ok = True
         self._call: Callable[[], None] | None = call
-        heappush(calendar._queue, (when, NORMAL, next(calendar._eid), self))
+        heappush(calendar._queue, (when, NORMAL, next(calendar._eid) if place is None else place, self))
 
     def ring(self) -> None:
         if self._call is not None:

@@ -72,6 +72,14 @@ class SimExecutor:
             raise BadInput(f"a call at {when:g} s, but it is {now:g} s already", right="a time to come")
         return Timer(self.calendar, when, callback)
 
+    def token_lane(self, worker: TokenWorker) -> TokenLane:
+        """Where the steps of that engine run."""
+        if worker not in self._runs:
+            self._runs[worker] = self._place(worker)
+        lane = getattr(self._runs[worker], "__self__", None)
+        assert isinstance(lane, TokenLane)
+        return lane
+
     def run_until_idle(self) -> None:
         """Let time pass until nothing is left to happen."""
         self.calendar.run()

@@ -21,12 +21,12 @@ from typing import Any
 
 import simpy
 from servetwin.core import Module, Pipeline, Recorder, Request, ServingLoop
-from servetwin.core.loop import play
 from servetwin.core.streams import stream
 from servetwin.core.token_worker import TokenWorker
 from servetwin.core.tokens import CumulativeSLO, EngineLimits, TokenPolicy, TokenRequest, TokenTask, TokenView
 from servetwin.policies.vllm import VLLM
 from servetwin.sim import SimExecutor
+from servetwin.sim.fused import play
 from servetwin.sim.tokens import TokenTiming
 
 #: Seconds: prefill C0 + C1 a token, decode D0 + D1 a token of context. OPT-13B on an RTX A6000, roughly.
@@ -150,9 +150,8 @@ class Run:
         for i, arrival in enumerate(self.arrivals or self.case.arrivals()):
             yield TokenRequest(i, arrival, tokens, outputs)
 
-    def play(self) -> None:
-        play(self.loop, self.requests())
-        self.executor.run_until_idle()
+    def play(self, fused: bool = True) -> None:
+        play(self.loop, self.executor, self.requests(), fused=fused)
 
     @property
     def steps(self) -> int:
