@@ -29,9 +29,9 @@ class SimExecutor:
 
     *contention* tells, for a pair (worker, other worker on the same device), at which `Rates` the first gets on while
     the second is busy; pairs that are not named do not disturb each other. Longer keys (worker, others...) are for
-    several others that are busy at once, whose rates multiply where there is none. *delays* holds the transport between two
-    workers by name (None: the client); what is not named takes no time. *calls* gives the times of pools of threads,
-    by name.
+    several others that are busy at once, whose rates multiply where there is none. *delays* holds the transport
+    between two workers by name (None: the client); what is not named takes no time. *calls* gives the times of pools
+    of threads, by name.
     """
 
     def __init__(
