@@ -1,4 +1,4 @@
-"""Runs recorded on an H100, repeated in simulation with the profiles taken before them: the gate on fidelity.
+"""Runs recorded on GPUs, repeated in simulation with the profiles taken before them: the gate on fidelity.
 
 The limits are what was reached, not what was hoped for (docs/fidelity.md): a change that makes the simulation less
 true to these runs fails here, without a GPU.
@@ -7,6 +7,7 @@ true to these runs fails here, without a GPU.
 import gzip
 import json
 from collections import defaultdict
+from dataclasses import dataclass
 from statistics import fmean
 
 import pytest
@@ -15,17 +16,47 @@ from servetwin.experiments.llm_replay import MEASURED
 from servetwin.experiments.recorded import Recording, read_recording, recorded_run, write_recording
 from servetwin.sim.measured import TimeOptions
 
-FOLDER = MEASURED / "h100" / "diffusion"
 MODELS = ["dit-s2-256", "dit-xl2-256", "palette-256", "sd15-256", "sd15-512"]
-#: Points by which repeats of one run differed on the GPU, at most.
-NOISE = 1.0
 #: Share of requests that must be met at what counts as a rate that is held.
 HELD = 0.9
 
 
+@dataclass(frozen=True)
+class Gate:
+    """What the simulation reached on the runs of a device; gaps in points of attainment."""
+
+    device: str
+    runs: int
+    mean: float
+    largest: float
+    by_policy: dict[str, tuple[float, float]]  # mean, largest
+    noise: float  # by how much repeats of one run differed on the device, at most
+    decided: int  # settings in which the best policy leads the next by more than that
+    bare: float  # mean gap of the scheduler's tables alone, at least
+
+
+GATES = {
+    "h100": Gate(
+        "NVIDIA H100 80GB HBM3", 33, 0.60, 3.7,
+        {"neustream": (0.70, 2.4), "edf": (0.20, 0.4), "clockwork": (0.90, 3.7)},
+        1.0, 7, 2.0,
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=GATES)
+def name(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def recordings() -> list[Recording]:
-    return [read_recording(FOLDER / f"{model}.json.gz") for model in MODELS]
+def gate(name) -> Gate:
+    return GATES[name]
+
+
+@pytest.fixture(scope="module")
+def recordings(name) -> list[Recording]:
+    return [read_recording(MEASURED / name / "diffusion" / f"{model}.json.gz") for model in MODELS]
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +73,11 @@ def gaps(pairs, **only):
     return [abs(sim - real) for model, run, real, sim in pairs if all(getattr(run, k) == v for k, v in only.items())]
 
 
-def test_what_was_recorded(recordings):
-    assert sum(len(rec.runs) for rec in recordings) == 33
+def test_what_was_recorded(recordings, gate, name):
+    assert sum(len(rec.runs) for rec in recordings) == gate.runs
     for rec in recordings:
-        assert rec.meta["devices"]["gpu0"]["name"] == "NVIDIA H100 80GB HBM3"
+        assert rec.profile == f"{name}/{rec.model}-graphs"
+        assert rec.meta["devices"]["gpu0"]["name"] == gate.device
         assert rec.meta["versions"]["torch"].startswith("2.11")
         for run in rec.runs:
             assert len(run.arrival) == len(run.slo) == len(run.steps) == len(run.outcome) == 300
@@ -56,17 +88,24 @@ def test_what_was_recorded(recordings):
                     assert (finished <= arrival + slo + 2e-6) == (outcome == "m")
 
 
-def test_attainment_is_as_close_as_it_was(pairs):
+def test_attainment_is_as_close_as_it_was(pairs, gate):
     """In points of the requests sent."""
-    assert fmean(gaps(pairs)) <= 0.60
-    assert max(gaps(pairs)) <= 3.7
-    assert fmean(gaps(pairs, policy="neustream")) <= 0.70
-    assert max(gaps(pairs, policy="neustream")) <= 2.4
-    assert fmean(gaps(pairs, policy="edf")) <= 0.20
-    assert fmean(gaps(pairs, policy="clockwork")) <= 0.90
+    assert fmean(gaps(pairs)) <= gate.mean
+    assert max(gaps(pairs)) <= gate.largest
+    for policy, (mean, largest) in gate.by_policy.items():
+        assert fmean(gaps(pairs, policy=policy)) <= mean, policy
+        assert max(gaps(pairs, policy=policy)) <= largest, policy
 
 
-def test_the_same_policy_wins(pairs):
+def test_repeats_differ_by_no_more_than_the_noise(pairs, gate):
+    runs = defaultdict(list)
+    for model, run, was, _ in pairs:
+        runs[model, run.policy, run.cell].append(was)
+    differences = [max(v) - min(v) for v in runs.values() if len(v) > 1]
+    assert max(differences) == pytest.approx(gate.noise, abs=0.05)
+
+
+def test_the_same_policy_wins(pairs, gate):
     """On the same requests, wherever the best and the next best differ by more than repeats of a run do."""
     real, simulated = defaultdict(lambda: defaultdict(list)), defaultdict(lambda: defaultdict(list))
     for model, run, was, says in pairs:
@@ -75,33 +114,33 @@ def test_the_same_policy_wins(pairs):
     decided = 0
     for cell, policies in real.items():
         means = {p: fmean(v) for p, v in policies.items()}
-        first, second = sorted(means.values(), reverse=True)[:2]
-        if first - second > NOISE:
+        first, second = [*sorted(means.values(), reverse=True), 0.0][:2]
+        if len(means) > 1 and first - second > gate.noise + 1e-9:
             decided += 1
             says = {p: fmean(v) for p, v in simulated[cell].items()}
             assert max(means, key=means.__getitem__) == max(says, key=says.__getitem__), cell
-    assert decided >= 7
+    assert decided >= gate.decided
 
 
 def test_the_highest_rate_that_is_held_is_within_a_step(pairs):
     """The largest load at which a policy meets `HELD` of the requests, on the grid of loads that was run."""
     tables = defaultdict(dict)
     for model, run, was, says in pairs:
-        if run.repeat == 0:
-            tables[model, run.policy][run.load] = (was, says)
+        if run.repeat == 0 and run.cv == 1.0:
+            tables[model, run.policy, run.slo_factor][run.load] = (was, says)
     for key, table in tables.items():
         loads = sorted(table)
         held = [max((i for i, x in enumerate(loads) if table[x][side] >= 100 * HELD), default=-1) for side in (0, 1)]
         assert abs(held[0] - held[1]) <= 1, key
 
 
-def test_measured_terms_are_needed(recordings):
+def test_measured_terms_are_needed(recordings, gate):
     """With the scheduler's tables alone the runs are missed by more."""
     bare = TimeOptions(table="scheduler", costs=False, contention=False, transport=False, noise=False)
     missed = [
         100 * abs(rec.replay(run, options=bare).attainment - run.attainment) for rec in recordings for run in rec.runs
     ]
-    assert fmean(missed) > 2.0
+    assert fmean(missed) > gate.bare
 
 
 def test_a_recording_is_read_as_it_was_written(tmp_path, recordings):

@@ -268,9 +268,9 @@ def replay(out: Path) -> None:
         print(f"{len(sizes)} runs: attainment gap mean {mean:.2f}, largest {max(sizes):.2f} points")
 
 
-def record(out: Path, to: Path, device: str) -> None:
+def record(out: Path, to: Path, device: str, profiles: Path | None) -> None:
     """Write the runs of each model that came to their end as a recording (servetwin.experiments.recorded), which
-    names the profiles in the folder *device*.
+    names the profiles of *device*; and these into the folder *profiles*.
     """
     from servetwin.experiments.recorded import Recording, recorded_run, write_recording
     from servetwin.real import KINDS
@@ -299,6 +299,11 @@ def record(out: Path, to: Path, device: str) -> None:
         )  # fmt: skip
         write_recording(recording, to / f"{kind.name}.json.gz")
         print(f"{kind.name}: {len(runs)} runs")
+        if profiles is not None:
+            text = (folder / "profiles" / f"{kind.name}.yaml").read_text()
+            profiles.mkdir(parents=True, exist_ok=True)
+            named = text.replace(f"name: measured/{kind.name}\n", f"name: {device}/{kind.name}-graphs\n", 1)
+            (profiles / f"{kind.name}-graphs.yaml").write_text(named)
 
 
 def main() -> None:
@@ -318,14 +323,15 @@ def main() -> None:
     kept = commands.add_parser("record")
     kept.add_argument("out", type=Path)
     kept.add_argument("to", type=Path)
-    kept.add_argument("--profiles", default="h200", help="folder of the profiles that were taken before the runs")
+    kept.add_argument("--name", default="h200", help="by which name the profiles of the device go")
+    kept.add_argument("--profiles", type=Path, help="folder into which they are copied")
     given = parser.parse_args()
     if given.command == "run":
         run(given.models, given.out, given.device, given.seconds, given.options, given.cells, given.pack)
     elif given.command == "one":
         serve_model(given.models[0], given.out, given.device, json.loads(given.options), given.cells)
     elif given.command == "record":
-        record(given.out, given.to, given.profiles)
+        record(given.out, given.to, given.name, given.profiles)
     else:
         replay(given.out)
 
