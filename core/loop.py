@@ -255,8 +255,12 @@ class ServingLoop:
         while view.in_flight is None or ahead:
             now = self._now()
             decision = policy.decide(view, now)
-            for task in decision.drop:
-                self._drop(task, view)
+            if decision.drop:
+                for task in decision.drop:
+                    self._drop(task, view)
+                both = [task for task in decision.drop if task in decision.run]
+                if both:
+                    raise LawBroken(f"{worker.name}: the policy both runs and drops {both[0]}")
             if decision.run:
                 self._commit(worker, decision, settled)
                 if worker.inbox:
@@ -332,7 +336,7 @@ class ServingLoop:
         due = NEVER if when is None else when
         if due == worker.alarm_at:
             return
-        if due <= asked:
+        if not due > asked:  # nor is NaN
             raise LawBroken(f"{worker.name}: the policy idles until {due:g}, which is not in the future")
         if worker.alarm is not None:
             worker.alarm.cancel()

@@ -28,6 +28,7 @@ from servetwin.core import (
 from servetwin.core.tokens import TokenPolicy
 
 from . import registry, yamlfile
+from .blame import policies_answer
 from .config import Experiment, FixedSLO, PolicySpec, RelativeSLO, WorkerSpec
 from .engines import ENDLESS, contexts, is_engine, prepare, preparing, token_worker
 from .graph import (
@@ -62,7 +63,8 @@ class Run:
         """Serve all requests, in simulated time; *fused* is as in `servetwin.sim.fused.play`."""
         from servetwin.sim.fused import play
 
-        play(self.loop, self.executor, self._source_then_stop(), fused=fused)
+        with policies_answer([worker.policy for worker in self.loop.workers]):
+            play(self.loop, self.executor, self._source_then_stop(), fused=fused)
         if self.loop.live:
             raise LawBroken(f"{len(self.loop.live)} requests never ended, though nothing was left to happen")
         return self.recorder.summary
@@ -115,6 +117,8 @@ def folder_for(experiment: Experiment, folder: Path, meta: dict[str, Any]) -> Ru
     try:
         recorder = RunFolder(folder, meta)
     except FileExistsError:
+        if not folder.is_dir():
+            raise BadInput("this is a file, not a folder", where=str(folder), right="another --out") from None
         raise BadInput("the folder holds a run already", where=str(folder), right="another --out") from None
     except OSError as error:
         raise BadInput(error.strerror or "cannot be written", where=str(folder), right="a folder of yours") from None

@@ -29,7 +29,7 @@ class Gamma(Strict):
 
     process: Literal["gamma"]
     rate: Positive
-    cv: Positive
+    cv: Annotated[float, Field(ge=1e-3, le=1e3, allow_inf_nan=False)]
 
 
 class Poisson(Strict):

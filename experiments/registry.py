@@ -29,7 +29,7 @@ from types import ModuleType
 from typing import Any
 
 import servetwin.policies
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from servetwin.core import BadInput, Policy
 
 from .names import suggest
@@ -160,7 +160,7 @@ def complete(policy: type[Policy], params: Mapping[str, Any]) -> dict[str, Any]:
 def _check_type(name: str, value: Any, hint: Any) -> None:
     try:
         TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
-    except (ValidationError, TypeError):
+    except (ValueError, TypeError):  # no JSON: dates, mappings that hold themselves
         raise WrongParameter(name, f"{value!r} does not fit parameter {name!r}", spell(hint)) from None
 
 

@@ -13,6 +13,7 @@ policy name, arrival process or step draw) only the keys that the new kind knows
 from __future__ import annotations
 
 import copy
+import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,6 +116,13 @@ def _layer(data: Any, where: str, text: str, base: Path) -> Layer:
         raise BadInput(
             "by_policy does not map policies to settings", where=where, right="by_policy: {neustream: {...}}"
         )
+    for policy, overlay in overlays.items():
+        if not isinstance(overlay.get("policy", {}), dict):
+            raise BadInput(
+                f"by_policy.{policy}.policy: {reprlib.repr(overlay['policy'])} is no mapping",
+                where=where,
+                right="policy: {params: {...}}",
+            )
     if not isinstance(sessions, list) or not all(isinstance(s, dict) for s in sessions):
         raise BadInput("sessions is no list of mappings", where=where, right="sessions: [{from, to, policy, set}]")
     layer = Layer(data, where, text, base, overlays, sessions)
@@ -401,7 +409,7 @@ def _explain(error: ValidationError, tree: Tree) -> tuple[Key, str, str]:
     message = (
         message.removeprefix("Input should be ").removeprefix("List should have ").removesuffix(" after validation")
     )
-    return path, f"{_at(tree, path)!r} does not fit", message
+    return path, f"{reprlib.repr(_at(tree, path))} does not fit", message
 
 
 def _at(tree: Any, path: Key) -> Any:

@@ -220,7 +220,7 @@ WRONG_OVERRIDES = {
     "slo.factor=[1": ["--set slo.factor", "no valid YAML"],
     "policy=neustrem": ["--set policy", "'neustrem'", "neustream"],
     "policy=3": ["3 is no policy"],
-    "cv=0": ["--set cv", "workload.arrivals.cv", "greater than 0"],
+    "cv=0": ["--set cv", "workload.arrivals.cv", "0.001"],
     "time.session=soon": ["--set time.session", "'soon'", "a date and time"],
 }
 
