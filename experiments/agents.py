@@ -124,8 +124,12 @@ class AgentsBackend:
             elif spec.threads is None:
                 what = f"{'+'.join(spec.modules)} is neither a language model nor a tool"
                 raise BadInput(what, where="deployment.workers", right="a pipeline of those")
-        for name in [n for n in self.engines if wanted.get(n) != self._of.get(n)]:
-            self.engines.pop(name).close()
+        for name in list(self.engines):
+            if name not in wanted or wanted[name].options != self._of[name].options:
+                self.engines.pop(name).close()
+            elif wanted[name] != self._of[name]:  # another policy: the engine stays
+                self.engines[name].ask(("install", wanted[name].settings))
+                self._of[name] = wanted[name]
         missing = [name for name in wanted if name not in self.engines]
         for name in missing:
             self.engines[name], self._of[name] = EngineProcess(wanted[name]), wanted[name]
@@ -140,6 +144,12 @@ class AgentsBackend:
         data, limit = profile.token_data, spec.limit or 1
         engines = sum(is_engine(experiment, w) for w in experiment.deployment.workers)
         cpu = profile.data.device.kind == "cpu"
+        kv_bytes = CPU_KV if cpu else None
+        if engines > 1 and not cpu:  # none may take what the others are about to take
+            from servetwin.real.vllm_engine import bytes_per_token
+
+            token = bytes_per_token(self.model or data.architecture, PRECISIONS[profile.data.precision])
+            kv_bytes = (data.kv.blocks + 1) * data.kv.block_size * token  # vLLM keeps one for itself
         return {
             "model": self.model or data.architecture,
             "dtype": PRECISIONS.get(profile.data.precision, "float32"),
@@ -148,7 +158,7 @@ class AgentsBackend:
             "max_sequences": limit,
             "block_size": data.kv.block_size,
             "gpu_memory_utilization": data.engine.gpu_memory_utilization / engines,
-            "kv_bytes": CPU_KV if cpu else None,
+            "kv_bytes": kv_bytes,
             "graphs": (1, 2, 4, *range(8, limit + 1, 8)) if data.engine.cuda_graphs and not cpu else (),
         }
 

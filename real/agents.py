@@ -6,18 +6,22 @@ come back that way. The policy object lives in the engine's process, inside vLLM
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import threading
+import time
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
-from statistics import median
+from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
-from servetwin.core import BadInput, Recorder, Request, ServeTwinError, ServingLoop, Stage, Worker
+from servetwin.core import BadInput, Outcome, Recorder, Request, ServeTwinError, ServingLoop, Stage, Worker
 from servetwin.core.pool import Pool
+from servetwin.core.token_batch import TokenBatch
 from servetwin.core.token_engine import TokenEngine
 from servetwin.core.token_worker import TokenWorker
 from servetwin.core.tokens import TokenTask
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from .executor import RealExecutor
     from .server import Report
     from .tools import ScriptTool
+    from .vllm_scheduler import StepLog
 
 #: Seconds that an engine may take to start.
 PATIENCE = 300.0
@@ -96,7 +101,16 @@ class EngineWorker(TokenWorker):
         self.tasks: dict[tuple[int, int], TokenTask] = {}
         self.visits: dict[int, int] = {}
         self.heard_after: list[float] = []  # seconds from a last token until the loop knew
-        threading.Thread(target=self._listen, args=(executor.heard,), name=f"engine {self.name}", daemon=True).start()
+        self.sent: dict[tuple[int, int], float] = {}  # when the loop sent a task, on the monotonic clock
+        self.under_way: list[float] = []  # seconds from then until the engine's process had it
+        self.taking_in: list[float] = []  # seconds that its engine took to take it in
+        self.communication: dict[int, float] = {}  # request -> seconds on the way there and back, of all its visits
+        self.steps: list[StepLog] = []
+        self.known: dict[int, TokenTask] = {}
+        self.listening = threading.Thread(
+            target=self._listen, args=(executor.heard,), name=f"engine {self.name}", daemon=True
+        )
+        self.listening.start()
 
     def attach(self, loop: ServingLoop) -> None:
         self.loop = loop
@@ -116,17 +130,59 @@ class EngineWorker(TokenWorker):
         task.queued = task.admitted = self.loop.executor.now()
         visit = self.visits[task.id] = self.visits.get(task.id, -1) + 1
         self.tasks[task.id, visit] = task
+        self.known[_own(task.id, visit)] = task
         self.view.waiting[task] = None
         self.executor.running += 1
+        self.sent[task.id, visit] = self.executor.zero + task.queued
         at = self.executor.zero + task.arrival
         self.process.pipe.send(("add", task.id, visit, task.prompt, output, task.limit, at, task.budget))
 
     def _listen(self, heard: SimpleQueue[tuple[object, object]]) -> None:
         try:
             while True:
-                heard.put((Answer(self, self.process.pipe.recv()), None))
+                said = self.process.pipe.recv()
+                if said[0] == "steps":
+                    self.steps = said[1]
+                    return
+                heard.put((Answer(self, said), None))
         except (EOFError, OSError):
             return
+
+    def end(self) -> None:
+        """The run is over: let the engine give up what is left, and take over the steps that it made."""
+        with contextlib.suppress(OSError):
+            self.process.pipe.send(("end",))
+        self.listening.join(PATIENCE)
+
+    def batches(self) -> Iterator[TokenBatch]:
+        """The engine's steps as batches, in seconds since the run began."""
+        zero, known = self.executor.zero, self.known
+        for step in self.steps:
+            batch = TokenBatch(0, self, step.decode, step.context)
+            batch.prefill = [(known[own], tokens, context) for own, tokens, context in step.prefill if own in known]
+            batch.preempted = [known[own] for own in step.preempted if own in known]
+            batch.size = step.decode + len(step.prefill)
+            batch.start, batch.end, batch.took = step.start - zero, step.end - zero, step.end - step.start
+            yield batch
+
+    def costs(self) -> dict[str, Any]:
+        """What the engine cost beside computing: the rows of Table 2 of NeuStream that a run can tell."""
+        decides = [step.decided - step.start for step in self.steps]
+        shares = [(s.decided - s.start) / (s.end - s.start) for s in self.steps if not s.prefill]
+        whole = [(s.scheduled - s.start) / (s.end - s.start) for s in self.steps if not s.prefill]
+        told: dict[str, Any] = {"calls": len(self.heard_after), "steps": len(self.steps)}
+        for name, values in (
+            ("heard_after_ms", self.heard_after),
+            ("sent_ms", self.under_way),
+            ("intake_ms", self.taking_in),
+            ("decide_ms", decides),
+        ):
+            if values:
+                told[name] = {"median": median(values) * 1e3, "mean": fmean(values) * 1e3, "max": max(values) * 1e3}
+        if shares:
+            told["deciding_over_decode_step"] = fmean(shares)
+            told["scheduling_over_decode_step"] = fmean(whole)
+        return told
 
     def withdraw(self, task: Any, now: float) -> None:
         """It runs out: vLLM is not told, and what it still says of *task* changes nothing."""
@@ -135,9 +191,24 @@ class EngineWorker(TokenWorker):
     def ring(self) -> None:
         """No policy here asks to be woken."""
 
-    def over(self, number: int, visit: int, outcome: str, times: list[float], preemptions: int) -> None:
-        """The engine is done with a task; *times* of its tokens are on the monotonic clock."""
+    def over(
+        self,
+        number: int,
+        visit: int,
+        outcome: str,
+        times: list[float],
+        preemptions: int,
+        received: float,
+        added: float,
+    ) -> None:
+        """The engine is done with a task, which it had *received* and then *added*; *times* are of its tokens, all on
+        the monotonic clock."""
         task = self.tasks.pop((number, visit))
+        under_way = received - self.sent.pop((number, visit))
+        self.under_way.append(under_way)
+        self.taking_in.append(added - received)
+        back = time.monotonic() - times[-1] if outcome == "finished" else 0.0
+        self.communication[number] = self.communication.get(number, 0.0) + under_way + back
         self.view.waiting.pop(task, None)
         if task.request.outcome is not None:
             return
@@ -206,16 +277,28 @@ def serve(
             raise BadInput(f"nothing real serves {worker.name}", right=right)
     log.executor = executor
     loop = ServingLoop(stages, workers, executor, log, **wiring)
+    ours = [worker for worker in workers if isinstance(worker, EngineWorker)]
     try:
         executor.play(loop, requests, stop_after)
     finally:
+        for worker in ours:
+            worker.end()
         executor.close()
+    steps = sorted((batch for worker in ours for batch in worker.batches()), key=lambda batch: batch.end)
+    for number, batch in enumerate(steps, 1):
+        batch.id = number
+        log.inner.batch(batch)
     found = report(log, executor.lateness)
     found.tools = {name: tool.told() for name, tool in executor.tools.items()}
-    for worker in workers:
-        if isinstance(worker, EngineWorker) and worker.heard_after:
-            heard = {"median": median(worker.heard_after) * 1e3, "max": max(worker.heard_after) * 1e3}
-            found.tools[worker.name] = {"calls": len(worker.heard_after), "heard_after_ms": heard}
+    found.tools |= {worker.name: worker.costs() for worker in ours}
+    ended = {task.request.id: task.request for worker in ours for task in worker.known.values()}
+    shares = [
+        sum(worker.communication.get(number, 0.0) for worker in ours) / (request.finished - request.arrival)
+        for number, request in ended.items()
+        if request.finished is not None and request.outcome in (Outcome.MET, Outcome.LATE)
+    ]
+    if shares:
+        found.tools["pipeline"] = {"requests": len(shares), "communication_over_e2el": fmean(shares)}
     return found
 
 
@@ -240,11 +323,14 @@ def _serve(pipe: Connection, setup: EngineSetup) -> None:
 
 def _work(pipe: Connection, engine: Any) -> None:
     from .vllm_engine import undisturbed
+    from .vllm_scheduler import Settings
 
     scheduler = engine.scheduler
     scheduler.zero = 0.0  # all times on the monotonic clock
     scheduler.keep_log = True
-    flying: dict[str, tuple[int, int]] = {}
+    flying: dict[str, tuple[int, int, float, float]] = {}
+    lost: Counter[int] = Counter()
+    seen = 0  # steps of the log
     with undisturbed():
         while True:
             busy = engine.engine.has_unfinished_requests()
@@ -252,32 +338,56 @@ def _work(pipe: Connection, engine: Any) -> None:
                 word, *more = pipe.recv()
                 if word == "close":
                     return
+                if word == "add":
+                    _add(engine, flying, more)
+                    busy = True
+                    continue
                 if word == "measure":
                     pipe.send(_measured(engine, *more))
-                    scheduler.zero, scheduler.keep_log = 0.0, True
-                    continue
-                _add(engine, flying, more)
-                busy = True
+                elif word == "call":
+                    pipe.send(_called(engine, *more))
+                elif word == "install":
+                    engine.empty()
+                    scheduler.install(Settings(**more[0]))
+                    pipe.send(engine.describe())
+                elif word == "end":
+                    pipe.send(("steps", list(scheduler.log)))
+                    engine.empty()
+                flying.clear()
+                lost.clear()
+                scheduler.log.clear()
+                scheduler.times.clear()
+                seen = 0
+                scheduler.zero, scheduler.keep_log = 0.0, True
+                busy = False
             if not busy:
                 continue
-            for out in engine.step():
-                if out.finished:
-                    key = flying.pop(out.request_id)
-                    aborted = out.outputs[0].finish_reason == "abort"
-                    times = scheduler.times.pop(int(out.request_id), [])
-                    lost = sum(int(out.request_id) in log.preempted for log in scheduler.log)
-                    pipe.send(("over", *key, "dropped" if aborted else "finished", list(times), lost))
-            if not flying:
-                scheduler.log.clear()
+            over = [out for out in engine.step() if out.finished]
+            for log in scheduler.log[seen:]:
+                lost.update(log.preempted)
+            seen = len(scheduler.log)
+            for out in over:
+                number, visit, *stamps = flying.pop(out.request_id)
+                aborted = out.outputs[0].finish_reason == "abort"
+                own = int(out.request_id)
+                times = scheduler.times.pop(own, [])
+                outcome = "dropped" if aborted else "finished"
+                pipe.send(("over", number, visit, outcome, list(times), lost.pop(own, 0), *stamps))
 
 
-def _add(engine: Any, flying: dict[str, tuple[int, int]], more: list[Any]) -> None:
+def _own(number: int, visit: int) -> int:
+    """vLLM wants a name of its own for each visit of a request."""
+    return number * 1000 + visit
+
+
+def _add(engine: Any, flying: dict[str, tuple[int, int, float, float]], more: list[Any]) -> None:
     from .vllm_plan import Planned
 
+    received = time.monotonic()
     number, visit, prompt, output, limit, at, budget = more
-    own = number * 1000 + visit  # vLLM wants a name of its own for each visit
-    flying[str(own)] = (number, visit)
+    own = _own(number, visit)
     engine.add(Planned(own, 0.0, prompt, output, limit), at)
+    flying[str(own)] = (number, visit, received, time.monotonic())
     engine.scheduler._new[-1].budget = budget
 
 
@@ -292,3 +402,15 @@ def _measured(engine: Any, grid: Any, seconds: float) -> dict[str, Any]:
     engine.empty()
     engine.scheduler.install(Settings(**{k: getattr(policy, k) for k in Settings.__dataclass_fields__}))
     return section
+
+
+def _called(engine: Any, function: Callable[..., Any], *more: Any) -> Any:
+    """What *function*, which can be imported there, gives of *engine*, whose policy comes back after it."""
+    from .vllm_scheduler import Settings
+
+    policy = engine.scheduler.settings
+    engine.empty()
+    found = function(engine, *more)
+    engine.empty()
+    engine.scheduler.install(Settings(**{k: getattr(policy, k) for k in Settings.__dataclass_fields__}))
+    return found

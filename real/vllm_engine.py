@@ -40,6 +40,8 @@ LOOK = 0.002
 
 #: A model of two layers, for a CPU.
 TINY = {"layers": 2, "hidden": 64, "heads": 2, "feed_forward": 128, "vocabulary": 512, "positions": 2048}
+#: Names of such models, by family.
+TINIES = {"tiny": "opt", "tiny-llama": "llama"}
 
 
 @dataclass(frozen=True)
@@ -76,25 +78,49 @@ def prepare_environment() -> None:
         os.environ.setdefault(key, value)
 
 
+def is_built(name: str) -> bool:
+    """Whether *name* is that of a model that is made here, with random weights, and not a folder with one."""
+    from servetwin.profiles.architectures import architectures
+
+    return name in TINIES or name in architectures()
+
+
 def model_config(name: str, dtype: str) -> dict[str, Any]:
-    """The configuration file of an OPT model of that name."""
-    if name == "tiny":
-        shape = dict(TINY)
+    """The configuration file of a model of that name: of the OPT family by its name, or else of the Llama family."""
+    if name in TINIES:
+        shape = {**TINY, "kv_heads": TINY["heads"]}
     else:
         from servetwin.profiles.architectures import architecture
 
         shape = architecture(name).model_dump()
-    return {
-        "architectures": ["OPTForCausalLM"],
-        "model_type": "opt",
-        "activation_function": "relu",
+    common = {
         "hidden_size": shape["hidden"],
-        "word_embed_proj_dim": shape["hidden"],
-        "ffn_dim": shape["feed_forward"],
         "num_hidden_layers": shape["layers"],
         "num_attention_heads": shape["heads"],
         "vocab_size": shape["vocabulary"],
         "max_position_embeddings": shape["positions"],
+        "torch_dtype": dtype,
+    }
+    if TINIES.get(name, "opt" if name.startswith("opt-") else "llama") == "llama":
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_act": "silu",
+            "intermediate_size": shape["feed_forward"],
+            "num_key_value_heads": shape["kv_heads"],
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0,
+            "tie_word_embeddings": False,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            **common,
+        }
+    return {
+        "architectures": ["OPTForCausalLM"],
+        "model_type": "opt",
+        "activation_function": "relu",
+        "word_embed_proj_dim": shape["hidden"],
+        "ffn_dim": shape["feed_forward"],
         "do_layer_norm_before": True,
         "enable_bias": True,
         "bos_token_id": 2,
@@ -103,8 +129,8 @@ def model_config(name: str, dtype: str) -> dict[str, Any]:
         "dropout": 0.0,
         "attention_dropout": 0.0,
         "layerdrop": 0.0,
-        "torch_dtype": dtype,
         "tie_word_embeddings": True,
+        **common,
     }
 
 
@@ -112,9 +138,10 @@ def bytes_per_token(model: str, dtype: str) -> int:
     """Bytes that the keys and values of a token take, over all layers. *model* is a name or a folder."""
     width = {"float16": 2, "bfloat16": 2, "float32": 4}[dtype]
     path = Path(model) / "config.json"
-    built = model == "tiny" or model.startswith("opt-")
-    config = model_config(model, dtype) if built else json.loads(path.read_text())
-    return 2 * int(config["num_hidden_layers"]) * int(config["hidden_size"]) * width
+    config = model_config(model, dtype) if is_built(model) else json.loads(path.read_text())
+    heads = int(config["num_attention_heads"])
+    wide = int(config["hidden_size"]) * int(config.get("num_key_value_heads", heads)) // heads
+    return 2 * int(config["num_hidden_layers"]) * wide * width
 
 
 def device_name() -> str:
@@ -143,7 +170,7 @@ class VllmEngine:
         self.options = options
         self.version = vllm.__version__
         folder = options.model
-        built = folder == "tiny" or folder.startswith("opt-")
+        built = is_built(folder)
         if not built and not (Path(folder) / "config.json").is_file():
             raise BadInput(f"there is no model in {folder!r}", right="tiny, opt-13b, ..., or a folder with a model")
         if built:
