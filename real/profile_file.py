@@ -164,6 +164,17 @@ def _costs(profiler: Profiler, found: Measured) -> dict[str, Any]:
         meaning = "what the gap after an iteration takes longer for each request that ended with it"
         value = round(max(each["leaves"], 0.0), ROUND)
         add(f"{loop}.pause", meaning, how, "running", loop, value=value, **few("leaves"))
+    meanings = {
+        "joins": "what an iteration takes longer if so many requests begin with it",
+        "leaves": "what an iteration takes longer if so many requests end with it",
+        "pauses": "what the gap after an iteration takes longer if so many requests ended with it",
+    }
+    for kind_of, by_count in found.crowds.items():
+        values = {n: max(statistics.median(v), 0.0) for n, v in by_count.items()}
+        counts = {n: len(v) for n, v in by_count.items()}
+        if 1 in values:
+            by_batch = _by_batch(values, counts)
+            add(f"{loop}.{kind_of}", meanings[kind_of], "all at once", "crowds", loop, by_batch=by_batch)
     for stage, by_size in found.stages.items():
         modules = stage.split("+")
         values = {n: statistics.fmean(v) for n, v in by_size.items()}

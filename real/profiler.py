@@ -20,7 +20,7 @@ import torch
 from servetwin.core import Policy, Recorder, Request, RunFolder
 
 from .profile_file import COLD_STEPS, WAITING, WAITING_STEPS, as_profile, write_profile
-from .rehearsal import AGES, Duel, Estimate, Gather, Rotate, rehearse, workers_of
+from .rehearsal import AGES, Crowd, Duel, Estimate, Gather, Rotate, rehearse, workers_of
 from .server import Server, Spell
 
 __all__ = ["Measured", "Profiler", "as_profile", "take_profile", "write_profile"]
@@ -29,6 +29,8 @@ __all__ = ["Measured", "Profiler", "as_profile", "take_profile", "write_profile"
 EVERY = 8
 #: So few clean iterations of a batch size in the running system are not trusted.
 FEW = 8
+#: How often crowds of each size join and leave.
+CROWDS = 3
 #: How often whole batches of each size and step count are measured.
 WHOLES = 3
 #: Iterations of each batch size, at least: of so many the 99th percentile is not the largest. Fewer, down to a third,
@@ -55,6 +57,8 @@ class Measured:
     starting: list[float] = field(default_factory=list)  # joins that end an idle spell
     leaving: list[float] = field(default_factory=list)  # in the iteration
     leaves: list[float] = field(default_factory=list)  # between it and the next
+    #: What is measured of so many that join, or leave, at once: the iteration's extra time, or the gap's.
+    crowds: dict[str, dict[int, list[float]]] = field(default_factory=dict)
     policies: dict[str, dict[int, list[float]]] = field(default_factory=dict)
     deciding: dict[str, float] = field(default_factory=dict)  # policy -> seconds per request left waiting
     whole: dict[tuple[int, int], list[float]] = field(default_factory=dict)  # (steps, batch) -> of whole batches
@@ -104,7 +108,7 @@ class Profiler:
         """Measure everything, or (*brief*) only what a simulation reads. *progress* hears what comes next, how many
         terms are done, and of how many.
         """
-        terms = [self._plain, self._modules, self._running, self._whole, self._contention, self._client]
+        terms = [self._plain, self._modules, self._running, self._crowds, self._whole, self._contention, self._client]
         terms.append(self._policies)
         if not brief:
             terms.append(self._cold)
@@ -228,6 +232,38 @@ class Profiler:
         for spell, seconds in after:
             found.leaves.append((seconds - statistics.fmean(found.gap[spell.size])) / spell.leaves)
 
+    def _crowds(self) -> None:
+        """What it costs that several join, or leave, at once: the host gets them ready while the device computes, so
+        that it is not a multiple of what one costs. Where no other stage is busy.
+        """
+        found = self.found
+        once = max((statistics.fmean(v) for by in found.stages.values() for v in by.values()), default=0.0)
+        for crowd in range(1, self.limit):
+            # Until what left is through the stages that follow, in batches of up to `once`.
+            apart = int(np.clip(1.3 * -(-crowd // self.once) * once / found.period(1), 3, 40))
+            times = CROWDS + 1
+            works = [times * (apart + 3) + 4, *([2] * (times * crowd))]
+            spells = self._recorded(
+                Crowd(crowd, apart), [Request(i, 0.01, AGES, {self.loop: n}) for i, n in enumerate(works)]
+            )
+            others = [(s.start, s.end) for s in spells if s.worker != self.loop]
+            loop = sorted((s for s in spells if s.worker == self.loop), key=lambda s: s.start)
+            plain = [s.end - s.start for s in loop if s.size == 1 and not s.joins and not s.leaves]
+            gaps = [b.start - a.end for a, b in _pairs(loop) if a.size == b.size == 1]
+            usual = statistics.median(plain) / statistics.median(found.iteration[1])
+            for before, spell in itertools.pairwise(loop):
+                if any(start < spell.end and end > spell.start for start, end in others):
+                    continue
+                extra = spell.end - spell.start - usual * statistics.median(found.iteration[spell.size])
+                if spell.joins == crowd and spell.size > crowd and before.size == 1:
+                    found.crowds.setdefault("joins", {}).setdefault(crowd, []).append(extra)
+                elif spell.leaves == crowd and spell.size > crowd:
+                    found.crowds.setdefault("leaves", {}).setdefault(crowd, []).append(extra)
+            for before, spell in itertools.pairwise(loop):
+                if before.leaves == crowd and before.size > crowd:
+                    gap = spell.start - before.end - statistics.median(gaps)
+                    found.crowds.setdefault("pauses", {}).setdefault(crowd, []).append(gap)
+
     def _served(self, policy: Policy) -> list[Spell]:
         """Waves of requests that join one by one, every `EVERY` iterations or so, and leave one by one."""
         n = self.limit
@@ -239,9 +275,13 @@ class Profiler:
             for k in range(waves)
             for i in range(n)
         ]
+        return self._recorded(policy, requests)
+
+    def _recorded(self, policy: Policy, requests: Sequence[Request]) -> list[Spell]:
+        """Serve as in a run, with a client and records; *policy* is the loop's."""
         stages = self.kind.pipeline().stages(self.placement)
         policies = [policy if s == self.loop else Gather(1) for s in self.stages]
-        workers = workers_of(stages, policies, n, self.device, self._estimate(), once=self.once)
+        workers = workers_of(stages, policies, self.limit, self.device, self._estimate(), once=self.once)
         with tempfile.TemporaryDirectory() as folder:
             recorder = RunFolder(Path(folder), {})
             spells = self.server.serve(stages, workers, requests, recorder).spells

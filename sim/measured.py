@@ -257,9 +257,17 @@ class Clock:
                 )
             timing.leave = (line.constant, line.per_request)
         timing.pausing = profile.seconds(f"{loop}.pause", 0.0)
+        timing.joins, timing.leaves, timing.pauses = (
+            self._crowds(profile, f"{loop}.{of}") for of in ("joins", "leaves", "pauses")
+        )
         timing.cold = self._sequence(profile, f"{loop}.cold")
         timing.cold_long = self._sequence(profile, f"{loop}.cold_long") or timing.cold
         timing.long_spell = profile.seconds(f"{loop}.long_spell", math.inf)
+
+    def _crowds(self, profile: Profile, name: str) -> list[float]:
+        """A cost by how many join or leave at once (index 0: nobody), or nothing where there is none."""
+        by = profile.cost(name).by_batch if self._has(profile, name) else None
+        return [] if by is None else [0.0, *profile.cost(name).upto(by.batch[-1], name=f"{profile.name}: {name}")[1:]]
 
     # -- reading profiles ----------------------------------------------------------------------------------
 

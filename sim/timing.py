@@ -96,9 +96,10 @@ class MeasuredTiming:
     the worker waits for the device in each iteration, which then takes as long as the slower of the two). *join* is
     the host time that each joining request adds. After an idle spell the first iterations take longer: by *cold*, or
     by *cold_long* if the spell lasted *long_spell* or more. *leave* is the hand-over time per batch with leavers and
-    per leaver, *pausing* what the host is busy with after that, per leaver. *deciding* is the scheduler's own time
-    for each request that it leaves waiting. *before* and *after* are device demands of the stage's modules around its
-    loop. *weather* gives the factor on host time at a time.
+    per leaver, *pausing* what the host is busy with after that, per leaver; *joins*, *leaves* and *pauses* hold the
+    same by how many join or leave at once, where that was measured, and go before them. *deciding* is the scheduler's
+    own time for each request that it leaves waiting. *before* and *after* are device demands of the stage's modules
+    around its loop. *weather* gives the factor on host time at a time.
     """
 
     host: Sequence[float]
@@ -110,6 +111,9 @@ class MeasuredTiming:
     long_spell: float = math.inf
     leave: tuple[float, float] = (0.0, 0.0)
     pausing: float = 0.0
+    joins: Sequence[float] = ()
+    leaves: Sequence[float] = ()
+    pauses: Sequence[float] = ()
     deciding: float = 0.0
     before: Sequence[float] | None = None
     after: Sequence[float] | None = None
@@ -126,7 +130,7 @@ class MeasuredTiming:
             host *= self.weather(now)
         if idle > 0.0:
             self._cold = list(reversed(self.cold if idle < self.long_spell else self.cold_long))
-        extra = joins * self.join
+        extra = joins * self.join if not self.joins or not joins else self.joins[min(joins, len(self.joins) - 1)]
         if self.deciding:
             view = batch.worker.view
             self._planning = self.deciding * (len(view.waiting) + len(view.running) - n)
@@ -157,7 +161,11 @@ class MeasuredTiming:
         return math.inf if self.weather is None else self.weather.until
 
     def hand_over(self, batch: Batch) -> float:
+        if self.leaves and batch.leaves:
+            return self.leaves[min(batch.leaves, len(self.leaves) - 1)]
         return self.leave[0] + self.leave[1] * batch.leaves if batch.leaves else 0.0
 
     def pause(self, batch: Batch) -> float:
+        if self.pauses and batch.leaves:
+            return self.pauses[min(batch.leaves, len(self.pauses) - 1)]
         return self.pausing * batch.leaves

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from servetwin.core import Module, Pipeline, Policy, Worker, WorkerView
+from servetwin.core import Batch, Module, Pipeline, Policy, Request, Task, Worker, WorkerView
 from servetwin.policies.edf import EDF
 from servetwin.policies.fcfs import FCFS
 from servetwin.policies.neustream import NeuStream
 from servetwin.profiles import Profile, load
+from servetwin.profiles.schema import ProfileFile
 from servetwin.sim.measured import Clock, TimeOptions
 
 NAME = "h100/sd15-256-graphs"
@@ -48,3 +49,26 @@ def test_rates_go_by_both_batches(profile: Profile) -> None:
     _, beside_clip = rates["unet", "clip"]
     assert not isinstance(beside_clip, float)
     assert beside_clip[5] == pytest.approx(profile.cost_table("unet.device_beside.clip")(5))
+
+
+def test_what_a_crowd_costs_goes_before_what_each_costs(profile: Profile) -> None:
+    def costs(more: dict[str, list[float]]) -> Profile:
+        known = {k: v.model_dump(exclude_none=True) for k, v in profile.data.costs.items()}
+        for name, values in more.items():
+            by_batch = {"batch": list(range(1, len(values) + 1)), "values": values}
+            known[name] = {**known["unet.p99"], "unit": "seconds", "by_batch": by_batch}
+        data = {**profile.data.model_dump(exclude_none=True, by_alias=True), "costs": known}
+        return Profile(ProfileFile.model_validate(data))
+
+    crowds = {"unet.joins": [0.1, 0.15], "unet.leaves": [0.01, 0.02], "unet.pauses": [0.3, 0.2]}
+    worker = workers(profile, EDF())[1]
+    tasks = [Task(Request(i, 0.0, 1.0, {"unet": 1}), worker.stage, 0.0, worker) for i in range(3)]
+    plain, timing = (Clock({"gpu0": p}, TimeOptions(), 0).timing(worker) for p in (costs({}), costs(crowds)))
+    for n, join, leave, pause in ((1, 0.1, 0.01, 0.3), (2, 0.15, 0.02, 0.2), (3, 0.15, 0.02, 0.2)):
+        batch = Batch(0, worker, tasks[:n])
+        batch.joiners, batch.leaves = tasks[:n], n
+        usual = plain.demand(batch, 0.0, 0.0)[1] - n * profile.seconds("unet.join")
+        assert timing.demand(batch, 0.0, 0.0)[1] == pytest.approx(usual + join)
+        assert timing.hand_over(batch) == leave
+        assert timing.pause(batch) == pause
+        assert plain.pause(batch) == pytest.approx(n * profile.seconds("unet.pause"))
