@@ -462,7 +462,7 @@ class TokenView(WorkerView):
             tokens -= count
             if tokens < 0:
                 break
-            computed = task.computed
+            computed = task._computed if task._ticks is None else task.computed
             needed = -(computed + (task.pending if whole else count)) // size
             if task in running:
                 free += needed + -(-computed // size)

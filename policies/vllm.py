@@ -43,5 +43,5 @@ class VLLM(TokenPolicy):
                 prefill.append((task, pending))
         prefill = view.admissible(prefill)
         if prefill:
-            return Step(prefill, drop=drop)
+            return Step(prefill, drop=drop) if drop else Step(prefill)
         return Step(decode=ALL, drop=drop) if drop else DECODE

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import servetwin.core.loop
 from servetwin.core.loop import NEVER, ServingLoop
@@ -26,7 +26,7 @@ from servetwin.core.request import Outcome, Request
 from servetwin.core.token_batch import TokenBatch
 from servetwin.core.token_engine import TokenEngine
 from servetwin.core.token_worker import TokenWorker
-from servetwin.core.tokens import DECODES, PREFILLS, TokenPolicy
+from servetwin.core.tokens import DECODES, PREFILLS, TokenPolicy, TokenTask
 from simpy.events import NORMAL
 
 from .calendar import Timer
@@ -34,7 +34,7 @@ from .executor import SimExecutor
 from .tokens import TokenLane
 
 if TYPE_CHECKING:
-    from servetwin.core.tokens import Step, TokenTask
+    from servetwin.core.tokens import Step
 
 
 def play(loop: ServingLoop, executor: SimExecutor, source: Iterator[Request], *, fused: bool = True) -> None:
@@ -122,10 +122,12 @@ class _Fused:
         size, headroom, keep, longest, make = (
             engine.size, engine.headroom, engine.keep_times, engine.longest, engine._task
         )  # fmt: skip
+        module, stage = engine._module, engine.stage
         decide = worker.policy.decide
         slo = view.slo
         recorder, name = loop.recorder, worker.name
-        sizes = recorder.summary.sizes
+        counted = recorder.summary.sizes.setdefault(name, Counter())
+        counted_of = counted.get
         hears = type(recorder).arrived is not Recorder.arrived
         arrived = recorder.arrived if hears else recorder.summary.arrived
         ended = recorder.ended
@@ -137,6 +139,10 @@ class _Fused:
         standing = TokenBatch(0, worker, 0, 0)  # stands for what is in flight
         pieces: list[Any] = []
         many: list[float] = []
+        # Both are properties of the device, so they are asked for once. A line holds as far as it says: that steps
+        # taken together equal single ones rests on it too.
+        lines: dict[int, tuple[float, float, float, float]] = {}  # batch size -> (context, what `straight` gave)
+        gaps: dict[int, float] = {}
 
         def arrive(request: Request, now: float) -> None:
             live[request.id] = request
@@ -144,7 +150,16 @@ class _Fused:
             outputs = request.outputs
             if outputs is not None:
                 request.outputs = None  # type: ignore[misc]
-            task = make(request, outputs, now)
+            try:
+                prompt, limit = request.tokens[module]  # type: ignore[attr-defined]
+                length = outputs[module]  # type: ignore[index]
+            except (AttributeError, KeyError, TypeError, ValueError):
+                length = None
+            if type(length) is int and type(prompt) is int and not keep and not request.tasks:
+                task = TokenTask(request, stage, now, worker, prompt, limit)
+                lengths[task] = length if length < limit else limit
+            else:
+                task = make(request, outputs, now)
             request.tasks.append(task)
             if task.prompt > longest:
                 engine.receive(task)
@@ -160,13 +175,14 @@ class _Fused:
             inbox = worker.inbox
             if inbox and (take or not (waiting or running)):
                 if plainly:
-                    for task in cast("list[TokenTask]", inbox):
+                    task: Any
+                    for task in inbox:
                         if task.request.outcome is None:
                             task.admitted = now
                             waiting[task] = None
                         else:
                             del lengths[task]
-                    inbox.clear()
+                    worker.inbox = []
                 else:
                     engine._take_in(now)
             kind = 0
@@ -189,13 +205,16 @@ class _Fused:
                             kind = 1
                             loop._batches += 1
                             context = view.context
-                            a, b, until = straight(size_of, context)
+                            line = lines.get(size_of)
+                            if line is None or context < line[0] or context >= line[3]:
+                                line = lines[size_of] = (context, *straight(size_of, context))
+                            _, a, b, until = line
                             seconds = a + b * context
                             if draw is not None:
                                 seconds *= draw()
                             ready, before, count = lane.ready, now, 1
                             end = (ready if ready > now else now) + seconds
-                            gap = between(size_of)
+                            gap = gaps[size_of] if size_of in gaps else gaps.setdefault(size_of, between(size_of))
                             if times > 1:
                                 assert repeat is not None
                                 limit, drift = repeat.limit, repeat.drift
@@ -251,7 +270,8 @@ class _Fused:
                             ready = lane.ready
                             end = (ready if ready > now else now) + seconds
                             took = end - now
-                            lane.ready = end + between(size_of)
+                            gap = gaps[size_of] if size_of in gaps else gaps.setdefault(size_of, between(size_of))
+                            lane.ready = end + gap
                     else:
                         pieces = engine._admit(prefill, (), 0, False, now)
                     if pieces and not kind:
@@ -284,13 +304,17 @@ class _Fused:
                 end = lane.end
             else:
                 view.in_flight = standing
-            while not queue and (due < end or (first and due == end)):
-                first = False
-                assert coming is not None
-                calendar._now = due
-                arrive(coming, due)
-                self.coming = coming = next(source, None)
-                due = coming.arrival if coming is not None else NEVER
+            if due <= end and (first or due < end) and not queue:
+                while True:
+                    calendar._now = due
+                    arrive(coming, due)  # type: ignore[arg-type]
+                    self.coming = coming = next(source, None)
+                    if coming is None:
+                        due = NEVER
+                        break
+                    due = coming.arrival
+                    if due >= end or queue:
+                        break
             if queue:
                 if kind != 3:
                     decode = size_of if kind == 1 else 0
@@ -316,12 +340,9 @@ class _Fused:
                 if queue or loop.stopped:
                     return True, True
                 continue
-            try:
-                sizes[name][size_of] += count if kind == 1 else 1
-            except KeyError:
-                sizes[name] = Counter({size_of: count if kind == 1 else 1})
             view.last_step = took
             if kind == 1:
+                counted[size_of] = counted_of(size_of, 0) + count
                 tick = ticks.count
                 ticks.count = last = tick + count
                 if count == 1:
@@ -367,10 +388,12 @@ class _Fused:
                         ended(request, now)
                 view.last_decode = took
             else:
+                counted[size_of] = counted_of(size_of, 0) + 1
                 tick = ticks.count
+                joining = more = 0
                 for task, _, _ in pieces:
-                    pending = task.prompt + task._generated - task._computed
-                    generated = task._generated
+                    generated, computed = task._generated, task._computed
+                    pending = task.prompt + generated - computed
                     if not pending:
                         generated += 1
                         task._generated = generated
@@ -381,13 +404,12 @@ class _Fused:
                         if generated >= lengths[task]:
                             engine._finish(task, now)
                             continue
-                    elif pending > 1 or task._computed < task.prompt:
+                    elif pending > 1 or computed < task.prompt:
                         continue
-                    computed = task._computed
                     task._generated = generated - tick
                     task._ticks = ticks
-                    view.decoding += 1
-                    view.context += computed
+                    joining += 1
+                    more += computed
                     phases[(computed - tick) % size] += 1
                     last = tick + lengths[task] - generated
                     if last in buckets:
@@ -397,6 +419,8 @@ class _Fused:
                         heappush(leaving, last)
                     if keep:
                         joined[task] = tick
+                view.decoding += joining
+                view.context += more
             if engine._stale:
                 engine._purge()
             if queue or loop.stopped:

@@ -23,7 +23,7 @@ import simpy
 from servetwin.core import Module, Pipeline, Recorder, Request, ServingLoop
 from servetwin.core.streams import stream
 from servetwin.core.token_worker import TokenWorker
-from servetwin.core.tokens import CumulativeSLO, EngineLimits, TokenPolicy, TokenRequest, TokenTask, TokenView
+from servetwin.core.tokens import CumulativeSLO, EngineLimits, TokenPolicy, TokenRequest, TokenView
 from servetwin.policies.vllm import VLLM
 from servetwin.sim import SimExecutor
 from servetwin.sim.fused import play
@@ -106,10 +106,10 @@ class Metrics(Recorder):
 
     def ended(self, request: Request, now: float) -> None:
         self.summary.ended(request, now)
-        task = request.tasks[0]
-        assert isinstance(task, TokenTask)
-        first, last, gaps = task.first_token, task.finished, task.generated - 1
+        task: Any = request.tasks[0]
+        first, last = task.first_token, task.finished
         if first is not None and last is not None:
+            gaps = task.generated - 1
             self.ids.append(request.id)
             self.ttft.append(first - request.arrival)
             self.tpot.append((last - first) / gaps if gaps else 0.0)
