@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from itertools import pairwise
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from servetwin.core import Recorder, ServingLoop
 from servetwin.core.records import request_record
 from servetwin.core.token_worker import TokenWorker
-from servetwin.core.tokens import ALL, EngineLimits, Step, TokenPolicy, TokenView
+from servetwin.core.tokens import ALL, EngineLimits, Step, TokenPolicy, TokenRequest, TokenView
 from servetwin.experiments import resolve
 from servetwin.experiments.build import build
 from servetwin.policies.vllm import VLLM
@@ -158,6 +159,34 @@ def test_a_policy_that_nobody_has_heard_of_takes_the_short_way_too() -> None:
     ends = [entry[1]["id"] for entry in fused[0] if isinstance(entry[0], float)]
     assert any(a > b for a, b in pairwise(ends))
     assert fused[2] < math.inf
+
+
+@pytest.mark.parametrize("holds", ["requests", "tasks", "nothing"])
+def test_requests_that_somebody_holds_stay_whole(holds: str) -> None:
+    class Holds(Recorder):
+        held: list = []  # noqa: RUF012
+
+        def ended(self, request, now) -> None:
+            super().ended(request, now)
+            if holds != "nothing":
+                self.held.append(request if holds == "requests" else request.tasks[0])
+
+    gc.collect()
+    gc.disable()
+    try:
+        view = view_of(Linear(), EngineLimits(100))
+        executor = SimExecutor(lambda _: TokenTiming(Linear()))
+        log = Holds()
+        log.held = []
+        loop = ServingLoop([view.stage], [TokenWorker(view.stage, VLLM(), view)], executor, log)
+        play(loop, executor, (r for r in requests(*[(0.1 * i, 30, 20) for i in range(50)])))
+        left = sum(isinstance(thing, TokenRequest) for thing in gc.get_objects())
+    finally:
+        gc.enable()
+    kept = log.held if holds == "requests" else [task.request for task in log.held]
+    assert len(kept) == (0 if holds == "nothing" else 50)
+    assert all(len(request.tasks) == 1 and request.tasks[0].request is request for request in kept)
+    assert left >= len(kept)
 
 
 @pytest.mark.parametrize("policy", ["neustream-llm", "vllm", "vllm-v1", "sarathi", "edf-llm"])
