@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import time
@@ -491,6 +492,10 @@ def _overrides(sets: list[str] | None) -> list[Override]:
     return [parse_override(s) for s in sets or ()]
 
 
+#: What a machine may refuse while files are being written, without a fault of anybody's code.
+OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EMFILE}
+
+
 def main() -> None:
     """Run the command line. Errors are one line on standard error; 2 is the exit code of wrong input."""
     sys.exit(_run())
@@ -506,6 +511,10 @@ def _run() -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if error.errno not in OF_THE_MACHINE:
+            raise
+        return _fail(f"{error.filename or 'a file'}: {error.strerror}; what was being written is not whole", 1)
     except Exception as error:
         # Wrong usage. Its class is click's, which typer brings along in some versions and imports in others.
         if not hasattr(error, "format_message"):

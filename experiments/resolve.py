@@ -149,7 +149,7 @@ def _anchor(tree: Tree, base: Path) -> None:
     devices = _get(tree, "deployment", "devices")
     if isinstance(devices, dict):
         for device, profile in devices.items():
-            if isinstance(profile, str) and profile.endswith((".yaml", ".yml")):
+            if isinstance(profile, str) and profile.endswith((".yaml", ".yml", ".csv")):
                 devices[device] = _path_in(profile, base)
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from servetwin.core import BadInput
 
-from .read import read
+from .csvfile import read_csv
+from .read import check, read
 from .schema import FALLBACK, TOKEN_MODULES, Cost, CostsFile, Kind, ModuleProfile, ProfileFile
 from .table import BatchTable, LatencyTable
 from .tokendata import TokenData, TokenKind
@@ -210,13 +211,14 @@ def names() -> list[str]:
 
 
 def load(name_or_path: str | Path) -> Profile:
-    """The profile of this name (one of `names`), or the one in the YAML file at this path.
+    """The profile of this name (one of `names`), or the one in the YAML file at this path; a CSV file will do for one
+    that has nothing but latencies.
 
     Costs in a file ``<profile>.costs.yaml`` beside it are added. A profile is read once per process
     and file version. Raises `BadInput`.
     """
     path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
+    if path.suffix not in (".yaml", ".yml", ".csv"):
         path = DATA / f"{name_or_path}.yaml"
         if str(name_or_path) not in names():
             known = ", ".join(names())
@@ -226,10 +228,10 @@ def load(name_or_path: str | Path) -> Profile:
             if device.isalnum() and (here or others):
                 what = f"unknown profile {str(name_or_path)!r}"
                 what += "" if here else f": nobody has measured {model} on {device} yet"
-                right = f"one of {', '.join(here or others)}, or a path to a YAML file of your own"
+                right = f"one of {', '.join(here or others)}, or a path to a YAML or CSV file of your own"
                 raise BadInput(what, right=right)
             raise BadInput(
-                f"unknown profile {str(name_or_path)!r}", right=f"one of {known}, or a path to a YAML file"
+                f"unknown profile {str(name_or_path)!r}", right=f"one of {known}, or a path to a YAML or CSV file"
             )
     beside = path.with_name(path.stem + COSTS)
     return _load(path, beside, _version(path), _version(beside))
@@ -245,7 +247,7 @@ def _version(path: Path) -> tuple[int, int] | None:
 
 @functools.lru_cache(maxsize=64)
 def _load(path: Path, beside: Path, _: object, has_costs: object) -> Profile:
-    data = read(path, ProfileFile)
+    data = check(read_csv(path), ProfileFile, where=str(path)) if path.suffix == ".csv" else read(path, ProfileFile)
     if has_costs is not None:
         data = _with_costs(data, read(beside, CostsFile), beside)
     return Profile(data)

@@ -42,6 +42,9 @@ def csv_lines(path: Path) -> Iterator[Line]:
     with opened(path) as file:
         reader = csv.reader(file)
         header = [name.strip() for name in next(reader, [])]
+        twice = next((name for name in header if header.count(name) > 1), None)
+        if twice is not None:
+            raise BadInput(f"column {twice!r} stands twice", where=f"{path}:1", right="a name for each column")
         for values in reader:
             if not values:
                 continue

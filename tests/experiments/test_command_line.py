@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from servetwin.core import LawBroken
-from servetwin.experiments import build, plots, runtable
+from servetwin.experiments import build, cli, plots, runtable
 from servetwin.experiments import demo as demonstration
 from servetwin.experiments.points import results_of, settings_of
 from servetwin.experiments.resolve import load
@@ -250,3 +250,22 @@ def test_the_demonstration_repeats_the_example(servetwin, tmp_path: Path, monkey
     assert f"figure: {tmp_path / 'demo' / 'demo.png'}" in out
     for s in demonstration.demo(tmp_path / "demo", jobs=1).scored:
         assert abs(s.gap_finished) <= 2.0  # the seed example: simulated within 2 points
+
+
+def test_a_full_disk_is_told_in_one_line(monkeypatch, capsys, tmp_path):
+    """/dev/full takes no byte, as a full disk does."""
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    real = Path.open
+
+    def full(path, *arguments, **options):
+        return real(Path("/dev/full") if path.name == "batches.jsonl" else path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", full)
+    arguments = ["servetwin", "run", "dit-s2-256-rtx4090", "--requests", "50", "--out", str(tmp_path / "run")]
+    monkeypatch.setattr("sys.argv", arguments)
+    assert cli._run() == 1
+    captured = capsys.readouterr()
+    assert captured.err == "servetwin: a file: No space left on device; what was being written is not whole\n"
+    assert captured.out == ""
+    assert not (tmp_path / "run" / "summary.json").exists()

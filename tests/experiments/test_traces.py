@@ -164,3 +164,10 @@ def test_the_size_of_a_diffusion_trace_is_a_key_of_the_experiment(toy: Path):
         "  steps: {denoise: {draw: trace}}\n"
     )
     assert run(load(child)).requests == tracefile.read(sample("diffusion.csv"), [], size="512x512").count
+
+
+def test_a_column_that_stands_twice_is_refused(tmp_path):
+    file = tmp_path / "twice.csv"
+    file.write_text("arrival,steps,arrival\n0,3,5\n")
+    with pytest.raises(BadInput, match=r"twice\.csv:1: column 'arrival' stands twice"):
+        list(entries(file))

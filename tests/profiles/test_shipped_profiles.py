@@ -63,7 +63,7 @@ def test_an_unknown_name_lists_the_known() -> None:
     assert str(error.value).startswith(
         "unknown profile 'rtx4090/sdxl' (right would be: one of a6000/opt-13b-tp1, a6000/opt"
     )
-    assert str(error.value).endswith(", or a path to a YAML file)")
+    assert str(error.value).endswith(", or a path to a YAML or CSV file)")
     with pytest.raises(BadInput, match=r"nobody has measured dit-s2-256 on a100 yet .*rtx4090/dit-s2-256, or"):
         load("a100/dit-s2-256")
     with pytest.raises(BadInput, match=r"unknown profile 'h100/dit-s2-256' .*: one of h100/dit-s2-256-graphs, or"):
