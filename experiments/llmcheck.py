@@ -90,6 +90,7 @@ def _check_draw(path: tuple[str, ...], draw: TokenDraw, load: Workload) -> None:
 def _check_workers(experiment: Experiment, modules: list[str]) -> None:
     workers = experiment.deployment.workers
     engines = {w.device: w.modules[0] for w in workers if set(w.modules) & set(modules)}
+    others = {w.device for w in workers if not set(w.modules) & set(modules)}
     for i, worker in enumerate(workers):
         path = ("deployment", "workers", i)
         served = [m for m in worker.modules if m in modules]
@@ -97,10 +98,10 @@ def _check_workers(experiment: Experiment, modules: list[str]) -> None:
             raise Misfit((*path, "modules"), f"an engine serves one module, {served[0]!r}", f"[{served[0]}]")
         if worker.engine is not None and not served:
             raise Misfit((*path, "engine"), "this worker serves no module of kind llm", "no engine")
-        if worker.device in engines and sum(w.device == worker.device for w in workers) > 1:
-            # Its memory is all the engine's, and what another would cost it has not been measured.
+        if worker.device in engines and worker.device in others:
+            # What another kind of worker would cost it has not been measured; of engines the profile may say it.
             what = f"the engine of {engines[worker.device]!r} has the device {worker.device!r} to itself"
-            raise Misfit((*path, "device"), what, "a device for each engine")
+            raise Misfit((*path, "device"), what, "a device for each engine, or two engines on one")
 
 
 def _check_slo(experiment: Experiment, modules: list[str]) -> None:

@@ -16,6 +16,7 @@ from servetwin.core.token_worker import TokenWorker
 
 from .calendar import Calendar, Timer
 from .lane import Lane, Rates
+from .shared import EngineRates, SharedTokenLane
 from .timing import Timing
 from .tokens import TokenLane, TokenTiming
 from .tools import CallTimes, PoolLane
@@ -31,7 +32,7 @@ class SimExecutor:
     the second is busy; pairs that are not named do not disturb each other. Longer keys (worker, others...) are for
     several others that are busy at once, whose rates multiply where there is none. *delays* holds the transport
     between two workers by name (None: the client); what is not named takes no time. *calls* gives the times of pools
-    of threads, by name.
+    of threads, by name. *engines* gives the rates of engines that share a device with another one, by name.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class SimExecutor:
         contention: Mapping[tuple[str, ...], Rates] | None = None,
         delays: Mapping[tuple[str | None, str], Delay] | None = None,
         calls: Mapping[str, CallTimes] | None = None,
+        engines: Mapping[str, EngineRates] | None = None,
     ) -> None:
         self.calendar = Calendar()
         self.now = self.calendar.clock
@@ -48,6 +50,8 @@ class SimExecutor:
         self._contention = dict(contention or {})
         self._delays = dict(delays or {})
         self._calls = dict(calls or {})
+        self._engines = dict(engines or {})
+        self._shared: dict[str, SharedTokenLane] = {}  # by device
         self._lanes: dict[Worker, Lane] = {}
         self._runs: dict[Worker, Callable[[Any, Any], None]] = {}
 
@@ -91,8 +95,17 @@ class SimExecutor:
         if isinstance(worker, TokenWorker):
             timing = self._timing(worker)
             assert isinstance(timing, TokenTiming)
+            if worker.name in self._engines:
+                return self._share(worker, timing).run
             return TokenLane(self.calendar, timing).run
         return self._add_lane(worker).run
+
+    def _share(self, worker: TokenWorker, timing: TokenTiming) -> SharedTokenLane:
+        lane = SharedTokenLane(self.calendar, timing, self._engines[worker.name])
+        neighbour = self._shared.setdefault(worker.device, lane)
+        if neighbour is not lane:
+            lane.neighbour, neighbour.neighbour = neighbour, lane
+        return lane
 
     def _add_lane(self, worker: Worker) -> Lane:
         timing = self._timing(worker)

@@ -23,10 +23,12 @@ from servetwin.profiles import BatchTable, Profile, TokenKind
 from .executor import Delay, SimExecutor
 from .lane import Rate, Rates
 from .noise import SlowSpells, from_quantiles
+from .shared import EngineRates, Kind, RateTable
 from .timing import Demand, MeasuredTiming, TableTiming, Timing
 from .tokens import TokenTiming
 from .tools import CallTimes
 
+KINDS: tuple[Kind, ...] = ("prefill", "decode")
 #: Idle seconds of a whole-request worker that count as a spell: the next batch is a little late in any case.
 SHORTEST_SPELL = 0.03
 
@@ -312,6 +314,44 @@ class Clock:
                     rates[key] = (self._rate(profile, host), self._rate(profile, device))
         return rates
 
+    def engines(self, workers: Sequence[Worker]) -> dict[str, EngineRates]:
+        """The rates of engines that have a neighbour on their device, by name. Raises `BadInput` unless the profile
+        holds them, or where there are more than two: only pairs are measured."""
+        found: dict[str, EngineRates] = {}
+        for worker in workers:
+            here = [w for w in workers if w.device == worker.device]
+            if not isinstance(worker, TokenWorker) or len(here) < 2:
+                continue
+            profile = self.profiles[worker.device]
+            names = ", ".join(w.name for w in here)
+            if len(here) > 2 or not all(isinstance(w, TokenWorker) for w in here):
+                what = f"{names} share a device, but contention is known for two engines only"
+                raise BadInput(what, where="deployment.workers", right="two engines a device, or a device for each")
+            found[worker.name] = {
+                (own, other): self._beside(profile, own, other, names) for own in KINDS for other in KINDS
+            }
+        return found
+
+    def _beside(self, profile: Profile, own: Kind, other: Kind, names: str) -> RateTable:
+        """The profile's costs ``own.rate_beside.other.SIZE``, by the size of a step of *own*."""
+        stem = f"{own}.rate_beside.{other}."
+        if not self.options.contention:
+            return RateTable((1,), (1,), ((1.0,),))
+        columns = {
+            int(name[len(stem) :]): profile.cost(name).by_batch for name in profile.costs if name.startswith(stem)
+        }
+        rows = [column for column in columns.values() if column is not None]
+        if not rows:
+            what = f"{names} share a device, and {profile.name} does not say what they cost each other ({stem}...)"
+            right = "a device for each, a profile that says it, or time.contention: false"
+            raise BadInput(what, where="deployment.workers", right=right)
+        others = sorted(columns)
+        sizes = [column.batch for n in others if (column := columns[n]) is not None]
+        if any(tuple(size) != tuple(sizes[0]) for size in sizes):
+            raise BadInput(f"{stem}* are given for different sizes", where=profile.name, right="the same for all")
+        values = [column.values for n in others if (column := columns[n]) is not None]
+        return RateTable(tuple(sizes[0]), tuple(others), tuple(zip(*values, strict=True)))
+
     def _rate(self, profile: Profile, name: str) -> Rate:
         if not self._has(profile, name):
             return 1.0
@@ -374,6 +414,7 @@ def measured_executor(
     return SimExecutor(
         clock.timing,
         contention=clock.contention(workers) if options.contention else None,
+        engines=clock.engines(workers),
         delays=clock.delays(workers) if options.transport else None,
         calls=calls,
     )

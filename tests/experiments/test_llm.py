@@ -358,7 +358,7 @@ WRONG = [
     (
         "deployment.workers",
         [{"modules": ["llm"], "device": "gpu0", "limit": 8, "name": name} for name in "ab"],
-        "the engine of 'llm' has the device 'gpu0' to itself (right would be: a device for each engine)",
+        "a, b share a device, and a6000/opt-13b-tp1 does not say what they cost each other",
     ),
 ]
 
