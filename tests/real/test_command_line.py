@@ -148,6 +148,17 @@ def test_the_profile_is_whole(servetwin, tiny):
     for module in profile.modules:
         table = profile.table(module, "scheduler")
         assert (table.smallest, table.largest) == (1, LIMIT)
+    if tiny.name == "tiny-sd":  # each stage beside each other, and beside both
+        stages = {"clip", "unet", "vae"}
+        for stage in stages:
+            one, other = sorted(stages - {stage})
+            beside = {f"{stage}.device_beside.{names}" for names in (one, other, f"{one}_and_{other}")}
+            assert beside <= set(profile.costs)
+    if tiny.name == "tiny-palette":  # no other stage that could be busy at the wrong moment
+        for cost in ("joins", "leaves", "pauses"):
+            by_batch = profile.cost(f"unet.{cost}").by_batch
+            assert by_batch is not None
+            assert list(by_batch.batch) == list(range(1, LIMIT))
 
 
 def test_a_grid_is_served_scored_and_decided(servetwin, dit, tmp_path):
