@@ -429,6 +429,7 @@ def _shown_gap(s: Scored) -> float | None:
 
 
 app.command()(commands.compare)
+app.command()(commands.plot)
 app.command()(commands.trace)
 app.command()(commands.profile)
 

@@ -75,6 +75,29 @@ def serve_sweep(spec: str, out: Path, setup: Setup, seeds: int, repeats: int) ->
     typer.echo(f"{count} runs in {out}")
 
 
+def plot(
+    sweep: Annotated[Path, typer.Argument(help="A sweep's table.")],
+    out: Annotated[Path, typer.Option(help="The figure: a .png, .svg or .pdf file.")],
+    x: Annotated[
+        str | None, typer.Option(help="The column along the axis; else the first setting that varies.")
+    ] = None,
+    y: Annotated[
+        str, typer.Option(help="The column that is drawn, e.g. request_goodput or p99_ttft_ms.")
+    ] = "attainment",
+    by: Annotated[str, typer.Option(help="A line for each value of this column.")] = "policy",
+) -> None:
+    """Draw a sweep's table: a line per policy, with its interval; a panel per setting of what else varies."""
+    from .sweepplot import draw
+    from .tables import make_folder
+
+    make_folder(out.parent)
+    typer.echo(f"{_many(draw(sweep, out, x=x, y=y, by=by))} in {out}")
+
+
+def _many(panels: int) -> str:
+    return "1 panel" if panels == 1 else f"{panels} panels"
+
+
 def compare(
     first: Annotated[Path, typer.Argument(help="A run folder; or a folder of them, or a sweep's table.")],
     second: Annotated[Path, typer.Argument(help="Another of the kind; gaps are this one minus the first.")],

@@ -87,7 +87,7 @@ def read_collection(path: Path) -> list[Entry]:
         raise BadInput(
             "this is no collection of runs", where=str(path), right="a folder of run folders, or a sweep's table"
         )
-    return [_of_row(row, f"{path}: row {i}") for i, row in enumerate(_rows(path), 1)]
+    return [_of_row(row, f"{path}: row {i}") for i, row in enumerate(read_rows(path), 1)]
 
 
 def _of_folder(folder: Path) -> Entry:
@@ -112,7 +112,8 @@ def _of_folder(folder: Path) -> Entry:
     )
 
 
-def _rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a table (.csv or .parquet). Raises `BadInput`."""
     if path.suffix == ".csv":
         return list(csv.DictReader(yamlfile.read_text(path).splitlines()))
     import pyarrow.parquet

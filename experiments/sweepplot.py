@@ -1,0 +1,107 @@
+"""A figure of a sweep's table: one column over another, a line per policy, a panel per setting of the rest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from servetwin.core import BadInput
+
+from . import plots
+from .fidelity import read_rows
+from .names import suggest
+from .points import Row
+
+ENDINGS = (".png", ".svg", ".pdf")
+MOST = 16
+
+
+def draw(table: Path, out: Path, *, x: str | None = None, y: str = "attainment", by: str = "policy") -> int:
+    """Draw *table*, which `servetwin sweep` wrote, to *out*; the number of panels.
+
+    Rows that differ in nothing but their seed are averaged. Intervals are drawn where the table has them. *x* is the
+    first setting that varies, if it is not said. Raises `BadInput`.
+    """
+    if out.suffix not in ENDINGS:
+        raise BadInput(
+            f"{out.suffix or 'no ending'} is no kind of figure", where=str(out), right=" or ".join(ENDINGS)
+        )
+    rows = read_rows(table)
+    columns = list(rows[0]) if rows else []
+    if "met" not in columns:
+        raise BadInput("this is no sweep's table", where=str(table), right="a table that `servetwin sweep` wrote")
+    varied = [name for name in columns[: columns.index("met")] if name not in ("seed", "requests")]
+    varied = [name for name in varied if len({str(row[name]) for row in rows}) > 1]
+    numeric = [name for name in varied if name != by and all(_number(row[name]) is not None for row in rows)]
+    if x is None and not numeric:
+        raise BadInput("no setting varies that is a number", where=str(table), right="--x with a column")
+    x = x or numeric[0]
+    for option, name in (("--x", x), ("--y", y), ("--by", by)):
+        if name not in columns:
+            raise BadInput(f"there is no column {name!r} in {table}", where=option, right=suggest(name, columns))
+        if option != "--by" and all(_number(row[name]) is None for row in rows):
+            raise BadInput(f"column {name!r} holds no numbers", where=option, right=", ".join(numeric))
+    others = [name for name in varied if name not in (x, by)]
+    panels: dict[str, list[Row]] = {}
+    for row in rows:
+        title = ", ".join(str(row[n]) if n in ("workload", "policy") else f"{n} {row[n]}" for n in others)
+        panels.setdefault(title, []).append(row)
+    if len(panels) > MOST:
+        raise BadInput(
+            f"{len(panels)} panels, for {' x '.join(others)}",
+            where=str(table),
+            right=f"{MOST} at most: a smaller table",
+        )
+    across = math.ceil(math.sqrt(len(panels)))
+    shape = (math.ceil(len(panels) / across), across)
+    with mpl.rc_context(plots.STYLE):
+        figure = Figure(figsize=(3.1 * shape[1] + 0.6, 2.3 * shape[0] + 0.7), layout="constrained")
+        grid = figure.subplots(*shape, squeeze=False)
+        for panel, (title, own) in zip(grid.flat, panels.items(), strict=False):
+            _lines(panel, own, x, y, by)
+            panel.set_title(title, loc="left", fontweight="bold")
+            panel.set_xlabel(plots.AXES.get(x, x))
+        for panel in list(grid.flat)[len(panels) :]:
+            panel.set_axis_off()
+        for line in grid:
+            line[0].set_ylabel(y.replace("_", " "))
+        plots.legend(figure, grid)
+        try:
+            plots.save(figure, out)
+        except OSError as error:
+            raise BadInput(error.strerror or "cannot be written", where=str(out), right="a file of yours") from None
+    return len(panels)
+
+
+def _lines(panel: Any, rows: Sequence[Row], x: str, y: str, by: str) -> None:
+    for i, name in enumerate(dict.fromkeys(str(row[by]) for row in rows)):
+        at: dict[float, list[Row]] = {}
+        for row in rows:
+            place = _number(row[x])
+            if str(row[by]) == name and place is not None and _number(row[y]) is not None:
+                at.setdefault(place, []).append(row)
+        places = sorted(at)
+        label = Path(name).name if name.endswith(".py") else name
+        panel.plot(places, [_mean(at[p], y) for p in places], marker="o", ms=3, lw=1.2, color=f"C{i}", label=label)
+        if all(_number(row.get(f"{y}_low")) is not None for p in places for row in at[p]):
+            low, high = ([_mean(at[p], f"{y}_{end}") for p in places] for end in ("low", "high"))
+            panel.fill_between(places, low, high, color=f"C{i}", alpha=0.15, lw=0)
+    if y == "attainment":
+        panel.set_ylim(-0.02, 1.02)
+
+
+def _mean(rows: Sequence[Row], name: str) -> float:
+    return fmean(float(row[name]) for row in rows)
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
