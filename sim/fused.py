@@ -62,6 +62,7 @@ def _fits(loop: ServingLoop, executor: SimExecutor) -> bool:
         and not loop.live
         and not loop.stopped
         and not executor._delays
+        and loop.workers[0].name not in executor._engines
         and not executor.calendar._queue
         and not recorder.wants_batches
         and loop._hear_batch == recorder.batch
