@@ -7,7 +7,6 @@ These functions run in the engine's process (`agents.EngineProcess.ask` with "ca
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Literal
@@ -47,20 +46,6 @@ def spell(
     steps = [step for step in scheduler.log if step.start >= begin]
     engine.empty()
     return [step for step in steps if bool(step.prefill) == (kind == "prefill")]
-
-
-def overlap(steps: Sequence[StepLog], others: Sequence[StepLog]) -> list[float]:
-    """Seconds of each of *steps* during which one of *others*, in order of time, ran too."""
-    ends = [other.end for other in others]
-    found = []
-    for step in steps:
-        seconds = 0.0
-        for i in range(bisect_left(ends, step.start), len(others)):
-            if others[i].start >= step.end:
-                break
-            seconds += max(0.0, min(step.end, others[i].end) - max(step.start, others[i].start))
-        found.append(seconds)
-    return found
 
 
 class _Turns(TokenPolicy):

@@ -14,6 +14,7 @@ from servetwin.core.loop import play
 from servetwin.core.token_worker import TokenWorker
 from servetwin.core.tokens import EngineLimits, TokenRequest, TokenView
 from servetwin.policies.vllm import VLLM
+from servetwin.real.vllm_contention import contention, overlap, rate
 from servetwin.sim import SimExecutor
 from servetwin.sim.shared import RateTable, load_of
 from servetwin.sim.tokens import TokenTiming
@@ -141,3 +142,33 @@ def test_rates_lie_between_the_sizes_measured():
     assert table.at(4, 1024) == pytest.approx(0.6)
     assert table.at(18, 1024) == pytest.approx(0.5)
     assert table.at(99, 9999) == 0.2
+
+
+@given(rows, st.sampled_from([0.9, 0.5, 0.37]))
+def test_the_rate_is_found_again_from_the_steps(asks, given_rate):
+    log = pair(asked(asks), all_at(given_rate))
+    a, b = ([(start, end) for name, start, end, *_ in log.kept if name == one] for one in "ab")
+    alone = [needed for name, _, _, needed, _ in log.kept if name == "a"]
+    if sum(overlap(a, b)) > 0:
+        assert rate(a, b, alone) == pytest.approx(given_rate)
+
+
+def test_what_was_measured_of_two_engines_becomes_costs():
+    def steps(count: int, seconds: float, kind: str) -> list[list[object]]:
+        chunk = [[0, 512, 0]] if kind == "prefill" else []
+        return [[i * seconds, 0.0, 0.0, (i + 1) * seconds, chunk, 4, 0, [], [], 0, 0] for i in range(count)]
+
+    decode, prefill = ("decode", 4), ("prefill", 512)
+    costs = contention(
+        [
+            {"loads": [decode, None], "steps": [steps(90, 0.01, "decode")]},
+            {"loads": [prefill, None], "steps": [steps(45, 0.02, "prefill")]},
+            {"loads": [decode, prefill], "steps": [steps(36, 0.025, "decode"), steps(36, 0.025, "prefill")]},
+        ],
+        "a file",
+    )
+    beside = {name: cost["by_batch"] for name, cost in costs.items()}
+    assert beside == {
+        "decode.rate_beside.prefill.512": {"batch": [4], "values": [0.4]},
+        "prefill.rate_beside.decode.4": {"batch": [512], "values": [0.8]},
+    }
