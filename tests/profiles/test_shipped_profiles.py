@@ -34,11 +34,17 @@ OURS = {
     "cpu/tiny-sd": SD,
     "cpu/tiny-dit": ("dit", "vae"),
     "cpu/tiny-palette": ("unet",),
-    "h100/dit-s2-256-graphs": ("dit", "vae"),
-    "h100/dit-xl2-256-graphs": ("dit", "vae"),
-    "h100/palette-256-graphs": ("unet",),
-    "h100/sd15-256-graphs": SD,
-    "h100/sd15-512-graphs": SD,
+    **{
+        f"{device}/{model}-graphs": modules
+        for device in ("h100", "h200")
+        for model, modules in {
+            "dit-s2-256": ("dit", "vae"),
+            "dit-xl2-256": ("dit", "vae"),
+            "palette-256": ("unet",),
+            "sd15-256": SD,
+            "sd15-512": SD,
+        }.items()
+    },
 }
 
 
