@@ -48,7 +48,8 @@ class Sent:
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """One run on a real engine. *slo* is "P+D", *steps* how many the engine made, *busy* the seconds in them."""
+    """One run on a real engine. *slo* is "P+D", *steps* how many the engine made, *busy* the seconds in them, *gpu*
+    those of them in CUDA graphs, where the GPU's part was measured."""
 
     id: str
     policy: str
@@ -59,6 +60,7 @@ class MeasuredRun:
     steps: int
     busy: float
     requests: tuple[Sent, ...]
+    gpu: float | None = None
 
 
 @dataclass(frozen=True)

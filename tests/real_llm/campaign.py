@@ -329,10 +329,12 @@ def run(plan: dict[str, Any], folder: Path, seconds: float) -> None:
     say("done")
 
 
-def pack(folder: Path, out: Path) -> None:
-    """What `servetwin.experiments.llm_replay.read` reads: runs without their steps."""
+def pack(folder: Path, out: Path, name: str | None = None) -> None:
+    """What `servetwin.experiments.llm_replay.read` reads: runs without their steps. *folder* may be a file of
+    `pair_campaign`, *name* is that of the profile taken before."""
     engine, runs = None, []
-    with gzip.open(folder / "runs.jsonl.gz", "rt") as file:
+    source = folder if folder.is_file() else folder / "runs.jsonl.gz"
+    with gzip.open(source, "rt") as file:
         for line in file:
             what = json.loads(line)
             kind = what.pop("kind")
@@ -340,8 +342,11 @@ def pack(folder: Path, out: Path) -> None:
                 engine = what
             elif kind == "run":
                 steps = what.pop("steps")
-                for key in ("late_ms", "intake", "seed"):
-                    what.pop(key)
+                for key in ("late_ms", "intake", "seed", "at"):
+                    what.pop(key, None)
+                gpu = what.pop("gpu", [])
+                if gpu:
+                    what["gpu"] = round(sum(ms for _, ms in gpu) / 1e3, 4)
                 what["steps"] = len(steps)
                 what["busy"] = round(sum(s[3] - s[0] for s in steps), 4)
                 rows = []
@@ -352,7 +357,8 @@ def pack(folder: Path, out: Path) -> None:
                 what["requests"] = rows
                 runs.append(what)
     with gzip.GzipFile(out, "wb", compresslevel=9, mtime=0) as raw:
-        raw.write(json.dumps({"engine": engine, "runs": runs}, separators=(",", ":")).encode())
+        content = {"profile": name, "engine": engine, "runs": runs}
+        raw.write(json.dumps(content, separators=(",", ":")).encode())
 
 
 def profile(folder: Path, name: str, when: str, command: str, out: Path) -> None:
@@ -363,15 +369,16 @@ def profile(folder: Path, name: str, when: str, command: str, out: Path) -> None
 
     engine: dict[str, Any] = {}
     measured = []
-    with gzip.open(folder / "runs.jsonl.gz", "rt") as file:
+    source = folder if folder.is_file() else folder / "runs.jsonl.gz"
+    with gzip.open(source, "rt") as file:
         for line in file:
             what = json.loads(line)
             if what["kind"] == "engine":
                 engine = what
-            elif what["kind"] == "profile":
+            elif what["kind"] == "profile" and what["what"] != "rotation":  # that one is to check the table with
                 steps = [StepLog(*step) for step in what["steps"]]
                 measured.append(Measured(what["what"], steps, [tuple(i) for i in what["intake"]]))
-    given = json.loads((folder / "plan.json").read_text())["grid"]
+    given = engine.get("grid") or json.loads((folder / "plan.json").read_text())["grid"]
     grid = Grid(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
     content = profile_content(
         measured, engine, grid, name=name, when=when, command=command, source="real/vllm_profile.py"
@@ -402,6 +409,7 @@ def main() -> None:
     fold = commands.add_parser("pack")
     fold.add_argument("folder", type=Path)
     fold.add_argument("out", type=Path)
+    fold.add_argument("--name", help="of the profile taken before")
     table = commands.add_parser("profile")
     table.add_argument("folder", type=Path)
     table.add_argument("out", type=Path)
@@ -410,7 +418,7 @@ def main() -> None:
     table.add_argument("--by", default="python tests/real_llm/campaign.py run PLAN.json FOLDER")
     args = parser.parse_args()
     if args.command == "pack":
-        pack(args.folder, args.out)
+        pack(args.folder, args.out, args.name)
     elif args.command == "profile":
         profile(args.folder, args.name, args.when, args.by, args.out)
     elif args.command == "plan":
