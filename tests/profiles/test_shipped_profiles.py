@@ -45,6 +45,9 @@ OURS = {
             "sd15-512": SD,
         }.items()
     },
+    "h200-again/palette-256-graphs": ("unet",),
+    "h200-again/sd15-256-graphs": SD,
+    "h200-again/sd15-512-graphs": SD,
 }
 
 
