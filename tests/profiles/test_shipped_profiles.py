@@ -28,7 +28,14 @@ MADE_UP = ("made-up/captioner", "made-up/sdxl-refiner")
 AGENTS = ("rtx4090/codellama-7b", "rtx4090/llava-1.5-7b")
 OPT = ("a6000/opt-13b-tp1", "a6000/opt-30b-tp2", "a6000/opt-66b-tp4")
 #: What `tests/real_llm/campaign.py` and `pair_campaign.py` measured.
-OPT_VLLM = ("h100/opt-13b-tp1", "h100/opt-13b-tp1-eager", "cpu/tiny-opt", "h200/opt-13b-tp1", "h200/opt-30b-tp1")
+OPT_VLLM = (
+    "h100/opt-13b-tp1",
+    "h100/opt-13b-tp1-eager",
+    "cpu/tiny-opt",
+    "h200/codellama-7b",
+    "h200/opt-13b-tp1",
+    "h200/opt-30b-tp1",
+)
 #: What `servetwin profile` measured.
 OURS = {
     "cpu/tiny-sd": SD,

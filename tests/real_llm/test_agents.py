@@ -15,7 +15,7 @@ from servetwin.real.tools import ScriptTool
 from servetwin.real.vllm_profile import SMALL
 
 #: Hosts that run this are small and busy, and two engines share their cores.
-TOLERANCE, FACTOR, TRIES = 0.25, 3.0, 3
+TOLERANCE, FACTOR, TRIES = 0.25, 2.0, 3
 
 FILE = """
 name: coder-and-judge
