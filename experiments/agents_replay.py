@@ -27,7 +27,7 @@ NEUSTREAM = {"switching": (0.0022, 0.0014), "scheduling": (0.0531, None), "commu
 
 @cache
 def read(path: Path = RECORDING) -> dict[str, Any]:
-    """A recording as `tests/real_llm/agents_campaign.py pack` makes it."""
+    """A recording as `tests/real_llm/agents_pack.py` makes it."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         content: dict[str, Any] = json.load(file)
     return content
