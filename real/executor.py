@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from queue import Empty, SimpleQueue
 
@@ -74,6 +75,8 @@ class RealExecutor:
         self.running = 0
         self.lateness: list[float] = []
         self.spare: Callable[[], None] = _nothing  # called when nothing has happened, while lanes compute
+        self._waiting: deque[Task] = deque()  # not prepared yet
+        self._outbox: list[tuple[Task, Callable[[Task], None]]] | None = None  # hand-overs, while a lane goes on
 
     # -- the seam ---------------------------------------------------------------------------------------
 
@@ -118,7 +121,35 @@ class RealExecutor:
                     assert isinstance(here, Site)
                     assert isinstance(there, Site)
                     here.hand_over(task.id, there)
+        if self._outbox is not None and target is not source:
+            self._outbox.append((task, deliver))
+        else:
+            self._deliver(task, deliver)
+
+    def _deliver(self, task: Task, deliver: Callable[[Task], None]) -> None:
         deliver(task)
+        lane = self.lanes.get(task.worker) if task.worker is not None else None
+        if lane is not None and lane.polled and task.started is None:
+            self._waiting.append(task)
+
+    def _finish(self, lane: Lane) -> None:
+        """The batch of *lane* is over. Its next one is launched first, and then those who left it are handed on: the
+        host takes a while to launch what they go to, for which the device would stand still."""
+        outbox: list[tuple[Task, Callable[[Task], None]]] = []
+        self._outbox = outbox
+        try:
+            lane.finish()
+        finally:
+            self._outbox = None
+        for task, deliver in outbox:
+            self._deliver(task, deliver)
+
+    def _prepare(self) -> None:
+        """Something for a request that waits, while the lanes are busy."""
+        task = self._waiting.popleft()
+        worker = task.worker
+        if worker is not None and task.started is None and task.request.outcome is None:
+            self.lanes[worker].prepare(task)
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
         timer = Timer(when, callback)
@@ -179,7 +210,7 @@ class RealExecutor:
                     if lane.is_over():
                         busy.remove(lane)
                         self.running -= 1
-                        lane.finish()
+                        self._finish(lane)
                         self._free()
                         break  # the list has changed
             if timers and timers[0][0] <= self.now():
@@ -191,7 +222,10 @@ class RealExecutor:
             try:
                 packet = recv(PACKET.size)
             except BlockingIOError:
-                self.spare()
+                if self._waiting:
+                    self._prepare()
+                else:
+                    self.spare()
                 continue
             inlet.take(packet)
 
@@ -218,7 +252,7 @@ class RealExecutor:
         self.running -= 1
         if isinstance(problem, BaseException):
             raise problem
-        what.finish()
+        self._finish(what) if isinstance(what, Lane) else what.finish()
         self._free()
 
     def _ring(self) -> None:

@@ -7,6 +7,7 @@ also serve, so that launching, polling and recording are in them as they are in 
 from __future__ import annotations
 
 import itertools
+import random
 import statistics
 import tempfile
 import time
@@ -20,7 +21,7 @@ import torch
 from servetwin.core import Policy, Recorder, Request, RunFolder
 
 from .profile_file import COLD_STEPS, WAITING, WAITING_STEPS, as_profile, write_profile
-from .rehearsal import AGES, Crowd, Duel, Estimate, Gather, Rotate, rehearse, workers_of
+from .rehearsal import AGES, Crowd, Cycle, Duel, Estimate, Gather, Rotate, rehearse, workers_of
 from .server import Server, Spell
 
 __all__ = ["Measured", "Profiler", "as_profile", "take_profile", "write_profile"]
@@ -36,6 +37,9 @@ WHOLES = 3
 #: Iterations of each batch size, at least: of so many the 99th percentile is not the largest. Fewer, down to a third,
 #: where they would take more than `LONGEST` seconds.
 STEPS, LONGEST = 105, 1.2
+#: A visit to all batch sizes lasts about so many times `seconds`; it brings each so many iterations at least and at
+#: most, in blocks of so many.
+VISIT, VISITED, BLOCK = 3.0, (4, 40), 4
 #: Seconds without work after which a loop begins anew.
 IDLE = 0.002
 
@@ -49,6 +53,8 @@ class Measured:
 
     iteration: dict[int, list[float]] = field(default_factory=dict)  # of the loop, launch to heard
     plain: dict[int, list[float]] = field(default_factory=dict)  # the same where nothing else happens
+    visits: dict[int, list[float]] = field(default_factory=dict)  # the same, spread over the time of measuring
+    pauses: dict[int, list[float]] = field(default_factory=dict)  # the gaps between those
     gap: dict[int, list[float]] = field(default_factory=dict)  # from there to the next launch
     stages: dict[str, dict[int, list[float]]] = field(default_factory=dict)  # stages without a loop
     modules: dict[str, dict[int, list[float]]] = field(default_factory=dict)  # single modules without a loop
@@ -117,8 +123,44 @@ class Profiler:
                 progress(measure.__name__.strip("_"), done, len(terms))
             begin = time.monotonic()
             measure()
+            if self.found.plain:
+                self._visit(seed=done)
             self.took[measure.__name__.strip("_")] = round(time.monotonic() - begin, 2)
+        self._settle()
         return self.found
+
+    def _visit(self, seed: int) -> None:
+        """Iterations of all batch sizes in changing order, between other measurements.
+
+        The speed of a host changes by the second: what a batch size takes is the mean over visits that are spread
+        over the whole time of measuring, and no size is better or worse off than another.
+        """
+        found = self.found
+        sizes = sorted(found.plain)
+        times = int(np.clip(VISIT * self.seconds / sum(found.period(n) for n in sizes), *VISITED))
+        blocks = [n for n in sizes for _ in range(-(-times // BLOCK))]
+        random.Random(seed).shuffle(blocks)
+        policy = Cycle([n for n in blocks for _ in range(BLOCK)])
+        work = {self.loop: len(policy.sizes) + 1}
+        spells = self._recorded(policy, [Request(i, 0.01, AGES, work) for i in range(policy.most)])
+        others = [s.end for s in spells if s.worker != self.loop]
+        loop = [s for s in spells if s.worker == self.loop and not s.joins and s.start > max(others, default=-AGES)]
+        for spell in loop:
+            found.visits.setdefault(spell.size, []).append(spell.end - spell.start)
+        for before, spell in itertools.pairwise(loop):
+            found.pauses.setdefault(spell.size, []).append(spell.start - before.end)
+
+    def _settle(self) -> None:
+        """Let the visits say what iterations and the gaps between them take; of policies the differences count."""
+        found = self.found
+        usual = found.gap
+        found.iteration, found.gap = dict(sorted(found.visits.items())), {}
+        for n, gaps in sorted(found.pauses.items()):
+            found.gap[n] = gaps
+        for by_size in found.policies.values():
+            for n, own in by_size.items():
+                shift = statistics.fmean(found.gap[n]) - statistics.fmean(usual[n])
+                by_size[n] = [max(gap + shift, 0.0) for gap in own]
 
     def _sizes(self, most: int = 6) -> list[int]:
         """A few batch sizes from 1 to the limit."""
@@ -340,20 +382,18 @@ class Profiler:
         stages = self.kind.pipeline().stages(self.placement)
         duel = Duel(self.server, stages, self.limit, self.device, self.once)
         try:
-            alone: dict[tuple[str, int], float] = {}
-
-            def solo(name: str, n: int) -> float:
-                if (name, n) not in alone:
-                    alone[name, n] = duel.periods({name: n}, self.seconds / 2)[name]
-                return alone[name, n]
 
             def clash(sizes: dict[str, int]) -> None:
-                """Measure these at once; who leads comes first, and who stays in ones last."""
+                """Measure these at once, and each alone before and after; who leads comes first, who stays in ones
+                last."""
+                short = self.seconds / 4
+                before = {name: duel.periods({name: n}, short)[name] for name, n in sizes.items()}
                 both = duel.periods(sizes, self.seconds)
                 n, m = list(sizes.values())[:2]
-                for name in sizes:
+                for name, size in sizes.items():
                     key = (name, *(other for other in self.stages if other in sizes and other != name))
-                    self.found.rates.setdefault(key, {})[n, m] = solo(name, sizes[name]) / both[name]
+                    alone = (before[name] + duel.periods({name: size}, short)[name]) / 2
+                    self.found.rates.setdefault(key, {})[n, m] = alone / both[name]
 
             at = self.stages.index(self.loop)
             first, after = self.stages[:at], self.stages[at + 1 :]

@@ -56,6 +56,25 @@ class Rotate(Policy):
         return Decision(list(view.waiting)[: self.sizes.pop()], whole=True)
 
 
+class Cycle(Policy):
+    """Runs *sizes* in turn, an iteration each, out of requests that all stay: nobody joins or leaves but at the ends.
+
+    It waits until there are as many as the largest batch, and gives all up when it is through.
+    """
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self.most = max(sizes)
+        self.sizes = [*reversed(sizes), self.most]  # in the first iteration all of them join
+
+    def decide(self, view: WorkerView, now: float) -> Decision:
+        tasks = [*view.running, *view.waiting]
+        if not self.sizes:
+            return Decision(drop=tasks)
+        if len(tasks) < self.most:
+            return Decision()
+        return Decision(sorted(tasks, key=lambda task: task.id)[: self.sizes.pop()])
+
+
 class Crowd(Policy):
     """Lets *crowd* requests at once join the first, which stays; *apart* iterations after the last crowd has left."""
 

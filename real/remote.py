@@ -31,7 +31,7 @@ from .site import Progress, Site
 
 #: Seconds that a process may take to end when it was told to.
 PATIENCE = 5.0
-#: What a server process imports once, of which workers are forked: it takes seconds. CUDA is not begun by that.
+#: What a server process imports once, of which workers are forked on the CPU: it takes seconds.
 PRELOADED = (
     __name__,
     "diffusers.models.autoencoders.autoencoder_kl",
@@ -81,8 +81,10 @@ class RemoteSite:
 
     def open(self) -> None:
         """Start the processes and wait until all are warmed up. Raises what went wrong in one."""
-        context = torch.multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(list(PRELOADED))
+        # A process cannot use CUDA if that from which it was forked has so much as looked for it, as imports do.
+        context: Any = torch.multiprocessing.get_context("spawn" if self.gpu else "forkserver")
+        if not self.gpu:
+            context.set_forkserver_preload(list(PRELOADED))
         passes = [context.SimpleQueue() for _ in self.lanes[1:]]
         for i, lane in enumerate(self.lanes):
             lane.begin(context, passes if i == 0 else passes[i - 1])

@@ -42,11 +42,11 @@ class Plan:
 
 
 PLANS = {
-    "dit-s2-256": Plan(8, (30, 40, 50), share=0.8),
-    "dit-xl2-256": Plan(8, (8, 10, 12), share=0.88),
-    "sd15-256": Plan(6, (3, 4, 5), factor=5.0, share=0.95),
-    "palette-256": Plan(6, (3, 4, 5), share=0.82),
-    "sd15-512": Plan(6, (3, 4, 5), factor=5.0, share=2.0, seconds=0.2),
+    "dit-s2-256": Plan(8, (30, 40, 50), requests=600, share=1.0),
+    "dit-xl2-256": Plan(8, (16, 20, 24), requests=400, share=1.3),
+    "palette-256": Plan(6, (8, 10, 12), share=1.3),
+    "sd15-256": Plan(6, (8, 10, 12), factor=5.0, share=1.2),
+    "sd15-512": Plan(6, (8, 10, 12), factor=5.0, share=2.6, seconds=0.2),
     "tiny-sd": Plan(3, (10, 14), once=2, requests=40, seconds=0.05),
     "tiny-dit": Plan(3, (30, 40), once=2, requests=40, seconds=0.05),
     "tiny-palette": Plan(3, (12, 16), once=2, requests=40, seconds=0.05),

@@ -16,8 +16,8 @@ from servetwin.real import Options, Server
 from twin import LIMIT, Twin
 
 
-def twin(name, **options):
-    server = Server(name, Options(device="cpu", slots=16, **options))
+def twin(name, device="cpu", **options):
+    server = Server(name, Options(device=device, slots=16, **options))
     return Twin(server, load(f"cpu/{name}"), LIMIT, (6, 10))
 
 
@@ -27,12 +27,17 @@ def _no_process_is_left():
     assert multiprocessing.active_children() == []
 
 
-def test_the_images_are_those_of_one_process(tmp_path):
+#: On a GPU processes share their slots by CUDA IPC.
+DEVICES = ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_images_are_those_of_one_process(tmp_path, device):
     """Three processes, whose slots are one another's: what a stage leaves is what the next one finds."""
     images = []
     for processes in (False, True):
         made = {}
-        here = twin("tiny-sd", processes=processes)
+        here = twin("tiny-sd", device, processes=processes)
         recorder = RunFolder(tmp_path / str(processes), here.server.describe())
         report = here.serve(
             "edf",
