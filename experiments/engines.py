@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 from servetwin.core import AbsoluteSLO, BadInput, RunFolder, Stage
 from servetwin.core.token_metrics import LimitsSLO, TokenDeadlines, TokenLimits, TokenSummary
 from servetwin.core.token_window import WindowSummary
-from servetwin.core.token_worker import TokenWorker
+from servetwin.core.token_worker import Host, TokenWorker
 from servetwin.core.tokens import EngineLimits, TokenPolicy, TokenSLO, TokenView
 
 from .config import Experiment, WorkerSpec
@@ -93,6 +93,17 @@ def preparing(experiment: Experiment) -> dict[str, float]:
         for spec in experiment.deployment.workers
         if spec.engine is not None and spec.engine.preparing is not None
     }
+
+
+def host_ahead(profile: Profile, *, costs: bool = True) -> Host:
+    """The host of an engine that decides a step while the one before it computes, by *profile*. What that does not
+    say takes no time, and without *costs* nothing does."""
+
+    def seconds(name: str) -> float:
+        return profile.costs[name].scalar() if costs and name in profile.costs else 0.0
+
+    between = profile.tokens("measured", "corrected", "scheduler", hold=True, between=costs).between
+    return Host(between, seconds("engine.intake"), ahead=True, begins=seconds("step.begins"))
 
 
 def token_worker(

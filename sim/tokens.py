@@ -51,6 +51,18 @@ class TokenTiming:
     prefills: Callable[[], float] | None = None
     preparing: float = 0.0
 
+    def seconds(self, batch: TokenBatch) -> float:
+        """Seconds of one step, whichever it is, with noise."""
+        draw = self.draw
+        if batch.prefill:
+            seconds, draw = self.prefill(batch), self.prefills or draw
+        else:
+            constant, slope, _ = self.times.straight(batch.size, batch.context)
+            seconds = constant + slope * batch.context
+        if batch.swapped and self.swap is not None:
+            seconds += self.swap(batch.swapped)
+        return seconds if draw is None else seconds * draw()
+
     def prefill(self, batch: TokenBatch) -> float:
         """Seconds of a step that prefills, before noise."""
         seconds = self.computing(batch)

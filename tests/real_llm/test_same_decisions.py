@@ -7,10 +7,10 @@ inside vLLM's scheduler through the adapter. All get the same requests on the sa
 import random
 
 import pytest
-from no_gpu import Asked, replay, scheduler
+from no_gpu import Asked, replay, replay_ahead, scheduler
 from servetwin.core import Module, Pipeline, Recorder, ServingLoop
 from servetwin.core.loop import play
-from servetwin.core.token_worker import TokenWorker
+from servetwin.core.token_worker import Host, TokenWorker
 from servetwin.core.tokens import EngineLimits, TokenRequest, TokenView
 from servetwin.policies.vllm_v1 import VLLMV1
 from servetwin.real.vllm_scheduler import PolicyScheduler
@@ -85,12 +85,12 @@ class Steps(Recorder):
         self.times[request.id] = list(request.tasks[0].times())
 
 
-def simulated(asked, settings):
+def simulated(asked, settings, host=None):
     stage = Pipeline.chain(Module("llm", loop=True)).stages([["llm"]])[0]
     view = TokenView(stage, EngineLimits(**settings, whole_prompt=True), estimate_prefill=None, estimate_decode=None)
     log = Steps()
     executor = SimExecutor(lambda worker: TokenTiming(Times()))
-    loop = ServingLoop([stage], [TokenWorker(stage, VLLMV1(), view)], executor, log)
+    loop = ServingLoop([stage], [TokenWorker(stage, VLLMV1(), view, host=host)], executor, log)
     play(loop, (TokenRequest(a.id, a.arrival, {"llm": (a.prompt, 160)}, {"llm": a.output}) for a in asked))
     executor.run_until_idle()
     return log
@@ -123,3 +123,19 @@ def test_inside_vllms_scheduler(folder, name):
     assert steps == real
     assert ours == times
     assert adapted.free_blocks == adapted.blocks == settings["blocks"]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_thousand_requests_with_asynchronous_scheduling(folder, name):
+    """Two steps in flight, on both sides."""
+    settings = SETTINGS[name]
+    asked = trace(1000, 5.0, seed=1)
+    real, times, _ = replay_ahead(scheduler(folder, **settings, asynchronous=True), asked, seconds)
+    log = simulated(asked, settings, Host(lambda sequences: 0.0, 0.0, ahead=True))
+    theirs = [(m.prefill, len(m.decode), m.context, set(m.preempted)) for m in real]
+    same = sum(a == b for a, b in zip(theirs, log.steps, strict=False))
+    print(name, len(theirs), len(log.steps), same, sum(len(m.preempted) for m in real))
+    assert len(theirs) == len(log.steps)
+    assert same == len(theirs), f"{len(theirs) - same} of {len(theirs)} steps differ"
+    assert log.times == times
+    assert (sum(len(m.preempted) for m in real) > 100) == (name == "tight")
