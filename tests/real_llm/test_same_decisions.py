@@ -66,10 +66,12 @@ class Steps(Recorder):
     def __init__(self):
         super().__init__()
         self.steps = []
+        self.ends = []
         self.times = {}
 
     def batch(self, batch):
         super().batch(batch)
+        self.ends += batch.ends or [batch.end]
         for i in range(batch.count):
             self.steps.append(
                 (
@@ -125,17 +127,40 @@ def test_inside_vllms_scheduler(folder, name):
     assert adapted.free_blocks == adapted.blocks == settings["blocks"]
 
 
+#: What the host of an engine that decides ahead may take, in seconds: nothing, or what it does on a GPU and more.
+COSTS = {"free": (0.0, 0.0, 0.0), "costly": (0.0004, 0.0002, 0.0015)}
+
+
+@pytest.mark.parametrize("costs", COSTS)
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_thousand_requests_with_asynchronous_scheduling(folder, name):
-    """Two steps in flight, on both sides."""
+def test_a_thousand_requests_with_asynchronous_scheduling(folder, name, costs):
+    """vLLM's scheduler for it, driven as its engine core does, with two steps in flight; and the simulated engine."""
     settings = SETTINGS[name]
+    between, intake, begins = COSTS[costs]
     asked = trace(1000, 5.0, seed=1)
-    real, times, _ = replay_ahead(scheduler(folder, **settings, asynchronous=True), asked, seconds)
-    log = simulated(asked, settings, Host(lambda sequences: 0.0, 0.0, ahead=True))
+    real, times, ends = replay_ahead(
+        scheduler(folder, **settings, asynchronous=True), asked, seconds, between=between, intake=intake, begins=begins
+    )
+    log = simulated(asked, settings, Host(lambda sequences: between, intake, ahead=True, begins=begins))
     theirs = [(m.prefill, len(m.decode), m.context, set(m.preempted)) for m in real]
     same = sum(a == b for a, b in zip(theirs, log.steps, strict=False))
-    print(name, len(theirs), len(log.steps), same, sum(len(m.preempted) for m in real))
     assert len(theirs) == len(log.steps)
     assert same == len(theirs), f"{len(theirs) - same} of {len(theirs)} steps differ"
-    assert log.times == times
+    assert log.ends == pytest.approx(ends, abs=1e-9)
+    assert log.times.keys() == times.keys()
+    assert all(log.times[i] == pytest.approx(times[i], abs=1e-9) for i in times)
+    if costs == "free":
+        assert log.times == times
     assert (sum(len(m.preempted) for m in real) > 100) == (name == "tight")
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_inside_vllms_scheduler_with_asynchronous_scheduling(folder, name):
+    settings = {**SETTINGS[name], "asynchronous": True}
+    asked = trace(300, 5.0, seed=2)
+    real, times, _ = replay_ahead(scheduler(folder, **settings), asked, seconds)
+    adapted = scheduler(folder, **settings, cls=PolicyScheduler, settings={"policy": "vllm-v1"})
+    steps, ours, _ = replay_ahead(adapted, asked, seconds, limit=160)
+    assert steps == real
+    assert ours == times
+    assert adapted.free_blocks == adapted.blocks == settings["blocks"]
