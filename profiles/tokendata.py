@@ -191,12 +191,7 @@ class KVCache(Strict):
 
 
 class Engine(Strict):
-    """The engine that was measured, and its limits.
-
-    *asynchronous*: it decided a step while the one before it computed (vLLM's asynchronous scheduling). Steps then
-    last from the end of the one before to their own, in a row of equal ones; what passes until a step can begin on
-    an idle device is the cost ``step.begins``.
-    """
+    """The engine that was measured, and its limits."""
 
     name: Text
     max_batched_tokens: Natural
@@ -206,7 +201,7 @@ class Engine(Strict):
     watermark: Annotated[Finite, Field(ge=0, lt=1)] = 0.0
     chunked_prefill: StrictBool = False
     cuda_graphs: StrictBool = True
-    asynchronous: StrictBool = False
+    asynchronous: StrictBool = False  #: whether a step is decided while the one before it runs
     note: Text | None = None
 
 

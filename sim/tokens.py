@@ -36,6 +36,25 @@ class StepTimes(Protocol):
 
 
 @dataclass
+class Later:
+    """*times* of an engine that was measured with a step decided while another ran, for one that decides each step
+    when the last is over: each begins *seconds* later."""
+
+    times: StepTimes
+    seconds: float
+
+    def step(self, tokens: int, squares: float | None, context: float, batch: int, decode_context: float) -> float:
+        return self.seconds + self.times.step(tokens, squares, context, batch, decode_context)
+
+    def straight(self, batch: int, context: float) -> tuple[float, float, float]:
+        constant, slope, until = self.times.straight(batch, context)
+        return constant + self.seconds, slope, until
+
+    def between(self, sequences: int) -> float:
+        return self.times.between(sequences)
+
+
+@dataclass
 class TokenTiming:
     """What the steps of one engine take.
 
