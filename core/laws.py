@@ -29,7 +29,7 @@ from .records import Recorder
 from .request import Outcome, Outputs, Request, Task
 from .seam import Batch, Decision, Executor, Handle, Policy, WorkerView
 from .token_batch import TokenBatch
-from .token_laws import EngineCheck
+from .token_laws import AheadCheck, EngineCheck
 from .token_worker import TokenWorker
 from .tokens import Step, TokenTask
 
@@ -386,17 +386,23 @@ class WatchedEngine(WatchedWorker):
 
     def __init__(self, worker: TokenWorker, laws: LawChecker) -> None:
         super().__init__(worker, laws)
-        self.check = EngineCheck(worker, laws.asked)
+        ahead = worker.host is not None and worker.host.ahead
+        self.most = 2 if ahead else 1  # steps in flight
+        self.check = AheadCheck(worker, laws.asked) if ahead else EngineCheck(worker, laws.asked)
+        self.steps: list[Batch] = []
 
     def started(self, batch: Batch) -> None:
-        super().started(batch)
+        if len(self.steps) == self.most:
+            raise broken(3, f"{self.worker.name} starts {batch} while {self.steps} are in flight")
+        self.steps.append(batch)
+        self.idle_until = None
         assert isinstance(batch, TokenBatch)
         self.check.started(batch)
 
     def stopped(self, batch: Batch) -> dict[Task, int]:
-        if self.flying is not batch:
-            raise broken(3, f"{self.worker.name} ends {batch}, but {self.flying} is in flight")
-        self.flying = None
+        if not self.steps or self.steps[0] is not batch:
+            raise broken(3, f"{self.worker.name} ends {batch}, but {self.steps} are in flight")
+        del self.steps[0]
         self.news = True
         assert isinstance(batch, TokenBatch)
         self.check.stopped(batch)
@@ -405,7 +411,8 @@ class WatchedEngine(WatchedWorker):
     def decided(self, decision: Decision, now: float) -> None:
         assert isinstance(decision, Step)
         self.news = False
-        self.idle_until = decision.idle_until
+        # With a step in flight it is asked again when that is over, whatever it says.
+        self.idle_until = None if self.steps else decision.idle_until
         self.check.decided(decision)
 
     def check_idle(self, now: float) -> None:
@@ -415,6 +422,11 @@ class WatchedEngine(WatchedWorker):
 
     def settled(self) -> None:
         self.check.settled()
+
+    def check_empty(self) -> None:
+        super().check_empty()
+        if self.steps:
+            raise broken(1, f"{self.worker.name} still has {self.steps} when the run is over")
 
 
 class WatchedPolicy(Policy):

@@ -30,21 +30,17 @@ class TokenEngine:
     """Runs the steps of *worker* for *loop*."""
 
     def __init__(self, loop: ServingLoop, worker: TokenWorker) -> None:
-        self.loop = loop
-        self.worker, self.stage = worker, worker.stage
+        self.loop, self.worker, self.stage = loop, worker, worker.stage
         self.view = view = worker.view
-        self.limits = view.limits
-        self.headroom = view.limits.headroom
         self.seen, self.swap = view.limits.stamp == "seen", view.limits.preemption == "swap"
-        self.size = view.block_size
+        self.size, self.headroom = view.block_size, view.limits.headroom
         self.longest = (view.blocks - view.watermark) * self.size  # tokens that fit
         self._lengths: dict[TokenTask, int] = {}  # the true ones
         self._ticks = Ticks()
         self._phases = [0] * self.size  # decoding tasks by (computed - ticks) modulo the block size
         self._buckets: dict[int, list[TokenTask]] = {}  # tick -> those that have put out all then
         self._leaving: list[int] = []  # the ticks of the buckets, a heap
-        self.deciding = False
-        self.host = worker.host
+        self.deciding, self.host = False, worker.host
         self._untaken = 0  # arrivals that the host has not taken in yet
         self._done = self.done  # bound once
         self._module = worker.stage.loop or worker.stage.name
@@ -516,12 +512,16 @@ class TokenEngine:
             self._swapped += -(-task._computed // self.size)
         else:
             task._computed = 0
-        if view.blocks_for(task.prompt + task._generated) > view.blocks - view.watermark:
+        if self._outgrown(task):
             del self._lengths[task]
             self.loop.fail(task.request, f"its {task.prompt + task._generated} tokens do not fit into {view.name}")
             return
         view.waiting[task] = None
         view.waiting.move_to_end(task, last=False)
+
+    def _outgrown(self, task: TokenTask) -> bool:
+        """Whether *task* has become too long to be computed anew."""
+        return self.view.blocks_for(task.prompt + task._generated) > self.view.blocks - self.view.watermark
 
     def _give_up(self, task: TokenTask) -> None:
         view = self.view

@@ -45,7 +45,7 @@ class EngineCheck:
         """A step begins: its counts are those of the tasks, within what the engine allows."""
         view = self.view
         prefilling = {task for task, _, _ in batch.prefill}
-        decoding = [task for task in view.running if task.decoding and task not in prefilling]
+        decoding = [t for t in view.running if t.decoding and t not in prefilling and not self.spent(t)]
         chosen = decoding if batch.chosen is None and batch.decode else list(batch.chosen or ())
         if batch.decode != len(chosen) or batch.context != sum(task.computed for task in chosen):
             raise broken(4, f"{batch} of {batch.context} tokens; counted: {[(t.id, t.computed) for t in chosen]}")
@@ -63,6 +63,10 @@ class EngineCheck:
             if context + n == task.prompt + task.generated:
                 self.before[task] += 1
         self.chosen = chosen
+
+    def spent(self, task: TokenTask) -> bool:
+        """Whether *task*, which runs, has its last token in flight."""
+        return False
 
     def stopped(self, batch: TokenBatch) -> None:
         """The executor says that *batch* is done."""
@@ -87,7 +91,7 @@ class EngineCheck:
 
     def ended(self, task: TokenTask) -> None:
         """A request has ended, with this stay."""
-        put_out, asked = self.tokens.pop(task, 0), self.asked_of(task)
+        put_out, asked = self.put_out(task), self.asked_of(task)
         finished = task.finished is not None
         if task.generated != put_out or put_out > asked or (finished and put_out != asked):
             raise broken(7, f"{task} ended with {task.generated} tokens; it put out {put_out} of {asked}")
@@ -99,9 +103,41 @@ class EngineCheck:
         ):
             raise broken(2, f"{task} was started at {task.started!r}, its first token came at {first!r}")
 
+    def put_out(self, task: TokenTask) -> int:
+        """The tokens of *task*, which is asked for for the last time."""
+        return self.tokens.pop(task, 0)
+
     def asked_of(self, task: TokenTask) -> int:
         asked: Any = self.asked[task.id][task.stage.loop or task.stage.name]
         if not isinstance(asked, int):
             visits: list[Task] = [t for t in task.request.tasks if t.stage is task.stage]
             asked = asked[min(visits.index(task), len(asked) - 1)]
         return min(int(asked), task.limit)
+
+
+class AheadCheck(EngineCheck):
+    """Likewise, of an engine that decides ahead: steps count from when they were decided, and `put_out` does without
+    those that are still in flight."""
+
+    def __init__(self, worker: TokenWorker, asked: Mapping[int, Outputs]) -> None:
+        super().__init__(worker, asked)
+        self.flights: list[set[TokenTask]] = []  # who gets a token with each step in flight
+
+    def started(self, batch: TokenBatch) -> None:
+        super().started(batch)
+        self.flights.append({task for task, n in self.before.items() if n > self.tokens.get(task, 0)})
+        self.tokens.update(self.before)
+
+    def spent(self, task: TokenTask) -> bool:
+        return self.tokens.get(task, 0) == self.asked_of(task)
+
+    def stopped(self, batch: TokenBatch) -> None:
+        if batch.count != 1:
+            raise broken(7, f"{batch} ran {batch.count} times on end, but it was decided ahead")
+        self.flights.pop(0)
+
+    def put_out(self, task: TokenTask) -> int:
+        lost = sum(task in flight for flight in self.flights)
+        for flight in self.flights:
+            flight.discard(task)
+        return super().put_out(task) - lost

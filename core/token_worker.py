@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from .loop import Worker
+from .token_ahead import TokenEngineAhead
 from .token_engine import TokenEngine
 
 if TYPE_CHECKING:
@@ -24,10 +25,16 @@ class Host:
     *between* gives what handing on the outputs of a step of so many sequences takes, *intake* what taking a request
     in does. Whatever has come until all is done, the policy sees. Measured by `servetwin.real.vllm_profile` as
     ``step.between`` and ``engine.intake``.
+
+    With *ahead* the host decides a step while the one before it computes (asynchronous scheduling): see
+    `servetwin.core.token_ahead`. *begins* is then what passes from asking the policy until the step can begin on an
+    idle device; while another step computes nothing is seen of it.
     """
 
     between: Callable[[int], float]
     intake: float
+    ahead: bool = False
+    begins: float = 0.0
 
 
 class TokenWorker(Worker):
@@ -48,7 +55,8 @@ class TokenWorker(Worker):
 
     def attach(self, loop: ServingLoop) -> None:
         self.loop = loop
-        self._engine = TokenEngine(loop, self)
+        ahead = self.host is not None and self.host.ahead
+        self._engine = TokenEngineAhead(loop, self) if ahead else TokenEngine(loop, self)
         self.receive = cast("Callable[[Task], None]", self._engine.receive)
         self.policy.start(self.view)
 

@@ -104,6 +104,7 @@ def tables_of(meta: Mapping[str, Any]) -> dict[str, TokenTable | None]:
     from servetwin.profiles import load
 
     from .config import Experiment
+    from .engines import is_ahead
     from .replicas import expanded
 
     found: dict[str, TokenTable | None] = {}
@@ -116,7 +117,8 @@ def tables_of(meta: Mapping[str, Any]) -> dict[str, TokenTable | None]:
             name = spec.name or "+".join(spec.modules)
             try:
                 profile = load(experiment.deployment.devices[spec.device or ""])
-                found[name] = profile.tokens("measured", "scheduler")
+                # What passes between two steps is hidden behind them if they are decided ahead.
+                found[name] = profile.tokens("measured", "scheduler", between=not is_ahead(spec, profile))
             except (KeyError, BadInput):
                 found[name] = None
     return found

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 from servetwin.core import AbsoluteSLO, BadInput, RunFolder, Stage
 from servetwin.core.token_metrics import LimitsSLO, TokenDeadlines, TokenLimits, TokenSummary
 from servetwin.core.token_window import WindowSummary
-from servetwin.core.token_worker import TokenWorker
+from servetwin.core.token_worker import Host, TokenWorker
 from servetwin.core.tokens import EngineLimits, TokenPolicy, TokenSLO, TokenView
 
 from .config import Experiment, WorkerSpec
@@ -95,6 +95,23 @@ def preparing(experiment: Experiment) -> dict[str, float]:
     }
 
 
+def host_ahead(profile: Profile, *, costs: bool = True) -> Host:
+    """The host of an engine that decides a step while the one before it computes, by *profile*. What that does not
+    say takes no time, and without *costs* nothing does."""
+
+    def seconds(name: str) -> float:
+        return profile.costs[name].scalar() if costs and name in profile.costs else 0.0
+
+    between = profile.tokens("measured", "corrected", "scheduler", hold=True, between=costs).between
+    return Host(between, seconds("engine.intake"), ahead=True, begins=seconds("step.begins"))
+
+
+def is_ahead(spec: WorkerSpec, profile: Profile) -> bool:
+    """Whether the engine decides ahead: as the worker says, or else as the one was that was profiled."""
+    given = spec.engine.asynchronous if spec.engine is not None else None
+    return profile.token_data.engine.asynchronous if given is None else given
+
+
 def token_worker(
     experiment: Experiment, spec: WorkerSpec, stage: Stage, profile: Profile, policy: object
 ) -> TokenWorker:
@@ -107,6 +124,10 @@ def token_worker(
     if limits.preemption == "swap" and experiment.time.costs and "kv.swap" not in profile.costs:
         what = f"{profile.name} does not say how long KV blocks take to the host and back (its cost kv.swap)"
         raise BadInput(what, where="deployment.workers: engine.preemption", right="recompute, or time.costs: false")
+    ahead = is_ahead(spec, profile)
+    if ahead and limits.preemption == "swap":
+        what = "with asynchronous scheduling nothing is swapped"
+        raise BadInput(what, where="deployment.workers: engine.preemption", right="recompute, or asynchronous: false")
     kind = experiment.deployment.estimates
     plans = profile.tokens("measured" if kind == "measured" else "scheduler")
     view = TokenView(
@@ -117,7 +138,8 @@ def token_worker(
         slo=cast("TokenSLO | None", deadlines_of(experiment, profile)),
         name=spec.name or "",
     )
-    return TokenWorker(stage, policy, view, device=spec.device or "")
+    host = host_ahead(profile, costs=experiment.time.costs) if ahead else None
+    return TokenWorker(stage, policy, view, device=spec.device or "", host=host)
 
 
 def prepare(recorder: Recorder, experiment: Experiment, workers: list[Worker]) -> None:

@@ -24,6 +24,7 @@ from servetwin.profiles import Profile
 from servetwin.profiles.tokens import TokenTable
 
 from . import registry
+from .engines import host_ahead
 
 #: Where measured runs are.
 MEASURED = Path(__file__).with_name("measured")
@@ -178,6 +179,8 @@ def replay(
 
 def host_of(profile: Profile) -> Host | None:
     """What *profile* says of an engine's host between two steps; None if it does not."""
+    if profile.token_data.engine.asynchronous:
+        return host_ahead(profile)
     costs = profile.costs
     if "step.between" not in costs or "engine.intake" not in costs or costs["engine.intake"].value is None:
         return None

@@ -128,7 +128,8 @@ class EngineSpec(Strict):
     request goes on only if *headroom* blocks are free (vLLM 0.5.4: 1, its V1 engine: 0). When memory runs out,
     *preemption* is by "recompute" or "swap". With *stamp* "seen" a request arrives, for its SLO, when the engine next
     looks at its queue, between two steps; with "sent", when the client sent it. *preparing* comes before each prompt.
-    With *whole_prompt* a chunk is admitted only if there is memory for all of its prompt (vLLM V1).
+    With *whole_prompt* a chunk is admitted only if there is memory for all of its prompt (vLLM V1). *asynchronous*: a
+    step is decided while the one before it runs (vLLM's asynchronous scheduling).
     """
 
     blocks: Count | None = None
@@ -140,4 +141,5 @@ class EngineSpec(Strict):
     preemption: Literal["recompute", "swap"] = "recompute"
     stamp: Literal["sent", "seen"] = "sent"
     whole_prompt: bool = False
+    asynchronous: bool | None = None
     preparing: Preparing | None = None

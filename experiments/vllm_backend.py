@@ -155,6 +155,7 @@ class VllmBackend:
             block_size=limits.block_size,
             gpu_memory_utilization=data.engine.gpu_memory_utilization,
             tensor_parallel=data.tensor_parallel,
+            asynchronous=worker.host is not None and worker.host.ahead,
         )
         if gpu and not self.eager:
             return replace(options, graphs=GRAPHS + LARGER, graphs_for="all")

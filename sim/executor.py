@@ -14,6 +14,7 @@ from servetwin.core import BadInput, Batch, Task, Worker
 from servetwin.core.pool import Pool
 from servetwin.core.token_worker import TokenWorker
 
+from .ahead import AheadLane
 from .calendar import Calendar, Timer
 from .lane import Lane, Rates
 from .shared import EngineRates, SharedTokenLane
@@ -97,11 +98,14 @@ class SimExecutor:
             assert isinstance(timing, TokenTiming)
             if worker.name in self._engines:
                 return self._share(worker, timing).run
+            if worker.host is not None and worker.host.ahead:
+                return AheadLane(self.calendar, timing, worker.host.begins).run
             return TokenLane(self.calendar, timing).run
         return self._add_lane(worker).run
 
     def _share(self, worker: TokenWorker, timing: TokenTiming) -> SharedTokenLane:
-        lane = SharedTokenLane(self.calendar, timing, self._engines[worker.name])
+        host = worker.host if worker.host is not None and worker.host.ahead else None
+        lane = SharedTokenLane(self.calendar, timing, self._engines[worker.name], host)
         neighbour = self._shared.setdefault(worker.device, lane)
         if neighbour is not lane:
             lane.neighbour, neighbour.neighbour = neighbour, lane

@@ -25,7 +25,7 @@ from .lane import Rate, Rates
 from .noise import SlowSpells, from_quantiles
 from .shared import EngineRates, Kind, RateTable
 from .timing import Demand, MeasuredTiming, TableTiming, Timing
-from .tokens import TokenTiming
+from .tokens import Later, StepTimes, TokenTiming
 from .tools import CallTimes
 
 KINDS: tuple[Kind, ...] = ("prefill", "decode")
@@ -147,7 +147,9 @@ class Clock:
             "measured": ("measured", "scheduler"),
             "corrected": ("corrected", "measured", "scheduler"),
         }.get(options.table, ("scheduler",))  # type: ignore[assignment]
-        times = profile.tokens(*kinds, hold=options.hold, between=options.costs)
+        times: StepTimes = profile.tokens(*kinds, hold=options.hold, between=options.costs)
+        if worker.host is None and profile.token_data.engine.asynchronous and self._has(profile, "step.begins"):
+            times = Later(times, profile.cost("step.begins").scalar() if options.costs else 0.0)
         return TokenTiming(
             times,
             self._ratio(worker, profile, "decode"),

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import simpy
 from servetwin.core.token_batch import TokenBatch
+from servetwin.core.token_worker import Host
 
 from .calendar import Calendar
 from .tokens import TokenTiming
@@ -78,9 +79,11 @@ class SharedTokenLane(simpy.Event):
 
     A step waits until the engine is ready for it (the time between two steps is the host's, and disturbs nobody), and
     then computes: *left* undisturbed seconds of it pass at the rate that the neighbour's step in flight leaves it.
+
+    With *host*, which decides ahead, a second step may be in hand; it waits for the first, and for the host's launch.
     """
 
-    def __init__(self, calendar: Calendar, timing: TokenTiming, rates: EngineRates) -> None:
+    def __init__(self, calendar: Calendar, timing: TokenTiming, rates: EngineRates, host: Host | None = None) -> None:
         self.env: Calendar = calendar
         self._ok = True
         self._value = None
@@ -88,8 +91,8 @@ class SharedTokenLane(simpy.Event):
         self.timing = timing
         self.rates = rates
         self.neighbour: SharedTokenLane | None = None
-        self.prefill = timing.prefill if timing.preparing else timing.computing
-        self.prefills = timing.prefills or timing.draw
+        self.host = host
+        self.behind: tuple[TokenBatch, Callable[[TokenBatch], None], float] | None = None  # and when it was decided
         self.batch: TokenBatch | None = None
         self.done: Callable[[TokenBatch], None] | None = None
         self.load: Load | None = None  # of the step that computes
@@ -103,18 +106,17 @@ class SharedTokenLane(simpy.Event):
 
     def run(self, batch: TokenBatch, done: Callable[[TokenBatch], None]) -> None:
         """Compute one step of *batch*; call *done* when it is over."""
-        self.batch, self.done = batch, done
         now: float = self.env._now
-        self.began = now
-        draw = self.timing.draw
-        if batch.prefill:
-            seconds, draw = self.prefill(batch), self.prefills
-        else:
-            constant, slope, _ = self.timing.times.straight(batch.size, batch.context)
-            seconds = constant + slope * batch.context
-        if batch.swapped and self.timing.swap is not None:
-            seconds += self.timing.swap(batch.swapped)
-        self.left = seconds if draw is None else seconds * draw()
+        if self.batch is not None:
+            self.behind = batch, done, now
+            return
+        if self.host is not None:
+            self.ready = now + self.host.begins
+        self._take(batch, done, now)
+
+    def _take(self, batch: TokenBatch, done: Callable[[TokenBatch], None], now: float) -> None:
+        self.batch, self.done, self.began = batch, done, now
+        self.left = self.timing.seconds(batch)
         if self.ready > now:
             self.phase = WAITING
             self._place_at(self.ready)
@@ -123,6 +125,8 @@ class SharedTokenLane(simpy.Event):
 
     def _begin(self, now: float) -> None:
         assert self.batch is not None
+        if self.host is not None:
+            self.batch.start = now
         self.phase, self.load, self.updated = COMPUTING, load_of(self.batch), now
         self.rate = self._rate()
         self._place_at(now + self.left / self.rate)
@@ -161,8 +165,13 @@ class SharedTokenLane(simpy.Event):
             self._begin(now)
             return
         self.phase, self.load, self.batch = NOTHING, None, None
-        self.ready = now + self.timing.times.between(batch.size)
         batch.took = now - self.began
+        if self.host is None:
+            self.ready = now + self.timing.times.between(batch.size)
+        elif self.behind is not None:
+            (following, then, decided), self.behind = self.behind, None
+            self.ready = decided + self.host.begins
+            self._take(following, then, now)
         if batch.keep_ends and batch.times > 1:
             batch.ends = [now]
         done(batch)

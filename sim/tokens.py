@@ -36,6 +36,25 @@ class StepTimes(Protocol):
 
 
 @dataclass
+class Later:
+    """*times* of an engine that was measured with a step decided while another ran, for one that decides each step
+    when the last is over: each begins *seconds* later."""
+
+    times: StepTimes
+    seconds: float
+
+    def step(self, tokens: int, squares: float | None, context: float, batch: int, decode_context: float) -> float:
+        return self.seconds + self.times.step(tokens, squares, context, batch, decode_context)
+
+    def straight(self, batch: int, context: float) -> tuple[float, float, float]:
+        constant, slope, until = self.times.straight(batch, context)
+        return constant + self.seconds, slope, until
+
+    def between(self, sequences: int) -> float:
+        return self.times.between(sequences)
+
+
+@dataclass
 class TokenTiming:
     """What the steps of one engine take.
 
@@ -50,6 +69,18 @@ class TokenTiming:
     swap: Callable[[int], float] | None = None
     prefills: Callable[[], float] | None = None
     preparing: float = 0.0
+
+    def seconds(self, batch: TokenBatch) -> float:
+        """Seconds of one step, whichever it is, with noise."""
+        draw = self.draw
+        if batch.prefill:
+            seconds, draw = self.prefill(batch), self.prefills or draw
+        else:
+            constant, slope, _ = self.times.straight(batch.size, batch.context)
+            seconds = constant + slope * batch.context
+        if batch.swapped and self.swap is not None:
+            seconds += self.swap(batch.swapped)
+        return seconds if draw is None else seconds * draw()
 
     def prefill(self, batch: TokenBatch) -> float:
         """Seconds of a step that prefills, before noise."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -163,12 +164,83 @@ def replay(
     return steps, times, ends
 
 
+def replay_ahead(
+    scheduler: Any,
+    trace: Iterable[Asked],
+    seconds: Callable[[Made], float],
+    *,
+    between: float = 0.0,
+    intake: float = 0.0,
+    begins: float = 0.0,
+    clock: Callable[[float], None] | None = None,
+    limit: int | None = None,
+) -> tuple[list[Made], dict[int, list[float]], list[float]]:
+    """Likewise, as vLLM's engine core does with asynchronous scheduling (``step_with_batch_queue``): two steps in
+    flight at most. The device begins a step *begins* seconds after it was scheduled, and not before the last is over;
+    handing on a step's outputs takes *between* seconds, taking a request in *intake*."""
+    left = list(reversed(list(trace)))
+    now = last = 0.0  # the host's time; when the device has done all that it was given
+    steps: list[Made] = []
+    times: dict[int, list[float]] = {}
+    ends: list[float] = []
+    queue: deque[tuple[Any, ModelRunnerOutput, float, int]] = deque()
+
+    def take_in() -> None:
+        """All that has come until the host looks, and what comes while it takes that in."""
+        nonlocal now
+        while left and left[-1].arrival <= now:
+            here = now
+            while left and left[-1].arrival <= here:
+                asked = left.pop()
+                times[asked.id] = []
+                scheduler.add_request(vllm_request(asked, limit))
+                now += intake
+
+    while left or scheduler.has_requests() or queue:
+        take_in()
+        if not scheduler.requests and not queue:
+            if not left:
+                break
+            now = left[-1].arrival
+            continue
+        # One call of the core's step.
+        if scheduler.has_requests():
+            if clock is not None:
+                clock(now)
+            preempted = {r: q.num_preemptions for r, q in scheduler.requests.items()}
+            output = scheduler.schedule()
+            made = _made(scheduler, output, preempted)
+            tokens = _tokens(scheduler, output)  # now: later the scheduler is ahead
+            end = now
+            if made.prefill or made.decode:
+                steps.append(made)
+                end = last = max(last, now + begins) + seconds(made)
+                ends.append(end)
+                now += begins
+            queue.appendleft((output, tokens, end, len(made.prefill) + len(made.decode)))
+            if len(queue) < 2 and scheduler.has_requests():
+                if not (made.prefill or made.decode) and left and len(queue) == 1:
+                    now = max(now, left[-1].arrival)  # nothing to do before somebody comes
+                continue
+        output, tokens, end, size = queue.pop()
+        now = max(now, end)
+        if clock is not None:
+            clock(end)
+        for out in scheduler.update_from_output(output, tokens).values():
+            for one in out.outputs:
+                times[int(one.request_id)] += [end] * len(one.new_token_ids)
+        if size:
+            now += between
+    return steps, times, ends
+
+
 def _made(scheduler: Any, output: Any, before: dict[str, int]) -> Made:
     prefill, decode, context = [], [], 0
     for rid, tokens in output.num_scheduled_tokens.items():
         request = scheduler.requests[rid]
         computed = request.num_computed_tokens - tokens
-        if tokens == 1 and computed >= request.num_prompt_tokens and request.num_output_tokens:
+        known = request.num_output_tokens + request.num_output_placeholders
+        if tokens == 1 and computed >= request.num_prompt_tokens and known:
             decode.append(int(rid))
             context += computed
         else:

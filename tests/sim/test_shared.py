@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from servetwin.core import Module, Pipeline, ServingLoop
 from servetwin.core.laws import LawChecker
 from servetwin.core.loop import play
-from servetwin.core.token_worker import TokenWorker
+from servetwin.core.token_worker import Host, TokenWorker
 from servetwin.core.tokens import EngineLimits, TokenRequest, TokenView
 from servetwin.policies.vllm import VLLM
 from servetwin.real.vllm_contention import contention, overlap, rate
@@ -44,7 +44,7 @@ class Steps(Log):
         self.kept.append((batch.worker.name, batch.end - batch.took, batch.end, alone, load_of(batch).kind))
 
 
-def pair(sent, rates, times: Linear = SLOW, *, shared: bool = True) -> Steps:
+def pair(sent, rates, times: Linear = SLOW, *, shared: bool = True, host: Host | None = None) -> Steps:
     """Requests through two engines in a row, on one device."""
     pipeline = Pipeline.chain(*[Module(m, loop=True) for m in ("a", "b")])
     stages = pipeline.stages([["a"], ["b"]])
@@ -57,7 +57,7 @@ def pair(sent, rates, times: Linear = SLOW, *, shared: bool = True) -> Steps:
             estimate_decode=times.decode,
             name=stage.name,
         )
-        workers.append(TokenWorker(stage, VLLM(), view, device="gpu" if shared else stage.name))
+        workers.append(TokenWorker(stage, VLLM(), view, device="gpu" if shared else stage.name, host=host))
     table = {(one, other): RateTable((1,), (1,), ((rates[one, other],),)) for one in KINDS for other in KINDS}
     executor = SimExecutor(lambda _: TokenTiming(times), engines={"a": table, "b": table} if shared else None)
     log = Steps(times)
@@ -112,19 +112,25 @@ rows = st.lists(
 )
 
 
-@given(rows)
-def test_engines_that_do_not_disturb_each_other_are_as_on_devices_of_their_own(asks):
-    together, apart = pair(asked(asks), all_at(1.0)), pair(asked(asks), all_at(1.0), shared=False)
+#: Of engines that decide each step when the last is over, and of such as decide it before.
+hosts = st.sampled_from(
+    [None, Host(lambda n: 0.0, 0.0, ahead=True), Host(lambda n: 0.4, 0.2, ahead=True, begins=0.5)]
+)
+
+
+@given(rows, hosts)
+def test_engines_that_do_not_disturb_each_other_are_as_on_devices_of_their_own(asks, host):
+    together, apart = (pair(asked(asks), all_at(1.0), shared=shared, host=host) for shared in (True, False))
     assert together.tokens.keys() == apart.tokens.keys()
     for number, stays in together.tokens.items():
         assert [t for stay in stays for t in stay] == pytest.approx([t for s in apart.tokens[number] for t in s])
 
 
-@given(rows, st.sampled_from([0.5, 0.37]))
-def test_work_is_conserved(asks, rate):
+@given(rows, st.sampled_from([0.5, 0.37]), st.sampled_from([None, Host(lambda n: 0.4, 0.2, ahead=True)]))
+def test_work_is_conserved(asks, rate, host):
     """Of each step, its time alone plus *rate* times its time beside the other's is what it takes undisturbed;
     if two take turns (rate 1/2), the device is busy for as long as all steps take undisturbed."""
-    log = pair(asked(asks), all_at(rate))
+    log = pair(asked(asks), all_at(rate), host=host)
     for name, start, end, alone, _ in log.kept:
         beside = sum(max(0.0, min(end, e) - max(start, s)) for other, s, e, *_ in log.kept if other != name)
         assert (end - start - beside) + rate * beside == pytest.approx(alone)

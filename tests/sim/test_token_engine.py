@@ -90,8 +90,9 @@ def test_a_stop_in_the_middle_of_a_run_of_steps():
     assert served.log.records[0]["stages"][0]["generated"] == 7  # though it ran on to the end of its step
 
 
+@pytest.mark.parametrize("host", [None, Host(lambda sequences: 0.1, 0.0, ahead=True)], ids=["", "ahead"])
 @pytest.mark.parametrize("policy", [VLLM, VLLMV1])
-def test_what_a_step_costs_does_not_depend_on_how_many_decode(policy):
+def test_what_a_step_costs_does_not_depend_on_how_many_decode(policy, host):
     def lines_of_thirty_steps(requests_in_all: int) -> int:
         """Lines of Python that are run, counted by the interpreter."""
         lines = [0]
@@ -113,7 +114,7 @@ def test_what_a_step_costs_does_not_depend_on_how_many_decode(policy):
         before = sys.gettrace()
         try:
             sent = requests(*[(0.0, 10, 80)] * requests_in_all)
-            serve(Counted(policy()), sent, times=SLOW, laws=False, blocks=10_000, max_sequences=1000)
+            serve(Counted(policy()), sent, times=SLOW, laws=False, host=host, blocks=10_000, max_sequences=1000)
         finally:
             sys.settrace(before)
         return lines[0]

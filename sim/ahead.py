@@ -1,0 +1,44 @@
+"""Simulated time of an LLM engine that decides ahead (`servetwin.core.token_ahead`).
+
+Two steps may be in hand. A step begins when the host has launched it (`Host.begins` seconds after it was decided) and
+the step before it is over, whichever is later. What the engine does between two steps is the host's, beside the
+device, and no part of this.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from servetwin.core.token_batch import TokenBatch
+
+from .calendar import Calendar, Timer
+from .tokens import TokenTiming
+
+Done = Callable[[TokenBatch], None]
+
+
+class AheadLane:
+    """An engine on the calendar; each of its steps is a call there."""
+
+    def __init__(self, calendar: Calendar, timing: TokenTiming, begins: float) -> None:
+        self.calendar = calendar
+        self.seconds = timing.seconds
+        self.begins = begins
+        self.last = 0.0  # when the last step that is known of ends
+        self._steps: deque[tuple[TokenBatch, Done]] = deque()
+
+    def run(self, batch: TokenBatch, done: Done) -> None:
+        """Compute *batch* when its turn comes; call *done* when it is over."""
+        now, last = self.calendar.clock(), self.last
+        ready = now + self.begins
+        start = batch.start = ready if ready > last else last
+        self.last = end = start + self.seconds(batch)
+        # What a scheduler can tell: from the end of the step before, or from when it was asked, if that is later.
+        batch.took = end - (now if now > last else last)
+        self._steps.append((batch, done))
+        Timer(self.calendar, end, self._end)
+
+    def _end(self) -> None:
+        batch, done = self._steps.popleft()
+        done(batch)

@@ -1,0 +1,232 @@
+"""LLM engines that decide ahead (asynchronous scheduling): small cases by hand, and the laws, whoever decides."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from engines import Linear, Told, requests, serve, view_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from servetwin.core import BadInput
+from servetwin.core.token_worker import Host, TokenWorker
+from servetwin.core.tokens import ALL, CumulativeSLO, EngineLimits, Step, TokenPolicy, TokenView
+from servetwin.policies.edf_llm import EDFLLM
+from servetwin.policies.neustream_llm import NeuStreamLLM
+from servetwin.policies.sarathi import Sarathi
+from servetwin.policies.vllm import VLLM
+from servetwin.policies.vllm_v1 import VLLMV1
+
+#: A prefill takes 1 s, a decode step 10 s.
+EVEN = Linear(c0=1.0, c1=0.0, d0=10.0, d1=0.0)
+
+
+def ahead(between: float = 0.0, intake: float = 0.0, begins: float = 0.0) -> Host:
+    return Host(lambda sequences: between, intake, ahead=True, begins=begins)
+
+
+class Anything(TokenPolicy):
+    """Does anything that a policy may do, by dice."""
+
+    def __init__(self, seed: int) -> None:
+        self.dice = random.Random(seed)
+
+    def decide(self, view: TokenView, now: float) -> Step:
+        dice = self.dice
+        running = list(view.running)
+        waiting = list(view.waiting)
+        dice.shuffle(waiting)
+        some = dice.random
+        preempt = [t for t in running if some() < 0.05]
+        drop = [t for t in [*running, *waiting] if some() < 0.02 and t not in preempt]
+        rest = [t for t in running if t not in preempt and t not in drop]
+        decode = [t for t in rest if t.decoding]
+        prefill = [(t, dice.randint(1, t.pending)) for t in rest if not t.decoding and some() < 0.8]
+        prefill += [(t, dice.randint(1, t.pending)) for t in waiting if t not in drop and some() < 0.5]
+        if some() < 0.3:
+            decode = [t for t in decode if some() < 0.6]
+        elif decode and some() < 0.5 and not preempt and not drop:
+            return Step(prefill if some() < 0.5 else [], ALL)
+        return Step(prefill, decode, preempt=preempt, drop=drop, idle_until=now + 0.25)
+
+
+SLO = CumulativeSLO(3.0, 1.5, 0.0438, 1.05e-6, Linear().prefill)
+
+POLICIES = {
+    "anything": None,
+    "vllm": VLLM,
+    "vllm-v1": VLLMV1,
+    "sarathi": lambda: Sarathi(32),
+    "edf-llm": EDFLLM,
+    "neustream-llm": NeuStreamLLM,
+}
+
+gaps = st.sampled_from([0.0, 0.0, 0.01, 0.1, 0.3, 2.0])
+workloads = st.lists(st.tuples(gaps, st.integers(1, 60), st.integers(1, 40)), min_size=1, max_size=20)
+engines = st.fixed_dictionaries(
+    {
+        "blocks": st.integers(8, 40),
+        "max_sequences": st.sampled_from([1, 3, 8, 64]),
+        "headroom": st.sampled_from([0, 1]),
+        "watermark": st.sampled_from([0.0, 0.1]),
+        "stamp": st.sampled_from(["sent", "seen"]),
+        "whole_prompt": st.booleans(),
+    }
+)
+hosts = st.builds(
+    ahead, *[st.sampled_from([0.0, 0.001, 0.3]), st.sampled_from([0.0, 0.002]), st.sampled_from([0.0, 0.005, 0.2])]
+)
+
+
+def rows(workload) -> list[tuple[float, int, int]]:
+    now, out = 0.0, []
+    for gap, prompt, output in workload:
+        now += gap
+        out.append((now, prompt, output))
+    return out
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@given(workloads, engines, hosts, st.integers(0, 10**6), st.none() | st.sampled_from([0.35, 2.0, 6.0]))
+@settings(max_examples=60)
+def test_the_laws_whatever_a_policy_does(name, workload, engine, host, seed, stop_at):
+    def run():
+        policy = POLICIES[name]() if POLICIES[name] else Anything(seed)
+        return serve(
+            policy, requests(*rows(workload), limit=50), slo=SLO, stop_at=stop_at, max_batched_tokens=100, host=host,
+            **engine,
+        )  # fmt: skip
+
+    served = run()
+    assert len(served.log.ends) == len(workload)
+    starts = [step[0] for step in served.log.steps]
+    assert starts == sorted(starts)
+    again = run()
+    assert (served.log.steps, served.log.records) == (again.log.steps, again.log.records)
+
+
+# -- small cases, by hand ---------------------------------------------------------------------------------------
+
+
+def test_who_comes_during_a_step_is_served_in_the_one_after_the_next():
+    # 0 is prefilled from 0 to 1. Its decode step to 11 is decided at 0, the next to 21 at 1, the one after at 11:
+    # that is the first to know of who came at 2.
+    served = serve(VLLM(), requests((0.0, 4, 5), (2.0, 4, 2)), times=EVEN, host=ahead())
+    steps = [(1.0, [(0, 4)], 0), (11.0, [], 1), (21.0, [], 1), (22.0, [(1, 4)], 0), (32.0, [], 2), (42.0, [], 1)]
+    assert served.log.steps == steps
+    assert served.log.tokens == {0: [[1.0, 11.0, 21.0, 32.0, 42.0]], 1: [[22.0, 32.0]]}
+
+
+def test_what_the_host_does_is_hidden_behind_the_device():
+    """Deciding and launching takes 0.5 s, handing outputs on 0.25, taking a request in 0.125."""
+    host = ahead(between=0.25, intake=0.125, begins=0.5)
+    served = serve(VLLM(), requests((0.0, 4, 4), (1.25, 4, 1)), times=EVEN, host=host)
+    # Taken in at 0.125; the prefill begins at 0.625, when the host decides the step behind it. That begins when the
+    # prefill is over at 1.625. The host is at leisure by then; at 1.875 it has handed on, at 2 it has taken 1 in, and
+    # decides its prefill, which waits for the device until 11.625. At 11.875 it decides the next step, and so on.
+    assert served.log.steps == [
+        (1.625, [(0, 4)], 0),
+        (11.625, [], 1),
+        (12.625, [(1, 4)], 0),
+        (22.625, [], 1),
+        (32.625, [], 1),
+    ]
+    assert served.log.tokens == {0: [[1.625, 11.625, 22.625, 32.625]], 1: [[12.625]]}
+
+
+def test_a_host_that_is_slower_than_the_device_sets_the_pace():
+    # Asked at 0, 2 and then 2.5 s after each other: between is 0.5, deciding and launching 2, a step 1.
+    fast = Linear(c0=1.0, c1=0.0, d0=1.0, d1=0.0)
+    served = serve(VLLM(), requests((0.0, 4, 5)), times=fast, host=ahead(between=0.5, begins=2.0))
+    ends = [end for end, _, _ in served.log.steps]
+    # The first is asked for at 0 and runs from 2 to 3, the second is asked for at 2 and runs from 4 to 5. The first's
+    # end is seen at 4, when the host is done with the second; the third is asked for at 4.5.
+    assert ends == [3.0, 5.0, 7.5, 10.0, 12.5]
+
+
+def test_a_device_that_is_idle_waits_for_the_launch():
+    served = serve(VLLM(), requests((0.0, 4, 1), (5.0, 4, 1)), times=EVEN, host=ahead(begins=0.5))
+    assert served.log.steps == [(1.5, [(0, 4)], 0), (6.5, [(1, 4)], 0)]
+
+
+def test_when_nothing_can_be_decided_the_host_waits_for_the_step_in_flight():
+    # While the only token of 0 is in flight there is nothing to decide; 1 comes meanwhile, and has to wait for it
+    # even though the device could begin behind it at once.
+    served = serve(VLLM(), requests((0.0, 4, 1), (0.5, 4, 1)), times=EVEN, host=ahead(intake=0.125))
+    assert served.log.steps == [(1.125, [(0, 4)], 0), (2.25, [(1, 4)], 0)]
+
+
+def test_batches_are_kept_with_when_they_began_on_the_device():
+    kept = []
+
+    class Watch(VLLM):
+        def decide(self, view, now):
+            kept.append((now, view.last_step, view.last_decode))
+            return super().decide(view, now)
+
+    served = serve(Watch(), requests((0.0, 4, 4)), times=EVEN, host=ahead(begins=0.5))
+    assert [r["outcome"] for r in served.log.records] == ["met"]
+    # Asked at 0 and 0.5; at 1.5, 11.5 and 21.5 a step is over; the last token is in flight from 11.5 on. What a step
+    # took counts from the end of the one before, or from when it was asked for.
+    assert kept == [(0.0, 0.0, 0.0), (0.5, 0.0, 0.0), (1.5, 1.5, 0.0), (11.5, 10.0, 10.0), (21.5, 10.0, 10.0)]
+
+
+def test_a_request_that_is_preempted_keeps_the_token_in_flight():
+    """Blocks of 4 tokens, 4 of them: 0 and 1 take 2 each, and at 8 tokens each wants a third."""
+    seen = []
+
+    class Watch(VLLMV1):
+        def decide(self, view, now):
+            seen.append((now, [(t.id, t.computed, t.generated) for t in view.waiting], view.free_blocks))
+            return super().decide(view, now)
+
+    sent = requests((0.0, 6, 6), (0.0, 6, 6))
+    served = serve(Watch(), sent, times=EVEN, host=ahead(), blocks=4, block_size=4)
+    # Prefilled to 1, decoding to 11 and 21 (8 tokens computed each). At 11 the step to 31 is decided, while the one
+    # to 21 runs, which brings the third token of both: 1 loses its memory, but not that token.
+    assert served.log.steps[:4] == [(1.0, [(0, 6), (1, 6)], 0), (11.0, [], 2), (21.0, [], 2), (31.0, [], 1)]
+    assert served.log.tokens[1][0][:3] == [1.0, 11.0, 21.0]
+    assert (21.0, [(1, 0, 3)], 1) in seen
+    # It is computed anew with all three when 0 has gone, which is at 51: 9 tokens, for the fourth one.
+    assert served.log.tokens[0] == [[1.0, 11.0, 21.0, 31.0, 41.0, 51.0]]
+    assert served.log.steps[6] == (52.0, [(1, 9)], 0)
+    assert served.log.tokens[1] == [[1.0, 11.0, 21.0, 52.0, 62.0, 72.0]]
+
+
+def test_a_request_that_is_preempted_with_its_last_token_in_flight_still_ends():
+    def decide(view: TokenView, now: float) -> Step:
+        if now == 11.0:
+            return Step(preempt=list(view.running))
+        return Step([(t, t.pending) for t in view.waiting], ALL)
+
+    served = serve(Told(decide), requests((0.0, 6, 3)), times=EVEN, host=ahead())
+    assert served.log.tokens == {0: [[1.0, 11.0, 21.0]]}
+    assert served.log.records[0]["outcome"] == "met"
+    assert served.log.records[0]["stages"][0]["preemptions"] == 1
+
+
+def test_what_is_in_flight_of_a_dropped_request_never_comes_out():
+    def decide(view: TokenView, now: float) -> Step:
+        if now == 11.0:
+            return Step(drop=[t for t in view.running if t.id == 0], decode=[t for t in view.running if t.id == 1])
+        return Step([(t, t.pending) for t in view.waiting], ALL)
+
+    served = serve(Told(decide), requests((0.0, 6, 9), (0.0, 6, 4)), times=EVEN, host=ahead())
+    assert served.log.tokens == {0: [[1.0, 11.0]], 1: [[1.0, 11.0, 21.0, 31.0]]}
+    (dropped,) = [r for r in served.log.records if r["outcome"] == "dropped"]
+    assert dropped["stages"][0]["generated"] == 2
+    assert dropped["finished"] is None
+
+
+def test_a_stop_ends_what_is_in_flight():
+    served = serve(VLLM(), requests((0.0, 6, 9)), times=EVEN, host=ahead(), stop_at=12.0)
+    assert served.log.ends == [(0, "failed", 12.0)]
+    assert served.log.records[0]["stages"][0]["generated"] == 2
+    assert served.log.steps == [(1.0, [(0, 6)], 0), (11.0, [], 1), (21.0, [], 1), (31.0, [], 1)]
+
+
+def test_nothing_is_swapped():
+    view = view_of(EVEN, EngineLimits(blocks=9, preemption="swap"))
+    with pytest.raises(BadInput, match="nothing is swapped"):
+        serve(VLLM(), [], host=ahead(), preemption="swap")
+    assert TokenWorker(view.stage, VLLM(), view).host is None
