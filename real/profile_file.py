@@ -25,6 +25,8 @@ ROUND = 9
 COLD_STEPS = 4
 #: Requests that are left waiting while a policy's time for each of them is measured, and the steps of the two others.
 WAITING, WAITING_STEPS = 20, 24
+#: So many cases of so many requests that join, or leave, at once are enough for a value.
+CASES = 3
 #: What is measured one request at a time: fields of `Measured`.
 ONE_BY_ONE = ("joins", "starting", "leaving", "leaves")
 
@@ -128,6 +130,12 @@ def _quantiles(values: Sequence[float]) -> dict[str, Any]:
     return {"p": list(SHARES), "values": [round(float(np.quantile(values, p)), ROUND) for p in SHARES]}
 
 
+def _middle(values: Sequence[float]) -> float:
+    """The mean without the largest and the smallest tenth, in which hiccups of the host are; of a few the median."""
+    cut = len(values) // 10
+    return statistics.fmean(sorted(values)[cut : len(values) - cut]) if cut else statistics.median(values)
+
+
 def _mean(values: Iterable[float]) -> float:
     return round(statistics.fmean(values), ROUND)
 
@@ -170,11 +178,13 @@ def _costs(profiler: Profiler, found: Measured) -> dict[str, Any]:
         "pauses": "what the gap after an iteration takes longer if so many requests ended with it",
     }
     for kind_of, by_count in found.crowds.items():
-        values = {n: max(statistics.median(v), 0.0) for n, v in by_count.items()}
-        counts = {n: len(v) for n, v in by_count.items()}
+        enough = {n: v for n, v in by_count.items() if len(v) >= CASES}
+        values = {n: max(_middle(v), 0.0) for n, v in enough.items()}
+        counts = {n: len(v) for n, v in enough.items()}
         if 1 in values:
             by_batch = _by_batch(values, counts)
-            add(f"{loop}.{kind_of}", meanings[kind_of], "all at once", "crowds", loop, by_batch=by_batch)
+            how = "as requests arrive; mean of the middle eight tenths"
+            add(f"{loop}.{kind_of}", meanings[kind_of], how, "arrivals", loop, by_batch=by_batch)
     for stage, by_size in found.stages.items():
         modules = stage.split("+")
         values = {n: statistics.fmean(v) for n, v in by_size.items()}
@@ -198,6 +208,13 @@ def _costs(profiler: Profiler, found: Measured) -> dict[str, Any]:
         by_batch=_by_batch(means),
         statistic="mean at batch 1",
     )
+    spread = [t / profiler.expected(steps, n) / means[n] for (steps, n), took in found.whole.items() for t in took]
+    meaning = "the same over its mean at that batch size"
+    add("whole.spread", meaning, "all together", "whole", unit="ratio", quantiles=_quantiles(spread))
+    if found.between:
+        meaning = "from the end of a batch of whole requests to the start of the next, where one waits"
+        pauses = {n: _middle(v) for n, v in found.between.items()}
+        add("whole.pause", meaning, "batches on end", "whole", by_batch=_by_batch(pauses))
     for key, rates in found.rates.items():
         stage, others = key[0], key[1:]
         order = profiler.stages

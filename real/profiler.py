@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from servetwin.core import Policy, Recorder, Request, RunFolder
 
-from .profile_file import COLD_STEPS, WAITING, WAITING_STEPS, as_profile, write_profile
-from .rehearsal import AGES, Crowd, Cycle, Duel, Estimate, Gather, Rotate, rehearse, workers_of
+from .profile_file import CASES, COLD_STEPS, WAITING, WAITING_STEPS, as_profile, write_profile
+from .rehearsal import AGES, Cycle, Duel, Estimate, Gather, Rotate, rehearse, workers_of
 from .server import Server, Spell
 
 __all__ = ["Measured", "Profiler", "as_profile", "take_profile", "write_profile"]
@@ -30,10 +30,10 @@ __all__ = ["Measured", "Profiler", "as_profile", "take_profile", "write_profile"
 EVERY = 8
 #: So few clean iterations of a batch size in the running system are not trusted.
 FEW = 8
-#: How often crowds of each size join and leave.
-CROWDS = 3
+#: Requests arrive for so many times `seconds` under each policy, at this share of the rate that fills every batch.
+ARRIVING, BUSY = 12.0, 0.7
 #: How often whole batches of each size and step count are measured.
-WHOLES = 3
+WHOLES = 4
 #: Iterations of each batch size, at least: of so many the 99th percentile is not the largest. Fewer, down to a third,
 #: where they would take more than `LONGEST` seconds.
 STEPS, LONGEST = 105, 1.2
@@ -68,6 +68,7 @@ class Measured:
     policies: dict[str, dict[int, list[float]]] = field(default_factory=dict)
     deciding: dict[str, float] = field(default_factory=dict)  # policy -> seconds per request left waiting
     whole: dict[tuple[int, int], list[float]] = field(default_factory=dict)  # (steps, batch) -> of whole batches
+    between: dict[int, list[float]] = field(default_factory=dict)  # after a whole batch of so many, until the next
     #: (stage, others that are busy) -> batches of the one that leads and of the next -> rate
     rates: dict[tuple[str, ...], dict[tuple[int, int], float]] = field(default_factory=dict)
     client: list[float] = field(default_factory=list)
@@ -114,7 +115,15 @@ class Profiler:
         """Measure everything, or (*brief*) only what a simulation reads. *progress* hears what comes next, how many
         terms are done, and of how many.
         """
-        terms = [self._plain, self._modules, self._running, self._crowds, self._whole, self._contention, self._client]
+        terms = [
+            self._plain,
+            self._modules,
+            self._running,
+            self._arrivals,
+            self._whole,
+            self._contention,
+            self._client,
+        ]
         terms.append(self._policies)
         if not brief:
             terms.append(self._cold)
@@ -274,37 +283,49 @@ class Profiler:
         for spell, seconds in after:
             found.leaves.append((seconds - statistics.fmean(found.gap[spell.size])) / spell.leaves)
 
-    def _crowds(self) -> None:
-        """What it costs that several join, or leave, at once: the host gets them ready while the device computes, so
-        that it is not a multiple of what one costs. Where no other stage is busy.
+    def _arrivals(self) -> None:
+        """What it costs that some join, or leave, while requests arrive as they do in a run: what an iteration, or
+        the gap after it, takes longer than others of its size in the same minute. Where no other stage is busy.
+
+        Most of what a newcomer needs is done while the device computes, and of several at once too: a rotation in
+        which they all wait beforehand, or all come to an idle device, shows something else.
         """
         found = self.found
-        once = max((statistics.fmean(v) for by in found.stages.values() for v in by.values()), default=0.0)
-        for crowd in range(1, self.limit):
-            # Until what left is through the stages that follow, in batches of up to `once`.
-            apart = int(np.clip(1.3 * -(-crowd // self.once) * once / found.period(1), 3, 40))
-            times = CROWDS + 1
-            works = [times * (apart + 3) + 4, *([2] * (times * crowd))]
+        rng = np.random.default_rng(1)
+        low, high = min(self.whole_steps), max(self.whole_steps)
+        rate = BUSY * self.limit / found.period(self.limit) / ((low + high) / 2)
+        count = int(np.clip(ARRIVING * self.seconds * rate, 20, 600))
+        for make in (self.policies or {"": lambda: Gather(1)}).values():
+            due = 0.01 + np.cumsum(rng.exponential(1 / rate, count))
+            works = rng.integers(low, high + 1, count)
             spells = self._recorded(
-                Crowd(crowd, apart), [Request(i, 0.01, AGES, {self.loop: n}) for i, n in enumerate(works)]
+                make(),
+                [
+                    Request(i, float(at), AGES, {self.loop: int(n)})
+                    for i, (at, n) in enumerate(zip(due, works, strict=True))
+                ],
             )
             others = [(s.start, s.end) for s in spells if s.worker != self.loop]
             loop = sorted((s for s in spells if s.worker == self.loop), key=lambda s: s.start)
-            plain = [s.end - s.start for s in loop if s.size == 1 and not s.joins and not s.leaves]
-            gaps = [b.start - a.end for a, b in _pairs(loop) if a.size == b.size == 1]
-            usual = statistics.median(plain) / statistics.median(found.iteration[1])
-            for before, spell in itertools.pairwise(loop):
-                if any(start < spell.end and end > spell.start for start, end in others):
-                    continue
-                extra = spell.end - spell.start - usual * statistics.median(found.iteration[spell.size])
-                if spell.joins == crowd and spell.size > crowd and before.size == 1:
-                    found.crowds.setdefault("joins", {}).setdefault(crowd, []).append(extra)
-                elif spell.leaves == crowd and spell.size > crowd:
-                    found.crowds.setdefault("leaves", {}).setdefault(crowd, []).append(extra)
-            for before, spell in itertools.pairwise(loop):
-                if before.leaves == crowd and before.size > crowd:
-                    gap = spell.start - before.end - statistics.median(gaps)
-                    found.crowds.setdefault("pauses", {}).setdefault(crowd, []).append(gap)
+            alone = [not any(start < s.end and end > s.start for start, end in others) for s in loop]
+            usual: dict[int, list[float]] = {}
+            for spell, clean in zip(loop, alone, strict=True):
+                if clean and not spell.joins and not spell.leaves:
+                    usual.setdefault(spell.size, []).append(spell.end - spell.start)
+            gaps = [b.start - a.end for a, b in itertools.pairwise(loop) if a.size > a.leaves == 0]
+            if not gaps:
+                continue
+            ended = -AGES
+            for i, spell in enumerate(loop):
+                idle, ended = spell.start - ended > IDLE, spell.end
+                known = usual.get(spell.size, ())
+                if alone[i] and len(known) >= CASES and not idle and (spell.joins == 0) != (spell.leaves == 0):
+                    kind, crowd = ("joins", spell.joins) if spell.joins else ("leaves", spell.leaves)
+                    extra = spell.end - spell.start - statistics.fmean(known)
+                    found.crowds.setdefault(kind, {}).setdefault(crowd, []).append(extra)
+                if i + 1 < len(loop) and spell.leaves and spell.size > spell.leaves:
+                    extra = loop[i + 1].start - spell.end - statistics.fmean(gaps)
+                    found.crowds.setdefault("pauses", {}).setdefault(spell.leaves, []).append(extra)
 
     def _served(self, policy: Policy) -> list[Spell]:
         """Waves of requests that join one by one, every `EVERY` iterations or so, and leave one by one."""
@@ -366,12 +387,17 @@ class Profiler:
     def _whole(self) -> None:
         """One worker for the whole pipeline, iterations back to back; batches of all sizes in turn."""
         sizes = sorted({1, 2, 3, 4, *self._sizes(5)} & set(range(1, self.once + 1)))
-        turns = [(n, steps) for _ in range(WHOLES + 1) for n in sizes for steps in self.whole_steps]
+        kinds = [(n, steps) for n in sizes for steps in self.whole_steps]
+        rng = random.Random(1)
+        turns = [turn for _ in range(WHOLES + 1) for turn in rng.sample(kinds, len(kinds))]
         policy = Rotate([n for n, _ in turns])
         spells = self._rehearse([policy], [steps for n, steps in turns for _ in range(n)], whole=True)
-        for spell in spells[len(turns) // (WHOLES + 1) :]:
+        for spell, following in itertools.pairwise([*spells[len(kinds) :], None]):
+            assert spell is not None
             took = self.found.whole.setdefault((spell.iterations, spell.size), [])
             took.append(spell.end - spell.start)
+            if following is not None:
+                self.found.between.setdefault(spell.size, []).append(following.start - spell.end)
 
     def _contention(self) -> None:
         """Stages that run at once: the rate at which each gets on, against alone. Pairs, by the batches of both; and

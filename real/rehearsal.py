@@ -75,27 +75,6 @@ class Cycle(Policy):
         return Decision(sorted(tasks, key=lambda task: task.id)[: self.sizes.pop()])
 
 
-class Crowd(Policy):
-    """Lets *crowd* requests at once join the first, which stays; *apart* iterations after the last crowd has left."""
-
-    def __init__(self, crowd: int, apart: int) -> None:
-        self.crowd = crowd
-        self.apart = apart
-        self.alone = 0
-
-    def decide(self, view: WorkerView, now: float) -> Decision:
-        running, waiting = list(view.running), list(view.waiting)
-        if not running:
-            return Decision(waiting[:1])
-        if len(running) > 1:
-            self.alone = 0
-            return Decision(running)
-        self.alone += 1
-        if self.alone > self.apart and len(waiting) >= self.crowd:
-            return Decision([*running, *waiting[: self.crowd]])
-        return Decision(running)
-
-
 def _no_estimate(module: str, size: int) -> float:
     raise ServeTwinError("a rehearsal has no estimates")
 

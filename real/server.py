@@ -39,7 +39,11 @@ class Spell:
 
 
 class Log(Recorder):
-    """Passes everything on to *inner*, keeps what the report needs, and tells *executor* who has ended."""
+    """Passes everything on to *inner*, keeps what the report needs, and tells *executor* who has ended.
+
+    What *inner* does takes time, which the next batch would wait for: it is done in `write`, at best while the device
+    computes.
+    """
 
     def __init__(self, inner: Recorder) -> None:
         self.inner = inner
@@ -47,20 +51,25 @@ class Log(Recorder):
         self.summary = inner.summary
         self.executor: RealExecutor | None = None
         self.spells: list[Spell] = []
-        self.unwritten: list[Batch] = []
+        self.unwritten: list[Batch | tuple[Request, float]] = []
 
     def arrived(self, request: Request) -> None:
         self.inner.arrived(request)
 
     def ended(self, request: Request, now: float) -> None:
-        self.inner.ended(request, now)
+        self.unwritten.append((request, now))
+        if _flying(request):
+            self.write()  # what a batch in flight does to it is no part of its record
         if self.executor is not None:
             self.executor.forget(request.id)
 
     def write(self) -> None:
-        """Pass on the batches that are over: best while the device computes, since what *inner* does takes time."""
-        for batch in self.unwritten:
-            self.inner.batch(batch)
+        """Pass on what is over, in the order in which it ended."""
+        for thing in self.unwritten:
+            if isinstance(thing, Batch):
+                self.inner.batch(thing)
+            else:
+                self.inner.ended(*thing)
         self.unwritten.clear()
 
     def batch(self, batch: Batch) -> None:
@@ -77,6 +86,15 @@ class Log(Recorder):
                 batch.leaves,
             )
         )
+
+
+def _flying(request: Request) -> bool:
+    """Whether a batch that is not over has *request* in it."""
+    for task in request.tasks:
+        batch = task.worker.view.in_flight if task.worker is not None and task.finished is None else None
+        if batch is not None and task in batch.tasks:
+            return True
+    return False
 
 
 @dataclass

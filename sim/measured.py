@@ -70,7 +70,8 @@ class WholeTiming:
     measured over expected. Batches that are re-formed at every iteration take what *steps* says.
 
     *ratio* is by batch size (index 0 unused), *spread* draws a factor per batch. After an idle spell *cold* seconds
-    are added, or *cold_long* if it lasted *long_spell* or more. *weather* are the slow spells of the host.
+    are added, or *cold_long* if it lasted *long_spell* or more. *weather* are the slow spells of the host. *between*
+    is by batch size how long the worker needs after a batch before it can begin the next.
     """
 
     steps: MeasuredTiming | TableTiming
@@ -81,6 +82,7 @@ class WholeTiming:
     cold_long: float = 0.0
     long_spell: float = math.inf
     weather: SlowSpells | None = None
+    between: Sequence[float] = ()
     draw: Callable[[], float] | None = field(default=None, init=False)
 
     @property
@@ -109,7 +111,9 @@ class WholeTiming:
         return 0.0 if batch.whole else self.steps.hand_over(batch)
 
     def pause(self, batch: Batch) -> float:
-        return 0.0 if batch.whole else self.steps.pause(batch)
+        if batch.whole:
+            return self.between[batch.size] if self.between else 0.0
+        return self.steps.pause(batch)
 
 
 class Clock:
@@ -191,6 +195,9 @@ class Clock:
             timing.cold = profile.seconds("whole.cold", 0.0)
             timing.cold_long = profile.seconds("whole.cold_long", timing.cold)
             timing.long_spell = profile.seconds(f"{loop}.long_spell", math.inf)
+            if self._has(profile, "whole.pause"):
+                pauses = profile.cost("whole.pause").upto(sizes[-1], name=f"{profile.name}: whole.pause", hold=True)
+                timing.between = pauses
         if self.options.noise and self._has(profile, "whole.spread"):
             spread = profile.cost("whole.spread").quantiles
             assert spread is not None

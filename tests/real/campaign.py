@@ -167,7 +167,7 @@ def serve_model(model: str, out: Path, device: str, options: dict, cells: int) -
     say(f"profile: {profiler.took}")
     path = out / "profiles" / f"{model}.yaml"
     write_profile(as_profile(profiler, measured, f"measured/{model}", "tests/real/campaign.py run"), path)
-    kept = ("iteration", "plain", "gap", "stages", "modules", "crowds")
+    kept = ("iteration", "plain", "gap", "stages", "modules", "crowds", "between")
     raw = {k: {str(n): v for n, v in getattr(measured, k).items()} for k in kept}
     raw |= {"joins": measured.joins, "leaves": measured.leaves, "leaving": measured.leaving, "took": profiler.took}
     raw |= {"rates": [[list(k), *n, v] for k, by in measured.rates.items() for n, v in by.items()]}
