@@ -33,6 +33,7 @@ class Gate:
     noise: float  # by how much repeats of one run differed on the device, at most
     decided: int  # settings in which the best policy leads the next by more than that
     bare: float  # mean gap of the scheduler's tables alone, at least
+    requests: tuple[int, ...] = (300,)  # in a run
 
 
 GATES = {
@@ -40,6 +41,11 @@ GATES = {
         "NVIDIA H100 80GB HBM3", 33, 0.60, 3.7,
         {"neustream": (0.70, 2.4), "edf": (0.20, 0.4), "clockwork": (0.90, 3.7)},
         1.0, 7, 2.0,
+    ),
+    "h100-again": Gate(  # the executor as it is now, batch sizes profiled in rotation
+        "NVIDIA H100 80GB HBM3", 51, 0.50, 1.7,
+        {"neustream": (0.45, 1.1), "edf": (0.43, 1.7), "clockwork": (0.61, 1.6)},
+        1.33, 10, 2.0, (300, 400, 600),
     ),
     "h200": Gate(
         "NVIDIA H200", 51, 0.68, 3.7,
@@ -92,7 +98,8 @@ def test_what_was_recorded(recordings, gate, name):
         assert rec.meta["devices"]["gpu0"]["name"] == gate.device
         assert rec.meta["versions"]["torch"].startswith("2.11")
         for run in rec.runs:
-            assert len(run.arrival) == len(run.slo) == len(run.steps) == len(run.outcome) == 300
+            assert len(run.arrival) == len(run.slo) == len(run.steps) == len(run.outcome)
+            assert len(run.arrival) in gate.requests
             assert "f" not in run.outcome
             for arrival, slo, outcome, finished in zip(run.arrival, run.slo, run.outcome, run.finished, strict=True):
                 assert (finished is None) == (outcome == "d")

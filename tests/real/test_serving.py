@@ -3,6 +3,7 @@
 That every policy serves as it does in simulation is in test_command_line.py.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import time
 import pytest
 import torch
 from servetwin.core import BadInput, Outcome, Recorder, Request, RunFolder, ServeTwinError
+from servetwin.core.laws import check_records
 from servetwin.profiles import load as load_profile
 from servetwin.real import Options, Server
 from servetwin.real.client import END, PACKET, Client
@@ -55,6 +57,37 @@ def test_images_do_not_depend_on_the_company(shipped):
         images.append(made)
     for number in range(4):
         assert int((images[0][number] - images[1][number]).abs().max()) <= 1
+
+
+def test_a_lane_goes_on_before_its_leavers_are_handed_over(shipped, tmp_path):
+    """The device would stand still while the host launches what comes after the loop."""
+    if len(shipped.kind.placement) == 1:
+        pytest.skip("one stage")
+    loop = shipped.kind.loop
+    recorder = RunFolder(tmp_path / "run", {})
+    shipped.serve("edf", [Request(i, 0.0, 60.0, {loop: 6 + 3 * i}) for i in range(3)], recorder)
+    recorder.close()
+    batches = [json.loads(line) for line in (tmp_path / "run" / "batches.jsonl").read_text().splitlines()]
+    last = {number: b for b in batches if b["worker"] == loop for number in b["requests"]}
+    after = shipped.kind.placement[-1][0]
+    for number in (0, 1):  # others go on
+        leaving = last[number]
+        following = min(b["start"] for b in batches if b["worker"] == loop and b["start"] >= leaving["end"])
+        (handed,) = [b["start"] for b in batches if after in b["modules"] and number in b["requests"]]
+        assert leaving["end"] <= following <= handed
+
+
+def test_records_are_in_the_order_in_which_requests_ended(small, tmp_path):
+    """Also if many are dropped, some of them while a batch has them."""
+    recorder = RunFolder(tmp_path / "run", {})
+    small.serve("neustream", small.requests(6.0, count=80), recorder)
+    recorder.close()
+    check_records(tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "requests.jsonl").read_text().splitlines()]
+    assert sorted(line["id"] for line in lines) == list(range(80))
+    assert {"met", "dropped"} <= {line["outcome"] for line in lines}
+    ended = [line["finished"] for line in lines if line["finished"] is not None]
+    assert ended == sorted(ended)
 
 
 def test_two_devices(small):

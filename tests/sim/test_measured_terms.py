@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import pytest
-from servetwin.core import Batch, Module, Pipeline, Policy, Request, Task, Worker, WorkerView
+from servetwin.core import (
+    Batch,
+    Module,
+    Pipeline,
+    Policy,
+    Recorder,
+    Request,
+    ServingLoop,
+    Task,
+    Worker,
+    WorkerView,
+)
+from servetwin.core.loop import play
 from servetwin.policies.edf import EDF
 from servetwin.policies.fcfs import FCFS
 from servetwin.policies.neustream import NeuStream
 from servetwin.profiles import Profile, load
 from servetwin.profiles.schema import ProfileFile
-from servetwin.sim.measured import Clock, TimeOptions
+from servetwin.sim.measured import Clock, TimeOptions, measured_executor
 
 NAME = "h100/sd15-256-graphs"
 
@@ -72,3 +84,38 @@ def test_what_a_crowd_costs_goes_before_what_each_costs(profile: Profile) -> Non
         assert timing.hand_over(batch) == leave
         assert timing.pause(batch) == pause
         assert plain.pause(batch) == pytest.approx(n * profile.seconds("unet.pause"))
+
+
+def test_a_worker_pauses_after_each_whole_batch(profile: Profile) -> None:
+    known = {k: v.model_dump(exclude_none=True) for k, v in profile.data.costs.items()}
+    by_batch = {"batch": [1, 2, 4], "values": [0.001, 0.002, 0.004]}
+    known["whole.pause"] = {**known["unet.p99"], "unit": "seconds", "by_batch": by_batch}
+    data = {**profile.data.model_dump(exclude_none=True, by_alias=True), "costs": known}
+    slower = Profile(ProfileFile.model_validate(data))
+    pipeline = Pipeline.chain(Module("clip"), Module("unet", loop=True), Module("vae"), Module("safety"))
+
+    def gaps(profile: Profile, options: TimeOptions) -> list[float]:
+        (stage,) = pipeline.stages([["clip", "unet", "vae", "safety"]])
+        worker = Worker(stage, FCFS(max_batch=2), WorkerView(stage, profile.estimate(), limit=2, slo_factor=4.0))
+        heard: list[tuple[float, float]] = []
+
+        class Spells(Recorder):
+            wants_batches = True
+
+            def batch(self, batch: Batch) -> None:
+                super().batch(batch)
+                heard.append((batch.start, batch.end))
+
+        executor = measured_executor({"gpu0": profile}, [worker], options, seed=0)
+        loop = ServingLoop([stage], [worker], executor, Spells())
+        play(loop, iter([Request(i, 0.0, 60.0, {"unet": 3}) for i in range(5)]))  # one, two, two
+        executor.run_until_idle()
+        starts, ends = zip(*heard, strict=True)
+        assert starts[1:] == ends[:-1]  # a batch is in the worker's hands while the worker pauses
+        return [ends[2] - ends[1], ends[1] - ends[0]]
+
+    quiet = TimeOptions(noise=False)
+    with_it, without = gaps(slower, quiet), gaps(profile, quiet)
+    assert with_it[0] - without[0] == pytest.approx(0.002)  # after a batch of two
+    assert with_it[1] - without[1] == pytest.approx(0.001)  # after one alone
+    assert gaps(slower, TimeOptions(noise=False, costs=False)) == gaps(profile, TimeOptions(noise=False, costs=False))
