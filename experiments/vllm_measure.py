@@ -67,7 +67,8 @@ def measure_language_model(
     """Measure *model*, and give the text of its profile file; *name* makes the profile's name of the device's."""
     from servetwin.profiles.schema import ProfileFile
     from servetwin.real.vllm_engine import VllmEngine, device_name
-    from servetwin.real.vllm_profile import measure, profile_content
+    from servetwin.real.vllm_profile import measure
+    from servetwin.real.vllm_section import profile_content
 
     options, grid = plan_for(model, eager=eager, limit=limit)
     engine = VllmEngine(options)

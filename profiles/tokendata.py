@@ -201,6 +201,7 @@ class Engine(Strict):
     watermark: Annotated[Finite, Field(ge=0, lt=1)] = 0.0
     chunked_prefill: StrictBool = False
     cuda_graphs: StrictBool = True
+    asynchronous: StrictBool = False  #: whether a step is decided while the one before it runs
     note: Text | None = None
 
 
