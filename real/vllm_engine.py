@@ -321,7 +321,7 @@ class VllmEngine:
                 while not closed or len(ended) < taken:
                     idle = not self.engine.has_unfinished_requests()
                     if idle or (scheduler.idle_until is not None and not scheduler.in_flight):
-                        self._wait(client, scheduler, idle)
+                        self._wait(client, scheduler, idle, closed)
                     while True:
                         try:
                             packet = client.channel.recv(PACKET.size)
@@ -382,12 +382,12 @@ class VllmEngine:
         self.empty()
         return run
 
-    def _wait(self, client: Client, scheduler: Any, idle: bool) -> None:
+    def _wait(self, client: Client, scheduler: Any, idle: bool, closed: bool) -> None:
         """Sleep until something arrives or the policy wants to be asked again; a GPU host watches the clock."""
         until = float("inf") if idle else scheduler.idle_until
         left = min(LOOK, max(0.0, until - scheduler.now()))
-        if left > 0:
-            select.select([client.channel], [], [], left)
+        if left > 0:  # a channel whose other end is closed is always ready
+            select.select([] if closed else [client.channel], [], [], left)
 
 
 @contextmanager

@@ -30,6 +30,10 @@ from .vllm_section import _mixed, _on_line, _per_pair, _prefill, intake_cost, ra
 CHANGE = 2
 #: Of so many steps one is made once more after the engine has run dry.
 DRY = 6
+#: Steps whose prompts are handed to the engine at a time.
+QUEUE = 25
+#: Prompts, their tokens in all, sequences that decode beside them.
+Cell = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ class Rotation:
     *prefill* are the totals of tokens for a number of *prompts* at a time: all of them for one and two, every other
     one for more, and the last for all. *beyond* are totals for prompts of *long* tokens. *decode* batch sizes run
     for *steps* steps each, *contexts* tokens long. In *mixed* steps prompts of so many tokens in all are computed,
-    one or several (*mixed_prompts*), beside sequences that decode (*mixed_sequences*).
+    one or several (*mixed_prompts*), beside sequences that decode (*mixed_sequences*). A long prompt is computed in
+    chunks of *chunk* tokens.
     """
 
     prefill: tuple[int, ...] = (1, 16, 32, 48, *range(64, 513, 32), *range(576, 1025, 64), 1280, 1536, 1792, 2047)
@@ -83,7 +88,7 @@ class Move:
 class Script(TokenPolicy):
     """Does what `moves` says, one after the other, and rests when there are none left.
 
-    Who decodes is drawn anew when the batch size changes, of the sequences that have more than one token to put out.
+    When the batch size changes, who comes or goes is drawn of the sequences that have more than one token to put out.
     """
 
     def __init__(self, rng: random.Random) -> None:
@@ -98,9 +103,14 @@ class Script(TokenPolicy):
         chunks = [(task, task.pending) for task in itertools.islice(view.waiting, move.prompts)]
         if not move.decode:
             return Step(chunks, ())
-        if len(self.chosen) != move.decode or any(task not in view.running for task in self.chosen):
-            ready = [task for task in view.running if task.limit > 1 and task.decoding]
-            self.chosen = self.rng.sample(ready, min(move.decode, len(ready)))
+        stay = [task for task in self.chosen if task in view.running]
+        if len(stay) > move.decode:
+            stay = self.rng.sample(stay, move.decode)
+        elif len(stay) < move.decode:
+            known = set(stay)
+            ready = [task for task in view.running if task.limit > 1 and task.decoding and task not in known]
+            stay += self.rng.sample(ready, min(move.decode - len(stay), len(ready)))
+        self.chosen = stay
         return Step(chunks, list(self.chosen))
 
 
@@ -155,7 +165,7 @@ def rotate(
         for number in itertools.count():
             large = number == 0 or bench.rng.random() < 0.5
             parts: list[Callable[[], None]] = [partial(_decode, bench, rotation, c, large) for c in rotation.contexts]
-            parts += [partial(_prefills, bench, rotation), partial(_beside, bench, rotation)] * 2
+            parts += [partial(_prefills, bench, rotation)] * 2 + [partial(_beside, bench, rotation)]
             if number == 0:
                 parts.append(partial(_chunks, bench, rotation))
             bench.rng.shuffle(parts)
@@ -181,12 +191,15 @@ def _decode(bench: _Rotating, rotation: Rotation, context: int, large: bool) -> 
     The largest batches want many prompts, so they are measured with *large* only, and at short contexts.
     """
     engine = bench.engine
-    longest = context + 2 * rotation.steps * len(rotation.decode)
-    sizes = [n for n in rotation.decode if n <= engine.options.max_sequences and n * longest <= _room(engine)]
-    if not sizes or longest >= engine.options.max_model_len:
+    most = engine.options.max_sequences if large and context <= 200 else 96
+    sizes = [n for n in rotation.decode if n <= min(most, engine.options.max_sequences)]
+    while sizes:
+        longest = context + (rotation.steps + 1) * len(sizes)
+        if sizes[-1] * longest <= _room(engine) and longest < engine.options.max_model_len:
+            break
+        sizes.pop()
+    else:
         return
-    if not large or context > 200:
-        sizes = [n for n in sizes if n <= 96]
     bench.hold(sizes[-1], context)
     moves: list[Move] = []
     bench.rng.shuffle(sizes)
@@ -213,8 +226,7 @@ def _prefills(bench: _Rotating, rotation: Rotation) -> None:
         if total <= most and n < options.max_sequences and -(-total // n) < options.max_model_len
     ]
     bench.begin()
-    row = _in_a_row(bench.rng, [(n, total, 0) for n, total in cells])
-    bench.play("prefill", _moves(row), [(tokens, 1) for n, total, _, _ in row for tokens in _split(total, n)])
+    _stream(bench, "prefill", [(n, total, 0) for n, total in cells])
 
 
 def _beside(bench: _Rotating, rotation: Rotation) -> None:
@@ -224,7 +236,7 @@ def _beside(bench: _Rotating, rotation: Rotation) -> None:
     cells = [
         (n, total, size)
         for n in rotation.mixed_prompts
-        for total in (rotation.mixed if n == 1 else rotation.mixed[2 :: 2 if n == 2 else 3])
+        for total in (rotation.mixed if n == 1 else [t for t in rotation.mixed if t >= 32 * n][::2])
         for size in rotation.mixed_sequences
     ]
     longest = rotation.mixed_context + 2 * len(cells)
@@ -238,8 +250,7 @@ def _beside(bench: _Rotating, rotation: Rotation) -> None:
     if not cells:
         return
     bench.hold(max(size for _, _, size in cells), rotation.mixed_context)
-    row = _in_a_row(bench.rng, cells)
-    bench.play("mixed", _moves(row), [(tokens, 1) for n, total, _, _ in row for tokens in _split(total, n)])
+    _stream(bench, "mixed", cells)
 
 
 def _chunks(bench: _Rotating, rotation: Rotation) -> None:
@@ -251,23 +262,22 @@ def _chunks(bench: _Rotating, rotation: Rotation) -> None:
         bench.engine.empty()
 
 
-#: Prompts, their tokens in all, sequences that decode beside them.
-Cell = tuple[int, int, int]
+def _stream(bench: _Rotating, kind: str, cells: Sequence[Cell]) -> None:
+    """*cells* in random order, a step each, and some of them once more after the engine has run dry.
 
-
-def _in_a_row(rng: random.Random, cells: Sequence[Cell]) -> list[tuple[int, int, int, bool]]:
-    """*cells* in random order, and some of them once more with a rest before; the first of all is such a one."""
-    more = [(*cell, True) for cell in rng.sample(cells, -(-len(cells) // DRY))]
-    row = [*((*cell, False) for cell in cells), *more[1:]]
+    Their prompts are handed over for some steps at a time: a long queue would cost the scheduler time of its own.
+    """
+    rng = bench.rng
+    row = [(cell, False) for cell in cells]
+    row += [(cell, True) for cell in rng.sample(cells, len(cells) // DRY)]
     rng.shuffle(row)
-    return [more[0], *row]
-
-
-def _moves(row: Sequence[tuple[int, int, int, bool]]) -> list[Move]:
-    moves = []
-    for prompts, _, size, dry in row:
-        moves += [Move(), Move(prompts, size)] if dry else [Move(prompts, size)]
-    return moves
+    for at in range(0, len(row), QUEUE):
+        # The first step has nothing before it: it is made once more, and the others come as they are.
+        part = [(rng.choice(cells), True), *row[at : at + QUEUE]]
+        moves: list[Move] = []
+        for (prompts, _, size), dry in part:
+            moves += [Move(), Move(prompts, size)] if dry else [Move(prompts, size)]
+        bench.play(kind, moves[1:], [(n, 1) for (many, total, _), _ in part for n in _split(total, many)])
 
 
 # -- what a profile file says ---------------------------------------------------------------------------------------
