@@ -10,7 +10,11 @@ import ahead
 import pytest
 import torch
 from servetwin.core import BadInput, ServeTwinError
+from servetwin.core.record_laws import check_records
 from servetwin.core.tokens import ALL, CumulativeSLO, Step, TokenPolicy
+from servetwin.experiments.measure import measure
+from servetwin.experiments.resolve import load
+from servetwin.experiments.vllm_backend import VllmBackend
 from servetwin.profiles.schema import ProfileFile
 from servetwin.profiles.tokendata import TokenData
 from servetwin.profiles.tokens import TokenTable
@@ -266,6 +270,18 @@ def test_a_script_keeps_a_batch_together():
     assert all(task.limit > 1 for batch in batches for task in batch)
     rest = script.decide(view, 0.0)
     assert (rest.prefill, rest.decode) == ((), ())
+
+
+def test_a_profile_from_the_command_line_serves_a_run(engine, tmp_path):
+    out = tmp_path / "ahead.yaml"
+    found = measure("tiny-opt", out, name="here/tiny-opt", asynchronous=True)
+    assert found.token_data.engine.asynchronous
+    experiment = load("tiny-opt-cpu", [("deployment.devices.gpu0", str(out)), ("requests", 30)])
+    report = VllmBackend().run(experiment, tmp_path / "run")  # asynchronously, as its profile
+    assert report.summary.finished == 30
+    assert report.engine["options"]["asynchronous"]
+    assert 0.0 < report.gap_ms["median"] < 50.0
+    check_records(tmp_path / "run")
 
 
 def test_what_vllm_will_not_do_is_said(engine, monkeypatch):
