@@ -218,9 +218,7 @@ def _report(run: Run, summary: Summary, engine: VllmEngine) -> VllmReport:
     from servetwin.real.vllm_rotation import between
 
     steps = run.steps
-    if (
-        engine.options.asynchronous
-    ):  # from a step's end until the next one is asked for, which is not the one after it
+    if engine.options.asynchronous:  # the step after is under way already: until the next one is asked for
         gaps = [seconds for _, seconds in between(steps)]
     else:
         gaps = [b.start - a.end for a, b in itertools.pairwise(steps)]

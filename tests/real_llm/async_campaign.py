@@ -41,7 +41,7 @@ from servetwin.profiles.tokendata import TokenModel
 from servetwin.profiles.tokens import TokenTable
 from servetwin.real.vllm_engine import EngineOptions, VllmEngine, prepare_environment, undisturbed
 from servetwin.real.vllm_plan import Planned
-from servetwin.real.vllm_rotation import SMALL_ROTATION, Rotation, begins, rotate, steady_section
+from servetwin.real.vllm_rotation import SMALL_ROTATION, Rotation, begins, expected, rotate, steady_section
 
 #: Sizes for which steps are captured as CUDA graphs, in tokens.
 GRAPHS = (1, 2, 4, *range(8, 65, 8), *range(80, 129, 16), *range(160, 257, 32), *range(288, 513, 32))
@@ -107,6 +107,33 @@ def plan_of(model: str, tensor_parallel: int, smoke: bool, tiny: bool) -> Plan:
     )
     options = EngineOptions(max_batched_tokens=2048, max_sequences=64, graphs=FEW, **common)
     return Plan(options, rotation, 45.0, 150, tuple(range(4, 41, 2)), small=True)
+
+
+def against(steps: list[Any], table: TokenTable) -> dict[str, list[float]]:
+    """By kind of step, of those decided while another ran: how many, the median of their seconds over *table*'s, and
+    the mean of what they took longer in milliseconds. "joined" are decode steps after one with a prefill, "left"
+    those after a larger batch; "dry" is all that was decided when nothing ran."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    before = None
+    for step in steps:
+        if not step.behind:
+            kind = "dry"
+        elif step.prefill:
+            kind = "mixed" if step.decode else "prefill"
+        elif before is not None and before.prefill:
+            kind = "joined"
+        else:
+            kind = "left" if before is not None and before.decode > step.decode else "decode"
+        found.setdefault(kind, []).append((step.seconds, expected(step, table)))
+        before = step
+    return {
+        kind: [
+            len(pairs),
+            round(float(np.median([a / b for a, b in pairs])), 3),
+            round(1e3 * float(np.mean([a - b for a, b in pairs])), 2),
+        ]
+        for kind, pairs in found.items()
+    }
 
 
 class Campaign:
@@ -215,7 +242,7 @@ class Campaign:
         self.table = table = TokenTable(TokenModel.model_validate(tokens["kinds"]["measured"]), hold=True)
         self.solo = (tokens["solo"]["d0"], tokens["solo"]["d1"])
         dry = {
-            k: [len(v), *np.round(1e3 * np.quantile(v, (0.1, 0.5, 0.9)), 2)]
+            k: [len(v), *np.round(1e3 * np.quantile(v, (0.1, 0.5, 0.9)), 2).tolist()]
             for k, v in begins(measured, table).items()
             if v
         }
@@ -224,6 +251,9 @@ class Campaign:
         self.say("decode", [round(table.decode(b, 160 * b) * 1e3, 2) for b in (1, 8, 16, 32, 64, 96)])
         self.say("begins later by, ms (10, 50, 90 %)", dry, "between", costs["step.between"]["by_batch"])
         self.say("intake", costs["engine.intake"]["value"], "steps", sum(len(one.steps) for one in measured))
+        for kind in ("decode", "mixed", "prefill"):
+            told = [against(one.steps, table) for one in measured if one.kind == kind]
+            self.say(kind, "against the table", told[:3])
         for kind in ("prefill", "decode"):
             if f"{kind}.ratio" in costs:
                 self.say(kind, "over the table", costs[f"{kind}.ratio"]["quantiles"])
@@ -300,6 +330,7 @@ class Campaign:
         self.say(
             f"{cell['id']} met {met} of {len(sent)}, steps {len(steps)}, {100 * ahead:.0f} % decided ahead, "
             f"{1e3 * mean[0]:.2f} ms each, of which graphs {mean[1]:.2f}, late {late} ms, "
+            f"against the table {against(made.steps, self.table)}, "
             f"outcomes { {o: sum(r.outcome == o for r in made.requests) for o in ('finished', 'dropped', 'failed')} }"
         )
 
@@ -381,7 +412,7 @@ class Campaign:
         for cell in self.uncertain(2 if self.plan.small else 5):
             self.safely(self.serve, cell, self.end - kept)
         if not self.plan.small:
-            for policy, slo in six:
+            for policy, slo in (six[0], six[4], six[5], six[1], six[2], six[3]):
                 self.safely(self.serve, self.cell(policy, slo, below, 4), self.end - kept)
         self.safely(self.adapter, self.end - 2, turns, 100 if self.tiny or self.plan.small else 500)
         rest = [self.cell(p, s, rate, 1) for rate in (at, below, above) for p, s in six[len(first) :]]
