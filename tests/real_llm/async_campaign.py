@@ -35,13 +35,15 @@ from typing import Any
 
 import campaign
 import numpy as np
+import yaml
 from servetwin.core.tokens import CumulativeSLO, EngineLimits
-from servetwin.experiments.llm_replay import MeasuredRun, Sent, replay, score
-from servetwin.profiles.tokendata import TokenModel
+from servetwin.experiments.llm_replay import MeasuredRun, Sent, host_of, replay, score
+from servetwin.profiles import Profile, load
 from servetwin.profiles.tokens import TokenTable
 from servetwin.real.vllm_engine import EngineOptions, VllmEngine, prepare_environment, undisturbed
 from servetwin.real.vllm_plan import Planned
-from servetwin.real.vllm_rotation import SMALL_ROTATION, Rotation, begins, expected, rotate, steady_section
+from servetwin.real.vllm_rotation import SMALL_ROTATION, Rotation, begins, expected, rotate
+from servetwin.real.vllm_section import profile_content
 
 #: Sizes for which steps are captured as CUDA graphs, in tokens.
 GRAPHS = (1, 2, 4, *range(8, 65, 8), *range(80, 129, 16), *range(160, 257, 32), *range(288, 513, 32))
@@ -146,6 +148,7 @@ class Campaign:
         self.replays: list[tuple[float, Any, Any]] = []
         self.shares: list[tuple[float, dict[str, Any]]] = []  # of requests on time, by run
         self.engine: VllmEngine
+        self.read: Profile
         self.table: TokenTable
         self.solo: tuple[float, float]
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -236,27 +239,38 @@ class Campaign:
             steps = [campaign._flat(step) for step in one.steps]
             self.keep("profile", what=one.kind, steps=steps, intake=[[n, round(s, 6)] for n, s in one.intake])
         self.keep("replays", what="profile", gpu=self.gpu_times())
-        section = steady_section(measured, self.described, self.plan.rotation, "runs.jsonl.gz")
-        (self.folder / "profile.json").write_text(json.dumps(section))
-        tokens, costs = section["tokens"], section["costs"]
-        self.table = table = TokenTable(TokenModel.model_validate(tokens["kinds"]["measured"]), hold=True)
-        self.solo = (tokens["solo"]["d0"], tokens["solo"]["d1"])
+        content = profile_content(
+            measured,
+            self.described,
+            self.plan.rotation,
+            name=f"here/{self.plan.options.model}",
+            when=self.described["when"],
+            command=self.described["command"],
+            source="real/vllm_rotation.py",
+        )
+        path = self.folder / "profile.yaml"
+        path.write_text(yaml.safe_dump(content, sort_keys=False, width=118, default_flow_style=None))
+        self.read = read = load(str(path))
+        self.table = table = read.tokens("measured", hold=True)
+        solo, costs = read.token_data.solo, read.costs
+        assert solo is not None
+        self.solo = (solo.d0, solo.d1)
         dry = {
             k: [len(v), *np.round(1e3 * np.quantile(v, (0.1, 0.5, 0.9)), 2).tolist()]
             for k, v in begins(measured, table).items()
             if v
         }
-        self.say("solo", self.solo, "mixed", tokens["kinds"]["measured"]["mixed"])
+        self.say("solo", self.solo, "mixed", table.model.mixed)
         self.say("prefill", [round(table.prefill(n) * 1e3, 2) for n in (32, 128, 256, 512, 1024)])
         self.say("decode", [round(table.decode(b, 160 * b) * 1e3, 2) for b in (1, 8, 16, 32, 64, 96)])
-        self.say("begins later by, ms (10, 50, 90 %)", dry, "between", costs["step.between"]["by_batch"])
-        self.say("intake", costs["engine.intake"]["value"], "steps", sum(len(one.steps) for one in measured))
+        self.say("begins later by, ms (10, 50, 90 %)", dry, "between", costs["step.between"].by_batch)
+        self.say("intake", costs["engine.intake"].value, "steps", sum(len(one.steps) for one in measured))
         for kind in ("decode", "mixed", "prefill"):
             told = [against(one.steps, table) for one in measured if one.kind == kind]
             self.say(kind, "against the table", told[:3])
         for kind in ("prefill", "decode"):
             if f"{kind}.ratio" in costs:
-                self.say(kind, "over the table", costs[f"{kind}.ratio"]["quantiles"])
+                self.say(kind, "over the table", costs[f"{kind}.ratio"].quantiles)
 
     def slo(self, text: str) -> CumulativeSLO:
         prefill, decode = (float(part) for part in text.split("+"))
@@ -275,7 +289,7 @@ class Campaign:
         sent = tuple(Sent(i, a, int(p), int(n), OUTPUT[1], "", ()) for i, (a, p, n) in enumerate(cell["requests"]))
         run = MeasuredRun("", cell["policy"], slo, cell["rate"], cell["cv"], 0, 0, 0.0, sent)
         due = self.slo(slo)
-        return score(run, replay(run, limits, self.table, due)[0], due).good / len(sent)
+        return score(run, replay(run, limits, self.table, due, host=host_of(self.read))[0], due).good / len(sent)
 
     def knee(self) -> float:
         """The largest rate at which `vllm-v1` has 90 % of requests on time in simulation, with each of two seeds."""
