@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 #: Hears (what is measured next, terms done, terms in all).
 Progress = Callable[[str, int, int], None]
 TERMS = ("prefill", "decode", "mixed", "chunks", "preemption")
-#: Seconds for which a model is measured in rotation on a GPU.
+#: Seconds for which a model is measured in rotation on a GPU; the tiny one takes a thirtieth.
 ROTATE = 60.0
 #: What the tiny model is called, and what vLLM is told to build.
 TINY = "tiny-opt"
@@ -100,7 +100,7 @@ def measure_language_model(
     if isinstance(grid, Grid):
         measured = measure(engine, grid, say)
     else:
-        measured = rotate(engine, grid, ROTATE if options.graphs else ROTATE / 10, say)
+        measured = rotate(engine, grid, ROTATE if options.dtype == "float16" else ROTATE / 30, say)
     content: dict[str, Any] = profile_content(
         measured,
         engine.describe(),
