@@ -15,6 +15,7 @@ from servetwin.core.errors import BadInput, ServeTwinError
 
 from . import commands
 from .commands import (
+    Ahead,
     AnyDevice,
     BackendName,
     Devices,
@@ -91,6 +92,7 @@ def run(
     slots: Slots = None,
     processes: Processes = False,
     url: Annotated[str | None, typer.Option(help="With --backend vllm: a running server, http://host:port.")] = None,
+    asynchronous: Ahead = None,
 ) -> None:
     """Run one experiment: in simulation, or for real on devices of this machine (--backend real)."""
     from . import build
@@ -112,12 +114,12 @@ def run(
     elif backend == "vllm":
         from .vllm_backend import VllmBackend
 
-        vllm = VllmBackend(model, eager=eager, foreign=any_device)
+        vllm = VllmBackend(model, eager=eager, foreign=any_device, asynchronous=asynchronous)
         served = vllm.ask(url, chosen, out, _say) if url else vllm.run(chosen, out, _say)
         summary, real = served.summary.as_dict(), served.as_dict()
     else:
         _only_real({"--device": devices, "--model": model, "--weights": weights, "--eager": eager})
-        _only_real({"--processes": processes, "--url": url})
+        _only_real({"--processes": processes, "--url": url, "--asynchronous": asynchronous is not None})
         summary, real = build.run(chosen, out).as_dict(), None
     took = time.perf_counter() - began
     if as_json:

@@ -25,6 +25,15 @@ Devices = Annotated[
 ]
 Weights = Annotated[Path | None, typer.Option(help="A checkpoint in diffusers' layout; else weights are random.")]
 Eager = Annotated[bool, typer.Option("--eager", help="No CUDA graphs.")]
+Ahead = Annotated[
+    bool | None,
+    typer.Option(
+        "--asynchronous/--synchronous",
+        help="With vLLM: whether a step is decided while the one before it runs. Left out, a run does as its profile "
+        "was measured, and a profile is measured as vLLM does it by default: on a GPU asynchronously, on a CPU not.",
+        show_default=False,
+    ),
+]
 Sampler = Annotated[str, typer.Option(help="ddim or euler.")]
 BackendName = Annotated[Literal["sim", "real"], typer.Option(help="What serves: simulated devices, or real modules.")]
 RunBackend = Annotated[
@@ -49,6 +58,7 @@ def profile(
     limit: Annotated[int | None, typer.Option(help="The largest batch; else the model's own.")] = None,
     seconds: Annotated[float, typer.Option(min=0.01, help="About how long each point is measured.")] = 0.4,
     brief: Annotated[bool, typer.Option("--brief", help="Measure only what a simulation reads.")] = False,
+    asynchronous: Ahead = None,
 ) -> None:
     """Measure a model on a device of this machine, and write its profile."""
     from .backend import Setup
@@ -56,8 +66,9 @@ def profile(
 
     began = time.perf_counter()
     setup = Setup(tuple(devices or ()), weights=weights, eager=eager, sampler=sampler)
+    more = {"limit": limit, "seconds": seconds, "brief": brief, "asynchronous": asynchronous}
     with steps() as report:
-        found = measure(model, out, setup, name=name, limit=limit, seconds=seconds, brief=brief, progress=report)
+        found = measure(model, out, setup, name=name, **more, progress=report)  # type: ignore[arg-type]
     took = time.perf_counter() - began
     typer.echo(f"{found.name}: {found.data.description}, measured in {took:.0f} s")
     typer.echo(f"to use it: servetwin run ... --set deployment.devices.gpu0={out}")

@@ -31,12 +31,14 @@ def measure(
     limit: int | None = None,
     seconds: float = 0.4,
     brief: bool = False,
+    asynchronous: bool | None = None,
     progress: Progress | None = None,
 ) -> Profile:
     """Measure *model* and write its profile to *out*, which must not exist; the file appears whole or not at all.
 
     *name* is the profile's, otherwise that of device and model. *limit* is the largest batch, *seconds* about how
-    long each point is measured; with *brief* only what a simulation reads is. Raises `BadInput`.
+    long each point is measured; with *brief* only what a simulation reads is. *asynchronous* is vLLM's asynchronous
+    scheduling, for language models (None: as vLLM does it by default here). Raises `BadInput`.
     """
     from .vllm_measure import is_language_model, measure_language_model
 
@@ -46,7 +48,12 @@ def measure(
             raise BadInput(f"batches of up to {limit}", where="--limit", right="2 at least")
         eager = setup is not None and setup.eager
         text = measure_language_model(
-            model, lambda device: name or f"{slug(device)}/{model}", eager=eager, limit=limit, progress=progress
+            model,
+            lambda device: name or f"{slug(device)}/{model}",
+            eager=eager,
+            limit=limit,
+            asynchronous=asynchronous,
+            progress=progress,
         )
         tables.make_folder(out.parent)
         _whole(out, lambda path: path.write_text(text, encoding="utf-8"))

@@ -54,13 +54,22 @@ class VllmBackend:
     """Serves experiments of one language model with vLLM; the engine stays from one run to the next.
 
     *model* is what to serve where the profile does not tell (a name such as opt-13b, or a folder), *eager* goes
-    without CUDA graphs, *foreign* lets a profile of another device pass.
+    without CUDA graphs, *foreign* lets a profile of another device pass. *asynchronous* is vLLM's asynchronous
+    scheduling (None: as the profile was measured).
     """
 
-    def __init__(self, model: str | None = None, *, eager: bool = False, foreign: bool = False) -> None:
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        eager: bool = False,
+        foreign: bool = False,
+        asynchronous: bool | None = None,
+    ) -> None:
         self.model = model
         self.eager = eager
         self.foreign = foreign
+        self.asynchronous = asynchronous
         self.engines: dict[EngineOptions, VllmEngine] = {}
 
     def ask(self, url: str, experiment: Experiment, folder: Path | None = None, say: Say | None = None) -> VllmReport:
@@ -146,6 +155,7 @@ class VllmBackend:
 
         data, limits = profile.token_data, worker.view.limits
         gpu = profile.data.device.kind == "gpu"
+        ahead = worker.host is not None and worker.host.ahead
         options = EngineOptions(
             model=self.model or data.architecture,
             dtype=DTYPES.get(profile.data.precision, "float16"),  # type: ignore[arg-type]
@@ -155,7 +165,7 @@ class VllmBackend:
             block_size=limits.block_size,
             gpu_memory_utilization=data.engine.gpu_memory_utilization,
             tensor_parallel=data.tensor_parallel,
-            asynchronous=worker.host is not None and worker.host.ahead,
+            asynchronous=ahead if self.asynchronous is None else self.asynchronous,
         )
         if gpu and not self.eager:
             return replace(options, graphs=GRAPHS + LARGER, graphs_for="all")
@@ -206,8 +216,13 @@ def _spread(seconds: list[float]) -> dict[str, float]:
 
 
 def _report(run: Run, summary: Summary, engine: VllmEngine) -> VllmReport:
+    from servetwin.real.vllm_rotation import between
+
     steps = run.steps
-    gaps = [b.start - a.end for a, b in itertools.pairwise(steps)]
+    if engine.options.asynchronous:  # the step after is under way already: until the next one is asked for
+        gaps = [seconds for _, seconds in between(steps)]
+    else:
+        gaps = [b.start - a.end for a, b in itertools.pairwise(steps)]
     # Where the engine had nothing to do between two steps is no gap.
     usual = statistics.median(gaps) if gaps else 0.0
     return VllmReport(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import sys
 from collections.abc import Callable
@@ -16,10 +17,13 @@ from .vllm_backend import GRAPHS, LARGER
 if TYPE_CHECKING:
     from servetwin.real.vllm_engine import EngineOptions
     from servetwin.real.vllm_profile import Grid
+    from servetwin.real.vllm_rotation import Rotation
 
 #: Hears (what is measured next, terms done, terms in all).
 Progress = Callable[[str, int, int], None]
 TERMS = ("prefill", "decode", "mixed", "chunks", "preemption")
+#: Seconds for which a model is measured in rotation on a GPU; the tiny one takes a thirtieth.
+ROTATE = 60.0
 #: What the tiny model is called, and what vLLM is told to build.
 TINY = "tiny-opt"
 
@@ -29,14 +33,21 @@ def is_language_model(model: str) -> bool:
     return model == TINY or model.startswith("opt-")
 
 
-def plan_for(model: str, *, eager: bool = False, limit: int | None = None) -> tuple[EngineOptions, Grid]:
-    """The engine for *model*, and what to measure on it. Raises `BadInput` for an unknown model, or without a GPU."""
+def plan_for(
+    model: str, *, eager: bool = False, limit: int | None = None, asynchronous: bool | None = None
+) -> tuple[EngineOptions, Grid | Rotation]:
+    """The engine for *model*, and what to measure on it: in rotation with asynchronous scheduling, which by default
+    is had where vLLM has it by default. Raises `BadInput` for an unknown model, or without a GPU."""
     from servetwin.profiles.architectures import architecture
     from servetwin.real.vllm_engine import EngineOptions, device_name
     from servetwin.real.vllm_profile import SMALL, Grid
+    from servetwin.real.vllm_rotation import SMALL_ROTATION, Rotation
 
+    if asynchronous is None:
+        asynchronous = device_name() != "cpu"
     if model == TINY:
-        return EngineOptions(max_sequences=limit or 32, kv_bytes=16 << 20), SMALL
+        options = EngineOptions(max_sequences=limit or 32, kv_bytes=16 << 20, asynchronous=asynchronous)
+        return options, SMALL_ROTATION if asynchronous else SMALL
     positions = architecture(model).positions
     if device_name() == "cpu":
         raise BadInput(f"{model} wants a GPU, and there is none", right=TINY)
@@ -50,7 +61,10 @@ def plan_for(model: str, *, eager: bool = False, limit: int | None = None) -> tu
         gpu_memory_utilization=0.92,
         graphs=graphs,
         graphs_for="all",
+        asynchronous=asynchronous,
     )
+    if asynchronous:
+        return options, Rotation()
     if eager:
         return options, Grid()
     return options, Grid(prefill=(1, 16, *graphs[5:], 1280, 1536, 1792, positions - 1), prompts=(1, 4))
@@ -62,28 +76,39 @@ def measure_language_model(
     *,
     eager: bool = False,
     limit: int | None = None,
+    asynchronous: bool | None = None,
     progress: Progress | None = None,
 ) -> str:
     """Measure *model*, and give the text of its profile file; *name* makes the profile's name of the device's."""
     from servetwin.profiles.schema import ProfileFile
     from servetwin.real.vllm_engine import VllmEngine, device_name
-    from servetwin.real.vllm_profile import measure, profile_content
+    from servetwin.real.vllm_profile import Grid, measure
+    from servetwin.real.vllm_rotation import rotate
+    from servetwin.real.vllm_section import profile_content
 
-    options, grid = plan_for(model, eager=eager, limit=limit)
+    options, grid = plan_for(model, eager=eager, limit=limit, asynchronous=asynchronous)
     engine = VllmEngine(options)
+    rounds = itertools.count()
 
     def say(what: str) -> None:
-        if progress is not None:
+        if progress is not None and isinstance(grid, Grid):
             progress(what, TERMS.index(what), len(TERMS))
+        elif progress is not None:  # how many rounds there will be shows when the time is over
+            done = next(rounds)
+            progress(what, done, done + 1)
 
+    if isinstance(grid, Grid):
+        measured = measure(engine, grid, say)
+    else:
+        measured = rotate(engine, grid, ROTATE if options.dtype == "float16" else ROTATE / 30, say)
     content: dict[str, Any] = profile_content(
-        measure(engine, grid, say),
+        measured,
         engine.describe(),
         grid,
         name=name(device_name()),
         when=datetime.now().strftime("%Y-%m-%d"),
         command=shlex.join(["servetwin", *sys.argv[1:]]),
-        source="real/vllm_profile.py",
+        source="real/vllm_rotation.py" if options.asynchronous else "real/vllm_profile.py",
     )
     ProfileFile.model_validate(content)
     text = yaml.safe_dump(content, sort_keys=False, width=118, default_flow_style=None, allow_unicode=True)

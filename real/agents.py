@@ -162,7 +162,7 @@ class EngineWorker(TokenWorker):
             batch.prefill = [(known[own], tokens, context) for own, tokens, context in step.prefill if own in known]
             batch.preempted = [known[own] for own in step.preempted if own in known]
             batch.size = step.decode + len(step.prefill)
-            batch.start, batch.end, batch.took = step.start - zero, step.end - zero, step.end - step.start
+            batch.start, batch.end, batch.took = step.began - zero, step.end - zero, step.seconds
             yield batch
 
     def costs(self) -> dict[str, Any]:
@@ -393,8 +393,9 @@ def _add(engine: Any, flying: dict[str, tuple[int, int, float, float]], more: li
 
 def _measured(engine: Any, grid: Any, seconds: float) -> dict[str, Any]:
     """A profile's token section of *engine*, measured now."""
-    from .vllm_profile import measure, tokens_section
+    from .vllm_profile import measure
     from .vllm_scheduler import Settings
+    from .vllm_section import tokens_section
 
     policy = engine.scheduler.settings
     engine.empty()

@@ -37,6 +37,8 @@ ENVIRONMENT = {
 LEAD = 0.05
 #: Seconds to wait at most before the engine is asked again whether it has something to do.
 LOOK = 0.002
+#: Seconds in which an engine must have given up what it was told to give up.
+PATIENCE = 30.0
 
 #: A model of two layers, for a CPU.
 TINY = {"layers": 2, "hidden": 64, "heads": 2, "feed_forward": 128, "vocabulary": 512, "positions": 2048}
@@ -51,7 +53,9 @@ class EngineOptions:
     *model* is a name of ``profiles/models.yaml`` ("opt-13b") or "tiny", with random weights, or a folder with a
     model. *graphs* lists the batch sizes for which decode steps are captured as CUDA graphs (none: eager); with
     *graphs_for* "all" steps with a prefill run as graphs too, padded to the next of those sizes. *kv_bytes* fixes the
-    memory for keys and values (None: what *gpu_memory_utilization* leaves). The other names are vLLM's own.
+    memory for keys and values (None: what *gpu_memory_utilization* leaves). *asynchronous* is vLLM's asynchronous
+    scheduling: a step is decided while the one before it runs. vLLM does that on GPUs by default, and not at all on
+    CPUs. The other names are vLLM's own.
     """
 
     model: str = "tiny"
@@ -165,6 +169,7 @@ class VllmEngine:
         from vllm import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
+        from .vllm_private import steps_ahead
         from .vllm_scheduler import PolicyScheduler
 
         self.options = options
@@ -215,6 +220,12 @@ class VllmEngine:
         self.seconds_to_start = time.monotonic() - began
         self.core = self.engine.engine_core.engine_core
         self.scheduler = self.core.scheduler
+        if options.asynchronous and not steps_ahead(self.core):
+            raise BadInput(
+                f"vLLM {self.version} does not schedule asynchronously on {device_name()}",
+                where="asynchronous",
+                right="synchronous scheduling",
+            )
 
     def describe(self) -> dict[str, Any]:
         """What a profile and the records of a run say of the engine and its device."""
@@ -253,16 +264,24 @@ class VllmEngine:
         )
 
     def step(self) -> list[Any]:
+        """Let vLLM decide a step, and take one in. With asynchronous scheduling the first call only decides one, and
+        each further one decides a step before it waits for the one before."""
         outputs: list[Any] = self.engine.step()
         return outputs
 
     def empty(self) -> None:
-        """Abort whatever is left in the engine and let it clean up."""
+        """Abort whatever is left in the engine and let it clean up: afterwards nothing is in flight."""
+        from .vllm_private import steps_queued
+
         ids = list(self.engine.output_processor.request_states)
         if ids:
             self.engine.abort_request(ids, internal=True)
-        while self.engine.has_unfinished_requests() or self.scheduler.has_requests():
+        # With asynchronous scheduling steps of requests that are gone may still be in flight.
+        until = time.monotonic() + PATIENCE
+        while self.engine.has_unfinished_requests() or self.scheduler.has_requests() or steps_queued(self.core):
             self.engine.step()
+            if time.monotonic() > until:
+                raise ServeTwinError(f"vLLM still has requests {PATIENCE} s after all were aborted")
 
     # -- a run ------------------------------------------------------------------------------------------
 
@@ -301,8 +320,8 @@ class VllmEngine:
                 client.begin(zero)
                 while not closed or len(ended) < taken:
                     idle = not self.engine.has_unfinished_requests()
-                    if idle or scheduler.idle_until is not None:
-                        self._wait(client, scheduler, idle)
+                    if idle or (scheduler.idle_until is not None and not scheduler.in_flight):
+                        self._wait(client, scheduler, idle, closed)
                     while True:
                         try:
                             packet = client.channel.recv(PACKET.size)
@@ -363,12 +382,12 @@ class VllmEngine:
         self.empty()
         return run
 
-    def _wait(self, client: Client, scheduler: Any, idle: bool) -> None:
+    def _wait(self, client: Client, scheduler: Any, idle: bool, closed: bool) -> None:
         """Sleep until something arrives or the policy wants to be asked again; a GPU host watches the clock."""
         until = float("inf") if idle else scheduler.idle_until
         left = min(LOOK, max(0.0, until - scheduler.now()))
-        if left > 0:
-            select.select([client.channel], [], [], left)
+        if left > 0:  # a channel whose other end is closed is always ready
+            select.select([] if closed else [client.channel], [], [], left)
 
 
 @contextmanager

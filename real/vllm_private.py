@@ -20,6 +20,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+from vllm.v1.engine.core import EngineCore
 from vllm.v1.request import Request, RequestStatus
 
 #: The versions that this was tried with: the first on an H100, the second on a CPU.
@@ -57,6 +58,7 @@ NEEDED: dict[type, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "status",
         ),
     ),
+    EngineCore: (("step", "step_with_batch_queue"), ("batch_queue", "step_fn", "scheduler", "model_executor")),
 }
 #: Arguments that are passed by place or by name.
 SIGNATURES: dict[Any, tuple[str, ...]] = {
@@ -97,6 +99,21 @@ def check() -> None:
         import vllm
 
         raise ServeTwinError(f"vLLM {vllm.__version__} does not fit the adapter: {'; '.join(found)}")
+
+
+def steps_ahead(core: Any) -> bool:
+    """Whether the engine core decides a step while the one before it runs."""
+    return core.batch_queue is not None and isinstance(core.scheduler, AsyncScheduler)
+
+
+def steps_queued(core: Any) -> int:
+    """Steps, empty ones among them, that the engine core has given to the device and not taken in yet."""
+    return len(core.batch_queue or ())
+
+
+def own_class(scheduler: Any) -> type:
+    """vLLM's own class beneath *scheduler*: what would schedule in its place."""
+    return next(cls for cls in type(scheduler).__mro__ if cls.__module__.startswith("vllm."))
 
 
 @dataclass

@@ -26,7 +26,7 @@ def record(run: Run, worker: TokenWorker, planned: dict[int, TokenRequest], reco
     started: dict[int, float] = {}
     for step in run.steps:
         for number, _, _ in step.prefill:
-            started.setdefault(number, step.start)
+            started.setdefault(number, step.began)
     tasks = {served.id: _task(served, worker, planned[served.id], started.get(served.id)) for served in run.requests}
     events: list[Event] = []
     for served in run.requests:
@@ -79,5 +79,5 @@ def _batches(run: Run, worker: TokenWorker, tasks: dict[int, TokenTask]) -> Iter
         batch.prefill = [(tasks[number], tokens, context) for number, tokens, context in step.prefill]
         batch.preempted = [tasks[number] for number in step.preempted if number in tasks]
         batch.size = step.decode + len(step.prefill)
-        batch.start, batch.end, batch.took = step.start, step.end, step.end - step.start
+        batch.start, batch.end, batch.took = step.began, step.end, step.seconds
         yield batch

@@ -18,6 +18,7 @@ import inspect
 import json
 import math
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -157,7 +158,8 @@ class StepLog:
 
     The policy was asked at *start*, vLLM's part of the scheduling began at *decided* and ended at *scheduled*; the
     tokens were there at *end*. *prefill* holds (id, tokens, context before), *decode* how many sequences decoded and
-    *context* the sum of their contexts.
+    *context* the sum of their contexts. *after* is when the step before it was over: with asynchronous scheduling
+    that is later than *start*, because the policy is asked while that step runs.
     """
 
     start: float
@@ -171,6 +173,22 @@ class StepLog:
     dropped: list[int]
     waiting: int
     running: int
+    after: float = 0.0
+
+    @property
+    def began(self) -> float:
+        """When the engine turned to it: when the policy was asked, or when the step before it was over."""
+        return max(self.start, self.after)
+
+    @property
+    def seconds(self) -> float:
+        """Its period: what it kept the engine busy, from `began` to its tokens."""
+        return self.end - self.began
+
+    @property
+    def behind(self) -> bool:
+        """Whether it was decided while the step before it ran."""
+        return self.after > self.start
 
 
 class _Policed(Steered):
@@ -184,7 +202,8 @@ class _Policed(Steered):
         self.log: list[StepLog] = []
         self.tasks: dict[str, TokenTask] = {}
         self.times: dict[int, list[float]] = {}  # task id -> when its tokens came out, while the log is kept
-        self._flying: list[StepLog] = []
+        self._flying: deque[StepLog] = deque()  # decided, their tokens not there yet; in order
+        self._over = 0.0  # when the last step's tokens were there
         self._new: list[TokenTask] = []
         self._requests: dict[TokenTask, Any] = {}
         self._ids = 0
@@ -201,6 +220,8 @@ class _Policed(Steered):
         """Begin anew with another policy. Only an engine without requests may be asked to."""
         if self.requests:
             raise ServeTwinError(f"{len(self.requests)} requests are in the engine: its policy cannot be changed")
+        if self._flying:
+            raise ServeTwinError(f"{len(self._flying)} steps are in flight: the policy cannot be changed")
         self.settings = settings
         estimates = estimates or Estimates.load(settings.profile, settings.kind, settings.slo)
         limits = EngineLimits(
@@ -227,6 +248,7 @@ class _Policed(Steered):
         self.log.clear()
         self._new.clear()
         self._requests.clear()
+        self._over = 0.0
         self.idle_until = None
         if policy is not None:
             policy.start(self.view)
@@ -234,6 +256,12 @@ class _Policed(Steered):
     def now(self) -> float:
         """Seconds since `zero`."""
         return time.monotonic() - self.zero
+
+    @property
+    def in_flight(self) -> int:
+        """Steps that are decided and whose tokens are not there yet: two at most, with synchronous scheduling none
+        between two calls of the engine."""
+        return len(self._flying)
 
     # -- what comes and goes ----------------------------------------------------------------------------
 
@@ -383,8 +411,9 @@ class _Policed(Steered):
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         if not scheduler_output.total_num_scheduled_tokens:
             return outputs
-        log = self._flying.pop(0)
-        log.end = end = self.now()
+        log = self._flying.popleft()  # vLLM takes steps in in the order in which it decided them
+        log.after, self._over = self._over, self.now()
+        log.end = end = self._over
         view, tasks, times = self.view, self.tasks, self.times
         for out in outputs.values():
             for one in out.outputs:
@@ -394,12 +423,12 @@ class _Policed(Steered):
                 if one.new_token_ids:
                     if task.first_token is None:
                         task.first_token = end
-                    if self.keep_log:
+                    if task.id in times:
                         times[task.id].extend([end] * len(one.new_token_ids))
                 if one.finish_reason is not None:
                     task.finished = end
                     self._forget(task)
-        view.last_step = end - log.start
+        view.last_step = log.seconds
         if not log.prefill:
             view.last_decode = view.last_step
         if self.keep_log:

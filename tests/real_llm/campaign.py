@@ -232,8 +232,9 @@ def run(plan: dict[str, Any], folder: Path, seconds: float) -> None:
     from servetwin.profiles.tokens import TokenTable
     from servetwin.real.vllm_engine import EngineOptions, VllmEngine
     from servetwin.real.vllm_plan import Planned
-    from servetwin.real.vllm_profile import SMALL, Grid, measure, tokens_section
+    from servetwin.real.vllm_profile import SMALL, Grid, measure
     from servetwin.real.vllm_scheduler import Estimates, Settings, slo_scales
+    from servetwin.real.vllm_section import tokens_section
 
     folder.mkdir(parents=True, exist_ok=True)
     options = EngineOptions(**{k: tuple(v) if isinstance(v, list) else v for k, v in plan["engine"].items()})
@@ -331,24 +332,28 @@ def run(plan: dict[str, Any], folder: Path, seconds: float) -> None:
 
 def pack(folder: Path, out: Path, name: str | None = None) -> None:
     """What `servetwin.experiments.llm_replay.read` reads: runs without their steps. *folder* may be a file of
-    `pair_campaign`, *name* is that of the profile taken before."""
-    engine, runs = None, []
+    `pair_campaign` or `async_campaign`, *name* is that of the profile taken before."""
+    engine: dict[str, Any] = {}
+    runs, adapter = [], []
     source = folder if folder.is_file() else folder / "runs.jsonl.gz"
     with gzip.open(source, "rt") as file:
         for line in file:
             what = json.loads(line)
             kind = what.pop("kind")
             if kind == "engine":
-                engine = what
+                engine = {k: v for k, v in what.items() if k not in ("grid", "rotation")}
+            elif kind == "adapter":
+                adapter.append(what)
             elif kind == "run":
                 steps = what.pop("steps")
                 for key in ("late_ms", "intake", "seed", "at"):
                     what.pop(key, None)
                 gpu = what.pop("gpu", [])
                 if gpu:
-                    what["gpu"] = round(sum(ms for _, ms in gpu) / 1e3, 4)
+                    what["gpu"] = round(sum(g[1] for g in gpu) / 1e3, 4)
                 what["steps"] = len(steps)
-                what["busy"] = round(sum(s[3] - s[0] for s in steps), 4)
+                # Under asynchronous scheduling a step is asked for before the one before it is over (column 11).
+                what["busy"] = round(sum(s[3] - max(s[0], *s[11:]) for s in steps), 4)
                 rows = []
                 for number, arrival, prompt, output, _, outcome, _, times in what["requests"]:
                     ends = [round(t * 1e6) for t in times]
@@ -357,15 +362,19 @@ def pack(folder: Path, out: Path, name: str | None = None) -> None:
                 what["requests"] = rows
                 runs.append(what)
     with gzip.GzipFile(out, "wb", compresslevel=9, mtime=0) as raw:
-        content = {"profile": name, "engine": engine, "runs": runs}
+        content: dict[str, Any] = {"profile": name, "engine": engine, "runs": runs}
+        if adapter:
+            content["adapter"] = adapter
         raw.write(json.dumps(content, separators=(",", ":")).encode())
 
 
 def profile(folder: Path, name: str, when: str, command: str, out: Path) -> None:
     """The profile file of a campaign."""
     from servetwin.profiles.schema import ProfileFile
-    from servetwin.real.vllm_profile import Grid, Measured, profile_content
+    from servetwin.real.vllm_profile import Grid, Measured
+    from servetwin.real.vllm_rotation import Rotation
     from servetwin.real.vllm_scheduler import StepLog
+    from servetwin.real.vllm_section import profile_content
 
     engine: dict[str, Any] = {}
     measured = []
@@ -378,14 +387,22 @@ def profile(folder: Path, name: str, when: str, command: str, out: Path) -> None
             elif what["kind"] == "profile" and what["what"] != "rotation":  # that one is to check the table with
                 steps = [StepLog(*step) for step in what["steps"]]
                 measured.append(Measured(what["what"], steps, [tuple(i) for i in what["intake"]]))
-    given = engine.get("grid") or json.loads((folder / "plan.json").read_text())["grid"]
-    grid = Grid(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    given = engine.get("rotation") or engine.get("grid")
+    given = given or json.loads((folder / "plan.json").read_text())["grid"]
+    kind = Rotation if engine.get("rotation") else Grid
+    grid = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
     content = profile_content(
-        measured, engine, grid, name=name, when=when, command=command, source="real/vllm_profile.py"
+        measured,
+        engine,
+        grid,
+        name=name,
+        when=when,
+        command=command,
+        source=f"real/{kind.__module__.split('.')[-1]}.py",
     )
     ProfileFile.model_validate(content)
     text = yaml.safe_dump(content, sort_keys=False, width=118, default_flow_style=None, allow_unicode=True)
-    out.write_text("# Made by `tests/real_llm/campaign.py profile`; times in seconds.\n" + text, encoding="utf-8")
+    out.write_text("# Made by a campaign under `tests/real_llm`; times in seconds.\n" + text, encoding="utf-8")
 
 
 def _flat(step: Any) -> list[Any]:

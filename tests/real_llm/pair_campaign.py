@@ -36,8 +36,9 @@ from servetwin.profiles.tokendata import TokenModel
 from servetwin.profiles.tokens import TokenTable
 from servetwin.real.vllm_engine import EngineOptions, VllmEngine, undisturbed
 from servetwin.real.vllm_plan import Planned
-from servetwin.real.vllm_profile import SMALL, Grid, Together, _Bench, _falling, measure, tokens_section
+from servetwin.real.vllm_profile import SMALL, Grid, Together, _Bench, _falling, measure
 from servetwin.real.vllm_scheduler import Estimates, Settings, slo_scales
+from servetwin.real.vllm_section import tokens_section
 
 DECODE = (1, 2, 4, *range(8, 65, 8), *range(80, 129, 16), *range(160, 257, 32))
 LARGER = (*range(288, 513, 32), *range(576, 1025, 64))

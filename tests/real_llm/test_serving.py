@@ -22,8 +22,9 @@ from servetwin.profiles.tokendata import TokenData
 from servetwin.profiles.tokens import TokenTable
 from servetwin.real.vllm_engine import EngineOptions, VllmEngine, model_config
 from servetwin.real.vllm_plan import Planned
-from servetwin.real.vllm_profile import SMALL, measure, tokens_section
+from servetwin.real.vllm_profile import SMALL, measure
 from servetwin.real.vllm_scheduler import Estimates, Settings
+from servetwin.real.vllm_section import tokens_section
 from servetwin.sim import SimExecutor
 from servetwin.sim.tokens import TokenTiming
 from transformers import OPTConfig, OPTForCausalLM

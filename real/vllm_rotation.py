@@ -1,0 +1,455 @@
+"""Measures a language model on vLLM with the pipeline full: what steps take one after the other, in random order.
+
+With asynchronous scheduling a step is decided while the one before it runs, so what a step takes is its period, from
+the tokens of the step before it to its own. `rotate` lets the engine make long rows of steps without a gap, prefills
+and decode batches of all sizes in random order, again and again while time lasts: whatever drifts meanwhile meets all
+sizes alike. Now and then the engine is left to run dry, which tells what a step costs that nothing runs before.
+`steady_section` makes of the steps what a profile file says.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from servetwin.core.tokens import Step, TokenPolicy, TokenTask, TokenView
+
+from .vllm_engine import VllmEngine, undisturbed
+from .vllm_profile import Chunked, Measured, _Bench, _split
+from .vllm_scheduler import StepLog
+from .vllm_section import _mixed, _on_line, _per_pair, _prefill, intake_cost, ratio_costs, section_of
+
+#: Decode steps of a batch that are left out after it has changed: the first pays for the change.
+CHANGE = 2
+#: Of so many steps one is made once more after the engine has run dry.
+DRY = 6
+#: Steps whose prompts are handed to the engine at a time.
+QUEUE = 25
+#: Prompts, their tokens in all, sequences that decode beside them.
+Cell = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """What to measure; larger than the engine allows is left out.
+
+    *prefill* are the totals of tokens for a number of *prompts* at a time: all of them for one and two, every other
+    one for more, and the last for all. *beyond* are totals for prompts of *long* tokens. *decode* batch sizes run
+    for *steps* steps each, *contexts* tokens long. In *mixed* steps prompts of so many tokens in all are computed,
+    one or several (*mixed_prompts*), beside sequences that decode (*mixed_sequences*). A long prompt is computed in
+    chunks of *chunk* tokens.
+    """
+
+    prefill: tuple[int, ...] = (1, 16, 32, 48, *range(64, 513, 32), *range(576, 1025, 64), 1280, 1536, 1792, 2047)
+    prompts: tuple[int, ...] = (1, 2, 4, 8)
+    beyond: tuple[int, ...] = (2560, 3072, 4096)
+    long: int = 256
+    decode: tuple[int, ...] = (1, 2, 4, *range(8, 65, 8), *range(80, 129, 16), *range(160, 257, 32))
+    contexts: tuple[int, ...] = (40, 130, 260, 500)
+    steps: int = 5
+    mixed: tuple[int, ...] = (40, 64, 112, 192, 320, 448, 704, 1000)
+    mixed_prompts: tuple[int, ...] = (1, 2, 4)
+    mixed_sequences: tuple[int, ...] = (4, 8, 16, 32, 48, 64)
+    mixed_context: int = 130
+    chunk: int = 512
+
+
+#: For a CPU and the tiny model.
+SMALL_ROTATION = Rotation(
+    prefill=(1, 16, 64, 128, 256, 512, 1000),
+    prompts=(1, 2, 4),
+    beyond=(1200, 1600),
+    long=100,
+    decode=(1, 2, 4, 8, 16, 32),
+    contexts=(32, 128),
+    mixed=(32, 256),
+    mixed_prompts=(1, 2),
+    mixed_sequences=(4, 16),
+    mixed_context=60,
+    chunk=128,
+)
+
+
+@dataclass(frozen=True)
+class Move:
+    """One step: so many of the prompts that wait, whole, and so many of the sequences that decode; neither: rest."""
+
+    prompts: int = 0
+    decode: int = 0
+
+
+class Script(TokenPolicy):
+    """Does what `moves` says, one after the other, and rests when there are none left.
+
+    When the batch size changes, who comes or goes is drawn of the sequences that have more than one token to put out.
+    """
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.moves: deque[Move] = deque()
+        self.chosen: list[TokenTask] = []
+
+    def decide(self, view: TokenView, now: float) -> Step:
+        if not self.moves:
+            return Step()
+        move = self.moves.popleft()
+        chunks = [(task, task.pending) for task in itertools.islice(view.waiting, move.prompts)]
+        if not move.decode:
+            return Step(chunks, ())
+        stay = [task for task in self.chosen if task in view.running]
+        if len(stay) > move.decode:
+            stay = self.rng.sample(stay, move.decode)
+        elif len(stay) < move.decode:
+            known = set(stay)
+            ready = [task for task in view.running if task.limit > 1 and task.decoding and task not in known]
+            stay += self.rng.sample(ready, min(move.decode - len(stay), len(ready)))
+        self.chosen = stay
+        return Step(chunks, list(self.chosen))
+
+
+class _Rotating(_Bench):
+    """Runs scripts."""
+
+    def __init__(self, engine: VllmEngine, progress: Callable[[str], None], seed: int) -> None:
+        super().__init__(engine, progress)
+        self.rng = random.Random(seed)
+        self.policy = Script(self.rng)
+
+    def begin(self) -> None:
+        """Nothing is in the engine."""
+        self.policy = Script(self.rng)
+        self.install(self.policy)
+
+    def play(self, kind: str, moves: Sequence[Move], prompts: Sequence[tuple[int, int]]) -> None:
+        """Make the steps *moves* on requests of (prompt, output) tokens, taken in before."""
+        for prompt, output in prompts:
+            self.add(prompt, output)
+        self.policy.moves.extend(moves)
+        while self.policy.moves or self.engine.scheduler.in_flight:
+            self.engine.step()
+        self.take(kind)
+
+    def hold(self, size: int, context: int) -> None:
+        """*size* sequences with *context* tokens each, that could put out tokens for ever."""
+        options = self.engine.options
+        self.begin()
+        at_once = max(1, options.max_batched_tokens // context)
+        moves = [Move(min(at_once, size - done)) for done in range(0, size, at_once)]
+        self.play("fill", moves, [(context, options.max_model_len - context - 1)] * size)
+
+
+def rotate(
+    engine: VllmEngine,
+    rotation: Rotation,
+    seconds: float,
+    progress: Callable[[str], None] = lambda _: None,
+    seed: int = 1,
+) -> list[Measured]:
+    """Measure *rotation* on *engine* for about so many *seconds*, everything once at least."""
+    bench = _Rotating(engine, progress, seed)
+    deadline = time.monotonic() + seconds
+    options = engine.options
+    with undisturbed():
+        for _ in range(3):  # warm-up: the first of everything is slow
+            size = min(8, options.max_sequences // 2)
+            bench.hold(size, 64)
+            bench.play("warm-up", [Move(1), *[Move(0, size)] * 4, Move(2, size)], [(64, 1)] * 3)
+        bench.done.clear()
+        for number in itertools.count():
+            large = number == 0 or bench.rng.random() < 0.5
+            parts: list[Callable[[], None]] = [partial(_decode, bench, rotation, c, large) for c in rotation.contexts]
+            parts += [partial(_prefills, bench, rotation)] * 2 + [partial(_beside, bench, rotation)]
+            if number == 0:
+                parts.append(partial(_chunks, bench, rotation))
+            bench.rng.shuffle(parts)
+            progress(f"round {number + 1}")
+            for part in parts:
+                if number == 0 or time.monotonic() < deadline:
+                    part()
+            if time.monotonic() >= deadline:
+                break
+    engine.empty()
+    engine.scheduler.keep_log = False
+    return bench.done
+
+
+def _room(engine: VllmEngine) -> int:
+    """Tokens whose keys and values the engine has memory for."""
+    return int(engine.scheduler.blocks * engine.scheduler.block_size)
+
+
+def _decode(bench: _Rotating, rotation: Rotation, context: int, large: bool) -> None:
+    """Decode batches of all sizes in random order, in spells; every third spell the engine runs dry once.
+
+    The largest batches want many prompts, so they are measured with *large* only, and at short contexts.
+    """
+    engine = bench.engine
+    most = engine.options.max_sequences if large and context <= 200 else 96
+    sizes = [n for n in rotation.decode if n <= min(most, engine.options.max_sequences)]
+    while sizes:
+        longest = context + (rotation.steps + 1) * len(sizes)
+        if sizes[-1] * longest <= _room(engine) and longest < engine.options.max_model_len:
+            break
+        sizes.pop()
+    else:
+        return
+    bench.hold(sizes[-1], context)
+    moves: list[Move] = []
+    bench.rng.shuffle(sizes)
+    for i, size in enumerate(sizes):
+        moves += [Move(0, size)] * rotation.steps
+        if i % 3 == 0:
+            moves += [Move(), Move(0, size), Move(0, size)]
+    bench.play("decode", moves, [])
+
+
+def _prefills(bench: _Rotating, rotation: Rotation) -> None:
+    """All totals of prompt tokens in random order, one step each."""
+    options = bench.engine.options
+    cells: list[tuple[int, int]] = []
+    for n in rotation.prompts:
+        totals = rotation.prefill if n <= 2 else (*rotation.prefill[1:-1:2], rotation.prefill[-1])
+        cells += [(n, total) for total in totals if total >= n and (total >= 16 * n or n <= 2)]
+    if bench.rng.random() < 0.5:
+        cells += [(total // rotation.long, total) for total in rotation.beyond]
+    most = min(options.max_batched_tokens, _room(bench.engine) // 2)
+    cells = [
+        (n, total)
+        for n, total in cells
+        if total <= most and n < options.max_sequences and -(-total // n) < options.max_model_len
+    ]
+    bench.begin()
+    _stream(bench, "prefill", [(n, total, 0) for n, total in cells])
+
+
+def _beside(bench: _Rotating, rotation: Rotation) -> None:
+    """Prompts beside sequences that decode, all pairs in random order, one step each."""
+    engine = bench.engine
+    options = engine.options
+    cells = [
+        (n, total, size)
+        for n in rotation.mixed_prompts
+        for total in (rotation.mixed if n == 1 else [t for t in rotation.mixed if t >= 32 * n][::2])
+        for size in rotation.mixed_sequences
+    ]
+    longest = rotation.mixed_context + 2 * len(cells)
+    cells = [
+        (n, total, size)
+        for n, total, size in cells
+        if total + size <= options.max_batched_tokens
+        and size + 2 * n < options.max_sequences
+        and size * longest + 3 * total <= _room(engine)
+    ]
+    if not cells:
+        return
+    bench.hold(max(size for _, _, size in cells), rotation.mixed_context)
+    _stream(bench, "mixed", cells)
+
+
+def _chunks(bench: _Rotating, rotation: Rotation) -> None:
+    """A long prompt in chunks."""
+    longest = min(bench.engine.options.max_model_len - 2, _room(bench.engine) // 2)
+    for _ in range(2):
+        bench.install(Chunked(rotation.chunk, alone=True))
+        bench.run("chunks", [(longest, 1)])
+        bench.engine.empty()
+
+
+def _stream(bench: _Rotating, kind: str, cells: Sequence[Cell]) -> None:
+    """*cells* in random order, a step each, and some of them once more after the engine has run dry.
+
+    Their prompts are handed over for some steps at a time: a long queue would cost the scheduler time of its own.
+    """
+    rng = bench.rng
+    row = [(cell, False) for cell in cells]
+    row += [(cell, True) for cell in rng.sample(cells, len(cells) // DRY)]
+    rng.shuffle(row)
+    for at in range(0, len(row), QUEUE):
+        # The first step has nothing before it: it is made once more, and the others come as they are.
+        part = [(rng.choice(cells), True), *row[at : at + QUEUE]]
+        moves: list[Move] = []
+        for (prompts, _, size), dry in part:
+            moves += [Move(), Move(prompts, size)] if dry else [Move(prompts, size)]
+        bench.play(kind, moves[1:], [(n, 1) for (many, total, _), _ in part for n in _split(total, many)])
+
+
+# -- what a profile file says ---------------------------------------------------------------------------------------
+
+
+def steady_section(
+    measured: Sequence[Measured], described: dict[str, Any], rotation: Rotation, source: str
+) -> dict[str, Any]:
+    """The ``tokens`` and ``costs`` of a profile file, of what `rotate` gave on the engine *described*.
+
+    *source* names the file that the steps are kept in. Tables hold medians of steps that were decided while another
+    ran.
+    """
+    from servetwin.profiles.tokendata import TokenModel
+    from servetwin.profiles.tokens import TokenTable
+
+    options = described["options"]
+    origin = {"file": source}
+    steady = {kind: [s for one in measured if one.kind == kind for s in one.steps if s.behind] for kind in KINDS}
+    single = max(sum(n for _, n, _ in s.prefill) for s in steady["prefill"] if len(s.prefill) == 1)
+    fill = [s for s in steady["fill"] if not s.decode and sum(n for _, n, _ in s.prefill) > single]
+    decodes = [step for one in measured if one.kind == "decode" for step in _settled(one.steps) if step.behind]
+    prefills = [s for s in steady["prefill"] if s.prefill and not s.decode]
+    padded = bool(options["graphs"])
+    model: dict[str, Any] = {
+        "prefill": _prefill(
+            [*prefills, *fill],
+            rotation.prompts,
+            options["max_batched_tokens"],
+            options["graphs"] if options.get("graphs_for") == "all" else (),
+            origin,
+        ),
+        "surface": _surface(decodes, rotation.contexts, padded, origin),
+    }
+    plain = TokenTable(TokenModel.model_validate(model), hold=True)
+    model["prefill"]["per_pair"] = _per_pair(steady["chunks"], plain)
+    plain = TokenTable(TokenModel.model_validate(model), hold=True)
+    model["mixed"] = _mixed([s for s in steady["mixed"] if s.prefill and s.decode], plain, origin)
+    table = TokenTable(TokenModel.model_validate(model), hold=True)
+    costs = _costs(measured, table, origin)
+    includes = (
+        "the period of a step that is decided while another runs: from the tokens of that one on the host until its "
+        "own are there (vLLM in one process, asynchronous scheduling). What a step takes longer that nothing runs "
+        "before, and what the host does until it asks for the next one, stand apart"
+    )
+    return {"tokens": section_of(model, table, described, includes, origin), "costs": costs}
+
+
+KINDS = ("fill", "prefill", "decode", "mixed", "chunks")
+
+
+def _settled(steps: Sequence[StepLog]) -> Iterator[StepLog]:
+    """Decode steps without the first ones after the batch changed."""
+    before, count = 0, 0
+    for step in steps:
+        count = count + 1 if step.decode == before and not step.prefill else 1
+        before = step.decode
+        if count > CHANGE and not step.prefill:
+            yield step
+
+
+def _surface(
+    steps: Sequence[StepLog], contexts: Sequence[int], padded: bool, origin: dict[str, str]
+) -> dict[str, Any]:
+    """Seconds by batch size and context per sequence: medians about each of *contexts*, brought to it by straight
+    lines between."""
+    near: dict[int, dict[int, list[tuple[float, float]]]] = {}
+    for step in steps:
+        each = step.context / step.decode
+        knot = min(contexts, key=lambda k: max(k / each, each / k) if each else k)
+        near.setdefault(step.decode, {}).setdefault(knot, []).append((each, step.seconds))
+    sizes = sorted(near)
+    points = {
+        size: sorted(
+            (statistics.median(c for c, _ in p), statistics.median(s for _, s in p)) for p in near[size].values()
+        )
+        for size in sizes
+    }
+    knots = sorted({k for of in near.values() for k in of})
+    rows = []
+    for size in sizes:
+        last = max(near[size])
+        rows.append([round(max(_on_line(points[size], k), 1e-7), 7) for k in knots if k <= last])
+    return {
+        "batch": sizes,
+        "per_sequence": knots,
+        "seconds": rows,
+        "between": "up" if padded else "line",
+        "until_context": int(max(size * points[size][-1][0] for size in sizes) * 1.5) + 1,
+        "statistic": "median of the periods of steps in random order; straight lines between contexts",
+        "samples": len(steps),
+        "source": origin,
+    }
+
+
+def begins(measured: Sequence[Measured], table: Any) -> dict[str, list[float]]:
+    """Seconds by kind of step that those took longer than *table* says which nothing ran before.
+
+    Of decode steps those count whose batch is that of the steps before the rest.
+    """
+    found: dict[str, list[float]] = {"prefill": [], "decode": [], "mixed": []}
+    for one in measured:
+        if one.kind not in found:
+            continue
+        for before, step in itertools.pairwise(one.steps):
+            if step.behind or (one.kind == "decode" and before.decode != step.decode):
+                continue
+            found[one.kind].append(step.seconds - expected(step, table))
+    return found
+
+
+def expected(step: StepLog, table: Any) -> float:
+    """Seconds that *table* gives for *step*."""
+    total = sum(n for _, n, _ in step.prefill)
+    squares = float(sum(n * n for _, n, _ in step.prefill))
+    context = float(sum(n * c for _, n, c in step.prefill))
+    return float(table.step(total, squares, context, step.decode, step.context))
+
+
+def between(steps: Sequence[StepLog]) -> Iterator[tuple[int, float]]:
+    """(sequences of a step, seconds from its tokens until the scheduler is asked for the next step) of *steps* that
+    are made without a gap: that is asked for while the step after it runs."""
+    for first, _, third in zip(steps, steps[1:], steps[2:], strict=False):
+        if third.behind and third.start >= first.end:
+            yield first.decode + len(first.prefill), third.start - first.end
+
+
+def _costs(measured: Sequence[Measured], table: Any, origin: dict[str, str]) -> dict[str, Any]:
+    gaps: dict[int, list[float]] = {}
+    for one in measured:
+        if one.kind == "decode":
+            for size, seconds in between(one.steps):
+                gaps.setdefault(size, []).append(seconds)
+    sizes = sorted(gaps)
+    costs: dict[str, Any] = {
+        "step.between": {
+            "meaning": "from the end of a step until the scheduler is asked for the next, where nothing has come "
+            "meanwhile: the engine hands the outputs on, while the step after it runs",
+            "unit": "seconds",
+            "modules": ["prefill", "decode"],
+            "by_batch": {"batch": sizes, "values": [round(statistics.median(gaps[n]), 7) for n in sizes]},
+            "statistic": "median",
+            "samples": sum(map(len, gaps.values())),
+            "how": "decode steps without a gap, by the sequences of the step that ended",
+            "source": origin,
+        }
+    }
+    dry = begins(measured, table)
+    medians = {kind: statistics.median(values) for kind, values in dry.items() if values}
+    if medians:
+        told = ", ".join(f"{kind} {1e3 * value:.2f} ms ({len(dry[kind])})" for kind, value in medians.items())
+        costs["step.begins"] = {
+            "meaning": "what a step takes longer that nothing runs before, from when the scheduler is asked until "
+            "its tokens are there: deciding and launching it is not hidden",
+            "unit": "seconds",
+            "modules": ["prefill", "decode"],
+            "value": round(max(0.0, statistics.median(v for values in dry.values() for v in values)), 7),
+            "statistic": f"median; by kind of step: {told}",
+            "samples": sum(map(len, dry.values())),
+            "how": "steps after the engine had run dry, less what the table says for them",
+            "source": origin,
+        }
+    ratios = {
+        "prefill": [
+            s.seconds / expected(s, table) for one in measured if one.kind == "prefill" for s in one.steps if s.behind
+        ],
+        "decode": [
+            s.seconds / expected(s, table)
+            for one in measured
+            if one.kind == "decode"
+            for s in _settled(one.steps)
+            if s.behind
+        ],
+    }
+    return costs | intake_cost(measured, origin) | ratio_costs(ratios, origin)

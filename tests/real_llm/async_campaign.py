@@ -1,0 +1,486 @@
+"""A language model under asynchronous scheduling: its profile, runs around its knee, and what the adapter costs.
+
+::
+
+    async_campaign.py run FOLDER --seconds N [--model opt-13b] [--tensor-parallel 1] [--smoke | --tiny]
+    async_campaign.py pack FOLDER FILE.json.gz --name h100/opt-13b-async      # what was run, compactly
+    async_campaign.py profile FOLDER FILE.yaml --name h100/opt-13b-async --when 2026-11-27
+
+One process. First the profile, in rotation (`servetwin.real.vllm_rotation`). Rates are shares of the knee that the
+simulation shows with it. Then runs, what matters most first: each policy at three rates, repeats of those that came
+out least certain, burstier arrivals, and between them vLLM's own scheduler and ours in turn on the same saturated
+engine. All is written as it comes (``runs.jsonl.gz``: every step, every token's time, and the GPU time of each CUDA
+graph where this process launches it), nothing is begun that would not end in time, and what fails ends no more than
+itself. `--smoke` shows in a minute or two that all parts work, `--tiny` does so on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gzip
+import json
+import os
+import platform
+import random
+import shlex
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import campaign
+import numpy as np
+import yaml
+from servetwin.core.tokens import CumulativeSLO, EngineLimits
+from servetwin.experiments.llm_replay import MeasuredRun, Sent, host_of, replay, score
+from servetwin.profiles import Profile, load
+from servetwin.profiles.tokens import TokenTable
+from servetwin.real.vllm_engine import EngineOptions, VllmEngine, prepare_environment, undisturbed
+from servetwin.real.vllm_plan import Planned
+from servetwin.real.vllm_rotation import SMALL_ROTATION, Rotation, begins, expected, rotate
+from servetwin.real.vllm_section import profile_content
+
+#: Sizes for which steps are captured as CUDA graphs, in tokens.
+GRAPHS = (1, 2, 4, *range(8, 65, 8), *range(80, 129, 16), *range(160, 257, 32), *range(288, 513, 32))
+LARGER = tuple(range(576, 1025, 64))
+FEW = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448, 512)
+#: Tokens that a request puts out.
+OUTPUT = (16, 48)
+TIGHT, LOOSE = "3+1.5", "5+2"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is done with an engine: seconds of its *profile*, *requests* a run, the *rates* among which its knee is
+    looked for, and whether only a few runs are made (*small*)."""
+
+    options: EngineOptions
+    rotation: Rotation
+    profile: float
+    requests: int
+    rates: tuple[float, ...]
+    small: bool = False
+
+
+def plan_of(model: str, tensor_parallel: int, smoke: bool, tiny: bool) -> Plan:
+    """The plan for *model*."""
+    if tiny:
+        options = EngineOptions(kv_bytes=64 << 20, max_sequences=64, max_batched_tokens=2048, asynchronous=True)
+        return Plan(options, SMALL_ROTATION, 4.0, 40, (40, 80, 120))
+    common: dict[str, Any] = {
+        "model": model,
+        "dtype": "float16",
+        "max_model_len": 2048,
+        "tensor_parallel": tensor_parallel,
+        "graphs_for": "all",
+        "asynchronous": True,
+        "gpu_memory_utilization": 0.92,
+    }
+    if smoke:
+        options = EngineOptions(max_batched_tokens=4096, max_sequences=128, graphs=FEW, **common)
+        rotation = Rotation(
+            prefill=(1, 32, 64, 128, 256, 384, 512, 1024, 2047),
+            prompts=(1, 2),
+            beyond=(),
+            decode=(1, 4, 8, 16, 32, 64, 96),
+            contexts=(40, 160),
+            mixed=(64, 256, 448),
+            mixed_prompts=(1,),
+            mixed_sequences=(8, 32),
+        )
+        return Plan(options, rotation, 10.0, 60, (16, 24, 32), small=True)
+    if model == "opt-13b":
+        options = EngineOptions(max_batched_tokens=8192, max_sequences=256, graphs=GRAPHS + LARGER, **common)
+        return Plan(options, Rotation(), 60.0, 300, tuple(range(20, 73, 4)))
+    rotation = Rotation(
+        prefill=(1, 16, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448, 512, 768, 1024, 2047),
+        prompts=(1, 2, 4),
+        beyond=(),
+        decode=(1, 2, 4, 8, 16, 24, 32, 48, 64),
+        contexts=(40, 130, 260),
+        mixed=(48, 112, 320, 512),
+        mixed_prompts=(1, 2),
+        mixed_sequences=(4, 16, 32),
+    )
+    options = EngineOptions(max_batched_tokens=2048, max_sequences=64, graphs=FEW, **common)
+    return Plan(options, rotation, 45.0, 150, tuple(range(4, 41, 2)), small=True)
+
+
+def against(steps: list[Any], table: TokenTable) -> dict[str, list[float]]:
+    """By kind of step, of those decided while another ran: how many, the median of their seconds over *table*'s, and
+    the mean of what they took longer in milliseconds. "joined" are decode steps after one with a prefill, "left"
+    those after a larger batch; "dry" is all that was decided when nothing ran."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    before = None
+    for step in steps:
+        if not step.behind:
+            kind = "dry"
+        elif step.prefill:
+            kind = "mixed" if step.decode else "prefill"
+        elif before is not None and before.prefill:
+            kind = "joined"
+        else:
+            kind = "left" if before is not None and before.decode > step.decode else "decode"
+        found.setdefault(kind, []).append((step.seconds, expected(step, table)))
+        before = step
+    return {
+        kind: [
+            len(pairs),
+            round(float(np.median([a / b for a, b in pairs])), 3),
+            round(1e3 * float(np.mean([a - b for a, b in pairs])), 2),
+        ]
+        for kind, pairs in found.items()
+    }
+
+
+class Campaign:
+    """One engine, and all that is done with it."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.began = time.monotonic()
+        self.folder, self.end, self.tiny, self.smoke = args.folder, args.seconds, args.tiny, args.smoke
+        self.plan = plan_of(args.model, args.tensor_parallel, args.smoke, args.tiny)
+        self.replays: list[tuple[float, Any, Any]] = []
+        self.shares: list[tuple[float, dict[str, Any]]] = []  # of requests on time, by run
+        self.engine: VllmEngine
+        self.read: Profile
+        self.table: TokenTable
+        self.solo: tuple[float, float]
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    # -- time and notes -----------------------------------------------------------------------------------
+
+    def now(self) -> float:
+        return time.monotonic() - self.began
+
+    def say(self, *words: object) -> None:
+        line = f"{self.now():7.1f} " + " ".join(map(str, words))
+        print(line, flush=True)
+        with (self.folder / "log.txt").open("a") as file:
+            file.write(line + "\n")
+
+    def keep(self, kind: str, **what: Any) -> None:
+        with gzip.open(self.folder / "runs.jsonl.gz", "at", compresslevel=3) as file:
+            file.write(json.dumps({"kind": kind, **what}, separators=(",", ":")) + "\n")
+
+    def safely(self, what: Callable[..., Any], *args: Any) -> Any:
+        """What goes wrong in one part must not end the others."""
+        try:
+            return what(*args)
+        except Exception:
+            self.say("FAILED", what.__name__, traceback.format_exc()[-2500:])
+
+    def watch(self) -> None:
+        """End the process if it is still there well after its time: something hangs, and all is written."""
+
+        def ring() -> None:
+            time.sleep(max(0.0, self.end + 8 - self.now()))
+            self.say("OUT OF TIME")
+            os._exit(3)
+
+        threading.Thread(target=ring, daemon=True).start()
+
+    # -- the GPU's part of a step -------------------------------------------------------------------------
+
+    def spy(self) -> None:
+        """Have an event before and after each CUDA graph that this process launches."""
+        import torch
+
+        if not torch.cuda.is_available() or self.plan.options.tensor_parallel > 1:
+            return
+        plain = torch.cuda.CUDAGraph.replay
+
+        def spied(graph: Any) -> None:
+            before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            at = time.monotonic()
+            before.record()
+            plain(graph)
+            after.record()
+            self.replays.append((at, before, after))
+
+        torch.cuda.CUDAGraph.replay = spied
+
+    def gpu_times(self) -> list[list[float]]:
+        """[when launched, milliseconds, milliseconds since the one before] of the graphs since the last call."""
+        if not self.replays:
+            return []
+        import torch
+
+        torch.cuda.synchronize()
+        zero = self.engine.scheduler.zero
+        out, last = [], None
+        for at, before, after in self.replays:
+            gap = 0.0 if last is None else last.elapsed_time(before)
+            out.append([round(at - zero, 6), round(before.elapsed_time(after), 4), round(gap, 4)])
+            last = after
+        self.replays.clear()
+        return out
+
+    # -- parts --------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self.engine = VllmEngine(self.plan.options)
+        described = self.engine.describe()
+        described |= {"python": platform.python_version(), "when": datetime.now().isoformat(" ", "seconds")}
+        described["command"] = shlex.join(sys.argv)
+        self.described = described
+        self.keep("engine", **described, rotation=dataclasses.asdict(self.plan.rotation))
+        self.say(json.dumps(described))
+        self.spy()
+
+    def profile(self) -> None:
+        measured = rotate(self.engine, self.plan.rotation, self.plan.profile, lambda what: self.say("profile:", what))
+        for one in measured:
+            steps = [campaign._flat(step) for step in one.steps]
+            self.keep("profile", what=one.kind, steps=steps, intake=[[n, round(s, 6)] for n, s in one.intake])
+        self.keep("replays", what="profile", gpu=self.gpu_times())
+        content = profile_content(
+            measured,
+            self.described,
+            self.plan.rotation,
+            name=f"here/{self.plan.options.model}",
+            when=self.described["when"],
+            command=self.described["command"],
+            source="real/vllm_rotation.py",
+        )
+        path = self.folder / "profile.yaml"
+        path.write_text(yaml.safe_dump(content, sort_keys=False, width=118, default_flow_style=None))
+        self.read = read = load(str(path))
+        self.table = table = read.tokens("measured", hold=True)
+        solo, costs = read.token_data.solo, read.costs
+        assert solo is not None
+        self.solo = (solo.d0, solo.d1)
+        dry = {
+            k: [len(v), *np.round(1e3 * np.quantile(v, (0.1, 0.5, 0.9)), 2).tolist()]
+            for k, v in begins(measured, table).items()
+            if v
+        }
+        self.say("solo", self.solo, "mixed", table.model.mixed)
+        self.say("prefill", [round(table.prefill(n) * 1e3, 2) for n in (32, 128, 256, 512, 1024)])
+        self.say("decode", [round(table.decode(b, 160 * b) * 1e3, 2) for b in (1, 8, 16, 32, 64, 96)])
+        self.say("begins later by, ms (10, 50, 90 %)", dry, "between", costs["step.between"].by_batch)
+        self.say("intake", costs["engine.intake"].value, "steps", sum(len(one.steps) for one in measured))
+        for kind in ("decode", "mixed", "prefill"):
+            told = [against(one.steps, table) for one in measured if one.kind == kind]
+            self.say(kind, "against the table", told[:3])
+        for kind in ("prefill", "decode"):
+            if f"{kind}.ratio" in costs:
+                self.say(kind, "over the table", costs[f"{kind}.ratio"].quantiles)
+
+    def slo(self, text: str) -> CumulativeSLO:
+        prefill, decode = (float(part) for part in text.split("+"))
+        return CumulativeSLO(prefill, decode, *self.solo, self.table.prefill)
+
+    def simulated(self, cell: dict[str, Any], slo: str) -> float:
+        """The share of the requests of *cell* on time in simulation."""
+        engine, options = self.engine.scheduler, self.plan.options
+        limits = EngineLimits(
+            blocks=engine.blocks,
+            block_size=engine.block_size,
+            max_batched_tokens=options.max_batched_tokens,
+            max_sequences=options.max_sequences,
+            whole_prompt=True,
+        )
+        sent = tuple(Sent(i, a, int(p), int(n), OUTPUT[1], "", ()) for i, (a, p, n) in enumerate(cell["requests"]))
+        run = MeasuredRun("", cell["policy"], slo, cell["rate"], cell["cv"], 0, 0, 0.0, sent)
+        due = self.slo(slo)
+        return score(run, replay(run, limits, self.table, due, host=host_of(self.read))[0], due).good / len(sent)
+
+    def knee(self) -> float:
+        """The largest rate at which `vllm-v1` has 90 % of requests on time in simulation, with each of two seeds."""
+        best = self.plan.rates[0]
+        for rate in self.plan.rates:
+            shares = []
+            for seed in (10, 11):
+                wanted = campaign.requests(rate, 1, seed, 200, OUTPUT)
+                cell = {"policy": "vllm-v1", "rate": rate, "cv": 1, "requests": wanted}
+                shares.append(self.simulated(cell, TIGHT))
+            self.say("simulated", rate, shares)
+            if min(shares) >= 0.9:
+                best = rate
+            elif max(shares) < 0.5:
+                break
+        return best
+
+    def serve(self, cell: dict[str, Any], limit: float) -> None:
+        from servetwin.real.vllm_scheduler import Estimates, Settings
+
+        planned = [Planned(i, a, int(p), int(n), cell["limit"]) for i, (a, p, n) in enumerate(cell["requests"])]
+        if self.now() + planned[-1].arrival + 2.5 > limit:
+            self.say("no time for", cell["id"])
+            return
+        self.replays.clear()
+        slo = self.slo(cell["slo"])
+        made = self.engine.serve(
+            planned,
+            Settings(policy=campaign.POLICIES.get(cell["policy"])),
+            estimates=Estimates(self.table.prefill, self.table.decode, slo),
+            stop_after=15.0,
+        )
+        rows = [
+            [r.id, r.arrival, r.prompt, r.output, r.queued, r.outcome, r.preemptions, [round(x, 6) for x in r.times]]
+            for r in made.requests
+        ]
+        steps = [campaign._flat(s) for s in made.steps]
+        late = round(1e3 * max(made.lateness), 3)
+        gpu = self.gpu_times()
+        facts = {k: v for k, v in cell.items() if k != "requests"}
+        self.keep("run", **facts, requests=rows, steps=steps, late_ms=late, intake=made.intake, gpu=gpu)
+        sent = tuple(
+            Sent(r.id, r.arrival, r.prompt, r.output, cell["limit"], r.outcome, tuple(r.times)) for r in made.requests
+        )
+        run = MeasuredRun("", cell["policy"], cell["slo"], cell["rate"], cell["cv"], 0, 0, 0.0, sent)
+        met = {}
+        for text in (TIGHT, LOOSE) if cell["policy"] in campaign.BLIND else (cell["slo"],):
+            met[text] = score(run, {r.id: r.times for r in sent}, self.slo(text)).good
+            self.shares.append((met[text] / len(sent), cell))
+        ahead = sum(s.behind for s in made.steps) / max(1, len(made.steps))
+        mean = [float(np.mean(x)) if len(x) else 0.0 for x in ([s.seconds for s in made.steps], [g[1] for g in gpu])]
+        self.say(
+            f"{cell['id']} met {met} of {len(sent)}, steps {len(steps)}, {100 * ahead:.0f} % decided ahead, "
+            f"{1e3 * mean[0]:.2f} ms each, of which graphs {mean[1]:.2f}, late {late} ms, "
+            f"against the table {against(made.steps, self.table)}, "
+            f"outcomes { {o: sum(r.outcome == o for r in made.requests) for o in ('finished', 'dropped', 'failed')} }"
+        )
+
+    def adapter(self, limit: float, pairs: int, count: int) -> None:
+        """vLLM's own scheduler, and ours with the policy that decides as it does: the same requests, all at once."""
+        from servetwin.real.vllm_private import own_class
+        from servetwin.real.vllm_scheduler import Settings
+
+        scheduler, rng = self.engine.scheduler, random.Random(7)
+        ours = type(scheduler)
+        lengths = [(campaign.PROMPTS[i % 100], rng.randint(*OUTPUT)) for i in range(count)]
+        tokens = sum(n for _, n in lengths)
+        for turn in range(2 * pairs):
+            own = turn % 4 in (0, 3)
+            if self.now() + 10 > limit:
+                self.say("no time for the adapter", turn)
+                return
+            self.engine.empty()
+            self.replays.clear()
+            scheduler.install(Settings(policy="vllm_v1"))
+            scheduler.keep_log = False
+            if own:  # the very object, without anything of ours
+                scheduler.__class__ = own_class(scheduler)
+            try:
+                with undisturbed():
+                    for i, (prompt, output) in enumerate(lengths):
+                        self.engine.add(Planned(i + 1, 0.0, prompt, output), 0.0)
+                    ends = [time.monotonic()]
+                    while self.engine.engine.has_unfinished_requests():
+                        self.engine.engine.step()
+                        ends.append(time.monotonic())
+                self.engine.empty()
+            finally:
+                scheduler.__class__ = ours
+                scheduler.tasks.clear()
+            seconds, steps = ends[-1] - ends[0], len(ends) - 1
+            gpu = sum(g[1] for g in self.gpu_times())
+            which = "own" if own else "ours"
+            self.keep("adapter", which=which, turn=turn, seconds=seconds, steps=steps, tokens=tokens, gpu_ms=gpu)
+            self.say(
+                "adapter", which, round(tokens / seconds, 1), "tokens/s", steps, "calls", round(gpu), "ms in graphs"
+            )
+
+    # -- in order -----------------------------------------------------------------------------------------
+
+    def cell(self, policy: str, slo: str, rate: float, cv: float, repeat: int = 0) -> dict[str, Any]:
+        return campaign.planned(policy, slo, round(rate, 1), cv, int(10 * cv), repeat, self.plan.requests, OUTPUT)
+
+    def uncertain(self, most: int) -> list[dict[str, Any]]:
+        """Runs again whose share of requests on time was nearest to a half: there chance moves most."""
+        chosen: dict[str, dict[str, Any]] = {}
+        for _, cell in sorted(self.shares, key=lambda s: abs(s[0] - 0.5)):
+            if cell["repeat"] == 0 and len(chosen) < most:
+                chosen.setdefault(cell["id"], cell)
+        return [self.cell(c["policy"], c["slo"], c["rate"], c["cv"], 1) for c in chosen.values()]
+
+    def go(self) -> None:
+        self.watch()
+        self.start()
+        self.profile()
+        knee = self.knee()
+        self.say("knee", knee)
+        if self.smoke:
+            for policy in campaign.POLICIES:
+                slo = TIGHT if policy in campaign.BLIND else LOOSE
+                self.safely(self.serve, self.cell(policy, slo, 24, 1), self.end)
+            self.safely(self.adapter, self.end, 1, 100)
+            return
+        six = [(p, TIGHT) for p in campaign.POLICIES] + [("neustream-llm", LOOSE), ("edf-llm", LOOSE)]
+        if self.plan.small:
+            six = [("vllm-v1", TIGHT), ("neustream-llm", LOOSE), ("neustream-llm", TIGHT)]
+        below, at, above = 0.7 * knee, knee, 1.2 * knee
+        turns = 1 if self.plan.small else 3
+        kept = 5 if self.tiny else 12 * turns  # seconds for the adapter
+        first = six[:2] if self.plan.small else six
+        for rate in (at, below, above):
+            for policy, slo in first:
+                self.safely(self.serve, self.cell(policy, slo, rate, 1), self.end - kept)
+        for cell in self.uncertain(2 if self.plan.small else 5):
+            self.safely(self.serve, cell, self.end - kept)
+        if not self.plan.small:
+            for policy, slo in (six[0], six[4], six[5], six[1], six[2], six[3]):
+                self.safely(self.serve, self.cell(policy, slo, below, 4), self.end - kept)
+        self.safely(self.adapter, self.end - 2, turns, 100 if self.tiny or self.plan.small else 500)
+        rest = [self.cell(p, s, rate, 1) for rate in (at, below, above) for p, s in six[len(first) :]]
+        rest += [
+            self.cell(p, s, rate, 4) for rate in ((at, above) if not self.plan.small else (below,)) for p, s in six
+        ]
+        for cell in rest:
+            self.safely(self.serve, cell, self.end - 2)
+        self.say("done")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    commands = parser.add_subparsers(dest="command", required=True)
+    go = commands.add_parser("run")
+    go.add_argument("folder", type=Path)
+    go.add_argument("--seconds", type=float, required=True)
+    go.add_argument("--model", default="opt-13b")
+    go.add_argument("--tensor-parallel", type=int, default=1)
+    go.add_argument("--smoke", action="store_true")
+    go.add_argument("--tiny", action="store_true")
+    fold = commands.add_parser("pack")
+    fold.add_argument("folder", type=Path)
+    fold.add_argument("out", type=Path)
+    fold.add_argument("--name", help="of the profile taken before")
+    table = commands.add_parser("profile")
+    table.add_argument("folder", type=Path)
+    table.add_argument("out", type=Path)
+    table.add_argument("--name", required=True)
+    table.add_argument("--when", required=True)
+    args = parser.parse_args()
+    if args.command == "pack":
+        campaign.pack(args.folder, args.out, args.name)
+        return
+    if args.command == "profile":
+        command = "python tests/real_llm/async_campaign.py run FOLDER"
+        campaign.profile(args.folder, args.name, args.when, command, args.out)
+        return
+    # Several GPUs of one host: multicast memory stays off.
+    os.environ.update(VLLM_ALLREDUCE_USE_SYMM_MEM="0", NCCL_NVLS_ENABLE="0")
+    prepare_environment()
+    if args.tiny:
+        import ahead
+
+        ahead.force()
+    made = Campaign(args)
+    try:
+        made.go()
+    except BaseException:
+        made.say("DIED", traceback.format_exc()[-4000:])
+    finally:
+        sys.stdout.flush()
+        os._exit(0)  # vLLM's own shutdown may hang
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,293 @@
+"""Asynchronous scheduling with a model computing: a step is decided while the one before it runs.
+
+vLLM gives it up on CPUs; `ahead` forces it there. The scheduling, the engine core's step and the model runner are
+vLLM's own, and the model computes in a thread of its own, as on a GPU.
+"""
+
+import random
+
+import ahead
+import pytest
+import torch
+from servetwin.core import BadInput, ServeTwinError
+from servetwin.core.record_laws import check_records
+from servetwin.core.tokens import ALL, CumulativeSLO, Step, TokenPolicy
+from servetwin.experiments.measure import measure
+from servetwin.experiments.resolve import load
+from servetwin.experiments.vllm_backend import VllmBackend
+from servetwin.profiles.schema import ProfileFile
+from servetwin.profiles.tokendata import TokenData
+from servetwin.profiles.tokens import TokenTable
+from servetwin.real.vllm_engine import EngineOptions, VllmEngine, model_config
+from servetwin.real.vllm_plan import Planned
+from servetwin.real.vllm_private import own_class, steps_queued
+from servetwin.real.vllm_rotation import SMALL_ROTATION, Move, Script, begins, between, rotate
+from servetwin.real.vllm_scheduler import AsyncPolicyScheduler, Estimates, Settings
+from servetwin.real.vllm_section import profile_content
+from test_serving import POLICIES, Odd, requests
+from transformers import OPTConfig, OPTForCausalLM
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Weights large enough that each context has a next token of its own."""
+    torch.manual_seed(1)
+    config = {k: v for k, v in model_config("tiny", "float32").items() if k not in ("architectures", "torch_dtype")}
+    folder = tmp_path_factory.mktemp("opt")
+    made = OPTForCausalLM(OPTConfig(**config, init_std=0.3)).eval()
+    made.save_pretrained(folder)
+    return folder, made
+
+
+@pytest.fixture(scope="module")
+def engine(model):
+    ahead.force()
+    return VllmEngine(EngineOptions(model=str(model[0]), max_sequences=32, kv_bytes=16 << 20, asynchronous=True))
+
+
+@pytest.fixture(scope="module")
+def measured(engine):
+    return rotate(engine, SMALL_ROTATION, 2.0)
+
+
+@pytest.fixture(scope="module")
+def profile(engine, measured):
+    content = profile_content(
+        measured, engine.describe(), SMALL_ROTATION, name="here/tiny", when="today", command="this", source="steps"
+    )
+    read = ProfileFile.model_validate(content)
+    table = TokenTable(read.tokens.kinds["measured"], hold=True)
+    solo = read.tokens.solo
+    return read, table, CumulativeSLO(500.0, 500.0, solo.d0, solo.d1, table.prefill)
+
+
+class Dropping(TokenPolicy):
+    """Drops every third request once it decodes: a step that computes it is in flight."""
+
+    def decide(self, view, now):
+        late = [t for t in view.running if t.id % 3 == 0 and t.decoding]
+        gone = set(late)
+        rest = [t for t in view.running if t.decoding and t not in gone]
+        return Step([(t, t.pending) for t in view.waiting], rest, drop=late)
+
+
+def test_the_engine_schedules_as_vllm_would(engine):
+    assert type(engine.scheduler) is AsyncPolicyScheduler
+    assert own_class(engine.scheduler) is AsyncScheduler
+    assert engine.core.batch_queue.maxlen == 2
+
+
+@pytest.mark.parametrize("policy", [None, Odd()], ids=["vllms-own", "odd"])
+def test_tokens_are_those_of_the_model_whatever_the_policy(model, engine, policy):
+    from vllm import SamplingParams
+
+    prompts = [[5 + (7 * i + 3 * j) % 400 for j in range(4 + 9 * i)] for i in range(6)]
+    engine.empty()
+    engine.scheduler.install(Settings(), policy=policy)
+    for i, prompt in enumerate(prompts):
+        params = SamplingParams(max_tokens=12, ignore_eos=True, detokenize=False, temperature=0.0)
+        engine.engine.add_request(str(i), {"prompt_token_ids": prompt}, params)
+    out = {}
+    while engine.engine.has_unfinished_requests():
+        for one in engine.step():
+            if one.finished:
+                out[int(one.request_id)] = list(one.outputs[0].token_ids)
+    with torch.no_grad():
+        for i, prompt in enumerate(prompts):
+            ids = torch.tensor([prompt])
+            alone = model[1].generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=1)
+            assert out[i] == alone[0, len(prompt) :].tolist()
+
+
+def test_the_first_call_only_decides(engine):
+    engine.empty()
+    scheduler = engine.scheduler
+    scheduler.install(Settings(policy="vllm-v1"))
+    engine.add(Planned(1, 0.0, 20, 3), scheduler.zero)
+    assert engine.step() == []
+    assert scheduler.in_flight == 1
+    with pytest.raises(ServeTwinError, match="1 requests are in the engine"):
+        scheduler.install(Settings())
+    engine.empty()
+    assert (scheduler.in_flight, steps_queued(engine.core)) == (0, 0)
+    assert scheduler.free_blocks == scheduler.blocks
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_serves_under_each_policy(engine, profile, policy):
+    _, table, slo = profile
+    asked = requests(60)
+    run = engine.serve(asked, Settings(policy=policy), estimates=Estimates(table.prefill, table.decode, slo))
+    assert [r.id for r in run.requests] == list(range(60))
+    assert all(r.outcome == "finished" for r in run.requests)
+    ends = {s.end for s in run.steps}
+    for r, planned in zip(run.requests, asked, strict=True):
+        assert len(r.times) == planned.output
+        assert r.times == sorted(r.times)
+        assert set(r.times) <= ends  # a token is there when its step is taken in
+        assert r.arrival <= r.queued <= r.times[0]
+    assert sum(n for s in run.steps for _, n, _ in s.prefill) >= sum(r.prompt for r in asked)
+    assert sum(s.decode for s in run.steps) == sum(r.output - 1 for r in asked)
+    for a, b in zip(run.steps, run.steps[1:], strict=False):
+        assert a.start <= a.decided <= a.scheduled <= a.end <= b.end
+        assert a.scheduled <= b.start
+        assert b.after == a.end
+        assert b.began >= a.end
+    # Two at most are in flight: the one after the next is decided when a step is over.
+    for a, c in zip(run.steps, run.steps[2:], strict=False):
+        assert c.start >= a.end
+    assert sum(s.behind for s in run.steps) > len(run.steps) / 3
+    assert (engine.scheduler.in_flight, steps_queued(engine.core)) == (0, 0)
+    assert engine.scheduler.free_blocks == engine.scheduler.blocks
+
+
+def test_a_request_is_dropped_while_a_step_computes_it(engine):
+    run = engine.serve(requests(40), Settings(), policy=Dropping())
+    outcomes = {r.id: r.outcome for r in run.requests}
+    assert {i for i, o in outcomes.items() if o == "dropped"} == {
+        r.id for r in run.requests if r.id % 3 == 0 and r.output > 1
+    }
+    for r in run.requests:
+        # The token of the step in flight is lost with the request; the one before it is not.
+        assert len(r.times) == (r.output if r.outcome == "finished" else len(r.times))
+        assert r.outcome == "finished" or len(r.times) <= 1
+    assert engine.scheduler.free_blocks == engine.scheduler.blocks
+
+
+def test_memory_is_taken_from_a_request_whose_token_is_in_flight(engine):
+    class Preempts(TokenPolicy):
+        def __init__(self):
+            self.calls = 0
+
+        def decide(self, view, now):
+            self.calls += 1
+            chunks = view.admissible([(t, t.pending) for t in view.waiting])
+            if not chunks and self.calls % 2 == 0 and len(view.running) > 1:
+                return Step((), ALL, preempt=[next(reversed(view.running))])
+            return Step(chunks, ALL)
+
+    run = engine.serve(requests(30), Settings(), policy=Preempts())
+    assert all(r.outcome == "finished" and len(r.times) == r.output for r in run.requests)
+    assert sum(r.preemptions for r in run.requests) > 3
+
+
+def test_a_run_that_is_stopped_leaves_nothing_in_flight(engine):
+    class Slow(TokenPolicy):
+        def decide(self, view, now):
+            return Step([(t, t.pending) for t in view.waiting], ALL)
+
+    asked = [Planned(i, 0.0, 20, 1500, 1500) for i in range(3)]
+    run = engine.serve(asked, Settings(), policy=Slow(), stop_after=0.2)
+    assert {r.outcome for r in run.requests} == {"failed"}
+    assert (engine.scheduler.in_flight, steps_queued(engine.core)) == (0, 0)
+    assert not engine.scheduler.requests
+
+
+def test_a_policy_that_waits_is_asked_again_in_time(engine):
+    class Later(TokenPolicy):
+        def __init__(self):
+            self.asked = []
+
+        def decide(self, view, now):
+            self.asked.append(now)
+            if now < 0.2:
+                return Step(idle_until=0.2)
+            return Step([(t, t.pending) for t in view.waiting], ALL)
+
+    policy = Later()
+    run = engine.serve([Planned(0, 0.0, 20, 4)], Settings(), policy=policy)
+    assert 0.2 <= run.steps[0].start < 0.3
+    assert not run.steps[0].behind
+    assert len(policy.asked) < 250  # it slept meanwhile
+
+
+# -- the profile ------------------------------------------------------------------------------------------------
+
+
+def test_a_rotation_makes_steps_without_a_gap(measured):
+    kinds = {one.kind for one in measured}
+    assert kinds == {"fill", "prefill", "decode", "mixed", "chunks"}
+    for kind in ("prefill", "mixed"):
+        steps = [s for one in measured if one.kind == kind for s in one.steps]
+        assert 0.6 < sum(s.behind for s in steps) / len(steps) < 0.95
+    sizes = {s.decode for one in measured if one.kind == "decode" for s in one.steps}
+    assert sizes == set(SMALL_ROTATION.decode)
+    mixed = {(len(s.prefill), s.decode) for one in measured if one.kind == "mixed" for s in one.steps if s.prefill}
+    assert {n for n, _ in mixed} == set(SMALL_ROTATION.mixed_prompts)
+    assert {size for _, size in mixed} == set(SMALL_ROTATION.mixed_sequences)
+
+
+def test_a_profile_says_what_was_measured(profile, engine, measured):
+    read, table, _ = profile
+    data: TokenData = read.tokens
+    assert data.engine.asynchronous
+    assert "asynchronous" in data.step_includes
+    model = data.kinds["measured"]
+    assert model.surface.batch == SMALL_ROTATION.decode
+    assert model.prefill.tokens == SMALL_ROTATION.prefill
+    assert model.prefill.prompts == SMALL_ROTATION.prompts
+    assert 1e-4 < table.decode(1, 100) < 1
+    costs = read.costs
+    assert costs["step.between"].by_batch.batch == SMALL_ROTATION.decode
+    assert costs["step.begins"].value >= 0.0
+    assert "prefill" in costs["step.begins"].statistic
+    assert costs["engine.intake"].value > 0
+    dry = begins(measured, table)
+    assert len(dry["prefill"]) > 3
+    assert len(dry["decode"]) > 3
+
+
+def test_what_lies_between_two_steps():
+    from servetwin.real.vllm_scheduler import StepLog
+
+    def step(start, end, after, decode=4):
+        return StepLog(start, start, start, end, [], decode, 0, [], [], 0, 0, after)
+
+    row = [step(0.0, 10.0, 0.0), step(1.0, 20.0, 10.0), step(10.5, 30.0, 20.0, 5), step(35.0, 45.0, 30.0)]
+    assert list(between(row)) == [(4, 0.5)]  # the last was decided when nothing ran
+    assert [s.seconds for s in row] == [10.0, 10.0, 10.0, 10.0]
+
+
+def test_a_script_keeps_a_batch_together():
+    class View:
+        def __init__(self):
+            self.waiting = {}
+            self.running = {Task(i): None for i in range(9)}
+
+    class Task:
+        decoding = True
+
+        def __init__(self, number):
+            self.limit = 1 if number == 0 else 50
+
+    view, script = View(), Script(random.Random(1))
+    script.moves.extend([Move(0, 3), Move(0, 3), Move(), Move(0, 3), Move(0, 5), Move(0, 3)])
+    batches = [script.decide(view, 0.0).decode for _ in range(6)]
+    assert batches[0] == batches[1] == batches[3]
+    assert batches[2] == ()
+    assert len(batches[4]) == 5
+    assert all(task.limit > 1 for batch in batches for task in batch)
+    rest = script.decide(view, 0.0)
+    assert (rest.prefill, rest.decode) == ((), ())
+
+
+def test_a_profile_from_the_command_line_serves_a_run(engine, tmp_path):
+    out = tmp_path / "ahead.yaml"
+    found = measure("tiny-opt", out, name="here/tiny-opt", asynchronous=True)
+    assert found.token_data.engine.asynchronous
+    experiment = load("tiny-opt-cpu", [("deployment.devices.gpu0", str(out)), ("requests", 30)])
+    report = VllmBackend().run(experiment, tmp_path / "run")  # asynchronously, as its profile
+    assert report.summary.finished == 30
+    assert report.engine["options"]["asynchronous"]
+    assert 0.0 < report.gap_ms["median"] < 50.0
+    check_records(tmp_path / "run")
+
+
+def test_what_vllm_will_not_do_is_said(engine, monkeypatch):
+    from servetwin.real import vllm_private
+
+    assert vllm_private.steps_ahead(engine.core)
+    monkeypatch.setattr(vllm_private, "steps_ahead", lambda core: False)
+    with pytest.raises(BadInput, match="does not schedule asynchronously on cpu"):
+        VllmEngine(EngineOptions(asynchronous=True, kv_bytes=4 << 20, max_sequences=4))
