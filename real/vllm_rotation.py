@@ -225,7 +225,7 @@ def _prefills(bench: _Rotating, rotation: Rotation) -> None:
         for n, total in cells
         if total <= most and n < options.max_sequences and -(-total // n) < options.max_model_len
     ]
-    # A step beyond the graphs is launched kernel by kernel. That keeps the host from hearing of the step before it, so
+    # A step beyond the graphs is launched kernel by kernel, which keeps the host from hearing of the step before it:
     # those steps are for themselves.
     graphs = options.graphs if options.graphs_for == "all" else ()
     last = max(graphs, default=0)
