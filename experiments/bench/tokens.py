@@ -12,18 +12,20 @@ import json
 import resource
 import sys
 import time
-from array import array
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import repeat
 from typing import Any
 
 import simpy
-from servetwin.core import Module, Pipeline, Recorder, Request, ServingLoop
+from servetwin.core import Module, Pipeline, Recorder, ServingLoop
 from servetwin.core.streams import stream
+from servetwin.core.token_columns import TokenColumns
+from servetwin.core.token_latencies import TokenLatencies
 from servetwin.core.token_worker import TokenWorker
-from servetwin.core.tokens import CumulativeSLO, EngineLimits, TokenPolicy, TokenRequest, TokenView
+from servetwin.core.tokens import CumulativeSLO, EngineLimits, TokenPolicy, TokenView
 from servetwin.policies.vllm import VLLM
 from servetwin.sim import SimExecutor
 from servetwin.sim.fused import play
@@ -96,25 +98,6 @@ class Line:
         return 0.0
 
 
-class Metrics(Recorder):
-    """Keeps the latencies of each request, in the order in which they end: 32 bytes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ids, self.ttft, self.tpot = array("l"), array("d"), array("d")
-        self.e2el = self.summary.e2el
-
-    def ended(self, request: Request, now: float) -> None:
-        self.summary.ended(request, now)
-        task: Any = request.tasks[0]
-        first, last = task.first_token, task.finished
-        if first is not None and last is not None:
-            gaps = task.generated - 1
-            self.ids.append(request.id)
-            self.ttft.append(first - request.arrival)
-            self.tpot.append((last - first) / gaps if gaps else 0.0)
-
-
 @dataclass
 class Result:
     """Latencies by request, and how many steps there were."""
@@ -139,16 +122,15 @@ class Run:
         (stage,) = Pipeline([Module("llm", loop=True)], []).stages([["llm"]])
         slo = CumulativeSLO(3.0, 1.5, D0, D1, times.prefill) if policy is not None else None
         view = TokenView(stage, case.limits, estimate_prefill=times.prefill, estimate_decode=times.decode, slo=slo)
-        self.recorder = recorder or Metrics()
+        self.recorder = recorder or TokenLatencies()
         self.executor = SimExecutor(lambda _: TokenTiming(times))
         worker = TokenWorker(stage, policy or VLLM(), view)
         self.loop = ServingLoop([stage], [worker], self.executor, self.recorder)
         self.arrivals: list[float] | None = None
 
-    def requests(self) -> Iterator[TokenRequest]:
-        tokens, outputs = {"llm": (self.case.prompt, self.case.output)}, {"llm": self.case.output}
-        for i, arrival in enumerate(self.arrivals or self.case.arrivals()):
-            yield TokenRequest(i, arrival, tokens, outputs)
+    def requests(self) -> TokenColumns:
+        prompt, output = repeat(self.case.prompt), repeat(self.case.output)
+        return TokenColumns("llm", self.arrivals or self.case.arrivals(), prompt, output, output)
 
     def play(self, fused: bool = True) -> None:
         play(self.loop, self.executor, self.requests(), fused=fused)
@@ -158,7 +140,7 @@ class Run:
         return sum(sizes.total() for sizes in self.recorder.summary.sizes.values())
 
     def result(self) -> Result:
-        assert isinstance(self.recorder, Metrics)
+        assert isinstance(self.recorder, TokenLatencies)
         columns = [[0.0] * self.case.requests for _ in range(3)]
         for column, values in zip(columns, (self.recorder.ttft, self.recorder.tpot, self.recorder.e2el), strict=True):
             for i, value in zip(self.recorder.ids, values, strict=True):
