@@ -13,7 +13,7 @@ together. A change there is a change here.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any
 
@@ -31,19 +31,20 @@ if TYPE_CHECKING:
     from servetwin.core.tokens import Step
 
 #: So many that have ended are put into their columns at once.
-BLOCK = 4096
+BLOCK = 512
 
-#: One that decodes: its row, the tokens that it puts out, those computed by then, start and end of its prefill.
-Entry = tuple[Row, int, int, float, float]
+#: One that decodes: its row, the tokens that it puts out, those computed by then, its phase (as in `TokenEngine`),
+#: start and end of its prefill.
+Entry = tuple[Row, int, int, int, float, float]
 
-#: How far a line of step times was seen to hold: from this context, constant, slope, until that context.
-Line = tuple[float, float, float, float]
+#: From this context on: constant, slope, until that context; and seconds between two such steps.
+Line = tuple[float, float, float, float, float]
 
 
 class Columns:
     """What stays the same from one time to the next that the loop of *engine* is left to itself.
 
-    *arrive* takes a request in by the ordinary way, *lines* and *gaps* hold what the engine's timing has said so far.
+    *arrive* takes a request in by the ordinary way.
     """
 
     def __init__(
@@ -52,11 +53,11 @@ class Columns:
         lane: TokenLane,
         source: TokenColumns,
         arrive: Callable[[TokenRequest, float], None],
-        lines: dict[int, Line],
-        gaps: dict[int, float],
     ) -> None:
         self.engine, self.lane, self.source, self.arrive = engine, lane, source, arrive
-        self.lines, self.gaps = lines, gaps
+        # All three are properties of the device, so they are asked for once.
+        self.lines: dict[int, Line] = {}
+        self.gaps: dict[int, float] = {}
         self.prefills: dict[int, float] = {}  # tokens of a prompt -> seconds of a step that prefills it alone
         self.longest = min(engine.longest, engine.view.max_batched_tokens)  # prompt that takes the ordinary course
         self.done: list[Entry] = []  # ended, and not noted yet
@@ -74,7 +75,7 @@ class Columns:
         buckets: dict[int, list[Any]] = engine._buckets  # of tasks, then of entries
         most, least, room, longest = view.max_batched_tokens, view.watermark, view.max_sequences, self.longest
         free, context, decoding, tick, ready = view.free_blocks, view.context, view.decoding, ticks.count, lane.ready
-        sizes = loop.recorder.summary.sizes[engine.worker.name]
+        sizes: dict[int, int] = {}
         straight, between, draw, draw_prefill = lane.straight, lane.between, lane.draw, lane.prefills
         step_time, times_of, lines, gaps = lane.timing.times.step, self.prefills, self.lines, self.gaps
         assert step.repeat is not None
@@ -83,19 +84,26 @@ class Columns:
         odd: list[Row] = []  # what has come and does not take the ordinary course
         rows, row = source.rows, source.row
         due = NEVER if row is None else row[1]
-        batches = old = 0
+        batches = new = old = 0
+        latest = None  # who has come last
         last_step, last_decode = view.last_step, view.last_decode
         fresh = False  # something has just come while the engine was idle
         while not odd:
-            batch: list[Row] = []
-            if came:
-                self._note(came)
-                old = len(waiting)
-                waiting += came
-            if waiting:
+            size_of = 0  # of those that are prefilled
+            if came or waiting:
+                if came:
+                    new += len(came)
+                    latest = came[-1]
+                if waiting:
+                    old = len(waiting)
+                    waiting += came
+                    queue: Collection[Row] = waiting
+                else:
+                    old = 0
+                    queue = came
                 tokens = squares = 0
                 places, left = room - decoding, free
-                for found in waiting:
+                for found in queue:
                     prompt = found[2]
                     tokens += prompt
                     after = left + -prompt // size
@@ -105,26 +113,27 @@ class Columns:
                     places -= 1
                     left = after
                     squares += prompt * prompt
-                    batch.append(found)
-                if len(batch) == len(waiting):
-                    waiting.clear()
+                    size_of += 1
+                if size_of == len(came) and not old:
+                    batch, came = came, []
                 else:
-                    for _ in batch:
-                        waiting.popleft()
-                    for found in came[max(0, len(batch) - old) :]:
+                    if not old:
+                        waiting += came
+                    batch = [waiting.popleft() for _ in range(size_of)]
+                    for found in came[max(0, size_of - old) :]:
                         self.admitted[found[0]] = now
-                if came:
                     came.clear()
-            if batch:
+            if size_of:
                 free = left
                 batches += 1
-                started, size_of = now, len(batch)
+                started = now
                 if size_of > 1:
                     seconds = step_time(tokens, float(squares), 0.0, 0, 0)
                 elif tokens in times_of:
                     seconds = times_of[tokens]
                 else:
                     seconds = times_of[tokens] = step_time(tokens, float(squares), 0.0, 0, 0)
+                prefilling = True
                 if draw_prefill is not None:
                     seconds *= draw_prefill()
                 end = (ready if ready > now else now) + seconds
@@ -140,18 +149,17 @@ class Columns:
                     if not times:
                         break
                 batches += 1
-                size_of = decoding
+                prefilling, size_of = False, decoding
                 x = context
                 line = lines.get(size_of)
                 if line is None or x < line[0] or x >= line[3]:
-                    line = lines[size_of] = (x, *straight(size_of, x))
-                _, a, b, until = line
+                    line = lines[size_of] = (x, *straight(size_of, x), between(size_of))
+                _, a, b, until, gap = line
                 seconds = a + b * x
                 if draw is not None:
                     seconds *= draw()
                 before, count = now, 1
                 end = (ready if ready > now else now) + seconds
-                gap = gaps[size_of] if size_of in gaps else gaps.setdefault(size_of, between(size_of))
                 if draw is not None or drift or until < NEVER:
                     while count < times and end < due and end < limit + count * drift:
                         before = end
@@ -196,22 +204,27 @@ class Columns:
                     if due >= end:
                         break
                 if odd:
-                    self._note(came)
+                    self._note(new + len(came), came[-1] if came else latest)
+                    new, latest = 0, None
                     self._take_in(odd)
             fresh = False
             now = end
-            if batch:
-                sizes[size_of] += 1
+            try:
+                sizes[size_of] += 1 if prefilling else count
+            except KeyError:
+                sizes[size_of] = 1 if prefilling else count
+            if prefilling:
                 for found in batch:
                     _, _, prompt, most_of_it, length = found
                     if most_of_it < length:
                         length = most_of_it
                     if length > 1:
                         last = tick + length - 1
-                        entry = (found, length, prompt + length - 1, started, now)
+                        phase = (prompt - tick) % size
+                        entry = (found, length, prompt + length - 1, phase, started, now)
                         decoding += 1
                         context += prompt
-                        phases[(prompt - tick) % size] += 1
+                        phases[phase] += 1
                         if last in buckets:
                             buckets[last].append(entry)
                         else:
@@ -219,10 +232,9 @@ class Columns:
                             heappush(leaving, last)
                     else:
                         free -= -prompt // size
-                        done.append((found, 1, prompt, started, now))
+                        done.append((found, 1, prompt, 0, started, now))
                         lasts.append(now)
                 continue
-            sizes[size_of] += count
             context += size_of * count
             if count == 1:
                 free -= phases[-tick % size]
@@ -246,28 +258,33 @@ class Columns:
                     computed = entry[2]
                     free -= -computed // size
                     context -= computed
-                    phases[(computed - tick) % size] -= 1
-                    lasts.append(now)
-                decoding -= len(bucket)
+                    phases[entry[3]] -= 1
                 done += bucket
+                size_of = len(bucket)
+                decoding -= size_of
+                lasts += [now] * size_of
                 if len(done) > BLOCK:
                     self._record()
         ticks.count, calendar._now, lane.ready, source.row = tick, now, ready, row
         view.free_blocks, view.context, view.decoding = free, context, decoding
         view.last_step, view.last_decode = last_step, last_decode
         loop._batches += batches
+        self.came = came
+        if not odd:
+            self._note(new + len(came), came[-1] if came else latest)
+        counted = loop.recorder.summary.sizes[engine.worker.name]
+        for size_of, many in sizes.items():
+            counted[size_of] += many
         self._record()
         self._objects(bool(odd))
         return now
 
-    def _note(self, came: Sequence[Row]) -> None:
-        """These have arrived."""
+    def _note(self, many: int, latest: Row | None) -> None:
+        """So *many* have arrived, *latest* as the last of them, and not as the first of all: somebody decodes."""
         summary = self.engine.loop.recorder.summary
-        if came:
-            summary.requests += len(came)
-            if summary.first_arrival is None:
-                summary.first_arrival = came[0][1]
-            summary.last_arrival = came[-1][1]
+        summary.requests += many
+        if latest is not None:
+            summary.last_arrival = latest[1]
 
     def _take_in(self, odd: Sequence[Row]) -> None:
         """These as well, and they take the ordinary way."""
@@ -295,7 +312,7 @@ class Columns:
             return
         recorder = self.engine.loop.recorder
         summary = recorder.summary
-        rows, lengths, _, _, firsts = zip(*done, strict=True)
+        rows, lengths, _, _, _, firsts = zip(*done, strict=True)
         ids, arrivals = [row[0] for row in rows], np.array([row[1] for row in rows])
         first, last = np.array(firsts), np.array(lasts)
         summary.e2el.frombytes((last - arrivals).tobytes())
@@ -325,7 +342,7 @@ class Columns:
         ]
         made: dict[int, TokenTask] = {}
         for entry, last in sorted(found):
-            row, length, _, started, first = entry
+            row, length, _, _, started, first = entry
             task = made[row[0]] = self._task(row)
             task.admitted, task.started, task.first_token = admitted.get(row[0], started), started, first
             task._generated, task._computed, task._ticks = length - last, task.prompt, engine._ticks

@@ -32,7 +32,7 @@ from servetwin.core.tokens import DECODES, PREFILLS, TokenPolicy, TokenTask
 from simpy.events import NORMAL
 
 from .calendar import Timer
-from .columns import Columns, Line
+from .columns import Columns
 from .executor import SimExecutor
 from .tokens import TokenLane
 
@@ -159,7 +159,7 @@ class _Fused:
         many: list[float] = []
         # Both are properties of the device, so they are asked for once. A line holds as far as it says: that steps
         # taken together equal single ones rests on it too.
-        lines: dict[int, Line] = {}  # batch size -> (context, what `straight` gave)
+        lines: dict[int, tuple[float, float, float, float]] = {}  # batch size -> (context, what `straight` gave)
         gaps: dict[int, float] = {}
 
         def arrive(request: Request, now: float) -> None:
@@ -194,7 +194,7 @@ class _Fused:
             and not _hears(summary, "ended", Summary.ended)
             and slo is None
         ):
-            alike = Columns(engine, lane, source, arrive, lines, gaps)
+            alike = Columns(engine, lane, source, arrive)
         coming = self.coming
         due = coming.arrival if coming is not None else NEVER
         now = calendar._now
