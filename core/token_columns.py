@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import count
 
+import numpy as np
+
 from .request import Outputs
 from .tokens import TokenRequest, Tokens
 
@@ -15,8 +17,8 @@ Row = tuple[int, float, int, int, int]
 class TokenColumns(Iterator[TokenRequest]):
     """An iterator of `TokenRequest`, numbered from 0, to the stage whose loop module is *module*.
 
-    *arrivals* gives seconds since the run began (never falling), *prompts*, *limits* and *outputs* tokens, as plain
-    floats and ints; the shortest column ends all, and ``itertools.repeat`` will do for one that does not change. They
+    *arrivals* gives seconds since the run began (never falling), *prompts*, *limits* and *outputs* tokens: arrays, or
+    plain floats and ints. The shortest ends all, and ``itertools.repeat`` will do for one that does not change. They
     are read one request ahead and do nothing but give numbers. *slo* is as in `TokenRequest`, the same for all. Who
     needs no objects may read *rows* instead, and then sets *row*, the last that was read (None if there was none).
     """
@@ -32,7 +34,8 @@ class TokenColumns(Iterator[TokenRequest]):
         slo: float = float("inf"),
     ) -> None:
         self.module, self.slo = module, slo
-        self.rows: Iterator[Row] = zip(count(), arrivals, prompts, limits, outputs, strict=False)
+        columns = [c.tolist() if isinstance(c, np.ndarray) else c for c in (arrivals, prompts, limits, outputs)]
+        self.rows: Iterator[Row] = zip(count(), *columns, strict=False)
         self.row: Row | None = None
         self._shape: tuple[int, int, int] | None = None
         self._shared: tuple[Tokens, Outputs] = {}, {}

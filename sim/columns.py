@@ -313,8 +313,8 @@ class Columns:
         recorder = self.engine.loop.recorder
         summary = recorder.summary
         rows, lengths, _, _, _, firsts = zip(*done, strict=True)
-        ids, arrivals = [row[0] for row in rows], np.array([row[1] for row in rows])
-        first, last = np.array(firsts), np.array(lasts)
+        ids, arrivals = [row[0] for row in rows], np.array([row[1] for row in rows], dtype=float)
+        first, last = np.array(firsts, dtype=float), np.array(lasts, dtype=float)
         summary.e2el.frombytes((last - arrivals).tobytes())
         met = int(np.count_nonzero(last <= arrivals + self.source.slo))
         for outcome, many in ((Outcome.MET, met), (Outcome.LATE, len(done) - met)):

@@ -1,9 +1,9 @@
 """One LLM engine in three styles: vLLM 0.5.4's scheduling (prefill first, first come, first served), paged KV memory.
 
-`twin` is ServeTwin itself. `naive` is what a first SimPy model looks like: a process per request, which waits for
-each of its tokens, and every request touched at every step. `bare` is a loop without any simulation library that
-knows the tricks (requests that decode are counted together, not one by one): the floor for pure Python. All three
-make the same decisions, so their results are equal to the bit.
+`twin` is ServeTwin itself, `objects` the same where each request comes as an object. `naive` is what a first SimPy
+model looks like: a process per request, which waits for each of its tokens, and every request touched at every step.
+`bare` is a loop without any simulation library that knows the tricks (requests that decode are counted together, not
+one by one): the floor for pure Python. All of them make the same decisions, so their results are equal to the bit.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from itertools import repeat
 from typing import Any
 
 import simpy
-from servetwin.core import Module, Pipeline, Recorder, ServingLoop
+from servetwin.core import Module, Pipeline, Recorder, Request, ServingLoop
 from servetwin.core.streams import stream
 from servetwin.core.token_columns import TokenColumns
 from servetwin.core.token_latencies import TokenLatencies
 from servetwin.core.token_worker import TokenWorker
-from servetwin.core.tokens import CumulativeSLO, EngineLimits, TokenPolicy, TokenView
+from servetwin.core.tokens import CumulativeSLO, EngineLimits, TokenPolicy, TokenRequest, TokenView
 from servetwin.policies.vllm import VLLM
 from servetwin.sim import SimExecutor
 from servetwin.sim.fused import play
@@ -132,8 +132,8 @@ class Run:
         prompt, output = repeat(self.case.prompt), repeat(self.case.output)
         return TokenColumns("llm", self.arrivals or self.case.arrivals(), prompt, output, output)
 
-    def play(self, fused: bool = True) -> None:
-        play(self.loop, self.executor, self.requests(), fused=fused)
+    def play(self, fused: bool = True, source: Iterator[Request] | None = None) -> None:
+        play(self.loop, self.executor, source or self.requests(), fused=fused)
 
     @property
     def steps(self) -> int:
@@ -151,6 +151,14 @@ class Run:
 def twin(case: Case) -> Result:
     run = Run(case)
     run.play()
+    return run.result()
+
+
+def objects(case: Case) -> Result:
+    """Likewise, from a source that anybody may write: the policy is asked at each turn, about objects."""
+    run = Run(case)
+    tokens, outputs = {"llm": (case.prompt, case.output)}, {"llm": case.output}
+    run.play(source=(TokenRequest(i, at, tokens, outputs) for i, at in enumerate(case.arrivals())))
     return run.result()
 
 
@@ -294,7 +302,7 @@ def naive(case: Case) -> Result:
     return Result(steps[0], ttft, tpot, e2el)
 
 
-STYLES: dict[str, Callable[[Case], Result]] = {"twin": twin, "naive": naive, "bare": bare}
+STYLES: dict[str, Callable[[Case], Result]] = {"twin": twin, "objects": objects, "naive": naive, "bare": bare}
 
 
 def main() -> None:

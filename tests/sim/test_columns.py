@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 
+import numpy as np
 import pytest
 from engines import Linear, view_of
 from hypothesis import given, settings
@@ -64,12 +65,12 @@ def columns(sent: Iterable[tuple[float, int, int]], limit: int, slo: float) -> T
 
 
 def serve(sent, fused, *, recorder=TokenLatencies, seed=None, crooked=False, gap=0.0, dice=None, limit=50,
-          slo=float("inf"), stop=None, steps=None, **limits):  # fmt: skip
+          slo=float("inf"), stop=None, steps=None, preparing=0.0, **limits):  # fmt: skip
     steps = steps or (Crooked if crooked else Linear)(gap=gap)
     view = view_of(steps, EngineLimits(**limits))
     policy = Watches(VLLM(), dice)
     worker = TokenWorker(view.stage, policy, view)
-    executor = SimExecutor(lambda _: TokenTiming(steps, noise(seed), lambda n: 0.001 * n))
+    executor = SimExecutor(lambda _: TokenTiming(steps, noise(seed), lambda n: 0.001 * n, None, preparing))
     log = recorder()
     loop = policy.loop = ServingLoop([view.stage], [worker], executor, log)
     source = columns(sent, limit, slo)
@@ -107,6 +108,7 @@ worlds = st.fixed_dictionaries(
         "slo": st.sampled_from([float("inf"), 1.0, 3.0]),
         "limit": st.sampled_from([50, 7]),
         "recorder": st.sampled_from([TokenLatencies, Recorder]),
+        "preparing": st.sampled_from([0.0, 0.0, 0.0, 0.003]),
         "max_batched_tokens": st.sampled_from([60, 100, 1000]),
     }
 )
@@ -154,7 +156,7 @@ def test_it_takes_a_standing_word_numbers_and_somebody_who_wants_no_more() -> No
             super().ended(request, now)
 
     sent = [(0.3 * i, 30, 20) for i in range(50)]
-    for world in ({"recorder": Counts}, {"stop": 1000.0}, {"stamp": "seen"}):
+    for world in ({"recorder": Counts}, {"stop": 1000.0}, {"stamp": "seen"}, {"preparing": 0.001}):
         _, shown = serve(sent, True, blocks=1000, **world)
         assert len(shown) > 90
         assert same(sent, blocks=1000, **world) == 0
@@ -167,6 +169,9 @@ def test_columns_are_requests_as_well() -> None:
         (1, 0.5, 4.0, {"llm": (5, 9)}, {"llm": 2}),
         (2, 1.5, 4.0, {"llm": (6, 9)}, {"llm": 3}),
     ]
+    arrays = TokenColumns("llm", np.array([0.5]), np.array([5]), np.array([9]), np.array([2]))
+    (one,) = arrays
+    assert (type(one.arrival), type(one.tokens["llm"][0]), type(one.outputs["llm"])) == (float, int, int)
     source = columns([(0.0, 5, 2)], 9, 4.0)
     assert source.row is None
     next(source)
