@@ -4,7 +4,8 @@ Where a system is a single LLM engine and nobody wants to hear of its batches, h
 calendar: between two decisions only arrivals happen, and they come in order. `play` then runs the two common kinds of
 steps (all decode; some prefill) in place, on the engine's own state. The policy is asked as ever, on the view as
 ever, with nothing known of it beforehand; any other step goes through the engine's own methods. As soon as something
-else stands on the calendar (a stop, a policy that idles until a time) the calendar takes over for good.
+else stands on the calendar (a stop, a policy that idles until a time) the calendar takes over for good. Where neither
+the policy nor anybody else needs to look at single requests, `servetwin.sim.columns` goes on until somebody does.
 
 Every number is computed by the same operations in the same order as in `servetwin.core.token_engine` and
 `servetwin.sim.tokens`, ties in time included, so results are equal to the bit; `tests/sim/test_fused.py` holds them
