@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from .request import Outcome, Request
 from .seam import Batch
 
+T = TypeVar("T")
+
+
+class Tally(Counter[T]):
+    """A `Counter` that counts at the speed of a dict: a plain one writes by way of Python's own ``__delitem__``."""
+
+    __setitem__ = dict.__setitem__
+    __delitem__ = dict.__delitem__  # type: ignore[assignment]
+
 
 class Summary:
     """Counts and latencies of a run, gathered as it goes; 8 bytes are kept per finished request."""
 
     def __init__(self) -> None:
-        self.outcomes: Counter[Outcome] = Counter()
+        self.outcomes: Counter[Outcome] = Tally()
         self.requests = 0
         self.first_arrival: float | None = None
         self.last_arrival = 0.0
@@ -40,7 +49,7 @@ class Summary:
         try:
             self.sizes[batch.worker.name][batch.size] += batch.count
         except KeyError:
-            self.sizes[batch.worker.name] = Counter({batch.size: batch.count})
+            self.sizes[batch.worker.name] = Tally({batch.size: batch.count})
 
     @property
     def met(self) -> int:

@@ -278,11 +278,17 @@ class Step(Decision):
     *repeat* (decode steps only) is the policy's word that it would decide the same again, see `Repeat`. A step may be
     given again and again, but is not to be changed once it is made.
 
+    *standing* (with *repeat*, where all that can decode do and nothing else happens) extends that word to requests
+    that arrive: whenever the engine looks at its queue, the policy would first prefill those that wait, in the order
+    of the queue, whole, in a step without decodes, as many as `TokenView.admissible` takes of them; and if it takes
+    none, decode as here. It holds through arrivals, admissions and ends, until a task is preempted or a prompt comes
+    that is longer than a step; the engine may ask again at any time.
+
     The engine admits from *prefill* as long as tokens, sequences and blocks last; the first waiting task that does
     not fit stays waiting, and so do those after it. Memory is given to the running before the waiting.
     """
 
-    __slots__ = ("decode", "plain", "preempt", "prefill")
+    __slots__ = ("decode", "plain", "preempt", "prefill", "standing")
 
     def __init__(
         self,
@@ -293,6 +299,7 @@ class Step(Decision):
         drop: Sequence[TokenTask] = (),
         idle_until: float | None = None,
         repeat: Repeat | None = None,
+        standing: bool = False,
     ) -> None:
         self.prefill = prefill
         self.decode = decode
@@ -308,6 +315,7 @@ class Step(Decision):
                 self.plain = PREFILLS
         self.idle_until = idle_until
         self.repeat = repeat
+        self.standing = standing
 
     def __repr__(self) -> str:
         decode = self.decode if isinstance(self.decode, All) else [t.id for t in self.decode]

@@ -12,8 +12,8 @@ import sys
 from servetwin.core.seam import Repeat
 from servetwin.core.tokens import ALL, Step, TokenPolicy, TokenTask, TokenView
 
-#: All decode, until something changes.
-DECODE = Step(decode=ALL, repeat=Repeat(sys.maxsize))
+#: All decode, until something changes; and as long as those that come are of the ordinary kind, it is known how.
+DECODE = Step(decode=ALL, repeat=Repeat(sys.maxsize), standing=True)
 
 
 class VLLM(TokenPolicy):

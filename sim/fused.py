@@ -4,7 +4,8 @@ Where a system is a single LLM engine and nobody wants to hear of its batches, h
 calendar: between two decisions only arrivals happen, and they come in order. `play` then runs the two common kinds of
 steps (all decode; some prefill) in place, on the engine's own state. The policy is asked as ever, on the view as
 ever, with nothing known of it beforehand; any other step goes through the engine's own methods. As soon as something
-else stands on the calendar (a stop, a policy that idles until a time) the calendar takes over for good.
+else stands on the calendar (a stop, a policy that idles until a time) the calendar takes over for good. Where neither
+the policy nor anybody else needs to look at single requests, `servetwin.sim.columns` goes on until somebody does.
 
 Every number is computed by the same operations in the same order as in `servetwin.core.token_engine` and
 `servetwin.sim.tokens`, ties in time included, so results are equal to the bit; `tests/sim/test_fused.py` holds them
@@ -13,7 +14,6 @@ together. A change there is a change here.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from heapq import heappop, heappush
 from sys import getrefcount
@@ -21,16 +21,19 @@ from typing import TYPE_CHECKING, Any
 
 import servetwin.core.loop
 from servetwin.core.loop import NEVER, ServingLoop
-from servetwin.core.metrics import Summary
+from servetwin.core.metrics import Summary, Tally
 from servetwin.core.records import Recorder
 from servetwin.core.request import Outcome, Request
 from servetwin.core.token_batch import TokenBatch
+from servetwin.core.token_columns import TokenColumns
 from servetwin.core.token_engine import TokenEngine
+from servetwin.core.token_latencies import TokenLatencies
 from servetwin.core.token_worker import TokenWorker
 from servetwin.core.tokens import DECODES, PREFILLS, TokenPolicy, TokenTask
 from simpy.events import NORMAL
 
 from .calendar import Timer
+from .columns import Columns
 from .executor import SimExecutor
 from .tokens import TokenLane
 
@@ -69,6 +72,11 @@ def _fits(loop: ServingLoop, executor: SimExecutor) -> bool:
         and type(recorder).batch is Recorder.batch
         and type(recorder.summary).batch is Summary.batch
     )
+
+
+def _hears(thing: object, event: str, *known: object) -> bool:
+    """Whether *thing* does something of its own, not one of the *known*, when it is told of *event*."""
+    return getattr(type(thing), event) not in known or event in vars(thing)
 
 
 def _references() -> int:
@@ -136,11 +144,10 @@ class _Fused:
         module, stage = engine._module, engine.stage
         decide = worker.policy.decide
         slo = view.slo
-        recorder, name = loop.recorder, worker.name
-        counted = recorder.summary.sizes.setdefault(name, Counter())
-        counted_of = counted.get
-        hears = type(recorder).arrived is not Recorder.arrived
-        arrived = recorder.arrived if hears else recorder.summary.arrived
+        recorder, summary = loop.recorder, loop.recorder.summary
+        counted = summary.sizes.setdefault(worker.name, Tally())
+        hears = _hears(recorder, "arrived", Recorder.arrived)
+        arrived = recorder.arrived if hears else summary.arrived
         ended = recorder.ended
         plainly = not engine.seen and type(worker.policy).admit is TokenPolicy.admit
         straight, between, draw, prefills = lane.straight, lane.between, lane.draw, lane.prefills
@@ -178,6 +185,17 @@ class _Fused:
             else:
                 worker.inbox.append(task)
 
+        alike = None  # who goes on without the policy and without a look at single requests, where that can be
+        if (
+            type(source) is TokenColumns
+            and source.module == module
+            and plainly
+            and not (keep or preparing or hears or _hears(summary, "arrived", Summary.arrived))
+            and not _hears(recorder, "ended", Recorder.ended, TokenLatencies.ended)
+            and not _hears(summary, "ended", Summary.ended)
+            and slo is None
+        ):
+            alike = Columns(engine, lane, source, arrive)
         coming = self.coming
         due = coming.arrival if coming is not None else NEVER
         now = calendar._now
@@ -213,6 +231,21 @@ class _Fused:
                                 times = repeat.times
                         if (view.free_blocks - headroom) * size < size_of * (times + size - 1):
                             times = engine._affordable(times)
+                        if (
+                            step.standing
+                            and alike is not None
+                            and times
+                            and repeat is not None
+                            and not (fresh or waiting or worker.inbox)
+                            and view.decoding == len(running)
+                            and not (engine._swapped or engine._preempted or engine._stale)
+                        ):
+                            now = alike.run(step, now)
+                            row = alike.source.row
+                            self.coming = coming = alike.source.request(row) if row is not None else None
+                            due = coming.arrival if coming is not None else NEVER
+                            take = True
+                            continue
                         if times:
                             kind = 1
                             loop._batches += 1
@@ -354,7 +387,7 @@ class _Fused:
                 continue
             view.last_step = took
             if kind == 1:
-                counted[size_of] = counted_of(size_of, 0) + count
+                counted[size_of] += count
                 tick = ticks.count
                 ticks.count = last = tick + count
                 if count == 1:
@@ -398,13 +431,13 @@ class _Fused:
                         request.outcome = met if now <= request.deadline and not request.missed else late
                         del live[request.id]
                         ended(request, now)
-                        # Request and task hold each other. If nobody else does they may go at once, which spares the
-                        # collector, and the next ones find memory that is still warm.
+                        # Request and task hold each other. If nobody else does the request may go at once, which
+                        # spares the collector, and the task may serve for the next one, all of it set anew.
                         if getrefcount(request) == alone + 1 and getrefcount(task) == alone + 2:
                             request.tasks.clear()
                 view.last_decode = took
             else:
-                counted[size_of] = counted_of(size_of, 0) + 1
+                counted[size_of] += 1
                 tick = ticks.count
                 joining = more = 0
                 for task, _, _ in pieces:

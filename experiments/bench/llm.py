@@ -37,22 +37,23 @@ def llm(rounds: int) -> None:
 def _styles(rounds: int) -> None:
     """The same decisions in three styles, equal to the bit; the naive one is given a tenth of the requests."""
     print(f"\nan LLM engine (vLLM 0.5.4), 10000 requests of 512 + 128 tokens; CPU us a request, {rounds} rounds")
-    print(f"{'load':>5} {'steps':>7} {'ServeTwin':>20} {'requests/s':>11} {'naive SimPy':>20} {'bare loop':>20}"
-          f" {'naive / ServeTwin':>20} {'ServeTwin / bare':>20}")  # fmt: skip
+    print(f"{'load':>5} {'steps':>7} {'ServeTwin':>17} {'requests/s':>11} {'from objects':>17} {'naive SimPy':>20}"
+          f" {'bare loop':>17} {'naive / ServeTwin':>20} {'ServeTwin / bare':>17} {'objects / bare':>17}"
+          )  # fmt: skip
     for load in (0.25, 0.75, 0.95):
         case, few = Case(load=load), Case(1000, load=load)
         results = {name: style(few) for name, style in STYLES.items()}
-        steps = {name: STYLES[name](case) for name in ("twin", "bare")}
+        steps = {name: STYLES[name](case) for name in ("twin", "objects", "bare")}
         for found in (results, steps):
             if any(r.key != found["bare"].key for r in found.values()):
                 raise SystemExit(f"at load {load} the styles differ")
-        sizes = {"twin": case, "naive": few, "bare": case}
+        sizes = {"twin": case, "objects": case, "naive": few, "bare": case}
         costs = turns({n: partial(in_process, partial(style, sizes[n])) for n, style in STYLES.items()}, rounds)
         each = {n: [Cost(c.cpu / sizes[n].requests, c.wall) for c in costs[n]] for n in STYLES}
         columns = [spread([c.cpu for c in each[n]], 1e6) for n in STYLES]
-        columns += [ratios(each["naive"], each["twin"]), ratios(each["twin"], each["bare"])]
+        columns += [ratios(each[a], each[b]) for a, b in (("naive", "twin"), ("twin", "bare"), ("objects", "bare"))]
         columns.insert(1, f"{1 / statistics.median([c.cpu for c in each['twin']]):.0f}")
-        widths = (20, 11, 20, 20, 20, 20)
+        widths = (17, 11, 17, 20, 17, 20, 17, 17)
         line = " ".join(f"{c:>{w}}" for c, w in zip(columns, widths, strict=True))
         print(f"{load:>5} {steps['twin'].steps:>7} {line}")
 

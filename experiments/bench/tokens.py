@@ -1,9 +1,9 @@
 """One LLM engine in three styles: vLLM 0.5.4's scheduling (prefill first, first come, first served), paged KV memory.
 
-`twin` is ServeTwin itself. `naive` is what a first SimPy model looks like: a process per request, which waits for
-each of its tokens, and every request touched at every step. `bare` is a loop without any simulation library that
-knows the tricks (requests that decode are counted together, not one by one): the floor for pure Python. All three
-make the same decisions, so their results are equal to the bit.
+`twin` is ServeTwin itself, `objects` the same where each request comes as an object. `naive` is what a first SimPy
+model looks like: a process per request, which waits for each of its tokens, and every request touched at every step.
+`bare` is a loop without any simulation library that knows the tricks (requests that decode are counted together, not
+one by one): the floor for pure Python. All of them make the same decisions, so their results are equal to the bit.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ import json
 import resource
 import sys
 import time
-from array import array
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import repeat
 from typing import Any
 
 import simpy
 from servetwin.core import Module, Pipeline, Recorder, Request, ServingLoop
 from servetwin.core.streams import stream
+from servetwin.core.token_columns import TokenColumns
+from servetwin.core.token_latencies import TokenLatencies
 from servetwin.core.token_worker import TokenWorker
 from servetwin.core.tokens import CumulativeSLO, EngineLimits, TokenPolicy, TokenRequest, TokenView
 from servetwin.policies.vllm import VLLM
@@ -96,25 +98,6 @@ class Line:
         return 0.0
 
 
-class Metrics(Recorder):
-    """Keeps the latencies of each request, in the order in which they end: 32 bytes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ids, self.ttft, self.tpot = array("l"), array("d"), array("d")
-        self.e2el = self.summary.e2el
-
-    def ended(self, request: Request, now: float) -> None:
-        self.summary.ended(request, now)
-        task: Any = request.tasks[0]
-        first, last = task.first_token, task.finished
-        if first is not None and last is not None:
-            gaps = task.generated - 1
-            self.ids.append(request.id)
-            self.ttft.append(first - request.arrival)
-            self.tpot.append((last - first) / gaps if gaps else 0.0)
-
-
 @dataclass
 class Result:
     """Latencies by request, and how many steps there were."""
@@ -139,26 +122,25 @@ class Run:
         (stage,) = Pipeline([Module("llm", loop=True)], []).stages([["llm"]])
         slo = CumulativeSLO(3.0, 1.5, D0, D1, times.prefill) if policy is not None else None
         view = TokenView(stage, case.limits, estimate_prefill=times.prefill, estimate_decode=times.decode, slo=slo)
-        self.recorder = recorder or Metrics()
+        self.recorder = recorder or TokenLatencies()
         self.executor = SimExecutor(lambda _: TokenTiming(times))
         worker = TokenWorker(stage, policy or VLLM(), view)
         self.loop = ServingLoop([stage], [worker], self.executor, self.recorder)
         self.arrivals: list[float] | None = None
 
-    def requests(self) -> Iterator[TokenRequest]:
-        tokens, outputs = {"llm": (self.case.prompt, self.case.output)}, {"llm": self.case.output}
-        for i, arrival in enumerate(self.arrivals or self.case.arrivals()):
-            yield TokenRequest(i, arrival, tokens, outputs)
+    def requests(self) -> TokenColumns:
+        prompt, output = repeat(self.case.prompt), repeat(self.case.output)
+        return TokenColumns("llm", self.arrivals or self.case.arrivals(), prompt, output, output)
 
-    def play(self, fused: bool = True) -> None:
-        play(self.loop, self.executor, self.requests(), fused=fused)
+    def play(self, fused: bool = True, source: Iterator[Request] | None = None) -> None:
+        play(self.loop, self.executor, source or self.requests(), fused=fused)
 
     @property
     def steps(self) -> int:
         return sum(sizes.total() for sizes in self.recorder.summary.sizes.values())
 
     def result(self) -> Result:
-        assert isinstance(self.recorder, Metrics)
+        assert isinstance(self.recorder, TokenLatencies)
         columns = [[0.0] * self.case.requests for _ in range(3)]
         for column, values in zip(columns, (self.recorder.ttft, self.recorder.tpot, self.recorder.e2el), strict=True):
             for i, value in zip(self.recorder.ids, values, strict=True):
@@ -169,6 +151,14 @@ class Run:
 def twin(case: Case) -> Result:
     run = Run(case)
     run.play()
+    return run.result()
+
+
+def objects(case: Case) -> Result:
+    """Likewise, from a source that anybody may write: the policy is asked at each turn, about objects."""
+    run = Run(case)
+    tokens, outputs = {"llm": (case.prompt, case.output)}, {"llm": case.output}
+    run.play(source=(TokenRequest(i, at, tokens, outputs) for i, at in enumerate(case.arrivals())))
     return run.result()
 
 
@@ -312,7 +302,7 @@ def naive(case: Case) -> Result:
     return Result(steps[0], ttft, tpot, e2el)
 
 
-STYLES: dict[str, Callable[[Case], Result]] = {"twin": twin, "naive": naive, "bare": bare}
+STYLES: dict[str, Callable[[Case], Result]] = {"twin": twin, "objects": objects, "naive": naive, "bare": bare}
 
 
 def main() -> None:
