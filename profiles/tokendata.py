@@ -156,13 +156,22 @@ class Mixed(Strict):
 
     "one_pass": all its tokens go through the weights together and decoding adds its attention: prefill of (tokens +
     batch) plus decode of the batch less decode of the batch without context; never less than the decode step alone.
-    "sum": a prefill step and a decode step, one after the other. *factor* is the measured ratio to that.
+    "sum": a prefill step and a decode step, one after the other. *factor* is the measured ratio to that. With
+    *attention* (one_pass only) the factor is that of the pass alone, and what decoding adds takes so many times as
+    long as in a step of its own: kernels for prompts of any lengths serve single tokens less well.
     """
 
     rule: Literal["one_pass", "sum"] = "one_pass"
     factor: Positive = 1.0
+    attention: Positive | None = None
     source: Source | None = None
     note: Text | None = None
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if self.attention is not None and self.rule == "sum":
+            raise ValueError("attention is a part of one pass, and there are two")
+        return self
 
 
 class TokenModel(Strict):

@@ -63,6 +63,7 @@ class TokenTable:
         self._pieces: dict[int, Pieces] = {}
         self._one_pass = model.mixed.rule == "one_pass"
         self._factor = model.mixed.factor
+        self._attention = model.mixed.attention or model.mixed.factor
         self._between = _between(between_cost, max(self.largest_batch, 1), name, hold)
 
     # -- prefill ---------------------------------------------------------------------------------------------
@@ -162,7 +163,7 @@ class TokenTable:
         if not self._one_pass:
             return self._factor * (self.prefill(tokens, squares, context) + decode)
         whole = self.prefill(tokens + batch, None if squares is None else squares + batch, context)
-        return max(self._factor * (whole + decode - self.decode(batch, 0)), decode)
+        return max(self._factor * whole + self._attention * (decode - self.decode(batch, 0)), decode)
 
     def step(self, tokens: int, squares: float | None, context: float, batch: int, decode_context: float) -> float:
         """Seconds of a step, whichever it is; 0 if it does nothing."""

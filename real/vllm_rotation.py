@@ -32,6 +32,9 @@ CHANGE = 2
 DRY = 6
 #: Steps whose prompts are handed to the engine at a time.
 QUEUE = 25
+#: Decode steps after each step of prompts, and the sequences in them: as in a run. Prompts and nothing but prompts
+#: heat a GPU until it clocks down (on an H100 by 2 % with 100 tokens a step, by 8 % with 600).
+REST, RESTING = 2, 8
 #: Prompts, their tokens in all, sequences that decode beside them.
 Cell = tuple[int, int, int]
 
@@ -185,6 +188,17 @@ def _room(engine: VllmEngine) -> int:
     return int(engine.scheduler.blocks * engine.scheduler.block_size)
 
 
+def both_ends(sizes: Sequence[int], graphs: Sequence[int], until: int = 64) -> list[int]:
+    """*sizes* and, up to *until*, the smallest batch that runs in the same graph as each of them: weights are read
+    for the graph's size, but keys and values for the sequences that there are.
+
+    >>> both_ends((1, 2, 4, 8, 16, 96), (1, 2, 4, 8, 16, 32, 96))
+    [1, 2, 3, 4, 5, 8, 9, 16, 96]
+    """
+    below = {b: a + 1 for a, b in itertools.pairwise(sorted(graphs))}
+    return sorted({*sizes, *(below[n] for n in sizes if n in below and n <= until)})
+
+
 def _decode(bench: _Rotating, rotation: Rotation, context: int, large: bool) -> None:
     """Decode batches of all sizes in random order, in spells; every third spell the engine runs dry once.
 
@@ -192,7 +206,8 @@ def _decode(bench: _Rotating, rotation: Rotation, context: int, large: bool) -> 
     """
     engine = bench.engine
     most = engine.options.max_sequences if large and context <= 200 else 96
-    sizes = [n for n in rotation.decode if n <= min(most, engine.options.max_sequences)]
+    known = both_ends(rotation.decode, engine.options.graphs)
+    sizes = [n for n in known if n <= min(most, engine.options.max_sequences)]
     while sizes:
         longest = context + (rotation.steps + 1) * len(sizes)
         if sizes[-1] * longest <= _room(engine) and longest < engine.options.max_model_len:
@@ -231,8 +246,9 @@ def _prefills(bench: _Rotating, rotation: Rotation) -> None:
     last = max(graphs, default=0)
     for some in ([c for c in cells if c[1] <= last], [c for c in cells if c[1] > last]):
         if some:
-            bench.begin()
-            _stream(bench, "prefill", [(n, total, 0) for n, total in some])
+            beside = min(RESTING, options.max_sequences // 2)
+            bench.hold(beside, rotation.mixed_context)
+            _stream(bench, "prefill", [(n, total, 0) for n, total in some], Move(0, beside))
 
 
 def _beside(bench: _Rotating, rotation: Rotation) -> None:
@@ -268,8 +284,9 @@ def _chunks(bench: _Rotating, rotation: Rotation) -> None:
         bench.engine.empty()
 
 
-def _stream(bench: _Rotating, kind: str, cells: Sequence[Cell]) -> None:
-    """*cells* in random order, a step each, and some of them once more after the engine has run dry.
+def _stream(bench: _Rotating, kind: str, cells: Sequence[Cell], after: Move | None = None) -> None:
+    """*cells* in random order, a step each, and some of them once more after the engine has run dry; *after* each
+    `REST` steps of another kind.
 
     Their prompts are handed over for some steps at a time: a long queue would cost the scheduler time of its own.
     """
@@ -283,6 +300,7 @@ def _stream(bench: _Rotating, kind: str, cells: Sequence[Cell]) -> None:
         moves: list[Move] = []
         for (prompts, _, size), dry in part:
             moves += [Move(), Move(prompts, size)] if dry else [Move(prompts, size)]
+            moves += [after] * REST if after is not None else []
         bench.play(kind, moves[1:], [(n, 1) for (many, total, _), _ in part for n in _split(total, many)])
 
 
@@ -307,13 +325,16 @@ def steady_section(
     fill = [s for s in steady["fill"] if not s.decode and sum(n for _, n, _ in s.prefill) > single]
     decodes = [step for one in measured if one.kind == "decode" for step in _settled(one.steps) if step.behind]
     prefills = [s for s in steady["prefill"] if s.prefill and not s.decode]
-    padded = bool(options["graphs"])
+    graphs = options["graphs"] if options.get("graphs_for") == "all" else ()
+    # With both ends of each stair measured the way between them is a line, and so is the jump to the next.
+    sizes = {step.decode for step in decodes}
+    padded = bool(options["graphs"]) and not sizes.issuperset(both_ends(sorted(sizes), options["graphs"]))
     model: dict[str, Any] = {
         "prefill": _prefill(
             [*prefills, *fill],
             rotation.prompts,
             options["max_batched_tokens"],
-            options["graphs"] if options.get("graphs_for") == "all" else (),
+            graphs,
             origin,
         ),
         "surface": _surface(decodes, rotation.contexts, padded, origin),
@@ -321,7 +342,10 @@ def steady_section(
     plain = TokenTable(TokenModel.model_validate(model), hold=True)
     model["prefill"]["per_pair"] = _per_pair(steady["chunks"], plain)
     plain = TokenTable(TokenModel.model_validate(model), hold=True)
-    model["mixed"] = _mixed([s for s in steady["mixed"] if s.prefill and s.decode], plain, origin)
+    within = max(graphs, default=options["max_batched_tokens"])
+    mixed = [s for s in steady["mixed"] if s.prefill and s.decode]
+    mixed = [s for s in mixed if sum(n for _, n, _ in s.prefill) + s.decode <= within] or mixed
+    model["mixed"] = _mixed(mixed, plain, origin)
     table = TokenTable(TokenModel.model_validate(model), hold=True)
     costs = _costs(measured, table, origin)
     includes = (
@@ -391,6 +415,8 @@ def begins(measured: Sequence[Measured], table: Any) -> dict[str, list[float]]:
         for before, step in itertools.pairwise(one.steps):
             if step.behind or (one.kind == "decode" and before.decode != step.decode):
                 continue
+            if one.kind == "prefill" and not step.prefill:
+                continue
             found[one.kind].append(step.seconds - expected(step, table))
     return found
 
@@ -448,7 +474,11 @@ def _costs(measured: Sequence[Measured], table: Any, origin: dict[str, str]) -> 
         }
     ratios = {
         "prefill": [
-            s.seconds / expected(s, table) for one in measured if one.kind == "prefill" for s in one.steps if s.behind
+            s.seconds / expected(s, table)
+            for one in measured
+            if one.kind == "prefill"
+            for s in one.steps
+            if s.behind and s.prefill and not s.decode
         ],
         "decode": [
             s.seconds / expected(s, table)

@@ -146,6 +146,7 @@ class Campaign:
         self.folder, self.end, self.tiny, self.smoke = args.folder, args.seconds, args.tiny, args.smoke
         self.plan = plan_of(args.model, args.tensor_parallel, args.smoke, args.tiny)
         self.replays: list[tuple[float, Any, Any]] = []
+        self.spare: list[Any] = []  # pairs of events
         self.shares: list[tuple[float, dict[str, Any]]] = []  # of requests on time, by run
         self.engine: VllmEngine
         self.read: Profile
@@ -188,15 +189,26 @@ class Campaign:
     # -- the GPU's part of a step -------------------------------------------------------------------------
 
     def spy(self) -> None:
-        """Have an event before and after each CUDA graph that this process launches."""
+        """Have an event before and after each CUDA graph that this process launches.
+
+        The events are made beforehand and used again: making them stalls the host now and then.
+        """
         import torch
 
         if not torch.cuda.is_available() or self.plan.options.tensor_parallel > 1:
             return
         plain = torch.cuda.CUDAGraph.replay
+        self.spare = [tuple(torch.cuda.Event(enable_timing=True) for _ in range(2)) for _ in range(6000)]
+        for pair in self.spare:
+            for event in pair:
+                event.record()
+        torch.cuda.synchronize()
 
         def spied(graph: Any) -> None:
-            before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            if not self.spare:
+                plain(graph)
+                return
+            before, after = self.spare.pop()
             at = time.monotonic()
             before.record()
             plain(graph)
@@ -218,8 +230,13 @@ class Campaign:
             gap = 0.0 if last is None else last.elapsed_time(before)
             out.append([round(at - zero, 6), round(before.elapsed_time(after), 4), round(gap, 4)])
             last = after
-        self.replays.clear()
+        self.forget()
         return out
+
+    def forget(self) -> None:
+        """The events since the last call are free again."""
+        self.spare += [(before, after) for _, before, after in self.replays]
+        self.replays.clear()
 
     # -- parts --------------------------------------------------------------------------------------------
 
@@ -314,7 +331,7 @@ class Campaign:
         if self.now() + planned[-1].arrival + 2.5 > limit:
             self.say("no time for", cell["id"])
             return
-        self.replays.clear()
+        self.forget()
         slo = self.slo(cell["slo"])
         made = self.engine.serve(
             planned,
@@ -356,7 +373,7 @@ class Campaign:
             wanted = campaign.requests(40, 1, 99, 40, OUTPUT)
             planned = [Planned(i, a, int(p), int(n), OUTPUT[1]) for i, (a, p, n) in enumerate(wanted)]
             self.engine.serve(planned, Settings(policy=name), stop_after=15.0)
-        self.replays.clear()
+        self.forget()
 
     def adapter(self, limit: float, pairs: int, count: int) -> None:
         """vLLM's own scheduler, and ours with the policy that decides as it does: the same requests, all at once."""
@@ -373,7 +390,7 @@ class Campaign:
                 self.say("no time for the adapter", turn)
                 return
             self.engine.empty()
-            self.replays.clear()
+            self.forget()
             scheduler.install(Settings(policy="vllm_v1"))
             scheduler.keep_log = False
             if own:  # the very object, without anything of ours
