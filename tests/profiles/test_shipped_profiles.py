@@ -31,6 +31,7 @@ OPT = ("a6000/opt-13b-tp1", "a6000/opt-30b-tp2", "a6000/opt-66b-tp4")
 OPT_VLLM = (
     "h100/opt-13b-tp1",
     "h100/opt-13b-tp1-eager",
+    "h100-async/opt-13b-tp1",
     "cpu/tiny-opt",
     "h200/codellama-7b",
     "h200/opt-13b-tp1",
