@@ -40,6 +40,8 @@ STEPS, LONGEST = 105, 1.2
 #: A visit to all batch sizes lasts about so many times `seconds`; it brings each so many iterations at least and at
 #: most, in blocks of so many.
 VISIT, VISITED, BLOCK = 3.0, (4, 40), 4
+#: How often it is measured what a policy takes longer where requests wait.
+DECIDING = 3
 #: Seconds without work after which a loop begins anew.
 IDLE = 0.002
 
@@ -357,14 +359,27 @@ class Profiler:
             self.found.deciding[name] = self._deciding(name, make)
 
     def _deciding(self, name: str, make: Callable[[], Policy]) -> float:
-        """What the policy takes longer between two iterations for each request that it leaves waiting."""
-        works = [WAITING_STEPS] * 2 + [1] * WAITING
-        spells = self._rehearse(self._gather(1, make()), works, estimate=self._estimate(), most=2)
-        loop = [s for s in spells if s.worker == self.loop][WAITING_STEPS // 2 : WAITING_STEPS]  # by then all wait
-        gaps = [b.start - a.end for a, b in _pairs(loop) if a.size == b.size == 2]
-        known = self.found.policies[name]
-        usual = known.get(2) or known[min(known)]
-        return (statistics.median(gaps) - statistics.median(usual)) / WAITING if gaps else 0.0
+        """What the policy takes longer between two iterations for each request that it leaves waiting: while two run,
+        others come and wait, so that both are seen within the same moment."""
+        if self.limit < 2:
+            return 0.0
+        alone: list[float] = []
+        crowded: list[float] = []
+        begin = 1.1 * WAITING_STEPS * self.found.period(2)
+        for _ in range(DECIDING):
+            spells = self._rehearse(
+                self._gather(1, make()),
+                [2 * WAITING_STEPS] * 2 + [1] * WAITING,
+                due=[0.0] * 2 + [begin] * WAITING,
+                estimate=self._estimate(),
+                most=2,
+            )
+            loop = [s for s in spells if s.worker == self.loop][: 2 * WAITING_STEPS]
+            for gaps, some in ((alone, loop[2 : WAITING_STEPS - 2]), (crowded, loop[-WAITING_STEPS // 2 : -1])):
+                gaps += [b.start - a.end for a, b in _pairs(some) if a.size == b.size == 2]
+        if not alone or not crowded:
+            return 0.0
+        return (statistics.median(crowded) - statistics.median(alone)) / WAITING
 
     def _estimate(self) -> Estimate:
         def estimate(module: str, n: int) -> float:

@@ -107,16 +107,19 @@ def rehearse(
     limit: int,
     device: str,
     gap: float = 0.0,
+    due: Sequence[float] | None = None,
     estimate: Estimate = _no_estimate,
     once: int | None = None,
 ) -> list[Spell]:
-    """Serve requests of these step counts, *gap* seconds apart, and give the batches that ran."""
+    """Serve requests of these step counts, *gap* seconds apart or when they are *due*, and give the batches that
+    ran."""
     pipeline: Pipeline = server.kind.pipeline()
     stages = pipeline.stages(placement)
     workers = workers_of(stages, policies, limit, device, estimate, once=once)
     log = Log(Recorder())
     executor, loop = server.prepare(stages, workers, log, exercise=0.0)
-    requests = [Request(i, i * gap, AGES, {server.kind.loop: steps}) for i, steps in enumerate(works)]
+    due = due or [i * gap for i in range(len(works))]
+    requests = [Request(i, due[i], AGES, {server.kind.loop: steps}) for i, steps in enumerate(works)]
     try:
         executor.rehearse(loop, requests)
     finally:
