@@ -53,6 +53,7 @@ OURS = {
             "sd15-512": SD,
         }.items()
     },
+    "h100-arrivals/dit-s2-256-graphs": ("dit", "vae"),
     "h200-again/palette-256-graphs": ("unet",),
     "h200-again/sd15-256-graphs": SD,
     "h200-again/sd15-512-graphs": SD,

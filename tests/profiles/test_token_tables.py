@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from servetwin.core import BadInput
 from servetwin.profiles import OutOfRange, TokenTable, architecture, kv_blocks, load
 from servetwin.profiles.architectures import architectures
@@ -146,6 +147,10 @@ def test_a_step_that_does_both() -> None:
     one_pass = t.prefill(100 + 8) + 8000 * 1e-6
     assert t.mixed(100, 100**2, 0, 8, 8000) == pytest.approx(one_pass)
     assert t.mixed(10, 100, 0, 50, 9000) == pytest.approx(max(0.010 + 0.009, t.decode(50, 9000)))
+    two = model(mixed={"rule": "one_pass", "factor": 0.95, "attention": 3.0})
+    assert two.mixed(100, 100**2, 0, 8, 8000) == pytest.approx(0.95 * t.prefill(108) + 3.0 * 8000e-6)
+    with pytest.raises(ValidationError, match="there are two"):
+        model(mixed={"rule": "sum", "attention": 2.0})
     both = model(mixed={"rule": "sum", "factor": 0.9})
     assert both.mixed(100, 100**2, 0, 8, 8000) == pytest.approx(0.9 * (0.020 + 0.018))
     assert t.step(100, None, 0, 0, 0) == t.prefill(100)

@@ -4,6 +4,7 @@ vLLM gives it up on CPUs; `ahead` forces it there. The scheduling, the engine co
 vLLM's own, and the model computes in a thread of its own, as on a GPU.
 """
 
+import dataclasses
 import random
 
 import ahead
@@ -16,14 +17,24 @@ from servetwin.experiments.measure import measure
 from servetwin.experiments.resolve import load
 from servetwin.experiments.vllm_backend import VllmBackend
 from servetwin.profiles.schema import ProfileFile
-from servetwin.profiles.tokendata import TokenData
+from servetwin.profiles.tokendata import TokenData, TokenModel
 from servetwin.profiles.tokens import TokenTable
 from servetwin.real.vllm_engine import EngineOptions, VllmEngine, model_config
 from servetwin.real.vllm_plan import Planned
 from servetwin.real.vllm_private import own_class, steps_queued
-from servetwin.real.vllm_rotation import SMALL_ROTATION, Move, Script, begins, between, rotate
-from servetwin.real.vllm_scheduler import AsyncPolicyScheduler, Estimates, Settings
-from servetwin.real.vllm_section import profile_content
+from servetwin.real.vllm_profile import Measured
+from servetwin.real.vllm_rotation import (
+    SMALL_ROTATION,
+    Move,
+    Script,
+    begins,
+    between,
+    both_ends,
+    rotate,
+    steady_section,
+)
+from servetwin.real.vllm_scheduler import AsyncPolicyScheduler, Estimates, Settings, StepLog
+from servetwin.real.vllm_section import profile_content, ratio_costs
 from test_serving import POLICIES, Odd, requests
 from transformers import OPTConfig, OPTForCausalLM
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -239,8 +250,6 @@ def test_a_profile_says_what_was_measured(profile, engine, measured):
 
 
 def test_what_lies_between_two_steps():
-    from servetwin.real.vllm_scheduler import StepLog
-
     def step(start, end, after, decode=4):
         return StepLog(start, start, start, end, [], decode, 0, [], [], 0, 0, after)
 
@@ -291,3 +300,50 @@ def test_what_vllm_will_not_do_is_said(engine, monkeypatch):
     monkeypatch.setattr(vllm_private, "steps_ahead", lambda core: False)
     with pytest.raises(BadInput, match="does not schedule asynchronously on cpu"):
         VllmEngine(EngineOptions(asynchronous=True, kv_bytes=4 << 20, max_sequences=4))
+
+
+def test_both_ends_of_what_runs_in_a_graph():
+    assert both_ends((1, 2, 4, 8, 16, 96), (1, 2, 4, 8, 16, 32, 96)) == [1, 2, 3, 4, 5, 8, 9, 16, 96]
+    assert both_ends((1, 4, 8), ()) == [1, 4, 8]  # without graphs there are no stairs
+
+
+def test_decode_batches_between_two_graphs(engine):
+    """Padded sizes follow the line between the two ends that were measured, and jump to the next graph; where only
+    one end was measured a batch takes what the graph's size does."""
+
+    def surface(sizes):
+        steps = [made(0.010 * (1 + (n > 8)) + n * 1e-4, decode=n) for n in sizes for _ in range(8)]
+        kinds = [("decode", steps), ("prefill", [made(0.02, prompt=n) for n in (1, 64, 1000) for _ in range(3)])]
+        measured = [Measured(kind, in_turn(some), [(8, 1e-4)]) for kind, some in kinds]
+        about = engine.describe()
+        about["options"] |= {"graphs": [8, 16]}
+        rotation = dataclasses.replace(SMALL_ROTATION, decode=(8, 16), contexts=(32,))
+        model = steady_section(measured, about, rotation, "here")["tokens"]["kinds"]["measured"]
+        return TokenTable(TokenModel.model_validate(model), hold=True)
+
+    ends = surface([8, 9, 16])
+    for n in (8, 9, 12, 16):
+        assert ends.decode(n, 32 * n) == pytest.approx(0.010 * (1 + (n > 8)) + n * 1e-4)
+    assert surface([8, 16]).decode(12, 32 * 12) == pytest.approx(0.0216)
+
+
+def made(seconds, *, decode=0, prompt=0):
+    return StepLog(0.0, 0.0, 0.0, seconds, [(0, prompt, 0)] if prompt else [], decode, 32 * decode, [], [], 0, 0, 0.0)
+
+
+def in_turn(steps):
+    """One after the other without a gap."""
+    at = 1.0
+    for step in steps:
+        step.after, step.start, step.end = at, at - 1e-3, at + step.end
+        at = step.end
+    return steps
+
+
+def test_stalls_are_no_part_of_the_ratios():
+    usual = [0.99, 1.0, 1.01] * 10
+    cost = ratio_costs({"decode": [*usual, 3.0, 0.3], "prefill": usual[:5]}, {"file": "here"})
+    assert set(cost) == {"decode.ratio"}
+    assert max(cost["decode.ratio"]["quantiles"]["values"]) == 1.01
+    assert cost["decode.ratio"]["samples"] == 30
+    assert "2 of 32 are left out" in cost["decode.ratio"]["how"]
