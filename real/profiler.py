@@ -35,13 +35,15 @@ ARRIVING, BUSY = 12.0, 0.7
 #: How often whole batches of each size and step count are measured.
 WHOLES = 4
 #: Iterations of each batch size, at least: of so many the 99th percentile is not the largest. Fewer, down to a third,
-#: where they would take more than `LONGEST` seconds.
+#: where they would take more than `LONGEST` seconds, or *seconds* six times.
 STEPS, LONGEST = 105, 1.2
 #: A visit to all batch sizes lasts about so many times `seconds`; it brings each so many iterations at least and at
 #: most, in blocks of so many.
-VISIT, VISITED, BLOCK = 3.0, (4, 40), 4
+VISIT, VISITED, BLOCK = 6.0, (8, 80), 4
+#: There is one after the first of every so many terms.
+EVERY_TERM = 2
 #: How often it is measured what a policy takes longer where requests wait.
-DECIDING = 3
+DECIDING = 2
 #: Seconds without work after which a loop begins anew.
 IDLE = 0.002
 
@@ -134,7 +136,7 @@ class Profiler:
                 progress(measure.__name__.strip("_"), done, len(terms))
             begin = time.monotonic()
             measure()
-            if self.found.plain:
+            if done % EVERY_TERM == 0:
                 self._visit(seed=done)
             self.took[measure.__name__.strip("_")] = round(time.monotonic() - begin, 2)
         self._settle()
@@ -181,7 +183,8 @@ class Profiler:
         """How many iterations of *n* requests fill `seconds`."""
         known = [statistics.fmean(v) for k, v in self.found.iteration.items() if k <= n]
         each = max(known, default=0.005)
-        return int(np.clip(self.seconds / each, np.clip(LONGEST / each, STEPS / 3, STEPS), 200))
+        longest = min(LONGEST, 6 * self.seconds)
+        return int(np.clip(self.seconds / each, np.clip(longest / each, STEPS / 3, STEPS), 200))
 
     def _rehearse(
         self, policies: Sequence[Policy], works: Sequence[int], *, whole: bool = False, **more: Any
@@ -296,7 +299,7 @@ class Profiler:
         rng = np.random.default_rng(1)
         low, high = min(self.whole_steps), max(self.whole_steps)
         rate = BUSY * self.limit / found.period(self.limit) / ((low + high) / 2)
-        count = int(np.clip(ARRIVING * self.seconds * rate, 20, 600))
+        count = int(np.clip(ARRIVING * self.seconds * rate, 8, 600))
         for make in (self.policies or {"": lambda: Gather(1)}).values():
             due = 0.01 + np.cumsum(rng.exponential(1 / rate, count))
             works = rng.integers(low, high + 1, count)

@@ -59,7 +59,7 @@ class Tiny:
     def take_profile(self, servetwin):
         self.taken += 1
         self.profile = self.folder / f"{self.taken}.yaml"
-        arguments = ("--device", "cpu", "--brief", "--seconds", 0.08, "--limit", LIMIT)
+        arguments = ("--device", "cpu", "--brief", "--seconds", 0.05, "--limit", LIMIT)
         code, out, err = servetwin("profile", self.name, *arguments, "--out", self.profile)
         assert (code, err) == (0, "")
         assert f"deployment.devices.gpu0={self.profile}" in out
@@ -144,7 +144,7 @@ def test_the_profile_is_whole(servetwin, tiny):
     assert profile.modules == find(tiny.name).modules
     assert profile.name.endswith(f"/{tiny.name}")
     assert profile.data.device.kind == "cpu"
-    assert "--brief --seconds 0.08" in profile.data.origin.repository
+    assert "--brief --seconds 0.05" in profile.data.origin.repository
     for module in profile.modules:
         table = profile.table(module, "scheduler")
         assert (table.smallest, table.largest) == (1, LIMIT)

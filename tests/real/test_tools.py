@@ -69,7 +69,7 @@ def prepared(folder: Path) -> Path:
 def prepare(folder: Path) -> Path:
     """The experiment file, with times just measured."""
     server = Server("tiny-dit", Options(device="cpu"))
-    profile = take_profile(server, "cpu/tiny-dit", limit=3, seconds=0.08, brief=True)
+    profile = take_profile(server, "cpu/tiny-dit", limit=3, seconds=0.05, brief=True)
     (folder / "tiny.yaml").unlink(missing_ok=True)
     write_profile(profile, folder / "tiny.yaml")
     times = ScriptTool(folder / "scripts", None).seconds()

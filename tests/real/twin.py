@@ -82,7 +82,7 @@ class Twin:
 
 def brief_profile(server):
     """What a simulation needs, measured in seconds."""
-    content = take_profile(server, f"cpu/{server.kind.name}", limit=LIMIT, seconds=0.08, brief=True)
+    content = take_profile(server, f"cpu/{server.kind.name}", limit=LIMIT, seconds=0.05, brief=True)
     return Profile(ProfileFile.model_validate(content))
 
 
