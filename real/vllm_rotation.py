@@ -24,7 +24,7 @@ from servetwin.core.tokens import Step, TokenPolicy, TokenTask, TokenView
 from .vllm_engine import VllmEngine, undisturbed
 from .vllm_profile import Chunked, Measured, _Bench, _split
 from .vllm_scheduler import StepLog
-from .vllm_section import _mixed, _on_line, _per_pair, _prefill, intake_cost, ratio_costs, section_of
+from .vllm_section import _mixed, _on_line, _per_pair, _prefill, between_cost, intake_cost, ratio_costs, section_of
 
 #: Decode steps of a batch that are left out after it has changed: the first pays for the change.
 CHANGE = 2
@@ -443,20 +443,7 @@ def _costs(measured: Sequence[Measured], table: Any, origin: dict[str, str]) -> 
         if one.kind == "decode":
             for size, seconds in between(one.steps):
                 gaps.setdefault(size, []).append(seconds)
-    sizes = sorted(gaps)
-    costs: dict[str, Any] = {
-        "step.between": {
-            "meaning": "from the end of a step until the scheduler is asked for the next, where nothing has come "
-            "meanwhile: the engine hands the outputs on, while the step after it runs",
-            "unit": "seconds",
-            "modules": ["prefill", "decode"],
-            "by_batch": {"batch": sizes, "values": [round(statistics.median(gaps[n]), 7) for n in sizes]},
-            "statistic": "median",
-            "samples": sum(map(len, gaps.values())),
-            "how": "decode steps without a gap, by the sequences of the step that ended",
-            "source": origin,
-        }
-    }
+    costs = between_cost(gaps, ", while the step after it runs", "without a gap", origin)
     dry = begins(measured, table)
     medians = {kind: statistics.median(values) for kind, values in dry.items() if values}
     if medians:

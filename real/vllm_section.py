@@ -361,24 +361,29 @@ def _costs(measured: Sequence[Measured], table: Any, grid: Grid, origin: dict[st
                 ratios["prefill"].append(step.seconds / table.prefill(total, None))
             elif one.kind == "decode" and not step.prefill and i:
                 ratios["decode"].append(step.seconds / table.decode(step.decode, step.context))
+    costs = between_cost(between, "", "on end", origin)
+    return costs | intake_cost(measured, origin) | ratio_costs(ratios, origin)
+
+
+def between_cost(
+    between: Mapping[int, Sequence[float]], meanwhile: str, how: str, origin: dict[str, str]
+) -> dict[str, Any]:
+    """``step.between``, of seconds by the sequences of the step that ended; what goes on *meanwhile*, and *how* the
+    steps followed each other."""
     sizes = sorted(between)
-    costs: dict[str, Any] = {
+    return {
         "step.between": {
             "meaning": "from the end of a step until the scheduler is asked for the next, where nothing has come "
-            "meanwhile: the engine hands the outputs on",
+            f"meanwhile: the engine hands the outputs on{meanwhile}",
             "unit": "seconds",
             "modules": ["prefill", "decode"],
-            "by_batch": {
-                "batch": sizes,
-                "values": [round(statistics.median(between[n]), 7) for n in sizes],
-            },
+            "by_batch": {"batch": sizes, "values": [round(statistics.median(between[n]), 7) for n in sizes]},
             "statistic": "median",
             "samples": sum(map(len, between.values())),
-            "how": "decode steps on end, by the sequences of the step that ended",
+            "how": f"decode steps {how}, by the sequences of the step that ended",
             "source": origin,
         }
     }
-    return costs | intake_cost(measured, origin) | ratio_costs(ratios, origin)
 
 
 def intake_cost(measured: Sequence[Measured], origin: dict[str, str]) -> dict[str, Any]:

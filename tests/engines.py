@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -10,11 +11,39 @@ from servetwin.core import Module, Pipeline, Recorder, ServingLoop
 from servetwin.core.laws import LawChecker
 from servetwin.core.loop import play
 from servetwin.core.records import request_record
+from servetwin.core.seam import Repeat
 from servetwin.core.token_batch import TokenBatch
 from servetwin.core.token_worker import Host, TokenWorker
-from servetwin.core.tokens import EngineLimits, Step, TokenPolicy, TokenRequest, TokenSLO, TokenView
+from servetwin.core.tokens import ALL, EngineLimits, Step, TokenPolicy, TokenRequest, TokenSLO, TokenView
 from servetwin.sim import SimExecutor
 from servetwin.sim.tokens import TokenTiming
+
+
+class Anything(TokenPolicy):
+    """Does anything that a policy may do, by dice; *repeats*: now and then it says for how long."""
+
+    def __init__(self, seed: int, repeats: bool = True) -> None:
+        self.dice = random.Random(seed)
+        self.repeats = repeats
+
+    def decide(self, view: TokenView, now: float) -> Step:
+        dice = self.dice
+        running = list(view.running)
+        waiting = list(view.waiting)
+        dice.shuffle(waiting)
+        some = dice.random
+        preempt = [t for t in running if some() < 0.05]
+        drop = [t for t in [*running, *waiting] if some() < 0.02 and t not in preempt]
+        rest = [t for t in running if t not in preempt and t not in drop]
+        decode = [t for t in rest if t.decoding]
+        prefill = [(t, dice.randint(1, t.pending)) for t in rest if not t.decoding and some() < 0.8]
+        prefill += [(t, dice.randint(1, t.pending)) for t in waiting if t not in drop and some() < 0.5]
+        if some() < 0.3:
+            decode = [t for t in decode if some() < 0.6]
+        elif decode and some() < 0.5 and not preempt and not drop:
+            prefill = prefill if some() < 0.5 else []
+            return Step(prefill, ALL, repeat=Repeat(dice.randint(1, 9)) if self.repeats and not prefill else None)
+        return Step(prefill, decode, preempt=preempt, drop=drop, idle_until=now + 0.25)
 
 
 @dataclass

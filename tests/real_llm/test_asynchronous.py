@@ -35,7 +35,7 @@ from servetwin.real.vllm_rotation import (
 )
 from servetwin.real.vllm_scheduler import AsyncPolicyScheduler, Estimates, Settings, StepLog
 from servetwin.real.vllm_section import profile_content, ratio_costs
-from test_serving import POLICIES, Odd, requests
+from test_serving import POLICIES, Odd, check_tokens, requests
 from transformers import OPTConfig, OPTForCausalLM
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
@@ -91,24 +91,7 @@ def test_the_engine_schedules_as_vllm_would(engine):
 
 @pytest.mark.parametrize("policy", [None, Odd()], ids=["vllms-own", "odd"])
 def test_tokens_are_those_of_the_model_whatever_the_policy(model, engine, policy):
-    from vllm import SamplingParams
-
-    prompts = [[5 + (7 * i + 3 * j) % 400 for j in range(4 + 9 * i)] for i in range(6)]
-    engine.empty()
-    engine.scheduler.install(Settings(), policy=policy)
-    for i, prompt in enumerate(prompts):
-        params = SamplingParams(max_tokens=12, ignore_eos=True, detokenize=False, temperature=0.0)
-        engine.engine.add_request(str(i), {"prompt_token_ids": prompt}, params)
-    out = {}
-    while engine.engine.has_unfinished_requests():
-        for one in engine.step():
-            if one.finished:
-                out[int(one.request_id)] = list(one.outputs[0].token_ids)
-    with torch.no_grad():
-        for i, prompt in enumerate(prompts):
-            ids = torch.tensor([prompt])
-            alone = model[1].generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=1)
-            assert out[i] == alone[0, len(prompt) :].tolist()
+    check_tokens(model, engine, policy)
 
 
 def test_the_first_call_only_decides(engine):

@@ -82,13 +82,13 @@ def requests(count, rate=60.0, seed=3):
     return planned
 
 
-@pytest.mark.parametrize("policy", [None, Odd()], ids=["vllms-own", "odd"])
-def test_tokens_are_those_of_the_model_whatever_the_policy(model, engine, policy):
+def check_tokens(model, engine, policy):
+    """What *engine* puts out under *policy* is what *model* puts out for each prompt alone."""
+    from vllm import SamplingParams
+
     prompts = [[5 + (7 * i + 3 * j) % 400 for j in range(4 + 9 * i)] for i in range(6)]
     engine.empty()
     engine.scheduler.install(Settings(), policy=policy)
-    from vllm import SamplingParams
-
     for i, prompt in enumerate(prompts):
         params = SamplingParams(max_tokens=12, ignore_eos=True, detokenize=False, temperature=0.0)
         engine.engine.add_request(str(i), {"prompt_token_ids": prompt}, params)
@@ -102,6 +102,11 @@ def test_tokens_are_those_of_the_model_whatever_the_policy(model, engine, policy
             ids = torch.tensor([prompt])
             alone = model[1].generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=1)
             assert out[i] == alone[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("policy", [None, Odd()], ids=["vllms-own", "odd"])
+def test_tokens_are_those_of_the_model_whatever_the_policy(model, engine, policy):
+    check_tokens(model, engine, policy)
 
 
 @pytest.mark.parametrize("policy", POLICIES)

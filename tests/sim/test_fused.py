@@ -7,7 +7,7 @@ import math
 from itertools import pairwise
 
 import pytest
-from engines import Linear, requests, view_of
+from engines import Anything, Linear, requests, view_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from servetwin.core import Recorder, ServingLoop
@@ -20,7 +20,7 @@ from servetwin.policies.vllm import VLLM
 from servetwin.sim import SimExecutor
 from servetwin.sim.fused import play
 from servetwin.sim.tokens import TokenTiming
-from test_token_laws import POLICIES, SLO, Anything, engines, noise, rows
+from test_token_laws import POLICIES, SLO, engines, noise, rows
 
 gaps = st.one_of(st.sampled_from([0.0, 0.0, 0.01, 0.1, 0.3, 2.0]), st.floats(0.0, 1.0))
 workloads = st.lists(st.tuples(gaps, st.integers(1, 60), st.integers(1, 40)), min_size=1, max_size=25)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
-from engines import Linear, Told, requests, serve, view_of
+from engines import Anything, Linear, Told, requests, serve, view_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from servetwin.core import BadInput
 from servetwin.core.token_worker import Host, TokenWorker
-from servetwin.core.tokens import ALL, CumulativeSLO, EngineLimits, Step, TokenPolicy, TokenView
+from servetwin.core.tokens import ALL, CumulativeSLO, EngineLimits, Step, TokenView
 from servetwin.policies.edf_llm import EDFLLM
 from servetwin.policies.neustream_llm import NeuStreamLLM
 from servetwin.policies.sarathi import Sarathi
@@ -23,31 +21,6 @@ EVEN = Linear(c0=1.0, c1=0.0, d0=10.0, d1=0.0)
 
 def ahead(between: float = 0.0, intake: float = 0.0, begins: float = 0.0) -> Host:
     return Host(lambda sequences: between, intake, ahead=True, begins=begins)
-
-
-class Anything(TokenPolicy):
-    """Does anything that a policy may do, by dice."""
-
-    def __init__(self, seed: int) -> None:
-        self.dice = random.Random(seed)
-
-    def decide(self, view: TokenView, now: float) -> Step:
-        dice = self.dice
-        running = list(view.running)
-        waiting = list(view.waiting)
-        dice.shuffle(waiting)
-        some = dice.random
-        preempt = [t for t in running if some() < 0.05]
-        drop = [t for t in [*running, *waiting] if some() < 0.02 and t not in preempt]
-        rest = [t for t in running if t not in preempt and t not in drop]
-        decode = [t for t in rest if t.decoding]
-        prefill = [(t, dice.randint(1, t.pending)) for t in rest if not t.decoding and some() < 0.8]
-        prefill += [(t, dice.randint(1, t.pending)) for t in waiting if t not in drop and some() < 0.5]
-        if some() < 0.3:
-            decode = [t for t in decode if some() < 0.6]
-        elif decode and some() < 0.5 and not preempt and not drop:
-            return Step(prefill if some() < 0.5 else [], ALL)
-        return Step(prefill, decode, preempt=preempt, drop=drop, idle_until=now + 0.25)
 
 
 SLO = CumulativeSLO(3.0, 1.5, 0.0438, 1.05e-6, Linear().prefill)
@@ -91,7 +64,7 @@ def rows(workload) -> list[tuple[float, int, int]]:
 @settings(max_examples=60)
 def test_the_laws_whatever_a_policy_does(name, workload, engine, host, seed, stop_at):
     def run():
-        policy = POLICIES[name]() if POLICIES[name] else Anything(seed)
+        policy = POLICIES[name]() if POLICIES[name] else Anything(seed, repeats=False)
         return serve(
             policy, requests(*rows(workload), limit=50), slo=SLO, stop_at=stop_at, max_batched_tokens=100, host=host,
             **engine,

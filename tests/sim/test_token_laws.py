@@ -8,44 +8,16 @@ from pathlib import Path
 
 import pytest
 import servetwin.policies
-from engines import Linear, Log, SteppingTokens, requests, serve
+from engines import Anything, Linear, Log, SteppingTokens, requests, serve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from servetwin.core import LawBroken
-from servetwin.core.seam import Repeat
-from servetwin.core.tokens import ALL, CumulativeSLO, Step, TokenPolicy, TokenRequest, TokenView
+from servetwin.core.tokens import CumulativeSLO, Step, TokenPolicy, TokenRequest, TokenView
 from servetwin.policies.edf_llm import EDFLLM
 from servetwin.policies.neustream_llm import NeuStreamLLM
 from servetwin.policies.sarathi import Sarathi
 from servetwin.policies.vllm import VLLM
 from servetwin.policies.vllm_v1 import VLLMV1
-
-
-class Anything(TokenPolicy):
-    """Does anything that a policy may do, by dice."""
-
-    def __init__(self, seed: int) -> None:
-        self.dice = random.Random(seed)
-
-    def decide(self, view: TokenView, now: float) -> Step:
-        dice = self.dice
-        running = list(view.running)
-        waiting = list(view.waiting)
-        dice.shuffle(waiting)
-        some = dice.random
-        preempt = [t for t in running if some() < 0.05]
-        drop = [t for t in [*running, *waiting] if some() < 0.02 and t not in preempt]
-        rest = [t for t in running if t not in preempt and t not in drop]
-        decode = [t for t in rest if t.decoding]
-        prefill = [(t, dice.randint(1, t.pending)) for t in rest if not t.decoding and some() < 0.8]
-        prefill += [(t, dice.randint(1, t.pending)) for t in waiting if t not in drop and some() < 0.5]
-        if some() < 0.3:
-            decode = [t for t in decode if some() < 0.6]
-        elif decode and some() < 0.5 and not preempt and not drop:
-            prefill = prefill if some() < 0.5 else []
-            return Step(prefill, ALL, repeat=None if prefill else Repeat(dice.randint(1, 9)))
-        return Step(prefill, decode, preempt=preempt, drop=drop, idle_until=now + 0.25)
-
 
 SLO = CumulativeSLO(3.0, 1.5, 0.0438, 1.05e-6, Linear().prefill)
 
