@@ -109,7 +109,7 @@ class Gaps:
         parts = self._parts()
         gaps = np.concatenate([gaps for gaps, _ in parts])
         counts = np.concatenate([np.ones(len(g), dtype=int) if counts is None else counts for g, counts in parts])
-        order = np.argsort(gaps, kind="stable")
+        order = np.argsort(gaps)
         gaps, upto = gaps[order], np.cumsum(counts[order])
 
         def ranked(place: int) -> float:

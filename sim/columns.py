@@ -87,7 +87,7 @@ class Columns:
         assert step.repeat is not None
         often, limit, drift = step.repeat.times, step.repeat.limit, step.repeat.drift
         done, lasts, at_ticks, came, waiting = self.done, self.lasts, self.ticks, self.came, self.waiting
-        keep, ends = engine.keep_times, engine._ends
+        keep, ends, note = engine.keep_times, engine._ends, engine._ends.append
         odd: list[Row] = []  # what has come and does not take the ordinary course
         rows, row = source.rows, source.row
         due = NEVER if row is None else row[1]
@@ -168,8 +168,8 @@ class Columns:
                 before, count = now, 1
                 end = (ready if ready > now else now) + seconds
                 if keep:
-                    ends.append(end)
-                if draw is not None or drift or until < NEVER or keep:
+                    note(end)
+                if draw is not None or drift or x + size_of * times > until:
                     while count < times and end < due and end < limit + count * drift:
                         before = end
                         x += size_of
@@ -180,7 +180,15 @@ class Columns:
                             seconds *= draw()
                         end = before + gap + seconds
                         if keep:
-                            ends.append(end)
+                            note(end)
+                        count += 1
+                elif keep:
+                    horizon = due if due < limit else limit
+                    while end < horizon and count < times:
+                        before = end
+                        x += size_of
+                        end = before + gap + (a + b * x)
+                        note(end)
                         count += 1
                 else:
                     horizon = due if due < limit else limit
