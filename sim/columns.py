@@ -67,7 +67,7 @@ class Columns:
         self.longest = min(engine.longest, engine.view.max_batched_tokens)  # prompt that takes the ordinary course
         self.done: list[Entry] = []  # ended, and not noted yet
         self.lasts: list[float] = []  # when each of them did
-        self.ticks: list[int] = []  # and at which tick
+        self.ticks: list[int] = []  # and at which tick, where times of tokens count
         self.came: list[Row] = []  # since the last step began
         self.waiting: deque[Row] = deque()
         self.admitted: dict[int, float] = {}  # when those were taken in that were not admitted to a step at once
@@ -253,7 +253,8 @@ class Columns:
                         free -= -prompt // size
                         done.append((found, 1, prompt, 0, started, now))
                         lasts.append(now)
-                        at_ticks.append(tick)
+                        if keep:
+                            at_ticks.append(tick)
                 continue
             context += size_of * count
             if count == 1:
@@ -283,7 +284,8 @@ class Columns:
                 size_of = len(bucket)
                 decoding -= size_of
                 lasts += [now] * size_of
-                at_ticks += [tick] * size_of
+                if keep:
+                    at_ticks += [tick] * size_of
                 if len(done) > BLOCK:
                     self._record()
             if keep and len(ends) > engine._trim_at:
