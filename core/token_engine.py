@@ -561,35 +561,37 @@ class TokenEngine:
     def _make_room(self, chosen: Sequence[TokenTask] | None, prefill: Sequence[Chunk]) -> bool:
         """Make sure that memory lasts for the step of those that run; whether somebody had to be preempted.
 
-        In order of admission each gets what it needs; while there is too little, the last of all is preempted.
+        In order of admission each gets what it needs; while there is too little, the last of all is preempted. What
+        must be free grows along that order, so the last that decodes (for the headroom) and the last of all decide.
         """
-        view, size = self.view, self.size
+        view, size, headroom = self.view, self.size, self.headroom
         chunks = {task: n for task, n in prefill if task in view.running}
-        need = self._blocks_of_a_step(chosen)
-        need += sum([-(-(t.computed + n) // size) + -t.computed // size for t, n in chunks.items()])
-        if need + self.headroom <= view.free_blocks:
+        some = set(chosen or ())
+
+        def need(task: TokenTask) -> tuple[int, bool]:
+            """New blocks of *task*, and whether it decodes."""
+            if task in chunks:
+                return -(-(task.computed + chunks[task]) // size) + -task.computed // size, False
+            decodes = task._ticks is not None and (chosen is None or task in some)
+            return int(decodes and task.computed % size == 0), decodes
+
+        needed = self._blocks_of_a_step(chosen) + sum([need(t)[0] for t in chunks])
+        if needed + headroom <= view.free_blocks:
             return False
         before = len(view.running)
-        some = None if chosen is None else set(chosen)
         order = list(view.running)
-        taken = at = 0
-        while at < len(order):
-            task = order[at]
-            computed = task.computed
-            wanted = 0
-            if task in chunks:
-                need = wanted = -(-(computed + chunks[task]) // size) + -computed // size
-            elif task._ticks is not None and (some is None or task in some):
-                need = int(computed % size == 0)
-                wanted = max(need, self.headroom)
-            else:
-                need = 0
-            while order and view.free_blocks - taken < wanted:
-                self._preempt(order.pop())
-                if at == len(order):
-                    return True  # that was the task itself
-            taken += need
-            at += 1
+        while order:
+            most = upto = needed
+            for task in reversed(order):
+                blocks, decodes = need(task)
+                upto -= blocks
+                if decodes:
+                    most = max(most, upto + max(blocks, headroom))
+                    break
+            if most <= view.free_blocks:
+                break
+            needed -= need(order[-1])[0]
+            self._preempt(order.pop())
         return len(view.running) < before
 
     def _trim(self) -> None:

@@ -11,7 +11,6 @@ False
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any, Literal
@@ -20,6 +19,8 @@ import numpy as np
 
 from .metrics import Summary
 from .request import Outcome, Request
+from .token_blocks import TokenBlock
+from .token_gaps import Gaps, as_array
 from .tokens import CumulativeSLO, TokenTask
 
 #: Steps 0, 1, 2, ... and what k steps add up of the context, k (k + 1) / 2.
@@ -51,7 +52,7 @@ def task_limits(task: TokenTask, limits: TokenLimits) -> bool:
     assert task.finished is not None
     sent = sent_at(task)
     gaps = task.generated - 1
-    itl = float(np.diff(_array(task.times())).max()) if gaps and limits.itl < inf else 0.0
+    itl = float(np.diff(as_array(task.times())).max()) if gaps and limits.itl < inf else 0.0
     tpot = (task.finished - task.first_token) / gaps if gaps else 0.0
     return limits.hold(ttft=task.first_token - sent, tpot=tpot, itl=itl, e2el=task.finished - sent)
 
@@ -88,8 +89,49 @@ def _longer(count: int) -> tuple[np.ndarray, np.ndarray]:
     return steps, steps * (steps + 1.0) / 2.0
 
 
-def _array(times: Sequence[float]) -> np.ndarray:
-    return np.frombuffer(times) if isinstance(times, array) else np.asarray(times)
+def limits_of_block(block: TokenBlock, limits: TokenLimits) -> np.ndarray:
+    """As `task_limits`, of each in *block*."""
+    kept: np.ndarray = (block.first - block.sent <= limits.ttft) & (block.tpot <= limits.tpot)
+    kept &= block.last - block.sent <= limits.e2el
+    if limits.itl < inf:
+        kept &= block.longest_gaps() <= limits.itl
+    return kept
+
+
+def on_time_of_block(block: TokenBlock, slo: TokenDeadlines) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `on_time`, of each in *block*."""
+    firsts, per_step = _first_due(block, slo), slo.decode_scale * (slo.d0 + slo.d1 * block.prompts)
+    found = np.empty(len(block), dtype=int), np.empty(len(block), dtype=bool), np.empty(len(block), dtype=bool)
+    for places, times in block.portions():
+        count, counts = times.shape[1], block.counts[places]
+        steps, sums = (_STEPS, _SUMS) if count <= len(_STEPS) else _longer(count)
+        due = per_step[places, None] * steps[:count]
+        due += firsts[places, None]
+        due += (slo.decode_scale * slo.d1) * sums[:count]
+        kept = times <= due
+        if counts[0] < count:
+            kept &= steps[:count] < counts[:, None]
+        for column, values in zip(
+            found, (np.count_nonzero(kept, axis=1), kept[:, 0], kept[np.arange(len(places)), counts - 1]), strict=True
+        ):
+            column[places] = values
+    return found
+
+
+def _first_due(block: TokenBlock, slo: TokenDeadlines) -> np.ndarray:
+    """When the first token of each in *block* was due."""
+    prompts, which = np.unique(block.prompts, return_inverse=True)
+    alone = np.array([slo.prefill_scale * slo.prefill_alone(prompt) for prompt in prompts.tolist()])
+    due: np.ndarray = block.arrival + alone[which]
+    return due
+
+
+def _last_kept(block: TokenBlock, slo: TokenDeadlines) -> np.ndarray:
+    """Whether the last token of each in *block* came in time, as `CumulativeSLO.met` reckons."""
+    steps = (block.counts - 1).astype(float)
+    alone = slo.d0 * steps + slo.d1 * (steps * block.prompts + steps * (steps + 1.0) / 2.0)
+    kept: np.ndarray = block.last <= _first_due(block, slo) + slo.decode_scale * alone
+    return kept
 
 
 def on_time(task: TokenTask, slo: TokenDeadlines) -> tuple[int, bool, bool]:
@@ -101,7 +143,7 @@ def on_time(task: TokenTask, slo: TokenDeadlines) -> tuple[int, bool, bool]:
     count = task.generated
     if known is not None and known[0] is slo and known[1] == count:
         return known[2]
-    kept = _array(task.times()) <= slo.deadlines(task)
+    kept = as_array(task.times()) <= slo.deadlines(task)
     found = (int(np.count_nonzero(kept)), bool(kept[0]), bool(kept[-1]))
     task._on_time = (slo, count, found)
     return found
@@ -123,58 +165,11 @@ class LimitsSLO(TokenDeadlines):
         return task_limits(task, self.limits)
 
 
-class Gaps:
-    """Gaps between tokens: all of them up to *most*, beyond that counts in bins 0.1 % wide (so memory stays flat)."""
-
-    SHORTEST, RATIO, BINS = 1e-6, 1.001, 25_000
-
-    def __init__(self, most: int = 1 << 20) -> None:
-        self.most = most
-        self.kept = array("d")
-        self.count = 0
-        self.total = self.squares = 0.0
-        self.bins: np.ndarray | None = None
-
-    def add(self, times: Sequence[float]) -> None:
-        """The gaps between *times*."""
-        at = _array(times)
-        self.kept.frombytes((at[1:] - at[:-1]).tobytes())
-        if len(self.kept) > self.most:
-            self._fold()
-
-    def _fold(self) -> None:
-        gaps = np.array(self.kept)
-        self.kept = array("d")
-        self.count += len(gaps)
-        self.total += float(gaps.sum())
-        self.squares += float((gaps * gaps).sum())
-        at = np.log(np.maximum(gaps, self.SHORTEST) / self.SHORTEST) / np.log(self.RATIO)
-        found = np.bincount(np.minimum(at.astype(int), self.BINS - 1), minlength=self.BINS)
-        self.bins = found if self.bins is None else self.bins + found
-
-    def statistics(self) -> tuple[float, float, float, float] | None:
-        """Mean, standard deviation, median and 99th percentile in seconds; None without a gap."""
-        if self.bins is None:
-            gaps = np.array(self.kept)
-            if not gaps.size:
-                return None
-            return float(gaps.mean()), float(gaps.std()), float(np.median(gaps)), float(np.percentile(gaps, 99))
-        if self.kept:
-            self._fold()
-        mean = self.total / self.count
-        spread = max(0.0, self.squares / self.count - mean * mean) ** 0.5
-        return mean, spread, self._share(0.5), self._share(0.99)
-
-    def _share(self, share: float) -> float:
-        assert self.bins is not None
-        at = int(np.searchsorted(np.cumsum(self.bins), share * self.count))
-        return float(self.SHORTEST * self.RATIO ** (at + 0.5))
-
-
 class StageTokens:
     """Tokens of one LLM stage, gathered as requests end; 24 bytes are kept per request that finished it."""
 
     def __init__(self, slo: TokenDeadlines | None, limits: TokenLimits | None) -> None:
+        self.promise = slo
         self.slo = slo if not isinstance(slo, LimitsSLO) else None
         self.limits = limits
         self.completed = self.within_limits = 0
@@ -220,6 +215,38 @@ class StageTokens:
             self.tpot.append((task.finished - first) / (generated - 1))
         if self.limits is not None and task_limits(task, self.limits):
             self.within_limits += 1
+
+    def ended_block(self, block: TokenBlock) -> np.ndarray:
+        """Those of *block* have put out all their tokens; gives which of them kept the SLO of their tokens.
+
+        To the bit what `ended` gives of one after the other.
+        """
+        slo, limits, many = self.slo, self.limits, len(block)
+        kept = np.ones(many, dtype=bool)
+        self.first_arrival = min(self.first_arrival, float(block.arrival.min()))
+        self.last_finish = max(self.last_finish, float(block.last[-1]))
+        tokens = int(block.counts.sum())
+        self.all_tokens += tokens
+        self.output_tokens += tokens
+        self.prompt_tokens += int(block.prompts.sum())
+        self.completed += many
+        self.itl.add_counted(*block.gaps())
+        if slo is not None:
+            counts, firsts, lasts = on_time_of_block(block, slo)
+            self.on_time += int(counts.sum())
+            first = int(np.count_nonzero(firsts))
+            self.first_on_time += first
+            self.late_firsts += many - first
+            self.last_on_time += int(np.count_nonzero(lasts))
+            kept = counts == block.counts if slo.meets == "all" else _last_kept(block, slo)
+        elif isinstance(self.promise, LimitsSLO):
+            kept = limits_of_block(block, self.promise.limits)
+        self.ttft.frombytes((block.first - block.sent).tobytes())
+        self.e2el.frombytes((block.last - block.sent).tobytes())
+        self.tpot.frombytes(block.tpot[block.counts > 1].tobytes())
+        if limits is not None:
+            self.within_limits += int(np.count_nonzero(limits_of_block(block, limits)))
+        return kept
 
     def as_dict(self, duration: float) -> dict[str, Any]:
         """Tokens and requests per second over *duration* (seconds), latencies in milliseconds.

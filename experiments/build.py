@@ -64,7 +64,8 @@ class Run:
         from servetwin.sim.fused import play
 
         with policies_answer([worker.policy for worker in self.loop.workers]):
-            play(self.loop, self.executor, self._source_then_stop(), fused=fused)
+            source = self.source if self.experiment.system.stop_after is None else self._source_then_stop()
+            play(self.loop, self.executor, source, fused=fused)
         if self.loop.live:
             raise LawBroken(f"{len(self.loop.live)} requests never ended, though nothing was left to happen")
         return self.recorder.summary

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import cache
-from itertools import cycle, repeat
+from itertools import cycle, repeat, tee
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -103,3 +103,18 @@ def triples(
             prompt = max(1, context - min(limit, context - 1))
         room = min(limit, context - prompt)
         yield prompt, room, min(output, room)
+
+
+def columns(
+    module: str, spec: Lengths, context: int, *, seed: int, trace: TraceFile | None = None
+) -> tuple[Iterator[int], Iterator[int], Iterator[int]]:
+    """The same in three columns, to be read side by side: prompts, declared limits, true outputs."""
+    longest, most = largest(spec.prompt), largest(spec.output)
+    if longest is not None and most is not None:
+        limit = spec.limit or most
+        if longest + limit <= context:  # whatever is drawn, there is room
+            prompts = tokens_of(spec.prompt, f"prompts of {module}", seed=seed, trace=trace)
+            outputs = tokens_of(spec.output, f"outputs of {module}", seed=seed, trace=trace)
+            return prompts, repeat(limit), outputs if most <= limit else (min(n, limit) for n in outputs)
+    first, second, third = tee(triples(module, spec, context, seed=seed, trace=trace), 3)
+    return (prompt for prompt, _, _ in first), (room for _, room, _ in second), (output for _, _, output in third)

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 from servetwin.core import BadInput, Request
 from servetwin.core.streams import stream
+from servetwin.core.token_columns import TokenColumns
 from servetwin.core.tokens import Follows, TokenRequest
 
 from . import tracefile
 from .arrivals import BLOCK, PUBLISHED, Source, arrival_times, published_stream
 from .config import ChoiceSteps, ConstantSteps, Experiment, Steps, Trace, TraceSteps, UniformSteps
-from .lengths import largest, triples
+from .lengths import columns, largest, triples
 from .llmspec import Lengths
 
 
@@ -78,12 +79,32 @@ def requests(
     draws = [steps_of(m, load.steps[m], seed=seed, published=published, trace=trace) for m in modules]
     works = zip(*draws, strict=False) if draws else repeat(())
     delay, stretch = system.client_delay, 1.0 + system.client_stretch
-    if load.lengths:
+    if not load.lengths:
+        return _plain_requests(
+            islice(zip(count(), due, works, strict=False), load.requests), slo, modules, stretch, delay
+        )
+    if delay or stretch != 1.0:
         due = (at * stretch + i * delay for i, at in enumerate(due))
-        yield from islice(_token_requests(experiment, slo, due, modules, works, contexts or {}, trace), load.requests)
-        return
+    due = islice(due, load.requests)
+    if len(load.lengths) == 1 and not modules:
+        ((module, lengths),) = load.lengths.items()
+        if lengths.after is None:
+            context = (contexts or {})[module]
+            tokens = columns(module, lengths, context, seed=seed, trace=trace)
+            return TokenColumns(module, due, *tokens, slo=slo({}))
+    return _token_requests(experiment, slo, due, modules, works, contexts or {}, trace)
+
+
+def _plain_requests(
+    drawn: Iterator[tuple[int, float, tuple[int, ...]]],
+    slo: Callable[[Mapping[str, int]], float],
+    modules: tuple[str, ...],
+    stretch: float,
+    delay: float,
+) -> Iterator[Request]:
+    """Requests of so many steps by module, that are *drawn* with number and time."""
     known: dict[tuple[int, ...], tuple[dict[str, int], float]] = {}  # requests with equal work share it
-    for i, at, steps in islice(zip(count(), due, works, strict=False), load.requests):
+    for i, at, steps in drawn:
         entry = known.get(steps)
         if entry is None:
             work = dict(zip(modules, steps, strict=True))

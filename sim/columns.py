@@ -1,10 +1,12 @@
 """One engine under a policy's standing word: requests as numbers, from their arrival to their end.
 
 Where a policy has said once and for all how it goes on (`servetwin.core.tokens.Step.standing`), requests come as
-numbers (`TokenColumns`) and nothing but their latencies is kept, nobody looks at a single request: neither it nor its
-task has to be an object. `Columns.run` takes over from `servetwin.sim.fused` then. As soon as the word does not hold
-any more (memory runs short, a prompt is too long) whatever is there is made into the objects that would be there,
-and the loop of `fused` goes on and asks the policy again.
+numbers (`TokenColumns`) and nothing is kept but their latencies (`TokenLatencies`) or what an LLM run is reported by
+(`TokenSummary`), nobody looks at a single request: neither it nor its task has to be an object. The times of tokens,
+where they count, are stretches of the list of the ends of steps, which all that decode share. `Columns.run` takes
+over from `servetwin.sim.fused` then. As soon as the word does not hold any more (memory runs short, a prompt is too
+long) whatever is there is made into the objects that would be there, and the loop of `fused` goes on and asks the
+policy again.
 
 Every number is computed by the same operations in the same order as there; `tests/sim/test_columns.py` holds them
 together. A change there is a change here.
@@ -12,6 +14,7 @@ together. A change there is a change here.
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from heapq import heappop, heappush
@@ -20,8 +23,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from servetwin.core.loop import NEVER
 from servetwin.core.request import Outcome
+from servetwin.core.token_blocks import TokenBlock
 from servetwin.core.token_columns import Row, TokenColumns
 from servetwin.core.token_latencies import TokenLatencies
+from servetwin.core.token_metrics import TokenSummary
 from servetwin.core.tokens import TokenRequest, TokenTask
 
 from .tokens import TokenLane
@@ -62,6 +67,7 @@ class Columns:
         self.longest = min(engine.longest, engine.view.max_batched_tokens)  # prompt that takes the ordinary course
         self.done: list[Entry] = []  # ended, and not noted yet
         self.lasts: list[float] = []  # when each of them did
+        self.ticks: list[int] = []  # and at which tick, where times of tokens count
         self.came: list[Row] = []  # since the last step began
         self.waiting: deque[Row] = deque()
         self.admitted: dict[int, float] = {}  # when those were taken in that were not admitted to a step at once
@@ -80,7 +86,8 @@ class Columns:
         step_time, times_of, lines, gaps = lane.timing.times.step, self.prefills, self.lines, self.gaps
         assert step.repeat is not None
         often, limit, drift = step.repeat.times, step.repeat.limit, step.repeat.drift
-        done, lasts, came, waiting = self.done, self.lasts, self.came, self.waiting
+        done, lasts, at_ticks, came, waiting = self.done, self.lasts, self.ticks, self.came, self.waiting
+        keep, ends, note = engine.keep_times, engine._ends, engine._ends.append
         odd: list[Row] = []  # what has come and does not take the ordinary course
         rows, row = source.rows, source.row
         due = NEVER if row is None else row[1]
@@ -160,7 +167,9 @@ class Columns:
                     seconds *= draw()
                 before, count = now, 1
                 end = (ready if ready > now else now) + seconds
-                if draw is not None or drift or until < NEVER:
+                if keep:
+                    note(end)
+                if draw is not None or drift or x + size_of * times > until:
                     while count < times and end < due and end < limit + count * drift:
                         before = end
                         x += size_of
@@ -170,6 +179,16 @@ class Columns:
                         if draw is not None:
                             seconds *= draw()
                         end = before + gap + seconds
+                        if keep:
+                            note(end)
+                        count += 1
+                elif keep:
+                    horizon = due if due < limit else limit
+                    while end < horizon and count < times:
+                        before = end
+                        x += size_of
+                        end = before + gap + (a + b * x)
+                        note(end)
                         count += 1
                 else:
                     horizon = due if due < limit else limit
@@ -234,6 +253,8 @@ class Columns:
                         free -= -prompt // size
                         done.append((found, 1, prompt, 0, started, now))
                         lasts.append(now)
+                        if keep:
+                            at_ticks.append(tick)
                 continue
             context += size_of * count
             if count == 1:
@@ -263,8 +284,12 @@ class Columns:
                 size_of = len(bucket)
                 decoding -= size_of
                 lasts += [now] * size_of
+                if keep:
+                    at_ticks += [tick] * size_of
                 if len(done) > BLOCK:
                     self._record()
+            if keep and len(ends) > engine._trim_at:
+                self._trim(tick)
         ticks.count, calendar._now, lane.ready, source.row = tick, now, ready, row
         view.free_blocks, view.context, view.decoding = free, context, decoding
         view.last_step, view.last_decode = last_step, last_decode
@@ -312,25 +337,48 @@ class Columns:
             return
         recorder = self.engine.loop.recorder
         summary = recorder.summary
-        rows, lengths, _, _, _, firsts = zip(*done, strict=True)
-        ids, arrivals = [row[0] for row in rows], np.array([row[1] for row in rows], dtype=float)
+        rows, lengths, _, _, started, firsts = zip(*done, strict=True)
+        ids, sent = [row[0] for row in rows], np.array([row[1] for row in rows], dtype=float)
         first, last = np.array(firsts, dtype=float), np.array(lasts, dtype=float)
-        summary.e2el.frombytes((last - arrivals).tobytes())
-        met = int(np.count_nonzero(last <= arrivals + self.source.slo))
+        counts = np.array(lengths)
+        in_time = last <= sent + self.source.slo
+        if self.engine.keep_times:
+            assert isinstance(summary, TokenSummary)
+            arrival = np.array([*map(self.admitted.get, ids, started)]) if self.engine.seen else sent
+            prompts = np.array([row[2] for row in rows])
+            begins = np.array(self.ticks) - (counts - 1)
+            low, high = int(begins.min()), self.ticks[-1]
+            since = self.engine._first
+            ends = np.array(self.engine._ends[low - since : high - since])
+            block = TokenBlock(sent, arrival, prompts, counts, first, last, begins - low, ends)
+            in_time &= summary.stages[self.engine.stage.name].ended_block(block)
+        summary.e2el.frombytes((last - sent).tobytes())
+        met = int(np.count_nonzero(in_time))
         for outcome, many in ((Outcome.MET, met), (Outcome.LATE, len(done) - met)):
             if many:
                 summary.outcomes[outcome] += many
         summary.last_end = lasts[-1]
         if isinstance(recorder, TokenLatencies):
-            gaps = np.array(lengths) - 1
+            gaps = counts - 1
             recorder.ids.extend(ids)
-            recorder.ttft.frombytes((first - arrivals).tobytes())
+            recorder.ttft.frombytes((first - sent).tobytes())
             recorder.tpot.frombytes(np.where(gaps > 0, (last - first) / np.maximum(gaps, 1), 0.0).tobytes())
         if self.admitted:
             for i in ids:
                 self.admitted.pop(i, None)
         done.clear()
         lasts.clear()
+        self.ticks.clear()
+
+    def _trim(self, tick: int) -> None:
+        """Forget the ends of steps that nobody needs any more, at *tick*."""
+        engine = self.engine
+        buckets: dict[int, list[Any]] = engine._buckets
+        self._record()
+        began = [last - entry[1] + 1 for last, bucket in buckets.items() for entry in bucket if type(entry) is tuple]
+        first = min(*began, *engine._joined.values(), tick, tick)
+        del engine._ends[: first - engine._first]
+        engine._first, engine._trim_at = first, max(8192, 2 * (tick - first))
 
     def _objects(self, untaken: bool) -> None:
         """Make whatever is here into requests and tasks; those that came last are *untaken* yet."""
@@ -344,14 +392,18 @@ class Columns:
         for entry, last in sorted(found):
             row, length, _, _, started, first = entry
             task = made[row[0]] = self._task(row)
-            task.admitted, task.started, task.first_token = admitted.get(row[0], started), started, first
+            self._taken_in(task, admitted.get(row[0], started))
+            task.started, task.first_token = started, first
+            if task._times is not None:
+                task._times.append(first)
+                engine._joined[task] = last - length + 1
             task._generated, task._computed, task._ticks = length - last, task.prompt, engine._ticks
             view.running[task] = None
         for last in {last for _, last in found}:
             buckets[last] = [made[e[0][0]] if type(e) is tuple else e for e in buckets[last]]
         for row in self.waiting:
             task = self._task(row)
-            task.admitted = admitted[row[0]]
+            self._taken_in(task, admitted[row[0]])
             view.waiting[task] = None
         worker.inbox[:0] = [self._task(row) for row in self.came]
         if untaken:  # what took the ordinary way was there before what came before it
@@ -361,6 +413,11 @@ class Columns:
             live.update(order)
         for rest in (self.waiting, self.came, admitted):
             rest.clear()
+
+    def _taken_in(self, task: TokenTask, now: float) -> None:
+        task.admitted = now
+        if self.engine.seen:
+            task.arrival = now
 
     def _task(self, row: Row) -> TokenTask:
         """What the ordinary way makes of *row*."""
@@ -372,4 +429,6 @@ class Columns:
         task = TokenTask(request, engine.stage, arrival, engine.worker, prompt, limit)
         engine._lengths[task] = length if length < limit else limit
         request.tasks.append(task)
+        if engine.keep_times:
+            task._times = array("d")
         return task

@@ -28,6 +28,7 @@ from servetwin.core.token_batch import TokenBatch
 from servetwin.core.token_columns import TokenColumns
 from servetwin.core.token_engine import TokenEngine
 from servetwin.core.token_latencies import TokenLatencies
+from servetwin.core.token_metrics import LimitsSLO, StageTokens, TokenDeadlines, TokenSummary
 from servetwin.core.token_worker import TokenWorker
 from servetwin.core.tokens import DECODES, PREFILLS, TokenPolicy, TokenTask
 from simpy.events import NORMAL
@@ -77,6 +78,17 @@ def _fits(loop: ServingLoop, executor: SimExecutor) -> bool:
 def _hears(thing: object, event: str, *known: object) -> bool:
     """Whether *thing* does something of its own, not one of the *known*, when it is told of *event*."""
     return getattr(type(thing), event) not in known or event in vars(thing)
+
+
+def _counts_alone(engine: TokenEngine) -> bool:
+    """Whether the run's summary, which wants the times of tokens, is of a kind that takes requests in blocks too."""
+    summary = engine.loop.recorder.summary
+    if type(summary) is not TokenSummary or _hears(summary, "ended", TokenSummary.ended):
+        return False
+    tokens, slo = summary.stages.get(engine.stage.name), engine.view.slo
+    if type(tokens) is not StageTokens or _hears(tokens, "ended", StageTokens.ended):
+        return False
+    return tokens.promise is slo and (slo is None or type(slo) in (TokenDeadlines, LimitsSLO))
 
 
 def _references() -> int:
@@ -189,11 +201,10 @@ class _Fused:
         if (
             type(source) is TokenColumns
             and source.module == module
-            and plainly
-            and not (keep or preparing or hears or _hears(summary, "arrived", Summary.arrived))
+            and type(worker.policy).admit is TokenPolicy.admit
+            and not (preparing or hears or _hears(summary, "arrived", Summary.arrived))
             and not _hears(recorder, "ended", Recorder.ended, TokenLatencies.ended)
-            and not _hears(summary, "ended", Summary.ended)
-            and slo is None
+            and (_counts_alone(engine) if keep else slo is None and not _hears(summary, "ended", Summary.ended))
         ):
             alike = Columns(engine, lane, source, arrive)
         coming = self.coming

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -12,15 +12,17 @@ CHUNK = 1024
 
 def uniform(rng: np.random.Generator) -> Callable[[], float]:
     """Numbers from 0 to 1, one per call."""
-    chunk: list[float] = []
+    return _one_by_one(lambda: rng.random(CHUNK))
 
-    def draw() -> float:
-        if not chunk:
-            chunk.extend(rng.random(CHUNK).tolist())
-            chunk.reverse()
-        return chunk.pop()
 
-    return draw
+def _one_by_one(draw: Callable[[], np.ndarray]) -> Callable[[], float]:
+    """What *draw* gives, a number per call."""
+
+    def numbers() -> Iterator[float]:
+        while True:
+            yield from draw().tolist()
+
+    return numbers().__next__  # nothing of ours is run but for every chunk
 
 
 def exponential(draw: Callable[[], float]) -> Callable[[], float]:
@@ -38,16 +40,7 @@ def exponential(draw: Callable[[], float]) -> Callable[[], float]:
 
 def from_quantiles(rng: np.random.Generator, p: Sequence[float], values: Sequence[float]) -> Callable[[], float]:
     """Draws from the distribution with quantiles *values* at shares *p*, linear between, level beyond the ends."""
-    share = uniform(rng)
-    chunk: list[float] = []
-
-    def draw() -> float:
-        if not chunk:
-            chunk.extend(np.interp([share() for _ in range(CHUNK)], p, values).tolist())
-            chunk.reverse()
-        return chunk.pop()
-
-    return draw
+    return _one_by_one(lambda: np.interp(rng.random(CHUNK), p, values))
 
 
 class SlowSpells:

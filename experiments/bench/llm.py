@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from typing import Any
 
 from servetwin.core.tokens import Step, TokenPolicy, TokenTask, TokenView
 from servetwin.policies.edf_llm import EDFLLM
@@ -16,6 +17,9 @@ from servetwin.policies.sarathi import Sarathi
 from servetwin.policies.vllm import VLLM
 from servetwin.policies.vllm_v1 import VLLMV1
 
+from .. import resolve
+from ..build import build
+from ..config import Experiment
 from .measure import Cost, in_process, ratios, spread, turns
 from .tokens import STYLES, Case, Run
 
@@ -29,8 +33,9 @@ POLICIES: dict[str, type[TokenPolicy]] = {
 
 
 def llm(rounds: int) -> None:
-    """The styles, then the policies."""
+    """The styles, then an experiment file's ways, then the policies."""
     _styles(rounds)
+    _experiment(rounds)
     _policies(rounds)
 
 
@@ -56,6 +61,28 @@ def _styles(rounds: int) -> None:
         widths = (17, 11, 17, 20, 17, 20, 17, 17)
         line = " ".join(f"{c:>{w}}" for c, w in zip(columns, widths, strict=True))
         print(f"{load:>5} {steps['twin'].steps:>7} {line}")
+
+
+def _experiment(rounds: int) -> None:
+    """What an experiment file costs, with all that is reported of it, by each of the three ways."""
+    print(f"\nopt-13b-a6000 under vllm, 10000 requests of 300 tokens out; CPU us a request, {rounds} rounds")
+    ways = {"numbers": True, "objects": True, "calendar": False}
+    for rate in (0.5, 1.0, 2.0):
+        chosen = resolve.load("opt-13b-a6000", [("policy", "vllm"), ("rate", rate), ("requests", 10_000)])
+
+        def report(way: str, chosen: Experiment = chosen) -> dict[str, Any]:
+            run = build(chosen)
+            if way == "objects":
+                run.source = iter([*run.source])  # any iterator: nobody knows that it could give numbers
+            return run.play(fused=ways[way]).as_dict()
+
+        found = {way: report(way) for way in ways}
+        if any(one != found["calendar"] for one in found.values()):
+            raise SystemExit(f"at rate {rate} the ways differ")
+        costs = turns({way: partial(in_process, partial(report, way)) for way in ways}, rounds)
+        each = {way: [Cost(c.cpu / 10_000, c.wall) for c in costs[way]] for way in ways}
+        columns = ", ".join(f"{way} {spread([c.cpu for c in each[way]], 1e6)}" for way in ways)
+        print(f"rate {rate:g}: {columns}; objects / numbers {ratios(each['objects'], each['numbers'])}")
 
 
 class Timed(TokenPolicy):

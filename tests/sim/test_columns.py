@@ -7,12 +7,15 @@ from collections.abc import Iterable
 
 import numpy as np
 import pytest
+import servetwin.core.token_blocks
+import servetwin.sim.columns
 from engines import Linear, view_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from servetwin.core import Outcome, Recorder, ServingLoop
 from servetwin.core.token_columns import TokenColumns
 from servetwin.core.token_latencies import TokenLatencies
+from servetwin.core.token_metrics import LimitsSLO, TokenDeadlines, TokenLimits, TokenSummary
 from servetwin.core.token_worker import TokenWorker
 from servetwin.core.tokens import ALL, EngineLimits, Step, TokenPolicy, TokenRequest, TokenTask, TokenView
 from servetwin.policies.vllm import VLLM
@@ -35,7 +38,7 @@ def seen_of(task: TokenTask) -> tuple[object, ...]:
         task.id, task.arrival, task.deadline, task.queued, task.admitted, task.started, task.finished, task.prompt,
         task.limit, task.budget, task.preemptions, task.first_token, task.generated, task.computed, task.pending,
         task.decoding, task.left, task.stage.name, task.worker is not None, request.tasks == [task], request.outcome,
-        request.arrival, dict(request.tokens), request.outputs, dict(request.work),
+        request.arrival, dict(request.tokens), request.outputs, dict(request.work), [*(task._times or ())],
     )  # fmt: skip
 
 
@@ -64,15 +67,46 @@ def columns(sent: Iterable[tuple[float, int, int]], limit: int, slo: float) -> T
     return TokenColumns("llm", at, prompts, [limit] * len(at), outputs, slo=slo)
 
 
+def alone(prompt: int) -> float:
+    return 0.01 + 0.001 * prompt
+
+
+#: What an engine promises, what the summary counts beside that, and whether it wants the times of tokens.
+REPORTS: dict[str, tuple[TokenDeadlines | None, TokenLimits | None]] = {
+    "nothing": (None, None),
+    "deadlines": (TokenDeadlines(3.0, 1.5, 0.011, 1e-5, alone), None),
+    "tight": (TokenDeadlines(1.2, 1.1, 0.011, 1e-5, alone), TokenLimits(ttft=0.05, tpot=0.012)),
+    "last": (TokenDeadlines(2.0, 1.2, 0.011, 1e-5, alone, "last"), TokenLimits(itl=0.03)),
+    "limits": (LimitsSLO.of(TokenLimits(ttft=0.08, itl=0.03)), TokenLimits(ttft=0.08, itl=0.03)),
+    "late limits": (LimitsSLO.of(TokenLimits(e2el=0.4, tpot=0.013)), TokenLimits(e2el=0.4, tpot=0.013)),
+}
+
+
+def counted(log: Recorder) -> list[object]:
+    """What a `TokenSummary` holds of its only stage, to the bit."""
+    if not isinstance(log.summary, TokenSummary):
+        return []
+    (tokens,) = log.summary.stages.values()
+    plain = {k: v for k, v in vars(tokens).items() if k not in ("itl", "promise", "slo", "limits")}
+    return [plain, tokens.itl.statistics(), tokens.itl.count + tokens.itl.held]
+
+
 def serve(sent, fused, *, recorder=TokenLatencies, seed=None, crooked=False, gap=0.0, dice=None, limit=50,
-          slo=float("inf"), stop=None, steps=None, preparing=0.0, **limits):  # fmt: skip
+          slo=float("inf"), stop=None, steps=None, preparing=0.0, report=None,
+          trim=8192, most_gaps=1 << 20, **limits):  # fmt: skip
     steps = steps or (Crooked if crooked else Linear)(gap=gap)
-    view = view_of(steps, EngineLimits(**limits))
+    promise, reported = REPORTS[report] if report is not None else (None, None)
+    view = view_of(steps, EngineLimits(**limits), promise)
     policy = Watches(VLLM(), dice)
     worker = TokenWorker(view.stage, policy, view)
     executor = SimExecutor(lambda _: TokenTiming(steps, noise(seed), lambda n: 0.001 * n, None, preparing))
     log = recorder()
+    if report is not None:
+        log.summary = summary = TokenSummary({view.stage.name: promise}, reported)
+        summary.stages[view.stage.name].itl.most = most_gaps
+        log.wants_token_times = True
     loop = policy.loop = ServingLoop([view.stage], [worker], executor, log)
+    worker._engine._trim_at = trim
     source = columns(sent, limit, slo)
     if stop is None:
         play(loop, executor, source, fused=fused)
@@ -84,8 +118,9 @@ def serve(sent, fused, *, recorder=TokenLatencies, seed=None, crooked=False, gap
 
         play(loop, executor, stopped(), fused=fused)
     kept = [[*getattr(log, name, ())] for name in ("ids", "ttft", "tpot")]
-    found = (log.summary.as_dict(), [*log.summary.e2el], kept, executor.now(), loop._batches, [*loop.live],
-             view.free_blocks, view.decoding, view.context, view.last_step, view.last_decode)  # fmt: skip
+    found = (log.summary.as_dict(), [*log.summary.e2el], kept, counted(log), executor.now(), loop._batches,
+             [*loop.live], view.free_blocks,
+             view.decoding, view.context, view.last_step, view.last_decode)  # fmt: skip
     return found, policy.shown
 
 
@@ -109,31 +144,46 @@ worlds = st.fixed_dictionaries(
         "limit": st.sampled_from([50, 7]),
         "recorder": st.sampled_from([TokenLatencies, Recorder]),
         "preparing": st.sampled_from([0.0, 0.0, 0.0, 0.003]),
+        "report": st.none() | st.sampled_from([*REPORTS]),
+        "trim": st.sampled_from([1, 20, 8192]),
+        "most_gaps": st.sampled_from([10, 1 << 20]),
         "max_batched_tokens": st.sampled_from([60, 100, 1000]),
     }
 )
 
 
 @given(workloads, engines, worlds, st.none() | st.sampled_from([0.0, 0.3]))
-@settings(max_examples=400)
+@settings(max_examples=600)
 def test_both_ways_come_to_the_same(workload, engine, world, stop) -> None:
     same(rows(workload), stop=stop, **{**world, **engine})
 
 
-@given(workloads, worlds, st.integers(40, 400))
+@given(workloads, worlds, st.integers(40, 400), st.sampled_from(["sent", "seen"]))
+@settings(max_examples=400)
+def test_also_where_memory_is_short_now_and_then(workload, world, blocks, stamp) -> None:
+    same(rows(workload), blocks=blocks, stamp=stamp, **world)
+
+
+@given(workloads, worlds, engines, st.integers(1, 5))
 @settings(max_examples=200)
-def test_also_where_memory_is_short_now_and_then(workload, world, blocks) -> None:
-    same(rows(workload), blocks=blocks, **world)
+def test_also_where_few_are_noted_down_at_once(workload, world, engine, block) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(servetwin.sim.columns, "BLOCK", block)
+        patch.setattr(servetwin.core.token_blocks, "_ROOM", 16 * block)
+        same(rows(workload), **{**world, **engine, "blocks": 40 * block})
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 3), st.integers(1, 6)), min_size=1, max_size=30),
-       st.none() | st.integers(0, 9), st.sampled_from([2, 4, 100]))  # fmt: skip
-@settings(max_examples=300)
-def test_ties_in_time_go_the_same_way(workload, dice, most) -> None:
+       st.none() | st.integers(0, 9), st.sampled_from([2, 4, 100]), st.none() | st.sampled_from([*REPORTS]),
+       st.sampled_from(["sent", "seen"]))  # fmt: skip
+@settings(max_examples=400)
+def test_ties_in_time_go_the_same_way(workload, dice, most, report, stamp) -> None:
     """Steps of a whole second, arrivals at whole seconds: nearly everything falls together."""
     steps = Linear(c0=1.0, c1=0.0, d0=1.0, d1=0.0)
     sent = rows([(float(g), p, o) for g, p, o in workload])
-    same(sent, steps=steps, dice=dice, blocks=30, max_sequences=3, max_batched_tokens=most)
+    same(
+        sent, steps=steps, dice=dice, report=report, stamp=stamp, blocks=30, max_sequences=3, max_batched_tokens=most
+    )
 
 
 def test_the_policy_is_asked_only_where_its_word_does_not_hold() -> None:
@@ -155,11 +205,38 @@ def test_it_takes_a_standing_word_numbers_and_somebody_who_wants_no_more() -> No
             assert len(request.tasks) == 1
             super().ended(request, now)
 
+    class Times(TokenLatencies):
+        wants_token_times = True
+
     sent = [(0.3 * i, 30, 20) for i in range(50)]
-    for world in ({"recorder": Counts}, {"stop": 1000.0}, {"stamp": "seen"}, {"preparing": 0.001}):
+    for world in ({"recorder": Counts}, {"recorder": Times}, {"stop": 1000.0}, {"preparing": 0.001}):
         _, shown = serve(sent, True, blocks=1000, **world)
         assert len(shown) > 90
         assert same(sent, blocks=1000, **world) == 0
+    for world in ({}, {"recorder": Recorder}, {"stamp": "seen"}, *({"report": report} for report in REPORTS)):
+        assert same(sent, blocks=1000, **world) > 90
+
+
+def test_a_summary_or_a_promise_of_a_kind_of_its_own_is_shown_each_request() -> None:
+    class Mine(TokenSummary):
+        pass
+
+    class Patient(TokenDeadlines):
+        def met(self, task: TokenTask) -> bool:
+            return True
+
+    steps = Linear()
+    for summary, promise, asked in ((TokenSummary, TokenDeadlines, 2), (Mine, TokenDeadlines, 90),
+                                    (TokenSummary, Patient, 90)):  # fmt: skip
+        slo = promise(1.0, 1.0, 1e-6, 0.0, alone)
+        view = view_of(steps, EngineLimits(1000), slo)
+        policy, log = Watches(VLLM()), Recorder()
+        log.summary, log.wants_token_times = summary({view.stage.name: slo}), True
+        executor = SimExecutor(lambda _: TokenTiming(steps))
+        policy.loop = ServingLoop([view.stage], [TokenWorker(view.stage, policy, view)], executor, log)
+        play(policy.loop, executor, columns([(0.3 * i, 30, 20) for i in range(50)], 50, float("inf")))
+        assert len(policy.shown) == 2 if asked == 2 else len(policy.shown) > asked
+        assert log.summary.met == (50 if promise is Patient else 0)
 
 
 def test_columns_are_requests_as_well() -> None:
