@@ -264,7 +264,7 @@ def serve(
     from .executor import RealExecutor
     from .server import Log, report
 
-    log = Log(recorder or Recorder())
+    log = Log(recorder or Recorder(), passes_batches=False)  # the engines tell of their steps themselves
     log.wants_token_times = log.inner.wants_token_times
     executor = RealExecutor({}, tools=tools)
     for worker in workers:
@@ -276,11 +276,13 @@ def serve(
             right = f"an engine ({', '.join(engines)}) or a pool of threads"
             raise BadInput(f"nothing real serves {worker.name}", right=right)
     log.executor = executor
+    executor.spare = log.write
     loop = ServingLoop(stages, workers, executor, log, **wiring)
     ours = [worker for worker in workers if isinstance(worker, EngineWorker)]
     try:
         executor.play(loop, requests, stop_after)
     finally:
+        log.write()
         for worker in ours:
             worker.end()
         executor.close()

@@ -42,11 +42,12 @@ class Log(Recorder):
     """Passes everything on to *inner*, keeps what the report needs, and tells *executor* who has ended.
 
     What *inner* does takes time, which the next batch would wait for: it is done in `write`, at best while the device
-    computes.
+    computes. Unless it *passes_batches*, batches are for the report only.
     """
 
-    def __init__(self, inner: Recorder) -> None:
+    def __init__(self, inner: Recorder, passes_batches: bool = True) -> None:
         self.inner = inner
+        self.passes_batches = passes_batches
         self.wants_batches = inner.wants_batches
         self.summary = inner.summary
         self.executor: RealExecutor | None = None
@@ -74,7 +75,8 @@ class Log(Recorder):
 
     def batch(self, batch: Batch) -> None:
         batch.tasks = tuple(batch.tasks)  # the policy may go on with its list
-        self.unwritten.append(batch)
+        if self.passes_batches:
+            self.unwritten.append(batch)
         self.spells.append(
             Spell(
                 batch.worker.name,
