@@ -118,11 +118,15 @@ class StreamLane(Lane):
 
     def prepare(self, task: Task) -> None:
         site, stage = self.site, self.worker.stage
-        if len(site.free) <= self.worker.view.limit and task.id not in site.progress:
+        known = site.progress.get(task.id)
+        begins = stage.loop is not None and not stage.before and (known is None or known.rows is None)
+        if known is not None and not begins:
+            return
+        if known is None and len(site.free) <= self.worker.view.limit:
             return  # the slots that are left are for those who begin
         with torch.no_grad(), torch.cuda.stream(self.side):
             progress = site.take(task.request)
-            if stage.loop is not None and not stage.before and progress.rows is None:
+            if begins:
                 site.begin(progress, task.left)
             self.prepared.record(self.side)
         self.awaits = True

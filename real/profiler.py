@@ -127,8 +127,8 @@ class Profiler:
             self._whole,
             self._contention,
             self._client,
+            self._policies,
         ]
-        terms.append(self._policies)
         if not brief:
             terms.append(self._cold)
         for done, measure in enumerate(terms):
@@ -167,9 +167,7 @@ class Profiler:
         """Let the visits say what iterations and the gaps between them take; of policies the differences count."""
         found = self.found
         usual = found.gap
-        found.iteration, found.gap = dict(sorted(found.visits.items())), {}
-        for n, gaps in sorted(found.pauses.items()):
-            found.gap[n] = gaps
+        found.iteration, found.gap = (dict(sorted(by.items())) for by in (found.visits, found.pauses))
         for by_size in found.policies.values():
             for n, own in by_size.items():
                 shift = statistics.fmean(found.gap[n]) - statistics.fmean(usual[n])
@@ -256,13 +254,11 @@ class Profiler:
         odd: list[tuple[Spell, bool]] = []  # whether it came after an idle spell
         after: list[tuple[Spell, float]] = []
         for name, make in (self.policies or {"": lambda: Gather(1)}).items():
-            spells = self._served(make())
-            others = [(s.start, s.end) for s in spells if s.worker != self.loop]
-            loop = sorted((s for s in spells if s.worker == self.loop), key=lambda s: s.start)
+            loop, alone = self._apart(self._served(make()))
             ended = -AGES
-            for spell in loop:
+            for spell, undisturbed in zip(loop, alone, strict=True):
                 idle, ended = spell.start - ended > IDLE, spell.end
-                if any(start < spell.end and end > spell.start for start, end in others):
+                if not undisturbed:
                     continue
                 if not spell.joins and not spell.leaves:
                     clean.setdefault(spell.size, []).append(spell.end - spell.start)
@@ -310,9 +306,7 @@ class Profiler:
                     for i, (at, n) in enumerate(zip(due, works, strict=True))
                 ],
             )
-            others = [(s.start, s.end) for s in spells if s.worker != self.loop]
-            loop = sorted((s for s in spells if s.worker == self.loop), key=lambda s: s.start)
-            alone = [not any(start < s.end and end > s.start for start, end in others) for s in loop]
+            loop, alone = self._apart(spells)
             usual: dict[int, list[float]] = {}
             for spell, clean in zip(loop, alone, strict=True):
                 if clean and not spell.joins and not spell.leaves:
@@ -331,6 +325,12 @@ class Profiler:
                 if i + 1 < len(loop) and spell.leaves and spell.size > spell.leaves:
                     extra = loop[i + 1].start - spell.end - statistics.fmean(gaps)
                     found.crowds.setdefault("pauses", {}).setdefault(spell.leaves, []).append(extra)
+
+    def _apart(self, spells: Sequence[Spell]) -> tuple[list[Spell], list[bool]]:
+        """Those of the loop in their order, and of each whether no other stage was busy meanwhile."""
+        others = [(s.start, s.end) for s in spells if s.worker != self.loop]
+        loop = sorted((s for s in spells if s.worker == self.loop), key=lambda s: s.start)
+        return loop, [not any(start < s.end and end > s.start for start, end in others) for s in loop]
 
     def _served(self, policy: Policy) -> list[Spell]:
         """Waves of requests that join one by one, every `EVERY` iterations or so, and leave one by one."""
@@ -410,12 +410,12 @@ class Profiler:
         turns = [turn for _ in range(WHOLES + 1) for turn in rng.sample(kinds, len(kinds))]
         policy = Rotate([n for n, _ in turns])
         spells = self._rehearse([policy], [steps for n, steps in turns for _ in range(n)], whole=True)
-        for spell, following in itertools.pairwise([*spells[len(kinds) :], None]):
-            assert spell is not None
+        kept = spells[len(kinds) :]
+        for spell in kept:
             took = self.found.whole.setdefault((spell.iterations, spell.size), [])
             took.append(spell.end - spell.start)
-            if following is not None:
-                self.found.between.setdefault(spell.size, []).append(following.start - spell.end)
+        for spell, following in itertools.pairwise(kept):
+            self.found.between.setdefault(spell.size, []).append(following.start - spell.end)
 
     def _contention(self) -> None:
         """Stages that run at once: the rate at which each gets on, against alone. Pairs, by the batches of both; and

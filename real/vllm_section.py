@@ -336,7 +336,7 @@ def _mixed(steps: Sequence[StepLog], table: Any, origin: dict[str, str]) -> dict
         f_scale=0.03,
     )
     factor, attention = (round(float(x), 5) for x in found.x)
-    ratios = np.sort(took / (known @ (factor, attention)))
+    ratios = took / (known @ (factor, attention))
     low, middle, high = np.quantile(ratios, (0.1, 0.5, 0.9))
     return {
         "rule": "one_pass",

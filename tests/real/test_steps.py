@@ -1,11 +1,15 @@
 """A request's result is the same whoever shares its batches, and the same as diffusers' own loop gives."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
-from servetwin.core import BadInput, Request
+from servetwin.core import BadInput, Request, Task, Worker, WorkerView
+from servetwin.policies.edf import EDF
 from servetwin.real.kinds import KINDS, find
+from servetwin.real.lane import StreamLane
 from servetwin.real.options import Options
 from servetwin.real.schedule import steps_table
 from servetwin.real.site import Site
@@ -261,3 +265,40 @@ def test_from_a_checkpoint(tmp_path):
         assert torch.equal(a, b)
     with pytest.raises(BadInput, match="no such folder"):
         Site(find("tiny-sd"), Options(device="cpu", weights=tmp_path), CPU)
+
+
+def test_a_request_is_prepared_while_it_waits():
+    """What a stream's lane does beforehand is what a batch would do: the same slot, input and noise. It leaves the
+    last slots to those who begin, and does nothing twice. (Without a GPU there are no streams; the rest is the same.)
+    """
+    stages = find("tiny-dit").pipeline().stages([["dit"], ["vae"]])
+    recorded = []
+
+    def lane_of(site, stage):
+        lane = object.__new__(StreamLane)
+        lane.site, lane.side, lane.awaits = site, None, False
+        lane.worker = Worker(stage, EDF(), WorkerView(stage, lambda module, n: 0.01, limit=2, slo_factor=3.0))
+        lane.prepared = SimpleNamespace(record=recorded.append)
+        return lane
+
+    def task_of(lane, number):
+        return Task(Request(number, 0.0, 9.0, {"dit": 6}), lane.worker.stage, 0.0, lane.worker)
+
+    site, plain = site_of("tiny-dit", slots=4), site_of("tiny-dit", slots=4)
+    lane = lane_of(site, stages[0])
+    for number in (0, 1):
+        lane.prepare(task_of(lane, number))
+        expected = arrive(plain, number, 6)
+        known = site.progress[number]
+        assert np.array_equal(known.rows, expected.rows)
+        assert torch.equal(latents(site, known), latents(plain, expected))
+        assert torch.equal(site.model.state["label"], plain.model.state["label"])
+    assert lane.awaits
+    assert len(recorded) == 2
+    lane.prepare(task_of(lane, 0))  # there already
+    lane.prepare(task_of(lane, 2))  # two slots are left, and batches are of two
+    later = lane_of(site, stages[1])
+    later.prepare(task_of(later, 1))  # a stage without a loop needs nothing
+    assert len(recorded) == 2
+    assert sorted(site.progress) == [0, 1]
+    assert not later.awaits

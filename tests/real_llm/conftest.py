@@ -64,3 +64,19 @@ def folder(tmp_path_factory):
     from no_gpu import model_folder
 
     return model_folder(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A folder with a tiny OPT, and the model itself: weights large enough that each context has a next token of its
+    own."""
+    import torch
+    from servetwin.real.vllm_engine import model_config
+    from transformers import OPTConfig, OPTForCausalLM
+
+    torch.manual_seed(1)
+    config = {k: v for k, v in model_config("tiny", "float32").items() if k not in ("architectures", "torch_dtype")}
+    folder = tmp_path_factory.mktemp("opt")
+    made = OPTForCausalLM(OPTConfig(**config, init_std=0.3)).eval()
+    made.save_pretrained(folder)
+    return folder, made

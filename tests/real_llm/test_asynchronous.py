@@ -9,7 +9,6 @@ import random
 
 import ahead
 import pytest
-import torch
 from servetwin.core import BadInput, ServeTwinError
 from servetwin.core.record_laws import check_records
 from servetwin.core.tokens import ALL, CumulativeSLO, Step, TokenPolicy
@@ -19,7 +18,7 @@ from servetwin.experiments.vllm_backend import VllmBackend
 from servetwin.profiles.schema import ProfileFile
 from servetwin.profiles.tokendata import TokenData, TokenModel
 from servetwin.profiles.tokens import TokenTable
-from servetwin.real.vllm_engine import EngineOptions, VllmEngine, model_config
+from servetwin.real.vllm_engine import EngineOptions, VllmEngine
 from servetwin.real.vllm_plan import Planned
 from servetwin.real.vllm_private import own_class, steps_queued
 from servetwin.real.vllm_profile import Measured
@@ -36,19 +35,7 @@ from servetwin.real.vllm_rotation import (
 from servetwin.real.vllm_scheduler import AsyncPolicyScheduler, Estimates, Settings, StepLog
 from servetwin.real.vllm_section import profile_content, ratio_costs
 from test_serving import POLICIES, Odd, check_tokens, requests
-from transformers import OPTConfig, OPTForCausalLM
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """Weights large enough that each context has a next token of its own."""
-    torch.manual_seed(1)
-    config = {k: v for k, v in model_config("tiny", "float32").items() if k not in ("architectures", "torch_dtype")}
-    folder = tmp_path_factory.mktemp("opt")
-    made = OPTForCausalLM(OPTConfig(**config, init_std=0.3)).eval()
-    made.save_pretrained(folder)
-    return folder, made
 
 
 @pytest.fixture(scope="module")

@@ -20,14 +20,13 @@ from servetwin.core.tokens import (
 from servetwin.experiments import registry
 from servetwin.profiles.tokendata import TokenData
 from servetwin.profiles.tokens import TokenTable
-from servetwin.real.vllm_engine import EngineOptions, VllmEngine, model_config
+from servetwin.real.vllm_engine import EngineOptions, VllmEngine
 from servetwin.real.vllm_plan import Planned
 from servetwin.real.vllm_profile import SMALL, measure
 from servetwin.real.vllm_scheduler import Estimates, Settings
 from servetwin.real.vllm_section import tokens_section
 from servetwin.sim import SimExecutor
 from servetwin.sim.tokens import TokenTiming
-from transformers import OPTConfig, OPTForCausalLM
 
 POLICIES = ["vllm-v1", "vllm", "neustream-llm", "edf-llm", "sarathi"]
 
@@ -46,17 +45,6 @@ class Odd(TokenPolicy):
         chunks = [(t, min(16, t.pending)) for t in open_prompts or list(view.waiting)[-1:]]
         ready = [t for t in view.running if t.decoding]
         return Step(chunks, ready[self.steps % 2 :: 2] or (() if chunks else ALL))
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """Weights large enough that each context has a next token of its own."""
-    torch.manual_seed(1)
-    config = {k: v for k, v in model_config("tiny", "float32").items() if k not in ("architectures", "torch_dtype")}
-    folder = tmp_path_factory.mktemp("opt")
-    made = OPTForCausalLM(OPTConfig(**config, init_std=0.3)).eval()
-    made.save_pretrained(folder)
-    return folder, made
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from servetwin.core import BadInput
 from servetwin.core.token_worker import Host, TokenWorker
-from servetwin.core.tokens import ALL, CumulativeSLO, EngineLimits, Step, TokenView
+from servetwin.core.tokens import ALL, EngineLimits, Step, TokenView
 from servetwin.policies.edf_llm import EDFLLM
 from servetwin.policies.neustream_llm import NeuStreamLLM
 from servetwin.policies.sarathi import Sarathi
 from servetwin.policies.vllm import VLLM
 from servetwin.policies.vllm_v1 import VLLMV1
+from test_token_laws import SLO, rows, workloads
 
 #: A prefill takes 1 s, a decode step 10 s.
 EVEN = Linear(c0=1.0, c1=0.0, d0=10.0, d1=0.0)
@@ -22,8 +23,6 @@ EVEN = Linear(c0=1.0, c1=0.0, d0=10.0, d1=0.0)
 def ahead(between: float = 0.0, intake: float = 0.0, begins: float = 0.0) -> Host:
     return Host(lambda sequences: between, intake, ahead=True, begins=begins)
 
-
-SLO = CumulativeSLO(3.0, 1.5, 0.0438, 1.05e-6, Linear().prefill)
 
 POLICIES = {
     "anything": None,
@@ -34,8 +33,6 @@ POLICIES = {
     "neustream-llm": NeuStreamLLM,
 }
 
-gaps = st.sampled_from([0.0, 0.0, 0.01, 0.1, 0.3, 2.0])
-workloads = st.lists(st.tuples(gaps, st.integers(1, 60), st.integers(1, 40)), min_size=1, max_size=20)
 engines = st.fixed_dictionaries(
     {
         "blocks": st.integers(8, 40),
@@ -49,14 +46,6 @@ engines = st.fixed_dictionaries(
 hosts = st.builds(
     ahead, *[st.sampled_from([0.0, 0.001, 0.3]), st.sampled_from([0.0, 0.002]), st.sampled_from([0.0, 0.005, 0.2])]
 )
-
-
-def rows(workload) -> list[tuple[float, int, int]]:
-    now, out = 0.0, []
-    for gap, prompt, output in workload:
-        now += gap
-        out.append((now, prompt, output))
-    return out
 
 
 @pytest.mark.parametrize("name", POLICIES)
