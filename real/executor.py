@@ -25,6 +25,7 @@ from servetwin.core.tokens import TokenRequest
 from .agents import Answer
 from .client import END, PACKET, Client
 from .lane import Lane, Sink, StreamLane, ThreadLane
+from .quiet import QuietCore
 from .remote import ProcessLane, RemoteSite
 from .site import Site
 from .tools import Call, ScriptTool, ToolLane
@@ -51,7 +52,7 @@ class Timer:
 class RealExecutor:
     """Runs batches on *sites* (device name of a worker -> site), and calls of *tools* (name of a pool -> tool).
 
-    `play` serves one run.
+    `play` serves one run. With *quiet* the thread that polls a GPU moves to quiet cores.
     """
 
     def __init__(
@@ -59,12 +60,14 @@ class RealExecutor:
         sites: Mapping[str, Site | RemoteSite],
         sink: Sink | None = None,
         tools: Mapping[str, ScriptTool] | None = None,
+        quiet: QuietCore | None = None,
     ) -> None:
         self.sites = sites
         self.tools = dict(tools or {})
         self.pools: dict[Worker, ToolLane] = {}
         self.sink = sink
         self.gpu = any(site.gpu for site in sites.values())
+        self.quiet = quiet if self.gpu else None
         self.zero = time.monotonic()
         self.lanes: dict[Worker, Lane] = {}
         self.busy: list[Lane] = []
@@ -170,7 +173,7 @@ class RealExecutor:
         """
         client = Client([r.arrival for r in requests])
         try:
-            with _undisturbed(self.gpu):
+            with undisturbed(self.gpu, self.quiet):
                 self.zero = time.monotonic() + LEAD
                 client.begin(self.zero)
                 self._go(loop, client.channel, _Inlet(loop, requests, self, stop_after))
@@ -181,7 +184,7 @@ class RealExecutor:
         """As `play`, but without a client: timers of this executor send the requests, exactly as they are."""
         inlet = _Inlet(loop, requests, self, None)
         silent, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with silent, ours, _undisturbed(self.gpu):
+        with silent, ours, undisturbed(self.gpu, self.quiet):
             self.zero = time.monotonic()
             for request in requests:
                 self.call_at(request.arrival, lambda r=request: loop.arrive(r))  # type: ignore[misc]
@@ -203,7 +206,7 @@ class RealExecutor:
     def _spin(self, loop: ServingLoop, channel: socket.socket, inlet: _Inlet) -> None:
         """The event loop with a GPU: polls everything in turn."""
         channel.setblocking(False)
-        busy, timers, recv = self.busy, self.timers, channel.recv
+        busy, timers, recv, quiet = self.busy, self.timers, channel.recv, self.quiet
         while not (inlet.closed and not self.running and not loop.live):
             for _ in range(POLLS):
                 for lane in busy:
@@ -226,6 +229,8 @@ class RealExecutor:
                     self._prepare()
                 else:
                     self.spare()
+                    if quiet is not None:
+                        quiet.look()
                 continue
             inlet.take(packet)
 
@@ -286,15 +291,21 @@ def _nothing() -> None:
 
 
 @contextlib.contextmanager
-def _undisturbed(gpu: bool) -> Iterator[None]:
-    """No garbage collection, which stops everything for milliseconds; on the CPU threads take turns more often."""
+def undisturbed(gpu: bool, quiet: QuietCore | None = None) -> Iterator[None]:
+    """No garbage collection, which stops everything for milliseconds; on the CPU threads take turns more often. With
+    *quiet* this thread goes to a quiet core.
+    """
     interval = sys.getswitchinterval()
     gc.disable()
     if not gpu:
         sys.setswitchinterval(0.0005)
+    if quiet is not None:
+        quiet.enter()
     try:
         yield
     finally:
+        if quiet is not None:
+            quiet.leave()
         sys.setswitchinterval(interval)
         gc.enable()
 

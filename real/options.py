@@ -25,7 +25,8 @@ class Options:
     way; None: what measured best (docs/real.md). *first* says whose kernels a GPU prefers when a loop and another
     stage are both at work: the loop's, those of the rest, or none's. *weights* is a local folder with a checkpoint in
     diffusers' layout, otherwise weights are random, from *seed*. *slots* bounds the requests that can have begun and
-    not ended. With *processes* each worker is a process of its own (`servetwin.real.remote`).
+    not ended. With *processes* each worker is a process of its own (`servetwin.real.remote`). *quiet* says whether
+    the thread that polls a GPU looks for quiet cores (`servetwin.real.quiet`); None: where there are enough of them.
     """
 
     device: str = "cuda:0"
@@ -40,6 +41,7 @@ class Options:
     slots: int = 256
     seed: int = 0
     processes: bool = False
+    quiet: bool | None = None
 
     def torch_device(self, name: str) -> torch.device:
         """The torch device behind the device *name* of a worker. Raises `BadInput` if it is not there."""

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from servetwin.core import Policy, Recorder, Request, RunFolder
 
+from .executor import undisturbed
 from .profile_file import CASES, COLD_STEPS, WAITING, WAITING_STEPS, as_profile, write_profile
 from .rehearsal import AGES, Cycle, Duel, Estimate, Gather, Rotate, rehearse, workers_of
 from .server import Server, Spell
@@ -218,7 +219,8 @@ class Profiler:
     def _modules(self) -> None:
         """The modules without a loop one by one, as schedulers estimate them; and their stages a few times more."""
         site = self.server.site(self.device)
-        with torch.no_grad():
+        quiet = self.server.quiet if site.gpu else None
+        with torch.no_grad(), undisturbed(site.gpu, quiet):
             for module in self.kind.modules:
                 if module == self.loop:
                     continue
@@ -229,6 +231,8 @@ class Profiler:
                     times: list[float] = []
                     until = time.monotonic() + self.seconds / 2
                     while len(times) < 4 or (len(times) < 9 and time.monotonic() < until):
+                        if quiet is not None:
+                            quiet.look()
                         begin = time.monotonic()
                         unit.launch(n)
                         if site.gpu:
@@ -256,9 +260,9 @@ class Profiler:
         for name, make in (self.policies or {"": lambda: Gather(1)}).items():
             loop, alone = self._apart(self._served(make()))
             ended = -AGES
-            for spell, undisturbed in zip(loop, alone, strict=True):
+            for spell, by_itself in zip(loop, alone, strict=True):
                 idle, ended = spell.start - ended > IDLE, spell.end
-                if not undisturbed:
+                if not by_itself:
                     continue
                 if not spell.joins and not spell.leaves:
                     clean.setdefault(spell.size, []).append(spell.end - spell.start)

@@ -21,7 +21,7 @@ from servetwin.core import (
     WorkerView,
 )
 
-from .executor import RealExecutor
+from .executor import RealExecutor, undisturbed
 from .lane import StreamLane
 from .server import Log, Server, Spell
 
@@ -148,7 +148,6 @@ class Duel:
         """The mean period of each named worker, all busy at once, in seconds; over *seconds* and *least* batches."""
         executor: RealExecutor = self.executor
         ends: dict[str, list[float]] = {name: [] for name in sizes}
-        begin = time.monotonic()
         stopping = False
 
         def again(name: str) -> None:
@@ -162,11 +161,13 @@ class Duel:
             if not stopping:
                 again(name)
 
-        for name in sizes:
-            again(name)
-        while executor.running:
-            stopping = time.monotonic() - begin > seconds and all(len(e) > least for e in ends.values())
-            self._poll()
+        with undisturbed(executor.gpu, executor.quiet):
+            begin = time.monotonic()
+            for name in sizes:
+                again(name)
+            while executor.running:
+                stopping = time.monotonic() - begin > seconds and all(len(e) > least for e in ends.values())
+                self._poll()
         until = min(e[-1] for e in ends.values())
         result = {}
         for name, times in ends.items():
@@ -185,6 +186,8 @@ class Duel:
                     executor.busy.remove(lane)
                     executor.running -= 1
                     lane.finish()
+            if executor.quiet is not None:
+                executor.quiet.look()
             return
         lane_, problem = executor.heard.get()
         if isinstance(problem, BaseException):

@@ -20,6 +20,7 @@ from .executor import RealExecutor
 from .kinds import Kind, find
 from .lane import Sink
 from .options import Options
+from .quiet import quiet_core
 from .remote import RemoteSite
 from .site import Site
 from .tools import ScriptTool
@@ -111,6 +112,7 @@ class Report:
     iteration_ms: dict[str, dict[str, dict[str, float]]]
     spells: list[Spell] = field(repr=False)
     tools: dict[str, dict[str, Any]] = field(default_factory=dict)  #: how the calls of each pool ended
+    moves: int | None = None  #: of the serving thread, to quieter cores, where it looks for them
 
     def as_dict(self) -> dict[str, Any]:
         """The content of ``real.json``."""
@@ -119,6 +121,8 @@ class Report:
             "gap_ms": self.gap_ms,
             "iteration_ms": self.iteration_ms,
         }
+        if self.moves is not None:
+            found["moves"] = self.moves
         return {**found, "tools": self.tools} if self.tools else found
 
 
@@ -131,6 +135,7 @@ class Server:
         self.kind = find(kind) if isinstance(kind, str) else kind
         self.options = options or Options()
         self.sites: dict[str, Site | RemoteSite] = {}  # device name of workers -> site
+        self.quiet = quiet_core(self.options.quiet)  # for threads that poll a GPU
 
     def place(self, device: str) -> Site | RemoteSite:
         """What stands for the device that workers call *device*: the model there, or processes that have it."""
@@ -170,6 +175,7 @@ class Server:
         `ServeTwinError` (Ctrl-C as itself).
         """
         log = Log(recorder or Recorder())
+        moves = self.quiet.moves if self.quiet is not None else 0
         executor, loop = self.prepare(stages, workers, log, sink=sink, tools=tools, **wiring)
         try:
             executor.play(loop, list(requests), stop_after)
@@ -183,6 +189,8 @@ class Server:
             log.write()
             executor.close()
         found = report(log, executor.lateness)
+        if executor.quiet is not None:
+            found.moves = executor.quiet.moves - moves
         found.tools = {name: tool.told() for name, tool in executor.tools.items()}
         return found
 
@@ -202,7 +210,7 @@ class Server:
         if self.options.processes and len(sites) > 1:
             what = f"workers in processes of their own on {len(sites)} devices"
             raise BadInput(what, right="one device, or all workers in one process")
-        executor = RealExecutor(sites, sink, tools)
+        executor = RealExecutor(sites, sink, tools, self.quiet)
         try:
             for worker in workers:
                 executor.add(worker)

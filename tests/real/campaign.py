@@ -199,7 +199,7 @@ def serve_model(model: str, out: Path, device: str, options: dict, cells: int) -
             late, gap = report.lateness_ms, report.gap_ms
             gaps = f"gap {gap.get('median', 0):.3f}/{gap.get('p99', 0):.2f} ms"
             met = f"{100 * report.summary.attainment:.1f} met"
-            say(f"{name}: {met}, {gaps}, late {late['median']:.3f}/{late['max']:.2f}")
+            say(f"{name}: {met}, {gaps}, late {late['median']:.3f}/{late['max']:.2f}, {report.moves} moves")
     say("done")
 
 

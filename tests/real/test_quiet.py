@@ -1,0 +1,87 @@
+"""The serving thread looks for a quiet core, and is free again afterwards."""
+
+import os
+
+import pytest
+from servetwin.real.executor import undisturbed
+from servetwin.real.quiet import EVERY, QuietCore, quiet_core, trial
+
+
+class Machine:
+    """Cores that take so many microseconds for a trial, one thread on them, and a clock of its own."""
+
+    def __init__(self, **took):
+        self.took = {int(core[1:]): us * 1e-6 for core, us in took.items()}
+        self.now = 0.0
+        self.at = None
+        self.quiet = QuietCore(self.took, test=self.test, move=self.move, clock=lambda: self.now)
+
+    def test(self):
+        assert len(self.at) == 1
+        return self.took[self.at[0]]
+
+    def move(self, cores):
+        self.at = list(cores)
+
+    def go_on(self, looks):
+        for _ in range(looks):
+            self.now += EVERY
+            self.quiet.look()
+
+
+def test_a_run_begins_on_the_quietest_core_and_leaves_all_of_them():
+    machine = Machine(c0=30, c3=15, c5=31)
+    machine.quiet.enter()
+    assert machine.at == [3]
+    machine.quiet.leave()
+    assert machine.at == [0, 3, 5]
+
+
+def test_a_core_that_becomes_slow_is_left_within_some_trials():
+    machine = Machine(c0=30, c3=15, c5=15.5)
+    machine.quiet.enter()
+    machine.go_on(20)
+    assert machine.at == [3]
+    machine.took[3] = 33e-6
+    machine.go_on(3)
+    assert machine.at == [3]  # not for a moment's sake
+    machine.go_on(6)
+    assert machine.at == [5]
+    assert machine.quiet.moves == 2
+
+
+def test_where_all_are_slow_the_thread_stays():
+    machine = Machine(c0=15, c3=30, c5=31, c7=30)
+    machine.quiet.enter()
+    machine.took[0] = 31e-6
+    machine.go_on(50)
+    assert machine.at == [0]
+    assert machine.quiet.moves == 0
+    machine.took[7] = 16e-6
+    machine.go_on(6)
+    assert machine.at == [7]
+
+
+def test_looking_costs_no_trial_before_it_is_due():
+    machine = Machine(c0=15, c1=16)
+    machine.quiet.enter()
+    trials = []
+    machine.quiet.test = lambda: trials.append(machine.now) or 15e-6
+    for _ in range(100):
+        machine.now += EVERY / 50
+        machine.quiet.look()
+    assert len(trials) in (2, 3)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system does not let threads be bound")
+def test_the_thread_is_free_again_after_a_run():
+    before = os.sched_getaffinity(0)
+    quiet = QuietCore()
+    with undisturbed(True, quiet):
+        assert os.sched_getaffinity(0) == {quiet.core}
+        assert 1e-6 < trial() < 0.1
+    assert os.sched_getaffinity(0) == before
+
+
+def test_it_can_be_switched_off():
+    assert quiet_core(False) is None
