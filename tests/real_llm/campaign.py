@@ -21,6 +21,7 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -330,41 +331,51 @@ def run(plan: dict[str, Any], folder: Path, seconds: float) -> None:
     say("done")
 
 
+def records(folder: Path) -> Iterator[dict[str, Any]]:
+    """What a campaign has written; *folder* may be the file itself. Of a process that was killed while it wrote, the
+    last record is left out."""
+    source = folder if folder.is_file() else folder / "runs.jsonl.gz"
+    with gzip.open(source, "rt") as file, contextlib.suppress(EOFError):
+        for line in file:
+            yield json.loads(line)
+
+
 def pack(folder: Path, out: Path, name: str | None = None) -> None:
     """What `servetwin.experiments.llm_replay.read` reads: runs without their steps. *folder* may be a file of
     `pair_campaign` or `async_campaign`, *name* is that of the profile taken before."""
     engine: dict[str, Any] = {}
-    runs, adapter = [], []
-    source = folder if folder.is_file() else folder / "runs.jsonl.gz"
-    with gzip.open(source, "rt") as file:
-        for line in file:
-            what = json.loads(line)
-            kind = what.pop("kind")
-            if kind == "engine":
-                engine = {k: v for k, v in what.items() if k not in ("grid", "rotation")}
-            elif kind == "adapter":
-                adapter.append(what)
-            elif kind == "run":
-                steps = what.pop("steps")
-                for key in ("late_ms", "intake", "seed", "at"):
-                    what.pop(key, None)
-                gpu = what.pop("gpu", [])
-                if gpu:
-                    what["gpu"] = round(sum(g[1] for g in gpu) / 1e3, 4)
-                what["steps"] = len(steps)
-                # Under asynchronous scheduling a step is asked for before the one before it is over (column 11).
-                what["busy"] = round(sum(s[3] - max(s[0], *s[11:]) for s in steps), 4)
-                rows = []
-                for number, arrival, prompt, output, _, outcome, _, times in what["requests"]:
-                    ends = [round(t * 1e6) for t in times]
-                    gaps = [b - a for a, b in itertools.pairwise(ends)]
-                    rows.append([number, arrival, prompt, output, outcome, times[0] if times else None, gaps])
-                what["requests"] = rows
-                runs.append(what)
+    runs, adapter, machine = [], [], {}
+    for what in records(folder):
+        kind = what.pop("kind")
+        if kind == "engine":
+            engine = {k: v for k, v in what.items() if k not in ("grid", "rotation")}
+        elif kind == "adapter":
+            adapter.append(what)
+        elif kind == "run":
+            steps = what.pop("steps")
+            for key in ("late_ms", "intake", "seed", "at"):
+                what.pop(key, None)
+            if told := what.pop("machine", {}):
+                machine[what["id"]] = told
+            gpu = what.pop("gpu", [])
+            if gpu:
+                what["gpu"] = round(sum(g[1] for g in gpu) / 1e3, 4)
+            what["steps"] = len(steps)
+            # Under asynchronous scheduling a step is asked for before the one before it is over (column 11).
+            what["busy"] = round(sum(s[3] - max(s[0], *s[11:]) for s in steps), 4)
+            rows = []
+            for number, arrival, prompt, output, _, outcome, _, times in what["requests"]:
+                ends = [round(t * 1e6) for t in times]
+                gaps = [b - a for a, b in itertools.pairwise(ends)]
+                rows.append([number, arrival, prompt, output, outcome, times[0] if times else None, gaps])
+            what["requests"] = rows
+            runs.append(what)
     with gzip.GzipFile(out, "wb", compresslevel=9, mtime=0) as raw:
         content: dict[str, Any] = {"profile": name, "engine": engine, "runs": runs}
         if adapter:
             content["adapter"] = adapter
+        if machine:
+            content["machine"] = machine
         raw.write(json.dumps(content, separators=(",", ":")).encode())
 
 
@@ -378,15 +389,12 @@ def profile(folder: Path, name: str, when: str, command: str, out: Path) -> None
 
     engine: dict[str, Any] = {}
     measured = []
-    source = folder if folder.is_file() else folder / "runs.jsonl.gz"
-    with gzip.open(source, "rt") as file:
-        for line in file:
-            what = json.loads(line)
-            if what["kind"] == "engine":
-                engine = what
-            elif what["kind"] == "profile" and what["what"] != "rotation":  # that one is to check the table with
-                steps = [StepLog(*step) for step in what["steps"]]
-                measured.append(Measured(what["what"], steps, [tuple(i) for i in what["intake"]]))
+    for what in records(folder):
+        if what["kind"] == "engine":
+            engine = what
+        elif what["kind"] == "profile" and what["what"] != "rotation":  # that one is to check the table with
+            steps = [StepLog(*step) for step in what["steps"]]
+            measured.append(Measured(what["what"], steps, [tuple(i) for i in what["intake"]]))
     given = engine.get("rotation") or engine.get("grid")
     given = given or json.loads((folder / "plan.json").read_text())["grid"]
     kind = Rotation if engine.get("rotation") else Grid
