@@ -6,12 +6,13 @@
     async_campaign.py pack FOLDER FILE.json.gz --name h100/opt-13b-async      # what was run, compactly
     async_campaign.py profile FOLDER FILE.yaml --name h100/opt-13b-async --when 2026-11-27
 
-One process. First the profile, in rotation (`servetwin.real.vllm_rotation`). Rates are shares of the knee that the
-simulation shows with it. Then runs, what matters most first: each policy at three rates, repeats of those that came
-out least certain, burstier arrivals, and between them vLLM's own scheduler and ours in turn on the same saturated
-engine. All is written as it comes (``runs.jsonl.gz``: every step, every token's time, and the GPU time of each CUDA
-graph where this process launches it), nothing is begun that would not end in time, and what fails ends no more than
-itself. `--smoke` shows in a minute or two that all parts work, `--tiny` does so on a CPU.
+One process. First the profile, in rotation (`servetwin.real.vllm_rotation`). Rates are shares of the knees, one for
+each SLO, that the simulation shows with it. Then runs, what matters most first: each policy at three rates about
+either knee, repeats of those that came out least certain, burstier arrivals, and between them vLLM's own scheduler
+and ours in turn on the same saturated engine. All is written as it comes (``runs.jsonl.gz``: every step, every
+token's time, the GPU time of each CUDA graph where this process launches it, and how often the machine stalled the
+process), nothing is begun that would not end in time, and what fails ends no more than itself. At the very end there
+is a file ``done``. `--smoke` shows in a minute or two that all parts work, `--tiny` does so on a CPU.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gzip
+import itertools
 import json
 import os
 import platform
@@ -28,7 +30,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -36,13 +38,14 @@ from typing import Any
 import campaign
 import numpy as np
 import yaml
+from meanwhile import against, machine, stalls
 from servetwin.core.tokens import CumulativeSLO, EngineLimits
 from servetwin.experiments.llm_replay import MeasuredRun, Sent, host_of, replay, score
 from servetwin.profiles import Profile, load
 from servetwin.profiles.tokens import TokenTable
 from servetwin.real.vllm_engine import EngineOptions, VllmEngine, prepare_environment, undisturbed
 from servetwin.real.vllm_plan import Planned
-from servetwin.real.vllm_rotation import SMALL_ROTATION, Rotation, begins, expected, rotate
+from servetwin.real.vllm_rotation import SMALL_ROTATION, Rotation, begins, rotate
 from servetwin.real.vllm_section import profile_content
 
 #: Sizes for which steps are captured as CUDA graphs, in tokens.
@@ -51,27 +54,36 @@ LARGER = tuple(range(576, 1025, 64))
 FEW = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448, 512)
 #: Tokens that a request puts out.
 OUTPUT = (16, 48)
-TIGHT, LOOSE = "3+1.5", "5+2"
+SLOS = TIGHT, LOOSE = "3+1.5", "5+2"
+#: What a run takes beside its requests: its client starts, and what it left is written.
+AROUND = 1.5
+
+
+def rates_between(low: float, high: float) -> tuple[float, ...]:
+    """Rates about 12 % apart."""
+    return tuple(round(low * 1.12**i, 1) for i in range(1 + round(np.log(high / low) / np.log(1.12))))
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is done with an engine: seconds of its *profile*, *requests* a run, the *rates* among which its knee is
-    looked for, and whether only a few runs are made (*small*)."""
+    """What is done with an engine: seconds of its *profile*, *requests* a run (the first of these numbers with which
+    what matters fits into the time), the *rates* among which its knees are looked for, whether only a few runs are
+    made (*small*), and the *earlier* profile that stands in for this one's should that come to nothing."""
 
     options: EngineOptions
     rotation: Rotation
     profile: float
-    requests: int
+    requests: tuple[int, ...]
     rates: tuple[float, ...]
     small: bool = False
+    earlier: str | None = None
 
 
 def plan_of(model: str, tensor_parallel: int, smoke: bool, tiny: bool) -> Plan:
     """The plan for *model*."""
     if tiny:
         options = EngineOptions(kv_bytes=64 << 20, max_sequences=64, max_batched_tokens=2048, asynchronous=True)
-        return Plan(options, SMALL_ROTATION, 4.0, 40, (40, 80, 120))
+        return Plan(options, SMALL_ROTATION, 4.0, (40,), rates_between(20, 160))
     common: dict[str, Any] = {
         "model": model,
         "dtype": "float16",
@@ -93,10 +105,11 @@ def plan_of(model: str, tensor_parallel: int, smoke: bool, tiny: bool) -> Plan:
             mixed_prompts=(1,),
             mixed_sequences=(8, 32),
         )
-        return Plan(options, rotation, 10.0, 60, (16, 24, 32), small=True)
+        return Plan(options, rotation, 10.0, (60,), rates_between(4, 72), small=True)
     if model == "opt-13b":
         options = EngineOptions(max_batched_tokens=8192, max_sequences=256, graphs=GRAPHS + LARGER, **common)
-        return Plan(options, Rotation(), 60.0, 240, tuple(range(20, 73, 4)))
+        earlier = "h100-async/opt-13b-tp1"
+        return Plan(options, Rotation(), 60.0, (240, 200), rates_between(4, 72), earlier=earlier)
     rotation = Rotation(
         prefill=(1, 16, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448, 512, 768, 1024, 2047),
         prompts=(1, 2, 4),
@@ -108,34 +121,7 @@ def plan_of(model: str, tensor_parallel: int, smoke: bool, tiny: bool) -> Plan:
         mixed_sequences=(4, 16, 32),
     )
     options = EngineOptions(max_batched_tokens=2048, max_sequences=64, graphs=FEW, **common)
-    return Plan(options, rotation, 45.0, 150, tuple(range(4, 41, 2)), small=True)
-
-
-def against(steps: list[Any], table: TokenTable) -> dict[str, list[float]]:
-    """By kind of step, of those decided while another ran: how many, the median of their seconds over *table*'s, and
-    the mean of what they took longer in milliseconds. "joined" are decode steps after one with a prefill, "left"
-    those after a larger batch; "dry" is all that was decided when nothing ran."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    before = None
-    for step in steps:
-        if not step.behind:
-            kind = "dry"
-        elif step.prefill:
-            kind = "mixed" if step.decode else "prefill"
-        elif before is not None and before.prefill:
-            kind = "joined"
-        else:
-            kind = "left" if before is not None and before.decode > step.decode else "decode"
-        found.setdefault(kind, []).append((step.seconds, expected(step, table)))
-        before = step
-    return {
-        kind: [
-            len(pairs),
-            round(float(np.median([a / b for a, b in pairs])), 3),
-            round(1e3 * float(np.mean([a - b for a, b in pairs])), 2),
-        ]
-        for kind, pairs in found.items()
-    }
+    return Plan(options, rotation, 45.0, (200, 150, 100), rates_between(1, 45), small=True)
 
 
 class Campaign:
@@ -148,11 +134,18 @@ class Campaign:
         self.replays: list[tuple[float, Any, Any]] = []
         self.spare: list[Any] = []  # pairs of events
         self.shares: list[tuple[float, dict[str, Any]]] = []  # of requests on time, by run
+        self.made: set[str] = set()  # runs
+        self.requests = self.plan.requests[0]
+        self.writing = threading.Lock()
         self.engine: VllmEngine
         self.read: Profile
         self.table: TokenTable
         self.solo: tuple[float, float]
         self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "done").unlink(missing_ok=True)
+        runs = self.folder / "runs.jsonl.gz"
+        if runs.exists():  # of another process: the two would be read as one
+            runs.replace(self.folder / f"before-{time.time():.0f}.jsonl.gz")
 
     # -- time and notes -----------------------------------------------------------------------------------
 
@@ -166,8 +159,16 @@ class Campaign:
             file.write(line + "\n")
 
     def keep(self, kind: str, **what: Any) -> None:
-        with gzip.open(self.folder / "runs.jsonl.gz", "at", compresslevel=3) as file:
-            file.write(json.dumps({"kind": kind, **what}, separators=(",", ":")) + "\n")
+        line = json.dumps({"kind": kind, **what}, separators=(",", ":")) + "\n"
+        with self.writing, gzip.open(self.folder / "runs.jsonl.gz", "at", compresslevel=3) as file:
+            file.write(line)
+
+    def leave(self, code: int) -> None:
+        """End the process here and now, since vLLM's own shutdown may hang; nothing is left half written."""
+        self.writing.acquire(timeout=20)
+        (self.folder / "done").write_text(f"{code} after {self.now():.1f} s\n")
+        sys.stdout.flush()
+        os._exit(code)
 
     def safely(self, what: Callable[..., Any], *args: Any) -> Any:
         """What goes wrong in one part must not end the others."""
@@ -182,7 +183,7 @@ class Campaign:
         def ring() -> None:
             time.sleep(max(0.0, self.end + 8 - self.now()))
             self.say("OUT OF TIME")
-            os._exit(3)
+            self.leave(3)
 
         threading.Thread(target=ring, daemon=True).start()
 
@@ -251,11 +252,33 @@ class Campaign:
         self.spy()
 
     def profile(self) -> None:
+        before = machine()
+        measured = self.safely(self.measure) or []
+        told = {k: v - before.get(k, 0) for k, v in machine().items()}
+        path = self.folder / "profile.yaml"
+        named = str(path) if self.safely(self.fold, measured, path) else self.plan.earlier
+        if named is None:
+            raise RuntimeError("there is no profile, and none of an earlier day")
+        self.say("the profile is", named)
+        self.read = read = load(named)
+        self.table = read.tokens("measured", hold=True)
+        solo = read.token_data.solo
+        assert solo is not None
+        self.solo = (solo.d0, solo.d1)
+        gpu = self.safely(self.gpu_times) or []
+        self.keep("replays", what="profile", gpu=gpu, machine=told)
+        self.say("the machine meanwhile", told)
+        self.safely(self.tell, measured, gpu)
+
+    def measure(self) -> list[Any]:
         measured = rotate(self.engine, self.plan.rotation, self.plan.profile, lambda what: self.say("profile:", what))
         for one in measured:
             steps = [campaign._flat(step) for step in one.steps]
             self.keep("profile", what=one.kind, steps=steps, intake=[[n, round(s, 6)] for n, s in one.intake])
-        self.keep("replays", what="profile", gpu=self.gpu_times())
+        return measured
+
+    def fold(self, measured: list[Any], path: Path) -> bool:
+        """Make a profile file of what was measured; whether it has all that is needed."""
         content = profile_content(
             measured,
             self.described,
@@ -265,13 +288,13 @@ class Campaign:
             command=self.described["command"],
             source="real/vllm_rotation.py",
         )
-        path = self.folder / "profile.yaml"
         path.write_text(yaml.safe_dump(content, sort_keys=False, width=118, default_flow_style=None))
-        self.read = read = load(str(path))
-        self.table = table = read.tokens("measured", hold=True)
-        solo, costs = read.token_data.solo, read.costs
-        assert solo is not None
-        self.solo = (solo.d0, solo.d1)
+        read = load(str(path))
+        return bool(read.tokens("measured", hold=True)) and read.token_data.solo is not None
+
+    def tell(self, measured: list[Any], gpu: list[list[float]]) -> None:
+        """What is to be known of the profile at once."""
+        table, costs = self.table, self.read.costs
         dry = {
             k: [len(v), *np.round(1e3 * np.quantile(v, (0.1, 0.5, 0.9)), 2).tolist()]
             for k, v in begins(measured, table).items()
@@ -282,6 +305,9 @@ class Campaign:
         self.say("decode", [round(table.decode(b, 160 * b) * 1e3, 2) for b in (1, 8, 16, 32, 64, 96)])
         self.say("begins later by, ms (10, 50, 90 %)", dry, "between", costs["step.between"].by_batch)
         self.say("intake", costs["engine.intake"].value, "steps", sum(len(one.steps) for one in measured))
+        for kind in dict.fromkeys(one.kind for one in measured):
+            steps = sorted((s for one in measured if one.kind == kind for s in one.steps), key=lambda s: s.start)
+            self.say(kind, "stalls", stalls(steps, gpu, table))
         for kind in ("decode", "mixed", "prefill"):
             told = [against(one.steps, table) for one in measured if one.kind == kind]
             self.say(kind, "against the table", told[:3])
@@ -293,8 +319,8 @@ class Campaign:
         prefill, decode = (float(part) for part in text.split("+"))
         return CumulativeSLO(prefill, decode, *self.solo, self.table.prefill)
 
-    def simulated(self, cell: dict[str, Any], slo: str) -> float:
-        """The share of the requests of *cell* on time in simulation."""
+    def simulated(self, cell: dict[str, Any]) -> tuple[MeasuredRun, dict[int, list[float]]]:
+        """*cell* as a run, and when its tokens come out in simulation."""
         engine, options = self.engine.scheduler, self.plan.options
         limits = EngineLimits(
             blocks=engine.blocks,
@@ -304,56 +330,73 @@ class Campaign:
             whole_prompt=True,
         )
         sent = tuple(Sent(i, a, int(p), int(n), OUTPUT[1], "", ()) for i, (a, p, n) in enumerate(cell["requests"]))
-        run = MeasuredRun("", cell["policy"], slo, cell["rate"], cell["cv"], 0, 0, 0.0, sent)
-        due = self.slo(slo)
-        return score(run, replay(run, limits, self.table, due, host=host_of(self.read))[0], due).good / len(sent)
+        run = MeasuredRun("", cell["policy"], cell["slo"], cell["rate"], cell["cv"], 0, 0, 0.0, sent)
+        return run, replay(run, limits, self.table, self.slo(cell["slo"]), host=host_of(self.read))[0]
 
-    def knee(self) -> float:
-        """The largest rate at which `vllm-v1` has 90 % of requests on time in simulation, with each of two seeds."""
-        best = self.plan.rates[0]
+    def lasts(self, cell: dict[str, Any]) -> float:
+        """Seconds that *cell* will take."""
+        run, times = self.simulated(cell)
+        return max(run.requests[-1].arrival, *(ends[-1] for ends in times.values() if ends)) + AROUND
+
+    def knees(self) -> dict[str, float]:
+        """By SLO the largest rate at which `vllm-v1` has 90 % of requests on time in simulation, with each of two
+        seeds. It does not look at SLOs, so one simulation scores for all."""
+        found: dict[str, float] = {}
         for rate in self.plan.rates:
-            shares = []
+            shares: dict[str, list[float]] = {slo: [] for slo in SLOS}
             for seed in (10, 11):
-                wanted = campaign.requests(rate, 1, seed, 200, OUTPUT)
-                cell = {"policy": "vllm-v1", "rate": rate, "cv": 1, "requests": wanted}
-                shares.append(self.simulated(cell, TIGHT))
+                wanted = campaign.requests(rate, 1, seed, self.plan.requests[0], OUTPUT)
+                run, times = self.simulated(
+                    {"policy": "vllm-v1", "slo": TIGHT, "rate": rate, "cv": 1, "requests": wanted}
+                )
+                for slo, of in shares.items():
+                    of.append(round(score(run, times, self.slo(slo)).good / len(wanted), 3))
             self.say("simulated", rate, shares)
-            if min(shares) >= 0.9:
-                best = rate
-            elif max(shares) < 0.5:
+            found |= {slo: rate for slo, of in shares.items() if min(of) >= 0.9}
+            if max(max(of) for of in shares.values()) < 0.5:
                 break
-        return best
+        for slo in SLOS:
+            if slo not in found:
+                self.say("NO RATE HOLDS 90 % under", slo)
+            elif found[slo] == self.plan.rates[-1]:
+                self.say("THE LARGEST RATE holds 90 % under", slo)
+        return {slo: found.get(slo, self.plan.rates[0]) for slo in SLOS}
 
     def serve(self, cell: dict[str, Any], limit: float) -> None:
         from servetwin.real.vllm_scheduler import Estimates, Settings
 
         planned = [Planned(i, a, int(p), int(n), cell["limit"]) for i, (a, p, n) in enumerate(cell["requests"])]
-        if self.now() + planned[-1].arrival + 2.5 > limit:
+        if cell["id"] in self.made:
+            return
+        if self.now() + self.lasts(cell) + 0.5 > limit:
             self.say("no time for", cell["id"])
             return
         self.forget()
-        slo = self.slo(cell["slo"])
+        slo, before = self.slo(cell["slo"]), machine()
         made = self.engine.serve(
             planned,
             Settings(policy=campaign.POLICIES.get(cell["policy"])),
             estimates=Estimates(self.table.prefill, self.table.decode, slo),
             stop_after=15.0,
         )
+        told = {k: v - before.get(k, 0) for k, v in machine().items()}
         rows = [
             [r.id, r.arrival, r.prompt, r.output, r.queued, r.outcome, r.preemptions, [round(x, 6) for x in r.times]]
             for r in made.requests
         ]
         steps = [campaign._flat(s) for s in made.steps]
         late = round(1e3 * max(made.lateness), 3)
-        gpu = self.gpu_times()
-        facts = {k: v for k, v in cell.items() if k != "requests"}
+        gpu = self.safely(self.gpu_times) or []
+        told |= self.safely(stalls, made.steps, gpu, self.table) or {}
+        facts = {k: v for k, v in cell.items() if k != "requests"} | {"machine": told}
         self.keep("run", **facts, requests=rows, steps=steps, late_ms=late, intake=made.intake, gpu=gpu)
+        self.made.add(cell["id"])
         sent = tuple(
             Sent(r.id, r.arrival, r.prompt, r.output, cell["limit"], r.outcome, tuple(r.times)) for r in made.requests
         )
         run = MeasuredRun("", cell["policy"], cell["slo"], cell["rate"], cell["cv"], 0, 0, 0.0, sent)
         met = {}
-        for text in (TIGHT, LOOSE) if cell["policy"] in campaign.BLIND else (cell["slo"],):
+        for text in SLOS if cell["policy"] in campaign.BLIND else (cell["slo"],):
             met[text] = score(run, {r.id: r.times for r in sent}, self.slo(text)).good
             self.shares.append((met[text] / len(sent), cell))
         ahead = sum(s.behind for s in made.steps) / max(1, len(made.steps))
@@ -361,6 +404,7 @@ class Campaign:
         self.say(
             f"{cell['id']} met {met} of {len(sent)}, steps {len(steps)}, {100 * ahead:.0f} % decided ahead, "
             f"{1e3 * mean[0]:.2f} ms each, of which graphs {mean[1]:.2f}, late {late} ms, "
+            f"stalls {told}, "
             f"against the table {against(made.steps, self.table)}, "
             f"outcomes { {o: sum(r.outcome == o for r in made.requests) for o in ('finished', 'dropped', 'failed')} }"
         )
@@ -386,7 +430,7 @@ class Campaign:
         tokens = sum(n for _, n in lengths)
         for turn in range(2 * pairs):
             own = turn % 4 in (0, 3)
-            if self.now() + 10 > limit:
+            if self.now() + 8 > limit:
                 self.say("no time for the adapter", turn)
                 return
             self.engine.empty()
@@ -408,7 +452,7 @@ class Campaign:
                 scheduler.__class__ = ours
                 scheduler.tasks.clear()
             seconds, steps = ends[-1] - ends[0], len(ends) - 1
-            gpu = sum(g[1] for g in self.gpu_times())
+            gpu = sum(g[1] for g in self.safely(self.gpu_times) or ())
             which = "own" if own else "ours"
             self.keep("adapter", which=which, turn=turn, seconds=seconds, steps=steps, tokens=tokens, gpu_ms=gpu)
             self.say(
@@ -418,22 +462,57 @@ class Campaign:
     # -- in order -----------------------------------------------------------------------------------------
 
     def cell(self, policy: str, slo: str, rate: float, cv: float, repeat: int = 0) -> dict[str, Any]:
-        return campaign.planned(policy, slo, round(rate, 1), cv, int(10 * cv), repeat, self.plan.requests, OUTPUT)
+        return campaign.planned(policy, slo, round(rate, 1), cv, int(10 * cv), repeat, self.requests, OUTPUT)
 
-    def uncertain(self, most: int) -> list[dict[str, Any]]:
-        """Runs again whose share of requests on time was nearest to a half: there chance moves most."""
+    def cells(self, knees: dict[str, float]) -> tuple[list[dict[str, Any]], ...]:
+        """Runs around the *knees*: those that matter most, the ones that come after them, and what may be left out.
+        Within each what matters most comes first."""
+        shares = (1.0, 0.7, 1.2)
+
+        def row(policies: Iterable[str], slos: Iterable[str], shares: Iterable[float], cv: float) -> list[Any]:
+            return [self.cell(p, o, share * knees[o], cv) for share in shares for o in slos for p in policies]
+
+        if self.plan.small:
+            two = ("vllm-v1", "neustream-llm")
+            first, then = row(two, [LOOSE], shares, 1), row(two[1:], [TIGHT], shares, 1)
+            return first, then, row(two[:1], [TIGHT], shares, 1) + row(two, [LOOSE], [0.7], 4)
+        policies = campaign.POLICIES
+        return row(policies, SLOS, shares, 1), row(policies, SLOS, [0.7], 4), row(policies, SLOS, [1.0], 4)
+
+    def fitting(self, knees: dict[str, float], repeats: int, kept: float) -> tuple[list[dict[str, Any]], ...]:
+        """`cells`, with as many requests each as time allows."""
+        for count in self.plan.requests:
+            self.requests = count
+            parts = self.cells(knees)
+            first, then, rest = (sum(self.lasts(c) for c in {c["id"]: c for c in part}.values()) for part in parts)
+            again = repeats * first / len(parts[0])
+            left = self.end - self.now()
+            numbers = "{} runs {:.0f} s, then {} {:.0f} s and after the adapter {} {:.0f} s".format(
+                *(x for part, seconds in zip(parts, (first, then, rest), strict=True) for x in (len(part), seconds))
+            )
+            self.say(f"{count} requests a run: {numbers}; {repeats} repeats {again:.0f} s, adapter {kept:.0f} s")
+            self.say(f"in all {first + then + again + kept:.0f} and {rest:.0f} s more; there are {left:.0f} s")
+            if first + kept + (0 if self.plan.small else then + again) <= left:
+                break
+        return parts
+
+    def uncertain(self, most: int, repeat: int = 1) -> list[dict[str, Any]]:
+        """Runs again whose share of requests on time was nearest to a half: there chance moves most. By turns of
+        those at the rates of either SLO."""
         chosen: dict[str, dict[str, Any]] = {}
         for _, cell in sorted(self.shares, key=lambda s: abs(s[0] - 0.5)):
-            if cell["repeat"] == 0 and len(chosen) < most:
-                chosen.setdefault(cell["id"], cell)
-        return [self.cell(c["policy"], c["slo"], c["rate"], c["cv"], 1) for c in chosen.values()]
+            if cell["repeat"] == 0:
+                again = self.cell(cell["policy"], cell["slo"], cell["rate"], cell["cv"], repeat)
+                chosen.setdefault(again["id"], again)
+        of = [[c for c in chosen.values() if c["slo"] == slo and c["id"] not in self.made] for slo in SLOS]
+        return [c for pair in itertools.zip_longest(*of) for c in pair if c is not None][:most]
 
     def go(self) -> None:
         self.watch()
         self.start()
         self.profile()
-        knee = self.knee()
-        self.say("knee", knee)
+        knees = self.knees()
+        self.say("knees", knees)
         self.safely(self.warm_up)
         if self.smoke:
             for policy in campaign.POLICIES:
@@ -441,28 +520,25 @@ class Campaign:
                 self.safely(self.serve, self.cell(policy, slo, 24, 1), self.end)
             self.safely(self.adapter, self.end, 1, 100)
             return
-        six = [(p, TIGHT) for p in campaign.POLICIES] + [("neustream-llm", LOOSE), ("edf-llm", LOOSE)]
-        if self.plan.small:
-            six = [("vllm-v1", TIGHT), ("neustream-llm", LOOSE), ("neustream-llm", TIGHT)]
-        below, at, above = 0.7 * knee, knee, 1.2 * knee
-        turns = 1 if self.plan.small else 2
-        kept = 5 if self.tiny else 12 * turns  # seconds for the adapter
-        first = six[:2] if self.plan.small else six
-        for rate in (at, below, above):
-            for policy, slo in first:
-                self.safely(self.serve, self.cell(policy, slo, rate, 1), self.end - kept)
-        for cell in self.uncertain(2 if self.plan.small else 5):
-            self.safely(self.serve, cell, self.end - kept)
-        if not self.plan.small:
-            for policy, slo in (six[0], six[4], six[5], six[1], six[2], six[3]):
-                self.safely(self.serve, self.cell(policy, slo, below, 4), self.end - kept)
-        self.safely(self.adapter, self.end - 2, turns, 100 if self.tiny or self.plan.small else 500)
-        rest = [self.cell(p, s, rate, 1) for rate in (at, below, above) for p, s in six[len(first) :]]
-        rest += [
-            self.cell(p, s, rate, 4) for rate in ((at, above) if not self.plan.small else (below,)) for p, s in six
-        ]
-        for cell in rest:
-            self.safely(self.serve, cell, self.end - 2)
+        small = self.plan.small
+        turns, repeats = (1, 2) if small else (2, 6)
+        kept = 5 if self.tiny else 14 * turns  # seconds for the adapter
+        first, then, rest = self.fitting(knees, repeats, kept)
+
+        def serve(cells: list[dict[str, Any]], until: float) -> None:
+            for cell in cells:
+                self.safely(self.serve, cell, until)
+
+        serve(first, self.end - kept)
+        if small:
+            serve(then, self.end - kept)
+        serve(self.uncertain(repeats), self.end - kept)
+        if not small:
+            serve(then, self.end - kept)
+        self.safely(self.adapter, self.end - 2, turns, 100 if self.tiny or small else 500)
+        serve(rest, self.end - 2)
+        for repeat in (1, 2):
+            serve(self.uncertain(2 * repeats, repeat), self.end - 2)
         self.say("done")
 
 
@@ -506,8 +582,7 @@ def main() -> None:
     except BaseException:
         made.say("DIED", traceback.format_exc()[-4000:])
     finally:
-        sys.stdout.flush()
-        os._exit(0)  # vLLM's own shutdown may hang
+        made.leave(0)
 
 
 if __name__ == "__main__":
