@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .profiler import take_profile
     from .server import Report, Server
 
-#: Where names come from; read when they are first asked for, since the client's process wants none of torch.
+#: Where names come from; read when they are first asked for, since what needs no model wants none of torch.
 _HOME = {
     "KINDS": "kinds",
     "Kind": "kinds",

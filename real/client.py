@@ -1,9 +1,9 @@
 """The client: an open loop in a process of its own, which sends each request when it is due, whatever becomes of
 the others.
 
-Run as ``python -m servetwin.real.client SOCKET``. It reads from its standard input the times at which requests are
-due and then the time at which the run begins, and sends one packet per request: its number and when it was sent.
-Times are seconds on the machine's monotonic clock, which all its processes share.
+Run as ``python -I -S client.py SOCKET``: the standard library is all that it needs. It reads from its standard input
+the times at which requests are due and then the time at which the run begins, and sends one packet per request: its
+number and when it was sent. Times are seconds on the machine's monotonic clock, which all its processes share.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class Client:
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __spec__.name, str(theirs.fileno())],
+                # By its path and without site-packages: as a module of the package it took 0.2 s longer to start.
+                [sys.executable, "-I", "-S", __file__, str(theirs.fileno())],
                 stdin=subprocess.PIPE,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # an interrupt at the keyboard is for the run, which then ends this

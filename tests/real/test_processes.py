@@ -42,7 +42,7 @@ def test_the_images_are_those_of_one_process(tmp_path, device):
         report = here.serve(
             "edf",
             # Two waves of ten for sixteen slots.
-            [Request(i, i * 0.02 + i // 10 * 2.0, 60.0, {"unet": 5 + i % 2}) for i in range(20)],
+            [Request(i, i * 0.02 + i // 10 * 0.8, 60.0, {"unet": 5 + i % 2}) for i in range(20)],
             recorder,
             sink=lambda number, image, made=made: made.setdefault(number, image.int()),
         )

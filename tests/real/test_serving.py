@@ -129,7 +129,7 @@ def test_a_broken_lane_ends_the_run_with_its_records(small, tmp_path, monkeypatc
     assert recorder.summary.outcomes[Outcome.FAILED] >= 1
     assert recorder.summary.outcomes.total() == recorder.summary.requests == len(lines)
     monkeypatch.undo()
-    assert small.serve("edf", small.requests(0.3, count=5)).summary.requests == 5  # and the server serves on
+    assert small.serve("edf", small.requests(0.6, count=5)).summary.requests == 5  # and the server serves on
 
 
 def test_ctrl_c_ends_the_run_with_its_records(small):

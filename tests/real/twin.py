@@ -29,15 +29,9 @@ class Twin:
         self.kind = kind or server.kind
         self.limit = limit
         self.steps = steps  # the fewest and the most that a request asks for
-        self._use(profile)
-
-    def _use(self, profile):
         self.profile = profile
         self.estimate = profile.estimate()
         self.slo = FactorSLO(FACTOR, profile.solo())
-
-    def take_profile_again(self):
-        self._use(brief_profile(self.server))
 
     def system(self, policy):
         """Fresh stages and workers; Clockwork has one worker for the whole pipeline."""
@@ -81,18 +75,26 @@ class Twin:
 
 
 def brief_profile(server):
-    """What a simulation needs, measured in seconds."""
-    content = take_profile(server, f"cpu/{server.kind.name}", limit=LIMIT, seconds=0.05, brief=True)
-    return Profile(ProfileFile.model_validate(content))
+    """The content of a profile with what a simulation needs, measured in seconds."""
+    return take_profile(server, f"cpu/{server.kind.name}", limit=LIMIT, seconds=0.05, brief=True)
+
+
+@cache
+def measured(name):
+    """A tiny model on the CPU and the content of the profile just taken of it; the same for all tests, since that
+    takes seconds.
+    """
+    server = Server(name, Options(device="cpu"))
+    return server, brief_profile(server)
 
 
 @cache
 def twin_of(name):
-    """A tiny model on the CPU and the profile just taken of it; the same for all tests, since that takes seconds.
+    """A tiny model with the profile of `measured`.
 
     Requests have so many steps that they take 80 ms alone: their SLO is then well above the hiccups of a busy host.
     """
-    server = Server(name, Options(device="cpu"))
-    profile = brief_profile(server)
+    server, content = measured(name)
+    profile = Profile(ProfileFile.model_validate(content))
     steps = min(max(round(0.08 / profile.estimate()(server.kind.loop, 1)), 8), 120)
     return Twin(server, profile, LIMIT, (steps * 3 // 4, steps * 5 // 4))
