@@ -132,6 +132,9 @@ class LawChecker(Recorder):
                 3, f"{worker.name} started {batch} at {batch.start!r}, before its last one ended at {last!r}"
             )
         self.ends[worker, batch.thread] = batch.end
+        watched = self.watched[worker.index] if self.watched else None
+        if isinstance(watched, WatchedEngine):
+            watched.heard(batch)
         check_ends(batch.start, batch.end, batch.ends, batch.count, str(batch))
         self.check_batch(batch)
         self.inner.batch(batch)
@@ -404,9 +407,16 @@ class WatchedEngine(WatchedWorker):
             raise broken(3, f"{self.worker.name} ends {batch}, but {self.steps} are in flight")
         del self.steps[0]
         self.news = True
-        assert isinstance(batch, TokenBatch)
-        self.check.stopped(batch)
+        if self.most == 1:
+            assert isinstance(batch, TokenBatch)
+            self.check.stopped(batch)
         return {}
+
+    def heard(self, batch: Batch) -> None:
+        """The recorder hears of *batch*: at its end, or when a host that decides ahead hears of that."""
+        if self.most > 1:
+            assert isinstance(batch, TokenBatch)
+            self.check.stopped(batch)
 
     def decided(self, decision: Decision, now: float) -> None:
         assert isinstance(decision, Step)

@@ -3,7 +3,8 @@
 So vLLM's asynchronous scheduling works (vLLM V1's default). The host has two steps in flight at most. With one in
 flight it decides a second at once; with two, or if there is nothing to decide, it waits for the older one, takes its
 tokens in and hands them on, takes in what came meanwhile, and decides again. So step k + 2 is decided at the end of
-step k, while k + 1 computes, and what lies between two steps is hidden behind the device.
+step k, while k + 1 computes, and what lies between two steps is hidden behind the device. Not so a step that is
+launched kernel by kernel: until the host has done that, the tokens of the step before it stay where they are.
 
 What a policy is shown is ahead of the device: a step that was decided counts as done. Its tokens are generated, its
 blocks are taken; when they came out, and who has ended, shows when the step is over. A request whose last token is in
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from heapq import heappop
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from .errors import BadInput
 from .token_batch import Piece, TokenBatch
@@ -34,13 +35,15 @@ DEPTH = 2
 class Flight:
     """A step that is decided and not over.
 
-    *tick* is that in which all that decode get a token (None: single ones do, or nobody). *owed* are those that get
-    one and are told of it one by one, *leaving* those for whom it is the last. (Dictionaries, for their order.)
+    *decided* is when. *tick* is that in which all that decode get a token (None: single ones do, or nobody). *owed*
+    are those that get one and are told of it one by one, *leaving* those for whom it is the last. (Dictionaries, for
+    their order.)
     """
 
-    __slots__ = ("leaving", "owed", "tick")
+    __slots__ = ("decided", "leaving", "owed", "tick")
 
-    def __init__(self) -> None:
+    def __init__(self, decided: float) -> None:
+        self.decided = decided
         self.tick: int | None = None
         self.owed: dict[TokenTask, None] = {}
         self.leaving: dict[TokenTask, None] = {}
@@ -59,6 +62,9 @@ class TokenEngineAhead(TokenEngine):
         self.keep_times = True  # when each joined tells what is in flight of it
         self._flights: list[Flight] = []
         self._free = 0.0  # when the host has launched what it decided last
+        self._settled = 0.0  # when it heard of the end of a step last
+        self._last: TokenBatch  # what was decided last
+        self._unheard: list[TokenBatch] = []  # ended while the host was launching
         self._debt = 0.0  # seconds for steps that ended while the host was at something else
 
     # -- the host -----------------------------------------------------------------------------------------
@@ -76,9 +82,10 @@ class TokenEngineAhead(TokenEngine):
                 step: Step = worker.policy.decide(view, now)
                 changed = self._carry_out(step, now)
                 if len(flights) > before:
-                    self._free = now + self.ahead.begins
+                    launching = self.ahead.launching(self._last)
+                    self._free = now + launching
                     if len(flights) < DEPTH:
-                        self._rest(self.ahead.begins)  # and then decides the next one
+                        self._rest(launching)  # and then decides the next one
                         return
                     break
                 if flights:
@@ -91,15 +98,32 @@ class TokenEngineAhead(TokenEngine):
         self.deciding = False
 
     def done(self, batch: TokenBatch) -> None:
+        if self._unheard:
+            self._unheard.append(batch)
+        elif not self.deciding and self.loop._now() < self._free:
+            self.deciding = True  # launching what comes next
+            self._unheard.append(batch)
+            self.loop.executor.call_at(self._free, self._hear)
+        else:
+            self._over(batch)
+
+    def _hear(self) -> None:
+        """The host has launched what it decided last, and hears of what has ended meanwhile."""
+        ended, self._unheard = self._unheard, []
+        self.deciding = False
+        for batch in ended:
+            self._over(batch)
+
+    def _over(self, batch: TokenBatch) -> None:
         busy, self.deciding = self.deciding, True
-        now = self.settle(batch)
+        self.settle(batch)
         after = self.ahead.between(batch.size)
         if busy:
             self._debt += after
         elif self.loop.stopped:
             self.deciding = False
         else:
-            self._rest(max(self._free - now, 0.0) + after)
+            self._rest(after)
 
     def _rested(self) -> None:
         if self._debt:
@@ -143,11 +167,12 @@ class TokenEngineAhead(TokenEngine):
         view = self.view
         older = view.in_flight
         super()._launch(decode, context, pieces, chosen, now)
+        last = cast("TokenBatch", view.in_flight)
+        self._last = last
         if older is not None:
-            assert view.in_flight is not None
-            view.backlog.append(view.in_flight)
+            view.backlog.append(last)
             view.in_flight = older
-        flight = Flight()
+        flight = Flight(now)
         self._flights.append(flight)
         if decode:
             self._tick_ahead(flight, decode) if chosen is None else self._advance_ahead(flight, chosen)
@@ -200,6 +225,10 @@ class TokenEngineAhead(TokenEngine):
     def settle(self, batch: TokenBatch) -> float:
         view, flight = self.view, self._flights.pop(0)
         now = batch.end = self.loop._now()
+        # What a scheduler can tell: from the tokens of the step before, or from when it was asked, if that is later.
+        batch.took = now - max(flight.decided, self._settled)
+        batch.start = max(batch.start, self._settled)
+        self._settled = now
         view.in_flight = view.backlog.popleft() if view.backlog else None
         self.loop._hear_batch(batch)
         view.last_step = batch.took

@@ -55,6 +55,11 @@ class TokenBatch(Batch):
         self.took = self.end = 0.0
 
     @property
+    def prefilled(self) -> int:
+        """The tokens of prompts that it computes."""
+        return sum(count for _, count, _ in self.prefill)
+
+    @property
     def tasks(self) -> Sequence[TokenTask]:  # type: ignore[override]
         """The tasks that it is told of one by one: those that prefill, and the chosen ones."""
         return [*[piece[0] for piece in self.prefill], *(self.chosen or ())]

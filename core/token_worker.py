@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .pipeline import Stage
     from .request import Request, Task
     from .seam import Policy
+    from .token_batch import TokenBatch
     from .tokens import TokenPolicy, TokenTask, TokenView
 
 
@@ -28,13 +29,23 @@ class Host:
 
     With *ahead* the host decides a step while the one before it computes (asynchronous scheduling): see
     `servetwin.core.token_ahead`. *begins* is then what passes from asking the policy until the step can begin on an
-    idle device; while another step computes nothing is seen of it.
+    idle device; while another step computes nothing is seen of it. A step of more than *graph_tokens* tokens is
+    launched kernel by kernel, which keeps the host busy for *launch*: only then it hears of the step before.
     """
 
     between: Callable[[int], float]
     intake: float
     ahead: bool = False
     begins: float = 0.0
+    launch: float = 0.0
+    graph_tokens: int | None = None
+
+    def launching(self, batch: TokenBatch) -> float:
+        """Seconds from asking the policy until the host has launched *batch*."""
+        most = self.graph_tokens
+        if most is None or self.launch <= self.begins or batch.decode + batch.prefilled <= most:
+            return self.begins
+        return self.launch
 
 
 class TokenWorker(Worker):

@@ -103,7 +103,14 @@ def host_ahead(profile: Profile, *, costs: bool = True) -> Host:
         return profile.costs[name].scalar() if costs and name in profile.costs else 0.0
 
     between = profile.tokens("measured", "corrected", "scheduler", hold=True, between=costs).between
-    return Host(between, seconds("engine.intake"), ahead=True, begins=seconds("step.begins"))
+    return Host(
+        between,
+        seconds("engine.intake"),
+        ahead=True,
+        begins=seconds("step.begins"),
+        launch=seconds("step.launch"),
+        graph_tokens=profile.token_data.engine.graph_tokens,
+    )
 
 
 def is_ahead(spec: WorkerSpec, profile: Profile) -> bool:

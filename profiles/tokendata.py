@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StrictBool, model_validator
 
-from .basics import Finite, Natural, Positive, Source, Strict, Text
+from .basics import Finite, Natural, NotNegative, Positive, Source, Strict, Text
 
 TokenKind = Literal["scheduler", "measured", "corrected"]
 #: What each kind of latency model is.
@@ -158,19 +158,24 @@ class Mixed(Strict):
     batch) plus decode of the batch less decode of the batch without context; never less than the decode step alone.
     "sum": a prefill step and a decode step, one after the other. *factor* is the measured ratio to that. With
     *attention* (one_pass only) the factor is that of the pass alone, and what decoding adds takes so many times as
-    long as in a step of its own: kernels for prompts of any lengths serve single tokens less well.
+    long as in a step of its own: kernels for prompts of any lengths serve single tokens less well. *per_sequence*
+    (one_pass only) is what each sequence that decodes adds in seconds, however long it is: such kernels treat it as a
+    prompt.
     """
 
     rule: Literal["one_pass", "sum"] = "one_pass"
     factor: Positive = 1.0
-    attention: Positive | None = None
+    attention: NotNegative | None = None
+    per_sequence: NotNegative = 0.0
     source: Source | None = None
     note: Text | None = None
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
-        if self.attention is not None and self.rule == "sum":
+        if self.rule == "sum" and self.attention is not None:
             raise ValueError("attention is a part of one pass, and there are two")
+        if self.rule == "sum" and self.per_sequence:
+            raise ValueError("per_sequence is a part of one pass, and there are two")
         return self
 
 
@@ -210,6 +215,7 @@ class Engine(Strict):
     watermark: Annotated[Finite, Field(ge=0, lt=1)] = 0.0
     chunked_prefill: StrictBool = False
     cuda_graphs: StrictBool = True
+    graph_tokens: Natural | None = None  #: steps of more tokens are launched kernel by kernel; None: not known
     asynchronous: StrictBool = False  #: whether a step is decided while the one before it runs
     note: Text | None = None
 

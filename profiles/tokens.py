@@ -63,7 +63,8 @@ class TokenTable:
         self._pieces: dict[int, Pieces] = {}
         self._one_pass = model.mixed.rule == "one_pass"
         self._factor = model.mixed.factor
-        self._attention = model.mixed.attention or model.mixed.factor
+        self._attention = self._factor if model.mixed.attention is None else model.mixed.attention
+        self._per_sequence = model.mixed.per_sequence
         self._between = _between(between_cost, max(self.largest_batch, 1), name, hold)
 
     # -- prefill ---------------------------------------------------------------------------------------------
@@ -163,7 +164,8 @@ class TokenTable:
         if not self._one_pass:
             return self._factor * (self.prefill(tokens, squares, context) + decode)
         whole = self.prefill(tokens + batch, None if squares is None else squares + batch, context)
-        return max(self._factor * whole + self._attention * (decode - self.decode(batch, 0)), decode)
+        beside = self._attention * (decode - self.decode(batch, 0)) if self._attention else 0.0
+        return max(self._factor * whole + beside + self._per_sequence * batch, decode)
 
     def step(self, tokens: int, squares: float | None, context: float, batch: int, decode_context: float) -> float:
         """Seconds of a step, whichever it is; 0 if it does nothing."""

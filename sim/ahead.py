@@ -1,8 +1,8 @@
 """Simulated time of an LLM engine that decides ahead (`servetwin.core.token_ahead`).
 
 Two steps may be in hand. A step begins when the host has launched it (`Host.begins` seconds after it was decided) and
-the step before it is over, whichever is later. What the engine does between two steps is the host's, beside the
-device, and no part of this.
+the step before it is over, whichever is later, and is not over before the host has launched all of it. What the
+engine does between two steps is the host's, beside the device, and no part of this.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 
 from servetwin.core.token_batch import TokenBatch
+from servetwin.core.token_worker import Host
 
 from .calendar import Calendar, Timer
 from .tokens import TokenTiming
@@ -21,21 +22,20 @@ Done = Callable[[TokenBatch], None]
 class AheadLane:
     """An engine on the calendar; each of its steps is a call there."""
 
-    def __init__(self, calendar: Calendar, timing: TokenTiming, begins: float) -> None:
+    def __init__(self, calendar: Calendar, timing: TokenTiming, host: Host) -> None:
         self.calendar = calendar
         self.seconds = timing.seconds
-        self.begins = begins
+        self.host = host
         self.last = 0.0  # when the last step that is known of ends
         self._steps: deque[tuple[TokenBatch, Done]] = deque()
 
     def run(self, batch: TokenBatch, done: Done) -> None:
         """Compute *batch* when its turn comes; call *done* when it is over."""
         now, last = self.calendar.clock(), self.last
-        ready = now + self.begins
+        host = self.host
+        ready = now + host.begins
         start = batch.start = ready if ready > last else last
-        self.last = end = start + self.seconds(batch)
-        # What a scheduler can tell: from the end of the step before, or from when it was asked, if that is later.
-        batch.took = end - (now if now > last else last)
+        self.last = end = max(start + self.seconds(batch), now + host.launching(batch))
         self._steps.append((batch, done))
         Timer(self.calendar, end, self._end)
 

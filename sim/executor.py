@@ -99,7 +99,7 @@ class SimExecutor:
             if worker.name in self._engines:
                 return self._share(worker, timing).run
             if worker.host is not None and worker.host.ahead:
-                return AheadLane(self.calendar, timing, worker.host.begins).run
+                return AheadLane(self.calendar, timing, worker.host).run
             return TokenLane(self.calendar, timing).run
         return self._add_lane(worker).run
 

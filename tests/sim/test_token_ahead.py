@@ -20,8 +20,8 @@ from test_token_laws import SLO, rows, workloads
 EVEN = Linear(c0=1.0, c1=0.0, d0=10.0, d1=0.0)
 
 
-def ahead(between: float = 0.0, intake: float = 0.0, begins: float = 0.0) -> Host:
-    return Host(lambda sequences: between, intake, ahead=True, begins=begins)
+def ahead(between: float = 0.0, intake: float = 0.0, begins: float = 0.0, launch: float = 0.0) -> Host:
+    return Host(lambda sequences: between, intake, ahead=True, begins=begins, launch=launch, graph_tokens=6)
 
 
 POLICIES = {
@@ -44,7 +44,11 @@ engines = st.fixed_dictionaries(
     }
 )
 hosts = st.builds(
-    ahead, *[st.sampled_from([0.0, 0.001, 0.3]), st.sampled_from([0.0, 0.002]), st.sampled_from([0.0, 0.005, 0.2])]
+    ahead,
+    st.sampled_from([0.0, 0.001, 0.3]),
+    st.sampled_from([0.0, 0.002]),
+    st.sampled_from([0.0, 0.005, 0.2]),
+    st.sampled_from([0.0, 0.25, 2.0]),
 )
 
 
@@ -101,9 +105,20 @@ def test_a_host_that_is_slower_than_the_device_sets_the_pace():
     fast = Linear(c0=1.0, c1=0.0, d0=1.0, d1=0.0)
     served = serve(VLLM(), requests((0.0, 4, 5)), times=fast, host=ahead(between=0.5, begins=2.0))
     ends = [end for end, _, _ in served.log.steps]
-    # The first is asked for at 0 and runs from 2 to 3, the second is asked for at 2 and runs from 4 to 5. The first's
-    # end is seen at 4, when the host is done with the second; the third is asked for at 4.5.
-    assert ends == [3.0, 5.0, 7.5, 10.0, 12.5]
+    # The first is asked for at 0 and runs from 2 to 3, the second is asked for at 2 and runs from 4 to 5. The host
+    # has the tokens of the first at 4, when it is done with the second; the third is asked for at 4.5, and launched
+    # at 6.5, when the tokens of the second are seen. Behind the last nothing is launched.
+    assert ends == [4.0, 6.5, 9.0, 11.5, 12.5]
+
+
+def test_a_step_that_is_launched_kernel_by_kernel_keeps_the_tokens_before_it_back():
+    """Steps of more than 4 tokens keep the host busy for 15 s, others for none; decoding takes 10 s, a prefill 1."""
+    host = Host(lambda sequences: 0.0, 0.0, ahead=True, launch=15.0, graph_tokens=4)
+    served = serve(VLLM(), requests((0.0, 4, 4), (0.5, 6, 1)), times=EVEN, host=host)
+    # The prefill of 1 is decided at 1, while the first decode step runs until 11; but it is launched at 16 only, and
+    # until then the host does not hear of that step. The device is done with the prefill when the last kernel is.
+    assert served.log.steps == [(1.0, [(0, 4)], 0), (16.0, [], 1), (16.0, [(1, 6)], 0), (26.0, [], 1), (36.0, [], 1)]
+    assert served.log.tokens == {0: [[1.0, 16.0, 26.0, 36.0]], 1: [[16.0]]}
 
 
 def test_a_device_that_is_idle_waits_for_the_launch():
