@@ -82,7 +82,8 @@ class TokenEngineAhead(TokenEngine):
                 step: Step = worker.policy.decide(view, now)
                 changed = self._carry_out(step, now)
                 if len(flights) > before:
-                    launching = self.ahead.launching(self._last)
+                    launched = self._last.launched
+                    launching = self.ahead.launching(self._last) if launched is None else launched - now
                     self._free = now + launching
                     if len(flights) < DEPTH:
                         self._rest(launching)  # and then decides the next one

@@ -26,6 +26,7 @@ class TokenBatch(Batch):
 
     iterations = 1
     preempted: Sequence[TokenTask] = ()
+    launched: float | None = None  #: when the host has launched it, where the executor says so
 
     # All that each step asks for is set at once: looking for what is not there, on the way to a default, costs more.
     def __init__(

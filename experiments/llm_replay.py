@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,8 +153,12 @@ def replay(
     slo: Any,
     params: dict[str, Any] | None = None,
     host: Host | None = None,
+    stalls: Callable[[float], float] | None = None,
 ) -> tuple[dict[int, list[float]], dict[int, str], int]:
-    """Serve the requests of *run* in simulated time: token times and outcomes by request, and the steps made."""
+    """Serve the requests of *run* in simulated time: token times and outcomes by request, and the steps made.
+
+    *stalls* are those of a host that decides ahead (`servetwin.sim.measured.stalls_of`).
+    """
     from servetwin.sim import SimExecutor
     from servetwin.sim.tokens import TokenTiming
 
@@ -165,7 +169,7 @@ def replay(
         stage, limits, estimate_prefill=table.prefill, estimate_decode=table.decode, slo=slo, name="engine"
     )
     worker = TokenWorker(stage, policy, view, host=host)
-    executor = SimExecutor(lambda _: TokenTiming(table))
+    executor = SimExecutor(lambda _: TokenTiming(table, stalls=stalls))
     log = _Times()
     loop = ServingLoop([stage], [worker], executor, log)
     requests = sorted(run.requests, key=lambda r: r.arrival)
@@ -191,26 +195,39 @@ def host_of(profile: Profile) -> Host | None:
 BLIND = ("vllm-v1", "vllm", "own")
 
 
-def scored(campaign: Campaign, profile: Profile) -> Iterator[tuple[MeasuredRun, str, Score, Score]]:
-    """(run, SLO, measured, simulated) for all of *campaign*, by the *profile* that was taken before."""
+def scored(campaign: Campaign, profile: Profile, seeds: int = 10) -> Iterator[tuple[MeasuredRun, str, Score, Score]]:
+    """(run, SLO, measured, simulated) for all of *campaign*, by the *profile* that was taken before.
+
+    What is drawn, when the host stands still and for how long, is drawn *seeds* times, and what comes of it is their
+    mean; times then stand beside each other. 0: nothing is drawn.
+    """
+    from servetwin.sim.measured import stalls_of
+
     table = profile.tokens("measured", hold=True)
     data = profile.token_data
     assert data is not None
     assert data.solo is not None
     slos = sorted({run.slo for run in campaign.runs} | {"3+1.5", "5+2"})
+    host = host_of(profile)
+    draws = range(seeds) if host is not None and host.ahead and stalls_of(profile, None, "") else (None,)
     for run in campaign.runs:
         for slo in slos if run.policy in BLIND else (run.slo,):
             due = slo_of(table, slo, (data.solo.d0, data.solo.d1))
-            times, _, _ = replay(run, campaign.limits, table, due, host=host_of(profile))
-            yield run, slo, score(run, {r.id: r.times for r in run.requests}, due), score(run, times, due)
+            simulated = []
+            for seed in draws or (None,):
+                stalls = stalls_of(profile, seed, "engine") if host is not None and host.ahead else None
+                times, _, _ = replay(run, campaign.limits, table, due, host=host, stalls=stalls)
+                simulated.append(score(run, times, due))
+            yield run, slo, score(run, {r.id: r.times for r in run.requests}, due), mean(simulated)
 
 
 @dataclass
 class Score:
     """What a run amounts to under an SLO; seconds. *good* counts requests all of whose tokens were on time."""
 
-    good: int
+    good: float
     requests: int
+    finished: float
     ttft: np.ndarray = field(repr=False)
     tpot: np.ndarray = field(repr=False)
     e2el: np.ndarray = field(repr=False)
@@ -230,4 +247,14 @@ def score(run: MeasuredRun, times: Mapping[int, Sequence[float]], slo: Cumulativ
         e2el.append(ends[-1] - r.arrival)
         if r.output > 1:
             tpot.append((ends[-1] - ends[0]) / (r.output - 1))
-    return Score(good, len(run.requests), np.array(ttft), np.array(tpot), np.array(e2el))
+    return Score(good, len(run.requests), len(e2el), np.array(ttft), np.array(tpot), np.array(e2el))
+
+
+def mean(scores: Sequence[Score]) -> Score:
+    """Of the same run, simulated several times."""
+    return Score(
+        sum(s.good for s in scores) / len(scores),
+        scores[0].requests,
+        sum(s.finished for s in scores) / len(scores),
+        *(np.concatenate([getattr(s, name) for s in scores]) for name in ("ttft", "tpot", "e2el")),
+    )

@@ -171,21 +171,22 @@ def _score_recordings(
         measured = replace(measured, cells=cells)
         scored.append(Scored(measured, {**mean, "mean_batch_size": None}))
     for path in of_tokens:
-        scored += _score_campaign(path)
+        scored += _score_campaign(path, seeds)
     if out is not None:
         tables.write(out, [s.line() for s in scored])
     return scored
 
 
-def _score_campaign(path: Path) -> list[Scored]:
-    """Runs of a language model, each repeated once: nothing is drawn. Met is who had all tokens on time."""
+def _score_campaign(path: Path, seeds: int) -> list[Scored]:
+    """Runs of a language model; of what they take only stalls of the host are drawn. Met is who had all tokens on
+    time."""
     from servetwin.profiles import load
 
     campaign = llm_replay.read(path)
     if campaign.profile is None:
         raise BadInput("does not say by which profile its runs are to be repeated", where=str(path), right="profile")
     scored = []
-    for run, slo, real, simulated in llm_replay.scored(campaign, load(campaign.profile)):
+    for run, slo, real, simulated in llm_replay.scored(campaign, load(campaign.profile), seeds):
         measured = MeasuredRun(
             line=0,
             cells={},
@@ -195,14 +196,14 @@ def _score_campaign(path: Path) -> list[Scored]:
             cv=run.cv,
             slo_factor=math.nan,
             requests=real.requests,
-            met=real.good,
-            finished=len(real.e2el),
+            met=int(real.good),
+            finished=int(real.finished),
             start=None,
             step_delta=None,
         )
         known = (*runtable.COLUMNS, "repeat")
         cells = {name: str(getattr(run if name == "repeat" else measured, name)) for name in known}
-        row: Row = {"met": simulated.good, "finished": len(simulated.e2el), "mean_batch_size": None}
+        row: Row = {"met": simulated.good, "finished": simulated.finished, "mean_batch_size": None}
         scored.append(Scored(replace(measured, cells=cells), row))
     return scored
 

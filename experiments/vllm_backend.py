@@ -216,7 +216,7 @@ def _spread(seconds: list[float]) -> dict[str, float]:
 
 
 def _report(run: Run, summary: Summary, engine: VllmEngine) -> VllmReport:
-    from servetwin.real.vllm_rotation import between
+    from servetwin.real.vllm_steady import between
 
     steps = run.steps
     if engine.options.asynchronous:  # the step after is under way already: until the next one is asked for

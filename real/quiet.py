@@ -15,8 +15,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
 
-#: Seconds between two trials of the core; trials that count together.
-EVERY, COUNTED = 0.004, 5
+#: Seconds between two trials of the core, and where no other one was quieter; trials that count together.
+EVERY, RESIGNED, COUNTED = 0.004, 0.05, 5
 #: So many times the shortest trial is slow; what is not more than the other is quiet.
 SLOW, QUIET = 1.4, 1.2
 #: With fewer cores than this nobody is moved: the other threads of a run need some too.
@@ -57,6 +57,7 @@ class QuietCore:
         self._best = float("inf")
         self._last: deque[float] = deque(maxlen=COUNTED)
         self._due = 0.0
+        self._failed = 0  # cores that were tried since the last move
 
     def enter(self) -> None:
         """Go where it is quietest now: a trial or two on each core, some milliseconds in all."""
@@ -67,7 +68,10 @@ class QuietCore:
         self._go(min(found)[1])
 
     def look(self) -> None:
-        """See, now and then, whether it is still quiet here; if not, try the next core, one at a time."""
+        """See, now and then, whether it is still quiet here; if not, try the next core, one at a time.
+
+        It takes as little as it can, since what runs may be over meanwhile: one trial here, and one there.
+        """
         now = self.clock()
         if now < self._due:
             return
@@ -82,11 +86,14 @@ class QuietCore:
         if there == here:
             there = next(self._next)
         self.move([there])
-        taken = self._tried()
+        taken = self.test()
         if taken <= QUIET * self._best or taken < before / QUIET:
             self._go(there)
-        else:
-            self.move([here])
+            return
+        self.move([here])
+        self._failed += 1
+        if self._failed >= len(self.cores):
+            self._due = now + RESIGNED
 
     def leave(self) -> None:
         """The thread may run on any of the cores again."""
@@ -101,6 +108,7 @@ class QuietCore:
         self.move([core])
         self.moves += core != self.core
         self.core = core
+        self._failed = 0
         self._last.clear()
 
 

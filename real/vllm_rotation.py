@@ -4,37 +4,32 @@ With asynchronous scheduling a step is decided while the one before it runs, so 
 the tokens of the step before it to its own. `rotate` lets the engine make long rows of steps without a gap, prefills
 and decode batches of all sizes in random order, again and again while time lasts: whatever drifts meanwhile meets all
 sizes alike. Now and then the engine is left to run dry, which tells what a step costs that nothing runs before.
-`steady_section` makes of the steps what a profile file says.
+`servetwin.real.vllm_steady` makes of the steps what a profile file says.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from servetwin.core.tokens import Step, TokenPolicy, TokenTask, TokenView
 
 from .vllm_engine import VllmEngine, undisturbed
 from .vllm_profile import Chunked, Measured, _Bench, _split
-from .vllm_scheduler import StepLog
-from .vllm_section import _mixed, _on_line, _per_pair, _prefill, between_cost, intake_cost, ratio_costs, section_of
 
-#: Decode steps of a batch that are left out after it has changed: the first pays for the change.
-CHANGE = 2
 #: Of so many steps one is made once more after the engine has run dry.
 DRY = 6
 #: Steps whose prompts are handed to the engine at a time.
 QUEUE = 25
-#: Decode steps after each step of prompts, and the sequences in them: as in a run. Prompts and nothing but prompts
-#: heat a GPU until it clocks down (on an H100 by 2 % with 100 tokens a step, by 8 % with 600).
-REST, RESTING = 2, 8
+#: Decode steps between steps of prompts, at least, one for so many tokens of them, and the sequences that decode
+#: where the cell does not say. A GPU clocks down with the power that it takes: on an H100 prompts and nothing but
+#: prompts take 2 % longer with 100 tokens a step and 8 % with 600 than in a run, whose steps are mostly decode steps.
+REST, TOKENS_A_REST, RESTING = 2, 100, 8
 #: Prompts, their tokens in all, sequences that decode beside them.
 Cell = tuple[int, int, int]
 
@@ -248,7 +243,7 @@ def _prefills(bench: _Rotating, rotation: Rotation) -> None:
         if some:
             beside = min(RESTING, options.max_sequences // 2)
             bench.hold(beside, rotation.mixed_context)
-            _stream(bench, "prefill", [(n, total, 0) for n, total in some], Move(0, beside))
+            _stream(bench, "prefill", [(n, total, 0) for n, total in some], beside)
 
 
 def _beside(bench: _Rotating, rotation: Rotation) -> None:
@@ -261,7 +256,7 @@ def _beside(bench: _Rotating, rotation: Rotation) -> None:
         for total in (rotation.mixed if n == 1 else [t for t in rotation.mixed if t >= 32 * n][::2])
         for size in rotation.mixed_sequences
     ]
-    longest = rotation.mixed_context + 2 * len(cells)
+    longest = rotation.mixed_context + sum(1 + rests(total) for _, total, _ in cells)
     cells = [
         (n, total, size)
         for n, total, size in cells
@@ -272,7 +267,7 @@ def _beside(bench: _Rotating, rotation: Rotation) -> None:
     if not cells:
         return
     bench.hold(max(size for _, _, size in cells), rotation.mixed_context)
-    _stream(bench, "mixed", cells)
+    _stream(bench, "mixed", cells, 0)
 
 
 def _chunks(bench: _Rotating, rotation: Rotation) -> None:
@@ -284,9 +279,18 @@ def _chunks(bench: _Rotating, rotation: Rotation) -> None:
         bench.engine.empty()
 
 
-def _stream(bench: _Rotating, kind: str, cells: Sequence[Cell], after: Move | None = None) -> None:
-    """*cells* in random order, a step each, and some of them once more after the engine has run dry; *after* each
-    `REST` steps of another kind.
+def rests(tokens: int) -> int:
+    """How many decode steps there are for a step with so many tokens of prompts.
+
+    >>> rests(16), rests(512)
+    (2, 6)
+    """
+    return max(REST, -(-tokens // TOKENS_A_REST))
+
+
+def _stream(bench: _Rotating, kind: str, cells: Sequence[Cell], beside: int) -> None:
+    """*cells* in random order, a step each, and some of them once more after the engine has run dry; between them
+    decode steps, of the sequences that the next one has, or of *beside*.
 
     Their prompts are handed over for some steps at a time: a long queue would cost the scheduler time of its own.
     """
@@ -298,181 +302,7 @@ def _stream(bench: _Rotating, kind: str, cells: Sequence[Cell], after: Move | No
         # The first step has nothing before it: it is made once more, and the others come as they are.
         part = [(rng.choice(cells), True), *row[at : at + QUEUE]]
         moves: list[Move] = []
-        for (prompts, _, size), dry in part:
+        for (prompts, total, size), dry in part:
+            moves += [Move(0, size or beside)] * rests(total)
             moves += [Move(), Move(prompts, size)] if dry else [Move(prompts, size)]
-            moves += [after] * REST if after is not None else []
-        bench.play(kind, moves[1:], [(n, 1) for (many, total, _), _ in part for n in _split(total, many)])
-
-
-# -- what a profile file says ---------------------------------------------------------------------------------------
-
-
-def steady_section(
-    measured: Sequence[Measured], described: dict[str, Any], rotation: Rotation, source: str
-) -> dict[str, Any]:
-    """The ``tokens`` and ``costs`` of a profile file, of what `rotate` gave on the engine *described*.
-
-    *source* names the file that the steps are kept in. Tables hold medians of steps that were decided while another
-    ran.
-    """
-    from servetwin.profiles.tokendata import TokenModel
-    from servetwin.profiles.tokens import TokenTable
-
-    options = described["options"]
-    origin = {"file": source}
-    steady = {kind: [s for one in measured if one.kind == kind for s in one.steps if s.behind] for kind in KINDS}
-    single = max(sum(n for _, n, _ in s.prefill) for s in steady["prefill"] if len(s.prefill) == 1)
-    fill = [s for s in steady["fill"] if not s.decode and sum(n for _, n, _ in s.prefill) > single]
-    decodes = [step for one in measured if one.kind == "decode" for step in _settled(one.steps) if step.behind]
-    prefills = [s for s in steady["prefill"] if s.prefill and not s.decode]
-    graphs = options["graphs"] if options.get("graphs_for") == "all" else ()
-    # With both ends of each stair measured the way between them is a line, and so is the jump to the next.
-    sizes = {step.decode for step in decodes}
-    padded = bool(options["graphs"]) and not sizes.issuperset(both_ends(sorted(sizes), options["graphs"]))
-    model: dict[str, Any] = {
-        "prefill": _prefill(
-            [*prefills, *fill],
-            rotation.prompts,
-            options["max_batched_tokens"],
-            graphs,
-            origin,
-        ),
-        "surface": _surface(decodes, rotation.contexts, padded, origin),
-    }
-    plain = TokenTable(TokenModel.model_validate(model), hold=True)
-    model["prefill"]["per_pair"] = _per_pair(steady["chunks"], plain)
-    plain = TokenTable(TokenModel.model_validate(model), hold=True)
-    within = max(graphs, default=options["max_batched_tokens"])
-    mixed = [s for s in steady["mixed"] if s.prefill and s.decode]
-    mixed = [s for s in mixed if sum(n for _, n, _ in s.prefill) + s.decode <= within] or mixed
-    model["mixed"] = _mixed(mixed, plain, origin)
-    table = TokenTable(TokenModel.model_validate(model), hold=True)
-    costs = _costs(measured, table, origin)
-    includes = (
-        "the period of a step that is decided while another runs: from the tokens of that one on the host until its "
-        "own are there (vLLM in one process, asynchronous scheduling). What a step takes longer that nothing runs "
-        "before, and what the host does until it asks for the next one, stand apart"
-    )
-    return {"tokens": section_of(model, table, described, includes, origin), "costs": costs}
-
-
-KINDS = ("fill", "prefill", "decode", "mixed", "chunks")
-
-
-def _settled(steps: Sequence[StepLog]) -> Iterator[StepLog]:
-    """Decode steps without the first ones after the batch changed."""
-    before, count = 0, 0
-    for step in steps:
-        count = count + 1 if step.decode == before and not step.prefill else 1
-        before = step.decode
-        if count > CHANGE and not step.prefill:
-            yield step
-
-
-def _surface(
-    steps: Sequence[StepLog], contexts: Sequence[int], padded: bool, origin: dict[str, str]
-) -> dict[str, Any]:
-    """Seconds by batch size and context per sequence: medians about each of *contexts*, brought to it by straight
-    lines between."""
-    near: dict[int, dict[int, list[tuple[float, float]]]] = {}
-    for step in steps:
-        each = step.context / step.decode
-        knot = min(contexts, key=lambda k: max(k / each, each / k) if each else k)
-        near.setdefault(step.decode, {}).setdefault(knot, []).append((each, step.seconds))
-    sizes = sorted(near)
-    points = {
-        size: sorted(
-            (statistics.median(c for c, _ in p), statistics.median(s for _, s in p)) for p in near[size].values()
-        )
-        for size in sizes
-    }
-    knots = sorted({k for of in near.values() for k in of})
-    rows = []
-    for size in sizes:
-        last = max(near[size])
-        rows.append([round(max(_on_line(points[size], k), 1e-7), 7) for k in knots if k <= last])
-    return {
-        "batch": sizes,
-        "per_sequence": knots,
-        "seconds": rows,
-        "between": "up" if padded else "line",
-        "until_context": int(max(size * points[size][-1][0] for size in sizes) * 1.5) + 1,
-        "statistic": "median of the periods of steps in random order; straight lines between contexts",
-        "samples": len(steps),
-        "source": origin,
-    }
-
-
-def begins(measured: Sequence[Measured], table: Any) -> dict[str, list[float]]:
-    """Seconds by kind of step that those took longer than *table* says which nothing ran before.
-
-    Of decode steps those count whose batch is that of the steps before the rest.
-    """
-    found: dict[str, list[float]] = {"prefill": [], "decode": [], "mixed": []}
-    for one in measured:
-        if one.kind not in found:
-            continue
-        for before, step in itertools.pairwise(one.steps):
-            if step.behind or (one.kind == "decode" and before.decode != step.decode):
-                continue
-            if one.kind == "prefill" and not step.prefill:
-                continue
-            found[one.kind].append(step.seconds - expected(step, table))
-    return found
-
-
-def expected(step: StepLog, table: Any) -> float:
-    """Seconds that *table* gives for *step*."""
-    total = sum(n for _, n, _ in step.prefill)
-    squares = float(sum(n * n for _, n, _ in step.prefill))
-    context = float(sum(n * c for _, n, c in step.prefill))
-    return float(table.step(total, squares, context, step.decode, step.context))
-
-
-def between(steps: Sequence[StepLog]) -> Iterator[tuple[int, float]]:
-    """(sequences of a step, seconds from its tokens until the scheduler is asked for the next step) of *steps* that
-    are made without a gap: that is asked for while the step after it runs."""
-    for first, _, third in zip(steps, steps[1:], steps[2:], strict=False):
-        if third.behind and third.start >= first.end:
-            yield first.decode + len(first.prefill), third.start - first.end
-
-
-def _costs(measured: Sequence[Measured], table: Any, origin: dict[str, str]) -> dict[str, Any]:
-    gaps: dict[int, list[float]] = {}
-    for one in measured:
-        if one.kind == "decode":
-            for size, seconds in between(one.steps):
-                gaps.setdefault(size, []).append(seconds)
-    costs = between_cost(gaps, ", while the step after it runs", "without a gap", origin)
-    dry = begins(measured, table)
-    medians = {kind: statistics.median(values) for kind, values in dry.items() if values}
-    if medians:
-        told = ", ".join(f"{kind} {1e3 * value:.2f} ms ({len(dry[kind])})" for kind, value in medians.items())
-        costs["step.begins"] = {
-            "meaning": "what a step takes longer that nothing runs before, from when the scheduler is asked until "
-            "its tokens are there: deciding and launching it is not hidden",
-            "unit": "seconds",
-            "modules": ["prefill", "decode"],
-            "value": round(max(0.0, statistics.median(v for values in dry.values() for v in values)), 7),
-            "statistic": f"median; by kind of step: {told}",
-            "samples": sum(map(len, dry.values())),
-            "how": "steps after the engine had run dry, less what the table says for them",
-            "source": origin,
-        }
-    ratios = {
-        "prefill": [
-            s.seconds / expected(s, table)
-            for one in measured
-            if one.kind == "prefill"
-            for s in one.steps
-            if s.behind and s.prefill and not s.decode
-        ],
-        "decode": [
-            s.seconds / expected(s, table)
-            for one in measured
-            if one.kind == "decode"
-            for s in _settled(one.steps)
-            if s.behind
-        ],
-    }
-    return costs | intake_cost(measured, origin) | ratio_costs(ratios, origin)
+        bench.play(kind, moves, [(n, 1) for (many, total, _), _ in part for n in _split(total, many)])

@@ -1,6 +1,6 @@
 """What a profile file says of a language model, made of the steps that were measured on vLLM.
 
-`tokens_section` is for synchronous scheduling (steps of `vllm_profile.measure`), `vllm_rotation.steady_section` for
+`tokens_section` is for synchronous scheduling (steps of `vllm_profile.measure`), `vllm_steady.steady_section` for
 asynchronous scheduling.
 """
 
@@ -111,7 +111,7 @@ def profile_content(
     if isinstance(grid, Grid):
         section = tokens_section(measured, described, grid, source)
     else:
-        from .vllm_rotation import steady_section
+        from .vllm_steady import steady_section
 
         section = steady_section(measured, described, grid, source)
     model = section["tokens"]["kinds"]["measured"]
@@ -311,8 +311,8 @@ def _per_pair(steps: Sequence[StepLog], table: Any) -> float:
 
 
 def _mixed(steps: Sequence[StepLog], table: Any, origin: dict[str, str]) -> dict[str, Any]:
-    """Two factors on what one pass is made of (see `servetwin.profiles.tokendata.Mixed`), by a fit of the ratios that
-    makes little of outliers. *table* has none of them yet."""
+    """The three terms of one pass (see `servetwin.profiles.tokendata.Mixed`), by a fit of the ratios that makes
+    little of outliers. *table* has none of them yet."""
     import numpy as np
     from scipy.optimize import least_squares
 
@@ -323,25 +323,28 @@ def _mixed(steps: Sequence[StepLog], table: Any, origin: dict[str, str]) -> dict
             squares = sum(n * n for _, n, _ in step.prefill)
             pairs = sum(n * c for _, n, c in step.prefill)
             whole = table.prefill(total + step.decode, squares + step.decode, pairs)
-            parts.append((whole, table.decode(step.decode, step.context) - table.decode(step.decode, 0)))
+            parts.append((whole, table.decode(step.decode, step.context) - table.decode(step.decode, 0), step.decode))
             seconds.append(step.seconds)
     if not parts:
         return {"rule": "one_pass"}
     known, took = np.array(parts), np.array(seconds)
     found = least_squares(
-        lambda factors: known @ factors / took - 1.0,
-        (1.0, 1.0),
-        bounds=((0.2, 0.05), (5.0, 20.0)),
+        lambda terms: known @ terms / took - 1.0,
+        (1.0, 1.0, 0.0),
+        bounds=((0.2, 0.0, -1e-12), (5.0, 20.0, 1.0)),
+        x_scale=(1.0, 1.0, 1e-4),
         loss="soft_l1",
         f_scale=0.03,
     )
-    factor, attention = (round(float(x), 5) for x in found.x)
-    ratios = took / (known @ (factor, attention))
+    factor, attention = (round(float(x), 5) for x in found.x[:2])
+    per_sequence = round(max(0.0, float(found.x[2])), 8)
+    ratios = took / (known @ (factor, attention, per_sequence))
     low, middle, high = np.quantile(ratios, (0.1, 0.5, 0.9))
     return {
         "rule": "one_pass",
         "factor": factor,
         "attention": attention,
+        "per_sequence": per_sequence,
         "source": origin,
         "note": f"fit of {len(ratios)} steps; measured over fitted {middle:.3f} in the median, of eight tenths "
         f"{low:.3f} to {high:.3f}",

@@ -2,7 +2,8 @@
 
 Two steps may be in hand. A step begins when the host has launched it (`Host.begins` seconds after it was decided) and
 the step before it is over, whichever is later, and is not over before the host has launched all of it. What the
-engine does between two steps is the host's, beside the device, and no part of this.
+engine does between two steps is the host's, beside the device, and no part of this. Now and then the host stands
+still while it launches a step (`TokenTiming.stalls`); of that the device sees what is longer than the step that runs.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class AheadLane:
     def __init__(self, calendar: Calendar, timing: TokenTiming, host: Host) -> None:
         self.calendar = calendar
         self.seconds = timing.seconds
+        self.stalls = timing.stalls
         self.host = host
         self.last = 0.0  # when the last step that is known of ends
         self._steps: deque[tuple[TokenBatch, Done]] = deque()
@@ -33,9 +35,13 @@ class AheadLane:
         """Compute *batch* when its turn comes; call *done* when it is over."""
         now, last = self.calendar.clock(), self.last
         host = self.host
-        ready = now + host.begins
+        stall = 0.0 if self.stalls is None else self.stalls(now)
+        if last <= now:
+            stall = 0.0  # it came while there was nothing to do
+        ready = now + host.begins + stall
         start = batch.start = ready if ready > last else last
-        self.last = end = max(start + self.seconds(batch), now + host.launching(batch))
+        batch.launched = launched = now + host.launching(batch) + stall
+        self.last = end = max(start + self.seconds(batch), launched)
         self._steps.append((batch, done))
         Timer(self.calendar, end, self._end)
 

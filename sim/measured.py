@@ -22,7 +22,7 @@ from servetwin.profiles import BatchTable, Profile, TokenKind
 
 from .executor import Delay, SimExecutor
 from .lane import Rate, Rates
-from .noise import SlowSpells, from_quantiles
+from .noise import SlowSpells, Stalls, exponential, from_quantiles, uniform
 from .shared import EngineRates, Kind, RateTable
 from .timing import Demand, MeasuredTiming, TableTiming, Timing
 from .tokens import Later, StepTimes, TokenTiming
@@ -160,6 +160,7 @@ class Clock:
             swap=self._swap(profile),
             prefills=self._ratio(worker, profile, "prefill"),
             preparing=self.preparing.get(worker.name, 0.0),
+            stalls=stalls_of(profile, self.seed if options.noise else None, worker.name) if options.costs else None,
         )
 
     def _swap(self, profile: Profile) -> Callable[[int], float] | None:
@@ -400,6 +401,19 @@ class Clock:
             return from_quantiles(stream(self.seed, name), cost.quantiles.p, cost.quantiles.values)
         seconds = cost.scalar()
         return lambda: seconds
+
+
+def stalls_of(profile: Profile, seed: int | None, name: str) -> Stalls | None:
+    """How the host of an engine called *name* stands still by *profile*: at random with a *seed*, else as often and
+    as long as on average. None where that was not measured."""
+    if "host.stall" not in profile.costs or "host.stall_every" not in profile.costs:
+        return None
+    every, stall = profile.cost("host.stall_every").scalar(), profile.cost("host.stall")
+    if seed is None or stall.quantiles is None:
+        return Stalls(lambda: every, stall.scalar)
+    gaps = exponential(uniform(stream(seed, f"stalls/{name}/gap")))
+    lengths = from_quantiles(stream(seed, f"stalls/{name}"), stall.quantiles.p, stall.quantiles.values)
+    return Stalls(lambda: every * gaps(), lengths)
 
 
 def measured_executor(

@@ -78,3 +78,23 @@ class SlowSpells:
                 return end - start
             work -= (self.until - now) / factor
             now = self.until
+
+
+class Stalls:
+    """A host that stands still now and then: a call tells for how many seconds at a time (times must not go back).
+
+    From one stall to the next passes what *gap* gives, a stall takes what *length* gives. Of those that have come
+    since the last call only one is seen.
+    """
+
+    def __init__(self, gap: Callable[[], float], length: Callable[[], float]) -> None:
+        self._gap = gap
+        self._length = length
+        self.due = gap()
+
+    def __call__(self, now: float) -> float:
+        if now < self.due:
+            return 0.0
+        while self.due <= now:
+            self.due += self._gap()
+        return self._length()

@@ -61,7 +61,8 @@ class TokenTiming:
     *draw* gives the next factor on a step's computation, if there is noise, *prefills* that of steps that prefill
     (None: *draw* does). *swap* gives the seconds in which so many
     blocks of KV move between device and host (None: no time). *preparing* is how long the engine stands still for
-    each prompt that it computes for the first time.
+    each prompt that it computes for the first time. *stalls* tells for how many seconds the host of an engine that
+    decides ahead stands still if it launches a step at a time (`servetwin.sim.noise.Stalls`; None: it never does).
     """
 
     times: StepTimes
@@ -69,6 +70,7 @@ class TokenTiming:
     swap: Callable[[int], float] | None = None
     prefills: Callable[[], float] | None = None
     preparing: float = 0.0
+    stalls: Callable[[float], float] | None = None
 
     def seconds(self, batch: TokenBatch) -> float:
         """Seconds of one step, whichever it is, with noise."""

@@ -45,8 +45,9 @@ from servetwin.profiles import Profile, load
 from servetwin.profiles.tokens import TokenTable
 from servetwin.real.vllm_engine import EngineOptions, VllmEngine, prepare_environment, undisturbed
 from servetwin.real.vllm_plan import Planned
-from servetwin.real.vllm_rotation import SMALL_ROTATION, Rotation, begins, rotate
+from servetwin.real.vllm_rotation import SMALL_ROTATION, Rotation, rotate
 from servetwin.real.vllm_section import profile_content
+from servetwin.real.vllm_steady import begins
 
 #: Sizes for which steps are captured as CUDA graphs, in tokens.
 GRAPHS = (1, 2, 4, *range(8, 65, 8), *range(80, 129, 16), *range(160, 257, 32), *range(288, 513, 32))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from servetwin.profiles.tokens import TokenTable
-from servetwin.real.vllm_rotation import expected
+from servetwin.real.vllm_steady import expected
 
 #: Seconds more than they should be with which something counts as a stall.
 STALL = 5e-3

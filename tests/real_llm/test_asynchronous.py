@@ -22,18 +22,10 @@ from servetwin.real.vllm_engine import EngineOptions, VllmEngine
 from servetwin.real.vllm_plan import Planned
 from servetwin.real.vllm_private import own_class, steps_queued
 from servetwin.real.vllm_profile import Measured
-from servetwin.real.vllm_rotation import (
-    SMALL_ROTATION,
-    Move,
-    Script,
-    begins,
-    between,
-    both_ends,
-    rotate,
-    steady_section,
-)
+from servetwin.real.vllm_rotation import SMALL_ROTATION, Move, Script, both_ends, rotate
 from servetwin.real.vllm_scheduler import AsyncPolicyScheduler, Estimates, Settings, StepLog
 from servetwin.real.vllm_section import profile_content, ratio_costs
+from servetwin.real.vllm_steady import begins, between, steady_section
 from test_serving import POLICIES, Odd, check_tokens, requests
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
