@@ -44,7 +44,7 @@ OURS = {
     "cpu/tiny-palette": ("unet",),
     **{
         f"{device}/{model}-graphs": modules
-        for device in ("h100", "h100-again", "h200")
+        for device in ("h100", "h100-again", "h100-quiet", "h200")
         for model, modules in {
             "dit-s2-256": ("dit", "vae"),
             "dit-xl2-256": ("dit", "vae"),
