@@ -116,7 +116,53 @@ def test_with_asynchronous_scheduling_the_best_policy_is_the_same():
     assert told == 3
 
 
-@pytest.mark.parametrize("name", ["h100/llm-opt-13b", "h100/llm-opt-13b-eager", "h100-async/llm-opt-13b"])
+@cache
+def about_the_knees(model):
+    """Runs below, at and above the knee of either SLO, at cv 1 and 4; stalls of the host are drawn three times."""
+    campaign = read(MEASURED / "h100-knees" / f"llm-{model}.json.gz")
+    assert campaign.profile == f"h100-knees/{model}-tp1"
+    return list(scored(campaign, load(campaign.profile), 3))
+
+
+def test_about_the_knees_goodput_is_near():
+    """The limits hold what was reached by a model that was mended after these runs had been seen: docs/vllm.md."""
+    found = about_the_knees("opt-13b")
+    assert len(found) == 110
+    gaps = [abs(gap(a, b)) for _, _, a, b in found]
+    assert np.mean(gaps) <= 2.3
+    assert max(gaps) <= 8.5
+    larger = [abs(gap(a, b)) for _, _, a, b in about_the_knees("opt-30b")]
+    assert len(larger) == 13
+    assert np.mean(larger) <= 3.8
+    assert max(larger) <= 9
+
+
+def test_about_the_knees_latencies_are_near():
+    runs = list({run.id + str(run.repeat): (a, b) for run, _, a, b in about_the_knees("opt-13b")}.values())
+    assert len(runs) == 70
+
+    def within(what, of, most):
+        return sum(abs(relative(a, b, what, of)) <= most for a, b in runs)
+
+    def p99(values):
+        return np.percentile(values, 99)
+
+    for what, mean, middle, tail in (("ttft", 42, 38, 50), ("tpot", 65, 62, 69), ("e2el", 66, 66, 70)):
+        assert within(what, np.mean, 3) >= mean
+        assert within(what, np.median, 3) >= middle
+        assert within(what, p99, 10) >= tail
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "h100/llm-opt-13b",
+        "h100/llm-opt-13b-eager",
+        "h100-async/llm-opt-13b",
+        "h100-knees/llm-opt-13b",
+        "h100-knees/llm-opt-30b",
+    ],
+)
 def test_the_records_hold_together(name):
     campaign = read(MEASURED / f"{name}.json.gz")
     assert campaign.engine["device"] == "NVIDIA H100 80GB HBM3"

@@ -32,6 +32,8 @@ OPT_VLLM = (
     "h100/opt-13b-tp1",
     "h100/opt-13b-tp1-eager",
     "h100-async/opt-13b-tp1",
+    "h100-knees/opt-13b-tp1",
+    "h100-knees/opt-30b-tp1",
     "cpu/tiny-opt",
     "h200/codellama-7b",
     "h200/opt-13b-tp1",

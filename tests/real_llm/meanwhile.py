@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,10 @@ def against(steps: list[Any], table: TokenTable) -> dict[str, list[float]]:
 
 
 def machine() -> dict[str, int]:
-    """How often this thread has let go of its core and how often it was taken from it, and the ticks for which all
-    cores of this machine were kept from it, so far; nothing where that is not told."""
-    out = {}
+    """How often this thread has let go of its core and how often it was taken from it, the pages that it had to wait
+    for, and the ticks for which all cores of this machine were kept from it, so far; nothing where that is not
+    told."""
+    out = {"faults": resource.getrusage(resource.RUSAGE_THREAD).ru_minflt}
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/self/status").read_text().splitlines():
             name, _, value = line.partition(":")

@@ -22,7 +22,7 @@ from servetwin.real.vllm_engine import EngineOptions, VllmEngine
 from servetwin.real.vllm_plan import Planned
 from servetwin.real.vllm_private import own_class, steps_queued
 from servetwin.real.vllm_profile import Measured
-from servetwin.real.vllm_rotation import SMALL_ROTATION, Move, Script, both_ends, rotate
+from servetwin.real.vllm_rotation import SMALL_ROTATION, Move, Script, both_ends, rests, rotate
 from servetwin.real.vllm_scheduler import AsyncPolicyScheduler, Estimates, Settings, StepLog
 from servetwin.real.vllm_section import profile_content, ratio_costs
 from servetwin.real.vllm_steady import begins, between, steady_section
@@ -182,7 +182,7 @@ def test_a_rotation_makes_steps_without_a_gap(measured):
     kinds = {one.kind for one in measured}
     assert kinds == {"fill", "prefill", "decode", "mixed", "chunks"}
     for kind in ("prefill", "mixed"):
-        steps = [s for one in measured if one.kind == kind for s in one.steps]
+        steps = [s for one in measured if one.kind == kind for s in one.steps if s.prefill]
         assert 0.6 < sum(s.behind for s in steps) / len(steps) < 0.95
     sizes = {s.decode for one in measured if one.kind == "decode" for s in one.steps}
     assert sizes == set(SMALL_ROTATION.decode)
@@ -300,6 +300,61 @@ def in_turn(steps):
         step.after, step.start, step.end = at, at - 1e-3, at + step.end
         at = step.end
     return steps
+
+
+def described(engine, graphs):
+    about = engine.describe()
+    about["options"] |= {"graphs": graphs, "graphs_for": "all"}
+    return about
+
+
+def test_a_step_that_is_launched_kernel_by_kernel_counts_from_when_the_one_before_should_be_over(engine):
+    """Decoding takes 10 ms, 2000 tokens take 60; launching them takes 30 from when they are asked for, so the tokens
+    of the decode step before come 20 ms late, and theirs 40 ms after those."""
+    row = []
+    for total, seconds in ((16, 0.02), (512, 0.03), (1024, 0.04), (2000, 0.06)) * 4:
+        late = 0.02 if total > 1024 else 0.0
+        row += [made(0.01, decode=4), made(0.01 + late, decode=4), made(seconds - late, prompt=total)]
+    in_turn(row)
+    for step in row:
+        if step.prefill and step.prefill[0][1] > 1024:
+            step.start = step.after - 0.03
+    measured = [
+        Measured("decode", in_turn([made(0.01, decode=4) for _ in range(9)]), []),
+        Measured("prefill", row, []),
+    ]
+    rotation = dataclasses.replace(SMALL_ROTATION, decode=(4,), contexts=(32,), prompts=(1,))
+    section = steady_section(measured, described(engine, [4, 16, 512, 1024]), rotation, "here")
+    table = TokenTable(TokenModel.model_validate(section["tokens"]["kinds"]["measured"]), hold=True)
+    assert table.prefill(2000) == pytest.approx(0.06)
+    assert table.prefill(1024) == pytest.approx(0.04)
+    assert section["tokens"]["engine"]["graph_tokens"] == 1024
+    launch = section["costs"]["step.launch"]
+    assert (launch["value"], launch["samples"]) == (pytest.approx(0.03), 4)
+
+
+def test_stalls_of_the_host_are_told_by_what_they_cost(engine):
+    """Every tenth of the steps of 10 ms takes 14 ms more, of which the next one makes up for 4; and steps in which
+    many come take their time, which is no stall."""
+    steps = []
+    for _ in range(8):
+        steps += [made(0.01, decode=4) for _ in range(8)] + [made(0.024, decode=4), made(0.006, decode=4)]
+    steps += [made(0.03, decode=16), made(0.01, decode=16), made(0.01, decode=16), made(0.01, decode=16)]
+    measured = [
+        Measured("decode", in_turn(steps), []),
+        Measured("prefill", in_turn([made(0.02, prompt=n) for n in (1, 64, 1000) for _ in range(3)]), []),
+    ]
+    rotation = dataclasses.replace(SMALL_ROTATION, decode=(4, 16), contexts=(32,), prompts=(1,))
+    costs = steady_section(measured, described(engine, [4, 16, 1024]), rotation, "here")["costs"]
+    stall, every = costs["host.stall"], costs["host.stall_every"]
+    assert stall["samples"] == every["samples"] == 8
+    assert stall["value"] == pytest.approx(0.02)  # 10 ms lost beyond the 10 of the step that ran
+    assert 0.1 < every["value"] < 0.15
+    assert max(costs["decode.ratio"]["quantiles"]["values"]) == pytest.approx(1.0)
+
+
+def test_prompts_are_measured_among_decode_steps():
+    assert [rests(n) for n in (1, 200, 201, 2047)] == [2, 2, 3, 21]
 
 
 def test_stalls_are_no_part_of_the_ratios():

@@ -14,6 +14,7 @@ from servetwin.policies.neustream_llm import NeuStreamLLM
 from servetwin.policies.sarathi import Sarathi
 from servetwin.policies.vllm import VLLM
 from servetwin.policies.vllm_v1 import VLLMV1
+from servetwin.sim.noise import Stalls
 from test_token_laws import SLO, rows, workloads
 
 #: A prefill takes 1 s, a decode step 10 s.
@@ -119,6 +120,27 @@ def test_a_step_that_is_launched_kernel_by_kernel_keeps_the_tokens_before_it_bac
     # until then the host does not hear of that step. The device is done with the prefill when the last kernel is.
     assert served.log.steps == [(1.0, [(0, 4)], 0), (16.0, [], 1), (16.0, [(1, 6)], 0), (26.0, [], 1), (36.0, [], 1)]
     assert served.log.tokens == {0: [[1.0, 16.0, 26.0, 36.0]], 1: [[16.0]]}
+
+
+def test_a_host_that_stands_still_is_seen_beyond_the_step_that_runs():
+    """It does so every 30 s from 12 on, for 25 s the first time, then for 4."""
+    lengths = iter([25.0, 4.0, 4.0])
+    stalls = Stalls(lambda: 30.0, lambda: next(lengths))
+    stalls.due = 12.0
+    served = serve(VLLM(), requests((0.0, 4, 8)), times=EVEN, host=ahead(), stalls=stalls)
+    # The step that is decided at 21 is launched at 46, while the one before it was over at 31: its tokens are late by
+    # 15. At 46 the next stall is due, but of what came while the host stood still nothing is seen. That of 72, when
+    # the step behind is decided at 76, is over before the one that runs.
+    ends = [end for end, _, _ in served.log.steps]
+    assert ends == [1.0, 11.0, 21.0, 46.0, 56.0, 66.0, 76.0, 86.0]
+
+
+def test_an_idle_host_may_stand_still():
+    stalls = Stalls(lambda: 10.0, lambda: 5.0)
+    plain, with_stalls = (
+        serve(VLLM(), requests((0.0, 4, 1), (35.0, 4, 1)), times=EVEN, host=ahead(), stalls=s) for s in (None, stalls)
+    )
+    assert plain.log.steps == with_stalls.log.steps
 
 
 def test_a_device_that_is_idle_waits_for_the_launch():
