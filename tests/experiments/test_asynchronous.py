@@ -61,6 +61,26 @@ def test_the_profile_says_whether_an_engine_decides_ahead(ahead):
     assert (free.ahead, free.begins, free.intake, free.between(8)) == (True, 0.0, 0.0, 0.0)
 
 
+def test_what_launching_takes_and_how_the_host_stalls_come_from_the_profile():
+    given = [("requests", 300), ("deployment.devices.gpu0", "h100-knees/opt-13b-tp1")]
+    costs = profile("h100-knees/opt-13b-tp1").costs
+    host = engine_of(load("opt-13b-h100-async", given)).host
+    assert (host.graph_tokens, host.launch) == (1024, costs["step.launch"].value)
+    free = engine_of(load("opt-13b-h100-async", [*given, ("time.costs", False)])).host
+    assert free.launch == 0.0
+
+    def slowest(*more):
+        """The longest of the times between two tokens of a request, in units of the median."""
+        found = build.run(load("opt-13b-h100-async", [*given, ("policy", "vllm-v1"), ("rate", 4.0), *more])).as_dict()
+        return found["p99_itl_ms"] / found["median_itl_ms"]
+
+    # At this rate few tokens share their step with a prompt; without stalls the slowest hundredth are those.
+    with_stalls, regular, without = slowest(), slowest(("time.noise", False)), slowest(("time.costs", False))
+    assert with_stalls > without
+    assert regular > without
+    assert slowest() == with_stalls != slowest(("seed", 1))
+
+
 def test_the_engine_can_be_told_otherwise(ahead):
     assert engine_of(small((KEY, True))).host.ahead
     assert engine_of(small(("deployment.devices.gpu0", ahead), (KEY, False))).host is None

@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+import torch
 from servetwin.core import BadInput, Outcome, Request, RunFolder, ServeTwinError
 from servetwin.core.laws import check_records
 from servetwin.experiments import cli
@@ -28,7 +29,8 @@ def _no_process_is_left():
 
 
 #: On a GPU processes share their slots by CUDA IPC.
-DEVICES = ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)]
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+DEVICES = ["cpu", pytest.param("cuda:0", marks=[pytest.mark.gpu, NO_GPU])]
 
 
 @pytest.mark.parametrize("device", DEVICES)
