@@ -83,10 +83,9 @@ class TokenEngineAhead(TokenEngine):
                 changed = self._carry_out(step, now)
                 if len(flights) > before:
                     launched = self._last.launched
-                    launching = self.ahead.launching(self._last) if launched is None else launched - now
-                    self._free = now + launching
+                    self._free = now + self.ahead.launching(self._last) if launched is None else launched
                     if len(flights) < DEPTH:
-                        self._rest(launching)  # and then decides the next one
+                        self._rest(self._free - now)  # and then decides the next one
                         return
                     break
                 if flights:
