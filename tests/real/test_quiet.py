@@ -4,7 +4,7 @@ import os
 
 import pytest
 from servetwin.real.executor import undisturbed
-from servetwin.real.quiet import EVERY, QuietCore, quiet_core, trial
+from servetwin.real.quiet import EVERY, RESIGNED, QuietCore, quiet_core, trial
 
 
 class Machine:
@@ -14,6 +14,7 @@ class Machine:
         self.took = {int(core[1:]): us * 1e-6 for core, us in took.items()}
         self.now = 0.0
         self.at = None
+        self.visits = 0  # of a core that is not the thread's
         self.quiet = QuietCore(self.took, test=self.test, move=self.move, clock=lambda: self.now)
 
     def test(self):
@@ -22,6 +23,7 @@ class Machine:
 
     def move(self, cores):
         self.at = list(cores)
+        self.visits += len(self.at) == 1 and self.at != [self.quiet.core]
 
     def go_on(self, looks):
         for _ in range(looks):
@@ -54,11 +56,13 @@ def test_where_all_are_slow_the_thread_stays():
     machine = Machine(c0=15, c3=30, c5=31, c7=30)
     machine.quiet.enter()
     machine.took[0] = 31e-6
-    machine.go_on(50)
+    machine.visits = 0
+    machine.go_on(500)
     assert machine.at == [0]
     assert machine.quiet.moves == 0
+    assert 30 < machine.visits <= len(machine.took) + 500 * EVERY / RESIGNED  # it does not try at every look
     machine.took[7] = 16e-6
-    machine.go_on(6)
+    machine.go_on(len(machine.took) * int(RESIGNED / EVERY) + 1)
     assert machine.at == [7]
 
 
