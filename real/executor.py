@@ -215,6 +215,8 @@ class RealExecutor:
                         self.running -= 1
                         self._finish(lane)
                         self._free()
+                        if quiet is not None:
+                            quiet.look()  # what has just been launched is not over for a while
                         break  # the list has changed
             if timers and timers[0][0] <= self.now():
                 self._ring()
@@ -229,7 +231,7 @@ class RealExecutor:
                     self._prepare()
                 else:
                     self.spare()
-                    if quiet is not None:
+                    if quiet is not None and not busy:
                         quiet.look()
                 continue
             inlet.take(packet)

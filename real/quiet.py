@@ -35,8 +35,8 @@ def trial() -> float:
 class QuietCore:
     """Moves the calling thread among *cores* (default: those it may use) to one on which *test* takes little time.
 
-    `enter` looks for one, `look` is to be called whenever there is time to spare, and `leave` lets the thread run
-    anywhere again. *test* gives seconds, *move* binds the thread to the cores it is given.
+    `enter` looks for one, `look` is to be called again and again, and `leave` lets the thread run anywhere again.
+    *test* gives seconds, *move* binds the thread to the cores it is given.
     """
 
     def __init__(
@@ -68,9 +68,9 @@ class QuietCore:
         self._go(min(found)[1])
 
     def look(self) -> None:
-        """See, now and then, whether it is still quiet here; if not, try the next core, one at a time.
+        """See, now and then, whether it is still quiet here; if not, try the next core: a trial here, and one there.
 
-        It takes as little as it can, since what runs may be over meanwhile: one trial here, and one there.
+        To be called where nothing is waited for: what runs may be over meanwhile.
         """
         now = self.clock()
         if now < self._due:

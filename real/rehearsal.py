@@ -186,8 +186,8 @@ class Duel:
                     executor.busy.remove(lane)
                     executor.running -= 1
                     lane.finish()
-            if executor.quiet is not None:
-                executor.quiet.look()
+                    if executor.quiet is not None:
+                        executor.quiet.look()
             return
         lane_, problem = executor.heard.get()
         if isinstance(problem, BaseException):

@@ -1,9 +1,13 @@
 """The serving thread looks for a quiet core, and is free again afterwards."""
 
 import os
+import statistics
+import time
 
 import pytest
-from servetwin.real.executor import undisturbed
+from servetwin.core import Module, Pipeline, Recorder, Request, ServingLoop, Worker, WorkerView
+from servetwin.policies.edf import EDF
+from servetwin.real.executor import RealExecutor, undisturbed
 from servetwin.real.quiet import EVERY, RESIGNED, QuietCore, quiet_core, trial
 
 
@@ -85,6 +89,69 @@ def test_the_thread_is_free_again_after_a_run():
         assert os.sched_getaffinity(0) == {quiet.core}
         assert 1e-6 < trial() < 0.1
     assert os.sched_getaffinity(0) == before
+
+
+class Clocked:
+    """A lane on a device that takes 4 ms for whatever it is given."""
+
+    polled = True
+    TAKES = 0.004
+
+    def __init__(self, worker):
+        self.worker, self.batch, self.leaving = worker, None, []
+
+    def start(self, batch, done):
+        self.batch, self.done, self.began = batch, done, time.monotonic()
+
+    def is_over(self):
+        return time.monotonic() >= self.began + self.TAKES
+
+    def finish(self):
+        batch, self.batch = self.batch, None
+        self.done(batch)
+
+    def prepare(self, task):
+        pass
+
+    def close(self):
+        pass
+
+
+class Watched:
+    """What stands for a `QuietCore`: notes in which state of *lanes* it is asked to look."""
+
+    def __init__(self, lanes):
+        self.lanes, self.seen, self.idle = lanes, [], 0
+
+    def enter(self):
+        self.entered = True
+
+    def leave(self):
+        self.entered = False
+
+    def look(self):
+        began = [lane.began for lane in self.lanes if lane.batch is not None]
+        if began:
+            self.seen.append(time.monotonic() - max(began))
+        else:
+            self.idle += 1
+
+
+def test_it_is_looked_for_when_a_batch_has_just_been_launched_or_nothing_runs():
+    """Else the end of what runs would be heard late."""
+    (stage,) = Pipeline.chain(Module("dit", loop=True)).stages([["dit"]])
+    worker = Worker(stage, EDF(), WorkerView(stage, lambda module, n: Clocked.TAKES, limit=2))
+    lane = Clocked(worker)
+    executor = RealExecutor({})
+    executor.gpu, executor.quiet = True, Watched([lane])
+    executor.lanes[worker] = lane
+    loop = ServingLoop([stage], [worker], executor, Recorder())
+    executor.rehearse(loop, [Request(i, at, 9.0, {"dit": 6}) for i, at in enumerate((0.0, 0.002, 0.06))])
+    assert loop.recorder.summary.met == 3
+    assert not executor.quiet.entered
+    assert executor.quiet.idle > 10  # between the second and the third
+    assert len(executor.quiet.seen) >= 10  # seven iterations of the first two, six of the third
+    assert statistics.median(executor.quiet.seen) < Clocked.TAKES / 10
 
 
 def test_it_can_be_switched_off():
