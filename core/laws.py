@@ -407,16 +407,12 @@ class WatchedEngine(WatchedWorker):
             raise broken(3, f"{self.worker.name} ends {batch}, but {self.steps} are in flight")
         del self.steps[0]
         self.news = True
-        if self.most == 1:
-            assert isinstance(batch, TokenBatch)
-            self.check.stopped(batch)
         return {}
 
     def heard(self, batch: Batch) -> None:
         """The recorder hears of *batch*: at its end, or when a host that decides ahead hears of that."""
-        if self.most > 1:
-            assert isinstance(batch, TokenBatch)
-            self.check.stopped(batch)
+        assert isinstance(batch, TokenBatch)
+        self.check.stopped(batch)
 
     def decided(self, decision: Decision, now: float) -> None:
         assert isinstance(decision, Step)

@@ -63,7 +63,6 @@ class TokenEngineAhead(TokenEngine):
         self._flights: list[Flight] = []
         self._free = 0.0  # when the host has launched what it decided last
         self._settled = 0.0  # when it heard of the end of a step last
-        self._last: TokenBatch  # what was decided last
         self._unheard: list[TokenBatch] = []  # ended while the host was launching
         self._debt = 0.0  # seconds for steps that ended while the host was at something else
 
@@ -82,8 +81,9 @@ class TokenEngineAhead(TokenEngine):
                 step: Step = worker.policy.decide(view, now)
                 changed = self._carry_out(step, now)
                 if len(flights) > before:
-                    launched = self._last.launched
-                    self._free = now + self.ahead.launching(self._last) if launched is None else launched
+                    batch = cast("TokenBatch", view.backlog[-1] if view.backlog else view.in_flight)
+                    launched = batch.launched
+                    self._free = now + self.ahead.launching(batch) if launched is None else launched
                     if len(flights) < DEPTH:
                         self._rest(self._free - now)  # and then decides the next one
                         return
@@ -167,10 +167,9 @@ class TokenEngineAhead(TokenEngine):
         view = self.view
         older = view.in_flight
         super()._launch(decode, context, pieces, chosen, now)
-        last = cast("TokenBatch", view.in_flight)
-        self._last = last
         if older is not None:
-            view.backlog.append(last)
+            assert view.in_flight is not None
+            view.backlog.append(view.in_flight)
             view.in_flight = older
         flight = Flight(now)
         self._flights.append(flight)

@@ -208,17 +208,15 @@ def scored(campaign: Campaign, profile: Profile, seeds: int = 10) -> Iterator[tu
     assert data is not None
     assert data.solo is not None
     slos = sorted({run.slo for run in campaign.runs} | {"3+1.5", "5+2"})
+    due = {slo: slo_of(table, slo, (data.solo.d0, data.solo.d1)) for slo in slos}
     host = host_of(profile)
-    draws = range(seeds) if host is not None and host.ahead and stalls_of(profile, None, "") else (None,)
+    draws = range(seeds) if seeds and stalls_of(profile, None, "engine") is not None else (None,)
     for run in campaign.runs:
+        stalls = [stalls_of(profile, seed, "engine") for seed in draws]
+        simulated = [replay(run, campaign.limits, table, due[run.slo], host=host, stalls=s)[0] for s in stalls]
         for slo in slos if run.policy in BLIND else (run.slo,):
-            due = slo_of(table, slo, (data.solo.d0, data.solo.d1))
-            simulated = []
-            for seed in draws or (None,):
-                stalls = stalls_of(profile, seed, "engine") if host is not None and host.ahead else None
-                times, _, _ = replay(run, campaign.limits, table, due, host=host, stalls=stalls)
-                simulated.append(score(run, times, due))
-            yield run, slo, score(run, {r.id: r.times for r in run.requests}, due), mean(simulated)
+            real = score(run, {r.id: r.times for r in run.requests}, due[slo])
+            yield run, slo, real, mean([score(run, times, due[slo]) for times in simulated])
 
 
 @dataclass

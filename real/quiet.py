@@ -52,7 +52,7 @@ class QuietCore:
         self.move = move or _bind
         self.clock = clock
         self.core = self.cores[0]
-        self.moves = 0
+        self.moves = 0  # since `enter`
         self._next: Iterator[int] = cycle(self.cores)
         self._best = float("inf")
         self._last: deque[float] = deque(maxlen=COUNTED)
@@ -60,12 +60,15 @@ class QuietCore:
         self._failed = 0  # cores that were tried since the last move
 
     def enter(self) -> None:
-        """Go where it is quietest now: a trial or two on each core, some milliseconds in all."""
+        """Go where it is quietest now: three trials on each core, some milliseconds in all."""
+        self.moves = 0
         found = []
         for core in self.cores:
             self.move([core])
-            found.append((self._tried(), core))
-        self._go(min(found)[1])
+            found.append((statistics.median(self.test() for _ in range(3)), core))
+        taken, core = min(found)
+        self._best = min(self._best, taken)
+        self._go(core)
 
     def look(self) -> None:
         """See, now and then, whether it is still quiet here; if not, try the next core: a trial here, and one there.
@@ -98,11 +101,6 @@ class QuietCore:
     def leave(self) -> None:
         """The thread may run on any of the cores again."""
         self.move(self.cores)
-
-    def _tried(self) -> float:
-        taken = statistics.median(self.test() for _ in range(3))
-        self._best = min(self._best, taken)
-        return taken
 
     def _go(self, core: int) -> None:
         self.move([core])

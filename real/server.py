@@ -175,7 +175,6 @@ class Server:
         `ServeTwinError` (Ctrl-C as itself).
         """
         log = Log(recorder or Recorder())
-        moves = self.quiet.moves if self.quiet is not None else 0
         executor, loop = self.prepare(stages, workers, log, sink=sink, tools=tools, **wiring)
         try:
             executor.play(loop, list(requests), stop_after)
@@ -190,7 +189,7 @@ class Server:
             executor.close()
         found = report(log, executor.lateness)
         if executor.quiet is not None:
-            found.moves = executor.quiet.moves - moves
+            found.moves = executor.quiet.moves
         found.tools = {name: tool.told() for name, tool in executor.tools.items()}
         return found
 

@@ -276,19 +276,28 @@ def _surface(steps: Sequence[StepLog], grid: Grid, padded: bool, origin: dict[st
     }
     knots = sorted(grid.contexts)
     knots = [k for k in knots if any(points[size][-1][0] >= k for size in sizes)]
-    rows = []
-    for size in sizes:
-        reach = [k for k in knots if k <= points[size][-1][0] * 1.05] or knots[:1]
-        rows.append([round(max(_on_line(points[size], k), 1e-7), 7) for k in reach])
-    return {
-        "batch": sizes,
-        "per_sequence": knots,
-        "seconds": rows,
-        "between": "up" if padded else "line",
-        "until_context": int(max(size * points[size][-1][0] for size in sizes) * 1.5) + 1,
+    reach = {size: [k for k in knots if k <= points[size][-1][0] * 1.05] or knots[:1] for size in sizes}
+    return surface_of(points, knots, reach, padded) | {
         "statistic": f"median of {max(1, grid.steps - SETTLE)} steps on end; straight lines between contexts",
         "samples": sum(len(p) for size in sizes for p in spells[size].values()),
         "source": origin,
+    }
+
+
+def surface_of(
+    points: Mapping[int, Sequence[tuple[float, float]]],
+    knots: Sequence[int],
+    reach: Mapping[int, Sequence[int]],
+    padded: bool,
+) -> dict[str, Any]:
+    """Of *points* (context per sequence, seconds) by batch size: the table at *knots*, by size as far as *reach*."""
+    sizes = sorted(points)
+    return {
+        "batch": sizes,
+        "per_sequence": list(knots),
+        "seconds": [[round(max(_on_line(points[size], k), 1e-7), 7) for k in reach[size]] for size in sizes],
+        "between": "up" if padded else "line",
+        "until_context": int(max(size * points[size][-1][0] for size in sizes) * 1.5) + 1,
     }
 
 
@@ -331,13 +340,13 @@ def _mixed(steps: Sequence[StepLog], table: Any, origin: dict[str, str]) -> dict
     found = least_squares(
         lambda terms: known @ terms / took - 1.0,
         (1.0, 1.0, 0.0),
-        bounds=((0.2, 0.0, -1e-12), (5.0, 20.0, 1.0)),
+        bounds=((0.2, 0.0, 0.0), (5.0, 20.0, 1.0)),
         x_scale=(1.0, 1.0, 1e-4),
         loss="soft_l1",
         f_scale=0.03,
     )
     factor, attention = (round(float(x), 5) for x in found.x[:2])
-    per_sequence = round(max(0.0, float(found.x[2])), 8)
+    per_sequence = round(float(found.x[2]), 8)
     ratios = took / (known @ (factor, attention, per_sequence))
     low, middle, high = np.quantile(ratios, (0.1, 0.5, 0.9))
     return {

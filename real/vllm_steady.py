@@ -11,7 +11,7 @@ from typing import Any
 from .vllm_profile import Measured
 from .vllm_rotation import Rotation, both_ends
 from .vllm_scheduler import StepLog
-from .vllm_section import _mixed, _on_line, _per_pair, _prefill, between_cost, intake_cost, ratio_costs, section_of
+from .vllm_section import _mixed, _per_pair, _prefill, between_cost, intake_cost, ratio_costs, section_of, surface_of
 
 #: Decode steps of a batch that are left out after it has changed: the first pays for the change.
 CHANGE = 2
@@ -38,7 +38,7 @@ def steady_section(
     origin = {"file": source}
     steady = {kind: [s for one in measured if one.kind == kind for s in one.steps if s.behind] for kind in KINDS}
     single = max(sum(n for _, n, _ in s.prefill) for s in steady["prefill"] if len(s.prefill) == 1)
-    fill = [s for s in steady["fill"] if not s.decode and sum(n for _, n, _ in s.prefill) > single]
+    fill = [s for s in steady["fill"] if not s.decode and tokens(s) > single]
     decodes = [step for one in measured if one.kind == "decode" for step in _settled(one.steps) if step.behind]
     prefills = [s for s in steady["prefill"] if s.prefill and not s.decode]
     graphs = options["graphs"] if options.get("graphs_for") == "all" else ()
@@ -95,11 +95,11 @@ def _stall_costs(
                 continue  # those who come and go take time of their own
             step, after = three[1:]
             busy += step.seconds
-            late = step.seconds - expected(step, table)
+            usual = expected(step, table)
             # What the next step makes up for was no time lost: the device was at work before the host was through.
-            late += min(0.0, after.seconds - expected(after, table))
-            if late > max(STALLED, SHARE * expected(step, table)):
-                found.append(max(late + expected(step, table) - hidden, STALLED))
+            seconds = step.seconds + min(0.0, after.seconds - expected(after, table))
+            if _stalled(seconds, usual):
+                found.append(max(seconds - hidden, STALLED))
     if len(found) < STALLS:
         return {}
     shares = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -206,24 +206,13 @@ def _surface(
         each = step.context / step.decode
         knot = min(contexts, key=lambda k: max(k / each, each / k) if each else k)
         near.setdefault(step.decode, {}).setdefault(knot, []).append((each, step.seconds))
-    sizes = sorted(near)
     points = {
-        size: sorted(
-            (statistics.median(c for c, _ in p), statistics.median(s for _, s in p)) for p in near[size].values()
-        )
-        for size in sizes
+        size: sorted((statistics.median(c for c, _ in p), statistics.median(s for _, s in p)) for p in of.values())
+        for size, of in near.items()
     }
     knots = sorted({k for of in near.values() for k in of})
-    rows = []
-    for size in sizes:
-        last = max(near[size])
-        rows.append([round(max(_on_line(points[size], k), 1e-7), 7) for k in knots if k <= last])
-    return {
-        "batch": sizes,
-        "per_sequence": knots,
-        "seconds": rows,
-        "between": "up" if padded else "line",
-        "until_context": int(max(size * points[size][-1][0] for size in sizes) * 1.5) + 1,
+    reach = {size: [k for k in knots if k <= max(of)] for size, of in near.items()}
+    return surface_of(points, knots, reach, padded) | {
         "statistic": "median of the periods of steps in random order; straight lines between contexts",
         "samples": len(steps),
         "source": origin,
@@ -290,12 +279,9 @@ def _costs(measured: Sequence[Measured], table: Any, origin: dict[str, str]) -> 
     for one in measured:
         if one.kind in ratios:
             for step in one.steps if one.kind == "prefill" else _settled(one.steps):
+                if not step.behind or bool(step.prefill) != (one.kind == "prefill"):
+                    continue
                 usual = expected(step, table)
-                # What stalls is counted apart.
-                if (
-                    step.behind
-                    and bool(step.prefill) == (one.kind == "prefill")
-                    and not _stalled(step.seconds, usual)
-                ):
+                if not _stalled(step.seconds, usual):  # that is counted apart
                     ratios[one.kind].append(step.seconds / usual)
     return costs | intake_cost(measured, origin) | ratio_costs(ratios, origin)

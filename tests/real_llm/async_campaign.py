@@ -38,9 +38,9 @@ from typing import Any
 import campaign
 import numpy as np
 import yaml
-from meanwhile import against, machine, stalls
+from meanwhile import against, machine, since, stalls
 from servetwin.core.tokens import CumulativeSLO, EngineLimits
-from servetwin.experiments.llm_replay import MeasuredRun, Sent, host_of, replay, score
+from servetwin.experiments.llm_replay import MeasuredRun, Sent, host_of, replay, score, slo_of
 from servetwin.profiles import Profile, load
 from servetwin.profiles.tokens import TokenTable
 from servetwin.real.vllm_engine import EngineOptions, VllmEngine, prepare_environment, undisturbed
@@ -258,7 +258,7 @@ class Campaign:
     def profile(self) -> None:
         before = machine()
         measured = self.safely(self.measure) or []
-        told = {k: v - before.get(k, 0) for k, v in machine().items()}
+        told = since(before)
         path = self.folder / "profile.yaml"
         named = str(path) if self.safely(self.fold, measured, path) else self.plan.earlier
         if named is None:
@@ -320,8 +320,7 @@ class Campaign:
                 self.say(kind, "over the table", costs[f"{kind}.ratio"].quantiles)
 
     def slo(self, text: str) -> CumulativeSLO:
-        prefill, decode = (float(part) for part in text.split("+"))
-        return CumulativeSLO(prefill, decode, *self.solo, self.table.prefill)
+        return slo_of(self.table, text, self.solo)
 
     def simulated(self, cell: dict[str, Any]) -> tuple[MeasuredRun, dict[int, list[float]]]:
         """*cell* as a run, and when its tokens come out in simulation."""
@@ -383,7 +382,7 @@ class Campaign:
             estimates=Estimates(self.table.prefill, self.table.decode, slo),
             stop_after=15.0,
         )
-        told = {k: v - before.get(k, 0) for k, v in machine().items()}
+        told = since(before)
         rows = [
             [r.id, r.arrival, r.prompt, r.output, r.queued, r.outcome, r.preemptions, [round(x, 6) for x in r.times]]
             for r in made.requests

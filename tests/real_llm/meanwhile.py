@@ -58,6 +58,11 @@ def machine() -> dict[str, int]:
     return out
 
 
+def since(before: dict[str, int]) -> dict[str, int]:
+    """What `machine` tells by now beyond what it told *before*."""
+    return {what: ticks - before.get(what, 0) for what, ticks in machine().items()}
+
+
 def stalls(steps: list[Any], gpu: list[list[float]], table: TokenTable | None) -> dict[str, list[float]]:
     """[how many, the largest in milliseconds] of the stalls in *steps* that were decided while another ran: "gap" are
     those of the GPU between two steps' graphs, "step" is what steps without a prefill took longer than in *table*."""
