@@ -20,7 +20,7 @@ from servetwin.core.loop import play
 from servetwin.core.token_batch import TokenBatch
 from servetwin.core.token_worker import Host, TokenWorker
 from servetwin.core.tokens import CumulativeSLO, EngineLimits, TokenRequest, TokenTask, TokenView
-from servetwin.profiles import Profile
+from servetwin.profiles import Profile, load
 from servetwin.profiles.tokens import TokenTable
 
 from . import registry
@@ -50,7 +50,8 @@ class Sent:
 @dataclass(frozen=True)
 class MeasuredRun:
     """One run on a real engine. *slo* is "P+D", *steps* how many the engine made, *busy* the seconds in them, *gpu*
-    those of them in CUDA graphs, where the GPU's part was measured."""
+    those of them in CUDA graphs, where the GPU's part was measured. *profile* names the one that was taken before on
+    this run's GPU, where that is not the campaign's."""
 
     id: str
     policy: str
@@ -62,11 +63,12 @@ class MeasuredRun:
     busy: float
     requests: tuple[Sent, ...]
     gpu: float | None = None
+    profile: str | None = None
 
 
 @dataclass(frozen=True)
 class Campaign:
-    """Runs of one engine, its limits, and the profile that was taken before them."""
+    """Runs of one engine, or of engines alike, its limits, and the profile that was taken before them."""
 
     engine: dict[str, Any]
     runs: tuple[MeasuredRun, ...]
@@ -196,27 +198,39 @@ BLIND = ("vllm-v1", "vllm", "own")
 
 
 def scored(campaign: Campaign, profile: Profile, seeds: int = 10) -> Iterator[tuple[MeasuredRun, str, Score, Score]]:
-    """(run, SLO, measured, simulated) for all of *campaign*, by the *profile* that was taken before.
+    """(run, SLO, measured, simulated) for all of *campaign*, by the *profile* taken before, or by the run's own.
 
     What is drawn, when the host stands still and for how long, is drawn *seeds* times, and what comes of it is their
     mean; times then stand beside each other. 0: nothing is drawn.
     """
     from servetwin.sim.measured import stalls_of
 
-    table = profile.tokens("measured", hold=True)
-    data = profile.token_data
-    assert data is not None
-    assert data.solo is not None
     slos = sorted({run.slo for run in campaign.runs} | {"3+1.5", "5+2"})
-    due = {slo: slo_of(table, slo, (data.solo.d0, data.solo.d1)) for slo in slos}
-    host = host_of(profile)
-    draws = range(seeds) if seeds and stalls_of(profile, None, "engine") is not None else (None,)
+    sides = {None: Side(profile, slos)}
     for run in campaign.runs:
-        stalls = [stalls_of(profile, seed, "engine") for seed in draws]
-        simulated = [replay(run, campaign.limits, table, due[run.slo], host=host, stalls=s)[0] for s in stalls]
+        if run.profile not in sides:
+            sides[run.profile] = Side(load(run.profile), slos)
+        side = sides[run.profile]
+        draws = range(seeds) if seeds and stalls_of(side.profile, None, "engine") is not None else (None,)
+        stalls = [stalls_of(side.profile, seed, "engine") for seed in draws]
+        limits, table, due = campaign.limits, side.table, side.due
+        simulated = [replay(run, limits, table, due[run.slo], host=side.host, stalls=s)[0] for s in stalls]
         for slo in slos if run.policy in BLIND else (run.slo,):
             real = score(run, {r.id: r.times for r in run.requests}, due[slo])
             yield run, slo, real, mean([score(run, times, due[slo]) for times in simulated])
+
+
+class Side:
+    """What a profile says of an engine: its *table*, its *host*, and by SLO when tokens are *due*."""
+
+    def __init__(self, profile: Profile, slos: Sequence[str]) -> None:
+        self.profile = profile
+        self.table = profile.tokens("measured", hold=True)
+        self.host = host_of(profile)
+        data = profile.token_data
+        assert data is not None
+        assert data.solo is not None
+        self.due = {slo: slo_of(self.table, slo, (data.solo.d0, data.solo.d1)) for slo in slos}
 
 
 @dataclass

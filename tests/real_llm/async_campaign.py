@@ -3,7 +3,8 @@
 ::
 
     async_campaign.py run FOLDER --seconds N [--model opt-13b] [--tensor-parallel 1] [--smoke | --tiny]
-    async_campaign.py pack FOLDER FILE.json.gz --name h100/opt-13b-async      # what was run, compactly
+    async_campaign.py run FOLDER/K --seconds N --shard K/4                    # one of four GPUs, longer runs
+    async_campaign.py pack FOLDER... FILE.json.gz --name h100/opt-13b-async   # what was run, compactly
     async_campaign.py profile FOLDER FILE.yaml --name h100/opt-13b-async --when 2026-11-27
 
 One process. First the profile, in rotation (`servetwin.real.vllm_rotation`). Rates are shares of the knees, one for
@@ -13,6 +14,10 @@ and ours in turn on the same saturated engine. All is written as it comes (``run
 token's time, the GPU time of each CUDA graph where this process launches it, and how often the machine stalled the
 process), nothing is begun that would not end in time, and what fails ends no more than itself. At the very end there
 is a file ``done``. `--smoke` shows in a minute or two that all parts work, `--tiny` does so on a CPU.
+
+With `--shard`, several processes share the work, each with a GPU and a profile of its own: all policies of a rate,
+a cv and an SLO go to one of them, the knees are those that the first one finds (``knees.json`` in the folder above),
+and runs last as long as `LONG` says.
 """
 
 from __future__ import annotations
@@ -38,94 +43,18 @@ from typing import Any
 import campaign
 import numpy as np
 import yaml
+from async_plan import AROUND, EVENTS, LASTING, LONG, LOOSE, OUTPUT, SLOS, TIGHT, Shard, plan_of
 from meanwhile import against, machine, since, stalls
 from servetwin.core.tokens import CumulativeSLO, EngineLimits
 from servetwin.experiments.llm_replay import MeasuredRun, Sent, host_of, replay, score, slo_of
 from servetwin.profiles import Profile, load
 from servetwin.profiles.tokens import TokenTable
-from servetwin.real.vllm_engine import EngineOptions, VllmEngine, prepare_environment, undisturbed
+from servetwin.real.vllm_engine import VllmEngine, prepare_environment, undisturbed
 from servetwin.real.vllm_plan import Planned
-from servetwin.real.vllm_rotation import SMALL_ROTATION, Rotation, rotate
+from servetwin.real.vllm_rotation import rotate
 from servetwin.real.vllm_section import profile_content
 from servetwin.real.vllm_steady import begins
-
-#: Sizes for which steps are captured as CUDA graphs, in tokens.
-GRAPHS = (1, 2, 4, *range(8, 65, 8), *range(80, 129, 16), *range(160, 257, 32), *range(288, 513, 32))
-LARGER = tuple(range(576, 1025, 64))
-FEW = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448, 512)
-#: Tokens that a request puts out.
-OUTPUT = (16, 48)
-SLOS = TIGHT, LOOSE = "3+1.5", "5+2"
-#: Requests of a run come for so many seconds at least, while they are not three times as many as planned: the same
-#: run with 240 of them differs from its repeats by two points.
-LASTING = 15.0
-#: What a run takes beside its requests: its client starts, and what it left is written.
-AROUND = 1.5
-
-
-def rates_between(low: float, high: float) -> tuple[float, ...]:
-    """Rates about 12 % apart."""
-    return tuple(round(low * 1.12**i, 1) for i in range(1 + round(np.log(high / low) / np.log(1.12))))
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What is done with an engine: seconds of its *profile*, *requests* a run (the first of these numbers with which
-    what matters fits into the time), the *rates* among which its knees are looked for, whether only a few runs are
-    made (*small*), and the *earlier* profile that stands in for this one's should that come to nothing."""
-
-    options: EngineOptions
-    rotation: Rotation
-    profile: float
-    requests: tuple[int, ...]
-    rates: tuple[float, ...]
-    small: bool = False
-    earlier: str | None = None
-
-
-def plan_of(model: str, tensor_parallel: int, smoke: bool, tiny: bool) -> Plan:
-    """The plan for *model*."""
-    if tiny:
-        options = EngineOptions(kv_bytes=64 << 20, max_sequences=64, max_batched_tokens=2048, asynchronous=True)
-        return Plan(options, SMALL_ROTATION, 4.0, (40,), rates_between(20, 160))
-    common: dict[str, Any] = {
-        "model": model,
-        "dtype": "float16",
-        "max_model_len": 2048,
-        "tensor_parallel": tensor_parallel,
-        "graphs_for": "all",
-        "asynchronous": True,
-        "gpu_memory_utilization": 0.92,
-    }
-    if smoke:
-        options = EngineOptions(max_batched_tokens=4096, max_sequences=128, graphs=FEW, **common)
-        rotation = Rotation(
-            prefill=(1, 32, 64, 128, 256, 384, 512, 1024, 2047),
-            prompts=(1, 2),
-            beyond=(),
-            decode=(1, 4, 8, 16, 32, 64, 96),
-            contexts=(40, 160),
-            mixed=(64, 256, 448),
-            mixed_prompts=(1,),
-            mixed_sequences=(8, 32),
-        )
-        return Plan(options, rotation, 10.0, (60,), rates_between(4, 72), small=True)
-    if model == "opt-13b":
-        options = EngineOptions(max_batched_tokens=8192, max_sequences=256, graphs=GRAPHS + LARGER, **common)
-        earlier = "h100-async/opt-13b-tp1"
-        return Plan(options, Rotation(), 80.0, (240, 200), rates_between(4, 72), earlier=earlier)
-    rotation = Rotation(
-        prefill=(1, 16, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448, 512, 768, 1024, 2047),
-        prompts=(1, 2, 4),
-        beyond=(),
-        decode=(1, 2, 4, 8, 16, 24, 32, 48, 64),
-        contexts=(40, 130, 260),
-        mixed=(48, 112, 320, 512),
-        mixed_prompts=(1, 2),
-        mixed_sequences=(4, 16, 32),
-    )
-    options = EngineOptions(max_batched_tokens=2048, max_sequences=64, graphs=FEW, **common)
-    return Plan(options, rotation, 45.0, (200, 150, 100), rates_between(1, 45), small=True)
+from servetwin.sim.measured import stalls_of
 
 
 class Campaign:
@@ -135,11 +64,14 @@ class Campaign:
         self.began = time.monotonic()
         self.folder, self.end, self.tiny, self.smoke = args.folder, args.seconds, args.tiny, args.smoke
         self.plan = plan_of(args.model, args.tensor_parallel, args.smoke, args.tiny)
+        self.shard: Shard | None = args.shard
+        self.lasting: float = args.lasting
         self.replays: list[tuple[float, Any, Any]] = []
         self.spare: list[Any] = []  # pairs of events
         self.shares: list[tuple[float, dict[str, Any]]] = []  # of requests on time, by run
         self.made: set[str] = set()  # runs
         self.requests = self.plan.requests[0]
+        self.longer: dict[tuple[str, str, float, float], float] = {}  # times as long as LONG, of a few runs
         self.writing = threading.Lock()
         self.engine: VllmEngine
         self.read: Profile
@@ -203,7 +135,7 @@ class Campaign:
         if not torch.cuda.is_available() or self.plan.options.tensor_parallel > 1:
             return
         plain = torch.cuda.CUDAGraph.replay
-        self.spare = [tuple(torch.cuda.Event(enable_timing=True) for _ in range(2)) for _ in range(6000)]
+        self.spare = [tuple(torch.cuda.Event(enable_timing=True) for _ in range(2)) for _ in range(EVENTS)]
         for pair in self.spare:
             for event in pair:
                 event.record()
@@ -334,7 +266,8 @@ class Campaign:
         )
         sent = tuple(Sent(i, a, int(p), int(n), OUTPUT[1], "", ()) for i, (a, p, n) in enumerate(cell["requests"]))
         run = MeasuredRun("", cell["policy"], cell["slo"], cell["rate"], cell["cv"], 0, 0, 0.0, sent)
-        return run, replay(run, limits, self.table, self.slo(cell["slo"]), host=host_of(self.read))[0]
+        still = stalls_of(self.read, 0, "engine")
+        return run, replay(run, limits, self.table, self.slo(cell["slo"]), host=host_of(self.read), stalls=still)[0]
 
     def lasts(self, cell: dict[str, Any]) -> float:
         """Seconds that *cell* will take."""
@@ -348,7 +281,7 @@ class Campaign:
         for rate in self.plan.rates:
             shares: dict[str, list[float]] = {slo: [] for slo in SLOS}
             for seed in (10, 11):
-                wanted = campaign.requests(rate, 1, seed, self.plan.requests[0], OUTPUT)
+                wanted = campaign.requests(rate, 1, seed, 3 * self.plan.requests[0], OUTPUT)
                 run, times = self.simulated(
                     {"policy": "vllm-v1", "slo": TIGHT, "rate": rate, "cv": 1, "requests": wanted}
                 )
@@ -466,7 +399,23 @@ class Campaign:
 
     def cell(self, policy: str, slo: str, rate: float, cv: float, repeat: int = 0) -> dict[str, Any]:
         count = min(max(self.requests, int(LASTING * rate)), 3 * self.requests)
+        if self.shard is not None and not self.tiny:
+            longer = self.lasting * self.longer.get((policy, slo, round(rate, 1), cv), 1.0)
+            count = int(LONG[slo, int(cv)] * longer * rate)
         return campaign.planned(policy, slo, round(rate, 1), cv, int(10 * cv), repeat, count, OUTPUT)
+
+    def sharded(self, knees: dict[str, float]) -> list[list[dict[str, Any]]]:
+        """The groups of runs of this shard."""
+        loose = knees[LOOSE]
+        self.longer |= {("neustream-llm", LOOSE, round(share * loose, 1), 1): 1.5 for share in (0.7, 1.0)}
+        self.longer |= {(policy, LOOSE, round(1.2 * loose, 1), 1): 0.5 for policy in campaign.POLICIES}
+        groups: dict[Any, list[dict[str, Any]]] = {}
+        for cell in itertools.chain(*self.cells(knees)):
+            groups.setdefault((cell["slo"], cell["rate"], cell["cv"]), []).append(cell)
+        assert self.shard is not None
+        mine = self.shard.groups(groups)
+        self.say("mine are", [[cell["id"] for cell in group] for group in mine])
+        return mine
 
     def cells(self, knees: dict[str, float]) -> tuple[list[dict[str, Any]], ...]:
         """Runs around the *knees*: those that matter most, the ones that come after them, and what may be left out.
@@ -516,6 +465,8 @@ class Campaign:
         self.start()
         self.profile()
         knees = self.knees()
+        if self.shard is not None:
+            knees = self.shard.agreed(self.folder, knees)
         self.say("knees", knees)
         self.safely(self.warm_up)
         if self.smoke:
@@ -527,12 +478,19 @@ class Campaign:
         small = self.plan.small
         turns, repeats = (1, 2) if small else (2, 6)
         kept = 5 if self.tiny else 14 * turns  # seconds for the adapter
-        first, then, rest = self.fitting(knees, repeats, kept)
 
         def serve(cells: list[dict[str, Any]], until: float) -> None:
             for cell in cells:
                 self.safely(self.serve, cell, until)
 
+        if self.shard is not None:
+            serve(list(itertools.chain(*self.sharded(knees))), self.end - 2)
+            self.safely(self.adapter, self.end - 2, turns, 100 if self.tiny else 500)
+            for repeat in (1, 2):
+                serve(self.uncertain(2 * repeats, repeat), self.end - 2)
+            self.say("done")
+            return
+        first, then, rest = self.fitting(knees, repeats, kept)
         serve(first, self.end - kept)
         if small:
             serve(then, self.end - kept)
@@ -556,8 +514,12 @@ def main() -> None:
     go.add_argument("--tensor-parallel", type=int, default=1)
     go.add_argument("--smoke", action="store_true")
     go.add_argument("--tiny", action="store_true")
+    go.add_argument("--shard", type=Shard.parse, help="which of how many processes this is, as 0/4")
+    go.add_argument(
+        "--lasting", type=float, default=1.0, help="how many times as long a shard's runs last as planned"
+    )
     fold = commands.add_parser("pack")
-    fold.add_argument("folder", type=Path)
+    fold.add_argument("folders", type=Path, nargs="+")
     fold.add_argument("out", type=Path)
     fold.add_argument("--name", help="of the profile taken before")
     table = commands.add_parser("profile")
@@ -567,7 +529,7 @@ def main() -> None:
     table.add_argument("--when", required=True)
     args = parser.parse_args()
     if args.command == "pack":
-        campaign.pack(args.folder, args.out, args.name)
+        campaign.pack(args.folders, args.out, args.name)
         return
     if args.command == "profile":
         command = "python tests/real_llm/async_campaign.py run FOLDER"

@@ -21,7 +21,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -340,9 +340,29 @@ def records(folder: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def pack(folder: Path, out: Path, name: str | None = None) -> None:
-    """What `servetwin.experiments.llm_replay.read` reads: runs without their steps. *folder* may be a file of
-    `pair_campaign` or `async_campaign`, *name* is that of the profile taken before."""
+def pack(folders: Sequence[Path], out: Path, name: str | None = None) -> None:
+    """What `servetwin.experiments.llm_replay.read` reads: runs without their steps. Each of *folders* may be a file
+    of `pair_campaign` or `async_campaign`, *name* is that of the profile taken before; where there are several, each
+    with a GPU of its own, of the profiles ``name-0``, ``name-1`` and so on."""
+    content: dict[str, Any] = {"profile": name, "engine": {}, "runs": []}
+    for number, folder in enumerate(folders):
+        own = name if len(folders) == 1 else f"{name}-{number}"
+        engine, runs, adapter, machine = _packed(folder)
+        if number == 0:
+            content |= {"profile": own, "engine": engine}
+        else:
+            runs = [{"profile": own, **run} for run in runs]
+        content["runs"] += runs
+        if adapter:
+            content["adapter"] = content.get("adapter", []) + adapter
+        if machine:
+            content["machine"] = content.get("machine", {}) | machine
+    with gzip.GzipFile(out, "wb", compresslevel=9, mtime=0) as raw:
+        raw.write(json.dumps(content, separators=(",", ":")).encode())
+
+
+def _packed(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
+    """The engine, runs, adapter's runs and what the machine did, of one process."""
     engine: dict[str, Any] = {}
     runs, adapter, machine = [], [], {}
     for what in records(folder):
@@ -370,13 +390,7 @@ def pack(folder: Path, out: Path, name: str | None = None) -> None:
                 rows.append([number, arrival, prompt, output, outcome, times[0] if times else None, gaps])
             what["requests"] = rows
             runs.append(what)
-    with gzip.GzipFile(out, "wb", compresslevel=9, mtime=0) as raw:
-        content: dict[str, Any] = {"profile": name, "engine": engine, "runs": runs}
-        if adapter:
-            content["adapter"] = adapter
-        if machine:
-            content["machine"] = machine
-        raw.write(json.dumps(content, separators=(",", ":")).encode())
+    return engine, runs, adapter, machine
 
 
 def profile(folder: Path, name: str, when: str, command: str, out: Path) -> None:
@@ -443,7 +457,7 @@ def main() -> None:
     table.add_argument("--by", default="python tests/real_llm/campaign.py run PLAN.json FOLDER")
     args = parser.parse_args()
     if args.command == "pack":
-        pack(args.folder, args.out, args.name)
+        pack([args.folder], args.out, args.name)
     elif args.command == "profile":
         profile(args.folder, args.name, args.when, args.by, args.out)
     elif args.command == "plan":
