@@ -21,6 +21,7 @@ from servetwin.core.token_batch import TokenBatch
 from servetwin.core.token_worker import Host, TokenWorker
 from servetwin.core.tokens import CumulativeSLO, EngineLimits, TokenRequest, TokenTask, TokenView
 from servetwin.profiles import Profile, load
+from servetwin.profiles.pace import Pace, pace_of
 from servetwin.profiles.tokens import TokenTable
 
 from . import registry
@@ -51,7 +52,7 @@ class Sent:
 class MeasuredRun:
     """One run on a real engine. *slo* is "P+D", *steps* how many the engine made, *busy* the seconds in them, *gpu*
     those of them in CUDA graphs, where the GPU's part was measured. *profile* names the one that was taken before on
-    this run's GPU, where that is not the campaign's."""
+    this run's GPU, where that is not the campaign's; of a run that is *profiled* profiles were made."""
 
     id: str
     policy: str
@@ -64,6 +65,7 @@ class MeasuredRun:
     requests: tuple[Sent, ...]
     gpu: float | None = None
     profile: str | None = None
+    profiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -156,10 +158,12 @@ def replay(
     params: dict[str, Any] | None = None,
     host: Host | None = None,
     stalls: Callable[[float], float] | None = None,
+    pace: Pace | None = None,
 ) -> tuple[dict[int, list[float]], dict[int, str], int]:
     """Serve the requests of *run* in simulated time: token times and outcomes by request, and the steps made.
 
-    *stalls* are those of a host that decides ahead (`servetwin.sim.measured.stalls_of`).
+    *stalls* are those of a host that decides ahead (`servetwin.sim.measured.stalls_of`), *pace* is what its steps
+    with prompts take over *table* (`servetwin.profiles.pace.pace_of`).
     """
     from servetwin.sim import SimExecutor
     from servetwin.sim.tokens import TokenTiming
@@ -171,7 +175,7 @@ def replay(
         stage, limits, estimate_prefill=table.prefill, estimate_decode=table.decode, slo=slo, name="engine"
     )
     worker = TokenWorker(stage, policy, view, host=host)
-    executor = SimExecutor(lambda _: TokenTiming(table, stalls=stalls))
+    executor = SimExecutor(lambda _: TokenTiming(table, stalls=stalls, pace=pace))
     log = _Times()
     loop = ServingLoop([stage], [worker], executor, log)
     requests = sorted(run.requests, key=lambda r: r.arrival)
@@ -199,6 +203,7 @@ BLIND = ("vllm-v1", "vllm", "own")
 
 def scored(campaign: Campaign, profile: Profile, seeds: int = 10) -> Iterator[tuple[MeasuredRun, str, Score, Score]]:
     """(run, SLO, measured, simulated) for all of *campaign*, by the *profile* taken before, or by the run's own.
+    Runs of which profiles were made are left out.
 
     What is drawn, when the host stands still and for how long, is drawn *seeds* times, and what comes of it is their
     mean; times then stand beside each other. 0: nothing is drawn.
@@ -206,15 +211,21 @@ def scored(campaign: Campaign, profile: Profile, seeds: int = 10) -> Iterator[tu
     from servetwin.sim.measured import stalls_of
 
     slos = sorted({run.slo for run in campaign.runs} | {"3+1.5", "5+2"})
-    sides = {None: Side(profile, slos)}
+    sides = {"": Side(profile, slos)}
     for run in campaign.runs:
-        if run.profile not in sides:
-            sides[run.profile] = Side(load(run.profile), slos)
-        side = sides[run.profile]
+        if run.profiled:
+            continue
+        name = run.profile or ""
+        if name not in sides:
+            sides[name] = Side(load(name), slos)
+        side = sides[name]
         draws = range(seeds) if seeds and stalls_of(side.profile, None, "engine") is not None else (None,)
         stalls = [stalls_of(side.profile, seed, "engine") for seed in draws]
         limits, table, due = campaign.limits, side.table, side.due
-        simulated = [replay(run, limits, table, due[run.slo], host=side.host, stalls=s)[0] for s in stalls]
+        simulated = [
+            replay(run, limits, table, due[run.slo], host=side.host, stalls=s, pace=pace_of(side.profile.costs))[0]
+            for s in stalls
+        ]
         for slo in slos if run.policy in BLIND else (run.slo,):
             real = score(run, {r.id: r.times for r in run.requests}, due[slo])
             yield run, slo, real, mean([score(run, times, due[slo]) for times in simulated])

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 TERMS = ("prefill", "decode", "mixed", "chunks", "preemption")
 #: Seconds for which a model is measured in rotation on a GPU; the tiny one takes a thirtieth.
-ROTATE = 60.0
+ROTATE = 90.0
 #: What the tiny model is called, and what vLLM is told to build.
 TINY = "tiny-opt"
 

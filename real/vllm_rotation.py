@@ -20,6 +20,7 @@ from functools import partial
 from servetwin.core.tokens import Step, TokenPolicy, TokenTask, TokenView
 
 from .vllm_engine import VllmEngine, undisturbed
+from .vllm_pace import traffic
 from .vllm_profile import Chunked, Measured, _Bench, _split
 
 #: Of so many steps one is made once more after the engine has run dry.
@@ -42,7 +43,7 @@ class Rotation:
     one for more, and the last for all. *beyond* are totals for prompts of *long* tokens. *decode* batch sizes run
     for *steps* steps each, *contexts* tokens long. In *mixed* steps prompts of so many tokens in all are computed,
     one or several (*mixed_prompts*), beside sequences that decode (*mixed_sequences*). A long prompt is computed in
-    chunks of *chunk* tokens.
+    chunks of *chunk* tokens. At last requests come at random, at *traffic* shares of the largest rate.
     """
 
     prefill: tuple[int, ...] = (1, 16, 32, 48, *range(64, 513, 32), *range(576, 1025, 64), 1280, 1536, 1792, 2047)
@@ -57,6 +58,7 @@ class Rotation:
     mixed_sequences: tuple[int, ...] = (4, 8, 16, 32, 48, 64)
     mixed_context: int = 130
     chunk: int = 512
+    traffic: tuple[float, ...] = (0.12, 0.3, 0.45, 0.6)
 
 
 #: For a CPU and the tiny model.
@@ -72,7 +74,10 @@ SMALL_ROTATION = Rotation(
     mixed_sequences=(4, 16),
     mixed_context=60,
     chunk=128,
+    traffic=(0.2, 0.5),
 )
+#: The part of the time that traffic takes.
+TRAFFIC = 0.35
 
 
 @dataclass(frozen=True)
@@ -152,7 +157,7 @@ def rotate(
 ) -> list[Measured]:
     """Measure *rotation* on *engine* for about so many *seconds*, everything once at least."""
     bench = _Rotating(engine, progress, seed)
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * (1.0 - TRAFFIC if rotation.traffic else 1.0)
     options = engine.options
     with undisturbed():
         for _ in range(3):  # warm-up: the first of everything is slow
@@ -175,6 +180,8 @@ def rotate(
                 break
     engine.empty()
     engine.scheduler.keep_log = False
+    if rotation.traffic:
+        bench.done += traffic(engine, rotation.traffic, TRAFFIC * seconds, progress, seed)
     return bench.done
 
 

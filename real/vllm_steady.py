@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from .vllm_pace import pace_costs
 from .vllm_profile import Measured
 from .vllm_rotation import Rotation, both_ends
 from .vllm_scheduler import StepLog
@@ -64,7 +65,8 @@ def steady_section(
     mixed = [s for s in mixed if tokens(s) <= within] or mixed
     model["mixed"] = _mixed(mixed, plain, origin)
     table = TokenTable(TokenModel.model_validate(model), hold=True)
-    costs = _costs(measured, table, origin)
+    costs = _costs(measured, table, within, origin)
+    costs |= pace_costs(measured, lambda step: expected(step, table), within, origin)
     costs |= _launch_cost(measured, table, within if graphs else 0, origin)
     costs |= _stall_costs(measured, table, within, costs, origin)
     includes = (
@@ -253,7 +255,7 @@ def between(steps: Sequence[StepLog]) -> Iterator[tuple[int, float]]:
             yield first.decode + len(first.prefill), third.start - first.end
 
 
-def _costs(measured: Sequence[Measured], table: Any, origin: dict[str, str]) -> dict[str, Any]:
+def _costs(measured: Sequence[Measured], table: Any, within: int, origin: dict[str, str]) -> dict[str, Any]:
     gaps: dict[int, list[float]] = {}
     for one in measured:
         if one.kind == "decode":
@@ -279,8 +281,8 @@ def _costs(measured: Sequence[Measured], table: Any, origin: dict[str, str]) -> 
     for one in measured:
         if one.kind in ratios:
             for step in one.steps if one.kind == "prefill" else _settled(one.steps):
-                if not step.behind or bool(step.prefill) != (one.kind == "prefill"):
-                    continue
+                if not step.behind or bool(step.prefill) != (one.kind == "prefill") or tokens(step) > within:
+                    continue  # beyond the graphs a period is not what the step takes
                 usual = expected(step, table)
                 if not _stalled(step.seconds, usual):  # that is counted apart
                     ratios[one.kind].append(step.seconds / usual)

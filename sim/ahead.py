@@ -4,6 +4,7 @@ Two steps may be in hand. A step begins when the host has launched it (`Host.beg
 the step before it is over, whichever is later, and is not over before the host has launched all of it. What the
 engine does between two steps is the host's, beside the device, and no part of this. Now and then the host stands
 still while it launches a step (`TokenTiming.stalls`); of that the device sees what is longer than the step that runs.
+What a step with prompts takes depends on how much was computed just before (`TokenTiming.pace`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class AheadLane:
         self.calendar = calendar
         self.seconds = timing.seconds
         self.stalls = timing.stalls
+        self.pace = timing.pace
         self.host = host
         self.last = 0.0  # when the last step that is known of ends
         self._steps: deque[tuple[TokenBatch, Done]] = deque()
@@ -41,7 +43,11 @@ class AheadLane:
         ready = now + host.begins + stall
         start = batch.start = ready if ready > last else last
         batch.launched = launched = now + host.launching(batch) + stall
-        self.last = end = max(start + self.seconds(batch), launched)
+        seconds = self.seconds(batch)
+        if self.pace is not None:
+            prompt = batch.prefilled
+            seconds = self.pace(start, seconds, prompt, prompt + batch.decode)
+        self.last = end = max(start + seconds, launched)
         self._steps.append((batch, done))
         Timer(self.calendar, end, self._end)
 

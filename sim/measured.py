@@ -19,6 +19,7 @@ from servetwin.core.pool import Pool
 from servetwin.core.streams import stream
 from servetwin.core.token_worker import TokenWorker
 from servetwin.profiles import BatchTable, Profile, TokenKind
+from servetwin.profiles.pace import pace_of
 
 from .executor import Delay, SimExecutor
 from .lane import Rate, Rates
@@ -161,6 +162,7 @@ class Clock:
             prefills=self._ratio(worker, profile, "prefill"),
             preparing=self.preparing.get(worker.name, 0.0),
             stalls=stalls_of(profile, self.seed if options.noise else None, worker.name) if options.costs else None,
+            pace=pace_of(profile.costs) if options.costs else None,
         )
 
     def _swap(self, profile: Profile) -> Callable[[int], float] | None:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import simpy
 from servetwin.core.token_batch import TokenBatch
+from servetwin.profiles.pace import Pace
 from simpy.events import NORMAL
 
 from .calendar import Calendar
@@ -62,7 +63,8 @@ class TokenTiming:
     (None: *draw* does). *swap* gives the seconds in which so many
     blocks of KV move between device and host (None: no time). *preparing* is how long the engine stands still for
     each prompt that it computes for the first time. *stalls* tells for how many seconds the host of an engine that
-    decides ahead stands still if it launches a step at a time (`servetwin.sim.noise.Stalls`; None: it never does).
+    decides ahead stands still if it launches a step at a time (`servetwin.sim.noise.Stalls`; None: it never does),
+    and *pace* what steps of such an engine that prefill take over *times*, by how much was computed lately.
     """
 
     times: StepTimes
@@ -71,6 +73,7 @@ class TokenTiming:
     prefills: Callable[[], float] | None = None
     preparing: float = 0.0
     stalls: Callable[[float], float] | None = None
+    pace: Pace | None = None
 
     def seconds(self, batch: TokenBatch) -> float:
         """Seconds of one step, whichever it is, with noise."""

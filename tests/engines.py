@@ -138,6 +138,7 @@ def serve(
     most_events: int = 200_000,
     host: Host | None = None,
     stalls=None,
+    pace=None,
     **limits,
 ) -> Served:
     """Serve *sent* on one engine to the end, in simulated time, under the laws."""
@@ -145,7 +146,7 @@ def serve(
     sent = list(sent)
     view = view_of(times, EngineLimits(**{"blocks": 1000, **limits}), slo)
     worker = TokenWorker(view.stage, policy, view, host=host)
-    executor = SimExecutor(lambda worker: TokenTiming(times, draw, swap, stalls=stalls))
+    executor = SimExecutor(lambda worker: TokenTiming(times, draw, swap, stalls=stalls, pace=pace))
     log = Log()
     checker = LawChecker(log)
     loop = ServingLoop([view.stage], [worker], executor, checker if laws else log)

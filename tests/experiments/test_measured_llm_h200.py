@@ -1,7 +1,7 @@
-"""OPT-13B and OPT-30B on an H200, repeated in simulation by profiles taken once before: a gate without a GPU.
+"""OPT-13B, OPT-30B and OPT-66B on H200s, repeated in simulation by profiles taken once before: a gate without a GPU.
 
-The aim for OPT-13B (a mean gap of 1 point, 3 at most) is not reached; what is held here is what is reached, and
-docs/vllm.md tells what the rest is made of.
+The aim for OPT-13B (a mean gap of 1 point, 3 at most) is not reached by the first runs, with synchronous scheduling,
+and is by the long ones, with asynchronous scheduling; what is held here is what is reached, and docs/vllm.md tells how.
 """
 
 from functools import cache
@@ -76,3 +76,77 @@ def test_what_the_gpu_takes_does_not_differ_between_runs(model):
             by_rate.setdefault(run.rate, []).append(1e3 * run.gpu / run.steps)
     for graphs in by_rate.values():
         assert max(graphs) / min(graphs) < 1.03
+
+
+# -- asynchronous scheduling, long runs on four GPUs -------------------------------------------------------------
+
+
+@cache
+def long(model):
+    campaign = read(MEASURED / "h200-long" / f"llm-{model}.json.gz")
+    assert campaign.engine["device"] == "NVIDIA H200"
+    return campaign, list(scored(campaign, load(campaign.profile)))
+
+
+def points(a, b):
+    return 100 * abs(b.good - a.good) / a.requests
+
+
+def test_long_runs_of_opt_13b_are_within_the_aim():
+    """Each by the profile of its own GPU; the first run on each GPU was made a part of the profiles, and does not
+    count."""
+    campaign, pairs = long("opt-13b")
+    assert [run.id for run in campaign.runs if run.profiled] == [
+        f"vllm-v1_any_r{rate}_cv1_s10_0" for rate in (48.4, 33.9, 12.4, 14.9)
+    ]
+    assert len({run.profile for run, *_ in pairs}) == 4
+    assert min(a.requests for _, _, a, _ in pairs) > 600
+    found = [points(a, b) for _, _, a, b in pairs]
+    assert len(found) == 56
+    assert np.mean(found) < 0.8
+    assert max(found) < 2.7
+
+
+def test_latencies_of_long_runs():
+    """Tokens and ends are within the aim but for a median or two; the first token is where many come at once, or are
+    dropped, no better told than the run is by its repeat."""
+    runs = {(run.id, run.repeat): (a, b) for run, _, a, b in long("opt-13b")[1]}
+    assert len(runs) == 38
+
+    def within(what, of, most):
+        return sum(relative(a, b, what, of) <= most for a, b in runs.values())
+
+    def p99(values):
+        return np.percentile(values, 99)
+
+    for what, mean, middle, tail in (("ttft", 32, 29, 35), ("tpot", 37, 37, 38), ("e2el", 38, 38, 38)):
+        assert within(what, np.mean, 3) >= mean
+        assert within(what, np.median, 3) >= middle
+        assert within(what, p99, 10) >= tail
+
+
+@pytest.mark.parametrize(
+    ("model", "scores", "mean", "largest"), [("opt-30b", 19, 2.8, 8.5), ("opt-66b", 17, 2.1, 4.8)]
+)
+def test_larger_models(model, scores, mean, largest):
+    """OPT-66B on two GPUs. Runs of 200 to 380 requests, and profiles without traffic."""
+    campaign, pairs = long(model)
+    assert campaign.engine["options"]["tensor_parallel"] == (2 if model == "opt-66b" else 1)
+    found = [points(a, b) for _, _, a, b in pairs]
+    assert len(found) == scores
+    assert np.mean(found) < mean
+    assert max(found) < largest
+    for _, _, a, b in pairs:
+        assert relative(a, b, "e2el") < 3.5
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "decided", "pairs", "curves"),
+    [("opt-13b", 16, 10, 35, 16), ("opt-30b", 4, 3, 3, 4), ("opt-66b", 3, 3, 3, 4)],
+)
+def test_winners_and_largest_rates_of_long_runs(tmp_path, model, settings, decided, pairs, curves):
+    both = entries(score(MEASURED / "h200-long" / f"llm-{model}.json.gz", tmp_path / "gaps.csv"))
+    found = decide(*map(grid_of, both))
+    assert (found.settings, found.decided, found.same) == (settings, decided, decided)
+    assert (found.pairs, found.swaps) == (pairs, [])
+    assert (found.curves, found.within) == (curves, curves)

@@ -38,6 +38,9 @@ OPT_VLLM = (
     "h200/codellama-7b",
     "h200/opt-13b-tp1",
     "h200/opt-30b-tp1",
+    *(f"h200-long/opt-13b-tp1-{k}" for k in range(4)),
+    "h200-long/opt-30b-tp1",
+    "h200-long/opt-66b-tp2",
 )
 #: What `servetwin profile` measured.
 OURS = {

@@ -48,6 +48,7 @@ from meanwhile import against, machine, since, stalls
 from servetwin.core.tokens import CumulativeSLO, EngineLimits
 from servetwin.experiments.llm_replay import MeasuredRun, Sent, host_of, replay, score, slo_of
 from servetwin.profiles import Profile, load
+from servetwin.profiles.pace import pace_of
 from servetwin.profiles.tokens import TokenTable
 from servetwin.real.vllm_engine import VllmEngine, prepare_environment, undisturbed
 from servetwin.real.vllm_plan import Planned
@@ -267,7 +268,8 @@ class Campaign:
         sent = tuple(Sent(i, a, int(p), int(n), OUTPUT[1], "", ()) for i, (a, p, n) in enumerate(cell["requests"]))
         run = MeasuredRun("", cell["policy"], cell["slo"], cell["rate"], cell["cv"], 0, 0, 0.0, sent)
         still = stalls_of(self.read, 0, "engine")
-        return run, replay(run, limits, self.table, self.slo(cell["slo"]), host=host_of(self.read), stalls=still)[0]
+        pace, host = pace_of(self.read.costs), host_of(self.read)
+        return run, replay(run, limits, self.table, self.slo(cell["slo"]), host=host, stalls=still, pace=pace)[0]
 
     def lasts(self, cell: dict[str, Any]) -> float:
         """Seconds that *cell* will take."""
@@ -522,18 +524,24 @@ def main() -> None:
     fold.add_argument("folders", type=Path, nargs="+")
     fold.add_argument("out", type=Path)
     fold.add_argument("--name", help="of the profile taken before")
+    fold.add_argument("--first", action="store_true", help="the first run of each folder was made a part of profiles")
     table = commands.add_parser("profile")
     table.add_argument("folder", type=Path)
     table.add_argument("out", type=Path)
     table.add_argument("--name", required=True)
     table.add_argument("--when", required=True)
+    table.add_argument("--traffic", type=Path, nargs="*", help="folders whose first runs stand for traffic")
     args = parser.parse_args()
     if args.command == "pack":
-        campaign.pack(args.folders, args.out, args.name)
+        campaign.pack(args.folders, args.out, args.name, args.first)
         return
     if args.command == "profile":
         command = "python tests/real_llm/async_campaign.py run FOLDER"
-        campaign.profile(args.folder, args.name, args.when, command, args.out)
+        if args.traffic:
+            command += (
+                f"; for traffic stand the first runs of {len(args.traffic)} processes, each with a GPU of its own"
+            )
+        campaign.profile(args.folder, args.name, args.when, command, args.out, args.traffic)
         return
     # Several GPUs of one host: multicast memory stays off.
     os.environ.update(VLLM_ALLREDUCE_USE_SYMM_MEM="0", NCCL_NVLS_ENABLE="0")

@@ -117,7 +117,7 @@ def plan_of(model: str, tensor_parallel: int, smoke: bool, tiny: bool) -> Plan:
     if model == "opt-13b":
         options = EngineOptions(max_batched_tokens=8192, max_sequences=256, graphs=GRAPHS + LARGER, **common)
         earlier = "h100-async/opt-13b-tp1"
-        return Plan(options, Rotation(), 80.0, (240, 200), rates_between(4, 72), earlier=earlier)
+        return Plan(options, Rotation(), 110.0, (240, 200), rates_between(4, 72), earlier=earlier)
     rotation = Rotation(
         prefill=(1, 16, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448, 512, 768, 1024, 2047),
         prompts=(1, 2, 4),
@@ -129,4 +129,4 @@ def plan_of(model: str, tensor_parallel: int, smoke: bool, tiny: bool) -> Plan:
         mixed_sequences=(4, 16, 32),
     )
     options = EngineOptions(max_batched_tokens=2048, max_sequences=64, graphs=FEW, **common)
-    return Plan(options, rotation, 45.0, (200, 150, 100), rates_between(1, 45), small=True)
+    return Plan(options, rotation, 65.0, (200, 150, 100), rates_between(1, 45), small=True)

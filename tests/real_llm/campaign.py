@@ -340,14 +340,17 @@ def records(folder: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def pack(folders: Sequence[Path], out: Path, name: str | None = None) -> None:
+def pack(folders: Sequence[Path], out: Path, name: str | None = None, first: bool = False) -> None:
     """What `servetwin.experiments.llm_replay.read` reads: runs without their steps. Each of *folders* may be a file
     of `pair_campaign` or `async_campaign`, *name* is that of the profile taken before; where there are several, each
-    with a GPU of its own, of the profiles ``name-0``, ``name-1`` and so on."""
+    with a GPU of its own, of the profiles ``name-0``, ``name-1`` and so on. With *first* the first run of each is
+    marked as one that profiles were made of."""
     content: dict[str, Any] = {"profile": name, "engine": {}, "runs": []}
     for number, folder in enumerate(folders):
         own = name if len(folders) == 1 else f"{name}-{number}"
         engine, runs, adapter, machine = _packed(folder)
+        if first:
+            runs[0]["profiled"] = True
         if number == 0:
             content |= {"profile": own, "engine": engine}
         else:
@@ -393,8 +396,16 @@ def _packed(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[di
     return engine, runs, adapter, machine
 
 
-def profile(folder: Path, name: str, when: str, command: str, out: Path) -> None:
-    """The profile file of a campaign."""
+def first_run(folder: Path) -> list[Any]:
+    """The steps of the first run in *folder*."""
+    return next(what["steps"] for what in records(folder) if what["kind"] == "run")
+
+
+def profile(
+    folder: Path, name: str, when: str, command: str, out: Path, traffic: Sequence[Path] | None = None
+) -> None:
+    """The profile file of a campaign. Where traffic was not measured, the first run of each of the folders *traffic*
+    may stand for it."""
     from servetwin.profiles.schema import ProfileFile
     from servetwin.real.vllm_profile import Grid, Measured
     from servetwin.real.vllm_rotation import Rotation
@@ -409,6 +420,7 @@ def profile(folder: Path, name: str, when: str, command: str, out: Path) -> None
         elif what["kind"] == "profile" and what["what"] != "rotation":  # that one is to check the table with
             steps = [StepLog(*step) for step in what["steps"]]
             measured.append(Measured(what["what"], steps, [tuple(i) for i in what["intake"]]))
+    measured += [Measured("traffic", [StepLog(*step) for step in first_run(one)], []) for one in traffic or ()]
     given = engine.get("rotation") or engine.get("grid")
     given = given or json.loads((folder / "plan.json").read_text())["grid"]
     kind = Rotation if engine.get("rotation") else Grid

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from engines import Anything, Linear, Told, requests, serve, view_of
 from hypothesis import given, settings
@@ -14,6 +16,7 @@ from servetwin.policies.neustream_llm import NeuStreamLLM
 from servetwin.policies.sarathi import Sarathi
 from servetwin.policies.vllm import VLLM
 from servetwin.policies.vllm_v1 import VLLMV1
+from servetwin.profiles.pace import Pace
 from servetwin.sim.noise import Stalls
 from test_token_laws import SLO, rows, workloads
 
@@ -141,6 +144,16 @@ def test_an_idle_host_may_stand_still():
         serve(VLLM(), requests((0.0, 4, 1), (35.0, 4, 1)), times=EVEN, host=ahead(), stalls=s) for s in (None, stalls)
     )
     assert plain.log.steps == with_stalls.log.steps
+
+
+def test_a_step_with_prompts_takes_what_it_takes_after_what_was_computed_lately():
+    """A prefill of 4 tokens takes 1 s, one that comes within a second or so of it twice as long; decoding 10."""
+    pace = Pace([8], [[1, 3]], [[1.0, 2.0]], memory=1.0)
+    served = serve(VLLM(), requests((0.0, 4, 1), (0.5, 4, 2), (30.0, 4, 1)), times=EVEN, host=ahead(), pace=pace)
+    # At 1 the first has been computed at 4 tokens a second, for as long as the memory lasts: 2.5 stand against it.
+    ends = [end for end, _, _ in served.log.steps]
+    second = 1.0 + 1.0 + (4 * (1 - math.exp(-1)) - 1) / 2
+    assert ends == pytest.approx([1.0, second, second + 10.0, 31.0])
 
 
 def test_a_device_that_is_idle_waits_for_the_launch():
