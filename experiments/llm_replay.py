@@ -201,7 +201,7 @@ def host_of(profile: Profile) -> Host | None:
 BLIND = ("vllm-v1", "vllm", "own")
 
 
-def scored(campaign: Campaign, profile: Profile, seeds: int = 10) -> Iterator[tuple[MeasuredRun, str, Score, Score]]:
+def scored(campaign: Campaign, profile: Profile, seeds: int = 10) -> Iterator[Pair]:
     """(run, SLO, measured, simulated) for all of *campaign*, by the *profile* taken before, or by the run's own.
     Runs of which profiles were made are left out.
 
@@ -271,6 +271,10 @@ def score(run: MeasuredRun, times: Mapping[int, Sequence[float]], slo: Cumulativ
         if r.output > 1:
             tpot.append((ends[-1] - ends[0]) / (r.output - 1))
     return Score(good, len(run.requests), len(e2el), np.array(ttft), np.array(tpot), np.array(e2el))
+
+
+#: (run, SLO, measured, simulated).
+Pair = tuple[MeasuredRun, str, Score, Score]
 
 
 def mean(scores: Sequence[Score]) -> Score:

@@ -138,8 +138,8 @@ def _score_recordings(
 
     from .recorded import read_recording
 
-    of_tokens = [path for path in paths if llm_replay.is_campaign(path)]
-    others = [path for path in paths if path not in of_tokens]
+    campaigns = [path for path in paths if llm_replay.is_campaign(path)]
+    others = [path for path in paths if path not in campaigns]
     found = [(recording, run) for recording in map(read_recording, others) for run in recording.runs]
     tasks = [(recording, run, seed) for recording, run in found for seed in range(seeds)]
     rows = []
@@ -170,7 +170,7 @@ def _score_recordings(
         cells = {name: str(getattr(run if name == "repeat" else measured, name)) for name in known}
         measured = replace(measured, cells=cells)
         scored.append(Scored(measured, {**mean, "mean_batch_size": None}))
-    for path in of_tokens:
+    for path in campaigns:
         scored += _score_campaign(path, seeds)
     if out is not None:
         tables.write(out, [s.line() for s in scored])
@@ -178,15 +178,19 @@ def _score_recordings(
 
 
 def _score_campaign(path: Path, seeds: int) -> list[Scored]:
-    """Runs of a language model; of what they take only stalls of the host are drawn. Met is who had all tokens on
-    time."""
+    """Runs of a language model; of what they take only stalls of the host are drawn."""
     from servetwin.profiles import load
 
     campaign = llm_replay.read(path)
     if campaign.profile is None:
         raise BadInput("does not say by which profile its runs are to be repeated", where=str(path), right="profile")
+    return of_tokens(campaign, llm_replay.scored(campaign, load(campaign.profile), seeds))
+
+
+def of_tokens(campaign: llm_replay.Campaign, pairs: Iterable[llm_replay.Pair]) -> list[Scored]:
+    """What `llm_replay.scored` gives of the runs of a language model, as rows. Met is who had all tokens on time."""
     scored = []
-    for run, slo, real, simulated in llm_replay.scored(campaign, load(campaign.profile), seeds):
+    for run, slo, real, simulated in pairs:
         measured = MeasuredRun(
             line=0,
             cells={},

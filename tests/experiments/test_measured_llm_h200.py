@@ -1,7 +1,7 @@
 """OPT-13B, OPT-30B and OPT-66B on H200s, repeated in simulation by profiles taken once before: a gate without a GPU.
 
 The aim for OPT-13B (a mean gap of 1 point, 3 at most) is not reached by the first runs, with synchronous scheduling,
-and is by the long ones, with asynchronous scheduling; what is held here is what is reached, and docs/vllm.md tells how.
+and is by the long ones, with asynchronous scheduling. Held is what is reached; docs/vllm.md tells how.
 """
 
 from functools import cache
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from servetwin.experiments.fidelity import decide, grid_of
 from servetwin.experiments.llm_replay import MEASURED, read, scored
-from servetwin.experiments.score import entries, score
+from servetwin.experiments.score import entries, of_tokens, score
 from servetwin.profiles import load
 
 
@@ -144,9 +144,8 @@ def test_larger_models(model, scores, mean, largest):
     ("model", "settings", "decided", "pairs", "curves"),
     [("opt-13b", 16, 10, 35, 16), ("opt-30b", 4, 3, 3, 4), ("opt-66b", 3, 3, 3, 4)],
 )
-def test_winners_and_largest_rates_of_long_runs(tmp_path, model, settings, decided, pairs, curves):
-    both = entries(score(MEASURED / "h200-long" / f"llm-{model}.json.gz", tmp_path / "gaps.csv"))
-    found = decide(*map(grid_of, both))
+def test_winners_and_largest_rates_of_long_runs(model, settings, decided, pairs, curves):
+    found = decide(*map(grid_of, entries(of_tokens(*long(model)))))
     assert (found.settings, found.decided, found.same) == (settings, decided, decided)
     assert (found.pairs, found.swaps) == (pairs, [])
     assert (found.curves, found.within) == (curves, curves)

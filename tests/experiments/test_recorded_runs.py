@@ -68,6 +68,14 @@ GATES = {
         {"neustream": (0.70, 1.4), "edf": (1.60, 3.1), "clockwork": (0.10, 0.2)},
         0.0, 2, 1.0, (600,), ("dit-s2-256",),
     ),
+    "h200-quiet": Gate(  # the serving thread looks for quiet cores, and beside it the same without
+        "NVIDIA H200", 2, 0.55, 0.9, {"neustream": (0.20, 0.2), "clockwork": (0.90, 0.9)},
+        0.0, 1, 1.0, (600,), ("dit-s2-256",),
+    ),
+    "h200-unquiet": Gate(
+        "NVIDIA H200", 3, 0.65, 1.9, {"neustream": (0.10, 0.1), "edf": (0.10, 0.1), "clockwork": (1.90, 1.9)},
+        0.0, 1, 1.0, (600,), ("dit-s2-256",),
+    ),
 }  # fmt: skip
 
 

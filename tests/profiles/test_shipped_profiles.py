@@ -60,6 +60,9 @@ OURS = {
     },
     "h100-arrivals/dit-s2-256-graphs": ("dit", "vae"),
     "h200-again/palette-256-graphs": ("unet",),
+    "h200-quiet/dit-s2-256-graphs": ("dit", "vae"),
+    "h200-quiet/palette-256-graphs": ("unet",),
+    "h200-unquiet/dit-s2-256-graphs": ("dit", "vae"),
     "h200-again/sd15-256-graphs": SD,
     "h200-again/sd15-512-graphs": SD,
 }
