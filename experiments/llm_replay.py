@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from servetwin.core import Module, Outcome, Pipeline, Recorder, Request, ServingLoop
 from servetwin.core.loop import play
+from servetwin.core.streams import stream
 from servetwin.core.token_batch import TokenBatch
 from servetwin.core.token_worker import Host, TokenWorker
 from servetwin.core.tokens import CumulativeSLO, EngineLimits, TokenRequest, TokenTask, TokenView
@@ -159,11 +160,12 @@ def replay(
     host: Host | None = None,
     stalls: Callable[[float], float] | None = None,
     pace: Pace | None = None,
+    draw: Callable[[], float] | None = None,
 ) -> tuple[dict[int, list[float]], dict[int, str], int]:
     """Serve the requests of *run* in simulated time: token times and outcomes by request, and the steps made.
 
     *stalls* are those of a host that decides ahead (`servetwin.sim.measured.stalls_of`), *pace* is what its steps
-    with prompts take over *table* (`servetwin.profiles.pace.pace_of`).
+    with prompts take over *table* (`servetwin.profiles.pace.pace_of`), *draw* a factor on each of the others.
     """
     from servetwin.sim import SimExecutor
     from servetwin.sim.tokens import TokenTiming
@@ -175,7 +177,7 @@ def replay(
         stage, limits, estimate_prefill=table.prefill, estimate_decode=table.decode, slo=slo, name="engine"
     )
     worker = TokenWorker(stage, policy, view, host=host)
-    executor = SimExecutor(lambda _: TokenTiming(table, stalls=stalls, pace=pace))
+    executor = SimExecutor(lambda _: TokenTiming(table, draw, prefills=_as_it_is, stalls=stalls, pace=pace))
     log = _Times()
     loop = ServingLoop([stage], [worker], executor, log)
     requests = sorted(run.requests, key=lambda r: r.arrival)
@@ -185,6 +187,10 @@ def replay(
     )
     executor.run_until_idle()
     return log.times, log.outcomes, log.steps
+
+
+def _as_it_is() -> float:
+    return 1.0
 
 
 def host_of(profile: Profile) -> Host | None:
@@ -201,34 +207,34 @@ def host_of(profile: Profile) -> Host | None:
 BLIND = ("vllm-v1", "vllm", "own")
 
 
-def scored(campaign: Campaign, profile: Profile, seeds: int = 10) -> Iterator[Pair]:
+def scored(campaign: Campaign, profile: Profile, seeds: int = 10, jobs: int = 1) -> Iterator[Pair]:
     """(run, SLO, measured, simulated) for all of *campaign*, by the *profile* taken before, or by the run's own.
-    Runs of which profiles were made are left out.
+    Runs of which profiles were made are left out. *jobs* processes share the work.
 
-    What is drawn, when the host stands still and for how long, is drawn *seeds* times, and what comes of it is their
-    mean; times then stand beside each other. 0: nothing is drawn.
+    What is drawn (see `Side.drawn`) is drawn *seeds* times, and what comes of it is their mean; times then stand
+    beside each other. 0: nothing is drawn.
     """
-    from servetwin.sim.measured import stalls_of
+    from joblib import Parallel, delayed
 
     slos = sorted({run.slo for run in campaign.runs} | {"3+1.5", "5+2"})
-    sides = {"": Side(profile, slos)}
-    for run in campaign.runs:
-        if run.profiled:
-            continue
-        name = run.profile or ""
-        if name not in sides:
-            sides[name] = Side(load(name), slos)
-        side = sides[name]
-        draws = range(seeds) if seeds and stalls_of(side.profile, None, "engine") is not None else (None,)
-        stalls = [stalls_of(side.profile, seed, "engine") for seed in draws]
-        limits, table, due = campaign.limits, side.table, side.due
-        simulated = [
-            replay(run, limits, table, due[run.slo], host=side.host, stalls=s, pace=pace_of(side.profile.costs))[0]
-            for s in stalls
-        ]
-        for slo in slos if run.policy in BLIND else (run.slo,):
-            real = score(run, {r.id: r.times for r in run.requests}, due[slo])
-            yield run, slo, real, mean([score(run, times, due[slo]) for times in simulated])
+    runs = [run for run in campaign.runs if not run.profiled]
+    sides = {name: Side(load(name) if name else profile, slos) for name in {run.profile for run in runs}}
+    tasks = (delayed(_both)(run, campaign.limits, sides[run.profile], seeds) for run in runs)
+    for run, found in zip(runs, Parallel(n_jobs=jobs, return_as="generator")(tasks), strict=True):
+        for slo, (real, simulated) in found.items():
+            yield run, slo, real, simulated
+
+
+def _both(run: MeasuredRun, limits: EngineLimits, side: Side, seeds: int) -> dict[str, tuple[Score, Score]]:
+    """By SLO, *run* as measured and as simulated."""
+    table, due = side.table, side.due
+    draws = range(seeds) if seeds and side.draws else (None,)
+    simulated = [replay(run, limits, table, due[run.slo], host=side.host, **side.drawn(seed))[0] for seed in draws]
+    real = {r.id: r.times for r in run.requests}
+    return {
+        slo: (score(run, real, due[slo]), mean([score(run, times, due[slo]) for times in simulated]))
+        for slo in (due if run.policy in BLIND else (run.slo,))
+    }
 
 
 class Side:
@@ -242,6 +248,27 @@ class Side:
         assert data is not None
         assert data.solo is not None
         self.due = {slo: slo_of(self.table, slo, (data.solo.d0, data.solo.d1)) for slo in slos}
+        self.stalls = "host.stall" in profile.costs
+        # Where traffic was not measured, residuals hold steps that say little of what steps take.
+        known = {"prefill.pace", "decode.ratio"} <= profile.costs.keys() and not self.stalls
+        self.residual = profile.costs["decode.ratio"].quantiles if known else None
+
+    @property
+    def draws(self) -> bool:
+        """Whether there is anything to draw."""
+        return self.stalls or self.residual is not None
+
+    def drawn(self, seed: int | None) -> dict[str, Any]:
+        """What `replay` is told beside the table: the pace of prompts; and, with a *seed*, when the host stands still
+        and for how long, or, where it does not, what decode steps take over the table (where it does, the steps after
+        stalls are among those residuals)."""
+        from servetwin.sim.measured import stalls_of
+        from servetwin.sim.noise import from_quantiles
+
+        draw = None
+        if seed is not None and self.residual is not None:
+            draw = from_quantiles(stream(seed, "noise/engine/decode"), self.residual.p, self.residual.values)
+        return {"pace": pace_of(self.profile.costs), "stalls": stalls_of(self.profile, seed, "engine"), "draw": draw}
 
 
 @dataclass

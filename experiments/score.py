@@ -171,20 +171,20 @@ def _score_recordings(
         measured = replace(measured, cells=cells)
         scored.append(Scored(measured, {**mean, "mean_batch_size": None}))
     for path in campaigns:
-        scored += _score_campaign(path, seeds)
+        scored += _score_campaign(path, seeds, jobs)
     if out is not None:
         tables.write(out, [s.line() for s in scored])
     return scored
 
 
-def _score_campaign(path: Path, seeds: int) -> list[Scored]:
-    """Runs of a language model; of what they take only stalls of the host are drawn."""
+def _score_campaign(path: Path, seeds: int, jobs: int) -> list[Scored]:
+    """Runs of a language model."""
     from servetwin.profiles import load
 
     campaign = llm_replay.read(path)
     if campaign.profile is None:
         raise BadInput("does not say by which profile its runs are to be repeated", where=str(path), right="profile")
-    return of_tokens(campaign, llm_replay.scored(campaign, load(campaign.profile), seeds))
+    return of_tokens(campaign, llm_replay.scored(campaign, load(campaign.profile), seeds, jobs))
 
 
 def of_tokens(campaign: llm_replay.Campaign, pairs: Iterable[llm_replay.Pair]) -> list[Scored]:

@@ -16,6 +16,8 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from math import exp
 
+from servetwin.core import BadInput
+
 from .schema import Cost
 from .table import interpolate
 
@@ -76,12 +78,17 @@ class Pace:
 
 def pace_of(costs: Mapping[str, Cost]) -> Pace | None:
     """What ``prefill.pace`` (seconds of memory) and ``prefill.pace.<tokens>`` of a profile's *costs* say; None if
-    they say nothing. Sizes in the latter are tokens a second."""
+    they say nothing. Sizes in the latter are tokens a second. Raises `BadInput` for one that is no such table."""
     if "prefill.pace" not in costs:
         return None
-    stem = "prefill.pace."
-    found = {int(name[len(stem) :]): costs[name].by_batch for name in costs if name.startswith(stem)}
-    curves = [(limit, curve) for limit, curve in sorted(found.items()) if curve is not None]
+    stem, found = "prefill.pace.", {}
+    for name, cost in costs.items():
+        if name.startswith(stem):
+            tokens = name[len(stem) :]
+            if not tokens.isdecimal() or cost.by_batch is None:
+                raise BadInput("is no table by tokens a second", where=name, right=f"by_batch, under {stem}512 or so")
+            found[int(tokens)] = cost.by_batch
+    curves = sorted(found.items())
     return Pace(
         [limit for limit, _ in curves],
         [curve.batch for _, curve in curves],

@@ -30,18 +30,19 @@ KNOTS = (0.0, 0.14, 0.28, 0.42, 0.56, 0.7, 0.84, 0.96)
 APART = 0.02
 #: A step counts that takes no more than so many times the table, or so little of it: the others stalled.
 FAR = 1.12
-#: Steps at least, and how many steps at 1 each knot has beside those that were measured.
-LEAST, PRIOR = 30, 3
+#: Steps at least, and a bend at most for so many; how many steps at 1 each bend has beside those that were measured.
+LEAST, A_BEND, PRIOR = 12, 8, 3
 
 
 def traffic(
     engine: VllmEngine,
-    shares: Sequence[float],
+    shares: Sequence[tuple[float, float]],
     seconds: float,
     progress: Callable[[str], None] = lambda _: None,
     seed: int = 1,
 ) -> list[Measured]:
-    """Serve requests at *shares* of the rate at which *engine* takes them if all are there, for about *seconds*."""
+    """Serve requests for about *seconds* in all, at (share of the rate at which *engine* takes them if all are there,
+    cv of the gaps between them)."""
     rng = random.Random(seed)
     longest = engine.options.max_model_len - OUTPUT[1]
 
@@ -52,38 +53,48 @@ def traffic(
     made = engine.serve([request(i, 0.0) for i in range(AT_ONCE)], Settings(), stop_after=60.0)
     most = AT_ONCE / max(r.times[-1] for r in made.requests if r.times)
     found = []
-    for share in shares:
+    for share, cv in shares:
         rate = share * most
         count = max(2, round(rate * seconds / len(shares)))
         now, planned = 0.0, []
         for i in range(count):
             planned.append(request(i, now))
-            now += rng.expovariate(rate)
-        progress(f"traffic: {count} requests at {rate:.1f} a second")
+            now += rng.gammavariate(1 / cv**2, cv**2 / rate)
+        progress(f"traffic: {count} requests at {rate:.1f} a second, cv {cv:g}")
         found.append(Measured("traffic", engine.serve(planned, Settings(), stop_after=60.0).steps, []))
     return found
 
 
 def pace_costs(
-    measured: Sequence[Measured], usual: Callable[[StepLog], float], within: int, origin: dict[str, str]
+    measured: Sequence[Measured],
+    usual: Callable[[StepLog], float],
+    within: int,
+    most: int,
+    origin: dict[str, str],
 ) -> dict[str, Any]:
-    """``prefill.pace`` and ``prefill.pace.<tokens>``, of *measured* traffic: steps of up to *within* tokens over what
-    is *usual* for them by the table, by the density of what was computed before. Nothing without traffic."""
-    limits = (*(n for n in LIMITS if n < within), within)
+    """``prefill.pace`` and ``prefill.pace.<tokens>``, of *measured* traffic: steps of up to *most* tokens over what
+    is *usual* for them by the table, by the density of what was computed before. Nothing without traffic.
+
+    Steps of more than *within* tokens are launched kernel by kernel: they count from when the step before should have
+    been over.
+    """
+    limits = sorted({*(n for n in LIMITS if n < within), within, most})
     points: dict[int, list[tuple[float, float]]] = {limit: [] for limit in limits}
     for one in measured:
         if one.kind != "traffic":
             continue
-        density = Density(MEMORY)
+        density, due = Density(MEMORY), None
         for step in one.steps:
             prompt = sum(n for _, n, _ in step.prefill)
             total = prompt + step.decode
-            if step.behind and prompt and total <= within:
-                ratio = step.seconds / usual(step)
+            begun = step.began if total <= within else due
+            if step.behind and prompt and total <= most and begun is not None:
+                ratio = (step.end - begun) / usual(step)
                 if 1 / FAR < ratio < FAR:
                     limit = next(n for n in limits if total <= n)
-                    points[limit].append((density.at(step.began), ratio))
-            density.add(step.began, step.end, total)
+                    points[limit].append((density.at(begun), ratio))
+            due = max(step.start, step.began + usual(step)) if step.behind and total <= within else None
+            density.add(step.began if begun is None else begun, step.end, total)
     curves = {limit: _curve(found) for limit, found in points.items() if len(found) >= LEAST}
     if not curves:
         return {}
@@ -121,7 +132,8 @@ def _curve(points: Sequence[tuple[float, float]]) -> tuple[list[int], list[float
 
     x, y = np.array(points).T
     apart = max(1, round(APART * float(x.max())))
-    knots = np.unique(np.maximum(1, np.round(np.quantile(x, KNOTS) / apart))).astype(int) * apart
+    at = np.interp(np.linspace(0, 1, min(len(KNOTS), max(1, len(x) // A_BEND))), np.linspace(0, 1, len(KNOTS)), KNOTS)
+    knots = np.unique(np.maximum(1, np.round(np.quantile(x, at) / apart))).astype(int) * apart
     # How much of each knot is in each point.
     shares = np.array([np.interp(x, knots, row) for row in np.eye(len(knots))]).T
     known = np.vstack([shares, PRIOR * np.eye(len(knots))])

@@ -43,7 +43,7 @@ class Rotation:
     one for more, and the last for all. *beyond* are totals for prompts of *long* tokens. *decode* batch sizes run
     for *steps* steps each, *contexts* tokens long. In *mixed* steps prompts of so many tokens in all are computed,
     one or several (*mixed_prompts*), beside sequences that decode (*mixed_sequences*). A long prompt is computed in
-    chunks of *chunk* tokens. At last requests come at random, at *traffic* shares of the largest rate.
+    chunks of *chunk* tokens. At last requests come at random: *traffic* are shares of the largest rate, and cvs.
     """
 
     prefill: tuple[int, ...] = (1, 16, 32, 48, *range(64, 513, 32), *range(576, 1025, 64), 1280, 1536, 1792, 2047)
@@ -58,7 +58,7 @@ class Rotation:
     mixed_sequences: tuple[int, ...] = (4, 8, 16, 32, 48, 64)
     mixed_context: int = 130
     chunk: int = 512
-    traffic: tuple[float, ...] = (0.12, 0.3, 0.45, 0.6)
+    traffic: tuple[tuple[float, float], ...] = ((0.12, 1.0), (0.3, 1.0), (0.45, 1.0), (0.6, 1.0), (0.3, 4.0))
 
 
 #: For a CPU and the tiny model.
@@ -74,7 +74,7 @@ SMALL_ROTATION = Rotation(
     mixed_sequences=(4, 16),
     mixed_context=60,
     chunk=128,
-    traffic=(0.2, 0.5),
+    traffic=((0.2, 1.0), (0.5, 1.0), (0.3, 4.0)),
 )
 #: The part of the time that traffic takes.
 TRAFFIC = 0.35

@@ -66,7 +66,7 @@ def steady_section(
     model["mixed"] = _mixed(mixed, plain, origin)
     table = TokenTable(TokenModel.model_validate(model), hold=True)
     costs = _costs(measured, table, within, origin)
-    costs |= pace_costs(measured, lambda step: expected(step, table), within, origin)
+    costs |= pace_costs(measured, lambda step: expected(step, table), within, budget, origin)
     costs |= _launch_cost(measured, table, within if graphs else 0, origin)
     costs |= _stall_costs(measured, table, within, costs, origin)
     includes = (

@@ -85,7 +85,7 @@ def test_what_the_gpu_takes_does_not_differ_between_runs(model):
 def long(model):
     campaign = read(MEASURED / "h200-long" / f"llm-{model}.json.gz")
     assert campaign.engine["device"] == "NVIDIA H200"
-    return campaign, list(scored(campaign, load(campaign.profile)))
+    return campaign, list(scored(campaign, load(campaign.profile), 2, jobs=2))
 
 
 def points(a, b):
@@ -103,13 +103,13 @@ def test_long_runs_of_opt_13b_are_within_the_aim():
     assert min(a.requests for _, _, a, _ in pairs) > 600
     found = [points(a, b) for _, _, a, b in pairs]
     assert len(found) == 56
-    assert np.mean(found) < 0.8
-    assert max(found) < 2.7
+    assert np.mean(found) < 0.75
+    assert max(found) < 2.2
 
 
 def test_latencies_of_long_runs():
-    """Tokens and ends are within the aim but for a median or two; the first token is where many come at once, or are
-    dropped, no better told than the run is by its repeat."""
+    """Tokens and ends are within the aim but for a run; the first token's time is not where many come at once or are
+    dropped."""
     runs = {(run.id, run.repeat): (a, b) for run, _, a, b in long("opt-13b")[1]}
     assert len(runs) == 38
 
@@ -119,7 +119,7 @@ def test_latencies_of_long_runs():
     def p99(values):
         return np.percentile(values, 99)
 
-    for what, mean, middle, tail in (("ttft", 32, 29, 35), ("tpot", 37, 37, 38), ("e2el", 38, 38, 38)):
+    for what, mean, middle, tail in (("ttft", 31, 29, 31), ("tpot", 36, 37, 38), ("e2el", 38, 38, 38)):
         assert within(what, np.mean, 3) >= mean
         assert within(what, np.median, 3) >= middle
         assert within(what, p99, 10) >= tail

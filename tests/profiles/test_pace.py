@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from servetwin.core import BadInput
 from servetwin.profiles import load
 from servetwin.profiles.pace import Density, Pace, pace_of
 
@@ -51,3 +52,18 @@ def test_pace_comes_from_a_profile():
         assert list(densities) == sorted(densities)
         assert all(0.9 < ratio < 1.12 for ratio in ratios)
     assert pace_of(load("h200-long/opt-66b-tp2").costs) is None
+
+
+@pytest.mark.parametrize("name", ["prefill.pace.many", "prefill.pace."])
+def test_a_curve_is_for_steps_of_so_many_tokens(name):
+    costs = dict(load("h200-long/opt-13b-tp1-0").costs)
+    costs[name] = costs["prefill.pace.64"]
+    with pytest.raises(BadInput, match=r"is no table by tokens a second .*prefill.pace.512"):
+        pace_of(costs)
+
+
+def test_a_curve_is_a_table():
+    costs = dict(load("h200-long/opt-13b-tp1-0").costs)
+    costs["prefill.pace.64"] = costs["prefill.pace"]
+    with pytest.raises(BadInput, match="is no table"):
+        pace_of(costs)

@@ -291,6 +291,23 @@ def test_decode_batches_between_two_graphs(engine):
     assert surface([8, 16]).decode(12, 32 * 12) == pytest.approx(0.0216)
 
 
+def test_decode_steps_that_chance_made_faster_with_longer_contexts_are_level(engine):
+    """On a busy machine the line through the steps of one sequence may fall, or begin below nothing."""
+
+    def solo(*seconds):
+        decode = [dataclasses.replace(made(s, decode=1), context=c) for s, c in zip(seconds, (32, 128), strict=True)]
+        kinds = [("decode", decode * 6), ("prefill", [made(0.02, prompt=n) for n in (1, 64, 1000)])]
+        measured = [Measured(kind, in_turn([dataclasses.replace(s) for s in some]), []) for kind, some in kinds]
+        rotation = dataclasses.replace(SMALL_ROTATION, decode=(1,), contexts=(32, 128), prompts=(1,))
+        return steady_section(measured, engine.describe(), rotation, "here")["tokens"]["solo"]
+
+    assert solo(0.010, 0.0109)["d0"] == pytest.approx(0.0097, abs=1e-4)
+    for falling in ((0.012, 0.010), (0.001, 0.021)):
+        assert solo(*falling)["d0"] == pytest.approx(sum(falling) / 2)
+        assert solo(*falling)["d1"] == 0.0
+        assert "level" in solo(*falling)["statistic"]
+
+
 def made(seconds, *, decode=0, prompt=0):
     return StepLog(0.0, 0.0, 0.0, seconds, [(0, prompt, 0)] if prompt else [], decode, 32 * decode, [], [], 0, 0, 0.0)
 
@@ -374,14 +391,14 @@ def test_steps_with_prompts_are_held_against_what_was_computed_just_before(engin
     def usual(step):
         return 0.005 if not step.decode else 0.02
 
-    costs = pace_costs(measured, usual, 1024, {"file": "here"})
+    costs = pace_costs(measured, usual, 1024, 8192, {"file": "here"})
     pace = pace_of({name: Cost.model_validate(cost) for name, cost in costs.items()})
     assert pace.limits == [128, 384]
     assert costs["prefill.pace.384"]["samples"] == 80
     assert costs["prefill.pace.384"]["by_batch"]["values"][0] == pytest.approx(0.98, abs=0.005)
     assert costs["prefill.pace.384"]["by_batch"]["values"][-1] == pytest.approx(1.04, abs=0.008)
     assert set(costs["prefill.pace.128"]["by_batch"]["values"]) == {1.0}
-    assert pace_costs(measured[1:], usual, 1024, {"file": "here"}) == {}
+    assert pace_costs(measured[1:], usual, 1024, 8192, {"file": "here"}) == {}
 
 
 def test_a_profile_ends_with_requests_as_they_come(measured):
