@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from servetwin.core import Module, Outcome, Pipeline, Recorder, Request, ServingLoop
 from servetwin.core.loop import play
-from servetwin.core.streams import stream
 from servetwin.core.token_batch import TokenBatch
 from servetwin.core.token_worker import Host, TokenWorker
 from servetwin.core.tokens import CumulativeSLO, EngineLimits, TokenRequest, TokenTask, TokenView
@@ -177,7 +176,7 @@ def replay(
         stage, limits, estimate_prefill=table.prefill, estimate_decode=table.decode, slo=slo, name="engine"
     )
     worker = TokenWorker(stage, policy, view, host=host)
-    executor = SimExecutor(lambda _: TokenTiming(table, draw, prefills=_as_it_is, stalls=stalls, pace=pace))
+    executor = SimExecutor(lambda _: TokenTiming(table, draw, prefills=draw and _as_it_is, stalls=stalls, pace=pace))
     log = _Times()
     loop = ServingLoop([stage], [worker], executor, log)
     requests = sorted(run.requests, key=lambda r: r.arrival)
@@ -248,26 +247,18 @@ class Side:
         assert data is not None
         assert data.solo is not None
         self.due = {slo: slo_of(self.table, slo, (data.solo.d0, data.solo.d1)) for slo in slos}
-        self.stalls = "host.stall" in profile.costs
+        stalls = "host.stall" in profile.costs
         # Where traffic was not measured, residuals hold steps that say little of what steps take.
-        known = {"prefill.pace", "decode.ratio"} <= profile.costs.keys() and not self.stalls
-        self.residual = profile.costs["decode.ratio"].quantiles if known else None
-
-    @property
-    def draws(self) -> bool:
-        """Whether there is anything to draw."""
-        return self.stalls or self.residual is not None
+        self.residuals = not stalls and {"prefill.pace", "decode.ratio"} <= profile.costs.keys()
+        self.draws = stalls or self.residuals  # whether there is anything to draw
 
     def drawn(self, seed: int | None) -> dict[str, Any]:
         """What `replay` is told beside the table: the pace of prompts; and, with a *seed*, when the host stands still
         and for how long, or, where it does not, what decode steps take over the table (where it does, the steps after
         stalls are among those residuals)."""
-        from servetwin.sim.measured import stalls_of
-        from servetwin.sim.noise import from_quantiles
+        from servetwin.sim.measured import residual_of, stalls_of
 
-        draw = None
-        if seed is not None and self.residual is not None:
-            draw = from_quantiles(stream(seed, "noise/engine/decode"), self.residual.p, self.residual.values)
+        draw = residual_of(self.profile, seed, "engine", "decode") if self.residuals else None
         return {"pace": pace_of(self.profile.costs), "stalls": stalls_of(self.profile, seed, "engine"), "draw": draw}
 
 

@@ -85,15 +85,14 @@ def pace_costs(
             continue
         density, due = Density(MEMORY), None
         for step in one.steps:
-            prompt = sum(n for _, n, _ in step.prefill)
-            total = prompt + step.decode
+            total = step.tokens
             begun = step.began if total <= within else due
-            if step.behind and prompt and total <= most and begun is not None:
+            if step.behind and step.prefill and total <= most and begun is not None:
                 ratio = (step.end - begun) / usual(step)
                 if 1 / FAR < ratio < FAR:
                     limit = next(n for n in limits if total <= n)
                     points[limit].append((density.at(begun), ratio))
-            due = max(step.start, step.began + usual(step)) if step.behind and total <= within else None
+            due = step.began + usual(step) if step.behind and total <= within else None
             density.add(step.began if begun is None else begun, step.end, total)
     curves = {limit: _curve(found) for limit, found in points.items() if len(found) >= LEAST}
     if not curves:
@@ -132,6 +131,7 @@ def _curve(points: Sequence[tuple[float, float]]) -> tuple[list[int], list[float
 
     x, y = np.array(points).T
     apart = max(1, round(APART * float(x.max())))
+    # As many bends as there are steps for, evenly among KNOTS.
     at = np.interp(np.linspace(0, 1, min(len(KNOTS), max(1, len(x) // A_BEND))), np.linspace(0, 1, len(KNOTS)), KNOTS)
     knots = np.unique(np.maximum(1, np.round(np.quantile(x, at) / apart))).astype(int) * apart
     # How much of each knot is in each point.

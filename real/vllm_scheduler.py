@@ -186,6 +186,11 @@ class StepLog:
         return self.end - self.began
 
     @property
+    def tokens(self) -> int:
+        """The tokens that it computes."""
+        return sum(n for _, n, _ in self.prefill) + self.decode
+
+    @property
     def behind(self) -> bool:
         """Whether it was decided while the step before it ran."""
         return self.after > self.start

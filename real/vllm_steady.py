@@ -39,7 +39,7 @@ def steady_section(
     origin = {"file": source}
     steady = {kind: [s for one in measured if one.kind == kind for s in one.steps if s.behind] for kind in KINDS}
     single = max(sum(n for _, n, _ in s.prefill) for s in steady["prefill"] if len(s.prefill) == 1)
-    fill = [s for s in steady["fill"] if not s.decode and tokens(s) > single]
+    fill = [s for s in steady["fill"] if not s.decode and s.tokens > single]
     decodes = [step for one in measured if one.kind == "decode" for step in _settled(one.steps) if step.behind]
     prefills = [s for s in steady["prefill"] if s.prefill and not s.decode]
     graphs = options["graphs"] if options.get("graphs_for") == "all" else ()
@@ -56,13 +56,13 @@ def steady_section(
     if graphs:
         plain = TokenTable(TokenModel.model_validate(model), hold=True)
         model["prefill"] = prefill_of(
-            [*_alone(measured, plain, within), *(s for s in prefills if tokens(s) <= within)]
+            [*_alone(measured, plain, within), *(s for s in prefills if s.tokens <= within)]
         )
     plain = TokenTable(TokenModel.model_validate(model), hold=True)
     model["prefill"]["per_pair"] = _per_pair(steady["chunks"], plain)
     plain = TokenTable(TokenModel.model_validate(model), hold=True)
     mixed = [s for s in steady["mixed"] if s.prefill and s.decode]
-    mixed = [s for s in mixed if tokens(s) <= within] or mixed
+    mixed = [s for s in mixed if s.tokens <= within] or mixed
     model["mixed"] = _mixed(mixed, plain, origin)
     table = TokenTable(TokenModel.model_validate(model), hold=True)
     costs = _costs(measured, table, within, origin)
@@ -91,7 +91,7 @@ def _stall_costs(
         if one.kind not in ("decode", "prefill"):
             continue
         for three in zip(one.steps, one.steps[1:], one.steps[2:], strict=False):
-            if not all(step.behind and tokens(step) <= within for step in three):
+            if not all(step.behind and step.tokens <= within for step in three):
                 continue
             if one.kind == "decode" and len({step.decode for step in three}) > 1:
                 continue  # those who come and go take time of their own
@@ -138,16 +138,11 @@ def _stalled(seconds: float, usual: float) -> bool:
     return seconds - usual > max(STALLED, SHARE * usual)
 
 
-def tokens(step: StepLog) -> int:
-    """The tokens that *step* computes."""
-    return sum(n for _, n, _ in step.prefill) + step.decode
-
-
 def _behind_graph(measured: Sequence[Measured], within: int) -> Iterator[tuple[StepLog, StepLog]]:
     """(step, next one) where only the next one has more than *within* tokens, both decided while another ran."""
     for one in measured:
         for before, step in itertools.pairwise(one.steps):
-            if step.behind and before.behind and tokens(before) <= within < tokens(step):
+            if step.behind and before.behind and before.tokens <= within < step.tokens:
                 yield before, step
 
 
@@ -281,7 +276,7 @@ def _costs(measured: Sequence[Measured], table: Any, within: int, origin: dict[s
     for one in measured:
         if one.kind in ratios:
             for step in one.steps if one.kind == "prefill" else _settled(one.steps):
-                if not step.behind or bool(step.prefill) != (one.kind == "prefill") or tokens(step) > within:
+                if not step.behind or bool(step.prefill) != (one.kind == "prefill") or step.tokens > within:
                     continue  # beyond the graphs a period is not what the step takes
                 usual = expected(step, table)
                 if not _stalled(step.seconds, usual):  # that is counted apart

@@ -157,9 +157,9 @@ class Clock:
             times = Later(times, profile.cost("step.begins").scalar() if options.costs else 0.0)
         return TokenTiming(
             times,
-            self._ratio(worker, profile, "decode"),
+            self._residual(worker, profile, "decode"),
             swap=self._swap(profile),
-            prefills=self._ratio(worker, profile, "prefill"),
+            prefills=self._residual(worker, profile, "prefill"),
             preparing=self.preparing.get(worker.name, 0.0),
             stalls=stalls_of(profile, self.seed if options.noise else None, worker.name) if options.costs else None,
             pace=pace_of(profile.costs) if options.costs else None,
@@ -176,12 +176,8 @@ class Clock:
             return lambda blocks: each * blocks
         return lambda blocks: line.constant + line.per_request * blocks
 
-    def _ratio(self, worker: Worker, profile: Profile, module: str) -> Callable[[], float] | None:
-        """Draws of the measured ratio of a step's time to the model's, if there is to be noise."""
-        spread = profile.costs[f"{module}.ratio"].quantiles if self._has(profile, f"{module}.ratio") else None
-        if not self.options.noise or spread is None:
-            return None
-        return from_quantiles(stream(self.seed, f"noise/{worker.name}/{module}"), spread.p, spread.values)
+    def _residual(self, worker: Worker, profile: Profile, module: str) -> Callable[[], float] | None:
+        return residual_of(profile, self.seed if self.options.noise else None, worker.name, module)
 
     def _whole(self, worker: Worker, profile: Profile, sizes: range, steps: MeasuredTiming) -> WholeTiming:
         stage, estimate = worker.stage, worker.view.estimate
@@ -403,6 +399,15 @@ class Clock:
             return from_quantiles(stream(self.seed, name), cost.quantiles.p, cost.quantiles.values)
         seconds = cost.scalar()
         return lambda: seconds
+
+
+def residual_of(profile: Profile, seed: int | None, name: str, kind: str) -> Callable[[], float] | None:
+    """Draws with a *seed* of what steps of a *kind* ("prefill", "decode") take over the table on an engine called
+    *name*; None without a seed, or where that was not measured."""
+    cost = profile.costs.get(f"{kind}.ratio")
+    if seed is None or cost is None or cost.quantiles is None:
+        return None
+    return from_quantiles(stream(seed, f"noise/{name}/{kind}"), cost.quantiles.p, cost.quantiles.values)
 
 
 def stalls_of(profile: Profile, seed: int | None, name: str) -> Stalls | None:

@@ -7,6 +7,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+from gaps import p99, relative, within
 from servetwin.experiments.llm_replay import BLIND, MEASURED, read, scored
 from servetwin.experiments.score import score
 from servetwin.profiles import load
@@ -23,10 +24,6 @@ def pairs(name, profile, folder="h100"):
 def gap(real, simulated):
     """Percentage points of the requests sent."""
     return 100 * (simulated.good - real.good) / real.requests
-
-
-def relative(real, simulated, what, of=np.mean):
-    return 100 * (of(getattr(simulated, what)) / of(getattr(real, what)) - 1)
 
 
 def test_with_cuda_graphs_goodput_is_near():
@@ -141,16 +138,10 @@ def test_about_the_knees_latencies_are_near():
     runs = list({run.id + str(run.repeat): (a, b) for run, _, a, b in about_the_knees("opt-13b")}.values())
     assert len(runs) == 70
 
-    def within(what, of, most):
-        return sum(abs(relative(a, b, what, of)) <= most for a, b in runs)
-
-    def p99(values):
-        return np.percentile(values, 99)
-
     for what, mean, middle, tail in (("ttft", 42, 38, 50), ("tpot", 65, 62, 69), ("e2el", 66, 66, 70)):
-        assert within(what, np.mean, 3) >= mean
-        assert within(what, np.median, 3) >= middle
-        assert within(what, p99, 10) >= tail
+        assert within(runs, what, np.mean, 3) >= mean
+        assert within(runs, what, np.median, 3) >= middle
+        assert within(runs, what, p99, 10) >= tail
 
 
 @pytest.mark.parametrize(

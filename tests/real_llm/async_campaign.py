@@ -43,7 +43,7 @@ from typing import Any
 import campaign
 import numpy as np
 import yaml
-from async_plan import AROUND, EVENTS, LASTING, LONG, LOOSE, OUTPUT, SLOS, TIGHT, Shard, plan_of
+from async_plan import AROUND, EVENTS, LASTING, LOOSE, OUTPUT, SLOS, TIGHT, Shard, lasting, plan_of
 from meanwhile import against, machine, since, stalls
 from servetwin.core.tokens import CumulativeSLO, EngineLimits
 from servetwin.experiments.llm_replay import MeasuredRun, Sent, host_of, replay, score, slo_of
@@ -67,12 +67,12 @@ class Campaign:
         self.plan = plan_of(args.model, args.tensor_parallel, args.smoke, args.tiny)
         self.shard: Shard | None = args.shard
         self.lasting: float = args.lasting
+        self.knee: dict[str, float] = {}  # by SLO, of all shards
         self.replays: list[tuple[float, Any, Any]] = []
         self.spare: list[Any] = []  # pairs of events
         self.shares: list[tuple[float, dict[str, Any]]] = []  # of requests on time, by run
         self.made: set[str] = set()  # runs
         self.requests = self.plan.requests[0]
-        self.longer: dict[tuple[str, str, float, float], float] = {}  # times as long as LONG, of a few runs
         self.writing = threading.Lock()
         self.engine: VllmEngine
         self.read: Profile
@@ -400,17 +400,14 @@ class Campaign:
     # -- in order -----------------------------------------------------------------------------------------
 
     def cell(self, policy: str, slo: str, rate: float, cv: float, repeat: int = 0) -> dict[str, Any]:
+        rate = round(rate, 1)  # of repeats too, which come with the rate that their run was named for
         count = min(max(self.requests, int(LASTING * rate)), 3 * self.requests)
         if self.shard is not None and not self.tiny:
-            longer = self.lasting * self.longer.get((policy, slo, round(rate, 1), cv), 1.0)
-            count = int(LONG[slo, int(cv)] * longer * rate)
-        return campaign.planned(policy, slo, round(rate, 1), cv, int(10 * cv), repeat, count, OUTPUT)
+            count = int(self.lasting * lasting(policy, slo, rate, cv, self.knee[slo]) * rate)
+        return campaign.planned(policy, slo, rate, cv, int(10 * cv), repeat, count, OUTPUT)
 
     def sharded(self, knees: dict[str, float]) -> list[list[dict[str, Any]]]:
         """The groups of runs of this shard."""
-        loose = knees[LOOSE]
-        self.longer |= {("neustream-llm", LOOSE, round(share * loose, 1), 1): 1.5 for share in (0.7, 1.0)}
-        self.longer |= {(policy, LOOSE, round(1.2 * loose, 1), 1): 0.5 for policy in campaign.POLICIES}
         groups: dict[Any, list[dict[str, Any]]] = {}
         for cell in itertools.chain(*self.cells(knees)):
             groups.setdefault((cell["slo"], cell["rate"], cell["cv"]), []).append(cell)
@@ -468,7 +465,7 @@ class Campaign:
         self.profile()
         knees = self.knees()
         if self.shard is not None:
-            knees = self.shard.agreed(self.folder, knees)
+            knees = self.knee = self.shard.agreed(self.folder, knees)
         self.say("knees", knees)
         self.safely(self.warm_up)
         if self.smoke:
@@ -530,7 +527,9 @@ def main() -> None:
     table.add_argument("out", type=Path)
     table.add_argument("--name", required=True)
     table.add_argument("--when", required=True)
-    table.add_argument("--traffic", type=Path, nargs="*", help="folders whose first runs stand for traffic")
+    table.add_argument(
+        "--traffic", type=Path, nargs="*", default=(), help="folders whose first runs stand for traffic"
+    )
     args = parser.parse_args()
     if args.command == "pack":
         campaign.pack(args.folders, args.out, args.name, args.first)

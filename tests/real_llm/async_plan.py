@@ -24,13 +24,23 @@ SLOS = TIGHT, LOOSE = "3+1.5", "5+2"
 #: run with 240 of them differs from its repeats by two points.
 LASTING = 15.0
 #: Seconds for which requests come in the runs of a shard, by SLO and cv: in simulation the same run with other stalls
-#: then differs by 0.6 points on average. At the loose SLO's knee NeuStream goes from one mood to another and stays
-#: there, and differs by 2.7: it gets half as much again; above the knee, half as much is enough.
+#: then differs by 0.6 points on average.
 LONG = {(TIGHT, 1): 100.0, (TIGHT, 4): 70.0, (LOOSE, 1): 100.0, (LOOSE, 4): 50.0}
 #: What a run takes beside its requests: its client starts, and what it left is written.
 AROUND = 2.0
 #: Pairs of events for the GPU times of a run's graphs: later graphs have none.
 EVENTS = 9000
+
+
+def lasting(policy: str, slo: str, rate: float, cv: float, knee: float) -> float:
+    """Seconds for which requests come in a run of a shard at *rate*, where *knee* is that of the SLO.
+
+    At the loose SLO's knee NeuStream goes from one mood to another and stays there, and the same run differs by 2.7
+    points: it gets half as much again. Above the knee half as much is enough.
+    """
+    if (slo, cv) != (LOOSE, 1):
+        return LONG[slo, int(cv)]
+    return LONG[slo, 1] * (0.5 if rate > 1.1 * knee else 1.5 if policy == "neustream-llm" else 1.0)
 
 
 def rates_between(low: float, high: float) -> tuple[float, ...]:

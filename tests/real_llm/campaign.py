@@ -401,9 +401,7 @@ def first_run(folder: Path) -> list[Any]:
     return next(what["steps"] for what in records(folder) if what["kind"] == "run")
 
 
-def profile(
-    folder: Path, name: str, when: str, command: str, out: Path, traffic: Sequence[Path] | None = None
-) -> None:
+def profile(folder: Path, name: str, when: str, command: str, out: Path, traffic: Sequence[Path] = ()) -> None:
     """The profile file of a campaign. Where traffic was not measured, the first run of each of the folders *traffic*
     may stand for it."""
     from servetwin.profiles.schema import ProfileFile
@@ -420,7 +418,7 @@ def profile(
         elif what["kind"] == "profile" and what["what"] != "rotation":  # that one is to check the table with
             steps = [StepLog(*step) for step in what["steps"]]
             measured.append(Measured(what["what"], steps, [tuple(i) for i in what["intake"]]))
-    measured += [Measured("traffic", [StepLog(*step) for step in first_run(one)], []) for one in traffic or ()]
+    measured += [Measured("traffic", [StepLog(*step) for step in first_run(one)], []) for one in traffic]
     given = engine.get("rotation") or engine.get("grid")
     given = given or json.loads((folder / "plan.json").read_text())["grid"]
     kind = Rotation if engine.get("rotation") else Grid
