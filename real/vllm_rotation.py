@@ -43,7 +43,8 @@ class Rotation:
     one for more, and the last for all. *beyond* are totals for prompts of *long* tokens. *decode* batch sizes run
     for *steps* steps each, *contexts* tokens long. In *mixed* steps prompts of so many tokens in all are computed,
     one or several (*mixed_prompts*), beside sequences that decode (*mixed_sequences*). A long prompt is computed in
-    chunks of *chunk* tokens. At last requests come at random: *traffic* are shares of the largest rate, and cvs.
+    chunks of *chunk* tokens. At last, for *traffic_share* of the time, requests come at random: *traffic* are shares
+    of the largest rate, and cvs.
     """
 
     prefill: tuple[int, ...] = (1, 16, 32, 48, *range(64, 513, 32), *range(576, 1025, 64), 1280, 1536, 1792, 2047)
@@ -58,7 +59,8 @@ class Rotation:
     mixed_sequences: tuple[int, ...] = (4, 8, 16, 32, 48, 64)
     mixed_context: int = 130
     chunk: int = 512
-    traffic: tuple[tuple[float, float], ...] = ((0.12, 1.0), (0.3, 1.0), (0.45, 1.0), (0.6, 1.0), (0.3, 4.0))
+    traffic: tuple[tuple[float, float], ...] = ((0.12, 1.0), (0.3, 1.0), (0.45, 1.0), (0.7, 1.0), (0.3, 4.0))
+    traffic_share: float = 0.35
 
 
 #: For a CPU and the tiny model.
@@ -76,8 +78,6 @@ SMALL_ROTATION = Rotation(
     chunk=128,
     traffic=((0.2, 1.0), (0.5, 1.0), (0.3, 4.0)),
 )
-#: The part of the time that traffic takes.
-TRAFFIC = 0.35
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,8 @@ def rotate(
 ) -> list[Measured]:
     """Measure *rotation* on *engine* for about so many *seconds*, everything once at least."""
     bench = _Rotating(engine, progress, seed)
-    deadline = time.monotonic() + seconds * (1.0 - TRAFFIC if rotation.traffic else 1.0)
+    among_requests = seconds * rotation.traffic_share if rotation.traffic else 0.0
+    deadline = time.monotonic() + seconds - among_requests
     options = engine.options
     with undisturbed():
         for _ in range(3):  # warm-up: the first of everything is slow
@@ -181,7 +182,7 @@ def rotate(
     engine.empty()
     engine.scheduler.keep_log = False
     if rotation.traffic:
-        bench.done += traffic(engine, rotation.traffic, TRAFFIC * seconds, progress, seed)
+        bench.done += traffic(engine, rotation.traffic, among_requests, progress, seed)
     return bench.done
 
 

@@ -17,7 +17,7 @@ is a file ``done``. `--smoke` shows in a minute or two that all parts work, `--t
 
 With `--shard`, several processes share the work, each with a GPU and a profile of its own: all policies of a rate,
 a cv and an SLO go to one of them, the knees are those that the first one finds (``knees.json`` in the folder above),
-and runs last as long as `LONG` says.
+runs last as long as `LONG` says, and one run (`EVERYWHERE`) is made by all of them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,21 @@ from typing import Any
 import campaign
 import numpy as np
 import yaml
-from async_plan import AROUND, EVENTS, LASTING, LOOSE, OUTPUT, SLOS, TIGHT, Shard, lasting, plan_of
+from async_plan import (
+    AROUND,
+    EVENTS,
+    EVERYWHERE,
+    EVERYWHERE_LASTING,
+    LASTING,
+    LONG,
+    LOOSE,
+    OUTPUT,
+    SHARES,
+    SLOS,
+    TIGHT,
+    Shard,
+    plan_of,
+)
 from meanwhile import against, machine, since, stalls
 from servetwin.core.tokens import CumulativeSLO, EngineLimits
 from servetwin.experiments.llm_replay import MeasuredRun, Sent, host_of, replay, score, slo_of
@@ -399,37 +413,41 @@ class Campaign:
 
     # -- in order -----------------------------------------------------------------------------------------
 
-    def cell(self, policy: str, slo: str, rate: float, cv: float, repeat: int = 0) -> dict[str, Any]:
+    def cell(
+        self, policy: str, slo: str, rate: float, cv: float, repeat: int = 0, seconds: float | None = None
+    ) -> dict[str, Any]:
         rate = round(rate, 1)  # of repeats too, which come with the rate that their run was named for
         count = min(max(self.requests, int(LASTING * rate)), 3 * self.requests)
         if self.shard is not None and not self.tiny:
-            count = int(self.lasting * lasting(policy, slo, rate, cv, self.knee[slo]) * rate)
+            count = int(self.lasting * (seconds or LONG[slo, cv]) * rate)
         return campaign.planned(policy, slo, rate, cv, int(10 * cv), repeat, count, OUTPUT)
 
     def sharded(self, knees: dict[str, float]) -> list[list[dict[str, Any]]]:
         """The groups of runs of this shard."""
+        assert self.shard is not None
+        policy, slo, share, cv = EVERYWHERE
+        own = self.cell(policy, slo, share * knees[slo], cv, self.shard.k, EVERYWHERE_LASTING)
         groups: dict[Any, list[dict[str, Any]]] = {}
         for cell in itertools.chain(*self.cells(knees)):
-            groups.setdefault((cell["slo"], cell["rate"], cell["cv"]), []).append(cell)
-        assert self.shard is not None
-        mine = self.shard.groups(groups)
+            if any(cell[what] != own[what] for what in ("policy", "slo", "rate", "cv")):
+                groups.setdefault((cell["slo"], cell["rate"], cell["cv"]), []).append(cell)
+        mine = [*self.shard.groups(groups), [own]]
         self.say("mine are", [[cell["id"] for cell in group] for group in mine])
         return mine
 
     def cells(self, knees: dict[str, float]) -> tuple[list[dict[str, Any]], ...]:
         """Runs around the *knees*: those that matter most, the ones that come after them, and what may be left out.
         Within each what matters most comes first."""
-        shares = (1.0, 0.7, 1.2)
 
-        def row(policies: Iterable[str], slos: Iterable[str], shares: Iterable[float], cv: float) -> list[Any]:
-            return [self.cell(p, o, share * knees[o], cv) for share in shares for o in slos for p in policies]
+        def row(policies: Iterable[str], slos: Iterable[str], which: Iterable[int], cv: int) -> list[Any]:
+            return [self.cell(p, o, SHARES[o, cv][i] * knees[o], cv) for i in which for o in slos for p in policies]
 
         if self.plan.small:
-            two = ("vllm-v1", "neustream-llm")
-            first, then = row(two, [LOOSE], shares, 1), row(two[1:], [TIGHT], shares, 1)
-            return first, then, row(two[:1], [TIGHT], shares, 1) + row(two, [LOOSE], [0.7], 4)
+            two, three = ("vllm-v1", "neustream-llm"), (0, 1, 2)
+            first, then = row(two, [LOOSE], three, 1), row(two[1:], [TIGHT], three, 1)
+            return first, then, row(two[:1], [TIGHT], three, 1) + row(two, [LOOSE], [0], 4)
         policies = campaign.POLICIES
-        return row(policies, SLOS, shares, 1), row(policies, SLOS, [0.7], 4), row(policies, SLOS, [1.0], 4)
+        return row(policies, SLOS, (0, 1, 2), 1), row(policies, SLOS, [0], 4), row(policies, SLOS, [1], 4)
 
     def fitting(self, knees: dict[str, float], repeats: int, kept: float) -> tuple[list[dict[str, Any]], ...]:
         """`cells`, with as many requests each as time allows."""
@@ -485,8 +503,8 @@ class Campaign:
         if self.shard is not None:
             serve(list(itertools.chain(*self.sharded(knees))), self.end - 2)
             self.safely(self.adapter, self.end - 2, turns, 100 if self.tiny else 500)
-            for repeat in (1, 2):
-                serve(self.uncertain(2 * repeats, repeat), self.end - 2)
+            for again in (0, 1):  # their numbers are none that EVERYWHERE has
+                serve(self.uncertain(2 * repeats, self.shard.of + again), self.end - 2)
             self.say("done")
             return
         first, then, rest = self.fitting(knees, repeats, kept)

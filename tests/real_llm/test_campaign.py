@@ -2,9 +2,11 @@
 
 import gzip
 import json
+from argparse import Namespace
 
 import campaign
 import pytest
+from async_campaign import Campaign
 from async_plan import LOOSE, TIGHT, Shard
 from servetwin.experiments.llm_replay import read
 
@@ -16,6 +18,20 @@ def test_each_group_of_runs_goes_to_one_process_and_all_have_about_the_same_to_d
     assert sorted(ids) == sorted(cell["id"] for group in groups.values() for cell in group)
     seconds = [sum(cell["requests"][-1][0] for group in part for cell in group) for part in parts]
     assert max(seconds) < 1.2 * min(seconds)
+
+
+def test_the_processes_make_all_runs_once_and_the_least_certain_each(tmp_path):
+    knees = {TIGHT: 12.4, LOOSE: 48.4}
+    ids = []
+    for k in range(4):
+        args = Namespace(folder=tmp_path / str(k), seconds=1500, tiny=False, smoke=False, lasting=1.0)
+        one = Campaign(Namespace(model="opt-13b", tensor_parallel=1, shard=Shard(k, 4), **vars(args)))
+        mine = one.sharded(knees)
+        assert mine[-1][0]["id"] == f"neustream-llm_5+2_r48.4_cv1_s10_{k}"
+        assert sum(cell["requests"][-1][0] for group in mine for cell in group) < 1250
+        ids += [cell["id"] for group in mine for cell in group]
+    assert len(ids) == len(set(ids)) == 4 * (2 * 3 + 2 * 2) + 3
+    assert "vllm-v1_any_r24.2_cv1_s10_0" in ids  # half the loose SLO's knee
 
 
 def test_the_knees_are_those_of_who_finds_them_first(tmp_path):
