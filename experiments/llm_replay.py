@@ -157,14 +157,14 @@ def replay(
     slo: Any,
     params: dict[str, Any] | None = None,
     host: Host | None = None,
-    stalls: Callable[[float], float] | None = None,
+    stalls: Callable[[float, bool], float] | None = None,
     pace: Pace | None = None,
     draw: Callable[[], float] | None = None,
 ) -> tuple[dict[int, list[float]], dict[int, str], int]:
     """Serve the requests of *run* in simulated time: token times and outcomes by request, and the steps made.
 
     *stalls* are those of a host that decides ahead (`servetwin.sim.measured.stalls_of`), *pace* is what its steps
-    with prompts take over *table* (`servetwin.profiles.pace.pace_of`), *draw* a factor on each of the others.
+    take over *table* (`servetwin.profiles.pace.pace_of`), *draw* a factor on each of those that only decode.
     """
     from servetwin.sim import SimExecutor
     from servetwin.sim.tokens import TokenTiming
@@ -253,7 +253,7 @@ class Side:
         self.draws = stalls or self.residuals  # whether there is anything to draw
 
     def drawn(self, seed: int | None) -> dict[str, Any]:
-        """What `replay` is told beside the table: the pace of prompts; and, with a *seed*, when the host stands still
+        """What `replay` is told beside the table: the pace of steps; and, with a *seed*, when the host stands still
         and for how long, or, where it does not, what decode steps take over the table (where it does, the steps after
         stalls are among those residuals)."""
         from servetwin.sim.measured import residual_of, stalls_of

@@ -1,8 +1,9 @@
 """How much an engine has computed lately, and what that does to its steps.
 
-A GPU that has been busy with prompts for some hundredths of a second clocks down, and a step that computes prompts
-then takes longer: on an H200 steps of OPT-13B took 1 % less than in rows of such steps while little came, and 3 to
-5 % more at more than 13,000 tokens a second (docs/vllm.md). The measure is the tokens computed per second, fading.
+A GPU that has been busy with prompts for some hundredths of a second clocks down, and its next steps take longer,
+whether they compute prompts or only decode: on H100s steps of OPT-13B took 1 % less than in rows of such steps while
+little came, and 2 to 5 % more at more than 13,000 tokens a second (docs/vllm.md). The measure is the tokens computed
+per second, fading.
 
 >>> density = Density(0.05)
 >>> density.add(0.0, 0.1, 200)  # 2000 tokens a second for a tenth of a second
@@ -14,11 +15,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import exp
+from typing import Literal, get_args
 
 from servetwin.core import BadInput
 
-from .schema import Cost
+from .schema import ByBatch, Cost
 from .table import interpolate
 
 #: Seconds after which a step counts for a third of what it did.
@@ -46,52 +49,71 @@ class Density:
             self._when = end
 
 
-class Pace:
-    """What steps that compute prompts take over a table, by how much was computed lately.
+#: Steps that only decode, that only compute prompts, and that do both.
+StepKind = Literal["decode", "prefill", "mixed"]
 
-    Steps of up to ``limits[i]`` tokens take ``ratios[i][j]`` times as long at ``densities[j]`` tokens a second, on
-    straight lines between and level beyond the ends; larger ones what the table says. One for each engine: calls are
-    its steps, in order.
+
+@dataclass(frozen=True)
+class Curves:
+    """What steps of a kind take over a table: those of up to ``limits[i]`` tokens ``ratios[i][j]`` times as long at
+    ``densities[i][j]`` tokens a second, on straight lines between and level beyond the ends; larger ones what the
+    table says."""
+
+    limits: Sequence[int] = ()
+    densities: Sequence[Sequence[float]] = ()
+    ratios: Sequence[Sequence[float]] = ()
+
+    def at(self, tokens: int, density: float) -> float:
+        i = bisect_left(self.limits, tokens)
+        return interpolate(density, self.densities[i], self.ratios[i]) if i < len(self.limits) else 1.0
+
+
+class Pace:
+    """What the steps of an engine take over a table, by how much was computed lately. One for each engine: calls are
+    its steps, in order. Where *curves* say nothing of steps that do both, those go by what only computes prompts.
     """
 
-    def __init__(
-        self,
-        limits: Sequence[int],
-        densities: Sequence[Sequence[float]],
-        ratios: Sequence[Sequence[float]],
-        memory: float = MEMORY,
-    ) -> None:
-        self.limits, self.densities, self.ratios = limits, densities, ratios
+    def __init__(self, curves: Mapping[StepKind, Curves], memory: float = MEMORY) -> None:
+        self.curves = curves
         self.density = Density(memory)
+        nothing = Curves()
+        self._decode, self._prefill = curves.get("decode", nothing), curves.get("prefill", nothing)
+        self._mixed = curves.get("mixed", self._prefill)
 
     def __call__(self, start: float, seconds: float, prompt: int, tokens: int) -> float:
         """Seconds of a step that begins at *start*, takes *seconds* by the table, and computes *tokens* tokens, of
         which *prompt* are of prompts."""
         density = self.density
-        if prompt:
-            i = bisect_left(self.limits, tokens)
-            if i < len(self.limits):
-                seconds *= interpolate(density.at(start), self.densities[i], self.ratios[i])
+        curves = self._decode if not prompt else self._prefill if prompt == tokens else self._mixed
+        if curves.limits:
+            seconds *= curves.at(tokens, density.at(start))
         density.add(start, start + seconds, tokens)
         return seconds
 
 
 def pace_of(costs: Mapping[str, Cost]) -> Pace | None:
-    """What ``prefill.pace`` (seconds of memory) and ``prefill.pace.<tokens>`` of a profile's *costs* say; None if
-    they say nothing. Sizes in the latter are tokens a second. Raises `BadInput` for one that is no such table."""
+    """What ``prefill.pace`` (seconds of memory) and ``<kind>.pace.<tokens>`` of a profile's *costs* say, where the
+    kind is a `StepKind`; None if they say nothing. Sizes in the latter are tokens a second. Raises `BadInput` for one
+    that is no such table."""
     if "prefill.pace" not in costs:
         return None
-    stem, found = "prefill.pace.", {}
-    for name, cost in costs.items():
-        if name.startswith(stem):
-            tokens = name[len(stem) :]
-            if not tokens.isdecimal() or cost.by_batch is None:
-                raise BadInput("is no table by tokens a second", where=name, right=f"by_batch, under {stem}512 or so")
-            found[int(tokens)] = cost.by_batch
-    curves = sorted(found.items())
-    return Pace(
-        [limit for limit, _ in curves],
-        [curve.batch for _, curve in curves],
-        [curve.values for _, curve in curves],
-        costs["prefill.pace"].scalar(),
-    )
+    found: dict[StepKind, dict[int, ByBatch]] = {}
+    for kind in get_args(StepKind):
+        stem = f"{kind}.pace."
+        for name, cost in costs.items():
+            if name.startswith(stem):
+                tokens = name[len(stem) :]
+                if not tokens.isdecimal() or cost.by_batch is None:
+                    raise BadInput(
+                        "is no table by tokens a second", where=name, right=f"by_batch, under {stem}512 or so"
+                    )
+                found.setdefault(kind, {})[int(tokens)] = cost.by_batch
+    curves = {
+        kind: Curves(
+            sorted(columns),
+            [columns[n].batch for n in sorted(columns)],
+            [columns[n].values for n in sorted(columns)],
+        )
+        for kind, columns in found.items()
+    }
+    return Pace(curves, costs["prefill.pace"].scalar())

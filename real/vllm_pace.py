@@ -1,17 +1,20 @@
 """Requests as they come, and what steps take among them over a table that was measured in rows of like steps.
 
-How long a step that computes prompts takes depends on what was computed just before (`servetwin.profiles.pace`), and
-in rows that is always much. So a profile ends with traffic: requests at random times, at several rates, under vLLM's
-own scheduling.
+How long a step takes depends on what was computed just before (`servetwin.profiles.pace`), and in rows that is much
+the same always. So a profile ends with traffic: requests at random times, at several rates, under vLLM's own
+scheduling, which computes prompts beside those who decode, and prefill first, which does not.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
+from statistics import fmean
 from typing import Any
 
 from servetwin.profiles.pace import MEMORY, Density
+from servetwin.profiles.table import interpolate
 
 from .vllm_engine import VllmEngine
 from .vllm_plan import Planned
@@ -22,14 +25,17 @@ from .vllm_scheduler import Settings, StepLog
 PROMPT, OUTPUT = (32, 480), (16, 48)
 #: Requests that come at once, to see how many the engine takes a second at most.
 AT_ONCE = 60
-#: Steps of up to so many tokens go together, and those up to the largest graph.
-LIMITS = (64, 128, 384)
+#: The policies by turns: vLLM decides, and prefill first.
+TURNS = (None, "vllm")
+#: Steps of up to so many tokens go together, by whether they compute prompts, and those up to the largest graph.
+LIMITS, LIMITS_DECODE = (64, 128, 384), (16, 64)
 #: Shares of the steps at whose densities the curve bends.
 KNOTS = (0.0, 0.14, 0.28, 0.42, 0.56, 0.7, 0.84, 0.96)
 #: Shares of the largest density by which bends lie apart at least.
 APART = 0.02
-#: A step counts that takes no more than so many times the table, or so little of it: the others stalled.
-FAR = 1.12
+#: A step has stalled that took so many seconds more than the table says, and such a share more. No step counts that
+#: did, since stalls are told apart, nor one that makes up for more than that.
+STALLED, SHARE = 2e-3, 0.1
 #: Steps at least, and a bend at most for so many; how many steps at 1 each bend has beside those that were measured.
 LEAST, A_BEND, PRIOR = 12, 8, 3
 
@@ -42,7 +48,7 @@ def traffic(
     seed: int = 1,
 ) -> list[Measured]:
     """Serve requests for about *seconds* in all, at (share of the rate at which *engine* takes them if all are there,
-    cv of the gaps between them)."""
+    cv of the gaps between them), each under either policy."""
     rng = random.Random(seed)
     longest = engine.options.max_model_len - OUTPUT[1]
 
@@ -53,15 +59,15 @@ def traffic(
     made = engine.serve([request(i, 0.0) for i in range(AT_ONCE)], Settings(), stop_after=60.0)
     most = AT_ONCE / max(r.times[-1] for r in made.requests if r.times)
     found = []
-    for share, cv in shares:
+    for (share, cv), policy in itertools.product(shares, TURNS):
         rate = share * most
-        count = max(2, round(rate * seconds / len(shares)))
+        count = max(2, round(rate * seconds / len(shares) / len(TURNS)))
         now, planned = 0.0, []
         for i in range(count):
             planned.append(request(i, now))
             now += rng.gammavariate(1 / cv**2, cv**2 / rate)
-        progress(f"traffic: {count} requests at {rate:.1f} a second, cv {cv:g}")
-        found.append(Measured("traffic", engine.serve(planned, Settings(), stop_after=60.0).steps, []))
+        progress(f"traffic: {count} requests at {rate:.1f} a second, cv {cv:g}, {policy or 'vLLM decides'}")
+        found.append(Measured("traffic", engine.serve(planned, Settings(policy=policy), stop_after=60.0).steps, []))
     return found
 
 
@@ -72,54 +78,73 @@ def pace_costs(
     most: int,
     origin: dict[str, str],
 ) -> dict[str, Any]:
-    """``prefill.pace`` and ``prefill.pace.<tokens>``, of *measured* traffic: steps of up to *most* tokens over what
-    is *usual* for them by the table, by the density of what was computed before. Nothing without traffic.
+    """``prefill.pace`` and ``<kind>.pace.<tokens>``, of *measured* traffic: what steps of up to *most* tokens take
+    over what is *usual* for them by the table, by the density of what was computed before. Nothing without traffic.
 
     Steps of more than *within* tokens are launched kernel by kernel: they count from when the step before should have
-    been over.
+    been over. Where too few steps of the traffic only compute prompts, theirs is the curve of those that decode too,
+    at such a level that where rows of them made the table it is what they take.
     """
-    limits = sorted({*(n for n in LIMITS if n < within), within, most})
-    points: dict[int, list[tuple[float, float]]] = {limit: [] for limit in limits}
+    limits = {
+        "decode": sorted({*(n for n in LIMITS_DECODE if n < within), within}),
+        "prefill": sorted({*(n for n in LIMITS if n < within), within, most}),
+    }
+    limits["mixed"] = limits["prefill"]
+    points: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    rows: dict[int, list[float]] = {}  # densities at which the table's prompts were measured
     for one in measured:
-        if one.kind != "traffic":
+        if one.kind not in ("traffic", "prefill"):
             continue
         density, due = Density(MEMORY), None
         for step in one.steps:
             total = step.tokens
             begun = step.began if total <= within else due
-            if step.behind and step.prefill and total <= most and begun is not None:
-                ratio = (step.end - begun) / usual(step)
-                if 1 / FAR < ratio < FAR:
-                    limit = next(n for n in limits if total <= n)
-                    points[limit].append((density.at(begun), ratio))
+            kind = "decode" if not step.prefill else "mixed" if step.decode else "prefill"
+            if step.behind and total <= limits[kind][-1] and begun is not None:
+                seconds, table = step.end - begun, usual(step)
+                limit = next(n for n in limits[kind] if total <= n)
+                if one.kind == "prefill" and kind == "prefill":
+                    rows.setdefault(limit, []).append(density.at(begun))
+                elif one.kind == "traffic" and not stalled(abs(seconds - table), table):
+                    points.setdefault((kind, limit), []).append((density.at(begun), seconds / table))
             due = step.began + usual(step) if step.behind and total <= within else None
             density.add(step.began if begun is None else begun, step.end, total)
-    curves = {limit: _curve(found) for limit, found in points.items() if len(found) >= LEAST}
+    curves = {key: _curve(points[key]) for key in sorted(points) if len(points[key]) >= LEAST}
+    for limit in limits["prefill"]:
+        if ("prefill", limit) not in curves and ("mixed", limit) in curves:
+            densities, ratios = curves["mixed", limit]
+            level = 1.0
+            if limit <= within and limit in rows:  # beyond the graphs rows have few totals, and round ones
+                level = fmean(interpolate(x, densities, ratios) for x in rows[limit])
+            curves["prefill", limit] = densities, [round(ratio / level, 5) for ratio in ratios]
+            points["prefill", limit] = points["mixed", limit]
     if not curves:
         return {}
-    meaning = "how long a step that computes prompts takes over the table"
+    told = {"decode": "only decodes", "prefill": "only computes prompts", "mixed": "computes prompts and decodes"}
     common: dict[str, Any] = {
-        "modules": ["prefill"],
         "how": "steps of requests that came at random, decided while another ran; straight lines by least squares",
         "source": origin,
     }
     costs: dict[str, Any] = {
         "prefill.pace": {
-            "meaning": "within how many seconds tokens that were computed fade from the density on which such a step "
+            "meaning": "within how many seconds tokens that were computed fade from the density on which a step "
             "depends",
             "unit": "seconds",
             "value": MEMORY,
-            "statistic": "set; between 0.03 and 0.07 it is all one",
+            "statistic": "set; between 0.03 and 0.05 it is all one",
+            "modules": ["prefill", "decode"],
             **common,
         }
     }
-    for limit, (knots, ratios) in curves.items():
-        costs[f"prefill.pace.{limit}"] = {
-            "meaning": f"{meaning}, with up to {limit} tokens, by the tokens a second computed lately",
+    for (kind, limit), (knots, ratios) in curves.items():
+        costs[f"{kind}.pace.{limit}"] = {
+            "meaning": f"how long a step that {told[kind]} takes over the table, with up to {limit} tokens, by the "
+            "tokens a second computed lately",
             "unit": "ratio",
+            "modules": ["prefill", "decode"] if kind == "mixed" else [kind],
             "by_batch": {"batch": knots, "values": ratios},
             "statistic": "least squares",
-            "samples": len(points[limit]),
+            "samples": len(points[kind, limit]),
             **common,
         }
     return costs
@@ -136,6 +161,11 @@ def _curve(points: Sequence[tuple[float, float]]) -> tuple[list[int], list[float
     knots = np.unique(np.maximum(1, np.round(np.quantile(x, at) / apart))).astype(int) * apart
     # How much of each knot is in each point.
     shares = np.array([np.interp(x, knots, row) for row in np.eye(len(knots))]).T
-    known = np.vstack([shares, PRIOR * np.eye(len(knots))])
+    known = np.vstack([shares, PRIOR**0.5 * np.eye(len(knots))])
     over, *_ = np.linalg.lstsq(known, np.append(y - 1.0, np.zeros(len(knots))), rcond=None)
     return knots.tolist(), [round(1.0 + float(v), 5) for v in over]
+
+
+def stalled(more: float, usual: float) -> bool:
+    """Whether a step that takes so many seconds *more* than *usual* has stalled."""
+    return more > max(STALLED, SHARE * usual)

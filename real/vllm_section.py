@@ -180,6 +180,7 @@ def _prefill(
             found.setdefault((len(step.prefill), total), []).append(step.seconds)
     rows = [n for n in prompts if (n, single) in found]
     totals = sorted({total for n, total in found if n == 1})
+    alone = {total: _median(found[1, total]) for total in totals}
     table: list[list[float | None]] = []
     for n in rows:
         at = {total: _median(values) for (many, total), values in found.items() if many == n and total in totals}
@@ -190,10 +191,11 @@ def _prefill(
                 row.append(None)
             elif total in at:
                 row.append(at[total])
-            else:  # measured more coarsely than the row of one prompt
+            else:  # measured more coarsely than the row of one prompt, on whose stairs it stands
                 low = max(t for t in known if t < total)
                 high = min(t for t in known if t > total)
-                row.append(round(at[low] + (at[high] - at[low]) * (total - low) / (high - low), 7))
+                more, rise = at[low] / alone[low], at[high] / alone[high] - at[low] / alone[low]
+                row.append(round(alone[total] * (more + rise * (total - low) / (high - low)), 7))
         table.append(row)
     if graphs:
         totals, table = _stairs(totals, table, max(graphs))

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .vllm_pace import pace_costs
+from .vllm_pace import STALLED, pace_costs, stalled
 from .vllm_profile import Measured
 from .vllm_rotation import Rotation, both_ends
 from .vllm_scheduler import StepLog
@@ -18,9 +18,8 @@ from .vllm_section import _mixed, _per_pair, _prefill, between_cost, intake_cost
 CHANGE = 2
 #: Seconds by which the tokens before a step must have come late for its launch to show.
 LATE = 1e-3
-#: A step has stalled that took so many seconds more than the table says, and such a share more. With fewer stalls
-#: than this nothing is said of them.
-STALLED, SHARE, STALLS = 2e-3, 0.1, 5
+#: With fewer stalls than this nothing is said of them.
+STALLS = 5
 
 
 def steady_section(
@@ -83,59 +82,66 @@ def steady_section(
 def _stall_costs(
     measured: Sequence[Measured], table: Any, within: int, costs: dict[str, Any], origin: dict[str, str]
 ) -> dict[str, Any]:
-    """``host.stall`` and ``host.stall_every``: a host that stands still while it launches a step keeps the tokens of
-    the one that runs back, if it does so for longer than that one has left."""
+    """``host.stall``, ``host.stall_every`` and, of traffic, ``host.stall_every.changing``: a host that stands still
+    while it launches a step keeps the tokens of the one that runs back, if it does so for longer than that one has
+    left. Told by steps that only decode."""
     hidden = costs["step.begins"]["value"] if "step.begins" in costs else 0.0
-    found, busy = [], 0.0
+    found: dict[bool, list[float]] = {False: [], True: []}  # by whether what is launched changes the batch
+    busy = {False: 0.0, True: 0.0}
     for one in measured:
-        if one.kind not in ("decode", "prefill"):
+        if one.kind not in ("decode", "prefill", "traffic"):
             continue
         for three in zip(one.steps, one.steps[1:], one.steps[2:], strict=False):
-            if not all(step.behind and step.tokens <= within for step in three):
+            before, step, after = three
+            if step.prefill or not all(s.behind and s.tokens <= within for s in three):
                 continue
-            if one.kind == "decode" and len({step.decode for step in three}) > 1:
-                continue  # those who come and go take time of their own
-            step, after = three[1:]
-            busy += step.seconds
+            changing = bool(after.prefill) or after.decode < step.decode
+            if one.kind != "traffic" and (changing or before.prefill or before.decode != step.decode):
+                continue  # in rows those who come and go are many, and take time of their own
+            busy[changing] += step.seconds
             usual = expected(step, table)
             # What the next step makes up for was no time lost: the device was at work before the host was through.
             seconds = step.seconds + min(0.0, after.seconds - expected(after, table))
-            if _stalled(seconds, usual):
-                found.append(max(seconds - hidden, STALLED))
-    if len(found) < STALLS:
+            if stalled(seconds - usual, usual):
+                found[changing].append(max(seconds - hidden, STALLED))
+    if len(found[False]) < STALLS:
         return {}
+    lengths = sorted(found[False] + found[True])
     shares = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
-    common: dict[str, Any] = {
-        "unit": "seconds",
-        "modules": ["prefill", "decode"],
-        "samples": len(found),
-        "source": origin,
-    }
-    return {
+    common: dict[str, Any] = {"unit": "seconds", "modules": ["prefill", "decode"], "source": origin}
+
+    def every(meaning: str, changing: bool) -> dict[str, Any]:
+        count = len(found[changing])
+        return {
+            "meaning": meaning,
+            "value": round(busy[changing] / count, 7),
+            "statistic": f"{busy[changing]:.1f} busy seconds over their number",
+            "how": "the same steps",
+            "samples": count,
+            **common,
+        }
+
+    told = {
         "host.stall": {
             "meaning": "for how long the host stands still, now and then, while it launches a step",
-            "value": round(statistics.fmean(found), 7),
+            "value": round(statistics.fmean(lengths), 7),
             "quantiles": {
                 "p": list(shares),
-                "values": [round(sorted(found)[int(p * (len(found) - 1))], 7) for p in shares],
+                "values": [round(lengths[int(p * (len(lengths) - 1))], 7) for p in shares],
             },
             "statistic": "mean",
-            "how": "what steps took whose tokens came late, less what the next one made up for and step.begins; "
-            "stalls that a step hides are not seen",
+            "how": "what steps that decode took whose tokens came late, less what the next one made up for and "
+            "step.begins; stalls that a step hides are not seen",
+            "samples": len(lengths),
             **common,
         },
-        "host.stall_every": {
-            "meaning": "from one such stall to the next, while the engine is busy",
-            "value": round(busy / len(found), 7),
-            "statistic": f"{busy:.1f} busy seconds over their number",
-            "how": "the same steps",
-            **common,
-        },
+        "host.stall_every": every("from one such stall to the next, while the engine is busy", False),
     }
-
-
-def _stalled(seconds: float, usual: float) -> bool:
-    return seconds - usual > max(STALLED, SHARE * usual)
+    if len(found[True]) >= STALLS:
+        told["host.stall_every.changing"] = every(
+            "likewise, while what is launched computes prompts, or lacks somebody who was in the step before", True
+        )
+    return told
 
 
 def _behind_graph(measured: Sequence[Measured], within: int) -> Iterator[tuple[StepLog, StepLog]]:
@@ -279,6 +285,6 @@ def _costs(measured: Sequence[Measured], table: Any, within: int, origin: dict[s
                 if not step.behind or bool(step.prefill) != (one.kind == "prefill") or step.tokens > within:
                     continue  # beyond the graphs a period is not what the step takes
                 usual = expected(step, table)
-                if not _stalled(step.seconds, usual):  # that is counted apart
+                if not stalled(step.seconds - usual, usual):  # that is counted apart
                     ratios[one.kind].append(step.seconds / usual)
     return costs | intake_cost(measured, origin) | ratio_costs(ratios, origin)

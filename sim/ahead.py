@@ -4,7 +4,7 @@ Two steps may be in hand. A step begins when the host has launched it (`Host.beg
 the step before it is over, whichever is later, and is not over before the host has launched all of it. What the
 engine does between two steps is the host's, beside the device, and no part of this. Now and then the host stands
 still while it launches a step (`TokenTiming.stalls`); of that the device sees what is longer than the step that runs.
-What a step with prompts takes depends on how much was computed just before (`TokenTiming.pace`).
+What a step takes depends on how much was computed just before (`TokenTiming.pace`).
 """
 
 from __future__ import annotations
@@ -31,13 +31,17 @@ class AheadLane:
         self.pace = timing.pace
         self.host = host
         self.last = 0.0  # when the last step that is known of ends
+        self._decode = 0  # the sequences that decode in it
         self._steps: deque[tuple[TokenBatch, Done]] = deque()
 
     def run(self, batch: TokenBatch, done: Done) -> None:
         """Compute *batch* when its turn comes; call *done* when it is over."""
         now, last = self.calendar.clock(), self.last
         host = self.host
-        stall = 0.0 if self.stalls is None else self.stalls(now)
+        stall = 0.0
+        if self.stalls is not None:
+            stall = self.stalls(now, bool(batch.prefill) or batch.decode < self._decode)
+            self._decode = batch.decode
         if last <= now:
             stall = 0.0  # it came while there was nothing to do
         ready = now + host.begins + stall

@@ -416,11 +416,18 @@ def stalls_of(profile: Profile, seed: int | None, name: str) -> Stalls | None:
     if "host.stall" not in profile.costs or "host.stall_every" not in profile.costs:
         return None
     every, stall = profile.cost("host.stall_every").scalar(), profile.cost("host.stall")
+    # Where the batch changes stalls are more frequent: those beyond the others.
+    more = 0.0
+    if "host.stall_every.changing" in profile.costs:
+        more = 1.0 / profile.cost("host.stall_every.changing").scalar() - 1.0 / every
     if seed is None or stall.quantiles is None:
-        return Stalls(lambda: every, stall.scalar)
+        return Stalls(lambda: every, stall.scalar, (lambda: 1.0 / more) if more > 0.0 else None)
     gaps = exponential(uniform(stream(seed, f"stalls/{name}/gap")))
     lengths = from_quantiles(stream(seed, f"stalls/{name}"), stall.quantiles.p, stall.quantiles.values)
-    return Stalls(lambda: every * gaps(), lengths)
+    if more <= 0.0:
+        return Stalls(lambda: every * gaps(), lengths)
+    others = exponential(uniform(stream(seed, f"stalls/{name}/changing")))
+    return Stalls(lambda: every * gaps(), lengths, lambda: others() / more)
 
 
 def measured_executor(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from math import inf
 
 import numpy as np
 
@@ -83,18 +84,26 @@ class SlowSpells:
 class Stalls:
     """A host that stands still now and then: a call tells for how many seconds at a time (times must not go back).
 
-    From one stall to the next passes what *gap* gives, a stall takes what *length* gives. Of those that have come
-    since the last call only one is seen.
+    From one stall to the next passes what *gap* gives, a stall takes what *length* gives. Those with gaps of their
+    own (*changing*) come only where the batch changes. Of those that have come since the last call only one is seen.
     """
 
-    def __init__(self, gap: Callable[[], float], length: Callable[[], float]) -> None:
+    def __init__(
+        self, gap: Callable[[], float], length: Callable[[], float], changing: Callable[[], float] | None = None
+    ) -> None:
         self._gap = gap
         self._length = length
+        self._changing = changing
         self.due = gap()
+        self.due_changing = inf if changing is None else changing()
 
-    def __call__(self, now: float) -> float:
-        if now < self.due:
-            return 0.0
+    def __call__(self, now: float, changes: bool = False) -> float:
+        seen = now >= self.due
         while self.due <= now:
             self.due += self._gap()
-        return self._length()
+        if now >= self.due_changing:
+            assert self._changing is not None
+            seen = seen or changes
+            while self.due_changing <= now:
+                self.due_changing += self._changing()
+        return self._length() if seen else 0.0

@@ -63,8 +63,9 @@ class TokenTiming:
     (None: *draw* does). *swap* gives the seconds in which so many
     blocks of KV move between device and host (None: no time). *preparing* is how long the engine stands still for
     each prompt that it computes for the first time. *stalls* tells for how many seconds the host of an engine that
-    decides ahead stands still if it launches a step at a time (`servetwin.sim.noise.Stalls`; None: it never does),
-    and *pace* what steps of such an engine that prefill take over *times*, by how much was computed lately.
+    decides ahead stands still if it launches a step at a time, one that changes the batch or not
+    (`servetwin.sim.noise.Stalls`; None: it never does), and *pace* what steps of such an engine take over *times*, by
+    how much was computed lately.
     """
 
     times: StepTimes
@@ -72,7 +73,7 @@ class TokenTiming:
     swap: Callable[[int], float] | None = None
     prefills: Callable[[], float] | None = None
     preparing: float = 0.0
-    stalls: Callable[[float], float] | None = None
+    stalls: Callable[[float, bool], float] | None = None
     pace: Pace | None = None
 
     def seconds(self, batch: TokenBatch) -> float:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from servetwin.core import BadInput
 from servetwin.profiles import load
-from servetwin.profiles.pace import Density, Pace, pace_of
+from servetwin.profiles.pace import Curves, Density, Pace, pace_of
 
 
 def test_density_nears_what_goes_on_and_fades_when_nothing_does():
@@ -29,7 +29,8 @@ def test_density_lies_between_nothing_and_the_densest_step(steps):
 
 def test_pace_is_that_of_the_step_s_size_and_of_what_came_before():
     def first_and_second(tokens):
-        pace = Pace([64, 512], [[100, 5000], [100, 5000]], [[1.0, 1.1], [0.9, 1.3]], memory=0.01)
+        curves = Curves([64, 512], [[100, 5000], [100, 5000]], [[1.0, 1.1], [0.9, 1.3]])
+        pace = Pace({"prefill": curves}, memory=0.01)
         first = pace(0.0, 0.1, tokens, tokens)
         return first, pace(first, 0.1, tokens, tokens)
 
@@ -38,27 +39,56 @@ def test_pace_is_that_of_the_step_s_size_and_of_what_came_before():
     assert first_and_second(1) == pytest.approx((0.1, 0.1))
 
 
-def test_decode_steps_count_but_take_what_they_take():
-    pace = Pace([64], [[100, 1000]], [[1.0, 2.0]])
+ONE = Curves([64], [[100, 1000]], [[1.0, 2.0]])
+
+
+def test_steps_of_kinds_that_nothing_is_known_of_count_but_take_what_they_take():
+    pace = Pace({"prefill": ONE})
     assert [pace(0.1 * i, 0.1, 0, 100) for i in range(5)] == [0.1] * 5
     assert pace(0.5, 0.1, 10, 10) == pytest.approx(0.2, rel=1e-3)
 
 
-def test_pace_comes_from_a_profile():
-    pace = pace_of(load("h200-long/opt-13b-tp1-0").costs)
-    assert pace.limits == [64, 128, 384, 1024]
+@pytest.mark.parametrize(
+    ("known", "prompt", "takes"),
+    [
+        ({"decode": ONE}, 0, 0.2),
+        ({"decode": ONE}, 5, 0.1),
+        ({"decode": ONE}, 10, 0.1),
+        ({"mixed": ONE}, 0, 0.1),
+        ({"mixed": ONE}, 5, 0.2),
+        ({"mixed": ONE}, 10, 0.1),
+        ({"prefill": ONE}, 5, 0.2),  # better than nothing
+        ({"prefill": ONE, "mixed": Curves([64], [[1]], [[1.5]])}, 5, 0.15),
+    ],
+)
+def test_each_kind_of_step_has_its_own(known, prompt, takes):
+    pace = Pace(known)
+    pace.density.add(0.0, 1.0, 1000)
+    assert pace(1.0, 0.1, prompt, 10) == pytest.approx(takes, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [("h200-long/opt-13b-tp1-0", {"prefill"}), ("h100-long/opt-13b-tp1-0", {"prefill", "mixed", "decode"})],
+)
+def test_pace_comes_from_a_profile(name, kinds):
+    pace = pace_of(load(name).costs)
+    assert set(pace.curves) == kinds
     assert pace.density.memory == 0.05
-    for densities, ratios in zip(pace.densities, pace.ratios, strict=True):
-        assert list(densities) == sorted(densities)
-        assert all(0.9 < ratio < 1.12 for ratio in ratios)
+    assert list(pace.curves["prefill"].limits)[:4] == [64, 128, 384, 1024]
+    for curves in pace.curves.values():
+        for densities, ratios in zip(curves.densities, curves.ratios, strict=True):
+            assert list(densities) == sorted(densities)
+            assert all(0.9 < ratio < 1.12 for ratio in ratios)
+            assert max(ratios[-2:]) > min(ratios)  # the denser, the slower
     assert pace_of(load("h200-long/opt-66b-tp2").costs) is None
 
 
-@pytest.mark.parametrize("name", ["prefill.pace.many", "prefill.pace."])
+@pytest.mark.parametrize("name", ["prefill.pace.many", "prefill.pace.", "decode.pace.x"])
 def test_a_curve_is_for_steps_of_so_many_tokens(name):
     costs = dict(load("h200-long/opt-13b-tp1-0").costs)
     costs[name] = costs["prefill.pace.64"]
-    with pytest.raises(BadInput, match=r"is no table by tokens a second .*prefill.pace.512"):
+    with pytest.raises(BadInput, match=r"is no table by tokens a second .*\.pace\.512"):
         pace_of(costs)
 
 

@@ -34,6 +34,7 @@ OPT_VLLM = (
     "h100-async/opt-13b-tp1",
     "h100-knees/opt-13b-tp1",
     "h100-knees/opt-30b-tp1",
+    *(f"h100-long/opt-13b-tp1-{k}" for k in range(4)),
     "cpu/tiny-opt",
     "h200/codellama-7b",
     "h200/opt-13b-tp1",

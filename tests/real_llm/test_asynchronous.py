@@ -26,7 +26,7 @@ from servetwin.real.vllm_private import own_class, steps_queued
 from servetwin.real.vllm_profile import Measured
 from servetwin.real.vllm_rotation import SMALL_ROTATION, Move, Script, both_ends, rests, rotate
 from servetwin.real.vllm_scheduler import AsyncPolicyScheduler, Estimates, Settings, StepLog
-from servetwin.real.vllm_section import profile_content, ratio_costs
+from servetwin.real.vllm_section import _prefill, profile_content, ratio_costs
 from servetwin.real.vllm_steady import begins, between, steady_section
 from test_serving import POLICIES, Odd, check_tokens, requests
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -369,12 +369,38 @@ def test_stalls_of_the_host_are_told_by_what_they_cost(engine):
     assert stall["samples"] == every["samples"] == 8
     assert stall["value"] == pytest.approx(0.02)  # 10 ms lost beyond the 10 of the step that ran
     assert 0.1 < every["value"] < 0.15
+    assert "host.stall_every.changing" not in costs  # which traffic tells only
     assert max(costs["decode.ratio"]["quantiles"]["values"]) == pytest.approx(1.0)
 
 
-def test_steps_with_prompts_are_held_against_what_was_computed_just_before(engine):
-    """Among requests as they come, prompts of 200 tokens take 2 % less than in the table where little was computed
-    before, and 4 % more where much was; a stall, and a prompt beyond the graphs, count for nothing."""
+def test_stalls_are_more_frequent_where_the_batch_changes(engine):
+    """In traffic one decode step of twenty that are followed by their like stalls, and one of four that a step with
+    prompts follows, or one of fewer sequences."""
+    steps = []
+    for i in range(80):
+        steps += [
+            made(0.024 if i % 4 == 0 else 0.01, decode=4) if j == 10 else made(0.01, decode=4) for j in range(20)
+        ]
+        stalled = made(0.024 if i % 4 == 1 else 0.01, decode=4)
+        steps += [stalled, made(0.02, prompt=64) if i % 2 else made(0.01, decode=3)]
+    rows = in_turn([made(0.01, decode=4) for _ in range(9)])
+    prompts = in_turn([made(0.02, prompt=n) for n in (1, 64, 1000) for _ in range(3)])
+    measured = [
+        Measured("decode", rows, []),
+        Measured("prefill", prompts, []),
+        Measured("traffic", in_turn(steps), []),
+    ]
+    rotation = dataclasses.replace(SMALL_ROTATION, decode=(4,), contexts=(32,), prompts=(1,))
+    costs = steady_section(measured, described(engine, [4, 16, 1024]), rotation, "here")["costs"]
+    same, changing = costs["host.stall_every"], costs["host.stall_every.changing"]
+    assert (same["samples"], changing["samples"]) == (20, 20)
+    assert same["value"] > 10 * changing["value"]
+
+
+def test_steps_are_held_against_what_was_computed_just_before(engine):
+    """Among requests as they come, steps with prompts of 200 tokens take 2 % less than in the table where little was
+    computed before, and 4 % more where much was; decode steps 1 % less and 3 % more. A stall, and a prompt beyond the
+    graphs, count for nothing."""
 
     def prompt(usual, dense, tokens=200):
         step = made(usual * (1.04 if dense else 0.98), decode=4)
@@ -383,30 +409,67 @@ def test_steps_with_prompts_are_held_against_what_was_computed_just_before(engin
 
     steps = []
     for _ in range(40):
-        steps += [*[made(0.01, decode=4) for _ in range(30)], prompt(0.02, False)]
+        steps += [*[made(0.0099, decode=4) for _ in range(30)], prompt(0.02, False)]
         steps += [*[made(0.005, prompt=100) for _ in range(40)], prompt(0.02, True), prompt(0.05, True, 2000)]
-    steps += [*[made(0.01, decode=4) for _ in range(30)], prompt(0.04, False)]
+        for _ in range(3):
+            steps += [*[made(0.005, prompt=100) for _ in range(40)], made(0.0103, decode=4)]
+    steps += [*[made(0.0099, decode=4) for _ in range(30)], prompt(0.04, False)]
     measured = [Measured("traffic", in_turn(steps), []), Measured("decode", steps[:5], [])]
 
     def usual(step):
-        return 0.005 if not step.decode else 0.02
+        return 0.005 if not step.decode else 0.02 if step.prefill else 0.01
 
     costs = pace_costs(measured, usual, 1024, 8192, {"file": "here"})
     pace = pace_of({name: Cost.model_validate(cost) for name, cost in costs.items()})
-    assert pace.limits == [128, 384]
-    assert costs["prefill.pace.384"]["samples"] == 80
-    assert costs["prefill.pace.384"]["by_batch"]["values"][0] == pytest.approx(0.98, abs=0.005)
-    assert costs["prefill.pace.384"]["by_batch"]["values"][-1] == pytest.approx(1.04, abs=0.008)
+    curves = {kind: curve.limits for kind, curve in pace.curves.items()}
+    assert curves == {"decode": [16], "mixed": [384], "prefill": [128, 384]}
+    assert costs["mixed.pace.384"]["samples"] == 80
+    assert costs["mixed.pace.384"]["by_batch"]["values"][0] == pytest.approx(0.98, abs=0.005)
+    assert costs["mixed.pace.384"]["by_batch"]["values"][-1] == pytest.approx(1.04, abs=0.008)
+    assert costs["decode.pace.16"]["by_batch"]["values"][0] == pytest.approx(0.99, abs=0.002)
+    assert pace.curves["decode"].at(4, 20000) == pytest.approx(1.03, abs=0.005)
     assert set(costs["prefill.pace.128"]["by_batch"]["values"]) == {1.0}
+    # Nothing only computes so many tokens: that goes by what does so beside decoding.
+    assert costs["prefill.pace.384"]["by_batch"] == costs["mixed.pace.384"]["by_batch"]
     assert pace_costs(measured[1:], usual, 1024, 8192, {"file": "here"}) == {}
+
+
+def test_prompts_that_the_traffic_lacks_take_what_they_do_in_rows_where_those_were_dense(engine):
+    """In traffic all prompts came beside decode steps that take 2 % less than the table says, whatever was computed
+    before: it is the table of those that is wrong, not what a step with prompts takes."""
+
+    def beside(usual):
+        step = made(usual, decode=4)
+        step.prefill = [(0, 196, 0)]
+        return step
+
+    served = [step for _ in range(40) for step in (*[made(0.01, decode=4) for _ in range(9)], beside(0.0196))]
+    rows = [step for _ in range(20) for step in (*[made(0.01, decode=4) for _ in range(9)], made(0.02, prompt=200))]
+    measured = [Measured("traffic", in_turn(served), []), Measured("prefill", in_turn(rows), [])]
+    costs = pace_costs(measured, lambda step: 0.02 if step.prefill else 0.01, 1024, 8192, {"file": "here"})
+    assert costs["mixed.pace.384"]["by_batch"]["values"][-1] == pytest.approx(0.98, abs=0.003)
+    assert costs["prefill.pace.384"]["by_batch"]["values"][-1] == pytest.approx(1.0, abs=0.003)
 
 
 def test_a_profile_ends_with_requests_as_they_come(measured):
     served = [one for one in measured if one.kind == "traffic"]
-    assert len(served) == len(SMALL_ROTATION.traffic)
+    assert len(served) == 2 * len(SMALL_ROTATION.traffic)
     for one in served:
         assert sum(len(step.prefill) for step in one.steps) > 1
-        assert any(step.prefill and step.decode for step in one.steps)
+    both = [any(step.prefill and step.decode for step in one.steps) for one in served]
+    assert both == [True, False] * len(SMALL_ROTATION.traffic)  # vLLM decides, and prefill first, in turn
+
+
+def test_a_number_of_prompts_that_was_measured_at_few_totals_stands_on_the_stairs_of_one(engine):
+    """Alone a prompt takes 10, 20 and 20 ms at 16, 32 and 48 tokens; two at a time, at 16 and 48 only, take 10 %
+    more."""
+    found = [made(s, prompt=n) for n, s in ((16, 0.010), (32, 0.020), (48, 0.020))]
+    for total, seconds in ((16, 0.011), (48, 0.022)):
+        step = made(seconds)
+        step.prefill = [(0, total // 2, 0), (1, total // 2, 0)]
+        found.append(step)
+    table = _prefill(found, (1, 2), 100, (16, 32, 48), {"file": "here"})
+    assert dict(zip(table["tokens"], table["seconds"][1], strict=True))[32] == pytest.approx(0.022)
 
 
 def test_prompts_are_measured_among_decode_steps():

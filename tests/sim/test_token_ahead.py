@@ -16,7 +16,7 @@ from servetwin.policies.neustream_llm import NeuStreamLLM
 from servetwin.policies.sarathi import Sarathi
 from servetwin.policies.vllm import VLLM
 from servetwin.policies.vllm_v1 import VLLMV1
-from servetwin.profiles.pace import Pace
+from servetwin.profiles.pace import Curves, Pace
 from servetwin.sim.noise import Stalls
 from test_token_laws import SLO, rows, workloads
 
@@ -138,6 +138,18 @@ def test_a_host_that_stands_still_is_seen_beyond_the_step_that_runs():
     assert ends == [1.0, 11.0, 21.0, 46.0, 56.0, 66.0, 76.0, 86.0]
 
 
+def test_a_host_may_stand_still_more_often_where_the_batch_changes():
+    """It would every 4 s or so, but only for a step that computes prompts, or that lacks somebody."""
+    stalls = Stalls(lambda: 1e9, lambda: 25.0, lambda: 4.0)
+    # 1 comes while 0 decodes, and ends with its first token. Its prefill is launched 25 s late, and only then the host
+    # hears of the decode step before. The decode step behind it is of 0 alone, as those before were.
+    served = serve(VLLM(), requests((0.0, 4, 6), (15.0, 4, 1)), times=EVEN, host=ahead(), stalls=stalls)
+    plain = serve(VLLM(), requests((0.0, 4, 6), (15.0, 4, 1)), times=EVEN, host=ahead())
+    late = [a - b for (a, _, _), (b, _, _) in zip(served.log.steps, plain.log.steps, strict=True)]
+    assert [i for i, (_, prompts, _) in enumerate(plain.log.steps) if prompts] == [0, 4]
+    assert late == [0.0, 0.0, 0.0, 15.0, 15.0, 15.0, 15.0]
+
+
 def test_an_idle_host_may_stand_still():
     stalls = Stalls(lambda: 10.0, lambda: 5.0)
     plain, with_stalls = (
@@ -148,12 +160,23 @@ def test_an_idle_host_may_stand_still():
 
 def test_a_step_with_prompts_takes_what_it_takes_after_what_was_computed_lately():
     """A prefill of 4 tokens takes 1 s, one that comes within a second or so of it twice as long; decoding 10."""
-    pace = Pace([8], [[1, 3]], [[1.0, 2.0]], memory=1.0)
+    pace = Pace({"prefill": Curves([8], [[1, 3]], [[1.0, 2.0]])}, memory=1.0)
     served = serve(VLLM(), requests((0.0, 4, 1), (0.5, 4, 2), (30.0, 4, 1)), times=EVEN, host=ahead(), pace=pace)
     # At 1 the first has been computed at 4 tokens a second, for as long as the memory lasts: 2.5 stand against it.
     ends = [end for end, _, _ in served.log.steps]
     second = 1.0 + 1.0 + (4 * (1 - math.exp(-1)) - 1) / 2
     assert ends == pytest.approx([1.0, second, second + 10.0, 31.0])
+
+
+def test_so_does_a_step_that_decodes():
+    """A decode step takes 10 s at no density and 20 at 3 tokens a second; after a prefill of 4 tokens in 1 s there
+    are 2.5 with a memory of a second, and after a decode step what that computed."""
+    pace = Pace({"decode": Curves([8], [[0, 3]], [[1.0, 2.0]])}, memory=1.0)
+    served = serve(VLLM(), requests((0.0, 4, 3)), times=EVEN, host=ahead(), pace=pace)
+    first = 10.0 * (1.0 + 4 * (1 - math.exp(-1)) / 3)
+    ends = [end for end, _, _ in served.log.steps]
+    second = 10.0 * (1.0 + 1 / first / 3)
+    assert ends == pytest.approx([1.0, 1.0 + first, 1.0 + first + second])
 
 
 def test_a_device_that_is_idle_waits_for_the_launch():
