@@ -141,8 +141,8 @@ def test_a_host_that_stands_still_is_seen_beyond_the_step_that_runs():
 def test_a_host_may_stand_still_more_often_where_the_batch_changes():
     """It would every 4 s or so, but only for a step that computes prompts, or that lacks somebody."""
     stalls = Stalls(lambda: 1e9, lambda: 25.0, lambda: 4.0)
-    # 1 comes while 0 decodes, and ends with its first token. Its prefill is launched 25 s late, and only then the host
-    # hears of the decode step before. The decode step behind it is of 0 alone, as those before were.
+    # 1 comes while 0 decodes, and ends with its first token. Its prefill is launched 25 s late, and only then the
+    # host hears of the decode step before. The decode step behind it is of 0 alone, as those before were.
     served = serve(VLLM(), requests((0.0, 4, 6), (15.0, 4, 1)), times=EVEN, host=ahead(), stalls=stalls)
     plain = serve(VLLM(), requests((0.0, 4, 6), (15.0, 4, 1)), times=EVEN, host=ahead())
     late = [a - b for (a, _, _), (b, _, _) in zip(served.log.steps, plain.log.steps, strict=True)]
