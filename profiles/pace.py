@@ -97,23 +97,19 @@ def pace_of(costs: Mapping[str, Cost]) -> Pace | None:
     that is no such table."""
     if "prefill.pace" not in costs:
         return None
-    found: dict[StepKind, dict[int, ByBatch]] = {}
-    for kind in get_args(StepKind):
-        stem = f"{kind}.pace."
-        for name, cost in costs.items():
-            if name.startswith(stem):
-                tokens = name[len(stem) :]
-                if not tokens.isdecimal() or cost.by_batch is None:
-                    raise BadInput(
-                        "is no table by tokens a second", where=name, right=f"by_batch, under {stem}512 or so"
-                    )
-                found.setdefault(kind, {})[int(tokens)] = cost.by_batch
-    curves = {
-        kind: Curves(
-            sorted(columns),
-            [columns[n].batch for n in sorted(columns)],
-            [columns[n].values for n in sorted(columns)],
-        )
-        for kind, columns in found.items()
-    }
+    kinds: tuple[StepKind, ...] = get_args(StepKind)
+    curves = {kind: found for kind in kinds if (found := _curves(costs, f"{kind}.pace.")).limits}
     return Pace(curves, costs["prefill.pace"].scalar())
+
+
+def _curves(costs: Mapping[str, Cost], stem: str) -> Curves:
+    """Of those *costs* whose names are *stem* and a number of tokens."""
+    found: dict[int, ByBatch] = {}
+    for name, cost in costs.items():
+        if name.startswith(stem):
+            tokens = name[len(stem) :]
+            if not tokens.isdecimal() or cost.by_batch is None:
+                raise BadInput("is no table by tokens a second", where=name, right=f"by_batch, under {stem}512 or so")
+            found[int(tokens)] = cost.by_batch
+    limits = sorted(found)
+    return Curves(limits, [found[n].batch for n in limits], [found[n].values for n in limits])

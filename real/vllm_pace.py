@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -95,20 +95,15 @@ def pace_costs(
     for one in measured:
         if one.kind not in ("traffic", "prefill"):
             continue
-        density, due = Density(MEMORY), None
-        for step in one.steps:
-            total = step.tokens
-            begun = step.began if total <= within else due
+        for step, density, seconds, table in _behind(one.steps, usual, within):
             kind = "decode" if not step.prefill else "mixed" if step.decode else "prefill"
-            if step.behind and total <= limits[kind][-1] and begun is not None:
-                seconds, table = step.end - begun, usual(step)
-                limit = next(n for n in limits[kind] if total <= n)
-                if one.kind == "prefill" and kind == "prefill":
-                    rows.setdefault(limit, []).append(density.at(begun))
-                elif one.kind == "traffic" and not stalled(abs(seconds - table), table):
-                    points.setdefault((kind, limit), []).append((density.at(begun), seconds / table))
-            due = step.began + usual(step) if step.behind and total <= within else None
-            density.add(step.began if begun is None else begun, step.end, total)
+            limit = next((n for n in limits[kind] if step.tokens <= n), None)
+            if limit is None:
+                continue
+            if one.kind == "prefill" and kind == "prefill":
+                rows.setdefault(limit, []).append(density)
+            elif one.kind == "traffic" and not stalled(abs(seconds - table), table):
+                points.setdefault((kind, limit), []).append((density, seconds / table))
     curves = {key: _curve(points[key]) for key in sorted(points) if len(points[key]) >= LEAST}
     for limit in limits["prefill"]:
         if ("prefill", limit) not in curves and ("mixed", limit) in curves:
@@ -148,6 +143,21 @@ def pace_costs(
             **common,
         }
     return costs
+
+
+def _behind(
+    steps: Sequence[StepLog], usual: Callable[[StepLog], float], within: int
+) -> Iterator[tuple[StepLog, float, float, float]]:
+    """(step, the density before it, its seconds, those that are *usual*) of *steps* that were decided while another
+    ran, where it is known when they began."""
+    density, due = Density(MEMORY), None
+    for step in steps:
+        graph = step.tokens <= within
+        begun, table = step.began if graph else due, usual(step)
+        if step.behind and begun is not None:
+            yield step, density.at(begun), step.end - begun, table
+        due = step.began + table if step.behind and graph else None
+        density.add(step.began if begun is None else begun, step.end, step.tokens)
 
 
 def _curve(points: Sequence[tuple[float, float]]) -> tuple[list[int], list[float]]:

@@ -416,18 +416,24 @@ def stalls_of(profile: Profile, seed: int | None, name: str) -> Stalls | None:
     if "host.stall" not in profile.costs or "host.stall_every" not in profile.costs:
         return None
     every, stall = profile.cost("host.stall_every").scalar(), profile.cost("host.stall")
-    # Where the batch changes stalls are more frequent: those beyond the others.
-    more = 0.0
+    spread = None if seed is None else stall.quantiles
+
+    def apart(seconds: float, what: str) -> Callable[[], float]:
+        """From one stall to the next: so many *seconds*, on average if they are drawn."""
+        if seed is None or spread is None:
+            return lambda: seconds
+        draw = exponential(uniform(stream(seed, f"stalls/{name}/{what}")))
+        return lambda: seconds * draw()
+
+    changing = None
     if "host.stall_every.changing" in profile.costs:
+        # Where the batch changes stalls are more frequent: those that come on top of the others.
         more = 1.0 / profile.cost("host.stall_every.changing").scalar() - 1.0 / every
-    if seed is None or stall.quantiles is None:
-        return Stalls(lambda: every, stall.scalar, (lambda: 1.0 / more) if more > 0.0 else None)
-    gaps = exponential(uniform(stream(seed, f"stalls/{name}/gap")))
-    lengths = from_quantiles(stream(seed, f"stalls/{name}"), stall.quantiles.p, stall.quantiles.values)
-    if more <= 0.0:
-        return Stalls(lambda: every * gaps(), lengths)
-    others = exponential(uniform(stream(seed, f"stalls/{name}/changing")))
-    return Stalls(lambda: every * gaps(), lengths, lambda: others() / more)
+        changing = apart(1.0 / more, "changing") if more > 0.0 else None
+    length: Callable[[], float] = stall.scalar
+    if seed is not None and spread is not None:
+        length = from_quantiles(stream(seed, f"stalls/{name}"), spread.p, spread.values)
+    return Stalls(apart(every, "gap"), length, changing)
 
 
 def measured_executor(

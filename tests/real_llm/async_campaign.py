@@ -81,7 +81,6 @@ class Campaign:
         self.plan = plan_of(args.model, args.tensor_parallel, args.smoke, args.tiny)
         self.shard: Shard | None = args.shard
         self.lasting: float = args.lasting
-        self.knee: dict[str, float] = {}  # by SLO, of all shards
         self.replays: list[tuple[float, Any, Any]] = []
         self.spare: list[Any] = []  # pairs of events
         self.shares: list[tuple[float, dict[str, Any]]] = []  # of requests on time, by run
@@ -483,7 +482,7 @@ class Campaign:
         self.profile()
         knees = self.knees()
         if self.shard is not None:
-            knees = self.knee = self.shard.agreed(self.folder, knees)
+            knees = self.shard.agreed(self.folder, knees)
         self.say("knees", knees)
         self.safely(self.warm_up)
         if self.smoke:

@@ -128,7 +128,7 @@ def plan_of(model: str, tensor_parallel: int, smoke: bool, tiny: bool) -> Plan:
     if model == "opt-13b":
         options = EngineOptions(max_batched_tokens=8192, max_sequences=256, graphs=GRAPHS + LARGER, **common)
         rotation = Rotation(traffic=TRAFFIC, traffic_share=0.6)
-        earlier = "h200-long/opt-13b-tp1-0"
+        earlier = "h100-long/opt-13b-tp1-0"
         return Plan(options, rotation, 200.0, (240, 200), rates_between(4, 72), earlier=earlier)
     rotation = Rotation(
         prefill=(1, 16, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448, 512, 768, 1024, 2047),

@@ -24,9 +24,9 @@ def test_the_processes_make_all_runs_once_and_the_least_certain_each(tmp_path):
     knees = {TIGHT: 12.4, LOOSE: 48.4}
     ids = []
     for k in range(4):
-        args = Namespace(folder=tmp_path / str(k), seconds=1500, tiny=False, smoke=False, lasting=1.0)
-        one = Campaign(Namespace(model="opt-13b", tensor_parallel=1, shard=Shard(k, 4), **vars(args)))
-        mine = one.sharded(knees)
+        told = {"model": "opt-13b", "tensor_parallel": 1, "tiny": False, "smoke": False, "lasting": 1.0}
+        args = Namespace(folder=tmp_path / str(k), seconds=1500, shard=Shard(k, 4), **told)
+        mine = Campaign(args).sharded(knees)
         assert mine[-1][0]["id"] == f"neustream-llm_5+2_r48.4_cv1_s10_{k}"
         assert sum(cell["requests"][-1][0] for group in mine for cell in group) < 1250
         ids += [cell["id"] for group in mine for cell in group]
