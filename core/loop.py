@@ -418,21 +418,29 @@ class ServingLoop:
         self.recorder.ended(request, now)
 
 
-def play(loop: ServingLoop, source: Iterator[Request]) -> None:
-    """Send the requests of *source* at their arrival times: an open-loop client on the executor's clock.
+class Client:
+    """Sends *loop* the requests of *source* at their arrival times: an open-loop client on the executor's clock.
 
-    The source is read one request ahead, so a long workload need not be held in memory.
+    The source is read one request ahead, so a long workload need not be held in memory. *coming* is the request that
+    is sent next, *timer* what will send it.
     """
-    call_at, arrive = loop.executor.call_at, loop.arrive
-    coming = next(source, None)
 
-    def send() -> None:
-        nonlocal coming
-        assert coming is not None
-        arrive(coming)
-        coming = next(source, None)
-        if coming is not None:
-            call_at(coming.arrival, send)
+    def __init__(self, loop: ServingLoop, source: Iterator[Request]) -> None:
+        self.loop, self.source = loop, source
+        self.timer: Handle | None = None
+        self.wait(next(source, None))
 
-    if coming is not None:
-        call_at(coming.arrival, send)
+    def wait(self, coming: Request | None) -> None:
+        """*coming* is the next to be sent (None: there is none)."""
+        self.coming = coming
+        self.timer = self.loop.executor.call_at(coming.arrival, self._send) if coming is not None else None
+
+    def _send(self) -> None:
+        assert self.coming is not None
+        self.loop.arrive(self.coming)
+        self.wait(next(self.source, None))
+
+
+def play(loop: ServingLoop, source: Iterator[Request]) -> None:
+    """Send the requests of *source* to *loop* at their arrival times (`Client`)."""
+    Client(loop, source)

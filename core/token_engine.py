@@ -11,7 +11,7 @@ The true output lengths are kept here and nowhere else; nothing that a policy ca
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, cast
 
@@ -45,6 +45,9 @@ class TokenEngine:
         self._done = self.done  # bound once
         self._module = worker.stage.loop or worker.stage.name
         self.lean = False  # whether requests come to this stage from the client and end here
+        #: Where somebody can go on by himself under a step's standing word: gives the time at which to ask again, or
+        #: None if he cannot just then.
+        self.go_on: Callable[[Step, float], float | None] | None = None
         self._stale, self._swapped = False, 0  # the latter: blocks moved since the last step began
         self._preempted: list[TokenTask] = []  # since the last step began
         self.keep_times = loop.recorder.wants_token_times
@@ -156,6 +159,13 @@ class TokenEngine:
             step: Step = policy.decide(view, now)
             # Most steps are one of two kinds, for which there are short ways.
             if step.plain == DECODES:
+                if step.standing and self.go_on is not None and not fresh:
+                    later = self.go_on(step, now)
+                    if later is not None:
+                        now = later
+                        if worker.inbox:
+                            self._take_in(now)
+                        continue
                 if view.decoding and self._all_decode(step.repeat, fresh, now):
                     break
             elif step.plain == PREFILLS and step.prefill[0][0] in waiting:

@@ -14,7 +14,8 @@ class TokenLatencies(Recorder):
 
     *ids*, *ttft*, *tpot* and *e2el* have an entry each: seconds from sending to the first token, mean seconds between
     tokens (0 for a single one), seconds from sending to the last. They are those of the only stage, an LLM engine.
-    A simulator that knows this class may fill the columns itself instead of calling `ended` (`servetwin.sim.fused`).
+    A simulator that knows this class may fill the columns itself instead of calling `ended`
+    (`servetwin.sim.columns`).
     """
 
     def __init__(self) -> None:

@@ -59,13 +59,13 @@ class Run:
     source: Iterator[Request]
     recorder: Recorder
 
-    def play(self, *, fused: bool = True) -> Summary:
-        """Serve all requests, in simulated time; *fused* is as in `servetwin.sim.fused.play`."""
-        from servetwin.sim.fused import play
+    def play(self, *, columns: bool = True) -> Summary:
+        """Serve all requests, in simulated time; *columns* is as in `servetwin.sim.columns.play`."""
+        from servetwin.sim.columns import play
 
         with policies_answer([worker.policy for worker in self.loop.workers]):
             source = self.source if self.experiment.system.stop_after is None else self._source_then_stop()
-            play(self.loop, self.executor, source, fused=fused)
+            play(self.loop, self.executor, source, columns=columns)
         if self.loop.live:
             raise LawBroken(f"{len(self.loop.live)} requests never ended, though nothing was left to happen")
         return self.recorder.summary

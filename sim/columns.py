@@ -3,36 +3,40 @@
 Where a policy has said once and for all how it goes on (`servetwin.core.tokens.Step.standing`), requests come as
 numbers (`TokenColumns`) and nothing is kept but their latencies (`TokenLatencies`) or what an LLM run is reported by
 (`TokenSummary`), nobody looks at a single request: neither it nor its task has to be an object. The times of tokens,
-where they count, are stretches of the list of the ends of steps, which all that decode share. `Columns.run` takes
-over from `servetwin.sim.fused` then. As soon as the word does not hold any more (memory runs short, a prompt is too
-long) whatever is there is made into the objects that would be there, and the loop of `fused` goes on and asks the
-policy again.
+where they count, are stretches of the list of the ends of steps, which all that decode share. `play` lets `Columns`
+take over from the calendar then, as long as nothing but the next arrival stands there. As soon as the word does not
+hold any more (memory runs short, a prompt is too long) whatever is there is made into the objects that would be
+there, and the engine goes on by the calendar and asks the policy again.
 
-Every number is computed by the same operations in the same order as there; `tests/sim/test_columns.py` holds them
-together. A change there is a change here.
+Every number is computed by the same operations in the same order as in `servetwin.core.token_engine` and
+`servetwin.sim.tokens`; `tests/sim/test_columns.py` holds them together. A change there is a change here.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from servetwin.core.loop import NEVER
-from servetwin.core.request import Outcome
+from servetwin.core.loop import NEVER, Client, ServingLoop
+from servetwin.core.metrics import Summary
+from servetwin.core.records import Recorder
+from servetwin.core.request import Outcome, Request
 from servetwin.core.token_blocks import TokenBlock
 from servetwin.core.token_columns import Row, TokenColumns
+from servetwin.core.token_engine import TokenEngine
 from servetwin.core.token_latencies import TokenLatencies
-from servetwin.core.token_metrics import TokenSummary
-from servetwin.core.tokens import TokenRequest, TokenTask
+from servetwin.core.token_metrics import LimitsSLO, StageTokens, TokenDeadlines, TokenSummary
+from servetwin.core.token_worker import TokenWorker
+from servetwin.core.tokens import TokenPolicy, TokenTask
 
+from .executor import SimExecutor
 from .tokens import TokenLane
 
 if TYPE_CHECKING:
-    from servetwin.core.token_engine import TokenEngine
     from servetwin.core.tokens import Step
 
 #: So many that have ended are put into their columns at once.
@@ -46,20 +50,74 @@ Entry = tuple[Row, int, int, int, float, float]
 Line = tuple[float, float, float, float, float]
 
 
-class Columns:
-    """What stays the same from one time to the next that the loop of *engine* is left to itself.
+def play(loop: ServingLoop, executor: SimExecutor, source: Iterator[Request], *, columns: bool = True) -> None:
+    """Send *loop* the requests of *source* at their arrival times and let time pass until nothing is left to happen.
 
-    *arrive* takes a request in by the ordinary way.
+    Which way it goes shows in nothing but the time that it takes. *columns* off: always by the calendar.
     """
+    client = Client(loop, source)
+    if columns and type(source) is TokenColumns and _fits(loop, executor, source):
+        worker = loop.workers[0]
+        assert isinstance(worker, TokenWorker)
+        worker._engine.go_on = Columns(worker._engine, executor.token_lane(worker), source, client).go_on
+    executor.run_until_idle()
 
-    def __init__(
-        self,
-        engine: TokenEngine,
-        lane: TokenLane,
-        source: TokenColumns,
-        arrive: Callable[[TokenRequest, float], None],
-    ) -> None:
-        self.engine, self.lane, self.source, self.arrive = engine, lane, source, arrive
+
+def _fits(loop: ServingLoop, executor: SimExecutor, source: TokenColumns) -> bool:
+    """Whether a single engine without a host of its own is all there is, and nobody hears of its batches or looks at
+    single requests."""
+    worker, recorder, summary = loop.workers[0], loop.recorder, loop.recorder.summary
+    if (
+        loop.executor is not executor
+        or loop._direct is None
+        or type(worker) is not TokenWorker
+        or worker.host is not None
+        or type(worker._engine) is not TokenEngine
+        or executor._delays
+        or worker.name in executor._engines
+        or recorder.wants_batches
+        or loop._hear_batch != recorder.batch
+        or type(recorder).batch is not Recorder.batch
+        or type(summary).batch is not Summary.batch
+    ):
+        return False
+    engine = worker._engine
+    return (
+        source.module == engine._module
+        and type(worker.policy).admit is TokenPolicy.admit
+        and not executor.token_lane(worker).timing.preparing
+        and not _hears(recorder, "arrived", Recorder.arrived)
+        and not _hears(summary, "arrived", Summary.arrived)
+        and not _hears(recorder, "ended", Recorder.ended, TokenLatencies.ended)
+        and (
+            _counts_alone(engine)
+            if engine.keep_times
+            else engine.view.slo is None and not _hears(summary, "ended", Summary.ended)
+        )
+    )
+
+
+def _hears(thing: object, event: str, *known: object) -> bool:
+    """Whether *thing* does something of its own, not one of the *known*, when it is told of *event*."""
+    return getattr(type(thing), event) not in known or event in vars(thing)
+
+
+def _counts_alone(engine: TokenEngine) -> bool:
+    """Whether the run's summary, which wants the times of tokens, is of a kind that takes requests in blocks too."""
+    summary = engine.loop.recorder.summary
+    if type(summary) is not TokenSummary or _hears(summary, "ended", TokenSummary.ended):
+        return False
+    tokens, slo = summary.stages.get(engine.stage.name), engine.view.slo
+    if type(tokens) is not StageTokens or _hears(tokens, "ended", StageTokens.ended):
+        return False
+    return tokens.promise is slo and (slo is None or type(slo) in (TokenDeadlines, LimitsSLO))
+
+
+class Columns:
+    """What stays the same from one time to the next that *engine* is left to itself; *client* sends what comes."""
+
+    def __init__(self, engine: TokenEngine, lane: TokenLane, source: TokenColumns, client: Client) -> None:
+        self.engine, self.lane, self.source, self.client = engine, lane, source, client
         # All three are properties of the device, so they are asked for once.
         self.lines: dict[int, Line] = {}
         self.gaps: dict[int, float] = {}
@@ -71,6 +129,32 @@ class Columns:
         self.came: list[Row] = []  # since the last step began
         self.waiting: deque[Row] = deque()
         self.admitted: dict[int, float] = {}  # when those were taken in that were not admitted to a step at once
+
+    def go_on(self, step: Step, now: float) -> float | None:
+        """As `run`, if that is possible, and the client then waits for what comes next; else None."""
+        engine, client = self.engine, self.client
+        queue: list[Any] = self.lane.env._queue
+        view = engine.view
+        if (
+            step.repeat is None
+            or view.waiting
+            or engine.worker.inbox
+            or not view.decoding
+            or view.decoding != len(view.running)
+            or engine._swapped
+            or engine._preempted
+            or engine._stale
+            or engine.loop.stopped
+            or len(queue) != (client.timer is not None)
+            or (queue and queue[0][3] is not client.timer)
+            or not engine._affordable(1)
+        ):
+            return None
+        queue.clear()
+        later = self.run(step, now)
+        row = self.source.row
+        client.wait(self.source.request(row) if row is not None else None)
+        return later
 
     def run(self, step: Step, now: float) -> float:
         """Go on from *now*, for which *step* was decided while nobody waits. Gives the time at which the policy has
@@ -316,7 +400,7 @@ class Columns:
         self._record()
         for row in odd:
             self.lane.env._now = row[1]
-            self.arrive(self.source.request(row), row[1])
+            self.engine.loop.arrive(self.source.request(row))
 
     def _let_go(self, bucket: Sequence[Any], now: float) -> list[Entry]:
         """Those of *bucket* that are tasks have put out all (if they were not preempted since). Gives the others."""

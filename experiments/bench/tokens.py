@@ -28,7 +28,7 @@ from servetwin.core.token_worker import TokenWorker
 from servetwin.core.tokens import CumulativeSLO, EngineLimits, TokenPolicy, TokenRequest, TokenView
 from servetwin.policies.vllm import VLLM
 from servetwin.sim import SimExecutor
-from servetwin.sim.fused import play
+from servetwin.sim.columns import play
 from servetwin.sim.tokens import TokenTiming
 
 #: Seconds: prefill C0 + C1 a token, decode D0 + D1 a token of context. OPT-13B on an RTX A6000, roughly.
@@ -132,8 +132,8 @@ class Run:
         prompt, output = repeat(self.case.prompt), repeat(self.case.output)
         return TokenColumns("llm", self.arrivals or self.case.arrivals(), prompt, output, output)
 
-    def play(self, fused: bool = True, source: Iterator[Request] | None = None) -> None:
-        play(self.loop, self.executor, source or self.requests(), fused=fused)
+    def play(self, columns: bool = True, source: Iterator[Request] | None = None) -> None:
+        play(self.loop, self.executor, source or self.requests(), columns=columns)
 
     @property
     def steps(self) -> int:

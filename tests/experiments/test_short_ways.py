@@ -1,4 +1,4 @@
-"""Experiments with one LLM engine report the same by the calendar, from objects and from numbers."""
+"""Experiments with one LLM engine report the same by the calendar and from numbers."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def experiment(policy: str, engine: dict, slo: dict, seed: int = 0, requests: in
 
 def same(chosen) -> dict:
     short, long = build(chosen), build(chosen)
-    summary, expected = short.play(), long.play(fused=False)
+    summary, expected = short.play(), long.play(columns=False)
     assert summary.as_dict() == expected.as_dict()
     assert results_of(chosen, summary) == results_of(chosen, expected)
     assert summary.e2el == expected.e2el

@@ -20,9 +20,8 @@ from servetwin.core.token_worker import TokenWorker
 from servetwin.core.tokens import ALL, EngineLimits, Step, TokenPolicy, TokenRequest, TokenTask, TokenView
 from servetwin.policies.vllm import VLLM
 from servetwin.sim import SimExecutor
-from servetwin.sim.fused import play
+from servetwin.sim.columns import play
 from servetwin.sim.tokens import TokenTiming
-from test_fused import Crooked
 from test_token_laws import engines, noise, rows
 
 gaps = st.one_of(st.sampled_from([0.0, 0.0, 0.01, 0.1, 0.3, 2.0]), st.floats(0.0, 1.0))
@@ -40,6 +39,18 @@ def seen_of(task: TokenTask) -> tuple[object, ...]:
         task.decoding, task.left, task.stage.name, task.worker is not None, request.tasks == [task], request.outcome,
         request.arrival, dict(request.tokens), request.outputs, dict(request.work), [*(task._times or ())],
     )  # fmt: skip
+
+
+class Crooked(Linear):
+    """Decode steps whose slope changes with the context."""
+
+    def straight(self, batch: int, context: float) -> tuple[float, float, float]:
+        part = int(context // 64)
+        return self.d0 + 0.001 * part, self.d1, 64.0 * (part + 1)
+
+    def decode(self, batch: int, context: float) -> float:
+        a, b, _ = self.straight(batch, context)
+        return a + b * context
 
 
 class Watches(TokenPolicy):
@@ -91,7 +102,7 @@ def counted(log: Recorder) -> list[object]:
     return [plain, tokens.itl.statistics(), tokens.itl.count + tokens.itl.held]
 
 
-def serve(sent, fused, *, recorder=TokenLatencies, seed=None, crooked=False, gap=0.0, dice=None, limit=50,
+def serve(sent, columns_too, *, recorder=TokenLatencies, seed=None, crooked=False, gap=0.0, dice=None, limit=50,
           slo=float("inf"), stop=None, steps=None, preparing=0.0, report=None,
           trim=8192, most_gaps=1 << 20, **limits):  # fmt: skip
     steps = steps or (Crooked if crooked else Linear)(gap=gap)
@@ -109,14 +120,14 @@ def serve(sent, fused, *, recorder=TokenLatencies, seed=None, crooked=False, gap
     worker._engine._trim_at = trim
     source = columns(sent, limit, slo)
     if stop is None:
-        play(loop, executor, source, fused=fused)
+        play(loop, executor, source, columns=columns_too)
     else:
 
         def stopped():
             yield from source
             executor.call_at(executor.now() + stop, loop.stop)
 
-        play(loop, executor, stopped(), fused=fused)
+        play(loop, executor, stopped(), columns=columns_too)
     kept = [[*getattr(log, name, ())] for name in ("ids", "ttft", "tpot")]
     found = (log.summary.as_dict(), [*log.summary.e2el], kept, counted(log), executor.now(), loop._batches,
              [*loop.live], view.free_blocks,
