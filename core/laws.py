@@ -501,3 +501,6 @@ class WatchedExecutor:
             callback()
 
         return self.inner.call_at(when, event)
+
+    def when_settled(self, callback: Callable[[], None]) -> bool:
+        return self.inner.when_settled(callback)

@@ -61,6 +61,7 @@ class Worker:
         self.alarm: Handle | None = None
         self.alarm_at = NEVER
         self.deciding = False
+        self.called = False  # it is to decide when all that happens at this instant has
         self.purge = False  # a request ended elsewhere while a task of it was in flight here
 
     def attach(self, loop: ServingLoop) -> None:
@@ -80,7 +81,18 @@ class Worker:
     def ring(self) -> None:
         """The time has come until which the policy wanted to idle."""
         if self.view.in_flight is None or self.policy.ahead:  # else it was set before the batch began
-            self.loop._turn(self)
+            self.loop._call(self)
+
+    def wake(self) -> None:
+        """All that happens at this instant has: decide."""
+        self.called = False
+        if not self.loop.stopped:
+            self.turn()
+
+    def turn(self, settled: bool = False) -> None:
+        """Decide. *settled* says that all else that follows from the present event has been seen to."""
+        if not self.deciding and (self.view.in_flight is None or self.policy.ahead):
+            self.loop._turn(self, settled)
 
     def withdraw(self, task: Task, now: float) -> None:
         """The request of *task* has ended elsewhere: take it out of the queues, if it is still there."""
@@ -154,6 +166,8 @@ class ServingLoop:
         self.stopped = False
         self._batches = 0
         self._now = executor.now
+        self._when_settled = executor.when_settled
+        self._held: list[Worker] | None = None  # those called while several requests are handed over
         self._hear_batch = self.recorder.batch
         self._keep_ends = self.recorder.wants_batches
         alone = len(self.workers) == len(stages) == 1 and not stages[0].branches and budget is None
@@ -203,7 +217,7 @@ class ServingLoop:
         assert worker is not None
         worker.inbox.append(task)
         if not worker.deciding and (worker.view.in_flight is None or worker.policy.ahead):
-            self._turn(worker)
+            self._call(worker)
 
     def _done(self, batch: Batch) -> None:
         """The executor has run *batch*."""
@@ -225,23 +239,51 @@ class ServingLoop:
             self._launch(worker, view.backlog.popleft())
         worker.deciding = False
         if not self.stopped:
-            self._turn(worker, settled=True)
+            self._call(worker, settled=True)
 
     def _let_go(self, batch: Batch, view: WorkerView, now: float) -> None:
         leavers = [task for task in batch.tasks if task.left <= 0]
         for task in leavers:
             task.left = 0
             view.running.pop(task, None)  # its request may have ended elsewhere while its batch was in the backlog
+        together = len(leavers) > 1
+        if together:
+            self._hold()
         for task in leavers:
             if task.request.outcome is None:
                 task.finished = now
                 self._leave(task, now)
+        if together:
+            self._let_decide()
 
     def _ring(self, worker: Worker) -> None:
         worker.alarm, worker.alarm_at = None, NEVER
         worker.ring()
 
     # -- a worker's turn --------------------------------------------------------------------------------
+
+    def _hold(self) -> None:
+        """Several requests are about to be handed over: nobody decides before `_let_decide`."""
+        self._held = []
+
+    def _let_decide(self) -> None:
+        held, self._held = self._held, None
+        for worker in held or ():
+            worker.called = False
+            self._call(worker)
+
+    def _call(self, worker: Worker, settled: bool = False) -> None:
+        """It is the turn of *worker*: as soon as all that happens at this instant has, so that requests that arrive
+        or are handed over together are there together."""
+        if worker.called:
+            return
+        if self._held is not None:
+            worker.called = True
+            self._held.append(worker)
+        elif self._when_settled(worker.wake):
+            worker.called = True
+        else:
+            worker.turn(settled)
 
     def _turn(self, worker: Worker, settled: bool = False) -> None:
         """Let the policy of *worker* decide until it has nothing more to say. *settled* says that all else
@@ -436,9 +478,11 @@ class Client:
         self.timer = self.loop.executor.call_at(coming.arrival, self._send) if coming is not None else None
 
     def _send(self) -> None:
-        assert self.coming is not None
-        self.loop.arrive(self.coming)
+        request = self.coming
+        assert request is not None
+        # It is known of the next one that it comes, maybe at this very instant, before somebody decides.
         self.wait(next(self.source, None))
+        self.loop.arrive(request)
 
 
 def play(loop: ServingLoop, source: Iterator[Request]) -> None:

@@ -57,9 +57,9 @@ class Pool(Worker):
             self.view.waiting[task] = None
         else:
             self.loop._drop(task, self.view)
-        self._turn()
+        self.loop._call(self)
 
-    def _turn(self) -> None:
+    def turn(self, settled: bool = False) -> None:
         """Let the policy decide until no thread is free or it has nothing more to say."""
         if self.deciding:
             return
@@ -104,11 +104,11 @@ class Pool(Worker):
             loop._leave(task, now)
         self.policy.ended(batch, view, now)
         self.deciding = deciding
-        self._turn()
+        self.loop._call(self)
 
     def ring(self) -> None:
         """The time has come until which the policy wanted to idle."""
-        self._turn()
+        self.loop._call(self)
 
     def withdraw(self, task: Task, now: float) -> None:
         if task in self.view.waiting:

@@ -219,3 +219,10 @@ class Executor(Protocol):
         *deliver* with the task."""
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Handle: ...
+
+    def when_settled(self, callback: Callable[[], None]) -> bool:
+        """Whether anything else happens at this very instant; *callback* is then called when all of that has.
+
+        Whoever is about to decide asks, so that what comes at the same instant is there together. A real clock, on
+        which no two things happen at once, says no.
+        """

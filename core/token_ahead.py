@@ -241,9 +241,13 @@ class TokenEngineAhead(TokenEngine):
             if task.first_token is None:
                 task.first_token = now
             task._times.append(now)  # type: ignore[union-attr]
+        if not self.lean:
+            self.loop._hold()
         for task in flight.leaving:
             if task in self._lengths:  # else its request has ended just now, with another that has
                 self._finish(task, now)
+        if not self.lean:
+            self.loop._let_decide()
         return now
 
     def _finish(self, task: TokenTask, now: float) -> None:

@@ -123,7 +123,12 @@ class TokenEngine:
             self.worker.inbox.append(task)
             self._untaken += 1
             if not self.deciding and self.view.in_flight is None:
-                self._rest(0.0) if self.host else self.turn(now, True)
+                if self.host:
+                    self._rest(0.0)
+                elif self.loop._held is not None:
+                    self.loop._call(self.worker)
+                elif self._settles():
+                    self.turn(now, True)
 
     def withdraw(self, task: TokenTask, now: float) -> None:
         """The request of *task* has ended elsewhere."""
@@ -162,6 +167,8 @@ class TokenEngine:
                 if step.standing and self.go_on is not None and not fresh:
                     later = self.go_on(step, now)
                     if later is not None:
+                        if not self._settles():
+                            break
                         now = later
                         if worker.inbox:
                             self._take_in(now)
@@ -359,7 +366,10 @@ class TokenEngine:
         now = self.settle(batch)
         self.deciding = False
         if not self.loop.stopped:
-            self.turn(now) if self.host is None else self._rest(self.host.between(batch.size))
+            if self.host is not None:
+                self._rest(self.host.between(batch.size))
+            elif self._settles():
+                self.turn(now)
 
     def settle(self, batch: TokenBatch) -> float:
         """What follows from *batch* before the policy is asked again; gives the time."""
@@ -368,6 +378,8 @@ class TokenEngine:
         view.in_flight = None
         self.loop._hear_batch(batch)
         view.last_step = batch.took
+        if not self.lean:
+            self.loop._hold()
         if batch.decode:
             self._tick(batch, now) if batch.chosen is None else self._advance(batch.chosen, now)
         if batch.prefill:
@@ -376,7 +388,17 @@ class TokenEngine:
             view.last_decode = batch.took
         if self._stale:
             self._purge()
+        if not self.lean:
+            self.loop._let_decide()
         return now
+
+    def _settles(self) -> bool:
+        """Whether nothing else happens at this instant, so that the policy may be asked; else it is when all has."""
+        worker = self.worker
+        if worker.called:
+            return False
+        worker.called = self.loop._when_settled(worker.wake)
+        return not worker.called
 
     def _rest(self, seconds: float) -> None:
         """Ask the policy after so long, and after taking in, one after the other, what comes until then."""
@@ -384,6 +406,8 @@ class TokenEngine:
         self.loop.executor.call_at(self.loop._now() + seconds, self._rested)
 
     def _rested(self) -> None:
+        if self.loop._when_settled(self._rested):
+            return
         new, self._untaken = self._untaken, 0
         if new and self.host is not None:
             self._rest(new * self.host.intake)

@@ -83,6 +83,10 @@ class TokenWorker(Worker):
 
     def ring(self) -> None:
         if self.view.in_flight is None and not self._engine.deciding:
+            self.loop._call(self)
+
+    def turn(self, settled: bool = False) -> None:
+        if self.view.in_flight is None and not self._engine.deciding:
             self._engine.turn(self.loop._now())
 
     @property

@@ -159,6 +159,9 @@ class RealExecutor:
         heapq.heappush(self.timers, (when, next(self._number), timer))
         return timer
 
+    def when_settled(self, callback: Callable[[], None]) -> bool:
+        return False
+
     # -- a run ------------------------------------------------------------------------------------------
 
     def forget(self, request: int) -> None:

@@ -8,7 +8,7 @@ from heapq import heappush
 from typing import Any
 
 import simpy
-from simpy.events import NORMAL
+from simpy.events import NORMAL, EventPriority
 
 
 class Calendar(simpy.Environment):
@@ -27,16 +27,20 @@ class Calendar(simpy.Environment):
         heappush(self._queue, (when, NORMAL, next(self._eid), event))
 
 
-class Timer(simpy.Event):
-    """One call at one time; `cancel` makes it do nothing. *place* orders it among events at one time."""
+#: Events with this priority come after all others of their instant.
+LAST = EventPriority(NORMAL + 1)
 
-    def __init__(self, calendar: Calendar, when: float, call: Callable[[], None], place: int | None = None) -> None:
+
+class Timer(simpy.Event):
+    """One call at one time; `cancel` makes it do nothing. *priority* orders it among events at one time."""
+
+    def __init__(self, calendar: Calendar, when: float, call: Callable[[], None], priority: EventPriority = NORMAL) -> None:
         self.env = calendar
         self.callbacks = RING
         self._value = None
         self._ok = True
         self._call: Callable[[], None] | None = call
-        heappush(calendar._queue, (when, NORMAL, next(calendar._eid) if place is None else place, self))
+        heappush(calendar._queue, (when, priority, next(calendar._eid), self))
 
     def ring(self) -> None:
         if self._call is not None:

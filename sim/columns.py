@@ -178,7 +178,6 @@ class Columns:
         batches = new = old = 0
         latest = None  # who has come last
         last_step, last_decode = view.last_step, view.last_decode
-        fresh = False  # something has just come while the engine was idle
         while not odd:
             size_of = 0  # of those that are prefilled
             if came or waiting:
@@ -285,14 +284,16 @@ class Columns:
             elif waiting or row is None or row[2] > longest:
                 break
             else:
-                came.append(row)
                 now = due
-                row = next(rows, None)
+                while row is not None and row[1] <= now and row[2] <= longest:  # they are there together
+                    came.append(row)
+                    row = next(rows, None)
                 due = NEVER if row is None else row[1]
-                fresh = True
+                if due <= now:
+                    break  # one that does not take the ordinary course is there with them
                 continue
             ready = end + gap
-            if due <= end and (due < end or not fresh):
+            if due <= end:
                 while True:
                     assert row is not None
                     if row[2] > longest or odd:
@@ -304,13 +305,12 @@ class Columns:
                         due = NEVER
                         break
                     due = row[1]
-                    if due >= end:
+                    if due > end:
                         break
                 if odd:
                     self._note(new + len(came), came[-1] if came else latest)
                     new, latest = 0, None
                     self._take_in(odd)
-            fresh = False
             now = end
             try:
                 sizes[size_of] += 1 if prefilling else count

@@ -13,9 +13,10 @@ from typing import Any
 from servetwin.core import BadInput, Batch, Task, Worker
 from servetwin.core.pool import Pool
 from servetwin.core.token_worker import TokenWorker
+from simpy.events import NORMAL
 
 from .ahead import AheadLane
-from .calendar import Calendar, Timer
+from .calendar import LAST, Calendar, Timer
 from .lane import Lane, Rates
 from .shared import EngineRates, SharedTokenLane
 from .timing import Timing
@@ -76,6 +77,17 @@ class SimExecutor:
         if when < now:
             raise BadInput(f"a call at {when:g} s, but it is {now:g} s already", right="a time to come")
         return Timer(self.calendar, when, callback)
+
+    def when_settled(self, callback: Callable[[], None]) -> bool:
+        calendar = self.calendar
+        queue = calendar._queue
+        if not queue:
+            return False
+        when, priority, _, _ = queue[0]
+        if when > calendar._now or priority > NORMAL:
+            return False
+        Timer(calendar, when, callback, LAST)
+        return True
 
     def token_lane(self, worker: TokenWorker) -> TokenLane:
         """Where the steps of that engine run."""

@@ -218,6 +218,9 @@ class HandExecutor:
         bisect.insort(self.alarms, (when, next(self._order), alarm))
         return alarm
 
+    def when_settled(self, callback) -> bool:
+        return False
+
     # -- what a test does --
 
     def batch(self, worker: str) -> list[int] | None:

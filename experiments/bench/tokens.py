@@ -178,10 +178,8 @@ def bare(case: Case) -> Result:
     while head < n or decoding:
         if coming == head and not decoding and arrivals[coming] > now:
             now = arrivals[coming]
+        while coming < n and arrivals[coming] <= now:
             coming += 1
-        else:
-            while coming < n and arrivals[coming] <= now:
-                coming += 1
         if head < coming:
             m = coming - head
             if m * prompt > most:

@@ -73,14 +73,14 @@ def test_slack_is_carried_from_the_last_token_through_the_tool() -> None:
 
 def test_time_lost_at_one_agent_can_be_made_up_at_the_next() -> None:
     # Two slow calls one after the other: the second request leaves the tool after its deadline there.
-    lost = served([request(0), request(1)], call=4.0, tool_seconds=3.0)
+    lost = served([request(0), request(1, at=0.01)], call=4.0, tool_seconds=3.0)
     late = lost[1].tasks[1]
     assert late.finished > late.deadline
     assert lost[1].tasks[2].budget < 0.0
     assert [r.outcome for r in lost] == ["met", "late"]
-    dropped = served([request(0), request(1)], call=4.0, tool_seconds=3.0, forward="budget")
+    dropped = served([request(0), request(1, at=0.01)], call=4.0, tool_seconds=3.0, forward="budget")
     assert (dropped[1].outcome, dropped[1].reason) == ("dropped", "not forwarded from tool")
-    made_up = served([request(0), request(1)], call=4.0, tool_seconds=6.0)
+    made_up = served([request(0), request(1, at=0.01)], call=4.0, tool_seconds=6.0)
     assert made_up[1].tasks[2].budget < 0.0
     assert [r.outcome for r in made_up] == ["met", "met"]
 

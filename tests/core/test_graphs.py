@@ -110,7 +110,7 @@ def test_the_policy_of_a_pool_orders_its_queue() -> None:
     last_first = Script(lambda view, now: Decision(list(view.waiting)[-1:]))
     last_first.pools = True
     run = tool(1, [Request(i, 0.0, 9.0, {}) for i in range(4)], policy=last_first)
-    assert [start for _, start, _ in run.stamps("tool")] == [0.0, 3.0, 2.0, 1.0]
+    assert [start for _, start, _ in run.stamps("tool")] == [3.0, 2.0, 1.0, 0.0]
 
 
 def test_a_batching_policy_serves_no_pool_and_a_pool_no_loop() -> None:

@@ -16,10 +16,9 @@ def _blocks(tokens, size):
 
 
 def _take_in(coming, waiting, running, now):
-    """What has come by *now* waits. An idle engine begins with the first that comes, even if others come with it."""
+    """What has come by *now* waits. An idle engine begins when the next comes, with all that come with it."""
     if not waiting and not running and coming[0]["at"] > now:
-        waiting.append(coming.pop(0))
-        return waiting[0]["at"]
+        now = coming[0]["at"]
     while coming and coming[0]["at"] <= now:
         waiting.append(coming.pop(0))
     return now

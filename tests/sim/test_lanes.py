@@ -23,7 +23,7 @@ def ends(run, stage: str) -> list[float]:
 
 
 def test_a_batch_takes_as_long_as_its_table_says() -> None:
-    run = one_stage(Script(), requests(0.0, 0.0, steps=2), seconds=[1.0, 1.5])
+    run = one_stage(Script(), requests(0.0, 0.5, steps=2), seconds=[1.0, 1.5])
     # 0 starts alone; 1 joins its second iteration, and has one more to itself
     assert ends(run, "m") == [2.5, 3.5]
 
@@ -100,7 +100,7 @@ def test_a_rate_may_go_by_the_size_of_the_loops_batch() -> None:
         Site(["end"], FCFS(), [0.0]),
     ]
     # vae gets on at half its speed beside a batch of one, at a quarter beside two
-    run = simulate(pipeline, sites, requests(0.0, 0.0, 0.0), contention={("vae", "dit"): (1.0, [1.0, 0.5, 0.25])})
+    run = simulate(pipeline, sites, requests(0.0, 0.5, 0.5), contention={("vae", "dit"): (1.0, [1.0, 0.5, 0.25])})
     # dit: request 0 alone until 4 s, then 1 and 2 together until 8 s. vae: 0 until 2 s, 1 until 4 s, 2 until 8 s.
     assert (ends(run, "dit"), ends(run, "vae")) == ([4.0, 8.0, 8.0], [2.0, 4.0, 8.0])
 
@@ -162,7 +162,7 @@ def test_joining_and_leaving_cost() -> None:
 
 def test_after_a_leaver_the_host_is_busy_for_a_while() -> None:
     # The first leaves at 1 s, the second can begin half a second later; who comes to an idle worker does not wait.
-    assert stepwise(measured(1, pausing=0.5), steps=1, arrivals=(0.0, 0.0)) == [1.0, 2.5]
+    assert stepwise(measured(1, pausing=0.5), steps=1, arrivals=(0.0, 0.5)) == [1.0, 2.5]
     assert stepwise(measured(1, pausing=0.5), steps=1, arrivals=(0.0, 5.0)) == [1.0, 6.0]
 
 

@@ -108,7 +108,7 @@ def test_a_worker_pauses_after_each_whole_batch(profile: Profile) -> None:
 
         executor = measured_executor({"gpu0": profile}, [worker], options, seed=0)
         loop = ServingLoop([stage], [worker], executor, Spells())
-        play(loop, iter([Request(i, 0.0, 60.0, {"unet": 3}) for i in range(5)]))  # one, two, two
+        play(loop, iter([Request(i, 1e-6 if i else 0.0, 60.0, {"unet": 3}) for i in range(5)]))  # one, two, two
         executor.run_until_idle()
         starts, ends = zip(*heard, strict=True)
         assert starts[1:] == ends[:-1]  # a batch is in the worker's hands while the worker pauses
