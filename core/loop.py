@@ -203,6 +203,11 @@ class ServingLoop:
             worker.clear()
             self._set_alarm(worker, None, self._now())
 
+    def holders(self) -> str:
+        """Which workers, under which policies, hold requests: for telling why a run does not end."""
+        held = [w for w in self.workers if w.view.waiting or w.view.running or w.inbox or w.view.in_flight]
+        return ", ".join(f"{w.name} (policy {type(w.policy).__name__})" for w in held)
+
     def fail(self, request: Request, reason: str) -> None:
         """Something broke under *request* (a worker crashed, memory ran out): it ends as failed."""
         if request.outcome is None:

@@ -21,6 +21,7 @@ LAWS = {
     6: "KV blocks are conserved",
     7: "iterations done are those asked for",
     10: "goodput counts met requests only",
+    13: "an engine makes progress",
 }
 
 FINISHED = (Outcome.MET, Outcome.LATE)

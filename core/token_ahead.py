@@ -183,6 +183,8 @@ class TokenEngineAhead(TokenEngine):
         view, ticks, leaving, lengths = self.view, self._ticks, self._leaving, self._lengths
         tick = flight.tick = ticks.count
         ticks.count = last = tick + 1
+        self._fruitless = 0
+        self._recomputed.clear()
         view.free_blocks -= self._phases[-tick % self.size]
         view.context += decode
         while leaving and leaving[0] <= last:
@@ -194,6 +196,8 @@ class TokenEngineAhead(TokenEngine):
 
     def _advance_ahead(self, flight: Flight, chosen: Sequence[TokenTask]) -> None:
         """Some of those that decode get a token with *flight*."""
+        self._fruitless = 0
+        self._recomputed.difference_update(chosen)
         for task in chosen:
             computed, generated = task.computed, task.generated + 1
             if computed % self.size == 0:
@@ -210,6 +214,7 @@ class TokenEngineAhead(TokenEngine):
         for task, _, _ in pieces:
             pending = task.prompt + task._generated - task._computed
             if not pending:
+                self._fruitless = 0
                 task._generated += 1
                 flight.owed[task] = None
                 if task._generated >= self._lengths[task]:
@@ -217,6 +222,8 @@ class TokenEngineAhead(TokenEngine):
                     continue
             elif pending > 1 or task._computed < task.prompt:
                 continue
+            else:
+                self._recomputed.add(task)
             self._join(task)
 
     # -- a step ends --------------------------------------------------------------------------------------

@@ -1,9 +1,7 @@
 """The mechanism of an LLM engine: its queue, its memory and its steps, for whatever a policy decides.
 
-What a step costs here does not depend on how many requests decode. They are counted together: a tick of a common
-clock gives each of them a token (`TokenTask.generated` reads it), their context is a running sum, how many need a new
-block at a tick is known by phase (computed tokens modulo the block size), and who puts out the last token at which
-tick stands in a bucket of that tick. Only what begins, ends or is preempted is touched one by one.
+What a step costs here does not depend on how many requests decode: they are counted together
+(`servetwin.core.token_sums`), and only what begins, ends or is preempted is touched one by one.
 
 The true output lengths are kept here and nowhere else; nothing that a policy can reach leads to them.
 """
@@ -12,34 +10,36 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
-from heapq import heappop, heappush
+from heapq import heappop
 from typing import TYPE_CHECKING, Any, cast
 
 from .errors import BadInput, LawBroken
+from .record_laws import broken
 from .request import Outcome, Outputs, Request
 from .seam import Repeat
 from .token_batch import Piece, TokenBatch
-from .tokens import DECODES, PREFILLS, All, Chunk, Step, Ticks, TokenPolicy, TokenTask
+from .token_sums import DecodeSums
+from .tokens import DECODES, PREFILLS, All, Chunk, Step, TokenPolicy, TokenTask
 
 if TYPE_CHECKING:
     from .loop import ServingLoop
     from .token_worker import TokenWorker
 
 
-class TokenEngine:
+#: So many steps that preempted somebody, on end and without a token that came out, and an engine is taken to go round in
+#: circles: what it computes it forgets again, and that would never end.
+FRUITLESS = 1000
+
+
+class TokenEngine(DecodeSums):
     """Runs the steps of *worker* for *loop*."""
 
     def __init__(self, loop: ServingLoop, worker: TokenWorker) -> None:
+        view = worker.view
+        super().__init__(view, keep_times=loop.recorder.wants_token_times)
         self.loop, self.worker, self.stage = loop, worker, worker.stage
-        self.view = view = worker.view
         self.seen, self.swap = view.limits.stamp == "seen", view.limits.preemption == "swap"
-        self.size, self.headroom = view.block_size, view.limits.headroom
         self.longest = (view.blocks - view.watermark) * self.size  # tokens that fit
-        self._lengths: dict[TokenTask, int] = {}  # the true ones
-        self._ticks = Ticks()
-        self._phases = [0] * self.size  # decoding tasks by (computed - ticks) modulo the block size
-        self._buckets: dict[int, list[TokenTask]] = {}  # tick -> those that have put out all then
-        self._leaving: list[int] = []  # the ticks of the buckets, a heap
         self.deciding, self.host = False, worker.host
         self._untaken = 0  # arrivals that the host has not taken in yet
         self._done = self.done  # bound once
@@ -50,11 +50,9 @@ class TokenEngine:
         self.go_on: Callable[[Step, float], float | None] | None = None
         self._stale, self._swapped = False, 0  # the latter: blocks moved since the last step began
         self._preempted: list[TokenTask] = []  # since the last step began
-        self.keep_times = loop.recorder.wants_token_times
+        self._fruitless = 0  # steps that preempted somebody since a token came out
+        self._recomputed: set[TokenTask] = set()  # those that decode again after a preemption, and no token came yet
         self.keep_ends = loop.recorder.wants_batches or self.keep_times
-        self._ends = array("d")  # of the last ticks, for `TokenTask.times`
-        self._first, self._trim_at = 0, 8192  # the former: the tick that *ends* begins with
-        self._joined: dict[TokenTask, int] = {}  # the tick after which each began to decode, with keep_times
 
     # -- events -------------------------------------------------------------------------------------------
 
@@ -287,10 +285,19 @@ class TokenEngine:
             batch.size = decode + len(pieces)
         if self._preempted:
             batch.preempted, self._preempted = self._preempted, []
+            self._fruitless += 1
+            if self._fruitless > FRUITLESS:
+                self._tell_circle()
         if self._swapped:
             batch.swapped, self._swapped = self._swapped, 0
         self.view.in_flight = batch
         loop.executor.run(self.worker, batch, self._done)  # type: ignore[arg-type]
+
+    def _tell_circle(self) -> None:
+        view, policy = self.view, type(self.worker.policy).__name__
+        what = f"{FRUITLESS} steps on end preempted somebody, and not a token came out"
+        where = f"at {self.loop._now():g} s, with {len(view.running)} running and {len(view.waiting)} waiting"
+        raise broken(13, f"engine {view.name} goes round in circles under policy {policy}: {what} ({where})")
 
     def _admit(
         self, prefill: Sequence[Chunk], chosen: Sequence[TokenTask] | None, decode: int, crowded: bool, now: float
@@ -419,6 +426,9 @@ class TokenEngine:
         view, ticks, phases, size = self.view, self._ticks, self._phases, self.size
         tick, count = ticks.count, batch.count
         ticks.count = last = tick + count
+        self._fruitless = 0
+        if self._recomputed:
+            self._recomputed.clear()
         if count == 1:
             view.free_blocks -= phases[-tick % size]
         else:
@@ -443,6 +453,8 @@ class TokenEngine:
 
     def _advance(self, chosen: Sequence[TokenTask], now: float) -> None:
         """Some of those that decode have put out a token."""
+        self._fruitless = 0
+        self._recomputed.difference_update(chosen)
         for task in chosen:
             computed, generated = task.computed, task.generated + 1
             if computed % self.size == 0:
@@ -460,6 +472,7 @@ class TokenEngine:
         for task, _, _ in pieces:
             pending = task.prompt + task._generated - task._computed
             if not pending:
+                self._fruitless = 0
                 task._generated += 1
                 if task.first_token is None:
                     task.first_token = now
@@ -470,49 +483,15 @@ class TokenEngine:
                     continue
             elif pending > 1 or task._computed < task.prompt:
                 continue
+            else:
+                self._recomputed.add(task)
             self._join(task)
 
     # -- what tasks hold ----------------------------------------------------------------------------------
 
-    def _join(self, task: TokenTask) -> None:
-        """*task* decodes with the others from now on."""
-        view, tick = self.view, self._ticks.count
-        computed, generated = task._computed, task._generated
-        task._generated = generated - tick
-        task._ticks = self._ticks
-        view.decoding += 1
-        view.context += computed
-        self._phases[(computed - tick) % self.size] += 1
-        last = tick + self._lengths[task] - generated
-        if last in self._buckets:
-            self._buckets[last].append(task)
-        else:
-            self._buckets[last] = [task]
-            heappush(self._leaving, last)
-        if self.keep_times:
-            self._joined[task] = tick
-
-    def _part(self, task: TokenTask) -> None:
-        """*task* does not decode with the others any more; its counts are its own again."""
-        view, tick = self.view, self._ticks.count
-        task._generated = generated = task._generated + tick
-        task._computed = computed = task.prompt + generated - 1
-        task._ticks = None
-        view.decoding -= 1
-        view.context -= computed
-        self._phases[(computed - tick) % self.size] -= 1
-        if self.keep_times:
-            self._tell_times(task)
-            del self._joined[task]
-
-    def _tell_times(self, task: TokenTask) -> None:
-        """Give *task*, which decodes with the others, the times of its tokens so far."""
-        tick = self._ticks.count
-        first, self._joined[task] = self._joined[task], tick
-        task._times.extend(self._ends[first - self._first : tick - self._first])  # type: ignore[union-attr]
-
     def _release(self, task: TokenTask) -> None:
         """*task* gives its memory back and runs no more."""
+        self._recomputed.discard(task)
         if task._ticks is not None:
             self._part(task)
         self.view.free_blocks -= -task._computed // self.size
@@ -577,26 +556,13 @@ class TokenEngine:
 
     # -- memory -------------------------------------------------------------------------------------------
 
-    def _blocks_of_a_step(self, chosen: Sequence[TokenTask] | None) -> int:
-        """New blocks that a decode step takes."""
-        if chosen is None:
-            return self._phases[-self._ticks.count % self.size]
-        return sum([task.computed % self.size == 0 for task in chosen])
-
-    def _affordable(self, times: int) -> int:
-        """For how many steps, up to *times*, all that decode can go on without anybody being preempted."""
-        free, phases, size, tick = self.view.free_blocks - self.headroom, self._phases, self.size, self._ticks.count
-        for done in range(times):
-            free -= phases[-(tick + done) % size]
-            if free < 0:
-                return done
-        return times
-
     def _make_room(self, chosen: Sequence[TokenTask] | None, prefill: Sequence[Chunk]) -> bool:
         """Make sure that memory lasts for the step of those that run; whether somebody had to be preempted.
 
         In order of admission each gets what it needs; while there is too little, the last of all is preempted. What
         must be free grows along that order, so the last that decodes (for the headroom) and the last of all decide.
+        Who was computed anew but for one token needs no headroom for that one: it would be preempted again and again
+        without ever putting it out.
         """
         view, size, headroom = self.view, self.size, self.headroom
         chunks = {task: n for task, n in prefill if task in view.running}
@@ -619,7 +585,7 @@ class TokenEngine:
             for task in reversed(order):
                 blocks, decodes = need(task)
                 upto -= blocks
-                if decodes:
+                if decodes and task not in self._recomputed:
                     most = max(most, upto + max(blocks, headroom))
                     break
             if most <= view.free_blocks:
@@ -627,10 +593,3 @@ class TokenEngine:
             needed -= need(order[-1])[0]
             self._preempt(order.pop())
         return len(view.running) < before
-
-    def _trim(self) -> None:
-        """Forget the ends of steps that no task needs any more."""
-        first = min(self._joined.values(), default=self._ticks.count)
-        del self._ends[: first - self._first]
-        self._first = first
-        self._trim_at = max(8192, 2 * len(self._ends))

@@ -67,7 +67,8 @@ class Run:
             source = self.source if self.experiment.system.stop_after is None else self._source_then_stop()
             play(self.loop, self.executor, source, columns=columns)
         if self.loop.live:
-            raise LawBroken(f"{len(self.loop.live)} requests never ended, though nothing was left to happen")
+            what = f"{len(self.loop.live)} requests never ended, though nothing was left to happen"
+            raise LawBroken(f"{what}; held by {self.loop.holders() or 'no worker'}")
         return self.recorder.summary
 
     def _source_then_stop(self) -> Iterator[Request]:

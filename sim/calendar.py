@@ -34,7 +34,9 @@ LAST = EventPriority(NORMAL + 1)
 class Timer(simpy.Event):
     """One call at one time; `cancel` makes it do nothing. *priority* orders it among events at one time."""
 
-    def __init__(self, calendar: Calendar, when: float, call: Callable[[], None], priority: EventPriority = NORMAL) -> None:
+    def __init__(
+        self, calendar: Calendar, when: float, call: Callable[[], None], priority: EventPriority = NORMAL
+    ) -> None:
         self.env = calendar
         self.callbacks = RING
         self._value = None

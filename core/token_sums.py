@@ -1,0 +1,93 @@
+"""The sums that an LLM engine keeps of the requests that decode together, so that a step costs the same for few and many.
+
+A tick of a common clock gives each of them a token (`TokenTask.generated` reads it), their context is a running sum,
+how many need a new block at a tick is known by phase (computed tokens modulo the block size), and who puts out the
+last token at which tick stands in a bucket of that tick. Only what begins, ends or is preempted is touched one by one.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from heapq import heappush
+from typing import TYPE_CHECKING
+
+from .tokens import Ticks, TokenTask
+
+if TYPE_CHECKING:
+    from .tokens import TokenView
+
+
+class DecodeSums:
+    """The sums for the engine of *view*; with *keep_times* also when each token comes out."""
+
+    def __init__(self, view: TokenView, *, keep_times: bool) -> None:
+        self.view, self.keep_times = view, keep_times
+        self.size, self.headroom = view.block_size, view.limits.headroom
+        self._lengths: dict[TokenTask, int] = {}  # the true ones
+        self._ticks = Ticks()
+        self._phases = [0] * self.size  # decoding tasks by (computed - ticks) modulo the block size
+        self._buckets: dict[int, list[TokenTask]] = {}  # tick -> those that have put out all then
+        self._leaving: list[int] = []  # the ticks of the buckets, a heap
+        self._ends = array("d")  # of the last ticks, for `TokenTask.times`
+        self._first, self._trim_at = 0, 8192  # the former: the tick that *ends* begins with
+        self._joined: dict[TokenTask, int] = {}  # the tick after which each began to decode, with keep_times
+
+    def _join(self, task: TokenTask) -> None:
+        """*task* decodes with the others from now on."""
+        view, tick = self.view, self._ticks.count
+        computed, generated = task._computed, task._generated
+        task._generated = generated - tick
+        task._ticks = self._ticks
+        view.decoding += 1
+        view.context += computed
+        self._phases[(computed - tick) % self.size] += 1
+        last = tick + self._lengths[task] - generated
+        if last in self._buckets:
+            self._buckets[last].append(task)
+        else:
+            self._buckets[last] = [task]
+            heappush(self._leaving, last)
+        if self.keep_times:
+            self._joined[task] = tick
+
+    def _part(self, task: TokenTask) -> None:
+        """*task* does not decode with the others any more; its counts are its own again."""
+        view, tick = self.view, self._ticks.count
+        task._generated = generated = task._generated + tick
+        task._computed = computed = task.prompt + generated - 1
+        task._ticks = None
+        view.decoding -= 1
+        view.context -= computed
+        self._phases[(computed - tick) % self.size] -= 1
+        if self.keep_times:
+            self._tell_times(task)
+            del self._joined[task]
+
+    def _tell_times(self, task: TokenTask) -> None:
+        """Give *task*, which decodes with the others, the times of its tokens so far."""
+        tick = self._ticks.count
+        first, self._joined[task] = self._joined[task], tick
+        task._times.extend(self._ends[first - self._first : tick - self._first])  # type: ignore[union-attr]
+
+    def _blocks_of_a_step(self, chosen: Sequence[TokenTask] | None) -> int:
+        """New blocks that a decode step takes."""
+        if chosen is None:
+            return self._phases[-self._ticks.count % self.size]
+        return sum([task.computed % self.size == 0 for task in chosen])
+
+    def _affordable(self, times: int) -> int:
+        """For how many steps, up to *times*, all that decode can go on without anybody being preempted."""
+        free, phases, size, tick = self.view.free_blocks - self.headroom, self._phases, self.size, self._ticks.count
+        for done in range(times):
+            free -= phases[-(tick + done) % size]
+            if free < 0:
+                return done
+        return times
+
+    def _trim(self) -> None:
+        """Forget the ends of steps that no task needs any more."""
+        first = min(self._joined.values(), default=self._ticks.count)
+        del self._ends[: first - self._first]
+        self._first = first
+        self._trim_at = max(8192, 2 * len(self._ends))
