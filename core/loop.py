@@ -58,6 +58,7 @@ class Worker:
         self.intake = intake
         self.index = -1  # place in the loop's list of workers
         self.inbox: list[Task] = []
+        self.coming: dict[Task, None] = {}  # sent here and not yet in the queue; where there is a choice of workers
         self.alarm: Handle | None = None
         self.alarm_at = NEVER
         self.deciding = False
@@ -157,6 +158,7 @@ class ServingLoop:
         self.entries = [s for s in stages if s.inputs == 0]
         # A request is in one place at a time, unless the graph forks: then it is counted in how many.
         self.forks = len(self.entries) > 1 or any(len(s.next) > 1 for s in stages)
+        self._chooses = any(len(workers) > 1 for workers in self.serving.values())
         self.budget = budget
         self.ways = ways
         if ways is None and any(s.branches for s in stages):
@@ -212,6 +214,13 @@ class ServingLoop:
         """Something broke under *request* (a worker crashed, memory ran out): it ends as failed."""
         if request.outcome is None:
             self._end(request, Outcome.FAILED, reason)
+
+    def _received(self, task: Task) -> None:
+        """*task* is no longer on its way to its worker."""
+        worker = task.worker
+        assert worker is not None
+        del worker.coming[task]
+        worker.receive(task)
 
     def _deliver(self, task: Task) -> None:
         """*task* has reached the queue of its worker."""
@@ -418,7 +427,11 @@ class ServingLoop:
             self.budget.begins(task, before)
         request.tasks.append(task)
         source = before.worker if before is not None else None
-        self.executor.send(source, task, target.receive)
+        if self._chooses:
+            target.coming[task] = None
+            self.executor.send(source, task, self._received)
+        else:
+            self.executor.send(source, task, target.receive)
 
     def _leave(self, task: Task, now: float) -> None:
         request, stage = task.request, task.stage

@@ -10,15 +10,19 @@ sees what a real one could know: the queues on each device and its profile, neve
                    those of the requests on the device
 =================  ==============================================================================================
 
+Requests on their way to a worker count as much as those in its queue, so a burst sees no stale loads. Where several
+workers are equally good they take turns.
+
 Whatever the router, a request stays on the device that it was on if a worker there serves its next stage; so the two
 that weigh devices count what all workers of a device have to do, later stages included.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from .errors import BadInput
+from .errors import BadInput, LawBroken
 from .loop import Router, Worker
 from .pool import Pool
 from .request import Request
@@ -75,21 +79,43 @@ class RoundRobin:
         return workers[turn % len(workers)]
 
 
+#: Weights that differ by less than this share are equal: the same jobs in another order may sum up to another last
+#: bit.
+TIE = 1e-9
+
+
 class _Weighing:
-    """Goes by what a device has to do."""
+    """Goes by what a device has to do: the worker with the least weight; those that weigh the same take turns."""
 
     def __init__(self, workers: Sequence[Worker]) -> None:
         self.on: dict[str, list[Worker]] = {}
         for worker in workers:
             self.on.setdefault(worker.device, []).append(worker)
+        self.next: dict[str, int] = {}  # by stage, the place of the worker whose turn it is among equals
+
+    def __call__(self, request: Request, workers: Sequence[Worker], now: float) -> Worker:
+        weights = [self.weight(request, worker, now) for worker in workers]
+        least = min(weights)
+        stage, many = workers[0].stage.name, len(workers)
+        first = self.next.get(stage, 0)
+        for place in range(first, first + many):
+            if all(math.isclose(a, b, rel_tol=TIE) for a, b in zip(weights[place % many], least, strict=True)):
+                self.next[stage] = (place + 1) % many
+                return workers[place % many]
+        raise LawBroken(f"the router cannot weigh the workers of {stage}: {weights}")
+
+    def weight(self, request: Request, worker: Worker, now: float) -> tuple[float, ...]:
+        """What speaks against *worker*, what counts most first."""
+        raise NotImplementedError
 
     def jobs(self, request: Request, worker: Worker, now: float) -> Iterator[tuple[float, float]]:
         """(seconds alone, deadline) of each request on the worker's device, and of *request* if it went there."""
         for other in self.on[worker.device]:
             view = other.view
-            for tasks in (view.running, view.waiting, other.inbox):
+            for tasks in (view.running, view.waiting, other.inbox, other.coming):
                 for task in tasks:
-                    yield view.solo(task), task.deadline
+                    if task.request.outcome is None:
+                        yield view.solo(task), task.deadline
         yield worker.seconds_alone(request, now), request.deadline
 
     def stretch(self, worker: Worker, present: int) -> float:
@@ -110,21 +136,15 @@ class _Weighing:
 class LeastLoaded(_Weighing):
     """The worker whose device should be done first."""
 
-    def __call__(self, request: Request, workers: Sequence[Worker], now: float) -> Worker:
-        return min(workers, key=lambda w: self._seconds(request, w, now))
-
-    def _seconds(self, request: Request, worker: Worker, now: float) -> float:
+    def weight(self, request: Request, worker: Worker, now: float) -> tuple[float, ...]:
         alone = [seconds for seconds, _ in self.jobs(request, worker, now)]
-        return sum(alone) * self.stretch(worker, len(alone)) / len(alone)
+        return (sum(alone) * self.stretch(worker, len(alone)) / len(alone),)
 
 
 class LeastViolating(_Weighing):
     """The worker where the fewest seconds past deadlines come about; of equals, the one that ends *request* first."""
 
-    def __call__(self, request: Request, workers: Sequence[Worker], now: float) -> Worker:
-        return min(workers, key=lambda w: self._harm(request, w, now))
-
-    def _harm(self, request: Request, worker: Worker, now: float) -> tuple[float, float]:
+    def weight(self, request: Request, worker: Worker, now: float) -> tuple[float, ...]:
         jobs = list(self.jobs(request, worker, now))
         stretch = self.stretch(worker, len(jobs))
         late = sum(max(0.0, now + seconds * stretch - deadline) for seconds, deadline in jobs)

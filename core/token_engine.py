@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from .token_worker import TokenWorker
 
 
-#: So many steps that preempted somebody, on end and without a token that came out, and an engine is taken to go round in
-#: circles: what it computes it forgets again, and that would never end.
+#: So many steps that preempted somebody, on end and without a token that came out, and an engine is taken to go round
+#: in circles: what it computes it forgets again, and that would never end.
 FRUITLESS = 1000
 
 

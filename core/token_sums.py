@@ -1,8 +1,8 @@
-"""The sums that an LLM engine keeps of the requests that decode together, so that a step costs the same for few and many.
+"""The sums that an LLM engine keeps of the requests that decode together: a step costs the same for few and many.
 
 A tick of a common clock gives each of them a token (`TokenTask.generated` reads it), their context is a running sum,
 how many need a new block at a tick is known by phase (computed tokens modulo the block size), and who puts out the
-last token at which tick stands in a bucket of that tick. Only what begins, ends or is preempted is touched one by one.
+last token at which tick stands in a bucket of that tick.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from servetwin.core import BadInput, Module, Pipeline, Request, Stage, Task, Worker, WorkerView
+from servetwin.core import BadInput, Module, Outcome, Pipeline, Request, Stage, Task, Worker, WorkerView
 from servetwin.core.routing import ROUTERS, Affine, LeastLoaded, LeastViolating, RoundRobin, router
 from servetwin.policies.fcfs import FCFS
 
@@ -97,3 +97,36 @@ def test_what_waits_at_a_later_stage_counts() -> None:
     load(end[0], 3)
     for kind in (LeastLoaded, LeastViolating):
         assert kind([*begin, *end])(request(), begin, 0.0) is begin[1]
+
+
+@pytest.mark.parametrize("kind", [LeastLoaded, LeastViolating])
+def test_what_is_on_its_way_counts(kind, stage: Stage) -> None:
+    first, second = worker(stage, 0.1, "a"), worker(stage, 0.1, "b")
+    first.coming[Task(request(7, slo=0.5), stage, 0.0, first)] = None
+    assert kind([first, second])(request(), [first, second], 0.0) is second
+    second.coming[Task(request(8, slo=0.5, steps=50), stage, 0.0, second)] = None
+    assert kind([first, second])(request(), [first, second], 0.0) is first
+
+
+def test_who_has_ended_on_the_way_does_not_count(stage: Stage) -> None:
+    first, second = worker(stage, 0.1, "a"), worker(stage, 0.1, "b")
+    gone = Task(request(7, steps=100), stage, 0.0, first)
+    gone.request.outcome = Outcome.FAILED
+    first.coming[gone] = None
+    load(second, 1)
+    assert LeastLoaded([first, second])(request(), [first, second], 0.0) is first
+
+
+@pytest.mark.parametrize("kind", [LeastLoaded, LeastViolating])
+def test_equals_take_turns(kind, stage: Stage) -> None:
+    workers = [worker(stage, 0.1, device) for device in "abc"]
+    router = kind(workers)
+    assert [router(request(i), workers, 0.0).device for i in range(5)] == ["a", "b", "c", "a", "b"]
+    load(workers[2], 1)
+    assert [router(request(i), workers, 0.0).device for i in range(3)] == ["a", "b", "a"]
+    # The same jobs in another order are the same load, whatever their sum's last bit.
+    for loaded, steps in ((workers[0], (1, 2, 3)), (workers[1], (3, 2, 1))):
+        for n in steps:
+            load(loaded, 1, steps=n)
+    load(workers[2], 9)
+    assert {router(request(i), workers, 0.0).device for i in range(2)} == {"a", "b"}
