@@ -17,6 +17,7 @@ from typing import Literal
 
 from .pipeline import Stage
 from .request import Request, Task
+from .slo import latest
 from .tokens import TokenRequest, TokenSLO, TokenTask
 
 #: Seconds that a stage (by name) gets of a request's SLO.
@@ -88,9 +89,9 @@ class Budget:
         if self.tokens and isinstance(task.request, TokenRequest):
             task.request.missed = False
         if self.forward == "budget":
-            return now <= self.due(task)
+            return now <= latest(self.due(task))
         if self.forward == "left" and self.left is not None:
-            return now + self.left(task) <= (self.due(task) if self.tokens else task.request.deadline)
+            return now + self.left(task) <= latest(self.due(task) if self.tokens else task.request.deadline)
         return True
 
     def ends(self, task: Task, now: float) -> None:
@@ -98,7 +99,7 @@ class Budget:
         request = task.request
         if self.tokens and isinstance(request, TokenRequest):
             due = self.due(task)
-            if now > due:
+            if now > latest(due):
                 self._late.add(request.id)
             request.missed = request.id in self._late
             request.deadline = due if request.deadline == inf else max(due, request.deadline)

@@ -28,6 +28,7 @@ from .record_laws import FINISHED, LAWS, broken, check_ends, check_order, check_
 from .records import Recorder
 from .request import Outcome, Outputs, Request, Task
 from .seam import Batch, Decision, Executor, Handle, Policy, WorkerView
+from .slo import latest
 from .token_batch import TokenBatch
 from .token_laws import AheadCheck, EngineCheck
 from .token_worker import TokenWorker
@@ -164,6 +165,14 @@ class LawChecker(Recorder):
                 watched.check_idle(now)
             self.clock = now
 
+    def check_devices(self, executor: Executor) -> None:
+        """Law 14: those that share a device in time get on at rates that come to one at most. (What overlaps at
+        measured rates is the profile's word; an executor that knows nothing of shares has nothing to say.)"""
+        shares = getattr(executor, "shares", None)
+        for names, rate in shares() if shares is not None else ():
+            if rate > 1.0 + 1e-9:
+                raise broken(14, f"{', '.join(names)} get on at {rate:g} times the speed of their device")
+
     def _check_times(self, request: Request, now: float) -> None:
         stays = Counter(task.stage.name for task in request.tasks)
         for task in request.tasks:
@@ -220,7 +229,7 @@ class LawChecker(Recorder):
             return
         if request.finished is None:
             raise broken(10, f"{request} has no time at which it finished")
-        in_time = request.finished <= request.deadline and not request.missed
+        in_time = request.finished <= latest(request.deadline) and not request.missed
         if request.outcome is not (Outcome.MET if in_time else Outcome.LATE):
             raise broken(10, f"{request} finished at {request.finished!r}, deadline {request.deadline!r}")
         last = max(t.finished for t in request.tasks if t.finished is not None)
@@ -479,11 +488,13 @@ class WatchedExecutor:
             counts = watched.stopped(batch)
             done(batch)
             watched.settled()
+            self.laws.check_devices(self.inner)
             for task, n in counts.items():
                 if task.left != asked_of(task) - n:
                     raise broken(7, f"{task} has {task.left} iterations left after {n} of {asked_of(task)}")
 
         self.inner.run(worker, batch, ended)
+        self.laws.check_devices(self.inner)
 
     def send(self, source: Worker | None, task: Task, deliver: Callable[[Task], None]) -> None:
         if source is None and self.now() < task.arrival:

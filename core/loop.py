@@ -27,6 +27,7 @@ from .pipeline import Stage
 from .records import Recorder
 from .request import Outcome, Outputs, Request, Task
 from .seam import Batch, Decision, Executor, Handle, Policy, WorkerView
+from .slo import latest
 from .ways import Ways
 
 Intake = Literal["before", "after"]
@@ -453,7 +454,7 @@ class ServingLoop:
         if self.forks and request.waiting_for[""]:
             return
         request.finished = now
-        self._end(request, Outcome.MET if now <= request.deadline and not request.missed else Outcome.LATE)
+        self._end(request, Outcome.MET if now <= latest(request.deadline) and not request.missed else Outcome.LATE)
 
     def _drop(self, task: Task, view: WorkerView) -> None:
         if task.request.outcome is None:

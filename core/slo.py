@@ -5,13 +5,39 @@
 3.06
 >>> AbsoluteSLO(2.5).seconds({"dit": 100})
 2.5
+
+Whether something came in time is told with a tolerance of a nanosecond and a few units in the last place of the
+clock: times are sums of many numbers, and what takes exactly as long as it may is in time, whatever its last bit.
+
+>>> 0.1 + 0.2 <= 0.3, 0.1 + 0.2 <= latest(0.3), 0.300001 <= latest(0.3)
+(False, True, False)
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+
+#: Seconds by which an end may be past its deadline, or a latency above its limit, and still be in time.
+TOLERANCE = 1e-9
+#: What comes on top of that by how far the clock has gone: some units in its last place.
+CLOCK = 1e-15
+
+Times = TypeVar("Times", float, "np.ndarray")
+
+
+def slack(at: Times) -> Times:
+    """The tolerance, in seconds, for what is compared at times *at* (seconds since the run began)."""
+    return TOLERANCE + CLOCK * at
+
+
+def latest(due: Times) -> Times:
+    """Up to when something is in time that is *due* then."""
+    return due + (TOLERANCE + CLOCK * due)
 
 
 class SLO(Protocol):

@@ -17,6 +17,7 @@ from .errors import BadInput, LawBroken
 from .record_laws import broken
 from .request import Outcome, Outputs, Request
 from .seam import Repeat
+from .slo import latest
 from .token_batch import Piece, TokenBatch
 from .token_sums import DecodeSums
 from .tokens import DECODES, PREFILLS, All, Chunk, Step, TokenPolicy, TokenTask
@@ -510,7 +511,7 @@ class TokenEngine(DecodeSums):
                 request.missed = True  # type: ignore[misc]
             if self.lean:
                 request.finished = now
-                met = now <= request.deadline and not request.missed
+                met = now <= latest(request.deadline) and not request.missed
                 self.loop._end(request, Outcome.MET if met else Outcome.LATE)
             else:
                 self.loop._leave(task, now)

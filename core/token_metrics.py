@@ -19,6 +19,7 @@ import numpy as np
 
 from .metrics import Summary
 from .request import Outcome, Request
+from .slo import latest, slack
 from .token_blocks import TokenBlock
 from .token_gaps import Gaps, as_array
 from .tokens import CumulativeSLO, TokenTask
@@ -41,9 +42,16 @@ class TokenLimits:
     itl: float = inf
     e2el: float = inf
 
-    def hold(self, *, ttft: float, tpot: float, itl: float, e2el: float) -> bool:
-        """Whether a request with these latencies keeps all limits."""
-        return ttft <= self.ttft and tpot <= self.tpot and itl <= self.itl and e2el <= self.e2el
+    def hold(self, *, ttft: float, tpot: float, itl: float, e2el: float, at: float = 0.0) -> bool:
+        """Whether a request with these latencies, whose last token came out *at* that time, keeps all limits, with
+        the tolerance of `servetwin.core.slo`."""
+        more = slack(at)
+        return (
+            ttft <= self.ttft + more
+            and tpot <= self.tpot + more
+            and itl <= self.itl + more
+            and e2el <= self.e2el + more
+        )
 
 
 def task_limits(task: TokenTask, limits: TokenLimits) -> bool:
@@ -54,7 +62,7 @@ def task_limits(task: TokenTask, limits: TokenLimits) -> bool:
     gaps = task.generated - 1
     itl = float(np.diff(as_array(task.times())).max()) if gaps and limits.itl < inf else 0.0
     tpot = (task.finished - task.first_token) / gaps if gaps else 0.0
-    return limits.hold(ttft=task.first_token - sent, tpot=tpot, itl=itl, e2el=task.finished - sent)
+    return limits.hold(ttft=task.first_token - sent, tpot=tpot, itl=itl, e2el=task.finished - sent, at=task.finished)
 
 
 def sent_at(task: TokenTask) -> float:
@@ -83,6 +91,12 @@ class TokenDeadlines(CumulativeSLO):
         due: np.ndarray = first + per_step * steps[:count] + (self.decode_scale * self.d1) * sums[:count]
         return due
 
+    def in_time(self, task: TokenTask) -> np.ndarray:
+        """Which of the tokens that *task* has put out came by their deadlines."""
+        due = self.deadlines(task)
+        kept: np.ndarray = as_array(task.times()) <= due + slack(due[:1])
+        return kept
+
 
 def _longer(count: int) -> tuple[np.ndarray, np.ndarray]:
     steps = np.arange(count, dtype=float)
@@ -91,10 +105,11 @@ def _longer(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 def limits_of_block(block: TokenBlock, limits: TokenLimits) -> np.ndarray:
     """As `task_limits`, of each in *block*."""
-    kept: np.ndarray = (block.first - block.sent <= limits.ttft) & (block.tpot <= limits.tpot)
-    kept &= block.last - block.sent <= limits.e2el
+    more = slack(block.last)
+    kept: np.ndarray = (block.first - block.sent <= limits.ttft + more) & (block.tpot <= limits.tpot + more)
+    kept &= block.last - block.sent <= limits.e2el + more
     if limits.itl < inf:
-        kept &= block.longest_gaps() <= limits.itl
+        kept &= block.longest_gaps() <= limits.itl + more
     return kept
 
 
@@ -108,6 +123,7 @@ def on_time_of_block(block: TokenBlock, slo: TokenDeadlines) -> tuple[np.ndarray
         due = per_step[places, None] * steps[:count]
         due += firsts[places, None]
         due += (slo.decode_scale * slo.d1) * sums[:count]
+        due += slack(firsts[places])[:, None]
         kept = times <= due
         if counts[0] < count:
             kept &= steps[:count] < counts[:, None]
@@ -130,7 +146,7 @@ def _last_kept(block: TokenBlock, slo: TokenDeadlines) -> np.ndarray:
     """Whether the last token of each in *block* came in time, as `CumulativeSLO.met` reckons."""
     steps = (block.counts - 1).astype(float)
     alone = slo.d0 * steps + slo.d1 * (steps * block.prompts + steps * (steps + 1.0) / 2.0)
-    kept: np.ndarray = block.last <= _first_due(block, slo) + slo.decode_scale * alone
+    kept: np.ndarray = block.last <= latest(_first_due(block, slo) + slo.decode_scale * alone)
     return kept
 
 
@@ -143,7 +159,7 @@ def on_time(task: TokenTask, slo: TokenDeadlines) -> tuple[int, bool, bool]:
     count = task.generated
     if known is not None and known[0] is slo and known[1] == count:
         return known[2]
-    kept = as_array(task.times()) <= slo.deadlines(task)
+    kept = slo.in_time(task)
     found = (int(np.count_nonzero(kept)), bool(kept[0]), bool(kept[-1]))
     task._on_time = (slo, count, found)
     return found

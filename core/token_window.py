@@ -29,7 +29,7 @@ class WorkerTokens:
         if task.first_token is None:
             return
         times = np.asarray(task.times())
-        on_time = times <= slo.deadlines(task)
+        on_time = slo.in_time(task)
         self.tokens.frombytes(times[on_time].tobytes())
         if on_time[0]:
             self.firsts.append(float(times[0]))

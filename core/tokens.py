@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 from .errors import BadInput
 from .request import Outputs, Request, Task
 from .seam import Decision, Policy, Repeat, WorkerView
+from .slo import latest
 
 if TYPE_CHECKING:
     from .loop import Worker
@@ -378,7 +379,7 @@ class CumulativeSLO:
 
     def met(self, task: TokenTask) -> bool:
         """Whether its last token was on time (those before may have been late and caught up)."""
-        return task.finished is not None and task.finished <= self.deadline(task, task.generated)
+        return task.finished is not None and task.finished <= latest(self.deadline(task, task.generated))
 
 
 class TokenView(WorkerView):

@@ -212,10 +212,26 @@ def make_executor(experiment: Experiment, workers: list[Worker], profiles: dict[
     )
 
 
+def time_shared(experiment: Experiment) -> list[str]:
+    """A line for each pair of workers that share a device in time because their overlap was not measured."""
+    from servetwin.sim.sharing import told, unmeasured
+
+    if experiment.time.unmeasured != "shared":
+        return []
+    experiment = expanded(experiment)
+    profiles = load_profiles(experiment)
+    pipeline = make_pipeline(experiment.pipeline, experiment.name)
+    stages = pipeline.stages(list(dict.fromkeys(tuple(w.modules) for w in experiment.deployment.workers)))
+    workers = make_workers(experiment, stages, profiles, make_slo(experiment, profiles))
+    return told(unmeasured(workers, profiles))
+
+
 def describe(experiment: Experiment) -> dict[str, Any]:
     """The content of ``meta.json``: all that is needed to run the experiment again, and to trust it."""
     trace = read_trace(experiment)
+    shared = time_shared(experiment)
     return {
+        **({"time_shared": shared} if shared else {}),
         "kind": "simulated",
         "experiment": experiment.as_dict(),
         "experiment_digest": experiment.digest(),

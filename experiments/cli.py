@@ -128,6 +128,9 @@ def run(
     _show_run(chosen, summary, took)
     if real is not None:
         _show_real(real)
+    else:
+        for line in build.time_shared(chosen):
+            typer.echo(line)
     if out is not None:
         typer.echo(f"records in {out}")
 

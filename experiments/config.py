@@ -354,7 +354,8 @@ class Time(Strict):
     *transport*: requests take time between workers. *noise*: durations are drawn from measured residuals, and the
     host has its measured slow spells.
     *session*: date and time of a measured run, for the speed of its host on that day. *hold*: beyond the end of a
-    table its last value holds.
+    table its last value holds. *unmeasured*: workers that compute on one device, and the profile does not say what
+    they cost each other, are "refused", or the device is "shared" in time among those of them that are busy.
     """
 
     table: Literal["measured", "scheduler", "corrected"] = "measured"
@@ -364,6 +365,7 @@ class Time(Strict):
     noise: bool = True
     session: Annotated[str, AfterValidator(_moment)] | None = None
     hold: bool = False
+    unmeasured: Literal["refused", "shared"] = "refused"
 
 
 class Experiment(Strict):

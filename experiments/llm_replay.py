@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from servetwin.core import Module, Outcome, Pipeline, Recorder, Request, ServingLoop
 from servetwin.core.loop import play
+from servetwin.core.slo import latest
 from servetwin.core.token_batch import TokenBatch
 from servetwin.core.token_worker import Host, TokenWorker
 from servetwin.core.tokens import CumulativeSLO, EngineLimits, TokenRequest, TokenTask, TokenView
@@ -283,7 +284,8 @@ def score(run: MeasuredRun, times: Mapping[int, Sequence[float]], slo: Cumulativ
         if len(ends) < r.output:
             continue
         first = r.arrival + slo.prefill_scale * slo.alone(r.prompt)
-        good += all(t <= first + slo.decode_scale * slo.decode_alone(r.prompt, j) + 1e-9 for j, t in enumerate(ends))
+        due = [first + slo.decode_scale * slo.decode_alone(r.prompt, j) for j in range(len(ends))]
+        good += all(t <= latest(d) for t, d in zip(ends, due, strict=True))
         ttft.append(ends[0] - r.arrival)
         e2el.append(ends[-1] - r.arrival)
         if r.output > 1:

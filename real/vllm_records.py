@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from servetwin.core import Outcome, Recorder
+from servetwin.core.slo import latest
 from servetwin.core.token_batch import TokenBatch
 from servetwin.core.token_worker import TokenWorker
 from servetwin.core.tokens import TokenRequest, TokenTask
@@ -65,7 +66,7 @@ def _settle(task: TokenTask, served: Served, end: float) -> None:
     if served.outcome == "finished":
         task.finished = request.finished = end
         slo = getattr(view, "slo", None)
-        late = end > request.deadline or (slo is not None and not slo.met(task))
+        late = end > latest(request.deadline) or (slo is not None and not slo.met(task))
         request.outcome = Outcome.LATE if late else Outcome.MET
     elif served.outcome == "dropped":
         request.outcome, request.reason = Outcome.DROPPED, f"dropped at {view.name}"

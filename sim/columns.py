@@ -25,6 +25,7 @@ from servetwin.core.loop import NEVER, Client, ServingLoop
 from servetwin.core.metrics import Summary
 from servetwin.core.records import Recorder
 from servetwin.core.request import Outcome, Request
+from servetwin.core.slo import latest
 from servetwin.core.token_blocks import TokenBlock
 from servetwin.core.token_columns import Row, TokenColumns
 from servetwin.core.token_engine import TokenEngine
@@ -425,7 +426,7 @@ class Columns:
         ids, sent = [row[0] for row in rows], np.array([row[1] for row in rows], dtype=float)
         first, last = np.array(firsts, dtype=float), np.array(lasts, dtype=float)
         counts = np.array(lengths)
-        in_time = last <= sent + self.source.slo
+        in_time = last <= latest(sent + self.source.slo)
         if self.engine.keep_times:
             assert isinstance(summary, TokenSummary)
             arrival = np.array([*map(self.admitted.get, ids, started)]) if self.engine.seen else sent

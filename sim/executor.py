@@ -6,7 +6,7 @@ between two other events is one event.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -34,7 +34,8 @@ class SimExecutor:
     the second is busy; pairs that are not named do not disturb each other. Longer keys (worker, others...) are for
     several others that are busy at once, whose rates multiply where there is none. *delays* holds the transport
     between two workers by name (None: the client); what is not named takes no time. *calls* gives the times of pools
-    of threads, by name. *engines* gives the rates of engines that share a device with another one, by name.
+    of threads, by name. *engines* gives the rates of engines that share a device with another one, by name. *shared*
+    names the pairs that share a device in time: law 14 holds what they compute to the time that passes.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class SimExecutor:
         delays: Mapping[tuple[str | None, str], Delay] | None = None,
         calls: Mapping[str, CallTimes] | None = None,
         engines: Mapping[str, EngineRates] | None = None,
+        shared: Sequence[tuple[str, str]] = (),
     ) -> None:
         self.calendar = Calendar()
         self.now = self.calendar.clock
@@ -54,6 +56,7 @@ class SimExecutor:
         self._calls = dict(calls or {})
         self._engines = dict(engines or {})
         self._shared: dict[str, SharedTokenLane] = {}  # by device
+        self._in_time = frozenset(shared)
         self._lanes: dict[Worker, Lane] = {}
         self._runs: dict[Worker, Callable[[Any, Any], None]] = {}
 
@@ -96,6 +99,23 @@ class SimExecutor:
         lane = getattr(self._runs[worker], "__self__", None)
         assert isinstance(lane, TokenLane)
         return lane
+
+    def shares(self) -> Iterator[tuple[list[str], float]]:
+        """Those that are busy and share a device in time with each other: their names, and their rates together."""
+        if not self._in_time:
+            return
+        going = {lane.worker.name: lane.device_rate for lane in self._lanes.values() if lane.busy}
+        for worker, run in self._runs.items():
+            engine = getattr(run, "__self__", None)
+            if isinstance(engine, SharedTokenLane) and engine.load is not None:
+                going[worker.name] = engine.rate
+        for first in going:
+            group = [first]
+            for name in going:
+                if all((name, other) in self._in_time or (other, name) in self._in_time for other in group):
+                    group.append(name)
+            if len(group) > 1:
+                yield group, sum(going[name] for name in group)
 
     def run_until_idle(self) -> None:
         """Let time pass until nothing is left to happen."""

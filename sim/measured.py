@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from servetwin.core import BadInput, Batch, Stage, Worker
+from servetwin.core import BadInput, Batch, Worker
 from servetwin.core.pool import Pool
 from servetwin.core.streams import stream
 from servetwin.core.token_worker import TokenWorker
@@ -24,12 +24,12 @@ from servetwin.profiles.pace import pace_of
 from .executor import Delay, SimExecutor
 from .lane import Rate, Rates
 from .noise import SlowSpells, Stalls, exponential, from_quantiles, uniform
-from .shared import EngineRates, Kind, RateTable
+from .shared import KINDS, EngineRates, Kind, RateTable
+from .sharing import HALF, head, refuse, shares, unmeasured
 from .timing import Demand, MeasuredTiming, TableTiming, Timing
 from .tokens import Later, StepTimes, TokenTiming
 from .tools import CallTimes
 
-KINDS: tuple[Kind, ...] = ("prefill", "decode")
 #: Idle seconds of a whole-request worker that count as a spell: the next batch is a little late in any case.
 SHORTEST_SPELL = 0.03
 
@@ -43,7 +43,8 @@ class TimeOptions:
     cold starts. *contention*: workers on one device slow each other down. *transport*: requests take time between
     workers. *noise*: drawn from measured residuals and slow spells of the host. *session*: when the run to be
     predicted began, where a profile knows the host's speed on that day. *hold*: sizes beyond a table get its last
-    value.
+    value. *unmeasured*: pairs of workers on one device whose overlap was not measured are "refused", or the device is
+    "shared" in time among them, whether *contention* is on or off.
     """
 
     table: str = "measured"
@@ -53,11 +54,7 @@ class TimeOptions:
     noise: bool = True
     session: datetime | None = None
     hold: bool = False
-
-
-def head(stage: Stage) -> str:
-    """The module by whose name a stage's costs go."""
-    return stage.loop or stage.modules[0]
+    unmeasured: str = "refused"
 
 
 def _name(worker: Worker) -> str:
@@ -335,24 +332,19 @@ class Clock:
             if len(here) > 2 or not all(isinstance(w, TokenWorker) for w in here):
                 what = f"{names} share a device, but contention is known for two engines only"
                 raise BadInput(what, where="deployment.workers", right="two engines a device, or a device for each")
-            found[worker.name] = {
-                (own, other): self._beside(profile, own, other, names) for own in KINDS for other in KINDS
-            }
+            found[worker.name] = {(own, other): self._beside(profile, own, other) for own in KINDS for other in KINDS}
         return found
 
-    def _beside(self, profile: Profile, own: Kind, other: Kind, names: str) -> RateTable:
+    def _beside(self, profile: Profile, own: Kind, other: Kind) -> RateTable:
         """The profile's costs ``own.rate_beside.other.SIZE``, by the size of a step of *own*."""
         stem = f"{own}.rate_beside.{other}."
+        if not any(name.startswith(stem) for name in profile.costs):
+            return HALF  # not measured: they share the device in time
         if not self.options.contention:
             return RateTable((1,), (1,), ((1.0,),))
         columns = {
             int(name[len(stem) :]): profile.cost(name).by_batch for name in profile.costs if name.startswith(stem)
         }
-        rows = [column for column in columns.values() if column is not None]
-        if not rows:
-            what = f"{names} share a device, and {profile.name} does not say what they cost each other ({stem}...)"
-            right = "a device for each, a profile that says it, or time.contention: false"
-            raise BadInput(what, where="deployment.workers", right=right)
         others = sorted(columns)
         sizes = [column.batch for n in others if (column := columns[n]) is not None]
         if any(tuple(size) != tuple(sizes[0]) for size in sizes):
@@ -449,15 +441,21 @@ def measured_executor(
 
     *calls* gives the times of pools of threads, *preparing* how long engines prepare each prompt, by name.
 
-    Raises `BadInput` if a profile does not reach as far as a worker's batch limit, unless the options say hold.
+    Raises `BadInput` if a profile does not reach as far as a worker's batch limit, unless the options say hold, and
+    for workers that share a device if their overlap was not measured, unless the options let them share it in time.
     """
     options = options or TimeOptions()
     clock = Clock(profiles, options, seed, preparing)
     workers = [w for w in workers if not isinstance(w, Pool)]
+    engines = clock.engines(workers)
+    pairs = unmeasured(workers, profiles)
+    if options.unmeasured != "shared":
+        refuse(pairs, profiles)
     return SimExecutor(
         clock.timing,
-        contention=clock.contention(workers) if options.contention else None,
-        engines=clock.engines(workers),
+        contention=(clock.contention(workers) if options.contention else {}) | shares(pairs),
+        shared=[(a.name, b.name) for a, b in pairs],
+        engines=engines,
         delays=clock.delays(workers) if options.transport else None,
         calls=calls,
     )

@@ -67,6 +67,8 @@ def _place(knots: Sequence[int], x: int) -> tuple[int, float]:
     return i, (x - knots[i]) / (knots[i + 1] - knots[i])
 
 
+KINDS: tuple[Kind, ...] = ("prefill", "decode")
+
 #: By the kind of a step and that of the neighbour's.
 EngineRates = Mapping[tuple[Kind, Kind], RateTable]
 
