@@ -122,6 +122,11 @@ class Worker:
         return f"<Worker {self.name} on {self.device}>"
 
 
+def _at_once(callback: Callable[[], None]) -> bool:
+    """What a loop asks instead of its executor that waits for nothing else at the same instant."""
+    return False
+
+
 def first_worker(request: Request, workers: Sequence[Worker], now: float) -> Worker:
     """The router of a system without replicas."""
     return workers[0]
@@ -131,6 +136,8 @@ class ServingLoop:
     """Serves requests with *workers*, whose stages come from one `Pipeline.stages` call.
 
     *ways* says where requests go in a pipeline that branches, *budget* how their SLO is shared out among the stages.
+    *together* off: an idle worker begins with the first of several requests that come at one instant, as all did
+    before 0.2; for repeating runs that were served so.
     """
 
     def __init__(
@@ -143,8 +150,11 @@ class ServingLoop:
         router: Router = first_worker,
         budget: Budget | None = None,
         ways: Ways | None = None,
+        together: bool = True,
     ) -> None:
         self.executor = executor
+        self.together = together
+        self._when_settled = executor.when_settled if together else _at_once
         self.recorder = recorder or Recorder()
         self.router = router
         self.workers = list(workers)
@@ -169,7 +179,6 @@ class ServingLoop:
         self.stopped = False
         self._batches = 0
         self._now = executor.now
-        self._when_settled = executor.when_settled
         self._held: list[Worker] | None = None  # those called while several requests are handed over
         self._hear_batch = self.recorder.batch
         self._keep_ends = self.recorder.wants_batches
@@ -279,7 +288,8 @@ class ServingLoop:
 
     def _hold(self) -> None:
         """Several requests are about to be handed over: nobody decides before `_let_decide`."""
-        self._held = []
+        if self.together:
+            self._held = []
 
     def _let_decide(self) -> None:
         held, self._held = self._held, None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,8 @@ class Recording:
     """The runs of one *model*.
 
     *modules* are (name, whether it loops) in order, *placement* the groups of modules that had a worker each; *limit*
-    is the largest batch of the loop, *once* that of workers with other modules.
+    is the largest batch of the loop, *once* that of workers with other modules. *together*: whether requests that
+    were handed over at once were there together when the next worker decided (since 0.2; see `ServingLoop`).
     """
 
     model: str
@@ -86,6 +87,7 @@ class Recording:
     stop_after: float
     meta: dict[str, Any]
     runs: Sequence[RecordedRun]
+    together: bool = False
 
     def replay(
         self,
@@ -106,9 +108,11 @@ class Recording:
             limit = self.limit if set(stage.modules) == {stage.loop} else min(self.once, self.limit)
             view = WorkerView(stage, estimate, limit=limit, slo_factor=run.slo_factor)
             workers.append(Worker(stage, policy(), view))
-        executor = measured_executor({"gpu0": profile}, workers, options or TimeOptions(noise=False), seed=seed)
+        # The first profiles did not know the text encoder beside the last stage; their runs were scored without that.
+        options = replace(options or TimeOptions(noise=False), unmeasured="ignored")
+        executor = measured_executor({"gpu0": profile}, workers, options, seed=seed)
         recorder = recorder or Recorder()
-        loop = ServingLoop(stages, workers, executor, recorder)
+        loop = ServingLoop(stages, workers, executor, recorder, together=self.together)
         looped = next(name for name, loops in self.modules if loops)
         play(
             loop,
@@ -136,6 +140,8 @@ def read_recording(path: Path) -> Recording:
 def write_recording(recording: Recording, path: Path) -> None:
     """Write *recording* so that the same content gives the same bytes."""
     data = {**vars(recording), "runs": [vars(run) for run in recording.runs]}
+    if not recording.together:
+        del data["together"]  # as those before 0.2 were written
     text = json.dumps(data, separators=(",", ":"))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.compress(text.encode(), 9, mtime=0))

@@ -144,8 +144,14 @@ class RealExecutor:
             lane.finish()
         finally:
             self._outbox = None
+        if not outbox:
+            return
+        worker = outbox[0][0].worker
+        assert worker is not None
+        worker.loop._hold()  # they are there together when somebody decides
         for task, deliver in outbox:
             self._deliver(task, deliver)
+        worker.loop._let_decide()
 
     def _prepare(self) -> None:
         """Something for a request that waits, while the lanes are busy."""

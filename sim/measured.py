@@ -44,7 +44,8 @@ class TimeOptions:
     workers. *noise*: drawn from measured residuals and slow spells of the host. *session*: when the run to be
     predicted began, where a profile knows the host's speed on that day. *hold*: sizes beyond a table get its last
     value. *unmeasured*: pairs of workers on one device whose overlap was not measured are "refused", or the device is
-    "shared" in time among them, whether *contention* is on or off.
+    "shared" in time among them, whether *contention* is on or off. ("ignored", which no experiment can ask for, is
+    for runs that were recorded and scored before: such workers get the device for nothing.)
     """
 
     table: str = "measured"
@@ -448,8 +449,8 @@ def measured_executor(
     clock = Clock(profiles, options, seed, preparing)
     workers = [w for w in workers if not isinstance(w, Pool)]
     engines = clock.engines(workers)
-    pairs = unmeasured(workers, profiles)
-    if options.unmeasured != "shared":
+    pairs = unmeasured(workers, profiles) if options.unmeasured != "ignored" else []
+    if options.unmeasured == "refused":
         refuse(pairs, profiles)
     return SimExecutor(
         clock.timing,

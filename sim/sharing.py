@@ -55,7 +55,7 @@ def refuse(pairs: Sequence[Pair], profiles: Mapping[str, Profile]) -> None:
     for a, b in pairs:
         profile = profiles[a.device]
         costs = ", ".join(dict.fromkeys(name for name in _wanted(a, b, profiles) if name not in profile.costs))
-        what = f"{a.name} and {b.name} share a device, and {profile.name} does not say what they cost each other"
+        what = f"{a.name}, {b.name} share a device, and {profile.name} does not say what they cost each other"
         right = (
             "a device for each, a profile that says it, or time.unmeasured: shared (each gets its part of the time)"
         )

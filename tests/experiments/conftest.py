@@ -32,6 +32,11 @@ modules:
     tables:
       scheduler:
         {batch: [1, 2, 4, 8], seconds: [0.010, 0.011, 0.014, 0.020], statistic: mean, source: {file: bench.py}}
+costs:
+  encode.device_beside.denoise: &free
+    {meaning: they do not disturb each other, unit: ratio, modules: [encode, denoise], value: 1.0, how: made up,
+     source: {file: bench.py}}
+  denoise.device_beside.encode: *free
 """
 
 EXPERIMENT = """

@@ -36,6 +36,7 @@ deployment:
     - {modules: [write], device: gpu0, limit: 8}
     - {modules: [execute], threads: 3, calls: {time: exponential, mean: 0.2, source: assumed}}
     - {modules: [judge], device: gpu0, limit: 4}
+time: {unmeasured: shared}
 """
 
 PROFILE = """

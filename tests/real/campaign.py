@@ -296,6 +296,7 @@ def record(out: Path, to: Path, device: str, profiles: Path | None) -> None:
         recording = Recording(
             kind.name, f"{device}/{kind.name}-graphs", MODULES[kind.family], kind.placement, meta["plan"]["limit"],
             meta["plan"]["once"], 10.0, {k: meta[k] for k in kept} | {"command": "tests/real/campaign.py run"}, runs,
+            together=True,
         )  # fmt: skip
         write_recording(recording, to / f"{kind.name}.json.gz")
         print(f"{kind.name}: {len(runs)} runs")
