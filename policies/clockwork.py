@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterator
 from typing import Literal
 
 from servetwin.core import BadInput, Batch, Decision, Policy, Task, WorkerView
@@ -109,10 +110,7 @@ class Clockwork(Policy):
             if not batch:
                 candidates += self._candidates(steps, n - 1)
         if not batch:
-            # What stands only in lists too short to run is never tried: with a table in which a larger batch is the
-            # quicker one, a request too late to run alone would stay there for ever.
-            for steps in self.classes:
-                self._expire(steps, now, drop)
+            self._give_up(now, drop)
         self._forget_empty()
         if not batch:
             return Decision(drop=drop, idle_until=self._next_expiry(now))
@@ -175,11 +173,30 @@ class Clockwork(Policy):
             while waiting and waiting[0].deadline < begin + self.duration(steps, n):
                 self._leave_list(waiting.popleft(), drop)
 
+    def _give_up(self, now: float, drop: list[Task]) -> None:
+        """Drop those that could not make it any more in any list in which they stand, begun *now*.
+
+        With a table in which a larger batch is the quicker one, who is too late to run alone may stand in lists that
+        are too short to run, which are never tried. The artifact leaves him there; so does this, since the heads of
+        lists say how urgent a class is, but the request is given up.
+        """
+        best: dict[Task, float] = {}
+        for steps, lists in self.classes.items():
+            for n, waiting in lists.items():
+                seconds = self.duration(steps, n)
+                for task in waiting:
+                    if task in self.places:
+                        best[task] = min(best.get(task, math.inf), seconds)
+        for task, seconds in best.items():
+            if task.deadline < now + seconds:
+                del self.places[task]
+                drop.append(task)
+
     def _leave_list(self, task: Task, drop: list[Task]) -> None:
         """*task* went from one list; once it stands in none it is given up."""
         places = self.places.get(task)
         if places is None:
-            return  # it is in the batch
+            return  # it is in the batch, or was given up
         if places > 1:
             self.places[task] = places - 1
         else:
@@ -191,8 +208,14 @@ class Clockwork(Policy):
 
     def _next_expiry(self, now: float) -> float | None:
         """When the next request falls out of a list, if any is left that cannot run now."""
-        latest = [w[0].deadline - self.duration(s, n) for s, ls in self.classes.items() for n, w in ls.items() if w]
+        heads = [(s, n, next((t for t in w if t in self.places), None)) for s, n, w in self._lists()]
+        latest = [task.deadline - self.duration(s, n) for s, n, task in heads if task is not None]
         return max(min(latest), now) + JUST_AFTER if latest else None
+
+    def _lists(self) -> Iterator[tuple[int, int, deque[Task]]]:
+        for steps, lists in self.classes.items():
+            for n, waiting in lists.items():
+                yield steps, n, waiting
 
     def ended(self, batch: Batch, view: WorkerView, now: float) -> None:
         if self.pacing == "tracked":

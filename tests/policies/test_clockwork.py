@@ -111,3 +111,19 @@ def test_nobody_to_run_nothing_to_wait_for() -> None:
 def test_a_wrong_pacing_is_said_in_one_line() -> None:
     with pytest.raises(BadInput, match="'tracked' or 'table'"):
         Clockwork(pacing="fast")  # type: ignore[arg-type]
+
+
+def test_who_cannot_make_it_any_more_is_dropped_where_a_larger_batch_is_quicker() -> None:
+    """Alone it would take 1 s, as one of two 0.7 s: it waits for a second until that is too late, too, and is dropped
+    then though no list in which it stands is ever tried."""
+    d = Desk(Clockwork(max_batch=3), {"dit": [0.09, 0.06, 0.14], "vae": [0.1, 0.1, 0.1]}, placement=[["dit", "vae"]])
+    d.request(steps=10, slo=0.9)
+    first = d.decide(0.0)
+    assert (ids(first.run), ids(first.drop)) == ([], [])
+    assert first.idle_until == pytest.approx(0.2, abs=1e-4)
+    then = d.decide(first.idle_until)
+    assert (ids(then.run), ids(then.drop), then.idle_until) == ([], [0], None)
+    assert ids(d.decide(0.3).drop) == []  # once
+    d.request(arrival=0.4, steps=10, slo=9.0)
+    d.request(arrival=0.4, steps=10, slo=9.0)
+    assert ids(d.decide(0.4).run) == [1, 2]

@@ -160,5 +160,5 @@ def test_the_law_sees_a_device_that_is_used_twice() -> None:
     for pair in [key for key in built.executor._contention if key[0].startswith("dit")]:
         built.executor._contention[pair] = (1.0, 1.0)
     laws.watch(built.loop)
-    with pytest.raises(LawBroken, match="law 14 .* get on at 2 times the speed of their device"):
+    with pytest.raises(LawBroken, match=r"law 14 .* get on at 2 times the speed of their device"):
         built.play()
