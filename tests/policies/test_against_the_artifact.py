@@ -123,8 +123,15 @@ def test_clockwork_tracked(events) -> None:
 
 
 @given(events, st.sampled_from(CROOKED))
-# The third of class 4 is too late to run alone; that it stays at the head of the list of two makes its class urgent.
-@example([("arrive", 3, -2), ("pass", 1, None), ("arrive", 3, 60), ("arrive", 4, 60)], CROOKED[0])
+# The first is too late to run alone, and soon as one of two; that it stays at the head of the list of two makes its
+# class more urgent than the one of the last request, which would else go before the two of it that came since.
+@example(
+    [
+        ("arrive", 3, -2), ("pass", 10, None), ("arrive", 2, 100), ("arrive", 3, 60), ("arrive", 3, 60),
+        ("arrive", 4, 20), ("pass", 16, None),
+    ],
+    CROOKED[0],
+)  # fmt: skip
 @settings(max_examples=2000)
 def test_clockwork_tracked_where_a_larger_batch_is_quicker(events, table) -> None:
     def seconds(steps: int, size: int) -> float:
