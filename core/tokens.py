@@ -513,7 +513,14 @@ class TokenPolicy(_Base):
 
     A subclass must give `decide`. `start`, `admit` and `removed` are as in `Policy`, with a `TokenView` and
     `TokenTask`; `ended` is not called. *waiting* and *running* of the view are not to be kept beyond a call.
+
+    A policy that keeps to a budget of tokens a step of its own, less than the engine's, says so in *tokens_a_step*:
+    as in vLLM no more requests may run at once than a step has tokens. One that never cuts a prompt, and would let
+    one wait for ever that is longer than a step, says so in *whole_prompts*.
     """
+
+    tokens_a_step: int | None = None
+    whole_prompts: bool = False
 
     def start(self, view: TokenView) -> None:
         """Look at the engine once, before anything arrives."""

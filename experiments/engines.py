@@ -69,6 +69,23 @@ def engine_limits(spec: WorkerSpec, profile: Profile) -> EngineLimits:
     )
 
 
+def _check_budget(limits: EngineLimits, policy: TokenPolicy, context: int) -> None:
+    """Raise `BadInput` where vLLM would: if more requests may run at once than a step has tokens, or prompts are not
+    cut and may be longer than a step."""
+    tokens, whose = limits.max_batched_tokens, "engine.max_batched_tokens"
+    own = policy.tokens_a_step
+    if own is not None and own < tokens:
+        tokens, whose = own, f"the budget of {type(policy).__name__}"
+    if tokens < limits.max_sequences:
+        what = f"{limits.max_sequences} requests may run at once, but a step has {tokens} tokens ({whose})"
+        right = f"a limit of {tokens} at most, or {limits.max_sequences} tokens a step or more, as vLLM wants it"
+        raise BadInput(what, where="deployment.workers: limit", right=right)
+    if policy.whole_prompts and tokens < context:
+        what = f"prompts are not cut, and a step has {tokens} tokens ({whose}) where a request may have {context}"
+        right = f"chunked prompts, {context} tokens a step or more, or a smaller engine.max_model_len"
+        raise BadInput(what, where="deployment.workers: engine.max_batched_tokens", right=right)
+
+
 def context_of(spec: WorkerSpec, profile: Profile) -> int:
     """The tokens of prompt and output together that the engine takes per request."""
     given = spec.engine.max_model_len if spec.engine else None
@@ -128,6 +145,7 @@ def token_worker(
         name = (spec.policy or experiment.policy).name
         raise BadInput(f"{name} is no policy for language models", where="policy.name", right=known)
     limits = engine_limits(spec, profile)
+    _check_budget(limits, policy, context_of(spec, profile))
     if limits.preemption == "swap" and experiment.time.costs and "kv.swap" not in profile.costs:
         what = f"{profile.name} does not say how long KV blocks take to the host and back (its cost kv.swap)"
         raise BadInput(what, where="deployment.workers: engine.preemption", right="recompute, or time.costs: false")

@@ -31,8 +31,10 @@ from typing import Any
 import servetwin.policies
 from pydantic import TypeAdapter
 from servetwin.core import BadInput, Policy
+from servetwin.core.tokens import TokenPolicy
 
 from .names import suggest
+from .unmodelled import of_vllm
 
 GROUP = "servetwin.policies"
 
@@ -147,6 +149,9 @@ def complete(policy: type[Policy], params: Mapping[str, Any]) -> dict[str, Any]:
     known = _parameters(policy)
     for name, value in params.items():
         if name not in known:
+            option = of_vllm(name) if TokenPolicy in policy.__mro__ else None
+            if option is not None:
+                raise WrongParameter(name, *option)
             right = suggest(name, known) if known else "no parameters"
             raise WrongParameter(name, f"policy {policy.__name__} takes no parameter {name!r}", right)
         _check_type(name, value, known[name][0])

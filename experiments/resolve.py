@@ -23,10 +23,23 @@ from pydantic import BaseModel, ValidationError
 from servetwin.core import BadInput
 
 from . import registry, yamlfile
-from .config import Arrivals, Calls, Experiment, FixedSLO, Misfit, PolicySpec, RelativeSLO, Steps, Trace, check
-from .llmspec import TokenDraw, TokenSLOSpec
+from .config import (
+    Arrivals,
+    Calls,
+    Experiment,
+    FixedSLO,
+    Misfit,
+    PolicySpec,
+    RelativeSLO,
+    Steps,
+    Trace,
+    WorkerSpec,
+    check,
+)
+from .llmspec import EngineSpec, TokenDraw, TokenSLOSpec
 from .names import WORKLOADS, suggest, workload_names
 from .parts import Strict
+from .unmodelled import of_vllm
 
 Key = tuple[str | int, ...]
 Override = tuple[str, Any]
@@ -280,6 +293,9 @@ def _apply(tree: Tree, path: Key, value: Any, where: str) -> None:
     for depth, part in enumerate(path):
         known = _keys(node)
         if part not in known:
+            option = of_vllm(str(part)) if path[:2] == ("deployment", "workers") else None
+            if option is not None:
+                raise BadInput(option[0], where=where, right=option[1])
             above = ".".join(map(str, path[:depth])) or "the experiment"
             right = suggest(str(part), map(str, known)) if known else f"{above} itself"
             raise BadInput(f"{above} has no key {str(part)!r}", where=where, right=right)
@@ -396,7 +412,8 @@ def _explain(error: ValidationError, tree: Tree) -> tuple[Key, str, str]:
     kind, message = first["type"], first["msg"]
     if kind == "extra_forbidden":
         known = [field.alias or name for name, field in model.model_fields.items()]
-        return path, f"unknown key {key!r}", suggest(key, known)
+        option = of_vllm(key) if model in (EngineSpec, WorkerSpec) else None
+        return (path, *option) if option is not None else (path, f"unknown key {key!r}", suggest(key, known))
     if kind == "missing":
         return path, f"key {key!r} is missing", f"{key}: ..."
     if kind == "union_tag_not_found":

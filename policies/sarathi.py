@@ -24,7 +24,7 @@ class Sarathi(TokenPolicy):
     def __init__(self, chunk: int = 512) -> None:
         if chunk < 1:
             raise BadInput(f"chunk is {chunk}", where="sarathi", right="1 token or more")
-        self.chunk = chunk
+        self.chunk = self.tokens_a_step = chunk
 
     def start(self, view: TokenView) -> None:
         self.most = min(self.chunk, view.max_batched_tokens)

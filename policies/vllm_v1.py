@@ -20,8 +20,9 @@ class VLLMV1(TokenPolicy):
     """*chunked* off: a prompt that does not fit whole waits (as with ``enable_chunked_prefill=False``)."""
 
     def __init__(self, budget: int | None = None, chunked: bool = True) -> None:
-        self.budget = budget
+        self.budget = self.tokens_a_step = budget
         self.chunked = chunked
+        self.whole_prompts = not chunked
 
     def start(self, view: TokenView) -> None:
         self.most = min(self.budget or view.max_batched_tokens, view.max_batched_tokens)

@@ -1,0 +1,74 @@
+"""Options of vLLM that no engine here has: named, so that whoever asks for one is told, and why.
+
+An engine that is simulated without one of these is another engine: where the option would change which steps run, or
+how long they take, nothing that is computed here says anything of it.
+"""
+
+from __future__ import annotations
+
+_CACHE = "blocks are never shared among requests or kept after a preemption, so cached prompts would cost too much"
+_THRESHOLD = "prompts are cut by the budget of a step alone, so other steps would run"
+_LORA = "no adapters are loaded or swapped, and the step times of profiles are those of the model alone"
+_SPECULATION = "a step puts out one token a sequence; nothing drafts or rejects any"
+_CONNECTOR = "KV blocks stay in their engine: no transfer, no disaggregated prefill, no offload but by swap"
+_STRUCTURE = "no grammars are compiled or applied, and their time in each step was not measured"
+_PIPELINE = "an engine has one batch of a step in flight on all its GPUs, not one a pipeline stage"
+_PARALLEL = "an engine is one scheduler, on GPUs that work as one"
+_PRIORITY = "queues are served by policies of ServeTwin's, which see no priorities of requests"
+_PARTIAL = "how many long prompts are in chunks at a time is not limited"
+
+#: Name in vLLM's `EngineArgs`, or in the experiment files of those who look for it -> why it is not there.
+UNMODELLED: dict[str, str] = {
+    "enable_prefix_caching": _CACHE,
+    "prefix_caching": _CACHE,
+    "prefix_caching_hash_algo": _CACHE,
+    "long_prefill_token_threshold": _THRESHOLD,
+    "max_long_partial_prefills": _PARTIAL,
+    "max_num_partial_prefills": _PARTIAL,
+    "enable_lora": _LORA,
+    "lora": _LORA,
+    "lora_modules": _LORA,
+    "max_loras": _LORA,
+    "max_lora_rank": _LORA,
+    "speculative_config": _SPECULATION,
+    "speculative_model": _SPECULATION,
+    "speculative_decoding": _SPECULATION,
+    "num_speculative_tokens": _SPECULATION,
+    "num_lookahead_slots": _SPECULATION,
+    "kv_transfer_config": _CONNECTOR,
+    "kv_connector": _CONNECTOR,
+    "kv_offloading_size": _CONNECTOR,
+    "cpu_offload_gb": _CONNECTOR,
+    "guided_decoding_backend": _STRUCTURE,
+    "structured_outputs_config": _STRUCTURE,
+    "structured_output": _STRUCTURE,
+    "reasoning_parser": _STRUCTURE,
+    "pipeline_parallel_size": _PIPELINE,
+    "pipeline_parallel": _PIPELINE,
+    "data_parallel_size": _PARALLEL,
+    "enable_expert_parallel": _PARALLEL,
+    "decode_context_parallel_size": _PARALLEL,
+    "scheduling_policy": _PRIORITY,
+}
+
+#: vLLM's name -> the key, or parameter, that says it here.
+CALLED_HERE: dict[str, str] = {
+    "max_num_batched_tokens": "max_batched_tokens",
+    "max_num_seqs": "limit, of the worker",
+    "num_gpu_blocks_override": "blocks",
+    "async_scheduling": "asynchronous",
+    "enable_chunked_prefill": "policy: {name: vllm-v1, params: {chunked: ...}}",
+    "preemption_mode": "preemption",
+    "gpu_memory_utilization": "blocks",
+    "tensor_parallel_size": "a profile that was taken at that degree",
+}
+
+
+def of_vllm(key: str) -> tuple[str, str] | None:
+    """What is wrong with *key*, an option of vLLM's, and what would be right; None if it is none."""
+    key = key.lstrip("-").replace("-", "_").removeprefix("no_")
+    if key in UNMODELLED:
+        return f"vLLM's {key} is not modelled: {UNMODELLED[key]}", "an engine without it"
+    if key in CALLED_HERE:
+        return f"unknown key {key!r}", CALLED_HERE[key]
+    return None
