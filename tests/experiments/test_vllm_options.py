@@ -41,7 +41,7 @@ def test_other_spellings_and_what_is_called_otherwise_here(key: str, found: str)
 
 
 def test_such_a_name_is_an_ordinary_unknown_key_elsewhere() -> None:
-    with pytest.raises(BadInput, match="unknown key 'lora'"):
+    with pytest.raises(BadInput, match="workload has no key 'lora'"):
         load(OPT, [("workload.lora", 1)])
     with pytest.raises(BadInput, match="policy EDF takes no parameter 'lora'"):
         load("dit-s2-256-rtx4090", [("policy", {"name": "edf", "params": {"lora": 1}})])
@@ -71,6 +71,6 @@ def test_as_many_may() -> None:
 
 def test_prompts_that_are_not_cut_fit_into_a_step() -> None:
     whole = {"name": "vllm-v1", "params": {"chunked": False}}
-    with pytest.raises(BadInput, match="prompts are not cut, and a step has 1024 tokens .* may have 2048"):
+    with pytest.raises(BadInput, match=r"prompts are not cut, and a step has 1024 tokens .* may have 2048"):
         build(load(OPT, [("policy", whole), ("deployment.workers.0.engine.max_batched_tokens", 1024)]))
     build(load(OPT, [("policy", whole), ("deployment.workers.0.engine.max_batched_tokens", 2048)]))

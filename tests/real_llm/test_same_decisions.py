@@ -59,6 +59,18 @@ def trace(count, rate, seed):
     return asked
 
 
+def together(count, rate, seed):
+    """Likewise, in groups of one to six that arrive at the same time, as in traces whose stamps are rounded."""
+    rng = random.Random(seed)
+    now = 0.0
+    asked = []
+    while len(asked) < count:
+        many = rng.randint(1, 6)
+        now += rng.expovariate(rate / 3.5)
+        asked += [Asked(len(asked) + k, now, rng.randint(8, 600), rng.randint(1, 160)) for k in range(many)]
+    return asked
+
+
 def seconds(made):
     tokens = sum(n for _, n, _ in made.prefill)
     squares = float(sum(n * n for _, n, _ in made.prefill))
@@ -127,6 +139,26 @@ def test_a_thousand_requests_in_the_simulated_engine(folder, name):
     chunks = sum(c > 0 for m in real for _, _, c in m.prefill)
     assert (preempted > 100) == (name == "tight")
     assert chunks > (500 if name == "chunks" else 0)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("rate", [1.0, 5.0])
+def test_requests_that_arrive_at_the_same_time(folder, name, rate, ahead):
+    """An idle engine takes all of them, as vLLM does."""
+    settings = SETTINGS[name]
+    asked = together(600, rate, seed=4)
+    assert len({a.arrival for a in asked}) < 250
+    if ahead:
+        real, times, _ = replay_ahead(scheduler(folder, **settings, asynchronous=True), asked, seconds)
+        log = simulated(asked, settings, Host(lambda sequences: 0.0, 0.0, ahead=True))
+    else:
+        real, times, _ = replay(scheduler(folder, **settings), asked, seconds)
+        log = simulated(asked, settings)
+    theirs = [(m.prefill, len(m.decode), m.context, set(m.preempted)) for m in real]
+    assert log.steps == theirs
+    assert log.times == times
+    assert max(len(m.prefill) for m in real) > 1
 
 
 @pytest.mark.parametrize("name", SETTINGS)
