@@ -72,6 +72,11 @@ class Worker:
         self.receive: Callable[[Task], None] = loop._deliver
         self.policy.start(self.view)
 
+    @property
+    def policy_name(self) -> str:
+        """The class of its policy, also where somebody watches that (`servetwin.core.laws`)."""
+        return type(getattr(self.policy, "inner", self.policy)).__name__
+
     def task(self, request: Request, now: float) -> Task:
         """The stay of *request* here, to which it is sent *now*."""
         return Task(request, self.stage, now, self)
@@ -218,7 +223,7 @@ class ServingLoop:
     def holders(self) -> str:
         """Which workers, under which policies, hold requests: for telling why a run does not end."""
         held = [w for w in self.workers if w.view.waiting or w.view.running or w.inbox or w.view.in_flight]
-        return ", ".join(f"{w.name} (policy {type(w.policy).__name__})" for w in held)
+        return ", ".join(f"{w.name} (policy {w.policy_name})" for w in held)
 
     def fail(self, request: Request, reason: str) -> None:
         """Something broke under *request* (a worker crashed, memory ran out): it ends as failed."""

@@ -295,7 +295,7 @@ class TokenEngine(DecodeSums):
         loop.executor.run(self.worker, batch, self._done)  # type: ignore[arg-type]
 
     def _tell_circle(self) -> None:
-        view, policy = self.view, type(self.worker.policy).__name__
+        view, policy = self.view, self.worker.policy_name
         what = f"{FRUITLESS} steps on end preempted somebody, and not a token came out"
         where = f"at {self.loop._now():g} s, with {len(view.running)} running and {len(view.waiting)} waiting"
         raise broken(13, f"engine {view.name} goes round in circles under policy {policy}: {what} ({where})")

@@ -113,7 +113,7 @@ def circles(view: TokenView, now: float) -> Step:
 def test_an_engine_that_goes_round_in_circles_is_told_with_its_policy(ahead: bool) -> None:
     told = r"law 13 .*engine engine goes round in circles under policy Told: 1000 steps on end preempted"
     with pytest.raises(LawBroken, match=told):
-        serve(Told(circles), requests((0.0, 50, 5)), laws=False, host=HOST if ahead else None, times=Linear())
+        serve(Told(circles), requests((0.0, 50, 5)), laws=not ahead, host=HOST if ahead else None, times=Linear())
 
 
 def test_preempting_now_and_then_is_no_circle() -> None:
@@ -127,3 +127,14 @@ def test_preempting_now_and_then_is_no_circle() -> None:
 
     found = serve(Told(decide), requests(*[(0.0, 50, 400)] * 8))
     assert found.loop.recorder.summary.finished == 8
+
+
+def test_who_holds_what_never_ends_is_told() -> None:
+    class Never(VLLM):
+        def decide(self, view: TokenView, now: float) -> Step:
+            return Step()
+
+    run = build(resolve.load("opt-13b-a6000", [("policy", "vllm"), ("requests", 3)]))
+    run.loop.workers[0].policy = Never()
+    with pytest.raises(LawBroken, match=r"3 requests never ended, .*held by llm \(policy Never\)"):
+        run.play()
