@@ -267,8 +267,12 @@ class ServingLoop:
         if view.backlog:
             self._launch(worker, view.backlog.popleft())
         worker.deciding = False
-        if not self.stopped:
-            self._call(worker, settled=True)
+        # As _call would, without the calls: this happens at every iteration.
+        if not self.stopped and not worker.called:
+            if self._when_settled(worker.wake):
+                worker.called = True
+            else:
+                worker.turn(settled=True)
 
     def _let_go(self, batch: Batch, view: WorkerView, now: float) -> None:
         leavers = [task for task in batch.tasks if task.left <= 0]

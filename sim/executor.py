@@ -84,12 +84,9 @@ class SimExecutor:
     def when_settled(self, callback: Callable[[], None]) -> bool:
         calendar = self.calendar
         queue = calendar._queue
-        if not queue:
+        if not queue or queue[0][0] > calendar._now or queue[0][1] > NORMAL:
             return False
-        when, priority, _, _ = queue[0]
-        if when > calendar._now or priority > NORMAL:
-            return False
-        Timer(calendar, when, callback, LAST)
+        Timer(calendar, calendar._now, callback, LAST)
         return True
 
     def token_lane(self, worker: TokenWorker) -> TokenLane:
