@@ -83,8 +83,8 @@ HOLD = 200_000_000
 
 @pytest.mark.parametrize("ordered", [True, False])
 def test_a_hand_over_waits_for_the_source_and_is_waited_for(ordered, monkeypatch):
-    """Two sites on one GPU stand for two devices. The source's stream is held up before it writes the latents, and the
-    target reads them on a stream of its own: without the events (as it was) it would read what was there before.
+    """Two sites on one GPU stand for two devices. The source's stream is held up before it writes the latents, and
+    the target reads them on a stream of its own: without the events (as it was) it would read what was there before.
     """
     if not ordered:  # then the test must be able to see it
         monkeypatch.setattr(torch.cuda.Stream, "wait_event", lambda stream, event: None)
