@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from servetwin.core import BadInput, Pipeline, Recorder, Request, ServeTwinError, Stage, Worker
-from servetwin.core.errors import Stopped
 
 from . import build
 from .config import Experiment
@@ -143,7 +142,7 @@ def recording(recorder: Recorder, folder: Path | None) -> Iterator[None]:
     """
     kept = f"; what was recorded is in {folder}" if folder is not None else ""
     try:
-        with build.closing(recorder):
+        with build.said_where(folder), build.closing(recorder):
             yield
     except BadInput as problem:
         if recorder.summary.requests == 0:
@@ -153,10 +152,6 @@ def recording(recorder: Recorder, folder: Path | None) -> Iterator[None]:
         raise ServeTwinError(f"{problem}{kept}") from problem
     except ServeTwinError as problem:
         raise type(problem)(f"{problem}{kept}") from problem
-    except KeyboardInterrupt:
-        raise Stopped(f"interrupted{kept}") from None
-    except Stopped as stop:
-        raise Stopped(f"{stop}{kept}", stop.exit_code) from None
 
 
 class HasReport(Protocol):
@@ -223,6 +218,10 @@ def make_server(kind: Kind, setup: Setup, devices: Mapping[str, str], slots: int
     )
     for name in devices:
         options.torch_device(name)
+    if weights is not None:
+        from servetwin.real.checkpoint import check
+
+        check(kind, weights)
     return Server(kind, options)
 
 

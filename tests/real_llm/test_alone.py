@@ -85,7 +85,7 @@ deployment:
   devices: {gpu0: cpu/tiny-opt}
   workers:
     - {modules: [coder], device: gpu0, limit: 16}
-    - {modules: [execute], threads: 2, calls: {time: constant, seconds: 0.1, source: a guess}}
+    - {modules: [execute], threads: 2, calls: {time: constant, mean: 0.1, source: a guess}}
 """
 BOTH = """
 name: both
