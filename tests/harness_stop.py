@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -21,8 +22,9 @@ def stop(
     group: bool = False,
     wait: float | None = None,
 ) -> tuple[int, str]:
-    """Run ``servetwin`` with *arguments* in a session of its own until *folder* holds records, or, where records come at the end only, has been there for *wait* seconds; then send it (or with
-    *group* all its processes, as a batch system does) the signal *number*; gives its exit code and what it said.
+    """Run ``servetwin`` with *arguments* in a session of its own until *folder* holds records (or, where they come at
+    the end only, has been there for *wait* seconds), then send it (with *group* all its processes, as a batch system
+    does) the signal *number*; gives its exit code and what it said.
 
     Raises `AssertionError` if one of its processes is left.
     """
@@ -38,7 +40,8 @@ def stop(
             time.sleep(wait)
         running = _below(process.pid)
         for pid in [process.pid, *(running if group else [])]:
-            os.kill(pid, number)
+            with contextlib.suppress(ProcessLookupError):  # ended by the first of them, which has heard it before
+                os.kill(pid, number)
         _, said = process.communicate(timeout=60)
     for _ in range(100):
         left = [pid for pid in running if Path(f"/proc/{pid}").exists()]

@@ -1,5 +1,5 @@
-"""SIGTERM ends a simulation in one line, with exit code 143, as Ctrl-C does with 130; backends and models that are not
-installed are one line too."""
+"""SIGTERM ends a simulation in one line, with exit code 143, as Ctrl-C does with 130; backends and models that are
+not installed are one line too."""
 
 import signal
 from importlib.util import find_spec

@@ -10,6 +10,8 @@ import weakref
 import pytest
 import torch
 from servetwin.core import Request, ServeTwinError, Worker, WorkerView
+from servetwin.experiments.backend import Backend, Setup
+from servetwin.experiments.resolve import load
 from servetwin.policies.edf import EDF
 from servetwin.real import Options, Server
 
@@ -111,6 +113,25 @@ def test_a_run_that_does_not_begin_gives_its_units_back():
     stages, workers = system(server.kind, [("dit",), ("vae",)], 2)
     assert server.serve(stages, workers, [Request(0, 0.0, 60.0, {"dit": 2})]).summary.met == 1
     assert not server.site("gpu0")._used
+
+
+def test_a_backend_lets_go_of_a_model_when_a_run_needs_another():
+    """Of a sweep over models, or over so many requests that there must be more slots, one model is kept."""
+    backend = Backend(Setup(devices=("cpu",), foreign=True))
+    networks = []
+    for name, count in (("tiny-dit-cpu", 3), ("tiny-palette-cpu", 3), ("tiny-dit-cpu", 3), ("tiny-dit-cpu", 3)):
+        assert backend.run(load(name, [("requests", count)])).summary.requests == count
+        (server,) = backend.servers.values()
+        networks.append(weakref.ref(server.site("gpu0").model.networks[server.kind.loop]))
+        kind, devices = server.kind, {"gpu0": "cpu"}
+        del server
+    assert [network() is None for network in networks] == [True, True, False, False]
+    assert networks[2]() is networks[3]()
+    more = backend._server(kind, devices, 1024)
+    assert list(backend.servers.values()) == [more]
+    assert networks[3]() is None
+    backend.close()
+    assert not backend.servers
 
 
 def test_a_server_that_nobody_needs_is_freed():
