@@ -164,7 +164,7 @@ def test_a_second_try_works_in_the_same_folder(servetwin, mine, whole, tmp_path)
     shutil.copytree(whole, mine)
     code, _, err = servetwin(*run)
     assert (code, err) == (0, "")
-    assert json.loads((tmp_path / "run/summary.json").read_text())["met"] == 2
+    assert json.loads((tmp_path / "run/summary.json").read_text())["requests"] == 2
 
 
 def test_in_processes_it_leaves_nothing_either(servetwin, mine, tmp_path):

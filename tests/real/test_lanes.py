@@ -10,8 +10,6 @@ import weakref
 import pytest
 import torch
 from servetwin.core import Request, ServeTwinError, Worker, WorkerView
-from servetwin.experiments.backend import Backend, Setup
-from servetwin.experiments.resolve import load
 from servetwin.policies.edf import EDF
 from servetwin.real import Options, Server
 
@@ -117,6 +115,9 @@ def test_a_run_that_does_not_begin_gives_its_units_back():
 
 def test_a_backend_lets_go_of_a_model_when_a_run_needs_another():
     """Of a sweep over models, or over so many requests that there must be more slots, one model is kept."""
+    from servetwin.experiments.backend import Backend, Setup  # not there where only torch is
+    from servetwin.experiments.resolve import load
+
     backend = Backend(Setup(devices=("cpu",), foreign=True))
     networks = []
     for name, count in (("tiny-dit-cpu", 3), ("tiny-palette-cpu", 3), ("tiny-dit-cpu", 3), ("tiny-dit-cpu", 3)):
