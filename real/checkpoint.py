@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from servetwin.core import BadInput
 from torch import nn
 
@@ -44,6 +43,8 @@ def load(kind: Kind, name: str, weights: Path, make: Any, plain: nn.Module, dtyp
 
     Raises `BadInput` if a tensor is missing, has no place in it, or has another shape than that of *kind*.
     """
+    import transformers
+
     folder = _folder(kind, name, weights)
     config = _config(folder)
     _compatible(kind, name, folder, config, plain)
