@@ -23,3 +23,14 @@ class BadInput(ServeTwinError):
 
 class LawBroken(ServeTwinError):
     """A law of the design (docs/laws.md) did not hold in a run: a fault of ServeTwin or of a policy."""
+
+
+class Stopped(BaseException):
+    """A signal ended what was under way: *exit_code* is the command line's, 128 and the signal's number.
+
+    As `KeyboardInterrupt` it is no `Exception`, so that nobody takes it for trouble of a run and goes on.
+    """
+
+    def __init__(self, how: str, exit_code: int = 130) -> None:
+        self.exit_code = exit_code
+        super().__init__(how)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +9,12 @@ from servetwin.core import BadInput, Recorder, Worker
 from servetwin.core.token_worker import TokenWorker
 
 from . import build
-from .backend import Plan, Say, same_device, write_report
+from .backend import Plan, Say, recording, same_device, write_report
 from .config import Experiment, WorkerSpec
-from .engines import is_engine, prepare
+from .engines import context_of, engine_limits, is_ahead, is_engine, prepare
 from .graph import make_router, real_tools
 from .llmspec import TokenSLOSpec
+from .vllm_backend import check_limits, require_vllm
 
 if TYPE_CHECKING:
     from servetwin.real.agents import EngineProcess
@@ -51,12 +51,9 @@ def run(
 
 def check(experiment: Experiment, *, foreign: bool = False) -> None:
     """Raise `BadInput` unless the engines of *experiment* can be had here."""
-    from servetwin.real import require
-
-    if find_spec("vllm") is None:
-        raise BadInput("real language models need vllm, which is not installed", right="an environment with vLLM")
-    require()
+    require_vllm()
     import torch
+    from servetwin.profiles import load
 
     actual = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     for device, profile in build.load_profiles(experiment).items():
@@ -64,6 +61,11 @@ def check(experiment: Experiment, *, foreign: bool = False) -> None:
         if not foreign and not same_device(profiled, actual):
             what = f"the profile {profile.name} is of {profiled}, but this machine has {actual}"
             raise BadInput(what, where=f"deployment.devices.{device}", right="one taken here; or --any-device")
+    for i, spec in enumerate(experiment.deployment.workers):
+        if is_engine(experiment, spec) and is_ahead(spec, load(experiment.deployment.devices[spec.device or ""])):
+            what = "engines in processes of their own decide a step when the one before is over"
+            right = "asynchronous: false; or --backend vllm, for a language model alone"
+            raise BadInput(what, where=f"deployment.workers.{i}.engine.asynchronous", right=right)
 
 
 class AgentsBackend:
@@ -85,6 +87,7 @@ class AgentsBackend:
 
         plan = Plan(experiment, diffusion=False)
         stages, workers, wiring = plan.system()
+        check_limits(workers)
         ours = [self._worker(w) for w in workers]
         wiring["router"] = make_router(plan.experiment, ours)
         tools = real_tools(plan.experiment)
@@ -95,7 +98,7 @@ class AgentsBackend:
         if folder is not None:
             recorder = build.folder_for(experiment, folder, {**build.describe(experiment), "kind": "real"})
         prepare(recorder, plan.experiment, ours)
-        with build.closing(recorder):
+        with recording(recorder, folder):
             after = experiment.system.stop_after
             report = serve(
                 stages, ours, plan.requests, self.engines, recorder, tools=tools, stop_after=after, **wiring
@@ -142,6 +145,7 @@ class AgentsBackend:
 
         profile = load(experiment.deployment.devices[spec.device or ""])
         data, limit = profile.token_data, spec.limit or 1
+        limits = engine_limits(spec, profile)
         engines = sum(is_engine(experiment, w) for w in experiment.deployment.workers)
         cpu = profile.data.device.kind == "cpu"
         kv_bytes = CPU_KV if cpu else None
@@ -153,10 +157,10 @@ class AgentsBackend:
         return {
             "model": self.model or data.architecture,
             "dtype": PRECISIONS.get(profile.data.precision, "float32"),
-            "max_model_len": data.engine.max_model_len,
-            "max_batched_tokens": data.engine.max_batched_tokens,
+            "max_model_len": context_of(spec, profile),
+            "max_batched_tokens": limits.max_batched_tokens,
             "max_sequences": limit,
-            "block_size": data.kv.block_size,
+            "block_size": limits.block_size,
             "gpu_memory_utilization": data.engine.gpu_memory_utilization / engines,
             "kv_bytes": kv_bytes,
             "graphs": (1, 2, 4, *range(8, limit + 1, 8)) if data.engine.cuda_graphs and not cpu else (),

@@ -9,8 +9,11 @@ how long they took by batch size.
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -61,7 +64,10 @@ class Setup:
 
 
 class Backend:
-    """Serves experiments for real as *setup* says; a model stays where it is from one run to the next."""
+    """Serves experiments for real as *setup* says.
+
+    A model stays where it is from one run to the next, until a run needs another one (or more slots, other devices).
+    """
 
     def __init__(self, setup: Setup | None = None) -> None:
         from servetwin.real import require
@@ -92,20 +98,16 @@ class Backend:
         if folder is not None:
             recorder = build.folder_for(experiment, folder, describe(experiment, server))
         say(f"warming up, then serving {len(plan.requests)} requests")
-        try:
-            with build.closing(recorder):
-                report = server.serve(
-                    stages,
-                    workers,
-                    plan.requests,
-                    recorder,
-                    stop_after=experiment.system.stop_after,
-                    tools=tools,
-                    **wiring,
-                )
-        except ServeTwinError as problem:
-            kept = f"; what was recorded is in {folder}" if folder is not None else ""
-            raise type(problem)(f"{problem}{kept}") from problem
+        with recording(recorder, folder):
+            report = server.serve(
+                stages,
+                workers,
+                plan.requests,
+                recorder,
+                stop_after=experiment.system.stop_after,
+                tools=tools,
+                **wiring,
+            )
         if folder is not None:
             write_report(folder, report)
         return report
@@ -114,8 +116,42 @@ class Backend:
         slots = self.setup.slots or slots
         key = (kind.name, tuple(sorted(devices.items())), slots)
         if key not in self.servers:
-            self.servers[key] = make_server(kind, self.setup, devices, slots)
+            server = make_server(kind, self.setup, devices, slots)
+            self.close()  # two models need not fit beside each other
+            self.servers[key] = server
         return self.servers[key]
+
+    def close(self) -> None:
+        """Let go of the model that was served last, and of its memory."""
+        if not self.servers:
+            return
+        self.servers.clear()
+        import torch
+
+        gc.collect()  # networks and what works on them know each other
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+@contextmanager
+def recording(recorder: Recorder, folder: Path | None) -> Iterator[None]:
+    """Close *recorder*, whose files are in *folder*, when the run is over, and say where the records of a run are
+    that was cut short.
+
+    Ctrl-C becomes a `Stopped`. If the run was refused (`BadInput`) before a request came, nothing of it stays.
+    """
+    kept = f"; what was recorded is in {folder}" if folder is not None else ""
+    try:
+        with build.said_where(folder), build.closing(recorder):
+            yield
+    except BadInput as problem:
+        if recorder.summary.requests == 0:
+            if folder is not None:
+                shutil.rmtree(folder)
+            raise
+        raise ServeTwinError(f"{problem}{kept}") from problem
+    except ServeTwinError as problem:
+        raise type(problem)(f"{problem}{kept}") from problem
 
 
 class HasReport(Protocol):
@@ -182,6 +218,10 @@ def make_server(kind: Kind, setup: Setup, devices: Mapping[str, str], slots: int
     )
     for name in devices:
         options.torch_device(name)
+    if weights is not None:
+        from servetwin.real.checkpoint import check
+
+        check(kind, weights)
     return Server(kind, options)
 
 

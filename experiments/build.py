@@ -25,6 +25,7 @@ from servetwin.core import (
     Worker,
     WorkerView,
 )
+from servetwin.core.errors import Stopped
 from servetwin.core.tokens import TokenPolicy
 
 from . import registry, yamlfile
@@ -110,7 +111,7 @@ def run(experiment: Experiment, folder: Path | None = None) -> Summary:
         return build(experiment).play()
     build(experiment)  # what is wrong shows before anything is written
     recorder = folder_for(experiment, folder, describe(experiment))
-    with closing(recorder):
+    with said_where(folder), closing(recorder):
         return build(experiment, recorder).play()
 
 
@@ -138,6 +139,18 @@ def closing(recorder: Recorder) -> Iterator[None]:
     finally:
         if isinstance(recorder, RunFolder):
             recorder.close(complete=complete)
+
+
+@contextmanager
+def said_where(folder: Path | None) -> Iterator[None]:
+    """Let what a signal ends (Ctrl-C becomes a `Stopped`) say that its records are in *folder*."""
+    kept = f"; what was recorded is in {folder}" if folder is not None else ""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Stopped(f"interrupted{kept}") from None
+    except Stopped as stop:
+        raise Stopped(f"{stop}{kept}", stop.exit_code) from None
 
 
 def load_profiles(experiment: Experiment) -> dict[str, Profile]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import signal
 import sys
 import time
 from contextlib import nullcontext
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from servetwin.core.errors import BadInput, ServeTwinError
+from servetwin.core.errors import BadInput, ServeTwinError, Stopped
 
 from . import commands
 from .commands import (
@@ -503,8 +504,17 @@ OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACC
 
 
 def main() -> None:
-    """Run the command line. Errors are one line on standard error; 2 is the exit code of wrong input."""
+    """Run the command line. Errors are one line on standard error; 2 is the exit code of wrong input.
+
+    SIGTERM (of a batch system, or of a container's end) ends a run as Ctrl-C does, with exit code 143.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(_run())
+
+
+def _terminate(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # once is enough: what was recorded is being written
+    raise Stopped("terminated", 128 + number)
 
 
 def _run() -> int:
@@ -512,6 +522,8 @@ def _run() -> int:
         code = app(sys.argv[1:] or ["--help"], prog_name="servetwin", standalone_mode=False)
     except ServeTwinError as error:
         return _fail(str(error), error.exit_code)
+    except Stopped as stop:
+        return _fail(str(stop), stop.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", 130)
     except BrokenPipeError:

@@ -59,9 +59,12 @@ def measure(
         _whole(out, lambda path: path.write_text(text, encoding="utf-8"))
         return load(str(out))
     from servetwin.real import require
+    from servetwin.real.kinds import KINDS, find
 
+    if model not in KINDS:
+        right = f"one of {', '.join(KINDS)}, tiny-opt, or a language model such as opt-13b or llama-3.1-8b"
+        raise BadInput(f"unknown model {model!r}", right=right)
     require()  # one clear line if torch is not there
-    from servetwin.real.kinds import find
     from servetwin.real.profiler import take_profile, write_profile
     from servetwin.real.server import device_facts
 

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import itertools
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from servetwin.core import BadInput, Recorder, Summary
+from servetwin.core import BadInput, Recorder, Summary, Worker
 from servetwin.core.token_worker import TokenWorker
 from servetwin.core.tokens import TokenRequest
 
 from . import build
-from .backend import Plan, Say, write_report
+from .backend import Plan, Say, recording, write_report
 from .config import Experiment
 from .engines import prepare
 
@@ -92,7 +94,7 @@ class VllmBackend:
             meta = {**build.describe(experiment), "kind": "real", "engine": {"url": url}}
             recorder = build.folder_for(experiment, folder, meta)
         prepare(recorder, plan.experiment, workers)
-        with build.closing(recorder):
+        with recording(recorder, folder):
             record(run, worker, {r.id: r for r in plan.requests}, recorder)  # type: ignore[misc]
         report = VllmReport(recorder.summary, _spread(run.lateness), {}, {"url": url}, 0, {}, {}, {})
         if folder is not None:
@@ -104,13 +106,14 @@ class VllmBackend:
 
         Raises `BadInput` before anything is written.
         """
-        from servetwin.real.vllm_records import record
-        from servetwin.real.vllm_scheduler import Estimates, Settings
-
         say = say or (lambda _: None)
         plan = Plan(experiment, diffusion=False)
         _, workers, _ = plan.system()
         worker = self._only(workers, experiment)
+        require_vllm()
+        from servetwin.real.vllm_records import record
+        from servetwin.real.vllm_scheduler import Estimates, Settings
+
         ((_, profile),) = plan.profiles.items()
         planned = planned_of(plan, worker)
         options = self._options(worker, profile)
@@ -123,7 +126,8 @@ class VllmBackend:
             recorder = build.folder_for(experiment, folder, meta)
         prepare(recorder, plan.experiment, workers)
         say(f"warming up, then serving {len(planned)} requests")
-        with build.closing(recorder):
+        by_id: Any = {r.id: r for r in plan.requests}
+        with recording(recorder, folder):
             engine.serve(_warm_up(planned), Settings(name=view.name), policy=None)
             run = engine.serve(
                 planned,
@@ -131,8 +135,9 @@ class VllmBackend:
                 policy=worker.policy,
                 estimates=estimates,
                 stop_after=experiment.system.stop_after,
+                stopped=lambda run: record(run, worker, by_id, recorder),
             )
-            record(run, worker, {r.id: r for r in plan.requests}, recorder)  # type: ignore[misc]
+            record(run, worker, by_id, recorder)
         report = _report(run, recorder.summary, engine)
         if folder is not None:
             write_report(folder, report)
@@ -144,10 +149,7 @@ class VllmBackend:
             raise BadInput(
                 f"vLLM cannot serve {what}", where=experiment.name, right="one engine: a pipeline of one llm module"
             )
-        limits = workers[0].view.limits
-        if limits.preemption != "recompute" or limits.stamp != "sent" or limits.headroom:
-            right = "preemption: recompute, stamp: sent, headroom: 0"
-            raise BadInput("vLLM's V1 engine is not like that", where="deployment.workers.0.engine", right=right)
+        check_limits(workers)
         return workers[0]
 
     def _options(self, worker: TokenWorker, profile: Profile) -> EngineOptions:
@@ -185,6 +187,26 @@ class VllmBackend:
             say(f"starting vLLM with {options.model} on {there}")
             self.engines[options] = VllmEngine(options)
         return self.engines[options]
+
+
+def require_vllm() -> None:
+    """Raise `BadInput` unless vLLM is installed, and torch with it."""
+    missing = [name for name in ("vllm", "torch") if find_spec(name) is None]
+    if missing:
+        are = "is" if len(missing) == 1 else "are"
+        what = f"language models need {' and '.join(missing)}, which {are} not installed"
+        raise BadInput(what, right="an environment with vLLM: pip install 'servetwin[llm]' (docs/vllm.md)")
+
+
+def check_limits(workers: Sequence[Worker]) -> None:
+    """Raise `BadInput` where an engine is asked for that vLLM's is not."""
+    for i, worker in enumerate(workers):
+        if not isinstance(worker, TokenWorker):
+            continue
+        limits = worker.view.limits
+        if limits.preemption != "recompute" or limits.stamp != "sent" or limits.headroom:
+            right = "preemption: recompute, stamp: sent, headroom: 0"
+            raise BadInput("vLLM's V1 engine is not like that", where=f"deployment.workers.{i}.engine", right=right)
 
 
 def planned_of(plan: Plan, worker: TokenWorker) -> list[Planned]:

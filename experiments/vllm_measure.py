@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from servetwin.core import BadInput
 
-from .vllm_backend import GRAPHS, LARGER
+from .vllm_backend import GRAPHS, LARGER, require_vllm
 
 if TYPE_CHECKING:
     from servetwin.real.vllm_engine import EngineOptions
@@ -29,8 +29,10 @@ TINY = "tiny-opt"
 
 
 def is_language_model(model: str) -> bool:
-    """Whether *model* names one that vLLM is to measure: tiny-opt, or an OPT with random weights."""
-    return model == TINY or model.startswith("opt-")
+    """Whether *model* names one that vLLM is to measure: tiny-opt, or a known architecture with random weights."""
+    from servetwin.profiles.architectures import architectures
+
+    return model == TINY or model.startswith("opt-") or model in architectures()
 
 
 def plan_for(
@@ -82,6 +84,8 @@ def measure_language_model(
     """Measure *model*, and give the text of its profile file; *name* makes the profile's name of the device's."""
     from servetwin.profiles.schema import ProfileFile
     from servetwin.real.vllm_engine import VllmEngine, device_name
+
+    require_vllm()
     from servetwin.real.vllm_profile import Grid, measure
     from servetwin.real.vllm_rotation import rotate
     from servetwin.real.vllm_section import profile_content

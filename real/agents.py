@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import signal
 import threading
 import time
 from array import array
@@ -20,6 +21,7 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from servetwin.core import BadInput, Outcome, Recorder, Request, ServeTwinError, ServingLoop, Stage, Worker
+from servetwin.core.errors import Stopped
 from servetwin.core.pool import Pool
 from servetwin.core.token_batch import TokenBatch
 from servetwin.core.token_engine import TokenEngine
@@ -81,7 +83,7 @@ class EngineProcess:
             except OSError:
                 pass
             if self.process.is_alive():
-                self.process.terminate()
+                self.process.kill()
                 self.process.join()
         self.pipe.close()
 
@@ -116,6 +118,10 @@ class EngineWorker(TokenWorker):
         self.loop = loop
         self._engine = TokenEngine(loop, self)
         self.receive: Callable[[Any], None] = self._receive
+
+    def direct(self) -> None:  # type: ignore[override]
+        """There is no shorter way: what it inherits would lead into the simulated engine."""
+        return
 
     def task(self, request: Request, now: float) -> TokenTask:
         task = self._engine.task(request, now)
@@ -259,10 +265,10 @@ def serve(
     """Serve *requests* for real with *workers*: each `EngineWorker` by the engine of its name, pools by *tools*.
 
     *wiring* goes to the `ServingLoop`. Raises `BadInput` for a worker that nothing serves, and `ServeTwinError` if
-    the run breaks.
+    the run breaks (Ctrl-C, and `Stopped` by a signal, as itself): what is live then fails, and the records are whole.
     """
     from .executor import RealExecutor
-    from .server import Log, report
+    from .server import Log, report, say
 
     log = Log(recorder or Recorder(), passes_batches=False)  # the engines tell of their steps themselves
     log.wants_token_times = log.inner.wants_token_times
@@ -281,15 +287,18 @@ def serve(
     ours = [worker for worker in workers if isinstance(worker, EngineWorker)]
     try:
         executor.play(loop, requests, stop_after)
+    except (Exception, KeyboardInterrupt, Stopped) as problem:
+        reason = say(problem)
+        loop.stop(reason)
+        if isinstance(problem, KeyboardInterrupt | Stopped):
+            raise
+        raise ServeTwinError(f"the run ended early: {reason}") from problem
     finally:
         log.write()
         for worker in ours:
             worker.end()
         executor.close()
-    steps = sorted((batch for worker in ours for batch in worker.batches()), key=lambda batch: batch.end)
-    for number, batch in enumerate(steps, 1):
-        batch.id = number
-        log.inner.batch(batch)
+        _tell_steps(ours, log.inner)
     found = report(log, executor.lateness)
     found.tools = {name: tool.told() for name, tool in executor.tools.items()}
     found.tools |= {worker.name: worker.costs() for worker in ours}
@@ -304,10 +313,20 @@ def serve(
     return found
 
 
+def _tell_steps(workers: Sequence[EngineWorker], recorder: Recorder) -> None:
+    """The steps of all engines, in the order in which they ended."""
+    steps = sorted((batch for worker in workers for batch in worker.batches()), key=lambda batch: batch.end)
+    for number, batch in enumerate(steps, 1):
+        batch.id = number
+        recorder.batch(batch)
+
+
 # -- in the engine's process ------------------------------------------------------------------------------------
 
 
 def _serve(pipe: Connection, setup: EngineSetup) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # those that go to a whole group are for the run, which ends this
+        signal.signal(number, signal.SIG_IGN)
     try:
         from .vllm_engine import EngineOptions, VllmEngine
         from .vllm_scheduler import Settings
@@ -317,8 +336,8 @@ def _serve(pipe: Connection, setup: EngineSetup) -> None:
         engine.scheduler.install(Settings(**setup.settings))
         pipe.send(engine.describe())
         _work(pipe, engine)
-    except (EOFError, KeyboardInterrupt):
-        return
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # the run is no more
     except BaseException as error:
         pipe.send(("broken", f"{type(error).__name__}: {error}"))
 

@@ -9,6 +9,7 @@ number and when it was sent. Times are seconds on the machine's monotonic clock,
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import struct
 import subprocess
@@ -74,6 +75,7 @@ class Client:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as an interrupt: the run hears it too, and ends this
     channel = socket.socket(fileno=int(sys.argv[1]))
     read = sys.stdin.buffer.read
     due = array("d")

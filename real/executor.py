@@ -123,7 +123,8 @@ class RealExecutor:
                 if here is not there and task.id in here.progress:
                     assert isinstance(here, Site)
                     assert isinstance(there, Site)
-                    here.hand_over(task.id, there)
+                    lane = self.lanes.get(source)
+                    here.hand_over(task.id, there, lane.event if isinstance(lane, StreamLane) else None)
         if self._outbox is not None and target is not source:
             self._outbox.append((task, deliver))
         else:

@@ -10,6 +10,7 @@ import torch
 from servetwin.core import Batch, Task, Worker
 
 from .site import OUTPUT, Progress, Site
+from .unit import Unit
 
 Done = Callable[[Batch], None]
 #: Takes the finished image (bytes, 3 x height x width) of a request by its id.
@@ -29,12 +30,16 @@ class Lane:
         self.done: Done | None = None
         stage, limit = worker.stage, worker.view.limit
         site.check(stage.modules)
-        for module in stage.modules:
-            site.warm(module, limit)
         self.last = not stage.next
         self.converts = self.last and OUTPUT in site.model.bodies
-        if self.converts:
-            site.warm(OUTPUT, limit)
+        #: What runs its modules: nobody else's, while it is not closed.
+        self.units: dict[str, Unit] = {}
+        try:
+            for module in (*stage.modules, *([OUTPUT] if self.converts else [])):
+                self.units[module] = site.lease(module, limit, self)
+        except BaseException:
+            site.give_back(self)
+            raise
         if self.last:
             self.images = torch.zeros(limit, *site.model.image_shape, dtype=torch.uint8, pin_memory=site.gpu)
         self.leaving: list[Progress] = []
@@ -63,35 +68,36 @@ class Lane:
 
     def close(self) -> None:
         """No more batches come."""
+        self.site.give_back(self)
 
     def work(self, batch: Batch) -> None:
         """Do what *batch* asks for, on the current stream."""
-        site, stage = self.site, self.worker.stage
+        site, stage, units = self.site, self.worker.stage, self.units
         progress = [site.take(task.request) for task in batch.tasks]
         leaving = progress
         if stage.loop is None:
             for module in stage.modules:
-                site.once(module, progress)
+                site.once(module, progress, units[module])
         else:
             joining = [i for i, p in enumerate(progress) if p.rows is None]
             if joining:
                 for module in stage.before:
-                    site.once(module, [progress[i] for i in joining])
+                    site.once(module, [progress[i] for i in joining], units[module])
                 for i in joining:
                     site.begin(progress[i], batch.tasks[i].iterations)
             for _ in range(batch.iterations):
-                site.step(progress)
+                site.step(progress, units[stage.loop])
             if not batch.leaves:
                 self.leaving = []
                 return
             steps = batch.iterations
             leaving = [p for p, task in zip(progress, batch.tasks, strict=True) if task.left <= steps]
             for module in stage.after:
-                site.once(module, leaving)
+                site.once(module, leaving, units[module])
         self.leaving = leaving if self.last else []
         if self.last:
             if self.converts:
-                site.once(OUTPUT, leaving)
+                site.once(OUTPUT, leaving, units[OUTPUT])
             images = site.model.state["image"]
             for i, p in enumerate(leaving):
                 self.images[i].copy_(images[p.slot], non_blocking=True)
@@ -129,6 +135,8 @@ class StreamLane(Lane):
             if begins:
                 site.begin(progress, task.left)
             self.prepared.record(self.side)
+        if site.gpu:  # for another lane too, if this one never runs it
+            site.pending[progress.slot] = self.prepared
         self.awaits = True
 
     def start(self, batch: Batch, done: Done) -> None:
@@ -168,6 +176,7 @@ class ThreadLane(Lane):
     def close(self) -> None:
         self._jobs.put(None)
         self._thread.join()
+        super().close()
 
     def _serve(self) -> None:
         with torch.no_grad():

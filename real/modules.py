@@ -21,10 +21,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from servetwin.core import BadInput
 from torch import Tensor, nn
 from torch.nn import functional
 
+from . import checkpoint
 from .kinds import Kind
 from .options import Options
 
@@ -236,10 +236,6 @@ def _pixels(x: Tensor) -> Tensor:
     return ((x.float() * 0.5 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).contiguous()
 
 
-#: Where the networks of a checkpoint lie in its folder, as diffusers' pipelines store them.
-FOLDERS = {"clip": "text_encoder", "unet": "unet", "dit": "transformer", "vae": "vae", "safety": "safety_checker"}
-
-
 def _build(kind: Kind, name: str, config: Any, options: Options, device: torch.device) -> nn.Module:
     """A network, from its checkpoint if there is one and else from its configuration with random weights."""
     from diffusers import AutoencoderKL, DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
@@ -255,20 +251,22 @@ def _build(kind: Kind, name: str, config: Any, options: Options, device: torch.d
         "safety": StableDiffusionSafetyChecker,
     }
     make = classes[name]
-    if options.weights is not None:
-        folder = options.weights / FOLDERS[name]
-        if not folder.is_dir():
-            raise BadInput("the checkpoint has no such folder", where=str(folder), right="diffusers' layout")
-        return make.from_pretrained(folder, torch_dtype=options.dtype(device), local_files_only=True)
     plain = dict(config)
-    with device:  # on a GPU random weights are drawn there, which takes seconds less
+
+    def empty() -> nn.Module:
         if name == "clip":
             return make(CLIPTextConfig(**plain))
+        return make(CLIPConfig(**plain)) if name == "safety" else make(**plain)
+
+    if options.weights is not None:
+        with torch.device("meta"):
+            shape = empty()
+        return checkpoint.load(kind, name, options.weights, make, shape, options.dtype(device))
+    with device:  # on a GPU random weights are drawn there, which takes seconds less
+        network: Any = empty()
         if name == "safety":
-            checker = make(CLIPConfig(**plain))
-            for parameter in (checker.concept_embeds_weights, checker.special_care_embeds_weights):
+            for parameter in (network.concept_embeds_weights, network.special_care_embeds_weights):
                 parameter.data.fill_(1.0)  # thresholds that random weights do not reach
-            for parameter in (checker.concept_embeds, checker.special_care_embeds):
+            for parameter in (network.concept_embeds, network.special_care_embeds):
                 parameter.data.normal_()
-            return checker
-        return make(**plain)
+        return network

@@ -237,7 +237,8 @@ def _main(
     threads: int,
 ) -> None:
     """A worker: builds its modules, says that it is ready, then runs what it is told until it is told None."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt at the keyboard is for the run, which then ends this
+    for number in (signal.SIGINT, signal.SIGTERM):  # those that go to a whole group are for the run, which ends this
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(threads)
     try:
         site = Site(kind, options, device)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from servetwin.core import BadInput, Batch, Recorder, Request, ServeTwinError, ServingLoop, Stage, Summary, Worker
+from servetwin.core.errors import Stopped
 from servetwin.core.pool import Pool
 
 from .executor import RealExecutor
@@ -172,16 +173,16 @@ class Server:
 
         Every batch size is warmed up before the clock starts. Whatever ends the run early (Ctrl-C, memory that ran
         out, a lane that broke) leaves the records intact, with the live requests failed, and is raised as
-        `ServeTwinError` (Ctrl-C as itself).
+        `ServeTwinError` (Ctrl-C, and `Stopped` by a signal, as itself).
         """
         log = Log(recorder or Recorder())
         executor, loop = self.prepare(stages, workers, log, sink=sink, tools=tools, **wiring)
         try:
             executor.play(loop, list(requests), stop_after)
-        except (Exception, KeyboardInterrupt) as problem:
-            reason = _say(problem)
+        except (Exception, KeyboardInterrupt, Stopped) as problem:
+            reason = say(problem)
             loop.stop(reason)
-            if isinstance(problem, KeyboardInterrupt):
+            if isinstance(problem, KeyboardInterrupt | Stopped):
                 raise
             raise ServeTwinError(f"the run ended early: {reason}") from problem
         finally:
@@ -254,13 +255,14 @@ def _exercise(site: Site, seconds: float) -> None:
             torch.cuda.synchronize(site.device)
 
 
-def _say(problem: BaseException) -> str:
+def say(problem: BaseException) -> str:
+    """What ended a run, in one line: the reason with which its live requests fail."""
     if isinstance(problem, KeyboardInterrupt):
         return "interrupted"
     if isinstance(problem, torch.OutOfMemoryError):
         return "the device ran out of memory"
-    text = str(problem).strip().splitlines()
-    return text[0] if isinstance(problem, ServeTwinError) else f"{type(problem).__name__}: {text[0] if text else ''}"
+    text = [*str(problem).strip().splitlines(), ""][0]
+    return text if isinstance(problem, ServeTwinError | Stopped) else f"{type(problem).__name__}: {text}"
 
 
 def report(log: Log, lateness: Sequence[float]) -> Report:

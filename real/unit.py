@@ -37,7 +37,7 @@ class _Mapped:
 
 
 class Unit:
-    """Runs *body* on batches of up to *limit* requests."""
+    """Runs *body* on batches of up to *limit* requests, one at a time: for a single lane (`Site.lease`)."""
 
     def __init__(
         self, name: str, body: Body, limit: int, device: torch.device, *, eager: bool, priority: int = 0

@@ -12,13 +12,15 @@ import os
 import select
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from servetwin.core import BadInput, ServeTwinError
+from servetwin.core.errors import Stopped
 from servetwin.core.tokens import TokenPolicy
 
 from .client import END, PACKET, Client
@@ -293,10 +295,12 @@ class VllmEngine:
         policy: TokenPolicy | None = None,
         estimates: Any = None,
         stop_after: float | None = None,
+        stopped: Callable[[Run], None] | None = None,
     ) -> Run:
         """Send *requests* (by arrival) on their clock under the policy of *settings* until all have ended.
 
-        With *stop_after* whatever is left so many seconds after the last was sent fails.
+        With *stop_after* whatever is left so many seconds after the last was sent fails. What ends the run early
+        (Ctrl-C, `Stopped` by a signal, a step that breaks) is raised; *stopped* first hears of the run until then.
         """
         scheduler = self.scheduler
         self.empty()
@@ -310,7 +314,6 @@ class VllmEngine:
         ended: dict[int, str] = {}
         ends: dict[int, float] = {}
         intake: list[float] = []
-        preemptions: dict[int, int] = {}
         client = Client([r.arrival for r in requests])
         closed, taken, stop_at = False, 0, float("inf")
         try:
@@ -357,30 +360,49 @@ class VllmEngine:
                             aborted = out.outputs[0].finish_reason == "abort"
                             ended[number] = "dropped" if aborted else "finished"
                             ends[number] = scheduler.now()
+        except (Exception, KeyboardInterrupt, Stopped) as problem:
+            if stopped is not None:
+                run = self._run(by_id, sent, queued, ended, ends, intake)
+                run.reason = _reason(problem)
+                stopped(run)
+            raise
         finally:
             client.close()
             scheduler.keep_log = False
+        run = self._run(by_id, sent, queued, ended, ends, intake)
+        self.empty()
+        return run
+
+    def _run(
+        self,
+        by_id: Mapping[int, Planned],
+        sent: Mapping[int, float],
+        queued: Mapping[int, float],
+        ended: Mapping[int, str],
+        ends: Mapping[int, float],
+        intake: list[float],
+    ) -> Run:
+        """What has been served until now; what has not ended has failed."""
+        scheduler = self.scheduler
+        preemptions: Counter[int] = Counter()
         for log in scheduler.log:
-            for number in log.preempted:
-                preemptions[number] = preemptions.get(number, 0) + 1
+            preemptions.update(log.preempted)
         served = [
             Served(
                 number,
                 at,
                 by_id[number].prompt,
                 by_id[number].output,
-                queued[number],
+                queued.get(number, at),
                 ended.get(number, "failed"),  # type: ignore[arg-type]
                 scheduler.times.get(number, []),
-                preemptions.get(number, 0),
+                preemptions[number],
                 ends.get(number, scheduler.now()),
             )
             for number, at in sent.items()
         ]
         lateness = [at - by_id[number].arrival for number, at in sent.items()]
-        run = Run(served, list(scheduler.log), lateness, intake, scheduler.now())
-        self.empty()
-        return run
+        return Run(served, list(scheduler.log), lateness, intake, scheduler.now())
 
     def _wait(self, client: Client, scheduler: Any, idle: bool, closed: bool) -> None:
         """Sleep until something arrives or the policy wants to be asked again; a GPU host watches the clock."""
@@ -388,6 +410,14 @@ class VllmEngine:
         left = min(LOOK, max(0.0, until - scheduler.now()))
         if left > 0:  # a channel whose other end is closed is always ready
             select.select([] if closed else [client.channel], [], [], left)
+
+
+def _reason(problem: BaseException) -> str:
+    """Why the requests fail that were live when *problem* came."""
+    if isinstance(problem, KeyboardInterrupt):
+        return "interrupted"
+    text = [*str(problem).strip().splitlines(), ""][0]
+    return text if isinstance(problem, ServeTwinError | Stopped) else f"{type(problem).__name__}: {text}"
 
 
 @contextmanager

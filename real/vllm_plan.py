@@ -45,6 +45,7 @@ class Run:
     lateness: list[float]
     intake: list[float]
     seconds: float
+    reason: str = "cut off by the stop"  #: why those failed that did
 
 
 def prompt_ids(planned: Planned) -> list[int]:

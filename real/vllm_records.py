@@ -34,7 +34,7 @@ def record(run: Run, worker: TokenWorker, planned: dict[int, TokenRequest], reco
         request = tasks[served.id].request
         events.append((request.arrival, 0, lambda r=request: recorder.arrived(r)))  # type: ignore[misc]
         end = served.times[-1] if served.outcome == "finished" else served.ended
-        _settle(tasks[served.id], served, end)
+        _settle(tasks[served.id], served, end, run.reason)
         events.append((end, 2, lambda r=request, t=end: recorder.ended(r, t)))  # type: ignore[misc]
     batches = _batches(run, worker, tasks)
     events += [(batch.end, 1, lambda b=batch: recorder.batch(b)) for batch in batches]  # type: ignore[misc]
@@ -60,7 +60,7 @@ def _task(served: Served, worker: TokenWorker, planned: TokenRequest, started: f
     return task
 
 
-def _settle(task: TokenTask, served: Served, end: float) -> None:
+def _settle(task: TokenTask, served: Served, end: float, reason: str) -> None:
     """How the request of *task* ended."""
     request, view = task.request, task.worker.view  # type: ignore[union-attr]
     if served.outcome == "finished":
@@ -71,7 +71,7 @@ def _settle(task: TokenTask, served: Served, end: float) -> None:
     elif served.outcome == "dropped":
         request.outcome, request.reason = Outcome.DROPPED, f"dropped at {view.name}"
     else:
-        request.outcome, request.reason = Outcome.FAILED, "cut off by the stop"
+        request.outcome, request.reason = Outcome.FAILED, reason
 
 
 def _batches(run: Run, worker: TokenWorker, tasks: dict[int, TokenTask]) -> Iterator[TokenBatch]:

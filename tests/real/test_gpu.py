@@ -75,3 +75,44 @@ def test_time_between_iterations():
     report = server.serve(stages, workers, [Request(i, i * 0.02, 60.0, {"dit": 30}) for i in range(200)])
     assert report.summary.met == 200
     assert report.gap_ms["median"] <= 0.3
+
+
+#: GPU cycles for which a stream is held up: some 0.1 s, in which whoever does not wait is long through.
+HOLD = 200_000_000
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_hand_over_waits_for_the_source_and_is_waited_for(ordered, monkeypatch):
+    """Two sites on one GPU stand for two devices. The source's stream is held up before it writes the latents, and
+    the target reads them on a stream of its own: without the events (as it was) it would read what was there before.
+    """
+    if not ordered:  # then the test must be able to see it
+        monkeypatch.setattr(torch.cuda.Stream, "wait_event", lambda stream, event: None)
+    device = torch.device("cuda", 0)
+    kind, options = find("tiny-dit"), Options(slots=4)
+    here, there = Site(kind, options, device), Site(kind, options, device)
+    source, target = torch.cuda.Stream(device), torch.cuda.Stream(device)
+    written, seen = torch.cuda.Event(), []
+    torch.cuda.synchronize()
+    for number in range(12):  # more than there are slots
+        request = Request(number, 0.0, 1.0, {"dit": 4})
+        with torch.no_grad(), torch.cuda.stream(source):
+            progress = here.take(request)
+            here.begin(progress, 4)
+            torch.cuda._sleep(HOLD if number % 4 == 0 else HOLD // 50)
+            here.model.state["latents"][progress.slot].fill_(float(number + 1))
+            written.record(source)
+        here.hand_over(number, there, written)
+        with torch.no_grad(), torch.cuda.stream(target):
+            moved = there.take(request)
+            seen.append(there.model.state["latents"][moved.slot].clone())
+        with torch.no_grad(), torch.cuda.stream(source):  # the slot that is free here goes to somebody else at once
+            other = here.take(Request(1000 + number, 0.0, 1.0, {"dit": 4}))
+            here.model.state["latents"][other.slot].fill_(-1.0)
+            here.release(1000 + number)
+        if number % 2:
+            there.release(number - 1)
+            there.release(number)
+    torch.cuda.synchronize()
+    right = [bool((latents == number + 1).all()) for number, latents in enumerate(seen)]
+    assert all(right) == ordered, right

@@ -114,7 +114,7 @@ def test_from_the_command_line_until_ctrl_c(monkeypatch, capsys, tmp_path):
         thread.join()
     finally:
         signal.signal(signal.SIGINT, before)
-    assert capsys.readouterr().err == "servetwin: interrupted\n"
+    assert capsys.readouterr().err == f"servetwin: interrupted; what was recorded is in {folder}\n"
     assert json.loads((folder / "meta.json").read_text())["options"]["processes"] is True
     records = [json.loads(line) for line in (folder / "requests.jsonl").read_text().splitlines()]
     assert 0 < len(records) < 2000
