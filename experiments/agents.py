@@ -15,6 +15,7 @@ from .config import Experiment, WorkerSpec
 from .engines import is_engine, prepare
 from .graph import make_router, real_tools
 from .llmspec import TokenSLOSpec
+from .policycode import as_loaded
 
 if TYPE_CHECKING:
     from servetwin.real.agents import EngineProcess
@@ -78,6 +79,7 @@ class AgentsBackend:
         self.engines: dict[str, EngineProcess] = {}
         self._of: dict[str, Any] = {}
 
+    @as_loaded()
     def run(self, experiment: Experiment, folder: Path | None = None, say: Say | None = None) -> Report:
         """Serve *experiment*; with *folder*, leave its records there. Raises as `servetwin.real.agents.serve`."""
         say = say or (lambda _: None)
