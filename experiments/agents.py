@@ -14,6 +14,7 @@ from .config import Experiment, WorkerSpec
 from .engines import context_of, engine_limits, is_ahead, is_engine, prepare
 from .graph import make_router, real_tools
 from .llmspec import TokenSLOSpec
+from .policycode import as_loaded
 from .vllm_backend import check_limits, require_vllm
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class AgentsBackend:
         self.engines: dict[str, EngineProcess] = {}
         self._of: dict[str, Any] = {}
 
+    @as_loaded()
     def run(self, experiment: Experiment, folder: Path | None = None, say: Say | None = None) -> Report:
         """Serve *experiment*; with *folder*, leave its records there. Raises as `servetwin.real.agents.serve`."""
         say = say or (lambda _: None)

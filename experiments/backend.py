@@ -25,7 +25,9 @@ from .config import Experiment
 from .engines import contexts
 from .graph import make_budget, make_pipeline, make_router, make_ways, real_tools, without_tools
 from .names import suggest
+from .policycode import as_loaded
 from .replicas import expanded
+from .samerun import weights_digest
 from .workload import read_trace, requests
 
 if TYPE_CHECKING:
@@ -76,6 +78,13 @@ class Backend:
         self.setup = setup or Setup()
         self.servers: dict[tuple[str, tuple[tuple[str, str], ...], int], Server] = {}
 
+    def made_with(self, experiment: Experiment) -> dict[str, Any]:
+        """What ``meta.json`` of a run of *experiment* would say of the real side; no model is built for it."""
+        plan = Plan(experiment)
+        kind = model_of(plan, self.setup.model)
+        return real_facts(self._server(kind, device_names(plan.profiles, self.setup.devices), plan.slots()))
+
+    @as_loaded()
     def run(self, experiment: Experiment, folder: Path | None = None, say: Say | None = None) -> Report:
         """Serve *experiment*; with *folder*, leave its records there.
 
@@ -312,4 +321,11 @@ def _check_steps(planned: list[Request], kind: Kind, sampler: str) -> None:
 
 def describe(experiment: Experiment, server: Server) -> dict[str, Any]:
     """The content of ``meta.json``: that of a simulation, and what was real."""
-    return {**build.describe(experiment), **server.describe()}
+    return {**build.describe(experiment), **real_facts(server)}
+
+
+def real_facts(server: Server) -> dict[str, Any]:
+    """What was real: the server's word, and a hash of the weights' files."""
+    facts = server.describe()
+    weights = server.options.weights
+    return facts if weights is None else {**facts, "weights": weights_digest(weights)}

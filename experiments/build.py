@@ -31,6 +31,7 @@ from servetwin.core.tokens import TokenPolicy
 from . import registry, yamlfile
 from .blame import policies_answer
 from .config import Experiment, FixedSLO, PolicySpec, RelativeSLO, WorkerSpec
+from .digests import code_digest
 from .engines import ENDLESS, contexts, is_engine, prepare, preparing, token_worker
 from .graph import (
     call_times,
@@ -42,6 +43,7 @@ from .graph import (
     make_ways,
     seconds_alone,
 )
+from .policycode import as_loaded
 from .replicas import expanded
 from .workload import read_trace, requests
 
@@ -105,6 +107,7 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     return Run(experiment, loop, executor, source, recorder)
 
 
+@as_loaded()
 def run(experiment: Experiment, folder: Path | None = None) -> Summary:
     """Run *experiment* in simulation; with *folder*, leave its records there."""
     if folder is None:
@@ -251,6 +254,8 @@ def describe(experiment: Experiment) -> dict[str, Any]:
         "seed": experiment.seed,
         "profiles": {p.name: p.digest for p in load_profiles(experiment).values()},
         "policies": {n: registry.code_digest(n) for n in policies_used(experiment)},
+        "policy_files": {n: files for n in policies_used(experiment) if (files := registry.files_of(n))},
+        "code": code_digest(),
         "trace": trace.digest if trace is not None else None,
         "versions": {
             "servetwin": own_version(),

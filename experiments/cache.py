@@ -1,21 +1,21 @@
 """Rows that were computed once: kept by the key of their point, across sweeps, searches and crashes.
 
 A key is a hash of everything that can change a row (see `servetwin.experiments.points`), so nothing in the cache is
-ever out of date: a changed profile, policy or line of code has other keys. The cache is one SQLite file in
+ever out of date: a changed profile, policy or line of code has other keys. Rows have checksums (see
+`servetwin.experiments.stored`), so what was damaged is not there. The cache is one SQLite file in
 ``$SERVETWIN_CACHE``, or else in the user's cache folder; it may be deleted at any time. Where none can be
 written, everything works without.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-Row = dict[str, Any]
+from .stored import Kept, Row, decode, encode
 
 
 def folder() -> Path:
@@ -42,25 +42,29 @@ class Cache(Mapping[str, Row]):
             self.close()
 
     def __getitem__(self, key: str) -> Row:
-        found = self._ask("SELECT row FROM rows WHERE key = ?", key)
-        if not found:
+        kept = self.find(key)
+        if kept is None:
             raise KeyError(key)
-        row: Row = json.loads(found[0][0])
-        return row
+        return kept.row
 
     def __contains__(self, key: object) -> bool:
-        return bool(self._ask("SELECT 1 FROM rows WHERE key = ?", key))
+        return isinstance(key, str) and self.find(key) is not None
 
     def __iter__(self) -> Iterator[str]:
-        return iter([key for (key,) in self._ask("SELECT key FROM rows")])
+        return iter([key for (key,) in self._ask("SELECT key FROM rows") if key in self])
 
     def __len__(self) -> int:
-        counted = self._ask("SELECT count(*) FROM rows")
-        return int(counted[0][0]) if counted else 0
+        return sum(1 for _ in self)
 
-    def add(self, key: str, row: Row) -> None:
-        """Keep *row*, for ever."""
-        self._ask("INSERT OR REPLACE INTO rows VALUES (?, ?)", key, json.dumps(row))
+    def find(self, key: str) -> Kept | None:
+        """What is kept under *key*, whole and still true."""
+        found = self._ask("SELECT row FROM rows WHERE key = ?", key)
+        entry = decode(found[0][0], key) if found else None
+        return entry[1] if entry is not None and entry[1].holds() else None
+
+    def add(self, key: str, row: Row, reads: Mapping[str, str] | None = None) -> None:
+        """Keep *row*, for as long as the files *reads* (by path, with their hashes) are what they are."""
+        self._ask("INSERT OR REPLACE INTO rows VALUES (?, ?)", key, encode(key, Kept(row, reads or {})))
 
     def close(self) -> None:
         """Let go of the file; the cache is empty from now on."""

@@ -14,7 +14,7 @@ from .cluster import running_on
 from .config import Experiment, RelativeSLO, Trace
 from .llmspec import TokenSLOSpec
 from .names import suggest
-from .points import run_all
+from .points import Together, run_all
 from .repeat import seeded
 from .resolve import Override, layers, load
 from .search import QUANTITIES, Capacity, Quantity, search
@@ -58,8 +58,11 @@ def answers(
     cluster: str | None = None,
     out: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> list[Answer]:
-    """The capacity of each of *sources* under each of *policies*, for each target. Raises `BadInput`."""
+    """The capacity of each of *sources* under each of *policies*, for each target; *say* hears of rows that could not
+    be kept. Raises `BadInput`.
+    """
     if asked.find not in QUANTITIES:
         raise BadInput(f"{asked.find!r} cannot be sought", where="--find", right=suggest(asked.find, QUANTITIES))
     if out is not None:
@@ -68,12 +71,15 @@ def answers(
     chosen: Sequence[str | None] = policies or [None]
     cases = [_experiment(s, p, asked, overrides) for s in sources for p in chosen]
     found = []
+    tell = say or (lambda _: None)
     with running_on(cluster):
         for experiment in cases:
             sampler = Sampler(experiment, quantity, asked, jobs, cache, progress)
             start = _start(experiment, asked.find)
             capacities = search(sampler, quantity, asked.targets, start=start)
             found += [Answer(experiment.name, experiment.policy.name, capacity) for capacity in capacities]
+            for doubt in sampler.together.doubts if cache is not None else ():
+                tell(f"rows are not kept, so that they are run each time: {doubt}")
     if out is not None:
         tables.write(out, [_row(a, asked) for a in found])
     return found
@@ -128,12 +134,13 @@ class Sampler:
         self.jobs = jobs
         self.cache = cache
         self.progress = progress
+        self.together = Together()
         self.done = 0
 
     def __call__(self, places: Sequence[float]) -> list[list[tuple[int, int]]]:
         runs = [seeded(self._at(x), k) for x in places for k in range(self.seeds)]
-        known, finished = (self.cache, self.cache.add) if self.cache is not None else (None, None)
-        rows = run_all(runs, jobs=self.jobs, known=known, finished=finished)
+        known, finished = (self.cache.find, self.cache.add) if self.cache is not None else (None, None)
+        rows = run_all(runs, jobs=self.jobs, known=known, finished=finished, together=self.together)
         self.done += len(runs)
         if self.progress is not None:
             self.progress(self.done, 2 * self.done)  # how many places it takes is not known

@@ -58,6 +58,10 @@ Cluster = Annotated[
 Cached = Annotated[
     bool, typer.Option("--cache/--no-cache", help="Take points that are known already from the cache.")
 ]
+AsTheyAre = Annotated[
+    bool,
+    typer.Option("--as-they-are", help="Take run folders though policies, profiles or options are other ones now."),
+]
 Sets = Annotated[
     list[str] | None,
     typer.Option(
@@ -236,6 +240,7 @@ def sweep(
     any_device: AnyDevice = False,
     slots: Slots = None,
     processes: Processes = False,
+    as_they_are: AsTheyAre = False,
 ) -> None:
     """Run an experiment along axes; one row per point. A sweep that was killed resumes where it was.
 
@@ -244,10 +249,10 @@ def sweep(
     if backend == "real":
         _only_simulated({"--until": until, "--versus": versus, "--cluster": cluster})
         setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes)
-        commands.serve_sweep(spec, out, setup, seeds or 1, repeats)
+        commands.serve_sweep(spec, out, setup, seeds or 1, repeats, as_they_are)
         return
     _only_real({"--device": devices, "--model": model, "--weights": weights, "--eager": eager})
-    _only_real({"--processes": processes, "--repeats": repeats > 1})
+    _only_real({"--processes": processes, "--repeats": repeats > 1, "--as-they-are": as_they_are})
     from . import sweep as engine
     from .cache import Cache
     from .statistics import parse_until
@@ -265,6 +270,7 @@ def sweep(
             until=width,
             most=most,
             versus=versus,
+            say=commands.say_aside,
         )
     typer.echo(f"{len(rows)} points in {out}")
 
@@ -302,6 +308,7 @@ def search(
             cluster=cluster,
             out=out,
             progress=report,
+            say=commands.say_aside,
         )
     columns = [
         ("workload", "left"),
@@ -338,17 +345,19 @@ def score(
         float | None, typer.Option(help="Points between policies that decide nothing; else told from repeats.")
     ] = None,
     jobs: Jobs = -1,
+    as_they_are: AsTheyAre = False,
 ) -> None:
     """Simulate every run of a table of measured runs, and report how far off the simulation is."""
     from . import score as engine
     from .fidelity import decide, grid_of
 
     with _progress("score") as report:
-        scored = engine.score(runs, out, _overrides(sets), seeds=seeds, jobs=jobs, keep=keep, progress=report)
+        more = {"seeds": seeds, "jobs": jobs, "keep": keep, "as_they_are": as_they_are}
+        scored = engine.score(runs, out, _overrides(sets), **more, progress=report)  # type: ignore[arg-type]
     _show_gaps(scored)
     commands.show_decisions(decide(*map(grid_of, engine.entries(scored)), target=target, floor=floor))
     for name in dict.fromkeys(p for s in scored for p in s.changed):
-        typer.echo(f"the profile {name} is not what it was when the runs were made")
+        typer.echo(f"{name} is not what it was when the runs were made")
     typer.echo(f"{len(scored)} runs in {out}")
 
 

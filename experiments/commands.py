@@ -74,7 +74,7 @@ def profile(
     typer.echo(f"to use it: servetwin run ... --set deployment.devices.gpu0={out}")
 
 
-def serve_sweep(spec: str, out: Path, setup: Setup, seeds: int, repeats: int) -> None:
+def serve_sweep(spec: str, out: Path, setup: Setup, seeds: int, repeats: int, as_they_are: bool) -> None:
     """``servetwin sweep --backend real``."""
     from .realgrid import serve
 
@@ -82,8 +82,14 @@ def serve_sweep(spec: str, out: Path, setup: Setup, seeds: int, repeats: int) ->
         typer.echo(f"servetwin: {what}", err=True)
 
     with steps() as report:
-        count = serve(spec, out, setup, seeds=seeds, repeats=repeats, progress=report, broken=broken)
+        more = {"seeds": seeds, "repeats": repeats, "as_they_are": as_they_are}
+        count = serve(spec, out, setup, **more, progress=report, broken=broken)  # type: ignore[arg-type]
     typer.echo(f"{count} runs in {out}")
+
+
+def say_aside(what: str) -> None:
+    """A line about what is not asked for, on standard error."""
+    typer.echo(f"servetwin: {what}", err=True)
 
 
 def plot(

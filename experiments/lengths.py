@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import cache
+from functools import lru_cache
 from itertools import cycle, repeat, tee
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from servetwin.core.streams import stream
 
 from . import yamlfile
 from .arrivals import BLOCK
+from .digests import stamp
 from .llmspec import (
     ChoiceTokens,
     ConstantTokens,
@@ -33,9 +34,14 @@ if TYPE_CHECKING:
 Z90 = 1.2815515655446004
 
 
-@cache
 def listed(name: str) -> tuple[int, ...]:
     """The lengths in a list that comes with ServeTwin. Raises `BadInput` listing the known ones."""
+    return _listed(name, stamp(LISTS / f"{name}.yaml"))
+
+
+@lru_cache(maxsize=64)
+def _listed(name: str, _: object) -> tuple[int, ...]:
+    """The list, read once for each version of its file."""
     if name not in list_names():
         raise unknown("list", name, list_names())
     content = yamlfile.read(LISTS / f"{name}.yaml")

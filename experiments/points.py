@@ -1,60 +1,39 @@
 """One point: an experiment that is run, and the row of numbers that it gives.
 
 A point is known by its key, a hash of everything that can change its numbers: the resolved experiment, the profiles,
-the policies' and our own code, the trace. Equal keys mean equal rows, so a row need not be computed twice.
+the policies' and our own code, traces and lists, Python. Equal keys mean equal rows, so a row need not be computed
+twice. The process that runs a point says by what it ran it; a row is only ever kept under the key made of that.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
-from itertools import islice
-from pathlib import Path
+import warnings
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
-import servetwin.core
 from servetwin.core import BadInput, ServeTwinError, Summary
 
-from . import registry
-from .build import load_profiles, policies_used, run
+from . import cluster, policycode, policysource, registry
+from .build import policies_used, run
 from .config import Experiment, RelativeSLO
+from .digests import code_changed, combined
 from .llmspec import TokenSLOSpec
-from .workload import read_trace
+from .madeof import Parts, difference, parts_of
+from .stored import Kept
 
 Row = dict[str, Any]
 
 
-@cache
-def code_digest() -> str:
-    """A hash of the code that simulates."""
-    root = Path(servetwin.core.__file__).parents[1]
-    digest = hashlib.sha256()
-    for package in ("core", "policies", "profiles", "sim", "experiments"):
-        for file in sorted((root / package).glob("*.py")):
-            digest.update(file.name.encode())
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-@cache
-def _profile_digest(name: str) -> str:
-    from servetwin.profiles import load
-
-    return load(name).digest
-
-
 def key_of(experiment: Experiment) -> str:
     """The key of the point; raises `BadInput` if it names a profile, a policy or a trace that is not there."""
-    trace = read_trace(experiment)
-    parts = [
-        experiment.digest(),
-        *(p.digest for p in load_profiles(experiment).values()),
-        *(registry.code_digest(name) for name in policies_used(experiment)),
-        trace.digest if trace is not None else "",
-        code_digest(),
-    ]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return key_from(parts_of(experiment))
+
+
+def key_from(parts: Parts) -> str:
+    """The key of a point that is made of *parts*."""
+    return combined(f"{name} {digest}" for name, digest in parts.items())
 
 
 def settings_of(experiment: Experiment) -> Row:
@@ -113,11 +92,36 @@ def run_point(experiment: Experiment) -> Row:
     return results_of(experiment, run(experiment))
 
 
-def _run_numbered(number: int, experiment: Experiment) -> tuple[int, Row]:
+@dataclass(frozen=True)
+class Outcome:
+    """What a point gave, and what it was made of where it ran. *reads* are files that its policies read without
+    declaring them, by path with their hashes; *doubts* say why the row cannot be kept; *changed* is what was not the
+    same after the run as before: then the row is of neither."""
+
+    number: int
+    parts: Parts
+    row: Row
+    reads: Mapping[str, str]
+    doubts: tuple[str, ...]
+    changed: tuple[str, ...]
+
+
+def run_numbered(number: int, experiment: Experiment) -> Outcome:
+    """Run one point, and say what it was made of. This is what other processes do."""
     try:
-        return number, run_point(experiment)
+        with policycode.as_loaded(), policysource.following():
+            before = parts_of(experiment)
+            since = len(policysource.loaded)
+            row = run_point(experiment)
+            codes = {name: registry.code_of(name) for name in policies_used(experiment)}
+            reads, changed = policycode.settle(list(codes.values()), since)
+            after = parts_of(experiment)
     except BadInput as error:
         raise BadInput(error.what, where=f"{title(experiment)}: {error.where or 'run'}", right=error.right) from None
+    doubts = [f"{name}: {doubt}" for name, code in codes.items() for doubt in code.doubts]
+    if code_changed():
+        doubts.append(f"ServeTwin's own {code_changed()[0]} was changed since this process began: start it again")
+    return Outcome(number, before, row, reads, tuple(doubts), (*difference(before, after), *changed))
 
 
 def title(experiment: Experiment) -> str:
@@ -128,35 +132,104 @@ def title(experiment: Experiment) -> str:
     return f"{settings['workload']}, {settings['policy']}, {', '.join(numbers)}"
 
 
+class Changed(ServeTwinError):
+    """What points are made of was changed while they ran, so that their rows do not belong together."""
+
+
+class Together:
+    """Points whose rows belong together: all are of the same version of whatever they share."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, str] = {}
+        self._reads: dict[str, str] = {}
+        self.doubts: dict[str, None] = {}  #: why rows were not kept
+
+    def take(self, parts: Parts, reads: Mapping[str, str]) -> None:
+        """A row of *parts* and *reads* is to be one of them. Raises `Changed` if it does not fit the others."""
+        shared = {name: digest for name, digest in parts.items() if name != "experiment"}
+        for known, new in ((self._parts, shared), (self._reads, dict(reads))):
+            for name, digest in new.items():
+                if known.setdefault(name, digest) != digest:
+                    raise _changed([name])
+
+    def made_of(self) -> dict[str, object]:
+        """What all rows are made of, for the file beside a table: our code, versions, and the rest by name."""
+        own = {"the code of ServeTwin": "code"}
+        plain = {own.get(name, name): digest for name, digest in self._parts.items() if not name.startswith("the ")}
+        code = {new: self._parts[name] for name, new in own.items() if name in self._parts}
+        named = {name: d for name, d in self._parts.items() if name.startswith("the ") and name not in own}
+        return {**code, **plain, "made_of": dict(sorted({**named, **self._reads}.items()))}
+
+
+def _changed(names: Sequence[str]) -> Changed:
+    what = ", ".join(dict.fromkeys(names))
+    return Changed(f"{what} was changed while the points ran; rows are kept as what they are of: run the same again")
+
+
 def run_all(
     experiments: Sequence[Experiment],
     *,
     jobs: int = -1,
-    known: Mapping[str, Row] | None = None,
-    finished: Callable[[str, Row], None] | None = None,
+    known: Callable[[str], Kept | None] | None = None,
+    finished: Callable[[str, Row, Mapping[str, str]], None] | None = None,
     progress: Callable[[int], None] | None = None,
+    together: Together | None = None,
 ) -> list[Row]:
-    """The rows of *experiments*, in their order, computed by *jobs* processes (-1: one per core).
+    """The rows of *experiments*, in their order, computed by *jobs* processes (-1: one per core) or on the cluster.
 
-    Experiments with equal keys are run once; those in *known* not at all. *finished* hears each new (key, row) as it
-    comes, *progress* how many experiments have their row.
+    Experiments with equal keys are run once; those that are *known* not at all. *finished* hears each new row that
+    may be kept as it comes (key, row, further files that it depends on by their hashes), *progress* how many
+    experiments have their row. With *together* these rows have to fit those of other calls. Raises `Changed` if what
+    they are made of is changed meanwhile.
     """
-    keys = [key_of(e) for e in experiments]
-    rows = {k: known[k] for k in keys if known and k in known}
+    together = together or Together()
+    made = [parts_of(e) for e in experiments]
+    keys = [key_from(parts) for parts in made]
+    rows: dict[str, Row] = {}
+    for key, parts in dict(zip(keys, made, strict=True)).items():
+        kept = known(key) if known is not None else None
+        together.take(parts, kept.reads if kept is not None else {})
+        if kept is not None:
+            rows[key] = kept.row
     missing = {k: e for k, e in zip(keys, experiments, strict=True) if k not in rows}
     order = list(missing)
+    expected = dict(zip(keys, made, strict=True))
     done = sum(k in rows for k in keys)
     if progress is not None:
         progress(done)
-    for number, row in _in_parallel(list(missing.values()), jobs):
-        key = order[number]
-        rows[key] = row
-        if finished is not None:
-            finished(key, row)
-        done += keys.count(key)
-        if progress is not None:
-            progress(done)
+    with closing(_in_parallel(list(missing.values()), jobs)) as outcomes:
+        for outcome in outcomes:
+            key = order[outcome.number]
+            _accept(outcome, expected[key], missing[key], finished, together)
+            rows[key] = outcome.row
+            done += keys.count(key)
+            if progress is not None:
+                progress(done)
     return [rows[k] for k in keys]
+
+
+def _accept(
+    outcome: Outcome,
+    expected: Parts,
+    experiment: Experiment,
+    finished: Callable[[str, Row, Mapping[str, str]], None] | None,
+    together: Together,
+) -> None:
+    """Keep the row of a point under the key of what it was made of, if it may be kept; raise unless that is as
+    *expected*."""
+    if outcome.changed:
+        raise _changed(outcome.changed)
+    if outcome.doubts:
+        together.doubts |= dict.fromkeys(outcome.doubts)
+    elif finished is not None:
+        finished(key_from(outcome.parts), outcome.row, outcome.reads)
+    differing = difference(expected, outcome.parts)
+    if differing and difference(parts_of(experiment), expected):
+        raise _changed(differing)
+    if differing:
+        what = f"{', '.join(differing)}: not the same in this process and in those that run the points"
+        raise ServeTwinError(f"{what} (right would be: the same files and versions; start them again)")
+    together.take(outcome.parts, outcome.reads)
 
 
 #: What is averaged over seeds; the other columns of a row are those of the first seed.
@@ -189,29 +262,28 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _portions(tasks: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    remaining = iter(tasks)
-    while portion := list(islice(remaining, size)):
-        yield portion
-
-
-def _in_parallel(experiments: Sequence[Experiment], jobs: int) -> Iterator[tuple[int, Row]]:
+def _in_parallel(experiments: Sequence[Experiment], jobs: int) -> Generator[Outcome, None, None]:
+    runner = cluster.current()
+    if runner is not None:
+        yield from runner(run_numbered, experiments)
+        return
     if jobs == 1 or len(experiments) <= 1:
         for number, experiment in enumerate(experiments):
-            yield _run_numbered(number, experiment)
+            yield run_numbered(number, experiment)
         return
     from joblib import Parallel, delayed
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-    tasks: Iterable[Any] = (delayed(_run_numbered)(i, e) for i, e in enumerate(experiments))
     try:
+        parallel = Parallel(n_jobs=jobs, return_as="generator_unordered")
+        outcomes = parallel(delayed(run_numbered)(i, e) for i, e in enumerate(experiments))
         try:
-            parallel = Parallel(n_jobs=jobs, return_as="generator_unordered")
-        except ValueError:  # this back-end (Ray's) gives its results all at once, so it gets the work in portions
-            for portion in _portions(tasks, 64):
-                yield from Parallel(n_jobs=jobs)(portion)
-        else:
-            yield from parallel(tasks)
+            for outcome in outcomes:  # noqa: UP028 - closed below, which "yield from" would do first
+                yield outcome
+        finally:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # that what was under way was for nothing
+                outcomes.close()
     except TerminatedWorkerError:
         raise ServeTwinError(
             "a worker process was killed, perhaps for want of memory; what had finished is kept: run the same again"

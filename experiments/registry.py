@@ -13,10 +13,8 @@ So a new policy is one file, and nothing is edited elsewhere.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.metadata
-import importlib.util
 import inspect
 import json
 import pkgutil
@@ -33,7 +31,9 @@ from pydantic import TypeAdapter
 from servetwin.core import BadInput, Policy
 from servetwin.core.tokens import TokenPolicy
 
+from . import policycode
 from .names import suggest
+from .policysource import load_file
 from .unmodelled import of_vllm
 
 GROUP = "servetwin.policies"
@@ -47,22 +47,34 @@ def policy_names() -> list[str]:
     return sorted({*ours, *(e.name for e in importlib.metadata.entry_points(group=GROUP))})
 
 
-@cache
 def find_policy(name: str) -> type[Policy]:
-    """The policy class that *name* means. Raises `BadInput` if there is none."""
+    """The policy class that *name* means, loaded anew if its code has changed. Raises `BadInput` if there is none."""
+    found: type[Policy] = code_of(name).policy
+    return found
+
+
+def code_of(name: str) -> policycode.Code:
+    """The policy that *name* means, with the code that it was loaded from. Raises `BadInput` if there is none."""
     place, _, attribute = name.partition(":")
     if place.endswith(".py"):
-        return _policy_in(_load_file(Path(place)), attribute, place)
+        path = Path(place).resolve()
+        return policycode.code_of(
+            "file", str(path), attribute, lambda: _policy_in(_load_file(path), attribute, place)
+        )
     if attribute:
-        return _policy_in(_import(place), attribute, place)
-    if place not in policy_names():
+        return policycode.code_of("module", place, attribute, lambda: _policy_in(_import(place), attribute, place))
+    module, inner = _known(name)
+    return policycode.code_of("module", module, inner, lambda: _policy_in(_import(module), inner, name))
+
+
+@cache
+def _known(name: str) -> tuple[str, str]:
+    """The module, and the name in it, of a policy that is known by name."""
+    if name not in policy_names():
         raise BadInput(f"unknown policy {name!r}", right=_right(name))
     for entry in importlib.metadata.entry_points(group=GROUP, name=name):
-        found = entry.load()
-        if inspect.isclass(found) and issubclass(found, Policy):
-            return found
-        return _policy_in(found, "", name)
-    return _policy_in(importlib.import_module(f"servetwin.policies.{place.replace('-', '_')}"), "", place)
+        return entry.module, entry.attr
+    return f"servetwin.policies.{name.replace('-', '_')}", ""
 
 
 def _right(name: str) -> str:
@@ -79,21 +91,12 @@ def _import(module: str) -> ModuleType:
 
 
 def _load_file(path: Path) -> ModuleType:
-    path = path.resolve()
     if not path.is_file():
         raise BadInput("there is no such policy file", where=str(path))
-    name = f"servetwin_policy_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        return load_file(path)
     except Exception as error:
-        del sys.modules[name]
         raise BadInput(f"the file cannot be loaded: {_brief(error)}", where=str(path)) from error
-    return module
 
 
 def _brief(error: Exception) -> str:
@@ -182,9 +185,22 @@ def make(name: str, params: Mapping[str, Any]) -> Policy:
 
 
 def code_digest(name: str) -> str:
-    """A hash of the source file that defines the policy."""
-    source = inspect.getsourcefile(find_policy(name))
-    return hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else ""
+    """A hash of the code of the policy: the file that defines it if it comes with ServeTwin, else all that it imports
+    of a user's, and the files that it declares."""
+    return code_of(name).digest()
+
+
+def file_of(name: str) -> Path | None:
+    """The source file that defines the policy."""
+    module = sys.modules.get(find_policy(name).__module__)
+    file = getattr(module, "__file__", None)
+    return Path(file) if isinstance(file, str) else None
+
+
+def files_of(name: str) -> dict[str, str]:
+    """Hashes of the files that make up the policy of a user, by name, and of those that it has read, by path."""
+    code = code_of(name)
+    return {} if code.ours else {**code.files(), **code.others()}
 
 
 def describe(name: str) -> tuple[str, dict[str, str]]:

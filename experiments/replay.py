@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from servetwin.core import BadInput, Request, RunFolder
+from servetwin.core import BadInput, Request, RunFolder, ServeTwinError
 
-from . import build
+from . import build, madeof, samerun
 from .compare import RunRecords, find_runs, is_run, read, request_lines
 from .config import Experiment
 from .points import AVERAGED, Row, main_worker, results_of, settings_of
@@ -30,15 +30,17 @@ class Replay:
 
     @property
     def changed(self) -> list[str]:
-        """The profiles that are no longer what they were when the run was made."""
-        was = self.run.meta.get("profiles", {})
-        now = {p.name: p.digest for p in build.load_profiles(self.experiment).values()}
-        return [name for name, digest in now.items() if was.get(name) != digest]
+        """The profiles and policies, and our code, that are no longer what they were when the run was made."""
+        return [
+            *samerun.changed(self.run.meta, self.experiment),
+            *samerun.ours_changed(self.run.meta, self.experiment),
+        ]
 
 
-def find(folder: Path, overrides: Iterable[Override] = ()) -> list[Replay]:
+def find(folder: Path, overrides: Iterable[Override] = (), *, as_they_are: bool = False) -> list[Replay]:
     """The runs in *folder*, or *folder* itself, that came to their end. Raises `BadInput` if there are none, or if
-    one cannot be repeated here.
+    one cannot be repeated here: also if a profile or a user's policy is not what it was when the run was made, unless
+    they are taken *as_they_are*. That our own code is another is what repeating is for.
     """
     folders = [folder] if is_run(folder) else find_runs(folder)
     if not folders:
@@ -54,6 +56,9 @@ def find(folder: Path, overrides: Iterable[Override] = ()) -> list[Replay]:
             if any(spec.llm for spec in experiment.pipeline.modules.values()):
                 # Of what did not finish, nobody knows how much it would have put out.
                 raise BadInput("a run of a language model cannot be repeated with its own requests", right="a sweep")
+            if not as_they_are and (differing := samerun.changed(run.meta, experiment)):
+                what = f"not what it was when the run was made: {'; '.join(differing)}"
+                raise BadInput(what, right="what it was made with; or --as-they-are")
         except BadInput as error:
             where = f"{place}: {error.where}" if error.where else str(place)
             raise BadInput(error.what, where=where, right=error.right) from None
@@ -103,6 +108,7 @@ def replay_all(
     """
     from joblib import Parallel, delayed
 
+    before = [madeof.parts_of(r.experiment) for r in found]
     tasks = []
     for number, r in enumerate(found):
         for k in range(seeds):
@@ -115,6 +121,11 @@ def replay_all(
         rows[number].append(row)
         if progress is not None:
             progress(done)
+    for r, parts in zip(found, before, strict=True):
+        if differing := madeof.difference(parts, madeof.parts_of(r.experiment)):
+            raise ServeTwinError(
+                f"{', '.join(differing)} was changed while the runs were repeated: run the same again"
+            )
     return [_mean_of(same) for same in rows]
 
 

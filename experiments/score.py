@@ -38,7 +38,7 @@ class Scored:
 
     run: MeasuredRun
     result: Row
-    changed: tuple[str, ...] = ()  # profiles that are not those with which the run was made
+    changed: tuple[str, ...] = ()  # what is not as it was when the run was made
 
     @property
     def gap_met(self) -> float | None:
@@ -74,9 +74,11 @@ def score(
     jobs: int = -1,
     keep: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    as_they_are: bool = False,
 ) -> list[Scored]:
     """Simulate each run of the table, or of the folder, at *path* with *seeds* seeds; write the table and the results
-    to *out*. With *keep*, the records of the repetitions of run folders are left there.
+    to *out*. With *keep*, the records of the repetitions of run folders are left there. Run folders whose profiles or
+    policies are not what they were are refused, unless these are taken *as_they_are*.
     """
     if out is not None:
         tables.check_target(out)
@@ -87,13 +89,14 @@ def score(
                 raise BadInput("recordings are repeated as they are", where=option, right="a table, or run folders")
         return _score_recordings(recordings, out, seeds=seeds, jobs=jobs, progress=progress)
     if path.is_dir():
-        return _score_folders(path, out, overrides, seeds=seeds, jobs=jobs, keep=keep, progress=progress)
+        found = replay.find(path, overrides, as_they_are=as_they_are)
+        return _score_folders(found, out, seeds=seeds, jobs=jobs, keep=keep, progress=progress)
     if keep is not None:
         raise BadInput("only repetitions of run folders are kept", where=f"--keep {keep}", right="a folder of runs")
     header, runs = runtable.read(path)
-    found = runtable.experiments(runs, path, overrides)
+    experiments = runtable.experiments(runs, path, overrides)
     report = (lambda done: progress(done, seeds * len(runs))) if progress else None
-    results = run_all_averaged(found, seeds, jobs=jobs, progress=report)
+    results = run_all_averaged(experiments, seeds, jobs=jobs, progress=report)
     scored = [Scored(run, result) for run, result in zip(runs, results, strict=True)]
     if out is not None:
         tables.write(out, [s.line() for s in scored], list(dict.fromkeys([*header, *ADDED])))
@@ -101,16 +104,14 @@ def score(
 
 
 def _score_folders(
-    path: Path,
+    found: Sequence[replay.Replay],
     out: Path | None,
-    overrides: Iterable[Override],
     *,
     seeds: int,
     jobs: int,
     keep: Path | None,
     progress: Callable[[int, int], None] | None,
 ) -> list[Scored]:
-    found = replay.find(path, overrides)
     report = (lambda done: progress(done, seeds * len(found))) if progress else None
     rows = replay.replay_all(found, seeds, jobs=jobs, keep=keep, progress=report)
     scored = [Scored(replay.measured(r), row, tuple(r.changed)) for r, row in zip(found, rows, strict=True)]

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,10 +38,11 @@ from .cluster import running_on
 from .config import Experiment
 from .names import FIGURES, figure_names, suggest
 from .parts import Strict
-from .points import Row, code_digest, run_all, settings_of
+from .points import Changed, Row, Together, run_all, settings_of
 from .repeat import repeat
 from .repeat import versus as differences
 from .resolve import SHORT, Layer, layers, load, locate
+from .stored import Kept, decode, encode
 
 #: How sure the intervals of a table are.
 LEVEL = 0.95
@@ -158,55 +158,100 @@ def sweep(
     until: float | None = None,
     most: int = 100,
     versus: str | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> list[Row]:
     """Run the sweep *source* and write its table to *out*; returns the rows.
 
     With *seeds* or *until* each point is repeated (see `servetwin.experiments.repeat`), and its row holds means and
     intervals; with *versus*, also how it differs from that policy. *cache* knows points of other sweeps, *cluster* is
     the address of one to run on.
+
+    All rows are of one version of policies, profiles and traces: if one is changed while the sweep runs, it begins
+    again with what there is then, of which *say* hears, as of rows that could not be kept. Raises `Changed` if that
+    does not end.
     """
     tables.check_target(out)
     path = find(source)
-    spec = read(path)
-    experiments, axes = points(spec, path)
-    for deployed in {str(e.deployment.devices): e for e in experiments}.values():
-        load_profiles(deployed)  # one that is missing shows before anything is written
     partial = Partial(out.with_name(out.name + ".part"))
-    known: Mapping[str, Row] = partial.read()
-    if cache is not None:
-        known = ChainMap(dict(known), cache)  # type: ignore[arg-type]
-    expected = len(experiments)
-    ended = 0
-
-    def finished(key: str, row: Row) -> None:
-        partial.add(key, row)
-        if cache is not None:
-            cache.add(key, row)
-
-    def run(batch: Sequence[Experiment]) -> list[Row]:
-        nonlocal ended, expected
-        expected = max(expected, ended + len(batch))
-        before = ended
-        report = (lambda done: progress(before + done, expected)) if progress else None
-        rows = run_all(batch, jobs=jobs, known=known, finished=finished, progress=report)
-        ended += len(batch)
-        return rows
-
-    with partial, running_on(cluster):
-        if seeds is None and until is None and versus is None:
-            results = run(experiments)
-        else:
-            repeated = repeat(experiments, run, seeds=seeds, until=until, most=most)
-            results = [point.summary(LEVEL) for point in repeated]
-            if versus is not None:
-                gaps = differences(repeated, axes, versus, LEVEL)
-                results = [{**row, **gap} for row, gap in zip(results, gaps, strict=True)]
+    say = say or (lambda _: None)
+    for attempt in range(_TRIES):
+        together = Together()
+        spec = read(path)
+        experiments, axes = points(spec, path)
+        for deployed in {str(e.deployment.devices): e for e in experiments}.values():
+            load_profiles(deployed)  # one that is missing shows before anything is written
+        run = _Runs(partial, cache, jobs, progress, len(experiments), together)
+        try:
+            with partial, running_on(cluster):
+                if seeds is None and until is None and versus is None:
+                    results = run(experiments)
+                else:
+                    repeated = repeat(experiments, run, seeds=seeds, until=until, most=most)
+                    results = [point.summary(LEVEL) for point in repeated]
+                    if versus is not None:
+                        gaps = differences(repeated, axes, versus, LEVEL)
+                        results = [{**row, **gap} for row, gap in zip(results, gaps, strict=True)]
+            break
+        except Changed as change:
+            if attempt == _TRIES - 1:
+                raise
+            say(f"{str(change).partition(';')[0]}: the sweep begins again with what there is now")
+    for doubt in together.doubts if cache is not None else ():
+        say(f"rows are not kept, so that they are run each time: {doubt}")
     rows = [row_of(e, a, r) for e, a, r in zip(experiments, axes, results, strict=True)]
     tables.write(out, rows)
-    copy = {"name": spec.name, "about": spec.about, "code": code_digest(), "sweeps": spec.model_dump()["sweeps"]}
+    copy = {"name": spec.name, "about": spec.about, **together.made_of(), "sweeps": spec.model_dump()["sweeps"]}
     out.with_name(out.name + ".spec.yaml").write_text(yamlfile.write(copy), encoding="utf-8")
     partial.remove()
     return rows
+
+
+#: How often a sweep begins again when something that it is made of was changed.
+_TRIES = 5
+
+
+class _Runs:
+    """Runs the points of a sweep, batch by batch."""
+
+    def __init__(
+        self,
+        partial: Partial,
+        cache: Cache | None,
+        jobs: int,
+        progress: Callable[[int, int], None] | None,
+        expected: int,
+        together: Together,
+    ) -> None:
+        self.partial, self.cache, self.jobs = partial, cache, jobs
+        self.progress, self.expected, self.together = progress, expected, together
+        self.ended = 0
+        partial.read()
+
+    def __call__(self, batch: Sequence[Experiment]) -> list[Row]:
+        self.expected = max(self.expected, self.ended + len(batch))
+        rows = run_all(
+            batch,
+            jobs=self.jobs,
+            known=self._known,
+            finished=self._finished,
+            progress=self._report if self.progress is not None else None,
+            together=self.together,
+        )
+        self.ended += len(batch)
+        return rows
+
+    def _report(self, done: int) -> None:
+        assert self.progress is not None
+        self.progress(self.ended + done, self.expected)
+
+    def _known(self, key: str) -> Kept | None:
+        kept = self.partial.find(key)
+        return kept if kept is not None or self.cache is None else self.cache.find(key)
+
+    def _finished(self, key: str, row: Row, reads: Mapping[str, str]) -> None:
+        self.partial.add(key, row, reads)
+        if self.cache is not None:
+            self.cache.add(key, row, reads)
 
 
 _COLUMN_OF = {"policy.name": "policy", "workload.arrivals.rate": "rate", "workload.arrivals.cv": "cv"}
@@ -223,31 +268,33 @@ def row_of(experiment: Experiment, axes: Values, results: Row) -> Row:
 
 
 class Partial:
-    """The rows of a sweep under way, one line of JSON each; a line that was torn by a crash is left out."""
+    """The rows of a sweep under way, one line of JSON each; a line that was torn by a crash, or damaged, is left
+    out."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: Any = None
+        self._rows: dict[str, Kept] = {}
 
-    def read(self) -> dict[str, Row]:
-        """What an earlier attempt has finished."""
-        rows: dict[str, Row] = {}
+    def read(self) -> None:
+        """Take up what an earlier attempt has finished."""
         if self.path.exists():
-            for line in self.path.read_bytes().split(b"\n"):
-                try:
-                    entry = json.loads(line)
-                    rows[entry["key"]] = entry["row"]
-                except (ValueError, TypeError, KeyError):
-                    continue
-        return rows
+            lines = self.path.read_bytes().split(b"\n")
+            self._rows = dict(entry for line in lines if line and (entry := decode(line)) is not None)
+
+    def find(self, key: str) -> Kept | None:
+        """What an earlier attempt has finished under *key*, if it still holds."""
+        kept = self._rows.get(key)
+        return kept if kept is not None and kept.holds() else None
 
     def __enter__(self) -> Partial:
         self._file = self.path.open("a", encoding="utf-8")
         self._file.write("\n")  # ends a torn line
         return self
 
-    def add(self, key: str, row: Row) -> None:
-        self._file.write(json.dumps({"key": key, "row": row}) + "\n")
+    def add(self, key: str, row: Row, reads: Mapping[str, str]) -> None:
+        kept = self._rows[key] = Kept(row, dict(reads))
+        self._file.write(encode(key, kept) + "\n")
         self._file.flush()
 
     def __exit__(self, *_: object) -> None:

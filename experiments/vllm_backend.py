@@ -22,6 +22,7 @@ from . import build
 from .backend import Plan, Say, recording, write_report
 from .config import Experiment
 from .engines import prepare
+from .policycode import as_loaded
 
 if TYPE_CHECKING:
     from servetwin.profiles import Profile
@@ -74,6 +75,7 @@ class VllmBackend:
         self.asynchronous = asynchronous
         self.engines: dict[EngineOptions, VllmEngine] = {}
 
+    @as_loaded()
     def ask(self, url: str, experiment: Experiment, folder: Path | None = None, say: Say | None = None) -> VllmReport:
         """Send the requests of *experiment* to the server at *url*, which has a policy of its own (or vLLM's).
 
@@ -101,6 +103,7 @@ class VllmBackend:
             write_report(folder, report)
         return report
 
+    @as_loaded()
     def run(self, experiment: Experiment, folder: Path | None = None, say: Say | None = None) -> VllmReport:
         """Serve *experiment*; with *folder*, leave its records there.
 

@@ -226,7 +226,13 @@ def test_a_profile_that_has_changed_is_told(servetwin, toy: Path, tmp_path: Path
     assert "is not what it was" not in servetwin(*arguments)[1]
     profile = tmp_path / "profile.yaml"
     profile.write_text(profile.read_text().replace("0.020", "0.025"))
-    assert "the profile mine/toy is not what it was when the runs were made" in servetwin(*arguments)[1]
+    code, out, err = servetwin(*arguments)
+    assert (code, out) == (2, "")
+    assert "not what it was when the run was made: the profile mine/toy (right would be" in err
+    assert err.count("\n") == 1
+    code, out, _ = servetwin(*arguments, "--as-they-are")
+    assert code == 0
+    assert "the profile mine/toy is not what it was when the runs were made" in out
 
 
 def test_what_cannot_be_repeated(servetwin, toy: Path, tmp_path: Path):

@@ -204,6 +204,66 @@ def test_a_grid_is_served_scored_and_decided(servetwin, dit, tmp_path):
     assert "--until: only simulations take this" in err
 
 
+MINE = """
+from aid import ORDER
+from servetwin.core import Decision, Policy
+
+
+class Mine(Policy):
+    def decide(self, view, now):
+        tasks = sorted([*view.running, *view.waiting], key=lambda task: ORDER * task.request.id)
+        return Decision(tasks[: view.limit])
+"""
+
+
+def test_a_grid_goes_on_only_with_what_its_runs_were_made_with(servetwin, dit, tmp_path, monkeypatch):
+    """Policy, options and profile are those of the runs that are there, or that is said and nothing is served."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "aid.py").write_text("ORDER = 1\n")
+    profile = tmp_path / "profile.yaml"
+    profile.write_text(dit.profile.read_text())
+    settings = dit.settings("edf", requests=4, seconds=0.02)
+    sets = dict(part.split("=", 1) for part in settings[settings.index("--set") + 1 :: 2])
+    sets = {k: yaml.safe_load(v) for k, v in sets.items()}
+    spec = {
+        "extends": "tiny-dit-cpu",
+        "set": {"requests": 4, **sets, "deployment.devices.gpu0": str(profile), "policy": str(tmp_path / "mine.py")},
+        "grid": {"seed": [0, 1]},
+    }
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(spec))
+    arguments = ("sweep", tmp_path / "grid.yaml", "--backend", "real", "--device", "cpu", "--out", tmp_path / "runs")
+
+    def runs() -> set[Path]:
+        return set((tmp_path / "runs").rglob("summary.json"))
+
+    def refused(*more: str) -> str:
+        before = runs()
+        code, out, err = servetwin(*arguments, *more)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert "this run was made with another state of what it takes" in err
+        assert "another --out; or --as-they-are" in err
+        assert runs() == before
+        return err
+
+    assert servetwin(*arguments)[::2] == (0, "")
+    assert len(runs()) == 2
+    assert servetwin(*arguments)[::2] == (0, "")
+    assert len(runs()) == 2
+    (tmp_path / "aid.py").write_text("ORDER = -1\n")
+    assert "mine.py (aid.py)" in refused()
+    (tmp_path / "aid.py").write_text("ORDER = 1\n")
+    assert servetwin(*arguments)[::2] == (0, "")
+    assert "--sampler (ddim, now euler)" in refused("--sampler", "euler")
+    assert "--slots (256, now 300)" in refused("--slots", "300")
+    content = yaml.safe_load(profile.read_text())
+    content["description"] += "."
+    profile.write_text(yaml.safe_dump(content))
+    assert f"the profile {content['name']}" in refused()
+    assert servetwin(*arguments, "--as-they-are", "--repeats", 2)[::2] == (0, "")
+    assert len(runs()) == 4
+
+
 def test_euler_weights_and_any_device(servetwin, dit, tmp_path):
     """The options reach the model, and a profile of another device is refused unless one insists."""
     content = yaml.safe_load(dit.profile.read_text())
