@@ -14,7 +14,7 @@ from .cluster import running_on
 from .config import Experiment, RelativeSLO, Trace
 from .llmspec import TokenSLOSpec
 from .names import suggest
-from .points import run_all
+from .points import deployment_of, run_all
 from .repeat import seeded
 from .resolve import Override, layers, load
 from .search import QUANTITIES, Capacity, Quantity, search
@@ -44,6 +44,7 @@ class Asked:
 class Answer:
     workload: str
     policy: str
+    deployment: str
     found: Capacity
 
 
@@ -73,7 +74,8 @@ def answers(
             sampler = Sampler(experiment, quantity, asked, jobs, cache, progress)
             start = _start(experiment, asked.find)
             capacities = search(sampler, quantity, asked.targets, start=start)
-            found += [Answer(experiment.name, experiment.policy.name, capacity) for capacity in capacities]
+            known = (experiment.name, experiment.policy.name, deployment_of(experiment))
+            found += [Answer(*known, capacity) for capacity in capacities]
     if out is not None:
         tables.write(out, [_row(a, asked) for a in found])
     return found
@@ -158,6 +160,7 @@ def _row(answer: Answer, asked: Asked) -> tables.Row:
     return {
         "workload": answer.workload,
         "policy": answer.policy,
+        "deployment": answer.deployment,
         "find": asked.find,
         "target": found.target,
         "value": found.value,

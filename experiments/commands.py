@@ -224,9 +224,17 @@ def show_decisions(found: Decisions) -> None:
     undecided = found.settings - found.decided
     typer.echo(f"same winner in {found.same} of {found.decided} settings; {undecided} more are within the noise")
     tau = "" if found.tau is None else f"; Kendall's tau {found.tau:.2f} on average"
-    typer.echo(f"same order of {found.pairs - len(found.swaps)} of {found.pairs} pairs of policies{tau}")
+    typer.echo(f"same order of {found.same_order} of {found.pairs} pairs of policies{tau}")
+    if any(found.tied):
+        one, other, both = found.tied
+        typer.echo(f"tied pairs, which agree with nothing: {one} in the first, {other} in the second, {both} in both")
     typer.echo(f"largest rate at {found.target:g} % within one step on {found.within} of {found.curves} curves")
-    for what, where in (("winner", found.others), ("order", found.swaps), ("rate", found.off)):
+    for what, where in (
+        ("deployments differ", found.unlike),
+        ("winner", found.others),
+        ("order", [*found.swaps, *found.ties]),
+        ("rate", found.off),
+    ):
         for line in where:
             typer.echo(f"  {what}: {line}")
 

@@ -306,11 +306,14 @@ RouterName = Literal["round_robin", "least_loaded", "least_violating"]
 class Deployment(Strict):
     """*devices* maps names to profiles; *estimates* is the kind of table that policies see.
 
+    *name* is which of a file's named ``deployments`` this is; with ", changed" if something was set besides.
+
     Several workers may serve the same modules: *router* says how requests are shared out among them (see
     `servetwin.core.routing`), *routers* says so for single modules. *replicas* repeats the whole deployment, each
     time on devices of its own.
     """
 
+    name: str | None = None
     devices: dict[str, str] = Field(default_factory=dict)
     workers: Annotated[list[WorkerSpec], Field(min_length=1)]
     estimates: Kind = "scheduler"
@@ -390,6 +393,8 @@ class Experiment(Strict):
         """A hash of all that can change a result."""
         content = self.as_dict()
         del content["about"], content["records"]
+        if content["deployment"]["name"] is None:
+            del content["deployment"]["name"]  # as digests were made before deployments had names
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

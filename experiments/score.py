@@ -237,7 +237,8 @@ def entries(scored: Sequence[Scored]) -> tuple[list[Entry], list[Entry]]:
             (sides[0], was, run.finished if run.finished is not None else was),
             (sides[1], s.result[counted], s.result["finished"]),
         ):
-            side.append(Entry(setting, run.policy, seed, share * met, share * finished))
+            served = run.deployment or run.cells.get("deployment") or run.variant
+            side.append(Entry(setting, run.policy, seed, share * met, share * finished, deployment=served))
     return sides
 
 

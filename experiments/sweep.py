@@ -37,12 +37,13 @@ from .build import load_profiles
 from .cache import Cache
 from .cluster import running_on
 from .config import Experiment
+from .named import Layer
 from .names import FIGURES, figure_names, suggest
 from .parts import Strict
 from .points import Row, code_digest, run_all, settings_of
 from .repeat import repeat
 from .repeat import versus as differences
-from .resolve import SHORT, Layer, layers, load, locate
+from .resolve import SHORT, layers, load, locate
 
 #: How sure the intervals of a table are.
 LEVEL = 0.95
@@ -209,7 +210,12 @@ def sweep(
     return rows
 
 
-_COLUMN_OF = {"policy.name": "policy", "workload.arrivals.rate": "rate", "workload.arrivals.cv": "cv"}
+_COLUMN_OF = {
+    "policy.name": "policy",
+    "workload.arrivals.rate": "rate",
+    "workload.arrivals.cv": "cv",
+    "deployment.name": "deployment",
+}
 
 
 def row_of(experiment: Experiment, axes: Values, results: Row) -> Row:
