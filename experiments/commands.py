@@ -160,12 +160,14 @@ def _compare_runs(first: Path, second: Path, as_json: bool) -> None:
     if found["same_outcome"] is not None:
         lines.add_row("requests with the same outcome, %", "", "", f"{found['same_outcome']:.2f}")
     print_table(lines)
-    columns = [("iteration, ms", "left"), ("batch", "right"), ("A", "right"), ("B", "right"), ("table", "right")]
-    lines = table(*columns, ("B / A", "right"), ("A / table", "right"))
+    columns = [("iteration, ms", "left"), ("batch", "right"), ("median A", "right"), ("median B", "right")]
+    columns += [("B / A", "right"), ("mean A", "right"), ("mean B", "right"), ("table", "right")]
+    lines = table(*columns, ("A / table", "right"), ("of", "left"))
     for worker, sizes in found["iterations"].items():
         for n, ms in sizes.items():
-            shares = (_ratio(ms["second"], ms["first"]), _ratio(ms["first"], ms["table"]))
-            lines.add_row(worker, str(n), *(_number(ms[k]) for k in ("first", "second", "table")), *shares)
+            medians = [*(_number(ms[k]) for k in ("first", "second")), _ratio(ms["second"], ms["first"])]
+            others = (_number(ms[k]) for k in ("first_mean", "second_mean", "table", "first_over_table"))
+            lines.add_row(worker, str(n), *medians, *others, f"{ms['statistic']}s" if ms["statistic"] else "")
     if found["iterations"]:
         print_table(lines)
     if found.get("steps"):
@@ -174,14 +176,15 @@ def _compare_runs(first: Path, second: Path, as_json: bool) -> None:
 
 def _show_steps(found: dict[str, dict[str, dict[str, Any]]]) -> None:
     columns = [("steps", "left"), ("", "left"), ("A", "right"), ("B", "right"), ("mean A, ms", "right")]
-    lines = table(*columns, ("mean B, ms", "right"), ("A / table", "right"), ("B / table", "right"))
-    nothing = {"steps": 0, "mean_ms": None, "over_table": None}
+    lines = table(*columns, ("mean B, ms", "right"), ("A / table", "right"), ("B / table", "right"), ("of", "left"))
+    nothing = {"steps": 0, "mean_ms": None, "over_table": None, "statistic": None}
     for worker, kinds in found.items():
         for kind in ("prefill", "decode", "mixed"):
             if kind in kinds:
                 a, b = (kinds[kind].get(side, nothing) for side in ("first", "second"))
                 cells = [_number(x[key]) for key in ("mean_ms", "over_table") for x in (a, b)]
-                lines.add_row(worker, kind, str(a["steps"]), str(b["steps"]), *cells)
+                said = a["statistic"] or b["statistic"]
+                lines.add_row(worker, kind, str(a["steps"]), str(b["steps"]), *cells, f"{said}s" if said else "")
     print_table(lines)
 
 

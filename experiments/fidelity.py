@@ -280,9 +280,9 @@ class Decisions:
     leads beyond the noise floor; in *same* of them the second names the same winner, and it alone; *others* says
     where not. *pairs* are pairs of policies that differ beyond the floor, *swaps* those that the second ranks the
     other way, *ties* those that are equal there. *tied* counts the pairs that are equal in the first, in the second
-    and in both, of all. *tau* is Kendall's, averaged over settings. *curves* are workloads and policies with two rates
-    or more, of which *within* have their largest rate that holds the target within one step of the grid; *off* says
-    which not. *unlike* says what the two collections served in other deployments.
+    and in both, of all. *tau* is Kendall's, averaged over settings. *curves* are workloads and policies with two
+    rates or more, of which *within* have their largest rate that holds the target within one step of the grid; *off*
+    says which not. *unlike* says what the two collections served in other deployments.
     """
 
     noise: Noise
