@@ -172,7 +172,7 @@ def grid_of(entries: Iterable[Entry]) -> Grid:
 
 def grids_of(first: Sequence[Entry], second: Sequence[Entry]) -> tuple[Grid, Grid]:
     """The cells of both collections. Where a policy served a workload in several deployments, in either of them, it
-    is called "policy [deployment]", and cells are of one deployment each.
+    is called "policy (deployment)", and cells are of one deployment each.
     """
     had: dict[tuple[int, str, str], set[str | None]] = {}
     for side, entries in enumerate((first, second)):
@@ -182,7 +182,7 @@ def grids_of(first: Sequence[Entry], second: Sequence[Entry]) -> tuple[Grid, Gri
 
     def called(e: Entry) -> Entry:
         apart = (e.setting.workload, e.policy) in several
-        return replace(e, policy=f"{e.policy} [{e.deployment or 'unknown'}]") if apart else e
+        return replace(e, policy=f"{e.policy} ({e.deployment or 'unknown'})") if apart else e
 
     return grid_of(map(called, first)), grid_of(map(called, second))
 

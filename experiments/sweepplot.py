@@ -95,14 +95,18 @@ def _going_with_lines(
     if "system.stop_after" in varied:  # an axis, which the settings repeat
         varied = [name for name in varied if name != "stop_after"]
     going = [name for name in GOING_WITH if name in varied and name not in taken]
-    if "variant" in varied and "variant" not in taken:
-        if len({(row["variant"], *_goes(row)) for row in rows}) == len({_goes(row) for row in rows}):
-            varied = [name for name in varied if name != "variant"]  # it says no more than these
+    if "variant" in varied and "variant" not in taken and _repeats(rows):
+        varied = [name for name in varied if name != "variant"]
     return going, [name for name in varied if name not in going]
 
 
-def _goes(row: Row) -> tuple[Any, ...]:
-    return (row["policy"], *(row[name] for name in GOING_WITH if name in row))
+def _repeats(rows: Sequence[Row]) -> bool:
+    """Whether the variant of a row follows from its policy and what goes with it."""
+
+    def of(row: Row) -> tuple[Any, ...]:
+        return (row["workload"], row["policy"], *(row[name] for name in GOING_WITH if name in row))
+
+    return len({(*of(row), row["variant"]) for row in rows}) == len({of(row) for row in rows})
 
 
 def _short(name: str) -> str:
