@@ -339,6 +339,10 @@ def score(
     floor: Annotated[
         float | None, typer.Option(help="Points between policies that decide nothing; else told from repeats.")
     ] = None,
+    baselines: Annotated[
+        bool,
+        typer.Option("--baselines", help="Also score what is simpler: no run dates, tables alone, no simulation."),
+    ] = False,
     jobs: Jobs = -1,
 ) -> None:
     """Simulate every run of a table of measured runs, and report how far off the simulation is."""
@@ -349,6 +353,12 @@ def score(
         scored = engine.score(runs, out, _overrides(sets), seeds=seeds, jobs=jobs, keep=keep, progress=report)
     _show_gaps(scored)
     commands.show_decisions(decide(*grids_of(*engine.entries(scored)), target=target, floor=floor))
+    if baselines:
+        from .baselines import baselines as others
+
+        with _progress("baselines") as report:
+            found = others(runs, scored, _overrides(sets), seeds=seeds, jobs=jobs, progress=report)
+        commands.show_baselines(found, target, floor)
     for name in dict.fromkeys(p for s in scored for p in s.changed):
         typer.echo(f"the profile {name} is not what it was when the runs were made")
     typer.echo(f"{len(scored)} runs in {out}")

@@ -17,6 +17,7 @@ from .terminal import print_table, steps, table
 
 if TYPE_CHECKING:
     from .backend import Setup
+    from .baselines import Baseline
     from .fidelity import Decisions
 
 Devices = Annotated[
@@ -213,6 +214,35 @@ def _compare_grids(
     show_decisions(found)
     if out is not None:
         typer.echo(f"cells in {out}")
+
+
+def show_baselines(found: list[Baseline], target: float, floor: float | None) -> None:
+    """A line for each way of predicting the runs: its gaps, and what one would decide by it."""
+    from .baselines import favourite
+    from .fidelity import decide, grids_of
+    from .score import entries, parts
+
+    typer.echo("beside it, what is simpler; each run left out of what predicts it")
+    columns: list[tuple[str, Any]] = [("predicted by", "left"), ("runs", "right")]
+    columns += [(f"{what}\n{how}", "right") for what in ("met", "finished") for how in ("mean", "max")]
+    lines = table(*columns, ("winners", "right"), ("pairs", "right"), ("curves", "right"))
+    for one in found:
+        part = parts(one.scored)[-1]
+        decided = decide(*grids_of(*entries(one.scored)), target=target, floor=floor)
+        gaps = [f"{g[k]:.2f}" if g else "" for g in (part.met, part.finished) for k in (0, 1)]
+        shares = (
+            (decided.same, decided.decided),
+            (decided.same_order, decided.pairs),
+            (decided.within, decided.curves),
+        )
+        lines.add_row(one.name, str(part.runs), *gaps, *(f"{a}/{b}" if b else "" for a, b in shares))
+    print_table(lines)
+    best = favourite(found[0].scored, floor)
+    if best is not None:
+        typer.echo(
+            f"'{best.policy} always wins' names {best.decided} of {best.settings_decided} winners beyond the noise, "
+            f"and {best.won} of {best.settings} in all ({best.tied} tied)"
+        )
 
 
 def show_decisions(found: Decisions) -> None:

@@ -353,7 +353,8 @@ class Time(Strict):
 
     *table*: the periods "measured" in running systems, or those that "scheduler"s planned with; for LLM modules also
     "corrected" (see `servetwin.profiles.TOKEN_KINDS`). *contention*:
-    workers of one device slow each other down. *costs*: joins, leaves and hand-overs cost the worker time.
+    workers of one device slow each other down. *costs*: joins, leaves and hand-overs cost the worker time. *whole*:
+    batches of whole requests take what was measured of such batches, rather than the sum of their iterations.
     *transport*: requests take time between workers. *noise*: durations are drawn from measured residuals, and the
     host has its measured slow spells.
     *session*: date and time of a measured run, for the speed of its host on that day. *hold*: beyond the end of a
@@ -363,6 +364,7 @@ class Time(Strict):
     table: Literal["measured", "scheduler", "corrected"] = "measured"
     contention: bool = True
     costs: bool = True
+    whole: bool = True
     transport: bool = True
     noise: bool = True
     session: Annotated[str, AfterValidator(_moment)] | None = None
@@ -393,8 +395,6 @@ class Experiment(Strict):
         """A hash of all that can change a result."""
         content = self.as_dict()
         del content["about"], content["records"]
-        if content["deployment"]["name"] is None:
-            del content["deployment"]["name"]  # as digests were made before deployments had names
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -74,9 +74,11 @@ def score(
     jobs: int = -1,
     keep: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    dates: bool = True,
 ) -> list[Scored]:
     """Simulate each run of the table, or of the folder, at *path* with *seeds* seeds; write the table and the results
-    to *out*. With *keep*, the records of the repetitions of run folders are left there.
+    to *out*. Without *dates* nobody knows when the runs of a table were made, nor what is known of that day. With
+    *keep*, the records of the repetitions of run folders are left there.
     """
     if out is not None:
         tables.check_target(out)
@@ -91,6 +93,8 @@ def score(
     if keep is not None:
         raise BadInput("only repetitions of run folders are kept", where=f"--keep {keep}", right="a folder of runs")
     header, runs = runtable.read(path)
+    if not dates:
+        runs = [replace(run, start=None) for run in runs]
     found = runtable.experiments(runs, path, overrides)
     report = (lambda done: progress(done, seeds * len(runs))) if progress else None
     results = run_all_averaged(found, seeds, jobs=jobs, progress=report)
