@@ -25,7 +25,7 @@ from .budget import Budget
 from .errors import BadInput, LawBroken
 from .pipeline import Stage
 from .records import Recorder
-from .request import Outcome, Outputs, Request, Task
+from .request import CUT_OFF, Outcome, Outputs, Request, Task
 from .seam import Batch, Decision, Executor, Handle, Policy, WorkerView
 from .slo import latest
 from .ways import Ways
@@ -198,7 +198,7 @@ class ServingLoop:
         self.live[request.id] = request
         self.recorder.arrived(request)
         if self.stopped:
-            self._end(request, Outcome.FAILED, "sent after the stop")
+            self._end(request, Outcome.FAILED, CUT_OFF[1])
             return
         if self._direct is not None:
             self._direct(request)
@@ -211,7 +211,7 @@ class ServingLoop:
         for stage in self.entries:
             self._forward(request, stage, None)
 
-    def stop(self, reason: str = "cut off by the stop") -> None:
+    def stop(self, reason: str = CUT_OFF[0]) -> None:
         """End the run: what is still live fails. Batches in flight run out without effect."""
         self.stopped = True
         for request in list(self.live.values()):

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from .request import Outcome, Request
+from .request import CUT_OFF, Outcome, Request
 from .seam import Batch
 
 T = TypeVar("T")
@@ -27,6 +27,7 @@ class Summary:
     def __init__(self) -> None:
         self.outcomes: Counter[Outcome] = Tally()
         self.requests = 0
+        self.cut_off = 0  # of the failed, those that the end of the run cut off
         self.first_arrival: float | None = None
         self.last_arrival = 0.0
         self.last_end = 0.0
@@ -41,6 +42,8 @@ class Summary:
 
     def ended(self, request: Request, now: float) -> None:
         self.outcomes[request.outcome] += 1  # type: ignore[index]
+        if request.outcome is Outcome.FAILED and request.reason in CUT_OFF:
+            self.cut_off += 1
         if request.finished is not None:
             self.e2el.append(request.finished - request.arrival)
         self.last_end = now
@@ -75,13 +78,15 @@ class Summary:
         """The content of ``summary.json``: counts in requests, rates per second, latencies in milliseconds.
 
         *duration* runs from the first arrival to the last end, as in ``vllm bench serve``; *arrival_span* to the last
-        arrival.
+        arrival. Of the failed, *cut_off* counts those that the end of the run cut off, where it did.
         """
         start = self.first_arrival or 0.0
         duration = self.last_end - start
         e2el = np.frombuffer(self.e2el, dtype=float) * 1000.0 if self.e2el else np.array([])
         out: dict[str, Any] = {"requests": self.requests}
         out.update({o.value: self.outcomes[o] for o in Outcome})
+        if self.cut_off:
+            out["cut_off"] = self.cut_off
         out["finished"] = self.finished
         out["attainment"] = self.attainment if self.requests else None
         out["duration"] = duration

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from .pipeline import Stage
 
 
+#: Why a request failed that the end of a run (`stop_after`) cut off: it was under way, or it was sent too late.
+CUT_OFF = ("cut off by the stop", "sent after the stop")
+
+
 class Outcome(StrEnum):
     """How a request ended. Each request ends exactly once."""
 

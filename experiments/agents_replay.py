@@ -56,6 +56,7 @@ def compare(recording: dict[str, Any], *, contention: bool = True) -> list[Compa
     found = []
     for run in recording["runs"]:
         overrides = [
+            ("variant", "measured"),
             ("workload.requests", len(run["requests"])),
             ("workload.arrivals.rate", run["rate"]),
             ("policy.name", run["policy"]),

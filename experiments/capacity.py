@@ -14,7 +14,7 @@ from .cluster import running_on
 from .config import Experiment, RelativeSLO, Trace
 from .llmspec import TokenSLOSpec
 from .names import suggest
-from .points import Together, run_all
+from .points import Together, deployment_of, run_all
 from .repeat import seeded
 from .resolve import Override, layers, load
 from .search import QUANTITIES, Capacity, Quantity, search
@@ -44,6 +44,7 @@ class Asked:
 class Answer:
     workload: str
     policy: str
+    deployment: str
     found: Capacity
 
 
@@ -77,7 +78,8 @@ def answers(
             sampler = Sampler(experiment, quantity, asked, jobs, cache, progress)
             start = _start(experiment, asked.find)
             capacities = search(sampler, quantity, asked.targets, start=start)
-            found += [Answer(experiment.name, experiment.policy.name, capacity) for capacity in capacities]
+            known = (experiment.name, experiment.policy.name, deployment_of(experiment))
+            found += [Answer(*known, capacity) for capacity in capacities]
             for doubt in sampler.together.doubts if cache is not None else ():
                 tell(f"rows are not kept, so that they are run each time: {doubt}")
     if out is not None:
@@ -165,6 +167,7 @@ def _row(answer: Answer, asked: Asked) -> tables.Row:
     return {
         "workload": answer.workload,
         "policy": answer.policy,
+        "deployment": answer.deployment,
         "find": asked.find,
         "target": found.target,
         "value": found.value,

@@ -171,15 +171,20 @@ def _show_real(real: dict[str, Any]) -> None:
 
 
 def _show_run(experiment: Experiment, summary: dict[str, Any], took: float) -> None:
-    from .points import title
+    from .points import served_by, title
     from .runtable import matching
 
     total = summary["requests"]
     typer.echo(f"{title(experiment)}: {total} requests")
+    typer.echo(f"deployment {served_by(experiment)}")
     lines = _table(("", "left"), ("requests", "right"), ("share", "right"))
     for count in ("met", "late", "dropped", "failed"):
         lines.add_row(count, str(summary[count]), f"{100 * summary[count] / total:.1f} %" if total else "")
     _print(lines)
+    if summary.get("cut_off"):
+        after = experiment.system.stop_after
+        when = f", {after:g} s after the last was sent" if after is not None else ""
+        typer.echo(f"{summary['cut_off']} of the failed were under way when the run was cut off{when}")
     if summary["request_goodput"] is not None:
         typer.echo(f"goodput {summary['request_goodput']:.3f} of {total / summary['duration']:.3f} requests/s")
     if summary["finished"]:
@@ -313,13 +318,14 @@ def search(
     columns = [
         ("workload", "left"),
         ("policy", "left"),
+        ("deployment", "left"),
         ("target", "right"),
         (find, "right"),
         ("95 % interval", "right"),
     ]
     lines = _table(*columns, ("", "left"))
     for a in answers:
-        row = (a.workload, a.policy, f"{100 * a.found.target:g} %", f"{a.found.value:.4g}")
+        row = (a.workload, a.policy, a.deployment, f"{100 * a.found.target:g} %", f"{a.found.value:.4g}")
         lines.add_row(*row, f"{a.found.low:.4g} to {a.found.high:.4g}", "; ".join(a.found.notes))
     _print(lines)
     typer.echo(f"{engine.UNITS[find]}; seeds {first_seed} to {first_seed + seeds - 1}, common to all")
@@ -344,18 +350,28 @@ def score(
     floor: Annotated[
         float | None, typer.Option(help="Points between policies that decide nothing; else told from repeats.")
     ] = None,
+    baselines: Annotated[
+        bool,
+        typer.Option("--baselines", help="Also score what is simpler: no run dates, tables alone, no simulation."),
+    ] = False,
     jobs: Jobs = -1,
     as_they_are: AsTheyAre = False,
 ) -> None:
     """Simulate every run of a table of measured runs, and report how far off the simulation is."""
     from . import score as engine
-    from .fidelity import decide, grid_of
+    from .fidelity import decide, grids_of
 
     with _progress("score") as report:
         more = {"seeds": seeds, "jobs": jobs, "keep": keep, "as_they_are": as_they_are}
         scored = engine.score(runs, out, _overrides(sets), **more, progress=report)  # type: ignore[arg-type]
     _show_gaps(scored)
-    commands.show_decisions(decide(*map(grid_of, engine.entries(scored)), target=target, floor=floor))
+    commands.show_decisions(decide(*grids_of(*engine.entries(scored)), target=target, floor=floor))
+    if baselines:
+        from .baselines import baselines as others
+
+        with _progress("baselines") as report:
+            found = others(runs, scored, _overrides(sets), seeds=seeds, jobs=jobs, progress=report)
+        commands.show_baselines(found, target, floor)
     for name in dict.fromkeys(p for s in scored for p in s.changed):
         typer.echo(f"{name} is not what it was when the runs were made")
     typer.echo(f"{len(scored)} runs in {out}")

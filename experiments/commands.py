@@ -17,6 +17,7 @@ from .terminal import print_table, steps, table
 
 if TYPE_CHECKING:
     from .backend import Setup
+    from .baselines import Baseline
     from .fidelity import Decisions
 
 Devices = Annotated[
@@ -166,12 +167,14 @@ def _compare_runs(first: Path, second: Path, as_json: bool) -> None:
     if found["same_outcome"] is not None:
         lines.add_row("requests with the same outcome, %", "", "", f"{found['same_outcome']:.2f}")
     print_table(lines)
-    columns = [("iteration, ms", "left"), ("batch", "right"), ("A", "right"), ("B", "right"), ("table", "right")]
-    lines = table(*columns, ("B / A", "right"), ("A / table", "right"))
+    columns = [("iteration, ms", "left"), ("batch", "right"), ("median A", "right"), ("median B", "right")]
+    columns += [("B / A", "right"), ("mean A", "right"), ("mean B", "right"), ("table", "right")]
+    lines = table(*columns, ("A / table", "right"), ("of", "left"))
     for worker, sizes in found["iterations"].items():
         for n, ms in sizes.items():
-            shares = (_ratio(ms["second"], ms["first"]), _ratio(ms["first"], ms["table"]))
-            lines.add_row(worker, str(n), *(_number(ms[k]) for k in ("first", "second", "table")), *shares)
+            medians = [*(_number(ms[k]) for k in ("first", "second")), _ratio(ms["second"], ms["first"])]
+            others = (_number(ms[k]) for k in ("first_mean", "second_mean", "table", "first_over_table"))
+            lines.add_row(worker, str(n), *medians, *others, f"{ms['statistic']}s" if ms["statistic"] else "")
     if found["iterations"]:
         print_table(lines)
     if found.get("steps"):
@@ -180,14 +183,15 @@ def _compare_runs(first: Path, second: Path, as_json: bool) -> None:
 
 def _show_steps(found: dict[str, dict[str, dict[str, Any]]]) -> None:
     columns = [("steps", "left"), ("", "left"), ("A", "right"), ("B", "right"), ("mean A, ms", "right")]
-    lines = table(*columns, ("mean B, ms", "right"), ("A / table", "right"), ("B / table", "right"))
-    nothing = {"steps": 0, "mean_ms": None, "over_table": None}
+    lines = table(*columns, ("mean B, ms", "right"), ("A / table", "right"), ("B / table", "right"), ("of", "left"))
+    nothing = {"steps": 0, "mean_ms": None, "over_table": None, "statistic": None}
     for worker, kinds in found.items():
         for kind in ("prefill", "decode", "mixed"):
             if kind in kinds:
                 a, b = (kinds[kind].get(side, nothing) for side in ("first", "second"))
                 cells = [_number(x[key]) for key in ("mean_ms", "over_table") for x in (a, b)]
-                lines.add_row(worker, kind, str(a["steps"]), str(b["steps"]), *cells)
+                said = a["statistic"] or b["statistic"]
+                lines.add_row(worker, kind, str(a["steps"]), str(b["steps"]), *cells, f"{said}s" if said else "")
     print_table(lines)
 
 
@@ -218,6 +222,35 @@ def _compare_grids(
         typer.echo(f"cells in {out}")
 
 
+def show_baselines(found: list[Baseline], target: float, floor: float | None) -> None:
+    """A line for each way of predicting the runs: its gaps, and what one would decide by it."""
+    from .baselines import favourite
+    from .fidelity import decide, grids_of
+    from .score import entries, parts
+
+    typer.echo("beside it, what is simpler; each run left out of what predicts it")
+    columns: list[tuple[str, Any]] = [("predicted by", "left"), ("runs", "right")]
+    columns += [(f"{what}\n{how}", "right") for what in ("met", "finished") for how in ("mean", "max")]
+    lines = table(*columns, ("winners", "right"), ("pairs", "right"), ("curves", "right"))
+    for one in found:
+        part = parts(one.scored)[-1]
+        decided = decide(*grids_of(*entries(one.scored)), target=target, floor=floor)
+        gaps = [f"{g[k]:.2f}" if g else "" for g in (part.met, part.finished) for k in (0, 1)]
+        shares = (
+            (decided.same, decided.decided),
+            (decided.same_order, decided.pairs),
+            (decided.within, decided.curves),
+        )
+        lines.add_row(one.name, str(part.runs), *gaps, *(f"{a}/{b}" if b else "" for a, b in shares))
+    print_table(lines)
+    best = favourite(found[0].scored, floor)
+    if best is not None:
+        typer.echo(
+            f"'{best.policy} always wins' names {best.decided} of {best.settings_decided} winners beyond the noise, "
+            f"and {best.won} of {best.settings} in all ({best.tied} tied)"
+        )
+
+
 def show_decisions(found: Decisions) -> None:
     """What follows from two grids, one line each, and below it where they disagree; nothing if nothing does."""
     if not found.settings and not found.curves:
@@ -230,9 +263,17 @@ def show_decisions(found: Decisions) -> None:
     undecided = found.settings - found.decided
     typer.echo(f"same winner in {found.same} of {found.decided} settings; {undecided} more are within the noise")
     tau = "" if found.tau is None else f"; Kendall's tau {found.tau:.2f} on average"
-    typer.echo(f"same order of {found.pairs - len(found.swaps)} of {found.pairs} pairs of policies{tau}")
+    typer.echo(f"same order of {found.same_order} of {found.pairs} pairs of policies{tau}")
+    if any(found.tied):
+        one, other, both = found.tied
+        typer.echo(f"tied pairs, which agree with nothing: {one} in the first, {other} in the second, {both} in both")
     typer.echo(f"largest rate at {found.target:g} % within one step on {found.within} of {found.curves} curves")
-    for what, where in (("winner", found.others), ("order", found.swaps), ("rate", found.off)):
+    for what, where in (
+        ("deployments differ", found.unlike),
+        ("winner", found.others),
+        ("order", [*found.swaps, *found.ties]),
+        ("rate", found.off),
+    ):
         for line in where:
             typer.echo(f"  {what}: {line}")
 

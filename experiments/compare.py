@@ -10,13 +10,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
-from typing import Any
+from statistics import fmean, median
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from servetwin.core import BadInput
 
 from . import comparetokens
+
+if TYPE_CHECKING:
+    from servetwin.profiles import Kind
 
 PERCENTILES = (50, 90, 99)
 
@@ -136,23 +139,36 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     return out
 
 
-def _iterations(a: RunRecords, b: RunRecords) -> dict[str, dict[int, dict[str, float | None]]]:
-    """Per worker and batch size: the median period of an iteration in each run and in the table of the first run's
-    profile, in milliseconds.
+def _iterations(a: RunRecords, b: RunRecords) -> dict[str, dict[int, dict[str, Any]]]:
+    """Per worker and batch size: the median and the mean period of an iteration in each run, what the table of the
+    first run's profile says, all in milliseconds, and the period over the table, of means where the table holds means
+    and of medians where it holds medians (*statistic*).
     """
     first, second = periods(a.folder), periods(b.folder)
-    found: dict[str, dict[int, dict[str, float | None]]] = {}
+    found: dict[str, dict[int, dict[str, Any]]] = {}
     for worker, sizes in first.items():
-        table = _table_of(a, worker)
+        table, statistic = _table_of(a, worker)
+        of = median if statistic == "median" else fmean
         for n, seconds in sorted(sizes.items()):
             other = second.get(worker, {}).get(n)
+            expected = table.get(n)
             found.setdefault(worker, {})[n] = {
                 "first": 1e3 * median(seconds),
                 "second": 1e3 * median(other) if other else None,
-                "table": 1e3 * table[n] if n in table else None,
+                "first_mean": 1e3 * fmean(seconds),
+                "second_mean": 1e3 * fmean(other) if other else None,
+                "table": 1e3 * expected if expected else None,
+                "statistic": statistic if expected else None,
+                "first_over_table": of(seconds) / expected if expected else None,
+                "second_over_table": of(other) / expected if other and expected else None,
                 "samples": len(seconds),
             }
     return found
+
+
+def statistic_of(text: str) -> str:
+    """Whether a table that says *text* of its statistic is to be held against medians or against means."""
+    return "median" if text.startswith("median") else "mean"
 
 
 def periods(folder: Path) -> dict[str, dict[int, list[float]]]:
@@ -175,8 +191,10 @@ def periods(folder: Path) -> dict[str, dict[int, list[float]]]:
     return {w: {n: p for n, p in sizes.items() if p} for w, sizes in found.items() if any(sizes.values())}
 
 
-def _table_of(run: RunRecords, worker: str) -> dict[int, float]:
-    """The profile's measured period of an iteration of *worker* by batch size; empty if it cannot be had."""
+def _table_of(run: RunRecords, worker: str) -> tuple[dict[int, float], str]:
+    """The profile's measured period of an iteration of *worker* by batch size, empty if it cannot be had; and whether
+    it is a mean or a median.
+    """
     from servetwin.profiles import load
 
     from .config import Experiment
@@ -187,10 +205,13 @@ def _table_of(run: RunRecords, worker: str) -> dict[int, float]:
         loops = [m for m, spec in experiment.pipeline.modules.items() if spec.loop]
         (spec,) = (w for w in experiment.deployment.workers if (w.name or "+".join(w.modules)) == worker)
         (loop,) = (m for m in spec.modules if m in loops)
-        table = load(experiment.deployment.devices[spec.device or ""]).table(loop, "measured", "scheduler")
-        return {n: table(n) for n in range(table.smallest, table.largest + 1)}
+        profile = load(experiment.deployment.devices[spec.device or ""])
+        kind: Kind = "measured" if profile.has(loop, "measured") else "scheduler"
+        table = profile.table(loop, kind)
+        statistic = statistic_of(profile.data.modules[loop].tables[kind].statistic)
+        return {n: table(n) for n in range(table.smallest, table.largest + 1)}, statistic
     except (KeyError, ValueError, BadInput):
-        return {}  # of another kind, or its profile is not here
+        return {}, "mean"  # of another kind, or its profile is not here
 
 
 def _percent(run: RunRecords, count: str) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from statistics import mean
+from statistics import mean, median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from servetwin.core import BadInput
@@ -69,32 +69,56 @@ def steps(
     tables: Mapping[str, TokenTable | None],
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Per engine and kind of step (prefill, decode, mixed): how many each run made, their mean in milliseconds, and
-    what they took in all over what the profile's table says of the very same steps (None: it does not reach)."""
+    what they took over what the profile's table says of the very same steps (None: it does not reach). Where the
+    table holds medians (*statistic*) that is the median of the steps' ratios, else what they took in all over what it
+    says in all."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for name, lines in (("first", first), ("second", second)):
         seconds: dict[tuple[str, str], list[float]] = {}
-        expected: dict[tuple[str, str], float | None] = {}
+        expected: dict[tuple[str, str], list[float] | None] = {}
         for record in lines:
             for step in steps_of(record):
                 key = (record["worker"], step.kind)
                 seconds.setdefault(key, []).append(step.seconds)
-                told = expected.get(key, 0.0)
-                expected[key] = None if told is None else _plus(told, step, tables.get(record["worker"]))
+                told = expected.setdefault(key, [])
+                by = _by(step, tables.get(record["worker"])) if told is not None else None
+                if told is None or by is None:
+                    expected[key] = None
+                else:
+                    told.append(by)
         for (worker, kind), took in seconds.items():
-            sum_of = expected[worker, kind]
+            told = expected[worker, kind]
+            statistic = _statistic(tables.get(worker), kind)
             found.setdefault(worker, {}).setdefault(kind, {})[name] = {
                 "steps": len(took),
                 "mean_ms": 1e3 * mean(took),
-                "over_table": sum(took) / sum_of if sum_of else None,
+                "over_table": _over(took, told, statistic) if told else None,
+                "statistic": statistic if told else None,
             }
     return found
 
 
-def _plus(told: float, step: EngineStep, table: TokenTable | None) -> float | None:
+def _over(took: list[float], told: list[float], statistic: str) -> float:
+    if statistic == "median":
+        return median(a / b for a, b in zip(took, told, strict=True))
+    return sum(took) / sum(told)
+
+
+def _statistic(table: TokenTable | None, kind: str) -> str:
+    """What the table holds of steps of a *kind*: "median" or "mean"."""
+    if table is None:
+        return "mean"
+    decode = table.model.line or table.model.surface
+    said = [table.model.prefill.statistic] if kind != "decode" else []
+    said += [decode.statistic] if kind != "prefill" and decode is not None else []
+    return "median" if any(text.startswith("median") for text in said) else "mean"
+
+
+def _by(step: EngineStep, table: TokenTable | None) -> float | None:
     if table is None:
         return None
     try:
-        return told + step.by(table)
+        return step.by(table)
     except BadInput:
         return None
 

@@ -306,11 +306,14 @@ RouterName = Literal["round_robin", "least_loaded", "least_violating"]
 class Deployment(Strict):
     """*devices* maps names to profiles; *estimates* is the kind of table that policies see.
 
+    *name* is which of a file's named ``deployments`` this is; with ", changed" if something was set besides.
+
     Several workers may serve the same modules: *router* says how requests are shared out among them (see
     `servetwin.core.routing`), *routers* says so for single modules. *replicas* repeats the whole deployment, each
     time on devices of its own.
     """
 
+    name: str | None = None
     devices: dict[str, str] = Field(default_factory=dict)
     workers: Annotated[list[WorkerSpec], Field(min_length=1)]
     estimates: Kind = "scheduler"
@@ -350,7 +353,8 @@ class Time(Strict):
 
     *table*: the periods "measured" in running systems, or those that "scheduler"s planned with; for LLM modules also
     "corrected" (see `servetwin.profiles.TOKEN_KINDS`). *contention*:
-    workers of one device slow each other down. *costs*: joins, leaves and hand-overs cost the worker time.
+    workers of one device slow each other down. *costs*: joins, leaves and hand-overs cost the worker time. *whole*:
+    batches of whole requests take what was measured of such batches, rather than the sum of their iterations.
     *transport*: requests take time between workers. *noise*: durations are drawn from measured residuals, and the
     host has its measured slow spells.
     *session*: date and time of a measured run, for the speed of its host on that day. *hold*: beyond the end of a
@@ -361,6 +365,7 @@ class Time(Strict):
     table: Literal["measured", "scheduler", "corrected"] = "measured"
     contention: bool = True
     costs: bool = True
+    whole: bool = True
     transport: bool = True
     noise: bool = True
     session: Annotated[str, AfterValidator(_moment)] | None = None

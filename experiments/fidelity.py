@@ -4,7 +4,8 @@ cell, and whether they lead to the same decisions.
 A cell is a setting (workload, rate, cv, SLO factor) under a policy; runs that differ in nothing but their seed are
 repeats of it and are averaged. Decisions are three: which policy wins a setting, how the policies rank there, and up
 to which rate a policy holds a target. The first collection counts as the truth. A difference that is no larger than
-what repeats of one cell differ by (the noise floor) decides nothing.
+what repeats of one cell differ by (the noise floor) decides nothing, and a tie, on either side, agrees with nothing.
+A policy that a workload was served by in several deployments counts as several.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,9 @@ from .config import Experiment
 from .points import main_worker, settings_of
 
 Row = dict[str, Any]
+
+#: Attainments (points) that differ by no more are equal: what adding up in another order may do.
+EQUAL = 1e-9
 
 
 class Setting(NamedTuple):
@@ -52,6 +56,7 @@ class Entry:
     finished: float
     goodput: float | None = None
     batch: float | None = None  # mean size, of the worker that runs the loop
+    deployment: str | None = None  # its name, where it is known
 
 
 @dataclass
@@ -109,6 +114,7 @@ def _of_folder(folder: Path) -> Entry:
         100.0 * summary["finished"] / total if total else 0.0,
         summary["request_goodput"],
         main.get("mean_batch_size"),
+        row["deployment"],
     )
 
 
@@ -152,6 +158,7 @@ def _of_row(row: Row, where: str) -> Entry:
         100.0 * finished / total if total else 0.0,
         number("request_goodput"),
         number("mean_batch_size"),
+        row.get("deployment") or None,
     )
 
 
@@ -161,6 +168,35 @@ def grid_of(entries: Iterable[Entry]) -> Grid:
     for entry in entries:
         grid.setdefault((entry.setting, entry.policy), Cell()).runs.append(entry)
     return grid
+
+
+def grids_of(first: Sequence[Entry], second: Sequence[Entry]) -> tuple[Grid, Grid]:
+    """The cells of both collections. Where a policy served a workload in several deployments, in either of them, it
+    is called "policy (deployment)", and cells are of one deployment each.
+    """
+    had: dict[tuple[int, str, str], set[str | None]] = {}
+    for side, entries in enumerate((first, second)):
+        for e in entries:
+            had.setdefault((side, e.setting.workload, e.policy), set()).add(e.deployment)
+    several = {(workload, policy) for (_, workload, policy), found in had.items() if len(found) > 1}
+
+    def called(e: Entry) -> Entry:
+        apart = (e.setting.workload, e.policy) in several
+        return replace(e, policy=f"{e.policy} ({e.deployment or 'unknown'})") if apart else e
+
+    return grid_of(map(called, first)), grid_of(map(called, second))
+
+
+def unlike(first: Grid, second: Grid) -> list[str]:
+    """A line for each workload and policy that the two collections served in other deployments, by their names."""
+    found: dict[str, None] = {}
+    for (setting, policy), a in first.items():
+        b = second.get((setting, policy))
+        names = [{run.deployment for run in cell.runs if run.deployment} for cell in (a, b) if cell is not None]
+        if len(names) == 2 and all(names) and names[0] != names[1]:
+            one, other = (", ".join(sorted(map(str, n))) for n in names)
+            found[f"{setting.workload}, {policy}: {one} against {other}"] = None
+    return list(found)
 
 
 # -- cell by cell ---------------------------------------------------------------------------------------
@@ -241,10 +277,12 @@ class Decisions:
     """What follows from each collection, and where that differs.
 
     *settings* are those with two policies or more, *decided* those in which the best policy of the first collection
-    leads beyond the noise floor; in *same* of them the second names the same winner, *others* says where not.
-    *pairs* are pairs of policies that differ beyond the floor, *swaps* those that the second ranks the other way;
-    *tau* is Kendall's, averaged over settings. *curves* are workloads and policies with two rates or more, of which
-    *within* have their largest rate that holds the target within one step of the grid; *off* says which not.
+    leads beyond the noise floor; in *same* of them the second names the same winner, and it alone; *others* says
+    where not. *pairs* are pairs of policies that differ beyond the floor, *swaps* those that the second ranks the
+    other way, *ties* those that are equal there. *tied* counts the pairs that are equal in the first, in the second
+    and in both, of all. *tau* is Kendall's, averaged over settings. *curves* are workloads and policies with two
+    rates or more, of which *within* have their largest rate that holds the target within one step of the grid; *off*
+    says which not. *unlike* says what the two collections served in other deployments.
     """
 
     noise: Noise
@@ -255,10 +293,18 @@ class Decisions:
     others: list[str] = field(default_factory=list)
     pairs: int = 0
     swaps: list[str] = field(default_factory=list)
+    ties: list[str] = field(default_factory=list)
+    tied: list[int] = field(default_factory=lambda: [0, 0, 0])
+    unlike: list[str] = field(default_factory=list)
     taus: list[float] = field(default_factory=list)
     curves: int = 0
     within: int = 0
     off: list[str] = field(default_factory=list)
+
+    @property
+    def same_order(self) -> int:
+        """Of *pairs*, how many the second ranks as the first does."""
+        return self.pairs - len(self.swaps) - len(self.ties)
 
     @property
     def tau(self) -> float | None:
@@ -277,7 +323,16 @@ class Decisions:
                 "same": self.same,
                 "others": self.others,
             },
-            "ranking": {"pairs": self.pairs, "swaps": self.swaps, "kendall_tau": self.tau},
+            "ranking": {
+                "pairs": self.pairs,
+                "same": self.same_order,
+                "swaps": self.swaps,
+                "ties": self.ties,
+                "tied": dict(zip(("first", "second", "both"), self.tied, strict=True)),
+                "kendall_tau": self.tau,
+                "settings_with_tau": len(self.taus),
+            },
+            "unlike_deployments": self.unlike,
             "capacity": {
                 "target_percent": self.target,
                 "curves": self.curves,
@@ -291,7 +346,7 @@ def decide(first: Grid, second: Grid, *, target: float = 90.0, floor: float | No
     """Hold the decisions that follow from *second* against those from *first*; *target* in percent, *floor* in points
     (None: from repeats in *first*).
     """
-    found = Decisions(noise_of(first, floor), target)
+    found = Decisions(noise_of(first, floor), target, unlike=unlike(first, second))
     by_setting: dict[Setting, dict[str, tuple[Cell, Cell]]] = {}
     for (setting, policy), cell in first.items():
         if (setting, policy) in second:
@@ -309,25 +364,35 @@ def _winner(found: Decisions, setting: Setting, policies: Mapping[str, tuple[Cel
     best, runner_up = ranked[0], ranked[1]
     a, b = policies[best][0], policies[runner_up][0]
     found.settings += 1
-    if a.attainment - b.attainment <= found.noise.floor(setting.workload, a, b):
+    if a.attainment - b.attainment <= max(EQUAL, found.noise.floor(setting.workload, a, b)):
         return
     found.decided += 1
-    chosen = max(policies, key=lambda p: policies[p][1].attainment)
-    if policies[chosen][1].attainment <= policies[best][1].attainment:
+    most = max(cell.attainment for _, cell in policies.values())
+    chosen = [p for p, (_, cell) in policies.items() if most - cell.attainment <= EQUAL]
+    if chosen == [best]:
         found.same += 1
-        return
-    lead = a.attainment - policies[chosen][0].attainment
-    found.others.append(f"{setting}: {best}, not {chosen} ({lead:+.1f} points)")
+    elif best in chosen:
+        found.others.append(f"{setting}: {best}, not a tie of {', '.join(chosen)}")
+    else:
+        lead = a.attainment - policies[chosen[0]][0].attainment
+        found.others.append(f"{setting}: {best}, not {', '.join(chosen)} ({lead:+.1f} points)")
 
 
 def _ranking(found: Decisions, setting: Setting, policies: Mapping[str, tuple[Cell, Cell]]) -> None:
     for p, q in combinations(policies, 2):
         (a, c), (b, d) = policies[p], policies[q]
         truth, said = a.attainment - b.attainment, c.attainment - d.attainment
-        if abs(truth) > found.noise.floor(setting.workload, a, b):
+        equal = [abs(truth) <= EQUAL, abs(said) <= EQUAL]
+        for i, tied in enumerate((*equal, all(equal))):
+            found.tied[i] += tied
+        if not equal[0] and abs(truth) > found.noise.floor(setting.workload, a, b):
             found.pairs += 1
-            if truth * said < 0:
-                higher, lower = (p, q) if truth > 0 else (q, p)
+            higher, lower = (p, q) if truth > 0 else (q, p)
+            if equal[1]:
+                found.ties.append(
+                    f"{setting}: {higher} above {lower} by {abs(truth):.1f} points, equal in the second"
+                )
+            elif truth * said < 0:
                 found.swaps.append(
                     f"{setting}: {higher} above {lower} ({abs(truth):.1f} against {-abs(said):.1f} points)"
                 )
@@ -375,7 +440,7 @@ def compare_grids(
     out: Path | None = None,
 ) -> tuple[list[Row], Decisions]:
     """The rows of `cells` and the `Decisions`; with *out*, a table of the rows is written there."""
-    a, b = grid_of(first), grid_of(second)
+    a, b = grids_of(first, second)
     rows = cells(a, b)
     if not rows:
         raise BadInput(

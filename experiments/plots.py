@@ -39,6 +39,14 @@ def counted(workload: str, policy: str) -> str:
     return "finished" if (workload, policy) == ("dit-s2-256-rtx4090", "clockwork") else "met"
 
 
+def label_of(policy: str, rows: Sequence[Row]) -> str:
+    """What the line of *policy* is called among *rows*: with its deployment, where not all have the same."""
+    if len({row.get("deployment") for row in rows}) < 2:
+        return policy
+    own = dict.fromkeys(str(row["deployment"]) for row in rows if row["policy"] == policy and row.get("deployment"))
+    return f"{policy} ({', '.join(own)})" if own else policy
+
+
 def goodput_figure(
     rows: Sequence[Row], runs: Sequence[MeasuredRun], path: Path, *, axes: Sequence[str] = tuple(AXES)
 ) -> Path:
@@ -111,7 +119,7 @@ def _token_panel(panel: Any, rows: Sequence[Row], axis: str, base: dict[str, flo
         )
         if line:
             look = {"color": colour, "marker": mark, "markersize": 3, "linewidth": 1.2}
-            panel.plot(*zip(*line, strict=True), label=f"{policy}, simulated", **look)
+            panel.plot(*zip(*line, strict=True), label=f"{label_of(policy, rows)}, simulated", **look)
     panel.set_ylim(0, 1.04 * max(row["token_goodput"] for row in rows))
     panel.grid(alpha=0.25, linewidth=0.5)
 
@@ -146,7 +154,9 @@ def _goodput_panel(
             if run.policy == policy and _on_axis(lambda name, run=run: getattr(run, name), axis, base)  # type: ignore[misc]
         ]
         if line:
-            panel.plot(*zip(*line, strict=True), color=colour, linewidth=1.2, label=f"{policy}, simulated")
+            panel.plot(
+                *zip(*line, strict=True), color=colour, linewidth=1.2, label=f"{label_of(policy, rows)}, simulated"
+            )
         points = [(x, y) for x, y in points if y is not None]
         if points:
             look = {"linestyle": "none", "markersize": 4.5, "markerfacecolor": "none", "color": colour}

@@ -46,10 +46,39 @@ def settings_of(experiment: Experiment) -> Row:
         "cv": getattr(load.arrivals, "cv", None),
         "slo_factor": slo.factor if isinstance(slo, RelativeSLO) else None,
         "seed": experiment.seed,
+        "deployment": deployment_of(experiment),
+        "stop_after": experiment.system.stop_after,
     }
     if isinstance(slo, TokenSLOSpec):
         settings |= {"prefill_slo": slo.prefill, "decode_slo": slo.decode}
     return settings
+
+
+def deployment_of(experiment: Experiment) -> str:
+    """What the deployment is called, or, where it has no name, which modules share a worker."""
+    plan = experiment.deployment
+    return plan.name or " | ".join("+".join(worker.modules) for worker in plan.workers)
+
+
+def served_by(experiment: Experiment) -> str:
+    """The deployment in words: its name, its workers with their limits, and what else it has by the experiment."""
+    plan = experiment.deployment
+    workers = []
+    for worker in plan.workers:
+        where = f" on {worker.device}" if len(plan.devices) > 1 and worker.device is not None else ""
+        size = f"{worker.threads} threads" if worker.limit is None else str(worker.limit)
+        workers.append(f"{worker.name or '+'.join(worker.modules)}{where} ({size})")
+    said = [f"{plan.name + ': ' if plan.name else ''}{', '.join(workers)}"]
+    if any(worker.intake == "after" for worker in plan.workers):
+        said.append("intake after")
+    if plan.estimates != "scheduler":
+        said.append(f"estimates {plan.estimates}")
+    if plan.replicas > 1:
+        said.append(f"{plan.replicas} replicas")
+    after = experiment.system.stop_after
+    if after is not None:
+        said.append(f"cut off {after:g} s after the last request was sent")
+    return "; ".join(said)
 
 
 def main_worker(experiment: Experiment) -> str:
@@ -70,6 +99,7 @@ def results_of(experiment: Experiment, summary: Summary) -> Row:
         *("mean_e2el_ms", "median_e2el_ms", "p90_e2el_ms", "p99_e2el_ms"),
     )
     row = {name: full[name] for name in columns}
+    row["cut_off"] = summary.cut_off
     row["iterations"] = main.get("iterations", 0)
     row["mean_batch_size"] = main.get("mean_batch_size")
     row["max_batch_size"] = main.get("max_batch_size")
@@ -233,7 +263,10 @@ def _accept(
 
 
 #: What is averaged over seeds; the other columns of a row are those of the first seed.
-AVERAGED = ("met", "late", "dropped", "failed", "finished", "attainment", "request_goodput", "mean_batch_size")
+AVERAGED = (
+    *("met", "late", "dropped", "failed", "cut_off", "finished"),
+    *("attainment", "request_goodput", "mean_batch_size"),
+)
 
 
 def run_all_averaged(

@@ -184,6 +184,23 @@ def make(name: str, params: Mapping[str, Any]) -> Policy:
     return find_policy(name)(**params)
 
 
+def same_policy(one: str, other: str) -> bool:
+    """Whether two names mean the same policy: the same class, or classes of one name in files of the same content."""
+    if one == other:
+        return True
+    try:
+        a, b = find_policy(one), find_policy(other)
+    except BadInput:
+        return False
+    if a is b:
+        return True
+    files = [getattr(sys.modules.get(policy.__module__), "__file__", None) for policy in (a, b)]
+    if a.__qualname__ != b.__qualname__ or None in files:
+        return False
+    x, y = (Path(str(file)).read_bytes() for file in files)
+    return x == y
+
+
 def code_digest(name: str) -> str:
     """A hash of the code of the policy: the file that defines it if it comes with ServeTwin, else all that it imports
     of a user's, and the files that it declares."""

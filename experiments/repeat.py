@@ -94,13 +94,22 @@ def versus(
 ) -> list[Row]:
     """For each point, how its attainment differs from that of the policy *reference* at the same place.
 
-    *axes* are the values of the sweep's axes; points that differ in the policy alone belong together. Raises
-    `BadInput` if a point has no partner.
+    *axes* are the values of the sweep's axes; points that differ in the policy alone belong together, or else those
+    that also differ in what goes with a policy: the variant, the deployment, the system. Raises `BadInput` if a point
+    has no partner, or several of that kind.
     """
-    partners = {_place(a): p for p, a in zip(points, axes, strict=True) if p.experiment.policy.name == reference}
+    partners: dict[str, list[Repeated]] = {}
+    for point, values in zip(points, axes, strict=True):
+        if point.experiment.policy.name == reference:
+            for place in (_place(values), _place(values, *WITH_POLICY)):
+                partners.setdefault(place, []).append(point)
     rows = []
     for point, values in zip(points, axes, strict=True):
-        partner = partners.get(_place(values))
+        own = partners.get(_place(values)) or partners.get(_place(values, *WITH_POLICY), [])
+        partner = own[0] if own and all(p is own[0] for p in own) else None
+        if own and partner is None:
+            what = f"{len(own)} points of policy {reference!r} could be compared with {point.experiment.policy.name}"
+            raise BadInput(what, where="--versus", right="axes that both policies have alike")
         if partner is None:
             raise BadInput(
                 f"no point of policy {reference!r} to compare {point.experiment.policy.name} with",
@@ -117,5 +126,10 @@ def versus(
     return rows
 
 
-def _place(axes: Mapping[str, Any]) -> str:
-    return repr(sorted((k, repr(v)) for k, v in axes.items() if not k.startswith("policy")))
+#: Keys that may go with a policy where systems are compared as wholes.
+WITH_POLICY = ("variant", "deployment", "system")
+
+
+def _place(axes: Mapping[str, Any], *without: str) -> str:
+    own = {k: v for k, v in axes.items() if k.split(".")[0] not in ("policy", *without)}
+    return repr(sorted((k, repr(v)) for k, v in own.items())) + repr(without)

@@ -1,10 +1,10 @@
 """From a file, what it extends, and overrides, to one complete `Experiment`.
 
 A file may extend another (``extends: dit-s2-256-rtx4090``, or a path relative to itself) and then says only what
-differs. Under ``by_policy`` it may say what differs for one policy: its parameters, and the deployment that
-it was built for. What counts, from weakest to strongest::
+differs. It may offer deployments and variants by name (see `servetwin.experiments.named`); which of them is chosen
+is its word or the user's, never a matter of the policy. What counts, from weakest to strongest::
 
-    the extended file;  its by_policy entry;  this file;  its by_policy entry;  --set and the other options
+    the extended file;  its chosen deployment and variant;  this file;  its own;  --set and the other options
 
 Mappings are merged key by key; lists and plain values are replaced. Where a mapping changes its kind (another
 policy name, arrival process or step draw) only the keys that the new kind knows are kept.
@@ -15,7 +15,6 @@ from __future__ import annotations
 import copy
 import reprlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,6 +25,7 @@ from . import registry, yamlfile
 from .config import (
     Arrivals,
     Calls,
+    Deployment,
     Experiment,
     FixedSLO,
     Misfit,
@@ -37,6 +37,7 @@ from .config import (
     check,
 )
 from .llmspec import EngineSpec, TokenDraw, TokenSLOSpec
+from .named import Deploying, Layer, deploying, take, with_variant
 from .names import WORKLOADS, suggest, workload_names
 from .parts import Strict
 from .unmodelled import of_vllm
@@ -60,19 +61,8 @@ SHORT = {
     "router": "deployment.router",
 }
 
-_OUTSIDE = ("extends", "by_policy", "sessions")  # keys of a file that are not part of the experiment
-
-
-@dataclass
-class Layer:
-    """One file's say."""
-
-    data: Tree
-    where: str
-    text: str
-    base: Path
-    overlays: Tree = field(default_factory=dict)
-    sessions: list[Tree] = field(default_factory=list)
+#: What the name of a deployment ends with if overrides have made another of it.
+CHANGED = ", changed"
 
 
 # -- reading --------------------------------------------------------------------------------------------
@@ -123,25 +113,14 @@ def _layer(data: Any, where: str, text: str, base: Path) -> Layer:
     if not isinstance(data, dict):
         raise BadInput("there is no mapping of keys to values", where=where, right="name: ..., pipeline: ..., ...")
     data = copy.deepcopy(data)
-    overlays = data.pop("by_policy", None) or {}
+    deployments, variants, variant = take(data, where)
     sessions = data.pop("sessions", None) or []
-    if not isinstance(overlays, dict) or not all(isinstance(o, dict) for o in overlays.values()):
-        raise BadInput(
-            "by_policy does not map policies to settings", where=where, right="by_policy: {neustream: {...}}"
-        )
-    for policy, overlay in overlays.items():
-        if not isinstance(overlay.get("policy", {}), dict):
-            raise BadInput(
-                f"by_policy.{policy}.policy: {reprlib.repr(overlay['policy'])} is no mapping",
-                where=where,
-                right="policy: {params: {...}}",
-            )
-    if not isinstance(sessions, list) or not all(isinstance(s, dict) for s in sessions):
-        raise BadInput("sessions is no list of mappings", where=where, right="sessions: [{from, to, policy, set}]")
-    layer = Layer(data, where, text, base, overlays, sessions)
-    for tree in (data, *overlays.values()):
+    known = {"from", "to", "variant", "set"}
+    if not isinstance(sessions, list) or not all(isinstance(s, dict) and s.keys() <= known for s in sessions):
+        raise BadInput("sessions does not fit", where=where, right="sessions: [{from, to, variant, set}]")
+    for tree in (data, *variants.values(), *({"deployment": keys} for keys in deployments.values())):
         _anchor(tree, base)
-    return layer
+    return Layer(data, where, text, base, deployments, variants, variant, sessions)
 
 
 def _anchor(tree: Tree, base: Path) -> None:
@@ -248,18 +227,22 @@ def _slo_of(tree: Tree) -> type[BaseModel] | None:
     return TokenSLOSpec if tree.keys() & {"prefill", "decode", "limits"} else None
 
 
-def _combine(chain: list[Layer], policy: str | None) -> Tree:
+def _combine(chain: list[Layer], policy: str | None, chosen: Deploying) -> Tree:
     """All layers in one, for *policy*: layers that set up another policy do not speak on it."""
     tree: Tree = {}
     for layer in chain:
         data = dict(layer.data)
         named = _get(data, "policy", "name")
-        if policy is not None and named is not None and named != policy:
-            data["policy"] = {"name": policy}
+        if policy is not None and isinstance(named, str):
+            own = data["policy"] if registry.same_policy(named, policy) else {}
+            data["policy"] = {**own, "name": policy}
         merge(tree, data)
-        overlay = layer.overlays.get(policy) if policy is not None else None
-        if overlay:
-            merge(tree, {**overlay, "policy": {"name": policy, **overlay.get("policy", {})}})
+        deployment = chosen.laid_over(tree, layer)
+        if deployment is not None:
+            merge(tree, deployment)
+    if chosen.asked:
+        for layer in chain:
+            merge(tree, chosen.laid_over({}, layer) or {})
     if policy is not None:
         merge(tree, {"policy": {"name": policy}})
     return tree
@@ -326,18 +309,43 @@ def load(
     """
     chain = layers(source) if chain is None else chain
     given = [(_split(path, value), value, path) for path, value in overrides]
+    chain = with_variant(chain, _asked(given, ("variant",)))
     policy = _chosen_policy(chain, given)
-    tree = _combine(chain, policy)
+    chosen = deploying(chain, _asked(given, *_NAMES_OF_DEPLOYMENT))
+    tree = _combine(chain, policy, chosen)
     experiment = _validate(tree, chain, [g for g in given if g[0] == ("policy", "name")])
+    named = experiment.deployment
     if session is not None:
-        given = [*_session_overrides(chain, policy, session), *given]
+        given = [*_session_overrides(chain, session), *given]
     if given:
         tree = experiment.as_dict()
         for path, value, shown in given:
-            if path != ("policy", "name"):
+            if path not in (("policy", "name"), ("variant",)) and not _names_deployment(path, value):
                 _apply(tree, path, value, f"--set {shown}")
         experiment = _validate(tree, chain, given)
+        experiment = _said_if_changed(experiment, named)
     return experiment
+
+
+_NAMES_OF_DEPLOYMENT: tuple[Key, ...] = (("deployment",), ("deployment", "name"))
+
+
+def _names_deployment(path: Key, value: Any) -> bool:
+    """Whether the override *value* of *path* chooses a deployment by its name, rather than setting one up."""
+    return path in _NAMES_OF_DEPLOYMENT and not isinstance(value, dict)
+
+
+def _asked(given: Sequence[tuple[Key, Any, str]], *paths: Key) -> list[tuple[Any, str]]:
+    return [(value, shown) for path, value, shown in given if path in paths and not isinstance(value, dict)]
+
+
+def _said_if_changed(experiment: Experiment, named: Deployment) -> Experiment:
+    """*experiment*, with a name of its deployment that says so if overrides made another of the one *named*."""
+    now = experiment.deployment
+    if now.name is None or now.name != named.name or (now.workers, now.estimates) == (named.workers, named.estimates):
+        return experiment
+    changed = now.name if now.name.endswith(CHANGED) else now.name + CHANGED
+    return experiment.model_copy(update={"deployment": now.model_copy(update={"name": changed})})
 
 
 def _chosen_policy(chain: list[Layer], given: Sequence[tuple[Key, Any, str]]) -> str | None:
@@ -355,12 +363,13 @@ def _chosen_policy(chain: list[Layer], given: Sequence[tuple[Key, Any, str]]) ->
     return chosen
 
 
-def _session_overrides(chain: list[Layer], policy: str | None, session: str) -> list[tuple[Key, Any, str]]:
+def _session_overrides(chain: list[Layer], session: str) -> list[tuple[Key, Any, str]]:
     found: list[tuple[Key, Any, str]] = [(("time", "session"), session, "time.session")]
+    variants = {layer.prefix[1] for layer in chain if layer.prefix}
     for layer in chain:
         for entry in layer.sessions:
             fits = str(entry.get("from", "")) <= session <= str(entry.get("to", "9999"))
-            if fits and entry.get("policy") in (None, policy):
+            if fits and (entry.get("variant") is None or entry["variant"] in variants):
                 found += [(_split(path, value), value, path) for path, value in entry.get("set", {}).items()]
     return found
 
@@ -479,11 +488,12 @@ def _origin(path: Key, chain: list[Layer], given: Sequence[tuple[Key, Any, str]]
     for key, _, shown in reversed(given):
         if key == path[: len(key)]:
             return f"--set {shown}: "
-    policy = _chosen_policy(chain, given)
     for wanted in (path, path[:-1]):
         for layer in reversed(chain):
-            for tree, prefix in ((layer.overlays.get(policy or ""), ("by_policy", policy or "")), (layer.data, ())):
-                if tree and wanted and _at(tree, wanted) is not None:
-                    line = yamlfile.line_of(layer.text, (*prefix, *path))
+            offers = [(tree, ("deployments", name)) for name, tree in layer.deployments.items()]
+            found = [(tree, prefix, path[1:]) for tree, prefix in offers if path[0] == "deployment"]
+            for tree, prefix, keys in (*found, (layer.data, layer.prefix, path)):
+                if wanted and _at(tree, keys[: len(keys) - len(path) + len(wanted)]) is not None:
+                    line = yamlfile.line_of(layer.text, (*prefix, *keys))
                     return f"{layer.where}:{line}: " if line is not None else f"{layer.where}: "
     return f"{chain[-1].where}: "

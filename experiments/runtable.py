@@ -1,7 +1,8 @@
 """Tables of measured runs, and the experiments that repeat them in simulation.
 
 A table is a CSV file with the columns of `COLUMNS`, and, where known, *start* (date and time of the run, which tells
-sessions apart) and *step_delta*. Other columns are carried along.
+sessions apart) and *step_delta*. *variant* and *deployment* say which of the workload's the run had, where it was not
+its default. Other columns are carried along.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from typing import Any
 from servetwin.core import BadInput
 
 from .config import Experiment, Gamma, RelativeSLO
+from .named import Layer
 from .names import MEASURED, suggest, workload_names
-from .registry import policy_names
-from .resolve import Layer, Override, layers, load
+from .registry import policy_names, same_policy
+from .resolve import Override, layers, load
 from .yamlfile import read_text
 
 COLUMNS = ("workload", "policy", "rate", "cv", "slo_factor", "requests", "met", "finished")
@@ -46,10 +48,14 @@ class MeasuredRun:
     finished: int | None
     start: str | None
     step_delta: float | None
+    variant: str | None = None
+    deployment: str | None = None
 
     def overrides(self) -> list[Override]:
         """What to set in the workload to repeat this run."""
+        named = [(key, value) for key in ("variant", "deployment") if (value := getattr(self, key)) is not None]
         found: list[Override] = [
+            *named,
             ("policy", self.policy),
             ("rate", self.rate),
             ("cv", self.cv),
@@ -103,6 +109,8 @@ def _run(line: int, cells: dict[str, str], where: str) -> MeasuredRun:
         finished=_count(cells["finished"], f"{where}: finished", 0, requests) if cells["finished"] else None,
         start=_moment(cells["start"], f"{where}: start") if cells.get("start") else None,
         step_delta=_number(cells["step_delta"], f"{where}: step_delta") if cells.get("step_delta") else None,
+        variant=cells.get("variant") or None,
+        deployment=cells.get("deployment") or None,
     )
 
 
@@ -156,13 +164,16 @@ def matching(experiment: Experiment) -> list[MeasuredRun]:
     load, slo = experiment.workload, experiment.slo
     if load.draws != "published" or not isinstance(load.arrivals, Gamma) or not isinstance(slo, RelativeSLO):
         return []
-    wanted = (
-        experiment.name,
-        experiment.policy.name,
-        load.arrivals.rate,
-        load.arrivals.cv,
-        slo.factor,
-        load.requests,
-    )
+    wanted = (experiment.name, load.arrivals.rate, load.arrivals.cv, slo.factor, load.requests)
     _, runs = read(NEUSTREAM)
-    return [r for r in runs if (r.workload, r.policy, r.rate, r.cv, r.slo_factor, r.requests) == wanted]
+    alike = [r for r in runs if (r.workload, r.rate, r.cv, r.slo_factor, r.requests) == wanted]
+    return [r for r, e in zip(alike, experiments(alike, NEUSTREAM), strict=True) if _set_up_alike(e, experiment)]
+
+
+def _set_up_alike(one: Experiment, other: Experiment) -> bool:
+    """Whether two experiments have the same policy, deployment, system and SLO, by whatever names."""
+    a, b = (
+        (e.policy.params, e.deployment.workers, e.deployment.devices, e.deployment.estimates, e.system, e.slo)
+        for e in (one, other)
+    )
+    return a == b and same_policy(one.policy.name, other.policy.name)

@@ -75,10 +75,12 @@ def score(
     keep: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     as_they_are: bool = False,
+    dates: bool = True,
 ) -> list[Scored]:
     """Simulate each run of the table, or of the folder, at *path* with *seeds* seeds; write the table and the results
-    to *out*. With *keep*, the records of the repetitions of run folders are left there. Run folders whose profiles or
-    policies are not what they were are refused, unless these are taken *as_they_are*.
+    to *out*. Without *dates* nobody knows when the runs of a table were made, nor what is known of that day. With
+    *keep*, the records of the repetitions of run folders are left there. Run folders whose profiles or policies are
+    not what they were are refused, unless these are taken *as_they_are*.
     """
     if out is not None:
         tables.check_target(out)
@@ -94,6 +96,8 @@ def score(
     if keep is not None:
         raise BadInput("only repetitions of run folders are kept", where=f"--keep {keep}", right="a folder of runs")
     header, runs = runtable.read(path)
+    if not dates:
+        runs = [replace(run, start=None) for run in runs]
     experiments = runtable.experiments(runs, path, overrides)
     report = (lambda done: progress(done, seeds * len(runs))) if progress else None
     results = run_all_averaged(experiments, seeds, jobs=jobs, progress=report)
@@ -238,7 +242,8 @@ def entries(scored: Sequence[Scored]) -> tuple[list[Entry], list[Entry]]:
             (sides[0], was, run.finished if run.finished is not None else was),
             (sides[1], s.result[counted], s.result["finished"]),
         ):
-            side.append(Entry(setting, run.policy, seed, share * met, share * finished))
+            served = run.deployment or run.cells.get("deployment") or run.variant
+            side.append(Entry(setting, run.policy, seed, share * met, share * finished, deployment=served))
     return sides
 
 

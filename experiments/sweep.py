@@ -36,12 +36,13 @@ from .build import load_profiles
 from .cache import Cache
 from .cluster import running_on
 from .config import Experiment
+from .named import Layer
 from .names import FIGURES, figure_names, suggest
 from .parts import Strict
 from .points import Changed, Row, Together, run_all, settings_of
 from .repeat import repeat
 from .repeat import versus as differences
-from .resolve import SHORT, Layer, layers, load, locate
+from .resolve import SHORT, layers, load, locate
 from .stored import Kept, decode, encode
 
 #: How sure the intervals of a table are.
@@ -254,7 +255,12 @@ class _Runs:
             self.cache.add(key, row, reads)
 
 
-_COLUMN_OF = {"policy.name": "policy", "workload.arrivals.rate": "rate", "workload.arrivals.cv": "cv"}
+_COLUMN_OF = {
+    "policy.name": "policy",
+    "workload.arrivals.rate": "rate",
+    "workload.arrivals.cv": "cv",
+    "deployment.name": "deployment",
+}
 
 
 def row_of(experiment: Experiment, axes: Values, results: Row) -> Row:

@@ -20,6 +20,12 @@ from .points import Row
 ENDINGS = (".png", ".svg", ".pdf")
 MOST = 16
 
+#: Columns that are said with a line, where they differ, in place of panels of their own.
+GOING_WITH = ("deployment", "stop_after")
+
+#: Where a row keeps the name of its line.
+LINE = "line: "
+
 
 def draw(table: Path, out: Path, *, x: str | None = None, y: str = "attainment", by: str = "policy") -> int:
     """Draw *table*, which `servetwin sweep` wrote, to *out*; the number of panels.
@@ -37,6 +43,10 @@ def draw(table: Path, out: Path, *, x: str | None = None, y: str = "attainment",
         raise BadInput("this is no sweep's table", where=str(table), right="a table that `servetwin sweep` wrote")
     varied = [name for name in columns[: columns.index("met")] if name not in ("seed", "requests")]
     varied = [name for name in varied if len({str(row[name]) for row in rows}) > 1]
+    going, varied = _going_with_lines(rows, varied, (x, by))
+    for row in rows:
+        said = [_said(name, row[name]) for name in going]
+        row[LINE] = ", ".join([_short(str(row.get(by))), *said])
     numeric = [name for name in varied if name != by and all(_number(row[name]) is not None for row in rows)]
     if x is None and not numeric:
         raise BadInput("no setting varies that is a number", where=str(table), right="--x with a column")
@@ -63,7 +73,7 @@ def draw(table: Path, out: Path, *, x: str | None = None, y: str = "attainment",
         figure = Figure(figsize=(3.1 * shape[1] + 0.6, 2.3 * shape[0] + 0.7), layout="constrained")
         grid = figure.subplots(*shape, squeeze=False)
         for panel, (title, own) in zip(grid.flat, panels.items(), strict=False):
-            _lines(panel, own, x, y, by)
+            _lines(panel, own, x, y)
             panel.set_title(title, loc="left", fontweight="bold")
             panel.set_xlabel(plots.AXES.get(x, x))
         for panel in list(grid.flat)[len(panels) :]:
@@ -78,16 +88,46 @@ def draw(table: Path, out: Path, *, x: str | None = None, y: str = "attainment",
     return len(panels)
 
 
-def _lines(panel: Any, rows: Sequence[Row], x: str, y: str, by: str) -> None:
-    for i, name in enumerate(dict.fromkeys(str(row[by]) for row in rows)):
+def _going_with_lines(
+    rows: Sequence[Row], varied: list[str], taken: Sequence[str | None]
+) -> tuple[list[str], list[str]]:
+    """Of the columns *varied*, those that are said with each line; and the others."""
+    if "system.stop_after" in varied:  # an axis, which the settings repeat
+        varied = [name for name in varied if name != "stop_after"]
+    going = [name for name in GOING_WITH if name in varied and name not in taken]
+    if "variant" in varied and "variant" not in taken and _repeats(rows):
+        varied = [name for name in varied if name != "variant"]
+    return going, [name for name in varied if name not in going]
+
+
+def _repeats(rows: Sequence[Row]) -> bool:
+    """Whether the variant of a row follows from its policy and what goes with it."""
+
+    def of(row: Row) -> tuple[Any, ...]:
+        return (row["workload"], row["policy"], *(row[name] for name in GOING_WITH if name in row))
+
+    return len({(*of(row), row["variant"]) for row in rows}) == len({of(row) for row in rows})
+
+
+def _short(name: str) -> str:
+    return Path(name).name if name.endswith(".py") else name
+
+
+def _said(column: str, value: Any) -> str:
+    if column == "deployment":
+        return str(value or "deployment unknown")
+    return "runs to the end" if value in (None, "") else f"cut off after {value} s"
+
+
+def _lines(panel: Any, rows: Sequence[Row], x: str, y: str) -> None:
+    for i, name in enumerate(dict.fromkeys(row[LINE] for row in rows)):
         at: dict[float, list[Row]] = {}
         for row in rows:
             place = _number(row[x])
-            if str(row[by]) == name and place is not None and _number(row[y]) is not None:
+            if row[LINE] == name and place is not None and _number(row[y]) is not None:
                 at.setdefault(place, []).append(row)
         places = sorted(at)
-        label = Path(name).name if name.endswith(".py") else name
-        panel.plot(places, [_mean(at[p], y) for p in places], marker="o", ms=3, lw=1.2, color=f"C{i}", label=label)
+        panel.plot(places, [_mean(at[p], y) for p in places], marker="o", ms=3, lw=1.2, color=f"C{i}", label=name)
         if all(_number(row.get(f"{y}_low")) is not None for p in places for row in at[p]):
             low, high = ([_mean(at[p], f"{y}_{end}") for p in places] for end in ("low", "high"))
             panel.fill_between(places, low, high, color=f"C{i}", alpha=0.15, lw=0)

@@ -40,7 +40,9 @@ class TimeOptions:
 
     *table*: iterations as "measured" in a running system, or as the "scheduler" planned with; of language models also
     "corrected". *costs*: joins, leaves,
-    cold starts. *contention*: workers on one device slow each other down. *transport*: requests take time between
+    cold starts. *whole*: what batches of whole requests took over what their scheduler expects, with their sessions,
+    spread and cold starts (``whole.*``); without it they take the sum of their iterations, as of any other worker.
+    *contention*: workers on one device slow each other down. *transport*: requests take time between
     workers. *noise*: drawn from measured residuals and slow spells of the host. *session*: when the run to be
     predicted began, where a profile knows the host's speed on that day. *hold*: sizes beyond a table get its last
     value. *unmeasured*: pairs of workers on one device whose overlap was not measured are "refused", or the device is
@@ -50,6 +52,7 @@ class TimeOptions:
 
     table: str = "measured"
     costs: bool = True
+    whole: bool = True
     contention: bool = True
     transport: bool = True
     noise: bool = True
@@ -138,7 +141,7 @@ class Clock:
         if stage.loop is None:
             return self._once(worker, profile, sizes)
         steps = self._loop(worker, profile, sizes)
-        if self._has(profile, "whole.ratio") and set(stage.modules) == set(profile.modules):
+        if self.options.whole and self._has(profile, "whole.ratio") and set(stage.modules) == set(profile.modules):
             return self._whole(worker, profile, sizes, steps)
         return steps
 

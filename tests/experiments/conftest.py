@@ -57,12 +57,10 @@ deployment:
   workers:
     - {modules: [encode], device: gpu0, limit: 8}
     - {modules: [denoise], device: gpu0, limit: 8}
-by_policy:
-  clockwork:
-    policy: {params: {max_batch: 4}}
-    deployment:
-      workers:
-        - {modules: [encode, denoise], device: gpu0, limit: 8}
+deployments:
+  whole:
+    workers:
+      - {modules: [encode, denoise], device: gpu0, limit: 8}
 """
 
 

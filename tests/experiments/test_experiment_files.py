@@ -45,19 +45,21 @@ def test_every_workload_is_set_up_for_every_policy(name, policy):
     assert experiment.workload.requests == (100 if name in TINY else 500)
 
 
-def test_neustream_has_a_worker_per_stage_and_clockwork_one_for_all():
-    neustream = load("sd15-256-rtx4090").deployment
+def test_neustream_had_a_worker_per_stage_and_clockwork_one_for_all():
+    neustream = load("sd15-256-rtx4090", [("variant", "neustream-ae")]).deployment
     assert [w.modules for w in neustream.workers] == [["clip"], ["unet"], ["vae", "safety"]]
     assert {w.intake for w in neustream.workers} == {"after"}
-    clockwork = load("sd15-256-rtx4090", [("policy", "clockwork")]).deployment
+    clockwork = load("sd15-256-rtx4090", [("variant", "clockwork-ae")]).deployment
     assert [w.modules for w in clockwork.workers] == [["clip", "unet", "vae", "safety"]]
 
 
 def test_a_run_of_a_session_is_set_up_as_it_was_then():
-    early = load("sd15-256-rtx4090", session="2024-04-29 05:06:40")
+    chosen = [("variant", "neustream-ae")]
+    early = load("sd15-256-rtx4090", chosen, session="2024-04-29 05:06:40")
     assert early.deployment.workers[1].limit == 15
+    assert early.deployment.name == "stages, changed"
     assert early.time.session == "2024-04-29 05:06:40"
-    assert load("sd15-256-rtx4090", session="2024-04-29 14:12:41").deployment.workers[1].limit == 40
+    assert load("sd15-256-rtx4090", chosen, session="2024-04-29 14:12:41").deployment.workers[1].limit == 40
 
 
 # -- extending ------------------------------------------------------------------------------------------
@@ -78,17 +80,6 @@ def test_paths_in_a_file_are_relative_to_it(toy: Path):
     experiment = load(child)
     assert experiment.deployment.devices["gpu0"] == str(toy.parent / "profile.yaml")
     assert experiment.policy.name == str(folder / "mine.py")
-
-
-def test_by_policy_comes_after_its_own_file_and_before_the_extending_one(toy: Path):
-    child = write(
-        toy.parent,
-        "child.yaml",
-        "extends: toy.yaml\npolicy: {name: clockwork}\nby_policy:\n  clockwork: {policy: {params: {lag: 0.5}}}\n",
-    )
-    params = load(child).policy.params
-    assert (params["max_batch"], params["lag"]) == (4, 0.5)
-    assert len(load(child).deployment.workers) == 1
 
 
 def test_another_policy_takes_no_parameters_along(toy: Path):
@@ -190,11 +181,7 @@ WRONG_FILES = {
     ),
     "a key twice": ("seed: 1\nseed: 2", ["child.yaml:3", "'seed' stands twice"]),
     "no YAML": ("slo: {factor: 1", ["child.yaml:", "no valid YAML"]),
-    "by_policy that is no mapping": ("by_policy: [clockwork]", ["by_policy", "child.yaml"]),
-    "wrong in by_policy": (
-        "by_policy: {edf: {policy: {params: {max_batch: many}}}}",
-        ["child.yaml:2: policy.params.max_batch", "'many'", "int | None"],
-    ),
+    "by_policy, of old": ("by_policy: {edf: {}}", ["child.yaml", "by_policy is no key any more", "deployments:"]),
 }
 
 

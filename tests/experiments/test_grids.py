@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import statistics
 from pathlib import Path
 
 import pytest
 from servetwin.core import BadInput
+from servetwin.experiments import comparetokens
 from servetwin.experiments.compare import find_runs, periods
 from servetwin.experiments.fidelity import (
     Entry,
@@ -21,6 +23,7 @@ from servetwin.experiments.fidelity import (
 from servetwin.experiments.recorded import Recording, recorded_run, write_recording
 from servetwin.experiments.replay import replay, requests_of
 from servetwin.experiments.resolve import load
+from servetwin.profiles import load as load_profile
 
 
 def runs(rates: dict[float, dict[str, float | list[float]]], *, workload: str = "toy") -> list[Entry]:
@@ -84,6 +87,51 @@ def test_kendalls_tau():
     found = decided(real, said)
     assert found.tau == pytest.approx(1 / 3)  # one of three pairs is swapped; where all are equal there is none
     assert (found.pairs, len(found.swaps)) == (3, 1)
+
+
+TIES = {
+    # first, second, (same winners, decided), (same order, pairs), tied in the first, in the second, in both
+    "case 21": ({"edf": 73.3, "neustream": 43.3, "clockwork": 41.7},
+                {"edf": 98.3, "neustream": 98.3, "clockwork": 3.3}, (0, 1), (2, 3), [0, 1, 0]),
+    "all equal in the second": ({"a": 90.0, "b": 50.0, "c": 10.0}, {"a": 7.0, "b": 7.0, "c": 7.0},
+                                (0, 1), (0, 3), [0, 3, 0]),
+    "the winner tied in the first": ({"a": 90.0, "b": 90.0, "c": 10.0}, {"a": 90.0, "b": 80.0, "c": 10.0},
+                                     (0, 0), (2, 2), [1, 0, 0]),
+    "the others tied in both": ({"a": 90.0, "b": 10.0, "c": 10.0}, {"a": 80.0, "b": 9.0, "c": 9.0},
+                                (1, 1), (2, 2), [1, 1, 1]),
+    "a tie of two that are not the winner": ({"a": 90.0, "b": 50.0, "c": 10.0}, {"a": 5.0, "b": 7.0, "c": 7.0},
+                                             (0, 1), (0, 3), [0, 1, 0]),
+    "equal but for adding up": ({"a": 0.1 + 0.2, "b": 0.0}, {"a": 0.1 + 0.2, "b": 0.3}, (0, 1), (0, 1), [0, 1, 0]),
+    "no tie": ({"a": 90.0, "b": 50.0}, {"a": 60.0, "b": 50.0}, (1, 1), (1, 1), [0, 0, 0]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TIES)
+def test_a_tie_agrees_with_nothing(case):
+    first, second, winners, order, tied = TIES[case]
+    found = decided(runs({1.0: first}), runs({1.0: second}))
+    assert (found.same, found.decided) == winners
+    assert (found.same_order, found.pairs) == order
+    assert found.tied == tied
+    assert len(found.others) == winners[1] - winners[0]
+    assert len(found.swaps) + len(found.ties) == order[1] - order[0]
+    ranking = found.as_dict()["ranking"]
+    assert (ranking["same"], ranking["tied"]) == (order[0], dict(zip(("first", "second", "both"), tied, strict=True)))
+
+
+def test_ties_are_said(servetwin, tmp_path: Path):
+    first, second = TIES["case 21"][:2]
+    for name, values in (("a.csv", first), ("b.csv", second)):
+        lines = [f"w,{policy},1,1,2,1000,{10 * x:.0f},{10 * x:.0f}" for policy, x in values.items()]
+        header = "workload,policy,rate,cv,slo_factor,requests,met,finished"
+        (tmp_path / name).write_text("\n".join([header, *lines]) + "\n")
+    code, out, _ = servetwin("compare", tmp_path / "a.csv", tmp_path / "b.csv")
+    assert code == 0
+    assert "same winner in 0 of 1 settings" in out
+    assert "same order of 2 of 3 pairs" in out
+    assert "tied pairs, which agree with nothing: 0 in the first, 1 in the second, 0 in both" in out
+    assert "winner: w, rate 1, cv 1, SLO 2: edf, not a tie of edf, neustream" in out
+    assert "order: w, rate 1, cv 1, SLO 2: edf above neustream by 30.0 points, equal in the second" in out
 
 
 @pytest.mark.parametrize(
@@ -180,6 +228,53 @@ def test_periods_are_those_of_iterations_that_nobody_joins_or_leaves(servetwin, 
     shown = json.loads(servetwin("compare", tmp_path / "a", tmp_path / "a", "--json")[1])["iterations"]
     assert shown["denoise"]["1"]["table"] == pytest.approx(10.0)
     assert shown["denoise"]["1"]["first"] == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize(
+    ("statistic", "of"), [("mean", "mean"), ("median of 9", "median"), ("least squares", "mean")]
+)
+def test_means_are_held_against_means_and_medians_against_medians(
+    servetwin, toy: Path, tmp_path: Path, statistic, of
+):
+    """A host that stumbles moves the mean and not the median; a table is either."""
+    profile = toy.with_name("profile.yaml")
+    text = profile.read_text()
+    measured = "      measured: {batch: [1, 2, 4, 8], seconds: [0.010, 0.011, 0.014, 0.020], statistic: STATISTIC"
+    text = text.rstrip() + "\n" + measured.replace("STATISTIC", statistic) + ", source: {file: runs}}\n"
+    profile.write_text(text)
+    for name in "ab":
+        servetwin("run", toy, "--rate", 2, "--seed", 3, "--out", tmp_path / name)
+    lines = [json.loads(x) for x in (tmp_path / "a" / "batches.jsonl").read_text().splitlines()]
+    late = 0.0
+    for i, line in enumerate(lines):  # every fifth batch ends 20 ms late, and all after it
+        for key in ("start", "end"):
+            line[key] += late
+        line["ends"] = [t + late for t in line.get("ends", [line["end"] - late])]
+        late += 0.02 if i % 5 == 4 else 0.0
+        line["end"] = line["ends"][-1]
+    (tmp_path / "a" / "batches.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    seconds = periods(tmp_path / "a")["denoise"][1]
+    shown = json.loads(servetwin("compare", tmp_path / "a", tmp_path / "b", "--json")[1])["iterations"]["denoise"][
+        "1"
+    ]
+    mean, median = (f(seconds) for f in (statistics.fmean, statistics.median))
+    assert mean > 1.02 * median
+    assert shown["statistic"] == of
+    assert shown["first_over_table"] == pytest.approx((mean if of == "mean" else median) / 0.010)
+    assert shown["first_mean"] == pytest.approx(1e3 * mean)
+    assert shown["second_over_table"] == pytest.approx(1.0)
+    assert f"{of}s" in servetwin("compare", tmp_path / "a", tmp_path / "b")[1]
+
+
+def test_steps_of_engines_are_held_against_what_their_table_holds():
+    steps = [1.0, 1.0, 1.0, 5.0]
+    assert comparetokens._over(steps, [1.0] * 4, "median") == 1.0
+    assert comparetokens._over(steps, [1.0] * 4, "mean") == 2.0
+    codellama = load_profile("rtx4090/codellama-7b").tokens("measured", "scheduler")
+    assert comparetokens._statistic(codellama, "prefill") == "mean"
+    opt = load_profile("h100-long/opt-13b-tp1-0").tokens("measured", "scheduler")
+    assert comparetokens._statistic(opt, "decode") == "median"
+    assert comparetokens._statistic(None, "decode") == "mean"
 
 
 # -- runs repeated with their own requests ------------------------------------------------------------------

@@ -60,7 +60,7 @@ changes = st.sampled_from(NAMES).flatmap(
 @pytest.mark.filterwarnings("error")
 @settings(max_examples=300, deadline=5000, suppress_health_check=list(HealthCheck))
 @given(changes)
-@example(("dit-s2-256-rtx4090", [(("by_policy", "neustream", "policy"), "x")]))
+@example(("dit-s2-256-rtx4090", [(("variants", "neustream-ae", "policy"), "x")]))
 @example(("dit-s2-256-rtx4090", [(("workload", "steps", "dit", "high"), 10**30)]))
 @example(("dit-s2-256-rtx4090", [(("workload", "arrivals", "cv"), 1e-300)]))
 @example(("dit-s2-256-rtx4090", [(("workload", "arrivals", "cv"), 1e300)]))
