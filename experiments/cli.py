@@ -172,6 +172,8 @@ def _show_run(experiment: Experiment, summary: dict[str, Any], took: float) -> N
     for count in ("met", "late", "dropped", "failed"):
         lines.add_row(count, str(summary[count]), f"{100 * summary[count] / total:.1f} %" if total else "")
     _print(lines)
+    for line in commands.input_lines(summary):
+        typer.echo(line)
     if summary["request_goodput"] is not None:
         typer.echo(f"goodput {summary['request_goodput']:.3f} of {total / summary['duration']:.3f} requests/s")
     if summary["finished"]:

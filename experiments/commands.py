@@ -47,6 +47,26 @@ Slots = Annotated[int | None, typer.Option(min=1, help="Requests that may have b
 Processes = Annotated[bool, typer.Option("--processes", help="A process of its own for each real worker.")]
 
 
+def input_lines(summary: dict[str, Any]) -> list[str]:
+    """What is to be said of the requests of a run: which part of a trace they are, and what was cut of them."""
+    lines = []
+    if trace := summary.get("trace"):
+        part = f"requests {trace['first']:g} s to {trace['last']:g} s after the first"
+        lines.append(f"trace: {trace['requests']} of {trace['requests_in_file']} {part}")
+        if trace["failed_left_out"]:
+            lines.append(f"trace: {trace['failed_left_out']} requests had failed when it was taken, and are left out")
+        if trace.get("empty_prompts"):
+            lines.append(f"trace: {trace['empty_prompts']} prompts of no token count as one token")
+        if summary["requests"] > 1 and summary["arrival_span"] == 0.0:
+            lines.append("all requests arrive at once: there is no rate")
+    for module, cut in summary.get("cut", {}).items():
+        lines.append(
+            f"cut at {module}: {cut['prompts']} prompts by {cut['prompt_tokens']} tokens, "
+            f"{cut['outputs']} outputs by {cut['output_tokens']}"
+        )
+    return lines
+
+
 def profile(
     model: Annotated[str, typer.Argument(help="sd15-512, tiny-dit, ... (docs/real.md); opt-13b (docs/vllm.md)")],
     out: Annotated[Path, typer.Option(help="The profile file to write, .yaml; must not exist.")],

@@ -95,6 +95,8 @@ def results_of(experiment: Experiment, summary: Summary) -> Row:
     row["mean_batch_size"] = main.get("mean_batch_size")
     row["max_batch_size"] = main.get("max_batch_size")
     row |= {name: full[name] for name in TOKENS if name in full}
+    if "cut" in full:
+        row |= {f"{what}_cut": sum(cut[what] for cut in full["cut"].values()) for what in ("prompts", "outputs")}
     stages = full.get("window", {}).get("stages", {})
     row |= {f"{stage}.{name}": value for stage, rates in stages.items() for name, value in rates.items()}
     return row
@@ -125,7 +127,7 @@ def title(experiment: Experiment) -> str:
     settings = settings_of(experiment)
     keys = ("rate", "cv", "slo_factor", "prefill_slo", "decode_slo")
     numbers = [f"{k} {settings[k]:g}" for k in keys if settings.get(k) is not None]
-    return f"{settings['workload']}, {settings['policy']}, {', '.join(numbers)}"
+    return ", ".join([str(settings["workload"]), str(settings["policy"]), *numbers])
 
 
 def run_all(

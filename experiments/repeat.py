@@ -12,7 +12,7 @@ from typing import Any
 
 from servetwin.core import BadInput
 
-from .config import Experiment, Trace
+from .config import Experiment
 from .points import Row
 from .statistics import LEAST_SEEDS, Interval, attainment_interval, mean_interval, narrow_enough, paired
 
@@ -52,7 +52,7 @@ class Repeated:
 def seeded(experiment: Experiment, shift: int = 0) -> Experiment:
     """*experiment* with draws that depend on its seed, which is moved on by *shift*."""
     load = experiment.workload
-    if load.draws != "seeded" and not isinstance(load.arrivals, Trace):
+    if load.draws != "seeded":
         experiment = experiment.model_copy(update={"workload": load.model_copy(update={"draws": "seeded"})})
     return experiment.model_copy(update={"seed": experiment.seed + shift}) if shift else experiment
 
