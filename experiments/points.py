@@ -115,9 +115,13 @@ def run_point(experiment: Experiment) -> Row:
     return results_of(experiment, run(experiment))
 
 
-def _run_numbered(number: int, experiment: Experiment) -> tuple[int, Row]:
+#: Runs a point and gives a row that its key, with the *tag* of this, is of.
+Point = Callable[[Experiment], Row]
+
+
+def _run_numbered(number: int, experiment: Experiment, point: Point) -> tuple[int, Row]:
     try:
-        return number, run_point(experiment)
+        return number, point(experiment)
     except BadInput as error:
         raise BadInput(error.what, where=f"{title(experiment)}: {error.where or 'run'}", right=error.right) from None
 
@@ -137,20 +141,22 @@ def run_all(
     known: Mapping[str, Row] | None = None,
     finished: Callable[[str, Row], None] | None = None,
     progress: Callable[[int], None] | None = None,
+    point: Point = run_point,
 ) -> list[Row]:
-    """The rows of *experiments*, in their order, computed by *jobs* processes (-1: one per core).
+    """The rows of *experiments*, in their order, computed by *jobs* processes (-1: one per core) with *point*.
 
     Experiments with equal keys are run once; those in *known* not at all. *finished* hears each new (key, row) as it
     comes, *progress* how many experiments have their row.
     """
-    keys = [key_of(e) for e in experiments]
+    tag = getattr(point, "tag", "")
+    keys = [key_of(e) + tag for e in experiments]
     rows = {k: known[k] for k in keys if known and k in known}
     missing = {k: e for k, e in zip(keys, experiments, strict=True) if k not in rows}
     order = list(missing)
     done = sum(k in rows for k in keys)
     if progress is not None:
         progress(done)
-    for number, row in _in_parallel(list(missing.values()), jobs):
+    for number, row in _in_parallel(list(missing.values()), jobs, point):
         key = order[number]
         rows[key] = row
         if finished is not None:
@@ -197,15 +203,15 @@ def _portions(tasks: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield portion
 
 
-def _in_parallel(experiments: Sequence[Experiment], jobs: int) -> Iterator[tuple[int, Row]]:
+def _in_parallel(experiments: Sequence[Experiment], jobs: int, point: Point) -> Iterator[tuple[int, Row]]:
     if jobs == 1 or len(experiments) <= 1:
         for number, experiment in enumerate(experiments):
-            yield _run_numbered(number, experiment)
+            yield _run_numbered(number, experiment, point)
         return
     from joblib import Parallel, delayed
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-    tasks: Iterable[Any] = (delayed(_run_numbered)(i, e) for i, e in enumerate(experiments))
+    tasks: Iterable[Any] = (delayed(_run_numbered)(i, e, point) for i, e in enumerate(experiments))
     try:
         try:
             parallel = Parallel(n_jobs=jobs, return_as="generator_unordered")
