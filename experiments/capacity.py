@@ -1,8 +1,8 @@
 """``servetwin search``: the capacity of workloads under policies, in simulation.
 
-An answer is checked by runs twice as long: if what they give lies outside the interval, or the backlog still grows at
-the answer, the runs were too short to speak of a steady state, and they are lengthened until it does not, or until
-they have `Asked.longest` requests. What is still outside then is said, and no interval is given.
+An answer is checked by runs twice and four times as long: if what they give lies outside the interval, or the backlog
+is not flat at the answer, the runs were too short to speak of a steady state, and they are lengthened until it does
+not, or until the longest have `Asked.longest` requests. What is still outside then is said, and no interval is given.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .names import suggest
 from .points import run_all
 from .repeat import seeded
 from .resolve import Override, layers, load
-from .search import QUANTITIES, Capacity, Curve, inside, search
+from .search import QUANTITIES, Capacity, Curve, HeldEverywhere, inside, search
 from .stability import WARM_UP, Verdict, verdict
 from .statistics import Interval
 from .targets import Sample, Target, attainment
@@ -51,7 +51,7 @@ UNITS = {
 class Asked:
     """What to find (a key of `QUANTITIES`), the targets (a share is an attainment), and on how many runs to go by.
 
-    Runs have *requests* at first, and *longest* at the most.
+    Runs have *requests* at first, and *longest* at the most; those that check them are twice as long at least.
     """
 
     find: str
@@ -192,23 +192,44 @@ class Finder:
 
     def answers(self) -> list[Answer]:
         """An answer for each target."""
-        found = search(_never, self.quantity, self.targets, start=self.start, curve=self._curve(self.length))
-        return [self._checked(capacity, self.length) for capacity in found]
+        return [self._answer_to(target) for target in self.targets]
 
-    def _checked(self, found: Capacity, length: int) -> Answer:
-        """*found* in runs of this *length*, or what longer ones give."""
+    def _answer_to(self, target: Target) -> Answer:
+        found, length = self._first(target)
         notes = found.notes
         while True:
-            longer = self._curve(2 * length)
-            if longer is None or not 0.0 < found.value < math.inf:
-                return self._answer(found, length, None, notes)
-            twice = inside(found, longer)
-            stable = self._verdict(length, found.value).backlog in ("flat", "unclear")
-            if (twice and stable) or 2 * length > self.longest:
-                return self._answer(found, length, twice, notes)
+            checked = self._check(found, length)
+            stable = self._verdict(length, found.value).backlog == "flat"
+            longer = self._curve(2 * length) if self._may(4 * length) and 0.0 < found.value < math.inf else None
+            if longer is None or (checked and stable):
+                return self._answer(found, length, checked, notes)
             length *= 2
-            near = {"start": found.value, "near": True}
-            (found,) = search(_never, self.quantity, [found.target], curve=longer, **near)  # type: ignore[arg-type]
+            (found,) = search(_never, self.quantity, [target], start=found.value, near=True, curve=longer)
+
+    def _first(self, target: Target) -> tuple[Capacity, int]:
+        """The capacity in the shortest runs that are not over before anything can be too much; and their length."""
+        length = self.length
+        while True:
+            curve = self._curve(length)
+            assert curve is not None
+            try:
+                (found,) = search(_never, self.quantity, [target], start=self.start, curve=curve)
+            except HeldEverywhere:
+                if not self._may(2 * length):
+                    raise
+                length *= 2
+            else:
+                return found, length
+
+    def _may(self, length: int) -> bool:
+        return length <= self.longest and self._fits(length) is not None
+
+    def _check(self, found: Capacity, length: int) -> bool | None:
+        """Whether runs twice and four times as long give what lies in the interval; None if there are none."""
+        if not 0.0 < found.value < math.inf or self._fits(2 * length) is None:
+            return None
+        lengths = [2 * length, *([4 * length] if self._may(4 * length) else [])]
+        return all(inside(found, curve) for n in lengths if (curve := self._curve(n)) is not None)
 
     def _answer(self, found: Capacity, length: int, twice: bool | None, notes: list[str]) -> Answer:
         notes = [*notes]
@@ -219,7 +240,7 @@ class Finder:
         if twice is None:
             notes.append("not checked by runs twice as long")
         elif not twice:
-            notes.append("does not hold: what runs twice as long give lies outside, so there is no interval")
+            notes.append("does not hold: what longer runs give lies outside, so there is no interval")
             found.low = found.high = None
         stable = self._verdict(length, found.value)
         if stable.backlog != "flat":

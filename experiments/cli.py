@@ -285,7 +285,8 @@ def search(
         int | None, typer.Option(min=1, help="Requests per run to begin with; by default 2000 at least.")
     ] = None,
     longest: Annotated[
-        int | None, typer.Option(min=1, help="Requests that runs may be lengthened to; by default 16 times as many.")
+        int | None,
+        typer.Option(min=1, help="The most requests per run; by default 32000, or 16 times --requests."),
     ] = None,
     sets: Sets = None,
     out: Annotated[Path | None, typer.Option(help="A table of the answers: .csv or .parquet.")] = None,

@@ -48,6 +48,10 @@ QUANTITIES = {
 }
 
 
+class HeldEverywhere(BadInput):
+    """Nothing is too hard for the target, in runs of this length."""
+
+
 @dataclass
 class Capacity:
     """What a search found: the last place tried that holds, and the range in which the true one lies.
@@ -136,8 +140,9 @@ def _one(curve: Curve, target: Target, start: float, precision: float, near: boo
     tried = {x: curve.interval(x, target) for x in sorted(curve.samples)}
     if one_seed:
         return Capacity(target, value, None, None, tried, notes, fails)
-    low, _ = _crossing(curve, target, precision, lambda i: i.low)
-    might, ends_at = _crossing(curve, target, precision, lambda i: i.high)
+    # The ends may be found less sharply: they are taken on the outer side.
+    low, _ = _crossing(curve, target, 2 * precision, lambda i: i.low)
+    might, ends_at = _crossing(curve, target, 2 * precision, lambda i: i.high)
     ends = sorted((low, might if curve.quantity.whole else ends_at))
     if any(math.isinf(e) for e in ends):
         notes.append("more seeds are needed to close the interval")
@@ -183,10 +188,8 @@ def _first_stretch(curve: Curve, target: Target, start: float) -> tuple[float, f
             return _place(quantity, at), harder
         at += 1
         if at - begun >= TRIES * octave:
-            raise BadInput(
-                f"{target.name} is held everywhere, up to {quantity.key} = {harder:g}",
-                right="a higher target, or other settings",
-            )
+            what = f"{target.name} is held everywhere, up to {quantity.key} = {harder:g}"
+            raise HeldEverywhere(what, right="a higher target, other settings, or more requests")
 
 
 def _look_behind(curve: Curve, target: Target, places: list[float]) -> None:
