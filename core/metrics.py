@@ -33,6 +33,7 @@ class Summary:
         self.last_end = 0.0
         self.e2el = array("d")
         self.sizes: dict[str, Counter[int]] = {}  # worker -> batch size -> iterations (whole batches count once)
+        self.input: dict[str, Any] = {}  # what is to be said of the requests that were sent: what was cut, say
 
     def arrived(self, request: Request) -> None:
         self.requests += 1
@@ -110,4 +111,5 @@ class Summary:
             }
             for worker, sizes in self.sizes.items()
         }
+        out.update(self.input)
         return out

@@ -17,3 +17,8 @@ def stream(seed: int, purpose: str) -> np.random.Generator:
     False
     """
     return np.random.default_rng(np.random.SeedSequence(entropy=seed, spawn_key=(zlib.crc32(purpose.encode()),)))
+
+
+def permuted(seed: int, count: int, purpose: str) -> int:
+    """The place of *seed* in an order of 0 to *count* - 1 drawn for *purpose*; seeds repeat after *count*."""
+    return int(stream(0, purpose).permutation(count)[seed % count])

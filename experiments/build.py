@@ -45,7 +45,7 @@ from .graph import (
 )
 from .policycode import as_loaded
 from .replicas import expanded
-from .workload import read_trace, requests
+from .workload import about, check_resolution, read_trace, requests
 
 if TYPE_CHECKING:
     from servetwin.profiles import Profile
@@ -93,6 +93,8 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     workers = make_workers(experiment, stages, profiles, slo)
     prepare(recorder, experiment, workers)
     trace = read_trace(experiment)
+    check_resolution(experiment, trace, shortest_step(experiment, profiles))
+    recorder.summary.input = about(experiment, trace, contexts(experiment, profiles))
     executor = make_executor(experiment, workers, profiles)
     loop = ServingLoop(
         stages,
@@ -170,6 +172,22 @@ def load_profiles(experiment: Experiment) -> dict[str, Profile]:
     return profiles
 
 
+def shortest_step(experiment: Experiment, profiles: dict[str, Profile]) -> float:
+    """The least seconds that a module of the experiment takes for one request or one token; 1 if nothing says it."""
+    seconds = []
+    for worker in experiment.deployment.workers:
+        profile = profiles.get(worker.device or "")
+        if profile is None:
+            continue
+        if is_engine(experiment, worker):
+            d0, d1 = profile.tokens("measured", "corrected", "scheduler", hold=True).solo_decode()
+            seconds.append(d0 + d1)
+        else:
+            solo = profile.solo("measured", "scheduler")
+            seconds += [solo[m] for m in worker.modules if m in solo]
+    return min((s for s in seconds if s > 0.0), default=1.0)
+
+
 def make_slo(experiment: Experiment, profiles: dict[str, Profile]) -> AbsoluteSLO | FactorSLO:
     """The experiment's SLO; a module's solo latency is that on the device of the first worker that serves it.
 
@@ -244,7 +262,8 @@ def time_shared(experiment: Experiment) -> list[str]:
 
 def describe(experiment: Experiment) -> dict[str, Any]:
     """The content of ``meta.json``: all that is needed to run the experiment again, and to trust it."""
-    trace = read_trace(experiment)
+    trace, profiles = read_trace(experiment), load_profiles(experiment)
+    said = about(experiment, trace, contexts(experiment, profiles))
     shared = time_shared(experiment)
     return {
         **({"time_shared": shared} if shared else {}),
@@ -252,11 +271,12 @@ def describe(experiment: Experiment) -> dict[str, Any]:
         "experiment": experiment.as_dict(),
         "experiment_digest": experiment.digest(),
         "seed": experiment.seed,
-        "profiles": {p.name: p.digest for p in load_profiles(experiment).values()},
+        "profiles": {p.name: p.digest for p in profiles.values()},
         "policies": {n: registry.code_digest(n) for n in policies_used(experiment)},
         "policy_files": {n: files for n in policies_used(experiment) if (files := registry.files_of(n))},
         "code": code_digest(),
         "trace": trace.digest if trace is not None else None,
+        **({"input": said} if said else {}),
         "versions": {
             "servetwin": own_version(),
             "python": platform.python_version(),

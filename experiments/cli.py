@@ -185,6 +185,8 @@ def _show_run(experiment: Experiment, summary: dict[str, Any], took: float) -> N
         after = experiment.system.stop_after
         when = f", {after:g} s after the last was sent" if after is not None else ""
         typer.echo(f"{summary['cut_off']} of the failed were under way when the run was cut off{when}")
+    for line in commands.input_lines(summary):
+        typer.echo(line)
     if summary["request_goodput"] is not None:
         typer.echo(f"goodput {summary['request_goodput']:.3f} of {total / summary['duration']:.3f} requests/s")
     if summary["finished"]:
@@ -288,9 +290,19 @@ def search(
     ] = ("rate"),
     policy: Annotated[list[str] | None, typer.Option(help="A policy (repeatable); else the experiment's.")] = None,
     target: Annotated[list[float] | None, typer.Option(help="Attainment to hold, in % (repeatable).")] = None,
-    seeds: Annotated[int, typer.Option(min=2, help="Seeds at each place tried.")] = 10,
+    target_metric: Annotated[
+        list[str] | None,
+        typer.Option(help="Limits to hold: 'p99_ttft_ms<=500'; joined by commas, all of them (repeatable)."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds at each place tried.")] = 10,
     first_seed: Annotated[int, typer.Option(min=0, help="The first of the seeds.")] = 0,
-    requests: Annotated[int | None, typer.Option(help="Requests per run; by default 2000 at least.")] = None,
+    requests: Annotated[
+        int | None, typer.Option(min=1, help="Requests per run to begin with; by default 2000 at least.")
+    ] = None,
+    longest: Annotated[
+        int | None,
+        typer.Option(min=1, help="The most requests per run; by default 32000, or 16 times --requests."),
+    ] = None,
     sets: Sets = None,
     out: Annotated[Path | None, typer.Option(help="A table of the answers: .csv or .parquet.")] = None,
     cluster: Cluster = None,
@@ -300,8 +312,11 @@ def search(
     """Find the capacity: the largest rate that holds a target attainment, with its interval."""
     from . import capacity as engine
     from .cache import Cache
+    from .targets import parse
 
-    asked = engine.Asked(find, [t / 100 for t in target or [90.0]], seeds, first_seed, requests)
+    limits = [parse(text) for text in target_metric or ()]
+    shares = [t / 100 for t in target or ([] if limits else [90.0])]
+    asked = engine.Asked(find, [*shares, *limits], seeds, first_seed, requests, longest)
     with _progress("search") as report, Cache() if cache else nullcontext() as known:
         answers = engine.answers(
             [_source(e) for e in experiments],
@@ -315,20 +330,10 @@ def search(
             progress=report,
             say=commands.say_aside,
         )
-    columns = [
-        ("workload", "left"),
-        ("policy", "left"),
-        ("deployment", "left"),
-        ("target", "right"),
-        (find, "right"),
-        ("95 % interval", "right"),
-    ]
-    lines = _table(*columns, ("", "left"))
-    for a in answers:
-        row = (a.workload, a.policy, a.deployment, f"{100 * a.found.target:g} %", f"{a.found.value:.4g}")
-        lines.add_row(*row, f"{a.found.low:.4g} to {a.found.high:.4g}", "; ".join(a.found.notes))
-    _print(lines)
-    typer.echo(f"{engine.UNITS[find]}; seeds {first_seed} to {first_seed + seeds - 1}, common to all")
+    commands.show_answers(find, answers)
+    most = max(a.seeds for a in answers)
+    drawn = f"seeds {first_seed} to {first_seed + most - 1}, common to all" if most > 1 else f"seed {first_seed}"
+    typer.echo(f"{engine.UNITS[find]}; {drawn}")
     if out is not None:
         typer.echo(f"{len(answers)} answers in {out}")
 

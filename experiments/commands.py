@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,6 +19,7 @@ from .terminal import print_table, steps, table
 if TYPE_CHECKING:
     from .backend import Setup
     from .baselines import Baseline
+    from .capacity import Answer
     from .fidelity import Decisions
 
 Devices = Annotated[
@@ -46,6 +48,51 @@ Model = Annotated[str | None, typer.Option(help="The real model, where the profi
 AnyDevice = Annotated[bool, typer.Option("--any-device", help="Serve with a profile of another device too.")]
 Slots = Annotated[int | None, typer.Option(min=1, help="Requests that may have begun and not ended.")]
 Processes = Annotated[bool, typer.Option("--processes", help="A process of its own for each real worker.")]
+
+
+def show_answers(find: str, answers: Sequence[Answer]) -> None:
+    """The answers of ``servetwin search`` and, in a line each, what they stand on."""
+    columns = [
+        ("workload", "left"),
+        ("policy", "left"),
+        ("deployment", "left"),
+        ("target", "right"),
+        (find, "right"),
+    ]
+    lines = table(*columns, ("95 % interval", "right"), ("backlog", "left"))
+    for a in answers:
+        known = a.found.low is not None and a.found.high is not None
+        span = f"{a.found.low:.4g} to {a.found.high:.4g}" if known else "none"
+        name = a.found.target.name
+        lines.add_row(a.workload, a.policy, a.deployment, name, f"{a.found.value:.4g}", span, a.stable.backlog)
+    print_table(lines)
+    for a in answers:
+        twice = "; what runs twice as long give lies inside" if a.twice else ""
+        settled = f"after {a.settled}" if a.settled is not None else "not within half a run"
+        length = f"runs of {a.requests} requests, the first {a.warm_up} not counted (latencies steady {settled})"
+        typer.echo(f"{a.workload}, {a.policy}, {a.found.target.name}: {length}{twice}")
+        for note in a.found.notes:
+            typer.echo(f"  {note}")
+
+
+def input_lines(summary: dict[str, Any]) -> list[str]:
+    """What is to be said of the requests of a run: which part of a trace they are, and what was cut of them."""
+    lines = []
+    if trace := summary.get("trace"):
+        part = f"requests {trace['first']:g} s to {trace['last']:g} s after the first"
+        lines.append(f"trace: {trace['requests']} of {trace['requests_in_file']} {part}")
+        if trace["failed_left_out"]:
+            lines.append(f"trace: {trace['failed_left_out']} requests had failed when it was taken, and are left out")
+        if trace.get("empty_prompts"):
+            lines.append(f"trace: {trace['empty_prompts']} prompts of no token count as one token")
+        if summary["requests"] > 1 and summary["arrival_span"] == 0.0:
+            lines.append("all requests arrive at once: there is no rate")
+    for module, cut in summary.get("cut", {}).items():
+        lines.append(
+            f"cut at {module}: {cut['prompts']} prompts by {cut['prompt_tokens']} tokens, "
+            f"{cut['outputs']} outputs by {cut['output_tokens']}"
+        )
+    return lines
 
 
 def profile(

@@ -60,18 +60,28 @@ class Bursty(Strict):
     cycle: Positive = 60.0
 
 
-class Trace(Strict):
-    """The arrivals recorded in *file* (see `servetwin.experiments.traces`), stretched to *rate* if it is given.
+class Recorded(Strict):
+    """The requests recorded in *file* (see `servetwin.experiments.traces`).
 
     *format* is told by the file's first line if left at "auto". Of a trace with images of several sizes one *size*
-    must be picked (512x512): a profile is of one size.
+    must be picked (512x512): a profile is of one size. Only what came from *start* to before *end* is taken, in
+    seconds since the first request by the trace's own clock. With *windows* that is cut into so many windows of
+    equally many requests, of which the experiment's seed draws one.
     """
 
-    process: Literal["trace"]
     file: str
-    rate: Positive | None = None
     format: Literal["auto", "plain", "azure", "burstgpt", "mooncake"] = "auto"
     size: Annotated[str, Field(pattern=r"^[1-9]\d*x[1-9]\d*$")] | None = None
+    start: NotNegative | None = None
+    end: Positive | None = None
+    windows: Count | None = None
+
+
+class Trace(Recorded):
+    """The arrivals of a trace, from its first request that is replayed, stretched to *rate* if it is given."""
+
+    process: Literal["trace"]
+    rate: Positive | None = None
 
 
 Arrivals = Annotated[Gamma | Poisson | Constant | Bursty | Trace, Discriminator("process")]
@@ -117,7 +127,7 @@ class Workload(Strict):
     the same with the seeds of its LLM experiments, which depend on the cv, "published_agents" with those of its
     multi-agent experiments. With "seeded" they come from the
     experiment's seed. *requests* may be left out (null) for a trace: all of it. LLM modules have *lengths* in place
-    of *steps*.
+    of *steps*. *trace* is where steps and lengths come from that are those of a trace, if the arrivals are drawn.
     """
 
     requests: Count | None
@@ -125,6 +135,12 @@ class Workload(Strict):
     arrivals: Arrivals
     steps: dict[str, Steps] = Field(default_factory=dict)
     lengths: dict[str, Lengths] = Field(default_factory=dict)
+    trace: Recorded | None = None
+
+    @property
+    def recorded(self) -> Recorded | None:
+        """The trace that arrivals, steps or lengths are taken from."""
+        return self.arrivals if isinstance(self.arrivals, Trace) else self.trace
 
 
 # -- what is promised -----------------------------------------------------------------------------------
@@ -391,7 +407,10 @@ class Experiment(Strict):
 
     def as_dict(self) -> dict[str, Any]:
         """The content of a file that says the same in full."""
-        return self.model_dump(mode="json", by_alias=True)
+        content = self.model_dump(mode="json", by_alias=True)
+        if self.workload.trace is None:
+            del content["workload"]["trace"]
+        return content
 
     def digest(self) -> str:
         """A hash of all that can change a result."""
@@ -424,7 +443,8 @@ def check(experiment: Experiment) -> None:
             )
     for module, steps in load.steps.items():
         _check_steps(("workload", "steps", module), steps, load)
-    if load.requests is None and not isinstance(load.arrivals, Trace):
+    _check_trace(load)
+    if load.requests is None and load.recorded is None:
         raise Misfit(("workload", "requests"), "only a trace has a number of requests of its own", "a whole number")
     if load.draws != "seeded" and not isinstance(load.arrivals, Gamma | Constant | Trace):
         what = f"there are no published draws for {load.arrivals.process} arrivals"
@@ -441,11 +461,31 @@ def check_llm(experiment: Experiment) -> None:
     check(experiment)
 
 
+def _check_trace(load: Workload) -> None:
+    trace = load.recorded
+    if trace is None:
+        return
+    key = "arrivals" if trace is load.arrivals else "trace"
+    if key == "arrivals" and load.trace is not None:
+        raise Misfit(("workload", "trace"), "the arrivals come from a trace already", "no key 'trace'")
+    if key == "trace":
+        draws = [*load.steps.values(), *(d for x in load.lengths.values() for d in (x.prompt, x.output))]
+        if not any(draw.draw == "trace" for draw in draws):
+            what = "no steps or lengths are drawn from the trace"
+            raise Misfit(("workload", "trace"), what, "{draw: trace} somewhere, or no key 'trace'")
+    if trace.end is not None and trace.end <= (trace.start or 0.0):
+        raise Misfit(("workload", key, "end"), f"{trace.end:g} is not after start, {trace.start:g}", "start < end")
+
+
 def _check_steps(path: tuple[str, ...], steps: Steps, load: Workload) -> None:
     if isinstance(steps, UniformSteps) and steps.low > steps.high:
         raise Misfit((*path, "low"), f"{steps.low} is above high, {steps.high}", "low <= high")
-    if isinstance(steps, TraceSteps) and not isinstance(load.arrivals, Trace):
-        raise Misfit((*path, "draw"), "the arrivals come from no trace", "uniform, constant or choice")
+    if isinstance(steps, TraceSteps) and load.recorded is None:
+        raise Misfit(
+            (*path, "draw"),
+            "the arrivals come from no trace",
+            "uniform, constant or choice, or workload.trace: {file: ...}",
+        )
     if isinstance(steps, ChoiceSteps):
         if steps.weights is not None and (len(steps.weights) != len(steps.values) or not sum(steps.weights)):
             raise Misfit(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from functools import lru_cache
-from itertools import cycle, repeat, tee
+from itertools import cycle, islice, repeat, tee
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -87,13 +88,52 @@ def _drawn(draw: UniformTokens | ChoiceTokens | LognormalTokens, source: np.rand
             yield from np.clip(drawn, draw.low, draw.high).astype(int).tolist()
 
 
+@dataclass
+class Cuts:
+    """How many requests had their prompts or outputs cut, and by how many tokens in all."""
+
+    prompts: int = 0
+    prompt_tokens: int = 0
+    outputs: int = 0
+    output_tokens: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+
+def fits(spec: Lengths, context: int) -> bool:
+    """Whether no prompt and no output has to be cut, whatever is drawn, in an engine that takes *context* tokens."""
+    longest, most = largest(spec.prompt), largest(spec.output)
+    if longest is None or most is None:
+        return False
+    limit = spec.limit or most
+    return most <= limit and longest + limit <= context
+
+
+def cuts(module: str, spec: Lengths, context: int, count: int, *, seed: int, trace: TraceFile | None = None) -> Cuts:
+    """What is cut of the first *count* requests. Raises `BadInput` at the first of them that does not fit, where
+    *spec* does not say that it is to be cut."""
+    found = Cuts()
+    if not fits(spec, context):
+        for _ in islice(triples(module, spec, context, seed=seed, trace=trace, cuts=found), count):
+            pass
+    return found
+
+
 def triples(
-    module: str, spec: Lengths, context: int, *, seed: int, trace: TraceFile | None = None
+    module: str,
+    spec: Lengths,
+    context: int,
+    *,
+    seed: int,
+    trace: TraceFile | None = None,
+    cuts: Cuts | None = None,
 ) -> Iterator[tuple[int, int, int]]:
     """(prompt, declared limit, true output) of *module*, request by request.
 
-    The engine takes *context* tokens of prompt and output together: a limit beyond that is cut, as vLLM does.
-    Raises `BadInput` at a prompt that leaves no room for one token, unless it is to be cut too.
+    The engine takes *context* tokens of prompt and output together: a declared limit beyond that is lowered, as vLLM
+    does. Raises `BadInput` at a prompt that leaves no room for one token and at an output that is longer than its
+    limit or than what the engine takes, unless they are to be cut too; *cuts* then counts them.
     """
     prompts = tokens_of(spec.prompt, f"prompts of {module}", seed=seed, trace=trace)
     outputs = tokens_of(spec.output, f"outputs of {module}", seed=seed, trace=trace)
@@ -106,21 +146,41 @@ def triples(
                     where=f"workload.lengths.{module}.prompt",
                     right="shorter prompts, or truncate: true",
                 )
-            prompt = max(1, context - min(limit, context - 1))
+            whole, prompt = prompt, max(1, context - min(limit, context - 1))
+            if cuts is not None:
+                cuts.prompts += 1
+                cuts.prompt_tokens += whole - prompt
         room = min(limit, context - prompt)
-        yield prompt, room, min(output, room)
+        if output > room:
+            if not spec.truncate:
+                raise _too_long(module, number, prompt, output, limit, context)
+            if cuts is not None:
+                cuts.outputs += 1
+                cuts.output_tokens += output - room
+            output = room
+        yield prompt, room, output
+
+
+def _too_long(module: str, number: int, prompt: int, output: int, limit: int, context: int) -> BadInput:
+    where = f"workload.lengths.{module}"
+    if output > limit:
+        what = f"request {number} puts out {output} tokens, but the limit is {limit}"
+        return BadInput(what, where=f"{where}.limit", right=f"limit: {output} or more, or truncate: true")
+    what = (
+        f"request {number} puts out {output} tokens after a prompt of {prompt}, but the engine takes {context} in all"
+    )
+    return BadInput(what, where=f"{where}.output", right="shorter prompts or outputs, or truncate: true")
 
 
 def columns(
     module: str, spec: Lengths, context: int, *, seed: int, trace: TraceFile | None = None
 ) -> tuple[Iterator[int], Iterator[int], Iterator[int]]:
     """The same in three columns, to be read side by side: prompts, declared limits, true outputs."""
-    longest, most = largest(spec.prompt), largest(spec.output)
-    if longest is not None and most is not None:
-        limit = spec.limit or most
-        if longest + limit <= context:  # whatever is drawn, there is room
-            prompts = tokens_of(spec.prompt, f"prompts of {module}", seed=seed, trace=trace)
-            outputs = tokens_of(spec.output, f"outputs of {module}", seed=seed, trace=trace)
-            return prompts, repeat(limit), outputs if most <= limit else (min(n, limit) for n in outputs)
+    if fits(spec, context):
+        prompts = tokens_of(spec.prompt, f"prompts of {module}", seed=seed, trace=trace)
+        outputs = tokens_of(spec.output, f"outputs of {module}", seed=seed, trace=trace)
+        limit = spec.limit or largest(spec.output)
+        assert limit is not None
+        return prompts, repeat(limit), outputs
     first, second, third = tee(triples(module, spec, context, seed=seed, trace=trace), 3)
     return (prompt for prompt, _, _ in first), (room for _, room, _ in second), (output for _, _, output in third)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from servetwin.core import BadInput
 
 from .arrivals import PUBLISHED
-from .config import Experiment, FixedSLO, Gamma, Misfit, Trace, Workload
+from .config import Experiment, FixedSLO, Gamma, Misfit, Workload
 from .lengths import listed
 from .llmspec import (
     ChoiceTokens,
@@ -71,8 +71,9 @@ def _check_draw(path: tuple[str, ...], draw: TokenDraw, load: Workload) -> None:
         raise Misfit((*path, "low"), f"{draw.low} is above high, {draw.high}", "low <= high")
     if isinstance(draw, LognormalTokens) and draw.p90 < draw.median:
         raise Misfit((*path, "p90"), f"{draw.p90:g} is below the median, {draw.median:g}", "p90 >= median")
-    if isinstance(draw, TraceTokens) and not isinstance(load.arrivals, Trace):
-        raise Misfit((*path, "draw"), "the arrivals come from no trace", "uniform, constant, choice, lognormal")
+    if isinstance(draw, TraceTokens) and load.recorded is None:
+        right = "uniform, constant, choice, lognormal, or workload.trace: {file: ...}"
+        raise Misfit((*path, "draw"), "the arrivals come from no trace", right)
     if (
         isinstance(draw, ChoiceTokens)
         and draw.weights is not None

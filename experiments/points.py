@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from servetwin.core import BadInput, ServeTwinError, Summary
@@ -104,6 +105,8 @@ def results_of(experiment: Experiment, summary: Summary) -> Row:
     row["mean_batch_size"] = main.get("mean_batch_size")
     row["max_batch_size"] = main.get("max_batch_size")
     row |= {name: full[name] for name in TOKENS if name in full}
+    if "cut" in full:
+        row |= {f"{what}_cut": sum(cut[what] for cut in full["cut"].values()) for what in ("prompts", "outputs")}
     stages = full.get("window", {}).get("stages", {})
     row |= {f"{stage}.{name}": value for stage, rates in stages.items() for name, value in rates.items()}
     return row
@@ -122,6 +125,16 @@ def run_point(experiment: Experiment) -> Row:
     return results_of(experiment, run(experiment))
 
 
+#: Runs a point. One that gives other rows than `run_point` has a *tag*, which is part of their keys.
+Point = Callable[[Experiment], Row]
+
+
+def _parts(experiment: Experiment, point: Point) -> Parts:
+    """What the row of a point is made of, the question that is asked of the run included."""
+    tag = getattr(point, "tag", "")
+    return {**parts_of(experiment), **({"the question": combined([tag])} if tag else {})}
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a point gave, and what it was made of where it ran. *reads* are files that its policies read without
@@ -136,16 +149,16 @@ class Outcome:
     changed: tuple[str, ...]
 
 
-def run_numbered(number: int, experiment: Experiment) -> Outcome:
+def run_numbered(number: int, experiment: Experiment, point: Point = run_point) -> Outcome:
     """Run one point, and say what it was made of. This is what other processes do."""
     try:
         with policycode.as_loaded(), policysource.following():
-            before = parts_of(experiment)
+            before = _parts(experiment, point)
             since = len(policysource.loaded)
-            row = run_point(experiment)
+            row = point(experiment)
             codes = {name: registry.code_of(name) for name in policies_used(experiment)}
             reads, changed = policycode.settle(list(codes.values()), since)
-            after = parts_of(experiment)
+            after = _parts(experiment, point)
     except BadInput as error:
         raise BadInput(error.what, where=f"{title(experiment)}: {error.where or 'run'}", right=error.right) from None
     doubts = [f"{name}: {doubt}" for name, code in codes.items() for doubt in code.doubts]
@@ -159,7 +172,7 @@ def title(experiment: Experiment) -> str:
     settings = settings_of(experiment)
     keys = ("rate", "cv", "slo_factor", "prefill_slo", "decode_slo")
     numbers = [f"{k} {settings[k]:g}" for k in keys if settings.get(k) is not None]
-    return f"{settings['workload']}, {settings['policy']}, {', '.join(numbers)}"
+    return ", ".join([str(settings["workload"]), str(settings["policy"]), *numbers])
 
 
 class Changed(ServeTwinError):
@@ -204,8 +217,10 @@ def run_all(
     finished: Callable[[str, Row, Mapping[str, str]], None] | None = None,
     progress: Callable[[int], None] | None = None,
     together: Together | None = None,
+    point: Point = run_point,
 ) -> list[Row]:
-    """The rows of *experiments*, in their order, computed by *jobs* processes (-1: one per core) or on the cluster.
+    """The rows of *experiments*, in their order, computed by *jobs* processes (-1: one per core) or on the cluster
+    with *point*.
 
     Experiments with equal keys are run once; those that are *known* not at all. *finished* hears each new row that
     may be kept as it comes (key, row, further files that it depends on by their hashes), *progress* how many
@@ -213,7 +228,7 @@ def run_all(
     they are made of is changed meanwhile.
     """
     together = together or Together()
-    made = [parts_of(e) for e in experiments]
+    made = [_parts(e, point) for e in experiments]
     keys = [key_from(parts) for parts in made]
     rows: dict[str, Row] = {}
     for key, parts in dict(zip(keys, made, strict=True)).items():
@@ -227,10 +242,10 @@ def run_all(
     done = sum(k in rows for k in keys)
     if progress is not None:
         progress(done)
-    with closing(_in_parallel(list(missing.values()), jobs)) as outcomes:
+    with closing(_in_parallel(list(missing.values()), jobs, point)) as outcomes:
         for outcome in outcomes:
             key = order[outcome.number]
-            _accept(outcome, expected[key], missing[key], finished, together)
+            _accept(outcome, expected[key], missing[key], finished, together, point)
             rows[key] = outcome.row
             done += keys.count(key)
             if progress is not None:
@@ -244,6 +259,7 @@ def _accept(
     experiment: Experiment,
     finished: Callable[[str, Row, Mapping[str, str]], None] | None,
     together: Together,
+    point: Point,
 ) -> None:
     """Keep the row of a point under the key of what it was made of, if it may be kept; raise unless that is as
     *expected*."""
@@ -254,7 +270,7 @@ def _accept(
     elif finished is not None:
         finished(key_from(outcome.parts), outcome.row, outcome.reads)
     differing = difference(expected, outcome.parts)
-    if differing and difference(parts_of(experiment), expected):
+    if differing and difference(_parts(experiment, point), expected):
         raise _changed(differing)
     if differing:
         what = f"{', '.join(differing)}: not the same in this process and in those that run the points"
@@ -295,21 +311,21 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _in_parallel(experiments: Sequence[Experiment], jobs: int) -> Generator[Outcome, None, None]:
+def _in_parallel(experiments: Sequence[Experiment], jobs: int, point: Point) -> Generator[Outcome, None, None]:
     runner = cluster.current()
     if runner is not None:
-        yield from runner(run_numbered, experiments)
+        yield from runner(partial(run_numbered, point=point), experiments)
         return
     if jobs == 1 or len(experiments) <= 1:
         for number, experiment in enumerate(experiments):
-            yield run_numbered(number, experiment)
+            yield run_numbered(number, experiment, point)
         return
     from joblib import Parallel, delayed
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     try:
         parallel = Parallel(n_jobs=jobs, return_as="generator_unordered")
-        outcomes = parallel(delayed(run_numbered)(i, e) for i, e in enumerate(experiments))
+        outcomes = parallel(delayed(run_numbered)(i, e, point) for i, e in enumerate(experiments))
         try:
             for outcome in outcomes:  # noqa: UP028 - closed below, which "yield from" would do first
                 yield outcome

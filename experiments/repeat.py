@@ -12,7 +12,8 @@ from typing import Any
 
 from servetwin.core import BadInput
 
-from .config import Experiment, Trace
+from .config import Experiment
+from .drawn import are_copies, check_seeds
 from .points import Row
 from .statistics import LEAST_SEEDS, Interval, attainment_interval, mean_interval, narrow_enough, paired
 
@@ -28,6 +29,8 @@ class Repeated:
     rows: list[Row] = field(default_factory=list)
 
     def attainment(self, level: float) -> Interval:
+        if are_copies(self.rows):  # copies of one run say what it says
+            return attainment_interval([self.rows[0]["met"]], [self.rows[0]["requests"]], level)
         met, totals = ([int(r[name]) for r in self.rows] for name in ("met", "requests"))
         return attainment_interval(met, totals, level)
 
@@ -38,21 +41,22 @@ class Repeated:
             values = [r[name] for r in self.rows if r[name] is not None]
             row[name] = sum(values) / len(values) if values else None
         goodput = [r["request_goodput"] or 0.0 for r in self.rows]
+        several = len(self.rows) > 1 and not are_copies(self.rows)
         for name, found in (
             ("attainment", self.attainment(level)),
             ("request_goodput", mean_interval(goodput, level)),
         ):
             row[name] = found.mean
-            row[f"{name}_low"] = found.low if len(self.rows) > 1 else None
-            row[f"{name}_high"] = found.high if len(self.rows) > 1 else None
-        row["seeds"] = len(self.rows)
+            row[f"{name}_low"] = found.low if several else None
+            row[f"{name}_high"] = found.high if several else None
+        row["seeds"] = len(self.rows) if several else 1
         return row
 
 
 def seeded(experiment: Experiment, shift: int = 0) -> Experiment:
     """*experiment* with draws that depend on its seed, which is moved on by *shift*."""
     load = experiment.workload
-    if load.draws != "seeded" and not isinstance(load.arrivals, Trace):
+    if load.draws != "seeded":
         experiment = experiment.model_copy(update={"workload": load.model_copy(update={"draws": "seeded"})})
     return experiment.model_copy(update={"seed": experiment.seed + shift}) if shift else experiment
 
@@ -76,6 +80,8 @@ def repeat(
     if first < 1 or most < first:
         raise BadInput(f"{first} seeds, but {most} at the most", right="at least one seed, and no more than the most")
     points = [Repeated(seeded(e)) for e in experiments]
+    for point in points:
+        check_seeds(point.experiment, most if until is not None else first, "--until" if seeds is None else "--seeds")
     wanting = list(points)
     have, more = 0, first
     while wanting and more > 0:

@@ -135,9 +135,10 @@ def _anchor(tree: Tree, base: Path) -> None:
     for policy in policies:
         if isinstance(policy, dict) and isinstance(policy.get("name"), str):
             policy["name"] = _anchored(policy["name"], base)
-    arrivals = _get(tree, "workload", "arrivals")
-    if isinstance(arrivals, dict) and isinstance(arrivals.get("file"), str):
-        arrivals["file"] = _path_in(arrivals["file"], base)
+    for key in ("arrivals", "trace"):
+        recorded = _get(tree, "workload", key)
+        if isinstance(recorded, dict) and isinstance(recorded.get("file"), str):
+            recorded["file"] = _path_in(recorded["file"], base)
     devices = _get(tree, "deployment", "devices")
     if isinstance(devices, dict):
         for device, profile in devices.items():
@@ -319,6 +320,7 @@ def load(
         given = [*_session_overrides(chain, session), *given]
     if given:
         tree = experiment.as_dict()
+        tree["workload"].setdefault("trace", None)  # left out where there is none
         for path, value, shown in given:
             if path not in (("policy", "name"), ("variant",)) and not _names_deployment(path, value):
                 _apply(tree, path, value, f"--set {shown}")

@@ -36,6 +36,7 @@ from .build import load_profiles
 from .cache import Cache
 from .cluster import running_on
 from .config import Experiment
+from .drawn import check_seed_axis
 from .named import Layer
 from .names import FIGURES, figure_names, suggest
 from .parts import Strict
@@ -122,6 +123,7 @@ def points(spec: SweepFile, path: Path) -> tuple[list[Experiment], list[Values]]
                 chains[source] = layers(locate(source, path.parent))
             experiment = load(source, values.items(), chain=chains[source])
             found.setdefault(experiment.digest(), (experiment, {_full(k): v for k, v in axes.items()}))
+    check_seed_axis((e for e, _ in found.values()), f"{path}: seed")
     return [e for e, _ in found.values()], [v for _, v in found.values()]
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from itertools import count, islice, repeat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from servetwin.core import BadInput, Request
@@ -15,24 +17,87 @@ from servetwin.core.tokens import Follows, TokenRequest
 from . import tracefile
 from .arrivals import BLOCK, PUBLISHED, Source, arrival_times, published_stream
 from .config import ChoiceSteps, ConstantSteps, Experiment, Steps, Trace, TraceSteps, UniformSteps
-from .lengths import columns, largest, triples
-from .llmspec import Lengths
+from .lengths import columns, cuts, largest, triples
+from .llmspec import Lengths, TraceTokens
+
+#: Times must be known to this share of the shortest step.
+RESOLUTION = 1e-6
 
 
 def read_trace(experiment: Experiment) -> tracefile.TraceFile | None:
-    """The trace file that *experiment* replays, if it does."""
+    """The trace file that *experiment* takes its requests from, if it does: the part of it that is replayed."""
     load = experiment.workload
-    if not isinstance(load.arrivals, Trace):
+    recorded = load.recorded
+    if recorded is None:
         return None
     modules = [m for m, steps in load.steps.items() if isinstance(steps, TraceSteps)]
-    arrivals = load.arrivals
-    trace = tracefile.read(Path(arrivals.file), modules, form=arrivals.format, size=arrivals.size)
+    trace = tracefile.read(
+        Path(recorded.file),
+        modules,
+        form=recorded.format,
+        size=recorded.size,
+        start=recorded.start,
+        end=recorded.end,
+        windows=recorded.windows,
+        seed=experiment.seed,
+        requests=load.requests,
+    )
     for module in modules:
         trace.column_of(module)
-    if load.requests is not None and load.requests > trace.count:
-        what = f"{load.requests} requests are wanted, but the trace holds {trace.count}"
-        raise BadInput(what, where=trace.where, right=f"workload.requests: {trace.count} at most")
+    if isinstance(recorded, Trace):
+        trace.scale(recorded.rate)
     return trace
+
+
+def count_of(experiment: Experiment, trace: tracefile.TraceFile | None) -> int:
+    """How many requests *experiment* sends."""
+    wanted = experiment.workload.requests
+    if wanted is not None:
+        return wanted
+    assert trace is not None
+    return trace.count
+
+
+def about(
+    experiment: Experiment, trace: tracefile.TraceFile | None, contexts: Mapping[str, int]
+) -> dict[str, dict[str, Any]]:
+    """What is to be said of the requests beside their number: which part of a trace they are ("trace"), and how many
+    prompts and outputs are cut ("cut", by module, where that is allowed). Nothing for requests that are drawn whole.
+
+    *contexts* gives the tokens that the engines of LLM modules take. Raises `BadInput` at what does not fit.
+    """
+    said: dict[str, dict[str, Any]] = {}
+    lengths, count = experiment.workload.lengths, count_of(experiment, trace)
+    if trace is not None:
+        said["trace"] = dict(trace.about())
+        if any(isinstance(spec.prompt, TraceTokens) for spec in lengths.values()):
+            said["trace"]["empty_prompts"] = trace.empty_prompts()
+    for module, spec in lengths.items():
+        found = cuts(module, spec, _room(lengths, module, contexts), count, seed=experiment.seed, trace=trace)
+        if spec.truncate:
+            said.setdefault("cut", {})[module] = found.as_dict()
+    return said
+
+
+def check_resolution(experiment: Experiment, trace: tracefile.TraceFile | None, step: float) -> None:
+    """Raise `BadInput` if requests are sent so late that times there are not known to a millionth of the shortest
+    *step*, in seconds: a floating-point number has 53 binary digits."""
+    load, system = experiment.workload, experiment.system
+    count, rate = count_of(experiment, trace), load.arrivals.rate
+    if isinstance(load.arrivals, Trace):
+        assert trace is not None
+        last = trace.span * trace.scale(rate)
+    else:
+        assert rate is not None
+        last = count / rate
+    last = last * (1.0 + system.client_stretch) + count * system.client_delay
+    if not math.isfinite(last) or math.ulp(last) > RESOLUTION * step:
+        known = f"to {math.ulp(last):.1g} s" if math.isfinite(last) else "not at all"
+        what = (
+            f"the last request is sent at {last:.3g} s, where times are known {known}, and a step takes {step:.2g} s"
+        )
+        key = "rate" if rate is not None else "file"
+        raise BadInput(what, where=f"workload.arrivals.{key}", right="a higher rate, or fewer requests")
 
 
 def steps_of(
@@ -74,6 +139,8 @@ def requests(
     load, system = experiment.workload, experiment.system
     published, seed = load.draws != "seeded", experiment.seed
     seeds = PUBLISHED.get(load.draws)
+    if load.lengths:
+        about(experiment, trace, contexts or {})  # what does not fit is refused before anything is sent
     due = arrival_times(load.arrivals, seed=seed, published=published, trace=trace, seeds=seeds)
     modules = tuple(load.steps)
     draws = [steps_of(m, load.steps[m], seed=seed, published=published, trace=trace) for m in modules]

@@ -6,20 +6,26 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from servetwin.core import BadInput
 
 from ..names import suggest
-from .lines import Line, Row, csv_header, csv_lines, json_lists, jsonl_lines
+from .lines import Line, Row, csv_header, csv_lines, ending, json_lists, jsonl_lines
 
 SAMPLES = Path(__file__).parent / "samples"
 
+#: Stamps above this many seconds are of no time that anybody recorded: three thousand years.
+MOST_SECONDS = 1e11
+#: What a number of this many digits and fewer than the next probably is: an epoch, today, has 10, 13, 16 or 19.
+EPOCHS = ((20, "nanoseconds"), (17, "microseconds"), (14, "milliseconds"))
+
 
 class Entry(NamedTuple):
-    """A request of a trace: *arrival* in seconds since the trace began, *work* by column, *size* of the image."""
+    """A request of a trace: *arrival* in seconds since its first request, *work* by column, *size* of the image."""
 
     line: int
     arrival: float
@@ -27,41 +33,41 @@ class Entry(NamedTuple):
     size: str | None
 
 
-Parser = Callable[[Row, str, Sequence[str]], "tuple[float, dict[str, int], str | None] | None"]
+Parser = Callable[[Row, str, Sequence[str]], "tuple[Decimal, dict[str, int], str | None] | None"]
 
 
 @dataclass(frozen=True)
 class Format:
-    """*columns* tell the format by the first line; *from_zero* says that times count from the first request."""
+    """*columns* tell the format by the first line; *moments* says that its times are dates and times of day."""
 
     name: str
     endings: tuple[str, ...]
     columns: tuple[str, ...]
     parse: Parser
-    from_zero: bool = False
+    moments: bool = False
 
 
-def _azure(row: Row, where: str, _: Sequence[str]) -> tuple[float, dict[str, int], str | None]:
+def _azure(row: Row, where: str, _: Sequence[str]) -> tuple[Decimal, dict[str, int], str | None]:
     arrival = _moment(row.get("TIMESTAMP"), f"{where}: TIMESTAMP")
     return arrival, _tokens(row, where, "ContextTokens", "GeneratedTokens"), None
 
 
-def _burstgpt(row: Row, where: str, _: Sequence[str]) -> tuple[float, dict[str, int], str | None] | None:
+def _burstgpt(row: Row, where: str, _: Sequence[str]) -> tuple[Decimal, dict[str, int], str | None] | None:
     arrival = _time(row.get("Timestamp"), f"{where}: Timestamp")
     if str(row.get("Response tokens")).strip() == "0":
         return None  # the request failed when the trace was taken
     return arrival, _tokens(row, where, "Request tokens", "Response tokens"), None
 
 
-def _mooncake(row: Row, where: str, _: Sequence[str]) -> tuple[float, dict[str, int], str | None]:
+def _mooncake(row: Row, where: str, _: Sequence[str]) -> tuple[Decimal, dict[str, int], str | None]:
     hashes = row.get("hash_ids", [])
     if not isinstance(hashes, list) or not all(isinstance(h, int) for h in hashes):
         raise BadInput("hash_ids is no list of whole numbers", where=where, right="hash_ids: [0, 1, 2]")
-    arrival = _time(row.get("timestamp"), f"{where}: timestamp") / 1000.0
+    arrival = _time(row.get("timestamp"), f"{where}: timestamp", unit=1000)
     return arrival, _tokens(row, where, "input_length", "output_length"), None
 
 
-def _plain(row: Row, where: str, modules: Sequence[str]) -> tuple[float, dict[str, int], str | None]:
+def _plain(row: Row, where: str, modules: Sequence[str]) -> tuple[Decimal, dict[str, int], str | None]:
     arrival = _time(row.get("arrival"), f"{where}: arrival")
     work = {}
     for name in dict.fromkeys(("steps", "tokens", "input_tokens", *modules)):
@@ -75,7 +81,7 @@ def _plain(row: Row, where: str, modules: Sequence[str]) -> tuple[float, dict[st
 FORMATS = {
     f.name: f
     for f in (
-        Format("azure", (".csv",), ("TIMESTAMP", "ContextTokens", "GeneratedTokens"), _azure, from_zero=True),
+        Format("azure", (".csv",), ("TIMESTAMP", "ContextTokens", "GeneratedTokens"), _azure, moments=True),
         Format("burstgpt", (".csv",), ("Timestamp", "Request tokens", "Response tokens"), _burstgpt),
         Format("mooncake", (".jsonl",), ("timestamp", "input_length", "output_length"), _mooncake),
         Format("plain", (".csv", ".json", ".jsonl"), ("arrival",), _plain),
@@ -83,28 +89,33 @@ FORMATS = {
 }
 
 
-def entries(path: Path, modules: Sequence[str] = (), form: str = "auto") -> Iterator[Entry]:
+def entries(
+    path: Path, modules: Sequence[str] = (), form: str = "auto", failed: Callable[[int], None] | None = None
+) -> Iterator[Entry]:
     """The requests of the trace at *path*, in order of arrival; *modules* are columns to read besides the usual ones.
 
-    *form* is a key of `FORMATS`, or "auto". Raises `BadInput` with the line that is wrong, when it comes to it.
+    *form* is a key of `FORMATS`, or "auto". *failed* hears the numbers of the lines that are left out, because their
+    requests had failed when the trace was taken. Raises `BadInput` with the line that is wrong, when it comes to it.
     """
     known = _recognise(path) if form == "auto" else FORMATS[form]
-    zero: float | None = None
-    last = -math.inf
+    zero, last = Decimal(0), Decimal("-Infinity")
     for number, row in _lines(path):
         where = f"{path}:{number}"
         parsed = known.parse(row, where, modules)
         if parsed is None:
+            if failed is not None:
+                failed(number)
             continue
-        arrival, work, size = parsed
-        if known.from_zero:
-            zero = arrival if zero is None else zero
-            arrival -= zero
-        if arrival < last:
-            what = f"{arrival:g} comes after {last:g}"
+        moment, work, size = parsed
+        if not last.is_finite():
+            zero = moment
+        elif moment < last:
+            shown = zero if known.moments else Decimal(0)
+            what = f"{float(moment - shown):g} comes after {float(last - shown):g}"
             raise BadInput(what, where=f"{where}: {known.columns[0]}", right="a later time")
-        last = arrival
-        yield Entry(number, arrival, work, size)
+        last = moment
+        # Stamps are decimal numbers, and their differences are taken as such: a binary epoch has lost microseconds.
+        yield Entry(number, float(moment - zero), work, size)
 
 
 def sample(name: str) -> Path:
@@ -116,19 +127,19 @@ def sample(name: str) -> Path:
 
 def samples() -> list[str]:
     """The names of the samples."""
-    return sorted(p.name for p in SAMPLES.iterdir() if p.suffix in (".csv", ".jsonl"))
+    return sorted(p.name for p in SAMPLES.iterdir() if ending(p) in (".csv", ".jsonl"))
 
 
 def _lines(path: Path) -> Iterator[Line]:
-    reader = {".json": json_lists, ".jsonl": jsonl_lines}.get(path.suffix, csv_lines)
+    reader = {".json": json_lists, ".jsonl": jsonl_lines}.get(ending(path), csv_lines)
     return reader(path)
 
 
 def _recognise(path: Path) -> Format:
     """The format whose columns the first line has."""
-    if path.suffix == ".json":
+    if ending(path) == ".json":
         return FORMATS["plain"]
-    if path.suffix == ".jsonl":
+    if ending(path) == ".jsonl":
         first = next(jsonl_lines(path), None)
         header = list(first[1]) if first is not None else []
     else:
@@ -137,7 +148,7 @@ def _recognise(path: Path) -> Format:
         if all(column in header for column in form.columns):
             return form
     right = suggest("arrival", header) if header else "arrival,steps"
-    kind = "object" if path.suffix == ".jsonl" else "line"
+    kind = "object" if ending(path) == ".jsonl" else "line"
     raise BadInput(f"the first {kind} names no column 'arrival'", where=f"{path}:1", right=right)
 
 
@@ -148,35 +159,53 @@ def _tokens(row: Row, where: str, given: str, made: str) -> dict[str, int]:
     }
 
 
-def _time(value: Any, where: str) -> float:
+def _time(value: Any, where: str, unit: int = 1) -> Decimal:
+    """Seconds of a stamp in a column where so many *unit* make a second."""
     try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number) or number < 0.0 or isinstance(value, bool):
-        raise BadInput(f"{value!r} is no time", where=where, right="0 or more")
-    return number
+        number = Decimal(str(value).strip())
+        size = float(number)
+    except InvalidOperation:
+        number, size = Decimal(0), math.nan
+    if not math.isfinite(size) or size < 0.0 or isinstance(value, bool | list | dict):
+        raise BadInput(f"{str(value)[:40]!r} is no time", where=where, right="0 or more")
+    if size / unit >= MOST_SECONDS:
+        column = "seconds" if unit == 1 else "milliseconds"
+        likely = next((name for digits, name in reversed(EPOCHS) if size < 10.0**digits), None)
+        probably = f"it is probably an epoch in {likely}" if likely else "it is no epoch in any unit"
+        what = f"{str(value)[:40]} is far too large for {column}: {probably}"
+        raise BadInput(what, where=where, right=f"{column}")
+    return number / unit if unit != 1 else number
 
 
 _LONG_FRACTION = re.compile(r"(\.\d{6})\d+")
 
 
-def _moment(value: Any, where: str) -> float:
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _moment(value: Any, where: str) -> Decimal:
     """Seconds of a date and time; more digits than microseconds are cut off."""
     try:
         moment = datetime.fromisoformat(_LONG_FRACTION.sub(r"\1", str(value).strip()))
     except ValueError:
         raise BadInput(f"{value!r} is no date and time", where=where, right="2023-11-16 18:15:46.68") from None
-    return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
+    since = moment.replace(tzinfo=moment.tzinfo or UTC) - _EPOCH
+    return Decimal(since // timedelta(microseconds=1)) / 1_000_000
+
+
+#: No request has that many tokens, steps or pixels.
+MOST_COUNT = 1 << 31
 
 
 def _count(value: Any, where: str, what: str, least: int = 1) -> int:
     try:
         count = int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         count = -1
-    if count < least or isinstance(value, bool | float):
-        raise BadInput(f"{value!r} is no number of {what}", where=where, right=f"a whole number, {least} or more")
+    if not least <= count < MOST_COUNT or isinstance(value, bool | float):
+        raise BadInput(
+            f"{str(value)[:40]!r} is no number of {what}", where=where, right=f"a whole number, {least} or more"
+        )
     return count
 
 

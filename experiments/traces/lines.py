@@ -3,24 +3,64 @@
 from __future__ import annotations
 
 import csv
+import gzip
+import io
 import json
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from servetwin.core import BadInput
 
 Row = dict[str, Any]
 Line = tuple[int, Row]
 
+#: The most bytes that a packed trace may unpack to, and that a .json trace, which is read as a whole, may have.
+MOST_UNPACKED = 4 << 30
+MOST_WHOLE = 256 << 20
+#: The most characters of a line: nothing that people publish comes near.
+MOST_LINE = 16 << 20
+
+
+class _Unpacked(io.RawIOBase):
+    """The bytes of a .gz file, of which so many at most: a small file can unpack to more than any disk holds."""
+
+    def __init__(self, path: Path, most: int) -> None:
+        self.where, self.most, self.left = str(path), most, most
+        self.packed = gzip.open(path, "rb")  # noqa: SIM115 (closed with this object)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer)
+        read = self.packed.readinto(view)
+        self.left -= read
+        if self.left < 0:
+            what = f"the trace unpacks to more than {self.most >> 20} MiB"
+            raise BadInput(what, where=self.where, right="a smaller part of it, or the unpacked file")
+        return read
+
+    def close(self) -> None:
+        self.packed.close()
+        super().close()
+
+
+def ending(path: Path) -> str:
+    """The ending that tells what a file holds: that before ``.gz`` where it is packed."""
+    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+
 
 @contextmanager
-def opened(path: Path) -> Iterator[IO[str]]:
-    """*path* as text. Raises `BadInput` if it cannot be read."""
+def opened(path: Path, most: int = MOST_UNPACKED) -> Iterator[IO[str]]:
+    """*path* as text, unpacked if its name ends in ``.gz``. Raises `BadInput` if it cannot be read."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with _text(path, most) as file:
             yield file
+    except (gzip.BadGzipFile, zlib.error, EOFError):
+        raise BadInput("the file is no gzip file, or not whole", where=str(path)) from None
     except FileNotFoundError:
         raise BadInput("there is no such file", where=str(path)) from None
     except IsADirectoryError:
@@ -31,40 +71,65 @@ def opened(path: Path) -> Iterator[IO[str]]:
         raise BadInput(error.strerror or "the file cannot be read", where=str(path)) from None
 
 
+def _text(path: Path, most: int) -> IO[str]:
+    if path.suffix != ".gz":
+        return path.open(encoding="utf-8-sig", newline="")
+    return io.TextIOWrapper(io.BufferedReader(cast(io.RawIOBase, _Unpacked(path, most))), "utf-8-sig", newline="")
+
+
+def _lines(file: IO[str], path: Path) -> Iterator[str]:
+    """The lines, none of which may be so long that reading it would take all memory."""
+    number = 0
+    while text := file.readline(MOST_LINE):
+        number += 1
+        if len(text) == MOST_LINE:
+            raise BadInput(f"the line has more than {MOST_LINE} characters", where=f"{path}:{number}")
+        yield text
+
+
+def _rows(file: IO[str], path: Path) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(_lines(file, path))
+    try:
+        for values in reader:
+            yield reader.line_num, values
+    except csv.Error as error:
+        raise BadInput(f"no valid CSV: {error}", where=f"{path}:{reader.line_num}") from None
+
+
 def csv_header(path: Path) -> list[str]:
     """The names of the columns."""
     with opened(path) as file:
-        return [name.strip() for name in next(csv.reader(file), [])]
+        return [name.strip() for name in next(_rows(file, path), (0, []))[1]]
 
 
 def csv_lines(path: Path) -> Iterator[Line]:
     """The rows of a CSV file by column name; empty lines are passed over."""
     with opened(path) as file:
-        reader = csv.reader(file)
-        header = [name.strip() for name in next(reader, [])]
+        rows = _rows(file, path)
+        header = [name.strip() for name in next(rows, (0, []))[1]]
         twice = next((name for name in header if header.count(name) > 1), None)
         if twice is not None:
             raise BadInput(f"column {twice!r} stands twice", where=f"{path}:1", right="a name for each column")
-        for values in reader:
+        for number, values in rows:
             if not values:
                 continue
             if len(values) != len(header):
                 right = f"{len(header)} values: {','.join(header)}"
-                where = f"{path}:{reader.line_num}"
-                raise BadInput("the line does not fit the header", where=where, right=right)
-            yield reader.line_num, dict(zip(header, values, strict=True))
+                raise BadInput("the line does not fit the header", where=f"{path}:{number}", right=right)
+            yield number, dict(zip(header, values, strict=True))
 
 
 def jsonl_lines(path: Path) -> Iterator[Line]:
     """The objects of a file with one on each line; empty lines are passed over."""
     with opened(path) as file:
-        for number, text in enumerate(file, 1):
+        for number, text in enumerate(_lines(file, path), 1):
             if not text.strip():
                 continue
             try:
                 row = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise BadInput(f"no valid JSON: {error.msg}", where=f"{path}:{number}") from None
+            except (ValueError, RecursionError) as error:
+                what = getattr(error, "msg", str(error))
+                raise BadInput(f"no valid JSON: {what}", where=f"{path}:{number}") from None
             if not isinstance(row, dict):
                 raise BadInput("the line is no object", where=f"{path}:{number}", right='{"arrival": 0.5, ...}')
             yield number, row
@@ -72,11 +137,15 @@ def jsonl_lines(path: Path) -> Iterator[Line]:
 
 def json_lists(path: Path) -> Iterator[Line]:
     """The places of the lists in a JSON object, which is read as a whole; numbered from 0."""
-    with opened(path) as file:
+    with opened(path, MOST_WHOLE) as file:
         try:
             data = json.load(file)
         except json.JSONDecodeError as error:
             raise BadInput(f"no valid JSON: {error.msg}", where=f"{path}:{error.lineno}") from None
+        except (UnicodeDecodeError, OSError):
+            raise
+        except (ValueError, RecursionError) as error:
+            raise BadInput(f"no valid JSON: {error}", where=str(path)) from None
     if not isinstance(data, dict) or not isinstance(data.get("arrival"), list):
         raise BadInput("there is no list 'arrival'", where=str(path), right='{"arrival": [...], "steps": [...]}')
     lists = {k: v for k, v in data.items() if isinstance(v, list)}

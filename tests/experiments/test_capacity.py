@@ -149,7 +149,7 @@ def md1_capacity(target: float, slo: float, service: float) -> float:
 
 
 def test_finds_the_analytic_capacity_of_md1(md1: Path):
-    asked = capacity.Asked("rate", [0.9, 0.99], seeds=8, requests=6000)
+    asked = capacity.Asked("rate", [0.9, 0.99], seeds=8, requests=4000)
     ninety, most = capacity.answers([md1], None, asked, jobs=2)
     assert md1_capacity(0.9, 0.5, 0.1) == pytest.approx(7.577, abs=0.001)
     assert md1_capacity(0.9, 0.5, 0.1) in ninety.found

@@ -108,7 +108,9 @@ def test_lognormal_lengths_have_the_median_and_the_90th_percentile_asked_for():
 
 def test_what_does_not_fit_the_engines_context():
     spec = {"prompt": {"draw": "constant", "tokens": 2040}, "output": FIXED}
-    assert lengths(spec, count=1) == [(2040, 8, 8)]
+    with pytest.raises(BadInput, match="request 0 puts out 100 tokens after a prompt of 2040, but the engine takes"):
+        lengths(spec)
+    assert lengths({**spec, "truncate": True}, count=1) == [(2040, 8, 8)]
     long = {"prompt": {"draw": "constant", "tokens": 3000}, "output": FIXED}
     with pytest.raises(BadInput, match="request 0 has a prompt of 3000 tokens, but the engine takes 2048 in all"):
         lengths(long)
