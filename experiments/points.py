@@ -115,7 +115,7 @@ def run_numbered(number: int, experiment: Experiment) -> Outcome:
             row = run_point(experiment)
             codes = {name: registry.code_of(name) for name in policies_used(experiment)}
             reads, changed = policycode.settle(list(codes.values()), since)
-            after = parts_of(experiment)
+            after = parts_of(experiment, before)
     except BadInput as error:
         raise BadInput(error.what, where=f"{title(experiment)}: {error.where or 'run'}", right=error.right) from None
     doubts = [f"{name}: {doubt}" for name, code in codes.items() for doubt in code.doubts]
