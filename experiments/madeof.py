@@ -21,11 +21,12 @@ from .workload import read_trace
 Parts = dict[str, str]
 
 
-def parts_of(experiment: Experiment) -> Parts:
+def parts_of(experiment: Experiment, before: Parts | None = None) -> Parts:
     """What the row of *experiment* is made of, in this process and as its files are now. Raises `BadInput` if it
-    names a profile, a policy or a trace that is not there."""
+    names a profile, a policy or a trace that is not there. What cannot have changed since *before* is taken from
+    there."""
     trace = read_trace(experiment)
-    parts = {"experiment": experiment.digest()}
+    parts = {"experiment": before["experiment"] if before is not None else experiment.digest()}
     parts |= {f"the profile {name}": digest for name, digest in _profiles(experiment).items()}
     parts |= {f"the policy {name}": registry.code_digest(name) for name in policies_used(experiment)}
     if trace is not None:

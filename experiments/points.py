@@ -129,10 +129,10 @@ def run_point(experiment: Experiment) -> Row:
 Point = Callable[[Experiment], Row]
 
 
-def _parts(experiment: Experiment, point: Point) -> Parts:
+def _parts(experiment: Experiment, point: Point, before: Parts | None = None) -> Parts:
     """What the row of a point is made of, the question that is asked of the run included."""
     tag = getattr(point, "tag", "")
-    return {**parts_of(experiment), **({"the question": combined([tag])} if tag else {})}
+    return {**parts_of(experiment, before), **({"the question": combined([tag])} if tag else {})}
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def run_numbered(number: int, experiment: Experiment, point: Point = run_point) 
             row = point(experiment)
             codes = {name: registry.code_of(name) for name in policies_used(experiment)}
             reads, changed = policycode.settle(list(codes.values()), since)
-            after = _parts(experiment, point)
+            after = _parts(experiment, point, before)
     except BadInput as error:
         raise BadInput(error.what, where=f"{title(experiment)}: {error.where or 'run'}", right=error.right) from None
     doubts = [f"{name}: {doubt}" for name, code in codes.items() for doubt in code.doubts]
