@@ -3,6 +3,8 @@
 Of a table the settings are known, and the requests are drawn as they were then. A run folder holds the requests
 themselves, and these are repeated.
 
+Of recordings, the terms of simulated time can be switched off (``--set time.contention=false``).
+
 A gap is simulated minus measured, in percentage points of the requests sent. The simulated counts are means over
 several seeds of the noise, so they need not be whole numbers.
 """
@@ -13,17 +15,21 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
 from servetwin.core import BadInput
 
 from . import llm_replay, replay, runtable, tables
+from .config import Time
 from .fidelity import Entry, Setting
 from .points import Row, run_all_averaged
 from .resolve import Override
 from .runtable import MeasuredRun
 
 if TYPE_CHECKING:
+    from servetwin.sim.measured import TimeOptions
+
     from .recorded import RecordedRun, Recording
 
 #: Seeds per run: the spread of a mean over ten is well below the spread between measured repeats.
@@ -86,10 +92,10 @@ def score(
         tables.check_target(out)
     recordings = _recordings_in(path)
     if recordings:
-        for option, value in (("--set", list(overrides)), ("--keep", keep)):
-            if value:
-                raise BadInput("recordings are repeated as they are", where=option, right="a table, or run folders")
-        return _score_recordings(recordings, out, seeds=seeds, jobs=jobs, progress=progress)
+        if keep is not None:
+            raise BadInput("recordings are repeated as they are", where="--keep", right="a table, or run folders")
+        terms = _terms(list(overrides), recordings)
+        return _score_recordings(recordings, out, terms, seeds=seeds, jobs=jobs, progress=progress)
     if path.is_dir():
         found = replay.find(path, overrides, as_they_are=as_they_are)
         return _score_folders(found, out, seeds=seeds, jobs=jobs, keep=keep, progress=progress)
@@ -124,6 +130,33 @@ def _score_folders(
     return scored
 
 
+def _terms(overrides: Sequence[Override], recordings: Sequence[Path]) -> TimeOptions:
+    """What simulated time is made of by *overrides*, the only ones that recordings take. Raises `BadInput`."""
+    from servetwin.sim.measured import TimeOptions
+
+    terms = [name for name in Time.model_fields if name not in ("session", "hold")]
+    given: dict[str, Any] = {}
+    for path, value in overrides:
+        section, _, name = path.partition(".")
+        if section != "time" or name not in terms:
+            right = "a table, or run folders; of recordings only " + ", ".join(f"time.{name}" for name in terms)
+            raise BadInput("recordings are repeated as they are", where=f"--set {path}", right=right)
+        given[name] = value
+    if given and (campaign := next(filter(llm_replay.is_campaign, recordings), None)) is not None:
+        what = "recordings of language models are repeated as they are"
+        raise BadInput(
+            what, where=f"--set time.{next(iter(given))}", right=f"recordings of diffusion, not {campaign}"
+        )
+    try:
+        time = Time.model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0])
+        right = first["msg"].removeprefix("Input should be ")
+        raise BadInput(f"{given[name]!r} does not fit", where=f"--set time.{name}", right=right) from None
+    return TimeOptions(**{**time.model_dump(), "session": None})
+
+
 def _recordings_in(path: Path) -> list[Path]:
     """Compact recordings (see `recorded` and `llm_replay`): *path* itself, or those in it and in its folders."""
     if path.is_dir():
@@ -134,6 +167,7 @@ def _recordings_in(path: Path) -> list[Path]:
 def _score_recordings(
     paths: Sequence[Path],
     out: Path | None,
+    terms: TimeOptions,
     *,
     seeds: int,
     jobs: int,
@@ -146,7 +180,7 @@ def _score_recordings(
     campaigns = [path for path in paths if llm_replay.is_campaign(path)]
     others = [path for path in paths if path not in campaigns]
     found = [(recording, run) for recording in map(read_recording, others) for run in recording.runs]
-    tasks = [(recording, run, seed) for recording, run in found for seed in range(seeds)]
+    tasks = [(recording, run, seed, terms) for recording, run in found for seed in range(seeds)]
     rows = []
     for row in Parallel(n_jobs=jobs, return_as="generator")(delayed(_replayed)(*task) for task in tasks):
         rows.append(row)
@@ -217,10 +251,8 @@ def of_tokens(campaign: llm_replay.Campaign, pairs: Iterable[llm_replay.Pair]) -
     return scored
 
 
-def _replayed(recording: Recording, run: RecordedRun, seed: int) -> Row:
-    from servetwin.sim.measured import TimeOptions
-
-    summary = recording.replay(run, options=TimeOptions(), seed=seed)
+def _replayed(recording: Recording, run: RecordedRun, seed: int, terms: TimeOptions) -> Row:
+    summary = recording.replay(run, options=terms, seed=seed)
     return {"met": summary.met, "finished": summary.finished}
 
 

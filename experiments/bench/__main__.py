@@ -77,7 +77,7 @@ def one_run(rounds: int) -> None:
     """A run of 500 requests of DiT-S/2 under NeuStream."""
     print(f"\none run: DiT-S/2 on an RTX 4090, NeuStream, 500 requests; CPU ms, median (range) of {rounds} rounds")
     rates = (2.0, 4.0, 8.0)
-    runs = {rate: load("dit-s2-256-rtx4090", [("policy", "neustream"), ("rate", rate)]) for rate in rates}
+    runs = {rate: load("dit-s2-256-rtx4090", [("variant", "neustream-ae"), ("rate", rate)]) for rate in rates}
 
     def once(rate: float) -> Cost:
         return in_process(build.build(runs[rate], Recorder()).play)

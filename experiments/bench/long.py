@@ -21,7 +21,7 @@ RATE = 0.45
 SETTINGS = (
     ("workload.draws", "seeded"),
     ("workload.steps.unet", {"draw": "constant", "steps": 50}),
-    ("policy", "neustream"),
+    ("variant", "neustream-ae"),
     ("rate", RATE),
     ("cv", 1.0),
 )

@@ -20,6 +20,7 @@ from servetwin.experiments.fidelity import (
     grid_of,
     noise_of,
 )
+from servetwin.experiments.names import MEASURED
 from servetwin.experiments.recorded import Recording, recorded_run, write_recording
 from servetwin.experiments.replay import replay, requests_of
 from servetwin.experiments.resolve import load
@@ -376,3 +377,48 @@ def test_recordings_are_scored_as_run_folders_are(servetwin, toy: Path, tmp_path
     code, _, err = servetwin("score", tmp_path / "measured", "--out", tmp_path / "o.csv", "--set", "seed=1")
     assert (code, err.count("\n")) == (2, 1)
     assert "recordings are repeated as they are" in err
+
+
+TERMS = {
+    "another policy": ("policy=edf", ["--set policy", "repeated as they are", "time.whole"]),
+    "a day": ("time.session=2024-04-28", ["--set time.session", "repeated as they are"]),
+    "no such term": ("time.wholes=false", ["--set time.wholes", "time.whole"]),
+    "no such value": ("time.whole=maybe", ["--set time.whole: 'maybe' does not fit", "a valid boolean"]),
+    "no such table": ("time.table=guessed", ["--set time.table: 'guessed' does not fit", "scheduler"]),
+}
+
+
+@pytest.mark.parametrize("case", TERMS)
+def test_recordings_take_terms_of_time_and_nothing_else(servetwin, tmp_path: Path, case):
+    given, expected = TERMS[case]
+    recording = MEASURED / "h100-quiet" / "diffusion" / "sd15-512.json.gz"
+    code, out, err = servetwin("score", recording, "--out", tmp_path / "o.csv", "--set", given, "-j", 1)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert all(part in err for part in expected), err
+
+
+def test_a_term_of_recordings_can_be_switched_off(servetwin, tmp_path: Path):
+    """As in docs/fidelity.md: SD 512 without noise, with and without what was measured of whole requests."""
+    recording = MEASURED / "h100-quiet" / "diffusion" / "sd15-512.json.gz"
+    means = []
+    for more in ((), ("--set", "time.whole=false")):
+        arguments = (
+            "score",
+            recording,
+            "--out",
+            tmp_path / "o.csv",
+            "--seeds",
+            1,
+            "--set",
+            "time.noise=false",
+            *more,
+        )
+        assert servetwin(*arguments, "-j", 1)[0] == 0
+        with (tmp_path / "o.csv").open(newline="") as file:
+            gaps = [abs(float(row["gap_met_pp"])) for row in csv.DictReader(file)]
+        means.append(round(sum(gaps) / len(gaps), 2))
+    assert means == [0.11, 0.37]
+    arguments = ("score", MEASURED / "h200" / "llm-opt-30b.json.gz", "--out", tmp_path / "o.csv")
+    code, _, err = servetwin(*arguments, "--set", "time.noise=false")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "recordings of language models are repeated as they are" in err

@@ -25,10 +25,16 @@ def places(node, path=()):
         yield from places(value, (*path, key))
 
 
+def _within(items, key):
+    return isinstance(key, int) and key < len(items)
+
+
 def change(tree, path, value):
     """Put *value* at *path* of *tree*, as far as that is still there; "delete" takes the key out."""
     for key in path[:-1]:
-        if not isinstance(tree, dict | list) or (key not in tree if isinstance(tree, dict) else key >= len(tree)):
+        if not isinstance(tree, dict | list) or (
+            key not in tree if isinstance(tree, dict) else not _within(tree, key)
+        ):
             return
         tree = tree[key]
     if isinstance(tree, dict) or (isinstance(tree, list) and isinstance(path[-1], int) and path[-1] < len(tree)):

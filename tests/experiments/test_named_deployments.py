@@ -408,3 +408,14 @@ def test_a_run_folder_from_before_deployments_had_names_is_repeated(servetwin, t
     (tmp_path / "run" / "meta.json").write_text(json.dumps(meta))
     (found,) = find_replays(tmp_path / "run")
     assert found.experiment.digest() == digest
+
+
+def test_a_search_is_of_the_deployment_that_is_asked_for(servetwin, two: Path, tmp_path: Path):
+    found = []
+    for name in ("apart", "together"):
+        out = tmp_path / f"{name}.csv"
+        arguments = ("search", two, "--set", f"deployment={name}", "--seeds", 2, "--requests", 40, "-j", 1)
+        assert servetwin(*arguments, "--out", out)[0] == 0
+        found += table(out)
+    assert [row["deployment"] for row in found] == ["apart", "together"]
+    assert found[0]["value"] != found[1]["value"]

@@ -70,9 +70,12 @@ def test_scoring_twice_gives_the_same_bytes_and_may_start_from_its_own_output(tm
 
 def test_start_and_step_delta_reach_the_experiment(tmp_path: Path):
     row = "sd15-256-rtx4090,neustream,1.25,2,3,40,39,40"
-    path = write(tmp_path, HEADER + ",start,step_delta", f"{row},2024-04-29 05:06:40,0.9", f"{row},,")
+    lines = [f"{row},2024-04-29 05:06:40,0.9,neustream-ae", f"{row},,,", f"{row},2024-04-29 05:06:40,,"]
+    path = write(tmp_path, HEADER + ",start,step_delta,variant", *lines)
     _, runs = runtable.read(path)
-    first, second = runtable.experiments(runs, path)
+    first, second, third = runtable.experiments(runs, path)
+    assert (third.deployment.workers[1].limit, third.system.stop_after) == (40, None)  # no run of that system
+    assert first.system.stop_after == 0.0
     assert first.time.session == "2024-04-29 05:06:40"
     assert first.deployment.workers[1].limit == 15
     assert first.policy.params["step_delta"] == 0.9
@@ -113,6 +116,16 @@ def test_a_wrong_table_is_told_by_its_line_and_nothing_is_written(tmp_path: Path
     for part in expected:
         assert part in message, message
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_table_says_which_deployment_a_run_had(tmp_path: Path):
+    row = "sd15-256-rtx4090,fcfs,1.25,2,3,40,39,40"
+    path = write(tmp_path, HEADER + ",deployment", f"{row},whole", f"{row},")
+    first, second = runtable.experiments(runtable.read(path)[1], path)
+    assert [len(e.deployment.workers) for e in (first, second)] == [1, 3]
+    wrong = write(tmp_path, HEADER + ",variant", f"{row},neustream")
+    with pytest.raises(BadInput, match=r"runs.csv:2: --set variant: unknown variant 'neustream'.*neustream-ae"):
+        runtable.experiments(runtable.read(wrong)[1], wrong)
 
 
 # -- the measured runs that come along ------------------------------------------------------------------
