@@ -119,9 +119,9 @@ def run_point(experiment: Experiment) -> Row:
 Point = Callable[[Experiment], Row]
 
 
-def _run_numbered(number: int, experiment: Experiment, point: Point) -> tuple[int, Row]:
+def _run_numbered(number: int, experiment: Experiment, point: Point | None) -> tuple[int, Row]:
     try:
-        return number, point(experiment)
+        return number, (point or run_point)(experiment)
     except BadInput as error:
         raise BadInput(error.what, where=f"{title(experiment)}: {error.where or 'run'}", right=error.right) from None
 
@@ -141,9 +141,10 @@ def run_all(
     known: Mapping[str, Row] | None = None,
     finished: Callable[[str, Row], None] | None = None,
     progress: Callable[[int], None] | None = None,
-    point: Point = run_point,
+    point: Point | None = None,
 ) -> list[Row]:
-    """The rows of *experiments*, in their order, computed by *jobs* processes (-1: one per core) with *point*.
+    """The rows of *experiments*, in their order, computed by *jobs* processes (-1: one per core) with *point*
+    (`run_point`).
 
     Experiments with equal keys are run once; those in *known* not at all. *finished* hears each new (key, row) as it
     comes, *progress* how many experiments have their row.
@@ -203,7 +204,7 @@ def _portions(tasks: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield portion
 
 
-def _in_parallel(experiments: Sequence[Experiment], jobs: int, point: Point) -> Iterator[tuple[int, Row]]:
+def _in_parallel(experiments: Sequence[Experiment], jobs: int, point: Point | None) -> Iterator[tuple[int, Row]]:
     if jobs == 1 or len(experiments) <= 1:
         for number, experiment in enumerate(experiments):
             yield _run_numbered(number, experiment, point)

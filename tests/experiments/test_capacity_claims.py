@@ -339,6 +339,13 @@ def test_what_is_no_limit(text: str):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("given", [0.9, 0, 100, 120])
+def test_a_target_is_in_percent(toy: Path, servetwin, given: float):
+    code, _, err = servetwin("search", toy, "--target", given)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{given:g} is no attainment in percent" in err
+
+
 def test_limits_on_tokens_of_what_has_none(toy: Path, servetwin):
     code, _, err = servetwin("search", toy, "--target-metric", "p99_ttft_ms<=200", "--jobs", 1)
     assert (code, err.count("\n")) == (2, 1)
