@@ -218,9 +218,9 @@ def test_windows_are_seeds(llm: Path, servetwin):
     assert "5 seeds, but the trace is cut into 4 windows" in err
 
 
-def trace_search(llm: Path, name: str, *, seeds: int = 1, **more):
+def trace_search(llm: Path, name: str, *, seeds: int = 1, longest: int = 120, **more):
     arrivals = {"process": "trace", "file": str(llm.parent / name), "rate": 20.0, **more}
-    asked = Asked("rate", [0.9], seeds, longest=120)
+    asked = Asked("rate", [0.9], seeds, longest=longest)
     (found,) = answers([llm], None, asked, [("workload.arrivals", arrivals)], jobs=1)
     return found
 
@@ -245,9 +245,12 @@ def test_the_requests_of_a_search_are_those_asked_for_also_of_a_trace(llm: Path)
 def test_a_single_run_has_no_interval_and_windows_have_one(llm: Path):
     whole = trace_search(llm, "t.csv")
     assert (whole.found.low, whole.warm_up) == (None, 0)
-    assert "not checked by runs twice as long" in whole.found.notes
-    windows = trace_search(llm, "t.csv", seeds=4, windows=8)
-    assert windows.found.high is None or windows.found.high - windows.found.low > 0.02 * windows.found.value
+    assert any("not enough requests for runs twice as long" in note for note in whole.found.notes)
+    plain(llm.parent / "long.csv", poisson(5, 2000))
+    windows = trace_search(llm, "long.csv", seeds=4, windows=50, longest=240)
+    assert (windows.seeds, windows.requests) == (4, 80)
+    whole = trace_search(llm, "long.csv")
+    assert windows.found.low is None or windows.found.low <= whole.found.value <= windows.found.high
 
 
 @pytest.mark.parametrize(
