@@ -153,7 +153,7 @@ def test_short_runs_are_lengthened_until_longer_ones_agree(md1: Path):
     """Case 19: with 4 s to wait, 30 requests end in time at any rate; no queue holds more than 10 requests/s."""
     patient = [("slo", {"seconds": 4.0})]
     found = [
-        answers([md1], None, Asked("rate", [0.9], 3, requests=n, longest=8000), patient, jobs=1)[0] for n in (40, 300)
+        answers([md1], None, Asked("rate", [0.9], 3, requests=n, longest=4800), patient, jobs=1)[0] for n in (40, 300)
     ]
     for answer in found:
         assert answer.requests >= 300
