@@ -247,9 +247,10 @@ class Finder:
             if self.experiment.workload.recorded is None:  # nor is it a sample of anything
                 found.low, found.high = sorted((found.value, found.value if self.quantity.whole else found.fails))
         if twice is None:
-            notes.append("not checked by runs twice as long")
+            notes.append("not checked: there are not enough requests for runs twice as long, so there is no interval")
         elif not twice:
             notes.append("does not hold: what longer runs give lies outside, so there is no interval")
+        if not twice:
             found.low = found.high = None
         stable = self._verdict(length, found.value)
         if stable.backlog != "flat":

@@ -314,6 +314,11 @@ def search(
     from .cache import Cache
     from .targets import parse
 
+    for given in target or ():
+        if not 1.0 <= given < 100.0:
+            raise BadInput(
+                f"{given:g} is no attainment in percent", where="--target", right="90, say, from 1 to below 100"
+            )
     limits = [parse(text) for text in target_metric or ()]
     shares = [t / 100 for t in target or ([] if limits else [90.0])]
     asked = engine.Asked(find, [*shares, *limits], seeds, first_seed, requests, longest)

@@ -113,10 +113,15 @@ def fits(spec: Lengths, context: int) -> bool:
 def cuts(module: str, spec: Lengths, context: int, count: int, *, seed: int, trace: TraceFile | None = None) -> Cuts:
     """What is cut of the first *count* requests. Raises `BadInput` at the first of them that does not fit, where
     *spec* does not say that it is to be cut."""
+    return Cuts() if fits(spec, context) else _cuts(module, spec.model_dump_json(), context, count, seed, trace)
+
+
+@lru_cache(maxsize=256)
+def _cuts(module: str, spec: str, context: int, count: int, seed: int, trace: TraceFile | None) -> Cuts:
     found = Cuts()
-    if not fits(spec, context):
-        for _ in islice(triples(module, spec, context, seed=seed, trace=trace, cuts=found), count):
-            pass
+    drawn = triples(module, Lengths.model_validate_json(spec), context, seed=seed, trace=trace, cuts=found)
+    for _ in islice(drawn, count):
+        pass
     return found
 
 

@@ -129,7 +129,7 @@ def run_point(experiment: Experiment) -> Row:
 Point = Callable[[Experiment], Row]
 
 
-def _parts(experiment: Experiment, point: Point, before: Parts | None = None) -> Parts:
+def _parts(experiment: Experiment, point: Point | None, before: Parts | None = None) -> Parts:
     """What the row of a point is made of, the question that is asked of the run included."""
     tag = getattr(point, "tag", "")
     return {**parts_of(experiment, before), **({"the question": combined([tag])} if tag else {})}
@@ -149,13 +149,13 @@ class Outcome:
     changed: tuple[str, ...]
 
 
-def run_numbered(number: int, experiment: Experiment, point: Point = run_point) -> Outcome:
+def run_numbered(number: int, experiment: Experiment, point: Point | None = None) -> Outcome:
     """Run one point, and say what it was made of. This is what other processes do."""
     try:
         with policycode.as_loaded(), policysource.following():
             before = _parts(experiment, point)
             since = len(policysource.loaded)
-            row = point(experiment)
+            row = (point or run_point)(experiment)
             codes = {name: registry.code_of(name) for name in policies_used(experiment)}
             reads, changed = policycode.settle(list(codes.values()), since)
             after = _parts(experiment, point, before)
@@ -217,10 +217,10 @@ def run_all(
     finished: Callable[[str, Row, Mapping[str, str]], None] | None = None,
     progress: Callable[[int], None] | None = None,
     together: Together | None = None,
-    point: Point = run_point,
+    point: Point | None = None,
 ) -> list[Row]:
     """The rows of *experiments*, in their order, computed by *jobs* processes (-1: one per core) or on the cluster
-    with *point*.
+    with *point* (`run_point`).
 
     Experiments with equal keys are run once; those that are *known* not at all. *finished* hears each new row that
     may be kept as it comes (key, row, further files that it depends on by their hashes), *progress* how many
@@ -259,7 +259,7 @@ def _accept(
     experiment: Experiment,
     finished: Callable[[str, Row, Mapping[str, str]], None] | None,
     together: Together,
-    point: Point,
+    point: Point | None,
 ) -> None:
     """Keep the row of a point under the key of what it was made of, if it may be kept; raise unless that is as
     *expected*."""
@@ -311,7 +311,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _in_parallel(experiments: Sequence[Experiment], jobs: int, point: Point) -> Generator[Outcome, None, None]:
+def _in_parallel(experiments: Sequence[Experiment], jobs: int, point: Point | None) -> Generator[Outcome, None, None]:
     runner = cluster.current()
     if runner is not None:
         yield from runner(partial(run_numbered, point=point), experiments)

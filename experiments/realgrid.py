@@ -19,6 +19,7 @@ from .backend import Backend, Setup
 from .build import load_profiles
 from .compare import find_runs, read_json
 from .config import Experiment
+from .drawn import check_seeds
 from .points import title
 from .samerun import otherwise
 from .sweep import find, points, read
@@ -50,6 +51,8 @@ def serve(
     experiments, _ = points(read(path), path)
     for deployed in {str(e.deployment.devices): e for e in experiments}.values():
         load_profiles(deployed)  # one that is missing shows before anything is written
+    for experiment in experiments:
+        check_seeds(experiment, seeds, "--seeds")
     if folder.is_file():
         raise BadInput("this is a file", where=str(folder), right="a folder for run folders")
     tables.make_folder(folder)

@@ -184,7 +184,7 @@ def _first_stretch(curve: Curve, target: Target, start: float) -> tuple[float, f
         if harder == _place(quantity, at):  # one replica holds
             return harder, harder
         if not curve.holds(harder, target):
-            _look_behind(curve, target, [_place(quantity, k) for k in range(at + 2, at + 4)])
+            _look_behind(curve, target, harder)
             return _place(quantity, at), harder
         at += 1
         if at - begun >= TRIES * octave:
@@ -192,8 +192,13 @@ def _first_stretch(curve: Curve, target: Target, start: float) -> tuple[float, f
             raise HeldEverywhere(what, right="a higher target, other settings, or more requests")
 
 
-def _look_behind(curve: Curve, target: Target, places: list[float]) -> None:
-    """Sample those of *places* that seem to hold again, so that it can be said."""
+def _look_behind(curve: Curve, target: Target, x: float) -> None:
+    """Sample what seems to hold again a little behind *x*, so that it can be said."""
+    quantity = curve.quantity
+    if quantity.whole:
+        places = [x // 2] if x >= 2.0 else []
+    else:
+        places = [x * 2 ** (quantity.harder * k / 4) for k in (1, 2, 3)]
     curve.at([x for x, seems in zip(places, curve.seems(places, target), strict=True) if seems])
 
 

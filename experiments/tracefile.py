@@ -139,7 +139,7 @@ class TraceFile:
 
     def empty_prompts(self) -> int:
         """How many of the replayed requests have a prompt of no token, which counts as one."""
-        return sum(entry.work.get("input_tokens", 1) == 0 for entry in self)
+        return _empty_prompts(self)
 
     def about(self) -> dict[str, int | float]:
         """What is replayed, and what is left out: for ``meta.json``."""
@@ -236,6 +236,11 @@ def _part(choice: Choice, version: tuple[int, int], skip: int, count: int) -> Tr
     assert first is not None
     assert last is not None
     return replace(part, first=first, last=last)
+
+
+@lru_cache(maxsize=256)
+def _empty_prompts(trace: TraceFile) -> int:
+    return sum(entry.work.get("input_tokens", 1) == 0 for entry in trace)
 
 
 def _check_sizes(path: Path, sizes: Counter[str], size: str | None) -> None:

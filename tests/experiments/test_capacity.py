@@ -149,17 +149,17 @@ def md1_capacity(target: float, slo: float, service: float) -> float:
 
 
 def test_finds_the_analytic_capacity_of_md1(md1: Path):
-    asked = capacity.Asked("rate", [0.9, 0.99], seeds=8, requests=4000)
+    asked = capacity.Asked("rate", [0.9, 0.99], seeds=6, requests=2000, longest=8000)
     ninety, most = capacity.answers([md1], None, asked, jobs=2)
     assert md1_capacity(0.9, 0.5, 0.1) == pytest.approx(7.577, abs=0.001)
     assert md1_capacity(0.9, 0.5, 0.1) in ninety.found
     assert md1_capacity(0.99, 0.5, 0.1) in most.found
-    assert ninety.found.high / ninety.found.low < 1.08
+    assert ninety.found.high / ninety.found.low < 1.2
 
 
 def test_two_sets_of_seeds_agree_on_a_policy(toy: Path):
     first, second = (
-        capacity.answers([toy], ["edf"], capacity.Asked("rate", [0.9], 4, seed, 500), jobs=2)[0].found
+        capacity.answers([toy], ["edf"], capacity.Asked("rate", [0.9], 4, seed, 500, 1000), jobs=2)[0].found
         for seed in (0, 100)
     )
     assert first.low <= second.high
@@ -168,12 +168,14 @@ def test_two_sets_of_seeds_agree_on_a_policy(toy: Path):
 
 def test_from_the_command_line(toy: Path, servetwin):
     out = toy.parent / "answers.csv"
-    options = ("--policy", "edf", "--policy", "fcfs", "--target", 90, "--target", 50, "--seeds", 3, "--requests", 300)
+    few = ("--seeds", 2, "--requests", 200, "--longest", 400, "--jobs", 1)
+    options = ("--policy", "edf", "--policy", "fcfs", "--target", 90, "--target", 50, "--seeds", 2, "--requests", 200)
+    options += ("--longest", 400)
     code, text, _ = servetwin("search", toy, *options, "--jobs", 1, "--out", out)
     assert code == 0
     assert "edf" in text
     assert len(out.read_text().splitlines()) == 5
-    code, text, _ = servetwin("search", toy, "--find", "replicas", "--set", "rate=40.0", "--seeds", 3, "--jobs", 1)
+    code, text, _ = servetwin("search", toy, "--find", "replicas", "--set", "rate=40.0", *few)
     assert code == 0
     assert "fewest replicas" in text
 
