@@ -21,6 +21,7 @@ from servetwin.core.token_batch import TokenBatch
 from servetwin.core.token_worker import Host, TokenWorker
 from servetwin.core.tokens import CumulativeSLO, EngineLimits, TokenRequest, TokenTask, TokenView
 from servetwin.profiles import Profile, load
+from servetwin.profiles.costs import INTAKE, PACE_MEMORY, RATIO, STALL, STEP_BETWEEN
 from servetwin.profiles.pace import Pace, pace_of
 from servetwin.profiles.tokens import TokenTable
 
@@ -197,9 +198,10 @@ def host_of(profile: Profile) -> Host | None:
     if profile.token_data.engine.asynchronous:
         return host_ahead(profile)
     costs = profile.costs
-    if "step.between" not in costs or "engine.intake" not in costs or costs["engine.intake"].value is None:
+    intake = costs[INTAKE()].value if INTAKE() in costs else None
+    if STEP_BETWEEN() not in costs or intake is None:
         return None
-    return Host(profile.tokens("measured", hold=True).between, costs["engine.intake"].value)
+    return Host(profile.tokens("measured", hold=True).between, intake)
 
 
 #: Policies that never look at deadlines: a run of theirs is scored under every SLO.
@@ -247,9 +249,9 @@ class Side:
         assert data is not None
         assert data.solo is not None
         self.due = {slo: slo_of(self.table, slo, (data.solo.d0, data.solo.d1)) for slo in slos}
-        stalls = "host.stall" in profile.costs
+        stalls = STALL() in profile.costs
         # Where traffic was not measured, residuals hold steps that say little of what steps take.
-        self.residuals = not stalls and {"prefill.pace", "decode.ratio"} <= profile.costs.keys()
+        self.residuals = not stalls and {PACE_MEMORY(), RATIO("decode")} <= profile.costs.keys()
         self.draws = stalls or self.residuals  # whether there is anything to draw
 
     def drawn(self, seed: int | None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from .costs import STEP_BETWEEN
 from .schema import Cost
 from .table import OutOfRange, interpolate
 from .tokendata import DecodeLine, DecodeSurface, PrefillData, TokenModel
@@ -274,7 +275,7 @@ def _along(knots: Sequence[int], row: Sequence[float], m: float) -> float:
 def _between(cost: Cost | None, largest: int, name: str, hold: bool) -> Callable[[int], float]:
     if cost is None:
         return _nothing
-    values = cost.upto(largest, name=f"{name}: step.between", hold=hold)
+    values = cost.upto(largest, name=f"{name}: {STEP_BETWEEN()}", hold=hold)
     return lambda sequences: values[sequences] if sequences < len(values) else values[-1]
 
 
