@@ -31,6 +31,7 @@ class Summary:
         self.last_arrival = 0.0
         self.last_end = 0.0
         self.e2el = array("d")
+        self.held: list[dict[str, Any]] = []  # where steps went beyond what was measured, by `servetwin.sim.held`
         self.sizes: dict[str, Counter[int]] = {}  # worker -> batch size -> iterations (whole batches count once)
 
     def arrived(self, request: Request) -> None:
@@ -105,4 +106,6 @@ class Summary:
             }
             for worker, sizes in self.sizes.items()
         }
+        if self.held:
+            out["held"] = self.held
         return out

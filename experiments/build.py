@@ -66,6 +66,7 @@ class Run:
         with policies_answer([worker.policy for worker in self.loop.workers]):
             source = self.source if self.experiment.system.stop_after is None else self._source_then_stop()
             play(self.loop, self.executor, source, fused=fused)
+        self.recorder.summary.held = self.executor.watch.told(self.recorder.summary.sizes)
         if self.loop.live:
             raise LawBroken(f"{len(self.loop.live)} requests never ended, though nothing was left to happen")
         return self.recorder.summary

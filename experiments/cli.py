@@ -182,6 +182,10 @@ def _show_run(experiment: Experiment, summary: dict[str, Any], took: float) -> N
     for worker, w in summary["workers"].items():
         sizes = f"mean {w['mean_batch_size']:.2f}, largest {w['max_batch_size']}"
         typer.echo(f"batches of {worker}: {w['iterations']} run, {sizes}")
+    for held in summary.get("held", ()):
+        asked = f"{held['steps']} steps of {held['worker']}, up to {held['largest_asked']} {held['of']}"
+        known = f"{held['profile']} knows {held['largest_known']} at most, whose value was held"
+        typer.echo(f"beyond what was measured: {asked}; {known}")
     for was in matching(experiment):
         typer.echo(f"measured on {was.start}: {was.met} met, {was.finished} finished")
     typer.echo(f"{summary['duration']:.0f} s served in {took:.2f} s")

@@ -22,6 +22,9 @@ from .surface import Pieces, Surface, rule
 from .table import OutOfRange, interpolate
 from .tokendata import DecodeLine, DecodeSurface, PrefillData, TokenModel
 
+#: What to do where a step is beyond what a profile knows.
+BEYOND = "a profile that goes further, a smaller limit of the worker or its engine, or time.hold: true"
+
 
 class TokenTable:
     """How long the steps of an engine take. Asked once per step: everything is looked up in lists.
@@ -90,7 +93,7 @@ class TokenTable:
         raise OutOfRange(
             f"no value for a prefill of {tokens} tokens",
             where=self.name,
-            right=f"{self._first} to {self.largest_prefill}, or hold: true",
+            right=f"{self._first} to {self.largest_prefill} as measured, {BEYOND}",
         )
 
     # -- decode ----------------------------------------------------------------------------------------------
@@ -126,7 +129,7 @@ class TokenTable:
                     raise OutOfRange(
                         f"no value for decoding a batch of {batch}",
                         where=self.name,
-                        right=f"{self._smallest} to {self.largest_batch}, or hold: true",
+                        right=f"{self._smallest} to {self.largest_batch} as measured, {BEYOND}",
                     )
                 batch = min(max(batch, self._smallest), self.largest_batch)
             decode = self._decode
@@ -149,7 +152,7 @@ class TokenTable:
         raise OutOfRange(
             f"no value for decoding a batch of {batch} with {context:g} tokens of context",
             where=self.name,
-            right=f"{last:g} at most, or hold: true",
+            right=f"{last:g} at most, {BEYOND}",
         )
 
     # -- both ------------------------------------------------------------------------------------------------

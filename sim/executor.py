@@ -16,6 +16,7 @@ from servetwin.core.token_worker import TokenWorker
 
 from .ahead import AheadLane
 from .calendar import Calendar, Timer
+from .held import Watch
 from .lane import Lane, Rates
 from .shared import EngineRates, SharedTokenLane
 from .timing import Timing
@@ -45,6 +46,7 @@ class SimExecutor:
         calls: Mapping[str, CallTimes] | None = None,
         engines: Mapping[str, EngineRates] | None = None,
     ) -> None:
+        self.watch = Watch()  # what goes beyond what was measured
         self.calendar = Calendar()
         self.now = self.calendar.clock
         self._timing = timing

@@ -23,6 +23,7 @@ from servetwin.profiles.costs import CostName
 from servetwin.profiles.pace import pace_of
 
 from .executor import Delay, SimExecutor
+from .held import HeldTimes, Reach, Watch
 from .lane import Rate, Rates
 from .noise import SlowSpells, Stalls, exponential, from_quantiles, uniform
 from .shared import EngineRates, Kind, RateTable
@@ -132,11 +133,14 @@ class Clock:
         self.preparing = preparing or {}
         self.options = options
         self.seed = seed
+        self.watch = Watch()
+        self._worker = ""  # whose tables are being read
         self.kinds = ("scheduler",) if options.table == "scheduler" else ("measured", "scheduler")
 
     def timing(self, worker: Worker) -> Timing | TokenTiming:
         if isinstance(worker, TokenWorker):
             return self._engine(worker)
+        self._worker = worker.name
         profile, stage, sizes = self.profiles[worker.device], worker.stage, range(1, worker.view.limit + 1)
         if stage.loop is None:
             return self._once(worker, profile, sizes)
@@ -153,7 +157,11 @@ class Clock:
             "measured": ("measured", "scheduler"),
             "corrected": ("corrected", "measured", "scheduler"),
         }.get(options.table, ("scheduler",))  # type: ignore[assignment]
-        times: StepTimes = profile.tokens(*kinds, hold=options.hold, between=options.costs)
+        table = profile.tokens(*kinds, hold=options.hold, between=options.costs)
+        times: StepTimes = table
+        if options.hold:
+            times = HeldTimes(table, worker.name)
+            self.watch.engines.append(times)
         if worker.host is None and profile.token_data.engine.asynchronous and self._has(profile, costs.BEGINS()):
             times = Later(times, profile.cost(costs.BEGINS()).scalar() if options.costs else 0.0)
         return TokenTiming(
@@ -162,6 +170,7 @@ class Clock:
             swap=self._swap(profile),
             prefills=self._residual(worker, profile, "prefill"),
             preparing=self.preparing.get(worker.name, 0.0),
+            counted=options.hold,
             stalls=stalls_of(profile, self.seed if options.noise else None, worker.name) if options.costs else None,
             pace=pace_of(profile.costs) if options.costs else None,
         )
@@ -288,6 +297,9 @@ class Clock:
         return cost in profile.costs
 
     def _column(self, profile: Profile, cost: str, sizes: range) -> list[float]:
+        by = profile.cost(cost).by_batch
+        if by is not None:
+            self._reach(f"{profile.name}: {cost}", by.batch[-1], sizes)
         return [
             math.nan,
             *profile.cost(cost).upto(sizes[-1], name=f"{profile.name}: {cost}", hold=self.options.hold)[1:],
@@ -295,7 +307,14 @@ class Clock:
 
     def _tables(self, profile: Profile, modules: Sequence[str], sizes: range) -> list[float]:
         tables = [profile.table(m, *self.kinds, hold=self.options.hold) for m in modules]
+        for table in tables:
+            self._reach(table.name, table.largest, sizes)
         return [math.nan, *(sum(table(n) for table in tables) for n in sizes)]
+
+    def _reach(self, table: str, largest: int, sizes: range) -> None:
+        """Note that batches beyond the *largest* that a *table* has will be held, if there can be any."""
+        if self.options.hold and largest < sizes[-1]:
+            self.watch.reaches.append(Reach(self._worker, table, largest))
 
     def _sequence(self, profile: Profile, cost: str) -> list[float]:
         """A cost by iteration (1 is the first) as a list."""
@@ -459,10 +478,12 @@ def measured_executor(
     options = options or TimeOptions()
     clock = Clock(profiles, options, seed, preparing)
     workers = [w for w in workers if not isinstance(w, Pool)]
-    return SimExecutor(
+    executor = SimExecutor(
         clock.timing,
         contention=clock.contention(workers) if options.contention else None,
         engines=clock.engines(workers),
         delays=clock.delays(workers) if options.transport else None,
         calls=calls,
     )
+    executor.watch = clock.watch
+    return executor
