@@ -153,9 +153,8 @@ class Profile:
     @functools.cached_property
     def digest(self) -> str:
         """A hash of the content, independent of how the file is laid out. Caches key on it."""
-        return hashlib.sha256(
-            json.dumps(self.data.model_dump(mode="json"), sort_keys=True, ensure_ascii=True).encode()
-        ).hexdigest()
+        content = self.data.model_dump(mode="json", exclude={"verdict"})  # which follows from the rest
+        return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
     def _module(self, name: str) -> ModuleProfile:
         try:

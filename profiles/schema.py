@@ -273,6 +273,7 @@ class ProfileFile(Strict):
     modules: dict[Name, ModuleProfile] = Field(default_factory=dict)
     tokens: TokenData | None = None  #: prefill and decode of a language model
     costs: dict[Name, Cost] = Field(default_factory=dict)
+    verdict: tuple[Text, ...] | None = None  #: what was not clean when it was taken (`servetwin.profiles.verdict`)
 
     @model_validator(mode="after")
     def _sound(self) -> Self:

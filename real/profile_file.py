@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import yaml
 from servetwin.profiles import costs as costs_of
+from servetwin.profiles.verdict import undisturbed
 
 from .server import device_facts, versions
 
@@ -33,10 +34,10 @@ ONE_BY_ONE = ("joins", "starting", "leaving", "leaves")
 
 
 def write_profile(content: Mapping[str, Any], path: Path) -> None:
-    """Write what `take_profile` gave, after checking it against the schema."""
-    from servetwin.profiles.schema import ProfileFile
+    """Write what `take_profile` gave with its verdict, after checking it against the schema."""
+    from servetwin.profiles.verdict import with_verdict
 
-    ProfileFile.model_validate(content)
+    content = with_verdict(content)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(dict(content), sort_keys=False, width=118, default_flow_style=None, allow_unicode=True)
     path.write_text("# Made by `servetwin profile`; times in seconds.\n" + text, encoding="utf-8")
@@ -61,7 +62,7 @@ def as_profile(profiler: Profiler, found: Measured, name: str, command: str) -> 
                 },
             }
         else:
-            table = _table(found.modules[module], statistics.median, "median")
+            table = _table(_kept(found.modules[module]), statistics.median, "median")
             modules[module] = {"loop": False, "tables": {"scheduler": table}}
         for kept in modules[module]["tables"].values():
             kept["source"] = {**source, "name": "running" if module == kind.loop else "modules"}
@@ -137,6 +138,12 @@ def _middle(values: Sequence[float]) -> float:
     return statistics.fmean(sorted(values)[cut : len(values) - cut]) if cut else statistics.median(values)
 
 
+def _kept(by_size: Mapping[int, list[float]]) -> dict[int, list[float]]:
+    """The samples of modules that run once, without those that a hiccup of the host made long: they are few, and one
+    would decide a mean. (Iterations of the loop are many, and their hiccups are those of a run.)"""
+    return {n: undisturbed(samples) for n, samples in by_size.items()}
+
+
 def _mean(values: Iterable[float]) -> float:
     return round(statistics.fmean(values), ROUND)
 
@@ -195,6 +202,7 @@ def _costs(profiler: Profiler, found: Measured) -> dict[str, Any]:
             add(crowds[kind_of](loop), meanings[kind_of], how, "arrivals", loop, by_batch=by_batch)
     for stage, by_size in found.stages.items():
         modules = stage.split("+")
+        by_size = _kept(by_size)
         values = {n: statistics.fmean(v) for n, v in by_size.items()}
         counts = {n: len(v) for n, v in by_size.items()}
         meaning = "a batch of the stage, from launch until it was heard to be over"
