@@ -32,6 +32,7 @@ class Summary:
         self.last_arrival = 0.0
         self.last_end = 0.0
         self.e2el = array("d")
+        self.held: list[dict[str, Any]] = []  # where steps went beyond what was measured, by `servetwin.sim.held`
         self.sizes: dict[str, Counter[int]] = {}  # worker -> batch size -> iterations (whole batches count once)
         self.input: dict[str, Any] = {}  # what is to be said of the requests that were sent: what was cut, say
 
@@ -112,4 +113,6 @@ class Summary:
             for worker, sizes in self.sizes.items()
         }
         out.update(self.input)
+        if self.held:
+            out["held"] = self.held
         return out

@@ -171,6 +171,9 @@ def _show_real(real: dict[str, Any]) -> None:
 
 
 def _show_run(experiment: Experiment, summary: dict[str, Any], took: float) -> None:
+    from servetwin.profiles import load as load_profile
+    from servetwin.profiles import verdict
+
     from .points import served_by, title
     from .runtable import matching
 
@@ -197,6 +200,13 @@ def _show_run(experiment: Experiment, summary: dict[str, Any], took: float) -> N
     for worker, w in summary["workers"].items():
         sizes = f"mean {w['mean_batch_size']:.2f}, largest {w['max_batch_size']}"
         typer.echo(f"batches of {worker}: {w['iterations']} run, {sizes}")
+    for device in dict.fromkeys(experiment.deployment.devices.values()):
+        if faults := verdict.short(load_profile(device).data):
+            typer.echo(f"profile {device} is not clean: {faults} (servetwin profiles {device})")
+    for held in summary.get("held", ()):
+        asked = f"{held['steps']} steps of {held['worker']}, up to {held['largest_asked']} {held['of']}"
+        known = f"{held['profile']} knows {held['largest_known']} at most, whose value was held"
+        typer.echo(f"beyond what was measured: {asked}; {known}")
     for was in matching(experiment):
         typer.echo(f"measured on {was.start}: {was.met} met, {was.finished} finished")
     typer.echo(f"{summary['duration']:.0f} s served in {took:.2f} s")
@@ -509,10 +519,17 @@ def workloads() -> None:
 
 
 @app.command()
-def profiles() -> None:
-    """List the measured profiles that come with ServeTwin."""
+def profiles(
+    name: Annotated[str | None, typer.Argument(help="One of them, or a file: what is not clean in it.")] = None,
+) -> None:
+    """List the measured profiles that come with ServeTwin; or tell whether one is clean, and what nobody measured."""
     from servetwin.profiles import load, names
 
+    if name is not None:
+        data = load(name).data
+        typer.echo(f"{data.name}: {data.description}")
+        commands.show_verdict(data)
+        return
     lines = _table(("profile", "left"), ("device", "left"), ("modules", "left"), ("digest", "left"))
     for name in names():
         profile = load(name)

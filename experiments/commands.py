@@ -17,6 +17,8 @@ from servetwin.core.errors import BadInput
 from .terminal import print_table, steps, table
 
 if TYPE_CHECKING:
+    from servetwin.profiles import ProfileFile
+
     from .backend import Setup
     from .baselines import Baseline
     from .capacity import Answer
@@ -119,7 +121,20 @@ def profile(
         found = measure(model, out, setup, name=name, **more, progress=report)  # type: ignore[arg-type]
     took = time.perf_counter() - began
     typer.echo(f"{found.name}: {found.data.description}, measured in {took:.0f} s")
+    show_verdict(found.data)
     typer.echo(f"to use it: servetwin run ... --set deployment.devices.gpu0={out}")
+
+
+def show_verdict(data: ProfileFile) -> None:
+    """Print whether a profile is clean, and what may be asked of it that nobody measured."""
+    from servetwin.profiles import verdict
+
+    lines = verdict.lines(data)
+    typer.echo("verdict: not clean" if lines else "verdict: clean")
+    for line in lines:
+        typer.echo(f"  {line}")
+    for line in verdict.beyond(data):
+        typer.echo(f"  not measured: {line}")
 
 
 def serve_sweep(spec: str, out: Path, setup: Setup, seeds: int, repeats: int, as_they_are: bool) -> None:

@@ -9,6 +9,7 @@ from servetwin.core.token_metrics import LimitsSLO, TokenDeadlines, TokenLimits,
 from servetwin.core.token_window import WindowSummary
 from servetwin.core.token_worker import Host, TokenWorker
 from servetwin.core.tokens import EngineLimits, TokenPolicy, TokenSLO, TokenView
+from servetwin.profiles.costs import BEGINS, INTAKE, LAUNCH, SWAP
 
 from .config import Experiment, WorkerSpec
 from .llmspec import EngineSpec, TokenSLOSpec
@@ -122,10 +123,10 @@ def host_ahead(profile: Profile, *, costs: bool = True) -> Host:
     between = profile.tokens("measured", "corrected", "scheduler", hold=True, between=costs).between
     return Host(
         between,
-        seconds("engine.intake"),
+        seconds(INTAKE()),
         ahead=True,
-        begins=seconds("step.begins"),
-        launch=seconds("step.launch"),
+        begins=seconds(BEGINS()),
+        launch=seconds(LAUNCH()),
         graph_tokens=profile.token_data.engine.graph_tokens,
     )
 
@@ -146,7 +147,7 @@ def token_worker(
         raise BadInput(f"{name} is no policy for language models", where="policy.name", right=known)
     limits = engine_limits(spec, profile)
     _check_budget(limits, policy, context_of(spec, profile))
-    if limits.preemption == "swap" and experiment.time.costs and "kv.swap" not in profile.costs:
+    if limits.preemption == "swap" and experiment.time.costs and SWAP() not in profile.costs:
         what = f"{profile.name} does not say how long KV blocks take to the host and back (its cost kv.swap)"
         raise BadInput(what, where="deployment.workers: engine.preemption", right="recompute, or time.costs: false")
     ahead = is_ahead(spec, profile)

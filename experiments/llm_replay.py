@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from servetwin.core import Module, Outcome, Pipeline, Recorder, Request, ServingLoop
@@ -22,11 +22,15 @@ from servetwin.core.token_batch import TokenBatch
 from servetwin.core.token_worker import Host, TokenWorker
 from servetwin.core.tokens import CumulativeSLO, EngineLimits, TokenRequest, TokenTask, TokenView
 from servetwin.profiles import Profile, load
+from servetwin.profiles.costs import INTAKE, PACE_MEMORY, RATIO, STALL, STEP_BETWEEN
 from servetwin.profiles.pace import Pace, pace_of
 from servetwin.profiles.tokens import TokenTable
 
 from . import registry
 from .engines import host_ahead
+
+if TYPE_CHECKING:
+    from servetwin.sim.tokens import StepTimes
 
 #: Where measured runs are.
 MEASURED = Path(__file__).with_name("measured")
@@ -161,11 +165,13 @@ def replay(
     stalls: Callable[[float, bool], float] | None = None,
     pace: Pace | None = None,
     draw: Callable[[], float] | None = None,
+    times: StepTimes | None = None,
 ) -> tuple[dict[int, list[float]], dict[int, str], int]:
     """Serve the requests of *run* in simulated time: token times and outcomes by request, and the steps made.
 
     *stalls* are those of a host that decides ahead (`servetwin.sim.measured.stalls_of`), *pace* is what its steps
     take over *table* (`servetwin.profiles.pace.pace_of`), *draw* a factor on each of those that only decode.
+    *times* says what steps take in the place of *table*, if it is given.
     """
     from servetwin.sim import SimExecutor
     from servetwin.sim.tokens import TokenTiming
@@ -177,7 +183,8 @@ def replay(
         stage, limits, estimate_prefill=table.prefill, estimate_decode=table.decode, slo=slo, name="engine"
     )
     worker = TokenWorker(stage, policy, view, host=host)
-    executor = SimExecutor(lambda _: TokenTiming(table, draw, prefills=draw and _as_it_is, stalls=stalls, pace=pace))
+    steps = table if times is None else times
+    executor = SimExecutor(lambda _: TokenTiming(steps, draw, prefills=draw and _as_it_is, stalls=stalls, pace=pace))
     log = _Times()
     loop = ServingLoop([stage], [worker], executor, log)
     requests = sorted(run.requests, key=lambda r: r.arrival)
@@ -198,9 +205,34 @@ def host_of(profile: Profile) -> Host | None:
     if profile.token_data.engine.asynchronous:
         return host_ahead(profile)
     costs = profile.costs
-    if "step.between" not in costs or "engine.intake" not in costs or costs["engine.intake"].value is None:
+    intake = costs[INTAKE()].value if INTAKE() in costs else None
+    if STEP_BETWEEN() not in costs or intake is None:
         return None
-    return Host(profile.tokens("measured", hold=True).between, costs["engine.intake"].value)
+    return Host(profile.tokens("measured", hold=True).between, intake)
+
+
+#: Profiles by which runs are repeated with ``hold``: prompts of more than 2047 tokens in a step were not measured. A
+#: policy plans with up to some 3000, and 6 steps of the runs compute 2048 (`held` counts them): as if they were 2047.
+HOLDS = ("h100-knees/opt-30b-tp1", "h200-long/opt-30b-tp1", "h200-long/opt-66b-tp2")
+
+
+def held(campaign: Campaign, profile: Profile) -> list[dict[str, Any]]:
+    """How many steps of the runs of *campaign*, repeated once without noise by *profile*, are beyond it, and how far:
+    as `servetwin.sim.held.Watch.told` has it, a list for all runs."""
+    from servetwin.sim.held import HeldTimes, Watch
+
+    slos = sorted({run.slo for run in campaign.runs})
+    sides: dict[str | None, Side] = {}
+    times: dict[str | None, HeldTimes] = {}
+    for run in campaign.runs:
+        if not run.profiled:
+            if run.profile not in sides:
+                sides[run.profile] = Side(load(run.profile) if run.profile else profile, slos)
+                times[run.profile] = HeldTimes(sides[run.profile].table, "engine")
+            side, table = sides[run.profile], times[run.profile]
+            drawn = side.drawn(None)
+            replay(run, campaign.limits, side.table, side.due[run.slo], host=side.host, times=table, **drawn)
+    return Watch(list(times.values())).told({})
 
 
 #: Policies that never look at deadlines: a run of theirs is scored under every SLO.
@@ -242,15 +274,15 @@ class Side:
 
     def __init__(self, profile: Profile, slos: Sequence[str]) -> None:
         self.profile = profile
-        self.table = profile.tokens("measured", hold=True)
+        self.table = profile.tokens("measured", hold=profile.name in HOLDS)
         self.host = host_of(profile)
         data = profile.token_data
         assert data is not None
         assert data.solo is not None
         self.due = {slo: slo_of(self.table, slo, (data.solo.d0, data.solo.d1)) for slo in slos}
-        stalls = "host.stall" in profile.costs
+        stalls = STALL() in profile.costs
         # Where traffic was not measured, residuals hold steps that say little of what steps take.
-        self.residuals = not stalls and {"prefill.pace", "decode.ratio"} <= profile.costs.keys()
+        self.residuals = not stalls and {PACE_MEMORY(), RATIO("decode")} <= profile.costs.keys()
         self.draws = stalls or self.residuals  # whether there is anything to draw
 
     def drawn(self, seed: int | None) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def measure_language_model(
     progress: Progress | None = None,
 ) -> str:
     """Measure *model*, and give the text of its profile file; *name* makes the profile's name of the device's."""
-    from servetwin.profiles.schema import ProfileFile
+    from servetwin.profiles.verdict import with_verdict
     from servetwin.real.vllm_engine import VllmEngine, device_name
 
     require_vllm()
@@ -114,6 +114,6 @@ def measure_language_model(
         command=shlex.join(["servetwin", *sys.argv[1:]]),
         source="real/vllm_rotation.py" if options.asynchronous else "real/vllm_profile.py",
     )
-    ProfileFile.model_validate(content)
+    content = with_verdict(content)
     text = yaml.safe_dump(content, sort_keys=False, width=118, default_flow_style=None, allow_unicode=True)
     return f"# Made by `servetwin profile`; times in seconds.\n{text}"

@@ -23,6 +23,7 @@
 (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12)
 """
 
+from . import costs
 from .architectures import Architecture, architecture, kv_blocks
 from .basics import Source
 from .profile import Profile, load, names
@@ -49,6 +50,7 @@ __all__ = [
     "TokenKind",
     "TokenTable",
     "architecture",
+    "costs",
     "kv_blocks",
     "load",
     "names",

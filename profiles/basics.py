@@ -26,3 +26,11 @@ class Source(Strict):
     file: Text
     line: Annotated[StrictInt, Field(ge=1)] | None = None
     name: Text | None = None
+
+
+class Fault(ValueError):
+    """What is wrong with a value that a schema cannot tell: *what*, at the keys *path*, and what would be *right*."""
+
+    def __init__(self, what: str, path: tuple[str, ...] = (), right: str | None = None) -> None:
+        super().__init__(what)
+        self.what, self.path, self.right = what, path, right

@@ -21,6 +21,7 @@ from typing import Literal, get_args
 
 from servetwin.core import BadInput
 
+from .costs import PACE, PACE_MEMORY
 from .schema import ByBatch, Cost
 from .table import interpolate
 
@@ -95,21 +96,20 @@ def pace_of(costs: Mapping[str, Cost]) -> Pace | None:
     """What ``prefill.pace`` (seconds of memory) and ``<kind>.pace.<tokens>`` of a profile's *costs* say, where the
     kind is a `StepKind`; None if they say nothing. Sizes in the latter are tokens a second. Raises `BadInput` for one
     that is no such table."""
-    if "prefill.pace" not in costs:
+    if PACE_MEMORY() not in costs:
         return None
     kinds: tuple[StepKind, ...] = get_args(StepKind)
-    curves = {kind: found for kind in kinds if (found := _curves(costs, f"{kind}.pace.")).limits}
-    return Pace(curves, costs["prefill.pace"].scalar())
+    curves = {kind: found for kind in kinds if (found := _curves(costs, kind)).limits}
+    return Pace(curves, costs[PACE_MEMORY()].scalar())
 
 
-def _curves(costs: Mapping[str, Cost], stem: str) -> Curves:
-    """Of those *costs* whose names are *stem* and a number of tokens."""
+def _curves(costs: Mapping[str, Cost], kind: StepKind) -> Curves:
+    """Of those *costs* that are of a *kind* of step."""
     found: dict[int, ByBatch] = {}
-    for name, cost in costs.items():
-        if name.startswith(stem):
-            tokens = name[len(stem) :]
-            if not tokens.isdecimal() or cost.by_batch is None:
-                raise BadInput("is no table by tokens a second", where=name, right=f"by_batch, under {stem}512 or so")
-            found[int(tokens)] = cost.by_batch
+    for tokens, name in PACE.sizes(costs, kind).items():
+        curve = costs[name].by_batch
+        if curve is None:
+            raise BadInput("is no table by tokens a second", where=name, right="by_batch")
+        found[tokens] = curve
     limits = sorted(found)
     return Curves(limits, [found[n].batch for n in limits], [found[n].values for n in limits])

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from servetwin.core import BadInput
 
+from .basics import Fault
+from .costs import STEP_BETWEEN
 from .csvfile import read_csv
 from .read import check, read
 from .schema import FALLBACK, TOKEN_MODULES, Cost, CostsFile, Kind, ModuleProfile, ProfileFile
@@ -84,7 +86,7 @@ class Profile:
 
     def _between(self, kind: TokenKind) -> Cost | None:
         """What a scheduler plans with are whole steps; the time between measured ones is a cost of its own."""
-        return None if kind == "scheduler" else self.data.costs.get("step.between")
+        return None if kind == "scheduler" else self.data.costs.get(STEP_BETWEEN())
 
     def has(self, module: str, kind: Kind) -> bool:
         """Whether *module* has a table of this very kind, without falling back."""
@@ -151,9 +153,8 @@ class Profile:
     @functools.cached_property
     def digest(self) -> str:
         """A hash of the content, independent of how the file is laid out. Caches key on it."""
-        return hashlib.sha256(
-            json.dumps(self.data.model_dump(mode="json"), sort_keys=True, ensure_ascii=True).encode()
-        ).hexdigest()
+        content = self.data.model_dump(mode="json", exclude={"verdict"})  # which follows from the rest
+        return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
     def _module(self, name: str) -> ModuleProfile:
         try:
@@ -262,4 +263,9 @@ def _with_costs(data: ProfileFile, more: CostsFile, where: Path) -> ProfileFile:
         for module in cost.modules:
             if module not in data.modules:
                 raise BadInput(f"unknown module {module!r}", where=f"{where}: costs.{name}.modules")
-    return data.model_copy(update={"costs": {**data.costs, **more.costs}})
+    costs = {**data.costs, **more.costs}
+    try:
+        data.check_costs(costs)
+    except Fault as fault:
+        raise BadInput(fault.what, where=f"{where}: {'.'.join(fault.path)}", right=fault.right) from None
+    return data.model_copy(update={"costs": costs})

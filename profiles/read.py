@@ -15,6 +15,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from servetwin.core import BadInput
 
+from .basics import Fault
+
 #: libyaml reads a profile some ten times as fast as pure Python does.
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -115,7 +117,9 @@ def _translated(error: ValidationError, model: type[BaseModel], where: str) -> B
         what = f"key {path[-1]!r} is missing" if isinstance(path[-1], str) else "has too few entries"
         path = path[:-1]
     elif kind == "value_error":
-        what = message
+        what, reason = message, fault.context.get("error")
+        if isinstance(reason, Fault):
+            path, right = (*path, *reason.path), reason.right
     elif kind in ("too_long", "too_short"):
         what, right = "has too many entries" if kind == "too_long" else "has too few entries", _size(fault.context)
     elif kind == "string_pattern_mismatch":

@@ -22,6 +22,17 @@ from typing import Any
 import yaml
 from servetwin.core import BadInput
 
+from .costs import (
+    CLIENT_TO_FIRST,
+    CLOCKWORK_RATIO,
+    FIRST_RESIDENCE,
+    FIRST_TO_LOOP,
+    LAST_RESIDENCE,
+    LAST_STAGE,
+    LAST_TO_CLIENT,
+    LOOP_TO_LAST,
+    SLO_CONSTANT,
+)
 from .read import check
 from .schema import SCHEMA_VERSION, ProfileFile
 from .written import Anchored, Flow, text
@@ -157,16 +168,16 @@ PERIODS = {
 }
 #: the extract's delay -> name, meaning, whose it is ("first", "last" or the whole pipeline's)
 DELAYS = {
-    "request_to_first_receive": ("client_to_first", "sent by the client until taken in by the first stage", ""),
-    "clip_receive_to_send": ("first_residence", "taken in by the first stage until handed on", "first"),
-    "clip_send_to_unet_receive": ("first_to_loop", "handed on by the first stage until taken in by the loop's", ""),
-    "main_send_to_last_receive": ("loop_to_last", "handed on by the loop's stage until taken in by the last", ""),
+    "request_to_first_receive": (CLIENT_TO_FIRST(), "sent by the client until taken in by the first stage", ""),
+    "clip_receive_to_send": (FIRST_RESIDENCE(), "taken in by the first stage until handed on", "first"),
+    "clip_send_to_unet_receive": (FIRST_TO_LOOP(), "handed on by the first stage until taken in by the loop's", ""),
+    "main_send_to_last_receive": (LOOP_TO_LAST(), "handed on by the loop's stage until taken in by the last", ""),
     "last_receive_to_send": (
-        "last_residence",
+        LAST_RESIDENCE(),
         "taken in by the last stage until handed on, waiting included",
         "last",
     ),
-    "last_send_to_collector": ("last_to_client", "handed on by the last stage until collected", ""),
+    "last_send_to_collector": (LAST_TO_CLIENT(), "handed on by the last stage until collected", ""),
 }
 
 
@@ -310,7 +321,7 @@ def _costs(w: Workload, used: dict[str, Any], logs: dict[str, Any]) -> dict[str,
     costs: dict[str, Any] = {}
     constant = used["slo_base"].get("init_s")
     if constant:
-        costs["slo_constant"] = {
+        costs[SLO_CONSTANT()] = {
             "meaning": "added to a request's solo latency before the SLO factor (its set-up)",
             "unit": "seconds",
             "value": constant,
@@ -333,7 +344,7 @@ def _costs(w: Workload, used: dict[str, Any], logs: dict[str, Any]) -> dict[str,
     prefix = "last_stage_batch_"
     rows = {key.removeprefix(prefix): row for key, row in delays.items() if key.startswith(prefix)}
     if rows:
-        costs["last_stage"] = {
+        costs[LAST_STAGE()] = {
             "meaning": f"seconds that the last stage ({' + '.join(w.last)}) computes for a batch, beside the loop",
             "unit": "seconds",
             "modules": list(w.last),
@@ -345,7 +356,7 @@ def _costs(w: Workload, used: dict[str, Any], logs: dict[str, Any]) -> dict[str,
     if ratio:
         overall = ratio["all"]
         tenths = [i / 10 for i in range(11)]
-        costs["clockwork_ratio"] = {
+        costs[CLOCKWORK_RATIO()] = {
             "meaning": "how long a whole Clockwork batch took over what its tables predicted",
             "unit": "ratio",
             "value": overall["mean"],

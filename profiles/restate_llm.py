@@ -20,6 +20,7 @@ from typing import Any
 from servetwin.core import BadInput
 
 from .architectures import architecture, kv_blocks
+from .costs import RATIO
 from .schema import SCHEMA_VERSION
 from .tokendata import TokenModel
 from .tokens import TokenTable
@@ -209,7 +210,7 @@ def _costs(key: str, table: TokenTable, points: Logs) -> dict[str, Any]:
     prefill = [s / table.prefill(n * b, n * n * b) for (n, b), all_ in points.grid.items() for s in all_]
     decode = [s / table.decode(batch, context - batch) for batch, context, s in points.decode]
     return {
-        "prefill.ratio": {
+        RATIO("prefill"): {
             "meaning": "how long a prefill step took over what the measured table gives for its tokens in all",
             "unit": "ratio",
             "modules": ["prefill"],
@@ -217,7 +218,7 @@ def _costs(key: str, table: TokenTable, points: Logs) -> dict[str, Any]:
             "how": f"126 batches of equal prompts, three times each ({key}); none of them is in the table",
             "source": Flow({"file": f"{where}prefill_grid.csv.gz"}),
         },
-        "decode.ratio": {
+        RATIO("decode"): {
             "meaning": "how long a decode step took over what the measured line gives",
             "unit": "ratio",
             "modules": ["decode"],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Literal, Self
 
@@ -15,6 +16,7 @@ from pydantic import Field, StrictBool, StrictInt, StrictStr, model_validator
 from servetwin.core import BadInput
 
 from .basics import Count, Finite, Name, Share, Source, Strict, Text
+from .costs import check as check_costs
 from .table import BatchTable, LatencyTable, interpolate
 from .tokendata import TokenData
 
@@ -271,6 +273,7 @@ class ProfileFile(Strict):
     modules: dict[Name, ModuleProfile] = Field(default_factory=dict)
     tokens: TokenData | None = None  #: prefill and decode of a language model
     costs: dict[Name, Cost] = Field(default_factory=dict)
+    verdict: tuple[Text, ...] | None = None  #: what was not clean when it was taken (`servetwin.profiles.verdict`)
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
@@ -281,7 +284,13 @@ class ProfileFile(Strict):
             for module in cost.modules:
                 if module not in known:
                     raise ValueError(f"cost {name} names unknown module {module!r}")
+        self.check_costs(self.costs)
         return self
+
+    def check_costs(self, names: Mapping[str, Cost]) -> None:
+        """Raise `Fault` for the first of the costs *names* that the registry does not know in such a profile."""
+        loops = {name: module.loop for name, module in self.modules.items()}
+        check_costs(names, loops, tokens=self.tokens is not None)
 
 
 class CostsFile(Strict):

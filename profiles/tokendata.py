@@ -126,7 +126,8 @@ class DecodeSurface(Strict):
     Rows may end early where the memory for keys and values did. Between batch sizes the values lie on straight lines,
     or with *between* "up" a batch takes what the next measured size takes (an engine that pads batches to the sizes
     of its CUDA graphs; measure those). Between contexts and beyond a row's ends its lines go on, up to
-    *until_context* tokens in all (by default as far as the rows beside reach).
+    *until_context* tokens in all (by default as far as the rows beside reach). What falls with the batch is read by
+    the rule of `servetwin.profiles.surface`.
     """
 
     batch: tuple[Natural, ...]

@@ -15,23 +15,15 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
+from .costs import STEP_BETWEEN
 from .schema import Cost
+from .surface import Pieces, Surface, rule
 from .table import OutOfRange, interpolate
 from .tokendata import DecodeLine, DecodeSurface, PrefillData, TokenModel
 
-
-class Pieces(NamedTuple):
-    """Seconds of a decode step of one batch size by its total context x, in straight pieces.
-
-    Piece i holds from ``starts[i]`` on, as ``constants[i] + slopes[i] * x``; *last* is the largest x.
-    """
-
-    starts: tuple[float, ...]
-    constants: tuple[float, ...]
-    slopes: tuple[float, ...]
-    last: float
+#: What to do where a step is beyond what a profile knows.
+BEYOND = "a profile that goes further, a smaller limit of the worker or its engine, or time.hold: true"
 
 
 class TokenTable:
@@ -61,6 +53,9 @@ class TokenTable:
         self._decode = decode
         self.largest_batch = decode.until_batch if isinstance(decode, DecodeLine) else decode.batch[-1]
         self._pieces: dict[int, Pieces] = {}
+        self._highest: dict[int, Pieces] = {}
+        if isinstance(decode, DecodeSurface):
+            self.surface = rule(decode.per_sequence, decode.seconds, decode.batch)
         self._one_pass = model.mixed.rule == "one_pass"
         self._factor = model.mixed.factor
         self._attention = self._factor if model.mixed.attention is None else model.mixed.attention
@@ -98,7 +93,7 @@ class TokenTable:
         raise OutOfRange(
             f"no value for a prefill of {tokens} tokens",
             where=self.name,
-            right=f"{self._first} to {self.largest_prefill}, or hold: true",
+            right=f"{self._first} to {self.largest_prefill} as measured, {BEYOND}",
         )
 
     # -- decode ----------------------------------------------------------------------------------------------
@@ -134,11 +129,15 @@ class TokenTable:
                     raise OutOfRange(
                         f"no value for decoding a batch of {batch}",
                         where=self.name,
-                        right=f"{self._smallest} to {self.largest_batch}, or hold: true",
+                        right=f"{self._smallest} to {self.largest_batch} as measured, {BEYOND}",
                     )
                 batch = min(max(batch, self._smallest), self.largest_batch)
             decode = self._decode
-            found = _line(decode, batch) if isinstance(decode, DecodeLine) else _surface(decode, batch)
+            found = (
+                _line(decode, batch)
+                if isinstance(decode, DecodeLine)
+                else _surface(decode, self.surface, batch, self._highest)
+            )
             self._pieces[asked] = found
         return found
 
@@ -153,7 +152,7 @@ class TokenTable:
         raise OutOfRange(
             f"no value for decoding a batch of {batch} with {context:g} tokens of context",
             where=self.name,
-            right=f"{last:g} at most, or hold: true",
+            right=f"{last:g} at most, {BEYOND}",
         )
 
     # -- both ------------------------------------------------------------------------------------------------
@@ -240,41 +239,47 @@ def _line(data: DecodeLine, batch: int) -> Pieces:
     return Pieces(tuple(starts), tuple(constants), (data.d1,) * len(starts), float(data.until_context))
 
 
-def _surface(data: DecodeSurface, batch: int) -> Pieces:
+def _surface(data: DecodeSurface, ruled: Surface, batch: int, highest: dict[int, Pieces]) -> Pieces:
+    """The pieces of *batch*; *highest* keeps, by place of a measured size, the largest of all up to it."""
     at = bisect_left(data.batch, batch)
     if data.batch[at] == batch or data.between == "up":
-        size, rows = data.batch[at], [(1.0, data.seconds[at])]
+        found = _row(data, ruled, data.batch[at], [(1.0, at)])
     else:
         low, high = data.batch[at - 1], data.batch[at]
         share = (batch - low) / (high - low)
-        size, rows = batch, [(1.0 - share, data.seconds[at - 1]), (share, data.seconds[at])]
-    longest, shortest = max(len(r) for _, r in rows), min(len(r) for _, r in rows)
-    knots = data.per_sequence[:longest]
-    values = [sum(share * _along(data.per_sequence, row, m) for share, row in rows) for m in knots]
-    xs = [float(m * size) for m in knots]
-    if len(xs) == 1:
-        slopes = [0.0]
-    else:
-        slopes = [(values[i + 1] - values[i]) / (xs[i + 1] - xs[i]) for i in range(len(xs) - 1)]
-    starts = [0.0, *xs[1 : len(slopes)]]
-    constants = [values[i] - slopes[i] * xs[i] for i in range(len(slopes))]
+        found = _row(data, ruled, batch, [(1.0 - share, at - 1), (share, at)])
+    if not at:
+        return found
+    return found.above(_highest(data, ruled, at - 1, highest).scaled(data.batch[at - 1] / batch, 1.0 - ruled.noise))
+
+
+def _highest(data: DecodeSurface, ruled: Surface, at: int, known: dict[int, Pieces]) -> Pieces:
+    """At as many tokens each, the largest that a batch of the measured size at this place or a smaller one takes."""
+    if at not in known:
+        found = _row(data, ruled, data.batch[at], [(1.0, at)])
+        if at:
+            share = data.batch[at - 1] / data.batch[at]
+            found = found.above(_highest(data, ruled, at - 1, known).scaled(share, 1.0))
+        known[at] = found
+    return known[at]
+
+
+def _row(data: DecodeSurface, ruled: Surface, size: int, rows: Sequence[tuple[float, int]]) -> Pieces:
+    """The pieces of a batch of *size*, made of *rows* by their (shares, places)."""
+    values = [sum(share * ruled.seconds[i][k] for share, i in rows) for k in range(len(ruled.knots))]
+    xs = [float(m * size) for m in ruled.knots]
+    slopes = [(values[i + 1] - values[i]) / (xs[i + 1] - xs[i]) for i in range(len(xs) - 1)]
+    slopes.append(sum(share * ruled.slopes[i] for share, i in rows) / size)
+    constants = [value - slope * x for value, slope, x in zip(values, slopes, xs, strict=True)]
+    shortest = min(len(data.seconds[i]) for _, i in rows)
     last = data.until_context or data.per_sequence[shortest - 1] * size
-    return Pieces(tuple(starts), tuple(constants), tuple(slopes), float(last))
-
-
-def _along(knots: Sequence[int], row: Sequence[float], m: float) -> float:
-    """The height of a row at *m* tokens per sequence; its last line goes on beyond its end."""
-    if len(row) < 2 or m <= knots[len(row) - 1]:
-        return interpolate(m, knots[: len(row)], row)
-    end = len(row) - 1
-    slope = (row[end] - row[end - 1]) / (knots[end] - knots[end - 1])
-    return row[end] + slope * (m - knots[end])
+    return Pieces((0.0, *xs[1:]), tuple(constants), tuple(slopes), float(last))
 
 
 def _between(cost: Cost | None, largest: int, name: str, hold: bool) -> Callable[[int], float]:
     if cost is None:
         return _nothing
-    values = cost.upto(largest, name=f"{name}: step.between", hold=hold)
+    values = cost.upto(largest, name=f"{name}: {STEP_BETWEEN()}", hold=hold)
     return lambda sequences: values[sequences] if sequences < len(values) else values[-1]
 
 

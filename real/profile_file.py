@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import yaml
+from servetwin.profiles import costs as costs_of
+from servetwin.profiles.verdict import undisturbed
 
 from .server import device_facts, versions
 
@@ -32,10 +34,10 @@ ONE_BY_ONE = ("joins", "starting", "leaving", "leaves")
 
 
 def write_profile(content: Mapping[str, Any], path: Path) -> None:
-    """Write what `take_profile` gave, after checking it against the schema."""
-    from servetwin.profiles.schema import ProfileFile
+    """Write what `take_profile` gave with its verdict, after checking it against the schema."""
+    from servetwin.profiles.verdict import with_verdict
 
-    ProfileFile.model_validate(content)
+    content = with_verdict(content)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(dict(content), sort_keys=False, width=118, default_flow_style=None, allow_unicode=True)
     path.write_text("# Made by `servetwin profile`; times in seconds.\n" + text, encoding="utf-8")
@@ -60,7 +62,7 @@ def as_profile(profiler: Profiler, found: Measured, name: str, command: str) -> 
                 },
             }
         else:
-            table = _table(found.modules[module], statistics.median, "median")
+            table = _table(_kept(found.modules[module]), statistics.median, "median")
             modules[module] = {"loop": False, "tables": {"scheduler": table}}
         for kept in modules[module]["tables"].values():
             kept["source"] = {**source, "name": "running" if module == kind.loop else "modules"}
@@ -136,12 +138,18 @@ def _middle(values: Sequence[float]) -> float:
     return statistics.fmean(sorted(values)[cut : len(values) - cut]) if cut else statistics.median(values)
 
 
+def _kept(by_size: Mapping[int, list[float]]) -> dict[int, list[float]]:
+    """The samples of modules that run once, without those that a hiccup of the host made long: they are few, and one
+    would decide a mean. (Iterations of the loop are many, and their hiccups are those of a run.)"""
+    return {n: undisturbed(samples) for n, samples in by_size.items()}
+
+
 def _mean(values: Iterable[float]) -> float:
     return round(statistics.fmean(values), ROUND)
 
 
 def _costs(profiler: Profiler, found: Measured) -> dict[str, Any]:
-    """Every term that is no latency table; those that `servetwin.sim.measured` reads go by the names it knows."""
+    """Every term that is no latency table, by its name in `servetwin.profiles.costs`."""
     kind, loop = profiler.kind, profiler.loop
     costs: dict[str, Any] = {}
 
@@ -158,25 +166,32 @@ def _costs(profiler: Profiler, found: Measured) -> dict[str, Any]:
     if "joins" in each:
         meaning = "what an iteration takes longer for each request that begins with it"
         add(
-            f"{loop}.join", meaning, how, "running", loop, value=round(each["joins"], ROUND), samples=len(found.joins)
+            costs_of.JOIN(loop),
+            meaning,
+            how,
+            "running",
+            loop,
+            value=round(each["joins"], ROUND),
+            samples=len(found.joins),
         )
     if "joins" in each and "starting" in each:
         meaning = "what the first iteration after an idle spell takes longer beside that"
         value = round(max(each["starting"] - each["joins"], 0.0), ROUND)
-        add(f"{loop}.cold", meaning, how, "running", loop, value=value, **few("starting"))
+        add(costs_of.COLD(loop), meaning, how, "running", loop, value=value, **few("starting"))
     if "leaving" in each:
         meaning = "what an iteration takes longer for each request that ends with it"
         line = {"constant": 0.0, "per_request": round(max(each["leaving"], 0.0), ROUND)}
-        add(f"{loop}.leave", meaning, how, "running", loop, line=line, **few("leaving"))
+        add(costs_of.LEAVE(loop), meaning, how, "running", loop, line=line, **few("leaving"))
     if "leaves" in each:
         meaning = "what the gap after an iteration takes longer for each request that ended with it"
         value = round(max(each["leaves"], 0.0), ROUND)
-        add(f"{loop}.pause", meaning, how, "running", loop, value=value, **few("leaves"))
+        add(costs_of.PAUSE(loop), meaning, how, "running", loop, value=value, **few("leaves"))
     meanings = {
         "joins": "what an iteration takes longer if so many requests begin with it",
         "leaves": "what an iteration takes longer if so many requests end with it",
         "pauses": "what the gap after an iteration takes longer if so many requests ended with it",
     }
+    crowds = {"joins": costs_of.JOINS, "leaves": costs_of.LEAVES, "pauses": costs_of.PAUSES}
     for kind_of, by_count in found.crowds.items():
         enough = {n: v for n, v in by_count.items() if len(v) >= CASES}
         values = {n: max(_middle(v), 0.0) for n, v in enough.items()}
@@ -184,14 +199,15 @@ def _costs(profiler: Profiler, found: Measured) -> dict[str, Any]:
         if 1 in values:
             by_batch = _by_batch(values, counts)
             how = "as requests arrive; mean of the middle eight tenths"
-            add(f"{loop}.{kind_of}", meanings[kind_of], how, "arrivals", loop, by_batch=by_batch)
+            add(crowds[kind_of](loop), meanings[kind_of], how, "arrivals", loop, by_batch=by_batch)
     for stage, by_size in found.stages.items():
         modules = stage.split("+")
+        by_size = _kept(by_size)
         values = {n: statistics.fmean(v) for n, v in by_size.items()}
         counts = {n: len(v) for n, v in by_size.items()}
         meaning = "a batch of the stage, from launch until it was heard to be over"
         how = "with nothing else running"
-        add(f"{modules[0]}.time", meaning, how, "plain", *modules, by_batch=_by_batch(values, counts))
+        add(costs_of.TIME(modules[0]), meaning, how, "plain", *modules, by_batch=_by_batch(values, counts))
     ratios: dict[int, list[float]] = {}
     for (steps, n), took in found.whole.items():
         ratios.setdefault(n, []).append(statistics.median(took) / profiler.expected(steps, n))
@@ -199,7 +215,7 @@ def _costs(profiler: Profiler, found: Measured) -> dict[str, Any]:
     meaning = "time of a batch of whole requests over what the scheduler's tables expect of it"
     how = "one worker for all modules; the value is that of a batch of one"
     add(
-        "whole.ratio",
+        costs_of.WHOLE_RATIO(),
         meaning,
         how,
         "whole",
@@ -210,19 +226,18 @@ def _costs(profiler: Profiler, found: Measured) -> dict[str, Any]:
     )
     spread = [t / profiler.expected(steps, n) / means[n] for (steps, n), took in found.whole.items() for t in took]
     meaning = "the same over its mean at that batch size"
-    add("whole.spread", meaning, "all together", "whole", unit="ratio", quantiles=_quantiles(spread))
+    add(costs_of.WHOLE_SPREAD(), meaning, "all together", "whole", unit="ratio", quantiles=_quantiles(spread))
     if found.between:
         meaning = "from the end of a batch of whole requests to the start of the next, where one waits"
         pauses = {n: _middle(v) for n, v in found.between.items()}
-        add("whole.pause", meaning, "batches on end", "whole", by_batch=_by_batch(pauses))
+        add(costs_of.WHOLE_PAUSE(), meaning, "batches on end", "whole", by_batch=_by_batch(pauses))
     for key, rates in found.rates.items():
         stage, others = key[0], key[1:]
         order = profiler.stages
         # The tables go by the batch of the loop, or else of the later stage; those of the others come by name.
         lead = loop if loop in key else max(key, key=order.index)
         late = max((name for name in key if name != lead), key=order.index)
-        beside = "_and_".join(profiler.head(name) for name in others)
-        name = f"{profiler.head(stage)}.device_beside.{beside}"
+        pair = profiler.head(stage), [profiler.head(name) for name in others]
         while_busy = f"{' and '.join(others)} {'is' if len(others) == 1 else 'are'} busy"
         for m in sorted({m for _, m in rates}):
             column = {n: rate for (n, by), rate in rates.items() if by == m}
@@ -233,7 +248,7 @@ def _costs(profiler: Profiler, found: Measured) -> dict[str, Any]:
             )
             how = "period alone over period together; the value is the mean over batch sizes"
             add(
-                name if m == 1 else f"{name}.{m}",
+                costs_of.BESIDE(*pair) if m == 1 else costs_of.BESIDE_BATCH(*pair, m),
                 meaning,
                 how,
                 "contention",
@@ -247,35 +262,50 @@ def _costs(profiler: Profiler, found: Measured) -> dict[str, Any]:
         first = kind.modules[0]
         value, quantiles = _mean(found.client), _quantiles(found.client)
         how = "with the loop half busy"
-        add(f"transport.client.{first}", meaning, how, "client", value=value, quantiles=quantiles)
+        add(costs_of.TRANSPORT("client", first), meaning, how, "client", value=value, quantiles=quantiles)
     # What the simulator does not read, since the tables contain it, or to explain what they hold:
     gaps = {n: statistics.fmean(v) for n, v in found.gap.items()}
     meaning = "from the end of an iteration to the launch of the next; the measured periods contain it"
-    add(f"{loop}.gap", meaning, "all policies together", "running", loop, by_batch=_by_batch(gaps))
+    add(costs_of.GAP(loop), meaning, "all policies together", "running", loop, by_batch=_by_batch(gaps))
     for policy, by_size in found.policies.items():
         values = {n: statistics.fmean(v) for n, v in by_size.items()}
-        meaning = f"{loop}.gap under the policy {policy}"
-        add(f"{loop}.gap.{policy}", meaning, "nobody waits", "running", loop, by_batch=_by_batch(values))
+        meaning = f"{costs_of.GAP(loop)} under the policy {policy}"
+        add(costs_of.GAP_OF(loop, policy), meaning, "nobody waits", "running", loop, by_batch=_by_batch(values))
         meaning = f"what {policy} takes longer between two iterations for each request that it leaves waiting"
         how = f"{WAITING} wait, two run"
         value = round(max(found.deciding[policy], 0.0), ROUND)
-        add(f"{loop}.deciding.{policy}", meaning, how, "policies", loop, value=value)
+        add(costs_of.DECIDING_OF(loop, policy), meaning, how, "policies", loop, value=value)
     residuals = [d / statistics.fmean(v) for v in found.iteration.values() for d in v]
     meaning = "time of an iteration over its mean at that batch size"
     quantiles = _quantiles(residuals)
-    add(f"{loop}.residual", meaning, "all batch sizes together", "running", loop, unit="ratio", quantiles=quantiles)
+    add(
+        costs_of.RESIDUAL(loop),
+        meaning,
+        "all batch sizes together",
+        "running",
+        loop,
+        unit="ratio",
+        quantiles=quantiles,
+    )
     tails = {n: float(np.percentile(v, 99)) / statistics.median(v) for n, v in found.plain.items()}
     counts = {n: len(v) for n, v in found.plain.items()}
     meaning = "99th percentile of an iteration over its median, nothing else going on"
-    add(f"{loop}.p99", meaning, "plain", "plain", loop, unit="ratio", by_batch=_by_batch(tails, counts))
+    add(costs_of.P99(loop), meaning, "plain", "plain", loop, unit="ratio", by_batch=_by_batch(tails, counts))
     alone = {n: statistics.median(v) for n, v in found.plain.items()}
     meaning = "median of an iteration from launch until heard, nothing else going on"
-    add(f"{loop}.plain", meaning, "plain", "plain", loop, by_batch=_by_batch(alone, counts))
+    add(costs_of.PLAIN(loop), meaning, "plain", "plain", loop, by_batch=_by_batch(alone, counts))
     meaning = "what the first iteration of a batch takes longer if all of it begins at once"
-    add(f"{loop}.join_together", meaning, "first iterations", "plain", loop, by_batch=_by_batch(found.together))
+    add(costs_of.JOIN_TOGETHER(loop), meaning, "first iterations", "plain", loop, by_batch=_by_batch(found.together))
     for idle, seconds in found.cold.items():
         meaning = f"what a request of {COLD_STEPS} steps takes longer after {idle:g} s without work"
-        add(f"{loop}.after_idle.{idle:g}", meaning, "requests one by one", "cold", loop, value=round(seconds, ROUND))
+        add(
+            costs_of.AFTER_IDLE(loop, f"{idle:g}"),
+            meaning,
+            "requests one by one",
+            "cold",
+            loop,
+            value=round(seconds, ROUND),
+        )
     return costs
 
 

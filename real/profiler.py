@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from servetwin.core import Policy, Recorder, Request, RunFolder
+from servetwin.profiles.verdict import SAMPLES
 
 from .executor import undisturbed
 from .profile_file import CASES, COLD_STEPS, WAITING, WAITING_STEPS, as_profile, write_profile
@@ -34,7 +35,7 @@ FEW = 8
 #: Requests arrive for so many times `seconds` under each policy, at this share of the rate that fills every batch.
 ARRIVING, BUSY = 12.0, 0.7
 #: How often whole batches of each size and step count are measured.
-WHOLES = 4
+WHOLES = 5
 #: Iterations of each batch size, at least: of so many the 99th percentile is not the largest. Fewer, down to a third,
 #: where they would take more than `LONGEST` seconds, or *seconds* six times.
 STEPS, LONGEST = 105, 1.2
@@ -230,7 +231,8 @@ class Profiler:
                 for n in range(1, self.once + 1):
                     times: list[float] = []
                     until = time.monotonic() + self.seconds / 2
-                    while len(times) < 4 or (len(times) < 9 and time.monotonic() < until):
+                    # The first one is not counted.
+                    while len(times) <= SAMPLES or (len(times) < 9 and time.monotonic() < until):
                         if quiet is not None:
                             quiet.look()
                         begin = time.monotonic()
@@ -241,11 +243,11 @@ class Profiler:
                     self.found.modules.setdefault(module, {})[n] = times[1:]
         for n in range(1, self.once + 1):
             until = time.monotonic() + self.seconds
-            for _ in range(4):
+            for times_more in range(SAMPLES):
                 for spell in self._rehearse(self._gather(n), [1] * n):
                     if spell.worker != self.loop and spell.size == n:
                         self.found.stages[spell.worker].setdefault(n, []).append(spell.end - spell.start)
-                if time.monotonic() > until:
+                if times_more + 1 >= SAMPLES - 1 and time.monotonic() > until:
                     break
 
     def _running(self) -> None:

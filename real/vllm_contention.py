@@ -7,6 +7,8 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from servetwin.profiles.costs import RATE_BESIDE
+
 #: When a step began and ended, in seconds.
 Span = tuple[float, float]
 
@@ -69,7 +71,7 @@ def contention(kept: Sequence[Mapping[str, Any]], source: str) -> dict[str, Any]
         for kind in ("prefill", "decode"):
             sizes = sorted(n for k, n in own if k == kind)
             if sizes:
-                costs[f"{kind}.rate_beside.{other}.{size}"] = {
+                costs[RATE_BESIDE(kind, other, size)] = {
                     "meaning": f"rate at which a {kind} step gets on while the other engine on the device runs a "
                     f"{other} step of {size} {'tokens' if other == 'prefill' else 'sequences'}",
                     "unit": "ratio",

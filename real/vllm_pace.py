@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
 from typing import Any
 
+from servetwin.profiles.costs import PACE, PACE_MEMORY
 from servetwin.profiles.pace import MEMORY, Density
 from servetwin.profiles.table import interpolate
 
@@ -121,7 +122,7 @@ def pace_costs(
         "source": origin,
     }
     costs: dict[str, Any] = {
-        "prefill.pace": {
+        PACE_MEMORY(): {
             "meaning": "within how many seconds tokens that were computed fade from the density on which a step "
             "depends",
             "unit": "seconds",
@@ -132,7 +133,7 @@ def pace_costs(
         }
     }
     for (kind, limit), (knots, ratios) in curves.items():
-        costs[f"{kind}.pace.{limit}"] = {
+        costs[PACE(kind, limit)] = {
             "meaning": f"how long a step that {told[kind]} takes over the table, with up to {limit} tokens, by the "
             "tokens a second computed lately",
             "unit": "ratio",

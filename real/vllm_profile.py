@@ -37,12 +37,12 @@ class Grid:
     long: tuple[int, ...] = (256, 1024)
     decode: tuple[int, ...] = (1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256)
     contexts: tuple[int, ...] = (32, 128, 256, 512, 1024, 1900)
-    steps: int = 6
+    steps: int = 7
     mixed_tokens: tuple[int, ...] = (32, 128, 256, 512, 1024, 1536)
     mixed_sequences: tuple[int, ...] = (1, 8, 32, 64, 128)
     mixed_context: int = 160
     chunks: tuple[int, ...] = (256, 512)
-    repeats: int = 3
+    repeats: int = 5
 
 
 #: For a CPU and the tiny model.
@@ -59,7 +59,7 @@ SMALL = Grid(
     mixed_sequences=(1, 8, 24),
     mixed_context=60,
     chunks=(128,),
-    repeats=4,
+    repeats=5,
 )
 
 
@@ -184,7 +184,7 @@ def _measure(bench: _Bench, grid: Grid, tokens: int | None) -> None:
     for length in grid.long:
         for total in grid.beyond:
             if total <= min(budget, room) and total // length <= sequences:
-                for _ in range(2):
+                for _ in range(grid.repeats):
                     bench.run("prefill", [(n, 1) for n in _split(total, total // length)])
 
     progress("decode")

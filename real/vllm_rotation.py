@@ -31,6 +31,9 @@ QUEUE = 25
 #: where the cell does not say. A GPU clocks down with the power that it takes: on an H100 prompts and nothing but
 #: prompts take 2 % longer with 100 tokens a step and 8 % with 600 than in a run, whose steps are mostly decode steps.
 REST, TOKENS_A_REST, RESTING = 2, 100, 8
+#: So many rounds, and so many with the largest batches, bring every point five samples; the share of its time that a
+#: rotation may last longer for them.
+ROUNDS, LARGE_ROUNDS, LONGER = 3, 2, 2 / 3
 #: Prompts, their tokens in all, sequences that decode beside them.
 Cell = tuple[int, int, int]
 
@@ -155,10 +158,13 @@ def rotate(
     progress: Callable[[str], None] = lambda _: None,
     seed: int = 1,
 ) -> list[Measured]:
-    """Measure *rotation* on *engine* for about so many *seconds*, everything once at least."""
+    """Measure *rotation* on *engine* for about so many *seconds*, everything once at least; and up to two thirds
+    longer as long as there are fewer than `ROUNDS` rounds, which bring every point five samples."""
     bench = _Rotating(engine, progress, seed)
     among_requests = seconds * rotation.traffic_share if rotation.traffic else 0.0
     deadline = time.monotonic() + seconds - among_requests
+    longest = deadline + seconds * LONGER
+    until = longest
     options = engine.options
     with undisturbed():
         for _ in range(3):  # warm-up: the first of everything is slow
@@ -167,7 +173,7 @@ def rotate(
             bench.play("warm-up", [Move(1), *[Move(0, size)] * 4, Move(2, size)], [(64, 1)] * 3)
         bench.done.clear()
         for number in itertools.count():
-            large = number == 0 or bench.rng.random() < 0.5
+            large = bench.rng.random() < 0.5 or number < LARGE_ROUNDS
             parts: list[Callable[[], None]] = [partial(_decode, bench, rotation, c, large) for c in rotation.contexts]
             parts += [partial(_prefills, bench, rotation)] * 2 + [partial(_beside, bench, rotation)]
             if number == 0:
@@ -175,9 +181,10 @@ def rotate(
             bench.rng.shuffle(parts)
             progress(f"round {number + 1}")
             for part in parts:
-                if number == 0 or time.monotonic() < deadline:
+                if number == 0 or time.monotonic() < until:
                     part()
-            if time.monotonic() >= deadline:
+            until = longest if number + 1 < ROUNDS else deadline
+            if time.monotonic() >= until:
                 break
     engine.empty()
     engine.scheduler.keep_log = False

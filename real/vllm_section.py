@@ -10,6 +10,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from servetwin.profiles.costs import INTAKE, RATIO, STEP_BETWEEN
+
 from .vllm_profile import SETTLE, Grid, Measured
 from .vllm_scheduler import StepLog
 
@@ -389,7 +391,7 @@ def between_cost(
     steps followed each other."""
     sizes = sorted(between)
     return {
-        "step.between": {
+        STEP_BETWEEN(): {
             "meaning": "from the end of a step until the scheduler is asked for the next, where nothing has come "
             f"meanwhile: the engine hands the outputs on{meanwhile}",
             "unit": "seconds",
@@ -409,7 +411,7 @@ def intake_cost(measured: Sequence[Measured], origin: dict[str, str]) -> dict[st
     if not intake:
         return {}
     return {
-        "engine.intake": {
+        INTAKE(): {
             "meaning": "the engine takes a request in: between two steps, one after the other",
             "unit": "seconds",
             "value": round(statistics.mean(intake[: max(1, int(len(intake) * 0.99))]), 7),
@@ -434,7 +436,7 @@ def ratio_costs(ratios: Mapping[str, Sequence[float]], origin: dict[str, str]) -
         if len(ordered) < 20:
             continue
         stalls = f"; {len(values) - len(ordered)} of {len(values)} are left out" if len(ordered) < len(values) else ""
-        costs[f"{kind}.ratio"] = {
+        costs[RATIO(kind)] = {
             "meaning": f"how long a {kind} step took over what the measured table gives",
             "unit": "ratio",
             "modules": [kind],

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from servetwin.profiles.costs import BEGINS, LAUNCH, STALL, STALL_CHANGING, STALL_EVERY
+
 from .vllm_pace import STALLED, pace_costs, stalled
 from .vllm_profile import Measured
 from .vllm_rotation import Rotation, both_ends
@@ -85,7 +87,7 @@ def _stall_costs(
     """``host.stall``, ``host.stall_every`` and, of traffic, ``host.stall_every.changing``: a host that stands still
     while it launches a step keeps the tokens of the one that runs back, if it does so for longer than that one has
     left. Told by steps that only decode."""
-    hidden = costs["step.begins"]["value"] if "step.begins" in costs else 0.0
+    hidden = costs[BEGINS()]["value"] if BEGINS() in costs else 0.0
     found: dict[bool, list[float]] = {False: [], True: []}  # by whether what is launched changes the batch
     busy = {False: 0.0, True: 0.0}
     for one in measured:
@@ -122,7 +124,7 @@ def _stall_costs(
         }
 
     told = {
-        "host.stall": {
+        STALL(): {
             "meaning": "for how long the host stands still, now and then, while it launches a step",
             "value": round(statistics.fmean(lengths), 7),
             "quantiles": {
@@ -135,10 +137,10 @@ def _stall_costs(
             "samples": len(lengths),
             **common,
         },
-        "host.stall_every": every("from one such stall to the next, while the engine is busy", False),
+        STALL_EVERY(): every("from one such stall to the next, while the engine is busy", False),
     }
     if len(found[True]) >= STALLS:
-        told["host.stall_every.changing"] = every(
+        told[STALL_CHANGING()] = every(
             "likewise, while what is launched computes prompts, or lacks somebody who was in the step before", True
         )
     return told
@@ -172,7 +174,7 @@ def _launch_cost(measured: Sequence[Measured], table: Any, within: int, origin: 
         return {}
     tenth = len(found) // 10
     return {
-        "step.launch": {
+        LAUNCH(): {
             "meaning": f"from when the scheduler is asked for a step of more than {within} tokens until the host has "
             "launched it, kernel by kernel: only then it hears of the step before",
             "unit": "seconds",
@@ -267,7 +269,7 @@ def _costs(measured: Sequence[Measured], table: Any, within: int, origin: dict[s
     medians = {kind: statistics.median(values) for kind, values in dry.items() if values}
     if medians:
         told = ", ".join(f"{kind} {1e3 * value:.2f} ms ({len(dry[kind])})" for kind, value in medians.items())
-        costs["step.begins"] = {
+        costs[BEGINS()] = {
             "meaning": "what a step takes longer that nothing runs before, from when the scheduler is asked until "
             "its tokens are there: deciding and launching it is not hidden",
             "unit": "seconds",

@@ -168,6 +168,7 @@ class Columns:
         free, context, decoding, tick, ready = view.free_blocks, view.context, view.decoding, ticks.count, lane.ready
         sizes: dict[int, int] = {}
         straight, between, draw, draw_prefill = lane.straight, lane.between, lane.draw, lane.prefills
+        each = lane.timing.counted
         step_time, times_of, lines, gaps = lane.timing.times.step, self.prefills, self.lines, self.gaps
         assert step.repeat is not None
         often, limit, drift = step.repeat.times, step.repeat.limit, step.repeat.drift
@@ -223,7 +224,9 @@ class Columns:
                 elif tokens in times_of:
                     seconds = times_of[tokens]
                 else:
-                    seconds = times_of[tokens] = step_time(tokens, float(squares), 0.0, 0, 0)
+                    seconds = step_time(tokens, float(squares), 0.0, 0, 0)
+                    if not each:
+                        times_of[tokens] = seconds
                 prefilling = True
                 if draw_prefill is not None:
                     seconds *= draw_prefill()

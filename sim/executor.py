@@ -17,6 +17,7 @@ from simpy.events import NORMAL
 
 from .ahead import AheadLane
 from .calendar import LAST, Calendar, Timer
+from .held import Watch
 from .lane import Lane, Rates
 from .shared import EngineRates, SharedTokenLane
 from .timing import Timing
@@ -48,6 +49,7 @@ class SimExecutor:
         engines: Mapping[str, EngineRates] | None = None,
         shared: Sequence[tuple[str, str]] = (),
     ) -> None:
+        self.watch = Watch()  # what goes beyond what was measured
         self.calendar = Calendar()
         self.now = self.calendar.clock
         self._timing = timing

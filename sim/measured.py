@@ -18,10 +18,12 @@ from servetwin.core import BadInput, Batch, Worker
 from servetwin.core.pool import Pool
 from servetwin.core.streams import stream
 from servetwin.core.token_worker import TokenWorker
-from servetwin.profiles import BatchTable, Profile, TokenKind
+from servetwin.profiles import BatchTable, Profile, TokenKind, costs
+from servetwin.profiles.costs import CostName
 from servetwin.profiles.pace import pace_of
 
 from .executor import Delay, SimExecutor
+from .held import HeldTimes, Reach, Watch
 from .lane import Rate, Rates
 from .noise import SlowSpells, Stalls, exponential, from_quantiles, uniform
 from .shared import KINDS, EngineRates, Kind, RateTable
@@ -132,16 +134,20 @@ class Clock:
         self.preparing = preparing or {}
         self.options = options
         self.seed = seed
+        self.watch = Watch()
+        self._worker = ""  # whose tables are being read
         self.kinds = ("scheduler",) if options.table == "scheduler" else ("measured", "scheduler")
 
     def timing(self, worker: Worker) -> Timing | TokenTiming:
         if isinstance(worker, TokenWorker):
             return self._engine(worker)
+        self._worker = worker.name
         profile, stage, sizes = self.profiles[worker.device], worker.stage, range(1, worker.view.limit + 1)
         if stage.loop is None:
             return self._once(worker, profile, sizes)
         steps = self._loop(worker, profile, sizes)
-        if self.options.whole and self._has(profile, "whole.ratio") and set(stage.modules) == set(profile.modules):
+        alone = set(stage.modules) == set(profile.modules)
+        if alone and self.options.whole and self._has(profile, costs.WHOLE_RATIO()):
             return self._whole(worker, profile, sizes, steps)
         return steps
 
@@ -153,24 +159,29 @@ class Clock:
             "measured": ("measured", "scheduler"),
             "corrected": ("corrected", "measured", "scheduler"),
         }.get(options.table, ("scheduler",))  # type: ignore[assignment]
-        times: StepTimes = profile.tokens(*kinds, hold=options.hold, between=options.costs)
-        if worker.host is None and profile.token_data.engine.asynchronous and self._has(profile, "step.begins"):
-            times = Later(times, profile.cost("step.begins").scalar() if options.costs else 0.0)
+        table = profile.tokens(*kinds, hold=options.hold, between=options.costs)
+        times: StepTimes = table
+        if options.hold:
+            times = HeldTimes(table, worker.name)
+            self.watch.engines.append(times)
+        if worker.host is None and profile.token_data.engine.asynchronous and self._has(profile, costs.BEGINS()):
+            times = Later(times, profile.cost(costs.BEGINS()).scalar() if options.costs else 0.0)
         return TokenTiming(
             times,
             self._residual(worker, profile, "decode"),
             swap=self._swap(profile),
             prefills=self._residual(worker, profile, "prefill"),
             preparing=self.preparing.get(worker.name, 0.0),
+            counted=options.hold,
             stalls=stalls_of(profile, self.seed if options.noise else None, worker.name) if options.costs else None,
             pace=pace_of(profile.costs) if options.costs else None,
         )
 
     def _swap(self, profile: Profile) -> Callable[[int], float] | None:
         """Seconds in which so many KV blocks move between device and host."""
-        if not self.options.costs or not self._has(profile, "kv.swap"):
+        if not self.options.costs or not self._has(profile, costs.SWAP()):
             return None
-        cost = profile.cost("kv.swap")
+        cost = profile.cost(costs.SWAP())
         line = cost.line
         if line is None:
             each = cost.scalar()
@@ -187,19 +198,21 @@ class Clock:
         def expected(iterations: int, size: int) -> float:
             return iterations * estimate(loop, size) + sum(estimate(m, size) for m in once)
 
-        speed = self._session(profile, "whole")
+        speed = self._session(profile, costs.WHOLE_SESSION())
         # Larger batches than any that was seen keep the ratio of the largest.
-        ratio = profile.cost("whole.ratio").upto(sizes[-1], name=f"{profile.name}: whole.ratio", hold=True)
+        ratio = profile.cost(costs.WHOLE_RATIO()).upto(sizes[-1], name=f"{profile.name}: whole.ratio", hold=True)
         timing = WholeTiming(steps, expected, [r * speed for r in ratio])
         if self.options.costs:
-            timing.cold = profile.seconds("whole.cold", 0.0)
-            timing.cold_long = profile.seconds("whole.cold_long", timing.cold)
-            timing.long_spell = profile.seconds(f"{loop}.long_spell", math.inf)
-            if self._has(profile, "whole.pause"):
-                pauses = profile.cost("whole.pause").upto(sizes[-1], name=f"{profile.name}: whole.pause", hold=True)
+            timing.cold = profile.seconds(costs.WHOLE_COLD(), 0.0)
+            timing.cold_long = profile.seconds(costs.WHOLE_COLD_LONG(), timing.cold)
+            timing.long_spell = profile.seconds(costs.LONG_SPELL(loop), math.inf)
+            if self._has(profile, costs.WHOLE_PAUSE()):
+                pauses = profile.cost(costs.WHOLE_PAUSE()).upto(
+                    sizes[-1], name=f"{profile.name}: whole.pause", hold=True
+                )
                 timing.between = pauses
-        if self.options.noise and self._has(profile, "whole.spread"):
-            spread = profile.cost("whole.spread").quantiles
+        if self.options.noise and self._has(profile, costs.WHOLE_SPREAD()):
+            spread = profile.cost(costs.WHOLE_SPREAD()).quantiles
             assert spread is not None
             timing.spread = from_quantiles(stream(self.seed, f"noise/{worker.name}"), spread.p, spread.values)
         elif self.options.noise:
@@ -207,43 +220,43 @@ class Clock:
         return timing
 
     def _once(self, worker: Worker, profile: Profile, sizes: range) -> Timing:
-        name = f"{head(worker.stage)}.time"
+        name = costs.TIME(head(worker.stage))
         if self._has(profile, name):
             return TableTiming(self._column(profile, name, sizes))
         return TableTiming(self._tables(profile, worker.stage.modules, sizes))
 
     def _loop(self, worker: Worker, profile: Profile, sizes: range) -> MeasuredTiming:
         stage, loop = worker.stage, head(worker.stage)
-        speed = self._session(profile, loop)
-        if self._has(profile, f"{loop}.device") and self.options.table == "measured":
-            device = self._column(profile, f"{loop}.device", sizes)
-            host = self._column(profile, f"{loop}.host", sizes)
+        speed = self._session(profile, costs.SESSION(loop))
+        if self._has(profile, costs.DEVICE(loop)) and self.options.table == "measured":
+            device = self._column(profile, costs.DEVICE(loop), sizes)
+            host = self._column(profile, costs.HOST(loop), sizes)
         else:
             device = self._tables(profile, (loop,), sizes)
             if self.options.costs and self.options.table == "measured":
                 device = self._decided(worker, profile, loop, device)
             host = [0.0] * len(device)
         timing = MeasuredTiming([h * speed for h in host], device)
-        if self._has(profile, f"{loop}.ahead"):
-            timing.ahead = self._column(profile, f"{loop}.ahead", sizes)
+        if self._has(profile, costs.AHEAD(loop)):
+            timing.ahead = self._column(profile, costs.AHEAD(loop), sizes)
         if stage.before:
             timing.before = self._tables(profile, stage.before, sizes)
         if stage.after:
             timing.after = self._tables(profile, stage.after, sizes)
         if self.options.costs:
             self._add_costs(timing, profile, loop)
-            timing.deciding = profile.seconds(f"{loop}.deciding.{_name(worker)}", timing.deciding)
+            timing.deciding = profile.seconds(costs.DECIDING_OF(loop, _name(worker)), timing.deciding)
         if self.options.noise:
             timing.weather = self._weather(worker, profile, loop)
-            if self._has(profile, f"{loop}.residual"):
-                residual = profile.cost(f"{loop}.residual").quantiles
+            if self._has(profile, costs.RESIDUAL(loop)):
+                residual = profile.cost(costs.RESIDUAL(loop)).quantiles
                 assert residual is not None
                 timing.draw = from_quantiles(stream(self.seed, f"noise/{worker.name}"), residual.p, residual.values)
         return timing
 
     def _decided(self, worker: Worker, profile: Profile, loop: str, periods: list[float]) -> list[float]:
         """*periods* with the time between iterations that this worker's policy takes, where that was measured."""
-        plain, own = f"{loop}.gap", f"{loop}.gap.{_name(worker)}"
+        plain, own = costs.GAP(loop), costs.GAP_OF(loop, _name(worker))
         if not (self._has(profile, plain) and self._has(profile, own)):
             return periods
         most = len(periods) - 1
@@ -251,29 +264,29 @@ class Clock:
         return [period + mine - usual for period, mine, usual in zip(periods, *extra, strict=True)]
 
     def _weather(self, worker: Worker, profile: Profile, loop: str) -> SlowSpells | None:
-        if not self._has(profile, f"{loop}.slow_share"):
+        if not self._has(profile, costs.SLOW_SHARE(loop)):
             return None
-        terms = ("slow_share", "slow_spell", "slow_normal", "slow_factor")
-        share, length, normal, slow = (profile.cost(f"{loop}.{term}").scalar() for term in terms)
+        terms = (costs.SLOW_SHARE, costs.SLOW_SPELL, costs.SLOW_NORMAL, costs.SLOW_FACTOR)
+        share, length, normal, slow = (profile.cost(term(loop)).scalar() for term in terms)
         return SlowSpells(stream(self.seed, f"weather/{worker.device}"), share, length, normal, slow)
 
     def _add_costs(self, timing: MeasuredTiming, profile: Profile, loop: str) -> None:
-        timing.join = profile.seconds(f"{loop}.join", 0.0)
-        timing.deciding = profile.seconds(f"{loop}.deciding", 0.0)
-        if self._has(profile, f"{loop}.leave"):
-            line = profile.cost(f"{loop}.leave").line
+        timing.join = profile.seconds(costs.JOIN(loop), 0.0)
+        timing.deciding = profile.seconds(costs.DECIDING(loop), 0.0)
+        if self._has(profile, costs.LEAVE(loop)):
+            line = profile.cost(costs.LEAVE(loop)).line
             if line is None:
                 raise BadInput(
                     "a leave cost is a line: constant and per_request", where=f"{profile.name}: {loop}.leave"
                 )
             timing.leave = (line.constant, line.per_request)
-        timing.pausing = profile.seconds(f"{loop}.pause", 0.0)
+        timing.pausing = profile.seconds(costs.PAUSE(loop), 0.0)
         timing.joins, timing.leaves, timing.pauses = (
-            self._crowds(profile, f"{loop}.{of}") for of in ("joins", "leaves", "pauses")
+            self._crowds(profile, of(loop)) for of in (costs.JOINS, costs.LEAVES, costs.PAUSES)
         )
-        timing.cold = self._sequence(profile, f"{loop}.cold")
-        timing.cold_long = self._sequence(profile, f"{loop}.cold_long") or timing.cold
-        timing.long_spell = profile.seconds(f"{loop}.long_spell", math.inf)
+        timing.cold = self._sequence(profile, costs.COLD(loop))
+        timing.cold_long = self._sequence(profile, costs.COLD_LONG(loop)) or timing.cold
+        timing.long_spell = profile.seconds(costs.LONG_SPELL(loop), math.inf)
 
     def _crowds(self, profile: Profile, name: str) -> list[float]:
         """A cost by how many join or leave at once (index 0: nobody), or nothing where there is none."""
@@ -286,6 +299,9 @@ class Clock:
         return cost in profile.costs
 
     def _column(self, profile: Profile, cost: str, sizes: range) -> list[float]:
+        by = profile.cost(cost).by_batch
+        if by is not None:
+            self._reach(f"{profile.name}: {cost}", by.batch[-1], sizes)
         return [
             math.nan,
             *profile.cost(cost).upto(sizes[-1], name=f"{profile.name}: {cost}", hold=self.options.hold)[1:],
@@ -293,7 +309,14 @@ class Clock:
 
     def _tables(self, profile: Profile, modules: Sequence[str], sizes: range) -> list[float]:
         tables = [profile.table(m, *self.kinds, hold=self.options.hold) for m in modules]
+        for table in tables:
+            self._reach(table.name, table.largest, sizes)
         return [math.nan, *(sum(table(n) for table in tables) for n in sizes)]
+
+    def _reach(self, table: str, largest: int, sizes: range) -> None:
+        """Note that batches beyond the *largest* that a *table* has will be held, if there can be any."""
+        if self.options.hold and largest < sizes[-1]:
+            self.watch.reaches.append(Reach(self._worker, table, largest))
 
     def _sequence(self, profile: Profile, cost: str) -> list[float]:
         """A cost by iteration (1 is the first) as a list."""
@@ -302,8 +325,7 @@ class Clock:
         by = profile.cost(cost).by_batch
         return list(by.values) if by is not None else [profile.cost(cost).scalar()]
 
-    def _session(self, profile: Profile, loop: str) -> float:
-        name = f"{loop}.session"
+    def _session(self, profile: Profile, name: str) -> float:
         if self.options.session is None or not self._has(profile, name):
             return 1.0
         return profile.cost(name).scalar(self.options.session)
@@ -316,11 +338,15 @@ class Clock:
             profile = self.profiles[a.device]
             neighbours = [b for b in workers if b is not a and b.device == a.device]
             for others in (*itertools.combinations(neighbours, 1), *itertools.combinations(neighbours, 2)):
-                one, beside = head(a.stage), "_and_".join(head(b.stage) for b in others)
-                host, device = f"{one}.host_beside.{beside}", f"{one}.device_beside.{beside}"
-                if self._has(profile, device):
+                # In the order of the pipeline, whatever that of the workers; engines have modules of their own names.
+                heads = {head(b.stage) for b in others}
+                one, beside = head(a.stage), [m for m in profile.modules if m in heads] or sorted(heads)
+                if self._has(profile, costs.BESIDE(one, beside)):
                     key = (a.name, *(b.name for b in others))
-                    rates[key] = (self._rate(profile, host), self._rate(profile, device))
+                    rates[key] = (
+                        self._rate(profile, costs.HOST_BESIDE, costs.HOST_BESIDE_BATCH, one, beside),
+                        self._rate(profile, costs.BESIDE, costs.BESIDE_BATCH, one, beside),
+                    )
         return rates
 
     def engines(self, workers: Sequence[Worker]) -> dict[str, EngineRates]:
@@ -341,32 +367,30 @@ class Clock:
 
     def _beside(self, profile: Profile, own: Kind, other: Kind) -> RateTable:
         """The profile's costs ``own.rate_beside.other.SIZE``, by the size of a step of *own*."""
-        stem = f"{own}.rate_beside.{other}."
-        if not any(name.startswith(stem) for name in profile.costs):
+        found = costs.RATE_BESIDE.sizes(profile.costs, own, other)
+        columns = {size: by for size, name in found.items() if (by := profile.cost(name).by_batch) is not None}
+        if not columns:
             return HALF  # not measured: they share the device in time
         if not self.options.contention:
             return RateTable((1,), (1,), ((1.0,),))
-        columns = {
-            int(name[len(stem) :]): profile.cost(name).by_batch for name in profile.costs if name.startswith(stem)
-        }
         others = sorted(columns)
-        sizes = [column.batch for n in others if (column := columns[n]) is not None]
+        sizes = [columns[n].batch for n in others]
         if any(tuple(size) != tuple(sizes[0]) for size in sizes):
-            raise BadInput(f"{stem}* are given for different sizes", where=profile.name, right="the same for all")
-        values = [column.values for n in others if (column := columns[n]) is not None]
+            what = f"{costs.RATE_BESIDE(own, other, '*')} are given for different sizes"
+            raise BadInput(what, where=profile.name, right="the same for all")
+        values = [columns[n].values for n in others]
         return RateTable(tuple(sizes[0]), tuple(others), tuple(zip(*values, strict=True)))
 
-    def _rate(self, profile: Profile, name: str) -> Rate:
+    def _rate(self, profile: Profile, in_ones: CostName, in_batches: CostName, one: str, beside: list[str]) -> Rate:
+        name = in_ones(one, beside)
         if not self._has(profile, name):
             return 1.0
         if profile.cost(name).by_batch is None:
             return profile.cost(name).scalar()
-        # By the loop's batch; for larger batches of the last stage there are tables name.2, name.4 and so on.
+        # By the loop's batch; for larger batches of the last stage there are tables of their own.
         found = {1: self._by_loop(profile, name)}
-        for other in profile.costs:
-            stem, _, size = other.rpartition(".")
-            if stem == name and size.isdigit():
-                found[int(size)] = self._by_loop(profile, other)
+        for size, other in in_batches.sizes(profile.costs, one, beside).items():
+            found[size] = self._by_loop(profile, other)
         if len(found) == 1:
             return found[1]
         sizes = sorted(found)
@@ -384,7 +408,7 @@ class Clock:
             profile = self.profiles[target.device]
             for source in (None, *workers):
                 origin = "client" if source is None else source.stage.modules[-1]
-                name = f"transport.{origin}.{target.stage.modules[0]}"
+                name = costs.TRANSPORT(origin, target.stage.modules[0])
                 if self._has(profile, name):
                     delays[source.name if source else None, target.name] = self._delay(profile, name)
         return delays
@@ -400,7 +424,7 @@ class Clock:
 def residual_of(profile: Profile, seed: int | None, name: str, kind: str) -> Callable[[], float] | None:
     """Draws with a *seed* of what steps of a *kind* ("prefill", "decode") take over the table on an engine called
     *name*; None without a seed, or where that was not measured."""
-    cost = profile.costs.get(f"{kind}.ratio")
+    cost = profile.costs.get(costs.RATIO(kind))
     if seed is None or cost is None or cost.quantiles is None:
         return None
     return from_quantiles(stream(seed, f"noise/{name}/{kind}"), cost.quantiles.p, cost.quantiles.values)
@@ -409,9 +433,9 @@ def residual_of(profile: Profile, seed: int | None, name: str, kind: str) -> Cal
 def stalls_of(profile: Profile, seed: int | None, name: str) -> Stalls | None:
     """How the host of an engine called *name* stands still by *profile*: at random with a *seed*, else as often and
     as long as on average. None where that was not measured."""
-    if "host.stall" not in profile.costs or "host.stall_every" not in profile.costs:
+    if costs.STALL() not in profile.costs or costs.STALL_EVERY() not in profile.costs:
         return None
-    every, stall = profile.cost("host.stall_every").scalar(), profile.cost("host.stall")
+    every, stall = profile.cost(costs.STALL_EVERY()).scalar(), profile.cost(costs.STALL())
     spread = None if seed is None else stall.quantiles
 
     def apart(seconds: float, what: str) -> Callable[[], float]:
@@ -422,9 +446,9 @@ def stalls_of(profile: Profile, seed: int | None, name: str) -> Stalls | None:
         return lambda: seconds * draw()
 
     changing = None
-    if "host.stall_every.changing" in profile.costs:
+    if costs.STALL_CHANGING() in profile.costs:
         # Where the batch changes stalls are more frequent: those that come on top of the others.
-        more = 1.0 / profile.cost("host.stall_every.changing").scalar() - 1.0 / every
+        more = 1.0 / profile.cost(costs.STALL_CHANGING()).scalar() - 1.0 / every
         changing = apart(1.0 / more, "changing") if more > 0.0 else None
     length: Callable[[], float] = stall.scalar
     if seed is not None and spread is not None:
@@ -455,7 +479,7 @@ def measured_executor(
     pairs = unmeasured(workers, profiles) if options.unmeasured != "ignored" else []
     if options.unmeasured == "refused":
         refuse(pairs, profiles)
-    return SimExecutor(
+    executor = SimExecutor(
         clock.timing,
         contention=(clock.contention(workers) if options.contention else {}) | shares(pairs),
         shared=[(a.name, b.name) for a, b in pairs],
@@ -463,3 +487,5 @@ def measured_executor(
         delays=clock.delays(workers) if options.transport else None,
         calls=calls,
     )
+    executor.watch = clock.watch
+    return executor

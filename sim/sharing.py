@@ -15,6 +15,7 @@ from servetwin.core import BadInput, Stage, Worker
 from servetwin.core.pool import Pool
 from servetwin.core.token_worker import TokenWorker
 from servetwin.profiles import Profile
+from servetwin.profiles.costs import BESIDE, RATE_BESIDE
 
 from .lane import Rates
 from .shared import KINDS, RateTable
@@ -43,11 +44,11 @@ def _wanted(a: Worker, b: Worker, profiles: Mapping[str, Profile]) -> Iterator[s
     if isinstance(a, TokenWorker) and isinstance(b, TokenWorker):
         costs = profiles[a.device].costs
         for own, other in itertools.product(KINDS, KINDS):
-            stem = f"{own}.rate_beside.{other}."
-            yield next((name for name in costs if name.startswith(stem)), f"{stem}...")
+            found = RATE_BESIDE.sizes(costs, own, other)
+            yield found[min(found)] if found else RATE_BESIDE(own, other, "...")
         return
     for one, beside in ((a, b), (b, a)):
-        yield f"{head(one.stage)}.device_beside.{head(beside.stage)}"
+        yield BESIDE(head(one.stage), [head(beside.stage)])
 
 
 def refuse(pairs: Sequence[Pair], profiles: Mapping[str, Profile]) -> None:

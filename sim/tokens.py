@@ -65,7 +65,7 @@ class TokenTiming:
     each prompt that it computes for the first time. *stalls* tells for how many seconds the host of an engine that
     decides ahead stands still if it launches a step at a time, one that changes the batch or not
     (`servetwin.sim.noise.Stalls`; None: it never does), and *pace* what steps of such an engine take over *times*, by
-    how much was computed lately.
+    how much was computed lately. With *counted* every step is asked for, none taken to be as one before it.
     """
 
     times: StepTimes
@@ -75,6 +75,7 @@ class TokenTiming:
     preparing: float = 0.0
     stalls: Callable[[float, bool], float] | None = None
     pace: Pace | None = None
+    counted: bool = False
 
     def seconds(self, batch: TokenBatch) -> float:
         """Seconds of one step, whichever it is, with noise."""

@@ -55,7 +55,7 @@ def small() -> dict[str, Any]:
             },
         },
         "costs": {
-            "hand_over": {
+            "transport.client.unet": {
                 "meaning": "from one worker to the next",
                 "unit": "seconds",
                 "value": 0.0625,
@@ -64,7 +64,7 @@ def small() -> dict[str, Any]:
                 "how": "time stamps",
                 "source": source,
             },
-            "join": {
+            "unet.join_together": {
                 "meaning": "a request begins",
                 "unit": "seconds",
                 "modules": ["unet"],
@@ -72,7 +72,7 @@ def small() -> dict[str, Any]:
                 "how": "difference of two periods",
                 "source": source,
             },
-            "speed": {
+            "whole.session": {
                 "meaning": "how slow the host was",
                 "unit": "ratio",
                 "value": 1,
@@ -80,7 +80,7 @@ def small() -> dict[str, Any]:
                 "how": "against the table",
                 "source": source,
             },
-            "last": {
+            "last_stage": {
                 "meaning": "time of the last stage",
                 "unit": "seconds",
                 "line": {"constant": 0.5, "per_request": 0.25},

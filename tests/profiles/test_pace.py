@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from servetwin.core import BadInput
 from servetwin.profiles import load
+from servetwin.profiles.basics import Fault
 from servetwin.profiles.pace import Curves, Density, Pace, pace_of
 
 
@@ -84,12 +85,14 @@ def test_pace_comes_from_a_profile(name, kinds):
     assert pace_of(load("h200-long/opt-66b-tp2").costs) is None
 
 
-@pytest.mark.parametrize("name", ["prefill.pace.many", "prefill.pace.", "decode.pace.x"])
+@pytest.mark.parametrize("name", ["prefill.pace.many", "prefill.pace.", "decode.pace.x", "mixed.pace.0"])
 def test_a_curve_is_for_steps_of_so_many_tokens(name):
-    costs = dict(load("h200-long/opt-13b-tp1-0").costs)
-    costs[name] = costs["prefill.pace.64"]
-    with pytest.raises(BadInput, match=r"is no table by tokens a second .*\.pace\.512"):
-        pace_of(costs)
+    data = load("h200-long/opt-13b-tp1-0").data
+    costs = {**data.costs, name: data.costs["prefill.pace.64"]}
+    with pytest.raises(Fault) as error:
+        data.check_costs(costs)
+    assert str(error.value) == f"unknown cost {name!r}"
+    assert ".pace" in error.value.right
 
 
 def test_a_curve_is_a_table():

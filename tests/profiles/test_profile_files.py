@@ -20,8 +20,8 @@ DELETE = object()
 
 
 def put(content: Any, key: str, value: Any) -> None:
-    """Set content[a][b][c] for the key "a.b.c"; DELETE takes it away."""
-    *way, last = key.split(".")
+    """Set content[a][b][c] for the key "a.b.c" (~ is a dot in a name); DELETE takes it away."""
+    *way, last = (step.replace("~", ".") for step in key.split("."))
     for step in way:
         content = content[step]
     if value is DELETE:
@@ -70,17 +70,53 @@ BAD = [
     (f"{TABLE}.samples", [9, 9, -9], f"{TABLE}.samples[2]: is -9 (right would be: greater than or equal to 0)"),
     (f"{TABLE}.spread", {"p95": [1.0]}, f"{TABLE}: 3 batch sizes but 1 entries in spread.p95"),
     (f"{TABLE}.spread", {"p96": [1.0]}, f"{TABLE}.spread: unknown key 'p96' (right would be: p99)"),
-    ("costs.join.modules", ["unit"], "cost join names unknown module 'unit'"),
-    ("costs.join.unit", "ms", "costs.join.unit: is 'ms' (right would be: 'seconds' or 'ratio')"),
-    ("costs.join.by_batch", DELETE, "costs.join: a cost needs one of value, by_batch, line, quantiles, sessions"),
-    ("costs.join.line", {"constant": 0, "per_request": 1}, "costs.join: by_batch and line contradict each other"),
-    ("costs.join.by_batch.values", [0.5], "costs.join.by_batch: 2 batch sizes but 1 values"),
+    ("costs.unet~join_together.modules", ["unit"], "cost unet.join_together names unknown module 'unit'"),
+    (
+        "costs.unet~join_together.unit",
+        "ms",
+        "costs.unet.join_together.unit: is 'ms' (right would be: 'seconds' or 'ratio')",
+    ),
+    (
+        "costs.unet~join_together.by_batch",
+        DELETE,
+        "costs.unet.join_together: a cost needs one of value, by_batch, line, quantiles, sessions",
+    ),
+    (
+        "costs.unet~join_together.line",
+        {"constant": 0, "per_request": 1},
+        "costs.unet.join_together: by_batch and line contradict each other",
+    ),
+    (
+        "costs.unet~join_together.by_batch.values",
+        [0.5],
+        "costs.unet.join_together.by_batch: 2 batch sizes but 1 values",
+    ),
     ("costs.Join", {}, "costs.Join: is 'Join' (right would be: a name of lower-case letters"),
-    ("costs.hand_over.quantiles.p", [0.5], "costs.hand_over.quantiles: 1 shares p but 3 values"),
-    ("costs.hand_over.quantiles.p", [0, 0.5, 0.5], "costs.hand_over.quantiles: the shares p must increase"),
-    ("costs.hand_over.quantiles.values", [1, 3, 2], "costs.hand_over.quantiles: the values of quantiles must not "),
-    ("costs.hand_over.quantiles", {"p": [0], "values": [1]}, "costs.hand_over.quantiles: a distribution needs two "),
-    ("costs.speed.sessions", [], "costs.speed.sessions: has too few entries (right would be: 1 at least)"),
+    (
+        "costs.transport~client~unet.quantiles.p",
+        [0.5],
+        "costs.transport.client.unet.quantiles: 1 shares p but 3 values",
+    ),
+    (
+        "costs.transport~client~unet.quantiles.p",
+        [0, 0.5, 0.5],
+        "costs.transport.client.unet.quantiles: the shares p must increase",
+    ),
+    (
+        "costs.transport~client~unet.quantiles.values",
+        [1, 3, 2],
+        "costs.transport.client.unet.quantiles: the values of quantiles must not ",
+    ),
+    (
+        "costs.transport~client~unet.quantiles",
+        {"p": [0], "values": [1]},
+        "costs.transport.client.unet.quantiles: a distribution needs two ",
+    ),
+    (
+        "costs.whole~session.sessions",
+        [],
+        "costs.whole.session.sessions: has too few entries (right would be: 1 at least)",
+    ),
 ]
 
 
@@ -142,10 +178,10 @@ def test_a_number_may_be_written_with_an_exponent(small: dict[str, Any], save: S
 
 def test_costs_in_all_their_forms(small: dict[str, Any], save: Save) -> None:
     profile = load(save(small))
-    assert set(profile.costs) == {"hand_over", "join", "speed", "last"}
+    assert set(profile.costs) == {"transport.client.unet", "unet.join_together", "whole.session", "last_stage"}
 
-    assert profile.seconds("hand_over") == 0.0625
-    assert [profile.cost("hand_over").quantile(p) for p in (0, 0.25, 0.5, 0.75, 1)] == [
+    assert profile.seconds("transport.client.unet") == 0.0625
+    assert [profile.cost("transport.client.unet").quantile(p) for p in (0, 0.25, 0.5, 0.75, 1)] == [
         0.03125,
         0.046875,
         0.0625,
@@ -153,32 +189,32 @@ def test_costs_in_all_their_forms(small: dict[str, Any], save: Save) -> None:
         0.25,
     ]
 
-    assert profile.cost_table("join")(2) == 0.0
-    assert profile.cost("join").upto(3)[1:] == [0.5, 0.0, -0.5]
-    assert profile.cost("join").upto(4, hold=True)[4] == -0.5
-    with pytest.raises(BadInput, match="mine/toy join: no value for a batch of 4"):
-        profile.cost_table("join")(4)
+    assert profile.cost_table("unet.join_together")(2) == 0.0
+    assert profile.cost("unet.join_together").upto(3)[1:] == [0.5, 0.0, -0.5]
+    assert profile.cost("unet.join_together").upto(4, hold=True)[4] == -0.5
+    with pytest.raises(BadInput, match=r"mine/toy unet.join_together: no value for a batch of 4"):
+        profile.cost_table("unet.join_together")(4)
 
-    assert profile.cost("last").upto(3)[1:] == [0.75, 1.0, 1.25]
-    assert profile.cost("hand_over").upto(2)[1:] == [0.0625, 0.0625]
+    assert profile.cost("last_stage").upto(3)[1:] == [0.75, 1.0, 1.25]
+    assert profile.cost("transport.client.unet").upto(2)[1:] == [0.0625, 0.0625]
 
-    assert profile.seconds("speed") == 1.0
-    assert profile.seconds("speed", when=datetime(2024, 4, 28, 16)) == 1.0625
-    assert profile.seconds("speed", when=datetime(2024, 4, 28, 20)) == 1.0
+    assert profile.seconds("whole.session") == 1.0
+    assert profile.seconds("whole.session", when=datetime(2024, 4, 28, 16)) == 1.0625
+    assert profile.seconds("whole.session", when=datetime(2024, 4, 28, 20)) == 1.0
     with pytest.raises(BadInput, match="has a time zone"):
-        profile.seconds("speed", when=datetime(2024, 4, 28, 16, tzinfo=UTC))
+        profile.seconds("whole.session", when=datetime(2024, 4, 28, 16, tzinfo=UTC))
 
-    assert profile.seconds("leave", 0.0) == 0.0
-    with pytest.raises(BadInput, match=r"^mine/toy: no cost 'leave' \(right would be: .*join"):
-        profile.seconds("leave")
+    assert profile.seconds("unet.join", 0.0) == 0.0
+    with pytest.raises(BadInput, match=r"^mine/toy: no cost 'unet.join' \(right would be: .*join"):
+        profile.seconds("unet.join")
 
 
 @pytest.mark.parametrize(
     ("cost", "ask", "forms"),
     [
-        ("join", Cost.scalar, "by_batch"),
-        ("hand_over", Cost.table, "value or quantiles"),
-        ("speed", lambda cost: cost.quantile(0.5), "value or sessions"),
+        ("unet.join_together", Cost.scalar, "by_batch"),
+        ("transport.client.unet", Cost.table, "value or quantiles"),
+        ("whole.session", lambda cost: cost.quantile(0.5), "value or sessions"),
     ],
 )
 def test_a_form_that_a_cost_does_not_have(
@@ -191,13 +227,13 @@ def test_a_form_that_a_cost_does_not_have(
 @pytest.mark.parametrize(
     ("since", "until", "message"),
     [
-        ("2024-04-28 19:59", "2024-04-29 00:00", "costs.speed: two sessions overlap"),
+        ("2024-04-28 19:59", "2024-04-29 00:00", "costs.whole.session: two sessions overlap"),
         ("2024-04-29 00:00", "2024-04-29 00:00", "since must come before until"),
         ("2024-04-29 00:00Z", "2024-04-30 00:00Z", "the times of a session have no time zone"),
     ],
 )
 def test_sessions_that_cannot_be(since: str, until: str, message: str, small: dict[str, Any], save: Save) -> None:
-    small["costs"]["speed"]["sessions"].append({"since": since, "until": until, "value": 1})
+    small["costs"]["whole.session"]["sessions"].append({"since": since, "until": until, "value": 1})
     with pytest.raises(BadInput, match=message):
         load(save(small))
 
@@ -226,7 +262,7 @@ schema_version: 1
 profile: mine/toy
 description: calibrated later
 costs:
-  leave: {meaning: a request leaves, unit: seconds, value: 0.5, how: fitted, source: {file: notes}}
+  unet.join: {meaning: a request joins, unit: seconds, value: 0.5, how: fitted, source: {file: notes}}
 """
 
 
@@ -235,9 +271,9 @@ def test_costs_calibrated_later_lie_in_a_file_beside(small: dict[str, Any], save
     before = load(path)
     beside = save(MORE, "toy.costs.yaml")
     after = load(path)
-    assert after.seconds("leave") == 0.5
-    assert after.seconds("hand_over") == before.seconds("hand_over")
-    assert "leave" not in before.costs
+    assert after.seconds("unet.join") == 0.5
+    assert after.seconds("transport.client.unet") == before.seconds("transport.client.unet")
+    assert "unet.join" not in before.costs
     assert after.digest != before.digest
     beside.unlink()
     assert load(path).digest == before.digest
@@ -247,9 +283,13 @@ def test_costs_calibrated_later_lie_in_a_file_beside(small: dict[str, Any], save
     ("old", "new", "message"),
     [
         ("profile: mine/toy", "profile: other", r"profile: is for profile 'other' \(right would be: mine/toy\)"),
-        ("leave:", "join:", r"costs.join: stands in the profile already \(right would be: another name\)"),
-        ("value:", "modules: [clip], value:", r"costs.leave.modules: unknown module 'clip'"),
-        ("value:", "valeu:", r"costs.leave: unknown key 'valeu' \(right would be: value\)"),
+        (
+            "unet.join:",
+            "unet.join_together:",
+            r"costs.unet.join_together: stands in the profile already \(right would be: another name\)",
+        ),
+        ("value:", "modules: [clip], value:", r"costs.unet.join.modules: unknown module 'clip'"),
+        ("value:", "valeu:", r"costs.unet.join: unknown key 'valeu' \(right would be: value\)"),
     ],
 )
 def test_costs_beside_that_do_not_fit(old: str, new: str, message: str, small: dict[str, Any], save: Save) -> None:

@@ -39,7 +39,9 @@ def model(**changes: Any) -> TokenTable:
 def test_prefill_is_a_staircase_at_the_summed_length() -> None:
     t = model()
     assert [t.prefill(n) for n in (1, 64, 65, 128)] == [0.010, 0.010, 0.020, 0.020]
-    with pytest.raises(OutOfRange, match=r"toy: no value for a prefill of 129 tokens \(right would be: 1 to 128, or"):
+    with pytest.raises(
+        OutOfRange, match=r"toy: no value for a prefill of 129 tokens \(right would be: 1 to 128 as measured, "
+    ):
         t.prefill(129)
     with pytest.raises(OutOfRange):
         t.prefill(0)
