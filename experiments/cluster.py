@@ -113,7 +113,7 @@ def _ray(address: str | None) -> Iterator[Runner]:
         raise BadInput(f"no Ray cluster answers at {address}", where="--cluster", right="its address") from None
 
     def runner(function: Callable[[int, Any], Any], things: Sequence[Any]) -> Iterator[Any]:
-        task: Any = ray.remote(function)
+        task: Any = ray.remote(lambda number, thing: function(number, thing))  # Ray takes functions only
         waiting = iter(enumerate(things))
         most = max(1, int(_AHEAD * ray.cluster_resources().get("CPU", 1.0)))
         under_way = [task.remote(i, thing) for i, thing in islice(waiting, most)]

@@ -112,7 +112,7 @@ def test_batches_of_a_loop_are_counted() -> None:
         load(
             "sd15-512-rtx4090",
             [
-                ("time", {"hold": True, "noise": False}),
+                ("time", {"hold": True, "noise": False, "unmeasured": "shared"}),
                 ("policy", {"name": "edf"}),
                 ("slo.factor", 30.0),
                 ("workload.arrivals.rate", 6.0),

@@ -239,10 +239,10 @@ def test_means_are_held_against_means_and_medians_against_medians(
 ):
     """A host that stumbles moves the mean and not the median; a table is either."""
     profile = toy.with_name("profile.yaml")
-    text = profile.read_text()
-    measured = "      measured: {batch: [1, 2, 4, 8], seconds: [0.010, 0.011, 0.014, 0.020], statistic: STATISTIC"
-    text = text.rstrip() + "\n" + measured.replace("STATISTIC", statistic) + ", source: {file: runs}}\n"
-    profile.write_text(text)
+    table = "batch: [1, 2, 4, 8], seconds: [0.010, 0.011, 0.014, 0.020]"
+    measured = f"      measured: {{{table}, statistic: {statistic}, source: {{file: runs}}}}\n"
+    before, costs, after = profile.read_text().partition("costs:\n")
+    profile.write_text(before + measured + costs + after)
     for name in "ab":
         servetwin("run", toy, "--rate", 2, "--seed", 3, "--out", tmp_path / name)
     lines = [json.loads(x) for x in (tmp_path / "a" / "batches.jsonl").read_text().splitlines()]

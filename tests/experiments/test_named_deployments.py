@@ -156,7 +156,8 @@ def test_an_slo_that_nobody_can_miss_is_held(servetwin, tmp_path: Path):
     assert code == 0, out
     (found,) = table(tmp_path / "found.csv")
     assert "nothing holds" not in found["notes"]
-    assert (found["deployment"], float(found["value"]) < 100) == ("stages", True)
+    assert (found["deployment"], float(found["value"]) < 16384) == ("stages", True)
+    assert "the backlog is overloaded" in found["notes"]  # at this rate: how much is held depends on the run's length
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "clockwork"])
