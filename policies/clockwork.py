@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
 from typing import Literal
 
 from servetwin.core import BadInput, Batch, Decision, Policy, Task, WorkerView
@@ -110,10 +109,10 @@ class Clockwork(Policy):
             if not batch:
                 candidates += self._candidates(steps, n - 1)
         if not batch:
-            self._give_up(now, drop)
+            wake = self._give_up(now, drop)
+            self._forget_empty()
+            return Decision(drop=drop, idle_until=wake)
         self._forget_empty()
-        if not batch:
-            return Decision(drop=drop, idle_until=self._next_expiry(now))
         if not self.outstanding:
             self.begin = max(now, self.begin)
         self.outstanding.append(self.duration(batch[0].iterations, len(batch)))
@@ -154,7 +153,7 @@ class Clockwork(Policy):
         _, steps, n = best
         if not n:
             self._forget_empty()
-            return Decision(drop=drop, idle_until=self._next_expiry(now))
+            return Decision(drop=drop, idle_until=self._next_expiry())
         batch = list(self.classes[steps][n])
         for task in batch:
             for waiting in self.classes[steps].values():
@@ -173,8 +172,9 @@ class Clockwork(Policy):
             while waiting and waiting[0].deadline < begin + self.duration(steps, n):
                 self._leave_list(waiting.popleft(), drop)
 
-    def _give_up(self, now: float, drop: list[Task]) -> None:
-        """Drop those that could not make it any more in any list in which they stand, begun *now*.
+    def _give_up(self, now: float, drop: list[Task]) -> float | None:
+        """Drop those that could not make it any more in any list in which they stand, begun *now*; return when the
+        next one cannot.
 
         With a table in which a larger batch is the quicker one, who is too late to run alone may stand in lists that
         are too short to run, which are never tried. The artifact leaves him there; so does this, since the heads of
@@ -187,10 +187,14 @@ class Clockwork(Policy):
                 for task in waiting:
                     if task in self.places:
                         best[task] = min(best.get(task, math.inf), seconds)
+        wake = math.inf
         for task, seconds in best.items():
             if task.deadline < now + seconds:
                 del self.places[task]
                 drop.append(task)
+            else:
+                wake = min(wake, task.deadline - seconds)
+        return max(wake, now) + JUST_AFTER if wake < math.inf else None
 
     def _leave_list(self, task: Task, drop: list[Task]) -> None:
         """*task* went from one list; once it stands in none it is given up."""
@@ -206,16 +210,10 @@ class Clockwork(Policy):
     def _forget_empty(self) -> None:
         self.classes = {s: lists for s, lists in self.classes.items() if any(lists.values())}
 
-    def _next_expiry(self, now: float) -> float | None:
+    def _next_expiry(self) -> float | None:
         """When the next request falls out of a list, if any is left that cannot run now."""
-        heads = [(s, n, next((t for t in w if t in self.places), None)) for s, n, w in self._lists()]
-        latest = [task.deadline - self.duration(s, n) for s, n, task in heads if task is not None]
-        return max(min(latest), now) + JUST_AFTER if latest else None
-
-    def _lists(self) -> Iterator[tuple[int, int, deque[Task]]]:
-        for steps, lists in self.classes.items():
-            for n, waiting in lists.items():
-                yield steps, n, waiting
+        latest = [w[0].deadline - self.duration(s, n) for s, ls in self.classes.items() for n, w in ls.items() if w]
+        return min(latest) + JUST_AFTER if latest else None
 
     def ended(self, batch: Batch, view: WorkerView, now: float) -> None:
         if self.pacing == "tracked":

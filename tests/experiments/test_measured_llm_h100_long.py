@@ -51,7 +51,7 @@ def test_latencies():
         assert within(pairs, what, p99, 10) >= tail
     others = {run: (a, b) for run, a, b in runs() if not beyond_its_knee(run)}
     assert len(others) == 40
-    # Most of its steps decode 224 to 256 sequences, of which profiles hold one context: they go on as their neighbours.
+    # Most of its steps decode 224 to 256 sequences, of which profiles hold one context: the rest are as neighbours.
     (full,) = [run for run in others if (run.policy, run.rate, run.cv) == ("vllm", 73.2, 1)]
     for run, (a, b) in others.items():
         most = 5.2 if run is full else 4.3
