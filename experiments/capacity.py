@@ -2,7 +2,8 @@
 
 An answer is checked by runs twice and four times as long: if what they give lies outside the interval, or the backlog
 is not flat at the answer, the runs were too short to speak of a steady state, and they are lengthened until it does
-not, or until the longest have `Asked.longest` requests. What is still outside then is said, and no interval is given.
+not, or until the longest have `Asked.longest` requests, or until it is plain that no SLO helps against the load. What
+is still outside then is said, and no interval is given.
 """
 
 from __future__ import annotations
@@ -206,13 +207,16 @@ class Finder:
     def _answer_to(self, target: Target) -> Answer:
         found, length = self._first(target)
         notes = found.notes
+        last = ""
         while True:
             checked = self._check(found, length)
-            stable = self._verdict(length, found.value).backlog == "flat"
+            backlog = self._verdict(length, found.value).backlog
             longer = self._curve(2 * length) if self._may(4 * length) and 0.0 < found.value < math.inf else None
-            if longer is None or (checked and stable):
+            # The load is the same whatever the SLO is: of a system that it is too much for, longer runs say no more.
+            hopeless = self.quantity.key == "slo.factor" and backlog == last == "overloaded"
+            if longer is None or hopeless or (checked and backlog == "flat"):
                 return self._answer(found, length, checked, notes)
-            length *= 2
+            length, last = 2 * length, backlog
             (found,) = search(_never, self.quantity, [target], start=found.value, near=True, curve=longer)
 
     def _first(self, target: Target) -> tuple[Capacity, int]:
