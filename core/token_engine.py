@@ -35,6 +35,13 @@ FRUITLESS = 1000
 class TokenEngine(DecodeSums):
     """Runs the steps of *worker* for *loop*."""
 
+    # More than 30 attributes, and Python looks each up in a slower way.
+    __slots__ = (
+        "_done", "_fruitless", "_module", "_preempted", "_recomputed", "_stale", "_swapped", "_untaken",
+        "deciding", "go_on", "host", "keep_ends", "lean", "longest", "loop", "seen", "stage", "swap",
+        "worker",
+    )  # fmt: skip
+
     def __init__(self, loop: ServingLoop, worker: TokenWorker) -> None:
         view = worker.view
         super().__init__(view, keep_times=loop.recorder.wants_token_times)

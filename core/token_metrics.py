@@ -84,8 +84,14 @@ class TokenDeadlines(CumulativeSLO):
 
     def deadlines(self, task: TokenTask) -> np.ndarray:
         """When each of the tokens that *task* has put out was due, in seconds since the run began."""
+        return self._after(self._first_due_of(task), task)
+
+    def _first_due_of(self, task: TokenTask) -> float:
+        return task.arrival + task.budget + self.prefill_scale * self.prefill_alone(task.prompt)
+
+    def _after(self, first: float, task: TokenTask) -> np.ndarray:
+        """When the tokens of *task* are due whose first is due at *first*."""
         count, prompt = task.generated, task.prompt
-        first = task.arrival + task.budget + self.prefill_scale * self.prefill_alone(prompt)
         steps, sums = (_STEPS, _SUMS) if count <= len(_STEPS) else _longer(count)
         per_step = self.decode_scale * (self.d0 + self.d1 * prompt)
         due: np.ndarray = first + per_step * steps[:count] + (self.decode_scale * self.d1) * sums[:count]
@@ -93,8 +99,8 @@ class TokenDeadlines(CumulativeSLO):
 
     def in_time(self, task: TokenTask) -> np.ndarray:
         """Which of the tokens that *task* has put out came by their deadlines."""
-        due = self.deadlines(task)
-        kept: np.ndarray = as_array(task.times()) <= due + slack(due[:1])
+        first = self._first_due_of(task)
+        kept: np.ndarray = as_array(task.times()) <= self._after(first + slack(first), task)
         return kept
 
 

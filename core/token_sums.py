@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 class DecodeSums:
     """The sums for the engine of *view*; with *keep_times* also when each token comes out."""
 
+    __slots__ = (
+        "_buckets", "_ends", "_first", "_joined", "_leaving", "_lengths", "_phases", "_ticks", "_trim_at",
+        "headroom", "keep_times", "size", "view",
+    )  # fmt: skip
+
     def __init__(self, view: TokenView, *, keep_times: bool) -> None:
         self.view, self.keep_times = view, keep_times
         self.size, self.headroom = view.block_size, view.limits.headroom
