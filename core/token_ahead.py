@@ -40,10 +40,19 @@ class Flight:
     their order.)
     """
 
-    __slots__ = (
-        "decided", "leaving", "owed", "tick", "_debt", "_flights", "_free", "_settled", "_unheard",
-        "ahead",
-    )  # fmt: skip
+    __slots__ = ("decided", "leaving", "owed", "tick")
+
+    def __init__(self, decided: float) -> None:
+        self.decided = decided
+        self.tick: int | None = None
+        self.owed: dict[TokenTask, None] = {}
+        self.leaving: dict[TokenTask, None] = {}
+
+
+class TokenEngineAhead(TokenEngine):
+    """`TokenEngine` with two steps in flight; *worker* must have a `Host`. *deciding* says that the host is busy."""
+
+    __slots__ = ("_debt", "_flights", "_free", "_settled", "_unheard", "ahead")
 
     def __init__(self, loop: ServingLoop, worker: TokenWorker) -> None:
         super().__init__(loop, worker)

@@ -26,20 +26,17 @@ if TYPE_CHECKING:
     from .loop import ServingLoop
     from .token_worker import TokenWorker
 
-
 #: So many steps that preempted somebody, on end and without a token that came out, and an engine is taken to go round
 #: in circles: what it computes it forgets again, and that would never end.
 FRUITLESS = 1000
 
 
 class TokenEngine(DecodeSums):
-    """Runs the steps of *worker* for *loop*."""
+    """Runs the steps of *worker* for *loop*. (Slots: it has more attributes than Python keeps in line.)"""
 
-    # More than 30 attributes, and Python looks each up in a slower way.
     __slots__ = (
         "_done", "_fruitless", "_module", "_preempted", "_recomputed", "_stale", "_swapped", "_untaken",
-        "deciding", "go_on", "host", "keep_ends", "lean", "longest", "loop", "seen", "stage", "swap",
-        "worker",
+        "deciding", "go_on", "host", "keep_ends", "lean", "longest", "loop", "seen", "stage", "swap", "worker",
     )  # fmt: skip
 
     def __init__(self, loop: ServingLoop, worker: TokenWorker) -> None:
