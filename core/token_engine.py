@@ -380,8 +380,11 @@ class TokenEngine(DecodeSums):
         if not self.loop.stopped:
             if self.host is not None:
                 self._rest(self.host.between(batch.size))
-            elif self._settles():
-                self.turn(now)
+            elif not self.worker.called:  # as `_settles`, without the call
+                if self.loop._when_settled(self.worker.wake):
+                    self.worker.called = True
+                else:
+                    self.turn(now)
 
     def settle(self, batch: TokenBatch) -> float:
         """What follows from *batch* before the policy is asked again; gives the time."""

@@ -11,7 +11,7 @@ False
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Literal
 
@@ -76,6 +76,11 @@ class TokenDeadlines(CumulativeSLO):
     """NeuStream's deadlines; a request meets them with all its tokens, or (*meets* "last") with its last."""
 
     meets: Literal["all", "last"] = "all"
+    #: What each token may take longer, by how many came before it, in seconds.
+    _longer_contexts: np.ndarray = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_longer_contexts", self._weights(_STEPS, _SUMS)[1])
 
     def met(self, task: TokenTask) -> bool:
         if self.meets == "last":
@@ -92,10 +97,14 @@ class TokenDeadlines(CumulativeSLO):
     def _after(self, first: float, task: TokenTask) -> np.ndarray:
         """When the tokens of *task* are due whose first is due at *first*."""
         count, prompt = task.generated, task.prompt
-        steps, sums = (_STEPS, _SUMS) if count <= len(_STEPS) else _longer(count)
-        per_step = self.decode_scale * (self.d0 + self.d1 * prompt)
-        due: np.ndarray = first + per_step * steps[:count] + (self.decode_scale * self.d1) * sums[:count]
+        steps, longer = (_STEPS, self._longer_contexts) if count <= len(_STEPS) else self._weights(*_longer(count))
+        due: np.ndarray = (self.decode_scale * (self.d0 + self.d1 * prompt)) * steps[:count]
+        due += first
+        due += longer[:count]
         return due
+
+    def _weights(self, steps: np.ndarray, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return steps, (self.decode_scale * self.d1) * sums
 
     def in_time(self, task: TokenTask) -> np.ndarray:
         """Which of the tokens that *task* has put out came by their deadlines."""
