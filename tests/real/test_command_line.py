@@ -405,11 +405,11 @@ def test_a_run_that_breaks_says_why_and_where_its_records_are(servetwin, tmp_pat
     calls = []
     step = Site.step
 
-    def breaks(site, batch):
+    def breaks(site, *batch):
         calls.append(1)
         if len(calls) > 200:
             raise torch.OutOfMemoryError("no memory")
-        step(site, batch)
+        step(site, *batch)
 
     monkeypatch.setattr(Site, "step", breaks)
     folder = tmp_path / "run"

@@ -113,11 +113,11 @@ def test_a_broken_lane_ends_the_run_with_its_records(small, tmp_path, monkeypatc
     calls = []
     step = site.step
 
-    def breaks(batch):
+    def breaks(*batch):
         calls.append(1)
         if len(calls) > 20:
             raise torch.OutOfMemoryError("no memory")
-        step(batch)
+        step(*batch)
 
     monkeypatch.setattr(site, "step", breaks)
     recorder = RunFolder(tmp_path / "run", {})
