@@ -248,6 +248,9 @@ class Finder:
                 found.low, found.high = sorted((found.value, found.value if self.quantity.whole else found.fails))
         if twice is None:
             notes.append("not checked: there are not enough requests for runs twice as long, so there is no interval")
+        elif found.open:
+            notes.append("there is no interval: more seeds or requests are needed to close it")
+            twice = False
         elif not twice:
             notes.append("does not hold: what longer runs give lies outside, so there is no interval")
         if not twice:

@@ -96,6 +96,18 @@ def test_the_interval_holds_as_often_as_it_says():
     assert held >= 88  # of 100, of which 95 are expected
 
 
+def test_few_requests_do_not_lead_the_search_away():
+    # 40 of 40 requests are surely more than 91 % only, so no place is surely held; the search must not go on for ever
+    curve = Curve(lambda xs: [[(20 if x < 3.0 else 0, 20)] * 2 for x in xs], RATE, 0.95)
+    (found,) = search(curve.sample, RATE, [0.98], start=1.0, curve=curve)
+    assert 2.9 < found.value < 3.0
+    assert found.low == 0.0
+    assert found.open
+    assert min(curve.samples) > 1e-3  # 64 times less at the most, and the last step
+    surely = search(lambda xs: [[(2000 if x < 3.0 else 0, 2000)] * 2 for x in xs], RATE, [0.98], start=1.0)
+    assert not surely[0].open
+
+
 # -- simulated ------------------------------------------------------------------------------------------
 
 MD1_PROFILE = """
@@ -178,6 +190,13 @@ def test_from_the_command_line(toy: Path, servetwin):
     code, text, _ = servetwin("search", toy, "--find", "replicas", "--set", "rate=40.0", *few)
     assert code == 0
     assert "fewest replicas" in text
+
+
+def test_an_answer_from_a_few_requests(md1: Path, servetwin):
+    options = ("--target", 98, "--seeds", 2, "--requests", 20, "--longest", 20, "--jobs", 1)
+    code, text, err = servetwin("search", md1, *options)
+    assert (code, err) == (0, "")
+    assert "there is no interval: more seeds or requests are needed to close it" in text
 
 
 def test_what_cannot_be_sought(toy: Path, servetwin):
