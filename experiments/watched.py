@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from servetwin.core import Outcome, Recorder, Request
+from servetwin.core.slo import slack
 from servetwin.core.token_metrics import sent_at
 from servetwin.core.tokens import TokenTask
 
@@ -73,19 +74,25 @@ class Watched:
         row: Row = {"requests": n, "span": float(arrivals[-1] - arrivals[0])}
         columns = {name: np.array(values)[order][first:] * 1000.0 for name, values in watch.latencies.items()}
         met = np.array(watch.met)[order][first:]
+        more = slack(np.array(watch.ends)[order][first:]) * 1000.0
         for criterion in self.criteria:
-            row[criterion.name] = self._of(criterion, met, columns)
+            row[criterion.name] = self._of(criterion, met, columns, more)
         row["backlog"] = _backlog(arrivals.tolist(), sorted(watch.ends))
         row["latency"] = _by_part(np.array(watch.latencies["e2el"])[order])
         return row
 
-    def _of(self, criterion: Criterion, met: np.ndarray, columns: dict[str, np.ndarray]) -> list[Any]:
+    def _of(
+        self, criterion: Criterion, met: np.ndarray, columns: dict[str, np.ndarray], more: np.ndarray
+    ) -> list[Any]:
+        """*more* is the tolerance, in milliseconds: what takes exactly as long as it may is within the limit."""
         if criterion.metric is None:
             return [int(met.sum()), len(met)]
         values = columns[criterion.metric]
         if criterion.share is not None:
-            return [int((values <= criterion.limit).sum()), len(values)]
+            return [int((values <= criterion.limit + more).sum()), len(values)]
         mean = float(values.mean())
+        if criterion.limit < mean <= criterion.limit + float(more.mean()):
+            mean = criterion.limit
         return [mean if math.isfinite(mean) else None, len(values)]
 
 

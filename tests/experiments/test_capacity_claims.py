@@ -370,6 +370,15 @@ def samples(rows: Sequence[tuple[int, int]]):
     return [{"attainment": row} for row in rows]
 
 
+@pytest.mark.parametrize("text", ["p99_e2el_ms<=100", "mean_e2el_ms<=100"])
+def test_a_target_exactly_on_the_limit(md1: Path, text: str):
+    # one request at a time, 100 ms each: up to 10/s nobody waits, whatever the last bit of an arrival
+    alone = [("workload.arrivals", {"process": "constant", "rate": 5.0})]
+    asked = capacity.Asked("rate", [targets.parse(text)], seeds=1, requests=500, longest=2000)
+    (answer,) = capacity.answers([md1], None, asked, alone, jobs=1)
+    assert answer.found.value == pytest.approx(10.0, rel=0.006)
+
+
 def test_a_target_of_several_limits_is_the_worst_of_them():
     target = targets.Target("both", (targets.Criterion("attainment", 0.9), targets.Criterion("attainment", 0.5)))
     found = target.interval(samples([(95, 100), (93, 100)]), 0.95)
