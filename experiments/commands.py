@@ -271,12 +271,16 @@ def _compare_grids(
         return
     typer.echo(f"A: {first}\nB: {second}\nattainment, in percent of the requests sent")
     columns = [("workload", "left"), ("policy", "left"), ("rate", "right"), ("cv", "right"), ("SLO", "right")]
+    plain = ("workload", "policy", "rate", "cv", "slo_factor")
+    others = dict.fromkeys(k for row in rows for k in list(row)[: list(row).index("runs_first")] if k not in plain)
+    columns += [(name, "right") for name in others]
     lines = table(*columns, ("A", "right"), ("B", "right"), ("B - A", "right"), ("batch\nB / A", "right"))
     for row in rows:
         numbers = ("" if row[k] is None else f"{row[k]:g}" for k in ("rate", "cv", "slo_factor"))
         pair = (f"{row[f'attainment_{side}']:.2f}" for side in ("first", "second"))
         batch = _ratio(row["batch_second"], row["batch_first"])
-        lines.add_row(row["workload"], row["policy"], *numbers, *pair, f"{row['attainment_gap']:+.2f}", batch)
+        more = (row.get(name, "") for name in others)
+        lines.add_row(row["workload"], row["policy"], *numbers, *more, *pair, f"{row['attainment_gap']:+.2f}", batch)
     print_table(lines)
     typer.echo(f"{len(rows)} cells: |B - A| mean {mean:.2f}, max {max(gaps):.2f} points")
     show_decisions(found)
