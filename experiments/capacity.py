@@ -258,10 +258,26 @@ class Finder:
         stable = self._verdict(length, found.value)
         if stable.backlog != "flat":
             notes.append(f"not stable there: the backlog is {stable.backlog}")
-        found.notes = notes
+        found.notes = [*notes, *self._stands_on(length, found.value)]
         e = self.experiment
         warm_up = int(self.watched.warm_up * length)
         return Answer(e.name, e.policy.name, deployment_of(e), found, length, warm_up, stable, twice, self.seeds)
+
+    def _stands_on(self, length: int, place: float) -> list[str]:
+        """What else is to be said of the runs at *place*: what of them was not measured, cut or cut off."""
+        rows: list[Any] = list(self.curves[length].samples.get(place, ()))
+        said = []
+        if beyond := sum(row["beyond"] for row in rows):
+            said.append(f"beyond what was measured: {beyond} steps at the answer, for which last values were held")
+        prompts, outputs = (sum(row["cut"][i] for row in rows) for i in (0, 1))
+        if prompts or outputs:
+            said.append(f"cut at the answer: {prompts} prompts, {outputs} outputs")
+        after = self.experiment.system.stop_after
+        if after is not None:
+            off = sum(row["cut_off"] for row in rows)
+            what = f"runs are cut off {after:g} s after the last request was sent"
+            said.append(f"{what}: {off} requests at the answer failed so")
+        return said
 
     def _verdict(self, length: int, place: float) -> Verdict:
         rows: list[Any] = list(self.curves[length].samples.get(place, ()))

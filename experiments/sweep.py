@@ -317,6 +317,8 @@ class Partial:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+        if not self._rows:  # nothing was finished that would have to be kept
+            self.remove()
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)

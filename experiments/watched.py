@@ -16,7 +16,7 @@ from servetwin.core.token_metrics import sent_at
 from servetwin.core.tokens import TokenTask
 
 from .config import Experiment
-from .points import Row
+from .points import Row, beyond_measured
 from .stability import PARTS
 from .targets import Criterion
 
@@ -52,7 +52,8 @@ class Watch(Recorder):
 @dataclass(frozen=True)
 class Watched:
     """Runs an experiment and gives a row: the *criteria*, each as (requests that keep it, requests) or (mean,
-    requests) of those that arrive after the first *warm_up* (a share), and backlog and mean latency by part."""
+    requests) of those that arrive after the first *warm_up* (a share), backlog and mean latency by part, and what was
+    cut, cut off, or beyond what was measured."""
 
     criteria: tuple[Criterion, ...]
     warm_up: float
@@ -78,6 +79,10 @@ class Watched:
         for criterion in self.criteria:
             row[criterion.name] = self._of(criterion, met, columns, more)
         row["backlog"] = _backlog(arrivals.tolist(), sorted(watch.ends))
+        row["beyond"] = beyond_measured(watch.summary)
+        cut = watch.summary.input.get("cut", {}).values()
+        row["cut"] = [sum(found[what] for found in cut) for what in ("prompts", "outputs")]
+        row["cut_off"] = watch.summary.cut_off
         row["latency"] = _by_part(np.array(watch.latencies["e2el"])[order])
         return row
 

@@ -244,3 +244,11 @@ def test_a_table_that_a_spreadsheet_wrote_is_read(toy: Path):
     rows = read_rows(out)
     out.write_text(out.read_text(), encoding="utf-8-sig")
     assert read_rows(out) == rows
+
+
+def test_a_sweep_that_is_refused_leaves_nothing(toy: Path, servetwin):
+    path = write(toy, "extends: toy.yaml\nset: {deployment.workers.0.limit: 64}\ngrid: {rate: [2.0, 4.0]}\n")
+    before = {p.name for p in toy.parent.iterdir()}
+    code, _, err = servetwin("sweep", path, "--out", toy.parent / "out.csv", "--jobs", 1, "--no-cache")
+    assert (code, err.count("\n")) == (2, 1)
+    assert {p.name for p in toy.parent.iterdir()} == before
