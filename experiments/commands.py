@@ -97,6 +97,22 @@ def input_lines(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
+def show_tokens(stage: str, tokens: dict[str, Any]) -> None:
+    """What a run says of the tokens of a *stage*."""
+    made = f"{tokens['output_throughput'] or 0.0:.1f}"
+    if "token_goodput" in tokens:
+        typer.echo(f"tokens of {stage}: {tokens['token_goodput'] or 0.0:.1f} on time of {made} put out per second")
+    else:
+        typer.echo(f"tokens of {stage}: {made} put out per second")
+    if tokens["mean_ttft_ms"] is not None:
+        for name in ("ttft", "tpot", "itl"):
+            if tokens[f"mean_{name}_ms"] is not None:
+                times = ", ".join(f"{p} {tokens[f'{p}_{name}_ms']:.1f} ms" for p in ("mean", "median", "p99"))
+                typer.echo(f"  {name} {times}")
+    if "within_limits" in tokens:
+        typer.echo(f"  {tokens['within_limits']} requests within the limits")
+
+
 def profile(
     model: Annotated[str, typer.Argument(help="sd15-512, tiny-dit, ... (docs/real.md); opt-13b (docs/vllm.md)")],
     out: Annotated[Path, typer.Option(help="The profile file to write, .yaml; must not exist.")],
@@ -182,7 +198,9 @@ def compare(
     first: Annotated[Path, typer.Argument(help="A run folder; or a folder of them, or a sweep's table.")],
     second: Annotated[Path, typer.Argument(help="Another of the kind; gaps are this one minus the first.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
-    target: Annotated[float, typer.Option(help="Grids: attainment that a rate must hold, in %.")] = 90.0,
+    target: Annotated[
+        float | None, typer.Option(help="Grids: attainment that a rate must hold, in %; by default 90.")
+    ] = None,
     floor: Annotated[
         float | None, typer.Option(help="Grids: points that decide nothing; else told from repeats in the first.")
     ] = None,
@@ -195,9 +213,13 @@ def compare(
         one = first if is_run(first) else second
         raise BadInput("this is one run, the other are many", where=str(one), right="two runs, or two collections")
     if is_run(first) or not (first.exists() and second.exists()):
+        for option, value in (("--target", target), ("--floor", floor), ("--out", out)):
+            if value is not None and is_run(first):
+                what = "this is for grids, and these are two runs"
+                raise BadInput(what, where=option, right="folders of run folders, or sweeps' tables")
         _compare_runs(first, second, as_json)
     else:
-        _compare_grids(first, second, as_json, target, floor, out)
+        _compare_grids(first, second, as_json, 90.0 if target is None else target, floor, out)
 
 
 def _compare_runs(first: Path, second: Path, as_json: bool) -> None:

@@ -149,22 +149,33 @@ def _of_row(row: Row, where: str) -> Entry:
                 raise BadInput(f"there is no {name!r}", where=where, right=right)
             return None
         try:
-            return float(text)
-        except ValueError:
+            value = float(text)
+        except (TypeError, ValueError):
+            value = math.nan
+        if not math.isfinite(value):
             raise BadInput(f"{text!r} is no number", where=f"{where}: {name}") from None
+        return value
 
     for name in ("workload", "policy"):
         if not row.get(name):
             raise BadInput(f"there is no {name!r}", where=where, right="a sweep's table")
     total, met, finished = (number(k, needed=True) or 0.0 for k in ("requests", "met", "finished"))
+    if total <= 0.0:
+        raise BadInput(f"{total:g} is no number of requests", where=f"{where}: requests", right="1 or more")
+    for name, count in (("met", met), ("finished", finished)):
+        if not 0.0 <= count <= total:
+            what = f"{count:g} of {total:g} requests cannot be"
+            raise BadInput(what, where=f"{where}: {name}", right=f"0 to {total:g}")
     seed = number("seed")
+    if seed is not None and not seed.is_integer():
+        raise BadInput(f"{seed:g} is no seed", where=f"{where}: seed", right="a whole number")
     setting = Setting(row["workload"], number("rate"), number("cv"), number("slo_factor"))
     return Entry(
         setting,
         row["policy"],
         int(seed) if seed is not None else None,
-        100.0 * met / total if total else 0.0,
-        100.0 * finished / total if total else 0.0,
+        100.0 * met / total,
+        100.0 * finished / total,
         number("request_goodput"),
         number("mean_batch_size"),
         row.get("deployment") or None,
@@ -379,10 +390,19 @@ class Decisions:
         }
 
 
+def check_decisions(target: float, floor: float | None) -> None:
+    """Raise `BadInput` unless *target* is a share in percent, and *floor*, if given, a number of points."""
+    if not 0.0 < target <= 100.0:
+        raise BadInput(f"{target:g} is no attainment to hold", where="--target", right="percent, above 0 to 100")
+    if floor is not None and not 0.0 <= floor < math.inf:
+        raise BadInput(f"{floor:g} is no difference of points", where="--floor", right="0 or more")
+
+
 def decide(first: Grid, second: Grid, *, target: float = 90.0, floor: float | None = None) -> Decisions:
     """Hold the decisions that follow from *second* against those from *first*; *target* in percent, *floor* in points
-    (None: from repeats in *first*).
+    (None: from repeats in *first*). Raises `BadInput` if they are none.
     """
+    check_decisions(target, floor)
     found = Decisions(noise_of(first, floor), target, unlike=unlike(first, second))
     by_setting: dict[Setting, dict[str, tuple[Cell, Cell]]] = {}
     for (setting, policy), cell in first.items():
@@ -477,6 +497,7 @@ def compare_grids(
     out: Path | None = None,
 ) -> tuple[list[Row], Decisions]:
     """The rows of `cells` and the `Decisions`; with *out*, a table of the rows is written there."""
+    check_decisions(target, floor)
     a, b = grids_of(first, second)
     rows = cells(a, b)
     if not rows:

@@ -217,6 +217,49 @@ def test_runs_that_differ_in_more_than_their_seed_are_no_repeats(servetwin, toy:
         compare_grids(one, two)
 
 
+IMPOSSIBLE = {
+    "nan,5": "row 1: met: 'nan' is no number",
+    "120,5": "row 1: met: 120 of 100 requests cannot be (right would be: 0 to 100)",
+    "-5,5": "row 1: met: -5 of 100 requests cannot be",
+    "5,120": "row 1: finished: 120 of 100 requests cannot be",
+    "5": "row 1: there is no 'finished'",
+}
+
+
+@pytest.mark.parametrize("counts", IMPOSSIBLE)
+def test_counts_that_cannot_be_are_refused(servetwin, tmp_path: Path, counts: str):
+    table = tmp_path / "t.csv"
+    table.write_text(f"workload,policy,seed,requests,met,finished\ntoy,edf,0,100,{counts}\n")
+    code, out, err = servetwin("compare", table, table)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert IMPOSSIBLE[counts] in err
+    table.write_text("workload,policy,seed,requests,met,finished\ntoy,edf,0,0,0,0\n")
+    assert "0 is no number of requests" in servetwin("compare", table, table)[2]
+    table.write_text("workload,policy,seed,requests,met,finished\ntoy,edf,0.5,10,1,1\n")
+    assert "0.5 is no seed" in servetwin("compare", table, table)[2]
+
+
+@pytest.mark.parametrize(
+    "option", [("--target", 0), ("--target", 101), ("--target", "nan"), ("--floor", -1), ("--floor", "nan")]
+)
+def test_targets_and_floors_that_are_none_are_refused(servetwin, tmp_path: Path, option):
+    table, out = tmp_path / "t.csv", tmp_path / "out.csv"
+    table.write_text("workload,policy,rate,cv,slo_factor,requests,met,finished\ntoy,edf,1,2,3,10,5,5\n")
+    for command in (("compare", table, table), ("score", table)):
+        code, text, err = servetwin(*command, "--out", out, *option)
+        assert (code, text, err.count("\n")) == (2, "", 1)
+        assert err.startswith(f"servetwin: {option[0]}: ")
+        assert not out.exists()
+
+
+def test_options_for_grids_are_refused_for_two_runs(servetwin, toy: Path, tmp_path: Path):
+    servetwin("run", toy, "--out", tmp_path / "a")
+    for option in (("--target", 50), ("--floor", 1), ("--out", tmp_path / "t.csv")):
+        code, text, err = servetwin("compare", tmp_path / "a", tmp_path / "a", *option)
+        assert (code, text) == (2, "")
+        assert err.startswith(f"servetwin: {option[0]}: this is for grids, and these are two runs")
+
+
 WRONG = {
     "one run and many": (["toy", "."], "this is one run, the other are many"),
     "no runs in it": (["empty", "empty"], "no run in it that came to its end"),
