@@ -126,6 +126,9 @@ def answers(
 def _experiment(source: str | Path, policy: str | None, asked: Asked, overrides: Sequence[Override]) -> Experiment:
     chosen: list[Override] = [("policy", policy)] if policy is not None else []
     experiment = seeded(load(source, [*chosen, ("seed", asked.first_seed), *overrides], chain=layers(source)))
+    if experiment.seed != asked.first_seed:
+        what = f"the seeds of a search begin with {asked.first_seed}"
+        raise BadInput(what, where="--set seed", right=f"--first-seed {experiment.seed}")
     wanted = experiment.workload.requests
     if asked.requests is not None:
         wanted = asked.requests

@@ -144,6 +144,8 @@ def _one(curve: Curve, target: Target, start: float, precision: float, near: boo
     curve.at(_between(curve.quantity, holds, fails))
     notes = _rises(curve, target)
     value, fails = _crossing(curve, target, precision, lambda i: i.mean)
+    if not 0.0 < value < math.inf:
+        raise _held_nowhere(curve, target, curve.from_easy()[0])
     tried = {x: curve.interval(x, target) for x in sorted(curve.samples)}
     if one_seed:
         return Capacity(target, value, None, None, tried, notes, fails)
@@ -238,13 +240,16 @@ def _best(target: Target, samples: Sequence[Sample]) -> float:
 
 
 def _around(curve: Curve, target: Target, start: float) -> tuple[float, float]:
-    """A place near *start* that holds and one that does not, at the end of the stretch that *start* lies in."""
+    """A place near *start* that holds, with none easier among those sampled that does not, and a harder one that does
+    not hold."""
     quantity = curve.quantity
     holds = fails = start
     for k in range(TRIES):
-        if curve.interval(holds, target).mean >= 0.0:
+        curve.at([holds])
+        failing = [x for x in curve.from_easy() if quantity.harder * (x - holds) <= 0 and not curve.holds(x, target)]
+        if not failing:
             break
-        fails, holds = holds, _further(quantity, holds, 1.0 + 0.05 * 2**k, harder=False)
+        fails, holds = failing[0], _further(quantity, failing[0], 1.0 + 0.05 * 2**k, harder=False)
         if fails == holds:
             break
     for k in range(TRIES):
