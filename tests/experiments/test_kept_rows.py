@@ -415,6 +415,12 @@ DOUBTFUL = {
         "int(F.read_text())",
         "it keeps something in notes",
     ),
+    "whether a file exists": ("import os\n", "1 + os.path.exists('there')", "looks at a file without reading it"),
+    "how large a file is": (
+        "from pathlib import Path\n",
+        "min(2, Path(__file__).stat().st_size)",
+        "looks at a file without reading it",
+    ),
     "a device": ("with open('/dev/zero', 'rb') as f:\n    N = len(f.read(1))\n", "N", "/dev/zero, which is no file"),
 }
 
