@@ -20,7 +20,7 @@ def only_real(given: Mapping[str, Any]) -> None:
 
 def only_modules(given: Mapping[str, Any]) -> None:
     """Likewise of those that are about torch modules, where vLLM serves."""
-    _refuse(given, "vLLM does not take this: it is about modules of torch", "--backend real, for such modules")
+    _refuse(given, "vLLM does not take this: it is about modules of torch", "to leave it out")
 
 
 def only_vllm(given: Mapping[str, Any]) -> None:
