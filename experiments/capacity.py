@@ -127,6 +127,9 @@ def answers(
 def _experiment(source: str | Path, policy: str | None, asked: Asked, overrides: Sequence[Override]) -> Experiment:
     chosen: list[Override] = [("policy", policy)] if policy is not None else []
     experiment = seeded(load(source, [*chosen, ("seed", asked.first_seed), *overrides], chain=layers(source)))
+    if experiment.seed != asked.first_seed:
+        what = f"the seeds of a search begin with {asked.first_seed}"
+        raise BadInput(what, where="--set seed", right=f"--first-seed {experiment.seed}")
     wanted = experiment.workload.requests
     if asked.requests is not None:
         wanted = asked.requests
@@ -252,6 +255,9 @@ class Finder:
                 found.low, found.high = sorted((found.value, found.value if self.quantity.whole else found.fails))
         if twice is None:
             notes.append("not checked: there are not enough requests for runs twice as long, so there is no interval")
+        elif found.open:
+            notes.append("there is no interval: more seeds or requests are needed to close it")
+            twice = False
         elif not twice:
             notes.append("does not hold: what longer runs give lies outside, so there is no interval")
         if not twice:
@@ -259,10 +265,26 @@ class Finder:
         stable = self._verdict(length, found.value)
         if stable.backlog != "flat":
             notes.append(f"not stable there: the backlog is {stable.backlog}")
-        found.notes = notes
+        found.notes = [*notes, *self._stands_on(length, found.value)]
         e = self.experiment
         warm_up = int(self.watched.warm_up * length)
         return Answer(e.name, e.policy.name, deployment_of(e), found, length, warm_up, stable, twice, self.seeds)
+
+    def _stands_on(self, length: int, place: float) -> list[str]:
+        """What else is to be said of the runs at *place*: what of them was not measured, cut or cut off."""
+        rows: list[Any] = list(self.curves[length].samples.get(place, ()))
+        said = []
+        if beyond := sum(row["beyond"] for row in rows):
+            said.append(f"beyond what was measured: {beyond} steps at the answer, for which last values were held")
+        prompts, outputs = (sum(row["cut"][i] for row in rows) for i in (0, 1))
+        if prompts or outputs:
+            said.append(f"cut at the answer: {prompts} prompts, {outputs} outputs")
+        after = self.experiment.system.stop_after
+        if after is not None:
+            off = sum(row["cut_off"] for row in rows)
+            what = f"runs are cut off {after:g} s after the last request was sent"
+            said.append(f"{what}: {off} requests at the answer failed so")
+        return said
 
     def _verdict(self, length: int, place: float) -> Verdict:
         rows: list[Any] = list(self.curves[length].samples.get(place, ()))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from servetwin.core.errors import BadInput, ServeTwinError, Stopped
 
-from . import commands
+from . import commands, options
 from .commands import (
     Ahead,
     AnyDevice,
@@ -106,12 +106,17 @@ def run(
     short = {"policy": policy, "rate": rate, "cv": cv, "slo": slo, "requests": requests, "seed": seed}
     chosen = load(_source(experiment), [*((k, v) for k, v in short.items() if v is not None), *_overrides(sets)])
     began = time.perf_counter()
+    modules = {"--device": devices, "--weights": weights, "--sampler": sampler != "ddim", "--slots": slots}
+    modules |= {"--processes": processes}
+    ahead = {"--url": url, "--asynchronous": asynchronous, "--synchronous": asynchronous is False}
     if backend == "real":
         from . import agents
         from .backend import Backend
 
+        options.only_vllm(ahead)
         setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes)
         if agents.serves(chosen):
+            options.only_modules({**modules, "--eager": eager})
             report = agents.run(chosen, model, out, _say, foreign=any_device)
         else:
             report = Backend(setup).run(chosen, out, _say)
@@ -119,12 +124,12 @@ def run(
     elif backend == "vllm":
         from .vllm_backend import VllmBackend
 
+        options.only_modules(modules)
         vllm = VllmBackend(model, eager=eager, foreign=any_device, asynchronous=asynchronous)
         served = vllm.ask(url, chosen, out, _say) if url else vllm.run(chosen, out, _say)
         summary, real = served.summary.as_dict(), served.as_dict()
     else:
-        _only_real({"--device": devices, "--model": model, "--weights": weights, "--eager": eager})
-        _only_real({"--processes": processes, "--url": url, "--asynchronous": asynchronous is not None})
+        options.only_real({**modules, **ahead, "--model": model, "--eager": eager, "--any-device": any_device})
         summary, real = build.run(chosen, out).as_dict(), None
     took = time.perf_counter() - began
     if as_json:
@@ -144,18 +149,6 @@ def _setup(devices: list[str] | None, *rest: Any) -> Setup:
     from .backend import Setup
 
     return Setup(tuple(devices or ()), *rest)
-
-
-def _only_simulated(given: dict[str, Any]) -> None:
-    for option, value in given.items():
-        if value:
-            raise BadInput("only simulations take this", where=option, right="--seeds, --repeats")
-
-
-def _only_real(given: dict[str, Any]) -> None:
-    for option, value in given.items():
-        if value:
-            raise BadInput("only real runs take this", where=option, right="--backend real")
 
 
 def _say(what: str) -> None:
@@ -196,7 +189,7 @@ def _show_run(experiment: Experiment, summary: dict[str, Any], took: float) -> N
         times = ", ".join(f"{p} {summary[f'{p}_e2el_ms'] / 1000:.2f} s" for p in ("mean", "median", "p90", "p99"))
         typer.echo(f"latency {times}")
     for stage, tokens in summary.get("llm", {}).items():
-        _show_tokens(stage, tokens)
+        commands.show_tokens(stage, tokens)
     for worker, w in summary["workers"].items():
         sizes = f"mean {w['mean_batch_size']:.2f}, largest {w['max_batch_size']}"
         typer.echo(f"batches of {worker}: {w['iterations']} run, {sizes}")
@@ -212,21 +205,6 @@ def _show_run(experiment: Experiment, summary: dict[str, Any], took: float) -> N
     typer.echo(f"{summary['duration']:.0f} s served in {took:.2f} s")
 
 
-def _show_tokens(stage: str, tokens: dict[str, Any]) -> None:
-    made = f"{tokens['output_throughput'] or 0.0:.1f}"
-    if "token_goodput" in tokens:
-        typer.echo(f"tokens of {stage}: {tokens['token_goodput'] or 0.0:.1f} on time of {made} put out per second")
-    else:
-        typer.echo(f"tokens of {stage}: {made} put out per second")
-    if tokens["mean_ttft_ms"] is not None:
-        for name in ("ttft", "tpot", "itl"):
-            if tokens[f"mean_{name}_ms"] is not None:
-                times = ", ".join(f"{p} {tokens[f'{p}_{name}_ms']:.1f} ms" for p in ("mean", "median", "p99"))
-                typer.echo(f"  {name} {times}")
-    if "within_limits" in tokens:
-        typer.echo(f"  {tokens['within_limits']} requests within the limits")
-
-
 # -- many runs ------------------------------------------------------------------------------------------
 
 
@@ -240,7 +218,9 @@ def sweep(
     until: Annotated[
         str | None, typer.Option(help="Add seeds until attainment is known to within this: 0.5pp.")
     ] = None,
-    most: Annotated[int, typer.Option(min=1, help="The most seeds that --until may take.")] = 100,
+    most: Annotated[
+        int | None, typer.Option(min=1, help="The most seeds that --until may take; by default 100.")
+    ] = None,
     versus: Annotated[
         str | None, typer.Option(help="A policy of the sweep to compare the others with, seed by seed.")
     ] = None,
@@ -264,12 +244,15 @@ def sweep(
     With --backend real each point is served for real, and leaves a run folder.
     """
     if backend == "real":
-        _only_simulated({"--until": until, "--versus": versus, "--cluster": cluster})
+        options.only_simulated({"--until": until, "--most": most, "--versus": versus, "--cluster": cluster})
         setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes)
         commands.serve_sweep(spec, out, setup, seeds or 1, repeats, as_they_are)
         return
-    _only_real({"--device": devices, "--model": model, "--weights": weights, "--eager": eager})
-    _only_real({"--processes": processes, "--repeats": repeats > 1, "--as-they-are": as_they_are})
+    real = {"--device": devices, "--model": model, "--weights": weights, "--eager": eager, "--slots": slots}
+    real |= {"--sampler": sampler != "ddim", "--any-device": any_device, "--processes": processes}
+    options.only_real({**real, "--repeats": repeats > 1, "--as-they-are": as_they_are})
+    if most is not None and until is None:
+        raise BadInput("there is nothing that would take more seeds", where="--most", right="--until 0.5pp")
     from . import sweep as engine
     from .cache import Cache
     from .statistics import parse_until
@@ -285,7 +268,7 @@ def sweep(
             cluster=cluster,
             seeds=seeds,
             until=width,
-            most=most,
+            most=100 if most is None else most,
             versus=versus,
             say=commands.say_aside,
         )
@@ -379,8 +362,9 @@ def score(
 ) -> None:
     """Simulate every run of a table of measured runs, and report how far off the simulation is."""
     from . import score as engine
-    from .fidelity import decide, grids_of
+    from .fidelity import check_decisions, decide, grids_of
 
+    check_decisions(target, floor)
     with _progress("score") as report:
         more = {"seeds": seeds, "jobs": jobs, "keep": keep, "as_they_are": as_they_are}
         scored = engine.score(runs, out, _overrides(sets), **more, progress=report)  # type: ignore[arg-type]

@@ -97,6 +97,22 @@ def input_lines(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
+def show_tokens(stage: str, tokens: dict[str, Any]) -> None:
+    """What a run says of the tokens of a *stage*."""
+    made = f"{tokens['output_throughput'] or 0.0:.1f}"
+    if "token_goodput" in tokens:
+        typer.echo(f"tokens of {stage}: {tokens['token_goodput'] or 0.0:.1f} on time of {made} put out per second")
+    else:
+        typer.echo(f"tokens of {stage}: {made} put out per second")
+    if tokens["mean_ttft_ms"] is not None:
+        for name in ("ttft", "tpot", "itl"):
+            if tokens[f"mean_{name}_ms"] is not None:
+                times = ", ".join(f"{p} {tokens[f'{p}_{name}_ms']:.1f} ms" for p in ("mean", "median", "p99"))
+                typer.echo(f"  {name} {times}")
+    if "within_limits" in tokens:
+        typer.echo(f"  {tokens['within_limits']} requests within the limits")
+
+
 def profile(
     model: Annotated[str, typer.Argument(help="sd15-512, tiny-dit, ... (docs/real.md); opt-13b (docs/vllm.md)")],
     out: Annotated[Path, typer.Option(help="The profile file to write, .yaml; must not exist.")],
@@ -182,7 +198,9 @@ def compare(
     first: Annotated[Path, typer.Argument(help="A run folder; or a folder of them, or a sweep's table.")],
     second: Annotated[Path, typer.Argument(help="Another of the kind; gaps are this one minus the first.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
-    target: Annotated[float, typer.Option(help="Grids: attainment that a rate must hold, in %.")] = 90.0,
+    target: Annotated[
+        float | None, typer.Option(help="Grids: attainment that a rate must hold, in %; by default 90.")
+    ] = None,
     floor: Annotated[
         float | None, typer.Option(help="Grids: points that decide nothing; else told from repeats in the first.")
     ] = None,
@@ -195,9 +213,13 @@ def compare(
         one = first if is_run(first) else second
         raise BadInput("this is one run, the other are many", where=str(one), right="two runs, or two collections")
     if is_run(first) or not (first.exists() and second.exists()):
+        for option, value in (("--target", target), ("--floor", floor), ("--out", out)):
+            if value is not None and is_run(first):
+                what = "this is for grids, and these are two runs"
+                raise BadInput(what, where=option, right="folders of run folders, or sweeps' tables")
         _compare_runs(first, second, as_json)
     else:
-        _compare_grids(first, second, as_json, target, floor, out)
+        _compare_grids(first, second, as_json, 90.0 if target is None else target, floor, out)
 
 
 def _compare_runs(first: Path, second: Path, as_json: bool) -> None:
@@ -271,12 +293,16 @@ def _compare_grids(
         return
     typer.echo(f"A: {first}\nB: {second}\nattainment, in percent of the requests sent")
     columns = [("workload", "left"), ("policy", "left"), ("rate", "right"), ("cv", "right"), ("SLO", "right")]
+    plain = ("workload", "policy", "rate", "cv", "slo_factor")
+    others = dict.fromkeys(k for row in rows for k in list(row)[: list(row).index("runs_first")] if k not in plain)
+    columns += [(name, "right") for name in others]
     lines = table(*columns, ("A", "right"), ("B", "right"), ("B - A", "right"), ("batch\nB / A", "right"))
     for row in rows:
         numbers = ("" if row[k] is None else f"{row[k]:g}" for k in ("rate", "cv", "slo_factor"))
         pair = (f"{row[f'attainment_{side}']:.2f}" for side in ("first", "second"))
         batch = _ratio(row["batch_second"], row["batch_first"])
-        lines.add_row(row["workload"], row["policy"], *numbers, *pair, f"{row['attainment_gap']:+.2f}", batch)
+        more = (row.get(name, "") for name in others)
+        lines.add_row(row["workload"], row["policy"], *numbers, *more, *pair, f"{row['attainment_gap']:+.2f}", batch)
     print_table(lines)
     typer.echo(f"{len(rows)} cells: |B - A| mean {mean:.2f}, max {max(gaps):.2f} points")
     show_decisions(found)

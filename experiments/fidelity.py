@@ -5,7 +5,8 @@ A cell is a setting (workload, rate, cv, SLO factor) under a policy; runs that d
 repeats of it and are averaged. Decisions are three: which policy wins a setting, how the policies rank there, and up
 to which rate a policy holds a target. The first collection counts as the truth. A difference that is no larger than
 what repeats of one cell differ by (the noise floor) decides nothing, and a tie, on either side, agrees with nothing.
-A policy that a workload was served by in several deployments counts as several.
+A policy that a workload was served by in several deployments counts as several. What else the runs of a collection
+differ in (replicas, requests, any axis of a sweep) makes settings of its own; a parameter of a policy, policies.
 """
 
 from __future__ import annotations
@@ -25,24 +26,30 @@ from . import tables, yamlfile
 from .compare import find_runs, read
 from .config import Experiment
 from .points import main_worker, settings_of
+from .stands import otherwise, otherwise_in
 
 Row = dict[str, Any]
 
 #: Attainments (points) that differ by no more are equal: what adding up in another order may do.
 EQUAL = 1e-9
+#: Keys that begin so are of the policy.
+PARAMS = "policy.params."
 
 
 class Setting(NamedTuple):
-    """What policies compete in; rates in requests per second, None where an experiment has no such number."""
+    """What policies compete in; rates in requests per second, None where an experiment has no such number. *others*
+    are further keys in which runs differ, with their values as text."""
 
     workload: str
     rate: float | None
     cv: float | None
     slo_factor: float | None
+    others: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
-        numbers = zip(("rate", "cv", "SLO"), self[1:], strict=True)
-        return ", ".join([self.workload, *(f"{name} {x:g}" for name, x in numbers if x is not None)])
+        numbers = zip(("rate", "cv", "SLO"), self[1:4], strict=True)
+        said = [f"{name} {x:g}" for name, x in numbers if x is not None]
+        return ", ".join([self.workload, *said, *(f"{name} {value}" for name, value in self.others)])
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,7 @@ class Entry:
     goodput: float | None = None
     batch: float | None = None  # mean size, of the worker that runs the loop
     deployment: str | None = None  # its name, where it is known
+    others: Mapping[str, str] = field(default_factory=dict)  # what else is known of the experiment, by key
 
 
 @dataclass
@@ -115,6 +123,7 @@ def _of_folder(folder: Path) -> Entry:
         summary["request_goodput"],
         main.get("mean_batch_size"),
         row["deployment"],
+        otherwise(experiment),
     )
 
 
@@ -140,25 +149,37 @@ def _of_row(row: Row, where: str) -> Entry:
                 raise BadInput(f"there is no {name!r}", where=where, right=right)
             return None
         try:
-            return float(text)
-        except ValueError:
+            value = float(text)
+        except (TypeError, ValueError):
+            value = math.nan
+        if not math.isfinite(value):
             raise BadInput(f"{text!r} is no number", where=f"{where}: {name}") from None
+        return value
 
     for name in ("workload", "policy"):
         if not row.get(name):
             raise BadInput(f"there is no {name!r}", where=where, right="a sweep's table")
     total, met, finished = (number(k, needed=True) or 0.0 for k in ("requests", "met", "finished"))
+    if total <= 0.0:
+        raise BadInput(f"{total:g} is no number of requests", where=f"{where}: requests", right="1 or more")
+    for name, count in (("met", met), ("finished", finished)):
+        if not 0.0 <= count <= total:
+            what = f"{count:g} of {total:g} requests cannot be"
+            raise BadInput(what, where=f"{where}: {name}", right=f"0 to {total:g}")
     seed = number("seed")
+    if seed is not None and not seed.is_integer():
+        raise BadInput(f"{seed:g} is no seed", where=f"{where}: seed", right="a whole number")
     setting = Setting(row["workload"], number("rate"), number("cv"), number("slo_factor"))
     return Entry(
         setting,
         row["policy"],
         int(seed) if seed is not None else None,
-        100.0 * met / total if total else 0.0,
-        100.0 * finished / total if total else 0.0,
+        100.0 * met / total,
+        100.0 * finished / total,
         number("request_goodput"),
         number("mean_batch_size"),
         row.get("deployment") or None,
+        otherwise_in(row),
     )
 
 
@@ -172,8 +193,10 @@ def grid_of(entries: Iterable[Entry]) -> Grid:
 
 def grids_of(first: Sequence[Entry], second: Sequence[Entry]) -> tuple[Grid, Grid]:
     """The cells of both collections. Where a policy served a workload in several deployments, in either of them, it
-    is called "policy (deployment)", and cells are of one deployment each.
+    is called "policy (deployment)", and cells are of one deployment each. What else runs of one side differ in keeps
+    them apart too: they are no repeats.
     """
+    first, second = _kept_apart([first, second])
     had: dict[tuple[int, str, str], set[str | None]] = {}
     for side, entries in enumerate((first, second)):
         for e in entries:
@@ -185,6 +208,29 @@ def grids_of(first: Sequence[Entry], second: Sequence[Entry]) -> tuple[Grid, Gri
         return replace(e, policy=f"{e.policy} ({e.deployment or 'unknown'})") if apart else e
 
     return grid_of(map(called, first)), grid_of(map(called, second))
+
+
+def _kept_apart(sides: Sequence[Sequence[Entry]]) -> list[list[Entry]]:
+    """The entries of both *sides*, with further keys in their settings and the names of their policies where it takes
+    these to tell runs apart that differ in more than their seed."""
+    alike: dict[tuple[Any, ...], list[Mapping[str, str]]] = {}
+    for number, entries in enumerate(sides):
+        for e in entries:
+            alike.setdefault((number, e.setting, e.policy, e.deployment), []).append(e.others)
+    names = dict.fromkeys(
+        name
+        for found in alike.values()
+        for name in dict.fromkeys(n for others in found for n in others)
+        if len({others.get(name) for others in found}) > 1
+    )
+
+    def apart(e: Entry) -> Entry:
+        known = {name: e.others[name] for name in names if name in e.others}
+        params = [f"{n.removeprefix(PARAMS)} {known.pop(n)}" for n in names if n.startswith(PARAMS) and n in known]
+        policy = f"{e.policy} ({', '.join(params)})" if params else e.policy
+        return replace(e, policy=policy, setting=e.setting._replace(others=tuple(known.items())))
+
+    return [[apart(e) for e in entries] for entries in sides] if names else [[*entries] for entries in sides]
 
 
 def unlike(first: Grid, second: Grid) -> list[str]:
@@ -209,7 +255,9 @@ def cells(first: Grid, second: Grid) -> list[Row]:
         b = second.get((setting, policy))
         if b is None:
             continue
-        row: Row = {**setting._asdict(), "policy": policy, "runs_first": len(a.runs), "runs_second": len(b.runs)}
+        where = {**setting._asdict(), **dict(setting.others)}
+        del where["others"]
+        row: Row = {**where, "policy": policy, "runs_first": len(a.runs), "runs_second": len(b.runs)}
         for what in ("attainment", "finished", "goodput", "batch"):
             x, y = a.mean(what), b.mean(what)
             row |= {f"{what}_first": x, f"{what}_second": y}
@@ -342,10 +390,19 @@ class Decisions:
         }
 
 
+def check_decisions(target: float, floor: float | None) -> None:
+    """Raise `BadInput` unless *target* is a share in percent, and *floor*, if given, a number of points."""
+    if not 0.0 < target <= 100.0:
+        raise BadInput(f"{target:g} is no attainment to hold", where="--target", right="percent, above 0 to 100")
+    if floor is not None and not 0.0 <= floor < math.inf:
+        raise BadInput(f"{floor:g} is no difference of points", where="--floor", right="0 or more")
+
+
 def decide(first: Grid, second: Grid, *, target: float = 90.0, floor: float | None = None) -> Decisions:
     """Hold the decisions that follow from *second* against those from *first*; *target* in percent, *floor* in points
-    (None: from repeats in *first*).
+    (None: from repeats in *first*). Raises `BadInput` if they are none.
     """
+    check_decisions(target, floor)
     found = Decisions(noise_of(first, floor), target, unlike=unlike(first, second))
     by_setting: dict[Setting, dict[str, tuple[Cell, Cell]]] = {}
     for (setting, policy), cell in first.items():
@@ -440,12 +497,14 @@ def compare_grids(
     out: Path | None = None,
 ) -> tuple[list[Row], Decisions]:
     """The rows of `cells` and the `Decisions`; with *out*, a table of the rows is written there."""
+    check_decisions(target, floor)
     a, b = grids_of(first, second)
     rows = cells(a, b)
     if not rows:
-        raise BadInput(
-            "the two have no cell in common", right="the same workload, policy, rate, cv and SLO factor on both sides"
-        )
+        others = dict.fromkeys(name for grid in (a, b) for setting, _ in grid for name, _ in setting.others)
+        names = ", ".join(["workload", "policy", "rate", "cv", *others])
+        right = f"the same {names} and SLO factor on both sides"
+        raise BadInput("the two have no cell in common", right=right)
     if out is not None:
         tables.check_target(out)
         tables.write(out, rows)

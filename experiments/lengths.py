@@ -151,7 +151,9 @@ def triples(
                     where=f"workload.lengths.{module}.prompt",
                     right="shorter prompts, or truncate: true",
                 )
-            whole, prompt = prompt, max(1, context - min(limit, context - 1))
+            if limit >= context:
+                raise _no_room(module, number, prompt, limit, context)
+            whole, prompt = prompt, context - limit
             if cuts is not None:
                 cuts.prompts += 1
                 cuts.prompt_tokens += whole - prompt
@@ -164,6 +166,13 @@ def triples(
                 cuts.output_tokens += output - room
             output = room
         yield prompt, room, output
+
+
+def _no_room(module: str, number: int, prompt: int, limit: int, context: int) -> BadInput:
+    what = f"request {number} has a prompt of {prompt} tokens to be cut, but the limit of {limit} leaves none"
+    right = f"a limit below {context}: a prompt is cut so that its limit fits"
+    where = f"workload.lengths.{module}.limit"
+    return BadInput(f"{what} of the {context} that the engine takes", where=where, right=right)
 
 
 def _too_long(module: str, number: int, prompt: int, output: int, limit: int, context: int) -> BadInput:

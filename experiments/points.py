@@ -107,9 +107,20 @@ def results_of(experiment: Experiment, summary: Summary) -> Row:
     row |= {name: full[name] for name in TOKENS if name in full}
     if "cut" in full:
         row |= {f"{what}_cut": sum(cut[what] for cut in full["cut"].values()) for what in ("prompts", "outputs")}
+    if experiment.time.hold:
+        row["steps_beyond_measured"] = beyond_measured(summary)
     stages = full.get("window", {}).get("stages", {})
     row |= {f"{stage}.{name}": value for stage, rates in stages.items() for name, value in rates.items()}
     return row
+
+
+def beyond_measured(summary: Summary) -> int:
+    """How many steps went beyond what was measured, where `TimeOptions.hold` lets them; several tables that know too
+    little of the same steps count once, and so do sequences and their context."""
+    found: dict[str, int] = {}
+    for held in summary.held:
+        found[held["worker"]] = max(found.get(held["worker"], 0), held["steps"])
+    return sum(found.values())
 
 
 #: What a run of a single LLM adds (see docs/llm.md): tokens and requests per second, latencies in milliseconds.
@@ -281,7 +292,7 @@ def _accept(
 #: What is averaged over seeds; the other columns of a row are those of the first seed.
 AVERAGED = (
     *("met", "late", "dropped", "failed", "cut_off", "finished"),
-    *("attainment", "request_goodput", "mean_batch_size"),
+    *("attainment", "request_goodput", "mean_batch_size", "steps_beyond_measured"),
 )
 
 

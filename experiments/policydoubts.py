@@ -9,6 +9,7 @@ from collections.abc import Iterator
 _CLOCK = "reads the clock"
 _RANDOM = "draws random numbers that no seed of its own decides"
 _ENVIRONMENT = "reads environment variables"
+_LOOK = "looks at a file without reading it"
 
 #: By dotted name, what using it means; "*" is for all names of a module.
 _USES = {
@@ -31,6 +32,11 @@ _USES = {
     "os.environ": _ENVIRONMENT,
     "os.environb": _ENVIRONMENT,
     "os.getenv": _ENVIRONMENT,
+    **dict.fromkeys(["os.stat", "os.lstat", "os.access"], _LOOK),
+    **dict.fromkeys(
+        [f"os.path.{n}" for n in ("exists", "lexists", "isfile", "isdir", "getsize", "getmtime", "getctime",
+                                  "getatime")], _LOOK
+    ),
     "os.getpid": "depends on the process that it runs in",
     "sys.argv": "reads the command line",
     "socket.gethostname": "depends on the machine",
@@ -45,6 +51,8 @@ _SEEDED = {
     *(f"numpy.random.{n}" for n in ("default_rng", "RandomState", "SeedSequence", "PCG64", "PCG64DXSM", "Philox",
                                     "MT19937", "SFC64")),
 }  # fmt: skip
+#: Methods of paths, by name alone.
+_LOOKS = {"exists", "is_file", "is_dir", "is_symlink", "stat", "lstat"}
 _HARMLESS = {"numpy.random.Generator", "numpy.random.BitGenerator"}
 
 
@@ -61,6 +69,10 @@ def doubts_of(tree: ast.AST) -> Iterator[tuple[str, int]]:
     inner = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     typed = _annotations(tree)
     for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _LOOKS:
+            if _dotted(node.func, names) is None:  # else it is told by its full name
+                yield _LOOK, node.lineno
+            continue
         if id(node) in inner or id(node) in typed or not isinstance(node, ast.Attribute | ast.Name):
             continue
         full = _dotted(node, names)

@@ -135,7 +135,7 @@ def _numbered(number: int, folder: Path, experiment: Experiment, out: Path | Non
 
 def _mean_of(rows: Sequence[Row]) -> Row:
     mean = dict(rows[0])
-    for name in AVERAGED:
+    for name in (name for name in AVERAGED if name in mean):
         known = [row[name] for row in rows if row[name] is not None]
         mean[name] = sum(known) / len(known) if known else None
     return mean

@@ -29,6 +29,8 @@ Sampler = Callable[[Sequence[float]], list[list[Sample]]]
 TRIES = 12
 #: How many places of the grid towards the easy side must hold too: six powers of two; of whole numbers, two.
 LOOK, LOOK_WHOLE = 12, 2
+#: How far from the answer its interval is looked for: a few requests are not enough to be sure of a target anywhere.
+FARTHEST = 64.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,11 @@ class Capacity:
     tried: dict[float, Interval]
     notes: list[str] = field(default_factory=list)
     fails: float = math.nan
+
+    @property
+    def open(self) -> bool:
+        """Whether an end of the interval was not found: 0 or infinity stands in its place."""
+        return any(end is not None and (math.isinf(end) or end == 0.0) for end in (self.low, self.high))
 
     def __contains__(self, value: float) -> bool:
         return self.low is not None and self.high is not None and self.low <= value <= self.high
@@ -137,6 +144,8 @@ def _one(curve: Curve, target: Target, start: float, precision: float, near: boo
     curve.at(_between(curve.quantity, holds, fails))
     notes = _rises(curve, target)
     value, fails = _crossing(curve, target, precision, lambda i: i.mean)
+    if not 0.0 < value < math.inf:
+        raise _held_nowhere(curve, target, curve.from_easy()[0])
     tried = {x: curve.interval(x, target) for x in sorted(curve.samples)}
     if one_seed:
         return Capacity(target, value, None, None, tried, notes, fails)
@@ -144,8 +153,6 @@ def _one(curve: Curve, target: Target, start: float, precision: float, near: boo
     low, _ = _crossing(curve, target, 2 * precision, lambda i: i.low)
     might, ends_at = _crossing(curve, target, 2 * precision, lambda i: i.high)
     ends = sorted((low, might if curve.quantity.whole else ends_at))
-    if any(math.isinf(e) for e in ends):
-        notes.append("more seeds are needed to close the interval")
     return Capacity(target, value, ends[0], ends[1], tried, notes, fails)
 
 
@@ -233,13 +240,16 @@ def _best(target: Target, samples: Sequence[Sample]) -> float:
 
 
 def _around(curve: Curve, target: Target, start: float) -> tuple[float, float]:
-    """A place near *start* that holds and one that does not, at the end of the stretch that *start* lies in."""
+    """A place near *start* that holds, with none easier among those sampled that does not, and a harder one that does
+    not hold."""
     quantity = curve.quantity
     holds = fails = start
     for k in range(TRIES):
-        if curve.interval(holds, target).mean >= 0.0:
+        curve.at([holds])
+        failing = [x for x in curve.from_easy() if quantity.harder * (x - holds) <= 0 and not curve.holds(x, target)]
+        if not failing:
             break
-        fails, holds = holds, _further(quantity, holds, 1.0 + 0.05 * 2**k, harder=False)
+        fails, holds = failing[0], _further(quantity, failing[0], 1.0 + 0.05 * 2**k, harder=False)
         if fails == holds:
             break
     for k in range(TRIES):
@@ -259,15 +269,21 @@ def _further(quantity: Quantity, x: float, ratio: float, *, harder: bool) -> flo
 
 
 def _widen(curve: Curve, target: Target, easy: float, hard: float) -> None:
-    """Sample outwards from *easy* and *hard* until the interval lies above the target here and below it there."""
+    """Sample outwards from *easy* and *hard* until the interval lies above the target here and below it there, or is
+    `FARTHEST` away."""
+    begun = easy, hard
     for k in range(TRIES):
-        if curve.interval(easy, target).low >= 0.0:
+        if curve.interval(easy, target).low >= 0.0 or _ratio(easy, begun[0]) > FARTHEST:
             break
         easy = _further(curve.quantity, easy, 1.05 + 0.05 * 2**k, harder=False)
     for k in range(TRIES):
-        if curve.interval(hard, target).high < 0.0:
+        if curve.interval(hard, target).high < 0.0 or _ratio(hard, begun[1]) > FARTHEST:
             break
         hard = _further(curve.quantity, hard, 1.05 + 0.05 * 2**k, harder=True)
+
+
+def _ratio(x: float, y: float) -> float:
+    return max(x, y) / min(x, y)
 
 
 def _between(quantity: Quantity, easy: float, hard: float) -> list[float]:

@@ -112,7 +112,9 @@ def points(spec: SweepFile, path: Path) -> tuple[list[Experiment], list[Values]]
     """The experiments of a sweep, each once, and the values of their axes. Raises `BadInput` before anything runs."""
     found: dict[str, tuple[Experiment, Values]] = {}
     chains: dict[str, list[Layer]] = {}
+    differing = _between_blocks(spec)
     for number, block in enumerate(spec.sweeps):
+        own = {_full(k): v for k, v in {"workload": block.extends, **block.set}.items()}
         for axes in combinations(block, f"{path}: sweeps.{number}"):
             values = {**block.set, **axes}
             source = values.pop("workload", values.pop("extends", block.extends))
@@ -122,9 +124,17 @@ def points(spec: SweepFile, path: Path) -> tuple[list[Experiment], list[Values]]
             if source not in chains:
                 chains[source] = layers(locate(source, path.parent))
             experiment = load(source, values.items(), chain=chains[source])
-            found.setdefault(experiment.digest(), (experiment, {_full(k): v for k, v in axes.items()}))
+            places = {**{key: own.get(key) for key in differing}, **{_full(k): v for k, v in axes.items()}}
+            found.setdefault(experiment.digest(), (experiment, places))
     check_seed_axis((e for e, _ in found.values()), f"{path}: seed")
     return [e for e, _ in found.values()], [v for _, v in found.values()]
+
+
+def _between_blocks(spec: SweepFile) -> list[str]:
+    """What blocks set to different values: a table must tell their points apart by it, as by an axis."""
+    every = [{_full(k): v for k, v in {"workload": b.extends, **b.set}.items()} for b in spec.sweeps]
+    keys = dict.fromkeys(key for own in every for key in own)
+    return [key for key in keys if len({repr(own.get(key)) for own in every}) > 1]
 
 
 def _full(axis: str) -> str:
@@ -307,6 +317,8 @@ class Partial:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+        if not self._rows:  # nothing was finished that would have to be kept
+            self.remove()
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)

@@ -43,6 +43,8 @@ def draw(table: Path, out: Path, *, x: str | None = None, y: str = "attainment",
         raise BadInput("this is no sweep's table", where=str(table), right="a table that `servetwin sweep` wrote")
     varied = [name for name in columns[: columns.index("met")] if name not in ("seed", "requests")]
     varied = [name for name in varied if len({str(row[name]) for row in rows}) > 1]
+    if _apart_by_requests(rows, varied):
+        varied.append("requests")
     going, varied = _going_with_lines(rows, varied, (x, by))
     for row in rows:
         said = [_said(name, row[name]) for name in going]
@@ -86,6 +88,14 @@ def draw(table: Path, out: Path, *, x: str | None = None, y: str = "attainment",
         except OSError as error:
             raise BadInput(error.strerror or "cannot be written", where=str(out), right="a file of yours") from None
     return len(panels)
+
+
+def _apart_by_requests(rows: Sequence[Row], varied: Sequence[str]) -> bool:
+    """Whether rows that *varied* does not tell apart are of runs that differ in length: they are no repeats."""
+    found: dict[tuple[str, ...], set[str]] = {}
+    for row in rows:
+        found.setdefault(tuple(str(row[name]) for name in varied), set()).add(str(row.get("requests")))
+    return any(len(counts) > 1 for counts in found.values())
 
 
 def _going_with_lines(

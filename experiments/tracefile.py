@@ -18,6 +18,7 @@ from pathlib import Path
 from servetwin.core import BadInput
 from servetwin.core.streams import permuted
 
+from .digests import Stamp, stamp
 from .traces import Entry, entries
 
 
@@ -172,11 +173,7 @@ def read(
     the first *requests* are taken. Raises `BadInput` naming the line that is wrong, or what there is not enough of.
     A file is read once per process and version.
     """
-    try:
-        stat = path.stat()
-        version = (stat.st_mtime_ns, stat.st_size)
-    except OSError:
-        version = (0, 0)
+    version = stamp(path)
     choice = Choice(path, tuple(modules), form, size, start, end)
     overview = _overview(choice, version)
     count, skip = overview.count, 0
@@ -196,7 +193,7 @@ def read(
 
 
 @lru_cache(maxsize=16)
-def _overview(choice: Choice, _: tuple[int, int]) -> Overview:
+def _overview(choice: Choice, _: Stamp | None) -> Overview:
     path, size = choice.path, choice.size
     start, end = choice.start or 0.0, float("inf") if choice.end is None else choice.end
     count, held, until = 0, 0, 0.0
@@ -227,7 +224,7 @@ def _overview(choice: Choice, _: tuple[int, int]) -> Overview:
 
 
 @lru_cache(maxsize=256)
-def _part(choice: Choice, version: tuple[int, int], skip: int, count: int) -> TraceFile:
+def _part(choice: Choice, version: Stamp | None, skip: int, count: int) -> TraceFile:
     part = TraceFile(choice, _overview(choice, version), skip, count, 0.0, 0.0)
     first = last = None
     for entry in part:

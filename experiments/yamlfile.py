@@ -69,7 +69,7 @@ def read(path: Path) -> Any:
 def read_text(path: Path) -> str:
     """The text of a file that the user named. Raises `BadInput` if it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # spreadsheets begin files with a byte-order mark
     except FileNotFoundError:
         raise BadInput("there is no such file", where=str(path)) from None
     except IsADirectoryError:

@@ -13,6 +13,7 @@ import math
 from bisect import insort
 
 from servetwin.core import Batch, Decision, Policy, Repeat, Task, WorkerView
+from servetwin.core.slo import latest
 
 Item = tuple[float, int, Task]  # latest start of what is left, request id, task
 
@@ -36,7 +37,8 @@ class EDF(Policy):
 
     def admit(self, task: Task, view: WorkerView, now: float) -> bool:
         here = task.left * self.step
-        end = self.ends[task] = task.deadline - (view.solo(task) - here)
+        # Who would end exactly at the deadline is not dropped for a last bit: latest() has the tolerance of scores.
+        end = self.ends[task] = latest(task.deadline) - (view.solo(task) - here)
         insort(self.others, (end - here, task.id, task))
         return True
 

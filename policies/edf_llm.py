@@ -12,6 +12,7 @@ import sys
 
 from servetwin.core.errors import BadInput
 from servetwin.core.seam import Repeat
+from servetwin.core.slo import latest
 from servetwin.core.tokens import ALL, Step, TokenPolicy, TokenTask, TokenView
 
 #: All decode, until something changes.
@@ -36,11 +37,11 @@ class EDFLLM(TokenPolicy):
         drop: list[TokenTask] = []
         order: list[tuple[float, int, TokenTask]] = []
         for task in view.waiting:
-            latest = slo.deadline(task, task.generated + 1) - view.estimate_prefill(task.pending)
-            if task.pending > most or (self.drop_late and latest < now and not task.generated):
+            begin = latest(slo.deadline(task, task.generated + 1)) - view.estimate_prefill(task.pending)
+            if task.pending > most or (self.drop_late and begin < now and not task.generated):
                 drop.append(task)
             else:
-                order.append((latest, task.id, task))
+                order.append((begin, task.id, task))
         order.sort()
         if view.decoding:
             step = view.estimate_decode(view.decoding, view.context)

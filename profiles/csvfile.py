@@ -24,7 +24,7 @@ def read_csv(path: Path) -> dict[str, Any]:
     """
     samples: dict[str, dict[int, list[float]]] = {}
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
             header = [name.strip() for name in next(reader, [])]
             if header != COLUMNS:

@@ -238,12 +238,13 @@ def load(name_or_path: str | Path) -> Profile:
     return _load(path, beside, _version(path), _version(beside))
 
 
-def _version(path: Path) -> tuple[int, int] | None:
+def _version(path: Path) -> tuple[int, ...] | None:
+    """What changes when the file does; the time of its content alone can be set back."""
     try:
         stat = path.stat()
     except OSError:
         return None
-    return stat.st_mtime_ns, stat.st_size
+    return stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino
 
 
 @functools.lru_cache(maxsize=64)

@@ -14,6 +14,8 @@ from servetwin.core.token_columns import TokenColumns
 from servetwin.core.token_metrics import LimitsSLO, TokenDeadlines, TokenLimits, TokenSummary
 from servetwin.core.token_worker import TokenWorker
 from servetwin.core.tokens import EngineLimits
+from servetwin.policies.edf import EDF
+from servetwin.policies.edf_llm import EDFLLM
 from servetwin.policies.fcfs import FCFS
 from servetwin.policies.vllm import VLLM
 from servetwin.policies.vllm_v1 import VLLMV1
@@ -87,6 +89,15 @@ def test_and_of_requests_to_other_models() -> None:
     for slo, many in ((0.3, 200), (0.3 - 1e-6, 0)):
         sent = [Request(i, at, slo, {"m": 3}) for i, at in enumerate(apart(200))]
         assert one_stage(FCFS(), sent, seconds=[0.1]).summary.met == many
+
+
+def test_edf_drops_nobody_for_a_last_bit() -> None:
+    for slo, many in ((0.3, 200), (0.3 - 1e-6, 0)):
+        sent = [Request(i, at, slo, {"m": 3}) for i, at in enumerate(apart(200))]
+        assert one_stage(EDF(), sent, seconds=[0.1]).summary.met == many
+    for scale, many in ((1.0, 200), (1.0 - 1e-6, 0)):
+        slo = TokenDeadlines(scale, scale, 0.02, 0.0, lambda _: 0.02, "all")
+        assert met(apart(200), slo, policy=EDFLLM)[0] == many
 
 
 def test_the_laws_hold_with_the_same_tolerance() -> None:

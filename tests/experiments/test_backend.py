@@ -44,7 +44,11 @@ def test_without_torch_one_line_says_what_to_install(command, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "option", [["--device", "cpu"], ["--model", "tiny-dit"], ["--weights", "w"], ["--eager"], ["--processes"]]
+    "option",
+    [
+        *(["--device", "cpu"], ["--model", "tiny-dit"], ["--weights", "w"], ["--eager"], ["--processes"]),
+        *(["--slots", 3], ["--sampler", "euler"], ["--any-device"], ["--url", "http://x"], ["--synchronous"]),
+    ],
 )
 def test_what_only_real_runs_take_is_refused_elsewhere(servetwin, option):
     code, out, err = servetwin("run", "tiny-dit-cpu", *option)
@@ -53,7 +57,7 @@ def test_what_only_real_runs_take_is_refused_elsewhere(servetwin, option):
 
 
 def test_sweeps_refuse_what_is_of_the_other_kind(servetwin, tmp_path):
-    for option in (["--device", "cpu"], ["--processes"], ["--repeats", 2]):
+    for option in (["--device", "cpu"], ["--processes"], ["--repeats", 2], ["--slots", 3], ["--any-device"]):
         code, out, err = servetwin("sweep", "figure11", "--out", tmp_path / "out.csv", *option)
         assert (code, out) == (2, "")
         assert f"{option[0]}: only real runs take this" in err
@@ -117,3 +121,25 @@ def test_the_workloads_for_a_cpu_run_in_simulation_too(servetwin, name, policy):
     code, out, _ = servetwin("run", name, "--policy", policy)
     assert code == 0
     assert f"{name}, {policy}, rate {load(name).workload.arrivals.rate:g}, slo_factor 4: 100 requests" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--backend", "real", "--url", "http://x"], "--url: only --backend vllm takes this"),
+        (["--backend", "real", "--asynchronous"], "--asynchronous: only --backend vllm takes this"),
+        (["--backend", "vllm", "--device", "cpu"], "--device: vLLM does not take this"),
+        (["--backend", "vllm", "--weights", "w"], "--weights: vLLM does not take this"),
+        (["--backend", "vllm", "--slots", 3], "--slots: vLLM does not take this"),
+    ],
+)
+def test_no_backend_ignores_what_it_does_not_take(servetwin, options, told):
+    code, out, err = servetwin("run", "tiny-opt-cpu", *options)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"servetwin: {told}")
+
+
+def test_the_most_seeds_are_for_until(servetwin, tmp_path):
+    code, out, err = servetwin("sweep", "figure11", "--out", tmp_path / "out.csv", "--most", 5)
+    assert (code, out) == (2, "")
+    assert err.startswith("servetwin: --most: there is nothing that would take more seeds")

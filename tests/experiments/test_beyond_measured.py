@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 import pytest
@@ -146,3 +147,15 @@ def test_repeats_of_recordings_hold_where_they_say(name: str, steps: int) -> Non
     told = held(campaign, load_profile(campaign.profile))
     assert sum(found["steps"] for found in told) == steps
     assert all(found["largest_asked"] == 2048 for found in told)
+
+
+def test_a_table_says_how_many_steps_were_beyond(tmp_path, servetwin) -> None:
+    text = "extends: sd15-512-rtx4090\nset: {requests: 60, policy: fcfs, rate: 20.0, time.hold: true, slo: 20.0}\n"
+    (tmp_path / "s.yaml").write_text(text + "grid: {deployment.workers.1.limit: [10, 40]}\n")
+    assert servetwin("sweep", tmp_path / "s.yaml", "--out", tmp_path / "s.csv", "--jobs", 1, "--no-cache")[0] == 0
+    with (tmp_path / "s.csv").open(newline="") as file:
+        measured, beyond = (int(row["steps_beyond_measured"]) for row in csv.DictReader(file))
+    assert measured == 0 < beyond
+    options = [("workload.requests", 60), ("policy", "fcfs"), ("rate", 20.0), ("time.hold", True), ("slo", 20.0)]
+    summary = build.run(load("sd15-512-rtx4090", [*options, ("deployment.workers.1.limit", 40)]))
+    assert beyond == max(held["steps"] for held in summary.held if held["worker"] == "unet")

@@ -96,6 +96,33 @@ def test_the_interval_holds_as_often_as_it_says():
     assert held >= 88  # of 100, of which 95 are expected
 
 
+@pytest.mark.parametrize(("quantity", "turn"), [(RATE, lambda x: x), (SLO, lambda x: 16.0 / x)])
+def test_near_a_place_that_holds_an_easier_one_that_fails_counts(quantity, turn: Callable[[float], float]):
+    # holds up to 3, and between 3.9 and 4.5: what a single run does may be anything but monotone
+    def sample(places: Sequence[float]) -> list[list[tuple[int, int]]]:
+        return [[(100 if turn(x) < 3.0 or 3.9 < turn(x) < 4.5 else 0, 100)] for x in places]
+
+    curve = Curve(sample, quantity, 0.95)
+    curve.at([turn(3.8)])  # as a check of a shorter run's answer does
+    (found,) = search(sample, quantity, [0.9], start=turn(4.0), near=True, curve=curve)
+    assert 2.98 < turn(found.value) < 3.0
+    nowhere = Curve(lambda xs: [[(0, 100)] for _ in xs], quantity, 0.95)
+    with pytest.raises(BadInput, match=r"nothing holds 90 %: the most is 0\.0 %"):
+        search(nowhere.sample, quantity, [0.9], start=1.0, near=True, curve=nowhere)
+
+
+def test_few_requests_do_not_lead_the_search_away():
+    # 40 of 40 requests are surely more than 91 % only, so no place is surely held; the search must not go on for ever
+    curve = Curve(lambda xs: [[(20 if x < 3.0 else 0, 20)] * 2 for x in xs], RATE, 0.95)
+    (found,) = search(curve.sample, RATE, [0.98], start=1.0, curve=curve)
+    assert 2.9 < found.value < 3.0
+    assert found.low == 0.0
+    assert found.open
+    assert min(curve.samples) > 1e-3  # 64 times less at the most, and the last step
+    surely = search(lambda xs: [[(2000 if x < 3.0 else 0, 2000)] * 2 for x in xs], RATE, [0.98], start=1.0)
+    assert not surely[0].open
+
+
 # -- simulated ------------------------------------------------------------------------------------------
 
 MD1_PROFILE = """
@@ -178,6 +205,23 @@ def test_from_the_command_line(toy: Path, servetwin):
     code, text, _ = servetwin("search", toy, "--find", "replicas", "--set", "rate=40.0", *few)
     assert code == 0
     assert "fewest replicas" in text
+
+
+def test_an_answer_from_a_few_requests(md1: Path, servetwin):
+    options = ("--target", 98, "--seeds", 2, "--requests", 20, "--longest", 20, "--jobs", 1)
+    code, text, err = servetwin("search", md1, *options)
+    assert (code, err) == (0, "")
+    assert "there is no interval: more seeds or requests are needed to close it" in text
+
+
+def test_the_first_seed_is_said_by_its_option(md1: Path, servetwin):
+    code, _, err = servetwin("search", md1, "--set", "seed=5", "--seeds", 2)
+    assert code == 2
+    assert err == "servetwin: --set seed: the seeds of a search begin with 0 (right would be: --first-seed 5)\n"
+    few = ("--seeds", 2, "--requests", 100, "--longest", 100, "--jobs", 1)
+    code, text, _ = servetwin("search", md1, "--set", "seed=5", "--first-seed", 5, *few)
+    assert code == 0
+    assert "seeds 5 to 6, common to all" in text
 
 
 def test_what_cannot_be_sought(toy: Path, servetwin):

@@ -182,6 +182,28 @@ def test_what_an_answer_stands_on_is_printed_and_written(md1: Path, servetwin):
     assert row["twice_as_long_inside"] == "True"
 
 
+FEW = ("--requests", 200, "--longest", 200, "--jobs", 1, "--no-cache")
+
+
+def test_what_was_cut_is_said_of_an_answer(llm: Path, servetwin):
+    cut = ("--set", "workload.lengths.llm.limit=15", "--set", "workload.lengths.llm.truncate=true")
+    code, text, err = servetwin("search", llm, *FEW, "--seeds", 1, "--set", "rate=20.0", *cut)
+    assert (code, err) == (0, "")
+    assert "cut at the answer: 0 prompts, 200 outputs" in text
+
+
+def test_what_was_cut_off_or_held_is_said_of_an_answer(toy: Path, servetwin):
+    for option in ("system.stop_after=0.0", "system.stop_after=null"):
+        code, text, _ = servetwin("search", toy, *FEW, "--seeds", 2, "--set", option)
+        assert code == 0
+        assert ("runs are cut off 0 s after the last request was sent" in text) is (option[-3:] == "0.0")
+    hold = ("--set", "time.hold=true", "--set", "deployment.workers.1.limit=40", "--set", "slo=20.0")
+    options = ("--policy", "fcfs", *FEW, "--seeds", 2, "--target", 5, *hold)
+    code, text, _ = servetwin("search", "sd15-512-rtx4090", *options)
+    assert code == 0
+    assert "beyond what was measured: " in text
+
+
 # -- copies ---------------------------------------------------------------------------------------------
 
 
@@ -368,6 +390,15 @@ def test_a_request_that_never_ends_is_within_no_limit(toy: Path):
 
 def samples(rows: Sequence[tuple[int, int]]):
     return [{"attainment": row} for row in rows]
+
+
+@pytest.mark.parametrize("text", ["p99_e2el_ms<=100", "mean_e2el_ms<=100"])
+def test_a_target_exactly_on_the_limit(md1: Path, text: str):
+    # one request at a time, 100 ms each: up to 10/s nobody waits, whatever the last bit of an arrival
+    alone = [("workload.arrivals", {"process": "constant", "rate": 5.0})]
+    asked = capacity.Asked("rate", [targets.parse(text)], seeds=1, requests=500, longest=2000)
+    (answer,) = capacity.answers([md1], None, asked, alone, jobs=1)
+    assert answer.found.value == pytest.approx(10.0, rel=0.006)
 
 
 def test_a_target_of_several_limits_is_the_worst_of_them():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,79 @@ def test_a_grid_of_run_folders_against_a_sweep(servetwin, toy: Path, tmp_path: P
     winners = found["decisions"]["winners"]
     assert winners["same"] == winners["decided"] >= 1
     assert {row["batch_gap"] for row in found["cells"]} == {0.0}
+
+
+def test_runs_that_differ_in_more_than_their_seed_are_no_repeats(servetwin, toy: Path, tmp_path: Path):
+    """Replicas, requests and a policy's parameters are told apart, in tables and folders; seeds are averaged."""
+    axes = "rate: [20.0], policy: [edf], replicas: [1, 2], requests: [40, 80], policy.params.max_batch: [1, 4]"
+    (tmp_path / "sweep.yaml").write_text(f"extends: toy.yaml\ngrid: {{{axes}, seed: [0, 1]}}\n")
+    csv_file, out = tmp_path / "t.csv", tmp_path / "cells.csv"
+    assert servetwin("sweep", tmp_path / "sweep.yaml", "--out", csv_file, "--jobs", 1)[0] == 0
+    servetwin("sweep", tmp_path / "sweep.yaml", "--out", csv_file.with_suffix(".parquet"), "--jobs", 1)
+    code, text, err = servetwin("compare", csv_file, csv_file.with_suffix(".parquet"), "--out", out)
+    assert (code, err) == (0, "")
+    assert "8 cells: |B - A| mean 0.00" in text
+    assert "8 cells repeated with other seeds" in text
+    with out.open(newline="") as file:
+        found = {
+            (r["policy"], r["deployment.replicas"], r["requests"], r["runs_first"]) for r in csv.DictReader(file)
+        }
+    policies = ("edf (max_batch 1)", "edf (max_batch 4)")
+    assert found == {(p, r, n, "2") for p in policies for r in "12" for n in ("40", "80")}
+    for replicas in (1, 2):
+        options = ("--rate", 20, "--requests", 40, "--set", f"replicas={replicas}")
+        options += ("--set", "policy.params.max_batch=4", "--out", tmp_path / "runs" / str(replicas))
+        assert servetwin("run", toy, "--policy", "edf", *options)[0] == 0
+    code, text, _ = servetwin("compare", tmp_path / "runs", tmp_path / "runs")
+    assert code == 0
+    assert "2 cells: |B - A| mean 0.00" in text
+    one = [Entry(Setting("toy", 1.0, 2.0, 3.0), "edf", 0, 1.0, 1.0)]
+    two = [replace(one[0], others={"deployment.replicas": n}) for n in "12"]
+    with pytest.raises(BadInput, match=r"no cell in common.*cv, deployment\.replicas and SLO factor"):
+        compare_grids(one, two)
+
+
+IMPOSSIBLE = {
+    "nan,5": "row 1: met: 'nan' is no number",
+    "120,5": "row 1: met: 120 of 100 requests cannot be (right would be: 0 to 100)",
+    "-5,5": "row 1: met: -5 of 100 requests cannot be",
+    "5,120": "row 1: finished: 120 of 100 requests cannot be",
+    "5": "row 1: there is no 'finished'",
+}
+
+
+@pytest.mark.parametrize("counts", IMPOSSIBLE)
+def test_counts_that_cannot_be_are_refused(servetwin, tmp_path: Path, counts: str):
+    table = tmp_path / "t.csv"
+    table.write_text(f"workload,policy,seed,requests,met,finished\ntoy,edf,0,100,{counts}\n")
+    code, out, err = servetwin("compare", table, table)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert IMPOSSIBLE[counts] in err
+    table.write_text("workload,policy,seed,requests,met,finished\ntoy,edf,0,0,0,0\n")
+    assert "0 is no number of requests" in servetwin("compare", table, table)[2]
+    table.write_text("workload,policy,seed,requests,met,finished\ntoy,edf,0.5,10,1,1\n")
+    assert "0.5 is no seed" in servetwin("compare", table, table)[2]
+
+
+@pytest.mark.parametrize(
+    "option", [("--target", 0), ("--target", 101), ("--target", "nan"), ("--floor", -1), ("--floor", "nan")]
+)
+def test_targets_and_floors_that_are_none_are_refused(servetwin, tmp_path: Path, option):
+    table, out = tmp_path / "t.csv", tmp_path / "out.csv"
+    table.write_text("workload,policy,rate,cv,slo_factor,requests,met,finished\ntoy,edf,1,2,3,10,5,5\n")
+    for command in (("compare", table, table), ("score", table)):
+        code, text, err = servetwin(*command, "--out", out, *option)
+        assert (code, text, err.count("\n")) == (2, "", 1)
+        assert err.startswith(f"servetwin: {option[0]}: ")
+        assert not out.exists()
+
+
+def test_options_for_grids_are_refused_for_two_runs(servetwin, toy: Path, tmp_path: Path):
+    servetwin("run", toy, "--out", tmp_path / "a")
+    for option in (("--target", 50), ("--floor", 1), ("--out", tmp_path / "t.csv")):
+        code, text, err = servetwin("compare", tmp_path / "a", tmp_path / "a", *option)
+        assert (code, text) == (2, "")
+        assert err.startswith(f"servetwin: {option[0]}: this is for grids, and these are two runs")
 
 
 WRONG = {

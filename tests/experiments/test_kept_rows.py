@@ -399,6 +399,32 @@ def test_a_file_that_changes_all_the_time_ends(place: Path, monkeypatch):
     assert not (place / "a.csv").exists()
 
 
+def test_profiles_and_traces_are_read_anew_in_one_process(place: Path):
+    """Edited so that neither size nor time of the content tells: what runs is what the key is made of."""
+    csv_file, trace = place / "mine.csv", place / "t.csv"
+    csv_file.write_text("module,batch,seconds\nencode,1,0.01\nencode,8,0.9\ndenoise,1,0.01\ndenoise,8,0.9\n")
+    trace.write_text("arrival,steps\n0,20\n1,20\n")
+    changes = [
+        ("deployment.devices.gpu0", str(csv_file)),
+        ("time.unmeasured", "shared"),
+        ("workload.arrivals", {"process": "trace", "file": str(trace)}),
+        ("workload.requests", None),
+        ("workload.steps.denoise", {"draw": "trace"}),
+    ]
+
+    def row() -> tuple[str, float]:
+        experiment = load(place / "toy.yaml", changes)
+        return engine.key_of(experiment), engine.run_point(experiment)["mean_e2el_ms"]
+
+    found = [row()]
+    for path, old, new in ((csv_file, "0.01", "0.03"), (trace, ",20", ",90")):
+        before = path.stat()
+        path.write_text(path.read_text().replace(old, new))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        found.append(row())
+    assert len({key for key, _ in found}) == len({latency for _, latency in found}) == 3
+
+
 # -- what no hash can hold --------------------------------------------------------------------------------
 
 DOUBTFUL = {
@@ -414,6 +440,12 @@ DOUBTFUL = {
         "from pathlib import Path\nF = Path(__file__).with_name('notes')\nF.write_text('1')\n",
         "int(F.read_text())",
         "it keeps something in notes",
+    ),
+    "whether a file exists": ("import os\n", "1 + os.path.exists('there')", "looks at a file without reading it"),
+    "how large a file is": (
+        "from pathlib import Path\n",
+        "min(2, Path(__file__).stat().st_size)",
+        "looks at a file without reading it",
     ),
     "a device": ("with open('/dev/zero', 'rb') as f:\n    N = len(f.read(1))\n", "N", "/dev/zero, which is no file"),
 }

@@ -121,7 +121,7 @@ def test_what_does_not_fit_the_engines_context():
 def test_llm_traces(name):
     trace = {"process": "trace", "file": str(sample(name)), "rate": 1.0}
     drawn = {"draw": "trace"}
-    settings = {"prompt": drawn, "output": drawn, "limit": 2048, "truncate": True}
+    settings = {"prompt": drawn, "output": drawn, "limit": 1024, "truncate": True}
     tree = load(OPT).as_dict()
     tree["workload"] |= {"requests": None, "arrivals": trace, "lengths": {"llm": settings}, "draws": "seeded"}
     summary = build.run(load(tree)).as_dict()

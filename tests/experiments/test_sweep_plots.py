@@ -35,6 +35,20 @@ def test_lines_are_means_over_seeds_by_policy_and_panels_the_rest(table, monkeyp
             assert len(panel.collections) == 2  # the intervals
 
 
+def test_runs_of_other_lengths_are_no_repeats(table, monkeypatch):
+    kept: list[Figure] = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: kept.append(figure))
+    rows = [
+        {"workload": "w", "policy": "edf", "rate": rate, "seed": 0, "requests": requests, "met": 5,
+         "attainment": requests / 100}
+        for rate in (2.0, 4.0) for requests in (10, 50)
+    ]  # fmt: skip
+    tables.write(table, rows)
+    assert draw(table, table.with_suffix(".png")) == 2
+    assert [panel.get_title(loc="left") for panel in kept[0].axes] == ["requests 10", "requests 50"]
+    assert [list(line.get_ydata()) for panel in kept[0].axes for line in panel.lines] == [[0.1, 0.1], [0.5, 0.5]]
+
+
 @pytest.mark.parametrize("ending", [".png", ".svg", ".pdf"])
 def test_equal_tables_give_equal_figures(table, ending):
     files = [table.with_name(f"{n}{ending}") for n in "ab"]

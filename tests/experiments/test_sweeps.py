@@ -17,6 +17,7 @@ import pytest
 from servetwin.core import BadInput
 from servetwin.experiments import points as engine
 from servetwin.experiments import sweep
+from servetwin.experiments.fidelity import read_rows
 from servetwin.experiments.resolve import load
 
 
@@ -34,6 +35,18 @@ def axes_of(path: Path) -> list[tuple[str, float, float]]:
 def table(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_what_blocks_set_differently_is_in_the_table_and_parts_their_points(toy: Path):
+    text = "sweeps:\n"
+    for replicas, policy in ((1, "edf"), (2, "fcfs")):
+        own = f"{{replicas: {replicas}, requests: {20 * replicas}}}"
+        text += f"  - {{extends: toy.yaml, set: {own}, grid: {{policy: [{policy}]}}}}\n"
+    path, out = write(toy, text), toy.parent / "out.csv"
+    sweep.sweep(path, out, jobs=1)
+    assert [(row["policy"], row["deployment.replicas"]) for row in table(out)] == [("edf", "1"), ("fcfs", "2")]
+    with pytest.raises(BadInput, match="no point of policy 'edf' to compare fcfs with"):
+        sweep.sweep(path, out, jobs=1, seeds=2, versus="edf")
 
 
 # -- which points ---------------------------------------------------------------------------------------
@@ -223,3 +236,19 @@ def test_a_sweep_that_was_killed_resumes(toy: Path):
     sweep.sweep(path, out, jobs=1)
     sweep.sweep(path, toy.parent / "undisturbed.csv", jobs=1)
     assert out.read_bytes() == (toy.parent / "undisturbed.csv").read_bytes()
+
+
+def test_a_table_that_a_spreadsheet_wrote_is_read(toy: Path):
+    path, out = write(toy, "extends: toy.yaml\ngrid: {rate: [2.0]}\n"), toy.parent / "out.csv"
+    sweep.sweep(path, out, jobs=1)
+    rows = read_rows(out)
+    out.write_text(out.read_text(), encoding="utf-8-sig")
+    assert read_rows(out) == rows
+
+
+def test_a_sweep_that_is_refused_leaves_nothing(toy: Path, servetwin):
+    path = write(toy, "extends: toy.yaml\nset: {deployment.workers.0.limit: 64}\ngrid: {rate: [2.0, 4.0]}\n")
+    before = {p.name for p in toy.parent.iterdir()}
+    code, _, err = servetwin("sweep", path, "--out", toy.parent / "out.csv", "--jobs", 1, "--no-cache")
+    assert (code, err.count("\n")) == (2, 1)
+    assert {p.name for p in toy.parent.iterdir()} == before

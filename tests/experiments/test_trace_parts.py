@@ -211,6 +211,11 @@ def test_prompts_that_are_cut_are_counted(llm: Path):
         build.run(load(llm))
     cut = build.run(load(llm, [("workload.lengths.llm.truncate", True)])).as_dict()["cut"]["llm"]
     assert (cut["prompts"], cut["prompt_tokens"]) == (3, 3 * (5000 - 2048))
+    options = [("workload.lengths.llm.truncate", True), ("workload.lengths.llm.limit", 4096)]
+    with pytest.raises(
+        BadInput, match=r"5000 tokens to be cut, but the limit of 4096 leaves none .* a limit below 4096"
+    ):
+        build.run(load(llm, options))
 
 
 def test_drawn_outputs_are_not_cut_either(llm: Path):

@@ -47,3 +47,9 @@ def test_a_file_that_is_not_there_or_no_text(tmp_path):
     (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(BadInput, match="is no CSV file"):
         load(tmp_path / "bytes.csv")
+
+
+def test_a_table_from_a_spreadsheet_begins_with_a_byte_order_mark(tmp_path):
+    text = "module,batch,seconds\r\ndit,1,0.01\r\n"
+    (tmp_path / "mine.csv").write_text(text, encoding="utf-8-sig", newline="")
+    assert load(tmp_path / "mine.csv").table("dit", "scheduler")(1) == 0.01

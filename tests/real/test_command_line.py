@@ -303,7 +303,7 @@ WRONG = {
     "another's profile": (["run", "dit-s2-256-rtx4090", *REAL], "is of NVIDIA GeForce RTX 4090, but gpu0 is"),
     "no modules": (["run", "toy.yaml", *REAL], "there are no real modules for the pipeline vae -> dit"),
     "a language model of another device": (
-        ["run", "opt-13b-a6000", *REAL],
+        ["run", "opt-13b-a6000", "--backend", "real"],
         "is of NVIDIA RTX A6000, but this machine has" if find_spec("vllm") else "real language models need vllm",
     ),
     "not that model": (["run", "tiny-dit-cpu", *REAL, "--model", "tiny-sd"], "tiny-sd does not have the modules of"),

@@ -1,0 +1,34 @@
+"""Options of the command line that are of no use where they are given: refused, not ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from servetwin.core import BadInput
+
+
+def only_simulated(given: Mapping[str, Any]) -> None:
+    """Raise `BadInput` at the first option that has a value, and that real runs do not take."""
+    _refuse(given, "only simulations take this", "--seeds, --repeats")
+
+
+def only_real(given: Mapping[str, Any]) -> None:
+    """Likewise of those that only real runs take."""
+    _refuse(given, "only real runs take this", "--backend real")
+
+
+def only_modules(given: Mapping[str, Any]) -> None:
+    """Likewise of those that are about torch modules, where vLLM serves."""
+    _refuse(given, "vLLM does not take this: it is about modules of torch", "to leave it out")
+
+
+def only_vllm(given: Mapping[str, Any]) -> None:
+    """Likewise of those that are about vLLM, where torch modules are served."""
+    _refuse(given, "only --backend vllm takes this", "--backend vllm")
+
+
+def _refuse(given: Mapping[str, Any], what: str, right: str) -> None:
+    for option, value in given.items():
+        if value:
+            raise BadInput(what, where=option, right=right)
