@@ -26,6 +26,7 @@ from servetwin.core import (
     WorkerView,
 )
 from servetwin.core.errors import Stopped
+from servetwin.core.token_worker import TokenWorker
 from servetwin.core.tokens import TokenPolicy
 
 from . import registry, yamlfile
@@ -234,6 +235,8 @@ def make_executor(experiment: Experiment, workers: list[Worker], profiles: dict[
     """Simulated time as the experiment asks for it."""
     from servetwin.sim.measured import TimeOptions, measured_executor
 
+    if experiment.time.unmeasured == "shared":
+        _check_memory(experiment, workers, profiles)
     options = experiment.time.model_dump()
     if options["session"] is not None:
         options["session"] = datetime.fromisoformat(options["session"])
@@ -245,6 +248,21 @@ def make_executor(experiment: Experiment, workers: list[Worker], profiles: dict[
         calls=call_times(experiment),
         preparing=preparing(experiment),
     )
+
+
+def _check_memory(experiment: Experiment, workers: list[Worker], profiles: dict[str, Profile]) -> None:
+    """Raise `BadInput` if engines share a device, nobody measured them together, and one does not say how many KV
+    blocks it has there: those of its profile are all that fit if it is alone."""
+    from servetwin.sim.sharing import unmeasured
+
+    own = {worker: spec.engine for worker, spec in zip(workers, experiment.deployment.workers, strict=True)}
+    for pair in unmeasured(workers, profiles):
+        for worker in pair:
+            engine = own[worker]
+            if isinstance(worker, TokenWorker) and (engine is None or engine.blocks is None):
+                what = f"{pair[0].name} and {pair[1].name} share {worker.device}, whose memory each would have whole"
+                right = "for each the KV blocks that are left to it"
+                raise BadInput(what, where=f"deployment.workers: engine.blocks of {worker.name}", right=right)
 
 
 def time_shared(experiment: Experiment) -> list[str]:
@@ -261,13 +279,36 @@ def time_shared(experiment: Experiment) -> list[str]:
     return told(unmeasured(workers, profiles))
 
 
+def policy_not_measured(experiment: Experiment) -> list[str]:
+    """A line for each module whose profile has times by policy, and none for the policy that serves it here."""
+    from servetwin.profiles.costs import DECIDING_OF, GAP_OF
+
+    if not experiment.time.costs:
+        return []
+    said: dict[str, None] = {}
+    experiment = expanded(experiment)
+    profiles = load_profiles(experiment)
+    for worker in experiment.deployment.workers:
+        names = profiles[worker.device].costs if worker.device is not None else {}
+        own = registry.find_policy(policy_of(experiment, worker).name).__name__.lower()
+        for loop in (m for m in worker.modules if experiment.pipeline.modules[m].loop):
+            for cost, what in ((GAP_OF, "between iterations"), (DECIDING_OF, "to decide")):
+                stem = cost(loop, "")
+                known = sorted(name.removeprefix(stem) for name in names if name.startswith(stem))
+                if known and own not in known:
+                    by = ", ".join(known)
+                    said[f"time {what} of {loop}: measured under {by}, not under {own}, which takes the usual"] = None
+    return [*said]
+
+
 def describe(experiment: Experiment) -> dict[str, Any]:
     """The content of ``meta.json``: all that is needed to run the experiment again, and to trust it."""
     trace, profiles = read_trace(experiment), load_profiles(experiment)
     said = about(experiment, trace, contexts(experiment, profiles))
-    shared = time_shared(experiment)
+    shared, other_policies = time_shared(experiment), policy_not_measured(experiment)
     return {
         **({"time_shared": shared} if shared else {}),
+        **({"policy_not_measured": other_policies} if other_policies else {}),
         "kind": "simulated",
         "experiment": experiment.as_dict(),
         "experiment_digest": experiment.digest(),

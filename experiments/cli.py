@@ -139,7 +139,7 @@ def run(
     if real is not None:
         _show_real(real)
     else:
-        for line in build.time_shared(chosen):
+        for line in (*build.time_shared(chosen), *build.policy_not_measured(chosen)):
             typer.echo(line)
     if out is not None:
         typer.echo(f"records in {out}")

@@ -55,6 +55,9 @@ def read(folder: Path) -> RunRecords:
         outcomes[record["id"]] = record["outcome"]
         if record["finished"] is not None:
             latencies.append(record["finished"] - record["arrival"])
+    if len(outcomes) != summary.get("requests", len(outcomes)):
+        what = f"it has {len(outcomes)} requests, and summary.json counts {summary['requests']}"
+        raise BadInput(what, where=str(folder / "requests.jsonl"), right="the whole file")
     return RunRecords(folder, meta, summary, outcomes, np.array(latencies))
 
 

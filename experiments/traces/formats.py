@@ -23,6 +23,9 @@ MOST_SECONDS = 1e11
 #: What a number of this many digits and fewer than the next probably is: an epoch, today, has 10, 13, 16 or 19.
 EPOCHS = ((20, "nanoseconds"), (17, "microseconds"), (14, "milliseconds"))
 
+#: What looks like an epoch in seconds (2001 to 2065) in a column of milliseconds, where it would be days 12 to 34.
+EPOCH_SECONDS = (1e9, 3e9)
+
 
 class Entry(NamedTuple):
     """A request of a trace: *arrival* in seconds since its first request, *work* by column, *size* of the image."""
@@ -168,6 +171,9 @@ def _time(value: Any, where: str, unit: int = 1) -> Decimal:
         number, size = Decimal(0), math.nan
     if not math.isfinite(size) or size < 0.0 or isinstance(value, bool | list | dict):
         raise BadInput(f"{str(value)[:40]!r} is no time", where=where, right="0 or more")
+    if unit != 1 and EPOCH_SECONDS[0] <= size < EPOCH_SECONDS[1]:
+        what = f"{str(value)[:40]} in milliseconds is probably an epoch in seconds"
+        raise BadInput(what, where=where, right="milliseconds since the trace began")
     if size / unit >= MOST_SECONDS:
         column = "seconds" if unit == 1 else "milliseconds"
         likely = next((name for digits, name in reversed(EPOCHS) if size < 10.0**digits), None)

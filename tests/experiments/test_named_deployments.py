@@ -420,3 +420,17 @@ def test_a_search_is_of_the_deployment_that_is_asked_for(servetwin, two: Path, t
         found += table(out)
     assert [row["deployment"] for row in found] == ["apart", "together"]
     assert found[0]["value"] != found[1]["value"]
+
+
+def test_times_by_policy_that_a_policy_has_none_of_are_said(tmp_path: Path, servetwin):
+    """A copy of a policy under a class of another name goes by the usual times, and that is said."""
+    experiment, options = "sd15-512-h100-graphs", ("--rate", 4, "--requests", 30)
+    code, out, _ = servetwin("run", experiment, "--policy", "edf", *options)
+    assert (code, "not under" in out) == (0, False)
+    copy = tmp_path / "mine.py"
+    copy.write_text((POLICIES / "edf.py").read_text().replace("class EDF(", "class Mine("))
+    code, out, _ = servetwin("run", experiment, "--policy", copy, *options, "--out", tmp_path / "run")
+    assert code == 0
+    said = "time between iterations of unet: measured under edf, neustream, not under mine, which takes the usual"
+    assert said in out
+    assert said in json.loads((tmp_path / "run" / "meta.json").read_text())["policy_not_measured"]

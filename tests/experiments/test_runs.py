@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from servetwin.core import BadInput
 from servetwin.experiments import build
+from servetwin.experiments.compare import read
 from servetwin.experiments.config import Time
 from servetwin.experiments.resolve import load
 from servetwin.sim.measured import TimeOptions
@@ -109,3 +110,12 @@ def test_a_folder_that_holds_a_run_is_left_alone(toy: Path, tmp_path: Path):
 def test_the_terms_of_time_are_those_of_the_simulator():
     ours = {name: field.default for name, field in Time.model_fields.items()}
     assert ours == {f.name: f.default for f in dataclasses.fields(TimeOptions)}
+
+
+def test_records_that_lack_a_request_are_refused(toy: Path, tmp_path: Path):
+    build.run(load(toy, [("policy", "edf")]), tmp_path / "run")
+    file = tmp_path / "run" / "requests.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:-1]))
+    with pytest.raises(BadInput, match=rf"it has {len(lines) - 1} requests, and summary.json counts {len(lines)}"):
+        read(tmp_path / "run")

@@ -256,6 +256,16 @@ def test_an_epoch_in_another_unit_is_refused_by_name(llm: Path, servetwin, unit:
     assert "t.csv:2: arrival" in err
 
 
+def test_an_epoch_in_seconds_is_no_column_of_milliseconds(tmp_path: Path):
+    """Found beside case 11: all came a thousand times too fast."""
+    path = tmp_path / "m.jsonl"
+    row = '{{"timestamp": {}, "input_length": 1, "output_length": 1}}\n'
+    path.write_text(row.format(1_700_000_000) + row.format(1_700_000_001))
+    with pytest.raises(BadInput, match=r"m.jsonl:1: timestamp.*probably an epoch in seconds") as told:
+        list(entries(path))
+    assert "milliseconds since the trace began" in str(told.value)
+
+
 def test_a_column_of_milliseconds_takes_an_epoch_in_milliseconds_only(tmp_path: Path):
     path = tmp_path / "m.jsonl"
     row = '{{"timestamp": {}, "input_length": 1, "output_length": 1}}\n'

@@ -122,7 +122,10 @@ def test_two_engines(contention: bool) -> None:
              ("time.contention", contention)]  # fmt: skip
     with pytest.raises(BadInput, match=f"a, b {UNMEASURED}.*prefill.rate_beside.prefill"):
         build(resolve.load("opt-13b-a6000", given))
-    shared = resolve.load("opt-13b-a6000", [*given, SHARED])
+    with pytest.raises(BadInput, match="engine.blocks of a: a and b share gpu0, whose memory each would have whole"):
+        build(resolve.load("opt-13b-a6000", [*given, SHARED]))
+    workers = [worker | {"engine": {"blocks": 500}} for worker in workers]
+    shared = resolve.load("opt-13b-a6000", [*given, ("deployment.workers", workers), SHARED])
     lawful(shared)
     alone = run(resolve.load("opt-13b-a6000", [*given[:1], ("requests", 60), ("rate", 2.0)]))
     assert run(shared).as_dict()["duration"] > 0.95 * alone.as_dict()["duration"]
