@@ -55,10 +55,11 @@ def take(data: Tree, where: str) -> tuple[Tree, Tree, str | None]:
         if "name" in keys:
             raise BadInput(f"deployments.{name} has a key 'name'", where=where, right="no key 'name' there")
     own = data.get("deployment")
-    if isinstance(own, dict) and own.get("name") in deployments:
-        twice = [key for key in own if key in deployments[own["name"]]]
+    chosen = own.get("name") if isinstance(own, dict) else None
+    if isinstance(own, dict) and isinstance(chosen, str) and chosen in deployments:  # what is no name is told later
+        twice = [key for key in own if key in deployments[chosen]]
         if twice:
-            what = f"deployment and deployments.{own['name']} both say {twice[0]}"
+            what = f"deployment and deployments.{chosen} both say {twice[0]}"
             raise BadInput(what, where=where, right="one of them")
     return deployments, variants, variant
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import hashlib
 import itertools
@@ -222,7 +223,6 @@ def load(name_or_path: str | Path) -> Profile:
     if path.suffix not in (".yaml", ".yml", ".csv"):
         path = DATA / f"{name_or_path}.yaml"
         if str(name_or_path) not in names():
-            known = ", ".join(names())
             device, _, model = str(name_or_path).rpartition("/")
             others = [n for n in names() if model and n.endswith(f"/{model}")]
             here = [n for n in names() if n.startswith(f"{device}/{model}-")]
@@ -231,9 +231,10 @@ def load(name_or_path: str | Path) -> Profile:
                 what += "" if here else f": nobody has measured {model} on {device} yet"
                 right = f"one of {', '.join(here or others)}, or a path to a YAML or CSV file of your own"
                 raise BadInput(what, right=right)
-            raise BadInput(
-                f"unknown profile {str(name_or_path)!r}", right=f"one of {known}, or a path to a YAML or CSV file"
-            )
+            # All of them would be a page: those that look most like it, if any does.
+            near = difflib.get_close_matches(str(name_or_path), names(), n=5, cutoff=0.5)
+            right = f"one of {', '.join(near)}, or" if near else f"one of {len(names())} (`servetwin profiles`), or"
+            raise BadInput(f"unknown profile {str(name_or_path)!r}", right=f"{right} a path to a YAML or CSV file")
     beside = path.with_name(path.stem + COSTS)
     return _load(path, beside, _version(path), _version(beside))
 

@@ -70,6 +70,8 @@ changes = st.sampled_from(NAMES).flatmap(
 @example(("dit-s2-256-rtx4090", [(("workload", "steps", "dit", "high"), 10**30)]))
 @example(("dit-s2-256-rtx4090", [(("workload", "arrivals", "cv"), 1e-300)]))
 @example(("dit-s2-256-rtx4090", [(("workload", "arrivals", "cv"), 1e300)]))
+@example(("dit-s2-256-rtx4090", [(("deployment", "devices", "gpu0"), ".nan")]))
+@example(("dit-s2-256-rtx4090", [(("deployment", "name"), [[]])]))
 def test_served_or_refused_in_one_line(tmp_path_factory, case):
     name, wrong = case
     tree = copy.deepcopy(FILES[name])

@@ -329,14 +329,16 @@ def test_policies_are_compared_with_what_goes_with_them(servetwin, two: Path):
     gaps = [float(r["attainment"]) - float(s["attainment"]) for r, s in zip(rows[:2], rows[2:], strict=True)]
     assert [float(r["attainment_minus_edf"]) for r in rows] == pytest.approx([*gaps, 0.0, 0.0])
     spec = two.with_name("grid.yaml")
-    spec.write_text(
-        "sweeps:\n- {extends: two.yaml, grid: {policy: [edf], deployment: [apart, together]}}\n"
-        "- {extends: two.yaml, grid: {policy: [fcfs], deployment: [together]}, set: {deployment.replicas: 2}}\n"
-        "- {extends: two.yaml, grid: {policy: [clockwork], variant: [measured]}}\n"
-    )
-    code, _, err = servetwin("sweep", spec, "--out", two.with_name("x.csv"), "--jobs", 1, "--versus", "edf")
-    assert code == 2
-    assert "2 points of policy 'edf' could be compared with clockwork" in err
+    # Twice as many replicas are another system; and of two systems neither is the one to compare with.
+    for more, doubtful in ((", set: {deployment.replicas: 2}", "fcfs"), ("", "clockwork")):
+        spec.write_text(
+            "sweeps:\n- {extends: two.yaml, grid: {policy: [edf], deployment: [apart, together]}}\n"
+            f"- {{extends: two.yaml, grid: {{policy: [fcfs], deployment: [together]}}{more}}}\n"
+            "- {extends: two.yaml, grid: {policy: [clockwork], variant: [measured]}}\n"
+        )
+        code, _, err = servetwin("sweep", spec, "--out", two.with_name("x.csv"), "--jobs", 1, "--versus", "edf")
+        assert code == 2
+        assert f"2 points of policy 'edf' could be compared with {doubtful}" in err
 
 
 def test_lines_of_a_figure_name_their_deployment_where_it_differs(servetwin, two: Path, monkeypatch):
