@@ -101,38 +101,27 @@ def run(
 ) -> None:
     """Run one experiment: in simulation, or for real on devices of this machine (--backend real)."""
     from . import build
+    from .names import source_of
     from .resolve import load
+    from .serving import serve
 
     short = {"policy": policy, "rate": rate, "cv": cv, "slo": slo, "requests": requests, "seed": seed}
-    chosen = load(_source(experiment), [*((k, v) for k, v in short.items() if v is not None), *_overrides(sets)])
+    chosen = load(source_of(experiment), [*((k, v) for k, v in short.items() if v is not None), *_overrides(sets)])
     began = time.perf_counter()
-    if backend == "real":
-        from . import agents
-        from .backend import Backend
-
-        setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes)
-        if agents.serves(chosen):
-            report = agents.run(chosen, model, out, _say, foreign=any_device)
-        else:
-            report = Backend(setup).run(chosen, out, _say)
-        summary, real = report.summary.as_dict(), report.as_dict()
-    elif backend == "vllm":
-        from .vllm_backend import VllmBackend
-
-        vllm = VllmBackend(model, eager=eager, foreign=any_device, asynchronous=asynchronous)
-        served = vllm.ask(url, chosen, out, _say) if url else vllm.run(chosen, out, _say)
-        summary, real = served.summary.as_dict(), served.as_dict()
-    else:
+    if backend == "sim":
         _only_real({"--device": devices, "--model": model, "--weights": weights, "--eager": eager})
         _only_real({"--processes": processes, "--url": url, "--asynchronous": asynchronous is not None})
-        summary, real = build.run(chosen, out).as_dict(), None
+        setup = None
+    else:
+        setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes)
+    served = serve(chosen, out, backend=backend, setup=setup, url=url, asynchronous=asynchronous, say=_say)
     took = time.perf_counter() - began
     if as_json:
-        typer.echo(json.dumps(summary, indent=2))
+        typer.echo(json.dumps(served.summary, indent=2))
         return
-    _show_run(chosen, summary, took)
-    if real is not None:
-        _show_real(real)
+    _show_run(chosen, served.summary, took)
+    if served.real is not None:
+        _show_real(served.real)
     else:
         for line in build.time_shared(chosen):
             typer.echo(line)
@@ -322,6 +311,7 @@ def search(
     """Find the capacity: the largest rate that holds a target attainment, with its interval."""
     from . import capacity as engine
     from .cache import Cache
+    from .names import source_of
     from .targets import parse
 
     for given in target or ():
@@ -334,7 +324,7 @@ def search(
     asked = engine.Asked(find, [*shares, *limits], seeds, first_seed, requests, longest)
     with _progress("search") as report, Cache() if cache else nullcontext() as known:
         answers = engine.answers(
-            [_source(e) for e in experiments],
+            [source_of(e) for e in experiments],
             policy,
             asked,
             _overrides(sets),
@@ -538,11 +528,6 @@ def profiles(
 
 
 # -- helpers --------------------------------------------------------------------------------------------
-
-
-def _source(text: str) -> str | Path:
-    """A path if it looks like one, else a workload's name."""
-    return Path(text) if "/" in text or text.endswith((".yaml", ".yml")) else text
 
 
 def _overrides(sets: list[str] | None) -> list[Override]:
