@@ -12,7 +12,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeGuard
 
 from servetwin.core import BadInput, Policy
 from servetwin.core.tokens import TokenPolicy
@@ -41,7 +41,7 @@ def offered(name: str) -> Code | None:
     return (_offered.get() or {}).get(name)
 
 
-def is_policy(kind: object) -> bool:
+def is_policy(kind: object) -> TypeGuard[type[Any]]:
     """Whether *kind* is a class of policies."""
     return inspect.isclass(kind) and issubclass(kind, Policy | TokenPolicy)
 

@@ -198,8 +198,7 @@ def _request_row(record: dict[str, Any]) -> dict[str, Any]:
         first, generated = stay["first_token"], stay["generated"]
         row |= {"prompt": stay["prompt"], "generated": generated}
         row["ttft"] = None if first is None else first - arrival
-        several = finished is not None and generated > 1
-        row["tpot"] = (finished - first) / (generated - 1) if several else None
+        row["tpot"] = (finished - first) / (generated - 1) if finished is not None and generated > 1 else None
         row["preemptions"] = stay["preemptions"]
     return row
 
