@@ -41,7 +41,7 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 imports: $(STAMP)        ## the arrows between packages
-	$(BIN)/lint-imports
+	.ci/imports $(BIN)/lint-imports
 
 wheel-test: $(STAMP)     ## tests against the built wheel, from outside the checkout
 	.ci/wheel-test $(BIN)/python

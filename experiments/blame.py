@@ -30,13 +30,21 @@ def policies_answer(policies: Sequence[Policy | TokenPolicy]) -> Iterator[None]:
 
 
 def _raised(policies: Sequence[Any], error: Exception) -> str | None:
-    files = {inspect.getfile(kind) for policy in policies for kind in type(policy).__mro__[:-1]}
+    files = {file for policy in policies for kind in type(policy).__mro__[:-1] for file in _files_of(kind)}
     files -= {inspect.getfile(base) for base in (Policy, TokenPolicy)}
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if frame.filename in files:
             place = f"{Path(frame.filename).name}:{frame.lineno}, in {frame.name}"
             return f"the policy failed: {place}: {type(error).__name__}: {error}"
     return None
+
+
+def _files_of(kind: type[Any]) -> set[str]:
+    """The file that defines a class; of one that was typed in, what Python calls the places of its functions."""
+    try:
+        return {inspect.getfile(kind)}
+    except (OSError, TypeError):
+        return {f.__code__.co_filename for f in vars(kind).values() if inspect.isfunction(f)}
 
 
 def _answered(error: Exception) -> str | None:

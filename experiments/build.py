@@ -306,6 +306,7 @@ def describe(experiment: Experiment) -> dict[str, Any]:
     trace, profiles = read_trace(experiment), load_profiles(experiment)
     said = about(experiment, trace, contexts(experiment, profiles))
     shared, other_policies = time_shared(experiment), policy_not_measured(experiment)
+    texts = {n: text for n in policies_used(experiment) if (text := registry.code_of(n).text)}
     return {
         **({"time_shared": shared} if shared else {}),
         **({"policy_not_measured": other_policies} if other_policies else {}),
@@ -316,6 +317,7 @@ def describe(experiment: Experiment) -> dict[str, Any]:
         "profiles": {p.name: p.digest for p in profiles.values()},
         "policies": {n: registry.code_digest(n) for n in policies_used(experiment)},
         "policy_files": {n: files for n in policies_used(experiment) if (files := registry.files_of(n))},
+        **({"policy_texts": texts} if texts else {}),
         "code": code_digest(),
         "trace": trace.digest if trace is not None else None,
         **({"input": said} if said else {}),

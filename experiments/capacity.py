@@ -85,8 +85,8 @@ class Answer:
 
 
 def answers(
-    sources: Sequence[str | Path],
-    policies: Sequence[str] | None,
+    sources: Sequence[str | Path | dict[str, Any]],
+    policies: Sequence[str | dict[str, Any]] | None,
     asked: Asked,
     overrides: Sequence[Override] = (),
     *,
@@ -105,7 +105,7 @@ def answers(
     targets = [attainment(t) if isinstance(t, float | int) else t for t in asked.targets]
     if out is not None:
         tables.check_target(out)
-    chosen: Sequence[str | None] = policies or [None]
+    chosen: Sequence[str | dict[str, Any] | None] = policies if policies else [None]
     cases = [_experiment(s, p, asked, overrides) for s in sources for p in chosen]
     for experiment in cases:
         check_seeds(experiment, asked.seeds, "--seeds")
@@ -120,11 +120,16 @@ def answers(
             for doubt in finder.together.doubts if cache is not None else ():
                 tell(f"rows are not kept, so that they are run each time: {doubt}")
     if out is not None:
-        tables.write(out, [_row(a, asked) for a in found])
+        tables.write(out, [row_of(a, asked) for a in found])
     return found
 
 
-def _experiment(source: str | Path, policy: str | None, asked: Asked, overrides: Sequence[Override]) -> Experiment:
+def _experiment(
+    source: str | Path | dict[str, Any],
+    policy: str | dict[str, Any] | None,
+    asked: Asked,
+    overrides: Sequence[Override],
+) -> Experiment:
     chosen: list[Override] = [("policy", policy)] if policy is not None else []
     experiment = seeded(load(source, [*chosen, ("seed", asked.first_seed), *overrides], chain=layers(source)))
     if experiment.seed != asked.first_seed:
@@ -362,7 +367,8 @@ class Sampler:
         return self.experiment.model_copy(update={first: outer.model_copy(update={second: value})})
 
 
-def _row(answer: Answer, asked: Asked) -> tables.Row:
+def row_of(answer: Answer, asked: Asked) -> tables.Row:
+    """The line of *answer* in a table."""
     found = answer.found
     shares = [c.share for c in found.target.criteria if c.metric is None]
     return {

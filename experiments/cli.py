@@ -101,43 +101,37 @@ def run(
 ) -> None:
     """Run one experiment: in simulation, or for real on devices of this machine (--backend real)."""
     from . import build
+    from .names import source_of
     from .resolve import load
+    from .serving import serve
 
     short = {"policy": policy, "rate": rate, "cv": cv, "slo": slo, "requests": requests, "seed": seed}
-    chosen = load(_source(experiment), [*((k, v) for k, v in short.items() if v is not None), *_overrides(sets)])
+    chosen = load(source_of(experiment), [*((k, v) for k, v in short.items() if v is not None), *_overrides(sets)])
     began = time.perf_counter()
     modules = {"--device": devices, "--weights": weights, "--sampler": sampler != "ddim", "--slots": slots}
     modules |= {"--processes": processes}
     ahead = {"--url": url, "--asynchronous": asynchronous, "--synchronous": asynchronous is False}
-    if backend == "real":
-        from . import agents
-        from .backend import Backend
-
-        options.only_vllm(ahead)
-        setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes)
-        if agents.serves(chosen):
-            options.only_modules({**modules, "--eager": eager})
-            report = agents.run(chosen, model, out, _say, foreign=any_device)
-        else:
-            report = Backend(setup).run(chosen, out, _say)
-        summary, real = report.summary.as_dict(), report.as_dict()
-    elif backend == "vllm":
-        from .vllm_backend import VllmBackend
-
-        options.only_modules(modules)
-        vllm = VllmBackend(model, eager=eager, foreign=any_device, asynchronous=asynchronous)
-        served = vllm.ask(url, chosen, out, _say) if url else vllm.run(chosen, out, _say)
-        summary, real = served.summary.as_dict(), served.as_dict()
-    else:
+    if backend == "sim":
         options.only_real({**modules, **ahead, "--model": model, "--eager": eager, "--any-device": any_device})
-        summary, real = build.run(chosen, out).as_dict(), None
+        setup = None
+    else:
+        if backend == "vllm":
+            options.only_modules(modules)
+        else:
+            options.only_vllm(ahead)
+            from . import agents
+
+            if agents.serves(chosen):
+                options.only_modules({**modules, "--eager": eager})
+        setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes)
+    served = serve(chosen, out, backend=backend, setup=setup, url=url, asynchronous=asynchronous, say=_say)
     took = time.perf_counter() - began
     if as_json:
-        typer.echo(json.dumps(summary, indent=2))
+        typer.echo(json.dumps(served.summary, indent=2))
         return
-    _show_run(chosen, summary, took)
-    if real is not None:
-        _show_real(real)
+    _show_run(chosen, served.summary, took)
+    if served.real is not None:
+        _show_real(served.real)
     else:
         for line in (*build.time_shared(chosen), *build.policy_not_measured(chosen)):
             typer.echo(line)
@@ -305,6 +299,7 @@ def search(
     """Find the capacity: the largest rate that holds a target attainment, with its interval."""
     from . import capacity as engine
     from .cache import Cache
+    from .names import source_of
     from .targets import parse
 
     for given in target or ():
@@ -317,7 +312,7 @@ def search(
     asked = engine.Asked(find, [*shares, *limits], seeds, first_seed, requests, longest)
     with _progress("search") as report, Cache() if cache else nullcontext() as known:
         answers = engine.answers(
-            [_source(e) for e in experiments],
+            [source_of(e) for e in experiments],
             policy,
             asked,
             _overrides(sets),
@@ -522,11 +517,6 @@ def profiles(
 
 
 # -- helpers --------------------------------------------------------------------------------------------
-
-
-def _source(text: str) -> str | Path:
-    """A path if it looks like one, else a workload's name."""
-    return Path(text) if "/" in text or text.endswith((".yaml", ".yml")) else text
 
 
 def _overrides(sets: list[str] | None) -> list[Override]:

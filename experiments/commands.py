@@ -207,14 +207,11 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="Grids: a table of the cells, .csv or .parquet.")] = None,
 ) -> None:
     """Compare two runs; or two grids of runs, cell by cell and by what one would decide from them."""
-    from .compare import is_run
+    from .compare import are_runs
 
-    if is_run(first) != is_run(second) and first.exists() and second.exists():
-        one = first if is_run(first) else second
-        raise BadInput("this is one run, the other are many", where=str(one), right="two runs, or two collections")
-    if is_run(first) or not (first.exists() and second.exists()):
+    if are_runs(first, second):
         for option, value in (("--target", target), ("--floor", floor), ("--out", out)):
-            if value is not None and is_run(first):
+            if value is not None and first.exists():
                 what = "this is for grids, and these are two runs"
                 raise BadInput(what, where=option, right="folders of run folders, or sweeps' tables")
         _compare_runs(first, second, as_json)
@@ -282,14 +279,12 @@ def _show_steps(found: dict[str, dict[str, dict[str, Any]]]) -> None:
 def _compare_grids(
     first: Path, second: Path, as_json: bool, target: float, floor: float | None, out: Path | None
 ) -> None:
-    from .fidelity import compare_grids, read_collection
+    from .fidelity import compare_grids, grids_dict, read_collection
 
     rows, found = compare_grids(read_collection(first), read_collection(second), target=target, floor=floor, out=out)
-    gaps = [abs(row["attainment_gap"]) for row in rows]
-    mean = sum(gaps) / len(gaps)
+    full = grids_dict(rows, found)
     if as_json:
-        overall = {"mean_gap_points": mean, "max_gap_points": max(gaps), "decisions": found.as_dict()}
-        typer.echo(json.dumps({"cells": rows, **overall}, indent=2))
+        typer.echo(json.dumps(full, indent=2))
         return
     typer.echo(f"A: {first}\nB: {second}\nattainment, in percent of the requests sent")
     columns = [("workload", "left"), ("policy", "left"), ("rate", "right"), ("cv", "right"), ("SLO", "right")]
@@ -304,7 +299,8 @@ def _compare_grids(
         more = (row.get(name, "") for name in others)
         lines.add_row(row["workload"], row["policy"], *numbers, *more, *pair, f"{row['attainment_gap']:+.2f}", batch)
     print_table(lines)
-    typer.echo(f"{len(rows)} cells: |B - A| mean {mean:.2f}, max {max(gaps):.2f} points")
+    mean, largest = full["mean_gap_points"], full["max_gap_points"]
+    typer.echo(f"{len(rows)} cells: |B - A| mean {mean:.2f}, max {largest:.2f} points")
     show_decisions(found)
     if out is not None:
         typer.echo(f"cells in {out}")

@@ -66,6 +66,15 @@ def is_run(folder: Path) -> bool:
     return (folder / "meta.json").is_file()
 
 
+def are_runs(first: Path, second: Path) -> bool:
+    """Whether two runs are to be compared, rather than two collections of runs. Raises `BadInput` if it is one of
+    each; what is not there counts as a run."""
+    if is_run(first) != is_run(second) and first.exists() and second.exists():
+        one = first if is_run(first) else second
+        raise BadInput("this is one run, the other are many", where=str(one), right="two runs, or two collections")
+    return is_run(first) or not (first.exists() and second.exists())
+
+
 def find_runs(folder: Path) -> list[Path]:
     """The folders, at any depth in *folder*, of runs that came to their end."""
     return sorted(meta.parent for meta in folder.rglob("meta.json") if (meta.parent / "summary.json").is_file())

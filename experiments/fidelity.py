@@ -100,7 +100,12 @@ def read_collection(path: Path) -> list[Entry]:
         raise BadInput(
             "this is no collection of runs", where=str(path), right="a folder of run folders, or a sweep's table"
         )
-    return [_of_row(row, f"{path}: row {i}") for i, row in enumerate(read_rows(path), 1)]
+    return entries_of(read_rows(path), str(path))
+
+
+def entries_of(rows: Iterable[Mapping[str, Any]], where: str) -> list[Entry]:
+    """The runs that are the *rows* of a sweep's table, which is called *where*. Raises `BadInput`."""
+    return [_of_row(row, f"{where}: row {i}") for i, row in enumerate(rows, 1)]
 
 
 def _of_folder(folder: Path) -> Entry:
@@ -140,7 +145,7 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def _of_row(row: Row, where: str) -> Entry:
+def _of_row(row: Mapping[str, Any], where: str) -> Entry:
     def number(name: str, *, needed: bool = False) -> float | None:
         text = row.get(name)
         if text in (None, ""):
@@ -509,3 +514,10 @@ def compare_grids(
         tables.check_target(out)
         tables.write(out, rows)
     return rows, decide(a, b, target=target, floor=floor)
+
+
+def grids_dict(rows: Sequence[Row], found: Decisions) -> Row:
+    """What `compare_grids` gives as one mapping, gaps in points."""
+    gaps = [abs(row["attainment_gap"]) for row in rows]
+    overall = {"mean_gap_points": sum(gaps) / len(gaps), "max_gap_points": max(gaps)}
+    return {"cells": list(rows), **overall, "decisions": found.as_dict()}

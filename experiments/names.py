@@ -33,6 +33,11 @@ def unknown(kind: str, name: str, known: Iterable[str], where: str | None = None
     return BadInput(f"unknown {kind} {name!r}", where=where, right=suggest(name, known))
 
 
+def source_of(text: str) -> str | Path:
+    """What a user calls an experiment: a path if it looks like one, else a workload's name."""
+    return Path(text) if "/" in text or text.endswith((".yaml", ".yml")) else text
+
+
 def workload_names() -> list[str]:
     """The workloads that come with ServeTwin."""
     return sorted(p.stem for p in WORKLOADS.glob("*.yaml"))

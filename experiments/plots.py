@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,15 @@ BINS = 150
 
 #: matplotlib's own font and no time stamp: equal inputs give equal files.
 STYLE: Any = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "servetwin"}
+
+
+class Drawing(Figure):
+    """A figure that notebooks show, also without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        content = io.BytesIO()
+        self.savefig(content, format="png", dpi=150)
+        return content.getvalue()
 
 
 def counted(workload: str, policy: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from servetwin.core import BadInput, ServeTwinError, Summary
 
-from . import cluster, policycode, policysource, registry
+from . import cluster, policycode, policyobjects, policysource, registry
 from .build import policies_used, run
 from .config import Experiment, RelativeSLO
 from .digests import code_changed, combined
@@ -322,21 +322,38 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
+def _only_here(experiment: Experiment) -> bool:
+    """Whether *experiment* has a policy that no other process knows (see `servetwin.experiments.policyobjects`)."""
+    return any(policyobjects.offered(name) is not None for name in policies_used(experiment))
+
+
 def _in_parallel(experiments: Sequence[Experiment], jobs: int, point: Point | None) -> Generator[Outcome, None, None]:
+    here = [number for number, experiment in enumerate(experiments) if _only_here(experiment)]
+    others = [number for number in range(len(experiments)) if number not in set(here)]
     runner = cluster.current()
+    if runner is not None and here:
+        what = f"the policy {experiments[here[0]].policy.name} is known to this process alone"
+        raise BadInput(what, where="--cluster", right="a file, my_policy.py, that all workers have")
+    if runner is None and (jobs == 1 or len(others) <= 1):
+        here, others = list(range(len(experiments))), []
+    for number in here:
+        yield run_numbered(number, experiments[number], point)
     if runner is not None:
         yield from runner(partial(run_numbered, point=point), experiments)
-        return
-    if jobs == 1 or len(experiments) <= 1:
-        for number, experiment in enumerate(experiments):
-            yield run_numbered(number, experiment, point)
-        return
+    elif others:
+        yield from _in_processes(experiments, others, jobs, point)
+
+
+def _in_processes(
+    experiments: Sequence[Experiment], numbers: Sequence[int], jobs: int, point: Point | None
+) -> Generator[Outcome, None, None]:
+    """The outcomes of those of *experiments* that have these *numbers*."""
     from joblib import Parallel, delayed
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     try:
         parallel = Parallel(n_jobs=jobs, return_as="generator_unordered")
-        outcomes = parallel(delayed(run_numbered)(i, e, point) for i, e in enumerate(experiments))
+        outcomes = parallel(delayed(run_numbered)(i, experiments[i], point) for i in numbers)
         try:
             for outcome in outcomes:  # noqa: UP028 - closed below, which "yield from" would do first
                 yield outcome

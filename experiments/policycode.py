@@ -37,7 +37,8 @@ class Code:
     *sources* are the modules that it was loaded from, and those that its functions may import; *packages* the
     installed ones that these name, with versions; *declared* the files of the class attribute ``files``, by the names
     given there. *reads* are other files that it opened, with the hash of what they held; *doubts* say why its rows
-    cannot be kept. *ours* is set for policies that come with ServeTwin.
+    cannot be kept. *ours* is set for policies that come with ServeTwin. *text* is the source of a class that was
+    given as an object (see `servetwin.experiments.policyobjects`).
     """
 
     policy: Any
@@ -48,6 +49,7 @@ class Code:
     writes: set[str] = field(default_factory=set)
     doubts: dict[str, None] = field(default_factory=dict)
     ours: bool = False
+    text: str = ""
 
     def fresh(self) -> bool:
         """Whether all that it was loaded from still is what it was."""
@@ -69,6 +71,7 @@ class Code:
         lines = [f"class {self.policy.__qualname__}"]
         lines += sorted(f"{name} {digest}" for name, digest in self.files().items())
         lines += sorted(f"package {name} {version}" for name, version in self.packages.items())
+        lines += [f"text {self.text}"] if self.text else []
         return combined(lines)
 
     def others(self) -> dict[str, str]:

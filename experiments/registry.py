@@ -31,7 +31,7 @@ from pydantic import TypeAdapter
 from servetwin.core import BadInput, Policy
 from servetwin.core.tokens import TokenPolicy
 
-from . import policycode
+from . import policycode, policyobjects
 from .names import suggest
 from .policysource import load_file
 from .unmodelled import of_vllm
@@ -55,6 +55,9 @@ def find_policy(name: str) -> type[Policy]:
 
 def code_of(name: str) -> policycode.Code:
     """The policy that *name* means, with the code that it was loaded from. Raises `BadInput` if there is none."""
+    given = policyobjects.offered(name)
+    if given is not None:
+        return given
     place, _, attribute = name.partition(":")
     if place.endswith(".py"):
         path = Path(place).resolve()

@@ -108,8 +108,12 @@ def read(path: Path) -> SweepFile:
         raise BadInput("the value does not fit", where=where, right=right) from None
 
 
-def points(spec: SweepFile, path: Path) -> tuple[list[Experiment], list[Values]]:
-    """The experiments of a sweep, each once, and the values of their axes. Raises `BadInput` before anything runs."""
+def points(spec: SweepFile, path: Path, of: Mapping[str, Any] | None = None) -> tuple[list[Experiment], list[Values]]:
+    """The experiments of a sweep, each once, and the values of their axes. Raises `BadInput` before anything runs.
+
+    *path* is the file of *spec*, or where it would be. *of* is the content of an experiment file, for blocks that
+    name none.
+    """
     found: dict[str, tuple[Experiment, Values]] = {}
     chains: dict[str, list[Layer]] = {}
     differing = _between_blocks(spec)
@@ -118,12 +122,16 @@ def points(spec: SweepFile, path: Path) -> tuple[list[Experiment], list[Values]]
         for axes in combinations(block, f"{path}: sweeps.{number}"):
             values = {**block.set, **axes}
             source = values.pop("workload", values.pop("extends", block.extends))
-            if not isinstance(source, str):
+            if source is None and of is not None:
+                chain = chains.setdefault("", layers(dict(of)))
+            elif not isinstance(source, str):
                 right = "extends: dit-s2-256-rtx4090, or an axis workload"
                 raise BadInput("there is nothing to sweep", where=f"{path}: sweeps.{number}", right=right)
-            if source not in chains:
-                chains[source] = layers(locate(source, path.parent))
-            experiment = load(source, values.items(), chain=chains[source])
+            else:
+                if source not in chains:
+                    chains[source] = layers(locate(source, path.parent))
+                chain = chains[source]
+            experiment = load(source or "", values.items(), chain=chain)
             places = {**{key: own.get(key) for key in differing}, **{_full(k): v for k, v in axes.items()}}
             found.setdefault(experiment.digest(), (experiment, places))
     check_seed_axis((e for e, _ in found.values()), f"{path}: seed")
@@ -160,9 +168,10 @@ def combinations(block: Block, where: str) -> Iterator[Values]:
 
 
 def sweep(
-    source: str | Path,
-    out: Path,
+    source: str | Path | SweepFile,
+    out: Path | None,
     *,
+    of: Mapping[str, Any] | None = None,
     jobs: int = -1,
     progress: Callable[[int, int], None] | None = None,
     cache: Cache | None = None,
@@ -173,7 +182,8 @@ def sweep(
     versus: str | None = None,
     say: Callable[[str], None] | None = None,
 ) -> list[Row]:
-    """Run the sweep *source* and write its table to *out*; returns the rows.
+    """Run the sweep *source* (a file, a figure's name, or the content of a file) and write its table to *out*, if
+    that is given; returns the rows. *of* is as in `points`.
 
     With *seeds* or *until* each point is repeated (see `servetwin.experiments.repeat`), and its row holds means and
     intervals; with *versus*, also how it differs from that policy. *cache* knows points of other sweeps, *cluster* is
@@ -183,14 +193,15 @@ def sweep(
     again with what there is then, of which *say* hears, as of rows that could not be kept. Raises `Changed` if that
     does not end.
     """
-    tables.check_target(out)
-    path = find(source)
-    partial = Partial(out.with_name(out.name + ".part"))
+    if out is not None:
+        tables.check_target(out)
+    path = Path.cwd() / "sweep" if isinstance(source, SweepFile) else find(source)
+    partial = Partial(out.with_name(out.name + ".part") if out is not None else None)
     say = say or (lambda _: None)
     for attempt in range(_TRIES):
         together = Together()
-        spec = read(path)
-        experiments, axes = points(spec, path)
+        spec = source if isinstance(source, SweepFile) else read(path)
+        experiments, axes = points(spec, path, of)
         for deployed in {str(e.deployment.devices): e for e in experiments}.values():
             load_profiles(deployed)  # one that is missing shows before anything is written
         run = _Runs(partial, cache, jobs, progress, len(experiments), together)
@@ -211,11 +222,15 @@ def sweep(
             say(f"{str(change).partition(';')[0]}: the sweep begins again with what there is now")
     for doubt in together.doubts if cache is not None else ():
         say(f"rows are not kept, so that they are run each time: {doubt}")
-    rows = [row_of(e, a, r) for e, a, r in zip(experiments, axes, results, strict=True)]
-    tables.write(out, rows)
-    copy = {"name": spec.name, "about": spec.about, **together.made_of(), "sweeps": spec.model_dump()["sweeps"]}
-    out.with_name(out.name + ".spec.yaml").write_text(yamlfile.write(copy), encoding="utf-8")
-    partial.remove()
+    told = any(isinstance(a.get("policy.name"), dict) for a in axes)
+    rows = [row_of(e, a, r, params=told) for e, a, r in zip(experiments, axes, results, strict=True)]
+    if out is not None:
+        tables.write(out, rows)
+        copy = {"name": spec.name, "about": spec.about, **together.made_of(), "sweeps": spec.model_dump()["sweeps"]}
+        if of is not None:
+            copy["of"] = dict(of)
+        out.with_name(out.name + ".spec.yaml").write_text(yamlfile.write(copy), encoding="utf-8")
+        partial.remove()
     return rows
 
 
@@ -275,9 +290,14 @@ _COLUMN_OF = {
 }
 
 
-def row_of(experiment: Experiment, axes: Values, results: Row) -> Row:
-    """A line of the table: what the point is, where it lies on its axes, what came out."""
+def row_of(experiment: Experiment, axes: Values, results: Row, *, params: bool = False) -> Row:
+    """A line of the table: what the point is, where it lies on its axes, what came out. With *params* there is a
+    column for the parameters that the axis gives its policy, empty where it gives none."""
     row = settings_of(experiment)
+    if params:
+        chosen = axes.get("policy.name")
+        given = chosen.get("params") if isinstance(chosen, dict) else None
+        row["policy.params"] = json.dumps(given) if given else None
     for axis, value in axes.items():
         name = _COLUMN_OF.get(axis, axis)
         if name not in row and name not in results and axis not in ("slo.factor", "workload.requests"):
@@ -287,16 +307,16 @@ def row_of(experiment: Experiment, axes: Values, results: Row) -> Row:
 
 class Partial:
     """The rows of a sweep under way, one line of JSON each; a line that was torn by a crash, or damaged, is left
-    out."""
+    out. Without *path* they are kept nowhere else."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self.path = path
         self._file: Any = None
         self._rows: dict[str, Kept] = {}
 
     def read(self) -> None:
         """Take up what an earlier attempt has finished."""
-        if self.path.exists():
+        if self.path is not None and self.path.exists():
             lines = self.path.read_bytes().split(b"\n")
             self._rows = dict(entry for line in lines if line and (entry := decode(line)) is not None)
 
@@ -306,19 +326,23 @@ class Partial:
         return kept if kept is not None and kept.holds() else None
 
     def __enter__(self) -> Partial:
-        self._file = self.path.open("a", encoding="utf-8")
-        self._file.write("\n")  # ends a torn line
+        if self.path is not None:
+            self._file = self.path.open("a", encoding="utf-8")
+            self._file.write("\n")  # ends a torn line
         return self
 
     def add(self, key: str, row: Row, reads: Mapping[str, str]) -> None:
         kept = self._rows[key] = Kept(row, dict(reads))
-        self._file.write(encode(key, kept) + "\n")
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(encode(key, kept) + "\n")
+            self._file.flush()
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if not self._rows:  # nothing was finished that would have to be kept
             self.remove()
 
     def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,26 +22,59 @@ ENDINGS = (".png", ".svg", ".pdf")
 MOST = 16
 
 #: Columns that are said with a line, where they differ, in place of panels of their own.
-GOING_WITH = ("deployment", "stop_after")
+GOING_WITH = ("policy.params", "deployment", "stop_after")
 
 #: Where a row keeps the name of its line.
 LINE = "line: "
 
 
 def draw(table: Path, out: Path, *, x: str | None = None, y: str = "attainment", by: str = "policy") -> int:
-    """Draw *table*, which `servetwin sweep` wrote, to *out*; the number of panels.
-
-    Rows that differ in nothing but their seed are averaged. Intervals are drawn where the table has them. *x* is the
-    first setting that varies, if it is not said. Raises `BadInput`.
-    """
+    """Draw *table*, which `servetwin sweep` wrote, to *out*; the number of panels. Raises `BadInput`."""
     if out.suffix not in ENDINGS:
         raise BadInput(
             f"{out.suffix or 'no ending'} is no kind of figure", where=str(out), right=" or ".join(ENDINGS)
         )
-    rows = read_rows(table)
+    figure, panels = figure_of(read_rows(table), str(table), x=x, y=y, by=by)
+    with mpl.rc_context(plots.STYLE):
+        try:
+            plots.save(figure, out)
+        except OSError as error:
+            raise BadInput(error.strerror or "cannot be written", where=str(out), right="a file of yours") from None
+    return panels
+
+
+def figure_of(
+    rows: Sequence[Row], where: str, *, x: str | None = None, y: str = "attainment", by: str = "policy"
+) -> tuple[Figure, int]:
+    """The figure of a sweep's *rows*, a table called *where*, and the number of its panels.
+
+    Rows that differ in nothing but their seed are averaged. Intervals are drawn where the table has them. *x* is the
+    first setting that varies, if it is not said. Raises `BadInput`.
+    """
+    rows = [dict(row) for row in rows]
+    panels, x = _panels(rows, where, x, y, by)
+    across = math.ceil(math.sqrt(len(panels)))
+    shape = (math.ceil(len(panels) / across), across)
+    with mpl.rc_context(plots.STYLE):
+        figure = plots.Drawing(figsize=(3.1 * shape[1] + 0.6, 2.3 * shape[0] + 0.7), layout="constrained")
+        grid = figure.subplots(*shape, squeeze=False)
+        for panel, (title, own) in zip(grid.flat, panels.items(), strict=False):
+            _lines(panel, own, x, y)
+            panel.set_title(title, loc="left", fontweight="bold")
+            panel.set_xlabel(plots.AXES.get(x, x))
+        for panel in list(grid.flat)[len(panels) :]:
+            panel.set_axis_off()
+        for line in grid:
+            line[0].set_ylabel(y.replace("_", " "))
+        plots.legend(figure, grid)
+    return figure, len(panels)
+
+
+def _panels(rows: Sequence[Row], table: str, x: str | None, y: str, by: str) -> tuple[dict[str, list[Row]], str]:
+    """The rows of each panel by its title, each with the name of its line, and the column along the axis."""
     columns = list(rows[0]) if rows else []
     if "met" not in columns:
-        raise BadInput("this is no sweep's table", where=str(table), right="a table that `servetwin sweep` wrote")
+        raise BadInput("this is no sweep's table", where=table, right="a table that `servetwin sweep` wrote")
     varied = [name for name in columns[: columns.index("met")] if name not in ("seed", "requests")]
     varied = [name for name in varied if len({str(row[name]) for row in rows}) > 1]
     if _apart_by_requests(rows, varied):
@@ -48,10 +82,10 @@ def draw(table: Path, out: Path, *, x: str | None = None, y: str = "attainment",
     going, varied = _going_with_lines(rows, varied, (x, by))
     for row in rows:
         said = [_said(name, row[name]) for name in going]
-        row[LINE] = ", ".join([_short(str(row.get(by))), *said])
+        row[LINE] = ", ".join([_short(str(row.get(by))), *(text for text in said if text)])
     numeric = [name for name in varied if name != by and all(_number(row[name]) is not None for row in rows)]
     if x is None and not numeric:
-        raise BadInput("no setting varies that is a number", where=str(table), right="--x with a column")
+        raise BadInput("no setting varies that is a number", where=table, right="--x with a column")
     x = x or numeric[0]
     for option, name in (("--x", x), ("--y", y), ("--by", by)):
         if name not in columns:
@@ -66,28 +100,10 @@ def draw(table: Path, out: Path, *, x: str | None = None, y: str = "attainment",
     if len(panels) > MOST:
         raise BadInput(
             f"{len(panels)} panels, for {' x '.join(others)}",
-            where=str(table),
+            where=table,
             right=f"{MOST} at most: a smaller table",
         )
-    across = math.ceil(math.sqrt(len(panels)))
-    shape = (math.ceil(len(panels) / across), across)
-    with mpl.rc_context(plots.STYLE):
-        figure = Figure(figsize=(3.1 * shape[1] + 0.6, 2.3 * shape[0] + 0.7), layout="constrained")
-        grid = figure.subplots(*shape, squeeze=False)
-        for panel, (title, own) in zip(grid.flat, panels.items(), strict=False):
-            _lines(panel, own, x, y)
-            panel.set_title(title, loc="left", fontweight="bold")
-            panel.set_xlabel(plots.AXES.get(x, x))
-        for panel in list(grid.flat)[len(panels) :]:
-            panel.set_axis_off()
-        for line in grid:
-            line[0].set_ylabel(y.replace("_", " "))
-        plots.legend(figure, grid)
-        try:
-            plots.save(figure, out)
-        except OSError as error:
-            raise BadInput(error.strerror or "cannot be written", where=str(out), right="a file of yours") from None
-    return len(panels)
+    return panels, x
 
 
 def _apart_by_requests(rows: Sequence[Row], varied: Sequence[str]) -> bool:
@@ -124,6 +140,8 @@ def _short(name: str) -> str:
 
 
 def _said(column: str, value: Any) -> str:
+    if column == "policy.params":
+        return ", ".join(f"{name}={value}" for name, value in json.loads(value or "{}").items())
     if column == "deployment":
         return str(value or "deployment unknown")
     return "runs to the end" if value in (None, "") else f"cut off after {value} s"

@@ -43,6 +43,20 @@ def test_a_run_leaves_the_records_of_a_simulation(backend, tmp_path, policy):
     assert json.loads((tmp_path / "real" / "real.json").read_text())["steps"] > 40
 
 
+def test_the_public_call_serves_by_vllm():
+    import servetwin
+
+    slo = {"settings": {"slo.prefill": 500, "slo.decode": 500}, "requests": 10}
+    real = servetwin.run("tiny-opt-cpu", backend="vllm", policy="vllm-v1", **slo)
+    simulated = servetwin.run("tiny-opt-cpu", policy="vllm-v1", **slo)
+    assert real.met == simulated.met == 10
+    assert real.real["steps"] > 10
+    for column in ("prompt", "generated"):
+        assert real.requests[column] == simulated.requests[column]
+    with pytest.raises(servetwin.Error, match="this machine serves on cpu"):
+        servetwin.run("opt-13b-h100", backend="vllm")
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "says"),
     [

@@ -122,7 +122,7 @@ def test_two_engines(contention: bool) -> None:
              ("time.contention", contention)]  # fmt: skip
     with pytest.raises(BadInput, match=f"a, b {UNMEASURED}.*prefill.rate_beside.prefill"):
         build(resolve.load("opt-13b-a6000", given))
-    with pytest.raises(BadInput, match="engine.blocks of a: a and b share gpu0, whose memory each would have whole"):
+    with pytest.raises(BadInput, match=r"engine.blocks of a: a and b share gpu0, whose memory each would have whole"):
         build(resolve.load("opt-13b-a6000", [*given, SHARED]))
     workers = [worker | {"engine": {"blocks": 500}} for worker in workers]
     shared = resolve.load("opt-13b-a6000", [*given, ("deployment.workers", workers), SHARED])
