@@ -285,10 +285,10 @@ class _Hand:
     def now(self) -> float:
         return self._time
 
-    def run(self, worker: Worker, batch: Batch, done: Callable[[Any], None]) -> None:
+    def run(self, worker: object, batch: Batch, done: Callable[[Any], None]) -> None:
         self.batch, self._done = batch, done
 
-    def send(self, source: Worker | None, task: Task, deliver: Callable[[Task], None]) -> None:
+    def send(self, source: object, task: Task, deliver: Callable[[Task], None]) -> None:
         self.sent = task
         if source is None:  # what is handed on leaves the test
             deliver(task)
