@@ -2,7 +2,7 @@
 
 A GPU that has been busy with prompts for some hundredths of a second clocks down, and its next steps take longer,
 whether they compute prompts or only decode: on H100s steps of OPT-13B took 1 % less than in rows of such steps while
-little came, and 2 to 5 % more at more than 13,000 tokens a second (docs/vllm.md). The measure is the tokens computed
+little came, and 2 to 5 % more at more than 13,000 tokens a second (docs/reports/2026-11-h200-llm.md). The measure is the tokens computed
 per second, fading.
 
 >>> density = Density(0.05)
