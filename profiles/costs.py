@@ -487,7 +487,8 @@ def find(name: str, known: Known) -> tuple[CostName, dict[str, str]]:
         n for n in names if n.split(".")[0] == name.split(".")[0] and sorted(re.split("[._]", n)) == words
     ]  # in another order
     close = same or difflib.get_close_matches(name, names, 1)
-    raise Fault(f"unknown cost {name!r}", ("costs",), close[0] if close else "a name of those in docs/reference/profiles.md")
+    right = close[0] if close else "a name of those in docs/reference/profiles.md"
+    raise Fault(f"unknown cost {name!r}", ("costs",), right)
 
 
 def _names(name: str, known: Known) -> list[str]:

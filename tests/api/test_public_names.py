@@ -1,4 +1,5 @@
-"""What is public, with its signatures, is what `public.txt` says, and docs/reference/python.md tells of each; the rest may change.
+"""What is public, with its signatures, is what `public.txt` says, and docs/reference/python.md tells of each; the
+rest may change.
 
 After a change that is meant: ``python tests/api/test_public_names.py`` writes `public.txt` anew.
 """

@@ -2,8 +2,8 @@
 
 In a ``console`` block, lines that begin with ``$ `` are run in the page's own folder, which is empty at first; what
 follows is what they must print, where ``...`` stands for anything. A ``python`` or ``yaml`` block whose first line is
-``# name.ext`` becomes that file. ``sh`` blocks need what the tests of this folder have not (torch, a GPU). On a page that
-is a notebook the ``python`` blocks are its cells, and a ``text`` block after one is what the cell shows.
+``# name.ext`` becomes that file. ``sh`` blocks need what the tests of this folder have not (torch, a GPU). On a page
+that is a notebook the ``python`` blocks are its cells, and a ``text`` block after one is what the cell shows.
 """
 
 from __future__ import annotations
@@ -136,7 +136,8 @@ def cells(page: list[Block]) -> Iterator[tuple[str, str | None]]:
 def show(source: str, number: int, session: dict[str, Any]) -> str:
     """Run a cell in *session*, as a notebook does; gives what it printed, and the value of its last line."""
     name = f"<cell {number}>"
-    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)  # a notebook keeps sources, too
+    # A notebook keeps the sources of its cells, too.
+    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
     body = ast.parse(source).body
     last = body.pop() if body and isinstance(body[-1], ast.Expr) else None
     printed = io.StringIO()
@@ -151,7 +152,7 @@ def do_cells(page: list[Block]) -> int:
     matches = doctest.OutputChecker().check_output
     session: dict[str, Any] = {"__name__": "notebook"}
     count = 0
-    for count, (source, expected) in enumerate(cells(page), 1):  # noqa: B007 - the last number is the answer
+    for count, (source, expected) in enumerate(cells(page), 1):
         shown = show(source, count, session)
         if expected is not None:
             assert matches(expected, shown, doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE), f"{source}\n{shown}"
