@@ -1,7 +1,7 @@
 """Experiment files as a page: ``python -m servetwin.experiments.spec_page > docs/reference/experiment-files.md``.
 
-Every key, its type and default, and what is said of them, are read from `config.Experiment` and the classes that it is
-made of.
+Every key, its type and default, and what is said of them, are read from `config.Experiment` and the classes that it
+is made of.
 """
 
 from __future__ import annotations
