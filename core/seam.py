@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from .loop import Worker
+    from .worker import Worker
     from .pipeline import Stage
     from .request import Task
 
@@ -70,6 +70,7 @@ class Batch:
     """
 
     iterations = 1
+    left: Sequence[int] = ()  # what its tasks have left before it runs, by the loop's own books
     joiners: Sequence[Task] = ()
     leaves = 0
     times = 1
@@ -81,6 +82,8 @@ class Batch:
     start = 0.0
     end = 0.0
 
+    tasks: Sequence[Task]
+
     def __init__(
         self,
         id: int,  # noqa: A002
@@ -90,7 +93,7 @@ class Batch:
         repeat: Repeat | None = None,
     ) -> None:
         self.id = id
-        self.worker = worker
+        self.worker = worker.place
         self.tasks = tasks
         self.size = len(tasks)
         self.whole = whole
@@ -107,20 +110,9 @@ class WorkerView:
     begun this stage, and those that have and are not done. They are the loop's own queues, to be read in place.
     *in_flight* and *backlog* tell what the worker computes now and what was decided ahead of that. *limit* is the
     largest batch that worker and device allow. *slo_factor* is the experiment's, where its SLO has one.
-    """
 
-    __slots__ = (
-        "_alone",
-        "_estimate",
-        "backlog",
-        "in_flight",
-        "limit",
-        "name",
-        "running",
-        "slo_factor",
-        "stage",
-        "waiting",
-    )
+    The loop and its policy have views of their own on the same: the policy's can only be read (`servetwin.core.closed`).
+    """
 
     def __init__(
         self,

@@ -11,20 +11,27 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Sequence
 from heapq import heappop
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-from .errors import BadInput, LawBroken
+from .answers import check_decision, check_item, check_repeat, compared, fault, written
+from .errors import BadInput
+from .place import named
 from .record_laws import broken
 from .request import Outcome, Outputs, Request
 from .seam import Repeat
 from .slo import latest
 from .token_batch import Piece, TokenBatch
-from .token_sums import DecodeSums
+from .token_sums import AS_IT_CAME, DecodeSums
 from .tokens import DECODES, PREFILLS, All, Chunk, Step, TokenPolicy, TokenTask
 
 if TYPE_CHECKING:
     from .loop import ServingLoop
     from .token_worker import TokenWorker
+
+#: What a task says of itself, from when the policy is first shown it to the end of its stay.
+SAID = (
+    "prompt", "limit", "arrival", "budget", "deadline", "id", "queued", "admitted", "request", "stage", "worker",
+)  # fmt: skip
 
 #: So many steps that preempted somebody, on end and without a token that came out, and an engine is taken to go round
 #: in circles: what it computes it forgets again, and that would never end.
@@ -35,7 +42,7 @@ class TokenEngine(DecodeSums):
     """Runs the steps of *worker* for *loop*. (Slots: it has more attributes than Python keeps in line.)"""
 
     __slots__ = (
-        "_done", "_fruitless", "_module", "_preempted", "_recomputed", "_stale", "_swapped", "_untaken",
+        "_done", "_fruitless", "_module", "_preempted", "_recomputed", "_said", "_stale", "_swapped", "_untaken",
         "deciding", "go_on", "host", "keep_ends", "lean", "longest", "loop", "seen", "stage", "swap", "worker",
     )  # fmt: skip
 
@@ -53,6 +60,7 @@ class TokenEngine(DecodeSums):
         #: Where somebody can go on by himself under a step's standing word: gives the time at which to ask again, or
         #: None if he cannot just then.
         self.go_on: Callable[[Step, float], float | None] | None = None
+        self._said: dict[TokenTask, tuple[object, ...]] = {}  # what each said when the policy was first shown it
         self._stale, self._swapped = False, 0  # the latter: blocks moved since the last step began
         self._preempted: list[TokenTask] = []  # since the last step began
         self._fruitless = 0  # steps that preempted somebody since a token came out
@@ -104,6 +112,29 @@ class TokenEngine(DecodeSums):
         prompt, limit = tokens
         return prompt if isinstance(prompt, int) else prompt.tokens(request), limit, length
 
+    def policies(self) -> list[object]:
+        return [worker.policy for worker in self.loop.workers]
+
+    def note(self, task: TokenTask) -> None:
+        """Remember what *task*, which the policy is about to be shown, says."""
+        self._said[task] = (
+            task.prompt, task.limit, task.arrival, task.budget, task.deadline, task.id, task.queued, task.admitted,
+            task.request, task.stage, task.worker,
+        )  # fmt: skip
+
+    def forget(self, task: TokenTask) -> None:
+        """The stay of *task* is over. Raises `PolicyFault` if it does not say what it should."""
+        del self._lengths[task]
+        self._books.pop(task, None)
+        known = self._said.pop(task, None)
+        if known is not None:
+            now = (
+                task.prompt, task.limit, task.arrival, task.budget, task.deadline, task.id, task.queued, task.admitted,
+                task.request, task.stage, task.worker,
+            )  # fmt: skip
+            if now != known:
+                raise compared(self.policies(), f"task {task.id}", SAID, now, known)
+
     def arrive(self, request: Request) -> None:
         """*request* comes from the client, and nowhere but here: what the loop would do, in one go."""
         loop = self.loop
@@ -112,6 +143,7 @@ class TokenEngine(DecodeSums):
             request.outputs = None  # type: ignore[misc]  # from here on nobody sees them
         task = self._task(request, outputs, loop._now())
         request.tasks.append(task)
+        loop.known[request.id][4].append(task)
         loop.executor.send(None, task, self.receive)  # type: ignore[arg-type]
 
     def receive(self, task: TokenTask) -> None:
@@ -138,22 +170,22 @@ class TokenEngine(DecodeSums):
         view = self.view
         if task in view.waiting:
             del view.waiting[task]
-            del self._lengths[task]
-            self.worker.policy.removed(task, view, now)
+            self.worker.policy.removed(task, self.worker.shown, now)
+            self.forget(task)
         elif task in view.running:
-            self.worker.policy.removed(task, view, now)
+            self.worker.policy.removed(task, self.worker.shown, now)
             if view.in_flight is not None:
                 self._stale = True  # its step runs out
                 if self.keep_times and task._ticks is not None:
                     self._tell_times(task)
             else:
                 self._release(task)
-                del self._lengths[task]
+                self.forget(task)
 
     def turn(self, now: float, fresh: bool = False) -> None:
         """Let the policy decide *now*, and launch what it says. *fresh*: something came while the engine was idle."""
         worker, view, loop = self.worker, self.view, self.loop
-        waiting, policy = view.waiting, worker.policy
+        waiting, policy, shown = view.waiting, worker.policy, worker.shown
         self.deciding = True
         if worker.inbox:
             self._take_in(now)
@@ -164,7 +196,9 @@ class TokenEngine(DecodeSums):
                 self._take_in(now)
                 continue
             view.checked = None
-            step: Step = policy.decide(view, now)
+            step: Step = policy.decide(shown, now)
+            if type(step) is not Step or self._ticks.count != self.tick:
+                self._wrong(step)
             # Most steps are one of two kinds, for which there are short ways.
             if step.plain == DECODES:
                 if step.standing and self.go_on is not None and not fresh:
@@ -191,6 +225,12 @@ class TokenEngine(DecodeSums):
             now = loop._now()
         self.deciding = False
 
+    def _wrong(self, step: object) -> None:
+        """Raise `PolicyFault` unless *step* is one, and nobody has moved the clock that tokens are counted by."""
+        check_decision(self.worker.policy, step, Step)
+        if self._ticks.count != self.tick:
+            raise written(self.policies(), "count of the clock of those who decode", "count")
+
     def _all_decode(self, repeat: Repeat | None, fresh: bool, now: float) -> bool:
         """A step, or several on end, in which all that can decode do, and nothing else happens; False if memory does
         not last for that."""
@@ -198,6 +238,8 @@ class TokenEngine(DecodeSums):
         decoding = view.decoding
         times = 1
         if repeat is not None and not fresh and self.host is None:
+            if type(repeat) is not Repeat or type(repeat.times) is not int or type(repeat.limit) is not float:
+                check_repeat(self.worker.policy, repeat)
             times = self._leaving[0] - self._ticks.count
             if repeat.times < times:
                 times = repeat.times
@@ -220,9 +262,11 @@ class TokenEngine(DecodeSums):
         if self.seen or type(worker.policy).admit is not TokenPolicy.admit:
             self._ask_in(inbox, now)
             return
+        worker.idles = 0
         for task in inbox:
             if task.request.outcome is None:
                 task.admitted = now
+                self.note(task)
                 waiting[task] = None
             else:
                 del self._lengths[task]
@@ -237,22 +281,25 @@ class TokenEngine(DecodeSums):
             task.admitted = now
             if self.seen:
                 task.arrival = now
-            if worker.policy.admit(task, view, now):
+            self.note(task)
+            if worker.policy.admit(task, worker.shown, now):
                 view.waiting[task] = None
             else:
-                del self._lengths[task]
+                self.forget(task)
                 self.loop._drop(task, view)
 
     # -- a step -------------------------------------------------------------------------------------------
 
     def _carry_out(self, step: Step, now: float) -> bool:
         """Do as *step* says; whether anything came of it (a step in flight, or a changed queue: ask again)."""
-        view = self.view
-        for task in step.drop:
+        view, policy = self.view, self.worker.policy
+        if step.drop or step.preempt:
+            check_decision(policy, step, Step)
+        for task in tuple(step.drop):
             self._give_up(cast("TokenTask", task))
-        for task in step.preempt:
+        for task in tuple(step.preempt):
             if task not in view.running:
-                raise LawBroken(f"{view.name}: the policy preempts {task}, which is not running")
+                raise fault(policy, f"it preempts {task}, which is not running at {view.name}", "a task of view.running")
             self._preempt(task)
         changed = bool(step.drop or step.preempt)
         chosen = None if isinstance(step.decode, All) else self._chosen(step.decode)
@@ -270,18 +317,25 @@ class TokenEngine(DecodeSums):
         return True
 
     def _chosen(self, decode: Sequence[TokenTask]) -> list[TokenTask]:
-        for task in decode:
-            if task._ticks is not self._ticks:
-                raise LawBroken(f"{self.view.name}: the policy decodes {task}, which is not decoding here")
-        if len(set(decode)) < len(decode):
-            raise LawBroken(f"{self.view.name}: the policy decodes a task twice in a step")
-        return list(decode)
+        books, policy = self._books, self.worker.policy
+        try:
+            chosen = list(decode)
+            for task in chosen:
+                if books.get(task, AS_IT_CAME)[0] is None:
+                    raise fault(policy, f"it decodes {task}, which is not decoding at {self.view.name}")
+        except TypeError:
+            check_decision(policy, Step(decode=decode), Step)
+            raise
+        if len(set(chosen)) < len(chosen):
+            raise fault(policy, f"decode of its decision holds {max(chosen, key=chosen.count)!r} twice")
+        return chosen
 
     def _launch(
         self, decode: int, context: int, pieces: Sequence[Piece], chosen: Sequence[TokenTask] | None, now: float
     ) -> None:
         loop = self.loop
         loop._batches += 1
+        self.worker.idles = 0
         batch = TokenBatch(loop._batches, self.worker, decode, context, now, self.keep_ends)
         if chosen is not None:
             batch.chosen = chosen
@@ -299,24 +353,30 @@ class TokenEngine(DecodeSums):
         loop.executor.run(self.worker, batch, self._done)  # type: ignore[arg-type]
 
     def _tell_circle(self) -> None:
-        view, policy = self.view, self.worker.policy_name
+        view, policy = self.view, named(self.worker.policy)
         what = f"{FRUITLESS} steps on end preempted somebody, and not a token came out"
         where = f"at {self.loop._now():g} s, with {len(view.running)} running and {len(view.waiting)} waiting"
-        raise broken(13, f"engine {view.name} goes round in circles under policy {policy}: {what} ({where})")
+        raise broken(13, f"engine {view.name} goes round in circles under {policy}: {what} ({where})")
 
     def _admit(
         self, prefill: Sequence[Chunk], chosen: Sequence[TokenTask] | None, decode: int, crowded: bool, now: float
     ) -> list[Piece]:
         """Take of *prefill* what fits beside *decode* tasks; the chunks of running tasks have room. When it was so
         *crowded* that tasks were preempted, nobody is admitted."""
-        view, size = self.view, self.size
+        view, size, books = self.view, self.size, self._books
         waiting, running = view.waiting, view.running
         free = view.free_blocks
         pieces: list[Piece] = []
-        if prefill is view.checked and not decode and not crowded and prefill[0][0] in waiting:
+        if prefill is view.checked and prefill == view.sure and not decode and not crowded and prefill[0][0] in waiting:
             # `TokenView.admissible` has just found all of it, so all that waits fits.
             for task, count in prefill:
                 computed = task._computed
+                if task in books or computed or task._generated or task._ticks is not None or task.started is not None:
+                    self._check(task)
+                if type(count) is not int or not 0 < count <= task.prompt + task._generated - computed:
+                    self._no_chunk(task, count)
+                if task not in waiting:
+                    self._not_there(task)
                 free += -(computed + count) // size
                 del waiting[task]
                 running[task] = None
@@ -336,15 +396,19 @@ class TokenEngine(DecodeSums):
         whole = view.whole_prompt
         admitted = 0
         for task, count in prefill:
+            if type(count) is not int:
+                self._no_chunk(task, count)
             tokens -= count
             if tokens < 0:
                 break
-            if task._ticks is not None:
-                raise LawBroken(f"{view.name}: the policy prefills {task}, which is decoding")
             computed = task._computed
+            if task in books or computed or task._generated or task._ticks is not None or task.started is not None:
+                self._check(task)
+            if task._ticks is not None:
+                raise fault(self.worker.policy, f"it prefills {task}, which is decoding at {view.name}")
             pending = task.prompt + task._generated - computed
             if count < 1 or count > pending:
-                raise LawBroken(f"{view.name}: the policy prefills {count} tokens of {task}")
+                self._no_chunk(task, count)
             left = free + -(computed + count) // size
             if task in waiting:
                 if crowded or left < least or sequences == admitted:
@@ -360,17 +424,26 @@ class TokenEngine(DecodeSums):
                     self._swapped += -(-computed // size)
             elif task in running:
                 if admitted:
-                    raise LawBroken(f"{view.name}: the policy prefills {task}, which runs, after one that waits")
+                    raise fault(self.worker.policy, f"it prefills {task}, which runs at {view.name}, after one that waits")
                 left -= -computed // size
             elif crowded:
                 break  # it was there until now
             else:
-                raise LawBroken(f"{view.name}: the policy prefills {task}, which is not there")
+                self._not_there(task)
             free = left
             task._computed = computed + count
             pieces.append((task, count, computed))
         view.free_blocks = free
         return pieces
+
+    def _no_chunk(self, task: object, count: object) -> NoReturn:
+        check_item(self.worker.policy, "prefill", (task, count))
+        right = "an int from 1 to what is pending"
+        raise fault(self.worker.policy, f"it prefills {count} tokens of {task} at {self.view.name}", right)
+
+    def _not_there(self, task: object) -> NoReturn:
+        check_item(self.worker.policy, "prefill", (task, 1))
+        raise fault(self.worker.policy, f"it prefills {task}, which is not at {self.view.name}", "a task of its view")
 
     def done(self, batch: TokenBatch) -> None:
         """The executor has run *batch*."""
@@ -432,8 +505,8 @@ class TokenEngine(DecodeSums):
     def _tick(self, batch: TokenBatch, now: float) -> None:
         """All that decode have put out a token, or several."""
         view, ticks, phases, size = self.view, self._ticks, self._phases, self.size
-        tick, count = ticks.count, batch.count
-        ticks.count = last = tick + count
+        tick, count = self.tick, batch.count
+        ticks.count = self.tick = last = tick + count
         self._fruitless = 0
         if self._recomputed:
             self._recomputed.clear()
@@ -452,10 +525,11 @@ class TokenEngine(DecodeSums):
                 self._trim()
         leaving = self._leaving
         while leaving and leaving[0] <= last:
-            lengths = self._lengths
+            lengths, books = self._lengths, self._books
             for task in self._buckets.pop(heappop(leaving)):
                 # One that was preempted since has another bucket now.
-                if task._ticks is not None and task._generated + last == lengths.get(task):
+                known = books.get(task, AS_IT_CAME)
+                if known[0] is not None and known[1] + last == lengths.get(task):
                     self._part(task)
                     self._finish(task, now)
 
@@ -490,6 +564,7 @@ class TokenEngine(DecodeSums):
                     self._finish(task, now)
                     continue
             elif pending > 1 or task._computed < task.prompt:
+                self._keep(task)
                 continue
             else:
                 self._recomputed.add(task)
@@ -500,8 +575,10 @@ class TokenEngine(DecodeSums):
     def _release(self, task: TokenTask) -> None:
         """*task* gives its memory back and runs no more."""
         self._recomputed.discard(task)
-        if task._ticks is not None:
+        if self._books.get(task, AS_IT_CAME)[0] is not None:
             self._part(task)
+        else:
+            self._check(task)
         self.view.free_blocks -= -task._computed // self.size
         del self.view.running[task]
 
@@ -509,13 +586,13 @@ class TokenEngine(DecodeSums):
         """*task*, which does not decode with the others (any more), has put out its last token."""
         self.view.free_blocks -= -task._computed // self.size
         del self.view.running[task]
-        del self._lengths[task]
+        self.forget(task)
         request = task.request
         if request.outcome is None:
             task.finished = now
             slo = self.view.slo
             if slo is not None and not slo.met(task):
-                request.missed = True  # type: ignore[misc]
+                request.missed = self.loop.known[request.id][3] = True  # type: ignore[misc]
             if self.lean:
                 request.finished = now
                 met = now <= latest(request.deadline) and not request.missed
@@ -533,8 +610,9 @@ class TokenEngine(DecodeSums):
             self._swapped += -(-task._computed // self.size)
         else:
             task._computed = 0
+        self._keep(task)
         if self._outgrown(task):
-            del self._lengths[task]
+            self.forget(task)
             self.loop.fail(task.request, f"its {task.prompt + task._generated} tokens do not fit into {view.name}")
             return
         view.waiting[task] = None
@@ -551,8 +629,8 @@ class TokenEngine(DecodeSums):
         elif task in view.waiting:
             del view.waiting[task]
         else:
-            raise LawBroken(f"{view.name}: the policy drops {task}, which is not there")
-        del self._lengths[task]
+            raise fault(self.worker.policy, f"it drops {task}, which is not at {view.name}", "a task of its view")
+        self.forget(task)
         self.loop._drop(task, view)
 
     def _purge(self) -> None:
@@ -560,7 +638,7 @@ class TokenEngine(DecodeSums):
         self._stale = False
         for task in [t for t in self.view.running if t.request.outcome is not None]:
             self._release(task)
-            del self._lengths[task]
+            self.forget(task)
 
     # -- memory -------------------------------------------------------------------------------------------
 

@@ -12,18 +12,25 @@ from collections.abc import Sequence
 from heapq import heappush
 from typing import TYPE_CHECKING
 
+from .answers import compared
 from .tokens import Ticks, TokenTask
 
 if TYPE_CHECKING:
     from .tokens import TokenView
 
 
+#: What a task counts, and how it says so.
+Counts = tuple["Ticks | None", int, int, "float | None", "float | None", int]
+COUNTED = ("_ticks", "_generated", "_computed", "started", "first_token", "preemptions")
+AS_IT_CAME: Counts = (None, 0, 0, None, None, 0)
+
+
 class DecodeSums:
     """The sums for the engine of *view*; with *keep_times* also when each token comes out."""
 
     __slots__ = (
-        "_buckets", "_ends", "_first", "_joined", "_leaving", "_lengths", "_phases", "_ticks", "_trim_at",
-        "headroom", "keep_times", "size", "view",
+        "_books", "_buckets", "_ends", "_first", "_joined", "_leaving", "_lengths", "_phases", "_ticks", "_trim_at",
+        "headroom", "keep_times", "size", "tick", "view",
     )  # fmt: skip
 
     def __init__(self, view: TokenView, *, keep_times: bool) -> None:
@@ -31,19 +38,24 @@ class DecodeSums:
         self.size, self.headroom = view.block_size, view.limits.headroom
         self._lengths: dict[TokenTask, int] = {}  # the true ones
         self._ticks = Ticks()
+        self.tick = 0  # what they should count
         self._phases = [0] * self.size  # decoding tasks by (computed - ticks) modulo the block size
         self._buckets: dict[int, list[TokenTask]] = {}  # tick -> those that have put out all then
         self._leaving: list[int] = []  # the ticks of the buckets, a heap
         self._ends = array("d")  # of the last ticks, for `TokenTask.times`
         self._first, self._trim_at = 0, 8192  # the former: the tick that *ends* begins with
         self._joined: dict[TokenTask, int] = {}  # the tick after which each began to decode, with keep_times
+        #: What each task counts that is not as it came, by the engine's own books: what it said when the engine last
+        #: wrote it.
+        self._books: dict[TokenTask, Counts] = {}
 
     def _join(self, task: TokenTask) -> None:
         """*task* decodes with the others from now on."""
         view, tick = self.view, self._ticks.count
         computed, generated = task._computed, task._generated
-        task._generated = generated - tick
+        task._generated = base = generated - tick
         task._ticks = self._ticks
+        self._books[task] = (self._ticks, base, computed, task.started, task.first_token, task.preemptions)
         view.decoding += 1
         view.context += computed
         self._phases[(computed - tick) % self.size] += 1
@@ -59,7 +71,18 @@ class DecodeSums:
     def _part(self, task: TokenTask) -> None:
         """*task* does not decode with the others any more; its counts are its own again."""
         view, tick = self.view, self._ticks.count
-        task._generated = generated = task._generated + tick
+        ticks, base, before, started, first, times = self._books.pop(task)
+        if (
+            task._generated != base
+            or task._ticks is not ticks
+            or task._computed != before
+            or task.started != started
+            or task.first_token != first
+            or task.preemptions != times
+        ):
+            self._books[task] = ticks, base, before, started, first, times
+            self._check(task)
+        task._generated = generated = base + tick
         task._computed = computed = task.prompt + generated - 1
         task._ticks = None
         view.decoding -= 1
@@ -68,6 +91,26 @@ class DecodeSums:
         if self.keep_times:
             self._tell_times(task)
             del self._joined[task]
+
+    def _check(self, task: TokenTask) -> None:
+        """Raise `PolicyFault` if *task* does not count what the engine last wrote."""
+        known = self._books.get(task, AS_IT_CAME)
+        now = (task._ticks, task._generated, task._computed, task.started, task.first_token, task.preemptions)
+        if now != known:
+            names = list(COUNTED)
+            for name in ("_ticks", "_generated", "_computed"):  # also by the names that a policy knows
+                names[names.index(name)] = {"_ticks": "ticks", "_generated": "generated", "_computed": "computed"}[name]
+            raise compared(self.policies(), f"task {task.id}", names, now, known)
+
+    def _keep(self, task: TokenTask) -> None:
+        """The engine has written what *task* counts."""
+        self._books[task] = (
+            task._ticks, task._generated, task._computed, task.started, task.first_token, task.preemptions
+        )  # fmt: skip
+
+    def policies(self) -> list[object]:
+        """Those that are shown the tasks."""
+        return []
 
     def _tell_times(self, task: TokenTask) -> None:
         """Give *task*, which decodes with the others, the times of its tokens so far."""

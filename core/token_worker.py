@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from .loop import Worker
+from .worker import Worker
 from .token_ahead import TokenEngineAhead
 from .token_engine import TokenEngine
 
@@ -69,7 +69,7 @@ class TokenWorker(Worker):
         ahead = self.host is not None and self.host.ahead
         self._engine = TokenEngineAhead(loop, self) if ahead else TokenEngine(loop, self)
         self.receive = cast("Callable[[Task], None]", self._engine.receive)
-        self.policy.start(self.view)
+        self.policy.start(self.shown)
 
     def task(self, request: Request, now: float) -> Task:
         return self._engine.task(request, now)

@@ -25,7 +25,7 @@ from .seam import Decision, Policy, Repeat, WorkerView
 from .slo import latest
 
 if TYPE_CHECKING:
-    from .loop import Worker
+    from .worker import Worker
     from .pipeline import Stage
 
 
@@ -180,8 +180,8 @@ class TokenTask(Task):
         self.arrival = request.arrival
         self.deadline = request.deadline
         self.queued = queued
-        self.worker = worker
-        self.admitted = self.started = self.finished = None
+        self.worker = worker.place if worker is not None else None
+        self.flight = self.admitted = self.started = self.finished = None
         self.prompt = prompt
         self.limit = limit
         self.budget = 0.0
@@ -392,25 +392,6 @@ class TokenView(WorkerView):
     without a prefill, took, scheduling included; 0 before there was one.
     """
 
-    __slots__ = (
-        "_estimate_decode",
-        "_estimate_prefill",
-        "block_size",
-        "blocks",
-        "checked",
-        "context",
-        "decoding",
-        "free_blocks",
-        "last_decode",
-        "last_step",
-        "limits",
-        "max_batched_tokens",
-        "max_sequences",
-        "slo",
-        "watermark",
-        "whole_prompt",
-    )
-
     waiting: OrderedDict[TokenTask, None]  # type: ignore[assignment]
     running: dict[TokenTask, None]  # type: ignore[assignment]
 
@@ -433,6 +414,7 @@ class TokenView(WorkerView):
         self.watermark = limits.reserve
         self.whole_prompt = limits.whole_prompt
         self.checked: Sequence[Chunk] | None = None  # what `admissible` gave last
+        self.sure: Sequence[Chunk] = ()  # and what was in it then
         self.max_batched_tokens = limits.max_batched_tokens
         self.max_sequences = limits.max_sequences
         self.decoding = 0
@@ -480,8 +462,8 @@ class TokenView(WorkerView):
                 if sequences < 0 or free + needed < least:
                     break
                 free += -(computed + count) // size
-            taken.append(chunk)
-        self.checked = taken
+            taken.append(chunk if type(chunk) is tuple else (task, count))
+        self.checked, self.sure = taken, taken[:]  # the former is the policy's to change
         return taken
 
     def solo(self, task: Task) -> float:

@@ -29,6 +29,7 @@ from servetwin.core.slo import latest
 from servetwin.core.token_blocks import TokenBlock
 from servetwin.core.token_columns import Row, TokenColumns
 from servetwin.core.token_engine import TokenEngine
+from servetwin.core.token_sums import AS_IT_CAME
 from servetwin.core.token_latencies import TokenLatencies
 from servetwin.core.token_metrics import LimitsSLO, StageTokens, TokenDeadlines, TokenSummary
 from servetwin.core.token_worker import TokenWorker
@@ -359,7 +360,8 @@ class Columns:
             while leaving and leaving[0] <= tick:
                 bucket = buckets.pop(heappop(leaving))
                 if type(bucket[0]) is not tuple:
-                    ticks.count, calendar._now = tick, now
+                    ticks.count = engine.tick = tick
+                    calendar._now = now
                     view.free_blocks, view.context, view.decoding = free, context, decoding
                     bucket = self._let_go(bucket, now)
                     free, context, decoding = view.free_blocks, view.context, view.decoding
@@ -378,7 +380,8 @@ class Columns:
                     self._record()
             if keep and len(ends) > engine._trim_at:
                 self._trim(tick)
-        ticks.count, calendar._now, lane.ready, source.row = tick, now, ready, row
+        ticks.count = engine.tick = tick
+        calendar._now, lane.ready, source.row = now, ready, row
         view.free_blocks, view.context, view.decoding = free, context, decoding
         view.last_step, view.last_decode = last_step, last_decode
         loop._batches += batches
@@ -413,7 +416,8 @@ class Columns:
         self._record()
         tasks = [task for task in bucket if type(task) is not tuple]
         for task in tasks:
-            if task._ticks is not None and task._generated + last == engine._lengths.get(task):
+            known = engine._books.get(task, AS_IT_CAME)
+            if known[0] is not None and known[1] + last == engine._lengths.get(task):
                 engine._part(task)
                 engine._finish(task, now)
         return [*bucket[len(tasks) :]]
@@ -486,6 +490,7 @@ class Columns:
                 task._times.append(first)
                 engine._joined[task] = last - length + 1
             task._generated, task._computed, task._ticks = length - last, task.prompt, engine._ticks
+            engine._keep(task)
             view.running[task] = None
         for last in {last for _, last in found}:
             buckets[last] = [made[e[0][0]] if type(e) is tuple else e for e in buckets[last]]
@@ -506,6 +511,7 @@ class Columns:
         task.admitted = now
         if self.engine.seen:
             task.arrival = now
+        self.engine.note(task)
 
     def _task(self, row: Row) -> TokenTask:
         """What the ordinary way makes of *row*."""
@@ -513,10 +519,12 @@ class Columns:
         request = self.source.request(row)
         request.outputs = None
         engine.loop.live[request.id] = request
+        engine.loop._know(request)
         _, arrival, prompt, limit, length = row
         task = TokenTask(request, engine.stage, arrival, engine.worker, prompt, limit)
         engine._lengths[task] = length if length < limit else limit
         request.tasks.append(task)
+        engine.loop.known[request.id][4].append(task)
         if engine.keep_times:
             task._times = array("d")
         return task

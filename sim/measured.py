@@ -237,6 +237,7 @@ class Clock:
                 device = self._decided(worker, profile, loop, device)
             host = [0.0] * len(device)
         timing = MeasuredTiming([h * speed for h in host], device)
+        timing.view = worker.view
         if self._has(profile, costs.AHEAD(loop)):
             timing.ahead = self._column(profile, costs.AHEAD(loop), sizes)
         if stage.before:

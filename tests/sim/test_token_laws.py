@@ -125,7 +125,7 @@ def test_nothing_that_a_policy_is_handed_leads_to_the_true_length():
             elif isinstance(thing, list | tuple | set | frozenset):
                 todo += thing
             elif type(thing).__module__.startswith("servetwin."):
-                todo += [getattr(thing, name) for name in dir(thing) if not name.startswith("_")]
+                todo += [getattr(thing, name, None) for name in dir(thing) if not name.startswith("_")]
         return False
 
     seen_by: list[bool] = []

@@ -1,0 +1,131 @@
+"""Where a policy stands: its name, its file and the line that is at fault, for messages of one line."""
+
+from __future__ import annotations
+
+import dis
+import inspect
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from types import CodeType, FunctionType, ModuleType, TracebackType
+from typing import Any
+
+
+def own(policy: object) -> object:
+    """*policy* itself, also where somebody watches it (`servetwin.core.laws`)."""
+    while hasattr(policy, "inner"):
+        policy = policy.inner
+    return policy
+
+
+def files_of(policy: object) -> set[str]:
+    """The files that the classes of *policy* are defined in, without those of the seam itself."""
+    found = set()
+    for kind in type(own(policy)).__mro__[:-1]:
+        module = sys.modules.get(kind.__module__)
+        name = _file(kind, module)
+        if name is not None and not kind.__module__.startswith("servetwin.core."):
+            found.add(name)
+    return found
+
+
+def _file(kind: type, module: ModuleType | None) -> str | None:
+    for thing in vars(kind).values():
+        code = getattr(thing, "__code__", None)
+        if isinstance(code, CodeType) and thing.__module__ == kind.__module__:
+            return code.co_filename
+    return getattr(module, "__file__", None)
+
+
+def named(policy: object, line: tuple[str, int] | None = None, method: str = "decide") -> str:
+    """``policy Name (file.py:12)``: by *line* (file and number) where it is known, else where *method* begins."""
+    inner = own(policy)
+    if line is None:
+        function = inspect.unwrap(getattr(type(inner), method, None) or (lambda: None))
+        code = getattr(function, "__code__", None)
+        if code is not None and not function.__module__.startswith("servetwin.core."):
+            line = code.co_filename, code.co_firstlineno
+        else:
+            line = next(((name, 1) for name in sorted(files_of(inner))), None)
+    at = f" ({os.path.basename(line[0])}:{line[1]})" if line is not None else ""
+    return f"policy {type(inner).__name__}{at}"
+
+
+def raised_at(policies: Iterable[object], error: BaseException) -> tuple[object, str, int, str] | None:
+    """(policy, file, line, function) of the innermost line of one of *policies* that *error* went through."""
+    owners = {name: policy for policy in policies for name in files_of(policy)}
+    found = None
+    trace: TracebackType | None = error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if code.co_filename in owners:
+            found = owners[code.co_filename], code.co_filename, trace.tb_lineno, code.co_name
+        trace = trace.tb_next
+    return found
+
+
+def by_its_own_word(error: BaseException) -> bool:
+    """Whether *error* was raised by a statement, in the innermost frame that it went through, and did not come from
+    outside as what a signal raises does."""
+    trace = error.__traceback__
+    if trace is None:
+        return False
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    code, at = trace.tb_frame.f_code, trace.tb_lasti
+    operation = dis.opname[code.co_code[at]] if 0 <= at < len(code.co_code) else ""
+    return operation.startswith(("RAISE", "CALL", "PRECALL"))
+
+
+def writes(policy: object, names: Iterable[str]) -> tuple[str, int] | None:
+    """The first (file, line) of *policy*'s code that writes an attribute of one of *names*, as far as the code tells:
+    ``x.name = ...`` before a call that is handed the name as a text."""
+    wanted = set(names)
+    spoken: tuple[str, int] | None = None
+    for code in _codes(policy):
+        line = code.co_firstlineno
+        for step in dis.get_instructions(code):
+            if step.starts_line:
+                line = int(step.positions.lineno or line) if step.positions else line
+            if step.opname in ("STORE_ATTR", "DELETE_ATTR") and step.argval in wanted:
+                return code.co_filename, line
+            if step.opname == "LOAD_CONST" and spoken is None:
+                said = step.argval if isinstance(step.argval, tuple) else (step.argval,)
+                if any(isinstance(word, str) and word in wanted for word in said):
+                    spoken = code.co_filename, line
+    return spoken
+
+
+def _codes(policy: object) -> Iterator[CodeType]:
+    """All code in the modules of *policy*'s classes, innermost class first."""
+    seen: set[CodeType] = set()
+    inner = own(policy)
+    for kind in type(inner).__mro__[:-1]:
+        if kind.__module__.startswith("servetwin.core."):
+            continue
+        module = sys.modules.get(kind.__module__)
+        roots: list[Any] = [*vars(kind).values()]
+        if module is not None:
+            roots += [thing for thing in vars(module).values() if getattr(thing, "__module__", None) == kind.__module__]
+        for root in roots:
+            yield from _below(root, seen)
+
+
+def _below(thing: object, seen: set[CodeType]) -> Iterator[CodeType]:
+    if isinstance(thing, staticmethod | classmethod):
+        thing = thing.__func__
+    if isinstance(thing, property):
+        for part in (thing.fget, thing.fset):
+            if part is not None:
+                yield from _below(part, seen)
+    elif isinstance(thing, FunctionType):
+        yield from _below(inspect.unwrap(thing).__code__, seen)
+    elif isinstance(thing, type):
+        for part in vars(thing).values():
+            if not isinstance(part, type):
+                yield from _below(part, seen)
+    elif isinstance(thing, CodeType) and thing not in seen:
+        seen.add(thing)
+        yield thing
+        for constant in thing.co_consts:
+            yield from _below(constant, seen)
