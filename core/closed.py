@@ -50,15 +50,7 @@ class _Fixed:
         raise AttributeError(f"view.{self.name} is not the policy's to delete")
 
 
-class _Hidden(_Fixed):
-    """One that cannot be read either."""
-
-    def __get__(self, view: object, kind: type | None = None) -> Any:
-        raise AttributeError(f"view.{self.name} is not for policies to see")
-
-
-_mapping_of = WorkerView.__dict__["__dict__"].__get__
-_share = WorkerView.__dict__["__dict__"].__set__
+_share = TokenView.__dict__["__dict__"].__set__
 _put = object.__setattr__
 
 
@@ -73,11 +65,6 @@ class _Closed:
     def __delattr__(self, name: str) -> None:
         raise AttributeError(f"view.{name} is not the policy's to delete")
 
-    _alone = _Hidden("_alone")
-    _estimate = _Hidden("_estimate")
-    _estimate_decode = _Hidden("_estimate_decode")
-    _estimate_prefill = _Hidden("_estimate_prefill")
-
     @property
     def __dict__(self) -> Mapping[str, Any]:  # type: ignore[override]
         return MappingProxyType({name: getattr(self, name) for name in _names(type(self))})
@@ -85,47 +72,41 @@ class _Closed:
     @property
     def in_flight(self) -> Batch | None:
         """A copy of the batch that is computed now."""
-        batch = _mapping_of(self)["in_flight"]
+        batch: Batch | None = self.batches()[0]  # type: ignore[attr-defined]
         return None if batch is None else copy.copy(batch)
 
     @property
     def backlog(self) -> tuple[Batch, ...]:
         """Copies of what was decided ahead of that."""
-        return tuple(map(copy.copy, _mapping_of(self)["backlog"]))
-
-
-#: What never changes of a view, and what its methods are; a closed view has them as its own.
-_CONSTANT = ("name", "stage", "limit", "slo_factor", "waiting", "running", "estimate", "solo")
-_CONSTANT_TOKENS = (
-    "admissible", "block_size", "blocks", "blocks_for", "estimate_decode", "estimate_prefill", "limits",
-    "max_batched_tokens", "max_sequences", "slo", "watermark", "whole_prompt",
-)  # fmt: skip
+        return tuple(map(copy.copy, self.batches()[1]))  # type: ignore[attr-defined]
 
 
 class ClosedView(_Closed, WorkerView):
     """A `WorkerView` as a policy is shown it."""
 
-    __slots__ = _CONSTANT
+    __slots__ = ("batches", "estimate", "solo")
 
 
 class ClosedTokenView(_Closed, TokenView):
     """A `TokenView` as a policy is shown it."""
 
-    __slots__ = (*_CONSTANT, *_CONSTANT_TOKENS)
+    __slots__ = (*ClosedView.__slots__, "admissible", "blocks_for", "estimate_decode", "estimate_prefill")
 
     context = _Fixed("context")  # type: ignore[assignment]
     decoding = _Fixed("decoding")  # type: ignore[assignment]
     free_blocks = _Fixed("free_blocks")  # type: ignore[assignment]
     last_decode = _Fixed("last_decode")  # type: ignore[assignment]
     last_step = _Fixed("last_step")  # type: ignore[assignment]
-    checked = _Hidden("checked")
-    sure = _Hidden("sure")
+
+
+_SAME = ("limit", "name", "slo_factor", "stage")
+_SAME_TOKENS = ("block_size", "blocks", "max_batched_tokens", "max_sequences", "watermark", "whole_prompt")
 
 
 def _names(kind: type) -> list[str]:
-    names = [*_CONSTANT, "in_flight", "backlog"]
+    names = [*_SAME, "waiting", "running", "in_flight", "backlog"]
     if kind is ClosedTokenView:
-        names += [*_CONSTANT_TOKENS, "context", "decoding", "free_blocks", "last_decode", "last_step"]
+        names += [*_SAME_TOKENS, "slo", "limits", "context", "decoding", "free_blocks", "last_decode", "last_step"]
     return names
 
 
@@ -133,21 +114,19 @@ def closed(view: WorkerView) -> Any:
     """*view* as a policy may see it."""
     tokens = isinstance(view, TokenView)
     shown: Any = object.__new__(ClosedTokenView if tokens else ClosedView)
-    _share(shown, vars(view))
-    put = functools.partial(_put, shown)
-    for name in ("name", "stage", "limit", "slo_factor"):
-        put(name, getattr(view, name))
-    put("waiting", MappingProxyType(view.waiting))
-    put("running", MappingProxyType(view.running))
-    put("estimate", opaque(view.estimate, KEPT))
-    put("solo", opaque(view.solo))
+    for name in (*_SAME, *(_SAME_TOKENS if tokens else ())):
+        _put(shown, name, getattr(view, name))
+    _put(shown, "waiting", MappingProxyType(view.waiting))
+    _put(shown, "running", MappingProxyType(view.running))
+    _put(shown, "estimate", opaque(view.estimate, KEPT))
+    _put(shown, "solo", opaque(view.solo))
+    _put(shown, "batches", opaque(lambda: (view.in_flight, view.backlog)))
     if isinstance(view, TokenView):
-        for name in ("block_size", "blocks", "max_batched_tokens", "max_sequences", "watermark", "whole_prompt"):
-            put(name, getattr(view, name))
-        put("limits", copy.copy(view.limits))
-        put("slo", closed_slo(view.slo))
+        _share(shown, TokenView.__dict__["__dict__"].__get__(view))
+        _put(shown, "limits", copy.copy(view.limits))
+        _put(shown, "slo", closed_slo(view.slo))
         for name in ("admissible", "blocks_for", "estimate_decode", "estimate_prefill"):
-            put(name, opaque(getattr(view, name)))
+            _put(shown, name, opaque(getattr(view, name)))
     return shown
 
 

@@ -19,7 +19,6 @@ start of k+1 and can first be scheduled for k+2.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from .answers import check_decision, check_repeat, check_time, compared, fault, written
 from .budget import Budget
@@ -32,7 +31,7 @@ from .request import CUT_OFF, Outcome, Outputs, Request, Task
 from .seam import Batch, Decision, Executor, Repeat, WorkerView
 from .slo import latest
 from .ways import Ways
-from .worker import NEVER, Intake, Worker
+from .worker import LOOK, NEVER, Intake, Worker
 
 Router = Callable[[Request, "Sequence[Worker]", float], "Worker"]
 
@@ -74,7 +73,7 @@ class ServingLoop:
         self.router = router
         self.workers = list(workers)
         self.serving: dict[str, list[Worker]] = {stage.name: [] for stage in stages}
-        self.known: dict[int, list[Any]] = {}  # what live requests say (`_know`)
+        self.known: dict[int, tuple[float, float, bool, int]] = {}  # what live requests say (`_know`)
         self._stages = [(stage, told(stage)) for stage in stages]
         for index, worker in enumerate(self.workers):
             worker.place = worker.place._replace(number=index)
@@ -108,7 +107,8 @@ class ServingLoop:
     def arrive(self, request: Request) -> None:
         """A client has sent *request*."""
         self.live[request.id] = request
-        self._know(request)
+        if self._direct is None:
+            self._know(request)
         self.recorder.arrived(request)
         if self.stopped:
             self._end(request, Outcome.FAILED, CUT_OFF[1])
@@ -147,29 +147,30 @@ class ServingLoop:
         look_over(policies, self._stages)
 
     def _know(self, request: Request) -> None:
-        """Remember what *request*, which policies are about to be shown, says."""
+        """Remember what *request*, which policies are about to be shown, says. (Atoms only: nothing that the garbage
+        collector would have to look through.)"""
+        self.known[request.id] = request.arrival, request.deadline, request.missed, self._asked(request)
+
+    def _asked(self, request: Request) -> int:
+        """What *request* asks for, in a number that is the same as long as that is."""
         work, tokens = request.work, getattr(request, "tokens", None)
-        if tokens is not None and self._direct is None:  # they are asked for again at later stages
-            tokens = {name: [*said] if isinstance(said, list) else said for name, said in tokens.items()}
-        said = [request, request.arrival, request.deadline, request.missed, [], work and dict(work), tokens]
-        self.known[request.id] = said
+        asked = hash((*work.items(),)) if work else 0
+        return asked if tokens is None else hash((asked, *[(name, str(said)) for name, said in tokens.items()]))
 
     def _know_anew(self, request: Request) -> None:
         """A budget may have moved the deadline of *request*, or have forgiven what it missed."""
-        known = self.known[request.id]
-        known[2], known[3] = request.deadline, request.missed
+        arrival, _, _, asked = self.known[request.id]
+        self.known[request.id] = arrival, request.deadline, request.missed, asked
 
-    def _check_request(self, request: Request) -> list[Any]:
-        """What is known of *request*. Raises `PolicyFault` if it says something else."""
+    def _check_request(self, request: Request) -> None:
+        """Raise `PolicyFault` if *request* says something else than what is known of it."""
         known = self.known.get(request.id)
-        tokens = getattr(request, "tokens", None)
-        now = [request, request.arrival, request.deadline, request.missed, request.tasks, request.work, tokens]
-        if known is None or known != now:
+        now = request.arrival, request.deadline, request.missed, self._asked(request)
+        if known != now:
+            names, policies = ("arrival", "deadline", "missed", "work"), [w.policy for w in self.workers]
             if known is None:
-                known = next((k for k in self.known.values() if k[0] is request), [None] * 7)
-            names = ("id", "arrival", "deadline", "missed", "tasks", "work", "tokens")
-            raise compared([w.policy for w in self.workers], str(request), names, now, known)
-        return known
+                raise written(policies, f"id of {request}", "id")
+            raise compared(policies, f"request {request.id}", names, now, known)
 
     def fail(self, request: Request, reason: str) -> None:
         """Something broke under *request* (a worker crashed, memory ran out): it ends as failed."""
@@ -179,7 +180,7 @@ class ServingLoop:
     def _received(self, task: Task) -> None:
         """*task* is no longer on its way to its worker."""
         assert task.worker is not None
-        worker = self.workers[task.worker.number]
+        worker = self.workers[task.worker[0]]
         del worker.coming[task]
         worker.receive(task)
 
@@ -189,24 +190,26 @@ class ServingLoop:
             return  # another branch was dropped, or the run was stopped, while it was on its way
         task.queued = self._now()
         assert task.worker is not None
-        worker = self.workers[task.worker.number]
+        worker = self.workers[task.worker[0]]
         worker.inbox.append(task)
         if not worker.deciding and (worker.view.in_flight is None or worker.policy.ahead):
             self._call(worker)
 
     def _done(self, batch: Batch) -> None:
         """The executor has run *batch*."""
-        worker = self.workers[batch.worker.number]
+        worker = self.workers[batch.worker[0]]
         view = worker.view
         now = batch.end = self._now()
         view.in_flight = None
         worker.deciding = True  # what comes meanwhile, a client answering with its next request say, has to wait
         self._hear_batch(batch)
         steps = batch.iterations * batch.count
-        worker.ran = batch.tasks  # type: ignore[assignment]
-        worker.rest = rest = [left - steps for left in batch.left]
-        for task, left in zip(batch.tasks, rest, strict=True):
-            task.left = left
+        if batch.tasks is worker.in_hand:
+            worker.clock += steps
+        else:
+            worker.ended(batch.tasks, steps)
+        for task in batch.tasks:
+            task.left -= steps
         if batch.leaves:
             self._let_go(batch, worker, now)
         if worker.purge:
@@ -223,13 +226,12 @@ class ServingLoop:
                 worker.turn(settled=True)
 
     def _let_go(self, batch: Batch, worker: Worker, now: float) -> None:
-        leavers = [task for task, left in zip(batch.tasks, worker.rest, strict=True) if left <= 0]
-        worker.rest = [max(0, left) for left in worker.rest]
-        worker.settle()
+        leavers = [task for task in batch.tasks if task.left <= 0]
+        running = worker.view.running
         for task in leavers:
-            task.left = 0
-            worker.view.running.pop(task, None)  # its request may have ended elsewhere while it was in the backlog
             worker.check_out(task)
+            task.left = 0
+            running.pop(task, None)  # its request may have ended elsewhere while its batch was in the backlog
         together = len(leavers) > 1
         if together:
             self._hold()
@@ -316,23 +318,29 @@ class ServingLoop:
         """Turn a decision into a batch; launch it, or keep it for when the one in flight is done."""
         view = worker.view
         self._batches += 1
-        run = decision.run
-        if type(run) is not list and type(run) is not tuple:
-            check_decision(worker.policy, decision)
-        tasks = tuple(run)  # the policy may go on with its list
-        batch = Batch(self._batches, worker, tasks, decision.whole, decision.repeat)
-        if batch.size > view.limit:
-            what = f"a batch of {batch.size} is over the limit of {view.limit} of {worker.name}"
-            raise fault(worker.policy, what)
-        batch.left = left = worker.take(decision, tasks)
         worker.idles = 0
-        waiting = view.waiting
-        if waiting and not waiting.keys().isdisjoint(tasks):
-            batch.joiners = [task for task in tasks if task in waiting]
-            for task in batch.joiners:
-                del waiting[task]
-                view.running[task] = None
+        run = decision.run
+        if run == worker.ran:
+            tasks = worker.in_hand
+            batch = Batch(self._batches, worker, tasks, decision.whole, decision.repeat)
+            if not self._batches % LOOK:
+                worker.look()
+        else:
+            tasks = worker.in_hand = worker.take(decision)
+            batch = Batch(self._batches, worker, tasks, decision.whole, decision.repeat)
+            if view.in_flight is not None:
+                worker.check_free("runs", tasks)
+            waiting = view.waiting
+            if waiting and not waiting.keys().isdisjoint(tasks):
+                batch.joiners = [task for task in tasks if task in waiting]
+                for task in batch.joiners:
+                    del waiting[task]
+                    view.running[task] = None
+        left = [task.left for task in tasks]
         least = min(left)
+        if least < 1:
+            worker.look()
+            raise fault(worker.policy, f"it runs {tasks[left.index(least)]!r}, which has nothing left to run")
         if batch.whole:
             batch.iterations = max(left)
             batch.leaves = batch.size
@@ -384,7 +392,6 @@ class ServingLoop:
     def _purge(self, worker: Worker) -> None:
         """Forget the tasks whose requests have ended elsewhere while they were in flight here."""
         worker.purge = False
-        worker.settle()
         for task in [t for t in worker.view.running if t.request.outcome is not None]:
             del worker.view.running[task]
 
@@ -402,16 +409,16 @@ class ServingLoop:
                 return
         now = self._now()
         serving = self.serving[stage.name]
-        known = self._check_request(request) if request.outcome is None else None  # another branch was dropped
+        known = request.outcome is None  # else another branch was dropped
+        if known and before is not None:
+            self._check_request(request)
         target = serving[0] if len(serving) == 1 else self.router(request, serving, now)
         task = target.task(request, now)
         if self.budget is not None:
             self.budget.begins(task, before)
-            if known is not None:
+            if known:
                 self._know_anew(request)
         request.tasks.append(task)
-        if known is not None:
-            known[4].append(task)
         source = self.workers[before.worker.number] if before is not None and before.worker is not None else None
         if self._chooses:
             target.coming[task] = None
@@ -459,16 +466,18 @@ class ServingLoop:
             if request.id in self.live:
                 raise written([w.policy for w in self.workers], f"outcome of {request}", "outcome")
             raise LawBroken(f"request {request.id} ended twice: as {request.outcome}, then as {outcome}")
-        tasks: list[Task] = self._check_request(request)[4]
+        if self._direct is None:
+            self._check_request(request)
+            del self.known[request.id]
         request.outcome, request.reason = outcome, reason
-        del self.live[request.id], self.known[request.id]
+        del self.live[request.id]
         if self._outputs:
             self._outputs.pop(request.id, None)
         now = self._now()
         if outcome is Outcome.DROPPED or outcome is Outcome.FAILED:
-            for task in tasks:
+            for task in request.tasks:
                 if task.worker is not None and task.finished is None:
-                    worker = self.workers[task.worker.number]
+                    worker = self.workers[task.worker[0]]
                     task.flight = worker.view.in_flight
                     worker.withdraw(task, now)
         if self.ways is not None:

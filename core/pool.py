@@ -106,8 +106,8 @@ class Pool(Worker):
         heappush(self.free, batch.thread)
         loop.recorder.batch(batch)
         view.running.pop(task, None)
-        if task in self.lefts:
-            task.left = self.lefts[task] = 0
+        if task in self.rest:
+            task.left = self.rest[task] = 0
             self.check_out(task)
         self.deciding, deciding = True, self.deciding  # a client may answer with its next request
         if task.request.outcome is None:

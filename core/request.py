@@ -70,10 +70,10 @@ class Place(NamedTuple):
     """Where a task is served and a batch runs: what may be told of a worker. *number* is its place in the loop's list
     of workers. (Nothing here leads to the worker, since policies see tasks and batches.)"""
 
+    number: int  # first, so that the loop can say ``place[0]``, which costs least
     name: str
     stage: Stage
     device: str
-    number: int
 
 
 class Task:

@@ -70,7 +70,6 @@ class Batch:
     """
 
     iterations = 1
-    left: Sequence[int] = ()  # what its tasks have left before it runs, by the loop's own books
     joiners: Sequence[Task] = ()
     leaves = 0
     times = 1
@@ -113,6 +112,19 @@ class WorkerView:
 
     The loop and its policy have views of their own on the same: the policy's can only be read (`servetwin.core.closed`).
     """
+
+    __slots__ = (
+        "_alone",
+        "_estimate",
+        "backlog",
+        "in_flight",
+        "limit",
+        "name",
+        "running",
+        "slo_factor",
+        "stage",
+        "waiting",
+    )
 
     def __init__(
         self,

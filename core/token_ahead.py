@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, cast
 from .errors import BadInput
 from .token_batch import Piece, TokenBatch
 from .token_engine import TokenEngine
-from .token_sums import AS_IT_CAME
 from .tokens import Step, TokenTask
 
 if TYPE_CHECKING:
@@ -195,8 +194,7 @@ class TokenEngineAhead(TokenEngine):
         while leaving and leaving[0] <= last:
             for task in self._buckets.pop(heappop(leaving)):
                 # One that was preempted since has another bucket now.
-                known = self._books.get(task, AS_IT_CAME)
-                if known[0] is not None and known[1] + last == lengths.get(task):
+                if task in self._bases and self._bases[task][0] + last == lengths[task]:
                     self._part(task)
                     self._keep(task)
                     flight.leaving[task] = None
@@ -257,8 +255,7 @@ class TokenEngineAhead(TokenEngine):
         for task in flight.owed:
             if task.first_token is None:
                 task.first_token = now
-                if task in self._books:
-                    self._books[task] = (*self._books[task][:4], now, self._books[task][5])
+                self._came_out(task, now)
             task._times.append(now)  # type: ignore[union-attr]
         if not self.lean:
             self.loop._hold()
@@ -298,7 +295,7 @@ class TokenEngineAhead(TokenEngine):
 
     def _revoke(self, task: TokenTask) -> None:
         """*task* ends before its time: what is in flight of it will never come out."""
-        if self._books.get(task, AS_IT_CAME)[0] is not None:
+        if task in self._bases:
             self._part(task)
         else:
             self._check(task)

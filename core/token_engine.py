@@ -21,7 +21,7 @@ from .request import Outcome, Outputs, Request
 from .seam import Repeat
 from .slo import latest
 from .token_batch import Piece, TokenBatch
-from .token_sums import AS_IT_CAME, DecodeSums
+from .token_sums import DecodeSums
 from .tokens import DECODES, PREFILLS, All, Chunk, Step, TokenPolicy, TokenTask
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 #: What a task says of itself, from when the policy is first shown it to the end of its stay.
 SAID = (
-    "prompt", "limit", "arrival", "budget", "deadline", "id", "queued", "admitted", "request", "stage", "worker",
+    "prompt", "limit", "arrival", "budget", "deadline", "id", "queued", "admitted", "request", "arrival", "deadline",
 )  # fmt: skip
 
 #: So many steps that preempted somebody, on end and without a token that came out, and an engine is taken to go round
@@ -117,9 +117,10 @@ class TokenEngine(DecodeSums):
 
     def note(self, task: TokenTask) -> None:
         """Remember what *task*, which the policy is about to be shown, says."""
+        request = task.request
         self._said[task] = (
             task.prompt, task.limit, task.arrival, task.budget, task.deadline, task.id, task.queued, task.admitted,
-            task.request, task.stage, task.worker,
+            request.id, request.arrival, request.deadline,
         )  # fmt: skip
 
     def forget(self, task: TokenTask) -> None:
@@ -128,12 +129,15 @@ class TokenEngine(DecodeSums):
         self._books.pop(task, None)
         known = self._said.pop(task, None)
         if known is not None:
+            request = task.request
             now = (
                 task.prompt, task.limit, task.arrival, task.budget, task.deadline, task.id, task.queued, task.admitted,
-                task.request, task.stage, task.worker,
+                request.id, request.arrival, request.deadline,
             )  # fmt: skip
             if now != known:
                 raise compared(self.policies(), f"task {task.id}", SAID, now, known)
+            if task.stage is not self.stage or task.worker is not self.worker.place or task not in request.tasks:
+                raise written(self.policies(), f"stage, worker or tasks of {task}", "stage", "worker", "tasks")
 
     def arrive(self, request: Request) -> None:
         """*request* comes from the client, and nowhere but here: what the loop would do, in one go."""
@@ -143,7 +147,6 @@ class TokenEngine(DecodeSums):
             request.outputs = None  # type: ignore[misc]  # from here on nobody sees them
         task = self._task(request, outputs, loop._now())
         request.tasks.append(task)
-        loop.known[request.id][4].append(task)
         loop.executor.send(None, task, self.receive)  # type: ignore[arg-type]
 
     def receive(self, task: TokenTask) -> None:
@@ -317,11 +320,11 @@ class TokenEngine(DecodeSums):
         return True
 
     def _chosen(self, decode: Sequence[TokenTask]) -> list[TokenTask]:
-        books, policy = self._books, self.worker.policy
+        policy = self.worker.policy
         try:
             chosen = list(decode)
             for task in chosen:
-                if books.get(task, AS_IT_CAME)[0] is None:
+                if task not in self._bases:
                     raise fault(policy, f"it decodes {task}, which is not decoding at {self.view.name}")
         except TypeError:
             check_decision(policy, Step(decode=decode), Step)
@@ -402,10 +405,10 @@ class TokenEngine(DecodeSums):
             if tokens < 0:
                 break
             computed = task._computed
+            if task in self._bases:
+                raise fault(self.worker.policy, f"it prefills {task}, which is decoding at {view.name}")
             if task in books or computed or task._generated or task._ticks is not None or task.started is not None:
                 self._check(task)
-            if task._ticks is not None:
-                raise fault(self.worker.policy, f"it prefills {task}, which is decoding at {view.name}")
             pending = task.prompt + task._generated - computed
             if count < 1 or count > pending:
                 self._no_chunk(task, count)
@@ -525,11 +528,10 @@ class TokenEngine(DecodeSums):
                 self._trim()
         leaving = self._leaving
         while leaving and leaving[0] <= last:
-            lengths, books = self._lengths, self._books
+            lengths, bases = self._lengths, self._bases
             for task in self._buckets.pop(heappop(leaving)):
                 # One that was preempted since has another bucket now.
-                known = books.get(task, AS_IT_CAME)
-                if known[0] is not None and known[1] + last == lengths.get(task):
+                if task in bases and bases[task][0] + last == lengths[task]:
                     self._part(task)
                     self._finish(task, now)
 
@@ -575,7 +577,7 @@ class TokenEngine(DecodeSums):
     def _release(self, task: TokenTask) -> None:
         """*task* gives its memory back and runs no more."""
         self._recomputed.discard(task)
-        if self._books.get(task, AS_IT_CAME)[0] is not None:
+        if task in self._bases:
             self._part(task)
         else:
             self._check(task)
@@ -592,7 +594,9 @@ class TokenEngine(DecodeSums):
             task.finished = now
             slo = self.view.slo
             if slo is not None and not slo.met(task):
-                request.missed = self.loop.known[request.id][3] = True  # type: ignore[misc]
+                request.missed = True  # type: ignore[misc]
+                if not self.lean:
+                    self.loop._know_anew(request)
             if self.lean:
                 request.finished = now
                 met = now <= latest(request.deadline) and not request.missed

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from heapq import heappush
 from typing import TYPE_CHECKING
 
-from .answers import compared
+from .answers import compared, written
 from .tokens import Ticks, TokenTask
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class DecodeSums:
     """The sums for the engine of *view*; with *keep_times* also when each token comes out."""
 
     __slots__ = (
-        "_books", "_buckets", "_ends", "_first", "_joined", "_leaving", "_lengths", "_phases", "_ticks", "_trim_at",
+        "_bases", "_books", "_buckets", "_ends", "_first", "_joined", "_leaving", "_lengths", "_phases", "_ticks", "_trim_at",
         "headroom", "keep_times", "size", "tick", "view",
     )  # fmt: skip
 
@@ -45,7 +45,9 @@ class DecodeSums:
         self._ends = array("d")  # of the last ticks, for `TokenTask.times`
         self._first, self._trim_at = 0, 8192  # the former: the tick that *ends* begins with
         self._joined: dict[TokenTask, int] = {}  # the tick after which each began to decode, with keep_times
-        #: What each task counts that is not as it came, by the engine's own books: what it said when the engine last
+        #: What each task that decodes counts: its output tokens before the first tick, and what does not change.
+        self._bases: dict[TokenTask, tuple[int, float | None, float | None, int]] = {}
+        #: What each other task counts that is not as it came, by the engine's own books: what it said when the engine last
         #: wrote it.
         self._books: dict[TokenTask, Counts] = {}
 
@@ -55,7 +57,9 @@ class DecodeSums:
         computed, generated = task._computed, task._generated
         task._generated = base = generated - tick
         task._ticks = self._ticks
-        self._books[task] = (self._ticks, base, computed, task.started, task.first_token, task.preemptions)
+        self._bases[task] = base, task.started, task.first_token, task.preemptions
+        if self._books:
+            self._books.pop(task, None)
         view.decoding += 1
         view.context += computed
         self._phases[(computed - tick) % self.size] += 1
@@ -71,17 +75,11 @@ class DecodeSums:
     def _part(self, task: TokenTask) -> None:
         """*task* does not decode with the others any more; its counts are its own again."""
         view, tick = self.view, self._ticks.count
-        ticks, base, before, started, first, times = self._books.pop(task)
-        if (
-            task._generated != base
-            or task._ticks is not ticks
-            or task._computed != before
-            or task.started != started
-            or task.first_token != first
-            or task.preemptions != times
+        known = base, _, _, _ = self._bases.pop(task)
+        if (task._generated, task.started, task.first_token, task.preemptions) != known or (
+            task._ticks is not self._ticks
         ):
-            self._books[task] = ticks, base, before, started, first, times
-            self._check(task)
+            self._tell_decoding(task, known)
         task._generated = generated = base + tick
         task._computed = computed = task.prompt + generated - 1
         task._ticks = None
@@ -102,11 +100,25 @@ class DecodeSums:
                 names[names.index(name)] = {"_ticks": "ticks", "_generated": "generated", "_computed": "computed"}[name]
             raise compared(self.policies(), f"task {task.id}", names, now, known)
 
+    def _tell_decoding(self, task: TokenTask, known: tuple[object, ...]) -> None:
+        if task._ticks is not self._ticks:
+            raise written(self.policies(), f"_ticks of task {task.id}", "_ticks", "generated", "computed")
+        now = task._generated, task.started, task.first_token, task.preemptions
+        raise compared(self.policies(), f"task {task.id}", ("generated", *COUNTED[3:]), now, known)
+
     def _keep(self, task: TokenTask) -> None:
         """The engine has written what *task* counts."""
         self._books[task] = (
             task._ticks, task._generated, task._computed, task.started, task.first_token, task.preemptions
         )  # fmt: skip
+
+    def _came_out(self, task: TokenTask, now: float) -> None:
+        """The first token of *task* has come out."""
+        if task in self._bases:
+            base, started, _, times = self._bases[task]
+            self._bases[task] = base, started, now, times
+        elif task in self._books:
+            self._books[task] = (*self._books[task][:4], now, self._books[task][5])
 
     def policies(self) -> list[object]:
         """Those that are shown the tasks."""

@@ -392,6 +392,23 @@ class TokenView(WorkerView):
     without a prefill, took, scheduling included; 0 before there was one.
     """
 
+    # What changes from step to step stands in a dictionary, which the policy's view shares (`servetwin.core.closed`).
+    __slots__ = (
+        "__dict__",
+        "_estimate_decode",
+        "_estimate_prefill",
+        "block_size",
+        "blocks",
+        "checked",
+        "limits",
+        "max_batched_tokens",
+        "max_sequences",
+        "slo",
+        "sure",
+        "watermark",
+        "whole_prompt",
+    )
+
     waiting: OrderedDict[TokenTask, None]  # type: ignore[assignment]
     running: dict[TokenTask, None]  # type: ignore[assignment]
 

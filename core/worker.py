@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from .answers import LEAST, MOST, OFTEN, check_decision, compared, fault
+from .answers import LEAST, MOST, OFTEN, check_decision, compared, fault, written
 from .closed import closed
 from .pipeline import Stage
 from .request import Place, Request, Task
@@ -18,15 +18,10 @@ Intake = Literal["before", "after"]
 NEVER = float("inf")
 
 #: What a task says of itself, from when a policy is first shown it to the end of its stay.
-SAID = ("id", "arrival", "deadline", "iterations", "queued", "admitted", "request", "stage", "worker")
+SAID = ("id", "arrival", "deadline", "iterations", "queued", "admitted")
 
-
-def said(task: Task) -> tuple[object, ...]:
-    """What *task* says now of all that is in `SAID`."""
-    return (
-        task.id, task.arrival, task.deadline, task.iterations, task.queued, task.admitted, task.request, task.stage,
-        task.worker,
-    )  # fmt: skip
+#: Every so many batches all that is in one is looked over, beside what comes and goes.
+LOOK = 64
 
 
 class Worker:
@@ -54,13 +49,16 @@ class Worker:
         self.view = view
         self.device = device
         self.intake = intake
-        self.place = Place(view.name, stage, device, -1)
+        self.place = Place(-1, view.name, stage, device)
         self.shown = closed(view)
-        self.kept: dict[Task, tuple[object, ...]] = {}  # what each task said when it was taken in
+        self.kept: dict[Task, tuple[object, ...]] = {}  # what each task said when it was taken in (`SAID`)
         self.begun: dict[Task, float] = {}  # when each began
-        self.lefts: dict[Task, int] = {}  # what each has left; but for those of the last batch
-        self.ran: tuple[Task, ...] = ()  # the last batch, if nobody has left it
-        self.rest: list[int] = []  # what they have left
+        self.clock = 0  # the iterations that were run
+        self.ran: list[Task] = []  # the last batch, if nobody has left it
+        self.in_hand: tuple[Task, ...] = ()  # the last batch
+        self.members: set[Task] = set()  # those of it who are still here
+        self.ends: dict[Task, int] = {}  # at which reading of the clock each of them has run all, if they run on
+        self.rest: dict[Task, int] = {}  # what all others have left
         self.idles = 0  # answers on end by which the policy only idles
         self.idles_from = 0.0  # when the first of them was given
         self.inbox: list[Task] = []
@@ -89,56 +87,88 @@ class Worker:
 
     def note(self, task: Task) -> None:
         """Remember what *task*, which its policy is about to be shown, says."""
-        self.kept[task] = said(task)
-        self.lefts[task] = task.left
+        self.kept[task] = task.id, task.arrival, task.deadline, task.iterations, task.queued, task.admitted
+        self.rest[task] = task.left
 
     def check_out(self, task: Task) -> None:
         """The stay of *task* is over. Raises `PolicyFault` if it does not say what it should."""
-        if task not in self.kept:
+        kept = self.kept.pop(task, None)
+        if kept is None:
             return
-        if self.ran and task in self.ran:
-            self.settle()
-        kept = self.kept.pop(task)
-        left, begun = self.lefts.pop(task), self.begun.pop(task, None)
-        if said(task) != kept or task.started != begun or task.left != left:
-            names, now = (*SAID, "started", "left"), (*said(task), task.started, task.left)
-            raise compared([self.policy], str(task), names, now, (*kept, begun, left))
+        if task in self.members:
+            self.members.remove(task)
+            self.ran = []
+            left = self.ends.pop(task) - self.clock
+        else:
+            left = self.rest.pop(task)
+        begun = self.begun.pop(task, None)
+        if (
+            (task.id, task.arrival, task.deadline, task.iterations, task.queued, task.admitted) != kept
+            or task.started != begun
+            or task.left != left
+            or task.request.id != kept[0]
+            or task.stage is not self.stage
+            or task.worker is not self.place
+            or task not in task.request.tasks
+        ):
+            names = (*SAID, "started", "left", "request", "stage", "worker")
+            now = [getattr(task, name) for name in names]
+            before = (*kept, begun, left, self.loop.live.get(task.id), self.stage, self.place)
+            if [*now] == [*before]:
+                raise written([self.policy], f"tasks of {task.request}", "tasks")
+            raise compared([self.policy], f"task {task.id}", names, now, before)
 
-    def settle(self) -> None:
-        """What those of the last batch have left goes to the books of all."""
-        if self.ran:
-            self.lefts.update(zip(self.ran, self.rest, strict=True))
-            self.ran = ()
-        if len(self.lefts) > len(self.kept):  # somebody's request ended elsewhere while he was in the batch
-            self.lefts = {task: left for task, left in self.lefts.items() if task in self.kept}
+    def check_left(self, task: Task, left: int) -> None:
+        """Raise `PolicyFault` unless *task* says that it has so many left."""
+        if task.left != left:
+            raise compared([self.policy], f"task {task.id}", ("left",), (task.left,), (left,))
 
-    def take(self, decision: Decision, tasks: tuple[Task, ...]) -> list[int]:
-        """What *tasks*, which *decision* runs, have left: they are the next batch. Raises `PolicyFault` if they
-        cannot be."""
-        policy = self.policy
-        if tasks != self.ran:
-            try:
-                if self.ran:
-                    self.settle()
-                lefts = self.lefts
-                self.rest = [lefts[task] for task in tasks]
-            except (TypeError, KeyError):
-                check_decision(policy, decision)
-                foreign = next((task for task in tasks if task not in self.lefts), None)
-                raise fault(policy, f"it runs {foreign!r}, which is not at {self.name}", "tasks of its view") from None
-            if len(set(tasks)) < len(tasks):
-                twice = max(tasks, key=tasks.count)
-                raise fault(policy, f"run of its decision holds {twice!r} twice", "each task once")
-            if self.view.in_flight is not None:
-                self._check_free("runs", tasks)
-            self.ran = tasks
-        left = [task.left for task in tasks]
-        if left != self.rest:
-            task, known = next((task, known) for task, known in zip(tasks, self.rest, strict=True) if task.left != known)
-            raise compared([policy], f"task {task.id}", ("left",), (task.left,), (known,))
-        return left
+    def ended(self, tasks: Sequence[Task], steps: int) -> None:
+        """Each of *tasks*, a batch that was decided before the last one, has run *steps* iterations."""
+        for task in tasks:
+            if task in self.rest:
+                self.rest[task] -= steps
 
-    def _check_free(self, word: str, tasks: Sequence[Task]) -> None:
+    def look(self) -> None:
+        """Raise `PolicyFault` unless all that were in the last batch say what they have left."""
+        for task in self.members:
+            self.check_left(task, self.ends[task] - self.clock)
+
+    def part(self, task: Task) -> None:
+        """*task*, of the last batch, is not in the next."""
+        self.members.remove(task)
+        self.rest[task] = left = self.ends.pop(task) - self.clock
+        self.check_left(task, left)
+
+    def take(self, decision: Decision) -> tuple[Task, ...]:
+        """The tasks that *decision* runs, another batch than the last. Raises `PolicyFault` if they cannot be run."""
+        policy, run, rest = self.policy, decision.run, self.rest
+        if type(run) is not list and type(run) is not tuple:
+            check_decision(policy, decision)
+        tasks = tuple(run)  # the policy may go on with its list
+        if len(tasks) > self.view.limit:
+            raise fault(policy, f"a batch of {len(tasks)} is over the limit of {self.view.limit} of {self.name}")
+        try:
+            new = set(tasks)
+            if not self.members <= new:
+                for task in self.members - new:
+                    self.part(task)
+            for task in new - self.members:
+                left = rest.pop(task)
+                if task.left != left:
+                    self.check_left(task, left)
+                self.ends[task] = self.clock + left
+        except (TypeError, KeyError):
+            check_decision(policy, decision)
+            foreign = next((task for task in tasks if task not in self.kept), None)
+            raise fault(policy, f"it runs {foreign!r}, which is not at {self.name}", "tasks of its view") from None
+        if len(new) < len(tasks):
+            twice = max(tasks, key=tasks.count)
+            raise fault(policy, f"run of its decision holds {twice!r} twice", "each task once")
+        self.members, self.ran = new, [*tasks]
+        return tasks
+
+    def check_free(self, word: str, tasks: Sequence[Task]) -> None:
         """Raise `PolicyFault` if one of *tasks* is in a batch already."""
         view = self.view
         taken = {task for batch in (view.in_flight, *view.backlog) if batch is not None for task in batch.tasks}
@@ -161,7 +191,7 @@ class Worker:
         if len(set(dropped)) < len(dropped):
             raise fault(policy, f"drop of its decision holds {max(dropped, key=dropped.count)!r} twice", "each task once")
         if self.view.in_flight is not None:
-            self._check_free("drops", dropped)
+            self.check_free("drops", dropped)
         return dropped
 
     def idled(self, now: float, until: float) -> None:

@@ -29,7 +29,6 @@ from servetwin.core.slo import latest
 from servetwin.core.token_blocks import TokenBlock
 from servetwin.core.token_columns import Row, TokenColumns
 from servetwin.core.token_engine import TokenEngine
-from servetwin.core.token_sums import AS_IT_CAME
 from servetwin.core.token_latencies import TokenLatencies
 from servetwin.core.token_metrics import LimitsSLO, StageTokens, TokenDeadlines, TokenSummary
 from servetwin.core.token_worker import TokenWorker
@@ -416,8 +415,7 @@ class Columns:
         self._record()
         tasks = [task for task in bucket if type(task) is not tuple]
         for task in tasks:
-            known = engine._books.get(task, AS_IT_CAME)
-            if known[0] is not None and known[1] + last == engine._lengths.get(task):
+            if task in engine._bases and engine._bases[task][0] + last == engine._lengths[task]:
                 engine._part(task)
                 engine._finish(task, now)
         return [*bucket[len(tasks) :]]
@@ -490,7 +488,7 @@ class Columns:
                 task._times.append(first)
                 engine._joined[task] = last - length + 1
             task._generated, task._computed, task._ticks = length - last, task.prompt, engine._ticks
-            engine._keep(task)
+            engine._bases[task] = length - last, started, first, 0
             view.running[task] = None
         for last in {last for _, last in found}:
             buckets[last] = [made[e[0][0]] if type(e) is tuple else e for e in buckets[last]]
@@ -519,12 +517,10 @@ class Columns:
         request = self.source.request(row)
         request.outputs = None
         engine.loop.live[request.id] = request
-        engine.loop._know(request)
         _, arrival, prompt, limit, length = row
         task = TokenTask(request, engine.stage, arrival, engine.worker, prompt, limit)
         engine._lengths[task] = length if length < limit else limit
         request.tasks.append(task)
-        engine.loop.known[request.id][4].append(task)
         if engine.keep_times:
             task._times = array("d")
         return task
