@@ -31,7 +31,7 @@ from .request import CUT_OFF, Outcome, Outputs, Request, Task
 from .seam import Batch, Decision, Executor, Repeat, WorkerView
 from .slo import latest
 from .ways import Ways
-from .worker import LOOK, NEVER, Intake, Worker
+from .worker import NEVER, Intake, Worker
 
 Router = Callable[[Request, "Sequence[Worker]", float], "Worker"]
 
@@ -73,10 +73,12 @@ class ServingLoop:
         self.router = router
         self.workers = list(workers)
         self.serving: dict[str, list[Worker]] = {stage.name: [] for stage in stages}
+        self._booked = any(worker.booked for worker in self.workers)
         self.known: dict[int, tuple[float, float, bool, int]] = {}  # what live requests say (`_know`)
         self._stages = [(stage, told(stage)) for stage in stages]
         for index, worker in enumerate(self.workers):
             worker.place = worker.place._replace(number=index)
+            worker.booked = self._booked  # tasks of a request lead to each other
             self.serving[worker.stage.name].append(worker)
             worker.attach(self)
         for stage in stages:
@@ -107,7 +109,7 @@ class ServingLoop:
     def arrive(self, request: Request) -> None:
         """A client has sent *request*."""
         self.live[request.id] = request
-        if self._direct is None:
+        if self._booked and self._direct is None:
             self._know(request)
         self.recorder.arrived(request)
         if self.stopped:
@@ -159,11 +161,15 @@ class ServingLoop:
 
     def _know_anew(self, request: Request) -> None:
         """A budget may have moved the deadline of *request*, or have forgiven what it missed."""
+        if not self._booked:
+            return
         arrival, _, _, asked = self.known[request.id]
         self.known[request.id] = arrival, request.deadline, request.missed, asked
 
     def _check_request(self, request: Request) -> None:
         """Raise `PolicyFault` if *request* says something else than what is known of it."""
+        if not self._booked:
+            return
         known = self.known.get(request.id)
         now = request.arrival, request.deadline, request.missed, self._asked(request)
         if known != now:
@@ -204,9 +210,7 @@ class ServingLoop:
         worker.deciding = True  # what comes meanwhile, a client answering with its next request say, has to wait
         self._hear_batch(batch)
         steps = batch.iterations * batch.count
-        if batch.tasks is worker.in_hand:
-            worker.clock += steps
-        else:
+        if worker.booked:
             worker.ended(batch.tasks, steps)
         for task in batch.tasks:
             task.left -= steps
@@ -229,9 +233,13 @@ class ServingLoop:
         leavers = [task for task in batch.tasks if task.left <= 0]
         running = worker.view.running
         for task in leavers:
-            worker.check_out(task)
+            if worker.booked:
+                worker.check_out(task)
             task.left = 0
-            running.pop(task, None)  # its request may have ended elsewhere while its batch was in the backlog
+            if task in running:
+                del running[task]
+            elif task.request.outcome is None or not worker.purge:
+                raise worker.wrong_leaver(task, batch.tasks)
         together = len(leavers) > 1
         if together:
             self._hold()
@@ -308,7 +316,8 @@ class ServingLoop:
             if task.request.outcome is not None:
                 continue
             task.admitted = now
-            worker.note(task)
+            if worker.booked:
+                worker.note(task)
             if worker.policy.admit(task, shown, now):
                 view.waiting[task] = None
             else:
@@ -319,27 +328,22 @@ class ServingLoop:
         view = worker.view
         self._batches += 1
         worker.idles = 0
-        run = decision.run
-        if run == worker.ran:
-            tasks = worker.in_hand
-            batch = Batch(self._batches, worker, tasks, decision.whole, decision.repeat)
-            if not self._batches % LOOK:
-                worker.look()
-        else:
-            tasks = worker.in_hand = worker.take(decision)
-            batch = Batch(self._batches, worker, tasks, decision.whole, decision.repeat)
-            if view.in_flight is not None:
-                worker.check_free("runs", tasks)
-            waiting = view.waiting
-            if waiting and not waiting.keys().isdisjoint(tasks):
-                batch.joiners = [task for task in tasks if task in waiting]
-                for task in batch.joiners:
-                    del waiting[task]
-                    view.running[task] = None
+        tasks = worker.take(decision) if worker.booked else tuple(decision.run)  # the policy may go on with its list
+        batch = Batch(self._batches, worker, tasks, decision.whole, decision.repeat)
+        if batch.size > view.limit:
+            what = f"a batch of {batch.size} is over the limit of {view.limit} of {worker.name}"
+            raise fault(worker.policy, what)
+        if view.in_flight is not None:
+            worker.check_free("runs", tasks)
+        waiting = view.waiting
+        if waiting and not waiting.keys().isdisjoint(tasks):
+            batch.joiners = [task for task in tasks if task in waiting]
+            for task in batch.joiners:
+                del waiting[task]
+                view.running[task] = None
         left = [task.left for task in tasks]
         least = min(left)
         if least < 1:
-            worker.look()
             raise fault(worker.policy, f"it runs {tasks[left.index(least)]!r}, which has nothing left to run")
         if batch.whole:
             batch.iterations = max(left)
@@ -365,7 +369,10 @@ class ServingLoop:
     def _launch(self, worker: Worker, batch: Batch) -> None:
         now = batch.start = self._now()
         for task in batch.joiners:
-            task.started = worker.begun[task] = now
+            task.started = now
+        if worker.booked:
+            for task in batch.joiners:
+                worker.begun[task] = now
         batch.keep_ends = self._keep_ends
         worker.view.in_flight = batch
         self.executor.run(worker, batch, self._done)
@@ -410,7 +417,7 @@ class ServingLoop:
         now = self._now()
         serving = self.serving[stage.name]
         known = request.outcome is None  # else another branch was dropped
-        if known and before is not None:
+        if self._booked and known and before is not None:
             self._check_request(request)
         target = serving[0] if len(serving) == 1 else self.router(request, serving, now)
         task = target.task(request, now)
@@ -466,7 +473,7 @@ class ServingLoop:
             if request.id in self.live:
                 raise written([w.policy for w in self.workers], f"outcome of {request}", "outcome")
             raise LawBroken(f"request {request.id} ended twice: as {request.outcome}, then as {outcome}")
-        if self._direct is None:
+        if self._booked and self._direct is None:
             self._check_request(request)
             del self.known[request.id]
         request.outcome, request.reason = outcome, reason

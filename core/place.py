@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import functools
 import inspect
 import os
 import sys
@@ -129,3 +130,84 @@ def _below(thing: object, seen: set[CodeType]) -> Iterator[CodeType]:
         yield thing
         for constant in thing.co_consts:
             yield from _below(constant, seen)
+
+
+#: What code that never says one of these words cannot do: write an attribute of a name that it does not say, or reach
+#: what it is not shown.
+WORDS = frozenset(
+    "setattr delattr getattr __setattr__ __delattr__ __getattribute__ __dict__ __set__ __get__ __delete__ "
+    "__class__ __subclasses__ __globals__ __closure__ __code__ __builtins__ __reduce__ __reduce_ex__ __getstate__ "
+    "__setstate__ vars exec eval compile __import__ importlib import_module ctypes gc inspect _getframe settrace "
+    "setprofile f_back f_locals f_globals tb_frame gi_frame cr_frame currentframe stack "
+    "globals locals operator methodcaller builtins unittest mock pickle marshal copyreg types "
+    "request worker flight _ticks __wrapped__ cell_contents __self__ __func__".split()
+)
+
+
+def innocent(policy: object, names: frozenset[str]) -> bool:
+    """Whether the code of *policy* is certain never to write attributes of these *names*, nor to reach what it is not
+    shown: as far as its modules tell, with all that they import outside of installed packages. What cannot be told
+    counts as not certain."""
+    inner = own(policy)
+    if any(callable(value) for value in getattr(inner, "__dict__", {}).values()):
+        return False
+    return _innocent(type(inner), names)
+
+
+@functools.lru_cache(maxsize=256)
+def _innocent(kind: type, names: frozenset[str]) -> bool:
+    seen: set[str] = set()
+    todo = [each.__module__ for each in kind.__mro__[:-1]]
+    while todo:
+        name = todo.pop()
+        if name in seen or _installed(name):
+            continue
+        seen.add(name)
+        module = sys.modules.get(name)
+        source = getattr(module, "__file__", None)
+        if module is None or source is None:
+            return False
+        try:
+            with open(source, "rb") as file:
+                code = compile(file.read(), source, "exec")
+        except (OSError, SyntaxError, ValueError):
+            return False
+        for part in _below(code, set()):
+            if not _says_nothing(part, names):
+                return False
+        todo += [
+            thing.__name__ if isinstance(thing, ModuleType) else getattr(thing, "__module__", None) or name
+            for thing in vars(module).values()
+            if isinstance(thing, ModuleType | FunctionType | type)
+        ]
+    return True
+
+
+def _installed(module: str) -> bool:
+    """Whether *module* is of Python, of this package's seam or of an installed package: none that a user writes for a
+    policy."""
+    top = module.partition(".")[0]
+    if top in sys.stdlib_module_names or module.startswith("servetwin.core."):
+        return True
+    source = getattr(sys.modules.get(module), "__file__", None) or ""
+    return "site-packages" in source.split(os.sep)
+
+
+def _says_nothing(code: CodeType, names: frozenset[str]) -> bool:
+    if not WORDS.isdisjoint(code.co_names):
+        return False
+    if "sys" in code.co_names and "modules" in code.co_names:
+        return False
+    raw, extended = code.co_code, 0
+    for at in range(0, len(raw), 2):
+        operation, argument = raw[at], raw[at + 1] | extended
+        if operation in _WRITES and code.co_names[argument] in names:
+            return False
+        if operation == _IMPORT and not _installed(code.co_names[argument]) and code.co_names[argument] not in sys.modules:
+            return False
+        extended = argument << 8 if operation == dis.EXTENDED_ARG else 0
+    return True
+
+
+_WRITES = frozenset(dis.opmap[name] for name in ("STORE_ATTR", "DELETE_ATTR"))
+_IMPORT = dis.opmap["IMPORT_NAME"]

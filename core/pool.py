@@ -55,7 +55,8 @@ class Pool(Worker):
             return
         now = task.queued = task.admitted = self.loop.executor.now()
         self.idles = 0
-        self.note(task)
+        if self.booked:
+            self.note(task)
         if self.policy.admit(task, self.shown, now):
             self.view.waiting[task] = None
         else:
@@ -90,7 +91,9 @@ class Pool(Worker):
         view = self.view
         del view.waiting[task]
         view.running[task] = None
-        task.started = self.begun[task] = now
+        task.started = now
+        if self.booked:
+            self.begun[task] = now
         self.idles = 0
         batch = self.loop._new_batch(self, [task])
         batch.joiners = batch.tasks
@@ -106,8 +109,9 @@ class Pool(Worker):
         heappush(self.free, batch.thread)
         loop.recorder.batch(batch)
         view.running.pop(task, None)
+        task.left = 0
         if task in self.rest:
-            task.left = self.rest[task] = 0
+            self.rest[task] = 0
             self.check_out(task)
         self.deciding, deciding = True, self.deciding  # a client may answer with its next request
         if task.request.outcome is None:

@@ -194,7 +194,7 @@ class TokenEngineAhead(TokenEngine):
         while leaving and leaving[0] <= last:
             for task in self._buckets.pop(heappop(leaving)):
                 # One that was preempted since has another bucket now.
-                if task in self._bases and self._bases[task][0] + last == lengths[task]:
+                if task in self._bases and self._bases[task] + last == lengths[task]:
                     self._part(task)
                     self._keep(task)
                     flight.leaving[task] = None

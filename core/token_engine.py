@@ -51,6 +51,7 @@ class TokenEngine(DecodeSums):
         super().__init__(view, keep_times=loop.recorder.wants_token_times)
         self.loop, self.worker, self.stage = loop, worker, worker.stage
         self.seen, self.swap = view.limits.stamp == "seen", view.limits.preemption == "swap"
+        self.booked = worker.booked
         self.longest = (view.blocks - view.watermark) * self.size  # tokens that fit
         self.deciding, self.host = False, worker.host
         self._untaken = 0  # arrivals that the host has not taken in yet
@@ -117,6 +118,8 @@ class TokenEngine(DecodeSums):
 
     def note(self, task: TokenTask) -> None:
         """Remember what *task*, which the policy is about to be shown, says."""
+        if not self.booked:
+            return
         request = task.request
         self._said[task] = (
             task.prompt, task.limit, task.arrival, task.budget, task.deadline, task.id, task.queued, task.admitted,
@@ -126,6 +129,8 @@ class TokenEngine(DecodeSums):
     def forget(self, task: TokenTask) -> None:
         """The stay of *task* is over. Raises `PolicyFault` if it does not say what it should."""
         del self._lengths[task]
+        if not self.booked:
+            return
         self._books.pop(task, None)
         known = self._said.pop(task, None)
         if known is not None:
@@ -269,7 +274,8 @@ class TokenEngine(DecodeSums):
         for task in inbox:
             if task.request.outcome is None:
                 task.admitted = now
-                self.note(task)
+                if self.booked:
+                    self.note(task)
                 waiting[task] = None
             else:
                 del self._lengths[task]
@@ -366,7 +372,7 @@ class TokenEngine(DecodeSums):
     ) -> list[Piece]:
         """Take of *prefill* what fits beside *decode* tasks; the chunks of running tasks have room. When it was so
         *crowded* that tasks were preempted, nobody is admitted."""
-        view, size, books = self.view, self.size, self._books
+        view, size, booked = self.view, self.size, self.booked
         waiting, running = view.waiting, view.running
         free = view.free_blocks
         pieces: list[Piece] = []
@@ -374,7 +380,7 @@ class TokenEngine(DecodeSums):
             # `TokenView.admissible` has just found all of it, so all that waits fits.
             for task, count in prefill:
                 computed = task._computed
-                if task in books or computed or task._generated or task._ticks is not None or task.started is not None:
+                if booked:
                     self._check(task)
                 if type(count) is not int or not 0 < count <= task.prompt + task._generated - computed:
                     self._no_chunk(task, count)
@@ -407,7 +413,7 @@ class TokenEngine(DecodeSums):
             computed = task._computed
             if task in self._bases:
                 raise fault(self.worker.policy, f"it prefills {task}, which is decoding at {view.name}")
-            if task in books or computed or task._generated or task._ticks is not None or task.started is not None:
+            if booked:
                 self._check(task)
             pending = task.prompt + task._generated - computed
             if count < 1 or count > pending:
@@ -531,7 +537,7 @@ class TokenEngine(DecodeSums):
             lengths, bases = self._lengths, self._bases
             for task in self._buckets.pop(heappop(leaving)):
                 # One that was preempted since has another bucket now.
-                if task in bases and bases[task][0] + last == lengths[task]:
+                if task in bases and bases[task] + last == lengths[task]:
                     self._part(task)
                     self._finish(task, now)
 

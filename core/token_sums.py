@@ -29,7 +29,8 @@ class DecodeSums:
     """The sums for the engine of *view*; with *keep_times* also when each token comes out."""
 
     __slots__ = (
-        "_bases", "_books", "_buckets", "_ends", "_first", "_joined", "_leaving", "_lengths", "_phases", "_ticks", "_trim_at",
+        "_bases", "_books", "_buckets", "_ends", "_first", "_joined", "_leaving", "_lengths", "_marks", "_phases", "_ticks",
+        "_trim_at", "booked",
         "headroom", "keep_times", "size", "tick", "view",
     )  # fmt: skip
 
@@ -45,8 +46,9 @@ class DecodeSums:
         self._ends = array("d")  # of the last ticks, for `TokenTask.times`
         self._first, self._trim_at = 0, 8192  # the former: the tick that *ends* begins with
         self._joined: dict[TokenTask, int] = {}  # the tick after which each began to decode, with keep_times
-        #: What each task that decodes counts: its output tokens before the first tick, and what does not change.
-        self._bases: dict[TokenTask, tuple[int, float | None, float | None, int]] = {}
+        self._bases: dict[TokenTask, int] = {}  # the output tokens of each that decodes before the first tick
+        self.booked = False  # whether what tasks say is kept here as well, where no policy can look
+        self._marks: dict[TokenTask, tuple[float | None, float | None, int]] = {}  # what each of them says besides
         #: What each other task counts that is not as it came, by the engine's own books: what it said when the engine last
         #: wrote it.
         self._books: dict[TokenTask, Counts] = {}
@@ -57,8 +59,9 @@ class DecodeSums:
         computed, generated = task._computed, task._generated
         task._generated = base = generated - tick
         task._ticks = self._ticks
-        self._bases[task] = base, task.started, task.first_token, task.preemptions
-        if self._books:
+        self._bases[task] = base
+        if self.booked:
+            self._marks[task] = task.started, task.first_token, task.preemptions
             self._books.pop(task, None)
         view.decoding += 1
         view.context += computed
@@ -75,11 +78,9 @@ class DecodeSums:
     def _part(self, task: TokenTask) -> None:
         """*task* does not decode with the others any more; its counts are its own again."""
         view, tick = self.view, self._ticks.count
-        known = base, _, _, _ = self._bases.pop(task)
-        if (task._generated, task.started, task.first_token, task.preemptions) != known or (
-            task._ticks is not self._ticks
-        ):
-            self._tell_decoding(task, known)
+        base = self._bases.pop(task)
+        if self.booked:
+            self._check_decoding(task, base)
         task._generated = generated = base + tick
         task._computed = computed = task.prompt + generated - 1
         task._ticks = None
@@ -92,6 +93,8 @@ class DecodeSums:
 
     def _check(self, task: TokenTask) -> None:
         """Raise `PolicyFault` if *task* does not count what the engine last wrote."""
+        if not self.booked:
+            return
         known = self._books.get(task, AS_IT_CAME)
         now = (task._ticks, task._generated, task._computed, task.started, task.first_token, task.preemptions)
         if now != known:
@@ -100,23 +103,27 @@ class DecodeSums:
                 names[names.index(name)] = {"_ticks": "ticks", "_generated": "generated", "_computed": "computed"}[name]
             raise compared(self.policies(), f"task {task.id}", names, now, known)
 
-    def _tell_decoding(self, task: TokenTask, known: tuple[object, ...]) -> None:
+    def _check_decoding(self, task: TokenTask, base: int) -> None:
+        """Likewise, of one that decodes with the others."""
+        known, now = self._marks.pop(task), (task.started, task.first_token, task.preemptions)
         if task._ticks is not self._ticks:
-            raise written(self.policies(), f"_ticks of task {task.id}", "_ticks", "generated", "computed")
-        now = task._generated, task.started, task.first_token, task.preemptions
-        raise compared(self.policies(), f"task {task.id}", ("generated", *COUNTED[3:]), now, known)
+            raise written(self.policies(), f"generated or computed of task {task.id}", "_ticks", "generated", "computed")
+        if task._generated != base or now != known:
+            names = ("generated", *COUNTED[3:])
+            raise compared(self.policies(), f"task {task.id}", names, (task._generated, *now), (base, *known))
 
     def _keep(self, task: TokenTask) -> None:
         """The engine has written what *task* counts."""
+        if not self.booked:
+            return
         self._books[task] = (
             task._ticks, task._generated, task._computed, task.started, task.first_token, task.preemptions
         )  # fmt: skip
 
     def _came_out(self, task: TokenTask, now: float) -> None:
         """The first token of *task* has come out."""
-        if task in self._bases:
-            base, started, _, times = self._bases[task]
-            self._bases[task] = base, started, now, times
+        if task in self._marks:
+            self._marks[task] = self._marks[task][0], now, self._marks[task][2]
         elif task in self._books:
             self._books[task] = (*self._books[task][:4], now, self._books[task][5])
 

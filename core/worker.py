@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Literal
 
 from .answers import LEAST, MOST, OFTEN, check_decision, compared, fault, written
 from .closed import closed
+from .errors import PolicyFault
 from .pipeline import Stage
+from .place import innocent
 from .request import Place, Request, Task
 from .seam import Decision, Handle, Policy, WorkerView
+from .tokens import TokenRequest, TokenTask
 
 if TYPE_CHECKING:
     from .loop import ServingLoop
@@ -19,6 +22,14 @@ NEVER = float("inf")
 
 #: What a task says of itself, from when a policy is first shown it to the end of its stay.
 SAID = ("id", "arrival", "deadline", "iterations", "queued", "admitted")
+
+#: Attributes of tasks and requests that somebody who may not could write.
+WRITABLE = frozenset(
+    (*Task.__slots__, *TokenTask.__slots__, *Request.__slots__, *TokenRequest.__slots__, "generated", "computed", "count")
+)
+
+#: Whether books are kept for every policy, also for one whose code cannot write what it may only read.
+BOOKED = False
 
 #: Every so many batches all that is in one is looked over, beside what comes and goes.
 LOOK = 64
@@ -51,9 +62,12 @@ class Worker:
         self.intake = intake
         self.place = Place(-1, view.name, stage, device)
         self.shown = closed(view)
+        #: Whether its policy's code could write what it may only read, so that books must be kept.
+        self.booked = BOOKED or not innocent(policy, WRITABLE)
         self.kept: dict[Task, tuple[object, ...]] = {}  # what each task said when it was taken in (`SAID`)
         self.begun: dict[Task, float] = {}  # when each began
         self.clock = 0  # the iterations that were run
+        self.taken = 0  # batches that were the last one again
         self.ran: list[Task] = []  # the last batch, if nobody has left it
         self.in_hand: tuple[Task, ...] = ()  # the last batch
         self.members: set[Task] = set()  # those of it who are still here
@@ -92,12 +106,14 @@ class Worker:
 
     def check_out(self, task: Task) -> None:
         """The stay of *task* is over. Raises `PolicyFault` if it does not say what it should."""
+        self.ran = []
+        if not self.booked:
+            return
         kept = self.kept.pop(task, None)
         if kept is None:
             return
         if task in self.members:
             self.members.remove(task)
-            self.ran = []
             left = self.ends.pop(task) - self.clock
         else:
             left = self.rest.pop(task)
@@ -124,10 +140,17 @@ class Worker:
             raise compared([self.policy], f"task {task.id}", ("left",), (task.left,), (left,))
 
     def ended(self, tasks: Sequence[Task], steps: int) -> None:
-        """Each of *tasks*, a batch that was decided before the last one, has run *steps* iterations."""
-        for task in tasks:
+        """Each of *tasks*, a batch that was decided by now, has run *steps* iterations."""
+        if tasks is self.in_hand:
+            self.clock += steps
+            return
+        for task in tasks:  # another was decided ahead
             if task in self.rest:
                 self.rest[task] -= steps
+
+    def holds(self, task: Task) -> bool:
+        """Whether *task* is one that its policy may speak of."""
+        return task in self.view.waiting or task in self.view.running
 
     def look(self) -> None:
         """Raise `PolicyFault` unless all that were in the last batch say what they have left."""
@@ -141,13 +164,16 @@ class Worker:
         self.check_left(task, left)
 
     def take(self, decision: Decision) -> tuple[Task, ...]:
-        """The tasks that *decision* runs, another batch than the last. Raises `PolicyFault` if they cannot be run."""
+        """The tasks that *decision* runs. Raises `PolicyFault` if they cannot be run, or do not say what they should."""
         policy, run, rest = self.policy, decision.run, self.rest
+        if run == self.ran:
+            self.taken += 1
+            if not self.taken % LOOK:
+                self.look()
+            return self.in_hand
         if type(run) is not list and type(run) is not tuple:
             check_decision(policy, decision)
-        tasks = tuple(run)  # the policy may go on with its list
-        if len(tasks) > self.view.limit:
-            raise fault(policy, f"a batch of {len(tasks)} is over the limit of {self.view.limit} of {self.name}")
+        tasks = tuple(run)
         try:
             new = set(tasks)
             if not self.members <= new:
@@ -161,12 +187,24 @@ class Worker:
         except (TypeError, KeyError):
             check_decision(policy, decision)
             foreign = next((task for task in tasks if task not in self.kept), None)
-            raise fault(policy, f"it runs {foreign!r}, which is not at {self.name}", "tasks of its view") from None
+            raise self.not_here("runs", foreign) from None
         if len(new) < len(tasks):
-            twice = max(tasks, key=tasks.count)
-            raise fault(policy, f"run of its decision holds {twice!r} twice", "each task once")
-        self.members, self.ran = new, [*tasks]
+            raise self.twice("run", tasks)
+        self.members, self.ran, self.in_hand = new, [*tasks], tasks
         return tasks
+
+    def not_here(self, word: str, task: object) -> PolicyFault:
+        """Its policy speaks of a *task* that it does not have."""
+        return fault(self.policy, f"it {word} {task!r}, which is not at {self.name}", "tasks of its view")
+
+    def twice(self, name: str, tasks: Sequence[Task]) -> PolicyFault:
+        """Its policy gives a list *name* that holds a task twice."""
+        what = f"{name} of its decision holds {max(tasks, key=list(tasks).count)!r} twice"
+        return fault(self.policy, what, "each task once")
+
+    def wrong_leaver(self, task: Task, tasks: Sequence[Task]) -> PolicyFault:
+        """*task*, which has left a batch of *tasks*, was not here, or not any more."""
+        return self.twice("run", tasks) if len(set(tasks)) < len(tasks) else self.not_here("runs", task)
 
     def check_free(self, word: str, tasks: Sequence[Task]) -> None:
         """Raise `PolicyFault` if one of *tasks* is in a batch already."""
@@ -183,13 +221,13 @@ class Worker:
             check_decision(policy, decision)
         dropped = tuple(drop)
         for task in dropped:
-            if not isinstance(task, Task) or task not in self.kept:
+            if not isinstance(task, Task) or not self.holds(task):
                 check_decision(policy, decision)
-                raise fault(policy, f"it drops {task!r}, which is not at {self.name}", "tasks of its view")
+                raise self.not_here("drops", task)
             if task in decision.run:
                 raise fault(policy, f"it both runs and drops {task!r}")
         if len(set(dropped)) < len(dropped):
-            raise fault(policy, f"drop of its decision holds {max(dropped, key=dropped.count)!r} twice", "each task once")
+            raise self.twice("drop", dropped)
         if self.view.in_flight is not None:
             self.check_free("drops", dropped)
         return dropped

@@ -415,7 +415,7 @@ class Columns:
         self._record()
         tasks = [task for task in bucket if type(task) is not tuple]
         for task in tasks:
-            if task in engine._bases and engine._bases[task][0] + last == engine._lengths[task]:
+            if task in engine._bases and engine._bases[task] + last == engine._lengths[task]:
                 engine._part(task)
                 engine._finish(task, now)
         return [*bucket[len(tasks) :]]
@@ -488,7 +488,9 @@ class Columns:
                 task._times.append(first)
                 engine._joined[task] = last - length + 1
             task._generated, task._computed, task._ticks = length - last, task.prompt, engine._ticks
-            engine._bases[task] = length - last, started, first, 0
+            engine._bases[task] = length - last
+            if engine.booked:
+                engine._marks[task] = started, first, 0
             view.running[task] = None
         for last in {last for _, last in found}:
             buckets[last] = [made[e[0][0]] if type(e) is tuple else e for e in buckets[last]]
