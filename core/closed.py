@@ -110,24 +110,30 @@ def _names(kind: type) -> list[str]:
     return names
 
 
-def closed(view: WorkerView) -> Any:
-    """*view* as a policy may see it."""
+def closed(view: WorkerView, *, hide: bool = True) -> Any:
+    """*view* as a policy may see it. With *hide* no function in it tells what is behind it; a policy whose code never
+    asks a function that does not need it, and does without what it costs."""
     tokens = isinstance(view, TokenView)
+    seal = opaque if hide else _as_it_is
     shown: Any = object.__new__(ClosedTokenView if tokens else ClosedView)
     for name in (*_SAME, *(_SAME_TOKENS if tokens else ())):
         _put(shown, name, getattr(view, name))
     _put(shown, "waiting", MappingProxyType(view.waiting))
     _put(shown, "running", MappingProxyType(view.running))
-    _put(shown, "estimate", opaque(view.estimate, KEPT))
-    _put(shown, "solo", opaque(view.solo))
-    _put(shown, "batches", opaque(lambda: (view.in_flight, view.backlog)))
+    _put(shown, "estimate", seal(view.estimate, KEPT))
+    _put(shown, "solo", seal(view.solo))
+    _put(shown, "batches", seal(lambda: (view.in_flight, view.backlog)))
     if isinstance(view, TokenView):
         _share(shown, TokenView.__dict__["__dict__"].__get__(view))
         _put(shown, "limits", copy.copy(view.limits))
-        _put(shown, "slo", closed_slo(view.slo))
+        _put(shown, "slo", closed_slo(view.slo) if hide else view.slo)
         for name in ("admissible", "blocks_for", "estimate_decode", "estimate_prefill"):
-            _put(shown, name, opaque(getattr(view, name)))
+            _put(shown, name, seal(getattr(view, name)))
     return shown
+
+
+def _as_it_is(function: Callable[..., Any], keep: int = 0) -> Any:
+    return function
 
 
 def closed_slo(slo: Any) -> Any:

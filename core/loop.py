@@ -73,12 +73,12 @@ class ServingLoop:
         self.router = router
         self.workers = list(workers)
         self.serving: dict[str, list[Worker]] = {stage.name: [] for stage in stages}
-        self._booked = any(worker.booked for worker in self.workers)
+        self._booked = any(worker.could_write for worker in self.workers)
         self.known: dict[int, tuple[float, float, bool, int]] = {}  # what live requests say (`_know`)
         self._stages = [(stage, told(stage)) for stage in stages]
         for index, worker in enumerate(self.workers):
             worker.place = worker.place._replace(number=index)
-            worker.booked = self._booked  # tasks of a request lead to each other
+            worker.show(self._booked)  # of all if of one: the tasks of a request lead to each other
             self.serving[worker.stage.name].append(worker)
             worker.attach(self)
         for stage in stages:
@@ -210,8 +210,8 @@ class ServingLoop:
         worker.deciding = True  # what comes meanwhile, a client answering with its next request say, has to wait
         self._hear_batch(batch)
         steps = batch.iterations * batch.count
-        if worker.booked:
-            worker.ended(batch.tasks, steps)
+        if worker.books is not None:
+            worker.books.ended(batch.tasks, steps)
         for task in batch.tasks:
             task.left -= steps
         if batch.leaves:
@@ -233,12 +233,12 @@ class ServingLoop:
         leavers = [task for task in batch.tasks if task.left <= 0]
         running = worker.view.running
         for task in leavers:
-            if worker.booked:
-                worker.check_out(task)
+            if worker.books is not None:
+                worker.books.check_out(task)
             task.left = 0
             if task in running:
                 del running[task]
-            elif task.request.outcome is None or not worker.purge:
+            elif task.request.outcome is None or task.flight is None:  # else it ended elsewhere while it was in a batch
                 raise worker.wrong_leaver(task, batch.tasks)
         together = len(leavers) > 1
         if together:
@@ -316,8 +316,8 @@ class ServingLoop:
             if task.request.outcome is not None:
                 continue
             task.admitted = now
-            if worker.booked:
-                worker.note(task)
+            if worker.books is not None:
+                worker.books.note(task)
             if worker.policy.admit(task, shown, now):
                 view.waiting[task] = None
             else:
@@ -328,7 +328,8 @@ class ServingLoop:
         view = worker.view
         self._batches += 1
         worker.idles = 0
-        tasks = worker.take(decision) if worker.booked else tuple(decision.run)  # the policy may go on with its list
+        books = worker.books
+        tasks = tuple(decision.run) if books is None else books.take(decision)  # the policy may go on with its list
         batch = Batch(self._batches, worker, tasks, decision.whole, decision.repeat)
         if batch.size > view.limit:
             what = f"a batch of {batch.size} is over the limit of {view.limit} of {worker.name}"
@@ -370,9 +371,9 @@ class ServingLoop:
         now = batch.start = self._now()
         for task in batch.joiners:
             task.started = now
-        if worker.booked:
+        if worker.books is not None:
             for task in batch.joiners:
-                worker.begun[task] = now
+                worker.books.begun[task] = now
         batch.keep_ends = self._keep_ends
         worker.view.in_flight = batch
         self.executor.run(worker, batch, self._done)

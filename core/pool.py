@@ -55,8 +55,9 @@ class Pool(Worker):
             return
         now = task.queued = task.admitted = self.loop.executor.now()
         self.idles = 0
-        if self.booked:
-            self.note(task)
+        books = self.books
+        if books is not None:
+            books.note(task)
         if self.policy.admit(task, self.shown, now):
             self.view.waiting[task] = None
         else:
@@ -92,8 +93,8 @@ class Pool(Worker):
         del view.waiting[task]
         view.running[task] = None
         task.started = now
-        if self.booked:
-            self.begun[task] = now
+        if self.books is not None:
+            self.books.begun[task] = now
         self.idles = 0
         batch = self.loop._new_batch(self, [task])
         batch.joiners = batch.tasks
@@ -110,9 +111,9 @@ class Pool(Worker):
         loop.recorder.batch(batch)
         view.running.pop(task, None)
         task.left = 0
-        if task in self.rest:
-            self.rest[task] = 0
-            self.check_out(task)
+        if self.books is not None and task in self.books.rest:
+            self.books.rest[task] = 0
+            self.books.check_out(task)
         self.deciding, deciding = True, self.deciding  # a client may answer with its next request
         if task.request.outcome is None:
             task.finished = now
@@ -131,7 +132,8 @@ class Pool(Worker):
             self.policy.removed(task, self.shown, now)
         elif task in self.view.running:
             self.policy.removed(task, self.shown, now)  # the call runs out
-        self.check_out(task)
+        if self.books is not None:
+            self.books.check_out(task)
 
     def clear(self) -> None:
         pass

@@ -51,7 +51,7 @@ class TokenEngine(DecodeSums):
         super().__init__(view, keep_times=loop.recorder.wants_token_times)
         self.loop, self.worker, self.stage = loop, worker, worker.stage
         self.seen, self.swap = view.limits.stamp == "seen", view.limits.preemption == "swap"
-        self.booked = worker.booked
+        self.booked = worker.books is not None
         self.longest = (view.blocks - view.watermark) * self.size  # tokens that fit
         self.deciding, self.host = False, worker.host
         self._untaken = 0  # arrivals that the host has not taken in yet

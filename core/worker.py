@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from .answers import LEAST, MOST, OFTEN, check_decision, compared, fault, written
+from .answers import LEAST, MOST, OFTEN, check_decision, fault
+from .books import BOOKED, WRITABLE, Books
 from .closed import closed
 from .errors import PolicyFault
 from .pipeline import Stage
 from .place import innocent
 from .request import Place, Request, Task
 from .seam import Decision, Handle, Policy, WorkerView
-from .tokens import TokenRequest, TokenTask
 
 if TYPE_CHECKING:
     from .loop import ServingLoop
 
 Intake = Literal["before", "after"]
 NEVER = float("inf")
-
-#: What a task says of itself, from when a policy is first shown it to the end of its stay.
-SAID = ("id", "arrival", "deadline", "iterations", "queued", "admitted")
-
-#: Attributes of tasks and requests that somebody who may not could write.
-WRITABLE = frozenset(
-    (*Task.__slots__, *TokenTask.__slots__, *Request.__slots__, *TokenRequest.__slots__, "generated", "computed", "count")
-)
-
-#: Whether books are kept for every policy, also for one whose code cannot write what it may only read.
-BOOKED = False
-
-#: Every so many batches all that is in one is looked over, beside what comes and goes.
-LOOK = 64
-
 
 class Worker:
     """Serves one stage with one policy; has one batch in flight at most.
@@ -61,18 +46,8 @@ class Worker:
         self.device = device
         self.intake = intake
         self.place = Place(-1, view.name, stage, device)
-        self.shown = closed(view)
-        #: Whether its policy's code could write what it may only read, so that books must be kept.
-        self.booked = BOOKED or not innocent(policy, WRITABLE)
-        self.kept: dict[Task, tuple[object, ...]] = {}  # what each task said when it was taken in (`SAID`)
-        self.begun: dict[Task, float] = {}  # when each began
-        self.clock = 0  # the iterations that were run
-        self.taken = 0  # batches that were the last one again
-        self.ran: list[Task] = []  # the last batch, if nobody has left it
-        self.in_hand: tuple[Task, ...] = ()  # the last batch
-        self.members: set[Task] = set()  # those of it who are still here
-        self.ends: dict[Task, int] = {}  # at which reading of the clock each of them has run all, if they run on
-        self.rest: dict[Task, int] = {}  # what all others have left
+        self.books: Books | None = None  # where its policy's code could write what it may only read
+        self.shown: Any = None  # what its policy sees of it
         self.idles = 0  # answers on end by which the policy only idles
         self.idles_from = 0.0  # when the first of them was given
         self.inbox: list[Task] = []
@@ -82,6 +57,16 @@ class Worker:
         self.deciding = False
         self.called = False  # it is to decide when all that happens at this instant has
         self.purge = False  # a request ended elsewhere while a task of it was in flight here
+
+    def show(self, kept: bool) -> None:
+        """Make what its policy will see; with books of its tasks if they are to be *kept*."""
+        self.books = Books(self) if kept else None
+        self.shown = closed(self.view, hide=kept)
+
+    @property
+    def could_write(self) -> bool:
+        """Whether its policy's code could write what it may only read, as far as anybody can tell."""
+        return BOOKED or not innocent(self.policy, WRITABLE)
 
     def attach(self, loop: ServingLoop) -> None:
         """Work for *loop*, before anything arrives."""
@@ -99,99 +84,9 @@ class Worker:
         """Its place in the loop's list of workers."""
         return self.place.number
 
-    def note(self, task: Task) -> None:
-        """Remember what *task*, which its policy is about to be shown, says."""
-        self.kept[task] = task.id, task.arrival, task.deadline, task.iterations, task.queued, task.admitted
-        self.rest[task] = task.left
-
-    def check_out(self, task: Task) -> None:
-        """The stay of *task* is over. Raises `PolicyFault` if it does not say what it should."""
-        self.ran = []
-        if not self.booked:
-            return
-        kept = self.kept.pop(task, None)
-        if kept is None:
-            return
-        if task in self.members:
-            self.members.remove(task)
-            left = self.ends.pop(task) - self.clock
-        else:
-            left = self.rest.pop(task)
-        begun = self.begun.pop(task, None)
-        if (
-            (task.id, task.arrival, task.deadline, task.iterations, task.queued, task.admitted) != kept
-            or task.started != begun
-            or task.left != left
-            or task.request.id != kept[0]
-            or task.stage is not self.stage
-            or task.worker is not self.place
-            or task not in task.request.tasks
-        ):
-            names = (*SAID, "started", "left", "request", "stage", "worker")
-            now = [getattr(task, name) for name in names]
-            before = (*kept, begun, left, self.loop.live.get(task.id), self.stage, self.place)
-            if [*now] == [*before]:
-                raise written([self.policy], f"tasks of {task.request}", "tasks")
-            raise compared([self.policy], f"task {task.id}", names, now, before)
-
-    def check_left(self, task: Task, left: int) -> None:
-        """Raise `PolicyFault` unless *task* says that it has so many left."""
-        if task.left != left:
-            raise compared([self.policy], f"task {task.id}", ("left",), (task.left,), (left,))
-
-    def ended(self, tasks: Sequence[Task], steps: int) -> None:
-        """Each of *tasks*, a batch that was decided by now, has run *steps* iterations."""
-        if tasks is self.in_hand:
-            self.clock += steps
-            return
-        for task in tasks:  # another was decided ahead
-            if task in self.rest:
-                self.rest[task] -= steps
-
     def holds(self, task: Task) -> bool:
         """Whether *task* is one that its policy may speak of."""
         return task in self.view.waiting or task in self.view.running
-
-    def look(self) -> None:
-        """Raise `PolicyFault` unless all that were in the last batch say what they have left."""
-        for task in self.members:
-            self.check_left(task, self.ends[task] - self.clock)
-
-    def part(self, task: Task) -> None:
-        """*task*, of the last batch, is not in the next."""
-        self.members.remove(task)
-        self.rest[task] = left = self.ends.pop(task) - self.clock
-        self.check_left(task, left)
-
-    def take(self, decision: Decision) -> tuple[Task, ...]:
-        """The tasks that *decision* runs. Raises `PolicyFault` if they cannot be run, or do not say what they should."""
-        policy, run, rest = self.policy, decision.run, self.rest
-        if run == self.ran:
-            self.taken += 1
-            if not self.taken % LOOK:
-                self.look()
-            return self.in_hand
-        if type(run) is not list and type(run) is not tuple:
-            check_decision(policy, decision)
-        tasks = tuple(run)
-        try:
-            new = set(tasks)
-            if not self.members <= new:
-                for task in self.members - new:
-                    self.part(task)
-            for task in new - self.members:
-                left = rest.pop(task)
-                if task.left != left:
-                    self.check_left(task, left)
-                self.ends[task] = self.clock + left
-        except (TypeError, KeyError):
-            check_decision(policy, decision)
-            foreign = next((task for task in tasks if task not in self.kept), None)
-            raise self.not_here("runs", foreign) from None
-        if len(new) < len(tasks):
-            raise self.twice("run", tasks)
-        self.members, self.ran, self.in_hand = new, [*tasks], tasks
-        return tasks
 
     def not_here(self, word: str, task: object) -> PolicyFault:
         """Its policy speaks of a *task* that it does not have."""
@@ -283,7 +178,8 @@ class Worker:
                 self.purge = True  # it runs out with its batch
             else:
                 del view.running[task]
-        self.check_out(task)
+        if self.books is not None:
+            self.books.check_out(task)
 
     def direct(self) -> Callable[[Request], None] | None:
         """Its own way of taking a request in and letting it go, if this is the only worker of the only stage."""

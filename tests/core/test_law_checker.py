@@ -182,7 +182,7 @@ def test_law_7_a_request_that_is_met_has_run_all_that_it_asked_for() -> None:
             worker = self.workers[batch.worker.number]
             for task in batch.tasks:
                 task.left = 1
-                worker.ends[task] = worker.clock + 1
+                worker.books.ends[task] = worker.books.clock + 1
             batch.leaves = batch.size
             super()._done(batch)
 
@@ -220,7 +220,7 @@ def test_law_2_a_stage_begins_when_the_one_before_is_done() -> None:
         hand.end("dit", at)
     task = request.tasks[1]
     task.queued = 2.5
-    loop.workers[1].note(task)
+    loop.workers[1].books.note(task)
     with pytest.raises(LawBroken, match=r"law 2 .*: <Task of 1 at vae.* is queued at 2.5, before dit is finished"):
         hand.end("vae", 4.0)
     assert laws.clock == 4.0
