@@ -63,7 +63,7 @@ class Books:
             self.members.remove(task)
             left = self.ends.pop(task) - self.clock
         else:
-            left = self.rest.pop(task)
+            left = self.rest.pop(task, task.left)  # it is missing after a fault only
         begun = self.begun.pop(task, None)
         if (
             (task.id, task.arrival, task.deadline, task.iterations, task.queued, task.admitted) != kept

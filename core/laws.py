@@ -448,6 +448,8 @@ class WatchedEngine(WatchedWorker):
 class WatchedPolicy(Policy):
     """Passes everything on to *inner*, and what it decides to the checker."""
 
+    watches = True
+
     def __init__(self, inner: Policy, watched: WatchedWorker) -> None:
         self.inner = inner
         self.watched = watched

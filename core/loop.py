@@ -145,8 +145,14 @@ class ServingLoop:
         policies = [worker.policy for worker in self.workers]
         for request in self.live.values():
             if request.outcome is not None:
-                raise written(policies, f"outcome of {request}", "outcome")
+                raise written(policies, f"outcome of request {request.id}", "outcome")
         look_over(policies, self._stages)
+
+    def close_books(self) -> None:
+        """From here on tasks and requests are believed: a fault was found, and the run is only brought to its end."""
+        self._booked = False
+        for worker in self.workers:
+            worker.close_books()
 
     def _know(self, request: Request) -> None:
         """Remember what *request*, which policies are about to be shown, says. (Atoms only: nothing that the garbage
@@ -340,9 +346,15 @@ class ServingLoop:
         if waiting and not waiting.keys().isdisjoint(tasks):
             batch.joiners = [task for task in tasks if task in waiting]
             for task in batch.joiners:
+                if task not in waiting:
+                    raise worker.twice("run", tasks)
                 del waiting[task]
                 view.running[task] = None
-        left = [task.left for task in tasks]
+        running = view.running
+        left = [task.left for task in tasks if task in running]
+        if len(left) < len(tasks):
+            check_decision(worker.policy, decision)
+            raise worker.not_here("runs", next(task for task in tasks if task not in running))
         least = min(left)
         if least < 1:
             raise fault(worker.policy, f"it runs {tasks[left.index(least)]!r}, which has nothing left to run")
@@ -472,7 +484,7 @@ class ServingLoop:
     def _end(self, request: Request, outcome: Outcome, reason: str | None = None) -> None:
         if request.outcome is not None:
             if request.id in self.live:
-                raise written([w.policy for w in self.workers], f"outcome of {request}", "outcome")
+                raise written([w.policy for w in self.workers], f"outcome of request {request.id}", "outcome")
             raise LawBroken(f"request {request.id} ended twice: as {request.outcome}, then as {outcome}")
         if self._booked and self._direct is None:
             self._check_request(request)

@@ -14,8 +14,8 @@ from typing import Any
 
 def own(policy: object) -> object:
     """*policy* itself, also where somebody watches it (`servetwin.core.laws`)."""
-    while hasattr(policy, "inner"):
-        policy = policy.inner
+    while getattr(type(policy), "watches", False):
+        policy = policy.inner  # type: ignore[attr-defined]
     return policy
 
 
@@ -149,9 +149,10 @@ def innocent(policy: object, names: frozenset[str]) -> bool:
     shown: as far as its modules tell, with all that they import outside of installed packages. What cannot be told
     counts as not certain."""
     inner = own(policy)
-    if any(callable(value) for value in getattr(inner, "__dict__", {}).values()):
+    held = list(getattr(inner, "__dict__", {}).values())
+    if any(callable(value) for value in held):
         return False
-    return _innocent(type(inner), names)
+    return all(_innocent(kind, names) for kind in {type(inner), *map(type, held)})
 
 
 @functools.lru_cache(maxsize=256)

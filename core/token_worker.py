@@ -89,6 +89,10 @@ class TokenWorker(Worker):
         if self.view.in_flight is None and not self._engine.deciding:
             self._engine.turn(self.loop._now())
 
+    def close_books(self) -> None:
+        super().close_books()
+        self._engine.booked = False
+
     @property
     def resting(self) -> bool:
         """Whether the host is busy between two steps."""

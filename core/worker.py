@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from . import books
 from .answers import LEAST, MOST, OFTEN, check_decision, fault
-from .books import BOOKED, WRITABLE, Books
+from .books import WRITABLE, Books
 from .closed import closed
 from .errors import PolicyFault
 from .pipeline import Stage
@@ -63,10 +64,14 @@ class Worker:
         self.books = Books(self) if kept else None
         self.shown = closed(self.view, hide=kept)
 
+    def close_books(self) -> None:
+        """From here on its tasks are believed."""
+        self.books = None
+
     @property
     def could_write(self) -> bool:
         """Whether its policy's code could write what it may only read, as far as anybody can tell."""
-        return BOOKED or not innocent(self.policy, WRITABLE)
+        return books.BOOKED or not innocent(self.policy, WRITABLE)
 
     def attach(self, loop: ServingLoop) -> None:
         """Work for *loop*, before anything arrives."""

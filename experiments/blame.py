@@ -21,8 +21,12 @@ def policies_answer(policies: Sequence[Policy | TokenPolicy]) -> Iterator[None]:
     inner = [own(policy) for policy in policies]
     try:
         yield
-    except ServeTwinError:
-        raise
+    except ServeTwinError as error:
+        # What serves for real tells the error that ended the run in its own words, which do not name the policy.
+        told = _raised(inner, error.__cause__) if isinstance(error.__cause__, Exception) else None
+        if told is None or isinstance(error, PolicyFault) or isinstance(error.__cause__, ServeTwinError):
+            raise
+        raise PolicyFault(told) from error
     except Stopped:
         raise
     except BaseException as error:

@@ -25,7 +25,7 @@ from servetwin.core import (
     Worker,
     WorkerView,
 )
-from servetwin.core.errors import Stopped
+from servetwin.core.errors import PolicyFault, Stopped
 from servetwin.core.tokens import TokenPolicy
 
 from . import registry, yamlfile
@@ -73,7 +73,8 @@ class Run:
         self.recorder.summary.held = self.executor.watch.told(self.recorder.summary.sizes)
         if self.loop.live:
             what = f"{len(self.loop.live)} requests never ended, though nothing was left to happen"
-            raise LawBroken(f"{what}; held by {self.loop.holders() or 'no worker'}")
+            held = self.loop.holders()
+            raise PolicyFault(f"{what}; held by {held}") if held else LawBroken(f"{what}; held by no worker")
         return self.recorder.summary
 
     def _source_then_stop(self) -> Iterator[Request]:
