@@ -13,8 +13,8 @@ from .place import named, writes
 from .request import Task
 from .seam import Decision, Repeat
 
-#: So many answers on end by which a policy only idles, and does so for less than `LEAST` seconds in all, are taken for
-#: idling for ever; `MOST` are, however long they last.
+#: So many answers on end by which a policy only idles, for less than `LEAST` seconds in all, are taken for idling for
+#: ever; `MOST` are, however long they last.
 OFTEN, LEAST, MOST = 10_000, 1.0, 1_000_000
 
 
@@ -43,7 +43,7 @@ def compared(
     return written(policies, f"{of}", *names)
 
 
-def check_decision(policy: object, decision: Any, kind: type = Decision) -> None:
+def check_decision(policy: object, decision: Any, kind: type[Decision] = Decision) -> None:
     """Raise `PolicyFault` unless *decision* is one, its lists are lists of tasks and its word to repeat is one."""
     if not isinstance(decision, kind):
         raise fault(policy, f"decide returned {_shown(decision)}", f"a {kind.__name__}")

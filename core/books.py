@@ -1,8 +1,9 @@
 """The books of a worker: what its tasks say, where no policy can look.
 
-Tasks are shown to policies as they are, since they are written at every iteration, and Python keeps nobody from writing
-an attribute. So what they say is written down here as well and held against them whenever one joins a batch, leaves it
-or ends its stay. Where a policy's code cannot write anything (`servetwin.core.place.innocent`) nobody needs books.
+Tasks are shown to policies as they are, since they are written at every iteration, and Python keeps nobody from
+writing an attribute. So what they say is written down here as well and held against them whenever one joins a batch,
+leaves it or ends its stay. Where a policy's code cannot write anything (`servetwin.core.place.innocent`) nobody needs
+books.
 """
 
 from __future__ import annotations
@@ -23,7 +24,15 @@ SAID = ("id", "arrival", "deadline", "iterations", "queued", "admitted")
 
 #: Attributes of tasks and requests that somebody who may not could write.
 WRITABLE = frozenset(
-    (*Task.__slots__, *TokenTask.__slots__, *Request.__slots__, *TokenRequest.__slots__, "generated", "computed", "count")
+    (
+        *Task.__slots__,
+        *TokenTask.__slots__,
+        *Request.__slots__,
+        *TokenRequest.__slots__,
+        "generated",
+        "computed",
+        "count",
+    )
 )
 
 #: Whether books are kept for every policy, also for one whose code cannot write what it may only read.
@@ -107,7 +116,7 @@ class Books:
         self.check_left(task, left)
 
     def take(self, decision: Decision) -> tuple[Task, ...]:
-        """The tasks that *decision* runs. Raises `PolicyFault` if they cannot be run, or do not say what they should."""
+        """The tasks that *decision* runs. Raises `PolicyFault` if they cannot be run, or say what they should not."""
         policy, run, rest = self.worker.policy, decision.run, self.rest
         if run == self.ran:
             self.taken += 1

@@ -1,12 +1,12 @@
 """What a policy is shown of a worker: to be read, not to be written, and leading nowhere.
 
-`closed` gives the policy's own view of a `WorkerView`. What never changes stands in it as a copy; what changes is read
-through the attributes that both views share, under names that refuse to be set, by `object.__setattr__` too. Queues
-are shown as read-only mappings, batches as copies, and what computes an estimate as a callable that tells nobody what
-is behind it. So nothing in it leads to the loop, the engine or an executor.
+`closed` gives the policy's own view of a `WorkerView`. What never changes stands in it as a copy; what changes is
+read through the attributes that both views share, under names that refuse to be set, by `object.__setattr__` too.
+Queues are shown as read-only mappings, batches as copies, and what computes an estimate as a callable that tells
+nobody what is behind it. So nothing in it leads to the loop, the engine or an executor.
 
 Tasks and requests are shown as they are, since they are written at every iteration. The loop keeps what they must
-say in books of its own (`Worker.kept`, `ServingLoop.known`) and looks into them whenever it goes by a task.
+say in books of its own (`servetwin.core.books`, `ServingLoop.known`) and looks into them whenever it goes by a task.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ KEPT = 1 << 14
 def opaque(function: Callable[..., Any], keep: int = 0) -> Any:
     """*function* as a callable that does not tell what is behind it; with *keep* it remembers so many results."""
     hidden = functools.lru_cache(maxsize=keep)(function)
-    del hidden.__wrapped__  # type: ignore[attr-defined]
+    del hidden.__wrapped__
     hidden.__dict__.clear()
     return hidden
 
@@ -81,13 +81,13 @@ class _Closed:
         return tuple(map(copy.copy, self.batches()[1]))  # type: ignore[attr-defined]
 
 
-class ClosedView(_Closed, WorkerView):
+class ClosedView(_Closed, WorkerView):  # type: ignore[misc, override]
     """A `WorkerView` as a policy is shown it."""
 
     __slots__ = ("batches", "estimate", "solo")
 
 
-class ClosedTokenView(_Closed, TokenView):
+class ClosedTokenView(_Closed, TokenView):  # type: ignore[misc, override]
     """A `TokenView` as a policy is shown it."""
 
     __slots__ = (*ClosedView.__slots__, "admissible", "blocks_for", "estimate_decode", "estimate_prefill")
@@ -177,7 +177,7 @@ def told(stage: Stage) -> dict[str, Any]:
 
 
 def look_over(policies: Sequence[object], stages: Sequence[tuple[Stage, dict[str, Any]]]) -> None:
-    """Raise `PolicyFault` if a class that policies meet, or one of *stages*, is not as it was; classes are put back."""
+    """Raise `PolicyFault` if a class that policies meet, or one of *stages*, is not as it was. Puts classes back."""
     found: list[tuple[str, str]] = []
     for kind, before in _AT_FIRST:
         now = dict(vars(kind))

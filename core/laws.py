@@ -20,7 +20,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable
 
-from .loop import ServingLoop, Worker
+from .loop import ServingLoop
 from .metrics import Summary
 from .pipeline import Stage
 from .pool import Pool
@@ -33,6 +33,7 @@ from .token_batch import TokenBatch
 from .token_laws import AheadCheck, EngineCheck
 from .token_worker import TokenWorker
 from .tokens import Step, TokenTask
+from .worker import Worker
 
 __all__ = ["LAWS", "LawChecker", "check_records"]
 

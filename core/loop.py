@@ -28,10 +28,10 @@ from .pipeline import Stage
 from .place import named
 from .records import Recorder
 from .request import CUT_OFF, Outcome, Outputs, Request, Task
-from .seam import Batch, Decision, Executor, Repeat, WorkerView
+from .seam import Batch, Decision, Executor, Handle, Repeat, WorkerView
 from .slo import latest
 from .ways import Ways
-from .worker import NEVER, Intake, Worker
+from .worker import NEVER, Worker
 
 Router = Callable[[Request, "Sequence[Worker]", float], "Worker"]
 
@@ -244,7 +244,9 @@ class ServingLoop:
             task.left = 0
             if task in running:
                 del running[task]
-            elif task.request.outcome is None or task.flight is None:  # else it ended elsewhere while it was in a batch
+            elif (
+                task.request.outcome is None or task.flight is None
+            ):  # else it ended elsewhere while it was in a batch
                 raise worker.wrong_leaver(task, batch.tasks)
         together = len(leavers) > 1
         if together:

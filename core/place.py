@@ -107,7 +107,9 @@ def _codes(policy: object) -> Iterator[CodeType]:
         module = sys.modules.get(kind.__module__)
         roots: list[Any] = [*vars(kind).values()]
         if module is not None:
-            roots += [thing for thing in vars(module).values() if getattr(thing, "__module__", None) == kind.__module__]
+            roots += [
+                thing for thing in vars(module).values() if getattr(thing, "__module__", None) == kind.__module__
+            ]
         for root in roots:
             yield from _below(root, seen)
 
@@ -135,12 +137,68 @@ def _below(thing: object, seen: set[CodeType]) -> Iterator[CodeType]:
 #: What code that never says one of these words cannot do: write an attribute of a name that it does not say, or reach
 #: what it is not shown.
 WORDS = frozenset(
-    "setattr delattr getattr __setattr__ __delattr__ __getattribute__ __dict__ __set__ __get__ __delete__ "
-    "__class__ __subclasses__ __globals__ __closure__ __code__ __builtins__ __reduce__ __reduce_ex__ __getstate__ "
-    "__setstate__ vars exec eval compile __import__ importlib import_module ctypes gc inspect _getframe settrace "
-    "setprofile f_back f_locals f_globals tb_frame gi_frame cr_frame currentframe stack "
-    "globals locals operator methodcaller builtins unittest mock pickle marshal copyreg types "
-    "request worker flight _ticks __wrapped__ cell_contents __self__ __func__".split()
+    [
+        "__builtins__",
+        "__class__",
+        "__closure__",
+        "__code__",
+        "__delattr__",
+        "__delete__",
+        "__dict__",
+        "__func__",
+        "__get__",
+        "__getattribute__",
+        "__getstate__",
+        "__globals__",
+        "__import__",
+        "__reduce__",
+        "__reduce_ex__",
+        "__self__",
+        "__set__",
+        "__setattr__",
+        "__setstate__",
+        "__subclasses__",
+        "__wrapped__",
+        "_getframe",
+        "_ticks",
+        "builtins",
+        "cell_contents",
+        "compile",
+        "copyreg",
+        "cr_frame",
+        "ctypes",
+        "currentframe",
+        "delattr",
+        "eval",
+        "exec",
+        "f_back",
+        "f_globals",
+        "f_locals",
+        "flight",
+        "gc",
+        "getattr",
+        "gi_frame",
+        "globals",
+        "import_module",
+        "importlib",
+        "inspect",
+        "locals",
+        "marshal",
+        "methodcaller",
+        "mock",
+        "operator",
+        "pickle",
+        "request",
+        "setattr",
+        "setprofile",
+        "settrace",
+        "stack",
+        "tb_frame",
+        "types",
+        "unittest",
+        "vars",
+        "worker",
+    ]
 )
 
 
@@ -204,7 +262,11 @@ def _says_nothing(code: CodeType, names: frozenset[str]) -> bool:
         operation, argument = raw[at], raw[at + 1] | extended
         if operation in _WRITES and code.co_names[argument] in names:
             return False
-        if operation == _IMPORT and not _installed(code.co_names[argument]) and code.co_names[argument] not in sys.modules:
+        if (
+            operation == _IMPORT
+            and not _installed(code.co_names[argument])
+            and code.co_names[argument] not in sys.modules
+        ):
             return False
         extended = argument << 8 if operation == dis.EXTENDED_ARG else 0
     return True

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from .answers import check_decision, fault
 from .errors import BadInput
-from .worker import Worker
 from .pipeline import Stage
 from .request import Task
 from .seam import Batch, Decision, Policy, WorkerView
+from .worker import Worker
 
 if TYPE_CHECKING:
     from .loop import ServingLoop

@@ -7,9 +7,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from .worker import Worker
     from .pipeline import Stage
     from .seam import Batch
+    from .worker import Worker
 
 
 #: Why a request failed that the end of a run (`stop_after`) cut off: it was under way, or it was sent too late.

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from .worker import Worker
     from .pipeline import Stage
     from .request import Task
+    from .worker import Worker
 
 
 class Repeat:
@@ -110,7 +110,8 @@ class WorkerView:
     *in_flight* and *backlog* tell what the worker computes now and what was decided ahead of that. *limit* is the
     largest batch that worker and device allow. *slo_factor* is the experiment's, where its SLO has one.
 
-    The loop and its policy have views of their own on the same: the policy's can only be read (`servetwin.core.closed`).
+    The loop and its policy have views of their own on the same; the policy's can only be read
+    (`servetwin.core.closed`).
     """
 
     __slots__ = (

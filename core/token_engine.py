@@ -11,16 +11,15 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Sequence
 from heapq import heappop
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from .answers import check_decision, check_item, check_repeat, compared, fault, written
+from .answers import check_decision, check_repeat, fault
 from .errors import BadInput
-from .place import named
-from .record_laws import broken
 from .request import Outcome, Outputs, Request
 from .seam import Repeat
 from .slo import latest
 from .token_batch import Piece, TokenBatch
+from .token_books import FRUITLESS
 from .token_sums import DecodeSums
 from .tokens import DECODES, PREFILLS, All, Chunk, Step, TokenPolicy, TokenTask
 
@@ -28,21 +27,12 @@ if TYPE_CHECKING:
     from .loop import ServingLoop
     from .token_worker import TokenWorker
 
-#: What a task says of itself, from when the policy is first shown it to the end of its stay.
-SAID = (
-    "prompt", "limit", "arrival", "budget", "deadline", "id", "queued", "admitted", "request", "arrival", "deadline",
-)  # fmt: skip
-
-#: So many steps that preempted somebody, on end and without a token that came out, and an engine is taken to go round
-#: in circles: what it computes it forgets again, and that would never end.
-FRUITLESS = 1000
-
 
 class TokenEngine(DecodeSums):
     """Runs the steps of *worker* for *loop*. (Slots: it has more attributes than Python keeps in line.)"""
 
     __slots__ = (
-        "_done", "_fruitless", "_module", "_preempted", "_recomputed", "_said", "_stale", "_swapped", "_untaken",
+        "_done", "_fruitless", "_module", "_preempted", "_recomputed", "_stale", "_swapped", "_untaken",
         "deciding", "go_on", "host", "keep_ends", "lean", "longest", "loop", "seen", "stage", "swap", "worker",
     )  # fmt: skip
 
@@ -61,7 +51,6 @@ class TokenEngine(DecodeSums):
         #: Where somebody can go on by himself under a step's standing word: gives the time at which to ask again, or
         #: None if he cannot just then.
         self.go_on: Callable[[Step, float], float | None] | None = None
-        self._said: dict[TokenTask, tuple[object, ...]] = {}  # what each said when the policy was first shown it
         self._stale, self._swapped = False, 0  # the latter: blocks moved since the last step began
         self._preempted: list[TokenTask] = []  # since the last step began
         self._fruitless = 0  # steps that preempted somebody since a token came out
@@ -112,37 +101,6 @@ class TokenEngine(DecodeSums):
             tokens = tokens[min(visit, len(tokens) - 1)]
         prompt, limit = tokens
         return prompt if isinstance(prompt, int) else prompt.tokens(request), limit, length
-
-    def policies(self) -> list[object]:
-        return [worker.policy for worker in self.loop.workers]
-
-    def note(self, task: TokenTask) -> None:
-        """Remember what *task*, which the policy is about to be shown, says."""
-        if not self.booked:
-            return
-        request = task.request
-        self._said[task] = (
-            task.prompt, task.limit, task.arrival, task.budget, task.deadline, task.id, task.queued, task.admitted,
-            request.id, request.arrival, request.deadline,
-        )  # fmt: skip
-
-    def forget(self, task: TokenTask) -> None:
-        """The stay of *task* is over. Raises `PolicyFault` if it does not say what it should."""
-        del self._lengths[task]
-        if not self.booked:
-            return
-        self._books.pop(task, None)
-        known = self._said.pop(task, None)
-        if known is not None:
-            request = task.request
-            now = (
-                task.prompt, task.limit, task.arrival, task.budget, task.deadline, task.id, task.queued, task.admitted,
-                request.id, request.arrival, request.deadline,
-            )  # fmt: skip
-            if now != known:
-                raise compared(self.policies(), f"task {task.id}", SAID, now, known)
-            if task.stage is not self.stage or task.worker is not self.worker.place or task not in request.tasks:
-                raise written(self.policies(), f"stage, worker or tasks of {task}", "stage", "worker", "tasks")
 
     def arrive(self, request: Request) -> None:
         """*request* comes from the client, and nowhere but here: what the loop would do, in one go."""
@@ -233,12 +191,6 @@ class TokenEngine(DecodeSums):
             now = loop._now()
         self.deciding = False
 
-    def _wrong(self, step: object) -> None:
-        """Raise `PolicyFault` unless *step* is one, and nobody has moved the clock that tokens are counted by."""
-        check_decision(self.worker.policy, step, Step)
-        if self._ticks.count != self.tick:
-            raise written(self.policies(), "count of the clock of those who decode", "count")
-
     def _all_decode(self, repeat: Repeat | None, fresh: bool, now: float) -> bool:
         """A step, or several on end, in which all that can decode do, and nothing else happens; False if memory does
         not last for that."""
@@ -308,7 +260,9 @@ class TokenEngine(DecodeSums):
             self._give_up(cast("TokenTask", task))
         for task in tuple(step.preempt):
             if task not in view.running:
-                raise fault(policy, f"it preempts {task}, which is not running at {view.name}", "a task of view.running")
+                raise fault(
+                    policy, f"it preempts {task}, which is not running at {view.name}", "a task of view.running"
+                )
             self._preempt(task)
         changed = bool(step.drop or step.preempt)
         chosen = None if isinstance(step.decode, All) else self._chosen(step.decode)
@@ -361,12 +315,6 @@ class TokenEngine(DecodeSums):
         self.view.in_flight = batch
         loop.executor.run(self.worker, batch, self._done)  # type: ignore[arg-type]
 
-    def _tell_circle(self) -> None:
-        view, policy = self.view, named(self.worker.policy)
-        what = f"{FRUITLESS} steps on end preempted somebody, and not a token came out"
-        where = f"at {self.loop._now():g} s, with {len(view.running)} running and {len(view.waiting)} waiting"
-        raise broken(13, f"engine {view.name} goes round in circles under {policy}: {what} ({where})")
-
     def _admit(
         self, prefill: Sequence[Chunk], chosen: Sequence[TokenTask] | None, decode: int, crowded: bool, now: float
     ) -> list[Piece]:
@@ -376,7 +324,13 @@ class TokenEngine(DecodeSums):
         waiting, running = view.waiting, view.running
         free = view.free_blocks
         pieces: list[Piece] = []
-        if prefill is view.checked and prefill == view.sure and not decode and not crowded and prefill[0][0] in waiting:
+        if (
+            prefill is view.checked
+            and prefill == view.sure
+            and not decode
+            and not crowded
+            and prefill[0][0] in waiting
+        ):
             # `TokenView.admissible` has just found all of it, so all that waits fits.
             for task, count in prefill:
                 computed = task._computed
@@ -433,7 +387,9 @@ class TokenEngine(DecodeSums):
                     self._swapped += -(-computed // size)
             elif task in running:
                 if admitted:
-                    raise fault(self.worker.policy, f"it prefills {task}, which runs at {view.name}, after one that waits")
+                    raise fault(
+                        self.worker.policy, f"it prefills {task}, which runs at {view.name}, after one that waits"
+                    )
                 left -= -computed // size
             elif crowded:
                 break  # it was there until now
@@ -444,15 +400,6 @@ class TokenEngine(DecodeSums):
             pieces.append((task, count, computed))
         view.free_blocks = free
         return pieces
-
-    def _no_chunk(self, task: object, count: object) -> NoReturn:
-        check_item(self.worker.policy, "prefill", (task, count))
-        right = "an int from 1 to what is pending"
-        raise fault(self.worker.policy, f"it prefills {count} tokens of {task} at {self.view.name}", right)
-
-    def _not_there(self, task: object) -> NoReturn:
-        check_item(self.worker.policy, "prefill", (task, 1))
-        raise fault(self.worker.policy, f"it prefills {task}, which is not at {self.view.name}", "a task of its view")
 
     def done(self, batch: TokenBatch) -> None:
         """The executor has run *batch*."""
@@ -649,43 +596,3 @@ class TokenEngine(DecodeSums):
         for task in [t for t in self.view.running if t.request.outcome is not None]:
             self._release(task)
             self.forget(task)
-
-    # -- memory -------------------------------------------------------------------------------------------
-
-    def _make_room(self, chosen: Sequence[TokenTask] | None, prefill: Sequence[Chunk]) -> bool:
-        """Make sure that memory lasts for the step of those that run; whether somebody had to be preempted.
-
-        In order of admission each gets what it needs; while there is too little, the last of all is preempted. What
-        must be free grows along that order, so the last that decodes (for the headroom) and the last of all decide.
-        Who was computed anew but for one token needs no headroom for that one: it would be preempted again and again
-        without ever putting it out.
-        """
-        view, size, headroom = self.view, self.size, self.headroom
-        chunks = {task: n for task, n in prefill if task in view.running}
-        some = set(chosen or ())
-
-        def need(task: TokenTask) -> tuple[int, bool]:
-            """New blocks of *task*, and whether it decodes."""
-            if task in chunks:
-                return -(-(task.computed + chunks[task]) // size) + -task.computed // size, False
-            decodes = task._ticks is not None and (chosen is None or task in some)
-            return int(decodes and task.computed % size == 0), decodes
-
-        needed = self._blocks_of_a_step(chosen) + sum([need(t)[0] for t in chunks])
-        if needed + headroom <= view.free_blocks:
-            return False
-        before = len(view.running)
-        order = list(view.running)
-        while order:
-            most = upto = needed
-            for task in reversed(order):
-                blocks, decodes = need(task)
-                upto -= blocks
-                if decodes and task not in self._recomputed:
-                    most = max(most, upto + max(blocks, headroom))
-                    break
-            if most <= view.free_blocks:
-                break
-            needed -= need(order[-1])[0]
-            self._preempt(order.pop())
-        return len(view.running) < before

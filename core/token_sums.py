@@ -12,29 +12,26 @@ from collections.abc import Sequence
 from heapq import heappush
 from typing import TYPE_CHECKING
 
-from .answers import compared, written
-from .tokens import Ticks, TokenTask
+from .token_books import TokenBooks
+from .tokens import Chunk, Ticks, TokenTask
 
 if TYPE_CHECKING:
     from .tokens import TokenView
 
 
-#: What a task counts, and how it says so.
-Counts = tuple["Ticks | None", int, int, "float | None", "float | None", int]
-COUNTED = ("_ticks", "_generated", "_computed", "started", "first_token", "preemptions")
-AS_IT_CAME: Counts = (None, 0, 0, None, None, 0)
-
-
-class DecodeSums:
+class DecodeSums(TokenBooks):
     """The sums for the engine of *view*; with *keep_times* also when each token comes out."""
 
     __slots__ = (
-        "_bases", "_books", "_buckets", "_ends", "_first", "_joined", "_leaving", "_lengths", "_marks", "_phases", "_ticks",
-        "_trim_at", "booked",
+        "_bases", "_buckets", "_ends", "_first", "_joined", "_leaving", "_lengths", "_phases", "_ticks",
+        "_trim_at",
         "headroom", "keep_times", "size", "tick", "view",
     )  # fmt: skip
 
+    _recomputed: set[TokenTask]  # those that decode again after a preemption, and no token came yet
+
     def __init__(self, view: TokenView, *, keep_times: bool) -> None:
+        super().__init__()
         self.view, self.keep_times = view, keep_times
         self.size, self.headroom = view.block_size, view.limits.headroom
         self._lengths: dict[TokenTask, int] = {}  # the true ones
@@ -47,11 +44,6 @@ class DecodeSums:
         self._first, self._trim_at = 0, 8192  # the former: the tick that *ends* begins with
         self._joined: dict[TokenTask, int] = {}  # the tick after which each began to decode, with keep_times
         self._bases: dict[TokenTask, int] = {}  # the output tokens of each that decodes before the first tick
-        self.booked = False  # whether what tasks say is kept here as well, where no policy can look
-        self._marks: dict[TokenTask, tuple[float | None, float | None, int]] = {}  # what each of them says besides
-        #: What each other task counts that is not as it came, by the engine's own books: what it said when the engine last
-        #: wrote it.
-        self._books: dict[TokenTask, Counts] = {}
 
     def _join(self, task: TokenTask) -> None:
         """*task* decodes with the others from now on."""
@@ -91,46 +83,6 @@ class DecodeSums:
             self._tell_times(task)
             del self._joined[task]
 
-    def _check(self, task: TokenTask) -> None:
-        """Raise `PolicyFault` if *task* does not count what the engine last wrote."""
-        if not self.booked:
-            return
-        known = self._books.get(task, AS_IT_CAME)
-        now = (task._ticks, task._generated, task._computed, task.started, task.first_token, task.preemptions)
-        if now != known:
-            names = list(COUNTED)
-            for name in ("_ticks", "_generated", "_computed"):  # also by the names that a policy knows
-                names[names.index(name)] = {"_ticks": "ticks", "_generated": "generated", "_computed": "computed"}[name]
-            raise compared(self.policies(), f"task {task.id}", names, now, known)
-
-    def _check_decoding(self, task: TokenTask, base: int) -> None:
-        """Likewise, of one that decodes with the others."""
-        known, now = self._marks.pop(task), (task.started, task.first_token, task.preemptions)
-        if task._ticks is not self._ticks:
-            raise written(self.policies(), f"generated or computed of task {task.id}", "_ticks", "generated", "computed")
-        if task._generated != base or now != known:
-            names = ("generated", *COUNTED[3:])
-            raise compared(self.policies(), f"task {task.id}", names, (task._generated, *now), (base, *known))
-
-    def _keep(self, task: TokenTask) -> None:
-        """The engine has written what *task* counts."""
-        if not self.booked:
-            return
-        self._books[task] = (
-            task._ticks, task._generated, task._computed, task.started, task.first_token, task.preemptions
-        )  # fmt: skip
-
-    def _came_out(self, task: TokenTask, now: float) -> None:
-        """The first token of *task* has come out."""
-        if task in self._marks:
-            self._marks[task] = self._marks[task][0], now, self._marks[task][2]
-        elif task in self._books:
-            self._books[task] = (*self._books[task][:4], now, self._books[task][5])
-
-    def policies(self) -> list[object]:
-        """Those that are shown the tasks."""
-        return []
-
     def _tell_times(self, task: TokenTask) -> None:
         """Give *task*, which decodes with the others, the times of its tokens so far."""
         tick = self._ticks.count
@@ -158,3 +110,45 @@ class DecodeSums:
         del self._ends[: first - self._first]
         self._first = first
         self._trim_at = max(8192, 2 * len(self._ends))
+
+    def _make_room(self, chosen: Sequence[TokenTask] | None, prefill: Sequence[Chunk]) -> bool:
+        """Make sure that memory lasts for the step of those that run; whether somebody had to be preempted.
+
+        In order of admission each gets what it needs; while there is too little, the last of all is preempted. What
+        must be free grows along that order, so the last that decodes (for the headroom) and the last of all decide.
+        Who was computed anew but for one token needs no headroom for that one: it would be preempted again and again
+        without ever putting it out.
+        """
+        view, size, headroom = self.view, self.size, self.headroom
+        chunks = {task: n for task, n in prefill if task in view.running}
+        some = set(chosen or ())
+
+        def need(task: TokenTask) -> tuple[int, bool]:
+            """New blocks of *task*, and whether it decodes."""
+            if task in chunks:
+                return -(-(task.computed + chunks[task]) // size) + -task.computed // size, False
+            decodes = task._ticks is not None and (chosen is None or task in some)
+            return int(decodes and task.computed % size == 0), decodes
+
+        needed = self._blocks_of_a_step(chosen) + sum([need(t)[0] for t in chunks])
+        if needed + headroom <= view.free_blocks:
+            return False
+        before = len(view.running)
+        order = list(view.running)
+        while order:
+            most = upto = needed
+            for task in reversed(order):
+                blocks, decodes = need(task)
+                upto -= blocks
+                if decodes and task not in self._recomputed:
+                    most = max(most, upto + max(blocks, headroom))
+                    break
+            if most <= view.free_blocks:
+                break
+            needed -= need(order[-1])[0]
+            self._preempt(order.pop())
+        return len(view.running) < before
+
+    def _preempt(self, task: TokenTask) -> None:
+        """*task* loses its memory."""
+        raise NotImplementedError

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from .worker import Worker
 from .token_ahead import TokenEngineAhead
 from .token_engine import TokenEngine
+from .worker import Worker
 
 if TYPE_CHECKING:
     from .loop import ServingLoop

@@ -25,8 +25,8 @@ from .seam import Decision, Policy, Repeat, WorkerView
 from .slo import latest
 
 if TYPE_CHECKING:
-    from .worker import Worker
     from .pipeline import Stage
+    from .worker import Worker
 
 
 class All:

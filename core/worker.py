@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Intake = Literal["before", "after"]
 NEVER = float("inf")
 
+
 class Worker:
     """Serves one stage with one policy; has one batch in flight at most.
 
@@ -142,7 +143,9 @@ class Worker:
             if passed < LEAST or self.idles >= MOST:
                 many = OFTEN if passed < LEAST else self.idles
                 held = len(self.view.waiting) + len(self.view.running)
-                what = f"it idled {many} times on end at {self.name}, the last {OFTEN} in {passed:g} s, and ran nothing"
+                what = (
+                    f"it idled {many} times on end at {self.name}, the last {OFTEN} in {passed:g} s, and ran nothing"
+                )
                 raise fault(self.policy, f"{what} of the {held} requests there (at {now:g} s)")
             self.idles_from = now
 

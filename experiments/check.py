@@ -1,4 +1,4 @@
-"""``servetwin check``: a policy on short runs, under all laws and all books, with each `Repeat` and without, twice."""
+"""``servetwin check``: a policy on short runs, under all laws and books, with each `Repeat` and without, twice."""
 
 from __future__ import annotations
 
@@ -75,10 +75,10 @@ class Asked:
         decision: Any = self.inner.decide(view, now)
         self.decisions += 1
         if getattr(decision, "repeat", None) is None:
-            return decision  # type: ignore[no-any-return]
+            return decision
         self.repeated += 1
         if not self.alone:
-            return decision  # type: ignore[no-any-return]
+            return decision
         if isinstance(decision, Step):
             more = {"preempt": decision.preempt, "drop": decision.drop, "idle_until": decision.idle_until}
             return Step(decision.prefill, decision.decode, **more)  # type: ignore[arg-type]
@@ -87,7 +87,7 @@ class Asked:
 
 @dataclass
 class Checked:
-    """What a check found: of each run its experiment, rate, requests, decisions and how many of these were repeated."""
+    """What a check found: of each run its experiment, rate, requests, decisions, and those with a `Repeat`."""
 
     policy: str
     runs: list[tuple[str, float | None, int, int, int]]
@@ -107,7 +107,7 @@ class Checked:
 def check(name: str, experiment: str | None = None) -> Checked:
     """Run the policy that *name* means on *experiment*, or on short ones of its kind. Raises `PolicyFault` if it does
     what it may not, and `BadInput` if there is no such policy or experiment."""
-    kind = registry.find_policy(name)
+    kind: type = registry.find_policy(name)
     default, rates, requests = TOKENS if issubclass(kind, TokenPolicy) else STEPS
     found = Checked(named(object.__new__(kind)), [])
     for rate in rates if experiment is None else (None,):
@@ -120,7 +120,12 @@ def check(name: str, experiment: str | None = None) -> Checked:
             alone, _ = _run(point, alone=True)
         policy = asks[0].inner
         _same(policy, plain, again, "it does not decide the same when it is asked again")
-        _same(policy, plain, alone, "a Repeat of its is false: it does not decide the same when it is asked at every step")
+        _same(
+            policy,
+            plain,
+            alone,
+            "a Repeat of its is false: it does not decide the same when it is asked at every step",
+        )
         decisions, repeated = sum(a.decisions for a in asks), sum(a.repeated for a in asks)
         found.runs.append((point.name, settings_of(point)["rate"], plain.summary.requests, decisions, repeated))
     return found

@@ -19,8 +19,8 @@ from servetwin.core.token_worker import TokenWorker
 from servetwin.core.tokens import TokenRequest
 
 from . import build
-from .blame import policies_answer
 from .backend import Plan, Say, recording, write_report
+from .blame import policies_answer
 from .config import Experiment
 from .engines import prepare
 from .policycode import as_loaded

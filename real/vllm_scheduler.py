@@ -19,14 +19,16 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from servetwin.core import BadInput, Pipeline, ServeTwinError
 from servetwin.core.answers import check_decision, check_item, check_time, compared, fault
 from servetwin.core.closed import closed
+from servetwin.core.errors import PolicyFault
 from servetwin.core.pipeline import Module
+from servetwin.core.place import by_its_own_word, named, raised_at
 from servetwin.core.tokens import (
     ALL,
     CumulativeSLO,
@@ -331,7 +333,8 @@ class _Policed(Steered):
             log.decided = self.now()
             output = self.schedule_freely(*args, **kwargs)
         else:
-            step = policy.decide(self.shown, log.start)
+            with _asked(policy):
+                step = policy.decide(self.shown, log.start)
             if type(step) is not Step:
                 check_decision(policy, step, Step)
             check_time(policy, step.idle_until)
@@ -370,7 +373,9 @@ class _Policed(Steered):
             task.admitted = log.start
             if self.policy_object is not None:
                 self._said[task] = _says(task)
-            if self.policy_object is None or self.policy_object.admit(task, self.shown, log.start):
+            with _asked(self.policy_object):
+                taken = self.policy_object is None or self.policy_object.admit(task, self.shown, log.start)
+            if taken:
                 self.view.waiting[task] = None
             else:
                 log.dropped.append(task.id)
@@ -462,6 +467,21 @@ class _Policed(Steered):
 
 #: What a task says from when a policy is first shown it.
 SAYS = ("id", "prompt", "limit", "arrival", "deadline", "budget", "queued", "admitted")
+
+
+@contextlib.contextmanager
+def _asked(policy: object) -> Iterator[None]:
+    """Tell what *policy* raises, which is asked now, with its file and line: in vLLM's process nobody else could."""
+    try:
+        yield
+    except ServeTwinError:
+        raise
+    except BaseException as error:
+        at = raised_at([policy], error)
+        if at is None or (isinstance(error, KeyboardInterrupt) and not by_its_own_word(error)):
+            raise
+        what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise PolicyFault(f"{named(policy, (at[1], at[2]))}: the policy failed in {at[3]}: {what}") from error
 
 
 def _says(task: TokenTask) -> tuple[Any, ...]:

@@ -21,7 +21,7 @@ from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from servetwin.core.loop import NEVER, Client, ServingLoop
+from servetwin.core.loop import Client, ServingLoop
 from servetwin.core.metrics import Summary
 from servetwin.core.records import Recorder
 from servetwin.core.request import Outcome, Request
@@ -33,6 +33,7 @@ from servetwin.core.token_latencies import TokenLatencies
 from servetwin.core.token_metrics import LimitsSLO, StageTokens, TokenDeadlines, TokenSummary
 from servetwin.core.token_worker import TokenWorker
 from servetwin.core.tokens import TokenPolicy, TokenTask
+from servetwin.core.worker import NEVER
 
 from .executor import SimExecutor
 from .tokens import TokenLane

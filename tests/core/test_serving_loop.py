@@ -443,7 +443,9 @@ def test_a_batch_over_the_limit() -> None:
     s = dit(policy, limit=2, laws=False)
     s.arrive(1)
     s.arrive(2)
-    with pytest.raises(LawBroken, match=r"policy Script \(harness.py:\d+\): a batch of 3 is over the limit of 2 of dit"):
+    with pytest.raises(
+        LawBroken, match=r"policy Script \(harness.py:\d+\): a batch of 3 is over the limit of 2 of dit"
+    ):
         s.arrive(3)
 
 
@@ -462,7 +464,9 @@ def test_running_what_is_done() -> None:
 
     s = dit(Script(decide), laws=False)
     s.arrive(1)
-    with pytest.raises(LawBroken, match="policy Script .*: it runs <Task of 1 at dit: 0/1 left>, which is not at dit"):
+    with pytest.raises(
+        LawBroken, match=r"policy Script .*: it runs <Task of 1 at dit: 0/1 left>, which is not at dit"
+    ):
         s.hand.end("dit", 1.0)
 
 

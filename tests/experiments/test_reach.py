@@ -1,4 +1,4 @@
-"""What a policy is shown cannot be written and leads nowhere; answers that are none are refused with file and line."""
+"""What a policy is shown cannot be written and leads nowhere; no answers are refused with file and line."""
 
 import signal
 
@@ -6,7 +6,12 @@ import pytest
 from servetwin.experiments import cli
 
 STEPS = "from servetwin.core import Decision, Policy, Repeat\n\n\nclass Mine(Policy):\n"
-TOKENS = "from servetwin.core.seam import Repeat\nfrom servetwin.core.tokens import ALL, Step, TokenPolicy\n\n\nclass Mine(TokenPolicy):\n"
+TOKENS = """from servetwin.core.seam import Repeat
+from servetwin.core.tokens import ALL, Step, TokenPolicy
+
+
+class Mine(TokenPolicy):
+"""
 RUN = "        return Decision([*view.running, *view.waiting][: view.limit])\n"
 FILL = (
     "        fits = view.admissible([(t, t.pending) for t in view.waiting])\n"
@@ -88,7 +93,11 @@ TOKEN_WRITES = {
     "first token": (TASKS + "            task.first_token = 0.0\n", "first_token of task", 8),
     "budget": (TASKS + "            setattr(task, 'budget', 9.0)\n", "budget of task", 8),
     "free blocks": ("        view.free_blocks += 1000\n", "view.free_blocks is not the policy's to set", 7),
-    "free blocks by object": ("        object.__setattr__(view, 'free_blocks', 10**6)\n", "view.free_blocks is not", 7),
+    "free blocks by object": (
+        "        object.__setattr__(view, 'free_blocks', 10**6)\n",
+        "view.free_blocks is not",
+        7,
+    ),
     "running": ("        view.running.clear()\n", "mappingproxy", 7),
 }
 
@@ -142,7 +151,8 @@ STEP_ANSWERS = {
     "a false drop": ("return Decision(drop=[3])", "drop of its decision holds 3"),
     "no Repeat": ("return Decision([*view.running, *view.waiting][:1], repeat=5)", "repeat of its decision is 5"),
     "half a Repeat": (
-        "return Decision([*view.running, *view.waiting][:1], repeat=Repeat(2.5))", "it repeats its decision 2.5 times",
+        "return Decision([*view.running, *view.waiting][:1], repeat=Repeat(2.5))",
+        "it repeats its decision 2.5 times",
     ),
     "never": ("return Decision()", "never ended"),
 }  # fmt: skip
@@ -162,8 +172,10 @@ TOKEN_ANSWERS = {
     "tokens in words": ("return Step([(t, '9') for t in view.waiting])", "'9' tokens of"),
     "fewer than none": ("return Step([(t, -9) for t in view.waiting])", "-9 tokens of"),
     "more than there are": ("return Step(view.admissible([(t, t.pending + 1) for t in view.waiting]))", "tokens of"),
-    "a list that goes on": ("fits = view.admissible([(t, 9) for t in view.waiting]); fits.append((3, 3)); return Step(fits)",
-                            "prefill of its decision holds 3"),
+    "a list that goes on": (
+        "fits = view.admissible([(t, 9) for t in view.waiting]); fits.append((3, 3)); return Step(fits)",
+        "prefill of its decision holds 3",
+    ),
     "no tasks": ("return Step([(1, 2)])", "prefill of its decision holds 1"),
     "decoding what waits": ("return Step(decode=[*view.waiting])", "which is not decoding"),
     "preempting what waits": ("return Step(preempt=[*view.waiting])", "which is not running"),
