@@ -160,6 +160,7 @@ WORDS = frozenset(
         "__subclasses__",
         "__wrapped__",
         "_getframe",
+        "_settle",
         "_ticks",
         "builtins",
         "cell_contents",
@@ -257,6 +258,12 @@ def _says_nothing(code: CodeType, names: frozenset[str]) -> bool:
         return False
     if "sys" in code.co_names and "modules" in code.co_names:
         return False
+    if "__init__" in code.co_names:  # to define one is no call of it
+        steps = dis.get_instructions(code)
+        if any(
+            step.argval == "__init__" and step.opname != "STORE_NAME" for step in steps if step.opname != "LOAD_CONST"
+        ):
+            return False
     raw, extended = code.co_code, 0
     for at in range(0, len(raw), 2):
         operation, argument = raw[at], raw[at + 1] | extended

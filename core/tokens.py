@@ -223,7 +223,7 @@ class TokenTask(Task):
         that (`Recorder.wants_token_times`)."""
         if self._times is None:
             raise BadInput("the times of single tokens were not kept", right="a recorder with wants_token_times")
-        return self._times
+        return self._times if self.finished is not None else self._times[:]  # which a policy may be shown
 
     def _settle(self) -> None:
         if self._ticks is not None:

@@ -1,9 +1,12 @@
 """What a policy is shown cannot be written and leads nowhere; no answers are refused with file and line."""
 
 import signal
+import sys
 
 import pytest
-from servetwin.experiments import cli
+from servetwin.core.books import WRITABLE
+from servetwin.core.place import innocent
+from servetwin.experiments import cli, registry
 
 STEPS = "from servetwin.core import Decision, Policy, Repeat\n\n\nclass Mine(Policy):\n"
 TOKENS = """from servetwin.core.seam import Repeat
@@ -189,6 +192,97 @@ TOKEN_ANSWERS = {
 def test_nor_one_that_no_engine_can_carry_out(case, monkeypatch, capsys, tmp_path):
     body, word = case
     refused(told(monkeypatch, capsys, tmp_path, "opt-13b-a6000", f"{TOKENS}{DECIDE}        {body}\n"), word)
+
+
+HIDDEN = {
+    "a module beside it": (
+        "import beside_it",
+        "beside_it.shorten(task)",
+        "def shorten(task):\n    task.left = 1\n",
+    ),
+    "a function that it is told": ("import beside_it", "beside_it.SHORTEN(task, 'left', 1)", "SHORTEN = setattr\n"),
+    "text": ("", "exec('task.left = 1')", ""),
+    "another name": ("write = setattr", "write(task, 'le' + 'ft', 1)", ""),
+    "a partial function": (
+        "import functools\nwrite = functools.partial(setattr)", "write(task, 'le' + 'ft', 1)", "",
+    ),
+    "made anew": ("", "task.__init__(task.request, task.stage, 0.0)", ""),
+    "a class of its own": (
+        "class Other:\n    def __call__(self, task):\n        task.left = 1\n\n\nother = Other()", "other(task)", "",
+    ),
+    "loaded late": ("", "import beside_it; beside_it.shorten(task)", "def shorten(task):\n    task.left = 1\n"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HIDDEN.values(), ids=HIDDEN)
+def test_who_writes_by_a_roundabout_way_is_found_out(case, monkeypatch, capsys, tmp_path):
+    above, statement, beside = case
+    (tmp_path / "beside_it.py").write_text(beside)
+    monkeypatch.syspath_prepend(tmp_path)
+    head = STEPS.replace("\n\n\nclass", f"\n{above}\n\n\nclass")
+    text = f"{head}{DECIDE}{TASKS}            {statement}\n{RUN}"
+    try:
+        refused(told(monkeypatch, capsys, tmp_path, "dit-s2-256-rtx4090", text))
+    finally:
+        sys.modules.pop("beside_it", None)
+
+
+def test_code_that_cannot_write_needs_no_books():
+    """So that the policies that come along cost what they did; and what is said of them holds for copies as well."""
+    for name in registry.policy_names():
+        kind = registry.find_policy(name)
+        assert innocent(registry.make(name, registry.defaults(kind)), WRITABLE), name
+
+
+CHECKED = [
+    ("edf", 0, "297 with a Repeat, the same step by step"),
+    ("sarathi", 0, "no fault found"),
+]
+
+
+@pytest.mark.parametrize(("policy", "code", "word"), CHECKED)
+def test_a_policy_can_be_checked(policy, code, word, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["servetwin", "check", policy])
+    assert cli._run() == code
+    assert word in capsys.readouterr().out
+
+
+FALSE = {
+    "a false Repeat": (
+        STEPS + DECIDE + "        tasks = [*view.running, *view.waiting]\n"
+        "        k = int(now * 10) % max(1, len(tasks))\n"
+        "        return Decision((tasks[k:] + tasks[:k])[:2], repeat=Repeat(50))\n",
+        "a Repeat of its is false",
+    ),
+    "a false Repeat of an engine": (
+        TOKENS
+        + "    turn = 0\n\n"
+        + DECIDE
+        + "        self.turn += 1\n"
+        + FILL.replace(
+            "Step(decode=ALL)",
+            "Step(decode=[t for t in view.running if t.decoding][: 1 + self.turn % 3],"
+            " repeat=Repeat(9)) if self.turn % 2 else Step(decode=ALL, repeat=Repeat(40))",
+        ),
+        "it does not decide the same when it is asked at every step",
+    ),
+    "a policy that draws": (
+        "import random\n" + STEPS + DECIDE + RUN.replace("[: view.limit]", "[: random.randint(1, 9)]"),
+        "it does not decide the same when it is asked again",
+    ),
+    "one that writes": (STEPS + DECIDE + TASKS + "            task.left = 1\n" + RUN, "left of task"),
+    "one that gives no answer": (STEPS + DECIDE + "        return Decision()\n", "never ended"),
+}
+
+
+@pytest.mark.parametrize("case", FALSE.values(), ids=FALSE)
+def test_a_check_finds_what_a_policy_does_wrong(case, monkeypatch, capsys, tmp_path):
+    text, word = case
+    (tmp_path / "mine.py").write_text(text)
+    monkeypatch.setattr("sys.argv", ["servetwin", "check", str(tmp_path / "mine.py")])
+    code = cli._run()
+    captured = capsys.readouterr()
+    refused((code, captured.out, captured.err), word)
 
 
 @pytest.fixture(autouse=True)
