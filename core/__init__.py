@@ -18,13 +18,14 @@ ended, a timer rang) and gives commands out (run this batch, wake me then) throu
 """
 
 from .errors import BadInput, LawBroken, ServeTwinError
-from .loop import ServingLoop, Worker
+from .loop import ServingLoop
 from .metrics import Summary
 from .pipeline import Edge, Module, Pipeline, Stage
 from .records import Recorder, RunFolder
 from .request import Outcome, Request, Task
 from .seam import Batch, Decision, Executor, Handle, Policy, Repeat, WorkerView
 from .slo import SLO, AbsoluteSLO, FactorSLO
+from .worker import Worker
 
 __all__ = [
     "SLO",

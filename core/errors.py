@@ -25,6 +25,12 @@ class LawBroken(ServeTwinError):
     """A law of the design (docs/reference/laws.md) did not hold in a run: a fault of ServeTwin or of a policy."""
 
 
+class PolicyFault(LawBroken):
+    """A policy did what it may not, or answered with what is no answer: the message names policy, file and line."""
+
+    exit_code = 2
+
+
 class Stopped(BaseException):
     """A signal ended what was under way: *exit_code* is the command line's, 128 and the signal's number.
 

@@ -20,19 +20,20 @@ import itertools
 from collections import Counter
 from collections.abc import Callable
 
-from .loop import ServingLoop, Worker
+from .loop import ServingLoop
 from .metrics import Summary
 from .pipeline import Stage
 from .pool import Pool
 from .record_laws import FINISHED, LAWS, broken, check_ends, check_order, check_records
 from .records import Recorder
-from .request import Outcome, Outputs, Request, Task
+from .request import Outcome, Outputs, Place, Request, Task
 from .seam import Batch, Decision, Executor, Handle, Policy, WorkerView
 from .slo import latest
 from .token_batch import TokenBatch
 from .token_laws import AheadCheck, EngineCheck
 from .token_worker import TokenWorker
 from .tokens import Step, TokenTask
+from .worker import Worker
 
 __all__ = ["LAWS", "LawChecker", "check_records"]
 
@@ -60,7 +61,7 @@ class LawChecker(Recorder):
         self.live: dict[int, Request] = {}
         self.outcomes: Counter[Outcome] = Counter()
         self.iterations: dict[Task, int] = {}  # done so far, by the checker's own count; of live requests
-        self.ends: dict[tuple[Worker, int], float] = {}  # when the last batch of each worker (and thread) ended
+        self.ends: dict[tuple[Place, int], float] = {}  # when the last batch of each worker (and thread) ended
         self.asked: dict[int, Outputs] = {}  # true output lengths of live requests
         self.watched: list[WatchedWorker] = []
         self.loop: ServingLoop | None = None
@@ -115,7 +116,7 @@ class LawChecker(Recorder):
         self._check_times(request, now)
         self._check_outcome(request, now)
         for task in request.tasks:
-            watched = self.watched[task.worker.index] if self.watched and task.worker is not None else None
+            watched = self.watched[task.worker.number] if self.watched and task.worker is not None else None
             if isinstance(watched, WatchedEngine):
                 assert isinstance(task, TokenTask)
                 watched.check.ended(task)
@@ -133,7 +134,7 @@ class LawChecker(Recorder):
                 3, f"{worker.name} started {batch} at {batch.start!r}, before its last one ended at {last!r}"
             )
         self.ends[worker, batch.thread] = batch.end
-        watched = self.watched[worker.index] if self.watched else None
+        watched = self.watched[worker.number] if self.watched else None
         if isinstance(watched, WatchedEngine):
             watched.heard(batch)
         check_ends(batch.start, batch.end, batch.ends, batch.count, str(batch))
@@ -249,16 +250,17 @@ class LawChecker(Recorder):
         if not 0 <= counted <= asked or (task.request.outcome in FINISHED and counted != asked):
             raise broken(7, f"{task} ended {task.request.outcome} after {counted} of {asked} iterations")
 
-    def check_batch(self, batch: Batch) -> None:
-        worker = batch.worker
+    def check_batch(self, batch: Batch, worker: Worker | None = None) -> None:
         if isinstance(batch, TokenBatch):
             return  # see `servetwin.core.token_laws`
-        if not 1 <= batch.size <= worker.view.limit:
-            raise broken(4, f"{batch}: the limit is {worker.view.limit}")
+        worker = worker or (self.watched[batch.worker.number].worker if self.watched else None)
+        if batch.size < 1 or (worker is not None and batch.size > worker.view.limit):
+            limit = worker.view.limit if worker is not None else "not known"
+            raise broken(4, f"{batch}: the limit is {limit}")
         if batch.size != len(batch.tasks) or len(set(batch.tasks)) != batch.size:
             raise broken(4, f"{batch} holds a task twice: {[t.id for t in batch.tasks]}")
         for task in batch.tasks:
-            if task.worker is not worker or task.stage is not worker.stage:
+            if task.worker != batch.worker or task.stage is not batch.worker.stage:
                 raise broken(4, f"{batch} holds {task}, which is not at this worker")
 
 
@@ -279,7 +281,7 @@ class WatchedWorker:
         self.flying = batch
         if not self.worker.policy.ahead:
             self.idle_until = None
-        self.laws.check_batch(batch)
+        self.laws.check_batch(batch, self.worker)
 
     def stopped(self, batch: Batch) -> dict[Task, int]:
         """The executor says that *batch* is done. Gives the iterations that each of its live tasks has now done."""
@@ -365,7 +367,7 @@ class WatchedPool(WatchedWorker):
             raise broken(3, f"{name} starts {batch} on thread {thread}, busy with {self.threads.get(thread)}")
         self.threads[thread] = batch
         self.idle_until = None
-        self.laws.check_batch(batch)
+        self.laws.check_batch(batch, self.worker)
 
     def stopped(self, batch: Batch) -> dict[Task, int]:
         if self.threads.pop(batch.thread, None) is not batch:
@@ -446,6 +448,8 @@ class WatchedEngine(WatchedWorker):
 
 class WatchedPolicy(Policy):
     """Passes everything on to *inner*, and what it decides to the checker."""
+
+    watches = True
 
     def __init__(self, inner: Policy, watched: WatchedWorker) -> None:
         self.inner = inner

@@ -19,112 +19,21 @@ start of k+1 and can first be scheduled for k+2.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
 
+from .answers import check_decision, check_repeat, check_time, compared, fault, written
 from .budget import Budget
+from .closed import look_over, told
 from .errors import BadInput, LawBroken
 from .pipeline import Stage
+from .place import named
 from .records import Recorder
 from .request import CUT_OFF, Outcome, Outputs, Request, Task
-from .seam import Batch, Decision, Executor, Handle, Policy, WorkerView
+from .seam import Batch, Decision, Executor, Handle, Repeat, WorkerView
 from .slo import latest
 from .ways import Ways
+from .worker import NEVER, Worker
 
-Intake = Literal["before", "after"]
-NEVER = float("inf")
 Router = Callable[[Request, "Sequence[Worker]", float], "Worker"]
-
-
-class Worker:
-    """Serves one stage with one policy; has one batch in flight at most.
-
-    A kind of worker that serves in another way (`servetwin.core.pool`) overrides `attach` (which sets `receive`),
-    `ring`, `withdraw` and `clear`; the loop serves all others itself.
-    """
-
-    def __init__(
-        self,
-        stage: Stage,
-        policy: Policy,
-        view: WorkerView,
-        *,
-        device: str = "gpu0",
-        intake: Intake = "before",
-    ) -> None:
-        self.name = view.name
-        self.stage = stage
-        self.policy = policy
-        self.view = view
-        self.device = device
-        self.intake = intake
-        self.index = -1  # place in the loop's list of workers
-        self.inbox: list[Task] = []
-        self.coming: dict[Task, None] = {}  # sent here and not yet in the queue; where there is a choice of workers
-        self.alarm: Handle | None = None
-        self.alarm_at = NEVER
-        self.deciding = False
-        self.called = False  # it is to decide when all that happens at this instant has
-        self.purge = False  # a request ended elsewhere while a task of it was in flight here
-
-    def attach(self, loop: ServingLoop) -> None:
-        """Work for *loop*, before anything arrives."""
-        self.loop = loop
-        self.receive: Callable[[Task], None] = loop._deliver
-        self.policy.start(self.view)
-
-    @property
-    def policy_name(self) -> str:
-        """The class of its policy, also where somebody watches that (`servetwin.core.laws`)."""
-        return type(getattr(self.policy, "inner", self.policy)).__name__
-
-    def task(self, request: Request, now: float) -> Task:
-        """The stay of *request* here, to which it is sent *now*."""
-        return Task(request, self.stage, now, self)
-
-    def seconds_alone(self, request: Request, now: float) -> float:
-        """What *request*, which is not here yet, would take here and later if it were served alone."""
-        return self.view.solo(Task(request, self.stage, now))
-
-    def ring(self) -> None:
-        """The time has come until which the policy wanted to idle."""
-        if self.view.in_flight is None or self.policy.ahead:  # else it was set before the batch began
-            self.loop._call(self)
-
-    def wake(self) -> None:
-        """All that happens at this instant has: decide."""
-        self.called = False
-        if not self.loop.stopped:
-            self.turn()
-
-    def turn(self, settled: bool = False) -> None:
-        """Decide. *settled* says that all else that follows from the present event has been seen to."""
-        if not self.deciding and (self.view.in_flight is None or self.policy.ahead):
-            self.loop._turn(self, settled)
-
-    def withdraw(self, task: Task, now: float) -> None:
-        """The request of *task* has ended elsewhere: take it out of the queues, if it is still there."""
-        view = self.view
-        if task in view.waiting:
-            del view.waiting[task]
-            self.policy.removed(task, view, now)
-        elif task in view.running:
-            self.policy.removed(task, view, now)
-            batches = [b for b in (view.in_flight, *view.backlog) if b is not None]
-            if any(task in b.tasks for b in batches):
-                self.purge = True  # it runs out with its batch
-            else:
-                del view.running[task]
-
-    def direct(self) -> Callable[[Request], None] | None:
-        """Its own way of taking a request in and letting it go, if this is the only worker of the only stage."""
-        return None
-
-    def clear(self) -> None:
-        """The run has been stopped: forget what was decided ahead."""
-        self.view.backlog.clear()
-
-    def __repr__(self) -> str:
-        return f"<Worker {self.name} on {self.device}>"
 
 
 def _at_once(callback: Callable[[], None]) -> bool:
@@ -164,8 +73,12 @@ class ServingLoop:
         self.router = router
         self.workers = list(workers)
         self.serving: dict[str, list[Worker]] = {stage.name: [] for stage in stages}
+        self._booked = any(worker.could_write for worker in self.workers)
+        self.known: dict[int, tuple[float, float, bool, int]] = {}  # what live requests say (`_know`)
+        self._stages = [(stage, told(stage)) for stage in stages]
         for index, worker in enumerate(self.workers):
-            worker.index = index
+            worker.place = worker.place._replace(number=index)
+            worker.show(self._booked)  # of all if of one: the tasks of a request lead to each other
             self.serving[worker.stage.name].append(worker)
             worker.attach(self)
         for stage in stages:
@@ -196,6 +109,8 @@ class ServingLoop:
     def arrive(self, request: Request) -> None:
         """A client has sent *request*."""
         self.live[request.id] = request
+        if self._booked and self._direct is None:
+            self._know(request)
         self.recorder.arrived(request)
         if self.stopped:
             self._end(request, Outcome.FAILED, CUT_OFF[1])
@@ -223,7 +138,51 @@ class ServingLoop:
     def holders(self) -> str:
         """Which workers, under which policies, hold requests: for telling why a run does not end."""
         held = [w for w in self.workers if w.view.waiting or w.view.running or w.inbox or w.view.in_flight]
-        return ", ".join(f"{w.name} (policy {w.policy_name})" for w in held)
+        return ", ".join(f"{w.name} ({named(w.policy)})" for w in held)
+
+    def look_over(self) -> None:
+        """The run is over. Raises `PolicyFault` if a policy has changed what all of them are made of."""
+        policies = [worker.policy for worker in self.workers]
+        for request in self.live.values():
+            if request.outcome is not None:
+                raise written(policies, f"outcome of request {request.id}", "outcome")
+        look_over(policies, self._stages)
+
+    def close_books(self) -> None:
+        """From here on tasks and requests are believed: a fault was found, and the run is only brought to its end."""
+        self._booked = False
+        for worker in self.workers:
+            worker.close_books()
+
+    def _know(self, request: Request) -> None:
+        """Remember what *request*, which policies are about to be shown, says. (Atoms only: nothing that the garbage
+        collector would have to look through.)"""
+        self.known[request.id] = request.arrival, request.deadline, request.missed, self._asked(request)
+
+    def _asked(self, request: Request) -> int:
+        """What *request* asks for, in a number that is the same as long as that is."""
+        work, tokens = request.work, getattr(request, "tokens", None)
+        asked = hash((*work.items(),)) if work else 0
+        return asked if tokens is None else hash((asked, *[(name, str(said)) for name, said in tokens.items()]))
+
+    def _know_anew(self, request: Request) -> None:
+        """A budget may have moved the deadline of *request*, or have forgiven what it missed."""
+        if not self._booked:
+            return
+        arrival, _, _, asked = self.known[request.id]
+        self.known[request.id] = arrival, request.deadline, request.missed, asked
+
+    def _check_request(self, request: Request) -> None:
+        """Raise `PolicyFault` if *request* says something else than what is known of it."""
+        if not self._booked:
+            return
+        known = self.known.get(request.id)
+        now = request.arrival, request.deadline, request.missed, self._asked(request)
+        if known != now:
+            names, policies = ("arrival", "deadline", "missed", "work"), [w.policy for w in self.workers]
+            if known is None:
+                raise written(policies, f"id of {request}", "id")
+            raise compared(policies, f"request {request.id}", names, now, known)
 
     def fail(self, request: Request, reason: str) -> None:
         """Something broke under *request* (a worker crashed, memory ran out): it ends as failed."""
@@ -232,8 +191,8 @@ class ServingLoop:
 
     def _received(self, task: Task) -> None:
         """*task* is no longer on its way to its worker."""
-        worker = task.worker
-        assert worker is not None
+        assert task.worker is not None
+        worker = self.workers[task.worker[0]]
         del worker.coming[task]
         worker.receive(task)
 
@@ -242,28 +201,30 @@ class ServingLoop:
         if task.request.outcome is not None:
             return  # another branch was dropped, or the run was stopped, while it was on its way
         task.queued = self._now()
-        worker = task.worker
-        assert worker is not None
+        assert task.worker is not None
+        worker = self.workers[task.worker[0]]
         worker.inbox.append(task)
         if not worker.deciding and (worker.view.in_flight is None or worker.policy.ahead):
             self._call(worker)
 
     def _done(self, batch: Batch) -> None:
         """The executor has run *batch*."""
-        worker = batch.worker
+        worker = self.workers[batch.worker[0]]
         view = worker.view
         now = batch.end = self._now()
         view.in_flight = None
         worker.deciding = True  # what comes meanwhile, a client answering with its next request say, has to wait
         self._hear_batch(batch)
         steps = batch.iterations * batch.count
+        if worker.books is not None:
+            worker.books.ended(batch.tasks, steps)
         for task in batch.tasks:
             task.left -= steps
         if batch.leaves:
-            self._let_go(batch, view, now)
+            self._let_go(batch, worker, now)
         if worker.purge:
             self._purge(worker)
-        worker.policy.ended(batch, view, now)
+        worker.policy.ended(batch, worker.shown, now)
         if view.backlog:
             self._launch(worker, view.backlog.popleft())
         worker.deciding = False
@@ -274,11 +235,19 @@ class ServingLoop:
             else:
                 worker.turn(settled=True)
 
-    def _let_go(self, batch: Batch, view: WorkerView, now: float) -> None:
+    def _let_go(self, batch: Batch, worker: Worker, now: float) -> None:
         leavers = [task for task in batch.tasks if task.left <= 0]
+        running = worker.view.running
         for task in leavers:
+            if worker.books is not None:
+                worker.books.check_out(task)
             task.left = 0
-            view.running.pop(task, None)  # its request may have ended elsewhere while its batch was in the backlog
+            if task in running:
+                del running[task]
+            elif (
+                task.request.outcome is None or task.flight is None
+            ):  # else it ended elsewhere while it was in a batch
+                raise worker.wrong_leaver(task, batch.tasks)
         together = len(leavers) > 1
         if together:
             self._hold()
@@ -322,7 +291,7 @@ class ServingLoop:
     def _turn(self, worker: Worker, settled: bool = False) -> None:
         """Let the policy of *worker* decide until it has nothing more to say. *settled* says that all else
         that follows from the present event has been seen to."""
-        view, policy = worker.view, worker.policy
+        view, policy, shown = worker.view, worker.policy, worker.shown
         ahead = policy.ahead
         settled = settled and not ahead
         worker.deciding = True
@@ -330,13 +299,12 @@ class ServingLoop:
             self._take_in(worker)
         while view.in_flight is None or ahead:
             now = self._now()
-            decision = policy.decide(view, now)
+            decision = policy.decide(shown, now)
+            if type(decision) is not Decision:
+                check_decision(policy, decision)
             if decision.drop:
-                for task in decision.drop:
+                for task in worker.check_drop(decision):
                     self._drop(task, view)
-                both = [task for task in decision.drop if task in decision.run]
-                if both:
-                    raise LawBroken(f"{worker.name}: the policy both runs and drops {both[0]}")
             if decision.run:
                 self._commit(worker, decision, settled)
                 if worker.inbox:
@@ -349,13 +317,16 @@ class ServingLoop:
         worker.deciding = False
 
     def _take_in(self, worker: Worker) -> None:
-        view, now = worker.view, self._now()
+        view, shown, now = worker.view, worker.shown, self._now()
         inbox, worker.inbox = worker.inbox, []
+        worker.idles = 0
         for task in inbox:
             if task.request.outcome is not None:
                 continue
             task.admitted = now
-            if worker.policy.admit(task, view, now):
+            if worker.books is not None:
+                worker.books.note(task)
+            if worker.policy.admit(task, shown, now):
                 view.waiting[task] = None
             else:
                 self._drop(task, view)
@@ -364,22 +335,31 @@ class ServingLoop:
         """Turn a decision into a batch; launch it, or keep it for when the one in flight is done."""
         view = worker.view
         self._batches += 1
-        tasks = decision.run
+        worker.idles = 0
+        books = worker.books
+        tasks = tuple(decision.run) if books is None else books.take(decision)  # the policy may go on with its list
         batch = Batch(self._batches, worker, tasks, decision.whole, decision.repeat)
         if batch.size > view.limit:
-            raise LawBroken(f"{worker.name}: a batch of {batch.size} is over the limit of {view.limit}")
+            what = f"a batch of {batch.size} is over the limit of {view.limit} of {worker.name}"
+            raise fault(worker.policy, what)
+        if view.in_flight is not None:
+            worker.check_free("runs", tasks)
         waiting = view.waiting
         if waiting and not waiting.keys().isdisjoint(tasks):
             batch.joiners = [task for task in tasks if task in waiting]
             for task in batch.joiners:
+                if task not in waiting:
+                    raise worker.twice("run", tasks)
                 del waiting[task]
                 view.running[task] = None
-        left = [task.left for task in tasks]
+        running = view.running
+        left = [task.left for task in tasks if task in running]
+        if len(left) < len(tasks):
+            check_decision(worker.policy, decision)
+            raise worker.not_here("runs", next(task for task in tasks if task not in running))
         least = min(left)
         if least < 1:
-            raise LawBroken(
-                f"{worker.name}: the policy ran {tasks[left.index(least)]}, which has nothing left to run"
-            )
+            raise fault(worker.policy, f"it runs {tasks[left.index(least)]!r}, which has nothing left to run")
         if batch.whole:
             batch.iterations = max(left)
             batch.leaves = batch.size
@@ -387,7 +367,10 @@ class ServingLoop:
             batch.leaves = left.count(1)
         elif decision.repeat is not None and not worker.inbox and (settled or not batch.joiners):
             # Newcomers in the inbox are taken in just after the launch, so the policy must be asked again.
-            batch.times = min(decision.repeat.times, least)
+            repeat = decision.repeat
+            if type(repeat) is not Repeat or type(repeat.times) is not int or repeat.times < 1:
+                check_repeat(worker.policy, repeat)
+            batch.times = min(repeat.times, least)
             batch.last = least
         if view.in_flight is None:
             self._launch(worker, batch)
@@ -402,6 +385,9 @@ class ServingLoop:
         now = batch.start = self._now()
         for task in batch.joiners:
             task.started = now
+        if worker.books is not None:
+            for task in batch.joiners:
+                worker.books.begun[task] = now
         batch.keep_ends = self._keep_ends
         worker.view.in_flight = batch
         self.executor.run(worker, batch, self._done)
@@ -409,11 +395,15 @@ class ServingLoop:
     def _set_alarm(self, worker: Worker, when: float | None, asked: float) -> None:
         """Wake *worker* at *when*, which must lie after the time at which its policy was *asked*; a real clock may
         have gone on since."""
-        due = NEVER if when is None else when
+        if when is not None and type(when) is not float:
+            check_time(worker.policy, when)
+        due = NEVER if when is None else float(when)
         if due == worker.alarm_at:
             return
         if not due > asked:  # nor is NaN
-            raise LawBroken(f"{worker.name}: the policy idles until {due:g}, which is not in the future")
+            what = f"it idles until {due:g} at {worker.name}, which is not in the future (it is {asked:g})"
+            raise fault(worker.policy, what)
+        worker.idled(asked, due)
         if worker.alarm is not None:
             worker.alarm.cancel()
             worker.alarm = None
@@ -441,12 +431,17 @@ class ServingLoop:
                 return
         now = self._now()
         serving = self.serving[stage.name]
+        known = request.outcome is None  # else another branch was dropped
+        if self._booked and known and before is not None:
+            self._check_request(request)
         target = serving[0] if len(serving) == 1 else self.router(request, serving, now)
         task = target.task(request, now)
         if self.budget is not None:
             self.budget.begins(task, before)
+            if known:
+                self._know_anew(request)
         request.tasks.append(task)
-        source = before.worker if before is not None else None
+        source = self.workers[before.worker.number] if before is not None and before.worker is not None else None
         if self._chooses:
             target.coming[task] = None
             self.executor.send(source, task, self._received)
@@ -462,14 +457,21 @@ class ServingLoop:
         if self.forks:
             request.waiting_for[""] += len(after) - 1
         if after:
-            if self.budget is not None and not self.budget.passes(task, now):
+            passes = True
+            if self.budget is not None:
+                self._check_request(request)
+                passes = self.budget.passes(task, now)
+                self._know_anew(request)
+            if not passes:
                 self._end(request, Outcome.DROPPED, f"not forwarded from {stage.name}")
                 return
             for following in after:
                 self._forward(request, following, task, jump)
             return
         if self.budget is not None:
+            self._check_request(request)
             self.budget.ends(task, now)
+            self._know_anew(request)
         if self.forks and request.waiting_for[""]:
             return
         request.finished = now
@@ -483,7 +485,12 @@ class ServingLoop:
 
     def _end(self, request: Request, outcome: Outcome, reason: str | None = None) -> None:
         if request.outcome is not None:
+            if request.id in self.live:
+                raise written([w.policy for w in self.workers], f"outcome of request {request.id}", "outcome")
             raise LawBroken(f"request {request.id} ended twice: as {request.outcome}, then as {outcome}")
+        if self._booked and self._direct is None:
+            self._check_request(request)
+            del self.known[request.id]
         request.outcome, request.reason = outcome, reason
         del self.live[request.id]
         if self._outputs:
@@ -492,7 +499,9 @@ class ServingLoop:
         if outcome is Outcome.DROPPED or outcome is Outcome.FAILED:
             for task in request.tasks:
                 if task.worker is not None and task.finished is None:
-                    task.worker.withdraw(task, now)
+                    worker = self.workers[task.worker[0]]
+                    task.flight = worker.view.in_flight
+                    worker.withdraw(task, now)
         if self.ways is not None:
             self.ways.forget(request)
         self.recorder.ended(request, now)

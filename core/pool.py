@@ -10,11 +10,12 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
-from .errors import BadInput, LawBroken
-from .loop import Worker
+from .answers import check_decision, fault
+from .errors import BadInput
 from .pipeline import Stage
 from .request import Task
-from .seam import Batch, Policy, WorkerView
+from .seam import Batch, Decision, Policy, WorkerView
+from .worker import Worker
 
 if TYPE_CHECKING:
     from .loop import ServingLoop
@@ -47,13 +48,17 @@ class Pool(Worker):
     def attach(self, loop: ServingLoop) -> None:
         self.loop = loop
         self.receive = self._receive
-        self.policy.start(self.view)
+        self.policy.start(self.shown)
 
     def _receive(self, task: Task) -> None:
         if task.request.outcome is not None:
             return
         now = task.queued = task.admitted = self.loop.executor.now()
-        if self.policy.admit(task, self.view, now):
+        self.idles = 0
+        books = self.books
+        if books is not None:
+            books.note(task)
+        if self.policy.admit(task, self.shown, now):
             self.view.waiting[task] = None
         else:
             self.loop._drop(task, self.view)
@@ -67,14 +72,19 @@ class Pool(Worker):
         view, loop = self.view, self.loop
         while self.free and not loop.stopped:
             now = loop.executor.now()
-            decision = self.policy.decide(view, now)
-            for task in decision.drop:
-                loop._drop(task, view)
+            decision = self.policy.decide(self.shown, now)
+            if type(decision) is not Decision:
+                check_decision(self.policy, decision)
+            if decision.drop:
+                for task in self.check_drop(decision):
+                    loop._drop(task, view)
             if not decision.run:
                 loop._set_alarm(self, decision.idle_until, now)
                 break
+            check_decision(self.policy, decision)
             if len(decision.run) > 1 or decision.run[0] not in view.waiting:
-                raise LawBroken(f"{self.name}: a thread runs one of the waiting tasks, not {list(decision.run)}")
+                what = f"a thread of {self.name} runs one of the waiting tasks, not {list(decision.run)}"
+                raise fault(self.policy, what)
             self._start(decision.run[0], now)
         self.deciding = False
 
@@ -83,6 +93,9 @@ class Pool(Worker):
         del view.waiting[task]
         view.running[task] = None
         task.started = now
+        if self.books is not None:
+            self.books.begun[task] = now
+        self.idles = 0
         batch = self.loop._new_batch(self, [task])
         batch.joiners = batch.tasks
         batch.leaves = 1
@@ -98,11 +111,14 @@ class Pool(Worker):
         loop.recorder.batch(batch)
         view.running.pop(task, None)
         task.left = 0
+        if self.books is not None and task in self.books.rest:
+            self.books.rest[task] = 0
+            self.books.check_out(task)
         self.deciding, deciding = True, self.deciding  # a client may answer with its next request
         if task.request.outcome is None:
             task.finished = now
             loop._leave(task, now)
-        self.policy.ended(batch, view, now)
+        self.policy.ended(batch, self.shown, now)
         self.deciding = deciding
         self.loop._call(self)
 
@@ -113,9 +129,11 @@ class Pool(Worker):
     def withdraw(self, task: Task, now: float) -> None:
         if task in self.view.waiting:
             del self.view.waiting[task]
-            self.policy.removed(task, self.view, now)
+            self.policy.removed(task, self.shown, now)
         elif task in self.view.running:
-            self.policy.removed(task, self.view, now)  # the call runs out
+            self.policy.removed(task, self.shown, now)  # the call runs out
+        if self.books is not None:
+            self.books.check_out(task)
 
     def clear(self) -> None:
         pass

@@ -52,7 +52,7 @@ class Recorder:
 def _iterations(task: Task) -> int:
     """What *task* has run so far; of a batch in flight, the iterations that are over (see `Batch.count`)."""
     done = task.iterations - task.left
-    batch = task.worker.view.in_flight if task.worker is not None else None
+    batch = task.flight
     if batch is not None and batch.count > 1 and task in batch.tasks:
         done += batch.count - 1
     return done
@@ -61,7 +61,7 @@ def _iterations(task: Task) -> int:
 def _generated(task: TokenTask) -> int:
     """The tokens that *task* has put out so far, likewise."""
     generated = task.generated
-    batch = task.worker.view.in_flight if task.worker is not None else None
+    batch = task.flight
     if batch is not None and batch.count > 1 and task._ticks is not None:
         generated += batch.count - 1
     return generated
@@ -70,7 +70,7 @@ def _generated(task: TokenTask) -> int:
 def _token_times(task: TokenTask) -> list[float]:
     """When they came out."""
     times = list(task.times())
-    batch = task.worker.view.in_flight if task.worker is not None else None
+    batch = task.flight
     if batch is not None and batch.ends is not None and task._ticks is not None:
         times += batch.ends[: batch.count - 1]
     return times

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from .loop import Worker
     from .pipeline import Stage
+    from .seam import Batch
+    from .worker import Worker
 
 
 #: Why a request failed that the end of a run (`stop_after`) cut off: it was under way, or it was sent too late.
@@ -65,11 +66,22 @@ class Request:
         return f"<Request {self.id} arrival={self.arrival:g} deadline={self.deadline:g} {ended}>"
 
 
+class Place(NamedTuple):
+    """Where a task is served and a batch runs: what may be told of a worker. *number* is its place in the loop's list
+    of workers. (Nothing here leads to the worker, since policies see tasks and batches.)"""
+
+    number: int  # first, so that the loop can say ``place[0]``, which costs least
+    name: str
+    stage: Stage
+    device: str
+
+
 class Task:
     """A request's stay at one stage: what a policy orders, batches and drops.
 
     *iterations* is what the stage's loop module has to run for this request (1 for a stage without a loop),
-    *left* what remains of it. The loop counts *left* down; policies only read.
+    *left* what remains of it. The loop counts *left* down; policies only read. *flight* is the batch in which the
+    request was when it ended before its time.
     """
 
     __slots__ = (
@@ -77,6 +89,7 @@ class Task:
         "arrival",
         "deadline",
         "finished",
+        "flight",
         "id",
         "iterations",
         "left",
@@ -95,7 +108,8 @@ class Task:
         self.deadline = request.deadline
         self.iterations = self.left = request.work.get(stage.loop, 1) if stage.loop else 1
         self.queued = queued
-        self.worker = worker
+        self.worker: Place | None = worker.place if worker is not None else None
+        self.flight: Batch | None = None
         self.admitted: float | None = None
         self.started: float | None = None
         self.finished: float | None = None

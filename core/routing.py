@@ -23,10 +23,11 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from .errors import BadInput, LawBroken
-from .loop import Router, Worker
+from .loop import Router
 from .pool import Pool
 from .request import Request
 from .token_worker import TokenWorker
+from .worker import Worker
 
 
 def router(name: str, workers: Sequence[Worker], stages: Mapping[str, str] | None = None) -> Router:

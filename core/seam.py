@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from .loop import Worker
     from .pipeline import Stage
     from .request import Task
+    from .worker import Worker
 
 
 class Repeat:
@@ -81,6 +81,8 @@ class Batch:
     start = 0.0
     end = 0.0
 
+    tasks: Sequence[Task]
+
     def __init__(
         self,
         id: int,  # noqa: A002
@@ -90,7 +92,7 @@ class Batch:
         repeat: Repeat | None = None,
     ) -> None:
         self.id = id
-        self.worker = worker
+        self.worker = worker.place
         self.tasks = tasks
         self.size = len(tasks)
         self.whole = whole
@@ -107,6 +109,9 @@ class WorkerView:
     begun this stage, and those that have and are not done. They are the loop's own queues, to be read in place.
     *in_flight* and *backlog* tell what the worker computes now and what was decided ahead of that. *limit* is the
     largest batch that worker and device allow. *slo_factor* is the experiment's, where its SLO has one.
+
+    The loop and its policy have views of their own on the same; the policy's can only be read
+    (`servetwin.core.closed`).
     """
 
     __slots__ = (

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import BadInput
-from .loop import ServingLoop, Worker
+from .loop import ServingLoop
 from .pipeline import Module, Pipeline
 from .records import Recorder
 from .request import Outcome, Request, Task
@@ -32,6 +32,7 @@ from .seam import Batch, Policy, WorkerView
 from .token_batch import TokenBatch
 from .token_worker import TokenWorker
 from .tokens import CumulativeSLO, EngineLimits, TokenPolicy, TokenRequest, TokenSLO, TokenTask, TokenView
+from .worker import Worker
 
 __all__ = ["EngineStep", "FakeEngine", "FakeWorker"]
 

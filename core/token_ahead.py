@@ -80,7 +80,9 @@ class TokenEngineAhead(TokenEngine):
             changed = False
             if view.waiting or view.running:
                 view.checked = None
-                step: Step = worker.policy.decide(view, now)
+                step: Step = worker.policy.decide(worker.shown, now)
+                if type(step) is not Step or self._ticks.count != self.tick:
+                    self._wrong(step)
                 changed = self._carry_out(step, now)
                 if len(flights) > before:
                     batch = cast("TokenBatch", view.backlog[-1] if view.backlog else view.in_flight)
@@ -139,14 +141,14 @@ class TokenEngineAhead(TokenEngine):
         if task in view.waiting:
             self._revoke(task)
             del view.waiting[task]
-            self.worker.policy.removed(task, view, now)
+            self.worker.policy.removed(task, self.worker.shown, now)
         elif task in view.running:
-            self.worker.policy.removed(task, view, now)
+            self.worker.policy.removed(task, self.worker.shown, now)
             self._revoke(task)
             self._release(task)
         else:
             return
-        del self._lengths[task]
+        self.forget(task)
 
     # -- a step begins ------------------------------------------------------------------------------------
 
@@ -183,8 +185,8 @@ class TokenEngineAhead(TokenEngine):
     def _tick_ahead(self, flight: Flight, decode: int) -> None:
         """All that decode get a token with *flight*."""
         view, ticks, leaving, lengths = self.view, self._ticks, self._leaving, self._lengths
-        tick = flight.tick = ticks.count
-        ticks.count = last = tick + 1
+        tick = flight.tick = self.tick
+        ticks.count = self.tick = last = tick + 1
         self._fruitless = 0
         self._recomputed.clear()
         view.free_blocks -= self._phases[-tick % self.size]
@@ -192,8 +194,9 @@ class TokenEngineAhead(TokenEngine):
         while leaving and leaving[0] <= last:
             for task in self._buckets.pop(heappop(leaving)):
                 # One that was preempted since has another bucket now.
-                if task._ticks is not None and task._generated + last == lengths.get(task):
+                if task in self._bases and self._bases[task] + last == lengths[task]:
                     self._part(task)
+                    self._keep(task)
                     flight.leaving[task] = None
 
     def _advance_ahead(self, flight: Flight, chosen: Sequence[TokenTask]) -> None:
@@ -208,6 +211,7 @@ class TokenEngineAhead(TokenEngine):
             task._computed, task._generated = computed + 1, generated
             flight.owed[task] = None
             if generated == self._lengths[task]:
+                self._keep(task)
                 flight.leaving[task] = None
             else:
                 self._join(task)
@@ -220,9 +224,11 @@ class TokenEngineAhead(TokenEngine):
                 task._generated += 1
                 flight.owed[task] = None
                 if task._generated >= self._lengths[task]:
+                    self._keep(task)
                     flight.leaving[task] = None
                     continue
             elif pending > 1 or task._computed < task.prompt:
+                self._keep(task)
                 continue
             else:
                 self._recomputed.add(task)
@@ -249,6 +255,7 @@ class TokenEngineAhead(TokenEngine):
         for task in flight.owed:
             if task.first_token is None:
                 task.first_token = now
+                self._came_out(task, now)
             task._times.append(now)  # type: ignore[union-attr]
         if not self.lean:
             self.loop._hold()
@@ -264,6 +271,7 @@ class TokenEngineAhead(TokenEngine):
         if task in view.waiting:  # preempted while its last token was in flight
             del view.waiting[task]
             view.running[task] = None
+        self._check(task)
         super()._finish(task, now)
 
     def _give_up(self, task: TokenTask) -> None:
@@ -287,13 +295,16 @@ class TokenEngineAhead(TokenEngine):
 
     def _revoke(self, task: TokenTask) -> None:
         """*task* ends before its time: what is in flight of it will never come out."""
-        if task._ticks is self._ticks:
+        if task in self._bases:
             self._part(task)
+        else:
+            self._check(task)
         for flight in self._flights:
             if task in flight.owed:
                 del flight.owed[task]
                 task._generated -= 1
             flight.leaving.pop(task, None)
+        self._keep(task)
 
     def _trim(self) -> None:
         ended = self._first + len(self._ends)

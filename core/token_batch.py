@@ -41,7 +41,7 @@ class TokenBatch(Batch):
         repeat: Repeat | None = None,
     ) -> None:
         self.id = id
-        self.worker = worker
+        self.worker = worker.place
         self.decode = decode
         self.context = context
         self.size = decode

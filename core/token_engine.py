@@ -13,22 +13,19 @@ from collections.abc import Callable, Sequence
 from heapq import heappop
 from typing import TYPE_CHECKING, Any, cast
 
-from .errors import BadInput, LawBroken
-from .record_laws import broken
+from .answers import check_decision, check_repeat, fault
+from .errors import BadInput
 from .request import Outcome, Outputs, Request
 from .seam import Repeat
 from .slo import latest
 from .token_batch import Piece, TokenBatch
+from .token_books import FRUITLESS
 from .token_sums import DecodeSums
 from .tokens import DECODES, PREFILLS, All, Chunk, Step, TokenPolicy, TokenTask
 
 if TYPE_CHECKING:
     from .loop import ServingLoop
     from .token_worker import TokenWorker
-
-#: So many steps that preempted somebody, on end and without a token that came out, and an engine is taken to go round
-#: in circles: what it computes it forgets again, and that would never end.
-FRUITLESS = 1000
 
 
 class TokenEngine(DecodeSums):
@@ -44,6 +41,7 @@ class TokenEngine(DecodeSums):
         super().__init__(view, keep_times=loop.recorder.wants_token_times)
         self.loop, self.worker, self.stage = loop, worker, worker.stage
         self.seen, self.swap = view.limits.stamp == "seen", view.limits.preemption == "swap"
+        self.booked = worker.books is not None
         self.longest = (view.blocks - view.watermark) * self.size  # tokens that fit
         self.deciding, self.host = False, worker.host
         self._untaken = 0  # arrivals that the host has not taken in yet
@@ -138,22 +136,22 @@ class TokenEngine(DecodeSums):
         view = self.view
         if task in view.waiting:
             del view.waiting[task]
-            del self._lengths[task]
-            self.worker.policy.removed(task, view, now)
+            self.worker.policy.removed(task, self.worker.shown, now)
+            self.forget(task)
         elif task in view.running:
-            self.worker.policy.removed(task, view, now)
+            self.worker.policy.removed(task, self.worker.shown, now)
             if view.in_flight is not None:
                 self._stale = True  # its step runs out
                 if self.keep_times and task._ticks is not None:
                     self._tell_times(task)
             else:
                 self._release(task)
-                del self._lengths[task]
+                self.forget(task)
 
     def turn(self, now: float, fresh: bool = False) -> None:
         """Let the policy decide *now*, and launch what it says. *fresh*: something came while the engine was idle."""
         worker, view, loop = self.worker, self.view, self.loop
-        waiting, policy = view.waiting, worker.policy
+        waiting, policy, shown = view.waiting, worker.policy, worker.shown
         self.deciding = True
         if worker.inbox:
             self._take_in(now)
@@ -164,7 +162,9 @@ class TokenEngine(DecodeSums):
                 self._take_in(now)
                 continue
             view.checked = None
-            step: Step = policy.decide(view, now)
+            step: Step = policy.decide(shown, now)
+            if type(step) is not Step or self._ticks.count != self.tick:
+                self._wrong(step)
             # Most steps are one of two kinds, for which there are short ways.
             if step.plain == DECODES:
                 if step.standing and self.go_on is not None and not fresh:
@@ -198,6 +198,8 @@ class TokenEngine(DecodeSums):
         decoding = view.decoding
         times = 1
         if repeat is not None and not fresh and self.host is None:
+            if type(repeat) is not Repeat or type(repeat.times) is not int or type(repeat.limit) is not float:
+                check_repeat(self.worker.policy, repeat)
             times = self._leaving[0] - self._ticks.count
             if repeat.times < times:
                 times = repeat.times
@@ -220,9 +222,12 @@ class TokenEngine(DecodeSums):
         if self.seen or type(worker.policy).admit is not TokenPolicy.admit:
             self._ask_in(inbox, now)
             return
+        worker.idles = 0
         for task in inbox:
             if task.request.outcome is None:
                 task.admitted = now
+                if self.booked:
+                    self.note(task)
                 waiting[task] = None
             else:
                 del self._lengths[task]
@@ -237,22 +242,27 @@ class TokenEngine(DecodeSums):
             task.admitted = now
             if self.seen:
                 task.arrival = now
-            if worker.policy.admit(task, view, now):
+            self.note(task)
+            if worker.policy.admit(task, worker.shown, now):
                 view.waiting[task] = None
             else:
-                del self._lengths[task]
+                self.forget(task)
                 self.loop._drop(task, view)
 
     # -- a step -------------------------------------------------------------------------------------------
 
     def _carry_out(self, step: Step, now: float) -> bool:
         """Do as *step* says; whether anything came of it (a step in flight, or a changed queue: ask again)."""
-        view = self.view
-        for task in step.drop:
+        view, policy = self.view, self.worker.policy
+        if step.drop or step.preempt:
+            check_decision(policy, step, Step)
+        for task in tuple(step.drop):
             self._give_up(cast("TokenTask", task))
-        for task in step.preempt:
+        for task in tuple(step.preempt):
             if task not in view.running:
-                raise LawBroken(f"{view.name}: the policy preempts {task}, which is not running")
+                raise fault(
+                    policy, f"it preempts {task}, which is not running at {view.name}", "a task of view.running"
+                )
             self._preempt(task)
         changed = bool(step.drop or step.preempt)
         chosen = None if isinstance(step.decode, All) else self._chosen(step.decode)
@@ -270,18 +280,25 @@ class TokenEngine(DecodeSums):
         return True
 
     def _chosen(self, decode: Sequence[TokenTask]) -> list[TokenTask]:
-        for task in decode:
-            if task._ticks is not self._ticks:
-                raise LawBroken(f"{self.view.name}: the policy decodes {task}, which is not decoding here")
-        if len(set(decode)) < len(decode):
-            raise LawBroken(f"{self.view.name}: the policy decodes a task twice in a step")
-        return list(decode)
+        policy = self.worker.policy
+        try:
+            chosen = list(decode)
+            for task in chosen:
+                if task not in self._bases:
+                    raise fault(policy, f"it decodes {task}, which is not decoding at {self.view.name}")
+        except TypeError:
+            check_decision(policy, Step(decode=decode), Step)
+            raise
+        if len(set(chosen)) < len(chosen):
+            raise fault(policy, f"decode of its decision holds {max(chosen, key=chosen.count)!r} twice")
+        return chosen
 
     def _launch(
         self, decode: int, context: int, pieces: Sequence[Piece], chosen: Sequence[TokenTask] | None, now: float
     ) -> None:
         loop = self.loop
         loop._batches += 1
+        self.worker.idles = 0
         batch = TokenBatch(loop._batches, self.worker, decode, context, now, self.keep_ends)
         if chosen is not None:
             batch.chosen = chosen
@@ -298,25 +315,31 @@ class TokenEngine(DecodeSums):
         self.view.in_flight = batch
         loop.executor.run(self.worker, batch, self._done)  # type: ignore[arg-type]
 
-    def _tell_circle(self) -> None:
-        view, policy = self.view, self.worker.policy_name
-        what = f"{FRUITLESS} steps on end preempted somebody, and not a token came out"
-        where = f"at {self.loop._now():g} s, with {len(view.running)} running and {len(view.waiting)} waiting"
-        raise broken(13, f"engine {view.name} goes round in circles under policy {policy}: {what} ({where})")
-
     def _admit(
         self, prefill: Sequence[Chunk], chosen: Sequence[TokenTask] | None, decode: int, crowded: bool, now: float
     ) -> list[Piece]:
         """Take of *prefill* what fits beside *decode* tasks; the chunks of running tasks have room. When it was so
         *crowded* that tasks were preempted, nobody is admitted."""
-        view, size = self.view, self.size
+        view, size, booked = self.view, self.size, self.booked
         waiting, running = view.waiting, view.running
         free = view.free_blocks
         pieces: list[Piece] = []
-        if prefill is view.checked and not decode and not crowded and prefill[0][0] in waiting:
+        if (
+            prefill is view.checked
+            and prefill == view.sure
+            and not decode
+            and not crowded
+            and prefill[0][0] in waiting
+        ):
             # `TokenView.admissible` has just found all of it, so all that waits fits.
             for task, count in prefill:
                 computed = task._computed
+                if booked:
+                    self._check(task)
+                if type(count) is not int or not 0 < count <= task.prompt + task._generated - computed:
+                    self._no_chunk(task, count)
+                if task not in waiting:
+                    self._not_there(task)
                 free += -(computed + count) // size
                 del waiting[task]
                 running[task] = None
@@ -336,15 +359,19 @@ class TokenEngine(DecodeSums):
         whole = view.whole_prompt
         admitted = 0
         for task, count in prefill:
+            if type(count) is not int:
+                self._no_chunk(task, count)
             tokens -= count
             if tokens < 0:
                 break
-            if task._ticks is not None:
-                raise LawBroken(f"{view.name}: the policy prefills {task}, which is decoding")
             computed = task._computed
+            if task in self._bases:
+                raise fault(self.worker.policy, f"it prefills {task}, which is decoding at {view.name}")
+            if booked:
+                self._check(task)
             pending = task.prompt + task._generated - computed
             if count < 1 or count > pending:
-                raise LawBroken(f"{view.name}: the policy prefills {count} tokens of {task}")
+                self._no_chunk(task, count)
             left = free + -(computed + count) // size
             if task in waiting:
                 if crowded or left < least or sequences == admitted:
@@ -360,12 +387,14 @@ class TokenEngine(DecodeSums):
                     self._swapped += -(-computed // size)
             elif task in running:
                 if admitted:
-                    raise LawBroken(f"{view.name}: the policy prefills {task}, which runs, after one that waits")
+                    raise fault(
+                        self.worker.policy, f"it prefills {task}, which runs at {view.name}, after one that waits"
+                    )
                 left -= -computed // size
             elif crowded:
                 break  # it was there until now
             else:
-                raise LawBroken(f"{view.name}: the policy prefills {task}, which is not there")
+                self._not_there(task)
             free = left
             task._computed = computed + count
             pieces.append((task, count, computed))
@@ -432,8 +461,8 @@ class TokenEngine(DecodeSums):
     def _tick(self, batch: TokenBatch, now: float) -> None:
         """All that decode have put out a token, or several."""
         view, ticks, phases, size = self.view, self._ticks, self._phases, self.size
-        tick, count = ticks.count, batch.count
-        ticks.count = last = tick + count
+        tick, count = self.tick, batch.count
+        ticks.count = self.tick = last = tick + count
         self._fruitless = 0
         if self._recomputed:
             self._recomputed.clear()
@@ -452,10 +481,10 @@ class TokenEngine(DecodeSums):
                 self._trim()
         leaving = self._leaving
         while leaving and leaving[0] <= last:
-            lengths = self._lengths
+            lengths, bases = self._lengths, self._bases
             for task in self._buckets.pop(heappop(leaving)):
                 # One that was preempted since has another bucket now.
-                if task._ticks is not None and task._generated + last == lengths.get(task):
+                if task in bases and bases[task] + last == lengths[task]:
                     self._part(task)
                     self._finish(task, now)
 
@@ -490,6 +519,7 @@ class TokenEngine(DecodeSums):
                     self._finish(task, now)
                     continue
             elif pending > 1 or task._computed < task.prompt:
+                self._keep(task)
                 continue
             else:
                 self._recomputed.add(task)
@@ -500,8 +530,10 @@ class TokenEngine(DecodeSums):
     def _release(self, task: TokenTask) -> None:
         """*task* gives its memory back and runs no more."""
         self._recomputed.discard(task)
-        if task._ticks is not None:
+        if task in self._bases:
             self._part(task)
+        else:
+            self._check(task)
         self.view.free_blocks -= -task._computed // self.size
         del self.view.running[task]
 
@@ -509,13 +541,15 @@ class TokenEngine(DecodeSums):
         """*task*, which does not decode with the others (any more), has put out its last token."""
         self.view.free_blocks -= -task._computed // self.size
         del self.view.running[task]
-        del self._lengths[task]
+        self.forget(task)
         request = task.request
         if request.outcome is None:
             task.finished = now
             slo = self.view.slo
             if slo is not None and not slo.met(task):
                 request.missed = True  # type: ignore[misc]
+                if not self.lean:
+                    self.loop._know_anew(request)
             if self.lean:
                 request.finished = now
                 met = now <= latest(request.deadline) and not request.missed
@@ -533,8 +567,9 @@ class TokenEngine(DecodeSums):
             self._swapped += -(-task._computed // self.size)
         else:
             task._computed = 0
+        self._keep(task)
         if self._outgrown(task):
-            del self._lengths[task]
+            self.forget(task)
             self.loop.fail(task.request, f"its {task.prompt + task._generated} tokens do not fit into {view.name}")
             return
         view.waiting[task] = None
@@ -551,8 +586,8 @@ class TokenEngine(DecodeSums):
         elif task in view.waiting:
             del view.waiting[task]
         else:
-            raise LawBroken(f"{view.name}: the policy drops {task}, which is not there")
-        del self._lengths[task]
+            raise fault(self.worker.policy, f"it drops {task}, which is not at {view.name}", "a task of its view")
+        self.forget(task)
         self.loop._drop(task, view)
 
     def _purge(self) -> None:
@@ -560,44 +595,4 @@ class TokenEngine(DecodeSums):
         self._stale = False
         for task in [t for t in self.view.running if t.request.outcome is not None]:
             self._release(task)
-            del self._lengths[task]
-
-    # -- memory -------------------------------------------------------------------------------------------
-
-    def _make_room(self, chosen: Sequence[TokenTask] | None, prefill: Sequence[Chunk]) -> bool:
-        """Make sure that memory lasts for the step of those that run; whether somebody had to be preempted.
-
-        In order of admission each gets what it needs; while there is too little, the last of all is preempted. What
-        must be free grows along that order, so the last that decodes (for the headroom) and the last of all decide.
-        Who was computed anew but for one token needs no headroom for that one: it would be preempted again and again
-        without ever putting it out.
-        """
-        view, size, headroom = self.view, self.size, self.headroom
-        chunks = {task: n for task, n in prefill if task in view.running}
-        some = set(chosen or ())
-
-        def need(task: TokenTask) -> tuple[int, bool]:
-            """New blocks of *task*, and whether it decodes."""
-            if task in chunks:
-                return -(-(task.computed + chunks[task]) // size) + -task.computed // size, False
-            decodes = task._ticks is not None and (chosen is None or task in some)
-            return int(decodes and task.computed % size == 0), decodes
-
-        needed = self._blocks_of_a_step(chosen) + sum([need(t)[0] for t in chunks])
-        if needed + headroom <= view.free_blocks:
-            return False
-        before = len(view.running)
-        order = list(view.running)
-        while order:
-            most = upto = needed
-            for task in reversed(order):
-                blocks, decodes = need(task)
-                upto -= blocks
-                if decodes and task not in self._recomputed:
-                    most = max(most, upto + max(blocks, headroom))
-                    break
-            if most <= view.free_blocks:
-                break
-            needed -= need(order[-1])[0]
-            self._preempt(order.pop())
-        return len(view.running) < before
+            self.forget(task)

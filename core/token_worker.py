@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from .loop import Worker
 from .token_ahead import TokenEngineAhead
 from .token_engine import TokenEngine
+from .worker import Worker
 
 if TYPE_CHECKING:
     from .loop import ServingLoop
@@ -69,7 +69,7 @@ class TokenWorker(Worker):
         ahead = self.host is not None and self.host.ahead
         self._engine = TokenEngineAhead(loop, self) if ahead else TokenEngine(loop, self)
         self.receive = cast("Callable[[Task], None]", self._engine.receive)
-        self.policy.start(self.view)
+        self.policy.start(self.shown)
 
     def task(self, request: Request, now: float) -> Task:
         return self._engine.task(request, now)
@@ -88,6 +88,10 @@ class TokenWorker(Worker):
     def turn(self, settled: bool = False) -> None:
         if self.view.in_flight is None and not self._engine.deciding:
             self._engine.turn(self.loop._now())
+
+    def close_books(self) -> None:
+        super().close_books()
+        self._engine.booked = False
 
     @property
     def resting(self) -> bool:

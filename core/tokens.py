@@ -25,8 +25,8 @@ from .seam import Decision, Policy, Repeat, WorkerView
 from .slo import latest
 
 if TYPE_CHECKING:
-    from .loop import Worker
     from .pipeline import Stage
+    from .worker import Worker
 
 
 class All:
@@ -180,8 +180,8 @@ class TokenTask(Task):
         self.arrival = request.arrival
         self.deadline = request.deadline
         self.queued = queued
-        self.worker = worker
-        self.admitted = self.started = self.finished = None
+        self.worker = worker.place if worker is not None else None
+        self.flight = self.admitted = self.started = self.finished = None
         self.prompt = prompt
         self.limit = limit
         self.budget = 0.0
@@ -223,7 +223,7 @@ class TokenTask(Task):
         that (`Recorder.wants_token_times`)."""
         if self._times is None:
             raise BadInput("the times of single tokens were not kept", right="a recorder with wants_token_times")
-        return self._times
+        return self._times if self.finished is not None else self._times[:]  # which a policy may be shown
 
     def _settle(self) -> None:
         if self._ticks is not None:
@@ -392,21 +392,19 @@ class TokenView(WorkerView):
     without a prefill, took, scheduling included; 0 before there was one.
     """
 
+    # What changes from step to step stands in a dictionary, which the policy's view shares (`servetwin.core.closed`).
     __slots__ = (
+        "__dict__",
         "_estimate_decode",
         "_estimate_prefill",
         "block_size",
         "blocks",
         "checked",
-        "context",
-        "decoding",
-        "free_blocks",
-        "last_decode",
-        "last_step",
         "limits",
         "max_batched_tokens",
         "max_sequences",
         "slo",
+        "sure",
         "watermark",
         "whole_prompt",
     )
@@ -433,6 +431,7 @@ class TokenView(WorkerView):
         self.watermark = limits.reserve
         self.whole_prompt = limits.whole_prompt
         self.checked: Sequence[Chunk] | None = None  # what `admissible` gave last
+        self.sure: Sequence[Chunk] = ()  # and what was in it then
         self.max_batched_tokens = limits.max_batched_tokens
         self.max_sequences = limits.max_sequences
         self.decoding = 0
@@ -480,8 +479,8 @@ class TokenView(WorkerView):
                 if sequences < 0 or free + needed < least:
                     break
                 free += -(computed + count) // size
-            taken.append(chunk)
-        self.checked = taken
+            taken.append(chunk if type(chunk) is tuple else (task, count))
+        self.checked, self.sure = taken, taken[:]  # the former is the policy's to change
         return taken
 
     def solo(self, task: Task) -> float:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from servetwin.core import BadInput, Pipeline, Recorder, Request, ServeTwinError, Stage, Worker
 
 from . import build
+from .blame import policies_answer
 from .config import Experiment
 from .engines import contexts
 from .graph import make_budget, make_pipeline, make_router, make_ways, real_tools, without_tools
@@ -107,7 +108,7 @@ class Backend:
         if folder is not None:
             recorder = build.folder_for(experiment, folder, describe(experiment, server))
         say(f"warming up, then serving {len(plan.requests)} requests")
-        with recording(recorder, folder):
+        with recording(recorder, folder), policies_answer([worker.policy for worker in workers]):
             report = server.serve(
                 stages,
                 workers,

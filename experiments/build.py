@@ -25,7 +25,7 @@ from servetwin.core import (
     Worker,
     WorkerView,
 )
-from servetwin.core.errors import Stopped
+from servetwin.core.errors import PolicyFault, Stopped
 from servetwin.core.token_worker import TokenWorker
 from servetwin.core.tokens import TokenPolicy
 
@@ -70,10 +70,12 @@ class Run:
         with policies_answer([worker.policy for worker in self.loop.workers]):
             source = self.source if self.experiment.system.stop_after is None else self._source_then_stop()
             play(self.loop, self.executor, source, columns=columns)
+            self.loop.look_over()
         self.recorder.summary.held = self.executor.watch.told(self.recorder.summary.sizes)
         if self.loop.live:
             what = f"{len(self.loop.live)} requests never ended, though nothing was left to happen"
-            raise LawBroken(f"{what}; held by {self.loop.holders() or 'no worker'}")
+            held = self.loop.holders()
+            raise PolicyFault(f"{what}; held by {held}") if held else LawBroken(f"{what}; held by no worker")
         return self.recorder.summary
 
     def _source_then_stop(self) -> Iterator[Request]:

@@ -458,6 +458,7 @@ def _shown_gap(s: Scored) -> float | None:
 # -- looking at things ----------------------------------------------------------------------------------
 
 
+app.command()(commands.check)
 app.command()(commands.compare)
 app.command()(commands.plot)
 app.command()(commands.trace)

@@ -143,6 +143,17 @@ def profile(
     typer.echo(f"to use it: servetwin run ... --set deployment.devices.gpu0={out}")
 
 
+def check(
+    policy: Annotated[str, typer.Argument(help="A policy by name, my_policy.py, or package.module:Class.")],
+    experiment: Annotated[str | None, typer.Argument(help="Where to try it; else on short runs of its kind.")] = None,
+) -> None:
+    """Try a policy under all laws: whether it keeps to what it may do, decides the same again, its Repeats hold."""
+    from .check import check as engine
+
+    for line in engine(policy, experiment).lines():
+        typer.echo(line)
+
+
 def show_verdict(data: ProfileFile) -> None:
     """Print whether a profile is clean, and what may be asked of it that nobody measured."""
     from servetwin.profiles import verdict

@@ -20,6 +20,7 @@ from servetwin.core.tokens import TokenRequest
 
 from . import build
 from .backend import Plan, Say, recording, write_report
+from .blame import policies_answer
 from .config import Experiment
 from .engines import prepare
 from .policycode import as_loaded
@@ -130,7 +131,7 @@ class VllmBackend:
         prepare(recorder, plan.experiment, workers)
         say(f"warming up, then serving {len(planned)} requests")
         by_id: Any = {r.id: r for r in plan.requests}
-        with recording(recorder, folder):
+        with recording(recorder, folder), policies_answer([worker.policy]):
             engine.serve(_warm_up(planned), Settings(name=view.name), policy=None)
             run = engine.serve(
                 planned,

@@ -20,12 +20,12 @@ class VLLMV1(TokenPolicy):
     """*chunked* off: a prompt that does not fit whole waits (as with ``enable_chunked_prefill=False``)."""
 
     def __init__(self, budget: int | None = None, chunked: bool = True) -> None:
-        self.budget = self.tokens_a_step = budget
+        self.tokens_a_step = budget
         self.chunked = chunked
         self.whole_prompts = not chunked
 
     def start(self, view: TokenView) -> None:
-        self.most = min(self.budget or view.max_batched_tokens, view.max_batched_tokens)
+        self.most = min(self.tokens_a_step or view.max_batched_tokens, view.max_batched_tokens)
 
     def decide(self, view: TokenView, now: float) -> Step:
         running, waiting = view.running, view.waiting

@@ -21,7 +21,7 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from servetwin.core import BadInput, Outcome, Recorder, Request, ServeTwinError, ServingLoop, Stage, Worker
-from servetwin.core.errors import Stopped
+from servetwin.core.errors import PolicyFault, Stopped
 from servetwin.core.pool import Pool
 from servetwin.core.token_batch import TokenBatch
 from servetwin.core.token_engine import TokenEngine
@@ -233,6 +233,7 @@ class EngineWorker(TokenWorker):
             slo = self.view.slo
             if slo is not None and not slo.met(task):
                 task.request.missed = True  # type: ignore[misc]
+                self.loop._know_anew(task.request)
             self.loop._leave(task, task.finished)
         else:
             self.loop.fail(task.request, "the engine gave it up")
@@ -289,8 +290,9 @@ def serve(
         executor.play(loop, requests, stop_after)
     except (Exception, KeyboardInterrupt, Stopped) as problem:
         reason = say(problem)
+        loop.close_books()  # whatever they say now, it is no news
         loop.stop(reason)
-        if isinstance(problem, KeyboardInterrupt | Stopped):
+        if isinstance(problem, KeyboardInterrupt | Stopped | PolicyFault):
             raise
         raise ServeTwinError(f"the run ended early: {reason}") from problem
     finally:

@@ -70,6 +70,10 @@ class RealExecutor:
         self.quiet = quiet if self.gpu else None
         self.zero = time.monotonic()
         self.lanes: dict[Worker, Lane] = {}
+        # By the names of workers, which is what a task tells of where it is served.
+        self._named: dict[str, Lane] = {}
+        self._tooled: set[str] = set()
+        self._loop: ServingLoop | None = None
         self.busy: list[Lane] = []
         self.heard: SimpleQueue[tuple[object, object]] = SimpleQueue()
         self.timers: list[tuple[float, int, Timer]] = []
@@ -94,6 +98,7 @@ class RealExecutor:
                     f"there is no real tool for the pool {worker.name}", right="scripts, in the experiment"
                 )
             self.pools[worker] = ToolLane(worker, self.tools[worker.name], self.heard)
+            self._tooled.add(worker.name)
             return
         site = self.sites[worker.device]
         if isinstance(site, RemoteSite):
@@ -102,6 +107,7 @@ class RealExecutor:
             self.lanes[worker] = StreamLane(site, worker, self.sink)
         else:
             self.lanes[worker] = ThreadLane(site, worker, self.heard, self.sink)
+        self._named[worker.name] = self.lanes[worker]
 
     def run(self, worker: Worker, batch: Batch, done: Callable[[Batch], None]) -> None:
         self.running += 1
@@ -116,7 +122,7 @@ class RealExecutor:
     def send(self, source: Worker | None, task: Task, deliver: Callable[[Task], None]) -> None:
         target = task.worker
         there = self.sites.get(target.device) if source is not None and target is not None else None
-        if there is not None and source is not None and target not in self.pools:
+        if there is not None and source is not None and target is not None and target.name not in self._tooled:
             # What comes from a tool is still where it was before the tool.
             holders = self.sites.values() if source in self.pools else (self.sites[source.device],)
             for here in holders:
@@ -125,14 +131,14 @@ class RealExecutor:
                     assert isinstance(there, Site)
                     lane = self.lanes.get(source)
                     here.hand_over(task.id, there, lane.event if isinstance(lane, StreamLane) else None)
-        if self._outbox is not None and target is not source:
+        if self._outbox is not None and (source is None or target != source.place):
             self._outbox.append((task, deliver))
         else:
             self._deliver(task, deliver)
 
     def _deliver(self, task: Task, deliver: Callable[[Task], None]) -> None:
         deliver(task)
-        lane = self.lanes.get(task.worker) if task.worker is not None else None
+        lane = self._named.get(task.worker.name) if task.worker is not None else None
         if lane is not None and lane.polled and task.started is None:
             self._waiting.append(task)
 
@@ -147,19 +153,17 @@ class RealExecutor:
             self._outbox = None
         if not outbox:
             return
-        worker = outbox[0][0].worker
-        assert worker is not None
-        worker.loop._hold()  # they are there together when somebody decides
+        assert self._loop is not None
+        self._loop._hold()  # they are there together when somebody decides
         for task, deliver in outbox:
             self._deliver(task, deliver)
-        worker.loop._let_decide()
+        self._loop._let_decide()
 
     def _prepare(self) -> None:
         """Something for a request that waits, while the lanes are busy."""
         task = self._waiting.popleft()
-        worker = task.worker
-        if worker is not None and task.started is None and task.request.outcome is None:
-            self.lanes[worker].prepare(task)
+        if task.worker is not None and task.started is None and task.request.outcome is None:
+            self._named[task.worker.name].prepare(task)
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
         timer = Timer(when, callback)
@@ -202,6 +206,7 @@ class RealExecutor:
             self._go(loop, ours, inlet)
 
     def _go(self, loop: ServingLoop, channel: socket.socket, inlet: _Inlet) -> None:
+        self._loop = loop
         (self._spin if self.gpu else self._wait)(loop, channel, inlet)
 
     def close(self) -> None:
@@ -211,6 +216,7 @@ class RealExecutor:
         for pool in self.pools.values():
             pool.close()
         self.lanes.clear()
+        self._named.clear()
         self.pools.clear()
 
     def _spin(self, loop: ServingLoop, channel: socket.socket, inlet: _Inlet) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from servetwin.core import BadInput, Batch, Recorder, Request, ServeTwinError, ServingLoop, Stage, Summary, Worker
-from servetwin.core.errors import Stopped
+from servetwin.core.errors import PolicyFault, Stopped
 from servetwin.core.pool import Pool
 
 from .executor import RealExecutor
@@ -95,7 +95,7 @@ class Log(Recorder):
 def _flying(request: Request) -> bool:
     """Whether a batch that is not over has *request* in it."""
     for task in request.tasks:
-        batch = task.worker.view.in_flight if task.worker is not None and task.finished is None else None
+        batch = task.flight if task.finished is None else None
         if batch is not None and task in batch.tasks:
             return True
     return False
@@ -179,10 +179,12 @@ class Server:
         executor, loop = self.prepare(stages, workers, log, sink=sink, tools=tools, **wiring)
         try:
             executor.play(loop, list(requests), stop_after)
+            loop.look_over()
         except (Exception, KeyboardInterrupt, Stopped) as problem:
             reason = say(problem)
+            loop.close_books()  # whatever they say now, it is no news
             loop.stop(reason)
-            if isinstance(problem, KeyboardInterrupt | Stopped):
+            if isinstance(problem, KeyboardInterrupt | Stopped | PolicyFault):
                 raise
             raise ServeTwinError(f"the run ended early: {reason}") from problem
         finally:

@@ -34,7 +34,7 @@ def record(run: Run, worker: TokenWorker, planned: dict[int, TokenRequest], reco
         request = tasks[served.id].request
         events.append((request.arrival, 0, lambda r=request: recorder.arrived(r)))  # type: ignore[misc]
         end = served.times[-1] if served.outcome == "finished" else served.ended
-        _settle(tasks[served.id], served, end, run.reason)
+        _settle(tasks[served.id], worker, served, end, run.reason)
         events.append((end, 2, lambda r=request, t=end: recorder.ended(r, t)))  # type: ignore[misc]
     batches = _batches(run, worker, tasks)
     events += [(batch.end, 1, lambda b=batch: recorder.batch(b)) for batch in batches]  # type: ignore[misc]
@@ -60,9 +60,9 @@ def _task(served: Served, worker: TokenWorker, planned: TokenRequest, started: f
     return task
 
 
-def _settle(task: TokenTask, served: Served, end: float, reason: str) -> None:
+def _settle(task: TokenTask, worker: TokenWorker, served: Served, end: float, reason: str) -> None:
     """How the request of *task* ended."""
-    request, view = task.request, task.worker.view  # type: ignore[union-attr]
+    request, view = task.request, worker.view
     if served.outcome == "finished":
         task.finished = request.finished = end
         slo = getattr(view, "slo", None)

@@ -19,12 +19,16 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from servetwin.core import BadInput, LawBroken, Pipeline, ServeTwinError
+from servetwin.core import BadInput, Pipeline, ServeTwinError
+from servetwin.core.answers import check_decision, check_item, check_time, compared, fault
+from servetwin.core.closed import closed
+from servetwin.core.errors import PolicyFault
 from servetwin.core.pipeline import Module
+from servetwin.core.place import by_its_own_word, named, raised_at
 from servetwin.core.tokens import (
     ALL,
     CumulativeSLO,
@@ -255,8 +259,11 @@ class _Policed(Steered):
         self._requests.clear()
         self._over = 0.0
         self.idle_until = None
+        # Books of every task are kept: what each said when the policy was first shown it.
+        self.shown = closed(self.view)
+        self._said: dict[TokenTask, tuple[Any, ...]] = {}
         if policy is not None:
-            policy.start(self.view)
+            policy.start(self.shown)
 
     def now(self) -> float:
         """Seconds since `zero`."""
@@ -296,12 +303,15 @@ class _Policed(Steered):
         for task in gone:
             known = self._forget(task)
             if known and self.policy_object is not None and self._asked is None:
-                self.policy_object.removed(task, self.view, self.now())
+                self.policy_object.removed(task, self.shown, self.now())
         return ended
 
     def _forget(self, task: TokenTask) -> bool:
         """Take *task* out of the view; says whether the policy knew it."""
         request = self._requests.pop(task, None)
+        said = self._said.pop(task, None)
+        if said is not None and said != _says(task):
+            raise compared([self.policy_object], f"task {task.id}", SAYS, _says(task), said)
         if request is not None:
             self.tasks.pop(request.request_id, None)
         if task in self._new:
@@ -323,7 +333,11 @@ class _Policed(Steered):
             log.decided = self.now()
             output = self.schedule_freely(*args, **kwargs)
         else:
-            step = policy.decide(view, log.start)
+            with _asked(policy):
+                step = policy.decide(self.shown, log.start)
+            if type(step) is not Step:
+                check_decision(policy, step, Step)
+            check_time(policy, step.idle_until)
             orders = self._translate(step, log)
             log.decided = self.now()
             output = self.obey(orders, *args, **kwargs)
@@ -357,7 +371,11 @@ class _Policed(Steered):
         new, self._new = self._new, []
         for task in new:
             task.admitted = log.start
-            if self.policy_object is None or self.policy_object.admit(task, self.view, log.start):
+            if self.policy_object is not None:
+                self._said[task] = _says(task)
+            with _asked(self.policy_object):
+                taken = self.policy_object is None or self.policy_object.admit(task, self.shown, log.start)
+            if taken:
                 self.view.waiting[task] = None
             else:
                 log.dropped.append(task.id)
@@ -365,7 +383,9 @@ class _Policed(Steered):
 
     def _translate(self, step: Step, log: StepLog) -> Orders:
         """*step* in vLLM's requests."""
-        requests = self._requests
+        requests, policy = self._requests, self.policy_object
+        for chunk in step.prefill:
+            check_item(policy, "prefill", chunk)
         log.dropped += [t.id for t in step.drop]
         try:
             drop = [requests[t] for t in step.drop]  # type: ignore[index]
@@ -380,7 +400,11 @@ class _Policed(Steered):
                 and self.view.decoding == len(self.running),
             )
         except KeyError as error:
-            raise LawBroken(f"{self.view.name}: the policy names {error.args[0]!r}, which is not there") from None
+            what = f"it names {error.args[0]!r}, which is not at {self.view.name}"
+            raise fault(policy, what, "tasks of its view") from None
+        except (TypeError, AttributeError):
+            check_decision(policy, step, Step)
+            raise
         return orders
 
     def _note(self, output: Any, log: StepLog) -> None:
@@ -439,6 +463,29 @@ class _Policed(Steered):
         if self.keep_log:
             self.log.append(log)
         return outputs
+
+
+#: What a task says from when a policy is first shown it.
+SAYS = ("id", "prompt", "limit", "arrival", "deadline", "budget", "queued", "admitted")
+
+
+@contextlib.contextmanager
+def _asked(policy: object) -> Iterator[None]:
+    """Tell what *policy* raises, which is asked now, with its file and line: in vLLM's process nobody else could."""
+    try:
+        yield
+    except ServeTwinError:
+        raise
+    except BaseException as error:
+        at = raised_at([policy], error)
+        if at is None or (isinstance(error, KeyboardInterrupt) and not by_its_own_word(error)):
+            raise
+        what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise PolicyFault(f"{named(policy, (at[1], at[2]))}: the policy failed in {at[3]}: {what}") from error
+
+
+def _says(task: TokenTask) -> tuple[Any, ...]:
+    return tuple([getattr(task, name) for name in SAYS])
 
 
 #: The policy idles until something arrives.

@@ -21,7 +21,7 @@ from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from servetwin.core.loop import NEVER, Client, ServingLoop
+from servetwin.core.loop import Client, ServingLoop
 from servetwin.core.metrics import Summary
 from servetwin.core.records import Recorder
 from servetwin.core.request import Outcome, Request
@@ -33,6 +33,7 @@ from servetwin.core.token_latencies import TokenLatencies
 from servetwin.core.token_metrics import LimitsSLO, StageTokens, TokenDeadlines, TokenSummary
 from servetwin.core.token_worker import TokenWorker
 from servetwin.core.tokens import TokenPolicy, TokenTask
+from servetwin.core.worker import NEVER
 
 from .executor import SimExecutor
 from .tokens import TokenLane
@@ -359,7 +360,8 @@ class Columns:
             while leaving and leaving[0] <= tick:
                 bucket = buckets.pop(heappop(leaving))
                 if type(bucket[0]) is not tuple:
-                    ticks.count, calendar._now = tick, now
+                    ticks.count = engine.tick = tick
+                    calendar._now = now
                     view.free_blocks, view.context, view.decoding = free, context, decoding
                     bucket = self._let_go(bucket, now)
                     free, context, decoding = view.free_blocks, view.context, view.decoding
@@ -378,7 +380,8 @@ class Columns:
                     self._record()
             if keep and len(ends) > engine._trim_at:
                 self._trim(tick)
-        ticks.count, calendar._now, lane.ready, source.row = tick, now, ready, row
+        ticks.count = engine.tick = tick
+        calendar._now, lane.ready, source.row = now, ready, row
         view.free_blocks, view.context, view.decoding = free, context, decoding
         view.last_step, view.last_decode = last_step, last_decode
         loop._batches += batches
@@ -413,7 +416,7 @@ class Columns:
         self._record()
         tasks = [task for task in bucket if type(task) is not tuple]
         for task in tasks:
-            if task._ticks is not None and task._generated + last == engine._lengths.get(task):
+            if task in engine._bases and engine._bases[task] + last == engine._lengths[task]:
                 engine._part(task)
                 engine._finish(task, now)
         return [*bucket[len(tasks) :]]
@@ -486,6 +489,9 @@ class Columns:
                 task._times.append(first)
                 engine._joined[task] = last - length + 1
             task._generated, task._computed, task._ticks = length - last, task.prompt, engine._ticks
+            engine._bases[task] = length - last
+            if engine.booked:
+                engine._marks[task] = started, first, 0
             view.running[task] = None
         for last in {last for _, last in found}:
             buckets[last] = [made[e[0][0]] if type(e) is tuple else e for e in buckets[last]]
@@ -506,6 +512,7 @@ class Columns:
         task.admitted = now
         if self.engine.seen:
             task.arrival = now
+        self.engine.note(task)
 
     def _task(self, row: Row) -> TokenTask:
         """What the ordinary way makes of *row*."""

@@ -53,6 +53,7 @@ class Lane(simpy.Event):
         self.callbacks = FIRE
         self.worker = worker
         self.timing = timing
+        timing.view = worker.view
         self.draw = timing.draw
         self.rates: dict[Lane, Rates] = {}  # neighbour -> (host, device) rates while it is busy
         self.together: dict[frozenset[Lane], Rates] = {}  # the same for several that are all busy

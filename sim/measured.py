@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from servetwin.core import BadInput, Batch, Worker
+from servetwin.core import BadInput, Batch, Worker, WorkerView
 from servetwin.core.pool import Pool
 from servetwin.core.streams import stream
 from servetwin.core.token_worker import TokenWorker
@@ -88,6 +88,7 @@ class WholeTiming:
     weather: SlowSpells | None = None
     between: Sequence[float] = ()
     draw: Callable[[], float] | None = field(default=None, init=False)
+    view: WorkerView | None = field(default=None, init=False)
 
     @property
     def settled(self) -> bool:
@@ -237,6 +238,7 @@ class Clock:
                 device = self._decided(worker, profile, loop, device)
             host = [0.0] * len(device)
         timing = MeasuredTiming([h * speed for h in host], device)
+        timing.view = worker.view
         if self._has(profile, costs.AHEAD(loop)):
             timing.ahead = self._column(profile, costs.AHEAD(loop), sizes)
         if stage.before:

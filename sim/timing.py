@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from servetwin.core import Batch
+from servetwin.core import Batch, WorkerView
 
 #: Seconds of undisturbed host work and device work, and how much device work may be outstanding at the end: an
 #: iteration is over, as far as the worker can tell, once the host's part is done and no more than that is left.
@@ -35,6 +35,7 @@ class Timing(Protocol):
     """
 
     draw: Callable[[], float] | None
+    view: WorkerView | None  #: of the worker, whose lane sets it
 
     @property
     def settled(self) -> bool: ...
@@ -69,6 +70,7 @@ class TableTiming:
     once: Sequence[float] | None = None
     draw: Callable[[], float] | None = None
     settled: bool = True
+    view: WorkerView | None = None
 
     def demand(self, batch: Batch, idle: float, now: float) -> Demand:
         once = self.once[batch.size] if self.once is not None and batch.leaves else 0.0
@@ -119,6 +121,7 @@ class MeasuredTiming:
     after: Sequence[float] | None = None
     draw: Callable[[], float] | None = None
     weather: Weather | None = None
+    view: WorkerView | None = field(default=None, init=False)
     settled: bool = field(default=True, init=False)
     _cold: list[float] = field(default_factory=list, init=False)  # still to come, last first
     _planning: float = field(default=0.0, init=False)  # the scheduler's own time in each iteration of this batch
@@ -132,7 +135,8 @@ class MeasuredTiming:
             self._cold = list(reversed(self.cold if idle < self.long_spell else self.cold_long))
         extra = joins * self.join if not self.joins or not joins else self.joins[min(joins, len(self.joins) - 1)]
         if self.deciding:
-            view = batch.worker.view
+            view = self.view
+            assert view is not None
             self._planning = self.deciding * (len(view.waiting) + len(view.running) - n)
             extra += self._planning
         if self._cold:

@@ -443,13 +443,15 @@ def test_a_batch_over_the_limit() -> None:
     s = dit(policy, limit=2, laws=False)
     s.arrive(1)
     s.arrive(2)
-    with pytest.raises(LawBroken, match="dit: a batch of 3 is over the limit of 2"):
+    with pytest.raises(
+        LawBroken, match=r"policy Script \(harness.py:\d+\): a batch of 3 is over the limit of 2 of dit"
+    ):
         s.arrive(3)
 
 
 def test_idling_until_a_time_that_has_passed() -> None:
     s = dit(Script(lambda view, now: Decision(idle_until=now)), laws=False)
-    with pytest.raises(LawBroken, match=r"dit: the policy idles until 0.5, which is not in the future"):
+    with pytest.raises(LawBroken, match=r"policy Script .*: it idles until 0.5 at dit, which is not in the future"):
         s.arrive(1, at=0.5)
 
 
@@ -462,7 +464,9 @@ def test_running_what_is_done() -> None:
 
     s = dit(Script(decide), laws=False)
     s.arrive(1)
-    with pytest.raises(LawBroken, match="dit: the policy ran <Task of 1 at dit: 0/1 left>, which has nothing left"):
+    with pytest.raises(
+        LawBroken, match=r"policy Script .*: it runs <Task of 1 at dit: 0/1 left>, which is not at dit"
+    ):
         s.hand.end("dit", 1.0)
 
 

@@ -120,7 +120,7 @@ def test_stages_have_deadlines_of_their_own_with_a_split(agent: Path) -> None:
     plan, write, execute, judge = next(r for r in requests if len(r.tasks) == 4).tasks
     assert plan.arrival < plan.deadline < write.deadline < execute.deadline < judge.deadline
     assert judge.deadline == pytest.approx(judge.request.deadline)
-    assert plan.worker.view.solo(plan) == pytest.approx(0.02)  # its policy looks no further
+    assert loop.workers[plan.worker.number].view.solo(plan) == pytest.approx(0.02)  # its policy looks no further
 
 
 def test_replicas_of_one_stage_may_have_a_router_of_their_own(agent: Path, tmp_path: Path) -> None:

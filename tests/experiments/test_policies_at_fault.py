@@ -11,16 +11,16 @@ class Mine(TokenPolicy):
 """
 DIFFUSION = {
     "return 1 / 0": "the policy failed: mine.py:6, in decide: ZeroDivisionError: division by zero",
-    "return None": "policy Mine: decide returned None (right would be: a Decision)",
+    "return None": "policy Mine (mine.py:5): decide returned None (right would be: a Decision)",
     "return Decision([1])": "run of its decision holds 1 (right would be: tasks of its view)",
     "return Decision(t for t in view.waiting)": "(right would be: a list of tasks)",
     "return Decision(list(view.waiting)[:1] * 2)": "of 0 at dit: 244/244 left> twice",
     "return Decision(list(view.waiting)[:1], drop=list(view.waiting)[:1])": "both runs and drops <Task of 0",
     "return Decision(idle_until=now)": "which is not in the future",
-    "return Decision(idle_until=float('nan'))": "the policy idles until nan, which is not in the future",
+    "return Decision(idle_until=float('nan'))": "it idles until nan at dit, which is not in the future",
 }
 LANGUAGE = {
-    "return None": "policy Mine: decide returned None (right would be: a Step)",
+    "return None": "policy Mine (mine.py:4): decide returned None (right would be: a Step)",
     "return view.nothing": "the policy failed: mine.py:5, in decide: AttributeError",
     "return Step([(1, 2)])": "prefill of its decision holds 1 (right would be: tasks of its view)",
 }
@@ -35,7 +35,7 @@ def test_one_line_says_what_is_wrong_and_where(workload, head, body, told, tmp_p
     (tmp_path / "mine.py").write_text(f"{head}        {body}\n")
     arguments = ["servetwin", "run", workload, "--policy", str(tmp_path / "mine.py"), "--requests", "20"]
     monkeypatch.setattr("sys.argv", arguments)
-    assert cli._run() == 1
+    assert cli._run() == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1

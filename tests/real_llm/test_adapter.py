@@ -163,7 +163,7 @@ def test_a_task_that_is_not_there_breaks_the_law(folder):
     kept = next(iter(made.tasks.values()))
     step(made)
     made.add_request(vllm_request(Asked(7, 0.0, 20, 1)))
-    with pytest.raises(LawBroken, match="which is not there"):
+    with pytest.raises(LawBroken, match="which is not at"):
         made.schedule()
 
 

@@ -111,7 +111,7 @@ def circles(view: TokenView, now: float) -> Step:
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_an_engine_that_goes_round_in_circles_is_told_with_its_policy(ahead: bool) -> None:
-    told = r"law 13 .*engine engine goes round in circles under policy Told: 1000 steps on end preempted"
+    told = r"law 13 .*engine engine goes round in circles under policy Told .*: 1000 steps on end preempted"
     with pytest.raises(LawBroken, match=told):
         serve(Told(circles), requests((0.0, 50, 5)), laws=not ahead, host=HOST if ahead else None, times=Linear())
 
@@ -136,5 +136,7 @@ def test_who_holds_what_never_ends_is_told() -> None:
 
     run = build(resolve.load("opt-13b-a6000", [("policy", "vllm"), ("requests", 3)]))
     run.loop.workers[0].policy = Never()
-    with pytest.raises(LawBroken, match=r"3 requests never ended, .*held by llm \(policy Never\)"):
+    with pytest.raises(
+        LawBroken, match=r"3 requests never ended, .*held by llm \(policy Never \(test_progress.py:\d+\)\)"
+    ):
         run.play()
