@@ -98,7 +98,7 @@ class ServingLoop:
         self._batches = 0
         self._now = executor.now
         self._held: list[Worker] | None = None  # those called while several requests are handed over
-        self._hear_batch = self.recorder.batch
+        self._hear_batch = self.recorder.of_batches()
         self._keep_ends = self.recorder.wants_batches
         alone = len(self.workers) == len(stages) == 1 and not stages[0].branches and budget is None
         #: A worker that is all there is may take requests in, and let them go, by a shorter way.
@@ -230,10 +230,10 @@ class ServingLoop:
         worker.deciding = False
         # As _call would, without the calls: this happens at every iteration.
         if not self.stopped and not worker.called:
-            if self._when_settled(worker.wake):
+            if self._when_settled(worker.waking):
                 worker.called = True
             else:
-                worker.turn(settled=True)
+                self._turn(worker, True)
 
     def _let_go(self, batch: Batch, worker: Worker, now: float) -> None:
         leavers = [task for task in batch.tasks if task.left <= 0]
@@ -339,22 +339,23 @@ class ServingLoop:
         books = worker.books
         tasks = tuple(decision.run) if books is None else books.take(decision)  # the policy may go on with its list
         batch = Batch(self._batches, worker, tasks, decision.whole, decision.repeat)
-        if batch.size > view.limit:
-            what = f"a batch of {batch.size} is over the limit of {view.limit} of {worker.name}"
+        size = batch.size
+        if size > view.limit:
+            what = f"a batch of {size} is over the limit of {view.limit} of {worker.name}"
             raise fault(worker.policy, what)
-        if view.in_flight is not None:
+        idle = view.in_flight is None
+        if not idle:
             worker.check_free("runs", tasks)
-        waiting = view.waiting
+        waiting, running = view.waiting, view.running
         if waiting and not waiting.keys().isdisjoint(tasks):
             batch.joiners = [task for task in tasks if task in waiting]
             for task in batch.joiners:
                 if task not in waiting:
                     raise worker.twice("run", tasks)
                 del waiting[task]
-                view.running[task] = None
-        running = view.running
+                running[task] = None
         left = [task.left for task in tasks if task in running]
-        if len(left) < len(tasks):
+        if len(left) < size:
             check_decision(worker.policy, decision)
             raise worker.not_here("runs", next(task for task in tasks if task not in running))
         least = min(left)
@@ -372,7 +373,7 @@ class ServingLoop:
                 check_repeat(worker.policy, repeat)
             batch.times = min(repeat.times, least)
             batch.last = least
-        if view.in_flight is None:
+        if idle:
             self._launch(worker, batch)
         else:
             view.backlog.append(batch)

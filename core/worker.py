@@ -58,6 +58,7 @@ class Worker:
         self.alarm_at = NEVER
         self.deciding = False
         self.called = False  # it is to decide when all that happens at this instant has
+        self.waking = self.wake  # bound once
         self.purge = False  # a request ended elsewhere while a task of it was in flight here
 
     def show(self, kept: bool) -> None:

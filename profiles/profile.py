@@ -222,7 +222,7 @@ def load(name_or_path: str | Path) -> Profile:
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml", ".csv"):
         path = DATA / f"{name_or_path}.yaml"
-        if str(name_or_path) not in names():
+        if not path.is_file() or path.name.endswith(COSTS) or DATA not in path.resolve().parents:
             device, _, model = str(name_or_path).rpartition("/")
             others = [n for n in names() if model and n.endswith(f"/{model}")]
             here = [n for n in names() if n.startswith(f"{device}/{model}-")]
