@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from .answers import check_decision, check_repeat, check_time, compared, fault, written
+from .answers import OFTEN, check_repeat, check_time, compared, fault, written
 from .budget import Budget
 from .closed import look_over, told
 from .errors import BadInput, LawBroken
@@ -28,7 +28,7 @@ from .pipeline import Stage
 from .place import named
 from .records import Recorder
 from .request import CUT_OFF, Outcome, Outputs, Request, Task
-from .seam import Batch, Decision, Executor, Handle, Repeat, WorkerView
+from .seam import Batch, Decision, Executor, Handle, WorkerView
 from .slo import latest
 from .ways import Ways
 from .worker import NEVER, Worker
@@ -97,8 +97,9 @@ class ServingLoop:
         self.stopped = False
         self._batches = 0
         self._now = executor.now
+        self._over = self._done  # bound once
         self._held: list[Worker] | None = None  # those called while several requests are handed over
-        self._hear_batch = self.recorder.batch
+        self._hear_batch = self.recorder.of_batches()
         self._keep_ends = self.recorder.wants_batches
         alone = len(self.workers) == len(stages) == 1 and not stages[0].branches and budget is None
         #: A worker that is all there is may take requests in, and let them go, by a shorter way.
@@ -218,6 +219,11 @@ class ServingLoop:
         steps = batch.iterations * batch.count
         if worker.books is not None:
             worker.books.ended(batch.tasks, steps)
+        if len(batch.tasks) != batch.size:
+            raise fault(
+                worker.policy,
+                f"it changed the list of {batch.size} tasks that it had decided to run at {worker.name}",
+            )
         for task in batch.tasks:
             task.left -= steps
         if batch.leaves:
@@ -230,10 +236,10 @@ class ServingLoop:
         worker.deciding = False
         # As _call would, without the calls: this happens at every iteration.
         if not self.stopped and not worker.called:
-            if self._when_settled(worker.wake):
+            if self._when_settled(worker.awake):
                 worker.called = True
             else:
-                worker.turn(settled=True)
+                self._turn(worker, True)
 
     def _let_go(self, batch: Batch, worker: Worker, now: float) -> None:
         leavers = [task for task in batch.tasks if task.left <= 0]
@@ -300,8 +306,6 @@ class ServingLoop:
         while view.in_flight is None or ahead:
             now = self._now()
             decision = policy.decide(shown, now)
-            if type(decision) is not Decision:
-                check_decision(policy, decision)
             if decision.drop:
                 for task in worker.check_drop(decision):
                     self._drop(task, view)
@@ -319,7 +323,6 @@ class ServingLoop:
     def _take_in(self, worker: Worker) -> None:
         view, shown, now = worker.view, worker.shown, self._now()
         inbox, worker.inbox = worker.inbox, []
-        worker.idles = 0
         for task in inbox:
             if task.request.outcome is not None:
                 continue
@@ -335,28 +338,27 @@ class ServingLoop:
         """Turn a decision into a batch; launch it, or keep it for when the one in flight is done."""
         view = worker.view
         self._batches += 1
-        worker.idles = 0
         books = worker.books
         tasks = tuple(decision.run) if books is None else books.take(decision)  # the policy may go on with its list
         batch = Batch(self._batches, worker, tasks, decision.whole, decision.repeat)
-        if batch.size > view.limit:
-            what = f"a batch of {batch.size} is over the limit of {view.limit} of {worker.name}"
+        size = batch.size
+        if size > view.limit:
+            what = f"a batch of {size} is over the limit of {view.limit} of {worker.name}"
             raise fault(worker.policy, what)
-        if view.in_flight is not None:
+        idle = view.in_flight is None
+        if not idle:
             worker.check_free("runs", tasks)
-        waiting = view.waiting
+        waiting, running = view.waiting, view.running
         if waiting and not waiting.keys().isdisjoint(tasks):
             batch.joiners = [task for task in tasks if task in waiting]
             for task in batch.joiners:
                 if task not in waiting:
                     raise worker.twice("run", tasks)
                 del waiting[task]
-                view.running[task] = None
-        running = view.running
+                running[task] = None
         left = [task.left for task in tasks if task in running]
-        if len(left) < len(tasks):
-            check_decision(worker.policy, decision)
-            raise worker.not_here("runs", next(task for task in tasks if task not in running))
+        if len(left) < size:
+            worker.look(decision)
         least = min(left)
         if least < 1:
             raise fault(worker.policy, f"it runs {tasks[left.index(least)]!r}, which has nothing left to run")
@@ -367,12 +369,12 @@ class ServingLoop:
             batch.leaves = left.count(1)
         elif decision.repeat is not None and not worker.inbox and (settled or not batch.joiners):
             # Newcomers in the inbox are taken in just after the launch, so the policy must be asked again.
-            repeat = decision.repeat
-            if type(repeat) is not Repeat or type(repeat.times) is not int or repeat.times < 1:
-                check_repeat(worker.policy, repeat)
-            batch.times = min(repeat.times, least)
+            times = decision.repeat.times
+            if type(times) is not int or times < 1:
+                check_repeat(worker.policy, decision.repeat)
+            batch.times = times if times < least else least
             batch.last = least
-        if view.in_flight is None:
+        if idle:
             self._launch(worker, batch)
         else:
             view.backlog.append(batch)
@@ -390,20 +392,25 @@ class ServingLoop:
                 worker.books.begun[task] = now
         batch.keep_ends = self._keep_ends
         worker.view.in_flight = batch
-        self.executor.run(worker, batch, self._done)
+        self.executor.run(worker, batch, self._over)
 
     def _set_alarm(self, worker: Worker, when: float | None, asked: float) -> None:
         """Wake *worker* at *when*, which must lie after the time at which its policy was *asked*; a real clock may
         have gone on since."""
-        if when is not None and type(when) is not float:
-            check_time(worker.policy, when)
-        due = NEVER if when is None else float(when)
+        due = NEVER if when is None else when
         if due == worker.alarm_at:
             return
+        if type(due) is not float:
+            check_time(worker.policy, when)
+            due = float(due)
         if not due > asked:  # nor is NaN
             what = f"it idles until {due:g} at {worker.name}, which is not in the future (it is {asked:g})"
             raise fault(worker.policy, what)
-        worker.idled(asked, due)
+        worker.idles += 1
+        if worker.idles_since != self._batches:  # something ran since it idled last
+            worker.idles, worker.idles_from, worker.idles_since = 1, asked, self._batches
+        elif not worker.idles % OFTEN and due < NEVER:
+            worker.idled(asked)
         if worker.alarm is not None:
             worker.alarm.cancel()
             worker.alarm = None

@@ -51,10 +51,11 @@ class Summary:
         self.last_end = now
 
     def batch(self, batch: Batch) -> None:
+        name = batch.worker[1]
         try:
-            self.sizes[batch.worker.name][batch.size] += batch.count
+            self.sizes[name][batch.size] += batch.count
         except KeyError:
-            self.sizes[batch.worker.name] = Tally({batch.size: batch.count})
+            self.sizes[name] = Tally({batch.size: batch.count})
 
     @property
     def met(self) -> int:

@@ -54,7 +54,6 @@ class Pool(Worker):
         if task.request.outcome is not None:
             return
         now = task.queued = task.admitted = self.loop.executor.now()
-        self.idles = 0
         books = self.books
         if books is not None:
             books.note(task)
@@ -95,7 +94,6 @@ class Pool(Worker):
         task.started = now
         if self.books is not None:
             self.books.begun[task] = now
-        self.idles = 0
         batch = self.loop._new_batch(self, [task])
         batch.joiners = batch.tasks
         batch.leaves = 1

@@ -18,6 +18,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,6 +48,10 @@ class Recorder:
 
     def batch(self, batch: Batch) -> None:
         self.summary.batch(batch)
+
+    def of_batches(self) -> Callable[[Batch], None]:
+        """What to call with each batch that has ended: `batch`, or the summary's where that only goes on to it."""
+        return self.summary.batch if type(self).batch is Recorder.batch else self.batch
 
 
 def _iterations(task: Task) -> int:

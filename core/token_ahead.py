@@ -81,7 +81,7 @@ class TokenEngineAhead(TokenEngine):
             if view.waiting or view.running:
                 view.checked = None
                 step: Step = worker.policy.decide(worker.shown, now)
-                if type(step) is not Step or self._ticks.count != self.tick:
+                if self.booked:
                     self._wrong(step)
                 changed = self._carry_out(step, now)
                 if len(flights) > before:

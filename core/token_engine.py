@@ -163,7 +163,7 @@ class TokenEngine(DecodeSums):
                 continue
             view.checked = None
             step: Step = policy.decide(shown, now)
-            if type(step) is not Step or self._ticks.count != self.tick:
+            if self.booked:
                 self._wrong(step)
             # Most steps are one of two kinds, for which there are short ways.
             if step.plain == DECODES:
@@ -222,7 +222,6 @@ class TokenEngine(DecodeSums):
         if self.seen or type(worker.policy).admit is not TokenPolicy.admit:
             self._ask_in(inbox, now)
             return
-        worker.idles = 0
         for task in inbox:
             if task.request.outcome is None:
                 task.admitted = now
@@ -298,7 +297,6 @@ class TokenEngine(DecodeSums):
     ) -> None:
         loop = self.loop
         loop._batches += 1
-        self.worker.idles = 0
         batch = TokenBatch(loop._batches, self.worker, decode, context, now, self.keep_ends)
         if chosen is not None:
             batch.chosen = chosen

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 Intake = Literal["before", "after"]
 NEVER = float("inf")
 
+#: Every so many batches it is looked whether all that a policy runs is there; else when somebody leaves a batch.
+LOOK = 64
+
 
 class Worker:
     """Serves one stage with one policy; has one batch in flight at most.
@@ -51,11 +54,13 @@ class Worker:
         self.books: Books | None = None  # where its policy's code could write what it may only read
         self.shown: Any = None  # what its policy sees of it
         self.idles = 0  # answers on end by which the policy only idles
+        self.idles_since = -1  # after which batch of the loop the first of them was given
         self.idles_from = 0.0  # when the first of them was given
         self.inbox: list[Task] = []
         self.coming: dict[Task, None] = {}  # sent here and not yet in the queue; where there is a choice of workers
         self.alarm: Handle | None = None
         self.alarm_at = NEVER
+        self.awake = self.wake  # bound once
         self.deciding = False
         self.called = False  # it is to decide when all that happens at this instant has
         self.purge = False  # a request ended elsewhere while a task of it was in flight here
@@ -133,21 +138,26 @@ class Worker:
             self.check_free("drops", dropped)
         return dropped
 
-    def idled(self, now: float, until: float) -> None:
-        """Its policy has nothing to run before *until*. Raises `PolicyFault` if that goes on for ever."""
-        self.idles += 1
-        if self.idles == 1:
-            self.idles_from = now
-        elif self.idles % OFTEN == 0 and until < float("inf"):
-            passed = now - self.idles_from
-            if passed < LEAST or self.idles >= MOST:
-                many = OFTEN if passed < LEAST else self.idles
-                held = len(self.view.waiting) + len(self.view.running)
-                what = (
-                    f"it idled {many} times on end at {self.name}, the last {OFTEN} in {passed:g} s, and ran nothing"
-                )
-                raise fault(self.policy, f"{what} of the {held} requests there (at {now:g} s)")
-            self.idles_from = now
+    def idled(self, now: float) -> None:
+        """Its policy has only idled, `servetwin.core.answers.OFTEN` times or so. Raises `PolicyFault` if that goes
+        on for ever."""
+        passed = now - self.idles_from
+        if passed < LEAST or self.idles >= MOST:
+            many = OFTEN if passed < LEAST else self.idles
+            held = len(self.view.waiting) + len(self.view.running)
+            what = f"it idled {many} times on end at {self.name}, the last {OFTEN} in {passed:g} s, and ran nothing"
+            raise fault(self.policy, f"{what} of the {held} requests there (at {now:g} s)")
+        self.idles_from = now
+
+    def look(self, decision: Decision) -> None:
+        """Raise `PolicyFault` unless *decision* runs tasks that are here, each once."""
+        here = self.view.running.keys() & set(decision.run)
+        if len(here) < len(decision.run):
+            check_decision(self.policy, decision)
+            for task in decision.run:
+                if task not in here:
+                    raise self.not_here("runs", task)
+            raise self.twice("run", decision.run)
 
     def task(self, request: Request, now: float) -> Task:
         """The stay of *request* here, to which it is sent *now*."""

@@ -212,6 +212,12 @@ def names() -> list[str]:
     return sorted(f.relative_to(DATA).with_suffix("").as_posix() for f in files)
 
 
+@functools.cache
+def _names_at_first() -> frozenset[str]:
+    """The same, listed once: what came since is looked for when it is not among them."""
+    return frozenset(names())
+
+
 def load(name_or_path: str | Path) -> Profile:
     """The profile of this name (one of `names`), or the one in the YAML file at this path; a CSV file will do for one
     that has nothing but latencies.
@@ -222,7 +228,7 @@ def load(name_or_path: str | Path) -> Profile:
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml", ".csv"):
         path = DATA / f"{name_or_path}.yaml"
-        if str(name_or_path) not in names():
+        if str(name_or_path) not in _names_at_first() and str(name_or_path) not in names():
             device, _, model = str(name_or_path).rpartition("/")
             others = [n for n in names() if model and n.endswith(f"/{model}")]
             here = [n for n in names() if n.startswith(f"{device}/{model}-")]

@@ -78,7 +78,7 @@ def _fits(loop: ServingLoop, executor: SimExecutor, source: TokenColumns) -> boo
         or executor._delays
         or worker.name in executor._engines
         or recorder.wants_batches
-        or loop._hear_batch != recorder.batch
+        or loop._hear_batch != recorder.of_batches()
         or type(recorder).batch is not Recorder.batch
         or type(summary).batch is not Summary.batch
     ):
