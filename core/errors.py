@@ -22,7 +22,7 @@ class BadInput(ServeTwinError):
 
 
 class LawBroken(ServeTwinError):
-    """A law of the design (docs/laws.md) did not hold in a run: a fault of ServeTwin or of a policy."""
+    """A law of the design (docs/reference/laws.md) did not hold in a run: a fault of ServeTwin or of a policy."""
 
 
 class PolicyFault(LawBroken):

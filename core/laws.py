@@ -10,8 +10,8 @@ run itself. `check_records` reads the files of a run folder, simulated or measur
     ...                       # play the requests
     laws.finish()
 
-The laws themselves stand in `docs/laws.md`, each with how it is checked. Laws 8, 9, 11 and 12 are about more than
-one run and are tests.
+The laws themselves stand in `docs/reference/laws.md`, each with how it is checked. Laws 8, 9, 11 and 12 are about
+more than one run and are tests.
 """
 
 from __future__ import annotations

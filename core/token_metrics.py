@@ -1,5 +1,5 @@
 """What an LLM run amounted to: latencies and throughput as ``vllm bench serve`` reports them, goodput in tokens as
-NeuStream does. The formulas stand in docs/llm.md.
+NeuStream does. The formulas stand in docs/reference/token-metrics.md.
 
 >>> limits = TokenLimits(ttft=2.0, tpot=0.1)
 >>> limits.hold(ttft=1.9, tpot=0.1, itl=0.3, e2el=30.0)

@@ -15,5 +15,5 @@
 `cli`               the command line
 ==================  ====================================================================================
 
-A program calls `servetwin.run` and its like (docs/api.md), which stand on these.
+A program calls `servetwin.run` and its like (docs/reference/python.md), which stand on these.
 """

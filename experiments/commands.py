@@ -114,7 +114,9 @@ def show_tokens(stage: str, tokens: dict[str, Any]) -> None:
 
 
 def profile(
-    model: Annotated[str, typer.Argument(help="sd15-512, tiny-dit, ... (docs/real.md); opt-13b (docs/vllm.md)")],
+    model: Annotated[
+        str, typer.Argument(help="sd15-512, tiny-dit, opt-13b, ... (docs/guides/: real-execution, vllm).")
+    ],
     out: Annotated[Path, typer.Option(help="The profile file to write, .yaml; must not exist.")],
     devices: Devices = None,
     weights: Weights = None,

@@ -1,6 +1,6 @@
 """What an experiment file says of language models: lengths of prompts and outputs, deadlines of tokens, engines.
 
-Lengths are in tokens. See docs/llm.md.
+Lengths are in tokens. See docs/guides/language-models.md.
 """
 
 from __future__ import annotations

@@ -123,7 +123,8 @@ def beyond_measured(summary: Summary) -> int:
     return sum(found.values())
 
 
-#: What a run of a single LLM adds (see docs/llm.md): tokens and requests per second, latencies in milliseconds.
+#: What a run of a single LLM adds (see docs/reference/token-metrics.md): tokens and requests per second, latencies
+#: in milliseconds.
 TOKENS = (
     *("token_goodput", "token_goodput_artifact", "prefill_goodput", "decode_goodput", "limits_goodput"),
     *("output_throughput", "total_token_throughput", "on_time_tokens", "late_tokens", "preemptions"),

@@ -3,7 +3,8 @@
 A recording holds the runs of one model on one device: what was served (modules, which of them shared a worker, batch
 limits, the profile taken before), and for each run the policy, the load, and of every request when it arrived, its
 SLO, its steps, how it ended and when. `Recording.replay` sends the same requests at the same times through the same
-loop and policies in simulation. The files are made by tests/real/campaign.py; docs/fidelity.md tells what came of it.
+loop and policies in simulation. The files are made by tests/real/campaign.py; docs/explanation/validation.md tells
+what came of it.
 """
 
 from __future__ import annotations

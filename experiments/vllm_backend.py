@@ -199,7 +199,7 @@ def require_vllm() -> None:
     if missing:
         are = "is" if len(missing) == 1 else "are"
         what = f"language models need {' and '.join(missing)}, which {are} not installed"
-        raise BadInput(what, right="an environment with vLLM: pip install 'servetwin[llm]' (docs/vllm.md)")
+        raise BadInput(what, right="an environment with vLLM: pip install 'servetwin[llm]' (docs/guides/vllm.md)")
 
 
 def check_limits(workers: Sequence[Worker]) -> None:

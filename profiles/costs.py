@@ -1,7 +1,7 @@
 """The registry of costs: every name that a profile may use, what it means, its unit and its forms, and who reads it.
 
 Writers make names here and readers look them up here; a name that stands in no entry is refused with the nearest one
-that does. ``python -m servetwin.profiles.costs_page`` prints the tables of docs/profiles.md.
+that does. ``python -m servetwin.profiles.costs_page`` prints the tables of docs/reference/profiles.md.
 
 >>> JOIN("unet"), BESIDE("unet", ["clip", "vae"])
 ('unet.join', 'unet.device_beside.clip_and_vae')
@@ -487,7 +487,8 @@ def find(name: str, known: Known) -> tuple[CostName, dict[str, str]]:
         n for n in names if n.split(".")[0] == name.split(".")[0] and sorted(re.split("[._]", n)) == words
     ]  # in another order
     close = same or difflib.get_close_matches(name, names, 1)
-    raise Fault(f"unknown cost {name!r}", ("costs",), close[0] if close else "a name of those in docs/profiles.md")
+    right = close[0] if close else "a name of those in docs/reference/profiles.md"
+    raise Fault(f"unknown cost {name!r}", ("costs",), right)
 
 
 def _names(name: str, known: Known) -> list[str]:

@@ -1,4 +1,4 @@
-"""The registry of costs as text for docs/profiles.md: ``python -m servetwin.profiles.costs_page``."""
+"""The registry of costs as text for docs/reference/profiles.md: ``python -m servetwin.profiles.costs_page``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .costs import ARGUMENTS, NOBODY, REGISTRY
 
 
 def as_markdown() -> str:
-    """The registry as tables for docs/profiles.md."""
+    """The registry as tables for docs/reference/profiles.md."""
     lines = [*(f"- `<{name}>`: {meaning}" for name, meaning in ARGUMENTS.items()), ""]
     readers = dict.fromkeys(entry.read_by for entry in REGISTRY)
     for reader in readers:

@@ -2,8 +2,8 @@
 
 A GPU that has been busy with prompts for some hundredths of a second clocks down, and its next steps take longer,
 whether they compute prompts or only decode: on H100s steps of OPT-13B took 1 % less than in rows of such steps while
-little came, and 2 to 5 % more at more than 13,000 tokens a second (docs/vllm.md). The measure is the tokens computed
-per second, fading.
+little came, and 2 to 5 % more at more than 13,000 tokens a second (docs/reports/2026-11-h200-llm.md). The measure is
+the tokens computed per second, fading.
 
 >>> density = Density(0.05)
 >>> density.add(0.0, 0.1, 200)  # 2000 tokens a second for a tenth of a second

@@ -44,7 +44,8 @@ class Model:
         self.device = device
         self.dtype = options.dtype(device)
         gpu = device.type == "cuda"
-        # Plain convolutions were quicker as they are, compiled ones with channels last (docs/real.md).
+        # Plain convolutions were quicker as they are, compiled ones with channels last
+        # (docs/reports/2026-11-h100-diffusion.md).
         compiled = options.compile and kind.family != "dit"
         self.channels_last = gpu and bool(compiled if options.channels_last is None else options.channels_last)
         self.networks: dict[str, nn.Module] = {}

@@ -22,11 +22,12 @@ class Options:
     *devices* maps the device names of workers to torch devices ("cuda:0", "cpu"); *device* is for those not named
     there. *eager* runs without CUDA graphs, as the CPU always does. *compile* passes the loop's network through
     ``torch.compile`` (in *mode*, without CUDA graphs of its own), *channels_last* lays a convolutional one out that
-    way; None: what measured best (docs/real.md). *first* says whose kernels a GPU prefers when a loop and another
-    stage are both at work: the loop's, those of the rest, or none's. *weights* is a local folder with a checkpoint in
-    diffusers' layout, otherwise weights are random, from *seed*. *slots* bounds the requests that can have begun and
-    not ended. With *processes* each worker is a process of its own (`servetwin.real.remote`). *quiet* says whether
-    the thread that polls a GPU looks for quiet cores (`servetwin.real.quiet`); None: where there are enough of them.
+    way; None: what measured best (docs/guides/real-execution.md). *first* says whose kernels a GPU prefers when a
+    loop and another stage are both at work: the loop's, those of the rest, or none's. *weights* is a local folder
+    with a checkpoint in diffusers' layout, otherwise weights are random, from *seed*. *slots* bounds the requests
+    that can have begun and not ended. With *processes* each worker is a process of its own
+    (`servetwin.real.remote`). *quiet* says whether the thread that polls a GPU looks for quiet cores
+    (`servetwin.real.quiet`); None: where there are enough of them.
     """
 
     device: str = "cuda:0"

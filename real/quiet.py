@@ -3,7 +3,7 @@
 On a machine that others share, a core is slow while somebody computes on its other half: everything that the serving
 loop does between two iterations then takes about twice as long, for seconds at a time, and the system leaves a thread
 that never sleeps where it is. Seen on an H100's host of 16 cores: launching an iteration took 22 us on half of them
-and 55 us on the others, and which ones these were changed within seconds (docs/real.md).
+and 55 us on the others, and which ones these were changed within seconds (docs/explanation/real-execution.md).
 """
 
 from __future__ import annotations

@@ -166,7 +166,7 @@ class VllmEngine:
             import vllm
         except ImportError as error:
             raise BadInput(
-                f"the vllm backend needs vLLM, which cannot be imported ({error})", right="see docs/vllm.md"
+                f"the vllm backend needs vLLM, which cannot be imported ({error})", right="see docs/guides/vllm.md"
             ) from None
         from vllm import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine

@@ -5,8 +5,8 @@
     result = servetwin.run("dit-s2-256-rtx4090", rate=4, policy="edf")
     result.attainment, result.requests.to_pandas()
 
-The names in `__all__` are the public ones (docs/api.md says what each takes and gives); all else may change. A name
-is imported when it is first used, so that ``import servetwin`` costs nothing, and a part of it such as
+The names in `__all__` are the public ones (docs/reference/python.md says what each takes and gives); all else may
+change. A name is imported when it is first used, so that ``import servetwin`` costs nothing, and a part of it such as
 `servetwin.sim` brings in no other. Read on in `servetwin.runs`.
 """
 

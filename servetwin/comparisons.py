@@ -22,7 +22,7 @@ class Comparison(Table):
     collections, a row per cell that both have (*workload*, *rate*, *cv*, *slo_factor*, *policy*), with *attainment*,
     *finished* (percent of the requests), *goodput* (requests per second) and *batch* (mean size), each as ``_first``,
     ``_second`` and ``_gap``. *details* is all that ``servetwin compare --json`` prints: iterations by batch size,
-    tokens, or decisions (docs/fidelity.md).
+    tokens, or decisions (docs/explanation/validation.md).
     """
 
     details: dict[str, Any]

@@ -59,8 +59,8 @@ def run(
     *cv* the coefficient of variation of the gaps between requests, *slo* a multiple of a request's latency alone, or
     a dict (``{"seconds": 2.0}``), *requests* their number, *seed* that of all that is drawn. *variant* and
     *deployment* are names that the experiment offers. *trace* takes the requests from a recorded file, all of them
-    unless *requests* is given, at its own rate unless *rate* is (docs/traces.md); a dict has the file's other keys.
-    *settings* changes any other key: ``{"policy.params.max_batch": 4}``.
+    unless *requests* is given, at its own rate unless *rate* is (docs/guides/traces.md); a dict has the file's other
+    keys. *settings* changes any other key: ``{"policy.params.max_batch": 4}``.
 
     With *backend* "real" or "vllm" devices of this machine serve, as *real* says: a dict with any of devices, model,
     weights, eager, sampler, any_device, slots, processes (a script then needs Python's usual ``if __name__ ==

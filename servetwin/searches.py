@@ -29,7 +29,7 @@ class Answer:
     replicas), *low* and *high* the ends of its 95 % interval, None where none can be given. *verdict* says whether to
     believe it: "confirmed", if runs twice and four times as long agree and the backlog is flat there; else
     "unchecked", if there were no longer runs, "not stable", or "not confirmed"; *backlog* is what it does there
-    (docs/sweeps.md); *notes* say why, and what else is to be said.
+    (docs/guides/sweeps.md); *notes* say why, and what else is to be said.
     """
 
     workload: str
@@ -164,11 +164,11 @@ def search(
     "slo" or the fewest "replicas" that hold each *target*, under each *policy*.
 
     A target is a share of requests that meet their SLO (0.9), or limits on latencies in milliseconds
-    ("p99_ttft_ms<=500"; docs/sweeps.md). The search begins where the experiment stands, which *rate*, *cv*, *slo*,
-    *variant*, *deployment*, *trace* and *settings* change as those of `run` do. *requests* is how many a run has to
-    begin with (2000 at least unless given), *longest* how many at the most (32000, or 16 times *requests*). Each
-    place is run with *seeds* seeds from *first_seed* on. *policy*, *jobs*, *cache*, *cluster* and *progress* are as
-    in `sweep`.
+    ("p99_ttft_ms<=500"; docs/guides/sweeps.md). The search begins where the experiment stands, which *rate*, *cv*,
+    *slo*, *variant*, *deployment*, *trace* and *settings* change as those of `run` do. *requests* is how many a run
+    has to begin with (2000 at least unless given), *longest* how many at the most (32000, or 16 times *requests*).
+    Each place is run with *seeds* seeds from *first_seed* on. *policy*, *jobs*, *cache*, *cluster* and *progress*
+    are as in `sweep`.
 
     Raises `Error` before anything runs, or if the target is held nowhere or everywhere; `TypeError`; `RunError`.
     """

@@ -85,8 +85,8 @@ def sweep(
     most, as it takes to know its attainment to within that share (0.005: half a percentage point, 95 %). *versus*,
     one of the policies, adds columns for how attainment differs from its, seed by seed.
 
-    *jobs* processes work (-1: one per core), or the *cluster* at that address (docs/sweeps.md). A policy that is
-    given as a class or function of this process, or of a notebook, is used as it is here: its points run in this
+    *jobs* processes work (-1: one per core), or the *cluster* at that address (docs/guides/sweeps.md). A policy that
+    is given as a class or function of this process, or of a notebook, is used as it is here: its points run in this
     process, one after another, and are not kept. Points of policies that are named, or are a file, run in all
     processes, and their rows are taken from the cache and kept there unless *cache* is off. *progress* is called with
     the number of runs that are done, and of all.

@@ -3,7 +3,7 @@
 A profile's costs name what they are of, by module: ``unet.host``, ``unet.leave``, ``vae.time``, and for contention
 ``unet.device_beside.vae``, or ``unet.device_beside.clip_and_vae`` while both are busy. A worker that serves several
 modules goes by its loop, or else by the first. What a profile does not hold falls back to its tables;
-docs/profiles.md lists the terms.
+docs/reference/profiles.md lists the terms.
 """
 
 from __future__ import annotations

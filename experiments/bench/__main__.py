@@ -1,4 +1,5 @@
-"""``make bench``: what the simulator costs, and how that compares. docs/performance.md explains the cases.
+"""``make bench``: what the simulator costs, and how that compares. docs/explanation/performance.md explains the
+cases.
 
 python -m servetwin.experiments.bench [--rounds N] [--only CASE] [--long]
 """

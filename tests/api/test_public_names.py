@@ -1,4 +1,5 @@
-"""What is public, with its signatures, is what `public.txt` says, and docs/api.md tells of each; the rest may change.
+"""What is public, with its signatures, is what `public.txt` says, and docs/reference/python.md tells of each; the
+rest may change.
 
 After a change that is meant: ``python tests/api/test_public_names.py`` writes `public.txt` anew.
 """
@@ -18,9 +19,9 @@ import pytest
 import servetwin
 
 LISTED = Path(__file__).parent / "public.txt"
-DOCUMENT = Path(__file__).parents[2] / "docs" / "api.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "python.md"
 
-#: Public names whose members docs/policies.md has.
+#: Public names whose members docs/reference/policies.md has.
 OF_POLICIES = ("Decision", "Policy", "Task", "WorkerView")
 
 

@@ -2,21 +2,28 @@
 
 In a ``console`` block, lines that begin with ``$ `` are run in the page's own folder, which is empty at first; what
 follows is what they must print, where ``...`` stands for anything. A ``python`` or ``yaml`` block whose first line is
-``# name.ext`` becomes that file. ``sh`` blocks need what the tests of this folder have not (torch, a GPU).
+``# name.ext`` becomes that file. ``sh`` blocks need what the tests of this folder have not (torch, a GPU). On a page
+that is a notebook the ``python`` blocks are its cells, and a ``text`` block after one is what the cell shows.
 """
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import doctest
+import io
+import linecache
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _HEADING = re.compile(r"^(#+) +(.*?) *$", re.MULTILINE)
@@ -116,4 +123,37 @@ def do(page: list[Block], folder: Path) -> int:
             refused = expected.startswith("servetwin: ") or "error" in command
             assert (code == 0) != refused, f"{command}\n{shown}"
             assert matches(expected, shown, doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE), f"{command}\n{shown}"
+    return count
+
+
+def cells(page: list[Block]) -> Iterator[tuple[str, str | None]]:
+    """(source, what it must show) of the cells of a notebook."""
+    for block, after in zip(page, [*page[1:], None], strict=True):
+        if block.language == "python":
+            yield block.text, after.text if after and after.language == "text" else None
+
+
+def show(source: str, number: int, session: dict[str, Any]) -> str:
+    """Run a cell in *session*, as a notebook does; gives what it printed, and the value of its last line."""
+    name = f"<cell {number}>"
+    # A notebook keeps the sources of its cells, too.
+    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+    body = ast.parse(source).body
+    last = body.pop() if body and isinstance(body[-1], ast.Expr) else None
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(ast.Module(body, []), name, "exec"), session)
+        value = eval(compile(ast.Expression(last.value), name, "eval"), session) if last else None
+    return printed.getvalue() + (f"{value!r}\n" if value is not None else "")
+
+
+def do_cells(page: list[Block]) -> int:
+    """Run the cells of *page* one after the other in one session; gives how many there were."""
+    matches = doctest.OutputChecker().check_output
+    session: dict[str, Any] = {"__name__": "notebook"}
+    count = 0
+    for count, (source, expected) in enumerate(cells(page), 1):
+        shown = show(source, count, session)
+        if expected is not None:
+            assert matches(expected, shown, doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE), f"{source}\n{shown}"
     return count

@@ -13,7 +13,9 @@ pytestmark = [
     pytest.mark.skipif("SERVETWIN_WHEEL_TEST" in os.environ, reason="the documents are not in the wheel"),
 ]
 
-PAGE = pages.ROOT / "docs" / "tutorials" / "write-and-test-a-policy.md"
+TUTORIALS = pages.ROOT / "docs" / "tutorials"
+PAGE = TUTORIALS / "write-and-test-a-policy.md"
+NOTEBOOK = TUTORIALS / "in-a-notebook.md"
 MOST_LINES = 30
 
 
@@ -36,3 +38,19 @@ def test_the_test_of_the_page_can_fail(tmp_path: Path) -> None:
     (tmp_path / "test_shortest.py").write_text(test.text)
     code, shown = pages.shell("python -m pytest -q test_shortest.py", tmp_path)
     assert (code, "1 failed" in shown) == (1, True), shown
+
+
+def test_the_notebook_page_executes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All its cells in one session, and each shows what the page says."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SERVETWIN_CACHE", str(tmp_path / "cache"))
+    page = pages.blocks(NOTEBOOK.read_text())
+    assert pages.do_cells(page) == sum(block.language == "python" for block in page) >= 6
+
+
+@pytest.mark.parametrize("cell", ["1 + 1\n", "x = 2\nprint(x)\n"])
+def test_a_cell_that_shows_something_else_is_noticed(cell: str) -> None:
+    right, wrong = (pages.blocks(f"```python\n{cell}```\n\n```text\n{shown}\n```\n") for shown in ("2", "3"))
+    assert pages.do_cells(right) == 1
+    with pytest.raises(AssertionError):
+        pages.do_cells(wrong)

@@ -10,7 +10,8 @@ from typing import Any
 
 import pages
 import pytest
-from servetwin.experiments import cli_page
+from servetwin.experiments import cli_page, spec_page
+from servetwin.experiments.resolve import load
 
 pytestmark = [
     pytest.mark.checkout,
@@ -25,6 +26,22 @@ def test_the_command_line_is_as_the_program_has_it() -> None:
     assert written == cli_page.as_markdown(), (
         "python -m servetwin.experiments.cli_page > docs/reference/command-line.md"
     )
+
+
+def test_experiment_files_are_as_the_program_reads_them() -> None:
+    written = (REFERENCE / "experiment-files.md").read_text()
+    assert written == spec_page.as_markdown(), (
+        "python -m servetwin.experiments.spec_page > docs/reference/experiment-files.md"
+    )
+
+
+@pytest.mark.parametrize("name", ["sd15-512-rtx4090", "opt-13b-a6000", "matplotagent-rtx4090"])
+def test_every_key_of_an_experiment_is_told(name: str) -> None:
+    """The page is made from the classes; what an experiment really holds must be among its keys."""
+    told = set(re.findall(r"^\| `(\w+)` \|", (REFERENCE / "experiment-files.md").read_text(), re.MULTILINE))
+    # Names of modules, devices and parameters are the experiment's own.
+    free = ("modules", "steps", "lengths", "devices", "routers", "params", "seconds")
+    assert fields(load(name).as_dict(), free) <= told
 
 
 @pytest.mark.parametrize("name", cli_page.commands())

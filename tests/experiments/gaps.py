@@ -1,7 +1,7 @@
 """How far the simulation of a language model's runs is off.
 
-`python tests/experiments/gaps.py RECORDING` gives what docs/vllm.md says of a recording's latencies, and the
-throughput of our scheduler over vLLM's own.
+`python tests/experiments/gaps.py RECORDING` gives what docs/reports/2026-11-h100-llm.md says of a recording's
+latencies, and the throughput of our scheduler over vLLM's own.
 """
 
 import gzip

@@ -472,7 +472,7 @@ def test_recordings_take_terms_of_time_and_nothing_else(servetwin, tmp_path: Pat
 
 
 def test_a_term_of_recordings_can_be_switched_off(servetwin, tmp_path: Path):
-    """As in docs/fidelity.md: SD 512 without noise, with and without what was measured of whole requests."""
+    """SD 512 without noise, with and without `whole.*`: as in docs/reports/2026-11-h100-diffusion.md."""
     recording = MEASURED / "h100-quiet" / "diffusion" / "sd15-512.json.gz"
     means = []
     for more in ((), ("--set", "time.whole=false")):

@@ -399,7 +399,9 @@ def goodput(policy, rate, **more):
 
 
 def test_the_regime_of_opt_13b_on_an_a6000():
-    """SLO 3+1.5, cv 1, decode with the authors' offset; docs/llm.md tells what is known. No measured run exists."""
+    """SLO 3+1.5, cv 1, decode with the authors' offset; docs/reports/2026-11-figure-14-opt.md tells what is
+    known. No measured run exists.
+    """
     assert goodput("neustream-llm", 1.0) == pytest.approx(goodput("vllm", 1.0), rel=0.01)
     assert goodput("neustream-llm", 1.0) == pytest.approx(290, rel=0.02)
     assert 400 < goodput("neustream-llm", 2.0) < 500

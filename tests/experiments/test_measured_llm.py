@@ -1,6 +1,7 @@
 """Runs of OPT-13B on an H100, repeated in simulation by a profile taken once before them: the gate of fidelity.
 
-What was measured stands in ``experiments/measured/h100``; docs/vllm.md tells how, and what the gaps are made of.
+What was measured stands in ``experiments/measured/h100``; docs/reports/2026-11-h100-llm.md tells how, and what the
+gaps are made of.
 """
 
 from functools import cache
@@ -122,7 +123,9 @@ def about_the_knees(model):
 
 
 def test_about_the_knees_goodput_is_near():
-    """The limits hold what was reached by a model that was mended after these runs had been seen: docs/vllm.md."""
+    """The limits hold what was reached by a model that was mended after these runs had been seen:
+    docs/reports/2026-11-h100-llm.md.
+    """
     found = about_the_knees("opt-13b")
     assert len(found) == 110
     gaps = [abs(gap(a, b)) for _, _, a, b in found]

@@ -1,8 +1,8 @@
 """OPT-13B on four H100s with asynchronous scheduling, repeated in simulation by profiles taken before: a gate without
 a GPU.
 
-All 46 runs count, under every SLO that they can be scored for. docs/vllm.md tells what was predicted before they were
-made, and what the program has learnt since.
+All 46 runs count, under every SLO that they can be scored for. docs/reports/2026-11-h100-llm.md tells what was
+predicted before they were made, and what the program has learnt since.
 """
 
 from functools import cache

@@ -1,7 +1,8 @@
 """OPT-13B, OPT-30B and OPT-66B on H200s, repeated in simulation by profiles taken once before: a gate without a GPU.
 
 The aim for OPT-13B (a mean gap of 1 point, 3 at most) is not reached by the first runs, with synchronous scheduling,
-and is by the long ones, with asynchronous scheduling. Held is what is reached; docs/vllm.md tells how.
+and is by the long ones, with asynchronous scheduling. Held is what is reached; docs/reports/2026-11-h200-llm.md
+tells how.
 """
 
 from functools import cache

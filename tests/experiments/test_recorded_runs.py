@@ -1,7 +1,7 @@
 """Runs recorded on GPUs, repeated in simulation with the profiles taken before them: the gate on fidelity.
 
-The limits are what was reached, not what was hoped for (docs/fidelity.md): a change that makes the simulation less
-true to these runs fails here, without a GPU.
+The limits are what was reached, not what was hoped for (docs/reports/2026-11-h100-diffusion.md): a change that makes
+the simulation less true to these runs fails here, without a GPU.
 """
 
 import gzip

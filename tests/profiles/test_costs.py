@@ -144,7 +144,7 @@ def test_the_policies_whose_names_may_be_misspelt_are_those_that_there_are() -> 
 
 
 def test_the_documents_hold_the_registry() -> None:
-    page = (ROOT / "docs" / "profiles.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reference" / "profiles.md").read_text(encoding="utf-8")
     assert page.split("<!-- costs -->\n")[1].split("<!-- end of costs -->")[0] == as_markdown()
 
 
