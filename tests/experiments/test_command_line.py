@@ -194,7 +194,7 @@ def test_a_policy_that_breaks_a_law_is_told_in_one_line(servetwin, toy: Path, tm
         "class Mine(Policy):\n    def decide(self, view, now):\n        return Decision()\n"
     )
     code, out, err = servetwin("run", toy, "--policy", tmp_path / "mine.py")
-    assert (code, out) == (1, "")
+    assert (code, out) == (2, "")
     assert "60 requests never ended" in err
 
 
