@@ -78,6 +78,7 @@ class ServingLoop:
         self._stages = [(stage, told(stage)) for stage in stages]
         for index, worker in enumerate(self.workers):
             worker.place = worker.place._replace(number=index)
+            worker.check_code()
             worker.show(self._booked)  # of all if of one: the tasks of a request lead to each other
             self.serving[worker.stage.name].append(worker)
             worker.attach(self)
@@ -141,12 +142,18 @@ class ServingLoop:
         held = [w for w in self.workers if w.view.waiting or w.view.running or w.inbox or w.view.in_flight]
         return ", ".join(f"{w.name} ({named(w.policy)})" for w in held)
 
+    def under(self) -> str:
+        """All policies, with file and line."""
+        return ", ".join(dict.fromkeys(named(worker.policy) for worker in self.workers))
+
     def look_over(self) -> None:
         """The run is over. Raises `PolicyFault` if a policy has changed what all of them are made of."""
         policies = [worker.policy for worker in self.workers]
         for request in self.live.values():
             if request.outcome is not None:
                 raise written(policies, f"outcome of request {request.id}", "outcome")
+        for worker in self.workers:
+            worker.look_over()
         look_over(policies, self._stages)
 
     def close_books(self) -> None:

@@ -134,6 +134,41 @@ def _below(thing: object, seen: set[CodeType]) -> Iterator[CodeType]:
             yield from _below(constant, seen)
 
 
+#: Words by which the interpreter shows what is behind everything.
+INTERPRETER = frozenset(
+    {
+        "_getframe",
+        "_current_frames",
+        "currentframe",
+        "f_back",
+        "f_locals",
+        "tb_frame",
+        "gi_frame",
+        "cr_frame",
+        "get_objects",
+        "get_referrers",
+        "get_referents",
+        "ctypes",
+        "settrace",
+        "setprofile",
+    }
+)
+
+
+def says(policy: object, words: frozenset[str]) -> tuple[str, tuple[str, int]] | None:
+    """One of *words* that *policy*'s code uses, and the (file, line) where it first does."""
+    for code in _codes(policy):
+        found = words & {*code.co_names}
+        if found:
+            line = code.co_firstlineno
+            for step in dis.get_instructions(code):
+                if step.starts_line and step.positions is not None:
+                    line = step.positions.lineno or line
+                if step.argval in found and step.opname != "LOAD_CONST":
+                    return str(step.argval), (code.co_filename, line)
+    return None
+
+
 #: What code that never says one of these words cannot do: write an attribute of a name that it does not say, or reach
 #: what it is not shown.
 WORDS = frozenset(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+from .answers import written
 from .token_ahead import TokenEngineAhead
 from .token_engine import TokenEngine
 from .worker import Worker
@@ -88,6 +89,11 @@ class TokenWorker(Worker):
     def turn(self, settled: bool = False) -> None:
         if self.view.in_flight is None and not self._engine.deciding:
             self._engine.turn(self.loop._now())
+
+    def look_over(self) -> None:
+        view = self.view
+        if not view.running and (view.free_blocks, view.decoding, view.context) != (view.blocks, 0, 0):
+            raise written([self.policy], "free_blocks, decoding or context of its view", "free_blocks", "context")
 
     def close_books(self) -> None:
         super().close_books()

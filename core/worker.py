@@ -11,7 +11,7 @@ from .books import WRITABLE, Books
 from .closed import closed
 from .errors import PolicyFault
 from .pipeline import Stage
-from .place import innocent
+from .place import INTERPRETER, innocent, named, says
 from .request import Place, Request, Task
 from .seam import Decision, Handle, Policy, WorkerView
 
@@ -70,9 +70,20 @@ class Worker:
         self.books = Books(self) if kept else None
         self.shown = closed(self.view, hide=kept)
 
+    def look_over(self) -> None:
+        """The run is over. Raises `PolicyFault` if the counts of its view are not what they come to."""
+
     def close_books(self) -> None:
         """From here on its tasks are believed."""
         self.books = None
+
+    def check_code(self) -> None:
+        """Raise `PolicyFault` if its policy's code says a word by which the interpreter shows what no view does."""
+        found = says(self.policy, INTERPRETER)
+        if found is not None:
+            word, line = found
+            what = f"it says {word}, by which it could look where no policy may"
+            raise PolicyFault(f"{named(self.policy, line)}: {what}")
 
     @property
     def could_write(self) -> bool:

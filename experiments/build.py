@@ -75,7 +75,9 @@ class Run:
         if self.loop.live:
             what = f"{len(self.loop.live)} requests never ended, though nothing was left to happen"
             held = self.loop.holders()
-            raise PolicyFault(f"{what}; held by {held}") if held else LawBroken(f"{what}; held by no worker")
+            if held:
+                raise PolicyFault(f"{what}; held by {held}")
+            raise LawBroken(f"{what}; held by no worker, under {self.loop.under()}")
         return self.recorder.summary
 
     def _source_then_stop(self) -> Iterator[Request]:

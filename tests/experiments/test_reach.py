@@ -102,6 +102,12 @@ TOKEN_WRITES = {
         7,
     ),
     "running": ("        view.running.clear()\n", "mappingproxy", 7),
+    "behind the view": (
+        "        kept = TokenPolicy.decide.__globals__['TokenView'].__dict__['__dict__'].__get__(view)\n"
+        "        kept['free_blocks'] += 1\n",
+        "free_blocks, decoding or context",
+        None,
+    ),
 }
 
 
@@ -129,6 +135,19 @@ LOOKS = {
 def test_what_a_policy_is_shown_leads_nowhere(look, monkeypatch, capsys, tmp_path):
     text = TOKENS + DECIDE + f"        if view.waiting:\n            {look}\n" + FILL
     refused(told(monkeypatch, capsys, tmp_path, "opt-13b-a6000", text), "AttributeError", line=8)
+
+
+FRAMES = {
+    "frames": "import sys; sys._getframe(1).f_locals",
+    "a traceback's frames": "try: 1 / 0\n            except ZeroDivisionError as e: e.__traceback__.tb_frame.f_back",
+    "the collector": "import gc; gc.get_referrers(view)",
+}
+
+
+@pytest.mark.parametrize("look", FRAMES.values(), ids=FRAMES)
+def test_words_of_the_interpreter_are_refused(look, monkeypatch, capsys, tmp_path):
+    text = TOKENS + DECIDE + f"        if view.waiting:\n            {look}\n" + FILL
+    refused(told(monkeypatch, capsys, tmp_path, "opt-13b-a6000", text), "by which it could look where no policy may")
 
 
 STEP_ANSWERS = {
