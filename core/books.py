@@ -2,7 +2,7 @@
 
 Tasks are shown to policies as they are, since they are written at every iteration, and Python keeps nobody from
 writing an attribute. So what they say is written down here as well and held against them whenever one joins a batch,
-leaves it or ends its stay. Where a policy's code cannot write anything (`servetwin.core.place.innocent`) nobody needs
+leaves it or ends its stay. Where a policy's code cannot write anything (`servetwin.core.innocent.innocent`) nobody needs
 books.
 """
 

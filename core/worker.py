@@ -11,7 +11,7 @@ from .books import WRITABLE, Books
 from .closed import closed
 from .errors import PolicyFault
 from .pipeline import Stage
-from .place import innocent
+from .innocent import innocent
 from .request import Place, Request, Task
 from .seam import Decision, Handle, Policy, WorkerView
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 from servetwin.core.books import WRITABLE
-from servetwin.core.place import innocent
+from servetwin.core.innocent import innocent
 from servetwin.experiments import cli, registry
 
 STEPS = "from servetwin.core import Decision, Policy, Repeat\n\n\nclass Mine(Policy):\n"
