@@ -56,6 +56,10 @@ def check_decision(policy: object, decision: Any, kind: type[Decision] = Decisio
             raise fault(policy, f"{name} of its decision is {_shown(given)}", "a list of tasks")
         for item in given:
             check_item(policy, name, item)
+    if kind is not Decision:
+        right = kind(decision.prefill, decision.decode, preempt=decision.preempt, drop=decision.drop)  # type: ignore
+        if decision.plain != right.plain:  # type: ignore[attr-defined]
+            raise fault(policy, f"plain of its decision is {_shown(decision.plain)}", "a new Step")  # type: ignore
     check_repeat(policy, decision.repeat)
     check_time(policy, decision.idle_until)
 
@@ -75,8 +79,16 @@ def check_item(policy: object, name: str, item: Any) -> None:
 
 def check_time(policy: object, when: Any) -> None:
     """Raise `PolicyFault` unless *when* is a time, or None."""
-    if when is not None and (isinstance(when, bool) or not isinstance(when, int | float)):
+    if when is not None and (
+        isinstance(when, bool) or not isinstance(when, int | float) or (isinstance(when, int) and abs(when) > 1 << 53)
+    ):
         raise fault(policy, f"it idles until {_shown(when)}", "seconds since the run began, a float")
+
+
+def check_whole(policy: object, whole: Any) -> None:
+    """Raise `PolicyFault` unless *whole* is True."""
+    if whole is not True and not (type(whole).__module__ == "numpy" and whole == True):  # noqa: E712
+        raise fault(policy, f"whole of its decision is {_shown(whole)}", "True or False")
 
 
 def check_repeat(policy: object, repeat: Any) -> None:

@@ -203,16 +203,22 @@ class _Reading:
         if isinstance(thing, ModuleType):
             self.module(thing, thing.__name__)
         elif isinstance(thing, FunctionType):
-            if thing.__globals__.get("__name__") in HARMLESS:
+            module = thing.__globals__.get("__name__", "")
+            if thing.__globals__ is not vars(sys.modules.get(module, sys)):
+                raise Doubt  # it says that it is of another module
+            if module in HARMLESS:
                 return
             self.code(thing.__code__, _NOTHING)
             cells = [cell.cell_contents for cell in thing.__closure__ or () if not _empty(cell)]
             self.each([*cells, *(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()])
             self.each(vars(thing).values())
-            module = thing.__globals__.get("__name__", "")
             self.module(sys.modules.get(module), module)
         elif isinstance(thing, type):
-            if thing.__module__ not in HARMLESS:
+            name = thing.__qualname__.partition(".")[0]
+            if thing.__module__ not in HARMLESS or (
+                hasattr(sys.modules.get(thing.__module__), "__file__")
+                and getattr(sys.modules[thing.__module__], name, None) is not thing
+            ):
                 self.each(vars(thing).values())
                 self.module(sys.modules.get(thing.__module__), thing.__module__)
         elif isinstance(thing, staticmethod | classmethod):

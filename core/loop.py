@@ -20,12 +20,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from .answers import check_decision, check_repeat, check_time, compared, fault, written
+from .answers import check_decision, check_repeat, check_time, check_whole, compared, fault, written
 from .budget import Budget
 from .closed import look_over, told
 from .errors import BadInput, LawBroken
+from .intact import Intact, comes_along
 from .pipeline import Stage
-from .place import named
+from .place import named, own
 from .records import Recorder
 from .request import CUT_OFF, Outcome, Outputs, Request, Task
 from .seam import Batch, Decision, Executor, Handle, Repeat, WorkerView
@@ -76,6 +77,7 @@ class ServingLoop:
         self._booked = any(worker.could_write for worker in self.workers)
         self.known: dict[int, tuple[float, float, bool, int]] = {}  # what live requests say (`_know`)
         self._stages = [(stage, told(stage)) for stage in stages]
+        self._changed = None if all(comes_along(type(own(w.policy))) for w in self.workers) else Intact().changed
         for index, worker in enumerate(self.workers):
             worker.place = worker.place._replace(number=index)
             worker.show(self._booked)  # of all if of one: the tasks of a request lead to each other
@@ -147,10 +149,18 @@ class ServingLoop:
             if request.outcome is not None:
                 raise written(policies, f"outcome of request {request.id}", "outcome")
         look_over(policies, self._stages)
+        self._check_ours(policies)
+
+    def _check_ours(self, policies: Sequence[object]) -> None:
+        found = self._changed() if self._changed is not None else []
+        if found:
+            raise written(policies, *found[0])
 
     def close_books(self) -> None:
         """From here on tasks and requests are believed: a fault was found, and the run is only brought to its end."""
         self._booked = False
+        if self._changed is not None:
+            self._changed()  # puts back what was changed
         for worker in self.workers:
             worker.close_books()
 
@@ -340,9 +350,9 @@ class ServingLoop:
         tasks = tuple(decision.run) if books is None else books.take(decision)  # the policy may go on with its list
         batch = Batch(self._batches, worker, tasks, decision.whole, decision.repeat)
         size = batch.size
-        if size > view.limit:
+        if not 0 < size <= view.limit:
             what = f"a batch of {size} is over the limit of {view.limit} of {worker.name}"
-            raise fault(worker.policy, what)
+            raise fault(worker.policy, what if size else "run of its decision says that it holds tasks, and holds none")
         idle = view.in_flight is None
         if not idle:
             worker.check_free("runs", tasks)
@@ -362,6 +372,7 @@ class ServingLoop:
         if least < 1:
             raise fault(worker.policy, f"it runs {tasks[left.index(least)]!r}, which has nothing left to run")
         if batch.whole:
+            check_whole(worker.policy, batch.whole)
             batch.iterations = max(left)
             batch.leaves = batch.size
         elif least == 1:

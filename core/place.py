@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dis
 import inspect
 import os
@@ -10,10 +11,12 @@ from collections.abc import Iterable, Iterator
 from types import CodeType, FunctionType, ModuleType, TracebackType
 from typing import Any
 
+from .seam import Policy
+
 
 def own(policy: object) -> object:
     """*policy* itself, also where somebody watches it (`servetwin.core.laws`)."""
-    while getattr(type(policy), "watches", False):
+    while getattr(type(policy), "watches", False) and not isinstance(policy, Policy):
         policy = policy.inner  # type: ignore[attr-defined]
     return policy
 
@@ -94,6 +97,22 @@ def writes(policy: object, names: Iterable[str]) -> tuple[str, int] | None:
                 if any(isinstance(word, str) and word in wanted for word in said):
                     spoken = code.co_filename, line
     return spoken
+
+
+def writes_in(file: str, name: str) -> int | None:
+    """The first line of *file* that writes an attribute of this *name*, or else says it, as far as its text tells."""
+    try:
+        with open(file, "rb") as source:
+            tree = ast.parse(source.read())
+    except (OSError, SyntaxError, ValueError):
+        return None
+    said: list[int] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr == name and not isinstance(node.ctx, ast.Load):
+            return node.lineno
+        if isinstance(node, ast.Constant) and node.value == name:
+            said.append(node.lineno)
+    return said[0] if said else None
 
 
 def _codes(policy: object) -> Iterator[CodeType]:

@@ -19,7 +19,7 @@ from .request import Outcome, Outputs, Request
 from .seam import Repeat
 from .slo import latest
 from .token_batch import Piece, TokenBatch
-from .token_books import FRUITLESS
+from .token_books import FRUITLESS, Guard
 from .token_sums import DecodeSums
 from .tokens import DECODES, PREFILLS, All, Chunk, Step, TokenPolicy, TokenTask
 
@@ -33,7 +33,7 @@ class TokenEngine(DecodeSums):
 
     __slots__ = (
         "_done", "_fruitless", "_module", "_preempted", "_recomputed", "_stale", "_swapped", "_untaken",
-        "deciding", "go_on", "host", "keep_ends", "lean", "longest", "loop", "seen", "stage", "swap", "worker",
+        "deciding", "go_on", "guard", "host", "keep_ends", "lean", "longest", "loop", "seen", "stage", "swap", "worker",
     )  # fmt: skip
 
     def __init__(self, loop: ServingLoop, worker: TokenWorker) -> None:
@@ -42,6 +42,7 @@ class TokenEngine(DecodeSums):
         self.loop, self.worker, self.stage = loop, worker, worker.stage
         self.seen, self.swap = view.limits.stamp == "seen", view.limits.preemption == "swap"
         self.booked = worker.books is not None
+        self.guard: Any = Guard(self) if self.booked else None
         self.longest = (view.blocks - view.watermark) * self.size  # tokens that fit
         self.deciding, self.host = False, worker.host
         self._untaken = 0  # arrivals that the host has not taken in yet
@@ -151,7 +152,7 @@ class TokenEngine(DecodeSums):
     def turn(self, now: float, fresh: bool = False) -> None:
         """Let the policy decide *now*, and launch what it says. *fresh*: something came while the engine was idle."""
         worker, view, loop = self.worker, self.view, self.loop
-        waiting, policy, shown = view.waiting, worker.policy, worker.shown
+        waiting, policy, shown = view.waiting, self.guard or worker.policy, worker.shown
         self.deciding = True
         if worker.inbox:
             self._take_in(now)
@@ -203,6 +204,8 @@ class TokenEngine(DecodeSums):
             times = self._leaving[0] - self._ticks.count
             if repeat.times < times:
                 times = repeat.times
+                if times < 1:
+                    check_repeat(self.worker.policy, repeat)
         # Between them the tasks need no more than this, whatever their phases.
         if (view.free_blocks - self.headroom) * self.size < decoding * (times + self.size - 1):
             times = self._affordable(times)
@@ -243,7 +246,7 @@ class TokenEngine(DecodeSums):
             if self.seen:
                 task.arrival = now
             self.note(task)
-            if worker.policy.admit(task, worker.shown, now):
+            if (self.guard or worker.policy).admit(task, worker.shown, now):
                 view.waiting[task] = None
             else:
                 self.forget(task)

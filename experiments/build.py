@@ -69,8 +69,13 @@ class Run:
 
         with policies_answer([worker.policy for worker in self.loop.workers]):
             source = self.source if self.experiment.system.stop_after is None else self._source_then_stop()
-            play(self.loop, self.executor, source, columns=columns)
-            self.loop.look_over()
+            look_over, close_books = self.loop.look_over, self.loop.close_books  # before any policy could change them
+            try:
+                play(self.loop, self.executor, source, columns=columns)
+                look_over()
+            except BaseException:
+                close_books()
+                raise
         self.recorder.summary.held = self.executor.watch.told(self.recorder.summary.sizes)
         if self.loop.live:
             what = f"{len(self.loop.live)} requests never ended, though nothing was left to happen"

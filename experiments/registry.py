@@ -29,6 +29,9 @@ from typing import Any
 import servetwin.policies
 from pydantic import TypeAdapter
 from servetwin.core import BadInput, Policy
+from servetwin.core.errors import PolicyFault, Stopped
+from servetwin.core.intact import comes_along, intact
+from servetwin.core.place import by_its_own_word
 from servetwin.core.tokens import TokenPolicy
 
 from . import policycode, policyobjects
@@ -85,24 +88,40 @@ def _right(name: str) -> str:
 
 
 def _import(module: str) -> ModuleType:
-    try:
+    if module.startswith("servetwin."):
         return importlib.import_module(module)
+    try:
+        with intact(module):
+            return importlib.import_module(module)
+    except PolicyFault:
+        raise
     except ModuleNotFoundError as error:
         raise BadInput(f"there is no module {error.name!r}", where=module) from None
-    except Exception as error:
+    except BaseException as error:
+        _unless_stopped(error)
         raise BadInput(f"the module cannot be imported: {_brief(error)}", where=module) from error
+
+
+def _unless_stopped(error: BaseException) -> None:
+    """Raise *error* again if it is not the doing of the code that was being imported."""
+    if isinstance(error, Stopped) or (isinstance(error, KeyboardInterrupt) and not by_its_own_word(error)):
+        raise error
 
 
 def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise BadInput("there is no such policy file", where=str(path))
     try:
-        return load_file(path)
-    except Exception as error:
+        with intact(str(path)):
+            return load_file(path)
+    except PolicyFault:
+        raise
+    except BaseException as error:
+        _unless_stopped(error)
         raise BadInput(f"the file cannot be loaded: {_brief(error)}", where=str(path)) from error
 
 
-def _brief(error: Exception) -> str:
+def _brief(error: BaseException) -> str:
     line = f" (line {error.lineno})" if isinstance(error, SyntaxError) else ""
     text = error.msg if isinstance(error, SyntaxError) else str(error)
     return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}{line}"
@@ -184,7 +203,11 @@ def spell(hint: Any) -> str:
 
 def make(name: str, params: Mapping[str, Any]) -> Policy:
     """A new policy object."""
-    return find_policy(name)(**params)
+    kind = find_policy(name)
+    if comes_along(kind):
+        return kind(**params)
+    with intact(getattr(sys.modules.get(kind.__module__), "__file__", None) or kind.__module__):
+        return kind(**params)
 
 
 def same_policy(one: str, other: str) -> bool:
