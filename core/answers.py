@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from .errors import PolicyFault
-from .place import named, writes
+from .intact import comes_along
+from .place import named, own, writes
 from .request import Task
 from .seam import Decision, Repeat
 
@@ -25,6 +26,7 @@ def fault(policy: object, what: str, right: str | None = None, method: str = "de
 
 def written(policies: Sequence[object], what: str, *names: str) -> PolicyFault:
     """One of *policies* has written *what*, which it may only read: the attribute of one of these *names*."""
+    policies = [policy for policy in policies if not comes_along(type(own(policy)))] or policies
     for policy in policies:
         line = writes(policy, names)
         if line is not None:
@@ -75,6 +77,13 @@ def check_item(policy: object, name: str, item: Any) -> None:
             raise fault(policy, f"prefill of its decision holds {_shown(count)} tokens of {item}", "an int")
     if not isinstance(item, Task):
         raise fault(policy, f"{name} of its decision holds {_shown(item)}", "tasks of its view")
+
+
+def check_kept(policy: object, kept: Any) -> bool:
+    """Whether a policy keeps a task, of which it said *kept*. Raises `PolicyFault` if that is no answer."""
+    if type(kept) is not bool and type(kept).__module__ != "numpy":
+        raise fault(policy, f"admit returned {_shown(kept)}", "True or False", "admit")
+    return bool(kept)
 
 
 def check_time(policy: object, when: Any) -> None:

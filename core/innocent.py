@@ -21,15 +21,14 @@ from .place import own
 
 #: Modules through which nothing is written by a name that a policy's code does not say, nor reached what it is not
 #: shown: as long as what lies behind them, private names and other modules, is not named.
-HARMLESS = frozenset(
-    """
-    __future__ _abc _bisect _collections _collections_abc _decimal _functools _heapq _operator _random abc array bisect
-    builtins collections collections.abc dataclasses decimal enum fractions functools heapq itertools math numbers
-    numpy numpy.linalg numpy.random numpy.typing random statistics sys time typing
-    servetwin servetwin.core servetwin.core.errors servetwin.core.pipeline servetwin.core.request servetwin.core.seam
-    servetwin.core.slo servetwin.core.tokens
-    """.split()
-)
+HARMLESS = frozenset((
+    "__future__", "_abc", "_bisect", "_collections", "_collections_abc", "_decimal", "_functools", "_heapq",
+    "_operator", "_random", "abc", "array", "bisect", "builtins", "collections", "collections.abc", "dataclasses",
+    "decimal", "enum", "fractions", "functools", "heapq", "itertools", "math", "numbers", "numpy", "numpy.linalg",
+    "numpy.random", "numpy.typing", "random", "statistics", "sys", "time", "typing", "servetwin", "servetwin.core",
+    "servetwin.core.errors", "servetwin.core.pipeline", "servetwin.core.request", "servetwin.core.seam",
+    "servetwin.core.slo", "servetwin.core.tokens",
+))  # fmt: skip
 
 #: What is harmless of modules that are not otherwise.
 ONLY = {"sys": frozenset(["float_info", "intern", "maxsize", "version_info"])}
@@ -161,7 +160,7 @@ class _Reading:
 
     def of(self, kind: type) -> bool:
         try:
-            for each in {*kind.__mro__[:-1], *type(kind).__mro__[:-1]} - {type}:
+            for each in {*inspect.getmro(kind)[:-1], *inspect.getmro(type(kind))[:-1]} - {type}:
                 self.thing(each)
                 self.module(sys.modules.get(each.__module__), each.__module__)
         except (Doubt, OSError, SyntaxError, ValueError, RecursionError):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from heapq import heappop
 from typing import TYPE_CHECKING, Any, cast
 
-from .answers import check_decision, check_repeat, fault
+from .answers import check_decision, check_kept, check_repeat, fault
 from .errors import BadInput
 from .request import Outcome, Outputs, Request
 from .seam import Repeat
@@ -33,7 +33,8 @@ class TokenEngine(DecodeSums):
 
     __slots__ = (
         "_done", "_fruitless", "_module", "_preempted", "_recomputed", "_stale", "_swapped", "_untaken",
-        "deciding", "go_on", "guard", "host", "keep_ends", "lean", "longest", "loop", "seen", "stage", "swap", "worker",
+        "deciding", "go_on", "guard", "host", "keep_ends", "lean", "longest", "loop", "seen", "stage", "swap",
+        "worker",
     )  # fmt: skip
 
     def __init__(self, loop: ServingLoop, worker: TokenWorker) -> None:
@@ -48,7 +49,7 @@ class TokenEngine(DecodeSums):
         self._untaken = 0  # arrivals that the host has not taken in yet
         self._done = self.done  # bound once
         self._module = worker.stage.loop or worker.stage.name
-        self.lean = False  # whether requests come to this stage from the client and end here
+        self.lean = False  # whether requests come here from the client and end here
         #: Where somebody can go on by himself under a step's standing word: gives the time at which to ask again, or
         #: None if he cannot just then.
         self.go_on: Callable[[Step, float], float | None] | None = None
@@ -196,8 +197,7 @@ class TokenEngine(DecodeSums):
         """A step, or several on end, in which all that can decode do, and nothing else happens; False if memory does
         not last for that."""
         view, loop = self.view, self.loop
-        decoding = view.decoding
-        times = 1
+        decoding, times = view.decoding, 1
         if repeat is not None and not fresh and self.host is None:
             if type(repeat) is not Repeat or type(repeat.times) is not int or type(repeat.limit) is not float:
                 check_repeat(self.worker.policy, repeat)
@@ -246,7 +246,8 @@ class TokenEngine(DecodeSums):
             if self.seen:
                 task.arrival = now
             self.note(task)
-            if (self.guard or worker.policy).admit(task, worker.shown, now):
+            kept = (self.guard or worker.policy).admit(task, worker.shown, now)
+            if kept is True or check_kept(worker.policy, kept):
                 view.waiting[task] = None
             else:
                 self.forget(task)
@@ -257,17 +258,15 @@ class TokenEngine(DecodeSums):
     def _carry_out(self, step: Step, now: float) -> bool:
         """Do as *step* says; whether anything came of it (a step in flight, or a changed queue: ask again)."""
         view, policy = self.view, self.worker.policy
-        if step.drop or step.preempt:
+        if changed := bool(step.drop or step.preempt):
             check_decision(policy, step, Step)
         for task in tuple(step.drop):
             self._give_up(cast("TokenTask", task))
         for task in tuple(step.preempt):
             if task not in view.running:
-                raise fault(
-                    policy, f"it preempts {task}, which is not running at {view.name}", "a task of view.running"
-                )
+                what = f"it preempts {task}, which is not running at {view.name}"
+                raise fault(policy, what, "a task of view.running")
             self._preempt(task)
-        changed = bool(step.drop or step.preempt)
         chosen = None if isinstance(step.decode, All) else self._chosen(step.decode)
         crowded = bool(view.running) and self._make_room(chosen, step.prefill)
         if crowded and chosen is not None:
@@ -337,7 +336,7 @@ class TokenEngine(DecodeSums):
             # `TokenView.admissible` has just found all of it, so all that waits fits.
             for task, count in prefill:
                 computed = task._computed
-                if booked:
+                if booked and task in waiting:
                     self._check(task)
                 if type(count) is not int or not 0 < count <= task.prompt + task._generated - computed:
                     self._no_chunk(task, count)
@@ -370,7 +369,7 @@ class TokenEngine(DecodeSums):
             computed = task._computed
             if task in self._bases:
                 raise fault(self.worker.policy, f"it prefills {task}, which is decoding at {view.name}")
-            if booked:
+            if booked and (task in waiting or task in running):
                 self._check(task)
             pending = task.prompt + task._generated - computed
             if count < 1 or count > pending:

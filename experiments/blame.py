@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from servetwin.core import Decision, Policy, ServeTwinError
-from servetwin.core.answers import check_decision
+from servetwin.core import Decision, Policy, Request, ServeTwinError, Task
+from servetwin.core.answers import check_decision, written
 from servetwin.core.errors import PolicyFault, Stopped
 from servetwin.core.intact import comes_along
 from servetwin.core.place import by_its_own_word, named, own, raised_at
@@ -38,6 +38,23 @@ def policies_answer(policies: Sequence[Policy | TokenPolicy]) -> Iterator[None]:
         raise PolicyFault(told) from error
     except BaseException as error:
         told = _raised(inner, error) or (_answered(error) if isinstance(error, Exception) else None)
+        if told is None and isinstance(error, AttributeError) and isinstance(error.obj, Task | Request):
+            told = str(written(inner, f"(or deleted) {error.name} of a {type(error.obj).__name__}", error.name or ""))
+        if told is None:
+            raise
+        raise PolicyFault(told) from error
+
+
+@contextmanager
+def policy_is_made(kind: type[Policy]) -> Iterator[None]:
+    """Likewise, of an error that the making of a policy of this class raises. (What is wrong with its parameters it
+    may say itself.)"""
+    try:
+        yield
+    except (ServeTwinError, Stopped):
+        raise
+    except BaseException as error:
+        told = _raised([Policy.__new__(kind)], error)
         if told is None:
             raise
         raise PolicyFault(told) from error

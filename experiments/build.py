@@ -105,15 +105,16 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     check_resolution(experiment, trace, shortest_step(experiment, profiles))
     recorder.summary.input = about(experiment, trace, contexts(experiment, profiles))
     executor = make_executor(experiment, workers, profiles)
-    loop = ServingLoop(
-        stages,
-        workers,
-        executor,
-        recorder,
-        router=make_router(experiment, workers),
-        budget=make_budget(experiment, stages, profiles),
-        ways=make_ways(experiment, stages),
-    )
+    with policies_answer([worker.policy for worker in workers]):  # each is asked to start
+        loop = ServingLoop(
+            stages,
+            workers,
+            executor,
+            recorder,
+            router=make_router(experiment, workers),
+            budget=make_budget(experiment, stages, profiles),
+            ways=make_ways(experiment, stages),
+        )
     source = requests(experiment, slo.seconds, trace, contexts=contexts(experiment, profiles))
     return Run(experiment, loop, executor, source, recorder)
 

@@ -29,12 +29,14 @@ from typing import Any
 import servetwin.policies
 from pydantic import TypeAdapter
 from servetwin.core import BadInput, Policy
+from servetwin.core.answers import fault
 from servetwin.core.errors import PolicyFault, Stopped
 from servetwin.core.intact import comes_along, intact
 from servetwin.core.place import by_its_own_word
 from servetwin.core.tokens import TokenPolicy
 
 from . import policycode, policyobjects
+from .blame import policy_is_made
 from .names import suggest
 from .policysource import load_file
 from .unmodelled import of_vllm
@@ -206,8 +208,25 @@ def make(name: str, params: Mapping[str, Any]) -> Policy:
     kind = find_policy(name)
     if comes_along(kind):
         return kind(**params)
-    with intact(getattr(sys.modules.get(kind.__module__), "__file__", None) or kind.__module__):
-        return kind(**params)
+    with policy_is_made(kind), intact(getattr(sys.modules.get(kind.__module__), "__file__", None) or kind.__module__):
+        policy = kind(**params)
+        _check_said(policy)
+        return policy
+
+
+def _check_said(policy: Policy | TokenPolicy) -> None:
+    """Raise `PolicyFault` if *policy* says of itself what is no answer."""
+    wanted: dict[str, tuple[tuple[type, ...], str]] = {
+        "ahead": ((bool,), "True or False"),
+        "pools": ((bool,), "True or False"),
+    }
+    if isinstance(policy, TokenPolicy):
+        wanted["whole_prompts"] = (bool,), "True or False"
+        wanted["tokens_a_step"] = (int, type(None)), "a number of tokens, an int from 1, or None"
+    for name, (kinds, right) in wanted.items():
+        value = getattr(policy, name)
+        if type(value) not in kinds or (type(value) is int and value < 1):
+            raise fault(policy, f"its {name} is {value!r}", right)
 
 
 def same_policy(one: str, other: str) -> bool:
