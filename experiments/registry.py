@@ -28,6 +28,7 @@ from typing import Any
 
 import servetwin.policies
 from pydantic import TypeAdapter
+from pydantic_core import to_jsonable_python
 from servetwin.core import BadInput, Policy
 from servetwin.core.answers import fault
 from servetwin.core.errors import PolicyFault, Stopped
@@ -153,14 +154,27 @@ def _parameters(policy: type[Policy]) -> dict[str, tuple[Any, inspect.Parameter]
     if policy.__init__ is object.__init__:
         return {}
     signature = inspect.signature(policy.__init__)
-    hints = typing.get_type_hints(policy.__init__)
+    try:
+        hints = typing.get_type_hints(policy.__init__)
+    except (NameError, AttributeError, TypeError):  # of names that are imported for a type checker only
+        hints = {}
     plain = [p for p in list(signature.parameters.values())[1:] if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     return {p.name: (hints.get(p.name, Any), p) for p in plain}
 
 
 def defaults(policy: type[Policy]) -> dict[str, Any]:
     """The policy's parameters that may be left out, with their values then."""
-    return {n: p.default for n, (_, p) in _parameters(policy).items() if p.default is not p.empty}
+    given = {n: p.default for n, (_, p) in _parameters(policy).items() if p.default is not p.empty}
+    return {name: value for name, value in given.items() if _plain(value)}
+
+
+def _plain(value: object) -> bool:
+    """Whether an experiment's file could say *value*. Other defaults (a dataclass' factories) are the class's own."""
+    try:
+        to_jsonable_python(value)
+    except ValueError:
+        return False
+    return True
 
 
 class WrongParameter(BadInput):
@@ -183,10 +197,10 @@ def complete(policy: type[Policy], params: Mapping[str, Any]) -> dict[str, Any]:
             raise WrongParameter(name, f"policy {policy.__name__} takes no parameter {name!r}", right)
         _check_type(name, value, known[name][0])
     full = {**defaults(policy), **params}
-    for name in known:
-        if name not in full:
+    for name, (_, parameter) in known.items():
+        if name not in full and parameter.default is parameter.empty:
             raise WrongParameter(name, f"policy {policy.__name__} needs the parameter {name!r}", f"{name}: ...")
-    return {name: full[name] for name in known}
+    return {name: full[name] for name in known if name in full}
 
 
 def _check_type(name: str, value: Any, hint: Any) -> None:
