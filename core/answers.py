@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from .errors import PolicyFault
-from .place import named, writes
+from .intact import comes_along
+from .place import named, own, writes
 from .request import Task
 from .seam import Decision, Repeat
 
@@ -25,6 +26,7 @@ def fault(policy: object, what: str, right: str | None = None, method: str = "de
 
 def written(policies: Sequence[object], what: str, *names: str) -> PolicyFault:
     """One of *policies* has written *what*, which it may only read: the attribute of one of these *names*."""
+    policies = [policy for policy in policies if not comes_along(type(own(policy)))] or policies
     for policy in policies:
         line = writes(policy, names)
         if line is not None:
@@ -56,6 +58,10 @@ def check_decision(policy: object, decision: Any, kind: type[Decision] = Decisio
             raise fault(policy, f"{name} of its decision is {_shown(given)}", "a list of tasks")
         for item in given:
             check_item(policy, name, item)
+    if kind is not Decision:
+        right = kind(decision.prefill, decision.decode, preempt=decision.preempt, drop=decision.drop)  # type: ignore
+        if decision.plain != right.plain:  # type: ignore[attr-defined]
+            raise fault(policy, f"plain of its decision is {_shown(decision.plain)}", "a new Step")  # type: ignore
     check_repeat(policy, decision.repeat)
     check_time(policy, decision.idle_until)
 
@@ -73,10 +79,25 @@ def check_item(policy: object, name: str, item: Any) -> None:
         raise fault(policy, f"{name} of its decision holds {_shown(item)}", "tasks of its view")
 
 
+def check_kept(policy: object, kept: Any) -> bool:
+    """Whether a policy keeps a task, of which it said *kept*. Raises `PolicyFault` if that is no answer."""
+    if type(kept) is not bool and type(kept).__module__ != "numpy":
+        raise fault(policy, f"admit returned {_shown(kept)}", "True or False", "admit")
+    return bool(kept)
+
+
 def check_time(policy: object, when: Any) -> None:
     """Raise `PolicyFault` unless *when* is a time, or None."""
-    if when is not None and (isinstance(when, bool) or not isinstance(when, int | float)):
+    if when is not None and (
+        isinstance(when, bool) or not isinstance(when, int | float) or (isinstance(when, int) and abs(when) > 1 << 53)
+    ):
         raise fault(policy, f"it idles until {_shown(when)}", "seconds since the run began, a float")
+
+
+def check_whole(policy: object, whole: Any) -> None:
+    """Raise `PolicyFault` unless *whole* is True."""
+    if whole is not True and not (type(whole).__module__ == "numpy" and whole == True):  # noqa: E712
+        raise fault(policy, f"whole of its decision is {_shown(whole)}", "True or False")
 
 
 def check_repeat(policy: object, repeat: Any) -> None:

@@ -2,8 +2,8 @@
 
 Tasks are shown to policies as they are, since they are written at every iteration, and Python keeps nobody from
 writing an attribute. So what they say is written down here as well and held against them whenever one joins a batch,
-leaves it or ends its stay. Where a policy's code cannot write anything (`servetwin.core.place.innocent`) nobody needs
-books.
+leaves it or ends its stay. Where a policy's code cannot write anything (`servetwin.core.innocent`) nobody
+needs books.
 """
 
 from __future__ import annotations
@@ -144,3 +144,36 @@ class Books:
             raise self.worker.twice("run", tasks)
         self.members, self.ran, self.in_hand = new, [*tasks], tasks
         return tasks
+
+
+#: What a stay that is over says of itself, whatever kind it is of.
+PAST = (
+    "queued", "admitted", "started", "first_token", "finished", "arrival", "prompt", "limit", "budget",
+    "preemptions", "_generated", "_computed",
+)  # fmt: skip
+
+
+class Stays:
+    """The stays of each live request, and what those that are over said then: later stages go by that."""
+
+    def __init__(self) -> None:
+        self.of: dict[int, dict[Task, tuple[object, ...] | None]] = {}
+
+    def begins(self, task: Task) -> None:
+        self.of.setdefault(task.request.id, {})[task] = None
+
+    def over(self, task: Task) -> None:
+        self.of[task.request.id][task] = _says_of_past(task)
+
+    def check(self, request: Request, policies: Sequence[object]) -> None:
+        """Raise `PolicyFault` if the stays of *request* are not what they were."""
+        known = self.of.get(request.id, {})
+        if request.tasks != [*known]:
+            raise written(policies, f"tasks of request {request.id}", "tasks")
+        for task, said in known.items():
+            if said is not None and said != (now := _says_of_past(task)):
+                raise compared(policies, f"a stay of request {request.id} that is over", PAST, now, said)
+
+
+def _says_of_past(task: Task) -> tuple[object, ...]:
+    return tuple([getattr(task, name, None) for name in PAST])

@@ -54,6 +54,15 @@ _share = TokenView.__dict__["__dict__"].__set__
 _put = object.__setattr__
 
 
+def _copied(batch: Batch) -> Batch:
+    """A copy of *batch* which shares no list with it."""
+    shown = copy.copy(batch)
+    for name, value in vars(batch).items():
+        if type(value) is list:
+            setattr(shown, name, tuple(value))
+    return shown
+
+
 class _Closed:
     """What the two kinds of closed views have in common."""
 
@@ -73,12 +82,12 @@ class _Closed:
     def in_flight(self) -> Batch | None:
         """A copy of the batch that is computed now."""
         batch: Batch | None = self.batches()[0]  # type: ignore[attr-defined]
-        return None if batch is None else copy.copy(batch)
+        return None if batch is None else _copied(batch)
 
     @property
     def backlog(self) -> tuple[Batch, ...]:
         """Copies of what was decided ahead of that."""
-        return tuple(map(copy.copy, self.batches()[1]))  # type: ignore[attr-defined]
+        return tuple(map(_copied, self.batches()[1]))  # type: ignore[attr-defined]
 
 
 class ClosedView(_Closed, WorkerView):  # type: ignore[misc, override]

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from .loop import ServingLoop
 from .metrics import Summary
 from .pipeline import Stage
+from .place import watcher
 from .pool import Pool
 from .record_laws import FINISHED, LAWS, broken, check_ends, check_order, check_records
 from .records import Recorder
@@ -446,10 +447,9 @@ class WatchedEngine(WatchedWorker):
             raise broken(1, f"{self.worker.name} still has {self.steps} when the run is over")
 
 
+@watcher
 class WatchedPolicy(Policy):
     """Passes everything on to *inner*, and what it decides to the checker."""
-
-    watches = True
 
     def __init__(self, inner: Policy, watched: WatchedWorker) -> None:
         self.inner = inner

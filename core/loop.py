@@ -20,12 +20,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from .answers import OFTEN, check_repeat, check_time, compared, fault, written
+from .answers import (
+    OFTEN,
+    check_decision,
+    check_kept,
+    check_repeat,
+    check_time,
+    check_whole,
+    compared,
+    fault,
+    written,
+)
+from .books import Stays
 from .budget import Budget
 from .closed import look_over, told
 from .errors import BadInput, LawBroken
+from .intact import Intact, comes_along
 from .pipeline import Stage
-from .place import named
+from .place import named, own
 from .records import Recorder
 from .request import CUT_OFF, Outcome, Outputs, Request, Task
 from .seam import Batch, Decision, Executor, Handle, WorkerView
@@ -75,7 +87,9 @@ class ServingLoop:
         self.serving: dict[str, list[Worker]] = {stage.name: [] for stage in stages}
         self._booked = any(worker.could_write for worker in self.workers)
         self.known: dict[int, tuple[float, float, bool, int]] = {}  # what live requests say (`_know`)
+        self._stays = Stays()
         self._stages = [(stage, told(stage)) for stage in stages]
+        self._changed = None if all(comes_along(type(own(w.policy))) for w in self.workers) else Intact().changed
         for index, worker in enumerate(self.workers):
             worker.place = worker.place._replace(number=index)
             worker.check_code()
@@ -155,10 +169,18 @@ class ServingLoop:
         for worker in self.workers:
             worker.look_over()
         look_over(policies, self._stages)
+        self._check_ours(policies)
+
+    def _check_ours(self, policies: Sequence[object]) -> None:
+        found = self._changed() if self._changed is not None else []
+        if found:
+            raise written(policies, *found[0])
 
     def close_books(self) -> None:
         """From here on tasks and requests are believed: a fault was found, and the run is only brought to its end."""
         self._booked = False
+        if self._changed is not None:
+            self._changed()  # puts back what was changed
         for worker in self.workers:
             worker.close_books()
 
@@ -191,6 +213,7 @@ class ServingLoop:
             if known is None:
                 raise written(policies, f"id of {request}", "id")
             raise compared(policies, f"request {request.id}", names, now, known)
+        self._stays.check(request, [w.policy for w in self.workers])
 
     def fail(self, request: Request, reason: str) -> None:
         """Something broke under *request* (a worker crashed, memory ran out): it ends as failed."""
@@ -336,7 +359,8 @@ class ServingLoop:
             task.admitted = now
             if worker.books is not None:
                 worker.books.note(task)
-            if worker.policy.admit(task, shown, now):
+            kept = worker.policy.admit(task, shown, now)
+            if kept is True or check_kept(worker.policy, kept):
                 view.waiting[task] = None
             else:
                 self._drop(task, view)
@@ -349,9 +373,10 @@ class ServingLoop:
         tasks = tuple(decision.run) if books is None else books.take(decision)  # the policy may go on with its list
         batch = Batch(self._batches, worker, tasks, decision.whole, decision.repeat)
         size = batch.size
-        if size > view.limit:
+        if not 0 < size <= view.limit:
+            check_decision(worker.policy, decision)
             what = f"a batch of {size} is over the limit of {view.limit} of {worker.name}"
-            raise fault(worker.policy, what)
+            raise fault(worker.policy, what if size else "run of its decision is true, and holds no tasks")
         idle = view.in_flight is None
         if not idle:
             worker.check_free("runs", tasks)
@@ -370,6 +395,7 @@ class ServingLoop:
         if least < 1:
             raise fault(worker.policy, f"it runs {tasks[left.index(least)]!r}, which has nothing left to run")
         if batch.whole:
+            check_whole(worker.policy, batch.whole)
             batch.iterations = max(left)
             batch.leaves = batch.size
         elif least == 1:
@@ -455,6 +481,8 @@ class ServingLoop:
             if known:
                 self._know_anew(request)
         request.tasks.append(task)
+        if self._booked:
+            self._stays.begins(task)
         source = self.workers[before.worker.number] if before is not None and before.worker is not None else None
         if self._chooses:
             target.coming[task] = None
@@ -464,6 +492,9 @@ class ServingLoop:
 
     def _leave(self, task: Task, now: float) -> None:
         request, stage = task.request, task.stage
+        if self._booked and self._direct is None:
+            self._stays.check(request, [w.policy for w in self.workers])
+            self._stays.over(task)
         jump = False
         after: Sequence[Stage] = stage.next
         if stage.branches and self.ways is not None:
@@ -505,6 +536,7 @@ class ServingLoop:
         if self._booked and self._direct is None:
             self._check_request(request)
             del self.known[request.id]
+            self._stays.of.pop(request.id, None)
         request.outcome, request.reason = outcome, reason
         del self.live[request.id]
         if self._outputs:

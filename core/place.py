@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import ast
 import dis
-import functools
 import inspect
 import os
 import sys
 from collections.abc import Iterable, Iterator
 from types import CodeType, FunctionType, ModuleType, TracebackType
-from typing import Any
+from typing import Any, TypeVar
+
+Kind = TypeVar("Kind")
+
+
+#: Classes of what stands in for a policy, and passes all on to its *inner*.
+WATCHERS: set[type] = set()
+
+
+def watcher(kind: type[Kind]) -> type[Kind]:
+    """A decorator: objects of this class stand in for a policy."""
+    WATCHERS.add(kind)
+    return kind
+
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 def own(policy: object) -> object:
     """*policy* itself, also where somebody watches it (`servetwin.core.laws`)."""
-    while getattr(type(policy), "watches", False):
+    while type(policy) in WATCHERS:
         policy = policy.inner  # type: ignore[attr-defined]
     return policy
 
@@ -25,7 +40,7 @@ def files_of(policy: object) -> set[str]:
     for kind in type(own(policy)).__mro__[:-1]:
         module = sys.modules.get(kind.__module__)
         name = _file(kind, module)
-        if name is not None and not kind.__module__.startswith("servetwin.core."):
+        if name is not None and os.path.dirname(os.path.abspath(name)) != _HERE:
             found.add(name)
     return found
 
@@ -44,7 +59,7 @@ def named(policy: object, line: tuple[str, int] | None = None, method: str = "de
     if line is None:
         function = inspect.unwrap(getattr(type(inner), method, None) or (lambda: None))
         code = getattr(function, "__code__", None)
-        if code is not None and not function.__module__.startswith("servetwin.core."):
+        if code is not None and os.path.dirname(os.path.abspath(code.co_filename)) != _HERE:
             line = code.co_filename, code.co_firstlineno
         else:
             line = next(((name, 1) for name in sorted(files_of(inner))), None)
@@ -95,6 +110,22 @@ def writes(policy: object, names: Iterable[str]) -> tuple[str, int] | None:
                 if any(isinstance(word, str) and word in wanted for word in said):
                     spoken = code.co_filename, line
     return spoken
+
+
+def writes_in(file: str, name: str) -> int | None:
+    """The first line of *file* that writes an attribute of this *name*, or else says it, as far as its text tells."""
+    try:
+        with open(file, "rb") as source:
+            tree = ast.parse(source.read())
+    except (OSError, SyntaxError, ValueError):
+        return None
+    said: list[int] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr == name and not isinstance(node.ctx, ast.Load):
+            return node.lineno
+        if isinstance(node, ast.Constant) and node.value == name:
+            said.append(node.lineno)
+    return said[0] if said else None
 
 
 def _codes(policy: object) -> Iterator[CodeType]:
@@ -149,8 +180,6 @@ INTERPRETER = frozenset(
         "get_referrers",
         "get_referents",
         "ctypes",
-        "settrace",
-        "setprofile",
     }
 )
 
@@ -167,152 +196,3 @@ def says(policy: object, words: frozenset[str]) -> tuple[str, tuple[str, int]] |
                 if step.argval in found and step.opname != "LOAD_CONST":
                     return str(step.argval), (code.co_filename, line)
     return None
-
-
-#: What code that never says one of these words cannot do: write an attribute of a name that it does not say, or reach
-#: what it is not shown.
-WORDS = frozenset(
-    [
-        "__builtins__",
-        "__class__",
-        "__closure__",
-        "__code__",
-        "__delattr__",
-        "__delete__",
-        "__dict__",
-        "__func__",
-        "__get__",
-        "__getattribute__",
-        "__getstate__",
-        "__globals__",
-        "__import__",
-        "__reduce__",
-        "__reduce_ex__",
-        "__self__",
-        "__set__",
-        "__setattr__",
-        "__setstate__",
-        "__subclasses__",
-        "__wrapped__",
-        "_getframe",
-        "_settle",
-        "_ticks",
-        "builtins",
-        "cell_contents",
-        "compile",
-        "copyreg",
-        "cr_frame",
-        "ctypes",
-        "currentframe",
-        "delattr",
-        "eval",
-        "exec",
-        "f_back",
-        "f_globals",
-        "f_locals",
-        "flight",
-        "gc",
-        "getattr",
-        "gi_frame",
-        "globals",
-        "import_module",
-        "importlib",
-        "inspect",
-        "locals",
-        "marshal",
-        "methodcaller",
-        "mock",
-        "operator",
-        "pickle",
-        "request",
-        "setattr",
-        "setprofile",
-        "settrace",
-        "stack",
-        "tb_frame",
-        "types",
-        "unittest",
-        "vars",
-        "worker",
-    ]
-)
-
-
-def innocent(policy: object, names: frozenset[str]) -> bool:
-    """Whether the code of *policy* is certain never to write attributes of these *names*, nor to reach what it is not
-    shown: as far as its modules tell, with all that they import outside of installed packages. What cannot be told
-    counts as not certain."""
-    inner = own(policy)
-    held = list(getattr(inner, "__dict__", {}).values())
-    if any(callable(value) for value in held):
-        return False
-    return all(_innocent(kind, names) for kind in {type(inner), *map(type, held)})
-
-
-@functools.lru_cache(maxsize=256)
-def _innocent(kind: type, names: frozenset[str]) -> bool:
-    seen: set[str] = set()
-    todo = [each.__module__ for each in kind.__mro__[:-1]]
-    while todo:
-        name = todo.pop()
-        if name in seen or _installed(name):
-            continue
-        seen.add(name)
-        module = sys.modules.get(name)
-        source = getattr(module, "__file__", None)
-        if module is None or source is None:
-            return False
-        try:
-            with open(source, "rb") as file:
-                code = compile(file.read(), source, "exec")
-        except (OSError, SyntaxError, ValueError):
-            return False
-        for part in _below(code, set()):
-            if not _says_nothing(part, names):
-                return False
-        todo += [
-            thing.__name__ if isinstance(thing, ModuleType) else getattr(thing, "__module__", None) or name
-            for thing in vars(module).values()
-            if isinstance(thing, ModuleType | FunctionType | type)
-        ]
-    return True
-
-
-def _installed(module: str) -> bool:
-    """Whether *module* is of Python, of this package's seam or of an installed package: none that a user writes for a
-    policy."""
-    top = module.partition(".")[0]
-    if top in sys.stdlib_module_names or module.startswith("servetwin.core."):
-        return True
-    source = getattr(sys.modules.get(module), "__file__", None) or ""
-    return "site-packages" in source.split(os.sep)
-
-
-def _says_nothing(code: CodeType, names: frozenset[str]) -> bool:
-    if not WORDS.isdisjoint(code.co_names):
-        return False
-    if "sys" in code.co_names and "modules" in code.co_names:
-        return False
-    if "__init__" in code.co_names:  # to define one is no call of it
-        steps = dis.get_instructions(code)
-        if any(
-            step.argval == "__init__" and step.opname != "STORE_NAME" for step in steps if step.opname != "LOAD_CONST"
-        ):
-            return False
-    raw, extended = code.co_code, 0
-    for at in range(0, len(raw), 2):
-        operation, argument = raw[at], raw[at + 1] | extended
-        if operation in _WRITES and code.co_names[argument] in names:
-            return False
-        if (
-            operation == _IMPORT
-            and not _installed(code.co_names[argument])
-            and code.co_names[argument] not in sys.modules
-        ):
-            return False
-        extended = argument << 8 if operation == dis.EXTENDED_ARG else 0
-    return True
-
-
-_WRITES = frozenset(dis.opmap[name] for name in ("STORE_ATTR", "DELETE_ATTR"))
-_IMPORT = dis.opmap["IMPORT_NAME"]

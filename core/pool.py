@@ -10,7 +10,7 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
-from .answers import check_decision, fault
+from .answers import check_decision, check_kept, fault
 from .errors import BadInput
 from .pipeline import Stage
 from .request import Task
@@ -57,7 +57,8 @@ class Pool(Worker):
         books = self.books
         if books is not None:
             books.note(task)
-        if self.policy.admit(task, self.shown, now):
+        kept = self.policy.admit(task, self.shown, now)
+        if kept is True or check_kept(self.policy, kept):
             self.view.waiting[task] = None
         else:
             self.loop._drop(task, self.view)
@@ -81,10 +82,11 @@ class Pool(Worker):
                 loop._set_alarm(self, decision.idle_until, now)
                 break
             check_decision(self.policy, decision)
-            if len(decision.run) > 1 or decision.run[0] not in view.waiting:
-                what = f"a thread of {self.name} runs one of the waiting tasks, not {list(decision.run)}"
+            run = tuple(decision.run)
+            if len(run) != 1 or run[0] not in view.waiting:
+                what = f"a thread of {self.name} runs one of the waiting tasks, not {list(run)}"
                 raise fault(self.policy, what)
-            self._start(decision.run[0], now)
+            self._start(run[0], now)
         self.deciding = False
 
     def _start(self, task: Task, now: float) -> None:

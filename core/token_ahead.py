@@ -80,7 +80,7 @@ class TokenEngineAhead(TokenEngine):
             changed = False
             if view.waiting or view.running:
                 view.checked = None
-                step: Step = worker.policy.decide(worker.shown, now)
+                step: Step = (self.guard or worker.policy).decide(worker.shown, now)
                 if self.booked:
                     self._wrong(step)
                 changed = self._carry_out(step, now)

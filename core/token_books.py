@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .answers import check_decision, check_item, compared, fault, written
 from .place import named
@@ -34,6 +34,35 @@ def says(task: TokenTask) -> tuple[object, ...]:
 Counts = tuple["Ticks | None", int, int, "float | None", "float | None", int]
 COUNTED = ("_ticks", "_generated", "_computed", "started", "first_token", "preemptions")
 AS_IT_CAME: Counts = (None, 0, 0, None, None, 0)
+
+
+class Guard:
+    """Asks the policy of *engine*, and looks whether it has written what its view shares with the engine's."""
+
+    def __init__(self, engine: TokenBooks) -> None:
+        self.engine = engine
+        self.shared = vars(engine.view)
+
+    def decide(self, shown: Any, now: float) -> Any:
+        before = self.shared.copy()
+        step = self.engine.worker.policy.decide(shown, now)
+        if self.shared != before:
+            self.tell(before)
+        return step
+
+    def admit(self, task: TokenTask, shown: Any, now: float) -> bool:
+        before = self.shared.copy()
+        kept = self.engine.worker.policy.admit(task, shown, now)
+        if self.shared != before:
+            self.tell(before)
+        return kept
+
+    def tell(self, before: dict[str, Any]) -> NoReturn:
+        now = dict(self.shared)
+        self.shared.clear()
+        self.shared.update(before)
+        name = next(name for name in {**before, **now} if now.get(name) != before.get(name))
+        raise written(self.engine.policies(), f"{name} of its view", name)
 
 
 class TokenBooks:

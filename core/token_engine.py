@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 from heapq import heappop
 from typing import TYPE_CHECKING, Any, cast
 
-from .answers import check_decision, check_repeat, fault
+from .answers import check_decision, check_kept, check_repeat, fault
 from .errors import BadInput
 from .request import Outcome, Outputs, Request
 from .seam import Repeat
 from .slo import latest
 from .token_batch import Piece, TokenBatch
-from .token_books import FRUITLESS
+from .token_books import FRUITLESS, Guard
 from .token_sums import DecodeSums
 from .tokens import DECODES, PREFILLS, All, Chunk, Step, TokenPolicy, TokenTask
 
@@ -33,7 +33,8 @@ class TokenEngine(DecodeSums):
 
     __slots__ = (
         "_done", "_fruitless", "_module", "_preempted", "_recomputed", "_stale", "_swapped", "_untaken",
-        "deciding", "go_on", "host", "keep_ends", "lean", "longest", "loop", "seen", "stage", "swap", "worker",
+        "deciding", "go_on", "guard", "host", "keep_ends", "lean", "longest", "loop", "seen", "stage", "swap",
+        "worker",
     )  # fmt: skip
 
     def __init__(self, loop: ServingLoop, worker: TokenWorker) -> None:
@@ -42,12 +43,13 @@ class TokenEngine(DecodeSums):
         self.loop, self.worker, self.stage = loop, worker, worker.stage
         self.seen, self.swap = view.limits.stamp == "seen", view.limits.preemption == "swap"
         self.booked = worker.books is not None
+        self.guard: Any = Guard(self) if self.booked else None
         self.longest = (view.blocks - view.watermark) * self.size  # tokens that fit
         self.deciding, self.host = False, worker.host
         self._untaken = 0  # arrivals that the host has not taken in yet
         self._done = self.done  # bound once
         self._module = worker.stage.loop or worker.stage.name
-        self.lean = False  # whether requests come to this stage from the client and end here
+        self.lean = False  # whether requests come here from the client and end here
         #: Where somebody can go on by himself under a step's standing word: gives the time at which to ask again, or
         #: None if he cannot just then.
         self.go_on: Callable[[Step, float], float | None] | None = None
@@ -151,7 +153,7 @@ class TokenEngine(DecodeSums):
     def turn(self, now: float, fresh: bool = False) -> None:
         """Let the policy decide *now*, and launch what it says. *fresh*: something came while the engine was idle."""
         worker, view, loop = self.worker, self.view, self.loop
-        waiting, policy, shown = view.waiting, worker.policy, worker.shown
+        waiting, policy, shown = view.waiting, self.guard or worker.policy, worker.shown
         self.deciding = True
         if worker.inbox:
             self._take_in(now)
@@ -195,14 +197,15 @@ class TokenEngine(DecodeSums):
         """A step, or several on end, in which all that can decode do, and nothing else happens; False if memory does
         not last for that."""
         view, loop = self.view, self.loop
-        decoding = view.decoding
-        times = 1
+        decoding, times = view.decoding, 1
         if repeat is not None and not fresh and self.host is None:
             if type(repeat) is not Repeat or type(repeat.times) is not int or type(repeat.limit) is not float:
                 check_repeat(self.worker.policy, repeat)
             times = self._leaving[0] - self._ticks.count
             if repeat.times < times:
                 times = repeat.times
+                if times < 1:
+                    check_repeat(self.worker.policy, repeat)
         # Between them the tasks need no more than this, whatever their phases.
         if (view.free_blocks - self.headroom) * self.size < decoding * (times + self.size - 1):
             times = self._affordable(times)
@@ -242,7 +245,8 @@ class TokenEngine(DecodeSums):
             if self.seen:
                 task.arrival = now
             self.note(task)
-            if worker.policy.admit(task, worker.shown, now):
+            kept = (self.guard or worker.policy).admit(task, worker.shown, now)
+            if kept is True or check_kept(worker.policy, kept):
                 view.waiting[task] = None
             else:
                 self.forget(task)
@@ -253,17 +257,15 @@ class TokenEngine(DecodeSums):
     def _carry_out(self, step: Step, now: float) -> bool:
         """Do as *step* says; whether anything came of it (a step in flight, or a changed queue: ask again)."""
         view, policy = self.view, self.worker.policy
-        if step.drop or step.preempt:
+        if changed := bool(step.drop or step.preempt):
             check_decision(policy, step, Step)
         for task in tuple(step.drop):
             self._give_up(cast("TokenTask", task))
         for task in tuple(step.preempt):
             if task not in view.running:
-                raise fault(
-                    policy, f"it preempts {task}, which is not running at {view.name}", "a task of view.running"
-                )
+                what = f"it preempts {task}, which is not running at {view.name}"
+                raise fault(policy, what, "a task of view.running")
             self._preempt(task)
-        changed = bool(step.drop or step.preempt)
         chosen = None if isinstance(step.decode, All) else self._chosen(step.decode)
         crowded = bool(view.running) and self._make_room(chosen, step.prefill)
         if crowded and chosen is not None:
@@ -332,7 +334,7 @@ class TokenEngine(DecodeSums):
             # `TokenView.admissible` has just found all of it, so all that waits fits.
             for task, count in prefill:
                 computed = task._computed
-                if booked:
+                if booked and task in waiting:
                     self._check(task)
                 if type(count) is not int or not 0 < count <= task.prompt + task._generated - computed:
                     self._no_chunk(task, count)
@@ -365,7 +367,7 @@ class TokenEngine(DecodeSums):
             computed = task._computed
             if task in self._bases:
                 raise fault(self.worker.policy, f"it prefills {task}, which is decoding at {view.name}")
-            if booked:
+            if booked and (task in waiting or task in running):
                 self._check(task)
             pending = task.prompt + task._generated - computed
             if count < 1 or count > pending:

@@ -98,6 +98,7 @@ class TokenWorker(Worker):
     def close_books(self) -> None:
         super().close_books()
         self._engine.booked = False
+        self._engine.guard = None
 
     @property
     def resting(self) -> bool:

@@ -10,8 +10,9 @@ from .answers import LEAST, MOST, OFTEN, check_decision, fault
 from .books import WRITABLE, Books
 from .closed import closed
 from .errors import PolicyFault
+from .innocent import innocent
 from .pipeline import Stage
-from .place import INTERPRETER, innocent, named, says
+from .place import INTERPRETER, named, own, says
 from .request import Place, Request, Task
 from .seam import Decision, Handle, Policy, WorkerView
 
@@ -99,7 +100,7 @@ class Worker:
     @property
     def policy_name(self) -> str:
         """The class of its policy, also where somebody watches that (`servetwin.core.laws`)."""
-        return type(getattr(self.policy, "inner", self.policy)).__name__
+        return type(own(self.policy)).__name__
 
     @property
     def index(self) -> int:

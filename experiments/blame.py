@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from servetwin.core import Decision, Policy, ServeTwinError
-from servetwin.core.answers import check_decision
+from servetwin.core import Decision, Policy, Request, ServeTwinError, Task
+from servetwin.core.answers import check_decision, written
 from servetwin.core.errors import PolicyFault, Stopped
+from servetwin.core.intact import comes_along
 from servetwin.core.place import by_its_own_word, named, own, raised_at
 from servetwin.core.tokens import Step, TokenPolicy
 
@@ -22,15 +23,38 @@ def policies_answer(policies: Sequence[Policy | TokenPolicy]) -> Iterator[None]:
     try:
         yield
     except ServeTwinError as error:
+        told = _in_our_words(inner, error)
+        if told is not None:
+            raise PolicyFault(told) from error
         # What serves for real tells the error that ended the run in its own words, which do not name the policy.
         told = _raised(inner, error.__cause__) if isinstance(error.__cause__, Exception) else None
         if told is None or isinstance(error, PolicyFault) or isinstance(error.__cause__, ServeTwinError):
             raise
         raise PolicyFault(told) from error
-    except Stopped:
-        raise
+    except Stopped as error:
+        told = _in_our_words(inner, error)
+        if told is None:
+            raise
+        raise PolicyFault(told) from error
     except BaseException as error:
         told = _raised(inner, error) or (_answered(error) if isinstance(error, Exception) else None)
+        if told is None and isinstance(error, AttributeError) and isinstance(error.obj, Task | Request):
+            told = str(written(inner, f"(or deleted) {error.name} of a {type(error.obj).__name__}", error.name or ""))
+        if told is None:
+            raise
+        raise PolicyFault(told) from error
+
+
+@contextmanager
+def policy_is_made(kind: type[Policy]) -> Iterator[None]:
+    """Likewise, of an error that the making of a policy of this class raises. (What is wrong with its parameters it
+    may say itself.)"""
+    try:
+        yield
+    except (ServeTwinError, Stopped):
+        raise
+    except BaseException as error:
+        told = _raised([Policy.__new__(kind)], error)
         if told is None:
             raise
         raise PolicyFault(told) from error
@@ -41,9 +65,18 @@ def _raised(policies: Sequence[object], error: BaseException) -> str | None:
     if at is None or (isinstance(error, KeyboardInterrupt) and not by_its_own_word(error)):
         return None
     policy, file, line, function = at
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # it is the policy's own, and fails here too
+        text = ""
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return f"{named(policy, (file, line))}: the policy failed: {Path(file).name}:{line}, in {function}: {what}"
+
+
+def _in_our_words(policies: Sequence[object], error: BaseException) -> str | None:
+    """What is to be told if an error of ServeTwin's was raised by a user's policy, or by what it called."""
+    theirs = [policy for policy in policies if not comes_along(type(policy))]
+    return _raised(theirs, error) if theirs else None
 
 
 def _answered(error: Exception) -> str | None:

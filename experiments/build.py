@@ -69,8 +69,13 @@ class Run:
 
         with policies_answer([worker.policy for worker in self.loop.workers]):
             source = self.source if self.experiment.system.stop_after is None else self._source_then_stop()
-            play(self.loop, self.executor, source, columns=columns)
-            self.loop.look_over()
+            look_over, close_books = self.loop.look_over, self.loop.close_books  # before any policy could change them
+            try:
+                play(self.loop, self.executor, source, columns=columns)
+                look_over()
+            except BaseException:
+                close_books()
+                raise
         self.recorder.summary.held = self.executor.watch.told(self.recorder.summary.sizes)
         if self.loop.live:
             what = f"{len(self.loop.live)} requests never ended, though nothing was left to happen"
@@ -102,15 +107,16 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     check_resolution(experiment, trace, shortest_step(experiment, profiles))
     recorder.summary.input = about(experiment, trace, contexts(experiment, profiles))
     executor = make_executor(experiment, workers, profiles)
-    loop = ServingLoop(
-        stages,
-        workers,
-        executor,
-        recorder,
-        router=make_router(experiment, workers),
-        budget=make_budget(experiment, stages, profiles),
-        ways=make_ways(experiment, stages),
-    )
+    with policies_answer([worker.policy for worker in workers]):  # each is asked to start
+        loop = ServingLoop(
+            stages,
+            workers,
+            executor,
+            recorder,
+            router=make_router(experiment, workers),
+            budget=make_budget(experiment, stages, profiles),
+            ways=make_ways(experiment, stages),
+        )
     source = requests(experiment, slo.seconds, trace, contexts=contexts(experiment, profiles))
     return Run(experiment, loop, executor, source, recorder)
 

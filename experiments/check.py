@@ -13,7 +13,7 @@ from servetwin.core import BadInput, Batch, Decision, LawBroken, Policy, Recorde
 from servetwin.core import books as books_of
 from servetwin.core.errors import PolicyFault
 from servetwin.core.laws import LawChecker
-from servetwin.core.place import named, own
+from servetwin.core.place import named, own, watcher
 from servetwin.core.token_batch import TokenBatch
 from servetwin.core.tokens import Step, TokenPolicy
 
@@ -59,10 +59,9 @@ class Log(Recorder):
         self.ends.append((request.id, request.outcome, now))
 
 
+@watcher
 class Asked:
     """Passes everything on to *inner* and counts; with *alone* each decision stands for itself alone."""
-
-    watches = True
 
     def __init__(self, inner: Any, alone: bool) -> None:
         self.inner, self.alone = inner, alone

@@ -28,10 +28,16 @@ from typing import Any
 
 import servetwin.policies
 from pydantic import TypeAdapter
+from pydantic_core import to_jsonable_python
 from servetwin.core import BadInput, Policy
+from servetwin.core.answers import fault
+from servetwin.core.errors import PolicyFault, Stopped
+from servetwin.core.intact import comes_along, intact
+from servetwin.core.place import by_its_own_word
 from servetwin.core.tokens import TokenPolicy
 
 from . import policycode, policyobjects
+from .blame import policy_is_made
 from .names import suggest
 from .policysource import load_file
 from .unmodelled import of_vllm
@@ -85,24 +91,40 @@ def _right(name: str) -> str:
 
 
 def _import(module: str) -> ModuleType:
-    try:
+    if module.startswith("servetwin."):
         return importlib.import_module(module)
+    try:
+        with intact(module):
+            return importlib.import_module(module)
+    except PolicyFault:
+        raise
     except ModuleNotFoundError as error:
         raise BadInput(f"there is no module {error.name!r}", where=module) from None
-    except Exception as error:
+    except BaseException as error:
+        _unless_stopped(error)
         raise BadInput(f"the module cannot be imported: {_brief(error)}", where=module) from error
+
+
+def _unless_stopped(error: BaseException) -> None:
+    """Raise *error* again if it is not the doing of the code that was being imported."""
+    if isinstance(error, Stopped) or (isinstance(error, KeyboardInterrupt) and not by_its_own_word(error)):
+        raise error
 
 
 def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise BadInput("there is no such policy file", where=str(path))
     try:
-        return load_file(path)
-    except Exception as error:
+        with intact(str(path)):
+            return load_file(path)
+    except PolicyFault:
+        raise
+    except BaseException as error:
+        _unless_stopped(error)
         raise BadInput(f"the file cannot be loaded: {_brief(error)}", where=str(path)) from error
 
 
-def _brief(error: Exception) -> str:
+def _brief(error: BaseException) -> str:
     line = f" (line {error.lineno})" if isinstance(error, SyntaxError) else ""
     text = error.msg if isinstance(error, SyntaxError) else str(error)
     return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}{line}"
@@ -132,14 +154,27 @@ def _parameters(policy: type[Policy]) -> dict[str, tuple[Any, inspect.Parameter]
     if policy.__init__ is object.__init__:
         return {}
     signature = inspect.signature(policy.__init__)
-    hints = typing.get_type_hints(policy.__init__)
+    try:
+        hints = typing.get_type_hints(policy.__init__)
+    except (NameError, AttributeError, TypeError):  # of names that are imported for a type checker only
+        hints = {}
     plain = [p for p in list(signature.parameters.values())[1:] if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     return {p.name: (hints.get(p.name, Any), p) for p in plain}
 
 
 def defaults(policy: type[Policy]) -> dict[str, Any]:
     """The policy's parameters that may be left out, with their values then."""
-    return {n: p.default for n, (_, p) in _parameters(policy).items() if p.default is not p.empty}
+    given = {n: p.default for n, (_, p) in _parameters(policy).items() if p.default is not p.empty}
+    return {name: value for name, value in given.items() if _plain(value)}
+
+
+def _plain(value: object) -> bool:
+    """Whether an experiment's file could say *value*. Other defaults (a dataclass' factories) are the class's own."""
+    try:
+        to_jsonable_python(value)
+    except ValueError:
+        return False
+    return True
 
 
 class WrongParameter(BadInput):
@@ -162,10 +197,10 @@ def complete(policy: type[Policy], params: Mapping[str, Any]) -> dict[str, Any]:
             raise WrongParameter(name, f"policy {policy.__name__} takes no parameter {name!r}", right)
         _check_type(name, value, known[name][0])
     full = {**defaults(policy), **params}
-    for name in known:
-        if name not in full:
+    for name, (_, parameter) in known.items():
+        if name not in full and parameter.default is parameter.empty:
             raise WrongParameter(name, f"policy {policy.__name__} needs the parameter {name!r}", f"{name}: ...")
-    return {name: full[name] for name in known}
+    return {name: full[name] for name in known if name in full}
 
 
 def _check_type(name: str, value: Any, hint: Any) -> None:
@@ -184,7 +219,28 @@ def spell(hint: Any) -> str:
 
 def make(name: str, params: Mapping[str, Any]) -> Policy:
     """A new policy object."""
-    return find_policy(name)(**params)
+    kind = find_policy(name)
+    if comes_along(kind):
+        return kind(**params)
+    with policy_is_made(kind), intact(getattr(sys.modules.get(kind.__module__), "__file__", None) or kind.__module__):
+        policy = kind(**params)
+        _check_said(policy)
+        return policy
+
+
+def _check_said(policy: Policy | TokenPolicy) -> None:
+    """Raise `PolicyFault` if *policy* says of itself what is no answer."""
+    wanted: dict[str, tuple[tuple[type, ...], str]] = {
+        "ahead": ((bool,), "True or False"),
+        "pools": ((bool,), "True or False"),
+    }
+    if isinstance(policy, TokenPolicy):
+        wanted["whole_prompts"] = (bool,), "True or False"
+        wanted["tokens_a_step"] = (int, type(None)), "a number of tokens, an int from 1, or None"
+    for name, (kinds, right) in wanted.items():
+        value = getattr(policy, name)
+        if type(value) not in kinds or (type(value) is int and value < 1):
+            raise fault(policy, f"its {name} is {value!r}", right)
 
 
 def same_policy(one: str, other: str) -> bool:

@@ -288,6 +288,7 @@ def serve(
     ours = [worker for worker in workers if isinstance(worker, EngineWorker)]
     try:
         executor.play(loop, requests, stop_after)
+        loop.look_over()
     except (Exception, KeyboardInterrupt, Stopped) as problem:
         reason = say(problem)
         loop.close_books()  # whatever they say now, it is no news

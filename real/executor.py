@@ -17,8 +17,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from queue import Empty, SimpleQueue
+from typing import NoReturn
 
 from servetwin.core import BadInput, Batch, Request, ServeTwinError, ServingLoop, Task, Worker
+from servetwin.core.errors import PolicyFault
 from servetwin.core.pool import Pool
 from servetwin.core.tokens import TokenRequest
 
@@ -249,6 +251,8 @@ class RealExecutor:
                     self.spare()
                     if quiet is not None and not busy:
                         quiet.look()
+                    if inlet.closed and not self.running and loop.live and not timers and self.heard.empty():
+                        self._tell_stuck(loop)
                 continue
             inlet.take(packet)
 
@@ -257,6 +261,8 @@ class RealExecutor:
         threading.Thread(target=_listen, args=(channel, self.heard), name="client", daemon=True).start()
         while not (inlet.closed and not self.running and not loop.live):
             wait = max(0.0, self.timers[0][0] - self.now()) if self.timers else None
+            if wait is None and inlet.closed and not self.running and not self._waiting and self.heard.empty():
+                self._tell_stuck(loop)
             try:
                 what, problem = self.heard.get(timeout=wait)
             except Empty:
@@ -269,6 +275,12 @@ class RealExecutor:
                 inlet.take(what)
             if self.timers and self.timers[0][0] <= self.now():
                 self._ring()
+
+    def _tell_stuck(self, loop: ServingLoop) -> NoReturn:
+        """Nothing is left to happen, and requests have not ended."""
+        what = f"{len(loop.live)} requests never ended, though nothing was left to happen"
+        held = loop.holders()
+        raise PolicyFault(f"{what}; held by {held}") if held else ServeTwinError(what)
 
     def _over(self, what: Lane | Call | Answer, problem: object) -> None:
         """A lane's batch or a call is over."""

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 from servetwin.core.books import WRITABLE
-from servetwin.core.place import innocent
+from servetwin.core.innocent import innocent
 from servetwin.experiments import cli, registry
 
 STEPS = "from servetwin.core import Decision, Policy, Repeat\n\n\nclass Mine(Policy):\n"
@@ -105,7 +105,7 @@ TOKEN_WRITES = {
     "behind the view": (
         "        kept = TokenPolicy.decide.__globals__['TokenView'].__dict__['__dict__'].__get__(view)\n"
         "        kept['free_blocks'] += 1\n",
-        "free_blocks, decoding or context",
+        "it wrote free_blocks",
         None,
     ),
 }
