@@ -215,8 +215,8 @@ class _Reading:
         elif isinstance(thing, type):
             name = thing.__qualname__.partition(".")[0]
             if thing.__module__ not in HARMLESS or (
-                hasattr(sys.modules.get(thing.__module__), "__file__")
-                and getattr(sys.modules[thing.__module__], name, None) is not thing
+                thing.__flags__ & _HEAP  # made by code, which may say that it is of any module
+                and getattr(sys.modules.get(thing.__module__), name, None) is not thing
             ):
                 self.each(vars(thing).values())
                 self.module(sys.modules.get(thing.__module__), thing.__module__)
@@ -260,6 +260,10 @@ class _Reading:
 
 
 _NOTHING: frozenset[str] = frozenset()
+
+
+#: Of the flags of a type: it was made at run time, and not by Python's own C code as it was compiled.
+_HEAP = 1 << 9
 
 
 def _empty(cell: CellType) -> bool:

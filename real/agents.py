@@ -248,6 +248,9 @@ class Answer:
 
     def finish(self) -> None:
         if self.said[0] == "broken":
+            whose, _, what = self.said[1].partition(": ")
+            if whose == PolicyFault.__name__:
+                raise PolicyFault(what)
             raise ServeTwinError(f"the engine of {self.worker.name} broke: {self.said[1]}")
         self.worker.over(*self.said[1:])
 

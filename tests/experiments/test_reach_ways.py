@@ -1,6 +1,7 @@
 """Roundabout ways of writing what a policy only reads, and answers that lie; and honest policies of odd style."""
 
 import pytest
+from servetwin.core import Policy
 from servetwin.core.books import WRITABLE
 from servetwin.core.innocent import innocent
 from servetwin.experiments import registry
@@ -244,3 +245,23 @@ def test_honest_policies_of_any_style_are_served(case, monkeypatch, capsys, tmp_
 def test_and_their_code_needs_no_books(case, tmp_path):
     (tmp_path / "mine.py").write_text(HONEST[case])
     assert innocent(registry.make(str(tmp_path / "mine.py"), {}), WRITABLE)
+
+
+def test_a_class_that_others_made_or_changed_is_read_as_it_is():
+    """Its module, or what it says is its module, need not hold the code that runs."""
+    text = "class Made(Policy):\n    def decide(self, view, now):\n        view.task.left = 1\n"
+    names = {"Policy": Policy}
+    exec(text, names)
+    assert not innocent(names["Made"](), WRITABLE)
+
+    class Changed(registry.find_policy("fcfs")):
+        pass
+
+    def write(self, view, now):
+        view.task.left = 1
+
+    write.__module__ = "servetwin.policies.fcfs"
+    Changed.__module__ = "servetwin.policies.fcfs"
+    Changed.decide = write
+    assert not innocent(Changed(), WRITABLE)
+    assert innocent(registry.make("fcfs", {}), WRITABLE)
