@@ -19,6 +19,7 @@ start of k+1 and can first be scheduled for k+2.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 
 from .answers import check_decision, check_repeat, check_time, compared, fault, written
 from .budget import Budget
@@ -100,6 +101,7 @@ class ServingLoop:
         self._held: list[Worker] | None = None  # those called while several requests are handed over
         self._hear_batch = self.recorder.of_batches()
         self._keep_ends = self.recorder.wants_batches
+        self._ended = self._done  # bound once
         alone = len(self.workers) == len(stages) == 1 and not stages[0].branches and budget is None
         #: A worker that is all there is may take requests in, and let them go, by a shorter way.
         self._direct = self.workers[0].direct() if alone else None
@@ -236,6 +238,7 @@ class ServingLoop:
                 self._turn(worker, True)
 
     def _let_go(self, batch: Batch, worker: Worker, now: float) -> None:
+        worker.ran = ()
         leavers = [task for task in batch.tasks if task.left <= 0]
         running = worker.view.running
         for task in leavers:
@@ -303,6 +306,7 @@ class ServingLoop:
             if type(decision) is not Decision:
                 check_decision(policy, decision)
             if decision.drop:
+                worker.ran = ()
                 for task in worker.check_drop(decision):
                     self._drop(task, view)
             if decision.run:
@@ -339,25 +343,11 @@ class ServingLoop:
         books = worker.books
         tasks = tuple(decision.run) if books is None else books.take(decision)  # the policy may go on with its list
         batch = Batch(self._batches, worker, tasks, decision.whole, decision.repeat)
-        size = batch.size
-        if size > view.limit:
-            what = f"a batch of {size} is over the limit of {view.limit} of {worker.name}"
-            raise fault(worker.policy, what)
         idle = view.in_flight is None
-        if not idle:
-            worker.check_free("runs", tasks)
-        waiting, running = view.waiting, view.running
-        if waiting and not waiting.keys().isdisjoint(tasks):
-            batch.joiners = [task for task in tasks if task in waiting]
-            for task in batch.joiners:
-                if task not in waiting:
-                    raise worker.twice("run", tasks)
-                del waiting[task]
-                running[task] = None
-        left = [task.left for task in tasks if task in running]
-        if len(left) < size:
-            check_decision(worker.policy, decision)
-            raise worker.not_here("runs", next(task for task in tasks if task not in running))
+        if tasks != worker.ran:
+            self._check_run(worker, decision, batch)
+            worker.ran = tasks if idle else ()
+        left = [task.left for task in tasks]
         least = min(left)
         if least < 1:
             raise fault(worker.policy, f"it runs {tasks[left.index(least)]!r}, which has nothing left to run")
@@ -378,6 +368,28 @@ class ServingLoop:
         else:
             view.backlog.append(batch)
 
+    def _check_run(self, worker: Worker, decision: Decision, batch: Batch) -> None:
+        """Let the joiners of *batch* begin. Raises `PolicyFault` if it is too large or holds whom it may not."""
+        view, tasks = worker.view, batch.tasks
+        if batch.size > view.limit:
+            what = f"a batch of {batch.size} is over the limit of {view.limit} of {worker.name}"
+            raise fault(worker.policy, what)
+        if view.in_flight is not None:
+            worker.check_free("runs", tasks)
+        waiting, running = view.waiting, view.running
+        if waiting and not waiting.keys().isdisjoint(tasks):
+            batch.joiners = [task for task in tasks if task in waiting]
+            for task in batch.joiners:
+                if task not in waiting:
+                    raise worker.twice("run", tasks)
+                del waiting[task]
+                running[task] = None
+        try:
+            itemgetter(*tasks)(running)  # the fastest way to ask for all of them whether they are there
+        except (KeyError, TypeError):
+            check_decision(worker.policy, decision)
+            raise worker.not_here("runs", next(task for task in tasks if task not in running)) from None
+
     def _new_batch(self, worker: Worker, tasks: Sequence[Task]) -> Batch:
         self._batches += 1
         return Batch(self._batches, worker, tasks)
@@ -391,7 +403,7 @@ class ServingLoop:
                 worker.books.begun[task] = now
         batch.keep_ends = self._keep_ends
         worker.view.in_flight = batch
-        self.executor.run(worker, batch, self._done)
+        worker.run(batch, self._ended)
 
     def _set_alarm(self, worker: Worker, when: float | None, asked: float) -> None:
         """Wake *worker* at *when*, which must lie after the time at which its policy was *asked*; a real clock may
@@ -414,7 +426,7 @@ class ServingLoop:
 
     def _purge(self, worker: Worker) -> None:
         """Forget the tasks whose requests have ended elsewhere while they were in flight here."""
-        worker.purge = False
+        worker.purge, worker.ran = False, ()
         for task in [t for t in worker.view.running if t.request.outcome is not None]:
             del worker.view.running[task]
 

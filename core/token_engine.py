@@ -212,7 +212,7 @@ class TokenEngine(DecodeSums):
         batch = view.in_flight = TokenBatch(
             loop._batches, self.worker, decoding, view.context, now, self.keep_ends, times, repeat
         )
-        loop.executor.run(self.worker, batch, self._done)  # type: ignore[arg-type]
+        self.worker.run(batch, self._done)
         return True
 
     def _take_in(self, now: float) -> None:
@@ -313,7 +313,7 @@ class TokenEngine(DecodeSums):
         if self._swapped:
             batch.swapped, self._swapped = self._swapped, 0
         self.view.in_flight = batch
-        loop.executor.run(self.worker, batch, self._done)  # type: ignore[arg-type]
+        self.worker.run(batch, self._done)
 
     def _admit(
         self, prefill: Sequence[Chunk], chosen: Sequence[TokenTask] | None, decode: int, crowded: bool, now: float

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from . import books
@@ -59,6 +60,8 @@ class Worker:
         self.deciding = False
         self.called = False  # it is to decide when all that happens at this instant has
         self.waking = self.wake  # bound once
+        self.ran: tuple[Task, ...] = ()  # its last batch, while all of that are here and may go on
+        self.run: Callable[[Any, Any], None] = self._first  # runs a batch, and calls who is given when it is done
         self.purge = False  # a request ended elsewhere while a task of it was in flight here
 
     def show(self, kept: bool) -> None:
@@ -80,6 +83,13 @@ class Worker:
         self.loop = loop
         self.receive: Callable[[Task], None] = loop._deliver
         self.policy.start(self.shown)
+
+    def _first(self, batch: Any, done: Any) -> None:
+        """Runs its first batch, and finds out what runs all others: an executor may have something for each worker."""
+        executor = self.loop.executor
+        runner: Callable[[Worker], Callable[[Any, Any], None]] | None = getattr(executor, "runner", None)
+        self.run = runner(self) if runner is not None else partial(executor.run, self)
+        self.run(batch, done)
 
     @property
     def policy_name(self) -> str:
@@ -177,6 +187,7 @@ class Worker:
     def withdraw(self, task: Task, now: float) -> None:
         """The request of *task* has ended elsewhere: take it out of the queues, if it is still there."""
         view = self.view
+        self.ran = ()
         if task in view.waiting:
             del view.waiting[task]
             self.policy.removed(task, self.shown, now)

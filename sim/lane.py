@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from heapq import heappush
-from typing import Any
 
-import simpy
 from servetwin.core import Batch, Worker
 from simpy.events import NORMAL
 
-from .calendar import Calendar
+from .calendar import Calendar, Moment
 from .timing import Timing
 
 #: At which rate a lane's host and device work get on while neighbours are busy; a list goes by the batch size of the
@@ -35,7 +33,7 @@ def _rank(lane: Lane) -> tuple[bool, bool]:
     return lane.rank
 
 
-class Lane(simpy.Event):
+class Lane(Moment):
     """Runs one batch at a time, and is its own calendar event, placed anew for each.
 
     A batch goes through three phases: *computing* (until the host is done and the device nearly so), then, if
@@ -47,10 +45,7 @@ class Lane(simpy.Event):
     """
 
     def __init__(self, calendar: Calendar, worker: Worker, timing: Timing) -> None:
-        self.env: Calendar = calendar
-        self._ok = True
-        self._value = None
-        self.callbacks = FIRE
+        super().__init__(calendar)
         self.worker = worker
         self.timing = timing
         timing.view = worker.view
@@ -227,7 +222,6 @@ class Lane(simpy.Event):
 
     def fire(self) -> None:
         """The calendar has come to this lane: a phase of its batch ends, unless a neighbour has moved that since."""
-        self.callbacks = FIRE
         phase, batch, done = self.phase, self.batch, self.done
         now = self.due
         if now != self.env._now or phase == NOTHING or batch is None or done is None:
@@ -265,6 +259,3 @@ class Lane(simpy.Event):
         for neighbour in self.rates:
             neighbour.disturbed()
 
-
-#: SimPy calls these with the event: one list for all lanes.
-FIRE: list[Any] = [Lane.fire]
