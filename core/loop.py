@@ -206,8 +206,8 @@ class ServingLoop:
         assert task.worker is not None
         worker = self.workers[task.worker[0]]
         worker.inbox.append(task)
-        if not worker.deciding and (worker.view.in_flight is None or worker.policy.ahead):
-            self._call(worker)
+        if not worker.deciding and (worker.view.in_flight is None or worker.policy.ahead) and self._is_free(worker):
+            self._turn(worker)
 
     def _done(self, batch: Batch) -> None:
         """The executor has run *batch*."""
@@ -230,7 +230,7 @@ class ServingLoop:
         if view.backlog:
             self._launch(worker, view.backlog.popleft())
         worker.deciding = False
-        # As _call would, without the calls: this happens at every iteration.
+        # As _is_free would, without the call: this happens at every iteration.
         if not self.stopped and not worker.called:
             if self._when_settled(worker.waking):
                 worker.called = True
@@ -240,10 +240,10 @@ class ServingLoop:
     def _let_go(self, batch: Batch, worker: Worker, now: float) -> None:
         worker.ran = ()
         leavers = [task for task in batch.tasks if task.left <= 0]
-        running = worker.view.running
+        running, books = worker.view.running, worker.books
         for task in leavers:
-            if worker.books is not None:
-                worker.books.check_out(task)
+            if books is not None:
+                books.check_out(task)
             task.left = 0
             if task in running:
                 del running[task]
@@ -279,17 +279,21 @@ class ServingLoop:
             self._call(worker)
 
     def _call(self, worker: Worker, settled: bool = False) -> None:
-        """It is the turn of *worker*: as soon as all that happens at this instant has, so that requests that arrive
-        or are handed over together are there together."""
-        if worker.called:
-            return
-        if self._held is not None:
-            worker.called = True
-            self._held.append(worker)
-        elif self._when_settled(worker.wake):
-            worker.called = True
-        else:
+        """It is the turn of *worker*, now or later (`_is_free`)."""
+        if self._is_free(worker):
             worker.turn(settled)
+
+    def _is_free(self, worker: Worker) -> bool:
+        """Whether *worker* may decide at once. Else it is called as soon as all that happens at this instant has, so
+        that requests that arrive or are handed over together are there together."""
+        if worker.called:
+            return False
+        if self._held is None:
+            worker.called = self._when_settled(worker.waking)
+            return not worker.called
+        worker.called = True
+        self._held.append(worker)
+        return False
 
     def _turn(self, worker: Worker, settled: bool = False) -> None:
         """Let the policy of *worker* decide until it has nothing more to say. *settled* says that all else
@@ -541,7 +545,8 @@ class Client:
         request = self.coming
         assert request is not None
         # It is known of the next one that it comes, maybe at this very instant, before somebody decides.
-        self.wait(next(self.source, None))
+        coming = self.coming = next(self.source, None)
+        self.timer = self.loop.executor.call_at(coming.arrival, self._send) if coming is not None else None
         self.loop.arrive(request)
 
 

@@ -150,6 +150,8 @@ class SimExecutor:
                     lane.by_size = lane.by_size or by_size
                     other.by_size = other.by_size or by_size
         self._lanes[worker] = lane
+        for every in self._lanes.values():
+            every.known.clear()  # they may have a neighbour more
         for key, rates in self._contention.items():
             if len(key) > 2 and worker.name in key:
                 here = {own.worker.name: own for own in self._lanes.values() if own.worker.device == worker.device}
