@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
 
-from .answers import check_decision, check_repeat, check_time, compared, fault, written
+from .answers import OFTEN, check_decision, check_repeat, check_time, compared, fault, written
 from .budget import Budget
 from .closed import look_over, told
 from .errors import BadInput, LawBroken
@@ -378,8 +378,6 @@ class ServingLoop:
         if batch.size > view.limit:
             what = f"a batch of {batch.size} is over the limit of {view.limit} of {worker.name}"
             raise fault(worker.policy, what)
-        if view.in_flight is not None:
-            worker.check_free("runs", tasks)
         waiting, running = view.waiting, view.running
         if waiting and not waiting.keys().isdisjoint(tasks):
             batch.joiners = [task for task in tasks if task in waiting]
@@ -388,6 +386,8 @@ class ServingLoop:
                     raise worker.twice("run", tasks)
                 del waiting[task]
                 running[task] = None
+        if view.in_flight is not None and len(batch.joiners) < batch.size:  # who has waited was in no batch
+            worker.check_free("runs", [task for task in tasks if task not in batch.joiners])
         try:
             itemgetter(*tasks)(running)  # the fastest way to ask for all of them whether they are there
         except (KeyError, TypeError):
@@ -420,7 +420,11 @@ class ServingLoop:
         if not due > asked:  # nor is NaN
             what = f"it idles until {due:g} at {worker.name}, which is not in the future (it is {asked:g})"
             raise fault(worker.policy, what)
-        worker.idled(asked, due)
+        worker.idles += 1
+        if worker.idles == 1:
+            worker.idles_from = asked
+        elif not worker.idles % OFTEN:
+            worker.check_idling(asked, due)
         if worker.alarm is not None:
             worker.alarm.cancel()
             worker.alarm = None

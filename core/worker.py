@@ -101,10 +101,6 @@ class Worker:
         """Its place in the loop's list of workers."""
         return self.place.number
 
-    def holds(self, task: Task) -> bool:
-        """Whether *task* is one that its policy may speak of."""
-        return task in self.view.waiting or task in self.view.running
-
     def not_here(self, word: str, task: object) -> PolicyFault:
         """Its policy speaks of a *task* that it does not have."""
         return fault(self.policy, f"it {word} {task!r}, which is not at {self.name}", "tasks of its view")
@@ -131,25 +127,27 @@ class Worker:
         policy, drop = self.policy, decision.drop
         if type(drop) is not list and type(drop) is not tuple:
             check_decision(policy, decision)
-        dropped = tuple(drop)
+        dropped, run = tuple(drop), decision.run
+        waiting, running = self.view.waiting, self.view.running
+        begun = []
         for task in dropped:
-            if not isinstance(task, Task) or not self.holds(task):
+            if not isinstance(task, Task) or (task not in waiting and task not in running):
                 check_decision(policy, decision)
                 raise self.not_here("drops", task)
-            if task in decision.run:
+            if run and task in run:
                 raise fault(policy, f"it both runs and drops {task!r}")
-        if len(set(dropped)) < len(dropped):
+            if task not in waiting:
+                begun.append(task)
+        if len(dropped) > 1 and len(set(dropped)) < len(dropped):
             raise self.twice("drop", dropped)
-        if self.view.in_flight is not None:
-            self.check_free("drops", dropped)
+        if begun and self.view.in_flight is not None:
+            self.check_free("drops", begun)
         return dropped
 
-    def idled(self, now: float, until: float) -> None:
-        """Its policy has nothing to run before *until*. Raises `PolicyFault` if that goes on for ever."""
-        self.idles += 1
-        if self.idles == 1:
-            self.idles_from = now
-        elif self.idles % OFTEN == 0 and until < float("inf"):
+    def check_idling(self, now: float, until: float) -> None:
+        """Its policy has nothing to run before *until*, and had not a good many times. Raises `PolicyFault` if that
+        goes on for ever."""
+        if until < NEVER:
             passed = now - self.idles_from
             if passed < LEAST or self.idles >= MOST:
                 many = OFTEN if passed < LEAST else self.idles
@@ -170,8 +168,10 @@ class Worker:
 
     def ring(self) -> None:
         """The time has come until which the policy wanted to idle."""
-        if self.view.in_flight is None or self.policy.ahead:  # else it was set before the batch began
-            self.loop._call(self)
+        loop = self.loop
+        # (With a batch in flight it was set before that began.)
+        if (self.view.in_flight is None or self.policy.ahead) and not self.deciding and loop._is_free(self):
+            loop._turn(self)
 
     def wake(self) -> None:
         """All that happens at this instant has: decide."""

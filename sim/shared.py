@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import simpy
 from servetwin.core.token_batch import TokenBatch
 from servetwin.core.token_worker import Host
 
