@@ -222,6 +222,7 @@ class ServingLoop:
             worker.books.ended(batch.tasks, steps)
         for task in batch.tasks:
             task.left -= steps
+        worker.least -= steps
         if batch.leaves:
             self._let_go(batch, worker, now)
         if worker.purge:
@@ -348,18 +349,25 @@ class ServingLoop:
         tasks = tuple(decision.run) if books is None else books.take(decision)  # the policy may go on with its list
         batch = Batch(self._batches, worker, tasks, decision.whole, decision.repeat)
         idle = view.in_flight is None
-        if tasks != worker.ran:
+        again = idle and tasks == worker.ran
+        if not again:
             self._check_run(worker, decision, batch)
             worker.ran = tasks if idle else ()
-        left = [task.left for task in tasks]
-        least = min(left)
+        if not again or books is not None:
+            worker.least = min([task.left for task in tasks])
+        least = worker.least
         if least < 1:
-            raise fault(worker.policy, f"it runs {tasks[left.index(least)]!r}, which has nothing left to run")
+            spent = next((task for task in tasks if task.left == least), None)
+            if spent is None:
+                raise worker.twice("run", tasks)  # who ran twice has less left than was reckoned
+            raise fault(worker.policy, f"it runs {spent!r}, which has nothing left to run")
         if batch.whole:
-            batch.iterations = max(left)
+            batch.iterations = max([task.left for task in tasks])
             batch.leaves = batch.size
         elif least == 1:
-            batch.leaves = left.count(1)
+            batch.leaves = [task.left for task in tasks].count(1)
+            if not batch.leaves:
+                raise worker.twice("run", tasks)
         elif decision.repeat is not None and not worker.inbox and (settled or not batch.joiners):
             # Newcomers in the inbox are taken in just after the launch, so the policy must be asked again.
             repeat = decision.repeat

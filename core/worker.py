@@ -61,6 +61,7 @@ class Worker:
         self.called = False  # it is to decide when all that happens at this instant has
         self.waking = self.wake  # bound once
         self.ran: tuple[Task, ...] = ()  # its last batch, while all of that are here and may go on
+        self.least = 0  # what the least of them has left
         self.run: Callable[[Any, Any], None] = self._first  # runs a batch, and calls who is given when it is done
         self.purge = False  # a request ended elsewhere while a task of it was in flight here
 
@@ -85,7 +86,7 @@ class Worker:
         self.policy.start(self.shown)
 
     def _first(self, batch: Any, done: Any) -> None:
-        """Runs its first batch, and finds out what runs all others: an executor may have something for each worker."""
+        """Runs its first batch, and finds out what runs all others: executors may have something for each worker."""
         executor = self.loop.executor
         runner: Callable[[Worker], Callable[[Any, Any], None]] | None = getattr(executor, "runner", None)
         self.run = runner(self) if runner is not None else partial(executor.run, self)

@@ -40,7 +40,7 @@ class Calendar(simpy.Environment):
         return True
 
     def run(self, until: Any = None) -> Any:
-        """As SimPy's. Without *until*, events of our own (`Moment`) are called without what SimPy does for events that
+        """As SimPy's. Without *until*, events of our own (`Moment`) are called without what SimPy does for those that
         somebody may wait for; all others go SimPy's way, and both come in the order of the calendar."""
         if until is not None:
             return super().run(until)
@@ -78,6 +78,10 @@ class Moment(simpy.Event):
         raise NotImplementedError
 
 
+def _nothing() -> None:
+    """What a timer does that was cancelled."""
+
+
 def _fire(event: Moment) -> None:
     event.callbacks = FIRE  # SimPy has taken them away
     event.fire()
@@ -95,12 +99,8 @@ class Timer(Moment):
     ) -> None:
         self.env = calendar
         self.callbacks = FIRE
-        self._call: Callable[[], None] | None = call
+        self.fire = call  # type: ignore[method-assign]  # what is to be done, without a step between
         heappush(calendar._queue, (when, priority, next(calendar._eid), self))
 
-    def fire(self) -> None:
-        if self._call is not None:
-            self._call()
-
     def cancel(self) -> None:
-        self._call = None
+        self.fire = _nothing  # type: ignore[method-assign]

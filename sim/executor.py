@@ -77,7 +77,7 @@ class SimExecutor:
             delay = self._delays.get((source.name if source else None, task.worker.name))
             seconds = delay() if delay is not None else 0.0
             if seconds > 0.0:
-                Timer(self.calendar, self.calendar.now + seconds, partial(deliver, task))
+                Timer(self.calendar, self.calendar._now + seconds, partial(deliver, task))
                 return
         deliver(task)
 
