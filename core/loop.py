@@ -420,9 +420,10 @@ class ServingLoop:
     def _set_alarm(self, worker: Worker, when: float | None, asked: float) -> None:
         """Wake *worker* at *when*, which must lie after the time at which its policy was *asked*; a real clock may
         have gone on since."""
-        if when is not None and type(when) is not float:
-            check_time(worker.policy, when)
-        due = NEVER if when is None else float(when)
+        due = NEVER if when is None else when
+        if type(due) is not float:
+            check_time(worker.policy, due)
+            due = float(due)
         if due == worker.alarm_at:
             return
         if not due > asked:  # nor is NaN
