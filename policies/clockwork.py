@@ -145,6 +145,8 @@ class Clockwork(Policy):
         best = (math.inf, 0, 0)
         for steps, lists in sorted(self.classes.items()):
             for n, waiting in lists.items():
+                if not waiting:
+                    continue
                 duration = self.duration(steps, n)
                 while waiting and waiting[0].deadline < now + duration:
                     self._leave_list(waiting.popleft(), drop)
