@@ -272,4 +272,3 @@ class Lane(Moment):
         for neighbour in self.rates:
             if neighbour.busy:
                 neighbour.disturbed()
-

@@ -174,4 +174,3 @@ class SharedTokenLane(Moment):
         done(batch)
         if self.neighbour is not None:
             self.neighbour.disturbed()
-
