@@ -10,10 +10,11 @@ from __future__ import annotations
 import ast
 import dis
 import functools
+import gc
 import inspect
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -134,10 +135,20 @@ def innocent(policy: object, names: frozenset[str]) -> bool:
     """Whether the code of *policy* is certain never to write attributes of these *names*, nor to reach what it is not
     shown: as far as its modules tell, with all that they import. What cannot be told counts as not certain."""
     inner = own(policy)
-    held = list(getattr(inner, "__dict__", {}).values())
+    held = list(_held(inner))
     if any(callable(value) for value in held):
         return False
     return all(_innocent(kind, names) for kind in {type(inner), *map(type, held)})
+
+
+def _held(thing: object) -> Iterator[object]:
+    """What the attributes of *thing* hold. By what the garbage collector sees: to ask for a ``__dict__`` that nobody
+    has asked for yet would slow each of them down for good."""
+    for value in gc.get_referents(thing):
+        if type(value) is dict and all(isinstance(name, str) for name in value):
+            yield from value.values()  # somebody has asked for it
+        if value is not type(thing):
+            yield value
 
 
 @functools.lru_cache(maxsize=256)

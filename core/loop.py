@@ -19,6 +19,7 @@ start of k+1 and can first be scheduled for k+2.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 
 from .answers import (
     OFTEN,
@@ -30,7 +31,7 @@ from .answers import (
     compared,
     fault,
     written,
-)
+)  # fmt: skip
 from .books import Stays
 from .budget import Budget
 from .closed import look_over, told
@@ -235,8 +236,8 @@ class ServingLoop:
         assert task.worker is not None
         worker = self.workers[task.worker[0]]
         worker.inbox.append(task)
-        if not worker.deciding and (worker.view.in_flight is None or worker.policy.ahead):
-            self._call(worker)
+        if not worker.deciding and (worker.view.in_flight is None or worker.policy.ahead) and self._is_free(worker):
+            self._turn(worker)
 
     def _done(self, batch: Batch) -> None:
         """The executor has run *batch*."""
@@ -250,12 +251,11 @@ class ServingLoop:
         if worker.books is not None:
             worker.books.ended(batch.tasks, steps)
         if len(batch.tasks) != batch.size:
-            raise fault(
-                worker.policy,
-                f"it changed the list of {batch.size} tasks that it had decided to run at {worker.name}",
-            )
+            what = f"it changed the list of {batch.size} tasks that it had decided to run at {worker.name}"
+            raise fault(worker.policy, what)
         for task in batch.tasks:
             task.left -= steps
+        worker.least -= steps
         if batch.leaves:
             self._let_go(batch, worker, now)
         if worker.purge:
@@ -264,7 +264,7 @@ class ServingLoop:
         if view.backlog:
             self._launch(worker, view.backlog.popleft())
         worker.deciding = False
-        # As _call would, without the calls: this happens at every iteration.
+        # As _is_free would, without the call: this happens at every iteration.
         if not self.stopped and not worker.called:
             if self._when_settled(worker.awake):
                 worker.called = True
@@ -272,11 +272,12 @@ class ServingLoop:
                 self._turn(worker, True)
 
     def _let_go(self, batch: Batch, worker: Worker, now: float) -> None:
+        worker.ran = ()
         leavers = [task for task in batch.tasks if task.left <= 0]
-        running = worker.view.running
+        running, books = worker.view.running, worker.books
         for task in leavers:
-            if worker.books is not None:
-                worker.books.check_out(task)
+            if books is not None:
+                books.check_out(task)
             task.left = 0
             if task in running:
                 del running[task]
@@ -312,17 +313,21 @@ class ServingLoop:
             self._call(worker)
 
     def _call(self, worker: Worker, settled: bool = False) -> None:
-        """It is the turn of *worker*: as soon as all that happens at this instant has, so that requests that arrive
-        or are handed over together are there together."""
-        if worker.called:
-            return
-        if self._held is not None:
-            worker.called = True
-            self._held.append(worker)
-        elif self._when_settled(worker.wake):
-            worker.called = True
-        else:
+        """It is the turn of *worker*, now or later (`_is_free`)."""
+        if self._is_free(worker):
             worker.turn(settled)
+
+    def _is_free(self, worker: Worker) -> bool:
+        """Whether *worker* may decide at once. Else it is called as soon as all that happens at this instant has, so
+        that requests that arrive or are handed over together are there together."""
+        if worker.called:
+            return False
+        if self._held is None:
+            worker.called = self._when_settled(worker.awake)
+            return not worker.called
+        worker.called = True
+        self._held.append(worker)
+        return False
 
     def _turn(self, worker: Worker, settled: bool = False) -> None:
         """Let the policy of *worker* decide until it has nothing more to say. *settled* says that all else
@@ -337,6 +342,7 @@ class ServingLoop:
             now = self._now()
             decision = policy.decide(shown, now)
             if decision.drop:
+                worker.ran = ()
                 for task in worker.check_drop(decision):
                     self._drop(task, view)
             if decision.run:
@@ -372,34 +378,27 @@ class ServingLoop:
         books = worker.books
         tasks = tuple(decision.run) if books is None else books.take(decision)  # the policy may go on with its list
         batch = Batch(self._batches, worker, tasks, decision.whole, decision.repeat)
-        size = batch.size
-        if not 0 < size <= view.limit:
-            check_decision(worker.policy, decision)
-            what = f"a batch of {size} is over the limit of {view.limit} of {worker.name}"
-            raise fault(worker.policy, what if size else "run of its decision is true, and holds no tasks")
         idle = view.in_flight is None
-        if not idle:
-            worker.check_free("runs", tasks)
-        waiting, running = view.waiting, view.running
-        if waiting and not waiting.keys().isdisjoint(tasks):
-            batch.joiners = [task for task in tasks if task in waiting]
-            for task in batch.joiners:
-                if task not in waiting:
-                    raise worker.twice("run", tasks)
-                del waiting[task]
-                running[task] = None
-        left = [task.left for task in tasks if task in running]
-        if len(left) < size:
-            worker.look(decision)
-        least = min(left)
+        again = idle and bool(tasks) and tasks == worker.ran
+        if not again:
+            self._check_run(worker, decision, batch)
+            worker.ran = tasks if idle else ()
+        if not again or books is not None:
+            worker.least = min([task.left for task in tasks])
+        least = worker.least
         if least < 1:
-            raise fault(worker.policy, f"it runs {tasks[left.index(least)]!r}, which has nothing left to run")
+            spent = next((task for task in tasks if task.left == least), None)
+            if spent is None:
+                raise worker.twice("run", tasks)  # who ran twice has less left than was reckoned
+            raise fault(worker.policy, f"it runs {spent!r}, which has nothing left to run")
         if batch.whole:
             check_whole(worker.policy, batch.whole)
-            batch.iterations = max(left)
+            batch.iterations = max([task.left for task in tasks])
             batch.leaves = batch.size
         elif least == 1:
-            batch.leaves = left.count(1)
+            batch.leaves = [task.left for task in tasks].count(1)
+            if not batch.leaves:
+                raise worker.twice("run", tasks)
         elif decision.repeat is not None and not worker.inbox and (settled or not batch.joiners):
             # Newcomers in the inbox are taken in just after the launch, so the policy must be asked again.
             times = decision.repeat.times
@@ -411,6 +410,29 @@ class ServingLoop:
             self._launch(worker, batch)
         else:
             view.backlog.append(batch)
+
+    def _check_run(self, worker: Worker, decision: Decision, batch: Batch) -> None:
+        """Let the joiners of *batch* begin. Raises `PolicyFault` if it is too large or holds whom it may not."""
+        view, tasks = worker.view, batch.tasks
+        if not 0 < batch.size <= view.limit:
+            check_decision(worker.policy, decision)
+            what = f"a batch of {batch.size} is over the limit of {view.limit} of {worker.name}"
+            raise fault(worker.policy, what if batch.size else "run of its decision is true, and holds no tasks")
+        waiting, running = view.waiting, view.running
+        if waiting and not waiting.keys().isdisjoint(tasks):
+            batch.joiners = [task for task in tasks if task in waiting]
+            for task in batch.joiners:
+                if task not in waiting:
+                    raise worker.twice("run", tasks)
+                del waiting[task]
+                running[task] = None
+        if view.in_flight is not None and len(batch.joiners) < batch.size:  # who has waited was in no batch
+            worker.check_free("runs", [task for task in tasks if task not in batch.joiners])
+        try:
+            itemgetter(*tasks)(running)  # the fastest way to ask for all of them whether they are there
+        except (KeyError, TypeError):
+            check_decision(worker.policy, decision)
+            raise worker.not_here("runs", next(task for task in tasks if task not in running)) from None
 
     def _new_batch(self, worker: Worker, tasks: Sequence[Task]) -> Batch:
         self._batches += 1
@@ -425,7 +447,7 @@ class ServingLoop:
                 worker.books.begun[task] = now
         batch.keep_ends = self._keep_ends
         worker.view.in_flight = batch
-        self.executor.run(worker, batch, self._over)
+        worker.run(batch, self._over)
 
     def _set_alarm(self, worker: Worker, when: float | None, asked: float) -> None:
         """Wake *worker* at *when*, which must lie after the time at which its policy was *asked*; a real clock may
@@ -453,7 +475,7 @@ class ServingLoop:
 
     def _purge(self, worker: Worker) -> None:
         """Forget the tasks whose requests have ended elsewhere while they were in flight here."""
-        worker.purge = False
+        worker.purge, worker.ran = False, ()
         for task in [t for t in worker.view.running if t.request.outcome is not None]:
             del worker.view.running[task]
 
@@ -574,7 +596,8 @@ class Client:
         request = self.coming
         assert request is not None
         # It is known of the next one that it comes, maybe at this very instant, before somebody decides.
-        self.wait(next(self.source, None))
+        coming = self.coming = next(self.source, None)
+        self.timer = self.loop.executor.call_at(coming.arrival, self._send) if coming is not None else None
         self.loop.arrive(request)
 
 

@@ -69,17 +69,11 @@ class Batch:
     ended. The first task to end its stage does so with iteration *last*; an executor that comes so far sets *leaves*.
     """
 
-    iterations = 1
     joiners: Sequence[Task] = ()
     leaves = 0
-    times = 1
-    count = 1
     last = 1
-    keep_ends = False
     ends: list[float] | None = None
     thread = -1  # of a pool of threads: the one that runs it
-    start = 0.0
-    end = 0.0
 
     tasks: Sequence[Task]
 
@@ -97,6 +91,14 @@ class Batch:
         self.size = len(tasks)
         self.whole = whole
         self.repeat = repeat
+        # What each batch is asked for is set at once: looking for what is not there, on the way to a default of the
+        # class, costs more.
+        self.joiners = ()
+        self.iterations = self.times = self.count = 1
+        self.leaves = 0
+        self.keep_ends = False
+        self.ends = None
+        self.start = self.end = 0.0
 
     def __repr__(self) -> str:
         return f"<Batch {self.id} of {self.size} on {self.worker.name}>"

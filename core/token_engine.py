@@ -215,7 +215,7 @@ class TokenEngine(DecodeSums):
         batch = view.in_flight = TokenBatch(
             loop._batches, self.worker, decoding, view.context, now, self.keep_ends, times, repeat
         )
-        loop.executor.run(self.worker, batch, self._done)  # type: ignore[arg-type]
+        self.worker.run(batch, self._done)
         return True
 
     def _take_in(self, now: float) -> None:
@@ -313,7 +313,7 @@ class TokenEngine(DecodeSums):
         if self._swapped:
             batch.swapped, self._swapped = self._swapped, 0
         self.view.in_flight = batch
-        loop.executor.run(self.worker, batch, self._done)  # type: ignore[arg-type]
+        self.worker.run(batch, self._done)
 
     def _admit(
         self, prefill: Sequence[Chunk], chosen: Sequence[TokenTask] | None, decode: int, crowded: bool, now: float
@@ -410,20 +410,20 @@ class TokenEngine(DecodeSums):
             if self.host is not None:
                 self._rest(self.host.between(batch.size))
             elif not self.worker.called:  # as `_settles`, without the call
-                if self.loop._when_settled(self.worker.wake):
+                if self.loop._when_settled(self.worker.awake):
                     self.worker.called = True
                 else:
                     self.turn(now)
 
     def settle(self, batch: TokenBatch) -> float:
         """What follows from *batch* before the policy is asked again; gives the time."""
-        view = self.view
-        now = batch.end = self.loop._now()
+        view, loop = self.view, self.loop
+        now = batch.end = loop._now()
         view.in_flight = None
-        self.loop._hear_batch(batch)
+        loop._hear_batch(batch)
         view.last_step = batch.took
         if not self.lean:
-            self.loop._hold()
+            loop._hold()
         if batch.decode:
             self._tick(batch, now) if batch.chosen is None else self._advance(batch.chosen, now)
         if batch.prefill:
@@ -433,7 +433,7 @@ class TokenEngine(DecodeSums):
         if self._stale:
             self._purge()
         if not self.lean:
-            self.loop._let_decide()
+            loop._let_decide()
         return now
 
     def _settles(self) -> bool:
@@ -441,7 +441,7 @@ class TokenEngine(DecodeSums):
         worker = self.worker
         if worker.called:
             return False
-        worker.called = self.loop._when_settled(worker.wake)
+        worker.called = self.loop._when_settled(worker.awake)
         return not worker.called
 
     def _rest(self, seconds: float) -> None:

@@ -89,14 +89,14 @@ class TokenDeadlines(CumulativeSLO):
 
     def deadlines(self, task: TokenTask) -> np.ndarray:
         """When each of the tokens that *task* has put out was due, in seconds since the run began."""
-        return self._after(self._first_due_of(task), task)
+        return self._due(task, False)
 
-    def _first_due_of(self, task: TokenTask) -> float:
-        return task.arrival + task.budget + self.prefill_scale * self.prefill_alone(task.prompt)
-
-    def _after(self, first: float, task: TokenTask) -> np.ndarray:
-        """When the tokens of *task* are due whose first is due at *first*."""
+    def _due(self, task: TokenTask, tolerant: bool) -> np.ndarray:
+        """Likewise, or up to when each is in time."""
         count, prompt = task.generated, task.prompt
+        first = task.arrival + task.budget + self.prefill_scale * self.prefill_alone(prompt)
+        if tolerant:
+            first = first + slack(first)
         steps, longer = (_STEPS, self._longer_contexts) if count <= len(_STEPS) else self._weights(*_longer(count))
         due: np.ndarray = (self.decode_scale * (self.d0 + self.d1 * prompt)) * steps[:count]
         due += first
@@ -108,8 +108,7 @@ class TokenDeadlines(CumulativeSLO):
 
     def in_time(self, task: TokenTask) -> np.ndarray:
         """Which of the tokens that *task* has put out came by their deadlines."""
-        first = self._first_due_of(task)
-        kept: np.ndarray = as_array(task.times()) <= self._after(first + slack(first), task)
+        kept: np.ndarray = as_array(task.times()) <= self._due(task, True)
         return kept
 
 

@@ -119,8 +119,22 @@ class DecodeSums(TokenBooks):
         Who was computed anew but for one token needs no headroom for that one: it would be preempted again and again
         without ever putting it out.
         """
+        view, size = self.view, self.size
+        running = view.running
+        needed = self._blocks_of_a_step(chosen)
+        for task, count in prefill:
+            if task in running:
+                computed = task.computed
+                needed += -(-(computed + count) // size) + -computed // size
+        if needed + self.headroom <= view.free_blocks:
+            return False
+        before = len(running)
+        self._preempt_last(chosen, {task: n for task, n in prefill if task in running})
+        return len(running) < before
+
+    def _preempt_last(self, chosen: Sequence[TokenTask] | None, chunks: dict[TokenTask, int]) -> None:
+        """Preempt as many as it takes, while prompts that have been begun get on by *chunks* (see `_make_room`)."""
         view, size, headroom = self.view, self.size, self.headroom
-        chunks = {task: n for task, n in prefill if task in view.running}
         some = set(chosen or ())
 
         def need(task: TokenTask) -> tuple[int, bool]:
@@ -131,9 +145,6 @@ class DecodeSums(TokenBooks):
             return int(decodes and task.computed % size == 0), decodes
 
         needed = self._blocks_of_a_step(chosen) + sum([need(t)[0] for t in chunks])
-        if needed + headroom <= view.free_blocks:
-            return False
-        before = len(view.running)
         order = list(view.running)
         while order:
             most = upto = needed
@@ -147,7 +158,6 @@ class DecodeSums(TokenBooks):
                 break
             needed -= need(order[-1])[0]
             self._preempt(order.pop())
-        return len(view.running) < before
 
     def _preempt(self, task: TokenTask) -> None:
         """*task* loses its memory."""

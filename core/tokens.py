@@ -374,8 +374,10 @@ class CumulativeSLO:
         return self.d0 * steps + self.d1 * (steps * prompt + steps * (steps + 1) / 2)
 
     def deadline(self, task: TokenTask, token: int) -> float:
-        first = task.arrival + task.budget + self.prefill_scale * self.prefill_alone(task.prompt)
-        return first + self.decode_scale * self.decode_alone(task.prompt, token - 1)
+        prompt, steps = task.prompt, token - 1
+        first = task.arrival + task.budget + self.prefill_scale * self.prefill_alone(prompt)
+        # `decode_alone`, written out: policies ask for all that run and wait.
+        return first + self.decode_scale * (self.d0 * steps + self.d1 * (steps * prompt + steps * (steps + 1) / 2))
 
     def met(self, task: TokenTask) -> bool:
         """Whether its last token was on time (those before may have been late and caught up)."""

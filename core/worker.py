@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from . import books
@@ -64,6 +65,9 @@ class Worker:
         self.awake = self.wake  # bound once
         self.deciding = False
         self.called = False  # it is to decide when all that happens at this instant has
+        self.ran: tuple[Task, ...] = ()  # its last batch, while all of that are here and may go on
+        self.least = 0  # what the least of them has left
+        self.run: Callable[[Any, Any], None] = self._first  # runs a batch, and calls who is given when it is done
         self.purge = False  # a request ended elsewhere while a task of it was in flight here
 
     def show(self, kept: bool) -> None:
@@ -97,6 +101,13 @@ class Worker:
         self.receive: Callable[[Task], None] = loop._deliver
         self.policy.start(self.shown)
 
+    def _first(self, batch: Any, done: Any) -> None:
+        """Runs its first batch, and finds out what runs all others: executors may have something for each worker."""
+        executor = self.loop.executor
+        runner: Callable[[Worker], Callable[[Any, Any], None]] | None = getattr(executor, "runner", None)
+        self.run = runner(self) if runner is not None else partial(executor.run, self)
+        self.run(batch, done)
+
     @property
     def policy_name(self) -> str:
         """The class of its policy, also where somebody watches that (`servetwin.core.laws`)."""
@@ -106,10 +117,6 @@ class Worker:
     def index(self) -> int:
         """Its place in the loop's list of workers."""
         return self.place.number
-
-    def holds(self, task: Task) -> bool:
-        """Whether *task* is one that its policy may speak of."""
-        return task in self.view.waiting or task in self.view.running
 
     def not_here(self, word: str, task: object) -> PolicyFault:
         """Its policy speaks of a *task* that it does not have."""
@@ -137,17 +144,21 @@ class Worker:
         policy, drop = self.policy, decision.drop
         if type(drop) is not list and type(drop) is not tuple:
             check_decision(policy, decision)
-        dropped = tuple(drop)
+        dropped, run = tuple(drop), decision.run
+        waiting, running = self.view.waiting, self.view.running
+        begun = []
         for task in dropped:
-            if not isinstance(task, Task) or not self.holds(task):
+            if not isinstance(task, Task) or (task not in waiting and task not in running):
                 check_decision(policy, decision)
                 raise self.not_here("drops", task)
-            if task in decision.run:
+            if run and task in run:
                 raise fault(policy, f"it both runs and drops {task!r}")
-        if len(set(dropped)) < len(dropped):
+            if task not in waiting:
+                begun.append(task)
+        if len(dropped) > 1 and len(set(dropped)) < len(dropped):
             raise self.twice("drop", dropped)
-        if self.view.in_flight is not None:
-            self.check_free("drops", dropped)
+        if begun and self.view.in_flight is not None:
+            self.check_free("drops", begun)
         return dropped
 
     def idled(self, now: float) -> None:
@@ -161,16 +172,6 @@ class Worker:
             raise fault(self.policy, f"{what} of the {held} requests there (at {now:g} s)")
         self.idles_from = now
 
-    def look(self, decision: Decision) -> None:
-        """Raise `PolicyFault` unless *decision* runs tasks that are here, each once."""
-        here = self.view.running.keys() & set(decision.run)
-        if len(here) < len(decision.run):
-            check_decision(self.policy, decision)
-            for task in decision.run:
-                if task not in here:
-                    raise self.not_here("runs", task)
-            raise self.twice("run", decision.run)
-
     def task(self, request: Request, now: float) -> Task:
         """The stay of *request* here, to which it is sent *now*."""
         return Task(request, self.stage, now, self)
@@ -181,8 +182,10 @@ class Worker:
 
     def ring(self) -> None:
         """The time has come until which the policy wanted to idle."""
-        if self.view.in_flight is None or self.policy.ahead:  # else it was set before the batch began
-            self.loop._call(self)
+        loop = self.loop
+        # (With a batch in flight it was set before that began.)
+        if (self.view.in_flight is None or self.policy.ahead) and not self.deciding and loop._is_free(self):
+            loop._turn(self)
 
     def wake(self) -> None:
         """All that happens at this instant has: decide."""
@@ -198,6 +201,7 @@ class Worker:
     def withdraw(self, task: Task, now: float) -> None:
         """The request of *task* has ended elsewhere: take it out of the queues, if it is still there."""
         view = self.view
+        self.ran = ()
         if task in view.waiting:
             del view.waiting[task]
             self.policy.removed(task, self.shown, now)

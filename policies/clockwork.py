@@ -145,6 +145,8 @@ class Clockwork(Policy):
         best = (math.inf, 0, 0)
         for steps, lists in sorted(self.classes.items()):
             for n, waiting in lists.items():
+                if not waiting:
+                    continue
                 duration = self.duration(steps, n)
                 while waiting and waiting[0].deadline < now + duration:
                     self._leave_list(waiting.popleft(), drop)
@@ -168,8 +170,9 @@ class Clockwork(Policy):
 
     def _expire(self, steps: int, begin: float, drop: list[Task]) -> None:
         """Take the requests out of the lists of their class that could not make it if they began at *begin*."""
+        step, once = self.step, self.once
         for n, waiting in self.classes[steps].items():
-            while waiting and waiting[0].deadline < begin + self.duration(steps, n):
+            while waiting and waiting[0].deadline < begin + (steps * step[n] + once[n]):  # `duration`, written out
                 self._leave_list(waiting.popleft(), drop)
 
     def _give_up(self, now: float, drop: list[Task]) -> float | None:
@@ -183,6 +186,8 @@ class Clockwork(Policy):
         best: dict[Task, float] = {}
         for steps, lists in self.classes.items():
             for n, waiting in lists.items():
+                if not waiting:
+                    continue
                 seconds = self.duration(steps, n)
                 for task in waiting:
                     if task in self.places:

@@ -51,8 +51,8 @@ def _distinct(queue: Queue) -> bool:
 
 def _popped(queue: Queue) -> Queue:
     """Empty *queue*: what it gave, in order. Equal keys come as heaps have it, others more quickly by sorting."""
-    if _distinct(queue):
-        popped = sorted(queue)
+    if len(queue) < 2 or _distinct(queue):
+        popped = sorted(queue) if len(queue) > 1 else queue[:]
         queue.clear()
         return popped
     return [heappop(queue) for _ in range(len(queue))]
@@ -212,7 +212,7 @@ class NeuStream(Policy):
     def _drain(self) -> None:
         """Empty both queues and fill them again, as if looking for what is to be dropped: it orders equal keys."""
         for queue in (self.high, self.low):
-            if not _distinct(queue):
+            if len(queue) > 1 and not _distinct(queue):
                 queue[:] = _popped(queue)
 
     def _form(self) -> None:
@@ -233,13 +233,13 @@ class NeuStream(Policy):
             entry.waits += 1
             entry.key += 1
         self.low = [(entry.key, entry) for _, entry in left_out]
-        self.tied = not _distinct(self.low)
+        self.tied = len(self.low) > 1 and not _distinct(self.low)
         self.current = [entry for _, entry in served + from_low]
         # The next round forms this very batch again if it finds it in this order: those that are left out wait longer
         # and longer, those in the batch do not.
         again = served + from_low if self.requeue == "front" else from_low
         keys = [key for key, _ in again]
-        self.stays = keys == sorted(set(keys))
+        self.stays = len(keys) < 2 or keys == sorted(set(keys))
 
     def ended(self, batch: Batch, view: WorkerView, now: float) -> None:
         self._catch_up(batch.count)

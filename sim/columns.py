@@ -101,7 +101,8 @@ def _fits(loop: ServingLoop, executor: SimExecutor, source: TokenColumns) -> boo
 
 def _hears(thing: object, event: str, *known: object) -> bool:
     """Whether *thing* does something of its own, not one of the *known*, when it is told of *event*."""
-    return getattr(type(thing), event) not in known or event in vars(thing)
+    usual = getattr(type(thing), event)
+    return usual not in known or getattr(getattr(thing, event), "__func__", None) is not usual
 
 
 def _counts_alone(engine: TokenEngine) -> bool:

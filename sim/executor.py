@@ -13,10 +13,9 @@ from typing import Any
 from servetwin.core import BadInput, Batch, Task, Worker
 from servetwin.core.pool import Pool
 from servetwin.core.token_worker import TokenWorker
-from simpy.events import NORMAL
 
 from .ahead import AheadLane
-from .calendar import LAST, Calendar, Timer
+from .calendar import Calendar, Timer
 from .held import Watch
 from .lane import Lane, Rates
 from .shared import EngineRates, SharedTokenLane
@@ -52,6 +51,7 @@ class SimExecutor:
         self.watch = Watch()  # what goes beyond what was measured
         self.calendar = Calendar()
         self.now = self.calendar.clock
+        self.when_settled = self.calendar.when_settled
         self._timing = timing
         self._contention = dict(contention or {})
         self._delays = dict(delays or {})
@@ -63,39 +63,33 @@ class SimExecutor:
         self._runs: dict[Worker, Callable[[Any, Any], None]] = {}
 
     def run(self, worker: Worker, batch: Batch, done: Callable[[Batch], None]) -> None:
+        self.runner(worker)(batch, done)
+
+    def runner(self, worker: Worker) -> Callable[[Any, Any], None]:
+        """What runs the batches of *worker*, given each and whom to call when it is done."""
         run = self._runs.get(worker)
         if run is None:
             run = self._runs[worker] = self._place(worker)
-        run(batch, done)
+        return run
 
     def send(self, source: Worker | None, task: Task, deliver: Callable[[Task], None]) -> None:
         if self._delays and task.worker is not None:
             delay = self._delays.get((source.name if source else None, task.worker.name))
             seconds = delay() if delay is not None else 0.0
             if seconds > 0.0:
-                Timer(self.calendar, self.calendar.now + seconds, partial(deliver, task))
+                Timer(self.calendar, self.calendar._now + seconds, partial(deliver, task))
                 return
         deliver(task)
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
-        now = self.now()
+        now = self.calendar._now
         if when < now:
             raise BadInput(f"a call at {when:g} s, but it is {now:g} s already", right="a time to come")
         return Timer(self.calendar, when, callback)
 
-    def when_settled(self, callback: Callable[[], None]) -> bool:
-        calendar = self.calendar
-        queue = calendar._queue
-        if not queue or queue[0][0] > calendar._now or queue[0][1] > NORMAL:
-            return False
-        Timer(calendar, calendar._now, callback, LAST)
-        return True
-
     def token_lane(self, worker: TokenWorker) -> TokenLane:
         """Where the steps of that engine run."""
-        if worker not in self._runs:
-            self._runs[worker] = self._place(worker)
-        lane = getattr(self._runs[worker], "__self__", None)
+        lane = getattr(self.runner(worker), "__self__", None)
         assert isinstance(lane, TokenLane)
         return lane
 
@@ -156,6 +150,8 @@ class SimExecutor:
                     lane.by_size = lane.by_size or by_size
                     other.by_size = other.by_size or by_size
         self._lanes[worker] = lane
+        for every in self._lanes.values():
+            every.known.clear()  # they may have a neighbour more
         for key, rates in self._contention.items():
             if len(key) > 2 and worker.name in key:
                 here = {own.worker.name: own for own in self._lanes.values() if own.worker.device == worker.device}

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from heapq import heappush
-from typing import Any
 
-import simpy
 from servetwin.core import Batch, Worker
 from simpy.events import NORMAL
 
-from .calendar import Calendar
+from .calendar import Calendar, Moment
 from .timing import Timing
 
 #: At which rate a lane's host and device work get on while neighbours are busy; a list goes by the batch size of the
@@ -35,7 +33,7 @@ def _rank(lane: Lane) -> tuple[bool, bool]:
     return lane.rank
 
 
-class Lane(simpy.Event):
+class Lane(Moment):
     """Runs one batch at a time, and is its own calendar event, placed anew for each.
 
     A batch goes through three phases: *computing* (until the host is done and the device nearly so), then, if
@@ -47,16 +45,14 @@ class Lane(simpy.Event):
     """
 
     def __init__(self, calendar: Calendar, worker: Worker, timing: Timing) -> None:
-        self.env: Calendar = calendar
-        self._ok = True
-        self._value = None
-        self.callbacks = FIRE
+        super().__init__(calendar)
         self.worker = worker
         self.timing = timing
         timing.view = worker.view
         self.draw = timing.draw
         self.rates: dict[Lane, Rates] = {}  # neighbour -> (host, device) rates while it is busy
         self.together: dict[frozenset[Lane], Rates] = {}  # the same for several that are all busy
+        self.known: dict[tuple[int, ...], tuple[float, float]] = {}  # what `_rates` has found
         self.rank = (worker.stage.loop is not None, not worker.stage.next)  # by whose batch rates go first
         self.by_size = False  # whether rates here or at a neighbour depend on this lane's batch size
         self.size = 0  # of the batch in hand, or the last one
@@ -79,9 +75,10 @@ class Lane(simpy.Event):
         self.batch, self.done = batch, done
         idle = 0.0
         if not self.busy:
-            now = self.env.now
+            now = self.env._now
             idle = now - self.updated
-            self._pass_time(now)
+            if idle > 0.0:
+                self._pass_time(now)
             self.busy = True
             self._resized(batch.size)
         elif self.pause > 0.0:
@@ -120,7 +117,8 @@ class Lane(simpy.Event):
         self.size = size
         self.host_rate, self.device_rate = self._rates()
         for neighbour in self.rates:
-            neighbour.disturbed()
+            if neighbour.busy:
+                neighbour.disturbed()
 
     def _computing(self) -> float:
         """Seconds until the worker can tell that the iteration is over."""
@@ -130,7 +128,8 @@ class Lane(simpy.Event):
 
     def _run_on(self, batch: Batch) -> None:
         """Take further iterations of the same decision, as long as nothing else happens before they begin."""
-        horizon: float = self.env.peek()
+        queue = self.env._queue
+        horizon: float = queue[0][0] if queue else math.inf
         repeat = batch.repeat
         assert repeat is not None
         limit, drift, times, last = repeat.limit, repeat.drift, batch.times, batch.last
@@ -178,13 +177,11 @@ class Lane(simpy.Event):
             batch.ends = [*ends, 0.0]
 
     def disturbed(self) -> None:
-        """A neighbour on the device has become busy or idle."""
-        if not self.busy:
-            return
+        """A neighbour on the device has become busy or idle, or goes on with another batch size."""
         rates = self._rates()
         if rates == (self.host_rate, self.device_rate):
             return
-        now = self.env.now
+        now = self.env._now
         self._pass_time(now)
         self.host_rate, self.device_rate = rates
         if self.phase == COMPUTING:
@@ -193,6 +190,14 @@ class Lane(simpy.Event):
             self._place(self.device / self.device_rate)
 
     def _rates(self) -> tuple[float, float]:
+        """The rates of host and device, by who is busy and the sizes of the batches."""
+        key = (self.size, *[neighbour.size if neighbour.busy else 0 for neighbour in self.rates])
+        rates = self.known.get(key)
+        if rates is None:
+            rates = self.known[key] = self._rates_now()
+        return rates
+
+    def _rates_now(self) -> tuple[float, float]:
         if self.together:
             busy = frozenset([neighbour for neighbour in self.rates if neighbour.busy])
             rates = self.together.get(busy)
@@ -227,14 +232,16 @@ class Lane(simpy.Event):
 
     def fire(self) -> None:
         """The calendar has come to this lane: a phase of its batch ends, unless a neighbour has moved that since."""
-        self.callbacks = FIRE
         phase, batch, done = self.phase, self.batch, self.done
         now = self.due
         if now != self.env._now or phase == NOTHING or batch is None or done is None:
             return  # placed before a neighbour disturbed it
         # By what was asked for, not by the clock: the two differ by rounding, and iterations taken together must end
         # at the same times, to the bit, as iterations taken one by one.
-        self._get_on(self.took)
+        host = self.host - self.took * self.host_rate  # as _get_on would, without the call
+        self.host = host if host > 0.0 else 0.0
+        device = self.device - self.took * self.device_rate
+        self.device = device if device > 0.0 else 0.0
         self.updated = now
         self.phase = NOTHING
         if phase == PAUSING:
@@ -263,8 +270,5 @@ class Lane(simpy.Event):
     def _rest(self) -> None:
         self.busy = False
         for neighbour in self.rates:
-            neighbour.disturbed()
-
-
-#: SimPy calls these with the event: one list for all lanes.
-FIRE: list[Any] = [Lane.fire]
+            if neighbour.busy:
+                neighbour.disturbed()

@@ -28,15 +28,7 @@ def _one_by_one(draw: Callable[[], np.ndarray]) -> Callable[[], float]:
 
 def exponential(draw: Callable[[], float]) -> Callable[[], float]:
     """Exponential numbers of mean 1, one per call, from numbers from 0 to 1."""
-    chunk: list[float] = []
-
-    def next_one() -> float:
-        if not chunk:
-            chunk.extend((-np.log1p([-draw() for _ in range(64)])).tolist())
-            chunk.reverse()
-        return chunk.pop()
-
-    return next_one
+    return _one_by_one(lambda: -np.log1p([-draw() for _ in range(64)]))
 
 
 def from_quantiles(rng: np.random.Generator, p: Sequence[float], values: Sequence[float]) -> Callable[[], float]:
@@ -58,15 +50,16 @@ class SlowSpells:
         self._factors = (normal, slow)
         self._slow = draw() < share
         self._exponential = exponential(draw)
-        self.until = self._spell()
-
-    def _spell(self) -> float:
-        return self._exponential() * self._means[self._slow]
+        self.until = self._exponential() * self._means[self._slow]
 
     def __call__(self, now: float) -> float:
-        while now >= self.until:
-            self._slow = not self._slow
-            self.until += self._spell()
+        until = self.until
+        if now >= until:
+            slow, means, draw = self._slow, self._means, self._exponential
+            while now >= until:
+                slow = not slow
+                until += draw() * means[slow]
+            self.until, self._slow = until, slow
         return self._factors[self._slow]
 
     def last(self, now: float, work: float) -> float:

@@ -9,13 +9,12 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import simpy
 from servetwin.core.token_batch import TokenBatch
 from servetwin.core.token_worker import Host
 
-from .calendar import Calendar
+from .calendar import Calendar, Moment
 from .tokens import TokenTiming
 
 Kind = Literal["prefill", "decode"]
@@ -76,7 +75,7 @@ EngineRates = Mapping[tuple[Kind, Kind], RateTable]
 NOTHING, WAITING, COMPUTING = range(3)
 
 
-class SharedTokenLane(simpy.Event):
+class SharedTokenLane(Moment):
     """An engine with a neighbour on its device, and its own calendar event.
 
     A step waits until the engine is ready for it (the time between two steps is the host's, and disturbs nobody), and
@@ -86,10 +85,7 @@ class SharedTokenLane(simpy.Event):
     """
 
     def __init__(self, calendar: Calendar, timing: TokenTiming, rates: EngineRates, host: Host | None = None) -> None:
-        self.env: Calendar = calendar
-        self._ok = True
-        self._value = None
-        self.callbacks = FIRE
+        super().__init__(calendar)
         self.timing = timing
         self.rates = rates
         self.neighbour: SharedTokenLane | None = None
@@ -159,7 +155,6 @@ class SharedTokenLane(simpy.Event):
 
     def fire(self) -> None:
         """The calendar has come to this lane: its phase ends, unless a neighbour has moved that since."""
-        self.callbacks = FIRE
         now, batch, done = self.due, self.batch, self.done
         if now != self.env._now or self.phase == NOTHING or batch is None or done is None:
             return  # placed before the neighbour disturbed it
@@ -179,7 +174,3 @@ class SharedTokenLane(simpy.Event):
         done(batch)
         if self.neighbour is not None:
             self.neighbour.disturbed()
-
-
-#: SimPy calls these with the event: one list for all lanes.
-FIRE: list[Any] = [SharedTokenLane.fire]

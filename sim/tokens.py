@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from heapq import heappush
 from typing import Any, Protocol
 
-import simpy
 from servetwin.core.token_batch import TokenBatch
 from servetwin.profiles.pace import Pace
 from simpy.events import NORMAL
 
-from .calendar import Calendar
+from .calendar import Calendar, Moment
 
 NEVER = float("inf")
 
@@ -110,15 +109,11 @@ class TokenTiming:
         return self.times.step(tokens, float(squares), float(context), batch.decode, batch.context)
 
 
-class TokenLane(simpy.Event):
+class TokenLane(Moment):
     """An engine on the calendar: its own event, placed anew for each step or run of steps."""
 
     def __init__(self, calendar: Calendar, timing: TokenTiming) -> None:
-        self.env: Calendar = calendar
-        self._ok = True
-        self._value = None
-        self._again: list[Callable[[Any], None]] = [self._fire]
-        self.callbacks = self._again
+        super().__init__(calendar)
         self.timing = timing
         self.draw = timing.draw
         self.prefills = timing.prefills or timing.draw
@@ -199,8 +194,8 @@ class TokenLane(simpy.Event):
             batch.ends = ends
         return before, end
 
-    def _fire(self, _: simpy.Event) -> None:
-        self.callbacks = self._again
+    def fire(self) -> None:
+        """The step in hand is over."""
         env = self.env
         queue = env._queue
         self.firing = True

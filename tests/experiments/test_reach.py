@@ -167,6 +167,15 @@ STEP_ANSWERS = {
     "a generator": ("return Decision(t for t in view.waiting)", "right would be: a list of tasks"),
     "no tasks": ("return Decision([1])", "run of its decision holds 1"),
     "twice": ("return Decision([*view.waiting][:1] * 2)", "twice"),
+    "twice while it runs": ("return Decision([*view.running] * 2 or [*view.waiting])", "twice"),
+    "twice on end": ("return Decision([*view.running] * 2 or [*view.waiting], repeat=Repeat(7))", "twice"),
+    "twice beside others": (
+        "here = [*view.running]; return Decision([*here[:1], *here, *view.waiting], repeat=Repeat(2))", "twice",
+    ),
+    "twice to the end": ("on = [*view.running]; return Decision(on * 2 or [*view.waiting], whole=on != [])", "twice"),
+    "again while it runs": (
+        "self.ahead = True; return Decision([*view.running] or [*view.waiting])", "in a batch already",
+    ),
     "of its own": (
         "import copy; return Decision([copy.copy(t) for t in view.waiting][:1])", "which is not at dit",
     ),
