@@ -87,6 +87,9 @@ def input_lines(summary: dict[str, Any]) -> list[str]:
             lines.append(f"trace: {trace['failed_left_out']} requests had failed when it was taken, and are left out")
         if trace.get("empty_prompts"):
             lines.append(f"trace: {trace['empty_prompts']} prompts of no token count as one token")
+        for column, key in trace.get("not_used", {}).items():
+            why = f"{key} does not say {{draw: trace}}, which uses it" if key else "nothing here takes it"
+            lines.append(f"trace: column {column} is not used: {why}")
         if summary["requests"] > 1 and summary["arrival_span"] == 0.0:
             lines.append("all requests arrive at once: there is no rate")
     for module, cut in summary.get("cut", {}).items():
