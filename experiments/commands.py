@@ -92,6 +92,8 @@ def input_lines(summary: dict[str, Any]) -> list[str]:
             lines.append(f"trace: column {column} is not used: {why}")
         if summary["requests"] > 1 and summary["arrival_span"] == 0.0:
             lines.append("all requests arrive at once: there is no rate")
+    if published := summary.get("published"):
+        lines.append(f"seed {published['seed']}: {published['kept']}")
     for module, cut in summary.get("cut", {}).items():
         lines.append(
             f"cut at {module}: {cut['prompts']} prompts by {cut['prompt_tokens']} tokens, "

@@ -17,6 +17,7 @@ from servetwin.core.tokens import Follows, TokenRequest
 from . import tracefile
 from .arrivals import BLOCK, PUBLISHED, Source, arrival_times, published_stream
 from .config import ChoiceSteps, ConstantSteps, Experiment, Steps, Trace, TraceSteps, UniformSteps
+from .drawn import kept_draws
 from .lengths import columns, cuts, largest, triples
 from .llmspec import Lengths, TraceTokens
 
@@ -62,7 +63,8 @@ def about(
     experiment: Experiment, trace: tracefile.TraceFile | None, contexts: Mapping[str, int]
 ) -> dict[str, dict[str, Any]]:
     """What is to be said of the requests beside their number: which part of a trace they are ("trace"), and how many
-    prompts and outputs are cut ("cut", by module, where that is allowed). Nothing for requests that are drawn whole.
+    prompts and outputs are cut ("cut", by module, where that is allowed), and what a seed other than 0 does not
+    change of them ("published"). Nothing for requests that are drawn whole.
 
     *contexts* gives the tokens that the engines of LLM modules take. Raises `BadInput` at what does not fit.
     """
@@ -74,6 +76,8 @@ def about(
             said["trace"]["empty_prompts"] = trace.empty_prompts()
         if unused := _unused(experiment, trace):
             said["trace"]["not_used"] = unused
+    if experiment.seed and (kept := kept_draws(experiment)) is not None:
+        said["published"] = {"seed": experiment.seed, "kept": kept}
     for module, spec in lengths.items():
         found = cuts(module, spec, _room(lengths, module, contexts), count, seed=experiment.seed, trace=trace)
         if spec.truncate:
