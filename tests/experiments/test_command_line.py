@@ -269,3 +269,23 @@ def test_a_full_disk_is_told_in_one_line(monkeypatch, capsys, tmp_path):
     assert captured.err == "servetwin: a file: No space left on device; what was being written is not whole\n"
     assert captured.out == ""
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["--rate", 2, "--set", "rate=3"], "--set rate=3: --rate 2.0 sets workload.arrivals.rate as well"),
+        (["--policy", "edf", "--set", "policy={name: fcfs}"], "--policy edf sets policy.name as well"),
+        (["--set", "slo=2", "--set", "slo.factor=3"], "--set slo.factor=3: --set slo=2 sets slo.factor as well"),
+    ],
+)
+def test_a_key_is_set_once(servetwin, toy: Path, more, expected):
+    code, out, err = servetwin("run", toy, *more)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert expected in err
+    assert "one of the two" in err
+
+
+def test_different_keys_of_one_mapping_are_set(servetwin, toy: Path):
+    code, _, _ = servetwin("run", toy, "--rate", 2, "--set", "workload.arrivals.cv=1.5", "--set", "requests=5")
+    assert code == 0
