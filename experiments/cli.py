@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -106,7 +107,9 @@ def run(
     from .serving import serve
 
     short = {"policy": policy, "rate": rate, "cv": cv, "slo": slo, "requests": requests, "seed": seed}
-    chosen = load(source_of(experiment), [*((k, v) for k, v in short.items() if v is not None), *_overrides(sets)])
+    chosen = load(
+        source_of(experiment), [*((k, v) for k, v in short.items() if v is not None), *_overrides(sets, short)]
+    )
     began = time.perf_counter()
     modules = {"--device": devices, "--weights": weights, "--sampler": sampler != "ddim", "--slots": slots}
     modules |= {"--processes": processes}
@@ -520,10 +523,16 @@ def profiles(
 # -- helpers --------------------------------------------------------------------------------------------
 
 
-def _overrides(sets: list[str] | None) -> list[Override]:
-    from .resolve import parse_override
+def _overrides(sets: list[str] | None, short: Mapping[str, Any] | None = None) -> list[Override]:
+    """What ``--set`` sets. Raises `BadInput` if a key is set twice, by that or by one of the *short* options."""
+    from .resolve import parse_override, set_twice
 
-    return [parse_override(s) for s in sets or ()]
+    found = [parse_override(s) for s in sets or ()]
+    options = [(f"--{k} {v}", k, v) for k, v in (short or {}).items() if v is not None]
+    twice = set_twice([*options, *((f"--set {s}", *pair) for s, pair in zip(sets or (), found, strict=True))])
+    if twice is not None:
+        raise BadInput(f"{twice[0]} sets {twice[2]} as well", where=twice[1], right="one of the two")
+    return found
 
 
 #: What a machine may refuse while files are being written, without a fault of anybody's code.

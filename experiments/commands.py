@@ -87,8 +87,13 @@ def input_lines(summary: dict[str, Any]) -> list[str]:
             lines.append(f"trace: {trace['failed_left_out']} requests had failed when it was taken, and are left out")
         if trace.get("empty_prompts"):
             lines.append(f"trace: {trace['empty_prompts']} prompts of no token count as one token")
+        for column, key in trace.get("not_used", {}).items():
+            why = f"{key} does not say {{draw: trace}}, which uses it" if key else "nothing here takes it"
+            lines.append(f"trace: column {column} is not used: {why}")
         if summary["requests"] > 1 and summary["arrival_span"] == 0.0:
             lines.append("all requests arrive at once: there is no rate")
+    if published := summary.get("published"):
+        lines.append(f"seed {published['seed']}: {published['kept']}")
     for module, cut in summary.get("cut", {}).items():
         lines.append(
             f"cut at {module}: {cut['prompts']} prompts by {cut['prompt_tokens']} tokens, "
@@ -242,7 +247,9 @@ def _compare_runs(first: Path, second: Path, as_json: bool) -> None:
         typer.echo(json.dumps(found, indent=2))
         return
     for name, side in zip("AB", found["runs"], strict=True):
-        typer.echo(f"{name}: {side['folder']} ({side['label']})")
+        facts = "".join(f", {key} {side[key]:g}" for key in ("rate", "cv", "seed") if key in side)
+        count = found["requests"]["AB".index(name)]
+        typer.echo(f"{name}: {side['folder']} ({side['label']}): {count} requests{facts}")
     lines = table(("", "left"), ("A", "right"), ("B", "right"), ("B - A", "right"))
     rows = [("attainment, %", "attainment", 2), ("finished, %", "finished", 2), ("dropped, %", "dropped", 2)]
     rows += [("goodput, requests/s", "goodput", 4)]
@@ -260,7 +267,11 @@ def _compare_runs(first: Path, second: Path, as_json: bool) -> None:
             lines.add_row(f"{label} of {stage}", *_figures(figures[key], digits))
     if found["same_outcome"] is not None:
         lines.add_row("requests with the same outcome, %", "", "", f"{found['same_outcome']:.2f}")
+    elif found["other_requests"] is not None:
+        lines.add_row("requests with the same outcome, %", "", "", "-")
     print_table(lines)
+    if found["other_requests"] is not None:
+        typer.echo(f"not the same requests in A and B: {found['other_requests']}")
     columns = [("iteration, ms", "left"), ("batch", "right"), ("median A", "right"), ("median B", "right")]
     columns += [("B / A", "right"), ("mean A", "right"), ("mean B", "right"), ("table", "right")]
     lines = table(*columns, ("A / table", "right"), ("of", "left"))

@@ -33,12 +33,21 @@ class RunRecords:
     summary: dict[str, Any]
     outcomes: dict[int, str]
     latencies: np.ndarray  # of finished requests, in seconds
+    asked: dict[int, tuple[float, Any]]  # when each request came, and what it asked for
 
     @property
     def label(self) -> str:
         experiment = self.meta.get("experiment", {})
         name, policy = experiment.get("name", "?"), experiment.get("policy", {}).get("name", "?")
         return f"{name}, {policy}, {self.meta.get('kind', '?')}"
+
+    @property
+    def load(self) -> dict[str, Any]:
+        """Its rate and cv, where its arrivals have some, and its seed."""
+        experiment = self.meta.get("experiment", {})
+        arrivals = experiment.get("workload", {}).get("arrivals", {})
+        found = {"rate": arrivals.get("rate"), "cv": arrivals.get("cv"), "seed": self.meta.get("seed")}
+        return {key: value for key, value in found.items() if value is not None}
 
 
 def read(folder: Path) -> RunRecords:
@@ -51,14 +60,17 @@ def read(folder: Path) -> RunRecords:
     summary = read_json(folder / "summary.json", "the run did not come to its end: it has no summary.json")
     outcomes: dict[int, str] = {}
     latencies = []
+    asked: dict[int, tuple[float, Any]] = {}
     for record in request_lines(folder):
         outcomes[record["id"]] = record["outcome"]
+        tokens = [(stay["prompt"], stay["limit"]) for stay in record["stages"][:1] if "prompt" in stay]
+        asked[record["id"]] = (record["arrival"], (record["work"], tokens))
         if record["finished"] is not None:
             latencies.append(record["finished"] - record["arrival"])
     if len(outcomes) != summary.get("requests", len(outcomes)):
         what = f"it has {len(outcomes)} requests, and summary.json counts {summary['requests']}"
         raise BadInput(what, where=str(folder / "requests.jsonl"), right="the whole file")
-    return RunRecords(folder, meta, summary, outcomes, np.array(latencies))
+    return RunRecords(folder, meta, summary, outcomes, np.array(latencies), asked)
 
 
 def is_run(folder: Path) -> bool:
@@ -124,7 +136,7 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     """
     a, b = read(first), read(second)
     out: dict[str, Any] = {
-        "runs": [{"folder": str(r.folder), "label": r.label} for r in (a, b)],
+        "runs": [{"folder": str(r.folder), "label": r.label, **r.load} for r in (a, b)],
         "requests": [r.summary["requests"] for r in (a, b)],
         "attainment": _pair(*(100.0 * r.summary["attainment"] if r.summary["requests"] else None for r in (a, b))),
         "finished": _pair(*(_percent(r, "finished") for r in (a, b))),
@@ -135,9 +147,10 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
         out[f"e2el_p{p}"] = _pair(
             *(float(np.percentile(r.latencies, p)) if r.latencies.size else None for r in (a, b))
         )
+    out["other_requests"] = _others(a, b)
     common = a.outcomes.keys() & b.outcomes.keys()
     same = sum(a.outcomes[i] == b.outcomes[i] for i in common)
-    out["same_outcome"] = 100.0 * same / len(common) if common else None
+    out["same_outcome"] = 100.0 * same / len(common) if common and out["other_requests"] is None else None
     out["workers"] = {
         name: _batches(a.summary["workers"][name], b.summary["workers"][name])
         for name in a.summary["workers"]
@@ -149,6 +162,26 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
         out["steps"] = comparetokens.steps(batch_lines(first), batch_lines(second), tables)
     out["iterations"] = _iterations(a, b)
     return out
+
+
+def _others(a: RunRecords, b: RunRecords) -> str | None:
+    """Why the requests of *b* are not those of *a*, whose outcomes then do not belong together; None if they are.
+
+    A client of a real run sends late: its times may be off by half the mean gap, in the median.
+    """
+    if len(a.asked) != len(b.asked) or a.asked.keys() != b.asked.keys():
+        return f"{len(a.asked)} and {len(b.asked)} requests" if len(a.asked) != len(b.asked) else "other numbers"
+    if any(a.asked[i][1] != b.asked[i][1] for i in a.asked):
+        return "they ask for other work"
+    if not a.asked:
+        return None
+    first, second = (np.array([r.asked[i][0] for i in sorted(a.asked)]) for r in (a, b))
+    apart = np.abs((first - first.min()) - (second - second.min()))
+    if all(r.meta.get("kind") == "simulated" and "replay_of" not in r.meta for r in (a, b)):
+        same = bool(apart.max() <= 1e-9 * max(1.0, first.max()))
+    else:
+        same = bool(np.median(apart) <= 0.5 * np.ptp(first) / len(first) + 0.05)
+    return None if same else "they come at other times"
 
 
 def _iterations(a: RunRecords, b: RunRecords) -> dict[str, dict[int, dict[str, Any]]]:

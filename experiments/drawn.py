@@ -23,22 +23,46 @@ def depends_on_seed(experiment: Experiment) -> bool:
     """Whether runs of *experiment* with other seeds can differ: arrivals, steps, lengths, ways or calls are drawn, a
     window of a trace is, or noise. Policies are not asked: what they draw is to come from what they are shown."""
     load = experiment.workload
-    recorded = load.recorded
-    if recorded is not None and (recorded.windows or 1) > 1:
-        return True
     if load.draws == "seeded":
         if not isinstance(load.arrivals, Trace | Constant):
             return True
-        draws: list[Steps | TokenDraw] = [*load.steps.values()]
-        draws += [d for spec in load.lengths.values() for d in (spec.prompt, spec.output)]
-        if any(_varies(draw) for draw in draws):
+        if any(_varies(draw) for draw in load.steps.values()):
             return True
+    return bool(_drawn_beside(experiment))
+
+
+def _drawn_beside(experiment: Experiment) -> list[str]:
+    """What is drawn from the seed of *experiment* whatever its arrivals and steps are: lengths, too, are never
+    published draws."""
+    found = []
+    recorded = experiment.workload.recorded
+    if recorded is not None and (recorded.windows or 1) > 1:
+        found.append("the window of the trace")
+    if any(_varies(d) for spec in experiment.workload.lengths.values() for d in (spec.prompt, spec.output)):
+        found.append("prompts and outputs")
     if any(branch.probability < 1.0 for branch in experiment.pipeline.branches):
-        return True
+        found.append("the ways through the pipeline")
     calls = [w.calls for w in experiment.deployment.workers if w.calls is not None]
     if any(not isinstance(c, ConstantCalls | ListedCalls) for c in calls):
-        return True
-    return experiment.time.noise and _is_noisy(experiment)
+        found.append("the times of calls")
+    if experiment.time.noise and _is_noisy(experiment):
+        found.append("the noise")
+    return found
+
+
+def kept_draws(experiment: Experiment) -> str | None:
+    """What no seed changes of *experiment* though it is random, as its arrivals and steps are published draws, and
+    what a seed does change; None where there are none."""
+    load = experiment.workload
+    if load.draws == "seeded":
+        return None
+    fixed = ["arrivals"] if not isinstance(load.arrivals, Trace | Constant) else []
+    fixed += ["steps"] if any(_varies(draw) for draw in load.steps.values()) else []
+    if not fixed:
+        return None
+    changed = _drawn_beside(experiment)
+    only = f"changes only {' and '.join(changed)}" if changed else "changes nothing"
+    return f"{' and '.join(fixed)} are the published ones: a seed {only} (workload.draws: seeded draws all)"
 
 
 def _varies(draw: Steps | TokenDraw) -> bool:
@@ -86,11 +110,34 @@ def _without_windows(experiment: Experiment) -> object:
 
 def check_seed_axis(experiments: Iterable[Experiment], where: str) -> None:
     """The same for points that differ in their seed alone."""
+    for same in _by_seed(experiments):
+        check_seeds(same[0], len(same), where)
+        if len(same) > 1 and (kept := kept_draws(same[0])) is not None and not depends_on_seed(same[0]):
+            raise BadInput(f"{len(same)} seeds would be the same run {len(same)} times: {kept}", where=where)
+
+
+def along_seeds(experiments: Iterable[Experiment]) -> list[str]:
+    """What no seed changes, in a line each, where there are points that differ in their seed alone."""
+    kept = (kept_draws(same[0]) for same in _by_seed(experiments) if len(same) > 1)
+    return [*dict.fromkeys(line for line in kept if line is not None)]
+
+
+def _by_seed(experiments: Iterable[Experiment]) -> list[list[Experiment]]:
+    """Those together that differ in their seed alone."""
     groups: dict[str, list[Experiment]] = {}
     for experiment in experiments:
         groups.setdefault(experiment.model_copy(update={"seed": 0}).digest(), []).append(experiment)
-    for same in groups.values():
-        check_seeds(same[0], len(same), where)
+    return [*groups.values()]
+
+
+def check_one_way(experiments: Iterable[Experiment], where: str) -> None:
+    """Raise `BadInput` if points differ in their seed alone, which are to be repeated with seeds that follow: the
+    repetitions of one point would be those of another."""
+    same = max(_by_seed(experiments), key=len, default=[])
+    if len(same) > 1:
+        seeds = ", ".join(str(e.seed) for e in same[:4]) + (", ..." if len(same) > 4 else "")
+        what = f"the axis seed ({seeds}) says the seeds of each point already"
+        raise BadInput(what, where=where, right="one of the two")
 
 
 def are_copies(rows: Sequence[object]) -> bool:

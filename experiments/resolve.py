@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -258,6 +258,26 @@ def parse_override(text: str) -> Override:
     if not equals or not path.strip():
         raise BadInput(f"{text!r} sets nothing", where="--set", right="--set slo.factor=2.5")
     return path.strip(), yamlfile.parse(value, f"--set {path.strip()}")
+
+
+def set_twice(named: Iterable[tuple[str, str, Any]]) -> tuple[str, str, str] | None:
+    """The first key that two of *named* (what to call it, key, value) both set, as the two and the key; None if there
+    is none. A mapping sets the keys in it."""
+    by_key: dict[Key, str] = {}
+    for name, path, value in named:
+        for key in _leaves(_split(path, value), value):
+            if key in by_key:
+                return by_key[key], name, ".".join(map(str, key))
+            by_key[key] = name
+    return None
+
+
+def _leaves(key: Key, value: Any) -> Iterator[Key]:
+    if isinstance(value, dict):
+        for part, inner in value.items():
+            yield from _leaves((*key, part), inner)
+    else:
+        yield key
 
 
 def _split(path: str, value: Any) -> Key:

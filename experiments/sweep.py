@@ -36,7 +36,7 @@ from .build import load_profiles
 from .cache import Cache
 from .cluster import running_on
 from .config import Experiment
-from .drawn import check_seed_axis
+from .drawn import along_seeds, check_one_way, check_seed_axis
 from .named import Layer
 from .names import FIGURES, figure_names, suggest
 from .parts import Strict
@@ -202,6 +202,8 @@ def sweep(
         together = Together()
         spec = source if isinstance(source, SweepFile) else read(path)
         experiments, axes = points(spec, path, of)
+        if seeds is not None or until is not None:
+            check_one_way(experiments, "--until" if seeds is None else "--seeds")
         for deployed in {str(e.deployment.devices): e for e in experiments}.values():
             load_profiles(deployed)  # one that is missing shows before anything is written
         run = _Runs(partial, cache, jobs, progress, len(experiments), together)
@@ -220,6 +222,8 @@ def sweep(
             if attempt == _TRIES - 1:
                 raise
             say(f"{str(change).partition(';')[0]}: the sweep begins again with what there is now")
+    for line in along_seeds(experiments) if seeds is None and until is None and versus is None else ():
+        say(line)
     for doubt in together.doubts if cache is not None else ():
         say(f"rows are not kept, so that they are run each time: {doubt}")
     told = any(isinstance(a.get("policy.name"), dict) for a in axes)

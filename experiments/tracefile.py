@@ -19,7 +19,7 @@ from servetwin.core import BadInput
 from servetwin.core.streams import permuted
 
 from .digests import Stamp, stamp
-from .traces import Entry, entries
+from .traces import Entry, columns_of, entries
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,11 @@ class TraceFile:
             raise BadInput(f"the trace does not say the {column.replace('_', ' ')}", where=self.where, right=right)
         return (max(1, entry.work[column]) for entry in self)
 
+    def named(self, modules: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of *modules* that the file has a column for, whether it is read or not."""
+        first = _first_line(self.path, stamp(self.path))
+        return tuple(m for m in modules if m in first)
+
     def work_of(self, module: str) -> Iterator[int]:
         """The iterations of *module*, request by request."""
         column = self.column_of(module)
@@ -233,6 +238,11 @@ def _part(choice: Choice, version: Stamp | None, skip: int, count: int) -> Trace
     assert first is not None
     assert last is not None
     return replace(part, first=first, last=last)
+
+
+@lru_cache(maxsize=16)
+def _first_line(path: Path, _: Stamp | None) -> tuple[str, ...]:
+    return columns_of(path)
 
 
 @lru_cache(maxsize=256)

@@ -17,6 +17,7 @@ from servetwin.core.tokens import Follows, TokenRequest
 from . import tracefile
 from .arrivals import BLOCK, PUBLISHED, Source, arrival_times, published_stream
 from .config import ChoiceSteps, ConstantSteps, Experiment, Steps, Trace, TraceSteps, UniformSteps
+from .drawn import kept_draws
 from .lengths import columns, cuts, largest, triples
 from .llmspec import Lengths, TraceTokens
 
@@ -62,7 +63,8 @@ def about(
     experiment: Experiment, trace: tracefile.TraceFile | None, contexts: Mapping[str, int]
 ) -> dict[str, dict[str, Any]]:
     """What is to be said of the requests beside their number: which part of a trace they are ("trace"), and how many
-    prompts and outputs are cut ("cut", by module, where that is allowed). Nothing for requests that are drawn whole.
+    prompts and outputs are cut ("cut", by module, where that is allowed), and what a seed other than 0 does not
+    change of them ("published"). Nothing for requests that are drawn whole.
 
     *contexts* gives the tokens that the engines of LLM modules take. Raises `BadInput` at what does not fit.
     """
@@ -72,11 +74,34 @@ def about(
         said["trace"] = dict(trace.about())
         if any(isinstance(spec.prompt, TraceTokens) for spec in lengths.values()):
             said["trace"]["empty_prompts"] = trace.empty_prompts()
+        if unused := _unused(experiment, trace):
+            said["trace"]["not_used"] = unused
+    if experiment.seed and (kept := kept_draws(experiment)) is not None:
+        said["published"] = {"seed": experiment.seed, "kept": kept}
     for module, spec in lengths.items():
         found = cuts(module, spec, _room(lengths, module, contexts), count, seed=experiment.seed, trace=trace)
         if spec.truncate:
             said.setdefault("cut", {})[module] = found.as_dict()
     return said
+
+
+def _unused(experiment: Experiment, trace: tracefile.TraceFile) -> dict[str, str]:
+    """The columns with steps or lengths that *trace* has and nothing is taken from, and the key that would take each
+    ("" where none would): steps and lengths may be drawn though the trace has some."""
+    load = experiment.workload
+    taken = {trace.column_of(m) for m, steps in load.steps.items() if isinstance(steps, TraceSteps)}
+    others: dict[str, str] = {}
+    for module in (m for m, steps in load.steps.items() if not isinstance(steps, TraceSteps)):
+        others.setdefault(module, f"workload.steps.{module}")
+        others.setdefault("steps", f"workload.steps.{module}")
+    for module, spec in load.lengths.items():
+        for column, side, draw in (("input_tokens", "prompt", spec.prompt), ("output_tokens", "output", spec.output)):
+            if isinstance(draw, TraceTokens):
+                taken.add(column)
+            else:
+                others.setdefault(column, f"workload.lengths.{module}.{side}")
+    held = [*trace.columns, *(m for m in trace.named(tuple(load.steps)) if m not in trace.columns)]
+    return {column: others.get(column, "") for column in held if column not in taken}
 
 
 def check_resolution(experiment: Experiment, trace: tracefile.TraceFile | None, step: float) -> None:

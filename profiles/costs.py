@@ -60,8 +60,8 @@ _STEPS = ("decode", "prefill", "mixed")
 @dataclass(frozen=True)
 class CostName:
     """An entry of the registry. A cost of that name has one at least of *forms*; *by* is what the sizes of its table
-    count. *least* bounds all its numbers, which lie above it where *above*. A cost is read only beside those that
-    *needs* names (same arguments)."""
+    count. *least* bounds all its numbers, which lie above it where *above*, and so does *most*. A cost is read only
+    beside those that *needs* names (same arguments)."""
 
     pattern: str
     unit: Unit
@@ -72,6 +72,7 @@ class CostName:
     needs: tuple[str, ...] = ()
     least: float | None = 0.0
     above: bool = False
+    most: float | None = None
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -131,6 +132,10 @@ class CostName:
             return Fault(
                 f"holds {smallest:g}", at, f"above {self.least:g}" if self.above else f"{self.least:g} or more"
             )
+        largest = max(_numbers(cost), default=0.0)
+        if self.most is not None and largest > self.most:
+            unit = "it is in seconds" if self.unit == "seconds" else "it is a ratio: 1 is as fast as alone"
+            return Fault(f"holds {largest:g}", at, f"{self.most:g} at most, as {unit}")
         return None
 
 
@@ -187,6 +192,10 @@ def _numbers(cost: Cost) -> Iterable[float]:
     yield from (session.value for session in cost.sessions or ())
 
 
+#: Nothing runs half as fast again beside others as alone; and what only comes on top of an iteration, and may be
+#: less than nothing, takes no minute.
+FASTEST, LONGEST = 1.5, 60.0
+
 _LOOP, _SPELLS = "simulator: iterations of a loop", ("<loop>.slow_share", "<loop>.slow_spell", "<loop>.slow_normal")
 _WHOLE, _ENGINE, NOBODY = "simulator: batches of whole requests", "simulator: engine of a language model", "nobody"
 _UPTO: tuple[Form, ...] = ("by_batch", "line", "value")
@@ -204,7 +213,13 @@ AHEAD = CostName(
     needs=("<loop>.device",),
 )
 JOIN = CostName(
-    "<loop>.join", "seconds", _VALUE, "what an iteration takes longer for each request that joins", _LOOP, least=None
+    "<loop>.join",
+    "seconds",
+    _VALUE,
+    "what an iteration takes longer for each request that joins",
+    _LOOP,
+    least=None,
+    most=LONGEST,
 )
 LEAVE = CostName("<loop>.leave", "seconds", ("line",), "likewise for those that leave, by how many do", _LOOP)
 PAUSE = CostName(
@@ -291,6 +306,7 @@ BESIDE = CostName(
     "simulator: contention",
     _BESIDE_BY,
     above=True,
+    most=FASTEST,
 )
 BESIDE_BATCH = CostName(
     "<module>.device_beside.<others>.<batch>",
@@ -301,6 +317,7 @@ BESIDE_BATCH = CostName(
     _BESIDE_BY,
     needs=(BESIDE.pattern,),
     above=True,
+    most=FASTEST,
 )
 HOST_BESIDE = CostName(
     "<module>.host_beside.<others>",
@@ -311,6 +328,7 @@ HOST_BESIDE = CostName(
     _BESIDE_BY,
     needs=(BESIDE.pattern,),
     above=True,
+    most=FASTEST,
 )
 HOST_BESIDE_BATCH = CostName(
     "<module>.host_beside.<others>.<batch>",
@@ -321,6 +339,7 @@ HOST_BESIDE_BATCH = CostName(
     _BESIDE_BY,
     needs=(HOST_BESIDE.pattern,),
     above=True,
+    most=FASTEST,
 )
 TRANSPORT = CostName(
     "transport.<from>.<to>",
@@ -427,12 +446,19 @@ RATE_BESIDE = CostName(
     "simulator: contention",
     "tokens of a prefill step, or sequences of a decode step",
     above=True,
+    most=FASTEST,
 )
 
 PLAIN = CostName("<loop>.plain", "seconds", _TABLE, "median of an iteration, nothing else going on", NOBODY)
 P99 = CostName("<loop>.p99", "ratio", _TABLE, "its 99th percentile over the median", NOBODY)
 JOIN_TOGETHER = CostName(
-    "<loop>.join_together", "seconds", _TABLE, "what the first iteration of a batch takes longer", NOBODY, least=None
+    "<loop>.join_together",
+    "seconds",
+    _TABLE,
+    "what the first iteration of a batch takes longer",
+    NOBODY,
+    least=None,
+    most=LONGEST,
 )
 AFTER_IDLE = CostName(
     "<loop>.after_idle.<seconds>",
@@ -441,6 +467,7 @@ AFTER_IDLE = CostName(
     "what a request takes longer after so long without work",
     NOBODY,
     least=None,
+    most=LONGEST,
 )
 SLO_CONSTANT = CostName("slo_constant", "seconds", _VALUE, "what the driver adds to a request's solo latency", NOBODY)
 LOGGED: tuple[Form, ...] = ("value", "quantiles")
@@ -486,17 +513,21 @@ def find(name: str, known: Known) -> tuple[CostName, dict[str, str]]:
     same = [
         n for n in names if n.split(".")[0] == name.split(".")[0] and sorted(re.split("[._]", n)) == words
     ]  # in another order
-    close = same or difflib.get_close_matches(name, names, 1)
-    right = close[0] if close else "a name of those in docs/reference/profiles.md"
+    module, _, rest = name.partition(".")
+    own = [n.removeprefix(f"{module}.") for n in _names(name, known, read=True) if n.startswith(f"{module}.")]
+    close = same or [f"{module}.{n}" for n in difflib.get_close_matches(rest, own, 1)]
+    close = close or difflib.get_close_matches(name, names, 1, 0.85 if own else 0.6)
+    nearest = ", ".join(f"{module}.{n}" for n in difflib.get_close_matches(rest, own, 3, 0.0))
+    right = close[0] if close else nearest or "a name of those in docs/reference/profiles.md"
     raise Fault(f"unknown cost {name!r}", ("costs",), right)
 
 
-def _names(name: str, known: Known) -> list[str]:
-    """Names that there may be in such a profile, with the numbers that stand in *name*."""
+def _names(name: str, known: Known, *, read: bool = False) -> list[str]:
+    """Names that there may be in such a profile, with the numbers that stand in *name*; or those that are *read*."""
     numbers = {*re.findall(r"\d+(?:\.\d+)?", name), "2"}
     found = []
     for entry in REGISTRY:
-        if not entry.may_stand(known):
+        if not entry.may_stand(known) or (read and entry.read_by == NOBODY):
             continue
         choices = [
             POLICIES if a == "policy" else numbers if a in _NUMBERS else known.choices(a) for a in entry.arguments

@@ -15,7 +15,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StrictBool, StrictInt, StrictStr, model_validator
 from servetwin.core import BadInput
 
-from .basics import Count, Finite, Name, Share, Source, Strict, Text
+from .basics import Count, Fault, Finite, Name, Share, Source, Strict, Text
+from .costs import DEVICE, GAP, GAP_OF, HOST, JOIN
 from .costs import check as check_costs
 from .table import BatchTable, LatencyTable, interpolate
 from .tokendata import TokenData
@@ -291,6 +292,37 @@ class ProfileFile(Strict):
         """Raise `Fault` for the first of the costs *names* that the registry does not know in such a profile."""
         loops = {name: module.loop for name, module in self.modules.items()}
         check_costs(names, loops, tokens=self.tokens is not None)
+        for name in self.modules:
+            self._check_times(name, names)
+
+    def _check_times(self, module: str, costs: Mapping[str, Cost]) -> None:
+        """Raise `Fault` for the first cost by which an iteration of *module*, of any size that its tables hold, would
+        take no time or less, or which would be less than nothing itself."""
+        sizes: dict[int, float] = {}
+        for table in self.modules[module].tables.values():
+            for n, seconds in zip(table.batch, table.seconds, strict=True):
+                sizes[n] = min(seconds, sizes.get(n, math.inf))
+        for name, cost in costs.items():
+            at = ("costs", name)
+            if cost.line is not None and name.split(".")[0] in (module, "whole"):
+                last = cost.line.constant + cost.line.per_request * max(sizes)
+                if last < 0.0:
+                    what = f"is {last:.3g} {cost.unit} for {max(sizes)} requests"
+                    raise Fault(what, (*at, "line", "per_request"), "0 or more")
+        join, usual = costs.get(JOIN(module)), costs.get(GAP(module))
+        parts = [costs[name] for name in (HOST(module), DEVICE(module)) if name in costs]
+        for n, seconds in sorted(sizes.items()):
+            if join is not None and join.value is not None and join.value < 0.0:
+                alone = max((part.upto(n, hold=True)[n] for part in parts), default=seconds)
+                if (left := alone + n * join.value) <= 0.0:
+                    each = f"{join.value:g} s for each of {n} that join"
+                    what = f"{each} leave {left:.3g} s of the {alone:.3g} s of an iteration"
+                    raise Fault(what, ("costs", JOIN(module)), f"more than {-alone / n:.3g}")
+            for name, own in ((n, c) for n, c in costs.items() if n.startswith(GAP_OF(module, ""))):
+                less = usual.upto(n, hold=True)[n] - own.upto(n, hold=True)[n] if usual is not None else 0.0
+                if less >= seconds:
+                    what = f"{less:.3g} s less than {GAP(module)}, of an iteration's {seconds:.3g} s"
+                    raise Fault(what, ("costs", name), f"less than {seconds:.3g} s below it")
 
 
 class CostsFile(Strict):

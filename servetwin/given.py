@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .errors import Error
+
 if TYPE_CHECKING:
     from servetwin.core import Policy
     from servetwin.core.tokens import TokenPolicy
@@ -187,7 +189,13 @@ def settings_of(
 ) -> dict[str, Any]:
     """What is to be set in an experiment, by key: the arguments that were given, then *settings*. With *axes* several
     values are an `Axis`."""
+    from servetwin.experiments.resolve import set_twice
+
     given = {key: value for key, value in short.items() if value is not None}
+    arguments = [(key, key, value) for key, value in given.items() if key != "trace"]
+    twice = set_twice([*arguments, *((f"settings[{key!r}]", key, value) for key, value in (settings or {}).items())])
+    if twice is not None:
+        raise Error(f"{twice[0]} sets {twice[2]} as well", where=twice[1], right="one of the two")
     found: dict[str, Any] = {}
     if "trace" in given:
         found["workload.arrivals"] = arrivals(given.pop("trace"))

@@ -17,6 +17,6 @@ The format is told by the first line. What is wrong is told in one line, with th
 sample of each lies in ``samples/``; the numbers in them are made up.
 """
 
-from .formats import FORMATS, Entry, entries, sample, samples
+from .formats import FORMATS, Entry, columns_of, entries, sample, samples
 
-__all__ = ["FORMATS", "Entry", "entries", "sample", "samples"]
+__all__ = ["FORMATS", "Entry", "columns_of", "entries", "sample", "samples"]

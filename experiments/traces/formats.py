@@ -121,6 +121,11 @@ def entries(
         yield Entry(number, float(moment - zero), work, size)
 
 
+def columns_of(path: Path) -> tuple[str, ...]:
+    """The names of what the first request of the trace at *path* says, also of what nobody reads."""
+    return tuple(next(_lines(path), (0, {}))[1])
+
+
 def sample(name: str) -> Path:
     """The sample of this name that comes with ServeTwin."""
     if name not in samples():

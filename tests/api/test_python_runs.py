@@ -356,3 +356,11 @@ def test_a_figure_of_a_run_shows_its_requests_and_batches(workload):
     assert shown == {o: n for o in ("met", "late", "dropped", "failed") if (n := result.summary[o])}
     assert [line.get_label() for line in below.lines] == list(result.summary["workers"])
     assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+def test_a_key_that_is_set_twice(workload):
+    with pytest.raises(servetwin.Error, match=r"^settings\['rate'\]: rate sets workload\.arrivals\.rate as well"):
+        servetwin.run(workload, rate=2, settings={"rate": 3})
+    same = {"slo": 2.0, "slo.factor": 3.0}
+    with pytest.raises(servetwin.Error, match=r"^settings\['slo\.factor'\]: settings\['slo'\] sets slo\.factor"):
+        servetwin.sweep(workload, rate=[2, 3], settings=same)

@@ -50,7 +50,7 @@ def test_an_axis_is_anything_with_several_values(workload):
     tables = [servetwin.sweep(workload, rate=rate, requests=20).to_dicts() for rate in rates]
     assert all(table == tables[0] for table in tables)
     assert [row["rate"] for row in tables[0]] == [3, 5]
-    several = {"policy.params.step_delta": [0.9, 1.1], "slo": 4.0}
+    several = {"policy.params.step_delta": [0.9, 1.1], "slo": 4.0, "workload.draws": "seeded"}
     table = servetwin.sweep(workload, requests=20, settings=several, seed=range(2))
     assert [(row["seed"], row["policy.params.step_delta"]) for row in table] == [
         (0, 0.9),
@@ -271,3 +271,8 @@ def test_two_collections_compared(workload, tmp_path):
         servetwin.compare(servetwin.run(workload, requests=5), sweeps[0])
     with pytest.raises(servetwin.Error, match="this is one run, the other are many"):
         servetwin.compare(written[0], servetwin.run(workload, requests=5))
+
+
+def test_seeds_are_said_one_way(workload):
+    with pytest.raises(servetwin.Error, match=r"^seeds: the axis seed \(1, 2\) says the seeds of each point already"):
+        servetwin.sweep(workload, seed=[1, 2], seeds=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -269,3 +270,45 @@ def test_a_full_disk_is_told_in_one_line(monkeypatch, capsys, tmp_path):
     assert captured.err == "servetwin: a file: No space left on device; what was being written is not whole\n"
     assert captured.out == ""
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["--rate", 2, "--set", "rate=3"], "--set rate=3: --rate 2.0 sets workload.arrivals.rate as well"),
+        (["--policy", "edf", "--set", "policy={name: fcfs}"], "--policy edf sets policy.name as well"),
+        (["--set", "slo=2", "--set", "slo.factor=3"], "--set slo.factor=3: --set slo=2 sets slo.factor as well"),
+    ],
+)
+def test_a_key_is_set_once(servetwin, toy: Path, more, expected):
+    code, out, err = servetwin("run", toy, *more)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert expected in err
+    assert "one of the two" in err
+
+
+def test_different_keys_of_one_mapping_are_set(servetwin, toy: Path):
+    code, _, _ = servetwin("run", toy, "--rate", 2, "--set", "workload.arrivals.cv=1.5", "--set", "requests=5")
+    assert code == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        (["--rate", 12], "they come at other times"),
+        (["--requests", 40], "60 and 40 requests"),
+        (["--seed", 1], "they ask for other work"),
+        (["--policy", "fcfs", "--slo", 2], None),
+    ],
+)
+def test_runs_of_other_requests_have_no_same_outcomes(servetwin, toy: Path, tmp_path: Path, more, why):
+    servetwin("run", toy, "--out", tmp_path / "a")
+    servetwin("run", toy, "--out", tmp_path / "b", *more)
+    _, out, _ = servetwin("compare", tmp_path / "a", tmp_path / "b")
+    found = json.loads(servetwin("compare", tmp_path / "a", tmp_path / "b", "--json")[1])
+    assert "(toy, edf, simulated): 60 requests, rate 4, cv 2, seed 0" in out
+    assert found["other_requests"] == why
+    assert (found["same_outcome"] is None) == (why is not None)
+    assert ("not the same requests in A and B" in out) == (why is not None)
+    if why is not None:
+        assert re.search(r"requests with the same outcome, % +- *\n", out)

@@ -402,3 +402,28 @@ def test_a_trace_is_read_once_for_all_its_windows(llm: Path, monkeypatch):
     for seed in range(4):
         read_trace(experiment.model_copy(update={"seed": seed}))
     assert tracefile._overview.cache_info().misses == 1
+
+
+def test_lengths_that_are_not_used_are_said(llm: Path, servetwin):
+    constant = "{prompt: {draw: constant, tokens: 50}, output: {draw: trace}, limit: 2048}"
+    code, out, _ = servetwin("run", llm, "--set", f"workload.lengths.llm={constant}", "--out", llm.parent / "r")
+    key = "workload.lengths.llm.prompt"
+    assert code == 0
+    assert f"trace: column input_tokens is not used: {key} does not say {{draw: trace}}, which uses it" in out
+    assert "output_tokens is" not in out
+    meta = json.loads((llm.parent / "r" / "meta.json").read_text())
+    assert meta["input"]["trace"]["not_used"] == {"input_tokens": key}
+    assert "is not used" not in servetwin("run", llm)[1]
+
+
+def test_steps_that_are_not_used_are_said(toy: Path, servetwin):
+    (toy.parent / "s.csv").write_text("arrival,steps,denoise,input_tokens\n0,21,31,5\n1,22,32,5\n")
+    arrivals = f"workload.arrivals={{process: trace, file: {toy.parent / 's.csv'}}}"
+    _, out, _ = servetwin("run", toy, "--set", arrivals, "--set", "requests=2")
+    for column in ("steps", "denoise"):
+        assert f"trace: column {column} is not used: workload.steps.denoise does not say {{draw: trace}}" in out
+    _, out, _ = servetwin(
+        "run", toy, "--set", arrivals, "--set", "requests=2", "--set", "workload.steps.denoise.draw=trace"
+    )
+    assert "column denoise" not in out
+    assert "trace: column steps is not used: nothing here takes it" in out

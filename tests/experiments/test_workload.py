@@ -165,3 +165,35 @@ def test_slos_and_send_times_are_those_that_were_logged(reference: Path, logged)
         slips.append(float(row["request_s"]) - request.arrival)
     assert abs(np.mean(slips)) < 0.1
     assert np.percentile(np.abs(slips), 95) < 0.3
+
+
+PUBLISHED_TOY = ("--set", "workload.draws=published")
+
+
+def test_a_seed_that_changes_no_published_draw_says_so(toy: Path, servetwin):
+    code, out, _ = servetwin("run", toy, *PUBLISHED_TOY, "--seed", 7)
+    assert code == 0
+    kept = "arrivals and steps are the published ones: a seed changes nothing (workload.draws: seeded draws all)"
+    assert f"seed 7: {kept}" in out
+    for more in ((*PUBLISHED_TOY,), ("--seed", 7)):
+        assert "published ones" not in servetwin("run", toy, *more)[1]
+    _, out, _ = servetwin("run", "sd15-512-rtx4090", "--requests", 5, "--seed", 3)
+    assert "seed 3: arrivals and steps are the published ones: a seed changes only the noise" in out
+
+
+def test_an_axis_of_seeds_that_change_only_noise(toy: Path, servetwin, tmp_path: Path):
+    sweep = tmp_path / "seeds.yaml"
+    sweep.write_text("extends: sd15-512-rtx4090\nset: {requests: 5}\ngrid: {seed: [1, 2]}\n")
+    code, out, err = servetwin("sweep", sweep, "--out", tmp_path / "o.csv", "-j", 1)
+    assert code == 0
+    assert "a seed changes only the noise" in out + err
+    code, _, err = servetwin("sweep", sweep, "--out", tmp_path / "o.csv", "-j", 1, "--seeds", 2)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--seeds: the axis seed (1, 2) says the seeds of each point already" in err
+    sweep.write_text(f"extends: {toy}\nset: {{workload.draws: published}}\ngrid: {{seed: [1, 2]}}\n")
+    code, _, err = servetwin("sweep", sweep, "--out", tmp_path / "p.csv", "-j", 1)
+    assert code == 2
+    assert "2 seeds would be the same run 2 times" in err
+    sweep.write_text(f"extends: {toy}\ngrid: {{seed: [1, 2]}}\n")
+    _, out, err = servetwin("sweep", sweep, "--out", tmp_path / "q.csv", "-j", 1)
+    assert "published" not in out + err

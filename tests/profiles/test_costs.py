@@ -201,3 +201,42 @@ def test_every_shipped_cost_is_used_or_told() -> None:
     for entry in REGISTRY:
         stem = entry.pattern.split("<")[0] if entry.pattern[0] != "<" else entry.pattern.split(">")[1].split("<")[0]
         assert entry is costs.SWAP or entry is costs.HOST_BESIDE_BATCH or any(stem in name for name in known)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("unet.join", {"value": -1.0}, "costs.unet.join: -1 s for each of"),
+        ("unet.join", {"value": 75.0}, "holds 75 (right would be: 60 at most, as it is in seconds)"),
+        ("unet.device_beside.vae", {"value": 50.0}, "1.5 at most, as it is a ratio: 1 is as fast as alone"),
+        ("vae.time", {"by_batch": None, "line": {"constant": 0.1, "per_request": -0.05}}, "is -0."),
+    ],
+)
+def test_costs_that_cannot_be_are_refused(save: Save, name: str, change: dict[str, Any], said: str) -> None:
+    data = content(QUIET)
+    data["costs"][name] = {k: v for k, v in {**data["costs"][name], **change}.items() if v is not None}
+    with pytest.raises(BadInput) as refused:
+        load(save(data))
+    assert f"costs.{name}" in str(refused.value)
+    assert said in str(refused.value)
+
+
+def test_a_gap_of_a_policy_leaves_some_of_an_iteration(save: Save) -> None:
+    data = content(QUIET)
+    made = data["costs"]["unet.join"]
+    data["costs"] |= {"unet.gap": {**made, "value": 5.0}, "unet.gap.mine": {**made, "value": 0.001}}
+    with pytest.raises(BadInput, match=r"costs\.unet\.gap\.\w+: 5 s less than unet\.gap, of an iteration's"):
+        load(save(data))
+
+
+def test_a_join_that_leaves_some_of_an_iteration_may_be_negative(save: Save) -> None:
+    data = content(QUIET)
+    data["costs"]["unet.join"]["value"] = -1e-5
+    assert load(save(data)).seconds("unet.join") == -1e-5
+
+
+def test_an_unknown_cost_is_answered_with_what_is_read_for_its_module(save: Save) -> None:
+    data = content(QUIET)
+    data["costs"]["unet.zzz"] = data["costs"]["unet.join"]
+    with pytest.raises(BadInput, match=r"right would be: unet\.\w+, unet\.\w+, unet\.\w+\)"):
+        load(save(data))
