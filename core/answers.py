@@ -94,10 +94,11 @@ def check_time(policy: object, when: Any) -> None:
         raise fault(policy, f"it idles until {_shown(when)}", "seconds since the run began, a float")
 
 
-def check_whole(policy: object, whole: Any) -> None:
-    """Raise `PolicyFault` unless *whole* is True."""
-    if whole is not True and not (type(whole).__module__ == "numpy" and whole == True):  # noqa: E712
+def check_whole(policy: object, whole: Any) -> bool:
+    """Whether a batch runs to its end, of which a policy said *whole*. Raises `PolicyFault` if that is no answer."""
+    if type(whole) is not bool and type(whole).__name__ not in ("bool_", "bool"):  # of NumPy
         raise fault(policy, f"whole of its decision is {_shown(whole)}", "True or False")
+    return bool(whole)
 
 
 def check_repeat(policy: object, repeat: Any) -> None:

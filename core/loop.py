@@ -45,6 +45,9 @@ from .slo import latest
 from .ways import Ways
 from .worker import NEVER, Worker
 
+#: What a decision holds that drops, or runs, nobody.
+NOBODY: tuple[Task, ...] = ()
+
 Router = Callable[[Request, "Sequence[Worker]", float], "Worker"]
 
 
@@ -336,9 +339,12 @@ class ServingLoop:
         while view.in_flight is None or ahead:
             now = self._now()
             decision = policy.decide(shown, now)
-            if decision.drop:
+            drop = decision.drop
+            if drop:
                 for task in worker.check_drop(decision):
                     self._drop(task, view)
+            elif drop is not NOBODY and type(drop) is not list:  # None, say
+                check_decision(policy, decision)
             if decision.run:
                 self._commit(worker, decision, settled)
                 if worker.inbox:
@@ -346,6 +352,8 @@ class ServingLoop:
             elif worker.inbox:
                 self._take_in(worker)
             else:
+                if decision.run is not NOBODY:
+                    check_decision(policy, decision)
                 self._set_alarm(worker, decision.idle_until, now)
                 break
         worker.deciding = False
@@ -394,8 +402,7 @@ class ServingLoop:
         least = min(left)
         if least < 1:
             raise fault(worker.policy, f"it runs {tasks[left.index(least)]!r}, which has nothing left to run")
-        if batch.whole:
-            check_whole(worker.policy, batch.whole)
+        if batch.whole is not False and check_whole(worker.policy, batch.whole):
             batch.iterations = max(left)
             batch.leaves = batch.size
         elif least == 1:

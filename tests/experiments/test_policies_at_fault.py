@@ -47,3 +47,47 @@ def test_a_fault_of_others_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr("sys.argv", ["servetwin", "run", "dit-s2-256-rtx4090", "--requests", "5"])
     with pytest.raises(KeyError, match="no such key"):
         cli._run()
+
+
+def run_of(policy, workload, monkeypatch, capsys, tmp_path, verb="run"):
+    """The exit code and the one line of a run under *policy*, the text of a file."""
+    (tmp_path / "mine.py").write_text(policy)
+    asked = [workload, "--policy", str(tmp_path / "mine.py"), "--requests", "20"]
+    monkeypatch.setattr("sys.argv", ["servetwin", verb, *(asked if verb == "run" else [str(tmp_path / "mine.py")])])
+    code = cli._run()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    return code, captured.err
+
+
+RUNS = "    def decide(self, view, now):\n        return Decision([*view.waiting, *view.running][: view.limit]"
+STEPS = "    def decide(self, view, now):\n        return Step([(t, t.pending) for t in view.waiting], ALL"
+FALSY = {
+    "whole=None": "policy Mine (mine.py:5): whole of its decision is None (right would be: True or False)",
+    "whole=0": "policy Mine (mine.py:5): whole of its decision is 0 (right would be: True or False)",
+    "drop=None": "policy Mine (mine.py:5): drop of its decision is None (right would be: a list of tasks)",
+}
+
+
+@pytest.mark.parametrize("said", FALSY)
+def test_what_is_no_answer_is_told_also_if_it_is_false(said, tmp_path, monkeypatch, capsys):
+    text = f"{POLICY.rpartition('    def')[0]}{RUNS}, {said})\n"
+    code, told = run_of(text, "dit-s2-256-rtx4090", monkeypatch, capsys, tmp_path)
+    assert code == 2
+    assert FALSY[said] in told
+
+
+@pytest.mark.parametrize("said", ["drop=None", "preempt=None"])
+def test_a_step_that_drops_none_is_told(said, tmp_path, monkeypatch, capsys):
+    text = f"{TOKENS.rpartition('    def')[0]}{STEPS}, {said})\n"
+    code, told = run_of(text, "opt-13b-a6000", monkeypatch, capsys, tmp_path)
+    assert code == 2
+    assert f"{said.partition('=')[0]} of its decision is None (right would be: a list of tasks)" in told
+
+
+def test_admit_says_true_or_false(tmp_path, monkeypatch, capsys):
+    text = f"{POLICY.rpartition('    def')[0]}    def admit(self, task, view, now):\n        pass\n\n{RUNS})\n"
+    code, told = run_of(text, "dit-s2-256-rtx4090", monkeypatch, capsys, tmp_path)
+    assert code == 2
+    assert "policy Mine (mine.py:5): admit returned None (right would be: True or False)" in told
