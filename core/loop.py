@@ -29,6 +29,7 @@ from .answers import (
     check_whole,
     compared,
     fault,
+    shown,
     written,
 )
 from .books import Stays
@@ -195,8 +196,11 @@ class ServingLoop:
     def _asked(self, request: Request) -> int:
         """What *request* asks for, in a number that is the same as long as that is."""
         work, tokens = request.work, getattr(request, "tokens", None)
-        asked = hash((*work.items(),)) if work else 0
-        return asked if tokens is None else hash((asked, *[(name, str(said)) for name, said in tokens.items()]))
+        try:
+            asked = hash((*work.items(),)) if work else 0
+            return asked if tokens is None else hash((asked, *[(name, str(said)) for name, said in tokens.items()]))
+        except (AttributeError, TypeError):
+            return -1  # it is no mapping any more; no hash is -1
 
     def _know_anew(self, request: Request) -> None:
         """A budget may have moved the deadline of *request*, or have forgiven what it missed."""
@@ -215,6 +219,9 @@ class ServingLoop:
             names, policies = ("arrival", "deadline", "missed", "work"), [w.policy for w in self.workers]
             if known is None:
                 raise written(policies, f"id of {request}", "id")
+            if known[:-1] == now[:-1]:  # of what it asked for a number is known, which tells nobody anything
+                says = shown(getattr(request, "tokens", None) or request.work)
+                raise written(policies, f"work of request {request.id} (it says {says} now)", "work", "tokens")
             raise compared(policies, f"request {request.id}", names, now, known)
         self._stays.check(request, [w.policy for w in self.workers])
 
