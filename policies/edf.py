@@ -2,9 +2,9 @@
 
 It goes by no bare deadline, as textbooks' earliest deadline first does: of two requests with one deadline the longer
 one runs first. Whoever must start its last stretch soonest runs: requests are ordered by the latest time at which the
-rest of their work, served alone, could still begin. That time does not change while a request waits, and moves on by the same step
-for all that run; so both those that run and those that wait stay in order, and only where the two orders
-meet somebody may have to change places. A request that could not make it even alone is dropped, unless
+rest of their work, served alone, could still begin. That time does not change while a request waits, and moves on by
+the same step for all that run; so both those that run and those that wait stay in order, and only where the two
+orders meet somebody may have to change places. A request that could not make it even alone is dropped, unless
 *drop_late* is off.
 """
 
