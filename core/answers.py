@@ -41,27 +41,27 @@ def compared(
     """One of *policies* has written *names* *of* a thing, which say something else *now* than *before*."""
     for name, a, b in zip(names, now, before, strict=True):
         if not (a is b or a == b):
-            return written(policies, f"{name} of {of} (it says {_shown(a)}, not {_shown(b)})", name)
+            return written(policies, f"{name} of {of} (it says {shown(a)}, not {shown(b)})", name)
     return written(policies, f"{of}", *names)
 
 
 def check_decision(policy: object, decision: Any, kind: type[Decision] = Decision) -> None:
     """Raise `PolicyFault` unless *decision* is one, its lists are lists of tasks and its word to repeat is one."""
     if not isinstance(decision, kind):
-        raise fault(policy, f"decide returned {_shown(decision)}", f"a {kind.__name__}")
+        raise fault(policy, f"decide returned {shown(decision)}", f"a {kind.__name__}")
     lists = ("prefill", "decode", "preempt", "drop") if kind is not Decision else ("run", "drop")
     for name in lists:
         given = getattr(decision, name, None)
         if type(given).__name__ == "All" and name == "decode":
             continue
         if not isinstance(given, Sequence) or isinstance(given, str | bytes):
-            raise fault(policy, f"{name} of its decision is {_shown(given)}", "a list of tasks")
+            raise fault(policy, f"{name} of its decision is {shown(given)}", "a list of tasks")
         for item in given:
             check_item(policy, name, item)
     if kind is not Decision:
         right = kind(decision.prefill, decision.decode, preempt=decision.preempt, drop=decision.drop)  # type: ignore
         if decision.plain != right.plain:  # type: ignore[attr-defined]
-            raise fault(policy, f"plain of its decision is {_shown(decision.plain)}", "a new Step")  # type: ignore
+            raise fault(policy, f"plain of its decision is {shown(decision.plain)}", "a new Step")  # type: ignore
     check_repeat(policy, decision.repeat)
     check_time(policy, decision.idle_until)
 
@@ -71,18 +71,18 @@ def check_item(policy: object, name: str, item: Any) -> None:
     if name == "prefill":
         if not isinstance(item, tuple) or len(item) != 2:
             what = item[0] if isinstance(item, tuple) and item else item
-            raise fault(policy, f"prefill of its decision holds {_shown(what)}", "(task of its view, tokens)")
+            raise fault(policy, f"prefill of its decision holds {shown(what)}", "(task of its view, tokens)")
         item, count = item
         if isinstance(item, Task) and type(count) is not int:
-            raise fault(policy, f"prefill of its decision holds {_shown(count)} tokens of {item}", "an int")
+            raise fault(policy, f"prefill of its decision holds {shown(count)} tokens of {item}", "an int")
     if not isinstance(item, Task):
-        raise fault(policy, f"{name} of its decision holds {_shown(item)}", "tasks of its view")
+        raise fault(policy, f"{name} of its decision holds {shown(item)}", "tasks of its view")
 
 
 def check_kept(policy: object, kept: Any) -> bool:
     """Whether a policy keeps a task, of which it said *kept*. Raises `PolicyFault` if that is no answer."""
     if type(kept) is not bool and type(kept).__module__ != "numpy":
-        raise fault(policy, f"admit returned {_shown(kept)}", "True or False", "admit")
+        raise fault(policy, f"admit returned {shown(kept)}", "True or False", "admit")
     return bool(kept)
 
 
@@ -91,13 +91,14 @@ def check_time(policy: object, when: Any) -> None:
     if when is not None and (
         isinstance(when, bool) or not isinstance(when, int | float) or (isinstance(when, int) and abs(when) > 1 << 53)
     ):
-        raise fault(policy, f"it idles until {_shown(when)}", "seconds since the run began, a float")
+        raise fault(policy, f"it idles until {shown(when)}", "seconds since the run began, a float")
 
 
-def check_whole(policy: object, whole: Any) -> None:
-    """Raise `PolicyFault` unless *whole* is True."""
-    if whole is not True and not (type(whole).__module__ == "numpy" and whole == True):  # noqa: E712
-        raise fault(policy, f"whole of its decision is {_shown(whole)}", "True or False")
+def check_whole(policy: object, whole: Any) -> bool:
+    """Whether a batch runs to its end, of which a policy said *whole*. Raises `PolicyFault` if that is no answer."""
+    if type(whole) is not bool and type(whole).__name__ not in ("bool_", "bool"):  # of NumPy
+        raise fault(policy, f"whole of its decision is {shown(whole)}", "True or False")
+    return bool(whole)
 
 
 def check_repeat(policy: object, repeat: Any) -> None:
@@ -105,16 +106,16 @@ def check_repeat(policy: object, repeat: Any) -> None:
     if repeat is None:
         return
     if not isinstance(repeat, Repeat):
-        raise fault(policy, f"repeat of its decision is {_shown(repeat)}", "a Repeat")
+        raise fault(policy, f"repeat of its decision is {shown(repeat)}", "a Repeat")
     if type(repeat.times) is not int or repeat.times < 1:
-        raise fault(policy, f"it repeats its decision {_shown(repeat.times)} times", "an int from 1")
+        raise fault(policy, f"it repeats its decision {shown(repeat.times)} times", "an int from 1")
     for name in ("limit", "drift"):
         value = getattr(repeat, name)
         if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
-            raise fault(policy, f"{name} of its Repeat is {_shown(value)}", "seconds, a float")
+            raise fault(policy, f"{name} of its Repeat is {shown(value)}", "seconds, a float")
 
 
-def _shown(thing: object) -> str:
+def shown(thing: object) -> str:
     """*thing* in a line of bounded length."""
     try:
         text = repr(thing).replace("\n", " ")

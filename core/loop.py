@@ -30,6 +30,7 @@ from .answers import (
     check_whole,
     compared,
     fault,
+    shown,
     written,
 )  # fmt: skip
 from .books import Stays
@@ -45,6 +46,9 @@ from .seam import Batch, Decision, Executor, Handle, WorkerView
 from .slo import latest
 from .ways import Ways
 from .worker import NEVER, Worker
+
+#: What a decision holds that drops, or runs, nobody.
+NOBODY: tuple[Task, ...] = ()
 
 Router = Callable[[Request, "Sequence[Worker]", float], "Worker"]
 
@@ -193,8 +197,11 @@ class ServingLoop:
     def _asked(self, request: Request) -> int:
         """What *request* asks for, in a number that is the same as long as that is."""
         work, tokens = request.work, getattr(request, "tokens", None)
-        asked = hash((*work.items(),)) if work else 0
-        return asked if tokens is None else hash((asked, *[(name, str(said)) for name, said in tokens.items()]))
+        try:
+            asked = hash((*work.items(),)) if work else 0
+            return asked if tokens is None else hash((asked, *[(name, str(said)) for name, said in tokens.items()]))
+        except (AttributeError, TypeError):
+            return -1  # it is no mapping any more; no hash is -1
 
     def _know_anew(self, request: Request) -> None:
         """A budget may have moved the deadline of *request*, or have forgiven what it missed."""
@@ -213,6 +220,9 @@ class ServingLoop:
             names, policies = ("arrival", "deadline", "missed", "work"), [w.policy for w in self.workers]
             if known is None:
                 raise written(policies, f"id of {request}", "id")
+            if known[:-1] == now[:-1]:  # of what it asked for a number is known, which tells nobody anything
+                says = shown(getattr(request, "tokens", None) or request.work)
+                raise written(policies, f"work of request {request.id} (it says {says} now)", "work", "tokens")
             raise compared(policies, f"request {request.id}", names, now, known)
         self._stays.check(request, [w.policy for w in self.workers])
 
@@ -341,10 +351,13 @@ class ServingLoop:
         while view.in_flight is None or ahead:
             now = self._now()
             decision = policy.decide(shown, now)
-            if decision.drop:
+            drop = decision.drop
+            if drop:
                 worker.ran = ()
                 for task in worker.check_drop(decision):
                     self._drop(task, view)
+            elif drop is not NOBODY and type(drop) is not list:  # None, say
+                check_decision(policy, decision)
             if decision.run:
                 self._commit(worker, decision, settled)
                 if worker.inbox:
@@ -352,6 +365,8 @@ class ServingLoop:
             elif worker.inbox:
                 self._take_in(worker)
             else:
+                if decision.run is not NOBODY:
+                    check_decision(policy, decision)
                 self._set_alarm(worker, decision.idle_until, now)
                 break
         worker.deciding = False
@@ -391,8 +406,7 @@ class ServingLoop:
             if spent is None:
                 raise worker.twice("run", tasks)  # who ran twice has less left than was reckoned
             raise fault(worker.policy, f"it runs {spent!r}, which has nothing left to run")
-        if batch.whole:
-            check_whole(worker.policy, batch.whole)
+        if batch.whole is not False and check_whole(worker.policy, batch.whole):
             batch.iterations = max([task.left for task in tasks])
             batch.leaves = batch.size
         elif least == 1:

@@ -95,11 +95,14 @@ def by_its_own_word(error: BaseException) -> bool:
 
 def writes(policy: object, names: Iterable[str]) -> tuple[str, int] | None:
     """The first (file, line) of *policy*'s code that writes an attribute of one of *names*, as far as the code tells:
-    ``x.name = ...`` before a call that is handed the name as a text."""
+    ``x.name = ...`` before ``x.name[key] = ...``, and that before a call that is handed the name as a text."""
     wanted = set(names)
+    inside: tuple[str, int] | None = None
     spoken: tuple[str, int] | None = None
     for code in _codes(policy):
         line = code.co_firstlineno
+        if inside is None and wanted & HOLDERS:
+            inside = _writes_inside(code, wanted & HOLDERS)
         for step in dis.get_instructions(code):
             if step.starts_line:
                 line = int(step.positions.lineno or line) if step.positions else line
@@ -109,7 +112,32 @@ def writes(policy: object, names: Iterable[str]) -> tuple[str, int] | None:
                 said = step.argval if isinstance(step.argval, tuple) else (step.argval,)
                 if any(isinstance(word, str) and word in wanted for word in said):
                     spoken = code.co_filename, line
-    return spoken
+    return inside or spoken
+
+
+#: Attributes of tasks and requests that hold others, and the methods that change what holds others.
+HOLDERS = frozenset({"work", "tokens", "tasks", "waiting_for", "waiting", "running", "backlog"})
+_CHANGES = frozenset(
+    {"update", "pop", "popitem", "popleft", "clear", "setdefault", "append", "extend", "insert", "remove", "sort"}
+)
+
+
+def _writes_inside(code: CodeType, names: frozenset[str] | set[str]) -> tuple[str, int] | None:
+    """The first line of *code* that writes an item of an attribute of one of *names*, also by a local name for it."""
+    line, aliases, loaded, touched = code.co_firstlineno, set[str](), False, False
+    for step in dis.get_instructions(code):
+        if step.starts_line:
+            line = int(step.positions.lineno or line) if step.positions else line
+            touched = False
+        if loaded and step.opname == "STORE_FAST":
+            aliases.add(step.argval)
+        loaded = step.opname == "LOAD_ATTR" and step.argval in names
+        touched = touched or loaded or (step.opname.startswith("LOAD_FAST") and step.argval in aliases)
+        writes = step.opname in ("STORE_SUBSCR", "DELETE_SUBSCR")
+        changes = step.opname in ("LOAD_METHOD", "LOAD_ATTR") and step.argval in _CHANGES
+        if touched and (writes or changes):
+            return code.co_filename, line
+    return None
 
 
 def writes_in(file: str, name: str) -> int | None:

@@ -79,6 +79,7 @@ class Pool(Worker):
                 for task in self.check_drop(decision):
                     loop._drop(task, view)
             if not decision.run:
+                check_decision(self.policy, decision)  # as to what says nothing: None, say
                 loop._set_alarm(self, decision.idle_until, now)
                 break
             check_decision(self.policy, decision)

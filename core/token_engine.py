@@ -257,7 +257,8 @@ class TokenEngine(DecodeSums):
     def _carry_out(self, step: Step, now: float) -> bool:
         """Do as *step* says; whether anything came of it (a step in flight, or a changed queue: ask again)."""
         view, policy = self.view, self.worker.policy
-        if changed := bool(step.drop or step.preempt):
+        changed = bool(step.drop or step.preempt)
+        if changed or step.prefill is None:
             check_decision(policy, step, Step)
         for task in tuple(step.drop):
             self._give_up(cast("TokenTask", task))

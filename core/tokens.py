@@ -308,11 +308,12 @@ class Step(Decision):
         self.drop = drop
         #: Which of the two common kinds it is, if it is; told once for a step that a policy gives again and again.
         self.plain = 0
-        if not drop and not preempt:
+        # None is no list, and is told of when the step is carried out.
+        if not drop and not preempt and drop is not None and preempt is not None:
             if decode is ALL:
-                if not prefill:
+                if not prefill and prefill is not None:
                     self.plain = DECODES
-            elif prefill and not decode:
+            elif prefill and not decode and decode is not None:
                 self.plain = PREFILLS
         self.idle_until = idle_until
         self.repeat = repeat

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from servetwin.core import Decision, Policy, Request, ServeTwinError, Task
+from servetwin.core import BadInput, Decision, Policy, Request, ServeTwinError, Task
 from servetwin.core.answers import check_decision, written
 from servetwin.core.errors import PolicyFault, Stopped
 from servetwin.core.intact import comes_along
 from servetwin.core.place import by_its_own_word, named, own, raised_at
 from servetwin.core.tokens import Step, TokenPolicy
+from servetwin.profiles.tokens import BEYOND
 
 
 @contextmanager
@@ -69,6 +70,9 @@ def _raised(policies: Sequence[object], error: BaseException) -> str | None:
         text = " ".join(str(error).split())
     except Exception:  # it is the policy's own, and fails here too
         text = ""
+    if isinstance(error, BadInput):  # the policy asked for it, whatever its user's files could say
+        for advice in (f", {BEYOND}", ", or hold: true"):
+            text = text.replace(advice, "")
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return f"{named(policy, (file, line))}: the policy failed: {Path(file).name}:{line}, in {function}: {what}"
 

@@ -26,7 +26,7 @@ from servetwin.core import BadInput
 
 from . import policysource
 from .digests import MISSING, combined, file_digest, installed, path_digest
-from .policydoubts import doubts_of
+from .policydoubts import doubts_of, goes_by_hashes
 from .policysource import Source, imports_of, is_library, locate
 
 
@@ -38,7 +38,8 @@ class Code:
     installed ones that these name, with versions; *declared* the files of the class attribute ``files``, by the names
     given there. *reads* are other files that it opened, with the hash of what they held; *doubts* say why its rows
     cannot be kept. *ours* is set for policies that come with ServeTwin. *text* is the source of a class that was
-    given as an object (see `servetwin.experiments.policyobjects`).
+    given as an object (see `servetwin.experiments.policyobjects`). *hashed* says that its rows may depend on the seed
+    of Python's hashes, PYTHONHASHSEED.
     """
 
     policy: Any
@@ -50,6 +51,7 @@ class Code:
     doubts: dict[str, None] = field(default_factory=dict)
     ours: bool = False
     text: str = ""
+    hashed: bool = False
 
     def fresh(self) -> bool:
         """Whether all that it was loaded from still is what it was."""
@@ -72,6 +74,7 @@ class Code:
         lines += sorted(f"{name} {digest}" for name, digest in self.files().items())
         lines += sorted(f"package {name} {version}" for name, version in self.packages.items())
         lines += [f"text {self.text}"] if self.text else []
+        lines += [f"hashes {hash('servetwin')}"] if self.hashed else []
         return combined(lines)
 
     def others(self) -> dict[str, str]:
@@ -207,6 +210,7 @@ def _examine(code: Code, source: Source) -> ast.Module | None:
         tree = ast.parse(source.content)
     except (SyntaxError, ValueError):
         return None
+    code.hashed = code.hashed or goes_by_hashes(tree)
     for what, line in doubts_of(tree):
         code.doubts[f"it {what} ({Path(source.path).name}:{line})"] = None
     return tree

@@ -4,11 +4,14 @@ are not kept, for they may come out otherwise the next time."""
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Iterator
 
 _CLOCK = "reads the clock"
 _RANDOM = "draws random numbers that no seed of its own decides"
 _ENVIRONMENT = "reads environment variables"
+_HASH = "goes by hash(), which differs from process to process unless PYTHONHASHSEED is set"
+_SETS = "goes through a set, whose order differs from process to process unless PYTHONHASHSEED is set"
 _LOOK = "looks at a file without reading it"
 
 #: By dotted name, what using it means; "*" is for all names of a module.
@@ -59,6 +62,8 @@ _HARMLESS = {"numpy.random.Generator", "numpy.random.BitGenerator"}
 def doubts_of(tree: ast.AST) -> Iterator[tuple[str, int]]:
     """What the code *tree* uses that makes rows of it no function of what is hashed: what, and in which line."""
     names = _imported(tree)
+    if not os.environ.get("PYTHONHASHSEED", "random").isdigit():
+        yield from _hashed(tree)
     seeded = {
         id(node.func)
         for node in ast.walk(tree)
@@ -86,6 +91,75 @@ def doubts_of(tree: ast.AST) -> Iterator[tuple[str, int]]:
             ):
                 yield what, node.lineno
                 break
+
+
+#: Functions to which the order of what they go through matters.
+_IN_ORDER = {"list", "tuple", "iter", "enumerate", "zip", "map", "filter", "deque", "reversed"}
+_SET_TYPES = {"set", "frozenset", "Set", "AbstractSet", "FrozenSet"}
+
+
+def goes_by_hashes(tree: ast.AST) -> bool:
+    """Whether rows of the code *tree* may depend on PYTHONHASHSEED, as far as it tells."""
+    return next(_hashed(tree), None) is not None
+
+
+def _hashed(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Where *tree* goes by the hashes of texts or objects: `hash`, but in a ``__hash__``, and sets that are gone
+    through in their own order, as far as the code tells that they are sets."""
+    own = {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
+    own |= {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    within = {
+        id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and f.name == "__hash__" for n in ast.walk(f)
+    }
+    sets: set[str] = set()
+    for node in ast.walk(tree):
+        given, kind = getattr(node, "value", None), getattr(node, "annotation", None)
+        said = kind.value if isinstance(kind, ast.Subscript) else kind
+        typed = isinstance(said, ast.Name | ast.Attribute) and _last(said) in _SET_TYPES and not _of_numbers(kind)
+        if isinstance(node, ast.arg) and typed:
+            sets.add(node.arg)
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and (typed or (kind is None and _is_set(given, sets))):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            sets |= {_last(t) for t in targets if isinstance(t, ast.Name | ast.Attribute)}
+    for node in ast.walk(tree):
+        through: list[ast.AST | None] = []
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            if node.func.id == "hash" and "hash" not in own and id(node) not in within:
+                yield _HASH, node.lineno
+            if node.func.id in _IN_ORDER:
+                through += node.args
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            if node.func.attr in ("join", "extend"):
+                through += node.args
+            elif node.func.attr == "pop" and not node.args:
+                through.append(node.func.value)
+        elif isinstance(node, ast.For | ast.comprehension):
+            through.append(node.iter)
+        elif isinstance(node, ast.Starred) and isinstance(node.ctx, ast.Load):
+            through.append(node.value)
+        for one in through:
+            if one is not None and _is_set(one, sets):
+                yield _SETS, int(getattr(one, "lineno", 1))
+
+
+def _last(node: ast.AST) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+def _of_numbers(annotation: ast.AST | None) -> bool:
+    """Whether it says a set of numbers, whose hashes are the same everywhere."""
+    return isinstance(annotation, ast.Subscript) and _last(annotation.slice) in ("int", "float", "bool")
+
+
+def _is_set(node: ast.AST | None, known: set[str]) -> bool:
+    """Whether *node* is a set, of more than numbers as far as can be told; *known* are names that hold sets."""
+    if isinstance(node, ast.Set):
+        return not all(isinstance(e, ast.Constant) and isinstance(e.value, int | float) for e in node.elts)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr | ast.BitAnd | ast.Sub | ast.BitXor):
+        return _is_set(node.left, known) or _is_set(node.right, known)
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Name) and node.func.id in ("set", "frozenset")
+    return isinstance(node, ast.SetComp) or (isinstance(node, ast.Name | ast.Attribute) and _last(node) in known)
 
 
 def _annotations(tree: ast.AST) -> set[int]:

@@ -13,6 +13,7 @@ So a new policy is one file, and nothing is edited elsewhere.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.metadata
 import inspect
@@ -33,7 +34,7 @@ from servetwin.core import BadInput, Policy
 from servetwin.core.answers import fault
 from servetwin.core.errors import PolicyFault, Stopped
 from servetwin.core.intact import comes_along, intact
-from servetwin.core.place import by_its_own_word
+from servetwin.core.place import by_its_own_word, named
 from servetwin.core.tokens import TokenPolicy
 
 from . import policycode, policyobjects
@@ -223,8 +224,13 @@ def make(name: str, params: Mapping[str, Any]) -> Policy:
     if comes_along(kind):
         return kind(**params)
     with policy_is_made(kind), intact(getattr(sys.modules.get(kind.__module__), "__file__", None) or kind.__module__):
+        if inspect.isabstract(kind):
+            at = f"{Path(_file_of(kind)).name}:{_line_of(kind)}"
+            what = f"it leaves {', '.join(sorted(getattr(kind, '__abstractmethods__', ())))} abstract"
+            raise PolicyFault(f"policy {kind.__name__} ({at}): {what}")
         policy = kind(**params)
         _check_said(policy)
+        _check_methods(policy)
         return policy
 
 
@@ -241,6 +247,58 @@ def _check_said(policy: Policy | TokenPolicy) -> None:
         value = getattr(policy, name)
         if type(value) not in kinds or (type(value) is int and value < 1):
             raise fault(policy, f"its {name} is {value!r}", right)
+
+
+#: What a policy is asked, and with what.
+ASKED = {
+    "start": ("view",),
+    "admit": ("task", "view", "now"),
+    "decide": ("view", "now"),
+    "ended": ("batch", "view", "now"),
+    "removed": ("task", "view", "now"),
+}
+
+
+def _check_methods(policy: Policy | TokenPolicy) -> None:
+    """Raise `PolicyFault` if *policy* has no `decide`, or cannot be asked what policies are."""
+    kind = type(policy)
+    if "decide" not in vars(policy) and kind.decide in (Policy.decide, TokenPolicy.decide):
+        own = [n for c in kind.__mro__ if c not in (Policy, TokenPolicy, object) for n in vars(c) if n not in ASKED]
+        near = next(iter(difflib.get_close_matches("decide", own, 1)), None)
+        what = f"it has no decide, but {near}" if near is not None else "it has no decide"
+        line = (_file_of(kind), _line_of(kind)) if near is None else None
+        right = "def decide(self, view, now)"
+        raise PolicyFault(f"{named(policy, line, near or 'decide')}: {what} (right would be: {right})")
+    for name, given in ASKED.items():
+        if name == "ended" and isinstance(policy, TokenPolicy):
+            continue  # which nobody asks
+        try:
+            takes = inspect.signature(getattr(policy, name), follow_wrapped=False)
+        except (TypeError, ValueError) as error:
+            if not callable(getattr(policy, name)):
+                raise fault(policy, f"its {name} is no function", _head(name), name) from error
+            continue  # not of Python, and found out when it is called
+        try:
+            takes.bind(*given)
+        except TypeError:
+            plain = [p.replace(annotation=p.empty) for p in takes.parameters.values()]
+            theirs = f"(self{', ' * bool(plain)}{str(inspect.Signature(plain))[1:]}"
+            raise fault(policy, f"its {name} takes {theirs}", _head(name), name) from None
+
+
+def _head(name: str) -> str:
+    return f"def {name}({', '.join(['self', *ASKED[name]])})"
+
+
+def _file_of(kind: type) -> str:
+    return getattr(sys.modules.get(kind.__module__), "__file__", None) or kind.__module__
+
+
+def _line_of(kind: type) -> int:
+    try:
+        return inspect.getsourcelines(kind)[1]
+    except (OSError, TypeError):
+        return 1
 
 
 def same_policy(one: str, other: str) -> bool:

@@ -92,6 +92,7 @@ def read(path: Path) -> SweepFile:
     if not isinstance(data, dict):
         raise BadInput("there is no mapping of keys to values", where=str(path), right="extends: ..., grid: ...")
     if "sweeps" not in data:
+        _no_experiment(data, path)
         outer = {k: data.pop(k) for k in ("name", "about") if k in data}
         data = {**outer, "sweeps": [data]}
     try:
@@ -106,6 +107,14 @@ def read(path: Path) -> SweepFile:
             raise BadInput(f"unknown key {str(loc[-1])!r}", where=where, right=suggest(str(loc[-1]), known)) from None
         right = first["msg"].removeprefix("Input should be ").removeprefix("List should have ")
         raise BadInput("the value does not fit", where=where, right=right) from None
+
+
+def _no_experiment(data: Values, path: Path) -> None:
+    """Raise `BadInput` if *data*, the content of *path*, is an experiment."""
+    keys = Experiment.model_fields.keys() - {"name", "about"}
+    if keys & data.keys() and not data.keys() & {"set", "grid", "zip", "vary"}:
+        right = f"a sweep file, which extends one: `extends: {path.name}` and `grid: {{rate: [1, 2]}}`"
+        raise BadInput("this is an experiment, and no sweep", where=str(path), right=right)
 
 
 def points(spec: SweepFile, path: Path, of: Mapping[str, Any] | None = None) -> tuple[list[Experiment], list[Values]]:

@@ -7,7 +7,7 @@ A policy imports `servetwin.core` and nothing else, and is found by the name of 
 `neustream`     batches re-formed at every iteration under a bound from the SLO; two priority queues (EuroSys'25)
 `clockwork`     whole requests at the last moment that still meets the deadline, batched with their like (OSDI'20)
 `fcfs`          static batches of whole requests, first come, first served
-`edf`           batches re-formed at every iteration, earliest deadline first
+`edf`           batches re-formed at every iteration, least slack first (deadline less the work left)
 ==============  =================================================================================================
 
 For language models (`servetwin.core.tokens`):

@@ -1,9 +1,10 @@
-"""Earliest deadline first, at step level: the textbook policy, with batches re-formed at every iteration.
+"""Deadline less the work left (least slack) decides who runs; batches are re-formed at every iteration.
 
-Whoever must start its last stretch soonest runs: requests are ordered by the latest time at which the rest of their
-work, served alone, could still begin. That time does not change while a request waits, and moves on by the same step
-for all that run; so both those that run and those that wait stay in order, and only where the two orders
-meet somebody may have to change places. A request that could not make it even alone is dropped, unless
+It goes by no bare deadline, as textbooks' earliest deadline first does: of two requests with one deadline the longer
+one runs first. Whoever must start its last stretch soonest runs: requests are ordered by the latest time at which the
+rest of their work, served alone, could still begin. That time does not change while a request waits, and moves on by
+the same step for all that run; so both those that run and those that wait stay in order, and only where the two
+orders meet somebody may have to change places. A request that could not make it even alone is dropped, unless
 *drop_late* is off.
 """
 
@@ -19,7 +20,8 @@ Item = tuple[float, int, Task]  # latest start of what is left, request id, task
 
 
 class EDF(Policy):
-    """Runs the *max_batch* most urgent requests (by default as many as the worker allows), an iteration at a time."""
+    """Runs the *max_batch* requests of the least slack (deadline less the work left), an iteration at a time; by
+    default as many as the worker allows."""
 
     def __init__(self, max_batch: int | None = None, drop_late: bool = True) -> None:
         self.max_batch = max_batch

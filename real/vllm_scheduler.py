@@ -24,7 +24,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from servetwin.core import BadInput, Pipeline, ServeTwinError
-from servetwin.core.answers import check_decision, check_item, check_time, compared, fault
+from servetwin.core.answers import check_decision, check_item, check_kept, check_time, compared, fault
 from servetwin.core.closed import closed
 from servetwin.core.errors import PolicyFault
 from servetwin.core.pipeline import Module
@@ -375,7 +375,7 @@ class _Policed(Steered):
                 self._said[task] = _says(task)
             with _asked(self.policy_object):
                 taken = self.policy_object is None or self.policy_object.admit(task, self.shown, log.start)
-            if taken:
+            if taken is True or check_kept(self.policy_object, taken):
                 self.view.waiting[task] = None
             else:
                 log.dropped.append(task.id)

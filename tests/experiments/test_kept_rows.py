@@ -447,6 +447,8 @@ DOUBTFUL = {
         "min(2, Path(__file__).stat().st_size)",
         "looks at a file without reading it",
     ),
+    "hashes of texts": ("", "1 + hash('a') % 2", "goes by hash(), which differs from process to process"),
+    "a set of texts": ("NAMES = {'a', 'bc'}\n", "len([*NAMES][0])", "goes through a set, whose order differs"),
     "a device": ("with open('/dev/zero', 'rb') as f:\n    N = len(f.read(1))\n", "N", "/dev/zero, which is no file"),
 }
 
@@ -469,6 +471,12 @@ HARMLESS = {
     "a seeded generator": ("import random\nG = random.Random(3)\n", "G.randint(1, 1)"),
     "another seeded one": ("import numpy as np\nG = np.random.default_rng(seed=3)\n", "int(G.integers(1, 2))"),
     "a type": ("import random\n\n\ndef f(g: random.Random) -> int:\n    return 1\n", "f(None)"),
+    "a hash of its own": (
+        "class Key:\n    def __hash__(self):\n        return hash((1, 2))\n\n\ndef size():\n    return 1\n",
+        "size()",
+    ),
+    "a set that is asked or sorted": ("NAMES = {'a', 'b'}\n", "sorted(NAMES).index('a') + ('b' in NAMES)"),
+    "a set of numbers": ("NUMBERS = {1, 2}\n", "[n for n in NUMBERS][0]"),
     "a word": ("time = 1\n", "time"),
     "a log": ("from pathlib import Path\nF = open(Path(__file__).with_name('log'), 'w')\n", "F.write('x')"),
 }
@@ -748,3 +756,23 @@ def test_workers_of_ray_load_what_was_edited_also_if_there_is_one_processor(plac
                 sweep.sweep(path, place / "d.csv", cluster="ray", cache=cache)
     finally:
         ray.shutdown()
+
+
+def test_where_hashes_are_fixed_rows_that_go_by_them_are_kept_by_their_seed(place: Path):
+    write(place, {"mine.py": policy("1 + hash('a') % 2")})
+    program = (
+        "from servetwin.experiments.registry import code_of\n"
+        "code = code_of('mine.py')\n"
+        "print(code.digest(), *code.doubts, sep='|')\n"
+    )
+
+    def told(seed: str) -> list[str]:
+        given = {**os.environ, "PYTHONHASHSEED": seed}
+        command = [sys.executable, "-c", program]
+        return subprocess.run(command, cwd=place, env=given, check=True, text=True, capture_output=True).stdout.split(
+            "|"
+        )
+
+    (one,), (again,), (other,) = told("1"), told("1"), told("2")
+    assert one == again != other
+    assert len(told("random")) == 2

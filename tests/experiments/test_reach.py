@@ -57,7 +57,17 @@ STEP_WRITES = {
     "deadline of the request": (TASKS + "            task.request.deadline = 1e9\n", "deadline of", 7),
     "queued": (TASKS + "            task.queued = 0.0\n", "queued of", 7),
     "started": (TASKS + "            task.started = 0.0\n", "started of", 7),
-    "what is asked for": (TASKS + "            task.request.work['dit'] = 1\n", "work of", 5),
+    "what is asked for": (
+        TASKS + "            task.request.work['dit'] = 1\n",
+        "(it says {'dit': 1} now)",
+        7,
+    ),
+    "what is asked for, by another name": (
+        TASKS + "            work = task.request.work\n            work.update(dit=2)\n",
+        "(it says {'dit': 2} now)",
+        8,
+    ),
+    "what is asked for, as no mapping": (TASKS + "            task.request.work = 5\n", "(it says 5 now)", 7),
     "the request's arrival": (TASKS + "            task.request.arrival = now\n", "arrival of", 7),
     "the outcome": (TASKS + "            task.request.outcome = 'met'\n", "outcome of", 7),
     "stays": (TASKS + "            task.request.tasks.clear()\n", "tasks of", None),

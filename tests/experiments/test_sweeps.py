@@ -93,6 +93,11 @@ WRONG = {
     "zip of two lengths": ("extends: toy.yaml\nzip: {rate: [1.0], slo: [2.0, 3.0]}\n", ["zip", "rate: 1, slo: 2"]),
     "nothing to sweep": ("grid: {rate: [1.0]}\n", ["nothing to sweep", "extends"]),
     "unknown workload": ("extends: dit-s2\n", ["unknown workload 'dit-s2'"]),
+    "an experiment": (
+        "extends: toy.yaml\npolicy: {name: edf}\n",
+        ["sweep.yaml: this is an experiment", "`extends: sweep.yaml` and `grid: {"],
+    ),
+    "a key of an experiment": ("extends: toy.yaml\npolicy: edf\ngrid: {rate: [1.0]}\n", ["unknown key 'policy'"]),
     "no mapping": ("- a\n", ["no mapping"]),
 }
 
