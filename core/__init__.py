@@ -1,29 +1,33 @@
 """The serving loop and the words that every other package uses.
 
 Nothing here knows whether time is simulated or real: the loop takes events in (a request arrived, a batch
-ended, a timer rang) and gives commands out (run this batch, wake me then) through an `Executor`.
+ended, a timer rang) and gives commands out (run this batch, wake me then) through an `Executor`. Begin with
+`request` and `policy`, then `loop`; `worker` says what is done for one stage.
 
-==================  ====================================================================================
-`Request`           what a client sends: its work, its deadline, and how it ended
-`Task`              a request's stay at one stage, which is what a policy schedules
-`Module`            a compute stage as users know it (UNet, VAE decoder, prefill, ...)
-`Pipeline`          the graph of modules that a request passes through
-`Edge`              a way in that graph that is taken with a probability
-`Policy`            decides what a worker runs next; written once, for both worlds
-`Decision`          what a policy answers
-`WorkerView`        what a policy may see
-`Executor`          runs batches and keeps the clock; simulated or real
-`ServingLoop`       admission, queues, hand-over, drops and records, written once
-==================  ====================================================================================
+==========================  ===============================================================================
+`request`, `pipeline`       requests and tasks; the graph of modules
+`branching`                 which way a request goes where its pipeline branches
+`policy`                    `Policy`: what it sees (`WorkerView`) and says (`Decision`)
+`executor`                  what runs batches and keeps the clock: `Executor`
+`loop`                      `ServingLoop`: admission, hand-over, drops and outcomes
+`worker`, `pool`            workers: one batch in flight, or a pool of threads
+`routing`, `budget`, `slo`  which worker a request goes to, how an SLO is shared out, what it is
+`records`, `metrics`        the files of a run, and its summary
+`random_streams`            random numbers, a stream per purpose; `errors`: what reaches a user
+`testing`                   a worker and an engine that ask a policy without a simulation
+`llm`                       all of that for engines of language models
+`invariants`                the laws of docs/reference/laws.md, checked while a run goes and on its records
+==========================  ===============================================================================
 """
 
 from .errors import BadInput, LawBroken, ServeTwinError
+from .executor import Executor, Handle
 from .loop import ServingLoop
 from .metrics import Summary
 from .pipeline import Edge, Module, Pipeline, Stage
+from .policy import Batch, Decision, Policy, Repeat, WorkerView
 from .records import Recorder, RunFolder
 from .request import Outcome, Request, Task
-from .seam import Batch, Decision, Executor, Handle, Policy, Repeat, WorkerView
 from .slo import SLO, AbsoluteSLO, FactorSLO
 from .worker import Worker
 

@@ -15,10 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from typing import Literal
 
+from .llm.request import TokenRequest, TokenTask
+from .llm.slo import TokenSLO
 from .pipeline import Stage
 from .request import Request, Task
 from .slo import latest
-from .tokens import TokenRequest, TokenSLO, TokenTask
 
 #: Seconds that a stage (by name) gets of a request's SLO.
 Allowance = Callable[[Request, str], float]

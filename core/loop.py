@@ -1,8 +1,7 @@
 """The serving loop: admission, queues, hand-over between stages, drops and outcomes, written once.
 
-It does no I/O and has no clock. Events come in as calls (`ServingLoop.arrive`, and what the executor calls
-back), commands go out through the `Executor`. A simulated and a measured run of one experiment
-therefore differ in time only.
+It does no I/O and has no clock. Events come in as calls (`ServingLoop.arrive`, and what the executor calls back),
+commands go out through the `Executor`. So a simulated and a measured run of one experiment differ in time only.
 
 How a worker lives::
 
@@ -21,7 +20,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
 
-from .answers import (
+from .branching import Branching
+from .budget import Budget
+from .errors import BadInput, LawBroken
+from .executor import Executor, Handle
+from .invariants.answers import (
     OFTEN,
     check_decision,
     check_kept,
@@ -32,25 +35,21 @@ from .answers import (
     fault,
     shown,
     written,
-)  # fmt: skip
-from .books import Stays
-from .budget import Budget
-from .closed import look_over, told
-from .errors import BadInput, LawBroken
-from .intact import Intact, comes_along
+)
+from .invariants.code_inspection import named, own
+from .invariants.integrity import Intact, comes_along
+from .invariants.read_only import look_over, told
+from .invariants.task_ledger import Stays
 from .pipeline import Stage
-from .place import named, own
+from .policy import Batch, Decision, WorkerView
 from .records import Recorder
 from .request import CUT_OFF, Outcome, Outputs, Request, Task
-from .seam import Batch, Decision, Executor, Handle, WorkerView
+from .routing import Router, first_worker
 from .slo import latest
-from .ways import Ways
 from .worker import NEVER, Worker
 
 #: What a decision holds that drops, or runs, nobody.
 NOBODY: tuple[Task, ...] = ()
-
-Router = Callable[[Request, "Sequence[Worker]", float], "Worker"]
 
 
 def _at_once(callback: Callable[[], None]) -> bool:
@@ -58,17 +57,12 @@ def _at_once(callback: Callable[[], None]) -> bool:
     return False
 
 
-def first_worker(request: Request, workers: Sequence[Worker], now: float) -> Worker:
-    """The router of a system without replicas."""
-    return workers[0]
-
-
 class ServingLoop:
     """Serves requests with *workers*, whose stages come from one `Pipeline.stages` call.
 
-    *ways* says where requests go in a pipeline that branches, *budget* how their SLO is shared out among the stages.
-    *together* off: an idle worker begins with the first of several requests that come at one instant, as all did
-    before 0.2; for repeating runs that were served so.
+    *branching* says where requests go in a pipeline that branches, *budget* how their SLO is shared out among the
+    stages. *together* off: an idle worker begins with the first of several requests that come at one instant, as
+    all did before 0.2; for repeating runs that were served so.
     """
 
     def __init__(
@@ -80,7 +74,7 @@ class ServingLoop:
         *,
         router: Router = first_worker,
         budget: Budget | None = None,
-        ways: Ways | None = None,
+        branching: Branching | None = None,
         together: bool = True,
     ) -> None:
         self.executor = executor
@@ -109,9 +103,9 @@ class ServingLoop:
         self.forks = len(self.entries) > 1 or any(len(s.next) > 1 for s in stages)
         self._chooses = any(len(workers) > 1 for workers in self.serving.values())
         self.budget = budget
-        self.ways = ways
-        if ways is None and any(s.branches for s in stages):
-            raise BadInput("the pipeline branches, and nothing says which way requests go", right="ways")
+        self.branching = branching
+        if branching is None and any(s.branches for s in stages):
+            raise BadInput("the pipeline branches, and nothing says which way requests go", right="branching")
         self.live: dict[int, Request] = {}
         self._outputs: dict[int, Outputs] = {}  # true output lengths of live requests, which no policy may see
         self.stopped = False
@@ -533,8 +527,8 @@ class ServingLoop:
             self._stays.over(task)
         jump = False
         after: Sequence[Stage] = stage.next
-        if stage.branches and self.ways is not None:
-            after, jump = self.ways.after(request, stage)
+        if stage.branches and self.branching is not None:
+            after, jump = self.branching.after(request, stage)
         if self.forks:
             request.waiting_for[""] += len(after) - 1
         if after:
@@ -584,8 +578,8 @@ class ServingLoop:
                     worker = self.workers[task.worker[0]]
                     task.flight = worker.view.in_flight
                     worker.withdraw(task, now)
-        if self.ways is not None:
-            self.ways.forget(request)
+        if self.branching is not None:
+            self.branching.forget(request)
         self.recorder.ended(request, now)
 
 

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from .policy import Batch
 from .request import CUT_OFF, Outcome, Request
-from .seam import Batch
 
 T = TypeVar("T")
 
@@ -32,7 +32,9 @@ class Summary:
         self.last_arrival = 0.0
         self.last_end = 0.0
         self.e2el = array("d")
-        self.held: list[dict[str, Any]] = []  # where steps went beyond what was measured, by `servetwin.sim.held`
+        self.held: list[
+            dict[str, Any]
+        ] = []  # where steps went beyond what was measured, by `servetwin.sim.out_of_range`
         self.sizes: dict[str, Counter[int]] = {}  # worker -> batch size -> iterations (whole batches count once)
         self.input: dict[str, Any] = {}  # what is to be said of the requests that were sent: what was cut, say
 

@@ -35,7 +35,7 @@ from typing import Literal
 from .errors import BadInput
 
 #: Ways through a graph that are looked at to see whether all its joins are fed.
-MOST_WAYS = 4096
+MOST_PATHS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,8 +239,8 @@ class Pipeline:
             ]
             for m in asked
         ]
-        if math.prod(map(len, options)) > MOST_WAYS:
-            raise BadInput(f"there are more than {MOST_WAYS} ways through the pipeline", right="fewer branches")
+        if math.prod(map(len, options)) > MOST_PATHS:
+            raise BadInput(f"there are more than {MOST_PATHS} ways through the pipeline", right="fewer branches")
         for ways in itertools.product(*options):
             self._check_way(dict(zip(asked, ways, strict=True)))
 

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
-from .answers import check_decision, check_kept, fault
 from .errors import BadInput
+from .invariants.answers import check_decision, check_kept, fault
 from .pipeline import Stage
+from .policy import Batch, Decision, Policy, WorkerView
 from .request import Task
-from .seam import Batch, Decision, Policy, WorkerView
 from .worker import Worker
 
 if TYPE_CHECKING:

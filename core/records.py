@@ -22,11 +22,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from .llm.batch import TokenBatch
+from .llm.request import TokenTask
 from .metrics import Summary
+from .policy import Batch
 from .request import Request, Task
-from .seam import Batch
-from .token_batch import TokenBatch
-from .tokens import TokenTask
 
 
 class Recorder:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from .pipeline import Stage
-    from .seam import Batch
+    from .policy import Batch
     from .worker import Worker
 
 
@@ -41,7 +41,7 @@ class Request:
 
     __slots__ = ("arrival", "deadline", "finished", "id", "outcome", "reason", "tasks", "waiting_for", "work")
 
-    # Only requests to language models have these (`servetwin.core.tokens.TokenRequest`).
+    # Only requests to language models have these (`servetwin.core.llm.request.TokenRequest`).
     outputs: Outputs | None = None
     missed = False
 

@@ -24,14 +24,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import BadInput
+from .llm.batch import TokenBatch
+from .llm.limits import EngineLimits
+from .llm.policy import TokenPolicy, TokenView
+from .llm.request import TokenRequest, TokenTask
+from .llm.slo import CumulativeSLO, TokenSLO
+from .llm.worker import TokenWorker
 from .loop import ServingLoop
 from .pipeline import Module, Pipeline
+from .policy import Batch, Policy, WorkerView
 from .records import Recorder
 from .request import Outcome, Request, Task
-from .seam import Batch, Policy, WorkerView
-from .token_batch import TokenBatch
-from .token_worker import TokenWorker
-from .tokens import CumulativeSLO, EngineLimits, TokenPolicy, TokenRequest, TokenSLO, TokenTask, TokenView
 from .worker import Worker
 
 __all__ = ["EngineStep", "FakeEngine", "FakeWorker"]

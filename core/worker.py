@@ -6,16 +6,17 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from . import books
-from .answers import LEAST, MOST, OFTEN, check_decision, fault
-from .books import WRITABLE, Books
-from .closed import closed
 from .errors import PolicyFault
-from .innocent import innocent
+from .executor import Handle
+from .invariants import task_ledger
+from .invariants.answers import LEAST, MOST, OFTEN, check_decision, fault
+from .invariants.code_inspection import INTERPRETER, named, own, says
+from .invariants.purity import innocent
+from .invariants.read_only import closed
+from .invariants.task_ledger import WRITABLE, Books
 from .pipeline import Stage
-from .place import INTERPRETER, named, own, says
+from .policy import Decision, Policy, WorkerView
 from .request import Place, Request, Task
-from .seam import Decision, Handle, Policy, WorkerView
 
 if TYPE_CHECKING:
     from .loop import ServingLoop
@@ -93,7 +94,7 @@ class Worker:
     @property
     def could_write(self) -> bool:
         """Whether its policy's code could write what it may only read, as far as anybody can tell."""
-        return books.BOOKED or not innocent(self.policy, WRITABLE)
+        return task_ledger.BOOKED or not innocent(self.policy, WRITABLE)
 
     def attach(self, loop: ServingLoop) -> None:
         """Work for *loop*, before anything arrives."""
@@ -110,7 +111,7 @@ class Worker:
 
     @property
     def policy_name(self) -> str:
-        """The class of its policy, also where somebody watches that (`servetwin.core.laws`)."""
+        """The class of its policy, also where somebody watches that (`servetwin.core.invariants.checker`)."""
         return type(own(self.policy)).__name__
 
     @property
@@ -162,8 +163,8 @@ class Worker:
         return dropped
 
     def idled(self, now: float) -> None:
-        """Its policy has only idled, `servetwin.core.answers.OFTEN` times or so. Raises `PolicyFault` if that goes
-        on for ever."""
+        """Its policy has only idled, `servetwin.core.invariants.answers.OFTEN` times or so. Raises `PolicyFault` if
+        that goes on for ever."""
         passed = now - self.idles_from
         if passed < LEAST or self.idles >= MOST:
             many = OFTEN if passed < LEAST else self.idles

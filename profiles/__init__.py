@@ -1,18 +1,16 @@
-"""Measured latencies of models on devices, and the tables that read them.
+"""Measured latencies of models on devices, and the tables that read them. Begin with `profile`, then `schema`.
 
-==================  ====================================================================================
-`names`             the profiles that come with ServeTwin
-`load`              a profile by its name, or from a YAML file
-`Profile`           what was measured of one model on one device: tables, estimates, costs, `digest`
-`LatencyTable`      seconds by batch size: exact where measured, straight lines between, never beyond
-`BatchTable`        the same for a quantity that may be negative, or is no time
-`OutOfRange`        a batch size was asked for that nobody measured
-`Cost`              a measured term that is no latency table: a hand-over, a ratio, a spread
-`KINDS`             the kinds of tables, and what each is
-`TokenTable`        seconds of the steps of a language model: prefill, decode, both at once
-`TOKEN_KINDS`       the kinds of such models, and what each is
-`architecture`      the shape of a language model by its name; `kv_blocks` is the memory that it leaves for the rest
-==================  ====================================================================================
+====================  ===========================================================================================
+`profile`             `load` gives a `Profile`: tables, estimates, costs and `digest` of one model on one device
+`schema`, `loading`   what a profile file may say, and how faults are told; `csv_profile` reads plain CSV files
+`latency_table`       seconds by batch size: exact where measured, straight lines between, never beyond
+`costs`, `cost`       the registry of measured terms that are no tables, and one such term; `costs_page`: as text
+`field_types`         what every part of a profile file is made of; `yaml_writer`: profile files as text
+`verdict`             whether a profile can be trusted
+`llm`                 tables of engine steps of language models; their architectures
+`neustream_artifact`  makes profiles of what the NeuStream artifact published
+`data`                the profiles that come with ServeTwin, a folder per device
+====================  ===========================================================================================
 
 >>> names()[:2]
 ['a6000/opt-13b-tp1', 'a6000/opt-30b-tp2']
@@ -23,14 +21,14 @@
 (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12)
 """
 
-from . import costs
-from .architectures import Architecture, architecture, kv_blocks
-from .basics import Source
+from .cost import Cost, Quantiles, Session
+from .field_types import Source
+from .latency_table import BatchTable, LatencyTable, OutOfRange
+from .llm.architectures import Architecture, architecture, kv_blocks
+from .llm.schema import TOKEN_KINDS, TokenData, TokenKind
+from .llm.step_table import TokenTable
 from .profile import Profile, load, names
-from .schema import KINDS, Cost, Kind, ProfileFile, Quantiles, Session
-from .table import BatchTable, LatencyTable, OutOfRange
-from .tokendata import TOKEN_KINDS, TokenData, TokenKind
-from .tokens import TokenTable
+from .schema import KINDS, Kind, ProfileFile
 
 __all__ = [
     "KINDS",

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
-from .basics import Fault
+from .field_types import Fault
 
 if TYPE_CHECKING:
-    from .schema import Cost
+    from .cost import Cost
 
 Unit = Literal["seconds", "ratio"]
 Form = Literal["value", "by_batch", "line", "quantiles", "sessions"]

@@ -13,14 +13,15 @@ from pathlib import Path
 
 from servetwin.core import BadInput
 
-from .basics import Fault
+from .cost import Cost
 from .costs import STEP_BETWEEN
-from .csvfile import read_csv
-from .read import check, read
-from .schema import FALLBACK, TOKEN_MODULES, Cost, CostsFile, Kind, ModuleProfile, ProfileFile
-from .table import BatchTable, LatencyTable
-from .tokendata import TokenData, TokenKind
-from .tokens import TokenTable
+from .csv_profile import read_csv
+from .field_types import Fault
+from .latency_table import BatchTable, LatencyTable
+from .llm.schema import TokenData, TokenKind
+from .llm.step_table import TokenTable
+from .loading import check, read
+from .schema import FALLBACK, TOKEN_MODULES, CostsFile, Kind, ModuleProfile, ProfileFile
 
 DATA = Path(__file__).parent / "data"
 COSTS = ".costs.yaml"

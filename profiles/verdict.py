@@ -2,8 +2,8 @@
 
 A profile is clean if every point has enough samples, no value had to be left out, nothing gets faster as batches
 grow by more than the noise, and neither a few slow samples nor a long tail move its means. What is not clean is used
-all the same, by the rules that say how (`servetwin.profiles.surface`), but a run says so. Beside that stands what a
-profile may be asked though nobody measured it.
+all the same, by the rules that say how (`servetwin.profiles.llm.decode_surface`), but a run says so. Beside that
+stands what a profile may be asked though nobody measured it.
 
 >>> from servetwin.profiles import load
 >>> of(load("h100-quiet/palette-256-graphs").data)
@@ -18,9 +18,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .llm.decode_surface import rule
+from .llm.schema import DecodeSurface, PrefillData
 from .schema import ProfileFile, Table
-from .surface import rule
-from .tokendata import DecodeSurface, PrefillData
 
 #: Samples that a point has at least.
 SAMPLES = 5

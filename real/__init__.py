@@ -1,15 +1,20 @@
 """Real execution: the same serving loop and policies, on real modules and in real time.
 
 Models need the extra ``[diffusion]`` (torch, diffusers, transformers): without it what is named here cannot be had
-(`require` raises one `BadInput`). Tools (`servetwin.real.sandbox`) need nothing.
+(`require` raises one `BadInput`). Tools (`servetwin.real.tools`) need nothing. Begin with `executor`, then
+`diffusion.server`.
 
-==================  ====================================================================================
-`KINDS`             the models that can be served, by name; ``tiny-*`` are for a CPU
-`Options`           device, precision, weights, scheduler, graphs or eager
-`Server`            a model on its devices, warmed up; `Server.serve` plays one run
-`Report`            what a run says beside its records: lateness of the client, gaps between iterations
-`take_profile`      measures a model on a device and gives the content of a profile file
-==================  ====================================================================================
+==================  =======================================================================
+`executor`          the event loop on one thread: lanes, processes and engines report to it
+`client`            the open loop that sends requests, in a process of its own
+`cpu_affinity`      a core of its own for the thread that serves
+`diffusion`         models on devices: networks, CUDA graphs, lanes, server, profiler
+`vllm`              language models by vLLM under our policies, and their profiler
+`tools`             scripts in a sandbox
+==================  =======================================================================
+
+`KINDS` are the models that can be served, by name (``tiny-*`` for a CPU), `Options` says how, `Server` serves runs
+and gives a `Report`, `take_profile` measures.
 """
 
 from __future__ import annotations
@@ -32,19 +37,19 @@ def require() -> None:
 
 
 if TYPE_CHECKING:
-    from .kinds import KINDS, Kind
-    from .options import Options
-    from .profiler import take_profile
-    from .server import Report, Server
+    from .diffusion.models import KINDS, Kind
+    from .diffusion.options import Options
+    from .diffusion.profiling.take_profile import take_profile
+    from .diffusion.server import Report, Server
 
 #: Where names come from; read when they are first asked for, since what needs no model wants none of torch.
 _HOME = {
-    "KINDS": "kinds",
-    "Kind": "kinds",
-    "Options": "options",
-    "Report": "server",
-    "Server": "server",
-    "take_profile": "profiler",
+    "KINDS": "diffusion.models",
+    "Kind": "diffusion.models",
+    "Options": "diffusion.options",
+    "Report": "diffusion.server",
+    "Server": "diffusion.server",
+    "take_profile": "diffusion.profiling.take_profile",
 }
 
 __all__ = ["KINDS", "Kind", "Options", "Report", "Server", "take_profile"]

@@ -21,16 +21,16 @@ from typing import NoReturn
 
 from servetwin.core import BadInput, Batch, Request, ServeTwinError, ServingLoop, Task, Worker
 from servetwin.core.errors import PolicyFault
+from servetwin.core.llm import TokenRequest
 from servetwin.core.pool import Pool
-from servetwin.core.tokens import TokenRequest
 
-from .agents import Answer
 from .client import END, PACKET, Client
-from .lane import Lane, Sink, StreamLane, ThreadLane
-from .quiet import QuietCore
-from .remote import ProcessLane, RemoteSite
-from .site import Site
-from .tools import Call, ScriptTool, ToolLane
+from .cpu_affinity import PinnedCore
+from .diffusion.device_slots import DeviceSlots
+from .diffusion.lanes import Lane, Sink, StreamLane, ThreadLane
+from .diffusion.process_lane import ProcessLane, RemoteSlots
+from .tools.script_tool import Call, ScriptTool, ToolLane
+from .vllm.answer import Answer
 
 #: Seconds from planning a run until its clock stands at 0: the client must be ready by then.
 LEAD = 0.05
@@ -59,10 +59,10 @@ class RealExecutor:
 
     def __init__(
         self,
-        sites: Mapping[str, Site | RemoteSite],
+        sites: Mapping[str, DeviceSlots | RemoteSlots],
         sink: Sink | None = None,
         tools: Mapping[str, ScriptTool] | None = None,
-        quiet: QuietCore | None = None,
+        quiet: PinnedCore | None = None,
     ) -> None:
         self.sites = sites
         self.tools = dict(tools or {})
@@ -103,7 +103,7 @@ class RealExecutor:
             self._tooled.add(worker.name)
             return
         site = self.sites[worker.device]
-        if isinstance(site, RemoteSite):
+        if isinstance(site, RemoteSlots):
             self.lanes[worker] = ProcessLane(site, worker, self.heard, self.sink)
         elif site.gpu:
             self.lanes[worker] = StreamLane(site, worker, self.sink)
@@ -129,8 +129,8 @@ class RealExecutor:
             holders = self.sites.values() if source in self.pools else (self.sites[source.device],)
             for here in holders:
                 if here is not there and task.id in here.progress:
-                    assert isinstance(here, Site)
-                    assert isinstance(there, Site)
+                    assert isinstance(here, DeviceSlots)
+                    assert isinstance(there, DeviceSlots)
                     lane = self.lanes.get(source)
                     here.hand_over(task.id, there, lane.event if isinstance(lane, StreamLane) else None)
         if self._outbox is not None and (source is None or target != source.place):
@@ -196,7 +196,7 @@ class RealExecutor:
         finally:
             client.close()
 
-    def rehearse(self, loop: ServingLoop, requests: Sequence[Request]) -> None:
+    def measured_run(self, loop: ServingLoop, requests: Sequence[Request]) -> None:
         """As `play`, but without a client: timers of this executor send the requests, exactly as they are."""
         inlet = _Inlet(loop, requests, self, None)
         silent, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -321,7 +321,7 @@ def _nothing() -> None:
 
 
 @contextlib.contextmanager
-def undisturbed(gpu: bool, quiet: QuietCore | None = None) -> Iterator[None]:
+def undisturbed(gpu: bool, quiet: PinnedCore | None = None) -> Iterator[None]:
     """No garbage collection, which stops everything for milliseconds; on the CPU threads take turns more often. With
     *quiet* this thread goes to a quiet core.
     """

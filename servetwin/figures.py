@@ -11,8 +11,8 @@ try:
 except ImportError:
     raise needed("matplotlib", "matplotlib") from None
 
-from servetwin.experiments.plots import STYLE, Drawing
-from servetwin.experiments.sweepplot import figure_of
+from servetwin.experiments.plotting.paper_figures import STYLE, Drawing
+from servetwin.experiments.plotting.sweep_plot import figure_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

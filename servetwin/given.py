@@ -15,7 +15,7 @@ from .errors import Error
 
 if TYPE_CHECKING:
     from servetwin.core import Policy
-    from servetwin.core.tokens import TokenPolicy
+    from servetwin.core.llm import TokenPolicy
 
     #: A policy: a name, a file, a class; any of these with its parameters; or a function that makes policies.
     PolicyLike = (
@@ -41,13 +41,13 @@ class Policies:
 
     def known(self) -> AbstractContextManager[None]:
         """Within this, the objects are known by their names."""
-        from servetwin.experiments.policyobjects import offering
+        from servetwin.experiments.spec.policy_objects import offering
 
         return offering(self.objects)
 
     def setting(self, given: Any, where: str = "policy") -> str | dict[str, Any]:
         """*given* as a value of an experiment's key ``policy``: a name, or that with parameters."""
-        from servetwin.experiments.policyobjects import class_of, is_policy
+        from servetwin.experiments.spec.policy_objects import class_of, is_policy
 
         if isinstance(given, str):
             return given
@@ -79,7 +79,7 @@ class Policies:
 
     def _name(self, policy: type[Any], short: str, given: object = None) -> str:
         """What a class is called: as it is known already, or else by its own name."""
-        from servetwin.experiments.registry import policy_names
+        from servetwin.experiments.spec.policy_registry import policy_names
 
         found = _known_as(policy) if given is None else None
         if found is not None:
@@ -100,8 +100,8 @@ class Policies:
 
 def _known_as(policy: type[Any]) -> str | None:
     """How a class is called that other processes can find again: one of ServeTwin's, or of an installed package."""
-    from servetwin.experiments.policysource import is_library
-    from servetwin.experiments.registry import find_policy, policy_names
+    from servetwin.experiments.provenance.policy_imports import is_library
+    from servetwin.experiments.spec.policy_registry import find_policy, policy_names
 
     module = sys.modules.get(policy.__module__)
     if policy.__module__.startswith("servetwin."):
@@ -136,8 +136,8 @@ def plain(value: Any) -> Any:
 
 
 def source(experiment: Source, policies: Policies) -> str | Path | dict[str, Any]:
-    """*experiment* as `servetwin.experiments.resolve.load` takes it."""
-    from servetwin.experiments.names import source_of
+    """*experiment* as `servetwin.experiments.spec.loading.load` takes it."""
+    from servetwin.experiments.spec.catalog import source_of
 
     if isinstance(experiment, str):
         return source_of(experiment)
@@ -189,7 +189,7 @@ def settings_of(
 ) -> dict[str, Any]:
     """What is to be set in an experiment, by key: the arguments that were given, then *settings*. With *axes* several
     values are an `Axis`."""
-    from servetwin.experiments.resolve import set_twice
+    from servetwin.experiments.spec.loading import set_twice
 
     given = {key: value for key, value in short.items() if value is not None}
     arguments = [(key, key, value) for key, value in given.items() if key != "trace"]

@@ -19,11 +19,11 @@ from .errors import Error, spoken
 from .results import Result
 
 if TYPE_CHECKING:
-    from servetwin.experiments.backend import Setup
+    from servetwin.experiments.backends.diffusion import Setup
 
     from .given import PolicyLike, Source
 
-#: Keys of *real*, and what of `servetwin.experiments.backend.Setup` they are.
+#: Keys of *real*, and what of `servetwin.experiments.backends.diffusion.Setup` they are.
 _SETUP = {
     **{name: name for name in ("devices", "model", "weights", "eager", "sampler", "slots", "processes")},
     "any_device": "foreign",
@@ -72,8 +72,8 @@ def run(
     Raises `Error` for what does not fit, before anything runs; `TypeError` for what is of the wrong kind; `RunError`
     if the run breaks, caused by what a policy raised, if it did.
     """
-    from servetwin.experiments.resolve import load
-    from servetwin.experiments.serving import serve
+    from servetwin.experiments.backends.serve import serve
+    from servetwin.experiments.spec.loading import load
 
     policies = given.Policies()
     source = given.source(experiment, policies)
@@ -112,13 +112,13 @@ def _gone_if_broken(folder: Path) -> Iterator[None]:
 
 def _real(backend: str, real: Mapping[str, Any] | None) -> tuple[Setup | None, dict[str, Any]]:
     """The set-up of a real backend, and what else it takes."""
-    from servetwin.experiments.names import suggest
+    from servetwin.experiments.spec.catalog import suggest
 
     if backend == "sim":
         if real:
             raise Error("only real runs take this", where="real", right='backend="real"')
         return None, {}
-    from servetwin.experiments.backend import Setup
+    from servetwin.experiments.backends.diffusion import Setup
 
     setup: dict[str, Any] = {}
     more: dict[str, Any] = {}

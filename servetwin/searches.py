@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-    from servetwin.experiments import capacity
+    from servetwin.experiments.capacity import search as capacity
 
     from .given import PolicyLike, Source
 
@@ -172,8 +172,9 @@ def search(
 
     Raises `Error` before anything runs, or if the target is held nowhere or everywhere; `TypeError`; `RunError`.
     """
-    from servetwin.experiments import capacity, targets
-    from servetwin.experiments.cache import Cache
+    from servetwin.experiments.capacity import search as capacity
+    from servetwin.experiments.capacity import targets
+    from servetwin.experiments.sweeps.cache import Cache
 
     if seeds < 1:
         raise Error(f"{seeds!r} seeds", where="seeds", right="one at least")

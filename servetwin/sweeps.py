@@ -46,7 +46,7 @@ class Sweep(Table):
     @spoken
     def save(self, file: str | os.PathLike[str]) -> Path:
         """Write the table to *file*, a .csv or .parquet, as a whole or not at all. Raises `Error`."""
-        from servetwin.experiments import tables
+        from servetwin.experiments.sweeps import tables
 
         path = Path(file).expanduser()
         tables.check_target(path)
@@ -93,8 +93,8 @@ def sweep(
 
     Raises `Error` before anything runs, and `TypeError`; `RunError` if a run breaks. Warns where rows cannot be kept.
     """
-    from servetwin.experiments import sweep as engine
-    from servetwin.experiments.cache import Cache
+    from servetwin.experiments.sweeps import sweep as engine
+    from servetwin.experiments.sweeps.cache import Cache
 
     if until is not None and not 0.0 < until < 0.5:
         raise Error(f"{until!r} is no width", where="until", right="a share of the requests: 0.005")
@@ -151,7 +151,7 @@ def _source(experiment: Any, policies: given.Policies, block: dict[str, Any]) ->
 
 def warn(what: str) -> None:
     """Pass on what a sweep or a search says aside; that rows of objects are not kept is known."""
-    from servetwin.experiments.policyobjects import DOUBT
+    from servetwin.experiments.spec.policy_objects import DOUBT
 
     if DOUBT not in what:
         warnings.warn(what, stacklevel=5)

@@ -28,7 +28,7 @@ class Calendar(simpy.Environment):
         heappush(self._queue, (when, NORMAL, next(self._eid), event))
 
     def when_settled(self, callback: Callable[[], None]) -> bool:
-        """As `servetwin.core.seam.Executor.when_settled`."""
+        """As `servetwin.core.executor.Executor.when_settled`."""
         queue = self._queue
         if not queue:
             return False

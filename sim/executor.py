@@ -11,17 +11,17 @@ from functools import partial
 from typing import Any
 
 from servetwin.core import BadInput, Batch, Task, Worker
+from servetwin.core.llm.worker import TokenWorker
 from servetwin.core.pool import Pool
-from servetwin.core.token_worker import TokenWorker
 
-from .ahead import AheadLane
+from .batch_lane import Lane, Rates
 from .calendar import Calendar, Timer
-from .held import Watch
-from .lane import Lane, Rates
-from .shared import EngineRates, SharedTokenLane
+from .llm.async_lane import AheadLane
+from .llm.lane import TokenLane, TokenTiming
+from .llm.shared_lane import EngineRates, SharedTokenLane
+from .out_of_range import Watch
+from .pool_lane import CallTimes, PoolLane
 from .timing import Timing
-from .tokens import TokenLane, TokenTiming
-from .tools import CallTimes, PoolLane
 
 #: How long a request is under way between two queues, in seconds; asked once per request.
 Delay = Callable[[], float]

@@ -15,22 +15,22 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from servetwin.core import BadInput, Batch, Worker, WorkerView
+from servetwin.core.llm.worker import TokenWorker
 from servetwin.core.pool import Pool
-from servetwin.core.streams import stream
-from servetwin.core.token_worker import TokenWorker
+from servetwin.core.random_streams import stream
 from servetwin.profiles import BatchTable, Profile, TokenKind, costs
 from servetwin.profiles.costs import CostName
-from servetwin.profiles.pace import pace_of
+from servetwin.profiles.llm.recent_load import recent_load_of
 
+from .batch_lane import Rate, Rates
+from .device_sharing import HALF, head, refuse, shares, unmeasured
 from .executor import Delay, SimExecutor
-from .held import HeldTimes, Reach, Watch
-from .lane import Rate, Rates
+from .llm.lane import Later, StepTimes, TokenTiming
+from .llm.shared_lane import KINDS, EngineRates, Kind, RateTable
 from .noise import SlowSpells, Stalls, exponential, from_quantiles, uniform
-from .shared import KINDS, EngineRates, Kind, RateTable
-from .sharing import HALF, head, refuse, shares, unmeasured
+from .out_of_range import HeldTimes, Reach, Watch
+from .pool_lane import CallTimes
 from .timing import Demand, MeasuredTiming, TableTiming, Timing
-from .tokens import Later, StepTimes, TokenTiming
-from .tools import CallTimes
 
 #: Idle seconds of a whole-request worker that count as a spell: the next batch is a little late in any case.
 SHORTEST_SPELL = 0.03
@@ -74,8 +74,8 @@ class WholeTiming:
     measured over expected. Batches that are re-formed at every iteration take what *steps* says.
 
     *ratio* is by batch size (index 0 unused), *spread* draws a factor per batch. After an idle spell *cold* seconds
-    are added, or *cold_long* if it lasted *long_spell* or more. *weather* are the slow spells of the host. *between*
-    is by batch size how long the worker needs after a batch before it can begin the next.
+    are added, or *cold_long* if it lasted *long_spell* or more. *slow_spells* are the slow spells of the host.
+    *between* is by batch size how long the worker needs after a batch before it can begin the next.
     """
 
     steps: MeasuredTiming | TableTiming
@@ -85,7 +85,7 @@ class WholeTiming:
     cold: float = 0.0
     cold_long: float = 0.0
     long_spell: float = math.inf
-    weather: SlowSpells | None = None
+    slow_spells: SlowSpells | None = None
     between: Sequence[float] = ()
     draw: Callable[[], float] | None = field(default=None, init=False)
     view: WorkerView | None = field(default=None, init=False)
@@ -100,8 +100,8 @@ class WholeTiming:
         seconds = self.expected(batch.iterations, batch.size) * self.ratio[batch.size]
         if self.spread is not None:
             seconds *= self.spread()
-        if self.weather is not None:
-            seconds = self.weather.last(now, seconds)
+        if self.slow_spells is not None:
+            seconds = self.slow_spells.last(now, seconds)
         if idle > SHORTEST_SPELL:
             seconds += self.cold if idle < self.long_spell else self.cold_long
         return (0.0, seconds, 0.0)
@@ -175,7 +175,7 @@ class Clock:
             preparing=self.preparing.get(worker.name, 0.0),
             counted=options.hold,
             stalls=stalls_of(profile, self.seed if options.noise else None, worker.name) if options.costs else None,
-            pace=pace_of(profile.costs) if options.costs else None,
+            recent_load=recent_load_of(profile.costs) if options.costs else None,
         )
 
     def _swap(self, profile: Profile) -> Callable[[int], float] | None:
@@ -217,7 +217,7 @@ class Clock:
             assert spread is not None
             timing.spread = from_quantiles(stream(self.seed, f"noise/{worker.name}"), spread.p, spread.values)
         elif self.options.noise:
-            timing.weather = self._weather(worker, profile, loop)
+            timing.slow_spells = self._slow_spells(worker, profile, loop)
         return timing
 
     def _once(self, worker: Worker, profile: Profile, sizes: range) -> Timing:
@@ -249,7 +249,7 @@ class Clock:
             self._add_costs(timing, profile, loop)
             timing.deciding = profile.seconds(costs.DECIDING_OF(loop, _name(worker)), timing.deciding)
         if self.options.noise:
-            timing.weather = self._weather(worker, profile, loop)
+            timing.slow_spells = self._slow_spells(worker, profile, loop)
             if self._has(profile, costs.RESIDUAL(loop)):
                 residual = profile.cost(costs.RESIDUAL(loop)).quantiles
                 assert residual is not None
@@ -265,7 +265,7 @@ class Clock:
         extra = (profile.cost(name).upto(most, name=f"{profile.name}: {name}", hold=True) for name in (own, plain))
         return [period + mine - usual for period, mine, usual in zip(periods, *extra, strict=True)]
 
-    def _weather(self, worker: Worker, profile: Profile, loop: str) -> SlowSpells | None:
+    def _slow_spells(self, worker: Worker, profile: Profile, loop: str) -> SlowSpells | None:
         if not self._has(profile, costs.SLOW_SHARE(loop)):
             return None
         terms = (costs.SLOW_SHARE, costs.SLOW_SPELL, costs.SLOW_NORMAL, costs.SLOW_FACTOR)

@@ -19,7 +19,7 @@ from servetwin.core import Batch, WorkerView
 Demand = tuple[float, float, float]
 
 
-class Weather(Protocol):
+class HostSlowdown(Protocol):
     """Gives the factor on host time at a time (seconds since the run began), which stays *until* then."""
 
     until: float
@@ -101,7 +101,7 @@ class MeasuredTiming:
     per leaver, *pausing* what the host is busy with after that, per leaver; *joins*, *leaves* and *pauses* hold the
     same by how many join or leave at once, where that was measured, and go before them. *deciding* is the scheduler's
     own time for each request that it leaves waiting. *before* and *after* are device demands of the stage's modules
-    around its loop. *weather* gives the factor on host time at a time.
+    around its loop. *slow_spells* gives the factor on host time at a time.
     """
 
     host: Sequence[float]
@@ -120,7 +120,7 @@ class MeasuredTiming:
     before: Sequence[float] | None = None
     after: Sequence[float] | None = None
     draw: Callable[[], float] | None = None
-    weather: Weather | None = None
+    slow_spells: HostSlowdown | None = None
     view: WorkerView | None = field(default=None, init=False)
     settled: bool = field(default=True, init=False)
     _cold: list[float] = field(default_factory=list, init=False)  # still to come, last first
@@ -129,8 +129,8 @@ class MeasuredTiming:
     def demand(self, batch: Batch, idle: float, now: float) -> Demand:
         n, k, joins = batch.size, batch.iterations, len(batch.joiners)
         host = k * self.host[n]
-        if self.weather is not None:
-            host *= self.weather(now)
+        if self.slow_spells is not None:
+            host *= self.slow_spells(now)
         if idle > 0.0:
             self._cold = list(reversed(self.cold if idle < self.long_spell else self.cold_long))
         extra = joins * self.join if not self.joins or not joins else self.joins[min(joins, len(self.joins) - 1)]
@@ -154,15 +154,15 @@ class MeasuredTiming:
 
     def plain(self, size: int, now: float, leaves: int = 0) -> Demand:
         host, device = self.host[size], self.device[size]
-        if self.weather is not None:
-            host *= self.weather(now)
+        if self.slow_spells is not None:
+            host *= self.slow_spells(now)
         after = self.after[leaves] if self.after is not None and leaves else 0.0
         if self.ahead is None:
             return (0.0, (host if host > device else device) + self._planning + after, 0.0)
         return (host + self._planning, device + after, self.ahead[size])
 
     def steady_until(self) -> float:
-        return math.inf if self.weather is None else self.weather.until
+        return math.inf if self.slow_spells is None else self.slow_spells.until
 
     def hand_over(self, batch: Batch) -> float:
         if self.leaves and batch.leaves:

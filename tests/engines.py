@@ -7,16 +7,15 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from servetwin.core import Module, Pipeline, Recorder, ServingLoop
-from servetwin.core.laws import LawChecker
+from servetwin.core import Module, Pipeline, Recorder, Repeat, ServingLoop
+from servetwin.core.invariants.checker import LawChecker
+from servetwin.core.llm import ALL, EngineLimits, Step, TokenPolicy, TokenRequest, TokenSLO, TokenView
+from servetwin.core.llm.batch import TokenBatch
+from servetwin.core.llm.worker import Host, TokenWorker
 from servetwin.core.loop import play
 from servetwin.core.records import request_record
-from servetwin.core.seam import Repeat
-from servetwin.core.token_batch import TokenBatch
-from servetwin.core.token_worker import Host, TokenWorker
-from servetwin.core.tokens import ALL, EngineLimits, Step, TokenPolicy, TokenRequest, TokenSLO, TokenView
 from servetwin.sim import SimExecutor
-from servetwin.sim.tokens import TokenTiming
+from servetwin.sim.llm.lane import TokenTiming
 
 
 class Anything(TokenPolicy):
@@ -138,7 +137,7 @@ def serve(
     most_events: int = 200_000,
     host: Host | None = None,
     stalls=None,
-    pace=None,
+    recent_load=None,
     **limits,
 ) -> Served:
     """Serve *sent* on one engine to the end, in simulated time, under the laws."""
@@ -146,7 +145,7 @@ def serve(
     sent = list(sent)
     view = view_of(times, EngineLimits(**{"blocks": 1000, **limits}), slo)
     worker = TokenWorker(view.stage, policy, view, host=host)
-    executor = SimExecutor(lambda worker: TokenTiming(times, draw, swap, stalls=stalls, pace=pace))
+    executor = SimExecutor(lambda worker: TokenTiming(times, draw, swap, stalls=stalls, recent_load=recent_load))
     log = Log()
     checker = LawChecker(log)
     loop = ServingLoop([view.stage], [worker], executor, checker if laws else log)

@@ -21,13 +21,14 @@ from servetwin.core import (
     Worker,
     WorkerView,
 )
+from servetwin.core.branching import Branching
 from servetwin.core.budget import Budget
-from servetwin.core.laws import LawChecker
-from servetwin.core.loop import first_worker, play
+from servetwin.core.invariants.checker import LawChecker
+from servetwin.core.loop import play
 from servetwin.core.pool import Pool
-from servetwin.core.ways import Ways
+from servetwin.core.routing import first_worker
 from servetwin.sim import SimExecutor, TableTiming
-from servetwin.sim.tools import CallTimes
+from servetwin.sim.pool_lane import CallTimes
 
 NAN = float("nan")
 
@@ -117,7 +118,7 @@ def simulate(
         laws,
         router=router,
         budget=budget(order) if budget else None,
-        ways=Ways(order, seed) if any(s.branches for s in order) else None,
+        branching=Branching(order, seed) if any(s.branches for s in order) else None,
     )
     laws.watch(loop)
     play(loop, iter(requests))

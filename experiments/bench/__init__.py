@@ -1,1 +1,10 @@
-"""Benchmarks of the simulator: ``make bench``. Ratios of cases that take turns in one run, in CPU seconds."""
+"""Benchmarks of the simulator: ``make bench``. Ratios of cases that take turns in one run, in CPU seconds.
+
+==================  ======================================================================
+`step_edf`          one diffusion model in three styles: ServeTwin, naive SimPy, bare heap
+`tokens`            one LLM engine in three styles
+`llm`               the LLM cases: policies, decisions, long runs
+`long`              one long run in a process of its own
+`measure`           timing: cases take turns, and are compared within rounds
+==================  ======================================================================
+"""

@@ -17,8 +17,9 @@ from functools import partial
 from pathlib import Path
 
 from servetwin.core import Recorder
-from servetwin.experiments import build, yamlfile
-from servetwin.experiments.resolve import load
+from servetwin.experiments.assembly import build
+from servetwin.experiments.spec import yaml_io
+from servetwin.experiments.spec.loading import load
 
 from .llm import llm, llm_long
 from .measure import Cost, in_process, process, ratios, spread, turns
@@ -158,7 +159,7 @@ def long(rounds: int) -> None:
 
 
 def _spec(path: Path, **content: object) -> None:
-    path.write_text(yamlfile.write(content))
+    path.write_text(yaml_io.write(content))
 
 
 def _sweep(spec: str | Path, cache: Path) -> Cost:

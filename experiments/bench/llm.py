@@ -10,16 +10,16 @@ import time
 from functools import partial
 from typing import Any
 
-from servetwin.core.tokens import Step, TokenPolicy, TokenTask, TokenView
-from servetwin.policies.edf_llm import EDFLLM
-from servetwin.policies.neustream_llm import NeuStreamLLM
-from servetwin.policies.sarathi import Sarathi
-from servetwin.policies.vllm import VLLM
-from servetwin.policies.vllm_v1 import VLLMV1
+from servetwin.core.llm import Step, TokenPolicy, TokenTask, TokenView
+from servetwin.policies.llm.edf_llm import EDFLLM
+from servetwin.policies.llm.neustream_llm import NeuStreamLLM
+from servetwin.policies.llm.sarathi import Sarathi
+from servetwin.policies.llm.vllm import VLLM
+from servetwin.policies.llm.vllm_v1 import VLLMV1
 
-from .. import resolve
-from ..build import build
-from ..config import Experiment
+from ..assembly.build import build
+from ..spec import loading
+from ..spec.experiment import Experiment
 from .measure import Cost, in_process, ratios, spread, turns
 from .tokens import STYLES, Case, Run
 
@@ -68,7 +68,7 @@ def _experiment(rounds: int) -> None:
     print(f"\nopt-13b-a6000 under vllm, 10000 requests of 300 tokens out; CPU us a request, {rounds} rounds")
     ways = {"numbers": True, "objects": False}
     for rate in (0.5, 1.0, 2.0):
-        chosen = resolve.load("opt-13b-a6000", [("policy", "vllm"), ("rate", rate), ("requests", 10_000)])
+        chosen = loading.load("opt-13b-a6000", [("policy", "vllm"), ("rate", rate), ("requests", 10_000)])
 
         def report(way: str, chosen: Experiment = chosen) -> dict[str, Any]:
             return build(chosen).play(columns=ways[way]).as_dict()

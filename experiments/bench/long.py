@@ -12,8 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-from servetwin.experiments.build import run
-from servetwin.experiments.resolve import load
+from servetwin.experiments.assembly.build import run
+from servetwin.experiments.spec.loading import load
 
 #: Requests per second: some 90 % of them met.
 RATE = 0.45

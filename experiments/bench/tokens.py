@@ -21,15 +21,15 @@ from typing import Any
 
 import simpy
 from servetwin.core import Module, Pipeline, Recorder, Request, ServingLoop
-from servetwin.core.streams import stream
-from servetwin.core.token_columns import TokenColumns
-from servetwin.core.token_latencies import TokenLatencies
-from servetwin.core.token_worker import TokenWorker
-from servetwin.core.tokens import CumulativeSLO, EngineLimits, TokenPolicy, TokenRequest, TokenView
-from servetwin.policies.vllm import VLLM
+from servetwin.core.llm import CumulativeSLO, EngineLimits, TokenPolicy, TokenRequest, TokenView
+from servetwin.core.llm.worker import TokenWorker
+from servetwin.core.random_streams import stream
+from servetwin.policies.llm.vllm import VLLM
 from servetwin.sim import SimExecutor
-from servetwin.sim.columns import play
-from servetwin.sim.tokens import TokenTiming
+from servetwin.sim.llm.columns import play
+from servetwin.sim.llm.lane import TokenTiming
+from servetwin.sim.llm.latency_columns import TokenLatencies
+from servetwin.sim.llm.request_columns import TokenColumns
 
 #: Seconds: prefill C0 + C1 a token, decode D0 + D1 a token of context. OPT-13B on an RTX A6000, roughly.
 C0, C1, D0, D1 = 0.0135, 2.468e-4, 0.0439, 1.053e-6

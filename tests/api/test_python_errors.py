@@ -118,7 +118,7 @@ def test_errors_of_the_other_calls(workload, tmp_path, monkeypatch, call, messag
 def test_objects_cannot_go_to_a_cluster(workload, monkeypatch):
     from contextlib import contextmanager
 
-    from servetwin.experiments import cluster
+    from servetwin.experiments.sweeps import cluster
 
     @contextmanager
     def dask(address):

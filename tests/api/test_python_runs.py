@@ -15,9 +15,9 @@ from statistics import fmean
 import numpy as np
 import pytest
 from servetwin.core import Decision, Policy
-from servetwin.experiments.build import run as engine
-from servetwin.experiments.resolve import load
-from servetwin.policies.edf import EDF
+from servetwin.experiments.assembly.build import run as engine
+from servetwin.experiments.spec.loading import load
+from servetwin.policies.diffusion.edf import EDF
 
 import servetwin
 

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from servetwin.core import Decision, Policy
-from servetwin.experiments import capacity, points, sweep
-from servetwin.experiments.cache import Cache
+from servetwin.experiments.capacity import search
+from servetwin.experiments.sweeps import point as points
+from servetwin.experiments.sweeps import sweep
+from servetwin.experiments.sweeps.cache import Cache
 
 import servetwin
 
@@ -191,7 +193,7 @@ def test_a_search_is_that_of_the_engine(workload):
     ask = {"seeds": 2, "requests": 150, "longest": 300}
     found = servetwin.search(workload, target=0.9, policy=["edf", Where], **ask)
     assert len(found) == len(found.answers) == 2
-    wanted = capacity.answers([workload], ["edf"], capacity.Asked("rate", [0.9], 2, 0, 150, 300))
+    wanted = search.answers([workload], ["edf"], search.Asked("rate", [0.9], 2, 0, 150, 300))
     first = found.answers[0]
     assert (first.value, first.low, first.high) == (wanted[0].found.value, wanted[0].found.low, wanted[0].found.high)
     assert first.notes == wanted[0].found.notes
@@ -224,13 +226,13 @@ def test_a_search_with_one_answer_is_that_answer(workload):
 def test_the_verdict_of_an_answer(workload, monkeypatch, twice, backlog, verdict):
     from dataclasses import replace
 
-    real = capacity.Finder._answer
+    real = search.Finder._answer
 
     def answer(self, found, length, checked, notes):
         made = real(self, found, length, checked, notes)
         return replace(made, twice=twice, stable=replace(made.stable, backlog=backlog))
 
-    monkeypatch.setattr(capacity.Finder, "_answer", answer)
+    monkeypatch.setattr(search.Finder, "_answer", answer)
     assert servetwin.search(workload, seeds=1, requests=60, longest=60).verdict == verdict
 
 

@@ -6,16 +6,16 @@ import pytest
 from engines import Linear
 from servetwin.core import Module, Pipeline, ServingLoop
 from servetwin.core.budget import Budget, fixed
-from servetwin.core.laws import LawChecker
+from servetwin.core.invariants.checker import LawChecker
+from servetwin.core.llm import CumulativeSLO, EngineLimits, Follows, TokenRequest, TokenView
+from servetwin.core.llm.worker import TokenWorker
 from servetwin.core.loop import play
 from servetwin.core.pool import Pool
-from servetwin.core.token_worker import TokenWorker
-from servetwin.core.tokens import CumulativeSLO, EngineLimits, Follows, TokenRequest, TokenView
-from servetwin.policies.fcfs import FCFS
-from servetwin.policies.vllm import VLLM
+from servetwin.policies.diffusion.fcfs import FCFS
+from servetwin.policies.llm.vllm import VLLM
 from servetwin.sim import SimExecutor
-from servetwin.sim.tokens import TokenTiming
-from servetwin.sim.tools import CallTimes
+from servetwin.sim.llm.lane import TokenTiming
+from servetwin.sim.pool_lane import CallTimes
 
 #: A prefill takes 1 s, a decode step 0.1 s, whatever their tokens.
 TIMES = Linear(c0=1.0, c1=0.0, d0=0.1, d1=0.0)

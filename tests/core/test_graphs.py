@@ -10,9 +10,9 @@ from harness import Script, Site, simulate
 from servetwin.core import BadInput, Decision, Edge, Module, Pipeline, Request
 from servetwin.core.budget import Alone, Budget, equal, fixed, proportional
 from servetwin.core.pool import Pool
-from servetwin.policies.edf import EDF
-from servetwin.policies.fcfs import FCFS
-from servetwin.sim.tools import CallTimes
+from servetwin.policies.diffusion.edf import EDF
+from servetwin.policies.diffusion.fcfs import FCFS
+from servetwin.sim.pool_lane import CallTimes
 
 
 def agent(chance: float = 1.0, most: int = 2) -> Pipeline:

@@ -9,19 +9,19 @@ import pytest
 from engines import Linear, requests, serve, view_of
 from harness import one_stage
 from servetwin.core import Request, ServingLoop
+from servetwin.core.llm import EngineLimits, LimitsSLO, TokenDeadlines, TokenLimits
+from servetwin.core.llm.metrics import TokenSummary
+from servetwin.core.llm.worker import TokenWorker
 from servetwin.core.slo import latest, slack
-from servetwin.core.token_columns import TokenColumns
-from servetwin.core.token_metrics import LimitsSLO, TokenDeadlines, TokenLimits, TokenSummary
-from servetwin.core.token_worker import TokenWorker
-from servetwin.core.tokens import EngineLimits
-from servetwin.policies.edf import EDF
-from servetwin.policies.edf_llm import EDFLLM
-from servetwin.policies.fcfs import FCFS
-from servetwin.policies.vllm import VLLM
-from servetwin.policies.vllm_v1 import VLLMV1
+from servetwin.policies.diffusion.edf import EDF
+from servetwin.policies.diffusion.fcfs import FCFS
+from servetwin.policies.llm.edf_llm import EDFLLM
+from servetwin.policies.llm.vllm import VLLM
+from servetwin.policies.llm.vllm_v1 import VLLMV1
 from servetwin.sim import SimExecutor
-from servetwin.sim.columns import play
-from servetwin.sim.tokens import TokenTiming
+from servetwin.sim.llm.columns import play
+from servetwin.sim.llm.lane import TokenTiming
+from servetwin.sim.llm.request_columns import TokenColumns
 
 #: 0.02 s a step, prompts included: 20 tokens take exactly 0.4 s.
 STEPS = Linear(c0=0.02, c1=0.0, d0=0.02, d1=0.0)

@@ -27,7 +27,7 @@ from servetwin.core import (
     Worker,
     WorkerView,
 )
-from servetwin.policies.fcfs import FCFS
+from servetwin.policies.diffusion.fcfs import FCFS
 
 # -- SLOs -----------------------------------------------------------------------------------------------------
 

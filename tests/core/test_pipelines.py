@@ -17,7 +17,7 @@ def diamond() -> Pipeline:
     return Pipeline(modules, edges)
 
 
-@pytest.mark.parametrize("name", ["pipeline", "slo", "streams"])
+@pytest.mark.parametrize("name", ["pipeline", "slo", "random_streams"])
 def test_docstrings_run(name: str) -> None:
     result = doctest.testmod(importlib.import_module(f"servetwin.core.{name}"))
     assert result.attempted

@@ -6,8 +6,12 @@ from collections.abc import Callable
 
 import pytest
 from servetwin.core import BadInput, Module, Outcome, Pipeline, Request, Stage, Task, Worker, WorkerView
-from servetwin.core.routing import ROUTERS, Affine, LeastLoaded, LeastViolating, RoundRobin, router
-from servetwin.policies.fcfs import FCFS
+from servetwin.core.routing import Affine
+from servetwin.policies.diffusion.fcfs import FCFS
+from servetwin.policies.routing import ROUTERS, router
+from servetwin.policies.routing.least_loaded import LeastLoaded
+from servetwin.policies.routing.least_violating import LeastViolating
+from servetwin.policies.routing.round_robin import RoundRobin
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from servetwin.core import (
     Worker,
     WorkerView,
 )
-from servetwin.core.laws import LawChecker
+from servetwin.core.invariants.checker import LawChecker
 from servetwin.core.loop import play
 
 DIT = Pipeline.chain(Module("dit", loop=True), Module("vae"))

@@ -6,13 +6,13 @@ import doctest
 
 import pytest
 from servetwin.core import BadInput, Decision, LawBroken, Policy, testing
+from servetwin.core.llm import ALL, Step, TokenPolicy
 from servetwin.core.testing import EngineStep, FakeEngine, FakeWorker
-from servetwin.core.tokens import ALL, Step, TokenPolicy
-from servetwin.policies.clockwork import Clockwork
-from servetwin.policies.edf import EDF
-from servetwin.policies.fcfs import FCFS
-from servetwin.policies.neustream_llm import NeuStreamLLM
-from servetwin.policies.vllm import VLLM
+from servetwin.policies.diffusion.clockwork import Clockwork
+from servetwin.policies.diffusion.edf import EDF
+from servetwin.policies.diffusion.fcfs import FCFS
+from servetwin.policies.llm.neustream_llm import NeuStreamLLM
+from servetwin.policies.llm.vllm import VLLM
 
 
 class Scripted(Policy):

@@ -78,7 +78,7 @@ def test_pages_that_others_name_are_there() -> None:
 @every_document
 def test_options_of_commands_that_need_a_gpu_exist(document: Path) -> None:
     """``sh`` blocks cannot run here, but what they ask of ``servetwin`` must be there."""
-    from servetwin.experiments.cli_page import commands
+    from servetwin.experiments.cli.cli_page import commands
 
     known = {name: set(flags) for name, flags in commands().items()}
     for block in pages.blocks(document.read_text()):

@@ -10,8 +10,9 @@ from typing import Any
 
 import pages
 import pytest
-from servetwin.experiments import cli_page, spec_page
-from servetwin.experiments.resolve import load
+from servetwin.experiments.cli import cli_page
+from servetwin.experiments.spec import spec_page
+from servetwin.experiments.spec.loading import load
 
 pytestmark = [
     pytest.mark.checkout,
@@ -24,14 +25,14 @@ REFERENCE = pages.ROOT / "docs" / "reference"
 def test_the_command_line_is_as_the_program_has_it() -> None:
     written = (REFERENCE / "command-line.md").read_text()
     assert written == cli_page.as_markdown(), (
-        "python -m servetwin.experiments.cli_page > docs/reference/command-line.md"
+        "python -m servetwin.experiments.cli.cli_page > docs/reference/command-line.md"
     )
 
 
 def test_experiment_files_are_as_the_program_reads_them() -> None:
     written = (REFERENCE / "experiment-files.md").read_text()
     assert written == spec_page.as_markdown(), (
-        "python -m servetwin.experiments.spec_page > docs/reference/experiment-files.md"
+        "python -m servetwin.experiments.spec.spec_page > docs/reference/experiment-files.md"
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from servetwin.experiments import cli
+from servetwin.experiments.cli import entry
 
 WHERE = Path(os.environ.get("SERVETWIN_REFERENCE", Path(__file__).parents[3] / "shared/reference/neustream-ae"))
 
@@ -94,7 +94,7 @@ def servetwin(
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["servetwin", *map(str, arguments)])
-        code = cli._run()
+        code = entry._run()
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 

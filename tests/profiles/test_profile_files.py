@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from servetwin.core import BadInput
 from servetwin.profiles import Cost, Profile, Quantiles, load
-from servetwin.profiles.read import check
+from servetwin.profiles.loading import check
 from servetwin.profiles.schema import FALLBACK, KINDS
 
 Save = Callable[..., Path]

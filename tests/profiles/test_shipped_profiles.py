@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import servetwin.profiles
 from servetwin.core import BadInput, FactorSLO, Module, Pipeline, WorkerView
-from servetwin.profiles import OutOfRange, architectures, load, names, profile, restate, table, tokens
+from servetwin.profiles import OutOfRange, latency_table, load, names, profile
+from servetwin.profiles.llm import architectures, step_table
+from servetwin.profiles.neustream_artifact import diffusion, restate
 from servetwin.profiles.profile import DATA
 
 SD = ("clip", "unet", "vae", "safety")
@@ -27,7 +29,7 @@ MODULES = {
 MADE_UP = ("made-up/captioner", "made-up/sdxl-refiner")
 AGENTS = ("rtx4090/codellama-7b", "rtx4090/llava-1.5-7b")
 OPT = ("a6000/opt-13b-tp1", "a6000/opt-30b-tp2", "a6000/opt-66b-tp4")
-#: What `tests/real_llm/campaign.py` and `pair_campaign.py` measured.
+#: What `tests/real/vllm/campaign.py` and `pair_campaign.py` measured.
 OPT_VLLM = (
     "h100/opt-13b-tp1",
     "h100/opt-13b-tp1-eager",
@@ -70,7 +72,7 @@ OURS = {
 
 
 @pytest.mark.parametrize(
-    "module", [servetwin.profiles, profile, table, tokens, architectures], ids=lambda m: str(m.__name__)
+    "module", [servetwin.profiles, profile, latency_table, step_table, architectures], ids=lambda m: str(m.__name__)
 )
 def test_the_examples_in_the_docstrings(module: Any) -> None:
     result = doctest.testmod(module)
@@ -266,20 +268,20 @@ def test_the_shipped_files_are_the_regenerated_ones(reference: Path, tmp_path: P
 @pytest.mark.reference
 def test_every_number_is_that_of_the_reference(reference: Path) -> None:
     raw = json.loads((reference / "diffusion/latency_tables.json").read_text())
-    for w in restate.WORKLOADS:
+    for w in diffusion.WORKLOADS:
         p, used, logs = load(w.name), raw["used_by_code"][w.key], raw["measured_from_logs"][w.key]
         for ours, theirs in w.modules.items():
             clockwork = used["clockwork"].get(f"duration_{theirs}") or used["clockwork"][theirs]
             equal(p, ours, "scheduler", used["neustream_scheduler"][theirs]["table"])
             equal(p, ours, "slo", used["slo_base"][theirs]["table"])
             equal(p, ours, "clockwork", clockwork["table"])
-        for theirs, kind in restate.PERIODS.items():
+        for theirs, kind in diffusion.PERIODS.items():
             rows = logs.get("iteration_period_s", {}).get(theirs, {})
             assert p.has(w.loop, kind) == bool(rows)  # type: ignore[arg-type]
             if rows:
                 equal(p, w.loop, kind, {n: row["mean"] for n, row in rows.items()})
         assert p.seconds("slo_constant", 0.0) == used["slo_base"].get("init_s", 0.0)
-        for theirs, (name, _, _) in restate.DELAYS.items():
+        for theirs, (name, _, _) in diffusion.DELAYS.items():
             if theirs in logs.get("stage_delays_s", {}):
                 assert p.seconds(name) == logs["stage_delays_s"][theirs]["mean"]
                 assert p.cost(name).quantile(0.5) == logs["stage_delays_s"][theirs]["median"]

@@ -9,10 +9,10 @@ from harness import Simulation, Site, simulate
 from hypothesis import strategies as st
 from servetwin.core import Edge, Module, Pipeline, Policy, Recorder, Request
 from servetwin.core.budget import Alone, Budget, equal, proportional
-from servetwin.policies.edf import EDF
-from servetwin.policies.fcfs import FCFS
-from servetwin.policies.neustream import NeuStream
-from servetwin.sim.tools import CallTimes
+from servetwin.policies.diffusion.edf import EDF
+from servetwin.policies.diffusion.fcfs import FCFS
+from servetwin.policies.diffusion.neustream import NeuStream
+from servetwin.sim.pool_lane import CallTimes
 
 POLICIES: dict[str, Callable[[], Policy]] = {
     "fcfs": FCFS,

@@ -3,9 +3,10 @@
 import pytest
 from hypothesis import given, settings
 from servetwin.core import RunFolder
-from servetwin.core.laws import LawChecker, check_records
-from servetwin.experiments import resolve
-from servetwin.experiments.build import build
+from servetwin.core.invariants.checker import LawChecker
+from servetwin.core.invariants.record_checker import check_records
+from servetwin.experiments.assembly.build import build
+from servetwin.experiments.spec import loading
 from worlds import World, worlds
 
 
@@ -35,7 +36,7 @@ WORKLOADS = ["dit-s2-256", "dit-xl2-256", "palette-256", "sd15-256", "sd15-512"]
 @pytest.mark.parametrize("workload", WORKLOADS)
 @pytest.mark.parametrize("policy", ["neustream", "clockwork", "edf", "fcfs"])
 def test_the_shipped_workloads_break_no_law(workload: str, policy: str) -> None:
-    experiment = resolve.load(f"{workload}-rtx4090", [("policy", policy)])
+    experiment = loading.load(f"{workload}-rtx4090", [("policy", policy)])
     laws = LawChecker()
     run = build(experiment, laws)
     laws.watch(run.loop)

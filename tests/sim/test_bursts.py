@@ -7,20 +7,20 @@ from collections import Counter
 import pytest
 from engines import Linear, requests, view_of
 from servetwin.core import Module, Pipeline, Request, ServingLoop, Worker, WorkerView
-from servetwin.core.laws import LawChecker
+from servetwin.core.invariants.checker import LawChecker
+from servetwin.core.llm import EngineLimits, TokenView
+from servetwin.core.llm.worker import Host, TokenWorker
 from servetwin.core.loop import play
 from servetwin.core.pool import Pool
-from servetwin.core.routing import router
-from servetwin.core.token_worker import Host, TokenWorker
-from servetwin.core.tokens import EngineLimits, TokenView
-from servetwin.experiments import resolve
-from servetwin.experiments.build import build
-from servetwin.policies.edf import EDF
-from servetwin.policies.fcfs import FCFS
-from servetwin.policies.vllm import VLLM
+from servetwin.experiments.assembly.build import build
+from servetwin.experiments.spec import loading
+from servetwin.policies.diffusion.edf import EDF
+from servetwin.policies.diffusion.fcfs import FCFS
+from servetwin.policies.llm.vllm import VLLM
+from servetwin.policies.routing import router
 from servetwin.sim import SimExecutor, TableTiming
-from servetwin.sim.tokens import TokenTiming
-from servetwin.sim.tools import CallTimes
+from servetwin.sim.llm.lane import TokenTiming
+from servetwin.sim.pool_lane import CallTimes
 
 ROUTERS = ["round_robin", "least_loaded", "least_violating"]
 TIMES = Linear()
@@ -82,11 +82,11 @@ def test_a_burst_is_shared_out_evenly(kind: str, name: str, delay: float) -> Non
 def test_an_experiment_of_bursts_is_served_as_well_by_each_router(name: str, transport: bool, tmp_path) -> None:
     rows = [f"{at},40" for at in (1.0, 6.0, 11.0) for _ in range(8)]
     (tmp_path / "bs.csv").write_text("\n".join(["arrival,unet", *rows]) + "\n")
-    tree = resolve.load("sd15-512-rtx4090", [("policy", "edf"), ("deployment.replicas", 4)]).as_dict()
+    tree = loading.load("sd15-512-rtx4090", [("policy", "edf"), ("deployment.replicas", 4)]).as_dict()
     trace = {"process": "trace", "file": str(tmp_path / "bs.csv")}
     tree["workload"] |= {"requests": None, "draws": "seeded", "arrivals": trace, "steps": {"unet": {"draw": "trace"}}}
     tree["time"] |= {"noise": False, "hold": True, "transport": transport}
     tree["deployment"]["router"] = name
     tree["system"]["stop_after"] = None
-    run = build(resolve.load(tree))
+    run = build(loading.load(tree))
     assert run.play().met == 24

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 from servetwin.core import Batch, Recorder
-from servetwin.core.laws import LawChecker, check_records
-from servetwin.experiments import resolve
-from servetwin.experiments.build import build, run
+from servetwin.core.invariants.checker import LawChecker
+from servetwin.core.invariants.record_checker import check_records
+from servetwin.experiments.assembly.build import build, run
+from servetwin.experiments.spec import loading
 
 WORKLOADS = [("sd15-512-rtx4090", 0.5), ("dit-s2-256-rtx4090", 4.0), ("palette-256-rtx4090", 0.9)]
 POLICIES = ["neustream", "clockwork", "edf", "fcfs"]
@@ -19,7 +20,7 @@ ENGINES = [("opt-13b-a6000", 3.0, p) for p in ("neustream-llm", "vllm", "vllm-v1
 
 @pytest.mark.parametrize(("workload", "rate", "policy"), [(*w, p) for w in WORKLOADS for p in POLICIES] + ENGINES)
 def test_same_seed_same_bytes(tmp_path: Path, workload: str, rate: float, policy: str) -> None:
-    experiment = resolve.load(workload, [("policy", policy), ("rate", rate), ("requests", 120)])
+    experiment = loading.load(workload, [("policy", policy), ("rate", rate), ("requests", 120)])
     for name in ("a", "b"):
         run(experiment, tmp_path / name)
         check_records(tmp_path / name)
@@ -35,7 +36,7 @@ def test_engines_keep_the_laws(workload: str, rate: float, policy: str, blocks: 
     tight = {"modules": ["llm"], "device": "gpu0", "limit": 256, "engine": {"blocks": blocks, "headroom": 1}}
     settings = [("policy", policy), ("rate", rate), ("requests", 100), ("deployment.workers", [tight])]
     laws = LawChecker()
-    run = build(resolve.load(workload, settings), laws)
+    run = build(loading.load(workload, settings), laws)
     laws.watch(run.loop)
     run.play()
     laws.finish()
@@ -46,7 +47,7 @@ def test_engines_keep_the_laws(workload: str, rate: float, policy: str, blocks: 
 def test_another_seed_gives_other_noise() -> None:
     latencies = set()
     for seed in (0, 1):
-        experiment = resolve.load("sd15-256-rtx4090", [("seed", seed), ("requests", 50)])
+        experiment = loading.load("sd15-256-rtx4090", [("seed", seed), ("requests", 50)])
         latencies.add(run(experiment).as_dict()["mean_e2el_ms"])
     assert len(latencies) == 2
 
@@ -68,7 +69,7 @@ def test_no_policy_looks_ahead(policy: str) -> None:
     """With the second half of the requests left out, the first half is served as before until they would come."""
     recorders = []
     for requests in (60, 120):
-        experiment = resolve.load(
+        experiment = loading.load(
             "sd15-256-rtx4090", [("policy", policy), ("requests", requests), ("system.stop_after", None)]
         )
         recorder = Batches()

@@ -7,7 +7,7 @@ import math
 import pytest
 from harness import Script, Site, one_stage, simulate
 from servetwin.core import BadInput, Batch, Decision, Module, Pipeline, Recorder, Repeat, Request
-from servetwin.policies.fcfs import FCFS
+from servetwin.policies.diffusion.fcfs import FCFS
 from servetwin.sim import MeasuredTiming, SimExecutor, TableTiming
 
 NAN = math.nan
@@ -196,7 +196,7 @@ def test_bad_weather_slows_the_host() -> None:
             self.until = 1.0 if now < 1.0 else float("inf")
             return 3.0 if now < 1.0 else 1.0
 
-    slow = measured(1, host=1.0, device=0.0, weather=Clearing())
+    slow = measured(1, host=1.0, device=0.0, slow_spells=Clearing())
     assert stepwise(slow) == [3.0 + 1.0 + 1.0]
 
 

@@ -16,9 +16,9 @@ from servetwin.core import (
     WorkerView,
 )
 from servetwin.core.loop import play
-from servetwin.policies.edf import EDF
-from servetwin.policies.fcfs import FCFS
-from servetwin.policies.neustream import NeuStream
+from servetwin.policies.diffusion.edf import EDF
+from servetwin.policies.diffusion.fcfs import FCFS
+from servetwin.policies.diffusion.neustream import NeuStream
 from servetwin.profiles import Profile, load
 from servetwin.profiles.schema import ProfileFile
 from servetwin.sim.measured import Clock, TimeOptions, measured_executor

@@ -6,7 +6,18 @@ import gc
 from collections.abc import Callable
 
 import pytest
-from servetwin.core import Batch, Module, Pipeline, Policy, Recorder, Request, ServingLoop, Task, Worker, WorkerView
+from servetwin.core import (
+    Batch,
+    Module,
+    Pipeline,
+    Policy,
+    Recorder,
+    Request,
+    ServingLoop,
+    Task,
+    Worker,
+    WorkerView,
+)
 from servetwin.core.loop import play
 from servetwin.sim import SimExecutor, TableTiming
 from worlds import POLICIES

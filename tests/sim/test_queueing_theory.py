@@ -13,11 +13,11 @@ import pytest
 from servetwin.core import Module, Pipeline, Recorder, Request, ServingLoop, Worker, WorkerView
 from servetwin.core.loop import play
 from servetwin.core.pool import Pool
-from servetwin.core.streams import stream
-from servetwin.policies.fcfs import FCFS
+from servetwin.core.random_streams import stream
+from servetwin.policies.diffusion.fcfs import FCFS
 from servetwin.sim import SimExecutor, TableTiming
 from servetwin.sim.noise import uniform
-from servetwin.sim.tools import CallTimes
+from servetwin.sim.pool_lane import CallTimes
 
 
 class Waits(Recorder):

@@ -9,7 +9,7 @@ from graphs import POLICIES, World, worlds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from servetwin.core import Edge, RunFolder
-from servetwin.core.laws import check_records
+from servetwin.core.invariants.record_checker import check_records
 
 
 def visits(simulation, request) -> Counter[str]:
@@ -89,10 +89,10 @@ def test_the_same_seed_gives_the_same_records(tmp_path_factory, world: World) ->
 @pytest.mark.parametrize("chance", [0.2, 0.7])
 def test_ways_are_taken_as_often_as_their_probability_says(chance: float) -> None:
     from servetwin.core import Module, Pipeline, Request
-    from servetwin.core.ways import Ways
+    from servetwin.core.branching import Branching
 
     pipeline = Pipeline([Module("a"), Module("b"), Module("c")], [("a", "b"), Edge("a", "c", chance)])
     stages = pipeline.stages([["a"], ["b"], ["c"]])
-    ways = Ways(stages, seed=3)
+    ways = Branching(stages, seed=3)
     went = Counter(ways.after(Request(i, 0.0, 1.0, {}), stages[0])[0][0].name for i in range(20_000))
     assert went["c"] / 20_000 == pytest.approx(chance, abs=0.01)

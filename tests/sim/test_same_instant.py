@@ -6,19 +6,19 @@ import pytest
 from engines import Linear, Log, requests, view_of
 from harness import Script, Site, one_stage, simulate
 from servetwin.core import Decision, Module, Pipeline, Request, ServingLoop
-from servetwin.core.laws import LawChecker
+from servetwin.core.invariants.checker import LawChecker
+from servetwin.core.llm import EngineLimits
+from servetwin.core.llm.worker import Host, TokenWorker
 from servetwin.core.loop import play
-from servetwin.core.token_worker import Host, TokenWorker
-from servetwin.core.tokens import EngineLimits
-from servetwin.policies.edf import EDF
-from servetwin.policies.fcfs import FCFS
-from servetwin.policies.neustream import NeuStream
-from servetwin.policies.sarathi import Sarathi
-from servetwin.policies.vllm import VLLM
-from servetwin.policies.vllm_v1 import VLLMV1
+from servetwin.policies.diffusion.edf import EDF
+from servetwin.policies.diffusion.fcfs import FCFS
+from servetwin.policies.diffusion.neustream import NeuStream
+from servetwin.policies.llm.sarathi import Sarathi
+from servetwin.policies.llm.vllm import VLLM
+from servetwin.policies.llm.vllm_v1 import VLLMV1
 from servetwin.sim import SimExecutor
-from servetwin.sim.tokens import TokenTiming
-from servetwin.sim.tools import CallTimes
+from servetwin.sim.llm.lane import TokenTiming
+from servetwin.sim.pool_lane import CallTimes
 
 SLOW = Linear(c0=1.0, c1=0.0, d0=1.0, d1=0.0)
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import pytest
 from servetwin.core import Module, Pipeline, Recorder, ServingLoop
+from servetwin.core.llm import EngineLimits, Step, TokenPolicy, TokenRequest, TokenView
+from servetwin.core.llm.worker import TokenWorker
 from servetwin.core.loop import play
-from servetwin.core.token_worker import TokenWorker
-from servetwin.core.tokens import EngineLimits, Step, TokenPolicy, TokenRequest, TokenView
 from servetwin.profiles import load
 from servetwin.sim import SimExecutor
-from servetwin.sim.tokens import TokenTiming
+from servetwin.sim.llm.lane import TokenTiming
 
 LOGGED = {
     ("rtx4090/codellama-7b", "alternating"): 0.25944073994954425,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from servetwin.experiments.build import build
-from servetwin.experiments.resolve import load
+from servetwin.experiments.assembly.build import build
+from servetwin.experiments.spec.loading import load
 
 ALL = ("whole", "noise", "costs", "contention", "transport")
 

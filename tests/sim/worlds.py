@@ -11,12 +11,12 @@ from typing import Any
 from harness import Simulation, Site, Stepping, simulate
 from hypothesis import strategies as st
 from servetwin.core import Decision, Module, Pipeline, Policy, Recorder, Repeat, Request, WorkerView
-from servetwin.policies.clockwork import Clockwork
-from servetwin.policies.edf import EDF
-from servetwin.policies.fcfs import FCFS
-from servetwin.policies.neustream import NeuStream
+from servetwin.policies.diffusion.clockwork import Clockwork
+from servetwin.policies.diffusion.edf import EDF
+from servetwin.policies.diffusion.fcfs import FCFS
+from servetwin.policies.diffusion.neustream import NeuStream
 from servetwin.sim import MeasuredTiming, TableTiming
-from servetwin.sim.lane import Rate
+from servetwin.sim.batch_lane import Rate
 
 
 class Steps(Policy):
@@ -175,7 +175,7 @@ def timings(draw: st.DrawFn) -> dict[str, Any]:
         terms["cold"] = draw(st.sampled_from([(), (0.1,), (0.2, 0.1, 0.05)]))
         terms["cold_long"], terms["long_spell"] = draw(st.sampled_from([((), 1e9), ((0.3, 0.2), 2.0)]))
         terms["deciding"] = draw(st.sampled_from([0.0, 0.01]))
-        terms["weather"] = draw(st.sampled_from([None, SlowSpell()]))
+        terms["slow_spells"] = draw(st.sampled_from([None, SlowSpell()]))
         if draw(st.booleans()):
             terms["ahead"] = draw(tables())
     return terms

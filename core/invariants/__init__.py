@@ -1,0 +1,17 @@
+"""The laws of docs/reference/laws.md, and what holds a run to them. Begin with `laws`, then `checker`.
+
+Nothing is imported here, since the loop and the engines name laws themselves.
+
+==================  ============================================================================================
+`laws`              the laws by number, and the error that one does not hold
+`checker`           `LawChecker`: stands between a loop and its recorder, policies and executor while a run goes
+`engine_checker`    what it checks of an LLM engine, by counting anew
+`record_checker`    `check_records`: the same laws on the files of a run folder, simulated or measured
+`read_only`         what a policy is shown, so that it can write none of it
+`answers`           what a policy answers, checked before it is done
+`task_ledger`       what tasks say, where no policy can write; `engine_ledger`: those of an LLM engine
+`code_inspection`   the file and line of a policy that is at fault, and whether its code could write anything
+`purity`            whether a policy's code is certain to do nothing but read
+`integrity`         whether ServeTwin's own modules and classes are as they were
+==================  ============================================================================================
+"""

@@ -1,0 +1,144 @@
+"""The laws on LLM engines: what `servetwin.core.invariants.checker.LawChecker` checks of them while a run goes.
+
+At each step all running requests are counted anew, one by one; the engine's own sums must say the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..llm.batch import TokenBatch
+from ..llm.policy import All, Step, TokenView
+from ..llm.request import TokenTask
+from ..request import Outcome, Outputs, Task
+from .laws import broken
+
+if TYPE_CHECKING:
+    from ..llm.worker import TokenWorker
+
+
+class EngineCheck:
+    """What the checker knows of one engine. *asked* holds the true output lengths of live requests."""
+
+    def __init__(self, worker: TokenWorker, asked: Mapping[int, Outputs]) -> None:
+        self.worker = worker
+        self.asked = asked
+        self.view: TokenView = worker.view
+        self.tokens: dict[TokenTask, int] = {}  # put out so far, by the checker's own count
+        self.before: dict[TokenTask, int] = {}  # and after the step in flight
+
+    def decided(self, step: Step) -> None:
+        """A policy speaks of tasks that are there, of each in one way."""
+        view, name = self.view, self.view.name
+        gone = {*step.drop, *step.preempt}
+        if len(gone) < len(step.drop) + len(step.preempt):
+            raise broken(4, f"the policy of {name} drops or preempts a task twice")
+        some = () if isinstance(step.decode, All) else step.decode
+        used = [*(task for task, _ in step.prefill), *some]
+        if len(set(used)) < len(used) or gone & set(used):
+            raise broken(4, f"the policy of {name} speaks of a task twice: {step}")
+        for task in (*gone, *used):
+            if task not in view.waiting and task not in view.running:
+                raise broken(4, f"the policy of {name} speaks of {task}, which is not there")
+
+    def started(self, batch: TokenBatch) -> None:
+        """A step begins: its counts are those of the tasks, within what the engine allows."""
+        view = self.view
+        prefilling = {task for task, _, _ in batch.prefill}
+        decoding = [t for t in view.running if t.decoding and t not in prefilling and not self.spent(t)]
+        chosen = decoding if batch.chosen is None and batch.decode else list(batch.chosen or ())
+        if batch.decode != len(chosen) or batch.context != sum(task.computed for task in chosen):
+            raise broken(4, f"{batch} of {batch.context} tokens; counted: {[(t.id, t.computed) for t in chosen]}")
+        if not batch.decode and not batch.prefill:
+            raise broken(4, f"{batch} does nothing")
+        tokens = batch.decode + sum(n for _, n, _ in batch.prefill)
+        if tokens > view.max_batched_tokens and batch.prefill:
+            raise broken(4, f"{batch} computes {tokens} tokens; the limit is {view.max_batched_tokens}")
+        if len(view.running) > view.max_sequences:
+            raise broken(4, f"{len(view.running)} requests run on {view.name}; the limit is {view.max_sequences}")
+        self.before = {task: self.tokens.get(task, 0) for task in (*prefilling, *chosen)}
+        for task in chosen:
+            self.before[task] += batch.count
+        for task, n, context in batch.prefill:
+            if context + n == task.prompt + task.generated:
+                self.before[task] += 1
+        self.chosen = chosen
+
+    def spent(self, task: TokenTask) -> bool:
+        """Whether *task*, which runs, has its last token in flight."""
+        return False
+
+    def stopped(self, batch: TokenBatch) -> None:
+        """The executor says that *batch* is done."""
+        if not 1 <= batch.count <= max(1, batch.times):
+            raise broken(7, f"{batch} ran {batch.count} times on end where {batch.times} were allowed")
+        for task in self.chosen:
+            self.before[task] += batch.count - 1
+        self.tokens.update(self.before)
+
+    def settled(self) -> None:
+        """The engine has dealt with an event: law 6, and its sums are those of the tasks."""
+        view = self.view
+        held = sum(view.blocks_for(task.computed) for task in view.running)
+        if view.free_blocks < 0 or view.free_blocks + held != view.blocks:
+            raise broken(6, f"{view.name}: {view.free_blocks} of {view.blocks} blocks are free, {held} are held")
+        counts = len([t for t in view.running if t._ticks]), sum(t.computed for t in view.running if t._ticks)
+        if counts != (view.decoding, view.context):
+            raise broken(6, f"{view.name} counts {(view.decoding, view.context)} decoding and context, not {counts}")
+        for task in view.running:
+            if task.generated != self.tokens.get(task, 0):
+                raise broken(7, f"{task} counts {task.generated} tokens, but put out {self.tokens.get(task, 0)}")
+
+    def ended(self, task: TokenTask) -> None:
+        """A request has ended, with this stay."""
+        put_out, asked = self.put_out(task), self.asked_of(task)
+        finished = task.finished is not None
+        if task.generated != put_out or put_out > asked or (finished and put_out != asked):
+            raise broken(7, f"{task} ended with {task.generated} tokens; it put out {put_out} of {asked}")
+        if task.request.outcome in (Outcome.MET, Outcome.LATE) and not finished:
+            raise broken(7, f"{task} never finished, but its request did")
+        first = task.first_token
+        if (first is None) != (put_out == 0) or (
+            first is not None and (task.started is None or first < task.started)
+        ):
+            raise broken(2, f"{task} was started at {task.started!r}, its first token came at {first!r}")
+
+    def put_out(self, task: TokenTask) -> int:
+        """The tokens of *task*, which is asked for for the last time."""
+        return self.tokens.pop(task, 0)
+
+    def asked_of(self, task: TokenTask) -> int:
+        asked: Any = self.asked[task.id][task.stage.loop or task.stage.name]
+        if not isinstance(asked, int):
+            visits: list[Task] = [t for t in task.request.tasks if t.stage is task.stage]
+            asked = asked[min(visits.index(task), len(asked) - 1)]
+        return min(int(asked), task.limit)
+
+
+class AheadCheck(EngineCheck):
+    """Likewise, of an engine that decides ahead: steps count from when they were decided, and `put_out` does without
+    those that are still in flight."""
+
+    def __init__(self, worker: TokenWorker, asked: Mapping[int, Outputs]) -> None:
+        super().__init__(worker, asked)
+        self.flights: list[set[TokenTask]] = []  # who gets a token with each step in flight
+
+    def started(self, batch: TokenBatch) -> None:
+        super().started(batch)
+        self.flights.append({task for task, n in self.before.items() if n > self.tokens.get(task, 0)})
+        self.tokens.update(self.before)
+
+    def spent(self, task: TokenTask) -> bool:
+        return self.tokens.get(task, 0) == self.asked_of(task)
+
+    def stopped(self, batch: TokenBatch) -> None:
+        if batch.count != 1:
+            raise broken(7, f"{batch} ran {batch.count} times on end, but it was decided ahead")
+        self.flights.pop(0)
+
+    def put_out(self, task: TokenTask) -> int:
+        lost = sum(task in flight for flight in self.flights)
+        for flight in self.flights:
+            flight.discard(task)
+        return super().put_out(task) - lost

@@ -1,0 +1,124 @@
+"""Whether ServeTwin's own modules and classes are as they were: a policy, like any code, could put others in place.
+
+Looked at where a user's policy is loaded and made, and from the start of its run to the end. What was changed is put
+back, so that the next run in this process is none the worse.
+"""
+
+from __future__ import annotations
+
+import builtins
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import FunctionType, ModuleType
+from typing import Any
+
+from ..errors import PolicyFault
+from ..llm.policy import TokenPolicy
+from ..policy import Policy
+from .code_inspection import writes_in
+
+_TOP = __name__.partition(".")[0]
+
+#: What `copy`, `typing` and `abc` keep of their own in a class, and what is there to be switched.
+_ASIDE = frozenset(
+    ["__slotnames__", "__annotations__", "__doc__", "__abstractmethods__", "_abc_impl", "__parameters__", "BOOKED"]
+)
+_FOREIGN = object()  # stands for a name that was not there
+
+
+def comes_along(policy: type) -> bool:
+    """Whether all code of the class *policy* is of this package: what `servetwin.policies` has, needs no look."""
+    here = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "policies", "")
+    for kind in policy.__mro__[:-1]:
+        if kind in (Policy, TokenPolicy):
+            continue
+        codes = [thing.__code__ for thing in vars(kind).values() if isinstance(thing, FunctionType)]
+        if not codes or not all(os.path.abspath(code.co_filename).startswith(here) for code in codes):
+            return False
+    return True
+
+
+def _matters(name: str, thing: object) -> bool:
+    return name not in _ASIDE and (
+        callable(thing)
+        or isinstance(thing, ModuleType | frozenset | tuple)
+        or (name.isupper() and isinstance(thing, int | float | str))
+    )
+
+
+class Intact:
+    """What this package's modules, classes and functions are now."""
+
+    def __init__(self) -> None:
+        self.modules: list[tuple[ModuleType, dict[str, Any]]] = []
+        self.kinds: list[tuple[type, dict[str, Any]]] = []
+        self.functions: list[tuple[FunctionType, Any, Any, Any]] = []
+        for name, module in list(sys.modules.items()):
+            if name != _TOP and not name.startswith(_TOP + "."):
+                continue
+            members = dict(vars(module))
+            self.modules.append((module, {n: thing for n, thing in members.items() if _matters(n, thing)}))
+            for thing in members.values():
+                if isinstance(thing, type) and thing.__module__ == name:
+                    inside = dict(vars(thing))
+                    self.kinds.append((thing, inside))
+                    self._note(inside.values())
+                elif isinstance(thing, FunctionType) and thing.__module__ == name:
+                    self._note((thing,))
+
+    def _note(self, things: Iterable[object]) -> None:
+        for thing in things:
+            if isinstance(thing, FunctionType):
+                self.functions.append((thing, thing.__code__, thing.__defaults__, thing.__kwdefaults__))
+
+    def changed(self) -> list[tuple[str, str]]:
+        """(what, name of the attribute) of all that is not as it was; puts it back."""
+        found: list[tuple[str, str]] = []
+        for module, before in self.modules:
+            now = vars(module)
+            for name, thing in before.items():
+                if now.get(name, _FOREIGN) is not thing:
+                    found.append((f"{module.__name__}.{name}", name))
+                    setattr(module, name, thing)
+            for name in [n for n in now if n not in before and n in _BUILTIN and callable(now[n])]:
+                found.append((f"{module.__name__}.{name}", name))
+                delattr(module, name)
+        for kind, before in self.kinds:
+            inside = vars(kind)
+            if inside == before:
+                continue
+            for name in {*before, *inside} - _ASIDE:
+                if inside.get(name, _FOREIGN) is before.get(name, _FOREIGN):
+                    continue
+                found.append((f"{kind.__module__}.{kind.__qualname__}.{name}", name))
+                if name in before:
+                    type.__setattr__(kind, name, before[name])
+                else:
+                    type.__delattr__(kind, name)
+        for function, *parts in self.functions:
+            for name, part in zip(("__code__", "__defaults__", "__kwdefaults__"), parts, strict=True):
+                if getattr(function, name) is not part:
+                    found.append((f"{function.__module__}.{function.__qualname__}.{name}", name))
+                    setattr(function, name, part)
+        return found
+
+
+_BUILTIN = frozenset(n for n in vars(builtins) if not n.startswith("_"))
+
+
+@contextmanager
+def intact(file: str) -> Iterator[None]:
+    """Within this the code of *file*, a policy, runs for the first time. Raises `PolicyFault` if it has changed
+    something of ServeTwin."""
+    changed = Intact().changed
+    try:
+        yield
+    finally:
+        found = changed()
+    if found:
+        what, name = found[0]
+        line = writes_in(file, name)
+        at = os.path.basename(file) + (f":{line}" if line else "")
+        raise PolicyFault(f"policy {at}: it wrote {what}, which policies may only read")

@@ -1,0 +1,41 @@
+"""The core for language models: what a policy decides of an engine, and the engine itself.
+
+Begin with `policy` (what it sees and says, once per step) and `request`; then `engine`, which does what was decided.
+
+==================  ================================================================================================
+`policy`            `TokenPolicy`, `TokenView`, `Step`
+`request`           `TokenRequest`, and `TokenTask`: its stay at an LLM stage
+`limits`, `slo`     what memory and settings allow; deadlines of tokens and latency limits
+`worker`, `batch`   a worker that is an engine; one step, as an executor gets it
+`engine`            queue, memory and steps; `async_engine` decides a step ahead; `decode_sums` keeps its counts
+`metrics`           latencies and goodput of tokens; `token_gaps`, `metric_blocks`, `window_metrics` are parts of it
+==================  ================================================================================================
+"""
+
+from .limits import EngineLimits
+from .policy import ALL, DECODES, PREFILLS, All, Chunk, Step, TokenPolicy, TokenView, queue_order
+from .request import Follows, Ticks, TokenRequest, Tokens, TokenTask
+from .slo import CumulativeSLO, LimitsSLO, TokenDeadlines, TokenLimits, TokenSLO
+
+__all__ = [
+    "ALL",
+    "DECODES",
+    "PREFILLS",
+    "All",
+    "Chunk",
+    "CumulativeSLO",
+    "EngineLimits",
+    "Follows",
+    "LimitsSLO",
+    "Step",
+    "Ticks",
+    "TokenDeadlines",
+    "TokenLimits",
+    "TokenPolicy",
+    "TokenRequest",
+    "TokenSLO",
+    "TokenTask",
+    "TokenView",
+    "Tokens",
+    "queue_order",
+]

@@ -1,0 +1,69 @@
+"""One engine step as an executor gets it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..policy import Batch, Repeat
+from .request import TokenTask
+
+if TYPE_CHECKING:
+    from .worker import TokenWorker
+
+#: One prefill of a step: (task, tokens computed, tokens whose KV stood before).
+Piece = tuple[TokenTask, int, int]
+
+
+class TokenBatch(Batch):
+    """One engine step, or *count* equal decode steps on end.
+
+    *prefill* holds (task, tokens, context before); *decode* tasks decode, whose computed tokens sum to *context*
+    before the (first) step. *chosen* are those tasks if they are not all that can. *preempted* are those that lost
+    their memory for this step, *swapped* the blocks that move to and from the host before it. An executor sets
+    *took*, the seconds of the (last) step, besides what it sets of any `Batch`.
+    """
+
+    iterations = 1
+    preempted: Sequence[TokenTask] = ()
+    launched: float | None = None  #: when the host has launched it, where the executor says so
+
+    # All that each step asks for is set at once: looking for what is not there, on the way to a default, costs more.
+    def __init__(
+        self,
+        id: int,  # noqa: A002
+        worker: TokenWorker,
+        decode: int,
+        context: int,
+        start: float = 0.0,
+        keep_ends: bool = False,
+        times: int = 1,
+        repeat: Repeat | None = None,
+    ) -> None:
+        self.id = id
+        self.worker = worker.place
+        self.decode = decode
+        self.context = context
+        self.size = decode
+        self.start = start
+        self.times = times
+        self.repeat = repeat
+        self.keep_ends = keep_ends
+        self.prefill: Sequence[Piece] = ()
+        self.chosen: Sequence[TokenTask] | None = None
+        self.swapped = 0
+        self.count = 1
+        self.took = self.end = 0.0
+
+    @property
+    def prefilled(self) -> int:
+        """The tokens of prompts that it computes."""
+        return sum(count for _, count, _ in self.prefill)
+
+    @property
+    def tasks(self) -> Sequence[TokenTask]:  # type: ignore[override]
+        """The tasks that it is told of one by one: those that prefill, and the chosen ones."""
+        return [*[piece[0] for piece in self.prefill], *(self.chosen or ())]
+
+    def __repr__(self) -> str:
+        return f"<TokenBatch {self.id} on {self.worker.name}: {len(self.prefill)} prefill, {self.decode} decode>"

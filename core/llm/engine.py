@@ -1,0 +1,599 @@
+"""The mechanism of an LLM engine: its queue, its memory and its steps, for whatever a policy decides.
+
+What a step costs here does not depend on how many requests decode: they are counted together (`decode_sums`), and
+only what begins, ends or is preempted is touched one by one. The true output lengths are here and nowhere else;
+nothing that a policy can reach leads to them.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from heapq import heappop
+from typing import TYPE_CHECKING, Any, cast
+
+from ..errors import BadInput
+from ..invariants.answers import check_decision, check_kept, check_repeat, fault
+from ..invariants.engine_ledger import FRUITLESS, Guard
+from ..policy import Repeat
+from ..request import Outcome, Outputs, Request
+from ..slo import latest
+from .batch import Piece, TokenBatch
+from .decode_sums import DecodeSums
+from .policy import DECODES, PREFILLS, All, Chunk, Step, TokenPolicy
+from .request import TokenTask
+
+if TYPE_CHECKING:
+    from ..loop import ServingLoop
+    from .worker import TokenWorker
+
+
+class TokenEngine(DecodeSums):
+    """Runs the steps of *worker* for *loop*. (Slots: it has more attributes than Python keeps in line.)"""
+
+    __slots__ = (
+        "_done", "_fruitless", "_module", "_preempted", "_recomputed", "_stale", "_swapped", "_untaken",
+        "deciding", "go_on", "guard", "host", "keep_ends", "lean", "longest", "loop", "seen", "stage", "swap",
+        "worker",
+    )  # fmt: skip
+
+    def __init__(self, loop: ServingLoop, worker: TokenWorker) -> None:
+        view = worker.view
+        super().__init__(view, keep_times=loop.recorder.wants_token_times)
+        self.loop, self.worker, self.stage = loop, worker, worker.stage
+        self.seen, self.swap = view.limits.stamp == "seen", view.limits.preemption == "swap"
+        self.booked = worker.books is not None
+        self.guard: Any = Guard(self) if self.booked else None
+        self.longest = (view.blocks - view.watermark) * self.size  # tokens that fit
+        self.deciding, self.host = False, worker.host
+        self._untaken = 0  # arrivals that the host has not taken in yet
+        self._done = self.done  # bound once
+        self._module = worker.stage.loop or worker.stage.name
+        self.lean = False  # whether requests come here from the client and end here
+        #: Where somebody can go on by himself under a step's standing word: gives the time at which to ask again, or
+        #: None if he cannot just then.
+        self.go_on: Callable[[Step, float], float | None] | None = None
+        self._stale, self._swapped = False, 0  # the latter: blocks moved since the last step began
+        self._preempted: list[TokenTask] = []  # since the last step began
+        self._fruitless = 0  # steps that preempted somebody since a token came out
+        self._recomputed: set[TokenTask] = set()  # those that decode again after a preemption, and no token came yet
+        self.keep_ends = loop.recorder.wants_batches or self.keep_times
+
+    # -- events -------------------------------------------------------------------------------------------
+
+    def task(self, request: Request, now: float) -> TokenTask:
+        """The stay of *request* here. Raises `BadInput` if it does not say how many tokens it has for this stage."""
+        return self._task(request, self.loop._outputs.get(request.id), now)
+
+    def _task(self, request: Request, outputs: Outputs | None, now: float) -> TokenTask:
+        try:
+            prompt, limit = tokens = request.tokens[self._module]  # type: ignore[attr-defined]
+            length = outputs[self._module]  # type: ignore[index]
+        except (AttributeError, KeyError, TypeError, ValueError):
+            prompt, limit, length = self._visit(request, outputs)
+        else:
+            if type(tokens) is list or type(length) is not int or type(prompt) is not int:
+                prompt, limit, length = self._visit(request, outputs)
+        task = TokenTask(request, self.stage, now, self.worker, prompt, limit)
+        if request.tasks:
+            task.arrival = now  # at a later stage, tokens are waited for from here on
+        self._lengths[task] = length if length < limit else limit
+        if self.keep_times:
+            task._times = array("d")
+        return task
+
+    def seconds_alone(self, request: Request, now: float) -> float:
+        """What *request*, which is not here yet, would take alone if it put out as much as it may."""
+        task = self.task(request, now)
+        del self._lengths[task]
+        return self.view.solo(task)
+
+    def _visit(self, request: Request, outputs: Outputs | None) -> tuple[int, int, int]:
+        """Prompt, limit and output tokens of a request that comes here several times, or does not say."""
+        try:
+            tokens: Any = request.tokens[self._module]  # type: ignore[attr-defined]
+            length: Any = outputs[self._module]  # type: ignore[index]
+        except (AttributeError, KeyError, TypeError):
+            right = f"prompt, limit and output tokens for {self._module}"
+            raise BadInput(f"{request} has no tokens for stage {self.stage.name}", right=right) from None
+        visit = sum([task.stage is self.stage for task in request.tasks])
+        if not isinstance(length, int):
+            length = length[min(visit, len(length) - 1)]
+        if isinstance(tokens, list):
+            tokens = tokens[min(visit, len(tokens) - 1)]
+        prompt, limit = tokens
+        return prompt if isinstance(prompt, int) else prompt.tokens(request), limit, length
+
+    def arrive(self, request: Request) -> None:
+        """*request* comes from the client, and nowhere but here: what the loop would do, in one go."""
+        loop = self.loop
+        outputs = request.outputs
+        if outputs is not None:
+            request.outputs = None  # type: ignore[misc]  # from here on nobody sees them
+        task = self._task(request, outputs, loop._now())
+        request.tasks.append(task)
+        loop.executor.send(None, task, self.receive)  # type: ignore[arg-type]
+
+    def receive(self, task: TokenTask) -> None:
+        """*task* has reached the queue."""
+        if task.request.outcome is not None:
+            del self._lengths[task]
+        elif task.prompt > self.longest:
+            del self._lengths[task]
+            self.loop.fail(task.request, f"its prompt of {task.prompt} tokens does not fit into {self.view.name}")
+        else:
+            now = task.queued = self.loop._now()
+            self.worker.inbox.append(task)
+            self._untaken += 1
+            if not self.deciding and self.view.in_flight is None:
+                if self.host:
+                    self._rest(0.0)
+                elif self.loop._held is not None:
+                    self.loop._call(self.worker)
+                elif self._settles():
+                    self.turn(now, True)
+
+    def withdraw(self, task: TokenTask, now: float) -> None:
+        """The request of *task* has ended elsewhere."""
+        view = self.view
+        if task in view.waiting:
+            del view.waiting[task]
+            self.worker.policy.removed(task, self.worker.shown, now)
+            self.forget(task)
+        elif task in view.running:
+            self.worker.policy.removed(task, self.worker.shown, now)
+            if view.in_flight is not None:
+                self._stale = True  # its step runs out
+                if self.keep_times and task._ticks is not None:
+                    self._tell_times(task)
+            else:
+                self._release(task)
+                self.forget(task)
+
+    def turn(self, now: float, fresh: bool = False) -> None:
+        """Let the policy decide *now*, and launch what it says. *fresh*: something came while the engine was idle."""
+        worker, view, loop = self.worker, self.view, self.loop
+        waiting, policy, shown = view.waiting, self.guard or worker.policy, worker.shown
+        self.deciding = True
+        if worker.inbox:
+            self._take_in(now)
+        while view.in_flight is None:
+            if not waiting and not view.running:
+                if not worker.inbox:
+                    break
+                self._take_in(now)
+                continue
+            view.checked = None
+            step: Step = policy.decide(shown, now)
+            if self.booked:
+                self._wrong(step)
+            # Most steps are one of two kinds, for which there are short ways.
+            if step.plain == DECODES:
+                if step.standing and self.go_on is not None and not fresh:
+                    later = self.go_on(step, now)
+                    if later is not None:
+                        if not self._settles():
+                            break
+                        now = later
+                        if worker.inbox:
+                            self._take_in(now)
+                        continue
+                if view.decoding and self._all_decode(step.repeat, fresh, now):
+                    break
+            elif step.plain == PREFILLS and step.prefill[0][0] in waiting:
+                pieces = self._admit(step.prefill, (), 0, False, now)
+                if pieces:
+                    self._launch(0, 0, pieces, None, now)
+                    break
+            if not self._carry_out(step, now):
+                if not worker.inbox:
+                    loop._set_alarm(worker, step.idle_until, now)
+                    break
+                self._take_in(now)
+            now = loop._now()
+        self.deciding = False
+
+    def _all_decode(self, repeat: Repeat | None, fresh: bool, now: float) -> bool:
+        """A step, or several on end, in which all that can decode do, and nothing else happens; False if memory does
+        not last for that."""
+        view, loop = self.view, self.loop
+        decoding, times = view.decoding, 1
+        if repeat is not None and not fresh and self.host is None:
+            if type(repeat) is not Repeat or type(repeat.times) is not int or type(repeat.limit) is not float:
+                check_repeat(self.worker.policy, repeat)
+            times = self._leaving[0] - self._ticks.count
+            if repeat.times < times:
+                times = repeat.times
+                if times < 1:
+                    check_repeat(self.worker.policy, repeat)
+        # Between them the tasks need no more than this, whatever their phases.
+        if (view.free_blocks - self.headroom) * self.size < decoding * (times + self.size - 1):
+            times = self._affordable(times)
+            if not times:
+                return False
+        loop._batches += 1
+        batch = view.in_flight = TokenBatch(
+            loop._batches, self.worker, decoding, view.context, now, self.keep_ends, times, repeat
+        )
+        self.worker.run(batch, self._done)
+        return True
+
+    def _take_in(self, now: float) -> None:
+        worker, waiting = self.worker, self.view.waiting
+        inbox: list[TokenTask] = worker.inbox  # type: ignore[assignment]
+        worker.inbox = []
+        if self.seen or type(worker.policy).admit is not TokenPolicy.admit:
+            self._ask_in(inbox, now)
+            return
+        for task in inbox:
+            if task.request.outcome is None:
+                task.admitted = now
+                if self.booked:
+                    self.note(task)
+                waiting[task] = None
+            else:
+                del self._lengths[task]
+
+    def _ask_in(self, inbox: Sequence[TokenTask], now: float) -> None:
+        """Likewise, where arrivals are stamped now or the policy may refuse."""
+        worker, view = self.worker, self.view
+        for task in inbox:
+            if task.request.outcome is not None:
+                del self._lengths[task]
+                continue
+            task.admitted = now
+            if self.seen:
+                task.arrival = now
+            self.note(task)
+            kept = (self.guard or worker.policy).admit(task, worker.shown, now)
+            if kept is True or check_kept(worker.policy, kept):
+                view.waiting[task] = None
+            else:
+                self.forget(task)
+                self.loop._drop(task, view)
+
+    # -- a step -------------------------------------------------------------------------------------------
+
+    def _carry_out(self, step: Step, now: float) -> bool:
+        """Do as *step* says; whether anything came of it (a step in flight, or a changed queue: ask again)."""
+        view, policy = self.view, self.worker.policy
+        changed = bool(step.drop or step.preempt)
+        if changed or step.prefill is None:
+            check_decision(policy, step, Step)
+        for task in tuple(step.drop):
+            self._give_up(cast("TokenTask", task))
+        for task in tuple(step.preempt):
+            if task not in view.running:
+                what = f"it preempts {task}, which is not running at {view.name}"
+                raise fault(policy, what, "a task of view.running")
+            self._preempt(task)
+        chosen = None if isinstance(step.decode, All) else self._chosen(step.decode)
+        crowded = bool(view.running) and self._make_room(chosen, step.prefill)
+        if crowded and chosen is not None:
+            chosen = [task for task in chosen if task._ticks is not None]
+        decode = view.decoding if chosen is None else len(chosen)
+        context = view.context if chosen is None else sum([task.computed for task in chosen])
+        if chosen is not None and decode == view.decoding:
+            chosen = None
+        pieces = self._admit(step.prefill, chosen, decode, crowded, now) if step.prefill else ()
+        if not decode and not pieces:
+            return changed or crowded
+        self._launch(decode, context, pieces, chosen, now)
+        return True
+
+    def _chosen(self, decode: Sequence[TokenTask]) -> list[TokenTask]:
+        policy = self.worker.policy
+        try:
+            chosen = list(decode)
+            for task in chosen:
+                if task not in self._bases:
+                    raise fault(policy, f"it decodes {task}, which is not decoding at {self.view.name}")
+        except TypeError:
+            check_decision(policy, Step(decode=decode), Step)
+            raise
+        if len(set(chosen)) < len(chosen):
+            raise fault(policy, f"decode of its decision holds {max(chosen, key=chosen.count)!r} twice")
+        return chosen
+
+    def _launch(
+        self, decode: int, context: int, pieces: Sequence[Piece], chosen: Sequence[TokenTask] | None, now: float
+    ) -> None:
+        loop = self.loop
+        loop._batches += 1
+        batch = TokenBatch(loop._batches, self.worker, decode, context, now, self.keep_ends)
+        if chosen is not None:
+            batch.chosen = chosen
+        if pieces:
+            batch.prefill = pieces
+            batch.size = decode + len(pieces)
+        if self._preempted:
+            batch.preempted, self._preempted = self._preempted, []
+            self._fruitless += 1
+            if self._fruitless > FRUITLESS:
+                self._tell_circle()
+        if self._swapped:
+            batch.swapped, self._swapped = self._swapped, 0
+        self.view.in_flight = batch
+        self.worker.run(batch, self._done)
+
+    def _admit(
+        self, prefill: Sequence[Chunk], chosen: Sequence[TokenTask] | None, decode: int, crowded: bool, now: float
+    ) -> list[Piece]:
+        """Take of *prefill* what fits beside *decode* tasks; the chunks of running tasks have room. When it was so
+        *crowded* that tasks were preempted, nobody is admitted."""
+        view, size, booked = self.view, self.size, self.booked
+        waiting, running = view.waiting, view.running
+        free = view.free_blocks
+        pieces: list[Piece] = []
+        if (
+            prefill is view.checked
+            and prefill == view.sure
+            and not decode
+            and not crowded
+            and prefill[0][0] in waiting
+        ):
+            # `TokenView.admissible` has just found all of it, so all that waits fits.
+            for task, count in prefill:
+                computed = task._computed
+                if booked and task in waiting:
+                    self._check(task)
+                if type(count) is not int or not 0 < count <= task.prompt + task._generated - computed:
+                    self._no_chunk(task, count)
+                if task not in waiting:
+                    self._not_there(task)
+                free += -(computed + count) // size
+                del waiting[task]
+                running[task] = None
+                if task.started is None:
+                    task.started = now
+                if computed:
+                    self._swapped += -(-computed // size)
+                task._computed = computed + count
+                pieces.append((task, count, computed))
+            view.free_blocks = free
+            return pieces
+        tokens = view.max_batched_tokens - decode
+        sequences = view.max_sequences - len(running)
+        least = view.watermark
+        if decode:
+            least += self._blocks_of_a_step(chosen)
+        whole = view.whole_prompt
+        admitted = 0
+        for task, count in prefill:
+            if type(count) is not int:
+                self._no_chunk(task, count)
+            tokens -= count
+            if tokens < 0:
+                break
+            computed = task._computed
+            if task in self._bases:
+                raise fault(self.worker.policy, f"it prefills {task}, which is decoding at {view.name}")
+            if booked and (task in waiting or task in running):
+                self._check(task)
+            pending = task.prompt + task._generated - computed
+            if count < 1 or count > pending:
+                self._no_chunk(task, count)
+            left = free + -(computed + count) // size
+            if task in waiting:
+                if crowded or left < least or sequences == admitted:
+                    break
+                if whole and free + -(computed + pending) // size < least:
+                    break
+                admitted += 1
+                del waiting[task]
+                running[task] = None
+                if task.started is None:
+                    task.started = now
+                if computed:
+                    self._swapped += -(-computed // size)
+            elif task in running:
+                if admitted:
+                    raise fault(
+                        self.worker.policy, f"it prefills {task}, which runs at {view.name}, after one that waits"
+                    )
+                left -= -computed // size
+            elif crowded:
+                break  # it was there until now
+            else:
+                self._not_there(task)
+            free = left
+            task._computed = computed + count
+            pieces.append((task, count, computed))
+        view.free_blocks = free
+        return pieces
+
+    def done(self, batch: TokenBatch) -> None:
+        """The executor has run *batch*."""
+        self.deciding = True
+        now = self.settle(batch)
+        self.deciding = False
+        if not self.loop.stopped:
+            if self.host is not None:
+                self._rest(self.host.between(batch.size))
+            elif not self.worker.called:  # as `_settles`, without the call
+                if self.loop._when_settled(self.worker.awake):
+                    self.worker.called = True
+                else:
+                    self.turn(now)
+
+    def settle(self, batch: TokenBatch) -> float:
+        """What follows from *batch* before the policy is asked again; gives the time."""
+        view, loop = self.view, self.loop
+        now = batch.end = loop._now()
+        view.in_flight = None
+        loop._hear_batch(batch)
+        view.last_step = batch.took
+        if not self.lean:
+            loop._hold()
+        if batch.decode:
+            self._tick(batch, now) if batch.chosen is None else self._advance(batch.chosen, now)
+        if batch.prefill:
+            self._prefilled(batch.prefill, now)
+        else:
+            view.last_decode = batch.took
+        if self._stale:
+            self._purge()
+        if not self.lean:
+            loop._let_decide()
+        return now
+
+    def _settles(self) -> bool:
+        """Whether nothing else happens at this instant, so that the policy may be asked; else it is when all has."""
+        worker = self.worker
+        if worker.called:
+            return False
+        worker.called = self.loop._when_settled(worker.awake)
+        return not worker.called
+
+    def _rest(self, seconds: float) -> None:
+        """Ask the policy after so long, and after taking in, one after the other, what comes until then."""
+        self.deciding = True
+        self.loop.executor.call_at(self.loop._now() + seconds, self._rested)
+
+    def _rested(self) -> None:
+        if self.loop._when_settled(self._rested):
+            return
+        new, self._untaken = self._untaken, 0
+        if new and self.host is not None:
+            self._rest(new * self.host.intake)
+        elif not self.loop.stopped:
+            self.turn(self.loop._now())
+
+    def _tick(self, batch: TokenBatch, now: float) -> None:
+        """All that decode have put out a token, or several."""
+        view, ticks, phases, size = self.view, self._ticks, self._phases, self.size
+        tick, count = self.tick, batch.count
+        ticks.count = self.tick = last = tick + count
+        self._fruitless = 0
+        if self._recomputed:
+            self._recomputed.clear()
+        if count == 1:
+            view.free_blocks -= phases[-tick % size]
+        else:
+            first = -(last - 1) % size
+            if first + count <= size:  # the phases of these ticks lie side by side
+                view.free_blocks -= sum(phases[first : first + count])
+            else:
+                view.free_blocks -= sum([phases[-t % size] for t in range(tick, last)])
+        view.context += batch.decode * count
+        if self.keep_times:
+            self._ends.extend(batch.ends or (now,))
+            if len(self._ends) > self._trim_at:
+                self._trim()
+        leaving = self._leaving
+        while leaving and leaving[0] <= last:
+            lengths, bases = self._lengths, self._bases
+            for task in self._buckets.pop(heappop(leaving)):
+                # One that was preempted since has another bucket now.
+                if task in bases and bases[task] + last == lengths[task]:
+                    self._part(task)
+                    self._finish(task, now)
+
+    def _advance(self, chosen: Sequence[TokenTask], now: float) -> None:
+        """Some of those that decode have put out a token."""
+        self._fruitless = 0
+        self._recomputed.difference_update(chosen)
+        for task in chosen:
+            computed, generated = task.computed, task.generated + 1
+            if computed % self.size == 0:
+                self.view.free_blocks -= 1
+            self._part(task)
+            task._computed, task._generated = computed + 1, generated
+            if self.keep_times:
+                task._times.append(now)  # type: ignore[union-attr]
+            if generated == self._lengths[task]:
+                self._finish(task, now)
+            else:
+                self._join(task)
+
+    def _prefilled(self, pieces: Sequence[Piece], now: float) -> None:
+        for task, _, _ in pieces:
+            pending = task.prompt + task._generated - task._computed
+            if not pending:
+                self._fruitless = 0
+                task._generated += 1
+                if task.first_token is None:
+                    task.first_token = now
+                if self.keep_times:
+                    task._times.append(now)  # type: ignore[union-attr]
+                if task._generated >= self._lengths[task]:
+                    self._finish(task, now)
+                    continue
+            elif pending > 1 or task._computed < task.prompt:
+                self._keep(task)
+                continue
+            else:
+                self._recomputed.add(task)
+            self._join(task)
+
+    # -- what tasks hold ----------------------------------------------------------------------------------
+
+    def _release(self, task: TokenTask) -> None:
+        """*task* gives its memory back and runs no more."""
+        self._recomputed.discard(task)
+        if task in self._bases:
+            self._part(task)
+        else:
+            self._check(task)
+        self.view.free_blocks -= -task._computed // self.size
+        del self.view.running[task]
+
+    def _finish(self, task: TokenTask, now: float) -> None:
+        """*task*, which does not decode with the others (any more), has put out its last token."""
+        self.view.free_blocks -= -task._computed // self.size
+        del self.view.running[task]
+        self.forget(task)
+        request = task.request
+        if request.outcome is None:
+            task.finished = now
+            slo = self.view.slo
+            if slo is not None and not slo.met(task):
+                request.missed = True  # type: ignore[misc]
+                if not self.lean:
+                    self.loop._know_anew(request)
+            if self.lean:
+                request.finished = now
+                met = now <= latest(request.deadline) and not request.missed
+                self.loop._end(request, Outcome.MET if met else Outcome.LATE)
+            else:
+                self.loop._leave(task, now)
+
+    def _preempt(self, task: TokenTask) -> None:
+        """*task* loses its memory and goes back to the head of the queue."""
+        view = self.view
+        self._release(task)
+        task.preemptions += 1
+        self._preempted.append(task)
+        if self.swap:
+            self._swapped += -(-task._computed // self.size)
+        else:
+            task._computed = 0
+        self._keep(task)
+        if self._outgrown(task):
+            self.forget(task)
+            self.loop.fail(task.request, f"its {task.prompt + task._generated} tokens do not fit into {view.name}")
+            return
+        view.waiting[task] = None
+        view.waiting.move_to_end(task, last=False)
+
+    def _outgrown(self, task: TokenTask) -> bool:
+        """Whether *task* has become too long to be computed anew."""
+        return self.view.blocks_for(task.prompt + task._generated) > self.view.blocks - self.view.watermark
+
+    def _give_up(self, task: TokenTask) -> None:
+        view = self.view
+        if task in view.running:
+            self._release(task)
+        elif task in view.waiting:
+            del view.waiting[task]
+        else:
+            raise fault(self.worker.policy, f"it drops {task}, which is not at {view.name}", "a task of its view")
+        self.forget(task)
+        self.loop._drop(task, view)
+
+    def _purge(self) -> None:
+        """Forget the tasks whose requests have ended elsewhere while they were in flight here."""
+        self._stale = False
+        for task in [t for t in self.view.running if t.request.outcome is not None]:
+            self._release(task)
+            self.forget(task)

@@ -1,0 +1,51 @@
+"""What an LLM engine's memory and settings allow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..errors import BadInput
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """What an engine's memory and settings allow; none of it is the policy's to change.
+
+    *blocks* of *block_size* tokens hold the KV of all running requests. A waiting request is admitted only if at
+    least ``int(watermark * blocks)`` blocks stay free after it. A step computes *max_batched_tokens* tokens at most,
+    and *max_sequences* requests run at most. A decoding request goes on only if *headroom* blocks are free when its
+    turn comes, whether it needs one or not (vLLM 0.5.4: 1, its V1 engine: 0). When memory runs out, *preemption*
+    frees that of the last of the running by forgetting it ("recompute") or by moving it to the host ("swap"). With
+    *stamp* "sent" a request has arrived when the client sent it; with "seen", when the engine next looked at its
+    queue, which is between two steps (NeuStream's serving loop stamps it then, so that the wait before that is free
+    of charge). With *whole_prompt* a chunk is admitted only if there is memory for all of its prompt (vLLM V1).
+    """
+
+    blocks: int
+    block_size: int = 16
+    watermark: float = 0.0
+    max_batched_tokens: int = 8192
+    max_sequences: int = 256
+    headroom: int = 0
+    preemption: Literal["recompute", "swap"] = "recompute"
+    stamp: Literal["sent", "seen"] = "sent"
+    whole_prompt: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("blocks", "block_size", "max_batched_tokens", "max_sequences"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name} is {getattr(self, name)}", right="1 or more")
+        if not 0.0 <= self.watermark < 1.0:
+            raise BadInput(f"watermark is {self.watermark}", right="a share of the blocks, from 0 to below 1")
+        if self.headroom < 0:
+            raise BadInput(f"headroom is {self.headroom}", right="0 or more blocks")
+        if self.preemption not in ("recompute", "swap"):
+            raise BadInput(f"preemption is {self.preemption!r}", right="'recompute' or 'swap'")
+        if self.stamp not in ("sent", "seen"):
+            raise BadInput(f"stamp is {self.stamp!r}", right="'sent' or 'seen'")
+
+    @property
+    def reserve(self) -> int:
+        """The blocks that an admission must leave free."""
+        return int(self.watermark * self.blocks)

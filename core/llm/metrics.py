@@ -1,0 +1,231 @@
+"""What an LLM run amounted to: latencies and throughput as ``vllm bench serve`` reports them, goodput in tokens as
+NeuStream does. The formulas stand in docs/reference/token-metrics.md.
+
+>>> limits = TokenLimits(ttft=2.0, tpot=0.1)
+>>> limits.hold(ttft=1.9, tpot=0.1, itl=0.3, e2el=30.0)
+True
+>>> TokenLimits(itl=0.2).hold(ttft=1.9, tpot=0.1, itl=0.3, e2el=30.0)
+False
+"""
+
+from __future__ import annotations
+
+from array import array
+from math import inf
+from typing import Any
+
+import numpy as np
+
+from ..metrics import Summary
+from ..request import Outcome, Request
+from ..slo import latest, slack
+from .metric_blocks import TokenBlock
+from .request import TokenTask
+from .slo import _STEPS, _SUMS, LimitsSLO, TokenDeadlines, TokenLimits, _longer, on_time, sent_at, task_limits
+from .token_gaps import Gaps
+
+
+def limits_of_block(block: TokenBlock, limits: TokenLimits) -> np.ndarray:
+    """As `task_limits`, of each in *block*."""
+    more = slack(block.last)
+    kept: np.ndarray = (block.first - block.sent <= limits.ttft + more) & (block.tpot <= limits.tpot + more)
+    kept &= block.last - block.sent <= limits.e2el + more
+    if limits.itl < inf:
+        kept &= block.longest_gaps() <= limits.itl + more
+    return kept
+
+
+def on_time_of_block(block: TokenBlock, slo: TokenDeadlines) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `on_time`, of each in *block*."""
+    firsts, per_step = _first_due(block, slo), slo.decode_scale * (slo.d0 + slo.d1 * block.prompts)
+    found = np.empty(len(block), dtype=int), np.empty(len(block), dtype=bool), np.empty(len(block), dtype=bool)
+    for places, times in block.portions():
+        count, counts = times.shape[1], block.counts[places]
+        steps, sums = (_STEPS, _SUMS) if count <= len(_STEPS) else _longer(count)
+        due = per_step[places, None] * steps[:count]
+        due += firsts[places, None]
+        due += (slo.decode_scale * slo.d1) * sums[:count]
+        due += slack(firsts[places])[:, None]
+        kept = times <= due
+        if counts[0] < count:
+            kept &= steps[:count] < counts[:, None]
+        for column, values in zip(
+            found, (np.count_nonzero(kept, axis=1), kept[:, 0], kept[np.arange(len(places)), counts - 1]), strict=True
+        ):
+            column[places] = values
+    return found
+
+
+def _first_due(block: TokenBlock, slo: TokenDeadlines) -> np.ndarray:
+    """When the first token of each in *block* was due."""
+    prompts, which = np.unique(block.prompts, return_inverse=True)
+    alone = np.array([slo.prefill_scale * slo.prefill_alone(prompt) for prompt in prompts.tolist()])
+    due: np.ndarray = block.arrival + alone[which]
+    return due
+
+
+def _last_kept(block: TokenBlock, slo: TokenDeadlines) -> np.ndarray:
+    """Whether the last token of each in *block* came in time, as `CumulativeSLO.met` reckons."""
+    steps = (block.counts - 1).astype(float)
+    alone = slo.d0 * steps + slo.d1 * (steps * block.prompts + steps * (steps + 1.0) / 2.0)
+    kept: np.ndarray = block.last <= latest(_first_due(block, slo) + slo.decode_scale * alone)
+    return kept
+
+
+class StageTokens:
+    """Tokens of one LLM stage, gathered as requests end; 24 bytes are kept per request that finished it."""
+
+    def __init__(self, slo: TokenDeadlines | None, limits: TokenLimits | None) -> None:
+        self.promise = slo
+        self.slo = slo if not isinstance(slo, LimitsSLO) else None
+        self.limits = limits
+        self.completed = self.within_limits = 0
+        self.prompt_tokens = self.output_tokens = self.all_tokens = self.preemptions = 0
+        self.ttft, self.tpot, self.e2el = array("d"), array("d"), array("d")
+        self.itl = Gaps()
+        self.first_on_time = self.last_on_time = self.late_firsts = 0
+        self.on_time = 0
+        self.first_arrival = inf
+        self.last_finish = -inf
+
+    def ended(self, task: TokenTask, outcome: Outcome) -> None:
+        """The request of *task* has ended; *task* may have put out no token, some, or all."""
+        self.preemptions += task.preemptions
+        if task.arrival < self.first_arrival:
+            self.first_arrival = task.arrival
+        first, generated = task.first_token, task.generated
+        if first is None:
+            return
+        self.all_tokens += generated
+        if generated > 1:
+            self.itl.add(task.times())
+        if self.slo is not None:
+            count, first_kept, last_kept = on_time(task, self.slo)
+            self.on_time += count
+            if first_kept:
+                self.first_on_time += 1
+            else:
+                self.late_firsts += 1
+            if last_kept and task.finished is not None:
+                self.last_on_time += 1
+        if task.finished is None:
+            return
+        self.completed += 1
+        self.prompt_tokens += task.prompt
+        self.output_tokens += generated
+        if task.finished > self.last_finish:
+            self.last_finish = task.finished
+        sent = sent_at(task)
+        self.ttft.append(first - sent)
+        self.e2el.append(task.finished - sent)
+        if generated > 1:
+            self.tpot.append((task.finished - first) / (generated - 1))
+        if self.limits is not None and task_limits(task, self.limits):
+            self.within_limits += 1
+
+    def ended_block(self, block: TokenBlock) -> np.ndarray:
+        """Those of *block* have put out all their tokens; gives which of them kept the SLO of their tokens.
+
+        To the bit what `ended` gives of one after the other.
+        """
+        slo, limits, many = self.slo, self.limits, len(block)
+        kept = np.ones(many, dtype=bool)
+        self.first_arrival = min(self.first_arrival, float(block.arrival.min()))
+        self.last_finish = max(self.last_finish, float(block.last[-1]))
+        tokens = int(block.counts.sum())
+        self.all_tokens += tokens
+        self.output_tokens += tokens
+        self.prompt_tokens += int(block.prompts.sum())
+        self.completed += many
+        self.itl.add_counted(*block.gaps())
+        if slo is not None:
+            counts, firsts, lasts = on_time_of_block(block, slo)
+            self.on_time += int(counts.sum())
+            first = int(np.count_nonzero(firsts))
+            self.first_on_time += first
+            self.late_firsts += many - first
+            self.last_on_time += int(np.count_nonzero(lasts))
+            kept = counts == block.counts if slo.meets == "all" else _last_kept(block, slo)
+        elif isinstance(self.promise, LimitsSLO):
+            kept = limits_of_block(block, self.promise.limits)
+        self.ttft.frombytes((block.first - block.sent).tobytes())
+        self.e2el.frombytes((block.last - block.sent).tobytes())
+        self.tpot.frombytes(block.tpot[block.counts > 1].tobytes())
+        if limits is not None:
+            self.within_limits += int(np.count_nonzero(limits_of_block(block, limits)))
+        return kept
+
+    def as_dict(self, duration: float) -> dict[str, Any]:
+        """Tokens and requests per second over *duration* (seconds), latencies in milliseconds.
+
+        None where nothing was measured, or asked for.
+        """
+        out: dict[str, Any] = {
+            "completed": self.completed,
+            "total_input_tokens": self.prompt_tokens,
+            "total_output_tokens": self.output_tokens,
+            "output_throughput": _rate(self.output_tokens, duration),
+            "total_token_throughput": _rate(self.prompt_tokens + self.output_tokens, duration),
+        }
+        for name, values in (("ttft", self.ttft), ("tpot", self.tpot), ("e2el", self.e2el)):
+            _latencies(out, name, _four(values))
+        _latencies(out, "itl", self.itl.statistics())
+        out["preemptions"] = self.preemptions
+        if self.limits is not None:
+            out["within_limits"] = self.within_limits
+            out["limits_goodput"] = _rate(self.within_limits, duration)
+        if self.slo is not None:
+            artifact = self.last_finish - self.first_arrival
+            out["on_time_tokens"] = self.on_time
+            out["late_tokens"] = self.all_tokens - self.on_time
+            out["token_goodput"] = _rate(self.on_time, duration)
+            out["token_goodput_artifact"] = _rate(self.on_time + self.late_firsts, artifact)
+            out["prefill_goodput"] = _rate(self.first_on_time, duration)
+            out["decode_goodput"] = _rate(self.last_on_time, duration)
+        return out
+
+
+def _rate(count: float, duration: float) -> float | None:
+    return count / duration if 0.0 < duration < inf else None
+
+
+def _four(values: array[float]) -> tuple[float, float, float, float] | None:
+    if not values:
+        return None
+    seconds = np.array(values)
+    median, p99 = np.percentile(seconds, (50, 99))
+    return float(seconds.mean()), float(seconds.std()), float(median), float(p99)
+
+
+def _latencies(out: dict[str, Any], name: str, four: tuple[float, float, float, float] | None) -> None:
+    for i, statistic in enumerate(("mean", "std", "median", "p99")):
+        out[f"{statistic}_{name}_ms"] = four[i] * 1000.0 if four is not None else None
+
+
+class TokenSummary(Summary):
+    """A `Summary` that knows LLM stages. *slos* holds what each promises, *limits* is reported beside that.
+
+    Its recorder must want the times of tokens (`Recorder.wants_token_times`).
+    """
+
+    def __init__(self, slos: dict[str, TokenDeadlines | None], limits: TokenLimits | None = None) -> None:
+        super().__init__()
+        self.stages = {stage: StageTokens(slo, limits) for stage, slo in slos.items()}
+
+    def ended(self, request: Request, now: float) -> None:
+        super().ended(request, now)
+        stages = self.stages
+        for task in request.tasks:
+            if isinstance(task, TokenTask):
+                assert request.outcome is not None
+                stages[task.stage.name].ended(task, request.outcome)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As of `Summary`, with ``llm``: the tokens of each LLM stage; those of a single one stand at the top too."""
+        out = super().as_dict()
+        stages = {name: stage.as_dict(out["duration"]) for name, stage in self.stages.items()}
+        if len(stages) == 1:
+            (only,) = stages.values()
+            out = {**out, **{key: value for key, value in only.items() if key not in out}}
+        out["llm"] = stages
+        return out

@@ -1,0 +1,274 @@
+"""Policies for language models: what one sees of an LLM engine, and says, once per engine step.
+
+An LLM *stage* is one worker, an engine (one GPU or several that act as one), which prefills prompts and decodes
+output tokens, each in steps over many requests. A `TokenPolicy` is handed a `TokenView` and answers with a `Step`;
+the same object decides in the simulation and inside vLLM's scheduler. How many tokens a request will really put out
+is nowhere in what it sees: only the declared *limit* is.
+
+Words: the *context* of a request is the tokens whose keys and values (KV) stand in the engine's memory, which is kept
+in *blocks* of `EngineLimits.block_size` tokens. A *prefill* computes tokens that are known already (a prompt; after a
+preemption also the tokens that were put out before), whole or in *chunks*; its last token puts out the next one. A
+*decode* computes the token that came out last and puts out one more. A step with both is *mixed*.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from ..policy import Decision, Policy, Repeat, WorkerView
+from ..request import Task
+from .limits import EngineLimits
+from .request import TokenTask
+from .slo import TokenSLO
+
+if TYPE_CHECKING:
+    from ..pipeline import Stage
+
+
+class All:
+    """The type of `ALL`."""
+
+    def __repr__(self) -> str:
+        return "ALL"
+
+
+#: Every running request that is decoding.
+ALL: Final = All()
+
+
+#: Kinds of steps: all that can decode do, and nothing else happens; some prefill, and nothing else happens.
+DECODES, PREFILLS = 1, 2
+
+#: What a step computes of which request: (task, tokens).
+Chunk = tuple[TokenTask, int]
+
+
+class Step(Decision):
+    """What an engine does next.
+
+    *prefill* holds (task, tokens) in order: waiting tasks to admit, and running ones that are partly computed; fewer
+    tokens than are pending make a chunk. A task that waits with its KV on the host (after a swap) is brought back the
+    same way, with the one token that it has pending. *decode* says which of the running tasks decode: `ALL`, or
+    some, or none. *preempt* puts running tasks back to the head of the queue, *drop* gives tasks up for good; both
+    come first. With nothing to compute the engine idles until something arrives, or until *idle_until* at the latest.
+    *repeat* (decode steps only) is the policy's word that it would decide the same again, see `Repeat`. A step may be
+    given again and again, but is not to be changed once it is made.
+
+    *standing* (with *repeat*, where all that can decode do and nothing else happens) extends that word to requests
+    that arrive: whenever the engine looks at its queue, the policy would first prefill those that wait, in the order
+    of the queue, whole, in a step without decodes, as many as `TokenView.admissible` takes of them; and if it takes
+    none, decode as here. It holds through arrivals, admissions and ends, until a task is preempted or a prompt comes
+    that is longer than a step; the engine may ask again at any time.
+
+    The engine admits from *prefill* as long as tokens, sequences and blocks last; the first waiting task that does
+    not fit stays waiting, and so do those after it. Memory is given to the running before the waiting.
+    """
+
+    __slots__ = ("decode", "plain", "preempt", "prefill", "standing")
+
+    def __init__(
+        self,
+        prefill: Sequence[Chunk] = (),
+        decode: Sequence[TokenTask] | All = (),
+        *,
+        preempt: Sequence[TokenTask] = (),
+        drop: Sequence[TokenTask] = (),
+        idle_until: float | None = None,
+        repeat: Repeat | None = None,
+        standing: bool = False,
+    ) -> None:
+        self.prefill = prefill
+        self.decode = decode
+        self.preempt = preempt
+        self.drop = drop
+        #: Which of the two common kinds it is, if it is; told once for a step that a policy gives again and again.
+        self.plain = 0
+        # None is no list, and is told of when the step is carried out.
+        if not drop and not preempt and drop is not None and preempt is not None:
+            if decode is ALL:
+                if not prefill and prefill is not None:
+                    self.plain = DECODES
+            elif prefill and not decode and decode is not None:
+                self.plain = PREFILLS
+        self.idle_until = idle_until
+        self.repeat = repeat
+        self.standing = standing
+
+    def __repr__(self) -> str:
+        decode = self.decode if isinstance(self.decode, All) else [t.id for t in self.decode]
+        return (
+            f"<Step prefill={[(t.id, n) for t, n in self.prefill]} decode={decode}"
+            f" preempt={[t.id for t in self.preempt]} drop={[t.id for t in self.drop]}>"
+        )
+
+
+class TokenView(WorkerView):
+    """What a policy may see of the engine that it decides for.
+
+    *waiting* holds the tasks in the order of the queue (preempted ones at its head), *running* those that hold KV, in
+    order of admission, partly prefilled ones included. *decoding* counts the running tasks that are decoding,
+    *context* is the sum of their computed tokens. *free_blocks* of *blocks* are free; an admission must leave
+    *watermark* blocks free. *last_step* and *last_decode* are the seconds that the last step, and the last step
+    without a prefill, took, scheduling included; 0 before there was one.
+    """
+
+    # What changes from step to step stands in a dictionary, which the policy's view shares
+    # (`servetwin.core.invariants.read_only`).
+    __slots__ = (
+        "__dict__",
+        "_estimate_decode",
+        "_estimate_prefill",
+        "block_size",
+        "blocks",
+        "checked",
+        "limits",
+        "max_batched_tokens",
+        "max_sequences",
+        "slo",
+        "sure",
+        "watermark",
+        "whole_prompt",
+    )
+
+    waiting: OrderedDict[TokenTask, None]  # type: ignore[assignment]
+    running: dict[TokenTask, None]  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        stage: Stage,
+        limits: EngineLimits,
+        *,
+        estimate_prefill: Callable[[int, float | None], float],
+        estimate_decode: Callable[[int, int], float],
+        slo: TokenSLO | None = None,
+        name: str = "",
+        slo_factor: float | None = None,
+    ) -> None:
+        super().__init__(stage, self._one, limit=limits.max_sequences, name=name, slo_factor=slo_factor)
+        self.waiting = OrderedDict()
+        self.limits = limits
+        self.blocks = self.free_blocks = limits.blocks
+        self.block_size = limits.block_size
+        self.watermark = limits.reserve
+        self.whole_prompt = limits.whole_prompt
+        self.checked: Sequence[Chunk] | None = None  # what `admissible` gave last
+        self.sure: Sequence[Chunk] = ()  # and what was in it then
+        self.max_batched_tokens = limits.max_batched_tokens
+        self.max_sequences = limits.max_sequences
+        self.decoding = 0
+        self.context = 0
+        self.last_step = self.last_decode = 0.0
+        self.slo = slo
+        self._estimate_prefill = estimate_prefill
+        self._estimate_decode = estimate_decode
+
+    def estimate_prefill(self, tokens: int, squares: float | None = None) -> float:
+        """Seconds of a prefill of *tokens* in all, by the scheduler's profile; *squares* is the sum of the squared
+        lengths of its prompts (None: it is one prompt)."""
+        return self._estimate_prefill(tokens, squares)
+
+    def estimate_decode(self, batch: int, context: int) -> float:
+        """Seconds of a decode step of *batch* requests whose computed tokens sum to *context*, by the profile."""
+        return self._estimate_decode(batch, context)
+
+    def blocks_for(self, tokens: int) -> int:
+        """Blocks that hold that many tokens."""
+        return -(-tokens // self.block_size)
+
+    def admissible(self, prefill: Iterable[Chunk], *, decode: int = 0) -> list[Chunk]:
+        """The part of *prefill* that the engine will run beside *decode* decoding requests, as things stand.
+
+        Chunks of running tasks are taken as they are. The first waiting task for which tokens, sequences or blocks do
+        not last ends the list.
+        """
+        tokens = self.max_batched_tokens - decode
+        running = self.running
+        sequences = self.max_sequences - len(running)
+        free, least, size, whole = self.free_blocks, self.watermark, self.block_size, self.whole_prompt
+        taken: list[Chunk] = []
+        for chunk in prefill:
+            task, count = chunk
+            tokens -= count
+            if tokens < 0:
+                break
+            computed = task._computed if task._ticks is None else task.computed
+            needed = -(computed + (task.pending if whole else count)) // size
+            if task in running:
+                free += needed + -(-computed // size)
+            else:
+                sequences -= 1
+                if sequences < 0 or free + needed < least:
+                    break
+                free += -(computed + count) // size
+            taken.append(chunk if type(chunk) is tuple else (task, count))
+        self.checked, self.sure = taken, taken[:]  # the former is the policy's to change
+        return taken
+
+    def solo(self, task: Task) -> float:
+        """Seconds that *task* still wants if it is served alone and puts out as much as it may."""
+        assert isinstance(task, TokenTask)
+        steps = max(0, task.left)
+        middle = task.prompt + task.generated + steps // 2
+        pending = 0 if task.decoding else task.pending  # 0 also while its prefill is in flight
+        seconds = self.estimate_prefill(pending) if pending else 0.0
+        return seconds + steps * self.estimate_decode(1, middle)
+
+    def _one(self, module: str, batch: int) -> float:
+        """A decode step without context: what `WorkerView.estimate` can say of an engine."""
+        return self._estimate_decode(batch, 0)
+
+
+# It is a `Policy`, but for mypy: what it is handed is more than what a policy has to expect.
+if TYPE_CHECKING:
+
+    class _Base:
+        ahead: bool
+        pools: bool
+else:
+    _Base = Policy
+
+
+class TokenPolicy(_Base):
+    """Decides what an LLM engine computes next. One object serves one engine; its parameters come by keyword.
+
+    A subclass must give `decide`. `start`, `admit` and `removed` are as in `Policy`, with a `TokenView` and
+    `TokenTask`; `ended` is not called. *waiting* and *running* of the view are not to be kept beyond a call.
+
+    A policy that keeps to a budget of tokens a step of its own, less than the engine's, says so in *tokens_a_step*:
+    as in vLLM no more requests may run at once than a step has tokens. One that never cuts a prompt, and would let
+    one wait for ever that is longer than a step, says so in *whole_prompts*.
+    """
+
+    tokens_a_step: int | None = None
+    whole_prompts: bool = False
+
+    def start(self, view: TokenView) -> None:
+        """Look at the engine once, before anything arrives."""
+
+    def admit(self, task: TokenTask, view: TokenView, now: float) -> bool:
+        """Take *task* into the queue, or refuse it (it is dropped then)."""
+        return True
+
+    def decide(self, view: TokenView, now: float) -> Step:
+        """What the engine computes next."""
+        raise NotImplementedError
+
+    def removed(self, task: TokenTask, view: TokenView, now: float) -> None:
+        """*task* was taken away by someone else."""
+
+
+def queue_order(view: TokenView, kept: Iterable[TokenTask]) -> list[TokenTask]:
+    """The waiting tasks in a policy's own order: what it had *kept*, newcomers after that, preempted ones first.
+
+    For policies that order the queue and remember it, as NeuStream does: *kept* is what the last call gave,
+    re-ordered.
+    """
+    waiting: Collection[TokenTask] = view.waiting
+    kept = [task for task in kept if task in waiting]
+    if len(kept) == len(waiting):
+        return kept
+    known = set(kept)
+    new = [task for task in waiting if task not in known]
+    return [*[t for t in new if t.preemptions], *kept, *[t for t in new if not t.preemptions]]

@@ -1,0 +1,193 @@
+"""Requests to language models, and their stay at an LLM stage."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import BadInput
+from ..request import Outputs, Request, Task
+
+if TYPE_CHECKING:
+    from ..pipeline import Stage
+    from ..worker import Worker
+
+
+@dataclass(frozen=True)
+class Follows:
+    """A prompt of *base* tokens and what the request has put out at the LLM stage *module* before.
+
+    How long it is shows when that stage is done, not sooner.
+    """
+
+    base: int
+    module: str
+
+    def tokens(self, request: Request) -> int:
+        """How long it is by now. Raises `BadInput` if the request has not been at that stage."""
+        for task in reversed(request.tasks):
+            if task.stage.loop == self.module and isinstance(task, TokenTask):
+                return self.base + task.generated
+        raise BadInput(f"{request} has put out no tokens at {self.module}", right=f"{self.module} before it")
+
+
+#: (prompt tokens, declared limit of output tokens) by the loop module of an LLM stage; a list if the request comes
+#: there several times.
+Tokens = Mapping[str, "tuple[int | Follows, int] | list[tuple[int | Follows, int]]"]
+
+
+class TokenRequest(Request):
+    """A request that passes one LLM stage or several.
+
+    *tokens* holds (prompt tokens, declared limit of output tokens) by the name of each LLM stage's loop module.
+    *outputs* holds the true numbers of output tokens; the loop takes them out of the request as it arrives, so a
+    policy can never see them. A stage that a request visits several times has lists, an entry per visit (the last
+    one goes on for further visits). *missed* says that an LLM stage did not keep the SLO of its tokens. *work* and
+    *slo* are as in `Request`.
+    """
+
+    __slots__ = ("missed", "outputs", "tokens")
+
+    def __init__(
+        self,
+        id: int,  # noqa: A002
+        arrival: float,
+        tokens: Tokens,
+        outputs: Outputs | None = None,
+        *,
+        slo: float = float("inf"),
+        work: Mapping[str, int] | None = None,
+    ) -> None:
+        self.id = id
+        self.arrival = arrival
+        self.deadline = arrival + slo
+        self.work = work if work is not None else {}
+        self.tasks = []
+        self.waiting_for = {}
+        self.outcome = self.reason = self.finished = None
+        self.tokens = tokens
+        self.outputs = outputs
+        self.missed = False
+
+
+class Ticks:
+    """How many steps the requests that decode together have made: the clock that their tokens are counted by."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+class TokenTask(Task):
+    """A request's stay at an LLM stage. Policies read; the engine counts.
+
+    *prompt* is in tokens, *limit* the declared most that it may put out. *budget* (seconds) is slack that earlier
+    stages left. *arrival* is as the engine sees it (`EngineLimits.stamp`). *started* is when it was first admitted to
+    a step, *first_token* when its first token came out, *finished* when its last did.
+    """
+
+    # Slots, all of them set at once: looking for what is not there, on the way to a default, costs more.
+    __slots__ = (
+        "_computed",
+        "_generated",
+        "_on_time",
+        "_ticks",
+        "_times",
+        "budget",
+        "first_token",
+        "limit",
+        "preemptions",
+        "prompt",
+    )
+
+    def __init__(
+        self, request: Request, stage: Stage, queued: float, worker: Worker | None, prompt: int, limit: int
+    ) -> None:
+        self.request = request
+        self.stage = stage
+        self.id = request.id
+        self.arrival = request.arrival
+        self.deadline = request.deadline
+        self.queued = queued
+        self.worker = worker.place if worker is not None else None
+        self.flight = self.admitted = self.started = self.finished = None
+        self.prompt = prompt
+        self.limit = limit
+        self.budget = 0.0
+        self.preemptions = 0
+        self.first_token: float | None = None
+        # While the task decodes with all others its counts move with *_ticks* and nothing is written per step.
+        self._ticks: Ticks | None = None
+        self._generated = 0
+        self._computed = 0
+        # When each of its tokens came out, where a recorder wants that; complete once it does not decode any more.
+        self._times: array[float] | None = None
+        # What `servetwin.core.llm.slo.on_time` found, since both SLO and summary ask it.
+        self._on_time: Any = None
+
+    @property
+    def generated(self) -> int:
+        """Output tokens so far."""
+        ticks = self._ticks
+        return self._generated if ticks is None else self._generated + ticks.count
+
+    @generated.setter
+    def generated(self, count: int) -> None:
+        self._settle()
+        self._generated = count
+
+    @property
+    def computed(self) -> int:
+        """Tokens whose KV stands; 0 after a preemption by recompute."""
+        ticks = self._ticks
+        return self._computed if ticks is None else self.prompt + self._generated + ticks.count - 1
+
+    @computed.setter
+    def computed(self, count: int) -> None:
+        self._settle()
+        self._computed = count
+
+    def times(self) -> Sequence[float]:
+        """When each of its tokens came out, once it has ended. Raises `BadInput` if the run's recorder did not want
+        that (`Recorder.wants_token_times`)."""
+        if self._times is None:
+            raise BadInput("the times of single tokens were not kept", right="a recorder with wants_token_times")
+        return self._times if self.finished is not None else self._times[:]  # which a policy may be shown
+
+    def _settle(self) -> None:
+        if self._ticks is not None:
+            self._computed = self.computed
+            self._generated += self._ticks.count
+            self._ticks = None
+
+    @property
+    def pending(self) -> int:
+        """Tokens to compute before the next one comes out: 1 while decoding."""
+        return 1 if self._ticks is not None else self.prompt + self._generated - self._computed
+
+    @property
+    def decoding(self) -> bool:
+        """Whether its KV stands but for the token that came out last."""
+        return self._ticks is not None or (
+            self._generated > 0
+            and self._computed >= self.prompt
+            and self.prompt + self._generated - self._computed == 1
+        )
+
+    @property
+    def iterations(self) -> int:  # type: ignore[override]
+        """The tokens that it may put out."""
+        return self.limit
+
+    @property
+    def left(self) -> int:  # type: ignore[override]
+        """What it may still put out."""
+        return self.limit - self.generated
+
+    def __repr__(self) -> str:
+        return (
+            f"<TokenTask of {self.id} at {self.stage.name}: {self.prompt}+{self.generated}, {self.computed} computed>"
+        )

@@ -1,0 +1,196 @@
+"""Deadlines and limits of tokens, and which tokens kept them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import inf
+from typing import Literal, Protocol
+
+import numpy as np
+
+from ..slo import latest, slack
+from .request import TokenTask
+from .token_gaps import as_array
+
+
+class TokenSLO(Protocol):
+    """Deadlines of single tokens, as NeuStream defines them; times in seconds, lengths in tokens.
+
+    *prefill_scale* and *decode_scale* are P and D of "P+D" (3+1.5, say), *d0* and *d1* the seconds of a decode step
+    alone, per step and per token of context.
+    """
+
+    @property
+    def prefill_scale(self) -> float: ...
+    @property
+    def decode_scale(self) -> float: ...
+    @property
+    def d0(self) -> float: ...
+    @property
+    def d1(self) -> float: ...
+
+    def alone(self, prompt: int) -> float:
+        """Seconds that the prefill of a prompt of that length takes alone."""
+
+    def deadline(self, task: TokenTask, token: int) -> float:
+        """When output token number *token* (1 is the first) must be out."""
+
+    def met(self, task: TokenTask) -> bool:
+        """Whether *task*, which has just put out its last token, kept this SLO."""
+
+
+@dataclass(frozen=True)
+class CumulativeSLO:
+    """Token j is due at ``arrival + budget + P * B(n) + D * I(n, j - 1)``: a late token can be caught up.
+
+    B(n) is the prefill of n prompt tokens alone, I(n, k) that of k decode steps alone after it:
+    ``d0 * k + d1 * (k * n + k * (k + 1) / 2)``. Source: the NeuStream artifact's LLM part.
+    """
+
+    prefill_scale: float
+    decode_scale: float
+    d0: float
+    d1: float
+    prefill_alone: Callable[[int], float]
+
+    def alone(self, prompt: int) -> float:
+        return self.prefill_alone(prompt)
+
+    def decode_alone(self, prompt: int, steps: int) -> float:
+        """Seconds of that many decode steps alone, after a prompt of that length."""
+        return self.d0 * steps + self.d1 * (steps * prompt + steps * (steps + 1) / 2)
+
+    def deadline(self, task: TokenTask, token: int) -> float:
+        prompt, steps = task.prompt, token - 1
+        first = task.arrival + task.budget + self.prefill_scale * self.prefill_alone(prompt)
+        # `decode_alone`, written out: policies ask for all that run and wait.
+        return first + self.decode_scale * (self.d0 * steps + self.d1 * (steps * prompt + steps * (steps + 1) / 2))
+
+    def met(self, task: TokenTask) -> bool:
+        """Whether its last token was on time (those before may have been late and caught up)."""
+        return task.finished is not None and task.finished <= latest(self.deadline(task, task.generated))
+
+
+#: Steps 0, 1, 2, ... and what k steps add up of the context, k (k + 1) / 2.
+_STEPS = np.arange(4096, dtype=float)
+_SUMS = _STEPS * (_STEPS + 1.0) / 2.0
+
+
+@dataclass(frozen=True)
+class TokenLimits:
+    """Limits in seconds that a request keeps, or not: ``--goodput`` of ``vllm bench serve``, and one more.
+
+    *ttft*: from sending until the first token. *tpot*: mean gap between tokens, 0 for a single one. *e2el*: from
+    sending until the last. *itl*: the longest gap between two tokens, which vLLM's command does not know.
+    """
+
+    ttft: float = inf
+    tpot: float = inf
+    itl: float = inf
+    e2el: float = inf
+
+    def hold(self, *, ttft: float, tpot: float, itl: float, e2el: float, at: float = 0.0) -> bool:
+        """Whether a request with these latencies, whose last token came out *at* that time, keeps all limits, with
+        the tolerance of `servetwin.core.slo`."""
+        more = slack(at)
+        return (
+            ttft <= self.ttft + more
+            and tpot <= self.tpot + more
+            and itl <= self.itl + more
+            and e2el <= self.e2el + more
+        )
+
+
+def task_limits(task: TokenTask, limits: TokenLimits) -> bool:
+    """Whether *task*, which has put out all its tokens, kept *limits*."""
+    assert task.first_token is not None
+    assert task.finished is not None
+    sent = sent_at(task)
+    gaps = task.generated - 1
+    itl = float(np.diff(as_array(task.times())).max()) if gaps and limits.itl < inf else 0.0
+    tpot = (task.finished - task.first_token) / gaps if gaps else 0.0
+    return limits.hold(ttft=task.first_token - sent, tpot=tpot, itl=itl, e2el=task.finished - sent, at=task.finished)
+
+
+def sent_at(task: TokenTask) -> float:
+    """Since when somebody waits for the tokens of *task*: the client's sending, or its coming to a later stage."""
+    request = task.request
+    return request.arrival if task is request.tasks[0] else task.queued
+
+
+@dataclass(frozen=True)
+class TokenDeadlines(CumulativeSLO):
+    """NeuStream's deadlines; a request meets them with all its tokens, or (*meets* "last") with its last."""
+
+    meets: Literal["all", "last"] = "all"
+    #: What each token may take longer, by how many came before it, in seconds.
+    _longer_contexts: np.ndarray = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_longer_contexts", self._weights(_STEPS, _SUMS)[1])
+
+    def met(self, task: TokenTask) -> bool:
+        if self.meets == "last":
+            return super().met(task)
+        return on_time(task, self)[0] == task.generated
+
+    def deadlines(self, task: TokenTask) -> np.ndarray:
+        """When each of the tokens that *task* has put out was due, in seconds since the run began."""
+        return self._due(task, False)
+
+    def _due(self, task: TokenTask, tolerant: bool) -> np.ndarray:
+        """Likewise, or up to when each is in time."""
+        count, prompt = task.generated, task.prompt
+        first = task.arrival + task.budget + self.prefill_scale * self.prefill_alone(prompt)
+        if tolerant:
+            first = first + slack(first)
+        steps, longer = (_STEPS, self._longer_contexts) if count <= len(_STEPS) else self._weights(*_longer(count))
+        due: np.ndarray = (self.decode_scale * (self.d0 + self.d1 * prompt)) * steps[:count]
+        due += first
+        due += longer[:count]
+        return due
+
+    def _weights(self, steps: np.ndarray, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return steps, (self.decode_scale * self.d1) * sums
+
+    def in_time(self, task: TokenTask) -> np.ndarray:
+        """Which of the tokens that *task* has put out came by their deadlines."""
+        kept: np.ndarray = as_array(task.times()) <= self._due(task, True)
+        return kept
+
+
+def _longer(count: int) -> tuple[np.ndarray, np.ndarray]:
+    steps = np.arange(count, dtype=float)
+    return steps, steps * (steps + 1.0) / 2.0
+
+
+def on_time(task: TokenTask, slo: TokenDeadlines) -> tuple[int, bool, bool]:
+    """How many of the tokens that *task* has put out came by their deadlines, and whether the first and the last did.
+
+    What was found for all of a task's tokens is kept with it: SLO and summary both ask.
+    """
+    known: tuple[TokenDeadlines, int, tuple[int, bool, bool]] | None = task._on_time
+    count = task.generated
+    if known is not None and known[0] is slo and known[1] == count:
+        return known[2]
+    kept = slo.in_time(task)
+    found = (int(np.count_nonzero(kept)), bool(kept[0]), bool(kept[-1]))
+    task._on_time = (slo, count, found)
+    return found
+
+
+@dataclass(frozen=True)
+class LimitsSLO(TokenDeadlines):
+    """Meets what *limits* say. As deadlines, for policies: *ttft* for the first token, *tpot* for each other."""
+
+    limits: TokenLimits = TokenLimits()
+
+    @classmethod
+    def of(cls, limits: TokenLimits) -> LimitsSLO:
+        far = 1e12  # a number that can be multiplied by 0
+        ttft, tpot = min(limits.ttft, limits.e2el, far), min(limits.tpot, far)
+        return cls(1.0, 1.0, tpot, 0.0, lambda _: ttft, limits=limits)
+
+    def met(self, task: TokenTask) -> bool:
+        return task_limits(task, self.limits)

@@ -1,0 +1,207 @@
+"""What a policy sees and says.
+
+A policy is handed a `WorkerView` and answers with a `Decision`. It has no clock, no device, no randomness and
+no way to look into the future; so the same object decides in a simulation and on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .pipeline import Stage
+    from .request import Task
+    from .worker import Worker
+
+
+class Repeat:
+    """A policy's word that it would decide the same again: a simulator may then take many iterations as one event.
+
+    The decision stands for *times* iterations in all, as long as no request arrives, ends or changes and, after *j*
+    of them, the time is below ``limit + j * drift``. It is a permission: whoever runs the batch may stop after any
+    iteration and ask again, and must get the same answer as if it had asked after each.
+    """
+
+    __slots__ = ("drift", "limit", "times")
+
+    def __init__(self, times: int, limit: float = float("inf"), drift: float = 0.0) -> None:
+        self.times, self.limit, self.drift = times, limit, drift
+
+
+class Decision:
+    """What a worker is to do next.
+
+    *run* is the batch, in order; each of its tasks runs one iteration, or with *whole* all that it has left at
+    this stage without re-forming the batch. *drop* gives tasks up for good. With nothing to run the worker
+    idles until something arrives, or until *idle_until* at the latest (seconds since the run began).
+    """
+
+    __slots__ = ("drop", "idle_until", "repeat", "run", "whole")
+
+    def __init__(
+        self,
+        run: Sequence[Task] = (),
+        drop: Sequence[Task] = (),  # given by place it costs half as much as by name
+        repeat: Repeat | None = None,
+        whole: bool = False,
+        idle_until: float | None = None,
+    ) -> None:
+        self.run = run
+        self.drop = drop
+        self.repeat = repeat
+        self.whole = whole
+        self.idle_until = idle_until
+
+    def __repr__(self) -> str:
+        ids = [t.id for t in self.run]
+        return f"<Decision run={ids}{' whole' if self.whole else ''} drop={[t.id for t in self.drop]}>"
+
+
+class Batch:
+    """What a worker runs in one go.
+
+    *iterations* is how many iterations each task runs before the batch may be re-formed: 1, or with *whole* the
+    most that any of its tasks has left. *joiners* are the tasks that begin their stage with it, *leaves* counts
+    those that end it. An executor may run the decision up to *times* times on end, within what *repeat* says; it
+    sets *count* to how often it did and, where *keep_ends* is set, *ends* to the times at which those iterations
+    ended. The first task to end its stage does so with iteration *last*; an executor that comes so far sets *leaves*.
+    """
+
+    joiners: Sequence[Task] = ()
+    leaves = 0
+    last = 1
+    ends: list[float] | None = None
+    thread = -1  # of a pool of threads: the one that runs it
+
+    tasks: Sequence[Task]
+
+    def __init__(
+        self,
+        id: int,  # noqa: A002
+        worker: Worker,
+        tasks: Sequence[Task],
+        whole: bool = False,
+        repeat: Repeat | None = None,
+    ) -> None:
+        self.id = id
+        self.worker = worker.place
+        self.tasks = tasks
+        self.size = len(tasks)
+        self.whole = whole
+        self.repeat = repeat
+        # What each batch is asked for is set at once: looking for what is not there, on the way to a default of the
+        # class, costs more.
+        self.joiners = ()
+        self.iterations = self.times = self.count = 1
+        self.leaves = 0
+        self.keep_ends = False
+        self.ends = None
+        self.start = self.end = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Batch {self.id} of {self.size} on {self.worker.name}>"
+
+
+class WorkerView:
+    """What a policy may see of the worker that it decides for.
+
+    *waiting* and *running* hold the tasks that the worker has admitted, in order of admission: those that have not
+    begun this stage, and those that have and are not done. They are the loop's own queues, to be read in place.
+    *in_flight* and *backlog* tell what the worker computes now and what was decided ahead of that. *limit* is the
+    largest batch that worker and device allow. *slo_factor* is the experiment's, where its SLO has one.
+
+    The loop and its policy have views of their own on the same; the policy's can only be read
+    (`servetwin.core.invariants.read_only`).
+    """
+
+    __slots__ = (
+        "_alone",
+        "_estimate",
+        "backlog",
+        "in_flight",
+        "limit",
+        "name",
+        "running",
+        "slo_factor",
+        "stage",
+        "waiting",
+    )
+
+    def __init__(
+        self,
+        stage: Stage,
+        estimate: Callable[[str, int], float],
+        *,
+        limit: int,
+        name: str = "",
+        slo_factor: float | None = None,
+    ) -> None:
+        self.name = name or stage.name
+        self.stage = stage
+        self.limit = limit
+        self.slo_factor = slo_factor
+        self.waiting: dict[Task, None] = {}
+        self.running: dict[Task, None] = {}
+        self.in_flight: Batch | None = None
+        self.backlog: deque[Batch] = deque()
+        self._estimate = estimate
+        self._alone: dict[str, float] = {}  # module -> seconds at batch 1, once `solo` has been asked
+
+    def estimate(self, module: str, batch: int) -> float:
+        """Seconds that *module* takes for a batch of that size (one iteration of a loop), by the scheduler's profile.
+
+        Raises `BadInput` if the profile does not reach that far.
+        """
+        return self._estimate(module, batch)
+
+    def solo(self, task: Task) -> float:
+        """Seconds of compute that *task* still wants if it is served alone: here, and at every stage after this."""
+        stage, work, alone = self.stage, task.request.work, self._alone
+        if not alone:
+            alone.update({m: self._estimate(m, 1) for m in (*stage.modules, *stage.rest)})
+        seconds = 0.0
+        if stage.loop:
+            seconds = task.left * alone[stage.loop]
+            if stage.before and task.left == task.iterations:
+                seconds += sum([alone[m] for m in stage.before])
+        if stage.after:
+            seconds += sum([alone[m] for m in stage.after])
+        if stage.rest:
+            seconds += sum([work.get(m, 1) * alone[m] for m in stage.rest])
+        return seconds
+
+
+class Policy:
+    """Decides what a worker runs next. One object serves one worker; its parameters come by keyword.
+
+    A subclass must give `decide`; the rest has defaults. Calls come in the order of events: `start` once, `admit`
+    for each task as the worker takes it in, `decide` when the worker is free, `ended` when a batch is done, `removed`
+    when a task goes for a reason that is not the policy's.
+    """
+
+    #: Ask also while a batch runs; what is decided then waits its turn in the worker's backlog (Clockwork does this).
+    ahead = False
+    #: Whether it can serve a pool of threads: it runs only what waits, and counts on no batch being alone in flight.
+    pools = False
+
+    def start(self, view: WorkerView) -> None:
+        """Look at the worker once, before anything arrives: bounds and tables that never change."""
+
+    def admit(self, task: Task, view: WorkerView, now: float) -> bool:
+        """Take *task* in, or refuse it (it is dropped then)."""
+        return True
+
+    def decide(self, view: WorkerView, now: float) -> Decision:
+        """What the worker does next."""
+        raise NotImplementedError
+
+    def ended(self, batch: Batch, view: WorkerView, now: float) -> None:
+        """A batch is done; its tasks that have more to do have stayed in ``view.running``."""
+
+    def removed(self, task: Task, view: WorkerView, now: float) -> None:
+        """*task* was taken away by someone else (another branch dropped the request, or the run was stopped).
+
+        Only a policy that keeps queues of its own need care.
+        """

@@ -1,0 +1,345 @@
+"""From an experiment to something that runs: the only place that knows how the parts are wired together."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from servetwin.core import (
+    AbsoluteSLO,
+    BadInput,
+    FactorSLO,
+    LawBroken,
+    Recorder,
+    Request,
+    RunFolder,
+    ServingLoop,
+    Stage,
+    Summary,
+    Worker,
+    WorkerView,
+)
+from servetwin.core.errors import PolicyFault, Stopped
+from servetwin.core.llm import TokenPolicy
+from servetwin.core.llm.worker import TokenWorker
+
+from ..provenance.file_digests import code_digest
+from ..provenance.policy_code import as_loaded
+from ..spec import policy_registry, yaml_io
+from ..spec.device_profiles import load_profiles
+from ..spec.experiment import Experiment, FixedSLO, PolicySpec, RelativeSLO, WorkerSpec
+from ..spec.policy_errors import policies_answer
+from ..workload.requests import about, check_resolution, read_trace, requests
+from .llm_workers import ENDLESS, contexts, is_engine, prepare, preparing, token_worker
+from .pipeline import (
+    call_times,
+    estimates,
+    make_branching,
+    make_budget,
+    make_pipeline,
+    make_pool,
+    make_router,
+    seconds_alone,
+)
+from .replicas import expanded
+
+if TYPE_CHECKING:
+    from servetwin.profiles import Profile
+    from servetwin.sim import SimExecutor
+
+
+@dataclass
+class Run:
+    """An experiment that is ready to run, once."""
+
+    experiment: Experiment
+    loop: ServingLoop
+    executor: SimExecutor
+    source: Iterator[Request]
+    recorder: Recorder
+
+    def play(self, *, columns: bool = True) -> Summary:
+        """Serve all requests, in simulated time; *columns* is as in `servetwin.sim.llm.columns.play`."""
+        from servetwin.sim.llm.columns import play
+
+        with policies_answer([worker.policy for worker in self.loop.workers]):
+            source = self.source if self.experiment.system.stop_after is None else self._source_then_stop()
+            look_over, close_books = self.loop.look_over, self.loop.close_books  # before any policy could change them
+            try:
+                play(self.loop, self.executor, source, columns=columns)
+                look_over()
+            except BaseException:
+                close_books()
+                raise
+        self.recorder.summary.held = self.executor.watch.told(self.recorder.summary.sizes)
+        if self.loop.live:
+            what = f"{len(self.loop.live)} requests never ended, though nothing was left to happen"
+            held = self.loop.holders()
+            if held:
+                raise PolicyFault(f"{what}; held by {held}")
+            raise LawBroken(f"{what}; held by no worker, under {self.loop.under()}")
+        return self.recorder.summary
+
+    def _source_then_stop(self) -> Iterator[Request]:
+        """The requests; when the last has been sent, the end of the run is planned."""
+        yield from self.source
+        after = self.experiment.system.stop_after
+        if after is not None:
+            self.executor.call_at(self.executor.now() + after, self.loop.stop)
+
+
+def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
+    """Wire up *experiment*. Raises `BadInput` if a profile, a policy or a trace does not fit it."""
+    recorder = recorder or Recorder()
+    experiment = expanded(experiment)
+    profiles = load_profiles(experiment)
+    pipeline = make_pipeline(experiment.pipeline, experiment.name)
+    stages = pipeline.stages(list(dict.fromkeys(tuple(w.modules) for w in experiment.deployment.workers)))
+    slo = make_slo(experiment, profiles)
+    workers = make_workers(experiment, stages, profiles, slo)
+    prepare(recorder, experiment, workers)
+    trace = read_trace(experiment)
+    check_resolution(experiment, trace, shortest_step(experiment, profiles))
+    recorder.summary.input = about(experiment, trace, contexts(experiment, profiles))
+    executor = make_executor(experiment, workers, profiles)
+    with policies_answer([worker.policy for worker in workers]):  # each is asked to start
+        loop = ServingLoop(
+            stages,
+            workers,
+            executor,
+            recorder,
+            router=make_router(experiment, workers),
+            budget=make_budget(experiment, stages, profiles),
+            branching=make_branching(experiment, stages),
+        )
+    source = requests(experiment, slo.seconds, trace, contexts=contexts(experiment, profiles))
+    return Run(experiment, loop, executor, source, recorder)
+
+
+@as_loaded()
+def run(experiment: Experiment, folder: Path | None = None) -> Summary:
+    """Run *experiment* in simulation; with *folder*, leave its records there."""
+    if folder is None:
+        return build(experiment).play()
+    build(experiment)  # what is wrong shows before anything is written
+    recorder = folder_for(experiment, folder, describe(experiment))
+    with said_where(folder), closing(recorder):
+        return build(experiment, recorder).play()
+
+
+def folder_for(experiment: Experiment, folder: Path, meta: dict[str, Any]) -> RunFolder:
+    """A new run folder that holds *meta* and the resolved *experiment*. Raises `BadInput` if it cannot be made."""
+    try:
+        recorder = RunFolder(folder, meta)
+    except FileExistsError:
+        if not folder.is_dir():
+            raise BadInput("this is a file, not a folder", where=str(folder), right="another --out") from None
+        raise BadInput("the folder holds a run already", where=str(folder), right="another --out") from None
+    except OSError as error:
+        raise BadInput(error.strerror or "cannot be written", where=str(folder), right="a folder of yours") from None
+    (folder / "experiment.yaml").write_text(yaml_io.write(experiment.as_dict()), encoding="utf-8")
+    return recorder
+
+
+@contextmanager
+def closing(recorder: Recorder) -> Iterator[None]:
+    """Close a run folder when the run is over: with a summary if it came to its end, without if it broke."""
+    complete = False
+    try:
+        yield
+        complete = True
+    finally:
+        if isinstance(recorder, RunFolder):
+            recorder.close(complete=complete)
+
+
+@contextmanager
+def said_where(folder: Path | None) -> Iterator[None]:
+    """Let what a signal ends (Ctrl-C becomes a `Stopped`) say that its records are in *folder*."""
+    kept = f"; what was recorded is in {folder}" if folder is not None else ""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Stopped(f"interrupted{kept}") from None
+    except Stopped as stop:
+        raise Stopped(f"{stop}{kept}", stop.exit_code) from None
+
+
+def shortest_step(experiment: Experiment, profiles: dict[str, Profile]) -> float:
+    """The least seconds that a module of the experiment takes for one request or one token; 1 if nothing says it."""
+    seconds = []
+    for worker in experiment.deployment.workers:
+        profile = profiles.get(worker.device or "")
+        if profile is None:
+            continue
+        if is_engine(experiment, worker):
+            d0, d1 = profile.tokens("measured", "corrected", "scheduler", hold=True).solo_decode()
+            seconds.append(d0 + d1)
+        else:
+            solo = profile.solo("measured", "scheduler")
+            seconds += [solo[m] for m in worker.modules if m in solo]
+    return min((s for s in seconds if s > 0.0), default=1.0)
+
+
+def make_slo(experiment: Experiment, profiles: dict[str, Profile]) -> AbsoluteSLO | FactorSLO:
+    """The experiment's SLO; a module's solo latency is that on the device of the first worker that serves it.
+
+    Where the pipeline branches, it goes by the way that a request most likely takes.
+    """
+    spec = experiment.slo
+    if isinstance(spec, FixedSLO):
+        return AbsoluteSLO(spec.seconds)
+    if not isinstance(spec, RelativeSLO):
+        return ENDLESS
+    solo = seconds_alone(experiment, profiles, spec.base)
+    likely = make_pipeline(experiment.pipeline, experiment.name).likely
+    solo = {m: solo[m] for m in likely if m in solo}
+    return FactorSLO(spec.factor, solo, spec.constant)
+
+
+def make_workers(
+    experiment: Experiment, stages: list[Stage], profiles: dict[str, Profile], slo: AbsoluteSLO | FactorSLO
+) -> list[Worker]:
+    by_modules = {stage.modules: stage for stage in stages}
+    estimate_of = estimates(experiment, profiles)
+    workers: list[Worker] = []
+    for i, spec in enumerate(experiment.deployment.workers):
+        stage = by_modules[tuple(spec.modules)]
+        chosen = policy_of(experiment, spec)
+        policy = policy_registry.make(chosen.name, chosen.params)
+        if is_engine(experiment, spec):
+            workers.append(token_worker(experiment, spec, stage, profiles[spec.device or ""], policy))
+            continue
+        if issubclass(policy_registry.find_policy(chosen.name), TokenPolicy):
+            what = f"{chosen.name} is a policy for language models, and {'+'.join(spec.modules)} is none"
+            raise BadInput(what, where="policy.name", right="neustream, clockwork, edf or fcfs")
+        estimate = estimate_of(spec)
+        if spec.device is None or spec.limit is None:
+            workers.append(make_pool(spec, i, stage, policy, estimate, slo.factor))
+            continue
+        view = WorkerView(stage, estimate, limit=spec.limit, name=spec.name or "", slo_factor=slo.factor)
+        workers.append(Worker(stage, policy, view, device=spec.device, intake=spec.intake))
+    return workers
+
+
+def make_executor(experiment: Experiment, workers: list[Worker], profiles: dict[str, Profile]) -> SimExecutor:
+    """Simulated time as the experiment asks for it."""
+    from servetwin.sim.measured import TimeOptions, measured_executor
+
+    if experiment.time.unmeasured == "shared":
+        _check_memory(experiment, workers, profiles)
+    options = experiment.time.model_dump()
+    if options["session"] is not None:
+        options["session"] = datetime.fromisoformat(options["session"])
+    return measured_executor(
+        profiles,
+        workers,
+        TimeOptions(**options),
+        seed=experiment.seed,
+        calls=call_times(experiment),
+        preparing=preparing(experiment),
+    )
+
+
+def _check_memory(experiment: Experiment, workers: list[Worker], profiles: dict[str, Profile]) -> None:
+    """Raise `BadInput` if engines share a device, nobody measured them together, and one does not say how many KV
+    blocks it has there: those of its profile are all that fit if it is alone."""
+    from servetwin.sim.device_sharing import unmeasured
+
+    own = {worker: spec.engine for worker, spec in zip(workers, experiment.deployment.workers, strict=True)}
+    for pair in unmeasured(workers, profiles):
+        for worker in pair:
+            engine = own[worker]
+            if isinstance(worker, TokenWorker) and (engine is None or engine.blocks is None):
+                what = f"{pair[0].name} and {pair[1].name} share {worker.device}, whose memory each would have whole"
+                right = "for each the KV blocks that are left to it"
+                raise BadInput(what, where=f"deployment.workers: engine.blocks of {worker.name}", right=right)
+
+
+def time_shared(experiment: Experiment) -> list[str]:
+    """A line for each pair of workers that share a device in time because their overlap was not measured."""
+    from servetwin.sim.device_sharing import told, unmeasured
+
+    if experiment.time.unmeasured != "shared":
+        return []
+    experiment = expanded(experiment)
+    profiles = load_profiles(experiment)
+    pipeline = make_pipeline(experiment.pipeline, experiment.name)
+    stages = pipeline.stages(list(dict.fromkeys(tuple(w.modules) for w in experiment.deployment.workers)))
+    workers = make_workers(experiment, stages, profiles, make_slo(experiment, profiles))
+    return told(unmeasured(workers, profiles))
+
+
+def policy_not_measured(experiment: Experiment) -> list[str]:
+    """A line for each module whose profile has times by policy, and none for the policy that serves it here."""
+    from servetwin.profiles.costs import DECIDING_OF, GAP_OF
+
+    if not experiment.time.costs:
+        return []
+    said: dict[str, None] = {}
+    experiment = expanded(experiment)
+    profiles = load_profiles(experiment)
+    for worker in experiment.deployment.workers:
+        names = profiles[worker.device].costs if worker.device is not None else {}
+        own = policy_registry.find_policy(policy_of(experiment, worker).name).__name__.lower()
+        for loop in (m for m in worker.modules if experiment.pipeline.modules[m].loop):
+            for cost, what in ((GAP_OF, "between iterations"), (DECIDING_OF, "to decide")):
+                stem = cost(loop, "")
+                known = sorted(name.removeprefix(stem) for name in names if name.startswith(stem))
+                if known and own not in known:
+                    by = ", ".join(known)
+                    said[f"time {what} of {loop}: measured under {by}, not under {own}, which takes the usual"] = None
+    return [*said]
+
+
+def describe(experiment: Experiment) -> dict[str, Any]:
+    """The content of ``meta.json``: all that is needed to run the experiment again, and to trust it."""
+    trace, profiles = read_trace(experiment), load_profiles(experiment)
+    said = about(experiment, trace, contexts(experiment, profiles))
+    shared, other_policies = time_shared(experiment), policy_not_measured(experiment)
+    texts = {n: text for n in policies_used(experiment) if (text := policy_registry.code_of(n).text)}
+    return {
+        **({"time_shared": shared} if shared else {}),
+        **({"policy_not_measured": other_policies} if other_policies else {}),
+        "kind": "simulated",
+        "experiment": experiment.as_dict(),
+        "experiment_digest": experiment.digest(),
+        "seed": experiment.seed,
+        "profiles": {p.name: p.digest for p in profiles.values()},
+        "policies": {n: policy_registry.code_digest(n) for n in policies_used(experiment)},
+        "policy_files": {n: files for n in policies_used(experiment) if (files := policy_registry.files_of(n))},
+        **({"policy_texts": texts} if texts else {}),
+        "code": code_digest(),
+        "trace": trace.digest if trace is not None else None,
+        **({"input": said} if said else {}),
+        "versions": {
+            "servetwin": own_version(),
+            "python": platform.python_version(),
+            "numpy": version("numpy"),
+        },
+    }
+
+
+def own_version() -> str:
+    """Our version, also where ServeTwin is used from its sources and is not installed."""
+    try:
+        return version("servetwin")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def policy_of(experiment: Experiment, worker: WorkerSpec) -> PolicySpec:
+    """Which policy serves at *worker*: its own or the experiment's; pools of threads know no batching policy."""
+    return worker.policy or (experiment.policy if worker.threads is None else PolicySpec(name="fcfs"))
+
+
+def policies_used(experiment: Experiment) -> list[str]:
+    """The names of all policies of *experiment*."""
+    own = [policy_of(experiment, w).name for w in experiment.deployment.workers]
+    return list(dict.fromkeys([experiment.policy.name, *own]))

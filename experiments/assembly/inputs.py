@@ -1,0 +1,68 @@
+"""What the numbers of an experiment are made of, part by part, as hashes: for keys, for ``meta.json``, and to say
+what is no longer the same."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import lru_cache
+
+from servetwin.core import BadInput
+
+from ..provenance.file_digests import code_digest, file_digest, stamp, surroundings
+from ..spec import policy_registry
+from ..spec.catalog import LISTS
+from ..spec.device_profiles import load_profiles
+from ..spec.experiment import Experiment
+from ..spec.llm import ListedTokens
+from ..workload.requests import read_trace
+from .build import policies_used
+
+#: A hash by the name of each part.
+Inputs = dict[str, str]
+
+
+def inputs_of(experiment: Experiment, before: Inputs | None = None) -> Inputs:
+    """What the row of *experiment* is made of, in this process and as its files are now. Raises `BadInput` if it
+    names a profile, a policy or a trace that is not there. What cannot have changed since *before* is taken from
+    there."""
+    trace = read_trace(experiment)
+    parts = {"experiment": before["experiment"] if before is not None else experiment.digest()}
+    parts |= {f"the profile {name}": digest for name, digest in _profiles(experiment).items()}
+    parts |= {f"the policy {name}": policy_registry.code_digest(name) for name in policies_used(experiment)}
+    if trace is not None:
+        parts[f"the trace {trace.where}"] = file_digest(trace.path)
+    for lengths in experiment.workload.lengths.values():
+        for draw in (lengths.prompt, lengths.output):
+            if isinstance(draw, ListedTokens):
+                parts[f"the list {draw.name}"] = file_digest(LISTS / f"{draw.name}.yaml")
+    parts["the code of ServeTwin"] = code_digest()
+    return {**parts, **surroundings()}
+
+
+def _profiles(experiment: Experiment) -> dict[str, str]:
+    """By the name that stands in the experiment."""
+    from servetwin.profiles.profile import COSTS, DATA
+
+    found = {}
+    for name in experiment.deployment.devices.values():
+        path = name if name.endswith((".yaml", ".yml", ".csv")) else f"{DATA}/{name}.yaml"
+        stamps = (stamp(path), stamp(os.path.splitext(path)[0] + COSTS))
+        try:
+            found[name] = _profile(name, stamps)
+        except BadInput:
+            load_profiles(experiment)  # says where it is named
+            raise
+    return found
+
+
+@lru_cache(maxsize=256)
+def _profile(name: str, _: object) -> str:
+    from servetwin.profiles import load
+
+    return load(name).digest
+
+
+def difference(a: Mapping[str, str], b: Mapping[str, str]) -> list[str]:
+    """The names of the parts that are not the same in *a* and *b*."""
+    return [name for name in dict.fromkeys([*a, *b]) if a.get(name) != b.get(name)]

@@ -1,0 +1,297 @@
+"""The pipeline of an experiment as a graph: its modules and ways, the tools in it, and how the SLO is shared out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from servetwin.core import BadInput, Edge, Module, Pipeline, Policy, Request, Stage, Task
+from servetwin.core.branching import Branching
+from servetwin.core.budget import Alone, Budget, equal, fixed, proportional
+from servetwin.core.llm import Follows, TokenDeadlines, TokenRequest, TokenSLO
+from servetwin.core.pool import Pool
+from servetwin.core.routing import Router
+from servetwin.policies.routing import router
+
+from ..spec.experiment import Experiment, ListedCalls, LognormalCalls, PipelineSpec, WorkerSpec
+from ..workload.lengths import largest
+from .llm_workers import deadlines_of, is_engine
+
+if TYPE_CHECKING:
+    from servetwin.core import Worker
+    from servetwin.profiles import Kind, Profile
+    from servetwin.real.tools.script_tool import ScriptTool
+    from servetwin.sim.pool_lane import CallTimes
+
+Estimate = Callable[[str, int], float]
+
+
+def make_pipeline(spec: PipelineSpec, name: str) -> Pipeline:
+    """The graph that *spec* describes: a chain in the order of the modules, unless it names edges."""
+    modules = [Module(m, loop=s.loop or s.llm, join=s.join) for m, s in spec.modules.items()]
+    names = list(spec.modules)
+    plain = list(itertools.pairwise(names)) if spec.edges is None else [(a, b) for a, b in spec.edges]
+    branches = [Edge(b.source, b.to, b.probability, b.most) for b in spec.branches]
+    return Pipeline(modules, [*plain, *branches], name)
+
+
+def make_branching(experiment: Experiment, stages: Sequence[Stage]) -> Branching | None:
+    """Which way each request takes, where the pipeline branches."""
+    return Branching(stages, experiment.seed) if experiment.pipeline.branches else None
+
+
+def make_router(experiment: Experiment, workers: Sequence[Worker]) -> Router:
+    """Who shares requests out among the workers of a stage."""
+    plan = experiment.deployment
+    names = {w.stage.modules[0]: w.stage.name for w in workers}
+    return router(plan.router, workers, {names[m]: r for m, r in plan.routers.items()})
+
+
+# -- tools ------------------------------------------------------------------------------------------------------
+
+
+def mean_of_calls(spec: WorkerSpec) -> float:
+    """Seconds that a call of the tool takes on average."""
+    calls = spec.calls
+    assert calls is not None
+    if isinstance(calls, ListedCalls):
+        return sum(calls.values) / len(calls.values)
+    return calls.mean
+
+
+def call_times(experiment: Experiment) -> dict[str, CallTimes]:
+    """How long the calls of each pool take in simulation, by the pool's name."""
+    from servetwin.sim.pool_lane import CallTimes
+
+    times = {}
+    for spec in experiment.deployment.workers:
+        calls = spec.calls
+        if calls is None:
+            continue
+        values = calls.values if isinstance(calls, ListedCalls) else ()
+        cv = calls.cv if isinstance(calls, LognormalCalls) else 1.0
+        module = spec.modules[0]
+        times[spec.name or module] = CallTimes(
+            module, calls.time, mean=mean_of_calls(spec), cv=cv, values=values, seed=experiment.seed
+        )
+    return times
+
+
+def make_pool(
+    spec: WorkerSpec, place: int, stage: Stage, policy: Policy, estimate: Estimate, slo_factor: float | None
+) -> Pool:
+    """The pool of threads that *spec*, the worker at this *place* of the file, asks for."""
+    assert spec.threads is not None
+    name = spec.name or stage.name
+    try:
+        # Nothing else runs where a pool does, so it is a device of its own to routers.
+        return Pool(stage, policy, estimate, threads=spec.threads, device=name, name=name, slo_factor=slo_factor)
+    except BadInput as error:
+        raise BadInput(error.what, where=f"deployment.workers.{place}.policy", right=error.right) from None
+
+
+def real_tools(experiment: Experiment) -> dict[str, ScriptTool]:
+    """What each pool runs for real, by the pool's name. Raises `BadInput` where nothing is said of that."""
+    from servetwin.real.tools.sandbox import Limits, confinement
+    from servetwin.real.tools.script_tool import ScriptTool
+
+    tools = {}
+    for i, spec in enumerate(experiment.deployment.workers):
+        if spec.threads is None:
+            continue
+        scripts = spec.scripts
+        if scripts is None:
+            right = "scripts: {folder: ...}, with Python files to be run"
+            raise BadInput(
+                "a real run needs to know what this tool runs", where=f"deployment.workers.{i}", right=right
+            )
+        missing = {"no_network", "writes_confined"} - set(confinement()) if scripts.strict else ()
+        if missing:
+            what = f"this system does not confine scripts: {', '.join(sorted(missing))}"
+            raise BadInput(what, where=f"deployment.workers.{i}.scripts", right="strict: false, if you know them")
+        limits = Limits(
+            strict=scripts.strict,
+            seconds=scripts.seconds,
+            cpu_seconds=scripts.seconds + 1.0,
+            memory_bytes=scripts.memory_mib << 20,
+            file_bytes=scripts.file_mib << 20,
+        )
+        tools[spec.name or spec.modules[0]] = ScriptTool(Path(scripts.folder), limits)
+    return tools
+
+
+def without_tools(experiment: Experiment) -> Pipeline:
+    """The pipeline less its tools: what comes before one leads to what comes after it."""
+    spec = experiment.pipeline
+    tools = {w.modules[0] for w in experiment.deployment.workers if w.threads is not None}
+    pipeline = make_pipeline(spec, experiment.name)
+    if not tools:
+        return pipeline
+
+    def after(module: str) -> list[str]:
+        return [m for s in pipeline.successors[module] for m in (after(s) if s in tools else [s])]
+
+    kept = [m for name, m in pipeline.modules.items() if name not in tools]
+    edges = [(m.name, s) for m in kept for s in after(m.name)]
+    branches = [e for some in pipeline.branches.values() for e in some if not {e.source, e.target} <= tools]
+    for edge in branches:
+        if {edge.source, edge.target} & tools:
+            what = f"the way {edge} leads from a tool to a model or back, which these models are not served with"
+            raise BadInput(what, where=experiment.name, right="branches among tools, or language models")
+    return Pipeline(kept, [*edges, *branches], experiment.name)
+
+
+# -- what modules take alone --------------------------------------------------------------------------------------
+
+
+def seconds_alone(experiment: Experiment, profiles: dict[str, Profile], kind: Kind) -> dict[str, float]:
+    """Seconds of each module for a batch of one (an iteration of a loop), on the first device that serves it."""
+    seconds: dict[str, float] = {}
+    for spec in experiment.deployment.workers:
+        for module in spec.modules:
+            if module not in seconds:
+                if spec.device is None:
+                    seconds[module] = mean_of_calls(spec)
+                elif is_engine(experiment, spec):
+                    seconds[module] = longest_answer(experiment, module, profiles[spec.device])
+                else:
+                    seconds[module] = profiles[spec.device].table(module, kind)(1)
+    return seconds
+
+
+def longest_answer(experiment: Experiment, module: str, profile: Profile) -> float:
+    """Seconds that a language model takes alone for its longest prompt and the most that a request may put out: what
+    other stages can know of it."""
+    lengths = experiment.workload.lengths
+    table = profile.tokens("scheduler")
+
+    def most(name: str) -> tuple[int, int]:
+        spec = lengths[name]
+        prompt = largest(spec.prompt) or 1
+        if spec.after is not None:
+            prompt += most(spec.after)[1]
+        return prompt, spec.limit or largest(spec.output) or 1
+
+    prompt, limit = most(module)
+    d0, d1 = table.solo_decode()
+    steps = limit - 1
+    return table.prefill(min(prompt, table.largest_prefill)) + steps * (d0 + d1 * (prompt + (steps + 1) / 2))
+
+
+def estimates(experiment: Experiment, profiles: dict[str, Profile]) -> Callable[[WorkerSpec], Estimate]:
+    """For each worker, what its policy is told of modules: its own on its device, others on the first that serves
+    them."""
+    kind = experiment.deployment.estimates
+    tools: dict[str, float] = {}
+    first: dict[str, Estimate] = {}
+    for spec in experiment.deployment.workers:
+        for module in spec.modules:
+            if spec.device is None:
+                tools.setdefault(module, mean_of_calls(spec))
+            elif is_engine(experiment, spec):
+                tools.setdefault(module, longest_answer(experiment, module, profiles[spec.device]))
+            else:
+                first.setdefault(module, profiles[spec.device].estimate(kind))
+
+    def of(spec: WorkerSpec) -> Estimate:
+        own = profiles[spec.device].estimate(kind) if spec.device is not None else None
+        if own is not None and not tools and set(first) <= set(profiles[spec.device or ""].modules):
+            return own
+        table = dict(first)
+        if own is not None:
+            table |= dict.fromkeys(spec.modules, own)
+
+        def estimate(module: str, batch: int) -> float:
+            found = table.get(module)
+            return tools[module] if found is None else found(module, batch)
+
+        return estimate
+
+    return of
+
+
+def make_budget(experiment: Experiment, stages: Sequence[Stage], profiles: dict[str, Profile]) -> Budget | None:
+    """How the SLO is shared out; None if every stage goes by the request's deadline and all are forwarded.
+
+    Stages with deadlines of their own are told of no later modules: their policies look no further.
+    """
+    spec = experiment.budget
+    if spec.split == "none" and spec.forward == "always":
+        return None
+    slos = _token_slos(experiment, stages, profiles)
+    if slos:
+        seconds = {s.name: spec.seconds[s.modules[0]] for s in stages if s.name not in slos}
+        left = _Gain(experiment, stages, slos, seconds).most
+        return Budget(
+            fixed(seconds),
+            carry=spec.carry,
+            forward=spec.forward,
+            left=left,
+            tokens=cast("Mapping[str, TokenSLO]", slos),
+        )
+    alone = Alone(stages, seconds_alone(experiment, profiles, experiment.deployment.estimates))
+    allowance = None
+    if spec.split == "fixed":
+        allowance = fixed({stage.name: spec.seconds[stage.modules[0]] for stage in stages})
+    elif spec.split != "none":
+        allowance = (equal if spec.split == "equal" else proportional)(alone)
+    if allowance is not None:
+        for stage in stages:
+            stage.rest, stage.hops = (), 0
+    left = lambda task: alone.after(task.request, task.stage)  # noqa: E731
+    return Budget(allowance, carry=spec.carry, forward=spec.forward, left=left)
+
+
+def _token_slos(
+    experiment: Experiment, stages: Sequence[Stage], profiles: dict[str, Profile]
+) -> dict[str, TokenDeadlines]:
+    """The deadlines of tokens of each LLM stage, by name."""
+    first = {w.modules[0]: w for w in reversed(experiment.deployment.workers)}
+    slos = {}
+    for stage in stages:
+        spec = first[stage.modules[0]]
+        if is_engine(experiment, spec) and spec.device is not None:
+            slo = deadlines_of(experiment, profiles[spec.device])
+            if slo is not None:
+                slos[stage.name] = slo
+    return slos
+
+
+class _Gain:
+    """How much slack the rest of a request's way can win at most, which is if nobody else is served there and each
+    LLM stage puts out as much as it may."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        stages: Sequence[Stage],
+        slos: Mapping[str, TokenDeadlines],
+        seconds: Mapping[str, float],
+    ) -> None:
+        tools = {w.modules[0]: mean_of_calls(w) for w in experiment.deployment.workers if w.calls is not None}
+        self.slos = slos
+        self.tools = {s.name: seconds[s.name] - tools.get(s.modules[0], 0.0) for s in stages if s.name in seconds}
+
+    def most(self, task: Task) -> float:
+        """Minus the slack that can still be won after *task*: what `Budget` takes for the time that is left."""
+        return -self._after(task.request, task.stage)
+
+    def _after(self, request: Request, stage: Stage) -> float:
+        return max((self._at(request, s) + self._after(request, s) for s in stage.likely), default=0.0)
+
+    def _at(self, request: Request, stage: Stage) -> float:
+        slo = self.slos.get(stage.name)
+        if slo is None or not isinstance(request, TokenRequest):
+            return self.tools[stage.name]
+        prompt, limit = self._tokens(request, stage.loop or stage.name)
+        prefill = (slo.prefill_scale - 1.0) * slo.alone(prompt)
+        return prefill + (slo.decode_scale - 1.0) * slo.decode_alone(prompt, limit - 1)
+
+    def _tokens(self, request: TokenRequest, module: str) -> tuple[int, int]:
+        tokens = request.tokens[module]
+        prompt, limit = tokens[-1] if isinstance(tokens, list) else tokens
+        if isinstance(prompt, Follows):
+            prompt = prompt.base + self._tokens(request, prompt.module)[1]
+        return prompt, limit

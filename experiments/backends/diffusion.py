@@ -1,0 +1,333 @@
+"""The experiment that a simulation would play, served for real: the same stages, workers, policies and requests, on
+devices of this machine.
+
+`Backend` checks first and builds then: whatever does not fit (no torch, no GPU, a profile of another device, a
+pipeline of which there are no modules) is said before a model is built and before anything is written. The records
+are those of a simulation, with ``real.json`` beside them: how late the client was, what lay between iterations, and
+how long they took by batch size.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from servetwin.core import BadInput, Pipeline, Recorder, Request, ServeTwinError, Stage, Worker
+
+from ..assembly import build
+from ..assembly.llm_workers import contexts
+from ..assembly.pipeline import make_branching, make_budget, make_pipeline, make_router, real_tools, without_tools
+from ..assembly.replicas import expanded
+from ..assembly.same_run import weights_digest
+from ..provenance.policy_code import as_loaded
+from ..spec import device_profiles
+from ..spec.catalog import suggest
+from ..spec.experiment import Experiment
+from ..spec.policy_errors import policies_answer
+from ..workload.requests import read_trace, requests
+
+if TYPE_CHECKING:
+    from servetwin.profiles import Profile
+    from servetwin.real import Kind, Report, Server
+
+SAMPLERS = ("ddim", "euler")
+
+#: Hears what is being done.
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How modules are put on devices.
+
+    *devices* are torch devices ("cpu", "cuda:1"), in the order of the experiment's or by name ("gpu1=cuda:1"); one
+    alone is for all. Left out, the experiment's first device is "cuda:0", its second "cuda:1". *model* names the
+    model where pipeline and profile do not tell. *foreign* lets a profile of another device pass. *slots* bounds the
+    requests that have begun and not ended; left out, it is enough for runs of up to a thousand requests whatever the
+    policy does. For the rest see `servetwin.real.Options`.
+    """
+
+    devices: tuple[str, ...] = ()
+    model: str | None = None
+    weights: Path | None = None
+    eager: bool = False
+    sampler: str = "ddim"
+    foreign: bool = False
+    slots: int | None = None
+    processes: bool = False
+
+    def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS:
+            raise BadInput(f"unknown sampler {self.sampler!r}", where="--sampler", right=" or ".join(SAMPLERS))
+
+
+class Backend:
+    """Serves experiments for real as *setup* says.
+
+    A model stays where it is from one run to the next, until a run needs another one (or more slots, other devices).
+    """
+
+    def __init__(self, setup: Setup | None = None) -> None:
+        from servetwin.real import require
+
+        require()  # one clear line if torch is not there
+        self.setup = setup or Setup()
+        self.servers: dict[tuple[str, tuple[tuple[str, str], ...], int], Server] = {}
+
+    def made_with(self, experiment: Experiment) -> dict[str, Any]:
+        """What ``meta.json`` of a run of *experiment* would say of the real side; no model is built for it."""
+        plan = Plan(experiment)
+        kind = model_of(plan, self.setup.model)
+        return real_facts(self._server(kind, device_names(plan.profiles, self.setup.devices), plan.slots()))
+
+    @as_loaded()
+    def run(self, experiment: Experiment, folder: Path | None = None, say: Say | None = None) -> Report:
+        """Serve *experiment*; with *folder*, leave its records there.
+
+        Raises `BadInput` before anything is written, and `ServeTwinError` if the run breaks: what was recorded until
+        then stays, without a ``summary.json``.
+        """
+        say = say or (lambda _: None)
+        plan = Plan(experiment)
+        kind = model_of(plan, self.setup.model)
+        server = self._server(kind, device_names(plan.profiles, self.setup.devices), plan.slots())
+        _check_steps(plan.requests, kind, self.setup.sampler)
+        if not self.setup.foreign:
+            check_devices(plan.profiles, server)
+        stages, workers, wiring = plan.system()
+        tools = real_tools(plan.experiment)
+        for name in plan.profiles:
+            say(f"{kind.title}: building it on {server.options.torch_device(name)}")
+            server.place(name)
+        recorder: Recorder = Recorder()
+        if folder is not None:
+            recorder = build.folder_for(experiment, folder, describe(experiment, server))
+        say(f"warming up, then serving {len(plan.requests)} requests")
+        with recording(recorder, folder), policies_answer([worker.policy for worker in workers]):
+            report = server.serve(
+                stages,
+                workers,
+                plan.requests,
+                recorder,
+                stop_after=experiment.system.stop_after,
+                tools=tools,
+                **wiring,
+            )
+        if folder is not None:
+            write_report(folder, report)
+        return report
+
+    def _server(self, kind: Kind, devices: Mapping[str, str], slots: int) -> Server:
+        slots = self.setup.slots or slots
+        key = (kind.name, tuple(sorted(devices.items())), slots)
+        if key not in self.servers:
+            server = make_server(kind, self.setup, devices, slots)
+            self.close()  # two models need not fit beside each other
+            self.servers[key] = server
+        return self.servers[key]
+
+    def close(self) -> None:
+        """Let go of the model that was served last, and of its memory."""
+        if not self.servers:
+            return
+        self.servers.clear()
+        import torch
+
+        gc.collect()  # networks and what works on them know each other
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+@contextmanager
+def recording(recorder: Recorder, folder: Path | None) -> Iterator[None]:
+    """Close *recorder*, whose files are in *folder*, when the run is over, and say where the records of a run are
+    that was cut short.
+
+    Ctrl-C becomes a `Stopped`. If the run was refused (`BadInput`) before a request came, nothing of it stays.
+    """
+    kept = f"; what was recorded is in {folder}" if folder is not None else ""
+    try:
+        with build.said_where(folder), build.closing(recorder):
+            yield
+    except BadInput as problem:
+        if recorder.summary.requests == 0:
+            if folder is not None:
+                shutil.rmtree(folder)
+            raise
+        raise ServeTwinError(f"{problem}{kept}") from problem
+    except ServeTwinError as problem:
+        raise type(problem)(f"{problem}{kept}") from problem
+
+
+class HasReport(Protocol):
+    """What a real run tells beside its records."""
+
+    def as_dict(self) -> dict[str, Any]: ...
+
+
+def write_report(folder: Path, report: HasReport) -> None:
+    """Leave *report* beside the records of its run."""
+    (folder / "real.json").write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+class Plan:
+    """What of an experiment is the same in both worlds, wired up and checked.
+
+    With *diffusion* a model that the real side has must serve it.
+    """
+
+    def __init__(self, experiment: Experiment, *, diffusion: bool = True) -> None:
+        self.fitting = fitting(experiment) if diffusion else []
+        # The client is a real one here, with a lateness of its own.
+        prompt = experiment.system.model_copy(update={"client_delay": 0.0, "client_stretch": 0.0})
+        self.experiment = experiment = expanded(experiment.model_copy(update={"system": prompt}))
+        self.profiles = device_profiles.load_profiles(experiment)
+        self.slo = build.make_slo(experiment, self.profiles)
+        known = contexts(experiment, self.profiles)
+        self.requests = list(requests(experiment, self.slo.seconds, read_trace(experiment), contexts=known))
+        build.build(experiment)  # what a simulation would refuse is refused here too
+
+    def slots(self) -> int:
+        """Room for all requests, if they are no more than about a thousand, and for any batch."""
+        largest = max(worker.limit or 1 for worker in self.experiment.deployment.workers)
+        wanted = min(len(self.requests), 1000) + largest
+        return next(n for n in (256, 1024, 2048, wanted) if n >= wanted)
+
+    def system(self) -> tuple[list[Stage], list[Worker], dict[str, Any]]:
+        """New stages and workers, and what else a `ServingLoop` of them takes."""
+        experiment = self.experiment
+        pipeline = make_pipeline(experiment.pipeline, experiment.name)
+        stages = pipeline.stages(list(dict.fromkeys(tuple(w.modules) for w in experiment.deployment.workers)))
+        workers = build.make_workers(experiment, stages, self.profiles, self.slo)
+        budget = make_budget(experiment, stages, self.profiles)
+        branching = make_branching(experiment, stages)
+        return stages, workers, {"router": make_router(experiment, workers), "budget": budget, "branching": branching}
+
+
+def make_server(kind: Kind, setup: Setup, devices: Mapping[str, str], slots: int = 256) -> Server:
+    """A server of *kind*; *devices* maps the names of workers' devices to torch devices, which must be there."""
+    from servetwin.real import Options, Server
+
+    weights = setup.weights
+    if weights is not None and not weights.is_dir():
+        right = "a checkpoint in diffusers' layout"
+        raise BadInput("there is no such folder", where=f"--weights {weights}", right=right)
+    options = Options(
+        device=next(iter(devices.values())),
+        devices=dict(devices),
+        eager=setup.eager,
+        weights=weights,
+        scheduler="euler" if setup.sampler == "euler" else "ddim",
+        slots=slots,
+        processes=setup.processes,
+    )
+    for name in devices:
+        options.torch_device(name)
+    if weights is not None:
+        from servetwin.real.diffusion.checkpoint import check
+
+        check(kind, weights)
+    return Server(kind, options)
+
+
+def device_names(profiles: Mapping[str, Profile], asked: tuple[str, ...]) -> dict[str, str]:
+    """The torch device of each of the experiment's devices."""
+    names = list(profiles)
+    if not asked:
+        return {name: f"cuda:{i}" for i, name in enumerate(names)}
+    named = dict(text.split("=", 1) for text in asked if "=" in text)
+    plain = [text for text in asked if "=" not in text]
+    for name in named:
+        if name not in names:
+            raise BadInput(f"the experiment has no device {name!r}", where="--device", right=suggest(name, names))
+    rest = [name for name in names if name not in named]
+    if len(plain) == 1:
+        plain *= len(rest)
+    if len(plain) != len(rest):
+        what = f"{len(asked)} devices for the {len(names)} of the experiment ({', '.join(names)})"
+        raise BadInput(what, where="--device", right="one for each, or one for all")
+    return {**dict(zip(rest, plain, strict=True)), **named}
+
+
+def fitting(experiment: Experiment) -> list[Kind]:
+    """The models that have the modules of *experiment*. Raises `BadInput` if there are none."""
+    from servetwin.real.diffusion.models import KINDS
+
+    pipeline = without_tools(experiment)
+    found = [kind for kind in KINDS.values() if _same(pipeline, kind.pipeline())]
+    if not found:
+        what = f"there are no real modules for the pipeline {' -> '.join(pipeline.modules)}"
+        known = dict.fromkeys(" -> ".join(kind.modules) for kind in KINDS.values())
+        raise BadInput(what, where=experiment.name, right=", or ".join(known))
+    return found
+
+
+def model_of(plan: Plan, asked: str | None) -> Kind:
+    """The model that the real side serves for this pipeline."""
+    from servetwin.real.diffusion.models import find
+
+    if asked is not None:
+        kind = find(asked)
+        if kind not in plan.fitting:
+            what = f"{asked} does not have the modules of {plan.experiment.name}"
+            raise BadInput(what, where="--model", right=", ".join(k.name for k in plan.fitting))
+        return kind
+    profile = next(iter(plan.profiles.values())).data
+    sized = [k for k in plan.fitting if profile.image in (None, (k.image, k.image))]
+    told = [k for k in sized if profile.model == model_name(k)] or sized
+    if len(told) != 1:
+        right = " or ".join(f"--model {k.name}" for k in told or plan.fitting)
+        raise BadInput(f"the profile {profile.name} does not tell which model to serve", right=right)
+    return told[0]
+
+
+def _same(a: Pipeline, b: Pipeline) -> bool:
+    return (a.modules, a.successors, a.branches) == (b.modules, b.successors, b.branches)
+
+
+def model_name(kind: Kind) -> str:
+    """What a profile of *kind* calls its model."""
+    return kind.title.split(",")[0]
+
+
+def check_devices(profiles: Mapping[str, Profile], server: Server) -> None:
+    """Raise `BadInput` where a profile was taken on another kind of device than that which is to serve."""
+    from servetwin.real.diffusion.server import device_facts
+
+    for name, profile in profiles.items():
+        device = server.options.torch_device(name)
+        actual, profiled = device_facts(device)["name"], profile.data.device.name
+        if not same_device(profiled, actual):
+            what = f"the profile {profile.name} is of {profiled}, but {name} is {actual}"
+            right = f"one made by `servetwin profile {server.kind.name} --device {device}`; or --any-device"
+            raise BadInput(what, where=f"deployment.devices.{name}", right=right)
+
+
+def same_device(profiled: str, actual: str) -> bool:
+    """Whether all that a profile says of its device's name is in the name that the device gives itself."""
+    return set(profiled.lower().split()) <= set(actual.lower().split())
+
+
+def _check_steps(planned: list[Request], kind: Kind, sampler: str) -> None:
+    from servetwin.real.diffusion.noise_schedule import steps_table
+
+    for steps in {request.work[kind.loop] for request in planned}:
+        steps_table("euler" if sampler == "euler" else "ddim", steps, kind.betas)
+
+
+def describe(experiment: Experiment, server: Server) -> dict[str, Any]:
+    """The content of ``meta.json``: that of a simulation, and what was real."""
+    return {**build.describe(experiment), **real_facts(server)}
+
+
+def real_facts(server: Server) -> dict[str, Any]:
+    """What was real: the server's word, and a hash of the weights' files."""
+    facts = server.describe()
+    weights = server.options.weights
+    return facts if weights is None else {**facts, "weights": weights_digest(weights)}

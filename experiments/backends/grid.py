@@ -1,0 +1,117 @@
+"""A sweep served for real: a run folder per point, one after the other, with the model kept from one to the next.
+
+Folders are known by the experiment in their ``meta.json``, so a sweep that was cut off goes on where it was. A run
+counts only if it was made with the policies, profiles, options and code that there are now: one that was not is
+refused, for it would lie among the others as if it were a repeat of them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from servetwin.core import BadInput, ServeTwinError
+
+from ..assembly.same_run import otherwise
+from ..spec.device_profiles import load_profiles
+from ..spec.experiment import Experiment
+from ..sweeps import tables
+from ..sweeps.point import title
+from ..sweeps.sweep import find, points, read
+from ..validation.compare_runs import find_runs, read_json
+from ..workload.seed_effect import check_seeds
+from .diffusion import Backend, Setup
+
+#: Hears (what is served next, runs done, runs in all).
+Progress = Callable[[str, int, int], None]
+
+
+def serve(
+    source: str | Path,
+    folder: Path,
+    setup: Setup | None = None,
+    *,
+    seeds: int = 1,
+    repeats: int = 1,
+    progress: Progress | None = None,
+    broken: Callable[[str], None] | None = None,
+    as_they_are: bool = False,
+) -> int:
+    """Serve the sweep *source* into run folders in *folder*; gives how many runs there are now.
+
+    Each point is served with *seeds* seeds (its own and those that follow), each *repeats* times with the same
+    requests, which tells what measuring alone scatters by. A run that breaks does not end the others: *broken* hears
+    of it, and in the end a `ServeTwinError` says how many there were. Raises `BadInput` if there is a run of a point
+    in *folder* that was made with something else than would be now, unless runs there count *as_they_are*.
+    """
+    backend = Backend(setup)
+    path = find(source)
+    experiments, _ = points(read(path), path)
+    for deployed in {str(e.deployment.devices): e for e in experiments}.values():
+        load_profiles(deployed)  # one that is missing shows before anything is written
+    for experiment in experiments:
+        check_seeds(experiment, seeds, "--seeds")
+    if folder.is_file():
+        raise BadInput("this is a file", where=str(folder), right="a folder for run folders")
+    tables.make_folder(folder)
+    every = [e.model_copy(update={"seed": e.seed + k}) for e in experiments for k in range(seeds)]
+    # Round by round, so that repeats of a point lie apart in time.
+    wanted = [e for _ in range(repeats) for e in every]
+    there = _there(folder)
+    if not as_they_are:
+        for experiment in every:
+            _check(there[experiment.digest()], experiment, backend)
+    lost = 0
+    for done, experiment in enumerate(wanted):
+        if progress is not None:
+            progress(title(experiment), done, len(wanted))
+        if there[experiment.digest()]:
+            there[experiment.digest()].pop()
+            continue
+        try:
+            backend.run(experiment, _free(folder, experiment))
+        except BadInput:
+            raise
+        except ServeTwinError as problem:
+            lost += 1
+            if broken is not None:
+                broken(f"{title(experiment)}: {problem}")
+    if lost:
+        raise ServeTwinError(f"{lost} of {len(wanted)} runs broke; the others are in {folder}: run the same again")
+    return len(wanted)
+
+
+def _there(folder: Path) -> defaultdict[str, list[tuple[Path, dict[str, Any]]]]:
+    """The runs that came to their end of each experiment, by its digest: folders and ``meta.json``."""
+    found = defaultdict(list)
+    for run in find_runs(folder):
+        meta = read_json(run / "meta.json", "not a run folder: it has no meta.json")
+        if meta.get("kind") == "real":
+            found[str(meta.get("experiment_digest"))].append((run, meta))
+    return found
+
+
+def _check(runs: Sequence[tuple[Path, dict[str, Any]]], experiment: Experiment, backend: Backend) -> None:
+    """Raise `BadInput` if one of *runs* of *experiment* was not made as it would be now."""
+    if not runs:
+        return
+    real = backend.made_with(experiment)
+    for run, meta in runs:
+        differing = otherwise(meta, experiment, real)
+        if differing:
+            what = f"this run was made with another state of what it takes: {'; '.join(differing)}"
+            raise BadInput(what, where=str(run), right="another --out; or --as-they-are to count it all the same")
+
+
+def _free(folder: Path, experiment: Experiment) -> Path:
+    """A folder that is not there yet, by the name of the point."""
+    name = f"{experiment.name}-{experiment.policy.name}-{experiment.digest()[:8]}-seed{experiment.seed}".replace(
+        "/", "-"
+    )
+    path, number = folder / name, 1
+    while path.exists():
+        number += 1
+        path = folder / f"{name}-{number}"
+    return path

@@ -1,0 +1,125 @@
+"""``servetwin profile``: a model is measured on a device of this machine, and becomes a profile file."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from servetwin.core import BadInput, Policy
+from servetwin.profiles import Profile, load
+
+from ..spec import policy_registry
+from ..sweeps import tables
+from .diffusion import Setup, make_server
+
+#: Hears (what is measured next, terms done, terms in all).
+Progress = Callable[[str, int, int], None]
+
+#: What these policies take between two iterations is measured too.
+POLICIES = {"neustream": {"bound": 4}, "edf": {}}
+
+
+def measure(
+    model: str,
+    out: Path,
+    setup: Setup | None = None,
+    *,
+    name: str | None = None,
+    limit: int | None = None,
+    seconds: float = 0.4,
+    brief: bool = False,
+    asynchronous: bool | None = None,
+    progress: Progress | None = None,
+) -> Profile:
+    """Measure *model* and write its profile to *out*, which must not exist; the file appears whole or not at all.
+
+    *name* is the profile's, otherwise that of device and model. *limit* is the largest batch, *seconds* about how
+    long each point is measured; with *brief* only what a simulation reads is. *asynchronous* is vLLM's asynchronous
+    scheduling, for language models (None: as vLLM does it by default here). Raises `BadInput`.
+    """
+    from .profile_llm import is_language_model, measure_language_model
+
+    if is_language_model(model):
+        _check(out, name)
+        if limit is not None and limit < 2:
+            raise BadInput(f"batches of up to {limit}", where="--limit", right="2 at least")
+        eager = setup is not None and setup.eager
+        text = measure_language_model(
+            model,
+            lambda device: name or f"{slug(device)}/{model}",
+            eager=eager,
+            limit=limit,
+            asynchronous=asynchronous,
+            progress=progress,
+        )
+        tables.make_folder(out.parent)
+        _whole(out, lambda path: path.write_text(text, encoding="utf-8"))
+        return load(str(out))
+    from servetwin.real import require
+    from servetwin.real.diffusion.models import KINDS, find
+
+    if model not in KINDS:
+        right = f"one of {', '.join(KINDS)}, tiny-opt, or a language model such as opt-13b or llama-3.1-8b"
+        raise BadInput(f"unknown model {model!r}", right=right)
+    require()  # one clear line if torch is not there
+    from servetwin.real.diffusion.profiling.profile_writer import write_profile
+    from servetwin.real.diffusion.profiling.take_profile import take_profile
+    from servetwin.real.diffusion.server import device_facts
+
+    setup = setup or Setup()
+    kind = find(model)
+    _check(out, name)
+    if limit is not None and limit < 1:
+        raise BadInput(f"batches of up to {limit}", where="--limit", right="1 at least")
+    device = setup.devices[0] if setup.devices else "cuda:0"
+    server = make_server(kind, setup, {"gpu0": device})
+    if name is None:
+        name = f"{slug(device_facts(server.options.torch_device('gpu0'))['name'])}/{kind.name}"
+    tables.make_folder(out.parent)
+    content = take_profile(
+        server,
+        name,
+        limit=limit,
+        policies={p: _maker(p) for p in POLICIES},
+        command=shlex.join(["servetwin", *sys.argv[1:]]),
+        seconds=seconds,
+        brief=brief,
+        progress=progress,
+    )
+    _whole(out, lambda path: write_profile(content, path))
+    return load(str(out))
+
+
+def _check(out: Path, name: str | None) -> None:
+    """Raise `BadInput` unless a profile called *name* can be written to *out*."""
+    if out.suffix not in (".yaml", ".yml"):
+        raise BadInput(f"{out.suffix or 'no ending'} is no kind of profile", where=f"--out {out}", right=".yaml")
+    if out.exists():
+        raise BadInput("the file is there already", where=f"--out {out}", right="another --out")
+    if name is not None and not re.fullmatch(r"[a-z0-9][a-z0-9._-]*(/[a-z0-9][a-z0-9._-]*)*", name):
+        raise BadInput(f"{name!r} is no name", where="--name", right="lower-case letters, digits and . _ - /")
+
+
+def _whole(out: Path, write: Callable[[Path], object]) -> None:
+    """Let *write* make *out*, whole or not at all."""
+    partial = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        write(partial)
+        partial.replace(out)
+    except OSError as error:
+        raise BadInput(error.strerror or "cannot be written", where=str(out), right="a file of yours") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _maker(policy: str) -> Callable[[], Policy]:
+    return lambda: policy_registry.make(policy, POLICIES[policy])
+
+
+def slug(name: str) -> str:
+    """A device's name as it can stand in the name of a profile."""
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((?:r|tm)\)|@.*", "", name.lower())).strip("-") or "device"

@@ -1,0 +1,65 @@
+"""One experiment, served by the backend that is asked for: what ``servetwin run`` and `servetwin.run` share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from servetwin.core import BadInput
+
+from ..spec.catalog import suggest
+
+if TYPE_CHECKING:
+    from ..spec.experiment import Experiment
+    from .diffusion import Setup
+
+BACKENDS = ("sim", "real", "vllm")
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a run came to: the content of ``summary.json`` and, of a real one, of ``real.json``."""
+
+    summary: dict[str, Any]
+    real: dict[str, Any] | None = None
+
+
+def serve(
+    experiment: Experiment,
+    folder: Path | None = None,
+    *,
+    backend: str = "sim",
+    setup: Setup | None = None,
+    url: str | None = None,
+    asynchronous: bool | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Served:
+    """Serve *experiment* by *backend*, one of `BACKENDS`; with *folder*, leave its records there.
+
+    Real ones go by *setup*; "vllm" alone takes *url* and *asynchronous*. *say* hears what a real one is doing.
+    """
+    if backend not in BACKENDS:
+        raise BadInput(f"there is no backend {backend!r}", where="--backend", right=suggest(backend, BACKENDS))
+    if backend == "sim":
+        from ..assembly.build import run
+
+        return Served(run(experiment, folder).as_dict())
+    from .diffusion import Backend, Setup
+
+    setup = setup or Setup()
+    tell = say or (lambda _: None)
+    if backend == "vllm":
+        from .vllm import VllmBackend
+
+        vllm = VllmBackend(setup.model, eager=setup.eager, foreign=setup.foreign, asynchronous=asynchronous)
+        served = vllm.ask(url, experiment, folder, tell) if url else vllm.run(experiment, folder, tell)
+        return Served(served.summary.as_dict(), served.as_dict())
+    from . import pipeline
+
+    if pipeline.serves(experiment):
+        report = pipeline.run(experiment, setup.model, folder, tell, foreign=setup.foreign)
+    else:
+        report = Backend(setup).run(experiment, folder, tell)
+    return Served(report.summary.as_dict(), report.as_dict())

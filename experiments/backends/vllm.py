@@ -1,0 +1,263 @@
+"""The experiment that a simulation would play, served by vLLM in this process.
+
+The same policy object decides, and the records are those of a simulation, with ``real.json`` beside them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from servetwin.core import BadInput, Recorder, Summary, Worker
+from servetwin.core.llm import TokenRequest
+from servetwin.core.llm.worker import TokenWorker
+
+from ..assembly import build
+from ..assembly.llm_workers import prepare
+from ..provenance.policy_code import as_loaded
+from ..spec.experiment import Experiment
+from ..spec.policy_errors import policies_answer
+from .diffusion import Plan, Say, recording, write_report
+
+if TYPE_CHECKING:
+    from servetwin.profiles import Profile
+    from servetwin.real.vllm.engine import EngineOptions, VllmEngine
+    from servetwin.real.vllm.plan import Planned, Run
+
+#: Sizes for which steps are captured as CUDA graphs, in tokens.
+GRAPHS = (1, 2, 4, *range(8, 65, 8), *range(80, 129, 16), *range(160, 257, 32), *range(288, 513, 32))
+LARGER = tuple(range(576, 1025, 64))
+DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+
+
+@dataclass
+class VllmReport:
+    """What a run says beside its records, times in milliseconds."""
+
+    summary: Summary
+    lateness_ms: dict[str, float]
+    gap_ms: dict[str, float]
+    engine: dict[str, Any]
+    steps: int
+    decide_ms: dict[str, float]
+    schedule_ms: dict[str, float]
+    intake_ms: dict[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of ``real.json``."""
+        return {k: v for k, v in vars(self).items() if k != "summary"}
+
+
+class VllmBackend:
+    """Serves experiments of one language model with vLLM; the engine stays from one run to the next.
+
+    *model* is what to serve where the profile does not tell (a name such as opt-13b, or a folder), *eager* goes
+    without CUDA graphs, *foreign* lets a profile of another device pass. *asynchronous* is vLLM's asynchronous
+    scheduling (None: as the profile was measured).
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        eager: bool = False,
+        foreign: bool = False,
+        asynchronous: bool | None = None,
+    ) -> None:
+        self.model = model
+        self.eager = eager
+        self.foreign = foreign
+        self.asynchronous = asynchronous
+        self.engines: dict[EngineOptions, VllmEngine] = {}
+
+    @as_loaded()
+    def ask(self, url: str, experiment: Experiment, folder: Path | None = None, say: Say | None = None) -> VllmReport:
+        """Send the requests of *experiment* to the server at *url*, which has a policy of its own (or vLLM's).
+
+        Records and summary are as those of `run`, but without steps, which only the server knows.
+        """
+        from servetwin.real.vllm.http_client import serve_url
+        from servetwin.real.vllm.records import record
+
+        say = say or (lambda _: None)
+        plan = Plan(experiment, diffusion=False)
+        _, workers, _ = plan.system()
+        worker = self._only(workers, experiment)
+        planned = planned_of(plan, worker)
+        say(f"sending {len(planned)} requests to {url}")
+        run = serve_url(url, planned, model=self.model)
+        recorder = Recorder()
+        if folder is not None:
+            meta = {**build.describe(experiment), "kind": "real", "engine": {"url": url}}
+            recorder = build.folder_for(experiment, folder, meta)
+        prepare(recorder, plan.experiment, workers)
+        with recording(recorder, folder):
+            record(run, worker, {r.id: r for r in plan.requests}, recorder)  # type: ignore[misc]
+        report = VllmReport(recorder.summary, _spread(run.lateness), {}, {"url": url}, 0, {}, {}, {})
+        if folder is not None:
+            write_report(folder, report)
+        return report
+
+    @as_loaded()
+    def run(self, experiment: Experiment, folder: Path | None = None, say: Say | None = None) -> VllmReport:
+        """Serve *experiment*; with *folder*, leave its records there.
+
+        Raises `BadInput` before anything is written.
+        """
+        say = say or (lambda _: None)
+        plan = Plan(experiment, diffusion=False)
+        _, workers, _ = plan.system()
+        worker = self._only(workers, experiment)
+        require_vllm()
+        from servetwin.real.vllm.records import record
+        from servetwin.real.vllm.scheduler import Estimates, Settings
+
+        ((_, profile),) = plan.profiles.items()
+        planned = planned_of(plan, worker)
+        options = self._options(worker, profile)
+        engine = self._engine(options, profile, say)
+        view = worker.view
+        estimates = Estimates(view.estimate_prefill, view.estimate_decode, view.slo)
+        recorder = Recorder()
+        if folder is not None:
+            meta = {**build.describe(experiment), "kind": "real", "engine": engine.describe()}
+            recorder = build.folder_for(experiment, folder, meta)
+        prepare(recorder, plan.experiment, workers)
+        say(f"warming up, then serving {len(planned)} requests")
+        by_id: Any = {r.id: r for r in plan.requests}
+        with recording(recorder, folder), policies_answer([worker.policy]):
+            engine.serve(_warm_up(planned), Settings(name=view.name), policy=None)
+            run = engine.serve(
+                planned,
+                Settings(name=view.name),
+                policy=worker.policy,
+                estimates=estimates,
+                stop_after=experiment.system.stop_after,
+                stopped=lambda run: record(run, worker, by_id, recorder),
+            )
+            record(run, worker, by_id, recorder)
+        report = _report(run, recorder.summary, engine)
+        if folder is not None:
+            write_report(folder, report)
+        return report
+
+    def _only(self, workers: list[Any], experiment: Experiment) -> TokenWorker:
+        if len(workers) != 1 or not isinstance(workers[0], TokenWorker):
+            what = f"{len(workers)} workers" if len(workers) != 1 else "a pipeline without a language model"
+            raise BadInput(
+                f"vLLM cannot serve {what}", where=experiment.name, right="one engine: a pipeline of one llm module"
+            )
+        check_limits(workers)
+        return workers[0]
+
+    def _options(self, worker: TokenWorker, profile: Profile) -> EngineOptions:
+        from servetwin.real.vllm.engine import EngineOptions, bytes_per_token
+
+        data, limits = profile.token_data, worker.view.limits
+        gpu = profile.data.device.kind == "gpu"
+        ahead = worker.host is not None and worker.host.ahead
+        options = EngineOptions(
+            model=self.model or data.architecture,
+            dtype=DTYPES.get(profile.data.precision, "float16"),  # type: ignore[arg-type]
+            max_model_len=data.engine.max_model_len,
+            max_batched_tokens=limits.max_batched_tokens,
+            max_sequences=limits.max_sequences,
+            block_size=limits.block_size,
+            gpu_memory_utilization=data.engine.gpu_memory_utilization,
+            tensor_parallel=data.tensor_parallel,
+            asynchronous=ahead if self.asynchronous is None else self.asynchronous,
+        )
+        if gpu and not self.eager:
+            return replace(options, graphs=GRAPHS + LARGER, graphs_for="all")
+        if not gpu:  # vLLM keeps one block for itself
+            tokens = (limits.blocks + 1) * limits.block_size
+            return replace(options, kv_bytes=tokens * bytes_per_token(options.model, options.dtype))
+        return options
+
+    def _engine(self, options: EngineOptions, profile: Profile, say: Say) -> VllmEngine:
+        from servetwin.real.vllm.engine import VllmEngine, device_name
+
+        wanted, there = profile.data.device, device_name()
+        if not self.foreign and (wanted.kind == "gpu") != (there != "cpu"):
+            what = f"the profile {profile.name} is of {wanted.name}, but this machine serves on {there}"
+            raise BadInput(what, where="deployment.devices", right="a profile of this device, or --any-device")
+        if options not in self.engines:
+            say(f"starting vLLM with {options.model} on {there}")
+            self.engines[options] = VllmEngine(options)
+        return self.engines[options]
+
+
+def require_vllm() -> None:
+    """Raise `BadInput` unless vLLM is installed, and torch with it."""
+    missing = [name for name in ("vllm", "torch") if find_spec(name) is None]
+    if missing:
+        are = "is" if len(missing) == 1 else "are"
+        what = f"language models need {' and '.join(missing)}, which {are} not installed"
+        raise BadInput(what, right="an environment with vLLM: pip install 'servetwin[llm]' (docs/guides/vllm.md)")
+
+
+def check_limits(workers: Sequence[Worker]) -> None:
+    """Raise `BadInput` where an engine is asked for that vLLM's is not."""
+    for i, worker in enumerate(workers):
+        if not isinstance(worker, TokenWorker):
+            continue
+        limits = worker.view.limits
+        if limits.preemption != "recompute" or limits.stamp != "sent" or limits.headroom:
+            right = "preemption: recompute, stamp: sent, headroom: 0"
+            raise BadInput("vLLM's V1 engine is not like that", where=f"deployment.workers.{i}.engine", right=right)
+
+
+def planned_of(plan: Plan, worker: TokenWorker) -> list[Planned]:
+    """The requests of *plan* as a client sends them."""
+    from servetwin.real.vllm.plan import Planned
+
+    name = worker.stage.loop or worker.stage.name
+    planned = []
+    for request in plan.requests:
+        assert isinstance(request, TokenRequest)
+        tokens: Any = request.tokens[name]
+        prompt, limit = tokens
+        output: Any = (request.outputs or {})[name]
+        planned.append(Planned(request.id, request.arrival, prompt, min(output, limit), limit))
+    return planned
+
+
+def _warm_up(planned: list[Planned]) -> list[Planned]:
+    """A few of them at once: the first of everything is slow."""
+    return [replace(p, id=i, arrival=0.0, output=min(p.output, 8)) for i, p in enumerate(planned[:16])]
+
+
+def _spread(seconds: list[float]) -> dict[str, float]:
+    if not seconds:
+        return {}
+    ms = np.array(seconds) * 1e3
+    found = {"median": np.median(ms), "mean": ms.mean(), "p99": np.percentile(ms, 99), "max": ms.max()}
+    return {k: round(float(v), 4) for k, v in found.items()}
+
+
+def _report(run: Run, summary: Summary, engine: VllmEngine) -> VllmReport:
+    from servetwin.real.vllm.profiling.async_fit import between
+
+    steps = run.steps
+    if engine.options.asynchronous:  # the step after is under way already: until the next one is asked for
+        gaps = [seconds for _, seconds in between(steps)]
+    else:
+        gaps = [b.start - a.end for a, b in itertools.pairwise(steps)]
+    # Where the engine had nothing to do between two steps is no gap.
+    usual = statistics.median(gaps) if gaps else 0.0
+    return VllmReport(
+        summary,
+        _spread(run.lateness),
+        _spread([g for g in gaps if g < 20 * usual]),
+        engine.describe(),
+        len(steps),
+        _spread([s.decided - s.start for s in steps]),
+        _spread([s.scheduled - s.start for s in steps]),
+        _spread(run.intake),
+    )

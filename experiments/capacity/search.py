@@ -1,0 +1,393 @@
+"""``servetwin search``: the capacity of workloads under policies, in simulation.
+
+An answer is checked by runs twice and four times as long: if what they give lies outside the interval, or the backlog
+is not flat at the answer, the runs were too short to speak of a steady state, and they are lengthened until it does
+not, or until the longest have `Asked.longest` requests, or until it is plain that no SLO helps against the load. What
+is still outside then is said, and no interval is given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from servetwin.core import BadInput
+
+from ..spec.catalog import suggest
+from ..spec.experiment import Experiment, RelativeSLO
+from ..spec.llm import TokenSLOSpec
+from ..spec.loading import Override, layers, load
+from ..sweeps import tables
+from ..sweeps.cache import Cache
+from ..sweeps.cluster import running_on
+from ..sweeps.point import Together, deployment_of, run_all
+from ..sweeps.repeat import seeded
+from ..sweeps.statistics import Interval
+from ..workload.requests import count_of, read_trace
+from ..workload.seed_effect import are_copies, check_seeds, depends_on_seed
+from .observed_run import Watched
+from .root_search import QUANTITIES, Capacity, Curve, HeldEverywhere, inside, search
+from .stability import WARM_UP, Verdict, verdict
+from .targets import Sample, Target, attainment
+
+#: Runs are at least this long unless asked otherwise: what a queue does at its start and end must not count.
+LEAST_REQUESTS = 2000
+#: How much longer than at first runs may become before an answer is given up, and the length that always is allowed.
+LONGER, LONGEST = 16, 32_000
+#: With how many seeds and requests places are looked at that are not near the answer.
+GLANCE, GLANCE_REQUESTS = 2, 1000
+LEVEL = 0.95
+
+UNITS = {
+    "rate": "the largest rate, in requests per second",
+    "slo": "the smallest SLO, in multiples of a request's latency alone (of decoding alone, for an LLM)",
+    "replicas": "the fewest replicas of the deployment",
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to find (a key of `QUANTITIES`), the targets (a share is an attainment), and on how many runs to go by.
+
+    Runs have *requests* at first, and *longest* at the most; those that check them are twice as long at least.
+    """
+
+    find: str
+    targets: Sequence[Target | float]
+    seeds: int
+    first_seed: int = 0
+    requests: int | None = None
+    longest: int | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A capacity and what it stands on: runs of *requests* of which the first *warm_up* are not counted, whether the
+    system keeps up there, and whether what runs *twice* as long give is inside (None if there were none)."""
+
+    workload: str
+    policy: str
+    deployment: str
+    found: Capacity
+    requests: int
+    warm_up: int
+    stable: Verdict
+    twice: bool | None
+    seeds: int
+
+    @property
+    def settled(self) -> int | None:
+        """After how many requests latencies had settled; None if not after half a run."""
+        return None if self.stable.settled is None else round(self.stable.settled * self.requests)
+
+
+def answers(
+    sources: Sequence[str | Path | dict[str, Any]],
+    policies: Sequence[str | dict[str, Any]] | None,
+    asked: Asked,
+    overrides: Sequence[Override] = (),
+    *,
+    jobs: int = -1,
+    cache: Cache | None = None,
+    cluster: str | None = None,
+    out: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> list[Answer]:
+    """The capacity of each of *sources* under each of *policies*, for each target; *say* hears of rows that could not
+    be kept. Raises `BadInput`.
+    """
+    if asked.find not in QUANTITIES:
+        raise BadInput(f"{asked.find!r} cannot be sought", where="--find", right=suggest(asked.find, QUANTITIES))
+    targets = [attainment(t) if isinstance(t, float | int) else t for t in asked.targets]
+    if out is not None:
+        tables.check_target(out)
+    chosen: Sequence[str | dict[str, Any] | None] = policies if policies else [None]
+    cases = [_experiment(s, p, asked, overrides) for s in sources for p in chosen]
+    for experiment in cases:
+        check_seeds(experiment, asked.seeds, "--seeds")
+        _check_metrics(experiment, targets)
+        _start(experiment, asked.find)
+    found = []
+    tell = say or (lambda _: None)
+    with running_on(cluster):
+        for experiment in cases:
+            finder = Finder(experiment, asked, targets, jobs=jobs, cache=cache, progress=progress)
+            found += finder.answers()
+            for doubt in finder.together.doubts if cache is not None else ():
+                tell(f"rows are not kept, so that they are run each time: {doubt}")
+    if out is not None:
+        tables.write(out, [row_of(a, asked) for a in found])
+    return found
+
+
+def _experiment(
+    source: str | Path | dict[str, Any],
+    policy: str | dict[str, Any] | None,
+    asked: Asked,
+    overrides: Sequence[Override],
+) -> Experiment:
+    chosen: list[Override] = [("policy", policy)] if policy is not None else []
+    experiment = seeded(load(source, [*chosen, ("seed", asked.first_seed), *overrides], chain=layers(source)))
+    if experiment.seed != asked.first_seed:
+        what = f"the seeds of a search begin with {asked.first_seed}"
+        raise BadInput(what, where="--set seed", right=f"--first-seed {experiment.seed}")
+    wanted = experiment.workload.requests
+    if asked.requests is not None:
+        wanted = asked.requests
+    elif experiment.workload.recorded is None:
+        assert wanted is not None
+        wanted = max(wanted, LEAST_REQUESTS)
+    experiment = _of_length(experiment, wanted)
+    read_trace(experiment)  # more requests than there are show before anything runs
+    return experiment
+
+
+def _of_length(experiment: Experiment, requests: int | None) -> Experiment:
+    changed = experiment.workload.model_copy(update={"requests": requests})
+    return experiment.model_copy(update={"workload": changed})
+
+
+def _check_metrics(experiment: Experiment, targets: Sequence[Target]) -> None:
+    llms = sum(m.llm for m in experiment.pipeline.modules.values())
+    for criterion in (c for t in targets for c in t.criteria):
+        if criterion.metric in ("ttft", "tpot") and (llms != 1 or len(experiment.pipeline.modules) != 1):
+            what = f"{criterion.metric} is known of pipelines that are one language model"
+            raise BadInput(what, where="--target-metric", right="e2el")
+
+
+def _start(experiment: Experiment, find: str) -> float:
+    """Where the experiment stands now."""
+    if find == "rate":
+        rate = experiment.workload.arrivals.rate
+        if rate is None:
+            raise BadInput(
+                "the trace goes at its own rate", where="--find rate", right="--set rate=1.0 to begin with"
+            )
+        return float(rate)
+    if find == "slo" and isinstance(experiment.slo, TokenSLOSpec):
+        if experiment.slo.decode is None:
+            raise BadInput("the SLO has no deadlines of tokens", where="--find slo", right="slo: {prefill, decode}")
+        return experiment.slo.decode
+    if find == "slo":
+        if not isinstance(experiment.slo, RelativeSLO):
+            raise BadInput("the SLO has no factor", where="--find slo", right="an SLO with a factor")
+        return experiment.slo.factor
+    return float(experiment.deployment.replicas)
+
+
+class Finder:
+    """Finds the capacities of one experiment, in runs that are as long as it takes."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        asked: Asked,
+        targets: Sequence[Target],
+        *,
+        jobs: int,
+        cache: Cache | None,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self.experiment, self.targets = experiment, targets
+        self.quantity = QUANTITIES[asked.find]
+        self.start = _start(experiment, asked.find)
+        self.drawn = depends_on_seed(experiment)
+        self.seeds = asked.seeds if self.drawn else 1
+        self.jobs, self.cache, self.progress = jobs, cache, progress
+        self.length = count_of(experiment, read_trace(experiment))
+        self.longest = asked.longest or max(LONGER * self.length, LONGEST)
+        criteria = {c.name: c for t in targets for c in t.criteria}
+        # A trace that is replayed whole is what it is: its beginning counts.
+        whole = experiment.workload.recorded is not None and not self.drawn
+        self.watched = Watched(tuple(criteria.values()), 0.0 if whole else WARM_UP)
+        self.curves: dict[int, Curve] = {}
+        self.together = Together()
+        self.done = 0
+
+    def answers(self) -> list[Answer]:
+        """An answer for each target."""
+        return [self._answer_to(target) for target in self.targets]
+
+    def _answer_to(self, target: Target) -> Answer:
+        found, length = self._first(target)
+        notes = found.notes
+        last = ""
+        while True:
+            checked = self._check(found, length)
+            backlog = self._verdict(length, found.value).backlog
+            longer = self._curve(2 * length) if self._may(4 * length) and 0.0 < found.value < math.inf else None
+            # The load is the same whatever the SLO is: of a system that it is too much for, longer runs say no more.
+            hopeless = self.quantity.key == "slo.factor" and backlog == last == "overloaded"
+            if longer is None or hopeless or (checked and backlog == "flat"):
+                return self._answer(found, length, checked, notes)
+            length, last = 2 * length, backlog
+            (found,) = search(_never, self.quantity, [target], start=found.value, near=True, curve=longer)
+
+    def _first(self, target: Target) -> tuple[Capacity, int]:
+        """The capacity in the shortest runs that are not over before anything can be too much; and their length."""
+        length = self.length
+        while True:
+            curve = self._curve(length)
+            assert curve is not None
+            try:
+                (found,) = search(_never, self.quantity, [target], start=self.start, curve=curve)
+            except HeldEverywhere:
+                if not self._may(2 * length):
+                    raise
+                length *= 2
+            else:
+                return found, length
+
+    def _may(self, length: int) -> bool:
+        return length <= self.longest and self._fits(length) is not None
+
+    def _check(self, found: Capacity, length: int) -> bool | None:
+        """Whether runs twice and four times as long give what lies in the interval; None if there are none."""
+        if not 0.0 < found.value < math.inf or self._fits(2 * length) is None:
+            return None
+        lengths = [2 * length, *([4 * length] if self._may(4 * length) else [])]
+        return all(inside(found, curve) for n in lengths if (curve := self._curve(n)) is not None)
+
+    def _answer(self, found: Capacity, length: int, twice: bool | None, notes: list[str]) -> Answer:
+        notes = [*notes]
+        if not self.drawn:
+            notes.append("nothing is drawn: there is one run at each place")
+            if self.experiment.workload.recorded is None:  # nor is it a sample of anything
+                found.low, found.high = sorted((found.value, found.value if self.quantity.whole else found.fails))
+        if twice is None:
+            notes.append("not checked: there are not enough requests for runs twice as long, so there is no interval")
+        elif found.open:
+            notes.append("there is no interval: more seeds or requests are needed to close it")
+            twice = False
+        elif not twice:
+            notes.append("does not hold: what longer runs give lies outside, so there is no interval")
+        if not twice:
+            found.low = found.high = None
+        stable = self._verdict(length, found.value)
+        if stable.backlog != "flat":
+            notes.append(f"not stable there: the backlog is {stable.backlog}")
+        found.notes = [*notes, *self._stands_on(length, found.value)]
+        e = self.experiment
+        warm_up = int(self.watched.warm_up * length)
+        return Answer(e.name, e.policy.name, deployment_of(e), found, length, warm_up, stable, twice, self.seeds)
+
+    def _stands_on(self, length: int, place: float) -> list[str]:
+        """What else is to be said of the runs at *place*: what of them was not measured, cut or cut off."""
+        rows: list[Any] = list(self.curves[length].samples.get(place, ()))
+        said = []
+        if beyond := sum(row["beyond"] for row in rows):
+            said.append(f"beyond what was measured: {beyond} steps at the answer, for which last values were held")
+        prompts, outputs = (sum(row["cut"][i] for row in rows) for i in (0, 1))
+        if prompts or outputs:
+            said.append(f"cut at the answer: {prompts} prompts, {outputs} outputs")
+        after = self.experiment.system.stop_after
+        if after is not None:
+            off = sum(row["cut_off"] for row in rows)
+            what = f"runs are cut off {after:g} s after the last request was sent"
+            said.append(f"{what}: {off} requests at the answer failed so")
+        return said
+
+    def _verdict(self, length: int, place: float) -> Verdict:
+        rows: list[Any] = list(self.curves[length].samples.get(place, ()))
+        if not rows:
+            return Verdict("unclear", Interval(0.0, -1.0, 1.0, 0), None)
+        return verdict([r["backlog"] for r in rows], [r["latency"] for r in rows], length)
+
+    def _curve(self, length: int) -> Curve | None:
+        """The curve in runs of this *length*; None if there are not that many requests."""
+        if length not in self.curves:
+            experiment = self._fits(length)
+            if experiment is None:
+                return None
+            short = experiment
+            if experiment.workload.recorded is None:
+                short = _of_length(experiment, min(length, GLANCE_REQUESTS))
+            full, glance = Sampler(self, experiment, self.seeds), Sampler(self, short, min(GLANCE, self.seeds))
+            self.curves[length] = Curve(full, self.quantity, LEVEL, glance)
+        return self.curves[length]
+
+    def _fits(self, length: int) -> Experiment | None:
+        """The experiment with so many requests (in fewer windows, if need be); None if there are not enough."""
+        if length == self.length:
+            return self.experiment
+        recorded = self.experiment.workload.recorded
+        if recorded is None:
+            return _of_length(self.experiment, length)
+        key = "arrivals" if recorded is self.experiment.workload.arrivals else "trace"
+        every = recorded.model_copy(update={"windows": None})
+        whole = self.experiment.workload.model_copy(update={key: every, "requests": None})
+        trace = read_trace(self.experiment.model_copy(update={"workload": whole}))
+        assert trace is not None
+        if recorded.windows is None:
+            return _of_length(self.experiment, length) if trace.count >= length else None
+        windows = min(recorded.windows, trace.count // length)
+        if windows < self.seeds:
+            return None
+        fewer = whole.model_copy(update={key: recorded.model_copy(update={"windows": windows}), "requests": length})
+        return self.experiment.model_copy(update={"workload": fewer})
+
+
+def _never(_: Sequence[float]) -> list[list[Sample]]:
+    raise AssertionError("the curve samples")
+
+
+class Sampler:
+    """Runs an experiment at places of a quantity, with so many seeds at each."""
+
+    def __init__(self, finder: Finder, experiment: Experiment, seeds: int) -> None:
+        self.finder, self.experiment, self.seeds = finder, experiment, seeds
+
+    def __call__(self, places: Sequence[float]) -> list[list[Sample]]:
+        finder = self.finder
+        runs = [seeded(self._at(x), k) for x in places for k in range(self.seeds)]
+        known, finished = (finder.cache.find, finder.cache.add) if finder.cache is not None else (None, None)
+        rows = run_all(
+            runs, jobs=finder.jobs, known=known, finished=finished, together=finder.together, point=finder.watched
+        )
+        finder.done += len(runs)
+        if finder.progress is not None:
+            finder.progress(finder.done, 2 * finder.done)  # how many places it takes is not known
+        by_place = [rows[i : i + self.seeds] for i in range(0, len(rows), self.seeds)]
+        return [[*(same[:1] if are_copies(same) else same)] for same in by_place]
+
+    def _at(self, x: float) -> Experiment:
+        key = self.finder.quantity.key
+        if key == "slo.factor" and isinstance(self.experiment.slo, TokenSLOSpec):
+            key = "slo.decode"  # that of the first token stays
+        first, second, *rest = key.split(".")
+        outer = getattr(self.experiment, first)
+        value: float = int(x) if self.finder.quantity.whole else x
+        if rest:
+            inner = getattr(outer, second).model_copy(update={rest[0]: value})
+            return self.experiment.model_copy(update={first: outer.model_copy(update={second: inner})})
+        return self.experiment.model_copy(update={first: outer.model_copy(update={second: value})})
+
+
+def row_of(answer: Answer, asked: Asked) -> tables.Row:
+    """The line of *answer* in a table."""
+    found = answer.found
+    shares = [c.share for c in found.target.criteria if c.metric is None]
+    return {
+        "workload": answer.workload,
+        "policy": answer.policy,
+        "deployment": answer.deployment,
+        "find": asked.find,
+        "target": shares[0] if shares else found.target.name,
+        "value": found.value,
+        "low": found.low,
+        "high": found.high,
+        "seeds": answer.seeds,
+        "first_seed": asked.first_seed,
+        "places": len(found.tried),
+        "requests": answer.requests,
+        "warm_up": answer.warm_up,
+        "settled_after": answer.settled,
+        "twice_as_long_inside": answer.twice,
+        "backlog": answer.stable.backlog,
+        "backlog_growth": answer.stable.growth.mean,
+        "notes": "; ".join(found.notes),
+    }

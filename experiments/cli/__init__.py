@@ -1,0 +1,18 @@
+"""The command line: ``servetwin``. Begin with `app`.
+
+What a command needs is imported when it runs, so that help comes at once.
+
+==================  ========================================================================================
+`entry`             runs a command, and makes one line of what goes wrong
+`app`               the commands
+`commands`          those about real runs and about runs that are there: ``profile``, ``compare``, ``trace``
+`options`           options that are of no use where they are given, refused
+`terminal`          tables on standard output, progress on standard error
+`demo`              ``servetwin demo``
+`cli_page`          docs/reference/command-line.md, made from the commands
+==================  ========================================================================================
+"""
+
+from .entry import main
+
+__all__ = ["main"]

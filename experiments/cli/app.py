@@ -1,0 +1,534 @@
+"""The commands of ``servetwin``. What a command needs is imported when it runs, so that help comes at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from servetwin.core import BadInput
+
+from . import commands, options
+from .commands import (
+    Ahead,
+    AnyDevice,
+    BackendName,
+    Devices,
+    Eager,
+    Model,
+    Processes,
+    RunBackend,
+    Sampler,
+    Slots,
+    Weights,
+)
+from .terminal import print_table as _print
+from .terminal import progress as _progress
+from .terminal import table as _table
+
+if TYPE_CHECKING:
+    from ..backends.diffusion import Setup
+    from ..spec.experiment import Experiment
+    from ..spec.loading import Override
+    from ..validation.score import Scored
+
+app = typer.Typer(
+    name="servetwin",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Serve deep-learning requests in simulation, under a scheduling policy of your choice: what holds which "
+    "SLO, at which rate, on which GPU. One policy file decides in simulation and on real GPUs alike.",
+    epilog="Start with: servetwin demo · servetwin run dit-s2-256-rtx4090 --rate 4 · servetwin policies",
+)
+
+Jobs = Annotated[
+    int, typer.Option("--jobs", "-j", help="Processes to run on; -1 is one per core.", show_default=True)
+]
+Cluster = Annotated[
+    str | None, typer.Option(help="Run on a Dask or Ray cluster: tcp://host:8786, ray://host:10001, or ray.")
+]
+Cached = Annotated[
+    bool, typer.Option("--cache/--no-cache", help="Take points that are known already from the cache.")
+]
+AsTheyAre = Annotated[
+    bool,
+    typer.Option("--as-they-are", help="Take run folders though policies, profiles or options are other ones now."),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a key of the experiment: --set slo.factor=2.5 (repeatable)."
+    ),
+]
+
+
+# -- one run --------------------------------------------------------------------------------------------
+
+
+@app.command()
+def run(
+    experiment: Annotated[str, typer.Argument(help="A workload's name (see `servetwin workloads`) or a YAML file.")],
+    policy: Annotated[str | None, typer.Option(help="neustream, clockwork, ..., or a file my_policy.py.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Requests per second.")] = None,
+    cv: Annotated[float | None, typer.Option(help="Coefficient of variation of the gaps between requests.")] = None,
+    slo: Annotated[float | None, typer.Option(help="SLO as a multiple of a request's latency alone.")] = None,
+    requests: Annotated[int | None, typer.Option(help="How many requests.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything that is drawn.")] = None,
+    sets: Sets = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the records of the run (made; must hold no run).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    backend: RunBackend = "sim",
+    devices: Devices = None,
+    model: Model = None,
+    weights: Weights = None,
+    eager: Eager = False,
+    sampler: Sampler = "ddim",
+    any_device: AnyDevice = False,
+    slots: Slots = None,
+    processes: Processes = False,
+    url: Annotated[str | None, typer.Option(help="With --backend vllm: a running server, http://host:port.")] = None,
+    asynchronous: Ahead = None,
+) -> None:
+    """Run one experiment: in simulation, or for real on devices of this machine (--backend real)."""
+    from ..assembly import build
+    from ..backends.serve import serve
+    from ..spec.catalog import source_of
+    from ..spec.loading import load
+
+    short = {"policy": policy, "rate": rate, "cv": cv, "slo": slo, "requests": requests, "seed": seed}
+    chosen = load(
+        source_of(experiment), [*((k, v) for k, v in short.items() if v is not None), *_overrides(sets, short)]
+    )
+    began = time.perf_counter()
+    modules = {"--device": devices, "--weights": weights, "--sampler": sampler != "ddim", "--slots": slots}
+    modules |= {"--processes": processes}
+    ahead = {"--url": url, "--asynchronous": asynchronous, "--synchronous": asynchronous is False}
+    if backend == "sim":
+        options.only_real({**modules, **ahead, "--model": model, "--eager": eager, "--any-device": any_device})
+        setup = None
+    else:
+        if backend == "vllm":
+            options.only_modules(modules)
+        else:
+            options.only_vllm(ahead)
+            from ..backends import pipeline
+
+            if pipeline.serves(chosen):
+                options.only_modules({**modules, "--eager": eager})
+        setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes)
+    served = serve(chosen, out, backend=backend, setup=setup, url=url, asynchronous=asynchronous, say=_say)
+    took = time.perf_counter() - began
+    if as_json:
+        typer.echo(json.dumps(served.summary, indent=2))
+        return
+    _show_run(chosen, served.summary, took)
+    if served.real is not None:
+        _show_real(served.real)
+    else:
+        for line in (*build.time_shared(chosen), *build.policy_not_measured(chosen)):
+            typer.echo(line)
+    if out is not None:
+        typer.echo(f"records in {out}")
+
+
+def _setup(devices: list[str] | None, *rest: Any) -> Setup:
+    from ..backends.diffusion import Setup
+
+    return Setup(tuple(devices or ()), *rest)
+
+
+def _say(what: str) -> None:
+    """A step of something slow, to whoever sits at the terminal."""
+    if sys.stderr.isatty():
+        typer.echo(what, err=True)
+
+
+def _show_real(real: dict[str, Any]) -> None:
+    for what, key in (("client late by", "lateness_ms"), ("between iterations", "gap_ms")):
+        if spread := real[key]:
+            typer.echo(f"{what} {spread['median']:.3f} ms in the median, p99 {spread['p99']:.3f} ms")
+
+
+def _show_run(experiment: Experiment, summary: dict[str, Any], took: float) -> None:
+    from servetwin.profiles import load as load_profile
+    from servetwin.profiles import verdict
+
+    from ..sweeps.point import served_by, title
+    from ..validation.run_table import matching
+
+    total = summary["requests"]
+    typer.echo(f"{title(experiment)}: {total} requests")
+    typer.echo(f"deployment {served_by(experiment)}")
+    lines = _table(("", "left"), ("requests", "right"), ("share", "right"))
+    for count in ("met", "late", "dropped", "failed"):
+        lines.add_row(count, str(summary[count]), f"{100 * summary[count] / total:.1f} %" if total else "")
+    _print(lines)
+    if summary.get("cut_off"):
+        after = experiment.system.stop_after
+        when = f", {after:g} s after the last was sent" if after is not None else ""
+        typer.echo(f"{summary['cut_off']} of the failed were under way when the run was cut off{when}")
+    for line in commands.input_lines(summary):
+        typer.echo(line)
+    if summary["request_goodput"] is not None:
+        typer.echo(f"goodput {summary['request_goodput']:.3f} of {total / summary['duration']:.3f} requests/s")
+    if summary["finished"]:
+        times = ", ".join(f"{p} {summary[f'{p}_e2el_ms'] / 1000:.2f} s" for p in ("mean", "median", "p90", "p99"))
+        typer.echo(f"latency {times}")
+    for stage, tokens in summary.get("llm", {}).items():
+        commands.show_tokens(stage, tokens)
+    for worker, w in summary["workers"].items():
+        sizes = f"mean {w['mean_batch_size']:.2f}, largest {w['max_batch_size']}"
+        typer.echo(f"batches of {worker}: {w['iterations']} run, {sizes}")
+    for device in dict.fromkeys(experiment.deployment.devices.values()):
+        if faults := verdict.short(load_profile(device).data):
+            typer.echo(f"profile {device} is not clean: {faults} (servetwin profiles {device})")
+    for held in summary.get("held", ()):
+        asked = f"{held['steps']} steps of {held['worker']}, up to {held['largest_asked']} {held['of']}"
+        known = f"{held['profile']} knows {held['largest_known']} at most, whose value was held"
+        typer.echo(f"beyond what was measured: {asked}; {known}")
+    for was in matching(experiment):
+        typer.echo(f"measured on {was.start}: {was.met} met, {was.finished} finished")
+    typer.echo(f"{summary['duration']:.0f} s served in {took:.2f} s")
+
+
+# -- many runs ------------------------------------------------------------------------------------------
+
+
+@app.command()
+def sweep(
+    spec: Annotated[str, typer.Argument(help="A sweep file, or the name of a figure (figure11, figure12).")],
+    out: Annotated[
+        Path, typer.Option(help="Where the table goes: a .csv or .parquet file. Real runs: a folder of run folders.")
+    ],
+    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds for each point; rows then hold intervals.")] = None,
+    until: Annotated[
+        str | None, typer.Option(help="Add seeds until attainment is known to within this: 0.5pp.")
+    ] = None,
+    most: Annotated[
+        int | None, typer.Option(min=1, help="The most seeds that --until may take; by default 100.")
+    ] = None,
+    versus: Annotated[
+        str | None, typer.Option(help="A policy of the sweep to compare the others with, seed by seed.")
+    ] = None,
+    cluster: Cluster = None,
+    cache: Cached = True,
+    jobs: Jobs = -1,
+    backend: BackendName = "sim",
+    repeats: Annotated[int, typer.Option(min=1, help="Real runs of each point with the same requests.")] = 1,
+    devices: Devices = None,
+    model: Model = None,
+    weights: Weights = None,
+    eager: Eager = False,
+    sampler: Sampler = "ddim",
+    any_device: AnyDevice = False,
+    slots: Slots = None,
+    processes: Processes = False,
+    as_they_are: AsTheyAre = False,
+) -> None:
+    """Run an experiment along axes; one row per point. A sweep that was killed resumes where it was.
+
+    With --backend real each point is served for real, and leaves a run folder.
+    """
+    if backend == "real":
+        options.only_simulated({"--until": until, "--most": most, "--versus": versus, "--cluster": cluster})
+        setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes)
+        commands.serve_sweep(spec, out, setup, seeds or 1, repeats, as_they_are)
+        return
+    real = {"--device": devices, "--model": model, "--weights": weights, "--eager": eager, "--slots": slots}
+    real |= {"--sampler": sampler != "ddim", "--any-device": any_device, "--processes": processes}
+    options.only_real({**real, "--repeats": repeats > 1, "--as-they-are": as_they_are})
+    if most is not None and until is None:
+        raise BadInput("there is nothing that would take more seeds", where="--most", right="--until 0.5pp")
+    from ..sweeps import sweep as engine
+    from ..sweeps.cache import Cache
+    from ..sweeps.statistics import parse_until
+
+    width = parse_until(until) if until is not None else None
+    with _progress("sweep") as report, Cache() if cache else nullcontext() as known:
+        rows = engine.sweep(
+            spec,
+            out,
+            jobs=jobs,
+            progress=report,
+            cache=known,
+            cluster=cluster,
+            seeds=seeds,
+            until=width,
+            most=100 if most is None else most,
+            versus=versus,
+            say=commands.say_aside,
+        )
+    typer.echo(f"{len(rows)} points in {out}")
+
+
+@app.command()
+def search(
+    experiments: Annotated[list[str], typer.Argument(help="Workloads or YAML files; a line of the answer for each.")],
+    find: Annotated[
+        str, typer.Option(help="What to find: the largest rate, the smallest slo, the fewest replicas.")
+    ] = ("rate"),
+    policy: Annotated[list[str] | None, typer.Option(help="A policy (repeatable); else the experiment's.")] = None,
+    target: Annotated[list[float] | None, typer.Option(help="Attainment to hold, in % (repeatable).")] = None,
+    target_metric: Annotated[
+        list[str] | None,
+        typer.Option(help="Limits to hold: 'p99_ttft_ms<=500'; joined by commas, all of them (repeatable)."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds at each place tried.")] = 10,
+    first_seed: Annotated[int, typer.Option(min=0, help="The first of the seeds.")] = 0,
+    requests: Annotated[
+        int | None, typer.Option(min=1, help="Requests per run to begin with; by default 2000 at least.")
+    ] = None,
+    longest: Annotated[
+        int | None,
+        typer.Option(min=1, help="The most requests per run; by default 32000, or 16 times --requests."),
+    ] = None,
+    sets: Sets = None,
+    out: Annotated[Path | None, typer.Option(help="A table of the answers: .csv or .parquet.")] = None,
+    cluster: Cluster = None,
+    cache: Cached = True,
+    jobs: Jobs = -1,
+) -> None:
+    """Find the capacity: the largest rate that holds a target attainment, with its interval."""
+    from ..capacity import search as engine
+    from ..capacity.targets import parse
+    from ..spec.catalog import source_of
+    from ..sweeps.cache import Cache
+
+    for given in target or ():
+        if not 1.0 <= given < 100.0:
+            raise BadInput(
+                f"{given:g} is no attainment in percent", where="--target", right="90, say, from 1 to below 100"
+            )
+    limits = [parse(text) for text in target_metric or ()]
+    shares = [t / 100 for t in target or ([] if limits else [90.0])]
+    asked = engine.Asked(find, [*shares, *limits], seeds, first_seed, requests, longest)
+    with _progress("search") as report, Cache() if cache else nullcontext() as known:
+        answers = engine.answers(
+            [source_of(e) for e in experiments],
+            policy,
+            asked,
+            _overrides(sets),
+            jobs=jobs,
+            cache=known,
+            cluster=cluster,
+            out=out,
+            progress=report,
+            say=commands.say_aside,
+        )
+    commands.show_answers(find, answers)
+    most = max(a.seeds for a in answers)
+    drawn = f"seeds {first_seed} to {first_seed + most - 1}, common to all" if most > 1 else f"seed {first_seed}"
+    typer.echo(f"{engine.UNITS[find]}; {drawn}")
+    if out is not None:
+        typer.echo(f"{len(answers)} answers in {out}")
+
+
+@app.command()
+def score(
+    runs: Annotated[
+        Path, typer.Argument(help="A CSV of measured runs (see the README), a folder of run folders, or recordings.")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="The same rows with sim_met, sim_finished and the gaps: .csv or .parquet.")
+    ],
+    sets: Sets = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of the noise to average each run over.")] = 10,
+    keep: Annotated[
+        Path | None, typer.Option(help="Folder for the records of the repetitions, where the runs are folders.")
+    ] = None,
+    target: Annotated[float, typer.Option(help="Attainment that a rate must hold, in %.")] = 90.0,
+    floor: Annotated[
+        float | None, typer.Option(help="Points between policies that decide nothing; else told from repeats.")
+    ] = None,
+    baselines: Annotated[
+        bool,
+        typer.Option("--baselines", help="Also score what is simpler: no run dates, tables alone, no simulation."),
+    ] = False,
+    jobs: Jobs = -1,
+    as_they_are: AsTheyAre = False,
+) -> None:
+    """Simulate every run of a table of measured runs, and report how far off the simulation is."""
+    from ..validation import score as engine
+    from ..validation.compare_grids import check_decisions, decide, grids_of
+
+    check_decisions(target, floor)
+    with _progress("score") as report:
+        more = {"seeds": seeds, "jobs": jobs, "keep": keep, "as_they_are": as_they_are}
+        scored = engine.score(runs, out, _overrides(sets), **more, progress=report)  # type: ignore[arg-type]
+    _show_gaps(scored)
+    commands.show_decisions(decide(*grids_of(*engine.entries(scored)), target=target, floor=floor))
+    if baselines:
+        from ..validation.baselines import baselines as others
+
+        with _progress("baselines") as report:
+            found = others(runs, scored, _overrides(sets), seeds=seeds, jobs=jobs, progress=report)
+        commands.show_baselines(found, target, floor)
+    for name in dict.fromkeys(p for s in scored for p in s.changed):
+        typer.echo(f"{name} is not what it was when the runs were made")
+    typer.echo(f"{len(scored)} runs in {out}")
+
+
+def _show_gaps(scored: list[Scored]) -> None:
+    from ..validation.score import parts
+
+    found = parts(scored)
+    with_batch = any(p.batch for p in found)
+    columns = [("workload", "left"), ("policy", "left"), ("runs", "right")]
+    columns += [(f"{what}\n{how}", "right") for what in ("met", "finished") for how in ("mean", "max")]
+    columns += [("mean batch\nmean, %", "right")] if with_batch else []
+    typer.echo("|simulated - measured|, in percentage points of the requests sent")
+    lines = _table(*columns)
+    for p in found:
+        gaps = [f"{g[k]:.2f}" if g else "" for g in (p.met, p.finished) for k in (0, 1)]
+        batch = [f"{p.batch[0]:.2f}" if p.batch else ""] if with_batch else []
+        lines.add_row(p.workload, p.policy, str(p.runs), *gaps, *batch, style="bold" if p.workload == "all" else None)
+    _print(lines)
+
+
+@app.command()
+def figures(
+    out: Annotated[Path, typer.Option(help="Folder for the figures and the points behind them.")],
+    ending: Annotated[str, typer.Option("--format", help="png, svg or pdf.")] = "png",
+    jobs: Jobs = -1,
+) -> None:
+    """Draw Figures 11 to 15, 17 and 19 of the NeuStream paper, simulated, with what was measured laid over."""
+    from ..plotting import draw_all
+    from ..sweeps import tables
+
+    if ending not in ("png", "svg", "pdf"):
+        raise BadInput(f"{ending!r} is no format", where="--format", right="png, svg or pdf")
+    tables.make_folder(out)
+    with _progress("figures") as report:
+        written = draw_all.draw_all(out, ending=ending, jobs=jobs, progress=report)
+    for path in written:
+        typer.echo(str(path))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the figure.")] = Path("runs/demo"),
+    jobs: Jobs = -1,
+) -> None:
+    """Repeat some fifty measured runs in simulation: NeuStream and Clockwork, five workloads on an RTX 4090."""
+    from ..plotting.paper_figures import NOTE, counted
+    from . import demo as engine
+
+    began = time.perf_counter()
+    with _progress("demo") as report:
+        shown = engine.demo(out, jobs=jobs, progress=report)
+    took = time.perf_counter() - began
+    columns = [("workload", "left"), ("policy", "left"), ("rate", "right")]
+    columns += [(name, "right") for name in ("simulated", "measured", "gap, pp")]
+    typer.echo("requests served within their SLO, of 500")
+    lines = _table(*columns)
+    last = None
+    for s in shown.scored:
+        count = counted(s.run.workload, s.run.policy)
+        gap = s.gap_finished if count == "finished" else s.gap_met
+        mark = "*" if count == "finished" else ""
+        if last not in (None, (s.run.workload, s.run.policy)):
+            lines.add_section()
+        last = (s.run.workload, s.run.policy)
+        numbers = (
+            f"{s.result[count]}{mark}",
+            f"{getattr(s.run, count)}{mark}",
+            f"{gap:+.1f}" if gap is not None else "",
+        )
+        lines.add_row(s.run.workload, s.run.policy, f"{s.run.rate:g}", *numbers)
+    _print(lines)
+    typer.echo(f"* {NOTE}")
+    gaps = [abs(g) for s in shown.scored if (g := _shown_gap(s)) is not None]
+    typer.echo(f"{len(shown.scored)} runs in {took:.1f} s; mean |gap| {sum(gaps) / len(gaps):.2f} pp")
+    typer.echo(f"figure: {shown.figure}")
+
+
+def _shown_gap(s: Scored) -> float | None:
+    from ..plotting.paper_figures import counted
+
+    return s.gap_finished if counted(s.run.workload, s.run.policy) == "finished" else s.gap_met
+
+
+# -- looking at things ----------------------------------------------------------------------------------
+
+
+app.command()(commands.check)
+app.command()(commands.compare)
+app.command()(commands.plot)
+app.command()(commands.trace)
+app.command()(commands.profile)
+
+
+@app.command()
+def policies() -> None:
+    """List the policies that are known by name, and their parameters."""
+    from ..spec.policy_registry import describe, policy_names
+
+    lines = _table(("policy", "left"), ("", "left"))
+    for name in policy_names():
+        text, params = describe(name)
+        lines.add_row(name, "\n".join([text, *(f"  {p}: {kind}" for p, kind in params.items())]))
+    _print(lines)
+    typer.echo("a policy of your own: servetwin run WORKLOAD --policy my_policy.py")
+
+
+@app.command()
+def workloads() -> None:
+    """List the workloads that come with ServeTwin."""
+    from ..spec.catalog import workload_names
+    from ..spec.loading import load
+    from ..sweeps.point import settings_of
+
+    columns = [("workload", "left"), ("", "left"), ("rate", "right"), ("cv", "right"), ("SLO", "right")]
+    lines = _table(*columns, ("requests", "right"))
+    for name in workload_names():
+        e = load(name)
+        given = settings_of(e)
+        rate, cv, factor = ("" if given[k] is None else f"{given[k]:g}" for k in ("rate", "cv", "slo_factor"))
+        slo = f"{factor}x" if factor else ""
+        if given.get("prefill_slo"):
+            slo = f"{given['prefill_slo']:g}+{given['decode_slo']:g}"
+        lines.add_row(name, e.about, rate, cv, slo, str(e.workload.requests))
+    _print(lines)
+
+
+@app.command()
+def profiles(
+    name: Annotated[str | None, typer.Argument(help="One of them, or a file: what is not clean in it.")] = None,
+) -> None:
+    """List the measured profiles that come with ServeTwin; or tell whether one is clean, and what nobody measured."""
+    from servetwin.profiles import load, names
+
+    if name is not None:
+        data = load(name).data
+        typer.echo(f"{data.name}: {data.description}")
+        commands.show_verdict(data)
+        return
+    lines = _table(("profile", "left"), ("device", "left"), ("modules", "left"), ("digest", "left"))
+    for name in names():
+        profile = load(name)
+        lines.add_row(name, profile.data.device.name, ", ".join(profile.modules), profile.digest[:12])
+    _print(lines)
+
+
+# -- helpers --------------------------------------------------------------------------------------------
+
+
+def _overrides(sets: list[str] | None, short: Mapping[str, Any] | None = None) -> list[Override]:
+    """What ``--set`` sets. Raises `BadInput` if a key is set twice, by that or by one of the *short* options."""
+    from ..spec.loading import parse_override, set_twice
+
+    found = [parse_override(s) for s in sets or ()]
+    options = [(f"--{k} {v}", k, v) for k, v in (short or {}).items() if v is not None]
+    twice = set_twice([*options, *((f"--set {s}", *pair) for s, pair in zip(sets or (), found, strict=True))])
+    if twice is not None:
+        raise BadInput(f"{twice[0]} sets {twice[2]} as well", where=twice[1], right="one of the two")
+    return found

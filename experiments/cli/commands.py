@@ -1,0 +1,413 @@
+"""Commands about real runs and about runs that are there already: ``profile``, ``compare``, ``trace``.
+
+`servetwin.experiments.cli.app` takes them up. What a command needs is imported when it runs.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from servetwin.core import BadInput
+
+from .terminal import print_table, steps, table
+
+if TYPE_CHECKING:
+    from servetwin.profiles import ProfileFile
+
+    from ..backends.diffusion import Setup
+    from ..capacity.search import Answer
+    from ..validation.baselines import Baseline
+    from ..validation.compare_grids import Decisions
+
+Devices = Annotated[
+    list[str] | None,
+    typer.Option("--device", help="cpu, or cuda:0 (by default): for all devices, or gpu1=cuda:1 (repeatable)."),
+]
+Weights = Annotated[Path | None, typer.Option(help="A checkpoint in diffusers' layout; else weights are random.")]
+Eager = Annotated[bool, typer.Option("--eager", help="No CUDA graphs.")]
+Ahead = Annotated[
+    bool | None,
+    typer.Option(
+        "--asynchronous/--synchronous",
+        help="With vLLM: whether a step is decided while the one before it runs. Left out, a run does as its profile "
+        "was measured, and a profile is measured as vLLM does it by default: on a GPU asynchronously, on a CPU not.",
+        show_default=False,
+    ),
+]
+Sampler = Annotated[str, typer.Option(help="ddim or euler.")]
+BackendName = Annotated[Literal["sim", "real"], typer.Option(help="What serves: simulated devices, or real modules.")]
+RunBackend = Annotated[
+    Literal["sim", "real", "vllm"],
+    typer.Option("--backend", help="What serves: simulated devices, real modules, or vLLM (language models)."),
+]
+Url = Annotated[str | None, typer.Option(help="With --backend vllm: a running server, http://host:port.")]
+Model = Annotated[str | None, typer.Option(help="The real model, where the profile does not tell.")]
+AnyDevice = Annotated[bool, typer.Option("--any-device", help="Serve with a profile of another device too.")]
+Slots = Annotated[int | None, typer.Option(min=1, help="Requests that may have begun and not ended.")]
+Processes = Annotated[bool, typer.Option("--processes", help="A process of its own for each real worker.")]
+
+
+def show_answers(find: str, answers: Sequence[Answer]) -> None:
+    """The answers of ``servetwin search`` and, in a line each, what they stand on."""
+    columns = [
+        ("workload", "left"),
+        ("policy", "left"),
+        ("deployment", "left"),
+        ("target", "right"),
+        (find, "right"),
+    ]
+    lines = table(*columns, ("95 % interval", "right"), ("backlog", "left"))
+    for a in answers:
+        known = a.found.low is not None and a.found.high is not None
+        span = f"{a.found.low:.4g} to {a.found.high:.4g}" if known else "none"
+        name = a.found.target.name
+        lines.add_row(a.workload, a.policy, a.deployment, name, f"{a.found.value:.4g}", span, a.stable.backlog)
+    print_table(lines)
+    for a in answers:
+        twice = "; what runs twice as long give lies inside" if a.twice else ""
+        settled = f"after {a.settled}" if a.settled is not None else "not within half a run"
+        length = f"runs of {a.requests} requests, the first {a.warm_up} not counted (latencies steady {settled})"
+        typer.echo(f"{a.workload}, {a.policy}, {a.found.target.name}: {length}{twice}")
+        for note in a.found.notes:
+            typer.echo(f"  {note}")
+
+
+def input_lines(summary: dict[str, Any]) -> list[str]:
+    """What is to be said of the requests of a run: which part of a trace they are, and what was cut of them."""
+    lines = []
+    if trace := summary.get("trace"):
+        part = f"requests {trace['first']:g} s to {trace['last']:g} s after the first"
+        lines.append(f"trace: {trace['requests']} of {trace['requests_in_file']} {part}")
+        if trace["failed_left_out"]:
+            lines.append(f"trace: {trace['failed_left_out']} requests had failed when it was taken, and are left out")
+        if trace.get("empty_prompts"):
+            lines.append(f"trace: {trace['empty_prompts']} prompts of no token count as one token")
+        for column, key in trace.get("not_used", {}).items():
+            why = f"{key} does not say {{draw: trace}}, which uses it" if key else "nothing here takes it"
+            lines.append(f"trace: column {column} is not used: {why}")
+        if summary["requests"] > 1 and summary["arrival_span"] == 0.0:
+            lines.append("all requests arrive at once: there is no rate")
+    if published := summary.get("published"):
+        lines.append(f"seed {published['seed']}: {published['kept']}")
+    for module, cut in summary.get("cut", {}).items():
+        lines.append(
+            f"cut at {module}: {cut['prompts']} prompts by {cut['prompt_tokens']} tokens, "
+            f"{cut['outputs']} outputs by {cut['output_tokens']}"
+        )
+    return lines
+
+
+def show_tokens(stage: str, tokens: dict[str, Any]) -> None:
+    """What a run says of the tokens of a *stage*."""
+    made = f"{tokens['output_throughput'] or 0.0:.1f}"
+    if "token_goodput" in tokens:
+        typer.echo(f"tokens of {stage}: {tokens['token_goodput'] or 0.0:.1f} on time of {made} put out per second")
+    else:
+        typer.echo(f"tokens of {stage}: {made} put out per second")
+    if tokens["mean_ttft_ms"] is not None:
+        for name in ("ttft", "tpot", "itl"):
+            if tokens[f"mean_{name}_ms"] is not None:
+                times = ", ".join(f"{p} {tokens[f'{p}_{name}_ms']:.1f} ms" for p in ("mean", "median", "p99"))
+                typer.echo(f"  {name} {times}")
+    if "within_limits" in tokens:
+        typer.echo(f"  {tokens['within_limits']} requests within the limits")
+
+
+def profile(
+    model: Annotated[
+        str, typer.Argument(help="sd15-512, tiny-dit, opt-13b, ... (docs/guides/: real-execution, vllm).")
+    ],
+    out: Annotated[Path, typer.Option(help="The profile file to write, .yaml; must not exist.")],
+    devices: Devices = None,
+    weights: Weights = None,
+    eager: Eager = False,
+    sampler: Sampler = "ddim",
+    name: Annotated[str | None, typer.Option(help="The profile's name; else of device and model.")] = None,
+    limit: Annotated[int | None, typer.Option(help="The largest batch; else the model's own.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.01, help="About how long each point is measured.")] = 0.4,
+    brief: Annotated[bool, typer.Option("--brief", help="Measure only what a simulation reads.")] = False,
+    asynchronous: Ahead = None,
+) -> None:
+    """Measure a model on a device of this machine, and write its profile."""
+    from ..backends.diffusion import Setup
+    from ..backends.profile import measure
+
+    began = time.perf_counter()
+    setup = Setup(tuple(devices or ()), weights=weights, eager=eager, sampler=sampler)
+    more = {"limit": limit, "seconds": seconds, "brief": brief, "asynchronous": asynchronous}
+    with steps() as report:
+        found = measure(model, out, setup, name=name, **more, progress=report)  # type: ignore[arg-type]
+    took = time.perf_counter() - began
+    typer.echo(f"{found.name}: {found.data.description}, measured in {took:.0f} s")
+    show_verdict(found.data)
+    typer.echo(f"to use it: servetwin run ... --set deployment.devices.gpu0={out}")
+
+
+def check(
+    policy: Annotated[str, typer.Argument(help="A policy by name, my_policy.py, or package.module:Class.")],
+    experiment: Annotated[str | None, typer.Argument(help="Where to try it; else on short runs of its kind.")] = None,
+) -> None:
+    """Try a policy under all laws: whether it keeps to what it may do, decides the same again, its Repeats hold."""
+    from ..validation.check_policy import check as engine
+
+    for line in engine(policy, experiment).lines():
+        typer.echo(line)
+
+
+def show_verdict(data: ProfileFile) -> None:
+    """Print whether a profile is clean, and what may be asked of it that nobody measured."""
+    from servetwin.profiles import verdict
+
+    lines = verdict.lines(data)
+    typer.echo("verdict: not clean" if lines else "verdict: clean")
+    for line in lines:
+        typer.echo(f"  {line}")
+    for line in verdict.beyond(data):
+        typer.echo(f"  not measured: {line}")
+
+
+def serve_sweep(spec: str, out: Path, setup: Setup, seeds: int, repeats: int, as_they_are: bool) -> None:
+    """``servetwin sweep --backend real``."""
+    from ..backends.grid import serve
+
+    def broken(what: str) -> None:
+        typer.echo(f"servetwin: {what}", err=True)
+
+    with steps() as report:
+        more = {"seeds": seeds, "repeats": repeats, "as_they_are": as_they_are}
+        count = serve(spec, out, setup, **more, progress=report, broken=broken)  # type: ignore[arg-type]
+    typer.echo(f"{count} runs in {out}")
+
+
+def say_aside(what: str) -> None:
+    """A line about what is not asked for, on standard error."""
+    typer.echo(f"servetwin: {what}", err=True)
+
+
+def plot(
+    sweep: Annotated[Path, typer.Argument(help="A sweep's table.")],
+    out: Annotated[Path, typer.Option(help="The figure: a .png, .svg or .pdf file.")],
+    x: Annotated[
+        str | None, typer.Option(help="The column along the axis; else the first setting that varies.")
+    ] = None,
+    y: Annotated[
+        str, typer.Option(help="The column that is drawn, e.g. request_goodput or p99_ttft_ms.")
+    ] = "attainment",
+    by: Annotated[str, typer.Option(help="A line for each value of this column.")] = "policy",
+) -> None:
+    """Draw a sweep's table: a line per policy, with its interval; a panel per setting of what else varies."""
+    from ..plotting.sweep_plot import draw
+    from ..sweeps.tables import make_folder
+
+    make_folder(out.parent)
+    typer.echo(f"{_many(draw(sweep, out, x=x, y=y, by=by))} in {out}")
+
+
+def _many(panels: int) -> str:
+    return "1 panel" if panels == 1 else f"{panels} panels"
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(help="A run folder; or a folder of them, or a sweep's table.")],
+    second: Annotated[Path, typer.Argument(help="Another of the kind; gaps are this one minus the first.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
+    target: Annotated[
+        float | None, typer.Option(help="Grids: attainment that a rate must hold, in %; by default 90.")
+    ] = None,
+    floor: Annotated[
+        float | None, typer.Option(help="Grids: points that decide nothing; else told from repeats in the first.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Grids: a table of the cells, .csv or .parquet.")] = None,
+) -> None:
+    """Compare two runs; or two grids of runs, cell by cell and by what one would decide from them."""
+    from ..validation.compare_runs import are_runs
+
+    if are_runs(first, second):
+        for option, value in (("--target", target), ("--floor", floor), ("--out", out)):
+            if value is not None and first.exists():
+                what = "this is for grids, and these are two runs"
+                raise BadInput(what, where=option, right="folders of run folders, or sweeps' tables")
+        _compare_runs(first, second, as_json)
+    else:
+        _compare_grids(first, second, as_json, 90.0 if target is None else target, floor, out)
+
+
+def _compare_runs(first: Path, second: Path, as_json: bool) -> None:
+    from ..validation.compare_llm_runs import rows_of
+    from ..validation.compare_runs import PERCENTILES
+    from ..validation.compare_runs import compare as engine
+
+    found = engine(first, second)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for name, side in zip("AB", found["runs"], strict=True):
+        facts = "".join(f", {key} {side[key]:g}" for key in ("rate", "cv", "seed") if key in side)
+        count = found["requests"]["AB".index(name)]
+        typer.echo(f"{name}: {side['folder']} ({side['label']}): {count} requests{facts}")
+    lines = table(("", "left"), ("A", "right"), ("B", "right"), ("B - A", "right"))
+    rows = [("attainment, %", "attainment", 2), ("finished, %", "finished", 2), ("dropped, %", "dropped", 2)]
+    rows += [("goodput, requests/s", "goodput", 4)]
+    rows += [(f"latency p{p}, s", f"e2el_p{p}", 3) for p in PERCENTILES]
+    for label, key, digits in rows:
+        lines.add_row(label, *_figures(found[key], digits))
+    for worker, w in found["workers"].items():
+        lines.add_row(f"mean batch of {worker}", *_figures(w["mean_batch_size"], 3))
+        lines.add_row(
+            f"batches of {worker}", *map(str, w["iterations"]), f"{w['iterations'][1] - w['iterations'][0]:+d}"
+        )
+        lines.add_row(f"batch sizes of {worker} that differ, %", "", "", f"{w['distance']:.2f}")
+    for stage, figures in found["tokens"].items():
+        for label, key, digits in rows_of(figures):
+            lines.add_row(f"{label} of {stage}", *_figures(figures[key], digits))
+    if found["same_outcome"] is not None:
+        lines.add_row("requests with the same outcome, %", "", "", f"{found['same_outcome']:.2f}")
+    elif found["other_requests"] is not None:
+        lines.add_row("requests with the same outcome, %", "", "", "-")
+    print_table(lines)
+    if found["other_requests"] is not None:
+        typer.echo(f"not the same requests in A and B: {found['other_requests']}")
+    columns = [("iteration, ms", "left"), ("batch", "right"), ("median A", "right"), ("median B", "right")]
+    columns += [("B / A", "right"), ("mean A", "right"), ("mean B", "right"), ("table", "right")]
+    lines = table(*columns, ("A / table", "right"), ("of", "left"))
+    for worker, sizes in found["iterations"].items():
+        for n, ms in sizes.items():
+            medians = [*(_number(ms[k]) for k in ("first", "second")), _ratio(ms["second"], ms["first"])]
+            others = (_number(ms[k]) for k in ("first_mean", "second_mean", "table", "first_over_table"))
+            lines.add_row(worker, str(n), *medians, *others, f"{ms['statistic']}s" if ms["statistic"] else "")
+    if found["iterations"]:
+        print_table(lines)
+    if found.get("steps"):
+        _show_steps(found["steps"])
+
+
+def _show_steps(found: dict[str, dict[str, dict[str, Any]]]) -> None:
+    columns = [("steps", "left"), ("", "left"), ("A", "right"), ("B", "right"), ("mean A, ms", "right")]
+    lines = table(*columns, ("mean B, ms", "right"), ("A / table", "right"), ("B / table", "right"), ("of", "left"))
+    nothing = {"steps": 0, "mean_ms": None, "over_table": None, "statistic": None}
+    for worker, kinds in found.items():
+        for kind in ("prefill", "decode", "mixed"):
+            if kind in kinds:
+                a, b = (kinds[kind].get(side, nothing) for side in ("first", "second"))
+                cells = [_number(x[key]) for key in ("mean_ms", "over_table") for x in (a, b)]
+                said = a["statistic"] or b["statistic"]
+                lines.add_row(worker, kind, str(a["steps"]), str(b["steps"]), *cells, f"{said}s" if said else "")
+    print_table(lines)
+
+
+def _compare_grids(
+    first: Path, second: Path, as_json: bool, target: float, floor: float | None, out: Path | None
+) -> None:
+    from ..validation.compare_grids import compare_grids, grids_dict, read_collection
+
+    rows, found = compare_grids(read_collection(first), read_collection(second), target=target, floor=floor, out=out)
+    full = grids_dict(rows, found)
+    if as_json:
+        typer.echo(json.dumps(full, indent=2))
+        return
+    typer.echo(f"A: {first}\nB: {second}\nattainment, in percent of the requests sent")
+    columns = [("workload", "left"), ("policy", "left"), ("rate", "right"), ("cv", "right"), ("SLO", "right")]
+    plain = ("workload", "policy", "rate", "cv", "slo_factor")
+    others = dict.fromkeys(k for row in rows for k in list(row)[: list(row).index("runs_first")] if k not in plain)
+    columns += [(name, "right") for name in others]
+    lines = table(*columns, ("A", "right"), ("B", "right"), ("B - A", "right"), ("batch\nB / A", "right"))
+    for row in rows:
+        numbers = ("" if row[k] is None else f"{row[k]:g}" for k in ("rate", "cv", "slo_factor"))
+        pair = (f"{row[f'attainment_{side}']:.2f}" for side in ("first", "second"))
+        batch = _ratio(row["batch_second"], row["batch_first"])
+        more = (row.get(name, "") for name in others)
+        lines.add_row(row["workload"], row["policy"], *numbers, *more, *pair, f"{row['attainment_gap']:+.2f}", batch)
+    print_table(lines)
+    mean, largest = full["mean_gap_points"], full["max_gap_points"]
+    typer.echo(f"{len(rows)} cells: |B - A| mean {mean:.2f}, max {largest:.2f} points")
+    show_decisions(found)
+    if out is not None:
+        typer.echo(f"cells in {out}")
+
+
+def show_baselines(found: list[Baseline], target: float, floor: float | None) -> None:
+    """A line for each way of predicting the runs: its gaps, and what one would decide by it."""
+    from ..validation.baselines import favourite
+    from ..validation.compare_grids import decide, grids_of
+    from ..validation.score import entries, parts
+
+    typer.echo("beside it, what is simpler; each run left out of what predicts it")
+    columns: list[tuple[str, Any]] = [("predicted by", "left"), ("runs", "right")]
+    columns += [(f"{what}\n{how}", "right") for what in ("met", "finished") for how in ("mean", "max")]
+    lines = table(*columns, ("winners", "right"), ("pairs", "right"), ("curves", "right"))
+    for one in found:
+        part = parts(one.scored)[-1]
+        decided = decide(*grids_of(*entries(one.scored)), target=target, floor=floor)
+        gaps = [f"{g[k]:.2f}" if g else "" for g in (part.met, part.finished) for k in (0, 1)]
+        shares = (
+            (decided.same, decided.decided),
+            (decided.same_order, decided.pairs),
+            (decided.within, decided.curves),
+        )
+        lines.add_row(one.name, str(part.runs), *gaps, *(f"{a}/{b}" if b else "" for a, b in shares))
+    print_table(lines)
+    best = favourite(found[0].scored, floor)
+    if best is not None:
+        typer.echo(
+            f"'{best.policy} always wins' names {best.decided} of {best.settings_decided} winners beyond the noise, "
+            f"and {best.won} of {best.settings} in all ({best.tied} tied)"
+        )
+
+
+def show_decisions(found: Decisions) -> None:
+    """What follows from two grids, one line each, and below it where they disagree; nothing if nothing does."""
+    if not found.settings and not found.curves:
+        return
+    noise = found.noise
+    known = sorted(noise.deviations.values())
+    size = " to ".join(f"{x:.2f}" for x in dict.fromkeys(known[:1] + known[-1:]))
+    spread = f"deviation {size} points by workload, " if size else ""
+    typer.echo(f"noise: {f'{noise.fixed:g} points, ' if noise.fixed is not None else spread}{noise.source}")
+    undecided = found.settings - found.decided
+    typer.echo(f"same winner in {found.same} of {found.decided} settings; {undecided} more are within the noise")
+    tau = "" if found.tau is None else f"; Kendall's tau {found.tau:.2f} on average"
+    typer.echo(f"same order of {found.same_order} of {found.pairs} pairs of policies{tau}")
+    if any(found.tied):
+        one, other, both = found.tied
+        typer.echo(f"tied pairs, which agree with nothing: {one} in the first, {other} in the second, {both} in both")
+    typer.echo(f"largest rate at {found.target:g} % within one step on {found.within} of {found.curves} curves")
+    for what, where in (
+        ("deployments differ", found.unlike),
+        ("winner", found.others),
+        ("order", [*found.swaps, *found.ties]),
+        ("rate", found.off),
+    ):
+        for line in where:
+            typer.echo(f"  {what}: {line}")
+
+
+def trace(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders: a real run and its simulation, say.")],
+    out: Annotated[Path, typer.Option(help="The trace file: .json, or .json.gz.")],
+) -> None:
+    """Write runs as one trace file for ui.perfetto.dev: batches, requests, queues."""
+    from ..plotting.perfetto import write
+
+    count = write(runs, out)
+    typer.echo(f"{count} events in {out}: open it at ui.perfetto.dev")
+
+
+def _ratio(a: float | None, b: float | None) -> str:
+    return f"{a / b:.3f}" if a is not None and b else ""
+
+
+def _number(x: float | None) -> str:
+    return "" if x is None else f"{x:.3f}"
+
+
+def _figures(pair: dict[str, float | None], digits: int) -> list[str]:
+    a, b, gap = (pair[k] for k in ("first", "second", "gap"))
+    return [
+        *("" if x is None else f"{x:.{digits}f}" for x in (a, b)),
+        "" if gap is None else f"{gap:+.{digits}f}",
+    ]

@@ -1,0 +1,63 @@
+"""The way in: runs a command, and makes one line of what goes wrong."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+
+import typer
+from servetwin.core import ServeTwinError
+from servetwin.core.errors import Stopped
+
+from .app import app
+
+#: What a machine may refuse while files are being written, without a fault of anybody's code.
+OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EMFILE}
+
+
+def main() -> None:
+    """Run the command line. Errors are one line on standard error; 2 is the exit code of wrong input.
+
+    SIGTERM (of a batch system, or of a container's end) ends a run as Ctrl-C does, with exit code 143.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(_run())
+
+
+def _terminate(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # once is enough: what was recorded is being written
+    raise Stopped("terminated", 128 + number)
+
+
+def _run() -> int:
+    try:
+        code = app(sys.argv[1:] or ["--help"], prog_name="servetwin", standalone_mode=False)
+    except ServeTwinError as error:
+        return _fail(str(error), error.exit_code)
+    except Stopped as stop:
+        return _fail(str(stop), stop.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except OSError as error:
+        if error.errno not in OF_THE_MACHINE:
+            raise
+        return _fail(f"{error.filename or 'a file'}: {error.strerror}; what was being written is not whole", 1)
+    except Exception as error:
+        # Wrong usage. Its class is click's, which typer brings along in some versions and imports in others.
+        if not hasattr(error, "format_message"):
+            raise
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "servetwin"
+        return _fail(f"{error.format_message().rstrip('.')} (see {command} --help)", getattr(error, "exit_code", 2))
+    if code == 130:
+        return _fail("interrupted", code)
+    return code if isinstance(code, int) else 0
+
+
+def _fail(message: str, code: int) -> int:
+    typer.echo(f"servetwin: {' '.join(message.split())}", err=True)
+    return code

@@ -1,0 +1,220 @@
+"""Runs as one trace file for ui.perfetto.dev or chrome://tracing, in Chrome's trace-event format.
+
+A run is a process, and its clock begins at 0, so that two runs of one experiment lie one above the other. In it:
+
+* a thread per worker, with a slice per iteration (or whole batch) that tells its size and requests;
+* an asynchronous slice per request from arrival to end, by outcome, with its waiting and its service at each stage;
+* an arrow from the batch with which a request left a stage to the first one at the next;
+* a counter per worker of requests that wait and that are served.
+
+Records do not hold when a request was dropped or failed: its slice ends at the last time stamp known when it ended,
+which says so.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import IO, Any
+
+from servetwin.core import BadInput
+
+from ..sweeps import tables
+from ..validation.compare_runs import batch_lines, is_run, read_json, request_lines
+
+Event = dict[str, Any]
+
+#: Thread of events that belong to a run as a whole.
+RUN = 0
+#: More requests, and more arrows, than a run has: what is known by a number has one of its own in all the file.
+MANY = 10**9
+
+
+def write(folders: Sequence[Path], out: Path) -> int:
+    """Write the runs in *folders* to *out* (.json, or .json.gz); gives the number of events. Runs that were cut off
+    are welcome. Raises `BadInput`.
+    """
+    tables.check_target(out, (".json", ".gz"))
+    for folder in folders:
+        if not is_run(folder):
+            raise BadInput("not a run folder: it has no meta.json", where=str(folder), right="what `run --out` wrote")
+    partial = out.with_name(f".{out.name}.{os.getpid()}")
+    count = 0
+    try:
+        with _opened(partial, packed=out.suffix == ".gz") as file:
+            file.write('{"displayTimeUnit": "ms", "traceEvents": [')
+            for pid, folder in enumerate(folders, 1):
+                for event in events(folder, pid):
+                    file.write((",\n" if count else "\n") + json.dumps(event, separators=(",", ":")))
+                    count += 1
+            file.write("\n]}\n")
+        partial.replace(out)
+    except OSError as error:
+        raise BadInput(error.strerror or "cannot be written", where=str(out), right="a file of yours") from None
+    finally:
+        partial.unlink(missing_ok=True)
+    return count
+
+
+def _opened(path: Path, *, packed: bool) -> IO[str]:
+    if packed:
+        return io.TextIOWrapper(gzip.GzipFile(path, "wb", mtime=0), encoding="utf-8")
+    return path.open("w", encoding="utf-8")
+
+
+def events(folder: Path, pid: int) -> Iterator[Event]:
+    """The events of one run, as process *pid*."""
+    run = _Run(pid, read_json(folder / "meta.json", "not a run folder: it has no meta.json"), folder.name)
+    yield from run.slices(folder)
+    yield from run.requests(folder)
+    yield from run.counters()
+    yield from run.names()
+
+
+@dataclass
+class _Run:
+    """One run on its way into a trace. Times are whole nanoseconds until they are written."""
+
+    pid: int
+    meta: dict[str, Any]
+    folder: str
+    threads: dict[str, int] = field(default_factory=dict)
+    #: (request, worker) -> where to hook an arrow, as (time, thread): in its first slice there, and in its last
+    hooks: dict[tuple[int, str], tuple[tuple[int, int], tuple[int, int]]] = field(default_factory=dict)
+    #: worker -> (when, change of waiting, change of served)
+    changes: dict[str, list[tuple[int, int, int]]] = field(default_factory=dict)
+    arrows: int = 0
+
+    def event(self, ph: str, name: str, at: int, tid: int = RUN, **more: Any) -> Event:
+        return {"ph": ph, "name": name, "pid": self.pid, "tid": tid, "ts": at / 1000, **more}
+
+    def thread(self, worker: str) -> int:
+        return self.threads.setdefault(worker, len(self.threads) + 1)
+
+    def slices(self, folder: Path) -> Iterator[Event]:
+        """What each worker ran."""
+        for record in batch_lines(folder):
+            worker, requests = record["worker"], record["requests"]
+            # The calls of a pool overlap: each of its threads has a track.
+            tid = self.thread(f"{worker} #{record['thread']}" if "thread" in record else worker)
+            size = max(len(requests), record.get("decode", 0) + len(record.get("prefill", ())))
+            args = {"batch": record["id"], "size": size, "requests": requests, "modules": record["modules"]}
+            args |= {k: record[k] for k in ("iterations", "prefill", "decode", "context", "preempted") if k in record}
+            ends = [_ns(t) for t in record.get("ends") or [record["end"]]]
+            starts = [_ns(record["start"]), *ends[:-1]]
+            for start, end in zip(starts, ends, strict=True):
+                yield self.event(
+                    "X", f"batch of {size}", start, tid, cat="batch", dur=(end - start) / 1000, args=args
+                )
+            for request in requests:
+                first, _ = self.hooks.get((request, worker), ((starts[0], tid), (0, 0)))
+                self.hooks[request, worker] = (first, (starts[-1], tid))
+
+    def requests(self, folder: Path) -> Iterator[Event]:
+        """What became of each request."""
+        latest = 0
+        for record in request_lines(folder):
+            stays = record["stages"]
+            known = [
+                t for stay in stays for t in (stay["queued"], stay["started"], stay["finished"]) if t is not None
+            ]
+            latest = max(latest, _ns(record["arrival"]), *map(_ns, known), _ns(record["finished"] or 0.0))
+            end = _ns(record["finished"]) if record["finished"] is not None else latest
+            yield from self._request(record, end)
+            for before, after in pairwise(stays):
+                yield from self._arrow(record["id"], before["worker"], after["worker"])
+
+    def _request(self, record: dict[str, Any], end: int) -> Iterator[Event]:
+        number, outcome = record["id"], record["outcome"] or "live"
+        begin = _ns(record["arrival"])
+        about = {
+            "request": number,
+            "work": record["work"],
+            "deadline": record["deadline"],
+            "reason": record["reason"],
+        }
+        if record["finished"] is None:
+            about["end"] = "not recorded; not before this"
+        common = {"cat": "request", "id": self.pid * MANY + number}
+        yield self.event("b", f"requests {outcome}", begin, **common, args=about)
+        for stay in sorted(record["stages"], key=lambda s: s["queued"]):
+            worker = stay["worker"] or stay["stage"]
+            queued = _ns(stay["queued"])
+            started = _ns(stay["started"]) if stay["started"] is not None else end
+            finished = _ns(stay["finished"]) if stay["finished"] is not None else end
+            changes = self.changes.setdefault(worker, [])
+            changes += [(queued, 1, 0), (started, -1, 0)]
+            spans = [("waits for", queued, started)]
+            if stay["started"] is not None:
+                spans.append(("in", started, finished))
+                changes += [(started, 0, 1), (finished, 0, -1)]
+            if _alone(stay, record["stages"]):  # nested slices must not overlap; branches side by side would
+                for what, a, b in spans:
+                    yield self.event("b", f"{what} {stay['stage']}", a, **common)
+                    yield self.event("e", f"{what} {stay['stage']}", b, **common)
+        yield self.event("e", f"requests {outcome}", max(end, begin), **common)
+
+    def _arrow(self, request: int, before: str | None, after: str | None) -> Iterator[Event]:
+        a, b = self.hooks.get((request, before or "")), self.hooks.get((request, after or ""))
+        if a is None or b is None or a[1][0] > b[0][0]:
+            return
+        self.arrows += 1
+        common: dict[str, Any] = {"cat": "hand-over", "id": self.pid * MANY + self.arrows}
+        yield self.event("s", "hand-over", *a[1], **common)
+        yield self.event("f", "hand-over", *b[0], bp="e", **common)
+
+    def counters(self) -> Iterator[Event]:
+        """How many wait and are served, whenever that changes."""
+        for worker, changes in self.changes.items():
+            waiting = served = 0
+            changes.sort(key=lambda change: change[0])
+            for i, (at, more_waiting, more_served) in enumerate(changes):
+                waiting, served = waiting + more_waiting, served + more_served
+                if i + 1 == len(changes) or changes[i + 1][0] != at:
+                    yield self.event("C", f"requests at {worker}", at, args={"waiting": waiting, "served": served})
+
+    def names(self) -> Iterator[Event]:
+        """What the process and its threads are called."""
+        experiment = self.meta.get("experiment", {})
+        policy = experiment.get("policy", {}).get("name", "?")
+        title = f"{self.folder}: {experiment.get('name', '?')}, {policy}, {self.meta.get('kind', '?')}"
+        yield self.event("M", "process_name", 0, args={"name": title})
+        yield self.event("M", "process_sort_index", 0, args={"sort_index": self.pid})
+        devices = self._devices(experiment)
+        for worker, tid in self.threads.items():
+            name = f"{worker} on {devices[worker]}" if worker in devices else worker
+            yield self.event("M", "thread_name", 0, tid, args={"name": name})
+            yield self.event("M", "thread_sort_index", 0, tid, args={"sort_index": tid})
+
+    def _devices(self, experiment: dict[str, Any]) -> dict[str, str]:
+        from pydantic import ValidationError
+
+        from ..assembly.replicas import expanded
+        from ..spec.experiment import Experiment
+
+        try:
+            workers = expanded(Experiment.model_validate(experiment)).deployment.workers
+        except ValidationError:
+            return {}  # made by another version
+        return {w.name or "+".join(w.modules): w.device for w in workers if w.device is not None}
+
+
+def _alone(stay: dict[str, Any], stays: Sequence[dict[str, Any]]) -> bool:
+    """Whether the request was nowhere else meanwhile."""
+    end = stay["finished"]
+    return not any(
+        other is not stay
+        and other["queued"] < (end if end is not None else float("inf"))
+        and (other["finished"] is None or other["finished"] > stay["queued"])
+        for other in stays
+    )
+
+
+def _ns(seconds: float) -> int:
+    return round(seconds * 1e9)

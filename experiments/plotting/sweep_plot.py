@@ -1,0 +1,175 @@
+"""A figure of a sweep's table: one column over another, a line per policy, a panel per setting of the rest."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from servetwin.core import BadInput
+
+from ..spec.catalog import suggest
+from ..sweeps.point import Row
+from ..validation.compare_grids import read_rows
+from . import paper_figures
+
+ENDINGS = (".png", ".svg", ".pdf")
+MOST = 16
+
+#: Columns that are said with a line, where they differ, in place of panels of their own.
+GOING_WITH = ("policy.params", "deployment", "stop_after")
+
+#: Where a row keeps the name of its line.
+LINE = "line: "
+
+
+def draw(table: Path, out: Path, *, x: str | None = None, y: str = "attainment", by: str = "policy") -> int:
+    """Draw *table*, which `servetwin sweep` wrote, to *out*; the number of panels. Raises `BadInput`."""
+    if out.suffix not in ENDINGS:
+        raise BadInput(
+            f"{out.suffix or 'no ending'} is no kind of figure", where=str(out), right=" or ".join(ENDINGS)
+        )
+    figure, panels = figure_of(read_rows(table), str(table), x=x, y=y, by=by)
+    with mpl.rc_context(paper_figures.STYLE):
+        try:
+            paper_figures.save(figure, out)
+        except OSError as error:
+            raise BadInput(error.strerror or "cannot be written", where=str(out), right="a file of yours") from None
+    return panels
+
+
+def figure_of(
+    rows: Sequence[Row], where: str, *, x: str | None = None, y: str = "attainment", by: str = "policy"
+) -> tuple[Figure, int]:
+    """The figure of a sweep's *rows*, a table called *where*, and the number of its panels.
+
+    Rows that differ in nothing but their seed are averaged. Intervals are drawn where the table has them. *x* is the
+    first setting that varies, if it is not said. Raises `BadInput`.
+    """
+    rows = [dict(row) for row in rows]
+    panels, x = _panels(rows, where, x, y, by)
+    across = math.ceil(math.sqrt(len(panels)))
+    shape = (math.ceil(len(panels) / across), across)
+    with mpl.rc_context(paper_figures.STYLE):
+        figure = paper_figures.Drawing(figsize=(3.1 * shape[1] + 0.6, 2.3 * shape[0] + 0.7), layout="constrained")
+        grid = figure.subplots(*shape, squeeze=False)
+        for panel, (title, own) in zip(grid.flat, panels.items(), strict=False):
+            _lines(panel, own, x, y)
+            panel.set_title(title, loc="left", fontweight="bold")
+            panel.set_xlabel(paper_figures.AXES.get(x, x))
+        for panel in list(grid.flat)[len(panels) :]:
+            panel.set_axis_off()
+        for line in grid:
+            line[0].set_ylabel(y.replace("_", " "))
+        paper_figures.legend(figure, grid)
+    return figure, len(panels)
+
+
+def _panels(rows: Sequence[Row], table: str, x: str | None, y: str, by: str) -> tuple[dict[str, list[Row]], str]:
+    """The rows of each panel by its title, each with the name of its line, and the column along the axis."""
+    columns = list(rows[0]) if rows else []
+    if "met" not in columns:
+        raise BadInput("this is no sweep's table", where=table, right="a table that `servetwin sweep` wrote")
+    varied = [name for name in columns[: columns.index("met")] if name not in ("seed", "requests")]
+    varied = [name for name in varied if len({str(row[name]) for row in rows}) > 1]
+    if _apart_by_requests(rows, varied):
+        varied.append("requests")
+    going, varied = _going_with_lines(rows, varied, (x, by))
+    for row in rows:
+        said = [_said(name, row[name]) for name in going]
+        row[LINE] = ", ".join([_short(str(row.get(by))), *(text for text in said if text)])
+    numeric = [name for name in varied if name != by and all(_number(row[name]) is not None for row in rows)]
+    if x is None and not numeric:
+        raise BadInput("no setting varies that is a number", where=table, right="--x with a column")
+    x = x or numeric[0]
+    for option, name in (("--x", x), ("--y", y), ("--by", by)):
+        if name not in columns:
+            raise BadInput(f"there is no column {name!r} in {table}", where=option, right=suggest(name, columns))
+        if option != "--by" and all(_number(row[name]) is None for row in rows):
+            raise BadInput(f"column {name!r} holds no numbers", where=option, right=", ".join(numeric))
+    others = [name for name in varied if name not in (x, by)]
+    panels: dict[str, list[Row]] = {}
+    for row in rows:
+        title = ", ".join(str(row[n]) if n in ("workload", "policy") else f"{n} {row[n]}" for n in others)
+        panels.setdefault(title, []).append(row)
+    if len(panels) > MOST:
+        raise BadInput(
+            f"{len(panels)} panels, for {' x '.join(others)}",
+            where=table,
+            right=f"{MOST} at most: a smaller table",
+        )
+    return panels, x
+
+
+def _apart_by_requests(rows: Sequence[Row], varied: Sequence[str]) -> bool:
+    """Whether rows that *varied* does not tell apart are of runs that differ in length: they are no repeats."""
+    found: dict[tuple[str, ...], set[str]] = {}
+    for row in rows:
+        found.setdefault(tuple(str(row[name]) for name in varied), set()).add(str(row.get("requests")))
+    return any(len(counts) > 1 for counts in found.values())
+
+
+def _going_with_lines(
+    rows: Sequence[Row], varied: list[str], taken: Sequence[str | None]
+) -> tuple[list[str], list[str]]:
+    """Of the columns *varied*, those that are said with each line; and the others."""
+    if "system.stop_after" in varied:  # an axis, which the settings repeat
+        varied = [name for name in varied if name != "stop_after"]
+    going = [name for name in GOING_WITH if name in varied and name not in taken]
+    if "variant" in varied and "variant" not in taken and _repeats(rows):
+        varied = [name for name in varied if name != "variant"]
+    return going, [name for name in varied if name not in going]
+
+
+def _repeats(rows: Sequence[Row]) -> bool:
+    """Whether the variant of a row follows from its policy and what goes with it."""
+
+    def of(row: Row) -> tuple[Any, ...]:
+        return (row["workload"], row["policy"], *(row[name] for name in GOING_WITH if name in row))
+
+    return len({(*of(row), row["variant"]) for row in rows}) == len({of(row) for row in rows})
+
+
+def _short(name: str) -> str:
+    return Path(name).name if name.endswith(".py") else name
+
+
+def _said(column: str, value: Any) -> str:
+    if column == "policy.params":
+        return ", ".join(f"{name}={value}" for name, value in json.loads(value or "{}").items())
+    if column == "deployment":
+        return str(value or "deployment unknown")
+    return "runs to the end" if value in (None, "") else f"cut off after {value} s"
+
+
+def _lines(panel: Any, rows: Sequence[Row], x: str, y: str) -> None:
+    for i, name in enumerate(dict.fromkeys(row[LINE] for row in rows)):
+        at: dict[float, list[Row]] = {}
+        for row in rows:
+            place = _number(row[x])
+            if row[LINE] == name and place is not None and _number(row[y]) is not None:
+                at.setdefault(place, []).append(row)
+        places = sorted(at)
+        panel.plot(places, [_mean(at[p], y) for p in places], marker="o", ms=3, lw=1.2, color=f"C{i}", label=name)
+        if all(_number(row.get(f"{y}_low")) is not None for p in places for row in at[p]):
+            low, high = ([_mean(at[p], f"{y}_{end}") for p in places] for end in ("low", "high"))
+            panel.fill_between(places, low, high, color=f"C{i}", alpha=0.15, lw=0)
+    if y == "attainment":
+        panel.set_ylim(-0.02, 1.02)
+
+
+def _mean(rows: Sequence[Row], name: str) -> float:
+    return fmean(float(row[name]) for row in rows)
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None

@@ -1,0 +1,18 @@
+"""The experiment file: what it may say, and how it is read. Begin with `experiment`, then `loading`.
+
+==================  ====================================================================================
+`experiment`        the model of a file; `llm` for language models; `field_types` of which both are made
+`validation`        whether the parts fit together; `llm_validation` for language models
+`loading`           files that extend one another, overrides, and where something is wrong
+`variants`          named deployments, and variants of the whole
+`catalog`           names of what comes with ServeTwin, and what a user may have meant
+`policy_registry`   finding a policy by name, file or import path; checking its parameters
+`policy_objects`    policies that a program gives as classes or functions
+`device_profiles`   the profile of each device that a file names
+`policy_errors`     what goes wrong inside a policy, told with its file and line
+`published_draws`   seeds and lists of published experiments
+`vllm_options`      options of vLLM that no engine here has
+`yaml_io`           YAML, and the line of a key
+`spec_page`         docs/reference/experiment-files.md, made from these classes
+==================  ====================================================================================
+"""

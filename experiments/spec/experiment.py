@@ -1,0 +1,426 @@
+"""The experiment file: what is served, how, on what, and how time passes.
+
+An `Experiment` is complete: nothing is left to be looked up elsewhere except profiles, policies and trace
+files, which it names. `servetwin.experiments.spec.loading.load` makes one from a YAML file that may extend another.
+Units are seconds and requests throughout. Unknown keys and values of the wrong type are errors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
+from servetwin.core import BadInput
+from servetwin.profiles import Kind
+
+from .field_types import Count, NotNegative, Positive, Strict
+from .llm import EngineSpec, Lengths, TokenSLOSpec
+
+# -- what arrives ---------------------------------------------------------------------------------------
+
+
+class Gamma(Strict):
+    """Gaps from a gamma distribution: *rate* requests per second, *cv* the coefficient of variation of the gaps."""
+
+    process: Literal["gamma"]
+    rate: Positive
+    cv: Annotated[float, Field(ge=1e-3, le=1e3, allow_inf_nan=False)]
+
+
+class Poisson(Strict):
+    """Exponential gaps; *rate* requests per second on average."""
+
+    process: Literal["poisson"]
+    rate: Positive
+
+
+class Constant(Strict):
+    """Equal gaps of 1 / *rate* seconds."""
+
+    process: Literal["constant"]
+    rate: Positive
+
+
+class Bursty(Strict):
+    """A Poisson process that switches between calm and burst (a Markov-modulated Poisson process with two states).
+
+    *rate* is the mean over both, *burst* how many times faster requests come in a burst, *share* the part of the
+    time that is burst, *cycle* the mean length in seconds of a calm spell and a burst together.
+    """
+
+    process: Literal["bursty"]
+    rate: Positive
+    burst: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 5.0
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    cycle: Positive = 60.0
+
+
+class Recorded(Strict):
+    """The requests recorded in *file* (see `servetwin.experiments.workload.traces`).
+
+    *format* is told by the file's first line if left at "auto". Of a trace with images of several sizes one *size*
+    must be picked (512x512): a profile is of one size. Only what came from *start* to before *end* is taken, in
+    seconds since the first request by the trace's own clock. With *windows* that is cut into so many windows of
+    equally many requests, of which the experiment's seed draws one.
+    """
+
+    file: str
+    format: Literal["auto", "plain", "azure", "burstgpt", "mooncake"] = "auto"
+    size: Annotated[str, Field(pattern=r"^[1-9]\d*x[1-9]\d*$")] | None = None
+    start: NotNegative | None = None
+    end: Positive | None = None
+    windows: Count | None = None
+
+
+class Trace(Recorded):
+    """The arrivals of a trace, from its first request that is replayed, stretched to *rate* if it is given."""
+
+    process: Literal["trace"]
+    rate: Positive | None = None
+
+
+Arrivals = Annotated[Gamma | Poisson | Constant | Bursty | Trace, Discriminator("process")]
+
+
+class UniformSteps(Strict):
+    """Any whole number from *low* to *high*, both included, equally likely."""
+
+    draw: Literal["uniform"]
+    low: Count
+    high: Count
+
+
+class ConstantSteps(Strict):
+    """The same for every request."""
+
+    draw: Literal["constant"]
+    steps: Count
+
+
+class ChoiceSteps(Strict):
+    """One of *values*, with probabilities proportional to *weights* (equal if left out)."""
+
+    draw: Literal["choice"]
+    values: Annotated[list[Count], Field(min_length=1)]
+    weights: list[NotNegative] | None = None
+
+
+class TraceSteps(Strict):
+    """What the trace file says."""
+
+    draw: Literal["trace"]
+
+
+Steps = Annotated[UniformSteps | ConstantSteps | ChoiceSteps | TraceSteps, Discriminator("draw")]
+
+
+class Workload(Strict):
+    """*requests* requests with arrivals and, per loop module, steps.
+
+    With *draws* "published" the random numbers are those of the NeuStream artifact (numpy's legacy generator,
+    seeded with 0 for each list): the same requests in every run, whatever the experiment's seed. "published_llm" is
+    the same with the seeds of its LLM experiments, which depend on the cv, "published_agents" with those of its
+    multi-agent experiments. With "seeded" they come from the
+    experiment's seed. *requests* may be left out (null) for a trace: all of it. LLM modules have *lengths* in place
+    of *steps*. *trace* is where steps and lengths come from that are those of a trace, if the arrivals are drawn.
+    """
+
+    requests: Count | None
+    draws: Literal["published", "published_llm", "published_agents", "seeded"] = "seeded"
+    arrivals: Arrivals
+    steps: dict[str, Steps] = Field(default_factory=dict)
+    lengths: dict[str, Lengths] = Field(default_factory=dict)
+    trace: Recorded | None = None
+
+    @property
+    def recorded(self) -> Recorded | None:
+        """The trace that arrivals, steps or lengths are taken from."""
+        return self.arrivals if isinstance(self.arrivals, Trace) else self.trace
+
+
+# -- what is promised -----------------------------------------------------------------------------------
+
+
+class RelativeSLO(Strict):
+    """*factor* times what the request takes alone: *constant* plus its modules' latencies in the *base* table."""
+
+    factor: Positive
+    base: Kind = "slo"
+    constant: NotNegative = 0.0
+
+
+class FixedSLO(Strict):
+    """*seconds* for every request."""
+
+    seconds: Positive
+
+
+def _kind_of_slo(value: Any) -> str:
+    if isinstance(value, FixedSLO):
+        return "fixed"
+    if not isinstance(value, dict):
+        return "tokens" if isinstance(value, TokenSLOSpec) else "relative"
+    if "seconds" in value:
+        return "fixed"
+    return "tokens" if value.keys() & {"prefill", "decode", "limits"} else "relative"
+
+
+SLOSpec = Annotated[
+    Annotated[RelativeSLO, Tag("relative")]
+    | Annotated[FixedSLO, Tag("fixed")]
+    | Annotated[TokenSLOSpec, Tag("tokens")],
+    Discriminator(_kind_of_slo),
+]
+
+
+class BudgetSpec(Strict):
+    """How the SLO of a request is shared out among the stages of its way.
+
+    *split* "none": each stage works against the deadline of the request. "equal": each gets what it takes alone and
+    an equal share of the slack; "proportional": a share in proportion to what it takes alone; "fixed": so many
+    *seconds* (by module, the first of the stage; language models need none, their tokens have deadlines). With
+    *carry* a stage's unused slack goes on with the request. *forward*: which requests go on to the next stage:
+    "always" all, only those within their stage's "budget", or only those for which enough time is "left" if they were
+    served alone from there on. The others are dropped.
+    """
+
+    split: Literal["none", "equal", "proportional", "fixed"] = "none"
+    seconds: dict[str, NotNegative] = Field(default_factory=dict)
+    carry: bool = True
+    forward: Literal["always", "budget", "left"] = "always"
+
+
+# -- what serves ----------------------------------------------------------------------------------------
+
+
+class ModuleSpec(Strict):
+    """A compute stage; a *loop* module runs many iterations per request.
+
+    Where several edges come together a request waits for "all" of them, or goes on with "any". A module of *kind*
+    "llm" is a language model: a stage of its own, whose worker is an engine that prefills prompts and decodes tokens.
+    """
+
+    loop: bool = False
+    join: Literal["all", "any"] = "all"
+    kind: Literal["llm"] | None = None
+
+    @property
+    def llm(self) -> bool:
+        return self.kind == "llm"
+
+
+class BranchSpec(Strict):
+    """A way that is taken with a *probability* instead of the plain edges, by one request *most* times at most."""
+
+    source: Annotated[str, Field(alias="from")]
+    to: str
+    probability: Annotated[float, Field(gt=0, le=1)]
+    most: Count | None = None
+
+
+class PipelineSpec(Strict):
+    """Modules by name, in order; *edges* are (from, to) pairs where the pipeline is not a plain chain.
+
+    *branches* skip something, go one of several ways, or lead back to try again. Which requests take them is drawn
+    with the workload.
+    """
+
+    modules: Annotated[dict[str, ModuleSpec], Field(min_length=1)]
+    edges: list[Annotated[list[str], Field(min_length=2, max_length=2)]] | None = None
+    branches: list[BranchSpec] = Field(default_factory=list)
+
+
+class PolicySpec(Strict):
+    """A policy by name, entry point, ``package.module:Class`` or file, and its parameters."""
+
+    name: str
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
+class _Calls(Strict):
+    source: Annotated[str, Field(min_length=1)]
+
+
+class ConstantCalls(_Calls):
+    """Every call of a tool takes *mean* seconds. *source* says where the number comes from."""
+
+    time: Literal["constant"]
+    mean: NotNegative
+
+
+class ExponentialCalls(_Calls):
+    """The calls of a tool take *mean* seconds on average, exponentially distributed."""
+
+    time: Literal["exponential"]
+    mean: Positive
+
+
+class LognormalCalls(_Calls):
+    """The calls of a tool take *mean* seconds on average, with a coefficient of variation *cv*."""
+
+    time: Literal["lognormal"]
+    mean: Positive
+    cv: Positive
+
+
+class ListedCalls(_Calls):
+    """The call of request 0, 1, ... takes so many seconds; after the last one it begins again."""
+
+    time: Literal["list"]
+    values: Annotated[list[NotNegative], Field(min_length=1)]
+
+
+Calls = Annotated[ConstantCalls | ExponentialCalls | LognormalCalls | ListedCalls, Discriminator("time")]
+
+
+class ScriptsSpec(Strict):
+    """What a tool runs for real: the Python files in *folder*, request by request, each confined and for so long.
+
+    *strict*: nothing is run where the system lets neither network nor writes be cut off.
+    """
+
+    folder: str
+    strict: bool = True
+    seconds: Positive = 10.0
+    memory_mib: Count = 2048
+    file_mib: Count = 64
+
+
+class WorkerSpec(Strict):
+    """Serves *modules* on *device* with batches of up to *limit*.
+
+    *intake* says when what arrived is taken in: "before" each decision, or "after" each launch, which is how
+    NeuStream's workers do it. *policy* replaces the experiment's policy for this worker.
+
+    A tool, say a code executor, is served by a pool of *threads* instead: *calls* says how long a call takes in
+    simulation, *scripts* what a real one runs. It needs no device and no limit, and is served first come, first
+    served unless it has a policy of its own.
+
+    Of an LLM module's worker *limit* is the most requests that run at once, and *engine* has its other limits.
+    """
+
+    modules: Annotated[list[str], Field(min_length=1)]
+    device: str | None = None
+    limit: Count | None = None
+    intake: Literal["before", "after"] = "before"
+    name: str | None = None
+    policy: PolicySpec | None = None
+    threads: Count | None = None
+    calls: Calls | None = None
+    engine: EngineSpec | None = None
+    scripts: ScriptsSpec | None = None
+
+
+RouterName = Literal["round_robin", "least_loaded", "least_violating"]
+
+
+class Deployment(Strict):
+    """*devices* maps names to profiles; *estimates* is the kind of table that policies see.
+
+    *name* is which of a file's named ``deployments`` this is; with ", changed" if something was set besides.
+
+    Several workers may serve the same modules: *router* says how requests are shared out among them (see
+    `servetwin.core.routing`), *routers* says so for single modules. *replicas* repeats the whole deployment, each
+    time on devices of its own.
+    """
+
+    name: str | None = None
+    devices: dict[str, str] = Field(default_factory=dict)
+    workers: Annotated[list[WorkerSpec], Field(min_length=1)]
+    estimates: Kind = "scheduler"
+    replicas: Count = 1
+    router: RouterName = "least_loaded"
+    routers: dict[str, RouterName] = Field(default_factory=dict)
+
+
+class System(Strict):
+    """Properties of the system around the policy.
+
+    *stop_after* ends the run that many seconds after the last request was sent, and what is in flight then
+    fails; null lets everything end. The client sends request *i*, due at *t*, at ``t * (1 + client_stretch) + i *
+    client_delay``: a measured client falls behind by a little with each request.
+    """
+
+    stop_after: NotNegative | None = None
+    client_delay: NotNegative = 0.0
+    client_stretch: NotNegative = 0.0
+
+
+class Records(Strict):
+    """What a run's folder holds besides. *tokens*: in ``requests.jsonl``, when each token of an LLM came out."""
+
+    tokens: bool = False
+
+
+def _moment(text: str) -> str:
+    try:
+        return datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M:%S")
+    except ValueError:
+        raise PydanticCustomError("moment", "a date and time, 2024-04-28 17:41:55") from None
+
+
+class Time(Strict):
+    """How long things take in simulation. Each term can be switched off, to see what it explains.
+
+    *table*: the periods "measured" in running systems, or those that "scheduler"s planned with; for LLM modules also
+    "corrected" (see `servetwin.profiles.TOKEN_KINDS`). *contention*:
+    workers of one device slow each other down. *costs*: joins, leaves and hand-overs cost the worker time. *whole*:
+    batches of whole requests take what was measured of such batches, rather than the sum of their iterations.
+    *transport*: requests take time between workers. *noise*: durations are drawn from measured residuals, and the
+    host has its measured slow spells.
+    *session*: date and time of a measured run, for the speed of its host on that day. *hold*: beyond the end of a
+    table its last value holds. *unmeasured*: workers that compute on one device, and the profile does not say what
+    they cost each other, are "refused", or the device is "shared" in time among those of them that are busy.
+    """
+
+    table: Literal["measured", "scheduler", "corrected"] = "measured"
+    contention: bool = True
+    costs: bool = True
+    whole: bool = True
+    transport: bool = True
+    noise: bool = True
+    session: Annotated[str, AfterValidator(_moment)] | None = None
+    hold: bool = False
+    unmeasured: Literal["refused", "shared"] = "refused"
+
+
+class Experiment(Strict):
+    """A complete experiment."""
+
+    name: str
+    about: str = ""
+    pipeline: PipelineSpec
+    workload: Workload
+    slo: SLOSpec
+    budget: BudgetSpec = BudgetSpec()
+    policy: PolicySpec
+    deployment: Deployment
+    system: System = System()
+    time: Time = Time()
+    records: Records = Records()
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of a file that says the same in full."""
+        content = self.model_dump(mode="json", by_alias=True)
+        if self.workload.trace is None:
+            del content["workload"]["trace"]
+        return content
+
+    def digest(self) -> str:
+        """A hash of all that can change a result."""
+        content = self.as_dict()
+        del content["about"], content["records"]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+class Misfit(BadInput):
+    """Parts of an experiment that do not fit together; *path* is the key to look at."""
+
+    def __init__(self, path: tuple[str | int, ...], what: str, right: str | None = None) -> None:
+        self.path = path
+        super().__init__(what, where=".".join(map(str, path)), right=right)

@@ -1,0 +1,146 @@
+"""What an experiment file says of language models: lengths of prompts and outputs, deadlines of tokens, engines.
+
+Lengths are in tokens. See docs/guides/language-models.md.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Field
+
+from .field_types import Count, NotNegative, Positive, Strict
+
+
+class ConstantTokens(Strict):
+    """The same for every request."""
+
+    draw: Literal["constant"]
+    tokens: Count
+
+
+class UniformTokens(Strict):
+    """Any whole number from *low* to *high*, both included, equally likely."""
+
+    draw: Literal["uniform"]
+    low: Count
+    high: Count
+
+
+class ChoiceTokens(Strict):
+    """One of *values*, with probabilities proportional to *weights* (equal if left out)."""
+
+    draw: Literal["choice"]
+    values: Annotated[list[Count], Field(min_length=1)]
+    weights: list[NotNegative] | None = None
+
+
+class LognormalTokens(Strict):
+    """Lognormal with this *median* and 90th percentile *p90*, rounded, and cut to *low* and *high*."""
+
+    draw: Literal["lognormal"]
+    median: Positive
+    p90: Positive
+    low: Count = 1
+    high: Count
+
+
+class ListedTokens(Strict):
+    """The values of a list that comes with ServeTwin, in its order, again and again."""
+
+    draw: Literal["listed"]
+    name: str
+
+
+class TraceTokens(Strict):
+    """What the trace file says."""
+
+    draw: Literal["trace"]
+
+
+TokenDraw = Annotated[
+    ConstantTokens | UniformTokens | ChoiceTokens | LognormalTokens | ListedTokens | TraceTokens,
+    Discriminator("draw"),
+]
+
+
+class Lengths(Strict):
+    """Tokens of a request at an LLM module: its *prompt* and the *output* that it will really put out.
+
+    *limit* is the most that it declares it may put out, which is what policies see; by default the most that *output*
+    can be. A prompt that leaves no room in the engine's context is an error, and so is an output that is longer than
+    the limit or than the room that its prompt leaves; with *truncate* they are cut, and the summary says how many.
+
+    With *after* the prompt is that many tokens and what the request put out at the LLM module of that name before.
+    """
+
+    prompt: TokenDraw
+    output: TokenDraw
+    limit: Count | None = None
+    truncate: bool = False
+    after: str | None = None
+
+
+class Limits(Strict):
+    """Limits in milliseconds, as ``vllm bench serve --goodput`` takes them; *itl_ms* bounds the longest gap."""
+
+    ttft_ms: Positive | None = None
+    tpot_ms: Positive | None = None
+    itl_ms: Positive | None = None
+    e2el_ms: Positive | None = None
+
+
+class Window(Strict):
+    """When goodput is counted in the NeuStream artifact's multi-agent experiments: from *skip* seconds after the
+    first request came to a worker on, for as long as *requests* requests take to arrive at the nominal rate."""
+
+    skip: NotNegative = 30.0
+    requests: Count = 300
+
+
+class Preparing(Strict):
+    """Seconds for which an engine stands still for each prompt before it computes it: to prepare an image and run a
+    vision tower, say. *source* says where the number comes from."""
+
+    seconds: NotNegative
+    source: Annotated[str, Field(min_length=1)]
+
+
+class TokenSLOSpec(Strict):
+    """NeuStream's deadlines of tokens, limits per request, or both.
+
+    Token j is due *prefill* times the prefill alone and *decode* times j - 1 decode steps alone after the arrival. A
+    request is met if *meets* "all" its tokens, or the "last", came in time; if there are only *limits*, if it keeps
+    those. *base* is the kind of latency model that "alone" is taken from. *window*: goodput is also counted there.
+    """
+
+    prefill: Positive | None = None
+    decode: Positive | None = None
+    meets: Literal["all", "last"] = "all"
+    base: Literal["scheduler", "measured", "corrected"] = "scheduler"
+    limits: Limits | None = None
+    window: Window | None = None
+
+
+class EngineSpec(Strict):
+    """Limits of an LLM engine; what is left out is as the profile says.
+
+    *blocks* KV blocks of *block_size* tokens; an admission leaves a share *watermark* of them free; a decoding
+    request goes on only if *headroom* blocks are free (vLLM 0.5.4: 1, its V1 engine: 0). When memory runs out,
+    *preemption* is by "recompute" or "swap". With *stamp* "seen" a request arrives, for its SLO, when the engine next
+    looks at its queue, between two steps; with "sent", when the client sent it. *preparing* comes before each prompt.
+    With *whole_prompt* a chunk is admitted only if there is memory for all of its prompt (vLLM V1). *asynchronous*: a
+    step is decided while the one before it runs (vLLM's asynchronous scheduling).
+    """
+
+    blocks: Count | None = None
+    block_size: Count | None = None
+    watermark: Annotated[float, Field(ge=0, lt=1)] | None = None
+    max_batched_tokens: Count | None = None
+    max_model_len: Count | None = None
+    headroom: Annotated[int, Field(ge=0)] = 0
+    preemption: Literal["recompute", "swap"] = "recompute"
+    stamp: Literal["sent", "seen"] = "sent"
+    whole_prompt: bool = False
+    asynchronous: bool | None = None
+    preparing: Preparing | None = None

@@ -1,0 +1,120 @@
+"""Whether what an experiment file says of language models fits together."""
+
+from __future__ import annotations
+
+from servetwin.core import BadInput
+
+from .catalog import suggest
+from .experiment import Experiment, FixedSLO, Gamma, Misfit, Workload
+from .llm import (
+    ChoiceTokens,
+    ConstantTokens,
+    ListedTokens,
+    LognormalTokens,
+    TokenDraw,
+    TokenSLOSpec,
+    TraceTokens,
+    UniformTokens,
+)
+from .published_draws import PUBLISHED, listed
+
+LENGTHS = "{prompt: {draw: ...}, output: {draw: ...}}"
+
+
+def check(experiment: Experiment) -> None:
+    """Raise `Misfit` if it does not."""
+    load = experiment.workload
+    modules = [m for m, spec in experiment.pipeline.modules.items() if spec.llm]
+    for module in load.lengths:
+        if module not in modules:
+            what = f"{module!r} is not a module of kind llm"
+            raise Misfit(("workload", "lengths", module), what, suggest(module, modules) if modules else "no lengths")
+    for module in modules:
+        if module not in load.lengths:
+            raise Misfit(("workload", "lengths"), f"no lengths for the module {module!r}", f"{module}: {LENGTHS}")
+        _check_lengths(("workload", "lengths", module), module, load)
+    seeds = PUBLISHED.get(load.draws)
+    if seeds is not None and isinstance(load.arrivals, Gamma) and load.arrivals.cv not in seeds:
+        known = ", ".join(f"{cv:g}" for cv in seeds)
+        raise Misfit(("workload", "arrivals", "cv"), f"there is no published seed for cv {load.arrivals.cv:g}", known)
+    _check_workers(experiment, modules)
+    _check_slo(experiment, modules)
+    if experiment.time.table == "corrected" and not modules:
+        raise Misfit(("time", "table"), "only models of LLM modules are corrected", "measured or scheduler")
+
+
+def _check_lengths(path: tuple[str, ...], module: str, load: Workload) -> None:
+    lengths = load.lengths[module]
+    if lengths.after is not None and (lengths.after == module or lengths.after not in load.lengths):
+        others = [m for m in load.lengths if m != module]
+        right = suggest(lengths.after, others) if others else "no after"
+        raise Misfit((*path, "after"), f"{lengths.after!r} is no other module of kind llm", right)
+    way, at = [module], lengths.after
+    while at is not None:
+        if at in way:
+            circle = " after ".join([*way, at])
+            raise Misfit((*path, "after"), f"prompts follow each other in a circle: {circle}", "the module before")
+        way.append(at)
+        at = load.lengths[at].after if at in load.lengths else None
+    for key, draw in (("prompt", lengths.prompt), ("output", lengths.output)):
+        _check_draw((*path, key), draw, load)
+    if isinstance(lengths.output, TraceTokens) and lengths.limit is None:
+        what = "only the trace knows how long outputs are, and policies must not"
+        raise Misfit((*path, "limit"), what, "the limit that requests declare, 2048 say")
+
+
+def _check_draw(path: tuple[str, ...], draw: TokenDraw, load: Workload) -> None:
+    if load.draws != "seeded" and not isinstance(draw, ConstantTokens | ListedTokens | TraceTokens):
+        raise Misfit(("workload", "draws"), f"there are no published draws of {draw.draw} lengths", "seeded")
+    if isinstance(draw, UniformTokens | LognormalTokens) and draw.low > draw.high:
+        raise Misfit((*path, "low"), f"{draw.low} is above high, {draw.high}", "low <= high")
+    if isinstance(draw, LognormalTokens) and draw.p90 < draw.median:
+        raise Misfit((*path, "p90"), f"{draw.p90:g} is below the median, {draw.median:g}", "p90 >= median")
+    if isinstance(draw, TraceTokens) and load.recorded is None:
+        right = "uniform, constant, choice, lognormal, or workload.trace: {file: ...}"
+        raise Misfit((*path, "draw"), "the arrivals come from no trace", right)
+    if (
+        isinstance(draw, ChoiceTokens)
+        and draw.weights is not None
+        and (len(draw.weights) != len(draw.values) or not sum(draw.weights))
+    ):
+        what = "the weights do not fit the values"
+        raise Misfit((*path, "weights"), what, "one weight for each value, not all 0")
+    if isinstance(draw, ListedTokens):
+        try:
+            listed(draw.name)
+        except BadInput as error:
+            raise Misfit((*path, "name"), error.what, error.right) from None
+
+
+def _check_workers(experiment: Experiment, modules: list[str]) -> None:
+    workers = experiment.deployment.workers
+    engines = {w.device: w.modules[0] for w in workers if set(w.modules) & set(modules)}
+    others = {w.device for w in workers if not set(w.modules) & set(modules)}
+    for i, worker in enumerate(workers):
+        path = ("deployment", "workers", i)
+        served = [m for m in worker.modules if m in modules]
+        if served and len(worker.modules) > 1:
+            raise Misfit((*path, "modules"), f"an engine serves one module, {served[0]!r}", f"[{served[0]}]")
+        if worker.engine is not None and not served:
+            raise Misfit((*path, "engine"), "this worker serves no module of kind llm", "no engine")
+        if worker.device in engines and worker.device in others:
+            # What another kind of worker would cost it has not been measured; of engines the profile may say it.
+            what = f"the engine of {engines[worker.device]!r} has the device {worker.device!r} to itself"
+            raise Misfit((*path, "device"), what, "a device for each engine, or two engines on one")
+
+
+def _check_slo(experiment: Experiment, modules: list[str]) -> None:
+    slo = experiment.slo
+    if not isinstance(slo, TokenSLOSpec):
+        if modules and not isinstance(slo, FixedSLO):
+            right = "slo: {prefill: 3.0, decode: 1.5}, {limits: {ttft_ms: ...}} or {seconds: ...}"
+            raise Misfit(("slo",), "an LLM module has no solo latency that a factor could be of", right)
+        return
+    if not modules:
+        raise Misfit(("slo",), "there is no module of kind llm", "slo: {factor: 3.0}")
+    if (slo.prefill is None) != (slo.decode is None):
+        missing = "prefill" if slo.prefill is None else "decode"
+        raise Misfit(("slo", missing), "prefill and decode go together", "slo: {prefill: 3.0, decode: 1.5}")
+    if slo.prefill is None and (slo.limits is None or not any(slo.limits.model_dump().values())):
+        raise Misfit(("slo",), "nothing is promised", "prefill and decode, or limits")

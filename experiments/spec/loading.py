@@ -1,0 +1,521 @@
+"""From a file, what it extends, and overrides, to one complete `Experiment`.
+
+A file may extend another (``extends: dit-s2-256-rtx4090``, or a path relative to itself) and then says only what
+differs. It may offer deployments and variants by name (see `servetwin.experiments.spec.variants`); which of them is
+chosen is its word or the user's, never a matter of the policy. What counts, from weakest to strongest::
+
+    the extended file;  its chosen deployment and variant;  this file;  its own;  --set and the other options
+
+Mappings are merged key by key; lists and plain values are replaced. Where a mapping changes its kind (another
+policy name, arrival process or step draw) only the keys that the new kind knows are kept.
+"""
+
+from __future__ import annotations
+
+import copy
+import reprlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from servetwin.core import BadInput
+
+from . import policy_registry, yaml_io
+from .catalog import WORKLOADS, suggest, workload_names
+from .experiment import (
+    Arrivals,
+    Calls,
+    Deployment,
+    Experiment,
+    FixedSLO,
+    Misfit,
+    PolicySpec,
+    RelativeSLO,
+    Steps,
+    Trace,
+    WorkerSpec,
+)
+from .field_types import Strict
+from .llm import EngineSpec, TokenDraw, TokenSLOSpec
+from .validation import check
+from .variants import Deploying, Layer, deploying, take, with_variant
+from .vllm_options import of_vllm
+
+Key = tuple[str | int, ...]
+Override = tuple[str, Any]
+Tree = dict[str, Any]
+
+#: Short names for the keys that are varied most.
+SHORT = {
+    "rate": "workload.arrivals.rate",
+    "cv": "workload.arrivals.cv",
+    "slo": "slo.factor",
+    "slo_factor": "slo.factor",
+    "prefill_slo": "slo.prefill",
+    "decode_slo": "slo.decode",
+    "requests": "workload.requests",
+    "policy": "policy.name",
+    "step_delta": "policy.params.step_delta",
+    "replicas": "deployment.replicas",
+    "router": "deployment.router",
+}
+
+#: What the name of a deployment ends with if overrides have made another of it.
+CHANGED = ", changed"
+
+
+# -- reading --------------------------------------------------------------------------------------------
+
+
+def locate(source: str | Path, base: Path | None = None) -> Path:
+    """The file that *source* means: a path (relative to *base*), or the name of a workload of ours."""
+    text = str(source)
+    if text.endswith((".yaml", ".yml")) or isinstance(source, Path):
+        path = Path(text).expanduser()
+        return path if base is None or path.is_absolute() else base / path
+    known = workload_names()
+    if text not in known:
+        raise BadInput(f"unknown workload {text!r}", right=f"{suggest(text, known)}; or a file, experiment.yaml")
+    return WORKLOADS / f"{text}.yaml"
+
+
+def layers(source: str | Path | Tree) -> list[Layer]:
+    """The files that make up an experiment, the weakest first. A mapping stands for the content of a file."""
+    chain: list[Layer] = []
+    seen: list[Path] = []
+    if isinstance(source, dict):
+        layer = _layer(source, "experiment", yaml_io.write(source), Path.cwd())
+        chain.append(layer)
+        following = layer.data.pop("extends", None)
+        path = locate(following, layer.base) if following is not None else None
+    else:
+        path = locate(source)
+    while path is not None:
+        if path in seen:
+            raise BadInput("the file extends itself, by way of what it extends", where=str(path))
+        seen.append(path)
+        text = yaml_io.read_text(path)
+        where = path.stem if path.parent == WORKLOADS else str(path)
+        layer = _layer(yaml_io.parse(text, where), where, text, path.parent)
+        chain.append(layer)
+        following = layer.data.pop("extends", None)
+        if following is not None and not isinstance(following, str):
+            raise BadInput(f"extends is {following!r}", where=where, right="a workload's name, or a file")
+        try:
+            path = locate(following, path.parent) if following is not None else None
+        except BadInput as error:
+            raise BadInput(error.what, where=f"{where}: extends", right=error.right) from None
+    return chain[::-1]
+
+
+def _layer(data: Any, where: str, text: str, base: Path) -> Layer:
+    if not isinstance(data, dict):
+        raise BadInput("there is no mapping of keys to values", where=where, right="name: ..., pipeline: ..., ...")
+    data = copy.deepcopy(data)
+    deployments, variants, variant = take(data, where)
+    sessions = data.pop("sessions", None) or []
+    known = {"from", "to", "variant", "set"}
+    if not isinstance(sessions, list) or not all(isinstance(s, dict) and s.keys() <= known for s in sessions):
+        raise BadInput("sessions does not fit", where=where, right="sessions: [{from, to, variant, set}]")
+    for tree in (data, *variants.values(), *({"deployment": keys} for keys in deployments.values())):
+        _anchor(tree, base)
+    return Layer(data, where, text, base, deployments, variants, variant, sessions)
+
+
+def _anchor(tree: Tree, base: Path) -> None:
+    """Make the paths in a file's content relative to nothing but that file."""
+    policies = [tree.get("policy")]
+    workers = _get(tree, "deployment", "workers")
+    if isinstance(workers, list):
+        policies += [w.get("policy") for w in workers if isinstance(w, dict)]
+        for scripts in [_get(w, "scripts") for w in workers]:
+            if isinstance(scripts, dict) and isinstance(scripts.get("folder"), str):
+                scripts["folder"] = _path_in(scripts["folder"], base)
+    for policy in policies:
+        if isinstance(policy, dict) and isinstance(policy.get("name"), str):
+            policy["name"] = _anchored(policy["name"], base)
+    for key in ("arrivals", "trace"):
+        recorded = _get(tree, "workload", key)
+        if isinstance(recorded, dict) and isinstance(recorded.get("file"), str):
+            recorded["file"] = _path_in(recorded["file"], base)
+    devices = _get(tree, "deployment", "devices")
+    if isinstance(devices, dict):
+        for device, profile in devices.items():
+            if isinstance(profile, str) and profile.endswith((".yaml", ".yml", ".csv")):
+                devices[device] = _path_in(profile, base)
+
+
+def _path_in(path: str, base: Path) -> str:
+    return str((base / Path(path).expanduser()).resolve())
+
+
+def _anchored(policy: str, base: Path) -> str:
+    place, colon, attribute = policy.partition(":")
+    if not place.endswith(".py"):
+        return policy
+    return f"{_path_in(place, base)}{colon}{attribute}"
+
+
+def _get(tree: Any, *keys: str) -> Any:
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
+
+
+# -- merging --------------------------------------------------------------------------------------------
+
+
+def _kinds() -> dict[tuple[str, ...], tuple[str, dict[str, type[BaseModel]]]]:
+    """Where kinds change: key path ("*" for any key) -> the key that tells the kind, and the kinds' models."""
+
+    def by_tag(union: Any, tag: str) -> dict[str, type[BaseModel]]:
+        models = get_args(get_args(union)[0])
+        return {get_args(m.model_fields[tag].annotation)[0]: m for m in models}
+
+    return {
+        ("policy",): ("name", {}),
+        ("workload", "arrivals"): ("process", by_tag(Arrivals, "process")),
+        ("workload", "steps", "*"): ("draw", by_tag(Steps, "draw")),
+        ("deployment", "workers", "*", "calls"): ("time", by_tag(Calls, "time")),
+        ("workload", "lengths", "*", "prompt"): ("draw", by_tag(TokenDraw, "draw")),
+        ("workload", "lengths", "*", "output"): ("draw", by_tag(TokenDraw, "draw")),
+    }
+
+
+_KINDS = _kinds()
+
+
+def _kind_at(path: Key) -> tuple[str, dict[str, type[BaseModel]]] | None:
+    for pattern, kind in _KINDS.items():
+        if len(pattern) == len(path) and all(p in ("*", k) for p, k in zip(pattern, path, strict=True)):
+            return kind
+    return None
+
+
+def _keep_known(node: Tree, path: Key, tag: str, value: Any) -> None:
+    """The kind of *node* becomes *value*: forget the keys that this kind does not know."""
+    kind = _kind_at(path)
+    assert kind is not None
+    model = kind[1].get(value) if isinstance(value, str) else None
+    # A trace has a rate of its own: that of another process is not for it.
+    known = set(model.model_fields) if model is not None and model is not Trace else set()
+    for key in [k for k in node if k not in known]:
+        del node[key]
+    node[tag] = value
+
+
+def merge(tree: Tree, more: Tree, path: Key = ()) -> None:
+    """Lay *more* over *tree*, in place."""
+    kind = _kind_at(path)
+    if kind is not None and kind[0] in more and tree.get(kind[0]) != more[kind[0]]:
+        _keep_known(tree, path, kind[0], more[kind[0]])
+    if path == ("slo",) and _slo_of(more) not in (None, _slo_of(tree)):
+        tree.clear()
+    for key, value in more.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+            merge(tree[key], value, (*path, key))
+        else:
+            tree[key] = copy.deepcopy(value)
+
+
+def _slo_of(tree: Tree) -> type[BaseModel] | None:
+    """The kind of SLO that *tree* speaks of; None if it does not say."""
+    if "seconds" in tree:
+        return FixedSLO
+    if "factor" in tree:
+        return RelativeSLO
+    return TokenSLOSpec if tree.keys() & {"prefill", "decode", "limits"} else None
+
+
+def _combine(chain: list[Layer], policy: str | None, chosen: Deploying) -> Tree:
+    """All layers in one, for *policy*: layers that set up another policy do not speak on it."""
+    tree: Tree = {}
+    for layer in chain:
+        data = dict(layer.data)
+        named = _get(data, "policy", "name")
+        if policy is not None and isinstance(named, str):
+            own = data["policy"] if policy_registry.same_policy(named, policy) else {}
+            data["policy"] = {**own, "name": policy}
+        merge(tree, data)
+        deployment = chosen.laid_over(tree, layer)
+        if deployment is not None:
+            merge(tree, deployment)
+    if chosen.asked:
+        for layer in chain:
+            merge(tree, chosen.laid_over({}, layer) or {})
+    if policy is not None:
+        merge(tree, {"policy": {"name": policy}})
+    return tree
+
+
+# -- overrides ------------------------------------------------------------------------------------------
+
+
+def parse_override(text: str) -> Override:
+    """``a.b=c`` as the key path and the value, which is read as YAML."""
+    path, equals, value = text.partition("=")
+    if not equals or not path.strip():
+        raise BadInput(f"{text!r} sets nothing", where="--set", right="--set slo.factor=2.5")
+    return path.strip(), yaml_io.parse(value, f"--set {path.strip()}")
+
+
+def set_twice(named: Iterable[tuple[str, str, Any]]) -> tuple[str, str, str] | None:
+    """The first key that two of *named* (what to call it, key, value) both set, as the two and the key; None if there
+    is none. A mapping sets the keys in it."""
+    by_key: dict[Key, str] = {}
+    for name, path, value in named:
+        for key in _leaves(_split(path, value), value):
+            if key in by_key:
+                return by_key[key], name, ".".join(map(str, key))
+            by_key[key] = name
+    return None
+
+
+def _leaves(key: Key, value: Any) -> Iterator[Key]:
+    if isinstance(value, dict):
+        for part, inner in value.items():
+            yield from _leaves((*key, part), inner)
+    else:
+        yield key
+
+
+def _split(path: str, value: Any) -> Key:
+    full = path if isinstance(value, dict) else SHORT.get(path, path)
+    return tuple(int(p) if p.isdigit() else p for p in full.split("."))
+
+
+def _keys(node: Any) -> list[str | int]:
+    if isinstance(node, dict):
+        return list(node)
+    return list(range(len(node))) if isinstance(node, list) else []
+
+
+def _apply(tree: Tree, path: Key, value: Any, where: str) -> None:
+    """Set the existing key *path* of *tree*. Raises `BadInput` if it does not exist."""
+    node: Any = tree
+    for depth, part in enumerate(path):
+        known = _keys(node)
+        if part not in known:
+            option = of_vllm(str(part)) if path[:2] == ("deployment", "workers") else None
+            if option is not None:
+                raise BadInput(option[0], where=where, right=option[1])
+            above = ".".join(map(str, path[:depth])) or "the experiment"
+            right = suggest(str(part), map(str, known)) if known else f"{above} itself"
+            raise BadInput(f"{above} has no key {str(part)!r}", where=where, right=right)
+        if depth == len(path) - 1:
+            kind = _kind_at(path[:-1])
+            if kind is not None and part == kind[0] and node[part] != value:
+                _keep_known(node, path[:-1], kind[0], value)
+            node[part] = copy.deepcopy(value)
+        else:
+            node = node[part]
+
+
+# -- loading --------------------------------------------------------------------------------------------
+
+
+def load(
+    source: str | Path | Tree,
+    overrides: Iterable[Override] = (),
+    *,
+    session: str | None = None,
+    chain: list[Layer] | None = None,
+) -> Experiment:
+    """The experiment that *source* (a workload's name, a file, or a mapping) says, with *overrides*.
+
+    *session* is the date and time of a measured run: known differences in the set-up of that day are applied, and
+    simulated time takes the speed that the host had then. Raises `BadInput`: what is wrong, in which file and key,
+    and what would be right.
+    """
+    chain = layers(source) if chain is None else chain
+    given = [(_split(path, value), value, path) for path, value in overrides]
+    chain = with_variant(chain, _asked(given, ("variant",)))
+    policy = _chosen_policy(chain, given)
+    chosen = deploying(chain, _asked(given, *_NAMES_OF_DEPLOYMENT))
+    tree = _combine(chain, policy, chosen)
+    experiment = _validate(tree, chain, [g for g in given if g[0] == ("policy", "name")])
+    named = experiment.deployment
+    if session is not None:
+        given = [*_session_overrides(chain, session), *given]
+    if given:
+        tree = experiment.as_dict()
+        tree["workload"].setdefault("trace", None)  # left out where there is none
+        for path, value, shown in given:
+            if path not in (("policy", "name"), ("variant",)) and not _names_deployment(path, value):
+                _apply(tree, path, value, f"--set {shown}")
+        experiment = _validate(tree, chain, given)
+        experiment = _said_if_changed(experiment, named)
+    return experiment
+
+
+_NAMES_OF_DEPLOYMENT: tuple[Key, ...] = (("deployment",), ("deployment", "name"))
+
+
+def _names_deployment(path: Key, value: Any) -> bool:
+    """Whether the override *value* of *path* chooses a deployment by its name, rather than setting one up."""
+    return path in _NAMES_OF_DEPLOYMENT and not isinstance(value, dict)
+
+
+def _asked(given: Sequence[tuple[Key, Any, str]], *paths: Key) -> list[tuple[Any, str]]:
+    return [(value, shown) for path, value, shown in given if path in paths and not isinstance(value, dict)]
+
+
+def _said_if_changed(experiment: Experiment, named: Deployment) -> Experiment:
+    """*experiment*, with a name of its deployment that says so if overrides made another of the one *named*."""
+    now = experiment.deployment
+    if now.name is None or now.name != named.name or (now.workers, now.estimates) == (named.workers, named.estimates):
+        return experiment
+    changed = now.name if now.name.endswith(CHANGED) else now.name + CHANGED
+    return experiment.model_copy(update={"deployment": now.model_copy(update={"name": changed})})
+
+
+def _chosen_policy(chain: list[Layer], given: Sequence[tuple[Key, Any, str]]) -> str | None:
+    chosen = None
+    for layer in chain:
+        named = _get(layer.data, "policy", "name")
+        chosen = named if isinstance(named, str) else chosen
+    for path, value, shown in given:
+        if path == ("policy", "name"):
+            if not isinstance(value, str):
+                raise BadInput(f"{value!r} is no policy", where=f"--set {shown}", right="a name")
+            chosen = _anchored(value, Path.cwd())
+        elif path == ("policy",) and isinstance(value, dict) and isinstance(value.get("name"), str):
+            chosen = value["name"]
+    return chosen
+
+
+def _session_overrides(chain: list[Layer], session: str) -> list[tuple[Key, Any, str]]:
+    found: list[tuple[Key, Any, str]] = [(("time", "session"), session, "time.session")]
+    variants = {layer.prefix[1] for layer in chain if layer.prefix}
+    for layer in chain:
+        for entry in layer.sessions:
+            fits = str(entry.get("from", "")) <= session <= str(entry.get("to", "9999"))
+            if fits and (entry.get("variant") is None or entry["variant"] in variants):
+                found += [(_split(path, value), value, path) for path, value in entry.get("set", {}).items()]
+    return found
+
+
+def _validate(tree: Tree, chain: list[Layer], given: Sequence[tuple[Key, Any, str]]) -> Experiment:
+    right: str | None
+    try:
+        experiment = _with_all_parameters(Experiment.model_validate(tree))
+        check(experiment)
+    except ValidationError as error:
+        path, what, right = _explain(error, tree)
+    except Misfit as error:
+        path, what, right = error.path, error.what, error.right
+    else:
+        return experiment
+    raise BadInput(what, where=f"{_origin(path, chain, given)}{'.'.join(map(str, path))}", right=right) from None
+
+
+def _with_all_parameters(experiment: Experiment) -> Experiment:
+    """Fill in the policies' default parameters, so that the resolved experiment holds all that decides."""
+    policy = _full(experiment.policy, ("policy",))
+    workers = []
+    for i, worker in enumerate(experiment.deployment.workers):
+        own = _full(worker.policy, ("deployment", "workers", i, "policy")) if worker.policy else None
+        workers.append(worker.model_copy(update={"policy": own}))
+    deployment = experiment.deployment.model_copy(update={"workers": workers})
+    return experiment.model_copy(update={"policy": policy, "deployment": deployment})
+
+
+def _full(spec: PolicySpec, path: Key) -> PolicySpec:
+    try:
+        policy = policy_registry.find_policy(spec.name)
+        return PolicySpec(name=spec.name, params=policy_registry.complete(policy, spec.params))
+    except policy_registry.WrongParameter as error:
+        raise Misfit((*path, "params", error.parameter), error.what, error.right) from None
+    except BadInput as error:
+        what = f"{error.where}: {error.what}" if error.where else error.what
+        raise Misfit((*path, "name"), what, error.right) from None
+
+
+# -- saying what is wrong -------------------------------------------------------------------------------
+
+
+def _explain(error: ValidationError, tree: Tree) -> tuple[Key, str, str]:
+    """The first fault that pydantic found, as key path, what is wrong, and what would be right."""
+    first = error.errors(include_url=False)[0]
+    path, model = _walk(first["loc"], tree)
+    key = str(path[-1]) if path else ""
+    kind, message = first["type"], first["msg"]
+    if kind == "extra_forbidden":
+        known = [field.alias or name for name, field in model.model_fields.items()]
+        option = of_vllm(key) if model in (EngineSpec, WorkerSpec) else None
+        return (path, *option) if option is not None else (path, f"unknown key {key!r}", suggest(key, known))
+    if kind == "missing":
+        return path, f"key {key!r} is missing", f"{key}: ..."
+    if kind == "union_tag_not_found":
+        tag, kinds = _kind_at(path) or ("", {})
+        return (*path, tag), f"key {tag!r} is missing", f"{tag}: {' | '.join(kinds)}"
+    if kind == "union_tag_invalid":
+        tag, kinds = _kind_at(path) or ("", {})
+        value = str(_at(tree, (*path, tag)))
+        return (*path, tag), f"unknown {tag} {value!r}", suggest(value, kinds)
+    message = (
+        message.removeprefix("Input should be ").removeprefix("List should have ").removesuffix(" after validation")
+    )
+    return path, f"{reprlib.repr(_at(tree, path))} does not fit", message
+
+
+def _at(tree: Any, path: Key) -> Any:
+    for part in path:
+        try:
+            tree = tree[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return tree
+
+
+def _walk(loc: tuple[int | str, ...], tree: Tree) -> tuple[Key, type[BaseModel]]:
+    """*loc* without pydantic's union tags, and the model that its last key belongs to."""
+    path: Key = ()
+    node: Any = tree
+    model: type[BaseModel] = Experiment
+    for i, part in enumerate(loc):
+        last = i == len(loc) - 1
+        if isinstance(node, dict) and (part in node or last):
+            inner = node.get(part)
+        elif isinstance(node, list) and isinstance(part, int) and part < len(node):
+            inner = node[part]
+        else:
+            continue
+        if not last:
+            model = _model_at((*path, part), inner, model, part) or model
+        path, node = (*path, part), inner
+    return path, model
+
+
+def _model_at(path: Key, value: Any, model: type[BaseModel], key: str | int) -> type[BaseModel] | None:
+    kind = _kind_at(path)
+    if kind is not None and kind[1] and isinstance(value, dict):
+        return kind[1].get(str(value.get(kind[0])))
+    field_info = model.model_fields.get(str(key))
+    found = _models_in(field_info.annotation) if field_info is not None else []
+    if path == ("slo",):
+        return (_slo_of(value) if isinstance(value, dict) else None) or RelativeSLO
+    return found[0] if found else None
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, Strict):
+        return [annotation]
+    return [m for inner in get_args(annotation) for m in _models_in(inner)]
+
+
+def _origin(path: Key, chain: list[Layer], given: Sequence[tuple[Key, Any, str]]) -> str:
+    """Who set *path*: an override, or the file and line that speak on it last."""
+    for key, _, shown in reversed(given):
+        if key == path[: len(key)]:
+            return f"--set {shown}: "
+    for wanted in (path, path[:-1]):
+        for layer in reversed(chain):
+            offers = [(tree, ("deployments", name)) for name, tree in layer.deployments.items()]
+            found = [(tree, prefix, path[1:]) for tree, prefix in offers if path[0] == "deployment"]
+            for tree, prefix, keys in (*found, (layer.data, layer.prefix, path)):
+                if wanted and _at(tree, keys[: len(keys) - len(path) + len(wanted)]) is not None:
+                    line = yaml_io.line_of(layer.text, (*prefix, *keys))
+                    return f"{layer.where}:{line}: " if line is not None else f"{layer.where}: "
+    return f"{chain[-1].where}: "

@@ -1,0 +1,100 @@
+"""Whose fault was it? What goes wrong inside a policy is told in one line, with the policy's own file and line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from servetwin.core import BadInput, Decision, Policy, Request, ServeTwinError, Task
+from servetwin.core.errors import PolicyFault, Stopped
+from servetwin.core.invariants.answers import check_decision, written
+from servetwin.core.invariants.code_inspection import by_its_own_word, named, own, raised_at
+from servetwin.core.invariants.integrity import comes_along
+from servetwin.core.llm import Step, TokenPolicy
+from servetwin.profiles.llm.step_table import BEYOND
+
+
+@contextmanager
+def policies_answer(policies: Sequence[Policy | TokenPolicy]) -> Iterator[None]:
+    """Turn an error that *policies* raise, or that an answer of theirs causes, into a `ServeTwinError`; any other
+    passes as it is, since it is a fault of ServeTwin. So does what a signal raises while a policy is asked."""
+    inner = [own(policy) for policy in policies]
+    try:
+        yield
+    except ServeTwinError as error:
+        told = _in_our_words(inner, error)
+        if told is not None:
+            raise PolicyFault(told) from error
+        # What serves for real tells the error that ended the run in its own words, which do not name the policy.
+        told = _raised(inner, error.__cause__) if isinstance(error.__cause__, Exception) else None
+        if told is None or isinstance(error, PolicyFault) or isinstance(error.__cause__, ServeTwinError):
+            raise
+        raise PolicyFault(told) from error
+    except Stopped as error:
+        told = _in_our_words(inner, error)
+        if told is None:
+            raise
+        raise PolicyFault(told) from error
+    except BaseException as error:
+        told = _raised(inner, error) or (_answered(error) if isinstance(error, Exception) else None)
+        if told is None and isinstance(error, AttributeError) and isinstance(error.obj, Task | Request):
+            told = str(written(inner, f"(or deleted) {error.name} of a {type(error.obj).__name__}", error.name or ""))
+        if told is None:
+            raise
+        raise PolicyFault(told) from error
+
+
+@contextmanager
+def policy_is_made(kind: type[Policy]) -> Iterator[None]:
+    """Likewise, of an error that the making of a policy of this class raises. (What is wrong with its parameters it
+    may say itself.)"""
+    try:
+        yield
+    except (ServeTwinError, Stopped):
+        raise
+    except BaseException as error:
+        told = _raised([Policy.__new__(kind)], error)
+        if told is None:
+            raise
+        raise PolicyFault(told) from error
+
+
+def _raised(policies: Sequence[object], error: BaseException) -> str | None:
+    at = raised_at(policies, error)
+    if at is None or (isinstance(error, KeyboardInterrupt) and not by_its_own_word(error)):
+        return None
+    policy, file, line, function = at
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # it is the policy's own, and fails here too
+        text = ""
+    if isinstance(error, BadInput):  # the policy asked for it, whatever its user's files could say
+        for advice in (f", {BEYOND}", ", or hold: true"):
+            text = text.replace(advice, "")
+    what = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"{named(policy, (file, line))}: the policy failed: {Path(file).name}:{line}, in {function}: {what}"
+
+
+def _in_our_words(policies: Sequence[object], error: BaseException) -> str | None:
+    """What is to be told if an error of ServeTwin's was raised by a user's policy, or by what it called."""
+    theirs = [policy for policy in policies if not comes_along(type(policy))]
+    return _raised(theirs, error) if theirs else None
+
+
+def _answered(error: Exception) -> str | None:
+    """What is wrong with the decision that was being carried out, which the frames of the serving loop still hold."""
+    trace: TracebackType | None = error.__traceback__
+    while trace is not None:
+        names = trace.tb_frame.f_locals
+        worker = names.get("worker", names.get("self"))
+        policy = own(names.get("policy", getattr(worker, "policy", None)))
+        for name in ("decision", "step"):
+            if name in names and isinstance(policy, Policy | TokenPolicy):
+                try:
+                    check_decision(policy, names[name], Step if isinstance(policy, TokenPolicy) else Decision)
+                except PolicyFault as fault:
+                    return str(fault)
+        trace = trace.tb_next
+    return None

@@ -1,0 +1,10 @@
+"""Sweeps: one experiment along axes, a row per point. Begin with `point`, then `sweep`.
+
+==================  ==================================================================
+`point`             an experiment that is run, and its row of numbers
+`sweep`             axes, points, one row each, resumable
+`repeat`            many seeds: means with intervals; `statistics`: how those are made
+`cache`             rows that were computed once; `tables`: rows on disk
+`cluster`           points on Dask or Ray
+==================  ==================================================================
+"""

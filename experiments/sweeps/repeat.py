@@ -1,0 +1,141 @@
+"""The same point with many seeds: means with intervals, as many seeds as it takes, and paired differences.
+
+Every policy sees the same requests under the same seed (common random numbers), so a difference between two
+policies is taken seed by seed. Published draws ignore the seed; repeated points draw from it instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from servetwin.core import BadInput
+
+from ..spec.experiment import Experiment
+from ..workload.seed_effect import are_copies, check_seeds
+from .point import Row
+from .statistics import LEAST_SEEDS, Interval, attainment_interval, mean_interval, narrow_enough, paired
+
+#: Runs experiments and gives their rows, in order.
+Runner = Callable[[Sequence[Experiment]], list[Row]]
+
+
+@dataclass
+class Repeated:
+    """One point, and a row for each of its seeds so far."""
+
+    experiment: Experiment
+    rows: list[Row] = field(default_factory=list)
+
+    def attainment(self, level: float) -> Interval:
+        if are_copies(self.rows):  # copies of one run say what it says
+            return attainment_interval([self.rows[0]["met"]], [self.rows[0]["requests"]], level)
+        met, totals = ([int(r[name]) for r in self.rows] for name in ("met", "requests"))
+        return attainment_interval(met, totals, level)
+
+    def summary(self, level: float) -> Row:
+        """Means over the seeds, and intervals on attainment and goodput."""
+        row: Row = {}
+        for name in self.rows[0]:
+            values = [r[name] for r in self.rows if r[name] is not None]
+            row[name] = sum(values) / len(values) if values else None
+        goodput = [r["request_goodput"] or 0.0 for r in self.rows]
+        several = len(self.rows) > 1 and not are_copies(self.rows)
+        for name, found in (
+            ("attainment", self.attainment(level)),
+            ("request_goodput", mean_interval(goodput, level)),
+        ):
+            row[name] = found.mean
+            row[f"{name}_low"] = found.low if several else None
+            row[f"{name}_high"] = found.high if several else None
+        row["seeds"] = len(self.rows) if several else 1
+        return row
+
+
+def seeded(experiment: Experiment, shift: int = 0) -> Experiment:
+    """*experiment* with draws that depend on its seed, which is moved on by *shift*."""
+    load = experiment.workload
+    if load.draws != "seeded":
+        experiment = experiment.model_copy(update={"workload": load.model_copy(update={"draws": "seeded"})})
+    return experiment.model_copy(update={"seed": experiment.seed + shift}) if shift else experiment
+
+
+def repeat(
+    experiments: Sequence[Experiment],
+    run: Runner,
+    *,
+    seeds: int | None = None,
+    until: float | None = None,
+    most: int = 100,
+    level: float = 0.95,
+) -> list[Repeated]:
+    """Run each point with *seeds* seeds (its own and those that follow), then on until its attainment is known to
+    within *until* (a share; half the interval's width), with *most* seeds at the most.
+
+    All points of a round have the same seeds. Stopping by the interval itself makes it hold a little less often than
+    it says; `LEAST_SEEDS` keeps that small.
+    """
+    first = seeds or (LEAST_SEEDS if until is not None else 1)
+    if first < 1 or most < first:
+        raise BadInput(f"{first} seeds, but {most} at the most", right="at least one seed, and no more than the most")
+    points = [Repeated(seeded(e)) for e in experiments]
+    for point in points:
+        check_seeds(point.experiment, most if until is not None else first, "--until" if seeds is None else "--seeds")
+    wanting = list(points)
+    have, more = 0, first
+    while wanting and more > 0:
+        batch = [seeded(p.experiment, have + k) for p in wanting for k in range(more)]
+        rows = run(batch)
+        for i, point in enumerate(wanting):
+            point.rows += rows[i * more : (i + 1) * more]
+        have += more
+        wanting = [p for p in wanting if not narrow_enough(p.attainment(level), until)]
+        more = min(max(1, have // 2), most - have)
+    return points
+
+
+def versus(
+    points: Sequence[Repeated], axes: Sequence[Mapping[str, Any]], reference: str, level: float = 0.95
+) -> list[Row]:
+    """For each point, how its attainment differs from that of the policy *reference* at the same place.
+
+    *axes* are the values of the sweep's axes; points that differ in the policy alone belong together, or else those
+    that also differ in what goes with a policy: the variant, the deployment, the system. Raises `BadInput` if a point
+    has no partner, or several of that kind.
+    """
+    partners: dict[str, list[Repeated]] = {}
+    for point, values in zip(points, axes, strict=True):
+        if point.experiment.policy.name == reference:
+            for place in (_place(values), _place(values, *WITH_POLICY)):
+                partners.setdefault(place, []).append(point)
+    rows = []
+    for point, values in zip(points, axes, strict=True):
+        own = partners.get(_place(values)) or partners.get(_place(values, *WITH_POLICY), [])
+        partner = own[0] if own and all(p is own[0] for p in own) else None
+        if own and partner is None:
+            what = f"{len(own)} points of policy {reference!r} could be compared with {point.experiment.policy.name}"
+            raise BadInput(what, where="--versus", right="axes that both policies have alike")
+        if partner is None:
+            raise BadInput(
+                f"no point of policy {reference!r} to compare {point.experiment.policy.name} with",
+                where="--versus",
+                right=f"an axis policy that holds {reference}",
+            )
+        pairs = list(zip(partner.rows, point.rows, strict=False))
+        gap = paired([a["attainment"] for a, _ in pairs], [b["attainment"] for _, b in pairs], level)
+        known = len(pairs) > 1
+        name = f"attainment_minus_{reference}"
+        rows.append(
+            {name: gap.mean, f"{name}_low": gap.low if known else None, f"{name}_high": gap.high if known else None}
+        )
+    return rows
+
+
+#: Keys that may go with a policy where systems are compared as wholes.
+WITH_POLICY = ("variant", "deployment", "system")
+
+
+def _place(axes: Mapping[str, Any], *without: str) -> str:
+    own = {k: v for k, v in axes.items() if k.split(".")[0] not in ("policy", *without)}
+    return repr(sorted((k, repr(v)) for k, v in own.items())) + repr(without)

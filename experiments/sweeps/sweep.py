@@ -1,0 +1,362 @@
+"""Sweeps: one experiment along axes, a row per point.
+
+A sweep file holds one block, or several under ``sweeps``::
+
+    extends: dit-s2-256-rtx4090          # a workload, or a file
+    set: {slo: 4.0}                      # what holds for all points
+    grid:                                # every combination of these
+      policy: [neustream, clockwork]
+    zip:                                 # these together, line by line
+      seed: [1, 2, 3]
+      workload.draws: [seeded, seeded, seeded]
+    vary:                                # these one at a time, around the experiment as it is
+      rate: [1.0, 2.0, 4.0]
+      cv: [1.0, 2.0]
+
+An axis is any key of the experiment, or a short name (rate, cv, slo, policy, requests, step_delta, seed); the axis
+``workload`` takes the place of ``extends``. Points that come up twice are run once and have one row.
+
+While it runs, each finished point is added to ``<out>.part``. A sweep that is killed and started again takes from
+there what it had; what is no longer true is run anew, for rows are known by their points' keys.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+from servetwin.core import BadInput
+
+from ..provenance.stored_rows import Kept, decode, encode
+from ..spec import yaml_io
+from ..spec.catalog import FIGURES, figure_names, suggest
+from ..spec.device_profiles import load_profiles
+from ..spec.experiment import Experiment
+from ..spec.field_types import Strict
+from ..spec.loading import SHORT, layers, load, locate
+from ..spec.variants import Layer
+from ..workload.seed_effect import along_seeds, check_one_way, check_seed_axis
+from . import tables
+from .cache import Cache
+from .cluster import running_on
+from .point import Changed, Row, Together, run_all, settings_of
+from .repeat import repeat
+from .repeat import versus as differences
+
+#: How sure the intervals of a table are.
+LEVEL = 0.95
+
+Axis = Annotated[list[Any], Field(min_length=1)]
+Values = dict[str, Any]
+
+
+class Block(Strict):
+    """One experiment and its axes."""
+
+    extends: str | None = None
+    set: dict[str, Any] = Field(default_factory=dict)
+    grid: dict[str, Axis] = Field(default_factory=dict)
+    zip: dict[str, Axis] = Field(default_factory=dict)
+    vary: dict[str, Axis] = Field(default_factory=dict)
+
+
+class SweepFile(Strict):
+    """A sweep of several blocks."""
+
+    name: str = "sweep"
+    about: str = ""
+    sweeps: Annotated[list[Block], Field(min_length=1)]
+
+
+# -- reading --------------------------------------------------------------------------------------------
+
+
+def find(source: str | Path) -> Path:
+    """The sweep file that *source* means: a path, or the name of a figure that comes with ServeTwin."""
+    text = str(source)
+    if text.endswith((".yaml", ".yml")) or isinstance(source, Path):
+        return Path(text).expanduser()
+    known = figure_names()
+    if text not in known:
+        raise BadInput(f"unknown sweep {text!r}", right=f"{suggest(text, known)}; or a file, sweep.yaml")
+    return FIGURES / f"{text}.yaml"
+
+
+def read(path: Path) -> SweepFile:
+    """Read a sweep file. Raises `BadInput`."""
+    text = yaml_io.read_text(path)
+    data = yaml_io.parse(text, str(path))
+    if not isinstance(data, dict):
+        raise BadInput("there is no mapping of keys to values", where=str(path), right="extends: ..., grid: ...")
+    if "sweeps" not in data:
+        _no_experiment(data, path)
+        outer = {k: data.pop(k) for k in ("name", "about") if k in data}
+        data = {**outer, "sweeps": [data]}
+    try:
+        return SweepFile.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        loc = tuple(p for p in first["loc"])
+        line = yaml_io.line_of(text, loc) or yaml_io.line_of(text, loc[2:])
+        where = f"{path}:{line}: {'.'.join(map(str, loc))}" if line else f"{path}: {'.'.join(map(str, loc))}"
+        if first["type"] == "extra_forbidden":
+            known = Block.model_fields if "sweeps" in loc[:-1] else SweepFile.model_fields
+            raise BadInput(f"unknown key {str(loc[-1])!r}", where=where, right=suggest(str(loc[-1]), known)) from None
+        right = first["msg"].removeprefix("Input should be ").removeprefix("List should have ")
+        raise BadInput("the value does not fit", where=where, right=right) from None
+
+
+def _no_experiment(data: Values, path: Path) -> None:
+    """Raise `BadInput` if *data*, the content of *path*, is an experiment."""
+    keys = Experiment.model_fields.keys() - {"name", "about"}
+    if keys & data.keys() and not data.keys() & {"set", "grid", "zip", "vary"}:
+        right = f"a sweep file, which extends one: `extends: {path.name}` and `grid: {{rate: [1, 2]}}`"
+        raise BadInput("this is an experiment, and no sweep", where=str(path), right=right)
+
+
+def points(spec: SweepFile, path: Path, of: Mapping[str, Any] | None = None) -> tuple[list[Experiment], list[Values]]:
+    """The experiments of a sweep, each once, and the values of their axes. Raises `BadInput` before anything runs.
+
+    *path* is the file of *spec*, or where it would be. *of* is the content of an experiment file, for blocks that
+    name none.
+    """
+    found: dict[str, tuple[Experiment, Values]] = {}
+    chains: dict[str, list[Layer]] = {}
+    differing = _between_blocks(spec)
+    for number, block in enumerate(spec.sweeps):
+        own = {_full(k): v for k, v in {"workload": block.extends, **block.set}.items()}
+        for axes in combinations(block, f"{path}: sweeps.{number}"):
+            values = {**block.set, **axes}
+            source = values.pop("workload", values.pop("extends", block.extends))
+            if source is None and of is not None:
+                chain = chains.setdefault("", layers(dict(of)))
+            elif not isinstance(source, str):
+                right = "extends: dit-s2-256-rtx4090, or an axis workload"
+                raise BadInput("there is nothing to sweep", where=f"{path}: sweeps.{number}", right=right)
+            else:
+                if source not in chains:
+                    chains[source] = layers(locate(source, path.parent))
+                chain = chains[source]
+            experiment = load(source or "", values.items(), chain=chain)
+            places = {**{key: own.get(key) for key in differing}, **{_full(k): v for k, v in axes.items()}}
+            found.setdefault(experiment.digest(), (experiment, places))
+    check_seed_axis((e for e, _ in found.values()), f"{path}: seed")
+    return [e for e, _ in found.values()], [v for _, v in found.values()]
+
+
+def _between_blocks(spec: SweepFile) -> list[str]:
+    """What blocks set to different values: a table must tell their points apart by it, as by an axis."""
+    every = [{_full(k): v for k, v in {"workload": b.extends, **b.set}.items()} for b in spec.sweeps]
+    keys = dict.fromkeys(key for own in every for key in own)
+    return [key for key in keys if len({repr(own.get(key)) for own in every}) > 1]
+
+
+def _full(axis: str) -> str:
+    return SHORT.get(axis, axis)
+
+
+def combinations(block: Block, where: str) -> Iterator[Values]:
+    """The values of the axes, point by point."""
+    lengths = {len(v) for v in block.zip.values()}
+    if len(lengths) > 1:
+        sizes = ", ".join(f"{k}: {len(v)}" for k, v in block.zip.items())
+        raise BadInput(f"zipped axes differ in length ({sizes})", where=f"{where}.zip", right="lists of one length")
+    grid = [[(axis, value) for value in values] for axis, values in block.grid.items()]
+    together = [dict(zip(block.zip, values, strict=True)) for values in zip(*block.zip.values(), strict=True)] or [{}]
+    alone: list[Values] = [{axis: value} for axis, values in block.vary.items() for value in values] or [{}]
+    for cell in itertools.product(*grid):
+        for line in together:
+            for one in alone:
+                yield {**dict(cell), **line, **one}
+
+
+# -- running --------------------------------------------------------------------------------------------
+
+
+def sweep(
+    source: str | Path | SweepFile,
+    out: Path | None,
+    *,
+    of: Mapping[str, Any] | None = None,
+    jobs: int = -1,
+    progress: Callable[[int, int], None] | None = None,
+    cache: Cache | None = None,
+    cluster: str | None = None,
+    seeds: int | None = None,
+    until: float | None = None,
+    most: int = 100,
+    versus: str | None = None,
+    say: Callable[[str], None] | None = None,
+) -> list[Row]:
+    """Run the sweep *source* (a file, a figure's name, or the content of a file) and write its table to *out*, if
+    that is given; returns the rows. *of* is as in `point`.
+
+    With *seeds* or *until* each point is repeated (see `servetwin.experiments.sweeps.repeat`), and its row holds
+    means and intervals; with *versus*, also how it differs from that policy. *cache* knows points of other sweeps,
+    *cluster* is the address of one to run on.
+
+    All rows are of one version of policies, profiles and traces: if one is changed while the sweep runs, it begins
+    again with what there is then, of which *say* hears, as of rows that could not be kept. Raises `Changed` if that
+    does not end.
+    """
+    if out is not None:
+        tables.check_target(out)
+    path = Path.cwd() / "sweep" if isinstance(source, SweepFile) else find(source)
+    partial = Partial(out.with_name(out.name + ".part") if out is not None else None)
+    say = say or (lambda _: None)
+    for attempt in range(_TRIES):
+        together = Together()
+        spec = source if isinstance(source, SweepFile) else read(path)
+        experiments, axes = points(spec, path, of)
+        if seeds is not None or until is not None:
+            check_one_way(experiments, "--until" if seeds is None else "--seeds")
+        for deployed in {str(e.deployment.devices): e for e in experiments}.values():
+            load_profiles(deployed)  # one that is missing shows before anything is written
+        run = _Runs(partial, cache, jobs, progress, len(experiments), together)
+        try:
+            with partial, running_on(cluster):
+                if seeds is None and until is None and versus is None:
+                    results = run(experiments)
+                else:
+                    repeated = repeat(experiments, run, seeds=seeds, until=until, most=most)
+                    results = [point.summary(LEVEL) for point in repeated]
+                    if versus is not None:
+                        gaps = differences(repeated, axes, versus, LEVEL)
+                        results = [{**row, **gap} for row, gap in zip(results, gaps, strict=True)]
+            break
+        except Changed as change:
+            if attempt == _TRIES - 1:
+                raise
+            say(f"{str(change).partition(';')[0]}: the sweep begins again with what there is now")
+    for line in along_seeds(experiments) if seeds is None and until is None and versus is None else ():
+        say(line)
+    for doubt in together.doubts if cache is not None else ():
+        say(f"rows are not kept, so that they are run each time: {doubt}")
+    told = any(isinstance(a.get("policy.name"), dict) for a in axes)
+    rows = [row_of(e, a, r, params=told) for e, a, r in zip(experiments, axes, results, strict=True)]
+    if out is not None:
+        tables.write(out, rows)
+        copy = {"name": spec.name, "about": spec.about, **together.made_of(), "sweeps": spec.model_dump()["sweeps"]}
+        if of is not None:
+            copy["of"] = dict(of)
+        out.with_name(out.name + ".spec.yaml").write_text(yaml_io.write(copy), encoding="utf-8")
+        partial.remove()
+    return rows
+
+
+#: How often a sweep begins again when something that it is made of was changed.
+_TRIES = 5
+
+
+class _Runs:
+    """Runs the points of a sweep, batch by batch."""
+
+    def __init__(
+        self,
+        partial: Partial,
+        cache: Cache | None,
+        jobs: int,
+        progress: Callable[[int, int], None] | None,
+        expected: int,
+        together: Together,
+    ) -> None:
+        self.partial, self.cache, self.jobs = partial, cache, jobs
+        self.progress, self.expected, self.together = progress, expected, together
+        self.ended = 0
+        partial.read()
+
+    def __call__(self, batch: Sequence[Experiment]) -> list[Row]:
+        self.expected = max(self.expected, self.ended + len(batch))
+        rows = run_all(
+            batch,
+            jobs=self.jobs,
+            known=self._known,
+            finished=self._finished,
+            progress=self._report if self.progress is not None else None,
+            together=self.together,
+        )
+        self.ended += len(batch)
+        return rows
+
+    def _report(self, done: int) -> None:
+        assert self.progress is not None
+        self.progress(self.ended + done, self.expected)
+
+    def _known(self, key: str) -> Kept | None:
+        kept = self.partial.find(key)
+        return kept if kept is not None or self.cache is None else self.cache.find(key)
+
+    def _finished(self, key: str, row: Row, reads: Mapping[str, str]) -> None:
+        self.partial.add(key, row, reads)
+        if self.cache is not None:
+            self.cache.add(key, row, reads)
+
+
+_COLUMN_OF = {
+    "policy.name": "policy",
+    "workload.arrivals.rate": "rate",
+    "workload.arrivals.cv": "cv",
+    "deployment.name": "deployment",
+}
+
+
+def row_of(experiment: Experiment, axes: Values, results: Row, *, params: bool = False) -> Row:
+    """A line of the table: what the point is, where it lies on its axes, what came out. With *params* there is a
+    column for the parameters that the axis gives its policy, empty where it gives none."""
+    row = settings_of(experiment)
+    if params:
+        chosen = axes.get("policy.name")
+        given = chosen.get("params") if isinstance(chosen, dict) else None
+        row["policy.params"] = json.dumps(given) if given else None
+    for axis, value in axes.items():
+        name = _COLUMN_OF.get(axis, axis)
+        if name not in row and name not in results and axis not in ("slo.factor", "workload.requests"):
+            row[name] = value if isinstance(value, int | float | str | None) else json.dumps(value)
+    return {**row, **results}
+
+
+class Partial:
+    """The rows of a sweep under way, one line of JSON each; a line that was torn by a crash, or damaged, is left
+    out. Without *path* they are kept nowhere else."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._file: Any = None
+        self._rows: dict[str, Kept] = {}
+
+    def read(self) -> None:
+        """Take up what an earlier attempt has finished."""
+        if self.path is not None and self.path.exists():
+            lines = self.path.read_bytes().split(b"\n")
+            self._rows = dict(entry for line in lines if line and (entry := decode(line)) is not None)
+
+    def find(self, key: str) -> Kept | None:
+        """What an earlier attempt has finished under *key*, if it still holds."""
+        kept = self._rows.get(key)
+        return kept if kept is not None and kept.holds() else None
+
+    def __enter__(self) -> Partial:
+        if self.path is not None:
+            self._file = self.path.open("a", encoding="utf-8")
+            self._file.write("\n")  # ends a torn line
+        return self
+
+    def add(self, key: str, row: Row, reads: Mapping[str, str]) -> None:
+        kept = self._rows[key] = Kept(row, dict(reads))
+        if self._file is not None:
+            self._file.write(encode(key, kept) + "\n")
+            self._file.flush()
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+        if not self._rows:  # nothing was finished that would have to be kept
+            self.remove()
+
+    def remove(self) -> None:
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)

@@ -1,0 +1,13 @@
+"""Measured and simulated runs side by side. Begin with `score`.
+
+==================  ========================================================================================
+`run_table`         tables of measured runs, and the experiments that repeat them
+`score`             each measured run simulated, and the gap; `baselines`: what it must be better than
+`replay_folder`     a run folder repeated with its very own requests
+`replay_diffusion`  recordings of diffusion models; `replay_llm`, `replay_agents`: of the others
+`run_settings`      what an experiment stands on beside its axes: what tells repeats from other runs
+`check_policy`      ``servetwin check``: a policy on short experiments, under all laws
+`compare_runs`      two runs; `compare_llm_runs`: of language models
+`compare_grids`     two collections of runs over one grid: gaps, and whether they lead to the same decisions
+==================  ========================================================================================
+"""

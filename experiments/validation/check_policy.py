@@ -1,0 +1,186 @@
+"""``servetwin check``: a policy on short runs, under all laws and books, with each `Repeat` and without, twice."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from servetwin.core import BadInput, Batch, Decision, LawBroken, Policy, Recorder, Request
+from servetwin.core.errors import PolicyFault
+from servetwin.core.invariants import task_ledger as books_of
+from servetwin.core.invariants.checker import LawChecker
+from servetwin.core.invariants.code_inspection import named, own, watcher
+from servetwin.core.llm import Step, TokenPolicy
+from servetwin.core.llm.batch import TokenBatch
+
+from ..assembly import build
+from ..spec import policy_registry
+from ..spec.experiment import Experiment
+from ..spec.loading import load
+from ..spec.policy_errors import policies_answer
+from ..sweeps.point import settings_of
+
+#: What a policy is checked on if nothing is said: an experiment, its rates (requests/s) and requests.
+STEPS = ("dit-s2-256-rtx4090", (2.0, 8.0), 60)
+TOKENS = ("opt-13b-a6000", (0.5, 3.0), 80)
+
+#: Seconds that a policy may take in all before it is taken to have gone into a loop of its own.
+LONGEST = 60
+
+
+class TooLong(Exception):
+    """The policy does not come to an end."""
+
+
+@dataclass
+class Log(Recorder):
+    """What ran when, iteration by iteration, and how requests ended."""
+
+    ran: list[tuple[Any, ...]] = field(default_factory=list)
+    ends: list[tuple[Any, ...]] = field(default_factory=list)
+    wants_batches = True
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def batch(self, batch: Batch) -> None:
+        super().batch(batch)
+        who: tuple[Any, ...] = tuple([task.id for task in batch.tasks])
+        if isinstance(batch, TokenBatch):
+            who = (who, batch.decode, tuple([n for _, n, _ in batch.prefill]))
+        ends = batch.ends if batch.count > 1 and batch.ends is not None else [batch.end]
+        self.ran += [(batch.worker.name, end, who) for end in ends]
+
+    def ended(self, request: Request, now: float) -> None:
+        super().ended(request, now)
+        self.ends.append((request.id, request.outcome, now))
+
+
+@watcher
+class Asked:
+    """Passes everything on to *inner* and counts; with *alone* each decision stands for itself alone."""
+
+    def __init__(self, inner: Any, alone: bool) -> None:
+        self.inner, self.alone = inner, alone
+        self.ahead, self.pools = inner.ahead, inner.pools
+        self.start, self.admit, self.removed = inner.start, inner.admit, inner.removed
+        self.ended = getattr(inner, "ended", None)
+        self.decisions = self.repeated = 0
+
+    def decide(self, view: Any, now: float) -> Decision:
+        decision: Any = self.inner.decide(view, now)
+        self.decisions += 1
+        if getattr(decision, "repeat", None) is None:
+            return decision
+        self.repeated += 1
+        if not self.alone:
+            return decision
+        if isinstance(decision, Step):
+            more = {"preempt": decision.preempt, "drop": decision.drop, "idle_until": decision.idle_until}
+            return Step(decision.prefill, decision.decode, **more)  # type: ignore[arg-type]
+        return Decision(decision.run, decision.drop, None, decision.whole, decision.idle_until)
+
+
+@dataclass
+class Checked:
+    """What a check found: of each run its experiment, rate, requests, decisions, and those with a `Repeat`."""
+
+    policy: str
+    runs: list[tuple[str, float | None, int, int, int]]
+
+    def lines(self) -> list[str]:
+        """For people."""
+        told = [f"{self.policy}: no fault found"]
+        for name, rate, requests, decisions, repeated in self.runs:
+            at = f" at {rate:g} requests/s" if rate is not None else ""
+            told.append(
+                f"  {name}{at}: {requests} requests, {decisions} decisions under all laws; the same when"
+                f" asked again; {repeated} with a Repeat, the same step by step"
+            )
+        return told
+
+
+def check(name: str, experiment: str | None = None) -> Checked:
+    """Run the policy that *name* means on *experiment*, or on short ones of its kind. Raises `PolicyFault` if it does
+    what it may not, and `BadInput` if there is no such policy or experiment."""
+    kind: type = policy_registry.find_policy(name)
+    default, rates, requests = TOKENS if issubclass(kind, TokenPolicy) else STEPS
+    found = Checked(named(object.__new__(kind)), [])
+    for rate in rates if experiment is None else (None,):
+        asked: list[tuple[str, Any]] = [("policy", name)]
+        asked += [("rate", rate), ("requests", requests)] if rate is not None else []
+        point = load(experiment or default, asked)
+        with _in_time():
+            plain, asks = _run(point, alone=False)
+            again, _ = _run(point, alone=False)
+            alone, _ = _run(point, alone=True)
+        policy = asks[0].inner
+        _same(policy, plain, again, "it does not decide the same when it is asked again")
+        _same(
+            policy,
+            plain,
+            alone,
+            "a Repeat of its is false: it does not decide the same when it is asked at every step",
+        )
+        decisions, repeated = sum(a.decisions for a in asks), sum(a.repeated for a in asks)
+        found.runs.append((point.name, settings_of(point)["rate"], plain.summary.requests, decisions, repeated))
+    return found
+
+
+def _run(point: Experiment, *, alone: bool) -> tuple[Log, list[Asked]]:
+    log = Log()
+    laws = LawChecker(log)
+    before, books_of.BOOKED = books_of.BOOKED, True
+    try:
+        run = build.build(point, laws)
+        policies: Sequence[Policy] = [worker.policy for worker in run.loop.workers]
+        asks = [Asked(policy, alone) for policy in policies]
+        for worker, ask in zip(run.loop.workers, asks, strict=True):
+            worker.policy = ask  # type: ignore[assignment]
+        laws.watch(run.loop)
+        with policies_answer(policies):
+            run.play(columns=False)
+            laws.finish()
+    except PolicyFault:
+        raise
+    except LawBroken as broken:
+        raise PolicyFault(f"{named(policies[0])}: {broken}") from broken
+    finally:
+        books_of.BOOKED = before
+    return log, asks
+
+
+def _same(policy: object, one: Log, other: Log, what: str) -> None:
+    """Raise `PolicyFault` where the two differ first."""
+    for a, b in zip([*one.ran, None], [*other.ran, None], strict=False):
+        if a != b:
+            told = "; ".join(f"{x[0]} runs {x[2]} until {x[1]:.9g} s" if x is not None else "nothing" for x in (a, b))
+            raise PolicyFault(f"{named(own(policy))}: {what}: {told}")
+    if one.ends != other.ends:
+        a, b = next(pair for pair in zip(one.ends, other.ends, strict=False) if pair[0] != pair[1])
+        raise PolicyFault(f"{named(own(policy))}: {what}: request {a[0]} ends as {a[1]}, or request {b[0]} as {b[1]}")
+
+
+@contextmanager
+def _in_time() -> Iterator[None]:
+    """Interrupt a policy that goes on for ever, where that can be done."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def late(number: int, frame: object) -> None:
+        raise TooLong(f"it did not come to an end in {LONGEST} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, LONGEST)
+    try:
+        yield
+    except TooLong as error:
+        raise BadInput(str(error), right="a policy that answers") from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,319 @@
+"""Scoring: every run of a table of measured runs, or of a folder of them, simulated, and the gap between the two.
+
+Of a table the settings are known, and the requests are drawn as they were then. A run folder holds the requests
+themselves, and these are repeated.
+
+Of recordings, the terms of simulated time can be switched off (``--set time.contention=false``).
+
+A gap is simulated minus measured, in percentage points of the requests sent. The simulated counts are means over
+several seeds of the noise, so they need not be whole numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+from servetwin.core import BadInput
+
+from ..spec.experiment import Time
+from ..spec.loading import Override
+from ..sweeps import tables
+from ..sweeps.point import Row, run_all_averaged
+from . import replay_folder, replay_llm, run_table
+from .compare_grids import Entry, Setting
+from .run_table import MeasuredRun
+
+if TYPE_CHECKING:
+    from servetwin.sim.measured import TimeOptions
+
+    from .replay_diffusion import RecordedRun, Recording
+
+#: Seeds per run: the spread of a mean over ten is well below the spread between measured repeats.
+SEEDS = 10
+
+ADDED = ("sim_met", "sim_finished", "gap_met_pp", "gap_finished_pp")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A measured run with what the simulation made of it; gaps are None where nothing was measured."""
+
+    run: MeasuredRun
+    result: Row
+    changed: tuple[str, ...] = ()  # what is not as it was when the run was made
+
+    @property
+    def gap_met(self) -> float | None:
+        return self._gap(self.result["met"], self.run.met)
+
+    @property
+    def gap_finished(self) -> float | None:
+        return self._gap(self.result["finished"], self.run.finished)
+
+    @property
+    def gap_batch(self) -> float | None:
+        """The relative gap of the mean batch size in percent, where the table has a column *mean_batch*."""
+        text = self.run.cells.get("mean_batch")
+        simulated = self.result["mean_batch_size"]
+        return 100.0 * (simulated / float(text) - 1.0) if text and simulated else None
+
+    def _gap(self, simulated: float, was: int | None) -> float | None:
+        return None if was is None else 100.0 * (simulated - was) / self.run.requests
+
+    def line(self) -> Row:
+        """The line of the table, with what is added to it."""
+        gaps = [None if g is None else round(g, 6) for g in (self.gap_met, self.gap_finished)]
+        added = (round(self.result["met"], 6), round(self.result["finished"], 6), *gaps)
+        return {**self.run.cells, **dict(zip(ADDED, added, strict=True))}
+
+
+def score(
+    path: Path,
+    out: Path | None = None,
+    overrides: Iterable[Override] = (),
+    *,
+    seeds: int = SEEDS,
+    jobs: int = -1,
+    keep: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    as_they_are: bool = False,
+    dates: bool = True,
+) -> list[Scored]:
+    """Simulate each run of the table, or of the folder, at *path* with *seeds* seeds; write the table and the results
+    to *out*. Without *dates* nobody knows when the runs of a table were made, nor what is known of that day. With
+    *keep*, the records of the repetitions of run folders are left there. Run folders whose profiles or policies are
+    not what they were are refused, unless these are taken *as_they_are*.
+    """
+    if out is not None:
+        tables.check_target(out)
+    recordings = _recordings_in(path)
+    if recordings:
+        if keep is not None:
+            raise BadInput("recordings are repeated as they are", where="--keep", right="a table, or run folders")
+        terms = _terms(list(overrides), recordings)
+        return _score_recordings(recordings, out, terms, seeds=seeds, jobs=jobs, progress=progress)
+    if path.is_dir():
+        found = replay_folder.find(path, overrides, as_they_are=as_they_are)
+        return _score_folders(found, out, seeds=seeds, jobs=jobs, keep=keep, progress=progress)
+    if keep is not None:
+        raise BadInput("only repetitions of run folders are kept", where=f"--keep {keep}", right="a folder of runs")
+    header, runs = run_table.read(path)
+    if not dates:
+        runs = [replace(run, start=None) for run in runs]
+    experiments = run_table.experiments(runs, path, overrides)
+    report = (lambda done: progress(done, seeds * len(runs))) if progress else None
+    results = run_all_averaged(experiments, seeds, jobs=jobs, progress=report)
+    scored = [Scored(run, result) for run, result in zip(runs, results, strict=True)]
+    if out is not None:
+        tables.write(out, [s.line() for s in scored], list(dict.fromkeys([*header, *ADDED])))
+    return scored
+
+
+def _score_folders(
+    found: Sequence[replay_folder.Replay],
+    out: Path | None,
+    *,
+    seeds: int,
+    jobs: int,
+    keep: Path | None,
+    progress: Callable[[int, int], None] | None,
+) -> list[Scored]:
+    report = (lambda done: progress(done, seeds * len(found))) if progress else None
+    rows = replay_folder.replay_all(found, seeds, jobs=jobs, keep=keep, progress=report)
+    scored = [Scored(replay_folder.measured(r), row, tuple(r.changed)) for r, row in zip(found, rows, strict=True)]
+    if out is not None:
+        tables.write(out, [s.line() for s in scored])
+    return scored
+
+
+def _terms(overrides: Sequence[Override], recordings: Sequence[Path]) -> TimeOptions:
+    """What simulated time is made of by *overrides*, the only ones that recordings take. Raises `BadInput`."""
+    from servetwin.sim.measured import TimeOptions
+
+    terms = [name for name in Time.model_fields if name not in ("session", "hold")]
+    given: dict[str, Any] = {}
+    for path, value in overrides:
+        section, _, name = path.partition(".")
+        if section != "time" or name not in terms:
+            right = "a table, or run folders; of recordings only " + ", ".join(f"time.{name}" for name in terms)
+            raise BadInput("recordings are repeated as they are", where=f"--set {path}", right=right)
+        given[name] = value
+    if given and (campaign := next(filter(replay_llm.is_campaign, recordings), None)) is not None:
+        what = "recordings of language models are repeated as they are"
+        raise BadInput(
+            what, where=f"--set time.{next(iter(given))}", right=f"recordings of diffusion, not {campaign}"
+        )
+    try:
+        time = Time.model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0])
+        right = first["msg"].removeprefix("Input should be ")
+        raise BadInput(f"{given[name]!r} does not fit", where=f"--set time.{name}", right=right) from None
+    return TimeOptions(**{**time.model_dump(), "session": None})
+
+
+def _recordings_in(path: Path) -> list[Path]:
+    """Compact recordings (see `replay_diffusion` and `replay_llm`): *path* itself, or those in it and in its
+    folders."""
+    if path.is_dir():
+        return sorted(path.rglob("*.json.gz"))
+    return [path] if path.name.endswith(".json.gz") else []
+
+
+def _score_recordings(
+    paths: Sequence[Path],
+    out: Path | None,
+    terms: TimeOptions,
+    *,
+    seeds: int,
+    jobs: int,
+    progress: Callable[[int, int], None] | None,
+) -> list[Scored]:
+    from joblib import Parallel, delayed
+
+    from .replay_diffusion import read_recording
+
+    campaigns = [path for path in paths if replay_llm.is_campaign(path)]
+    others = [path for path in paths if path not in campaigns]
+    found = [(recording, run) for recording in map(read_recording, others) for run in recording.runs]
+    tasks = [(recording, run, seed, terms) for recording, run in found for seed in range(seeds)]
+    rows = []
+    for row in Parallel(n_jobs=jobs, return_as="generator")(delayed(_replayed)(*task) for task in tasks):
+        rows.append(row)
+        if progress is not None:
+            progress(len(rows), len(tasks))
+    scored = []
+    for i, (recording, run) in enumerate(found):
+        same = rows[i * seeds : (i + 1) * seeds]
+        mean: Row = {name: sum(row[name] for row in same) / seeds for name in ("met", "finished")}
+        sent, met = len(run.outcome), run.outcome.count("m")
+        measured = MeasuredRun(
+            line=0,
+            cells={},
+            workload=recording.model,
+            policy=run.policy,
+            rate=run.rate,
+            cv=run.cv,
+            slo_factor=run.slo_factor,
+            requests=sent,
+            met=met,
+            finished=met + run.outcome.count("l"),
+            start=None,
+            step_delta=None,
+        )
+        known = (*run_table.COLUMNS, "repeat")
+        cells = {name: str(getattr(run if name == "repeat" else measured, name)) for name in known}
+        measured = replace(measured, cells=cells)
+        scored.append(Scored(measured, {**mean, "mean_batch_size": None}))
+    for path in campaigns:
+        scored += _score_campaign(path, seeds, jobs)
+    if out is not None:
+        tables.write(out, [s.line() for s in scored])
+    return scored
+
+
+def _score_campaign(path: Path, seeds: int, jobs: int) -> list[Scored]:
+    """Runs of a language model."""
+    from servetwin.profiles import load
+
+    campaign = replay_llm.read(path)
+    if campaign.profile is None:
+        raise BadInput("does not say by which profile its runs are to be repeated", where=str(path), right="profile")
+    return of_tokens(campaign, replay_llm.scored(campaign, load(campaign.profile), seeds, jobs))
+
+
+def of_tokens(campaign: replay_llm.Campaign, pairs: Iterable[replay_llm.Pair]) -> list[Scored]:
+    """What `replay_llm.scored` gives of the runs of a language model, as rows. Met is who had all tokens on time."""
+    scored = []
+    for run, slo, real, simulated in pairs:
+        measured = MeasuredRun(
+            line=0,
+            cells={},
+            workload=f"{campaign.profile} {slo}",
+            policy=run.policy,
+            rate=run.rate,
+            cv=run.cv,
+            slo_factor=math.nan,
+            requests=real.requests,
+            met=int(real.good),
+            finished=int(real.finished),
+            start=None,
+            step_delta=None,
+        )
+        known = (*run_table.COLUMNS, "repeat")
+        cells = {name: str(getattr(run if name == "repeat" else measured, name)) for name in known}
+        row: Row = {"met": simulated.good, "finished": simulated.finished, "mean_batch_size": None}
+        scored.append(Scored(replace(measured, cells=cells), row))
+    return scored
+
+
+def _replayed(recording: Recording, run: RecordedRun, seed: int, terms: TimeOptions) -> Row:
+    summary = recording.replay(run, options=terms, seed=seed)
+    return {"met": summary.met, "finished": summary.finished}
+
+
+def entries(scored: Sequence[Scored]) -> tuple[list[Entry], list[Entry]]:
+    """The two sides of *scored*, measured and simulated, as collections over one grid. Where only those that finished
+    were counted they stand for those that met their SLO, on both sides.
+    """
+    sides: tuple[list[Entry], list[Entry]] = ([], [])
+    for s in scored:
+        run, share = s.run, 100.0 / s.run.requests
+        counted = "met" if run.met is not None else "finished"
+        was = getattr(run, counted)
+        if was is None:
+            continue
+        rate, cv, factor = (None if math.isnan(x) else x for x in (run.rate, run.cv, run.slo_factor))
+        setting = Setting(run.workload, rate, cv, factor)
+        seed = int(run.cells["seed"]) if run.cells.get("seed") else None
+        for side, met, finished in (
+            (sides[0], was, run.finished if run.finished is not None else was),
+            (sides[1], s.result[counted], s.result["finished"]),
+        ):
+            served = run.deployment or run.cells.get("deployment") or run.variant
+            side.append(Entry(setting, run.policy, seed, share * met, share * finished, deployment=served))
+    return sides
+
+
+@dataclass(frozen=True)
+class Part:
+    """The gaps of a part of the runs: mean and largest absolute value, or None without any."""
+
+    workload: str
+    policy: str
+    runs: int
+    met: tuple[float, float] | None
+    finished: tuple[float, float] | None
+    batch: tuple[float, float] | None
+
+
+def parts(scored: Sequence[Scored]) -> list[Part]:
+    """The gaps per workload and policy, and in all (last, under the name "all")."""
+    groups: dict[tuple[str, str], list[Scored]] = {}
+    for s in scored:
+        groups.setdefault((s.run.workload, s.run.policy), []).append(s)
+    if len(groups) > 1:
+        groups["all", ""] = list(scored)
+    return [_part(name, policy, group) for (name, policy), group in groups.items()]
+
+
+def _part(workload: str, policy: str, group: list[Scored]) -> Part:
+    return Part(
+        workload,
+        policy,
+        len(group),
+        _mean_and_max(s.gap_met for s in group),
+        _mean_and_max(s.gap_finished for s in group),
+        _mean_and_max(s.gap_batch for s in group),
+    )
+
+
+def _mean_and_max(gaps: Iterable[float | None]) -> tuple[float, float] | None:
+    sizes = [abs(g) for g in gaps if g is not None]
+    return (sum(sizes) / len(sizes), max(sizes)) if sizes else None

@@ -1,0 +1,11 @@
+"""The requests of an experiment, made one at a time as they are sent. Begin with `requests`.
+
+==================  ==============================================================
+`requests`          from an experiment to its requests
+`arrivals`          when they come
+`lengths`           how long prompts and outputs are
+`trace_reader`      a recorded trace, checked once and replayed as often as wanted
+`traces`            the formats of traces
+`seed_effect`       what of an experiment a seed changes, and what none does
+==================  ==============================================================
+"""

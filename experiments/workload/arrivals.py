@@ -1,0 +1,101 @@
+"""Arrival processes: endless iterators of the times, in seconds, at which requests are due.
+
+The first request is due one gap after the start. Numbers are drawn in blocks, but which numbers come does not
+depend on the size of the blocks: the first thousand of a million are those of a run of a thousand.
+
+The traces that come with the NeuStream artifact are gamma processes drawn with numpy's legacy generator,
+seeded with 0 for each pair of rate and cv; `gaps` gives the same from `published_stream`, to the microsecond to
+which they were stored (tests/experiments/workload/test_arrivals.py holds all of them to it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from servetwin.core.random_streams import stream
+
+from ..spec.experiment import Arrivals, Bursty, Constant, Gamma, Poisson, Trace
+from .trace_reader import TraceFile
+
+BLOCK = 2048
+
+Source = np.random.Generator | np.random.RandomState
+
+
+def published_stream(seed: int = 0) -> np.random.RandomState:
+    """numpy's legacy generator as the NeuStream artifact seeds it, for each list of numbers anew."""
+    return np.random.RandomState(seed)
+
+
+def arrival_times(
+    spec: Arrivals,
+    *,
+    seed: int,
+    published: bool,
+    trace: TraceFile | None = None,
+    seeds: Mapping[float, int] | None = None,
+) -> Iterator[float]:
+    """The times at which the requests of *spec* are due: *published* as in the artifact's experiments, which took
+    *seeds* by the cv of the gaps (None: 0 for all)."""
+    if isinstance(spec, Trace):
+        assert trace is not None
+        return trace.arrivals_at(spec.rate)
+    if isinstance(spec, Constant):
+        return _constant(spec.rate)
+    first = seeds[spec.cv] if seeds is not None and isinstance(spec, Gamma) else 0
+    source: Source = published_stream(first) if published else stream(seed, "arrivals")
+    if isinstance(spec, Bursty):
+        assert isinstance(source, np.random.Generator)
+        return _bursty(spec, source)
+    cv = spec.cv if isinstance(spec, Gamma) else 1.0
+    return _renewal(spec, cv, source)
+
+
+def gaps(rate: float, cv: float, source: Source, count: int) -> np.ndarray:
+    """*count* gamma gaps with mean 1 / *rate* and coefficient of variation *cv*."""
+    shape = 1.0 / cv**2
+    return source.gamma(shape, cv**2 / rate, count)
+
+
+def _renewal(spec: Gamma | Poisson, cv: float, source: Source) -> Iterator[float]:
+    now = 0.0
+    while True:
+        block = gaps(spec.rate, cv, source, BLOCK)
+        block[0] += now
+        times = np.cumsum(block).tolist()
+        now = times[-1]
+        yield from times
+
+
+def _constant(rate: float) -> Iterator[float]:
+    i = 0
+    while True:
+        i += 1
+        yield i / rate
+
+
+def _bursty(spec: Bursty, source: np.random.Generator) -> Iterator[float]:
+    """Two Poisson processes by turns; the turns last exponentially long."""
+    calm = spec.rate / (1.0 - spec.share + spec.share * spec.burst)
+    rates = (calm, calm * spec.burst)
+    means = (spec.cycle * (1.0 - spec.share), spec.cycle * spec.share)
+    state = int(source.random() < spec.share)
+    draw = _exponentials(source).__next__
+    now, left = 0.0, draw() * means[state]
+    while True:
+        wait = draw()  # in units of the mean gap
+        while wait > left * rates[state]:
+            wait -= left * rates[state]
+            now += left
+            state = 1 - state
+            left = draw() * means[state]
+        gap = wait / rates[state]
+        now += gap
+        left -= gap
+        yield now
+
+
+def _exponentials(source: np.random.Generator) -> Iterator[float]:
+    while True:
+        yield from source.standard_exponential(BLOCK).tolist()

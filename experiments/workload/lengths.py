@@ -1,0 +1,184 @@
+"""Lengths of prompts and outputs, request by request."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import cycle, islice, repeat, tee
+from typing import TYPE_CHECKING
+
+import numpy as np
+from servetwin.core import BadInput
+from servetwin.core.random_streams import stream
+
+from ..spec.llm import (
+    ChoiceTokens,
+    ConstantTokens,
+    Lengths,
+    ListedTokens,
+    LognormalTokens,
+    TokenDraw,
+    TraceTokens,
+    UniformTokens,
+)
+from ..spec.published_draws import listed
+from .arrivals import BLOCK
+
+if TYPE_CHECKING:
+    from .trace_reader import TraceFile
+
+#: Of a standard normal distribution, the 90th percentile.
+Z90 = 1.2815515655446004
+
+
+def largest(draw: TokenDraw) -> int | None:
+    """The most that *draw* can give; None if only the trace knows."""
+    if isinstance(draw, ConstantTokens):
+        return draw.tokens
+    if isinstance(draw, UniformTokens | LognormalTokens):
+        return draw.high
+    if isinstance(draw, ChoiceTokens):
+        return max(draw.values)
+    return max(listed(draw.name)) if isinstance(draw, ListedTokens) else None
+
+
+def tokens_of(draw: TokenDraw, name: str, *, seed: int, trace: TraceFile | None) -> Iterator[int]:
+    """The lengths for request 0, 1, ... *name* tells the draws of one experiment apart (and prompts from outputs)."""
+    if isinstance(draw, ConstantTokens):
+        return repeat(draw.tokens)
+    if isinstance(draw, ListedTokens):
+        return cycle(listed(draw.name))
+    if isinstance(draw, TraceTokens):
+        assert trace is not None
+        return trace.tokens("input_tokens" if name.startswith("prompts") else "output_tokens")
+    return _drawn(draw, stream(seed, name))
+
+
+def _drawn(draw: UniformTokens | ChoiceTokens | LognormalTokens, source: np.random.Generator) -> Iterator[int]:
+    if isinstance(draw, ChoiceTokens):
+        weights = np.array(draw.weights or [1.0] * len(draw.values))
+        weights = weights / weights.sum()
+        while True:
+            yield from source.choice(draw.values, BLOCK, p=weights).tolist()
+    elif isinstance(draw, UniformTokens):
+        while True:
+            yield from source.integers(draw.low, draw.high, BLOCK, endpoint=True).tolist()
+    else:
+        mean, sigma = math.log(draw.median), math.log(draw.p90 / draw.median) / Z90
+        while True:
+            drawn = np.rint(np.exp(mean + sigma * source.standard_normal(BLOCK)))
+            yield from np.clip(drawn, draw.low, draw.high).astype(int).tolist()
+
+
+@dataclass
+class Cuts:
+    """How many requests had their prompts or outputs cut, and by how many tokens in all."""
+
+    prompts: int = 0
+    prompt_tokens: int = 0
+    outputs: int = 0
+    output_tokens: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+
+def fits(spec: Lengths, context: int) -> bool:
+    """Whether no prompt and no output has to be cut, whatever is drawn, in an engine that takes *context* tokens."""
+    longest, most = largest(spec.prompt), largest(spec.output)
+    if longest is None or most is None:
+        return False
+    limit = spec.limit or most
+    return most <= limit and longest + limit <= context
+
+
+def cuts(module: str, spec: Lengths, context: int, count: int, *, seed: int, trace: TraceFile | None = None) -> Cuts:
+    """What is cut of the first *count* requests. Raises `BadInput` at the first of them that does not fit, where
+    *spec* does not say that it is to be cut."""
+    return Cuts() if fits(spec, context) else _cuts(module, spec.model_dump_json(), context, count, seed, trace)
+
+
+@lru_cache(maxsize=256)
+def _cuts(module: str, spec: str, context: int, count: int, seed: int, trace: TraceFile | None) -> Cuts:
+    found = Cuts()
+    drawn = triples(module, Lengths.model_validate_json(spec), context, seed=seed, trace=trace, cuts=found)
+    for _ in islice(drawn, count):
+        pass
+    return found
+
+
+def triples(
+    module: str,
+    spec: Lengths,
+    context: int,
+    *,
+    seed: int,
+    trace: TraceFile | None = None,
+    cuts: Cuts | None = None,
+) -> Iterator[tuple[int, int, int]]:
+    """(prompt, declared limit, true output) of *module*, request by request.
+
+    The engine takes *context* tokens of prompt and output together: a declared limit beyond that is lowered, as vLLM
+    does. Raises `BadInput` at a prompt that leaves no room for one token and at an output that is longer than its
+    limit or than what the engine takes, unless they are to be cut too; *cuts* then counts them.
+    """
+    prompts = tokens_of(spec.prompt, f"prompts of {module}", seed=seed, trace=trace)
+    outputs = tokens_of(spec.output, f"outputs of {module}", seed=seed, trace=trace)
+    limit = spec.limit or largest(spec.output) or context
+    for number, (prompt, output) in enumerate(zip(prompts, outputs, strict=False)):
+        if prompt >= context:
+            if not spec.truncate:
+                raise BadInput(
+                    f"request {number} has a prompt of {prompt} tokens, but the engine takes {context} in all",
+                    where=f"workload.lengths.{module}.prompt",
+                    right="shorter prompts, or truncate: true",
+                )
+            if limit >= context:
+                raise _no_room(module, number, prompt, limit, context)
+            whole, prompt = prompt, context - limit
+            if cuts is not None:
+                cuts.prompts += 1
+                cuts.prompt_tokens += whole - prompt
+        room = min(limit, context - prompt)
+        if output > room:
+            if not spec.truncate:
+                raise _too_long(module, number, prompt, output, limit, context)
+            if cuts is not None:
+                cuts.outputs += 1
+                cuts.output_tokens += output - room
+            output = room
+        yield prompt, room, output
+
+
+def _no_room(module: str, number: int, prompt: int, limit: int, context: int) -> BadInput:
+    what = f"request {number} has a prompt of {prompt} tokens to be cut, but the limit of {limit} leaves none"
+    right = f"a limit below {context}: a prompt is cut so that its limit fits"
+    where = f"workload.lengths.{module}.limit"
+    return BadInput(f"{what} of the {context} that the engine takes", where=where, right=right)
+
+
+def _too_long(module: str, number: int, prompt: int, output: int, limit: int, context: int) -> BadInput:
+    where = f"workload.lengths.{module}"
+    if output > limit:
+        what = f"request {number} puts out {output} tokens, but the limit is {limit}"
+        return BadInput(what, where=f"{where}.limit", right=f"limit: {output} or more, or truncate: true")
+    what = (
+        f"request {number} puts out {output} tokens after a prompt of {prompt}, but the engine takes {context} in all"
+    )
+    return BadInput(what, where=f"{where}.output", right="shorter prompts or outputs, or truncate: true")
+
+
+def columns(
+    module: str, spec: Lengths, context: int, *, seed: int, trace: TraceFile | None = None
+) -> tuple[Iterator[int], Iterator[int], Iterator[int]]:
+    """The same in three columns, to be read side by side: prompts, declared limits, true outputs."""
+    if fits(spec, context):
+        prompts = tokens_of(spec.prompt, f"prompts of {module}", seed=seed, trace=trace)
+        outputs = tokens_of(spec.output, f"outputs of {module}", seed=seed, trace=trace)
+        limit = spec.limit or largest(spec.output)
+        assert limit is not None
+        return prompts, repeat(limit), outputs
+    first, second, third = tee(triples(module, spec, context, seed=seed, trace=trace), 3)
+    return (prompt for prompt, _, _ in first), (room for _, room, _ in second), (output for _, _, output in third)

@@ -1,0 +1,238 @@
+"""The requests of an experiment, made one at a time as they are sent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from itertools import count, islice, repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from servetwin.core import BadInput, Request
+from servetwin.core.llm import Follows, TokenRequest
+from servetwin.core.random_streams import stream
+from servetwin.sim.llm.request_columns import TokenColumns
+
+from ..spec.experiment import ChoiceSteps, ConstantSteps, Experiment, Steps, Trace, TraceSteps, UniformSteps
+from ..spec.llm import Lengths, TraceTokens
+from ..spec.published_draws import PUBLISHED
+from . import trace_reader
+from .arrivals import BLOCK, Source, arrival_times, published_stream
+from .lengths import columns, cuts, largest, triples
+from .seed_effect import kept_draws
+
+#: Times must be known to this share of the shortest step.
+RESOLUTION = 1e-6
+
+
+def read_trace(experiment: Experiment) -> trace_reader.TraceFile | None:
+    """The trace file that *experiment* takes its requests from, if it does: the part of it that is replayed."""
+    load = experiment.workload
+    recorded = load.recorded
+    if recorded is None:
+        return None
+    modules = [m for m, steps in load.steps.items() if isinstance(steps, TraceSteps)]
+    trace = trace_reader.read(
+        Path(recorded.file),
+        modules,
+        form=recorded.format,
+        size=recorded.size,
+        start=recorded.start,
+        end=recorded.end,
+        windows=recorded.windows,
+        seed=experiment.seed,
+        requests=load.requests,
+    )
+    for module in modules:
+        trace.column_of(module)
+    if isinstance(recorded, Trace):
+        trace.scale(recorded.rate)
+    return trace
+
+
+def count_of(experiment: Experiment, trace: trace_reader.TraceFile | None) -> int:
+    """How many requests *experiment* sends."""
+    wanted = experiment.workload.requests
+    if wanted is not None:
+        return wanted
+    assert trace is not None
+    return trace.count
+
+
+def about(
+    experiment: Experiment, trace: trace_reader.TraceFile | None, contexts: Mapping[str, int]
+) -> dict[str, dict[str, Any]]:
+    """What is to be said of the requests beside their number: which part of a trace they are ("trace"), and how many
+    prompts and outputs are cut ("cut", by module, where that is allowed), and what a seed other than 0 does not
+    change of them ("published"). Nothing for requests that are drawn whole.
+
+    *contexts* gives the tokens that the engines of LLM modules take. Raises `BadInput` at what does not fit.
+    """
+    said: dict[str, dict[str, Any]] = {}
+    lengths, count = experiment.workload.lengths, count_of(experiment, trace)
+    if trace is not None:
+        said["trace"] = dict(trace.about())
+        if any(isinstance(spec.prompt, TraceTokens) for spec in lengths.values()):
+            said["trace"]["empty_prompts"] = trace.empty_prompts()
+        if unused := _unused(experiment, trace):
+            said["trace"]["not_used"] = unused
+    if experiment.seed and (kept := kept_draws(experiment)) is not None:
+        said["published"] = {"seed": experiment.seed, "kept": kept}
+    for module, spec in lengths.items():
+        found = cuts(module, spec, _room(lengths, module, contexts), count, seed=experiment.seed, trace=trace)
+        if spec.truncate:
+            said.setdefault("cut", {})[module] = found.as_dict()
+    return said
+
+
+def _unused(experiment: Experiment, trace: trace_reader.TraceFile) -> dict[str, str]:
+    """The columns with steps or lengths that *trace* has and nothing is taken from, and the key that would take each
+    ("" where none would): steps and lengths may be drawn though the trace has some."""
+    load = experiment.workload
+    taken = {trace.column_of(m) for m, steps in load.steps.items() if isinstance(steps, TraceSteps)}
+    others: dict[str, str] = {}
+    for module in (m for m, steps in load.steps.items() if not isinstance(steps, TraceSteps)):
+        others.setdefault(module, f"workload.steps.{module}")
+        others.setdefault("steps", f"workload.steps.{module}")
+    for module, spec in load.lengths.items():
+        for column, side, draw in (("input_tokens", "prompt", spec.prompt), ("output_tokens", "output", spec.output)):
+            if isinstance(draw, TraceTokens):
+                taken.add(column)
+            else:
+                others.setdefault(column, f"workload.lengths.{module}.{side}")
+    held = [*trace.columns, *(m for m in trace.named(tuple(load.steps)) if m not in trace.columns)]
+    return {column: others.get(column, "") for column in held if column not in taken}
+
+
+def check_resolution(experiment: Experiment, trace: trace_reader.TraceFile | None, step: float) -> None:
+    """Raise `BadInput` if requests are sent so late that times there are not known to a millionth of the shortest
+    *step*, in seconds: a floating-point number has 53 binary digits."""
+    load, system = experiment.workload, experiment.system
+    count, rate = count_of(experiment, trace), load.arrivals.rate
+    if isinstance(load.arrivals, Trace):
+        assert trace is not None
+        last = trace.span * trace.scale(rate)
+    else:
+        assert rate is not None
+        last = count / rate
+    last = last * (1.0 + system.client_stretch) + count * system.client_delay
+    if not math.isfinite(last) or math.ulp(last) > RESOLUTION * step:
+        known = f"to {math.ulp(last):.1g} s" if math.isfinite(last) else "not at all"
+        what = (
+            f"the last request is sent at {last:.3g} s, where times are known {known}, and a step takes {step:.2g} s"
+        )
+        key = "rate" if rate is not None else "file"
+        raise BadInput(what, where=f"workload.arrivals.{key}", right="a higher rate, or fewer requests")
+
+
+def steps_of(
+    module: str, spec: Steps, *, seed: int, published: bool, trace: trace_reader.TraceFile | None = None
+) -> Iterator[int]:
+    """The iterations of *module* for request 0, 1, ..."""
+    if isinstance(spec, ConstantSteps):
+        return repeat(spec.steps)
+    if isinstance(spec, TraceSteps):
+        assert trace is not None
+        return trace.work_of(module)
+    source: Source = published_stream() if published else stream(seed, f"steps of {module}")
+    return _uniform(spec, source) if isinstance(spec, UniformSteps) else _choice(spec, source)
+
+
+def _uniform(spec: UniformSteps, source: Source) -> Iterator[int]:
+    while True:
+        if isinstance(source, np.random.Generator):
+            yield from source.integers(spec.low, spec.high, BLOCK, endpoint=True).tolist()
+        else:
+            yield from source.randint(spec.low, spec.high + 1, BLOCK).tolist()
+
+
+def _choice(spec: ChoiceSteps, source: Source) -> Iterator[int]:
+    weights = np.array(spec.weights or [1.0] * len(spec.values))
+    while True:
+        yield from source.choice(spec.values, BLOCK, p=weights / weights.sum()).tolist()
+
+
+def requests(
+    experiment: Experiment,
+    slo: Callable[[Mapping[str, int]], float],
+    trace: trace_reader.TraceFile | None = None,
+    *,
+    contexts: Mapping[str, int] | None = None,
+) -> Iterator[Request]:
+    """The requests of *experiment* in order of arrival; *slo* gives the seconds that this work may take, *contexts*
+    the tokens that the engines of LLM modules take per request."""
+    load, system = experiment.workload, experiment.system
+    published, seed = load.draws != "seeded", experiment.seed
+    seeds = PUBLISHED.get(load.draws)
+    if load.lengths:
+        about(experiment, trace, contexts or {})  # what does not fit is refused before anything is sent
+    due = arrival_times(load.arrivals, seed=seed, published=published, trace=trace, seeds=seeds)
+    modules = tuple(load.steps)
+    draws = [steps_of(m, load.steps[m], seed=seed, published=published, trace=trace) for m in modules]
+    works = zip(*draws, strict=False) if draws else repeat(())
+    delay, stretch = system.client_delay, 1.0 + system.client_stretch
+    if not load.lengths:
+        return _plain_requests(
+            islice(zip(count(), due, works, strict=False), load.requests), slo, modules, stretch, delay
+        )
+    if delay or stretch != 1.0:
+        due = (at * stretch + i * delay for i, at in enumerate(due))
+    due = islice(due, load.requests)
+    if len(load.lengths) == 1 and not modules:
+        ((module, lengths),) = load.lengths.items()
+        if lengths.after is None:
+            context = (contexts or {})[module]
+            tokens = columns(module, lengths, context, seed=seed, trace=trace)
+            return TokenColumns(module, due, *tokens, slo=slo({}))
+    return _token_requests(experiment, slo, due, modules, works, contexts or {}, trace)
+
+
+def _plain_requests(
+    drawn: Iterator[tuple[int, float, tuple[int, ...]]],
+    slo: Callable[[Mapping[str, int]], float],
+    modules: tuple[str, ...],
+    stretch: float,
+    delay: float,
+) -> Iterator[Request]:
+    """Requests of so many steps by module, that are *drawn* with number and time."""
+    known: dict[tuple[int, ...], tuple[dict[str, int], float]] = {}  # requests with equal work share it
+    for i, at, steps in drawn:
+        entry = known.get(steps)
+        if entry is None:
+            work = dict(zip(modules, steps, strict=True))
+            entry = (work, slo(work))
+            if len(known) < 100_000:
+                known[steps] = entry
+        yield Request(i, at * stretch + i * delay, entry[1], entry[0])
+
+
+def _token_requests(
+    experiment: Experiment,
+    slo: Callable[[Mapping[str, int]], float],
+    due: Iterator[float],
+    modules: tuple[str, ...],
+    works: Iterator[tuple[int, ...]],
+    contexts: Mapping[str, int],
+    trace: trace_reader.TraceFile | None,
+) -> Iterator[Request]:
+    """Requests with prompts and outputs, *due* at these times."""
+    lengths = experiment.workload.lengths
+    names = tuple(lengths)
+    draws = [triples(m, lengths[m], _room(lengths, m, contexts), seed=experiment.seed, trace=trace) for m in names]
+    for i, (at, steps, tokens) in enumerate(zip(due, works, zip(*draws, strict=False), strict=False)):
+        work = dict(zip(modules, steps, strict=True))
+        declared: dict[str, tuple[int | Follows, int]] = {}
+        for m, (prompt, limit, _) in zip(names, tokens, strict=True):
+            after = lengths[m].after
+            declared[m] = (prompt if after is None else Follows(prompt, after), limit)
+        outputs = {m: output for m, (_, _, output) in zip(names, tokens, strict=True)}
+        yield TokenRequest(i, at, declared, outputs, slo=slo(work), work=work)
+
+
+def _room(lengths: Mapping[str, Lengths], module: str, contexts: Mapping[str, int]) -> int:
+    """The tokens that *module* takes, less what may come on top of its prompt from the module before."""
+    after = lengths[module].after
+    if after is None:
+        return contexts[module]
+    return contexts[module] - (lengths[after].limit or largest(lengths[after].output) or 0)

@@ -1,0 +1,145 @@
+"""Whether an experiment's seed changes anything. Runs that are copies of each other prove nothing by their number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from servetwin.core import BadInput
+
+from ..spec.experiment import (
+    ChoiceSteps,
+    Constant,
+    ConstantCalls,
+    Experiment,
+    ListedCalls,
+    Steps,
+    Trace,
+    UniformSteps,
+)
+from ..spec.llm import ChoiceTokens, LognormalTokens, TokenDraw, UniformTokens
+
+
+def depends_on_seed(experiment: Experiment) -> bool:
+    """Whether runs of *experiment* with other seeds can differ: arrivals, steps, lengths, ways or calls are drawn, a
+    window of a trace is, or noise. Policies are not asked: what they draw is to come from what they are shown."""
+    load = experiment.workload
+    if load.draws == "seeded":
+        if not isinstance(load.arrivals, Trace | Constant):
+            return True
+        if any(_varies(draw) for draw in load.steps.values()):
+            return True
+    return bool(_drawn_beside(experiment))
+
+
+def _drawn_beside(experiment: Experiment) -> list[str]:
+    """What is drawn from the seed of *experiment* whatever its arrivals and steps are: lengths, too, are never
+    published draws."""
+    found = []
+    recorded = experiment.workload.recorded
+    if recorded is not None and (recorded.windows or 1) > 1:
+        found.append("the window of the trace")
+    if any(_varies(d) for spec in experiment.workload.lengths.values() for d in (spec.prompt, spec.output)):
+        found.append("prompts and outputs")
+    if any(branch.probability < 1.0 for branch in experiment.pipeline.branches):
+        found.append("the ways through the pipeline")
+    calls = [w.calls for w in experiment.deployment.workers if w.calls is not None]
+    if any(not isinstance(c, ConstantCalls | ListedCalls) for c in calls):
+        found.append("the times of calls")
+    if experiment.time.noise and _is_noisy(experiment):
+        found.append("the noise")
+    return found
+
+
+def kept_draws(experiment: Experiment) -> str | None:
+    """What no seed changes of *experiment* though it is random, as its arrivals and steps are published draws, and
+    what a seed does change; None where there are none."""
+    load = experiment.workload
+    if load.draws == "seeded":
+        return None
+    fixed = ["arrivals"] if not isinstance(load.arrivals, Trace | Constant) else []
+    fixed += ["steps"] if any(_varies(draw) for draw in load.steps.values()) else []
+    if not fixed:
+        return None
+    changed = _drawn_beside(experiment)
+    only = f"changes only {' and '.join(changed)}" if changed else "changes nothing"
+    return f"{' and '.join(fixed)} are the published ones: a seed {only} (workload.draws: seeded draws all)"
+
+
+def _varies(draw: Steps | TokenDraw) -> bool:
+    if isinstance(draw, UniformSteps | UniformTokens):
+        return draw.low < draw.high
+    if isinstance(draw, ChoiceSteps | ChoiceTokens):
+        weights = draw.weights or [1.0] * len(draw.values)
+        return len({v for v, w in zip(draw.values, weights, strict=False) if w > 0.0}) > 1
+    return isinstance(draw, LognormalTokens) and draw.low < draw.high and draw.p90 > draw.median
+
+
+def _is_noisy(experiment: Experiment) -> bool:
+    """Whether one of its profiles has a distribution, or slow spells, that durations are drawn from."""
+    from ..spec.device_profiles import load_profiles
+
+    costs = [item for profile in load_profiles(experiment).values() for item in profile.costs.items()]
+    return any(
+        name.endswith(".slow_share") or (cost.quantiles is not None and len(set(cost.quantiles.values)) > 1)
+        for name, cost in costs
+    )
+
+
+def check_seeds(experiment: Experiment, seeds: int, where: str) -> None:
+    """Raise `BadInput` if so many *seeds* of *experiment*, which uses a trace, would not all be runs of their own."""
+    recorded = experiment.workload.recorded
+    if recorded is None or seeds < 2:
+        return
+    if not depends_on_seed(experiment):
+        what = f"{seeds} seeds would replay the same requests {seeds} times: nothing of {recorded.file} is drawn"
+        right = f"workload.arrivals.windows: {seeds} (each seed then replays another window), or one seed"
+        raise BadInput(what, where=where, right=right)
+    windows = recorded.windows
+    if windows is not None and windows < seeds:
+        others = experiment.model_copy(update={"workload": _without_windows(experiment)})
+        if not depends_on_seed(others):
+            what = f"{seeds} seeds, but the trace is cut into {windows} windows: seeds would share them"
+            raise BadInput(what, where=where, right=f"{windows} seeds at most, or windows: {seeds}")
+
+
+def _without_windows(experiment: Experiment) -> object:
+    load = experiment.workload
+    key = "arrivals" if load.recorded is load.arrivals else "trace"
+    return load.model_copy(update={key: getattr(load, key).model_copy(update={"windows": None})})
+
+
+def check_seed_axis(experiments: Iterable[Experiment], where: str) -> None:
+    """The same for points that differ in their seed alone."""
+    for same in _by_seed(experiments):
+        check_seeds(same[0], len(same), where)
+        if len(same) > 1 and (kept := kept_draws(same[0])) is not None and not depends_on_seed(same[0]):
+            raise BadInput(f"{len(same)} seeds would be the same run {len(same)} times: {kept}", where=where)
+
+
+def along_seeds(experiments: Iterable[Experiment]) -> list[str]:
+    """What no seed changes, in a line each, where there are points that differ in their seed alone."""
+    kept = (kept_draws(same[0]) for same in _by_seed(experiments) if len(same) > 1)
+    return [*dict.fromkeys(line for line in kept if line is not None)]
+
+
+def _by_seed(experiments: Iterable[Experiment]) -> list[list[Experiment]]:
+    """Those together that differ in their seed alone."""
+    groups: dict[str, list[Experiment]] = {}
+    for experiment in experiments:
+        groups.setdefault(experiment.model_copy(update={"seed": 0}).digest(), []).append(experiment)
+    return [*groups.values()]
+
+
+def check_one_way(experiments: Iterable[Experiment], where: str) -> None:
+    """Raise `BadInput` if points differ in their seed alone, which are to be repeated with seeds that follow: the
+    repetitions of one point would be those of another."""
+    same = max(_by_seed(experiments), key=len, default=[])
+    if len(same) > 1:
+        seeds = ", ".join(str(e.seed) for e in same[:4]) + (", ..." if len(same) > 4 else "")
+        what = f"the axis seed ({seeds}) says the seeds of each point already"
+        raise BadInput(what, where=where, right="one of the two")
+
+
+def are_copies(rows: Sequence[object]) -> bool:
+    """Whether runs with different seeds gave the very same row."""
+    return len(rows) > 1 and all(row == rows[0] for row in rows[1:])

@@ -1,0 +1,259 @@
+"""A trace in use: read through once to check it, then replayed as often as wanted without being held in memory.
+
+What files there are, and what their lines mean, is the business of `servetwin.experiments.workload.traces`. Which
+of the requests are replayed (a size, a stretch of time, one of several windows, the first so many) is settled here,
+and with it what the rate means: that of the requests which are replayed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+
+from servetwin.core import BadInput
+from servetwin.core.random_streams import permuted
+
+from ..provenance.file_digests import Stamp, stamp
+from .traces import Entry, columns_of, entries
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which requests of a file are meant: those of images of *size*, and of these those from *start* to before *end*
+    (seconds since the file's first request, by its own clock)."""
+
+    path: Path
+    modules: tuple[str, ...] = ()
+    form: str = "auto"
+    size: str | None = None
+    start: float | None = None
+    end: float | None = None
+
+    def __iter__(self) -> Iterator[Entry]:
+        start, end = self.start or 0.0, self.end
+        for entry in entries(self.path, self.modules, self.form):
+            if end is not None and entry.arrival >= end:
+                return
+            if entry.arrival >= start and (self.size is None or entry.size == self.size):
+                yield entry
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What reading a file through told: *count* requests were chosen, of *held* in it, beside *failed* lines of
+    requests that had failed; *until* is when the last in the file came."""
+
+    count: int
+    held: int
+    failed: int
+    until: float
+    columns: tuple[str, ...]
+    digest: str
+
+
+@dataclass(frozen=True)
+class TraceFile:
+    """A trace that was checked: *count* requests, the first of them *skip* places after the first chosen one.
+
+    *first* and *last* are when they came, in seconds since the file's first request; they are replayed from 0 on.
+    *columns* says what is known of them.
+    """
+
+    choice: Choice
+    overview: Overview
+    skip: int
+    count: int
+    first: float
+    last: float
+
+    @property
+    def path(self) -> Path:
+        return self.choice.path
+
+    @property
+    def where(self) -> str:
+        return str(self.path)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.overview.columns
+
+    @property
+    def digest(self) -> str:
+        return self.overview.digest
+
+    @property
+    def span(self) -> float:
+        """Seconds from the first request that is replayed to the last."""
+        return self.last - self.first
+
+    def __iter__(self) -> Iterator[Entry]:
+        return islice(self.choice, self.skip, self.skip + self.count)
+
+    def arrivals_at(self, rate: float | None) -> Iterator[float]:
+        """The arrivals in seconds since the first that is replayed, stretched or squeezed to *rate*.
+
+        The rate of n requests is n - 1 gaps over the time from the first to the last. Raises `BadInput` where that is
+        not defined: for a single request, and if all arrive at once.
+        """
+        scale, first = self.scale(rate), self.first
+        return ((entry.arrival - first) * scale for entry in self)
+
+    def scale(self, rate: float | None) -> float:
+        """What times are multiplied by to come at *rate*. Raises `BadInput` where there is no rate."""
+        if rate is None:
+            return 1.0
+        if self.span <= 0.0:
+            what = "all requests arrive at once" if self.count > 1 else "one request is replayed"
+            raise BadInput(f"{what}, so there is no rate to stretch to", where=self.where, right="no rate")
+        return (self.count - 1) / (rate * self.span)
+
+    def column_of(self, module: str) -> str:
+        """The column that says how many iterations of *module* to run: by its name, or steps, or the tokens made."""
+        for name in (module, "steps", "output_tokens"):
+            if name in self.columns:
+                return name
+        right = f"a column {module!r} or 'steps' or 'tokens'"
+        raise BadInput(
+            f"the trace does not say how many iterations of {module} to run", where=self.where, right=right
+        )
+
+    def tokens(self, column: str) -> Iterator[int]:
+        """The *column* ("input_tokens" or "output_tokens"), request by request; a prompt has a token at least.
+
+        Raises `BadInput` if the trace does not have it.
+        """
+        if column not in self.columns:
+            right = "a column 'input_tokens'" if column == "input_tokens" else "a column 'tokens'"
+            raise BadInput(f"the trace does not say the {column.replace('_', ' ')}", where=self.where, right=right)
+        return (max(1, entry.work[column]) for entry in self)
+
+    def named(self, modules: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of *modules* that the file has a column for, whether it is read or not."""
+        first = _first_line(self.path, stamp(self.path))
+        return tuple(m for m in modules if m in first)
+
+    def work_of(self, module: str) -> Iterator[int]:
+        """The iterations of *module*, request by request."""
+        column = self.column_of(module)
+        return (entry.work[column] for entry in self)
+
+    def empty_prompts(self) -> int:
+        """How many of the replayed requests have a prompt of no token, which counts as one."""
+        return _empty_prompts(self)
+
+    def about(self) -> dict[str, int | float]:
+        """What is replayed, and what is left out: for ``meta.json``."""
+        return {
+            "requests": self.count,
+            "requests_in_file": self.overview.held,
+            "failed_left_out": self.overview.failed,
+            "first": self.first,
+            "last": self.last,
+        }
+
+
+def read(
+    path: Path,
+    modules: list[str],
+    *,
+    form: str = "auto",
+    size: str | None = None,
+    start: float | None = None,
+    end: float | None = None,
+    windows: int | None = None,
+    seed: int = 0,
+    requests: int | None = None,
+) -> TraceFile:
+    """Read a trace through, and choose what is replayed of it.
+
+    *modules* are those whose iterations are wanted, *size* the image size to pick out, *start* and *end* seconds of
+    the trace's own time. With *windows* what there is between is cut into that many windows of equally many requests;
+    *seed* draws one, and seeds that follow each other draw different ones as long as there are any. Of what is left
+    the first *requests* are taken. Raises `BadInput` naming the line that is wrong, or what there is not enough of.
+    A file is read once per process and version.
+    """
+    version = stamp(path)
+    choice = Choice(path, tuple(modules), form, size, start, end)
+    overview = _overview(choice, version)
+    count, skip = overview.count, 0
+    if windows is not None:
+        count //= windows
+        if not count:
+            what = f"{overview.count} requests make no {windows} windows"
+            raise BadInput(what, where=str(path), right="fewer windows")
+        skip = count * permuted(seed, windows, "windows")
+    if requests is not None and requests > count:
+        holds = f"each of {windows} windows of the trace holds {count}" if windows else f"the trace holds {count}"
+        if start is not None or end is not None:
+            holds += " between start and end"
+        what = f"{requests} requests are wanted, but {holds}"
+        raise BadInput(what, where=str(path), right=f"workload.requests: {count} at most")
+    return _part(choice, version, skip, requests or count)
+
+
+@lru_cache(maxsize=16)
+def _overview(choice: Choice, _: Stamp | None) -> Overview:
+    path, size = choice.path, choice.size
+    start, end = choice.start or 0.0, float("inf") if choice.end is None else choice.end
+    count, held, until = 0, 0, 0.0
+    columns: tuple[str, ...] | None = None
+    sizes: Counter[str] = Counter()
+    failed: list[int] = []
+    for entry in entries(path, choice.modules, choice.form, failed.append):
+        if columns is None:
+            columns = tuple(entry.work)
+        elif tuple(entry.work) != columns:
+            raise BadInput(
+                "the line holds other work than the first", where=f"{path}:{entry.line}", right=", ".join(columns)
+            )
+        if entry.size is not None:
+            sizes[entry.size] += 1
+        held, until = held + 1, entry.arrival
+        count += start <= entry.arrival < end and (size is None or entry.size == size)
+    _check_sizes(path, sizes, size)
+    if not held:
+        what = "the trace holds no request" + (f" but {len(failed)} that had failed" if failed else "")
+        raise BadInput(what, where=str(path))
+    if not count:
+        what = f"no request comes from {start:g} s to {end:g} s"
+        raise BadInput(what, where=str(path), right=f"start and end within 0 and {until:g} s")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Overview(count, held, len(failed), until, columns or (), digest)
+
+
+@lru_cache(maxsize=256)
+def _part(choice: Choice, version: Stamp | None, skip: int, count: int) -> TraceFile:
+    part = TraceFile(choice, _overview(choice, version), skip, count, 0.0, 0.0)
+    first = last = None
+    for entry in part:
+        first = entry.arrival if first is None else first
+        last = entry.arrival
+    assert first is not None
+    assert last is not None
+    return replace(part, first=first, last=last)
+
+
+@lru_cache(maxsize=16)
+def _first_line(path: Path, _: Stamp | None) -> tuple[str, ...]:
+    return columns_of(path)
+
+
+@lru_cache(maxsize=256)
+def _empty_prompts(trace: TraceFile) -> int:
+    return sum(entry.work.get("input_tokens", 1) == 0 for entry in trace)
+
+
+def _check_sizes(path: Path, sizes: Counter[str], size: str | None) -> None:
+    """A profile is of one image size, so one must be picked where a trace has several."""
+    held = ", ".join(f"{s} ({n})" for s, n in sizes.most_common(5))
+    if size is not None and size not in sizes:
+        raise BadInput(f"the trace holds no image of {size}", where=str(path), right=held or "no size")
+    if size is None and len(sizes) > 1:
+        raise BadInput("the trace holds images of several sizes", where=str(path), right=f"size: one of {held}")

@@ -1,0 +1,22 @@
+"""Traces: recorded requests in the formats that people publish them in, read lazily, one request at a time.
+
+===========  ==========  ======================================================================================
+format       file        a line is
+===========  ==========  ======================================================================================
+plain        .csv        ``arrival`` (s), and what the request asks for: ``steps``, ``tokens`` or a column by a
+                         loop module's name; ``size`` (512x512), or ``height`` and ``width``, if there are several
+plain        .jsonl      the same keys, an object a line
+plain        .json       one object with a list for each of these keys
+azure        .csv        ``TIMESTAMP,ContextTokens,GeneratedTokens``: the Azure LLM inference traces
+burstgpt     .csv        ``Timestamp,...,Request tokens,Response tokens,...``: BurstGPT; failed requests (no response
+                         tokens) are left out
+mooncake     .jsonl      ``timestamp`` (ms), ``input_length``, ``output_length``, ``hash_ids``: Mooncake
+===========  ==========  ======================================================================================
+
+`formats` says what lines mean, `lines` reads them. The format is told by the first line. What is wrong is told in
+one line, with the number of the line at fault. A small sample of each lies in ``samples/``; the numbers in them are
+made up."""
+
+from .formats import FORMATS, Entry, columns_of, entries, sample, samples
+
+__all__ = ["FORMATS", "Entry", "columns_of", "entries", "sample", "samples"]

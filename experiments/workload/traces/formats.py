@@ -1,0 +1,233 @@
+"""What the lines of each format mean."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from servetwin.core import BadInput
+
+from ...spec.catalog import suggest
+from .lines import Line, Row, csv_header, csv_lines, ending, json_lists, jsonl_lines
+
+SAMPLES = Path(__file__).parent / "samples"
+
+#: Stamps above this many seconds are of no time that anybody recorded: three thousand years.
+MOST_SECONDS = 1e11
+#: What a number of this many digits and fewer than the next probably is: an epoch, today, has 10, 13, 16 or 19.
+EPOCHS = ((20, "nanoseconds"), (17, "microseconds"), (14, "milliseconds"))
+
+#: What looks like an epoch in seconds (2001 to 2065) in a column of milliseconds, where it would be days 12 to 34.
+EPOCH_SECONDS = (1e9, 3e9)
+
+
+class Entry(NamedTuple):
+    """A request of a trace: *arrival* in seconds since its first request, *work* by column, *size* of the image."""
+
+    line: int
+    arrival: float
+    work: dict[str, int]
+    size: str | None
+
+
+Parser = Callable[[Row, str, Sequence[str]], "tuple[Decimal, dict[str, int], str | None] | None"]
+
+
+@dataclass(frozen=True)
+class Format:
+    """*columns* tell the format by the first line; *moments* says that its times are dates and times of day."""
+
+    name: str
+    endings: tuple[str, ...]
+    columns: tuple[str, ...]
+    parse: Parser
+    moments: bool = False
+
+
+def _azure(row: Row, where: str, _: Sequence[str]) -> tuple[Decimal, dict[str, int], str | None]:
+    arrival = _moment(row.get("TIMESTAMP"), f"{where}: TIMESTAMP")
+    return arrival, _tokens(row, where, "ContextTokens", "GeneratedTokens"), None
+
+
+def _burstgpt(row: Row, where: str, _: Sequence[str]) -> tuple[Decimal, dict[str, int], str | None] | None:
+    arrival = _time(row.get("Timestamp"), f"{where}: Timestamp")
+    if str(row.get("Response tokens")).strip() == "0":
+        return None  # the request failed when the trace was taken
+    return arrival, _tokens(row, where, "Request tokens", "Response tokens"), None
+
+
+def _mooncake(row: Row, where: str, _: Sequence[str]) -> tuple[Decimal, dict[str, int], str | None]:
+    hashes = row.get("hash_ids", [])
+    if not isinstance(hashes, list) or not all(isinstance(h, int) for h in hashes):
+        raise BadInput("hash_ids is no list of whole numbers", where=where, right="hash_ids: [0, 1, 2]")
+    arrival = _time(row.get("timestamp"), f"{where}: timestamp", unit=1000)
+    return arrival, _tokens(row, where, "input_length", "output_length"), None
+
+
+def _plain(row: Row, where: str, modules: Sequence[str]) -> tuple[Decimal, dict[str, int], str | None]:
+    arrival = _time(row.get("arrival"), f"{where}: arrival")
+    work = {}
+    for name in dict.fromkeys(("steps", "tokens", "input_tokens", *modules)):
+        if name in row:
+            work[name] = _count(row[name], f"{where}: {name}", "tokens" if name.endswith("tokens") else "steps")
+    if "tokens" in work:
+        work["output_tokens"] = work.pop("tokens")
+    return arrival, work, _size(row, where)
+
+
+FORMATS = {
+    f.name: f
+    for f in (
+        Format("azure", (".csv",), ("TIMESTAMP", "ContextTokens", "GeneratedTokens"), _azure, moments=True),
+        Format("burstgpt", (".csv",), ("Timestamp", "Request tokens", "Response tokens"), _burstgpt),
+        Format("mooncake", (".jsonl",), ("timestamp", "input_length", "output_length"), _mooncake),
+        Format("plain", (".csv", ".json", ".jsonl"), ("arrival",), _plain),
+    )
+}
+
+
+def entries(
+    path: Path, modules: Sequence[str] = (), form: str = "auto", failed: Callable[[int], None] | None = None
+) -> Iterator[Entry]:
+    """The requests of the trace at *path*, in order of arrival; *modules* are columns to read besides the usual ones.
+
+    *form* is a key of `FORMATS`, or "auto". *failed* hears the numbers of the lines that are left out, because their
+    requests had failed when the trace was taken. Raises `BadInput` with the line that is wrong, when it comes to it.
+    """
+    known = _recognise(path) if form == "auto" else FORMATS[form]
+    zero, last = Decimal(0), Decimal("-Infinity")
+    for number, row in _lines(path):
+        where = f"{path}:{number}"
+        parsed = known.parse(row, where, modules)
+        if parsed is None:
+            if failed is not None:
+                failed(number)
+            continue
+        moment, work, size = parsed
+        if not last.is_finite():
+            zero = moment
+        elif moment < last:
+            shown = zero if known.moments else Decimal(0)
+            what = f"{float(moment - shown):g} comes after {float(last - shown):g}"
+            raise BadInput(what, where=f"{where}: {known.columns[0]}", right="a later time")
+        last = moment
+        # Stamps are decimal numbers, and their differences are taken as such: a binary epoch has lost microseconds.
+        yield Entry(number, float(moment - zero), work, size)
+
+
+def columns_of(path: Path) -> tuple[str, ...]:
+    """The names of what the first request of the trace at *path* says, also of what nobody reads."""
+    return tuple(next(_lines(path), (0, {}))[1])
+
+
+def sample(name: str) -> Path:
+    """The sample of this name that comes with ServeTwin."""
+    if name not in samples():
+        raise BadInput(f"unknown sample {name!r}", right=suggest(name, samples()))
+    return SAMPLES / name
+
+
+def samples() -> list[str]:
+    """The names of the samples."""
+    return sorted(p.name for p in SAMPLES.iterdir() if ending(p) in (".csv", ".jsonl"))
+
+
+def _lines(path: Path) -> Iterator[Line]:
+    reader = {".json": json_lists, ".jsonl": jsonl_lines}.get(ending(path), csv_lines)
+    return reader(path)
+
+
+def _recognise(path: Path) -> Format:
+    """The format whose columns the first line has."""
+    if ending(path) == ".json":
+        return FORMATS["plain"]
+    if ending(path) == ".jsonl":
+        first = next(jsonl_lines(path), None)
+        header = list(first[1]) if first is not None else []
+    else:
+        header = csv_header(path)
+    for form in FORMATS.values():
+        if all(column in header for column in form.columns):
+            return form
+    right = suggest("arrival", header) if header else "arrival,steps"
+    kind = "object" if ending(path) == ".jsonl" else "line"
+    raise BadInput(f"the first {kind} names no column 'arrival'", where=f"{path}:1", right=right)
+
+
+def _tokens(row: Row, where: str, given: str, made: str) -> dict[str, int]:
+    return {
+        "input_tokens": _count(row.get(given), f"{where}: {given}", "tokens", least=0),
+        "output_tokens": _count(row.get(made), f"{where}: {made}", "tokens"),
+    }
+
+
+def _time(value: Any, where: str, unit: int = 1) -> Decimal:
+    """Seconds of a stamp in a column where so many *unit* make a second."""
+    try:
+        number = Decimal(str(value).strip())
+        size = float(number)
+    except InvalidOperation:
+        number, size = Decimal(0), math.nan
+    if not math.isfinite(size) or size < 0.0 or isinstance(value, bool | list | dict):
+        raise BadInput(f"{str(value)[:40]!r} is no time", where=where, right="0 or more")
+    if unit != 1 and EPOCH_SECONDS[0] <= size < EPOCH_SECONDS[1]:
+        what = f"{str(value)[:40]} in milliseconds is probably an epoch in seconds"
+        raise BadInput(what, where=where, right="milliseconds since the trace began")
+    if size / unit >= MOST_SECONDS:
+        column = "seconds" if unit == 1 else "milliseconds"
+        likely = next((name for digits, name in reversed(EPOCHS) if size < 10.0**digits), None)
+        probably = f"it is probably an epoch in {likely}" if likely else "it is no epoch in any unit"
+        what = f"{str(value)[:40]} is far too large for {column}: {probably}"
+        raise BadInput(what, where=where, right=f"{column}")
+    return number / unit if unit != 1 else number
+
+
+_LONG_FRACTION = re.compile(r"(\.\d{6})\d+")
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _moment(value: Any, where: str) -> Decimal:
+    """Seconds of a date and time; more digits than microseconds are cut off."""
+    try:
+        moment = datetime.fromisoformat(_LONG_FRACTION.sub(r"\1", str(value).strip()))
+    except ValueError:
+        raise BadInput(f"{value!r} is no date and time", where=where, right="2023-11-16 18:15:46.68") from None
+    since = moment.replace(tzinfo=moment.tzinfo or UTC) - _EPOCH
+    return Decimal(since // timedelta(microseconds=1)) / 1_000_000
+
+
+#: No request has that many tokens, steps or pixels.
+MOST_COUNT = 1 << 31
+
+
+def _count(value: Any, where: str, what: str, least: int = 1) -> int:
+    try:
+        count = int(value)
+    except (TypeError, ValueError, OverflowError):
+        count = -1
+    if not least <= count < MOST_COUNT or isinstance(value, bool | float):
+        raise BadInput(
+            f"{str(value)[:40]!r} is no number of {what}", where=where, right=f"a whole number, {least} or more"
+        )
+    return count
+
+
+def _size(row: Row, where: str) -> str | None:
+    """The size of an image as ``height x width`` without blanks."""
+    if "size" in row:
+        text = str(row["size"]).strip().lower()
+        if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
+            raise BadInput(f"{row['size']!r} is no size", where=f"{where}: size", right="512x512")
+        return text
+    if "height" in row and "width" in row:
+        height, width = (_count(row[side], f"{where}: {side}", "pixels") for side in ("height", "width"))
+        return f"{height}x{width}"
+    return None

@@ -1,0 +1,59 @@
+"""Sarathi-Serve: stall-free batches. All that decode go on in every step; prompts fill it up to *chunk* tokens.
+
+Source: "Taming Throughput-Latency Tradeoff in LLM Inference with Sarathi-Serve" (OSDI'24). Decodes come first, then
+prompts that have been begun, then new ones in order of arrival, each as far as the chunk lasts. So no decode waits
+for a long prompt, and how long a step takes is bounded by the chunk. A prompt is begun only if the memory lasts for
+all of it, and for the rest of those that have been begun.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from servetwin.core import BadInput, Repeat
+from servetwin.core.llm import ALL, Step, TokenPolicy, TokenTask, TokenView
+
+#: All decode, until something changes.
+DECODE = Step(decode=ALL, repeat=Repeat(sys.maxsize))
+
+
+class Sarathi(TokenPolicy):
+    """*chunk* is the number of tokens that a step computes at most, decodes included."""
+
+    def __init__(self, chunk: int = 512) -> None:
+        if chunk < 1:
+            raise BadInput(f"chunk is {chunk}", where="sarathi", right="1 token or more")
+        self.chunk = self.tokens_a_step = chunk
+
+    def start(self, view: TokenView) -> None:
+        self.most = min(self.chunk, view.max_batched_tokens)
+
+    def decide(self, view: TokenView, now: float) -> Step:
+        running = view.running
+        left = self.most - view.decoding
+        prefill: list[tuple[TokenTask, int]] = []
+        free = view.free_blocks - view.watermark
+        if len(running) > view.decoding:
+            for task in running:
+                if task.decoding:
+                    continue
+                pending = task.pending
+                free -= view.blocks_for(task.computed + pending) - view.blocks_for(task.computed)
+                tokens = min(pending, left)
+                if tokens > 0:
+                    prefill.append((task, tokens))
+                    left -= tokens
+        room = view.max_sequences - len(running)
+        for task in view.waiting:
+            pending = task.pending
+            free -= view.blocks_for(task.computed + pending)
+            room -= 1
+            if left <= 0 or room < 0 or free < 0:
+                break
+            tokens = min(pending, left)
+            prefill.append((task, tokens))
+            left -= tokens
+        if not prefill:
+            return DECODE
+        prefill = view.admissible(prefill, decode=view.decoding)
+        return Step(prefill, ALL) if prefill else DECODE

@@ -1,0 +1,47 @@
+"""vLLM 0.5.4: prefill first, first come, first served.
+
+Whenever the head of the queue fits, a step prefills as much of the queue as does, in order and whole; else all that
+run decode. What has been swapped out comes back first, beside a decode step. Nothing is dropped but what is too long
+for a step. This is the baseline of NeuStream's LLM experiments (`_schedule_default` of that version).
+"""
+
+from __future__ import annotations
+
+import sys
+
+from servetwin.core import Repeat
+from servetwin.core.llm import ALL, Step, TokenPolicy, TokenTask, TokenView
+
+#: All decode, until something changes; and as long as those that come are of the ordinary kind, it is known how.
+DECODE = Step(decode=ALL, repeat=Repeat(sys.maxsize), standing=True)
+
+
+class VLLM(TokenPolicy):
+    """Takes no parameters: what vLLM's settings bound, the engine's limits do."""
+
+    def decide(self, view: TokenView, now: float) -> Step:
+        waiting = view.waiting
+        if not waiting:
+            return DECODE
+        prefill: list[tuple[TokenTask, int]] = []
+        drop: list[TokenTask] = []
+        left = most = view.max_batched_tokens
+        for task in waiting:
+            if task.preemptions and task.computed:
+                if not prefill:
+                    prefill = view.admissible(((t, 1) for t in waiting if t.computed), decode=view.decoding)
+                    return Step(prefill, ALL, drop=drop)
+                break
+            pending = task.pending
+            left -= pending
+            if left < 0:
+                if pending <= most:
+                    break
+                drop.append(task)
+                left += pending
+            else:
+                prefill.append((task, pending))
+        prefill = view.admissible(prefill)
+        if prefill:
+            return Step(prefill, drop=drop) if drop else Step(prefill)
+        return Step(decode=ALL, drop=drop) if drop else DECODE

@@ -1,0 +1,68 @@
+"""vLLM V1: one budget of tokens a step, the running before the waiting, prompts in chunks.
+
+Every running request gets a step: a token if it decodes, as much of its prompt as the budget holds if it does not.
+What is left of the budget goes to the head of the queue, first come, first served; a prompt that does not fit whole
+is begun with a chunk. The budget is the engine's `max_batched_tokens`, or *budget* if that is less.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from servetwin.core import Repeat
+from servetwin.core.llm import ALL, Step, TokenPolicy, TokenTask, TokenView
+
+#: All decode, until something changes.
+DECODE = Step(decode=ALL, repeat=Repeat(sys.maxsize))
+
+
+class VLLMV1(TokenPolicy):
+    """*chunked* off: a prompt that does not fit whole waits (as with ``enable_chunked_prefill=False``)."""
+
+    def __init__(self, budget: int | None = None, chunked: bool = True) -> None:
+        self.tokens_a_step = budget
+        self.chunked = chunked
+        self.whole_prompts = not chunked
+
+    def start(self, view: TokenView) -> None:
+        self.most = min(self.tokens_a_step or view.max_batched_tokens, view.max_batched_tokens)
+
+    def decide(self, view: TokenView, now: float) -> Step:
+        running, waiting = view.running, view.waiting
+        left = self.most - view.decoding
+        prefill: list[tuple[TokenTask, int]] = []
+        partly = len(running) - view.decoding
+        if partly:
+            for task in partly_prefilled(view, partly):
+                tokens = min(task.pending, left)
+                if tokens <= 0:
+                    break
+                prefill.append((task, tokens))
+                left -= tokens
+        if waiting and left > 0 and len(running) < view.max_sequences:
+            for task in waiting:
+                pending = task.pending
+                if pending > left and not self.chunked:
+                    break
+                tokens = min(pending, left)
+                prefill.append((task, tokens))
+                left -= tokens
+                if left <= 0:
+                    break
+            prefill = view.admissible(prefill, decode=view.decoding)
+        if not prefill:
+            return DECODE
+        return Step(prefill, ALL)
+
+
+def partly_prefilled(view: TokenView, count: int) -> list[TokenTask]:
+    """The *count* running tasks whose prompts are not computed yet, in order; they are the last that were
+    admitted."""
+    found: list[TokenTask] = []
+    for task in reversed(view.running):
+        if not task.decoding:
+            found.append(task)
+            if len(found) == count:
+                break
+    found.reverse()
+    return found

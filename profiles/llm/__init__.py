@@ -1,0 +1,10 @@
+"""Profiles of language models: seconds of an engine's steps by what they compute. Begin with `step_table`.
+
+==================  ===================================================================================
+`schema`            what a profile file may say of a language model
+`step_table`        `TokenTable`: seconds of prefill, of decode, and of both at once
+`decode_surface`    the rule for noise, disturbed samples and the ends of rows in measured decode steps
+`recent_load`       how much an engine has computed lately, and what that does to its steps
+`architectures`     shapes of models (models.yaml), and how many KV blocks they leave room for
+==================  ===================================================================================
+"""

@@ -1,0 +1,243 @@
+"""What a profile file may say about a language model: prefill and decode, in seconds by tokens."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StrictBool, model_validator
+
+from ..field_types import Finite, Natural, NotNegative, Positive, Source, Strict, Text
+
+TokenKind = Literal["scheduler", "measured", "corrected"]
+#: What each kind of latency model is.
+TOKEN_KINDS: dict[TokenKind, str] = {
+    "scheduler": "what the scheduler of the measured system planned with",
+    "measured": "what steps took",
+    "corrected": "what steps took, with a correction by those who measured them for what they had not measured",
+}
+
+Between = Literal["up", "line"]
+
+
+def _increasing(values: tuple[float, ...], what: str) -> None:
+    if not values:
+        raise ValueError(f"no {what}")
+    for a, b in itertools.pairwise(values):
+        if a >= b:
+            raise ValueError(f"{what} must increase, but {b:g} follows {a:g}")
+
+
+class Polynomial(Strict):
+    """Seconds of a prefill step of several prompts: c0 + c1 sum(length) + c2 sum(length^2).
+
+    *until* is the largest sum of lengths for which it may be asked, which may lie beyond what was measured.
+    """
+
+    c0: Finite
+    c1: Finite
+    c2: Finite
+    until: Natural
+    statistic: Text
+    source: Source
+    note: Text | None = None
+
+    def __call__(self, tokens: float, squares: float) -> float:
+        return self.c0 + self.c1 * tokens + self.c2 * squares
+
+
+class PrefillData(Strict):
+    """Seconds of a prefill step by the *tokens* computed in it (over all its prompts), a row per entry of *prompts*.
+
+    With *between* "up" a value holds for all totals down to the entry before: measured steps are a staircase, since a
+    GPU computes whole tiles. With "line", straight lines. A row for more prompts than tokens begins with nulls.
+    *beyond* tells what larger totals take, *per_pair* the seconds for each pair of a computed token and a token whose
+    keys and values were there already (chunks of a long prompt); by default twice c2, for a prompt of n tokens has
+    n^2 / 2 pairs.
+    """
+
+    tokens: tuple[Natural, ...]
+    prompts: tuple[Natural, ...] = (1,)
+    seconds: tuple[tuple[Positive | None, ...], ...]
+    between: Between
+    statistic: Text
+    source: Source
+    note: Text | None = None
+    samples: Natural | None = None
+    beyond: Polynomial | None = None
+    per_pair: Finite | None = None
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        _increasing(self.tokens, "tokens")
+        _increasing(self.prompts, "prompts")
+        if self.prompts[0] != 1:
+            raise ValueError("the first row must be that of one prompt")
+        if len(self.seconds) != len(self.prompts):
+            raise ValueError(f"{len(self.prompts)} numbers of prompts but {len(self.seconds)} rows of seconds")
+        for n, row in zip(self.prompts, self.seconds, strict=True):
+            if len(row) != len(self.tokens):
+                raise ValueError(f"{len(self.tokens)} numbers of tokens but {len(row)} seconds for {n} prompts")
+            known = [value is not None for value in row]
+            if not known[-1] or known != sorted(known) or (n == 1 and not known[0]):
+                raise ValueError(f"the row for {n} prompts has a gap that is not at its begin, or nothing at its end")
+        if self.beyond is not None and self.beyond.until <= self.tokens[-1]:
+            raise ValueError(f"beyond ends at {self.beyond.until}, where the table still reaches")
+        return self
+
+
+class Offset(Strict):
+    """Seconds to *add* where the line says *above* so many seconds, or more."""
+
+    above: Positive
+    add: Positive
+
+
+class DecodeLine(Strict):
+    """Seconds of a decode step: d0 + d1 x context tokens of the batch (+ *per_sequence* x batch size). The context is
+    the tokens whose keys and values stand before the step.
+
+    *until_batch* and *until_context* bound what may be asked, which may lie beyond what was measured.
+    """
+
+    d0: Positive
+    d1: Finite
+    per_sequence: Finite = 0.0
+    offsets: tuple[Offset, ...] = ()
+    until_batch: Natural
+    until_context: Natural
+    statistic: Text
+    source: Source
+    note: Text | None = None
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if self.offsets:
+            _increasing(tuple(o.above for o in self.offsets), "offsets")
+            _increasing(tuple(o.add for o in self.offsets), "offsets' additions")
+            if self.d1 <= 0:
+                raise ValueError("offsets need a line that rises")
+        return self
+
+
+class DecodeSurface(Strict):
+    """Seconds of a decode step by *batch* size (a row each) and context tokens *per_sequence*.
+
+    Rows may end early where the memory for keys and values did. Between batch sizes the values lie on straight lines,
+    or with *between* "up" a batch takes what the next measured size takes (an engine that pads batches to the sizes
+    of its CUDA graphs; measure those). Between contexts and beyond a row's ends its lines go on, up to
+    *until_context* tokens in all (by default as far as the rows beside reach). What falls with the batch is read by
+    the rule of `servetwin.profiles.llm.decode_surface`.
+    """
+
+    batch: tuple[Natural, ...]
+    per_sequence: tuple[Natural, ...]
+    seconds: tuple[tuple[Positive, ...], ...]
+    between: Between = "line"
+    until_context: Natural | None = None
+    statistic: Text
+    source: Source
+    note: Text | None = None
+    samples: Natural | None = None
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        _increasing(self.batch, "batch sizes")
+        _increasing(self.per_sequence, "contexts per sequence")
+        if len(self.seconds) != len(self.batch):
+            raise ValueError(f"{len(self.batch)} batch sizes but {len(self.seconds)} rows of seconds")
+        for n, row in zip(self.batch, self.seconds, strict=True):
+            if not 1 <= len(row) <= len(self.per_sequence):
+                raise ValueError(f"{len(self.per_sequence)} contexts but {len(row)} seconds for a batch of {n}")
+        return self
+
+
+class Mixed(Strict):
+    """How long a step takes that computes prompts and decodes at once.
+
+    "one_pass": all its tokens go through the weights together and decoding adds its attention: prefill of (tokens +
+    batch) plus decode of the batch less decode of the batch without context; never less than the decode step alone.
+    "sum": a prefill step and a decode step, one after the other. *factor* is the measured ratio to that. With
+    *attention* (one_pass only) the factor is that of the pass alone, and what decoding adds takes so many times as
+    long as in a step of its own: kernels for prompts of any lengths serve single tokens less well. *per_sequence*
+    (one_pass only) is what each sequence that decodes adds in seconds, however long it is: such kernels treat it as a
+    prompt.
+    """
+
+    rule: Literal["one_pass", "sum"] = "one_pass"
+    factor: Positive = 1.0
+    attention: NotNegative | None = None
+    per_sequence: NotNegative = 0.0
+    source: Source | None = None
+    note: Text | None = None
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if self.rule == "sum" and self.attention is not None:
+            raise ValueError("attention is a part of one pass, and there are two")
+        if self.rule == "sum" and self.per_sequence:
+            raise ValueError("per_sequence is a part of one pass, and there are two")
+        return self
+
+
+class TokenModel(Strict):
+    """Prefill, decode by one of *line* and *surface*, and their mixture."""
+
+    prefill: PrefillData
+    line: DecodeLine | None = None
+    surface: DecodeSurface | None = None
+    mixed: Mixed = Mixed()
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if (self.line is None) == (self.surface is None):
+            raise ValueError("decode is either a line or a surface")
+        return self
+
+
+class KVCache(Strict):
+    """Paged memory for keys and values: *blocks* of *block_size* tokens, as the engine reported or as computed."""
+
+    block_size: Natural = 16
+    blocks: Natural
+    statistic: Text
+    source: Source | None = None
+    note: Text | None = None
+
+
+class Engine(Strict):
+    """The engine that was measured, and its limits."""
+
+    name: Text
+    max_batched_tokens: Natural
+    max_sequences: Natural
+    max_model_len: Natural
+    gpu_memory_utilization: Annotated[Finite, Field(gt=0, le=1)]
+    watermark: Annotated[Finite, Field(ge=0, lt=1)] = 0.0
+    chunked_prefill: StrictBool = False
+    cuda_graphs: StrictBool = True
+    graph_tokens: Natural | None = None  #: steps of more tokens are launched kernel by kernel; None: not known
+    asynchronous: StrictBool = False  #: whether a step is decided while the one before it runs
+    note: Text | None = None
+
+
+class Solo(Strict):
+    """What the k-th decode step of a sequence alone takes after a prompt of n tokens, d0 + d1 (n + k): what deadlines
+    of tokens are multiples of."""
+
+    d0: Positive
+    d1: Finite
+    statistic: Text
+    source: Source
+
+
+class TokenData(Strict):
+    """A language model on one device (or *tensor_parallel* of them together)."""
+
+    architecture: Text  #: its name in ``models.yaml``
+    tensor_parallel: Natural = 1
+    engine: Engine
+    kv: KVCache
+    step_includes: Text  #: from where to where a step was timed
+    solo: Solo | None = None
+    kinds: Annotated[dict[TokenKind, TokenModel], Field(min_length=1)]

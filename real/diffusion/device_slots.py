@@ -1,0 +1,224 @@
+"""A device with a model on it: the slots of its requests, and the units that run its modules."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from servetwin.core import BadInput, Request, ServeTwinError
+
+from .graph_runner import WIDTH, GraphRunner
+from .models import Kind
+from .networks import Model
+from .noise_schedule import steps_table
+from .options import Options
+
+#: Module name of what turns the result of a model without a VAE into an image.
+OUTPUT = "output"
+
+
+class Progress:
+    """Where a request stands on a device: its *slot*, and the rows of its denoising steps once it has begun them."""
+
+    __slots__ = ("done", "request", "rows", "slot")
+
+    def __init__(self, request: int, slot: int) -> None:
+        self.request = request
+        self.slot = slot
+        self.rows: np.ndarray | None = None
+        self.done = 0
+
+
+class DeviceSlots:
+    """*kind* on the torch device *device*."""
+
+    def __init__(self, kind: Kind, options: Options, device: torch.device) -> None:
+        self.kind = kind
+        self.options = options
+        self.device = device
+        self.gpu = device.type == "cuda"
+        self.model = Model(kind, options, device)
+        self.units: dict[str, GraphRunner] = {}  # those of the first lane that runs a module, or of nobody
+        self._spare: dict[str, list[GraphRunner]] = {}  # what further lanes use; kept from one run to the next
+        self._used: dict[GraphRunner, object] = {}  # unit -> its lane
+        # Lanes on threads share the slots and the source of the noise.
+        self._lock = threading.RLock()
+        self.generator = torch.Generator(device)
+        self.transfer = torch.cuda.Stream(device) if self.gpu else None  # for hand-overs between devices
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all requests."""
+        self.progress: dict[int, Progress] = {}
+        self.free = list(range(self.options.slots - 1, -1, -1))
+        #: Slot -> what was last recorded on a stream that touched it, for the next one to wait for.
+        self.pending: dict[int, torch.cuda.Event] = {}
+
+    def warm(self, module: str, limit: int) -> GraphRunner:
+        """The unit of *module* for batches of up to *limit*, with every size run once."""
+        unit = self.units.get(module)
+        if unit is None or unit.limit < limit:
+            unit = self.units[module] = self._make(module, limit)
+        return unit
+
+    def lease(self, module: str, limit: int, lane: object) -> GraphRunner:
+        """A unit of *module* as `warm` gives it, which is *lane*'s alone until `give_back`.
+
+        A unit's rows, its cursor on the device and the memory of its graphs serve one batch at a time: two lanes on
+        one unit would read each other's rows.
+        """
+        first = self.units.get(module)
+        if first is None or first not in self._used:
+            unit = self.warm(module, limit)
+        else:
+            spare = self._spare.setdefault(module, [])
+            idle = next((u for u in spare if u not in self._used and u.limit >= limit), None)
+            unit = idle or self._make(module, limit)
+            if idle is None:
+                spare.append(unit)
+        self._used[unit] = lane
+        return unit
+
+    def give_back(self, lane: object) -> None:
+        """*lane* has no more use for its units."""
+        self._used = {unit: user for unit, user in self._used.items() if user is not lane}
+
+    def _make(self, module: str, limit: int) -> GraphRunner:
+        if limit > self.options.slots:
+            raise BadInput(f"batches of up to {limit} do not fit into {self.options.slots} slots", right=f"{limit}")
+        body, eager = self.model.bodies[module], self.options.eager
+        unit = GraphRunner(module, body, limit, self.device, eager=eager, priority=self.priority(module))
+        with torch.no_grad():
+            unit.warm(range(1, limit + 1))
+        return unit
+
+    def priority(self, module: str) -> int:
+        """The priority of the streams on which *module* is captured and runs: -1 goes before 0."""
+        first = self.options.first
+        return -1 if first != "none" and (first == "loop") == (module == self.kind.loop) else 0
+
+    # -- slots ------------------------------------------------------------------------------------------
+
+    def take(self, request: Request) -> Progress:
+        """The request's progress here; a new slot and what it brings if it comes for the first time."""
+        with self._lock:
+            progress = self.progress.get(request.id)
+            known = progress is not None
+            if progress is None:
+                progress = self._occupy(request.id)
+        if self.pending:
+            self._await(progress.slot)
+        if not known:
+            self.model.bring(progress.slot, request.id)
+        return progress
+
+    def _await(self, slot: int, stream: torch.cuda.Stream | None = None) -> None:
+        """Let *stream* (None: the current one) wait for whoever touched *slot* last on a stream that may not be done.
+
+        Once is enough: whoever comes next is ordered after the one that waited.
+        """
+        event = self.pending.pop(slot, None)
+        if event is not None:
+            (stream or torch.cuda.current_stream(self.device)).wait_event(event)
+
+    def _occupy(self, request: int) -> Progress:
+        if not self.free:
+            raise ServeTwinError(f"more than {self.options.slots} requests have begun: raise the number of slots")
+        progress = self.progress[request] = Progress(request, self.free.pop())
+        return progress
+
+    def release(self, request: int) -> None:
+        """The request has ended."""
+        with self._lock:
+            progress = self.progress.pop(request, None)
+            if progress is not None:
+                self.free.append(progress.slot)
+
+    def hand_over(self, request: int, other: DeviceSlots, after: torch.cuda.Event | None = None) -> None:
+        """Copy the slot of *request* to *other*, a site on another device, and free it here.
+
+        On GPUs nobody waits: the copy runs on a stream of its own *after* what the source's lane recorded behind the
+        request's last batch, whoever takes the request at *other* waits for the copy, and so does whoever is given
+        the slot that is free here.
+        """
+        mine, theirs = self.progress[request], other._occupy(request)
+        theirs.rows, theirs.done = mine.rows, mine.done
+        if mine.rows is not None:
+            theirs.rows = mine.rows.copy()
+            theirs.rows[:, 0] = theirs.slot
+        with contextlib.ExitStack() as streams:
+            for site in (other, self):  # on one device the copy is on the source's stream
+                if site.transfer is not None:
+                    streams.enter_context(torch.cuda.stream(site.transfer))
+            self._copy(mine.slot, other, theirs.slot, after)
+        self.release(request)
+
+    def _copy(self, slot: int, other: DeviceSlots, their: int, after: torch.cuda.Event | None) -> None:
+        stream = self.transfer
+        if stream is not None:
+            self._await(slot, stream)
+            other._await(their, stream)
+            if after is not None:
+                stream.wait_event(after)
+        for name, tensor in self.model.state.items():
+            other.model.state[name][their].copy_(tensor[slot], non_blocking=True)
+        # A copy to or from the CPU is over for its users when the GPU's stream has come to its end.
+        if stream is not None and not other.gpu:
+            stream.synchronize()
+        elif stream is not None:
+            copied = torch.cuda.Event()
+            copied.record(stream)
+            self.pending[slot] = other.pending[their] = copied
+        elif other.transfer is not None:
+            other.transfer.synchronize()
+
+    # -- work, on the current stream ---------------------------------------------------------------------
+
+    def begin(self, progress: Progress, steps: int) -> None:
+        """Set up noise and schedule of a request that starts its loop."""
+        options, kind = self.options, self.kind
+        table = steps_table(options.scheduler, steps, kind.betas)
+        rows = np.empty((steps, WIDTH), dtype=np.float32)
+        rows[:, 0] = progress.slot
+        rows[:, 1:5] = table.rows
+        rows[:, 5] = kind.guidance
+        progress.rows = rows
+        progress.done = 0
+        seed = (options.seed << 32) + progress.request
+        with self._lock:
+            self.model.noise(progress.slot, seed, table.first, self.generator)
+
+    def step(self, batch: Sequence[Progress], unit: GraphRunner | None = None) -> None:
+        """One iteration, on *unit* (None: the first). Who has done all its steps just stays: its latents do not
+        change."""
+        unit = unit or self.units[self.kind.loop]
+        into = unit.rows()
+        for i, progress in enumerate(batch):
+            rows = progress.rows
+            assert rows is not None
+            done = progress.done
+            if done < len(rows):
+                into[i] = rows[done]
+                progress.done = done + 1
+            else:
+                into[i] = rows[-1]
+                into[i, 3:5] = (1.0, 0.0)
+        unit.launch(len(batch))
+
+    def once(self, module: str, batch: Sequence[Progress], unit: GraphRunner | None = None) -> None:
+        """Run a module without a loop, on *unit* (None: the first)."""
+        unit = unit or self.units[module]
+        into = unit.rows()
+        for i, progress in enumerate(batch):
+            into[i, 0] = progress.slot
+        unit.launch(len(batch))
+
+    def check(self, modules: Sequence[str]) -> None:
+        """Raise `BadInput` unless this kind of model has all *modules*."""
+        for module in modules:
+            if module not in self.kind.modules:
+                right = ", ".join(self.kind.modules)
+                raise BadInput(f"{self.kind.name} has no module {module!r}", right=f"one of {right}")

@@ -1,0 +1,189 @@
+"""Lanes: what runs a worker's batches. On a GPU a stream that is polled, on the CPU a thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+
+import torch
+from servetwin.core import Batch, Task, Worker
+
+from .device_slots import OUTPUT, DeviceSlots, Progress
+from .graph_runner import GraphRunner
+
+Done = Callable[[Batch], None]
+#: Takes the finished image (bytes, 3 x height x width) of a request by its id.
+Sink = Callable[[int, torch.Tensor], None]
+
+
+class Lane:
+    """Runs the batches of *worker* at *site*, one at a time. Where it is *polled*, the executor asks `is_over`."""
+
+    polled = False
+
+    def __init__(self, site: DeviceSlots, worker: Worker, sink: Sink | None = None) -> None:
+        self.site = site
+        self.worker = worker
+        self.sink = sink
+        self.batch: Batch | None = None
+        self.done: Done | None = None
+        stage, limit = worker.stage, worker.view.limit
+        site.check(stage.modules)
+        self.last = not stage.next
+        self.converts = self.last and OUTPUT in site.model.bodies
+        #: What runs its modules: nobody else's, while it is not closed.
+        self.units: dict[str, GraphRunner] = {}
+        try:
+            for module in (*stage.modules, *([OUTPUT] if self.converts else [])):
+                self.units[module] = site.lease(module, limit, self)
+        except BaseException:
+            site.give_back(self)
+            raise
+        if self.last:
+            self.images = torch.zeros(limit, *site.model.image_shape, dtype=torch.uint8, pin_memory=site.gpu)
+        self.leaving: list[Progress] = []
+
+    def start(self, batch: Batch, done: Done) -> None:
+        """Begin *batch*; it is over when the executor has heard of it."""
+        raise NotImplementedError
+
+    def is_over(self) -> bool:
+        """Whether the batch is over."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """The batch is over: hand out the images that it made and let the loop go on."""
+        batch, done = self.batch, self.done
+        assert batch is not None
+        assert done is not None
+        self.batch = self.done = None
+        if self.sink is not None:
+            for i, progress in enumerate(self.leaving):
+                self.sink(progress.request, self.images[i].clone())
+        done(batch)
+
+    def prepare(self, task: Task) -> None:
+        """*task* waits for this lane, which is busy: whatever can be done for it meanwhile."""
+
+    def close(self) -> None:
+        """No more batches come."""
+        self.site.give_back(self)
+
+    def work(self, batch: Batch) -> None:
+        """Do what *batch* asks for, on the current stream."""
+        site, stage, units = self.site, self.worker.stage, self.units
+        progress = [site.take(task.request) for task in batch.tasks]
+        leaving = progress
+        if stage.loop is None:
+            for module in stage.modules:
+                site.once(module, progress, units[module])
+        else:
+            joining = [i for i, p in enumerate(progress) if p.rows is None]
+            if joining:
+                for module in stage.before:
+                    site.once(module, [progress[i] for i in joining], units[module])
+                for i in joining:
+                    site.begin(progress[i], batch.tasks[i].iterations)
+            for _ in range(batch.iterations):
+                site.step(progress, units[stage.loop])
+            if not batch.leaves:
+                self.leaving = []
+                return
+            steps = batch.iterations
+            leaving = [p for p, task in zip(progress, batch.tasks, strict=True) if task.left <= steps]
+            for module in stage.after:
+                site.once(module, leaving, units[module])
+        self.leaving = leaving if self.last else []
+        if self.last:
+            if self.converts:
+                site.once(OUTPUT, leaving, units[OUTPUT])
+            images = site.model.state["image"]
+            for i, p in enumerate(leaving):
+                self.images[i].copy_(images[p.slot], non_blocking=True)
+
+
+class StreamLane(Lane):
+    """A lane on a stream of its own: `start` launches, and the executor polls `is_over`.
+
+    What a request needs before its first iteration (its input and its noise on the device) is set up on a second
+    stream while the device computes, where there is time for it: some 0.1 ms for each, which the batch that it joins
+    would else wait for.
+    """
+
+    polled = True
+
+    def __init__(self, site: DeviceSlots, worker: Worker, sink: Sink | None = None) -> None:
+        super().__init__(site, worker, sink)
+        priority = site.priority(worker.stage.loop or worker.stage.modules[0])
+        self.stream = torch.cuda.Stream(site.device, priority=priority)
+        self.event = torch.cuda.Event()
+        self.side = torch.cuda.Stream(site.device)
+        self.prepared = torch.cuda.Event()
+        self.awaits = False  # whether something was prepared since the last batch
+
+    def prepare(self, task: Task) -> None:
+        site, stage = self.site, self.worker.stage
+        known = site.progress.get(task.id)
+        begins = stage.loop is not None and not stage.before and (known is None or known.rows is None)
+        if known is not None and not begins:
+            return
+        if known is None and len(site.free) <= self.worker.view.limit:
+            return  # the slots that are left are for those who begin
+        with torch.no_grad(), torch.cuda.stream(self.side):
+            progress = site.take(task.request)
+            if begins:
+                site.begin(progress, task.left)
+            self.prepared.record(self.side)
+        if site.gpu:  # for another lane too, if this one never runs it
+            site.pending[progress.slot] = self.prepared
+        self.awaits = True
+
+    def start(self, batch: Batch, done: Done) -> None:
+        self.batch, self.done = batch, done
+        with torch.no_grad(), torch.cuda.stream(self.stream):
+            if self.awaits:
+                self.stream.wait_event(self.prepared)
+                self.awaits = False
+            self.work(batch)
+            self.event.record(self.stream)
+
+    def is_over(self) -> bool:
+        over: bool = self.event.query()
+        return over
+
+
+class ThreadLane(Lane):
+    """A lane on a thread of its own, which puts itself into *heard* when a batch is over, with what went wrong."""
+
+    def __init__(
+        self,
+        site: DeviceSlots,
+        worker: Worker,
+        heard: SimpleQueue[tuple[object, object]],
+        sink: Sink | None = None,
+    ) -> None:
+        super().__init__(site, worker, sink)
+        self.heard = heard
+        self._jobs: SimpleQueue[Batch | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name=f"lane {worker.name}", daemon=True)
+        self._thread.start()
+
+    def start(self, batch: Batch, done: Done) -> None:
+        self.batch, self.done = batch, done
+        self._jobs.put(batch)
+
+    def close(self) -> None:
+        self._jobs.put(None)
+        self._thread.join()
+        super().close()
+
+    def _serve(self) -> None:
+        with torch.no_grad():
+            while (batch := self._jobs.get()) is not None:
+                try:
+                    self.work(batch)
+                except BaseException as error:  # the executor ends the run with it
+                    self.heard.put((self, error))
+                else:
+                    self.heard.put((self, None))

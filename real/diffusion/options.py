@@ -1,0 +1,67 @@
+"""How a model is put on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from servetwin.core import BadInput
+
+Scheduler = Literal["ddim", "euler"]
+#: Whose kernels a GPU prefers while a loop and another stage are at work: see `Options`.
+First = Literal["none", "loop", "rest"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model is put on a device.
+
+    *devices* maps the device names of workers to torch devices ("cuda:0", "cpu"); *device* is for those not named
+    there. *eager* runs without CUDA graphs, as the CPU always does. *compile* passes the loop's network through
+    ``torch.compile`` (in *mode*, without CUDA graphs of its own), *channels_last* lays a convolutional one out that
+    way; None: what measured best (docs/guides/real-execution.md). *first* says whose kernels a GPU prefers when a
+    loop and another stage are both at work: the loop's, those of the rest, or none's. *weights* is a local folder
+    with a checkpoint in diffusers' layout, otherwise weights are random, from *seed*. *slots* bounds the requests
+    that can have begun and not ended. With *processes* each worker is a process of its own
+    (`servetwin.real.diffusion.process_lane`). *quiet* says whether the thread that polls a GPU looks for quiet cores
+    (`servetwin.real.cpu_affinity`); None: where there are enough of them.
+    """
+
+    device: str = "cuda:0"
+    devices: Mapping[str, str] = field(default_factory=dict)
+    eager: bool = False
+    compile: bool | None = None
+    mode: str | None = None
+    channels_last: bool | None = None
+    first: First = "none"
+    weights: Path | None = None
+    scheduler: Scheduler = "ddim"
+    slots: int = 256
+    seed: int = 0
+    processes: bool = False
+    quiet: bool | None = None
+
+    def torch_device(self, name: str) -> torch.device:
+        """The torch device behind the device *name* of a worker. Raises `BadInput` if it is not there."""
+        chosen = self.devices.get(name, self.device)
+        try:
+            device = torch.device(chosen)
+        except RuntimeError:
+            raise BadInput(f"unknown device {chosen!r}", right="cpu or cuda:0") from None
+        if device.type == "cuda":
+            if not torch.cuda.is_available():
+                raise BadInput(f"device {chosen!r} is asked for, but torch sees no GPU", right="device cpu")
+            count = torch.cuda.device_count()
+            if (device.index or 0) >= count:
+                raise BadInput(f"device {chosen!r} is asked for, but there are {count}", right=f"cuda:{count - 1}")
+            return torch.device("cuda", device.index or 0)
+        if device.type != "cpu":
+            raise BadInput(f"device {chosen!r} is not supported", right="cpu or cuda:0")
+        return device
+
+    def dtype(self, device: torch.device) -> torch.dtype:
+        """Half precision on a GPU, single on the CPU."""
+        return torch.float16 if device.type == "cuda" else torch.float32

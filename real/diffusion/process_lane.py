@@ -1,0 +1,328 @@
+"""Workers in processes of their own, as NeuStream deploys them: each builds its modules and runs its batches there.
+
+All workers of a device share one set of slot tensors. The first of them makes it and passes it to the others: by CUDA
+IPC on a GPU, in shared memory on the CPU. So a hand-over between stages moves nothing; it is a message. The serving
+loop, its policies and the slots stay in the process of the run, which tells a worker what to run and hears when it is
+over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.multiprocessing
+from servetwin.core import BadInput, Batch, ServeTwinError, Stage, Worker
+
+from .device_slots import DeviceSlots, Progress
+from .lanes import Done, Lane, Sink
+from .models import Kind
+from .options import Options
+
+#: Seconds that a process may take to end when it was told to.
+PATIENCE = 5.0
+#: What a server process imports once, of which workers are forked on the CPU: it takes seconds.
+PRELOADED = (
+    __name__,
+    "diffusers.models.autoencoders.autoencoder_kl",
+    "diffusers.models.unets.unet_2d_condition",
+    "diffusers.pipelines.stable_diffusion.safety_checker",
+    "transformers.models.clip.modeling_clip",
+)
+#: What runs between a batch and a worker: (iterations, leaves, tasks, requests that have ended); a task is (request,
+#: slot, whether it is new here, its iterations, what is left of them).
+Job = tuple[int, int, list[tuple[int, int, bool, int, int]], list[int]]
+
+
+class RemoteSlots:
+    """A device whose workers are processes: gives slots out, and starts and ends its *lanes*."""
+
+    def __init__(self, kind: Kind, options: Options, device: torch.device) -> None:
+        self.kind = kind
+        self.options = options
+        self.device = device
+        self.gpu = device.type == "cuda"
+        self.units: dict[str, Any] = {}  # those are in the processes
+        self.lanes: list[ProcessLane] = []
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all requests."""
+        self.progress: dict[int, int] = {}  # request -> slot
+        self.free = list(range(self.options.slots - 1, -1, -1))
+
+    def slot(self, request: int) -> tuple[int, bool]:
+        """The slot of *request*, and whether it has just been given one."""
+        slot = self.progress.get(request)
+        if slot is not None:
+            return slot, False
+        if not self.free:
+            raise ServeTwinError(f"more than {self.options.slots} requests have begun: raise the number of slots")
+        slot = self.progress[request] = self.free.pop()
+        return slot, True
+
+    def release(self, request: int) -> None:
+        """The request has ended."""
+        slot = self.progress.pop(request, None)
+        if slot is not None:
+            self.free.append(slot)
+            for lane in self.lanes:
+                lane.ended.append(request)
+
+    def open(self) -> None:
+        """Start the processes and wait until all are warmed up. Raises what went wrong in one."""
+        # A process cannot use CUDA if that from which it was forked has so much as looked for it, as imports do.
+        context: Any = torch.multiprocessing.get_context("spawn" if self.gpu else "forkserver")
+        if not self.gpu:
+            context.set_forkserver_preload(list(PRELOADED))
+        passes = [context.SimpleQueue() for _ in self.lanes[1:]]
+        for i, lane in enumerate(self.lanes):
+            lane.begin(context, passes if i == 0 else passes[i - 1])
+        for lane in self.lanes:
+            lane.await_ready()
+
+    def close(self) -> None:
+        """End the processes; the first, to which the tensors belong, at last."""
+        lanes, self.lanes = self.lanes[::-1], []
+        for lane in lanes:
+            lane.end()
+
+
+class ProcessLane(Lane):
+    """A lane in a process of its own. On a GPU the executor polls `is_over`; on the CPU a thread listens."""
+
+    def __init__(
+        self,
+        site: RemoteSlots,
+        worker: Worker,
+        heard: SimpleQueue[tuple[object, object]],
+        sink: Sink | None = None,
+    ) -> None:
+        self.remote = site
+        self.worker = worker
+        self.heard = heard
+        self.sink = sink
+        self.polled = site.gpu
+        self.batch: Batch | None = None
+        self.done: Done | None = None
+        self.leaving: list[Progress] = []
+        self.ended: list[int] = []
+        self.last = not worker.stage.next
+        for module in worker.stage.modules:
+            if module not in site.kind.modules:
+                right = ", ".join(site.kind.modules)
+                raise BadInput(f"{site.kind.name} has no module {module!r}", right=f"one of {right}")
+        if self.last and sink is not None:
+            shape = (worker.view.limit, 3, site.kind.image, site.kind.image)
+            self.images = torch.zeros(shape, dtype=torch.uint8).share_memory_()
+        self._process: Any = None
+        self._closing = False
+        site.lanes.append(self)
+
+    # -- its life ---------------------------------------------------------------------------------------
+
+    def begin(self, context: Any, passes: Any) -> None:
+        """Start the process. *passes* are the queues through which it gives the slot tensors to the others, or that
+        through which it gets them.
+        """
+        site, worker = self.remote, self.worker
+        self._pipe: Connection
+        self._pipe, theirs = context.Pipe()
+        images = self.images if self.last and self.sink is not None else None
+        options = replace(site.options, processes=False)
+        about = (site.kind, options, site.device, worker.stage, worker.view.limit, images, torch.get_num_threads())
+        self._process = context.Process(target=_main, args=(theirs, passes, *about), name=worker.name, daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def await_ready(self) -> None:
+        """Wait until it is warmed up."""
+        self._hear()
+        if not self.polled:
+            threading.Thread(target=self._listen, name=f"hears {self.worker.name}", daemon=True).start()
+
+    def end(self) -> None:
+        """End the process, whatever it is doing."""
+        self._closing = True
+        if self._process is None:
+            return
+        with contextlib.suppress(OSError):
+            self._pipe.send(None)
+        self._process.join(PATIENCE if self.batch is None else 0.1)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._pipe.close()
+        self._process.close()
+        self._process = None
+
+    def close(self) -> None:
+        self.remote.close()
+
+    # -- batches ----------------------------------------------------------------------------------------
+
+    def start(self, batch: Batch, done: Done) -> None:
+        self.batch, self.done = batch, done
+        site, loops = self.remote, self.worker.stage.loop is not None
+        tasks = [(t.id, *site.slot(t.id), t.iterations, t.left) for t in batch.tasks]
+        if self.last and self.sink is not None:
+            steps = batch.iterations
+            leaving = [t for t in tasks if not loops or t[4] <= steps]
+            self.leaving = [Progress(t[0], t[1]) for t in leaving]
+        ended, self.ended = self.ended, []
+        job: Job = (batch.iterations, batch.leaves, tasks, ended)
+        try:
+            self._pipe.send(job)
+        except OSError:
+            raise self._gone() from None
+
+    def is_over(self) -> bool:
+        if not self._pipe.poll():
+            return False
+        self._hear()
+        return True
+
+    def _hear(self) -> None:
+        """One message. Raises what went wrong there."""
+        try:
+            problem = self._pipe.recv()
+        except (EOFError, OSError):
+            raise self._gone() from None
+        if problem is not None:
+            kind, text = problem
+            name = self.worker.name
+            if kind == "memory":
+                raise torch.OutOfMemoryError(text)
+            raise (BadInput if kind == "input" else ServeTwinError)(text if kind == "input" else f"{name}: {text}")
+
+    def _gone(self) -> ServeTwinError:
+        self._process.join(1.0)
+        code = self._process.exitcode
+        how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        return ServeTwinError(f"the process of worker {self.worker.name} has ended ({how})")
+
+    def _listen(self) -> None:
+        while not self._closing:
+            try:
+                self._hear()
+            except Exception as problem:
+                if not self._closing:
+                    self.heard.put((self, problem))
+                return
+            self.heard.put((self, None))
+
+
+# -- in the process ---------------------------------------------------------------------------------------
+
+
+def _main(
+    pipe: Connection,
+    passes: Any,
+    kind: Kind,
+    options: Options,
+    device: torch.device,
+    stage: Stage,
+    limit: int,
+    images: torch.Tensor | None,
+    threads: int,
+) -> None:
+    """A worker: builds its modules, says that it is ready, then runs what it is told until it is told None."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # those that go to a whole group are for the run, which ends this
+        signal.signal(number, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+    try:
+        site = DeviceSlots(kind, options, device)
+        _share(site, passes)
+        _keep(site, stage)
+        worker: Any = SimpleNamespace(stage=stage, view=SimpleNamespace(limit=limit), name=stage.name)
+        lane = Lane(site, worker)
+        if images is not None:
+            lane.images = images
+        pipe.send(None)
+        _work(pipe, site, lane)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass  # the run is no more
+    except torch.OutOfMemoryError as problem:
+        _tell(pipe, ("memory", str(problem)))
+    except BadInput as problem:
+        _tell(pipe, ("input", str(problem)))
+    except Exception as problem:
+        text = str(problem).strip().splitlines()
+        known = isinstance(problem, ServeTwinError)
+        _tell(pipe, ("other", text[0] if known else f"{type(problem).__name__}: {text[0] if text else ''}"))
+    # What torch and CUDA would do at the end of a process takes time and can hang while others hold its tensors.
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _tell(pipe: Connection, problem: tuple[str, str]) -> None:
+    with contextlib.suppress(OSError):
+        pipe.send(problem)
+        pipe.recv()  # until the run has read it and says that this is the end
+
+
+def _share(site: DeviceSlots, passes: Any) -> None:
+    """All work on the same slot tensors: the first worker's."""
+    state = site.model.state
+    if not isinstance(passes, list):
+        state.update(passes.get())
+        return
+    if not site.gpu:
+        for tensor in state.values():
+            tensor.share_memory_()
+    else:
+        torch.cuda.synchronize(site.device)
+    for other in passes:
+        other.put(dict(state))
+
+
+def _keep(site: DeviceSlots, stage: Stage) -> None:
+    """Keep the networks of *stage* only."""
+    networks = site.model.networks
+    for name in set(networks) - set(stage.modules):
+        del networks[name]
+    if site.kind.loop not in stage.modules:
+        vars(site.model).pop("network", None)
+    if site.gpu:
+        torch.cuda.empty_cache()
+
+
+def _work(pipe: Connection, site: DeviceSlots, lane: Lane) -> None:
+    stream = torch.cuda.Stream(site.device) if site.gpu else None
+    event = torch.cuda.Event() if site.gpu else None
+    with torch.no_grad(), torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext():
+        while (job := pipe.recv()) is not None:
+            batch: Any = _batch(site, job)
+            lane.work(batch)
+            if event is not None:
+                event.record(stream)
+                while not event.query():
+                    pass
+            pipe.send(None)
+
+
+def _batch(site: DeviceSlots, job: Job) -> SimpleNamespace:
+    """What a lane needs to know of a batch; its requests stand in the slots that they were given."""
+    iterations, leaves, tasks, ended = job
+    for request in ended:
+        site.progress.pop(request, None)
+    kept: Sequence[SimpleNamespace] = [
+        SimpleNamespace(request=SimpleNamespace(id=number), iterations=whole, left=left)
+        for number, _, _, whole, left in tasks
+    ]
+    for number, slot, new, _, _ in tasks:
+        if number not in site.progress:
+            site.progress[number] = Progress(number, slot)
+            if new:
+                site.model.bring(slot, number)
+    return SimpleNamespace(tasks=kept, iterations=iterations, leaves=leaves)

@@ -1,0 +1,9 @@
+"""Measures on a device every term that a simulation of it needs. Begin with `take_profile`.
+
+==================  =====================================================================
+`take_profile`      from a model and a device to the content of a profile file
+`profiler`          which terms, in which order, how often
+`microbenchmarks`   the short runs in which they are measured, under policies made for it
+`profile_writer`    what was measured, as a profile file
+==================  =====================================================================
+"""

@@ -1,0 +1,512 @@
+"""Takes a profile: measures on this device every term that a simulation of it needs.
+
+Nothing is measured apart from the system: the numbers come from short runs of the serving loop on the lanes that
+also serve, so that launching, polling and recording are in them as they are in a run.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from servetwin.core import Policy, Recorder, Request, RunFolder
+from servetwin.profiles.verdict import SAMPLES
+
+from ...executor import undisturbed
+from ..server import Server, Spell
+from .microbenchmarks import AGES, Cycle, Duel, Estimate, Gather, Rotate, measured_run, workers_of
+
+__all__ = ["Measured", "Profiler"]
+
+#: Iterations between two requests that join, and between two that leave, in a running system.
+EVERY = 8
+#: So few clean iterations of a batch size in the running system are not trusted.
+FEW = 8
+#: Requests arrive for so many times `seconds` under each policy, at this share of the rate that fills every batch.
+ARRIVING, BUSY = 12.0, 0.7
+#: How often whole batches of each size and step count are measured.
+WHOLES = 5
+#: Iterations of each batch size, at least: of so many the 99th percentile is not the largest. Fewer, down to a third,
+#: where they would take more than `LONGEST` seconds, or *seconds* six times.
+STEPS, LONGEST = 105, 1.2
+#: A visit to all batch sizes lasts about so many times `seconds`; it brings each so many iterations at least and at
+#: most, in blocks of so many.
+VISIT, VISITED, BLOCK = 6.0, (8, 80), 4
+#: There is one after the first of every so many terms.
+EVERY_TERM = 2
+#: How often it is measured what a policy takes longer where requests wait.
+DECIDING = 2
+#: Seconds without work after which a loop begins anew.
+IDLE = 0.002
+
+#: Hears (what is measured next, terms done, terms in all).
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Measured:
+    """What was measured so far; times in seconds, by batch size where they are mappings."""
+
+    iteration: dict[int, list[float]] = field(default_factory=dict)  # of the loop, launch to heard
+    plain: dict[int, list[float]] = field(default_factory=dict)  # the same where nothing else happens
+    visits: dict[int, list[float]] = field(default_factory=dict)  # the same, spread over the time of measuring
+    pauses: dict[int, list[float]] = field(default_factory=dict)  # the gaps between those
+    gap: dict[int, list[float]] = field(default_factory=dict)  # from there to the next launch
+    stages: dict[str, dict[int, list[float]]] = field(default_factory=dict)  # stages without a loop
+    modules: dict[str, dict[int, list[float]]] = field(default_factory=dict)  # single modules without a loop
+    together: dict[int, float] = field(default_factory=dict)  # first iteration of n that join at once, extra
+    joins: list[float] = field(default_factory=list)
+    starting: list[float] = field(default_factory=list)  # joins that end an idle spell
+    leaving: list[float] = field(default_factory=list)  # in the iteration
+    leaves: list[float] = field(default_factory=list)  # between it and the next
+    #: What is measured of so many that join, or leave, at once: the iteration's extra time, or the gap's.
+    crowds: dict[str, dict[int, list[float]]] = field(default_factory=dict)
+    policies: dict[str, dict[int, list[float]]] = field(default_factory=dict)
+    deciding: dict[str, float] = field(default_factory=dict)  # policy -> seconds per request left waiting
+    whole: dict[tuple[int, int], list[float]] = field(default_factory=dict)  # (steps, batch) -> of whole batches
+    between: dict[int, list[float]] = field(default_factory=dict)  # after a whole batch of so many, until the next
+    #: (stage, others that are busy) -> batches of the one that leads and of the next -> rate
+    rates: dict[tuple[str, ...], dict[tuple[int, int], float]] = field(default_factory=dict)
+    client: list[float] = field(default_factory=list)
+    cold: dict[float, float] = field(default_factory=dict)
+
+    def period(self, n: int) -> float:
+        """Mean time of an iteration, start to start."""
+        return statistics.fmean(self.iteration[n]) + statistics.fmean(self.gap[n])
+
+    def planned(self, n: int) -> float:
+        """Median of the same: what schedulers plan with."""
+        return statistics.median(self.iteration[n]) + statistics.fmean(self.gap[n])
+
+
+class Profiler:
+    """Measures *server* as its device named *device*, for batches of up to *limit*."""
+
+    def __init__(
+        self,
+        server: Server,
+        *,
+        limit: int | None = None,
+        device: str = "gpu0",
+        policies: Mapping[str, Callable[[], Policy]] | None = None,
+        seconds: float = 0.4,
+        whole_steps: Sequence[int] = (20,),
+        once: int | None = None,
+    ) -> None:
+        self.server = server
+        self.kind = server.kind
+        self.limit = limit or server.kind.largest
+        self.once = min(once or self.limit, self.limit)  # where a module has no loop
+        self.device = device
+        self.policies = dict(policies or {})
+        self.seconds = seconds  # spent on each point, about
+        self.whole_steps = tuple(whole_steps)
+        self.found = Measured()
+        self.placement = self.kind.placement
+        self.stages = ["+".join(group) for group in self.placement]
+        self.loop = self.kind.loop
+        self.took: dict[str, float] = {}
+
+    def take(self, *, brief: bool = False, progress: Progress | None = None) -> Measured:
+        """Measure everything, or (*brief*) only what a simulation reads. *progress* hears what comes next, how many
+        terms are done, and of how many.
+        """
+        terms = [
+            self._plain,
+            self._modules,
+            self._running,
+            self._arrivals,
+            self._whole,
+            self._contention,
+            self._client,
+            self._policies,
+        ]
+        if not brief:
+            terms.append(self._cold)
+        for done, measure in enumerate(terms):
+            if progress is not None:
+                progress(measure.__name__.strip("_"), done, len(terms))
+            begin = time.monotonic()
+            measure()
+            if done % EVERY_TERM == 0:
+                self._visit(seed=done)
+            self.took[measure.__name__.strip("_")] = round(time.monotonic() - begin, 2)
+        self._settle()
+        return self.found
+
+    def _visit(self, seed: int) -> None:
+        """Iterations of all batch sizes in changing order, between other measurements.
+
+        The speed of a host changes by the second: what a batch size takes is the mean over visits that are spread
+        over the whole time of measuring, and no size is better or worse off than another.
+        """
+        found = self.found
+        sizes = sorted(found.plain)
+        times = int(np.clip(VISIT * self.seconds / sum(found.period(n) for n in sizes), *VISITED))
+        blocks = [n for n in sizes for _ in range(-(-times // BLOCK))]
+        random.Random(seed).shuffle(blocks)
+        policy = Cycle([n for n in blocks for _ in range(BLOCK)])
+        work = {self.loop: len(policy.sizes) + 1}
+        spells = self._recorded(policy, [Request(i, 0.01, AGES, work) for i in range(policy.most)])
+        others = [s.end for s in spells if s.worker != self.loop]
+        loop = [s for s in spells if s.worker == self.loop and not s.joins and s.start > max(others, default=-AGES)]
+        for spell in loop:
+            found.visits.setdefault(spell.size, []).append(spell.end - spell.start)
+        for before, spell in itertools.pairwise(loop):
+            found.pauses.setdefault(spell.size, []).append(spell.start - before.end)
+
+    def _settle(self) -> None:
+        """Let the visits say what iterations and the gaps between them take; of policies the differences count."""
+        found = self.found
+        usual = found.gap
+        found.iteration, found.gap = (dict(sorted(by.items())) for by in (found.visits, found.pauses))
+        for by_size in found.policies.values():
+            for n, own in by_size.items():
+                shift = statistics.fmean(found.gap[n]) - statistics.fmean(usual[n])
+                by_size[n] = [max(gap + shift, 0.0) for gap in own]
+
+    def _sizes(self, most: int = 6) -> list[int]:
+        """A few batch sizes from 1 to the limit."""
+        return sorted({round(x) for x in np.geomspace(1, self.limit, most)})
+
+    def _steps(self, n: int) -> int:
+        """How many iterations of *n* requests fill `seconds`."""
+        known = [statistics.fmean(v) for k, v in self.found.iteration.items() if k <= n]
+        each = max(known, default=0.005)
+        longest = min(LONGEST, 6 * self.seconds)
+        return int(np.clip(self.seconds / each, np.clip(longest / each, STEPS / 3, STEPS), 200))
+
+    def _rehearse(
+        self, policies: Sequence[Policy], works: Sequence[int], *, whole: bool = False, **more: Any
+    ) -> list[Spell]:
+        placement = [list(self.kind.modules)] if whole else self.placement
+        limit = more.pop("most", self.limit)
+        return measured_run(
+            self.server, placement, policies, works, limit=limit, once=self.once, device=self.device, **more
+        )
+
+    def _gather(self, n: int, at_loop: Policy | None = None) -> list[Policy]:
+        """All wait until there are *n*; but where that is more than a stage may take, it takes what there is."""
+        rest = n if at_loop is None and n <= self.once else 1
+        return [(at_loop or Gather(n)) if s == self.loop else Gather(rest) for s in self.stages]
+
+    # -- the terms --------------------------------------------------------------------------------------
+
+    def _plain(self) -> None:
+        """Each batch size for some iterations, through all stages."""
+        found = self.found
+        for _ in range(2):  # once for the estimate of how many iterations to run
+            self._rehearse(self._gather(1), [10])
+        for n in range(1, self.limit + 1):
+            spells = self._rehearse(self._gather(n), [self._steps(n)] * n)
+            loop = [s for s in spells if s.worker == self.loop]
+            found.iteration[n] = found.plain[n] = [s.end - s.start for s in loop[1:-1]]
+            found.gap[n] = [b.start - a.end for a, b in _pairs(loop)]
+            found.together[n] = loop[0].end - loop[0].start - statistics.fmean(found.plain[n])
+            for spell in spells:
+                if spell.worker != self.loop and spell.size == n:
+                    found.stages.setdefault(spell.worker, {}).setdefault(n, []).append(spell.end - spell.start)
+
+    def _modules(self) -> None:
+        """The modules without a loop one by one, as schedulers estimate them; and their stages a few times more."""
+        site = self.server.site(self.device)
+        quiet = self.server.quiet if site.gpu else None
+        with torch.no_grad(), undisturbed(site.gpu, quiet):
+            for module in self.kind.modules:
+                if module == self.loop:
+                    continue
+                unit = site.warm(module, self.once)
+                rows = unit.rows()
+                rows[:, 0] = np.arange(unit.limit)
+                for n in range(1, self.once + 1):
+                    times: list[float] = []
+                    until = time.monotonic() + self.seconds / 2
+                    # The first one is not counted.
+                    while len(times) <= SAMPLES or (len(times) < 9 and time.monotonic() < until):
+                        if quiet is not None:
+                            quiet.look()
+                        begin = time.monotonic()
+                        unit.launch(n)
+                        if site.gpu:
+                            torch.cuda.synchronize(site.device)
+                        times.append(time.monotonic() - begin)
+                    self.found.modules.setdefault(module, {})[n] = times[1:]
+        for n in range(1, self.once + 1):
+            until = time.monotonic() + self.seconds
+            for times_more in range(SAMPLES):
+                for spell in self._rehearse(self._gather(n), [1] * n):
+                    if spell.worker != self.loop and spell.size == n:
+                        self.found.stages[spell.worker].setdefault(n, []).append(spell.end - spell.start)
+                if times_more + 1 >= SAMPLES - 1 and time.monotonic() > until:
+                    break
+
+    def _running(self) -> None:
+        """Iterations in a running system: a client, records, and requests that join and leave one by one under each
+        policy. What is clean (nobody joins or leaves, no other stage is busy) replaces what `_plain` found.
+        """
+        found = self.found
+        clean: dict[int, list[float]] = {}
+        gaps: dict[int, list[float]] = {}
+        odd: list[tuple[Spell, bool]] = []  # whether it came after an idle spell
+        after: list[tuple[Spell, float]] = []
+        for name, make in (self.policies or {"": lambda: Gather(1)}).items():
+            loop, alone = self._apart(self._served(make()))
+            ended = -AGES
+            for spell, by_itself in zip(loop, alone, strict=True):
+                idle, ended = spell.start - ended > IDLE, spell.end
+                if not by_itself:
+                    continue
+                if not spell.joins and not spell.leaves:
+                    clean.setdefault(spell.size, []).append(spell.end - spell.start)
+                elif not (spell.joins and spell.leaves):
+                    odd.append((spell, idle))
+            for before, spell in itertools.pairwise(loop):
+                if before.leaves and before.size > before.leaves:
+                    after.append((before, spell.start - before.end))
+                elif not before.leaves and not spell.joins:
+                    for table in (gaps, found.policies.setdefault(name, {}) if name else {}):
+                        table.setdefault(spell.size, []).append(spell.start - before.end)
+        slower = [statistics.median(v) / statistics.median(found.plain[n]) for n, v in clean.items()]
+        for n, plain in found.plain.items():
+            if len(clean.get(n, ())) >= FEW:
+                found.iteration[n] = clean[n]
+            elif slower:
+                found.iteration[n] = [d * statistics.median(slower) for d in plain]
+            found.gap[n] = gaps.get(n) or found.gap[n]
+        for spell, idle in odd:
+            extra = spell.end - spell.start - statistics.fmean(found.iteration[spell.size])
+            kind = found.leaving if spell.leaves else found.starting if idle else found.joins
+            kind.append(extra / (spell.joins or spell.leaves))
+        for spell, seconds in after:
+            found.leaves.append((seconds - statistics.fmean(found.gap[spell.size])) / spell.leaves)
+
+    def _arrivals(self) -> None:
+        """What it costs that some join, or leave, while requests arrive as they do in a run: what an iteration, or
+        the gap after it, takes longer than others of its size in the same minute. Where no other stage is busy.
+
+        Most of what a newcomer needs is done while the device computes, and of several at once too: a rotation in
+        which they all wait beforehand, or all come to an idle device, shows something else.
+        """
+        found = self.found
+        rng = np.random.default_rng(1)
+        low, high = min(self.whole_steps), max(self.whole_steps)
+        rate = BUSY * self.limit / found.period(self.limit) / ((low + high) / 2)
+        count = int(np.clip(ARRIVING * self.seconds * rate, 8, 600))
+        for make in (self.policies or {"": lambda: Gather(1)}).values():
+            due = 0.01 + np.cumsum(rng.exponential(1 / rate, count))
+            works = rng.integers(low, high + 1, count)
+            spells = self._recorded(
+                make(),
+                [
+                    Request(i, float(at), AGES, {self.loop: int(n)})
+                    for i, (at, n) in enumerate(zip(due, works, strict=True))
+                ],
+            )
+            loop, alone = self._apart(spells)
+            usual: dict[int, list[float]] = {}
+            for spell, clean in zip(loop, alone, strict=True):
+                if clean and not spell.joins and not spell.leaves:
+                    usual.setdefault(spell.size, []).append(spell.end - spell.start)
+            gaps = [b.start - a.end for a, b in itertools.pairwise(loop) if a.size > a.leaves == 0]
+            if not gaps:
+                continue
+            ended = -AGES
+            for i, spell in enumerate(loop):
+                idle, ended = spell.start - ended > IDLE, spell.end
+                known = usual.get(spell.size, ())
+                if alone[i] and len(known) >= CASES and not idle and (spell.joins == 0) != (spell.leaves == 0):
+                    kind, crowd = ("joins", spell.joins) if spell.joins else ("leaves", spell.leaves)
+                    extra = spell.end - spell.start - statistics.fmean(known)
+                    found.crowds.setdefault(kind, {}).setdefault(crowd, []).append(extra)
+                if i + 1 < len(loop) and spell.leaves and spell.size > spell.leaves:
+                    extra = loop[i + 1].start - spell.end - statistics.fmean(gaps)
+                    found.crowds.setdefault("pauses", {}).setdefault(spell.leaves, []).append(extra)
+
+    def _apart(self, spells: Sequence[Spell]) -> tuple[list[Spell], list[bool]]:
+        """Those of the loop in their order, and of each whether no other stage was busy meanwhile."""
+        others = [(s.start, s.end) for s in spells if s.worker != self.loop]
+        loop = sorted((s for s in spells if s.worker == self.loop), key=lambda s: s.start)
+        return loop, [not any(start < s.end and end > s.start for start, end in others) for s in loop]
+
+    def _served(self, policy: Policy) -> list[Spell]:
+        """Waves of requests that join one by one, every `EVERY` iterations or so, and leave one by one."""
+        n = self.limit
+        joins = np.cumsum([0.0, *(EVERY * self.found.period(i) for i in range(1, n))])
+        wave = 2.5 * EVERY * sum(self.found.period(i) for i in range(1, n + 1))
+        waves = int(np.clip(np.ceil(4 * self.seconds / wave), 1, 6))
+        requests = [
+            Request(k * n + i, 0.01 + k * wave + float(joins[i]), AGES, {self.loop: EVERY * n})
+            for k in range(waves)
+            for i in range(n)
+        ]
+        return self._recorded(policy, requests)
+
+    def _recorded(self, policy: Policy, requests: Sequence[Request]) -> list[Spell]:
+        """Serve as in a run, with a client and records; *policy* is the loop's."""
+        stages = self.kind.pipeline().stages(self.placement)
+        policies = [policy if s == self.loop else Gather(1) for s in self.stages]
+        workers = workers_of(stages, policies, self.limit, self.device, self._estimate(), once=self.once)
+        with tempfile.TemporaryDirectory() as folder:
+            recorder = RunFolder(Path(folder), {})
+            spells = self.server.serve(stages, workers, requests, recorder).spells
+            recorder.close()
+        return spells
+
+    def _policies(self) -> None:
+        """What policies take longer where requests wait."""
+        for name, make in self.policies.items():
+            self.found.deciding[name] = self._deciding(name, make)
+
+    def _deciding(self, name: str, make: Callable[[], Policy]) -> float:
+        """What the policy takes longer between two iterations for each request that it leaves waiting: while two run,
+        others come and wait, so that both are seen within the same moment."""
+        if self.limit < 2:
+            return 0.0
+        alone: list[float] = []
+        crowded: list[float] = []
+        begin = 1.1 * WAITING_STEPS * self.found.period(2)
+        for _ in range(DECIDING):
+            spells = self._rehearse(
+                self._gather(1, make()),
+                [2 * WAITING_STEPS] * 2 + [1] * WAITING,
+                due=[0.0] * 2 + [begin] * WAITING,
+                estimate=self._estimate(),
+                most=2,
+            )
+            loop = [s for s in spells if s.worker == self.loop][: 2 * WAITING_STEPS]
+            for gaps, some in ((alone, loop[2 : WAITING_STEPS - 2]), (crowded, loop[-WAITING_STEPS // 2 : -1])):
+                gaps += [b.start - a.end for a, b in _pairs(some) if a.size == b.size == 2]
+        if not alone or not crowded:
+            return 0.0
+        return (statistics.median(crowded) - statistics.median(alone)) / WAITING
+
+    def _estimate(self) -> Estimate:
+        def estimate(module: str, n: int) -> float:
+            if module == self.loop:
+                return self.found.period(n)
+            return statistics.fmean(self.found.modules[module][min(n, self.once)])
+
+        return estimate
+
+    def head(self, stage: str) -> str:
+        """The module by whose name a stage's costs go."""
+        modules = stage.split("+")
+        return self.loop if self.loop in modules else modules[0]
+
+    def expected(self, steps: int, n: int) -> float:
+        """What the scheduler's tables expect of *n* whole requests of *steps* steps."""
+        once = sum(statistics.median(by_size[n]) for by_size in self.found.modules.values())
+        return once + steps * self.found.planned(n)
+
+    def _whole(self) -> None:
+        """One worker for the whole pipeline, iterations back to back; batches of all sizes in turn."""
+        sizes = sorted({1, 2, 3, 4, *self._sizes(5)} & set(range(1, self.once + 1)))
+        kinds = [(n, steps) for n in sizes for steps in self.whole_steps]
+        rng = random.Random(1)
+        turns = [turn for _ in range(WHOLES + 1) for turn in rng.sample(kinds, len(kinds))]
+        policy = Rotate([n for n, _ in turns])
+        spells = self._rehearse([policy], [steps for n, steps in turns for _ in range(n)], whole=True)
+        kept = spells[len(kinds) :]
+        for spell in kept:
+            took = self.found.whole.setdefault((spell.iterations, spell.size), [])
+            took.append(spell.end - spell.start)
+        for spell, following in itertools.pairwise(kept):
+            self.found.between.setdefault(spell.size, []).append(following.start - spell.end)
+
+    def _contention(self) -> None:
+        """Stages that run at once: the rate at which each gets on, against alone. Pairs, by the batches of both; and
+        where there are three, all of them, since three at once are not slowed down by what each pair is.
+        """
+        if len(self.stages) == 1:
+            return
+        stages = self.kind.pipeline().stages(self.placement)
+        duel = Duel(self.server, stages, self.limit, self.device, self.once)
+        try:
+
+            def clash(sizes: dict[str, int]) -> None:
+                """Measure these at once, and each alone before and after; who leads comes first, who stays in ones
+                last."""
+                short = self.seconds / 4
+                before = {name: duel.periods({name: n}, short)[name] for name, n in sizes.items()}
+                both = duel.periods(sizes, self.seconds)
+                n, m = list(sizes.values())[:2]
+                for name, size in sizes.items():
+                    key = (name, *(other for other in self.stages if other in sizes and other != name))
+                    alone = (before[name] + duel.periods({name: size}, short)[name]) / 2
+                    self.found.rates.setdefault(key, {})[n, m] = alone / both[name]
+
+            at = self.stages.index(self.loop)
+            first, after = self.stages[:at], self.stages[at + 1 :]
+            loops = sorted({1, 2, *self._sizes(4)} & set(range(1, self.limit + 1)))
+            onces = sorted({1, 2, self.once} & set(range(1, self.once + 1)))
+            for n in loops:
+                for other in first:  # short, and nothing to batch
+                    clash({self.loop: n, other: 1})
+                for other in after:
+                    for m in onces:
+                        clash({self.loop: n, other: m})
+            for early, late in itertools.product(first, after):
+                for m in sorted({1, self.once}):
+                    clash({late: m, early: 1})
+                    for n in sorted({1, self.limit}):
+                        clash({self.loop: n, late: m, early: 1})
+        finally:
+            duel.close()
+
+    def _client(self) -> None:
+        """From sent by the client until queued at the first stage, with the loop about half busy."""
+        stages = self.kind.pipeline().stages(self.placement)
+        workers = workers_of(stages, [Gather(1) for _ in stages], self.limit, self.device, once=self.once)
+        log = _Queued()
+        gap = 4 * self.found.period(1) + 0.002
+        self.server.serve(stages, workers, [Request(i, i * gap, AGES, {self.loop: 2}) for i in range(40)], log)
+        self.found.client = log.delays
+
+    def _cold(self) -> None:
+        """Requests of a few steps after idle spells, against those that come at once."""
+
+        def taken(idle: float, count: int) -> float:
+            gap = idle + 3 * (COLD_STEPS + 2) * self.found.period(1)
+            spells = self._rehearse(self._gather(1), [COLD_STEPS] * count, gap=gap)
+            loop = [s for s in spells if s.worker == self.loop]
+            runs = [loop[i : i + COLD_STEPS] for i in range(0, len(loop) - COLD_STEPS + 1, COLD_STEPS)]
+            alone = [run[-1].end - run[0].start for run in runs[1:] if all(s.size == 1 for s in run)]
+            return statistics.median(alone) if alone else 0.0  # none alone: the device is too noisy to tell
+
+        usual = taken(0.0, 8)
+        for idle, count in ((0.05, 6), (0.3, 4), (1.0, 3)):
+            self.found.cold[idle] = taken(idle, count) - usual
+
+
+class _Queued(Recorder):
+    """Notes how long requests were under way to their first queue."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.delays: list[float] = []
+
+    def ended(self, request: Request, now: float) -> None:
+        super().ended(request, now)
+        self.delays.append(request.tasks[0].queued - request.arrival)
+
+
+def _pairs(loop: Sequence[Spell]) -> Iterable[tuple[Spell, Spell]]:
+    """Neighbouring iterations of which the first lets nobody go and the second lets nobody in."""
+    return ((a, b) for a, b in itertools.pairwise(loop) if not a.leaves and not b.joins)
+
+
+#: Steps of the requests that are served after idle spells.
+COLD_STEPS = 4
+#: Requests that are left waiting while a policy's time for each of them is measured, and the steps of the two others.
+WAITING, WAITING_STEPS = 20, 24
+#: So many cases of so many requests that join, or leave, at once are enough for a value.
+CASES = 3

@@ -1,0 +1,359 @@
+"""A model on its devices, warmed up, and the runs that it serves."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from servetwin.core import (
+    BadInput,
+    Batch,
+    Recorder,
+    Request,
+    ServeTwinError,
+    ServingLoop,
+    Stage,
+    Summary,
+    Worker,
+)
+from servetwin.core.errors import PolicyFault, Stopped
+from servetwin.core.pool import Pool
+
+from ..cpu_affinity import pinned_core
+from ..executor import RealExecutor
+from ..tools.script_tool import ScriptTool
+from .device_slots import DeviceSlots
+from .lanes import Sink
+from .models import Kind, find
+from .options import Options
+from .process_lane import RemoteSlots
+
+
+@dataclass
+class Spell:
+    """A batch as it ran: what a report and a profile need of it. Times in seconds since the run began."""
+
+    worker: str
+    start: float
+    end: float
+    size: int
+    iterations: int
+    joins: int
+    leaves: int
+
+
+class Log(Recorder):
+    """Passes everything on to *inner*, keeps what the report needs, and tells *executor* who has ended.
+
+    What *inner* does takes time, which the next batch would wait for: it is done in `write`, at best while the device
+    computes. Unless it *passes_batches*, batches are for the report only.
+    """
+
+    def __init__(self, inner: Recorder, passes_batches: bool = True) -> None:
+        self.inner = inner
+        self.passes_batches = passes_batches
+        self.wants_batches = inner.wants_batches
+        self.summary = inner.summary
+        self.executor: RealExecutor | None = None
+        self.spells: list[Spell] = []
+        self.unwritten: list[Batch | tuple[Request, float]] = []
+
+    def arrived(self, request: Request) -> None:
+        self.inner.arrived(request)
+
+    def ended(self, request: Request, now: float) -> None:
+        self.unwritten.append((request, now))
+        if _flying(request):
+            self.write()  # what a batch in flight does to it is no part of its record
+        if self.executor is not None:
+            self.executor.forget(request.id)
+
+    def write(self) -> None:
+        """Pass on what is over, in the order in which it ended."""
+        for thing in self.unwritten:
+            if isinstance(thing, Batch):
+                self.inner.batch(thing)
+            else:
+                self.inner.ended(*thing)
+        self.unwritten.clear()
+
+    def batch(self, batch: Batch) -> None:
+        batch.tasks = tuple(batch.tasks)  # the policy may go on with its list
+        if self.passes_batches:
+            self.unwritten.append(batch)
+        self.spells.append(
+            Spell(
+                batch.worker.name,
+                batch.start,
+                batch.end,
+                batch.size,
+                batch.iterations,
+                len(batch.joiners),
+                batch.leaves,
+            )
+        )
+
+
+def _flying(request: Request) -> bool:
+    """Whether a batch that is not over has *request* in it."""
+    for task in request.tasks:
+        batch = task.flight if task.finished is None else None
+        if batch is not None and task in batch.tasks:
+            return True
+    return False
+
+
+@dataclass
+class Report:
+    """What a run says beside its records. *lateness* is the client's (sent minus due), *gap* lies between the end
+    of an
+    iteration and the start of the next of the same worker where some of its requests go on; both in milliseconds."""
+
+    summary: Summary
+    lateness_ms: dict[str, float]
+    gap_ms: dict[str, float]
+    iteration_ms: dict[str, dict[str, dict[str, float]]]
+    spells: list[Spell] = field(repr=False)
+    tools: dict[str, dict[str, Any]] = field(default_factory=dict)  #: how the calls of each pool ended
+    moves: int | None = None  #: of the serving thread, to quieter cores, where it looks for them
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of ``real.json``."""
+        found: dict[str, Any] = {
+            "lateness_ms": self.lateness_ms,
+            "gap_ms": self.gap_ms,
+            "iteration_ms": self.iteration_ms,
+        }
+        if self.moves is not None:
+            found["moves"] = self.moves
+        return {**found, "tools": self.tools} if self.tools else found
+
+
+class Server:
+    """The model *kind* as *options* say, served to by the workers of `serve`; built and warmed up once for many
+    runs.
+    """
+
+    def __init__(self, kind: Kind | str, options: Options | None = None) -> None:
+        self.kind = find(kind) if isinstance(kind, str) else kind
+        self.options = options or Options()
+        self.sites: dict[str, DeviceSlots | RemoteSlots] = {}  # device name of workers -> site
+        self.quiet = pinned_core(self.options.quiet)  # for threads that poll a GPU
+
+    def place(self, device: str) -> DeviceSlots | RemoteSlots:
+        """What stands for the device that workers call *device*: the model there, or processes that have it."""
+        if not self.options.processes:
+            return self.site(device)
+        if device not in self.sites:
+            self.sites[device] = RemoteSlots(self.kind, self.options, self.options.torch_device(device))
+        return self.sites[device]
+
+    def site(self, device: str) -> DeviceSlots:
+        """The model on the device that workers call *device*, in this process."""
+        site = self.sites.get(device)
+        if not isinstance(site, DeviceSlots):
+            actual = self.options.torch_device(device)
+            if actual.type == "cuda":
+                torch.backends.cudnn.benchmark = True
+            site = self.sites[device] = DeviceSlots(self.kind, self.options, actual)
+        return site
+
+    def serve(
+        self,
+        stages: Sequence[Stage],
+        workers: Sequence[Worker],
+        requests: Iterable[Request],
+        recorder: Recorder | None = None,
+        *,
+        stop_after: float | None = None,
+        sink: Sink | None = None,
+        tools: Mapping[str, ScriptTool] | None = None,
+        **wiring: Any,
+    ) -> Report:
+        """Serve *requests* for real with *workers*, whose stages are *stages*; *wiring* goes to the `ServingLoop`.
+        *tools* are what pools of threads call, by the pool's name.
+
+        Every batch size is warmed up before the clock starts. Whatever ends the run early (Ctrl-C, memory that ran
+        out, a lane that broke) leaves the records intact, with the live requests failed, and is raised as
+        `ServeTwinError` (Ctrl-C, and `Stopped` by a signal, as itself).
+        """
+        log = Log(recorder or Recorder())
+        executor, loop = self.prepare(stages, workers, log, sink=sink, tools=tools, **wiring)
+        try:
+            executor.play(loop, list(requests), stop_after)
+            loop.look_over()
+        except (Exception, KeyboardInterrupt, Stopped) as problem:
+            reason = say(problem)
+            loop.close_books()  # whatever they say now, it is no news
+            loop.stop(reason)
+            if isinstance(problem, KeyboardInterrupt | Stopped | PolicyFault):
+                raise
+            raise ServeTwinError(f"the run ended early: {reason}") from problem
+        finally:
+            log.write()
+            executor.close()
+        found = report(log, executor.lateness)
+        if executor.quiet is not None:
+            found.moves = executor.quiet.moves
+        found.tools = {name: tool.told() for name, tool in executor.tools.items()}
+        return found
+
+    def prepare(
+        self,
+        stages: Sequence[Stage],
+        workers: Sequence[Worker],
+        log: Log,
+        *,
+        sink: Sink | None = None,
+        exercise: float = 0.2,
+        tools: Mapping[str, ScriptTool] | None = None,
+        **wiring: Any,
+    ) -> tuple[RealExecutor, ServingLoop]:
+        """An executor with its lanes warmed up, and the loop on it."""
+        sites = {w.device: self.place(w.device) for w in workers if not isinstance(w, Pool)}
+        if self.options.processes and len(sites) > 1:
+            what = f"workers in processes of their own on {len(sites)} devices"
+            raise BadInput(what, right="one device, or all workers in one process")
+        executor = RealExecutor(sites, sink, tools, self.quiet)
+        try:
+            for worker in workers:
+                executor.add(worker)
+            for site in sites.values():
+                site.reset()
+                if isinstance(site, RemoteSlots):
+                    site.open()
+                else:
+                    _exercise(site, exercise)
+        except BaseException:
+            executor.close()
+            raise
+        log.executor = executor
+        executor.spare = log.write
+        return executor, ServingLoop(stages, workers, executor, log, **wiring)
+
+    def describe(self) -> dict[str, Any]:
+        """What ``meta.json`` should say about the real side: versions, devices, options."""
+        options = asdict(self.options)
+        options["weights"] = "random" if self.options.weights is None else self.options.weights.name
+        return {
+            "kind": "real",
+            "model": self.kind.name,
+            "options": options,
+            "versions": versions(),
+            "devices": {name: device_facts(site.device) for name, site in self.sites.items()},
+        }
+
+
+def _exercise(site: DeviceSlots, seconds: float) -> None:
+    """Keep a GPU busy for a moment, so that it does not start from its idle clock."""
+    unit = site.units.get(site.kind.loop)
+    if not site.gpu or unit is None:
+        return
+    until = time.monotonic() + seconds
+    rows = unit.rows()
+    rows[:, 0] = np.arange(unit.limit)
+    rows[:, 1:5] = (1.0, 1.0, 1.0, 0.0)
+    with torch.no_grad():
+        while time.monotonic() < until:
+            unit.launch(unit.limit)
+            torch.cuda.synchronize(site.device)
+
+
+def say(problem: BaseException) -> str:
+    """What ended a run, in one line: the reason with which its live requests fail."""
+    if isinstance(problem, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(problem, torch.OutOfMemoryError):
+        return "the device ran out of memory"
+    text = [*str(problem).strip().splitlines(), ""][0]
+    return text if isinstance(problem, ServeTwinError | Stopped) else f"{type(problem).__name__}: {text}"
+
+
+def report(log: Log, lateness: Sequence[float]) -> Report:
+    """What *log* amounts to."""
+    gaps = []
+    last: dict[str, Spell] = {}
+    durations: dict[str, dict[int, list[float]]] = {}
+    for spell in log.spells:
+        before = last.get(spell.worker)
+        if before is not None and before.size > before.leaves:
+            gaps.append((spell.start - before.end) * 1e3)
+        last[spell.worker] = spell
+        if not spell.joins and not spell.leaves:
+            durations.setdefault(spell.worker, {}).setdefault(spell.size, []).append((spell.end - spell.start) * 1e3)
+    iteration = {
+        worker: {
+            str(n): {"median": statistics.median(d), "p99": float(np.percentile(d, 99)), "samples": len(d)}
+            for n, d in sorted(sizes.items())
+        }
+        for worker, sizes in durations.items()
+    }
+    return Report(log.summary, _spread([x * 1e3 for x in lateness]), _spread(gaps), iteration, log.spells)
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    if not values:
+        return {}
+    p50, p99 = np.percentile(values, (50, 99))
+    return {"median": float(p50), "p99": float(p99), "max": float(max(values)), "samples": len(values)}
+
+
+def versions() -> dict[str, str]:
+    """The versions that a measured time depends on."""
+    found = {name: version(name) for name in ("torch", "diffusers", "transformers", "numpy")}
+    found["python"] = platform.python_version()
+    try:
+        found["servetwin"] = version("servetwin")
+    except ModuleNotFoundError:
+        found["servetwin"] = "not installed"
+    return found
+
+
+def device_facts(device: torch.device) -> dict[str, Any]:
+    """Name, memory and driver of a device."""
+    if device.type == "cpu":
+        return {
+            "name": _processor(),
+            "machine": platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        }
+    facts = torch.cuda.get_device_properties(device)
+    return {
+        "name": facts.name,
+        "memory_gib": round(facts.total_memory / 2**30, 1),
+        "cuda": torch.version.cuda,
+        "driver": _driver(),
+    }
+
+
+def _processor() -> str:
+    """What the CPU calls itself: a profile is of one kind of CPU."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = (line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+            return next(names) or "CPU"
+    except (OSError, StopIteration):
+        return platform.processor() or "CPU"
+
+
+def _driver() -> str:
+    try:
+        with open("/proc/driver/nvidia/version", encoding="utf-8") as file:
+            return next(word for word in file.readline().split() if word[:1].isdigit() and "." in word)
+    except (OSError, StopIteration):
+        import subprocess
+
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        try:
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[0].strip()
+        except (OSError, subprocess.CalledProcessError):
+            return "unknown"

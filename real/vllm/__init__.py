@@ -1,0 +1,13 @@
+"""vLLM under our policies. Begin with `scheduler`, which asks a policy, then `engine`.
+
+==================  =========================================================================
+`scheduler`         a scheduler for vLLM V1 that asks one of our policies
+`internals`         everything of vLLM V1 that is not its public interface, in one place
+`engine`            vLLM's engine inside this process
+`plan`              requests sent and served; `records`: the records of a run
+`http_client`       an open-loop client of a running server
+`engine_process`    an engine in a process of its own, and its worker; `answer`: what it says
+`pipeline_server`   serves pipelines with such engines
+`profiling`         measures a language model's steps
+==================  =========================================================================
+"""

@@ -1,0 +1,431 @@
+"""vLLM's engine inside this process, and the runs and measurements that are made with it.
+
+One process, one step at a time: arrivals come from a client in a process of its own (an open loop, see `client`), are
+taken in between two steps, and every step is timed. Policies can be changed between runs.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import select
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from servetwin.core import BadInput, ServeTwinError
+from servetwin.core.errors import Stopped
+from servetwin.core.llm import TokenPolicy
+
+from ..client import END, PACKET, Client
+from .plan import KEY, Planned, Run, Served, prompt_ids
+
+#: What vLLM has to be told before it is imported: one process, no network, no statistics sent anywhere.
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
+#: Seconds from planning a run until its clock stands at 0: the client must be ready by then.
+LEAD = 0.05
+#: Seconds to wait at most before the engine is asked again whether it has something to do.
+LOOK = 0.002
+#: Seconds in which an engine must have given up what it was told to give up.
+PATIENCE = 30.0
+
+#: A model of two layers, for a CPU.
+TINY = {"layers": 2, "hidden": 64, "heads": 2, "feed_forward": 128, "vocabulary": 512, "positions": 2048}
+#: Names of such models, by family.
+TINIES = {"tiny": "opt", "tiny-llama": "llama"}
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How vLLM is started.
+
+    *model* is a name of ``profiles/llm/models.yaml`` ("opt-13b") or "tiny", with random weights, or a folder with a
+    model. *graphs* lists the batch sizes for which decode steps are captured as CUDA graphs (none: eager); with
+    *graphs_for* "all" steps with a prefill run as graphs too, padded to the next of those sizes. *kv_bytes* fixes the
+    memory for keys and values (None: what *gpu_memory_utilization* leaves). *asynchronous* is vLLM's asynchronous
+    scheduling: a step is decided while the one before it runs. vLLM does that on GPUs by default, and not at all on
+    CPUs. The other names are vLLM's own.
+    """
+
+    model: str = "tiny"
+    dtype: Literal["float16", "bfloat16", "float32"] = "float32"
+    max_model_len: int = 2048
+    max_batched_tokens: int = 2048
+    max_sequences: int = 64
+    block_size: int = 16
+    gpu_memory_utilization: float = 0.9
+    kv_bytes: int | None = None
+    graphs: tuple[int, ...] = ()
+    graphs_for: Literal["decode", "all"] = "decode"
+    asynchronous: bool = False
+    tensor_parallel: int = 1
+    seed: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def prepare_environment() -> None:
+    """Set what vLLM reads from the environment, where it is not set."""
+    for key, value in ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+
+
+def is_built(name: str) -> bool:
+    """Whether *name* is that of a model that is made here, with random weights, and not a folder with one."""
+    from servetwin.profiles.llm.architectures import architectures
+
+    return name in TINIES or name in architectures()
+
+
+def model_config(name: str, dtype: str) -> dict[str, Any]:
+    """The configuration file of a model of that name: of the OPT family by its name, or else of the Llama family."""
+    if name in TINIES:
+        shape = {**TINY, "kv_heads": TINY["heads"]}
+    else:
+        from servetwin.profiles.llm.architectures import architecture
+
+        shape = architecture(name).model_dump()
+    common = {
+        "hidden_size": shape["hidden"],
+        "num_hidden_layers": shape["layers"],
+        "num_attention_heads": shape["heads"],
+        "vocab_size": shape["vocabulary"],
+        "max_position_embeddings": shape["positions"],
+        "torch_dtype": dtype,
+    }
+    if TINIES.get(name, "opt" if name.startswith("opt-") else "llama") == "llama":
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_act": "silu",
+            "intermediate_size": shape["feed_forward"],
+            "num_key_value_heads": shape["kv_heads"],
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0,
+            "tie_word_embeddings": False,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            **common,
+        }
+    return {
+        "architectures": ["OPTForCausalLM"],
+        "model_type": "opt",
+        "activation_function": "relu",
+        "word_embed_proj_dim": shape["hidden"],
+        "ffn_dim": shape["feed_forward"],
+        "do_layer_norm_before": True,
+        "enable_bias": True,
+        "bos_token_id": 2,
+        "eos_token_id": 2,
+        "pad_token_id": 1,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+        "layerdrop": 0.0,
+        "tie_word_embeddings": True,
+        **common,
+    }
+
+
+def bytes_per_token(model: str, dtype: str) -> int:
+    """Bytes that the keys and values of a token take, over all layers. *model* is a name or a folder."""
+    width = {"float16": 2, "bfloat16": 2, "float32": 4}[dtype]
+    path = Path(model) / "config.json"
+    config = model_config(model, dtype) if is_built(model) else json.loads(path.read_text())
+    heads = int(config["num_attention_heads"])
+    wide = int(config["hidden_size"]) * int(config.get("num_key_value_heads", heads)) // heads
+    return 2 * int(config["num_hidden_layers"]) * wide * width
+
+
+def device_name() -> str:
+    """What vLLM would serve on: the name of the first GPU, or cpu."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+class VllmEngine:
+    """vLLM's engine with our scheduler, started once for many runs."""
+
+    def __init__(self, options: EngineOptions, settings: Mapping[str, Any] | None = None) -> None:
+        prepare_environment()
+        try:
+            import vllm
+        except ImportError as error:
+            raise BadInput(
+                f"the vllm backend needs vLLM, which cannot be imported ({error})", right="see docs/guides/vllm.md"
+            ) from None
+        from vllm import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        from .internals import steps_ahead
+        from .scheduler import PolicyScheduler
+
+        self.options = options
+        self.version = vllm.__version__
+        folder = options.model
+        built = is_built(folder)
+        if not built and not (Path(folder) / "config.json").is_file():
+            raise BadInput(f"there is no model in {folder!r}", right="tiny, opt-13b, ..., or a folder with a model")
+        if built:
+            self._made = tempfile.TemporaryDirectory(prefix="servetwin-")
+            folder = self._made.name
+            (Path(folder) / "config.json").write_text(json.dumps(model_config(options.model, options.dtype)))
+        began = time.monotonic()
+        more: dict[str, Any] = {"enforce_eager": True}
+        if options.graphs:
+            # CUDA graphs without torch.compile, which would take a minute on every new machine.
+            more = {
+                "compilation_config": {
+                    "mode": 0,
+                    "cudagraph_mode": "FULL" if options.graphs_for == "all" else "FULL_DECODE_ONLY",
+                    "cudagraph_capture_sizes": list(options.graphs),
+                }
+            }
+        if options.kv_bytes is not None:
+            more["kv_cache_memory_bytes"] = options.kv_bytes
+        self.engine = LLMEngine.from_engine_args(
+            EngineArgs(
+                model=folder,
+                load_format="dummy" if built else "auto",
+                skip_tokenizer_init=True,
+                dtype=options.dtype,
+                max_model_len=options.max_model_len,
+                max_num_batched_tokens=options.max_batched_tokens,
+                max_num_seqs=options.max_sequences,
+                block_size=options.block_size,
+                gpu_memory_utilization=options.gpu_memory_utilization,
+                tensor_parallel_size=options.tensor_parallel,
+                disable_custom_all_reduce=True,
+                async_scheduling=options.asynchronous,
+                enable_prefix_caching=False,
+                disable_log_stats=True,
+                seed=options.seed,
+                scheduler_cls=PolicyScheduler,
+                additional_config={KEY: dict(settings or {})},
+                **more,
+            )
+        )
+        self.seconds_to_start = time.monotonic() - began
+        self.core = self.engine.engine_core.engine_core
+        self.scheduler = self.core.scheduler
+        if options.asynchronous and not steps_ahead(self.core):
+            raise BadInput(
+                f"vLLM {self.version} does not schedule asynchronously on {device_name()}",
+                where="asynchronous",
+                right="synchronous scheduling",
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """What a profile and the records of a run say of the engine and its device."""
+        import torch
+
+        cuda = torch.cuda.is_available()
+        return {
+            "vllm": self.version,
+            "torch": torch.__version__,
+            "device": device_name(),
+            "memory_gib": torch.cuda.get_device_properties(0).total_memory / 2**30 if cuda else None,
+            "blocks": self.scheduler.blocks,
+            "block_size": self.scheduler.block_size,
+            "seconds_to_start": round(self.seconds_to_start, 1),
+            "options": self.options.as_dict(),
+        }
+
+    # -- requests ---------------------------------------------------------------------------------------
+
+    def add(self, planned: Planned, sent: float) -> None:
+        """Hand a request to the engine; *sent* is on the monotonic clock."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        self.engine.add_request(
+            str(planned.id),
+            {"prompt_token_ids": prompt_ids(planned)},
+            SamplingParams(
+                max_tokens=planned.output,
+                ignore_eos=True,
+                detokenize=False,
+                temperature=0.0,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+                extra_args={KEY: {"id": planned.id, "limit": planned.limit or planned.output, "arrival": sent}},
+            ),
+        )
+
+    def step(self) -> list[Any]:
+        """Let vLLM decide a step, and take one in. With asynchronous scheduling the first call only decides one, and
+        each further one decides a step before it waits for the one before."""
+        outputs: list[Any] = self.engine.step()
+        return outputs
+
+    def empty(self) -> None:
+        """Abort whatever is left in the engine and let it clean up: afterwards nothing is in flight."""
+        from .internals import steps_queued
+
+        ids = list(self.engine.output_processor.request_states)
+        if ids:
+            self.engine.abort_request(ids, internal=True)
+        # With asynchronous scheduling steps of requests that are gone may still be in flight.
+        until = time.monotonic() + PATIENCE
+        while self.engine.has_unfinished_requests() or self.scheduler.has_requests() or steps_queued(self.core):
+            self.engine.step()
+            if time.monotonic() > until:
+                raise ServeTwinError(f"vLLM still has requests {PATIENCE} s after all were aborted")
+
+    # -- a run ------------------------------------------------------------------------------------------
+
+    def serve(
+        self,
+        requests: Sequence[Planned],
+        settings: Any,
+        *,
+        policy: TokenPolicy | None = None,
+        estimates: Any = None,
+        stop_after: float | None = None,
+        stopped: Callable[[Run], None] | None = None,
+    ) -> Run:
+        """Send *requests* (by arrival) on their clock under the policy of *settings* until all have ended.
+
+        With *stop_after* whatever is left so many seconds after the last was sent fails. What ends the run early
+        (Ctrl-C, `Stopped` by a signal, a step that breaks) is raised; *stopped* first hears of the run until then.
+        """
+        scheduler = self.scheduler
+        self.empty()
+        scheduler.install(settings, policy=policy, estimates=estimates)
+        scheduler.keep_log = True
+        by_id = {r.id: r for r in requests}
+        if len(by_id) < len(requests):
+            raise BadInput("two requests have the same id")
+        sent: dict[int, float] = {}
+        queued: dict[int, float] = {}
+        ended: dict[int, str] = {}
+        ends: dict[int, float] = {}
+        intake: list[float] = []
+        client = Client([r.arrival for r in requests])
+        closed, taken, stop_at = False, 0, float("inf")
+        try:
+            with undisturbed():
+                client.channel.setblocking(False)
+                scheduler.zero = zero = time.monotonic() + LEAD
+                client.begin(zero)
+                while not closed or len(ended) < taken:
+                    idle = not self.engine.has_unfinished_requests()
+                    if idle or (scheduler.idle_until is not None and not scheduler.in_flight):
+                        self._wait(client, scheduler, idle, closed)
+                    while True:
+                        try:
+                            packet = client.channel.recv(PACKET.size)
+                        except BlockingIOError:
+                            break
+                        if not packet:
+                            if not closed:
+                                raise ServeTwinError(f"the client ended after {taken} of {len(requests)} requests")
+                            break
+                        number, at = PACKET.unpack(packet)
+                        if number == END:
+                            closed = True
+                            stop_at = time.monotonic() + stop_after if stop_after is not None else stop_at
+                            break
+                        begun = time.monotonic()
+                        planned = requests[number]
+                        taken += 1
+                        sent[planned.id] = at - zero
+                        self.add(planned, at)
+                        after = time.monotonic()
+                        queued[planned.id] = after - zero
+                        intake.append(after - begun)
+                    if not self.engine.has_unfinished_requests():
+                        continue
+                    known = {t.id: t for t in scheduler.tasks.values()} if time.monotonic() > stop_at else {}
+                    if known:
+                        for number in known:
+                            ended[number] = "failed"
+                        break
+                    for out in self.step():
+                        if out.finished:
+                            number = int(out.request_id)
+                            aborted = out.outputs[0].finish_reason == "abort"
+                            ended[number] = "dropped" if aborted else "finished"
+                            ends[number] = scheduler.now()
+        except (Exception, KeyboardInterrupt, Stopped) as problem:
+            if stopped is not None:
+                run = self._run(by_id, sent, queued, ended, ends, intake)
+                run.reason = _reason(problem)
+                stopped(run)
+            raise
+        finally:
+            client.close()
+            scheduler.keep_log = False
+        run = self._run(by_id, sent, queued, ended, ends, intake)
+        self.empty()
+        return run
+
+    def _run(
+        self,
+        by_id: Mapping[int, Planned],
+        sent: Mapping[int, float],
+        queued: Mapping[int, float],
+        ended: Mapping[int, str],
+        ends: Mapping[int, float],
+        intake: list[float],
+    ) -> Run:
+        """What has been served until now; what has not ended has failed."""
+        scheduler = self.scheduler
+        preemptions: Counter[int] = Counter()
+        for log in scheduler.log:
+            preemptions.update(log.preempted)
+        served = [
+            Served(
+                number,
+                at,
+                by_id[number].prompt,
+                by_id[number].output,
+                queued.get(number, at),
+                ended.get(number, "failed"),  # type: ignore[arg-type]
+                scheduler.times.get(number, []),
+                preemptions[number],
+                ends.get(number, scheduler.now()),
+            )
+            for number, at in sent.items()
+        ]
+        lateness = [at - by_id[number].arrival for number, at in sent.items()]
+        return Run(served, list(scheduler.log), lateness, intake, scheduler.now())
+
+    def _wait(self, client: Client, scheduler: Any, idle: bool, closed: bool) -> None:
+        """Sleep until something arrives or the policy wants to be asked again; a GPU host watches the clock."""
+        until = float("inf") if idle else scheduler.idle_until
+        left = min(LOOK, max(0.0, until - scheduler.now()))
+        if left > 0:  # a channel whose other end is closed is always ready
+            select.select([] if closed else [client.channel], [], [], left)
+
+
+def _reason(problem: BaseException) -> str:
+    """Why the requests fail that were live when *problem* came."""
+    if isinstance(problem, KeyboardInterrupt):
+        return "interrupted"
+    text = [*str(problem).strip().splitlines(), ""][0]
+    return text if isinstance(problem, ServeTwinError | Stopped) else f"{type(problem).__name__}: {text}"
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """No garbage collection, which stops everything for milliseconds."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

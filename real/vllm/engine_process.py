@@ -1,0 +1,354 @@
+"""Language models of a pipeline for real: each engine is vLLM in a process of its own, under our policy.
+
+The serving loop, the client and the tools run here; a request reaches an engine through a pipe, and its tokens' times
+come back that way. The policy object lives in the engine's process, inside vLLM's scheduler, as in `scheduler`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+import threading
+import time
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from statistics import fmean, median
+from typing import TYPE_CHECKING, Any
+
+from servetwin.core import Request, ServeTwinError, ServingLoop
+from servetwin.core.llm import TokenTask
+from servetwin.core.llm.batch import TokenBatch
+from servetwin.core.llm.engine import TokenEngine
+from servetwin.core.llm.worker import TokenWorker
+
+from .answer import Answer
+
+if TYPE_CHECKING:
+    from ..executor import RealExecutor
+    from .scheduler import StepLog
+
+#: Seconds that an engine may take to start.
+PATIENCE = 300.0
+
+
+@dataclass(frozen=True)
+class EngineSetup:
+    """How the engine of a worker is started: `engine.EngineOptions` and `scheduler.Settings`, by name."""
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+class EngineProcess:
+    """vLLM in a process of its own. Raises `ServeTwinError` if it does not start."""
+
+    def __init__(self, setup: EngineSetup) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, setup), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def ready(self) -> dict[str, Any]:
+        """Wait until it has started; gives what it says of itself."""
+        said: Any = self.ask(None)
+        if not isinstance(said, dict):
+            raise ServeTwinError(f"an engine does not start: {said}")
+        return said
+
+    def ask(self, question: Any) -> Any:
+        """Send *question* (None: nothing) and wait for one answer."""
+        try:
+            if question is not None:
+                self.pipe.send(question)
+            if not self.pipe.poll(PATIENCE):
+                raise ServeTwinError(f"an engine has not answered for {PATIENCE:g} s")
+            return self.pipe.recv()
+        except EOFError:
+            raise ServeTwinError("an engine's process has ended") from None
+
+    def close(self) -> None:
+        """End the process."""
+        if self.process.is_alive():
+            try:
+                self.pipe.send(("close",))
+                self.process.join(10.0)
+            except OSError:
+                pass
+            if self.process.is_alive():
+                self.process.kill()
+                self.process.join()
+        self.pipe.close()
+
+
+class EngineWorker(TokenWorker):
+    """A worker whose steps an engine in another process makes.
+
+    Its own policy object is not asked: the engine's process has one of its own.
+    """
+
+    process: EngineProcess
+    executor: RealExecutor
+
+    def use(self, process: EngineProcess, executor: RealExecutor) -> None:
+        """Serve by *process*, whose answers go to the event loop of *executor*."""
+        self.process, self.executor = process, executor
+        self.tasks: dict[tuple[int, int], TokenTask] = {}
+        self.visits: dict[int, int] = {}
+        self.heard_after: list[float] = []  # seconds from a last token until the loop knew
+        self.sent: dict[tuple[int, int], float] = {}  # when the loop sent a task, on the monotonic clock
+        self.under_way: list[float] = []  # seconds from then until the engine's process had it
+        self.taking_in: list[float] = []  # seconds that its engine took to take it in
+        self.communication: dict[int, float] = {}  # request -> seconds on the way there and back, of all its visits
+        self.steps: list[StepLog] = []
+        self.known: dict[int, TokenTask] = {}
+        self.listening = threading.Thread(
+            target=self._listen, args=(executor.heard,), name=f"engine {self.name}", daemon=True
+        )
+        self.listening.start()
+
+    def attach(self, loop: ServingLoop) -> None:
+        self.loop = loop
+        self._engine = TokenEngine(loop, self)
+        self.receive: Callable[[Any], None] = self._receive
+
+    def direct(self) -> None:  # type: ignore[override]
+        """There is no shorter way: what it inherits would lead into the simulated engine."""
+        return
+
+    def task(self, request: Request, now: float) -> TokenTask:
+        task = self._engine.task(request, now)
+        task._times = array("d")
+        return task
+
+    def _receive(self, task: TokenTask) -> None:
+        """Send *task* to the engine."""
+        output = self._engine._lengths.pop(task)
+        if task.request.outcome is not None:
+            return
+        task.queued = task.admitted = self.loop.executor.now()
+        visit = self.visits[task.id] = self.visits.get(task.id, -1) + 1
+        self.tasks[task.id, visit] = task
+        self.known[_own(task.id, visit)] = task
+        self.view.waiting[task] = None
+        self.executor.running += 1
+        self.sent[task.id, visit] = self.executor.zero + task.queued
+        at = self.executor.zero + task.arrival
+        self.process.pipe.send(("add", task.id, visit, task.prompt, output, task.limit, at, task.budget))
+
+    def _listen(self, heard: SimpleQueue[tuple[object, object]]) -> None:
+        try:
+            while True:
+                said = self.process.pipe.recv()
+                if said[0] == "steps":
+                    self.steps = said[1]
+                    return
+                heard.put((Answer(self.name, self.over, said), None))
+        except (EOFError, OSError):
+            return
+
+    def end(self) -> None:
+        """The run is over: let the engine give up what is left, and take over the steps that it made."""
+        with contextlib.suppress(OSError):
+            self.process.pipe.send(("end",))
+        self.listening.join(PATIENCE)
+
+    def batches(self) -> Iterator[TokenBatch]:
+        """The engine's steps as batches, in seconds since the run began."""
+        zero, known = self.executor.zero, self.known
+        for step in self.steps:
+            batch = TokenBatch(0, self, step.decode, step.context)
+            batch.prefill = [(known[own], tokens, context) for own, tokens, context in step.prefill if own in known]
+            batch.preempted = [known[own] for own in step.preempted if own in known]
+            batch.size = step.decode + len(step.prefill)
+            batch.start, batch.end, batch.took = step.began - zero, step.end - zero, step.seconds
+            yield batch
+
+    def costs(self) -> dict[str, Any]:
+        """What the engine cost beside computing: the rows of Table 2 of NeuStream that a run can tell."""
+        decides = [step.decided - step.start for step in self.steps]
+        shares = [(s.decided - s.start) / (s.end - s.start) for s in self.steps if not s.prefill]
+        whole = [(s.scheduled - s.start) / (s.end - s.start) for s in self.steps if not s.prefill]
+        told: dict[str, Any] = {"calls": len(self.heard_after), "steps": len(self.steps)}
+        for name, values in (
+            ("heard_after_ms", self.heard_after),
+            ("sent_ms", self.under_way),
+            ("intake_ms", self.taking_in),
+            ("decide_ms", decides),
+        ):
+            if values:
+                told[name] = {"median": median(values) * 1e3, "mean": fmean(values) * 1e3, "max": max(values) * 1e3}
+        if shares:
+            told["deciding_over_decode_step"] = fmean(shares)
+            told["scheduling_over_decode_step"] = fmean(whole)
+        return told
+
+    def withdraw(self, task: Any, now: float) -> None:
+        """It runs out: vLLM is not told, and what it still says of *task* changes nothing."""
+        self.view.waiting.pop(task, None)
+
+    def ring(self) -> None:
+        """No policy here asks to be woken."""
+
+    def over(
+        self,
+        number: int,
+        visit: int,
+        outcome: str,
+        times: list[float],
+        preemptions: int,
+        received: float,
+        added: float,
+    ) -> None:
+        """The engine is done with a task, which it had *received* and then *added*; *times* are of its tokens, all on
+        the monotonic clock."""
+        task = self.tasks.pop((number, visit))
+        under_way = received - self.sent.pop((number, visit))
+        self.under_way.append(under_way)
+        self.taking_in.append(added - received)
+        back = time.monotonic() - times[-1] if outcome == "finished" else 0.0
+        self.communication[number] = self.communication.get(number, 0.0) + under_way + back
+        self.view.waiting.pop(task, None)
+        if task.request.outcome is not None:
+            return
+        zero = self.executor.zero
+        task._times = array("d", [t - zero for t in times])
+        task.preemptions = preemptions
+        task.generated = len(times)
+        if times:
+            task.first_token = task._times[0]
+            task.started = task.queued
+        if outcome == "dropped":
+            self.loop._drop(task, self.view)
+        elif outcome == "finished":
+            task.finished = self.loop.executor.now()
+            self.heard_after.append(task.finished - task._times[-1])
+            slo = self.view.slo
+            if slo is not None and not slo.met(task):
+                task.request.missed = True  # type: ignore[misc]
+                self.loop._know_anew(task.request)
+            self.loop._leave(task, task.finished)
+        else:
+            self.loop.fail(task.request, "the engine gave it up")
+
+
+# -- in the engine's process ------------------------------------------------------------------------------------
+
+
+def _serve(pipe: Connection, setup: EngineSetup) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # those that go to a whole group are for the run, which ends this
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        from .engine import EngineOptions, VllmEngine
+        from .scheduler import Settings
+
+        engine = VllmEngine(EngineOptions(**setup.options))
+        engine.empty()
+        engine.scheduler.install(Settings(**setup.settings))
+        pipe.send(engine.describe())
+        _work(pipe, engine)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # the run is no more
+    except BaseException as error:
+        pipe.send(("broken", f"{type(error).__name__}: {error}"))
+
+
+def _work(pipe: Connection, engine: Any) -> None:
+    from .engine import undisturbed
+    from .scheduler import Settings
+
+    scheduler = engine.scheduler
+    scheduler.zero = 0.0  # all times on the monotonic clock
+    scheduler.keep_log = True
+    flying: dict[str, tuple[int, int, float, float]] = {}
+    lost: Counter[int] = Counter()
+    seen = 0  # steps of the log
+    with undisturbed():
+        while True:
+            busy = engine.engine.has_unfinished_requests()
+            while pipe.poll(0 if busy else 1.0):
+                word, *more = pipe.recv()
+                if word == "close":
+                    return
+                if word == "add":
+                    _add(engine, flying, more)
+                    busy = True
+                    continue
+                if word == "measure":
+                    pipe.send(_measured(engine, *more))
+                elif word == "call":
+                    pipe.send(_called(engine, *more))
+                elif word == "install":
+                    engine.empty()
+                    scheduler.install(Settings(**more[0]))
+                    pipe.send(engine.describe())
+                elif word == "end":
+                    pipe.send(("steps", list(scheduler.log)))
+                    engine.empty()
+                flying.clear()
+                lost.clear()
+                scheduler.log.clear()
+                scheduler.times.clear()
+                seen = 0
+                scheduler.zero, scheduler.keep_log = 0.0, True
+                busy = False
+            if not busy:
+                continue
+            over = [out for out in engine.step() if out.finished]
+            for log in scheduler.log[seen:]:
+                lost.update(log.preempted)
+            seen = len(scheduler.log)
+            for out in over:
+                number, visit, *stamps = flying.pop(out.request_id)
+                aborted = out.outputs[0].finish_reason == "abort"
+                own = int(out.request_id)
+                times = scheduler.times.pop(own, [])
+                outcome = "dropped" if aborted else "finished"
+                pipe.send(("over", number, visit, outcome, list(times), lost.pop(own, 0), *stamps))
+
+
+def _own(number: int, visit: int) -> int:
+    """vLLM wants a name of its own for each visit of a request."""
+    return number * 1000 + visit
+
+
+def _add(engine: Any, flying: dict[str, tuple[int, int, float, float]], more: list[Any]) -> None:
+    from .plan import Planned
+
+    received = time.monotonic()
+    number, visit, prompt, output, limit, at, budget = more
+    own = _own(number, visit)
+    engine.add(Planned(own, 0.0, prompt, output, limit), at)
+    flying[str(own)] = (number, visit, received, time.monotonic())
+    engine.scheduler._new[-1].budget = budget
+
+
+def _measured(engine: Any, grid: Any, seconds: float) -> dict[str, Any]:
+    """A profile's token section of *engine*, measured now."""
+    from .profiling.fit import tokens_section
+    from .profiling.step_grid import measure
+    from .scheduler import Settings
+
+    policy = engine.scheduler.settings
+    engine.empty()
+    section: dict[str, Any] = tokens_section(measure(engine, grid), engine.describe(), grid, "steps")
+    engine.empty()
+    engine.scheduler.install(Settings(**{k: getattr(policy, k) for k in Settings.__dataclass_fields__}))
+    return section
+
+
+def _called(engine: Any, function: Callable[..., Any], *more: Any) -> Any:
+    """What *function*, which can be imported there, gives of *engine*, whose policy comes back after it."""
+    from .scheduler import Settings
+
+    policy = engine.scheduler.settings
+    engine.empty()
+    found = function(engine, *more)
+    engine.empty()
+    engine.scheduler.install(Settings(**{k: getattr(policy, k) for k in Settings.__dataclass_fields__}))
+    return found

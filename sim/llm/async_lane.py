@@ -1,0 +1,60 @@
+"""Simulated time of an LLM engine that decides ahead (`servetwin.core.llm.async_engine`).
+
+Two steps may be in hand. A step begins when the host has launched it (`Host.begins` seconds after it was decided) and
+the step before it is over, whichever is later, and is not over before the host has launched all of it. What the
+engine does between two steps is the host's, beside the device, and no part of this. Now and then the host stands
+still while it launches a step (`TokenTiming.stalls`); of that the device sees what is longer than the step that runs.
+What a step takes depends on how much was computed just before (`TokenTiming.recent_load`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from servetwin.core.llm.batch import TokenBatch
+from servetwin.core.llm.worker import Host
+
+from ..calendar import Calendar, Timer
+from .lane import TokenTiming
+
+Done = Callable[[TokenBatch], None]
+
+
+class AheadLane:
+    """An engine on the calendar; each of its steps is a call there."""
+
+    def __init__(self, calendar: Calendar, timing: TokenTiming, host: Host) -> None:
+        self.calendar = calendar
+        self.seconds = timing.seconds
+        self.stalls = timing.stalls
+        self.recent_load = timing.recent_load
+        self.host = host
+        self.last = 0.0  # when the last step that is known of ends
+        self._decode = 0  # the sequences that decode in it
+        self._steps: deque[tuple[TokenBatch, Done]] = deque()
+
+    def run(self, batch: TokenBatch, done: Done) -> None:
+        """Compute *batch* when its turn comes; call *done* when it is over."""
+        now, last = self.calendar.clock(), self.last
+        host = self.host
+        stall = 0.0
+        if self.stalls is not None:
+            stall = self.stalls(now, bool(batch.prefill) or batch.decode < self._decode)
+            self._decode = batch.decode
+        if last <= now:
+            stall = 0.0  # it came while there was nothing to do
+        ready = now + host.begins + stall
+        start = batch.start = ready if ready > last else last
+        batch.launched = launched = now + host.launching(batch) + stall
+        seconds = self.seconds(batch)
+        if self.recent_load is not None:
+            prompt = batch.prefilled
+            seconds = self.recent_load(start, seconds, prompt, prompt + batch.decode)
+        self.last = end = max(start + seconds, launched)
+        self._steps.append((batch, done))
+        Timer(self.calendar, end, self._end)
+
+    def _end(self) -> None:
+        batch, done = self._steps.popleft()
+        done(batch)

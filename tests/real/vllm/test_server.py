@@ -1,0 +1,96 @@
+"""A server as its users start it: vLLM's, with our scheduler by its path, asked over HTTP."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from urllib.request import urlopen
+
+import pytest
+from servetwin.core import BadInput
+from servetwin.experiments.cli.entry import main
+from servetwin.real.vllm.http_client import serve_url
+from servetwin.real.vllm.plan import Planned
+
+pytestmark = pytest.mark.skipif(find_spec("fastapi") is None, reason="vLLM's server needs fastapi")
+
+SETTINGS = {"servetwin": {"policy": "neustream-llm", "profile": "cpu/tiny-opt", "slo": "500+500"}}
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def url(folder, tmp_path_factory):
+    port = free_port()
+    log = tmp_path_factory.mktemp("server") / "log"
+    options = "--load-format dummy --skip-tokenizer-init --enforce-eager --dtype float32 --max-model-len 512"
+    options += " --max-num-seqs 32 --no-enable-prefix-caching --kv-cache-memory-bytes 67108864 --block-size 32"
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, *options.split()]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "tiny"]
+    command += ["--scheduler-cls", "servetwin.real.vllm.scheduler.PolicyScheduler"]
+    command += ["--additional-config", json.dumps(SETTINGS)]
+    with log.open("w") as out:
+        server = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    try:
+        until = time.monotonic() + 180
+        while True:
+            try:
+                urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=2).close()
+                break
+            except OSError:
+                assert server.poll() is None, log.read_text()[-3000:]
+                assert time.monotonic() < until, log.read_text()[-3000:]
+                time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def test_a_server_with_our_policy_is_asked_over_http(url):
+    run = serve_url(url, [Planned(i, 0.02 * i, 20 + i, 5 + i % 7, 40) for i in range(30)])
+    assert [r.outcome for r in run.requests] == ["finished"] * 30
+    for i, r in enumerate(run.requests):
+        assert len(r.times) == 5 + i % 7
+        assert r.times == sorted(r.times)
+        assert r.arrival <= r.times[0]
+
+
+def test_what_a_client_says_wrongly_does_no_harm(url):
+    from urllib.request import Request
+
+    for said in ("x", '{"limit": "many"}', "[1]"):
+        body = {"model": "tiny", "prompt": [5, 6, 7], "max_tokens": 2, "ignore_eos": True}
+        body |= {"return_token_ids": True, "vllm_xargs": {"servetwin": said}}
+        asked = Request(f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
+        with urlopen(asked, timeout=60) as answer:
+            assert len(json.load(answer)["choices"][0]["token_ids"]) == 2
+
+
+def test_from_the_command_line(url, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    command = f"servetwin run tiny-opt-cpu --backend vllm --url {url} --requests 20 --out {out}"
+    monkeypatch.setattr(sys, "argv", command.split())
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    assert "tokens of llm" in capsys.readouterr().out
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["requests"] == summary["completed"] == 20
+    assert summary["mean_ttft_ms"] > 0
+
+
+def test_no_server(url):
+    with pytest.raises(BadInput, match="no server answers"):
+        serve_url(f"http://127.0.0.1:{free_port()}", [])
+    with pytest.raises(BadInput, match="no address"):
+        serve_url("ftp://127.0.0.1", [])
+    with pytest.raises(BadInput, match=r"no model 'opt'.*tiny"):
+        serve_url(url, [], model="opt")
