@@ -10,6 +10,7 @@ ended, a timer rang) and gives commands out (run this batch, wake me then) throu
 `policy`                    `Policy`: what it sees (`WorkerView`) and says (`Decision`)
 `executor`                  what runs batches and keeps the clock: `Executor`
 `loop`                      `ServingLoop`: admission, hand-over, drops and outcomes
+`client`                    sends the requests of a source to it
 `worker`, `pool`            workers: one batch in flight, or a pool of threads
 `routing`, `budget`, `slo`  which worker a request goes to, how an SLO is shared out, what it is
 `records`, `metrics`        the files of a run, and its summary

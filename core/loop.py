@@ -17,13 +17,13 @@ start of k+1 and can first be scheduled for k+2.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 
 from .branching import Branching
 from .budget import Budget
 from .errors import BadInput, LawBroken
-from .executor import Executor, Handle
+from .executor import Executor
 from .invariants.answers import (
     OFTEN,
     check_decision,
@@ -581,34 +581,3 @@ class ServingLoop:
         if self.branching is not None:
             self.branching.forget(request)
         self.recorder.ended(request, now)
-
-
-class Client:
-    """Sends *loop* the requests of *source* at their arrival times: an open-loop client on the executor's clock.
-
-    The source is read one request ahead, so a long workload need not be held in memory. *coming* is the request that
-    is sent next, *timer* what will send it.
-    """
-
-    def __init__(self, loop: ServingLoop, source: Iterator[Request]) -> None:
-        self.loop, self.source = loop, source
-        self.timer: Handle | None = None
-        self.wait(next(source, None))
-
-    def wait(self, coming: Request | None) -> None:
-        """*coming* is the next to be sent (None: there is none)."""
-        self.coming = coming
-        self.timer = self.loop.executor.call_at(coming.arrival, self._send) if coming is not None else None
-
-    def _send(self) -> None:
-        request = self.coming
-        assert request is not None
-        # It is known of the next one that it comes, maybe at this very instant, before somebody decides.
-        coming = self.coming = next(self.source, None)
-        self.timer = self.loop.executor.call_at(coming.arrival, self._send) if coming is not None else None
-        self.loop.arrive(request)
-
-
-def play(loop: ServingLoop, source: Iterator[Request]) -> None:
-    """Send the requests of *source* to *loop* at their arrival times (`Client`)."""
-    Client(loop, source)

@@ -23,8 +23,8 @@ from servetwin.core import (
 )
 from servetwin.core.branching import Branching
 from servetwin.core.budget import Budget
+from servetwin.core.client import play
 from servetwin.core.invariants.checker import LawChecker
-from servetwin.core.loop import play
 from servetwin.core.pool import Pool
 from servetwin.core.routing import first_worker
 from servetwin.sim import SimExecutor, TableTiming

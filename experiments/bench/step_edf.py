@@ -13,7 +13,7 @@ from typing import Any
 
 import simpy
 from servetwin.core import Module, Pipeline, Recorder, Request, ServingLoop, Worker, WorkerView
-from servetwin.core.loop import play
+from servetwin.core.client import play
 from servetwin.core.random_streams import stream
 from servetwin.policies.diffusion.edf import EDF
 from servetwin.sim import SimExecutor, TableTiming

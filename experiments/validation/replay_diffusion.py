@@ -27,7 +27,7 @@ from servetwin.core import (
     Worker,
     WorkerView,
 )
-from servetwin.core.loop import play
+from servetwin.core.client import play
 from servetwin.profiles import Profile, load
 from servetwin.sim.measured import TimeOptions, measured_executor
 

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from servetwin.core import Module, Outcome, Pipeline, Recorder, Request, ServingLoop
+from servetwin.core.client import play
 from servetwin.core.llm import CumulativeSLO, EngineLimits, TokenRequest, TokenTask, TokenView
 from servetwin.core.llm.batch import TokenBatch
 from servetwin.core.llm.worker import Host, TokenWorker
-from servetwin.core.loop import play
 from servetwin.core.slo import latest
 from servetwin.profiles import Profile, load
 from servetwin.profiles.costs import INTAKE, PACE_MEMORY, RATIO, STALL, STEP_BETWEEN

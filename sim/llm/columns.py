@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from servetwin.core import Outcome, Recorder, Request, ServingLoop, Summary
+from servetwin.core.client import Client
 from servetwin.core.llm import LimitsSLO, TokenDeadlines, TokenPolicy, TokenTask
 from servetwin.core.llm.engine import TokenEngine
 from servetwin.core.llm.metric_blocks import TokenBlock
 from servetwin.core.llm.metrics import StageTokens, TokenSummary
 from servetwin.core.llm.worker import TokenWorker
-from servetwin.core.loop import Client
 from servetwin.core.slo import latest
 from servetwin.core.worker import NEVER
 from servetwin.sim.llm.latency_columns import TokenLatencies

@@ -6,10 +6,10 @@ import pytest
 from engines import Linear
 from servetwin.core import Module, Pipeline, ServingLoop
 from servetwin.core.budget import Budget, fixed
+from servetwin.core.client import play
 from servetwin.core.invariants.checker import LawChecker
 from servetwin.core.llm import CumulativeSLO, EngineLimits, Follows, TokenRequest, TokenView
 from servetwin.core.llm.worker import TokenWorker
-from servetwin.core.loop import play
 from servetwin.core.pool import Pool
 from servetwin.policies.diffusion.fcfs import FCFS
 from servetwin.policies.llm.vllm import VLLM

@@ -18,8 +18,8 @@ from servetwin.core import (
     Worker,
     WorkerView,
 )
+from servetwin.core.client import play
 from servetwin.core.invariants.checker import LawChecker
-from servetwin.core.loop import play
 
 DIT = Pipeline.chain(Module("dit", loop=True), Module("vae"))
 

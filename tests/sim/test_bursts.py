@@ -7,10 +7,10 @@ from collections import Counter
 import pytest
 from engines import Linear, requests, view_of
 from servetwin.core import Module, Pipeline, Request, ServingLoop, Worker, WorkerView
+from servetwin.core.client import play
 from servetwin.core.invariants.checker import LawChecker
 from servetwin.core.llm import EngineLimits, TokenView
 from servetwin.core.llm.worker import Host, TokenWorker
-from servetwin.core.loop import play
 from servetwin.core.pool import Pool
 from servetwin.experiments.assembly.build import build
 from servetwin.experiments.spec import loading

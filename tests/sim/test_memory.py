@@ -18,7 +18,7 @@ from servetwin.core import (
     Worker,
     WorkerView,
 )
-from servetwin.core.loop import play
+from servetwin.core.client import play
 from servetwin.sim import SimExecutor, TableTiming
 from worlds import POLICIES
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from servetwin.core import Module, Pipeline, Recorder, Request, ServingLoop, Worker, WorkerView
-from servetwin.core.loop import play
+from servetwin.core.client import play
 from servetwin.core.pool import Pool
 from servetwin.core.random_streams import stream
 from servetwin.policies.diffusion.fcfs import FCFS

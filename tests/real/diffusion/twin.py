@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 from servetwin.core import FactorSLO, Recorder, Request, ServingLoop, Summary, Worker, WorkerView
-from servetwin.core.loop import play
+from servetwin.core.client import play
 from servetwin.policies.diffusion.clockwork import Clockwork
 from servetwin.policies.diffusion.edf import EDF
 from servetwin.policies.diffusion.fcfs import FCFS
