@@ -31,6 +31,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 from servetwin.core import BadInput
 
+from ..assembly.build import time_shared
 from ..provenance.stored_rows import Kept, decode, encode
 from ..spec import yaml_io
 from ..spec.catalog import FIGURES, figure_names, suggest
@@ -177,6 +178,12 @@ def combinations(block: Block, where: str) -> Iterator[Values]:
 # -- running --------------------------------------------------------------------------------------------
 
 
+def _shared(experiments: Sequence[Experiment]) -> list[str]:
+    """Who shares a device in time in *experiments*, since nobody measured them together; each line once."""
+    alike = {(repr(e.deployment), repr(e.pipeline), e.time.unmeasured): e for e in experiments}
+    return [*dict.fromkeys(line for e in alike.values() for line in time_shared(e))]
+
+
 def sweep(
     source: str | Path | SweepFile,
     out: Path | None,
@@ -232,6 +239,8 @@ def sweep(
             if attempt == _TRIES - 1:
                 raise
             say(f"{str(change).partition(';')[0]}: the sweep begins again with what there is now")
+    for line in _shared(experiments):
+        say(line)
     for line in along_seeds(experiments) if seeds is None and until is None and versus is None else ():
         say(line)
     for doubt in together.doubts if cache is not None else ():

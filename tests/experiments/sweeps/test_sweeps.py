@@ -259,3 +259,17 @@ def test_a_sweep_that_is_refused_leaves_nothing(toy: Path, servetwin):
     code, _, err = servetwin("sweep", path, "--out", toy.parent / "out.csv", "--jobs", 1, "--no-cache")
     assert (code, err.count("\n")) == (2, 1)
     assert {p.name for p in toy.parent.iterdir()} == before
+
+
+def test_who_shares_a_device_in_time_is_said(servetwin, tmp_path: Path):
+    """It came out in the report of a run only."""
+    workers = [{"modules": ["dit"], "device": "gpu0", "limit": 8, "name": name} for name in "ab"]
+    workers.append({"modules": ["vae"], "device": "gpu0", "limit": 8})
+    spec = tmp_path / "two.yaml"
+    settings = {"deployment.workers": workers, "time.unmeasured": "shared", "requests": 20, "policy": "edf"}
+    spec.write_text(
+        json.dumps({"sweeps": [{"extends": "dit-s2-256-rtx4090", "set": settings, "grid": {"rate": [2]}}]})
+    )
+    code, _, err = servetwin("sweep", spec, "--out", tmp_path / "out.csv", "--jobs", 1)
+    assert code == 0
+    assert "a and b share gpu0 in time: what they cost each other was not measured" in err
