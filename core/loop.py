@@ -396,10 +396,7 @@ class ServingLoop:
             worker.least = min([task.left for task in tasks])
         least = worker.least
         if least < 1:
-            spent = next((task for task in tasks if task.left == least), None)
-            if spent is None:
-                raise worker.twice("run", tasks)  # who ran twice has less left than was reckoned
-            raise fault(worker.policy, f"it runs {spent!r}, which has nothing left to run")
+            raise worker.spent(tasks)
         if batch.whole is not False and check_whole(worker.policy, batch.whole):
             batch.iterations = max([task.left for task in tasks])
             batch.leaves = batch.size
@@ -435,12 +432,12 @@ class ServingLoop:
                 del waiting[task]
                 running[task] = None
         if view.in_flight is not None and len(batch.joiners) < batch.size:  # who has waited was in no batch
-            worker.check_free("runs", [task for task in tasks if task not in batch.joiners])
+            worker.check_free("runs", set(tasks).difference(batch.joiners))
         try:
             itemgetter(*tasks)(running)  # the fastest way to ask for all of them whether they are there
         except (KeyError, TypeError):
             check_decision(worker.policy, decision)
-            raise worker.not_here("runs", next(task for task in tasks if task not in running)) from None
+            raise worker.not_here("runs", worker.missing(tasks)) from None
 
     def _new_batch(self, worker: Worker, tasks: Sequence[Task]) -> Batch:
         self._batches += 1
@@ -501,19 +498,18 @@ class ServingLoop:
                 return
         now = self._now()
         serving = self.serving[stage.name]
-        known = request.outcome is None  # else another branch was dropped
-        if self._booked and known and before is not None:
+        if self._booked and before is not None and request.outcome is None:  # else another branch was dropped
             self._check_request(request)
         target = serving[0] if len(serving) == 1 else self.router(request, serving, now)
         task = target.task(request, now)
         if self.budget is not None:
             self.budget.begins(task, before)
-            if known:
+            if request.outcome is None:
                 self._know_anew(request)
         request.tasks.append(task)
         if self._booked:
             self._stays.begins(task)
-        source = self.workers[before.worker.number] if before is not None and before.worker is not None else None
+        source = self.workers[before.worker[0]] if before is not None and before.worker is not None else None
         if self._chooses:
             target.coming[task] = None
             self.executor.send(source, task, self._received)
@@ -550,7 +546,9 @@ class ServingLoop:
         if self.forks and request.waiting_for[""]:
             return
         request.finished = now
-        self._end(request, Outcome.MET if now <= latest(request.deadline) and not request.missed else Outcome.LATE)
+        due = request.deadline
+        in_time = now <= due or now <= latest(due)
+        self._end(request, Outcome.MET if in_time and not request.missed else Outcome.LATE)
 
     def _drop(self, task: Task, view: WorkerView) -> None:
         if task.request.outcome is None:

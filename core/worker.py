@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -128,11 +128,22 @@ class Worker:
         what = f"{name} of its decision holds {max(tasks, key=list(tasks).count)!r} twice"
         return fault(self.policy, what, "each task once")
 
+    def spent(self, tasks: Sequence[Task]) -> PolicyFault:
+        """Its policy runs *tasks*, one of which has nothing left, or runs twice and has less than was reckoned."""
+        spent = min(tasks, key=lambda task: task.left)
+        if tasks.count(spent) > 1:
+            return self.twice("run", tasks)
+        return fault(self.policy, f"it runs {spent!r}, which has nothing left to run")
+
+    def missing(self, tasks: Sequence[object]) -> object:
+        """The first of *tasks* that does not run here."""
+        return next(task for task in tasks if task not in self.view.running)
+
     def wrong_leaver(self, task: Task, tasks: Sequence[Task]) -> PolicyFault:
         """*task*, which has left a batch of *tasks*, was not here, or not any more."""
         return self.twice("run", tasks) if len(set(tasks)) < len(tasks) else self.not_here("runs", task)
 
-    def check_free(self, word: str, tasks: Sequence[Task]) -> None:
+    def check_free(self, word: str, tasks: Iterable[Task]) -> None:
         """Raise `PolicyFault` if one of *tasks* is in a batch already."""
         view = self.view
         taken = {task for batch in (view.in_flight, *view.backlog) if batch is not None for task in batch.tasks}

@@ -137,12 +137,15 @@ class Lane(Moment):
         keep_ends = batch.keep_ends
         ends = []
         start, left = self.updated, self.device
-        took = self._computing()
+        took = (left - self.ahead) / device_rate  # as _computing would, without the call
+        if took < self.host / host_rate:
+            took = self.host / host_rate
+        stop = horizon if drift else min(horizon, limit)
         count = 1
         same_until = changes = -math.inf
         while count < times:
             end = start + took
-            if end >= horizon or end >= limit + count * drift:
+            if end >= stop or (drift and end >= limit + count * drift):
                 break
             if keep_ends:
                 ends.append(end)
@@ -151,7 +154,7 @@ class Lane(Moment):
             if start < same_until and count < last:
                 continue
             if start >= changes or count == last:
-                leaves = sum([task.left == last for task in batch.tasks]) if count == last else 0
+                leaves = [task.left for task in batch.tasks].count(last) if count == last else 0
                 host, device, ahead = timing.plain(batch.size, start, leaves)
                 changes = timing.steady_until() if not leaves else start
                 batch.leaves, self.ahead = leaves, ahead

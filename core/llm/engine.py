@@ -553,7 +553,7 @@ class TokenEngine(DecodeSums):
                     self.loop._know_anew(request)
             if self.lean:
                 request.finished = now
-                met = now <= latest(request.deadline) and not request.missed
+                met = (now <= request.deadline or now <= latest(request.deadline)) and not request.missed
                 self.loop._end(request, Outcome.MET if met else Outcome.LATE)
             else:
                 self.loop._leave(task, now)

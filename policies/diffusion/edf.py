@@ -45,16 +45,20 @@ class EDF(Policy):
         return True
 
     def decide(self, view: WorkerView, now: float) -> Decision:
-        drop = self._hopeless(now) if self.drop_late and self._next_late() < now else ()
+        late = self._next_late() if self.drop_late else math.inf
+        drop = self._hopeless(now) if late < now else ()
         if self.others:
             self._form()
+            late = -math.inf  # to be found anew
         batch = self.batch
         if not batch:
             return Decision((), drop)
         if self.others:
             return Decision(batch, drop)
         # Nobody is left out, so nothing changes until somebody is late.
-        return Decision(batch, drop, Repeat(batch[0].left, self._next_late() if self.drop_late else math.inf))
+        if self.drop_late and (drop or late < now):
+            late = self._next_late()
+        return Decision(batch, drop, Repeat(batch[0].left, late if self.drop_late else math.inf))
 
     def _form(self) -> None:
         """Fill the batch, then let those that wait and are more urgent change places with those that run."""
@@ -101,9 +105,8 @@ class EDF(Policy):
     def ended(self, batch: Batch, view: WorkerView, now: float) -> None:
         if batch.leaves:
             self.batch = [t for t in self.batch if t.left]
-            for task in batch.tasks:
-                if not task.left:
-                    self.ends.pop(task, None)
+            for task in [t for t in batch.tasks if not t.left]:
+                self.ends.pop(task, None)
 
     def removed(self, task: Task, view: WorkerView, now: float) -> None:
         self.ends.pop(task, None)

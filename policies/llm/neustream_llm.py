@@ -150,14 +150,15 @@ class NeuStreamLLM(TokenPolicy):
         if len(known) > 2 * len(view.running) + 64:
             known = self.known = {task: known[task] for task in view.running if task in known}
         bend = 0.5 * slo.decode_scale * slo.d1
-        slacks = []
+        slacks, lines = [], known.get
         for task in view.running:
-            line = known.get(task)
+            line = lines(task)
             if line is None:
                 slope = slo.decode_scale * (slo.d0 + slo.d1 * task.prompt)
                 line = known[task] = (slo.deadline(task, 1), slope)
+            first, slope = line
             g = task.generated
-            slack = line[0] + g * (line[1] + bend * (g + 1))
+            slack = first + g * (slope + bend * (g + 1))
             if steps > g:
                 slack += (steps - g) * beta
             if slack < now:
