@@ -270,7 +270,8 @@ def test_euler_weights_and_any_device(servetwin, dit, tmp_path):
     content["device"]["name"] = "NVIDIA H100 80GB HBM3"
     foreign = tmp_path / "foreign.yaml"
     foreign.write_text(yaml.safe_dump(content))
-    settings = [*dit.settings("edf", requests=4), "--set", f"deployment.devices.gpu0={foreign}"]
+    settings = [str(s).replace(str(dit.profile), str(foreign)) for s in dit.settings("edf", requests=4)]
+    assert f"deployment.devices.gpu0={foreign}" in settings
     settings += ["--backend", "real", "--device", "cpu", "--sampler", "euler", "--out", tmp_path / "run"]
     code, out, err = servetwin("run", *settings)
     assert (code, out, err.count("\n")) == (2, "", 1)
