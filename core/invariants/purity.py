@@ -158,6 +158,15 @@ def _innocent(kind: type, names: frozenset[str]) -> bool:
     return _Reading(names).of(kind)
 
 
+def _comes_along(name: str, source: str) -> bool:
+    """Whether the module of that *name* and file is one of the policies that come along, which are read like those of
+    a user where ServeTwin is an installed package."""
+    package = sys.modules.get("servetwin.policies")
+    return name.startswith("servetwin.policies") and any(
+        source.startswith(folder + os.sep) for folder in getattr(package, "__path__", ())
+    )
+
+
 class Doubt(Exception):
     """It is not certain."""
 
@@ -190,7 +199,7 @@ class _Reading:
             return
         self.remember(module)
         source = getattr(module, "__file__", None)
-        if source is None or "site-packages" in source.split(os.sep):
+        if source is None or ("site-packages" in source.split(os.sep) and not _comes_along(name, source)):
             raise Doubt
         with open(source, "rb") as file:
             text = file.read()
