@@ -30,8 +30,7 @@ class Client:
         request = self.coming
         assert request is not None
         # It is known of the next one that it comes, maybe at this very instant, before somebody decides.
-        coming = self.coming = next(self.source, None)
-        self.timer = self.loop.executor.call_at(coming.arrival, self._send) if coming is not None else None
+        self.wait(next(self.source, None))
         self.loop.arrive(request)
 
 

@@ -10,7 +10,7 @@ from .errors import PolicyFault
 from .executor import Handle
 from .invariants import task_ledger
 from .invariants.answers import LEAST, MOST, OFTEN, check_decision, fault
-from .invariants.code_inspection import INTERPRETER, named, own, says
+from .invariants.code_inspection import INTERPRETER, named, says
 from .invariants.purity import innocent
 from .invariants.read_only import closed
 from .invariants.task_ledger import WRITABLE, Books
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 Intake = Literal["before", "after"]
 NEVER = float("inf")
-
-#: Every so many batches it is looked whether all that a policy runs is there; else when somebody leaves a batch.
-LOOK = 64
 
 
 class Worker:
@@ -108,11 +105,6 @@ class Worker:
         runner: Callable[[Worker], Callable[[Any, Any], None]] | None = getattr(executor, "runner", None)
         self.run = runner(self) if runner is not None else partial(executor.run, self)
         self.run(batch, done)
-
-    @property
-    def policy_name(self) -> str:
-        """The class of its policy, also where somebody watches that (`servetwin.core.invariants.checker`)."""
-        return type(own(self.policy)).__name__
 
     @property
     def index(self) -> int:

@@ -325,13 +325,8 @@ class TokenEngine(DecodeSums):
         waiting, running = view.waiting, view.running
         free = view.free_blocks
         pieces: list[Piece] = []
-        if (
-            prefill is view.checked
-            and prefill == view.sure
-            and not decode
-            and not crowded
-            and prefill[0][0] in waiting
-        ):
+        sure = prefill is view.checked and prefill == view.sure and not decode and not crowded
+        if sure and prefill[0][0] in waiting:
             # `TokenView.admissible` has just found all of it, so all that waits fits.
             for task, count in prefill:
                 computed = task._computed
