@@ -134,7 +134,6 @@ class Columns:
     def go_on(self, step: Step, now: float) -> float | None:
         """As `run`, if that is possible, and the client then waits for what comes next; else None."""
         engine, client = self.engine, self.client
-        queue: list[Any] = self.lane.env._queue
         view = engine.view
         if (
             step.repeat is None
@@ -146,12 +145,10 @@ class Columns:
             or engine._preempted
             or engine._stale
             or engine.loop.stopped
-            or len(queue) != (client.timer is not None)
-            or (queue and queue[0][3] is not client.timer)
             or not engine._affordable(1)
+            or not self.lane.env.take_out(client.timer)
         ):
             return None
-        queue.clear()
         later = self.run(step, now)
         row = self.source.row
         client.wait(self.source.request(row) if row is not None else None)
@@ -360,7 +357,7 @@ class Columns:
                 bucket = buckets.pop(heappop(leaving))
                 if type(bucket[0]) is not tuple:
                     ticks.count = engine.tick = tick
-                    calendar._now = now
+                    calendar.set_time(now)
                     view.free_blocks, view.context, view.decoding = free, context, decoding
                     bucket = self._let_go(bucket, now)
                     free, context, decoding = view.free_blocks, view.context, view.decoding
@@ -380,7 +377,8 @@ class Columns:
             if keep and len(ends) > engine._trim_at:
                 self._trim(tick)
         ticks.count = engine.tick = tick
-        calendar._now, lane.ready, source.row = now, ready, row
+        calendar.set_time(now)
+        lane.ready, source.row = ready, row
         view.free_blocks, view.context, view.decoding = free, context, decoding
         view.last_step, view.last_decode = last_step, last_decode
         loop._batches += batches
@@ -405,7 +403,7 @@ class Columns:
         """These as well, and they take the ordinary way."""
         self._record()
         for row in odd:
-            self.lane.env._now = row[1]
+            self.lane.env.set_time(row[1])
             self.engine.loop.arrive(self.source.request(row))
 
     def _let_go(self, bucket: Sequence[Any], now: float) -> list[Entry]:
