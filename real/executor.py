@@ -156,10 +156,10 @@ class RealExecutor:
         if not outbox:
             return
         assert self._loop is not None
-        self._loop._hold()  # they are there together when somebody decides
+        self._loop.hold()  # they are there together when somebody decides
         for task, deliver in outbox:
             self._deliver(task, deliver)
-        self._loop._let_decide()
+        self._loop.let_decide()
 
     def _prepare(self) -> None:
         """Something for a request that waits, while the lanes are busy."""

@@ -93,6 +93,10 @@ class SimExecutor:
         assert isinstance(lane, TokenLane)
         return lane
 
+    def undisturbed(self, worker: TokenWorker) -> bool:
+        """Whether requests come to that engine without delay, and no other engine slows its steps down."""
+        return not self._delays and worker.name not in self._engines
+
     def shares(self) -> Iterator[tuple[list[str], float]]:
         """Those that are busy and share a device in time with each other: their names, and their rates together."""
         if not self._in_time:

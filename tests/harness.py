@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from servetwin.core import (
+    BatchWorker,
     Decision,
     Module,
     Pipeline,
@@ -18,7 +19,6 @@ from servetwin.core import (
     Request,
     ServingLoop,
     Stage,
-    Worker,
     WorkerView,
 )
 from servetwin.core.branching import Branching
@@ -105,7 +105,7 @@ def simulate(
             workers.append(pool)
             continue
         view = WorkerView(stage, estimate, limit=site.limit, name=site.name, slo_factor=slo_factor)
-        worker = Worker(stage, site.policy, view, device=site.device, intake=site.intake)
+        worker = BatchWorker(stage, site.policy, view, device=site.device, intake=site.intake)
         timings[worker] = site.timing or TableTiming(site.table())
         workers.append(worker)
     sim = SimExecutor(lambda worker: timings[worker], calls=calls, **executor)

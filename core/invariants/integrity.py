@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import PolicyFault
 from ..llm.policy import TokenPolicy
-from ..policy import Policy
+from ..policy import Policy, PolicyBase
 from .code_inspection import writes_in
 
 _TOP = __name__.partition(".")[0]
@@ -32,7 +32,7 @@ def comes_along(policy: type) -> bool:
     """Whether all code of the class *policy* is of this package: what `servetwin.policies` has, needs no look."""
     here = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "policies", "")
     for kind in policy.__mro__[:-1]:
-        if kind in (Policy, TokenPolicy):
+        if kind in (PolicyBase, Policy, TokenPolicy):
             continue
         codes = [thing.__code__ for thing in vars(kind).values() if isinstance(thing, FunctionType)]
         if not codes or not all(os.path.abspath(code.co_filename).startswith(here) for code in codes):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from servetwin.core import (
     AbsoluteSLO,
     BadInput,
+    BatchWorker,
     FactorSLO,
     LawBroken,
     Recorder,
@@ -216,7 +217,7 @@ def make_workers(
         if is_engine(experiment, spec):
             workers.append(token_worker(experiment, spec, stage, profiles[spec.device or ""], policy))
             continue
-        if issubclass(policy_registry.find_policy(chosen.name), TokenPolicy):
+        if isinstance(policy, TokenPolicy):
             what = f"{chosen.name} is a policy for language models, and {'+'.join(spec.modules)} is none"
             raise BadInput(what, where="policy.name", right="neustream, clockwork, edf or fcfs")
         estimate = estimate_of(spec)
@@ -224,7 +225,7 @@ def make_workers(
             workers.append(make_pool(spec, i, stage, policy, estimate, slo.factor))
             continue
         view = WorkerView(stage, estimate, limit=spec.limit, name=spec.name or "", slo_factor=slo.factor)
-        workers.append(Worker(stage, policy, view, device=spec.device, intake=spec.intake))
+        workers.append(BatchWorker(stage, policy, view, device=spec.device, intake=spec.intake))
     return workers
 
 

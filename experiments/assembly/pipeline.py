@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from servetwin.core import BadInput, Edge, Module, Pipeline, Policy, Request, Stage, Task
 from servetwin.core.branching import Branching
 from servetwin.core.budget import Alone, Budget, equal, fixed, proportional
-from servetwin.core.llm import Follows, TokenDeadlines, TokenRequest, TokenSLO
+from servetwin.core.llm import Follows, TokenDeadlines, TokenRequest
+from servetwin.core.llm.slo import StageDeadlines
 from servetwin.core.pool import Pool
 from servetwin.core.routing import Router
 from servetwin.policies.routing import router
@@ -229,7 +230,7 @@ def make_budget(experiment: Experiment, stages: Sequence[Stage], profiles: dict[
             carry=spec.carry,
             forward=spec.forward,
             left=left,
-            tokens=cast("Mapping[str, TokenSLO]", slos),
+            tokens={stage: StageDeadlines(slo) for stage, slo in slos.items()},
         )
     alone = Alone(stages, seconds_alone(experiment, profiles, experiment.deployment.estimates))
     allowance = None

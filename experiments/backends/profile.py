@@ -117,7 +117,12 @@ def _whole(out: Path, write: Callable[[Path], object]) -> None:
 
 
 def _maker(policy: str) -> Callable[[], Policy]:
-    return lambda: policy_registry.make(policy, POLICIES[policy])
+    def make() -> Policy:
+        made = policy_registry.make(policy, POLICIES[policy])
+        assert isinstance(made, Policy)
+        return made
+
+    return make
 
 
 def slug(name: str) -> str:

@@ -365,8 +365,8 @@ class _Policed(Steered):
         for request in self.running:
             task = tasks[request.request_id]
             # Here no clock of an engine of ours counts for the task: what it reads can be set as it is.
-            computed = task._computed = request.num_computed_tokens
-            count = task._generated = request.num_output_tokens + request.num_output_placeholders
+            computed = task.base_computed = request.num_computed_tokens
+            count = task.base_generated = request.num_output_tokens + request.num_output_placeholders
             if count and computed == task.prompt + count - 1 and not exhausted(request):
                 decoding += 1
                 context += computed

@@ -12,6 +12,7 @@ from servetwin.core import (
     AbsoluteSLO,
     BadInput,
     Batch,
+    BatchWorker,
     Decision,
     FactorSLO,
     LawBroken,
@@ -24,7 +25,6 @@ from servetwin.core import (
     ServeTwinError,
     Summary,
     Task,
-    Worker,
     WorkerView,
 )
 from servetwin.policies.diffusion.fcfs import FCFS
@@ -115,11 +115,11 @@ def test_an_empty_summary_says_nothing_rather_than_nought() -> None:
 
 def test_mean_batch_size_counts_every_iteration() -> None:
     (stage,) = Pipeline([Module("m", loop=True)], []).stages([["m"]])
-    worker = Worker(stage, FCFS(), WorkerView(stage, lambda m, n: 1.0, limit=9))
+    worker = BatchWorker(stage, FCFS(), WorkerView(stage, lambda m, n: 1.0, limit=9))
     tasks = [Task(Request(i, 0.0, 9.0, {"m": 9}), stage, 0.0) for i in range(3)]
     summary = Summary()
-    summary.batch(Batch(1, worker, tasks[:1]))
-    often = Batch(2, worker, tasks, repeat=Repeat(9))
+    summary.batch(Batch(1, worker.place, tasks[:1]))
+    often = Batch(2, worker.place, tasks, repeat=Repeat(9))
     often.count = 3
     summary.batch(often)
     assert summary.mean_batch_size("m") == (1 + 3 * 3) / 4

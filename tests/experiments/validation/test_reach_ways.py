@@ -63,7 +63,7 @@ def test_a_way_of_writing_that_no_name_tells_is_found_out(case, monkeypatch, cap
 OURS = {
     "a function, as it is loaded": ("import servetwin.core.loop as L\n\nL.latest = lambda d: d + 99", "", "", 3),
     "a method, as it is loaded": (
-        "from servetwin.core import ServingLoop\n\nServingLoop._leave = lambda self, task, now: None", "", "", 3,
+        "from servetwin.core import ServingLoop\n\nServingLoop.leave = lambda self, task, now: None", "", "", 3,
     ),
     "the books": ("import servetwin.core.invariants.task_ledger as B\n"
         "\nB.Books.take = lambda self, d: tuple(d.run)", "", "", 3),
@@ -200,7 +200,7 @@ def test_likewise_for_an_engine(case, monkeypatch, capsys, tmp_path):
 
 PAST = {
     "finished": ("old is not task and old.finished", "old.finished = 0.0", "of a stay of request"),
-    "tokens": ("hasattr(old, '_generated') and old.finished", "old._generated = 1", "of a stay of request"),
+    "tokens": ("hasattr(old, 'base_generated') and old.finished", "old.base_generated = 1", "of a stay of request"),
     "tasks": ("old is task and len(task.request.tasks) < 9", "task.request.tasks.append(old)", "tasks of request"),
 }
 

@@ -5,7 +5,7 @@ import statistics
 import time
 
 import pytest
-from servetwin.core import Module, Pipeline, Recorder, Request, ServingLoop, Worker, WorkerView
+from servetwin.core import BatchWorker, Module, Pipeline, Recorder, Request, ServingLoop, WorkerView
 from servetwin.policies.diffusion.edf import EDF
 from servetwin.real.cpu_affinity import EVERY, RESIGNED, PinnedCore, pinned_core, trial
 from servetwin.real.executor import RealExecutor, undisturbed
@@ -140,7 +140,7 @@ class Watched:
 def test_it_is_looked_for_when_a_batch_has_just_been_launched_or_nothing_runs():
     """Else the end of what runs would be heard late."""
     (stage,) = Pipeline.chain(Module("dit", loop=True)).stages([["dit"]])
-    worker = Worker(stage, EDF(), WorkerView(stage, lambda module, n: Clocked.TAKES, limit=2))
+    worker = BatchWorker(stage, EDF(), WorkerView(stage, lambda module, n: Clocked.TAKES, limit=2))
     lane = Clocked(worker)
     executor = RealExecutor({})
     executor.gpu, executor.quiet = True, Watched([lane])

@@ -4,7 +4,7 @@ import statistics
 
 import pytest
 import torch
-from servetwin.core import Request, Worker, WorkerView
+from servetwin.core import BatchWorker, Request, WorkerView
 from servetwin.policies.diffusion.neustream import NeuStream
 from servetwin.real import Options, Server
 from servetwin.real.diffusion.device_slots import DeviceSlots
@@ -70,7 +70,7 @@ def test_time_between_iterations():
     server = Server("dit-s2-256")
     stages = server.kind.pipeline().stages(server.kind.placement)
     workers = [
-        Worker(s, NeuStream(bound=8), WorkerView(s, lambda m, n: 0.001, limit=8, slo_factor=3.0)) for s in stages
+        BatchWorker(s, NeuStream(bound=8), WorkerView(s, lambda m, n: 0.001, limit=8, slo_factor=3.0)) for s in stages
     ]
     report = server.serve(stages, workers, [Request(i, i * 0.02, 60.0, {"dit": 30}) for i in range(200)])
     assert report.summary.met == 200

@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 import torch
-from servetwin.core import Request, ServeTwinError, Worker, WorkerView
+from servetwin.core import BatchWorker, Request, ServeTwinError, WorkerView
 from servetwin.policies.diffusion.edf import EDF
 from servetwin.real import Options, Server
 
@@ -32,7 +32,7 @@ def system(kind, placement, limit, devices=()):
         stage = by_modules[modules]
         view = WorkerView(stage, lambda m, n: 0.001, limit=limit, name=f"{stage.name}-{i}", slo_factor=3.0)
         device = devices[i] if devices else "gpu0"
-        workers.append(Worker(stage, EDF(), view, device=device))
+        workers.append(BatchWorker(stage, EDF(), view, device=device))
     return stages, workers
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
-from servetwin.core import BadInput, Request, Task, Worker, WorkerView
+from servetwin.core import BadInput, BatchWorker, Request, Task, WorkerView
 from servetwin.policies.diffusion.edf import EDF
 from servetwin.real.diffusion.device_slots import DeviceSlots
 from servetwin.real.diffusion.lanes import StreamLane
@@ -277,12 +277,12 @@ def test_a_request_is_prepared_while_it_waits():
     def lane_of(site, stage):
         lane = object.__new__(StreamLane)
         lane.site, lane.side, lane.awaits = site, None, False
-        lane.worker = Worker(stage, EDF(), WorkerView(stage, lambda module, n: 0.01, limit=2, slo_factor=3.0))
+        lane.worker = BatchWorker(stage, EDF(), WorkerView(stage, lambda module, n: 0.01, limit=2, slo_factor=3.0))
         lane.prepared = SimpleNamespace(record=recorded.append)
         return lane
 
     def task_of(lane, number):
-        return Task(Request(number, 0.0, 9.0, {"dit": 6}), lane.worker.stage, 0.0, lane.worker)
+        return Task(Request(number, 0.0, 9.0, {"dit": 6}), lane.worker.stage, 0.0, lane.worker.place)
 
     site, plain = site_of("tiny-dit", slots=4), site_of("tiny-dit", slots=4)
     lane = lane_of(site, stages[0])
