@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -25,18 +26,24 @@ _TOP = __name__.partition(".")[0]
 _ASIDE = frozenset(
     ["__slotnames__", "__annotations__", "__doc__", "__abstractmethods__", "_abc_impl", "__parameters__", "BOOKED"]
 )
+#: What policies are made of.
+_BASES = (PolicyBase, Policy, TokenPolicy)
 _FOREIGN = object()  # stands for a name that was not there
+
+
+@cache
+def _of_package(file: str) -> bool:
+    here = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "policies", "")
+    return os.path.abspath(file).startswith(here)
 
 
 def comes_along(policy: type) -> bool:
     """Whether all code of the class *policy* is of this package: what `servetwin.policies` has, needs no look."""
-    here = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "policies", "")
     for kind in policy.__mro__[:-1]:
-        if kind in (PolicyBase, Policy, TokenPolicy):
-            continue
-        codes = [thing.__code__ for thing in vars(kind).values() if isinstance(thing, FunctionType)]
-        if not codes or not all(os.path.abspath(code.co_filename).startswith(here) for code in codes):
-            return False
+        if kind not in _BASES:
+            codes = [thing.__code__ for thing in vars(kind).values() if isinstance(thing, FunctionType)]
+            if not codes or not all(_of_package(code.co_filename) for code in codes):
+                return False
     return True
 
 
