@@ -19,8 +19,6 @@ from operator import itemgetter
 
 from .errors import PolicyFault
 from .invariants.answers import check_decision, check_kept, check_repeat, check_whole, fault
-from .invariants.code_inspection import own
-from .invariants.integrity import comes_along
 from .pipeline import Stage
 from .policy import Batch, Decision, Policy, WorkerView
 from .request import Task
@@ -52,8 +50,6 @@ class BatchWorker(Worker):
     def attach(self, loop: Loop) -> None:
         super().attach(loop)
         self.keep_ends = loop.recorder.wants_batches
-        #: Whether its answers are held against its queues; those of policies that come along are in the tests.
-        self.doubted = self.books is not None or not comes_along(type(own(self.policy)))
         self.policy.start(self.shown)
 
     # -- events ---------------------------------------------------------------------------------------------
@@ -257,11 +253,12 @@ class BatchWorker(Worker):
     def _launch(self, batch: Batch) -> None:
         clock, run = self.loop.now, self.run
         now = batch.start = clock()
-        for task in batch.joiners:
-            task.started = now
-        if self.books is not None:
+        if batch.joiners:
             for task in batch.joiners:
-                self.books.begun[task] = now
+                task.started = now
+            if self.books is not None:
+                for task in batch.joiners:
+                    self.books.begun[task] = now
         batch.keep_ends = self.keep_ends
         self.view.in_flight = batch
         run(batch, self.over)

@@ -67,10 +67,13 @@ class ServingLoop:
         self.known: dict[int, tuple[float, float, bool, int]] = {}  # what live requests say (`_know`)
         self._stays = Stays()
         self._stages = [(stage, told(stage)) for stage in stages]
-        self._changed = None if all(comes_along(type(own(w.policy))) for w in self.workers) else Intact().changed
+        for worker in self.workers:
+            worker.doubted = self._booked or not comes_along(type(own(worker.policy)))
+        self._changed = Intact().changed if any(worker.doubted for worker in self.workers) else None
         for index, worker in enumerate(self.workers):
             worker.place = worker.place._replace(number=index)
-            worker.check_code()
+            if worker.doubted:
+                worker.check_code()
             worker.show(self._booked)  # of all if of one: the tasks of a request lead to each other
             self.serving[worker.stage.name].append(worker)
             worker.attach(self)

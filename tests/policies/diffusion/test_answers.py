@@ -4,12 +4,14 @@ in runs of their subclasses, whose code is a user's."""
 from __future__ import annotations
 
 import pytest
-import servetwin
 from servetwin.core import Batch, Decision, Policy, WorkerView
+from servetwin.core.invariants.code_inspection import INTERPRETER, says
 from servetwin.policies.diffusion.clockwork import Clockwork
 from servetwin.policies.diffusion.edf import EDF
 from servetwin.policies.diffusion.fcfs import FCFS
 from servetwin.policies.diffusion.neustream import NeuStream
+
+import servetwin
 
 
 def watched(policy: type[Policy]) -> tuple[type[Policy], list[int]]:
@@ -40,3 +42,8 @@ def test_a_shipped_policy_keeps_to_what_is_checked_of_others(policy: type[Policy
     assert len(kept) > 50
     plain = servetwin.run(experiment, policy=policy, rate=2.0, requests=150)
     assert found.requests.to_dicts() == plain.requests.to_dicts()
+
+
+@pytest.mark.parametrize("policy", [FCFS, EDF, NeuStream, Clockwork])
+def test_no_shipped_policy_looks_behind_its_view(policy: type[Policy]) -> None:
+    assert says(policy(), INTERPRETER) is None
