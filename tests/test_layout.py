@@ -13,8 +13,8 @@ import pytest
 
 TOPS = ("servetwin", "core", "policies", "profiles", "sim", "real", "experiments")
 
-#: Packages that name each other, each with why that is so. (A package whose `__init__` hands on the names of what is in
-#: it is no circle.)
+#: Packages that name each other, each with why that is so. (A package whose `__init__` hands on the names of what is
+#: in it is no circle.)
 PARENTS = {
     ("servetwin.core", "servetwin.core.invariants"): "workers hold their policies to the rules that stand there, and"
     " these are about core's requests, tasks and decisions",
