@@ -22,7 +22,7 @@ from .invariants.answers import check_decision, check_kept, check_repeat, check_
 from .pipeline import Stage
 from .policy import Batch, Decision, Policy, WorkerView
 from .request import Task
-from .worker import Intake, Loop, Worker
+from .worker import UNASKED, Intake, Loop, Worker
 
 #: What a decision holds that drops, or runs, nobody.
 NOBODY: tuple[Task, ...] = ()
@@ -149,7 +149,7 @@ class BatchWorker(Worker):
         self.deciding = True
         if self.inbox and self.intake == "before":
             self._take_in()
-        decision: Decision | None = None
+        decision: Decision = UNASKED
         try:
             while view.in_flight is None or ahead:
                 now = clock()

@@ -117,7 +117,7 @@ class ServingLoop:
             self._outputs[request.id] = request.outputs
             request.outputs = None  # from here on nobody sees them
         if self.forks:
-            request.places = len(self.entries)
+            request.open_branches = len(self.entries)
         for stage in self.entries:
             self._forward(request, stage, None)
 
@@ -274,7 +274,7 @@ class ServingLoop:
             missing = request.waiting_for.get(stage.name, stage.inputs) - 1
             request.waiting_for[stage.name] = missing or stage.inputs
             if missing:
-                request.places -= 1
+                request.open_branches -= 1
                 if self.budget is not None:
                     self.budget.joins(request, stage.name, before)
                 return
@@ -309,7 +309,7 @@ class ServingLoop:
         if stage.branches and self.branching is not None:
             after, jump = self.branching.after(request, stage)
         if self.forks:
-            request.places += len(after) - 1
+            request.open_branches += len(after) - 1
         if after:
             passes = True
             if self.budget is not None:
@@ -326,7 +326,7 @@ class ServingLoop:
             self._check_request(request)
             self.budget.ends(task, now)
             self.know_anew(request)
-        if self.forks and request.places:
+        if self.forks and request.open_branches:
             return
         request.finished = now
         due = request.deadline

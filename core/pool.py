@@ -14,7 +14,7 @@ from .invariants.answers import check_decision, check_kept, fault
 from .pipeline import Stage
 from .policy import Batch, Decision, Policy, WorkerView
 from .request import Task
-from .worker import Loop, Worker
+from .worker import UNASKED, Loop, Worker
 
 
 class Pool(Worker):
@@ -67,7 +67,7 @@ class Pool(Worker):
             return
         self.deciding = True
         view, loop = self.view, self.loop
-        decision: Decision | None = None
+        decision: Decision = UNASKED
         try:
             while self.free and not loop.stopped:
                 now = loop.now()

@@ -42,9 +42,9 @@ class Request:
         "finished",
         "id",
         "missed",
+        "open_branches",
         "outcome",
         "outputs",
-        "places",
         "reason",
         "tasks",
         "waiting_for",
@@ -58,7 +58,7 @@ class Request:
         self.work = work
         self.tasks: list[Task] = []
         self.waiting_for: dict[str, int] = {}  # stage that joins branches -> inputs still missing
-        self.places = 1  # where it is at once, in a graph that forks
+        self.open_branches = 1  # at how many places it is at once, in a graph that forks
         self.outputs: Outputs | None = None
         self.missed = False
         self.outcome: Outcome | None = None

@@ -31,6 +31,8 @@ from .request import Outcome, Place, Request, Task
 
 Intake = Literal["before", "after"]
 NEVER = float("inf")
+#: Stands for the answer of a policy that has not been asked yet.
+UNASKED: Any = object()
 
 
 class Handle(Protocol):
@@ -200,10 +202,14 @@ class Worker:
         """Whether its policy's code could write what it may only read, as far as anybody can tell."""
         return task_ledger.BOOKED or not innocent(self.policy, WRITABLE)
 
-    def explain(self, error: Exception, decision: object) -> None:
+    def explain(self, error: Exception, decision: Any) -> None:
         """What *decision*, an answer of its policy, led to has raised *error*. Raises `PolicyFault` instead if that
         is no answer, and the error is neither one of ServeTwin's nor raised by the policy's own code."""
-        if decision is None or isinstance(error, ServeTwinError) or raised_at([own(self.policy)], error) is not None:
+        if (
+            decision is UNASKED
+            or isinstance(error, ServeTwinError)
+            or raised_at([own(self.policy)], error) is not None
+        ):
             return
         check_decision(self.policy, decision, self.answer)
 

@@ -24,13 +24,13 @@ from servetwin.core.errors import PolicyFault
 from servetwin.core.llm import TokenRequest
 from servetwin.core.pool import Pool
 
+from .answer import Answer
 from .client import END, PACKET, Client
 from .cpu_affinity import PinnedCore
 from .diffusion.device_slots import DeviceSlots
 from .diffusion.lanes import Lane, Sink, StreamLane, ThreadLane
 from .diffusion.process_lane import ProcessLane, RemoteSlots
 from .tools.script_tool import Call, ScriptTool, ToolLane
-from .vllm.answer import Answer
 
 #: Seconds from planning a run until its clock stands at 0: the client must be ready by then.
 LEAD = 0.05

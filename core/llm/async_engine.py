@@ -20,7 +20,7 @@ from heapq import heappop
 from typing import cast
 
 from ..errors import BadInput
-from ..worker import Loop
+from ..worker import UNASKED, Loop
 from .batch import Piece, TokenBatch
 from .engine import TokenEngine
 from .host import LLMWorker
@@ -74,7 +74,7 @@ class TokenEngineAhead(TokenEngine):
         self.deciding = True
         if worker.inbox:
             self._take_in(now)
-        step: Step | None = None
+        step: Step = UNASKED
         try:
             while view.waiting or view.running or worker.inbox:
                 before = len(flights)

@@ -18,7 +18,7 @@ from ..invariants.engine_ledger import FRUITLESS, Guard
 from ..policy import Repeat
 from ..request import Outcome, Outputs, Request
 from ..slo import latest
-from ..worker import Loop
+from ..worker import UNASKED, Loop
 from .batch import Piece, TokenBatch
 from .decode_sums import DecodeSums
 from .host import LLMWorker
@@ -172,7 +172,7 @@ class TokenEngine(DecodeSums):
         self.deciding = True
         if worker.inbox:
             self._take_in(now)
-        step: Step | None = None
+        step: Step = UNASKED
         try:
             while view.in_flight is None:
                 if not waiting and not view.running:

@@ -63,7 +63,7 @@ class TokenRequest(Request):
         self.work = work if work is not None else {}
         self.tasks = []
         self.waiting_for = {}
-        self.places = 1
+        self.open_branches = 1
         self.outcome = self.reason = self.finished = None
         self.tokens = tokens
         self.outputs = outputs

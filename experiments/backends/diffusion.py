@@ -298,7 +298,7 @@ def model_name(kind: Kind) -> str:
 
 def check_devices(profiles: Mapping[str, Profile], server: Server) -> None:
     """Raise `BadInput` where a profile was taken on another kind of device than that which is to serve."""
-    from servetwin.real.diffusion.server import device_facts
+    from servetwin.real.server import device_facts
 
     for name, profile in profiles.items():
         device = server.options.torch_device(name)

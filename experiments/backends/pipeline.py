@@ -19,7 +19,7 @@ from .diffusion import Plan, Say, recording, same_device, write_report
 from .vllm import check_limits, require_vllm
 
 if TYPE_CHECKING:
-    from servetwin.real.diffusion.server import Report
+    from servetwin.real.server import Report
     from servetwin.real.vllm.engine_process import EngineProcess
 
 

@@ -68,7 +68,7 @@ def measure(
     require()  # one clear line if torch is not there
     from servetwin.real.diffusion.profiling.profile_writer import write_profile
     from servetwin.real.diffusion.profiling.take_profile import take_profile
-    from servetwin.real.diffusion.server import device_facts
+    from servetwin.real.server import device_facts
 
     setup = setup or Setup()
     kind = find(model)

@@ -108,14 +108,14 @@ class DeviceSlots:
             progress = self.progress.get(request.id)
             known = progress is not None
             if progress is None:
-                progress = self._occupy(request.id)
+                progress = self.occupy(request.id)
         if self.pending:
-            self._await(progress.slot)
+            self.wait_for(progress.slot)
         if not known:
             self.model.bring(progress.slot, request.id)
         return progress
 
-    def _await(self, slot: int, stream: torch.cuda.Stream | None = None) -> None:
+    def wait_for(self, slot: int, stream: torch.cuda.Stream | None = None) -> None:
         """Let *stream* (None: the current one) wait for whoever touched *slot* last on a stream that may not be done.
 
         Once is enough: whoever comes next is ordered after the one that waited.
@@ -124,7 +124,8 @@ class DeviceSlots:
         if event is not None:
             (stream or torch.cuda.current_stream(self.device)).wait_event(event)
 
-    def _occupy(self, request: int) -> Progress:
+    def occupy(self, request: int) -> Progress:
+        """A free slot for *request*. Raises `ServeTwinError` if there is none."""
         if not self.free:
             raise ServeTwinError(f"more than {self.options.slots} requests have begun: raise the number of slots")
         progress = self.progress[request] = Progress(request, self.free.pop())
@@ -144,7 +145,7 @@ class DeviceSlots:
         request's last batch, whoever takes the request at *other* waits for the copy, and so does whoever is given
         the slot that is free here.
         """
-        mine, theirs = self.progress[request], other._occupy(request)
+        mine, theirs = self.progress[request], other.occupy(request)
         theirs.rows, theirs.done = mine.rows, mine.done
         if mine.rows is not None:
             theirs.rows = mine.rows.copy()
@@ -159,8 +160,8 @@ class DeviceSlots:
     def _copy(self, slot: int, other: DeviceSlots, their: int, after: torch.cuda.Event | None) -> None:
         stream = self.transfer
         if stream is not None:
-            self._await(slot, stream)
-            other._await(their, stream)
+            self.wait_for(slot, stream)
+            other.wait_for(their, stream)
             if after is not None:
                 stream.wait_event(after)
         for name, tensor in self.model.state.items():

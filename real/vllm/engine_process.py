@@ -27,7 +27,7 @@ from servetwin.core.llm.engine import TokenEngine
 from servetwin.core.llm.worker import TokenWorker
 from servetwin.core.worker import Loop
 
-from .answer import Answer
+from ..answer import Answer
 
 if TYPE_CHECKING:
     from ..executor import RealExecutor
@@ -279,9 +279,7 @@ def _work(pipe: Connection, engine: Any) -> None:
                     _add(engine, flying, more)
                     busy = True
                     continue
-                if word == "measure":
-                    pipe.send(_measured(engine, *more))
-                elif word == "call":
+                if word == "call":
                     pipe.send(_called(engine, *more))
                 elif word == "install":
                     engine.empty()
@@ -325,21 +323,7 @@ def _add(engine: Any, flying: dict[str, tuple[int, int, float, float]], more: li
     own = _own(number, visit)
     engine.add(Planned(own, 0.0, prompt, output, limit), at)
     flying[str(own)] = (number, visit, received, time.monotonic())
-    engine.scheduler._new[-1].budget = budget
-
-
-def _measured(engine: Any, grid: Any, seconds: float) -> dict[str, Any]:
-    """A profile's token section of *engine*, measured now."""
-    from .profiling.fit import tokens_section
-    from .profiling.step_grid import measure
-    from .scheduler import Settings
-
-    policy = engine.scheduler.settings
-    engine.empty()
-    section: dict[str, Any] = tokens_section(measure(engine, grid), engine.describe(), grid, "steps")
-    engine.empty()
-    engine.scheduler.install(Settings(**{k: getattr(policy, k) for k in Settings.__dataclass_fields__}))
-    return section
+    engine.scheduler.grant(budget)
 
 
 def _called(engine: Any, function: Callable[..., Any], *more: Any) -> Any:

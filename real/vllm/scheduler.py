@@ -301,6 +301,10 @@ class _Policed(Steered):
         if self.keep_log:
             self.times[number] = []
 
+    def grant(self, budget: float) -> None:
+        """The request that came last brings that much slack along, in seconds."""
+        self._new[-1].budget = budget
+
     def finish_requests(self, request_ids: Any, finished_status: Any) -> Any:
         """Somebody ends requests: the front end (a client went away), or this class for the policy."""
         ids = [request_ids] if isinstance(request_ids, str) else request_ids

@@ -23,8 +23,8 @@ from servetwin.core import (
 )
 
 from ...executor import RealExecutor, undisturbed
+from ...server import Log, Server, Spell
 from ..lanes import StreamLane
-from ..server import Log, Server, Spell
 
 #: An SLO that nothing misses, in seconds.
 AGES = 1e6

@@ -14,7 +14,7 @@ import yaml
 from servetwin.profiles import costs as costs_of
 from servetwin.profiles.verdict import undisturbed
 
-from ..server import device_facts, versions
+from ...server import device_facts, versions
 from .profiler import CASES, COLD_STEPS, WAITING
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from servetwin.core import Policy, Recorder, Request, RunFolder
 from servetwin.profiles.verdict import SAMPLES
 
 from ...executor import undisturbed
-from ..server import Server, Spell
+from ...server import Server, Spell
 from .microbenchmarks import AGES, Cycle, Duel, Estimate, Gather, Rotate, measured_run, workers_of
 
 __all__ = ["Measured", "Profiler"]

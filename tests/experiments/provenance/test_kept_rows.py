@@ -533,7 +533,7 @@ def test_python_and_our_code_below_every_package_are_part_of_the_key(toy: Path, 
     assert {
         "experiments/workload/traces/formats.py",
         "core/loop.py",
-        "real/diffusion/server.py",
+        "real/server.py",
         "sim/llm/columns.py",
     } <= names
     with monkeypatch.context() as other:

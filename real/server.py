@@ -27,14 +27,14 @@ from servetwin.core import (
 from servetwin.core.errors import PolicyFault, Stopped
 from servetwin.core.pool import Pool
 
-from ..cpu_affinity import pinned_core
-from ..executor import RealExecutor
-from ..tools.script_tool import ScriptTool
-from .device_slots import DeviceSlots
-from .lanes import Sink
-from .models import Kind, find
-from .options import Options
-from .process_lane import RemoteSlots
+from .cpu_affinity import pinned_core
+from .diffusion.device_slots import DeviceSlots
+from .diffusion.lanes import Sink
+from .diffusion.models import Kind, find
+from .diffusion.options import Options
+from .diffusion.process_lane import RemoteSlots
+from .executor import RealExecutor
+from .tools.script_tool import ScriptTool
 
 
 @dataclass
