@@ -93,9 +93,9 @@ def layers(source: str | Path | Tree) -> list[Layer]:
         if path in seen:
             raise BadInput("the file extends itself, by way of what it extends", where=str(path))
         seen.append(path)
-        text = yaml_io.read_text(path)
         where = path.stem if path.parent == WORKLOADS else str(path)
-        layer = _layer(yaml_io.parse(text, where), where, text, path.parent)
+        data, text = yaml_io.read(path, where)
+        layer = _layer(data, where, text, path.parent)
         chain.append(layer)
         following = layer.data.pop("extends", None)
         if following is not None and not isinstance(following, str):
@@ -148,15 +148,15 @@ _PATHS: dict[tuple[str, ...], Callable[[str, Path], str]] = {
 
 def _anchor(node: Any, base: Path, path: Key = ()) -> None:
     """Make the paths in *node*, the part of a file's content at *path*, relative to nothing but that file."""
-    for key in _keys(node):
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
         here = (*path, key)
         for pattern, anchored in _PATHS.items():
             if _fits(pattern[: len(here)], here):
-                if len(pattern) > len(here):
-                    _anchor(node[key], base, here)
+                if len(pattern) > len(here) and isinstance(value, dict | list):
+                    _anchor(value, base, here)
                     break
-                if isinstance(node[key], str):
-                    node[key] = anchored(node[key], base)
+                if len(pattern) == len(here) and isinstance(value, str):
+                    node[key] = anchored(value, base)
 
 
 def _fits(pattern: tuple[str, ...], path: Key) -> bool:
@@ -377,6 +377,7 @@ def _session_overrides(chain: list[Layer], session: str) -> list[Given]:
 
 
 def _validate(tree: Tree, chain: list[Layer], given: Sequence[Given]) -> Experiment:
+    """The experiment that *tree* says. Raises `BadInput`, with the file or the override that says what is wrong."""
     right: str | None
     try:
         experiment = _with_all_parameters(Experiment.model_validate(tree))

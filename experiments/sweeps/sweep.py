@@ -89,8 +89,7 @@ def find(source: str | Path) -> Path:
 
 def read(path: Path) -> SweepFile:
     """Read a sweep file. Raises `BadInput`."""
-    text = yaml_io.read_text(path)
-    data = yaml_io.parse(text, str(path))
+    data, text = yaml_io.read(path)
     if not isinstance(data, dict):
         raise BadInput("there is no mapping of keys to values", where=str(path), right="extends: ..., grid: ...")
     if "sweeps" not in data:
