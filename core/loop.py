@@ -34,7 +34,7 @@ from .invariants.answers import (
     compared,
     fault,
     shown,
-    written,
+    write_fault,
 )
 from .invariants.code_inspection import named, own
 from .invariants.integrity import Intact, comes_along
@@ -164,7 +164,7 @@ class ServingLoop:
         policies = [worker.policy for worker in self.workers]
         for request in self.live.values():
             if request.outcome is not None:
-                raise written(policies, f"outcome of request {request.id}", "outcome")
+                raise write_fault(policies, f"outcome of request {request.id}", "outcome")
         for worker in self.workers:
             worker.look_over()
         look_over(policies, self._stages)
@@ -173,7 +173,7 @@ class ServingLoop:
     def _check_ours(self, policies: Sequence[object]) -> None:
         found = self._changed() if self._changed is not None else []
         if found:
-            raise written(policies, *found[0])
+            raise write_fault(policies, *found[0])
 
     def close_books(self) -> None:
         """From here on tasks and requests are believed: a fault was found, and the run is only brought to its end."""
@@ -213,10 +213,10 @@ class ServingLoop:
         if known != now:
             names, policies = ("arrival", "deadline", "missed", "work"), [w.policy for w in self.workers]
             if known is None:
-                raise written(policies, f"id of {request}", "id")
+                raise write_fault(policies, f"id of {request}", "id")
             if known[:-1] == now[:-1]:  # of what it asked for a number is known, which tells nobody anything
                 says = shown(getattr(request, "tokens", None) or request.work)
-                raise written(policies, f"work of request {request.id} (it says {says} now)", "work", "tokens")
+                raise write_fault(policies, f"work of request {request.id} (it says {says} now)", "work", "tokens")
             raise compared(policies, f"request {request.id}", names, now, known)
         self._stays.check(request, [w.policy for w in self.workers])
 
@@ -559,7 +559,7 @@ class ServingLoop:
     def _end(self, request: Request, outcome: Outcome, reason: str | None = None) -> None:
         if request.outcome is not None:
             if request.id in self.live:
-                raise written([w.policy for w in self.workers], f"outcome of request {request.id}", "outcome")
+                raise write_fault([w.policy for w in self.workers], f"outcome of request {request.id}", "outcome")
             raise LawBroken(f"request {request.id} ended twice: as {request.outcome}, then as {outcome}")
         if self._booked and self._direct is None:
             self._check_request(request)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from ..invariants.answers import written
+from ..invariants.answers import write_fault
 from ..worker import Worker
 from .async_engine import TokenEngineAhead
 from .engine import TokenEngine
@@ -94,7 +94,7 @@ class TokenWorker(Worker):
     def look_over(self) -> None:
         view = self.view
         if not view.running and (view.free_blocks, view.decoding, view.context) != (view.blocks, 0, 0):
-            raise written([self.policy], "free_blocks, decoding or context of its view", "free_blocks", "context")
+            raise write_fault([self.policy], "free_blocks, decoding or context of its view", "free_blocks", "context")
 
     def close_books(self) -> None:
         super().close_books()

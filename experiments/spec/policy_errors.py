@@ -9,7 +9,7 @@ from types import TracebackType
 
 from servetwin.core import BadInput, Decision, Policy, Request, ServeTwinError, Task
 from servetwin.core.errors import PolicyFault, Stopped
-from servetwin.core.invariants.answers import check_decision, written
+from servetwin.core.invariants.answers import check_decision, write_fault
 from servetwin.core.invariants.code_inspection import by_its_own_word, named, own, raised_at
 from servetwin.core.invariants.integrity import comes_along
 from servetwin.core.llm import Step, TokenPolicy
@@ -40,7 +40,9 @@ def policies_answer(policies: Sequence[Policy | TokenPolicy]) -> Iterator[None]:
     except BaseException as error:
         told = _raised(inner, error) or (_answered(error) if isinstance(error, Exception) else None)
         if told is None and isinstance(error, AttributeError) and isinstance(error.obj, Task | Request):
-            told = str(written(inner, f"(or deleted) {error.name} of a {type(error.obj).__name__}", error.name or ""))
+            told = str(
+                write_fault(inner, f"(or deleted) {error.name} of a {type(error.obj).__name__}", error.name or "")
+            )
         if told is None:
             raise
         raise PolicyFault(told) from error

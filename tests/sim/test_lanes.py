@@ -188,7 +188,7 @@ def test_after_an_idle_spell_the_first_iterations_are_slow() -> None:
     assert stepwise(cold, arrivals=(20.0,)) == [20.0 + 4.0]
 
 
-def test_bad_weather_slows_the_host() -> None:
+def test_slow_spells_slow_the_host() -> None:
     class Clearing:
         until = 1.0
 

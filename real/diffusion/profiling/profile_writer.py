@@ -41,8 +41,8 @@ def write_profile(content: Mapping[str, Any], path: Path) -> None:
 def as_profile(profiler: Profiler, found: Measured, name: str, command: str) -> dict[str, Any]:
     """The content of the profile file."""
     kind = profiler.kind
-    site = profiler.server.site(profiler.device)
-    facts = device_facts(site.device)
+    slots = profiler.server.device_slots(profiler.device)
+    facts = device_facts(slots.device)
     source = {"file": "real/diffusion/profiling/profiler.py"}
     modules: dict[str, Any] = {}
     for module in kind.modules:
@@ -64,19 +64,19 @@ def as_profile(profiler: Profiler, found: Measured, name: str, command: str) -> 
     costs = _costs(profiler, found)
     for cost in costs.values():
         cost["source"] = {**source, "name": cost.pop("of")}
-    eager = profiler.server.options.eager or not site.gpu
-    fitted = ", ".join(f"{k} {v}" for k, v in {**versions(), **_clocks(site.device)}.items())
+    eager = profiler.server.options.eager or not slots.gpu
+    fitted = ", ".join(f"{k} {v}" for k, v in {**versions(), **_clocks(slots.device)}.items())
     return {
         "schema_version": 1,
         "name": name,
         "description": f"{kind.title}, {facts['name']}",
         "device": {
             "name": facts["name"],
-            "kind": "gpu" if site.gpu else "cpu",
-            **({"memory_gib": facts["memory_gib"]} if site.gpu else {}),
+            "kind": "gpu" if slots.gpu else "cpu",
+            **({"memory_gib": facts["memory_gib"]} if slots.gpu else {}),
         },
         "model": kind.title.split(",")[0],
-        "precision": "fp16" if site.gpu else "fp32",
+        "precision": "fp16" if slots.gpu else "fp32",
         "image": [kind.image, kind.image],
         "batch_counts": "requests"
         + ("; classifier-free guidance doubles the rows inside the UNet" if kind.rows == 2 else ""),
@@ -85,7 +85,7 @@ def as_profile(profiler: Profiler, found: Measured, name: str, command: str) -> 
         "limits_of_data": (
             f"Weights {'random' if profiler.server.options.weights is None else 'from a checkpoint'}; "
             f"{'eager' if eager else 'one CUDA graph per batch size'}"
-            f"{', channels last' if site.model.channels_last else ''}"
+            f"{', channels last' if slots.model.channels_last else ''}"
             f"{', compiled' if profiler.server.options.compile else ''}; "
             f"driver {facts.get('driver', 'none')}; {fitted}"
         ),
