@@ -63,7 +63,7 @@ MISSPELT = [
     (DIFFUSION, "unet.join", "step.begins", "unknown cost 'step.begins'"),
     (LLM, "step.begins", "step.begin", "(right would be: step.begins)"),
     (LLM, "host.stall_every.changing", "host.stall_every.changes", "(right would be: host.stall_every.changing)"),
-    (LLM, "decode.recent_load.64", "decoding.pace.64", "(right would be: decode.recent_load.64)"),
+    (LLM, "decode.recent_load.64", "decoding.recent_load.64", "(right would be: decode.recent_load.64)"),
     (LLM, "decode.ratio", "mixed.ratio", "unknown cost 'mixed.ratio'"),
     (LLM, "decode.ratio", "whole.ratio", "unknown cost 'whole.ratio'"),
 ]
