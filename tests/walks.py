@@ -74,18 +74,19 @@ def is_check(place: str) -> bool:
 class Walk:
     """The functions that are entered while this is Python's profile function, in order.
 
-    *passes* says whether a value is what is followed, or a part of it; *counts* which functions can be on the walk.
+    *passes* says whether a value is what is followed, or a part of it; *aside* which functions, with all that they
+    call, are none of the walk.
     """
 
-    def __init__(self, passes: Callable[[Any], bool], counts: Callable[[str], bool] = lambda place: True) -> None:
-        self.passes, self.counts = passes, counts
+    def __init__(self, passes: Callable[[Any], bool], aside: Callable[[str], bool] = lambda place: False) -> None:
+        self.passes, self.aside = passes, aside
         #: On the walk, and how many others of the walk each is called from.
         self.functions: dict[str, int] = {}
         #: The checks of bad input beside it.
         self.checks: dict[str, None] = {}
         #: All that were entered, on the walk or not.
         self.entered: dict[str, None] = {}
-        self._check: FrameType | None = None
+        self._beside: FrameType | None = None
 
     @property
     def files(self) -> list[str]:
@@ -93,21 +94,21 @@ class Walk:
         return list(dict.fromkeys(place.partition("::")[0] for place in self.functions))
 
     def __call__(self, frame: FrameType, event: str, _: object) -> None:
-        if event == "return" and frame is self._check:
-            self._check = None
+        if event == "return" and frame is self._beside:
+            self._beside = None
         code = frame.f_code
         place = place_of(code) if event == "call" else None
         if place is None:
             return
         self.entered[place] = None
-        if self._check is not None or not self.counts(place):
+        if self._beside is not None:
             return
         by = frame.f_back
         if is_check(place):
-            self._check = frame
+            self._beside = frame
             self.checks[place] = None
-        elif by is not None and "pydantic" in Path(by.f_code.co_filename).parts:
-            self._check = frame
+        elif self.aside(place) or (by is not None and "pydantic" in Path(by.f_code.co_filename).parts):
+            self._beside = frame
         elif place not in self.functions:
             count = code.co_argcount + code.co_kwonlyargcount
             count += bool(code.co_flags & inspect.CO_VARARGS) + bool(code.co_flags & inspect.CO_VARKEYWORDS)
@@ -159,7 +160,7 @@ def walk_of_an_experiment(name: str) -> Walk:
 
 
 def walk_of_a_request(name: str, number: int = 20) -> Walk:
-    """From its arrival to its record in a simulated run, through core and sim; what the policy does is its own."""
+    """From its arrival to its record in a simulated run; what the policy does, and asks for, is its own."""
     followed: list[Request] = []
 
     def is_it(value: Any) -> bool:
@@ -174,7 +175,7 @@ def walk_of_a_request(name: str, number: int = 20) -> Walk:
         return is_it(value) or (isinstance(parts, Iterable) and any(map(is_it, parts)))
 
     run = build.build(load(name, [("requests", 2 * number)]))
-    with watching(Walk(passes, lambda place: place.startswith(("core/", "sim/")))) as walk:
+    with watching(Walk(passes, lambda place: place.startswith("policies/"))) as walk:
         run.play(columns=False)
     assert len(followed) == 1
     return walk
