@@ -19,7 +19,7 @@ from ..spec.llm import Lengths, TraceTokens
 from ..spec.published_draws import PUBLISHED
 from . import trace_reader
 from .arrivals import BLOCK, Source, arrival_times, published_stream
-from .lengths import columns, cuts, largest, triples
+from .lengths import Cuts, columns, cuts, fits, largest, triples
 from .seed_effect import kept_draws
 
 if TYPE_CHECKING:
@@ -83,8 +83,9 @@ def about(
     if experiment.seed and (kept := kept_draws(experiment)) is not None:
         said["published"] = {"seed": experiment.seed, "kept": kept}
     for module, spec in lengths.items():
-        count, room = count_of(experiment, trace), _room(lengths, module, contexts)
-        found = cuts(module, spec, room, count, seed=experiment.seed, trace=trace)
+        room, found = _room(lengths, module, contexts), Cuts()
+        if not fits(spec, room):
+            found = cuts(module, spec, room, count_of(experiment, trace), seed=experiment.seed, trace=trace)
         if spec.truncate:
             said.setdefault("cut", {})[module] = found.as_dict()
     return said
