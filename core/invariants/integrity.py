@@ -69,9 +69,9 @@ class Intact:
             self.modules.append((module, {n: thing for n, thing in members.items() if _matters(n, thing)}))
             for thing in members.values():
                 if isinstance(thing, type) and thing.__module__ == name:
-                    inside = dict(vars(thing))
-                    self.kinds.append((thing, inside))
-                    self._note(inside.values())
+                    held = dict(vars(thing))
+                    self.kinds.append((thing, held))
+                    self._note(held.values())
                 elif isinstance(thing, FunctionType) and thing.__module__ == name:
                     self._note((thing,))
 
@@ -93,11 +93,11 @@ class Intact:
                 found.append((f"{module.__name__}.{name}", name))
                 delattr(module, name)
         for kind, before in self.kinds:
-            inside = vars(kind)
-            if inside == before:
+            current = vars(kind)
+            if current == before:
                 continue
-            for name in {*before, *inside} - _ASIDE:
-                if inside.get(name, _FOREIGN) is before.get(name, _FOREIGN):
+            for name in {*before, *current} - _ASIDE:
+                if current.get(name, _FOREIGN) is before.get(name, _FOREIGN):
                     continue
                 found.append((f"{kind.__module__}.{kind.__qualname__}.{name}", name))
                 if name in before:

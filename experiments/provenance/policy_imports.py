@@ -50,8 +50,8 @@ class Source:
         """The file by the name of the module, wherever that lies: ``pack/inner.py``."""
         if self.label.endswith(".py"):
             return self.label
-        name, inside = Path(self.path), self.label.replace(".", "/")
-        return f"{inside}/{name.name}" if name.name.startswith("__init__.") else f"{inside}{name.suffix}"
+        name, place = Path(self.path), self.label.replace(".", "/")
+        return f"{place}/{name.name}" if name.name.startswith("__init__.") else f"{place}{name.suffix}"
 
 
 #: What `SourceLoader` and its kin have imported, in order.

@@ -282,7 +282,7 @@ def entries(scored: Sequence[Scored]) -> tuple[list[Entry], list[Entry]]:
 
 
 @dataclass(frozen=True)
-class Part:
+class Gaps:
     """The gaps of a part of the runs: mean and largest absolute value, or None without any."""
 
     workload: str
@@ -293,18 +293,18 @@ class Part:
     batch: tuple[float, float] | None
 
 
-def parts(scored: Sequence[Scored]) -> list[Part]:
+def gaps_of(scored: Sequence[Scored]) -> list[Gaps]:
     """The gaps per workload and policy, and in all (last, under the name "all")."""
     groups: dict[tuple[str, str], list[Scored]] = {}
     for s in scored:
         groups.setdefault((s.run.workload, s.run.policy), []).append(s)
     if len(groups) > 1:
         groups["all", ""] = list(scored)
-    return [_part(name, policy, group) for (name, policy), group in groups.items()]
+    return [_gaps(name, policy, group) for (name, policy), group in groups.items()]
 
 
-def _part(workload: str, policy: str, group: list[Scored]) -> Part:
-    return Part(
+def _gaps(workload: str, policy: str, group: list[Scored]) -> Gaps:
+    return Gaps(
         workload,
         policy,
         len(group),

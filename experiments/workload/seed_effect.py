@@ -130,7 +130,7 @@ def _by_seed(experiments: Iterable[Experiment]) -> list[list[Experiment]]:
     return [*groups.values()]
 
 
-def check_one_way(experiments: Iterable[Experiment], where: str) -> None:
+def check_seeds_once(experiments: Iterable[Experiment], where: str) -> None:
     """Raise `BadInput` if points differ in their seed alone, which are to be repeated with seeds that follow: the
     repetitions of one point would be those of another."""
     same = max(_by_seed(experiments), key=len, default=[])
