@@ -300,8 +300,8 @@ def entries(scored: Sequence[Scored]) -> tuple[list[Entry], list[Entry]]:
             (sides[1], s.result[counted], s.result["finished"]),
         ):
             served = run.deployment or run.cells.get("deployment") or run.variant
-            entry = Entry(setting, run.policy, seed, share * met, share * finished, deployment=served, others=s.others)
-            side.append(entry)
+            shares = (share * met, share * finished)
+            side.append(Entry(setting, run.policy, seed, *shares, deployment=served, others=s.others))
     return sides
 
 
