@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ class Code:
     given there. *reads* are other files that it opened, with the hash of what they held; *doubts* say why its rows
     cannot be kept. *ours* is set for policies that come with ServeTwin. *text* is the source of a class that was
     given as an object (see `servetwin.experiments.spec.policy_objects`). *hashed* says that its rows may depend on
-    the seed of Python's hashes, PYTHONHASHSEED.
+    the seed of Python's hashes, PYTHONHASHSEED. *used* is set once a run is over: what that run left in its classes
+    and modules is not to reach the next, which loads it anew.
     """
 
     policy: Any
@@ -52,6 +54,7 @@ class Code:
     ours: bool = False
     text: str = ""
     hashed: bool = False
+    used: bool = False
 
     def fresh(self) -> bool:
         """Whether all that it was loaded from still is what it was."""
@@ -59,6 +62,11 @@ class Code:
             os.path.abspath(path) in self.writes or path_digest(Path(path)) == digest
             for path, digest in self.reads.items()
         )
+
+    @property
+    def anew(self) -> bool:
+        """Whether it can be loaded once more: what comes with ServeTwin or is installed cannot."""
+        return not self.ours and bool(self.sources) and not any(s.fixed for s in self.sources.values())
 
     def files(self) -> dict[str, str]:
         """What its rows depend on: hashes of its modules and declared files, by name."""
@@ -101,11 +109,14 @@ def as_loaded() -> Iterator[None]:
     if _pinned.get() is not None:
         yield
         return
-    token = _pinned.set({})
+    pinned: dict[tuple[Any, ...], Code] = {}
+    token = _pinned.set(pinned)
     try:
         yield
     finally:
         _pinned.reset(token)
+        for code in pinned.values():
+            code.used = True
 
 
 def code_of(kind: str, place: str, attribute: str, load: Any) -> Code:
@@ -117,7 +128,8 @@ def code_of(kind: str, place: str, attribute: str, load: Any) -> Code:
     if pinned is not None and key in pinned:
         return pinned[key]
     code = _codes.get(key)
-    if code is None or not code.fresh():
+    again = pinned is not None and code is not None and code.used and code.anew
+    if code is None or again or not code.fresh():
         with policy_imports.LOCK:
             code = _load(kind, place, load, code)
             _codes[key] = code
@@ -267,6 +279,8 @@ def _stays(code: Code) -> None:
     for path, source in code.sources.items():
         if (source.fixed or not path.endswith(".py")) and _first.setdefault(path, source.digest) != source.digest:
             code.doubts[f"{source.file} {_STALE}"] = None
+        if not path.endswith((".py", *EXTENSION_SUFFIXES)):
+            code.doubts[f"it imports {source.label} from {Path(path).name}, whose source cannot be read"] = None
 
 
 #: By path, the hash of what cannot be loaded anew.
@@ -298,6 +312,7 @@ _UNKNOWABLE = {
     "socket.sendto": "it talks to a server",
     "sqlite3.connect": "it reads a database",
     "ctypes.dlopen": "it loads a library of machine code",
+    "_thread.start_new_thread": "it starts a thread",
 }
 
 
@@ -313,11 +328,10 @@ def _heard(event: str, args: tuple[Any, ...]) -> None:
         return
     if getattr(_within, "on", False):
         return
-    codes = _asking()
-    if not codes:
-        return
     _within.on = True
+    codes: list[Code] = []
     try:
+        codes = _asking()
         for code in codes:
             if event == "open":
                 _opened(code, *args)
@@ -331,19 +345,24 @@ def _heard(event: str, args: tuple[Any, ...]) -> None:
 
 
 def _asking() -> list[Code]:
-    """The policies one of whose functions is at work; none if it is the import of a module that is."""
+    """The policies one of whose functions is at work; none if it is the import of a module that is. Code that no file
+    holds (of `exec`, say) may be that of any policy of the run."""
     frame: Any = sys._getframe(2)
+    made_up = False
     while frame is not None:
         name = frame.f_code.co_filename
-        if name.startswith("<frozen importlib._bootstrap") or frame.f_code is _load.__code__:
+        if frame.f_code is _load.__code__ or (
+            name == "<frozen importlib._bootstrap>" and frame.f_code.co_name == "_find_and_load"
+        ):
             return []
         loading = getattr(_loading, "code", None)
         if loading is not None and os.path.isabs(name) and not is_library(name):
             return [loading]
         if name in _by_file:
             return list(_by_file[name])
+        made_up = made_up or not (os.path.isabs(name) or name.startswith("<frozen "))
         frame = frame.f_back
-    return []
+    return list((_pinned.get() or {}).values()) if made_up else []
 
 
 def _opened(code: Code, path: Any, mode: Any, flags: Any) -> None:
@@ -362,6 +381,8 @@ def _opened(code: Code, path: Any, mode: Any, flags: Any) -> None:
         return
     if name in code.sources or (is_library(name) and name.endswith((".py", ".pyc"))):
         return
+    if name.endswith(".pyc"):
+        code.doubts[f"it loads {Path(name).name} by itself"] = None
     if os.path.exists(name) and not os.path.isfile(name):
         code.doubts[f"it reads {name}, which is no file"] = None
         return
