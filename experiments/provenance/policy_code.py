@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
@@ -214,18 +215,32 @@ def _of_package(top: str, load: Any, before: Code | None) -> Code:
     return code
 
 
-def _examine(code: Code, source: Source) -> ast.Module | None:
-    """Look a *source* over for what makes its rows doubtful."""
+def _examine(code: Code, source: Source) -> frozenset[str] | None:
+    """Look a *source* over for what makes its rows doubtful; gives the modules that it imports."""
     if not source.path.endswith(".py"):
         return None
+    package = source.path.endswith("__init__.py")
+    found = _looked_over(source.content, source.label, package, os.environ.get("PYTHONHASHSEED"))
+    if found is None:
+        return None
+    hashed, doubts, imports = found
+    code.hashed = code.hashed or hashed
+    for what, line in doubts:
+        code.doubts[f"it {what} ({Path(source.path).name}:{line})"] = None
+    return imports
+
+
+@lru_cache(maxsize=512)
+def _looked_over(
+    content: bytes, label: str, package: bool, _: str | None
+) -> tuple[bool, tuple[tuple[str, int], ...], frozenset[str]] | None:
+    """Whether it goes by hashes, its doubts, and what it imports; None if it is no code. Policies are loaded anew for
+    each run, and mostly are what they were."""
     try:
-        tree = ast.parse(source.content)
+        tree = ast.parse(content)
     except (SyntaxError, ValueError):
         return None
-    code.hashed = code.hashed or goes_by_hashes(tree)
-    for what, line in doubts_of(tree):
-        code.doubts[f"it {what} ({Path(source.path).name}:{line})"] = None
-    return tree
+    return goes_by_hashes(tree), tuple(doubts_of(tree)), frozenset(imports_of(tree, label, package))
 
 
 def _follow(code: Code) -> None:
@@ -236,10 +251,10 @@ def _follow(code: Code) -> None:
     solid = policy_imports.solid()
     while waiting:
         source = waiting.pop()
-        tree = _examine(code, source)
-        if tree is None:
+        imports = _examine(code, source)
+        if imports is None:
             continue
-        for name in sorted(imports_of(tree, source.label, source.path.endswith("__init__.py")) - labels):
+        for name in sorted(imports - labels):
             labels.add(name)
             path = locate(name)
             if path is None:
