@@ -120,6 +120,15 @@ def as_loaded() -> Iterator[None]:
             code.used = True
 
 
+def load_again() -> None:
+    """Within `as_loaded`, begin again: policies that were asked for so far are loaded anew."""
+    pinned = _pinned.get()
+    for code in (pinned or {}).values():
+        code.used = True
+    if pinned is not None:
+        pinned.clear()
+
+
 def code_of(kind: str, place: str, attribute: str, load: Any) -> Code:
     """The code of the policy *attribute* in *place*, a "file" or a "module"; *load* gives its class."""
     key: tuple[Any, ...] = (kind, place, attribute)

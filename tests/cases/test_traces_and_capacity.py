@@ -481,11 +481,10 @@ def test_19_a_queue_holds_no_more_than_it_can_serve(one: Path, requests: int):
     asked = {"target": 0.9, "seeds": 3, "requests": requests, "longest": 2400, "jobs": 1}
     answer = st.search(one, "rate", settings={"slo": {"seconds": 4.0}}, **asked).answer
     assert 9.5 < answer.value < 10.6
-    if answer.verdict == "confirmed":
+    if answer.low is not None:
         assert answer.low <= 10.0 <= answer.high
-    else:  # just above ten the backlog grows, by too little for so few requests to show it
-        assert answer.low is None
-        assert any("not stable there" in note for note in answer.notes)
+    # just above ten the backlog grows, by too little for so few requests to show it in latencies
+    assert answer.verdict == "confirmed" or any("not stable there" in note for note in answer.notes)
 
 
 def test_19_where_the_runs_may_not_be_longer_there_is_no_interval(one: Path):
