@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ from servetwin.core.llm import TokenPolicy
 from servetwin.core.llm.worker import TokenWorker
 
 from ..provenance.file_digests import code_digest
-from ..provenance.policy_code import as_loaded
+from ..provenance.policy_code import as_loaded, load_again
 from ..spec import policy_registry, yaml_io
 from ..spec.device_profiles import load_profiles
 from ..spec.experiment import Experiment, FixedSLO, RelativeSLO
@@ -116,6 +117,7 @@ def run(experiment: Experiment, folder: Path | None = None) -> Summary:
     if folder is None:
         return build(experiment).play()
     build(experiment)  # what is wrong shows before anything is written
+    load_again()  # what that left in classes of policies is none of the run's
     recorder = folder_for(experiment, folder, describe(experiment))
     with said_where(folder), closing(recorder):
         return build(experiment, recorder).play()
@@ -144,7 +146,21 @@ def closing(recorder: Recorder) -> Iterator[None]:
         complete = True
     finally:
         if isinstance(recorder, RunFolder):
+            if complete:
+                _note_reads(recorder.folder)
             recorder.close(complete=complete)
+
+
+def _note_reads(folder: Path) -> None:
+    """Add to the ``meta.json`` in *folder* the files that policies read while they decided."""
+    path = folder / "meta.json"
+    meta = json.loads(path.read_text(encoding="utf-8"))
+    known = meta.get("policy_files", {})
+    now = {n: files for n in meta.get("policies", {}) if (files := policy_registry.files_of(n))}
+    if now != known:
+        beside = path.with_name("meta.json.new")
+        beside.write_text(json.dumps({**meta, "policy_files": {**known, **now}}, indent=2) + "\n", encoding="utf-8")
+        beside.replace(path)
 
 
 @contextmanager

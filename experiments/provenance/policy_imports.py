@@ -95,10 +95,12 @@ class _Finder(MetaPathFinder):
             return None
         if spec.origin is None or not is_followed(fullname, spec.origin):
             return None
-        if spec.origin.endswith(".py"):
+        if spec.origin.endswith(".py") and os.path.isfile(spec.origin):
             spec.loader = SourceLoader(fullname, spec.origin)
-        else:  # compiled: it is what the file is, as far as can be known
-            loaded.append(Source(fullname, os.path.abspath(spec.origin), file_digest(spec.origin)))
+        else:  # compiled, or in an archive: it is what the file is, as far as can be known
+            path = Path(os.path.abspath(spec.origin))
+            file = next((str(p) for p in (path, *path.parents) if p.is_file()), str(path))
+            loaded.append(Source(fullname, file, file_digest(file)))
         return spec
 
 

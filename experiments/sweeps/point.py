@@ -7,6 +7,8 @@ twice. The process that runs a point says by what it ran it; a row is only ever 
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
@@ -348,6 +350,18 @@ def _in_parallel(experiments: Sequence[Experiment], jobs: int, point: Point | No
         yield from _in_processes(experiments, others, jobs, point)
 
 
+def _run_elsewhere(
+    here: tuple[str, tuple[str, ...]], number: int, experiment: Experiment, point: Point | None
+) -> Outcome:
+    """`run_numbered` in a process that may have been started long ago, in another folder: it finds files and modules
+    where the process that asks finds them, whose folder and ``sys.path`` *here* are."""
+    if os.getcwd() != here[0]:
+        os.chdir(here[0])
+    if tuple(sys.path) != here[1]:
+        sys.path[:] = here[1]
+    return run_numbered(number, experiment, point)
+
+
 def _in_processes(
     experiments: Sequence[Experiment], numbers: Sequence[int], jobs: int, point: Point | None
 ) -> Generator[Outcome, None, None]:
@@ -357,7 +371,8 @@ def _in_processes(
 
     try:
         parallel = Parallel(n_jobs=jobs, return_as="generator_unordered")
-        outcomes = parallel(delayed(run_numbered)(i, experiments[i], point) for i in numbers)
+        here = (os.getcwd(), tuple(sys.path))
+        outcomes = parallel(delayed(_run_elsewhere)(here, i, experiments[i], point) for i in numbers)
         try:
             for outcome in outcomes:  # noqa: UP028 - closed below, which "yield from" would do first
                 yield outcome

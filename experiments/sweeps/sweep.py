@@ -240,7 +240,7 @@ def sweep(
             say(f"{str(change).partition(';')[0]}: the sweep begins again with what there is now")
     for line in _shared(experiments):
         say(line)
-    for line in along_seeds(experiments) if seeds is None and until is None and versus is None else ():
+    for line in along_seeds(experiments, results) if seeds is None and until is None and versus is None else ():
         say(line)
     for doubt in together.doubts if cache is not None else ():
         say(f"rows are not kept, so that they are run each time: {doubt}")
