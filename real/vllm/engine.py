@@ -317,13 +317,14 @@ class VllmEngine:
         client = Client([r.arrival for r in requests])
         closed, taken, stop_at = False, 0, float("inf")
         try:
-            with undisturbed():
+            with undisturbed(), scheduler.watchdog.watching():
                 client.channel.setblocking(False)
                 scheduler.zero = zero = time.monotonic() + LEAD
                 client.begin(zero)
                 while not closed or len(ended) < taken:
                     idle = not self.engine.has_unfinished_requests()
-                    if idle or (scheduler.idle_until is not None and not scheduler.in_flight):
+                    asleep, before = scheduler.idle_until is not None and not scheduler.in_flight, taken
+                    if idle or asleep:
                         self._wait(client, scheduler, idle, closed)
                     while True:
                         try:
@@ -354,6 +355,10 @@ class VllmEngine:
                         for number in known:
                             ended[number] = "failed"
                         break
+                    if asleep and taken == before and scheduler.now() < scheduler.idle_until:
+                        if closed and stop_after is None and scheduler.waits_for_arrivals:
+                            raise scheduler.watchdog.stuck(scheduler.policy_object, len(scheduler.tasks))
+                        continue
                     for out in self.step():
                         if out.finished:
                             number = int(out.request_id)
@@ -365,6 +370,7 @@ class VllmEngine:
                 run = self._run(by_id, sent, queued, ended, ends, intake)
                 run.reason = _reason(problem)
                 stopped(run)
+            scheduler.let_go()
             raise
         finally:
             client.close()
