@@ -214,6 +214,19 @@ def complete(policy: type[Policy], params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: full[name] for name in known if name in full}
 
 
+def try_out(policy: type[Policy], params: Mapping[str, Any]) -> None:
+    """Make a policy of ours, so that it can say what is wrong with its parameters. Raises `WrongParameter`."""
+    if not comes_along(policy):
+        return
+    try:
+        policy(**params)
+    except BadInput as error:
+        name = error.what.split()[0]
+        if name not in params or error.right is None:
+            raise
+        raise WrongParameter(name, error.what, error.right) from None
+
+
 def _check_type(name: str, value: Any, hint: Any) -> None:
     try:
         TypeAdapter(hint).validate_json(json.dumps(value), strict=True)

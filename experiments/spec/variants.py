@@ -17,6 +17,7 @@ from typing import Any
 from servetwin.core import BadInput
 
 from .catalog import suggest
+from .overrides import said
 
 Tree = dict[str, Any]
 Key = tuple[str | int, ...]
@@ -82,8 +83,8 @@ def with_variant(chain: Sequence[Layer], asked: Sequence[tuple[Any, str]]) -> li
             chosen, where = layer.variant, f"{layer.where}: variant"
     for value, shown in asked:
         if value is not None and not isinstance(value, str):
-            raise BadInput(f"{value!r} is no variant", where=f"--set {shown}", right="a name")
-        chosen, where, last = value, f"--set {shown}", True
+            raise BadInput(f"{value!r} is no variant", where=said(shown), right="a name")
+        chosen, where, last = value, said(shown), True
     if chosen is None:
         return list(chain)
     _known("variant", chosen, [name for layer in chain for name in layer.variants], where)
@@ -132,7 +133,7 @@ def deploying(chain: Sequence[Layer], asked: Sequence[tuple[Any, str]]) -> Deplo
         if isinstance(own, dict) and "name" in own:
             chosen, where = own["name"], f"{layer.where}: deployment"
     for value, shown in asked:
-        chosen, where, by_hand = value, f"--set {shown}", True
+        chosen, where, by_hand = value, said(shown), True
     if chosen is None:
         return Deploying(None, by_hand)
     known = [name for layer in chain for name in layer.deployments]

@@ -62,10 +62,10 @@ class Settings:
     """What stands under ``additional_config["servetwin"]``.
 
     *policy* is the name of one of ours, ``package.module:Class``, or a file; None leaves vLLM's own decisions alone.
-    *params* are its parameters. *profile* names the profile that its estimates and deadlines come from, *kind* which of its
-    latency models. *slo* is "P+D" (multiples of the prefill and of the decode steps alone), *name* what the policy
-    sees the engine called. *longest* is how many seconds the policy may take to answer, and the engine may stand
-    still under it.
+    *params* are its parameters. *profile* names the profile that its estimates and deadlines come from, *kind* which
+    of its latency models. *slo* is "P+D" (multiples of the prefill and of the decode steps alone), *name* what the
+    policy sees the engine called. *longest* is how many seconds the policy may take to answer, and the engine may
+    stand still under it.
     """
 
     policy: str | None = None
