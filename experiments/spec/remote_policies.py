@@ -60,8 +60,10 @@ def _place_of(kind: type[Any]) -> str:
         why = "it is made by a function"
     elif module == "__main__":
         why = "it is defined in a notebook or script"
-    elif "." in name or getattr(found, name, None) is not kind:
+    elif "." in name or not isinstance(there := getattr(found, name, None), type):
         why = f"it is no name of the module {module}"
+    elif there is not kind and compiled(there) != compiled(kind):  # imported anew, it is another object
+        why = f"the class that the module {module} holds is not the same"
     else:
         try:
             spec = importlib.util.find_spec(module)

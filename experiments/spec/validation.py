@@ -81,7 +81,8 @@ def _check_steps(path: tuple[str, ...], steps: Steps, load: Workload) -> None:
                 (*path, "weights"), "the weights do not fit the values", "one weight for each value, not all 0"
             )
         if load.draws != "seeded":
-            raise Misfit(("workload", "draws"), "NeuStream's artifact has no choice of steps that could be repeated", "seeded")
+            what = "NeuStream's artifact has no choice of steps that could be repeated"
+            raise Misfit(("workload", "draws"), what, "seeded")
 
 
 def _check_deployment(deployment: Deployment, modules: dict[str, ModuleSpec]) -> None:

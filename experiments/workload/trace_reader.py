@@ -21,7 +21,6 @@ from servetwin.core.random_streams import permuted
 from ..provenance.file_digests import Stamp, stamp
 from .traces import Entry, columns_of, entries
 
-
 #: Seconds between requests, in the mean of so many at least, from which on times may be milliseconds, and are taken
 #: for that.
 FEW, FAR, FARTHEST = 5, 10.0, 1000.0

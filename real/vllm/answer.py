@@ -9,7 +9,9 @@ from servetwin.core import BadInput, ServeTwinError
 from servetwin.core.errors import LawBroken, PolicyFault
 
 #: Errors that say all that there is to say, whichever process they came from.
-TOLD: dict[str, type[ServeTwinError]] = {kind.__name__: kind for kind in (PolicyFault, LawBroken, BadInput)}
+TOLD: dict[str, type[ServeTwinError]] = {
+    kind.__name__: kind for kind in (PolicyFault, LawBroken, BadInput, ServeTwinError)
+}
 
 
 def broken(engine: str, kind: str, what: str) -> ServeTwinError:

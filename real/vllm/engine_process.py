@@ -200,7 +200,7 @@ class EngineWorker(TokenWorker):
                     tell(*said)
         except (EOFError, OSError):
             if self.tasks:
-                tell("broken", "EOFError", self.process.has_ended(self.name))
+                tell("broken", ServeTwinError.__name__, self.process.has_ended(self.name))
 
     def _stands_still(self, arrived: int) -> None:
         """The engine's policy waits for arrivals: *arrived* tasks had reached it when it said so."""

@@ -205,8 +205,8 @@ class Watchdog:
         raise Late
 
     def _again(self, frame: FrameType, event: str, arg: object) -> Any:
-        if self.since is not None and frame.f_code.co_filename in files_of(self.policy):
+        if self.since is None or frame.f_code.co_filename not in files_of(self.policy):
+            return None
+        if event == "line":  # not "exception", where the one under way would only be replaced
             raise Late
-        return None
-
-
+        return self._again

@@ -28,7 +28,7 @@ EPOCH_SECONDS = (1e9, 3e9)
 
 
 #: What others call it, in lower case.
-OTHERWISE = ("arrivals", "arrived", "arrived_at", "arrival_time", "time", "timestamp", "start", "start_time", "t", "ts")
+OTHERWISE = ("arrivals", "arrived", "arrival_time", "time", "timestamp", "start", "start_time", "ts")
 
 #: The unit of a column by how many make a second.
 UNITS = {1: "seconds", 1000: "milliseconds", 1_000_000: "microseconds"}
