@@ -110,7 +110,8 @@ def _import(module: str) -> ModuleType:
     except PolicyFault:
         raise
     except ModuleNotFoundError as error:
-        raise BadInput(f"there is no module {error.name!r}", where=module) from None
+        right = "a module that Python finds (PYTHONPATH), or a file: my_policy.py:Class"
+        raise BadInput(f"there is no module {error.name!r}", where=module, right=right) from None
     except BaseException as error:
         _unless_stopped(error)
         raise BadInput(f"the module cannot be imported: {_brief(error)}", where=module) from error

@@ -399,7 +399,7 @@ class _Policed(Steered):
                 self.watchdog.check_progress(policy, len(view.running), len(view.waiting))
             self._flying.append(log)
         elif log.dropped or log.preempted:
-            self.watchdog.worked()
+            self.watchdog.worked(bool(log.preempted))
         elif policy is not None:
             self.idle_until = NEVER if step.idle_until is None else step.idle_until
             if self.requests and not self._flying:

@@ -55,14 +55,16 @@ class Watchdog:
     def begin(self) -> None:
         """A run begins."""
         self.idles = self.fruitless = 0
+        self.preempted = False  # somebody, since the last step
         self.idle_from = self.asleep = 0.0
         self.since = self.told = None
 
     # -- answers ----------------------------------------------------------------------------------------
 
-    def worked(self) -> None:
-        """Something came of an answer."""
+    def worked(self, preempted: bool) -> None:
+        """Something came of an answer, though no step did; it *preempted* somebody or did not."""
         self.idles = 0
+        self.preempted = self.preempted or preempted
 
     def idled(self, policy: object, now: float, asleep: float, held: int) -> None:
         """The policy let the engine stand still *now*, with *held* requests there, until *asleep*. Raises
@@ -87,7 +89,8 @@ class Watchdog:
     def stepped(self, preempted: bool) -> None:
         """A step was decided, which *preempted* somebody or did not."""
         self.idles = 0
-        self.fruitless += preempted
+        self.fruitless += preempted or self.preempted
+        self.preempted = False
 
     def tokens_came(self) -> None:
         """A step put tokens out."""

@@ -268,7 +268,8 @@ def test_the_requests_of_a_search_are_those_asked_for_also_of_a_trace(llm: Path)
 def test_a_single_run_has_no_interval_and_windows_have_one(llm: Path):
     whole = trace_search(llm, "t.csv")
     assert (whole.found.low, whole.warm_up) == (None, 0)
-    assert any("not enough requests for runs twice as long" in note for note in whole.found.notes)
+    why = "not checked by runs twice as long, so there is no interval: the trace holds too few requests"
+    assert f"{why} (right would be: --requests 120, or fewer)" in whole.found.notes
     plain(llm.parent / "long.csv", poisson(5, 2000))
     windows = trace_search(llm, "long.csv", seeds=4, windows=50, longest=240)
     assert (windows.seeds, windows.requests) == (4, 80)

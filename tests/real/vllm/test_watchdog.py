@@ -148,17 +148,22 @@ class Serves(TokenPolicy):
 
 
 class Circles(TokenPolicy):
-    """Preempts whoever has begun."""
+    """Preempts whoever has begun, together with the next or before it."""
+
+    def __init__(self, together):
+        self.together = together
 
     def decide(self, view, now):
-        if view.running:
-            return Step([(next(iter(view.waiting)), 1)] if view.waiting else (), [], preempt=list(view.running))
-        return Step([(next(iter(view.waiting)), 1)], [])
+        begun = list(view.running)
+        if begun and not self.together:
+            return Step((), [], preempt=begun)
+        return Step([(next(iter(view.waiting)), 1)] if view.waiting else (), [], preempt=begun)
 
 
-def test_an_engine_that_goes_round_in_circles_breaks_law_13(engine):
+@pytest.mark.parametrize("together", [True, False])
+def test_an_engine_that_goes_round_in_circles_breaks_law_13(engine, together):
     with pytest.raises(LawBroken, match=r"law 13 .*engine llm goes round in circles under policy Circles \(test_w"):
-        engine.serve(PLANNED, Settings(name="llm"), policy=Circles())
+        engine.serve(PLANNED, Settings(name="llm"), policy=Circles(together))
     assert LAWS[13]
     assert len(engine.serve(PLANNED, Settings(name="llm"), policy=Serves()).requests) == 6
 
