@@ -10,8 +10,10 @@ import gc
 import json
 import os
 import select
+import shutil
 import tempfile
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -181,8 +183,8 @@ class VllmEngine:
         if not built and not (Path(folder) / "config.json").is_file():
             raise BadInput(f"there is no model in {folder!r}", right="tiny, opt-13b, ..., or a folder with a model")
         if built:
-            self._made = tempfile.TemporaryDirectory(prefix="servetwin-")
-            folder = self._made.name
+            folder = tempfile.mkdtemp(prefix="servetwin-")
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
             (Path(folder) / "config.json").write_text(json.dumps(model_config(options.model, options.dtype)))
         began = time.monotonic()
         more: dict[str, Any] = {"enforce_eager": True}
@@ -304,7 +306,8 @@ class VllmEngine:
         """
         scheduler = self.scheduler
         self.empty()
-        scheduler.install(settings, policy=policy, estimates=estimates)
+        with scheduler.watchdog.watching():
+            scheduler.install(settings, policy=policy, estimates=estimates)
         scheduler.keep_log = True
         by_id = {r.id: r for r in requests}
         if len(by_id) < len(requests):
