@@ -11,6 +11,7 @@ import json
 import os
 import select
 import shutil
+import sys
 import tempfile
 import time
 import weakref
@@ -199,28 +200,29 @@ class VllmEngine:
             }
         if options.kv_bytes is not None:
             more["kv_cache_memory_bytes"] = options.kv_bytes
-        self.engine = LLMEngine.from_engine_args(
-            EngineArgs(
-                model=folder,
-                load_format="dummy" if built else "auto",
-                skip_tokenizer_init=True,
-                dtype=options.dtype,
-                max_model_len=options.max_model_len,
-                max_num_batched_tokens=options.max_batched_tokens,
-                max_num_seqs=options.max_sequences,
-                block_size=options.block_size,
-                gpu_memory_utilization=options.gpu_memory_utilization,
-                tensor_parallel_size=options.tensor_parallel,
-                disable_custom_all_reduce=True,
-                async_scheduling=options.asynchronous,
-                enable_prefix_caching=False,
-                disable_log_stats=True,
-                seed=options.seed,
-                scheduler_cls=PolicyScheduler,
-                additional_config={KEY: dict(settings or {})},
-                **more,
+        with _stdout_with_a_number():
+            self.engine = LLMEngine.from_engine_args(
+                EngineArgs(
+                    model=folder,
+                    load_format="dummy" if built else "auto",
+                    skip_tokenizer_init=True,
+                    dtype=options.dtype,
+                    max_model_len=options.max_model_len,
+                    max_num_batched_tokens=options.max_batched_tokens,
+                    max_num_seqs=options.max_sequences,
+                    block_size=options.block_size,
+                    gpu_memory_utilization=options.gpu_memory_utilization,
+                    tensor_parallel_size=options.tensor_parallel,
+                    disable_custom_all_reduce=True,
+                    async_scheduling=options.asynchronous,
+                    enable_prefix_caching=False,
+                    disable_log_stats=True,
+                    seed=options.seed,
+                    scheduler_cls=PolicyScheduler,
+                    additional_config={KEY: dict(settings or {})},
+                    **more,
+                )
             )
-        )
         self.seconds_to_start = time.monotonic() - began
         self.core = self.engine.engine_core.engine_core
         self.scheduler = self.core.scheduler
@@ -427,6 +429,20 @@ def _reason(problem: BaseException) -> str:
         return "interrupted"
     text = [*str(problem).strip().splitlines(), ""][0]
     return text if isinstance(problem, ServeTwinError | Stopped) else f"{type(problem).__name__}: {text}"
+
+
+@contextmanager
+def _stdout_with_a_number() -> Iterator[None]:
+    """vLLM wants the file number of the standard output, which what a program put in its place may not have."""
+    before = sys.stdout
+    try:
+        before.fileno()
+    except (AttributeError, OSError, ValueError):
+        sys.stdout = sys.__stdout__
+    try:
+        yield
+    finally:
+        sys.stdout = before
 
 
 @contextmanager

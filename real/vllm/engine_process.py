@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
+import sys
 import threading
 import time
 from array import array
@@ -77,7 +79,7 @@ class EngineProcess:
 
     def install(self, setup: EngineSetup) -> None:
         """Let it go on under a new policy, of *setup*."""
-        self.ask(("install", setup.settings, setup.make))
+        self.ask(("install", list(sys.path), os.getcwd(), setup.settings, setup.make))
 
     def ask(self, question: Any) -> Any:
         """Send *question* (None: nothing) and wait for one answer."""
@@ -359,7 +361,9 @@ def _work(pipe: Connection, engine: Any) -> None:
                     pipe.send(_called(engine, *more))
                 elif word == "install":
                     engine.empty()
-                    _install(engine, *more)
+                    sys.path[:], folder, *chosen = more  # as they are there now
+                    os.chdir(folder)
+                    _install(engine, *chosen)
                     pipe.send(engine.describe())
                 elif word == "end":
                     pipe.send(("steps", list(scheduler.log)))

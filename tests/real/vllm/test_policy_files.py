@@ -46,7 +46,6 @@ def test_a_file_in_another_folder_from_the_command_line(tmp_path, monkeypatch, c
     path = write(tmp_path / "a", "my-policy.py")
     (tmp_path / "b").mkdir()
     monkeypatch.chdir(tmp_path / "b")
-    monkeypatch.syspath_prepend(path.parent)
     given = ["--policy", "../a/my-policy.py:Mine", "--set", "policy.params.word=said"]
     monkeypatch.setattr("sys.argv", ["servetwin", "run", *SMALL, "--backend", backend, *given])
     assert entry._run() == 0, capsys.readouterr().err
@@ -57,12 +56,10 @@ def test_one_engine_serves_files_of_one_name_and_modules(tmp_path, monkeypatch):
     changes = [("requests", 4), ("rate", 40.0)]
     paths = [write(tmp_path / name) for name in ("a", "b")]
     write(tmp_path / "c", "mine_of_c.py")
-    monkeypatch.syspath_prepend(tmp_path / "c")
     backend = AgentsBackend()
     pids = set()
     try:
         for policy in (*map(str, paths), "mine_of_c:Mine"):
-            monkeypatch.syspath_prepend(tmp_path / "a" if policy == str(paths[0]) else tmp_path / "b")
             if policy == "mine_of_c:Mine":
                 monkeypatch.syspath_prepend(tmp_path / "c")
             served = backend.run(load("tiny-opt-cpu", [*changes, ("policy", policy)]))

@@ -42,7 +42,7 @@ FAULTS = {
     "never schedules anything": ("        return Step()\n", "6 requests never ended, though nothing was left", 0),
     "raises": ("        return view.nothing\n", "the policy failed in decide: AttributeError", LINE),
     "leaves": ("        raise SystemExit(0)\n", "the policy failed in decide: SystemExit: 0", LINE),
-    "idles by nanoseconds": ("        return Step(idle_until=now + 1e-9)\n", "it idled 10000 times on end at llm", 0),
+    "idles by nanoseconds": ("        return Step(idle_until=now + 1e-9)\n", "times on end at llm, in", 0),
     "polls for ever": ("        return Step(idle_until=now + 0.001)\n", "and ran nothing of the 6 requests", 0),
     "loops": ("        while True:\n            pass\n", "decide at llm has not come back for", LINE),
     "sleeps": ("        time.sleep(1000)\n", "decide at llm has not come back for", LINE),
@@ -220,6 +220,16 @@ def test_idling_that_is_long_or_rare_is_no_fault():
         dog.idled(Serves(), 0.001 * i, 0.001 * i + 0.001, 1)
     with pytest.raises(PolicyFault, match=r"idled 1002 times on end at llm"):
         dog.idled(Serves(), 6.0, 6.1, 1)
+
+
+def test_idling_by_nanoseconds_is_told_by_what_was_asked_for():
+    dog = Watchdog("llm")
+    for i in range(9_999):  # half a millisecond passes between two answers
+        dog.idled(Serves(), 0.0005 * i, 0.0005 * i + 1e-9, 1)
+    with pytest.raises(
+        PolicyFault, match=r"idled 10000 times on end at llm, the last 10000 of them to idle for 1e-0"
+    ):
+        dog.idled(Serves(), 5.0, 5.0 + 1e-9, 1)
 
 
 def test_nobody_is_watched_after_a_run(engine):
