@@ -7,7 +7,7 @@ ended, a timer rang) and gives commands out (run this batch, wake me then) throu
 ==========================  ===============================================================================
 `request`, `pipeline`       requests and tasks; the graph of modules
 `branching`                 which way a request goes where its pipeline branches
-`policy`                    `Policy`: what it sees (`WorkerView`) and says (`Decision`)
+`policy`, `parameters`      `Policy`: what it sees (`WorkerView`) and says (`Decision`); its parameters
 `executor`                  what runs batches and keeps the clock: `Executor`
 `loop`                      `ServingLoop`: admission, hand-over, drops and outcomes
 `client`                    sends the requests of a source to it

@@ -24,7 +24,7 @@ from servetwin.core.errors import PolicyFault
 from servetwin.core.llm import TokenRequest
 from servetwin.core.pool import Pool
 
-from .answer import Answer
+from .answer import Answer, Standstill
 from .client import END, PACKET, Client
 from .cpu_affinity import PinnedCore
 from .diffusion.device_slots import DeviceSlots
@@ -82,6 +82,7 @@ class RealExecutor:
         self.ended: list[int] = []
         self._number = itertools.count()
         self.running = 0
+        self.still: dict[str, int] = {}  # engines whose policies wait for arrivals -> tasks that they hold
         self.lateness: list[float] = []
         self.spare: Callable[[], None] = _nothing  # called when nothing has happened, while lanes compute
         self._waiting: deque[Task] = deque()  # not prepared yet
@@ -261,7 +262,8 @@ class RealExecutor:
         threading.Thread(target=_listen, args=(channel, self.heard), name="client", daemon=True).start()
         while not (inlet.closed and not self.running and not loop.live):
             wait = max(0.0, self.timers[0][0] - self.now()) if self.timers else None
-            if wait is None and inlet.closed and not self.running and not self._waiting and self.heard.empty():
+            moves = self.running > sum(self.still.values()) or self._waiting or not self.heard.empty()
+            if wait is None and inlet.closed and not moves:
                 self._tell_stuck(loop)
             try:
                 what, problem = self.heard.get(timeout=wait)
@@ -271,6 +273,8 @@ class RealExecutor:
             if isinstance(what, Lane | Call | Answer):
                 self._over(what, problem)
                 self.spare()
+            elif isinstance(what, Standstill):
+                what.finish()
             elif isinstance(what, bytes):
                 inlet.take(what)
             if self.timers and self.timers[0][0] <= self.now():

@@ -206,7 +206,7 @@ def make_workers(
             continue
         if isinstance(policy, TokenPolicy):
             what = f"{chosen.name} is a policy for language models, and {'+'.join(spec.modules)} is none"
-            raise BadInput(what, where="policy.name", right="neustream, clockwork, edf or fcfs")
+            raise BadInput(what, where="policy", right="neustream, clockwork, edf or fcfs")
         if spec.device is None or spec.limit is None:
             workers.append(make_pool(spec, i, stage, policy, told[i], slo.factor))
             continue

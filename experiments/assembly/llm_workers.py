@@ -131,7 +131,7 @@ def token_worker(
     if not isinstance(policy, TokenPolicy):
         known = "neustream-llm, vllm, vllm-v1, sarathi or edf-llm"
         name = (spec.policy or experiment.policy).name
-        raise BadInput(f"{name} is no policy for language models", where="policy.name", right=known)
+        raise BadInput(f"{name} is no policy for language models", where="policy", right=known)
     limits = engine_limits(spec, profile)
     _check_budget(limits, policy, context_of(spec, profile))
     if limits.preemption == "swap" and experiment.time.costs and SWAP() not in profile.costs:

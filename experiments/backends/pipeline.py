@@ -15,6 +15,7 @@ from ..provenance.policy_code import as_loaded
 from ..spec import device_profiles
 from ..spec.experiment import Experiment, WorkerSpec
 from ..spec.llm import TokenSLOSpec
+from ..spec.remote_policies import Maker, maker_of
 from .diffusion import Plan, Say, recording, same_device, write_report
 from .vllm import check_limits, require_vllm
 
@@ -65,6 +66,8 @@ def check(experiment: Experiment, *, foreign: bool = False) -> None:
             raise BadInput(what, where=f"deployment.devices.{device}", right="one taken here; or --any-device")
     for i, spec in enumerate(experiment.deployment.workers):
         llm = spec.modules[0] in experiment.pipeline.llms
+        if llm:
+            maker_of((spec.policy or experiment.policy).name)
         if llm and is_ahead(spec, load(experiment.deployment.devices[spec.device or ""])):
             what = "engines in processes of their own decide a step when the one before is over"
             right = "asynchronous: false; or --backend vllm, for a language model alone"
@@ -125,16 +128,17 @@ class AgentsBackend:
         for spec in experiment.deployment.workers:
             if spec.modules[0] in experiment.pipeline.llms:
                 wanted[spec.name or spec.modules[0]] = EngineSetup(
-                    self._options(experiment, spec), self._settings(experiment, spec)
+                    self._options(experiment, spec), *self._settings(experiment, spec)
                 )
             elif spec.threads is None:
                 what = f"{'+'.join(spec.modules)} is neither a language model nor a tool"
                 raise BadInput(what, where="deployment.workers", right="a pipeline of those")
         for name in list(self.engines):
-            if name not in wanted or wanted[name].options != self._of[name].options:
+            engine = self.engines[name]
+            if name not in wanted or wanted[name].options != self._of[name].options or not engine.alive():
                 self.engines.pop(name).close()
-            elif wanted[name] != self._of[name]:  # another policy: the engine stays
-                self.engines[name].ask(("install", wanted[name].settings))
+            else:  # the engine stays; its policy does not know the run before
+                engine.install(wanted[name])
                 self._of[name] = wanted[name]
         missing = [name for name in wanted if name not in self.engines]
         for name in missing:
@@ -169,13 +173,17 @@ class AgentsBackend:
             "graphs": (1, 2, 4, *range(8, limit + 1, 8)) if data.engine.cuda_graphs and not cpu else (),
         }
 
-    def _settings(self, experiment: Experiment, spec: WorkerSpec) -> dict[str, Any]:
+    def _settings(self, experiment: Experiment, spec: WorkerSpec) -> tuple[dict[str, Any], Maker]:
+        """`servetwin.real.vllm.scheduler.Settings` of a worker, and what makes its policy in the engine's process."""
         policy, slo = spec.policy or experiment.policy, experiment.slo
         scales = None
         if isinstance(slo, TokenSLOSpec) and slo.prefill is not None:
             scales = f"{slo.prefill}+{slo.decode}"
         profile = experiment.deployment.devices[spec.device or ""]
-        return {"policy": policy.name, "params": policy.params, "profile": profile, "slo": scales}
+        place, make = maker_of(policy.name)
+        name = spec.name or spec.modules[0]
+        settings = {"policy": place, "params": policy.params, "profile": profile, "slo": scales, "name": name}
+        return settings, make
 
     def close(self) -> None:
         """End all engines."""

@@ -45,7 +45,7 @@ class Quantity:
 
 QUANTITIES = {
     "rate": Quantity("workload.arrivals.rate", +1, unit="requests/s"),
-    "slo": Quantity("slo.factor", -1, unit="x solo latency"),
+    "slo": Quantity("slo.factor", -1, unit="times the latency alone"),
     "replicas": Quantity("deployment.replicas", -1, whole=True, unit="replicas"),
 }
 
@@ -195,7 +195,7 @@ def _first_stretch(curve: Curve, target: Target, start: float) -> tuple[float, f
             return _place(quantity, at), harder
         at += 1
         if at - begun >= TRIES * octave:
-            what = f"{target.name} is held everywhere, up to {quantity.key} = {harder:g}"
+            what = f"{target.name} is met everywhere, up to {quantity.key} = {harder:g}"
             raise HeldEverywhere(what, right="a higher target, other settings, or more requests")
 
 
@@ -228,7 +228,7 @@ def _held_nowhere(curve: Curve, target: Target, place: float) -> BadInput:
     best = max(_best(target, samples) for samples in curve.samples.values())
     most = f": the most is {100 * best:.1f} %" if best >= 0.0 else ""
     right = "a lower target, or other settings"
-    return BadInput(f"nothing holds {target.name}{most}, at {curve.quantity.key} = {place:g}", right=right)
+    return BadInput(f"{target.name} is met nowhere{most}, at {curve.quantity.key} = {place:g}", right=right)
 
 
 def _best(target: Target, samples: Sequence[Sample]) -> float:
@@ -332,6 +332,6 @@ def _rises(curve: Curve, target: Target) -> list[str]:
             first, second = (target.margins(curve.samples[z]) for z in (x, y))
             told = len(first) == 1 or paired(first, second, curve.level).low > 0.0
             if curve.holds(y, target) and told:
-                what = f"not monotone: {target.name} is not held at {x:g}, but again at {y:g}"
-                return [f"{what}; the first stretch that holds counts"]
+                what = f"not monotone: {target.name} is not met at {x:g}, but is again at {y:g}"
+                return [f"{what}; what counts is the first stretch that meets it"]
     return []

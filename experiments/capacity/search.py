@@ -20,7 +20,8 @@ from ..assembly.build import time_shared
 from ..spec.catalog import suggest
 from ..spec.experiment import Experiment, RelativeSLO
 from ..spec.llm import TokenSLOSpec
-from ..spec.loading import Override, layers, load
+from ..spec.loading import layers, load
+from ..spec.overrides import ByOption, Override
 from ..sweeps import tables
 from ..sweeps.cache import Cache
 from ..sweeps.cluster import running_on
@@ -131,7 +132,7 @@ def _experiment(
     asked: Asked,
     overrides: Sequence[Override],
 ) -> Experiment:
-    chosen: list[Override] = [("policy", policy)] if policy is not None else []
+    chosen: list[Override] = [(ByOption("policy"), policy)] if policy is not None else []
     experiment = seeded(load(source, [*chosen, ("seed", asked.first_seed), *overrides], chain=layers(source)))
     if experiment.seed != asked.first_seed:
         what = f"the seeds of a search begin with {asked.first_seed}"
@@ -143,8 +144,35 @@ def _experiment(
         assert wanted is not None
         wanted = max(wanted, LEAST_REQUESTS)
     experiment = _of_length(experiment, wanted)
-    read_trace(experiment)  # more requests than there are show before anything runs
+    try:
+        read_trace(experiment)  # more requests than there are show before anything runs
+    except BadInput as problem:
+        recorded = experiment.workload.recorded
+        if recorded is None or recorded.windows is None or wanted is None:
+            raise
+        most = _longest_checked(experiment, asked.seeds)
+        right = f"--requests {most}, or fewer: then runs twice as long have windows of their own"
+        raise BadInput(problem.what, where=problem.where, right=right if most else problem.right) from None
     return experiment
+
+
+def _all_of(experiment: Experiment) -> int:
+    """How many requests the trace of *experiment* has for it, whatever it takes of them."""
+    recorded = experiment.workload.recorded
+    assert recorded is not None
+    key = "arrivals" if recorded is experiment.workload.arrivals else "trace"
+    every = recorded.model_copy(update={"windows": None})
+    whole = experiment.workload.model_copy(update={key: every, "requests": None})
+    trace = read_trace(experiment.model_copy(update={"workload": whole}))
+    assert trace is not None
+    return trace.count
+
+
+def _longest_checked(experiment: Experiment, seeds: int) -> int:
+    """The longest runs of a trace that runs twice as long, with as many *seeds*, can check."""
+    recorded = experiment.workload.recorded
+    assert recorded is not None
+    return _all_of(experiment) // (2 * (seeds if recorded.windows is not None else 1))
 
 
 def _of_length(experiment: Experiment, requests: int | None) -> Experiment:
@@ -260,12 +288,12 @@ class Finder:
             if self.experiment.workload.recorded is None:  # nor is it a sample of anything
                 found.low, found.high = sorted((found.value, found.value if self.quantity.whole else found.fails))
         if twice is None:
-            notes.append("not checked: there are not enough requests for runs twice as long, so there is no interval")
+            notes.append(self._why_unchecked())
         elif found.open:
             notes.append("there is no interval: more seeds or requests are needed to close it")
             twice = False
         elif not twice:
-            notes.append("does not hold: what longer runs give lies outside, so there is no interval")
+            notes.append("the answer changes with the length of the runs: longer ones give another, so no interval")
         if not twice:
             found.low = found.high = None
         stable = self._verdict(length, found.value)
@@ -275,6 +303,18 @@ class Finder:
         e = self.experiment
         warm_up = int(self.watched.warm_up * length)
         return Answer(e.name, e.policy.name, deployment_of(e), found, length, warm_up, stable, twice, self.seeds)
+
+    def _why_unchecked(self) -> str:
+        """Why there were no runs twice as long, and what would give them."""
+        what = "not checked by runs twice as long, so there is no interval"
+        recorded = self.experiment.workload.recorded
+        if recorded is None:
+            return what
+        most = _longest_checked(self.experiment, self.seeds)
+        if recorded.windows is None:
+            return f"{what}: the trace holds too few requests (right would be: --requests {most}, or fewer)"
+        why = f"a window must hold two runs, and the trace has no {self.seeds} such windows"
+        return f"{what}: {why} (right would be: --requests {most}, or fewer)"
 
     def _stands_on(self, length: int, place: float) -> list[str]:
         """What else is to be said of the runs at *place*: what of them was not measured, cut or cut off."""
@@ -318,17 +358,16 @@ class Finder:
         recorded = self.experiment.workload.recorded
         if recorded is None:
             return _of_length(self.experiment, length)
-        key = "arrivals" if recorded is self.experiment.workload.arrivals else "trace"
-        every = recorded.model_copy(update={"windows": None})
-        whole = self.experiment.workload.model_copy(update={key: every, "requests": None})
-        trace = read_trace(self.experiment.model_copy(update={"workload": whole}))
-        assert trace is not None
+        count = _all_of(self.experiment)
         if recorded.windows is None:
-            return _of_length(self.experiment, length) if trace.count >= length else None
-        windows = min(recorded.windows, trace.count // length)
+            return _of_length(self.experiment, length) if count >= length else None
+        windows = min(recorded.windows, count // length)
         if windows < self.seeds:
             return None
-        fewer = whole.model_copy(update={key: recorded.model_copy(update={"windows": windows}), "requests": length})
+        key = "arrivals" if recorded is self.experiment.workload.arrivals else "trace"
+        fewer = self.experiment.workload.model_copy(
+            update={key: recorded.model_copy(update={"windows": windows}), "requests": length}
+        )
         return self.experiment.model_copy(update={"workload": fewer})
 
 

@@ -34,7 +34,7 @@ from .terminal import table as _table
 if TYPE_CHECKING:
     from ..backends.diffusion import Setup
     from ..spec.experiment import Experiment
-    from ..spec.loading import Override
+    from ..spec.overrides import Override
     from ..validation.score import Scored
 
 app = typer.Typer(
@@ -103,10 +103,12 @@ def run(
     from ..backends.serve import serve
     from ..spec.catalog import source_of
     from ..spec.loading import load
+    from ..spec.overrides import ByOption
 
     short = {"policy": policy, "rate": rate, "cv": cv, "slo": slo, "requests": requests, "seed": seed}
     chosen = load(
-        source_of(experiment), [*((k, v) for k, v in short.items() if v is not None), *_overrides(sets, short)]
+        source_of(experiment),
+        [*((ByOption(k), v) for k, v in short.items() if v is not None), *_overrides(sets, short)],
     )
     began = time.perf_counter()
     modules = {"--device": devices, "--weights": weights, "--sampler": sampler != "ddim", "--slots": slots}

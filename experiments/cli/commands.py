@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,11 +69,16 @@ def show_answers(find: str, answers: Sequence[Answer]) -> None:
         name = a.found.target.name
         lines.add_row(a.workload, a.policy, a.deployment, name, f"{a.found.value:.4g}", span, a.stable.backlog)
     print_table(lines)
+    from ..capacity.root_search import QUANTITIES
+
     for a in answers:
         twice = "; what runs twice as long give lies inside" if a.twice else ""
         settled = f"after {a.settled}" if a.settled is not None else "not within half a run"
         length = f"runs of {a.requests} requests, the first {a.warm_up} not counted (latencies steady {settled})"
         typer.echo(f"{a.workload}, {a.policy}, {a.found.target.name}: {length}{twice}")
+        if not math.isnan(a.found.fails):
+            places = f"met at {a.found.value:.4g}, not met at {a.found.fails:.4g}"
+            typer.echo(f"  {a.found.target.name} {places} {QUANTITIES[find].unit}")
         for note in a.found.notes:
             typer.echo(f"  {note}")
 
@@ -90,6 +96,8 @@ def input_lines(summary: dict[str, Any]) -> list[str]:
         for column, key in trace.get("not_used", {}).items():
             why = f"{key} does not say {{draw: trace}}, which uses it" if key else "nothing here takes it"
             lines.append(f"trace: column {column} is not used: {why}")
+        if trace.get("doubt"):
+            lines.append(f"trace: {trace['doubt']}")
         if summary["requests"] > 1 and summary["arrival_span"] == 0.0:
             lines.append("all requests arrive at once: there is no rate")
     if published := summary.get("published"):

@@ -24,8 +24,9 @@ def print_table(table: Any) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, 120)
+    if not console.is_terminal:  # a file or a program, which has no width: nothing is cut off or wrapped
+        console.width = 1_000_000  # what is measured is never wider than the console
+        console.width = max(120, console.measure(table).maximum)
     console.print(table)
 
 

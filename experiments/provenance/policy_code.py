@@ -167,15 +167,16 @@ def _load(kind: str, place: str, load: Any, before: Code | None) -> Code:
         return _of_package(top, load, before)
     code = Code(None)
     _watch_events()
-    with policy_imports.anew() as sources:
-        _loading.code = code
-        try:
-            code.policy = load()
-        finally:
-            _loading.code = None
-    for source in sources:
-        code.sources[source.path] = source
-    _follow(code)
+    with policy_imports.beside(place if kind == "file" else None):
+        with policy_imports.anew() as sources:
+            _loading.code = code
+            try:
+                code.policy = load()
+            finally:
+                _loading.code = None
+        for source in sources:
+            code.sources[source.path] = source
+        _follow(code)
     _declare(code)
     _stays(code)
     _attend(code, before)

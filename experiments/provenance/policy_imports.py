@@ -18,7 +18,7 @@ import sys
 import sysconfig
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.abc import MetaPathFinder
@@ -201,6 +201,21 @@ def anew() -> Iterator[list[Source]]:
             ours = isinstance(getattr(module, "__loader__", None), SourceLoader)
             if name.partition(".")[0] not in packages and not ours:
                 sys.modules.setdefault(name, module)
+
+
+@contextmanager
+def beside(file: str | None) -> Iterator[None]:
+    """Within this, what lies beside *file* can be imported, before all else, as by a script."""
+    if file is None:
+        yield
+        return
+    folder = str(Path(file).parent)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # the file may have changed the path itself
+            sys.path.remove(folder)
 
 
 def solid() -> set[str]:

@@ -65,7 +65,8 @@ def _check_lengths(path: tuple[str, ...], module: str, load: Workload) -> None:
 
 def _check_draw(path: tuple[str, ...], draw: TokenDraw, load: Workload) -> None:
     if load.draws != "seeded" and not isinstance(draw, ConstantTokens | ListedTokens | TraceTokens):
-        raise Misfit(("workload", "draws"), f"there are no published draws of {draw.draw} lengths", "seeded")
+        what = f"NeuStream's artifact has no {draw.draw} lengths that could be repeated"
+        raise Misfit(("workload", "draws"), what, "seeded")
     if isinstance(draw, UniformTokens | LognormalTokens) and draw.low > draw.high:
         raise Misfit((*path, "low"), f"{draw.low} is above high, {draw.high}", "low <= high")
     if isinstance(draw, LognormalTokens) and draw.p90 < draw.median:

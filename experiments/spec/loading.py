@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 from servetwin.core import BadInput
 
 from . import policy_registry, yaml_io
-from .catalog import WORKLOADS, suggest, workload_names
+from .catalog import WORKLOADS, closest, suggest, workload_names
 from .experiment import (
     Arrivals,
     Calls,
@@ -38,11 +38,10 @@ from .experiment import (
 )
 from .field_types import Strict
 from .llm import EngineSpec, TokenDraw, TokenSLOSpec
+from .overrides import ByOption, Override, said
 from .validation import check
 from .variants import NAMES_OF_DEPLOYMENT, Chosen, Given, Key, Layer, Tree, check_layer, choose
 from .vllm_options import of_vllm
-
-Override = tuple[str, Any]
 
 #: Short names for the keys that are varied most.
 SHORT = {
@@ -263,10 +262,15 @@ def parse_override(text: str) -> Override:
 
 def set_twice(named: Iterable[tuple[str, str, Any]]) -> tuple[str, str, str] | None:
     """The first key that two of *named* (what to call it, key, value) both set, as the two and the key; None if there
-    is none. A mapping sets the keys in it."""
+    is none. A mapping sets the keys in it, and takes the place of what was set there before."""
     by_key: dict[Key, str] = {}
     for name, path, value in named:
-        for key in _leaves(_split(path, value), value):
+        full = _split(path, value)
+        if isinstance(value, dict):
+            for key, before in by_key.items():
+                if key[: len(full)] == full:
+                    return before, name, ".".join(map(str, key))
+        for key in _leaves(full, value):
             if key in by_key:
                 return by_key[key], name, ".".join(map(str, key))
             by_key[key] = name
@@ -310,7 +314,9 @@ def _apply(tree: Tree, path: Key, value: Any, where: str) -> None:
             if option is not None:
                 raise BadInput(option[0], where=where, right=option[1])
             above = ".".join(map(str, path[:depth])) or "the experiment"
-            right = suggest(str(part), map(str, known)) if known else f"{above} itself"
+            right = _of_another_kind(path, depth, node, value)
+            if right is None:
+                right = suggest(str(part), map(str, known)) if known else f"{above} itself"
             raise BadInput(f"{above} has no key {str(part)!r}", where=where, right=right)
         if depth == len(path) - 1:
             kind = _kind_at(path[:-1])
@@ -319,6 +325,23 @@ def _apply(tree: Tree, path: Key, value: Any, where: str) -> None:
             node[part] = copy.deepcopy(value)
         else:
             node = node[part]
+
+
+def _of_another_kind(path: Key, depth: int, node: Any, value: Any) -> str | None:
+    """How to say *path*, of which *node* lacks the key at *depth*, if things of another kind have that key."""
+    above, part = path[:depth], str(path[depth])
+    kind = _kind_at(above)
+    if above == ("slo",):
+        kind = "", {"seconds": FixedSLO, "factor": RelativeSLO, "prefill": TokenSLOSpec}
+    if kind is None:
+        return None
+    tag, kinds = kind
+    known = {name: key for key, model in kinds.items() for name in model.model_fields if name != tag}
+    near = part if part in known else closest(part, known)
+    if near is None or near in node or depth + 1 < len(path):
+        return None
+    first = f"{tag}: {known[near]}, " if tag else ""
+    return f"--set '{'.'.join(map(str, above))}={{{first}{near}: {value}}}', or here {', '.join(map(str, node))}"
 
 
 # -- loading --------------------------------------------------------------------------------------------
@@ -350,7 +373,7 @@ def load(
         for path, value, shown in given:
             by_name = path in NAMES_OF_DEPLOYMENT and not isinstance(value, dict)
             if path not in (("policy", "name"), ("variant",)) and not by_name:  # those are chosen by now
-                _apply(tree, path, value, f"--set {shown}")
+                _apply(tree, path, value, said(shown))
         experiment = _validate(tree, chain, given)
         experiment = _said_if_changed(experiment, named)
     return experiment
@@ -388,7 +411,7 @@ def _validate(tree: Tree, chain: list[Layer], given: Sequence[Given]) -> Experim
         path, what, right = error.path, error.what, error.right
     else:
         return experiment
-    raise BadInput(what, where=f"{_origin(path, chain, given)}{'.'.join(map(str, path))}", right=right) from None
+    raise BadInput(what, where=_origin(path, chain, given), right=right) from None
 
 
 def _with_all_parameters(experiment: Experiment) -> Experiment:
@@ -400,7 +423,9 @@ def _with_all_parameters(experiment: Experiment) -> Experiment:
     for path, spec in specs.items():
         try:
             if spec is not None:
-                params = policy_registry.complete(policy_registry.find_policy(spec.name), spec.params)
+                policy = policy_registry.find_policy(spec.name)
+                params = policy_registry.complete(policy, spec.params)
+                policy_registry.try_out(policy, params)
                 spec = PolicySpec(name=spec.name, params=params)
         except policy_registry.WrongParameter as error:
             raise Misfit((*path, "params", error.parameter), error.what, error.right) from None
@@ -486,11 +511,12 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return [m for inner in get_args(annotation) for m in _models_in(inner)]
 
 
-def _origin(path: Key, chain: list[Layer], given: Sequence[Given]) -> str:
-    """Who set *path*: an override, or the file and line that speak on it last."""
+def _origin(path: Key, chain: list[Layer], given: Sequence[tuple[Key, Any, str]]) -> str:
+    """Who set *path*, and that: an override, or the file and line that speak on it last."""
+    full = ".".join(map(str, path))
     for key, _, shown in reversed(given):
         if key == path[: len(key)]:
-            return f"--set {shown}: "
+            return said(shown) if isinstance(shown, ByOption) and key == path else f"{said(shown)}: {full}"
     for wanted in (path, path[:-1]):
         for layer in reversed(chain):
             offers = [(tree, ("deployments", name)) for name, tree in layer.deployments.items()]
@@ -498,5 +524,5 @@ def _origin(path: Key, chain: list[Layer], given: Sequence[Given]) -> str:
             for tree, prefix, keys in (*found, (layer.data, layer.prefix, path)):
                 if wanted and _at(tree, keys[: len(keys) - len(path) + len(wanted)]) is not None:
                     line = yaml_io.line_of(layer.text, (*prefix, *keys))
-                    return f"{layer.where}:{line}: " if line is not None else f"{layer.where}: "
-    return f"{chain[-1].where}: "
+                    return f"{layer.where}:{line}: {full}" if line is not None else f"{layer.where}: {full}"
+    return f"{chain[-1].where}: {full}"

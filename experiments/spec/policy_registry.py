@@ -111,7 +111,8 @@ def _import(module: str) -> ModuleType:
     except PolicyFault:
         raise
     except ModuleNotFoundError as error:
-        raise BadInput(f"there is no module {error.name!r}", where=module) from None
+        right = "a module that Python finds (PYTHONPATH), or a file: my_policy.py:Class"
+        raise BadInput(f"there is no module {error.name!r}", where=module, right=right) from None
     except BaseException as error:
         _unless_stopped(error)
         raise BadInput(f"the module cannot be imported: {_brief(error)}", where=module) from error
@@ -218,6 +219,19 @@ def complete(policy: type[Policy | TokenPolicy], params: Mapping[str, Any]) -> d
         if name not in full and parameter.default is parameter.empty:
             raise WrongParameter(name, f"policy {policy.__name__} needs the parameter {name!r}", f"{name}: ...")
     return {name: full[name] for name in known if name in full}
+
+
+def try_out(policy: type[PolicyBase], params: Mapping[str, Any]) -> None:
+    """Make a policy of ours, so that it can say what is wrong with its parameters. Raises `WrongParameter`."""
+    if not comes_along(policy):
+        return
+    try:
+        policy(**params)
+    except BadInput as error:
+        name = error.what.split()[0]
+        if name not in params or error.right is None:
+            raise
+        raise WrongParameter(name, error.what, error.right) from None
 
 
 def _check_type(name: str, value: Any, hint: Any) -> None:

@@ -43,7 +43,7 @@ def check(experiment: Experiment) -> None:
     if load.requests is None and load.recorded is None:
         raise Misfit(("workload", "requests"), "only a trace has a number of requests of its own", "a whole number")
     if load.draws != "seeded" and not isinstance(load.arrivals, Gamma | Constant | Trace):
-        what = f"there are no published draws for {load.arrivals.process} arrivals"
+        what = f"NeuStream's artifact has no {load.arrivals.process} arrivals that could be repeated"
         raise Misfit(("workload", "draws"), what, "seeded")
     _check_branches(experiment.pipeline)
     _check_deployment(experiment.deployment, modules)
@@ -81,7 +81,8 @@ def _check_steps(path: tuple[str, ...], steps: Steps, load: Workload) -> None:
                 (*path, "weights"), "the weights do not fit the values", "one weight for each value, not all 0"
             )
         if load.draws != "seeded":
-            raise Misfit(("workload", "draws"), "there are no published draws for a choice of steps", "seeded")
+            what = "NeuStream's artifact has no choice of steps that could be repeated"
+            raise Misfit(("workload", "draws"), what, "seeded")
 
 
 def _check_deployment(deployment: Deployment, modules: dict[str, ModuleSpec]) -> None:

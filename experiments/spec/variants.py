@@ -16,6 +16,7 @@ from typing import Any
 from servetwin.core import BadInput
 
 from .catalog import suggest
+from .overrides import said
 
 Tree = dict[str, Any]
 Key = tuple[str | int, ...]
@@ -111,22 +112,22 @@ def choose(chain: Sequence[Layer], given: Sequence[Given]) -> Chosen:
 
     policy = None
     for layer in layers:
-        said = layer.data.get("policy")
-        if isinstance(said, dict) and isinstance(said.get("name"), str):
-            policy = said["name"]
+        own_policy = layer.data.get("policy")
+        if isinstance(own_policy, dict) and isinstance(own_policy.get("name"), str):
+            policy = own_policy["name"]
     for key, value, shown in given:
         if key == ("policy", "name"):
             if not isinstance(value, str):
-                raise BadInput(f"{value!r} is no policy", where=f"--set {shown}", right="a name")
+                raise BadInput(f"{value!r} is no policy", where=said(shown), right="a name")
             policy = value
         elif key == ("policy",) and isinstance(value, dict) and isinstance(value.get("name"), str):
             policy = value["name"]
 
     deployment, where, by_hand = None, "", False
     for layer in layers:
-        said = layer.data.get("deployment")
-        if isinstance(said, dict) and "name" in said:
-            deployment, where = said["name"], f"{layer.where}: deployment"
+        placed = layer.data.get("deployment")
+        if isinstance(placed, dict) and "name" in placed:
+            deployment, where = placed["name"], f"{layer.where}: deployment"
     for value, asked in _asked(given, *NAMES_OF_DEPLOYMENT):
         deployment, where, by_hand = value, asked, True
     if deployment is not None:
@@ -139,7 +140,7 @@ def choose(chain: Sequence[Layer], given: Sequence[Given]) -> Chosen:
 
 
 def _asked(given: Sequence[Given], *keys: Key) -> list[tuple[Any, str]]:
-    return [(value, f"--set {shown}") for key, value, shown in given if key in keys and not isinstance(value, dict)]
+    return [(value, said(shown)) for key, value, shown in given if key in keys and not isinstance(value, dict)]
 
 
 def _known(kind: str, name: str, known: Iterable[str], where: str) -> None:

@@ -75,7 +75,7 @@ def served_by(experiment: Experiment) -> str:
         workers.append(f"{worker.name or '+'.join(worker.modules)}{where} ({size})")
     said = [f"{plan.name + ': ' if plan.name else ''}{', '.join(workers)}"]
     if any(worker.intake == "after" for worker in plan.workers):
-        said.append("intake after")
+        said.append("requests that arrive are taken in once a batch has started")
     if plan.estimates != "scheduler":
         said.append(f"estimates {plan.estimates}")
     if plan.replicas > 1:

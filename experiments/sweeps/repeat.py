@@ -1,7 +1,8 @@
 """The same point with many seeds: means with intervals, as many seeds as it takes, and paired differences.
 
 Every policy sees the same requests under the same seed (common random numbers), so a difference between two
-policies is taken seed by seed. Published draws ignore the seed; repeated points draw from it instead.
+policies is taken seed by seed. Arrivals and steps of published runs are the same for every seed; repeated points
+draw them anew.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..spec.loading import Override
+from ..spec.overrides import Override
 from .compare_grids import EQUAL, Cell, Setting, grids_of, noise_of
 from .run_table import MeasuredRun
 from .score import Scored, entries, score

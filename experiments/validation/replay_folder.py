@@ -16,7 +16,8 @@ from servetwin.core import BadInput, Request, RunFolder, ServeTwinError
 from ..assembly import build, inputs, same_run
 from ..spec import device_profiles
 from ..spec.experiment import Experiment
-from ..spec.loading import Override, load
+from ..spec.loading import load
+from ..spec.overrides import Override
 from ..sweeps.point import AVERAGED, Row, main_worker, results_of, settings_of
 from .compare_runs import RunRecords, find_runs, is_run, read, request_lines
 from .run_table import MeasuredRun

@@ -19,7 +19,8 @@ from servetwin.core import BadInput
 
 from ..spec.catalog import MEASURED, suggest, workload_names
 from ..spec.experiment import Experiment, Gamma, RelativeSLO
-from ..spec.loading import Override, layers, load
+from ..spec.loading import layers, load
+from ..spec.overrides import Override
 from ..spec.policy_registry import policy_names, same_policy
 from ..spec.variants import Layer
 from ..spec.yaml_io import read_text

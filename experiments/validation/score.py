@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from servetwin.core import BadInput
 
 from ..spec.experiment import Experiment, Time
-from ..spec.loading import Override
+from ..spec.overrides import Override
 from ..sweeps import tables
 from ..sweeps.point import Row, run_all_averaged
 from . import replay_folder, replay_llm, run_table

@@ -51,6 +51,8 @@ def read_trace(experiment: Experiment) -> trace_reader.TraceFile | None:
         trace.column_of(module)
     if isinstance(recorded, Trace):
         trace.scale(recorded.rate)
+        if recorded.rate is None:
+            trace.probably_milliseconds()
     return trace
 
 
@@ -80,6 +82,9 @@ def about(
             said["trace"]["empty_prompts"] = trace.empty_prompts()
         if unused := _unused(experiment, trace):
             said["trace"]["not_used"] = unused
+        recorded = experiment.workload.recorded
+        if isinstance(recorded, Trace) and recorded.rate is None and (doubt := trace.probably_milliseconds()):
+            said["trace"]["doubt"] = doubt
     if experiment.seed and (kept := kept_draws(experiment)) is not None:
         said["published"] = {"seed": experiment.seed, "kept": kept}
     for module, spec in lengths.items():

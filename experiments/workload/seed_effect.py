@@ -52,8 +52,8 @@ def _drawn_beside(experiment: Experiment) -> list[str]:
 
 
 def kept_draws(experiment: Experiment) -> str | None:
-    """What no seed changes of *experiment* though it is random, as its arrivals and steps are published draws, and
-    what a seed does change; None where there are none."""
+    """What no seed changes of *experiment* though it is random, as its arrivals and steps are of published runs,
+    and what a seed does change; None where there are none."""
     load = experiment.workload
     if load.draws == "seeded":
         return None
@@ -63,7 +63,8 @@ def kept_draws(experiment: Experiment) -> str | None:
         return None
     changed = _drawn_beside(experiment)
     only = f"changes only {' and '.join(changed)}" if changed else "changes nothing"
-    return f"{' and '.join(fixed)} are the published ones: a seed {only} (workload.draws: seeded draws all)"
+    published = f"{' and '.join(fixed)} are those of the published runs"
+    return f"{published}: a seed {only} (workload.draws: seeded draws all anew)"
 
 
 def _varies(draw: Steps | TokenDraw) -> bool:

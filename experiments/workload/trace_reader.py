@@ -21,6 +21,10 @@ from servetwin.core.random_streams import permuted
 from ..provenance.file_digests import Stamp, stamp
 from .traces import Entry, columns_of, entries
 
+#: Seconds between requests, in the mean of so many at least, from which on times may be milliseconds, and are taken
+#: for that.
+FEW, FAR, FARTHEST = 5, 10.0, 1000.0
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -146,6 +150,20 @@ class TraceFile:
     def empty_prompts(self) -> int:
         """How many of the replayed requests have a prompt of no token, which counts as one."""
         return _empty_prompts(self)
+
+    def probably_milliseconds(self) -> str | None:
+        """What is to be said of requests so far apart that their times, which name no unit, may be milliseconds.
+
+        Raises `BadInput` if they are farther apart than that: nobody serves a request every quarter of an hour.
+        """
+        gap = self.overview.until / max(1, self.overview.held - 1)
+        if self.overview.held < FEW or gap < FAR or "arrival" not in _first_line(self.path, stamp(self.path)):
+            return None
+        what = f"its requests come {gap:.4g} s apart in the mean"
+        if gap >= FARTHEST:
+            right = "to call the column arrival_ms; or arrival_s, if seconds they are"
+            raise BadInput(f"{what}: these are probably milliseconds", where=f"{self.where}: arrival", right=right)
+        return f"{what}; if its times are milliseconds, call the column arrival_ms"
 
     def about(self) -> dict[str, int | float]:
         """What is replayed, and what is left out: for ``meta.json``."""

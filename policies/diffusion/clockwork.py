@@ -20,6 +20,7 @@ from collections import deque
 from typing import Literal
 
 from servetwin.core import BadInput, Batch, Decision, Policy, Task, WorkerView
+from servetwin.core.parameters import above, at_least
 
 Lists = dict[int, deque[Task]]
 
@@ -46,6 +47,9 @@ class Clockwork(Policy):
     ) -> None:
         if pacing not in ("tracked", "table"):
             raise BadInput(f"pacing is {pacing!r}", where="clockwork", right="'tracked' or 'table'")
+        at_least(1, "clockwork", max_batch=max_batch)
+        above(0, "clockwork", ahead_of=ahead_of)
+        at_least(0, "clockwork", lag=lag, future=future)
         self.pacing = pacing
         self.max_batch = max_batch
         self.ahead_of = ahead_of if ahead_of is not None else (0.010 if pacing == "tracked" else 0.005)

@@ -14,6 +14,7 @@ import math
 from bisect import insort
 
 from servetwin.core import Batch, Decision, Policy, Repeat, Task, WorkerView
+from servetwin.core.parameters import at_least
 from servetwin.core.slo import latest
 
 Item = tuple[float, int, Task]  # latest start of what is left, request id, task
@@ -24,6 +25,7 @@ class EDF(Policy):
     default as many as the worker allows."""
 
     def __init__(self, max_batch: int | None = None, drop_late: bool = True) -> None:
+        at_least(1, "edf", max_batch=max_batch)
         self.max_batch = max_batch
         self.drop_late = drop_late
         self.batch: list[Task] = []  # in order of urgency; a new list whenever it changes

@@ -10,6 +10,7 @@ from __future__ import annotations
 from itertools import islice
 
 from servetwin.core import Decision, Policy, WorkerView
+from servetwin.core.parameters import at_least
 
 
 class FCFS(Policy):
@@ -18,6 +19,7 @@ class FCFS(Policy):
     pools = True
 
     def __init__(self, max_batch: int | None = None) -> None:
+        at_least(1, "fcfs", max_batch=max_batch)
         self.max_batch = max_batch
 
     def decide(self, view: WorkerView, now: float) -> Decision:

@@ -22,6 +22,7 @@ from heapq import heappop, heappush
 from typing import Literal
 
 from servetwin.core import BadInput, Batch, Decision, Policy, Repeat, Task, WorkerView
+from servetwin.core.parameters import above, at_least
 
 #: Slack (seconds) within which the time of the next drop is not trusted, and the exact test is made instead.
 MARGIN = 1e-6
@@ -77,6 +78,9 @@ class NeuStream(Policy):
     ) -> None:
         if requeue not in ("sticky", "front"):
             raise BadInput(f"requeue is {requeue!r}", where="neustream", right="'sticky' or 'front'")
+        at_least(1, "neustream", bound=bound)
+        above(0, "neustream", step_delta=step_delta, slo_factor=slo_factor)
+        at_least(0, "neustream", handover=handover)
         self.step_delta = step_delta
         self.bound = bound
         self.requeue = requeue

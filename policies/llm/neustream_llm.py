@@ -42,6 +42,7 @@ from typing import Literal
 
 from servetwin.core import BadInput, Repeat
 from servetwin.core.llm import ALL, Step, TokenPolicy, TokenTask, TokenView, queue_order
+from servetwin.core.parameters import above, at_least
 
 #: All decode, until something changes.
 DECODE = Step(decode=ALL, repeat=Repeat(sys.maxsize))
@@ -73,6 +74,8 @@ class NeuStreamLLM(TokenPolicy):
         ):
             if value not in right:
                 raise BadInput(f"{name} is {value!r}", where="neustream-llm", right=" or ".join(map(repr, right)))
+        at_least(0, "neustream-llm", lenient_steps=lenient_steps, lookahead=lookahead)
+        above(0, "neustream-llm", b0=b0)
         self.lenient_steps = lenient_steps
         self.b0 = b0
         self.batch_cost = batch_cost

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import sys
 
-from servetwin.core import BadInput, Repeat
+from servetwin.core import Repeat
 from servetwin.core.llm import ALL, Step, TokenPolicy, TokenTask, TokenView
+from servetwin.core.parameters import at_least
 
 #: All decode, until something changes.
 DECODE = Step(decode=ALL, repeat=Repeat(sys.maxsize))
@@ -21,8 +22,7 @@ class Sarathi(TokenPolicy):
     """*chunk* is the number of tokens that a step computes at most, decodes included."""
 
     def __init__(self, chunk: int = 512) -> None:
-        if chunk < 1:
-            raise BadInput(f"chunk is {chunk}", where="sarathi", right="1 token or more")
+        at_least(1, "sarathi", chunk=chunk)
         self.chunk = self.tokens_a_step = chunk
 
     def start(self, view: TokenView) -> None:

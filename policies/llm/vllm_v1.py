@@ -11,6 +11,7 @@ import sys
 
 from servetwin.core import Repeat
 from servetwin.core.llm import ALL, Step, TokenPolicy, TokenTask, TokenView
+from servetwin.core.parameters import at_least
 
 #: All decode, until something changes.
 DECODE = Step(decode=ALL, repeat=Repeat(sys.maxsize))
@@ -20,6 +21,7 @@ class VLLMV1(TokenPolicy):
     """*chunked* off: a prompt that does not fit whole waits (as with ``enable_chunked_prefill=False``)."""
 
     def __init__(self, budget: int | None = None, chunked: bool = True) -> None:
+        at_least(1, "vllm-v1", budget=budget)
         self.tokens_a_step = budget
         self.chunked = chunked
         self.whole_prompts = not chunked

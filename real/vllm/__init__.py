@@ -2,6 +2,7 @@
 
 ==================  =========================================================================
 `scheduler`         a scheduler for vLLM V1 that asks one of our policies
+`watchdog`          ends a run of which a policy makes no end
 `internals`         everything of vLLM V1 that is not its public interface, in one place
 `engine`            vLLM's engine inside this process
 `plan`              requests sent and served; `records`: the records of a run

@@ -10,8 +10,11 @@ import gc
 import json
 import os
 import select
+import shutil
+import sys
 import tempfile
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -199,8 +202,8 @@ class VllmEngine:
         if not built and not (Path(folder) / "config.json").is_file():
             raise BadInput(f"there is no model in {folder!r}", right="tiny, opt-13b, ..., or a folder with a model")
         if built:
-            self._made = tempfile.TemporaryDirectory(prefix="servetwin-")
-            folder = self._made.name
+            folder = tempfile.mkdtemp(prefix="servetwin-")
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
             (Path(folder) / "config.json").write_text(json.dumps(model_config(options.model, options.dtype)))
         began = time.monotonic()
         more: dict[str, Any] = {"enforce_eager": True}
@@ -215,28 +218,29 @@ class VllmEngine:
             }
         if options.kv_bytes is not None:
             more["kv_cache_memory_bytes"] = options.kv_bytes
-        self.engine = LLMEngine.from_engine_args(
-            EngineArgs(
-                model=folder,
-                load_format="dummy" if built else "auto",
-                skip_tokenizer_init=True,
-                dtype=options.dtype,
-                max_model_len=options.max_model_len,
-                max_num_batched_tokens=options.max_batched_tokens,
-                max_num_seqs=options.max_sequences,
-                block_size=options.block_size,
-                gpu_memory_utilization=options.gpu_memory_utilization,
-                tensor_parallel_size=options.tensor_parallel,
-                disable_custom_all_reduce=True,
-                async_scheduling=options.asynchronous,
-                enable_prefix_caching=False,
-                disable_log_stats=True,
-                seed=options.seed,
-                scheduler_cls=PolicyScheduler,
-                additional_config={KEY: dict(settings or {})},
-                **more,
+        with _stdout_with_a_number():
+            self.engine = LLMEngine.from_engine_args(
+                EngineArgs(
+                    model=folder,
+                    load_format="dummy" if built else "auto",
+                    skip_tokenizer_init=True,
+                    dtype=options.dtype,
+                    max_model_len=options.max_model_len,
+                    max_num_batched_tokens=options.max_batched_tokens,
+                    max_num_seqs=options.max_sequences,
+                    block_size=options.block_size,
+                    gpu_memory_utilization=options.gpu_memory_utilization,
+                    tensor_parallel_size=options.tensor_parallel,
+                    disable_custom_all_reduce=True,
+                    async_scheduling=options.asynchronous,
+                    enable_prefix_caching=False,
+                    disable_log_stats=True,
+                    seed=options.seed,
+                    scheduler_cls=PolicyScheduler,
+                    additional_config={KEY: dict(settings or {})},
+                    **more,
+                )
             )
-        )
         self.seconds_to_start = time.monotonic() - began
         self.core = self.engine.engine_core.engine_core
         self.scheduler = self.core.scheduler
@@ -322,20 +326,22 @@ class VllmEngine:
         """
         scheduler = self.scheduler
         self.empty()
-        scheduler.install(settings, policy=policy, estimates=estimates)
+        with scheduler.watchdog.watching():
+            scheduler.install(settings, policy=policy, estimates=estimates)
         scheduler.keep_log = True
         if len({r.id for r in requests}) < len(requests):
             raise BadInput("two requests have the same id")
         progress = _Progress(requests)
         client = Client([r.arrival for r in requests])
         try:
-            with undisturbed():
+            with undisturbed(), scheduler.watchdog.watching():
                 client.channel.setblocking(False)
                 scheduler.zero = time.monotonic() + LEAD
                 client.begin(scheduler.zero)
                 while not progress.closed or len(progress.ended) < progress.taken:
                     idle = not self.engine.has_unfinished_requests()
-                    if idle or (scheduler.idle_until is not None and not scheduler.in_flight):
+                    asleep, before = scheduler.idle_until is not None and not scheduler.in_flight, progress.taken
+                    if idle or asleep:
                         self._wait(client, scheduler, idle, progress.closed)
                     self._take_in(client, progress, stop_after)
                     if not self.engine.has_unfinished_requests():
@@ -346,12 +352,17 @@ class VllmEngine:
                     if left:
                         progress.ended |= dict.fromkeys(left, "failed")
                         break
+                    if asleep and progress.taken == before and scheduler.now() < scheduler.idle_until:
+                        if progress.closed and stop_after is None and scheduler.waits_for_arrivals:
+                            raise scheduler.watchdog.stuck(scheduler.policy_object, len(scheduler.tasks))
+                        continue
                     self._step_on(progress)
         except (Exception, KeyboardInterrupt, Stopped) as problem:
             if stopped is not None:
                 run = self._run(progress)
                 run.reason = _reason(problem)
                 stopped(run)
+            scheduler.let_go()
             raise
         finally:
             client.close()
@@ -435,6 +446,20 @@ def _reason(problem: BaseException) -> str:
         return "interrupted"
     text = [*str(problem).strip().splitlines(), ""][0]
     return text if isinstance(problem, ServeTwinError | Stopped) else f"{type(problem).__name__}: {text}"
+
+
+@contextmanager
+def _stdout_with_a_number() -> Iterator[None]:
+    """vLLM wants the file number of the standard output, which what a program put in its place may not have."""
+    before = sys.stdout
+    try:
+        before.fileno()
+    except (AttributeError, OSError, ValueError):
+        sys.stdout = sys.__stdout__
+    try:
+        yield
+    finally:
+        sys.stdout = before
 
 
 @contextmanager

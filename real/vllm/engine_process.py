@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
+import sys
 import threading
 import time
 from array import array
@@ -21,13 +23,15 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from servetwin.core import Request, ServeTwinError
+from servetwin.core.errors import PolicyFault
+from servetwin.core.invariants.code_inspection import named
 from servetwin.core.llm import TokenTask
 from servetwin.core.llm.batch import TokenBatch
 from servetwin.core.llm.engine import TokenEngine
 from servetwin.core.llm.worker import TokenWorker
 from servetwin.core.worker import Loop
 
-from ..answer import Answer
+from ..answer import Answer, Standstill, broken
 
 if TYPE_CHECKING:
     from ..executor import RealExecutor
@@ -35,14 +39,22 @@ if TYPE_CHECKING:
 
 #: Seconds that an engine may take to start.
 PATIENCE = 300.0
+#: Seconds between two signs of life of an engine that has tasks, and for which it may give none: then what it
+#: computes leaves nothing else a turn, not even its watchdog.
+ALIVE, SILENT = 5.0, 90.0
 
 
 @dataclass(frozen=True)
 class EngineSetup:
-    """How the engine of a worker is started: `engine.EngineOptions` and `scheduler.Settings`, by name."""
+    """How the engine of a worker is started: `engine.EngineOptions` and `scheduler.Settings`, by name.
+
+    *make* makes its policy in the engine's process, of its name and parameters: a function that can be imported there
+    (None: `scheduler.find` finds the class).
+    """
 
     options: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    make: Callable[[str, Mapping[str, Any]], Any] | None = None
 
 
 class EngineProcess:
@@ -62,6 +74,14 @@ class EngineProcess:
             raise ServeTwinError(f"an engine does not start: {said}")
         return said
 
+    def alive(self) -> bool:
+        """Whether the process is still there."""
+        return self.process.is_alive()
+
+    def install(self, setup: EngineSetup) -> None:
+        """Let it go on under a new policy, of *setup*."""
+        self.ask(("install", list(sys.path), os.getcwd(), setup.settings, setup.make))
+
     def ask(self, question: Any) -> Any:
         """Send *question* (None: nothing) and wait for one answer."""
         try:
@@ -69,9 +89,19 @@ class EngineProcess:
                 self.pipe.send(question)
             if not self.pipe.poll(PATIENCE):
                 raise ServeTwinError(f"an engine has not answered for {PATIENCE:g} s")
-            return self.pipe.recv()
-        except EOFError:
-            raise ServeTwinError("an engine's process has ended") from None
+            said = self.pipe.recv()
+        except (EOFError, OSError):
+            raise ServeTwinError(self.has_ended("an engine")) from None
+        if isinstance(said, tuple) and said[:1] == ("broken",):
+            raise broken("a worker", *said[1:])
+        return said
+
+    def has_ended(self, whose: str) -> str:
+        """That the process, *whose* it is, has ended; and how."""
+        self.process.join(1.0)
+        code = self.process.exitcode
+        how = "" if code is None else f" (by signal {-code})" if code < 0 else f" (with exit code {code})"
+        return f"the process of {whose} has ended{how}"
 
     def close(self) -> None:
         """End the process."""
@@ -108,6 +138,7 @@ class EngineWorker(TokenWorker):
         self.communication: dict[int, float] = {}  # request -> seconds on the way there and back, of all its visits
         self.steps: list[StepLog] = []
         self.known: dict[int, TokenTask] = {}
+        self.count = 0  # tasks that were sent
         self.listening = threading.Thread(
             target=self._listen, args=(executor.heard,), name=f"engine {self.name}", daemon=True
         )
@@ -139,18 +170,44 @@ class EngineWorker(TokenWorker):
         self.executor.running += 1
         self.sent[task.id, visit] = self.executor.zero + task.queued
         at = self.executor.zero + task.arrival
-        self.process.pipe.send(("add", task.id, visit, task.prompt, output, task.limit, at, task.budget))
+        self.count += 1
+        self.executor.still.pop(self.name, None)
+        try:
+            self.process.pipe.send(("add", task.id, visit, task.prompt, output, task.limit, at, task.budget))
+        except OSError:
+            raise ServeTwinError(self.process.has_ended(self.name)) from None
 
     def _listen(self, heard: SimpleQueue[tuple[object, object]]) -> None:
+        def tell(*said: Any) -> None:
+            heard.put((Answer(self.name, self.over, said), None))
+
+        pipe, last = self.process.pipe, time.monotonic()
         try:
             while True:
-                said = self.process.pipe.recv()
+                if not self.tasks:
+                    last = time.monotonic()
+                if not pipe.poll(1.0):
+                    if time.monotonic() - last > SILENT:
+                        what = f"its engine {self.name} has given no sign of life for {SILENT:g} s"
+                        tell("broken", PolicyFault.__name__, f"{named(self.policy)}: {what}")
+                        return
+                    continue
+                said, last = pipe.recv(), time.monotonic()
                 if said[0] == "steps":
                     self.steps = said[1]
                     return
-                heard.put((Answer(self.name, self.over, said), None))
+                if said[0] == "still":
+                    heard.put((Standstill(self._stands_still, said[1]), None))
+                elif said[0] != "alive":
+                    tell(*said)
         except (EOFError, OSError):
-            return
+            if self.tasks:
+                tell("broken", ServeTwinError.__name__, self.process.has_ended(self.name))
+
+    def _stands_still(self, arrived: int) -> None:
+        """The engine's policy waits for arrivals: *arrived* tasks had reached it when it said so."""
+        if arrived == self.count and self.tasks:
+            self.executor.still[self.name] = len(self.tasks)
 
     def end(self) -> None:
         """The run is over: let the engine give up what is left, and take over the steps that it made."""
@@ -243,24 +300,39 @@ class EngineWorker(TokenWorker):
 def _serve(pipe: Connection, setup: EngineSetup) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # those that go to a whole group are for the run, which ends this
         signal.signal(number, signal.SIG_IGN)
+    engine: Any = None
     try:
         from .engine import EngineOptions, VllmEngine
-        from .scheduler import Settings
 
         engine = VllmEngine(EngineOptions(**setup.options))
         engine.empty()
-        engine.scheduler.install(Settings(**setup.settings))
-        pipe.send(engine.describe())
-        _work(pipe, engine)
+        with engine.scheduler.watchdog.watching():
+            _install(engine, setup.settings, setup.make)
+            pipe.send(engine.describe())
+            _work(pipe, engine)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the run is no more
     except BaseException as error:
-        pipe.send(("broken", f"{type(error).__name__}: {error}"))
+        with contextlib.suppress(OSError):
+            pipe.send(("broken", type(error).__name__, " ".join(str(error).split())))
+            if engine is not None:
+                pipe.send(("steps", list(engine.scheduler.log)))
+
+
+def _install(engine: Any, settings: Mapping[str, Any], make: Any) -> None:
+    """Let *engine* go on under the policy of *settings*."""
+    from .scheduler import Settings
+
+    engine.remake = settings, make
+    chosen = Settings(**settings)
+    if make is None or chosen.policy is None:
+        engine.scheduler.install(chosen)
+    else:
+        engine.scheduler.install(chosen, policy=make(chosen.policy, dict(chosen.params or {})))
 
 
 def _work(pipe: Connection, engine: Any) -> None:
     from .engine import undisturbed
-    from .scheduler import Settings
 
     scheduler = engine.scheduler
     scheduler.zero = 0.0  # all times on the monotonic clock
@@ -268,22 +340,28 @@ def _work(pipe: Connection, engine: Any) -> None:
     flying: dict[str, tuple[int, int, float, float]] = {}
     lost: Counter[int] = Counter()
     seen = 0  # steps of the log
+    arrived, told = 0, -1  # tasks that came, and how many had when it was last said that the policy waits for more
+    alive = time.monotonic()
     with undisturbed():
         while True:
             busy = engine.engine.has_unfinished_requests()
-            while pipe.poll(0 if busy else 1.0):
+            came = False
+            while pipe.poll(0.0 if came else _idle(scheduler) if busy else 1.0):
                 word, *more = pipe.recv()
                 if word == "close":
                     return
                 if word == "add":
                     _add(engine, flying, more)
-                    busy = True
+                    busy = came = True
+                    arrived += 1
                     continue
                 if word == "call":
                     pipe.send(_called(engine, *more))
                 elif word == "install":
                     engine.empty()
-                    scheduler.install(Settings(**more[0]))
+                    sys.path[:], folder, *chosen = more  # as they are there now
+                    os.chdir(folder)
+                    _install(engine, *chosen)
                     pipe.send(engine.describe())
                 elif word == "end":
                     pipe.send(("steps", list(scheduler.log)))
@@ -294,8 +372,11 @@ def _work(pipe: Connection, engine: Any) -> None:
                 scheduler.times.clear()
                 seen = 0
                 scheduler.zero, scheduler.keep_log = 0.0, True
-                busy = False
-            if not busy:
+                busy, arrived, told = False, 0, -1
+            if flying and time.monotonic() - alive > ALIVE:
+                pipe.send(("alive",))
+                alive = time.monotonic()
+            if not busy or (not came and _idle(scheduler)):
                 continue
             over = [out for out in engine.step() if out.finished]
             for log in scheduler.log[seen:]:
@@ -308,6 +389,17 @@ def _work(pipe: Connection, engine: Any) -> None:
                 times = scheduler.times.pop(own, [])
                 outcome = "dropped" if aborted else "finished"
                 pipe.send(("over", number, visit, outcome, list(times), lost.pop(own, 0), *stamps))
+            if scheduler.waits_for_arrivals and told != arrived:
+                pipe.send(("still", arrived))
+                told = arrived
+
+
+def _idle(scheduler: Any) -> float:
+    """Seconds, a second at most, for which the policy wants the engine to stand still if nothing arrives."""
+    if scheduler.idle_until is None or scheduler.in_flight:
+        return 0.0
+    left: float = scheduler.idle_until - scheduler.now()
+    return max(0.0, min(1.0, left))
 
 
 def _own(number: int, visit: int) -> int:
@@ -328,11 +420,8 @@ def _add(engine: Any, flying: dict[str, tuple[int, int, float, float]], more: li
 
 def _called(engine: Any, function: Callable[..., Any], *more: Any) -> Any:
     """What *function*, which can be imported there, gives of *engine*, whose policy comes back after it."""
-    from .scheduler import Settings
-
-    policy = engine.scheduler.settings
     engine.empty()
     found = function(engine, *more)
     engine.empty()
-    engine.scheduler.install(Settings(**{k: getattr(policy, k) for k in Settings.__dataclass_fields__}))
+    _install(engine, *engine.remake)
     return found

@@ -13,18 +13,22 @@ mapping as a text in JSON) may hold *limit* (the declared maximum of output toke
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
+import importlib.util
 import inspect
 import json
 import math
+import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from servetwin.core import BadInput, Module, Pipeline, ServeTwinError
-from servetwin.core.errors import PolicyFault
 from servetwin.core.invariants.answers import (
     check_decision,
     check_item,
@@ -33,7 +37,6 @@ from servetwin.core.invariants.answers import (
     compared,
     fault,
 )
-from servetwin.core.invariants.code_inspection import by_its_own_word, named, raised_at
 from servetwin.core.invariants.read_only import closed
 from servetwin.core.llm import (
     ALL,
@@ -48,6 +51,7 @@ from servetwin.core.llm import (
 
 from .internals import Orders, Steered, SteeredAsync, exhausted
 from .plan import KEY
+from .watchdog import LONGEST, Watchdog
 
 #: The longest that an engine with nothing to do sleeps before it looks at its queue again, in seconds.
 NAP = 0.0005
@@ -57,10 +61,11 @@ NAP = 0.0005
 class Settings:
     """What stands under ``additional_config["servetwin"]``.
 
-    *policy* is the name of one of ours, or ``package.module:Class``; None leaves vLLM's own decisions alone. *params*
-    are its parameters. *profile* names the profile that its estimates and deadlines come from, *kind* which of its
-    latency models. *slo* is "P+D" (multiples of the prefill and of the decode steps alone), *name* what the policy
-    sees the engine called.
+    *policy* is the name of one of ours, ``package.module:Class``, or a file; None leaves vLLM's own decisions alone.
+    *params* are its parameters. *profile* names the profile that its estimates and deadlines come from, *kind* which
+    of its latency models. *slo* is "P+D" (multiples of the prefill and of the decode steps alone), *name* what the
+    policy sees the engine called. *longest* is how many seconds the policy may take to answer, and the engine may
+    stand still under it.
     """
 
     policy: str | None = None
@@ -69,6 +74,7 @@ class Settings:
     kind: str = "measured"
     slo: str | None = None
     name: str = "vllm"
+    longest: float = LONGEST
 
     @classmethod
     def of(cls, additional_config: object) -> Settings:
@@ -84,13 +90,19 @@ class Settings:
 
 
 def find(name: str) -> type[TokenPolicy]:
-    """The policy class called *name*: a module of servetwin.policies.llm, or ``package.module:Class``."""
+    """The policy class called *name*: a module of servetwin.policies.llm, ``package.module:Class``, or a file
+    (``mine.py`` or ``mine.py:Class``). Raises `BadInput` if there is none."""
     place, _, attribute = name.partition(":")
-    path = place if attribute or "." in place else f"servetwin.policies.llm.{place.replace('-', '_')}"
-    try:
-        module = importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        raise BadInput(f"there is no module {error.name!r}", where="policy", right="a name or module:Class") from None
+    if place.endswith(".py"):
+        path = place
+        module = _from_file(Path(place).resolve())
+    else:
+        path = place if attribute or "." in place else f"servetwin.policies.llm.{place.replace('-', '_')}"
+        try:
+            module = importlib.import_module(path)
+        except ModuleNotFoundError as error:
+            right = "a name, module:Class, or a file, my_policy.py"
+            raise BadInput(f"there is no module {error.name!r}", where="policy", right=right) from None
     own = {
         n: c
         for n, c in vars(module).items()
@@ -102,6 +114,23 @@ def find(name: str) -> type[TokenPolicy]:
         has = ", ".join(own) or "no policy for language models"
         raise BadInput(f"{path} has {has}", where="policy", right="module:Class of one of them")
     return next(iter(own.values()))
+
+
+def _from_file(path: Path) -> ModuleType:
+    """The module in the file *path*, which may import what lies beside it."""
+    if not path.is_file():
+        raise BadInput("there is no such policy file", where=str(path))
+    name = f"servetwin_policy_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
 
 
 def told(request: Any) -> dict[str, float]:
@@ -225,6 +254,9 @@ class _Policed(Steered):
         self._asked: StepLog | None = None
         self.idle_until: float | None = None
         self.policy_object: TokenPolicy | None = None
+        self.watchdog = Watchdog(self.settings.name, self.settings.longest)
+        if self.settings.policy is not None:  # of a server: as long as it lives
+            self.watchdog.start()
         self.stage = Pipeline.chain(Module("decode", loop=True)).stages([["decode"]])[0]
         self.view: TokenView
         self.install(self.settings)
@@ -255,9 +287,12 @@ class _Policed(Steered):
             slo=estimates.slo,
             name=settings.name,
         )
+        self.watchdog.name, self.watchdog.longest = settings.name, settings.longest
+        self.watchdog.begin()
         if policy is None and settings.policy is not None:
             policy = find(settings.policy)(**dict(settings.params or {}))
         self.policy_object = policy
+        self._asked = None
         self.tasks.clear()
         self.times.clear()
         self.log.clear()
@@ -269,7 +304,13 @@ class _Policed(Steered):
         self.shown = closed(self.view)
         self._said: dict[TokenTask, tuple[Any, ...]] = {}
         if policy is not None:
-            policy.start(self.shown)
+            with self.watchdog.asking(policy, "start"):
+                policy.start(self.shown)
+
+    def let_go(self) -> None:
+        """Forget the policy, by which the run broke: what is in the engine goes without asking it."""
+        self.policy_object = self._asked = None
+        self._said.clear()
 
     def now(self) -> float:
         """Seconds since `zero`."""
@@ -313,7 +354,8 @@ class _Policed(Steered):
         for task in gone:
             known = self._forget(task)
             if known and self.policy_object is not None and self._asked is None:
-                self.policy_object.removed(task, self.shown, self.now())
+                with self.watchdog.asking(self.policy_object, "removed"):
+                    self.policy_object.removed(task, self.shown, self.now())
         return ended
 
     def _forget(self, task: TokenTask) -> bool:
@@ -343,7 +385,7 @@ class _Policed(Steered):
             log.decided = self.now()
             output = self.schedule_freely(*args, **kwargs)
         else:
-            with _asked(policy):
+            with self.watchdog.asking(policy, "decide"):
                 step = policy.decide(self.shown, log.start)
             if type(step) is not Step:
                 check_decision(policy, step, Step)
@@ -351,16 +393,28 @@ class _Policed(Steered):
             orders = self._translate(step, log)
             log.decided = self.now()
             output = self.obey(orders, *args, **kwargs)
-            idle = step.idle_until
-            self.idle_until = None if output.total_num_scheduled_tokens else (NEVER if idle is None else idle)
         self._note(output, log)
         log.scheduled = self.now()
         self._asked = None
+        self.idle_until = None
         if output.total_num_scheduled_tokens:
+            self.watchdog.stepped(bool(log.preempted))
+            if policy is not None:
+                self.watchdog.check_progress(policy, len(view.running), len(view.waiting))
             self._flying.append(log)
-        elif self.requests and not self._flying and not log.dropped and not log.preempted:
-            time.sleep(NAP)
+        elif log.dropped or log.preempted:
+            self.watchdog.worked(bool(log.preempted))
+        elif policy is not None:
+            self.idle_until = NEVER if step.idle_until is None else step.idle_until
+            if self.requests and not self._flying:
+                self.watchdog.idled(policy, log.start, self.idle_until, len(self.requests))
+                time.sleep(NAP)
         return output
+
+    @property
+    def waits_for_arrivals(self) -> bool:
+        """Whether the policy wants to be asked again when something arrives, and not before, with requests there."""
+        return bool(self.idle_until == NEVER and self.requests and not self._flying)
 
     def _look(self) -> None:
         """Bring the tasks of the running up to date with vLLM's requests."""
@@ -383,7 +437,7 @@ class _Policed(Steered):
             task.admitted = log.start
             if self.policy_object is not None:
                 self._said[task] = _says(task)
-            with _asked(self.policy_object):
+            with self.watchdog.asking(self.policy_object, "admit"):
                 taken = self.policy_object is None or self.policy_object.admit(task, self.shown, log.start)
             if taken is True or check_kept(self.policy_object, taken):
                 self.view.waiting[task] = None
@@ -452,6 +506,7 @@ class _Policed(Steered):
             return outputs
         log = self._flying.popleft()  # vLLM takes steps in in the order in which it decided them
         log.after, self._over = self._over, self.now()
+        self.idle_until = None  # said before, with asynchronous scheduling
         log.end = end = self._over
         view, tasks, times = self.view, self.tasks, self.times
         for out in outputs.values():
@@ -460,6 +515,7 @@ class _Policed(Steered):
                 if task is None:
                     continue
                 if one.new_token_ids:
+                    self.watchdog.tokens_came()
                     if task.first_token is None:
                         task.first_token = end
                     if task.id in times:
@@ -477,21 +533,6 @@ class _Policed(Steered):
 
 #: What a task says from when a policy is first shown it.
 SAYS = ("id", "prompt", "limit", "arrival", "deadline", "budget", "queued", "admitted")
-
-
-@contextlib.contextmanager
-def _asked(policy: object) -> Iterator[None]:
-    """Tell what *policy* raises, which is asked now, with its file and line: in vLLM's process nobody else could."""
-    try:
-        yield
-    except ServeTwinError:
-        raise
-    except BaseException as error:
-        at = raised_at([policy], error)
-        if at is None or (isinstance(error, KeyboardInterrupt) and not by_its_own_word(error)):
-            raise
-        what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise PolicyFault(f"{named(policy, (at[1], at[2]))}: the policy failed in {at[3]}: {what}") from error
 
 
 def _says(task: TokenTask) -> tuple[Any, ...]:

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from servetwin.core import BadInput
 
-from ...spec.catalog import suggest
-from .lines import Line, Row, csv_header, csv_lines, ending, json_lists, jsonl_lines
+from ...spec.catalog import closest, suggest
+from .lines import ARRIVALS, Line, Row, csv_header, csv_lines, ending, json_lists, jsonl_lines
 
 SAMPLES = Path(__file__).parent / "samples"
 
@@ -25,6 +25,13 @@ EPOCHS = ((20, "nanoseconds"), (17, "microseconds"), (14, "milliseconds"))
 
 #: What looks like an epoch in seconds (2001 to 2065) in a column of milliseconds, where it would be days 12 to 34.
 EPOCH_SECONDS = (1e9, 3e9)
+
+
+#: What others call it, in lower case.
+OTHERWISE = ("arrivals", "arrived", "arrival_time", "time", "timestamp", "start", "start_time", "ts")
+
+#: The unit of a column by how many make a second.
+UNITS = {1: "seconds", 1000: "milliseconds", 1_000_000: "microseconds"}
 
 
 class Entry(NamedTuple):
@@ -71,7 +78,8 @@ def _mooncake(row: Row, where: str, _: Sequence[str]) -> tuple[Decimal, dict[str
 
 
 def _plain(row: Row, where: str, modules: Sequence[str]) -> tuple[Decimal, dict[str, int], str | None]:
-    arrival = _time(row.get("arrival"), f"{where}: arrival")
+    name = next((name for name in ARRIVALS if name in row), "arrival")
+    arrival = _time(row.get(name), f"{where}: {name}", unit=ARRIVALS[name])
     work = {}
     for name in dict.fromkeys(("steps", "tokens", "input_tokens", *modules)):
         if name in row:
@@ -115,7 +123,8 @@ def entries(
         elif moment < last:
             shown = zero if known.moments else Decimal(0)
             what = f"{float(moment - shown):g} comes after {float(last - shown):g}"
-            raise BadInput(what, where=f"{where}: {known.columns[0]}", right="a later time")
+            column = next((name for name in (known.columns[0], *ARRIVALS) if name in row), known.columns[0])
+            raise BadInput(what, where=f"{where}: {column}", right="a later time")
         last = moment
         # Stamps are decimal numbers, and their differences are taken as such: a binary epoch has lost microseconds.
         yield Entry(number, float(moment - zero), work, size)
@@ -155,9 +164,22 @@ def _recognise(path: Path) -> Format:
     for form in FORMATS.values():
         if all(column in header for column in form.columns):
             return form
-    right = suggest("arrival", header) if header else "arrival,steps"
-    kind = "object" if ending(path) == ".jsonl" else "line"
-    raise BadInput(f"the first {kind} names no column 'arrival'", where=f"{path}:1", right=right)
+    if any(name in header for name in ARRIVALS):
+        return FORMATS["plain"]
+    raise _no_arrival(header, f"{path}:1", "object" if ending(path) == ".jsonl" else "line")
+
+
+def _no_arrival(header: list[str], where: str, kind: str) -> BadInput:
+    """The error for a first line whose columns are none of a trace."""
+    what = f"the first {kind} names no column 'arrival'"
+    for mark, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+        if len(header) == 1 and mark in header[0]:
+            return BadInput(f"its columns are parted by {name}", where=where, right=header[0].replace(mark, ","))
+    units = f"{', '.join(ARRIVALS)} (by its unit)"
+    called = next((name for name in header if name.lower() in OTHERWISE), None) or closest("arrival", header)
+    if called is not None:
+        return BadInput(f"{what}, but one {called!r}", where=where, right=f"to call it {units}")
+    return BadInput(what, where=where, right=f"arrival,steps; the first is {units}")
 
 
 def _tokens(row: Row, where: str, given: str, made: str) -> dict[str, int]:
@@ -176,11 +198,11 @@ def _time(value: Any, where: str, unit: int = 1) -> Decimal:
         number, size = Decimal(0), math.nan
     if not math.isfinite(size) or size < 0.0 or isinstance(value, bool | list | dict):
         raise BadInput(f"{str(value)[:40]!r} is no time", where=where, right="0 or more")
-    if unit != 1 and EPOCH_SECONDS[0] <= size < EPOCH_SECONDS[1]:
+    if unit == 1000 and EPOCH_SECONDS[0] <= size < EPOCH_SECONDS[1]:
         what = f"{str(value)[:40]} in milliseconds is probably an epoch in seconds"
         raise BadInput(what, where=where, right="milliseconds since the trace began")
     if size / unit >= MOST_SECONDS:
-        column = "seconds" if unit == 1 else "milliseconds"
+        column = UNITS[unit]
         likely = next((name for digits, name in reversed(EPOCHS) if size < 10.0**digits), None)
         probably = f"it is probably an epoch in {likely}" if likely else "it is no epoch in any unit"
         what = f"{str(value)[:40]} is far too large for {column}: {probably}"

@@ -17,6 +17,9 @@ from servetwin.core import BadInput
 Row = dict[str, Any]
 Line = tuple[int, Row]
 
+#: What a plain trace may call its column of arrivals, and how many of its unit make a second.
+ARRIVALS = {"arrival": 1, "arrival_s": 1, "arrival_ms": 1000, "arrival_us": 1_000_000}
+
 #: The most bytes that a packed trace may unpack to, and that a .json trace, which is read as a whole, may have.
 MOST_UNPACKED = 4 << 30
 MOST_WHOLE = 256 << 20
@@ -146,12 +149,17 @@ def json_lists(path: Path) -> Iterator[Line]:
             raise
         except (ValueError, RecursionError) as error:
             raise BadInput(f"no valid JSON: {error}", where=str(path)) from None
-    if not isinstance(data, dict) or not isinstance(data.get("arrival"), list):
-        raise BadInput("there is no list 'arrival'", where=str(path), right='{"arrival": [...], "steps": [...]}')
-    lists = {k: v for k, v in data.items() if isinstance(v, list)}
+    right = '{"arrival": [...], "steps": [...]}'
+    if isinstance(data, list):
+        what = "it is a list, not an object that holds lists"
+        raise BadInput(what, where=str(path), right=f"{right}; or a file .jsonl with an object on each line")
+    lists = {k: v for k, v in data.items() if isinstance(v, list)} if isinstance(data, dict) else {}
+    arrival = next((name for name in ARRIVALS if name in lists), None)
+    if arrival is None:
+        raise BadInput("there is no list 'arrival'", where=str(path), right=right)
     for name, values in lists.items():
-        if len(values) != len(lists["arrival"]):
-            what = f"{name} has {len(values)} values, but arrival has {len(lists['arrival'])}"
+        if len(values) != len(lists[arrival]):
+            what = f"{name} has {len(values)} values, but {arrival} has {len(lists[arrival])}"
             raise BadInput(what, where=str(path), right="lists of one length")
-    for i in range(len(lists["arrival"])):
+    for i in range(len(lists[arrival])):
         yield i, {name: values[i] for name, values in lists.items()}

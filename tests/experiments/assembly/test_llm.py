@@ -350,7 +350,7 @@ WRONG = [
     (
         "workload.lengths.llm.prompt",
         {"draw": "uniform", "low": 1, "high": 2},
-        "no published draws of uniform lengths",
+        "artifact has no uniform lengths that could be repeated",
     ),
     ("workload.lengths", {}, "no lengths for the module 'llm'"),
     ("workload.lengths", {"unet": {"prompt": FIXED, "output": FIXED}}, "'unet' is not a module of kind llm"),

@@ -72,9 +72,9 @@ def test_a_curve_that_rises_again_is_noticed():
 
 
 def test_targets_held_everywhere_or_nowhere():
-    with pytest.raises(BadInput, match="held everywhere"):
+    with pytest.raises(BadInput, match="met everywhere"):
         search(noisy(lambda _: 0.95), RATE, [0.9], start=1.0)
-    with pytest.raises(BadInput, match=r"nothing holds 99 %: the most is 95\.\d %"):
+    with pytest.raises(BadInput, match=r"99 % is met nowhere: the most is 95\.\d %"):
         search(noisy(lambda _: 0.95, spread=0.001), RATE, [0.99], start=1.0)
     with pytest.raises(BadInput, match="is no attainment"):
         search(noisy(falling), RATE, [90.0], start=1.0)
@@ -107,7 +107,7 @@ def test_near_a_place_that_holds_an_easier_one_that_fails_counts(quantity, turn:
     (found,) = search(sample, quantity, [0.9], start=turn(4.0), near=True, curve=curve)
     assert 2.98 < turn(found.value) < 3.0
     nowhere = Curve(lambda xs: [[(0, 100)] for _ in xs], quantity, 0.95)
-    with pytest.raises(BadInput, match=r"nothing holds 90 %: the most is 0\.0 %"):
+    with pytest.raises(BadInput, match=r"90 % is met nowhere: the most is 0\.0 %"):
         search(nowhere.sample, quantity, [0.9], start=1.0, near=True, curve=nowhere)
 
 

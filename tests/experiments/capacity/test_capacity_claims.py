@@ -164,9 +164,9 @@ def test_short_runs_are_lengthened_until_longer_ones_agree(md1: Path):
     assert short.requests == 80
     assert short.found.value > 11.0
     assert short.found.low is None
-    with pytest.raises(BadInput, match="is held everywhere"):
+    with pytest.raises(BadInput, match="is met everywhere"):
         answers([md1], None, Asked("rate", [0.9], 3, requests=30, longest=30), patient, jobs=1)
-    assert any("does not hold" in note for note in short.found.notes)
+    assert any("changes with the length of the runs" in note for note in short.found.notes)
     assert short.stable.backlog == "overloaded"
     assert any("not stable there" in note for note in short.found.notes)
 
@@ -268,7 +268,8 @@ def test_the_requests_of_a_search_are_those_asked_for_also_of_a_trace(llm: Path)
 def test_a_single_run_has_no_interval_and_windows_have_one(llm: Path):
     whole = trace_search(llm, "t.csv")
     assert (whole.found.low, whole.warm_up) == (None, 0)
-    assert any("not enough requests for runs twice as long" in note for note in whole.found.notes)
+    why = "not checked by runs twice as long, so there is no interval: the trace holds too few requests"
+    assert f"{why} (right would be: --requests 120, or fewer)" in whole.found.notes
     plain(llm.parent / "long.csv", poisson(5, 2000))
     windows = trace_search(llm, "long.csv", seeds=4, windows=50, longest=240)
     assert (windows.seeds, windows.requests) == (4, 80)
@@ -381,7 +382,7 @@ def test_limits_on_tokens_of_what_has_none(toy: Path, servetwin):
 def test_a_request_that_never_ends_is_within_no_limit(toy: Path):
     """A policy that drops what it cannot serve has short latencies, and holds nothing by that."""
     asked = Asked("rate", [targets.parse("mean_e2el_ms<=900")], 2, requests=200)
-    with pytest.raises(BadInput, match="nothing holds mean_e2el_ms<=900"):
+    with pytest.raises(BadInput, match="mean_e2el_ms<=900 is met nowhere"):
         answers([toy], ["clockwork"], asked, [("slo", {"factor": 0.9})], jobs=1)
     rows = Watched(tuple(asked.targets[0].criteria), 0.0)(
         load(toy, [("policy", "clockwork"), ("slo", {"factor": 1.2}), ("rate", 40.0)])

@@ -719,7 +719,7 @@ def test_a_damaged_partial_file_is_computed_again(place: Path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("default")
-def test_workers_of_dask_load_what_was_edited_also_if_there_is_one_thread(place: Path):
+def test_workers_of_dask_load_what_was_edited_also_if_there_is_one_thread(place: Path, monkeypatch):
     distributed = pytest.importorskip("distributed")
     write(place, SOURCES["a module"][0])
     path = spec(place)
@@ -737,11 +737,13 @@ def test_workers_of_dask_load_what_was_edited_also_if_there_is_one_thread(place:
         ones_become_eights(place / "aid.py")
         assert batches(sweep.sweep(path, place / "b.csv", cluster=address, cache=cache)) == [8, 8]
         assert batches(sweep.sweep(path, place / "c.csv", jobs=1, cache=cache)) == [8, 8]
-        other = place / "other"
-        write(other, {"aid.py": "def n():\n    return 4\n"})
+        here, other = place / "here", place / "other"  # not beside the policy, where both would find the same
+        write(here, {"far.py": "def n():\n    return 8\n"})
+        write(other, {"far.py": "def n():\n    return 4\n"})
+        monkeypatch.syspath_prepend(here)
         with distributed.Client(address) as client:
             client.run(lambda: sys.path.insert(0, str(other)))
-        (place / "mine.py").write_text((place / "mine.py").read_text() + "# another\n")
+        (place / "mine.py").write_text((place / "mine.py").read_text().replace("aid", "far"))
         with pytest.raises(ServeTwinError, match=r"mine.py: not the same in this process and in those that run"):
             sweep.sweep(path, place / "d.csv", cluster=address, cache=cache)
         assert batches(sweep.sweep(path, place / "e.csv", jobs=1, cache=cache)) == [8, 8]

@@ -175,7 +175,7 @@ WRONG_FILES = {
         "workload: {steps: {denoise: {draw: uniform, low: 50, high: 30}}}",
         ["workload.steps.denoise.low", "50 is above high"],
     ),
-    "published draws of what was never published": (
+    "repeating random numbers that were never published": (
         "workload: {draws: published, arrivals: {process: poisson, rate: 1.0}}",
         ["workload.draws", "poisson", "seeded"],
     ),

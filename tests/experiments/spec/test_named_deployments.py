@@ -157,7 +157,7 @@ def test_an_slo_that_nobody_can_miss_is_held(servetwin, tmp_path: Path):
     code, out, _ = servetwin(*arguments, "--requests", 40, *more)
     assert code == 0, out
     (found,) = table(tmp_path / "found.csv")
-    assert "nothing holds" not in found["notes"]
+    assert "met nowhere" not in found["notes"]
     assert (found["deployment"], float(found["value"]) < 16384) == ("stages", True)
     assert "the backlog is overloaded" in found["notes"]  # at this rate: how much is held depends on the run's length
 
@@ -298,7 +298,8 @@ def test_a_run_says_which_deployment_served(servetwin, two: Path):
     said = served_by(load("sd15-256-rtx4090", [("variant", "clockwork-ae"), ("replicas", 2)]))
     assert said == "whole-clockwork: clip+unet+vae+safety (5); estimates clockwork; 2 replicas"
     assert served_by(load("sd15-512-rtx4090", [("variant", "neustream-ae")])) == (
-        "stages: clip (15), unet (15), vae+safety (15); intake after; cut off 0 s after the last request was sent"
+        "stages: clip (15), unet (15), vae+safety (15); requests that arrive are taken in "
+        "once a batch has started; cut off 0 s after the last request was sent"
     )
     assert "gpu1" in served_by(load("sdxl-caption-made-up"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,23 @@ def test_a_policy_describes_itself(mine: Path):
         "order": "Literal['short', 'long'] = 'short'",
         "pause": "float | None = None",
     }
+
+
+def test_a_policy_file_imports_what_lies_beside_it_from_wherever_one_is(servetwin, toy, tmp_path, monkeypatch):
+    """Files of one name in two folders have neighbours of their own, and nothing is left on the path."""
+    text = "from neighbour import WHO\nfrom servetwin.policies.diffusion.fcfs import FCFS\n\n\nclass Mine(FCFS):\n"
+    text += "    def decide(self, view, now):\n        raise ValueError(WHO)\n"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    before = list(sys.path)
+    for who in ("a", "b", "a"):
+        folder = tmp_path / who
+        folder.mkdir(exist_ok=True)
+        (folder / "mine-too.py").write_text(text)
+        (folder / "neighbour.py").write_text(f"WHO = 'I am {who}'\n")
+        code, _, err = servetwin("run", toy, "--policy", f"../{who}/mine-too.py")
+        assert code == 2
+        assert (
+            f"policy Mine (mine-too.py:7): the policy failed: mine-too.py:7, in decide: ValueError: I am {who}" in err
+        )
+    assert sys.path == before

@@ -174,12 +174,12 @@ PUBLISHED_TOY = ("--set", "workload.draws=published")
 def test_a_seed_that_changes_no_published_draw_says_so(toy: Path, servetwin):
     code, out, _ = servetwin("run", toy, *PUBLISHED_TOY, "--seed", 7)
     assert code == 0
-    kept = "arrivals and steps are the published ones: a seed changes nothing (workload.draws: seeded draws all)"
+    kept = "arrivals and steps are those of the published runs: a seed changes nothing"
     assert f"seed 7: {kept}" in out
     for more in ((*PUBLISHED_TOY,), ("--seed", 7)):
         assert "published ones" not in servetwin("run", toy, *more)[1]
     _, out, _ = servetwin("run", "sd15-512-rtx4090", "--requests", 5, "--seed", 3)
-    assert "seed 3: arrivals and steps are the published ones: a seed changes only the noise" in out
+    assert "seed 3: arrivals and steps are those of the published runs: a seed changes only the noise" in out
 
 
 def test_an_axis_of_seeds_that_change_only_noise(toy: Path, servetwin, tmp_path: Path):

@@ -252,10 +252,9 @@ class Campaign:
         for spec in experiment.deployment.workers:
             if spec.threads is None:
                 module = spec.modules[0]
-                setup = EngineSetup(self.backend._options(experiment, spec), self.backend._settings(experiment, spec))
                 # These engines were started with the memory that this campaign gives them.
-                self.backend._of[module] = setup
-                self.backend.engines[module].ask(("install", setup.settings))
+                settings, make = self.backend._settings(experiment, spec)
+                self.backend._of[module] = EngineSetup(self.backend._options(experiment, spec), settings, make)
         folder = self.folder / "records" / name
         report = self.backend.run(experiment, folder)
         summary = report.summary.as_dict()

@@ -1,0 +1,46 @@
+"""Parameters by which no policy can go are refused by the policy; those at the edge of what it can are not."""
+
+import pytest
+from servetwin.core import BadInput
+from servetwin.experiments.spec.policy_registry import find_policy
+
+WRONG = [
+    ("clockwork", "max_batch", 0, "1 or more"),
+    ("clockwork", "ahead_of", 0.0, "more than 0"),
+    ("clockwork", "lag", -0.001, "0 or more"),
+    ("clockwork", "future", -1.0, "0 or more"),
+    ("edf", "max_batch", 0, "1 or more"),
+    ("edf", "max_batch", -1, "1 or more"),
+    ("fcfs", "max_batch", 0, "1 or more"),
+    ("neustream", "bound", 0, "1 or more"),
+    ("neustream", "step_delta", 0.0, "more than 0"),
+    ("neustream", "slo_factor", 0.0, "more than 0"),
+    ("neustream", "handover", -1.0, "0 or more"),
+    ("neustream", "slo_factor", float("nan"), "more than 0"),
+    ("neustream-llm", "lenient_steps", -1, "0 or more"),
+    ("neustream-llm", "lookahead", -1, "0 or more"),
+    ("neustream-llm", "b0", 0.0, "more than 0"),
+    ("sarathi", "chunk", 0, "1 or more"),
+    ("vllm-v1", "budget", 0, "1 or more"),
+]
+
+
+@pytest.mark.parametrize(("name", "parameter", "value", "right"), WRONG)
+def test_a_parameter_by_which_no_policy_can_go(name, parameter, value, right):
+    with pytest.raises(BadInput) as error:
+        find_policy(name)(**{parameter: value})
+    assert str(error.value) == f"{name}: {parameter} is {value:g} (right would be: {right})"
+
+
+EDGE = [
+    ("clockwork", "lag", 0.0),
+    ("edf", "max_batch", 1),
+    ("neustream", "bound", 1),
+    ("neustream-llm", "lookahead", 0),
+]
+
+
+@pytest.mark.parametrize(("name", "parameter", "value"), EDGE)
+def test_the_least_that_a_policy_takes(name, parameter, value):
+    assert getattr(find_policy(name)(**{parameter: value}), parameter) == value
+    assert find_policy(name)() is not None
