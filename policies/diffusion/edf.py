@@ -47,7 +47,7 @@ class EDF(Policy):
     def decide(self, view: WorkerView, now: float) -> Decision:
         late = self._next_late() if self.drop_late else math.inf
         drop = self._hopeless(now) if late < now else ()
-        changed = self.others or drop
+        changed = bool(self.others or drop)
         if self.others:
             self._form()
         if not self.batch:
