@@ -44,8 +44,6 @@ class BatchWorker(Worker):
     ) -> None:
         super().__init__(stage, policy, view, device=device)
         self.intake = intake
-        self.ran: tuple[Task, ...] = ()  # its last batch, while all of that are here and may go on
-        self.least = 0  # what the least of them has left
         self.purge = False  # a request ended elsewhere while a task of it was in flight here
         self.over = self._done  # bound once
 
@@ -75,7 +73,6 @@ class BatchWorker(Worker):
 
     def withdraw(self, task: Task, now: float) -> None:
         view = self.view
-        self.ran = ()
         if task in view.waiting:
             del view.waiting[task]
             self.policy.removed(task, self.shown, now)
@@ -95,19 +92,16 @@ class BatchWorker(Worker):
     def _done(self, batch: Batch) -> None:
         """The executor has run *batch*."""
         view, loop = self.view, self.loop
-        now = batch.end = loop.now()
+        clock, hear = loop.now, loop.hear_batch  # a callable in an attribute costs less by way of a local name
+        now = batch.end = clock()
         view.in_flight = None
         self.deciding = True  # what comes meanwhile, a client answering with its next request say, has to wait
-        loop.hear_batch(batch)
+        hear(batch)
         steps = batch.iterations * batch.count
         if self.books is not None:
             self.books.ended(batch.tasks, steps)
-        if len(batch.tasks) != batch.size:
-            what = f"it changed the list of {batch.size} tasks that it had decided to run at {self.name}"
-            raise fault(self.policy, what)
         for task in batch.tasks:
             task.left -= steps
-        self.least -= steps
         if batch.leaves:
             self._let_go(batch, now)
         if self.purge:
@@ -118,13 +112,13 @@ class BatchWorker(Worker):
         self.deciding = False
         # As `Loop.is_free` would, without the call: this happens at every iteration.
         if not loop.stopped and not self.called:
-            if loop.when_settled(self.awake):
+            settles = loop.when_settled
+            if settles(self.awake):
                 self.called = True
             else:
                 self._decide(True)
 
     def _let_go(self, batch: Batch, now: float) -> None:
-        self.ran = ()
         leavers = [task for task in batch.tasks if task.left <= 0]
         running, books = self.view.running, self.books
         for task in leavers:
@@ -150,7 +144,7 @@ class BatchWorker(Worker):
     def _decide(self, settled: bool = False) -> None:
         """Let the policy decide until it has nothing more to say (see `turn`)."""
         view, policy, shown, loop = self.view, self.policy, self.shown, self.loop
-        ahead = policy.ahead
+        ahead, clock = policy.ahead, loop.now
         settled = settled and not ahead
         self.deciding = True
         if self.inbox and self.intake == "before":
@@ -158,11 +152,10 @@ class BatchWorker(Worker):
         decision: Decision = UNASKED
         try:
             while view.in_flight is None or ahead:
-                now = loop.now()
+                now = clock()
                 decision = policy.decide(shown, now)
                 drop = decision.drop
                 if drop:
-                    self.ran = ()
                     for task in self.check_drop(decision):
                         loop.drop(task, view)
                 elif drop is not NOBODY and type(drop) is not list:  # None, say
@@ -201,27 +194,25 @@ class BatchWorker(Worker):
     def _commit(self, decision: Decision, settled: bool) -> None:
         """Turn a decision into a batch; launch it, or keep it for when the one in flight is done."""
         view, loop = self.view, self.loop
-        loop.batches += 1
-        books = self.books
-        tasks = tuple(decision.run) if books is None else books.take(decision)  # the policy may go on with its list
-        batch = Batch(loop.batches, self.place, tasks, decision.whole, decision.repeat)
-        idle = view.in_flight is None
-        again = idle and bool(tasks) and tasks == self.ran
-        if not again:
+        loop.batches = number = loop.batches + 1
+        tasks = decision.run
+        if self.doubted:  # such a policy may go on with its list
+            tasks = tuple(tasks) if self.books is None else self.books.take(decision)
+        batch = Batch(number, self.place, tasks, decision.whole, decision.repeat)
+        waiting = view.waiting
+        if waiting and not waiting.keys().isdisjoint(tasks):
+            self._begin(batch)
+        if self.doubted:
             self._check_run(decision, batch)
-            self.ran = tasks if idle else ()
-        if not again or books is not None:
-            self.least = min([task.left for task in tasks])
-        least = self.least
+        left = [task.left for task in tasks]
+        least = min(left)
         if least < 1:
             raise self.spent(tasks)
         if batch.whole is not False and check_whole(self.policy, batch.whole):
-            batch.iterations = max([task.left for task in tasks])
+            batch.iterations = max(left)
             batch.leaves = batch.size
         elif least == 1:
-            batch.leaves = [task.left for task in tasks].count(1)
-            if not batch.leaves:
-                raise self.twice("run", tasks)
+            batch.leaves = left.count(1)
         elif decision.repeat is not None and not self.inbox and (settled or not batch.joiners):
             # Newcomers in the inbox are taken in just after the launch, so the policy must be asked again.
             times = decision.repeat.times
@@ -229,48 +220,52 @@ class BatchWorker(Worker):
                 check_repeat(self.policy, decision.repeat)
             batch.times = times if times < least else least
             batch.last = least
-        if idle:
+        if view.in_flight is None:
             self._launch(batch)
         else:
             view.backlog.append(batch)
 
+    def _begin(self, batch: Batch) -> None:
+        """Those of *batch* that have waited begin with it."""
+        waiting, running = self.view.waiting, self.view.running
+        batch.joiners = [task for task in batch.tasks if task in waiting]
+        for task in batch.joiners:
+            if task not in waiting:
+                raise self.twice("run", batch.tasks)
+            del waiting[task]
+            running[task] = None
+
     def _check_run(self, decision: Decision, batch: Batch) -> None:
-        """Let the joiners of *batch* begin. Raises `PolicyFault` if it is too large or holds whom it may not."""
+        """Raise `PolicyFault` if *batch* is too large or holds whom it may not."""
         view, tasks = self.view, batch.tasks
         if not 0 < batch.size <= view.limit:
             check_decision(self.policy, decision)
             what = f"a batch of {batch.size} is over the limit of {view.limit} of {self.name}"
             raise fault(self.policy, what if batch.size else "run of its decision is true, and holds no tasks")
-        waiting, running = view.waiting, view.running
-        if waiting and not waiting.keys().isdisjoint(tasks):
-            batch.joiners = [task for task in tasks if task in waiting]
-            for task in batch.joiners:
-                if task not in waiting:
-                    raise self.twice("run", tasks)
-                del waiting[task]
-                running[task] = None
         if view.in_flight is not None and len(batch.joiners) < batch.size:  # who has waited was in no batch
             self.check_free("runs", set(tasks).difference(batch.joiners))
         try:
-            itemgetter(*tasks)(running)  # the fastest way to ask for all of them whether they are there
+            itemgetter(*tasks)(view.running)  # the fastest way to ask for all of them whether they are there
         except (KeyError, TypeError):
             check_decision(self.policy, decision)
             raise self.not_here("runs", self.missing(tasks)) from None
 
     def _launch(self, batch: Batch) -> None:
-        now = batch.start = self.loop.now()
-        for task in batch.joiners:
-            task.started = now
-        if self.books is not None:
+        clock, run = self.loop.now, self.run
+        now = batch.start = clock()
+        if batch.joiners:
             for task in batch.joiners:
-                self.books.begun[task] = now
+                task.started = now
+            if self.books is not None:
+                for task in batch.joiners:
+                    self.books.begun[task] = now
         batch.keep_ends = self.keep_ends
         self.view.in_flight = batch
-        self.run(batch, self.over)
+        run(batch, self.over)
 
     def _purge(self) -> None:
         """Forget the tasks whose requests have ended elsewhere while they were in flight here."""
-        self.purge, self.ran = False, ()
+        self.purge = False
         for task in [t for t in self.view.running if t.request.outcome is not None]:
             del self.view.running[task]
 

@@ -17,7 +17,7 @@ from .branching import Branching
 from .budget import Budget
 from .errors import BadInput, LawBroken
 from .executor import Executor
-from .invariants.answers import compared, shown, written
+from .invariants.answers import compared, shown, write_fault
 from .invariants.code_inspection import named, own
 from .invariants.integrity import Intact, comes_along
 from .invariants.read_only import look_over, told
@@ -67,10 +67,13 @@ class ServingLoop:
         self.known: dict[int, tuple[float, float, bool, int]] = {}  # what live requests say (`_know`)
         self._stays = Stays()
         self._stages = [(stage, told(stage)) for stage in stages]
-        self._changed = None if all(comes_along(type(own(w.policy))) for w in self.workers) else Intact().changed
+        for worker in self.workers:
+            worker.doubted = self._booked or not comes_along(type(own(worker.policy)))
+        self._changed = Intact().changed if any(worker.doubted for worker in self.workers) else None
         for index, worker in enumerate(self.workers):
             worker.place = worker.place._replace(number=index)
-            worker.check_code()
+            if worker.doubted:
+                worker.check_code()
             worker.show(self._booked)  # of all if of one: the tasks of a request lead to each other
             self.serving[worker.stage.name].append(worker)
             worker.attach(self)
@@ -141,7 +144,7 @@ class ServingLoop:
         policies = self.policies()
         for request in self.live.values():
             if request.outcome is not None:
-                raise written(policies, f"outcome of request {request.id}", "outcome")
+                raise write_fault(policies, f"outcome of request {request.id}", "outcome")
         for worker in self.workers:
             worker.look_over()
         look_over(policies, self._stages)
@@ -150,7 +153,7 @@ class ServingLoop:
     def _check_ours(self, policies: Sequence[object]) -> None:
         found = self._changed() if self._changed is not None else []
         if found:
-            raise written(policies, *found[0])
+            raise write_fault(policies, *found[0])
 
     def close_books(self) -> None:
         """From here on tasks and requests are believed: a fault was found, and the run is only brought to its end."""
@@ -190,10 +193,10 @@ class ServingLoop:
         if known != now:
             names, policies = ("arrival", "deadline", "missed", "work"), self.policies()
             if known is None:
-                raise written(policies, f"id of {request}", "id")
+                raise write_fault(policies, f"id of {request}", "id")
             if known[:-1] == now[:-1]:  # of what it asked for a number is known, which tells nobody anything
                 says = shown(getattr(request, "tokens", None) or request.work)
-                raise written(policies, f"work of request {request.id} (it says {says} now)", "work", "tokens")
+                raise write_fault(policies, f"work of request {request.id} (it says {says} now)", "work", "tokens")
             raise compared(policies, f"request {request.id}", names, now, known)
         self._stays.check(request, self.policies())
 
@@ -341,7 +344,7 @@ class ServingLoop:
         """*request* has ended so, at whatever stages it is."""
         if request.outcome is not None:
             if request.id in self.live:
-                raise written(self.policies(), f"outcome of request {request.id}", "outcome")
+                raise write_fault(self.policies(), f"outcome of request {request.id}", "outcome")
             raise LawBroken(f"request {request.id} ended twice: as {request.outcome}, then as {outcome}")
         if self._booked and self.entrance is None:
             self._check_request(request)

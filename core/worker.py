@@ -115,6 +115,8 @@ class Worker:
         self.view = view
         self.device = device
         self.place = Place(-1, view.name, stage, device)
+        #: Whether its answers are held against its queues. Those of a policy that comes along are in the tests.
+        self.doubted = True
         self.books: Books | None = None  # where its policy's code could write what it may only read
         self.shown: Any = None  # what its policy sees of it
         self.idles = 0  # answers on end by which the policy only idles

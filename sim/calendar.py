@@ -75,10 +75,9 @@ class Calendar(simpy.Environment):
         if not queue:
             return False
         when, priority, _, _ = queue[0]
-        now = self._now
-        if when > now or priority > NORMAL:
+        if when > self._now or priority > NORMAL:
             return False
-        Timer(self, now, callback, last=True)
+        Timer(self, self._now, callback, last=True)
         return True
 
     def run(self, until: Any = None) -> Any:

@@ -11,7 +11,7 @@ from ..llm.policy import Step, TokenView
 from ..llm.request import Ticks, TokenTask
 from ..pipeline import Stage
 from ..worker import Loop
-from .answers import check_decision, check_item, compared, fault, written
+from .answers import check_decision, check_item, compared, fault, write_fault
 from .code_inspection import named
 from .laws import broken
 
@@ -63,7 +63,7 @@ class Guard:
         self.shared.clear()
         self.shared.update(before)
         name = next(name for name in {**before, **now} if now.get(name) != before.get(name))
-        raise written(self.engine.policies(), f"{name} of its view", name)
+        raise write_fault(self.engine.policies(), f"{name} of its view", name)
 
 
 class TokenBooks:
@@ -110,7 +110,7 @@ class TokenBooks:
             if now != known:
                 raise compared(self.policies(), f"task {task.id}", SAID, now, known)
             if task.stage is not self.stage or task.worker is not self.worker.place or task not in request.tasks:
-                raise written(self.policies(), f"stage, worker or tasks of {task}", "stage", "worker", "tasks")
+                raise write_fault(self.policies(), f"stage, worker or tasks of {task}", "stage", "worker", "tasks")
 
     def _check(self, task: TokenTask) -> None:
         """Raise `PolicyFault` if *task* does not count what the engine last wrote."""
@@ -126,7 +126,7 @@ class TokenBooks:
         """Likewise, of one that decodes with the others."""
         known, now = self.marks.pop(task), (task.started, task.first_token, task.preemptions)
         if task.ticks is not self.ticks:
-            raise written(
+            raise write_fault(
                 self.policies(), f"generated or computed of task {task.id}", "ticks", "generated", "computed"
             )
         if task.base_generated != base or now != known:
@@ -152,7 +152,7 @@ class TokenBooks:
         """Raise `PolicyFault` unless *step* is one, and nobody has moved the clock that tokens are counted by."""
         check_decision(self.worker.policy, step, Step)
         if self.ticks.count != self.tick:
-            raise written(self.policies(), "count of the clock of those who decode", "count")
+            raise write_fault(self.policies(), "count of the clock of those who decode", "count")
 
     def _no_chunk(self, task: object, count: object) -> NoReturn:
         check_item(self.worker.policy, "prefill", (task, count))

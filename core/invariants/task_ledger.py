@@ -16,7 +16,7 @@ from ..llm.request import TokenRequest, TokenTask
 from ..pipeline import Stage
 from ..policy import Decision
 from ..request import Place, Request, Task
-from .answers import check_decision, compared, written
+from .answers import check_decision, compared, write_fault
 
 #: What a task says of itself, from when a policy is first shown it to the end of its stay.
 SAID = ("id", "arrival", "deadline", "iterations", "queued", "admitted")
@@ -102,7 +102,7 @@ class Books:
             now = [getattr(task, name) for name in names]
             before = (*kept, begun, left, self.worker.live_request(task.id), self.worker.stage, self.worker.place)
             if [*now] == [*before]:
-                raise written([self.worker.policy], f"tasks of {task.request}", "tasks")
+                raise write_fault([self.worker.policy], f"tasks of {task.request}", "tasks")
             raise compared([self.worker.policy], f"task {task.id}", names, now, before)
 
     def check_left(self, task: Task, left: int) -> None:
@@ -184,7 +184,7 @@ class Stays:
         """Raise `PolicyFault` if the stays of *request* are not what they were."""
         known = self.of.get(request.id, {})
         if request.tasks != [*known]:
-            raise written(policies, f"tasks of request {request.id}", "tasks")
+            raise write_fault(policies, f"tasks of request {request.id}", "tasks")
         for task, said in known.items():
             if said is not None and said != (now := _says_of_past(task)):
                 raise compared(policies, f"a stay of request {request.id} that is over", PAST, now, said)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast
 
-from ..invariants.answers import written
+from ..invariants.answers import write_fault
 from ..request import Request, Task
 from ..worker import Loop
 from .async_engine import TokenEngineAhead
@@ -52,7 +52,7 @@ class TokenWorker(LLMWorker):
     def look_over(self) -> None:
         view = self.view
         if not view.running and (view.free_blocks, view.decoding, view.context) != (view.blocks, 0, 0):
-            raise written([self.policy], "free_blocks, decoding or context of its view", "free_blocks", "context")
+            raise write_fault([self.policy], "free_blocks, decoding or context of its view", "free_blocks", "context")
 
     def close_books(self) -> None:
         super().close_books()

@@ -133,7 +133,7 @@ def naive(case: Case) -> Result:
 
 
 def bare(case: Case) -> Result:
-    """No library, no seam: lists, numbers and one loop."""
+    """No library, no interfaces: lists, numbers and one loop."""
     table, most, slo = case.table, case.most, case.slo
     step = table[1]
     arrivals = [*case.arrivals(), float("inf")]

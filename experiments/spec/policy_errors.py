@@ -8,7 +8,7 @@ from pathlib import Path
 
 from servetwin.core import BadInput, Request, ServeTwinError, Task
 from servetwin.core.errors import PolicyFault, Stopped
-from servetwin.core.invariants.answers import written
+from servetwin.core.invariants.answers import write_fault
 from servetwin.core.invariants.code_inspection import by_its_own_word, named, own, raised_at
 from servetwin.core.invariants.integrity import comes_along
 from servetwin.core.policy import PolicyBase
@@ -39,7 +39,9 @@ def policies_answer(policies: Sequence[PolicyBase]) -> Iterator[None]:
     except BaseException as error:
         told = _raised(inner, error)
         if told is None and isinstance(error, AttributeError) and isinstance(error.obj, Task | Request):
-            told = str(written(inner, f"(or deleted) {error.name} of a {type(error.obj).__name__}", error.name or ""))
+            told = str(
+                write_fault(inner, f"(or deleted) {error.name} of a {type(error.obj).__name__}", error.name or "")
+            )
         if told is None:
             raise
         raise PolicyFault(told) from error

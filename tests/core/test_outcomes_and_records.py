@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
-from harness import Script, Site, one_stage, simulate
+from harness import Script, WorkerSetup, one_stage, simulate
 from servetwin.core import (
     AbsoluteSLO,
     BadInput,
@@ -144,7 +144,9 @@ def test_a_run_folder_holds_what_happened(tmp_path: Path) -> None:
     recorder = RunFolder(tmp_path / "run", {"seed": 7})
     pipeline = Pipeline.chain(Module("dit", loop=True), Module("vae"))
     requests = [Request(1, 0.5, 9.0, {"dit": 5}), Request(2, 0.75, 9.0, {"dit": 5})]
-    simulate(pipeline, [Site(["dit"], Script(decide)), Site(["vae"], FCFS())], requests, recorder=recorder)
+    simulate(
+        pipeline, [WorkerSetup(["dit"], Script(decide)), WorkerSetup(["vae"], FCFS())], requests, recorder=recorder
+    )
     recorder.close()
 
     assert json.loads((tmp_path / "run/meta.json").read_text()) == {"seed": 7}
@@ -179,7 +181,9 @@ def test_a_request_cut_off_between_iterations_taken_together_counts_those_that_a
     recorder = RunFolder(tmp_path, {})
     together = Script(lambda view, now: Decision(list(view.running or view.waiting), repeat=Repeat(9)))
     pipeline = Pipeline([Module("m", loop=True)], [])
-    simulate(pipeline, [Site(["m"], together)], [Request(1, 0.0, 9.0, {"m": 9})], recorder=recorder, stop_at=4.25)
+    simulate(
+        pipeline, [WorkerSetup(["m"], together)], [Request(1, 0.0, 9.0, {"m": 9})], recorder=recorder, stop_at=4.25
+    )
     recorder.close()
     (request,) = lines(tmp_path / "requests.jsonl")
     assert (request["outcome"], request["stages"][0]["iterations"]) == ("failed", 4)

@@ -115,8 +115,8 @@ def test_a_worker_pauses_after_each_whole_batch(profile: Profile) -> None:
         assert starts[1:] == ends[:-1]  # a batch is in the worker's hands while the worker pauses
         return [ends[2] - ends[1], ends[1] - ends[0]]
 
-    quiet = TimeOptions(noise=False)
-    with_it, without = gaps(slower, quiet), gaps(profile, quiet)
+    noiseless = TimeOptions(noise=False)
+    with_it, without = gaps(slower, noiseless), gaps(profile, noiseless)
     assert with_it[0] - without[0] == pytest.approx(0.002)  # after a batch of two
     assert with_it[1] - without[1] == pytest.approx(0.001)  # after one alone
     assert gaps(slower, TimeOptions(noise=False, costs=False)) == gaps(profile, TimeOptions(noise=False, costs=False))

@@ -77,7 +77,7 @@ class Cycle(Policy):
 
 
 def _no_estimate(module: str, size: int) -> float:
-    raise ServeTwinError("a rehearsal has no estimates")
+    raise ServeTwinError("a microbenchmark has no estimates")
 
 
 def workers_of(
@@ -162,7 +162,7 @@ class Duel:
             if not stopping:
                 again(name)
 
-        with undisturbed(executor.gpu, executor.quiet):
+        with undisturbed(executor.gpu, executor.pinned):
             begin = time.monotonic()
             for name in sizes:
                 again(name)
@@ -187,8 +187,8 @@ class Duel:
                     executor.busy.remove(lane)
                     executor.running -= 1
                     lane.finish()
-                    if executor.quiet is not None:
-                        executor.quiet.look()
+                    if executor.pinned is not None:
+                        executor.pinned.look()
             return
         lane_, problem = executor.heard.get()
         if isinstance(problem, BaseException):

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from harness import HandExecutor, Script, Site, one_stage, run_all, simulate
+from harness import HandExecutor, Script, WorkerSetup, one_stage, run_all, simulate
 from servetwin.core import (
     BadInput,
     BatchWorker,
@@ -210,7 +210,7 @@ def test_law_10_the_summary_counts_what_happened() -> None:
                 super().ended(request, now)
 
     with pytest.raises(LawBroken, match=r"law 10 .*: the summary counts"):
-        simulate(Pipeline([Module("m")], []), [Site(["m"], FCFS())], requests(), recorder=Forgetful())
+        simulate(Pipeline([Module("m")], []), [WorkerSetup(["m"], FCFS())], requests(), recorder=Forgetful())
 
 
 def test_law_2_a_stage_begins_when_the_one_before_is_done() -> None:
@@ -269,8 +269,8 @@ def folder(tmp_path: Path) -> Path:
         return Decision(run, drop=drop, repeat=repeat)
 
     recorder = RunFolder(tmp_path / "run", {"name": "tampered"})
-    sites = [Site(["dit"], Script(decide)), Site(["vae"], FCFS())]
-    simulate(PIPELINE, sites, [*requests(4, 12, 15.0), Request(4, 2.0, 0.1, {"dit": 2})], recorder=recorder)
+    setups = [WorkerSetup(["dit"], Script(decide)), WorkerSetup(["vae"], FCFS())]
+    simulate(PIPELINE, setups, [*requests(4, 12, 15.0), Request(4, 2.0, 0.1, {"dit": 2})], recorder=recorder)
     recorder.close()
     return tmp_path / "run"
 

@@ -1,4 +1,4 @@
-"""The words of the LLM seam: what a policy reads, and deadlines of tokens by their closed form."""
+"""The interface of LLM policies: what a policy reads, and deadlines of tokens by their closed form."""
 
 from __future__ import annotations
 
