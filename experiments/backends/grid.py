@@ -21,7 +21,7 @@ from ..sweeps import tables
 from ..sweeps.point import title
 from ..sweeps.sweep import find, points, read
 from ..validation.compare_runs import find_runs, read_json
-from ..workload.seed_effect import check_one_way, check_seed_axis
+from ..workload.seed_effect import check_seed_axis, check_seeds_once
 from .diffusion import Backend, Setup
 
 #: Hears (what is served next, runs done, runs in all).
@@ -53,7 +53,7 @@ def serve(
         load_profiles(deployed)  # one that is missing shows before anything is written
     every = [e.model_copy(update={"seed": e.seed + k}) for e in experiments for k in range(seeds)]
     if seeds > 1:
-        check_one_way(experiments, "--seeds")
+        check_seeds_once(experiments, "--seeds")
     check_seed_axis(map(_without_noise, every), "--seeds")
     if folder.is_file():
         raise BadInput("this is a file", where=str(folder), right="a folder for run folders")
