@@ -95,6 +95,7 @@ class ServingLoop:
         self.now = executor.now
         self.held: list[Worker] | None = None  # those called while several requests are handed over
         self.hear_batch = self.recorder.of_batches()
+        self._hear_arrival = self.recorder.of_arrivals()
         alone = len(self.workers) == len(stages) == 1 and not stages[0].branches and budget is None
         #: What takes requests in where the only worker has a way of its own (`Worker.serve_alone`).
         self.entrance = self.workers[0].serve_alone() if alone else None
@@ -106,7 +107,7 @@ class ServingLoop:
         self.live[request.id] = request
         if self._booked and self.entrance is None:
             self._know(request)
-        self.recorder.arrived(request)
+        self._hear_arrival(request)
         if self.stopped:
             self.end(request, Outcome.FAILED, CUT_OFF[1])
             return
@@ -219,9 +220,10 @@ class ServingLoop:
         runner: Callable[[Worker], Callable[[Any, Any], None]] | None = getattr(self.executor, "runner", None)
         return runner(worker) if runner is not None else partial(self.executor.run, worker)
 
-    def send(self, task: Task, deliver: Callable[[Any], None]) -> None:
-        """Carry *task* from the client to the queue of its worker, and call *deliver* with it there."""
-        self.executor.send(None, task, deliver)
+    @property
+    def send(self) -> Callable[[None, Task, Callable[[Any], None]], None]:
+        """Carries a task from the client (None) to the queue of its worker, and calls what is given with it there."""
+        return self.executor.send
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Handle:
         """Call *callback* at that time, in seconds since the run began."""

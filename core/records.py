@@ -47,6 +47,10 @@ class Recorder:
     def batch(self, batch: Batch) -> None:
         self.summary.batch(batch)
 
+    def of_arrivals(self) -> Callable[[Request], None]:
+        """What to call with each request that arrives: `arrived`, or the summary's where that only goes on to it."""
+        return self.summary.arrived if type(self).arrived is Recorder.arrived else self.arrived
+
     def of_batches(self) -> Callable[[Batch], None]:
         """What to call with each batch that has ended: `batch`, or the summary's where that only goes on to it."""
         return self.summary.batch if type(self).batch is Recorder.batch else self.batch

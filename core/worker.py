@@ -56,8 +56,9 @@ class Loop(Protocol):
     def runner(self, worker: Worker) -> Callable[[Any, Any], None]:
         """What runs the batches of *worker*, given each and whom to call with it when it is done."""
 
-    def send(self, task: Task, deliver: Callable[[Any], None]) -> None:
-        """Carry *task* from the client to the queue of its worker; then call *deliver* with it."""
+    @property
+    def send(self) -> Callable[[None, Task, Callable[[Any], None]], None]:
+        """Carries a task from the client (None) to the queue of its worker, and calls what is given with it there."""
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Handle:
         """Call *callback* at that time."""

@@ -127,7 +127,7 @@ class TokenEngine(DecodeSums):
             request.outputs = None  # from here on nobody sees them
         task = self._task(request, outputs, loop.now())
         request.tasks.append(task)
-        loop.send(task, self.receive)
+        loop.send(None, task, self.receive)
 
     def receive(self, task: TokenTask) -> None:
         """*task* has reached the queue."""

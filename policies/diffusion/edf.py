@@ -49,18 +49,12 @@ class EDF(Policy):
     def decide(self, view: WorkerView, now: float) -> Decision:
         late = self._next_late() if self.drop_late else math.inf
         drop = self._hopeless(now) if late < now else ()
+        changed = bool(self.others or drop)
         if self.others:
             self._form()
-            late = -math.inf  # to be found anew
-        batch = self.batch
-        if not batch:
+        if not self.batch:
             return Decision((), drop)
-        if self.others:
-            return Decision(batch, drop)
-        # Nobody is left out, so nothing changes until somebody is late.
-        if self.drop_late and (drop or late < now):
-            late = self._next_late()
-        return Decision(batch, drop, Repeat(batch[0].left, late if self.drop_late else math.inf))
+        return Decision(self.batch, drop, self._repeat(None if changed else late))
 
     def _form(self) -> None:
         """Fill the batch, then let those that wait and are more urgent change places with those that run."""
@@ -114,3 +108,13 @@ class EDF(Policy):
         self.ends.pop(task, None)
         self.batch = [t for t in self.batch if t is not task]
         self.others = [item for item in self.others if item[2] is not task]
+
+    # -- speed only -----------------------------------------------------------------------------------------
+
+    def _repeat(self, late: float | None) -> Repeat | None:
+        """Where nobody is left out, nothing changes until somebody is *late* (None: that is to be found anew)."""
+        if self.others:
+            return None
+        if late is None:
+            late = self._next_late() if self.drop_late else math.inf
+        return Repeat(self.batch[0].left, late)

@@ -18,45 +18,16 @@ Each round, when the batch is done::
 from __future__ import annotations
 
 import math
-from heapq import heappop, heappush
+from heapq import heappush
 from typing import Literal
 
 from servetwin.core import BadInput, Batch, Decision, Policy, Repeat, Task, WorkerView
 from servetwin.core.parameters import above, at_least
 
+from ._queue import Entry, Items, emptied, order_ties, taken_out, tied
+
 #: Slack (seconds) within which the time of the next drop is not trusted, and the exact test is made instead.
 MARGIN = 1e-6
-
-
-class Entry:
-    """A task in a queue. Entries with equal keys do not compare: a heap then leaves them as they come."""
-
-    __slots__ = ("due", "key", "task", "waits")
-
-    def __init__(self, task: Task, key: int, due: float) -> None:
-        self.task = task
-        self.key = key
-        self.due = due  # when its last iteration here must end, so that the rest can still be in time
-        self.waits = 0
-
-    def __lt__(self, other: Entry) -> bool:
-        return False
-
-
-Queue = list[tuple[int, Entry]]
-
-
-def _distinct(queue: Queue) -> bool:
-    return len(queue) < 2 or len({key for key, _ in queue}) == len(queue)
-
-
-def _popped(queue: Queue) -> Queue:
-    """Empty *queue*: what it gave, in order. Equal keys come as heaps have it, others more quickly by sorting."""
-    if len(queue) < 2 or _distinct(queue):
-        popped = sorted(queue) if len(queue) > 1 else queue[:]
-        queue.clear()
-        return popped
-    return [heappop(queue) for _ in range(len(queue))]
 
 
 class NeuStream(Policy):
@@ -81,42 +52,32 @@ class NeuStream(Policy):
         at_least(1, "neustream", bound=bound)
         above(0, "neustream", step_delta=step_delta, slo_factor=slo_factor)
         at_least(0, "neustream", handover=handover)
-        self.step_delta = step_delta
-        self.bound = bound
-        self.requeue = requeue
-        self.handover = handover
-        self.slo_factor = slo_factor
-        self.high: Queue = []
-        self.low: Queue = []
+        self.step_delta, self.bound, self.slo_factor, self.handover = step_delta, bound, slo_factor, handover
+        self.front = requeue == "front"
+        self.high: Items = []
+        self.low: Items = []
         self.current: list[Entry] = []
-        self.stays = True  # as long as nobody comes or goes, the next round forms the current batch again
         self.admissions = 0
         self.next_drop = math.inf  # no request can become hopeless before this
+        self.stays = True  # as long as nobody comes or goes, the next round forms the current batch again
         self.tied = False  # entries that wait have equal keys
         self.rounds = 1  # that the queues have gone through since the last decision
-        self.first: tuple[Task, int] | None = None  # of the batch then decided: a task, and what it had left
+        self.first: tuple[Task, int] | None = None  # a task of the batch then decided, and what it had left
 
     def start(self, view: WorkerView) -> None:
-        stage = view.stage
-        self.allowance = self.handover * stage.hops
-        self.step = view.estimate(stage.loop, 1) if stage.loop else 0.0
-        if self.bound is None:
-            self.bound = self._bound(view)
-        self.bound = min(self.bound, view.limit)
+        self.allowance, self.looped = self.handover * view.stage.hops, view.stage.loop is not None
+        self.step = view.estimate(view.stage.loop, 1) if view.stage.loop else 0.0
+        self.bound = min(self.bound or self._bound(view), view.limit)
 
     def _bound(self, view: WorkerView) -> int:
         factor = self.slo_factor or view.slo_factor
         if factor is None:
-            raise BadInput(
-                "neustream bounds its batches by an SLO factor, and this SLO has none",
-                right="an SLO with a factor, or the policy parameter slo_factor or bound",
-            )
+            what = "neustream bounds its batches by an SLO factor, and this SLO has none"
+            raise BadInput(what, right="an SLO with a factor, or the policy parameter slo_factor or bound")
         modules = (view.stage.loop,) if view.stage.loop else view.stage.modules
-        alone = sum(view.estimate(m, 1) for m in modules)
+        longest = sum(view.estimate(m, 1) for m in modules) * factor * self.step_delta
         size = 0
-        while (
-            size < view.limit and sum(view.estimate(m, size + 1) for m in modules) < alone * factor * self.step_delta
-        ):
+        while size < view.limit and sum(view.estimate(m, size + 1) for m in modules) < longest:
             size += 1
         return max(size, 1)
 
@@ -132,66 +93,37 @@ class NeuStream(Policy):
         return True
 
     def decide(self, view: WorkerView, now: float) -> Decision:
-        drop: list[Task] = []
-        late = now >= self.next_drop - MARGIN and view.stage.loop is not None
-        if self.stays and not self.high and not self.low:
-            # The batch is as the queues would give it back.
-            if late:
-                drop = self._expire_current(now)
-        elif self.stays and not self.high and not self.tied and not late and len(self.current) == self.bound:
-            self._wait_on(1)
-        else:
-            self._scatter()
-            if late:
-                drop = self._expire(now)
-            elif view.stage.loop is not None:
-                self._drain()
-            self._form()
+        late = self.looped and now >= self.next_drop - MARGIN
+        drop = self._short_round(now, late)
+        if drop is None:
+            drop = self._round(now, late)
         if not self.current:
             return Decision((), drop)
-        batch = [entry.task for entry in self.current]
-        self.rounds, self.first = 1, (batch[0], batch[0].left)
-        if not self.stays:
-            return Decision(batch, drop)
-        limit = self.next_drop - MARGIN if view.stage.loop is not None else math.inf
-        return Decision(batch, drop, Repeat(batch[0].left, limit))
+        return Decision([entry.task for entry in self.current], drop, self._repeat())
 
-    def _catch_up(self, count: int) -> None:
-        """Let the queues go through the rounds that were not asked for (see `Repeat`), up to *count* in all."""
-        rounds = count - self.rounds
-        if rounds <= 0:
-            return
-        self.rounds = count
-        if self.tied:  # their order changes as heaps have it
-            for _ in range(rounds):
-                self._scatter()
-                self._drain()
-                self._form()
-        else:
-            self._wait_on(rounds)
-
-    def _wait_on(self, rounds: int) -> None:
-        """Those that are left out wait so many rounds more."""
-        for _, entry in self.low:
-            entry.waits += rounds
-            entry.key += rounds
-        self.low = [(entry.key, entry) for _, entry in self.low]
-
-    def _scatter(self) -> None:
-        """Put the tasks of the last batch back, with the keys that they had."""
-        high, low, front = self.high, self.low, self.requeue == "front"
+    def _round(self, now: float, late: bool = False) -> list[Task]:
+        """Form the next batch; gives what is dropped, if it may be *late* for somebody."""
+        front, bound, high, low = self.front, self.bound or 1, self.high, self.low
         for entry in self.current:
             heappush(high if front or entry.waits == 0 else low, (entry.key, entry))
-        self.current = []
-
-    def _hopeless(self, entry: Entry, now: float) -> bool:
-        return entry.due - now <= entry.task.left * self.step
-
-    def _expire_current(self, now: float) -> list[Task]:
-        drop = [e.task for e in self.current if self._hopeless(e, now)]
-        if drop:
-            self.current = [e for e in self.current if not self._hopeless(e, now)]
-        self.next_drop = min((e.due - e.task.left * self.step for e in self.current), default=math.inf)
+        drop = self._expire(now) if late else []
+        if self.looped and not late:
+            order_ties(high, low)  # as to look for what is to be dropped would
+        high = emptied(high)
+        for _, entry in high[bound:]:
+            entry.waits += 1
+            # Served from low and put back in high ("front"), its count of waits stands against times of admission
+            # since 1970: ahead of all that never waited. Negative keys say the same.
+            entry.key = entry.waits - (1 << 40) if front else entry.waits
+            heappush(low, (entry.key, entry))
+        served, low = high[:bound], emptied(low)
+        free = bound - len(served)
+        self.current = [entry for _, entry in served + low[:free]]
+        for _, entry in low[free:]:
+            entry.waits += 1
+            entry.key += 1
+        self.low = [(entry.key, entry) for _, entry in low[free:]]
+        self._foresee()
         return drop
 
     def _expire(self, now: float) -> list[Task]:
@@ -199,51 +131,15 @@ class NeuStream(Policy):
         drop: list[Task] = []
         step, next_drop = self.step, math.inf
         for queue in (self.high, self.low):
-            kept: Queue = []
-            for item in _popped(queue):
-                entry = item[1]
+            for key, entry in emptied(queue):
                 here = entry.task.left * step
                 if entry.due - now <= here:
                     drop.append(entry.task)
                 else:
-                    kept.append(item)
-                    if entry.due - here < next_drop:
-                        next_drop = entry.due - here
-            queue[:] = kept  # in ascending order, so it is a heap
+                    queue.append((key, entry))  # in ascending order, so it is a heap
+                    next_drop = min(next_drop, entry.due - here)
         self.next_drop = next_drop
         return drop
-
-    def _drain(self) -> None:
-        """Empty both queues and fill them again, as if looking for what is to be dropped: it orders equal keys."""
-        for queue in (self.high, self.low):
-            if len(queue) > 1 and not _distinct(queue):
-                queue[:] = _popped(queue)
-
-    def _form(self) -> None:
-        bound = self.bound or 1
-        high = _popped(self.high)
-        served, left_out = high[:bound], high[bound:]
-        self.high = []
-        for _, entry in left_out:
-            entry.waits += 1
-            # Served from low and put back in high ("front"), its count of waits stands against times of admission
-            # since 1970: ahead of all that never waited. Negative keys say the same.
-            entry.key = entry.waits - (1 << 40) if self.requeue == "front" else entry.waits
-            heappush(self.low, (entry.key, entry))
-        low = _popped(self.low)
-        free = bound - len(served)
-        from_low, left_out = low[:free], low[free:]
-        for _, entry in left_out:
-            entry.waits += 1
-            entry.key += 1
-        self.low = [(entry.key, entry) for _, entry in left_out]
-        self.tied = len(self.low) > 1 and not _distinct(self.low)
-        self.current = [entry for _, entry in served + from_low]
-        # The next round forms this very batch again if it finds it in this order: those that are left out wait longer
-        # and longer, those in the batch do not.
-        again = served + from_low if self.requeue == "front" else from_low
-        keys = [key for key, _ in again]
-        self.stays = len(keys) < 2 or keys == sorted(set(keys))
 
     def ended(self, batch: Batch, view: WorkerView, now: float) -> None:
         self._catch_up(batch.count)
@@ -256,8 +152,49 @@ class NeuStream(Policy):
         elif self.first is not None:  # the batch is just being ended
             self._catch_up(self.first[1] - self.first[0].left)
         self.current = [e for e in self.current if e.task is not task]
-        for queue in (self.high, self.low):
-            kept = [item for item in queue if item[1].task is not task]
-            queue.clear()
-            for item in kept:
-                heappush(queue, item)
+        taken_out(task, self.high, self.low)
+
+    # -- speed only: rounds whose batch is known are left out -----------------------------------------------
+
+    def _foresee(self) -> None:
+        """Whether the next round forms this very batch again. It does if it finds it in this order: those that are
+        left out wait longer and longer, those in the batch do not."""
+        self.tied = tied(self.low)
+        keys = [entry.key for entry in self.current if self.front or entry.waits]
+        self.stays = len(keys) < 2 or keys == sorted(set(keys))
+
+    def _short_round(self, now: float, late: bool) -> list[Task] | None:
+        """A round that forms the same batch, but for those that are dropped; None if it may be another one."""
+        if self.high or not self.stays or (self.low and (late or self.tied or len(self.current) != self.bound)):
+            return None
+        if self.low:
+            self._wait(1)
+        drop = [e.task for e in self.current if e.due - now <= e.task.left * self.step] if late else []
+        if late:
+            self.current = [e for e in self.current if e.task not in drop]
+            self.next_drop = min([e.due - e.task.left * self.step for e in self.current], default=math.inf)
+        return drop
+
+    def _wait(self, rounds: int) -> None:
+        """Those that are left out wait so many rounds more."""
+        for _, entry in self.low:
+            entry.waits += rounds
+            entry.key += rounds
+        self.low = [(entry.key, entry) for _, entry in self.low]
+
+    def _repeat(self) -> Repeat | None:
+        first = self.current[0].task
+        self.rounds, self.first = 1, (first, first.left)
+        return Repeat(first.left, self.next_drop - MARGIN if self.looped else math.inf) if self.stays else None
+
+    def _catch_up(self, count: int) -> None:
+        """Let the queues go through the rounds that were not asked for (see `Repeat`), up to *count* in all."""
+        rounds = count - self.rounds
+        if rounds <= 0:
+            return
+        self.rounds = count
+        if not self.tied:
+            self._wait(rounds)
+            return
+        for _ in range(rounds):  # the order of equal keys changes as heaps have it
+            self._round(-math.inf)

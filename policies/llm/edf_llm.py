@@ -14,9 +14,6 @@ from servetwin.core import BadInput, Repeat
 from servetwin.core.llm import ALL, Step, TokenPolicy, TokenTask, TokenView
 from servetwin.core.slo import latest
 
-#: All decode, until something changes.
-DECODE = Step(decode=ALL, repeat=Repeat(sys.maxsize))
-
 
 class EDFLLM(TokenPolicy):
     """Needs the deadlines of single tokens (`TokenView.slo`)."""
@@ -50,3 +47,9 @@ class EDFLLM(TokenPolicy):
         if prefill:
             return Step(prefill, drop=drop)
         return Step((), ALL, drop=drop) if drop else Step(decode=ALL)
+
+
+# -- speed only -----------------------------------------------------------------------------------------------------
+
+#: All decode, until something changes. (The word to repeat it saves time, and no more.)
+DECODE = Step(decode=ALL, repeat=Repeat(sys.maxsize))

@@ -13,25 +13,21 @@ deadlines: T_j = arrival + P B(n) + D I(n, j - 1). Before each step, if requests
 If nobody runs, all that wait are prefilled, in order of the queue, and nobody is dropped.
 
 What the artifact does otherwise than its description says, or by accident, is an option; each default is the
-corrected behaviour, the second value the artifact's.
+corrected behaviour, the second value the artifact's. That requests are stamped when the engine first sees them is the
+engine's matter (`EngineLimits.stamp`).
 
-===============  ==========================  ======================================================================
-*b0*             None (1.1 d0) / 0.072       The decode step that the budget is made for, in seconds. The artifact
-                                             has one number for every model.
-*batch_cost*     "chosen" / "queue"          A prefill of m costs what the m chosen ones cost, or what the first m of
-                                             the queue would.
-*preempted*      "own" / "fresh"             A request that lost its memory is judged by the token that it is at and
-                                             by all that must be computed anew; or as if it had just come.
-*search*         "bisect" / "bisect"         "all" tries every number, from the largest: feasibility may have gaps.
-*offset*         False / True                Whether 2 to 4 ms are added to decode steps predicted to take 45 ms or
-                                             more (a correction by hand for OPT-13B on an A6000).
-*lookahead*      0 / 33                      Requests of fewer tokens than this are looked at for as many steps as
-                                             they lack.
-*feedback*       True / True                 Whether the last decode step's time enters the budget, or *b0* does.
-*lenient*        "all" / "all"               "waiting": running requests get no lenience (the Multi-Agent build).
-===============  ==========================  ======================================================================
-
-That requests are stamped when the engine first sees them is the engine's matter (`EngineLimits.stamp`).
+============  ======================  ==============================================================================
+*b0*          None (1.1 d0) / 0.072   The decode step that the budget is made for, in seconds.
+*batch_cost*  "chosen" / "queue"      A prefill of m costs what the m chosen cost, or what the queue's first m would.
+*preempted*   "own" / "fresh"         Who lost its memory is judged by the token that it is at and by all that must be
+                                      computed anew; or as if it had just come.
+*search*      "bisect" / "bisect"     "all" tries every number, from the largest: feasibility may have gaps.
+*offset*      False / True            Whether 2 to 4 ms are added to decode steps of 45 ms or more (by hand, for
+                                      OPT-13B on an A6000).
+*lookahead*   0 / 33                  Who has fewer tokens than this is looked at for as many steps as are lacking.
+*feedback*    True / True             Whether the last decode step's time enters the budget, or *b0* does.
+*lenient*     "all" / "all"           "waiting": running requests get no lenience (the Multi-Agent build).
+============  ======================  ==============================================================================
 """
 
 from __future__ import annotations
@@ -43,9 +39,6 @@ from typing import Literal
 from servetwin.core import BadInput, Repeat
 from servetwin.core.llm import ALL, Step, TokenPolicy, TokenTask, TokenView, queue_order
 from servetwin.core.parameters import above, at_least
-
-#: All decode, until something changes.
-DECODE = Step(decode=ALL, repeat=Repeat(sys.maxsize))
 
 #: Seconds that the artifact adds to a decode step predicted to take at least so many.
 OFFSETS = ((0.055, 0.004), (0.050, 0.003), (0.045, 0.002))
@@ -76,19 +69,11 @@ class NeuStreamLLM(TokenPolicy):
                 raise BadInput(f"{name} is {value!r}", where="neustream-llm", right=" or ".join(map(repr, right)))
         at_least(0, "neustream-llm", lenient_steps=lenient_steps, lookahead=lookahead)
         above(0, "neustream-llm", b0=b0)
-        self.lenient_steps = lenient_steps
-        self.b0 = b0
-        self.batch_cost = batch_cost
-        self.preempted = preempted
-        self.search = search
-        self.offset = offset
-        self.lookahead = lookahead
-        self.feedback = feedback
-        self.lenient = lenient
+        self.lenient_steps, self.b0, self.lookahead = lenient_steps, b0, lookahead
+        self.batch_cost, self.preempted, self.search = batch_cost, preempted, search
+        self.offset, self.feedback, self.lenient = offset, feedback, lenient
         self.order: list[TokenTask] = []  # the queue, as the last decision left it
-        self.known: dict[
-            TokenTask, tuple[float, float]
-        ] = {}  # first deadline, and its slope by token; of the running
+        self.known: dict[TokenTask, tuple[float, float]] = {}  # of the running: first deadline, its slope by token
 
     def start(self, view: TokenView) -> None:
         if view.slo is None:
@@ -101,13 +86,11 @@ class NeuStreamLLM(TokenPolicy):
             self.order = []
             return DECODE
         order = queue_order(view, self.order)
-        most = view.max_batched_tokens
-        drop = [task for task in order if task.pending > most]  # vLLM never runs them
-        if drop:
-            order = [task for task in order if task.pending <= most]
-        chosen = order
+        drop = [task for task in order if task.pending > view.max_batched_tokens]  # vLLM never runs them
+        chosen = order = [task for task in order if task not in drop] if drop else order
         if view.running:
-            beta = self.slo.decode_scale * self.base - self._last(view)
+            last = view.last_decode if self.feedback and view.last_decode else self.base
+            beta = self.slo.decode_scale * self.base - last
             late = [task for task in order if self._hopeless(task, beta, now)]
             if late:
                 drop += late
@@ -117,32 +100,74 @@ class NeuStreamLLM(TokenPolicy):
             chosen, order = ordered[:m], ordered
         self.order = order
         prefill = view.admissible([(task, task.pending) for task in chosen])
-        if prefill:
-            return Step(prefill, drop=drop)
-        return Step(decode=ALL, drop=drop)
-
-    # -- deadlines ----------------------------------------------------------------------------------------
-
-    def _last(self, view: TokenView) -> float:
-        """Seconds of the last decode step, or what stands for it."""
-        return view.last_decode if self.feedback and view.last_decode else self.base
+        return Step(prefill, drop=drop) if prefill else Step(decode=ALL, drop=drop)
 
     def _length(self, task: TokenTask) -> int:
         """The tokens that its prefill computes, as the policy counts them."""
         return task.prompt if self.preempted == "fresh" else task.pending
 
-    def _hopeless(self, task: TokenTask, beta: float, now: float) -> bool:
-        slo, g = self.slo, task.generated
-        lenience = max(0, self.lenient_steps - g) * beta
-        if self.preempted == "fresh" or not g:
-            return slo.deadline(task, 1) + lenience - now < slo.alone(task.prompt)
-        return slo.deadline(task, g + 1) + lenience - now < slo.alone(task.pending)
+    def _due(self, task: TokenTask, more: int, beta: float) -> float:
+        """When *task* must have put out so many tokens more, with its lenience of *beta* for each of the first."""
+        token = more if self.preempted == "fresh" else task.generated + more
+        return self.slo.deadline(task, token) + max(0, self.lenient_steps - task.generated) * beta
 
-    def _slack(self, task: TokenTask, beta: float) -> float:
-        """When, at the latest, the decode step must end that is to come after the prefill of a candidate."""
-        g = task.generated
-        token = 2 if self.preempted == "fresh" else g + 2
-        return self.slo.deadline(task, token) + max(0, self.lenient_steps - g) * beta
+    def _hopeless(self, task: TokenTask, beta: float, now: float) -> bool:
+        tokens = self._length(task) if task.generated else task.prompt
+        return self._due(task, 1, beta) - now < self.slo.alone(tokens)
+
+    def _largest(
+        self, queue: list[TokenTask], ordered: list[TokenTask], beta: float, view: TokenView, now: float
+    ) -> int:
+        """How many of *ordered* can be prefilled."""
+        if not ordered:
+            return 0
+        running = self._running_slacks(view, beta, now)
+        if not running:
+            return 0  # somebody is late beyond lenience as it is
+        priced = [self._length(task) for task in (queue if self.batch_cost == "queue" else ordered)]
+        totals = list(accumulate(priced))
+        squares = list(accumulate([n * n for n in priced]))
+        contexts = list(accumulate([self._length(task) for task in ordered]))
+        candidates = [self._due(task, 2, beta) for task in ordered]
+        tightest = list(accumulate(candidates, min, initial=min(running)))
+
+        def feasible(m: int) -> bool:
+            cost = view.estimate_prefill(totals[m - 1], None if m == 1 else squares[m - 1])
+            batch, context = len(running) + m, view.context + contexts[m - 1]
+            end = now + cost + self._decode(view, batch, context)
+            if tightest[m] < end:
+                return False
+            return not self.lookahead or looks_well(m, end, context)
+
+        def looks_well(m: int, end: float, context: int) -> bool:
+            """Whether those who have few tokens yet stay on time in the steps that they are looked at for."""
+            steps = [self.lookahead - task.computed - 1 for task in view.running]
+            steps += [self.lookahead - self._length(task) - 1 for task in ordered[:m]]
+            slacks = running + candidates[:m]
+            for step in range(1, max(steps)):
+                context += len(slacks)
+                end += self._decode(view, len(slacks), context)
+                if any(slack < end for slack, n in zip(slacks, steps, strict=True) if n > step):
+                    return False
+            return True
+
+        if self.search == "all":
+            return next((m for m in range(len(ordered), 0, -1) if feasible(m)), 0)
+        best, low, high = 0, 0, len(ordered)
+        while low <= high and (m := (low + high + 1) // 2):
+            if feasible(m):
+                best, low = max(best, m), m + 1
+            else:
+                high = m - 1
+        return best
+
+    def _decode(self, view: TokenView, batch: int, context: int) -> float:
+        seconds = view.estimate_decode(batch, context)
+        if self.offset:
+            seconds += next((more for least, more in OFFSETS if seconds >= least), 0.0)
+        return seconds
+
+    # -- speed only -----------------------------------------------------------------------------------------
 
     def _running_slacks(self, view: TokenView, beta: float, now: float) -> list[float]:
         """When, at the latest, the next token of each running request must be out; nothing if one is late by *now*.
@@ -169,68 +194,6 @@ class NeuStreamLLM(TokenPolicy):
             slacks.append(slack)
         return slacks
 
-    # -- how many -----------------------------------------------------------------------------------------
 
-    def _largest(
-        self, queue: list[TokenTask], ordered: list[TokenTask], beta: float, view: TokenView, now: float
-    ) -> int:
-        """How many of *ordered* can be prefilled."""
-        if not ordered:
-            return 0
-        running = self._running_slacks(view, beta, now)
-        if not running:
-            return 0  # somebody is late beyond lenience as it is
-        priced = [self._length(task) for task in (queue if self.batch_cost == "queue" else ordered)]
-        totals = list(accumulate(priced))
-        squares = list(accumulate([n * n for n in priced]))
-        contexts = list(accumulate([self._length(task) for task in ordered]))
-        candidates = [self._slack(task, beta) for task in ordered]
-        tightest = list(accumulate(candidates, min, initial=min(running)))
-
-        def feasible(m: int) -> bool:
-            cost = view.estimate_prefill(totals[m - 1], None if m == 1 else squares[m - 1])
-            batch, context = len(running) + m, view.context + contexts[m - 1]
-            end = now + cost + self._decode(view, batch, context)
-            if tightest[m] < end:
-                return False
-            return not self.lookahead or self._looks_well(m, end, running, candidates, ordered, view, context)
-
-        if self.search == "all":
-            return next((m for m in range(len(ordered), 0, -1) if feasible(m)), 0)
-        best, low, high = 0, 0, len(ordered)
-        while low <= high:
-            m = (low + high + 1) // 2
-            if m == 0:
-                break
-            if feasible(m):
-                best, low = max(best, m), m + 1
-            else:
-                high = m - 1
-        return best
-
-    def _decode(self, view: TokenView, batch: int, context: int) -> float:
-        seconds = view.estimate_decode(batch, context)
-        if self.offset:
-            seconds += next((more for least, more in OFFSETS if seconds >= least), 0.0)
-        return seconds
-
-    def _looks_well(
-        self,
-        m: int,
-        end: float,
-        running: list[float],
-        candidates: list[float],
-        ordered: list[TokenTask],
-        view: TokenView,
-        context: int,
-    ) -> bool:
-        """Whether those who have few tokens yet stay on time in the steps that they are looked at for."""
-        steps = [self.lookahead - task.computed - 1 for task in view.running]
-        steps += [self.lookahead - self._length(task) - 1 for task in ordered[:m]]
-        slacks = running + candidates[:m]
-        for step in range(1, max(steps)):
-            context += len(slacks)
-            end += self._decode(view, len(slacks), context)
-            if any(slack < end for slack, n in zip(slacks, steps, strict=True) if n > step):
-                return False
-        return True
+#: All decode, until something changes. (The word to repeat it saves time, and no more.)
+DECODE = Step(decode=ALL, repeat=Repeat(sys.maxsize))

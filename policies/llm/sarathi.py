@@ -14,9 +14,6 @@ from servetwin.core import Repeat
 from servetwin.core.llm import ALL, Step, TokenPolicy, TokenTask, TokenView
 from servetwin.core.parameters import at_least
 
-#: All decode, until something changes.
-DECODE = Step(decode=ALL, repeat=Repeat(sys.maxsize))
-
 
 class Sarathi(TokenPolicy):
     """*chunk* is the number of tokens that a step computes at most, decodes included."""
@@ -57,3 +54,9 @@ class Sarathi(TokenPolicy):
             return DECODE
         prefill = view.admissible(prefill, decode=view.decoding)
         return Step(prefill, ALL) if prefill else DECODE
+
+
+# -- speed only -----------------------------------------------------------------------------------------------------
+
+#: All decode, until something changes. (The word to repeat it saves time, and no more.)
+DECODE = Step(decode=ALL, repeat=Repeat(sys.maxsize))

@@ -12,9 +12,6 @@ import sys
 from servetwin.core import Repeat
 from servetwin.core.llm import ALL, Step, TokenPolicy, TokenTask, TokenView
 
-#: All decode, until something changes; and as long as those that come are of the ordinary kind, it is known how.
-DECODE = Step(decode=ALL, repeat=Repeat(sys.maxsize), standing=True)
-
 
 class VLLM(TokenPolicy):
     """Takes no parameters: what vLLM's settings bound, the engine's limits do."""
@@ -45,3 +42,10 @@ class VLLM(TokenPolicy):
         if prefill:
             return Step(prefill, drop=drop) if drop else Step(prefill)
         return Step(decode=ALL, drop=drop) if drop else DECODE
+
+
+# -- speed only -----------------------------------------------------------------------------------------------------
+
+#: All decode, until something changes; and as long as those that come are of the ordinary kind, it is known how.
+#: (Both words save time, and no more.)
+DECODE = Step(decode=ALL, repeat=Repeat(sys.maxsize), standing=True)

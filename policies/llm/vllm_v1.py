@@ -13,9 +13,6 @@ from servetwin.core import Repeat
 from servetwin.core.llm import ALL, Step, TokenPolicy, TokenTask, TokenView
 from servetwin.core.parameters import at_least
 
-#: All decode, until something changes.
-DECODE = Step(decode=ALL, repeat=Repeat(sys.maxsize))
-
 
 class VLLMV1(TokenPolicy):
     """*chunked* off: a prompt that does not fit whole waits (as with ``enable_chunked_prefill=False``)."""
@@ -68,3 +65,9 @@ def partly_prefilled(view: TokenView, count: int) -> list[TokenTask]:
                 break
     found.reverse()
     return found
+
+
+# -- speed only -----------------------------------------------------------------------------------------------------
+
+#: All decode, until something changes. (The word to repeat it saves time, and no more.)
+DECODE = Step(decode=ALL, repeat=Repeat(sys.maxsize))

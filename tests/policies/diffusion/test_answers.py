@@ -6,6 +6,8 @@ from __future__ import annotations
 import pytest
 from servetwin.core import Batch, Decision, Policy, WorkerView
 from servetwin.core.invariants.code_inspection import INTERPRETER, says
+from servetwin.core.invariants.purity import innocent
+from servetwin.core.invariants.task_ledger import WRITABLE
 from servetwin.policies.diffusion.clockwork import Clockwork
 from servetwin.policies.diffusion.edf import EDF
 from servetwin.policies.diffusion.fcfs import FCFS
@@ -47,3 +49,8 @@ def test_a_shipped_policy_keeps_to_what_is_checked_of_others(policy: type[Policy
 @pytest.mark.parametrize("policy", [FCFS, EDF, NeuStream, Clockwork])
 def test_no_shipped_policy_looks_behind_its_view(policy: type[Policy]) -> None:
     assert says(policy(), INTERPRETER) is None
+
+
+@pytest.mark.parametrize("policy", [FCFS, EDF, NeuStream, Clockwork])
+def test_no_books_are_kept_of_what_shipped_policies_read(policy: type[Policy]) -> None:
+    assert innocent(policy(), WRITABLE), "its runs would take longer"

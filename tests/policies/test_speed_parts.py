@@ -1,0 +1,81 @@
+"""What serves only speed in a policy that comes along (a word to repeat, rounds left out) changes no record."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from servetwin.core.llm import ALL, Step
+from servetwin.experiments.assembly import build
+from servetwin.experiments.spec.loading import load
+from servetwin.experiments.spec.policy_registry import find_policy, policy_names
+from servetwin.policies.diffusion import clockwork, edf, fcfs, neustream
+from servetwin.policies.llm import edf_llm, neustream_llm, sarathi, vllm, vllm_v1
+
+DIFFUSION = {"clockwork": clockwork, "edf": edf, "fcfs": fcfs, "neustream": neustream}
+LLM = {"edf-llm": edf_llm, "neustream-llm": neustream_llm, "sarathi": sarathi, "vllm": vllm, "vllm-v1": vllm_v1}
+#: Those that have no such part: they run whole requests.
+PLAIN = {"clockwork", "fcfs"}
+
+
+def slow(name: str, patch: pytest.MonkeyPatch) -> None:
+    """Take the speed part off the policy of that *name*."""
+    if name in LLM:
+        patch.setattr(LLM[name], "DECODE", Step(decode=ALL))
+    elif name == "edf":
+        patch.setattr(edf.EDF, "_repeat", lambda self, late: None)
+    elif name == "neustream":
+        patch.setattr(neustream, "MARGIN", math.inf)  # the exact test at every round
+        patch.setattr(neustream.NeuStream, "_repeat", lambda self: None)
+        patch.setattr(neustream.NeuStream, "_short_round", lambda self, now, late: None)
+        patch.setattr(neustream.NeuStream, "_catch_up", lambda self, count: None)
+
+
+def served(name: str, folder: Path, rate: float, **more: Any) -> tuple[list[Any], dict[str, Any], int]:
+    """The records of requests, the summary, and how often the policy was asked."""
+    workload = "dit-s2-256-rtx4090" if name in DIFFUSION else "opt-13b-a6000"
+    settings = {"policy": name, "rate": rate, "requests": 150, **more}
+    if name == "clockwork":
+        settings["deployment"] = "whole"
+    summary = build.run(load(workload, list(settings.items())), folder)
+    lines = (folder / "requests.jsonl").read_text().splitlines()
+    batches = (folder / "batches.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines], summary.as_dict(), len(batches)
+
+
+def test_these_are_all_policies_that_come_along() -> None:
+    ours = {name for name in policy_names() if find_policy(name).__module__.startswith("servetwin.policies.")}
+    assert ours == {*DIFFUSION, *LLM}
+
+
+@pytest.mark.parametrize("name", sorted({*DIFFUSION, *LLM} - PLAIN))
+@pytest.mark.parametrize("crowded", [False, True])
+def test_a_policy_without_its_speed_part_is_merely_slower(
+    name: str, crowded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rate = (6.0 if crowded else 2.0) if name in DIFFUSION else (4.0 if crowded else 1.0)
+    fast = served(name, tmp_path / "fast", rate)
+    slow(name, monkeypatch)
+    plain = served(name, tmp_path / "plain", rate)
+    assert plain[0] == fast[0]
+    assert plain[1] == fast[1]
+    assert plain[2] > fast[2]  # it was asked more often
+
+
+@pytest.mark.parametrize("name", sorted(PLAIN))
+def test_who_runs_whole_requests_says_nothing_of_repeating(name: str) -> None:
+    assert not hasattr(DIFFUSION[name], "Repeat")
+
+
+@pytest.mark.parametrize("module", [*DIFFUSION.values(), *LLM.values()], ids=[*DIFFUSION, *LLM])
+def test_a_policy_is_at_most_200_lines_and_tells_its_algorithm_first(module: Any) -> None:
+    text = Path(module.__file__).read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 200
+    if "Repeat(" in text:
+        head, mark, tail = text.partition("# -- speed only")
+        assert mark
+        assert "Repeat(" not in head
+        assert "Repeat(" in tail
