@@ -63,9 +63,12 @@ class TimeOptions:
     unmeasured: str = "refused"
 
 
-def _name(worker: Worker) -> str:
-    """By which name costs go that depend on the policy."""
-    return type(worker.policy).__name__.lower()
+def _name(worker: Worker, profile: Profile, loop: str) -> str:
+    """By which name costs of *loop* go that depend on the policy: that of its class, or, where nothing was measured
+    under it, of the nearest class that it is made from."""
+    names = [kind.__name__.lower() for kind in type(worker.policy).__mro__]
+    known = (n for n in names if {costs.DECIDING_OF(loop, n), costs.GAP_OF(loop, n)} & profile.costs.keys())
+    return next(known, names[0])
 
 
 @dataclass
@@ -247,7 +250,7 @@ class Clock:
             timing.after = self._tables(profile, stage.after, sizes)
         if self.options.costs:
             self._add_costs(timing, profile, loop)
-            timing.deciding = profile.seconds(costs.DECIDING_OF(loop, _name(worker)), timing.deciding)
+            timing.deciding = profile.seconds(costs.DECIDING_OF(loop, _name(worker, profile, loop)), timing.deciding)
         if self.options.noise:
             timing.slow_spells = self._slow_spells(worker, profile, loop)
             if self._has(profile, costs.RESIDUAL(loop)):
@@ -258,7 +261,7 @@ class Clock:
 
     def _decided(self, worker: Worker, profile: Profile, loop: str, periods: list[float]) -> list[float]:
         """*periods* with the time between iterations that this worker's policy takes, where that was measured."""
-        plain, own = costs.GAP(loop), costs.GAP_OF(loop, _name(worker))
+        plain, own = costs.GAP(loop), costs.GAP_OF(loop, _name(worker, profile, loop))
         if not (self._has(profile, plain) and self._has(profile, own)):
             return periods
         most = len(periods) - 1

@@ -275,14 +275,14 @@ def policy_not_measured(experiment: Experiment) -> list[str]:
     profiles = load_profiles(experiment)
     for worker, policy in zip(experiment.deployment.workers, experiment.policies, strict=True):
         names = profiles[worker.device].costs if worker.device is not None else {}
-        own = policy_registry.find_policy(policy.name).__name__.lower()
+        own = [kind.__name__.lower() for kind in policy_registry.find_policy(policy.name).__mro__]
         for loop in (m for m in worker.modules if experiment.pipeline.modules[m].loop):
             for cost, what in ((GAP_OF, "between iterations"), (DECIDING_OF, "to decide")):
                 stem = cost(loop, "")
                 known = sorted(name.removeprefix(stem) for name in names if name.startswith(stem))
-                if known and own not in known:
-                    by = ", ".join(known)
-                    said[f"time {what} of {loop}: measured under {by}, not under {own}, which takes the usual"] = None
+                if known and not set(own) & set(known):
+                    by = f"measured under {', '.join(known)}, not under {own[0]}"
+                    said[f"time {what} of {loop}: {by}, which takes the usual"] = None
     return [*said]
 
 
