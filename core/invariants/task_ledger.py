@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..llm.policy import Step
 from ..llm.request import TokenRequest, TokenTask
 from ..policy import Decision
 from ..request import Request, Task
@@ -32,6 +33,7 @@ WRITABLE = frozenset(
         "generated",
         "computed",
         "count",
+        *Step.__slots__,  # an engine goes by what a step said when it was made
     )
 )
 

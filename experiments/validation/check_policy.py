@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from servetwin.core import BadInput, Batch, Decision, LawBroken, Policy, Recorder, Request
+from servetwin.core import Batch, Decision, LawBroken, Policy, Recorder, Request
 from servetwin.core.errors import PolicyFault
 from servetwin.core.invariants import task_ledger as books_of
 from servetwin.core.invariants.checker import LawChecker
@@ -27,13 +24,6 @@ from ..sweeps.point import settings_of
 #: What a policy is checked on if nothing is said: an experiment, its rates (requests/s) and requests.
 STEPS = ("dit-s2-256-rtx4090", (2.0, 8.0), 60)
 TOKENS = ("opt-13b-a6000", (0.5, 3.0), 80)
-
-#: Seconds that a policy may take in all before it is taken to have gone into a loop of its own.
-LONGEST = 60
-
-
-class TooLong(Exception):
-    """The policy does not come to an end."""
 
 
 @dataclass
@@ -114,10 +104,9 @@ def check(name: str, experiment: str | None = None) -> Checked:
         asked: list[tuple[str, Any]] = [("policy", name)]
         asked += [("rate", rate), ("requests", requests)] if rate is not None else []
         point = load(experiment or default, asked)
-        with _in_time():
-            plain, asks = _run(point, alone=False)
-            again, _ = _run(point, alone=False)
-            alone, _ = _run(point, alone=True)
+        plain, asks = _run(point, alone=False)
+        again, _ = _run(point, alone=False)
+        alone, _ = _run(point, alone=True)
         policy = asks[0].inner
         _same(policy, plain, again, "it does not decide the same when it is asked again")
         _same(
@@ -163,24 +152,3 @@ def _same(policy: object, one: Log, other: Log, what: str) -> None:
     if one.ends != other.ends:
         a, b = next(pair for pair in zip(one.ends, other.ends, strict=False) if pair[0] != pair[1])
         raise PolicyFault(f"{named(own(policy))}: {what}: request {a[0]} ends as {a[1]}, or request {b[0]} as {b[1]}")
-
-
-@contextmanager
-def _in_time() -> Iterator[None]:
-    """Interrupt a policy that goes on for ever, where that can be done."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-        yield
-        return
-
-    def late(number: int, frame: object) -> None:
-        raise TooLong(f"it did not come to an end in {LONGEST} s")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, LONGEST)
-    try:
-        yield
-    except TooLong as error:
-        raise BadInput(str(error), right="a policy that answers") from None
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        signal.signal(signal.SIGALRM, before)
