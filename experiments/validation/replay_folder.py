@@ -18,7 +18,8 @@ from ..spec import device_profiles
 from ..spec.experiment import Experiment
 from ..spec.loading import Override, load
 from ..sweeps.point import AVERAGED, Row, main_worker, results_of, settings_of
-from .compare_runs import RunRecords, find_runs, is_run, read, request_lines
+from .compare_runs import RunRecords, find_runs, is_run, read
+from .run_files import request_lines
 from .run_table import MeasuredRun
 
 
