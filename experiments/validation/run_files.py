@@ -8,9 +8,9 @@ import math
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from servetwin.core import BadInput
 from typing_extensions import TypedDict
 
@@ -23,24 +23,28 @@ RIGHT = "a folder that `servetwin run --out` wrote"
 _OPEN = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
 
+#: Seconds since a run began, or near enough: beyond that a number tells no instants apart.
+Time = Annotated[float, Field(ge=-1e9, le=1e12)]
+
+
 class Stay(TypedDict):
     """A request at a stage."""
 
     __pydantic_config__ = _OPEN  # type: ignore[misc]
     stage: str
     worker: str | None
-    queued: float
-    admitted: float | None
-    started: float | None
-    finished: float | None
+    queued: Time
+    admitted: Time | None
+    started: Time | None
+    finished: Time | None
     prompt: NotRequired[int]
     limit: NotRequired[int]
     generated: NotRequired[int]
-    arrival: NotRequired[float]
-    first_token: NotRequired[float | None]
-    last_token: NotRequired[float | None]
+    arrival: NotRequired[Time]
+    first_token: NotRequired[Time | None]
+    last_token: NotRequired[Time | None]
     preemptions: NotRequired[int]
-    tokens: NotRequired[list[float]]
+    tokens: NotRequired[list[Time]]
     iterations: NotRequired[int]
 
 
@@ -49,12 +53,12 @@ class RequestLine(TypedDict):
 
     __pydantic_config__ = _OPEN  # type: ignore[misc]
     id: int
-    arrival: float
-    deadline: float | None
+    arrival: Time
+    deadline: Time | None
     work: dict[str, int]
     outcome: Literal["met", "late", "dropped", "failed"] | None
     reason: str | None
-    finished: float | None
+    finished: Time | None
     stages: list[Stay]
 
 
@@ -65,12 +69,12 @@ class BatchLine(TypedDict):
     id: int
     worker: str
     modules: list[str]
-    start: float
-    end: float
+    start: Time
+    end: Time
     iterations: int
     requests: list[int]
     thread: NotRequired[int]
-    ends: NotRequired[list[float]]
+    ends: NotRequired[list[Time]]
     prefill: NotRequired[list[tuple[int, int, int] | list[int]]]
     decode: NotRequired[int]
     context: NotRequired[int]
@@ -82,9 +86,15 @@ class _Named(TypedDict):
     name: NotRequired[str]
 
 
+class _Arrivals(TypedDict):
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+    rate: NotRequired[float | None]
+    cv: NotRequired[float | None]
+
+
 class _Workload(TypedDict):
     __pydantic_config__ = _OPEN  # type: ignore[misc]
-    arrivals: NotRequired[dict[str, Any]]
+    arrivals: NotRequired[_Arrivals]
 
 
 class _Experiment(TypedDict):

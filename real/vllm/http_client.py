@@ -59,7 +59,11 @@ async def _serve(where: SplitResult, requests: list[Planned], model: str | None)
         raise BadInput(f"the server answers /v1/models with {status}", where=f"--url {where.geturl()}")
     known = _models(body, f"--url {where.geturl()}")
     if model is not None and model not in known:
-        raise BadInput(f"the server has no model {model!r}", where="--model", right=", ".join(known))
+        raise BadInput(
+            f"the server has no model {model!r}",
+            where="--model",
+            right=_shown(", ".join(known).encode(errors="replace")),
+        )
     zero = time.monotonic() + LEAD
     name = model or known[0]
     served = await asyncio.gather(*(_one(where, name, planned, zero) for planned in requests))
@@ -163,7 +167,8 @@ def _choices(text: bytes) -> Iterator[tuple[int, str | None]]:
 
 
 def _shown(text: bytes) -> str:
-    words = " ".join(text[:200].decode(errors="replace").split())
+    plain = "".join(c if c.isprintable() else " " for c in text[:200].decode(errors="replace"))
+    words = " ".join(plain.split())
     return words if len(words) <= 60 else words[:57] + "..."
 
 

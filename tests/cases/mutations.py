@@ -1,5 +1,6 @@
 """Damaged files, drawn by seed: a value of JSON in another's place, a key that is gone, bytes flipped or cut off."""
 
+import copy
 import json
 import random
 from typing import Any
@@ -36,7 +37,7 @@ def mutated(text: str, draw: random.Random) -> bytes:
         kind = draw.random()
         there = places(lines[number])
         if kind < 0.1 or not there:
-            lines[number] = draw.choice(VALUES)
+            lines[number] = copy.deepcopy(draw.choice(VALUES))
             continue
         *above, last = draw.choice(there)
         holder = lines[number]
@@ -45,11 +46,11 @@ def mutated(text: str, draw: random.Random) -> bytes:
         if kind < 0.3:
             del holder[last]
         elif kind < 0.4 and isinstance(holder, list):
-            holder.append(holder[last])
+            holder.append(copy.deepcopy(holder[last]))
         else:
-            holder[last] = draw.choice(VALUES)
+            holder[last] = copy.deepcopy(draw.choice(VALUES))
         if kind > 0.95:
-            lines.append(lines[number])
+            lines.append(copy.deepcopy(lines[number]))
     data = b"\n".join(json.dumps(line).encode("utf-8", "replace") for line in (lines[:1] if whole else lines)) + b"\n"
     return damaged(data, draw) if draw.random() < 0.1 else data
 
