@@ -70,6 +70,13 @@ class MeasuredRun:
 def read(path: Path) -> tuple[list[str], list[MeasuredRun]]:
     """The header and the runs of a table. Raises `BadInput` naming the line that is wrong."""
     reader = csv.DictReader(read_text(path).splitlines())
+    try:
+        return _runs_of(reader, path)
+    except csv.Error as error:  # a field of more than 131,072 characters, say
+        raise BadInput(f"no CSV: {error}", where=f"{path}:{reader.line_num + 1}") from None
+
+
+def _runs_of(reader: csv.DictReader[str], path: Path) -> tuple[list[str], list[MeasuredRun]]:
     header = [name.strip() for name in reader.fieldnames or []]
     reader.fieldnames = header
     for name in COLUMNS:

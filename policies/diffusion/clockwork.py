@@ -20,6 +20,7 @@ from collections import deque
 from typing import Literal
 
 from servetwin.core import BadInput, Batch, Decision, Policy, Task, WorkerView
+from servetwin.core.slo import latest
 
 Lists = dict[int, deque[Task]]
 
@@ -148,7 +149,7 @@ class Clockwork(Policy):
                 if not waiting:
                     continue
                 duration = self.duration(steps, n)
-                while waiting and waiting[0].deadline < now + duration:
+                while waiting and latest(waiting[0].deadline) < now + duration:
                     self._leave_list(waiting.popleft(), drop)
                 if len(waiting) == n:  # exactly: a longer list is blocked until it shrinks
                     best = min(best, (waiting[0].deadline - duration, steps, n))
@@ -172,7 +173,8 @@ class Clockwork(Policy):
         """Take the requests out of the lists of their class that could not make it if they began at *begin*."""
         step, once = self.step, self.once
         for n, waiting in self.classes[steps].items():
-            while waiting and waiting[0].deadline < begin + (steps * step[n] + once[n]):  # `duration`, written out
+            seconds = steps * step[n] + once[n]  # `duration`, written out
+            while waiting and latest(waiting[0].deadline) < begin + seconds:
                 self._leave_list(waiting.popleft(), drop)
 
     def _give_up(self, now: float, drop: list[Task]) -> float | None:
@@ -194,7 +196,7 @@ class Clockwork(Policy):
                         best[task] = min(best.get(task, math.inf), seconds)
         wake = math.inf
         for task, seconds in best.items():
-            if task.deadline < now + seconds:
+            if latest(task.deadline) < now + seconds:
                 del self.places[task]
                 drop.append(task)
             else:
@@ -217,8 +219,8 @@ class Clockwork(Policy):
 
     def _next_expiry(self) -> float | None:
         """When the next request falls out of a list, if any is left that cannot run now."""
-        latest = [w[0].deadline - self.duration(s, n) for s, ls in self.classes.items() for n, w in ls.items() if w]
-        return min(latest) + JUST_AFTER if latest else None
+        last = [w[0].deadline - self.duration(s, n) for s, ls in self.classes.items() for n, w in ls.items() if w]
+        return min(last) + JUST_AFTER if last else None
 
     def ended(self, batch: Batch, view: WorkerView, now: float) -> None:
         if self.pacing == "tracked":

@@ -22,6 +22,7 @@ from heapq import heappop, heappush
 from typing import Literal
 
 from servetwin.core import BadInput, Batch, Decision, Policy, Repeat, Task, WorkerView
+from servetwin.core.slo import latest
 
 #: Slack (seconds) within which the time of the next drop is not trusted, and the exact test is made instead.
 MARGIN = 1e-6
@@ -118,10 +119,11 @@ class NeuStream(Policy):
 
     def admit(self, task: Task, view: WorkerView, now: float) -> bool:
         alone = view.solo(task) + self.allowance
-        if task.deadline < now + alone:
+        deadline = latest(task.deadline)  # who would end exactly then is not dropped for a last bit
+        if deadline < now + alone:
             return False
         here = task.left * self.step
-        entry = Entry(task, self.admissions, task.deadline - (alone - here))
+        entry = Entry(task, self.admissions, deadline - (alone - here))
         self.admissions += 1
         heappush(self.high, (entry.key, entry))
         self.next_drop = min(self.next_drop, entry.due - here)

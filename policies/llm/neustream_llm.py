@@ -42,6 +42,7 @@ from typing import Literal
 
 from servetwin.core import BadInput, Repeat
 from servetwin.core.llm import ALL, Step, TokenPolicy, TokenTask, TokenView, queue_order
+from servetwin.core.slo import latest, slack
 
 #: All decode, until something changes.
 DECODE = Step(decode=ALL, repeat=Repeat(sys.maxsize))
@@ -132,8 +133,8 @@ class NeuStreamLLM(TokenPolicy):
         slo, g = self.slo, task.generated
         lenience = max(0, self.lenient_steps - g) * beta
         if self.preempted == "fresh" or not g:
-            return slo.deadline(task, 1) + lenience - now < slo.alone(task.prompt)
-        return slo.deadline(task, g + 1) + lenience - now < slo.alone(task.pending)
+            return latest(slo.deadline(task, 1)) + lenience - now < slo.alone(task.prompt)
+        return latest(slo.deadline(task, g + 1)) + lenience - now < slo.alone(task.pending)
 
     def _slack(self, task: TokenTask, beta: float) -> float:
         """When, at the latest, the decode step must end that is to come after the prefill of a candidate."""
@@ -150,7 +151,7 @@ class NeuStreamLLM(TokenPolicy):
         if len(known) > 2 * len(view.running) + 64:
             known = self.known = {task: known[task] for task in view.running if task in known}
         bend = 0.5 * slo.decode_scale * slo.d1
-        slacks, lines = [], known.get
+        slacks, lines, since = [], known.get, now - slack(now)
         for task in view.running:
             line = lines(task)
             if line is None:
@@ -158,12 +159,12 @@ class NeuStreamLLM(TokenPolicy):
                 line = known[task] = (slo.deadline(task, 1), slope)
             first, slope = line
             g = task.generated
-            slack = first + g * (slope + bend * (g + 1))
+            due = first + g * (slope + bend * (g + 1))
             if steps > g:
-                slack += (steps - g) * beta
-            if slack < now:
+                due += (steps - g) * beta
+            if due < since:
                 return []
-            slacks.append(slack)
+            slacks.append(due)
         return slacks
 
     # -- how many -----------------------------------------------------------------------------------------
@@ -188,7 +189,7 @@ class NeuStreamLLM(TokenPolicy):
             cost = view.estimate_prefill(totals[m - 1], None if m == 1 else squares[m - 1])
             batch, context = len(running) + m, view.context + contexts[m - 1]
             end = now + cost + self._decode(view, batch, context)
-            if tightest[m] < end:
+            if tightest[m] < end - slack(end):
                 return False
             return not self.lookahead or self._looks_well(m, end, running, candidates, ordered, view, context)
 
