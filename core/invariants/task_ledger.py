@@ -33,6 +33,7 @@ WRITABLE = frozenset(
         "generated",
         "computed",
         "count",
+        "drop",
         *Step.__slots__,  # an engine goes by what a step said when it was made
     )
 )

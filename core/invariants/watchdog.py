@@ -20,9 +20,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from ..errors import BadInput, PolicyFault
 from .code_inspection import files_of, named, own
@@ -118,6 +118,7 @@ class _Watch:
             if self.over.is_set():
                 return
             self.over.set()
+        self.thread.join()
         if self.told and self.number is None:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident), None)
         if self.number is not None:
@@ -165,6 +166,11 @@ class _Watch:
 
     def _stop(self, frames: Sequence[FrameType]) -> None:
         self.told = self._tell(frames)
+        # A policy that catches what ends the call, and answers, is not asked again.
+        for policy in self.policies:
+            for name in METHODS:
+                with suppress(AttributeError):
+                    object.__setattr__(policy, name, _refuse)
         for _ in range(TRIES):
             if self._raised():
                 return
@@ -209,6 +215,10 @@ class _Watch:
             where = f" at worker {name}" if isinstance(name, str) else ""
             at, what = named(policy, line), f"one call of {call.f_code.co_name}{where}"
         return f"{at}: {what} has taken {self.seconds:g} s and does not come to an end (right would be: {right})"
+
+
+def _refuse(*_: object) -> NoReturn:
+    raise Endless
 
 
 def _codes(policy: object) -> Iterator[CodeType]:

@@ -219,9 +219,12 @@ class TokenView(WorkerView):
 
     def solo(self, task: Task) -> float:
         """Seconds that *task* still wants if it is served alone and puts out as much as it may."""
+        return self.solo_after(task, 0)
+
+    def solo_after(self, task: Task, done: int) -> float:
         assert isinstance(task, TokenTask)
-        steps = max(0, task.left)
-        middle = task.prompt + task.generated + steps // 2
+        steps = max(0, task.left - done)
+        middle = task.prompt + task.generated + done + steps // 2
         pending = 0 if task.decoding else task.pending  # 0 also while its prefill is in flight
         seconds = self.estimate_prefill(pending) if pending else 0.0
         return seconds + steps * self.estimate_decode(1, middle)

@@ -183,7 +183,7 @@ def longest_answer(experiment: Experiment, module: str, profile: Profile) -> flo
 def estimates(experiment: Experiment, profiles: dict[str, Profile]) -> Callable[[WorkerSpec], Estimate]:
     """For each worker, what its policy is told of modules: its own on its device, others on the first that serves
     them."""
-    kind = experiment.deployment.estimates
+    kind, hold = experiment.deployment.estimates, experiment.time.hold  # policies plan with what is held, too
     tools: dict[str, float] = {}
     first: dict[str, Estimate] = {}
     for spec in experiment.deployment.workers:
@@ -193,10 +193,10 @@ def estimates(experiment: Experiment, profiles: dict[str, Profile]) -> Callable[
             elif is_engine(experiment, spec):
                 tools.setdefault(module, longest_answer(experiment, module, profiles[spec.device]))
             else:
-                first.setdefault(module, profiles[spec.device].estimate(kind))
+                first.setdefault(module, profiles[spec.device].estimate(kind, hold=hold))
 
     def of(spec: WorkerSpec) -> Estimate:
-        own = profiles[spec.device].estimate(kind) if spec.device is not None else None
+        own = profiles[spec.device].estimate(kind, hold=hold) if spec.device is not None else None
         if own is not None and not tools and set(first) <= set(profiles[spec.device or ""].modules):
             return own
         table = dict(first)

@@ -144,11 +144,14 @@ def _run(point: Experiment, *, alone: bool) -> tuple[Log, list[Asked]]:
 
 
 def _same(policy: object, one: Log, other: Log, what: str) -> None:
-    """Raise `PolicyFault` where the two differ first."""
-    for a, b in zip([*one.ran, None], [*other.ran, None], strict=False):
+    """Raise `PolicyFault` where the two differ first, by time: what runs many iterations as one event is told of
+    when the last of them ends."""
+    first, second = (sorted(log.ran, key=lambda ran: (ran[1], ran[0])) for log in (one, other))
+    for a, b in zip([*first, None], [*second, None], strict=False):
         if a != b:
             told = "; ".join(f"{x[0]} runs {x[2]} until {x[1]:.9g} s" if x is not None else "nothing" for x in (a, b))
             raise PolicyFault(f"{named(own(policy))}: {what}: {told}")
-    if one.ends != other.ends:
-        a, b = next(pair for pair in zip(one.ends, other.ends, strict=False) if pair[0] != pair[1])
+    ends = [sorted(log.ends, key=lambda end: (end[2], end[0])) for log in (one, other)]
+    if ends[0] != ends[1]:
+        a, b = next(pair for pair in zip(*ends, strict=False) if pair[0] != pair[1])
         raise PolicyFault(f"{named(own(policy))}: {what}: request {a[0]} ends as {a[1]}, or request {b[0]} as {b[1]}")

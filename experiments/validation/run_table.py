@@ -103,6 +103,8 @@ def _run(line: int, cells: dict[str, str], where: str) -> MeasuredRun:
         right = suggest(cells["policy"], policy_names())
         raise BadInput(f"unknown policy {cells['policy']!r}", where=f"{where}: policy", right=right)
     requests = _count(cells["requests"], f"{where}: requests", 1, None)
+    if cells.get("mean_batch"):  # which scores divide by
+        _number(cells["mean_batch"], f"{where}: mean_batch")
     return MeasuredRun(
         line=line,
         cells=cells,

@@ -22,7 +22,7 @@ from heapq import heappop, heappush
 from typing import Literal
 
 from servetwin.core import BadInput, Batch, Decision, Policy, Repeat, Task, WorkerView
-from servetwin.core.slo import latest
+from servetwin.core.slo import latest, slack
 
 #: Slack (seconds) within which the time of the next drop is not trusted, and the exact test is made instead.
 MARGIN = 1e-6
@@ -119,11 +119,10 @@ class NeuStream(Policy):
 
     def admit(self, task: Task, view: WorkerView, now: float) -> bool:
         alone = view.solo(task) + self.allowance
-        deadline = latest(task.deadline)  # who would end exactly then is not dropped for a last bit
-        if deadline < now + alone:
+        if latest(task.deadline) < now + alone:
             return False
         here = task.left * self.step
-        entry = Entry(task, self.admissions, deadline - (alone - here))
+        entry = Entry(task, self.admissions, task.deadline - (alone - here))
         self.admissions += 1
         heappush(self.high, (entry.key, entry))
         self.next_drop = min(self.next_drop, entry.due - here)
@@ -183,7 +182,8 @@ class NeuStream(Policy):
         self.current = []
 
     def _hopeless(self, entry: Entry, now: float) -> bool:
-        return entry.due - now <= entry.task.left * self.step
+        # Who would end exactly when it is due is hopeless, as in the artifact, whatever the last bit.
+        return entry.due - now <= entry.task.left * self.step + slack(now)
 
     def _expire_current(self, now: float) -> list[Task]:
         drop = [e.task for e in self.current if self._hopeless(e, now)]
@@ -195,13 +195,13 @@ class NeuStream(Policy):
     def _expire(self, now: float) -> list[Task]:
         """Drop what cannot make it any more."""
         drop: list[Task] = []
-        step, next_drop = self.step, math.inf
+        step, next_drop, since = self.step, math.inf, now + slack(now)
         for queue in (self.high, self.low):
             kept: Queue = []
             for item in _popped(queue):
                 entry = item[1]
                 here = entry.task.left * step
-                if entry.due - now <= here:
+                if entry.due - since <= here:
                     drop.append(entry.task)
                 else:
                     kept.append(item)
