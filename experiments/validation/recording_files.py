@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NotRequired
@@ -100,6 +101,16 @@ class RecordingOfTokens(TypedDict):
     profile: NotRequired[str | None]
 
 
+@contextmanager
+def _of_a_recording() -> Iterator[None]:
+    """Say of what is wrong that it makes the file no recording."""
+    try:
+        yield
+    except BadInput as wrong:
+        raise BadInput(f"this is no recording: {wrong.what}", where=wrong.where, right=wrong.right) from None
+
+
+@_of_a_recording()
 def of_steps(path: Path) -> dict[str, Any]:
     """What the recording of a diffusion model in the file *path* holds. Raises `BadInput`."""
     data: dict[str, Any] = checked(unpacked(path), RecordingOfSteps, str(path), RIGHT)
@@ -139,6 +150,7 @@ def _check_steps(run: dict[str, Any], where: str) -> None:
             raise BadInput(f"finished is {end:g} of what came at {begin:g}", where=where, right="later than that")
 
 
+@_of_a_recording()
 def of_tokens(path: Path) -> dict[str, Any]:
     """What the recording of a language model in the file *path* holds. Raises `BadInput`."""
     data: dict[str, Any] = checked(unpacked(path), RecordingOfTokens, str(path), RIGHT)
