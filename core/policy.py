@@ -160,13 +160,18 @@ class WorkerView:
 
     def solo(self, task: Task) -> float:
         """Seconds of compute that *task* still wants if it is served alone: here, and at every stage after this."""
-        stage, work, alone = self.stage, task.request.work, self._alone
+        return self.solo_after(task, 0)
+
+    def solo_after(self, task: Task, done: int) -> float:
+        """The same of a task of which *done* more iterations are over than it says yet: a simulator may take many
+        as one event (see `Repeat`), and *left* is counted down when that is over."""
+        stage, work, alone, left = self.stage, task.request.work, self._alone, task.left - done
         if not alone:
             alone.update({m: self._estimate(m, 1) for m in (*stage.modules, *stage.rest)})
         seconds = 0.0
         if stage.loop:
-            seconds = task.left * alone[stage.loop]
-            if stage.before and task.left == task.iterations:
+            seconds = left * alone[stage.loop]
+            if stage.before and left == task.iterations:
                 seconds += sum([alone[m] for m in stage.before])
         if stage.after:
             seconds += sum([alone[m] for m in stage.after])

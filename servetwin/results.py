@@ -83,7 +83,7 @@ class Result:
     @spoken
     def meta(self) -> dict[str, Any]:
         """The content of ``meta.json``: the resolved experiment, versions, hashes of profiles and policies."""
-        from servetwin.experiments.validation.compare_runs import read_json
+        from servetwin.experiments.validation.run_files import read_json
 
         return read_json(self._records() / "meta.json", "not a run folder: it has no meta.json")
 
@@ -94,7 +94,7 @@ class Result:
         failed), *reason* (of those that did not finish), *finished*, *latency* (seconds), ``steps.MODULE`` for each
         loop module; of a single language model also *prompt* and *generated* (tokens), *ttft* and *tpot* (seconds,
         None where there was no first, or no second, token) and *preemptions*."""
-        from servetwin.experiments.validation.compare_runs import request_lines
+        from servetwin.experiments.validation.run_files import request_lines
 
         return table_of(sorted(map(_request_row, request_lines(self._records())), key=lambda row: row["id"]))
 
@@ -104,7 +104,7 @@ class Result:
         """A row per stay of a request at a stage, by *request*: *stage*, *worker*, *queued*, *admitted*, *started*,
         *finished*, and *iterations*, or *prompt*, *limit*, *generated*, *first_token*, *last_token*, *preemptions* at
         a language model."""
-        from servetwin.experiments.validation.compare_runs import request_lines
+        from servetwin.experiments.validation.run_files import request_lines
 
         records = sorted(request_lines(self._records()), key=lambda record: record["id"])
         return table_of({"request": record["id"], **stay} for record in records for stay in record["stages"])
@@ -116,7 +116,7 @@ class Result:
         it), *iterations* (of a batch of whole requests, all of them), *requests* (their ids), *ends* (of its
         iterations, where it ran several); of a step of a language model *prefill* (lists of id, tokens, tokens
         before), *decode* (requests), *context* (tokens) and *preempted* (ids)."""
-        from servetwin.experiments.validation.compare_runs import batch_lines
+        from servetwin.experiments.validation.run_files import batch_lines
 
         return table_of(_batch_row(line) for line in batch_lines(self._records()))
 
@@ -178,7 +178,7 @@ class Result:
 def load(folder: str | os.PathLike[str]) -> Result:
     """The run whose records are in *folder*: of `Result.save`, ``run(..., folder=...)`` or ``servetwin run --out``,
     simulated or real. Raises `Error` if there is none that came to its end."""
-    from servetwin.experiments.validation.compare_runs import read_json
+    from servetwin.experiments.validation.run_files import read_json
 
     place = Path(folder).expanduser()
     if not place.is_dir():

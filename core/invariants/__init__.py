@@ -13,5 +13,6 @@ Nothing is imported here, since the loop and the engines name laws themselves.
 `code_inspection`   the file and line of a policy that is at fault, and whether its code could write anything
 `purity`            whether a policy's code is certain to do nothing but read
 `integrity`         whether ServeTwin's own modules and classes are as they were
+`watchdog`          ends a call of a policy that never returns
 ==================  ============================================================================================
 """

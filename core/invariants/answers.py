@@ -61,7 +61,8 @@ def check_decision(policy: object, decision: Any, kind: type[Decision] = Decisio
     if kind is not Decision:
         right = kind(decision.prefill, decision.decode, preempt=decision.preempt, drop=decision.drop)  # type: ignore
         if decision.plain != right.plain:  # type: ignore[attr-defined]
-            raise fault(policy, f"plain of its decision is {shown(decision.plain)}", "a new Step")  # type: ignore
+            what = f"its Step was changed after it was made (plain of its decision is {shown(decision.plain)})"  # type: ignore
+            raise fault(policy, what, "a new Step")
     check_repeat(policy, decision.repeat)
     check_time(policy, decision.idle_until)
 

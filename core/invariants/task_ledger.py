@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from ..errors import PolicyFault
+from ..llm.policy import Step
 from ..llm.request import TokenRequest, TokenTask
 from ..pipeline import Stage
 from ..policy import Decision
@@ -31,6 +32,8 @@ WRITABLE = frozenset(
         "generated",
         "computed",
         "count",
+        "drop",
+        *Step.__slots__,  # an engine goes by what a step said when it was made
     )
 )
 

@@ -278,7 +278,7 @@ class TokenEngine(DecodeSums):
         """Do as *step* says; whether anything came of it (a step in flight, or a changed queue: ask again)."""
         view, policy = self.view, self.worker.policy
         changed = bool(step.drop or step.preempt)
-        if changed or step.prefill is None:
+        if changed or step.plain < 0:
             check_decision(policy, step, Step)
         for task in tuple(step.drop):
             self._give_up(cast("TokenTask", task))

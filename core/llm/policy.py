@@ -38,6 +38,10 @@ ALL: Final = All()
 
 #: Kinds of steps: all that can decode do, and nothing else happens; some prefill, and nothing else happens.
 DECODES, PREFILLS = 1, 2
+#: And of what may be none: something in it is false and no list, None say; looked at when it is carried out.
+ODD = -1
+NONE: Final[tuple[()]] = ()
+LISTS: Final = frozenset((list, tuple))
 
 #: What a step computes of which request: (task, tokens).
 Chunk = tuple[TokenTask, int]
@@ -83,13 +87,20 @@ class Step(Decision):
         self.drop = drop
         #: Which of the two common kinds it is, if it is; told once for a step that a policy gives again and again.
         self.plain = 0
-        # None is no list, and is told of when the step is carried out.
-        if not drop and not preempt and drop is not None and preempt is not None:
-            if decode is ALL:
-                if not prefill and prefill is not None:
-                    self.plain = DECODES
-            elif prefill and not decode and decode is not None:
-                self.plain = PREFILLS
+        if not drop and not preempt:
+            if (drop is NONE or type(drop) in LISTS) and (preempt is NONE or type(preempt) in LISTS):
+                if decode is ALL:
+                    if not prefill:
+                        self.plain = DECODES if prefill is NONE or type(prefill) in LISTS else ODD
+                elif not decode:
+                    if decode is not NONE and type(decode) not in LISTS:
+                        self.plain = ODD
+                    elif prefill:
+                        self.plain = PREFILLS
+                    elif type(prefill) not in LISTS:
+                        self.plain = ODD
+            else:
+                self.plain = ODD
         self.idle_until = idle_until
         self.repeat = repeat
         self.standing = standing
@@ -206,9 +217,12 @@ class TokenView(WorkerView):
 
     def solo(self, task: Task) -> float:
         """Seconds that *task* still wants if it is served alone and puts out as much as it may."""
+        return self.solo_after(task, 0)
+
+    def solo_after(self, task: Task, done: int) -> float:
         assert isinstance(task, TokenTask)
-        steps = max(0, task.left)
-        middle = task.prompt + task.generated + steps // 2
+        steps = max(0, task.left - done)
+        middle = task.prompt + task.generated + done + steps // 2
         pending = 0 if task.decoding else task.pending  # 0 also while its prefill is in flight
         seconds = self.estimate_prefill(pending) if pending else 0.0
         return seconds + steps * self.estimate_decode(1, middle)

@@ -142,7 +142,7 @@ def token_worker(
         what = "with asynchronous scheduling nothing is swapped"
         raise BadInput(what, where="deployment.workers: engine.preemption", right="recompute, or asynchronous: false")
     kind = experiment.deployment.estimates
-    plans = profile.tokens("measured" if kind == "measured" else "scheduler")
+    plans = profile.tokens("measured" if kind == "measured" else "scheduler", hold=experiment.time.hold)
     view = TokenView(
         stage,
         limits,

@@ -182,7 +182,7 @@ def estimates(experiment: Experiment, profiles: dict[str, Profile]) -> dict[int,
     asking = [(i, spec) for i, spec in workers if spec.modules[0] not in llms]
     if not asking:
         return {}
-    kind = experiment.deployment.estimates
+    kind, hold = experiment.deployment.estimates, experiment.time.hold  # policies plan with what is held, too
     fixed_seconds: dict[str, float] = {}  # of tools and of language models
     first: dict[str, Estimate] = {}
     for _, spec in workers:
@@ -192,7 +192,7 @@ def estimates(experiment: Experiment, profiles: dict[str, Profile]) -> dict[int,
             elif module in llms:
                 fixed_seconds.setdefault(module, longest_answer(experiment, module, profiles[spec.device]))
             else:
-                first.setdefault(module, profiles[spec.device].estimate(kind))
+                first.setdefault(module, profiles[spec.device].estimate(kind, hold=hold))
 
     def told(table: dict[str, Estimate]) -> Estimate:
         def estimate(module: str, batch: int) -> float:
@@ -206,7 +206,7 @@ def estimates(experiment: Experiment, profiles: dict[str, Profile]) -> dict[int,
         if spec.device is None:
             made[i] = told(first)
             continue
-        own = profiles[spec.device].estimate(kind)
+        own = profiles[spec.device].estimate(kind, hold=hold)
         whole = not fixed_seconds and set(first) <= set(profiles[spec.device].modules)
         made[i] = own if whole else told(first | dict.fromkeys(spec.modules, own))
     return made

@@ -20,7 +20,8 @@ from ..spec.experiment import Experiment
 from ..sweeps import tables
 from ..sweeps.point import title
 from ..sweeps.sweep import find, points, read
-from ..validation.compare_runs import find_runs, read_json
+from ..validation.compare_runs import find_runs
+from ..validation.run_files import read_json
 from ..workload.seed_effect import check_seed_axis, check_seeds_once
 from .diffusion import Backend, Setup
 

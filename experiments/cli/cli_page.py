@@ -34,6 +34,7 @@ Results go to standard output, progress and errors to standard error. An error i
 | 130, 143 | ended by Ctrl-C, or by SIGTERM; the records of a real run are whole up to there |
 
 `SERVETWIN_CACHE` names the folder of the cache of `sweep` and `search`; left out, it is the user's cache folder.
+`SERVETWIN_POLICY_SECONDS` says how many seconds one call of a policy of yours may take (60; 0: no limit).
 """
 
 #: A parameter of a command, its type, and what typer is told of it.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 
 import typer
 from servetwin.core import ServeTwinError
-from servetwin.core.errors import Stopped
+from servetwin.core.errors import PolicyFault, Stopped
+from servetwin.core.invariants import watchdog
 
 from .app import app
 
@@ -22,7 +24,14 @@ def main() -> None:
     SIGTERM (of a batch system, or of a container's end) ends a run as Ctrl-C does, with exit code 143.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    watchdog.give_up = _give_up
     sys.exit(_run())
+
+
+def _give_up(told: str) -> None:
+    """A policy that never returns catches what is to end it, so that nothing but the process is left to be ended."""
+    _fail(told, PolicyFault.exit_code)
+    os._exit(PolicyFault.exit_code)
 
 
 def _terminate(number: int, frame: object) -> None:

@@ -26,7 +26,8 @@ from typing import IO, Any
 from servetwin.core import BadInput
 
 from ..sweeps import tables
-from ..validation.compare_runs import batch_lines, is_run, read_json, request_lines
+from ..validation.compare_runs import is_run
+from ..validation.run_files import batch_lines, read_json, request_lines
 
 Event = dict[str, Any]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from servetwin.core.errors import PolicyFault, Stopped
 from servetwin.core.invariants.answers import write_fault
 from servetwin.core.invariants.code_inspection import by_its_own_word, named, own, raised_at
 from servetwin.core.invariants.integrity import comes_along
+from servetwin.core.invariants.watchdog import watched
 from servetwin.core.policy import PolicyBase
 from servetwin.profiles.llm.step_table import BEYOND
 
@@ -21,7 +23,8 @@ def policies_answer(policies: Sequence[PolicyBase]) -> Iterator[None]:
     passes as it is, since it is a fault of ServeTwin. So does what a signal raises while a policy is asked."""
     inner = [own(policy) for policy in policies]
     try:
-        yield
+        with watched(inner):
+            yield
     except ServeTwinError as error:
         told = _in_our_words(inner, error)
         if told is not None:
@@ -52,7 +55,8 @@ def policy_is_made(kind: type[PolicyBase]) -> Iterator[None]:
     """Likewise, of an error that the making of a policy of this class raises. (What is wrong with its parameters it
     may say itself.)"""
     try:
-        yield
+        with watched([] if inspect.isabstract(kind) else [PolicyBase.__new__(kind)]):
+            yield
     except (ServeTwinError, Stopped):
         raise
     except BaseException as error:

@@ -34,6 +34,7 @@ from servetwin.core.errors import PolicyFault, Stopped
 from servetwin.core.invariants.answers import fault
 from servetwin.core.invariants.code_inspection import by_its_own_word, named
 from servetwin.core.invariants.integrity import comes_along, intact
+from servetwin.core.invariants.watchdog import longest, watched
 from servetwin.core.llm import TokenPolicy
 from servetwin.core.policy import PolicyBase
 from servetwin.policies import diffusion, llm
@@ -105,8 +106,9 @@ def _right(name: str) -> str:
 def _import(module: str) -> ModuleType:
     if module.startswith("servetwin."):
         return importlib.import_module(module)
+    longest()
     try:
-        with intact(module):
+        with intact(module), watched((), module):
             return importlib.import_module(module)
     except PolicyFault:
         raise
@@ -127,8 +129,9 @@ def _unless_stopped(error: BaseException) -> None:
 def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise BadInput("there is no such policy file", where=str(path))
+    longest()  # what is wrong with that is no fault of the file
     try:
-        with intact(str(path)):
+        with intact(str(path)), watched((), str(path)):
             return load_file(path)
     except PolicyFault:
         raise

@@ -7,6 +7,7 @@
 `replay_diffusion`  recordings of diffusion models; `replay_llm`, `replay_agents`: of the others
 `run_settings`      what an experiment stands on beside its axes: what tells repeats from other runs
 `check_policy`      ``servetwin check``: a policy on short experiments, under all laws
+`run_files`         what a run folder must hold; `recording_files`: what a recording must
 `compare_runs`      two runs; `compare_llm_runs`: of language models
 `compare_grids`     two collections of runs over one grid: gaps, and whether they lead to the same decisions
 ==================  ========================================================================================

@@ -141,7 +141,10 @@ def _of_folder(folder: Path) -> Entry:
 def read_rows(path: Path) -> list[Row]:
     """The rows of a table (.csv or .parquet). Raises `BadInput`."""
     if path.suffix == ".csv":
-        return list(csv.DictReader(yaml_io.read_text(path).splitlines()))
+        try:
+            return list(csv.DictReader(yaml_io.read_text(path).splitlines()))
+        except csv.Error as error:
+            raise BadInput(f"no CSV: {error}", where=str(path)) from None
     import pyarrow.parquet
 
     try:

@@ -5,8 +5,7 @@ Reads run folders, and for the last the profiles that the runs name, where they 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from servetwin.core import BadInput
 
 from . import compare_llm_runs
+from .run_files import batch_lines, read_json, request_lines
 
 if TYPE_CHECKING:
     from servetwin.profiles import Kind
@@ -70,6 +70,11 @@ def read(folder: Path) -> RunRecords:
     if len(outcomes) != summary.get("requests", len(outcomes)):
         what = f"it has {len(outcomes)} requests, and summary.json counts {summary['requests']}"
         raise BadInput(what, where=str(folder / "requests.jsonl"), right="the whole file")
+    found = Counter(outcomes.values())
+    for name in ("met", "late", "dropped", "failed"):
+        if outcomes and found[name] != summary[name]:
+            what = f"{found[name]} requests are {name}, and summary.json counts {summary[name]}"
+            raise BadInput(what, where=str(folder / "requests.jsonl"), right="the files of one run")
     return RunRecords(folder, meta, summary, outcomes, np.array(latencies), asked)
 
 
@@ -90,40 +95,6 @@ def are_runs(first: Path, second: Path) -> bool:
 def find_runs(folder: Path) -> list[Path]:
     """The folders, at any depth in *folder*, of runs that came to their end."""
     return sorted(meta.parent for meta in folder.rglob("meta.json") if (meta.parent / "summary.json").is_file())
-
-
-def request_lines(folder: Path) -> Iterator[dict[str, Any]]:
-    """The records of the requests of a run, in the order in which they ended."""
-    return _lines(folder / "requests.jsonl")
-
-
-def batch_lines(folder: Path) -> Iterator[dict[str, Any]]:
-    """The records of the batches of a run, in the order in which they ended."""
-    return _lines(folder / "batches.jsonl")
-
-
-def read_json(path: Path, missing: str) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInput(missing, where=str(path.parent), right="a folder that `servetwin run --out` wrote") from None
-    except json.JSONDecodeError as error:
-        raise BadInput(f"no valid JSON: {error.msg}", where=f"{path}:{error.lineno}") from None
-    if not isinstance(found, dict):
-        raise BadInput("there is no mapping", where=str(path))
-    return found
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    yield json.loads(line)
-                except json.JSONDecodeError:
-                    raise BadInput("the line is no JSON", where=f"{path}:{number}") from None
-    except FileNotFoundError:
-        raise BadInput(f"not a run folder: it has no {path.name}", where=str(path.parent)) from None
 
 
 def compare(first: Path, second: Path) -> dict[str, Any]:

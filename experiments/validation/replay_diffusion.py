@@ -29,10 +29,12 @@ from servetwin.core import (
     WorkerView,
 )
 from servetwin.core.client import play
+from servetwin.core.llm import TokenPolicy
 from servetwin.profiles import Profile, load
 from servetwin.sim.measured import TimeOptions, measured_executor
 
 from ..spec.policy_registry import find_policy
+from . import recording_files
 
 #: How outcomes are written in a recording.
 LETTERS = {"met": "m", "late": "l", "dropped": "d", "failed": "f"}
@@ -131,13 +133,13 @@ class Recording:
 
 def read_recording(path: Path) -> Recording:
     """The recording in the file *path*. Raises `BadInput`."""
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            data = json.load(file)
-        runs = [RecordedRun(**run) for run in data.pop("runs")]
-        return Recording(runs=runs, **data)
-    except (OSError, EOFError, ValueError, TypeError, KeyError) as problem:
-        raise BadInput(f"this is no recording: {problem}", where=str(path), right="a .json.gz of runs") from None
+    data = recording_files.of_steps(path)
+    runs = [RecordedRun(**run) for run in data.pop("runs")]
+    for number, run in enumerate(runs):
+        if issubclass(find_policy(run.policy), TokenPolicy):
+            what = f"{run.policy} is a policy for language models"
+            raise BadInput(what, where=f"{path}: runs.{number}", right="neustream, clockwork, edf or fcfs")
+    return Recording(runs=runs, **data)
 
 
 def write_recording(recording: Recording, path: Path) -> None:

@@ -19,7 +19,8 @@ from ..spec.experiment import Experiment
 from ..spec.loading import load
 from ..spec.overrides import Override
 from ..sweeps.point import AVERAGED, Row, main_worker, results_of, settings_of
-from .compare_runs import RunRecords, find_runs, is_run, read, request_lines
+from .compare_runs import RunRecords, find_runs, is_run, read
+from .run_files import request_lines
 from .run_table import MeasuredRun
 
 

@@ -7,17 +7,15 @@ simulated time by a profile, and `gaps` compares.
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from servetwin.core import Module, Outcome, Pipeline, Recorder, Request, ServingLoop
+from servetwin.core import BadInput, Module, Outcome, Pipeline, Recorder, Request, ServingLoop
 from servetwin.core.client import play
-from servetwin.core.llm import CumulativeSLO, EngineLimits, TokenRequest, TokenTask, TokenView
+from servetwin.core.llm import CumulativeSLO, EngineLimits, TokenPolicy, TokenRequest, TokenTask, TokenView
 from servetwin.core.llm.batch import TokenBatch
 from servetwin.core.llm.worker import Host, TokenWorker
 from servetwin.core.slo import latest
@@ -28,6 +26,7 @@ from servetwin.profiles.llm.step_table import TokenTable
 
 from ..assembly.llm_workers import host_ahead
 from ..spec import policy_registry
+from . import recording_files
 
 if TYPE_CHECKING:
     from servetwin.sim.llm.lane import StepTimes
@@ -94,11 +93,13 @@ class Campaign:
 
 
 def read(path: Path) -> Campaign:
-    """A file that `write` wrote."""
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        data = json.load(file)
+    """A file of measured runs. Raises `BadInput`."""
+    data = recording_files.of_tokens(path)
     runs = []
-    for run in data["runs"]:
+    for number, run in enumerate(data["runs"]):
+        if run["policy"] != "own" and not issubclass(policy_registry.find_policy(run["policy"]), TokenPolicy):
+            what = f"{run['policy']} is no policy for language models"
+            raise BadInput(what, where=f"{path}: runs.{number}", right="vllm, sarathi, edf-llm or neustream-llm")
         fields = {k: v for k, v in run.items() if k not in ("requests", "limit")}
         sent = tuple(
             Sent(i, arrival, prompt, output, run["limit"], outcome, tuple(_ends(first, gaps)))

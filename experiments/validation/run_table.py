@@ -71,6 +71,13 @@ class MeasuredRun:
 def read(path: Path) -> tuple[list[str], list[MeasuredRun]]:
     """The header and the runs of a table. Raises `BadInput` naming the line that is wrong."""
     reader = csv.DictReader(read_text(path).splitlines())
+    try:
+        return _runs_of(reader, path)
+    except csv.Error as error:  # a field of more than 131,072 characters, say
+        raise BadInput(f"no CSV: {error}", where=f"{path}:{reader.line_num + 1}") from None
+
+
+def _runs_of(reader: csv.DictReader[str], path: Path) -> tuple[list[str], list[MeasuredRun]]:
     header = [name.strip() for name in reader.fieldnames or []]
     reader.fieldnames = header
     for name in COLUMNS:
@@ -97,6 +104,8 @@ def _run(line: int, cells: dict[str, str], where: str) -> MeasuredRun:
         right = suggest(cells["policy"], policy_names())
         raise BadInput(f"unknown policy {cells['policy']!r}", where=f"{where}: policy", right=right)
     requests = _count(cells["requests"], f"{where}: requests", 1, None)
+    if cells.get("mean_batch"):  # which scores divide by
+        _number(cells["mean_batch"], f"{where}: mean_batch")
     return MeasuredRun(
         line=line,
         cells=cells,

@@ -6,6 +6,7 @@ import math
 from collections import deque
 
 from servetwin.core import Policy, Task, WorkerView
+from servetwin.core.slo import latest
 
 Lists = dict[int, deque[Task]]
 
@@ -42,7 +43,8 @@ class WaitingLists(Policy):
         """Take the requests out of the lists of their class that could not make it if they began at *begin*."""
         step, once = self.step, self.once
         for n, waiting in self.classes[steps].items():
-            while waiting and waiting[0].deadline < begin + (steps * step[n] + once[n]):  # `duration`, written out
+            seconds = steps * step[n] + once[n]  # `duration`, written out
+            while waiting and latest(waiting[0].deadline) < begin + seconds:
                 self._leave_list(waiting.popleft(), drop)
 
     def _give_up(self, now: float, drop: list[Task]) -> float | None:
@@ -64,7 +66,7 @@ class WaitingLists(Policy):
                         best[task] = min(best.get(task, math.inf), seconds)
         wake = math.inf
         for task, seconds in best.items():
-            if task.deadline < now + seconds:
+            if latest(task.deadline) < now + seconds:
                 del self.places[task]
                 drop.append(task)
             else:
@@ -87,8 +89,8 @@ class WaitingLists(Policy):
 
     def _next_expiry(self) -> float | None:
         """When the next request falls out of a list, if any is left that cannot run now."""
-        latest = [w[0].deadline - self.duration(s, n) for s, ls in self.classes.items() for n, w in ls.items() if w]
-        return min(latest) + JUST_AFTER if latest else None
+        last = [w[0].deadline - self.duration(s, n) for s, ls in self.classes.items() for n, w in ls.items() if w]
+        return min(last) + JUST_AFTER if last else None
 
     def removed(self, task: Task, view: WorkerView, now: float) -> None:
         if self.places.pop(task, None) is not None:

@@ -21,6 +21,7 @@ from typing import Literal
 
 from servetwin.core import BadInput, Batch, Decision, Task, WorkerView
 from servetwin.core.parameters import above, at_least
+from servetwin.core.slo import latest
 
 from ._waiting_lists import WaitingLists
 
@@ -130,7 +131,7 @@ class Clockwork(WaitingLists):
                 if not waiting:
                     continue
                 duration = self.duration(steps, n)
-                while waiting and waiting[0].deadline < now + duration:
+                while waiting and latest(waiting[0].deadline) < now + duration:
                     self._leave_list(waiting.popleft(), drop)
                 if len(waiting) == n:  # exactly: a longer list is blocked until it shrinks
                     best = min(best, (waiting[0].deadline - duration, steps, n))

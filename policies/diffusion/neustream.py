@@ -23,6 +23,7 @@ from typing import Literal
 
 from servetwin.core import BadInput, Batch, Decision, Policy, Repeat, Task, WorkerView
 from servetwin.core.parameters import above, at_least
+from servetwin.core.slo import latest, slack
 
 from ._queue import Entry, Items, emptied, order_ties, taken_out, tied
 
@@ -83,7 +84,7 @@ class NeuStream(Policy):
 
     def admit(self, task: Task, view: WorkerView, now: float) -> bool:
         alone = view.solo(task) + self.allowance
-        if task.deadline < now + alone:
+        if latest(task.deadline) < now + alone:
             return False
         here = task.left * self.step
         entry = Entry(task, self.admissions, task.deadline - (alone - here))
@@ -129,11 +130,11 @@ class NeuStream(Policy):
     def _expire(self, now: float) -> list[Task]:
         """Drop what cannot make it any more."""
         drop: list[Task] = []
-        step, next_drop = self.step, math.inf
+        step, next_drop, since = self.step, math.inf, now + slack(now)  # who ends just when due is late, as there
         for queue in (self.high, self.low):
             for key, entry in emptied(queue):
                 here = entry.task.left * step
-                if entry.due - now <= here:
+                if entry.due - since <= here:
                     drop.append(entry.task)
                 else:
                     queue.append((key, entry))  # in ascending order, so it is a heap
@@ -169,7 +170,7 @@ class NeuStream(Policy):
             return None
         if self.low:
             self._wait(1)
-        drop = [e.task for e in self.current if e.due - now <= e.task.left * self.step] if late else []
+        drop = [e.task for e in self.current if late and e.due - now <= e.task.left * self.step + slack(now)]
         if late:
             self.current = [e for e in self.current if e.task not in drop]
             self.next_drop = min([e.due - e.task.left * self.step for e in self.current], default=math.inf)

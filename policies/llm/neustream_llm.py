@@ -39,6 +39,7 @@ from typing import Literal
 from servetwin.core import BadInput, Repeat
 from servetwin.core.llm import ALL, Step, TokenPolicy, TokenTask, TokenView, queue_order
 from servetwin.core.parameters import above, at_least
+from servetwin.core.slo import slack
 
 #: Seconds that the artifact adds to a decode step predicted to take at least so many.
 OFFSETS = ((0.055, 0.004), (0.050, 0.003), (0.045, 0.002))
@@ -113,7 +114,7 @@ class NeuStreamLLM(TokenPolicy):
 
     def _hopeless(self, task: TokenTask, beta: float, now: float) -> bool:
         tokens = self._length(task) if task.generated else task.prompt
-        return self._due(task, 1, beta) - now < self.slo.alone(tokens)
+        return self._due(task, 1, beta) + slack(now) - now < self.slo.alone(tokens)
 
     def _largest(
         self, queue: list[TokenTask], ordered: list[TokenTask], beta: float, view: TokenView, now: float
@@ -135,7 +136,7 @@ class NeuStreamLLM(TokenPolicy):
             cost = view.estimate_prefill(totals[m - 1], None if m == 1 else squares[m - 1])
             batch, context = len(running) + m, view.context + contexts[m - 1]
             end = now + cost + self._decode(view, batch, context)
-            if tightest[m] < end:
+            if tightest[m] < end - slack(end):
                 return False
             return not self.lookahead or looks_well(m, end, context)
 
@@ -147,7 +148,7 @@ class NeuStreamLLM(TokenPolicy):
             for step in range(1, max(steps)):
                 context += len(slacks)
                 end += self._decode(view, len(slacks), context)
-                if any(slack < end for slack, n in zip(slacks, steps, strict=True) if n > step):
+                if any(due < end for due, n in zip(slacks, steps, strict=True) if n > step):
                     return False
             return True
 
@@ -178,7 +179,7 @@ class NeuStreamLLM(TokenPolicy):
         if len(known) > 2 * len(view.running) + 64:
             known = self.known = {task: known[task] for task in view.running if task in known}
         bend = 0.5 * slo.decode_scale * slo.d1
-        slacks, lines = [], known.get
+        slacks, lines, since = [], known.get, now - slack(now)
         for task in view.running:
             line = lines(task)
             if line is None:
@@ -186,12 +187,12 @@ class NeuStreamLLM(TokenPolicy):
                 line = known[task] = (slo.deadline(task, 1), slope)
             first, slope = line
             g = task.generated
-            slack = first + g * (slope + bend * (g + 1))
+            due = first + g * (slope + bend * (g + 1))
             if steps > g:
-                slack += (steps - g) * beta
-            if slack < now:
+                due += (steps - g) * beta
+            if due < since:
                 return []
-            slacks.append(slack)
+            slacks.append(due)
         return slacks
 
 

@@ -5,13 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from servetwin.core import LawBroken, Request, Worker
+from servetwin.core import Batch, LawBroken, Request, Task, Worker
+from servetwin.core.llm import TokenTask
 from servetwin.core.llm.worker import TokenWorker
 from servetwin.core.pool import Pool
 
 #: Weights that differ by less than this share are equal: the same jobs in another order may sum up to another last
 #: bit.
 TIE = 1e-9
+
+
+def _runs(task: Task, batch: Batch | None) -> bool:
+    """Whether *task* runs in *batch*, which has run several times on end."""
+    return task.decoding if isinstance(task, TokenTask) else batch is not None and task in batch.tasks
 
 
 class DeviceLoad:
@@ -42,7 +48,13 @@ class DeviceLoad:
         """(seconds alone, deadline) of each request on the worker's device, and of *request* if it went there."""
         for other in self.on[worker.device]:
             view = other.view
-            for tasks in (view.running, view.waiting, other.inbox, other.coming):
+            # Of a batch that runs many iterations as one event, those that are over count, as if each were told of.
+            batch = view.in_flight
+            over = batch.count - 1 if batch is not None else 0
+            for task in view.running:
+                if task.request.outcome is None:
+                    yield view.solo_after(task, over if over and _runs(task, batch) else 0), task.deadline
+            for tasks in (view.waiting, other.inbox, other.coming):
                 for task in tasks:
                     if task.request.outcome is None:
                         yield view.solo(task), task.deadline

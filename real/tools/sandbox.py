@@ -3,20 +3,24 @@
 Enforced for every script: wall-clock and processor time, memory (address space), the size of a file, how many files
 are open, no core dumps, no new privileges, an empty environment, standard input closed, a working folder of its own
 that is removed afterwards. Where Linux allows it to this user (`confinement` tells): no network (a network namespace
-without interfaces), and nothing written outside the working folder (Landlock).
+without interfaces), no other process in sight, and none of its own left when it ends (a process namespace), nothing
+written outside the working folder (Landlock), no sockets of the file system (seccomp).
 
-Not enforced: what a script reads; how many files it writes or processes it starts, while its time lasts; a
-process that leaves the session survives until it is out of processor time. It is a guard against code that is wrong,
-not against one that attacks the kernel.
+Not enforced: what a script reads; how many files it writes or processes it starts, while its time lasts; where there
+is no process namespace, a process that leaves the session survives until it is out of processor time. It is a guard
+against code that is wrong, not against one that attacks the kernel.
 """
 
 from __future__ import annotations
 
 import contextlib
+import heapq
 import json
 import os
+import secrets
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -30,6 +34,8 @@ from servetwin.core import BadInput
 CHILD = Path(__file__).with_name("sandbox_child.py")
 #: Of a script's output so much is kept, in bytes, from its end.
 TAIL = 4096
+#: Of the files that it left so many are told.
+MOST_FILES = 1000
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ def run_script(script: Path, limits: Limits | None = None, *, keep: Path | None 
         reason, enforced, output = _run(folder / script.name, folder, limits)
         seconds = time.monotonic() - began
         ours = {script.name, "output"}
-        files = sorted(p for p in folder.iterdir() if p.name not in ours)
+        files = heapq.nsmallest(MOST_FILES, (p for p in folder.iterdir() if p.name not in ours))
         if keep is not None:
             keep.mkdir(parents=True, exist_ok=True)
             for path in files:
@@ -88,7 +94,40 @@ def run_script(script: Path, limits: Limits | None = None, *, keep: Path | None 
                     shutil.copyfile(path, keep / path.name)
         return Result(reason, seconds, output, tuple(p.name for p in files), enforced)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
+
+
+def remove(folder: Path) -> None:
+    """Remove *folder*, however deep and long-named what a script has nested in it: each folder is emptied into the
+    top one, so that no path and no number of open files grows with the depth."""
+    with contextlib.suppress(OSError):
+        os.chmod(folder, 0o700)
+        top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            names, made, mark = os.listdir(top), 0, secrets.token_hex(8)
+            while names:
+                name = names.pop()
+                with contextlib.suppress(OSError):
+                    if not stat.S_ISDIR(os.lstat(name, dir_fd=top).st_mode):
+                        os.unlink(name, dir_fd=top)
+                        continue
+                    os.chmod(name, 0o700, dir_fd=top)
+                    inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=top)
+                    try:
+                        for below in os.listdir(inner):
+                            if stat.S_ISDIR(os.lstat(below, dir_fd=inner).st_mode):
+                                made += 1
+                                os.chmod(below, 0o700, dir_fd=inner)
+                                os.rename(below, f"{mark}{made}", src_dir_fd=inner, dst_dir_fd=top)
+                                names.append(f"{mark}{made}")
+                            else:
+                                os.unlink(below, dir_fd=inner)
+                    finally:
+                        os.close(inner)
+                    os.rmdir(name, dir_fd=top)
+        finally:
+            os.close(top)
+        os.rmdir(folder)
 
 
 def _run(script: Path, folder: Path, limits: Limits) -> tuple[str, tuple[str, ...], str]:
@@ -140,6 +179,7 @@ def _reason(code: int, late: bool, limits: Limits, output: str) -> str:
     if code == 0:
         return ""
     last = output.strip().splitlines()[-1] if output.strip() else ""
+    last = "".join(c if c.isprintable() else " " for c in last[:500]).strip()  # no word to the terminal
     if code < 0:
         name = signal.Signals(-code).name
         told = {"SIGXCPU": "used up its processor time", "SIGXFSZ": "wrote too large a file"}
@@ -149,7 +189,8 @@ def _reason(code: int, late: bool, limits: Limits, output: str) -> str:
 
 @cache
 def confinement() -> tuple[str, ...]:
-    """What this system enforces for this user: of "limits", "no_network" and "writes_confined"."""
+    """What this system enforces for this user: of "limits", "no_network", "own_processes", "writes_confined" and
+    "no_path_sockets"."""
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "nothing.py"
         script.write_text("")

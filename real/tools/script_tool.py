@@ -34,7 +34,12 @@ class ScriptTool:
 
     def call(self, request: int) -> Result:
         """Run the script of *request*."""
-        result = run_script(self.scripts[request % len(self.scripts)], self.limits)
+        script = self.scripts[request % len(self.scripts)]
+        try:
+            result = run_script(script, self.limits)
+        except OSError as error:  # no room, say, for which a script may be to blame: it fails nobody but itself
+            what = f"{script.name} could not be run: {error.strerror or error}"
+            result = Result(what, 0.0, "", (), ())
         self.results.append(result)
         return result
 

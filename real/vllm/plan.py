@@ -34,6 +34,7 @@ class Served:
     times: list[float] = field(default_factory=list)
     preemptions: int = 0
     ended: float = 0.0
+    reason: str = ""  #: why it failed, if that is known of this one
 
 
 @dataclass

@@ -71,7 +71,7 @@ def _settle(task: TokenTask, worker: TokenWorker, served: Served, end: float, re
     elif served.outcome == "dropped":
         request.outcome, request.reason = Outcome.DROPPED, f"dropped at {view.name}"
     else:
-        request.outcome, request.reason = Outcome.FAILED, reason
+        request.outcome, request.reason = Outcome.FAILED, served.reason or reason
 
 
 def _batches(run: Run, worker: TokenWorker, tasks: dict[int, TokenTask]) -> Iterator[TokenBatch]:

@@ -277,7 +277,9 @@ def test_what_cannot_be_compared(servetwin, toy: Path, tmp_path: Path, monkeypat
     servetwin("run", toy, "--out", "toy")
     (tmp_path / "empty").mkdir()
     (tmp_path / "other" / "a").mkdir(parents=True)
-    for name, text in (("meta.json", "{}"), ("summary.json", "{}"), ("requests.jsonl", "")):
+    counts = dict.fromkeys(("requests", "met", "late", "dropped", "failed", "finished"), 0)
+    summary = json.dumps({**counts, "attainment": 0.0, "request_goodput": 0.0, "workers": {}})
+    for name, text in (("meta.json", "{}"), ("summary.json", summary), ("requests.jsonl", "")):
         (tmp_path / "other" / "a" / name).write_text(text)
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     (tmp_path / "words.csv").write_text("workload,policy,requests,met,finished\ntoy,edf,many,1,2\n")
