@@ -38,6 +38,11 @@ OF_OTHERS = {
     ("real/diffusion/process_lane.py", "_exit"): "os._exit, documented for processes that were forked",
     ("real/vllm/internals.py", "_preempt_request"): "the method of vLLM's scheduler that its own schedule() calls",
     ("experiments/provenance/policy_code.py", "_getframe"): "sys._getframe, documented: who defined a class",
+    ("core/invariants/watchdog.py", "_getframe"): "sys._getframe, documented: where a run is watched from",
+    ("core/invariants/watchdog.py", "_current_frames"): "sys._current_frames, documented: where each thread stands",
+    ("real/vllm/watchdog.py", "_current_frames"): "likewise",
+    ("real/tools/sandbox_child.py", "_exit"): "os._exit, documented for processes that were forked",
+    ("experiments/cli/entry.py", "_exit"): "os._exit: a policy that catches everything holds the process",
 }
 
 

@@ -190,11 +190,8 @@ class NeuStream(Policy):
 
     def _catch_up(self, count: int) -> None:
         """Let the queues go through the rounds that were not asked for (see `Repeat`), up to *count* in all."""
-        rounds = count - self.rounds
-        if rounds <= 0:
-            return
-        self.rounds = count
-        if not self.tied:
+        rounds, self.rounds = count - self.rounds, max(count, self.rounds)
+        if rounds > 0 and not self.tied:
             self._wait(rounds)
             return
         for _ in range(rounds):  # the order of equal keys changes as heaps have it
