@@ -27,7 +27,7 @@ from typing import Any
 from servetwin.core import BadInput
 
 from . import policy_imports
-from .file_digests import MISSING, combined, file_digest, installed, path_digest
+from .file_digests import MISSING, combined, file_digest, installed, own_folders, path_digest
 from .nondeterminism import doubts_of, goes_by_hashes
 from .policy_imports import Source, imports_of, is_library, locate
 
@@ -373,7 +373,7 @@ def _asking() -> list[Code]:
     """The policies one of whose functions is at work; none if it is the import of a module that is. Code that no file
     holds (of `exec`, say) may be that of any policy of the run."""
     frame: Any = sys._getframe(2)
-    made_up = False
+    made_up = ours = False
     while frame is not None:
         name = frame.f_code.co_filename
         if frame.f_code is _load.__code__ or (
@@ -385,9 +385,16 @@ def _asking() -> list[Code]:
             return [loading]
         if name in _by_file:
             return list(_by_file[name])
-        made_up = made_up or not (os.path.isabs(name) or name.startswith("<frozen "))
+        # What called ServeTwin (a cell, `python -c`) may lie in no file either, and is no policy.
+        ours = ours or name.startswith(_own_roots())
+        made_up = made_up or not (ours or os.path.isabs(name) or name.startswith("<frozen "))
         frame = frame.f_back
     return list((_pinned.get() or {}).values()) if made_up else []
+
+
+@lru_cache(maxsize=1)
+def _own_roots() -> tuple[str, ...]:
+    return tuple(f"{folder}/" for folder in own_folders().values())
 
 
 def _opened(code: Code, path: Any, mode: Any, flags: Any) -> None:
