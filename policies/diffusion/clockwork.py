@@ -20,8 +20,7 @@ from collections import deque
 from typing import Literal
 
 from servetwin.core import BadInput, Batch, Decision, Task, WorkerView
-
-from ._waiting_lists import WaitingLists
+from servetwin.policies.diffusion._waiting_lists import WaitingLists
 
 
 class Clockwork(WaitingLists):

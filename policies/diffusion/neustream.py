@@ -22,8 +22,7 @@ from heapq import heappush
 from typing import Literal
 
 from servetwin.core import BadInput, Batch, Decision, Policy, Repeat, Task, WorkerView
-
-from ._queue import Entry, Items, emptied, order_ties, taken_out, tied
+from servetwin.policies.diffusion._queue import Entry, Items, emptied, order_ties, taken_out, tied
 
 #: Slack (seconds) within which the time of the next drop is not trusted, and the exact test is made instead.
 MARGIN = 1e-6
