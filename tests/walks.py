@@ -159,8 +159,9 @@ def walk_of_an_experiment(name: str) -> Walk:
     raise AssertionError("simulated time never began")
 
 
-def walk_of_a_request(name: str, number: int = 20) -> Walk:
-    """From its arrival to its record in a simulated run; what the policy does, and asks for, is its own."""
+def walk_of_a_request(name: str, batches: bool = False, number: int = 20) -> Walk:
+    """From its arrival to its record in a simulated run; what the policy does, and asks for, is its own. With
+    *batches* also what is handed a batch that the request is in, among others."""
     followed: list[Request] = []
 
     def is_it(value: Any) -> bool:
@@ -171,8 +172,10 @@ def walk_of_a_request(name: str, number: int = 20) -> Walk:
             followed.append(value)
         if not followed:
             return False
+        if is_it(value):
+            return True
         parts = value if isinstance(value, list | tuple | set | dict) else getattr(value, "tasks", ())
-        return is_it(value) or (isinstance(parts, Iterable) and any(map(is_it, parts)))
+        return batches and isinstance(parts, Iterable) and any(map(is_it, parts))
 
     run = build.build(load(name, [("requests", 2 * number)]))
     with watching(Walk(passes, lambda place: place.startswith("policies/"))) as walk:
@@ -196,12 +199,15 @@ def drawings() -> dict[str, str]:
     """The blocks of the page, by what stands in the comment before each."""
     one, other = map(walk_of_an_experiment, EXPERIMENTS)
     first, second = map(walk_of_a_request, EXPERIMENTS)
+    batch, step = [walk_of_a_request(name, batches=True) for name in EXPERIMENTS]
     more = {place: depth for place, depth in other.functions.items() if place not in one.functions}
     return {
         "experiment": drawn(one.functions),
         "experiment, language model": drawn(more),
         "request": drawn(first.functions),
+        "batch": drawn({p: depth for p, depth in batch.functions.items() if p not in first.functions}),
         "request, language model": drawn(second.functions),
+        "step": drawn({p: depth for p, depth in step.functions.items() if p not in second.functions}),
     }
 
 
