@@ -31,7 +31,7 @@ def test_an_experiment_with_a_language_model_needs_little_more() -> None:
     assert files <= 10, walk.files
 
 
-@pytest.mark.parametrize(("name", "most", "files", "with_batches"), [(DIFFUSION, 13, 8, 28), (LANGUAGE, 28, 12, 34)])
+@pytest.mark.parametrize(("name", "most", "files", "with_batches"), [(DIFFUSION, 12, 8, 27), (LANGUAGE, 26, 12, 33)])
 def test_a_request_gets_from_arrival_to_record_in_few_functions(
     name: str, most: int, files: int, with_batches: int
 ) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from heapq import heappop
 from typing import Any, cast
 
-from ..errors import BadInput
 from ..invariants.answers import check_decision, check_kept, check_repeat, fault
 from ..invariants.engine_ledger import FRUITLESS, Guard
 from ..policy import Repeat
@@ -23,7 +22,7 @@ from .batch import Piece, TokenBatch
 from .decode_sums import DecodeSums
 from .host import LLMWorker
 from .policy import DECODES, PREFILLS, All, Chunk, Step, TokenPolicy
-from .request import TokenTask
+from .request import TokenTask, tokens_of_visit
 
 
 class TokenEngine(DecodeSums):
@@ -85,10 +84,10 @@ class TokenEngine(DecodeSums):
             prompt, limit = tokens = request.tokens[self.module]  # type: ignore[attr-defined]
             length = outputs[self.module]  # type: ignore[index]
         except (AttributeError, KeyError, TypeError, ValueError):
-            prompt, limit, length = self._visit(request, outputs)
+            prompt, limit, length = tokens_of_visit(request, outputs, self.stage, self.module)
         else:
             if type(tokens) is list or type(length) is not int or type(prompt) is not int:
-                prompt, limit, length = self._visit(request, outputs)
+                prompt, limit, length = tokens_of_visit(request, outputs, self.stage, self.module)
         task = TokenTask(request, self.stage, now, self.worker.place, prompt, limit)
         if request.tasks:
             task.arrival = now  # at a later stage, tokens are waited for from here on
@@ -102,22 +101,6 @@ class TokenEngine(DecodeSums):
         task = self.task(request, now)
         del self.lengths[task]
         return self.view.solo(task)
-
-    def _visit(self, request: Request, outputs: Outputs | None) -> tuple[int, int, int]:
-        """Prompt, limit and output tokens of a request that comes here several times, or does not say."""
-        try:
-            tokens: Any = request.tokens[self.module]  # type: ignore[attr-defined]
-            length: Any = outputs[self.module]  # type: ignore[index]
-        except (AttributeError, KeyError, TypeError):
-            right = f"prompt, limit and output tokens for {self.module}"
-            raise BadInput(f"{request} has no tokens for stage {self.stage.name}", right=right) from None
-        visit = sum([task.stage is self.stage for task in request.tasks])
-        if not isinstance(length, int):
-            length = length[min(visit, len(length) - 1)]
-        if isinstance(tokens, list):
-            tokens = tokens[min(visit, len(tokens) - 1)]
-        prompt, limit = tokens
-        return prompt if isinstance(prompt, int) else prompt.tokens(request), limit, length
 
     def arrive(self, request: Request) -> None:
         """*request* comes from the client, and nowhere but here: what the loop would do, in one go."""

@@ -203,3 +203,21 @@ class TokenTask(Task):
         return (
             f"<TokenTask of {self.id} at {self.stage.name}: {self.prompt}+{self.generated}, {self.computed} computed>"
         )
+
+
+def tokens_of_visit(request: Request, outputs: Outputs | None, stage: Stage, module: str) -> tuple[int, int, int]:
+    """Prompt, limit and output tokens of *request*, which comes to *stage* once more or does not say. Raises
+    `BadInput` in the latter case."""
+    try:
+        tokens: Any = request.tokens[module]  # type: ignore[attr-defined]
+        length: Any = outputs[module]  # type: ignore[index]
+    except (AttributeError, KeyError, TypeError):
+        right = f"prompt, limit and output tokens for {module}"
+        raise BadInput(f"{request} has no tokens for stage {stage.name}", right=right) from None
+    visit = sum([task.stage is stage for task in request.tasks])
+    if not isinstance(length, int):
+        length = length[min(visit, len(length) - 1)]
+    if isinstance(tokens, list):
+        tokens = tokens[min(visit, len(tokens) - 1)]
+    prompt, limit = tokens
+    return prompt if isinstance(prompt, int) else prompt.tokens(request), limit, length

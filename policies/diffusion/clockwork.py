@@ -22,8 +22,7 @@ from typing import Literal
 from servetwin.core import BadInput, Batch, Decision, Task, WorkerView
 from servetwin.core.parameters import above, at_least
 from servetwin.core.slo import latest
-
-from ._waiting_lists import WaitingLists
+from servetwin.policies.diffusion._waiting_lists import WaitingLists
 
 
 class Clockwork(WaitingLists):

@@ -24,8 +24,7 @@ from typing import Literal
 from servetwin.core import BadInput, Batch, Decision, Policy, Repeat, Task, WorkerView
 from servetwin.core.parameters import above, at_least
 from servetwin.core.slo import latest, slack
-
-from ._queue import Entry, Items, emptied, order_ties, taken_out, tied
+from servetwin.policies.diffusion._queue import Entry, Items, emptied, order_ties, taken_out, tied
 
 #: Slack (seconds) within which the time of the next drop is not trusted, and the exact test is made instead.
 MARGIN = 1e-6

@@ -90,7 +90,7 @@ def as_profile(profiler: Profiler, found: Measured, name: str, command: str) -> 
             f"driver {facts.get('driver', 'none')}; {fitted}"
         ),
         "modules": modules,
-        "costs": costs,
+        "costs": dict(costs),
     }
 
 
