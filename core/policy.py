@@ -158,13 +158,12 @@ class WorkerView:
         """
         return self._estimate(module, batch)
 
-    def solo(self, task: Task) -> float:
-        """Seconds of compute that *task* still wants if it is served alone: here, and at every stage after this."""
-        return self.solo_after(task, 0)
+    def solo(self, task: Task, done: int = 0) -> float:
+        """Seconds of compute that *task* still wants if it is served alone: here, and at every stage after this.
 
-    def solo_after(self, task: Task, done: int) -> float:
-        """The same of a task of which *done* more iterations are over than it says yet: a simulator may take many
-        as one event (see `Repeat`), and *left* is counted down when that is over."""
+        *done* is how many more iterations are over than it says yet: a simulator may take many as one event (see
+        `Repeat`), and counts *left* down when that is over.
+        """
         stage, work, alone, left = self.stage, task.request.work, self._alone, task.left - done
         if not alone:
             alone.update({m: self._estimate(m, 1) for m in (*stage.modules, *stage.rest)})

@@ -88,11 +88,13 @@ class Calendar(simpy.Environment):
         queue = self._queue
         try:
             while queue:
-                event = queue[0][3]
+                entry = heappop(queue)
+                event = entry[3]
                 if isinstance(event, Moment):
-                    self._now = heappop(queue)[0]
+                    self._now = entry[0]
                     event.fire()
                 else:
+                    heappush(queue, entry)
                     self.step()
         except StopSimulation as stop:
             return stop.args[0]

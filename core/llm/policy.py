@@ -215,11 +215,8 @@ class TokenView(WorkerView):
         self.checked, self.sure = taken, taken[:]  # the former is the policy's to change
         return taken
 
-    def solo(self, task: Task) -> float:
-        """Seconds that *task* still wants if it is served alone and puts out as much as it may."""
-        return self.solo_after(task, 0)
-
-    def solo_after(self, task: Task, done: int) -> float:
+    def solo(self, task: Task, done: int = 0) -> float:
+        """Seconds that *task* still wants if it is served alone and puts out as much as it may; see `WorkerView.solo`."""
         assert isinstance(task, TokenTask)
         steps = max(0, task.left - done)
         middle = task.prompt + task.generated + done + steps // 2

@@ -54,7 +54,7 @@ class EDF(Policy):
             self._form()
         if not self.batch:
             return Decision((), drop)
-        return Decision(self.batch, drop, self._repeat(None if changed else late))
+        return Decision(self.batch, drop, None if self.others else self._repeat(None if changed else late))
 
     def _form(self) -> None:
         """Fill the batch, then let those that wait and are more urgent change places with those that run."""
@@ -100,9 +100,10 @@ class EDF(Policy):
 
     def ended(self, batch: Batch, view: WorkerView, now: float) -> None:
         if batch.leaves:
-            self.batch = [t for t in self.batch if t.left]
+            self.batch = self.batch[:]
             for task in [t for t in batch.tasks if not t.left]:
-                self.ends.pop(task, None)
+                if self.ends.pop(task, None) is not None:  # else it was removed while it ran
+                    self.batch.remove(task)
 
     def removed(self, task: Task, view: WorkerView, now: float) -> None:
         self.ends.pop(task, None)
@@ -111,10 +112,8 @@ class EDF(Policy):
 
     # -- speed only -----------------------------------------------------------------------------------------
 
-    def _repeat(self, late: float | None) -> Repeat | None:
+    def _repeat(self, late: float | None) -> Repeat:
         """Where nobody is left out, nothing changes until somebody is *late* (None: that is to be found anew)."""
-        if self.others:
-            return None
         if late is None:
             late = self._next_late() if self.drop_late else math.inf
         return Repeat(self.batch[0].left, late)

@@ -53,7 +53,7 @@ class DeviceLoad:
             over = batch.count - 1 if batch is not None else 0
             for task in view.running:
                 if task.request.outcome is None:
-                    yield view.solo_after(task, over if over and _runs(task, batch) else 0), task.deadline
+                    yield view.solo(task, over if over and _runs(task, batch) else 0), task.deadline
             for tasks in (view.waiting, other.inbox, other.coming):
                 for task in tasks:
                     if task.request.outcome is None:
