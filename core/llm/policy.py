@@ -216,7 +216,7 @@ class TokenView(WorkerView):
         return taken
 
     def solo(self, task: Task, done: int = 0) -> float:
-        """Seconds that *task* still wants if it is served alone and puts out as much as it may; see `WorkerView.solo`."""
+        """Seconds that *task* still wants if it is served alone and puts out as much as it may; *done* as there."""
         assert isinstance(task, TokenTask)
         steps = max(0, task.left - done)
         middle = task.prompt + task.generated + done + steps // 2
