@@ -79,7 +79,7 @@ def show_answers(find: str, answers: Sequence[Answer]) -> None:
 
 def input_lines(summary: dict[str, Any]) -> list[str]:
     """What is to be said of the requests of a run: which part of a trace they are, and what was cut of them."""
-    lines = []
+    lines = list(summary.get("basis", ()))
     if trace := summary.get("trace"):
         part = f"requests {trace['first']:g} s to {trace['last']:g} s after the first"
         lines.append(f"trace: {trace['requests']} of {trace['requests_in_file']} {part}")
@@ -163,6 +163,8 @@ def show_verdict(data: ProfileFile) -> None:
     """Print whether a profile is clean, and what may be asked of it that nobody measured."""
     from servetwin.profiles import verdict
 
+    if line := verdict.basis(data):
+        typer.echo(line)
     lines = verdict.lines(data)
     typer.echo("verdict: not clean" if lines else "verdict: clean")
     for line in lines:
@@ -270,6 +272,8 @@ def _compare_runs(first: Path, second: Path, as_json: bool) -> None:
     elif found["other_requests"] is not None:
         lines.add_row("requests with the same outcome, %", "", "", "-")
     print_table(lines)
+    for line in found["basis"]:
+        typer.echo(line)
     if found["other_requests"] is not None:
         typer.echo(f"not the same requests in A and B: {found['other_requests']}")
     columns = [("iteration, ms", "left"), ("batch", "right"), ("median A", "right"), ("median B", "right")]
