@@ -67,6 +67,7 @@ def engine_limits(spec: WorkerSpec, profile: Profile) -> EngineLimits:
         preemption=given.preemption,
         stamp=given.stamp,
         whole_prompt=given.whole_prompt,
+        keep_freed=given.keep_freed,
     )
 
 
