@@ -366,6 +366,7 @@ def score(
         more = {"seeds": seeds, "jobs": jobs, "keep": keep, "as_they_are": as_they_are}
         scored = engine.score(runs, out, _overrides(sets), **more, progress=report)  # type: ignore[arg-type]
     _show_gaps(scored)
+    commands.show_means(engine.external_means(runs))
     commands.show_decisions(decide(*grids_of(*engine.entries(scored)), target=target, floor=floor))
     if baselines:
         from ..validation.baselines import baselines as others

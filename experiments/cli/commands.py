@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..capacity.search import Answer
     from ..validation.baselines import Baseline
     from ..validation.compare_grids import Decisions
+    from ..validation.replay_external import Means
 
 Devices = Annotated[
     list[str] | None,
@@ -332,6 +333,26 @@ def _compare_grids(
     show_decisions(found)
     if out is not None:
         typer.echo(f"cells in {out}")
+
+
+def show_means(found: list[tuple[str, str | None, list[Means]]]) -> None:
+    """Of runs that somebody else measured: latencies in seconds, measured and simulated, and what they stand on."""
+    for name, basis, means in found:
+        typer.echo(f"{name}, in seconds")
+        lines = table(("", "left"), ("measured", "right"), ("simulated", "right"), ("off, %", "right"),
+                      ("authors' own, %", "right"))  # fmt: skip
+        for m in means:
+            was, off, own = m.measured, m.off, m.authors_error
+            lines.add_row(
+                m.what,
+                "" if was is None else f"{was:.4f}",
+                f"{m.simulated:.4f}",
+                "" if off is None else f"{off:+.2f}",
+                "" if own is None else f"{own:+.1f}",
+            )
+        print_table(lines)
+        if basis is not None:
+            typer.echo(basis)
 
 
 def show_baselines(found: list[Baseline], target: float, floor: float | None) -> None:

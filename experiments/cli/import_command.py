@@ -27,7 +27,7 @@ def import_profile(
     model: Annotated[
         str | None, typer.Option(help="The model by name, or its config.json; else as SOURCE says.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="The device: h100-sxm, ...; else as SOURCE says.")] = None,
+    device: Annotated[str | None, typer.Option(help="The device: h100, ...; else as SOURCE says.")] = None,
     tensor_parallel_size: Annotated[int, typer.Option(help="Devices that are one.")] = 1,
     max_num_batched_tokens: Annotated[int, typer.Option(help="Tokens in a step, at most.")] = 8192,
     max_num_seqs: Annotated[int, typer.Option(help="Requests that run at once, at most.")] = 256,

@@ -1,6 +1,6 @@
 """Devices by name.
 
->>> device("h100-sxm").memory_gib
+>>> device("h100_sxm").memory_gib
 79.18
 >>> device("RTX4090").name  # as other tools write it
 'NVIDIA GeForce RTX 4090'
@@ -39,11 +39,11 @@ def devices() -> dict[str, KnownDevice]:
 
 def key_of(name: str) -> str:
     """The key in `devices` of a device that somebody calls *name*. Raises `BadInput` listing the known ones."""
-    wanted = _plain(name)
-    alike = [key for key in devices() if _plain(key).startswith(wanted) or wanted.startswith(_plain(key))]
-    if not wanted or len(alike) != 1:
+    plain = _plain(name)
+    alike = [key for key in devices() if plain.startswith(_plain(key))]
+    if not alike or any(variant in plain for variant in OTHERS):
         raise BadInput(f"unknown device {name!r}", where="--device", right=f"one of {', '.join(devices())}")
-    return alike[0]
+    return max(alike, key=len)
 
 
 def device(name: str) -> KnownDevice:
@@ -51,8 +51,10 @@ def device(name: str) -> KnownDevice:
     return devices()[key_of(name)]
 
 
+#: Variants of the known devices that are other devices.
+OTHERS = ("pcie", "nvl", "40g", "maxq")
+
+
 def _plain(name: str) -> str:
-    """A name without what makers and tools put around it: RTX4090, h100_sxm, a100-80gb."""
-    return (
-        re.sub(r"[^a-z0-9]+|nvidia|geforce|sxm\d?|gb?\b", "", name.lower()).removesuffix("80g").removesuffix("80gb")
-    )
+    """A name without what makers and tools put around it: NVIDIA GeForce RTX 4090, RTX4090, h100_sxm."""
+    return re.sub(r"[^a-z0-9]+|nvidia|geforce|rtx", "", name.lower())
