@@ -215,8 +215,8 @@ def _score_recordings(
         scored.append(Scored(measured, {**mean, "mean_batch_size": None}))
     for path in campaigns:
         scored += _score_campaign(path, seeds, jobs)
-    measured = [path for path in externals if replay_external.read(path).measured is not None]
-    for path in measured or externals[: not scored]:
+    open_ones = [path for path in externals if replay_external.read(path).measured is not None]
+    for path in open_ones or externals[: not scored]:
         scored += _score_external(path)
     if out is not None:
         tables.write(out, [s.line() for s in scored])
