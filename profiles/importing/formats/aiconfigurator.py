@@ -48,8 +48,8 @@ MODELS = {
 KNOWN_ERROR = (
     "against 90 closed-loop runs of Qwen3-32B on H100s (vLLM 0.12, published with it) simulations by these tables "
     "give 17 % too little time per token in the median, 29 % at p90, and time to first token off by 33 % in the "
-    "median; against LLMServingSim's kernels of Llama-3.1-8B on an RTX PRO 6000 decode steps differ by 3 % and prompts "
-    "by 13 %"
+    "median; against LLMServingSim's kernels of Llama-3.1-8B on an RTX PRO 6000 decode steps differ by 3 % and "
+    "prompts by 13 %"
 )
 UNLIKE = (
     "Operators were timed one by one; gaps between them, fused kernels, sequences of unlike lengths, padding to CUDA "
