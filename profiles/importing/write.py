@@ -20,7 +20,6 @@ from ..loading import check
 from ..schema import SCHEMA_VERSION, ProfileFile
 from ..verdict import lines
 from ..yaml_writer import Anchored
-from . import formats as package
 from .devices import devices
 from .grids import plain
 from .imported import Imported
@@ -40,6 +39,7 @@ class Format(Protocol):
 @functools.cache
 def formats() -> dict[str, Any]:
     """The formats by name: the files in ``formats/``."""
+    package = importlib.import_module(f"{__package__}.formats")
     found = sorted(m.name for m in pkgutil.iter_modules(package.__path__))
     return {name: importlib.import_module(f"{package.__name__}.{name}") for name in found}
 
