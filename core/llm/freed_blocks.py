@@ -10,7 +10,7 @@ want them back, so this costs what preemptions cost and nothing a step.
 >>> line.take(10)
 >>> line.leave("a", full=4, other=1)  # the last block was not full, and is of no use to anybody
 >>> line.leave(None, full=0, other=3)
->>> line.take(2)
+>>> line.take(5)  # those three, the one that was not full, and the last of four
 >>> line.kept("a")
 3
 """

@@ -4,7 +4,8 @@ A chunk of a prompt attends to what stood before it, and sequences that decode i
 that are made for prompts, which serve single tokens less well: by how much depends on the chunk, on how many decode
 and on how long they are. Where kernels, or steps, were measured at a grid of these, a profile holds the grid.
 
->>> grid = Beside(tokens=(16, 512), context=(0,), batch=(1, 8), per_sequence=(100,), seconds=(1e-3, 2e-3, 3e-3, 4e-3))
+>>> axes = {"tokens": (16, 512), "context": (0,), "batch": (1, 8), "per_sequence": (100,)}
+>>> grid = Beside(**axes, seconds=(1e-3, 2e-3, 3e-3, 4e-3), statistic="made up")
 >>> grid(512, 0.0, 8, 100.0)
 0.004
 >>> round(grid(264, 0.0, 8, 100.0), 6)  # half way from a chunk of 16 to one of 512
