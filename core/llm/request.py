@@ -139,7 +139,8 @@ class TokenTask(Task):
 
     @property
     def computed(self) -> int:
-        """Tokens whose KV stands; 0 after a preemption by recompute."""
+        """Tokens whose KV stands; 0 after a preemption by recompute, or, with `EngineLimits.keep_freed`, what it
+        would find again just now."""
         ticks = self.ticks
         return self.base_computed if ticks is None else self.prompt + self.base_generated + ticks.count - 1
 

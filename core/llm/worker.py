@@ -10,6 +10,7 @@ from ..request import Request, Task
 from ..worker import Loop
 from .async_engine import TokenEngineAhead
 from .engine import TokenEngine
+from .freed_blocks import TokenEngineAheadKeeping, TokenEngineKeeping
 from .host import Host, LLMWorker
 from .request import TokenTask
 
@@ -21,8 +22,9 @@ class TokenWorker(LLMWorker):
 
     def attach(self, loop: Loop) -> None:
         super().attach(loop)
+        kinds = [TokenEngine, TokenEngineKeeping, TokenEngineAhead, TokenEngineAheadKeeping]
         ahead = self.host is not None and self.host.ahead
-        self.engine = TokenEngineAhead(loop, self) if ahead else TokenEngine(loop, self)
+        self.engine = kinds[2 * ahead + self.view.limits.keep_freed](loop, self)
         self.policy.start(self.shown)
 
     def serve_alone(self) -> Callable[[Request], None] | None:

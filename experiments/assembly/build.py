@@ -34,7 +34,7 @@ from servetwin.core.llm.worker import TokenWorker
 from ..provenance.file_digests import code_digest
 from ..provenance.policy_code import as_loaded, load_again
 from ..spec import policy_registry, yaml_io
-from ..spec.device_profiles import load_profiles
+from ..spec.device_profiles import load_profiles, not_measured
 from ..spec.experiment import Experiment, FixedSLO, RelativeSLO
 from ..spec.policy_errors import policies_answer
 from ..workload.requests import about, check_resolution, read_trace, requests
@@ -104,6 +104,8 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     limits = contexts(experiment, profiles) if experiment.pipeline.llms else {}
     if trace is not None or limits or experiment.seed:  # else requests are drawn whole, by the one seed
         recorder.summary.input = about(experiment, trace, limits)
+    if limits and (said := not_measured(profiles.values())):
+        recorder.summary.input["basis"] = said
     executor = make_executor(experiment, workers, profiles)
     with policies_answer([worker.policy for worker in workers]):  # each is asked to start
         loop = ServingLoop(stages, workers, executor, recorder, **wiring(experiment, stages, workers, profiles))
@@ -262,6 +264,11 @@ def time_shared(experiment: Experiment) -> list[str]:
     stages = pipeline.stages(list(dict.fromkeys(tuple(w.modules) for w in experiment.deployment.workers)))
     workers = make_workers(experiment, stages, profiles, make_slo(experiment, profiles))
     return told(unmeasured(workers, profiles))
+
+
+def stands_on(experiment: Experiment) -> list[str]:
+    """A line for each profile of *experiment* that is imported or estimated."""
+    return not_measured(load_profiles(experiment).values())
 
 
 def policy_not_measured(experiment: Experiment) -> list[str]:

@@ -18,6 +18,8 @@ from servetwin.core.parameters import at_least
 class Sarathi(TokenPolicy):
     """*chunk* is the number of tokens that a step computes at most, decodes included."""
 
+    chunks = True
+
     def __init__(self, chunk: int = 512) -> None:
         at_least(1, "sarathi", chunk=chunk)
         self.chunk = self.tokens_a_step = chunk
