@@ -54,7 +54,8 @@ class EngineOptions:
 
     *model* is a name of ``profiles/llm/models.yaml`` ("opt-13b") or "tiny", with random weights, or a folder with a
     model. *graphs* lists the batch sizes for which decode steps are captured as CUDA graphs (none: eager); with
-    *graphs_for* "all" steps with a prefill run as graphs too, padded to the next of those sizes. *kv_bytes* fixes the
+    *graphs_for* "all" steps with a prefill run as graphs too, padded to the next of those sizes. With *compiled*
+    torch.compile and the graphs are vLLM's own, as it has them by default. *kv_bytes* fixes the
     memory for keys and values (None: what *gpu_memory_utilization* leaves). *asynchronous* is vLLM's asynchronous
     scheduling: a step is decided while the one before it runs. vLLM does that on GPUs by default, and not at all on
     CPUs. The other names are vLLM's own.
@@ -70,6 +71,7 @@ class EngineOptions:
     kv_bytes: int | None = None
     graphs: tuple[int, ...] = ()
     graphs_for: Literal["decode", "all"] = "decode"
+    compiled: bool = False
     asynchronous: bool = False
     tensor_parallel: int = 1
     seed: int = 0
@@ -185,8 +187,8 @@ class VllmEngine:
             folder = self._made.name
             (Path(folder) / "config.json").write_text(json.dumps(model_config(options.model, options.dtype)))
         began = time.monotonic()
-        more: dict[str, Any] = {"enforce_eager": True}
-        if options.graphs:
+        more: dict[str, Any] = {} if options.compiled else {"enforce_eager": True}
+        if options.graphs and not options.compiled:
             # CUDA graphs without torch.compile, which would take a minute on every new machine.
             more = {
                 "compilation_config": {
