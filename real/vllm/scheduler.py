@@ -169,8 +169,8 @@ class StepLog:
     The policy was asked at *start*, vLLM's part of the scheduling began at *decided* and ended at *scheduled*; the
     tokens were there at *end*. *prefill* holds (id, tokens, context before), *decode* how many sequences decoded and
     *context* the sum of their contexts. *after* is when the step before it was over: with asynchronous scheduling
-    that is later than *start*, because the policy is asked while that step runs. *contexts* are those of the sequences
-    that decode, one by one, where the scheduler was told to keep them.
+    that is later than *start*, because the policy is asked while that step runs. *contexts* are those of all that
+    decode, one by one, where the scheduler was told to keep them.
     """
 
     start: float

@@ -1,4 +1,4 @@
-"""Makes engine steps of any composition on vLLM: chunks of prompts with any context before them, beside any sequences.
+"""Makes engine steps of any composition on vLLM: chunks of prompts, tokens before them, sequences beside them.
 
 What stands before a chunk or a token need not be computed: keys and values are whatever is in the memory, which was
 filled with random numbers, and a request comes with as many of its tokens counted as computed as its step wants

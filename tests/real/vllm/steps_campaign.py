@@ -4,8 +4,8 @@
 
     steps_campaign.py run FOLDER --model llama-3.1-8b --seconds 345 --grid 165 [--after FILE] [--tiny]
 
-One process for each model: vLLM as it is by default (torch.compile, its own CUDA graphs, asynchronous scheduling), but
-without prefix caching. Round by round it makes the steps of `servetwin.real.vllm.profiling.step_cells` for *grid*
+One process for each model: vLLM as it is by default (torch.compile, its own CUDA graphs, asynchronous scheduling)
+but without prefix caching. Round by round it makes the steps of `servetwin.real.vllm.profiling.step_cells` for *grid*
 seconds (the first round whole, in the time that there is), and after the first round serves requests as they come,
 under several policies, budgets and loads: the steps of that traffic are for judging only. All is written as it
 comes, a part at a time, into ``FOLDER/steps-MODEL.npz``; a failure of one part ends no more than itself, and the
@@ -69,7 +69,10 @@ LOADS: dict[str, tuple[Load, ...]] = {
         Load(None, None, 512, 12, 4, 7, longest=1700),
         Load(None, None, 8192, 60, 1, 8, prompt=(50, 150), output=(150, 300), longest=500),
     ),
-    "tiny-llama": (Load(None, None, 256, 8, 1, 3, longest=400), Load("sarathi", {"chunk": 64}, 256, 8, 4, 3, longest=300)),
+    "tiny-llama": (
+        Load(None, None, 256, 8, 1, 3, longest=400),
+        Load("sarathi", {"chunk": 64}, 256, 8, 4, 3, longest=300),
+    ),
 }
 
 
@@ -239,7 +242,9 @@ class Campaign:
         self.keep("traffic", {**dataclasses.asdict(load), "began": begun, "launches": len(launches)}, played)
         sizes = [s.decode for s in run.steps] or [0]
         took = self.now() - begun
-        self.say("traffic", load, len(run.steps), "steps, batch", f"{np.mean(sizes):.0f} to {max(sizes)}, {took:.1f} s")
+        self.say(
+            "traffic", load, len(run.steps), "steps, batch", f"{np.mean(sizes):.0f} to {max(sizes)}, {took:.1f} s"
+        )
 
     def drawn(self, median: int, high: int) -> int:
         """A length whose median and 90th percentile are these."""
@@ -272,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from servetwin.real.vllm.engine import prepare_environment, undisturbed
 
     prepare_environment()
-    import vllm.v1.engine.llm_engine
+    import vllm.v1.engine.llm_engine  # noqa: F401
 
     if args.tiny:
         import ahead
