@@ -251,17 +251,6 @@ class Campaign:
         return round(median * (high / median) ** (self.rng.gauss(0.0, 1.0) / 1.2816))
 
 
-def smi(folder: Path) -> None:
-    """Clocks and power all along."""
-    import subprocess
-
-    query = "timestamp,clocks.sm,power.draw,temperature.gpu,clocks_event_reasons.active"
-    with (folder / "smi.csv").open("a") as out:
-        subprocess.Popen(
-            ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits", "-lms", "50"], stdout=out
-        )
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["run"])
@@ -287,9 +276,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         time.sleep(0.1)
     campaign = Campaign(args)
     campaign.watch()
-    campaign.say("at", time.strftime("%H:%M:%S"))
-    if not args.tiny and args.after is None:
-        campaign.safely(smi, args.folder)
+    campaign.say("at", time.strftime("%H:%M:%S"), f"{time.time():.3f} and {time.monotonic():.3f}")
     if campaign.safely(campaign.start, args.tiny) is None and not hasattr(campaign, "player"):
         campaign.leave(1)
     campaign.safely(campaign.check)
