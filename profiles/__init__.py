@@ -8,6 +8,7 @@
 `field_types`         what every part of a profile file is made of; `yaml_writer`: profile files as text
 `verdict`             whether a profile can be trusted
 `llm`                 tables of engine steps of language models; their architectures
+`importing`           makes profiles of language models without a GPU: other tools' tables, CSV files, formulas
 `neustream_artifact`  makes profiles of what the NeuStream artifact published
 `data`                the profiles that come with ServeTwin, a folder per device
 ====================  ===========================================================================================

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from servetwin.core import BadInput
 
@@ -156,6 +157,7 @@ class Profile:
     def digest(self) -> str:
         """A hash of the content, independent of how the file is laid out. Caches key on it."""
         content = self.data.model_dump(mode="json", exclude={"verdict"})  # which follows from the rest
+        _drop_unsaid(content)
         return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
     def _module(self, name: str) -> ModuleProfile:
@@ -183,6 +185,20 @@ class Profile:
 
     def __repr__(self) -> str:
         return f"<Profile {self.name}: {', '.join(self.modules)}>"
+
+
+#: Keys that profiles had no place for once: where they say nothing, digests are those of that time.
+LATER = frozenset({"basis", "shape", "memory_gib", "over_context", "beside"})
+
+
+def _drop_unsaid(content: Any) -> None:
+    """Take out of a profile's *content* what it does not say at keys of `LATER`; a device's memory stays."""
+    for part in content.values() if isinstance(content, dict) else content if isinstance(content, list) else ():
+        _drop_unsaid(part)
+    if isinstance(content, dict) and "count" not in content:
+        for key in LATER & content.keys():
+            if content[key] is None:
+                del content[key]
 
 
 class _Modules(dict[str, "_Sizes"]):

@@ -71,6 +71,16 @@ class Origin(Strict):
     restated_from: Text | None = None  #: the extract that these numbers went through
 
 
+class Basis(Strict):
+    """What a profile that nobody measured as such stands on: *imported* from another tool's measurements, or
+    *estimated* by a formula. *source* says by what, *known_error* what that is known to be off by. Every report of a
+    run by it says so."""
+
+    kind: Literal["imported", "estimated"]
+    source: Text
+    known_error: Text
+
+
 class Device(Strict):
     name: Text
     kind: Literal["gpu", "cpu"]
@@ -117,6 +127,7 @@ class ProfileFile(Strict):
     measured_when: Text
     origin: Origin
     limits_of_data: Text | None = None  #: what is not known, or not to be trusted
+    basis: Basis | None = None  #: where the steps were not measured by this project's profiler, or by a log
     modules: dict[Name, ModuleProfile] = Field(default_factory=dict)
     tokens: TokenData | None = None  #: prefill and decode of a language model
     costs: dict[Name, Cost] = Field(default_factory=dict)

@@ -72,6 +72,14 @@ def short(data: ProfileFile) -> str | None:
     return ", ".join(found) or None
 
 
+def basis(data: ProfileFile) -> str | None:
+    """What a report says of a profile that nobody measured as such, in one line; None if it was measured."""
+    if data.basis is None:
+        return None
+    what = "imported from" if data.basis.kind == "imported" else "estimated by"
+    return f"profile {data.name} is {what} {data.basis.source}; known error: {data.basis.known_error}"
+
+
 def beyond(data: ProfileFile) -> tuple[str, ...]:
     """What may be asked of a profile of a language model though it was not measured."""
     if data.tokens is None:

@@ -50,7 +50,7 @@ _Dumper.add_representer(Flow, _flow_map)
 _Dumper.add_representer(Anchored, _anchored)
 
 
-def text(data: dict[str, Any]) -> str:
-    """A profile file as YAML."""
+def text(data: dict[str, Any], by: str = "python -m servetwin.profiles.neustream_artifact") -> str:
+    """A profile file as YAML, made *by* a command."""
     body = yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=False, allow_unicode=True, width=116)
-    return f"# Made by `python -m servetwin.profiles.neustream_artifact`; times in seconds.\n{body}"
+    return f"# Made by `{by}`; times in seconds.\n{body}"

@@ -19,7 +19,9 @@ class EngineLimits:
     frees that of the last of the running by forgetting it ("recompute") or by moving it to the host ("swap"). With
     *stamp* "sent" a request has arrived when the client sent it; with "seen", when the engine next looked at its
     queue, which is between two steps (NeuStream's serving loop stamps it then, so that the wait before that is free
-    of charge). With *whole_prompt* a chunk is admitted only if there is memory for all of its prompt (vLLM V1).
+    of charge). With *whole_prompt* a chunk is admitted only if there is memory for all of its prompt (vLLM V1). With
+    *keep_freed* a preempted request that comes back finds of its blocks what nobody took meanwhile, as vLLM's prefix
+    cache does it (`servetwin.core.llm.freed_blocks`); blocks are not shared among requests.
     """
 
     blocks: int
@@ -31,6 +33,7 @@ class EngineLimits:
     preemption: Literal["recompute", "swap"] = "recompute"
     stamp: Literal["sent", "seen"] = "sent"
     whole_prompt: bool = False
+    keep_freed: bool = False
 
     def __post_init__(self) -> None:
         for name in ("blocks", "block_size", "max_batched_tokens", "max_sequences"):
@@ -42,6 +45,8 @@ class EngineLimits:
             raise BadInput(f"headroom is {self.headroom}", right="0 or more blocks")
         if self.preemption not in ("recompute", "swap"):
             raise BadInput(f"preemption is {self.preemption!r}", right="'recompute' or 'swap'")
+        if self.keep_freed and self.preemption == "swap":
+            raise BadInput("keep_freed is for blocks that are forgotten", right="preemption: recompute")
         if self.stamp not in ("sent", "seen"):
             raise BadInput(f"stamp is {self.stamp!r}", right="'sent' or 'seen'")
 

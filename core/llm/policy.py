@@ -238,11 +238,14 @@ class TokenPolicy(_Base):
 
     A policy that keeps to a budget of tokens a step of its own, less than the engine's, says so in *tokens_a_step*:
     as in vLLM no more requests may run at once than a step has tokens. One that never cuts a prompt, and would let
-    one wait for ever that is longer than a step, says so in *whole_prompts*.
+    one wait for ever that is longer than a step, says so in *whole_prompts*. One that takes prompts in chunks says so
+    in *chunks*: where a request that comes back finds less than it showed (`EngineLimits.keep_freed`), what there is
+    no room for then waits for the next step.
     """
 
     tokens_a_step: int | None = None
     whole_prompts: bool = False
+    chunks: bool = False
 
     def start(self, view: TokenView) -> None:
         """Look at the engine once, before anything arrives."""

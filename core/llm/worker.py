@@ -10,6 +10,7 @@ from ..invariants.answers import written
 from ..worker import Worker
 from .async_engine import TokenEngineAhead
 from .engine import TokenEngine
+from .freed_blocks import TokenEngineAheadKeeping, TokenEngineKeeping
 
 if TYPE_CHECKING:
     from ..loop import ServingLoop
@@ -68,8 +69,9 @@ class TokenWorker(Worker):
 
     def attach(self, loop: ServingLoop) -> None:
         self.loop = loop
+        kinds = [TokenEngine, TokenEngineKeeping, TokenEngineAhead, TokenEngineAheadKeeping]
         ahead = self.host is not None and self.host.ahead
-        self._engine = TokenEngineAhead(loop, self) if ahead else TokenEngine(loop, self)
+        self._engine = kinds[2 * ahead + self.view.limits.keep_freed](loop, self)
         self.receive = cast("Callable[[Task], None]", self._engine.receive)
         self.policy.start(self.shown)
 

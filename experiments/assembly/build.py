@@ -32,7 +32,7 @@ from servetwin.core.llm.worker import TokenWorker
 from ..provenance.file_digests import code_digest
 from ..provenance.policy_code import as_loaded
 from ..spec import policy_registry, yaml_io
-from ..spec.device_profiles import load_profiles
+from ..spec.device_profiles import load_profiles, not_measured
 from ..spec.experiment import Experiment, FixedSLO, PolicySpec, RelativeSLO, WorkerSpec
 from ..spec.policy_errors import policies_answer
 from ..workload.requests import about, check_resolution, read_trace, requests
@@ -106,7 +106,9 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     prepare(recorder, experiment, workers)
     trace = read_trace(experiment)
     check_resolution(experiment, trace, shortest_step(experiment, profiles))
-    recorder.summary.input = about(experiment, trace, contexts(experiment, profiles))
+    said = not_measured(profiles.values())
+    basis = {"basis": said} if said else {}
+    recorder.summary.input = {**about(experiment, trace, contexts(experiment, profiles)), **basis}
     executor = make_executor(experiment, workers, profiles)
     with policies_answer([worker.policy for worker in workers]):  # each is asked to start
         loop = ServingLoop(
@@ -274,6 +276,11 @@ def time_shared(experiment: Experiment) -> list[str]:
     stages = pipeline.stages(list(dict.fromkeys(tuple(w.modules) for w in experiment.deployment.workers)))
     workers = make_workers(experiment, stages, profiles, make_slo(experiment, profiles))
     return told(unmeasured(workers, profiles))
+
+
+def stands_on(experiment: Experiment) -> list[str]:
+    """A line for each profile of *experiment* that is imported or estimated."""
+    return not_measured(load_profiles(experiment).values())
 
 
 def policy_not_measured(experiment: Experiment) -> list[str]:

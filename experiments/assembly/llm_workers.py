@@ -53,10 +53,10 @@ def engine_limits(spec: WorkerSpec, profile: Profile) -> EngineLimits:
     """What memory and settings of the engine allow: as the worker says, or else as the profile does."""
     assert spec.limit is not None
     given, data = spec.engine or EngineSpec(), profile.token_data
-    blocks = given.blocks or data.kv.blocks
     size = given.block_size or data.kv.block_size
-    if given.blocks is None and given.block_size is not None:
-        blocks = blocks * data.kv.block_size // size
+    blocks = given.blocks or data.blocks(
+        max_batched_tokens=given.max_batched_tokens, max_sequences=spec.limit, block_size=size
+    )
     return EngineLimits(
         blocks=blocks,
         block_size=size,
@@ -67,6 +67,7 @@ def engine_limits(spec: WorkerSpec, profile: Profile) -> EngineLimits:
         preemption=given.preemption,
         stamp=given.stamp,
         whole_prompt=given.whole_prompt,
+        keep_freed=given.keep_freed,
     )
 
 

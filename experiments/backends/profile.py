@@ -44,7 +44,7 @@ def measure(
     from .profile_llm import is_language_model, measure_language_model
 
     if is_language_model(model):
-        _check(out, name)
+        check_target(out, name)
         if limit is not None and limit < 2:
             raise BadInput(f"batches of up to {limit}", where="--limit", right="2 at least")
         eager = setup is not None and setup.eager
@@ -57,7 +57,7 @@ def measure(
             progress=progress,
         )
         tables.make_folder(out.parent)
-        _whole(out, lambda path: path.write_text(text, encoding="utf-8"))
+        write_whole(out, lambda path: path.write_text(text, encoding="utf-8"))
         return load(str(out))
     from servetwin.real import require
     from servetwin.real.diffusion.models import KINDS, find
@@ -72,7 +72,7 @@ def measure(
 
     setup = setup or Setup()
     kind = find(model)
-    _check(out, name)
+    check_target(out, name)
     if limit is not None and limit < 1:
         raise BadInput(f"batches of up to {limit}", where="--limit", right="1 at least")
     device = setup.devices[0] if setup.devices else "cuda:0"
@@ -90,11 +90,11 @@ def measure(
         brief=brief,
         progress=progress,
     )
-    _whole(out, lambda path: write_profile(content, path))
+    write_whole(out, lambda path: write_profile(content, path))
     return load(str(out))
 
 
-def _check(out: Path, name: str | None) -> None:
+def check_target(out: Path, name: str | None) -> None:
     """Raise `BadInput` unless a profile called *name* can be written to *out*."""
     if out.suffix not in (".yaml", ".yml"):
         raise BadInput(f"{out.suffix or 'no ending'} is no kind of profile", where=f"--out {out}", right=".yaml")
@@ -104,7 +104,7 @@ def _check(out: Path, name: str | None) -> None:
         raise BadInput(f"{name!r} is no name", where="--name", right="lower-case letters, digits and . _ - /")
 
 
-def _whole(out: Path, write: Callable[[Path], object]) -> None:
+def write_whole(out: Path, write: Callable[[Path], object]) -> None:
     """Let *write* make *out*, whole or not at all."""
     partial = out.with_name(f".{out.name}.{os.getpid()}")
     try:

@@ -16,7 +16,7 @@ from typing import Any
 
 from servetwin.core import BadInput
 
-from ..assembly.build import time_shared
+from ..assembly.build import stands_on, time_shared
 from ..spec.catalog import suggest
 from ..spec.experiment import Experiment, RelativeSLO
 from ..spec.llm import TokenSLOSpec
@@ -290,7 +290,7 @@ class Finder:
             off = sum(row["cut_off"] for row in rows)
             what = f"runs are cut off {after:g} s after the last request was sent"
             said.append(f"{what}: {off} requests at the answer failed so")
-        return [*said, *time_shared(self.experiment)]
+        return [*said, *time_shared(self.experiment), *stands_on(self.experiment)]
 
     def _verdict(self, length: int, place: float) -> Verdict:
         rows: list[Any] = list(self.curves[length].samples.get(place, ()))

@@ -27,6 +27,7 @@ from .commands import (
     Slots,
     Weights,
 )
+from .import_command import import_profile
 from .terminal import print_table as _print
 from .terminal import progress as _progress
 from .terminal import table as _table
@@ -365,6 +366,7 @@ def score(
         more = {"seeds": seeds, "jobs": jobs, "keep": keep, "as_they_are": as_they_are}
         scored = engine.score(runs, out, _overrides(sets), **more, progress=report)  # type: ignore[arg-type]
     _show_gaps(scored)
+    commands.show_means(engine.external_means(runs))
     commands.show_decisions(decide(*grids_of(*engine.entries(scored)), target=target, floor=floor))
     if baselines:
         from ..validation.baselines import baselines as others
@@ -465,6 +467,7 @@ app.command()(commands.compare)
 app.command()(commands.plot)
 app.command()(commands.trace)
 app.command()(commands.profile)
+app.command("import")(import_profile)
 
 
 @app.command()
@@ -504,7 +507,7 @@ def workloads() -> None:
 def profiles(
     name: Annotated[str | None, typer.Argument(help="One of them, or a file: what is not clean in it.")] = None,
 ) -> None:
-    """List the measured profiles that come with ServeTwin; or tell whether one is clean, and what nobody measured."""
+    """List the profiles that come with ServeTwin; or tell whether one is clean, and what nobody measured."""
     from servetwin.profiles import load, names
 
     if name is not None:
@@ -512,10 +515,11 @@ def profiles(
         typer.echo(f"{data.name}: {data.description}")
         commands.show_verdict(data)
         return
-    lines = _table(("profile", "left"), ("device", "left"), ("modules", "left"), ("digest", "left"))
+    lines = _table(("profile", "left"), ("device", "left"), ("modules", "left"), ("", "left"), ("digest", "left"))
     for name in names():
         profile = load(name)
-        lines.add_row(name, profile.data.device.name, ", ".join(profile.modules), profile.digest[:12])
+        basis = profile.data.basis.kind if profile.data.basis else "measured"
+        lines.add_row(name, profile.data.device.name, ", ".join(profile.modules), basis, profile.digest[:12])
     _print(lines)
 
 

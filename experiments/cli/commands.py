@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..capacity.search import Answer
     from ..validation.baselines import Baseline
     from ..validation.compare_grids import Decisions
+    from ..validation.replay_external import Means
 
 Devices = Annotated[
     list[str] | None,
@@ -79,7 +80,7 @@ def show_answers(find: str, answers: Sequence[Answer]) -> None:
 
 def input_lines(summary: dict[str, Any]) -> list[str]:
     """What is to be said of the requests of a run: which part of a trace they are, and what was cut of them."""
-    lines = []
+    lines = list(summary.get("basis", ()))
     if trace := summary.get("trace"):
         part = f"requests {trace['first']:g} s to {trace['last']:g} s after the first"
         lines.append(f"trace: {trace['requests']} of {trace['requests_in_file']} {part}")
@@ -163,6 +164,8 @@ def show_verdict(data: ProfileFile) -> None:
     """Print whether a profile is clean, and what may be asked of it that nobody measured."""
     from servetwin.profiles import verdict
 
+    if line := verdict.basis(data):
+        typer.echo(line)
     lines = verdict.lines(data)
     typer.echo("verdict: not clean" if lines else "verdict: clean")
     for line in lines:
@@ -270,6 +273,8 @@ def _compare_runs(first: Path, second: Path, as_json: bool) -> None:
     elif found["other_requests"] is not None:
         lines.add_row("requests with the same outcome, %", "", "", "-")
     print_table(lines)
+    for line in found["basis"]:
+        typer.echo(line)
     if found["other_requests"] is not None:
         typer.echo(f"not the same requests in A and B: {found['other_requests']}")
     columns = [("iteration, ms", "left"), ("batch", "right"), ("median A", "right"), ("median B", "right")]
@@ -328,6 +333,26 @@ def _compare_grids(
     show_decisions(found)
     if out is not None:
         typer.echo(f"cells in {out}")
+
+
+def show_means(found: list[tuple[str, str | None, list[Means]]]) -> None:
+    """Of runs that somebody else measured: latencies in seconds, measured and simulated, and what they stand on."""
+    for name, basis, means in found:
+        typer.echo(f"{name}, in seconds")
+        lines = table(("", "left"), ("measured", "right"), ("simulated", "right"), ("off, %", "right"),
+                      ("authors' own, %", "right"))  # fmt: skip
+        for m in means:
+            was, off, own = m.measured, m.off, m.authors_error
+            lines.add_row(
+                m.what,
+                "" if was is None else f"{was:.4f}",
+                f"{m.simulated:.4f}",
+                "" if off is None else f"{off:+.2f}",
+                "" if own is None else f"{own:+.1f}",
+            )
+        print_table(lines)
+        if basis is not None:
+            typer.echo(basis)
 
 
 def show_baselines(found: list[Baseline], target: float, floor: float | None) -> None:

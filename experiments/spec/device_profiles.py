@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from servetwin.core import BadInput
@@ -10,6 +11,14 @@ from .experiment import Experiment
 
 if TYPE_CHECKING:
     from servetwin.profiles import Profile
+
+
+def not_measured(profiles: Iterable[Profile]) -> list[str]:
+    """A line for each of *profiles* that is imported or estimated: what it stands on, and how far that is known to be
+    off."""
+    from servetwin.profiles import verdict
+
+    return [*dict.fromkeys(line for profile in profiles if (line := verdict.basis(profile.data)))]
 
 
 def load_profiles(experiment: Experiment) -> dict[str, Profile]:

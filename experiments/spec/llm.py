@@ -130,7 +130,9 @@ class EngineSpec(Strict):
     *preemption* is by "recompute" or "swap". With *stamp* "seen" a request arrives, for its SLO, when the engine next
     looks at its queue, between two steps; with "sent", when the client sent it. *preparing* comes before each prompt.
     With *whole_prompt* a chunk is admitted only if there is memory for all of its prompt (vLLM V1). *asynchronous*: a
-    step is decided while the one before it runs (vLLM's asynchronous scheduling).
+    step is decided while the one before it runs (vLLM's asynchronous scheduling). With *keep_freed* a preempted
+    request that comes back finds of its blocks what nobody took meanwhile (vLLM's prefix cache, where no two prompts
+    begin alike).
     """
 
     blocks: Count | None = None
@@ -142,5 +144,6 @@ class EngineSpec(Strict):
     preemption: Literal["recompute", "swap"] = "recompute"
     stamp: Literal["sent", "seen"] = "sent"
     whole_prompt: bool = False
+    keep_freed: bool = False
     asynchronous: bool | None = None
     preparing: Preparing | None = None

@@ -251,7 +251,7 @@ def _check_said(policy: Policy | TokenPolicy) -> None:
         "pools": ((bool,), "True or False"),
     }
     if isinstance(policy, TokenPolicy):
-        wanted["whole_prompts"] = (bool,), "True or False"
+        wanted["whole_prompts"] = wanted["chunks"] = (bool,), "True or False"
         wanted["tokens_a_step"] = (int, type(None)), "a number of tokens, an int from 1, or None"
     for name, (kinds, right) in wanted.items():
         value = getattr(policy, name)

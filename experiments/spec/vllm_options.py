@@ -6,7 +6,8 @@ how long they take, nothing that is computed here says anything of it.
 
 from __future__ import annotations
 
-_CACHE = "blocks are never shared among requests or kept after a preemption, so cached prompts would cost too much"
+_CACHE = "blocks are never shared among requests, so cached prompts would cost too much; what it does for preempted"
+_CACHE += " requests is keep_freed: true"
 _THRESHOLD = "prompts are cut by the budget of a step alone, so other steps would run"
 _LORA = "no adapters are loaded or swapped, and the step times of profiles are those of the model alone"
 _SPECULATION = "a step puts out one token a sequence; nothing drafts or rejects any"

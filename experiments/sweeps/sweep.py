@@ -31,7 +31,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 from servetwin.core import BadInput
 
-from ..assembly.build import time_shared
+from ..assembly.build import stands_on, time_shared
 from ..provenance.stored_rows import Kept, decode, encode
 from ..spec import yaml_io
 from ..spec.catalog import FIGURES, figure_names, suggest
@@ -181,7 +181,7 @@ def combinations(block: Block, where: str) -> Iterator[Values]:
 def _shared(experiments: Sequence[Experiment]) -> list[str]:
     """Who shares a device in time in *experiments*, since nobody measured them together; each line once."""
     alike = {(repr(e.deployment), repr(e.pipeline), e.time.unmeasured): e for e in experiments}
-    return [*dict.fromkeys(line for e in alike.values() for line in time_shared(e))]
+    return [*dict.fromkeys(line for e in alike.values() for line in (*time_shared(e), *stands_on(e)))]
 
 
 def sweep(

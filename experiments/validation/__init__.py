@@ -5,6 +5,7 @@
 `score`             each measured run simulated, and the gap; `baselines`: what it must be better than
 `replay_folder`     a run folder repeated with its very own requests
 `replay_diffusion`  recordings of diffusion models; `replay_llm`, `replay_agents`: of the others
+`replay_external`   runs that somebody else measured, by profiles of their tables
 `run_settings`      what an experiment stands on beside its axes: what tells repeats from other runs
 `check_policy`      ``servetwin check``: a policy on short experiments, under all laws
 `compare_runs`      two runs; `compare_llm_runs`: of language models

@@ -138,6 +138,7 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     out: dict[str, Any] = {
         "runs": [{"folder": str(r.folder), "label": r.label, **r.load} for r in (a, b)],
         "requests": [r.summary["requests"] for r in (a, b)],
+        "basis": [*dict.fromkeys(line for r in (a, b) for line in r.summary.get("basis", ()))],
         "attainment": _pair(*(100.0 * r.summary["attainment"] if r.summary["requests"] else None for r in (a, b))),
         "finished": _pair(*(_percent(r, "finished") for r in (a, b))),
         "dropped": _pair(*(_percent(r, "dropped") for r in (a, b))),

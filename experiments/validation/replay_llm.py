@@ -90,6 +90,7 @@ class Campaign:
             max_batched_tokens=options["max_batched_tokens"],
             max_sequences=options["max_sequences"],
             whole_prompt=True,
+            keep_freed=options.get("prefix_caching", False),
         )
 
 

@@ -24,7 +24,7 @@ from ..spec.experiment import Time
 from ..spec.loading import Override
 from ..sweeps import tables
 from ..sweeps.point import Row, run_all_averaged
-from . import replay_folder, replay_llm, run_table
+from . import replay_external, replay_folder, replay_llm, run_table
 from .compare_grids import Entry, Setting
 from .run_table import MeasuredRun
 
@@ -143,7 +143,8 @@ def _terms(overrides: Sequence[Override], recordings: Sequence[Path]) -> TimeOpt
             right = "a table, or run folders; of recordings only " + ", ".join(f"time.{name}" for name in terms)
             raise BadInput("recordings are repeated as they are", where=f"--set {path}", right=right)
         given[name] = value
-    if given and (campaign := next(filter(replay_llm.is_campaign, recordings), None)) is not None:
+    tokens = [path for path in recordings if replay_llm.is_campaign(path) or replay_external.is_external(path)]
+    if given and (campaign := next(iter(tokens), None)) is not None:
         what = "recordings of language models are repeated as they are"
         raise BadInput(
             what, where=f"--set time.{next(iter(given))}", right=f"recordings of diffusion, not {campaign}"
@@ -180,7 +181,8 @@ def _score_recordings(
     from .replay_diffusion import read_recording
 
     campaigns = [path for path in paths if replay_llm.is_campaign(path)]
-    others = [path for path in paths if path not in campaigns]
+    externals = [path for path in paths if replay_external.is_external(path)]
+    others = [path for path in paths if path not in (*campaigns, *externals)]
     found = [(recording, run) for recording in map(read_recording, others) for run in recording.runs]
     tasks = [(recording, run, seed, terms) for recording, run in found for seed in range(seeds)]
     rows = []
@@ -213,6 +215,9 @@ def _score_recordings(
         scored.append(Scored(measured, {**mean, "mean_batch_size": None}))
     for path in campaigns:
         scored += _score_campaign(path, seeds, jobs)
+    measured = [path for path in externals if replay_external.read(path).measured is not None]
+    for path in measured or externals[: not scored]:
+        scored += _score_external(path)
     if out is not None:
         tables.write(out, [s.line() for s in scored])
     return scored
@@ -226,6 +231,44 @@ def _score_campaign(path: Path, seeds: int, jobs: int) -> list[Scored]:
     if campaign.profile is None:
         raise BadInput("does not say by which profile its runs are to be repeated", where=str(path), right="profile")
     return of_tokens(campaign, replay_llm.scored(campaign, load(campaign.profile), seeds, jobs))
+
+
+def _score_external(path: Path) -> list[Scored]:
+    """A run that somebody else measured: a row for each pair of limits on ttft and tpot."""
+    run = replay_external.read(path)
+    scored = []
+    for at in replay_external.goodput(run, replay_external.simulate(run)):
+        measured = MeasuredRun(
+            line=0,
+            cells={},
+            workload=run.name,
+            policy="vllm-v1",
+            rate=math.nan,
+            cv=math.nan,
+            slo_factor=math.nan,
+            requests=len(run.requests),
+            met=at.measured,
+            finished=len(run.requests),
+            start=None,
+            step_delta=None,
+        )
+        cells = {name: str(getattr(measured, name)) for name in run_table.COLUMNS}
+        limits = {"ttft_limit_s": f"{at.ttft:.6g}", "tpot_limit_s": f"{at.tpot:.6g}"}
+        row: Row = {"met": at.simulated, "finished": len(run.requests), "mean_batch_size": None}
+        scored.append(Scored(replace(measured, cells={**cells, **limits}), row))
+    return scored
+
+
+def external_means(path: Path) -> list[tuple[str, str | None, list[replay_external.Means]]]:
+    """Of each run at *path* that somebody else measured: its name, what its profile stands on, and its means."""
+    from servetwin.profiles import load, verdict
+
+    found = []
+    for recording in filter(replay_external.is_external, _recordings_in(path)):
+        run = replay_external.read(recording)
+        basis = verdict.basis(load(run.profile).data)
+        found.append((run.name, basis, replay_external.means(run, replay_external.simulate(run))))
+    return found
 
 
 def of_tokens(campaign: replay_llm.Campaign, pairs: Iterable[replay_llm.Pair]) -> list[Scored]:
@@ -265,6 +308,8 @@ def entries(scored: Sequence[Scored]) -> tuple[list[Entry], list[Entry]]:
     sides: tuple[list[Entry], list[Entry]] = ([], [])
     for s in scored:
         run, share = s.run, 100.0 / s.run.requests
+        if "ttft_limit_s" in run.cells:
+            continue  # of one run under many limits there is nothing to decide
         counted = "met" if run.met is not None else "finished"
         was = getattr(run, counted)
         if was is None:

@@ -20,6 +20,8 @@ DECODE = Step(decode=ALL, repeat=Repeat(sys.maxsize))
 class Sarathi(TokenPolicy):
     """*chunk* is the number of tokens that a step computes at most, decodes included."""
 
+    chunks = True
+
     def __init__(self, chunk: int = 512) -> None:
         if chunk < 1:
             raise BadInput(f"chunk is {chunk}", where="sarathi", right="1 token or more")

@@ -27,9 +27,10 @@ class VLLM(TokenPolicy):
         drop: list[TokenTask] = []
         left = most = view.max_batched_tokens
         for task in waiting:
-            if task.preemptions and task.computed:
+            if task.preemptions and task.pending == 1:  # its KV is on the host
                 if not prefill:
-                    prefill = view.admissible(((t, 1) for t in waiting if t.computed), decode=view.decoding)
+                    swapped = ((t, 1) for t in waiting if t.preemptions and t.pending == 1)
+                    prefill = view.admissible(swapped, decode=view.decoding)
                     return Step(prefill, ALL, drop=drop)
                 break
             pending = task.pending

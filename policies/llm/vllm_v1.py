@@ -22,7 +22,7 @@ class VLLMV1(TokenPolicy):
     def __init__(self, budget: int | None = None, chunked: bool = True) -> None:
         self.tokens_a_step = budget
         self.chunked = chunked
-        self.whole_prompts = not chunked
+        self.whole_prompts, self.chunks = not chunked, chunked
 
     def start(self, view: TokenView) -> None:
         self.most = min(self.tokens_a_step or view.max_batched_tokens, view.max_batched_tokens)

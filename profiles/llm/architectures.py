@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, StrictBool
 from servetwin.core import BadInput
 
 from ..field_types import Natural, Strict
@@ -36,10 +36,17 @@ class Architecture(Strict):
     vocabulary: Natural
     positions: Natural = Field(description="the longest context in tokens")
     parameters: Natural
+    head_dim: Natural | None = None  #: where it is not hidden / heads
+    gated: StrictBool = True  #: whether the feed-forward layer has a gate, so three matrices and not two
+
+    @property
+    def head(self) -> int:
+        """The width of an attention head."""
+        return self.head_dim or self.hidden // self.heads
 
     def kv_bytes_per_token(self, dtype_bytes: int = 2) -> int:
         """Bytes that a token's keys and values take, over all layers and devices."""
-        return 2 * self.layers * self.kv_heads * (self.hidden // self.heads) * dtype_bytes
+        return 2 * self.layers * self.kv_heads * self.head * dtype_bytes
 
 
 @functools.cache

@@ -8,6 +8,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StrictBool, model_validator
 
 from ..field_types import Finite, Natural, NotNegative, Positive, Source, Strict, Text
+from .architectures import Architecture, architecture, kv_blocks
+from .step_grids import Beside, OverContext
 
 TokenKind = Literal["scheduler", "measured", "corrected"]
 #: What each kind of latency model is.
@@ -53,7 +55,7 @@ class PrefillData(Strict):
     GPU computes whole tiles. With "line", straight lines. A row for more prompts than tokens begins with nulls.
     *beyond* tells what larger totals take, *per_pair* the seconds for each pair of a computed token and a token whose
     keys and values were there already (chunks of a long prompt); by default twice c2, for a prompt of n tokens has
-    n^2 / 2 pairs.
+    n^2 / 2 pairs. *over_context* is a table of what chunks take for that, and goes before *per_pair*.
     """
 
     tokens: tuple[Natural, ...]
@@ -66,9 +68,12 @@ class PrefillData(Strict):
     samples: Natural | None = None
     beyond: Polynomial | None = None
     per_pair: Finite | None = None
+    over_context: OverContext | None = None
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
+        if self.over_context is not None and self.per_pair is not None:
+            raise ValueError("per_pair and over_context say the same, and there are both")
         _increasing(self.tokens, "tokens")
         _increasing(self.prompts, "prompts")
         if self.prompts[0] != 1:
@@ -161,18 +166,24 @@ class Mixed(Strict):
     *attention* (one_pass only) the factor is that of the pass alone, and what decoding adds takes so many times as
     long as in a step of its own: kernels for prompts of any lengths serve single tokens less well. *per_sequence*
     (one_pass only) is what each sequence that decodes adds in seconds, however long it is: such kernels treat it as a
-    prompt.
+    prompt. *beside* (one_pass only) is a table of all that sequences that decode add to the pass, and goes before
+    *attention* and *per_sequence*.
     """
 
     rule: Literal["one_pass", "sum"] = "one_pass"
     factor: Positive = 1.0
     attention: NotNegative | None = None
     per_sequence: NotNegative = 0.0
+    beside: Beside | None = None
     source: Source | None = None
     note: Text | None = None
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
+        if self.beside is not None and (self.rule == "sum" or self.attention is not None or self.per_sequence):
+            raise ValueError(
+                "beside is all that decoding adds to one pass: no sum, attention or per_sequence with it"
+            )
         if self.rule == "sum" and self.attention is not None:
             raise ValueError("attention is a part of one pass, and there are two")
         if self.rule == "sum" and self.per_sequence:
@@ -196,10 +207,13 @@ class TokenModel(Strict):
 
 
 class KVCache(Strict):
-    """Paged memory for keys and values: *blocks* of *block_size* tokens, as the engine reported or as computed."""
+    """Paged memory for keys and values: *blocks* of *block_size* tokens, as the engine reported or as computed. With
+    *memory_gib*, that of one device, they were computed from it (`architectures.kv_blocks`) and follow the settings
+    of an engine that has others."""
 
     block_size: Natural = 16
     blocks: Natural
+    memory_gib: Positive | None = None
     statistic: Text
     source: Source | None = None
     note: Text | None = None
@@ -235,9 +249,29 @@ class TokenData(Strict):
     """A language model on one device (or *tensor_parallel* of them together)."""
 
     architecture: Text  #: its name in ``models.yaml``
+    shape: Architecture | None = None  #: where that does not hold it
     tensor_parallel: Natural = 1
     engine: Engine
     kv: KVCache
     step_includes: Text  #: from where to where a step was timed
     solo: Solo | None = None
     kinds: Annotated[dict[TokenKind, TokenModel], Field(min_length=1)]
+
+    def blocks(
+        self, *, max_batched_tokens: int | None, max_sequences: int | None, block_size: int | None = None
+    ) -> int:
+        """KV blocks of *block_size* tokens of an engine with these settings (None: those of the profile)."""
+        kv, engine = self.kv, self.engine
+        size = block_size or kv.block_size
+        asked = (max_batched_tokens or engine.max_batched_tokens, max_sequences or engine.max_sequences, size)
+        if kv.memory_gib is None or asked == (engine.max_batched_tokens, engine.max_sequences, kv.block_size):
+            return kv.blocks * kv.block_size // size
+        return kv_blocks(
+            self.shape or architecture(self.architecture),
+            memory_gib=kv.memory_gib,
+            utilization=engine.gpu_memory_utilization,
+            tensor_parallel=self.tensor_parallel,
+            block_size=size,
+            max_batched_tokens=asked[0],
+            max_sequences=asked[1],
+        )

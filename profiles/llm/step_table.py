@@ -48,6 +48,7 @@ class TokenTable:
         self.largest_prefill = data.beyond.until if data.beyond else self._last
         c2 = data.beyond.c2 if data.beyond else 0.0
         self.per_pair = max(0.0, 2.0 * c2) if data.per_pair is None else data.per_pair
+        self._over_context = data.over_context
         decode = model.line or model.surface
         assert decode is not None
         self._decode = decode
@@ -60,6 +61,7 @@ class TokenTable:
         self._factor = model.mixed.factor
         self._attention = self._factor if model.mixed.attention is None else model.mixed.attention
         self._per_sequence = model.mixed.per_sequence
+        self._beside = model.mixed.beside
         self._between = _between(between_cost, max(self.largest_batch, 1), name, hold)
 
     # -- prefill ---------------------------------------------------------------------------------------------
@@ -77,7 +79,11 @@ class TokenTable:
                 seconds = self._by_prompts(tokens, squares)
         else:
             seconds = self._outside(tokens, squares)
-        return seconds + self.per_pair * context if context else seconds
+        if not context:
+            return seconds
+        if self._over_context is not None:
+            return seconds + self._over_context(tokens, context / tokens)
+        return seconds + self.per_pair * context
 
     def _by_prompts(self, tokens: int, squares: float) -> float:
         """Between rows along 1 / prompts, of which squares / tokens^2 is the measure: attention goes with it."""
@@ -163,6 +169,8 @@ class TokenTable:
         if not self._one_pass:
             return self._factor * (self.prefill(tokens, squares, context) + decode)
         whole = self.prefill(tokens + batch, None if squares is None else squares + batch, context)
+        if self._beside is not None:
+            return max(whole + self._beside(tokens, context / tokens, batch, decode_context / batch), decode)
         beside = self._attention * (decode - self.decode(batch, 0)) if self._attention else 0.0
         return max(self._factor * whole + beside + self._per_sequence * batch, decode)
 

@@ -116,6 +116,7 @@ def model_config(name: str, dtype: str) -> dict[str, Any]:
             "hidden_act": "silu",
             "intermediate_size": shape["feed_forward"],
             "num_key_value_heads": shape["kv_heads"],
+            "head_dim": shape.get("head_dim") or shape["hidden"] // shape["heads"],
             "rms_norm_eps": 1e-5,
             "rope_theta": 10000.0,
             "tie_word_embeddings": False,

@@ -22,6 +22,7 @@ from servetwin.experiments.validation import run_table
 COMMANDS = [
     "run",
     "profile",
+    "import",
     "sweep",
     "score",
     "compare",

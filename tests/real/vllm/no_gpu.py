@@ -11,12 +11,18 @@ from typing import Any, NamedTuple
 import torch
 from vllm import SamplingParams
 from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
+from vllm.utils.hashing import sha256
+from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
+
+#: What names blocks in the prefix cache; without the cache nobody asks.
+init_none_hash(sha256)
+HASHER = get_request_block_hasher(16, sha256)
 
 #: A model of two layers; only its shape is ever read here.
 TINY = {
@@ -74,11 +80,13 @@ def scheduler(
     max_sequences: int = 64,
     max_batched_tokens: int = 2048,
     asynchronous: bool = False,
+    caching: bool = False,
     settings: dict[str, Any] | None = None,
     cls: Callable[..., Any] | None = None,
 ) -> Any:
-    """vLLM's scheduler, or *cls*, with that many usable KV blocks."""
-    cache = CacheConfig(block_size=16, enable_prefix_caching=False)
+    """vLLM's scheduler, or *cls*, with that many usable KV blocks; with *caching* it has its prefix cache, in which
+    no request of ours finds blocks but its own."""
+    cache = CacheConfig(block_size=16, enable_prefix_caching=caching)
     config = VllmConfig(
         model_config=ModelConfig(model=folder, skip_tokenizer_init=True, dtype="float32", max_model_len=2048),
         scheduler_config=SchedulerConfig(
@@ -111,13 +119,15 @@ def scheduler(
 
 
 def vllm_request(asked: Asked, limit: int | None = None) -> Request:
+    # The first token differs, and with it the hashes of all blocks.
     extra = {"servetwin": {"id": asked.id, "limit": limit or asked.output, "arrival": asked.arrival}}
     return Request(
         request_id=str(asked.id),
-        prompt_token_ids=[3] * asked.prompt,
+        prompt_token_ids=[asked.id] + [3] * (asked.prompt - 1),
         sampling_params=SamplingParams(max_tokens=asked.output, ignore_eos=True, extra_args=extra),
         pooling_params=None,
         arrival_time=asked.arrival,
+        block_hasher=HASHER,
     )
 
 

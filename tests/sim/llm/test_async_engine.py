@@ -45,6 +45,7 @@ engines = st.fixed_dictionaries(
         "watermark": st.sampled_from([0.0, 0.1]),
         "stamp": st.sampled_from(["sent", "seen"]),
         "whole_prompt": st.booleans(),
+        "keep_freed": st.booleans(),
     }
 )
 hosts = st.builds(

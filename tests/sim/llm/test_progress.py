@@ -45,6 +45,8 @@ def small_engines(draw: st.DrawFn) -> dict:
     ahead = draw(st.booleans())
     if not ahead and draw(st.booleans()):
         limits["preemption"] = "swap"
+    else:
+        limits["keep_freed"] = draw(st.booleans())
     most = max(1, int(blocks * size * 1.2))
     gaps = st.sampled_from([0.0, 0.0, 0.001, 0.05, 0.3])
     row = st.tuples(gaps, st.integers(1, most), st.sampled_from([1, 1, 2, 17, 60]))
