@@ -29,6 +29,14 @@ def profile_content(
         from .async_fit import steady_section
 
         section = steady_section(measured, described, grid, source)
+    return file_content(section, described, name=name, when=when, command=command)
+
+
+def file_content(
+    section: dict[str, Any], described: dict[str, Any], *, name: str, when: str, command: str
+) -> dict[str, Any]:
+    """The content of a profile file called *name*, of its ``tokens`` and ``costs``, measured *when* by *command* on
+    the engine *described*."""
     model = section["tokens"]["kinds"]["measured"]
     # The policies of a measured system plan with what was measured.
     section["tokens"]["kinds"] = {"scheduler": model, "measured": model}

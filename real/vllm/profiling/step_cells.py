@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from .compositions import Beat, Part
 
 #: Decode steps between steps with prompts.
-RESTS = (1, 2, 2, 3, 4, 6)
+RESTS = (0, 0, 0, 1, 1, 2, 2, 3, 5)
 #: Steps at most of one part of prompts or of mixed steps.
 PART = 160
 
@@ -71,10 +71,10 @@ def around(graphs: Sequence[int], most: int) -> tuple[int, ...]:
 def cells_for(graphs: Sequence[int], limits: Limits) -> Cells:
     """What to measure on an engine with CUDA graphs of these sizes."""
     budget, length = limits.budget, limits.length
-    totals = {16, *range(32, 1025, 32), *range(1088, 2049, 64), *range(2304, 4097, 256), *range(4608, 16385, 512)}
-    totals |= {8, 504, 520, 776, 1032, 1160, 1288, 1544, 1800, 2056, 2312, 3080, 4104, 6152, budget}
+    totals = {8, 16, *range(32, 513, 32), *graphs, *range(544, 1025, 32), *range(1088, 2049, 64)}
+    totals |= {*range(2304, 4097, 256), *range(4608, 8193, 512), *range(9216, 32769, 1024), budget}
     contexts = [64, 256, 512, 1024, 2048, 4096, 8192, 16000, 32000]
-    anchors = ((128, 0), (512, 0), (512, 2000), (2048, 0), (2048, 4000))
+    anchors = ((128, 0), (512, 0), (512, 2000), (2048, 0))
     return Cells(
         decode=around(graphs, limits.sequences),
         contexts=tuple(c for c in [*contexts, length * 7 // 8] if c <= length * 7 // 8)[:8],
@@ -83,10 +83,10 @@ def cells_for(graphs: Sequence[int], limits: Limits) -> Cells:
         prompts=(2, 4, 8, 16),
         chunks=tuple(n for n in (32, 128, 256, 512, 1024, 2048, 4096, 8192) if n <= budget),
         before=tuple(c for c in (250, 1000, 4000, 8000, 14000) if c < length - 64),
-        mixed=tuple(n for n in (1, 4, 16, 32, 64, 128, 256) if n <= limits.sequences // 2),
+        mixed=tuple(n for n in (1, 4, 16, 32, 64, 128, 256, 512, 896) if n <= limits.sequences * 7 // 8),
         beside=tuple(c for c in (100, 500, 2000) if c <= length // 2),
         anchors=tuple((n, c) for n, c in anchors if n + c < length and n < budget),
-        drawn=5,
+        drawn=8,
         budgets=tuple(n for n in (512, 1024, 2048, 4096, budget) if n <= budget),
     )
 
@@ -145,6 +145,7 @@ def mixed_parts(cells: Cells, limits: Limits, rng: random.Random) -> Iterator[Pa
     most = limits.sequences - min(40, limits.sequences // 4)
     for context in cells.beside:
         sizes = [n for n in cells.mixed if n <= most and n * (context + growth) <= 0.8 * limits.room]
+        sizes = [n for n in sizes if n <= 256 or context == min(cells.beside)]  # their contexts add up to the same
         if not sizes or context + growth >= limits.length:
             continue
         rng.shuffle(sizes)
@@ -198,11 +199,10 @@ def _split(total: int, parts: int) -> tuple[tuple[int, int], ...]:
 
 
 def parts_of_round(number: int, cells: Cells, limits: Limits, rng: random.Random) -> list[Part]:
-    """All parts of a round, in random order; decode batches in every other round, chunks alone in the first three."""
-    parts: list[Part | None] = [*prompt_parts(cells, limits, rng, chunks=number < 3)]
-    parts += [*mixed_parts(cells, limits, rng), uneven_part(cells, limits, rng)]
-    if number % 2 == 0:
-        parts += decode_parts(cells, limits, rng)
+    """All parts of a round, in random order; chunks alone and all decode batches in the first, some in others."""
+    parts: list[Part | None] = [*prompt_parts(cells, limits, rng, chunks=number % 3 == 0)]
+    parts += [*mixed_parts(cells, limits, rng), *(uneven_part(cells, limits, rng) for _ in range(3))]
+    parts += decode_parts(cells, limits, rng, 0.4 if number else 1.0)
     found = [part for part in parts if part is not None]
     rng.shuffle(found)
     return found

@@ -1,79 +1,93 @@
-"""Step times of a language model on vLLM by what the steps compute: a grid to make a profile of, and blind traffic.
+"""A profile as `servetwin profile` makes it, the steps that it was made of, and blind runs after it, on one engine.
 
 ::
 
-    steps_campaign.py run FOLDER --model llama-3.1-8b --seconds 345 --grid 165 [--after FILE] [--tiny]
+    steps_campaign.py FOLDER --model llama-3.1-8b --seconds 560 [--tiny] [--after FILE] [--runs 12]
 
-One process for each model: vLLM as it is by default (torch.compile, its own CUDA graphs, asynchronous scheduling)
-but without prefix caching. Round by round it makes the steps of `servetwin.real.vllm.profiling.step_cells` for *grid*
-seconds (the first round whole, in the time that there is), and after the first round serves requests as they come,
-under several policies, budgets and loads: the steps of that traffic are for judging only. All is written as it
-comes, a part at a time, into ``FOLDER/steps-MODEL.npz``; a failure of one part ends no more than itself, and the
-process ends by itself after *seconds*. With `--after` it imports everything and then waits for that file.
+The engine is that of `servetwin profile MODEL` (vLLM's defaults but for prefix caching). First the profile is made:
+``profile.yaml``, and ``steps-MODEL.npz`` with all parts (`servetwin.real.vllm.profiling.step_files`). Then runs of
+requests with heavy-tailed lengths under several policies, by `servetwin run --backend vllm`'s own code, as far as
+the time goes: a folder each under ``runs/``. A failure of one part ends no more than itself, and the process ends by
+itself after *seconds*.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
-import random
 import sys
 import threading
 import time
 import traceback
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-
-@dataclasses.dataclass(frozen=True)
-class Load:
-    """Requests that come at *rate* a second for *seconds*: lengths are lognormal, given by median and 90th
-    percentile, prompts up to *longest*. *policy* None: vLLM decides. *budget* is that of tokens a step."""
-
-    policy: str | None
-    params: dict[str, Any] | None
-    budget: int
-    rate: float
-    cv: float
-    seconds: float
-    prompt: tuple[int, int] = (200, 800)
-    output: tuple[int, int] = (90, 220)
-    longest: int = 8000
-
-
-#: Loads by model.
-LOADS: dict[str, tuple[Load, ...]] = {
+#: Requests of a run, by model: lengths by median and 90th percentile, and rates a second.
+CHAT = {
+    "llama-3.1-8b": {"prompt": (200, 800, 8000), "output": (90, 220, 1500), "requests": 600},
+    "opt-13b": {"prompt": (200, 800, 1700), "output": (90, 220, 340), "requests": 600},
+    "tiny-llama": {"prompt": (60, 200, 400), "output": (8, 20, 40), "requests": 20},
+}
+#: Runs, what matters most first: policy, its parameters, rate, cv, tokens a step (None: vLLM's default).
+RUNS: dict[str, tuple[tuple[str, dict[str, Any], float, float, int | None], ...]] = {
     "llama-3.1-8b": (
-        Load(None, None, 2048, 25, 1, 9),
-        Load(None, None, 8192, 55, 1, 11),
-        Load("sarathi", {"chunk": 512}, 8192, 30, 1, 10),
-        Load("vllm", None, 8192, 40, 1, 9),
-        Load(None, None, 2048, 45, 4, 10),
-        Load(None, None, 2048, 9, 1, 9, prompt=(2000, 6000), output=(30, 80)),
-        Load(None, None, 512, 22, 1, 8),
-        Load(None, None, 8192, 45, 1, 14, prompt=(100, 300), output=(400, 1000)),
-        Load(None, None, 8192, 220, 1, 8, prompt=(60, 200), output=(250, 500), longest=2000),
-        Load("vllm", None, 8192, 12, 1, 7, prompt=(1500, 5000), output=(50, 120)),
+        ("vllm-v1", {}, 30.0, 1.0, None),
+        ("sarathi", {"chunk": 512}, 30.0, 1.0, None),
+        ("edf-llm", {}, 30.0, 1.0, None),
+        ("neustream-llm", {}, 30.0, 1.0, None),
+        ("vllm-v1", {}, 24.0, 4.0, 2048),
+        ("sarathi", {"chunk": 512}, 20.0, 1.0, None),
+        ("vllm-v1", {}, 45.0, 1.0, None),
+        ("edf-llm", {}, 40.0, 1.0, 2048),
+        ("neustream-llm", {}, 20.0, 4.0, None),
+        ("vllm-v1", {}, 20.0, 1.0, 512),
+        ("sarathi", {"chunk": 512}, 36.0, 1.0, None),
+        ("neustream-llm", {}, 40.0, 1.0, None),
     ),
     "opt-13b": (
-        Load(None, None, 2048, 16, 1, 8, longest=1700),
-        Load("sarathi", {"chunk": 512}, 8192, 20, 1, 8, longest=1700),
-        Load("vllm", None, 8192, 16, 1, 8, longest=1700),
-        Load(None, None, 8192, 26, 1, 9, longest=1700),
-        Load(None, None, 512, 12, 4, 7, longest=1700),
-        Load(None, None, 8192, 60, 1, 8, prompt=(50, 150), output=(150, 300), longest=500),
+        ("vllm-v1", {}, 18.0, 1.0, None),
+        ("sarathi", {"chunk": 512}, 18.0, 1.0, None),
+        ("edf-llm", {}, 18.0, 1.0, None),
+        ("neustream-llm", {}, 18.0, 1.0, None),
     ),
-    "tiny-llama": (
-        Load(None, None, 256, 8, 1, 3, longest=400),
-        Load("sarathi", {"chunk": 64}, 256, 8, 4, 3, longest=300),
-    ),
+    "tiny-llama": (("vllm-v1", {}, 20.0, 1.0, None), ("sarathi", {"chunk": 64}, 20.0, 1.0, None)),
 }
+SLO = {"prefill": None, "decode": None, "limits": {"ttft_ms": 150, "tpot_ms": 18}}
+
+
+def lognormal(median: int, p90: int, high: int) -> dict[str, Any]:
+    return {"draw": "lognormal", "median": median, "p90": p90, "low": 4, "high": high}
+
+
+def experiment_of(model: str, number: int, profile: str, limit: int) -> dict[str, Any]:
+    """The content of the experiment file of a run."""
+    policy, params, rate, cv, budget = RUNS[model][number]
+    chat = CHAT[model]
+    return {
+        "name": f"{model}-{number:02d}-{policy}",
+        "pipeline": {"modules": {"llm": {"kind": "llm"}}},
+        "workload": {
+            "requests": chat["requests"],
+            "arrivals": {"process": "gamma", "rate": rate, "cv": cv},
+            "lengths": {"llm": {"prompt": lognormal(*chat["prompt"]), "output": lognormal(*chat["output"])}},
+        },
+        "seed": 100 + number,
+        "slo": SLO,
+        "policy": {"name": policy, "params": params},
+        "deployment": {
+            "devices": {"gpu0": profile},
+            "workers": [
+                {
+                    "modules": ["llm"],
+                    "device": "gpu0",
+                    "limit": min(limit, budget or limit),
+                    "engine": {"whole_prompt": True, **({"max_batched_tokens": budget} if budget else {})},
+                }
+            ],
+        },
+    }
 
 
 class Campaign:
@@ -81,22 +95,16 @@ class Campaign:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.began = time.monotonic()
-        self.model, self.end, self.grid = args.model, args.seconds, args.grid
+        self.args, self.end = args, args.seconds
         self.folder: Path = args.folder
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.file = self.folder / f"steps-{self.model}.npz"
-        self.parts = 0
-        self.rng = random.Random(args.seed)
-        self.writing = threading.Lock()
-
-    def now(self) -> float:
-        return time.monotonic() - self.began
+        self.profile = self.folder / f"profile-{args.model}.yaml"
 
     def left(self) -> float:
-        return float(self.end - self.now())
+        return float(self.end - (time.monotonic() - self.began))
 
     def say(self, *words: object) -> None:
-        line = f"{self.now():7.1f} {self.model} " + " ".join(map(str, words))
+        line = f"{time.monotonic() - self.began:7.1f} {self.args.model} " + " ".join(map(str, words))
         print(line, flush=True)
         with (self.folder / "log.txt").open("a") as file:
             file.write(line + "\n")
@@ -106,164 +114,101 @@ class Campaign:
         try:
             return what(*args)
         except Exception:
-            self.say("FAILED", getattr(what, "__name__", what), traceback.format_exc()[-1800:])
+            self.say("FAILED", getattr(what, "__name__", what), traceback.format_exc()[-2500:])
 
     def watch(self) -> None:
         """End the process if it is still there well after its time."""
 
         def ring() -> None:
-            time.sleep(max(0.0, self.left() + 6))
+            time.sleep(max(0.0, self.left() + 8))
             self.say("OUT OF TIME")
-            self.leave(3)
+            os._exit(3)
 
         threading.Thread(target=ring, daemon=True).start()
 
-    def leave(self, code: int) -> None:
-        self.writing.acquire(timeout=20)
-        self.say("ended with", code)
-        sys.stdout.flush()
-        os._exit(code)
-
-    def keep(self, kind: str, info: dict[str, Any], played: Any) -> None:
-        """Append the steps of *played* to the file; times in microseconds since the part began."""
-        steps, launches = played.steps, played.launches
-        at = f"{self.parts:03d}-{kind}"
-        self.parts += 1
-        micro = lambda values: np.array([round(v * 1e6) for v in values], dtype=np.int64)  # noqa: E731
-        chunks = [(i, n, c) for i, s in enumerate(steps) for _, n, c in s.prefill]
-        arrays = {
-            "start": micro([s.start for s in steps]),
-            "scheduled": micro([s.scheduled for s in steps]),
-            "after": micro([s.after for s in steps]),
-            "end": micro([s.end for s in steps]),
-            "running": np.array([(s.waiting, s.running) for s in steps], dtype=np.int32).reshape(-1, 2),
-            "chunks": np.array(chunks, dtype=np.int32).reshape(-1, 3),
-            "decode": np.array([s.decode for s in steps], dtype=np.int32),
-            "contexts": np.array([c for s in steps for c in sorted(s.contexts)], dtype=np.int32),
-            "launch": np.array(
-                [(x.launched, x.sampled, x.device, x.idle) for x in launches], dtype=np.float32
-            ).reshape(-1, 4),
-            "info": np.frombuffer(json.dumps(info).encode(), dtype=np.uint8),
-        }
-        with self.writing, zipfile.ZipFile(self.file, "a", zipfile.ZIP_DEFLATED) as archive:
-            for name, values in arrays.items():
-                with archive.open(f"{at}/{name}.npy", "w") as file:
-                    np.lib.format.write_array(file, values, allow_pickle=False)
-
-    # -- parts --------------------------------------------------------------------------------------------
-
-    def start(self, tiny: bool) -> None:
+    def start(self) -> None:
+        from servetwin.experiments.backends.profile_llm import plan_for
         from servetwin.real.vllm.engine import EngineOptions, VllmEngine
-        from servetwin.real.vllm.profiling.compositions import Player
-        from servetwin.real.vllm.profiling.step_cells import Limits, cells_for
 
-        if tiny:
+        if self.args.tiny:
             options = EngineOptions(
-                model=self.model, kv_bytes=64 << 20, max_sequences=64, max_batched_tokens=1024, asynchronous=True
+                model=self.args.model, kv_bytes=64 << 20, max_sequences=64, max_batched_tokens=1024, asynchronous=True
             )
         else:
-            options = EngineOptions(
-                model=self.model,
-                dtype="float16" if self.model.startswith("opt") else "bfloat16",
-                max_model_len=2048 if self.model.startswith("opt") else 16384,
-                max_batched_tokens=8192,
-                max_sequences=1024,
-                gpu_memory_utilization=0.92,
-                compiled=True,
-                asynchronous=True,
-            )
+            options, _ = plan_for(self.args.model)
         self.engine = VllmEngine(options)
-        compilation = self.engine.engine.vllm_config.compilation_config
-        self.graphs = tuple(compilation.cudagraph_capture_sizes or ())
-        self.about = {**self.engine.describe(), "graphs": self.graphs, "mode": str(compilation.cudagraph_mode)}
-        self.say(json.dumps(self.about))
-        self.player = Player(self.engine, watch=True)
-        self.limits = Limits(
-            options.max_batched_tokens, options.max_sequences, options.max_model_len, self.player.room
+        self.say(json.dumps(self.engine.describe()))
+
+    def make_profile(self) -> None:
+        from servetwin.experiments.backends.profile_llm import composed, text_of
+        from servetwin.profiles import load, verdict
+        from servetwin.real.vllm.profiling.step_files import append
+
+        def keep(parts: list[Any]) -> None:
+            for number, part in enumerate(parts):
+                append(self.folder / f"steps-{self.args.model}.npz", number, part)
+            from servetwin.real.vllm.profiling.compose import described
+
+            (self.folder / f"engine-{self.args.model}.json").write_text(json.dumps(described(self.engine)))
+
+        share = 0.1 if self.args.tiny else 1.0
+        content = composed(
+            self.engine,
+            f"h200-steps/{self.args.model}",
+            self.args.model,
+            time.strftime("%Y-%m-%d"),
+            f"servetwin profile {self.args.model}",
+            seconds=share * self.args.compose,
+            judged=share * self.args.judged,
+            progress=lambda what, done, _: self.say(done, what),
+            keep=keep,
         )
-        self.cells = cells_for(self.graphs, self.limits)
-        self.say(self.cells)
+        self.profile.write_text(text_of(content))
+        data = load(str(self.profile)).data
+        for line in (*verdict.lines(data), *verdict.blind(data)):
+            self.say(line)
 
-    def check(self) -> None:
-        """That steps have the composition that they were asked to have."""
-        from servetwin.real.vllm.profiling.compositions import Beat, Part
+    def runs(self) -> None:
+        import yaml
+        from servetwin.experiments.backends.vllm import VllmBackend
+        from servetwin.experiments.spec.loading import load
 
-        beats = (Beat((), 0, 2), Beat(((40, 0), (16, 500)), 0, 2), Beat((), 1, 2), Beat((), 1, 2))
-        for _ in range(3):  # the first of everything is slow
-            played = self.player.play(Part("check", (100, 200, 300), beats))
-        found = [([(n, c) for _, n, c in s.prefill], sorted(s.contexts)) for s in played.steps]
-        wanted = [([], [100, 200]), ([(40, 0), (16, 500)], [101, 201]), ([], [202, 300]), ([], [203, 301])]
-        self.say("as asked" if found == wanted else f"NOT AS ASKED: {found}")
-
-    def round(self, number: int, until: float) -> None:
-        from servetwin.real.vllm.profiling.step_cells import parts_of_round
-
-        for part in parts_of_round(number, self.cells, self.limits, self.rng):
-            if self.now() < until:
-                self.safely(self.part, part)
-
-    def part(self, part: Any) -> None:
-        begun = self.now()
-        played = self.player.play(part, self.began + self.end - 3)
-        took = self.now() - begun
-        busy = sum(s.end - s.began for s in played.steps)
-        asked = [(beat.chunks, beat.size) for beat in part.beats][: len(played.steps)]
-        made = [(tuple((n, c) for _, n, c in s.prefill), s.decode) for s in played.steps]
-        other = sum(a != b for a, b in zip(asked, made, strict=False))
-        self.keep(part.kind, {"pool": len(part.pool), "began": begun, "other": other}, played)
-        more = f", {other} NOT AS ASKED" if other else ""
-        self.say(part.kind, len(part.pool), len(played.steps), f"steps{more}, {busy:.2f} of {took:.2f} s")
-
-    def load(self, load: Load) -> None:
-        from servetwin.real.vllm.plan import Planned
-        from servetwin.real.vllm.profiling.compositions import Played
-        from servetwin.real.vllm.scheduler import Settings
-
-        scheduler, longest = self.engine.scheduler, self.engine.options.max_model_len
-        begun, now, planned = self.now(), 0.0, []
-        while now < load.seconds:
-            prompt = max(4, min(self.drawn(*load.prompt), load.longest))
-            output = max(2, min(self.drawn(*load.output), longest - prompt - 1))
-            planned.append(Planned(len(planned), now, prompt, output))
-            now += self.rng.gammavariate(1 / load.cv**2, load.cv**2 / load.rate)
-        most = scheduler.max_num_scheduled_tokens
-        scheduler.max_num_scheduled_tokens = min(load.budget, most)
-        scheduler.keep_contexts = True
-        if self.player.clock is not None:
-            self.player.clock.take()
-        try:
-            settings = Settings(policy=load.policy, params=load.params)
-            run = self.engine.serve(planned, settings, stop_after=0.3)
-        finally:
-            scheduler.max_num_scheduled_tokens = most
-            scheduler.keep_contexts = False
-        launches = self.player.clock.take() if self.player.clock is not None else []
-        played = Played("traffic", begun, run.steps, launches[: len(run.steps)])
-        self.keep("traffic", {**dataclasses.asdict(load), "began": begun, "launches": len(launches)}, played)
-        sizes = [s.decode for s in run.steps] or [0]
-        took = self.now() - begun
-        self.say(
-            "traffic", load, len(run.steps), "steps, batch", f"{np.mean(sizes):.0f} to {max(sizes)}, {took:.1f} s"
-        )
-
-    def drawn(self, median: int, high: int) -> int:
-        """A length whose median and 90th percentile are these."""
-        return round(median * (high / median) ** (self.rng.gauss(0.0, 1.0) / 1.2816))
+        for number, (policy, params, rate, cv, budget) in enumerate(RUNS[self.args.model][: self.args.runs]):
+            need = CHAT[self.args.model]["requests"] / rate * (1.3 if cv > 1 else 1.15) + 6
+            if self.left() < need + 4:
+                self.say("no time for", policy, rate)
+                continue
+            content = experiment_of(self.args.model, number, str(self.profile), self.engine.options.max_sequences)
+            file = self.folder / f"{content['name']}.yaml"
+            file.write_text(yaml.safe_dump(content, sort_keys=False))
+            backend = VllmBackend(asynchronous=self.engine.options.asynchronous, foreign=True)
+            # One engine serves all: what a run wants of another budget or limit is set on it.
+            backend._engine = lambda *_: self.engine  # type: ignore[method-assign]
+            scheduler = self.engine.scheduler
+            was = scheduler.max_num_scheduled_tokens
+            scheduler.max_num_scheduled_tokens = min(budget or was, was)
+            try:
+                report = backend.run(load(str(file)), self.folder / "runs" / content["name"])
+                self.say(content["name"], policy, params, rate, cv, budget, json.dumps(report.as_dict())[:300])
+            except Exception:
+                self.say("FAILED", content["name"], traceback.format_exc()[-2500:])
+            finally:
+                scheduler.max_num_scheduled_tokens = was
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["run"])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--model", default="llama-3.1-8b", choices=list(LOADS))
+    parser.add_argument("--model", default="llama-3.1-8b", choices=list(RUNS))
     parser.add_argument("--seconds", type=float, required=True, help="from the start of this process, or of --after")
-    parser.add_argument("--grid", type=float, required=True, help="seconds for the grid")
+    parser.add_argument("--compose", type=float, default=150.0)
+    parser.add_argument("--judged", type=float, default=45.0)
+    parser.add_argument("--runs", type=int, default=99)
     parser.add_argument("--after", type=Path, default=None)
-    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--tiny", action="store_true", help="on a CPU")
     args = parser.parse_args(argv)
 
-    from servetwin.real.vllm.engine import prepare_environment, undisturbed
+    from servetwin.real.vllm.engine import prepare_environment
 
     prepare_environment()
     import vllm.v1.engine.llm_engine  # noqa: F401
@@ -276,27 +221,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         time.sleep(0.1)
     campaign = Campaign(args)
     campaign.watch()
-    campaign.say("at", time.strftime("%H:%M:%S"), f"{time.time():.3f} and {time.monotonic():.3f}")
-    if campaign.safely(campaign.start, args.tiny) is None and not hasattr(campaign, "player"):
-        campaign.leave(1)
-    campaign.safely(campaign.check)
-    loads = list(LOADS[args.model])
-    lasting = sum(load.seconds + 1.0 for load in loads)
-    with undisturbed():
-        spent, number = 0.0, 0
-        while True:
-            begun = campaign.now()
-            campaign.safely(campaign.round, number, campaign.end - (lasting if number == 0 else 0.0) - 4)
-            spent += campaign.now() - begun
-            if number == 0:
-                for load in loads:
-                    if campaign.left() > load.seconds + 6:
-                        campaign.safely(campaign.load, load)
-            number += 1
-            if campaign.left() < 8 or spent > args.grid:
-                break
-    campaign.say("over", number, "rounds")
-    campaign.leave(0)
+    campaign.say("at", time.strftime("%H:%M:%S"))
+    campaign.safely(campaign.start)
+    if not hasattr(campaign, "engine"):
+        os._exit(1)
+    campaign.safely(campaign.make_profile)
+    if campaign.profile.exists():
+        campaign.safely(campaign.runs)
+    campaign.say("over")
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
