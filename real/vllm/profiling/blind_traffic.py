@@ -16,6 +16,8 @@ from .device_steps import Sample, Steps, steps_of
 
 #: Shares of a load's time after which what is left of it is dropped.
 PATIENCE = 0.3
+#: Tokens of a prompt at most.
+LONGEST = 8000
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def play_load(engine: Any, clock: Any, load: Load, rate: float, seconds: float, 
     scheduler, longest = engine.scheduler, engine.options.max_model_len
     now, planned = 0.0, []
     while now < seconds * (1.0 - PATIENCE):
-        prompt = max(4, min(_drawn(rng, *load.prompt), longest * 3 // 4))
+        prompt = max(4, min(_drawn(rng, *load.prompt), LONGEST, longest * 3 // 4))
         output = max(2, min(_drawn(rng, *load.output), longest - prompt - 1))
         planned.append(Planned(len(planned), now, prompt, output))
         now += rng.gammavariate(1 / load.cv**2, load.cv**2 / rate)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .fit import tokens_section
-from .step_grid import Grid, Measured
-
 if TYPE_CHECKING:
     from .async_steps import Rotation
+    from .step_grid import Grid, Measured
 
 
 def profile_content(
@@ -23,6 +21,9 @@ def profile_content(
     source: str,
 ) -> dict[str, Any]:
     """The content of a profile file called *name*, measured *when* by *command*; see `tokens_section`."""
+    from .fit import tokens_section
+    from .step_grid import Grid
+
     if isinstance(grid, Grid):
         section = tokens_section(measured, described, grid, source)
     else:
