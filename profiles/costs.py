@@ -397,6 +397,9 @@ LAUNCH_PIECES = CostName(
     "what launching a step with prompts takes that `engine.graph_tokens` holds, as graphs piece by piece",
     _ENGINE,
 )
+LAUNCH_EACH = CostName(
+    "step.launch.each", "seconds", _VALUE, "what launching a step takes longer for each of its sequences", _ENGINE
+)
 STALL = CostName(
     "host.stall",
     "seconds",

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .llm.decode_surface import rule
-from .llm.schema import DecodeSurface, PrefillData
+from .llm.schema import Blind, DecodeSurface, PrefillData
 from .schema import ProfileFile, Table
 
 #: Samples that a point has at least.
@@ -33,8 +33,8 @@ DEVIATIONS, ABOVE = 6.0, 0.1
 
 @dataclass(frozen=True)
 class Finding:
-    """What is not clean: the *kind* ("samples", "disturbed", "falls", "mean", "tail", "blind" or "kept"), and a *text* that
-    says where."""
+    """What is not clean: the *kind* ("samples", "disturbed", "falls", "mean", "tail", "blind" or "kept"), and a
+    *text* that says where."""
 
     kind: str
     text: str
@@ -50,10 +50,7 @@ def of(data: ProfileFile) -> tuple[Finding, ...]:
     if data.tokens is not None:
         # The same model under two kinds counts once, as the later one: "measured".
         models = {model: of for of, model in data.tokens.kinds.items()}
-        for name, kind in (data.tokens.blind.kinds if data.tokens.blind else {}).items():
-            if kind.median > BLIND_MEDIAN or kind.p95 > BLIND_P95:
-                text = f"{name} steps that it was not made of: {100 * kind.median:.1f} % off in the median, "
-                found.append(Finding("blind", f"{text}{100 * kind.p95:.1f} % at p95"))
+        found += _blind(data.tokens.blind)
         for model, word in models.items():
             found += _prefill(f"prefill ({word})", model.prefill)
             if model.surface is not None:
@@ -125,6 +122,13 @@ def beyond(data: ProfileFile) -> tuple[str, ...]:
             sizes = ", ".join(map(str, one))
             found[f"decode of {sizes} sequences, measured at one context: slopes of the batch sizes beside"] = kind
     return tuple(found)
+
+
+def _blind(judged: Blind | None) -> Iterator[Finding]:
+    for name, kind in (judged.kinds if judged is not None else {}).items():
+        if kind.median > BLIND_MEDIAN or kind.p95 > BLIND_P95:
+            text = f"{name} steps that it was not made of: {100 * kind.median:.1f} % off in the median, "
+            yield Finding("blind", f"{text}{100 * kind.p95:.1f} % at p95")
 
 
 def _table(where: str, table: Table) -> Iterator[Finding]:

@@ -34,7 +34,8 @@ class Host:
     `servetwin.core.llm.async_engine`. *begins* is then what passes from asking the policy until the step can begin
     on an idle device; while another step computes nothing is seen of it. A step of more than *graph_tokens* tokens is
     launched kernel by kernel, which keeps the host busy for *launch*: only then it hears of the step before. One that
-    computes prompts within that is launched as graphs piece by piece, which takes *pieces* seconds.
+    computes prompts within that is launched as graphs piece by piece, which takes *pieces* seconds. *each* is what
+    all of that takes longer for each sequence of the step.
     """
 
     between: Callable[[int], float]
@@ -43,15 +44,20 @@ class Host:
     begins: float = 0.0
     launch: float = 0.0
     pieces: float = 0.0
+    each: float = 0.0
     graph_tokens: int | None = None
+
+    def beginning(self, batch: TokenBatch) -> float:
+        """Seconds from asking the policy until *batch* can begin on an idle device."""
+        return self.begins + self.each * batch.size if self.each else self.begins
 
     def launching(self, batch: TokenBatch) -> float:
         """Seconds from asking the policy until the host has launched *batch*."""
-        most = self.graph_tokens
+        begins, most = self.beginning(batch), self.graph_tokens
         if most is None:
-            return self.begins
+            return begins
         taken = self.launch if batch.decode + batch.prefilled > most else self.pieces if batch.prefill else 0.0
-        return max(taken, self.begins)
+        return max(taken + self.each * batch.size, begins)
 
 
 class TokenWorker(Worker):

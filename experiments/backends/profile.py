@@ -71,8 +71,8 @@ def measure(
 
     if model not in KINDS:
         right = (
-            f"one of {', '.join(KINDS)}, tiny-opt, a language model such as opt-13b or llama-3.1-8b, or a folder with "
-            "a config.json"
+            f"one of {', '.join(KINDS)}, tiny-opt, a language model such as opt-13b or llama-3.1-8b, or a folder "
+            "with a config.json"
         )
         raise BadInput(f"unknown model {model!r}", right=right)
     require()  # one clear line if torch is not there

@@ -122,7 +122,9 @@ def show_tokens(stage: str, tokens: dict[str, Any]) -> None:
 def profile(
     model: Annotated[
         str,
-        typer.Argument(help="sd15-512, tiny-dit, opt-13b, a Hugging Face folder, ... (docs/guides/: real-execution, vllm)."),
+        typer.Argument(
+            help="sd15-512, tiny-dit, opt-13b, a Hugging Face folder, ... (docs/guides/: real-execution, vllm)."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The profile file to write, .yaml; must not exist.")],
     devices: Devices = None,
@@ -136,7 +138,9 @@ def profile(
     asynchronous: Ahead = None,
     vllm: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="A setting of vLLM's engine by its name, as max_num_seqs=256; repeat."),
+        typer.Option(
+            metavar="NAME=VALUE", help="A setting of vLLM's engine by its name, as max_num_seqs=256; repeat."
+        ),
     ] = None,
 ) -> None:
     """Measure a model on a device of this machine, and write its profile."""

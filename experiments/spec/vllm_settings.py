@@ -79,7 +79,7 @@ def settings_of(given: Iterable[str]) -> VllmSettings:
         if name in UNMODELLED and (wrong := of_vllm(name)):
             right = f"{name}={AS_IT_IS[name][0]}" if name in AS_IT_IS else wrong[1]
             raise BadInput(wrong[0], where=f"--vllm {name}", right=right)
-        known = [n for n in VllmSettings.__dataclass_fields__]
+        known = list(VllmSettings.__dataclass_fields__)
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             right = near[0] if near else f"one of {', '.join(known)}"

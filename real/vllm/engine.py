@@ -53,12 +53,12 @@ class EngineOptions:
     """How vLLM is started.
 
     *model* is a name of ``profiles/llm/models.yaml`` ("opt-13b") or "tiny", with random weights, or a folder with a
-    model, whose weights are random if there is nothing but its ``config.json``. *graphs* lists the batch sizes for which decode steps are captured as CUDA graphs (none: eager); with
-    *graphs_for* "all" steps with a prefill run as graphs too, padded to the next of those sizes. With *compiled*
-    torch.compile and the graphs are vLLM's own, as it has them by default. *kv_bytes* fixes the
-    memory for keys and values (None: what *gpu_memory_utilization* leaves). *asynchronous* is vLLM's asynchronous
-    scheduling: a step is decided while the one before it runs. vLLM does that on GPUs by default, and not at all on
-    CPUs. The other names are vLLM's own.
+    model, whose weights are random if there is nothing but its ``config.json``. *graphs* lists the batch sizes for
+    which decode steps are captured as CUDA graphs (none: eager); with *graphs_for* "all" steps with a prefill run as
+    graphs too, padded to the next of those sizes. With *compiled* torch.compile and the graphs are vLLM's own, as it
+    has them by default. *kv_bytes* fixes the memory for keys and values (None: what *gpu_memory_utilization*
+    leaves). *asynchronous* is vLLM's asynchronous scheduling: a step is decided while the one before it runs. vLLM
+    does that on GPUs by default, and not at all on CPUs. The other names are vLLM's own.
     """
 
     model: str = "tiny"

@@ -72,7 +72,8 @@ def play_load(engine: Any, clock: Any, load: Load, rate: float, seconds: float, 
     from .compositions import Played
 
     scheduler, longest = engine.scheduler, engine.options.max_model_len
-    now, planned = 0.0, []
+    now = 0.0
+    planned: list[Planned] = []
     while now < seconds * (1.0 - PATIENCE):
         prompt = max(4, min(_drawn(rng, *load.prompt), LONGEST, longest * 3 // 4))
         output = max(2, min(_drawn(rng, *load.output), longest - prompt - 1))
@@ -108,7 +109,9 @@ def judge(
     parts, intake = [], []
     for load in loads:
         rate = rate_for(load, found)
-        progress(f"traffic: {rate:.1f} requests a second, {load.policy or 'vLLM decides'}, {load.budget} tokens a step")
+        progress(
+            f"traffic: {rate:.1f} requests a second, {load.policy or 'vLLM decides'}, {load.budget} tokens a step"
+        )
         steps, took = play_load(engine, clock, load, rate, share * load.share, rng)
         parts.append(steps)
         intake += took
@@ -117,4 +120,4 @@ def judge(
 
 def _drawn(rng: random.Random, median: int, high: int) -> int:
     """A length whose median and 90th percentile are these."""
-    return round(median * (high / median) ** (rng.gauss(0.0, 1.0) / 1.2816))
+    return int(round(median * (high / median) ** (rng.gauss(0.0, 1.0) / 1.2816)))

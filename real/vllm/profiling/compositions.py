@@ -218,7 +218,8 @@ class Player:
         self.number += 1
         scheduler = self.engine.scheduler
         self.engine.add(Planned(self.number, 0.0, context + tokens, output), scheduler.zero)
-        key, task = next(reversed(scheduler.tasks.items()))
+        key: str = next(reversed(scheduler.tasks))
+        task: TokenTask = scheduler.tasks[key]
         if context:
             stand_before(scheduler, key, context)
             task.computed = context

@@ -24,11 +24,12 @@ Floats = Any  # numpy arrays of floats
 
 #: Steps on either side among which the one is sought whose end the host heard at once: that ties the clocks.
 NEAR = 30
-#: Seconds that the device is at work after the host has launched the last of a step, where it waited for that: less
-#: is no step that ran by itself.
-BEHIND = 1.3e-3
-#: The share of a launch that passes before the device has something to do: with graphs piece by piece, and without.
-FIRST = {"pieces": 0.45, "kernels": 0.25}
+#: Seconds that the device is at work after the host has launched the last layer of a step, where it waited for that,
+#: and for each sequence, whose token is drawn then: less is no step that ran by itself.
+BEHIND, BEHIND_EACH = 1.3e-3, 6e-6
+#: What passes of a launch before the device has something to do, where that is not one graph: what launching one of
+#: as many sequences takes, and so many seconds; and where there are no graphs, such a share of it.
+FIRST, FIRST_SHARE = 1e-3, 0.25
 #: How a step is launched: as one graph, as graphs piece by piece, or kernel by kernel.
 Launching = Literal["graph", "pieces", "kernels"]
 
@@ -135,9 +136,36 @@ def launching(tokens: int, prompt: int, graphs: int) -> Launching:
     return "kernels" if tokens > graphs else "pieces" if prompt else "graph"
 
 
-def samples(steps: Steps, graphs: int, memory: float) -> Iterator[Sample]:
+def lines_through(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Constant and slope of a line through the medians of *points* whose place is about the same (an octave), that
+    rises."""
+    near: dict[int, list[tuple[float, float]]] = {}
+    for x, y in points:
+        near.setdefault(int(max(x, 1)).bit_length(), []).append((x, y))
+    some = [np.median(np.array(found), axis=0) for found in near.values() if len(found) >= 5]
+    if len(some) < 2:
+        return (float(np.median([y for _, y in points])) if points else 0.0), 0.0
+    x, y = np.array(some).T
+    weights = 1.0 / y
+    rows = np.column_stack((np.ones(len(x)), x)) * weights[:, None]
+    constant, slope = np.linalg.lstsq(rows, y * weights, rcond=None)[0]
+    return (float(constant), float(slope)) if slope > 0 else (float(np.median(y)), 0.0)
+
+
+def launch_line(parts: Sequence[Steps], graphs: int) -> tuple[float, float] | None:
+    """Seconds until a step is launched as one graph, a constant and for each sequence; None if none is."""
+    points = [
+        (float(len(steps.contexts[i])), float(steps.launched[i]))
+        for steps in parts
+        for i in range(len(steps))
+        if not steps.chunks[i] and 0 < len(steps.contexts[i]) <= graphs and np.isfinite(steps.launched[i])
+    ]
+    return lines_through(points) if points else None
+
+
+def samples(steps: Steps, graphs: int, memory: float, line: tuple[float, float] | None) -> Iterator[Sample]:
     """The steps of a part, from its second on. *graphs* is the largest graph in tokens, *memory* the seconds in which
-    density fades."""
+    density fades, *line* is as of `launch_line`."""
     over, density = ends(steps), Density(memory)
     watched = np.isfinite(steps.device).any()
     for i in range(len(steps)):
@@ -148,15 +176,19 @@ def samples(steps: Steps, graphs: int, memory: float) -> Iterator[Sample]:
         launched = steps.scheduled[i] + (steps.launched[i] if watched else 0.0)
         before = over[i - 1] if i else np.nan
         waited, began = False, max(before, steps.start[i])
+        behind = BEHIND + BEHIND_EACH * (decode + len(steps.chunks[i]))
         if watched and how == "graph":  # it begins when all of it is launched
             waited = not launched < before - 1e-4
             began = max(before, launched - 2e-4)
         elif watched:
-            first = steps.scheduled[i] + FIRST[how] * steps.launched[i]
-            waited = not (first < before and over[i] - launched > BEHIND)
+            spent = FIRST_SHARE * steps.launched[i]
+            if line is not None:
+                spent = min(line[0] + line[1] * (decode + len(steps.chunks[i])) + FIRST, steps.launched[i])
+            first = steps.scheduled[i] + spent
+            waited = not (first < before and over[i] - launched > behind)
             began = max(before, first)
         seconds = over[i] - began
-        usable = not waited or (how == "graph" and tokens <= graphs) or over[i] - launched > 3 * BEHIND
+        usable = not waited or (how == "graph" and tokens <= graphs) or over[i] - launched > 3 * behind
         if i and np.isfinite(seconds) and seconds > 0.0 and tokens:
             yield Sample(
                 steps.kind,
@@ -177,4 +209,5 @@ def samples(steps: Steps, graphs: int, memory: float) -> Iterator[Sample]:
 
 def all_samples(parts: Sequence[Steps], graphs: int, memory: float) -> list[Sample]:
     """Of all *parts*."""
-    return [sample for part in parts for sample in samples(part, graphs, memory)]
+    line = launch_line(parts, graphs)
+    return [sample for part in parts for sample in samples(part, graphs, memory, line)]

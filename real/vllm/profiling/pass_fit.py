@@ -55,7 +55,7 @@ class PassModel:
 
     def padded(self, tokens: int) -> int:
         """The tokens that go through the weights for so many."""
-        return next((n for n in self.graphs if n >= tokens), tokens)
+        return next((int(n) for n in self.graphs if n >= tokens), tokens)
 
     def a_pass(self, tokens: int) -> float:
         """Seconds of the pass alone."""
@@ -63,7 +63,8 @@ class PassModel:
 
     def share(self, seconds: float, density: float) -> float:
         """How many times as long a step takes that takes so many *seconds* at the usual density."""
-        return 1.0 + float(np.interp(density, self.densities, self.pace)) * fading(seconds / self.memory)
+        more = float(np.interp(density, self.densities, self.pace))
+        return 1.0 + more * float(fading(seconds / self.memory))
 
 
 def fading(x: Floats) -> Any:

@@ -74,7 +74,7 @@ def cells_for(graphs: Sequence[int], limits: Limits) -> Cells:
     totals = {8, 16, *range(32, 513, 32), *graphs, *range(544, 1025, 32), *range(1088, 2049, 64)}
     totals |= {*range(2304, 4097, 256), *range(4608, 8193, 512), *range(9216, 32769, 1024), budget}
     contexts = [64, 256, 512, 1024, 2048, 4096, 8192, 16000, 32000]
-    anchors = ((128, 0), (512, 0), (512, 2000), (2048, 0))
+    anchors = ((128, 0), (512, 0), (512, 1000), (512, 4000), (2048, 0))
     return Cells(
         decode=around(graphs, limits.sequences),
         contexts=tuple(c for c in [*contexts, length * 7 // 8] if c <= length * 7 // 8)[:8],
@@ -123,7 +123,7 @@ def uneven_part(cells: Cells, limits: Limits, rng: random.Random) -> Part | None
 
 def prompt_parts(cells: Cells, limits: Limits, rng: random.Random, *, chunks: bool) -> Iterator[Part]:
     """Whole prompts beside nobody, and with *chunks* also some with tokens before them."""
-    shapes = [((total, 0),) for total in cells.totals if total < limits.length]
+    shapes: list[tuple[tuple[int, int], ...]] = [((total, 0),) for total in cells.totals if total < limits.length]
     for count in cells.prompts:
         some = [t for t in cells.totals if t in (64, 128, 256, 512, 1024, 2048, 4096, 8192, limits.budget)]
         shapes += [_split(t, count) for t in some if t >= 8 * count and -(-t // count) < limits.length]
@@ -151,7 +151,9 @@ def mixed_parts(cells: Cells, limits: Limits, rng: random.Random) -> Iterator[Pa
         rng.shuffle(sizes)
         beats: list[Beat] = []
         for size in sizes:
-            shapes = [((n, c),) for n, c in cells.anchors if n + size <= limits.budget]
+            shapes: list[tuple[tuple[int, int], ...]] = [
+                ((n, c),) for n, c in cells.anchors if n + size <= limits.budget
+            ]
             shapes += [draw_chunks(cells, limits, rng, size) for _ in range(cells.drawn)]
             rng.shuffle(shapes)
             beats += [Beat((), 0, size)] * 2

@@ -12,13 +12,24 @@ from typing import Any
 
 import numpy as np
 from servetwin.profiles.cost import Cost
-from servetwin.profiles.costs import BEGINS, INTAKE, LAUNCH, LAUNCH_PIECES, PACE, PACE_MEMORY, STALL, STALL_EVERY, STEP_BETWEEN
+from servetwin.profiles.costs import (
+    BEGINS,
+    INTAKE,
+    LAUNCH,
+    LAUNCH_EACH,
+    LAUNCH_PIECES,
+    PACE,
+    PACE_MEMORY,
+    STALL,
+    STALL_EVERY,
+    STEP_BETWEEN,
+)
 from servetwin.profiles.llm.recent_load import Curves, recent_load_of
 from servetwin.profiles.llm.schema import TokenModel
 from servetwin.profiles.llm.step_table import TokenTable
 
 from . import decode_fit, pass_fit
-from .device_steps import Sample, Steps, all_samples, ends
+from .device_steps import Sample, Steps, all_samples, ends, lines_through
 
 #: Seconds in which what was computed fades.
 MEMORY = 0.05
@@ -124,9 +135,7 @@ def blind_errors(
 
 def seconds_of(sample: Sample, table: TokenTable) -> float:
     """What *table* says of a step."""
-    return table.step(
-        sample.prompt, float(sample.squares), float(sample.pairs), sample.decode, float(sample.context)
-    )
+    return table.step(sample.prompt, float(sample.squares), float(sample.pairs), sample.decode, float(sample.context))
 
 
 def _surface(made: Sequence[Sample], options: dict[str, Any], origin: dict[str, str]) -> dict[str, Any]:
@@ -146,7 +155,9 @@ def _surface(made: Sequence[Sample], options: dict[str, Any], origin: dict[str, 
     }
 
 
-def _prefill(model: pass_fit.PassModel, made: Sequence[Sample], budget: int, origin: dict[str, str]) -> dict[str, Any]:
+def _prefill(
+    model: pass_fit.PassModel, made: Sequence[Sample], budget: int, origin: dict[str, str]
+) -> dict[str, Any]:
     """By tokens: both ends of each stair of the graphs, and what is straight beyond them. Tiles that are not full
     are in the squares."""
     last = max(model.graphs, default=0)
@@ -239,25 +250,51 @@ def _host(parts: Sequence[Steps], found: Sequence[Sample], last: int, origin: di
     common: dict[str, Any] = {"unit": "seconds", "modules": ["prefill", "decode"], "source": origin}
     costs: dict[str, Any] = {}
     told = {
-        "graph": (BEGINS(), 0.0, "from when the scheduler is asked until a step that only decodes can begin on a "
-                  "device that has nothing to do: it is launched as one graph"),
-        "pieces": (LAUNCH_PIECES(), TAIL, "from when the scheduler is asked for a step with prompts until the host "
-                   "has launched it, as graphs piece by piece, and it is over if it waited for that"),
-        "kernels": (LAUNCH(), TAIL, f"from when the scheduler is asked for a step of more than {last} tokens until "
-                    "the host has launched it, kernel by kernel, and it is over if it waited for that"),
+        "graph": (
+            BEGINS(),
+            0.0,
+            "from when the scheduler is asked until a step can begin on a device that has "
+            "nothing to do; until one that only decodes is launched, as one graph",
+        ),
+        "pieces": (
+            LAUNCH_PIECES(),
+            TAIL,
+            "from when the scheduler is asked for a step with prompts until the host "
+            "has launched it, as graphs piece by piece, and it is over if it waited for that",
+        ),
+        "kernels": (
+            LAUNCH(),
+            TAIL,
+            f"from when the scheduler is asked for a step of more than {last} tokens until "
+            "the host has launched it, kernel by kernel, and it is over if it waited for that",
+        ),
     }
+    seen = {how: _launches(found, how) for how in told}
+    slopes = {
+        how: lines_through([(s.decode + len(s.chunks), s.launched) for s in some]) for how, some in seen.items()
+    }
+    each = max(0.0, slopes["graph"][1] if seen["graph"] else slopes["kernels"][1])
     for how, (name, tail, meaning) in told.items():
-        seconds = [s.launched for s in found if s.launching == how and np.isfinite(s.launched)]
+        seconds = [s.launched - each * (s.decode + len(s.chunks)) for s in seen[how]]
         if seconds:
             costs[name] = {
-                "meaning": meaning,
-                "value": round(float(np.median(seconds)) + tail, 7),
+                "meaning": f"{meaning}; of no sequence",
+                "value": round(max(float(np.median(seconds)) + tail, 1e-6), 7),
                 "statistic": f"median; of eight tenths {1e3 * float(np.quantile(seconds, 0.1)):.1f} to "
                 f"{1e3 * float(np.quantile(seconds, 0.9)):.1f} ms",
                 "samples": len(seconds),
-                "how": "on the host's clock, for every step that was made",
+                "how": "on the host's clock, of requests at random where there were enough steps of the kind",
                 **common,
             }
+    if any(seen.values()):
+        costs[LAUNCH_EACH()] = {
+            "meaning": "what launching a step takes longer for each of its sequences",
+            "value": float(f"{each:.4g}"),
+            "statistic": "slope of a line through the medians by octave of sequences",
+            "samples": len(seen["graph"]) or len(seen["kernels"]),
+            "how": "steps that only decode",
+            **common,
+        }
     gaps: dict[int, list[float]] = {}
     for steps in parts:
         for i in range(len(steps) - 2):
@@ -276,6 +313,13 @@ def _host(parts: Sequence[Steps], found: Sequence[Sample], last: int, origin: di
             **common,
         }
     return costs
+
+
+def _launches(found: Sequence[Sample], how: str) -> list[Sample]:
+    """The steps that were launched so: those of traffic, whose host does what it does when it serves, or else all."""
+    some = [s for s in found if s.launching == how and np.isfinite(s.launched)]
+    traffic = [s for s in some if s.kind == "traffic"]
+    return traffic if len(traffic) >= 4 * JUDGED else some
 
 
 def _intake(seconds: Sequence[float], origin: dict[str, str]) -> dict[str, Any]:
