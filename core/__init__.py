@@ -11,7 +11,8 @@ ended, a timer rang) and gives commands out (run this batch, wake me then) throu
 `executor`                  what runs batches and keeps the clock: `Executor`
 `loop`                      `ServingLoop`: admission, hand-over, drops and outcomes
 `client`                    sends the requests of a source to it
-`worker`, `pool`            workers: one batch in flight, or a pool of threads
+`worker`, `batch_worker`    what the loop and a worker ask of each other; a worker with one batch in flight
+`pool`                      a worker that is a pool of threads
 `routing`, `budget`, `slo`  which worker a request goes to, how an SLO is shared out, what it is
 `records`, `metrics`        the files of a run, and its summary
 `random_streams`            random numbers, a stream per purpose; `errors`: what reaches a user
@@ -21,6 +22,7 @@ ended, a timer rang) and gives commands out (run this batch, wake me then) throu
 ==========================  ===============================================================================
 """
 
+from .batch_worker import BatchWorker
 from .errors import BadInput, LawBroken, ServeTwinError
 from .executor import Executor, Handle
 from .loop import ServingLoop
@@ -37,6 +39,7 @@ __all__ = [
     "AbsoluteSLO",
     "BadInput",
     "Batch",
+    "BatchWorker",
     "Decision",
     "Edge",
     "Executor",

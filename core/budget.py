@@ -13,10 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
-from typing import Literal
+from typing import Any, Literal, Protocol
 
-from .llm.request import TokenRequest, TokenTask
-from .llm.slo import TokenSLO
 from .pipeline import Stage
 from .request import Request, Task
 from .slo import latest
@@ -26,6 +24,16 @@ Allowance = Callable[[Request, str], float]
 
 #: "always"; or only while the stage's "budget" is not overdrawn; or while what is "left" can still be done in time.
 Forward = Literal["always", "budget", "left"]
+
+
+class TokenStage(Protocol):
+    """A stage that has deadlines of tokens (`servetwin.core.llm.slo.StageDeadlines`)."""
+
+    def due(self, task: Any) -> float:
+        """When the last token that *task* has put out was due."""
+
+    def begins(self, task: Any, now: float, slack: float) -> None:
+        """*task* comes there *now*, with that much slack."""
 
 
 class Budget:
@@ -49,7 +57,7 @@ class Budget:
         carry: bool = True,
         forward: Forward = "always",
         left: Callable[[Task], float] | None = None,
-        tokens: Mapping[str, TokenSLO] | None = None,
+        tokens: Mapping[str, TokenStage] | None = None,
     ) -> None:
         self.allowance = allowance
         self.carry = carry
@@ -61,8 +69,8 @@ class Budget:
 
     def due(self, task: Task) -> float:
         """The deadline of *task* at its stage; at an LLM stage, of the last token that it has put out."""
-        slo = self.tokens.get(task.stage.name)
-        return slo.deadline(task, task.generated) if slo and isinstance(task, TokenTask) else task.deadline
+        tokens = self.tokens.get(task.stage.name)
+        return tokens.due(task) if tokens is not None else task.deadline
 
     def joins(self, request: Request, stage: str, before: Task | None) -> None:
         """One of the inputs of *stage* is there; others are missing."""
@@ -80,14 +88,15 @@ class Budget:
             due = max(due, self._inputs.pop((request.id, stage), due))
         if not self.carry and before is not None:
             due = now
-        if stage in self.tokens and isinstance(task, TokenTask):
-            task.arrival, task.budget = now, due - now
+        tokens = self.tokens.get(stage)
+        if tokens is not None:
+            tokens.begins(task, now, due - now)
         else:
             task.deadline = min(request.deadline, due + self.allowance(request, stage))
 
     def passes(self, task: Task, now: float) -> bool:
         """Whether the request of *task*, which is done, may go on to the next stage."""
-        if self.tokens and isinstance(task.request, TokenRequest):
+        if self.tokens:
             task.request.missed = False
         if self.forward == "budget":
             return now <= latest(self.due(task))
@@ -98,7 +107,7 @@ class Budget:
     def ends(self, task: Task, now: float) -> None:
         """The request of *task* ends with it, or one of its branches does."""
         request = task.request
-        if self.tokens and isinstance(request, TokenRequest):
+        if self.tokens:
             due = self.due(task)
             if now > latest(due):
                 self._late.add(request.id)

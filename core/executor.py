@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from .policy import Batch
+from .request import Task
+from .worker import Handle, Worker
 
-if TYPE_CHECKING:
-    from .request import Task
-    from .worker import Worker
-
-
-class Handle(Protocol):
-    """A call that is still to come."""
-
-    def cancel(self) -> None: ...
+__all__ = ["Executor", "Handle"]
 
 
 class Executor(Protocol):

@@ -135,7 +135,7 @@ class Pipeline:
                 self.successors[a].append(b)
                 self.predecessors[b].append(a)
         order = self._topological(self.successors)
-        self._back = self._ways_back()
+        self._back = self._edges_back()
         ahead = {m: [*self.successors[m], *(e.target for e in self._forward(m))] for m in self.modules}
         self._order = self._topological(ahead) if any(self.branches.values()) else order
         self._entries = [m for m in order if not self.predecessors[m] and m not in self._jumped_to()]
@@ -170,7 +170,7 @@ class Pipeline:
 
     # -- ways that are not certain --------------------------------------------------------------------------
 
-    def _ways_back(self) -> set[Edge]:
+    def _edges_back(self) -> set[Edge]:
         """Checks the uncertain edges; gives those that lead back."""
         back: set[Edge] = set()
         ahead = {m: set(s) for m, s in self.successors.items()}
@@ -203,9 +203,9 @@ class Pipeline:
 
     def follow(self, module: str) -> list[str]:
         """Where a request most likely goes from *module*, retries left out."""
-        ways = self._forward(module)
-        best = max(ways, key=lambda e: e.probability, default=None)
-        if best is None or best.probability < 1.0 - sum(e.probability for e in ways):
+        edges = self._forward(module)
+        best = max(edges, key=lambda e: e.probability, default=None)
+        if best is None or best.probability < 1.0 - sum(e.probability for e in edges):
             return self.successors[module]
         return [best.target]
 
@@ -241,16 +241,16 @@ class Pipeline:
         ]
         if math.prod(map(len, options)) > MOST_PATHS:
             raise BadInput(f"there are more than {MOST_PATHS} ways through the pipeline", right="fewer branches")
-        for ways in itertools.product(*options):
-            self._check_way(dict(zip(asked, ways, strict=True)))
+        for edges in itertools.product(*options):
+            self._check_route(dict(zip(asked, edges, strict=True)))
 
-    def _check_way(self, way: dict[str, Edge | None]) -> None:
+    def _check_route(self, route: dict[str, Edge | None]) -> None:
         held: dict[str, int] = {}
         tokens = list(self._entries)
         taken: set[Edge] = set()
         while tokens:
             m = tokens.pop(0)
-            edge = way.get(m)
+            edge = route.get(m)
             if edge is not None and (edge not in self._back or edge not in taken):
                 taken.add(edge)
                 tokens.append(edge.target)
@@ -262,7 +262,7 @@ class Pipeline:
                     tokens.append(after)
         for m, n in held.items():
             if n:
-                via = ", ".join(str(e) for e in way.values() if e is not None) or "plain edges only"
+                via = ", ".join(str(e) for e in route.values() if e is not None) or "plain edges only"
                 what = f"{m} waits for {self.inputs(m)} inputs and gets {n} on the way by {via}"
                 raise BadInput(what, where=self.name or None, right=f"join: any at {m}, or edges that feed it")
 

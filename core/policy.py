@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from .pipeline import Stage
-    from .request import Task
-    from .worker import Worker
+from .pipeline import Stage
+from .request import Place, Task
 
 
 class Repeat:
@@ -80,13 +78,13 @@ class Batch:
     def __init__(
         self,
         id: int,  # noqa: A002
-        worker: Worker,
+        worker: Place,
         tasks: Sequence[Task],
         whole: bool = False,
         repeat: Repeat | None = None,
     ) -> None:
         self.id = id
-        self.worker = worker.place
+        self.worker = worker
         self.tasks = tasks
         self.size = len(tasks)
         self.whole = whole
@@ -99,6 +97,10 @@ class Batch:
         self.keep_ends = False
         self.ends = None
         self.start = self.end = 0.0
+
+    def details(self) -> dict[str, Any]:
+        """What a record of it says beside what is said of each."""
+        return {}
 
     def __repr__(self) -> str:
         return f"<Batch {self.id} of {self.size} on {self.worker.name}>"
@@ -173,18 +175,22 @@ class WorkerView:
         return seconds
 
 
-class Policy:
+class PolicyBase:
+    """What `Policy` and `servetwin.core.llm.policy.TokenPolicy` have in common."""
+
+    #: Ask also while a batch runs; what is decided then waits its turn in the worker's backlog (Clockwork does this).
+    ahead = False
+    #: Whether it can serve a pool of threads: it runs only what waits, and counts on no batch being alone in flight.
+    pools = False
+
+
+class Policy(PolicyBase):
     """Decides what a worker runs next. One object serves one worker; its parameters come by keyword.
 
     A subclass must give `decide`; the rest has defaults. Calls come in the order of events: `start` once, `admit`
     for each task as the worker takes it in, `decide` when the worker is free, `ended` when a batch is done, `removed`
     when a task goes for a reason that is not the policy's.
     """
-
-    #: Ask also while a batch runs; what is decided then waits its turn in the worker's backlog (Clockwork does this).
-    ahead = False
-    #: Whether it can serve a pool of threads: it runs only what waits, and counts on no batch being alone in flight.
-    pools = False
 
     def start(self, view: WorkerView) -> None:
         """Look at the worker once, before anything arrives: bounds and tables that never change."""

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING
 
 from .errors import BadInput
 from .invariants.answers import check_decision, check_kept, fault
 from .pipeline import Stage
 from .policy import Batch, Decision, Policy, WorkerView
 from .request import Task
-from .worker import Worker
-
-if TYPE_CHECKING:
-    from .loop import ServingLoop
+from .worker import UNASKED, Loop, Worker
 
 
 class Pool(Worker):
     """Serves one stage without a loop, with *threads* calls at a time. Raises `BadInput` if it cannot."""
+
+    policy: Policy
 
     def __init__(
         self,
@@ -45,15 +43,14 @@ class Pool(Worker):
         self.threads = threads
         self.free = list(range(threads))  # a heap
 
-    def attach(self, loop: ServingLoop) -> None:
-        self.loop = loop
-        self.receive = self._receive
+    def attach(self, loop: Loop) -> None:
+        super().attach(loop)
         self.policy.start(self.shown)
 
-    def _receive(self, task: Task) -> None:
+    def receive(self, task: Task) -> None:
         if task.request.outcome is not None:
             return
-        now = task.queued = task.admitted = self.loop.executor.now()
+        now = task.queued = task.admitted = self.loop.now()
         books = self.books
         if books is not None:
             books.note(task)
@@ -61,8 +58,8 @@ class Pool(Worker):
         if kept is True or check_kept(self.policy, kept):
             self.view.waiting[task] = None
         else:
-            self.loop._drop(task, self.view)
-        self.loop._call(self)
+            self.loop.drop(task, self.view)
+        self.loop.call(self)
 
     def turn(self, settled: bool = False) -> None:
         """Let the policy decide until no thread is free or it has nothing more to say."""
@@ -70,24 +67,29 @@ class Pool(Worker):
             return
         self.deciding = True
         view, loop = self.view, self.loop
-        while self.free and not loop.stopped:
-            now = loop.executor.now()
-            decision = self.policy.decide(self.shown, now)
-            if type(decision) is not Decision:
+        decision: Decision = UNASKED
+        try:
+            while self.free and not loop.stopped:
+                now = loop.now()
+                decision = self.policy.decide(self.shown, now)
+                if type(decision) is not Decision:
+                    check_decision(self.policy, decision)
+                if decision.drop:
+                    for task in self.check_drop(decision):
+                        loop.drop(task, view)
+                if not decision.run:
+                    check_decision(self.policy, decision)  # as to what says nothing: None, say
+                    self.set_alarm(decision.idle_until, now)
+                    break
                 check_decision(self.policy, decision)
-            if decision.drop:
-                for task in self.check_drop(decision):
-                    loop._drop(task, view)
-            if not decision.run:
-                check_decision(self.policy, decision)  # as to what says nothing: None, say
-                loop._set_alarm(self, decision.idle_until, now)
-                break
-            check_decision(self.policy, decision)
-            run = tuple(decision.run)
-            if len(run) != 1 or run[0] not in view.waiting:
-                what = f"a thread of {self.name} runs one of the waiting tasks, not {list(run)}"
-                raise fault(self.policy, what)
-            self._start(run[0], now)
+                run = tuple(decision.run)
+                if len(run) != 1 or run[0] not in view.waiting:
+                    what = f"a thread of {self.name} runs one of the waiting tasks, not {list(run)}"
+                    raise fault(self.policy, what)
+                self._start(run[0], now)
+        except Exception as error:
+            self.explain(error, decision)
+            raise
         self.deciding = False
 
     def _start(self, task: Task, now: float) -> None:
@@ -97,16 +99,18 @@ class Pool(Worker):
         task.started = now
         if self.books is not None:
             self.books.begun[task] = now
-        batch = self.loop._new_batch(self, [task])
+        loop = self.loop
+        loop.batches += 1
+        batch = Batch(loop.batches, self.place, [task])
         batch.joiners = batch.tasks
         batch.leaves = 1
         batch.thread = heappop(self.free)
         batch.start = now
-        self.loop.executor.run(self, batch, self._done)
+        self.run(batch, self._done)
 
     def _done(self, batch: Batch) -> None:
         loop, view = self.loop, self.view
-        now = batch.end = loop.executor.now()
+        now = batch.end = loop.now()
         (task,) = batch.tasks
         heappush(self.free, batch.thread)
         loop.recorder.batch(batch)
@@ -118,14 +122,10 @@ class Pool(Worker):
         self.deciding, deciding = True, self.deciding  # a client may answer with its next request
         if task.request.outcome is None:
             task.finished = now
-            loop._leave(task, now)
+            loop.leave(task, now)
         self.policy.ended(batch, self.shown, now)
         self.deciding = deciding
-        self.loop._call(self)
-
-    def ring(self) -> None:
-        """The time has come until which the policy wanted to idle."""
-        self.loop._call(self)
+        self.loop.call(self)
 
     def withdraw(self, task: Task, now: float) -> None:
         if task in self.view.waiting:
@@ -135,6 +135,3 @@ class Pool(Worker):
             self.policy.removed(task, self.shown, now)  # the call runs out
         if self.books is not None:
             self.books.check_out(task)
-
-    def clear(self) -> None:
-        pass

@@ -22,8 +22,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from .llm.batch import TokenBatch
-from .llm.request import TokenTask
 from .metrics import Summary
 from .policy import Batch
 from .request import Request, Task
@@ -54,33 +52,6 @@ class Recorder:
         return self.summary.batch if type(self).batch is Recorder.batch else self.batch
 
 
-def _iterations(task: Task) -> int:
-    """What *task* has run so far; of a batch in flight, the iterations that are over (see `Batch.count`)."""
-    done = task.iterations - task.left
-    batch = task.flight
-    if batch is not None and batch.count > 1 and task in batch.tasks:
-        done += batch.count - 1
-    return done
-
-
-def _generated(task: TokenTask) -> int:
-    """The tokens that *task* has put out so far, likewise."""
-    generated = task.generated
-    batch = task.flight
-    if batch is not None and batch.count > 1 and task._ticks is not None:
-        generated += batch.count - 1
-    return generated
-
-
-def _token_times(task: TokenTask) -> list[float]:
-    """When they came out."""
-    times = list(task.times())
-    batch = task.flight
-    if batch is not None and batch.ends is not None and task._ticks is not None:
-        times += batch.ends[: batch.count - 1]
-    return times
-
-
 def _stay(task: Task, tokens: bool) -> dict[str, Any]:
     record: dict[str, Any] = {
         "stage": task.stage.name,
@@ -90,15 +61,7 @@ def _stay(task: Task, tokens: bool) -> dict[str, Any]:
         "started": task.started,
         "finished": task.finished,
     }
-    if isinstance(task, TokenTask):
-        record["arrival"] = task.arrival
-        record["prompt"], record["limit"], record["generated"] = task.prompt, task.limit, _generated(task)
-        record["first_token"], record["last_token"] = task.first_token, task.finished
-        record["preemptions"] = task.preemptions
-        if tokens and task._times is not None:
-            record["tokens"] = _token_times(task)
-    else:
-        record["iterations"] = _iterations(task)
+    record.update(task.details(tokens))
     return record
 
 
@@ -131,10 +94,7 @@ def batch_record(batch: Batch) -> dict[str, Any]:
         record["thread"] = batch.thread
     if batch.count > 1:
         record["ends"] = batch.ends
-    if isinstance(batch, TokenBatch):
-        record["prefill"] = [[task.id, tokens, context] for task, tokens, context in batch.prefill]
-        record["decode"], record["context"] = batch.decode, batch.context
-        record["preempted"] = [task.id for task in batch.preempted]
+    record.update(batch.details())
     return record
 
 

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-if TYPE_CHECKING:
-    from .pipeline import Stage
-    from .policy import Batch
-    from .worker import Worker
-
+from .pipeline import Stage
 
 #: Why a request failed that the end of a run (`stop_after`) cut off: it was under way, or it was sent too late.
 CUT_OFF = ("cut off by the stop", "sent after the stop")
@@ -36,14 +32,24 @@ class Request:
 
     *work* holds the iterations of each loop module (denoising steps, say) that the request asks for; a module
     that is not named there runs once. *arrival* and *deadline* are seconds since the run began; the SLO is
-    their difference.
+    their difference. *outputs* are the true numbers of output tokens at LLM stages, *missed* says that one of these
+    did not keep the SLO of its tokens (`servetwin.core.llm.request.TokenRequest`).
     """
 
-    __slots__ = ("arrival", "deadline", "finished", "id", "outcome", "reason", "tasks", "waiting_for", "work")
-
-    # Only requests to language models have these (`servetwin.core.llm.request.TokenRequest`).
-    outputs: Outputs | None = None
-    missed = False
+    __slots__ = (
+        "arrival",
+        "deadline",
+        "finished",
+        "id",
+        "missed",
+        "open_branches",
+        "outcome",
+        "outputs",
+        "reason",
+        "tasks",
+        "waiting_for",
+        "work",
+    )
 
     def __init__(self, id: int, arrival: float, slo: float, work: Mapping[str, int]) -> None:  # noqa: A002
         self.id = id
@@ -52,6 +58,9 @@ class Request:
         self.work = work
         self.tasks: list[Task] = []
         self.waiting_for: dict[str, int] = {}  # stage that joins branches -> inputs still missing
+        self.open_branches = 1  # at how many places it is at once, in a graph that forks
+        self.outputs: Outputs | None = None
+        self.missed = False
         self.outcome: Outcome | None = None
         self.reason: str | None = None
         self.finished: float | None = None
@@ -74,6 +83,16 @@ class Place(NamedTuple):
     name: str
     stage: Stage
     device: str
+
+
+class Flight(Protocol):
+    """What a task tells of the batch in which it ended before its time (`servetwin.core.policy.Batch`)."""
+
+    count: int
+    ends: list[float] | None
+
+    @property
+    def tasks(self) -> Sequence[Task]: ...
 
 
 class Task:
@@ -100,7 +119,7 @@ class Task:
         "worker",
     )
 
-    def __init__(self, request: Request, stage: Stage, queued: float, worker: Worker | None = None) -> None:
+    def __init__(self, request: Request, stage: Stage, queued: float, worker: Place | None = None) -> None:
         self.request = request
         self.stage = stage
         self.id = request.id
@@ -108,11 +127,22 @@ class Task:
         self.deadline = request.deadline
         self.iterations = self.left = request.work.get(stage.loop, 1) if stage.loop else 1
         self.queued = queued
-        self.worker: Place | None = worker.place if worker is not None else None
-        self.flight: Batch | None = None
+        self.worker = worker
+        self.flight: Flight | None = None
         self.admitted: float | None = None
         self.started: float | None = None
         self.finished: float | None = None
+
+    def details(self, tokens: bool = True) -> dict[str, Any]:
+        """What a record of it says beside its times; with *tokens* when each token of an LLM came out, if known."""
+        return {"iterations": self._ran()}
+
+    def _ran(self) -> int:
+        """What it has run so far; of a batch in flight, the iterations that are over (see `Batch.count`)."""
+        done, batch = self.iterations - self.left, self.flight
+        if batch is not None and batch.count > 1 and self in batch.tasks:
+            done += batch.count - 1
+        return done
 
     def __repr__(self) -> str:
         return f"<Task of {self.id} at {self.stage.name}: {self.left}/{self.iterations} left>"

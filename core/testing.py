@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .batch_worker import BatchWorker
 from .errors import BadInput
 from .llm.batch import TokenBatch
 from .llm.limits import EngineLimits
@@ -74,8 +75,8 @@ class FakeWorker:
 
         self.view = WorkerView(stages[0], estimate, limit=limit, slo_factor=slo_factor)
         self.policy = policy
-        self._worker = Worker(stages[0], policy, self.view)
-        behind = [Worker(stage, Policy(), WorkerView(stage, estimate, limit=limit)) for stage in stages[1:]]
+        self._worker = BatchWorker(stages[0], policy, self.view)
+        behind = [BatchWorker(stage, Policy(), WorkerView(stage, estimate, limit=limit)) for stage in stages[1:]]
         self._hand = _Hand()
         self._told = _Dropped()
         self._loop = ServingLoop(stages, [self._worker, *behind], self._hand, self._told)

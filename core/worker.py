@@ -1,56 +1,122 @@
-"""A worker: serves one stage with one policy, and keeps the books that the policy's word is held against."""
+"""A worker serves one stage of the serving loop with one policy.
+
+This is the protocol between the two. A `ServingLoop` is the graph of stages and asks a `Worker` to take a task in
+(`receive`), to decide (`turn`, `wake`, `ring`), and to let go of a task whose request has ended elsewhere
+(`withdraw`). A worker asks its `Loop` for the time, hands on what leaves it, and says what it drops.
+
+Kinds of workers:
+
+- `servetwin.core.batch_worker`: one batch in flight, the next one decided when it is done, or ahead
+- `servetwin.core.pool`: threads, a call on each
+- `servetwin.core.llm.worker`: an engine of a language model, step by step
+- `servetwin.real.vllm.engine_process`: the same in another process, for real
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
-from .errors import PolicyFault
-from .executor import Handle
+from .errors import PolicyFault, ServeTwinError
 from .invariants import task_ledger
-from .invariants.answers import LEAST, MOST, OFTEN, check_decision, fault
-from .invariants.code_inspection import INTERPRETER, named, says
+from .invariants.answers import LEAST, MOST, OFTEN, check_decision, check_time, fault
+from .invariants.code_inspection import INTERPRETER, named, own, raised_at, says
 from .invariants.purity import innocent
 from .invariants.read_only import closed
 from .invariants.task_ledger import WRITABLE, Books
 from .pipeline import Stage
-from .policy import Decision, Policy, WorkerView
-from .request import Place, Request, Task
-
-if TYPE_CHECKING:
-    from .loop import ServingLoop
+from .policy import Decision, PolicyBase, WorkerView
+from .records import Recorder
+from .request import Outcome, Place, Request, Task
 
 Intake = Literal["before", "after"]
 NEVER = float("inf")
+#: Stands for the answer of a policy that has not been asked yet.
+UNASKED: Any = object()
+
+
+class Handle(Protocol):
+    """A call that is still to come."""
+
+    def cancel(self) -> None: ...
+
+
+class Loop(Protocol):
+    """What a worker may ask of the loop that it works for. Times are seconds since the run began."""
+
+    recorder: Recorder
+    stopped: bool  #: the run has been stopped: nothing more is decided
+    live: dict[int, Request]  #: the requests that have not ended, by id
+    batches: int  #: how many there have been; whoever makes one counts it
+    held: list[Worker] | None  #: those whose turn it is when all that is handed over together has been, else None
+    now: Callable[[], float]
+    when_settled: Callable[[Callable[[], None]], bool]  #: as `servetwin.core.executor.Executor.when_settled`
+    hear_batch: Callable[[Any], None]  #: a batch is over
+
+    def runner(self, worker: Worker) -> Callable[[Any, Any], None]:
+        """What runs the batches of *worker*, given each and whom to call with it when it is done."""
+
+    def send(self, task: Task, deliver: Callable[[Any], None]) -> None:
+        """Carry *task* from the client to the queue of its worker; then call *deliver* with it."""
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> Handle:
+        """Call *callback* at that time."""
+
+    def call(self, worker: Worker) -> None:
+        """It is the turn of *worker*: at once, or when all that happens at this instant has."""
+
+    def is_free(self, worker: Worker) -> bool:
+        """Whether *worker* may decide at once; else it is called as in `call`."""
+
+    def hold(self) -> None:
+        """Several requests are about to be handed over: nobody decides before `let_decide`."""
+
+    def let_decide(self) -> None:
+        """They have been."""
+
+    def leave(self, task: Task, now: float) -> None:
+        """*task* has ended its stage: its request goes on, or ends."""
+
+    def drop(self, task: Task, view: WorkerView) -> None:
+        """The policy of that *view* gives the request of *task* up."""
+
+    def end(self, request: Request, outcome: Outcome) -> None:
+        """*request* has ended so."""
+
+    def fail(self, request: Request, reason: str) -> None:
+        """Something broke under *request*."""
+
+    def know_anew(self, request: Request) -> None:
+        """The worker has written what *request* missed."""
+
+    def outputs_of(self, request: Request) -> Any:
+        """The true output lengths of *request*, which no policy may see, or None."""
+
+    def policies(self) -> list[PolicyBase]:
+        """Those of all workers."""
 
 
 class Worker:
-    """Serves one stage with one policy; has one batch in flight at most.
-
-    A kind of worker that serves in another way (`servetwin.core.pool`) overrides `attach` (which sets `receive`),
-    `ring`, `withdraw` and `clear`; the loop serves all others itself.
+    """Serves one stage with one policy. Subclasses say how: at least by `receive`, `turn`, `ring` and `withdraw`.
 
     Its policy is *shown* a view that can only be read. What tasks say is kept here as well, where no policy can look:
     it is held against the tasks at each batch (*left*) and at the end of their stay.
     """
 
-    def __init__(
-        self,
-        stage: Stage,
-        policy: Policy,
-        view: WorkerView,
-        *,
-        device: str = "gpu0",
-        intake: Intake = "before",
-    ) -> None:
+    #: What its policy answers.
+    answer: type[Decision] = Decision
+    policy: PolicyBase
+    view: WorkerView
+
+    def __init__(self, stage: Stage, policy: PolicyBase, view: WorkerView, *, device: str = "gpu0") -> None:
         self.name = view.name
         self.stage = stage
         self.policy = policy
         self.view = view
         self.device = device
-        self.intake = intake
         self.place = Place(-1, view.name, stage, device)
+        #: Whether its answers are held against its queues. Those of a policy that comes along are in the tests.
+        self.doubted = True
         self.books: Books | None = None  # where its policy's code could write what it may only read
         self.shown: Any = None  # what its policy sees of it
         self.idles = 0  # answers on end by which the policy only idles
@@ -63,10 +129,53 @@ class Worker:
         self.awake = self.wake  # bound once
         self.deciding = False
         self.called = False  # it is to decide when all that happens at this instant has
-        self.ran: tuple[Task, ...] = ()  # its last batch, while all of that are here and may go on
-        self.least = 0  # what the least of them has left
-        self.run: Callable[[Any, Any], None] = self._first  # runs a batch, and calls who is given when it is done
-        self.purge = False  # a request ended elsewhere while a task of it was in flight here
+        self.run: Callable[[Any, Any], None] = self._run_first  # runs a batch, and calls who is given when it is done
+
+    # -- what the loop asks of it ---------------------------------------------------------------------------
+
+    def attach(self, loop: Loop) -> None:
+        """Work for *loop*, before anything arrives."""
+        self.loop = loop
+
+    def serve_alone(self) -> Callable[[Request], None] | None:
+        """It is the only worker, of the only stage, and no budget shares anything out. A kind that has a shorter way
+        than the loop's of taking a request in from the client gives it here, and lets requests go by `Loop.end`."""
+        return None
+
+    def task(self, request: Request, now: float) -> Task:
+        """The stay of *request* here, to which it is sent *now*."""
+        return Task(request, self.stage, now, self.place)
+
+    def seconds_alone(self, request: Request, now: float) -> float:
+        """What *request*, which is not here yet, would take here and later if it were served alone."""
+        return self.view.solo(Task(request, self.stage, now))
+
+    def receive(self, task: Task) -> None:
+        """*task* has reached its queue."""
+        raise NotImplementedError
+
+    def turn(self, settled: bool = False) -> None:
+        """Decide. *settled* says that all else that follows from the present event has been seen to."""
+        raise NotImplementedError
+
+    def ring(self) -> None:
+        """The time has come until which the policy wanted to idle."""
+        self.loop.call(self)
+
+    def wake(self) -> None:
+        """All that happens at this instant has: decide."""
+        self.called = False
+        if not self.loop.stopped:
+            self.turn()
+
+    def withdraw(self, task: Task, now: float) -> None:
+        """The request of *task* has ended elsewhere: take it out of the queues, if it is still there."""
+        raise NotImplementedError
+
+    def clear(self) -> None:
+        """The run has been stopped: forget what was decided ahead."""
+
+    # -- what its policy may see and say --------------------------------------------------------------------
 
     def show(self, kept: bool) -> None:
         """Make what its policy will see; with books of its tasks if they are to be *kept*."""
@@ -93,23 +202,20 @@ class Worker:
         """Whether its policy's code could write what it may only read, as far as anybody can tell."""
         return task_ledger.BOOKED or not innocent(self.policy, WRITABLE)
 
-    def attach(self, loop: ServingLoop) -> None:
-        """Work for *loop*, before anything arrives."""
-        self.loop = loop
-        self.receive: Callable[[Task], None] = loop._deliver
-        self.policy.start(self.shown)
+    def explain(self, error: Exception, decision: Any) -> None:
+        """What *decision*, an answer of its policy, led to has raised *error*. Raises `PolicyFault` instead if that
+        is no answer, and the error is neither one of ServeTwin's nor raised by the policy's own code."""
+        if (
+            decision is UNASKED
+            or isinstance(error, ServeTwinError)
+            or raised_at([own(self.policy)], error) is not None
+        ):
+            return
+        check_decision(self.policy, decision, self.answer)
 
-    def _first(self, batch: Any, done: Any) -> None:
-        """Runs its first batch, and finds out what runs all others: executors may have something for each worker."""
-        executor = self.loop.executor
-        runner: Callable[[Worker], Callable[[Any, Any], None]] | None = getattr(executor, "runner", None)
-        self.run = runner(self) if runner is not None else partial(executor.run, self)
-        self.run(batch, done)
-
-    @property
-    def index(self) -> int:
-        """Its place in the loop's list of workers."""
-        return self.place.number
+    def live_request(self, number: int) -> Request | None:
+        """The request of that id, if it has not ended."""
+        return self.loop.live.get(number)
 
     def not_here(self, word: str, task: object) -> PolicyFault:
         """Its policy speaks of a *task* that it does not have."""
@@ -119,21 +225,6 @@ class Worker:
         """Its policy gives a list *name* that holds a task twice."""
         what = f"{name} of its decision holds {max(tasks, key=list(tasks).count)!r} twice"
         return fault(self.policy, what, "each task once")
-
-    def spent(self, tasks: Sequence[Task]) -> PolicyFault:
-        """Its policy runs *tasks*, one of which has nothing left, or runs twice and has less than was reckoned."""
-        spent = min(tasks, key=lambda task: task.left)
-        if tasks.count(spent) > 1:
-            return self.twice("run", tasks)
-        return fault(self.policy, f"it runs {spent!r}, which has nothing left to run")
-
-    def missing(self, tasks: Sequence[object]) -> object:
-        """The first of *tasks* that does not run here."""
-        return next(task for task in tasks if task not in self.view.running)
-
-    def wrong_leaver(self, task: Task, tasks: Sequence[Task]) -> PolicyFault:
-        """*task*, which has left a batch of *tasks*, was not here, or not any more."""
-        return self.twice("run", tasks) if len(set(tasks)) < len(tasks) else self.not_here("runs", task)
 
     def check_free(self, word: str, tasks: Iterable[Task]) -> None:
         """Raise `PolicyFault` if one of *tasks* is in a batch already."""
@@ -176,56 +267,37 @@ class Worker:
             raise fault(self.policy, f"{what} of the {held} requests there (at {now:g} s)")
         self.idles_from = now
 
-    def task(self, request: Request, now: float) -> Task:
-        """The stay of *request* here, to which it is sent *now*."""
-        return Task(request, self.stage, now, self)
+    def set_alarm(self, when: float | None, asked: float) -> None:
+        """Wake it at *when*, after the time at which its policy was *asked*; a real clock may have gone on since."""
+        due = NEVER if when is None else when
+        if due == self.alarm_at:
+            return
+        if type(due) is not float:
+            check_time(self.policy, when)
+            due = float(due)
+        if not due > asked:  # nor is NaN
+            what = f"it idles until {due:g} at {self.name}, which is not in the future (it is {asked:g})"
+            raise fault(self.policy, what)
+        self.idles += 1
+        if self.idles_since != self.loop.batches:  # something ran since it idled last
+            self.idles, self.idles_from, self.idles_since = 1, asked, self.loop.batches
+        elif not self.idles % OFTEN and due < NEVER:
+            self.idled(asked)
+        if self.alarm is not None:
+            self.alarm.cancel()
+            self.alarm = None
+        self.alarm_at = due
+        if due < NEVER:
+            self.alarm = self.loop.call_at(due, self._alarmed)
 
-    def seconds_alone(self, request: Request, now: float) -> float:
-        """What *request*, which is not here yet, would take here and later if it were served alone."""
-        return self.view.solo(Task(request, self.stage, now))
+    def _alarmed(self) -> None:
+        self.alarm, self.alarm_at = None, NEVER
+        self.ring()
 
-    def ring(self) -> None:
-        """The time has come until which the policy wanted to idle."""
-        loop = self.loop
-        # (With a batch in flight it was set before that began.)
-        if (self.view.in_flight is None or self.policy.ahead) and not self.deciding and loop._is_free(self):
-            loop._turn(self)
-
-    def wake(self) -> None:
-        """All that happens at this instant has: decide."""
-        self.called = False
-        if not self.loop.stopped:
-            self.turn()
-
-    def turn(self, settled: bool = False) -> None:
-        """Decide. *settled* says that all else that follows from the present event has been seen to."""
-        if not self.deciding and (self.view.in_flight is None or self.policy.ahead):
-            self.loop._turn(self, settled)
-
-    def withdraw(self, task: Task, now: float) -> None:
-        """The request of *task* has ended elsewhere: take it out of the queues, if it is still there."""
-        view = self.view
-        self.ran = ()
-        if task in view.waiting:
-            del view.waiting[task]
-            self.policy.removed(task, self.shown, now)
-        elif task in view.running:
-            self.policy.removed(task, self.shown, now)
-            batches = [b for b in (view.in_flight, *view.backlog) if b is not None]
-            if any(task in b.tasks for b in batches):
-                self.purge = True  # it runs out with its batch
-            else:
-                del view.running[task]
-        if self.books is not None:
-            self.books.check_out(task)
-
-    def direct(self) -> Callable[[Request], None] | None:
-        """Its own way of taking a request in and letting it go, if this is the only worker of the only stage."""
-        return None
-
-    def clear(self) -> None:
-        """The run has been stopped: forget what was decided ahead."""
-        self.view.backlog.clear()
+    def _run_first(self, batch: Any, done: Any) -> None:
+        """Runs its first batch, and finds out what runs all others."""
+        self.run = self.loop.runner(self)
+        self.run(batch, done)
 
     def __repr__(self) -> str:
-        return f"<Worker {self.name} on {self.device}>"
+        return f"<{type(self).__name__} {self.name} on {self.device}>"

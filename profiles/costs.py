@@ -435,18 +435,18 @@ RATIO = CostName(
     _ENGINE,
     above=True,
 )
-PACE = CostName(
-    "<step>.pace.<tokens>",
+RECENT_LOAD = CostName(
+    "<step>.recent_load.<tokens>",
     "ratio",
     _TABLE,
     "what steps of up to so many tokens take over the table; where there is none for mixed that for prefill stands",
     _ENGINE,
     "tokens a second computed just before",
-    needs=("prefill.pace",),
+    needs=("prefill.recent_load",),
     above=True,
 )
-PACE_MEMORY = CostName(
-    "prefill.pace", "seconds", _VALUE, "in how many seconds those tokens fade", _ENGINE, above=True
+RECENT_LOAD_MEMORY = CostName(
+    "prefill.recent_load", "seconds", _VALUE, "in how many seconds those tokens fade", _ENGINE, above=True
 )
 RATE_BESIDE = CostName(
     "<kind>.rate_beside.<other>.<size>",
@@ -508,6 +508,10 @@ def check(costs: Mapping[str, Cost], modules: Mapping[str, bool], *, tokens: boo
             raise fault
 
 
+#: What costs were called once, for whoever has a profile of then.
+RENAMED = {"pace": "recent_load"}
+
+
 def find(name: str, known: Known) -> tuple[CostName, dict[str, str]]:
     """The entry of *name*, and the arguments in it. Raises `Fault` naming the nearest name if there is none."""
     for entry in REGISTRY:
@@ -519,6 +523,9 @@ def find(name: str, known: Known) -> tuple[CostName, dict[str, str]]:
         if near and not policy.startswith(near[0]):
             raise Fault(f"unknown cost {name!r}", ("costs",), name.removesuffix(policy) + near[0])
         return entry, given
+    now = ".".join(RENAMED.get(part, part) for part in name.split("."))
+    if now != name:
+        raise Fault(f"the cost {name!r} has another name now", ("costs",), now)
     names, words = _names(name, known), sorted(re.split("[._]", name))
     same = [
         n for n in names if n.split(".")[0] == name.split(".")[0] and sorted(re.split("[._]", n)) == words

@@ -1,14 +1,15 @@
 """Real execution: the same serving loop and policies, on real modules and in real time.
 
 Models need the extra ``[diffusion]`` (torch, diffusers, transformers): without it what is named here cannot be had
-(`require` raises one `BadInput`). Tools (`servetwin.real.tools`) need nothing. Begin with `executor`, then
-`diffusion.server`.
+(`require` raises one `BadInput`). Tools (`servetwin.real.tools`) need nothing. Begin with `executor`, then `server`.
 
 ==================  =======================================================================
 `executor`          the event loop on one thread: lanes, processes and engines report to it
+`server`            a diffusion model on its devices, warmed up, and the runs that it serves
+`answer`            what an engine in another process says
 `client`            the open loop that sends requests, in a process of its own
 `cpu_affinity`      a core of its own for the thread that serves
-`diffusion`         models on devices: networks, CUDA graphs, lanes, server, profiler
+`diffusion`         models on devices: networks, CUDA graphs, lanes, profiler
 `vllm`              language models by vLLM under our policies, and their profiler
 `tools`             scripts in a sandbox
 ==================  =======================================================================
@@ -40,15 +41,15 @@ if TYPE_CHECKING:
     from .diffusion.models import KINDS, Kind
     from .diffusion.options import Options
     from .diffusion.profiling.take_profile import take_profile
-    from .diffusion.server import Report, Server
+    from .server import Report, Server
 
 #: Where names come from; read when they are first asked for, since what needs no model wants none of torch.
 _HOME = {
     "KINDS": "diffusion.models",
     "Kind": "diffusion.models",
     "Options": "diffusion.options",
-    "Report": "diffusion.server",
-    "Server": "diffusion.server",
+    "Report": "server",
+    "Server": "server",
     "take_profile": "diffusion.profiling.take_profile",
 }
 

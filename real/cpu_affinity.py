@@ -1,4 +1,4 @@
-"""A quiet core for the thread that serves.
+"""An undisturbed core for the thread that serves.
 
 On a machine that others share, a core is slow while somebody computes on its other half: everything that the serving
 loop does between two iterations then takes about twice as long, for seconds at a time, and the system leaves a thread
@@ -15,10 +15,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
 
-#: Seconds between two trials of the core, and where no other one was quieter; trials that count together.
+#: Seconds between two trials of the core, and where no other one was better; trials that count together.
 EVERY, RESIGNED, COUNTED = 0.004, 0.05, 5
-#: So many times the shortest trial is slow; what is not more than the other is quiet.
-SLOW, QUIET = 1.4, 1.2
+#: So many times the shortest trial is slow; what is not more than the other is undisturbed.
+SLOW, UNDISTURBED = 1.4, 1.2
 #: With fewer cores than this nobody is moved: the other threads of a run need some too.
 FEWEST = 4
 
@@ -60,7 +60,7 @@ class PinnedCore:
         self._failed = 0  # cores that were tried since the last move
 
     def enter(self) -> None:
-        """Go where it is quietest now: three trials on each core, some milliseconds in all."""
+        """Go where it is least disturbed now: three trials on each core, some milliseconds in all."""
         self.moves = 0
         found = []
         for core in self.cores:
@@ -71,7 +71,7 @@ class PinnedCore:
         self._go(core)
 
     def look(self) -> None:
-        """See, now and then, whether it is still quiet here; if not, try the next core: a trial here, and one there.
+        """See, now and then, whether something disturbs it here; if so, try the next core: a trial here, one there.
 
         To be called where nothing is waited for: what runs may be over meanwhile.
         """
@@ -90,7 +90,7 @@ class PinnedCore:
             there = next(self._next)
         self.move([there])
         taken = self.test()
-        if taken <= QUIET * self._best or taken < before / QUIET:
+        if taken <= UNDISTURBED * self._best or taken < before / UNDISTURBED:
             self._go(there)
             return
         self.move([here])

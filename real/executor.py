@@ -24,13 +24,13 @@ from servetwin.core.errors import PolicyFault
 from servetwin.core.llm import TokenRequest
 from servetwin.core.pool import Pool
 
+from .answer import Answer
 from .client import END, PACKET, Client
 from .cpu_affinity import PinnedCore
 from .diffusion.device_slots import DeviceSlots
 from .diffusion.lanes import Lane, Sink, StreamLane, ThreadLane
 from .diffusion.process_lane import ProcessLane, RemoteSlots
 from .tools.script_tool import Call, ScriptTool, ToolLane
-from .vllm.answer import Answer
 
 #: Seconds from planning a run until its clock stands at 0: the client must be ready by then.
 LEAD = 0.05
@@ -52,24 +52,24 @@ class Timer:
 
 
 class RealExecutor:
-    """Runs batches on *sites* (device name of a worker -> site), and calls of *tools* (name of a pool -> tool).
+    """Runs batches on the slots of *by_device* (by the worker's device), and calls of *tools* (by the pool's name).
 
-    `play` serves one run. With *quiet* the thread that polls a GPU moves to quiet cores.
+    `play` serves one run. With *pinned* the thread that polls a GPU moves to an undisturbed core.
     """
 
     def __init__(
         self,
-        sites: Mapping[str, DeviceSlots | RemoteSlots],
+        by_device: Mapping[str, DeviceSlots | RemoteSlots],
         sink: Sink | None = None,
         tools: Mapping[str, ScriptTool] | None = None,
-        quiet: PinnedCore | None = None,
+        pinned: PinnedCore | None = None,
     ) -> None:
-        self.sites = sites
+        self.by_device = by_device
         self.tools = dict(tools or {})
         self.pools: dict[Worker, ToolLane] = {}
         self.sink = sink
-        self.gpu = any(site.gpu for site in sites.values())
-        self.quiet = quiet if self.gpu else None
+        self.gpu = any(slots.gpu for slots in by_device.values())
+        self.pinned = pinned if self.gpu else None
         self.zero = time.monotonic()
         self.lanes: dict[Worker, Lane] = {}
         # By the names of workers, which is what a task tells of where it is served.
@@ -87,7 +87,7 @@ class RealExecutor:
         self._waiting: deque[Task] = deque()  # not prepared yet
         self._outbox: list[tuple[Task, Callable[[Task], None]]] | None = None  # hand-overs, while a lane goes on
 
-    # -- the seam ---------------------------------------------------------------------------------------
+    # -- what the loop calls ---------------------------------------------------------------------------------------
 
     def now(self) -> float:
         return time.monotonic() - self.zero
@@ -102,13 +102,13 @@ class RealExecutor:
             self.pools[worker] = ToolLane(worker, self.tools[worker.name], self.heard)
             self._tooled.add(worker.name)
             return
-        site = self.sites[worker.device]
-        if isinstance(site, RemoteSlots):
-            self.lanes[worker] = ProcessLane(site, worker, self.heard, self.sink)
-        elif site.gpu:
-            self.lanes[worker] = StreamLane(site, worker, self.sink)
+        slots = self.by_device[worker.device]
+        if isinstance(slots, RemoteSlots):
+            self.lanes[worker] = ProcessLane(slots, worker, self.heard, self.sink)
+        elif slots.gpu:
+            self.lanes[worker] = StreamLane(slots, worker, self.sink)
         else:
-            self.lanes[worker] = ThreadLane(site, worker, self.heard, self.sink)
+            self.lanes[worker] = ThreadLane(slots, worker, self.heard, self.sink)
         self._named[worker.name] = self.lanes[worker]
 
     def run(self, worker: Worker, batch: Batch, done: Callable[[Batch], None]) -> None:
@@ -123,10 +123,10 @@ class RealExecutor:
 
     def send(self, source: Worker | None, task: Task, deliver: Callable[[Task], None]) -> None:
         target = task.worker
-        there = self.sites.get(target.device) if source is not None and target is not None else None
+        there = self.by_device.get(target.device) if source is not None and target is not None else None
         if there is not None and source is not None and target is not None and target.name not in self._tooled:
             # What comes from a tool is still where it was before the tool.
-            holders = self.sites.values() if source in self.pools else (self.sites[source.device],)
+            holders = self.by_device.values() if source in self.pools else (self.by_device[source.device],)
             for here in holders:
                 if here is not there and task.id in here.progress:
                     assert isinstance(here, DeviceSlots)
@@ -156,10 +156,10 @@ class RealExecutor:
         if not outbox:
             return
         assert self._loop is not None
-        self._loop._hold()  # they are there together when somebody decides
+        self._loop.hold()  # they are there together when somebody decides
         for task, deliver in outbox:
             self._deliver(task, deliver)
-        self._loop._let_decide()
+        self._loop.let_decide()
 
     def _prepare(self) -> None:
         """Something for a request that waits, while the lanes are busy."""
@@ -189,7 +189,7 @@ class RealExecutor:
         """
         client = Client([r.arrival for r in requests])
         try:
-            with undisturbed(self.gpu, self.quiet):
+            with undisturbed(self.gpu, self.pinned):
                 self.zero = time.monotonic() + LEAD
                 client.begin(self.zero)
                 self._go(loop, client.channel, _Inlet(loop, requests, self, stop_after))
@@ -200,7 +200,7 @@ class RealExecutor:
         """As `play`, but without a client: timers of this executor send the requests, exactly as they are."""
         inlet = _Inlet(loop, requests, self, None)
         silent, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with silent, ours, undisturbed(self.gpu, self.quiet):
+        with silent, ours, undisturbed(self.gpu, self.pinned):
             self.zero = time.monotonic()
             for request in requests:
                 self.call_at(request.arrival, lambda r=request: loop.arrive(r))  # type: ignore[misc]
@@ -224,7 +224,7 @@ class RealExecutor:
     def _spin(self, loop: ServingLoop, channel: socket.socket, inlet: _Inlet) -> None:
         """The event loop with a GPU: polls everything in turn."""
         channel.setblocking(False)
-        busy, timers, recv, quiet = self.busy, self.timers, channel.recv, self.quiet
+        busy, timers, recv, pinned = self.busy, self.timers, channel.recv, self.pinned
         while not (inlet.closed and not self.running and not loop.live):
             for _ in range(POLLS):
                 for lane in busy:
@@ -233,8 +233,8 @@ class RealExecutor:
                         self.running -= 1
                         self._finish(lane)
                         self._free()
-                        if quiet is not None:
-                            quiet.look()  # what has just been launched is not over for a while
+                        if pinned is not None:
+                            pinned.look()  # what has just been launched is not over for a while
                         break  # the list has changed
             if timers and timers[0][0] <= self.now():
                 self._ring()
@@ -249,8 +249,8 @@ class RealExecutor:
                     self._prepare()
                 else:
                     self.spare()
-                    if quiet is not None and not busy:
-                        quiet.look()
+                    if pinned is not None and not busy:
+                        pinned.look()
                     if inlet.closed and not self.running and loop.live and not timers and self.heard.empty():
                         self._tell_stuck(loop)
                 continue
@@ -311,8 +311,8 @@ class RealExecutor:
             if request in flying:
                 kept.append(request)
             else:
-                for site in self.sites.values():
-                    site.release(request)
+                for slots in self.by_device.values():
+                    slots.release(request)
         self.ended = kept
 
 
@@ -321,21 +321,21 @@ def _nothing() -> None:
 
 
 @contextlib.contextmanager
-def undisturbed(gpu: bool, quiet: PinnedCore | None = None) -> Iterator[None]:
+def undisturbed(gpu: bool, pinned: PinnedCore | None = None) -> Iterator[None]:
     """No garbage collection, which stops everything for milliseconds; on the CPU threads take turns more often. With
-    *quiet* this thread goes to a quiet core.
+    *pinned* this thread goes to an undisturbed core.
     """
     interval = sys.getswitchinterval()
     gc.disable()
     if not gpu:
         sys.setswitchinterval(0.0005)
-    if quiet is not None:
-        quiet.enter()
+    if pinned is not None:
+        pinned.enter()
     try:
         yield
     finally:
-        if quiet is not None:
-            quiet.leave()
+        if pinned is not None:
+            pinned.leave()
         sys.setswitchinterval(interval)
         gc.enable()
 

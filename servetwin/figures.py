@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .errors import needed
@@ -17,22 +18,21 @@ from servetwin.experiments.plotting.sweep_plot import figure_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from .results import Result
-    from .searches import Search
-    from .sweeps import Sweep
-
 COLOURS = {"met": "#1f6fb4", "late": "#e0a030", "dropped": "#c8553d", "failed": "#777777"}
 
 
-def of_sweep(sweep: Sweep, *, x: str | None, y: str, by: str) -> Figure:
-    """See `Sweep.plot`."""
-    figure, _ = figure_of(sweep.to_dicts(), "the sweep", x=x, y=y, by=by)
+#: Rows as `servetwin.tables.Table.to_dicts` gives them.
+Rows = Sequence[Mapping[str, Any]]
+
+
+def of_sweep(rows: list[dict[str, Any]], *, x: str | None, y: str, by: str) -> Figure:
+    """Of the rows of a sweep, see `Sweep.plot`."""
+    figure, _ = figure_of(rows, "the sweep", x=x, y=y, by=by)
     return figure
 
 
-def of_run(result: Result) -> Figure:
-    """See `Result.plot`."""
-    requests, batches = result.requests.to_dicts(), result.batches.to_dicts()
+def of_run(title: str, requests: Rows, batches: Rows) -> Figure:
+    """Of the requests and batches of a run, see `Result.plot`."""
     with mpl.rc_context(STYLE):
         figure = Drawing(figsize=(6.4, 4.2), layout="constrained")
         above, below = figure.subplots(2, 1, sharex=True)
@@ -44,7 +44,7 @@ def of_run(result: Result) -> Figure:
                 label = f"{outcome} ({len(own)})"
                 above.plot([row["arrival"] for row in own], heights, ".", ms=3, color=colour, label=label)
         above.set_ylabel("latency (s)")
-        above.set_title(repr(result)[len("<Result ") : -1], loc="left", fontweight="bold")
+        above.set_title(title, loc="left", fontweight="bold")
         if requests:
             above.set_ylim(top=1.25 * above.get_ylim()[1])  # room for the legend
             above.legend(loc="upper left", ncols=4, frameon=False, markerscale=2)
@@ -62,21 +62,20 @@ def of_run(result: Result) -> Figure:
     return figure
 
 
-def of_search(search: Search) -> Figure:
-    """See `Search.plot`."""
+def of_search(answers: Sequence[tuple[str, float, Any]], place: str) -> Figure:
+    """Of (name, value, table of what was tried) of each answer, at what *place*; see `Search.plot`."""
     with mpl.rc_context(STYLE):
         figure = Drawing(figsize=(5.2, 3.2), layout="constrained")
         panel = figure.subplots()
-        for i, answer in enumerate(search.answers):
-            tried = answer.tried
-            label = f"{answer.workload}, {answer.policy}, {answer.target}: {answer.value:.4g}"
+        for i, (name, value, tried) in enumerate(answers):
+            label = f"{name}: {value:.4g}"
             panel.plot(tried["place"], tried["margin"], marker="o", ms=3, lw=1, color=f"C{i}", label=label)
             sure = [row for row in tried if row["low"] is not None and row["high"] is not None]
             places, low, high = ([row[end] for row in sure] for end in ("place", "low", "high"))
             panel.fill_between(places, low, high, color=f"C{i}", alpha=0.15, lw=0)
-            panel.axvline(answer.value, color=f"C{i}", lw=0.8, ls=":")
+            panel.axvline(value, color=f"C{i}", lw=0.8, ls=":")
         panel.axhline(0.0, color="0.4", lw=0.8)
-        panel.set_xlabel(search.answers[0].find if search.answers else "")
+        panel.set_xlabel(place)
         panel.set_ylabel("above the target")
         panel.legend(loc="best", frameon=False)
     return figure

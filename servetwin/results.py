@@ -160,7 +160,8 @@ class Result:
         worker's batches over time."""
         from .figures import of_run
 
-        return of_run(self)
+        title = repr(self)[len("<Result ") : -1]
+        return of_run(title, self.requests.to_dicts(), self.batches.to_dicts())
 
     def _records(self) -> Path:
         if self.folder is None:

@@ -134,7 +134,8 @@ class Search(Table):
         line for each answer."""
         from .figures import of_search
 
-        return of_search(self)
+        found = [(f"{a.workload}, {a.policy}, {a.target}", a.value, a.tried) for a in self.answers]
+        return of_search(found, self.answers[0].find if self.answers else "")
 
 
 @spoken

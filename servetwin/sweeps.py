@@ -41,7 +41,7 @@ class Sweep(Table):
         `Error`."""
         from .figures import of_sweep
 
-        return of_sweep(self, x=x, y=y, by=by)
+        return of_sweep(self.to_dicts(), x=x, y=y, by=by)
 
     @spoken
     def save(self, file: str | os.PathLike[str]) -> Path:

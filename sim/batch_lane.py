@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from heapq import heappush
 
 from servetwin.core import Batch, Worker
-from simpy.events import NORMAL
 
 from .calendar import Calendar, Moment
 from .timing import Timing
@@ -46,6 +44,7 @@ class Lane(Moment):
 
     def __init__(self, calendar: Calendar, worker: Worker, timing: Timing) -> None:
         super().__init__(calendar)
+        self.place = calendar.place
         self.worker = worker
         self.timing = timing
         timing.view = worker.view
@@ -75,7 +74,7 @@ class Lane(Moment):
         self.batch, self.done = batch, done
         idle = 0.0
         if not self.busy:
-            now = self.env._now
+            now = self.env.now
             idle = now - self.updated
             if idle > 0.0:
                 self._pass_time(now)
@@ -109,8 +108,7 @@ class Lane(Moment):
             took = host
         self.took = took
         self.due = due = self.updated + took
-        env = self.env
-        heappush(env._queue, (due, NORMAL, next(env._eid), self))
+        self.place(self, due)
 
     def _resized(self, size: int) -> None:
         """This lane begins to compute, or goes on with another batch size."""
@@ -128,8 +126,7 @@ class Lane(Moment):
 
     def _run_on(self, batch: Batch) -> None:
         """Take further iterations of the same decision, as long as nothing else happens before they begin."""
-        queue = self.env._queue
-        horizon: float = queue[0][0] if queue else math.inf
+        horizon = self.env.next_time()
         repeat = batch.repeat
         assert repeat is not None
         limit, drift, times, last = repeat.limit, repeat.drift, batch.times, batch.last
@@ -184,7 +181,7 @@ class Lane(Moment):
         rates = self._rates()
         if rates == (self.host_rate, self.device_rate):
             return
-        now = self.env._now
+        now = self.env.now
         self._pass_time(now)
         self.host_rate, self.device_rate = rates
         if self.phase == COMPUTING:
@@ -237,7 +234,7 @@ class Lane(Moment):
         """The calendar has come to this lane: a phase of its batch ends, unless a neighbour has moved that since."""
         phase, batch, done = self.phase, self.batch, self.done
         now = self.due
-        if now != self.env._now or phase == NOTHING or batch is None or done is None:
+        if now != self.env.now or phase == NOTHING or batch is None or done is None:
             return  # placed before a neighbour disturbed it
         # By what was asked for, not by the clock: the two differ by rounding, and iterations taken together must end
         # at the same times, to the bit, as iterations taken one by one.

@@ -11,21 +11,63 @@ import simpy
 from simpy.core import StopSimulation
 from simpy.events import NORMAL, EventPriority
 
+#: Later than any event.
+NEVER = float("inf")
+
 
 class Calendar(simpy.Environment):
     """A SimPy environment whose events can be placed at a time instead of after a delay.
 
     ``now + (when - now)`` is not always *when* in floating point, and recorded times must be the ones asked for.
+
+    *now* is the time in seconds since the run began. ``place(event, when)`` lets an event happen at that time, after
+    what was placed there before; ``clock()`` tells the time. Nobody but this module touches what SimPy keeps for
+    itself.
     """
+
+    # SimPy's own field in a slot, so that it can be read under a public name without the way through a property.
+    __slots__ = ("_now",)
+
+    now: float
 
     def __init__(self) -> None:
         super().__init__()
-        #: Tells the time. Asked several times per event, so it is spared the way through a property.
         self.clock: Callable[[], float] = partial(getattr, self, "_now")
+        self.place = self._placing()
 
-    def place(self, event: simpy.Event, when: float) -> None:
-        """Let *event* happen at *when* (seconds since the run began), after what was placed there before."""
-        heappush(self._queue, (when, NORMAL, next(self._eid), event))
+    def _placing(self) -> Callable[[simpy.Event, float], None]:
+        """`place`, as a function that has all it needs at hand: it is called for each event."""
+        queue, number, push, priority = self._queue, self._eid.__next__, heappush, NORMAL
+
+        def place(event: simpy.Event, when: float) -> None:
+            push(queue, (when, priority, number(), event))
+
+        return place
+
+    def next_time(self) -> float:
+        """When the next event happens; infinite if there is none."""
+        queue = self._queue
+        return queue[0][0] if queue else NEVER
+
+    def pass_to(self, when: float) -> bool:
+        """Let time go on to *when*, if nothing happens before or then; whether it did."""
+        queue = self._queue
+        if queue and queue[0][0] <= when:
+            return False
+        self._now = when
+        return True
+
+    def take_out(self, only: object) -> bool:
+        """Take *only*, an event or None, off the calendar if nothing else stands there; whether that was so."""
+        queue = self._queue
+        if len(queue) != (only is not None) or (queue and queue[0][3] is not only):
+            return False
+        queue.clear()
+        return True
+
+    def set_time(self, now: float) -> None:
+        """It is *now*, for one who has taken everything off the calendar and lets time pass himself."""
+        self._now = now
 
     def when_settled(self, callback: Callable[[], None]) -> bool:
         """As `servetwin.core.executor.Executor.when_settled`."""
@@ -33,10 +75,9 @@ class Calendar(simpy.Environment):
         if not queue:
             return False
         when, priority, _, _ = queue[0]
-        now = self._now
-        if when > now or priority > NORMAL:
+        if when > self._now or priority > NORMAL:
             return False
-        Timer(self, now, callback, LAST)
+        Timer(self, self._now, callback, last=True)
         return True
 
     def run(self, until: Any = None) -> Any:
@@ -57,6 +98,8 @@ class Calendar(simpy.Environment):
             return stop.args[0]
         return None
 
+
+Calendar.now = Calendar._now  # type: ignore[misc]  # the slot's descriptor, under its public name
 
 #: Events with this priority come after all others of their instant.
 LAST = EventPriority(NORMAL + 1)
@@ -92,15 +135,13 @@ FIRE: list[Any] = [_fire]
 
 
 class Timer(Moment):
-    """One call at one time; `cancel` makes it do nothing. *priority* orders it among events at one time."""
+    """One call at one time; `cancel` makes it do nothing. With *last* it comes after all others of its instant."""
 
-    def __init__(
-        self, calendar: Calendar, when: float, call: Callable[[], None], priority: EventPriority = NORMAL
-    ) -> None:
+    def __init__(self, calendar: Calendar, when: float, call: Callable[[], None], last: bool = False) -> None:
         self.env = calendar
         self.callbacks = FIRE
         self.fire = call  # type: ignore[method-assign]  # what is to be done, without a step between
-        heappush(calendar._queue, (when, priority, next(calendar._eid), self))
+        heappush(calendar._queue, (when, LAST if last else NORMAL, next(calendar._eid), self))
 
     def cancel(self) -> None:
         self.fire = _nothing  # type: ignore[method-assign]

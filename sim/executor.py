@@ -77,12 +77,12 @@ class SimExecutor:
             delay = self._delays.get((source.name if source else None, task.worker.name))
             seconds = delay() if delay is not None else 0.0
             if seconds > 0.0:
-                Timer(self.calendar, self.calendar._now + seconds, partial(deliver, task))
+                Timer(self.calendar, self.calendar.now + seconds, partial(deliver, task))
                 return
         deliver(task)
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
-        now = self.calendar._now
+        now = self.calendar.now
         if when < now:
             raise BadInput(f"a call at {when:g} s, but it is {now:g} s already", right="a time to come")
         return Timer(self.calendar, when, callback)
@@ -92,6 +92,10 @@ class SimExecutor:
         lane = getattr(self.runner(worker), "__self__", None)
         assert isinstance(lane, TokenLane)
         return lane
+
+    def undisturbed(self, worker: TokenWorker) -> bool:
+        """Whether requests come to that engine without delay, and no other engine slows its steps down."""
+        return not self._delays and worker.name not in self._engines
 
     def shares(self) -> Iterator[tuple[list[str], float]]:
         """Those that are busy and share a device in time with each other: their names, and their rates together."""

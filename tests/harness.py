@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from servetwin.core import (
+    BatchWorker,
     Decision,
     Module,
     Pipeline,
@@ -18,7 +19,6 @@ from servetwin.core import (
     Request,
     ServingLoop,
     Stage,
-    Worker,
     WorkerView,
 )
 from servetwin.core.branching import Branching
@@ -34,7 +34,7 @@ NAN = float("nan")
 
 
 @dataclass
-class Site:
+class WorkerSetup:
     """A worker to be: the modules it serves, its policy, and how long its batches take by size."""
 
     modules: Sequence[str]
@@ -74,7 +74,7 @@ class Simulation:
 
 def simulate(
     pipeline: Pipeline,
-    sites: Sequence[Site],
+    setups: Sequence[WorkerSetup],
     requests: Iterable[Request],
     *,
     estimate: Callable[[str, int], float] | None = None,
@@ -89,24 +89,24 @@ def simulate(
 ) -> Simulation:
     """Serve *requests* to the end in simulated time, under the laws.
 
-    A policy's estimates are the times of its module's site, unless *estimate* says otherwise.
+    A policy's estimates are the times of its module's setup, unless *estimate* says otherwise.
     """
     requests = list(requests)
-    groups = list(dict.fromkeys(tuple(site.modules) for site in sites))
+    groups = list(dict.fromkeys(tuple(setup.modules) for setup in setups))
     stages = {stage.modules: stage for stage in pipeline.stages(groups)}
-    tables = {m: site.table() for site in sites for m in site.modules}
+    tables = {m: setup.table() for setup in setups for m in setup.modules}
     estimate = estimate or (lambda module, n: tables[module][n])
     workers, timings, calls = [], {}, {}
-    for site in sites:
-        stage = stages[tuple(site.modules)]
-        if site.threads is not None:
-            pool = Pool(stage, site.policy, estimate, threads=site.threads, name=site.name)
-            calls[pool.name] = site.calls or CallTimes(pool.name, "list", values=site.seconds)
+    for setup in setups:
+        stage = stages[tuple(setup.modules)]
+        if setup.threads is not None:
+            pool = Pool(stage, setup.policy, estimate, threads=setup.threads, name=setup.name)
+            calls[pool.name] = setup.calls or CallTimes(pool.name, "list", values=setup.seconds)
             workers.append(pool)
             continue
-        view = WorkerView(stage, estimate, limit=site.limit, name=site.name, slo_factor=slo_factor)
-        worker = Worker(stage, site.policy, view, device=site.device, intake=site.intake)
-        timings[worker] = site.timing or TableTiming(site.table())
+        view = WorkerView(stage, estimate, limit=setup.limit, name=setup.name, slo_factor=slo_factor)
+        worker = BatchWorker(stage, setup.policy, view, device=setup.device, intake=setup.intake)
+        timings[worker] = setup.timing or TableTiming(setup.table())
         workers.append(worker)
     sim = SimExecutor(lambda worker: timings[worker], calls=calls, **executor)
     laws = LawChecker(recorder)
@@ -134,9 +134,9 @@ def simulate(
     return Simulation(loop, sim, laws, requests)
 
 
-def one_stage(policy: Policy, requests: Iterable[Request], *, loop: bool = True, **site) -> Simulation:
+def one_stage(policy: Policy, requests: Iterable[Request], *, loop: bool = True, **setup) -> Simulation:
     """Serve *requests* on a single worker of a single module ``m``."""
-    return simulate(Pipeline([Module("m", loop=loop)], []), [Site(["m"], policy, **site)], requests)
+    return simulate(Pipeline([Module("m", loop=loop)], []), [WorkerSetup(["m"], policy, **setup)], requests)
 
 
 class Stepping(Policy):

@@ -24,7 +24,7 @@ def fault(policy: object, what: str, right: str | None = None, method: str = "de
     return PolicyFault(f"{named(policy, method=method)}: {what}" + (f" (right would be: {right})" if right else ""))
 
 
-def written(policies: Sequence[object], what: str, *names: str) -> PolicyFault:
+def write_fault(policies: Sequence[object], what: str, *names: str) -> PolicyFault:
     """One of *policies* has written *what*, which it may only read: the attribute of one of these *names*."""
     policies = [policy for policy in policies if not comes_along(type(own(policy)))] or policies
     for policy in policies:
@@ -41,8 +41,8 @@ def compared(
     """One of *policies* has written *names* *of* a thing, which say something else *now* than *before*."""
     for name, a, b in zip(names, now, before, strict=True):
         if not (a is b or a == b):
-            return written(policies, f"{name} of {of} (it says {shown(a)}, not {shown(b)})", name)
-    return written(policies, f"{of}", *names)
+            return write_fault(policies, f"{name} of {of} (it says {shown(a)}, not {shown(b)})", name)
+    return write_fault(policies, f"{of}", *names)
 
 
 def check_decision(policy: object, decision: Any, kind: type[Decision] = Decision) -> None:

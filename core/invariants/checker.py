@@ -19,6 +19,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 from ..executor import Executor, Handle
 from ..llm.batch import TokenBatch
@@ -28,7 +29,7 @@ from ..llm.worker import TokenWorker
 from ..loop import ServingLoop
 from ..metrics import Summary
 from ..pipeline import Stage
-from ..policy import Batch, Decision, Policy, WorkerView
+from ..policy import Batch, Decision, PolicyBase, WorkerView
 from ..pool import Pool
 from ..records import Recorder
 from ..request import Outcome, Outputs, Place, Request, Task
@@ -451,10 +452,10 @@ class WatchedEngine(WatchedWorker):
 
 
 @watcher
-class WatchedPolicy(Policy):
-    """Passes everything on to *inner*, and what it decides to the checker."""
+class WatchedPolicy(PolicyBase):
+    """Passes everything on to *inner*, a policy of either kind, and what it decides to the checker."""
 
-    def __init__(self, inner: Policy, watched: WatchedWorker) -> None:
+    def __init__(self, inner: Any, watched: WatchedWorker) -> None:
         self.inner = inner
         self.watched = watched
         self.ahead = inner.ahead
@@ -462,11 +463,11 @@ class WatchedPolicy(Policy):
     def start(self, view: WorkerView) -> None:
         self.inner.start(view)
 
-    def admit(self, task: Task, view: WorkerView, now: float) -> bool:
+    def admit(self, task: Task, view: WorkerView, now: float) -> Any:
         self.watched.news = True
         return self.inner.admit(task, view, now)
 
-    def decide(self, view: WorkerView, now: float) -> Decision:
+    def decide(self, view: WorkerView, now: float) -> Any:
         decision = self.inner.decide(view, now)
         self.watched.decided(decision, now)
         return decision
@@ -487,7 +488,7 @@ class WatchedExecutor:
         self.now = inner.now
 
     def run(self, worker: Worker, batch: Batch, done: Callable[[Batch], None]) -> None:
-        watched = self.laws.watched[worker.index]
+        watched = self.laws.watched[worker.place.number]
         watched.started(batch)
 
         def ended(batch: Batch) -> None:

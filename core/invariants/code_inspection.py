@@ -35,7 +35,7 @@ def own(policy: object) -> object:
 
 
 def files_of(policy: object) -> set[str]:
-    """The files that the classes of *policy* are defined in, without those of the seam itself."""
+    """The files that the classes of *policy* are defined in, without those of the interface itself."""
     found = set()
     for kind in type(own(policy)).__mro__[:-1]:
         module = sys.modules.get(kind.__module__)
@@ -97,12 +97,12 @@ def writes(policy: object, names: Iterable[str]) -> tuple[str, int] | None:
     """The first (file, line) of *policy*'s code that writes an attribute of one of *names*, as far as the code tells:
     ``x.name = ...`` before ``x.name[key] = ...``, and that before a call that is handed the name as a text."""
     wanted = set(names)
-    inside: tuple[str, int] | None = None
+    held: tuple[str, int] | None = None
     spoken: tuple[str, int] | None = None
     for code in _codes(policy):
         line = code.co_firstlineno
-        if inside is None and wanted & HOLDERS:
-            inside = _writes_inside(code, wanted & HOLDERS)
+        if held is None and wanted & HOLDERS:
+            held = _writes_to_holders(code, wanted & HOLDERS)
         for step in dis.get_instructions(code):
             if step.starts_line:
                 line = int(step.positions.lineno or line) if step.positions else line
@@ -112,7 +112,7 @@ def writes(policy: object, names: Iterable[str]) -> tuple[str, int] | None:
                 said = step.argval if isinstance(step.argval, tuple) else (step.argval,)
                 if any(isinstance(word, str) and word in wanted for word in said):
                     spoken = code.co_filename, line
-    return inside or spoken
+    return held or spoken
 
 
 #: Attributes of tasks and requests that hold others, and the methods that change what holds others.
@@ -122,7 +122,7 @@ _CHANGES = frozenset(
 )
 
 
-def _writes_inside(code: CodeType, names: frozenset[str] | set[str]) -> tuple[str, int] | None:
+def _writes_to_holders(code: CodeType, names: frozenset[str] | set[str]) -> tuple[str, int] | None:
     """The first line of *code* that writes an item of an attribute of one of *names*, also by a local name for it."""
     line, aliases, loaded, touched = code.co_firstlineno, set[str](), False, False
     for step in dis.get_instructions(code):

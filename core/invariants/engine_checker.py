@@ -83,7 +83,7 @@ class EngineCheck:
         held = sum(view.blocks_for(task.computed) for task in view.running)
         if view.free_blocks < 0 or view.free_blocks + held != view.blocks:
             raise broken(6, f"{view.name}: {view.free_blocks} of {view.blocks} blocks are free, {held} are held")
-        counts = len([t for t in view.running if t._ticks]), sum(t.computed for t in view.running if t._ticks)
+        counts = len([t for t in view.running if t.ticks]), sum(t.computed for t in view.running if t.ticks)
         if counts != (view.decoding, view.context):
             raise broken(6, f"{view.name} counts {(view.decoding, view.context)} decoding and context, not {counts}")
         for task in view.running:

@@ -3,18 +3,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
+from ..llm.host import LLMWorker
 from ..llm.policy import Step, TokenView
 from ..llm.request import Ticks, TokenTask
-from .answers import check_decision, check_item, compared, fault, written
+from ..pipeline import Stage
+from ..worker import Loop
+from .answers import check_decision, check_item, compared, fault, write_fault
 from .code_inspection import named
 from .laws import broken
-
-if TYPE_CHECKING:
-    from ..llm.worker import TokenWorker
-    from ..loop import ServingLoop
-    from ..pipeline import Stage
 
 #: So many steps that preempted somebody, on end and without a token that came out, and an engine is taken to go round
 #: in circles: what it computes it forgets again, and that would never end.
@@ -34,7 +33,7 @@ def says(task: TokenTask) -> tuple[object, ...]:
 
 #: What a task counts, and how it says so.
 Counts = tuple["Ticks | None", int, int, "float | None", "float | None", int]
-COUNTED = ("_ticks", "_generated", "_computed", "started", "first_token", "preemptions")
+COUNTED = ("ticks", "base_generated", "base_computed", "started", "first_token", "preemptions")
 AS_IT_CAME: Counts = (None, 0, 0, None, None, 0)
 
 
@@ -64,34 +63,34 @@ class Guard:
         self.shared.clear()
         self.shared.update(before)
         name = next(name for name in {**before, **now} if now.get(name) != before.get(name))
-        raise written(self.engine.policies(), f"{name} of its view", name)
+        raise write_fault(self.engine.policies(), f"{name} of its view", name)
 
 
 class TokenBooks:
     """Those of the engine of *worker*. They are kept only if it is *booked*."""
 
-    __slots__ = ("_books", "_marks", "_said", "booked")
+    __slots__ = ("_books", "_said", "booked", "marks")
 
     # What an engine has besides.
-    loop: ServingLoop
-    worker: TokenWorker
+    loop: Loop
+    worker: LLMWorker
     stage: Stage
     view: TokenView
     tick: int
-    _ticks: Ticks
-    _lengths: dict[TokenTask, int]
-    _bases: dict[TokenTask, int]
+    ticks: Ticks
+    lengths: dict[TokenTask, int]
+    bases: dict[TokenTask, int]
 
     def __init__(self) -> None:
         self.booked = False
         self._said: dict[TokenTask, tuple[object, ...]] = {}  # what each said when the policy was first shown it
         #: What each that decodes with the others says besides its count.
-        self._marks: dict[TokenTask, tuple[float | None, float | None, int]] = {}
+        self.marks: dict[TokenTask, tuple[float | None, float | None, int]] = {}
         #: What each other task counts that is not as it came, as the engine last wrote it.
         self._books: dict[TokenTask, Counts] = {}
 
-    def policies(self) -> list[object]:
-        return [worker.policy for worker in self.loop.workers]
+    def policies(self) -> Sequence[object]:
+        return self.loop.policies()
 
     def note(self, task: TokenTask) -> None:
         """Remember what *task*, which the policy is about to be shown, says."""
@@ -101,7 +100,7 @@ class TokenBooks:
 
     def forget(self, task: TokenTask) -> None:
         """The stay of *task* is over. Raises `PolicyFault` if it does not say what it should."""
-        del self._lengths[task]
+        del self.lengths[task]
         if not self.booked:
             return
         self._books.pop(task, None)
@@ -111,53 +110,49 @@ class TokenBooks:
             if now != known:
                 raise compared(self.policies(), f"task {task.id}", SAID, now, known)
             if task.stage is not self.stage or task.worker is not self.worker.place or task not in request.tasks:
-                raise written(self.policies(), f"stage, worker or tasks of {task}", "stage", "worker", "tasks")
+                raise write_fault(self.policies(), f"stage, worker or tasks of {task}", "stage", "worker", "tasks")
 
     def _check(self, task: TokenTask) -> None:
         """Raise `PolicyFault` if *task* does not count what the engine last wrote."""
         if not self.booked:
             return
         known = self._books.get(task, AS_IT_CAME)
-        now = (task._ticks, task._generated, task._computed, task.started, task.first_token, task.preemptions)
+        now = (task.ticks, task.base_generated, task.base_computed, task.started, task.first_token, task.preemptions)
         if now != known:
-            names = list(COUNTED)
-            for name in ("_ticks", "_generated", "_computed"):  # also by the names that a policy knows
-                names[names.index(name)] = {"_ticks": "ticks", "_generated": "generated", "_computed": "computed"}[
-                    name
-                ]
+            names = ["ticks", "generated", "computed", *COUNTED[3:]]  # also by the names that a policy knows
             raise compared(self.policies(), f"task {task.id}", names, now, known)
 
     def _check_decoding(self, task: TokenTask, base: int) -> None:
         """Likewise, of one that decodes with the others."""
-        known, now = self._marks.pop(task), (task.started, task.first_token, task.preemptions)
-        if task._ticks is not self._ticks:
-            raise written(
-                self.policies(), f"generated or computed of task {task.id}", "_ticks", "generated", "computed"
+        known, now = self.marks.pop(task), (task.started, task.first_token, task.preemptions)
+        if task.ticks is not self.ticks:
+            raise write_fault(
+                self.policies(), f"generated or computed of task {task.id}", "ticks", "generated", "computed"
             )
-        if task._generated != base or now != known:
+        if task.base_generated != base or now != known:
             names = ("generated", *COUNTED[3:])
-            raise compared(self.policies(), f"task {task.id}", names, (task._generated, *now), (base, *known))
+            raise compared(self.policies(), f"task {task.id}", names, (task.base_generated, *now), (base, *known))
 
     def _keep(self, task: TokenTask) -> None:
         """The engine has written what *task* counts."""
         if not self.booked:
             return
         self._books[task] = (
-            task._ticks, task._generated, task._computed, task.started, task.first_token, task.preemptions
+            task.ticks, task.base_generated, task.base_computed, task.started, task.first_token, task.preemptions
         )  # fmt: skip
 
     def _came_out(self, task: TokenTask, now: float) -> None:
         """The first token of *task* has come out."""
-        if task in self._marks:
-            self._marks[task] = self._marks[task][0], now, self._marks[task][2]
+        if task in self.marks:
+            self.marks[task] = self.marks[task][0], now, self.marks[task][2]
         elif task in self._books:
             self._books[task] = (*self._books[task][:4], now, self._books[task][5])
 
     def _wrong(self, step: object) -> None:
         """Raise `PolicyFault` unless *step* is one, and nobody has moved the clock that tokens are counted by."""
         check_decision(self.worker.policy, step, Step)
-        if self._ticks.count != self.tick:
-            raise written(self.policies(), "count of the clock of those who decode", "count")
+        if self.ticks.count != self.tick:
+            raise write_fault(self.policies(), "count of the clock of those who decode", "count")
 
     def _no_chunk(self, task: object, count: object) -> NoReturn:
         check_item(self.worker.policy, "prefill", (task, count))
@@ -171,5 +166,5 @@ class TokenBooks:
     def _tell_circle(self) -> None:
         view, policy = self.view, named(self.worker.policy)
         what = f"{FRUITLESS} steps on end preempted somebody, and not a token came out"
-        where = f"at {self.loop._now():g} s, with {len(view.running)} running and {len(view.waiting)} waiting"
+        where = f"at {self.loop.now():g} s, with {len(view.running)} running and {len(view.waiting)} waiting"
         raise broken(13, f"engine {view.name} goes round in circles under {policy}: {what} ({where})")

@@ -11,12 +11,13 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import FunctionType, ModuleType
 from typing import Any
 
 from ..errors import PolicyFault
 from ..llm.policy import TokenPolicy
-from ..policy import Policy
+from ..policy import Policy, PolicyBase
 from .code_inspection import writes_in
 
 _TOP = __name__.partition(".")[0]
@@ -25,18 +26,24 @@ _TOP = __name__.partition(".")[0]
 _ASIDE = frozenset(
     ["__slotnames__", "__annotations__", "__doc__", "__abstractmethods__", "_abc_impl", "__parameters__", "BOOKED"]
 )
+#: What policies are made of.
+_BASES = (PolicyBase, Policy, TokenPolicy)
 _FOREIGN = object()  # stands for a name that was not there
+
+
+@cache
+def _of_package(file: str) -> bool:
+    here = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "policies", "")
+    return os.path.abspath(file).startswith(here)
 
 
 def comes_along(policy: type) -> bool:
     """Whether all code of the class *policy* is of this package: what `servetwin.policies` has, needs no look."""
-    here = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "policies", "")
     for kind in policy.__mro__[:-1]:
-        if kind in (Policy, TokenPolicy):
-            continue
-        codes = [thing.__code__ for thing in vars(kind).values() if isinstance(thing, FunctionType)]
-        if not codes or not all(os.path.abspath(code.co_filename).startswith(here) for code in codes):
-            return False
+        if kind not in _BASES:
+            codes = [thing.__code__ for thing in vars(kind).values() if isinstance(thing, FunctionType)]
+            if not codes or not all(_of_package(code.co_filename) for code in codes):
+                return False
     return True
 
 
@@ -62,9 +69,9 @@ class Intact:
             self.modules.append((module, {n: thing for n, thing in members.items() if _matters(n, thing)}))
             for thing in members.values():
                 if isinstance(thing, type) and thing.__module__ == name:
-                    inside = dict(vars(thing))
-                    self.kinds.append((thing, inside))
-                    self._note(inside.values())
+                    held = dict(vars(thing))
+                    self.kinds.append((thing, held))
+                    self._note(held.values())
                 elif isinstance(thing, FunctionType) and thing.__module__ == name:
                     self._note((thing,))
 
@@ -86,11 +93,11 @@ class Intact:
                 found.append((f"{module.__name__}.{name}", name))
                 delattr(module, name)
         for kind, before in self.kinds:
-            inside = vars(kind)
-            if inside == before:
+            current = vars(kind)
+            if current == before:
                 continue
-            for name in {*before, *inside} - _ASIDE:
-                if inside.get(name, _FOREIGN) is before.get(name, _FOREIGN):
+            for name in {*before, *current} - _ASIDE:
+                if current.get(name, _FOREIGN) is before.get(name, _FOREIGN):
                     continue
                 found.append((f"{kind.__module__}.{kind.__qualname__}.{name}", name))
                 if name in before:

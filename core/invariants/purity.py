@@ -43,12 +43,14 @@ NOT = {"numpy": frozenset(["load"]), "dataclasses": frozenset(["make_dataclass"]
 #: what it is not shown.
 WORDS = frozenset(
     [
+        "BatchWorker",
         "Books",
         "Client",
         "ClosedView",
         "DecodeSums",
         "Executor",
         "ForwardRef",
+        "LLMWorker",
         "Pool",
         "Recorder",
         "RunFolder",
@@ -83,7 +85,7 @@ WORDS = frozenset(
         "__wrapped__",
         "_getframe",
         "_settle",
-        "_ticks",
+        "ticks",
         "breakpoint",
         "builtins",
         "cell_contents",

@@ -23,7 +23,7 @@ from ..llm.request import TokenRequest, TokenTask
 from ..pipeline import Stage
 from ..policy import Batch, Decision, Repeat, WorkerView
 from ..request import Request, Task
-from .answers import written
+from .answers import write_fault
 
 #: Different arguments that an estimate is kept for.
 KEPT = 1 << 14
@@ -208,4 +208,4 @@ def look_over(policies: Sequence[object], stages: Sequence[tuple[Stage, dict[str
         now = told(stage)
         found += [(f"{name} of stage {before['name']}", name) for name in before if now[name] != before[name]]
     if found:
-        raise written(policies, *found[0])
+        raise write_fault(policies, *found[0])

@@ -9,15 +9,14 @@ needs books.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from ..errors import PolicyFault
 from ..llm.request import TokenRequest, TokenTask
+from ..pipeline import Stage
 from ..policy import Decision
-from ..request import Request, Task
-from .answers import check_decision, compared, written
-
-if TYPE_CHECKING:
-    from ..worker import Worker
+from ..request import Place, Request, Task
+from .answers import check_decision, compared, write_fault
 
 #: What a task says of itself, from when a policy is first shown it to the end of its stay.
 SAID = ("id", "arrival", "deadline", "iterations", "queued", "admitted")
@@ -42,10 +41,26 @@ BOOKED = False
 LOOK = 64
 
 
+class Served(Protocol):
+    """What books are told of their worker (`servetwin.core.worker.Worker`)."""
+
+    stage: Stage
+    place: Place
+
+    @property
+    def policy(self) -> object: ...
+
+    def live_request(self, number: int) -> Request | None:
+        """The request of that id, if it has not ended."""
+
+    def not_here(self, word: str, task: object) -> PolicyFault: ...
+    def twice(self, name: str, tasks: Sequence[Task]) -> PolicyFault: ...
+
+
 class Books:
     """Those of *worker*."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Served) -> None:
         self.worker = worker
         self.kept: dict[Task, tuple[object, ...]] = {}  # what each task said when it was taken in (`SAID`)
         self.begun: dict[Task, float] = {}  # when each began
@@ -85,9 +100,9 @@ class Books:
         ):
             names = (*SAID, "started", "left", "request", "stage", "worker")
             now = [getattr(task, name) for name in names]
-            before = (*kept, begun, left, self.worker.loop.live.get(task.id), self.worker.stage, self.worker.place)
+            before = (*kept, begun, left, self.worker.live_request(task.id), self.worker.stage, self.worker.place)
             if [*now] == [*before]:
-                raise written([self.worker.policy], f"tasks of {task.request}", "tasks")
+                raise write_fault([self.worker.policy], f"tasks of {task.request}", "tasks")
             raise compared([self.worker.policy], f"task {task.id}", names, now, before)
 
     def check_left(self, task: Task, left: int) -> None:
@@ -149,7 +164,7 @@ class Books:
 #: What a stay that is over says of itself, whatever kind it is of.
 PAST = (
     "queued", "admitted", "started", "first_token", "finished", "arrival", "prompt", "limit", "budget",
-    "preemptions", "_generated", "_computed",
+    "preemptions", "base_generated", "base_computed",
 )  # fmt: skip
 
 
@@ -169,7 +184,7 @@ class Stays:
         """Raise `PolicyFault` if the stays of *request* are not what they were."""
         known = self.of.get(request.id, {})
         if request.tasks != [*known]:
-            raise written(policies, f"tasks of request {request.id}", "tasks")
+            raise write_fault(policies, f"tasks of request {request.id}", "tasks")
         for task, said in known.items():
             if said is not None and said != (now := _says_of_past(task)):
                 raise compared(policies, f"a stay of request {request.id} that is over", PAST, now, said)

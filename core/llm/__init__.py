@@ -6,7 +6,8 @@ Begin with `policy` (what it sees and says, once per step) and `request`; then `
 `policy`            `TokenPolicy`, `TokenView`, `Step`
 `request`           `TokenRequest`, and `TokenTask`: its stay at an LLM stage
 `limits`, `slo`     what memory and settings allow; deadlines of tokens and latency limits
-`worker`, `batch`   a worker that is an engine; one step, as an executor gets it
+`worker`, `host`    a worker that is an engine; what the engine knows of it, and of the host between two steps
+`batch`             one step, as an executor gets it
 `engine`            queue, memory and steps; `async_engine` decides a step ahead; `decode_sums` keeps its counts
 `freed_blocks`      what a preempted request finds again of its blocks
 `metrics`           latencies and goodput of tokens; `token_gaps`, `metric_blocks`, `window_metrics` are parts of it

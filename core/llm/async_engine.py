@@ -17,17 +17,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from heapq import heappop
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from ..errors import BadInput
+from ..worker import UNASKED, Loop
 from .batch import Piece, TokenBatch
 from .engine import TokenEngine
+from .host import LLMWorker
 from .policy import Step
 from .request import TokenTask
-
-if TYPE_CHECKING:
-    from ..loop import ServingLoop
-    from .worker import TokenWorker
 
 #: Steps in flight at most.
 DEPTH = 2
@@ -55,7 +53,7 @@ class TokenEngineAhead(TokenEngine):
 
     __slots__ = ("_debt", "_flights", "_free", "_settled", "_unheard", "ahead")
 
-    def __init__(self, loop: ServingLoop, worker: TokenWorker) -> None:
+    def __init__(self, loop: Loop, worker: LLMWorker) -> None:
         super().__init__(loop, worker)
         if self.swap:
             what = f"{worker.name}: with asynchronous scheduling nothing is swapped"
@@ -76,39 +74,44 @@ class TokenEngineAhead(TokenEngine):
         self.deciding = True
         if worker.inbox:
             self._take_in(now)
-        while view.waiting or view.running or worker.inbox:
-            before = len(flights)
-            changed = False
-            if view.waiting or view.running:
-                view.checked = None
-                step: Step = (self.guard or worker.policy).decide(worker.shown, now)
-                if self.booked:
-                    self._wrong(step)
-                changed = self._carry_out(step, now)
-                if len(flights) > before:
-                    batch = cast("TokenBatch", view.backlog[-1] if view.backlog else view.in_flight)
-                    launched = batch.launched
-                    self._free = now + self.ahead.launching(batch) if launched is None else launched
-                    if len(flights) < DEPTH:
-                        self._rest(self._free - now)  # and then decides the next one
-                        return
-                    break
-                if flights:
-                    break  # the host waits for it, whatever comes
-                if not changed and not worker.inbox:
-                    self.loop._set_alarm(worker, step.idle_until, now)
-                    break
-            if worker.inbox:
-                self._take_in(now)
+        step: Step = UNASKED
+        try:
+            while view.waiting or view.running or worker.inbox:
+                before = len(flights)
+                changed = False
+                if view.waiting or view.running:
+                    view.checked = None
+                    step = (self.guard or worker.policy).decide(worker.shown, now)
+                    if self.booked:
+                        self._wrong(step)
+                    changed = self._carry_out(step, now)
+                    if len(flights) > before:
+                        batch = cast("TokenBatch", view.backlog[-1] if view.backlog else view.in_flight)
+                        launched = batch.launched
+                        self._free = now + self.ahead.launching(batch) if launched is None else launched
+                        if len(flights) < DEPTH:
+                            self._rest(self._free - now)  # and then decides the next one
+                            return
+                        break
+                    if flights:
+                        break  # the host waits for it, whatever comes
+                    if not changed and not worker.inbox:
+                        worker.set_alarm(step.idle_until, now)
+                        break
+                if worker.inbox:
+                    self._take_in(now)
+        except Exception as error:
+            worker.explain(error, step)
+            raise
         self.deciding = False
 
     def done(self, batch: TokenBatch) -> None:
         if self._unheard:
             self._unheard.append(batch)
-        elif not self.deciding and self.loop._now() < self._free:
+        elif not self.deciding and self.loop.now() < self._free:
             self.deciding = True  # launching what comes next
             self._unheard.append(batch)
-            self.loop.executor.call_at(self._free, self._hear)
+            self.loop.call_at(self._free, self._hear)
         else:
             self._over(batch)
 
@@ -185,18 +188,18 @@ class TokenEngineAhead(TokenEngine):
 
     def _tick_ahead(self, flight: Flight, decode: int) -> None:
         """All that decode get a token with *flight*."""
-        view, ticks, leaving, lengths = self.view, self._ticks, self._leaving, self._lengths
+        view, ticks, leaving, lengths = self.view, self.ticks, self.leaving, self.lengths
         tick = flight.tick = self.tick
         ticks.count = self.tick = last = tick + 1
         self._fruitless = 0
         self._recomputed.clear()
-        view.free_blocks -= self._phases[-tick % self.size]
+        view.free_blocks -= self.phases[-tick % self.size]
         view.context += decode
         while leaving and leaving[0] <= last:
-            for task in self._buckets.pop(heappop(leaving)):
+            for task in self.buckets.pop(heappop(leaving)):
                 # One that was preempted since has another bucket now.
-                if task in self._bases and self._bases[task] + last == lengths[task]:
-                    self._part(task)
+                if task in self.bases and self.bases[task] + last == lengths[task]:
+                    self.part(task)
                     self._keep(task)
                     flight.leaving[task] = None
 
@@ -208,10 +211,10 @@ class TokenEngineAhead(TokenEngine):
             computed, generated = task.computed, task.generated + 1
             if computed % self.size == 0:
                 self.view.free_blocks -= 1
-            self._part(task)
-            task._computed, task._generated = computed + 1, generated
+            self.part(task)
+            task.base_computed, task.base_generated = computed + 1, generated
             flight.owed[task] = None
-            if generated == self._lengths[task]:
+            if generated == self.lengths[task]:
                 self._keep(task)
                 flight.leaving[task] = None
             else:
@@ -219,16 +222,16 @@ class TokenEngineAhead(TokenEngine):
 
     def _prefill_ahead(self, flight: Flight, pieces: Sequence[Piece]) -> None:
         for task, _, _ in pieces:
-            pending = task.prompt + task._generated - task._computed
+            pending = task.prompt + task.base_generated - task.base_computed
             if not pending:
                 self._fruitless = 0
-                task._generated += 1
+                task.base_generated += 1
                 flight.owed[task] = None
-                if task._generated >= self._lengths[task]:
+                if task.base_generated >= self.lengths[task]:
                     self._keep(task)
                     flight.leaving[task] = None
                     continue
-            elif pending > 1 or task._computed < task.prompt:
+            elif pending > 1 or task.base_computed < task.prompt:
                 self._keep(task)
                 continue
             else:
@@ -239,41 +242,41 @@ class TokenEngineAhead(TokenEngine):
 
     def settle(self, batch: TokenBatch) -> float:
         view, flight = self.view, self._flights.pop(0)
-        now = batch.end = self.loop._now()
+        now = batch.end = self.loop.now()
         # What a scheduler can tell: from the tokens of the step before, or from when it was asked, if that is later.
         batch.took = now - max(flight.decided, self._settled)
         batch.start = max(batch.start, self._settled)
         self._settled = now
         view.in_flight = view.backlog.popleft() if view.backlog else None
-        self.loop._hear_batch(batch)
+        self.loop.hear_batch(batch)
         view.last_step = batch.took
         if not batch.prefill:
             view.last_decode = batch.took
         if flight.tick is not None:
-            self._ends.append(now)
-            if len(self._ends) > self._trim_at:
+            self.ends.append(now)
+            if len(self.ends) > self.trim_at:
                 self._trim()
         for task in flight.owed:
             if task.first_token is None:
                 task.first_token = now
                 self._came_out(task, now)
-            task._times.append(now)  # type: ignore[union-attr]
+            task.token_times.append(now)  # type: ignore[union-attr]
         if not self.lean:
-            self.loop._hold()
+            self.loop.hold()
         for task in flight.leaving:
-            if task in self._lengths:  # else its request has ended just now, with another that has
-                self._finish(task, now)
+            if task in self.lengths:  # else its request has ended just now, with another that has
+                self.finish(task, now)
         if not self.lean:
-            self.loop._let_decide()
+            self.loop.let_decide()
         return now
 
-    def _finish(self, task: TokenTask, now: float) -> None:
+    def finish(self, task: TokenTask, now: float) -> None:
         view = self.view
         if task in view.waiting:  # preempted while its last token was in flight
             del view.waiting[task]
             view.running[task] = None
         self._check(task)
-        super()._finish(task, now)
+        super().finish(task, now)
 
     def _give_up(self, task: TokenTask) -> None:
         self._revoke(task)
@@ -288,7 +291,7 @@ class TokenEngineAhead(TokenEngine):
     # -- what is in flight of a task ----------------------------------------------------------------------
 
     def _tell_times(self, task: TokenTask) -> None:
-        first = self._joined[task]
+        first = self.joined[task]
         super()._tell_times(task)
         for flight in self._flights:
             if flight.tick is not None and flight.tick >= first:
@@ -296,20 +299,20 @@ class TokenEngineAhead(TokenEngine):
 
     def _revoke(self, task: TokenTask) -> None:
         """*task* ends before its time: what is in flight of it will never come out."""
-        if task in self._bases:
-            self._part(task)
+        if task in self.bases:
+            self.part(task)
         else:
             self._check(task)
         for flight in self._flights:
             if task in flight.owed:
                 del flight.owed[task]
-                task._generated -= 1
+                task.base_generated -= 1
             flight.leaving.pop(task, None)
         self._keep(task)
 
     def _trim(self) -> None:
-        ended = self._first + len(self._ends)
-        first = min(min(self._joined.values(), default=ended), ended)
-        del self._ends[: first - self._first]
-        self._first = first
-        self._trim_at = max(8192, 2 * len(self._ends))
+        ended = self.first_end + len(self.ends)
+        first = min(min(self.joined.values(), default=ended), ended)
+        del self.ends[: first - self.first_end]
+        self.first_end = first
+        self.trim_at = max(8192, 2 * len(self.ends))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ..policy import Batch, Repeat
+from ..request import Place
 from .request import TokenTask
-
-if TYPE_CHECKING:
-    from .worker import TokenWorker
 
 #: One prefill of a step: (task, tokens computed, tokens whose KV stood before).
 Piece = tuple[TokenTask, int, int]
@@ -32,7 +30,7 @@ class TokenBatch(Batch):
     def __init__(
         self,
         id: int,  # noqa: A002
-        worker: TokenWorker,
+        worker: Place,
         decode: int,
         context: int,
         start: float = 0.0,
@@ -41,7 +39,7 @@ class TokenBatch(Batch):
         repeat: Repeat | None = None,
     ) -> None:
         self.id = id
-        self.worker = worker.place
+        self.worker = worker
         self.decode = decode
         self.context = context
         self.size = decode
@@ -64,6 +62,14 @@ class TokenBatch(Batch):
     def tasks(self) -> Sequence[TokenTask]:  # type: ignore[override]
         """The tasks that it is told of one by one: those that prefill, and the chosen ones."""
         return [*[piece[0] for piece in self.prefill], *(self.chosen or ())]
+
+    def details(self) -> dict[str, Any]:
+        return {
+            "prefill": [[task.id, tokens, context] for task, tokens, context in self.prefill],
+            "decode": self.decode,
+            "context": self.context,
+            "preempted": [task.id for task in self.preempted],
+        }
 
     def __repr__(self) -> str:
         return f"<TokenBatch {self.id} on {self.worker.name}: {len(self.prefill)} prefill, {self.decode} decode>"

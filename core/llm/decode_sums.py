@@ -10,23 +10,31 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from heapq import heappush
-from typing import TYPE_CHECKING
 
 from ..invariants.engine_ledger import TokenBooks
-from .policy import Chunk
+from .policy import Chunk, TokenView
 from .request import Ticks, TokenTask
-
-if TYPE_CHECKING:
-    from .policy import TokenView
 
 
 class DecodeSums(TokenBooks):
     """The sums for the engine of *view*; with *keep_times* also when each token comes out."""
 
     __slots__ = (
-        "_bases", "_buckets", "_ends", "_first", "_joined", "_leaving", "_lengths", "_phases", "_ticks",
-        "_trim_at",
-        "headroom", "keep_times", "size", "tick", "view",
+        "bases",
+        "buckets",
+        "ends",
+        "first_end",
+        "headroom",
+        "joined",
+        "keep_times",
+        "leaving",
+        "lengths",
+        "phases",
+        "size",
+        "tick",
+        "ticks",
+        "trim_at",
+        "view",
     )  # fmt: skip
 
     _recomputed: set[TokenTask]  # those that decode again after a preemption, and no token came yet
@@ -35,70 +43,70 @@ class DecodeSums(TokenBooks):
         super().__init__()
         self.view, self.keep_times = view, keep_times
         self.size, self.headroom = view.block_size, view.limits.headroom
-        self._lengths: dict[TokenTask, int] = {}  # the true ones
-        self._ticks = Ticks()
+        self.lengths: dict[TokenTask, int] = {}  # the true ones
+        self.ticks = Ticks()
         self.tick = 0  # what they should count
-        self._phases = [0] * self.size  # decoding tasks by (computed - ticks) modulo the block size
-        self._buckets: dict[int, list[TokenTask]] = {}  # tick -> those that have put out all then
-        self._leaving: list[int] = []  # the ticks of the buckets, a heap
-        self._ends = array("d")  # of the last ticks, for `TokenTask.times`
-        self._first, self._trim_at = 0, 8192  # the former: the tick that *ends* begins with
-        self._joined: dict[TokenTask, int] = {}  # the tick after which each began to decode, with keep_times
-        self._bases: dict[TokenTask, int] = {}  # the output tokens of each that decodes before the first tick
+        self.phases = [0] * self.size  # decoding tasks by (computed - ticks) modulo the block size
+        self.buckets: dict[int, list[TokenTask]] = {}  # tick -> those that have put out all then
+        self.leaving: list[int] = []  # the ticks of the buckets, a heap
+        self.ends = array("d")  # of the last ticks, for `TokenTask.times`
+        self.first_end, self.trim_at = 0, 8192  # the former: the tick that *ends* begins with
+        self.joined: dict[TokenTask, int] = {}  # the tick after which each began to decode, with keep_times
+        self.bases: dict[TokenTask, int] = {}  # the output tokens of each that decodes before the first tick
 
     def _join(self, task: TokenTask) -> None:
         """*task* decodes with the others from now on."""
-        view, tick = self.view, self._ticks.count
-        computed, generated = task._computed, task._generated
-        task._generated = base = generated - tick
-        task._ticks = self._ticks
-        self._bases[task] = base
+        view, tick = self.view, self.ticks.count
+        computed, generated = task.base_computed, task.base_generated
+        task.base_generated = base = generated - tick
+        task.ticks = self.ticks
+        self.bases[task] = base
         if self.booked:
-            self._marks[task] = task.started, task.first_token, task.preemptions
+            self.marks[task] = task.started, task.first_token, task.preemptions
             self._books.pop(task, None)
         view.decoding += 1
         view.context += computed
-        self._phases[(computed - tick) % self.size] += 1
-        last = tick + self._lengths[task] - generated
-        if last in self._buckets:
-            self._buckets[last].append(task)
+        self.phases[(computed - tick) % self.size] += 1
+        last = tick + self.lengths[task] - generated
+        if last in self.buckets:
+            self.buckets[last].append(task)
         else:
-            self._buckets[last] = [task]
-            heappush(self._leaving, last)
+            self.buckets[last] = [task]
+            heappush(self.leaving, last)
         if self.keep_times:
-            self._joined[task] = tick
+            self.joined[task] = tick
 
-    def _part(self, task: TokenTask) -> None:
+    def part(self, task: TokenTask) -> None:
         """*task* does not decode with the others any more; its counts are its own again."""
-        view, tick = self.view, self._ticks.count
-        base = self._bases.pop(task)
+        view, tick = self.view, self.ticks.count
+        base = self.bases.pop(task)
         if self.booked:
             self._check_decoding(task, base)
-        task._generated = generated = base + tick
-        task._computed = computed = task.prompt + generated - 1
-        task._ticks = None
+        task.base_generated = generated = base + tick
+        task.base_computed = computed = task.prompt + generated - 1
+        task.ticks = None
         view.decoding -= 1
         view.context -= computed
-        self._phases[(computed - tick) % self.size] -= 1
+        self.phases[(computed - tick) % self.size] -= 1
         if self.keep_times:
             self._tell_times(task)
-            del self._joined[task]
+            del self.joined[task]
 
     def _tell_times(self, task: TokenTask) -> None:
         """Give *task*, which decodes with the others, the times of its tokens so far."""
-        tick = self._ticks.count
-        first, self._joined[task] = self._joined[task], tick
-        task._times.extend(self._ends[first - self._first : tick - self._first])  # type: ignore[union-attr]
+        tick = self.ticks.count
+        first, self.joined[task] = self.joined[task], tick
+        task.token_times.extend(self.ends[first - self.first_end : tick - self.first_end])  # type: ignore[union-attr]
 
     def _blocks_of_a_step(self, chosen: Sequence[TokenTask] | None) -> int:
         """New blocks that a decode step takes."""
         if chosen is None:
-            return self._phases[-self._ticks.count % self.size]
+            return self.phases[-self.ticks.count % self.size]
         return sum([task.computed % self.size == 0 for task in chosen])
 
-    def _affordable(self, times: int) -> int:
+    def affordable(self, times: int) -> int:
         """For how many steps, up to *times*, all that decode can go on without anybody being preempted."""
-        free, phases, size, tick = self.view.free_blocks - self.headroom, self._phases, self.size, self._ticks.count
+        free, phases, size, tick = self.view.free_blocks - self.headroom, self.phases, self.size, self.ticks.count
         for done in range(times):
             free -= phases[-(tick + done) % size]
             if free < 0:
@@ -107,10 +115,10 @@ class DecodeSums(TokenBooks):
 
     def _trim(self) -> None:
         """Forget the ends of steps that no task needs any more."""
-        first = min(self._joined.values(), default=self._ticks.count)
-        del self._ends[: first - self._first]
-        self._first = first
-        self._trim_at = max(8192, 2 * len(self._ends))
+        first = min(self.joined.values(), default=self.ticks.count)
+        del self.ends[: first - self.first_end]
+        self.first_end = first
+        self.trim_at = max(8192, 2 * len(self.ends))
 
     def _make_room(self, chosen: Sequence[TokenTask] | None, prefill: Sequence[Chunk]) -> bool:
         """Make sure that memory lasts for the step of those that run; whether somebody had to be preempted.
@@ -142,7 +150,7 @@ class DecodeSums(TokenBooks):
             """New blocks of *task*, and whether it decodes."""
             if task in chunks:
                 return -(-(task.computed + chunks[task]) // size) + -task.computed // size, False
-            decodes = task._ticks is not None and (chosen is None or task in some)
+            decodes = task.ticks is not None and (chosen is None or task in some)
             return int(decodes and task.computed % size == 0), decodes
 
         needed = self._blocks_of_a_step(chosen) + sum([need(t)[0] for t in chunks])

@@ -10,7 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Sequence
 from heapq import heappop
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from ..errors import BadInput
 from ..invariants.answers import check_decision, check_kept, check_repeat, fault
@@ -18,26 +18,41 @@ from ..invariants.engine_ledger import FRUITLESS, Guard
 from ..policy import Repeat
 from ..request import Outcome, Outputs, Request
 from ..slo import latest
+from ..worker import UNASKED, Loop
 from .batch import Piece, TokenBatch
 from .decode_sums import DecodeSums
+from .host import LLMWorker
 from .policy import DECODES, PREFILLS, All, Chunk, Step, TokenPolicy
 from .request import TokenTask
-
-if TYPE_CHECKING:
-    from ..loop import ServingLoop
-    from .worker import TokenWorker
 
 
 class TokenEngine(DecodeSums):
     """Runs the steps of *worker* for *loop*. (Slots: it has more attributes than Python keeps in line.)"""
 
     __slots__ = (
-        "_done", "_fruitless", "_module", "_preempted", "_recomputed", "_stale", "_swapped", "_untaken",
-        "deciding", "go_on", "guard", "host", "keep_ends", "lean", "longest", "loop", "seen", "stage", "swap",
+        "_done",
+        "_fruitless",
+        "_recomputed",
+        "_untaken",
+        "deciding",
+        "go_on",
+        "guard",
+        "host",
+        "keep_ends",
+        "lean",
+        "longest",
+        "loop",
+        "module",
+        "preempted",
+        "seen",
+        "stage",
+        "stale",
+        "swap",
+        "swapped",
         "worker",
     )  # fmt: skip
 
-    def __init__(self, loop: ServingLoop, worker: TokenWorker) -> None:
+    def __init__(self, loop: Loop, worker: LLMWorker) -> None:
         view = worker.view
         super().__init__(view, keep_times=loop.recorder.wants_token_times)
         self.loop, self.worker, self.stage = loop, worker, worker.stage
@@ -48,13 +63,13 @@ class TokenEngine(DecodeSums):
         self.deciding, self.host = False, worker.host
         self._untaken = 0  # arrivals that the host has not taken in yet
         self._done = self.done  # bound once
-        self._module = worker.stage.loop or worker.stage.name
+        self.module = worker.stage.loop or worker.stage.name
         self.lean = False  # whether requests come here from the client and end here
         #: Where somebody can go on by himself under a step's standing word: gives the time at which to ask again, or
         #: None if he cannot just then.
         self.go_on: Callable[[Step, float], float | None] | None = None
-        self._stale, self._swapped = False, 0  # the latter: blocks moved since the last step began
-        self._preempted: list[TokenTask] = []  # since the last step began
+        self.stale, self.swapped = False, 0  # the latter: blocks moved since the last step began
+        self.preempted: list[TokenTask] = []  # since the last step began
         self._fruitless = 0  # steps that preempted somebody since a token came out
         self._recomputed: set[TokenTask] = set()  # those that decode again after a preemption, and no token came yet
         self.keep_ends = loop.recorder.wants_batches or self.keep_times
@@ -63,38 +78,38 @@ class TokenEngine(DecodeSums):
 
     def task(self, request: Request, now: float) -> TokenTask:
         """The stay of *request* here. Raises `BadInput` if it does not say how many tokens it has for this stage."""
-        return self._task(request, self.loop._outputs.get(request.id), now)
+        return self._task(request, self.loop.outputs_of(request), now)
 
     def _task(self, request: Request, outputs: Outputs | None, now: float) -> TokenTask:
         try:
-            prompt, limit = tokens = request.tokens[self._module]  # type: ignore[attr-defined]
-            length = outputs[self._module]  # type: ignore[index]
+            prompt, limit = tokens = request.tokens[self.module]  # type: ignore[attr-defined]
+            length = outputs[self.module]  # type: ignore[index]
         except (AttributeError, KeyError, TypeError, ValueError):
             prompt, limit, length = self._visit(request, outputs)
         else:
             if type(tokens) is list or type(length) is not int or type(prompt) is not int:
                 prompt, limit, length = self._visit(request, outputs)
-        task = TokenTask(request, self.stage, now, self.worker, prompt, limit)
+        task = TokenTask(request, self.stage, now, self.worker.place, prompt, limit)
         if request.tasks:
             task.arrival = now  # at a later stage, tokens are waited for from here on
-        self._lengths[task] = length if length < limit else limit
+        self.lengths[task] = length if length < limit else limit
         if self.keep_times:
-            task._times = array("d")
+            task.token_times = array("d")
         return task
 
     def seconds_alone(self, request: Request, now: float) -> float:
         """What *request*, which is not here yet, would take alone if it put out as much as it may."""
         task = self.task(request, now)
-        del self._lengths[task]
+        del self.lengths[task]
         return self.view.solo(task)
 
     def _visit(self, request: Request, outputs: Outputs | None) -> tuple[int, int, int]:
         """Prompt, limit and output tokens of a request that comes here several times, or does not say."""
         try:
-            tokens: Any = request.tokens[self._module]  # type: ignore[attr-defined]
-            length: Any = outputs[self._module]  # type: ignore[index]
+            tokens: Any = request.tokens[self.module]  # type: ignore[attr-defined]
+            length: Any = outputs[self.module]  # type: ignore[index]
         except (AttributeError, KeyError, TypeError):
-            right = f"prompt, limit and output tokens for {self._module}"
+            right = f"prompt, limit and output tokens for {self.module}"
             raise BadInput(f"{request} has no tokens for stage {self.stage.name}", right=right) from None
         visit = sum([task.stage is self.stage for task in request.tasks])
         if not isinstance(length, int):
@@ -109,27 +124,27 @@ class TokenEngine(DecodeSums):
         loop = self.loop
         outputs = request.outputs
         if outputs is not None:
-            request.outputs = None  # type: ignore[misc]  # from here on nobody sees them
-        task = self._task(request, outputs, loop._now())
+            request.outputs = None  # from here on nobody sees them
+        task = self._task(request, outputs, loop.now())
         request.tasks.append(task)
-        loop.executor.send(None, task, self.receive)  # type: ignore[arg-type]
+        loop.send(task, self.receive)
 
     def receive(self, task: TokenTask) -> None:
         """*task* has reached the queue."""
         if task.request.outcome is not None:
-            del self._lengths[task]
+            del self.lengths[task]
         elif task.prompt > self.longest:
-            del self._lengths[task]
+            del self.lengths[task]
             self.loop.fail(task.request, f"its prompt of {task.prompt} tokens does not fit into {self.view.name}")
         else:
-            now = task.queued = self.loop._now()
+            now = task.queued = self.loop.now()
             self.worker.inbox.append(task)
             self._untaken += 1
             if not self.deciding and self.view.in_flight is None:
                 if self.host:
                     self._rest(0.0)
-                elif self.loop._held is not None:
-                    self.loop._call(self.worker)
+                elif self.loop.held is not None:
+                    self.loop.call(self.worker)
                 elif self._settles():
                     self.turn(now, True)
 
@@ -143,8 +158,8 @@ class TokenEngine(DecodeSums):
         elif task in view.running:
             self.worker.policy.removed(task, self.worker.shown, now)
             if view.in_flight is not None:
-                self._stale = True  # its step runs out
-                if self.keep_times and task._ticks is not None:
+                self.stale = True  # its step runs out
+                if self.keep_times and task.ticks is not None:
                     self._tell_times(task)
             else:
                 self._release(task)
@@ -157,40 +172,45 @@ class TokenEngine(DecodeSums):
         self.deciding = True
         if worker.inbox:
             self._take_in(now)
-        while view.in_flight is None:
-            if not waiting and not view.running:
-                if not worker.inbox:
-                    break
-                self._take_in(now)
-                continue
-            view.checked = None
-            step: Step = policy.decide(shown, now)
-            if self.booked:
-                self._wrong(step)
-            # Most steps are one of two kinds, for which there are short ways.
-            if step.plain == DECODES:
-                if step.standing and self.go_on is not None and not fresh:
-                    later = self.go_on(step, now)
-                    if later is not None:
-                        if not self._settles():
-                            break
-                        now = later
-                        if worker.inbox:
-                            self._take_in(now)
-                        continue
-                if view.decoding and self._all_decode(step.repeat, fresh, now):
-                    break
-            elif step.plain == PREFILLS and step.prefill[0][0] in waiting:
-                pieces = self._admit(step.prefill, (), 0, False, now)
-                if pieces:
-                    self._launch(0, 0, pieces, None, now)
-                    break
-            if not self._carry_out(step, now):
-                if not worker.inbox:
-                    loop._set_alarm(worker, step.idle_until, now)
-                    break
-                self._take_in(now)
-            now = loop._now()
+        step: Step = UNASKED
+        try:
+            while view.in_flight is None:
+                if not waiting and not view.running:
+                    if not worker.inbox:
+                        break
+                    self._take_in(now)
+                    continue
+                view.checked = None
+                step = policy.decide(shown, now)
+                if self.booked:
+                    self._wrong(step)
+                # Most steps are one of two kinds, for which there are short ways.
+                if step.plain == DECODES:
+                    if step.standing and self.go_on is not None and not fresh:
+                        later = self.go_on(step, now)
+                        if later is not None:
+                            if not self._settles():
+                                break
+                            now = later
+                            if worker.inbox:
+                                self._take_in(now)
+                            continue
+                    if view.decoding and self._all_decode(step.repeat, fresh, now):
+                        break
+                elif step.plain == PREFILLS and step.prefill[0][0] in waiting:
+                    pieces = self._admit(step.prefill, (), 0, False, now)
+                    if pieces:
+                        self._launch(0, 0, pieces, None, now)
+                        break
+                if not self._carry_out(step, now):
+                    if not worker.inbox:
+                        worker.set_alarm(step.idle_until, now)
+                        break
+                    self._take_in(now)
+                now = loop.now()
+        except Exception as error:
+            worker.explain(error, step)
+            raise
         self.deciding = False
 
     def _all_decode(self, repeat: Repeat | None, fresh: bool, now: float) -> bool:
@@ -201,19 +221,19 @@ class TokenEngine(DecodeSums):
         if repeat is not None and not fresh and self.host is None:
             if type(repeat) is not Repeat or type(repeat.times) is not int or type(repeat.limit) is not float:
                 check_repeat(self.worker.policy, repeat)
-            times = self._leaving[0] - self._ticks.count
+            times = self.leaving[0] - self.ticks.count
             if repeat.times < times:
                 times = repeat.times
                 if times < 1:
                     check_repeat(self.worker.policy, repeat)
         # Between them the tasks need no more than this, whatever their phases.
         if (view.free_blocks - self.headroom) * self.size < decoding * (times + self.size - 1):
-            times = self._affordable(times)
+            times = self.affordable(times)
             if not times:
                 return False
-        loop._batches += 1
+        loop.batches += 1
         batch = view.in_flight = TokenBatch(
-            loop._batches, self.worker, decoding, view.context, now, self.keep_ends, times, repeat
+            loop.batches, self.worker.place, decoding, view.context, now, self.keep_ends, times, repeat
         )
         self.worker.run(batch, self._done)
         return True
@@ -232,14 +252,14 @@ class TokenEngine(DecodeSums):
                     self.note(task)
                 waiting[task] = None
             else:
-                del self._lengths[task]
+                del self.lengths[task]
 
     def _ask_in(self, inbox: Sequence[TokenTask], now: float) -> None:
         """Likewise, where arrivals are stamped now or the policy may refuse."""
         worker, view = self.worker, self.view
         for task in inbox:
             if task.request.outcome is not None:
-                del self._lengths[task]
+                del self.lengths[task]
                 continue
             task.admitted = now
             if self.seen:
@@ -250,7 +270,7 @@ class TokenEngine(DecodeSums):
                 view.waiting[task] = None
             else:
                 self.forget(task)
-                self.loop._drop(task, view)
+                self.loop.drop(task, view)
 
     # -- a step -------------------------------------------------------------------------------------------
 
@@ -270,7 +290,7 @@ class TokenEngine(DecodeSums):
         chosen = None if isinstance(step.decode, All) else self._chosen(step.decode)
         crowded = bool(view.running) and self._make_room(chosen, step.prefill)
         if crowded and chosen is not None:
-            chosen = [task for task in chosen if task._ticks is not None]
+            chosen = [task for task in chosen if task.ticks is not None]
         decode = view.decoding if chosen is None else len(chosen)
         context = view.context if chosen is None else sum([task.computed for task in chosen])
         if chosen is not None and decode == view.decoding:
@@ -286,7 +306,7 @@ class TokenEngine(DecodeSums):
         try:
             chosen = list(decode)
             for task in chosen:
-                if task not in self._bases:
+                if task not in self.bases:
                     raise fault(policy, f"it decodes {task}, which is not decoding at {self.view.name}")
         except TypeError:
             check_decision(policy, Step(decode=decode), Step)
@@ -299,20 +319,20 @@ class TokenEngine(DecodeSums):
         self, decode: int, context: int, pieces: Sequence[Piece], chosen: Sequence[TokenTask] | None, now: float
     ) -> None:
         loop = self.loop
-        loop._batches += 1
-        batch = TokenBatch(loop._batches, self.worker, decode, context, now, self.keep_ends)
+        loop.batches += 1
+        batch = TokenBatch(loop.batches, self.worker.place, decode, context, now, self.keep_ends)
         if chosen is not None:
             batch.chosen = chosen
         if pieces:
             batch.prefill = pieces
             batch.size = decode + len(pieces)
-        if self._preempted:
-            batch.preempted, self._preempted = self._preempted, []
+        if self.preempted:
+            batch.preempted, self.preempted = self.preempted, []
             self._fruitless += 1
             if self._fruitless > FRUITLESS:
                 self._tell_circle()
-        if self._swapped:
-            batch.swapped, self._swapped = self._swapped, 0
+        if self.swapped:
+            batch.swapped, self.swapped = self.swapped, 0
         self.view.in_flight = batch
         self.worker.run(batch, self._done)
 
@@ -329,10 +349,10 @@ class TokenEngine(DecodeSums):
         if sure and prefill[0][0] in waiting:
             # `TokenView.admissible` has just found all of it, so all that waits fits.
             for task, count in prefill:
-                computed = task._computed
+                computed = task.base_computed
                 if booked and task in waiting:
                     self._check(task)
-                if type(count) is not int or not 0 < count <= task.prompt + task._generated - computed:
+                if type(count) is not int or not 0 < count <= task.prompt + task.base_generated - computed:
                     self._no_chunk(task, count)
                 if task not in waiting:
                     self._not_there(task)
@@ -342,8 +362,8 @@ class TokenEngine(DecodeSums):
                 if task.started is None:
                     task.started = now
                 if computed:
-                    self._swapped += -(-computed // size)
-                task._computed = computed + count
+                    self.swapped += -(-computed // size)
+                task.base_computed = computed + count
                 pieces.append((task, count, computed))
             view.free_blocks = free
             return pieces
@@ -360,12 +380,12 @@ class TokenEngine(DecodeSums):
             tokens -= count
             if tokens < 0:
                 break
-            computed = task._computed
-            if task in self._bases:
+            computed = task.base_computed
+            if task in self.bases:
                 raise fault(self.worker.policy, f"it prefills {task}, which is decoding at {view.name}")
             if booked and (task in waiting or task in running):
                 self._check(task)
-            pending = task.prompt + task._generated - computed
+            pending = task.prompt + task.base_generated - computed
             if count < 1 or count > pending:
                 self._no_chunk(task, count)
             left = free + -(computed + count) // size
@@ -380,7 +400,7 @@ class TokenEngine(DecodeSums):
                 if task.started is None:
                     task.started = now
                 if computed:
-                    self._swapped += -(-computed // size)
+                    self.swapped += -(-computed // size)
             elif task in running:
                 if admitted:
                     raise fault(
@@ -392,7 +412,7 @@ class TokenEngine(DecodeSums):
             else:
                 self._not_there(task)
             free = left
-            task._computed = computed + count
+            task.base_computed = computed + count
             pieces.append((task, count, computed))
         view.free_blocks = free
         return pieces
@@ -406,7 +426,7 @@ class TokenEngine(DecodeSums):
             if self.host is not None:
                 self._rest(self.host.between(batch.size))
             elif not self.worker.called:  # as `_settles`, without the call
-                if self.loop._when_settled(self.worker.awake):
+                if self.loop.when_settled(self.worker.awake):
                     self.worker.called = True
                 else:
                     self.turn(now)
@@ -414,22 +434,22 @@ class TokenEngine(DecodeSums):
     def settle(self, batch: TokenBatch) -> float:
         """What follows from *batch* before the policy is asked again; gives the time."""
         view, loop = self.view, self.loop
-        now = batch.end = loop._now()
+        now = batch.end = loop.now()
         view.in_flight = None
-        loop._hear_batch(batch)
+        loop.hear_batch(batch)
         view.last_step = batch.took
         if not self.lean:
-            loop._hold()
+            loop.hold()
         if batch.decode:
             self._tick(batch, now) if batch.chosen is None else self._advance(batch.chosen, now)
         if batch.prefill:
             self._prefilled(batch.prefill, now)
         else:
             view.last_decode = batch.took
-        if self._stale:
+        if self.stale:
             self._purge()
         if not self.lean:
-            loop._let_decide()
+            loop.let_decide()
         return now
 
     def _settles(self) -> bool:
@@ -437,26 +457,26 @@ class TokenEngine(DecodeSums):
         worker = self.worker
         if worker.called:
             return False
-        worker.called = self.loop._when_settled(worker.awake)
+        worker.called = self.loop.when_settled(worker.awake)
         return not worker.called
 
     def _rest(self, seconds: float) -> None:
         """Ask the policy after so long, and after taking in, one after the other, what comes until then."""
         self.deciding = True
-        self.loop.executor.call_at(self.loop._now() + seconds, self._rested)
+        self.loop.call_at(self.loop.now() + seconds, self._rested)
 
     def _rested(self) -> None:
-        if self.loop._when_settled(self._rested):
+        if self.loop.when_settled(self._rested):
             return
         new, self._untaken = self._untaken, 0
         if new and self.host is not None:
             self._rest(new * self.host.intake)
         elif not self.loop.stopped:
-            self.turn(self.loop._now())
+            self.turn(self.loop.now())
 
     def _tick(self, batch: TokenBatch, now: float) -> None:
         """All that decode have put out a token, or several."""
-        view, ticks, phases, size = self.view, self._ticks, self._phases, self.size
+        view, ticks, phases, size = self.view, self.ticks, self.phases, self.size
         tick, count = self.tick, batch.count
         ticks.count = self.tick = last = tick + count
         self._fruitless = 0
@@ -472,17 +492,17 @@ class TokenEngine(DecodeSums):
                 view.free_blocks -= sum([phases[-t % size] for t in range(tick, last)])
         view.context += batch.decode * count
         if self.keep_times:
-            self._ends.extend(batch.ends or (now,))
-            if len(self._ends) > self._trim_at:
+            self.ends.extend(batch.ends or (now,))
+            if len(self.ends) > self.trim_at:
                 self._trim()
-        leaving = self._leaving
+        leaving = self.leaving
         while leaving and leaving[0] <= last:
-            lengths, bases = self._lengths, self._bases
-            for task in self._buckets.pop(heappop(leaving)):
+            lengths, bases = self.lengths, self.bases
+            for task in self.buckets.pop(heappop(leaving)):
                 # One that was preempted since has another bucket now.
                 if task in bases and bases[task] + last == lengths[task]:
-                    self._part(task)
-                    self._finish(task, now)
+                    self.part(task)
+                    self.finish(task, now)
 
     def _advance(self, chosen: Sequence[TokenTask], now: float) -> None:
         """Some of those that decode have put out a token."""
@@ -492,29 +512,29 @@ class TokenEngine(DecodeSums):
             computed, generated = task.computed, task.generated + 1
             if computed % self.size == 0:
                 self.view.free_blocks -= 1
-            self._part(task)
-            task._computed, task._generated = computed + 1, generated
+            self.part(task)
+            task.base_computed, task.base_generated = computed + 1, generated
             if self.keep_times:
-                task._times.append(now)  # type: ignore[union-attr]
-            if generated == self._lengths[task]:
-                self._finish(task, now)
+                task.token_times.append(now)  # type: ignore[union-attr]
+            if generated == self.lengths[task]:
+                self.finish(task, now)
             else:
                 self._join(task)
 
     def _prefilled(self, pieces: Sequence[Piece], now: float) -> None:
         for task, _, _ in pieces:
-            pending = task.prompt + task._generated - task._computed
+            pending = task.prompt + task.base_generated - task.base_computed
             if not pending:
                 self._fruitless = 0
-                task._generated += 1
+                task.base_generated += 1
                 if task.first_token is None:
                     task.first_token = now
                 if self.keep_times:
-                    task._times.append(now)  # type: ignore[union-attr]
-                if task._generated >= self._lengths[task]:
-                    self._finish(task, now)
+                    task.token_times.append(now)  # type: ignore[union-attr]
+                if task.base_generated >= self.lengths[task]:
+                    self.finish(task, now)
                     continue
-            elif pending > 1 or task._computed < task.prompt:
+            elif pending > 1 or task.base_computed < task.prompt:
                 self._keep(task)
                 continue
             else:
@@ -526,16 +546,16 @@ class TokenEngine(DecodeSums):
     def _release(self, task: TokenTask) -> None:
         """*task* gives its memory back and runs no more."""
         self._recomputed.discard(task)
-        if task in self._bases:
-            self._part(task)
+        if task in self.bases:
+            self.part(task)
         else:
             self._check(task)
-        self.view.free_blocks -= -task._computed // self.size
+        self.view.free_blocks -= -task.base_computed // self.size
         del self.view.running[task]
 
-    def _finish(self, task: TokenTask, now: float) -> None:
+    def finish(self, task: TokenTask, now: float) -> None:
         """*task*, which does not decode with the others (any more), has put out its last token."""
-        self.view.free_blocks -= -task._computed // self.size
+        self.view.free_blocks -= -task.base_computed // self.size
         del self.view.running[task]
         self.forget(task)
         request = task.request
@@ -543,37 +563,39 @@ class TokenEngine(DecodeSums):
             task.finished = now
             slo = self.view.slo
             if slo is not None and not slo.met(task):
-                request.missed = True  # type: ignore[misc]
+                request.missed = True
                 if not self.lean:
-                    self.loop._know_anew(request)
+                    self.loop.know_anew(request)
             if self.lean:
                 request.finished = now
                 met = (now <= request.deadline or now <= latest(request.deadline)) and not request.missed
-                self.loop._end(request, Outcome.MET if met else Outcome.LATE)
+                self.loop.end(request, Outcome.MET if met else Outcome.LATE)
             else:
-                self.loop._leave(task, now)
+                self.loop.leave(task, now)
 
     def _preempt(self, task: TokenTask) -> None:
         """*task* loses its memory and goes back to the head of the queue."""
         view = self.view
         self._release(task)
         task.preemptions += 1
-        self._preempted.append(task)
+        self.preempted.append(task)
         if self.swap:
-            self._swapped += -(-task._computed // self.size)
+            self.swapped += -(-task.base_computed // self.size)
         else:
-            task._computed = 0
+            task.base_computed = 0
         self._keep(task)
         if self._outgrown(task):
             self.forget(task)
-            self.loop.fail(task.request, f"its {task.prompt + task._generated} tokens do not fit into {view.name}")
+            self.loop.fail(
+                task.request, f"its {task.prompt + task.base_generated} tokens do not fit into {view.name}"
+            )
             return
         view.waiting[task] = None
         view.waiting.move_to_end(task, last=False)
 
     def _outgrown(self, task: TokenTask) -> bool:
         """Whether *task* has become too long to be computed anew."""
-        return self.view.blocks_for(task.prompt + task._generated) > self.view.blocks - self.view.watermark
+        return self.view.blocks_for(task.prompt + task.base_generated) > self.view.blocks - self.view.watermark
 
     def _give_up(self, task: TokenTask) -> None:
         view = self.view
@@ -584,11 +606,11 @@ class TokenEngine(DecodeSums):
         else:
             raise fault(self.worker.policy, f"it drops {task}, which is not at {view.name}", "a task of its view")
         self.forget(task)
-        self.loop._drop(task, view)
+        self.loop.drop(task, view)
 
     def _purge(self) -> None:
         """Forget the tasks whose requests have ended elsewhere while they were in flight here."""
-        self._stale = False
+        self.stale = False
         for task in [t for t in self.view.running if t.request.outcome is not None]:
             self._release(task)
             self.forget(task)

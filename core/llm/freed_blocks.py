@@ -20,16 +20,13 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from ..worker import Loop
 from .async_engine import TokenEngineAhead
 from .batch import Piece, TokenBatch
 from .engine import TokenEngine
+from .host import LLMWorker
 from .policy import Chunk
 from .request import TokenTask
-
-if TYPE_CHECKING:
-    from ..loop import ServingLoop
-    from .worker import TokenWorker
-
 
 # What the two engines below have in common, for type checkers an engine itself.
 if TYPE_CHECKING:
@@ -43,10 +40,13 @@ class FreedBlocks:
 
     __slots__ = ("_first", "_line", "_owned")
 
-    def __init__(self, blocks: int) -> None:
-        self._line: list[list[int]] = [[blocks]]  # counts, in lists of one so that they can be pointed at
+    def __init__(
+        self, blocks: int, line: list[list[int]] | None = None, owned: dict[Hashable, list[int]] | None = None
+    ) -> None:
+        # Counts, in lists of one so that they can be pointed at.
+        self._line: list[list[int]] = [[blocks]] if line is None else line
         self._first = 0
-        self._owned: dict[Hashable, list[int]] = {}
+        self._owned: dict[Hashable, list[int]] = {} if owned is None else owned
 
     def __bool__(self) -> bool:
         """Whether anybody may find something again."""
@@ -54,11 +54,9 @@ class FreedBlocks:
 
     def copy(self) -> FreedBlocks:
         """The same line, to try something on."""
-        new = FreedBlocks(0)
         twins = {id(count): [count[0]] for count in self._line[self._first :]}
-        new._line = list(twins.values())
-        new._owned = {who: twins[id(count)] for who, count in self._owned.items() if id(count) in twins}
-        return new
+        owned = {who: twins[id(count)] for who, count in self._owned.items() if id(count) in twins}
+        return FreedBlocks(0, [*twins.values()], owned)
 
     def take(self, blocks: int) -> None:
         """So many go to whoever needs them."""
@@ -112,7 +110,7 @@ class _Keeping(_Base):
     """An engine whose preempted requests find again what nobody took. While such a request waits, its *computed* says
     how many tokens that is just now."""
 
-    def __init__(self, loop: ServingLoop, worker: TokenWorker) -> None:
+    def __init__(self, loop: Loop, worker: LLMWorker) -> None:
         super().__init__(loop, worker)
         self.freed = FreedBlocks(self.view.blocks)
         self._known = self.view.free_blocks  # the free blocks that *freed* knows of
@@ -139,11 +137,11 @@ class _Keeping(_Base):
 
     def _tell(self, line: FreedBlocks, task: TokenTask) -> int:
         """Let *task*, which waits, say what it would find again in *line*; gives the tokens that it has less now."""
-        most = task.prompt + task._generated - 1
+        most = task.prompt + task.base_generated - 1
         found = min(line.kept(task), most // self.size) * self.size
-        lost = task._computed - found
+        lost = task.base_computed - found
         if lost:
-            task._computed = found
+            task.base_computed = found
             self._keep(task)
         return lost
 
@@ -155,7 +153,7 @@ class _Keeping(_Base):
             for task in self.freed.owners():
                 if isinstance(task, TokenTask) and task in waiting:
                     self._tell(self.freed, task)
-                    if not task._computed:
+                    if not task.base_computed:
                         self.freed.forget(task)
                 else:
                     self.freed.forget(task)
@@ -172,13 +170,13 @@ class _Keeping(_Base):
         self._loses = None
         self._look_again()
 
-    def _finish(self, task: TokenTask, now: float) -> None:
+    def finish(self, task: TokenTask, now: float) -> None:
         if task in self.view.waiting:  # preempted while its last token was in flight: it holds nothing
             self.freed.forget(task)
-            task._computed = 0
+            task.base_computed = 0
             self._keep(task)
         self._comes_free(task, back=False)
-        super()._finish(task, now)
+        super().finish(task, now)
 
     # -- what is taken ------------------------------------------------------------------------------------
 
@@ -208,7 +206,7 @@ class _Keeping(_Base):
         for task, count, computed in pieces:
             self._gets(self.freed, task, count, computed, task in self.freed.owners())
         self._known = self.view.free_blocks - soon
-        self._swapped = 0  # nothing moves: it is still there
+        self.swapped = 0  # nothing moves: it is still there
         return pieces
 
     def _as_found(self, prefill: Sequence[Chunk], room: int) -> list[Chunk]:
@@ -216,7 +214,7 @@ class _Keeping(_Base):
         line, found, more = self.freed.copy(), [], 0
         chunks = getattr(self.worker.policy, "chunks", False)
         for task, count in prefill:
-            if not isinstance(count, int) or task._ticks is not None:
+            if not isinstance(count, int) or task.ticks is not None:
                 return [*prefill]  # which the engine refuses
             owns = task in line.owners() and task in self.view.waiting
             lost = self._tell(line, task) if owns else 0
@@ -225,7 +223,7 @@ class _Keeping(_Base):
             if not 0 < now <= room:
                 break
             room -= now
-            self._gets(line, task, now, task._computed, owns)
+            self._gets(line, task, now, task.base_computed, owns)
             found.append((task, now))
         return found
 
@@ -246,5 +244,5 @@ class TokenEngineAheadKeeping(_Keeping, TokenEngineAhead):
 
     def _known_tokens(self, task: TokenTask) -> int:
         # When a decode is decided, the token that it computes is in flight itself.
-        decoded = self._joined[task] < self._ticks.count if task in self._joined else task.generated > 1
+        decoded = self.joined[task] < self.ticks.count if task in self.joined else task.generated > 1
         return task.computed - decoded

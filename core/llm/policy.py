@@ -15,16 +15,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from ..policy import Decision, Policy, Repeat, WorkerView
+from ..pipeline import Stage
+from ..policy import Decision, PolicyBase, Repeat, WorkerView
 from ..request import Task
 from .limits import EngineLimits
 from .request import TokenTask
 from .slo import TokenSLO
-
-if TYPE_CHECKING:
-    from ..pipeline import Stage
 
 
 class All:
@@ -193,7 +191,7 @@ class TokenView(WorkerView):
             tokens -= count
             if tokens < 0:
                 break
-            computed = task._computed if task._ticks is None else task.computed
+            computed = task.base_computed if task.ticks is None else task.computed
             needed = -(computed + (task.pending if whole else count)) // size
             if task in running:
                 free += needed + -(-computed // size)
@@ -220,17 +218,7 @@ class TokenView(WorkerView):
         return self._estimate_decode(batch, 0)
 
 
-# It is a `Policy`, but for mypy: what it is handed is more than what a policy has to expect.
-if TYPE_CHECKING:
-
-    class _Base:
-        ahead: bool
-        pools: bool
-else:
-    _Base = Policy
-
-
-class TokenPolicy(_Base):
+class TokenPolicy(PolicyBase):
     """Decides what an LLM engine computes next. One object serves one engine; its parameters come by keyword.
 
     A subclass must give `decide`. `start`, `admit` and `removed` are as in `Policy`, with a `TokenView` and

@@ -5,14 +5,11 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import BadInput
-from ..request import Outputs, Request, Task
-
-if TYPE_CHECKING:
-    from ..pipeline import Stage
-    from ..worker import Worker
+from ..pipeline import Stage
+from ..request import Outputs, Place, Request, Task
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class TokenRequest(Request):
     *slo* are as in `Request`.
     """
 
-    __slots__ = ("missed", "outputs", "tokens")
+    __slots__ = ("tokens",)
 
     def __init__(
         self,
@@ -66,6 +63,7 @@ class TokenRequest(Request):
         self.work = work if work is not None else {}
         self.tasks = []
         self.waiting_for = {}
+        self.open_branches = 1
         self.outcome = self.reason = self.finished = None
         self.tokens = tokens
         self.outputs = outputs
@@ -91,20 +89,20 @@ class TokenTask(Task):
 
     # Slots, all of them set at once: looking for what is not there, on the way to a default, costs more.
     __slots__ = (
-        "_computed",
-        "_generated",
-        "_on_time",
-        "_ticks",
-        "_times",
+        "base_computed",
+        "base_generated",
         "budget",
         "first_token",
+        "known_on_time",
         "limit",
         "preemptions",
         "prompt",
+        "ticks",
+        "token_times",
     )
 
     def __init__(
-        self, request: Request, stage: Stage, queued: float, worker: Worker | None, prompt: int, limit: int
+        self, request: Request, stage: Stage, queued: float, worker: Place | None, prompt: int, limit: int
     ) -> None:
         self.request = request
         self.stage = stage
@@ -112,69 +110,83 @@ class TokenTask(Task):
         self.arrival = request.arrival
         self.deadline = request.deadline
         self.queued = queued
-        self.worker = worker.place if worker is not None else None
+        self.worker = worker
         self.flight = self.admitted = self.started = self.finished = None
         self.prompt = prompt
         self.limit = limit
         self.budget = 0.0
         self.preemptions = 0
         self.first_token: float | None = None
-        # While the task decodes with all others its counts move with *_ticks* and nothing is written per step.
-        self._ticks: Ticks | None = None
-        self._generated = 0
-        self._computed = 0
+        # While the task decodes with all others its counts move with *ticks* and nothing is written per step.
+        self.ticks: Ticks | None = None
+        self.base_generated = 0
+        self.base_computed = 0
         # When each of its tokens came out, where a recorder wants that; complete once it does not decode any more.
-        self._times: array[float] | None = None
+        self.token_times: array[float] | None = None
         # What `servetwin.core.llm.slo.on_time` found, since both SLO and summary ask it.
-        self._on_time: Any = None
+        self.known_on_time: Any = None
 
     @property
     def generated(self) -> int:
         """Output tokens so far."""
-        ticks = self._ticks
-        return self._generated if ticks is None else self._generated + ticks.count
+        ticks = self.ticks
+        return self.base_generated if ticks is None else self.base_generated + ticks.count
 
     @generated.setter
     def generated(self, count: int) -> None:
         self._settle()
-        self._generated = count
+        self.base_generated = count
 
     @property
     def computed(self) -> int:
         """Tokens whose KV stands; 0 after a preemption by recompute."""
-        ticks = self._ticks
-        return self._computed if ticks is None else self.prompt + self._generated + ticks.count - 1
+        ticks = self.ticks
+        return self.base_computed if ticks is None else self.prompt + self.base_generated + ticks.count - 1
 
     @computed.setter
     def computed(self, count: int) -> None:
         self._settle()
-        self._computed = count
+        self.base_computed = count
 
     def times(self) -> Sequence[float]:
         """When each of its tokens came out, once it has ended. Raises `BadInput` if the run's recorder did not want
         that (`Recorder.wants_token_times`)."""
-        if self._times is None:
+        if self.token_times is None:
             raise BadInput("the times of single tokens were not kept", right="a recorder with wants_token_times")
-        return self._times if self.finished is not None else self._times[:]  # which a policy may be shown
+        return self.token_times if self.finished is not None else self.token_times[:]  # which a policy may be shown
+
+    def details(self, tokens: bool = True) -> dict[str, Any]:
+        said: dict[str, Any] = {"arrival": self.arrival, "prompt": self.prompt, "limit": self.limit}
+        batch, more = self.flight, 0  # steps that are over, of a batch in flight
+        if batch is not None and batch.count > 1 and self.ticks is not None:
+            more = batch.count - 1
+        said["generated"] = self.generated + more
+        said["first_token"], said["last_token"] = self.first_token, self.finished
+        said["preemptions"] = self.preemptions
+        if tokens and self.token_times is not None:
+            said["tokens"] = list(self.times())
+            if batch is not None and batch.ends is not None and self.ticks is not None:
+                said["tokens"] += batch.ends[: batch.count - 1]
+        return said
 
     def _settle(self) -> None:
-        if self._ticks is not None:
-            self._computed = self.computed
-            self._generated += self._ticks.count
-            self._ticks = None
+        if self.ticks is not None:
+            self.base_computed = self.computed
+            self.base_generated += self.ticks.count
+            self.ticks = None
 
     @property
     def pending(self) -> int:
         """Tokens to compute before the next one comes out: 1 while decoding."""
-        return 1 if self._ticks is not None else self.prompt + self._generated - self._computed
+        return 1 if self.ticks is not None else self.prompt + self.base_generated - self.base_computed
 
     @property
     def decoding(self) -> bool:
         """Whether its KV stands but for the token that came out last."""
-        return self._ticks is not None or (
-            self._generated > 0
-            and self._computed >= self.prompt
-            and self.prompt + self._generated - self._computed == 1
+        return self.ticks is not None or (
+            self.base_generated > 0
+            and self.base_computed >= self.prompt
+            and self.prompt + self.base_generated - self.base_computed == 1
         )
 
     @property

@@ -41,6 +41,19 @@ class TokenSLO(Protocol):
 
 
 @dataclass(frozen=True)
+class StageDeadlines:
+    """How a `servetwin.core.budget.Budget` treats an LLM stage: by the deadlines of its tokens, by *slo*."""
+
+    slo: TokenSLO
+
+    def due(self, task: TokenTask) -> float:
+        return self.slo.deadline(task, task.generated)
+
+    def begins(self, task: TokenTask, now: float, slack: float) -> None:
+        task.arrival, task.budget = now, slack
+
+
+@dataclass(frozen=True)
 class CumulativeSLO:
     """Token j is due at ``arrival + budget + P * B(n) + D * I(n, j - 1)``: a late token can be caught up.
 
@@ -170,13 +183,13 @@ def on_time(task: TokenTask, slo: TokenDeadlines) -> tuple[int, bool, bool]:
 
     What was found for all of a task's tokens is kept with it: SLO and summary both ask.
     """
-    known: tuple[TokenDeadlines, int, tuple[int, bool, bool]] | None = task._on_time
+    known: tuple[TokenDeadlines, int, tuple[int, bool, bool]] | None = task.known_on_time
     count = task.generated
     if known is not None and known[0] is slo and known[1] == count:
         return known[2]
     kept = slo.in_time(task)
     found = (int(np.count_nonzero(kept)), bool(kept[0]), bool(kept[-1]))
-    task._on_time = (slo, count, found)
+    task.known_on_time = (slo, count, found)
     return found
 
 

@@ -61,9 +61,9 @@ class Gaps:
             at = np.log(np.maximum(gaps, self.SHORTEST) / self.SHORTEST) / np.log(self.RATIO)
             found = np.bincount(np.minimum(at.astype(int), self.BINS - 1), counts, self.BINS).astype(int)
             self.bins = found if self.bins is None else self.bins + found
-        self._sum_up()
+        self.sum_up()
 
-    def _sum_up(self) -> None:
+    def sum_up(self) -> None:
         """Add what is held to the sums, and hold it no more."""
         for gaps, counts in self._parts():
             for i in range(0, len(gaps), _PORTION):
@@ -91,7 +91,7 @@ class Gaps:
             middle, tail = self._middle_and_tail()
             exact = Gaps()
             exact.kept, exact.counted, exact.held = self.kept, self.counted, self.held
-            exact._sum_up()
+            exact.sum_up()
         else:
             if self.held:
                 self._fold()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from servetwin.core import (
     AbsoluteSLO,
     BadInput,
+    BatchWorker,
     FactorSLO,
     LawBroken,
     Recorder,
@@ -30,23 +32,14 @@ from servetwin.core.llm import TokenPolicy
 from servetwin.core.llm.worker import TokenWorker
 
 from ..provenance.file_digests import code_digest
-from ..provenance.policy_code import as_loaded
+from ..provenance.policy_code import as_loaded, load_again
 from ..spec import policy_registry, yaml_io
 from ..spec.device_profiles import load_profiles, not_measured
-from ..spec.experiment import Experiment, FixedSLO, PolicySpec, RelativeSLO, WorkerSpec
+from ..spec.experiment import Experiment, FixedSLO, RelativeSLO
 from ..spec.policy_errors import policies_answer
 from ..workload.requests import about, check_resolution, read_trace, requests
-from .llm_workers import ENDLESS, contexts, is_engine, prepare, preparing, token_worker
-from .pipeline import (
-    call_times,
-    estimates,
-    make_branching,
-    make_budget,
-    make_pipeline,
-    make_pool,
-    make_router,
-    seconds_alone,
-)
+from .llm_workers import ENDLESS, contexts, prepare, token_worker
+from .pipeline import call_times, estimates, make_pipeline, make_pool, seconds_alone, wiring
 from .replicas import expanded
 
 if TYPE_CHECKING:
@@ -97,30 +90,26 @@ class Run:
 def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     """Wire up *experiment*. Raises `BadInput` if a profile, a policy or a trace does not fit it."""
     recorder = recorder or Recorder()
-    experiment = expanded(experiment)
+    if experiment.deployment.repeated:
+        experiment = expanded(experiment)
     profiles = load_profiles(experiment)
     pipeline = make_pipeline(experiment.pipeline, experiment.name)
     stages = pipeline.stages(list(dict.fromkeys(tuple(w.modules) for w in experiment.deployment.workers)))
     slo = make_slo(experiment, profiles)
     workers = make_workers(experiment, stages, profiles, slo)
-    prepare(recorder, experiment, workers)
-    trace = read_trace(experiment)
-    check_resolution(experiment, trace, shortest_step(experiment, profiles))
-    said = not_measured(profiles.values())
-    basis = {"basis": said} if said else {}
-    recorder.summary.input = {**about(experiment, trace, contexts(experiment, profiles)), **basis}
+    if experiment.pipeline.llms:
+        prepare(recorder, experiment, workers)
+    trace = read_trace(experiment) if experiment.workload.recorded is not None else None
+    check_resolution(experiment, trace, profiles)
+    limits = contexts(experiment, profiles) if experiment.pipeline.llms else {}
+    if trace is not None or limits or experiment.seed:  # else requests are drawn whole, by the one seed
+        recorder.summary.input = about(experiment, trace, limits)
+    if limits and (said := not_measured(profiles.values())):
+        recorder.summary.input["basis"] = said
     executor = make_executor(experiment, workers, profiles)
     with policies_answer([worker.policy for worker in workers]):  # each is asked to start
-        loop = ServingLoop(
-            stages,
-            workers,
-            executor,
-            recorder,
-            router=make_router(experiment, workers),
-            budget=make_budget(experiment, stages, profiles),
-            branching=make_branching(experiment, stages),
-        )
-    source = requests(experiment, slo.seconds, trace, contexts=contexts(experiment, profiles))
+        loop = ServingLoop(stages, workers, executor, recorder, **wiring(experiment, stages, workers, profiles))
+    source = requests(experiment, slo.seconds, trace, contexts=limits)
     return Run(experiment, loop, executor, source, recorder)
 
 
@@ -130,6 +119,7 @@ def run(experiment: Experiment, folder: Path | None = None) -> Summary:
     if folder is None:
         return build(experiment).play()
     build(experiment)  # what is wrong shows before anything is written
+    load_again()  # what that left in classes of policies is none of the run's
     recorder = folder_for(experiment, folder, describe(experiment))
     with said_where(folder), closing(recorder):
         return build(experiment, recorder).play()
@@ -158,7 +148,21 @@ def closing(recorder: Recorder) -> Iterator[None]:
         complete = True
     finally:
         if isinstance(recorder, RunFolder):
+            if complete:
+                _note_reads(recorder.folder)
             recorder.close(complete=complete)
+
+
+def _note_reads(folder: Path) -> None:
+    """Add to the ``meta.json`` in *folder* the files that policies read while they decided."""
+    path = folder / "meta.json"
+    meta = json.loads(path.read_text(encoding="utf-8"))
+    known = meta.get("policy_files", {})
+    now = {n: files for n in meta.get("policies", {}) if (files := policy_registry.files_of(n))}
+    if now != known:
+        beside = path.with_name("meta.json.new")
+        beside.write_text(json.dumps({**meta, "policy_files": {**known, **now}}, indent=2) + "\n", encoding="utf-8")
+        beside.replace(path)
 
 
 @contextmanager
@@ -171,22 +175,6 @@ def said_where(folder: Path | None) -> Iterator[None]:
         raise Stopped(f"interrupted{kept}") from None
     except Stopped as stop:
         raise Stopped(f"{stop}{kept}", stop.exit_code) from None
-
-
-def shortest_step(experiment: Experiment, profiles: dict[str, Profile]) -> float:
-    """The least seconds that a module of the experiment takes for one request or one token; 1 if nothing says it."""
-    seconds = []
-    for worker in experiment.deployment.workers:
-        profile = profiles.get(worker.device or "")
-        if profile is None:
-            continue
-        if is_engine(experiment, worker):
-            d0, d1 = profile.tokens("measured", "corrected", "scheduler", hold=True).solo_decode()
-            seconds.append(d0 + d1)
-        else:
-            solo = profile.solo("measured", "scheduler")
-            seconds += [solo[m] for m in worker.modules if m in solo]
-    return min((s for s in seconds if s > 0.0), default=1.0)
 
 
 def make_slo(experiment: Experiment, profiles: dict[str, Profile]) -> AbsoluteSLO | FactorSLO:
@@ -208,25 +196,24 @@ def make_slo(experiment: Experiment, profiles: dict[str, Profile]) -> AbsoluteSL
 def make_workers(
     experiment: Experiment, stages: list[Stage], profiles: dict[str, Profile], slo: AbsoluteSLO | FactorSLO
 ) -> list[Worker]:
+    """The workers of the deployment, each with a policy of its own."""
     by_modules = {stage.modules: stage for stage in stages}
-    estimate_of = estimates(experiment, profiles)
+    told, llms = estimates(experiment, profiles), experiment.pipeline.llms
     workers: list[Worker] = []
-    for i, spec in enumerate(experiment.deployment.workers):
+    for i, (spec, chosen) in enumerate(zip(experiment.deployment.workers, experiment.policies, strict=True)):
         stage = by_modules[tuple(spec.modules)]
-        chosen = policy_of(experiment, spec)
         policy = policy_registry.make(chosen.name, chosen.params)
-        if is_engine(experiment, spec):
+        if spec.modules[0] in llms:
             workers.append(token_worker(experiment, spec, stage, profiles[spec.device or ""], policy))
             continue
-        if issubclass(policy_registry.find_policy(chosen.name), TokenPolicy):
+        if isinstance(policy, TokenPolicy):
             what = f"{chosen.name} is a policy for language models, and {'+'.join(spec.modules)} is none"
             raise BadInput(what, where="policy.name", right="neustream, clockwork, edf or fcfs")
-        estimate = estimate_of(spec)
         if spec.device is None or spec.limit is None:
-            workers.append(make_pool(spec, i, stage, policy, estimate, slo.factor))
+            workers.append(make_pool(spec, i, stage, policy, told[i], slo.factor))
             continue
-        view = WorkerView(stage, estimate, limit=spec.limit, name=spec.name or "", slo_factor=slo.factor)
-        workers.append(Worker(stage, policy, view, device=spec.device, intake=spec.intake))
+        view = WorkerView(stage, told[i], limit=spec.limit, name=spec.name or "", slo_factor=slo.factor)
+        workers.append(BatchWorker(stage, policy, view, device=spec.device, intake=spec.intake))
     return workers
 
 
@@ -239,13 +226,14 @@ def make_executor(experiment: Experiment, workers: list[Worker], profiles: dict[
     options = experiment.time.model_dump()
     if options["session"] is not None:
         options["session"] = datetime.fromisoformat(options["session"])
+    specs = {spec.name or spec.modules[0]: spec for spec in experiment.deployment.workers}
     return measured_executor(
         profiles,
         workers,
         TimeOptions(**options),
         seed=experiment.seed,
-        calls=call_times(experiment),
-        preparing=preparing(experiment),
+        calls={name: call_times(s, experiment.seed) for name, s in specs.items() if s.calls},
+        preparing={name: s.engine.preparing.seconds for name, s in specs.items() if s.engine and s.engine.preparing},
     )
 
 
@@ -292,9 +280,9 @@ def policy_not_measured(experiment: Experiment) -> list[str]:
     said: dict[str, None] = {}
     experiment = expanded(experiment)
     profiles = load_profiles(experiment)
-    for worker in experiment.deployment.workers:
+    for worker, policy in zip(experiment.deployment.workers, experiment.policies, strict=True):
         names = profiles[worker.device].costs if worker.device is not None else {}
-        own = policy_registry.find_policy(policy_of(experiment, worker).name).__name__.lower()
+        own = policy_registry.find_policy(policy.name).__name__.lower()
         for loop in (m for m in worker.modules if experiment.pipeline.modules[m].loop):
             for cost, what in ((GAP_OF, "between iterations"), (DECIDING_OF, "to decide")):
                 stem = cost(loop, "")
@@ -341,12 +329,6 @@ def own_version() -> str:
         return "not installed"
 
 
-def policy_of(experiment: Experiment, worker: WorkerSpec) -> PolicySpec:
-    """Which policy serves at *worker*: its own or the experiment's; pools of threads know no batching policy."""
-    return worker.policy or (experiment.policy if worker.threads is None else PolicySpec(name="fcfs"))
-
-
 def policies_used(experiment: Experiment) -> list[str]:
     """The names of all policies of *experiment*."""
-    own = [policy_of(experiment, w).name for w in experiment.deployment.workers]
-    return list(dict.fromkeys([experiment.policy.name, *own]))
+    return list(dict.fromkeys(policy.name for policy in (experiment.policy, *experiment.policies)))

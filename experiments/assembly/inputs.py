@@ -27,17 +27,17 @@ def inputs_of(experiment: Experiment, before: Inputs | None = None) -> Inputs:
     names a profile, a policy or a trace that is not there. What cannot have changed since *before* is taken from
     there."""
     trace = read_trace(experiment)
-    parts = {"experiment": before["experiment"] if before is not None else experiment.digest()}
-    parts |= {f"the profile {name}": digest for name, digest in _profiles(experiment).items()}
-    parts |= {f"the policy {name}": policy_registry.code_digest(name) for name in policies_used(experiment)}
+    found = {"experiment": before["experiment"] if before is not None else experiment.digest()}
+    found |= {f"the profile {name}": digest for name, digest in _profiles(experiment).items()}
+    found |= {f"the policy {name}": policy_registry.code_digest(name) for name in policies_used(experiment)}
     if trace is not None:
-        parts[f"the trace {trace.where}"] = file_digest(trace.path)
+        found[f"the trace {trace.where}"] = file_digest(trace.path)
     for lengths in experiment.workload.lengths.values():
         for draw in (lengths.prompt, lengths.output):
             if isinstance(draw, ListedTokens):
-                parts[f"the list {draw.name}"] = file_digest(LISTS / f"{draw.name}.yaml")
-    parts["the code of ServeTwin"] = code_digest()
-    return {**parts, **surroundings()}
+                found[f"the list {draw.name}"] = file_digest(LISTS / f"{draw.name}.yaml")
+    found["the code of ServeTwin"] = code_digest()
+    return {**found, **surroundings()}
 
 
 def _profiles(experiment: Experiment) -> dict[str, str]:

@@ -22,11 +22,6 @@ if TYPE_CHECKING:
 ENDLESS = AbsoluteSLO(float("inf"))
 
 
-def is_engine(experiment: Experiment, spec: WorkerSpec) -> bool:
-    """Whether the worker that *spec* describes serves a language model."""
-    return any(experiment.pipeline.modules[m].llm for m in spec.modules)
-
-
 def limits_of(experiment: Experiment) -> TokenLimits | None:
     """The limits per request that are reported, in seconds; None if there are none."""
     slo = experiment.slo
@@ -97,21 +92,13 @@ def context_of(spec: WorkerSpec, profile: Profile) -> int:
 def contexts(experiment: Experiment, profiles: dict[str, Profile]) -> dict[str, int]:
     """The same by LLM module; of several workers, the least."""
     found: dict[str, int] = {}
+    llms = experiment.pipeline.llms
     for spec in experiment.deployment.workers:
-        if is_engine(experiment, spec) and spec.device is not None:
-            (module,) = spec.modules
+        module = spec.modules[0]
+        if module in llms and spec.device is not None:
             tokens = context_of(spec, profiles[spec.device])
             found[module] = min(found.get(module, tokens), tokens)
     return found
-
-
-def preparing(experiment: Experiment) -> dict[str, float]:
-    """Seconds for which engines stand still for each prompt, by the worker's name."""
-    return {
-        spec.name or spec.modules[0]: spec.engine.preparing.seconds
-        for spec in experiment.deployment.workers
-        if spec.engine is not None and spec.engine.preparing is not None
-    }
 
 
 def host_ahead(profile: Profile, *, costs: bool = True) -> Host:
@@ -173,21 +160,18 @@ def token_worker(
 
 def prepare(recorder: Recorder, experiment: Experiment, workers: list[Worker]) -> None:
     """Let *recorder* keep what is reported of language models, if there are any."""
-    engines = [w for w in workers if isinstance(w, TokenWorker)]
-    if engines:
-        slos = {w.stage.name: cast("TokenDeadlines | None", w.view.slo) for w in engines}
-        recorder.summary = _summary(experiment, slos)
-        recorder.wants_token_times = True
-        if isinstance(recorder, RunFolder):
-            recorder.writes_tokens = experiment.records.tokens
-
-
-def _summary(experiment: Experiment, slos: dict[str, TokenDeadlines | None]) -> TokenSummary:
+    slos = {w.stage.name: cast("TokenDeadlines | None", w.view.slo) for w in workers if isinstance(w, TokenWorker)}
+    if not slos:
+        return
     slo, limits = experiment.slo, limits_of(experiment)
     window = slo.window if isinstance(slo, TokenSLOSpec) else None
     if window is None:
-        return TokenSummary(slos, limits)
-    rate = getattr(experiment.workload.arrivals, "rate", None)
-    if rate is None:
-        raise BadInput("a window needs a rate", where="slo.window", right="arrivals with a rate, or no window")
-    return WindowSummary(slos, limits, skip=window.skip, seconds=window.requests / rate)
+        recorder.summary = TokenSummary(slos, limits)
+    else:
+        rate = getattr(experiment.workload.arrivals, "rate", None)
+        if rate is None:
+            raise BadInput("a window needs a rate", where="slo.window", right="arrivals with a rate, or no window")
+        recorder.summary = WindowSummary(slos, limits, skip=window.skip, seconds=window.requests / rate)
+    recorder.wants_token_times = True
+    if isinstance(recorder, RunFolder):
+        recorder.writes_tokens = experiment.records.tokens

@@ -5,19 +5,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 from servetwin.core import BadInput, Edge, Module, Pipeline, Policy, Request, Stage, Task
 from servetwin.core.branching import Branching
 from servetwin.core.budget import Alone, Budget, equal, fixed, proportional
-from servetwin.core.llm import Follows, TokenDeadlines, TokenRequest, TokenSLO
+from servetwin.core.llm import Follows, TokenDeadlines, TokenRequest
+from servetwin.core.llm.slo import StageDeadlines
 from servetwin.core.pool import Pool
-from servetwin.core.routing import Router
 from servetwin.policies.routing import router
 
 from ..spec.experiment import Experiment, ListedCalls, LognormalCalls, PipelineSpec, WorkerSpec
 from ..workload.lengths import largest
-from .llm_workers import deadlines_of, is_engine
+from .llm_workers import deadlines_of
 
 if TYPE_CHECKING:
     from servetwin.core import Worker
@@ -37,16 +37,18 @@ def make_pipeline(spec: PipelineSpec, name: str) -> Pipeline:
     return Pipeline(modules, [*plain, *branches], name)
 
 
-def make_branching(experiment: Experiment, stages: Sequence[Stage]) -> Branching | None:
-    """Which way each request takes, where the pipeline branches."""
-    return Branching(stages, experiment.seed) if experiment.pipeline.branches else None
-
-
-def make_router(experiment: Experiment, workers: Sequence[Worker]) -> Router:
-    """Who shares requests out among the workers of a stage."""
-    plan = experiment.deployment
-    names = {w.stage.modules[0]: w.stage.name for w in workers}
-    return router(plan.router, workers, {names[m]: r for m, r in plan.routers.items()})
+def wiring(
+    experiment: Experiment, stages: Sequence[Stage], workers: Sequence[Worker], profiles: dict[str, Profile]
+) -> dict[str, Any]:
+    """What a `ServingLoop` of *stages* and *workers* takes besides: the router of requests among the workers of a
+    stage, the budgets of the stages, and the way of each request where the pipeline branches."""
+    plan, branches = experiment.deployment, experiment.pipeline.branches
+    others = {s.name: plan.routers[s.modules[0]] for s in stages if s.modules[0] in plan.routers}
+    return {
+        "router": router(plan.router, workers, others),
+        "budget": make_budget(experiment, stages, profiles) if experiment.budget.used else None,
+        "branching": Branching(stages, experiment.seed) if branches else None,
+    }
 
 
 # -- tools ------------------------------------------------------------------------------------------------------
@@ -61,22 +63,15 @@ def mean_of_calls(spec: WorkerSpec) -> float:
     return calls.mean
 
 
-def call_times(experiment: Experiment) -> dict[str, CallTimes]:
-    """How long the calls of each pool take in simulation, by the pool's name."""
+def call_times(spec: WorkerSpec, seed: int) -> CallTimes:
+    """How long the calls of the tool take in simulation."""
     from servetwin.sim.pool_lane import CallTimes
 
-    times = {}
-    for spec in experiment.deployment.workers:
-        calls = spec.calls
-        if calls is None:
-            continue
-        values = calls.values if isinstance(calls, ListedCalls) else ()
-        cv = calls.cv if isinstance(calls, LognormalCalls) else 1.0
-        module = spec.modules[0]
-        times[spec.name or module] = CallTimes(
-            module, calls.time, mean=mean_of_calls(spec), cv=cv, values=values, seed=experiment.seed
-        )
-    return times
+    calls = spec.calls
+    assert calls is not None
+    values = calls.values if isinstance(calls, ListedCalls) else ()
+    cv = calls.cv if isinstance(calls, LognormalCalls) else 1.0
+    return CallTimes(spec.modules[0], calls.time, mean=mean_of_calls(spec), cv=cv, values=values, seed=seed)
 
 
 def make_pool(
@@ -154,7 +149,7 @@ def seconds_alone(experiment: Experiment, profiles: dict[str, Profile], kind: Ki
             if module not in seconds:
                 if spec.device is None:
                     seconds[module] = mean_of_calls(spec)
-                elif is_engine(experiment, spec):
+                elif module in experiment.pipeline.llms:
                     seconds[module] = longest_answer(experiment, module, profiles[spec.device])
                 else:
                     seconds[module] = profiles[spec.device].table(module, kind)(1)
@@ -180,46 +175,49 @@ def longest_answer(experiment: Experiment, module: str, profile: Profile) -> flo
     return table.prefill(min(prompt, table.largest_prefill)) + steps * (d0 + d1 * (prompt + (steps + 1) / 2))
 
 
-def estimates(experiment: Experiment, profiles: dict[str, Profile]) -> Callable[[WorkerSpec], Estimate]:
-    """For each worker, what its policy is told of modules: its own on its device, others on the first that serves
-    them."""
+def estimates(experiment: Experiment, profiles: dict[str, Profile]) -> dict[int, Estimate]:
+    """What the policy of each worker is told of modules: its own on its device, others on the first that serves
+    them. By the worker's place in the deployment; engines are told of by their profile, and are left out."""
+    workers, llms = list(enumerate(experiment.deployment.workers)), experiment.pipeline.llms
+    asking = [(i, spec) for i, spec in workers if spec.modules[0] not in llms]
+    if not asking:
+        return {}
     kind = experiment.deployment.estimates
-    tools: dict[str, float] = {}
+    fixed_seconds: dict[str, float] = {}  # of tools and of language models
     first: dict[str, Estimate] = {}
-    for spec in experiment.deployment.workers:
+    for _, spec in workers:
         for module in spec.modules:
             if spec.device is None:
-                tools.setdefault(module, mean_of_calls(spec))
-            elif is_engine(experiment, spec):
-                tools.setdefault(module, longest_answer(experiment, module, profiles[spec.device]))
+                fixed_seconds.setdefault(module, mean_of_calls(spec))
+            elif module in llms:
+                fixed_seconds.setdefault(module, longest_answer(experiment, module, profiles[spec.device]))
             else:
                 first.setdefault(module, profiles[spec.device].estimate(kind))
 
-    def of(spec: WorkerSpec) -> Estimate:
-        own = profiles[spec.device].estimate(kind) if spec.device is not None else None
-        if own is not None and not tools and set(first) <= set(profiles[spec.device or ""].modules):
-            return own
-        table = dict(first)
-        if own is not None:
-            table |= dict.fromkeys(spec.modules, own)
-
+    def told(table: dict[str, Estimate]) -> Estimate:
         def estimate(module: str, batch: int) -> float:
             found = table.get(module)
-            return tools[module] if found is None else found(module, batch)
+            return fixed_seconds[module] if found is None else found(module, batch)
 
         return estimate
 
-    return of
+    made: dict[int, Estimate] = {}
+    for i, spec in asking:
+        if spec.device is None:
+            made[i] = told(first)
+            continue
+        own = profiles[spec.device].estimate(kind)
+        whole = not fixed_seconds and set(first) <= set(profiles[spec.device].modules)
+        made[i] = own if whole else told(first | dict.fromkeys(spec.modules, own))
+    return made
 
 
-def make_budget(experiment: Experiment, stages: Sequence[Stage], profiles: dict[str, Profile]) -> Budget | None:
-    """How the SLO is shared out; None if every stage goes by the request's deadline and all are forwarded.
+def make_budget(experiment: Experiment, stages: Sequence[Stage], profiles: dict[str, Profile]) -> Budget:
+    """How the SLO is shared out, where stages have deadlines of their own or not all requests are forwarded.
 
     Stages with deadlines of their own are told of no later modules: their policies look no further.
     """
     spec = experiment.budget
-    if spec.split == "none" and spec.forward == "always":
-        return None
     slos = _token_slos(experiment, stages, profiles)
     if slos:
         seconds = {s.name: spec.seconds[s.modules[0]] for s in stages if s.name not in slos}
@@ -229,7 +227,7 @@ def make_budget(experiment: Experiment, stages: Sequence[Stage], profiles: dict[
             carry=spec.carry,
             forward=spec.forward,
             left=left,
-            tokens=cast("Mapping[str, TokenSLO]", slos),
+            tokens={stage: StageDeadlines(slo) for stage, slo in slos.items()},
         )
     alone = Alone(stages, seconds_alone(experiment, profiles, experiment.deployment.estimates))
     allowance = None
@@ -252,7 +250,7 @@ def _token_slos(
     slos = {}
     for stage in stages:
         spec = first[stage.modules[0]]
-        if is_engine(experiment, spec) and spec.device is not None:
+        if spec.modules[0] in experiment.pipeline.llms and spec.device is not None:
             slo = deadlines_of(experiment, profiles[spec.device])
             if slo is not None:
                 slos[stage.name] = slo

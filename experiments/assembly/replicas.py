@@ -13,9 +13,9 @@ from ..spec.experiment import Deployment, Experiment
 def expanded(experiment: Experiment) -> Experiment:
     """*experiment* with every worker and device of its deployment named, and one replica."""
     plan = experiment.deployment
-    names = [w.name or "+".join(w.modules) for w in plan.workers]
-    if plan.replicas == 1 and len(set(names)) == len(names):
+    if not plan.repeated:
         return experiment
+    names = [w.name or "+".join(w.modules) for w in plan.workers]
     devices: dict[str, str] = {}
     workers = []
     taken: set[str] = set()

@@ -22,7 +22,7 @@ from servetwin.core import BadInput, Pipeline, Recorder, Request, ServeTwinError
 
 from ..assembly import build
 from ..assembly.llm_workers import contexts
-from ..assembly.pipeline import make_branching, make_budget, make_pipeline, make_router, real_tools, without_tools
+from ..assembly.pipeline import make_pipeline, real_tools, wiring, without_tools
 from ..assembly.replicas import expanded
 from ..assembly.same_run import weights_digest
 from ..provenance.policy_code import as_loaded
@@ -199,15 +199,16 @@ class Plan:
         wanted = min(len(self.requests), 1000) + largest
         return next(n for n in (256, 1024, 2048, wanted) if n >= wanted)
 
-    def system(self) -> tuple[list[Stage], list[Worker], dict[str, Any]]:
-        """New stages and workers, and what else a `ServingLoop` of them takes."""
+    def system(
+        self, serving: Callable[[Worker], Worker] = lambda worker: worker
+    ) -> tuple[list[Stage], list[Worker], dict[str, Any]]:
+        """New stages and workers, and what else a `ServingLoop` of them takes. *serving* gives the worker that really
+        serves in place of one that a simulation would have."""
         experiment = self.experiment
         pipeline = make_pipeline(experiment.pipeline, experiment.name)
         stages = pipeline.stages(list(dict.fromkeys(tuple(w.modules) for w in experiment.deployment.workers)))
-        workers = build.make_workers(experiment, stages, self.profiles, self.slo)
-        budget = make_budget(experiment, stages, self.profiles)
-        branching = make_branching(experiment, stages)
-        return stages, workers, {"router": make_router(experiment, workers), "budget": budget, "branching": branching}
+        workers = [serving(w) for w in build.make_workers(experiment, stages, self.profiles, self.slo)]
+        return stages, workers, wiring(experiment, stages, workers, self.profiles)
 
 
 def make_server(kind: Kind, setup: Setup, devices: Mapping[str, str], slots: int = 256) -> Server:
@@ -298,7 +299,7 @@ def model_name(kind: Kind) -> str:
 
 def check_devices(profiles: Mapping[str, Profile], server: Server) -> None:
     """Raise `BadInput` where a profile was taken on another kind of device than that which is to serve."""
-    from servetwin.real.diffusion.server import device_facts
+    from servetwin.real.server import device_facts
 
     for name, profile in profiles.items():
         device = server.options.torch_device(name)

@@ -21,7 +21,7 @@ from ..sweeps import tables
 from ..sweeps.point import title
 from ..sweeps.sweep import find, points, read
 from ..validation.compare_runs import find_runs, read_json
-from ..workload.seed_effect import check_seeds
+from ..workload.seed_effect import check_one_way, check_seed_axis
 from .diffusion import Backend, Setup
 
 #: Hears (what is served next, runs done, runs in all).
@@ -51,12 +51,13 @@ def serve(
     experiments, _ = points(read(path), path)
     for deployed in {str(e.deployment.devices): e for e in experiments}.values():
         load_profiles(deployed)  # one that is missing shows before anything is written
-    for experiment in experiments:
-        check_seeds(experiment, seeds, "--seeds")
+    every = [e.model_copy(update={"seed": e.seed + k}) for e in experiments for k in range(seeds)]
+    if seeds > 1:
+        check_one_way(experiments, "--seeds")
+    check_seed_axis(map(_without_noise, every), "--seeds")
     if folder.is_file():
         raise BadInput("this is a file", where=str(folder), right="a folder for run folders")
     tables.make_folder(folder)
-    every = [e.model_copy(update={"seed": e.seed + k}) for e in experiments for k in range(seeds)]
     # Round by round, so that repeats of a point lie apart in time.
     wanted = [e for _ in range(repeats) for e in every]
     there = _there(folder)
@@ -81,6 +82,11 @@ def serve(
     if lost:
         raise ServeTwinError(f"{lost} of {len(wanted)} runs broke; the others are in {folder}: run the same again")
     return len(wanted)
+
+
+def _without_noise(experiment: Experiment) -> Experiment:
+    """What of *experiment* a real run draws: how long things take is not drawn there."""
+    return experiment.model_copy(update={"time": experiment.time.model_copy(update={"noise": False})})
 
 
 def _there(folder: Path) -> defaultdict[str, list[tuple[Path, dict[str, Any]]]]:

@@ -9,8 +9,8 @@ from servetwin.core import BadInput, Recorder, Worker
 from servetwin.core.llm.worker import TokenWorker
 
 from ..assembly import build
-from ..assembly.llm_workers import context_of, engine_limits, is_ahead, is_engine, prepare
-from ..assembly.pipeline import make_router, real_tools
+from ..assembly.llm_workers import context_of, engine_limits, is_ahead, prepare
+from ..assembly.pipeline import real_tools
 from ..provenance.policy_code import as_loaded
 from ..spec import device_profiles
 from ..spec.experiment import Experiment, WorkerSpec
@@ -19,7 +19,7 @@ from .diffusion import Plan, Say, recording, same_device, write_report
 from .vllm import check_limits, require_vllm
 
 if TYPE_CHECKING:
-    from servetwin.real.diffusion.server import Report
+    from servetwin.real.server import Report
     from servetwin.real.vllm.engine_process import EngineProcess
 
 
@@ -31,7 +31,7 @@ PRECISIONS = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 def serves(experiment: Experiment) -> bool:
     """Whether all stages of *experiment* are language models or tools, at least one a language model."""
     workers = experiment.deployment.workers
-    engines = [is_engine(experiment, w) for w in workers]
+    engines = [w.modules[0] in experiment.pipeline.llms for w in workers]
     return any(engines) and all(llm or w.threads is not None for llm, w in zip(engines, workers, strict=True))
 
 
@@ -64,7 +64,8 @@ def check(experiment: Experiment, *, foreign: bool = False) -> None:
             what = f"the profile {profile.name} is of {profiled}, but this machine has {actual}"
             raise BadInput(what, where=f"deployment.devices.{device}", right="one taken here; or --any-device")
     for i, spec in enumerate(experiment.deployment.workers):
-        if is_engine(experiment, spec) and is_ahead(spec, load(experiment.deployment.devices[spec.device or ""])):
+        llm = spec.modules[0] in experiment.pipeline.llms
+        if llm and is_ahead(spec, load(experiment.deployment.devices[spec.device or ""])):
             what = "engines in processes of their own decide a step when the one before is over"
             right = "asynchronous: false; or --backend vllm, for a language model alone"
             raise BadInput(what, where=f"deployment.workers.{i}.engine.asynchronous", right=right)
@@ -90,10 +91,8 @@ class AgentsBackend:
         from servetwin.real.vllm.pipeline_server import serve
 
         plan = Plan(experiment, diffusion=False)
-        stages, workers, wiring = plan.system()
-        check_limits(workers)
-        ours = [self._worker(w) for w in workers]
-        wiring["router"] = make_router(plan.experiment, ours)
+        stages, ours, wiring = plan.system(self._worker)
+        check_limits(ours)
         tools = real_tools(plan.experiment)
         say("starting an engine for each language model")
         self.start(plan.experiment)
@@ -124,7 +123,7 @@ class AgentsBackend:
 
         wanted = {}
         for spec in experiment.deployment.workers:
-            if is_engine(experiment, spec):
+            if spec.modules[0] in experiment.pipeline.llms:
                 wanted[spec.name or spec.modules[0]] = EngineSetup(
                     self._options(experiment, spec), self._settings(experiment, spec)
                 )
@@ -150,7 +149,7 @@ class AgentsBackend:
         profile = load(experiment.deployment.devices[spec.device or ""])
         data, limit = profile.token_data, spec.limit or 1
         limits = engine_limits(spec, profile)
-        engines = sum(is_engine(experiment, w) for w in experiment.deployment.workers)
+        engines = sum(w.modules[0] in experiment.pipeline.llms for w in experiment.deployment.workers)
         cpu = profile.data.device.kind == "cpu"
         kv_bytes = CPU_KV if cpu else None
         if engines > 1 and not cpu:  # none may take what the others are about to take
@@ -171,7 +170,7 @@ class AgentsBackend:
         }
 
     def _settings(self, experiment: Experiment, spec: WorkerSpec) -> dict[str, Any]:
-        policy, slo = build.policy_of(experiment, spec), experiment.slo
+        policy, slo = spec.policy or experiment.policy, experiment.slo
         scales = None
         if isinstance(slo, TokenSLOSpec) and slo.prefill is not None:
             scales = f"{slo.prefill}+{slo.decode}"

@@ -78,7 +78,7 @@ def measure(
     require()  # one clear line if torch is not there
     from servetwin.real.diffusion.profiling.profile_writer import write_profile
     from servetwin.real.diffusion.profiling.take_profile import take_profile
-    from servetwin.real.diffusion.server import device_facts
+    from servetwin.real.server import device_facts
 
     setup = setup or Setup()
     kind = find(model)
@@ -127,7 +127,12 @@ def write_whole(out: Path, write: Callable[[Path], object]) -> None:
 
 
 def _maker(policy: str) -> Callable[[], Policy]:
-    return lambda: policy_registry.make(policy, POLICIES[policy])
+    def make() -> Policy:
+        made = policy_registry.make(policy, POLICIES[policy])
+        assert isinstance(made, Policy)
+        return made
+
+    return make
 
 
 def slug(name: str) -> str:

@@ -33,7 +33,7 @@ POLICIES: dict[str, type[TokenPolicy]] = {
 
 
 def llm(rounds: int) -> None:
-    """The styles, then an experiment file's ways, then the policies."""
+    """The styles, then an experiment file with and without columns, then the policies."""
     _styles(rounds)
     _experiment(rounds)
     _policies(rounds)
@@ -64,21 +64,21 @@ def _styles(rounds: int) -> None:
 
 
 def _experiment(rounds: int) -> None:
-    """What an experiment file costs, with all that is reported of it, by each of the two ways."""
+    """What an experiment file costs, with all that is reported of it, by columns of numbers and by objects."""
     print(f"\nopt-13b-a6000 under vllm, 10000 requests of 300 tokens out; CPU us a request, {rounds} rounds")
-    ways = {"numbers": True, "objects": False}
+    modes = {"numbers": True, "objects": False}
     for rate in (0.5, 1.0, 2.0):
         chosen = loading.load("opt-13b-a6000", [("policy", "vllm"), ("rate", rate), ("requests", 10_000)])
 
-        def report(way: str, chosen: Experiment = chosen) -> dict[str, Any]:
-            return build(chosen).play(columns=ways[way]).as_dict()
+        def report(mode: str, chosen: Experiment = chosen) -> dict[str, Any]:
+            return build(chosen).play(columns=modes[mode]).as_dict()
 
-        found = {way: report(way) for way in ways}
+        found = {mode: report(mode) for mode in modes}
         if any(one != found["objects"] for one in found.values()):
-            raise SystemExit(f"at rate {rate} the ways differ")
-        costs = turns({way: partial(in_process, partial(report, way)) for way in ways}, rounds)
-        each = {way: [Cost(c.cpu / 10_000, c.wall) for c in costs[way]] for way in ways}
-        columns = ", ".join(f"{way} {spread([c.cpu for c in each[way]], 1e6)}" for way in ways)
+            raise SystemExit(f"at rate {rate} the two differ")
+        costs = turns({mode: partial(in_process, partial(report, mode)) for mode in modes}, rounds)
+        each = {mode: [Cost(c.cpu / 10_000, c.wall) for c in costs[mode]] for mode in modes}
+        columns = ", ".join(f"{mode} {spread([c.cpu for c in each[mode]], 1e6)}" for mode in modes)
         print(f"rate {rate:g}: {columns}; objects / numbers {ratios(each['objects'], each['numbers'])}")
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import simpy
-from servetwin.core import Module, Pipeline, Recorder, Request, ServingLoop, Worker, WorkerView
+from servetwin.core import BatchWorker, Module, Pipeline, Recorder, Request, ServingLoop, WorkerView
 from servetwin.core.client import play
 from servetwin.core.random_streams import stream
 from servetwin.policies.diffusion.edf import EDF
@@ -69,7 +69,7 @@ def twin(case: Case) -> Result:
     view = WorkerView(stage, lambda _, n: table[n], limit=case.most)
     recorder = _Ends()
     executor = SimExecutor(lambda _: TableTiming(table))
-    loop = ServingLoop([stage], [Worker(stage, EDF(), view)], executor, recorder)
+    loop = ServingLoop([stage], [BatchWorker(stage, EDF(), view)], executor, recorder)
 
     def requests() -> Iterator[Request]:
         for i, arrival in enumerate(case.arrivals()):
@@ -133,7 +133,7 @@ def naive(case: Case) -> Result:
 
 
 def bare(case: Case) -> Result:
-    """No library, no seam: lists, numbers and one loop."""
+    """No library, no interfaces: lists, numbers and one loop."""
     table, most, slo = case.table, case.most, case.slo
     step = table[1]
     arrivals = [*case.arrivals(), float("inf")]

@@ -163,7 +163,7 @@ def objects(case: Case) -> Result:
 
 
 def bare(case: Case) -> Result:
-    """No library, no seam: lists, numbers and one loop."""
+    """No library, no interfaces: lists, numbers and one loop."""
     arrivals, n, prompt, output = list(case.arrivals()), case.requests, case.prompt, case.output
     first, last = [0.0] * n, [0.0] * n
     limits = case.limits

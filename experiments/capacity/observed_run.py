@@ -17,7 +17,7 @@ from servetwin.core.slo import slack
 
 from ..spec.experiment import Experiment
 from ..sweeps.point import Row, beyond_measured
-from .stability import PARTS
+from .stability import SEGMENTS
 from .targets import Criterion
 
 
@@ -52,8 +52,8 @@ class Watch(Recorder):
 @dataclass(frozen=True)
 class Watched:
     """Runs an experiment and gives a row: the *criteria*, each as (requests that keep it, requests) or (mean,
-    requests) of those that arrive after the first *warm_up* (a share), backlog and mean latency by part, and what was
-    cut, cut off, or beyond what was measured."""
+    requests) of those that arrive after the first *warm_up* (a share), backlog and mean latency by segment, and what
+    was cut, cut off, or beyond what was measured."""
 
     criteria: tuple[Criterion, ...]
     warm_up: float
@@ -83,7 +83,7 @@ class Watched:
         cut = watch.summary.input.get("cut", {}).values()
         row["cut"] = [sum(found[what] for found in cut) for what in ("prompts", "outputs")]
         row["cut_off"] = watch.summary.cut_off
-        row["latency"] = _by_part(np.array(watch.latencies["e2el"])[order])
+        row["latency"] = _by_segment(np.array(watch.latencies["e2el"])[order])
         return row
 
     def _of(
@@ -102,16 +102,16 @@ class Watched:
 
 
 def _backlog(arrivals: Sequence[float], ends: Sequence[float]) -> list[int]:
-    """Requests that are there when the last of each part arrives."""
+    """Requests that are there when the last of each segment arrives."""
     n = len(arrivals)
-    last = [max(1, (k + 1) * n // PARTS) for k in range(PARTS)]
+    last = [max(1, (k + 1) * n // SEGMENTS) for k in range(SEGMENTS)]
     return [count - bisect_right(ends, arrivals[count - 1]) for count in last]
 
 
-def _by_part(latencies: np.ndarray) -> list[float | None]:
-    """The mean latency of each part, of what finished there."""
+def _by_segment(latencies: np.ndarray) -> list[float | None]:
+    """The mean latency of each segment, of what finished there."""
     means: list[float | None] = []
-    for part in np.array_split(latencies, PARTS):
-        known = part[np.isfinite(part)]
+    for segment in np.array_split(latencies, SEGMENTS):
+        known = segment[np.isfinite(segment)]
         means.append(float(known.mean()) if known.size else None)
     return means

@@ -209,7 +209,7 @@ def _look_behind(curve: Curve, target: Target, x: float) -> None:
     curve.at([x for x, seems in zip(places, curve.seems(places, target), strict=True) if seems])
 
 
-def inside(found: Capacity, curve: Curve, nearly: float = 0.02) -> bool:
+def agrees(found: Capacity, curve: Curve, nearly: float = 0.02) -> bool:
     """Whether the answer by *curve* lies in the interval of *found*; without one, *nearly* (a share) at its value."""
     quantity, target = curve.quantity, found.target
     low, high = found.low, found.high

@@ -30,7 +30,7 @@ from ..sweeps.statistics import Interval
 from ..workload.requests import count_of, read_trace
 from ..workload.seed_effect import are_copies, check_seeds, depends_on_seed
 from .observed_run import Watched
-from .root_search import QUANTITIES, Capacity, Curve, HeldEverywhere, inside, search
+from .root_search import QUANTITIES, Capacity, Curve, HeldEverywhere, agrees, search
 from .stability import WARM_UP, Verdict, verdict
 from .targets import Sample, Target, attainment
 
@@ -251,7 +251,7 @@ class Finder:
         if not 0.0 < found.value < math.inf or self._fits(2 * length) is None:
             return None
         lengths = [2 * length, *([4 * length] if self._may(4 * length) else [])]
-        return all(inside(found, curve) for n in lengths if (curve := self._curve(n)) is not None)
+        return all(agrees(found, curve) for n in lengths if (curve := self._curve(n)) is not None)
 
     def _answer(self, found: Capacity, length: int, twice: bool | None, notes: list[str]) -> Answer:
         notes = [*notes]

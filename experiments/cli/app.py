@@ -380,9 +380,9 @@ def score(
 
 
 def _show_gaps(scored: list[Scored]) -> None:
-    from ..validation.score import parts
+    from ..validation.score import gaps_of
 
-    found = parts(scored)
+    found = gaps_of(scored)
     with_batch = any(p.batch for p in found)
     columns = [("workload", "left"), ("policy", "left"), ("runs", "right")]
     columns += [(f"{what}\n{how}", "right") for what in ("met", "finished") for how in ("mean", "max")]
@@ -410,8 +410,8 @@ def figures(
         raise BadInput(f"{ending!r} is no format", where="--format", right="png, svg or pdf")
     tables.make_folder(out)
     with _progress("figures") as report:
-        written = draw_all.draw_all(out, ending=ending, jobs=jobs, progress=report)
-    for path in written:
+        files = draw_all.draw_all(out, ending=ending, jobs=jobs, progress=report)
+    for path in files:
         typer.echo(str(path))
 
 

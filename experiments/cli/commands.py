@@ -370,14 +370,14 @@ def show_baselines(found: list[Baseline], target: float, floor: float | None) ->
     """A line for each way of predicting the runs: its gaps, and what one would decide by it."""
     from ..validation.baselines import favourite
     from ..validation.compare_grids import decide, grids_of
-    from ..validation.score import entries, parts
+    from ..validation.score import entries, gaps_of
 
     typer.echo("beside it, what is simpler; each run left out of what predicts it")
     columns: list[tuple[str, Any]] = [("predicted by", "left"), ("runs", "right")]
     columns += [(f"{what}\n{how}", "right") for what in ("met", "finished") for how in ("mean", "max")]
     lines = table(*columns, ("winners", "right"), ("pairs", "right"), ("curves", "right"))
     for one in found:
-        part = parts(one.scored)[-1]
+        part = gaps_of(one.scored)[-1]
         decided = decide(*grids_of(*entries(one.scored)), target=target, floor=floor)
         gaps = [f"{g[k]:.2f}" if g else "" for g in (part.met, part.finished) for k in (0, 1)]
         shares = (

@@ -17,14 +17,14 @@ def draw_all(
 ) -> list[Path]:
     """Draw Figures 11 to 15, 17 and 19 into the folder *out*; the points behind all but the third are kept as CSV."""
     _, runs = run_table.read(run_table.NEUSTREAM)
-    written = []
+    files = []
     for name in ("figure11", "figure12"):
         table = out / f"{name}.csv"
         rows = sweep.sweep(name, table, jobs=jobs, progress=progress)
-        written += [table, goodput_figure(rows, runs, out / f"{name}.{ending}")]
+        files += [table, goodput_figure(rows, runs, out / f"{name}.{ending}")]
     path = sweep.find("figure13")
     experiments, _ = sweep.points(sweep.read(path), path)
-    written.append(batch_figure(out / f"figure13.{ending}", experiments))
+    files.append(batch_figure(out / f"figure13.{ending}", experiments))
     drawn: dict[str, Callable[[Sequence[Row], Path], Path]] = {
         "figure14": token_figure,
         "figure15": token_figure,
@@ -34,5 +34,5 @@ def draw_all(
     for name, draw in drawn.items():
         table = out / f"{name}.csv"
         rows = sweep.sweep(name, table, jobs=jobs, progress=progress)
-        written += [table, draw(rows, out / f"{name}.{ending}")]
-    return written
+        files += [table, draw(rows, out / f"{name}.{ending}")]
+    return files

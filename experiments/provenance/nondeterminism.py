@@ -44,6 +44,9 @@ _USES = {
     "sys.argv": "reads the command line",
     "socket.gethostname": "depends on the machine",
     "platform.node": "depends on the machine",
+    **dict.fromkeys(["threading.Thread", "threading.Timer", "_thread.*", "concurrent.futures.*", "multiprocessing.*",
+                     "asyncio.*"], "starts threads or processes, which cannot be followed"),
+    "linecache.*": "reads files that are kept from one run to the next",
     **{f"{name}.*": "may read files in ways that cannot be followed"
        for name in ("pyarrow", "h5py", "polars", "duckdb", "netCDF4")},
 }  # fmt: skip

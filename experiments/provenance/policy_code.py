@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,8 @@ class Code:
     given there. *reads* are other files that it opened, with the hash of what they held; *doubts* say why its rows
     cannot be kept. *ours* is set for policies that come with ServeTwin. *text* is the source of a class that was
     given as an object (see `servetwin.experiments.spec.policy_objects`). *hashed* says that its rows may depend on
-    the seed of Python's hashes, PYTHONHASHSEED.
+    the seed of Python's hashes, PYTHONHASHSEED. *used* is set once a run is over: what that run left in its classes
+    and modules is not to reach the next, which loads it anew.
     """
 
     policy: Any
@@ -52,6 +55,7 @@ class Code:
     ours: bool = False
     text: str = ""
     hashed: bool = False
+    used: bool = False
 
     def fresh(self) -> bool:
         """Whether all that it was loaded from still is what it was."""
@@ -59,6 +63,11 @@ class Code:
             os.path.abspath(path) in self.writes or path_digest(Path(path)) == digest
             for path, digest in self.reads.items()
         )
+
+    @property
+    def anew(self) -> bool:
+        """Whether it can be loaded once more: what comes with ServeTwin or is installed cannot."""
+        return not self.ours and bool(self.sources) and not any(s.fixed for s in self.sources.values())
 
     def files(self) -> dict[str, str]:
         """What its rows depend on: hashes of its modules and declared files, by name."""
@@ -101,11 +110,23 @@ def as_loaded() -> Iterator[None]:
     if _pinned.get() is not None:
         yield
         return
-    token = _pinned.set({})
+    pinned: dict[tuple[Any, ...], Code] = {}
+    token = _pinned.set(pinned)
     try:
         yield
     finally:
         _pinned.reset(token)
+        for code in pinned.values():
+            code.used = True
+
+
+def load_again() -> None:
+    """Within `as_loaded`, begin again: policies that were asked for so far are loaded anew."""
+    pinned = _pinned.get()
+    for code in (pinned or {}).values():
+        code.used = True
+    if pinned is not None:
+        pinned.clear()
 
 
 def code_of(kind: str, place: str, attribute: str, load: Any) -> Code:
@@ -117,7 +138,8 @@ def code_of(kind: str, place: str, attribute: str, load: Any) -> Code:
     if pinned is not None and key in pinned:
         return pinned[key]
     code = _codes.get(key)
-    if code is None or not code.fresh():
+    again = pinned is not None and code is not None and code.used and code.anew
+    if code is None or again or not code.fresh():
         with policy_imports.LOCK:
             code = _load(kind, place, load, code)
             _codes[key] = code
@@ -202,18 +224,32 @@ def _of_package(top: str, load: Any, before: Code | None) -> Code:
     return code
 
 
-def _examine(code: Code, source: Source) -> ast.Module | None:
-    """Look a *source* over for what makes its rows doubtful."""
+def _examine(code: Code, source: Source) -> frozenset[str] | None:
+    """Look a *source* over for what makes its rows doubtful; gives the modules that it imports."""
     if not source.path.endswith(".py"):
         return None
+    package = source.path.endswith("__init__.py")
+    found = _looked_over(source.content, source.label, package, os.environ.get("PYTHONHASHSEED"))
+    if found is None:
+        return None
+    hashed, doubts, imports = found
+    code.hashed = code.hashed or hashed
+    for what, line in doubts:
+        code.doubts[f"it {what} ({Path(source.path).name}:{line})"] = None
+    return imports
+
+
+@lru_cache(maxsize=512)
+def _looked_over(
+    content: bytes, label: str, package: bool, _: str | None
+) -> tuple[bool, tuple[tuple[str, int], ...], frozenset[str]] | None:
+    """Whether it goes by hashes, its doubts, and what it imports; None if it is no code. Policies are loaded anew for
+    each run, and mostly are what they were."""
     try:
-        tree = ast.parse(source.content)
+        tree = ast.parse(content)
     except (SyntaxError, ValueError):
         return None
-    code.hashed = code.hashed or goes_by_hashes(tree)
-    for what, line in doubts_of(tree):
-        code.doubts[f"it {what} ({Path(source.path).name}:{line})"] = None
-    return tree
+    return goes_by_hashes(tree), tuple(doubts_of(tree)), frozenset(imports_of(tree, label, package))
 
 
 def _follow(code: Code) -> None:
@@ -224,10 +260,10 @@ def _follow(code: Code) -> None:
     solid = policy_imports.solid()
     while waiting:
         source = waiting.pop()
-        tree = _examine(code, source)
-        if tree is None:
+        imports = _examine(code, source)
+        if imports is None:
             continue
-        for name in sorted(imports_of(tree, source.label, source.path.endswith("__init__.py")) - labels):
+        for name in sorted(imports - labels):
             labels.add(name)
             path = locate(name)
             if path is None:
@@ -267,6 +303,8 @@ def _stays(code: Code) -> None:
     for path, source in code.sources.items():
         if (source.fixed or not path.endswith(".py")) and _first.setdefault(path, source.digest) != source.digest:
             code.doubts[f"{source.file} {_STALE}"] = None
+        if not path.endswith((".py", *EXTENSION_SUFFIXES)):
+            code.doubts[f"it imports {source.label} from {Path(path).name}, whose source cannot be read"] = None
 
 
 #: By path, the hash of what cannot be loaded anew.
@@ -298,6 +336,7 @@ _UNKNOWABLE = {
     "socket.sendto": "it talks to a server",
     "sqlite3.connect": "it reads a database",
     "ctypes.dlopen": "it loads a library of machine code",
+    "_thread.start_new_thread": "it starts a thread",
 }
 
 
@@ -313,11 +352,10 @@ def _heard(event: str, args: tuple[Any, ...]) -> None:
         return
     if getattr(_within, "on", False):
         return
-    codes = _asking()
-    if not codes:
-        return
     _within.on = True
+    codes: list[Code] = []
     try:
+        codes = _asking()
         for code in codes:
             if event == "open":
                 _opened(code, *args)
@@ -331,19 +369,24 @@ def _heard(event: str, args: tuple[Any, ...]) -> None:
 
 
 def _asking() -> list[Code]:
-    """The policies one of whose functions is at work; none if it is the import of a module that is."""
+    """The policies one of whose functions is at work; none if it is the import of a module that is. Code that no file
+    holds (of `exec`, say) may be that of any policy of the run."""
     frame: Any = sys._getframe(2)
+    made_up = False
     while frame is not None:
         name = frame.f_code.co_filename
-        if name.startswith("<frozen importlib._bootstrap") or frame.f_code is _load.__code__:
+        if frame.f_code is _load.__code__ or (
+            name == "<frozen importlib._bootstrap>" and frame.f_code.co_name == "_find_and_load"
+        ):
             return []
         loading = getattr(_loading, "code", None)
         if loading is not None and os.path.isabs(name) and not is_library(name):
             return [loading]
         if name in _by_file:
             return list(_by_file[name])
+        made_up = made_up or not (os.path.isabs(name) or name.startswith("<frozen "))
         frame = frame.f_back
-    return []
+    return list((_pinned.get() or {}).values()) if made_up else []
 
 
 def _opened(code: Code, path: Any, mode: Any, flags: Any) -> None:
@@ -362,6 +405,8 @@ def _opened(code: Code, path: Any, mode: Any, flags: Any) -> None:
         return
     if name in code.sources or (is_library(name) and name.endswith((".py", ".pyc"))):
         return
+    if name.endswith(".pyc"):
+        code.doubts[f"it loads {Path(name).name} by itself"] = None
     if os.path.exists(name) and not os.path.isfile(name):
         code.doubts[f"it reads {name}, which is no file"] = None
         return

@@ -50,8 +50,8 @@ class Source:
         """The file by the name of the module, wherever that lies: ``pack/inner.py``."""
         if self.label.endswith(".py"):
             return self.label
-        name, inside = Path(self.path), self.label.replace(".", "/")
-        return f"{inside}/{name.name}" if name.name.startswith("__init__.") else f"{inside}{name.suffix}"
+        name, place = Path(self.path), self.label.replace(".", "/")
+        return f"{place}/{name.name}" if name.name.startswith("__init__.") else f"{place}{name.suffix}"
 
 
 #: What `SourceLoader` and its kin have imported, in order.
@@ -95,10 +95,12 @@ class _Finder(MetaPathFinder):
             return None
         if spec.origin is None or not is_followed(fullname, spec.origin):
             return None
-        if spec.origin.endswith(".py"):
+        if spec.origin.endswith(".py") and os.path.isfile(spec.origin):
             spec.loader = SourceLoader(fullname, spec.origin)
-        else:  # compiled: it is what the file is, as far as can be known
-            loaded.append(Source(fullname, os.path.abspath(spec.origin), file_digest(spec.origin)))
+        else:  # compiled, or in an archive: it is what the file is, as far as can be known
+            path = Path(os.path.abspath(spec.origin))
+            file = next((str(p) for p in (path, *path.parents) if p.is_file()), str(path))
+            loaded.append(Source(fullname, file, file_digest(file)))
         return spec
 
 

@@ -193,6 +193,11 @@ class BudgetSpec(Strict):
     carry: bool = True
     forward: Literal["always", "budget", "left"] = "always"
 
+    @property
+    def used(self) -> bool:
+        """Whether it changes anything: stages have deadlines of their own, or not all requests go on."""
+        return self.split != "none" or self.forward != "always"
+
 
 # -- what serves ----------------------------------------------------------------------------------------
 
@@ -232,6 +237,11 @@ class PipelineSpec(Strict):
     modules: Annotated[dict[str, ModuleSpec], Field(min_length=1)]
     edges: list[Annotated[list[str], Field(min_length=2, max_length=2)]] | None = None
     branches: list[BranchSpec] = Field(default_factory=list)
+
+    @property
+    def llms(self) -> list[str]:
+        """The modules that are language models. The worker of such a module is an engine, and serves no other."""
+        return [name for name, module in self.modules.items() if module.llm]
 
 
 class PolicySpec(Strict):
@@ -336,6 +346,11 @@ class Deployment(Strict):
     router: RouterName = "least_loaded"
     routers: dict[str, RouterName] = Field(default_factory=dict)
 
+    @property
+    def repeated(self) -> bool:
+        """Whether workers stand for several: `servetwin.experiments.assembly.replicas` spells them out."""
+        return self.replicas > 1 or len({w.name or "+".join(w.modules) for w in self.workers}) < len(self.workers)
+
 
 class System(Strict):
     """Properties of the system around the policy.
@@ -403,6 +418,12 @@ class Experiment(Strict):
     time: Time = Time()
     records: Records = Records()
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def policies(self) -> list[PolicySpec]:
+        """The policy of each worker: its own or the experiment's; pools of threads know no batching policy."""
+        usual, pooled = self.policy, PolicySpec(name="fcfs")
+        return [w.policy or (usual if w.threads is None else pooled) for w in self.deployment.workers]
 
     def as_dict(self) -> dict[str, Any]:
         """The content of a file that says the same in full."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import reprlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -39,12 +39,10 @@ from .experiment import (
 from .field_types import Strict
 from .llm import EngineSpec, TokenDraw, TokenSLOSpec
 from .validation import check
-from .variants import Deploying, Layer, deploying, take, with_variant
+from .variants import NAMES_OF_DEPLOYMENT, Chosen, Given, Key, Layer, Tree, check_layer, choose
 from .vllm_options import of_vllm
 
-Key = tuple[str | int, ...]
 Override = tuple[str, Any]
-Tree = dict[str, Any]
 
 #: Short names for the keys that are varied most.
 SHORT = {
@@ -95,9 +93,9 @@ def layers(source: str | Path | Tree) -> list[Layer]:
         if path in seen:
             raise BadInput("the file extends itself, by way of what it extends", where=str(path))
         seen.append(path)
-        text = yaml_io.read_text(path)
         where = path.stem if path.parent == WORKLOADS else str(path)
-        layer = _layer(yaml_io.parse(text, where), where, text, path.parent)
+        data, text = yaml_io.read(path, where)
+        layer = _layer(data, where, text, path.parent)
         chain.append(layer)
         following = layer.data.pop("extends", None)
         if following is not None and not isinstance(following, str):
@@ -110,57 +108,59 @@ def layers(source: str | Path | Tree) -> list[Layer]:
 
 
 def _layer(data: Any, where: str, text: str, base: Path) -> Layer:
-    if not isinstance(data, dict):
-        raise BadInput("there is no mapping of keys to values", where=where, right="name: ..., pipeline: ..., ...")
+    """What the content *data* of a file says, taken apart; its paths are relative to *base*. Raises `BadInput`."""
+    check_layer(data, where)
     data = copy.deepcopy(data)
-    deployments, variants, variant = take(data, where)
-    sessions = data.pop("sessions", None) or []
-    known = {"from", "to", "variant", "set"}
-    if not isinstance(sessions, list) or not all(isinstance(s, dict) and s.keys() <= known for s in sessions):
-        raise BadInput("sessions does not fit", where=where, right="sessions: [{from, to, variant, set}]")
+    deployments = {str(name): keys for name, keys in (data.pop("deployments", None) or {}).items()}
+    variants = {str(name): tree for name, tree in (data.pop("variants", None) or {}).items()}
+    variant, sessions = data.pop("variant", None), data.pop("sessions", None) or []
+    for tree in (data, *variants.values()):
+        if isinstance(tree.get("deployment"), str):
+            tree["deployment"] = {"name": tree["deployment"]}
     for tree in (data, *variants.values(), *({"deployment": keys} for keys in deployments.values())):
         _anchor(tree, base)
     return Layer(data, where, text, base, deployments, variants, variant, sessions)
 
 
-def _anchor(tree: Tree, base: Path) -> None:
-    """Make the paths in a file's content relative to nothing but that file."""
-    policies = [tree.get("policy")]
-    workers = _get(tree, "deployment", "workers")
-    if isinstance(workers, list):
-        policies += [w.get("policy") for w in workers if isinstance(w, dict)]
-        for scripts in [_get(w, "scripts") for w in workers]:
-            if isinstance(scripts, dict) and isinstance(scripts.get("folder"), str):
-                scripts["folder"] = _path_in(scripts["folder"], base)
-    for policy in policies:
-        if isinstance(policy, dict) and isinstance(policy.get("name"), str):
-            policy["name"] = _anchored(policy["name"], base)
-    for key in ("arrivals", "trace"):
-        recorded = _get(tree, "workload", key)
-        if isinstance(recorded, dict) and isinstance(recorded.get("file"), str):
-            recorded["file"] = _path_in(recorded["file"], base)
-    devices = _get(tree, "deployment", "devices")
-    if isinstance(devices, dict):
-        for device, profile in devices.items():
-            if isinstance(profile, str) and profile.endswith((".yaml", ".yml", ".csv")):
-                devices[device] = _path_in(profile, base)
+def _path(text: str, base: Path) -> str:
+    return str((base / Path(text).expanduser()).resolve())
 
 
-def _path_in(path: str, base: Path) -> str:
-    return str((base / Path(path).expanduser()).resolve())
+def _policy_path(name: str, base: Path) -> str:
+    file, colon, attribute = name.partition(":")
+    return f"{_path(file, base)}{colon}{attribute}" if file.endswith(".py") else name
 
 
-def _anchored(policy: str, base: Path) -> str:
-    place, colon, attribute = policy.partition(":")
-    if not place.endswith(".py"):
-        return policy
-    return f"{_path_in(place, base)}{colon}{attribute}"
+def _profile_path(name: str, base: Path) -> str:
+    return _path(name, base) if name.endswith((".yaml", ".yml", ".csv")) else name
 
 
-def _get(tree: Any, *keys: str) -> Any:
-    for key in keys:
-        tree = tree.get(key) if isinstance(tree, dict) else None
-    return tree
+#: Where a file's content may name files ("*" for any key), and how such a name is made independent of the file.
+_PATHS: dict[tuple[str, ...], Callable[[str, Path], str]] = {
+    ("policy", "name"): _policy_path,
+    ("workload", "arrivals", "file"): _path,
+    ("workload", "trace", "file"): _path,
+    ("deployment", "devices", "*"): _profile_path,
+    ("deployment", "workers", "*", "policy", "name"): _policy_path,
+    ("deployment", "workers", "*", "scripts", "folder"): _path,
+}
+
+
+def _anchor(node: Any, base: Path, path: Key = ()) -> None:
+    """Make the paths in *node*, the part of a file's content at *path*, relative to nothing but that file."""
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+        here = (*path, key)
+        for pattern, anchored in _PATHS.items():
+            if _fits(pattern[: len(here)], here):
+                if len(pattern) > len(here) and isinstance(value, dict | list):
+                    _anchor(value, base, here)
+                    break
+                if len(pattern) == len(here) and isinstance(value, str):
+                    node[key] = anchored(value, base)
+
+
+def _fits(pattern: tuple[str, ...], path: Key) -> bool:
+    return len(pattern) == len(path) and all(p in ("*", k) for p, k in zip(pattern, path, strict=True))
 
 
 # -- merging --------------------------------------------------------------------------------------------
@@ -187,10 +187,7 @@ _KINDS = _kinds()
 
 
 def _kind_at(path: Key) -> tuple[str, dict[str, type[BaseModel]]] | None:
-    for pattern, kind in _KINDS.items():
-        if len(pattern) == len(path) and all(p in ("*", k) for p, k in zip(pattern, path, strict=True)):
-            return kind
-    return None
+    return next((kind for pattern, kind in _KINDS.items() if _fits(pattern, path)), None)
 
 
 def _keep_known(node: Tree, path: Key, tag: str, value: Any) -> None:
@@ -228,22 +225,26 @@ def _slo_of(tree: Tree) -> type[BaseModel] | None:
     return TokenSLOSpec if tree.keys() & {"prefill", "decode", "limits"} else None
 
 
-def _combine(chain: list[Layer], policy: str | None, chosen: Deploying) -> Tree:
-    """All layers in one, for *policy*: layers that set up another policy do not speak on it."""
+def _combine(chosen: Chosen) -> Tree:
+    """All layers in one, with the *chosen* deployment laid over the keys of the file that offers it. Layers that set
+    up another policy than the chosen one do not speak on it."""
+    policy, named = chosen.policy, chosen.deployment
     tree: Tree = {}
-    for layer in chain:
+    for layer in chosen.layers:
         data = dict(layer.data)
-        named = _get(data, "policy", "name")
-        if policy is not None and isinstance(named, str):
-            own = data["policy"] if policy_registry.same_policy(named, policy) else {}
+        said, deployment = data.get("policy"), data.get("deployment")
+        if policy is not None and isinstance(said, dict) and isinstance(said.get("name"), str):
+            own = said if policy_registry.same_policy(said["name"], policy) else {}
             data["policy"] = {**own, "name": policy}
         merge(tree, data)
-        deployment = chosen.laid_over(tree, layer)
-        if deployment is not None:
-            merge(tree, deployment)
-    if chosen.asked:
-        for layer in chain:
-            merge(tree, chosen.laid_over({}, layer) or {})
+        if isinstance(deployment, dict) and "workers" in deployment and "name" not in deployment:
+            tree["deployment"]["name"] = None  # workers of the file's own are none of those that have a name
+        if named is not None and named in layer.deployments:
+            merge(tree, {"deployment": {**layer.deployments[named], "name": named}})
+    if named is not None and chosen.by_hand:
+        for layer in chosen.layers:
+            if named in layer.deployments:
+                merge(tree, {"deployment": {**layer.deployments[named], "name": named}})
     if policy is not None:
         merge(tree, {"policy": {"name": policy}})
     return tree
@@ -283,6 +284,14 @@ def _leaves(key: Key, value: Any) -> Iterator[Key]:
 def _split(path: str, value: Any) -> Key:
     full = path if isinstance(value, dict) else SHORT.get(path, path)
     return tuple(int(p) if p.isdigit() else p for p in full.split("."))
+
+
+def _given(path: str, value: Any) -> Given:
+    """The override of *path* as its key, its value and what was typed; a policy's file may be named from here."""
+    key = _split(path, value)
+    if key == ("policy", "name") and isinstance(value, str):
+        value = _policy_path(value, Path.cwd())
+    return key, value, path
 
 
 def _keys(node: Any) -> list[str | int]:
@@ -328,13 +337,10 @@ def load(
     simulated time takes the speed that the host had then. Raises `BadInput`: what is wrong, in which file and key,
     and what would be right.
     """
-    chain = layers(source) if chain is None else chain
-    given = [(_split(path, value), value, path) for path, value in overrides]
-    chain = with_variant(chain, _asked(given, ("variant",)))
-    policy = _chosen_policy(chain, given)
-    chosen = deploying(chain, _asked(given, *_NAMES_OF_DEPLOYMENT))
-    tree = _combine(chain, policy, chosen)
-    experiment = _validate(tree, chain, [g for g in given if g[0] == ("policy", "name")])
+    given = [_given(path, value) for path, value in overrides]
+    chosen = choose(layers(source) if chain is None else chain, given)
+    chain = chosen.layers
+    experiment = _validate(_combine(chosen), chain, [g for g in given if g[0] == ("policy", "name")])
     named = experiment.deployment
     if session is not None:
         given = [*_session_overrides(chain, session), *given]
@@ -342,23 +348,12 @@ def load(
         tree = experiment.as_dict()
         tree["workload"].setdefault("trace", None)  # left out where there is none
         for path, value, shown in given:
-            if path not in (("policy", "name"), ("variant",)) and not _names_deployment(path, value):
+            by_name = path in NAMES_OF_DEPLOYMENT and not isinstance(value, dict)
+            if path not in (("policy", "name"), ("variant",)) and not by_name:  # those are chosen by now
                 _apply(tree, path, value, f"--set {shown}")
         experiment = _validate(tree, chain, given)
         experiment = _said_if_changed(experiment, named)
     return experiment
-
-
-_NAMES_OF_DEPLOYMENT: tuple[Key, ...] = (("deployment",), ("deployment", "name"))
-
-
-def _names_deployment(path: Key, value: Any) -> bool:
-    """Whether the override *value* of *path* chooses a deployment by its name, rather than setting one up."""
-    return path in _NAMES_OF_DEPLOYMENT and not isinstance(value, dict)
-
-
-def _asked(given: Sequence[tuple[Key, Any, str]], *paths: Key) -> list[tuple[Any, str]]:
-    return [(value, shown) for path, value, shown in given if path in paths and not isinstance(value, dict)]
 
 
 def _said_if_changed(experiment: Experiment, named: Deployment) -> Experiment:
@@ -370,23 +365,8 @@ def _said_if_changed(experiment: Experiment, named: Deployment) -> Experiment:
     return experiment.model_copy(update={"deployment": now.model_copy(update={"name": changed})})
 
 
-def _chosen_policy(chain: list[Layer], given: Sequence[tuple[Key, Any, str]]) -> str | None:
-    chosen = None
-    for layer in chain:
-        named = _get(layer.data, "policy", "name")
-        chosen = named if isinstance(named, str) else chosen
-    for path, value, shown in given:
-        if path == ("policy", "name"):
-            if not isinstance(value, str):
-                raise BadInput(f"{value!r} is no policy", where=f"--set {shown}", right="a name")
-            chosen = _anchored(value, Path.cwd())
-        elif path == ("policy",) and isinstance(value, dict) and isinstance(value.get("name"), str):
-            chosen = value["name"]
-    return chosen
-
-
-def _session_overrides(chain: list[Layer], session: str) -> list[tuple[Key, Any, str]]:
-    found: list[tuple[Key, Any, str]] = [(("time", "session"), session, "time.session")]
+def _session_overrides(chain: list[Layer], session: str) -> list[Given]:
+    found: list[Given] = [(("time", "session"), session, "time.session")]
     variants = {layer.prefix[1] for layer in chain if layer.prefix}
     for layer in chain:
         for entry in layer.sessions:
@@ -396,7 +376,8 @@ def _session_overrides(chain: list[Layer], session: str) -> list[tuple[Key, Any,
     return found
 
 
-def _validate(tree: Tree, chain: list[Layer], given: Sequence[tuple[Key, Any, str]]) -> Experiment:
+def _validate(tree: Tree, chain: list[Layer], given: Sequence[Given]) -> Experiment:
+    """The experiment that *tree* says. Raises `BadInput`, with the file or the override that says what is wrong."""
     right: str | None
     try:
         experiment = _with_all_parameters(Experiment.model_validate(tree))
@@ -412,24 +393,24 @@ def _validate(tree: Tree, chain: list[Layer], given: Sequence[tuple[Key, Any, st
 
 def _with_all_parameters(experiment: Experiment) -> Experiment:
     """Fill in the policies' default parameters, so that the resolved experiment holds all that decides."""
-    policy = _full(experiment.policy, ("policy",))
-    workers = []
-    for i, worker in enumerate(experiment.deployment.workers):
-        own = _full(worker.policy, ("deployment", "workers", i, "policy")) if worker.policy else None
-        workers.append(worker.model_copy(update={"policy": own}))
-    deployment = experiment.deployment.model_copy(update={"workers": workers})
-    return experiment.model_copy(update={"policy": policy, "deployment": deployment})
-
-
-def _full(spec: PolicySpec, path: Key) -> PolicySpec:
-    try:
-        policy = policy_registry.find_policy(spec.name)
-        return PolicySpec(name=spec.name, params=policy_registry.complete(policy, spec.params))
-    except policy_registry.WrongParameter as error:
-        raise Misfit((*path, "params", error.parameter), error.what, error.right) from None
-    except BadInput as error:
-        what = f"{error.where}: {error.what}" if error.where else error.what
-        raise Misfit((*path, "name"), what, error.right) from None
+    workers = experiment.deployment.workers
+    specs: dict[Key, PolicySpec | None] = {("policy",): experiment.policy}
+    specs |= {("deployment", "workers", i, "policy"): worker.policy for i, worker in enumerate(workers)}
+    full: list[PolicySpec | None] = []
+    for path, spec in specs.items():
+        try:
+            if spec is not None:
+                params = policy_registry.complete(policy_registry.find_policy(spec.name), spec.params)
+                spec = PolicySpec(name=spec.name, params=params)
+        except policy_registry.WrongParameter as error:
+            raise Misfit((*path, "params", error.parameter), error.what, error.right) from None
+        except BadInput as error:
+            what = f"{error.where}: {error.what}" if error.where else error.what
+            raise Misfit((*path, "name"), what, error.right) from None
+        full.append(spec)
+    served = [worker.model_copy(update={"policy": own}) for worker, own in zip(workers, full[1:], strict=True)]
+    deployment = experiment.deployment.model_copy(update={"workers": served})
+    return experiment.model_copy(update={"policy": full[0], "deployment": deployment})
 
 
 # -- saying what is wrong -------------------------------------------------------------------------------
@@ -505,7 +486,7 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return [m for inner in get_args(annotation) for m in _models_in(inner)]
 
 
-def _origin(path: Key, chain: list[Layer], given: Sequence[tuple[Key, Any, str]]) -> str:
+def _origin(path: Key, chain: list[Layer], given: Sequence[Given]) -> str:
     """Who set *path*: an override, or the file and line that speak on it last."""
     for key, _, shown in reversed(given):
         if key == path[: len(key)]:

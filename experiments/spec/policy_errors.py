@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 
-from servetwin.core import BadInput, Decision, Policy, Request, ServeTwinError, Task
+from servetwin.core import BadInput, Request, ServeTwinError, Task
 from servetwin.core.errors import PolicyFault, Stopped
-from servetwin.core.invariants.answers import check_decision, written
+from servetwin.core.invariants.answers import write_fault
 from servetwin.core.invariants.code_inspection import by_its_own_word, named, own, raised_at
 from servetwin.core.invariants.integrity import comes_along
-from servetwin.core.llm import Step, TokenPolicy
+from servetwin.core.policy import PolicyBase
 from servetwin.profiles.llm.step_table import BEYOND
 
 
 @contextmanager
-def policies_answer(policies: Sequence[Policy | TokenPolicy]) -> Iterator[None]:
+def policies_answer(policies: Sequence[PolicyBase]) -> Iterator[None]:
     """Turn an error that *policies* raise, or that an answer of theirs causes, into a `ServeTwinError`; any other
     passes as it is, since it is a fault of ServeTwin. So does what a signal raises while a policy is asked."""
     inner = [own(policy) for policy in policies]
@@ -38,16 +37,18 @@ def policies_answer(policies: Sequence[Policy | TokenPolicy]) -> Iterator[None]:
             raise
         raise PolicyFault(told) from error
     except BaseException as error:
-        told = _raised(inner, error) or (_answered(error) if isinstance(error, Exception) else None)
+        told = _raised(inner, error)
         if told is None and isinstance(error, AttributeError) and isinstance(error.obj, Task | Request):
-            told = str(written(inner, f"(or deleted) {error.name} of a {type(error.obj).__name__}", error.name or ""))
+            told = str(
+                write_fault(inner, f"(or deleted) {error.name} of a {type(error.obj).__name__}", error.name or "")
+            )
         if told is None:
             raise
         raise PolicyFault(told) from error
 
 
 @contextmanager
-def policy_is_made(kind: type[Policy]) -> Iterator[None]:
+def policy_is_made(kind: type[PolicyBase]) -> Iterator[None]:
     """Likewise, of an error that the making of a policy of this class raises. (What is wrong with its parameters it
     may say itself.)"""
     try:
@@ -55,7 +56,7 @@ def policy_is_made(kind: type[Policy]) -> Iterator[None]:
     except (ServeTwinError, Stopped):
         raise
     except BaseException as error:
-        told = _raised([Policy.__new__(kind)], error)
+        told = _raised([object.__new__(kind)], error)
         if told is None:
             raise
         raise PolicyFault(told) from error
@@ -81,20 +82,3 @@ def _in_our_words(policies: Sequence[object], error: BaseException) -> str | Non
     """What is to be told if an error of ServeTwin's was raised by a user's policy, or by what it called."""
     theirs = [policy for policy in policies if not comes_along(type(policy))]
     return _raised(theirs, error) if theirs else None
-
-
-def _answered(error: Exception) -> str | None:
-    """What is wrong with the decision that was being carried out, which the frames of the serving loop still hold."""
-    trace: TracebackType | None = error.__traceback__
-    while trace is not None:
-        names = trace.tb_frame.f_locals
-        worker = names.get("worker", names.get("self"))
-        policy = own(names.get("policy", getattr(worker, "policy", None)))
-        for name in ("decision", "step"):
-            if name in names and isinstance(policy, Policy | TokenPolicy):
-                try:
-                    check_decision(policy, names[name], Step if isinstance(policy, TokenPolicy) else Decision)
-                except PolicyFault as fault:
-                    return str(fault)
-        trace = trace.tb_next
-    return None

@@ -35,6 +35,7 @@ from servetwin.core.invariants.answers import fault
 from servetwin.core.invariants.code_inspection import by_its_own_word, named
 from servetwin.core.invariants.integrity import comes_along, intact
 from servetwin.core.llm import TokenPolicy
+from servetwin.core.policy import PolicyBase
 from servetwin.policies import diffusion, llm
 
 from ..provenance import policy_code
@@ -64,9 +65,9 @@ def policy_names() -> list[str]:
     return sorted({*_ours(), *(e.name for e in importlib.metadata.entry_points(group=GROUP))})
 
 
-def find_policy(name: str) -> type[Policy]:
+def find_policy(name: str) -> type[Policy | TokenPolicy]:
     """The policy class that *name* means, loaded anew if its code has changed. Raises `BadInput` if there is none."""
-    found: type[Policy] = code_of(name).policy
+    found: type[Policy | TokenPolicy] = code_of(name).policy
     return found
 
 
@@ -141,26 +142,31 @@ def _brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}{line}"
 
 
-def _policy_in(module: ModuleType, attribute: str, where: str) -> type[Policy]:
+#: The two kinds of policies, and what is right where there is none.
+KINDS = (Policy, TokenPolicy)
+RIGHT = "one subclass of servetwin.core.Policy, or of servetwin.core.llm.TokenPolicy"
+
+
+def _policy_in(module: ModuleType, attribute: str, where: str) -> type[Policy | TokenPolicy]:
     own = {
         n: c
         for n, c in vars(module).items()
-        if inspect.isclass(c) and issubclass(c, Policy) and c is not Policy and not n.startswith("_")
+        if inspect.isclass(c) and issubclass(c, Policy | TokenPolicy) and c not in KINDS and not n.startswith("_")
     }
     if attribute:
         if attribute not in own:
-            right = suggest(attribute, own) if own else "a subclass of servetwin.core.Policy"
+            right = suggest(attribute, own) if own else RIGHT
             raise BadInput(f"there is no policy {attribute!r} there", where=where, right=right)
         return own[attribute]
     here = [c for c in own.values() if c.__module__ == module.__name__]
     if len(here) != 1:
         found = f"{len(here)} policies there: {', '.join(c.__name__ for c in here)}" if here else "no policy there"
-        right = f"{where}:{here[0].__name__}" if here else "one subclass of servetwin.core.Policy"
+        right = f"{where}:{here[0].__name__}" if here else RIGHT
         raise BadInput(f"there are {found}" if here else f"there is {found}", where=where, right=right)
     return here[0]
 
 
-def _parameters(policy: type[Policy]) -> dict[str, tuple[Any, inspect.Parameter]]:
+def _parameters(policy: type[Policy | TokenPolicy]) -> dict[str, tuple[Any, inspect.Parameter]]:
     """Name -> (type, parameter) of what the policy's constructor takes."""
     if policy.__init__ is object.__init__:
         return {}
@@ -173,7 +179,7 @@ def _parameters(policy: type[Policy]) -> dict[str, tuple[Any, inspect.Parameter]
     return {p.name: (hints.get(p.name, Any), p) for p in plain}
 
 
-def defaults(policy: type[Policy]) -> dict[str, Any]:
+def defaults(policy: type[Policy | TokenPolicy]) -> dict[str, Any]:
     """The policy's parameters that may be left out, with their values then."""
     given = {n: p.default for n, (_, p) in _parameters(policy).items() if p.default is not p.empty}
     return {name: value for name, value in given.items() if _plain(value)}
@@ -196,7 +202,7 @@ class WrongParameter(BadInput):
         super().__init__(what, right=right)
 
 
-def complete(policy: type[Policy], params: Mapping[str, Any]) -> dict[str, Any]:
+def complete(policy: type[Policy | TokenPolicy], params: Mapping[str, Any]) -> dict[str, Any]:
     """*params* with the defaults filled in, in the order of the constructor; raises `WrongParameter`."""
     known = _parameters(policy)
     for name, value in params.items():
@@ -228,7 +234,7 @@ def spell(hint: Any) -> str:
     return str(hint).replace("typing.", "").replace("NoneType", "None")
 
 
-def make(name: str, params: Mapping[str, Any]) -> Policy:
+def make(name: str, params: Mapping[str, Any]) -> Policy | TokenPolicy:
     """A new policy object."""
     kind = find_policy(name)
     if comes_along(kind):
@@ -273,7 +279,7 @@ def _check_methods(policy: Policy | TokenPolicy) -> None:
     """Raise `PolicyFault` if *policy* has no `decide`, or cannot be asked what policies are."""
     kind = type(policy)
     if "decide" not in vars(policy) and kind.decide in (Policy.decide, TokenPolicy.decide):
-        own = [n for c in kind.__mro__ if c not in (Policy, TokenPolicy, object) for n in vars(c) if n not in ASKED]
+        own = [n for c in kind.__mro__ if c not in (*KINDS, PolicyBase, object) for n in vars(c) if n not in ASKED]
         near = next(iter(difflib.get_close_matches("decide", own, 1)), None)
         what = f"it has no decide, but {near}" if near is not None else "it has no decide"
         line = (_file_of(kind), _line_of(kind)) if near is None else None

@@ -26,5 +26,5 @@ def _listed(name: str, _: object) -> tuple[int, ...]:
     """The list, read once for each version of its file."""
     if name not in list_names():
         raise unknown("list", name, list_names())
-    content = yaml_io.read(LISTS / f"{name}.yaml")
+    content, _ = yaml_io.read(LISTS / f"{name}.yaml")
     return tuple(content["values"])

@@ -45,12 +45,12 @@ _CHOOSERS = ("process", "draw", "time")
 def as_markdown() -> str:
     """The page."""
     lines = [INTRODUCTION]
-    for model in _parts(Experiment):
-        lines += _part(model)
+    for model in _all_models(Experiment):
+        lines += _model_lines(model)
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _parts(model: type[Strict], seen: set[type] | None = None) -> Iterator[type[Strict]]:
+def _all_models(model: type[Strict], seen: set[type] | None = None) -> Iterator[type[Strict]]:
     seen = set() if seen is None else seen
     if model in seen:
         return
@@ -58,7 +58,7 @@ def _parts(model: type[Strict], seen: set[type] | None = None) -> Iterator[type[
     yield model
     for field in model.model_fields.values():
         for inner in _models(field.annotation):
-            yield from _parts(inner, seen)
+            yield from _all_models(inner, seen)
 
 
 def _models(kind: Any) -> Iterator[type[Strict]]:
@@ -91,7 +91,7 @@ def _anchor(model: type[Strict]) -> str:
     return kept.replace(" ", "-")
 
 
-def _part(model: type[Strict]) -> Iterator[str]:
+def _model_lines(model: type[Strict]) -> Iterator[str]:
     yield f"## {_title(model)}"
     yield ""
     yield (inspect.getdoc(model) or "").replace("``", "`")

@@ -7,7 +7,6 @@ one: a system as somebody measured it, say, with its policy, its deployment and 
 
 from __future__ import annotations
 
-import copy
 import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,10 @@ from .catalog import suggest
 
 Tree = dict[str, Any]
 Key = tuple[str | int, ...]
+#: An override: its key, the value, and the key as it was typed.
+Given = tuple[Key, Any, str]
+
+NAMES_OF_DEPLOYMENT: tuple[Key, ...] = (("deployment",), ("deployment", "name"))
 
 
 @dataclass
@@ -37,20 +40,23 @@ class Layer:
     prefix: Key = ()
 
 
-def take(data: Tree, where: str) -> tuple[Tree, Tree, str | None]:
-    """Take the named deployments, the variants and the chosen variant out of a file's *data*. Raises `BadInput`."""
+def check_layer(data: Any, where: str) -> None:
+    """Raise `BadInput` unless the content *data* of a file offers and chooses by name as a file may."""
+    if not isinstance(data, dict):
+        raise BadInput("there is no mapping of keys to values", where=where, right="name: ..., pipeline: ..., ...")
     if "by_policy" in data:
         what = "by_policy is no key any more: a policy must not fare by its name"
         right = "deployments: {NAME: {...}} and deployment: NAME, or variants: {NAME: {...}} and variant: NAME"
         raise BadInput(what, where=where, right=right)
-    deployments = _named(data, "deployments", "{shared: {workers: [...]}}", where)
-    variants = _named(data, "variants", "{measured: {system: {...}}}", where)
-    variant = data.pop("variant", None)
+    offered = {"deployments": "{shared: {workers: [...]}}", "variants": "{measured: {system: {...}}}"}
+    for key, example in offered.items():
+        found = data.get(key)
+        if found is not None and not (isinstance(found, dict) and all(isinstance(x, dict) for x in found.values())):
+            raise BadInput(f"{key} does not map names to settings", where=where, right=f"{key}: {example}")
+    variant, sessions = data.get("variant"), data.get("sessions") or []
     if variant is not None and not isinstance(variant, str):
         raise BadInput(f"variant is {reprlib.repr(variant)}", where=where, right="the name of one of the variants")
-    for tree in (data, *variants.values()):
-        if isinstance(tree.get("deployment"), str):
-            tree["deployment"] = {"name": tree["deployment"]}
+    deployments = {str(name): keys for name, keys in (data.get("deployments") or {}).items()}
     for name, keys in deployments.items():
         if "name" in keys:
             raise BadInput(f"deployments.{name} has a key 'name'", where=where, right="no key 'name' there")
@@ -61,42 +67,79 @@ def take(data: Tree, where: str) -> tuple[Tree, Tree, str | None]:
         if twice:
             what = f"deployment and deployments.{chosen} both say {twice[0]}"
             raise BadInput(what, where=where, right="one of them")
-    return deployments, variants, variant
+    known = {"from", "to", "variant", "set"}
+    if not isinstance(sessions, list) or not all(isinstance(s, dict) and s.keys() <= known for s in sessions):
+        raise BadInput("sessions does not fit", where=where, right="sessions: [{from, to, variant, set}]")
 
 
-def _named(data: Tree, key: str, example: str, where: str) -> Tree:
-    found = data.pop(key, None)
-    if found is None:
-        return {}
-    if not isinstance(found, dict) or not all(isinstance(x, dict) for x in found.values()):
-        raise BadInput(f"{key} does not map names to settings", where=where, right=f"{key}: {example}")
-    return {str(name): tree for name, tree in found.items()}
+@dataclass(frozen=True)
+class Chosen:
+    """What a chain of files and the overrides choose by name. *layers* are the files with what the chosen variant
+    says in its place; *by_hand*: an override chooses the deployment, which outdoes all files."""
+
+    layers: list[Layer]
+    policy: str | None
+    deployment: str | None
+    by_hand: bool
 
 
-def with_variant(chain: Sequence[Layer], asked: Sequence[tuple[Any, str]]) -> list[Layer]:
-    """*chain* with what the chosen variant says: of a file's right after that file, or after all files if it is
-    *asked* for besides (value, and as it was typed). Raises `BadInput` if there is none of that name."""
-    chosen, where, last = None, "", False
+def choose(chain: Sequence[Layer], given: Sequence[Given]) -> Chosen:
+    """The variant, the policy and the deployment that *chain*, or else the overrides *given*, choose.
+
+    What a variant says comes right after its file, or after all files if an override asks for it. Raises `BadInput`
+    if there is none of a name.
+    """
+    variant, where, last = None, "", False
     for layer in chain:
         if layer.variant is not None:
-            chosen, where = layer.variant, f"{layer.where}: variant"
-    for value, shown in asked:
+            variant, where = layer.variant, f"{layer.where}: variant"
+    for value, where in _asked(given, ("variant",)):
         if value is not None and not isinstance(value, str):
-            raise BadInput(f"{value!r} is no variant", where=f"--set {shown}", right="a name")
-        chosen, where, last = value, f"--set {shown}", True
-    if chosen is None:
-        return list(chain)
-    _known("variant", chosen, [name for layer in chain for name in layer.variants], where)
-    made: list[Layer] = []
+            raise BadInput(f"{value!r} is no variant", where=where, right="a name")
+        variant, last = value, True
+    if variant is not None:
+        _known("variant", variant, [name for layer in chain for name in layer.variants], where)
+    layers: list[Layer] = []
     after: list[Layer] = []
     for layer in chain:
-        made.append(layer)
-        if chosen in layer.variants:
-            own = replace(
-                layer, data=layer.variants[chosen], deployments={}, sessions=[], prefix=("variants", chosen)
-            )
-            (after if last else made).append(own)
-    return [*made, *after]
+        layers.append(layer)
+        if variant is not None and variant in layer.variants:
+            own = layer.variants[variant]
+            own_layer = replace(layer, data=own, deployments={}, sessions=[], prefix=("variants", variant))
+            (after if last else layers).append(own_layer)
+    layers += after
+
+    policy = None
+    for layer in layers:
+        said = layer.data.get("policy")
+        if isinstance(said, dict) and isinstance(said.get("name"), str):
+            policy = said["name"]
+    for key, value, shown in given:
+        if key == ("policy", "name"):
+            if not isinstance(value, str):
+                raise BadInput(f"{value!r} is no policy", where=f"--set {shown}", right="a name")
+            policy = value
+        elif key == ("policy",) and isinstance(value, dict) and isinstance(value.get("name"), str):
+            policy = value["name"]
+
+    deployment, where, by_hand = None, "", False
+    for layer in layers:
+        said = layer.data.get("deployment")
+        if isinstance(said, dict) and "name" in said:
+            deployment, where = said["name"], f"{layer.where}: deployment"
+    for value, asked in _asked(given, *NAMES_OF_DEPLOYMENT):
+        deployment, where, by_hand = value, asked, True
+    if deployment is not None:
+        known = [name for layer in layers for name in layer.deployments]
+        if not isinstance(deployment, str):
+            raise BadInput(f"{reprlib.repr(deployment)} is no name of a deployment", where=where, right="a name")
+        if known or by_hand:  # else it is what a resolved experiment was called
+            _known("deployment", deployment, known, where)
+    return Chosen(layers, policy, deployment, by_hand)
+
+
+def _asked(given: Sequence[Given], *keys: Key) -> list[tuple[Any, str]]:
+    return [(value, f"--set {shown}") for key, value, shown in given if key in keys and not isinstance(value, dict)]
 
 
 def _known(kind: str, name: str, known: Iterable[str], where: str) -> None:
@@ -104,40 +147,3 @@ def _known(kind: str, name: str, known: Iterable[str], where: str) -> None:
     if name not in known:
         right = suggest(name, known) if known else f"{kind}s: {{{name}: {{...}}}} in the file"
         raise BadInput(f"unknown {kind} {name!r}", where=where, right=right)
-
-
-@dataclass(frozen=True)
-class Deploying:
-    """Which of the named deployments a chain of files chooses; *asked*: by an override, which outdoes all files."""
-
-    name: str | None
-    asked: bool
-
-    def laid_over(self, tree: Tree, layer: Layer) -> Tree | None:
-        """What *layer* says of the chosen deployment, to be laid over its other keys, which *tree* has by now."""
-        own = layer.data.get("deployment")
-        said = isinstance(tree.get("deployment"), dict)
-        if said and isinstance(own, dict) and "workers" in own and "name" not in own:
-            tree["deployment"]["name"] = None  # workers of the file's own are none of those that have a name
-        if self.name is None or self.name not in layer.deployments:
-            return None
-        return {"deployment": {**copy.deepcopy(layer.deployments[self.name]), "name": self.name}}
-
-
-def deploying(chain: Sequence[Layer], asked: Sequence[tuple[Any, str]]) -> Deploying:
-    """The deployment that *chain*, or else what is *asked* for besides, chooses. Raises `BadInput`."""
-    chosen, where, by_hand = None, "", False
-    for layer in chain:
-        own = layer.data.get("deployment")
-        if isinstance(own, dict) and "name" in own:
-            chosen, where = own["name"], f"{layer.where}: deployment"
-    for value, shown in asked:
-        chosen, where, by_hand = value, f"--set {shown}", True
-    if chosen is None:
-        return Deploying(None, by_hand)
-    known = [name for layer in chain for name in layer.deployments]
-    if not isinstance(chosen, str):
-        raise BadInput(f"{reprlib.repr(chosen)} is no name of a deployment", where=where, right="a name")
-    if known or by_hand:  # else it is what a resolved experiment was called
-        _known("deployment", chosen, known, where)
-    return Deploying(chosen, by_hand)

@@ -16,6 +16,9 @@ from servetwin.core import BadInput
 
 KeyPath = Sequence[str | int]
 
+#: Spreadsheets begin files with a byte-order mark.
+ENCODING = "utf-8-sig"
+
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -55,29 +58,42 @@ def parse(text: str, where: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        line = f":{mark.line + 1}" if mark is not None else ""
-        raise BadInput(f"no valid YAML: {problem}", where=f"{where}{line}") from None
+        raise _no_yaml(error, where) from None
 
 
-def read(path: Path) -> Any:
-    """The content of a YAML file."""
-    return parse(read_text(path), str(path))
+def read(path: Path, where: str | None = None) -> tuple[Any, str]:
+    """What a YAML file says, and its text; *where* is what to call it. Raises `BadInput` if it cannot be read."""
+    try:
+        text = path.read_text(encoding=ENCODING)
+        return yaml.load(text, _Loader), text
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(error, path) from None
+    except yaml.YAMLError as error:
+        raise _no_yaml(error, where or str(path)) from None
 
 
 def read_text(path: Path) -> str:
     """The text of a file that the user named. Raises `BadInput` if it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8-sig")  # spreadsheets begin files with a byte-order mark
-    except FileNotFoundError:
-        raise BadInput("there is no such file", where=str(path)) from None
-    except IsADirectoryError:
-        raise BadInput("this is a folder, not a file", where=str(path)) from None
-    except UnicodeDecodeError:
-        raise BadInput("this is not a text file (UTF-8)", where=str(path)) from None
-    except OSError as error:
-        raise BadInput(error.strerror or "the file cannot be read", where=str(path)) from None
+        return path.read_text(encoding=ENCODING)
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(error, path) from None
+
+
+def _no_yaml(error: yaml.YAMLError, where: str) -> BadInput:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    line = f":{mark.line + 1}" if mark is not None else ""
+    return BadInput(f"no valid YAML: {problem}", where=f"{where}{line}")
+
+
+def _unreadable(error: OSError | UnicodeDecodeError, path: Path) -> BadInput:
+    what = {
+        FileNotFoundError: "there is no such file",
+        IsADirectoryError: "this is a folder, not a file",
+        UnicodeDecodeError: "this is not a text file (UTF-8)",
+    }.get(type(error))
+    return BadInput(what or getattr(error, "strerror", None) or "the file cannot be read", where=str(path))
 
 
 def write(value: Any) -> str:

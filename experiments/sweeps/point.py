@@ -7,6 +7,8 @@ twice. The process that runs a point says by what it ran it; a row is only ever 
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
@@ -34,9 +36,9 @@ def key_of(experiment: Experiment) -> str:
     return key_from(inputs_of(experiment))
 
 
-def key_from(parts: Inputs) -> str:
-    """The key of a point that is made of *parts*."""
-    return combined(f"{name} {digest}" for name, digest in parts.items())
+def key_from(inputs: Inputs) -> str:
+    """The key of a point that is made of *inputs*."""
+    return combined(f"{name} {digest}" for name, digest in inputs.items())
 
 
 def settings_of(experiment: Experiment) -> Row:
@@ -143,7 +145,7 @@ def run_point(experiment: Experiment) -> Row:
 Point = Callable[[Experiment], Row]
 
 
-def _parts(experiment: Experiment, point: Point | None, before: Inputs | None = None) -> Inputs:
+def _inputs(experiment: Experiment, point: Point | None, before: Inputs | None = None) -> Inputs:
     """What the row of a point is made of, the question that is asked of the run included."""
     tag = getattr(point, "tag", "")
     return {**inputs_of(experiment, before), **({"the question": combined([tag])} if tag else {})}
@@ -156,7 +158,7 @@ class Outcome:
     same after the run as before: then the row is of neither."""
 
     number: int
-    parts: Inputs
+    inputs: Inputs
     row: Row
     reads: Mapping[str, str]
     doubts: tuple[str, ...]
@@ -167,12 +169,12 @@ def run_numbered(number: int, experiment: Experiment, point: Point | None = None
     """Run one point, and say what it was made of. This is what other processes do."""
     try:
         with policy_code.as_loaded(), policy_imports.following():
-            before = _parts(experiment, point)
+            before = _inputs(experiment, point)
             since = len(policy_imports.loaded)
             row = (point or run_point)(experiment)
             codes = {name: policy_registry.code_of(name) for name in policies_used(experiment)}
             reads, changed = policy_code.settle(list(codes.values()), since)
-            after = _parts(experiment, point, before)
+            after = _inputs(experiment, point, before)
     except BadInput as error:
         raise BadInput(error.what, where=f"{title(experiment)}: {error.where or 'run'}", right=error.right) from None
     doubts = [f"{name}: {doubt}" for name, code in codes.items() for doubt in code.doubts]
@@ -197,14 +199,14 @@ class Together:
     """Points whose rows belong together: all are of the same version of whatever they share."""
 
     def __init__(self) -> None:
-        self._parts: dict[str, str] = {}
+        self._inputs: dict[str, str] = {}
         self._reads: dict[str, str] = {}
         self.doubts: dict[str, None] = {}  #: why rows were not kept
 
-    def take(self, parts: Inputs, reads: Mapping[str, str]) -> None:
-        """A row of *parts* and *reads* is to be one of them. Raises `Changed` if it does not fit the others."""
-        shared = {name: digest for name, digest in parts.items() if name != "experiment"}
-        for known, new in ((self._parts, shared), (self._reads, dict(reads))):
+    def take(self, inputs: Inputs, reads: Mapping[str, str]) -> None:
+        """A row of *inputs* and *reads* is to be one of them. Raises `Changed` if it does not fit the others."""
+        shared = {name: digest for name, digest in inputs.items() if name != "experiment"}
+        for known, new in ((self._inputs, shared), (self._reads, dict(reads))):
             for name, digest in new.items():
                 if known.setdefault(name, digest) != digest:
                     raise _changed([name])
@@ -212,9 +214,9 @@ class Together:
     def made_of(self) -> dict[str, object]:
         """What all rows are made of, for the file beside a table: our code, versions, and the rest by name."""
         own = {"the code of ServeTwin": "code"}
-        plain = {own.get(name, name): digest for name, digest in self._parts.items() if not name.startswith("the ")}
-        code = {new: self._parts[name] for name, new in own.items() if name in self._parts}
-        named = {name: d for name, d in self._parts.items() if name.startswith("the ") and name not in own}
+        plain = {own.get(name, name): digest for name, digest in self._inputs.items() if not name.startswith("the ")}
+        code = {new: self._inputs[name] for name, new in own.items() if name in self._inputs}
+        named = {name: d for name, d in self._inputs.items() if name.startswith("the ") and name not in own}
         return {**code, **plain, "made_of": dict(sorted({**named, **self._reads}.items()))}
 
 
@@ -242,12 +244,12 @@ def run_all(
     they are made of is changed meanwhile.
     """
     together = together or Together()
-    made = [_parts(e, point) for e in experiments]
-    keys = [key_from(parts) for parts in made]
+    made = [_inputs(e, point) for e in experiments]
+    keys = [key_from(inputs) for inputs in made]
     rows: dict[str, Row] = {}
-    for key, parts in dict(zip(keys, made, strict=True)).items():
+    for key, inputs in dict(zip(keys, made, strict=True)).items():
         kept = known(key) if known is not None else None
-        together.take(parts, kept.reads if kept is not None else {})
+        together.take(inputs, kept.reads if kept is not None else {})
         if kept is not None:
             rows[key] = kept.row
     missing = {k: e for k, e in zip(keys, experiments, strict=True) if k not in rows}
@@ -282,14 +284,14 @@ def _accept(
     if outcome.doubts:
         together.doubts |= dict.fromkeys(outcome.doubts)
     elif finished is not None:
-        finished(key_from(outcome.parts), outcome.row, outcome.reads)
-    differing = difference(expected, outcome.parts)
-    if differing and difference(_parts(experiment, point), expected):
+        finished(key_from(outcome.inputs), outcome.row, outcome.reads)
+    differing = difference(expected, outcome.inputs)
+    if differing and difference(_inputs(experiment, point), expected):
         raise _changed(differing)
     if differing:
         what = f"{', '.join(differing)}: not the same in this process and in those that run the points"
         raise ServeTwinError(f"{what} (right would be: the same files and versions; start them again)")
-    together.take(outcome.parts, outcome.reads)
+    together.take(outcome.inputs, outcome.reads)
 
 
 #: What is averaged over seeds; the other columns of a row are those of the first seed.
@@ -348,6 +350,18 @@ def _in_parallel(experiments: Sequence[Experiment], jobs: int, point: Point | No
         yield from _in_processes(experiments, others, jobs, point)
 
 
+def _run_elsewhere(
+    here: tuple[str, tuple[str, ...]], number: int, experiment: Experiment, point: Point | None
+) -> Outcome:
+    """`run_numbered` in a process that may have been started long ago, in another folder: it finds files and modules
+    where the process that asks finds them, whose folder and ``sys.path`` *here* are."""
+    if os.getcwd() != here[0]:
+        os.chdir(here[0])
+    if tuple(sys.path) != here[1]:
+        sys.path[:] = here[1]
+    return run_numbered(number, experiment, point)
+
+
 def _in_processes(
     experiments: Sequence[Experiment], numbers: Sequence[int], jobs: int, point: Point | None
 ) -> Generator[Outcome, None, None]:
@@ -357,7 +371,8 @@ def _in_processes(
 
     try:
         parallel = Parallel(n_jobs=jobs, return_as="generator_unordered")
-        outcomes = parallel(delayed(run_numbered)(i, experiments[i], point) for i in numbers)
+        here = (os.getcwd(), tuple(sys.path))
+        outcomes = parallel(delayed(_run_elsewhere)(here, i, experiments[i], point) for i in numbers)
         try:
             for outcome in outcomes:  # noqa: UP028 - closed below, which "yield from" would do first
                 yield outcome

@@ -124,7 +124,7 @@ def versus(
             )
         pairs = list(zip(partner.rows, point.rows, strict=False))
         gap = paired([a["attainment"] for a, _ in pairs], [b["attainment"] for _, b in pairs], level)
-        known = len(pairs) > 1
+        known = len(pairs) > 1 and not (are_copies(point.rows) and are_copies(partner.rows))
         name = f"attainment_minus_{reference}"
         rows.append(
             {name: gap.mean, f"{name}_low": gap.low if known else None, f"{name}_high": gap.high if known else None}

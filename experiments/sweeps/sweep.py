@@ -40,7 +40,7 @@ from ..spec.experiment import Experiment
 from ..spec.field_types import Strict
 from ..spec.loading import SHORT, layers, load, locate
 from ..spec.variants import Layer
-from ..workload.seed_effect import along_seeds, check_one_way, check_seed_axis
+from ..workload.seed_effect import along_seeds, check_seed_axis, check_seeds_once
 from . import tables
 from .cache import Cache
 from .cluster import running_on
@@ -89,8 +89,7 @@ def find(source: str | Path) -> Path:
 
 def read(path: Path) -> SweepFile:
     """Read a sweep file. Raises `BadInput`."""
-    text = yaml_io.read_text(path)
-    data = yaml_io.parse(text, str(path))
+    data, text = yaml_io.read(path)
     if not isinstance(data, dict):
         raise BadInput("there is no mapping of keys to values", where=str(path), right="extends: ..., grid: ...")
     if "sweeps" not in data:
@@ -220,7 +219,7 @@ def sweep(
         spec = source if isinstance(source, SweepFile) else read(path)
         experiments, axes = points(spec, path, of)
         if seeds is not None or until is not None:
-            check_one_way(experiments, "--until" if seeds is None else "--seeds")
+            check_seeds_once(experiments, "--until" if seeds is None else "--seeds")
         for deployed in {str(e.deployment.devices): e for e in experiments}.values():
             load_profiles(deployed)  # one that is missing shows before anything is written
         run = _Runs(partial, cache, jobs, progress, len(experiments), together)
@@ -241,7 +240,7 @@ def sweep(
             say(f"{str(change).partition(';')[0]}: the sweep begins again with what there is now")
     for line in _shared(experiments):
         say(line)
-    for line in along_seeds(experiments) if seeds is None and until is None and versus is None else ():
+    for line in along_seeds(experiments, results) if seeds is None and until is None and versus is None else ():
         say(line)
     for doubt in together.doubts if cache is not None else ():
         say(f"rows are not kept, so that they are run each time: {doubt}")

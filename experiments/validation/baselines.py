@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..spec.loading import Override
-from .compare_grids import EQUAL, Cell, Setting, grid_of, noise_of
+from .compare_grids import EQUAL, Cell, Setting, grids_of, noise_of
 from .run_table import MeasuredRun
 from .score import Scored, entries, score
 
@@ -79,13 +79,17 @@ def baselines(
 
 
 def favourite(scored: Sequence[Scored], floor: float | None = None) -> Favourite | None:
-    """The policy that wins most of the measured settings; None where no two policies were measured in one setting."""
-    measured, _ = entries(scored)
-    grid = grid_of(measured)
+    """The policy that wins most of the measured settings; None where no two policies were measured in one setting.
+    Of a policy that was measured with several parameters in a setting the best counts."""
+    measured, simulated = entries(scored)
+    grid, _ = grids_of(measured, simulated)
     noise = noise_of(grid, floor)
     settings: dict[Setting, dict[str, Cell]] = {}
-    for (setting, policy), cell in grid.items():
-        settings.setdefault(setting, {})[policy] = cell
+    for (setting, _), cell in grid.items():
+        found = settings.setdefault(setting, {})
+        policy = cell.runs[0].policy_alone
+        if policy not in found or found[policy].attainment < cell.attainment:
+            found[policy] = cell
     winners: Counter[str] = Counter()
     decided: Counter[str] = Counter()
     tied = 0
@@ -192,4 +196,4 @@ def _predicted(scored: Sequence[Scored], predict: Predictor) -> Iterator[Scored]
         if "finished" in shares:
             counts = {count: share * s.run.requests / 100.0 for count, share in shares.items()}
             run = s.run if "met" in counts else replace(s.run, met=None)
-            yield Scored(run, {"met": 0.0, **counts, "mean_batch_size": None})
+            yield Scored(run, {"met": 0.0, **counts, "mean_batch_size": None}, others=s.others)

@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from servetwin.core import BadInput, Batch, Decision, LawBroken, Policy, Recorder, Request
+from servetwin.core import BadInput, Batch, Decision, LawBroken, Recorder, Request
 from servetwin.core.errors import PolicyFault
 from servetwin.core.invariants import task_ledger as books_of
 from servetwin.core.invariants.checker import LawChecker
 from servetwin.core.invariants.code_inspection import named, own, watcher
 from servetwin.core.llm import Step, TokenPolicy
 from servetwin.core.llm.batch import TokenBatch
+from servetwin.core.policy import PolicyBase
 
 from ..assembly import build
 from ..spec import policy_registry
@@ -137,7 +138,7 @@ def _run(point: Experiment, *, alone: bool) -> tuple[Log, list[Asked]]:
     before, books_of.BOOKED = books_of.BOOKED, True
     try:
         run = build.build(point, laws)
-        policies: Sequence[Policy] = [worker.policy for worker in run.loop.workers]
+        policies: Sequence[PolicyBase] = [worker.policy for worker in run.loop.workers]
         asks = [Asked(policy, alone) for policy in policies]
         for worker, ask in zip(run.loop.workers, asks, strict=True):
             worker.policy = ask  # type: ignore[assignment]

@@ -66,6 +66,11 @@ class Entry:
     batch: float | None = None  # mean size, of the worker that runs the loop
     deployment: str | None = None  # its name, where it is known
     others: Mapping[str, str] = field(default_factory=dict)  # what else is known of the experiment, by key
+    alone: str | None = None  # the policy's name, where *policy* says its parameters or its deployment too
+
+    @property
+    def policy_alone(self) -> str:
+        return self.alone or self.policy
 
 
 @dataclass
@@ -211,7 +216,9 @@ def grids_of(first: Sequence[Entry], second: Sequence[Entry]) -> tuple[Grid, Gri
 
     def called(e: Entry) -> Entry:
         apart = (e.setting.workload, e.policy) in several
-        return replace(e, policy=f"{e.policy} ({e.deployment or 'unknown'})") if apart else e
+        if not apart:
+            return e
+        return replace(e, policy=f"{e.policy} ({e.deployment or 'unknown'})", alone=e.policy_alone)
 
     return grid_of(map(called, first)), grid_of(map(called, second))
 
@@ -234,7 +241,8 @@ def _kept_apart(sides: Sequence[Sequence[Entry]]) -> list[list[Entry]]:
         known = {name: e.others[name] for name in names if name in e.others}
         params = [f"{n.removeprefix(PARAMS)} {known.pop(n)}" for n in names if n.startswith(PARAMS) and n in known]
         policy = f"{e.policy} ({', '.join(params)})" if params else e.policy
-        return replace(e, policy=policy, setting=e.setting._replace(others=tuple(known.items())))
+        setting = e.setting._replace(others=tuple(known.items()))
+        return replace(e, policy=policy, setting=setting, alone=e.policy_alone)
 
     return [[apart(e) for e in entries] for entries in sides] if names else [[*entries] for entries in sides]
 

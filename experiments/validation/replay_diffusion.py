@@ -18,13 +18,14 @@ from typing import Any
 
 from servetwin.core import (
     BadInput,
+    BatchWorker,
     Module,
     Pipeline,
+    Policy,
     Recorder,
     Request,
     ServingLoop,
     Summary,
-    Worker,
     WorkerView,
 )
 from servetwin.core.client import play
@@ -104,11 +105,12 @@ class Recording:
         pipeline = Pipeline.chain(*(Module(name, loop=loops) for name, loops in self.modules), name=self.model)
         stages = pipeline.stages([[name for name, _ in self.modules]] if run.whole else self.placement)
         policy, estimate = find_policy(run.policy), profile.estimate()
+        assert issubclass(policy, Policy)
         workers = []
         for stage in stages:
             limit = self.limit if set(stage.modules) == {stage.loop} else min(self.once, self.limit)
             view = WorkerView(stage, estimate, limit=limit, slo_factor=run.slo_factor)
-            workers.append(Worker(stage, policy(), view))
+            workers.append(BatchWorker(stage, policy(), view))
         # The first profiles did not know the text encoder beside the last stage; their runs were scored without that.
         options = replace(options or TimeOptions(noise=False), unmeasured="ignored")
         executor = measured_executor({"gpu0": profile}, workers, options, seed=seed)

@@ -4,7 +4,7 @@ A file of such a run (``measured/<device>/external-*.json.gz``) says who measure
 request when it came and its lengths, and when its first and its last token came out. The profile is made of tables of
 the same source alone (`servetwin.profiles.importing`); nothing is fitted to the run.
 
-Scored are the means of ttft, tpot and e2el, and goodput under 25 limits: ttft at the measured `TTFT` percentiles times
+Scored are the means of ttft, tpot and e2el, and goodput under 25 limits: ttft at the measured `TTFT` percentiles,
 tpot at the `TPOT` ones. Where what was measured is held out, the file has inputs only, and there is a prediction.
 """
 

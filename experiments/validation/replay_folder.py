@@ -122,8 +122,8 @@ def replay_all(
         rows[number].append(row)
         if progress is not None:
             progress(done)
-    for r, parts in zip(found, before, strict=True):
-        if differing := inputs.difference(parts, inputs.inputs_of(r.experiment)):
+    for r, made_of in zip(found, before, strict=True):
+        if differing := inputs.difference(made_of, inputs.inputs_of(r.experiment)):
             raise ServeTwinError(
                 f"{', '.join(differing)} was changed while the runs were repeated: run the same again"
             )

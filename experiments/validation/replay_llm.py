@@ -22,7 +22,7 @@ from servetwin.core.llm.batch import TokenBatch
 from servetwin.core.llm.worker import Host, TokenWorker
 from servetwin.core.slo import latest
 from servetwin.profiles import Profile, load
-from servetwin.profiles.costs import INTAKE, PACE_MEMORY, RATIO, STALL, STEP_BETWEEN
+from servetwin.profiles.costs import INTAKE, RATIO, RECENT_LOAD_MEMORY, STALL, STEP_BETWEEN
 from servetwin.profiles.llm.recent_load import RecentLoad, recent_load_of
 from servetwin.profiles.llm.step_table import TokenTable
 
@@ -285,13 +285,13 @@ class Side:
         self.due = {slo: slo_of(self.table, slo, (data.solo.d0, data.solo.d1)) for slo in slos}
         stalls = STALL() in profile.costs
         # Where traffic was not measured, residuals hold steps that say little of what steps take.
-        self.residuals = not stalls and {PACE_MEMORY(), RATIO("decode")} <= profile.costs.keys()
+        self.residuals = not stalls and {RECENT_LOAD_MEMORY(), RATIO("decode")} <= profile.costs.keys()
         self.draws = stalls or self.residuals  # whether there is anything to draw
 
     def drawn(self, seed: int | None) -> dict[str, Any]:
-        """What `replay_folder` is told beside the table: the pace of steps; and, with a *seed*, when the host
-        stands still and for how long, or, where it does not, what decode steps take over the table (where it does,
-        the steps after stalls are among those residuals)."""
+        """What `replay_folder` is told beside the table: how recent load slows steps; and, with a *seed*, when the
+        host stands still and for how long, or, where it does not, what decode steps take over the table (where it
+        does, the steps after stalls are among those residuals)."""
         from servetwin.sim.measured import residual_of, stalls_of
 
         draw = residual_of(self.profile, seed, "engine", "decode") if self.residuals else None

@@ -12,20 +12,22 @@ several seeds of the noise, so they need not be whole numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from servetwin.core import BadInput
 
-from ..spec.experiment import Time
+from ..spec.experiment import Experiment, Time
 from ..spec.loading import Override
 from ..sweeps import tables
 from ..sweeps.point import Row, run_all_averaged
 from . import replay_external, replay_folder, replay_llm, run_table
-from .compare_grids import Entry, Setting
+from .compare_grids import PARAMS, Entry, Setting
+from .run_settings import otherwise
 from .run_table import MeasuredRun
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ class Scored:
     run: MeasuredRun
     result: Row
     changed: tuple[str, ...] = ()  # what is not as it was when the run was made
+    others: Mapping[str, str] = field(default_factory=dict)  # what else tells it from repeats, by key
+    seed: int | None = None  # which requests were sent, where the line of the table does not say
 
     @property
     def gap_met(self) -> float | None:
@@ -108,10 +112,19 @@ def score(
     experiments = run_table.experiments(runs, path, overrides)
     report = (lambda done: progress(done, seeds * len(runs))) if progress else None
     results = run_all_averaged(experiments, seeds, jobs=jobs, progress=report)
-    scored = [Scored(run, result) for run, result in zip(runs, results, strict=True)]
+    scored = [
+        Scored(run, result, others=_told_by_table(experiment))
+        for run, result, experiment in zip(runs, results, experiments, strict=True)
+    ]
     if out is not None:
         tables.write(out, [s.line() for s in scored], list(dict.fromkeys([*header, *ADDED])))
     return scored
+
+
+def _told_by_table(experiment: Experiment) -> dict[str, str]:
+    """What the lines of a table can differ in, beside what each names: the number of requests, and what the policy
+    was told. That a session was faster than another is among what repeats differ by."""
+    return {k: text for k, text in otherwise(experiment).items() if k == "requests" or k.startswith(PARAMS)}
 
 
 def _score_folders(
@@ -125,7 +138,10 @@ def _score_folders(
 ) -> list[Scored]:
     report = (lambda done: progress(done, seeds * len(found))) if progress else None
     rows = replay_folder.replay_all(found, seeds, jobs=jobs, keep=keep, progress=report)
-    scored = [Scored(replay_folder.measured(r), row, tuple(r.changed)) for r, row in zip(found, rows, strict=True)]
+    scored = [
+        Scored(replay_folder.measured(r), row, tuple(r.changed), otherwise(r.experiment))
+        for r, row in zip(found, rows, strict=True)
+    ]
     if out is not None:
         tables.write(out, [s.line() for s in scored])
     return scored
@@ -212,11 +228,12 @@ def _score_recordings(
         known = (*run_table.COLUMNS, "repeat")
         cells = {name: str(getattr(run if name == "repeat" else measured, name)) for name in known}
         measured = replace(measured, cells=cells)
-        scored.append(Scored(measured, {**mean, "mean_batch_size": None}))
+        sent_ones = _number_of((run.steps, [round(x, 3) for x in run.slo]))
+        scored.append(Scored(measured, {**mean, "mean_batch_size": None}, seed=sent_ones))
     for path in campaigns:
         scored += _score_campaign(path, seeds, jobs)
-    measured = [path for path in externals if replay_external.read(path).measured is not None]
-    for path in measured or externals[: not scored]:
+    open_ones = [path for path in externals if replay_external.read(path).measured is not None]
+    for path in open_ones or externals[: not scored]:
         scored += _score_external(path)
     if out is not None:
         tables.write(out, [s.line() for s in scored])
@@ -292,8 +309,14 @@ def of_tokens(campaign: replay_llm.Campaign, pairs: Iterable[replay_llm.Pair]) -
         known = (*run_table.COLUMNS, "repeat")
         cells = {name: str(getattr(run if name == "repeat" else measured, name)) for name in known}
         row: Row = {"met": simulated.good, "finished": simulated.finished, "mean_batch_size": None}
-        scored.append(Scored(replace(measured, cells=cells), row))
+        sent_ones = _number_of([(sent.prompt, sent.limit) for sent in run.requests])
+        scored.append(Scored(replace(measured, cells=cells), row, seed=sent_ones))
     return scored
+
+
+def _number_of(requests: Any) -> int:
+    """A number that is the same for the same *requests*: recordings do not say which seed drew them."""
+    return zlib.crc32(repr(requests).encode())
 
 
 def _replayed(recording: Recording, run: RecordedRun, seed: int, terms: TimeOptions) -> Row:
@@ -302,8 +325,8 @@ def _replayed(recording: Recording, run: RecordedRun, seed: int, terms: TimeOpti
 
 
 def entries(scored: Sequence[Scored]) -> tuple[list[Entry], list[Entry]]:
-    """The two sides of *scored*, measured and simulated, as collections over one grid. Where only those that finished
-    were counted they stand for those that met their SLO, on both sides.
+    """The two sides of *scored*, measured and simulated, as collections over one grid, for `compare_grids.grids_of`.
+    Where only those that finished were counted they stand for those that met their SLO, on both sides.
     """
     sides: tuple[list[Entry], list[Entry]] = ([], [])
     for s in scored:
@@ -316,18 +339,19 @@ def entries(scored: Sequence[Scored]) -> tuple[list[Entry], list[Entry]]:
             continue
         rate, cv, factor = (None if math.isnan(x) else x for x in (run.rate, run.cv, run.slo_factor))
         setting = Setting(run.workload, rate, cv, factor)
-        seed = int(run.cells["seed"]) if run.cells.get("seed") else None
+        seed = int(run.cells["seed"]) if run.cells.get("seed") else s.seed
         for side, met, finished in (
             (sides[0], was, run.finished if run.finished is not None else was),
             (sides[1], s.result[counted], s.result["finished"]),
         ):
             served = run.deployment or run.cells.get("deployment") or run.variant
-            side.append(Entry(setting, run.policy, seed, share * met, share * finished, deployment=served))
+            shares = (share * met, share * finished)
+            side.append(Entry(setting, run.policy, seed, *shares, deployment=served, others=s.others))
     return sides
 
 
 @dataclass(frozen=True)
-class Part:
+class Gaps:
     """The gaps of a part of the runs: mean and largest absolute value, or None without any."""
 
     workload: str
@@ -338,18 +362,18 @@ class Part:
     batch: tuple[float, float] | None
 
 
-def parts(scored: Sequence[Scored]) -> list[Part]:
+def gaps_of(scored: Sequence[Scored]) -> list[Gaps]:
     """The gaps per workload and policy, and in all (last, under the name "all")."""
     groups: dict[tuple[str, str], list[Scored]] = {}
     for s in scored:
         groups.setdefault((s.run.workload, s.run.policy), []).append(s)
     if len(groups) > 1:
         groups["all", ""] = list(scored)
-    return [_part(name, policy, group) for (name, policy), group in groups.items()]
+    return [_gaps(name, policy, group) for (name, policy), group in groups.items()]
 
 
-def _part(workload: str, policy: str, group: list[Scored]) -> Part:
-    return Part(
+def _gaps(workload: str, policy: str, group: list[Scored]) -> Gaps:
+    return Gaps(
         workload,
         policy,
         len(group),

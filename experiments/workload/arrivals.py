@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from servetwin.core.random_streams import stream
 
-from ..spec.experiment import Arrivals, Bursty, Constant, Gamma, Poisson, Trace
+from ..spec.experiment import Arrivals, Bursty, Constant, Gamma, Trace
 from .trace_reader import TraceFile
 
 BLOCK = 2048
@@ -49,7 +49,7 @@ def arrival_times(
         assert isinstance(source, np.random.Generator)
         return _bursty(spec, source)
     cv = spec.cv if isinstance(spec, Gamma) else 1.0
-    return _renewal(spec, cv, source)
+    return _renewal(spec.rate, cv, source)
 
 
 def gaps(rate: float, cv: float, source: Source, count: int) -> np.ndarray:
@@ -58,10 +58,10 @@ def gaps(rate: float, cv: float, source: Source, count: int) -> np.ndarray:
     return source.gamma(shape, cv**2 / rate, count)
 
 
-def _renewal(spec: Gamma | Poisson, cv: float, source: Source) -> Iterator[float]:
+def _renewal(rate: float, cv: float, source: Source) -> Iterator[float]:
     now = 0.0
     while True:
-        block = gaps(spec.rate, cv, source, BLOCK)
+        block = gaps(rate, cv, source, BLOCK)
         block[0] += now
         times = np.cumsum(block).tolist()
         now = times[-1]

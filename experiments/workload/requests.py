@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from itertools import count, islice, repeat
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from servetwin.core import BadInput, Request
@@ -19,8 +19,11 @@ from ..spec.llm import Lengths, TraceTokens
 from ..spec.published_draws import PUBLISHED
 from . import trace_reader
 from .arrivals import BLOCK, Source, arrival_times, published_stream
-from .lengths import columns, cuts, largest, triples
+from .lengths import Cuts, columns, cuts, fits, largest, triples
 from .seed_effect import kept_draws
+
+if TYPE_CHECKING:
+    from servetwin.profiles import Profile
 
 #: Times must be known to this share of the shortest step.
 RESOLUTION = 1e-6
@@ -70,7 +73,7 @@ def about(
     *contexts* gives the tokens that the engines of LLM modules take. Raises `BadInput` at what does not fit.
     """
     said: dict[str, dict[str, Any]] = {}
-    lengths, count = experiment.workload.lengths, count_of(experiment, trace)
+    lengths = experiment.workload.lengths
     if trace is not None:
         said["trace"] = dict(trace.about())
         if any(isinstance(spec.prompt, TraceTokens) for spec in lengths.values()):
@@ -80,7 +83,9 @@ def about(
     if experiment.seed and (kept := kept_draws(experiment)) is not None:
         said["published"] = {"seed": experiment.seed, "kept": kept}
     for module, spec in lengths.items():
-        found = cuts(module, spec, _room(lengths, module, contexts), count, seed=experiment.seed, trace=trace)
+        room, found = _room(lengths, module, contexts), Cuts()
+        if not fits(spec, room):
+            found = cuts(module, spec, room, count_of(experiment, trace), seed=experiment.seed, trace=trace)
         if spec.truncate:
             said.setdefault("cut", {})[module] = found.as_dict()
     return said
@@ -105,9 +110,12 @@ def _unused(experiment: Experiment, trace: trace_reader.TraceFile) -> dict[str, 
     return {column: others.get(column, "") for column in held if column not in taken}
 
 
-def check_resolution(experiment: Experiment, trace: trace_reader.TraceFile | None, step: float) -> None:
+def check_resolution(
+    experiment: Experiment, trace: trace_reader.TraceFile | None, profiles: Mapping[str, Profile]
+) -> None:
     """Raise `BadInput` if requests are sent so late that times there are not known to a millionth of the shortest
-    *step*, in seconds: a floating-point number has 53 binary digits."""
+    step that *profiles* know: a floating-point number has 53 binary digits."""
+    step = _shortest_step(experiment, profiles)
     load, system = experiment.workload, experiment.system
     count, rate = count_of(experiment, trace), load.arrivals.rate
     if isinstance(load.arrivals, Trace):
@@ -126,6 +134,22 @@ def check_resolution(experiment: Experiment, trace: trace_reader.TraceFile | Non
         raise BadInput(what, where=f"workload.arrivals.{key}", right="a higher rate, or fewer requests")
 
 
+def _shortest_step(experiment: Experiment, profiles: Mapping[str, Profile]) -> float:
+    """The least seconds that a module of the experiment takes for one request or one token; 1 if nothing says it."""
+    seconds = []
+    for worker in experiment.deployment.workers:
+        profile = profiles.get(worker.device or "")
+        if profile is None:
+            continue
+        if worker.modules[0] in experiment.pipeline.llms:
+            d0, d1 = profile.tokens("measured", "corrected", "scheduler", hold=True).solo_decode()
+            seconds.append(d0 + d1)
+        else:
+            solo = profile.solo("measured", "scheduler")
+            seconds += [solo[m] for m in worker.modules if m in solo]
+    return min((s for s in seconds if s > 0.0), default=1.0)
+
+
 def steps_of(
     module: str, spec: Steps, *, seed: int, published: bool, trace: trace_reader.TraceFile | None = None
 ) -> Iterator[int]:
@@ -136,15 +160,15 @@ def steps_of(
         assert trace is not None
         return trace.work_of(module)
     source: Source = published_stream() if published else stream(seed, f"steps of {module}")
-    return _uniform(spec, source) if isinstance(spec, UniformSteps) else _choice(spec, source)
+    return _uniform(spec.low, spec.high, source) if isinstance(spec, UniformSteps) else _choice(spec, source)
 
 
-def _uniform(spec: UniformSteps, source: Source) -> Iterator[int]:
+def _uniform(low: int, high: int, source: Source) -> Iterator[int]:
     while True:
         if isinstance(source, np.random.Generator):
-            yield from source.integers(spec.low, spec.high, BLOCK, endpoint=True).tolist()
+            yield from source.integers(low, high, BLOCK, endpoint=True).tolist()
         else:
-            yield from source.randint(spec.low, spec.high + 1, BLOCK).tolist()
+            yield from source.randint(low, high + 1, BLOCK).tolist()
 
 
 def _choice(spec: ChoiceSteps, source: Source) -> Iterator[int]:

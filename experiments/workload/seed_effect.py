@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from servetwin.core import BadInput
+from servetwin.core.random_streams import permuted
 
 from ..spec.experiment import (
     ChoiceSteps,
@@ -92,34 +93,59 @@ def check_seeds(experiment: Experiment, seeds: int, where: str) -> None:
         return
     if not depends_on_seed(experiment):
         what = f"{seeds} seeds would replay the same requests {seeds} times: nothing of {recorded.file} is drawn"
-        right = f"workload.arrivals.windows: {seeds} (each seed then replays another window), or one seed"
+        right = f"workload.{_key(experiment)}.windows: {seeds} (each seed then replays another window), or one seed"
         raise BadInput(what, where=where, right=right)
     windows = recorded.windows
-    if windows is not None and windows < seeds:
-        others = experiment.model_copy(update={"workload": _without_windows(experiment)})
-        if not depends_on_seed(others):
-            what = f"{seeds} seeds, but the trace is cut into {windows} windows: seeds would share them"
-            raise BadInput(what, where=where, right=f"{windows} seeds at most, or windows: {seeds}")
+    if windows is not None and windows < seeds and not _drawn_besides_windows(experiment):
+        what = f"{seeds} seeds, but the trace is cut into {windows} windows: seeds would share them"
+        raise BadInput(what, where=where, right=f"{windows} seeds at most, or windows: {seeds}")
+
+
+def _drawn_besides_windows(experiment: Experiment) -> bool:
+    return depends_on_seed(experiment.model_copy(update={"workload": _without_windows(experiment)}))
 
 
 def _without_windows(experiment: Experiment) -> object:
-    load = experiment.workload
-    key = "arrivals" if load.recorded is load.arrivals else "trace"
+    load, key = experiment.workload, _key(experiment)
     return load.model_copy(update={key: getattr(load, key).model_copy(update={"windows": None})})
 
 
+def _key(experiment: Experiment) -> str:
+    """Where the trace that *experiment* uses stands in its workload."""
+    return "arrivals" if experiment.workload.recorded is experiment.workload.arrivals else "trace"
+
+
 def check_seed_axis(experiments: Iterable[Experiment], where: str) -> None:
-    """The same for points that differ in their seed alone."""
+    """The same for points that differ in their seed alone, whose arrivals may also be made up."""
     for same in _by_seed(experiments):
-        check_seeds(same[0], len(same), where)
-        if len(same) > 1 and (kept := kept_draws(same[0])) is not None and not depends_on_seed(same[0]):
-            raise BadInput(f"{len(same)} seeds would be the same run {len(same)} times: {kept}", where=where)
+        one, seeds = same[0], len(same)
+        check_seeds(one, seeds, where)
+        if seeds < 2:
+            continue
+        if not depends_on_seed(one):
+            kept = kept_draws(one) or "nothing is drawn from the seed"
+            what = f"{seeds} seeds would be the same run {seeds} times: {kept}"
+            raise BadInput(what, where=where, right="one seed")
+        recorded = one.workload.recorded
+        if recorded is None or recorded.windows is None or _drawn_besides_windows(one):
+            continue
+        taken: dict[int, int] = {}
+        for seed in (e.seed for e in same):
+            other = taken.setdefault(permuted(seed, recorded.windows, "windows"), seed)
+            if other != seed:
+                what = f"seeds {other} and {seed} replay the same of {recorded.windows} windows"
+                raise BadInput(what, where=where, right="seeds that follow each other")
 
 
-def along_seeds(experiments: Iterable[Experiment]) -> list[str]:
-    """What no seed changes, in a line each, where there are points that differ in their seed alone."""
-    kept = (kept_draws(same[0]) for same in _by_seed(experiments) if len(same) > 1)
-    return [*dict.fromkeys(line for line in kept if line is not None)]
+def along_seeds(experiments: Sequence[Experiment], rows: Sequence[object]) -> list[str]:
+    """What no seed changes, in a line each, where there are points that differ in their seed alone; *rows* are what
+    came out."""
+    groups = [same for same in _by_seed(experiments) if len(same) > 1]
+    kept = (kept_draws(same[0]) for same in groups)
+    row_of = dict(zip(map(id, experiments), rows, strict=True))
+    copies = (", ".join(str(e.seed) for e in same) for same in groups if are_copies([row_of[id(e)] for e in same]))
+    said = [*kept, *(f"seeds {seeds} gave the very same results: they are no repeats" for seeds in copies)]
+    return [*dict.fromkeys(line for line in said if line is not None)]
 
 
 def _by_seed(experiments: Iterable[Experiment]) -> list[list[Experiment]]:
@@ -130,7 +156,7 @@ def _by_seed(experiments: Iterable[Experiment]) -> list[list[Experiment]]:
     return [*groups.values()]
 
 
-def check_one_way(experiments: Iterable[Experiment], where: str) -> None:
+def check_seeds_once(experiments: Iterable[Experiment], where: str) -> None:
     """Raise `BadInput` if points differ in their seed alone, which are to be repeated with seeds that follow: the
     repetitions of one point would be those of another."""
     same = max(_by_seed(experiments), key=len, default=[])

@@ -194,7 +194,7 @@ def read(
             holds += " between start and end"
         what = f"{requests} requests are wanted, but {holds}"
         raise BadInput(what, where=str(path), right=f"workload.requests: {count} at most")
-    return _part(choice, version, skip, requests or count)
+    return _selection(choice, version, skip, requests or count)
 
 
 @lru_cache(maxsize=16)
@@ -229,7 +229,7 @@ def _overview(choice: Choice, _: Stamp | None) -> Overview:
 
 
 @lru_cache(maxsize=256)
-def _part(choice: Choice, version: Stamp | None, skip: int, count: int) -> TraceFile:
+def _selection(choice: Choice, version: Stamp | None, skip: int, count: int) -> TraceFile:
     part = TraceFile(choice, _overview(choice, version), skip, count, 0.0, 0.0)
     first = last = None
     for entry in part:

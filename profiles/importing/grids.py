@@ -7,6 +7,7 @@ from typing import Any
 
 from ..llm.schema import TokenModel
 from ..llm.step_table import TokenTable
+from ..loading import check
 from .imported import Places, Steps
 
 
@@ -64,7 +65,7 @@ def _beside(steps: Steps, at: Places, table: TokenTable, statistic: str) -> dict
 
 
 def _table(model: dict[str, Any]) -> TokenTable:
-    return TokenTable(TokenModel.model_validate(plain(model)), hold=True)
+    return TokenTable(check(plain(model), TokenModel, where="times"), hold=True)
 
 
 def padded(graphs: Sequence[int], most: int, step: Callable[[int], int]) -> list[int]:

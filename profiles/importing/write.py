@@ -16,10 +16,10 @@ from typing import Any, Protocol
 from servetwin.core import BadInput
 
 from ..llm.architectures import architectures, kv_blocks
-from ..schema import SCHEMA_VERSION
-from ..verdict import with_verdict
+from ..loading import check
+from ..schema import SCHEMA_VERSION, ProfileFile
+from ..verdict import lines
 from ..yaml_writer import Anchored
-from . import formats as package
 from .devices import devices
 from .grids import plain
 from .imported import Imported
@@ -39,6 +39,7 @@ class Format(Protocol):
 @functools.cache
 def formats() -> dict[str, Any]:
     """The formats by name: the files in ``formats/``."""
+    package = importlib.import_module(f"{__package__}.formats")
     found = sorted(m.name for m in pkgutil.iter_modules(package.__path__))
     return {name: importlib.import_module(f"{package.__name__}.{name}") for name in found}
 
@@ -54,7 +55,7 @@ def import_profile(name: str, source: str, settings: Settings, *, profile: str |
     if name not in formats():
         raise BadInput(f"unknown format {name!r}", right=f"one of {', '.join(formats())}")
     made = content(formats()[name].read(source, settings), settings, profile)
-    return {**made, "verdict": with_verdict(plain(made))["verdict"]}
+    return {**made, "verdict": list(lines(check(plain(made), ProfileFile, where=source)))}
 
 
 def content(found: Imported, settings: Settings, profile: str | None = None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import Literal, get_args
 from servetwin.core import BadInput
 
 from ..cost import ByBatch, Cost
-from ..costs import PACE, PACE_MEMORY
+from ..costs import RECENT_LOAD, RECENT_LOAD_MEMORY
 from ..latency_table import interpolate
 
 #: Seconds after which a step counts for a third of what it did.
@@ -93,20 +93,20 @@ class RecentLoad:
 
 
 def recent_load_of(costs: Mapping[str, Cost]) -> RecentLoad | None:
-    """What ``prefill.pace`` (seconds of memory) and ``<kind>.pace.<tokens>`` of a profile's *costs* say, where the
-    kind is a `StepKind`; None if they say nothing. Sizes in the latter are tokens a second. Raises `BadInput` for one
-    that is no such table."""
-    if PACE_MEMORY() not in costs:
+    """What a profile's *costs* say: ``prefill.recent_load`` (seconds of memory) and ``<kind>.recent_load.<tokens>``,
+    where the kind is a `StepKind`; None if they say nothing. Sizes in the latter are tokens a second. Raises
+    `BadInput` for one that is no such table."""
+    if RECENT_LOAD_MEMORY() not in costs:
         return None
     kinds: tuple[StepKind, ...] = get_args(StepKind)
     curves = {kind: found for kind in kinds if (found := _curves(costs, kind)).limits}
-    return RecentLoad(curves, costs[PACE_MEMORY()].scalar())
+    return RecentLoad(curves, costs[RECENT_LOAD_MEMORY()].scalar())
 
 
 def _curves(costs: Mapping[str, Cost], kind: StepKind) -> Curves:
     """Of those *costs* that are of a *kind* of step."""
     found: dict[int, ByBatch] = {}
-    for tokens, name in PACE.sizes(costs, kind).items():
+    for tokens, name in RECENT_LOAD.sizes(costs, kind).items():
         curve = costs[name].by_batch
         if curve is None:
             raise BadInput("is no table by tokens a second", where=name, right="by_batch")

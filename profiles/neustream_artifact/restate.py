@@ -22,15 +22,15 @@ def restate(reference: Path, out: Path) -> list[Path]:
 
     source = Reference(reference)
     files = [(w.name, profile(source, w)) for w in WORKLOADS]
-    written = []
+    paths: list[Path] = []
     for name, data in itertools.chain(files, llm.profiles(reference), agents.profiles(reference)):
         path = out / f"{name}.yaml"
         content = text(data)
         check(yaml.safe_load(content), ProfileFile, where=str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8")
-        written.append(path)
-    return written
+        paths.append(path)
+    return paths
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

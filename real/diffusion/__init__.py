@@ -1,4 +1,4 @@
-"""Diffusion models on devices. Begin with `models` (what there is), then `server`.
+"""Diffusion models on devices. Begin with `models` (what there is); `servetwin.real.server` serves runs with them.
 
 ==================  =====================================================================================
 `models`            the models that can be served, their modules and sizes; no torch is needed to read it
@@ -8,7 +8,6 @@
 `device_slots`      a device with a model on it: the slots of its requests
 `graph_runner`      a module ready to run: eager, or one captured CUDA graph per batch size
 `lanes`             what runs a worker's batches: streams or threads; `process_lane`: other processes
-`server`            a model on its devices, warmed up, and the runs that it serves
 `profiling`         measures every term that a simulation needs
 ==================  =====================================================================================
 """

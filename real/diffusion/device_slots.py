@@ -1,4 +1,4 @@
-"""A device with a model on it: the slots of its requests, and the units that run its modules."""
+"""A device with a model on it: the slots of its requests, and the runners that run its modules."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class DeviceSlots:
         self.device = device
         self.gpu = device.type == "cuda"
         self.model = Model(kind, options, device)
-        self.units: dict[str, GraphRunner] = {}  # those of the first lane that runs a module, or of nobody
+        self.runners: dict[str, GraphRunner] = {}  # those of the first lane that runs a module, or of nobody
         self._spare: dict[str, list[GraphRunner]] = {}  # what further lanes use; kept from one run to the next
-        self._used: dict[GraphRunner, object] = {}  # unit -> its lane
+        self._used: dict[GraphRunner, object] = {}  # runner -> its lane
         # Lanes on threads share the slots and the source of the noise.
         self._lock = threading.RLock()
         self.generator = torch.Generator(device)
@@ -58,42 +58,42 @@ class DeviceSlots:
         self.pending: dict[int, torch.cuda.Event] = {}
 
     def warm(self, module: str, limit: int) -> GraphRunner:
-        """The unit of *module* for batches of up to *limit*, with every size run once."""
-        unit = self.units.get(module)
-        if unit is None or unit.limit < limit:
-            unit = self.units[module] = self._make(module, limit)
-        return unit
+        """The runner of *module* for batches of up to *limit*, with every size run once."""
+        runner = self.runners.get(module)
+        if runner is None or runner.limit < limit:
+            runner = self.runners[module] = self._make(module, limit)
+        return runner
 
     def lease(self, module: str, limit: int, lane: object) -> GraphRunner:
-        """A unit of *module* as `warm` gives it, which is *lane*'s alone until `give_back`.
+        """A runner of *module* as `warm` gives it, which is *lane*'s alone until `give_back`.
 
-        A unit's rows, its cursor on the device and the memory of its graphs serve one batch at a time: two lanes on
-        one unit would read each other's rows.
+        A runner's rows, its cursor on the device and the memory of its graphs serve one batch at a time: two lanes on
+        one runner would read each other's rows.
         """
-        first = self.units.get(module)
+        first = self.runners.get(module)
         if first is None or first not in self._used:
-            unit = self.warm(module, limit)
+            runner = self.warm(module, limit)
         else:
             spare = self._spare.setdefault(module, [])
             idle = next((u for u in spare if u not in self._used and u.limit >= limit), None)
-            unit = idle or self._make(module, limit)
+            runner = idle or self._make(module, limit)
             if idle is None:
-                spare.append(unit)
-        self._used[unit] = lane
-        return unit
+                spare.append(runner)
+        self._used[runner] = lane
+        return runner
 
     def give_back(self, lane: object) -> None:
-        """*lane* has no more use for its units."""
-        self._used = {unit: user for unit, user in self._used.items() if user is not lane}
+        """*lane* has no more use for its runners."""
+        self._used = {runner: user for runner, user in self._used.items() if user is not lane}
 
     def _make(self, module: str, limit: int) -> GraphRunner:
         if limit > self.options.slots:
             raise BadInput(f"batches of up to {limit} do not fit into {self.options.slots} slots", right=f"{limit}")
         body, eager = self.model.bodies[module], self.options.eager
-        unit = GraphRunner(module, body, limit, self.device, eager=eager, priority=self.priority(module))
+        runner = GraphRunner(module, body, limit, self.device, eager=eager, priority=self.priority(module))
         with torch.no_grad():
-            unit.warm(range(1, limit + 1))
-        return unit
+            runner.warm(range(1, limit + 1))
+        return runner
 
     def priority(self, module: str) -> int:
         """The priority of the streams on which *module* is captured and runs: -1 goes before 0."""
@@ -108,14 +108,14 @@ class DeviceSlots:
             progress = self.progress.get(request.id)
             known = progress is not None
             if progress is None:
-                progress = self._occupy(request.id)
+                progress = self.occupy(request.id)
         if self.pending:
-            self._await(progress.slot)
+            self.wait_for(progress.slot)
         if not known:
             self.model.bring(progress.slot, request.id)
         return progress
 
-    def _await(self, slot: int, stream: torch.cuda.Stream | None = None) -> None:
+    def wait_for(self, slot: int, stream: torch.cuda.Stream | None = None) -> None:
         """Let *stream* (None: the current one) wait for whoever touched *slot* last on a stream that may not be done.
 
         Once is enough: whoever comes next is ordered after the one that waited.
@@ -124,7 +124,8 @@ class DeviceSlots:
         if event is not None:
             (stream or torch.cuda.current_stream(self.device)).wait_event(event)
 
-    def _occupy(self, request: int) -> Progress:
+    def occupy(self, request: int) -> Progress:
+        """A free slot for *request*. Raises `ServeTwinError` if there is none."""
         if not self.free:
             raise ServeTwinError(f"more than {self.options.slots} requests have begun: raise the number of slots")
         progress = self.progress[request] = Progress(request, self.free.pop())
@@ -138,29 +139,29 @@ class DeviceSlots:
                 self.free.append(progress.slot)
 
     def hand_over(self, request: int, other: DeviceSlots, after: torch.cuda.Event | None = None) -> None:
-        """Copy the slot of *request* to *other*, a site on another device, and free it here.
+        """Copy the slot of *request* to *other*, those on another device, and free it here.
 
         On GPUs nobody waits: the copy runs on a stream of its own *after* what the source's lane recorded behind the
         request's last batch, whoever takes the request at *other* waits for the copy, and so does whoever is given
         the slot that is free here.
         """
-        mine, theirs = self.progress[request], other._occupy(request)
+        mine, theirs = self.progress[request], other.occupy(request)
         theirs.rows, theirs.done = mine.rows, mine.done
         if mine.rows is not None:
             theirs.rows = mine.rows.copy()
             theirs.rows[:, 0] = theirs.slot
         with contextlib.ExitStack() as streams:
-            for site in (other, self):  # on one device the copy is on the source's stream
-                if site.transfer is not None:
-                    streams.enter_context(torch.cuda.stream(site.transfer))
+            for slots in (other, self):  # on one device the copy is on the source's stream
+                if slots.transfer is not None:
+                    streams.enter_context(torch.cuda.stream(slots.transfer))
             self._copy(mine.slot, other, theirs.slot, after)
         self.release(request)
 
     def _copy(self, slot: int, other: DeviceSlots, their: int, after: torch.cuda.Event | None) -> None:
         stream = self.transfer
         if stream is not None:
-            self._await(slot, stream)
-            other._await(their, stream)
+            self.wait_for(slot, stream)
+            other.wait_for(their, stream)
             if after is not None:
                 stream.wait_event(after)
         for name, tensor in self.model.state.items():
@@ -191,11 +192,11 @@ class DeviceSlots:
         with self._lock:
             self.model.noise(progress.slot, seed, table.first, self.generator)
 
-    def step(self, batch: Sequence[Progress], unit: GraphRunner | None = None) -> None:
-        """One iteration, on *unit* (None: the first). Who has done all its steps just stays: its latents do not
+    def step(self, batch: Sequence[Progress], runner: GraphRunner | None = None) -> None:
+        """One iteration, on *runner* (None: the first). Who has done all its steps just stays: its latents do not
         change."""
-        unit = unit or self.units[self.kind.loop]
-        into = unit.rows()
+        runner = runner or self.runners[self.kind.loop]
+        into = runner.rows()
         for i, progress in enumerate(batch):
             rows = progress.rows
             assert rows is not None
@@ -206,15 +207,15 @@ class DeviceSlots:
             else:
                 into[i] = rows[-1]
                 into[i, 3:5] = (1.0, 0.0)
-        unit.launch(len(batch))
+        runner.launch(len(batch))
 
-    def once(self, module: str, batch: Sequence[Progress], unit: GraphRunner | None = None) -> None:
-        """Run a module without a loop, on *unit* (None: the first)."""
-        unit = unit or self.units[module]
-        into = unit.rows()
+    def once(self, module: str, batch: Sequence[Progress], runner: GraphRunner | None = None) -> None:
+        """Run a module without a loop, on *runner* (None: the first)."""
+        runner = runner or self.runners[module]
+        into = runner.rows()
         for i, progress in enumerate(batch):
             into[i, 0] = progress.slot
-        unit.launch(len(batch))
+        runner.launch(len(batch))
 
     def check(self, modules: Sequence[str]) -> None:
         """Raise `BadInput` unless this kind of model has all *modules*."""

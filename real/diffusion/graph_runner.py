@@ -1,6 +1,6 @@
 """A module ready to run: eager on the CPU, one captured CUDA graph per batch size on a GPU.
 
-Whoever runs a unit fills the rows of a batch (`GraphRunner.rows`) and launches it (`GraphRunner.launch`): on a GPU
+Whoever runs a runner fills the rows of a batch (`GraphRunner.rows`) and launches it (`GraphRunner.launch`): on a GPU
 one replay and nothing else. The rows lie in a ring in the host's memory, which the graph reads by itself, from
 where a cursor on the device stands. A copy of its own would cost the host 12 us for each batch, and 60 to 110 while
 the host is slow, with the device waiting.
@@ -57,7 +57,7 @@ class GraphRunner:
             self._table = torch.as_tensor(_Mapped(self._ring), device=device)
             self._cursor = torch.zeros(1, dtype=torch.long, device=device)
             self._pool = torch.cuda.graph_pool_handle()
-            # Libraries keep scratch memory by stream: captured on streams of their own, units never share any.
+            # Libraries keep scratch memory by stream: captured on streams of their own, runners never share any.
             self._stream = torch.cuda.Stream(device, priority=priority)
             self._check()
 

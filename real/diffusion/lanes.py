@@ -18,30 +18,30 @@ Sink = Callable[[int, torch.Tensor], None]
 
 
 class Lane:
-    """Runs the batches of *worker* at *site*, one at a time. Where it is *polled*, the executor asks `is_over`."""
+    """Runs the batches of *worker* at *slots*, one at a time. Where it is *polled*, the executor asks `is_over`."""
 
     polled = False
 
-    def __init__(self, site: DeviceSlots, worker: Worker, sink: Sink | None = None) -> None:
-        self.site = site
+    def __init__(self, slots: DeviceSlots, worker: Worker, sink: Sink | None = None) -> None:
+        self.slots = slots
         self.worker = worker
         self.sink = sink
         self.batch: Batch | None = None
         self.done: Done | None = None
         stage, limit = worker.stage, worker.view.limit
-        site.check(stage.modules)
+        slots.check(stage.modules)
         self.last = not stage.next
-        self.converts = self.last and OUTPUT in site.model.bodies
+        self.converts = self.last and OUTPUT in slots.model.bodies
         #: What runs its modules: nobody else's, while it is not closed.
-        self.units: dict[str, GraphRunner] = {}
+        self.runners: dict[str, GraphRunner] = {}
         try:
             for module in (*stage.modules, *([OUTPUT] if self.converts else [])):
-                self.units[module] = site.lease(module, limit, self)
+                self.runners[module] = slots.lease(module, limit, self)
         except BaseException:
-            site.give_back(self)
+            slots.give_back(self)
             raise
         if self.last:
-            self.images = torch.zeros(limit, *site.model.image_shape, dtype=torch.uint8, pin_memory=site.gpu)
+            self.images = torch.zeros(limit, *slots.model.image_shape, dtype=torch.uint8, pin_memory=slots.gpu)
         self.leaving: list[Progress] = []
 
     def start(self, batch: Batch, done: Done) -> None:
@@ -68,37 +68,37 @@ class Lane:
 
     def close(self) -> None:
         """No more batches come."""
-        self.site.give_back(self)
+        self.slots.give_back(self)
 
     def work(self, batch: Batch) -> None:
         """Do what *batch* asks for, on the current stream."""
-        site, stage, units = self.site, self.worker.stage, self.units
-        progress = [site.take(task.request) for task in batch.tasks]
+        slots, stage, runners = self.slots, self.worker.stage, self.runners
+        progress = [slots.take(task.request) for task in batch.tasks]
         leaving = progress
         if stage.loop is None:
             for module in stage.modules:
-                site.once(module, progress, units[module])
+                slots.once(module, progress, runners[module])
         else:
             joining = [i for i, p in enumerate(progress) if p.rows is None]
             if joining:
                 for module in stage.before:
-                    site.once(module, [progress[i] for i in joining], units[module])
+                    slots.once(module, [progress[i] for i in joining], runners[module])
                 for i in joining:
-                    site.begin(progress[i], batch.tasks[i].iterations)
+                    slots.begin(progress[i], batch.tasks[i].iterations)
             for _ in range(batch.iterations):
-                site.step(progress, units[stage.loop])
+                slots.step(progress, runners[stage.loop])
             if not batch.leaves:
                 self.leaving = []
                 return
             steps = batch.iterations
             leaving = [p for p, task in zip(progress, batch.tasks, strict=True) if task.left <= steps]
             for module in stage.after:
-                site.once(module, leaving, units[module])
+                slots.once(module, leaving, runners[module])
         self.leaving = leaving if self.last else []
         if self.last:
             if self.converts:
-                site.once(OUTPUT, leaving, units[OUTPUT])
-            images = site.model.state["image"]
+                slots.once(OUTPUT, leaving, runners[OUTPUT])
+            images = slots.model.state["image"]
             for i, p in enumerate(leaving):
                 self.images[i].copy_(images[p.slot], non_blocking=True)
 
@@ -113,30 +113,30 @@ class StreamLane(Lane):
 
     polled = True
 
-    def __init__(self, site: DeviceSlots, worker: Worker, sink: Sink | None = None) -> None:
-        super().__init__(site, worker, sink)
-        priority = site.priority(worker.stage.loop or worker.stage.modules[0])
-        self.stream = torch.cuda.Stream(site.device, priority=priority)
+    def __init__(self, slots: DeviceSlots, worker: Worker, sink: Sink | None = None) -> None:
+        super().__init__(slots, worker, sink)
+        priority = slots.priority(worker.stage.loop or worker.stage.modules[0])
+        self.stream = torch.cuda.Stream(slots.device, priority=priority)
         self.event = torch.cuda.Event()
-        self.side = torch.cuda.Stream(site.device)
+        self.side = torch.cuda.Stream(slots.device)
         self.prepared = torch.cuda.Event()
         self.awaits = False  # whether something was prepared since the last batch
 
     def prepare(self, task: Task) -> None:
-        site, stage = self.site, self.worker.stage
-        known = site.progress.get(task.id)
+        slots, stage = self.slots, self.worker.stage
+        known = slots.progress.get(task.id)
         begins = stage.loop is not None and not stage.before and (known is None or known.rows is None)
         if known is not None and not begins:
             return
-        if known is None and len(site.free) <= self.worker.view.limit:
+        if known is None and len(slots.free) <= self.worker.view.limit:
             return  # the slots that are left are for those who begin
         with torch.no_grad(), torch.cuda.stream(self.side):
-            progress = site.take(task.request)
+            progress = slots.take(task.request)
             if begins:
-                site.begin(progress, task.left)
+                slots.begin(progress, task.left)
             self.prepared.record(self.side)
-        if site.gpu:  # for another lane too, if this one never runs it
-            site.pending[progress.slot] = self.prepared
+        if slots.gpu:  # for another lane too, if this one never runs it
+            slots.pending[progress.slot] = self.prepared
         self.awaits = True
 
     def start(self, batch: Batch, done: Done) -> None:
@@ -158,12 +158,12 @@ class ThreadLane(Lane):
 
     def __init__(
         self,
-        site: DeviceSlots,
+        slots: DeviceSlots,
         worker: Worker,
         heard: SimpleQueue[tuple[object, object]],
         sink: Sink | None = None,
     ) -> None:
-        super().__init__(site, worker, sink)
+        super().__init__(slots, worker, sink)
         self.heard = heard
         self._jobs: SimpleQueue[Batch | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name=f"lane {worker.name}", daemon=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from servetwin.core import BadInput
@@ -26,8 +26,8 @@ class Options:
     loop and another stage are both at work: the loop's, those of the rest, or none's. *weights* is a local folder
     with a checkpoint in diffusers' layout, otherwise weights are random, from *seed*. *slots* bounds the requests
     that can have begun and not ended. With *processes* each worker is a process of its own
-    (`servetwin.real.diffusion.process_lane`). *quiet* says whether the thread that polls a GPU looks for quiet cores
-    (`servetwin.real.cpu_affinity`); None: where there are enough of them.
+    (`servetwin.real.diffusion.process_lane`). *pinned_core* says whether the thread that polls a GPU looks for an
+    undisturbed core and stays there (`servetwin.real.cpu_affinity`); None: where there are enough of them.
     """
 
     device: str = "cuda:0"
@@ -42,7 +42,18 @@ class Options:
     slots: int = 256
     seed: int = 0
     processes: bool = False
-    quiet: bool | None = None
+    pinned_core: bool | None = None
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Options:
+        """The options with these names and values. Raises `BadInput` for a name that there is not, or no more."""
+        names = [option.name for option in fields(cls)]
+        for name in given:
+            if name == "quiet":
+                raise BadInput("the option 'quiet' has another name now", right="pinned_core")
+            if name not in names:
+                raise BadInput(f"unknown option {name!r}", right=f"one of {', '.join(names)}")
+        return cls(**given)
 
     def torch_device(self, name: str) -> torch.device:
         """The torch device behind the device *name* of a worker. Raises `BadInput` if it is not there."""

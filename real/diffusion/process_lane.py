@@ -52,7 +52,7 @@ class RemoteSlots:
         self.options = options
         self.device = device
         self.gpu = device.type == "cuda"
-        self.units: dict[str, Any] = {}  # those are in the processes
+        self.runners: dict[str, Any] = {}  # those are in the processes
         self.lanes: list[ProcessLane] = []
         self.reset()
 
@@ -103,31 +103,31 @@ class ProcessLane(Lane):
 
     def __init__(
         self,
-        site: RemoteSlots,
+        slots: RemoteSlots,
         worker: Worker,
         heard: SimpleQueue[tuple[object, object]],
         sink: Sink | None = None,
     ) -> None:
-        self.remote = site
+        self.remote = slots
         self.worker = worker
         self.heard = heard
         self.sink = sink
-        self.polled = site.gpu
+        self.polled = slots.gpu
         self.batch: Batch | None = None
         self.done: Done | None = None
         self.leaving: list[Progress] = []
         self.ended: list[int] = []
         self.last = not worker.stage.next
         for module in worker.stage.modules:
-            if module not in site.kind.modules:
-                right = ", ".join(site.kind.modules)
-                raise BadInput(f"{site.kind.name} has no module {module!r}", right=f"one of {right}")
+            if module not in slots.kind.modules:
+                right = ", ".join(slots.kind.modules)
+                raise BadInput(f"{slots.kind.name} has no module {module!r}", right=f"one of {right}")
         if self.last and sink is not None:
-            shape = (worker.view.limit, 3, site.kind.image, site.kind.image)
+            shape = (worker.view.limit, 3, slots.kind.image, slots.kind.image)
             self.images = torch.zeros(shape, dtype=torch.uint8).share_memory_()
         self._process: Any = None
         self._closing = False
-        site.lanes.append(self)
+        slots.lanes.append(self)
 
     # -- its life ---------------------------------------------------------------------------------------
 
@@ -135,12 +135,12 @@ class ProcessLane(Lane):
         """Start the process. *passes* are the queues through which it gives the slot tensors to the others, or that
         through which it gets them.
         """
-        site, worker = self.remote, self.worker
+        slots, worker = self.remote, self.worker
         self._pipe: Connection
         self._pipe, theirs = context.Pipe()
         images = self.images if self.last and self.sink is not None else None
-        options = replace(site.options, processes=False)
-        about = (site.kind, options, site.device, worker.stage, worker.view.limit, images, torch.get_num_threads())
+        options = replace(slots.options, processes=False)
+        about = (slots.kind, options, slots.device, worker.stage, worker.view.limit, images, torch.get_num_threads())
         self._process = context.Process(target=_main, args=(theirs, passes, *about), name=worker.name, daemon=True)
         self._process.start()
         theirs.close()
@@ -173,8 +173,8 @@ class ProcessLane(Lane):
 
     def start(self, batch: Batch, done: Done) -> None:
         self.batch, self.done = batch, done
-        site, loops = self.remote, self.worker.stage.loop is not None
-        tasks = [(t.id, *site.slot(t.id), t.iterations, t.left) for t in batch.tasks]
+        slots, loops = self.remote, self.worker.stage.loop is not None
+        tasks = [(t.id, *slots.slot(t.id), t.iterations, t.left) for t in batch.tasks]
         if self.last and self.sink is not None:
             steps = batch.iterations
             leaving = [t for t in tasks if not loops or t[4] <= steps]
@@ -241,15 +241,15 @@ def _main(
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(threads)
     try:
-        site = DeviceSlots(kind, options, device)
-        _share(site, passes)
-        _keep(site, stage)
+        slots = DeviceSlots(kind, options, device)
+        _share(slots, passes)
+        _keep(slots, stage)
         worker: Any = SimpleNamespace(stage=stage, view=SimpleNamespace(limit=limit), name=stage.name)
-        lane = Lane(site, worker)
+        lane = Lane(slots, worker)
         if images is not None:
             lane.images = images
         pipe.send(None)
-        _work(pipe, site, lane)
+        _work(pipe, slots, lane)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the run is no more
     except torch.OutOfMemoryError as problem:
@@ -271,38 +271,38 @@ def _tell(pipe: Connection, problem: tuple[str, str]) -> None:
         pipe.recv()  # until the run has read it and says that this is the end
 
 
-def _share(site: DeviceSlots, passes: Any) -> None:
+def _share(slots: DeviceSlots, passes: Any) -> None:
     """All work on the same slot tensors: the first worker's."""
-    state = site.model.state
+    state = slots.model.state
     if not isinstance(passes, list):
         state.update(passes.get())
         return
-    if not site.gpu:
+    if not slots.gpu:
         for tensor in state.values():
             tensor.share_memory_()
     else:
-        torch.cuda.synchronize(site.device)
+        torch.cuda.synchronize(slots.device)
     for other in passes:
         other.put(dict(state))
 
 
-def _keep(site: DeviceSlots, stage: Stage) -> None:
+def _keep(slots: DeviceSlots, stage: Stage) -> None:
     """Keep the networks of *stage* only."""
-    networks = site.model.networks
+    networks = slots.model.networks
     for name in set(networks) - set(stage.modules):
         del networks[name]
-    if site.kind.loop not in stage.modules:
-        vars(site.model).pop("network", None)
-    if site.gpu:
+    if slots.kind.loop not in stage.modules:
+        vars(slots.model).pop("network", None)
+    if slots.gpu:
         torch.cuda.empty_cache()
 
 
-def _work(pipe: Connection, site: DeviceSlots, lane: Lane) -> None:
-    stream = torch.cuda.Stream(site.device) if site.gpu else None
-    event = torch.cuda.Event() if site.gpu else None
+def _work(pipe: Connection, slots: DeviceSlots, lane: Lane) -> None:
+    stream = torch.cuda.Stream(slots.device) if slots.gpu else None
+    event = torch.cuda.Event() if slots.gpu else None
     with torch.no_grad(), torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext():
         while (job := pipe.recv()) is not None:
-            batch: Any = _batch(site, job)
+            batch: Any = _batch(slots, job)
             lane.work(batch)
             if event is not None:
                 event.record(stream)
@@ -311,18 +311,18 @@ def _work(pipe: Connection, site: DeviceSlots, lane: Lane) -> None:
             pipe.send(None)
 
 
-def _batch(site: DeviceSlots, job: Job) -> SimpleNamespace:
+def _batch(slots: DeviceSlots, job: Job) -> SimpleNamespace:
     """What a lane needs to know of a batch; its requests stand in the slots that they were given."""
     iterations, leaves, tasks, ended = job
     for request in ended:
-        site.progress.pop(request, None)
+        slots.progress.pop(request, None)
     kept: Sequence[SimpleNamespace] = [
         SimpleNamespace(request=SimpleNamespace(id=number), iterations=whole, left=left)
         for number, _, _, whole, left in tasks
     ]
     for number, slot, new, _, _ in tasks:
-        if number not in site.progress:
-            site.progress[number] = Progress(number, slot)
+        if number not in slots.progress:
+            slots.progress[number] = Progress(number, slot)
             if new:
-                site.model.bring(slot, number)
+                slots.model.bring(slot, number)
     return SimpleNamespace(tasks=kept, iterations=iterations, leaves=leaves)

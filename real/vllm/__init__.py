@@ -6,7 +6,7 @@
 `engine`            vLLM's engine inside this process
 `plan`              requests sent and served; `records`: the records of a run
 `http_client`       an open-loop client of a running server
-`engine_process`    an engine in a process of its own, and its worker; `answer`: what it says
+`engine_process`    an engine in a process of its own, and its worker
 `pipeline_server`   serves pipelines with such engines
 `profiling`         measures a language model's steps
 ==================  =========================================================================

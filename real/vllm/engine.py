@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -164,6 +164,24 @@ def device_name() -> str:
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+@dataclass
+class _Progress:
+    """How far a run has come. Times are in seconds on its clock, by the requests' ids, but for *stop_at*, which is on
+    the machine's."""
+
+    requests: Sequence[Planned]
+    sent: dict[int, float] = field(default_factory=dict)
+    queued: dict[int, float] = field(default_factory=dict)
+    ended: dict[int, str] = field(default_factory=dict)
+    ends: dict[int, float] = field(default_factory=dict)
+    #: How long it took to hand each request to the engine.
+    intake: list[float] = field(default_factory=list)
+    #: How many the client has sent, and whether it has sent all.
+    taken: int = 0
+    closed: bool = False
+    stop_at: float = float("inf")
 
 
 class VllmEngine:
@@ -315,103 +333,102 @@ class VllmEngine:
         self.empty()
         scheduler.install(settings, policy=policy, estimates=estimates)
         scheduler.keep_log = True
-        by_id = {r.id: r for r in requests}
-        if len(by_id) < len(requests):
+        if len({r.id for r in requests}) < len(requests):
             raise BadInput("two requests have the same id")
-        sent: dict[int, float] = {}
-        queued: dict[int, float] = {}
-        ended: dict[int, str] = {}
-        ends: dict[int, float] = {}
-        intake: list[float] = []
+        progress = _Progress(requests)
         client = Client([r.arrival for r in requests])
-        closed, taken, stop_at = False, 0, float("inf")
         try:
             with undisturbed():
                 client.channel.setblocking(False)
-                scheduler.zero = zero = time.monotonic() + LEAD
-                client.begin(zero)
-                while not closed or len(ended) < taken:
+                scheduler.zero = time.monotonic() + LEAD
+                client.begin(scheduler.zero)
+                while not progress.closed or len(progress.ended) < progress.taken:
                     idle = not self.engine.has_unfinished_requests()
                     if idle or (scheduler.idle_until is not None and not scheduler.in_flight):
-                        self._wait(client, scheduler, idle, closed)
-                    while True:
-                        try:
-                            packet = client.channel.recv(PACKET.size)
-                        except BlockingIOError:
-                            break
-                        if not packet:
-                            if not closed:
-                                raise ServeTwinError(f"the client ended after {taken} of {len(requests)} requests")
-                            break
-                        number, at = PACKET.unpack(packet)
-                        if number == END:
-                            closed = True
-                            stop_at = time.monotonic() + stop_after if stop_after is not None else stop_at
-                            break
-                        begun = time.monotonic()
-                        planned = requests[number]
-                        taken += 1
-                        sent[planned.id] = at - zero
-                        self.add(planned, at)
-                        after = time.monotonic()
-                        queued[planned.id] = after - zero
-                        intake.append(after - begun)
+                        self._wait(client, scheduler, idle, progress.closed)
+                    self._take_in(client, progress, stop_after)
                     if not self.engine.has_unfinished_requests():
                         continue
-                    known = {t.id: t for t in scheduler.tasks.values()} if time.monotonic() > stop_at else {}
-                    if known:
-                        for number in known:
-                            ended[number] = "failed"
+                    left = (
+                        [task.id for task in scheduler.tasks.values()] if time.monotonic() > progress.stop_at else []
+                    )
+                    if left:
+                        progress.ended |= dict.fromkeys(left, "failed")
                         break
-                    for out in self.step():
-                        if out.finished:
-                            number = int(out.request_id)
-                            aborted = out.outputs[0].finish_reason == "abort"
-                            ended[number] = "dropped" if aborted else "finished"
-                            ends[number] = scheduler.now()
+                    self._step_on(progress)
         except (Exception, KeyboardInterrupt, Stopped) as problem:
             if stopped is not None:
-                run = self._run(by_id, sent, queued, ended, ends, intake)
+                run = self._run(progress)
                 run.reason = _reason(problem)
                 stopped(run)
             raise
         finally:
             client.close()
             scheduler.keep_log = False
-        run = self._run(by_id, sent, queued, ended, ends, intake)
+        run = self._run(progress)
         self.empty()
         return run
 
-    def _run(
-        self,
-        by_id: Mapping[int, Planned],
-        sent: Mapping[int, float],
-        queued: Mapping[int, float],
-        ended: Mapping[int, str],
-        ends: Mapping[int, float],
-        intake: list[float],
-    ) -> Run:
+    def _take_in(self, client: Client, progress: _Progress, stop_after: float | None) -> None:
+        """Hand all that *client* has sent by now to the engine."""
+        zero = self.scheduler.zero
+        while True:
+            try:
+                packet = client.channel.recv(PACKET.size)
+            except BlockingIOError:
+                return
+            if not packet:
+                if not progress.closed:
+                    of = f"{progress.taken} of {len(progress.requests)} requests"
+                    raise ServeTwinError(f"the client ended after {of}")
+                return
+            number, at = PACKET.unpack(packet)
+            if number == END:
+                progress.closed = True
+                if stop_after is not None:
+                    progress.stop_at = time.monotonic() + stop_after
+                return
+            begun = time.monotonic()
+            planned = progress.requests[number]
+            progress.taken += 1
+            progress.sent[planned.id] = at - zero
+            self.add(planned, at)
+            after = time.monotonic()
+            progress.queued[planned.id] = after - zero
+            progress.intake.append(after - begun)
+
+    def _step_on(self, progress: _Progress) -> None:
+        """Run a step, and note which requests have ended with it."""
+        for out in self.step():
+            if out.finished:
+                number = int(out.request_id)
+                aborted = out.outputs[0].finish_reason == "abort"
+                progress.ended[number] = "dropped" if aborted else "finished"
+                progress.ends[number] = self.scheduler.now()
+
+    def _run(self, progress: _Progress) -> Run:
         """What has been served until now; what has not ended has failed."""
         scheduler = self.scheduler
         preemptions: Counter[int] = Counter()
         for log in scheduler.log:
             preemptions.update(log.preempted)
+        by_id = {request.id: request for request in progress.requests}
         served = [
             Served(
                 number,
                 at,
                 by_id[number].prompt,
                 by_id[number].output,
-                queued.get(number, at),
-                ended.get(number, "failed"),  # type: ignore[arg-type]
+                progress.queued.get(number, at),
+                progress.ended.get(number, "failed"),  # type: ignore[arg-type]
                 scheduler.times.get(number, []),
                 preemptions[number],
-                ends.get(number, scheduler.now()),
+                progress.ends.get(number, scheduler.now()),
             )
-            for number, at in sent.items()
+            for number, at in progress.sent.items()
         ]
-        lateness = [at - by_id[number].arrival for number, at in sent.items()]
-        return Run(served, list(scheduler.log), lateness, intake, scheduler.now())
+        lateness = [at - by_id[number].arrival for number, at in progress.sent.items()]
+        return Run(served, list(scheduler.log), lateness, progress.intake, scheduler.now())
 
     def _wait(self, client: Client, scheduler: Any, idle: bool, closed: bool) -> None:
         """Sleep until something arrives or the policy wants to be asked again; a GPU host watches the clock."""

@@ -20,13 +20,14 @@ from queue import SimpleQueue
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
-from servetwin.core import Request, ServeTwinError, ServingLoop
+from servetwin.core import Request, ServeTwinError
 from servetwin.core.llm import TokenTask
 from servetwin.core.llm.batch import TokenBatch
 from servetwin.core.llm.engine import TokenEngine
 from servetwin.core.llm.worker import TokenWorker
+from servetwin.core.worker import Loop
 
-from .answer import Answer
+from ..answer import Answer
 
 if TYPE_CHECKING:
     from ..executor import RealExecutor
@@ -112,26 +113,25 @@ class EngineWorker(TokenWorker):
         )
         self.listening.start()
 
-    def attach(self, loop: ServingLoop) -> None:
+    def attach(self, loop: Loop) -> None:
         self.loop = loop
-        self._engine = TokenEngine(loop, self)
-        self.receive: Callable[[Any], None] = self._receive
+        self.engine = TokenEngine(loop, self)
 
-    def direct(self) -> None:  # type: ignore[override]
+    def serve_alone(self) -> None:
         """There is no shorter way: what it inherits would lead into the simulated engine."""
         return
 
     def task(self, request: Request, now: float) -> TokenTask:
-        task = self._engine.task(request, now)
-        task._times = array("d")
+        task = self.engine.task(request, now)
+        task.token_times = array("d")
         return task
 
-    def _receive(self, task: TokenTask) -> None:
+    def receive(self, task: Any) -> None:
         """Send *task* to the engine."""
-        output = self._engine._lengths.pop(task)
+        output = self.engine.lengths.pop(task)
         if task.request.outcome is not None:
             return
-        task.queued = task.admitted = self.loop.executor.now()
+        task.queued = task.admitted = self.loop.now()
         visit = self.visits[task.id] = self.visits.get(task.id, -1) + 1
         self.tasks[task.id, visit] = task
         self.known[_own(task.id, visit)] = task
@@ -162,7 +162,7 @@ class EngineWorker(TokenWorker):
         """The engine's steps as batches, in seconds since the run began."""
         zero, known = self.executor.zero, self.known
         for step in self.steps:
-            batch = TokenBatch(0, self, step.decode, step.context)
+            batch = TokenBatch(0, self.place, step.decode, step.context)
             batch.prefill = [(known[own], tokens, context) for own, tokens, context in step.prefill if own in known]
             batch.preempted = [known[own] for own in step.preempted if own in known]
             batch.size = step.decode + len(step.prefill)
@@ -217,22 +217,22 @@ class EngineWorker(TokenWorker):
         if task.request.outcome is not None:
             return
         zero = self.executor.zero
-        task._times = array("d", [t - zero for t in times])
+        task.token_times = array("d", [t - zero for t in times])
         task.preemptions = preemptions
         task.generated = len(times)
         if times:
-            task.first_token = task._times[0]
+            task.first_token = task.token_times[0]
             task.started = task.queued
         if outcome == "dropped":
-            self.loop._drop(task, self.view)
+            self.loop.drop(task, self.view)
         elif outcome == "finished":
-            task.finished = self.loop.executor.now()
-            self.heard_after.append(task.finished - task._times[-1])
+            task.finished = self.loop.now()
+            self.heard_after.append(task.finished - task.token_times[-1])
             slo = self.view.slo
             if slo is not None and not slo.met(task):
-                task.request.missed = True  # type: ignore[misc]
-                self.loop._know_anew(task.request)
-            self.loop._leave(task, task.finished)
+                task.request.missed = True
+                self.loop.know_anew(task.request)
+            self.loop.leave(task, task.finished)
         else:
             self.loop.fail(task.request, "the engine gave it up")
 
@@ -279,9 +279,7 @@ def _work(pipe: Connection, engine: Any) -> None:
                     _add(engine, flying, more)
                     busy = True
                     continue
-                if word == "measure":
-                    pipe.send(_measured(engine, *more))
-                elif word == "call":
+                if word == "call":
                     pipe.send(_called(engine, *more))
                 elif word == "install":
                     engine.empty()
@@ -325,21 +323,7 @@ def _add(engine: Any, flying: dict[str, tuple[int, int, float, float]], more: li
     own = _own(number, visit)
     engine.add(Planned(own, 0.0, prompt, output, limit), at)
     flying[str(own)] = (number, visit, received, time.monotonic())
-    engine.scheduler._new[-1].budget = budget
-
-
-def _measured(engine: Any, grid: Any, seconds: float) -> dict[str, Any]:
-    """A profile's token section of *engine*, measured now."""
-    from .profiling.fit import tokens_section
-    from .profiling.step_grid import measure
-    from .scheduler import Settings
-
-    policy = engine.scheduler.settings
-    engine.empty()
-    section: dict[str, Any] = tokens_section(measure(engine, grid), engine.describe(), grid, "steps")
-    engine.empty()
-    engine.scheduler.install(Settings(**{k: getattr(policy, k) for k in Settings.__dataclass_fields__}))
-    return section
+    engine.scheduler.grant(budget)
 
 
 def _called(engine: Any, function: Callable[..., Any], *more: Any) -> Any:

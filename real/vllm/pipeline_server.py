@@ -14,7 +14,7 @@ from servetwin.core.pool import Pool
 from .engine_process import EngineProcess, EngineWorker
 
 if TYPE_CHECKING:
-    from ..diffusion.server import Report
+    from ..server import Report
     from ..tools.script_tool import ScriptTool
 
 
@@ -34,8 +34,8 @@ def serve(
     *wiring* goes to the `ServingLoop`. Raises `BadInput` for a worker that nothing serves, and `ServeTwinError` if
     the run breaks (Ctrl-C, and `Stopped` by a signal, as itself): what is live then fails, and the records are whole.
     """
-    from ..diffusion.server import Log, report, say
     from ..executor import RealExecutor
+    from ..server import Log, report, say
 
     log = Log(recorder or Recorder(), passes_batches=False)  # the engines tell of their steps themselves
     log.wants_token_times = log.inner.wants_token_times

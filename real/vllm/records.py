@@ -48,12 +48,12 @@ def _task(served: Served, worker: TokenWorker, planned: TokenRequest, started: f
     tokens: Any = planned.tokens[name]
     prompt, limit = tokens
     request = TokenRequest(planned.id, served.arrival, planned.tokens, slo=planned.slo, work=planned.work)
-    task = TokenTask(request, stage, served.queued, worker, prompt, limit)
+    task = TokenTask(request, stage, served.queued, worker.place, prompt, limit)
     task.admitted = served.queued
     task.started = started
     task.generated = len(served.times)
     task.preemptions = served.preemptions
-    task._times = array("d", served.times)
+    task.token_times = array("d", served.times)
     if served.times:
         task.first_token = served.times[0]
     request.tasks.append(task)
@@ -76,7 +76,7 @@ def _settle(task: TokenTask, worker: TokenWorker, served: Served, end: float, re
 
 def _batches(run: Run, worker: TokenWorker, tasks: dict[int, TokenTask]) -> Iterator[TokenBatch]:
     for i, step in enumerate(run.steps):
-        batch = TokenBatch(i + 1, worker, step.decode, step.context)
+        batch = TokenBatch(i + 1, worker.place, step.decode, step.context)
         batch.prefill = [(tasks[number], tokens, context) for number, tokens, context in step.prefill]
         batch.preempted = [tasks[number] for number in step.preempted if number in tasks]
         batch.size = step.decode + len(step.prefill)

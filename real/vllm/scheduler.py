@@ -304,6 +304,10 @@ class _Policed(Steered):
         if self.keep_log:
             self.times[number] = []
 
+    def grant(self, budget: float) -> None:
+        """The request that came last brings that much slack along, in seconds."""
+        self._new[-1].budget = budget
+
     def finish_requests(self, request_ids: Any, finished_status: Any) -> Any:
         """Somebody ends requests: the front end (a client went away), or this class for the policy."""
         ids = [request_ids] if isinstance(request_ids, str) else request_ids
@@ -368,8 +372,8 @@ class _Policed(Steered):
         for request in self.running:
             task = tasks[request.request_id]
             # Here no clock of an engine of ours counts for the task: what it reads can be set as it is.
-            computed = task._computed = request.num_computed_tokens
-            count = task._generated = request.num_output_tokens + request.num_output_placeholders
+            computed = task.base_computed = request.num_computed_tokens
+            count = task.base_generated = request.num_output_tokens + request.num_output_placeholders
             if count and computed == task.prompt + count - 1 and not exhausted(request):
                 decoding += 1
                 context += computed

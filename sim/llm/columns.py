@@ -59,7 +59,7 @@ def play(loop: ServingLoop, executor: SimExecutor, source: Iterator[Request], *,
     if columns and type(source) is TokenColumns and _fits(loop, executor, source):
         worker = loop.workers[0]
         assert isinstance(worker, TokenWorker)
-        worker._engine.go_on = Columns(worker._engine, executor.token_lane(worker), source, client).go_on
+        worker.engine.go_on = Columns(worker.engine, executor.token_lane(worker), source, client).go_on
     executor.run_until_idle()
 
 
@@ -69,21 +69,20 @@ def _fits(loop: ServingLoop, executor: SimExecutor, source: TokenColumns) -> boo
     worker, recorder, summary = loop.workers[0], loop.recorder, loop.recorder.summary
     if (
         loop.executor is not executor
-        or loop._direct is None
+        or loop.entrance is None
         or type(worker) is not TokenWorker
         or worker.host is not None
-        or type(worker._engine) is not TokenEngine
-        or executor._delays
-        or worker.name in executor._engines
+        or type(worker.engine) is not TokenEngine
+        or not executor.undisturbed(worker)
         or recorder.wants_batches
-        or loop._hear_batch != recorder.of_batches()
+        or loop.hear_batch != recorder.of_batches()
         or type(recorder).batch is not Recorder.batch
         or type(summary).batch is not Summary.batch
     ):
         return False
-    engine = worker._engine
+    engine = worker.engine
     return (
-        source.module == engine._module
+        source.module == engine.module
         and type(worker.policy).admit is TokenPolicy.admit
         and not executor.token_lane(worker).timing.preparing
         and not _hears(recorder, "arrived", Recorder.arrived)
@@ -134,7 +133,6 @@ class Columns:
     def go_on(self, step: Step, now: float) -> float | None:
         """As `run`, if that is possible, and the client then waits for what comes next; else None."""
         engine, client = self.engine, self.client
-        queue: list[Any] = self.lane.env._queue
         view = engine.view
         if (
             step.repeat is None
@@ -142,16 +140,14 @@ class Columns:
             or engine.worker.inbox
             or not view.decoding
             or view.decoding != len(view.running)
-            or engine._swapped
-            or engine._preempted
-            or engine._stale
+            or engine.swapped
+            or engine.preempted
+            or engine.stale
             or engine.loop.stopped
-            or len(queue) != (client.timer is not None)
-            or (queue and queue[0][3] is not client.timer)
-            or not engine._affordable(1)
+            or not engine.affordable(1)
+            or not self.lane.env.take_out(client.timer)
         ):
             return None
-        queue.clear()
         later = self.run(step, now)
         row = self.source.row
         client.wait(self.source.request(row) if row is not None else None)
@@ -161,9 +157,9 @@ class Columns:
         """Go on from *now*, for which *step* was decided while nobody waits. Gives the time at which the policy has
         to be asked again, or nothing is left to do; ``source.row`` is then what comes next."""
         engine, lane, source = self.engine, self.lane, self.source
-        view, ticks, loop, calendar = engine.view, engine._ticks, engine.loop, lane.env
-        phases, leaving, size, headroom = engine._phases, engine._leaving, engine.size, engine.headroom
-        buckets: dict[int, list[Any]] = engine._buckets  # of tasks, then of entries
+        view, ticks, loop, calendar = engine.view, engine.ticks, engine.loop, lane.env
+        phases, leaving, size, headroom = engine.phases, engine.leaving, engine.size, engine.headroom
+        buckets: dict[int, list[Any]] = engine.buckets  # of tasks, then of entries
         most, least, room, longest = view.max_batched_tokens, view.watermark, view.max_sequences, self.longest
         free, context, decoding, tick, ready = view.free_blocks, view.context, view.decoding, ticks.count, lane.ready
         sizes: dict[int, int] = {}
@@ -173,7 +169,7 @@ class Columns:
         assert step.repeat is not None
         often, limit, drift = step.repeat.times, step.repeat.limit, step.repeat.drift
         done, lasts, at_ticks, came, waiting = self.done, self.lasts, self.ticks, self.came, self.waiting
-        keep, ends, note = engine.keep_times, engine._ends, engine._ends.append
+        keep, ends, note = engine.keep_times, engine.ends, engine.ends.append
         odd: list[Row] = []  # what has come and does not take the ordinary course
         rows, row = source.rows, source.row
         due = NEVER if row is None else row[1]
@@ -239,7 +235,7 @@ class Columns:
                     times = often
                 if (free - headroom) * size < decoding * (times + size - 1):
                     view.free_blocks, ticks.count = free, tick
-                    times = engine._affordable(times)
+                    times = engine.affordable(times)
                     if not times:
                         break
                 batches += 1
@@ -360,7 +356,7 @@ class Columns:
                 bucket = buckets.pop(heappop(leaving))
                 if type(bucket[0]) is not tuple:
                     ticks.count = engine.tick = tick
-                    calendar._now = now
+                    calendar.set_time(now)
                     view.free_blocks, view.context, view.decoding = free, context, decoding
                     bucket = self._let_go(bucket, now)
                     free, context, decoding = view.free_blocks, view.context, view.decoding
@@ -377,13 +373,14 @@ class Columns:
                     at_ticks += [tick] * size_of
                 if len(done) > BLOCK:
                     self._record()
-            if keep and len(ends) > engine._trim_at:
+            if keep and len(ends) > engine.trim_at:
                 self._trim(tick)
         ticks.count = engine.tick = tick
-        calendar._now, lane.ready, source.row = now, ready, row
+        calendar.set_time(now)
+        lane.ready, source.row = ready, row
         view.free_blocks, view.context, view.decoding = free, context, decoding
         view.last_step, view.last_decode = last_step, last_decode
-        loop._batches += batches
+        loop.batches += batches
         self.came = came
         if not odd:
             self._note(new + len(came), came[-1] if came else latest)
@@ -405,19 +402,19 @@ class Columns:
         """These as well, and they take the ordinary way."""
         self._record()
         for row in odd:
-            self.lane.env._now = row[1]
-            self.engine.loop.arrive(self.source.request(row))
+            self.lane.env.set_time(row[1])
+            self.client.loop.arrive(self.source.request(row))
 
     def _let_go(self, bucket: Sequence[Any], now: float) -> list[Entry]:
         """Those of *bucket* that are tasks have put out all (if they were not preempted since). Gives the others."""
         engine = self.engine
-        last = engine._ticks.count
+        last = engine.ticks.count
         self._record()
         tasks = [task for task in bucket if type(task) is not tuple]
         for task in tasks:
-            if task in engine._bases and engine._bases[task] + last == engine._lengths[task]:
-                engine._part(task)
-                engine._finish(task, now)
+            if task in engine.bases and engine.bases[task] + last == engine.lengths[task]:
+                engine.part(task)
+                engine.finish(task, now)
         return [*bucket[len(tasks) :]]
 
     def _record(self) -> None:
@@ -438,8 +435,8 @@ class Columns:
             prompts = np.array([row[2] for row in rows])
             begins = np.array(self.ticks) - (counts - 1)
             low, high = int(begins.min()), self.ticks[-1]
-            since = self.engine._first
-            ends = np.array(self.engine._ends[low - since : high - since])
+            since = self.engine.first_end
+            ends = np.array(self.engine.ends[low - since : high - since])
             block = TokenBlock(sent, arrival, prompts, counts, first, last, begins - low, ends)
             in_time &= summary.stages[self.engine.stage.name].ended_block(block)
         summary.e2el.frombytes((last - sent).tobytes())
@@ -463,18 +460,18 @@ class Columns:
     def _trim(self, tick: int) -> None:
         """Forget the ends of steps that nobody needs any more, at *tick*."""
         engine = self.engine
-        buckets: dict[int, list[Any]] = engine._buckets
+        buckets: dict[int, list[Any]] = engine.buckets
         self._record()
         began = [last - entry[1] + 1 for last, bucket in buckets.items() for entry in bucket if type(entry) is tuple]
-        first = min(*began, *engine._joined.values(), tick, tick)
-        del engine._ends[: first - engine._first]
-        engine._first, engine._trim_at = first, max(8192, 2 * (tick - first))
+        first = min(*began, *engine.joined.values(), tick, tick)
+        del engine.ends[: first - engine.first_end]
+        engine.first_end, engine.trim_at = first, max(8192, 2 * (tick - first))
 
     def _objects(self, untaken: bool) -> None:
         """Make whatever is here into requests and tasks; those that came last are *untaken* yet."""
         engine = self.engine
         view, worker, admitted = engine.view, engine.worker, self.admitted
-        buckets: dict[int, list[Any]] = engine._buckets
+        buckets: dict[int, list[Any]] = engine.buckets
         found: list[tuple[Entry, int]] = [
             (entry, last) for last, bucket in buckets.items() for entry in bucket if type(entry) is tuple
         ]
@@ -484,13 +481,13 @@ class Columns:
             task = made[row[0]] = self._task(row)
             self._taken_in(task, admitted.get(row[0], started))
             task.started, task.first_token = started, first
-            if task._times is not None:
-                task._times.append(first)
-                engine._joined[task] = last - length + 1
-            task._generated, task._computed, task._ticks = length - last, task.prompt, engine._ticks
-            engine._bases[task] = length - last
+            if task.token_times is not None:
+                task.token_times.append(first)
+                engine.joined[task] = last - length + 1
+            task.base_generated, task.base_computed, task.ticks = length - last, task.prompt, engine.ticks
+            engine.bases[task] = length - last
             if engine.booked:
-                engine._marks[task] = started, first, 0
+                engine.marks[task] = started, first, 0
             view.running[task] = None
         for last in {last for _, last in found}:
             buckets[last] = [made[e[0][0]] if type(e) is tuple else e for e in buckets[last]]
@@ -520,9 +517,9 @@ class Columns:
         request.outputs = None
         engine.loop.live[request.id] = request
         _, arrival, prompt, limit, length = row
-        task = TokenTask(request, engine.stage, arrival, engine.worker, prompt, limit)
-        engine._lengths[task] = length if length < limit else limit
+        task = TokenTask(request, engine.stage, arrival, engine.worker.place, prompt, limit)
+        engine.lengths[task] = length if length < limit else limit
         request.tasks.append(task)
         if engine.keep_times:
-            task._times = array("d")
+            task.token_times = array("d")
         return task

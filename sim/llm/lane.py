@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from heapq import heappush
 from typing import Any, Protocol
 
 from servetwin.core.llm.batch import TokenBatch
 from servetwin.profiles.llm.recent_load import RecentLoad
-from simpy.events import NORMAL
 
 from ..calendar import Calendar, Moment
 
@@ -114,6 +112,7 @@ class TokenLane(Moment):
 
     def __init__(self, calendar: Calendar, timing: TokenTiming) -> None:
         super().__init__(calendar)
+        self.place, self.pass_to = calendar.place, calendar.pass_to
         self.timing = timing
         self.draw = timing.draw
         self.prefills = timing.prefills or timing.draw
@@ -127,8 +126,7 @@ class TokenLane(Moment):
 
     def run(self, batch: TokenBatch, done: Callable[[TokenBatch], None]) -> None:
         """Compute *batch*; call *done* when it is over."""
-        env = self.env
-        before: float = env._now  # when the last step ended, as far as this batch goes
+        before: float = self.env.now  # when the last step ended, as far as this batch goes
         self.batch, self.done = batch, done
         size, context = batch.size, batch.context
         start = self.ready if self.ready > before else before
@@ -147,8 +145,7 @@ class TokenLane(Moment):
         gap = self.between(size)
         if batch.times > 1:
             # As long as nothing else happens before the next step would begin.
-            queue = env._queue
-            horizon = queue[0][0] if queue else NEVER
+            horizon = self.env.next_time()
             repeat = batch.repeat
             assert repeat is not None
             if draw is not None or batch.keep_ends or repeat.drift or until < NEVER:
@@ -167,7 +164,7 @@ class TokenLane(Moment):
         self.ready = end + gap
         self.end = end
         if not self.firing:
-            heappush(env._queue, (end, NORMAL, next(env._eid), self))
+            self.place(self, end)
 
     def _run_on(self, batch: TokenBatch, end: float, gap: float, horizon: float) -> tuple[float, float]:
         """Likewise, if steps are drawn, ends kept, or not all on one line. Gives the last two ends."""
@@ -196,8 +193,6 @@ class TokenLane(Moment):
 
     def fire(self) -> None:
         """The step in hand is over."""
-        env = self.env
-        queue = env._queue
         self.firing = True
         while True:
             batch, self.batch = self.batch, None
@@ -205,8 +200,7 @@ class TokenLane(Moment):
             if self.batch is None:
                 break
             end = self.end
-            if queue and queue[0][0] <= end:
-                heappush(queue, (end, NORMAL, next(env._eid), self))
+            if not self.pass_to(end):  # where nothing else comes before it, without a detour by the calendar
+                self.place(self, end)
                 break
-            env._now = end  # nothing else comes before it: time goes on without a detour by the calendar
         self.firing = False

@@ -104,7 +104,7 @@ class SharedTokenLane(Moment):
 
     def run(self, batch: TokenBatch, done: Callable[[TokenBatch], None]) -> None:
         """Compute one step of *batch*; call *done* when it is over."""
-        now: float = self.env._now
+        now: float = self.env.now
         if self.batch is not None:
             self.behind = batch, done, now
             return
@@ -144,7 +144,7 @@ class SharedTokenLane(Moment):
         rate = self._rate()
         if rate == self.rate:
             return
-        now: float = self.env._now
+        now: float = self.env.now
         self.left = max(0.0, self.left - (now - self.updated) * self.rate)
         self.updated, self.rate = now, rate
         self._place_at(now + self.left / rate)
@@ -156,7 +156,7 @@ class SharedTokenLane(Moment):
     def fire(self) -> None:
         """The calendar has come to this lane: its phase ends, unless a neighbour has moved that since."""
         now, batch, done = self.due, self.batch, self.done
-        if now != self.env._now or self.phase == NOTHING or batch is None or done is None:
+        if now != self.env.now or self.phase == NOTHING or batch is None or done is None:
             return  # placed before the neighbour disturbed it
         if self.phase == WAITING:
             self._begin(now)

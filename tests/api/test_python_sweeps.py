@@ -267,12 +267,12 @@ def test_two_collections_compared(workload, tmp_path):
         same = [s for s in sweeps[0] if (s["rate"], s["policy"]) == (row["rate"], row["policy"])]
         assert row["attainment_first"] == pytest.approx(100 * same[0]["attainment"])
     assert found.details["decisions"]["capacity"]["target_percent"] == 80
-    written = [s.save(tmp_path / f"{i}.csv") for i, s in enumerate(sweeps)]
-    assert servetwin.compare(written[0], sweeps[1]).to_dicts() == found.to_dicts()
+    saved = [s.save(tmp_path / f"{i}.csv") for i, s in enumerate(sweeps)]
+    assert servetwin.compare(saved[0], sweeps[1]).to_dicts() == found.to_dicts()
     with pytest.raises(servetwin.Error, match="first: this is one run, the other are many"):
         servetwin.compare(servetwin.run(workload, requests=5), sweeps[0])
     with pytest.raises(servetwin.Error, match="this is one run, the other are many"):
-        servetwin.compare(written[0], servetwin.run(workload, requests=5))
+        servetwin.compare(saved[0], servetwin.run(workload, requests=5))
 
 
 def test_seeds_are_said_one_way(workload):

@@ -9,6 +9,7 @@ from servetwin.core.budget import Budget, fixed
 from servetwin.core.client import play
 from servetwin.core.invariants.checker import LawChecker
 from servetwin.core.llm import CumulativeSLO, EngineLimits, Follows, TokenRequest, TokenView
+from servetwin.core.llm.slo import StageDeadlines
 from servetwin.core.llm.worker import TokenWorker
 from servetwin.core.pool import Pool
 from servetwin.policies.diffusion.fcfs import FCFS
@@ -40,7 +41,9 @@ def served(requests, *, call: float = 1.0, forward="always", carry=True, tool_se
     workers = [engine(coder), Pool(tool, FCFS(), lambda m, n: call, threads=1), engine(judge)]
     sim = SimExecutor(lambda _: TokenTiming(TIMES), calls={"tool": CallTimes("tool", "constant", mean=call)})
     laws = LawChecker()
-    budget = Budget(fixed({"tool": tool_seconds}), carry=carry, forward=forward, tokens={"coder": SLO, "judge": SLO})
+    by_tokens = StageDeadlines(SLO)
+    tokens = {"coder": by_tokens, "judge": by_tokens}
+    budget = Budget(fixed({"tool": tool_seconds}), carry=carry, forward=forward, tokens=tokens)
     loop = ServingLoop(stages, workers, sim, laws, budget=budget)
     laws.watch(loop)
     play(loop, iter(requests))

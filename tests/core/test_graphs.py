@@ -6,7 +6,7 @@ import doctest
 import importlib
 
 import pytest
-from harness import Script, Site, simulate
+from harness import Script, WorkerSetup, simulate
 from servetwin.core import BadInput, Decision, Edge, Module, Pipeline, Request
 from servetwin.core.budget import Alone, Budget, equal, fixed, proportional
 from servetwin.core.pool import Pool
@@ -23,8 +23,8 @@ def agent(chance: float = 1.0, most: int = 2) -> Pipeline:
 
 
 def served(pipeline: Pipeline, requests, **more):
-    sites = [Site([m], FCFS(), [1.0]) for m in pipeline.modules]
-    return simulate(pipeline, sites, requests, **more)
+    setups = [WorkerSetup([m], FCFS(), [1.0]) for m in pipeline.modules]
+    return simulate(pipeline, setups, requests, **more)
 
 
 def way(request: Request) -> str:
@@ -97,8 +97,8 @@ def test_nothing_shares_a_stage_across_a_branch() -> None:
 
 def tool(threads: int, requests, *, policy=None, values=(1.0,), **more):
     calls = CallTimes("tool", "list", values=values)
-    site = Site(["tool"], policy or FCFS(), threads=threads, calls=calls)
-    return simulate(Pipeline([Module("tool")], []), [site], requests, **more)
+    setup = WorkerSetup(["tool"], policy or FCFS(), threads=threads, calls=calls)
+    return simulate(Pipeline([Module("tool")], []), [setup], requests, **more)
 
 
 def test_a_pool_runs_as_many_calls_as_it_has_threads() -> None:
@@ -135,13 +135,13 @@ THREE = Pipeline.chain(Module("a"), Module("b"), Module("c"))
 
 def deadlines(rule, slo: float = 12.0, *, carry: bool = True, forward="always", seconds=(1.0, 2.0, 3.0), took=None):
     alone_seconds = dict(zip("abc", seconds, strict=True))
-    sites = [Site([m], FCFS(), [t]) for m, t in zip("abc", took or seconds, strict=True)]
+    setups = [WorkerSetup([m], FCFS(), [t]) for m, t in zip("abc", took or seconds, strict=True)]
 
     def budget(stages):
         alone = Alone(stages, alone_seconds)
         return Budget(rule(alone), carry=carry, forward=forward, left=lambda t: alone.after(t.request, t.stage))
 
-    run = simulate(THREE, sites, [Request(0, 10.0, slo, {})], budget=budget)
+    run = simulate(THREE, setups, [Request(0, 10.0, slo, {})], budget=budget)
     return [t.deadline - 10.0 for t in run.requests[0].tasks], run.requests[0]
 
 
@@ -173,7 +173,7 @@ def test_a_join_goes_by_the_later_of_its_inputs() -> None:
     seconds = {"a": 1.0, "b": 1.0, "c": 4.0, "d": 1.0}
     run = simulate(
         pipeline,
-        [Site([m], FCFS(), [t]) for m, t in seconds.items()],
+        [WorkerSetup([m], FCFS(), [t]) for m, t in seconds.items()],
         [Request(0, 0.0, 12.0, {})],
         budget=lambda stages: Budget(proportional(Alone(stages, seconds))),
     )

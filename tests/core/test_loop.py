@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from harness import Script, Site, one_stage, simulate
+from harness import Script, WorkerSetup, one_stage, simulate
 from servetwin.core import Decision, LawBroken, Module, Pipeline, Request
 
 CHAIN = Pipeline.chain(Module("a", loop=True), Module("b"))
@@ -68,9 +68,9 @@ def test_a_whole_batch_runs_as_long_as_its_longest() -> None:
 
 
 def test_the_stop_cuts_off_what_is_in_flight() -> None:
-    sites = [Site(["m"], Script())]
+    setups = [WorkerSetup(["m"], Script())]
     requests = [request(0, 0.0, steps=2), request(1, 1.5, steps=9)]
-    run = simulate(Pipeline([Module("m", loop=True)], []), sites, requests, stop_at=4.0)
+    run = simulate(Pipeline([Module("m", loop=True)], []), setups, requests, stop_at=4.0)
     assert run.outcomes() == ["met", "failed"]
     assert run.requests[1].reason == "cut off by the stop"
 
@@ -109,16 +109,16 @@ def test_nonsense_is_refused(decide, message: str) -> None:
 
 
 def test_requests_go_from_stage_to_stage() -> None:
-    sites = [Site(["a"], Script()), Site(["b"], Script(), seconds=(0.5,))]
-    run = simulate(CHAIN, sites, [request(0, 1.0, steps=3)])
+    setups = [WorkerSetup(["a"], Script()), WorkerSetup(["b"], Script(), seconds=(0.5,))]
+    run = simulate(CHAIN, setups, [request(0, 1.0, steps=3)])
     assert run.stamps("a") == [(1.0, 1.0, 4.0)]
     assert run.stamps("b") == [(4.0, 4.0, 4.5)]
 
 
 def test_a_join_waits_for_all_its_inputs() -> None:
     diamond = Pipeline([Module(m) for m in "abcd"], [("a", "b"), ("a", "c"), ("b", "d"), ("c", "d")])
-    sites = [Site([m], Script(), seconds=(s,)) for m, s in (("a", 1.0), ("b", 2.0), ("c", 5.0), ("d", 1.0))]
-    run = simulate(diamond, sites, [request(0, 0.0)])
+    setups = [WorkerSetup([m], Script(), seconds=(s,)) for m, s in (("a", 1.0), ("b", 2.0), ("c", 5.0), ("d", 1.0))]
+    run = simulate(diamond, setups, [request(0, 0.0)])
     assert run.stamps("d") == [(6.0, 6.0, 7.0)]
     assert run.outcomes() == ["met"]
 
@@ -127,7 +127,7 @@ def test_a_drop_in_one_branch_withdraws_the_other() -> None:
     fork = Pipeline([Module(m) for m in "abc"], [("a", "b"), ("a", "c")])
     waiting = Script(lambda view, now: Decision(idle_until=now + 1.0) if view.waiting else Decision())
     refusing = Script(admit=lambda task, view, now: False)
-    sites = [Site(["a"], Script()), Site(["b"], waiting), Site(["c"], refusing)]
-    run = simulate(fork, sites, [request(0, 0.0)])
+    setups = [WorkerSetup(["a"], Script()), WorkerSetup(["b"], waiting), WorkerSetup(["c"], refusing)]
+    run = simulate(fork, setups, [request(0, 0.0)])
     assert run.outcomes() == ["dropped"]
     assert waiting.told("removed") == [(0, 1.0)]

@@ -7,11 +7,12 @@ import math
 from pathlib import Path
 
 import pytest
-from harness import Script, Site, one_stage, simulate
+from harness import Script, WorkerSetup, one_stage, simulate
 from servetwin.core import (
     AbsoluteSLO,
     BadInput,
     Batch,
+    BatchWorker,
     Decision,
     FactorSLO,
     LawBroken,
@@ -24,7 +25,6 @@ from servetwin.core import (
     ServeTwinError,
     Summary,
     Task,
-    Worker,
     WorkerView,
 )
 from servetwin.policies.diffusion.fcfs import FCFS
@@ -115,11 +115,11 @@ def test_an_empty_summary_says_nothing_rather_than_nought() -> None:
 
 def test_mean_batch_size_counts_every_iteration() -> None:
     (stage,) = Pipeline([Module("m", loop=True)], []).stages([["m"]])
-    worker = Worker(stage, FCFS(), WorkerView(stage, lambda m, n: 1.0, limit=9))
+    worker = BatchWorker(stage, FCFS(), WorkerView(stage, lambda m, n: 1.0, limit=9))
     tasks = [Task(Request(i, 0.0, 9.0, {"m": 9}), stage, 0.0) for i in range(3)]
     summary = Summary()
-    summary.batch(Batch(1, worker, tasks[:1]))
-    often = Batch(2, worker, tasks, repeat=Repeat(9))
+    summary.batch(Batch(1, worker.place, tasks[:1]))
+    often = Batch(2, worker.place, tasks, repeat=Repeat(9))
     often.count = 3
     summary.batch(often)
     assert summary.mean_batch_size("m") == (1 + 3 * 3) / 4
@@ -144,7 +144,9 @@ def test_a_run_folder_holds_what_happened(tmp_path: Path) -> None:
     recorder = RunFolder(tmp_path / "run", {"seed": 7})
     pipeline = Pipeline.chain(Module("dit", loop=True), Module("vae"))
     requests = [Request(1, 0.5, 9.0, {"dit": 5}), Request(2, 0.75, 9.0, {"dit": 5})]
-    simulate(pipeline, [Site(["dit"], Script(decide)), Site(["vae"], FCFS())], requests, recorder=recorder)
+    simulate(
+        pipeline, [WorkerSetup(["dit"], Script(decide)), WorkerSetup(["vae"], FCFS())], requests, recorder=recorder
+    )
     recorder.close()
 
     assert json.loads((tmp_path / "run/meta.json").read_text()) == {"seed": 7}
@@ -179,7 +181,9 @@ def test_a_request_cut_off_between_iterations_taken_together_counts_those_that_a
     recorder = RunFolder(tmp_path, {})
     together = Script(lambda view, now: Decision(list(view.running or view.waiting), repeat=Repeat(9)))
     pipeline = Pipeline([Module("m", loop=True)], [])
-    simulate(pipeline, [Site(["m"], together)], [Request(1, 0.0, 9.0, {"m": 9})], recorder=recorder, stop_at=4.25)
+    simulate(
+        pipeline, [WorkerSetup(["m"], together)], [Request(1, 0.0, 9.0, {"m": 9})], recorder=recorder, stop_at=4.25
+    )
     recorder.close()
     (request,) = lines(tmp_path / "requests.jsonl")
     assert (request["outcome"], request["stages"][0]["iterations"]) == ("failed", 4)

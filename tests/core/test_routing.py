@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from servetwin.core import BadInput, Module, Outcome, Pipeline, Request, Stage, Task, Worker, WorkerView
+from servetwin.core import BadInput, BatchWorker, Module, Outcome, Pipeline, Request, Stage, Task, Worker, WorkerView
 from servetwin.core.routing import Affine
 from servetwin.policies.diffusion.fcfs import FCFS
 from servetwin.policies.routing import ROUTERS, router
@@ -22,7 +22,7 @@ def stage() -> Stage:
 
 def worker(stage: Stage, step: float, device: str = "gpu0", limit: int = 4) -> Worker:
     view = WorkerView(stage, lambda _, n: step * (1 + 0.5 * (n - 1)), limit=limit, name=device)
-    return Worker(stage, FCFS(), view, device=device)
+    return BatchWorker(stage, FCFS(), view, device=device)
 
 
 def request(number: int = 0, slo: float = 10.0, steps: int = 10) -> Request:
@@ -31,7 +31,7 @@ def request(number: int = 0, slo: float = 10.0, steps: int = 10) -> Request:
 
 def load(worker: Worker, requests: int, steps: int = 10, slo: float = 10.0) -> None:
     for i in range(requests):
-        worker.view.waiting[Task(request(100 + i, slo, steps), worker.stage, 0.0, worker)] = None
+        worker.view.waiting[Task(request(100 + i, slo, steps), worker.stage, 0.0, worker.place)] = None
 
 
 def test_round_robin_takes_turns(stage: Stage) -> None:
@@ -53,9 +53,9 @@ def test_least_loaded_weighs_work_by_speed(stage: Stage) -> None:
 
 def test_least_loaded_counts_the_inbox_and_what_runs(stage: Stage) -> None:
     first, second = worker(stage, 0.1, "a"), worker(stage, 0.1, "b")
-    first.inbox.append(Task(request(7), stage, 0.0, first))
+    first.inbox.append(Task(request(7), stage, 0.0, first.place))
     assert LeastLoaded([first, second])(request(), [first, second], 0.0) is second
-    second.view.running[Task(request(8, steps=50), stage, 0.0, second)] = None
+    second.view.running[Task(request(8, steps=50), stage, 0.0, second.place)] = None
     assert LeastLoaded([first, second])(request(), [first, second], 0.0) is first
 
 
@@ -77,7 +77,7 @@ def test_a_request_stays_on_its_device() -> None:
     before = worker(first, 0.1, "gpu1")
     after = [worker(second, 0.1, f"gpu{i}") for i in range(2)]
     sent = request()
-    sent.tasks.append(Task(sent, first, 0.0, before))
+    sent.tasks.append(Task(sent, first, 0.0, before.place))
     choose: Callable[..., Worker] = RoundRobin()
     assert Affine(choose)(sent, after, 0.0) is after[1]
     assert Affine(choose)(request(), after, 0.0) is after[0]
@@ -106,15 +106,15 @@ def test_what_waits_at_a_later_stage_counts() -> None:
 @pytest.mark.parametrize("kind", [LeastLoaded, LeastViolating])
 def test_what_is_on_its_way_counts(kind, stage: Stage) -> None:
     first, second = worker(stage, 0.1, "a"), worker(stage, 0.1, "b")
-    first.coming[Task(request(7, slo=0.5), stage, 0.0, first)] = None
+    first.coming[Task(request(7, slo=0.5), stage, 0.0, first.place)] = None
     assert kind([first, second])(request(), [first, second], 0.0) is second
-    second.coming[Task(request(8, slo=0.5, steps=50), stage, 0.0, second)] = None
+    second.coming[Task(request(8, slo=0.5, steps=50), stage, 0.0, second.place)] = None
     assert kind([first, second])(request(), [first, second], 0.0) is first
 
 
 def test_who_has_ended_on_the_way_does_not_count(stage: Stage) -> None:
     first, second = worker(stage, 0.1, "a"), worker(stage, 0.1, "b")
-    gone = Task(request(7, steps=100), stage, 0.0, first)
+    gone = Task(request(7, steps=100), stage, 0.0, first.place)
     gone.request.outcome = Outcome.FAILED
     first.coming[gone] = None
     load(second, 1)

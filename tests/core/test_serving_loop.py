@@ -6,6 +6,7 @@ import pytest
 from harness import HandExecutor, Script, run_all
 from servetwin.core import (
     BadInput,
+    BatchWorker,
     Decision,
     LawBroken,
     Module,
@@ -15,7 +16,6 @@ from servetwin.core import (
     Request,
     ServingLoop,
     Task,
-    Worker,
     WorkerView,
 )
 from servetwin.core.client import play
@@ -32,7 +32,7 @@ class Served:
         self.hand = HandExecutor()
         self.policies = {s.name: policies.get(s.name) or Script() for s in stages}
         self.workers = {
-            s.name: Worker(s, self.policies[s.name], WorkerView(s, lambda m, n: 1.0, limit=limit), intake=intake)
+            s.name: BatchWorker(s, self.policies[s.name], WorkerView(s, lambda m, n: 1.0, limit=limit), intake=intake)
             for s in stages
         }
         self.recorder = LawChecker(recorder)
@@ -472,7 +472,7 @@ def test_running_what_is_done() -> None:
 
 def test_a_stage_without_a_worker() -> None:
     stages = DIT.stages([["dit"], ["vae"]])
-    worker = Worker(stages[0], Script(), WorkerView(stages[0], lambda m, n: 1.0, limit=1))
+    worker = BatchWorker(stages[0], Script(), WorkerView(stages[0], lambda m, n: 1.0, limit=1))
     with pytest.raises(BadInput, match="no worker serves stage vae"):
         ServingLoop(stages, [worker], HandExecutor())
 

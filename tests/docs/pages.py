@@ -65,8 +65,8 @@ def blocks(text: str) -> list[Block]:
 
 def section(text: str, heading: str) -> str:
     """What stands under *heading*, up to the next one of its level or above."""
-    inside = [match.span() for match in _BLOCK.finditer(text)]  # lines of blocks are no headings
-    headings = [m for m in _HEADING.finditer(text) if not any(a <= m.start() < b for a, b in inside)]
+    blocks = [match.span() for match in _BLOCK.finditer(text)]  # lines of blocks are no headings
+    headings = [m for m in _HEADING.finditer(text) if not any(a <= m.start() < b for a, b in blocks)]
     first = next(m for m in headings if m[2] == heading)
     after = (m for m in headings if m.start() > first.start() and len(m[1]) <= len(first[1]))
     end = next((m.start() for m in after), len(text))

@@ -23,15 +23,15 @@ REFERENCE = pages.ROOT / "docs" / "reference"
 
 
 def test_the_command_line_is_as_the_program_has_it() -> None:
-    written = (REFERENCE / "command-line.md").read_text()
-    assert written == cli_page.as_markdown(), (
+    page = (REFERENCE / "command-line.md").read_text()
+    assert page == cli_page.as_markdown(), (
         "python -m servetwin.experiments.cli.cli_page > docs/reference/command-line.md"
     )
 
 
 def test_experiment_files_are_as_the_program_reads_them() -> None:
-    written = (REFERENCE / "experiment-files.md").read_text()
-    assert written == spec_page.as_markdown(), (
+    page = (REFERENCE / "experiment-files.md").read_text()
+    assert page == spec_page.as_markdown(), (
         "python -m servetwin.experiments.spec.spec_page > docs/reference/experiment-files.md"
     )
 

@@ -20,7 +20,7 @@ from servetwin.profiles.costs import NOBODY, REGISTRY, CostName
 from servetwin.profiles.costs_page import as_markdown
 
 ROOT = Path(servetwin.profiles.__file__).parents[1]
-QUIET, LLM = "h100-quiet/sd15-512-graphs", "h100-long/opt-13b-tp1-0"
+DIFFUSION, LLM = "h100-quiet/sd15-512-graphs", "h100-long/opt-13b-tp1-0"
 
 Save = Callable[..., Path]
 
@@ -31,33 +31,39 @@ def content(name: str) -> dict[str, Any]:
 
 #: profile, what stands there, what is written for it, what is said
 MISSPELT = [
-    (QUIET, "unet.join", "unet.jion", "costs: unknown cost 'unet.jion' (right would be: unet.join)"),
+    (DIFFUSION, "unet.join", "unet.jion", "costs: unknown cost 'unet.jion' (right would be: unet.join)"),
     (
-        QUIET,
+        DIFFUSION,
         "unet.device_beside.vae",
         "unet.device_besides.vae",
         "costs: unknown cost 'unet.device_besides.vae' (right would be: unet.device_beside.vae)",
     ),
-    (QUIET, "unet.device_beside.vae.2", "unet.device_beside.vea.2", "(right would be: unet.device_beside.vae.2)"),
-    (QUIET, "unet.device_beside.vae", "unet.device_beside.unet", "unknown cost 'unet.device_beside.unet'"),
-    (QUIET, "unet.device_beside.vae.2", "unet.device_beside.vae.two", "unknown cost 'unet.device_beside.vae.two'"),
-    (QUIET, "unet.device_beside.vae.2", "unet.device_beside.vae.02", "(right would be: unet.device_beside.vae"),
+    (DIFFUSION, "unet.device_beside.vae.2", "unet.device_beside.vea.2", "(right would be: unet.device_beside.vae.2)"),
+    (DIFFUSION, "unet.device_beside.vae", "unet.device_beside.unet", "unknown cost 'unet.device_beside.unet'"),
     (
-        QUIET,
+        DIFFUSION,
+        "unet.device_beside.vae.2",
+        "unet.device_beside.vae.two",
+        "unknown cost 'unet.device_beside.vae.two'",
+    ),
+    (DIFFUSION, "unet.device_beside.vae.2", "unet.device_beside.vae.02", "(right would be: unet.device_beside.vae"),
+    (
+        DIFFUSION,
         "unet.device_beside.clip_and_vae",
         "unet.device_beside.vae_and_clip",
         "(right would be: unet.device_beside.clip_and_vae)",
     ),
-    (QUIET, "unet.join", "unet.join_ms", "unknown cost 'unet.join_ms' (right would be: unet.join"),
-    (QUIET, "unet.join", "clip.join", "unknown cost 'clip.join'"),
-    (QUIET, "clip.time", "unet.time", "unknown cost 'unet.time'"),
-    (QUIET, "transport.client.clip", "transport.clint.clip", "(right would be: transport.client.clip)"),
-    (QUIET, "unet.gap.neustream", "unet.gap.neustraem", "(right would be: unet.gap.neustream)"),
-    (QUIET, "whole.ratio", "whole.rate", "unknown cost 'whole.rate' (right would be: whole.ratio)"),
-    (QUIET, "unet.join", "step.begins", "unknown cost 'step.begins'"),
+    (DIFFUSION, "unet.join", "unet.join_ms", "unknown cost 'unet.join_ms' (right would be: unet.join"),
+    (DIFFUSION, "unet.join", "clip.join", "unknown cost 'clip.join'"),
+    (DIFFUSION, "clip.time", "unet.time", "unknown cost 'unet.time'"),
+    (DIFFUSION, "transport.client.clip", "transport.clint.clip", "(right would be: transport.client.clip)"),
+    (DIFFUSION, "unet.gap.neustream", "unet.gap.neustraem", "(right would be: unet.gap.neustream)"),
+    (LLM, "decode.recent_load.64", "decode.pace.64", "(right would be: decode.recent_load.64)"),
+    (DIFFUSION, "whole.ratio", "whole.rate", "unknown cost 'whole.rate' (right would be: whole.ratio)"),
+    (DIFFUSION, "unet.join", "step.begins", "unknown cost 'step.begins'"),
     (LLM, "step.begins", "step.begin", "(right would be: step.begins)"),
     (LLM, "host.stall_every.changing", "host.stall_every.changes", "(right would be: host.stall_every.changing)"),
-    (LLM, "decode.pace.64", "decoding.pace.64", "(right would be: decode.pace.64)"),
+    (LLM, "decode.recent_load.64", "decoding.recent_load.64", "(right would be: decode.recent_load.64)"),
     (LLM, "decode.ratio", "mixed.ratio", "unknown cost 'mixed.ratio'"),
     (LLM, "decode.ratio", "whole.ratio", "unknown cost 'whole.ratio'"),
 ]
@@ -83,24 +89,39 @@ def test_an_unknown_cost_is_refused_with_the_nearest_known(
 @pytest.mark.parametrize(
     ("profile", "name", "change", "message"),
     [
-        (QUIET, "unet.join", {"unit": "ratio"}, "costs.unet.join.unit: is 'ratio' (right would be: 'seconds')"),
+        (DIFFUSION, "unet.join", {"unit": "ratio"}, "costs.unet.join.unit: is 'ratio' (right would be: 'seconds')"),
         (
-            QUIET,
+            DIFFUSION,
             "unet.leave",
             {"line": None, "value": 1e-3},
             "costs.unet.leave: is given as value (right would be: line)",
         ),
-        (QUIET, "unet.residual", {"quantiles": None, "value": 1.0}, "is given as value (right would be: quantiles)"),
-        (QUIET, "unet.pause", {"value": -1e-3}, "costs.unet.pause: holds -0.001 (right would be: 0 or more)"),
-        (QUIET, "unet.device_beside.vae", None, "costs.unet.device_beside.vae.2: is read beside another cost only"),
+        (
+            DIFFUSION,
+            "unet.residual",
+            {"quantiles": None, "value": 1.0},
+            "is given as value (right would be: quantiles)",
+        ),
+        (DIFFUSION, "unet.pause", {"value": -1e-3}, "costs.unet.pause: holds -0.001 (right would be: 0 or more)"),
+        (
+            DIFFUSION,
+            "unet.device_beside.vae",
+            None,
+            "costs.unet.device_beside.vae.2: is read beside another cost only",
+        ),
         (
             LLM,
-            "prefill.pace",
+            "prefill.recent_load",
             None,
-            "is read beside another cost only, which is not there (right would be: prefill.pace",
+            "is read beside another cost only, which is not there (right would be: prefill.recent_load",
         ),
         (LLM, "host.stall_every", None, "(right would be: host.stall_every too)"),
-        (LLM, "decode.pace.64", {"by_batch": {"batch": [9], "values": [0.0]}}, "holds 0 (right would be: above 0)"),
+        (
+            LLM,
+            "decode.recent_load.64",
+            {"by_batch": {"batch": [9], "values": [0.0]}},
+            "holds 0 (right would be: above 0)",
+        ),
     ],
 )
 def test_a_cost_is_as_the_registry_says(
@@ -214,7 +235,7 @@ def test_every_shipped_cost_is_used_or_told() -> None:
     ],
 )
 def test_costs_that_cannot_be_are_refused(save: Save, name: str, change: dict[str, Any], said: str) -> None:
-    data = content(QUIET)
+    data = content(DIFFUSION)
     data["costs"][name] = {k: v for k, v in {**data["costs"][name], **change}.items() if v is not None}
     with pytest.raises(BadInput) as refused:
         load(save(data))
@@ -223,7 +244,7 @@ def test_costs_that_cannot_be_are_refused(save: Save, name: str, change: dict[st
 
 
 def test_a_gap_of_a_policy_leaves_some_of_an_iteration(save: Save) -> None:
-    data = content(QUIET)
+    data = content(DIFFUSION)
     made = data["costs"]["unet.join"]
     data["costs"] |= {"unet.gap": {**made, "value": 5.0}, "unet.gap.mine": {**made, "value": 0.001}}
     with pytest.raises(BadInput, match=r"costs\.unet\.gap\.\w+: 5 s less than unet\.gap, of an iteration's"):
@@ -231,13 +252,13 @@ def test_a_gap_of_a_policy_leaves_some_of_an_iteration(save: Save) -> None:
 
 
 def test_a_join_that_leaves_some_of_an_iteration_may_be_negative(save: Save) -> None:
-    data = content(QUIET)
+    data = content(DIFFUSION)
     data["costs"]["unet.join"]["value"] = -1e-5
     assert load(save(data)).seconds("unet.join") == -1e-5
 
 
 def test_an_unknown_cost_is_answered_with_what_is_read_for_its_module(save: Save) -> None:
-    data = content(QUIET)
+    data = content(DIFFUSION)
     data["costs"]["unet.zzz"] = data["costs"]["unet.join"]
     with pytest.raises(BadInput, match=r"right would be: unet\.\w+, unet\.\w+, unet\.\w+\)"):
         load(save(data))

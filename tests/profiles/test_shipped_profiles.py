@@ -71,6 +71,20 @@ OURS = {
 }
 
 
+#: Made by `servetwin import` of what others measured. Llama-3.1-70B fits on no single one of these devices.
+IMPORTED = [
+    "rtx4090/llama-3.1-8b-tp1-imported",
+    "rtxpro6000/llama-3.1-8b-tp1-imported",
+    *(
+        f"{device}/{model}-tp{devices}-imported"
+        for device in ("a100", "h100", "h200")
+        for model in ("llama-3.1-8b", "llama-3.1-70b", "qwen3-32b")
+        for devices in (1, 2, 4, 8)
+        if (model, devices) != ("llama-3.1-70b", 1)
+    ),
+]
+
+
 @pytest.mark.parametrize(
     "module", [servetwin.profiles, profile, latency_table, step_table, architectures], ids=lambda m: str(m.__name__)
 )
@@ -81,9 +95,23 @@ def test_the_examples_in_the_docstrings(module: Any) -> None:
 
 
 def test_the_names() -> None:
-    assert names() == sorted([*MODULES, *OPT, *AGENTS, *OPT_VLLM, *OURS, *MADE_UP])
+    assert names() == sorted([*MODULES, *OPT, *AGENTS, *OPT_VLLM, *OURS, *MADE_UP, *IMPORTED])
     for name in names():
         assert load(name).name == name
+
+
+@pytest.mark.parametrize("name", IMPORTED)
+def test_imported_profiles_say_so_and_serve_as_others_do(name: str) -> None:
+    data = load(name).data
+    assert data.basis is not None
+    assert data.basis.kind == "imported"
+    assert "%" in data.basis.known_error
+    table = load(name).tokens("measured")
+    assert 0.001 < table.decode(1, 100) < table.decode(64, 64 * 1000) < 0.3
+    assert table.prefill(100) < table.prefill(2000)
+    assert table.mixed(512, 512.0**2, 0.0, 32, 32000) > table.prefill(512)
+    kv = data.tokens.kv
+    assert kv.memory_gib is None or kv.blocks == data.tokens.blocks(max_batched_tokens=None, max_sequences=None)
 
 
 def test_an_unknown_name_is_told_with_those_that_look_like_it() -> None:

@@ -58,6 +58,10 @@ def test_the_examples_in_the_docstrings() -> None:
 @pytest.mark.parametrize("name", names())
 def test_shipped_profiles_are_clean_or_known_not_to_be(name: str) -> None:
     data = load(name).data
+    if data.basis is not None:  # tables of others, which are no smoother than kernels are; what is told is kept
+        assert kinds(data) <= {"disturbed", "falls"}
+        assert data.verdict == verdict.lines(data)
+        return
     assert kinds(data) == KNOWN.get(name, set())
     assert (verdict.short(data) is None) == (name not in KNOWN)
 
@@ -152,7 +156,7 @@ def test_what_nobody_measured_is_told() -> None:
 
 def test_what_was_taken_before_is_read_as_it_is() -> None:
     """No shipped file was given a verdict afterwards."""
-    for name in names()[:4]:
+    for name in [name for name in names() if load(name).data.basis is None][:4]:
         text = (Path(servetwin_data()) / f"{name}.yaml").read_text()
         assert "verdict" not in yaml.safe_load(text)
 

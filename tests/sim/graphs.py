@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from harness import Simulation, Site, simulate
+from harness import Simulation, WorkerSetup, simulate
 from hypothesis import strategies as st
 from servetwin.core import Edge, Module, Pipeline, Policy, Recorder, Request
 from servetwin.core.budget import Alone, Budget, equal, proportional
@@ -110,17 +110,19 @@ class World:
 
     def run(self, recorder: Recorder | None = None, policies: dict[str, str] | None = None) -> Simulation:
         chosen = policies or self.policies
-        sites = []
+        setups = []
         for module in self.graph.modules:
             name, seconds = module.name, self.seconds[module.name]
             if name in self.threads:
                 calls = CallTimes(name, "exponential", mean=seconds, seed=self.seed)
-                sites.append(Site([name], FCFS(), [seconds], threads=self.threads[name], calls=calls))
+                setups.append(WorkerSetup([name], FCFS(), [seconds], threads=self.threads[name], calls=calls))
             else:
-                sites.append(Site([name], POLICIES[chosen[name]](), [seconds, 1.3 * seconds], limit=4, device=name))
+                setups.append(
+                    WorkerSetup([name], POLICIES[chosen[name]](), [seconds, 1.3 * seconds], limit=4, device=name)
+                )
         return simulate(
             self.pipeline,
-            sites,
+            setups,
             self.requests(),
             recorder=recorder,
             budget=self._budget if self.budget else None,

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 from engines import Linear, requests, view_of
-from servetwin.core import Module, Pipeline, Request, ServingLoop, Worker, WorkerView
+from servetwin.core import BatchWorker, Module, Pipeline, Request, ServingLoop, Worker, WorkerView
 from servetwin.core.client import play
 from servetwin.core.invariants.checker import LawChecker
 from servetwin.core.llm import EngineLimits, TokenView
@@ -42,7 +42,7 @@ def workers(kind: str) -> list[Worker]:
         return found
     (stage,) = Pipeline([Module("m", loop=True)], []).stages([["m"]])
     views = [WorkerView(stage, lambda m, n: 0.1 * n, limit=8, name=f"m{i}", slo_factor=3.0) for i in range(4)]
-    return [Worker(stage, EDF(), view, device=f"gpu{i}") for i, view in enumerate(views)]
+    return [BatchWorker(stage, EDF(), view, device=f"gpu{i}") for i, view in enumerate(views)]
 
 
 def sent(kind: str, bursts: int, size: int) -> list[Request]:

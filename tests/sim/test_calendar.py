@@ -1,7 +1,7 @@
 """The calendar's own loop: our events without SimPy's detour, all others as SimPy has it, in one order."""
 
 import pytest
-from servetwin.sim.calendar import LAST, Calendar, Moment, Timer
+from servetwin.sim.calendar import Calendar, Moment, Timer
 
 
 class Again(Moment):
@@ -29,7 +29,7 @@ def filled(heard):
     calendar.process(process())
     Again(calendar, [0.5, 1.0, 2.5], heard)
     Timer(calendar, 2.0, lambda: heard.append(("timer", calendar.now)))
-    Timer(calendar, 1.0, lambda: heard.append(("last", calendar.now)), LAST)
+    Timer(calendar, 1.0, lambda: heard.append(("last", calendar.now)), last=True)
     Timer(calendar, 1.5, lambda: heard.append(("cancelled", calendar.now))).cancel()
     return calendar
 

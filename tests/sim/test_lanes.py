@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from harness import Script, Site, one_stage, simulate
+from harness import Script, WorkerSetup, one_stage, simulate
 from servetwin.core import BadInput, Batch, Decision, Module, Pipeline, Recorder, Repeat, Request
 from servetwin.policies.diffusion.fcfs import FCFS
 from servetwin.sim import MeasuredTiming, SimExecutor, TableTiming
@@ -48,8 +48,12 @@ def beside(**kwargs):
     """A request that takes 4 s at ``dit`` from 0 s on, and one that enters ``vae`` at 1 s and takes 1 s there."""
     pipeline = Pipeline([Module("dit", loop=True), Module("vae"), Module("end")], [("dit", "end"), ("vae", "end")])
     late = Script(lambda view, now: Decision(list(view.waiting)) if now >= 1.0 else Decision(idle_until=1.0))
-    sites = [Site(["dit"], FCFS(), [4.0]), Site(["vae"], late, [1.0]), Site(["end"], FCFS(), [0.0])]
-    return simulate(pipeline, sites, requests(0.0), **kwargs)
+    setups = [
+        WorkerSetup(["dit"], FCFS(), [4.0]),
+        WorkerSetup(["vae"], late, [1.0]),
+        WorkerSetup(["end"], FCFS(), [0.0]),
+    ]
+    return simulate(pipeline, setups, requests(0.0), **kwargs)
 
 
 def test_workers_that_do_not_contend_leave_each_other_alone() -> None:
@@ -71,36 +75,36 @@ def test_both_slow_each_other_down() -> None:
 
 def test_workers_on_different_devices_do_not_contend() -> None:
     pipeline = Pipeline([Module("a"), Module("b"), Module("end")], [("a", "end"), ("b", "end")])
-    sites = [Site(["a"], FCFS()), Site(["b"], FCFS(), device="gpu1"), Site(["end"], FCFS())]
-    run = simulate(pipeline, sites, requests(0.0), contention={("a", "b"): (0.1, 0.1)})
+    setups = [WorkerSetup(["a"], FCFS()), WorkerSetup(["b"], FCFS(), device="gpu1"), WorkerSetup(["end"], FCFS())]
+    run = simulate(pipeline, setups, requests(0.0), contention={("a", "b"): (0.1, 0.1)})
     assert ends(run, "a") == [1.0]
 
 
 def test_three_rates_multiply() -> None:
     pipeline = Pipeline([Module(m) for m in "abcz"], [(m, "z") for m in "abc"])
-    sites = [Site([m], FCFS(), [s]) for m, s in (("a", 1.0), ("b", 1.0), ("c", 8.0), ("z", 0.0))]
-    run = simulate(pipeline, sites, requests(0.0), contention={("c", "a"): (1.0, 0.5), ("c", "b"): (1.0, 0.5)})
+    setups = [WorkerSetup([m], FCFS(), [s]) for m, s in (("a", 1.0), ("b", 1.0), ("c", 8.0), ("z", 0.0))]
+    run = simulate(pipeline, setups, requests(0.0), contention={("c", "a"): (1.0, 0.5), ("c", "b"): (1.0, 0.5)})
     assert ends(run, "c") == [1.0 + (8.0 - 0.25)]
 
 
 def test_what_was_measured_of_several_at_once_goes_before_the_product() -> None:
     pipeline = Pipeline([Module(m) for m in "abcz"], [(m, "z") for m in "abc"])
-    sites = [Site([m], FCFS(), [s]) for m, s in (("a", 1.0), ("b", 2.0), ("c", 8.0), ("z", 0.0))]
+    setups = [WorkerSetup([m], FCFS(), [s]) for m, s in (("a", 1.0), ("b", 2.0), ("c", 8.0), ("z", 0.0))]
     pairs = {("c", "a"): (1.0, 0.5), ("c", "b"): (1.0, 0.5)}
-    run = simulate(pipeline, sites, requests(0.0), contention={**pairs, ("c", "a", "b"): (1.0, 0.75)})
+    run = simulate(pipeline, setups, requests(0.0), contention={**pairs, ("c", "a", "b"): (1.0, 0.75)})
     # 1 s beside both, 1 s beside b alone
     assert ends(run, "c") == [2.0 + (8.0 - 0.75 - 0.5)]
 
 
 def test_a_rate_may_go_by_the_size_of_the_loops_batch() -> None:
     pipeline = Pipeline([Module("dit", loop=True), Module("vae"), Module("end")], [("dit", "end"), ("vae", "end")])
-    sites = [
-        Site(["dit"], FCFS(), [4.0]),
-        Site(["vae"], FCFS(), [1.0], limit=1),
-        Site(["end"], FCFS(), [0.0]),
+    setups = [
+        WorkerSetup(["dit"], FCFS(), [4.0]),
+        WorkerSetup(["vae"], FCFS(), [1.0], limit=1),
+        WorkerSetup(["end"], FCFS(), [0.0]),
     ]
     # vae gets on at half its speed beside a batch of one, at a quarter beside two
-    run = simulate(pipeline, sites, requests(0.0, 0.5, 0.5), contention={("vae", "dit"): (1.0, [1.0, 0.5, 0.25])})
+    run = simulate(pipeline, setups, requests(0.0, 0.5, 0.5), contention={("vae", "dit"): (1.0, [1.0, 0.5, 0.25])})
     # dit: request 0 alone until 4 s, then 1 and 2 together until 8 s. vae: 0 until 2 s, 1 until 4 s, 2 until 8 s.
     assert (ends(run, "dit"), ends(run, "vae")) == ([4.0, 8.0, 8.0], [2.0, 4.0, 8.0])
 
@@ -108,13 +112,15 @@ def test_a_rate_may_go_by_the_size_of_the_loops_batch() -> None:
 def test_a_rate_may_go_by_both_batches() -> None:
     pipeline = Pipeline([Module("dit", loop=True), Module("vae"), Module("end")], [("dit", "end"), ("vae", "end")])
     late = Script(lambda view, now: Decision(list(view.waiting)) if now >= 1.0 else Decision(idle_until=1.0))
-    sites = [
-        Site(["dit"], FCFS(), [4.0], limit=1),
-        Site(["vae"], late, [1.0, 1.0]),
-        Site(["end"], FCFS(), [0.0]),
+    setups = [
+        WorkerSetup(["dit"], FCFS(), [4.0], limit=1),
+        WorkerSetup(["vae"], late, [1.0, 1.0]),
+        WorkerSetup(["end"], FCFS(), [0.0]),
     ]
     # beside a batch of two the loop gets on at a quarter of its speed, from 1 s to 2 s
-    run = simulate(pipeline, sites, requests(0.0, 0.0), contention={("dit", "vae"): (1.0, [[1.0], [1.0, 0.5, 0.25]])})
+    run = simulate(
+        pipeline, setups, requests(0.0, 0.0), contention={("dit", "vae"): (1.0, [[1.0], [1.0, 0.5, 0.25]])}
+    )
     assert (ends(run, "vae"), ends(run, "dit")) == ([2.0, 2.0], [4.75, 8.75])
 
 
@@ -150,8 +156,8 @@ class Ends(Recorder):
 
 def test_a_host_that_runs_ahead_pays_when_a_request_leaves() -> None:
     # Up to 1 s of device work may be outstanding, so the first iteration is over with the host's part of it.
-    ends, site = Ends(), Site(["m"], Script(), timing=measured(1, host=0.25, ahead=1.0))
-    simulate(Pipeline([Module("m", loop=True)], []), [site], requests(0.0, steps=3), recorder=ends)
+    ends, setup = Ends(), WorkerSetup(["m"], Script(), timing=measured(1, host=0.25, ahead=1.0))
+    simulate(Pipeline([Module("m", loop=True)], []), [setup], requests(0.0, steps=3), recorder=ends)
     assert ends.ends == [0.25, 1.0, 3.0]
 
 
@@ -168,12 +174,12 @@ def test_after_a_leaver_the_host_is_busy_for_a_while() -> None:
 
 def test_while_the_host_is_busy_with_leavers_the_device_is_the_neighbours() -> None:
     pipeline = Pipeline([Module("dit", loop=True), Module("vae"), Module("end")], [("dit", "end"), ("vae", "end")])
-    sites = [
-        Site(["dit"], FCFS(), timing=measured(1, pausing=1.0), limit=1),
-        Site(["vae"], FCFS(), [2.0], limit=1),
-        Site(["end"], FCFS(), [0.0]),
+    setups = [
+        WorkerSetup(["dit"], FCFS(), timing=measured(1, pausing=1.0), limit=1),
+        WorkerSetup(["vae"], FCFS(), [2.0], limit=1),
+        WorkerSetup(["end"], FCFS(), [0.0]),
     ]
-    run = simulate(pipeline, sites, requests(0.0, 0.0), contention={("vae", "dit"): (1.0, 0.5)})
+    run = simulate(pipeline, setups, requests(0.0, 0.0), contention={("vae", "dit"): (1.0, 0.5)})
     # dit computes from 0 s to 1 s and from 2 s to 3 s; vae does half a second, a second, and half a second of work
     assert (ends(run, "dit"), ends(run, "vae")) == ([1.0, 3.0], [3.0, 5.0])
 
@@ -188,7 +194,7 @@ def test_after_an_idle_spell_the_first_iterations_are_slow() -> None:
     assert stepwise(cold, arrivals=(20.0,)) == [20.0 + 4.0]
 
 
-def test_bad_weather_slows_the_host() -> None:
+def test_slow_spells_slow_the_host() -> None:
     class Clearing:
         until = 1.0
 
@@ -211,7 +217,7 @@ def test_scheduling_takes_time_for_each_request_that_is_left_out() -> None:
 
 def test_transport_takes_time_from_the_client_and_between_workers() -> None:
     delays = {(None, "dit"): lambda: 0.5, ("dit", "vae"): lambda: 0.25}
-    run = simulate(CHAIN, [Site(["dit"], FCFS()), Site(["vae"], FCFS())], requests(1.0), delays=delays)
+    run = simulate(CHAIN, [WorkerSetup(["dit"], FCFS()), WorkerSetup(["vae"], FCFS())], requests(1.0), delays=delays)
     assert run.stamps("dit") == [(1.5, 1.5, 2.5)]
     assert run.stamps("vae") == [(2.75, 2.75, 3.75)]
 
@@ -220,7 +226,7 @@ def test_a_delay_is_drawn_for_every_request() -> None:
     draws = iter([0.5, 0.25])
     run = simulate(
         CHAIN,
-        [Site(["dit"], FCFS(), [0.0]), Site(["vae"], FCFS(), [0.0])],
+        [WorkerSetup(["dit"], FCFS(), [0.0]), WorkerSetup(["vae"], FCFS(), [0.0])],
         requests(0.0, 1.0),
         delays={("dit", "vae"): lambda: next(draws)},
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from servetwin.core import (
     Batch,
+    BatchWorker,
     Module,
     Pipeline,
     Policy,
@@ -34,7 +35,7 @@ def profile() -> Profile:
 def workers(profile: Profile, policy: Policy) -> list[Worker]:
     pipeline = Pipeline.chain(Module("clip"), Module("unet", loop=True), Module("vae"), Module("safety"))
     stages = pipeline.stages([["clip"], ["unet"], ["vae", "safety"]])
-    return [Worker(s, policy, WorkerView(s, profile.estimate(), limit=4, slo_factor=4.0)) for s in stages]
+    return [BatchWorker(s, policy, WorkerView(s, profile.estimate(), limit=4, slo_factor=4.0)) for s in stages]
 
 
 def test_an_iteration_holds_the_time_that_the_workers_own_policy_takes(profile: Profile) -> None:
@@ -74,10 +75,10 @@ def test_what_a_crowd_costs_goes_before_what_each_costs(profile: Profile) -> Non
 
     crowds = {"unet.joins": [0.1, 0.15], "unet.leaves": [0.01, 0.02], "unet.pauses": [0.3, 0.2]}
     worker = workers(profile, EDF())[1]
-    tasks = [Task(Request(i, 0.0, 1.0, {"unet": 1}), worker.stage, 0.0, worker) for i in range(3)]
+    tasks = [Task(Request(i, 0.0, 1.0, {"unet": 1}), worker.stage, 0.0, worker.place) for i in range(3)]
     plain, timing = (Clock({"gpu0": p}, TimeOptions(), 0).timing(worker) for p in (costs({}), costs(crowds)))
     for n, join, leave, pause in ((1, 0.1, 0.01, 0.3), (2, 0.15, 0.02, 0.2), (3, 0.15, 0.02, 0.2)):
-        batch = Batch(0, worker, tasks[:n])
+        batch = Batch(0, worker.place, tasks[:n])
         batch.joiners, batch.leaves = tasks[:n], n
         usual = plain.demand(batch, 0.0, 0.0)[1] - n * profile.seconds("unet.join")
         assert timing.demand(batch, 0.0, 0.0)[1] == pytest.approx(usual + join)
@@ -96,7 +97,7 @@ def test_a_worker_pauses_after_each_whole_batch(profile: Profile) -> None:
 
     def gaps(profile: Profile, options: TimeOptions) -> list[float]:
         (stage,) = pipeline.stages([["clip", "unet", "vae", "safety"]])
-        worker = Worker(stage, FCFS(max_batch=2), WorkerView(stage, profile.estimate(), limit=2, slo_factor=4.0))
+        worker = BatchWorker(stage, FCFS(max_batch=2), WorkerView(stage, profile.estimate(), limit=2, slo_factor=4.0))
         heard: list[tuple[float, float]] = []
 
         class Spells(Recorder):
@@ -114,8 +115,8 @@ def test_a_worker_pauses_after_each_whole_batch(profile: Profile) -> None:
         assert starts[1:] == ends[:-1]  # a batch is in the worker's hands while the worker pauses
         return [ends[2] - ends[1], ends[1] - ends[0]]
 
-    quiet = TimeOptions(noise=False)
-    with_it, without = gaps(slower, quiet), gaps(profile, quiet)
+    noiseless = TimeOptions(noise=False)
+    with_it, without = gaps(slower, noiseless), gaps(profile, noiseless)
     assert with_it[0] - without[0] == pytest.approx(0.002)  # after a batch of two
     assert with_it[1] - without[1] == pytest.approx(0.001)  # after one alone
     assert gaps(slower, TimeOptions(noise=False, costs=False)) == gaps(profile, TimeOptions(noise=False, costs=False))

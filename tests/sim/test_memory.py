@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 from servetwin.core import (
     Batch,
+    BatchWorker,
     Module,
     Pipeline,
     Policy,
@@ -15,7 +16,6 @@ from servetwin.core import (
     Request,
     ServingLoop,
     Task,
-    Worker,
     WorkerView,
 )
 from servetwin.core.client import play
@@ -28,7 +28,7 @@ def most_alive(policy: Callable[[], Policy], n: int) -> int:
     pipeline = Pipeline.chain(Module("dit", loop=True), Module("vae"))
     stages = pipeline.stages([["dit"], ["vae"]])
     workers = [
-        Worker(s, policy(), WorkerView(s, lambda m, n: 0.05 + 0.01 * n, limit=4, slo_factor=2.0)) for s in stages
+        BatchWorker(s, policy(), WorkerView(s, lambda m, n: 0.05 + 0.01 * n, limit=4, slo_factor=2.0)) for s in stages
     ]
     executor = SimExecutor(lambda worker: TableTiming([0.0, 0.06, 0.07, 0.08, 0.09]))
     counts: list[int] = []

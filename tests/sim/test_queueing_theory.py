@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from servetwin.core import Module, Pipeline, Recorder, Request, ServingLoop, Worker, WorkerView
+from servetwin.core import BatchWorker, Module, Pipeline, Recorder, Request, ServingLoop, Worker, WorkerView
 from servetwin.core.client import play
 from servetwin.core.pool import Pool
 from servetwin.core.random_streams import stream
@@ -48,7 +48,7 @@ def waits(load: float, requests: int, *, servers: int = 1, exponential: bool = T
     workers = []
     for i in range(servers):
         view = WorkerView(stage, lambda _, n: 1.0, limit=1, name=f"server{i}")
-        workers.append(Worker(stage, FCFS(), view, device=f"gpu{i}"))
+        workers.append(BatchWorker(stage, FCFS(), view, device=f"gpu{i}"))
 
     def router(request: Request, candidates: Sequence[Worker], now: float) -> Worker:
         i = min(range(servers), key=lambda k: (max(ends[k], now), k))
@@ -58,7 +58,7 @@ def waits(load: float, requests: int, *, servers: int = 1, exponential: bool = T
         return candidates[i]
 
     def timing(worker: Worker) -> TableTiming:
-        return TableTiming([math.nan, 1.0], draw=kept[worker.index].popleft)
+        return TableTiming([math.nan, 1.0], draw=kept[worker.place.number].popleft)
 
     recorder = Waits()
     executor = SimExecutor(timing)

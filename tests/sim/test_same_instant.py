@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from engines import Linear, Log, requests, view_of
-from harness import Script, Site, one_stage, simulate
+from harness import Script, WorkerSetup, one_stage, simulate
 from servetwin.core import Decision, Module, Pipeline, Request, ServingLoop
 from servetwin.core.client import play
 from servetwin.core.invariants.checker import LawChecker
@@ -68,16 +68,16 @@ def test_also_those_that_come_when_a_batch_ends() -> None:
 def test_also_those_that_are_handed_over_together() -> None:
     pipeline = Pipeline.chain(Module("unet", loop=True), Module("vae"))
     for delays in ({}, {("unet", "vae"): lambda: 0.25}):
-        sites = [Site(["unet"], FCFS(), [1.0, 1.0, 1.0]), Site(["vae"], FCFS(), [1.0, 1.0, 1.0])]
-        run = simulate(pipeline, sites, plain(0.0, 0.0, 0.0), delays=delays)
+        setups = [WorkerSetup(["unet"], FCFS(), [1.0, 1.0, 1.0]), WorkerSetup(["vae"], FCFS(), [1.0, 1.0, 1.0])]
+        run = simulate(pipeline, setups, plain(0.0, 0.0, 0.0), delays=delays)
         assert len(set(starts(run, "vae"))) == 1
 
 
 def test_a_pool_orders_what_comes_together() -> None:
     last_first = Script(lambda view, now: Decision(list(view.waiting)[-1:]))
     last_first.pools = True
-    site = Site(["tool"], last_first, threads=2, calls=CallTimes("tool", "list", values=(1.0,)))
-    run = simulate(Pipeline([Module("tool")], []), [site], [Request(i, 1.0, 9.0, {}) for i in range(4)])
+    setup = WorkerSetup(["tool"], last_first, threads=2, calls=CallTimes("tool", "list", values=(1.0,)))
+    run = simulate(Pipeline([Module("tool")], []), [setup], [Request(i, 1.0, 9.0, {}) for i in range(4)])
     assert [start for _, start, _ in run.stamps("tool")] == [2.0, 2.0, 1.0, 1.0]
 
 

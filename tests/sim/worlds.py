@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness import Simulation, Site, Stepping, simulate
+from harness import Simulation, Stepping, WorkerSetup, simulate
 from hypothesis import strategies as st
 from servetwin.core import Decision, Module, Pipeline, Policy, Recorder, Repeat, Request, WorkerView
 from servetwin.policies.diffusion.clockwork import Clockwork
@@ -100,12 +100,12 @@ class World:
         self, recorder: Recorder | None = None, *, stepping: bool = False, requests: list[Request] | None = None
     ) -> Simulation:
         modules, edges, _ = PIPELINES[self.pipeline]
-        sites, tables = [], {}
+        setups, tables = [], {}
         for i, group in enumerate(self.placement):
             policy = POLICIES[self.policies[i]]()
             name = "+".join(group)
             timing = self._timing(i, name)
-            site = Site(
+            setup = WorkerSetup(
                 group,
                 Stepping(policy) if stepping else policy,
                 limit=self.limits[i],
@@ -114,12 +114,12 @@ class World:
             )
             device = self.timings[i]["device"]
             tables |= dict.fromkeys(group, device)
-            sites.append(site)
+            setups.append(setup)
         names = ["+".join(g) for g in self.placement]
         n = len(names)
         return simulate(
             Pipeline(modules, edges),
-            sites,
+            setups,
             self.requests() if requests is None else requests,
             estimate=lambda module, size: self.estimate_error * tables[module][size],
             recorder=recorder,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from servetwin.core import (
     Batch,
+    BatchWorker,
     Decision,
     Pipeline,
     Policy,
@@ -22,8 +23,8 @@ from servetwin.core import (
 )
 
 from ...executor import RealExecutor, undisturbed
+from ...server import Log, Server, Spell
 from ..lanes import StreamLane
-from ..server import Log, Server, Spell
 
 #: An SLO that nothing misses, in seconds.
 AGES = 1e6
@@ -76,7 +77,7 @@ class Cycle(Policy):
 
 
 def _no_estimate(module: str, size: int) -> float:
-    raise ServeTwinError("a rehearsal has no estimates")
+    raise ServeTwinError("a microbenchmark has no estimates")
 
 
 def workers_of(
@@ -93,7 +94,7 @@ def workers_of(
     """
     limits = [min(limit, once or limit) if set(stage.modules) != {stage.loop} else limit for stage in stages]
     return [
-        Worker(stage, policy, WorkerView(stage, estimate, limit=most, slo_factor=slo_factor), device=device)
+        BatchWorker(stage, policy, WorkerView(stage, estimate, limit=most, slo_factor=slo_factor), device=device)
         for stage, policy, most in zip(stages, policies, limits, strict=True)
     ]
 
@@ -141,7 +142,7 @@ class Duel:
             loop = worker.stage.loop
             work = {loop: 1000} if loop else {}
             self.tasks[worker.name] = [
-                Task(Request(i * limit + j, 0.0, AGES, work), worker.stage, 0.0, worker) for j in range(limit)
+                Task(Request(i * limit + j, 0.0, AGES, work), worker.stage, 0.0, worker.place) for j in range(limit)
             ]
 
     def periods(self, sizes: dict[str, int], seconds: float, least: int = 4) -> dict[str, float]:
@@ -152,7 +153,7 @@ class Duel:
 
         def again(name: str) -> None:
             worker = self.workers[name]
-            batch = Batch(0, worker, self.tasks[name][: sizes[name]])
+            batch = Batch(0, worker.place, self.tasks[name][: sizes[name]])
             executor.run(worker, batch, done)
 
         def done(batch: Batch) -> None:
@@ -161,7 +162,7 @@ class Duel:
             if not stopping:
                 again(name)
 
-        with undisturbed(executor.gpu, executor.quiet):
+        with undisturbed(executor.gpu, executor.pinned):
             begin = time.monotonic()
             for name in sizes:
                 again(name)
@@ -186,8 +187,8 @@ class Duel:
                     executor.busy.remove(lane)
                     executor.running -= 1
                     lane.finish()
-                    if executor.quiet is not None:
-                        executor.quiet.look()
+                    if executor.pinned is not None:
+                        executor.pinned.look()
             return
         lane_, problem = executor.heard.get()
         if isinstance(problem, BaseException):

@@ -22,7 +22,7 @@ from servetwin.core import Policy, Recorder, Request, RunFolder
 from servetwin.profiles.verdict import SAMPLES
 
 from ...executor import undisturbed
-from ..server import Server, Spell
+from ...server import Server, Spell
 from .microbenchmarks import AGES, Cycle, Duel, Estimate, Gather, Rotate, measured_run, workers_of
 
 __all__ = ["Measured", "Profiler"]
@@ -185,9 +185,10 @@ class Profiler:
         longest = min(LONGEST, 6 * self.seconds)
         return int(np.clip(self.seconds / each, np.clip(longest / each, STEPS / 3, STEPS), 200))
 
-    def _rehearse(
+    def _spells(
         self, policies: Sequence[Policy], works: Sequence[int], *, whole: bool = False, **more: Any
     ) -> list[Spell]:
+        """What the workers computed in a run of its own."""
         placement = [list(self.kind.modules)] if whole else self.placement
         limit = more.pop("most", self.limit)
         return measured_run(
@@ -205,9 +206,9 @@ class Profiler:
         """Each batch size for some iterations, through all stages."""
         found = self.found
         for _ in range(2):  # once for the estimate of how many iterations to run
-            self._rehearse(self._gather(1), [10])
+            self._spells(self._gather(1), [10])
         for n in range(1, self.limit + 1):
-            spells = self._rehearse(self._gather(n), [self._steps(n)] * n)
+            spells = self._spells(self._gather(n), [self._steps(n)] * n)
             loop = [s for s in spells if s.worker == self.loop]
             found.iteration[n] = found.plain[n] = [s.end - s.start for s in loop[1:-1]]
             found.gap[n] = [b.start - a.end for a, b in _pairs(loop)]
@@ -218,32 +219,32 @@ class Profiler:
 
     def _modules(self) -> None:
         """The modules without a loop one by one, as schedulers estimate them; and their stages a few times more."""
-        site = self.server.site(self.device)
-        quiet = self.server.quiet if site.gpu else None
-        with torch.no_grad(), undisturbed(site.gpu, quiet):
+        slots = self.server.device_slots(self.device)
+        pinned = self.server.pinned if slots.gpu else None
+        with torch.no_grad(), undisturbed(slots.gpu, pinned):
             for module in self.kind.modules:
                 if module == self.loop:
                     continue
-                unit = site.warm(module, self.once)
-                rows = unit.rows()
-                rows[:, 0] = np.arange(unit.limit)
+                runner = slots.warm(module, self.once)
+                rows = runner.rows()
+                rows[:, 0] = np.arange(runner.limit)
                 for n in range(1, self.once + 1):
                     times: list[float] = []
                     until = time.monotonic() + self.seconds / 2
                     # The first one is not counted.
                     while len(times) <= SAMPLES or (len(times) < 9 and time.monotonic() < until):
-                        if quiet is not None:
-                            quiet.look()
+                        if pinned is not None:
+                            pinned.look()
                         begin = time.monotonic()
-                        unit.launch(n)
-                        if site.gpu:
-                            torch.cuda.synchronize(site.device)
+                        runner.launch(n)
+                        if slots.gpu:
+                            torch.cuda.synchronize(slots.device)
                         times.append(time.monotonic() - begin)
                     self.found.modules.setdefault(module, {})[n] = times[1:]
         for n in range(1, self.once + 1):
             until = time.monotonic() + self.seconds
             for times_more in range(SAMPLES):
-                for spell in self._rehearse(self._gather(n), [1] * n):
+                for spell in self._spells(self._gather(n), [1] * n):
                     if spell.worker != self.loop and spell.size == n:
                         self.found.stages[spell.worker].setdefault(n, []).append(spell.end - spell.start)
                 if times_more + 1 >= SAMPLES - 1 and time.monotonic() > until:
@@ -375,7 +376,7 @@ class Profiler:
         crowded: list[float] = []
         begin = 1.1 * WAITING_STEPS * self.found.period(2)
         for _ in range(DECIDING):
-            spells = self._rehearse(
+            spells = self._spells(
                 self._gather(1, make()),
                 [2 * WAITING_STEPS] * 2 + [1] * WAITING,
                 due=[0.0] * 2 + [begin] * WAITING,
@@ -414,7 +415,7 @@ class Profiler:
         rng = random.Random(1)
         turns = [turn for _ in range(WHOLES + 1) for turn in rng.sample(kinds, len(kinds))]
         policy = Rotate([n for n, _ in turns])
-        spells = self._rehearse([policy], [steps for n, steps in turns for _ in range(n)], whole=True)
+        spells = self._spells([policy], [steps for n, steps in turns for _ in range(n)], whole=True)
         kept = spells[len(kinds) :]
         for spell in kept:
             took = self.found.whole.setdefault((spell.iterations, spell.size), [])
@@ -476,7 +477,7 @@ class Profiler:
 
         def taken(idle: float, count: int) -> float:
             gap = idle + 3 * (COLD_STEPS + 2) * self.found.period(1)
-            spells = self._rehearse(self._gather(1), [COLD_STEPS] * count, gap=gap)
+            spells = self._spells(self._gather(1), [COLD_STEPS] * count, gap=gap)
             loop = [s for s in spells if s.worker == self.loop]
             runs = [loop[i : i + COLD_STEPS] for i in range(0, len(loop) - COLD_STEPS + 1, COLD_STEPS)]
             alone = [run[-1].end - run[0].start for run in runs[1:] if all(s.size == 1 for s in run)]

@@ -7,7 +7,7 @@ from typing import Any
 
 from servetwin.core import Policy
 
-from ..server import Server
+from ...server import Server
 from .profile_writer import as_profile
 from .profiler import Profiler, Progress
 

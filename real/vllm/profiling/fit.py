@@ -12,11 +12,17 @@ from typing import Any
 
 from servetwin.profiles.costs import INTAKE, RATIO, STEP_BETWEEN
 
+from ..engine import VllmEngine
 from ..scheduler import StepLog
-from .step_grid import SETTLE, Grid, Measured
+from .step_grid import SETTLE, Grid, Measured, measure
 
 #: A step that takes so many times what the table says, or the table so many times what it takes, shows a stall.
 STALL = 1.4
+
+
+def measured_section(engine: VllmEngine, grid: Grid) -> dict[str, Any]:
+    """The ``tokens`` and ``costs`` of *engine*, measured now."""
+    return tokens_section(measure(engine, grid), engine.describe(), grid, "steps")
 
 
 def tokens_section(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
 from typing import Any
 
-from servetwin.profiles.costs import PACE, PACE_MEMORY
+from servetwin.profiles.costs import RECENT_LOAD, RECENT_LOAD_MEMORY
 from servetwin.profiles.latency_table import interpolate
 from servetwin.profiles.llm.recent_load import MEMORY, Density
 
@@ -79,8 +79,9 @@ def recent_load_costs(
     most: int,
     origin: dict[str, str],
 ) -> dict[str, Any]:
-    """``prefill.pace`` and ``<kind>.pace.<tokens>``, of *measured* traffic: what steps of up to *most* tokens take
-    over what is *usual* for them by the table, by the density of what was computed before. Nothing without traffic.
+    """``prefill.recent_load`` and ``<kind>.recent_load.<tokens>``, of *measured* traffic: what steps of up to *most*
+    tokens take over what is *usual* for them by the table, by the density of what was computed before. Nothing
+    without traffic.
 
     Steps of more than *within* tokens are launched kernel by kernel: they count from when the step before should have
     been over. Where too few steps of the traffic only compute prompts, theirs is the curve of those that decode too,
@@ -122,7 +123,7 @@ def recent_load_costs(
         "source": origin,
     }
     costs: dict[str, Any] = {
-        PACE_MEMORY(): {
+        RECENT_LOAD_MEMORY(): {
             "meaning": "within how many seconds tokens that were computed fade from the density on which a step "
             "depends",
             "unit": "seconds",
@@ -133,7 +134,7 @@ def recent_load_costs(
         }
     }
     for (kind, limit), (knots, ratios) in curves.items():
-        costs[PACE(kind, limit)] = {
+        costs[RECENT_LOAD(kind, limit)] = {
             "meaning": f"how long a step that {told[kind]} takes over the table, with up to {limit} tokens, by the "
             "tokens a second computed lately",
             "unit": "ratio",

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from harness import HandExecutor, Script, Site, one_stage, run_all, simulate
+from harness import HandExecutor, Script, WorkerSetup, one_stage, run_all, simulate
 from servetwin.core import (
     BadInput,
+    BatchWorker,
     Decision,
     LawBroken,
     Module,
@@ -20,7 +21,6 @@ from servetwin.core import (
     RunFolder,
     ServingLoop,
     Task,
-    Worker,
     WorkerView,
 )
 from servetwin.core.invariants.checker import LawChecker
@@ -34,11 +34,11 @@ def requests(n: int = 3, steps: int = 3, slo: float = 9.0) -> list[Request]:
     return [Request(i, 0.5 * i, slo, {"dit": steps}) for i in range(n)]
 
 
-def served(dit=None, vae=None, loop_class=ServingLoop):
+def served(dit=None, vae=None, loop_class=ServingLoop, worker_class=BatchWorker):
     """A watched loop worked by hand, with the requests 1 and 2 arrived at time 0."""
     stages = PIPELINE.stages([["dit"], ["vae"]])
     workers = [
-        Worker(stage, policy or Script(), WorkerView(stage, lambda m, n: 1.0, limit=4))
+        worker_class(stage, policy or Script(), WorkerView(stage, lambda m, n: 1.0, limit=4))
         for stage, policy in zip(stages, (dit, vae), strict=True)
     ]
     hand, laws = HandExecutor(), LawChecker()
@@ -52,7 +52,7 @@ def served(dit=None, vae=None, loop_class=ServingLoop):
 def touch(loop) -> None:
     """Something happens, wherever."""
     worker = loop.workers[-1]
-    loop.executor.send(None, Task(Request(99, 0.0, 1.0, {}), worker.stage, 0.0, worker), lambda task: None)
+    loop.executor.send(None, Task(Request(99, 0.0, 1.0, {}), worker.stage, 0.0, worker.place), lambda task: None)
 
 
 # -- what policies may not do ---------------------------------------------------------------------------------
@@ -132,25 +132,25 @@ def test_law_5_an_alarm_rings_in_time() -> None:
 
 
 def test_law_5_nothing_lies_in_the_inbox_of_an_idle_worker() -> None:
-    class Deaf(ServingLoop):
-        def _deliver(self, task):
-            self.workers[task.worker.number].inbox.append(task)
+    class Deaf(BatchWorker):
+        def receive(self, task):
+            self.inbox.append(task)
 
-    loop, hand, _ = served(loop_class=Deaf)
+    loop, hand, _ = served(worker_class=Deaf)
     hand.wait(1.0)
     with pytest.raises(LawBroken, match=r"law 5 .*: dit idles before 1.0 and has not taken in what arrived"):
         touch(loop)
 
 
 def test_law_5_a_policy_is_asked_when_a_batch_is_done() -> None:
-    class Lazy(ServingLoop):
-        def _turn(self, worker, settled=False):
-            if worker.view.running:
-                self._take_in(worker)
+    class Lazy(BatchWorker):
+        def _decide(self, settled=False):
+            if self.view.running:
+                self._take_in()
             else:
-                super()._turn(worker, settled)
+                super()._decide(settled)
 
-    loop, hand, _ = served(loop_class=Lazy)
+    loop, hand, _ = served(worker_class=Lazy)
     hand.end("dit", 1.0)
     hand.wait(2.0)
     with pytest.raises(LawBroken, match=r"law 5 .*: dit idles before 2.0 with 2 tasks, and its policy was not asked"):
@@ -178,24 +178,23 @@ def test_law_1_every_request_ends() -> None:
 
 
 def test_law_7_a_request_that_is_met_has_run_all_that_it_asked_for() -> None:
-    class Hasty(ServingLoop):
+    class Hasty(BatchWorker):
         def _done(self, batch):
-            worker = self.workers[batch.worker.number]
             for task in batch.tasks:
                 task.left = 1
-                worker.books.ends[task] = worker.books.clock + 1
+                self.books.ends[task] = self.books.clock + 1
             batch.leaves = batch.size
             super()._done(batch)
 
-    _, hand, _ = served(loop_class=Hasty)
+    _, hand, _ = served(worker_class=Hasty)
     with pytest.raises(LawBroken, match=r"law 7 .*: <Task of 1 at dit: 0/3 left> has 0 iterations left after 1 of 3"):
         hand.end("dit", 1.0)
 
 
 def test_law_10_met_means_in_time() -> None:
     class Kind(ServingLoop):
-        def _end(self, request, outcome, reason=None):
-            super()._end(request, Outcome.MET if outcome is Outcome.LATE else outcome, reason)
+        def end(self, request, outcome, reason=None):
+            super().end(request, Outcome.MET if outcome is Outcome.LATE else outcome, reason)
 
     _, hand, _ = served(loop_class=Kind)
     for worker, at in (("dit", 1.0), ("dit", 2.0), ("dit", 3.0)):
@@ -211,7 +210,7 @@ def test_law_10_the_summary_counts_what_happened() -> None:
                 super().ended(request, now)
 
     with pytest.raises(LawBroken, match=r"law 10 .*: the summary counts"):
-        simulate(Pipeline([Module("m")], []), [Site(["m"], FCFS())], requests(), recorder=Forgetful())
+        simulate(Pipeline([Module("m")], []), [WorkerSetup(["m"], FCFS())], requests(), recorder=Forgetful())
 
 
 def test_law_2_a_stage_begins_when_the_one_before_is_done() -> None:
@@ -240,8 +239,8 @@ def test_a_checked_run_is_the_run_itself(tmp_path: Path) -> None:
     for checked in (True, False):
         stages = PIPELINE.stages([["dit"], ["vae"]])
         workers = [
-            Worker(s, NeuStream(), WorkerView(s, lambda m, n: 0.3 + 0.1 * n, limit=4, slo_factor=2.0), intake="after")
-            for s in stages
+            BatchWorker(view.stage, NeuStream(), view, intake="after")
+            for view in [WorkerView(s, lambda m, n: 0.3 + 0.1 * n, limit=4, slo_factor=2.0) for s in stages]
         ]
         recorder = RunFolder(tmp_path / str(checked), {})
         laws = LawChecker(recorder)
@@ -270,8 +269,8 @@ def folder(tmp_path: Path) -> Path:
         return Decision(run, drop=drop, repeat=repeat)
 
     recorder = RunFolder(tmp_path / "run", {"name": "tampered"})
-    sites = [Site(["dit"], Script(decide)), Site(["vae"], FCFS())]
-    simulate(PIPELINE, sites, [*requests(4, 12, 15.0), Request(4, 2.0, 0.1, {"dit": 2})], recorder=recorder)
+    setups = [WorkerSetup(["dit"], Script(decide)), WorkerSetup(["vae"], FCFS())]
+    simulate(PIPELINE, setups, [*requests(4, 12, 15.0), Request(4, 2.0, 0.1, {"dit": 2})], recorder=recorder)
     recorder.close()
     return tmp_path / "run"
 

@@ -1,4 +1,4 @@
-"""The words of the LLM seam: what a policy reads, and deadlines of tokens by their closed form."""
+"""The interface of LLM policies: what a policy reads, and deadlines of tokens by their closed form."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def test_the_last_token_of_a_prompt_is_no_decode():
 def test_tasks_that_decode_together_are_counted_together():
     ticks, t = Ticks(), task(prompt=100)
     t.computed, t.generated = 100, 1
-    t._generated -= ticks.count
-    t._ticks = ticks
+    t.base_generated -= ticks.count
+    t.ticks = ticks
     ticks.count += 7
     assert (t.generated, t.computed, t.pending, t.decoding) == (8, 107, 1, True)
     t.computed = 0

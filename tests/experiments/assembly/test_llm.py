@@ -160,7 +160,7 @@ def task(times, prompt=100, arrival=0.0):
     request.tasks.append(made)
     made.computed, made.generated = prompt + len(times) - 1, len(times)
     made.first_token, made.finished = times[0], times[-1]
-    made._times = times
+    made.token_times = times
     return made
 
 

@@ -14,7 +14,7 @@ from servetwin.experiments.capacity import targets
 from servetwin.experiments.capacity.observed_run import Watched
 from servetwin.experiments.capacity.root_search import QUANTITIES, search
 from servetwin.experiments.capacity.search import Asked, answers
-from servetwin.experiments.capacity.stability import PARTS, settling, verdict
+from servetwin.experiments.capacity.stability import SEGMENTS, settling, verdict
 from servetwin.experiments.spec.loading import load
 from servetwin.experiments.workload.seed_effect import depends_on_seed
 from small_trace import EXPERIMENT, PROFILE, plain
@@ -106,11 +106,11 @@ def test_a_policy_that_fails_at_some_rates_only(toy: Path, servetwin):
 
 def runs(growth: float, seeds: int = 6, noise: float = 3.0, requests: int = 10_000) -> list[list[float]]:
     """Backlogs that grow by a share of what arrives, with a steady scatter."""
-    per_part = requests / PARTS
+    per_segment = requests / SEGMENTS
     made = []
     for seed in range(seeds):
-        scatter = np.random.default_rng(seed).normal(0.0, noise, PARTS)
-        made.append((10.0 + growth * per_part * np.arange(1, PARTS + 1) + scatter).tolist())
+        scatter = np.random.default_rng(seed).normal(0.0, noise, SEGMENTS)
+        made.append((10.0 + growth * per_segment * np.arange(1, SEGMENTS + 1) + scatter).tolist())
     return made
 
 
@@ -119,21 +119,21 @@ def runs(growth: float, seeds: int = 6, noise: float = 3.0, requests: int = 10_0
 )
 @pytest.mark.parametrize("seeds", [1, 2, 6])
 def test_the_backlog_is_judged(growth: float, word: str, seeds: int):
-    found = verdict(runs(growth, seeds), [[1.0] * PARTS] * seeds, 10_000)
+    found = verdict(runs(growth, seeds), [[1.0] * SEGMENTS] * seeds, 10_000)
     assert found.backlog == word
     assert found.growth.mean == pytest.approx(growth, abs=0.003)
 
 
 def test_runs_that_disagree_say_nothing():
-    assert verdict([runs(0.0)[0], runs(0.3)[1]], [[1.0] * PARTS] * 2, 10_000).backlog == "unclear"
+    assert verdict([runs(0.0)[0], runs(0.3)[1]], [[1.0] * SEGMENTS] * 2, 10_000).backlog == "unclear"
 
 
 def test_how_long_it_takes_to_settle():
     rng = np.random.default_rng(0)
-    late = [1.0 - math.exp(-k / 5) + rng.normal(0, 0.01) for k in range(PARTS)]
+    late = [1.0 - math.exp(-k / 5) + rng.normal(0, 0.01) for k in range(SEGMENTS)]
     assert settling([late]) == pytest.approx(0.2, abs=0.12)
-    assert settling([[1.0 + rng.normal(0, 0.01) for _ in range(PARTS)]]) < 0.3
-    assert settling([[float(k) for k in range(PARTS)]]) is None
+    assert settling([[1.0 + rng.normal(0, 0.01) for _ in range(SEGMENTS)]]) < 0.3
+    assert settling([[float(k) for k in range(SEGMENTS)]]) is None
 
 
 @pytest.mark.parametrize(

@@ -32,9 +32,9 @@ DECIDE = "        return Decision([*view.running, *view.waiting][:min({n}, view.
 PLAIN = HEAD + "\nN = 1\n\n\nclass Mine(Policy):\n    def decide(self, view, now):\n" + DECIDE.format(n="N")
 
 
-def policy(n: str, *, top: str = "", body: str = "", inside: str = "") -> str:
+def policy(n: str, *, top: str = "", body: str = "", late: str = "") -> str:
     """The source of a policy that runs *n* tasks at once."""
-    indented = "".join(f"        {line}\n" for line in inside.splitlines())
+    indented = "".join(f"        {line}\n" for line in late.splitlines())
     decide = "    def decide(self, view, now):\n" + indented + DECIDE.format(n=n)
     return f"{HEAD}{top}\n\nclass Mine(Policy):\n{body}{decide}"
 
@@ -43,7 +43,7 @@ BESIDE = "from pathlib import Path\nimport json\nTABLE = Path(__file__).with_nam
 INIT = "    def __init__(self):\n        self.n = json.loads(TABLE.read_text())\n\n"
 
 #: How a policy may come by its number: what its files hold at first, and which of them is changed (1 to 8).
-WAYS: dict[str, tuple[dict[str, str], str]] = {
+SOURCES: dict[str, tuple[dict[str, str], str]] = {
     "its own file": ({"mine.py": PLAIN}, "mine.py"),
     "a module": (
         {"mine.py": policy("n()", top="from aid import n\n"), "aid.py": "def n():\n    return 1\n"},
@@ -76,12 +76,12 @@ WAYS: dict[str, tuple[dict[str, str], str]] = {
         "pack/sub/other.py",
     ),
     "an import in a function": (
-        {"mine.py": policy("N", inside="from aid import N"), "aid.py": "N = 1\n"},
+        {"mine.py": policy("N", late="from aid import N"), "aid.py": "N = 1\n"},
         "aid.py",
     ),
     "an import by name, in a function": (
         {
-            "mine.py": policy("N", top="import importlib\n", inside="N = importlib.import_module('ai' + 'd').N"),
+            "mine.py": policy("N", top="import importlib\n", late="N = importlib.import_module('ai' + 'd').N"),
             "aid.py": "N = 1\n",
         },
         "aid.py",
@@ -169,10 +169,10 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("named", ["mine.py", "mine:Mine"])
-@pytest.mark.parametrize("way", WAYS)
-def test_a_row_is_of_all_that_the_policy_stands_on(place: Path, monkeypatch, way: str, named: str):
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_row_is_of_all_that_the_policy_stands_on(place: Path, monkeypatch, source: str, named: str):
     """In one process, as in a notebook: run, run again (from the cache), edit, run again."""
-    files, edited = WAYS[way]
+    files, edited = SOURCES[source]
     write(place, files)
     path = spec(place, named)
     with Cache() as cache:
@@ -188,7 +188,7 @@ def test_a_row_is_of_all_that_the_policy_stands_on(place: Path, monkeypatch, way
 
 
 def test_another_process_takes_the_row_of_what_it_finds(place: Path, monkeypatch):
-    files, edited = WAYS["a module's module"]
+    files, edited = SOURCES["a module's module"]
     write(place, files)
     path = spec(place)
     with Cache() as cache:
@@ -218,7 +218,7 @@ def test_another_process_takes_the_row_of_what_it_finds(place: Path, monkeypatch
 
 
 def test_what_does_not_matter_runs_nothing_again(place: Path, monkeypatch):
-    write(place, {**WAYS["a module"][0], "unused.py": "N = 1\n", "table.json": "1"})
+    write(place, {**SOURCES["a module"][0], "unused.py": "N = 1\n", "table.json": "1"})
     path = spec(place)
     with Cache() as cache:
         sweep.sweep(path, place / "a.csv", jobs=1, cache=cache)
@@ -303,7 +303,7 @@ def test_all_of_an_installed_package_counts_for_its_policy(place: Path, monkeypa
 
 def test_modules_that_others_hold_stay_theirs(place: Path):
     """A policy gets its modules anew; what a notebook has imported itself is not pulled away."""
-    write(place, {**WAYS["a module"][0], "own.py": "N = 1\n"})
+    write(place, {**SOURCES["a module"][0], "own.py": "N = 1\n"})
     import own  # type: ignore[import-not-found]
 
     policy_registry.find_policy(str(place / "mine.py"))
@@ -341,9 +341,9 @@ def edits_after_the_first(monkeypatch: pytest.MonkeyPatch, edit: Callable[[], No
     monkeypatch.setattr(engine, "run_point", run)
 
 
-@pytest.mark.parametrize("way", ["its own file", "a module", "a file that it declares", "a file that it reads"])
-def test_what_is_edited_while_a_sweep_runs_does_not_mix(place: Path, monkeypatch, way: str):
-    files, edited = WAYS[way]
+@pytest.mark.parametrize("source", ["its own file", "a module", "a file that it declares", "a file that it reads"])
+def test_what_is_edited_while_a_sweep_runs_does_not_mix(place: Path, monkeypatch, source: str):
+    files, edited = SOURCES[source]
     write(place, files)
     path, said = spec(place, rates="8.0, 12.0, 16.0"), []
     edits_after_the_first(monkeypatch, lambda: ones_become_eights(place / edited))
@@ -533,7 +533,7 @@ def test_python_and_our_code_below_every_package_are_part_of_the_key(toy: Path, 
     assert {
         "experiments/workload/traces/formats.py",
         "core/loop.py",
-        "real/diffusion/server.py",
+        "real/server.py",
         "sim/llm/columns.py",
     } <= names
     with monkeypatch.context() as other:
@@ -574,7 +574,7 @@ def test_a_list_of_lengths_is_part_of_the_key_and_is_read_anew(monkeypatch, tmp_
 def test_the_file_beside_a_table_says_what_it_is_of(place: Path):
     import yaml
 
-    write(place, {**WAYS["a file that it reads"][0]})
+    write(place, {**SOURCES["a file that it reads"][0]})
     sweep.sweep(spec(place), place / "a.csv", jobs=1)
     told = yaml.safe_load((place / "a.csv.spec.yaml").read_text())
     assert told["code"] == file_digests.code_digest()
@@ -588,7 +588,7 @@ def test_the_file_beside_a_table_says_what_it_is_of(place: Path):
 
 def test_making_keys_takes_a_small_part_of_a_short_sweep(place: Path):
     """Keys of 300 points under a policy of two files, against the points themselves."""
-    write(place, WAYS["a module"][0])
+    write(place, SOURCES["a module"][0])
     base = load(place / "toy.yaml", [("policy", str(place / "mine.py"))])
     some = [base.model_copy(update={"seed": k}) for k in range(300)]
     engine.run_all(some[:2], jobs=1)
@@ -721,7 +721,7 @@ def test_a_damaged_partial_file_is_computed_again(place: Path, monkeypatch):
 @pytest.mark.filterwarnings("default")
 def test_workers_of_dask_load_what_was_edited_also_if_there_is_one_thread(place: Path):
     distributed = pytest.importorskip("distributed")
-    write(place, WAYS["a module"][0])
+    write(place, SOURCES["a module"][0])
     path = spec(place)
     with (
         distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster,

@@ -16,7 +16,7 @@ from servetwin.experiments.validation.baselines import (
     nearest,
 )
 from servetwin.experiments.validation.run_table import NEUSTREAM, MeasuredRun, read
-from servetwin.experiments.validation.score import Scored, parts
+from servetwin.experiments.validation.score import Scored, gaps_of
 from servetwin.experiments.validation.score import score as score_table
 
 
@@ -106,7 +106,7 @@ def artifact() -> list[Scored]:
 
 
 def test_what_the_readme_says_of_predictors(artifact):
-    found = {b.name: parts(b.scored)[-1] for b in baselines(Path("nowhere"), artifact, seeds=1)}
+    found = {b.name: gaps_of(b.scored)[-1] for b in baselines(Path("nowhere"), artifact, seeds=1)}
     assert {name: part.runs for name, part in found.items()} == dict.fromkeys(found, 167)
     gaps = {name: tuple(round(x, 2) for x in part.met) for name, part in found.items()}
     assert gaps["a line through the neighbours"] == (1.87, 31.88)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 from servetwin.experiments.validation import run_table
-from servetwin.experiments.validation.score import Part, Scored, parts, score
+from servetwin.experiments.validation.score import Gaps, Scored, gaps_of, score
 
 # workload, policy -> mean gap of met requests, largest, mean gap of finished requests
 LIMITS = {
@@ -31,17 +31,17 @@ def scored() -> list[Scored]:
 
 
 @pytest.fixture(scope="module")
-def gaps(scored: list[Scored]) -> dict[tuple[str, str], Part]:
-    return {(p.workload, p.policy): p for p in parts(scored)}
+def gaps(scored: list[Scored]) -> dict[tuple[str, str], Gaps]:
+    return {(p.workload, p.policy): p for p in gaps_of(scored)}
 
 
-def test_every_part_has_a_limit(gaps: dict[tuple[str, str], Part]) -> None:
+def test_every_part_has_a_limit(gaps: dict[tuple[str, str], Gaps]) -> None:
     assert set(gaps) == {*LIMITS, ("all", "")}
     assert sum(gaps[k].runs for k in LIMITS) == 167
 
 
 @pytest.mark.parametrize("part", LIMITS, ids=lambda p: "-".join(p))
-def test_gaps_stay_within_their_limits(part: tuple[str, str], gaps: dict[tuple[str, str], Part]) -> None:
+def test_gaps_stay_within_their_limits(part: tuple[str, str], gaps: dict[tuple[str, str], Gaps]) -> None:
     mean, largest, finished = LIMITS[part]
     found = gaps[part]
     assert found.met is not None

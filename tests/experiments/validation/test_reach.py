@@ -100,8 +100,8 @@ def test_what_a_policy_may_only_read_cannot_be_written(case, monkeypatch, capsys
 TOKEN_WRITES = {
     "generated": (TASKS + "            task.generated = 5\n", "generated of task", 8),
     "computed": (TASKS + "            task.computed = 0\n", "generated or computed", 8),
-    "behind it": (TASKS + "            object.__setattr__(task, '_generated', 3)\n", "generated of task", None),
-    "the clock": (TASKS + "            if task._ticks: task._ticks.count += 1\n", "count of", 8),
+    "behind it": (TASKS + "            object.__setattr__(task, 'base_generated', 3)\n", "generated of task", None),
+    "the clock": (TASKS + "            if task.ticks: task.ticks.count += 1\n", "count of", 8),
     "prompt": (TASKS + "            task.prompt = 1\n", "prompt of task", 8),
     "arrival": (TASKS + "            task.arrival = now\n", "arrival of task", 8),
     "first token": (TASKS + "            task.first_token = 0.0\n", "first_token of task", 8),
@@ -130,9 +130,9 @@ def test_nor_what_it_may_read_of_an_engine(case, monkeypatch, capsys, tmp_path):
 
 
 LOOKS = {
-    "the engine": "next(iter(view.waiting)).worker._engine",
+    "the engine": "next(iter(view.waiting)).worker.engine",
     "the loop": "next(iter(view.waiting)).worker.loop",
-    "the worker of a batch": "view._engine",
+    "the worker of a batch": "view.engine",
     "an estimate": "view.estimate.__self__",
     "an estimate's wrapped function": "view.estimate_prefill.__wrapped__",
     "an estimate's variables": "view.estimate_decode.__closure__",

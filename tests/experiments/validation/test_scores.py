@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from servetwin.core import BadInput
 from servetwin.experiments.validation import run_table
-from servetwin.experiments.validation.score import parts, score
+from servetwin.experiments.validation.score import gaps_of, score
 
 HEADER = "workload,policy,rate,cv,slo_factor,requests,met,finished"
 ROWS = [
@@ -49,7 +49,7 @@ def test_the_same_rows_with_simulated_counts_and_gaps(tmp_path: Path):
 
 def test_gaps_per_workload_and_policy_and_in_all(tmp_path: Path):
     scored = score(write(tmp_path, HEADER, *ROWS), seeds=1, jobs=1)
-    found = parts(scored)
+    found = gaps_of(scored)
     assert [(p.workload, p.policy, p.runs) for p in found] == [
         ("palette-256-rtx4090", "neustream", 1),
         ("palette-256-rtx4090", "clockwork", 1),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 
-from servetwin.core import Batch, Decision, Module, Pipeline, Policy, Request, Task, Worker, WorkerView
+from servetwin.core import Batch, BatchWorker, Decision, Module, Pipeline, Policy, Request, Task, WorkerView
 
 DIT = Pipeline.chain(Module("dit", loop=True), Module("vae"))
 PLACED = [["dit"], ["vae"]]
@@ -32,7 +32,7 @@ class Desk:
         self.stage = next(s for s in pipeline.stages(placement) if at in s.modules)
         self.view = WorkerView(self.stage, estimate, limit=limit, slo_factor=slo_factor)
         self.policy = policy
-        self.worker = Worker(self.stage, policy, self.view)
+        self.worker = BatchWorker(self.stage, policy, self.view)
         self.batch: Batch | None = None
         self._ids = count()
         policy.start(self.view)
@@ -40,7 +40,7 @@ class Desk:
     def request(self, *, arrival: float = 0.0, slo: float = 1e9, steps: int = 10) -> Task:
         """A request that reaches the worker, which takes it in if the policy admits it."""
         request = Request(next(self._ids), arrival, slo, {"dit": steps, "unet": steps})
-        task = Task(request, self.stage, arrival, self.worker)
+        task = Task(request, self.stage, arrival, self.worker.place)
         if self.policy.admit(task, self.view, arrival):
             self.view.waiting[task] = None
         return task
@@ -59,7 +59,7 @@ class Desk:
             self.view.waiting.pop(task, None)
             self.view.running[task] = None
         if decision.run:
-            self.batch = Batch(1, self.worker, decision.run, whole=decision.whole)
+            self.batch = Batch(1, self.worker.place, decision.run, whole=decision.whole)
         return decision
 
     def done(self, now: float, count: int = 1) -> None:

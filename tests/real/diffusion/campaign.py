@@ -148,8 +148,8 @@ def serve_model(model: str, out: Path, device: str, options: dict, cells: int) -
         print(f"[{time.monotonic() - began:6.1f}] {model}: {text}", flush=True)
 
     plan, kind = PLANS[model], KINDS[model]
-    server = Server(model, Options(device=device, **options))
-    server.site("gpu0")  # everything up to here disturbs nobody
+    server = Server(model, Options.of({"device": device, **options}))
+    server.device_slots("gpu0")  # everything up to here disturbs nobody
     say("loaded")
     (out / "loaded").touch()
     allowed = sys.stdin.readline()
@@ -163,7 +163,7 @@ def serve_model(model: str, out: Path, device: str, options: dict, cells: int) -
         server, limit=plan.limit, once=plan.once, policies=policies, seconds=plan.seconds, whole_steps=ends
     )
     for module in (*kind.modules, *(["output"] if kind.family == "palette" else [])):
-        server.site("gpu0").warm(module, plan.limit if module in (kind.loop, "output") else plan.once)
+        server.device_slots("gpu0").warm(module, plan.limit if module in (kind.loop, "output") else plan.once)
         say(f"{module} warm")
     measured = profiler.take(brief=True)
     say(f"profile: {profiler.took}")

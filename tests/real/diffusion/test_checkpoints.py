@@ -24,8 +24,8 @@ REAL = ["--backend", "real", "--device", "cpu", "--any-device", "--requests", "2
 def whole(tmp_path_factory):
     """A checkpoint of the tiny Stable Diffusion, as diffusers saves one."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    site = DeviceSlots(KIND, Options(device="cpu", slots=2, seed=3), torch.device("cpu"))
-    for name, network in site.model.networks.items():
+    slots = DeviceSlots(KIND, Options(device="cpu", slots=2, seed=3), torch.device("cpu"))
+    for name, network in slots.model.networks.items():
         network.save_pretrained(folder / FOLDERS[name])
     DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").save_pretrained(
         folder / "scheduler"
@@ -181,9 +181,9 @@ def test_half_precision_and_one_that_says_nothing_of_its_scheduler(mine):
     for name in ("unet", "vae"):
         path = mine / name / WEIGHTS
         save_file({k: v.half() for k, v in load_file(path).items()}, path)
-    site = DeviceSlots(KIND, Options(device="cpu", slots=2, weights=mine), torch.device("cpu"))
+    slots = DeviceSlots(KIND, Options(device="cpu", slots=2, weights=mine), torch.device("cpu"))
     weight = load_file(mine / "unet" / WEIGHTS)["conv_in.weight"]
-    assert torch.equal(site.model.networks["unet"].conv_in.weight, weight.float())
+    assert torch.equal(slots.model.networks["unet"].conv_in.weight, weight.float())
 
 
 def test_a_profile_of_a_wrong_one_is_not_begun(servetwin, mine, tmp_path):

@@ -367,7 +367,7 @@ def interrupted():
 def test_ctrl_c_leaves_no_half_written_profile(servetwin, interrupted, monkeypatch, tmp_path):
     steps = []
     step = DeviceSlots.step
-    monkeypatch.setattr(DeviceSlots, "step", lambda site, *more: (steps.append(1), step(site, *more))[1])
+    monkeypatch.setattr(DeviceSlots, "step", lambda slots, *more: (steps.append(1), step(slots, *more))[1])
     interrupted(lambda: len(steps) > 100)  # in the midst of measuring
     code, out, err = servetwin("profile", "tiny-sd", "--device", "cpu", "--out", tmp_path / "my.yaml")
     assert (code, out, err) == (130, "", "servetwin: interrupted\n")
@@ -406,11 +406,11 @@ def test_a_run_that_breaks_says_why_and_where_its_records_are(servetwin, tmp_pat
     calls = []
     step = DeviceSlots.step
 
-    def breaks(site, *batch):
+    def breaks(slots, *batch):
         calls.append(1)
         if len(calls) > 200:
             raise torch.OutOfMemoryError("no memory")
-        step(site, *batch)
+        step(slots, *batch)
 
     monkeypatch.setattr(DeviceSlots, "step", breaks)
     folder = tmp_path / "run"

@@ -1,11 +1,11 @@
-"""The serving thread looks for a quiet core, and is free again afterwards."""
+"""The serving thread looks for an undisturbed core, and is free again afterwards."""
 
 import os
 import statistics
 import time
 
 import pytest
-from servetwin.core import Module, Pipeline, Recorder, Request, ServingLoop, Worker, WorkerView
+from servetwin.core import BatchWorker, Module, Pipeline, Recorder, Request, ServingLoop, WorkerView
 from servetwin.policies.diffusion.edf import EDF
 from servetwin.real.cpu_affinity import EVERY, RESIGNED, PinnedCore, pinned_core, trial
 from servetwin.real.executor import RealExecutor, undisturbed
@@ -19,7 +19,7 @@ class Machine:
         self.now = 0.0
         self.at = None
         self.visits = 0  # of a core that is not the thread's
-        self.quiet = PinnedCore(self.took, test=self.test, move=self.move, clock=lambda: self.now)
+        self.pinned = PinnedCore(self.took, test=self.test, move=self.move, clock=lambda: self.now)
 
     def test(self):
         assert len(self.at) == 1
@@ -27,25 +27,25 @@ class Machine:
 
     def move(self, cores):
         self.at = list(cores)
-        self.visits += len(self.at) == 1 and self.at != [self.quiet.core]
+        self.visits += len(self.at) == 1 and self.at != [self.pinned.core]
 
     def go_on(self, looks):
         for _ in range(looks):
             self.now += EVERY
-            self.quiet.look()
+            self.pinned.look()
 
 
-def test_a_run_begins_on_the_quietest_core_and_leaves_all_of_them():
+def test_a_run_begins_on_the_least_disturbed_core_and_leaves_all_of_them():
     machine = Machine(c0=30, c3=15, c5=31)
-    machine.quiet.enter()
+    machine.pinned.enter()
     assert machine.at == [3]
-    machine.quiet.leave()
+    machine.pinned.leave()
     assert machine.at == [0, 3, 5]
 
 
 def test_a_core_that_becomes_slow_is_left_within_some_trials():
     machine = Machine(c0=30, c3=15, c5=15.5)
-    machine.quiet.enter()
+    machine.pinned.enter()
     machine.go_on(20)
     assert machine.at == [3]
     machine.took[3] = 33e-6
@@ -53,17 +53,17 @@ def test_a_core_that_becomes_slow_is_left_within_some_trials():
     assert machine.at == [3]  # not for a moment's sake
     machine.go_on(6)
     assert machine.at == [5]
-    assert machine.quiet.moves == 2
+    assert machine.pinned.moves == 2
 
 
 def test_where_all_are_slow_the_thread_stays():
     machine = Machine(c0=15, c3=30, c5=31, c7=30)
-    machine.quiet.enter()
+    machine.pinned.enter()
     machine.took[0] = 31e-6
     machine.visits = 0
     machine.go_on(500)
     assert machine.at == [0]
-    assert machine.quiet.moves == 0
+    assert machine.pinned.moves == 0
     assert 30 < machine.visits <= len(machine.took) + 500 * EVERY / RESIGNED  # it does not try at every look
     machine.took[7] = 16e-6
     machine.go_on(len(machine.took) * int(RESIGNED / EVERY) + 1)
@@ -72,21 +72,21 @@ def test_where_all_are_slow_the_thread_stays():
 
 def test_looking_costs_no_trial_before_it_is_due():
     machine = Machine(c0=15, c1=16)
-    machine.quiet.enter()
+    machine.pinned.enter()
     trials = []
-    machine.quiet.test = lambda: trials.append(machine.now) or 15e-6
+    machine.pinned.test = lambda: trials.append(machine.now) or 15e-6
     for _ in range(100):
         machine.now += EVERY / 50
-        machine.quiet.look()
+        machine.pinned.look()
     assert len(trials) in (2, 3)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system does not let threads be bound")
 def test_the_thread_is_free_again_after_a_run():
     before = os.sched_getaffinity(0)
-    quiet = PinnedCore()
-    with undisturbed(True, quiet):
-        assert os.sched_getaffinity(0) == {quiet.core}
+    pinned = PinnedCore()
+    with undisturbed(True, pinned):
+        assert os.sched_getaffinity(0) == {pinned.core}
         assert 1e-6 < trial() < 0.1
     assert os.sched_getaffinity(0) == before
 
@@ -140,18 +140,18 @@ class Watched:
 def test_it_is_looked_for_when_a_batch_has_just_been_launched_or_nothing_runs():
     """Else the end of what runs would be heard late."""
     (stage,) = Pipeline.chain(Module("dit", loop=True)).stages([["dit"]])
-    worker = Worker(stage, EDF(), WorkerView(stage, lambda module, n: Clocked.TAKES, limit=2))
+    worker = BatchWorker(stage, EDF(), WorkerView(stage, lambda module, n: Clocked.TAKES, limit=2))
     lane = Clocked(worker)
     executor = RealExecutor({})
-    executor.gpu, executor.quiet = True, Watched([lane])
+    executor.gpu, executor.pinned = True, Watched([lane])
     executor.lanes[worker] = lane
     loop = ServingLoop([stage], [worker], executor, Recorder())
     executor.measured_run(loop, [Request(i, at, 9.0, {"dit": 6}) for i, at in enumerate((0.0, 0.002, 0.06))])
     assert loop.recorder.summary.met == 3
-    assert not executor.quiet.entered
-    assert executor.quiet.idle > 10  # between the second and the third
-    assert len(executor.quiet.seen) >= 10  # seven iterations of the first two, six of the third
-    assert statistics.median(executor.quiet.seen) < Clocked.TAKES / 10
+    assert not executor.pinned.entered
+    assert executor.pinned.idle > 10  # between the second and the third
+    assert len(executor.pinned.seen) >= 10  # seven iterations of the first two, six of the third
+    assert statistics.median(executor.pinned.seen) < Clocked.TAKES / 10
 
 
 def test_it_can_be_switched_off():

@@ -4,7 +4,7 @@ import statistics
 
 import pytest
 import torch
-from servetwin.core import Request, Worker, WorkerView
+from servetwin.core import BatchWorker, Request, WorkerView
 from servetwin.policies.diffusion.neustream import NeuStream
 from servetwin.real import Options, Server
 from servetwin.real.diffusion.device_slots import DeviceSlots
@@ -17,23 +17,23 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 LATENCY = {"sd15-512": 0.0126, "dit-s2-256": 0.0015, "dit-xl2-256": 0.0045}
 
 
-def results(site, numbers, steps, together):
+def results(slots, numbers, steps, together):
     """The latents of these requests, made in one batch or one after the other."""
     made = {}
     groups = [numbers] if together else [[n] for n in numbers]
     with torch.no_grad():
         for group in groups:
-            batch = [site.take(Request(n, 0.0, 1.0, {site.kind.loop: steps})) for n in group]
-            if site.kind.family == "sd":
-                site.once("clip", batch)
+            batch = [slots.take(Request(n, 0.0, 1.0, {slots.kind.loop: steps})) for n in group]
+            if slots.kind.family == "sd":
+                slots.once("clip", batch)
             for progress in batch:
-                site.begin(progress, steps)
+                slots.begin(progress, steps)
             for _ in range(steps):
-                site.step(batch)
+                slots.step(batch)
             torch.cuda.synchronize()
             for progress in batch:
-                made[progress.request] = site.model.state["latents"][progress.slot].clone()
-                site.release(progress.request)
+                made[progress.request] = slots.model.state["latents"][progress.slot].clone()
+                slots.release(progress.request)
     return made
 
 
@@ -42,11 +42,11 @@ def test_graphs_give_what_eager_gives_and_company_does_not_matter(name):
     """Half precision: within 1 % of the size of the latents."""
     made = []
     for eager in (True, False):
-        site = DeviceSlots(find(name), Options(eager=eager, slots=16), torch.device("cuda", 0))
-        for module in site.kind.modules:
-            site.warm(module, 4)
-        site.reset()
-        made += [results(site, [0, 1, 2], 10, together) for together in (True, False)]
+        slots = DeviceSlots(find(name), Options(eager=eager, slots=16), torch.device("cuda", 0))
+        for module in slots.kind.modules:
+            slots.warm(module, 4)
+        slots.reset()
+        made += [results(slots, [0, 1, 2], 10, together) for together in (True, False)]
     for number in (0, 1, 2):
         first = made[0][number]
         assert torch.isfinite(first).all()
@@ -70,7 +70,7 @@ def test_time_between_iterations():
     server = Server("dit-s2-256")
     stages = server.kind.pipeline().stages(server.kind.placement)
     workers = [
-        Worker(s, NeuStream(bound=8), WorkerView(s, lambda m, n: 0.001, limit=8, slo_factor=3.0)) for s in stages
+        BatchWorker(s, NeuStream(bound=8), WorkerView(s, lambda m, n: 0.001, limit=8, slo_factor=3.0)) for s in stages
     ]
     report = server.serve(stages, workers, [Request(i, i * 0.02, 60.0, {"dit": 30}) for i in range(200)])
     assert report.summary.met == 200
@@ -83,7 +83,7 @@ HOLD = 200_000_000
 
 @pytest.mark.parametrize("ordered", [True, False])
 def test_a_hand_over_waits_for_the_source_and_is_waited_for(ordered, monkeypatch):
-    """Two sites on one GPU stand for two devices. The source's stream is held up before it writes the latents, and
+    """Slots twice on one GPU stand for two devices. The source's stream is held up before it writes the latents, and
     the target reads them on a stream of its own: without the events (as it was) it would read what was there before.
     """
     if not ordered:  # then the test must be able to see it

@@ -1,7 +1,7 @@
 """Several workers of one module on one device: each request's image is that which it has alone.
 
-A unit's rows, its cursor on the device and the memory of its graphs are one lane's. On two lanes of one unit 11 of 24
-images of a tiny DiT were wrong.
+A runner's rows, its cursor on the device and the memory of its graphs are one lane's. On two lanes of one runner
+11 of 24 images of a tiny DiT were wrong.
 """
 
 import gc
@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 import torch
-from servetwin.core import Request, ServeTwinError, Worker, WorkerView
+from servetwin.core import BatchWorker, Request, ServeTwinError, WorkerView
 from servetwin.policies.diffusion.edf import EDF
 from servetwin.real import Options, Server
 
@@ -32,7 +32,7 @@ def system(kind, placement, limit, devices=()):
         stage = by_modules[modules]
         view = WorkerView(stage, lambda m, n: 0.001, limit=limit, name=f"{stage.name}-{i}", slo_factor=3.0)
         device = devices[i] if devices else "gpu0"
-        workers.append(Worker(stage, EDF(), view, device=device))
+        workers.append(BatchWorker(stage, EDF(), view, device=device))
     return stages, workers
 
 
@@ -62,7 +62,7 @@ def test_two_lanes_of_one_module_give_the_images_of_one(name, limit, device):
     server = Server(name, Options(device=device, slots=64))
     once = list(dict.fromkeys(TWICE[name]))
     wanted, _ = images(server, once, 1)
-    for _ in range(2):  # the second run finds the units of the first
+    for _ in range(2):  # the second run finds the runners of the first
         made, summary = images(server, TWICE[name], limit)
         assert all(summary.sizes[w].total() > 0 for w in summary.sizes)
         assert len(summary.sizes) == len(TWICE[name])
@@ -81,7 +81,7 @@ def test_in_processes_too(device):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_two_devices_hand_requests_over(device):
-    """Two sites on one device: a request's slot is copied between them, and what is free is used again at once."""
+    """Slots twice on one device: a request's slot is copied between them, and what is free is used again at once."""
     server = Server("tiny-dit", Options(device=device, slots=16))
     wanted, _ = images(server, [("dit",), ("vae",)], 1, gap=0.02)
     for _ in range(2):
@@ -89,18 +89,18 @@ def test_two_devices_hand_requests_over(device):
         assert furthest(made, wanted) <= (1 if device == "cpu" else 3)
 
 
-def test_a_unit_is_one_lanes_until_it_gives_it_back():
-    site = Server("tiny-dit", Options(device="cpu", slots=8)).site("gpu0")
+def test_a_runner_is_one_lanes_until_it_gives_it_back():
+    slots = Server("tiny-dit", Options(device="cpu", slots=8)).device_slots("gpu0")
     one, two = object(), object()
-    first, second = site.lease("dit", 2, one), site.lease("dit", 2, two)
+    first, second = slots.lease("dit", 2, one), slots.lease("dit", 2, two)
     assert first is not second
-    assert site.lease("vae", 2, one) is not site.lease("vae", 2, two)
-    site.give_back(one)
-    assert site.lease("dit", 1, one) is first
-    third = site.lease("dit", 3, object())
+    assert slots.lease("vae", 2, one) is not slots.lease("vae", 2, two)
+    slots.give_back(one)
+    assert slots.lease("dit", 1, one) is first
+    third = slots.lease("dit", 3, object())
     assert third not in (first, second)
-    site.give_back(two)
-    assert site.lease("dit", 2, two) is second
+    slots.give_back(two)
+    assert slots.lease("dit", 2, two) is second
 
 
 def test_a_run_that_does_not_begin_gives_its_units_back():
@@ -110,7 +110,7 @@ def test_a_run_that_does_not_begin_gives_its_units_back():
         server.serve(stages, workers, [])
     stages, workers = system(server.kind, [("dit",), ("vae",)], 2)
     assert server.serve(stages, workers, [Request(0, 0.0, 60.0, {"dit": 2})]).summary.met == 1
-    assert not server.site("gpu0")._used
+    assert not server.device_slots("gpu0")._used
 
 
 def test_a_backend_lets_go_of_a_model_when_a_run_needs_another():
@@ -123,7 +123,7 @@ def test_a_backend_lets_go_of_a_model_when_a_run_needs_another():
     for name, count in (("tiny-dit-cpu", 3), ("tiny-palette-cpu", 3), ("tiny-dit-cpu", 3), ("tiny-dit-cpu", 3)):
         assert backend.run(load(name, [("requests", count)])).summary.requests == count
         (server,) = backend.servers.values()
-        networks.append(weakref.ref(server.site("gpu0").model.networks[server.kind.loop]))
+        networks.append(weakref.ref(server.device_slots("gpu0").model.networks[server.kind.loop]))
         kind, devices = server.kind, {"gpu0": "cpu"}
         del server
     assert [network() is None for network in networks] == [True, True, False, False]
@@ -138,7 +138,7 @@ def test_a_backend_lets_go_of_a_model_when_a_run_needs_another():
 def test_a_server_that_nobody_needs_is_freed():
     server = Server("tiny-dit", Options(device="cpu", slots=64))
     images(server, TWICE["tiny-dit"], 1)
-    network = weakref.ref(server.site("gpu0").model.networks["dit"])
+    network = weakref.ref(server.device_slots("gpu0").model.networks["dit"])
     del server
     gc.collect()
     assert network() is None

@@ -104,14 +104,14 @@ def test_two_devices(small):
     )
     assert report.summary.met == 8
     assert len(made) == 8
-    assert len(server.sites) == 2
-    assert all(not site.progress for site in server.sites.values())
+    assert len(server.by_device) == 2
+    assert all(not slots.progress for slots in server.by_device.values())
 
 
 def test_a_broken_lane_ends_the_run_with_its_records(small, tmp_path, monkeypatch):
-    site = small.server.site("gpu0")
+    slots = small.server.device_slots("gpu0")
     calls = []
-    step = site.step
+    step = slots.step
 
     def breaks(*batch):
         calls.append(1)
@@ -119,7 +119,7 @@ def test_a_broken_lane_ends_the_run_with_its_records(small, tmp_path, monkeypatc
             raise torch.OutOfMemoryError("no memory")
         step(*batch)
 
-    monkeypatch.setattr(site, "step", breaks)
+    monkeypatch.setattr(slots, "step", breaks)
     recorder = RunFolder(tmp_path / "run", {})
     with pytest.raises(ServeTwinError, match="out of memory"):
         small.serve("edf", small.requests(0.5), recorder)
@@ -183,10 +183,15 @@ def test_devices_that_are_not_there(options, line):
     if torch.cuda.is_available() and options.device == "cuda:0":
         pytest.skip("there is a GPU")
     with pytest.raises(BadInput, match=line):
-        Server("tiny-dit", options).site("gpu0")
+        Server("tiny-dit", options).device_slots("gpu0")
 
 
 def test_unknown_models():
+    with pytest.raises(BadInput, match=r"'quiet' has another name now \(right would be: pinned_core\)"):
+        Options.of({"quiet": False})
+    with pytest.raises(BadInput, match="unknown option 'eagre'"):
+        Options.of({"eagre": True})
+    assert Options.of({"device": "cpu", "pinned_core": False}) == Options(device="cpu", pinned_core=False)
     with pytest.raises(BadInput, match="unknown model 'dalle'"):
         Server("dalle")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
-from servetwin.core import BadInput, Request, Task, Worker, WorkerView
+from servetwin.core import BadInput, BatchWorker, Request, Task, WorkerView
 from servetwin.policies.diffusion.edf import EDF
 from servetwin.real.diffusion.device_slots import DeviceSlots
 from servetwin.real.diffusion.lanes import StreamLane
@@ -21,33 +21,33 @@ CPU = torch.device("cpu")
 LIMIT = 4
 
 
-def site_of(name, scheduler="ddim", slots=8):
-    site = DeviceSlots(find(name), Options(device="cpu", scheduler=scheduler, slots=slots), CPU)
-    for module in (*site.kind.modules, *(["output"] if "output" in site.model.bodies else [])):
-        site.warm(module, LIMIT)
-    site.reset()
-    return site
+def slots_of(name, scheduler="ddim", count=8):
+    slots = DeviceSlots(find(name), Options(device="cpu", scheduler=scheduler, slots=count), CPU)
+    for module in (*slots.kind.modules, *(["output"] if "output" in slots.model.bodies else [])):
+        slots.warm(module, LIMIT)
+    slots.reset()
+    return slots
 
 
-def arrive(site, number, steps):
-    progress = site.take(Request(number, 0.0, 1.0, {site.kind.loop: steps}))
-    if site.kind.family == "sd":
-        site.once("clip", [progress])
-    site.begin(progress, steps)
+def arrive(slots, number, steps):
+    progress = slots.take(Request(number, 0.0, 1.0, {slots.kind.loop: steps}))
+    if slots.kind.family == "sd":
+        slots.once("clip", [progress])
+    slots.begin(progress, steps)
     return progress
 
 
-def latents(site, progress):
-    return site.model.state["latents"][progress.slot].clone()
+def latents(slots, progress):
+    return slots.model.state["latents"][progress.slot].clone()
 
 
 @torch.no_grad()
-def alone(site, number, steps):
-    progress = arrive(site, number, steps)
+def alone(slots, number, steps):
+    progress = arrive(slots, number, steps)
     for _ in range(steps):
-        site.step([progress])
-    result = latents(site, progress)
-    site.release(number)
+        slots.step([progress])
+    result = latents(slots, progress)
+    slots.release(number)
     return result
 
 
@@ -60,22 +60,22 @@ def close(a, b, scale=1e-5):
 @pytest.mark.parametrize("name", TINY)
 @torch.no_grad()
 def test_mixed_batches_give_what_each_request_gives_alone(name, scheduler):
-    site = site_of(name, scheduler)
-    wanted = {number: alone(site, number, steps) for number, steps in enumerate((10, 7, 10, 5))}
+    slots = slots_of(name, scheduler)
+    wanted = {number: alone(slots, number, steps) for number, steps in enumerate((10, 7, 10, 5))}
     joins = {0: 0, 1: 1, 2: 2, 3: 4}  # request -> the iteration at which it joins
     live, got = {}, {}
     for iteration in range(20):
         for number, at in joins.items():
             if at == iteration:
-                live[number] = arrive(site, number, (10, 7, 10, 5)[number])
+                live[number] = arrive(slots, number, (10, 7, 10, 5)[number])
         if not live:
             break
-        site.step(list(live.values()))
+        slots.step(list(live.values()))
         for number, progress in list(live.items()):
             if progress.done == len(progress.rows):
-                got[number] = latents(site, progress)
+                got[number] = latents(slots, progress)
                 del live[number]
-                site.release(number)
+                slots.release(number)
     assert got.keys() == wanted.keys()
     for number in wanted:
         assert close(got[number], wanted[number])
@@ -84,12 +84,12 @@ def test_mixed_batches_give_what_each_request_gives_alone(name, scheduler):
 @pytest.mark.parametrize("name", TINY)
 @torch.no_grad()
 def test_who_is_done_just_stays(name):
-    site = site_of(name)
-    wanted = alone(site, 0, 3)
-    short, long = arrive(site, 0, 3), arrive(site, 1, 6)
+    slots = slots_of(name)
+    wanted = alone(slots, 0, 3)
+    short, long = arrive(slots, 0, 3), arrive(slots, 1, 6)
     for _ in range(6):
-        site.step([short, long])
-    assert close(latents(site, short), wanted)
+        slots.step([short, long])
+    assert close(latents(slots, short), wanted)
 
 
 def schedulers(kind, name):
@@ -109,9 +109,9 @@ def schedulers(kind, name):
 def test_equal_to_the_loop_of_diffusers(name, scheduler):
     """The loop of the pipelines, with a stock scheduler object: scale, predict (guided), step."""
     steps, number = 9, 3
-    site = site_of(name, scheduler)
-    model, kind = site.model, site.kind
-    progress = arrive(site, number, steps)
+    slots = slots_of(name, scheduler)
+    model, kind = slots.model, slots.kind
+    progress = arrive(slots, number, steps)
     slot = progress.slot
     stock = schedulers(kind, scheduler)
     stock.set_timesteps(steps)
@@ -131,8 +131,8 @@ def test_equal_to_the_loop_of_diffusers(name, scheduler):
             noise = model.networks["unet"](torch.cat([seen, condition], dim=1), t).sample
         x = stock.step(noise, t, x).prev_sample
     for _ in range(steps):
-        site.step([progress])
-    assert close(latents(site, progress), x[0], 1e-4)
+        slots.step([progress])
+    assert close(latents(slots, progress), x[0], 1e-4)
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "euler"])
@@ -157,18 +157,18 @@ def test_impossible_step_counts():
 @torch.no_grad()
 def test_images_of_a_batch_equal_those_made_alone(name):
     """All modules, to the byte or one beside it (rounding)."""
-    site = site_of(name)
-    after = {"sd": ["vae", "safety"], "dit": ["vae"], "palette": ["output"]}[site.kind.family]
+    slots = slots_of(name)
+    after = {"sd": ["vae", "safety"], "dit": ["vae"], "palette": ["output"]}[slots.kind.family]
 
     def images(numbers):
-        batch = [arrive(site, n, 4) for n in numbers]
+        batch = [arrive(slots, n, 4) for n in numbers]
         for _ in range(4):
-            site.step(batch)
+            slots.step(batch)
         for module in after:
-            site.once(module, batch)
-        made = [site.model.state["image"][p.slot].clone().int() for p in batch]
+            slots.once(module, batch)
+        made = [slots.model.state["image"][p.slot].clone().int() for p in batch]
         for n in numbers:
-            site.release(n)
+            slots.release(n)
         return made
 
     together = images([0, 1, 2])
@@ -178,8 +178,8 @@ def test_images_of_a_batch_equal_those_made_alone(name):
 
 
 def test_the_safety_checker_decides_as_that_of_diffusers():
-    site = site_of("tiny-sd")
-    model = site.model
+    slots = slots_of("tiny-sd")
+    model = slots.model
     checker = model.networks["safety"]
     generator = torch.Generator().manual_seed(5)
     pixels = torch.rand(LIMIT, *model.image_shape, generator=generator).mul(255).to(torch.uint8)
@@ -196,27 +196,27 @@ def test_the_safety_checker_decides_as_that_of_diffusers():
             checker.concept_embeds_weights.data.copy_(thresholds + shift)
             _, found = checker(seen, [np.ones(1) for _ in range(LIMIT)])
             model.state["image"][:LIMIT] = pixels
-            rows = site.units["safety"].rows()
+            rows = slots.runners["safety"].rows()
             rows[:, 0] = np.arange(LIMIT)
-            site.units["safety"].launch(LIMIT)
+            slots.runners["safety"].launch(LIMIT)
             blank = [not bool(image.any()) for image in model.state["image"][:LIMIT]]
             assert blank == found
 
 
 def test_slots_run_out_with_a_clear_word():
-    site = site_of("tiny-dit", slots=LIMIT)
+    slots = slots_of("tiny-dit", count=LIMIT)
     for number in range(LIMIT):
-        site.take(Request(number, 0.0, 1.0, {"dit": 3}))
+        slots.take(Request(number, 0.0, 1.0, {"dit": 3}))
     with pytest.raises(Exception, match="number of slots"):
-        site.take(Request(LIMIT, 0.0, 1.0, {"dit": 3}))
-    site.release(0)
-    site.take(Request(LIMIT, 0.0, 1.0, {"dit": 3}))
+        slots.take(Request(LIMIT, 0.0, 1.0, {"dit": 3}))
+    slots.release(0)
+    slots.take(Request(LIMIT, 0.0, 1.0, {"dit": 3}))
 
 
 @torch.no_grad()
 def test_a_request_can_change_its_device():
     """What a hand-over between devices copies is all that the rest of the request needs."""
-    a, b = site_of("tiny-sd"), site_of("tiny-sd")
+    a, b = slots_of("tiny-sd"), slots_of("tiny-sd")
     wanted = alone(a, 1, 6)
     arrive(b, 0, 6)  # so that the slot there is another
     progress = arrive(a, 1, 6)
@@ -255,7 +255,7 @@ def test_full_sizes(name):
 def test_from_a_checkpoint(tmp_path):
     """A folder in diffusers' layout gives the weights that it holds."""
     kind = find("tiny-dit")
-    original = site_of("tiny-dit")
+    original = slots_of("tiny-dit")
     original.model.networks["dit"].save_pretrained(tmp_path / "transformer")
     original.model.networks["vae"].save_pretrained(tmp_path / "vae")
     copy = DeviceSlots(kind, Options(device="cpu", weights=tmp_path, seed=0, slots=8), CPU)
@@ -274,31 +274,31 @@ def test_a_request_is_prepared_while_it_waits():
     stages = find("tiny-dit").pipeline().stages([["dit"], ["vae"]])
     recorded = []
 
-    def lane_of(site, stage):
+    def lane_of(slots, stage):
         lane = object.__new__(StreamLane)
-        lane.site, lane.side, lane.awaits = site, None, False
-        lane.worker = Worker(stage, EDF(), WorkerView(stage, lambda module, n: 0.01, limit=2, slo_factor=3.0))
+        lane.slots, lane.side, lane.awaits = slots, None, False
+        lane.worker = BatchWorker(stage, EDF(), WorkerView(stage, lambda module, n: 0.01, limit=2, slo_factor=3.0))
         lane.prepared = SimpleNamespace(record=recorded.append)
         return lane
 
     def task_of(lane, number):
-        return Task(Request(number, 0.0, 9.0, {"dit": 6}), lane.worker.stage, 0.0, lane.worker)
+        return Task(Request(number, 0.0, 9.0, {"dit": 6}), lane.worker.stage, 0.0, lane.worker.place)
 
-    site, plain = site_of("tiny-dit", slots=4), site_of("tiny-dit", slots=4)
-    lane = lane_of(site, stages[0])
+    slots, plain = slots_of("tiny-dit", count=4), slots_of("tiny-dit", count=4)
+    lane = lane_of(slots, stages[0])
     for number in (0, 1):
         lane.prepare(task_of(lane, number))
         expected = arrive(plain, number, 6)
-        known = site.progress[number]
+        known = slots.progress[number]
         assert np.array_equal(known.rows, expected.rows)
-        assert torch.equal(latents(site, known), latents(plain, expected))
-        assert torch.equal(site.model.state["label"], plain.model.state["label"])
+        assert torch.equal(latents(slots, known), latents(plain, expected))
+        assert torch.equal(slots.model.state["label"], plain.model.state["label"])
     assert lane.awaits
     assert len(recorded) == 2
     lane.prepare(task_of(lane, 0))  # there already
     lane.prepare(task_of(lane, 2))  # two slots are left, and batches are of two
-    later = lane_of(site, stages[1])
+    later = lane_of(slots, stages[1])
     later.prepare(task_of(later, 1))  # a stage without a loop needs nothing
     assert len(recorded) == 2
-    assert sorted(site.progress) == [0, 1]
+    assert sorted(slots.progress) == [0, 1]
     assert not later.awaits

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-from servetwin.core import FactorSLO, Recorder, Request, ServingLoop, Summary, Worker, WorkerView
+from servetwin.core import BatchWorker, FactorSLO, Recorder, Request, ServingLoop, Summary, WorkerView
 from servetwin.core.client import play
 from servetwin.policies.diffusion.clockwork import Clockwork
 from servetwin.policies.diffusion.edf import EDF
@@ -38,7 +38,7 @@ class Twin:
         whole = policy == "clockwork"
         stages = self.kind.pipeline().stages([list(self.kind.modules)] if whole else self.kind.placement)
         return stages, [
-            Worker(s, POLICIES[policy](), WorkerView(s, self.estimate, limit=self.limit, slo_factor=FACTOR))
+            BatchWorker(s, POLICIES[policy](), WorkerView(s, self.estimate, limit=self.limit, slo_factor=FACTOR))
             for s in stages
         ]
 

@@ -25,6 +25,7 @@ import yaml
 from servetwin.experiments.backends.pipeline import AgentsBackend
 from servetwin.experiments.spec.loading import load
 from servetwin.real.vllm.engine_process import EngineProcess, EngineSetup
+from servetwin.real.vllm.profiling.fit import measured_section
 from servetwin.real.vllm.profiling.pair_runs import flat, spell, switching
 from servetwin.real.vllm.profiling.step_grid import SMALL, Grid
 
@@ -142,7 +143,7 @@ class Campaign:
             self.say(name, json.dumps(engine.ready()))
 
     def profile(self) -> None:
-        self.section = self.backend.engines["coder"].ask(("measure", SMALL if self.tiny else GRID, 0.0))
+        self.section = self.backend.engines["coder"].ask(("call", measured_section, SMALL if self.tiny else GRID))
         self.say("profile", list(self.section))
         described = self.backend.engines["coder"].ask(("install", {}))
         model = self.section["tokens"]["kinds"]["measured"]

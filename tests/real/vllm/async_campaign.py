@@ -281,8 +281,8 @@ class Campaign:
         sent = tuple(Sent(i, a, int(p), int(n), OUTPUT[1], "", ()) for i, (a, p, n) in enumerate(cell["requests"]))
         run = MeasuredRun("", cell["policy"], cell["slo"], cell["rate"], cell["cv"], 0, 0, 0.0, sent)
         still = stalls_of(self.read, 0, "engine")
-        pace, host = recent_load_of(self.read.costs), host_of(self.read)
-        return run, replay(run, limits, self.table, self.slo(cell["slo"]), host=host, stalls=still, pace=pace)[0]
+        recent, host = recent_load_of(self.read.costs), host_of(self.read)
+        return run, replay(run, limits, self.table, self.slo(cell["slo"]), host=host, stalls=still, pace=recent)[0]
 
     def lasts(self, cell: dict[str, Any]) -> float:
         """Seconds that *cell* will take."""

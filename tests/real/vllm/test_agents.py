@@ -12,6 +12,7 @@ from servetwin.experiments.backends.pipeline import AgentsBackend
 from servetwin.experiments.spec.loading import load
 from servetwin.real.tools.sandbox import confinement
 from servetwin.real.tools.script_tool import ScriptTool
+from servetwin.real.vllm.profiling.fit import measured_section
 from servetwin.real.vllm.profiling.step_grid import SMALL
 
 #: Hosts that run this are small and busy, and two engines share their cores.
@@ -69,7 +70,7 @@ def measured(folder: Path, backend: AgentsBackend) -> Path:
     if not (folder / "engine.yaml").exists():
         _profile(folder, {"a": None})
     backend.start(load(folder / "agents.yaml"))
-    _profile(folder, backend.engines["coder"].ask(("measure", SMALL, 0.0)))
+    _profile(folder, backend.engines["coder"].ask(("call", measured_section, SMALL)))
     return folder / "agents.yaml"
 
 

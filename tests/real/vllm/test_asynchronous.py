@@ -422,17 +422,17 @@ def test_steps_are_held_against_what_was_computed_just_before(engine):
         return 0.005 if not step.decode else 0.02 if step.prefill else 0.01
 
     costs = recent_load_costs(measured, usual, 1024, 8192, {"file": "here"})
-    pace = recent_load_of({name: Cost.model_validate(cost) for name, cost in costs.items()})
-    curves = {kind: curve.limits for kind, curve in pace.curves.items()}
+    recent = recent_load_of({name: Cost.model_validate(cost) for name, cost in costs.items()})
+    curves = {kind: curve.limits for kind, curve in recent.curves.items()}
     assert curves == {"decode": [16], "mixed": [384], "prefill": [128, 384]}
-    assert costs["mixed.pace.384"]["samples"] == 80
-    assert costs["mixed.pace.384"]["by_batch"]["values"][0] == pytest.approx(0.98, abs=0.005)
-    assert costs["mixed.pace.384"]["by_batch"]["values"][-1] == pytest.approx(1.04, abs=0.008)
-    assert costs["decode.pace.16"]["by_batch"]["values"][0] == pytest.approx(0.99, abs=0.002)
-    assert pace.curves["decode"].at(4, 20000) == pytest.approx(1.03, abs=0.005)
-    assert set(costs["prefill.pace.128"]["by_batch"]["values"]) == {1.0}
+    assert costs["mixed.recent_load.384"]["samples"] == 80
+    assert costs["mixed.recent_load.384"]["by_batch"]["values"][0] == pytest.approx(0.98, abs=0.005)
+    assert costs["mixed.recent_load.384"]["by_batch"]["values"][-1] == pytest.approx(1.04, abs=0.008)
+    assert costs["decode.recent_load.16"]["by_batch"]["values"][0] == pytest.approx(0.99, abs=0.002)
+    assert recent.curves["decode"].at(4, 20000) == pytest.approx(1.03, abs=0.005)
+    assert set(costs["prefill.recent_load.128"]["by_batch"]["values"]) == {1.0}
     # Nothing only computes so many tokens: that goes by what does so beside decoding.
-    assert costs["prefill.pace.384"]["by_batch"] == costs["mixed.pace.384"]["by_batch"]
+    assert costs["prefill.recent_load.384"]["by_batch"] == costs["mixed.recent_load.384"]["by_batch"]
     assert recent_load_costs(measured[1:], usual, 1024, 8192, {"file": "here"}) == {}
 
 
@@ -449,8 +449,8 @@ def test_prompts_that_the_traffic_lacks_take_what_they_do_in_rows_where_those_we
     rows = [step for _ in range(20) for step in (*[made(0.01, decode=4) for _ in range(9)], made(0.02, prompt=200))]
     measured = [Measured("traffic", in_turn(served), []), Measured("prefill", in_turn(rows), [])]
     costs = recent_load_costs(measured, lambda step: 0.02 if step.prefill else 0.01, 1024, 8192, {"file": "here"})
-    assert costs["mixed.pace.384"]["by_batch"]["values"][-1] == pytest.approx(0.98, abs=0.003)
-    assert costs["prefill.pace.384"]["by_batch"]["values"][-1] == pytest.approx(1.0, abs=0.003)
+    assert costs["mixed.recent_load.384"]["by_batch"]["values"][-1] == pytest.approx(0.98, abs=0.003)
+    assert costs["prefill.recent_load.384"]["by_batch"]["values"][-1] == pytest.approx(1.0, abs=0.003)
 
 
 def test_a_profile_ends_with_requests_as_they_come(measured):

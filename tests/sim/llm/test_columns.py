@@ -48,7 +48,7 @@ def seen_of(task: TokenTask) -> tuple[object, ...]:
         task.id, task.arrival, task.deadline, task.queued, task.admitted, task.started, task.finished, task.prompt,
         task.limit, task.budget, task.preemptions, task.first_token, task.generated, task.computed, task.pending,
         task.decoding, task.left, task.stage.name, task.worker is not None, request.tasks == [task], request.outcome,
-        request.arrival, dict(request.tokens), request.outputs, dict(request.work), [*(task._times or ())],
+        request.arrival, dict(request.tokens), request.outputs, dict(request.work), [*(task.token_times or ())],
     )  # fmt: skip
 
 
@@ -73,7 +73,7 @@ class Watches(TokenPolicy):
         self.shown: dict[int, list[object]] = {}
 
     def decide(self, view: TokenView, now: float) -> Step:
-        shown = self.shown.setdefault(self.loop._batches, [])
+        shown = self.shown.setdefault(self.loop.batches, [])
         shown.append((
             now, [seen_of(t) for t in view.waiting], [seen_of(t) for t in view.running], view.free_blocks,
             view.decoding, view.context, view.last_step, view.last_decode, [*self.loop.live],
@@ -128,7 +128,7 @@ def serve(sent, columns_too, *, recorder=TokenLatencies, seed=None, crooked=Fals
         summary.stages[view.stage.name].itl.most = most_gaps
         log.wants_token_times = True
     loop = policy.loop = ServingLoop([view.stage], [worker], executor, log)
-    worker._engine._trim_at = trim
+    worker.engine.trim_at = trim
     source = columns(sent, limit, slo)
     if stop is None:
         play(loop, executor, source, columns=columns_too)
@@ -140,7 +140,7 @@ def serve(sent, columns_too, *, recorder=TokenLatencies, seed=None, crooked=Fals
 
         play(loop, executor, stopped(), columns=columns_too)
     kept = [[*getattr(log, name, ())] for name in ("ids", "ttft", "tpot")]
-    found = (log.summary.as_dict(), [*log.summary.e2el], kept, counted(log), executor.now(), loop._batches,
+    found = (log.summary.as_dict(), [*log.summary.e2el], kept, counted(log), executor.now(), loop.batches,
              [*loop.live], view.free_blocks,
              view.decoding, view.context, view.last_step, view.last_decode)  # fmt: skip
     return found, policy.shown

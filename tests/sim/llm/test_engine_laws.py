@@ -164,7 +164,7 @@ def test_the_checker_catches_an_engine_that_miscounts(monkeypatch):
     def count_a_token(self, batch):
         found = settle(self, batch)
         for task in self.view.running:
-            task._generated += 1
+            task.base_generated += 1
             self._keep(task)
         return found
 

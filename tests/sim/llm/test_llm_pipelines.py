@@ -8,7 +8,7 @@ import pytest
 from engines import Linear, Log, SteppingTokens, requests, serve
 from hypothesis import given
 from hypothesis import strategies as st
-from servetwin.core import BadInput, Module, Pipeline, Request, ServingLoop, Worker, WorkerView
+from servetwin.core import BadInput, BatchWorker, Module, Pipeline, Request, ServingLoop, Worker, WorkerView
 from servetwin.core.client import play
 from servetwin.core.invariants.checker import LawChecker
 from servetwin.core.llm import EngineLimits, TokenRequest, TokenView
@@ -35,7 +35,7 @@ def chain(
         for i in range(replicas):
             if stage.name == "tool":
                 view = WorkerView(stage, lambda m, n: 2.0, limit=1, name=f"tool{i}")
-                workers.append(Worker(stage, FCFS(), view, device=f"cpu{i}"))
+                workers.append(BatchWorker(stage, FCFS(), view, device=f"cpu{i}"))
                 continue
             engine = TokenView(
                 stage,

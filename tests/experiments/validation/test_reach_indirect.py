@@ -7,7 +7,7 @@ from servetwin.core.invariants.task_ledger import WRITABLE
 from servetwin.experiments.spec import policy_registry
 from test_reach import DECIDE, FILL, RUN, STEPS, TASKS, TOKENS, refused, soon, told  # noqa: F401
 
-WAYS = {
+CASES = {
     "functools.update_wrapper": (
         "import functools\n\n\nclass One:\n    left = 1\n",
         "            try:\n                functools.update_wrapper(task, One, assigned=('left',), updated=())\n"
@@ -52,7 +52,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("case", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_a_way_of_writing_that_no_name_tells_is_found_out(case, monkeypatch, capsys, tmp_path):
     above, statement = case
     head = STEPS.replace("\n\n\nclass", f"\n{above}\n\n\nclass")
@@ -63,7 +63,7 @@ def test_a_way_of_writing_that_no_name_tells_is_found_out(case, monkeypatch, cap
 OURS = {
     "a function, as it is loaded": ("import servetwin.core.loop as L\n\nL.latest = lambda d: d + 99", "", "", 3),
     "a method, as it is loaded": (
-        "from servetwin.core import ServingLoop\n\nServingLoop._leave = lambda self, task, now: None", "", "", 3,
+        "from servetwin.core import ServingLoop\n\nServingLoop.leave = lambda self, task, now: None", "", "", 3,
     ),
     "the books": ("import servetwin.core.invariants.task_ledger as B\n"
         "\nB.Books.take = lambda self, d: tuple(d.run)", "", "", 3),
@@ -169,7 +169,7 @@ def test_what_stands_in_a_batch_that_is_shown_cannot_be_changed(monkeypatch, cap
     ]
 
 
-TOKEN_WAYS = {
+TOKEN_CASES = {
     "the view's own dictionary": (
         "        from servetwin.core.llm import TokenView\n"
         "        TokenView.__dict__['__dict__'].__get__(view)['free_blocks'] = 10**6\n" + FILL,
@@ -192,7 +192,7 @@ TOKEN_WAYS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", TOKEN_WAYS.values(), ids=TOKEN_WAYS)
+@pytest.mark.parametrize("case", TOKEN_CASES.values(), ids=TOKEN_CASES)
 def test_likewise_for_an_engine(case, monkeypatch, capsys, tmp_path):
     body, word = case
     refused(told(monkeypatch, capsys, tmp_path, "opt-13b-a6000", TOKENS + DECIDE + body), word)
@@ -200,7 +200,7 @@ def test_likewise_for_an_engine(case, monkeypatch, capsys, tmp_path):
 
 PAST = {
     "finished": ("old is not task and old.finished", "old.finished = 0.0", "of a stay of request"),
-    "tokens": ("hasattr(old, '_generated') and old.finished", "old._generated = 1", "of a stay of request"),
+    "tokens": ("hasattr(old, 'base_generated') and old.finished", "old.base_generated = 1", "of a stay of request"),
     "tasks": ("old is task and len(task.request.tasks) < 9", "task.request.tasks.append(old)", "tasks of request"),
 }
 

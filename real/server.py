@@ -27,14 +27,14 @@ from servetwin.core import (
 from servetwin.core.errors import PolicyFault, Stopped
 from servetwin.core.pool import Pool
 
-from ..cpu_affinity import pinned_core
-from ..executor import RealExecutor
-from ..tools.script_tool import ScriptTool
-from .device_slots import DeviceSlots
-from .lanes import Sink
-from .models import Kind, find
-from .options import Options
-from .process_lane import RemoteSlots
+from .cpu_affinity import pinned_core
+from .diffusion.device_slots import DeviceSlots
+from .diffusion.lanes import Sink
+from .diffusion.models import Kind, find
+from .diffusion.options import Options
+from .diffusion.process_lane import RemoteSlots
+from .executor import RealExecutor
+from .tools.script_tool import ScriptTool
 
 
 @dataclass
@@ -123,7 +123,7 @@ class Report:
     iteration_ms: dict[str, dict[str, dict[str, float]]]
     spells: list[Spell] = field(repr=False)
     tools: dict[str, dict[str, Any]] = field(default_factory=dict)  #: how the calls of each pool ended
-    moves: int | None = None  #: of the serving thread, to quieter cores, where it looks for them
+    moves: int | None = None  #: of the serving thread, to less disturbed cores, where it looks for them
 
     def as_dict(self) -> dict[str, Any]:
         """The content of ``real.json``."""
@@ -145,26 +145,26 @@ class Server:
     def __init__(self, kind: Kind | str, options: Options | None = None) -> None:
         self.kind = find(kind) if isinstance(kind, str) else kind
         self.options = options or Options()
-        self.sites: dict[str, DeviceSlots | RemoteSlots] = {}  # device name of workers -> site
-        self.quiet = pinned_core(self.options.quiet)  # for threads that poll a GPU
+        self.by_device: dict[str, DeviceSlots | RemoteSlots] = {}  # device name of workers -> its slots
+        self.pinned = pinned_core(self.options.pinned_core)  # for threads that poll a GPU
 
     def place(self, device: str) -> DeviceSlots | RemoteSlots:
         """What stands for the device that workers call *device*: the model there, or processes that have it."""
         if not self.options.processes:
-            return self.site(device)
-        if device not in self.sites:
-            self.sites[device] = RemoteSlots(self.kind, self.options, self.options.torch_device(device))
-        return self.sites[device]
+            return self.device_slots(device)
+        if device not in self.by_device:
+            self.by_device[device] = RemoteSlots(self.kind, self.options, self.options.torch_device(device))
+        return self.by_device[device]
 
-    def site(self, device: str) -> DeviceSlots:
+    def device_slots(self, device: str) -> DeviceSlots:
         """The model on the device that workers call *device*, in this process."""
-        site = self.sites.get(device)
-        if not isinstance(site, DeviceSlots):
+        slots = self.by_device.get(device)
+        if not isinstance(slots, DeviceSlots):
             actual = self.options.torch_device(device)
             if actual.type == "cuda":
                 torch.backends.cudnn.benchmark = True
-            site = self.sites[device] = DeviceSlots(self.kind, self.options, actual)
-        return site
+            slots = self.by_device[device] = DeviceSlots(self.kind, self.options, actual)
+        return slots
 
     def serve(
         self,
@@ -201,8 +201,8 @@ class Server:
             log.write()
             executor.close()
         found = report(log, executor.lateness)
-        if executor.quiet is not None:
-            found.moves = executor.quiet.moves
+        if executor.pinned is not None:
+            found.moves = executor.pinned.moves
         found.tools = {name: tool.told() for name, tool in executor.tools.items()}
         return found
 
@@ -218,20 +218,20 @@ class Server:
         **wiring: Any,
     ) -> tuple[RealExecutor, ServingLoop]:
         """An executor with its lanes warmed up, and the loop on it."""
-        sites = {w.device: self.place(w.device) for w in workers if not isinstance(w, Pool)}
-        if self.options.processes and len(sites) > 1:
-            what = f"workers in processes of their own on {len(sites)} devices"
+        by_device = {w.device: self.place(w.device) for w in workers if not isinstance(w, Pool)}
+        if self.options.processes and len(by_device) > 1:
+            what = f"workers in processes of their own on {len(by_device)} devices"
             raise BadInput(what, right="one device, or all workers in one process")
-        executor = RealExecutor(sites, sink, tools, self.quiet)
+        executor = RealExecutor(by_device, sink, tools, self.pinned)
         try:
             for worker in workers:
                 executor.add(worker)
-            for site in sites.values():
-                site.reset()
-                if isinstance(site, RemoteSlots):
-                    site.open()
+            for slots in by_device.values():
+                slots.reset()
+                if isinstance(slots, RemoteSlots):
+                    slots.open()
                 else:
-                    _exercise(site, exercise)
+                    _exercise(slots, exercise)
         except BaseException:
             executor.close()
             raise
@@ -248,23 +248,23 @@ class Server:
             "model": self.kind.name,
             "options": options,
             "versions": versions(),
-            "devices": {name: device_facts(site.device) for name, site in self.sites.items()},
+            "devices": {name: device_facts(slots.device) for name, slots in self.by_device.items()},
         }
 
 
-def _exercise(site: DeviceSlots, seconds: float) -> None:
+def _exercise(slots: DeviceSlots, seconds: float) -> None:
     """Keep a GPU busy for a moment, so that it does not start from its idle clock."""
-    unit = site.units.get(site.kind.loop)
-    if not site.gpu or unit is None:
+    runner = slots.runners.get(slots.kind.loop)
+    if not slots.gpu or runner is None:
         return
     until = time.monotonic() + seconds
-    rows = unit.rows()
-    rows[:, 0] = np.arange(unit.limit)
+    rows = runner.rows()
+    rows[:, 0] = np.arange(runner.limit)
     rows[:, 1:5] = (1.0, 1.0, 1.0, 0.0)
     with torch.no_grad():
         while time.monotonic() < until:
-            unit.launch(unit.limit)
-            torch.cuda.synchronize(site.device)
+            runner.launch(runner.limit)
+            torch.cuda.synchronize(slots.device)
 
 
 def say(problem: BaseException) -> str:

@@ -1,0 +1,49 @@
+"""The policies that come along answer as all others must, which is checked of others at each answer and of them here:
+in runs of their subclasses, whose code is a user's."""
+
+from __future__ import annotations
+
+import pytest
+from servetwin.core import Batch, Decision, Policy, WorkerView
+from servetwin.core.invariants.code_inspection import INTERPRETER, says
+from servetwin.policies.diffusion.clockwork import Clockwork
+from servetwin.policies.diffusion.edf import EDF
+from servetwin.policies.diffusion.fcfs import FCFS
+from servetwin.policies.diffusion.neustream import NeuStream
+
+import servetwin
+
+
+def watched(policy: type[Policy]) -> tuple[type[Policy], list[int]]:
+    """A subclass of *policy*, and a list that gets the size of each of its batches whose list stayed as it was."""
+    kept: list[int] = []
+
+    class Watched(policy):  # type: ignore[misc, valid-type]
+        def decide(self, view: WorkerView, now: float) -> Decision:
+            decision = super().decide(view, now)
+            self.said = [*getattr(self, "said", ()), (decision.run, tuple(decision.run))]
+            return decision
+
+        def ended(self, batch: Batch, view: WorkerView, now: float) -> None:
+            for said, was in self.said:
+                assert tuple(said) == was, f"{policy.__name__} changed a list that it had answered with"
+            self.said = self.said[-1:]
+            kept.append(batch.size)
+            super().ended(batch, view, now)
+
+    return Watched, kept
+
+
+@pytest.mark.parametrize("experiment", ["dit-s2-256-rtx4090", "sd15-512-rtx4090"])
+@pytest.mark.parametrize("policy", [FCFS, EDF, NeuStream, Clockwork])
+def test_a_shipped_policy_keeps_to_what_is_checked_of_others(policy: type[Policy], experiment: str) -> None:
+    theirs, kept = watched(policy)
+    found = servetwin.run(experiment, policy=theirs, rate=2.0, requests=150)
+    assert len(kept) > 50
+    plain = servetwin.run(experiment, policy=policy, rate=2.0, requests=150)
+    assert found.requests.to_dicts() == plain.requests.to_dicts()
+
+
+@pytest.mark.parametrize("policy", [FCFS, EDF, NeuStream, Clockwork])
+def test_no_shipped_policy_looks_behind_its_view(policy: type[Policy]) -> None:
+    assert says(policy(), INTERPRETER) is None

@@ -1,0 +1,51 @@
+"""The walks of an experiment and of a request stay short, and are drawn as they are."""
+
+from __future__ import annotations
+
+import pytest
+from walks import EXPERIMENTS, PAGE, Walk, walk_of_a_request, walk_of_an_experiment, with_drawings
+
+DIFFUSION, LANGUAGE = EXPERIMENTS
+
+
+def size(walk: Walk) -> tuple[int, int]:
+    return len(walk.functions), len(walk.files)
+
+
+def test_an_experiment_gets_from_yaml_to_a_run_in_25_functions_of_8_files() -> None:
+    walk = walk_of_an_experiment(DIFFUSION)
+    functions, files = size(walk)
+    assert functions <= 25, list(walk.functions)
+    assert files <= 8, walk.files
+    # The way goes through what it says it does: from the first function to the one that plays the run.
+    assert next(iter(walk.functions)) == "experiments/spec/loading.py::load"
+    assert "experiments/assembly/build.py::Run.play" in walk.functions
+    assert "experiments/spec/validation.py::check" in walk.checks
+    assert "experiments/workload/requests.py::check_resolution" in walk.checks
+
+
+def test_an_experiment_with_a_language_model_needs_little_more() -> None:
+    walk = walk_of_an_experiment(LANGUAGE)
+    functions, files = size(walk)
+    assert functions <= 37, list(walk.functions)
+    assert files <= 10, walk.files
+
+
+@pytest.mark.parametrize(("name", "most", "files", "with_batches"), [(DIFFUSION, 13, 8, 28), (LANGUAGE, 28, 12, 34)])
+def test_a_request_gets_from_arrival_to_record_in_few_functions(
+    name: str, most: int, files: int, with_batches: int
+) -> None:
+    walk = walk_of_a_request(name)
+    assert len(walk.functions) <= most, list(walk.functions)
+    assert len(walk.files) <= files, walk.files
+    assert "core/loop.py::ServingLoop.arrive" in walk.functions
+    assert "core/records.py::Recorder.ended" in walk.functions
+    walk = walk_of_a_request(name, batches=True)
+    assert len(walk.functions) <= with_batches, list(walk.functions)
+    assert any("lane.py::" in place for place in walk.functions), "it was in no batch"
+
+
+@pytest.mark.checkout
+def test_the_page_draws_the_walks_as_they_are() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert with_drawings(text) == text, "python tests/walks.py draws them anew"
