@@ -120,4 +120,4 @@ def judge(
 
 def _drawn(rng: random.Random, median: int, high: int) -> int:
     """A length whose median and 90th percentile are these."""
-    return int(round(median * (high / median) ** (rng.gauss(0.0, 1.0) / 1.2816)))
+    return round(float(median * (high / median) ** (rng.gauss(0.0, 1.0) / 1.2816)))

@@ -18,8 +18,8 @@ from servetwin.profiles.costs import (
     LAUNCH,
     LAUNCH_EACH,
     LAUNCH_PIECES,
-    PACE,
-    PACE_MEMORY,
+    RECENT_LOAD,
+    RECENT_LOAD_MEMORY,
     STALL,
     STALL_EVERY,
     STEP_BETWEEN,
@@ -172,8 +172,20 @@ def _prefill(
         tile = per_tile * n * (-n % pass_fit.TILE) if n <= 4 * pass_fit.TILE else 0.5 * per_tile * n * pass_fit.TILE
         return model.a_pass(n) + 0.5 * per_square * n * n + tile + each
 
+    # Policies plan with more than a step takes: the line of the last passes goes on.
+    end = tokens[-1]
+    slope = (model.a_pass(end) - model.a_pass(end // 2)) / (end - end // 2)
+    square = 0.5 * per_square
     return {
         "tokens": tokens,
+        "beyond": {
+            "c0": round(alone(end) - slope * end - square * end * end, 9),
+            "c1": float(f"{slope:.6g}"),
+            "c2": float(f"{square:.6g}"),
+            "until": 8 * budget,
+            "statistic": "the line from half the budget to all of it goes on",
+            "source": origin,
+        },
         "seconds": [[round(max(alone(n), 1e-7), 7) for n in tokens]],
         "between": "line",
         "statistic": "least squares through steps of all compositions, on the device",
@@ -201,12 +213,12 @@ def _mixed(model: pass_fit.PassModel, made: Sequence[Sample], origin: dict[str, 
 def _pace(
     model: pass_fit.PassModel, made: Sequence[Sample], table: TokenTable, last: int, origin: dict[str, str]
 ) -> dict[str, Any]:
-    """``prefill.pace``, and what steps take by the density before them."""
+    """``prefill.recent_load``, and what steps take by the density before them."""
     common: dict[str, Any] = {"statistic": "least squares", "source": origin}
     how = "steps of all compositions, between more and fewer that only decode"
     densities = sorted({max(1, round(float(d))) for d in model.densities})
     costs: dict[str, Any] = {
-        PACE_MEMORY(): {
+        RECENT_LOAD_MEMORY(): {
             "meaning": "within how many seconds tokens that were computed fade from the density on which a step "
             "depends",
             "unit": "seconds",
@@ -221,7 +233,7 @@ def _pace(
         if limit <= most or limit == next((p for p in PACES if p >= most), None):
             seconds = model.a_pass(int(0.8 * limit))
             shares = [round(float(model.share(seconds, d)), 5) for d in densities]
-            costs[PACE("prefill", limit)] = {
+            costs[RECENT_LOAD("prefill", limit)] = {
                 "meaning": f"how long a step that computes prompts takes over the table, with up to {limit} tokens, "
                 "by the tokens a second computed lately",
                 "unit": "ratio",
@@ -233,7 +245,7 @@ def _pace(
     steps = [s for s in made if not s.prompt and s.alone and not s.waited]
     usual = np.array([table.decode(s.decode, s.context) for s in steps])
     knots, ratios = decode_fit.pace(steps, usual)
-    costs[PACE("decode", 32768)] = {
+    costs[RECENT_LOAD("decode", 32768)] = {
         "meaning": "how long a step that only decodes takes over the table, by the tokens a second computed lately",
         "unit": "ratio",
         "modules": ["decode"],

@@ -33,18 +33,18 @@ CHAT = {
 #: Runs, what matters most first: policy, its parameters, rate, cv, tokens a step (None: vLLM's default).
 RUNS: dict[str, tuple[tuple[str, dict[str, Any], float, float, int | None], ...]] = {
     "llama-3.1-8b": (
-        ("vllm-v1", {}, 30.0, 1.0, None),
-        ("sarathi", {"chunk": 512}, 30.0, 1.0, None),
-        ("edf-llm", {}, 30.0, 1.0, None),
-        ("neustream-llm", {}, 30.0, 1.0, None),
-        ("vllm-v1", {}, 24.0, 4.0, 2048),
-        ("sarathi", {"chunk": 512}, 20.0, 1.0, None),
-        ("vllm-v1", {}, 45.0, 1.0, None),
-        ("edf-llm", {}, 40.0, 1.0, 2048),
-        ("neustream-llm", {}, 20.0, 4.0, None),
-        ("vllm-v1", {}, 20.0, 1.0, 512),
-        ("sarathi", {"chunk": 512}, 36.0, 1.0, None),
+        ("vllm-v1", {}, 50.0, 1.0, None),
+        ("sarathi", {"chunk": 512}, 40.0, 1.0, None),
+        ("edf-llm", {}, 50.0, 1.0, None),
         ("neustream-llm", {}, 40.0, 1.0, None),
+        ("vllm-v1", {}, 30.0, 4.0, 2048),
+        ("sarathi", {"chunk": 512}, 30.0, 1.0, None),
+        ("vllm-v1", {}, 58.0, 1.0, None),
+        ("edf-llm", {}, 36.0, 4.0, 2048),
+        ("neustream-llm", {}, 55.0, 1.0, None),
+        ("vllm-v1", {}, 30.0, 1.0, 512),
+        ("sarathi", {"chunk": 512}, 50.0, 1.0, None),
+        ("neustream-llm", {}, 24.0, 4.0, None),
     ),
     "opt-13b": (
         ("vllm-v1", {}, 18.0, 1.0, None),
@@ -61,6 +61,15 @@ def lognormal(median: int, p90: int, high: int) -> dict[str, Any]:
     return {"draw": "lognormal", "median": median, "p90": p90, "low": 4, "high": high}
 
 
+def requests_of(model: str, rate: float) -> int:
+    """Requests of a run: for so many that it lasts, and is told apart from its repeats."""
+    return max(CHAT[model]["requests"], round(18.0 * rate)) if model != "tiny-llama" else 20
+
+
+#: Requests that run at once.
+LIMIT = 256
+
+
 def experiment_of(model: str, number: int, profile: str, limit: int) -> dict[str, Any]:
     """The content of the experiment file of a run."""
     policy, params, rate, cv, budget = RUNS[model][number]
@@ -69,7 +78,7 @@ def experiment_of(model: str, number: int, profile: str, limit: int) -> dict[str
         "name": f"{model}-{number:02d}-{policy}",
         "pipeline": {"modules": {"llm": {"kind": "llm"}}},
         "workload": {
-            "requests": chat["requests"],
+            "requests": requests_of(model, rate),
             "arrivals": {"process": "gamma", "rate": rate, "cv": cv},
             "lengths": {"llm": {"prompt": lognormal(*chat["prompt"]), "output": lognormal(*chat["output"])}},
         },
@@ -82,7 +91,7 @@ def experiment_of(model: str, number: int, profile: str, limit: int) -> dict[str
                 {
                     "modules": ["llm"],
                     "device": "gpu0",
-                    "limit": min(limit, budget or limit),
+                    "limit": min(limit, LIMIT),
                     "engine": {"whole_prompt": True, **({"max_batched_tokens": budget} if budget else {})},
                 }
             ],
@@ -174,7 +183,7 @@ class Campaign:
         from servetwin.experiments.spec.loading import load
 
         for number, (policy, params, rate, cv, budget) in enumerate(RUNS[self.args.model][: self.args.runs]):
-            need = CHAT[self.args.model]["requests"] / rate * (1.3 if cv > 1 else 1.15) + 6
+            need = requests_of(self.args.model, rate) / rate * (1.3 if cv > 1 else 1.15) + 6
             if self.left() < need + 4:
                 self.say("no time for", policy, rate)
                 continue
