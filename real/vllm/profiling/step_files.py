@@ -1,4 +1,5 @@
-"""Recorded steps in a file, to be read without vLLM or a GPU: a zip of numpy arrays, a folder for each part.
+"""Recorded steps in a file, to be read without vLLM or a GPU: a zip of numpy arrays, a folder for each part, and
+``engine.json``, which tells of the engine that made them.
 
 Times are whole microseconds since the part began; see `append` for what is there.
 """
@@ -14,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from .device_steps import Steps
+
+ENGINE = "engine.json"
 
 
 def append(file: Path, number: int, steps: Steps) -> None:
@@ -43,11 +46,26 @@ def append(file: Path, number: int, steps: Steps) -> None:
                 np.lib.format.write_array(member, values, allow_pickle=False)
 
 
+def add_engine(file: Path, facts: dict[str, Any]) -> None:
+    """Keep in *file* what `compose.described` told of the engine."""
+    with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(ENGINE, json.dumps(facts))
+
+
+def engine_of(file: Path) -> dict[str, Any]:
+    """What *file* tells of its engine."""
+    with zipfile.ZipFile(file) as archive:
+        found: dict[str, Any] = json.loads(archive.read(ENGINE))
+    return found
+
+
 def read(file: Path) -> list[Steps]:
     """The parts of *file*, in their order."""
     arrays: dict[str, dict[str, Any]] = {}
     with zipfile.ZipFile(file) as archive:
         for name in archive.namelist():
+            if name == ENGINE:
+                continue
             part, _, member = name.partition("/")
             content = io.BytesIO(archive.read(name))
             arrays.setdefault(part, {})[member.removesuffix(".npy")] = np.lib.format.read_array(content)
