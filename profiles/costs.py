@@ -390,6 +390,16 @@ BEGINS = CostName(
 LAUNCH = CostName(
     "step.launch", "seconds", _VALUE, "what launching a step of more than `engine.graph_tokens` tokens takes", _ENGINE
 )
+LAUNCH_PIECES = CostName(
+    "step.launch.pieces",
+    "seconds",
+    _VALUE,
+    "what launching a step with prompts takes that `engine.graph_tokens` holds, as graphs piece by piece",
+    _ENGINE,
+)
+LAUNCH_EACH = CostName(
+    "step.launch.each", "seconds", _VALUE, "what launching a step takes longer for each of its sequences", _ENGINE
+)
 STALL = CostName(
     "host.stall",
     "seconds",

@@ -188,7 +188,9 @@ class Profile:
 
 
 #: Keys that profiles had no place for once: where they say nothing, digests are those of that time.
-LATER = frozenset({"basis", "shape", "memory_gib", "over_context", "beside"})
+LATER = frozenset(
+    {"basis", "shape", "memory_gib", "over_context", "beside", "per_square", "decoding", "blind", "compiled"}
+)
 
 
 def _drop_unsaid(content: Any) -> None:

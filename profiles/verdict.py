@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .llm.decode_surface import rule
-from .llm.schema import DecodeSurface, PrefillData
+from .llm.schema import Blind, DecodeSurface, PrefillData
 from .schema import ProfileFile, Table
 
 #: Samples that a point has at least.
@@ -33,8 +33,8 @@ DEVIATIONS, ABOVE = 6.0, 0.1
 
 @dataclass(frozen=True)
 class Finding:
-    """What is not clean: the *kind* ("samples", "disturbed", "falls", "mean", "tail" or "kept"), and a *text* that
-    says where."""
+    """What is not clean: the *kind* ("samples", "disturbed", "falls", "mean", "tail", "blind" or "kept"), and a
+    *text* that says where."""
 
     kind: str
     text: str
@@ -50,6 +50,7 @@ def of(data: ProfileFile) -> tuple[Finding, ...]:
     if data.tokens is not None:
         # The same model under two kinds counts once, as the later one: "measured".
         models = {model: of for of, model in data.tokens.kinds.items()}
+        found += _blind(data.tokens.blind)
         for model, word in models.items():
             found += _prefill(f"prefill ({word})", model.prefill)
             if model.surface is not None:
@@ -67,9 +68,28 @@ def lines(data: ProfileFile) -> tuple[str, ...]:
 def short(data: ProfileFile) -> str | None:
     """What a run says of a profile that is not clean, in one line; None if it is."""
     kinds = {"samples": "points with few samples", "disturbed": "disturbed samples", "falls": "times that fall"}
+    kinds |= {"blind": "steps of traffic off by more than the limits"}
     kinds |= {"mean": "means above medians", "tail": "long tails", "kept": "a verdict of other numbers"}
     found = dict.fromkeys(kinds[finding.kind] for finding in of(data))
     return ", ".join(found) or None
+
+
+#: How far steps of a kind may be off that the profile was not made of, in the median and at the 95th percentile.
+BLIND_MEDIAN, BLIND_P95 = 0.015, 0.05
+
+
+def blind(data: ProfileFile) -> tuple[str, ...]:
+    """How far the profile of a language model was off on steps that it was not made of, a line for each kind; none if
+    it was not tried."""
+    judged = data.tokens.blind if data.tokens is not None else None
+    if judged is None:
+        return ()
+    found = ["on steps that it was not made of, by kind: median and p95 of the error, and the median with its sign"]
+    for name, kind in judged.kinds.items():
+        over = kind.median > BLIND_MEDIAN or kind.p95 > BLIND_P95
+        numbers = f"{100 * kind.median:.1f} %, {100 * kind.p95:.1f} %, {100 * kind.bias:+.1f} %"
+        found.append(f"  {name}: {numbers} of {kind.steps} steps{', over the limits' if over else ''}")
+    return (*found, f"  limits: {100 * BLIND_MEDIAN:g} % and {100 * BLIND_P95:g} %")
 
 
 def basis(data: ProfileFile) -> str | None:
@@ -102,6 +122,13 @@ def beyond(data: ProfileFile) -> tuple[str, ...]:
             sizes = ", ".join(map(str, one))
             found[f"decode of {sizes} sequences, measured at one context: slopes of the batch sizes beside"] = kind
     return tuple(found)
+
+
+def _blind(judged: Blind | None) -> Iterator[Finding]:
+    for name, kind in (judged.kinds if judged is not None else {}).items():
+        if kind.median > BLIND_MEDIAN or kind.p95 > BLIND_P95:
+            text = f"{name} steps that it was not made of: {100 * kind.median:.1f} % off in the median, "
+            yield Finding("blind", f"{text}{100 * kind.p95:.1f} % at p95")
 
 
 def _table(where: str, table: Table) -> Iterator[Finding]:

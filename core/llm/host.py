@@ -22,7 +22,9 @@ class Host:
     With *ahead* the host decides a step while the one before it computes (asynchronous scheduling): see
     `servetwin.core.llm.async_engine`. *begins* is then what passes from asking the policy until the step can begin
     on an idle device; while another step computes nothing is seen of it. A step of more than *graph_tokens* tokens is
-    launched kernel by kernel, which keeps the host busy for *launch*: only then it hears of the step before.
+    launched kernel by kernel, which keeps the host busy for *launch*: only then it hears of the step before. One that
+    computes prompts within that is launched as graphs piece by piece, which takes *pieces* seconds. *each* is what
+    all of that takes longer for each sequence of the step.
     """
 
     between: Callable[[int], float]
@@ -30,14 +32,21 @@ class Host:
     ahead: bool = False
     begins: float = 0.0
     launch: float = 0.0
+    pieces: float = 0.0
+    each: float = 0.0
     graph_tokens: int | None = None
+
+    def beginning(self, batch: TokenBatch) -> float:
+        """Seconds from asking the policy until *batch* can begin on an idle device."""
+        return self.begins + self.each * batch.size if self.each else self.begins
 
     def launching(self, batch: TokenBatch) -> float:
         """Seconds from asking the policy until the host has launched *batch*."""
-        most = self.graph_tokens
-        if most is None or self.launch <= self.begins or batch.decode + batch.prefilled <= most:
-            return self.begins
-        return self.launch
+        begins, most = self.beginning(batch), self.graph_tokens
+        if most is None:
+            return begins
+        taken = self.launch if batch.decode + batch.prefilled > most else self.pieces if batch.prefill else 0.0
+        return max(taken + self.each * batch.size, begins)
 
 
 class LLMWorker(Worker):

@@ -9,7 +9,7 @@ from servetwin.core.llm import EngineLimits, LimitsSLO, TokenDeadlines, TokenLim
 from servetwin.core.llm.metrics import TokenSummary
 from servetwin.core.llm.window_metrics import WindowSummary
 from servetwin.core.llm.worker import Host, TokenWorker
-from servetwin.profiles.costs import BEGINS, INTAKE, LAUNCH, SWAP
+from servetwin.profiles.costs import BEGINS, INTAKE, LAUNCH, LAUNCH_EACH, LAUNCH_PIECES, SWAP
 
 from ..spec.experiment import Experiment, WorkerSpec
 from ..spec.llm import EngineSpec, TokenSLOSpec
@@ -115,6 +115,8 @@ def host_ahead(profile: Profile, *, costs: bool = True) -> Host:
         ahead=True,
         begins=seconds(BEGINS()),
         launch=seconds(LAUNCH()),
+        pieces=seconds(LAUNCH_PIECES()),
+        each=seconds(LAUNCH_EACH()),
         graph_tokens=profile.token_data.engine.graph_tokens,
     )
 

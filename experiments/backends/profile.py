@@ -6,13 +6,14 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from servetwin.core import BadInput, Policy
 from servetwin.profiles import Profile, load
 
 from ..spec import policy_registry
+from ..spec.vllm_settings import settings_of
 from ..sweeps import tables
 from .diffusion import Setup, make_server
 
@@ -33,37 +34,46 @@ def measure(
     seconds: float = 0.4,
     brief: bool = False,
     asynchronous: bool | None = None,
+    vllm: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Profile:
     """Measure *model* and write its profile to *out*, which must not exist; the file appears whole or not at all.
 
     *name* is the profile's, otherwise that of device and model. *limit* is the largest batch, *seconds* about how
     long each point is measured; with *brief* only what a simulation reads is. *asynchronous* is vLLM's asynchronous
-    scheduling, for language models (None: as vLLM does it by default here). Raises `BadInput`.
+    scheduling, for language models (None: as vLLM does it by default here), and *vllm* other settings of its engine,
+    ``NAME=VALUE``. Raises `BadInput`.
     """
-    from .profile_llm import is_language_model, measure_language_model
+    from .profile_llm import called, is_language_model, measure_language_model
 
     if is_language_model(model):
         check_target(out, name)
         if limit is not None and limit < 2:
             raise BadInput(f"batches of up to {limit}", where="--limit", right="2 at least")
         eager = setup is not None and setup.eager
+        settings = settings_of(vllm)
         text = measure_language_model(
             model,
-            lambda device: name or f"{slug(device)}/{model}",
+            lambda device: name or f"{slug(device)}/{called(model)}",
             eager=eager,
             limit=limit,
             asynchronous=asynchronous,
+            settings=settings,
             progress=progress,
         )
         tables.make_folder(out.parent)
         write_whole(out, lambda path: path.write_text(text, encoding="utf-8"))
         return load(str(out))
+    if vllm:
+        raise BadInput(f"{model} is not served by vLLM", where="--vllm", right="a language model")
     from servetwin.real import require
     from servetwin.real.diffusion.models import KINDS, find
 
     if model not in KINDS:
-        right = f"one of {', '.join(KINDS)}, tiny-opt, or a language model such as opt-13b or llama-3.1-8b"
+        right = (
+            f"one of {', '.join(KINDS)}, tiny-opt, a language model such as opt-13b or llama-3.1-8b, or a folder "
+            "with a config.json"
+        )
         raise BadInput(f"unknown model {model!r}", right=right)
     require()  # one clear line if torch is not there
     from servetwin.real.diffusion.profiling.profile_writer import write_profile

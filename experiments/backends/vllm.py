@@ -173,6 +173,8 @@ class VllmBackend:
             tensor_parallel=data.tensor_parallel,
             asynchronous=ahead if self.asynchronous is None else self.asynchronous,
         )
+        if gpu and not self.eager and data.engine.compiled:
+            return replace(options, compiled=True)
         if gpu and not self.eager:
             return replace(options, graphs=GRAPHS + LARGER, graphs_for="all")
         if not gpu:  # vLLM keeps one block for itself

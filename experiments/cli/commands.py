@@ -129,7 +129,10 @@ def show_tokens(stage: str, tokens: dict[str, Any]) -> None:
 
 def profile(
     model: Annotated[
-        str, typer.Argument(help="sd15-512, tiny-dit, opt-13b, ... (docs/guides/: real-execution, vllm).")
+        str,
+        typer.Argument(
+            help="sd15-512, tiny-dit, opt-13b, a Hugging Face folder, ... (docs/guides/: real-execution, vllm)."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The profile file to write, .yaml; must not exist.")],
     devices: Devices = None,
@@ -141,6 +144,12 @@ def profile(
     seconds: Annotated[float, typer.Option(min=0.01, help="About how long each point is measured.")] = 0.4,
     brief: Annotated[bool, typer.Option("--brief", help="Measure only what a simulation reads.")] = False,
     asynchronous: Ahead = None,
+    vllm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="A setting of vLLM's engine by its name, as max_num_seqs=256; repeat."
+        ),
+    ] = None,
 ) -> None:
     """Measure a model on a device of this machine, and write its profile."""
     from ..backends.diffusion import Setup
@@ -148,7 +157,7 @@ def profile(
 
     began = time.perf_counter()
     setup = Setup(tuple(devices or ()), weights=weights, eager=eager, sampler=sampler)
-    more = {"limit": limit, "seconds": seconds, "brief": brief, "asynchronous": asynchronous}
+    more = {"limit": limit, "seconds": seconds, "brief": brief, "asynchronous": asynchronous, "vllm": vllm or ()}
     with steps() as report:
         found = measure(model, out, setup, name=name, **more, progress=report)  # type: ignore[arg-type]
     took = time.perf_counter() - began
@@ -180,6 +189,8 @@ def show_verdict(data: ProfileFile) -> None:
         typer.echo(f"  {line}")
     for line in verdict.beyond(data):
         typer.echo(f"  not measured: {line}")
+    for line in verdict.blind(data):
+        typer.echo(line)
 
 
 def serve_sweep(spec: str, out: Path, setup: Setup, seeds: int, repeats: int, as_they_are: bool) -> None:

@@ -13,6 +13,7 @@
 `policy_errors`     what goes wrong inside a policy, told with its file and line
 `published_draws`   seeds and lists of published experiments
 `vllm_options`      options of vLLM that no engine here has
+`vllm_settings`     those that may be set where one is measured, by vLLM's names
 `yaml_io`           YAML, and the line of a key
 `spec_page`         docs/reference/experiment-files.md, made from these classes
 ==================  ====================================================================================

@@ -55,7 +55,9 @@ class PrefillData(Strict):
     GPU computes whole tiles. With "line", straight lines. A row for more prompts than tokens begins with nulls.
     *beyond* tells what larger totals take, *per_pair* the seconds for each pair of a computed token and a token whose
     keys and values were there already (chunks of a long prompt); by default twice c2, for a prompt of n tokens has
-    n^2 / 2 pairs. *over_context* is a table of what chunks take for that, and goes before *per_pair*.
+    n^2 / 2 pairs. *over_context* is a table of what chunks take for that, and goes before *per_pair*. With
+    *per_square* there is one row, that of one prompt, and several prompts of as many tokens take that less
+    *per_square* seconds for each square that the sum of their squared lengths is short of the square of the sum.
     """
 
     tokens: tuple[Natural, ...]
@@ -69,9 +71,12 @@ class PrefillData(Strict):
     beyond: Polynomial | None = None
     per_pair: Finite | None = None
     over_context: OverContext | None = None
+    per_square: NotNegative | None = None
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
+        if self.per_square is not None and len(self.prompts) > 1:
+            raise ValueError("per_square says what several prompts take, and there are rows for that")
         if self.over_context is not None and self.per_pair is not None:
             raise ValueError("per_pair and over_context say the same, and there are both")
         _increasing(self.tokens, "tokens")
@@ -157,6 +162,27 @@ class DecodeSurface(Strict):
         return self
 
 
+class Decoding(Strict):
+    """What sequences that decode add to the pass of a step that computes prompts: *per_sequence* seconds for each,
+    and *per_context* for each token of context that they have, by how long the chunks beside them are (*tokens*, the
+    sum of their squared lengths over their sum, between on straight lines by its logarithm): kernels for prompts
+    compute whole tiles, of a size that follows the longest. *per_both* is for each token of context times the number
+    of sequences: many of them compete for the memory."""
+
+    tokens: tuple[Natural, ...]
+    per_sequence: tuple[NotNegative, ...]
+    per_context: tuple[NotNegative, ...]
+    per_both: NotNegative = 0.0
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        _increasing(self.tokens, "tokens")
+        for name in ("per_sequence", "per_context"):
+            if len(getattr(self, name)) != len(self.tokens):
+                raise ValueError(f"{len(self.tokens)} lengths of chunks but {len(getattr(self, name))} {name}")
+        return self
+
+
 class Mixed(Strict):
     """How long a step takes that computes prompts and decodes at once.
 
@@ -167,7 +193,7 @@ class Mixed(Strict):
     long as in a step of its own: kernels for prompts of any lengths serve single tokens less well. *per_sequence*
     (one_pass only) is what each sequence that decodes adds in seconds, however long it is: such kernels treat it as a
     prompt. *beside* (one_pass only) is a table of all that sequences that decode add to the pass, and goes before
-    *attention* and *per_sequence*.
+    *attention* and *per_sequence*; *decoding* (one_pass only) says the same by a formula.
     """
 
     rule: Literal["one_pass", "sum"] = "one_pass"
@@ -175,6 +201,7 @@ class Mixed(Strict):
     attention: NotNegative | None = None
     per_sequence: NotNegative = 0.0
     beside: Beside | None = None
+    decoding: Decoding | None = None
     source: Source | None = None
     note: Text | None = None
 
@@ -184,6 +211,9 @@ class Mixed(Strict):
             raise ValueError(
                 "beside is all that decoding adds to one pass: no sum, attention or per_sequence with it"
             )
+        own = self.attention is not None or self.per_sequence or self.beside is not None
+        if self.decoding is not None and (self.rule == "sum" or own):
+            raise ValueError("decoding is all that it adds to one pass: no sum, attention, per_sequence or beside")
         if self.rule == "sum" and self.attention is not None:
             raise ValueError("attention is a part of one pass, and there are two")
         if self.rule == "sum" and self.per_sequence:
@@ -230,6 +260,7 @@ class Engine(Strict):
     watermark: Annotated[Finite, Field(ge=0, lt=1)] = 0.0
     chunked_prefill: StrictBool = False
     cuda_graphs: StrictBool = True
+    compiled: StrictBool | None = None  #: with torch.compile and the graphs that vLLM has by default
     graph_tokens: Natural | None = None  #: steps of more tokens are launched kernel by kernel; None: not known
     asynchronous: StrictBool = False  #: whether a step is decided while the one before it runs
     note: Text | None = None
@@ -245,6 +276,25 @@ class Solo(Strict):
     source: Source
 
 
+class BlindKind(Strict):
+    """How far steps of a kind were off: *steps* of them, *median* and *p95* of the absolute errors, and the *bias*,
+    the median of the errors themselves; shares of what the steps took."""
+
+    steps: Natural
+    median: NotNegative
+    p95: NotNegative
+    bias: Finite
+
+
+class Blind(Strict):
+    """What came of steps that the profile was not made of: requests at random, by *kinds* of steps."""
+
+    kinds: dict[Text, BlindKind]
+    statistic: Text
+    source: Source | None = None
+    note: Text | None = None
+
+
 class TokenData(Strict):
     """A language model on one device (or *tensor_parallel* of them together)."""
 
@@ -256,6 +306,7 @@ class TokenData(Strict):
     step_includes: Text  #: from where to where a step was timed
     solo: Solo | None = None
     kinds: Annotated[dict[TokenKind, TokenModel], Field(min_length=1)]
+    blind: Blind | None = None  #: the judgement on "measured"
 
     def blocks(
         self, *, max_batched_tokens: int | None, max_sequences: int | None, block_size: int | None = None

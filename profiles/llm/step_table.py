@@ -49,6 +49,7 @@ class TokenTable:
         c2 = data.beyond.c2 if data.beyond else 0.0
         self.per_pair = max(0.0, 2.0 * c2) if data.per_pair is None else data.per_pair
         self._over_context = data.over_context
+        self._per_square = data.per_square
         decode = model.line or model.surface
         assert decode is not None
         self._decode = decode
@@ -62,6 +63,8 @@ class TokenTable:
         self._attention = self._factor if model.mixed.attention is None else model.mixed.attention
         self._per_sequence = model.mixed.per_sequence
         self._beside = model.mixed.beside
+        self._decoding = model.mixed.decoding
+        self._terms: dict[int, tuple[float, float]] = {}  # of those who decode, by the length of chunks beside them
         self._between = _between(between_cost, max(self.largest_batch, 1), name, hold)
 
     # -- prefill ---------------------------------------------------------------------------------------------
@@ -73,7 +76,11 @@ class TokenTable:
         over chunks of length times the tokens that stood before: 0 for whole prompts.
         """
         if self._first <= tokens <= self._last:
-            if squares is None or len(self._rows) == 1:
+            if squares is None:
+                seconds = self._row[tokens]
+            elif self._per_square is not None:
+                seconds = self._row[tokens] - self._per_square * (tokens * tokens - squares)
+            elif len(self._rows) == 1:
                 seconds = self._row[tokens]
             else:
                 seconds = self._by_prompts(tokens, squares)
@@ -169,10 +176,25 @@ class TokenTable:
         if not self._one_pass:
             return self._factor * (self.prefill(tokens, squares, context) + decode)
         whole = self.prefill(tokens + batch, None if squares is None else squares + batch, context)
+        if self._decoding is not None:
+            length = tokens if squares is None else int(squares / tokens)
+            each, per_context = self._terms.get(length) or self._decoding_terms(length)
+            per_context += self._decoding.per_both * batch
+            return max(whole + each * batch + per_context * decode_context, decode)
         if self._beside is not None:
             return max(whole + self._beside(tokens, context / tokens, batch, decode_context / batch), decode)
         beside = self._attention * (decode - self.decode(batch, 0)) if self._attention else 0.0
         return max(self._factor * whole + beside + self._per_sequence * batch, decode)
+
+    def _decoding_terms(self, length: int) -> tuple[float, float]:
+        """Seconds per sequence, and per token of context, of those who decode beside chunks of such a length."""
+        data = self._decoding
+        assert data is not None
+        knots = [math.log(n) for n in data.tokens]
+        at = math.log(max(length, 1))
+        found = interpolate(at, knots, data.per_sequence), interpolate(at, knots, data.per_context)
+        self._terms[length] = found
+        return found
 
     def step(self, tokens: int, squares: float | None, context: float, batch: int, decode_context: float) -> float:
         """Seconds of a step, whichever it is; 0 if it does nothing."""

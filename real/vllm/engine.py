@@ -56,11 +56,12 @@ class EngineOptions:
     """How vLLM is started.
 
     *model* is a name of ``profiles/llm/models.yaml`` ("opt-13b") or "tiny", with random weights, or a folder with a
-    model. *graphs* lists the batch sizes for which decode steps are captured as CUDA graphs (none: eager); with
-    *graphs_for* "all" steps with a prefill run as graphs too, padded to the next of those sizes. *kv_bytes* fixes the
-    memory for keys and values (None: what *gpu_memory_utilization* leaves). *asynchronous* is vLLM's asynchronous
-    scheduling: a step is decided while the one before it runs. vLLM does that on GPUs by default, and not at all on
-    CPUs. The other names are vLLM's own.
+    model, whose weights are random if there is nothing but its ``config.json``. *graphs* lists the batch sizes for
+    which decode steps are captured as CUDA graphs (none: eager); with *graphs_for* "all" steps with a prefill run as
+    graphs too, padded to the next of those sizes. With *compiled* torch.compile and the graphs are vLLM's own, as it
+    has them by default. *kv_bytes* fixes the memory for keys and values (None: what *gpu_memory_utilization*
+    leaves). *asynchronous* is vLLM's asynchronous scheduling: a step is decided while the one before it runs. vLLM
+    does that on GPUs by default, and not at all on CPUs. The other names are vLLM's own.
     """
 
     model: str = "tiny"
@@ -73,6 +74,7 @@ class EngineOptions:
     kv_bytes: int | None = None
     graphs: tuple[int, ...] = ()
     graphs_for: Literal["decode", "all"] = "decode"
+    compiled: bool = False
     asynchronous: bool = False
     tensor_parallel: int = 1
     seed: int = 0
@@ -144,13 +146,19 @@ def model_config(name: str, dtype: str) -> dict[str, Any]:
     }
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether there are weights beside the configuration in *folder*."""
+    return any(any(folder.glob(f"*.{ending}")) for ending in ("safetensors", "bin", "pt"))
+
+
 def bytes_per_token(model: str, dtype: str) -> int:
     """Bytes that the keys and values of a token take, over all layers. *model* is a name or a folder."""
     width = {"float16": 2, "bfloat16": 2, "float32": 4}[dtype]
     path = Path(model) / "config.json"
     config = model_config(model, dtype) if is_built(model) else json.loads(path.read_text())
     heads = int(config["num_attention_heads"])
-    wide = int(config["hidden_size"]) * int(config.get("num_key_value_heads", heads)) // heads
+    head = int(config.get("head_dim") or int(config["hidden_size"]) // heads)
+    wide = head * int(config.get("num_key_value_heads", heads))
     return 2 * int(config["num_hidden_layers"]) * wide * width
 
 
@@ -207,8 +215,8 @@ class VllmEngine:
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
             (Path(folder) / "config.json").write_text(json.dumps(model_config(options.model, options.dtype)))
         began = time.monotonic()
-        more: dict[str, Any] = {"enforce_eager": True}
-        if options.graphs:
+        more: dict[str, Any] = {} if options.compiled else {"enforce_eager": True}
+        if options.graphs and not options.compiled:
             # CUDA graphs without torch.compile, which would take a minute on every new machine.
             more = {
                 "compilation_config": {
@@ -223,7 +231,7 @@ class VllmEngine:
             self.engine = LLMEngine.from_engine_args(
                 EngineArgs(
                     model=folder,
-                    load_format="dummy" if built else "auto",
+                    load_format="auto" if has_weights(Path(folder)) else "dummy",
                     skip_tokenizer_init=True,
                     dtype=options.dtype,
                     max_model_len=options.max_model_len,

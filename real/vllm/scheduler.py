@@ -23,7 +23,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -198,7 +198,8 @@ class StepLog:
     The policy was asked at *start*, vLLM's part of the scheduling began at *decided* and ended at *scheduled*; the
     tokens were there at *end*. *prefill* holds (id, tokens, context before), *decode* how many sequences decoded and
     *context* the sum of their contexts. *after* is when the step before it was over: with asynchronous scheduling
-    that is later than *start*, because the policy is asked while that step runs.
+    that is later than *start*, because the policy is asked while that step runs. *contexts* are those of all that
+    decode, one by one, where the scheduler was told to keep them.
     """
 
     start: float
@@ -213,6 +214,7 @@ class StepLog:
     waiting: int
     running: int
     after: float = 0.0
+    contexts: list[int] = field(default_factory=list)
 
     @property
     def began(self) -> float:
@@ -243,6 +245,7 @@ class _Policed(Steered):
         self.settings = Settings.of(vllm_config.additional_config)
         self.zero = time.monotonic()
         self.keep_log = False
+        self.keep_contexts = False
         self.log: list[StepLog] = []
         self.tasks: dict[str, TokenTask] = {}
         self.times: dict[int, list[float]] = {}  # task id -> when its tokens came out, while the log is kept
@@ -485,12 +488,15 @@ class _Policed(Steered):
             log.preempted.append(task.id)
         decode = context = 0
         requests = self.requests
+        contexts = log.contexts if self.keep_contexts else None
         for rid, tokens in output.num_scheduled_tokens.items():
             task = tasks[rid]
             before = requests[rid].num_computed_tokens - tokens
             if tokens == 1 and before >= task.prompt and task in running:
                 decode += 1
                 context += before
+                if contexts is not None:
+                    contexts.append(before)
             else:
                 log.prefill.append((task.id, tokens, before))
                 if task in waiting:

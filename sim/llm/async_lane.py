@@ -1,7 +1,7 @@
 """Simulated time of an LLM engine that decides ahead (`servetwin.core.llm.async_engine`).
 
-Two steps may be in hand. A step begins when the host has launched it (`Host.begins` seconds after it was decided) and
-the step before it is over, whichever is later, and is not over before the host has launched all of it. What the
+Two steps may be in hand. A step begins when the host has launched it (`Host.beginning` seconds after it was decided)
+and the step before it is over, whichever is later, and is not over before the host has launched all of it. What the
 engine does between two steps is the host's, beside the device, and no part of this. Now and then the host stands
 still while it launches a step (`TokenTiming.stalls`); of that the device sees what is longer than the step that runs.
 What a step takes depends on how much was computed just before (`TokenTiming.recent_load`).
@@ -44,7 +44,7 @@ class AheadLane:
             self._decode = batch.decode
         if last <= now:
             stall = 0.0  # it came while there was nothing to do
-        ready = now + host.begins + stall
+        ready = now + host.beginning(batch) + stall
         start = batch.start = ready if ready > last else last
         batch.launched = launched = now + host.launching(batch) + stall
         seconds = self.seconds(batch)

@@ -109,7 +109,7 @@ class SharedTokenLane(Moment):
             self.behind = batch, done, now
             return
         if self.host is not None:
-            self.ready = now + self.host.begins
+            self.ready = now + self.host.beginning(batch)
         self._take(batch, done, now)
 
     def _take(self, batch: TokenBatch, done: Callable[[TokenBatch], None], now: float) -> None:
@@ -167,7 +167,7 @@ class SharedTokenLane(Moment):
             self.ready = now + self.timing.times.between(batch.size)
         elif self.behind is not None:
             (following, then, decided), self.behind = self.behind, None
-            self.ready = decided + self.host.begins
+            self.ready = decided + self.host.beginning(following)
             self._take(following, then, now)
         if batch.keep_ends and batch.times > 1:
             batch.ends = [now]

@@ -16,6 +16,8 @@ from servetwin.profiles.verdict import SAMPLES, undisturbed, with_verdict
 Save = Callable[..., Path]
 #: Those that are not clean, by kind; all others are.
 KNOWN = {
+    "h200-steps/llama-3.1-8b": {"blind", "disturbed"},
+    "h200-steps/opt-13b": {"blind"},
     "a6000/opt-13b-tp1": {"samples"},
     "a6000/opt-30b-tp2": {"samples"},
     "a6000/opt-66b-tp4": {"samples"},

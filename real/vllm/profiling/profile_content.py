@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .fit import tokens_section
-from .step_grid import Grid, Measured
-
 if TYPE_CHECKING:
     from .async_steps import Rotation
+    from .step_grid import Grid, Measured
 
 
 def profile_content(
@@ -23,12 +21,23 @@ def profile_content(
     source: str,
 ) -> dict[str, Any]:
     """The content of a profile file called *name*, measured *when* by *command*; see `tokens_section`."""
+    from .fit import tokens_section
+    from .step_grid import Grid
+
     if isinstance(grid, Grid):
         section = tokens_section(measured, described, grid, source)
     else:
         from .async_fit import steady_section
 
         section = steady_section(measured, described, grid, source)
+    return file_content(section, described, name=name, when=when, command=command)
+
+
+def file_content(
+    section: dict[str, Any], described: dict[str, Any], *, name: str, when: str, command: str
+) -> dict[str, Any]:
+    """The content of a profile file called *name*, of its ``tokens`` and ``costs``, measured *when* by *command* on
+    the engine *described*."""
     model = section["tokens"]["kinds"]["measured"]
     # The policies of a measured system plan with what was measured.
     section["tokens"]["kinds"] = {"scheduler": model, "measured": model}

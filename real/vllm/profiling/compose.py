@@ -1,0 +1,63 @@
+"""Measures a language model on vLLM by steps of all compositions, and then by traffic that judges them."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..engine import VllmEngine, undisturbed
+from . import blind_traffic
+from .compositions import Player
+from .device_steps import Steps, all_samples, steps_of
+from .step_cells import Cells, Limits, cells_for, parts_of_round
+from .step_profile import MEMORY
+
+
+def graphs_of(engine: VllmEngine) -> tuple[tuple[int, ...], str]:
+    """The sizes of the engine's CUDA graphs in tokens, and vLLM's word for how it uses them."""
+    config = engine.engine.vllm_config
+    if config.model_config.enforce_eager:
+        return (), "none"
+    compilation = config.compilation_config
+    mode = str(getattr(compilation.cudagraph_mode, "name", compilation.cudagraph_mode))
+    return (() if mode == "NONE" else tuple(sorted(compilation.cudagraph_capture_sizes or ()))), mode
+
+
+def described(engine: VllmEngine) -> dict[str, Any]:
+    """What `step_profile.section` wants to know of *engine*."""
+    graphs, mode = graphs_of(engine)
+    return {**engine.describe(), "graphs": graphs, "mode": mode}
+
+
+def compose(
+    engine: VllmEngine,
+    seconds: float,
+    judged: float,
+    progress: Callable[[str], None] = lambda _: None,
+    *,
+    seed: int = 1,
+    loads: Sequence[blind_traffic.Load] = blind_traffic.LOADS,
+    cells: Cells | None = None,
+) -> tuple[list[Steps], list[float]]:
+    """Make steps of all compositions for so many *seconds*, and serve traffic for *judged* seconds: all parts, and
+    what taking requests in took. The first round is made as far as the time goes."""
+    graphs, _ = graphs_of(engine)
+    player, rng = Player(engine, watch=True), random.Random(seed)
+    options = engine.options
+    limits = Limits(options.max_batched_tokens, options.max_sequences, options.max_model_len, player.room)
+    cells = cells or cells_for(graphs, limits)
+    parts: list[Steps] = []
+    until = time.monotonic() + seconds
+    with undisturbed():
+        number = 0
+        while time.monotonic() < until:
+            for part in parts_of_round(number, cells, limits, rng):
+                if time.monotonic() < until:
+                    progress(part.kind)
+                    parts.append(steps_of(player.play(part, until)))
+            number += 1
+        found = all_samples(parts, max(graphs, default=0), MEMORY)
+        traffic, intake = blind_traffic.judge(engine, player.clock, found, judged, progress, loads)
+    return parts + traffic, intake

@@ -1,0 +1,210 @@
+"""Which steps a profile is made of: parts for `compositions.Player`, in random order, again and again.
+
+* ``decode``: batches of all sizes at a few contexts, and around the borders of CUDA graphs and beyond them.
+* ``uneven``: batches whose sequences are not equally long.
+* ``prompts``: whole prompts, one or several, and chunks with tokens before them, beside nobody.
+* ``mixed``: chunks of all sizes, one or several, with and without tokens before them, beside sequences that decode.
+
+Between steps with prompts the pool decodes for a few steps, now more, now fewer: how a device runs depends on what it
+has just done, and so all sizes meet all of that.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from .compositions import Beat, Part
+
+#: Decode steps between steps with prompts.
+RESTS = (0, 0, 0, 1, 1, 2, 2, 3, 5)
+#: Steps at most of one part of prompts or of mixed steps.
+PART = 160
+
+
+@dataclass(frozen=True)
+class Cells:
+    """What to measure; larger than the engine allows is left out.
+
+    *decode* batch sizes run for *steps* steps each at *contexts*. Prompts are computed alone, *totals* tokens of one
+    prompt or of several (*prompts*), and chunks of *chunks* tokens with *before* tokens before them, beside nobody.
+    *mixed* batch sizes decode at *beside* tokens of context each, and beside them *anchors* (tokens, context before)
+    are computed, and *drawn* chunks: some fill one of *budgets*, which is what a busy engine does most.
+    """
+
+    decode: tuple[int, ...]
+    contexts: tuple[int, ...]
+    steps: int
+    totals: tuple[int, ...]
+    prompts: tuple[int, ...]
+    chunks: tuple[int, ...]
+    before: tuple[int, ...]
+    mixed: tuple[int, ...]
+    beside: tuple[int, ...]
+    anchors: tuple[tuple[int, int], ...]
+    drawn: int
+    budgets: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an engine allows: tokens a step, sequences, tokens of a request, and tokens of memory in all."""
+
+    budget: int
+    sequences: int
+    length: int
+    room: int
+
+
+def around(graphs: Sequence[int], most: int) -> tuple[int, ...]:
+    """Batch sizes up to *most*: some of *graphs*, just beyond them, and beyond the last."""
+    last = max(graphs, default=0)
+    some = [n for n in graphs if n <= 16 or n in (24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 448, 512)]
+    found = {*some, *(n + 1 for n in some if n in (2, 4, 8, 16, 32, 64, 128, 256)), 1, 2, 3, 4}
+    found |= {n for n in (last + 1, last * 5 // 4, last * 3 // 2, 2 * last) if n > 4}
+    found |= {n for n in (24, 32, 48, 64, 96, 128, 192, 256, 384, 512) if not graphs}
+    return tuple(sorted(n for n in found if 1 <= n <= most))
+
+
+def cells_for(graphs: Sequence[int], limits: Limits) -> Cells:
+    """What to measure on an engine with CUDA graphs of these sizes."""
+    budget, length = limits.budget, limits.length
+    totals = {8, 16, *range(32, 513, 32), *graphs, *range(544, 1025, 32), *range(1088, 2049, 64)}
+    totals |= {*range(2304, 4097, 256), *range(4608, 8193, 512), *range(9216, 32769, 1024), budget}
+    contexts = [64, 256, 512, 1024, 2048, 4096, 8192, 16000, 32000]
+    anchors = ((128, 0), (512, 0), (512, 1000), (512, 4000), (2048, 0))
+    return Cells(
+        decode=around(graphs, limits.sequences),
+        contexts=tuple(c for c in [*contexts, length * 7 // 8] if c <= length * 7 // 8)[:8],
+        steps=6,
+        totals=tuple(sorted(n for n in totals if n <= budget)),
+        prompts=(2, 4, 8, 16),
+        chunks=tuple(n for n in (32, 128, 256, 512, 1024, 2048, 4096, 8192) if n <= budget),
+        before=tuple(c for c in (250, 1000, 4000, 8000, 14000) if c < length - 64),
+        mixed=tuple(n for n in (1, 4, 16, 32, 64, 128, 256, 512, 896) if n <= limits.sequences * 7 // 8),
+        beside=tuple(c for c in (100, 500, 2000) if c <= length // 2),
+        anchors=tuple((n, c) for n, c in anchors if n + c < length and n < budget),
+        drawn=8,
+        budgets=tuple(n for n in (512, 1024, 2048, 4096, budget) if n <= budget),
+    )
+
+
+def decode_parts(cells: Cells, limits: Limits, rng: random.Random, share: float = 1.0) -> Iterator[Part]:
+    """Batches of all sizes at each context; *share* is that of the contexts that are drawn."""
+    for context in cells.contexts:
+        if rng.random() >= share:
+            continue
+        sizes = _fitting(cells.decode, context + cells.steps * len(cells.decode), limits)
+        if not sizes or context + cells.steps * len(sizes) >= limits.length:
+            continue
+        rng.shuffle(sizes)
+        yield Part("decode", (context,) * max(sizes), tuple(_spells(sizes, cells.steps, max(sizes), rng)))
+
+
+def uneven_part(cells: Cells, limits: Limits, rng: random.Random) -> Part | None:
+    """Batches of sequences whose lengths are drawn, from nearly equal ones to a few long ones among short ones."""
+    sizes = [n for n in cells.decode if n in (2, 4, 8, 16, 32, 64, 128, 256)]
+    longest = limits.length - cells.steps * 3 * len(sizes) - 2
+    pool: list[int] = []
+    room = 0.9 * limits.room
+    median, spread = rng.choice((100, 300, 800)), rng.choice((0.5, 1.0, 1.5))
+    while len(pool) < max(sizes, default=0):
+        context = round(min(max(median * math.exp(spread * rng.gauss(0.0, 1.0)), 8), longest))
+        room -= context + cells.steps * 3 * len(sizes)
+        if room < 0:
+            break
+        pool.append(context)
+    fitting = [n for n in sizes if n <= len(pool)] * 3
+    rng.shuffle(fitting)
+    return Part("uneven", tuple(pool), tuple(_spells(fitting, cells.steps, len(pool), rng))) if fitting else None
+
+
+def prompt_parts(cells: Cells, limits: Limits, rng: random.Random, *, chunks: bool) -> Iterator[Part]:
+    """Whole prompts beside nobody, and with *chunks* also some with tokens before them."""
+    shapes: list[tuple[tuple[int, int], ...]] = [((total, 0),) for total in cells.totals if total < limits.length]
+    for count in cells.prompts:
+        some = [t for t in cells.totals if t in (64, 128, 256, 512, 1024, 2048, 4096, 8192, limits.budget)]
+        shapes += [_split(t, count) for t in some if t >= 8 * count and -(-t // count) < limits.length]
+    if chunks:
+        shapes += [((n, c),) for n in cells.chunks for c in cells.before if n + c < limits.length]
+    rng.shuffle(shapes)
+    beside = min(8, limits.sequences // 2)
+    for at in range(0, len(shapes), PART):
+        beats: list[Beat] = []
+        for shape in shapes[at : at + PART]:
+            beats += [Beat((), 0, beside)] * rng.choice(RESTS)
+            beats.append(Beat(shape))
+        yield Part("prompts", (200,) * beside, (*beats, Beat((), 0, beside)))
+
+
+def mixed_parts(cells: Cells, limits: Limits, rng: random.Random) -> Iterator[Part]:
+    """Chunks beside sequences that decode: each batch at each context, with all anchors and what is drawn."""
+    growth = 4 * (len(cells.anchors) + cells.drawn) * len(cells.mixed)
+    most = limits.sequences - min(40, limits.sequences // 4)
+    for context in cells.beside:
+        sizes = [n for n in cells.mixed if n <= most and n * (context + growth) <= 0.8 * limits.room]
+        sizes = [n for n in sizes if n <= 256 or context == min(cells.beside)]  # their contexts add up to the same
+        if not sizes or context + growth >= limits.length:
+            continue
+        rng.shuffle(sizes)
+        beats: list[Beat] = []
+        for size in sizes:
+            shapes: list[tuple[tuple[int, int], ...]] = [
+                ((n, c),) for n, c in cells.anchors if n + size <= limits.budget
+            ]
+            shapes += [draw_chunks(cells, limits, rng, size) for _ in range(cells.drawn)]
+            rng.shuffle(shapes)
+            beats += [Beat((), 0, size)] * 2
+            for shape in shapes:
+                beats += [Beat((), 0, size)] * rng.choice(RESTS)
+                beats.append(Beat(shape, 0, size))
+        yield Part("mixed", (context,) * max(sizes), (*beats, Beat((), 0, min(sizes))))
+
+
+def draw_chunks(cells: Cells, limits: Limits, rng: random.Random, size: int) -> tuple[tuple[int, int], ...]:
+    """Chunks for a step beside *size* sequences: two of five fill a budget, and most begin their prompt."""
+    most = limits.budget - size
+    budgets = [b - size for b in cells.budgets if b - size >= 16]
+    if budgets and rng.random() < 0.4:
+        total = rng.choice(budgets)
+    else:
+        total = round(8 * (most / 8) ** rng.random())
+    count = min(rng.choice((1, 1, 1, 1, 1, 2, 2, 3, 4, 6, 10)), max(1, total // 8))
+    cuts = sorted(rng.sample(range(1, total), count - 1)) if count > 1 else []
+    sizes = [b - a for a, b in zip([0, *cuts], [*cuts, total], strict=True)]
+    chunks = []
+    for n in sizes:
+        longest = limits.length - n - 2
+        before = 0
+        if longest > 100 and rng.random() < 0.4:
+            before = round(100 * (min(longest, 12000) / 100) ** rng.random())
+        chunks.append((min(n, limits.length - 2), before))
+    return tuple(chunks)
+
+
+def _fitting(sizes: Sequence[int], length: int, limits: Limits) -> list[int]:
+    """Those of *sizes* that have room at so many tokens each."""
+    return [n for n in sizes if n <= limits.sequences and n * length <= 0.95 * limits.room]
+
+
+def _spells(sizes: Sequence[int], steps: int, pool: int, rng: random.Random) -> Iterator[Beat]:
+    """*steps* steps of each of *sizes*, of sequences anywhere in the pool."""
+    for size in sizes:
+        yield from [Beat((), rng.randint(0, pool - size), size)] * steps
+
+
+def _split(total: int, parts: int) -> tuple[tuple[int, int], ...]:
+    """*total* tokens in equal prompts, as nearly as may be."""
+    return tuple((total // parts + (i < total % parts), 0) for i in range(parts))
+
+
+def parts_of_round(number: int, cells: Cells, limits: Limits, rng: random.Random) -> list[Part]:
+    """All parts of a round, in random order; chunks alone and all decode batches in the first, some in others."""
+    parts: list[Part | None] = [*prompt_parts(cells, limits, rng, chunks=number % 3 == 0)]
+    parts += [*mixed_parts(cells, limits, rng), *(uneven_part(cells, limits, rng) for _ in range(3))]
+    parts += decode_parts(cells, limits, rng, 0.4 if number else 1.0)
+    found = [part for part in parts if part is not None]
+    rng.shuffle(found)
+    return found

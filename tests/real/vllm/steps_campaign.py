@@ -1,0 +1,246 @@
+"""A profile as `servetwin profile` makes it, the steps that it was made of, and blind runs after it, on one engine.
+
+::
+
+    steps_campaign.py FOLDER --model llama-3.1-8b --seconds 560 [--tiny] [--after FILE] [--runs 12]
+
+The engine is that of `servetwin profile MODEL` (vLLM's defaults but for prefix caching). First the profile is made:
+``profile.yaml``, and ``steps-MODEL.npz`` with all parts (`servetwin.real.vllm.profiling.step_files`). Then runs of
+requests with heavy-tailed lengths under several policies, by `servetwin run --backend vllm`'s own code, as far as
+the time goes: a folder each under ``runs/``. A failure of one part ends no more than itself, and the process ends by
+itself after *seconds*.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+#: Requests of a run, by model: lengths by median and 90th percentile, and rates a second.
+CHAT = {
+    "llama-3.1-8b": {"prompt": (200, 800, 8000), "output": (90, 220, 1500), "requests": 600},
+    "opt-13b": {"prompt": (200, 800, 1700), "output": (90, 220, 340), "requests": 600},
+    "tiny-llama": {"prompt": (60, 200, 400), "output": (8, 20, 40), "requests": 20},
+}
+#: Runs, what matters most first: policy, its parameters, rate, cv, tokens a step (None: vLLM's default).
+RUNS: dict[str, tuple[tuple[str, dict[str, Any], float, float, int | None], ...]] = {
+    "llama-3.1-8b": (
+        ("vllm-v1", {}, 50.0, 1.0, None),
+        ("sarathi", {"chunk": 512}, 40.0, 1.0, None),
+        ("edf-llm", {}, 50.0, 1.0, None),
+        ("neustream-llm", {}, 40.0, 1.0, None),
+        ("vllm-v1", {}, 30.0, 4.0, 2048),
+        ("sarathi", {"chunk": 512}, 30.0, 1.0, None),
+        ("vllm-v1", {}, 58.0, 1.0, None),
+        ("edf-llm", {}, 36.0, 4.0, 2048),
+        ("neustream-llm", {}, 55.0, 1.0, None),
+        ("vllm-v1", {}, 30.0, 1.0, 512),
+        ("sarathi", {"chunk": 512}, 50.0, 1.0, None),
+        ("neustream-llm", {}, 24.0, 4.0, None),
+    ),
+    "opt-13b": (
+        ("vllm-v1", {}, 18.0, 1.0, None),
+        ("sarathi", {"chunk": 512}, 18.0, 1.0, None),
+        ("edf-llm", {}, 18.0, 1.0, None),
+        ("neustream-llm", {}, 18.0, 1.0, None),
+    ),
+    "tiny-llama": (("vllm-v1", {}, 20.0, 1.0, None), ("sarathi", {"chunk": 64}, 20.0, 1.0, None)),
+}
+SLO = {"prefill": None, "decode": None, "limits": {"ttft_ms": 150, "tpot_ms": 18}}
+
+
+def lognormal(median: int, p90: int, high: int) -> dict[str, Any]:
+    return {"draw": "lognormal", "median": median, "p90": p90, "low": 4, "high": high}
+
+
+def requests_of(model: str, rate: float) -> int:
+    """Requests of a run: for so many that it lasts, and is told apart from its repeats."""
+    return max(CHAT[model]["requests"], round(18.0 * rate)) if model != "tiny-llama" else 20
+
+
+#: Requests that run at once.
+LIMIT = 256
+
+
+def experiment_of(model: str, number: int, profile: str, limit: int) -> dict[str, Any]:
+    """The content of the experiment file of a run."""
+    policy, params, rate, cv, budget = RUNS[model][number]
+    chat = CHAT[model]
+    return {
+        "name": f"{model}-{number:02d}-{policy}",
+        "pipeline": {"modules": {"llm": {"kind": "llm"}}},
+        "workload": {
+            "requests": requests_of(model, rate),
+            "arrivals": {"process": "gamma", "rate": rate, "cv": cv},
+            "lengths": {"llm": {"prompt": lognormal(*chat["prompt"]), "output": lognormal(*chat["output"])}},
+        },
+        "seed": 100 + number,
+        "slo": SLO,
+        "policy": {"name": policy, "params": params},
+        "deployment": {
+            "devices": {"gpu0": profile},
+            "workers": [
+                {
+                    "modules": ["llm"],
+                    "device": "gpu0",
+                    "limit": min(limit, LIMIT),
+                    "engine": {"whole_prompt": True, **({"max_batched_tokens": budget} if budget else {})},
+                }
+            ],
+        },
+    }
+
+
+class Campaign:
+    """One engine, and all that is done with it."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.began = time.monotonic()
+        self.args, self.end = args, args.seconds
+        self.folder: Path = args.folder
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.profile = self.folder / f"profile-{args.model}.yaml"
+
+    def left(self) -> float:
+        return float(self.end - (time.monotonic() - self.began))
+
+    def say(self, *words: object) -> None:
+        line = f"{time.monotonic() - self.began:7.1f} {self.args.model} " + " ".join(map(str, words))
+        print(line, flush=True)
+        with (self.folder / "log.txt").open("a") as file:
+            file.write(line + "\n")
+
+    def safely(self, what: Callable[..., Any], *args: Any) -> Any:
+        """What goes wrong in one part must not end the others."""
+        try:
+            return what(*args)
+        except Exception:
+            self.say("FAILED", getattr(what, "__name__", what), traceback.format_exc()[-2500:])
+
+    def watch(self) -> None:
+        """End the process if it is still there well after its time."""
+
+        def ring() -> None:
+            time.sleep(max(0.0, self.left() + 8))
+            self.say("OUT OF TIME")
+            os._exit(3)
+
+        threading.Thread(target=ring, daemon=True).start()
+
+    def start(self) -> None:
+        from servetwin.experiments.backends.profile_llm import plan_for
+        from servetwin.real.vllm.engine import EngineOptions, VllmEngine
+
+        if self.args.tiny:
+            options = EngineOptions(
+                model=self.args.model, kv_bytes=64 << 20, max_sequences=64, max_batched_tokens=1024, asynchronous=True
+            )
+        else:
+            options, _ = plan_for(self.args.model)
+        self.engine = VllmEngine(options)
+        self.say(json.dumps(self.engine.describe()))
+
+    def make_profile(self) -> None:
+        from servetwin.experiments.backends.profile_llm import composed, text_of
+        from servetwin.profiles import load, verdict
+        from servetwin.real.vllm.profiling.step_files import append
+
+        def keep(parts: list[Any]) -> None:
+            for number, part in enumerate(parts):
+                append(self.folder / f"steps-{self.args.model}.npz", number, part)
+            from servetwin.real.vllm.profiling.compose import described
+
+            (self.folder / f"engine-{self.args.model}.json").write_text(json.dumps(described(self.engine)))
+
+        share = 0.1 if self.args.tiny else 1.0
+        content = composed(
+            self.engine,
+            f"h200-steps/{self.args.model}",
+            self.args.model,
+            time.strftime("%Y-%m-%d"),
+            f"servetwin profile {self.args.model}",
+            seconds=share * self.args.compose,
+            judged=share * self.args.judged,
+            progress=lambda what, done, _: self.say(done, what),
+            keep=keep,
+        )
+        self.profile.write_text(text_of(content))
+        data = load(str(self.profile)).data
+        for line in (*verdict.lines(data), *verdict.blind(data)):
+            self.say(line)
+
+    def runs(self) -> None:
+        import yaml
+        from servetwin.experiments.backends.vllm import VllmBackend
+        from servetwin.experiments.spec.loading import load
+
+        for number, (policy, params, rate, cv, budget) in enumerate(RUNS[self.args.model][: self.args.runs]):
+            need = requests_of(self.args.model, rate) / rate * (1.3 if cv > 1 else 1.15) + 6
+            if self.left() < need + 4:
+                self.say("no time for", policy, rate)
+                continue
+            content = experiment_of(self.args.model, number, str(self.profile), self.engine.options.max_sequences)
+            file = self.folder / f"{content['name']}.yaml"
+            file.write_text(yaml.safe_dump(content, sort_keys=False))
+            backend = VllmBackend(asynchronous=self.engine.options.asynchronous, foreign=True)
+            # One engine serves all: what a run wants of another budget or limit is set on it.
+            backend._engine = lambda *_: self.engine  # type: ignore[method-assign]
+            scheduler = self.engine.scheduler
+            was = scheduler.max_num_scheduled_tokens
+            scheduler.max_num_scheduled_tokens = min(budget or was, was)
+            try:
+                report = backend.run(load(str(file)), self.folder / "runs" / content["name"])
+                self.say(content["name"], policy, params, rate, cv, budget, json.dumps(report.as_dict())[:300])
+            except Exception:
+                self.say("FAILED", content["name"], traceback.format_exc()[-2500:])
+            finally:
+                scheduler.max_num_scheduled_tokens = was
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--model", default="llama-3.1-8b", choices=list(RUNS))
+    parser.add_argument("--seconds", type=float, required=True, help="from the start of this process, or of --after")
+    parser.add_argument("--compose", type=float, default=190.0)
+    parser.add_argument("--judged", type=float, default=50.0)
+    parser.add_argument("--runs", type=int, default=99)
+    parser.add_argument("--after", type=Path, default=None)
+    parser.add_argument("--tiny", action="store_true", help="on a CPU")
+    args = parser.parse_args(argv)
+
+    from servetwin.real.vllm.engine import prepare_environment
+
+    prepare_environment()
+    import vllm.v1.engine.llm_engine  # noqa: F401
+
+    if args.tiny:
+        import ahead
+
+        ahead.force()
+    while args.after is not None and not args.after.exists():
+        time.sleep(0.1)
+    campaign = Campaign(args)
+    campaign.watch()
+    campaign.say("at", time.strftime("%H:%M:%S"))
+    campaign.safely(campaign.start)
+    if not hasattr(campaign, "engine"):
+        os._exit(1)
+    campaign.safely(campaign.make_profile)
+    if campaign.profile.exists():
+        campaign.safely(campaign.runs)
+    campaign.say("over")
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
