@@ -400,6 +400,24 @@ LAUNCH_PIECES = CostName(
 LAUNCH_EACH = CostName(
     "step.launch.each", "seconds", _VALUE, "what launching a step takes longer for each of its sequences", _ENGINE
 )
+HOST_PACE = CostName(
+    "host.pace",
+    "ratio",
+    ("quantiles",),
+    "what launching a step takes over its mean: the host is slower at times than at others; drawn where noise is on",
+    _ENGINE,
+    needs=("host.pace_lasts",),
+    above=True,
+)
+HOST_PACE_LASTS = CostName(
+    "host.pace_lasts",
+    "seconds",
+    _VALUE,
+    "how long such a pace lasts on average",
+    _ENGINE,
+    needs=("host.pace",),
+    above=True,
+)
 STALL = CostName(
     "host.stall",
     "seconds",

@@ -172,7 +172,9 @@ def pack(folder: Path, profile: str, out: Path, took: str) -> list[str]:
             (stage,) = r["stages"] or [{}]
             ends = (stage.get("first_token"), stage.get("last_token"))
             kept = [None if x is None else round(x, 6) for x in ends]
-            rows.append([round(r["arrival"], 6), stage["prompt"], stage["limit"], outputs[r["id"]], r["outcome"], *kept])
+            rows.append(
+                [round(r["arrival"], 6), stage["prompt"], stage["limit"], outputs[r["id"]], r["outcome"], *kept]
+            )
         runs.append({"name": place.name, "experiment": content, "requests": rows})
     with out.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file:
         file.write(json.dumps({"profile": profile, "runs": runs}, separators=(",", ":")).encode())
@@ -200,9 +202,7 @@ def lines(path: Path, profile: str | None = None, seeds: int = 1) -> Iterator[st
         yield f"  {run.name}: {share * run.met:.1f} % in time, simulated {share * simulated.met:.1f} ({gaps[-1]:+.1f})"
         for name in METRICS:
             some = [m for m in told if m.what.endswith(name)]
-            of = ", ".join(
-                f"{m.what.split()[0]} {1e3 * (m.measured or 0.0):.1f} ms {m.off:+.1f} %" for m in some
-            )
+            of = ", ".join(f"{m.what.split()[0]} {1e3 * (m.measured or 0.0):.1f} ms {m.off:+.1f} %" for m in some)
             yield f"    {name}: {of}"
     sizes = np.abs(gaps)
     yield f"  goodput: off by {sizes.mean():.2f} points on average, {sizes.max():.2f} at most"

@@ -4,6 +4,7 @@ Two steps may be in hand. A step begins when the host has launched it (`Host.beg
 and the step before it is over, whichever is later, and is not over before the host has launched all of it. What the
 engine does between two steps is the host's, beside the device, and no part of this. Now and then the host stands
 still while it launches a step (`TokenTiming.stalls`); of that the device sees what is longer than the step that runs.
+Launches take longer at some times than at others (`TokenTiming.pace`).
 What a step takes depends on how much was computed just before (`TokenTiming.recent_load`).
 """
 
@@ -29,6 +30,7 @@ class AheadLane:
         self.seconds = timing.seconds
         self.stalls = timing.stalls
         self.recent_load = timing.recent_load
+        self.pace = timing.pace
         self.host = host
         self.last = 0.0  # when the last step that is known of ends
         self._decode = 0  # the sequences that decode in it
@@ -44,9 +46,16 @@ class AheadLane:
             self._decode = batch.decode
         if last <= now:
             stall = 0.0  # it came while there was nothing to do
-        ready = now + host.beginning(batch) + stall
+        begins, launching = host.beginning(batch), host.launching(batch)
+        if self.pace is not None:
+            pace = self.pace(now)
+            if launching > begins:
+                stall = 0.0  # what launches take at other paces has them in it
+            begins *= pace
+            launching *= pace
+        ready = now + begins + stall
         start = batch.start = ready if ready > last else last
-        batch.launched = launched = now + host.launching(batch) + stall
+        batch.launched = launched = now + launching + stall
         seconds = self.seconds(batch)
         if self.recent_load is not None:
             prompt = batch.prefilled

@@ -61,7 +61,8 @@ class Steps:
 @dataclass
 class Sample:
     """One step: what it computes, and the *seconds* that it took on the device (nan: not known). *launched* are the
-    seconds from when the scheduler was asked until it was launched, *density* the tokens computed per second just
+    seconds from when the scheduler was asked (at *began* on the part's clock, which took *scheduling*) until it was
+    launched, *sampled* those from the call of the executor until its sampling was launched too, *density* the tokens computed per second just
     before. *alone*: it did not wait for its launch, or for no longer than is taken off."""
 
     kind: str
@@ -75,6 +76,9 @@ class Sample:
     launched: float
     waited: bool
     density: float = 0.0
+    scheduling: float = 0.0
+    sampled: float = 0.0
+    began: float = 0.0
     tokens: int = field(init=False)
     prompt: int = field(init=False)
     squares: int = field(init=False)
@@ -202,6 +206,9 @@ def samples(steps: Steps, graphs: int, memory: float, line: tuple[float, float] 
                 float(launched - steps.start[i]),
                 bool(waited),
                 density.at(float(began)),
+                float(steps.scheduled[i] - steps.start[i]),
+                float(steps.sampled[i]) if np.isfinite(steps.sampled[i]) else float(steps.launched[i]),
+                float(steps.start[i]),
             )
         if np.isfinite(over[i]) and np.isfinite(seconds) and seconds > 0.0:
             density.add(float(began), float(over[i]), tokens)

@@ -12,24 +12,13 @@ from typing import Any
 
 import numpy as np
 from servetwin.profiles.cost import Cost
-from servetwin.profiles.costs import (
-    BEGINS,
-    INTAKE,
-    LAUNCH,
-    LAUNCH_EACH,
-    LAUNCH_PIECES,
-    RECENT_LOAD,
-    RECENT_LOAD_MEMORY,
-    STALL,
-    STALL_EVERY,
-    STEP_BETWEEN,
-)
+from servetwin.profiles.costs import RECENT_LOAD, RECENT_LOAD_MEMORY
 from servetwin.profiles.llm.recent_load import Curves, recent_load_of
 from servetwin.profiles.llm.schema import TokenModel
 from servetwin.profiles.llm.step_table import TokenTable
 
-from . import decode_fit, pass_fit
-from .device_steps import Sample, Steps, all_samples, ends, lines_through
+from . import decode_fit, host_fit, pass_fit
+from .device_steps import Sample, Steps, all_samples
 
 #: Seconds in which what was computed fades.
 MEMORY = 0.05
@@ -41,12 +30,6 @@ CONTEXTS = (64, 256, 512, 1024, 2048, 4096, 8192, 16000, 32000)
 KINDS = ("decode", "prompts", "chunks", "mixed", "beyond graphs")
 #: Fewer steps of a kind are not judged.
 JUDGED = 20
-#: What a launch takes longer than usual by so many seconds is a stall, and such a share of it.
-STALLED, SHARE = 2e-3, 0.6
-#: Stalls at least, for anything to be said of them.
-STALLS = 5
-#: Seconds from the end of a launch that the device waited for until its own end.
-TAIL = 4e-4
 
 
 def kind_of(sample: Sample, graphs: int) -> str:
@@ -78,8 +61,8 @@ def section(
         "mixed": _mixed(model, made, origin),
     }
     table = TokenTable(TokenModel.model_validate(content), hold=True)
-    costs = _pace(model, made, table, last, origin) | _host(parts, found, last, origin) | _intake(intake, origin)
-    costs |= _stalls(parts, last, origin)
+    costs = _pace(model, made, table, last, origin) | host_fit.host(parts, found, last, origin) | host_fit.intake(intake, origin)
+    costs |= host_fit.stalls(parts, last, origin)
     judged = blind(found, table, costs, last, origin)
     return {
         "tokens": _tokens(content, table, described, origin) | ({"blind": judged} if judged else {}),
@@ -255,143 +238,6 @@ def _pace(
         **common,
     }
     return costs
-
-
-def _host(parts: Sequence[Steps], found: Sequence[Sample], last: int, origin: dict[str, str]) -> dict[str, Any]:
-    """``step.begins``, ``step.launch``, ``step.launch.pieces`` and ``step.between``."""
-    common: dict[str, Any] = {"unit": "seconds", "modules": ["prefill", "decode"], "source": origin}
-    costs: dict[str, Any] = {}
-    told = {
-        "graph": (
-            BEGINS(),
-            0.0,
-            "from when the scheduler is asked until a step can begin on a device that has "
-            "nothing to do; until one that only decodes is launched, as one graph",
-        ),
-        "pieces": (
-            LAUNCH_PIECES(),
-            TAIL,
-            "from when the scheduler is asked for a step with prompts until the host "
-            "has launched it, as graphs piece by piece, and it is over if it waited for that",
-        ),
-        "kernels": (
-            LAUNCH(),
-            TAIL,
-            f"from when the scheduler is asked for a step of more than {last} tokens until "
-            "the host has launched it, kernel by kernel, and it is over if it waited for that",
-        ),
-    }
-    seen = {how: _launches(found, how) for how in told}
-    slopes = {
-        how: lines_through([(s.decode + len(s.chunks), s.launched) for s in some]) for how, some in seen.items()
-    }
-    each = max(0.0, slopes["graph"][1] if seen["graph"] else slopes["kernels"][1])
-    for how, (name, tail, meaning) in told.items():
-        seconds = [s.launched - each * (s.decode + len(s.chunks)) for s in seen[how]]
-        if seconds:
-            costs[name] = {
-                "meaning": f"{meaning}; of no sequence",
-                "value": round(max(float(np.median(seconds)) + tail, 1e-6), 7),
-                "statistic": f"median; of eight tenths {1e3 * float(np.quantile(seconds, 0.1)):.1f} to "
-                f"{1e3 * float(np.quantile(seconds, 0.9)):.1f} ms",
-                "samples": len(seconds),
-                "how": "on the host's clock, of requests at random where there were enough steps of the kind",
-                **common,
-            }
-    if any(seen.values()):
-        costs[LAUNCH_EACH()] = {
-            "meaning": "what launching a step takes longer for each of its sequences",
-            "value": float(f"{each:.4g}"),
-            "statistic": "slope of a line through the medians by octave of sequences",
-            "samples": len(seen["graph"]) or len(seen["kernels"]),
-            "how": "steps that only decode",
-            **common,
-        }
-    gaps: dict[int, list[float]] = {}
-    for steps in parts:
-        for i in range(len(steps) - 2):
-            decode, asked = len(steps.contexts[i]), steps.start[i + 2]
-            if asked >= steps.end[i] and asked < steps.after[i + 2] and not steps.chunks[i]:
-                gaps.setdefault(decode, []).append(float(asked - steps.end[i]))
-    sizes = sorted(size for size, values in gaps.items() if size and len(values) >= 3)
-    if sizes:
-        costs[STEP_BETWEEN()] = {
-            "meaning": "from the end of a step until the scheduler is asked for the next, where nothing has come "
-            "meanwhile: the engine hands the outputs on, while the step after it runs",
-            "by_batch": {"batch": sizes, "values": [round(statistics.median(gaps[n]), 7) for n in sizes]},
-            "statistic": "median",
-            "samples": sum(len(gaps[n]) for n in sizes),
-            "how": "steps that only decode, by their sequences",
-            **common,
-        }
-    return costs
-
-
-def _launches(found: Sequence[Sample], how: str) -> list[Sample]:
-    """The steps that were launched so: those of traffic, whose host does what it does when it serves, or else all."""
-    some = [s for s in found if s.launching == how and np.isfinite(s.launched)]
-    traffic = [s for s in some if s.kind == "traffic"]
-    return traffic if len(traffic) >= 4 * JUDGED else some
-
-
-def _intake(seconds: Sequence[float], origin: dict[str, str]) -> dict[str, Any]:
-    if not seconds:
-        return {}
-    ordered = sorted(seconds)[: max(1, int(0.99 * len(seconds)))]
-    return {
-        INTAKE(): {
-            "meaning": "the engine takes a request in: between two steps, one after the other",
-            "unit": "seconds",
-            "value": round(statistics.fmean(ordered), 7),
-            "statistic": "mean without the slowest hundredth",
-            "samples": len(seconds),
-            "how": "around the engine's add_request, of requests at random",
-            "source": origin,
-        }
-    }
-
-
-def _stalls(parts: Sequence[Steps], last: int, origin: dict[str, str]) -> dict[str, Any]:
-    """``host.stall`` and ``host.stall_every``: launches of steps that only decode that took much longer than the
-    others of about as many sequences."""
-    taken: dict[int, list[tuple[float, float]]] = {}
-    for steps in parts:
-        over = ends(steps)
-        for i in range(1, len(steps)):
-            decode = len(steps.contexts[i])
-            if decode and decode <= last and not steps.chunks[i] and decode == len(steps.contexts[i - 1]):
-                launch = float(steps.scheduled[i] - steps.start[i] + np.nan_to_num(steps.launched[i]))
-                taken.setdefault(decode.bit_length(), []).append((launch, float(over[i] - over[i - 1])))
-    lengths, busy = [], 0.0
-    for some in taken.values():
-        usual = statistics.median(launch for launch, _ in some)
-        busy += sum(seconds for _, seconds in some)
-        lengths += [launch - usual for launch, _ in some if launch - usual > max(STALLED, SHARE * usual)]
-    if len(lengths) < STALLS:
-        return {}
-    lengths.sort()
-    shares = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
-    common: dict[str, Any] = {"unit": "seconds", "modules": ["prefill", "decode"], "source": origin}
-    values = [round(float(np.quantile(lengths, p)), 7) for p in shares]
-    return {
-        STALL(): {
-            "meaning": "for how long the host stands still, now and then, while it launches a step",
-            "value": round(statistics.fmean(lengths), 7),
-            "quantiles": {"p": list(shares), "values": values},
-            "statistic": "mean",
-            "samples": len(lengths),
-            "how": "launches of steps that only decode, of the same sequences as the one before, over the median",
-            **common,
-        },
-        STALL_EVERY(): {
-            "meaning": "from one such stall to the next, while the engine is busy",
-            "value": round(busy / len(lengths), 7),
-            "statistic": f"{busy:.1f} busy seconds over their number",
-            "samples": len(lengths),
-            "how": "likewise",
-            **common,
-        },
-    }
 
 
 def _tokens(
