@@ -51,7 +51,7 @@ class Flight:
 class TokenEngineAhead(TokenEngine):
     """`TokenEngine` with two steps in flight; *worker* must have a `Host`. *deciding* says that the host is busy."""
 
-    __slots__ = ("_debt", "_flights", "_free", "_settled", "_unheard", "ahead")
+    __slots__ = ("_busy", "_debt", "_flights", "_free", "_settled", "_unheard", "ahead")
 
     def __init__(self, loop: Loop, worker: LLMWorker) -> None:
         super().__init__(loop, worker)
@@ -65,6 +65,7 @@ class TokenEngineAhead(TokenEngine):
         self._free = 0.0  # when the host has launched what it decided last
         self._settled = 0.0  # when it heard of the end of a step last
         self._unheard: list[TokenBatch] = []  # ended while the host was launching
+        self._busy = worker.host.pieces > 0.0  # launches keep the host for longer than steps take
         self._debt = 0.0  # seconds for steps that ended while the host was at something else
 
     # -- the host -----------------------------------------------------------------------------------------
@@ -104,20 +105,27 @@ class TokenEngineAhead(TokenEngine):
             worker.explain(error, step)
             raise
         self.deciding = False
+        if self._unheard:
+            self._hear_when_launched()
 
     def done(self, batch: TokenBatch) -> None:
-        if self._unheard:
-            self._unheard.append(batch)
+        if self._unheard or (self._busy and self.deciding and not self.loop.stopped):
+            self._unheard.append(batch)  # of what ends between two steps the host hears after the next launch
         elif not self.deciding and self.loop.now() < self._free:
-            self.deciding = True  # launching what comes next
             self._unheard.append(batch)
-            self.loop.call_at(self._free, self._hear)
+            self._hear_when_launched()
         else:
             self._over(batch)
 
+    def _hear_when_launched(self) -> None:
+        self.deciding = True  # launching what comes next
+        self.loop.call_at(max(self._free, self.loop.now()), self._hear)
+
     def _hear(self) -> None:
-        """The host has launched what it decided last, and hears of what has ended meanwhile."""
-        ended, self._unheard = self._unheard, []
+        """The host has launched what it decided last, and hears of what has ended meanwhile: where launches are long
+        of one step only, and of the next when it has decided and launched again."""
+        count = 1 if self._busy and not self.loop.stopped else len(self._unheard)
+        ended, self._unheard = self._unheard[:count], self._unheard[count:]
         self.deciding = False
         for batch in ended:
             self._over(batch)
@@ -137,6 +145,8 @@ class TokenEngineAhead(TokenEngine):
         if self._debt:
             seconds, self._debt = self._debt, 0.0
             self._rest(seconds)
+        elif self.loop.stopped and self._unheard:
+            self._hear()
         else:
             super()._rested()
 

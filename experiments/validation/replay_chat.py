@@ -155,8 +155,8 @@ def trivial(runs: Sequence[ChatRun]) -> dict[str, list[float]]:
 
 
 def pack(folder: Path, profile: str, out: Path, took: str) -> list[str]:
-    """Write the run folders in *folder* that came to their end to *out*, to be repeated by *profile*; gives those that
-    did not. *took* is the profile that they were made with."""
+    """Write the run folders in *folder* that came to their end to *out*, to be repeated by *profile*; gives those
+    that did not. *took* is the profile that they were made with."""
     runs, left = [], []
     for place in sorted(path for path in folder.iterdir() if path.is_dir()):
         if not (place / "summary.json").exists():
@@ -199,7 +199,8 @@ def lines(path: Path, profile: str | None = None, seeds: int = 1) -> Iterator[st
         gaps.append(gap(run, simulated))
         off.append([m.off or 0.0 for m in told])
         share = 100.0 / len(run.requests)
-        yield f"  {run.name}: {share * run.met:.1f} % in time, simulated {share * simulated.met:.1f} ({gaps[-1]:+.1f})"
+        said = f"{share * run.met:.1f} % in time, simulated {share * simulated.met:.1f} ({gaps[-1]:+.1f})"
+        yield f"  {run.name}: {said}"
         for name in METRICS:
             some = [m for m in told if m.what.endswith(name)]
             of = ", ".join(f"{m.what.split()[0]} {1e3 * (m.measured or 0.0):.1f} ms {m.off:+.1f} %" for m in some)

@@ -62,8 +62,8 @@ class TokenTiming:
     each prompt that it computes for the first time. *stalls* tells for how many seconds the host of an engine that
     decides ahead stands still if it launches a step at a time, one that changes the batch or not
     (`servetwin.sim.noise.Stalls`; None: it never does), and *recent_load* what steps of such an engine take over
-    *times*, by how much was computed lately. *pace* tells what launching a step takes over its mean at a time. With *counted* every step is asked for, none taken to be as one before
-    it."""
+    *times*, by how much was computed lately. *pace* tells what launching a step takes
+    over its mean at a time. With *counted* every step is asked for, none taken to be as one before it."""
 
     times: StepTimes
     draw: Callable[[], float] | None = None

@@ -27,6 +27,8 @@ NEAR = 30
 #: Seconds that the device is at work after the host has launched the last layer of a step, where it waited for that,
 #: and for each sequence, whose token is drawn then: less is no step that ran by itself.
 BEHIND, BEHIND_EACH = 1.3e-3, 6e-6
+#: Likewise after the host has launched the sampling of a step.
+SAMPLING = 6e-4
 #: What passes of a launch before the device has something to do, where that is not one graph: what launching one of
 #: as many sequences takes, and so many seconds; and where there are no graphs, such a share of it.
 FIRST, FIRST_SHARE = 1e-3, 0.25
@@ -62,8 +64,8 @@ class Steps:
 class Sample:
     """One step: what it computes, and the *seconds* that it took on the device (nan: not known). *launched* are the
     seconds from when the scheduler was asked (at *began* on the part's clock, which took *scheduling*) until it was
-    launched, *sampled* those from the call of the executor until its sampling was launched too, *density* the tokens computed per second just
-    before. *alone*: it did not wait for its launch, or for no longer than is taken off."""
+    launched, *sampled* those from the call of the executor until its sampling was launched too, *density* the tokens
+    computed per second just before. *alone*: it did not wait for its launch, or for no longer than is taken off."""
 
     kind: str
     chunks: list[tuple[int, int]]
@@ -189,7 +191,9 @@ def samples(steps: Steps, graphs: int, memory: float, line: tuple[float, float] 
             if line is not None:
                 spent = min(line[0] + line[1] * (decode + len(steps.chunks[i])) + FIRST, steps.launched[i])
             first = steps.scheduled[i] + spent
-            waited = not (first < before and over[i] - launched > behind)
+            # The sampling comes last, and a host that is slow there is no proof that the device was late.
+            last = steps.scheduled[i] + steps.sampled[i] if np.isfinite(steps.sampled[i]) else launched
+            waited = not (first < before and over[i] - launched > behind and over[i] - last > SAMPLING)
             began = max(before, first)
         seconds = over[i] - began
         usable = not waited or (how == "graph" and tokens <= graphs) or over[i] - launched > 3 * behind

@@ -61,8 +61,8 @@ def section(
         "mixed": _mixed(model, made, origin),
     }
     table = TokenTable(TokenModel.model_validate(content), hold=True)
-    costs = _pace(model, made, table, last, origin) | host_fit.host(parts, found, last, origin) | host_fit.intake(intake, origin)
-    costs |= host_fit.stalls(parts, last, origin)
+    costs = _pace(model, made, table, last, origin) | host_fit.host(parts, found, last, origin)
+    costs |= host_fit.intake(intake, origin) | host_fit.stalls(parts, last, origin)
     judged = blind(found, table, costs, last, origin)
     return {
         "tokens": _tokens(content, table, described, origin) | ({"blind": judged} if judged else {}),

@@ -178,9 +178,14 @@ class Campaign:
             self.say(line)
 
     def runs(self) -> None:
+        import numpy as np
         import yaml
         from servetwin.experiments.backends.vllm import VllmBackend
         from servetwin.experiments.spec.loading import load
+        from servetwin.real.vllm.profiling.compositions import LaunchClock
+
+        # How long the launches of each run took tells whether the host was as fast as when the profile was made.
+        clock = LaunchClock(self.engine.core)
 
         for number, (policy, params, rate, cv, budget) in enumerate(RUNS[self.args.model][: self.args.runs]):
             need = requests_of(self.args.model, rate) / rate * (1.3 if cv > 1 else 1.15) + 6
@@ -197,8 +202,11 @@ class Campaign:
             was = scheduler.max_num_scheduled_tokens
             scheduler.max_num_scheduled_tokens = min(budget or was, was)
             try:
+                clock.take()
                 report = backend.run(load(str(file)), self.folder / "runs" / content["name"])
                 self.say(content["name"], policy, params, rate, cv, budget, json.dumps(report.as_dict())[:300])
+                rows = [(at.launched, at.sampled, at.device, at.idle) for at in clock.take()]
+                np.save(self.folder / "runs" / f"{content['name']}-launches.npy", np.array(rows, dtype=np.float32))
             except Exception:
                 self.say("FAILED", content["name"], traceback.format_exc()[-2500:])
             finally:
