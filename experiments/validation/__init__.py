@@ -6,6 +6,7 @@
 `replay_folder`     a run folder repeated with its very own requests
 `replay_diffusion`  recordings of diffusion models; `replay_llm`, `replay_agents`: of the others
 `replay_steps`      recorded steps of language models: a profile made of them, judged by others
+`replay_chat`       runs of a language model under limits on ttft and tpot, with their own requests
 `replay_external`   runs that somebody else measured, by profiles of their tables
 `closed_loop`       clients that keep so many requests in flight, beside what others measured
 `run_settings`      what an experiment stands on beside its axes: what tells repeats from other runs

@@ -25,9 +25,11 @@ from servetwin.core.llm import TokenRequest
 from ..assembly import build
 from ..spec.experiment import Experiment
 from ..spec.loading import load
-from .replay_external import METRICS, Latencies, Means, _Ends
+from .replay_external import METRICS, Ends, Latencies, Means
 from .replay_llm import MEASURED
 
+#: Seeds of the noise over which a run is averaged.
+SEEDS = 10
 #: What is told of a metric.
 STATISTICS = {"mean": np.mean, "median": np.median, "p99": lambda x: np.percentile(x, 99)}
 
@@ -46,6 +48,11 @@ class ChatRun:
         content = json.loads(json.dumps(self.experiment))
         content["deployment"]["devices"] = {"gpu0": profile}
         return load(content)
+
+    @property
+    def policy(self) -> str:
+        """The name of its policy."""
+        return str(self.experiment["policy"]["name"])
 
     @property
     def met(self) -> int:
@@ -108,7 +115,7 @@ def simulate(run: ChatRun, profile: str, seeds: int = 1) -> Simulated:
     rows: list[tuple[float, int, float, float]] = []
     experiment = run.spec(profile)
     for seed in range(seeds):
-        log = _Ends()
+        log = Ends()
         made = build.build(experiment.model_copy(update={"seed": experiment.seed + seed}), log)
         made.source = iter(_requests(run, next(iter(experiment.pipeline.llms))))
         summary = made.play()
@@ -188,7 +195,7 @@ def _drawn(content: dict[str, Any], profile: str) -> dict[int, int]:
     return {r.id: next(iter(r.outputs.values())) for r in drawn}  # type: ignore[attr-defined]
 
 
-def lines(path: Path, profile: str | None = None, seeds: int = 1) -> Iterator[str]:
+def lines(path: Path, profile: str | None = None, seeds: int = SEEDS) -> Iterator[str]:
     """What is printed of the runs in *path*, by *profile* (None: their own)."""
     own, runs = read(path)
     gaps, off = [], []

@@ -99,7 +99,7 @@ def _measured(rows: Sequence[Sequence[float]]) -> Latencies:
     return Latencies(first - arrival, (last - first) / np.maximum(output - 1, 1), last - arrival)
 
 
-class _Ends(Recorder):
+class Ends(Recorder):
     """Keeps when the first and the last token of each request came out."""
 
     wants_token_times = True
@@ -128,7 +128,7 @@ def simulate(run: External) -> Latencies:
         stage, run.limits, estimate_prefill=table.prefill, estimate_decode=table.decode, name=run.profile
     )
     host = host_ahead(profile) if run.engine["async_scheduling"] else None
-    log = _Ends()
+    log = Ends()
     executor = SimExecutor(lambda _: TokenTiming(table))
     loop = ServingLoop([stage], [TokenWorker(stage, policy, view, host=host)], executor, log)
     sent = enumerate(run.requests)

@@ -25,7 +25,7 @@ from ..spec.experiment import Experiment, Time
 from ..spec.overrides import Override
 from ..sweeps import tables
 from ..sweeps.point import Row, run_all_averaged
-from . import replay_external, replay_folder, replay_llm, run_table
+from . import replay_chat, replay_external, replay_folder, replay_llm, run_table
 from .compare_grids import PARAMS, Entry, Setting
 from .run_settings import otherwise
 from .run_table import MeasuredRun
@@ -159,7 +159,8 @@ def _terms(overrides: Sequence[Override], recordings: Sequence[Path]) -> TimeOpt
             right = "a table, or run folders; of recordings only " + ", ".join(f"time.{name}" for name in terms)
             raise BadInput("recordings are repeated as they are", where=f"--set {path}", right=right)
         given[name] = value
-    tokens = [path for path in recordings if replay_llm.is_campaign(path) or replay_external.is_external(path)]
+    kinds = (replay_llm.is_campaign, replay_external.is_external, replay_chat.is_chat)
+    tokens = [path for path in recordings if any(is_one(path) for is_one in kinds)]
     if given and (campaign := next(iter(tokens), None)) is not None:
         what = "recordings of language models are repeated as they are"
         raise BadInput(
@@ -198,7 +199,8 @@ def _score_recordings(
 
     campaigns = [path for path in paths if replay_llm.is_campaign(path)]
     externals = [path for path in paths if replay_external.is_external(path)]
-    others = [path for path in paths if path not in (*campaigns, *externals)]
+    chats = [path for path in paths if replay_chat.is_chat(path)]
+    others = [path for path in paths if path not in (*campaigns, *externals, *chats)]
     found = [(recording, run) for recording in map(read_recording, others) for run in recording.runs]
     tasks = [(recording, run, seed, terms) for recording, run in found for seed in range(seeds)]
     rows = []
@@ -232,6 +234,8 @@ def _score_recordings(
         scored.append(Scored(measured, {**mean, "mean_batch_size": None}, seed=sent_ones))
     for path in campaigns:
         scored += _score_campaign(path, seeds, jobs)
+    for path in chats:
+        scored += _score_chat(path, seeds)
     open_ones = [path for path in externals if replay_external.read(path).measured is not None]
     for path in open_ones or externals[: not scored]:
         scored += _score_external(path)
@@ -248,6 +252,34 @@ def _score_campaign(path: Path, seeds: int, jobs: int) -> list[Scored]:
     if campaign.profile is None:
         raise BadInput("does not say by which profile its runs are to be repeated", where=str(path), right="profile")
     return of_tokens(campaign, replay_llm.scored(campaign, load(campaign.profile), seeds, jobs))
+
+
+def _score_chat(path: Path, seeds: int) -> list[Scored]:
+    """Runs of a language model under limits on ttft and tpot."""
+    profile, runs = replay_chat.read(path)
+    scored = []
+    for run in runs:
+        simulated = replay_chat.simulate(run, profile, seeds)
+        arrivals = run.spec(profile).workload.arrivals
+        measured = MeasuredRun(
+            line=0,
+            cells={},
+            workload=profile,
+            policy=run.policy,
+            rate=arrivals.rate or math.nan,
+            cv=arrivals.cv,
+            slo_factor=math.nan,
+            requests=len(run.requests),
+            met=run.met,
+            finished=run.finished,
+            start=None,
+            step_delta=None,
+        )
+        cells = {"run": run.name, **{name: str(getattr(measured, name)) for name in run_table.COLUMNS}}
+        row: Row = {"met": simulated.met, "finished": simulated.finished, "mean_batch_size": None}
+        sent_ones = _number_of([row[1:4] for row in run.requests])
+        scored.append(Scored(replace(measured, cells=cells), row, seed=sent_ones))
+    return scored
 
 
 def _score_external(path: Path) -> list[Scored]:

@@ -44,6 +44,7 @@ OPT_VLLM = (
     *(f"h200-long/opt-13b-tp1-{k}" for k in range(4)),
     "h200-long/opt-30b-tp1",
     "h200-long/opt-66b-tp2",
+    "h200-chat/llama-3.1-8b",
     "h200-steps/llama-3.1-8b",
     "h200-steps/opt-13b",
 )

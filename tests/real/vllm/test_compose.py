@@ -1,0 +1,78 @@
+"""The profiler of steps of all compositions, on vLLM with a tiny model on the CPU: what is asked for is what runs."""
+
+import ahead
+import numpy as np
+import pytest
+from servetwin.profiles.costs import INTAKE, LAUNCH, LAUNCH_EACH
+from servetwin.profiles.schema import ProfileFile
+from servetwin.real.vllm.engine import EngineOptions, VllmEngine
+from servetwin.real.vllm.profiling.blind_traffic import Load
+from servetwin.real.vllm.profiling.compose import compose, described
+from servetwin.real.vllm.profiling.compositions import Beat, Part, Player
+from servetwin.real.vllm.profiling.profile_content import file_content
+from servetwin.real.vllm.profiling.step_files import add_engine, append, engine_of, read
+from servetwin.real.vllm.profiling.step_profile import section
+
+LOADS = (Load(None, None, 256, 6, prompt=(20, 60), output=(8, 20)), Load("sarathi", {"chunk": 32}, 256, 6))
+
+
+@pytest.fixture(scope="module")
+def engine():
+    ahead.force()
+    options = EngineOptions(
+        model="tiny-llama", kv_bytes=32 << 20, max_sequences=32, max_batched_tokens=512, asynchronous=True
+    )
+    return VllmEngine(options)
+
+
+@pytest.fixture(scope="module")
+def parts(engine):
+    return compose(engine, 6.0, 6.0, loads=LOADS)
+
+
+def test_a_step_computes_what_it_was_told_to(engine):
+    """Chunks stand on tokens that nobody computed, beside sequences that decode at their contexts."""
+    player = Player(engine, watch=True)
+    beats = [Beat((), 0, 3), Beat(((40, 0),), 0, 3), Beat(((24, 96), (8, 8)), 1, 2), Beat((), 0, 3), Beat((), 0, 3)]
+    played = player.play(Part("mixed", (50, 100, 300), beats))
+    computed = [sorted((n, c) for _, n, c in step.prefill) for step in played.steps[-5:]]
+    assert computed == [[], [(40, 0)], [(8, 8), (24, 96)], [], []]
+    contexts = [sorted(step.contexts) for step in played.steps[-5:]]
+    assert [len(some) for some in contexts] == [3, 3, 2, 3, 3]
+    assert [b - a for a, b in zip(contexts[3], contexts[4], strict=True)] == [1, 1, 1]
+    assert 50 <= contexts[0][0] < 60
+    assert 300 <= contexts[0][2] < 310
+    assert len(played.launches) >= 5
+    assert all(0.0 < at.launched <= at.sampled for at in played.launches)
+
+
+def test_parts_of_all_kinds_and_traffic(parts):
+    found, intake = parts
+    assert {"decode", "mixed", "prompts", "traffic"} <= {part.kind for part in found}
+    assert sum(part.kind == "traffic" for part in found) == len(LOADS)
+    assert all(len(part.contexts) == len(part) for part in found)
+    assert intake
+    assert min(intake) > 0.0
+
+
+def test_a_profile_is_made_and_judged_of_them(engine, parts, tmp_path):
+    found, intake = parts
+    made = section(found, described(engine), {"file": "here"}, intake)
+    content = ProfileFile.model_validate(
+        file_content(made, described(engine), name="here/tiny", when="2026-11-29", command="this")
+    )
+    assert content.tokens.blind is not None
+    assert "decode" in content.tokens.blind.kinds
+    for name in (INTAKE(), LAUNCH(), LAUNCH_EACH()):
+        assert content.costs[name].scalar() >= 0.0
+    # Steps in a file are the same steps.
+    file = tmp_path / "steps-tiny.npz"
+    for number, part in enumerate(found):
+        append(file, number, part)
+    add_engine(file, described(engine))
+    again = read(file)
+    assert engine_of(file)["options"]["model"] == "tiny-llama"
+    assert [len(part) for part in again] == [len(part) for part in found]
+    for a, b in zip(found, again, strict=True):
+        assert a.chunks == b.chunks
+        assert np.allclose(a.end, b.end, atol=2e-6)
