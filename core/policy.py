@@ -91,7 +91,7 @@ class Batch:
         self.size = len(tasks)
         self.whole = whole
         self.repeat = repeat
-        # What each batch is asked for first is set at once: looking for what is not there, on the way to a default of the
+        # What each batch is asked for at once is set: looking for what is not there, on the way to a default of the
         # class, costs more.
         self.joiners = ()
         self.iterations = self.times = self.count = 1
