@@ -367,10 +367,13 @@ def show_baselines(found: list[Baseline], target: float, floor: float | None) ->
         )
 
 
-def show_decisions(found: Decisions) -> None:
-    """What follows from two grids, one line each, and below it where they disagree; nothing if nothing does."""
+def show_decisions(found: Decisions, title: str = "") -> None:
+    """What follows from two grids, one line each, and below it where they disagree; nothing if nothing does. *title*
+    says which the two are."""
     if not found.settings and not found.curves:
         return
+    if title:
+        typer.echo(title)
     noise = found.noise
     known = sorted(noise.deviations.values())
     size = " to ".join(f"{x:.2f}" for x in dict.fromkeys(known[:1] + known[-1:]))
