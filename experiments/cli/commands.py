@@ -114,9 +114,9 @@ def show_tokens(stage: str, tokens: dict[str, Any]) -> None:
     """What a run says of the tokens of a *stage*."""
     made = f"{tokens['output_throughput'] or 0.0:.1f}"
     if "token_goodput" in tokens:
-        typer.echo(f"tokens of {stage}: {tokens['token_goodput'] or 0.0:.1f} on time of {made} put out per second")
+        typer.echo(f"tokens of {stage}: {tokens['token_goodput'] or 0.0:.1f} on time of {made} generated per second")
     else:
-        typer.echo(f"tokens of {stage}: {made} put out per second")
+        typer.echo(f"tokens of {stage}: {made} generated per second")
     if tokens["mean_ttft_ms"] is not None:
         for name in ("ttft", "tpot", "itl"):
             if tokens[f"mean_{name}_ms"] is not None:
