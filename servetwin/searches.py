@@ -59,14 +59,13 @@ class Answer:
         if self._found.twice is None:
             return "unchecked"
         if self.backlog != "flat":
-            return "not stable"
+            return "not shown to be stable" if self.backlog == "unclear" else "not stable"
         return "confirmed" if self._found.twice else "not confirmed"
 
     @property
     def tried(self) -> Table:
         """The places that were looked at: *place*, and by how much the target was exceeded there (*margin*, below 0
-        if
-        it was not held: a share of the requests, or of a limit on a mean), with *low* and *high* of its 95 %
+        if it was not held: a share of the requests, or of a limit on a mean), with *low* and *high* of its 95 %
         interval."""
         tried = self._found.found.tried
         return table_of(

@@ -64,7 +64,7 @@ class TokenEngine(DecodeSums):
         self._done = self.done  # bound once
         self.module = worker.stage.loop or worker.stage.name
         self.lean = False  # whether requests come here from the client and end here
-        #: Where somebody can go on by himself under a step's standing word: gives the time at which to ask again, or
+        #: Where somebody can go on by himself under a standing decision: gives the time at which to ask again, or
         #: None if he cannot just then.
         self.go_on: Callable[[Step, float], float | None] | None = None
         self.stale, self.swapped = False, 0  # the latter: blocks moved since the last step began

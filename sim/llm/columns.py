@@ -1,4 +1,4 @@
-"""One engine under a policy's standing word: requests as numbers, from their arrival to their end.
+"""One engine under a policy's standing decision: requests as numbers, from their arrival to their end.
 
 Where a policy has said once and for all how it goes on (`servetwin.core.llm.policy.Step.standing`), requests come as
 numbers (`TokenColumns`) and nothing is kept but their latencies (`TokenLatencies`) or what an LLM run is reported by

@@ -174,7 +174,7 @@ def _no_arrival(header: list[str], where: str, kind: str) -> BadInput:
     what = f"the first {kind} names no column 'arrival'"
     for mark, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
         if len(header) == 1 and mark in header[0]:
-            return BadInput(f"its columns are parted by {name}", where=where, right=header[0].replace(mark, ","))
+            return BadInput(f"its columns are separated by {name}", where=where, right=header[0].replace(mark, ","))
     units = f"{', '.join(ARRIVALS)} (by its unit)"
     called = next((name for name in header if name.lower() in OTHERWISE), None) or closest("arrival", header)
     if called is not None:

@@ -1,4 +1,4 @@
-"""Plain traces whose times are not in seconds, or whose columns are not parted by commas."""
+"""Plain traces whose times are not in seconds, or whose columns are not separated by commas."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def test_order_is_told_by_the_column_that_there_is(tmp_path):
     [
         (
             "arrival;steps\n0.5;3\n",
-            r"t.csv:1: its columns are parted by semicolons \(right would be: arrival,steps\)",
+            r"t.csv:1: its columns are separated by semicolons \(right would be: arrival,steps\)",
         ),
-        ("arrival\tsteps\n0.5\t3\n", r"parted by tabs \(right would be: arrival,steps\)"),
-        ("arrival|steps\n0.5|3\n", r"parted by bars \(right would be: arrival,steps\)"),
+        ("arrival\tsteps\n0.5\t3\n", r"separated by tabs \(right would be: arrival,steps\)"),
+        ("arrival|steps\n0.5|3\n", r"separated by bars \(right would be: arrival,steps\)"),
         (
             "time,steps\n0.5,3\n",
             r"no column 'arrival', but one 'time' \(right would be: to call it arrival, arrival_s",
