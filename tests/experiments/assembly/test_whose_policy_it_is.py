@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import pytest
 from servetwin.core import Decision
+from servetwin.core.invariants.checker import LawChecker
 from servetwin.core.invariants.integrity import comes_along
+from servetwin.experiments.assembly.build import build
+from servetwin.experiments.spec.loading import load
 from servetwin.policies.diffusion import _queue, edf
 from servetwin.policies.diffusion.edf import EDF
 from servetwin.policies.diffusion.neustream import NeuStream
@@ -130,3 +133,12 @@ def test_an_object_is_asked_whom_it_admits_as_a_class_is(by, tmp_path):
     )
     found = servetwin.run("opt-13b-h100", policy=tmp_path / "mine.py", requests=20)
     assert [row["outcome"] == "dropped" for row in found.requests.to_dicts()] == [False, True] * 10
+
+
+@pytest.mark.parametrize(("workload", "policy"), [("dit-s2-256-h100", "edf"), ("sd15-512-h100-graphs", "neustream")])
+def test_a_run_that_is_watched_takes_the_times_of_its_policy(workload, policy):
+    point = load(workload, [("policy", policy), ("requests", 60)])
+    plain, laws = build(point).play().as_dict(), LawChecker()
+    run = build(point, laws)
+    laws.watch(run.loop)
+    assert run.play().as_dict() == plain
