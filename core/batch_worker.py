@@ -203,7 +203,7 @@ class BatchWorker(Worker):
         waiting = view.waiting
         if waiting and not waiting.keys().isdisjoint(tasks):
             self._begin(batch)
-        if self.doubted:
+        if self.doubted or batch.size > view.limit:  # costs are known up to there
             self._check_run(decision, batch)
         left = [task.left for task in tasks]
         least = min(left)

@@ -108,3 +108,14 @@ def test_where_the_unit_is_known_or_does_not_matter_nothing_is_said(replay, give
     code, out, err = replay(2500, **given)
     assert code == 0, err
     assert "milliseconds" not in out
+
+
+@pytest.mark.parametrize(("unit", "digits"), [(1000, 0), (1000, 3), (1, 6)])
+def test_two_columns_of_arrivals_say_the_same(tmp_path, unit, digits):
+    rows = [f"{t + 0.0004},{(t + 0.0004) * unit:.{digits}f},3\n" for t in TIMES]
+    (tmp_path / "t.csv").write_text("".join(["arrival,arrival_ms,steps\n", *rows]))
+    if unit == 1000:
+        assert list(trace_reader.read(tmp_path / "t.csv", []).arrivals_at(None)) == pytest.approx(TIMES)
+    else:
+        with pytest.raises(BadInput, match=r"t.csv:3: arrival says 0.2504 s, and arrival_ms 0.0002504 s"):
+            trace_reader.read(tmp_path / "t.csv", [])
