@@ -28,8 +28,8 @@ class Answer:
     *value* is the last place that holds the target (requests per second, a multiple of a request's latency alone, or
     replicas), *low* and *high* the ends of its 95 % interval, None where none can be given. *verdict* says whether to
     believe it: "confirmed", if runs twice and four times as long agree and the backlog is flat there; else
-    "unchecked", if there were no longer runs, "not stable", "not shown to be stable", or "not confirmed"; *backlog* is
-    what it does there (docs/guides/sweeps.md); *notes* say why, and what else is to be said.
+    "unchecked", if there were no longer runs, "not stable", "not shown to be stable", or "not confirmed"; *backlog*
+    is what it does there (docs/guides/sweeps.md); *notes* say why, and what else is to be said.
     """
 
     workload: str
