@@ -20,6 +20,7 @@ from .executor import Executor
 from .invariants.answers import compared, shown, write_fault
 from .invariants.code_inspection import named, own
 from .invariants.integrity import Intact, comes_along
+from .invariants.purity import read_again
 from .invariants.read_only import look_over, told
 from .invariants.task_ledger import Stays
 from .pipeline import Stage
@@ -63,6 +64,7 @@ class ServingLoop:
         self.router = router
         self.workers = list(workers)
         self.serving: dict[str, list[Worker]] = {stage.name: [] for stage in stages}
+        read_again()
         self._booked = any(worker.could_write for worker in self.workers)
         self.known: dict[int, tuple[float, float, bool, int]] = {}  # what live requests say (`_know`)
         self._stays = Stays()

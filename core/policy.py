@@ -71,6 +71,8 @@ class Batch:
     leaves = 0
     last = 1
     ends: list[float] | None = None
+    keep_ends = False
+    start = end = 0.0
     thread = -1  # of a pool of threads: the one that runs it
 
     tasks: Sequence[Task]
@@ -89,14 +91,12 @@ class Batch:
         self.size = len(tasks)
         self.whole = whole
         self.repeat = repeat
-        # What each batch is asked for is set at once: looking for what is not there, on the way to a default of the
+        # What each batch is asked for at once is set: looking for what is not there, on the way to a default of the
         # class, costs more.
         self.joiners = ()
         self.iterations = self.times = self.count = 1
         self.leaves = 0
-        self.keep_ends = False
         self.ends = None
-        self.start = self.end = 0.0
 
     def details(self) -> dict[str, Any]:
         """What a record of it says beside what is said of each."""

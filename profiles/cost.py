@@ -117,6 +117,11 @@ class Cost(Strict):
             raise ValueError(f"a cost needs one of {', '.join(FORMS)}")
         if self.by_batch and self.line:
             raise ValueError("by_batch and line contradict each other: give one")
+        if self.by_batch and self.value is not None:
+            least, most = min(self.by_batch.values), max(self.by_batch.values)
+            if not least - 1e-9 <= self.value <= most + 1e-9:
+                what = f"value {self.value:g} lies outside of by_batch's {least:g} to {most:g}, by which it is read"
+                raise ValueError(what)
         ranges = sorted(self.sessions or (), key=lambda s: s.since)
         if any(a.until > b.since for a, b in itertools.pairwise(ranges)):
             raise ValueError("two sessions overlap")

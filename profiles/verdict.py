@@ -18,6 +18,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+from servetwin.core import ServeTwinError
+
 from .llm.decode_surface import rule
 from .llm.schema import Blind, DecodeSurface, PrefillData
 from .schema import ProfileFile, Table
@@ -233,6 +236,16 @@ def _median(values: Sequence[float]) -> float:
 
 
 def with_verdict(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The *content* of a profile that was just taken, checked against the schema, with its verdict."""
-    data = ProfileFile.model_validate({**content, "verdict": None})
+    """The *content* of a profile that was just taken, checked against the schema, with its verdict.
+
+    Raises `ServeTwinError` if what was measured cannot be: something else was running on the machine, as a rule.
+    """
+    try:
+        data = ProfileFile.model_validate({**content, "verdict": None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = (*first["loc"], *getattr(first.get("ctx", {}).get("error"), "path", ()))
+        what = f"{'.'.join(map(str, path))} {first['msg'].removeprefix('Value error, ')}".strip()
+        right = "nothing else running on this machine while it measures"
+        raise ServeTwinError(f"what was measured makes no profile: {what} (right would be: {right})") from None
     return {**content, "verdict": list(lines(data))}

@@ -196,6 +196,11 @@ def settings_of(
     twice = set_twice([*arguments, *((f"settings[{key!r}]", key, value) for key, value in (settings or {}).items())])
     if twice is not None:
         raise Error(f"{twice[0]} sets {twice[2]} as well", where=twice[1], right="one of the two")
+    if not axes:
+        for key in given.keys() - {"policy", "trace"}:
+            if is_axis(given[key]):
+                right = "one, or servetwin.sweep, which takes several"
+                raise Error(f"{given[key]!r} is several values", where=key, right=right)
     found: dict[str, Any] = {}
     if "trace" in given:
         found["workload.arrivals"] = arrivals(given.pop("trace"))

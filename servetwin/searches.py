@@ -28,8 +28,8 @@ class Answer:
     *value* is the last place that holds the target (requests per second, a multiple of a request's latency alone, or
     replicas), *low* and *high* the ends of its 95 % interval, None where none can be given. *verdict* says whether to
     believe it: "confirmed", if runs twice and four times as long agree and the backlog is flat there; else
-    "unchecked", if there were no longer runs, "not stable", or "not confirmed"; *backlog* is what it does there
-    (docs/guides/sweeps.md); *notes* say why, and what else is to be said.
+    "unchecked", if there were no longer runs, "not stable", "not shown to be stable", or "not confirmed"; *backlog*
+    is what it does there (docs/guides/sweeps.md); *notes* say why, and what else is to be said.
     """
 
     workload: str
@@ -59,14 +59,13 @@ class Answer:
         if self._found.twice is None:
             return "unchecked"
         if self.backlog != "flat":
-            return "not stable"
+            return "not shown to be stable" if self.backlog == "unclear" else "not stable"
         return "confirmed" if self._found.twice else "not confirmed"
 
     @property
     def tried(self) -> Table:
         """The places that were looked at: *place*, and by how much the target was exceeded there (*margin*, below 0
-        if
-        it was not held: a share of the requests, or of a limit on a mean), with *low* and *high* of its 95 %
+        if it was not held: a share of the requests, or of a limit on a mean), with *low* and *high* of its 95 %
         interval."""
         tried = self._found.found.tried
         return table_of(

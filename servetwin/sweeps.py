@@ -36,9 +36,8 @@ class Sweep(Table):
     @spoken
     def plot(self, *, x: str | None = None, y: str = "attainment", by: str = "policy") -> Figure:
         """A matplotlib figure: column *y* over column *x* (else the first setting that varies), with its interval
-        where
-        there are seeds; a line for each value of column *by*, a panel for each setting of what else varies. Raises
-        `Error`."""
+        where there are seeds; a line for each value of column *by*, a panel for each setting of what else varies.
+        Columns also go by the short names of axes ("slo", "router"). Raises `Error`."""
         from .figures import of_sweep
 
         return of_sweep(self.to_dicts(), x=x, y=y, by=by)

@@ -56,8 +56,8 @@ class Lane(Moment):
         self.by_size = False  # whether rates here or at a neighbour depend on this lane's batch size
         self.size = 0  # of the batch in hand, or the last one
         self.busy = False
-        self.batch: Batch | None = None
-        self.done: Callable[[Batch], None] | None = None
+        self.batch: Batch  # in hand, or the last one
+        self.done: Callable[[Batch], None]
         self.phase = NOTHING  # what ends at `due`
         self.took = 0.0
         self.due = -1.0
@@ -232,10 +232,10 @@ class Lane(Moment):
 
     def fire(self) -> None:
         """The calendar has come to this lane: a phase of its batch ends, unless a neighbour has moved that since."""
-        phase, batch, done = self.phase, self.batch, self.done
-        now = self.due
-        if now != self.env.now or phase == NOTHING or batch is None or done is None:
+        phase, now = self.phase, self.due
+        if now != self.env.now or phase == NOTHING:
             return  # placed before a neighbour disturbed it
+        batch, done = self.batch, self.done
         # By what was asked for, not by the clock: the two differ by rounding, and iterations taken together must end
         # at the same times, to the bit, as iterations taken one by one.
         host = self.host - self.took * self.host_rate  # as _get_on would, without the call
@@ -261,10 +261,9 @@ class Lane(Moment):
                 return
         if batch.ends is not None:
             batch.ends[-1] = now
-        self.batch = None
         self.pause = self.timing.pause(batch) if batch.leaves else 0.0
         done(batch)
-        if self.batch is None:
+        if self.phase == NOTHING:
             self._rest()
 
     def _rest(self) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from servetwin.core import BadInput, Batch, Worker, WorkerView
+from servetwin.core.invariants.code_inspection import own
 from servetwin.core.llm.worker import TokenWorker
 from servetwin.core.pool import Pool
 from servetwin.core.random_streams import stream
@@ -66,7 +67,7 @@ class TimeOptions:
 def _name(worker: Worker, profile: Profile, loop: str) -> str:
     """By which name costs of *loop* go that depend on the policy: that of its class, or, where nothing was measured
     under it, of the nearest class that it is made from."""
-    names = [kind.__name__.lower() for kind in type(worker.policy).__mro__]
+    names = [kind.__name__.lower() for kind in type(own(worker.policy)).__mro__]
     known = (n for n in names if {costs.DECIDING_OF(loop, n), costs.GAP_OF(loop, n)} & profile.costs.keys())
     return next(known, names[0])
 

@@ -35,6 +35,7 @@ from ..records import Recorder
 from ..request import Outcome, Outputs, Place, Request, Task
 from ..slo import latest
 from ..worker import Worker
+from .answers import check_decision
 from .code_inspection import watcher
 from .engine_checker import AheadCheck, EngineCheck
 from .laws import LAWS, broken
@@ -469,6 +470,8 @@ class WatchedPolicy(PolicyBase):
 
     def decide(self, view: WorkerView, now: float) -> Any:
         decision = self.inner.decide(view, now)
+        # The laws read it before the worker does, and what is no answer has nothing that they could read.
+        check_decision(self.inner, decision, self.watched.worker.answer)
         self.watched.decided(decision, now)
         return decision
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from ..llm.batch import Piece
 from ..llm.host import LLMWorker
 from ..llm.policy import Step, TokenView
 from ..llm.request import Ticks, TokenTask
@@ -158,6 +159,15 @@ class TokenBooks:
         check_item(self.worker.policy, "prefill", (task, count))
         right = "an int from 1 to what is pending"
         raise fault(self.worker.policy, f"it prefills {count} tokens of {task} at {self.view.name}", right)
+
+    def _not_first(self, task: TokenTask, pieces: Sequence[Piece], admitted: int) -> None:
+        """Raise `PolicyFault` if *task*, which runs, is prefilled after *pieces* which it is one of, or some of which
+        were *admitted* from the queue."""
+        if any(task is piece[0] for piece in pieces):
+            raise fault(self.worker.policy, f"prefill of its decision holds {task!r} twice", "each task once")
+        if admitted:
+            what = f"it prefills {task}, which runs at {self.view.name}, after one that waits"
+            raise fault(self.worker.policy, what)
 
     def _not_there(self, task: object) -> NoReturn:
         check_item(self.worker.policy, "prefill", (task, 1))

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, GetSetDescriptorType, MemberDescriptorType, ModuleType
 from typing import Any
 
 from ..errors import PolicyFault
@@ -28,23 +28,90 @@ _ASIDE = frozenset(
 )
 #: What policies are made of.
 _BASES = (PolicyBase, Policy, TokenPolicy)
+#: Where those that come along are, and as what.
+_FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "policies", "")
+_POLICIES = f"{_TOP}.policies."
+#: What in a class has a way of its own of being asked for, and runs no code of anybody's.
+_SLOTS = (MemberDescriptorType, GetSetDescriptorType)
 _FOREIGN = object()  # stands for a name that was not there
 
 
-@cache
-def _of_package(file: str) -> bool:
-    here = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "policies", "")
-    return os.path.abspath(file).startswith(here)
-
-
 def comes_along(policy: type) -> bool:
-    """Whether all code of the class *policy* is of this package: what `servetwin.policies` has, needs no look."""
-    for kind in policy.__mro__[:-1]:
-        if kind not in _BASES:
-            codes = [thing.__code__ for thing in vars(kind).values() if isinstance(thing, FunctionType)]
-            if not codes or not all(_of_package(code.co_filename) for code in codes):
+    """Whether all code of the class *policy* is of this package, `servetwin.policies`, and as its files say: it needs
+    no look. What another program has put in its place does, and so do its subclasses elsewhere."""
+    kinds = [kind for kind in policy.__mro__[:-1] if kind not in _BASES]
+    seen: set[str] = set()
+    return all(
+        _is_of(kind, sys.modules.get(kind.__module__)) and _is_as_read(kind.__module__, seen) for kind in kinds
+    )
+
+
+def _is_of(kind: type, module: ModuleType | None) -> bool:
+    return (
+        module is not None
+        and module.__name__.startswith(_POLICIES)
+        and os.path.abspath(module.__file__ or "").startswith(_FOLDER)
+        and vars(module).get(kind.__qualname__) is kind
+    )
+
+
+def _is_as_read(name: str, seen: set[str]) -> bool:
+    """Whether all functions in the policies' module of that *name*, and in those that it takes something from, are
+    those of their files."""
+    if name in seen:
+        return True
+    seen.add(name)
+    module = sys.modules.get(name)
+    if module is None:
+        return False
+    known = _read(module.__file__ or "")
+    for thing in [*vars(module).values()]:
+        home = getattr(thing, "__module__", None) or ""
+        if home == name:
+            members = vars(thing).values() if isinstance(thing, type) else (thing,)
+            if not all(_told(code) in known for member in members for code in _codes(member)):
                 return False
+        elif home.startswith(_POLICIES):
+            if not _is_as_read(home, seen):
+                return False
+        elif isinstance(thing, FunctionType) and home.partition(".")[0] not in (_TOP, *sys.stdlib_module_names):
+            return False
     return True
+
+
+def _codes(member: object) -> Iterator[CodeType | None]:
+    """The code of what a class or module has; None for what could be called, and has none."""
+    parts = (member.fget, member.fset, member.fdel) if isinstance(member, property) else (member,)
+    for part in parts:
+        function = part.__func__ if isinstance(part, staticmethod | classmethod) else part
+        if isinstance(function, FunctionType):
+            yield function.__code__
+        elif not isinstance(function, (type, *_SLOTS)) and (callable(function) or hasattr(function, "__get__")):
+            yield None
+
+
+def _told(code: CodeType | None) -> object:
+    """What *code* does, wherever it says that it stands."""
+    if code is None:
+        return None
+    constants = tuple([_told(c) if isinstance(c, CodeType) else (type(c), c) for c in code.co_consts])
+    return code.co_name, code.co_code, constants, code.co_names, code.co_varnames, code.co_freevars
+
+
+@cache
+def _read(file: str) -> frozenset[object]:
+    """What all code in *file* does (`_told`), none if it cannot be read."""
+    try:
+        with open(file, "rb") as source:
+            waiting = [compile(source.read(), file, "exec", dont_inherit=True)]
+    except (OSError, SyntaxError, ValueError):
+        return frozenset()
+    found = set()
+    while waiting:
+        code = waiting.pop()
+        found.add(_told(code))
+        waiting += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return frozenset(found)
 
 
 def _matters(name: str, thing: object) -> bool:

@@ -19,6 +19,7 @@ from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodT
 from typing import Any
 
 from .code_inspection import own
+from .integrity import comes_along
 
 #: Modules through which nothing is written by a name that a policy's code does not say, nor reached what it is not
 #: shown: as long as what lies behind them, private names and other modules, is not named.
@@ -143,7 +144,13 @@ def innocent(policy: object, names: frozenset[str]) -> bool:
     held = list(_held(inner))
     if any(callable(value) for value in held):
         return False
-    return all(_innocent(kind, names) for kind in {type(inner), *map(type, held)})
+    kinds = {type(inner), *map(type, held)}
+    return all((_innocent_here if comes_along(kind) else _innocent)(kind, names) for kind in kinds)
+
+
+def read_again() -> None:
+    """A run begins: what classes of a user were found to be may have been changed since."""
+    _innocent.cache_clear()
 
 
 def _held(thing: object) -> Iterator[object]:
@@ -158,6 +165,12 @@ def _held(thing: object) -> Iterator[object]:
 
 @functools.lru_cache(maxsize=256)
 def _innocent(kind: type, names: frozenset[str]) -> bool:
+    return _Reading(names).of(kind)
+
+
+@functools.lru_cache(maxsize=256)
+def _innocent_here(kind: type, names: frozenset[str]) -> bool:
+    """Likewise, of a class that comes along, and is as its file says whenever this is asked."""
     return _Reading(names).of(kind)
 
 

@@ -21,7 +21,7 @@ from ..worker import UNASKED, Loop
 from .batch import Piece, TokenBatch
 from .decode_sums import DecodeSums
 from .host import LLMWorker
-from .policy import DECODES, PREFILLS, All, Chunk, Step, TokenPolicy
+from .policy import DECODES, PREFILLS, All, Chunk, Step, admits_all
 from .request import TokenTask, tokens_of_visit
 
 
@@ -64,7 +64,7 @@ class TokenEngine(DecodeSums):
         self._done = self.done  # bound once
         self.module = worker.stage.loop or worker.stage.name
         self.lean = False  # whether requests come here from the client and end here
-        #: Where somebody can go on by himself under a step's standing word: gives the time at which to ask again, or
+        #: Where somebody can go on by himself under a standing decision: gives the time at which to ask again, or
         #: None if he cannot just then.
         self.go_on: Callable[[Step, float], float | None] | None = None
         self.stale, self.swapped = False, 0  # the latter: blocks moved since the last step began
@@ -225,7 +225,7 @@ class TokenEngine(DecodeSums):
         worker, waiting = self.worker, self.view.waiting
         inbox: list[TokenTask] = worker.inbox  # type: ignore[assignment]
         worker.inbox = []
-        if self.seen or type(worker.policy).admit is not TokenPolicy.admit:
+        if self.seen or not admits_all(worker.policy):
             self._ask_in(inbox, now)
             return
         for task in inbox:
@@ -338,6 +338,7 @@ class TokenEngine(DecodeSums):
                 if type(count) is not int or not 0 < count <= task.prompt + task.base_generated - computed:
                     self._no_chunk(task, count)
                 if task not in waiting:
+                    self._not_first(task, pieces, 0)
                     self._not_there(task)
                 free += -(computed + count) // size
                 del waiting[task]
@@ -366,6 +367,8 @@ class TokenEngine(DecodeSums):
             computed = task.base_computed
             if task in self.bases:
                 raise fault(self.worker.policy, f"it prefills {task}, which is decoding at {view.name}")
+            if pieces and task in running:
+                self._not_first(task, pieces, admitted)
             if booked and (task in waiting or task in running):
                 self._check(task)
             pending = task.prompt + task.base_generated - computed
@@ -385,10 +388,6 @@ class TokenEngine(DecodeSums):
                 if computed:
                     self.swapped += -(-computed // size)
             elif task in running:
-                if admitted:
-                    raise fault(
-                        self.worker.policy, f"it prefills {task}, which runs at {view.name}, after one that waits"
-                    )
                 left -= -computed // size
             elif crowded:
                 break  # it was there until now

@@ -261,6 +261,11 @@ class TokenPolicy(PolicyBase):
         """*task* was taken away by someone else."""
 
 
+def admits_all(policy: TokenPolicy) -> bool:
+    """Whether *policy* takes in whatever comes: neither its class nor the object has an `admit` of its own."""
+    return getattr(policy.admit, "__func__", None) is TokenPolicy.admit
+
+
 def queue_order(view: TokenView, kept: Iterable[TokenTask]) -> list[TokenTask]:
     """The waiting tasks in a policy's own order: what it had *kept*, newcomers after that, preempted ones first.
 

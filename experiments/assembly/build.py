@@ -289,7 +289,7 @@ def policy_not_measured(experiment: Experiment) -> list[str]:
                 known = sorted(name.removeprefix(stem) for name in names if name.startswith(stem))
                 if known and not set(own) & set(known):
                     by = f"measured under {', '.join(known)}, not under {own[0]}"
-                    said[f"time {what} of {loop}: {by}, which takes the usual"] = None
+                    said[f"time {what} of {loop}: {by}: it is simulated with the profile's default"] = None
     return [*said]
 
 

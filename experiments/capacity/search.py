@@ -298,7 +298,8 @@ class Finder:
             found.low = found.high = None
         stable = self._verdict(length, found.value)
         if stable.backlog != "flat":
-            notes.append(f"not stable there: the backlog is {stable.backlog}")
+            known = "not" if stable.backlog != "unclear" else "not shown to be"
+            notes.append(f"{known} stable there: the backlog is {stable.backlog}")
         found.notes = [*notes, *self._stands_on(length, found.value)]
         e = self.experiment
         warm_up = int(self.watched.warm_up * length)

@@ -369,7 +369,8 @@ def score(
         scored = engine.score(runs, out, _overrides(sets), **more, progress=report)  # type: ignore[arg-type]
     _show_gaps(scored)
     commands.show_means(engine.external_means(runs))
-    commands.show_decisions(decide(*grids_of(*engine.entries(scored)), target=target, floor=floor))
+    decided = decide(*grids_of(*engine.entries(scored)), target=target, floor=floor)
+    commands.show_decisions(decided, "decisions: the first are the measured runs, the second the simulated ones")
     if baselines:
         from ..validation.baselines import baselines as others
 
@@ -378,7 +379,7 @@ def score(
         commands.show_baselines(found, target, floor)
     for name in dict.fromkeys(p for s in scored for p in s.changed):
         typer.echo(f"{name} is not what it was when the runs were made")
-    typer.echo(f"{len(scored)} runs in {out}")
+    typer.echo(f"{len(scored)} rows in {out}")
 
 
 def _show_gaps(scored: list[Scored]) -> None:

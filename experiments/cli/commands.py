@@ -115,9 +115,9 @@ def show_tokens(stage: str, tokens: dict[str, Any]) -> None:
     """What a run says of the tokens of a *stage*."""
     made = f"{tokens['output_throughput'] or 0.0:.1f}"
     if "token_goodput" in tokens:
-        typer.echo(f"tokens of {stage}: {tokens['token_goodput'] or 0.0:.1f} on time of {made} put out per second")
+        typer.echo(f"tokens of {stage}: {tokens['token_goodput'] or 0.0:.1f} on time of {made} generated per second")
     else:
-        typer.echo(f"tokens of {stage}: {made} put out per second")
+        typer.echo(f"tokens of {stage}: {made} generated per second")
     if tokens["mean_ttft_ms"] is not None:
         for name in ("ttft", "tpot", "itl"):
             if tokens[f"mean_{name}_ms"] is not None:
@@ -403,10 +403,13 @@ def show_baselines(found: list[Baseline], target: float, floor: float | None) ->
         )
 
 
-def show_decisions(found: Decisions) -> None:
-    """What follows from two grids, one line each, and below it where they disagree; nothing if nothing does."""
+def show_decisions(found: Decisions, title: str = "") -> None:
+    """What follows from two grids, one line each, and below it where they disagree; nothing if nothing does. *title*
+    says which the two are."""
     if not found.settings and not found.curves:
         return
+    if title:
+        typer.echo(title)
     noise = found.noise
     known = sorted(noise.deviations.values())
     size = " to ".join(f"{x:.2f}" for x in dict.fromkeys(known[:1] + known[-1:]))

@@ -41,7 +41,7 @@ def write(folders: Sequence[Path], out: Path) -> int:
     """Write the runs in *folders* to *out* (.json, or .json.gz); gives the number of events. Runs that were cut off
     are welcome. Raises `BadInput`.
     """
-    tables.check_target(out, (".json", ".gz"))
+    tables.check_target(out, (".json", ".gz"), "trace file")
     for folder in folders:
         if not is_run(folder):
             raise BadInput("not a run folder: it has no meta.json", where=str(folder), right="what `run --out` wrote")

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from servetwin.core import BadInput
 
 from ..spec.catalog import suggest
+from ..spec.loading import SHORT
 from ..sweeps.point import Row
 from ..validation.compare_grids import read_rows
 from . import paper_figures
@@ -52,6 +53,7 @@ def figure_of(
     first setting that varies, if it is not said. Raises `BadInput`.
     """
     rows = [dict(row) for row in rows]
+    x, y, by = None if x is None else _column(x, rows), _column(y, rows), _column(by, rows)
     panels, x = _panels(rows, where, x, y, by)
     across = math.ceil(math.sqrt(len(panels)))
     shape = (math.ceil(len(panels) / across), across)
@@ -104,6 +106,13 @@ def _panels(rows: Sequence[Row], table: str, x: str | None, y: str, by: str) -> 
             right=f"{MOST} at most: a smaller table",
         )
     return panels, x
+
+
+def _column(name: str, rows: Sequence[Row]) -> str:
+    """The column that *name* means, which may be the short name of an axis, as a sweep takes it (`router`)."""
+    columns = rows[0] if rows else {}
+    full = "slo_factor" if name == "slo" else SHORT.get(name, name)
+    return full if name not in columns and full in columns else name
 
 
 def _apart_by_requests(rows: Sequence[Row], varied: Sequence[str]) -> bool:

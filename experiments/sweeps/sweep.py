@@ -39,6 +39,7 @@ from ..spec.device_profiles import load_profiles
 from ..spec.experiment import Experiment
 from ..spec.field_types import Strict
 from ..spec.loading import SHORT, layers, load, locate
+from ..spec.overrides import ByOption
 from ..spec.variants import Layer
 from ..workload.seed_effect import along_seeds, check_seed_axis, check_seeds_once
 from . import tables
@@ -92,7 +93,8 @@ def read(path: Path) -> SweepFile:
     data, text = yaml_io.read(path)
     if not isinstance(data, dict):
         raise BadInput("there is no mapping of keys to values", where=str(path), right="extends: ..., grid: ...")
-    if "sweeps" not in data:
+    one = "sweeps" not in data
+    if one:
         _no_experiment(data, path)
         outer = {k: data.pop(k) for k in ("name", "about") if k in data}
         data = {**outer, "sweeps": [data]}
@@ -102,11 +104,14 @@ def read(path: Path) -> SweepFile:
         first = error.errors(include_url=False)[0]
         loc = tuple(p for p in first["loc"])
         line = yaml_io.line_of(text, loc) or yaml_io.line_of(text, loc[2:])
-        where = f"{path}:{line}: {'.'.join(map(str, loc))}" if line else f"{path}: {'.'.join(map(str, loc))}"
+        key = ".".join(map(str, loc[2:] if one and loc[0] == "sweeps" else loc))
+        where = f"{path}:{line}: {key}" if line else f"{path}: {key}"
         if first["type"] == "extra_forbidden":
             known = Block.model_fields if "sweeps" in loc[:-1] else SweepFile.model_fields
             raise BadInput(f"unknown key {str(loc[-1])!r}", where=where, right=suggest(str(loc[-1]), known)) from None
         right = first["msg"].removeprefix("Input should be ").removeprefix("List should have ")
+        if first["type"] == "list_type" and not isinstance(first["input"], dict):
+            right = f"a list: [{first['input']}]"
         raise BadInput("the value does not fit", where=where, right=right) from None
 
 
@@ -141,7 +146,8 @@ def points(spec: SweepFile, path: Path, of: Mapping[str, Any] | None = None) -> 
                 if source not in chains:
                     chains[source] = layers(locate(source, path.parent))
                 chain = chains[source]
-            experiment = load(source or "", values.items(), chain=chain)
+            asked = [(_named(key, block, path), value) for key, value in values.items()]
+            experiment = load(source or "", asked, chain=chain)
             places = {**{key: own.get(key) for key in differing}, **{_full(k): v for k, v in axes.items()}}
             found.setdefault(experiment.digest(), (experiment, places))
     check_seed_axis((e for e, _ in found.values()), f"{path}: seed")
@@ -153,6 +159,12 @@ def _between_blocks(spec: SweepFile) -> list[str]:
     every = [{_full(k): v for k, v in {"workload": b.extends, **b.set}.items()} for b in spec.sweeps]
     keys = dict.fromkeys(key for own in every for key in own)
     return [key for key in keys if len({repr(own.get(key)) for own in every}) > 1]
+
+
+def _named(key: str, block: Block, path: Path) -> str:
+    """*key*, with where in the file *path* it stands, if there is a file, for errors to name."""
+    part = next((part for part in ("grid", "zip", "vary") if key in getattr(block, part)), "set")
+    return ByOption(key, f"{path}: {part}.{key}") if path.is_file() else key
 
 
 def _full(axis: str) -> str:

@@ -14,11 +14,11 @@ from servetwin.core import BadInput
 Row = dict[str, Any]
 
 
-def check_target(path: Path, endings: Sequence[str] = (".csv", ".parquet")) -> None:
-    """Raise `BadInput` if no table can be written to *path*."""
+def check_target(path: Path, endings: Sequence[str] = (".csv", ".parquet"), kind: str = "table") -> None:
+    """Raise `BadInput` if no table, or other *kind* of file, can be written to *path*."""
     if path.suffix not in endings:
         raise BadInput(
-            f"{path.suffix or 'no ending'} is no kind of table", where=str(path), right=" or ".join(endings)
+            f"{path.suffix or 'no ending'} is no kind of {kind}", where=str(path), right=" or ".join(endings)
         )
     if path.is_dir():
         raise BadInput("this is a folder", where=str(path), right="a file")

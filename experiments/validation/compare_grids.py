@@ -468,7 +468,8 @@ def _ranking(found: Decisions, setting: Setting, policies: Mapping[str, tuple[Ce
                 )
             elif truth * said < 0:
                 found.swaps.append(
-                    f"{setting}: {higher} above {lower} ({abs(truth):.1f} against {-abs(said):.1f} points)"
+                    f"{setting}: {higher} above {lower} by {abs(truth):.1f} points, below it by {abs(said):.1f}"
+                    " in the second"
                 )
     from scipy.stats import kendalltau
 

@@ -68,7 +68,8 @@ class Settings:
 
 def flag(name: str) -> str:
     """How a setting is said on the command line."""
-    return "--" + name.replace("_", "-")
+    words = name.replace("_", "-")
+    return f"--{words}"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One engine under a policy's standing word: requests as numbers, from their arrival to their end.
+"""One engine under a policy's standing decision: requests as numbers, from their arrival to their end.
 
 Where a policy has said once and for all how it goes on (`servetwin.core.llm.policy.Step.standing`), requests come as
 numbers (`TokenColumns`) and nothing is kept but their latencies (`TokenLatencies`) or what an LLM run is reported by
@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from servetwin.core import Outcome, Recorder, Request, ServingLoop, Summary
 from servetwin.core.client import Client
-from servetwin.core.llm import LimitsSLO, TokenDeadlines, TokenPolicy, TokenTask
+from servetwin.core.llm import LimitsSLO, TokenDeadlines, TokenTask
 from servetwin.core.llm.engine import TokenEngine
 from servetwin.core.llm.metric_blocks import TokenBlock
 from servetwin.core.llm.metrics import StageTokens, TokenSummary
+from servetwin.core.llm.policy import admits_all
 from servetwin.core.llm.worker import TokenWorker
 from servetwin.core.slo import latest
 from servetwin.core.worker import NEVER
@@ -83,7 +84,7 @@ def _fits(loop: ServingLoop, executor: SimExecutor, source: TokenColumns) -> boo
     engine = worker.engine
     return (
         source.module == engine.module
-        and type(worker.policy).admit is TokenPolicy.admit
+        and admits_all(worker.policy)
         and not executor.token_lane(worker).timing.preparing
         and not _hears(recorder, "arrived", Recorder.arrived)
         and not _hears(summary, "arrived", Summary.arrived)

@@ -25,7 +25,7 @@ CASES = {
     "unknown workload": ({"experiment": "dit-s2-256-rtx409"}, r"^unknown workload .*dit-s2-256-rtx4090"),
     "no file": ({"experiment": Path("nothing.yaml")}, r"^nothing.yaml: there is no such file"),
     "rate": ({"rate": -1}, r"^rate: workload\.arrivals\.rate: -1 does not fit \(right would be: greater than 0\)"),
-    "several": ({"rate": [1, 2]}, r"^rate: workload\.arrivals\.rate: \[1, 2\] does not fit"),
+    "several": ({"rate": [1, 2]}, r"^rate: \[1, 2\] is several values .*servetwin\.sweep"),
     "requests": ({"requests": 1.5}, r"^requests: workload\.requests: 1\.5 does not fit"),
     "seed": ({"seed": -1}, r"^seed: seed: -1 does not fit"),
     "slo": ({"slo": {"seconds": -1}}, r"^slo: slo\.seconds: -1 does not fit"),

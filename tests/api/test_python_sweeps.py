@@ -215,13 +215,13 @@ def test_a_search_with_one_answer_is_that_answer(workload):
     assert (found.value, found.verdict, found.notes) == (found[0]["value"], found[0]["verdict"], found.answer.notes)
     assert (found.low, found.high) == (found.answer.low, found.answer.high)
     assert found.value == int(found.value)
-    assert found.answer.verdict in ("confirmed", "unchecked", "not stable", "not confirmed")
+    assert found.answer.verdict in ("confirmed", "unchecked", "not stable", "not shown to be stable", "not confirmed")
 
 
 @pytest.mark.parametrize(
     ("twice", "backlog", "verdict"),
     [(True, "flat", "confirmed"), (True, "growing", "not stable"), (False, "flat", "not confirmed"),
-     (False, "unclear", "not stable"), (None, "flat", "unchecked")],
+     (False, "unclear", "not shown to be stable"), (None, "flat", "unchecked")],
 )  # fmt: skip
 def test_the_verdict_of_an_answer(workload, monkeypatch, twice, backlog, verdict):
     from dataclasses import replace

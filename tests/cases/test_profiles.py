@@ -166,7 +166,7 @@ MISSPELT = {
     "18 another policy": (STEPS_PROFILE, "unet.gap.neustream", "unet.gap.neustraem", "neustream"),
     "18 of a language model": (TOKEN_PROFILE, "step.begins", "step.begin", "step.begins"),
     "18 of its host": (TOKEN_PROFILE, "host.stall", "host.stal", "host.stall"),
-    "18 its pace": (TOKEN_PROFILE, "prefill.pace", "prefil.pace", "prefill.pace"),
+    "18 its load": (TOKEN_PROFILE, "prefill.recent_load", "prefil.recent_load", "prefill.recent_load"),
 }
 
 
@@ -217,6 +217,13 @@ WRONG_VALUES = {
 }
 
 
+def test_18_a_value_that_nothing_would_read_is_refused(here) -> None:
+    content = yaml.safe_load((DATA / f"{STEPS_PROFILE}.yaml").read_text())
+    content["costs"]["unet.device_beside.vae"]["value"] /= 4
+    (here / "mine.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    refused("profiles", "mine.yaml", says=("unet.device_beside.vae", "outside of by_batch's 0.587859 to 0.727546"))
+
+
 @pytest.mark.parametrize("change", WRONG_VALUES.values(), ids=WRONG_VALUES)
 def test_18_a_cost_is_what_the_registry_says(change, here) -> None:
     content = yaml.safe_load((DATA / f"{STEPS_PROFILE}.yaml").read_text())
@@ -232,7 +239,9 @@ def test_18_what_is_read_changes_the_run(name, here) -> None:
     for factor in (1, 4):
         content = yaml.safe_load((DATA / f"{STEPS_PROFILE}.yaml").read_text())
         cost = content["costs"][name]
-        cost["value"] = cost["value"] / factor  # a time, or a ratio of paces
+        cost["value"] /= factor  # a time, or a ratio of speeds
+        if "by_batch" in cost:
+            cost["by_batch"]["values"] = [value / factor for value in cost["by_batch"]["values"]]
         (here / "mine.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
         given = sets(deployment__devices={"gpu0": "mine.yaml"}, time__noise=False)
         found.append(summary("sd15-512-h100-graphs", "--policy", "edf", "--rate", 2, "--requests", 40, *given))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from servetwin.core import ServeTwinError
 from servetwin.profiles import load, names, verdict
 from servetwin.profiles.schema import ProfileFile
 from servetwin.profiles.verdict import SAMPLES, undisturbed, with_verdict
@@ -168,3 +169,13 @@ def servetwin_data() -> Path:
     from servetwin.profiles.profile import DATA
 
     return DATA
+
+
+def test_what_was_measured_under_disturbance_is_no_profile_and_said_in_one_line(small: dict[str, Any]) -> None:
+    cost = {"meaning": "m", "unit": "seconds", "value": 75.0, "how": "made up", "source": {"file": "this"}}
+    small["costs"] = {"unet.join": cost}
+    with pytest.raises(ServeTwinError) as refused:
+        with_verdict(small)
+    assert "\n" not in str(refused.value)
+    for said in ("costs.unet.join", "75", "nothing else running on this machine"):
+        assert said in str(refused.value)

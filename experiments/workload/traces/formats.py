@@ -27,6 +27,9 @@ EPOCHS = ((20, "nanoseconds"), (17, "microseconds"), (14, "milliseconds"))
 EPOCH_SECONDS = (1e9, 3e9)
 
 
+#: Seconds by which two columns of a request's arrival may differ: one of them may have been rounded.
+ROUNDED = Decimal("0.001")
+
 #: What others call it, in lower case.
 OTHERWISE = ("arrivals", "arrived", "arrival_time", "time", "timestamp", "start", "start_time", "ts")
 
@@ -78,8 +81,13 @@ def _mooncake(row: Row, where: str, _: Sequence[str]) -> tuple[Decimal, dict[str
 
 
 def _plain(row: Row, where: str, modules: Sequence[str]) -> tuple[Decimal, dict[str, int], str | None]:
-    name = next((name for name in ARRIVALS if name in row), "arrival")
+    name, *others = [name for name in ARRIVALS if name in row] or ["arrival"]
     arrival = _time(row.get(name), f"{where}: {name}", unit=ARRIVALS[name])
+    for other in others:
+        again = _time(row[other], f"{where}: {other}", unit=ARRIVALS[other])
+        if abs(again - arrival) > ROUNDED:
+            what = f"{name} says {float(arrival):g} s, and {other} {float(again):g} s"
+            raise BadInput(what, where=where, right="one column of arrivals, or the same times in all")
     work = {}
     for name in dict.fromkeys(("steps", "tokens", "input_tokens", *modules)):
         if name in row:
@@ -174,7 +182,7 @@ def _no_arrival(header: list[str], where: str, kind: str) -> BadInput:
     what = f"the first {kind} names no column 'arrival'"
     for mark, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
         if len(header) == 1 and mark in header[0]:
-            return BadInput(f"its columns are parted by {name}", where=where, right=header[0].replace(mark, ","))
+            return BadInput(f"its columns are separated by {name}", where=where, right=header[0].replace(mark, ","))
     units = f"{', '.join(ARRIVALS)} (by its unit)"
     called = next((name for name in header if name.lower() in OTHERWISE), None) or closest("arrival", header)
     if called is not None:

@@ -91,6 +91,23 @@ def test_a_step_that_drops_none_is_told(said, tmp_path, monkeypatch, capsys):
     assert f"{said.partition('=')[0]} of its decision is None (right would be: a list of tasks)" in told
 
 
+@pytest.mark.parametrize(
+    ("workload", "head", "body"),
+    [
+        ("dit-s2-256-rtx4090", POLICY, body)
+        for body in [*DIFFUSION, "return [*view.waiting]", "return Decision(drop=5)"]
+    ]
+    + [
+        ("opt-13b-a6000", TOKENS, body)
+        for body in [*LANGUAGE, "return [*view.waiting]", "return Step(idle_until='x')"]
+    ],
+)
+def test_check_tells_them_in_one_line_too(workload, head, body, tmp_path, monkeypatch, capsys):
+    code, told = run_of(f"{head}        {body}\n", workload, monkeypatch, capsys, tmp_path, "check")
+    assert code == 2
+    assert "policy Mine (mine.py:" in told or "Mine: the policy failed: mine.py:" in told
+
+
 def test_admit_says_true_or_false(tmp_path, monkeypatch, capsys):
     text = f"{POLICY.rpartition('    def')[0]}    def admit(self, task, view, now):\n        pass\n\n{RUNS})\n"
     code, told = run_of(text, "dit-s2-256-rtx4090", monkeypatch, capsys, tmp_path)

@@ -50,6 +50,21 @@ def test_runs_of_other_lengths_are_no_repeats(table, monkeypatch):
     assert [list(line.get_ydata()) for panel in kept[0].axes for line in panel.lines] == [[0.1, 0.1], [0.5, 0.5]]
 
 
+def test_columns_go_by_the_short_names_of_axes_too(table, monkeypatch):
+    kept: list[Figure] = []
+    monkeypatch.setattr(paper_figures, "save", lambda figure, path: kept.append(figure))
+    rows = [
+        {"policy": "edf", "slo_factor": slo, "deployment.router": router, "seed": 0, "requests": 10, "met": 5,
+         "attainment": 0.5}
+        for slo in (2.0, 3.0) for router in ("round_robin", "least_loaded")
+    ]  # fmt: skip
+    tables.write(table, rows)
+    assert draw(table, table.with_suffix(".png"), x="slo", by="router") == 1
+    (panel,) = kept[-1].axes
+    assert [line.get_label() for line in panel.lines] == ["round_robin", "least_loaded"]
+    assert [list(line.get_xdata()) for line in panel.lines] == [[2.0, 3.0]] * 2
+
+
 @pytest.mark.parametrize("ending", [".png", ".svg", ".pdf"])
 def test_equal_tables_give_equal_figures(table, ending):
     files = [table.with_name(f"{n}{ending}") for n in "ab"]

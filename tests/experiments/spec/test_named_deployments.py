@@ -436,6 +436,9 @@ def test_times_by_policy_that_a_policy_has_none_of_are_said(tmp_path: Path, serv
     copy.write_text((POLICIES / "diffusion" / "edf.py").read_text().replace("class EDF(", "class Mine("))
     code, out, _ = servetwin("run", experiment, "--policy", copy, *options, "--out", tmp_path / "run")
     assert code == 0
-    said = "time between iterations of unet: measured under edf, neustream, not under mine, which takes the usual"
+    said = (
+        "time between iterations of unet: measured under edf, neustream, not under mine: it is simulated with the "
+        "profile's default"
+    )
     assert said in out
     assert said in json.loads((tmp_path / "run" / "meta.json").read_text())["policy_not_measured"]

@@ -87,7 +87,7 @@ def test_the_published_figures_are_grids_of_some_250_points():
 WRONG = {
     "unknown key": ("extends: toy.yaml\ngird: {rate: [1.0]}\n", ["sweep.yaml:2", "unknown key 'gird'", "grid"]),
     "empty axis": ("extends: toy.yaml\ngrid: {rate: []}\n", ["sweep.yaml:2", "grid.rate", "at least 1 item"]),
-    "axis that is no list": ("extends: toy.yaml\ngrid: {rate: 3}\n", ["grid.rate", "a valid list"]),
+    "axis that is no list": ("extends: toy.yaml\ngrid: {rate: 3}\n", ["grid.rate", "grid.rate: ", "a list: [3]"]),
     "unknown axis": ("extends: toy.yaml\ngrid: {rte: [1.0]}\n", ["the experiment has no key 'rte'"]),
     "value that does not fit": ("extends: toy.yaml\ngrid: {rate: [1.0, -1]}\n", ["rate", "-1", "greater than 0"]),
     "zip of two lengths": ("extends: toy.yaml\nzip: {rate: [1.0], slo: [2.0, 3.0]}\n", ["zip", "rate: 1, slo: 2"]),
@@ -96,6 +96,11 @@ WRONG = {
     "an experiment": (
         "extends: toy.yaml\npolicy: {name: edf}\n",
         ["sweep.yaml: this is an experiment", "`extends: sweep.yaml` and `grid: {"],
+    ),
+    "an axis of no key": ("extends: toy.yaml\ngrid: {policies: [edf]}\n", ["sweep.yaml: grid.policies: ", "no key"]),
+    "a setting that does not fit": (
+        "extends: toy.yaml\nset: {requests: -3}\ngrid: {rate: [1.0]}\n",
+        ["sweep.yaml: set.requests: -3 does not fit"],
     ),
     "a key of an experiment": ("extends: toy.yaml\npolicy: edf\ngrid: {rate: [1.0]}\n", ["unknown key 'policy'"]),
     "no mapping": ("- a\n", ["no mapping"]),

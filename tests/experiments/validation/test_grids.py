@@ -65,7 +65,7 @@ def test_the_winner_counts_only_beyond_the_noise():
     wrong = decided(real, runs({1.0: {"edf": 91.0, "fcfs": 90.0}, 2.0: {"edf": 41.0, "fcfs": 81.0}}))
     assert (wrong.decided, wrong.same) == (1, 0)
     assert wrong.others == ["toy, rate 2, cv 2, SLO 3: edf, not fcfs (+40.0 points)"]
-    assert wrong.swaps == ["toy, rate 2, cv 2, SLO 3: edf above fcfs (40.0 against -40.0 points)"]
+    assert wrong.swaps == ["toy, rate 2, cv 2, SLO 3: edf above fcfs by 40.0 points, below it by 40.0 in the second"]
 
 
 def test_repeats_with_the_same_requests_tell_the_noise_of_measuring_alone():
@@ -367,7 +367,7 @@ def test_a_run_repeated_with_its_own_requests_has_no_gap(servetwin, toy: Path, t
     code, shown, err = servetwin(*arguments)
     assert (code, err) == (0, "")
     assert "same order of" in shown
-    assert "4 runs in" in shown
+    assert "4 rows in" in shown
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {float(row["gap_met_pp"]) for row in rows} == {0.0}

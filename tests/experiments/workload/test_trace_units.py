@@ -1,4 +1,4 @@
-"""Plain traces whose times are not in seconds, or whose columns are not parted by commas."""
+"""Plain traces whose times are not in seconds, or whose columns are not separated by commas."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def test_order_is_told_by_the_column_that_there_is(tmp_path):
     [
         (
             "arrival;steps\n0.5;3\n",
-            r"t.csv:1: its columns are parted by semicolons \(right would be: arrival,steps\)",
+            r"t.csv:1: its columns are separated by semicolons \(right would be: arrival,steps\)",
         ),
-        ("arrival\tsteps\n0.5\t3\n", r"parted by tabs \(right would be: arrival,steps\)"),
-        ("arrival|steps\n0.5|3\n", r"parted by bars \(right would be: arrival,steps\)"),
+        ("arrival\tsteps\n0.5\t3\n", r"separated by tabs \(right would be: arrival,steps\)"),
+        ("arrival|steps\n0.5|3\n", r"separated by bars \(right would be: arrival,steps\)"),
         (
             "time,steps\n0.5,3\n",
             r"no column 'arrival', but one 'time' \(right would be: to call it arrival, arrival_s",
@@ -108,3 +108,14 @@ def test_where_the_unit_is_known_or_does_not_matter_nothing_is_said(replay, give
     code, out, err = replay(2500, **given)
     assert code == 0, err
     assert "milliseconds" not in out
+
+
+@pytest.mark.parametrize(("unit", "digits"), [(1000, 0), (1000, 3), (1, 6)])
+def test_two_columns_of_arrivals_say_the_same(tmp_path, unit, digits):
+    rows = [f"{t + 0.0004},{(t + 0.0004) * unit:.{digits}f},3\n" for t in TIMES]
+    (tmp_path / "t.csv").write_text("".join(["arrival,arrival_ms,steps\n", *rows]))
+    if unit == 1000:
+        assert list(trace_reader.read(tmp_path / "t.csv", []).arrivals_at(None)) == pytest.approx(TIMES)
+    else:
+        with pytest.raises(BadInput, match=r"t.csv:3: arrival says 0.2504 s, and arrival_ms 0.0002504 s"):
+            trace_reader.read(tmp_path / "t.csv", [])

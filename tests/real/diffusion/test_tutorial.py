@@ -26,7 +26,7 @@ def test_every_step_of_the_tutorial(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     for told in ("verdict: ", "client late by", "A / table", "noise: deviation", "same winner in", "ui.perfetto.dev"):
         assert told in done.stdout
-    assert "8 runs in scored.csv" in done.stdout
+    assert "8 rows in scored.csv" in done.stdout
     for made in ("mine.yaml", "runs/real/summary.json", "runs/simulated/summary.json", "scored.csv", "trace.json"):
         assert (tmp_path / made).exists()
     assert len(list((tmp_path / "runs" / "grid").glob("*/summary.json"))) == 8

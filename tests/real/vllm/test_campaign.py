@@ -53,7 +53,8 @@ def test_runs_of_several_processes_are_packed_as_one(tmp_path):
     step = [0.0, 0.0, 0.001, 0.02, [[0, 30, 0]], 0, 0, [], [], 0, 0, 0.0]
     for k in range(2):
         (tmp_path / str(k)).mkdir()
-        lines = [{"kind": "engine", "blocks": 10, "block_size": 16, "options": {}, "rotation": {}}]
+        options = {"max_batched_tokens": 2048, "max_sequences": 64}
+        lines = [{"kind": "engine", "blocks": 10, "block_size": 16, "options": options, "rotation": {}}]
         for number in range(2):
             run = {
                 "id": f"{k}-{number}",

@@ -1,4 +1,4 @@
-"""An engine that goes on by itself, under a policy's standing word, gives what asking at every step gives."""
+"""An engine that goes on by itself, under a policy's standing decision, gives what asking at every step gives."""
 
 from __future__ import annotations
 
