@@ -13,7 +13,7 @@ from __future__ import annotations
 import gzip
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,11 @@ from .replay_llm import MEASURED
 #: Seeds of the noise over which a run is averaged.
 SEEDS = 10
 #: What is told of a metric.
-STATISTICS = {"mean": np.mean, "median": np.median, "p99": lambda x: np.percentile(x, 99)}
+STATISTICS: dict[str, Callable[[Any], Any]] = {
+    "mean": np.mean,
+    "median": np.median,
+    "p99": lambda x: np.percentile(x, 99),
+}
 
 
 @dataclass(frozen=True)
@@ -191,8 +195,8 @@ def pack(folder: Path, profile: str, out: Path, took: str) -> list[str]:
 def _drawn(content: dict[str, Any], profile: str) -> dict[int, int]:
     """Output tokens by request, as the experiment draws them: of one that was dropped the run does not tell."""
     content = {**content, "deployment": {**content["deployment"], "devices": {"gpu0": profile}}}
-    drawn = build.build(load(content)).source
-    return {r.id: next(iter(r.outputs.values())) for r in drawn}  # type: ignore[attr-defined]
+    drawn: Any = build.build(load(content)).source
+    return {r.id: next(iter(r.outputs.values())) for r in drawn}
 
 
 def lines(path: Path, profile: str | None = None, seeds: int = SEEDS) -> Iterator[str]:

@@ -260,14 +260,14 @@ def _score_chat(path: Path, seeds: int) -> list[Scored]:
     scored = []
     for run in runs:
         simulated = replay_chat.simulate(run, profile, seeds)
-        arrivals = run.spec(profile).workload.arrivals
+        arrivals: Any = run.spec(profile).workload.arrivals
         measured = MeasuredRun(
             line=0,
             cells={},
             workload=profile,
             policy=run.policy,
-            rate=arrivals.rate or math.nan,
-            cv=arrivals.cv,
+            rate=getattr(arrivals, "rate", math.nan),
+            cv=getattr(arrivals, "cv", math.nan),
             slo_factor=math.nan,
             requests=len(run.requests),
             met=run.met,

@@ -11,7 +11,7 @@ from servetwin.sim.noise import Pace
 def test_a_pace_lasts_and_then_another_is_drawn():
     drawn = iter([0.8, 1.2, 1.0])
     pace = Pace(lambda: next(drawn), iter([1.0, 2.0, 0.5, 1.0, 1.0]).__next__, 0.4)
-    assert [pace(now) for now in (0.0, 0.39, 0.4, 1.1, 1.2)] == [0.8, 0.8, 1.2, 1.2, 1.0]
+    assert [pace(now) for now in (0.0, 0.39, 0.4, 1.1, 1.25)] == [0.8, 0.8, 1.2, 1.2, 1.0]
 
 
 def test_paces_of_a_profile_have_the_mean_one_and_last_as_long_as_it_says():

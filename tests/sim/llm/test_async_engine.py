@@ -89,8 +89,9 @@ def test_who_comes_during_a_step_is_served_in_the_one_after_the_next():
 
 
 def test_where_launches_are_long_the_host_hears_of_what_ends_between_steps_after_the_next_launch():
-    # The prompt is launched at 4, when it is over; the host decides a decode step, which it has launched at 5, and hears
-    # of the prompt then. It hands on until 17; the decode step ended at 15, and is heard of when the next is launched.
+    # The prompt is launched at 4, when it is over; the host decides a decode step, has launched it at 5, and hears
+    # of the prompt then. It hands on until 17; the decode step ended at 15, and is heard of when the next is
+    # launched.
     host = Host(lambda _: 12.0, 0.0, ahead=True, begins=1.0, launch=9.0, pieces=4.0, graph_tokens=6)
     served = serve(VLLM(), requests((0.0, 4, 3)), times=EVEN, host=host)
     assert served.log.tokens == {0: [[5.0, 18.0, 30.0]]}
