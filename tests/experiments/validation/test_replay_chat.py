@@ -1,4 +1,4 @@
-"""Nine runs of Llama-3.1-8B on an H200, replayed without a GPU: by the profile as it was taken, blind, and as it is."""
+"""Nine runs of Llama-3.1-8B on an H200, replayed without a GPU: by the profile as it was taken, and as it is."""
 
 from __future__ import annotations
 
