@@ -120,13 +120,21 @@ class _Watch:
             self.over.set()
         self.thread.join()
         if self.told and self.number is None:
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident), None)
+            self._absorb()
         if self.number is not None:
             signal.signal(self.number, signal.SIG_IGN)  # one may be on its way
             signal.signal(self.number, self.before)
         self.call = None
 
     # -- on the thread that is watched -----------------------------------------------------------------------
+
+    def _absorb(self) -> None:
+        """Let what was to be raised in this thread, and may still be, be raised here. (To take it back would leave
+        CPython 3.11 asking for it at every step for ever, and waiting for ever under a profiler.)"""
+        with suppress(Endless):
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident), ctypes.py_object(Endless))
+            for _ in range(10_000):  # it comes within a turn or two
+                pass
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
         if self.over.is_set():

@@ -358,3 +358,23 @@ def test_16_the_cases_own_files_end_as_they_should() -> None:
         pytest.skip("the cases are not beside the checkout")
     for name, word in (("shortcut", "it wrote left"), ("later", "it wrote deadline")):
         refused(*ON_STEPS, "--policy", folder / f"{name}.py", says=(word, f"({name}.py:"))
+
+
+def test_16_the_interpreter_is_as_it_was_after_another_thread(soon, here) -> None:
+    """A profiler waits for ever in CPython 3.11 where an exception for a thread was taken back."""
+    (here / "endless.py").write_text(STEPS + DECIDE + "        while True:\n            pass\n")
+    code = (
+        "import sys, threading, servetwin\n"
+        "def go():\n"
+        "    try:\n"
+        "        servetwin.run('dit-s2-256-rtx4090', requests=5, policy='endless.py')\n"
+        "    except servetwin.RunError as error:\n"
+        "        print('told' if 'does not come to an end' in str(error) else error)\n"
+        "one = threading.Thread(target=go); one.start(); one.join()\n"
+        "sys.setprofile(lambda *_: None)\n"
+        "sorted([3, 1], key=lambda x: x)\n"
+        "sys.setprofile(None)\n"
+        "print('on')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["told", "on"], done.stderr
