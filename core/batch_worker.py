@@ -51,7 +51,6 @@ class BatchWorker(Worker):
         super().attach(loop)
         self.keep_ends = loop.recorder.wants_batches
         self.policy.start(self.shown)
-        self.ahead = self.policy.ahead
 
     # -- events ---------------------------------------------------------------------------------------------
 
@@ -60,16 +59,16 @@ class BatchWorker(Worker):
             return  # another branch was dropped, or the run was stopped, while it was on its way
         task.queued = self.loop.now()
         self.inbox.append(task)
-        if not self.deciding and (self.view.in_flight is None or self.ahead) and self.loop.is_free(self):
+        if not self.deciding and (self.view.in_flight is None or self.policy.ahead) and self.loop.is_free(self):
             self._decide()
 
     def turn(self, settled: bool = False) -> None:
-        if not self.deciding and (self.view.in_flight is None or self.ahead):
+        if not self.deciding and (self.view.in_flight is None or self.policy.ahead):
             self._decide(settled)
 
     def ring(self) -> None:
         # (With a batch in flight it was set before that began.)
-        if (self.view.in_flight is None or self.ahead) and not self.deciding and self.loop.is_free(self):
+        if (self.view.in_flight is None or self.policy.ahead) and not self.deciding and self.loop.is_free(self):
             self._decide()
 
     def withdraw(self, task: Task, now: float) -> None:
@@ -145,7 +144,7 @@ class BatchWorker(Worker):
     def _decide(self, settled: bool = False) -> None:
         """Let the policy decide until it has nothing more to say (see `turn`)."""
         view, policy, shown, loop = self.view, self.policy, self.shown, self.loop
-        ahead, clock = self.ahead, loop.now
+        ahead, clock = policy.ahead, loop.now
         settled = settled and not ahead
         self.deciding = True
         if self.inbox and self.intake == "before":

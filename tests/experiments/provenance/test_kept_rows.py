@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import os
 import random
@@ -12,6 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -495,6 +497,9 @@ def test_what_only_looks_like_it_is_kept(servetwin, place: Path, monkeypatch, ca
     ran = counted(monkeypatch)
     assert servetwin(*arguments)[0] == 0
     assert ran == []
+    with warnings.catch_warnings():  # the module goes with its run, and its open log with it
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 def test_a_policy_of_a_notebook_is_not_kept(place: Path, monkeypatch):
