@@ -45,6 +45,7 @@ OPT_VLLM = (
     "h200-long/opt-30b-tp1",
     "h200-long/opt-66b-tp2",
     "h200-chat/llama-3.1-8b",
+    "h200-chat/opt-13b",
     "h200-steps/llama-3.1-8b",
     "h200-steps/opt-13b",
 )

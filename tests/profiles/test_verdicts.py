@@ -18,6 +18,7 @@ Save = Callable[..., Path]
 #: Those that are not clean, by kind; all others are.
 KNOWN = {
     "h200-chat/llama-3.1-8b": {"blind", "disturbed"},
+    "h200-chat/opt-13b": {"blind"},
     "h200-steps/llama-3.1-8b": {"blind", "disturbed"},
     "h200-steps/opt-13b": {"blind"},
     "a6000/opt-13b-tp1": {"samples"},

