@@ -7,6 +7,9 @@ from walks import EXPERIMENTS, PAGE, Walk, walk_of_a_request, walk_of_an_experim
 
 DIFFUSION, LANGUAGE = EXPERIMENTS
 
+#: By the files of a checkout, which the drawings name.
+pytestmark = pytest.mark.checkout
+
 
 def size(walk: Walk) -> tuple[int, int]:
     return len(walk.functions), len(walk.files)
@@ -45,7 +48,6 @@ def test_a_request_gets_from_arrival_to_record_in_few_functions(
     assert any("lane.py::" in place for place in walk.functions), "it was in no batch"
 
 
-@pytest.mark.checkout
 def test_the_page_draws_the_walks_as_they_are() -> None:
     text = PAGE.read_text(encoding="utf-8")
     assert with_drawings(text) == text, "python tests/walks.py draws them anew"
