@@ -15,6 +15,7 @@ from servetwin.profiles.costs import INTAKE, RATIO, STEP_BETWEEN
 from ..engine import VllmEngine
 from ..scheduler import StepLog
 from .step_grid import SETTLE, Grid, Measured, measure
+from .step_profile import engine_limits
 
 #: A step that takes so many times what the table says, or the table so many times what it takes, shows a stall.
 STALL = 1.4
@@ -74,12 +75,7 @@ def section_of(
     if not line:  # only chance makes longer contexts faster, or an empty one take no time
         d0, d1 = statistics.fmean(model["surface"]["seconds"][0]), 0.0
     engine = {
-        "name": f"vLLM {described['vllm']}",
-        "max_batched_tokens": options["max_batched_tokens"],
-        "max_sequences": options["max_sequences"],
-        "max_model_len": options["max_model_len"],
-        "gpu_memory_utilization": options["gpu_memory_utilization"],
-        "chunked_prefill": True,
+        **engine_limits(described),
         "cuda_graphs": bool(options["graphs"]),
         "note": _engine_note(options),
     }

@@ -240,6 +240,19 @@ def _pace(
     return costs
 
 
+def engine_limits(described: dict[str, Any]) -> dict[str, Any]:
+    """What a profile says of the version and the limits of the engine that was *described*."""
+    options = described["options"]
+    return {
+        "name": f"vLLM {described['vllm']}",
+        "max_batched_tokens": options["max_batched_tokens"],
+        "max_sequences": options["max_sequences"],
+        "max_model_len": options["max_model_len"],
+        "gpu_memory_utilization": options["gpu_memory_utilization"],
+        "chunked_prefill": True,
+    }
+
+
 def _tokens(
     content: dict[str, Any], table: TokenTable, described: dict[str, Any], origin: dict[str, str]
 ) -> dict[str, Any]:
@@ -248,12 +261,7 @@ def _tokens(
     if d0 <= 0.0 or d1 < 0.0:  # only chance makes longer contexts faster
         d0, d1 = statistics.fmean(content["surface"]["seconds"][0]), 0.0
     engine = {
-        "name": f"vLLM {described['vllm']}",
-        "max_batched_tokens": options["max_batched_tokens"],
-        "max_sequences": options["max_sequences"],
-        "max_model_len": options["max_model_len"],
-        "gpu_memory_utilization": options["gpu_memory_utilization"],
-        "chunked_prefill": True,
+        **engine_limits(described),
         "cuda_graphs": bool(graphs),
         "compiled": bool(options["compiled"]),
         "asynchronous": bool(options["asynchronous"]),
