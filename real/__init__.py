@@ -21,15 +21,15 @@ and gives a `Report`, `take_profile` measures.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from servetwin.core import BadInput
+from servetwin.core.installed import not_installed
 
 
 def require() -> None:
     """Raise `BadInput` unless what models need is installed."""
-    missing = [name for name in ("torch", "diffusers", "transformers") if find_spec(name) is None]
+    missing = not_installed("torch", "diffusers", "transformers")
     if missing:
         raise BadInput(
             f"real execution needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed",

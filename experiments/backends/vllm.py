@@ -9,12 +9,12 @@ import itertools
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from servetwin.core import BadInput, Recorder, Summary, Worker
+from servetwin.core.installed import not_installed
 from servetwin.core.llm import TokenRequest
 from servetwin.core.llm.worker import TokenWorker
 
@@ -197,7 +197,7 @@ class VllmBackend:
 
 def require_vllm() -> None:
     """Raise `BadInput` unless vLLM is installed, and torch with it."""
-    missing = [name for name in ("vllm", "torch") if find_spec(name) is None]
+    missing = not_installed("vllm", "torch")
     if missing:
         are = "is" if len(missing) == 1 else "are"
         what = f"language models need {' and '.join(missing)}, which {are} not installed"

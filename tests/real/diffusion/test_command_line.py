@@ -6,13 +6,13 @@ import json
 import os
 import signal
 import threading
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from servetwin.core import Outcome
+from servetwin.core.installed import not_installed
 from servetwin.core.invariants.record_checker import check_records
 from servetwin.experiments.cli import entry
 from servetwin.experiments.spec.loading import load
@@ -305,7 +305,9 @@ WRONG = {
     "no modules": (["run", "toy.yaml", *REAL], "there are no real modules for the pipeline vae -> dit"),
     "a language model of another device": (
         ["run", "opt-13b-a6000", "--backend", "real"],
-        "is of NVIDIA RTX A6000, but this machine has" if find_spec("vllm") else "real language models need vllm",
+        "is of NVIDIA RTX A6000, but this machine has"
+        if not not_installed("vllm")
+        else "real language models need vllm",
     ),
     "not that model": (["run", "tiny-dit-cpu", *REAL, "--model", "tiny-sd"], "tiny-sd does not have the modules of"),
     "no such model": (["run", "tiny-dit-cpu", *REAL, "--model", "dalle"], "unknown model 'dalle'"),
