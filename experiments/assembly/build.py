@@ -17,7 +17,7 @@ from servetwin.core import (
     BadInput,
     BatchWorker,
     FactorSLO,
-    LawBroken,
+    InvariantBroken,
     Recorder,
     Request,
     RunFolder,
@@ -76,7 +76,7 @@ class Run:
             held = self.loop.holders()
             if held:
                 raise PolicyFault(f"{what}; held by {held}")
-            raise LawBroken(f"{what}; held by no worker, under {self.loop.under()}")
+            raise InvariantBroken(f"{what}; held by no worker, under {self.loop.under()}")
         return self.recorder.summary
 
     def _source_then_stop(self) -> Iterator[Request]:

@@ -99,7 +99,7 @@ def test_edf_drops_nobody_for_a_last_bit() -> None:
         assert met(apart(200), slo, policy=EDFLLM)[0] == many
 
 
-def test_the_laws_hold_with_the_same_tolerance() -> None:
+def test_the_invariants_hold_with_the_same_tolerance() -> None:
     found = serve(VLLM(), requests(*[(at, 7, 20) for at in apart(50)]), times=STEPS,
                   slo=LimitsSLO.of(TokenLimits(e2el=0.4)))  # fmt: skip
     assert found.loop.recorder.summary.met == 50

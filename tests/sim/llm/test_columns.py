@@ -33,7 +33,7 @@ from servetwin.sim.llm.columns import play
 from servetwin.sim.llm.lane import TokenTiming
 from servetwin.sim.llm.latency_columns import TokenLatencies
 from servetwin.sim.llm.request_columns import TokenColumns
-from test_engine_laws import engines, noise, rows
+from test_engine_invariants import engines, noise, rows
 
 gaps = st.one_of(st.sampled_from([0.0, 0.0, 0.01, 0.1, 0.3, 2.0]), st.floats(0.0, 1.0))
 lengths = st.tuples(gaps, st.integers(1, 60), st.integers(1, 40))
