@@ -12,7 +12,18 @@ from servetwin.core.llm import ALL, Step
 from servetwin.experiments.assembly import build
 from servetwin.experiments.spec.loading import load
 from servetwin.experiments.spec.policy_registry import find_policy, policy_names
-from servetwin.policies.diffusion import clockwork, edf, fcfs, lsf, neustream, nexus, srpt, symphony
+from servetwin.policies.diffusion import (
+    clockwork,
+    edf,
+    fcfs,
+    lsf,
+    neustream,
+    nexus,
+    shepherd,
+    srpt,
+    symphony,
+    tetriserve,
+)
 from servetwin.policies.llm import edf_llm, neustream_llm, sarathi, vllm, vllm_v1
 
 DIFFUSION = {
@@ -22,8 +33,10 @@ DIFFUSION = {
     "lsf": lsf,
     "neustream": neustream,
     "nexus": nexus,
+    "shepherd": shepherd,
     "srpt": srpt,
     "symphony": symphony,
+    "tetriserve": tetriserve,
 }
 LLM = {"edf-llm": edf_llm, "neustream-llm": neustream_llm, "sarathi": sarathi, "vllm": vllm, "vllm-v1": vllm_v1}
 #: Those that have no such part: they run whole requests.
