@@ -32,7 +32,7 @@ def limits_of(experiment: Experiment) -> TokenLimits | None:
 
 
 def deadlines_of(experiment: Experiment, profile: Profile) -> TokenDeadlines | None:
-    """The deadlines of the tokens that a model with this *profile* puts out; None if the experiment has none."""
+    """The deadlines of the tokens that a model with this *profile* generates; None if the experiment has none."""
     slo = experiment.slo
     if not isinstance(slo, TokenSLOSpec):
         return None
