@@ -437,7 +437,7 @@ def trace(
     runs: Annotated[list[Path], typer.Argument(help="Run folders: a real run and its simulation, say.")],
     out: Annotated[Path, typer.Option(help="The trace file: .json, or .json.gz.")],
 ) -> None:
-    """Write runs as one trace file for ui.perfetto.dev: batches, requests, queues."""
+    """Write runs as one trace file for ui.perfetto.dev: batches, requests, queues, KV cache use, busy devices."""
     from ..plotting.perfetto import write
 
     count = write(runs, out)
