@@ -278,14 +278,14 @@ def _engines(meta: Mapping[str, Any]) -> tuple[dict[str, int], set[str]]:
     """How many tokens the KV cache of an engine has room for, where its profile is here; and which engines swap."""
     from servetwin.profiles import load
 
-    from ..assembly.llm_workers import engine_limits
+    from ..assembly.llm_workers import settings_of
 
     capacity: dict[str, int] = {}
     swapping: set[str] = set()
     for worker, experiment in _workers(meta):
         if worker.device is not None and any(experiment.pipeline.modules[m].llm for m in worker.modules):
             try:
-                limits = engine_limits(worker, load(experiment.deployment.devices[worker.device]))
+                limits = settings_of(worker, load(experiment.deployment.devices[worker.device])).limits
             except BadInput:
                 continue  # its profile is not here
             capacity[_name(worker)] = limits.blocks * limits.block_size
