@@ -163,9 +163,9 @@ class _Run:
         if a is None or b is None or a[1][0] > b[0][0]:
             return
         self.arrows += 1
-        common: dict[str, Any] = {"cat": "hand-over", "id": self.pid * MANY + self.arrows}
-        yield self.event("s", "hand-over", *a[1], **common)
-        yield self.event("f", "hand-over", *b[0], bp="e", **common)
+        common: dict[str, Any] = {"cat": "transfer", "id": self.pid * MANY + self.arrows}
+        yield self.event("s", "transfer", *a[1], **common)
+        yield self.event("f", "transfer", *b[0], bp="e", **common)
 
     def counters(self) -> Iterator[Event]:
         """How many requests wait and are served and how full KV caches are, whenever that changes; how busy devices

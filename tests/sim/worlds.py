@@ -14,7 +14,11 @@ from servetwin.core import Decision, Module, Pipeline, Policy, Recorder, Repeat,
 from servetwin.policies.diffusion.clockwork import Clockwork
 from servetwin.policies.diffusion.edf import EDF
 from servetwin.policies.diffusion.fcfs import FCFS
+from servetwin.policies.diffusion.lsf import LSF
 from servetwin.policies.diffusion.neustream import NeuStream
+from servetwin.policies.diffusion.nexus import Nexus
+from servetwin.policies.diffusion.srpt import SRPT
+from servetwin.policies.diffusion.symphony import Symphony
 from servetwin.sim import MeasuredTiming, TableTiming
 from servetwin.sim.batch_lane import Rate
 
@@ -38,6 +42,12 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "edf": EDF,
     "steps": Steps,
     "edf-keep": lambda: EDF(max_batch=2, drop_late=False),
+    "lsf": LSF,
+    "lsf-keep": lambda: LSF(max_batch=2, drop_late=False),
+    "nexus": Nexus,
+    "srpt": SRPT,
+    "srpt-drop": lambda: SRPT(max_batch=2, drop_late=True),
+    "symphony": Symphony,
 }
 
 #: name -> (modules, edges, placements)
