@@ -454,7 +454,7 @@ def trace(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, e.g. a real run and its simulation.")],
     out: Annotated[Path, typer.Option(help="Output trace file: .json or .json.gz.")],
 ) -> None:
-    """Write runs as one trace file for ui.perfetto.dev: batches, requests, queues."""
+    """Write runs as one trace file for ui.perfetto.dev: batches, requests, queues, KV cache use, busy devices."""
     from ..plotting.perfetto import write
 
     count = write(runs, out)
