@@ -19,12 +19,12 @@ ended, a timer rang) and gives commands out (run this batch, wake me then) throu
 `installed`                 which packages of the optional extras are there
 `testing`                   a worker and an engine that ask a policy without a simulation
 `llm`                       all of that for engines of language models
-`invariants`                the laws of docs/reference/laws.md, checked while a run goes and on its records
+`invariants`                docs/reference/invariants.md, checked while a run goes and on its records
 ==========================  ===============================================================================
 """
 
 from .batch_worker import BatchWorker
-from .errors import BadInput, LawBroken, ServeTwinError
+from .errors import BadInput, InvariantBroken, ServeTwinError
 from .executor import Executor, Handle
 from .loop import ServingLoop
 from .metrics import Summary
@@ -46,7 +46,7 @@ __all__ = [
     "Executor",
     "FactorSLO",
     "Handle",
-    "LawBroken",
+    "InvariantBroken",
     "Module",
     "Outcome",
     "Pipeline",

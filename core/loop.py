@@ -15,7 +15,7 @@ from typing import Any
 
 from .branching import Branching
 from .budget import Budget
-from .errors import BadInput, LawBroken
+from .errors import BadInput, InvariantBroken
 from .executor import Executor
 from .invariants.answers import compared, shown, write_fault
 from .invariants.code_inspection import named, own
@@ -357,7 +357,7 @@ class ServingLoop:
         if request.outcome is not None:
             if request.id in self.live:
                 raise write_fault(self.policies(), f"outcome of request {request.id}", "outcome")
-            raise LawBroken(f"request {request.id} ended twice: as {request.outcome}, then as {outcome}")
+            raise InvariantBroken(f"request {request.id} ended twice: as {request.outcome}, then as {outcome}")
         if self._booked and self.entrance is None:
             self._check_request(request)
             del self.known[request.id]

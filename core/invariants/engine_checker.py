@@ -1,4 +1,4 @@
-"""The laws on LLM engines: what `servetwin.core.invariants.checker.LawChecker` checks of them while a run goes.
+"""The invariants on LLM engines: what `checker.InvariantChecker` checks of them while a run goes.
 
 At each step all running requests are counted anew, one by one; the engine's own sums must say the same.
 """
@@ -12,7 +12,7 @@ from ..llm.batch import TokenBatch
 from ..llm.policy import All, Step, TokenView
 from ..llm.request import TokenTask
 from ..request import Outcome, Outputs, Task
-from .laws import broken
+from .catalogue import broken
 
 if TYPE_CHECKING:
     from ..llm.worker import TokenWorker
@@ -78,7 +78,7 @@ class EngineCheck:
         self.tokens.update(self.before)
 
     def settled(self) -> None:
-        """The engine has dealt with an event: law 6, and its sums are those of the tasks."""
+        """The engine has dealt with an event: invariant 6, and its sums are those of the tasks."""
         view = self.view
         held = sum(view.blocks_for(task.computed) for task in view.running)
         if view.free_blocks < 0 or view.free_blocks + held != view.blocks:

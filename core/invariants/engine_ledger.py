@@ -13,8 +13,8 @@ from ..llm.request import Ticks, TokenTask
 from ..pipeline import Stage
 from ..worker import Loop
 from .answers import check_decision, check_item, compared, fault, write_fault
+from .catalogue import broken
 from .code_inspection import named
-from .laws import broken
 
 #: So many steps that preempted somebody, on end and without a token that came out, and an engine is taken to go round
 #: in circles: what it computes it forgets again, and that would never end.

@@ -1,4 +1,4 @@
-"""The laws on the records of a run: `check_records` reads a run folder, simulated or measured."""
+"""The invariants on the records of a run: `check_records` reads a run folder, simulated or measured."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 from ..errors import BadInput
 from ..request import Outcome
 from ..slo import latest
-from .laws import broken
+from .catalogue import broken
 
 FINISHED = (Outcome.MET, Outcome.LATE)
 
 
 def check_records(folder: Path, inputs: Mapping[str, Sequence[str]] | None = None) -> None:
-    """Hold the records of a finished run in *folder* to laws 1, 2, 3, 4, 7 and 10; raises `LawBroken`.
+    """Hold the records of a finished run in *folder* to invariants 1, 2, 3, 4, 7 and 10; raises `InvariantBroken`.
 
     The records do not say which stage feeds which. With *inputs* (stage -> the stages that feed it) that order is
     checked too. Raises `BadInput` if it is no folder of a finished run.

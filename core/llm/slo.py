@@ -134,9 +134,13 @@ def sent_at(task: TokenTask) -> float:
 
 @dataclass(frozen=True)
 class TokenDeadlines(CumulativeSLO):
-    """NeuStream's deadlines; a request meets them with all its tokens, or (*meets* "last") with its last."""
+    """NeuStream's deadlines; a request meets them with all its tokens, or (*meets* "last") with its last.
+
+    *limits* decide nothing here: how many requests keep them is reported beside.
+    """
 
     meets: Literal["all", "last"] = "all"
+    limits: TokenLimits | None = None
     #: What each token may take longer, by how many came before it, in seconds.
     _longer_contexts: np.ndarray = field(init=False, repr=False, compare=False)
 

@@ -170,7 +170,7 @@ def check(
     policy: Annotated[str, typer.Argument(help="A policy by name, my_policy.py, or package.module:Class.")],
     experiment: Annotated[str | None, typer.Argument(help="Where to try it; else on short runs of its kind.")] = None,
 ) -> None:
-    """Try a policy under all laws: whether it keeps to what it may do, decides the same again, its Repeats hold."""
+    """Try a policy under all invariants: keeps to what it may do, decides the same again, its Repeats hold."""
     from ..validation.check_policy import check as engine
 
     for line in engine(policy, experiment).lines():

@@ -77,7 +77,7 @@ def requests_of(folder: Path) -> list[Request]:
 
 
 def _terms(record: Row) -> dict[str, Any]:
-    said = {name: record[name] for name in ("priority", "tenant", "weight") if name in record}
+    said: dict[str, Any] = {name: record[name] for name in ("priority", "tenant", "weight") if name in record}
     return {**said, "class_name": record["class"]} if "class" in record else said
 
 

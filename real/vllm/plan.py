@@ -72,6 +72,7 @@ class Run:
     intake: list[float]
     seconds: float
     reason: str = "cut off by the stop"  #: why those failed that did
+    moves: int | None = None  #: of the thread that launches steps, to less disturbed cores, where it looks for them
 
 
 #: What a client may say of a request that is a number of 0 or more, a text, or a whole number.

@@ -1,4 +1,4 @@
-"""Law 9: taking many iterations as one event gives the very results of taking them one by one."""
+"""Invariant 9: taking many iterations as one event gives the very results of taking them one by one."""
 
 import json
 

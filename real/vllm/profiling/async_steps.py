@@ -19,7 +19,7 @@ from functools import partial
 
 from servetwin.core.llm import Step, TokenPolicy, TokenTask, TokenView
 
-from ..engine import VllmEngine, undisturbed
+from ..engine import VllmEngine
 from .recent_load import traffic
 from .step_grid import Chunked, Measured, _Bench, _split
 
@@ -166,7 +166,7 @@ def rotate(
     longest = deadline + seconds * LONGER
     until = longest
     options = engine.options
-    with undisturbed():
+    with engine.undisturbed():
         for _ in range(3):  # warm-up: the first of everything is slow
             size = min(8, options.max_sequences // 2)
             bench.hold(size, 64)

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from plain_llm import Deadlines, serve
 from servetwin.core import BadInput, Module, Pipeline, Recorder, Request
-from servetwin.core.invariants.checker import LawChecker
+from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.llm import LimitsSLO, TokenDeadlines, TokenLimits, TokenTask
 from servetwin.core.llm.token_gaps import Gaps
 from servetwin.experiments.assembly import build
@@ -239,15 +239,15 @@ def test_every_policy_serves_with_noise(policy):
 
 @pytest.mark.parametrize("blocks", [1403, 120])
 @pytest.mark.parametrize("policy", ["neustream-llm", "vllm", "vllm-v1", "sarathi", "edf-llm"])
-def test_the_workload_keeps_the_laws(policy, blocks):
+def test_the_workload_keeps_the_invariants(policy, blocks):
     """With memory for all, and with so little that requests are preempted; blocks are conserved either way."""
     experiment = small(("deployment.workers.0.engine.blocks", blocks), requests=60, policy=policy, rate=12.0)
     experiment = load(experiment.as_dict(), [("workload.lengths.llm.output.tokens", 60)])
-    laws = LawChecker()
-    run = build.build(experiment, laws)
-    laws.watch(run.loop)
+    checker = InvariantChecker()
+    run = build.build(experiment, checker)
+    checker.watch(run.loop)
     summary = run.play().as_dict()
-    laws.finish()
+    checker.finish()
     assert summary["met"] + summary["late"] + summary["dropped"] == 60
     assert (summary["preemptions"] > 0) == (blocks == 120)
 

@@ -119,7 +119,7 @@ ENDS = {
         "Bad",
     ),
     "speaks as we do": (
-        DECIDE + "        from servetwin.core import LawBroken\n        raise LawBroken('x')\n",
+        DECIDE + "        from servetwin.core import InvariantBroken\n        raise InvariantBroken('x')\n",
         "the policy failed",
     ),
     "stops as we do": (

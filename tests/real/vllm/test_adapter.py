@@ -2,7 +2,7 @@
 
 import pytest
 from no_gpu import Asked, _tokens, replay, scheduler, vllm_request
-from servetwin.core import BadInput, LawBroken, ServeTwinError
+from servetwin.core import BadInput, InvariantBroken, ServeTwinError
 from servetwin.core.llm import ALL, Step, TokenPolicy
 from servetwin.real.vllm.scheduler import (
     AsyncPolicyScheduler,
@@ -158,12 +158,12 @@ def test_idles_when_the_policy_does(folder):
     assert len(made.view.waiting) == 1
 
 
-def test_a_task_that_is_not_there_breaks_the_law(folder):
+def test_a_task_that_is_not_there_breaks_the_invariant(folder):
     made, _ = scripted(folder, lambda view: Step([(kept, 20)]), [(20, 1)])
     kept = next(iter(made.tasks.values()))
     step(made)
     made.add_request(vllm_request(Asked(7, 0.0, 20, 1)))
-    with pytest.raises(LawBroken, match="which is not at"):
+    with pytest.raises(InvariantBroken, match="which is not at"):
         made.schedule()
 
 

@@ -114,7 +114,7 @@ def test_what_a_step_costs_does_not_depend_on_how_many_decode(policy, host):
         before = sys.gettrace()
         try:
             sent = requests(*[(0.0, 10, 80)] * requests_in_all)
-            serve(Counted(policy()), sent, times=SLOW, laws=False, host=host, blocks=10_000, max_sequences=1000)
+            serve(Counted(policy()), sent, times=SLOW, invariants=False, host=host, blocks=10_000, max_sequences=1000)
         finally:
             sys.settrace(before)
         return lines[0]

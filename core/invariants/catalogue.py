@@ -1,10 +1,10 @@
-"""The laws by number (docs/reference/laws.md), and the error that says that one does not hold."""
+"""The invariants by number (docs/reference/invariants.md), and the error that says that one does not hold."""
 
 from __future__ import annotations
 
-from ..errors import LawBroken
+from ..errors import InvariantBroken
 
-LAWS = {
+INVARIANTS = {
     1: "every request ends exactly once",
     2: "time orders a request's way",
     3: "one batch in flight per worker",
@@ -18,5 +18,5 @@ LAWS = {
 }
 
 
-def broken(law: int, what: str) -> LawBroken:
-    return LawBroken(f"law {law} ({LAWS[law]}): {what}")
+def broken(invariant: int, what: str) -> InvariantBroken:
+    return InvariantBroken(f"invariant {invariant} ({INVARIANTS[invariant]}): {what}")
