@@ -20,7 +20,7 @@ from .code_inspection import named
 #: in circles: what it computes it forgets again, and that would never end.
 FRUITLESS = 1000
 
-#: What a task says of itself, from when the policy is first shown it to the end of its stay.
+#: What a task says of itself, from when the policy is first shown it to the end of its visit.
 SAID = (
     "id", "prompt", "limit", "budget", "predicted", "arrival", "deadline", "queued", "admitted", "request", "arrival",
     "deadline", "priority", "tenant", "weight", "class_name",
@@ -103,7 +103,7 @@ class TokenBooks:
         self._said[task] = says(task)
 
     def forget(self, task: TokenTask) -> None:
-        """The stay of *task* is over. Raises `PolicyFault` if it does not say what it should."""
+        """The visit of *task* is over. Raises `PolicyFault` if it does not say what it should."""
         del self.lengths[task]
         if not self.booked:
             return

@@ -94,7 +94,7 @@ def test_many_steps_as_one_event_equal_steps_one_by_one(name, workload, engine, 
 @given(workloads, engines, st.data())
 @settings(max_examples=25)
 def test_true_output_lengths_change_no_decision_before_they_show(name, workload, engine, data):
-    """Invariant 11: the same requests, but one puts out more tokens: up to the step in which it would have left, all
+    """Invariant 11: the same requests, but one generates more tokens: up to the step in which it would have left, all
     is the same."""
     sent = rows(workload)
     chosen = data.draw(st.integers(0, len(sent) - 1), label="request")
