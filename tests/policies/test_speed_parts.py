@@ -24,7 +24,7 @@ from servetwin.policies.diffusion import (
     symphony,
     tetriserve,
 )
-from servetwin.policies.llm import edf_llm, neustream_llm, sarathi, vllm, vllm_v1
+from servetwin.policies.llm import edf_llm, fastserve, neustream_llm, orca, sarathi, vllm, vllm_v1
 
 DIFFUSION = {
     "clockwork": clockwork,
@@ -38,7 +38,15 @@ DIFFUSION = {
     "symphony": symphony,
     "tetriserve": tetriserve,
 }
-LLM = {"edf-llm": edf_llm, "neustream-llm": neustream_llm, "sarathi": sarathi, "vllm": vllm, "vllm-v1": vllm_v1}
+LLM = {
+    "edf-llm": edf_llm,
+    "fastserve": fastserve,
+    "neustream-llm": neustream_llm,
+    "orca": orca,
+    "sarathi": sarathi,
+    "vllm": vllm,
+    "vllm-v1": vllm_v1,
+}
 #: Those that have no such part: they run whole requests.
 PLAIN = {"clockwork", "fcfs", "nexus", "symphony"}
 
