@@ -1,4 +1,4 @@
-"""The serving loop: arrivals, hand-over between stages, drops and outcomes, written once.
+"""The serving loop: arrivals, transfer between stages, drops and outcomes, written once.
 
 It does no I/O and has no clock. Events come in as calls (`ServingLoop.arrive`, and what the executor calls back),
 commands go out through the `Executor`. So a simulated and a measured run of one experiment differ in time only.
@@ -89,7 +89,7 @@ class ServingLoop:
         self.budget = budget
         self.branching = branching
         if branching is None and any(s.branches for s in stages):
-            raise BadInput("the pipeline branches, and nothing says which way requests go", right="branching")
+            raise BadInput("the pipeline branches, and nothing says which branch requests take", right="branching")
         self.live: dict[int, Request] = {}
         self._outputs: dict[int, Outputs] = {}  # true output lengths of live requests, which no policy may see
         self.stopped = False
@@ -270,7 +270,7 @@ class ServingLoop:
         self.held.append(worker)
         return False
 
-    # -- a request's way --------------------------------------------------------------------------------
+    # -- a request's path -------------------------------------------------------------------------------
 
     def _forward(self, request: Request, stage: Stage, before: Task | None, jump: bool = False) -> None:
         """Hand *request* on to *stage*, after its stay *before*; a *jump* along a branch waits for no other input."""

@@ -20,7 +20,7 @@ from .code_inspection import named
 #: in circles: what it computes it forgets again, and that would never end.
 FRUITLESS = 1000
 
-#: What a task says of itself, from when the policy is first shown it to the end of its stay.
+#: What a task says of itself, from when the policy is first shown it to the end of its visit.
 SAID = (
     "id", "prompt", "limit", "budget", "arrival", "deadline", "queued", "admitted", "request", "arrival", "deadline",
 )  # fmt: skip
@@ -97,7 +97,7 @@ class TokenBooks:
         self._said[task] = says(task)
 
     def check_out(self, task: TokenTask) -> None:
-        """The stay of *task* is over. Raises `PolicyFault` if it does not say what it should."""
+        """The visit of *task* is over. Raises `PolicyFault` if it does not say what it should."""
         self._books.pop(task, None)
         known = self._said.pop(task, None)
         if known is not None:

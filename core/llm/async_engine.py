@@ -162,7 +162,7 @@ class TokenEngineAhead(TokenEngine):
             self._release(task)
         else:
             return
-        self._stay_over(task)
+        self._visit_over(task)
 
     # -- a step begins ------------------------------------------------------------------------------------
 

@@ -76,7 +76,7 @@ class TokenEngine(DecodeSums):
     # -- events -------------------------------------------------------------------------------------------
 
     def task(self, request: Request, now: float) -> TokenTask:
-        """The stay of *request* here. Raises `BadInput` if it does not say how many tokens it has for this stage."""
+        """The visit of *request* here. Raises `BadInput` if it does not say how many tokens it has for this stage."""
         return self._task(request, self.loop.outputs_of(request), now)
 
     def _task(self, request: Request, outputs: Outputs | None, now: float) -> TokenTask:
@@ -97,7 +97,7 @@ class TokenEngine(DecodeSums):
         return task
 
     def seconds_alone(self, request: Request, now: float) -> float:
-        """What *request*, which is not here yet, would take alone if it put out as much as it may."""
+        """What *request*, which is not here yet, would take alone if it generated as much as it may."""
         task = self.task(request, now)
         del self.lengths[task]
         return self.view.solo(task)
@@ -137,7 +137,7 @@ class TokenEngine(DecodeSums):
         if task in view.waiting:
             del view.waiting[task]
             self.worker.policy.removed(task, self.worker.shown, now)
-            self._stay_over(task)
+            self._visit_over(task)
         elif task in view.running:
             self.worker.policy.removed(task, self.worker.shown, now)
             if view.in_flight is not None:
@@ -146,7 +146,7 @@ class TokenEngine(DecodeSums):
                     self._tell_times(task)
             else:
                 self._release(task)
-                self._stay_over(task)
+                self._visit_over(task)
 
     def turn(self, now: float, fresh: bool = False) -> None:
         """Let the policy decide *now*, and launch what it says. *fresh*: something came while the engine was idle."""
@@ -238,13 +238,13 @@ class TokenEngine(DecodeSums):
             if asked is not None:
                 kept = asked.admit(task, worker.shown, now)
                 if kept is not True and not check_kept(worker.policy, kept):
-                    self._stay_over(task)
+                    self._visit_over(task)
                     self.loop.drop(task, self.view)
                     continue
             waiting[task] = None
 
-    def _stay_over(self, task: TokenTask) -> None:
-        """The stay of *task* is over."""
+    def _visit_over(self, task: TokenTask) -> None:
+        """The visit of *task* is over."""
         del self.lengths[task]
         if self.booked:
             self.check_out(task)
@@ -451,7 +451,7 @@ class TokenEngine(DecodeSums):
             self.turn(self.loop.now())
 
     def _tick(self, batch: TokenBatch, now: float) -> None:
-        """All that decode have put out a token, or several."""
+        """All that decode have generated a token, or several."""
         view, ticks, phases, size = self.view, self.ticks, self.phases, self.size
         tick, count = self.tick, batch.count
         ticks.count = self.tick = last = tick + count
@@ -481,7 +481,7 @@ class TokenEngine(DecodeSums):
                     self.finish(task, now)
 
     def _advance(self, chosen: Sequence[TokenTask], now: float) -> None:
-        """Some of those that decode have put out a token."""
+        """Some of those that decode have generated a token."""
         self._fruitless = 0
         self._recomputed.difference_update(chosen)
         for task in chosen:
@@ -530,11 +530,11 @@ class TokenEngine(DecodeSums):
         del self.view.running[task]
 
     def finish(self, task: TokenTask, now: float) -> None:
-        """*task*, which does not decode with the others (any more), has put out its last token."""
+        """*task*, which does not decode with the others (any more), has generated its last token."""
         self.view.free_blocks -= -task.base_computed // self.size
         del self.view.running[task]
         del self.lengths[task]
-        if self.booked:  # as `_stay_over`, without the call
+        if self.booked:  # as `_visit_over`, without the call
             self.check_out(task)
         request = task.request
         if request.outcome is None:
@@ -563,7 +563,7 @@ class TokenEngine(DecodeSums):
             task.base_computed = 0
         self._keep(task)
         if self._outgrown(task):
-            self._stay_over(task)
+            self._visit_over(task)
             self.loop.fail(
                 task.request, f"its {task.prompt + task.base_generated} tokens do not fit into {view.name}"
             )
@@ -583,7 +583,7 @@ class TokenEngine(DecodeSums):
             del view.waiting[task]
         else:
             raise fault(self.worker.policy, f"it drops {task}, which is not at {view.name}", "a task of its view")
-        self._stay_over(task)
+        self._visit_over(task)
         self.loop.drop(task, view)
 
     def _purge(self) -> None:
@@ -591,4 +591,4 @@ class TokenEngine(DecodeSums):
         self.stale = False
         for task in [t for t in self.view.running if t.request.outcome is not None]:
             self._release(task)
-            self._stay_over(task)
+            self._visit_over(task)

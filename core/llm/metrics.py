@@ -90,7 +90,7 @@ class StageTokens:
         self.last_finish = -inf
 
     def ended(self, task: TokenTask) -> None:
-        """The request of *task* has ended; *task* may have put out no token, some, or all."""
+        """The request of *task* has ended; *task* may have generated no token, some, or all."""
         self.preemptions += task.preemptions
         if task.arrival < self.first_arrival:
             self.first_arrival = task.arrival
@@ -125,7 +125,7 @@ class StageTokens:
             self.within_limits += 1
 
     def ended_block(self, block: TokenBlock) -> np.ndarray:
-        """Those of *block* have put out all their tokens; gives which of them kept the SLO of their tokens.
+        """Those of *block* have generated all their tokens; gives which of them kept the SLO of their tokens.
 
         To the bit what `ended` gives of one after the other.
         """

@@ -37,7 +37,7 @@ class TokenSLO(Protocol):
         """When output token number *token* (1 is the first) must be out."""
 
     def met(self, task: TokenTask) -> bool:
-        """Whether *task*, which has just put out its last token, kept this SLO."""
+        """Whether *task*, which has just generated its last token, kept this SLO."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class TokenLimits:
 
 
 def task_limits(task: TokenTask, limits: TokenLimits) -> bool:
-    """Whether *task*, which has put out all its tokens, kept *limits*."""
+    """Whether *task*, which has generated all its tokens, kept *limits*."""
     assert task.first_token is not None
     assert task.finished is not None
     sent = sent_at(task)
@@ -153,7 +153,7 @@ class TokenDeadlines(CumulativeSLO):
         return int(np.count_nonzero(self.in_time(task))) == task.generated
 
     def deadlines(self, task: TokenTask) -> np.ndarray:
-        """When each of the tokens that *task* has put out was due, in seconds since the run began."""
+        """When each of the tokens that *task* has generated was due, in seconds since the run began."""
         return self._due(task, False)
 
     def _due(self, task: TokenTask, tolerant: bool) -> np.ndarray:
@@ -172,7 +172,7 @@ class TokenDeadlines(CumulativeSLO):
         return steps, (self.decode_scale * self.d1) * sums
 
     def in_time(self, task: TokenTask) -> np.ndarray:
-        """Which of the tokens that *task* has put out came by their deadlines.
+        """Which of the tokens that *task* has generated came by their deadlines.
 
         What was found for all of a task's tokens is kept with it: SLO and summary both ask.
         """

@@ -181,7 +181,7 @@ def said_where(folder: Path | None) -> Iterator[None]:
 def make_slo(experiment: Experiment, profiles: dict[str, Profile]) -> AbsoluteSLO | FactorSLO:
     """The experiment's SLO; a module's solo latency is that on the device of the first worker that serves it.
 
-    Where the pipeline branches, it goes by the way that a request most likely takes.
+    Where the pipeline branches, it goes by the path that a request most likely takes.
     """
     spec = experiment.slo
     if isinstance(spec, FixedSLO):

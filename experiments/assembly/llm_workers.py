@@ -75,7 +75,7 @@ def contexts(experiment: Experiment, profiles: dict[str, Profile]) -> dict[str, 
 
 
 def deadlines_of(experiment: Experiment, profile: Profile) -> TokenDeadlines | None:
-    """The deadlines of the tokens that a model with this *profile* puts out, with the limits per request that are
+    """The deadlines of the tokens that a model with this *profile* generates, with the limits per request that are
     reported beside them; None if the experiment has neither."""
     slo = experiment.slo
     if not isinstance(slo, TokenSLOSpec):
