@@ -22,14 +22,17 @@ FRUITLESS = 1000
 
 #: What a task says of itself, from when the policy is first shown it to the end of its visit.
 SAID = (
-    "id", "prompt", "limit", "budget", "arrival", "deadline", "queued", "admitted", "request", "arrival", "deadline",
+    "id", "prompt", "limit", "budget", "predicted", "arrival", "deadline", "queued", "admitted", "request", "arrival",
+    "deadline", "priority", "tenant", "weight", "class_name",
 )  # fmt: skip
 
 
 def says(task: TokenTask) -> tuple[object, ...]:
     """What *task* says now of `SAID`."""
     request, sent = task.request, (task.arrival, task.deadline, task.queued, task.admitted)
-    return task.id, task.prompt, task.limit, task.budget, *sent, request.id, request.arrival, request.deadline
+    asked = request.id, request.arrival, request.deadline
+    terms = request.priority, request.tenant, request.weight, request.class_name
+    return task.id, task.prompt, task.limit, task.budget, task.predicted, *sent, *asked, *terms
 
 
 #: What a task counts, and how it says so.

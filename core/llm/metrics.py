@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..group_metrics import Tokens
 from ..metrics import Summary
 from ..request import Request
 from ..slo import latest, slack
@@ -219,6 +220,27 @@ class TokenSummary(Summary):
         for task in request.tasks:
             if isinstance(task, TokenTask):
                 stages[task.stage.name].ended(task)
+        if request.class_name or request.tenant:
+            self._count_tokens(request)
+
+    def _count_tokens(self, request: Request) -> None:
+        """Count the tokens of *request* for its class and its tenant."""
+        for group in self.groups.of(request):
+            tokens = group.tokens = group.tokens or Tokens()
+            for task in request.tasks:
+                if not isinstance(task, TokenTask):
+                    continue
+                slo = self.stages[task.stage.name].slo
+                tokens.deadlines = tokens.deadlines or slo is not None
+                if task.first_token is None:
+                    continue
+                tokens.output += task.generated
+                if slo is not None:
+                    tokens.on_time += int(np.count_nonzero(slo.in_time(task)))
+                if task.finished is not None:
+                    tokens.ttft.append(task.first_token - sent_at(task))
+                    if task.generated > 1:
+                        tokens.tpot.append((task.finished - task.first_token) / (task.generated - 1))
 
     def as_dict(self) -> dict[str, Any]:
         """As of `Summary`, with ``llm``: the tokens of each LLM stage; those of a single one stand at the top too."""
