@@ -6,7 +6,7 @@ from ..errors import InvariantBroken
 
 INVARIANTS = {
     1: "every request ends exactly once",
-    2: "time orders a request's way",
+    2: "time stamps of a request are in order",
     3: "one batch in flight per worker",
     4: "a batch is within its limits",
     5: "no worker idles with work at hand unless its policy said so",

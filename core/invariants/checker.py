@@ -199,7 +199,7 @@ class InvariantChecker(Recorder):
             check_order(way, str(task))
 
     def _check_graph(self, request: Request, stays: Counter[str]) -> None:
-        """Each stay follows what leads to it, a join all of it; and what a finished request left was gone on from."""
+        """Each visit follows what leads to it (a join: all of it); no finished request left a stage for nowhere."""
         visits: Counter[str] = Counter()
         finishes: dict[str, list[float]] = {}
         for task in request.tasks:

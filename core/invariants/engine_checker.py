@@ -25,7 +25,7 @@ class EngineCheck:
         self.worker = worker
         self.asked = asked
         self.view: TokenView = worker.view
-        self.tokens: dict[TokenTask, int] = {}  # put out so far, by the checker's own count
+        self.tokens: dict[TokenTask, int] = {}  # generated so far, by the checker's own count
         self.before: dict[TokenTask, int] = {}  # and after the step in flight
 
     def decided(self, step: Step) -> None:
@@ -88,14 +88,14 @@ class EngineCheck:
             raise broken(6, f"{view.name} counts {(view.decoding, view.context)} decoding and context, not {counts}")
         for task in view.running:
             if task.generated != self.tokens.get(task, 0):
-                raise broken(7, f"{task} counts {task.generated} tokens, but put out {self.tokens.get(task, 0)}")
+                raise broken(7, f"{task} counts {task.generated} tokens, but generated {self.tokens.get(task, 0)}")
 
     def ended(self, task: TokenTask) -> None:
-        """A request has ended, with this stay."""
+        """A request has ended, with this visit."""
         put_out, asked = self.put_out(task), self.asked_of(task)
         finished = task.finished is not None
         if task.generated != put_out or put_out > asked or (finished and put_out != asked):
-            raise broken(7, f"{task} ended with {task.generated} tokens; it put out {put_out} of {asked}")
+            raise broken(7, f"{task} ended with {task.generated} tokens; it generated {put_out} of {asked}")
         if task.request.outcome in (Outcome.MET, Outcome.LATE) and not finished:
             raise broken(7, f"{task} never finished, but its request did")
         first = task.first_token

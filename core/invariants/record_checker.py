@@ -132,15 +132,15 @@ def _check_stay(
 
 
 def _check_tokens(stay: dict[str, Any], done: bool, where: str) -> None:
-    """The stay at an LLM stage."""
+    """The visit to an LLM stage."""
     generated, tokens = stay["generated"], stay.get("tokens")
     if not 0 <= generated <= stay["limit"] or (done and not generated):
-        raise broken(7, f"{where} put out {generated} tokens, of {stay['limit']} at most")
+        raise broken(7, f"{where} generated {generated} tokens, of {stay['limit']} at most")
     marks = [(m, stay[m]) for m in ("started", "first_token", "last_token") if stay[m] is not None]
     check_order(marks, where)
     if done and tokens is not None:
         if len(tokens) != generated or tokens[0] != stay["first_token"] or tokens[-1] != stay["last_token"]:
-            raise broken(7, f"{where} put out {generated} tokens, at {tokens}")
+            raise broken(7, f"{where} generated {generated} tokens, at {tokens}")
         check_order([(f"token {i + 1}", at) for i, at in enumerate(tokens)], where)
 
 

@@ -78,7 +78,7 @@ class TokenEngine(DecodeSums):
     # -- events -------------------------------------------------------------------------------------------
 
     def task(self, request: Request, now: float) -> TokenTask:
-        """The stay of *request* here. Raises `BadInput` if it does not say how many tokens it has for this stage."""
+        """The visit of *request* here. Raises `BadInput` if it does not say how many tokens it has for this stage."""
         return self._task(request, self.loop.outputs_of(request), now)
 
     def _task(self, request: Request, outputs: Outputs | None, now: float) -> TokenTask:
@@ -99,7 +99,7 @@ class TokenEngine(DecodeSums):
         return task
 
     def seconds_alone(self, request: Request, now: float) -> float:
-        """What *request*, which is not here yet, would take alone if it put out as much as it may."""
+        """What *request*, which is not here yet, would take alone if it generated as much as it may."""
         task = self.task(request, now)
         del self.lengths[task]
         return self.view.solo(task)
@@ -139,7 +139,7 @@ class TokenEngine(DecodeSums):
         if task in view.waiting:
             del view.waiting[task]
             self.worker.policy.removed(task, self.worker.shown, now)
-            self.forget(task)
+            self._visit_over(task)
         elif task in view.running:
             self.worker.policy.removed(task, self.worker.shown, now)
             if view.in_flight is not None:
@@ -148,7 +148,7 @@ class TokenEngine(DecodeSums):
                     self._tell_times(task)
             else:
                 self._release(task)
-                self.forget(task)
+                self._visit_over(task)
 
     def turn(self, now: float, fresh: bool = False) -> None:
         """Let the policy decide *now*, and launch what it says. *fresh*: something came while the engine was idle."""
@@ -227,21 +227,7 @@ class TokenEngine(DecodeSums):
         worker, waiting = self.worker, self.view.waiting
         inbox: list[TokenTask] = worker.inbox  # type: ignore[assignment]
         worker.inbox = []
-        if self.seen or not admits_all(worker.policy):
-            self._ask_in(inbox, now)
-            return
-        for task in inbox:
-            if task.request.outcome is None:
-                task.admitted = now
-                if self.booked:
-                    self.note(task)
-                waiting[task] = None
-            else:
-                del self.lengths[task]
-
-    def _ask_in(self, inbox: Sequence[TokenTask], now: float) -> None:
-        """Likewise, where arrivals are stamped now or the policy may refuse."""
-        worker, view = self.worker, self.view
+        asked = None if admits_all(worker.policy) else self.guard or worker.policy
         for task in inbox:
             if task.request.outcome is not None:
                 del self.lengths[task]
@@ -249,13 +235,21 @@ class TokenEngine(DecodeSums):
             task.admitted = now
             if self.seen:
                 task.arrival = now
-            self.note(task)
-            kept = (self.guard or worker.policy).admit(task, worker.shown, now)
-            if kept is True or check_kept(worker.policy, kept):
-                view.waiting[task] = None
-            else:
-                self.forget(task)
-                self.loop.drop(task, view)
+            if self.booked:
+                self.note(task)
+            if asked is not None:
+                kept = asked.admit(task, worker.shown, now)
+                if kept is not True and not check_kept(worker.policy, kept):
+                    self._visit_over(task)
+                    self.loop.drop(task, self.view)
+                    continue
+            waiting[task] = None
+
+    def _visit_over(self, task: TokenTask) -> None:
+        """The visit of *task* is over."""
+        del self.lengths[task]
+        if self.booked:
+            self.check_out(task)
 
     # -- a step -------------------------------------------------------------------------------------------
 
@@ -461,7 +455,7 @@ class TokenEngine(DecodeSums):
             self.turn(self.loop.now())
 
     def _tick(self, batch: TokenBatch, now: float) -> None:
-        """All that decode have put out a token, or several."""
+        """All that decode have generated a token, or several."""
         view, ticks, phases, size = self.view, self.ticks, self.phases, self.size
         tick, count = self.tick, batch.count
         ticks.count = self.tick = last = tick + count
@@ -491,7 +485,7 @@ class TokenEngine(DecodeSums):
                     self.finish(task, now)
 
     def _advance(self, chosen: Sequence[TokenTask], now: float) -> None:
-        """Some of those that decode have put out a token."""
+        """Some of those that decode have generated a token."""
         self._fruitless = 0
         self._recomputed.difference_update(chosen)
         for task in chosen:
@@ -540,10 +534,12 @@ class TokenEngine(DecodeSums):
         del self.view.running[task]
 
     def finish(self, task: TokenTask, now: float) -> None:
-        """*task*, which does not decode with the others (any more), has put out its last token."""
+        """*task*, which does not decode with the others (any more), has generated its last token."""
         self.view.free_blocks -= -task.base_computed // self.size
         del self.view.running[task]
-        self.forget(task)
+        del self.lengths[task]
+        if self.booked:  # as `_visit_over`, without the call
+            self.check_out(task)
         request = task.request
         if request.outcome is None:
             task.finished = now
@@ -571,7 +567,7 @@ class TokenEngine(DecodeSums):
             task.base_computed = 0
         self._keep(task)
         if self._outgrown(task):
-            self.forget(task)
+            self._visit_over(task)
             self.loop.fail(
                 task.request, f"its {task.prompt + task.base_generated} tokens do not fit into {view.name}"
             )
@@ -591,7 +587,7 @@ class TokenEngine(DecodeSums):
             del view.waiting[task]
         else:
             raise fault(self.worker.policy, f"it drops {task}, which is not at {view.name}", "a task of its view")
-        self.forget(task)
+        self._visit_over(task)
         self.loop.drop(task, view)
 
     def _purge(self) -> None:
@@ -599,4 +595,4 @@ class TokenEngine(DecodeSums):
         self.stale = False
         for task in [t for t in self.view.running if t.request.outcome is not None]:
             self._release(task)
-            self.forget(task)
+            self._visit_over(task)

@@ -45,13 +45,12 @@ def met(
     sent: list[float], slo, *, policy=VLLM, columns: bool = True, seconds: float = float("inf")
 ) -> tuple[int, int]:
     """How many were met, and how many kept the limits that are counted beside."""
-    limits = slo.limits if isinstance(slo, LimitsSLO) else None
     view = view_of(STEPS, EngineLimits(1000), slo)
     executor = SimExecutor(lambda _: TokenTiming(STEPS))
     from servetwin.core import Recorder
 
     log = Recorder()
-    log.summary = summary = TokenSummary({view.stage.name: slo}, limits)
+    log.summary = summary = TokenSummary({view.stage.name: slo})
     log.wants_token_times = True
     loop = ServingLoop([view.stage], [TokenWorker(view.stage, policy(), view)], executor, log)
     many = len(sent)

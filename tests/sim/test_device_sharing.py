@@ -137,7 +137,7 @@ def test_an_engine_beside_another_model_is_refused() -> None:
         {"modules": ["plan"], "device": "gpu1", "limit": 8},
         {"modules": ["captioner"], "device": "gpu1", "limit": 64, "policy": {"name": "vllm-v1"}},
     ]
-    tree = loading.load("sdxl-caption-made-up").as_dict()
+    tree = loading.load("sdxl-caption-synthetic").as_dict()
     tree["pipeline"]["modules"] = {"plan": {}, "captioner": tree["pipeline"]["modules"]["captioner"]}
     tree["pipeline"]["branches"] = []
     tree["workload"]["steps"] = {}
@@ -150,7 +150,7 @@ def test_replicas_have_devices_of_their_own() -> None:
     assert time_shared(loading.load("dit-xl2-256-h100", [("deployment.replicas", 3), SHARED])) == []
 
 
-@pytest.mark.parametrize("name", ["sd15-512-rtx4090", "sd15-512-h100", "sdxl-caption-made-up", "tiny-sd-cpu"])
+@pytest.mark.parametrize("name", ["sd15-512-rtx4090", "sd15-512-h100", "sdxl-caption-synthetic", "tiny-sd-cpu"])
 def test_shipped_workloads_that_share_keep_the_invariant(name: str) -> None:
     experiment = loading.load(name, [("requests", 60)])
     assert time_shared(experiment)

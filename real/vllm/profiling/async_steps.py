@@ -94,7 +94,7 @@ class Move:
 class Script(TokenPolicy):
     """Does what `moves` says, one after the other, and rests when there are none left.
 
-    When the batch size changes, who comes or goes is drawn of the sequences that have more than one token to put out.
+    When the batch size changes, who comes or goes is drawn of the sequences with more than one token to generate.
     """
 
     def __init__(self, rng: random.Random) -> None:
@@ -143,7 +143,7 @@ class _Rotating(_Bench):
         self.take(kind)
 
     def hold(self, size: int, context: int) -> None:
-        """*size* sequences with *context* tokens each, that could put out tokens for ever."""
+        """*size* sequences with *context* tokens each, that could generate tokens for ever."""
         options = self.engine.options
         self.begin()
         at_once = max(1, options.max_batched_tokens // context)

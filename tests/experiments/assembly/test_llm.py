@@ -111,7 +111,7 @@ def test_lognormal_lengths_have_the_median_and_the_90th_percentile_asked_for():
 
 def test_what_does_not_fit_the_engines_context():
     spec = {"prompt": {"draw": "constant", "tokens": 2040}, "output": FIXED}
-    with pytest.raises(BadInput, match="request 0 puts out 100 tokens after a prompt of 2040, but the engine takes"):
+    with pytest.raises(BadInput, match="request 0 generates 100 tokens after a prompt of 2040, but the engine takes"):
         lengths(spec)
     assert lengths({**spec, "truncate": True}, count=1) == [(2040, 8, 8)]
     long = {"prompt": {"draw": "constant", "tokens": 3000}, "output": FIXED}
@@ -153,7 +153,7 @@ def test_one_request_alone():
 
 
 def task(times, prompt=100, arrival=0.0):
-    """A task that has put out its tokens at these times."""
+    """A task that has generated its tokens at these times."""
     (stage,) = Pipeline.chain(Module("llm", loop=True)).stages([["llm"]])
     request = Request(0, arrival, 100.0, {})
     made = TokenTask(request, stage, arrival, None, prompt, 100)

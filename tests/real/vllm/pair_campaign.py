@@ -43,7 +43,7 @@ from servetwin.real.vllm.scheduler import Estimates, Settings, slo_scales
 DECODE = (1, 2, 4, *range(8, 65, 8), *range(80, 129, 16), *range(160, 257, 32))
 LARGER = (*range(288, 513, 32), *range(576, 1025, 64))
 FEWER = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
-#: Tokens that a request puts out.
+#: Tokens that a request generates.
 OUTPUT = (16, 48)
 TIGHT, LOOSE = "3+1.5", "5+2"
 

@@ -60,7 +60,7 @@ def test_prefills_in_the_order_and_sizes_asked_for(folder):
     made, _ = scripted(folder, say, [(50, 5), (60, 5), (30, 5)])
     tokens, out = step(made)
     assert list(tokens.items()) == [("2", 30), ("0", 20)]
-    assert list(out) == ["2"]  # a chunk puts out nothing
+    assert list(out) == ["2"]  # a chunk generates nothing
     assert [t.id for t in made.view.running] == [2, 0]
     assert [t.id for t in made.view.waiting] == [1]
     assert [r.request_id for r in made.waiting] == ["1"]

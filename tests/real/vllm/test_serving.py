@@ -66,7 +66,7 @@ def requests(count, rate=60.0, seed=3):
 
 
 def check_tokens(model, engine, policy):
-    """What *engine* puts out under *policy* is what *model* puts out for each prompt alone."""
+    """What *engine* generates under *policy* is what *model* generates for each prompt alone."""
     from vllm import SamplingParams
 
     prompts = [[5 + (7 * i + 3 * j) % 400 for j in range(4 + 9 * i)] for i in range(6)]
