@@ -6,6 +6,7 @@
 `plotting`, `backends`  figures and traces; the same experiment served for real
 `validation`            measured and simulated runs side by side
 `capacity`              how much a system holds
+`bound`                 the most requests that any schedule could meet
 `sweeps`                points, axes, repeated seeds; a row per point
 `assembly`              from an experiment to something that runs
 `workload`              arrivals, lengths, traces: the requests

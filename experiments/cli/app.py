@@ -14,6 +14,7 @@ import typer
 from servetwin.core import BadInput
 
 from . import commands, options
+from .bound_command import bound
 from .commands import (
     Ahead,
     AnyDevice,
@@ -109,7 +110,7 @@ def run(
     short = {"policy": policy, "rate": rate, "cv": cv, "slo": slo, "requests": requests, "seed": seed}
     chosen = load(
         source_of(experiment),
-        [*((ByOption(k), v) for k, v in short.items() if v is not None), *_overrides(sets, short)],
+        [*((ByOption(k), v) for k, v in short.items() if v is not None), *overrides_of(sets, short)],
     )
     began = time.perf_counter()
     modules = {"--device": devices, "--weights": weights, "--sampler": sampler != "ddim", "--slots": slots}
@@ -319,7 +320,7 @@ def search(
             [source_of(e) for e in experiments],
             policy,
             asked,
-            _overrides(sets),
+            overrides_of(sets),
             jobs=jobs,
             cache=known,
             cluster=cluster,
@@ -366,7 +367,7 @@ def score(
     check_decisions(target, floor)
     with _progress("score") as report:
         more = {"seeds": seeds, "jobs": jobs, "keep": keep, "as_they_are": as_they_are}
-        scored = engine.score(runs, out, _overrides(sets), **more, progress=report)  # type: ignore[arg-type]
+        scored = engine.score(runs, out, overrides_of(sets), **more, progress=report)  # type: ignore[arg-type]
     _show_gaps(scored)
     commands.show_means(engine.external_means(runs))
     decided = decide(*grids_of(*engine.entries(scored)), target=target, floor=floor)
@@ -375,7 +376,7 @@ def score(
         from ..validation.baselines import baselines as others
 
         with _progress("baselines") as report:
-            found = others(runs, scored, _overrides(sets), seeds=seeds, jobs=jobs, progress=report)
+            found = others(runs, scored, overrides_of(sets), seeds=seeds, jobs=jobs, progress=report)
         commands.show_baselines(found, target, floor)
     for name in dict.fromkeys(p for s in scored for p in s.changed):
         typer.echo(f"{name} is not what it was when the runs were made")
@@ -466,6 +467,7 @@ def _shown_gap(s: Scored) -> float | None:
 
 
 app.command()(commands.check)
+app.command()(bound)
 app.command()(commands.compare)
 app.command()(commands.plot)
 app.command()(commands.trace)
@@ -529,7 +531,7 @@ def profiles(
 # -- helpers --------------------------------------------------------------------------------------------
 
 
-def _overrides(sets: list[str] | None, short: Mapping[str, Any] | None = None) -> list[Override]:
+def overrides_of(sets: list[str] | None, short: Mapping[str, Any] | None = None) -> list[Override]:
     """What ``--set`` sets. Raises `BadInput` if a key is set twice, by that or by one of the *short* options."""
     from ..spec.loading import parse_override, set_twice
 
