@@ -1,4 +1,4 @@
-"""The serving loop: arrivals, hand-over between stages, drops and outcomes, written once.
+"""The serving loop: arrivals, transfer between stages, drops and outcomes, written once.
 
 It does no I/O and has no clock. Events come in as calls (`ServingLoop.arrive`, and what the executor calls back),
 commands go out through the `Executor`. So a simulated and a measured run of one experiment differ in time only.
@@ -15,7 +15,7 @@ from typing import Any
 
 from .branching import Branching
 from .budget import Budget
-from .errors import BadInput, LawBroken
+from .errors import BadInput, InvariantBroken
 from .executor import Executor
 from .invariants.answers import compared, shown, write_fault
 from .invariants.code_inspection import named, own
@@ -30,6 +30,9 @@ from .request import CUT_OFF, Outcome, Outputs, Request, Task
 from .routing import Router, first_worker
 from .slo import latest
 from .worker import Handle, Worker
+
+#: What a request says of itself beside its work, in that order.
+SAID = ("arrival", "deadline", "missed", "priority", "tenant", "weight", "class_name")
 
 
 def _at_once(callback: Callable[[], None]) -> bool:
@@ -66,7 +69,7 @@ class ServingLoop:
         self.serving: dict[str, list[Worker]] = {stage.name: [] for stage in stages}
         read_again()
         self._booked = any(worker.could_write for worker in self.workers)
-        self.known: dict[int, tuple[float, float, bool, int]] = {}  # what live requests say (`_know`)
+        self.known: dict[int, tuple[object, ...]] = {}  # what live requests say (`_know`)
         self._stays = Stays()
         self._stages = [(stage, told(stage)) for stage in stages]
         for worker in self.workers:
@@ -89,7 +92,7 @@ class ServingLoop:
         self.budget = budget
         self.branching = branching
         if branching is None and any(s.branches for s in stages):
-            raise BadInput("the pipeline branches, and nothing says which way requests go", right="branching")
+            raise BadInput("the pipeline branches, and nothing says which branch requests take", right="branching")
         self.live: dict[int, Request] = {}
         self._outputs: dict[int, Outputs] = {}  # true output lengths of live requests, which no policy may see
         self.stopped = False
@@ -169,7 +172,12 @@ class ServingLoop:
     def _know(self, request: Request) -> None:
         """Remember what *request*, which policies are about to be shown, says. (Atoms only: nothing that the garbage
         collector would have to look through.)"""
-        self.known[request.id] = request.arrival, request.deadline, request.missed, self._asked(request)
+        self.known[request.id] = self._said(request)
+
+    def _said(self, request: Request) -> tuple[object, ...]:
+        """What *request* says now: `SAID`, and what it asks for."""
+        terms = request.priority, request.tenant, request.weight, request.class_name
+        return request.arrival, request.deadline, request.missed, *terms, self._asked(request)
 
     def _asked(self, request: Request) -> int:
         """What *request* asks for, in a number that is the same as long as that is."""
@@ -184,17 +192,17 @@ class ServingLoop:
         """A budget may have moved the deadline of *request*, or have forgiven what it missed."""
         if not self._booked:
             return
-        arrival, _, _, asked = self.known[request.id]
-        self.known[request.id] = arrival, request.deadline, request.missed, asked
+        arrival, _, _, *rest = self.known[request.id]
+        self.known[request.id] = arrival, request.deadline, request.missed, *rest
 
     def _check_request(self, request: Request) -> None:
         """Raise `PolicyFault` if *request* says something else than what is known of it."""
         if not self._booked:
             return
         known = self.known.get(request.id)
-        now = request.arrival, request.deadline, request.missed, self._asked(request)
+        now = self._said(request)
         if known != now:
-            names, policies = ("arrival", "deadline", "missed", "work"), self.policies()
+            names, policies = (*SAID, "work"), self.policies()
             if known is None:
                 raise write_fault(policies, f"id of {request}", "id")
             if known[:-1] == now[:-1]:  # of what it asked for a number is known, which tells nobody anything
@@ -270,7 +278,7 @@ class ServingLoop:
         self.held.append(worker)
         return False
 
-    # -- a request's way --------------------------------------------------------------------------------
+    # -- a request's path -------------------------------------------------------------------------------
 
     def _forward(self, request: Request, stage: Stage, before: Task | None, jump: bool = False) -> None:
         """Hand *request* on to *stage*, after its stay *before*; a *jump* along a branch waits for no other input."""
@@ -349,7 +357,7 @@ class ServingLoop:
         if request.outcome is not None:
             if request.id in self.live:
                 raise write_fault(self.policies(), f"outcome of request {request.id}", "outcome")
-            raise LawBroken(f"request {request.id} ended twice: as {request.outcome}, then as {outcome}")
+            raise InvariantBroken(f"request {request.id} ended twice: as {request.outcome}, then as {outcome}")
         if self._booked and self.entrance is None:
             self._check_request(request)
             del self.known[request.id]

@@ -86,7 +86,7 @@ class RealExecutor:
         self.lateness: list[float] = []
         self.spare: Callable[[], None] = _nothing  # called when nothing has happened, while lanes compute
         self._waiting: deque[Task] = deque()  # not prepared yet
-        self._outbox: list[tuple[Task, Callable[[Task], None]]] | None = None  # hand-overs, while a lane goes on
+        self._outbox: list[tuple[Task, Callable[[Task], None]]] | None = None  # transfers, while a lane goes on
 
     # -- what the loop calls ---------------------------------------------------------------------------------------
 
@@ -384,8 +384,9 @@ def _sent(planned: Request, arrival: float) -> Request:
     """*planned* as it was really sent."""
     if isinstance(planned, TokenRequest):
         tokens, outputs = planned.tokens, planned.outputs
-        return TokenRequest(planned.id, arrival, tokens, outputs, slo=planned.slo, work=planned.work)
-    return Request(planned.id, arrival, planned.slo, planned.work)
+        slo, work = planned.slo, planned.work
+        return TokenRequest(planned.id, arrival, tokens, outputs, slo=slo, work=work, **planned.terms)
+    return Request(planned.id, arrival, planned.slo, planned.work, **planned.terms)
 
 
 def _listen(channel: socket.socket, heard: SimpleQueue[tuple[object, object]]) -> None:

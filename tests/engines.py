@@ -1,4 +1,4 @@
-"""LLM engines for tests: linear step times, and whole runs under the laws."""
+"""LLM engines for tests: linear step times, and whole runs under the invariants."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from servetwin.core import Module, Pipeline, Recorder, Repeat, ServingLoop
 from servetwin.core.client import play
-from servetwin.core.invariants.checker import LawChecker
+from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.llm import ALL, EngineLimits, Step, TokenPolicy, TokenRequest, TokenSLO, TokenView
 from servetwin.core.llm.batch import TokenBatch
 from servetwin.core.llm.worker import Host, TokenWorker
@@ -62,6 +62,8 @@ class Linear:
         return self.d0 + self.d1 * context
 
     def step(self, tokens: int, squares: float | None, context: float, batch: int, decode_context: float) -> float:
+        if not tokens:
+            return self.decode(batch, decode_context) if batch else 0.0
         if not batch:
             return self.prefill(tokens)
         return max(self.prefill(tokens + batch), self.decode(batch, decode_context))
@@ -120,7 +122,13 @@ def requests(*rows: tuple[float, int, int], limit: int | None = None) -> list[To
 def view_of(times: Linear, limits: EngineLimits, slo: TokenSLO | None = None, module: str = "llm") -> TokenView:
     (stage,) = Pipeline([Module(module, loop=True)], []).stages([[module]])
     return TokenView(
-        stage, limits, estimate_prefill=times.prefill, estimate_decode=times.decode, slo=slo, name="engine"
+        stage,
+        limits,
+        estimate_prefill=times.prefill,
+        estimate_decode=times.decode,
+        estimate_step=times.step,
+        slo=slo,
+        name="engine",
     )
 
 
@@ -133,23 +141,24 @@ def serve(
     draw=None,
     stop_at: float | None = None,
     swap=None,
-    laws: bool = True,
+    invariants: bool = True,
     most_events: int = 200_000,
     host: Host | None = None,
     stalls=None,
     recent_load=None,
+    log: Log | None = None,
     **limits,
 ) -> Served:
-    """Serve *sent* on one engine to the end, in simulated time, under the laws."""
+    """Serve *sent* on one engine to the end, in simulated time, under the invariants."""
     times = times or Linear()
     sent = list(sent)
     view = view_of(times, EngineLimits(**{"blocks": 1000, **limits}), slo)
     worker = TokenWorker(view.stage, policy, view, host=host)
     executor = SimExecutor(lambda worker: TokenTiming(times, draw, swap, stalls=stalls, recent_load=recent_load))
-    log = Log()
-    checker = LawChecker(log)
-    loop = ServingLoop([view.stage], [worker], executor, checker if laws else log)
-    if laws:
+    log = log or Log()
+    checker = InvariantChecker(log)
+    loop = ServingLoop([view.stage], [worker], executor, checker if invariants else log)
+    if invariants:
         checker.watch(loop)
     play(loop, iter(sent))
     if stop_at is not None:
@@ -160,7 +169,7 @@ def serve(
         executor.calendar.step()
     else:
         raise AssertionError(f"the run does not come to an end: it is {executor.now():g} s")
-    if laws:
+    if invariants:
         checker.finish()
     return Served(loop, executor, log, sent)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..group_metrics import Tokens
 from ..metrics import Summary
 from ..request import Outcome, Request
 from ..slo import latest, slack
@@ -75,10 +76,10 @@ def _last_kept(block: TokenBlock, slo: TokenDeadlines) -> np.ndarray:
 class StageTokens:
     """Tokens of one LLM stage, gathered as requests end; 24 bytes are kept per request that finished it."""
 
-    def __init__(self, slo: TokenDeadlines | None, limits: TokenLimits | None) -> None:
+    def __init__(self, slo: TokenDeadlines | None) -> None:
         self.promise = slo
         self.slo = slo if not isinstance(slo, LimitsSLO) else None
-        self.limits = limits
+        self.limits = slo.limits if slo is not None else None
         self.completed = self.within_limits = 0
         self.prompt_tokens = self.output_tokens = self.all_tokens = self.preemptions = 0
         self.ttft, self.tpot, self.e2el = array("d"), array("d"), array("d")
@@ -89,7 +90,7 @@ class StageTokens:
         self.last_finish = -inf
 
     def ended(self, task: TokenTask, outcome: Outcome) -> None:
-        """The request of *task* has ended; *task* may have put out no token, some, or all."""
+        """The request of *task* has ended; *task* may have generated no token, some, or all."""
         self.preemptions += task.preemptions
         if task.arrival < self.first_arrival:
             self.first_arrival = task.arrival
@@ -124,7 +125,7 @@ class StageTokens:
             self.within_limits += 1
 
     def ended_block(self, block: TokenBlock) -> np.ndarray:
-        """Those of *block* have put out all their tokens; gives which of them kept the SLO of their tokens.
+        """Those of *block* have generated all their tokens; gives which of them kept the SLO of their tokens.
 
         To the bit what `ended` gives of one after the other.
         """
@@ -203,14 +204,14 @@ def _latencies(out: dict[str, Any], name: str, four: tuple[float, float, float, 
 
 
 class TokenSummary(Summary):
-    """A `Summary` that knows LLM stages. *slos* holds what each promises, *limits* is reported beside that.
+    """A `Summary` that knows LLM stages. *slos* holds what each promises, and the limits that are reported beside.
 
     Its recorder must want the times of tokens (`Recorder.wants_token_times`).
     """
 
-    def __init__(self, slos: dict[str, TokenDeadlines | None], limits: TokenLimits | None = None) -> None:
+    def __init__(self, slos: dict[str, TokenDeadlines | None]) -> None:
         super().__init__()
-        self.stages = {stage: StageTokens(slo, limits) for stage, slo in slos.items()}
+        self.stages = {stage: StageTokens(slo) for stage, slo in slos.items()}
 
     def ended(self, request: Request, now: float) -> None:
         super().ended(request, now)
@@ -219,6 +220,27 @@ class TokenSummary(Summary):
             if isinstance(task, TokenTask):
                 assert request.outcome is not None
                 stages[task.stage.name].ended(task, request.outcome)
+        if request.class_name or request.tenant:
+            self._count_tokens(request)
+
+    def _count_tokens(self, request: Request) -> None:
+        """Count the tokens of *request* for its class and its tenant."""
+        for group in self.groups.of(request):
+            tokens = group.tokens = group.tokens or Tokens()
+            for task in request.tasks:
+                if not isinstance(task, TokenTask):
+                    continue
+                slo = self.stages[task.stage.name].slo
+                tokens.deadlines = tokens.deadlines or slo is not None
+                if task.first_token is None:
+                    continue
+                tokens.output += task.generated
+                if slo is not None:
+                    tokens.on_time += on_time(task, slo)[0]
+                if task.finished is not None:
+                    tokens.ttft.append(task.first_token - sent_at(task))
+                    if task.generated > 1:
+                        tokens.tpot.append((task.finished - task.first_token) / (task.generated - 1))
 
     def as_dict(self) -> dict[str, Any]:
         """As of `Summary`, with ``llm``: the tokens of each LLM stage; those of a single one stand at the top too."""

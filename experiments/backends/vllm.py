@@ -48,10 +48,12 @@ class VllmReport:
     decide_ms: dict[str, float]
     schedule_ms: dict[str, float]
     intake_ms: dict[str, float]
+    moves: int | None = None  #: of the thread that launches steps, to less disturbed cores, where it looks for them
 
     def as_dict(self) -> dict[str, Any]:
         """The content of ``real.json``."""
-        return {k: v for k, v in vars(self).items() if k != "summary"}
+        found = {k: v for k, v in vars(self).items() if k not in ("summary", "moves")}
+        return found if self.moves is None else {**found, "moves": self.moves}
 
 
 class VllmBackend:
@@ -123,7 +125,7 @@ class VllmBackend:
         options = self._options(worker, profile)
         engine = self._engine(options, profile, say)
         view = worker.view
-        estimates = Estimates(view.estimate_prefill, view.estimate_decode, view.slo)
+        estimates = Estimates(view.estimate_prefill, view.estimate_decode, view.slo, view.step_seconds)
         recorder = Recorder()
         if folder is not None:
             meta = {**build.describe(experiment), "kind": "real", "engine": engine.describe()}
@@ -220,7 +222,7 @@ def check_limits(workers: Sequence[Worker]) -> None:
 
 def planned_of(plan: Plan, worker: TokenWorker) -> list[Planned]:
     """The requests of *plan* as a client sends them."""
-    from servetwin.real.vllm.plan import Planned
+    from servetwin.real.vllm.plan import Planned, said_of
 
     name = worker.stage.loop or worker.stage.name
     planned = []
@@ -229,7 +231,8 @@ def planned_of(plan: Plan, worker: TokenWorker) -> list[Planned]:
         tokens: Any = request.tokens[name]
         prompt, limit = tokens
         output: Any = (request.outputs or {})[name]
-        planned.append(Planned(request.id, request.arrival, prompt, min(output, limit), limit))
+        said = said_of(request, request.predicted.get(name) if request.predicted is not None else None)
+        planned.append(Planned(request.id, request.arrival, prompt, min(output, limit), limit, said))
     return planned
 
 
@@ -265,4 +268,5 @@ def _report(run: Run, summary: Summary, engine: VllmEngine) -> VllmReport:
         _spread([s.decided - s.start for s in steps]),
         _spread([s.scheduled - s.start for s in steps]),
         _spread(run.intake),
+        run.moves,
     )

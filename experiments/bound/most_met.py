@@ -93,8 +93,10 @@ def most_met(
     seconds: float = 120.0,
     policies: bool = True,
 ) -> Bound:
-    """The bound of *experiment*, or of its system with *requests* of one's own. Each program has *slots* at most (None:
-    `SLOTS`, or `TOKEN_SLOTS`), and the solver *seconds* for it. With *policies* known schedules are tried, too.
+    """The bound of *experiment*, or of its system with *requests* of one's own.
+
+    Each program has *slots* at most (None: `SLOTS`, or `TOKEN_SLOTS`), and the solver *seconds* for it. With *policies*
+    known schedules are tried, too.
 
     Raises `BadInput` for pipelines of which no bound is known.
     """

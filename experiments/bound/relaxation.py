@@ -3,8 +3,8 @@
 docs/explanation/bound.md proves that whatever a schedule does is a point of this program. In short: time is cut into
 slots at requests' releases and deadlines. Of each iteration as much counts for a slot as it lies there in time. A
 slot has Y iterations of requests that are met, request i takes z of them (never more than Y), and they last
-T >= a Y + b sum(z) for every line a + b n that is nowhere above the times by batch size n. T is at most as long as the
-slot, and a request that is met has all its iterations within its window.
+T >= a Y + b sum(z) for every line a + b n that is nowhere above the times by batch size n. T is at most as long as
+the slot, and a request that is met has all its iterations within its window.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``servetwin check``: a policy on short runs, under all laws and books, with each `Repeat` and without, twice."""
+"""``servetwin check``: a policy on short runs, under all invariants, with each `Repeat` and without, twice."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from servetwin.core import Batch, Decision, LawBroken, Recorder, Request
+from servetwin.core import Batch, Decision, InvariantBroken, Recorder, Request
 from servetwin.core.errors import PolicyFault
 from servetwin.core.invariants import task_ledger as books_of
-from servetwin.core.invariants.checker import LawChecker
+from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.invariants.code_inspection import named, own, watcher
 from servetwin.core.llm import Step, TokenPolicy
 from servetwin.core.llm.batch import TokenBatch
@@ -89,7 +89,7 @@ class Checked:
         for name, rate, requests, decisions, repeated in self.runs:
             at = f" at {rate:g} requests/s" if rate is not None else ""
             told.append(
-                f"  {name}{at}: {requests} requests, {decisions} decisions under all laws; the same when"
+                f"  {name}{at}: {requests} requests, {decisions} decisions under all invariants; the same when"
                 f" asked again; {repeated} with a Repeat, the same step by step"
             )
         return told
@@ -123,21 +123,21 @@ def check(name: str, experiment: str | None = None) -> Checked:
 
 def _run(point: Experiment, *, alone: bool) -> tuple[Log, list[Asked]]:
     log = Log()
-    laws = LawChecker(log)
+    checker = InvariantChecker(log)
     before, books_of.BOOKED = books_of.BOOKED, True
     try:
-        run = build.build(point, laws)
+        run = build.build(point, checker)
         policies: Sequence[PolicyBase] = [worker.policy for worker in run.loop.workers]
         asks = [Asked(policy, alone) for policy in policies]
         for worker, ask in zip(run.loop.workers, asks, strict=True):
             worker.policy = ask  # type: ignore[assignment]
-        laws.watch(run.loop)
+        checker.watch(run.loop)
         with policies_answer(policies):
             run.play(columns=False)
-            laws.finish()
+            checker.finish()
     except PolicyFault:
         raise
-    except LawBroken as broken:
+    except InvariantBroken as broken:
         raise PolicyFault(f"{named(policies[0])}: {broken}") from broken
     finally:
         books_of.BOOKED = before

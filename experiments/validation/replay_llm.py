@@ -182,7 +182,13 @@ def replay(
     policy: Any = policy_registry.make(name, params or {})
     stage = Pipeline.chain(Module("decode", loop=True)).stages([["decode"]])[0]
     view = TokenView(
-        stage, limits, estimate_prefill=table.prefill, estimate_decode=table.decode, slo=slo, name="engine"
+        stage,
+        limits,
+        estimate_prefill=table.prefill,
+        estimate_decode=table.decode,
+        estimate_step=table.step,
+        slo=slo,
+        name="engine",
     )
     worker = TokenWorker(stage, policy, view, host=host)
     steps = table if times is None else times

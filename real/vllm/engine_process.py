@@ -32,6 +32,7 @@ from servetwin.core.llm.worker import TokenWorker
 from servetwin.core.worker import Loop
 
 from ..answer import Answer, Standstill, broken
+from .plan import said_of
 
 if TYPE_CHECKING:
     from ..executor import RealExecutor
@@ -173,7 +174,8 @@ class EngineWorker(TokenWorker):
         self.count += 1
         self.executor.still.pop(self.name, None)
         try:
-            self.process.pipe.send(("add", task.id, visit, task.prompt, output, task.limit, at, task.budget))
+            said = said_of(task.request, task.predicted)
+            self.process.pipe.send(("add", task.id, visit, task.prompt, output, task.limit, at, task.budget, said))
         except OSError:
             raise ServeTwinError(self.process.has_ended(self.name)) from None
 
@@ -332,8 +334,6 @@ def _install(engine: Any, settings: Mapping[str, Any], make: Any) -> None:
 
 
 def _work(pipe: Connection, engine: Any) -> None:
-    from .engine import undisturbed
-
     scheduler = engine.scheduler
     scheduler.zero = 0.0  # all times on the monotonic clock
     scheduler.keep_log = True
@@ -342,7 +342,7 @@ def _work(pipe: Connection, engine: Any) -> None:
     seen = 0  # steps of the log
     arrived, told = 0, -1  # tasks that came, and how many had when it was last said that the policy waits for more
     alive = time.monotonic()
-    with undisturbed():
+    with engine.undisturbed():
         while True:
             busy = engine.engine.has_unfinished_requests()
             came = False
@@ -411,9 +411,9 @@ def _add(engine: Any, flying: dict[str, tuple[int, int, float, float]], more: li
     from .plan import Planned
 
     received = time.monotonic()
-    number, visit, prompt, output, limit, at, budget = more
+    number, visit, prompt, output, limit, at, budget, said = more
     own = _own(number, visit)
-    engine.add(Planned(own, 0.0, prompt, output, limit), at)
+    engine.add(Planned(own, 0.0, prompt, output, limit, said), at)
     flying[str(own)] = (number, visit, received, time.monotonic())
     engine.scheduler.grant(budget)
 
