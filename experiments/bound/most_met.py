@@ -95,8 +95,8 @@ def most_met(
 ) -> Bound:
     """The bound of *experiment*, or of its system with *requests* of one's own.
 
-    Each program has *slots* at most (None: `SLOTS`, or `TOKEN_SLOTS`), and the solver *seconds* for it. With *policies*
-    known schedules are tried, too.
+    Each program has *slots* at most (None: `SLOTS`, or `TOKEN_SLOTS`), and the solver *seconds* for it. With
+    *policies* known schedules are tried, too.
 
     Raises `BadInput` for pipelines of which no bound is known.
     """

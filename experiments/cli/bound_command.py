@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .options import overrides_of
 from .terminal import print_table, table
 
 if TYPE_CHECKING:
@@ -67,7 +68,6 @@ def _asked(source: str, sets: list[str] | None, short: dict[str, Any]) -> tuple[
     from ..spec.overrides import ByOption
     from ..validation import replay_folder
     from ..validation.compare_runs import is_run, read
-    from .app import overrides_of
 
     given = [(ByOption(k), v) for k, v in short.items() if v is not None]
     changes: list[Override] = [*given, *overrides_of(sets, short)]
