@@ -9,7 +9,7 @@ from servetwin.core import Worker
 from servetwin.profiles import Profile, costs
 from servetwin.sim.device_sharing import head, shares, unmeasured
 from servetwin.sim.measured import Clock, TimeOptions, WholeTiming
-from servetwin.sim.timing import MeasuredTiming
+from servetwin.sim.time.timing import MeasuredTiming
 
 from .stage_loads import Place, Ways
 

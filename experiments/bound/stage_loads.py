@@ -15,7 +15,7 @@ from servetwin.core import BadInput, Request, Worker
 from servetwin.core.batch_worker import BatchWorker
 from servetwin.core.slo import latest
 from servetwin.sim.measured import WholeTiming
-from servetwin.sim.timing import MeasuredTiming, TableTiming, Timing
+from servetwin.sim.time.timing import MeasuredTiming, TableTiming, Timing
 
 Numbers = NDArray[np.float64]
 
