@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from servetwin.core import (
+    SLO,
     AbsoluteSLO,
     BadInput,
     BatchWorker,
@@ -30,13 +31,16 @@ from servetwin.core import (
 from servetwin.core.errors import PolicyFault, Stopped
 from servetwin.core.llm import TokenPolicy
 from servetwin.core.llm.worker import TokenWorker
+from servetwin.core.slo import ClassSLO
 
 from ..provenance.file_digests import code_digest
 from ..provenance.policy_code import as_loaded, load_again
 from ..spec import policy_registry, yaml_io
 from ..spec.device_profiles import load_profiles, not_measured
 from ..spec.experiment import Experiment, FixedSLO, RelativeSLO
+from ..spec.llm import TokenSLOSpec
 from ..spec.policy_errors import policies_answer
+from ..workload.described import describes
 from ..workload.requests import about, check_resolution, read_trace, requests
 from .llm_workers import ENDLESS, contexts, prepare, token_worker
 from .pipeline import call_times, estimates, make_pipeline, make_pool, seconds_alone, wiring
@@ -103,7 +107,9 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     check_resolution(experiment, trace, profiles)
     limits = contexts(experiment, profiles) if experiment.pipeline.llms else {}
     cut = any(lengths.truncate for lengths in experiment.workload.lengths.values())
-    if trace is not None or cut or experiment.seed:  # else requests are drawn whole, by the one seed
+    if (
+        trace is not None or cut or experiment.seed or describes(experiment.workload, trace)
+    ):  # else requests are drawn whole, by the one seed
         recorder.summary.input = about(experiment, trace, limits)
     if limits and (said := not_measured(profiles.values())):
         recorder.summary.input["basis"] = said
@@ -178,12 +184,22 @@ def said_where(folder: Path | None) -> Iterator[None]:
         raise Stopped(f"{stop}{kept}", stop.exit_code) from None
 
 
-def make_slo(experiment: Experiment, profiles: dict[str, Profile]) -> AbsoluteSLO | FactorSLO:
-    """The experiment's SLO; a module's solo latency is that on the device of the first worker that serves it.
+def make_slo(experiment: Experiment, profiles: dict[str, Profile]) -> SLO:
+    """The experiment's SLO, and those of classes that have one of their own; a module's solo latency is that on the
+    device of the first worker that serves it.
 
     Where the pipeline branches, it goes by the path that a request most likely takes.
     """
-    spec = experiment.slo
+    own = {name for name, said in experiment.workload.classes.items() if said.slo is not None}
+    usual = _slo(experiment, experiment.slo, profiles)
+    return (
+        ClassSLO(usual, {n: _slo(experiment, experiment.slo_of(n), profiles) for n in sorted(own)}) if own else usual
+    )
+
+
+def _slo(
+    experiment: Experiment, spec: RelativeSLO | FixedSLO | TokenSLOSpec, profiles: dict[str, Profile]
+) -> AbsoluteSLO | FactorSLO:
     if isinstance(spec, FixedSLO):
         return AbsoluteSLO(spec.seconds)
     if not isinstance(spec, RelativeSLO):
@@ -194,9 +210,7 @@ def make_slo(experiment: Experiment, profiles: dict[str, Profile]) -> AbsoluteSL
     return FactorSLO(spec.factor, solo, spec.constant)
 
 
-def make_workers(
-    experiment: Experiment, stages: list[Stage], profiles: dict[str, Profile], slo: AbsoluteSLO | FactorSLO
-) -> list[Worker]:
+def make_workers(experiment: Experiment, stages: list[Stage], profiles: dict[str, Profile], slo: SLO) -> list[Worker]:
     """The workers of the deployment, each with a policy of its own."""
     by_modules = {stage.modules: stage for stage in stages}
     told, llms = estimates(experiment, profiles), experiment.pipeline.llms

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from servetwin.core import AbsoluteSLO, BadInput, RunFolder, Stage
-from servetwin.core.llm import EngineLimits, LimitsSLO, TokenDeadlines, TokenLimits, TokenPolicy, TokenSLO, TokenView
+from servetwin.core.llm import (
+    EngineLimits,
+    LimitsSLO,
+    TokenDeadlines,
+    TokenLimits,
+    TokenPolicy,
+    TokenSLO,
+    TokenSLOByClass,
+    TokenView,
+)
 from servetwin.core.llm.metrics import TokenSummary
 from servetwin.core.llm.window_metrics import WindowSummary
 from servetwin.core.llm.worker import Host, TokenWorker
@@ -76,10 +85,20 @@ def contexts(experiment: Experiment, profiles: dict[str, Profile]) -> dict[str, 
 
 def deadlines_of(experiment: Experiment, profile: Profile) -> TokenDeadlines | None:
     """The deadlines of the tokens that a model with this *profile* generates, with the limits per request that are
-    reported beside them; None if the experiment has neither."""
+    reported beside them, by class where classes have their own; None if the experiment has neither."""
     slo = experiment.slo
     if not isinstance(slo, TokenSLOSpec):
         return None
+    own = {}
+    for name, said in experiment.workload.classes.items():
+        whole = experiment.slo_of(name)
+        if said.slo is not None and isinstance(whole, TokenSLOSpec):
+            own[name] = _deadlines(whole, profile)
+    usual = _deadlines(slo, profile)
+    return TokenSLOByClass.of(usual, own) if own else usual
+
+
+def _deadlines(slo: TokenSLOSpec, profile: Profile) -> TokenDeadlines:
     limits = None
     if slo.limits is not None:
         given = slo.limits.model_dump(exclude_none=True)
