@@ -100,7 +100,7 @@ class ServingLoop:
         self.now = executor.now
         self.held: list[Worker] | None = None  # those called while several requests are handed over
         self.hear_batch = self.recorder.of_batches()
-        self._hear_arrival = self.recorder.of_arrivals()
+        self._hear_arrival, self._hear_end = self.recorder.of_arrivals(), self.recorder.of_ends()
         alone = len(self.workers) == len(stages) == 1 and not stages[0].branches and budget is None
         #: What takes requests in where the only worker has a way of its own (`Worker.serve_alone`).
         self.entrance = self.workers[0].serve_alone() if alone else None
@@ -375,4 +375,4 @@ class ServingLoop:
                     worker.withdraw(task, now)
         if self.branching is not None:
             self.branching.forget(request)
-        self.recorder.ended(request, now)
+        self._hear_end(request, now)

@@ -52,6 +52,11 @@ class Recorder:
         """What to call with each request that arrives: `arrived`, or the summary's where that only goes on to it."""
         return self.summary.arrived if type(self).arrived is Recorder.arrived else self.arrived
 
+    def of_ends(self) -> Callable[[Request, float], None]:
+        """What to call with each request that has ended, and when: `ended`, or the summary's where that only goes on
+        to it."""
+        return self.summary.ended if type(self).ended is Recorder.ended else self.ended
+
     def of_batches(self) -> Callable[[Batch], None]:
         """What to call with each batch that has ended: `batch`, or the summary's where that only goes on to it."""
         return self.summary.batch if type(self).batch is Recorder.batch else self.batch

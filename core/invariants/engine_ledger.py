@@ -82,7 +82,6 @@ class TokenBooks:
     view: TokenView
     tick: int
     ticks: Ticks
-    lengths: dict[TokenTask, int]
     bases: dict[TokenTask, int]
 
     def __init__(self) -> None:
@@ -98,15 +97,10 @@ class TokenBooks:
 
     def note(self, task: TokenTask) -> None:
         """Remember what *task*, which the policy is about to be shown, says."""
-        if not self.booked:
-            return
         self._said[task] = says(task)
 
-    def forget(self, task: TokenTask) -> None:
+    def check_out(self, task: TokenTask) -> None:
         """The visit of *task* is over. Raises `PolicyFault` if it does not say what it should."""
-        del self.lengths[task]
-        if not self.booked:
-            return
         self._books.pop(task, None)
         known = self._said.pop(task, None)
         if known is not None:

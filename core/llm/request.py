@@ -110,7 +110,7 @@ class TokenTask(Task):
         "base_generated",
         "budget",
         "first_token",
-        "known_on_time",
+        "known_in_time",
         "limit",
         "predicted",
         "preemptions",
@@ -143,8 +143,8 @@ class TokenTask(Task):
         self.base_computed = 0
         # When each of its tokens came out, where a recorder wants that; complete once it does not decode any more.
         self.token_times: array[float] | None = None
-        # What `servetwin.core.llm.slo.on_time` found, since both SLO and summary ask it.
-        self.known_on_time: Any = None
+        # What `servetwin.core.llm.slo.TokenDeadlines.in_time` found, since both SLO and summary ask it.
+        self.known_in_time: Any = None
 
     @property
     def generated(self) -> int:

@@ -165,7 +165,7 @@ class TokenDeadlines(CumulativeSLO):
     def met(self, task: TokenTask) -> bool:
         if self.meets == "last":
             return super().met(task)
-        return on_time(task, self)[0] == task.generated
+        return int(np.count_nonzero(self.in_time(task))) == task.generated
 
     def deadlines(self, task: TokenTask) -> np.ndarray:
         """When each of the tokens that *task* has generated was due, in seconds since the run began."""
@@ -187,30 +187,21 @@ class TokenDeadlines(CumulativeSLO):
         return steps, (self.decode_scale * self.d1) * sums
 
     def in_time(self, task: TokenTask) -> np.ndarray:
-        """Which of the tokens that *task* has generated came by their deadlines."""
+        """Which of the tokens that *task* has generated came by their deadlines.
+
+        What was found for all of a task's tokens is kept with it: SLO and summary both ask.
+        """
+        known: tuple[TokenDeadlines, np.ndarray] | None = task.known_in_time
+        if known is not None and known[0] is self and len(known[1]) == task.generated:
+            return known[1]
         kept: np.ndarray = as_array(task.times()) <= self._due(task, True)
+        task.known_in_time = self, kept
         return kept
 
 
 def _longer(count: int) -> tuple[np.ndarray, np.ndarray]:
     steps = np.arange(count, dtype=float)
     return steps, steps * (steps + 1.0) / 2.0
-
-
-def on_time(task: TokenTask, slo: TokenDeadlines) -> tuple[int, bool, bool]:
-    """How many of the tokens of *task* so far came by their deadlines, and whether the first and the last did.
-
-    What was found for all of a task's tokens is kept with it: SLO and summary both ask.
-    """
-    slo = slo.for_task(task)
-    known: tuple[TokenDeadlines, int, tuple[int, bool, bool]] | None = task.known_on_time
-    count = task.generated
-    if known is not None and known[0] is slo and known[1] == count:
-        return known[2]
-    kept = slo.in_time(task)
-    found = (int(np.count_nonzero(kept)), bool(kept[0]), bool(kept[-1]))
-    task.known_on_time = (slo, count, found)
-    return found
 
 
 @dataclass(frozen=True)
@@ -259,8 +250,11 @@ class TokenSLOByClass(TokenDeadlines):
     def met(self, task: TokenTask) -> bool:
         return self.for_task(task).met(task)
 
-    def _due(self, task: TokenTask, tolerant: bool) -> np.ndarray:
-        return self.for_task(task)._due(task, tolerant)
+    def deadlines(self, task: TokenTask) -> np.ndarray:
+        return self.for_task(task).deadlines(task)
+
+    def in_time(self, task: TokenTask) -> np.ndarray:
+        return self.for_task(task).in_time(task)
 
     @property
     def counts_tokens(self) -> bool:

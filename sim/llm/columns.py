@@ -509,7 +509,8 @@ class Columns:
         task.admitted = now
         if self.engine.seen:
             task.arrival = now
-        self.engine.note(task)
+        if self.engine.booked:
+            self.engine.note(task)
 
     def _task(self, row: Row) -> TokenTask:
         """What the ordinary way makes of *row*."""
