@@ -38,9 +38,7 @@ from ..provenance.policy_code import as_loaded, load_again
 from ..spec import policy_registry, yaml_io
 from ..spec.device_profiles import load_profiles, not_measured
 from ..spec.experiment import Experiment, FixedSLO, RelativeSLO
-from ..spec.llm import TokenSLOSpec
 from ..spec.policy_errors import policies_answer
-from ..workload.described import describes
 from ..workload.requests import about, check_resolution, read_trace, requests
 from .llm_workers import ENDLESS, contexts, prepare, token_worker
 from .pipeline import call_times, estimates, make_pipeline, make_pool, seconds_alone, wiring
@@ -106,10 +104,9 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     trace = read_trace(experiment) if experiment.workload.recorded is not None else None
     check_resolution(experiment, trace, profiles)
     limits = contexts(experiment, profiles) if experiment.pipeline.llms else {}
-    cut = any(lengths.truncate for lengths in experiment.workload.lengths.values())
-    if (
-        trace is not None or cut or experiment.seed or describes(experiment.workload, trace)
-    ):  # else requests are drawn whole, by the one seed
+    load = experiment.workload
+    cut = any(lengths.truncate for lengths in load.lengths.values())
+    if trace is not None or cut or experiment.seed or load.says_more:  # else all are drawn whole, by one seed
         recorder.summary.input = about(experiment, trace, limits)
     if limits and (said := not_measured(profiles.values())):
         recorder.summary.input["basis"] = said
@@ -190,24 +187,20 @@ def make_slo(experiment: Experiment, profiles: dict[str, Profile]) -> SLO:
 
     Where the pipeline branches, it goes by the path that a request most likely takes.
     """
-    own = {name for name, said in experiment.workload.classes.items() if said.slo is not None}
-    usual = _slo(experiment, experiment.slo, profiles)
-    return (
-        ClassSLO(usual, {n: _slo(experiment, experiment.slo_of(n), profiles) for n in sorted(own)}) if own else usual
-    )
-
-
-def _slo(
-    experiment: Experiment, spec: RelativeSLO | FixedSLO | TokenSLOSpec, profiles: dict[str, Profile]
-) -> AbsoluteSLO | FactorSLO:
-    if isinstance(spec, FixedSLO):
-        return AbsoluteSLO(spec.seconds)
-    if not isinstance(spec, RelativeSLO):
-        return ENDLESS
-    solo = seconds_alone(experiment, profiles, spec.base)
-    likely = make_pipeline(experiment.pipeline, experiment.name).likely
-    solo = {m: solo[m] for m in likely if m in solo}
-    return FactorSLO(spec.factor, solo, spec.constant)
+    specs = {"": experiment.slo}
+    specs |= {n: experiment.slo_of(n) for n, own in experiment.workload.classes.items() if own.slo is not None}
+    found: dict[str, AbsoluteSLO | FactorSLO] = {}
+    for name, spec in specs.items():
+        if isinstance(spec, FixedSLO):
+            found[name] = AbsoluteSLO(spec.seconds)
+        elif not isinstance(spec, RelativeSLO):
+            found[name] = ENDLESS
+        else:
+            solo = seconds_alone(experiment, profiles, spec.base)
+            likely = make_pipeline(experiment.pipeline, experiment.name).likely
+            found[name] = FactorSLO(spec.factor, {m: solo[m] for m in likely if m in solo}, spec.constant)
+    usual = found.pop("")
+    return ClassSLO(usual, found) if found else usual
 
 
 def make_workers(experiment: Experiment, stages: list[Stage], profiles: dict[str, Profile], slo: SLO) -> list[Worker]:

@@ -199,6 +199,11 @@ class Workload(Strict):
         """The trace that arrivals, steps or lengths are taken from."""
         return self.arrivals if isinstance(self.arrivals, Trace) else self.trace
 
+    @property
+    def says_more(self) -> bool:
+        """Whether requests say more of themselves than their work, whatever a trace says: classes, predictions."""
+        return bool(self.classes) or any(lengths.predict is not None for lengths in self.lengths.values())
+
 
 # -- how an SLO is shared out ---------------------------------------------------------------------------
 

@@ -21,23 +21,15 @@ from servetwin.core.random_streams import stream
 
 from ..spec.catalog import suggest
 from ..spec.experiment import Experiment, RequestClass, Workload
-from .arrivals import BLOCK
+from .arrivals import BLOCK, steps_of
 from .lengths import triples
 from .predictions import Predictor, predictor
-from .steps import steps_of
 
 if TYPE_CHECKING:
     from .trace_reader import TraceFile
 
 #: Gives the seconds that a request of such work, and of the class of that name, may take.
 Seconds = Callable[[Mapping[str, int], str], float]
-
-
-def describes(load: Workload, trace: TraceFile | None) -> bool:
-    """Whether requests of *load* say more of themselves than their work."""
-    if load.classes or any(lengths.predict is not None for lengths in load.lengths.values()):
-        return True
-    return trace is not None and bool(trace.overview.terms)
 
 
 def class_names(load: Workload, trace: TraceFile | None, seed: int) -> Iterator[str]:

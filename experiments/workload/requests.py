@@ -16,11 +16,10 @@ from ..spec.experiment import Experiment, Trace, TraceSteps
 from ..spec.llm import TraceTokens
 from ..spec.published_draws import PUBLISHED
 from . import predictions, trace_reader
-from .arrivals import arrival_times
-from .described import check_classes, counted, described, describes
+from .arrivals import arrival_times, steps_of
+from .described import check_classes, counted, described
 from .lengths import Cuts, columns, cuts, triples
 from .seed_effect import kept_draws
-from .steps import steps_of
 
 if TYPE_CHECKING:
     from servetwin.profiles import Profile
@@ -222,15 +221,15 @@ def requests(
     draws = [steps_of(m, load.steps[m], seed=seed, published=published, trace=trace) for m in modules]
     works = zip(*draws, strict=False) if draws else repeat(())
     delay, stretch = system.client_delay, 1.0 + system.client_stretch
-    describe = describes(load, trace)
-    if not load.lengths and not describe:
+    says_more = load.says_more or (trace is not None and bool(trace.overview.terms))
+    if not load.lengths and not says_more:
         return _plain_requests(
             islice(zip(count(), due, works, strict=False), load.requests), slo, modules, stretch, delay
         )
     if delay or stretch != 1.0:
         due = (at * stretch + i * delay for i, at in enumerate(due))
     due = islice(due, load.requests)
-    if describe:
+    if says_more:
         return described(experiment, slo, due, modules, works, contexts or {}, trace)
     if len(load.lengths) == 1 and not modules:
         ((module, lengths),) = load.lengths.items()
