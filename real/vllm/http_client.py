@@ -95,7 +95,7 @@ async def _one(server: Server, model: str, planned: Planned, zero: float) -> Ser
         "temperature": 0,
         "stream": True,
         "return_token_ids": True,
-        "vllm_xargs": {KEY: json.dumps({"id": planned.id, "limit": planned.limit or planned.output})},
+        "vllm_xargs": {KEY: json.dumps(planned.told())},
     }
     try:
         async with asyncio.timeout(PATIENCE):
