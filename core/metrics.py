@@ -35,7 +35,7 @@ class Summary:
         self.e2el = array("d")
         self.held: list[
             dict[str, Any]
-        ] = []  # where steps went beyond what was measured, by `servetwin.sim.out_of_range`
+        ] = []  # where steps went beyond what was measured, by `servetwin.sim.time.out_of_range`
         self.sizes: dict[str, Counter[int]] = {}  # worker -> batch size -> iterations (whole batches count once)
         self.input: dict[str, Any] = {}  # what is to be said of the requests that were sent: what was cut, say
         self.groups = Groups()  # by class and tenant, where requests name them

@@ -25,6 +25,7 @@ import sys
 from servetwin.core import Repeat
 from servetwin.core.llm import ALL, Step, TokenPolicy, TokenTask, TokenView
 from servetwin.core.parameters import above, at_least
+from servetwin.policies.llm._by_rank import never_fits, select
 
 
 class Stay:
@@ -67,10 +68,10 @@ class FastServe(TokenPolicy):
     def decide(self, view: TokenView, now: float) -> Step:
         live = [*view.running, *view.waiting]
         order = sorted(live, key=lambda task: self._rank(task, view, now))
-        drop = [task for task in view.waiting if self._never_fits(task, view)]
+        drop = [task for task in view.waiting if never_fits(task, view)]
         if drop:
             order = [task for task in order if task not in drop]
-        prefill, decode, preempt = self._select(order, view)
+        prefill, decode, preempt = select(order, self.most, view)
         if not prefill and not decode:  # whoever is first does not fit though nobody else is there
             return Step(decode=ALL, drop=drop)
         self._serve({*decode, *(task for task, _ in prefill)}, now)
@@ -97,53 +98,6 @@ class FastServe(TokenPolicy):
         elif stay.level and now - stay.idle_from >= self.starve:
             stay = self.stays[task] = Stay(0, self.base, now)
         return stay.level, stay.entered, task.id
-
-    def _never_fits(self, task: TokenTask, view: TokenView) -> bool:
-        pending = task.pending
-        return pending > view.max_batched_tokens or view.blocks_for(task.computed + pending) > view.blocks - max(
-            view.watermark, view.limits.headroom
-        )
-
-    def _select(
-        self, order: list[TokenTask], view: TokenView
-    ) -> tuple[list[tuple[TokenTask, int]], list[TokenTask], list[TokenTask]]:
-        """Prompts and decodes of the next iteration, and who loses its memory for them."""
-        prefill: list[tuple[TokenTask, int]] = []
-        decode: list[TokenTask] = []
-        preempt: list[TokenTask] = []
-        running, tokens = view.running, view.max_batched_tokens
-        free, room = view.free_blocks, view.max_sequences - len(running)
-        holders = [task for task in order if task in running]  # whose memory can be taken, the last one first
-        chosen: set[TokenTask] = set()
-        for task in order[: self.most]:
-            if task in preempt:
-                break
-            pending, runs = task.pending, task in running
-            held = view.blocks_for(task.computed) if runs else 0
-            needed = view.blocks_for(task.computed + pending) - held
-            least = view.limits.headroom if runs else max(view.watermark, view.limits.headroom)
-            if pending > tokens:
-                break
-            taken = 0
-            for last in reversed(holders):
-                if (free - needed >= least and room + runs >= 1) or last is task or last in chosen:
-                    break
-                taken += 1
-                free += view.blocks_for(last.computed)
-                room += 1
-            if free - needed < least or room + runs < 1:
-                break
-            if taken:
-                preempt += holders[-taken:]
-                del holders[-taken:]
-            chosen.add(task)
-            free, tokens, room = free - needed, tokens - pending, room - (not runs)
-            if task.decoding and runs:
-                decode.append(task)
-            else:
-                prefill.append((task, pending))
-        prefill.sort(key=lambda chunk: chunk[0] not in running)  # those that hold memory first, as the engine asks
-        return prefill, decode, preempt
 
     def _serve(self, batch: set[TokenTask], now: float) -> None:
         """*batch* is served from *now* on, until the next decision."""
