@@ -4,8 +4,10 @@
 ======================  =======================================================
 `cli`                   the command line
 `plotting`, `backends`  figures and traces; the same experiment served for real
+`reporting`             what became of runs, for people to read
 `validation`            measured and simulated runs side by side
 `capacity`              how much a system holds
+`bound`                 the most requests that any schedule could meet
 `sweeps`                points, axes, repeated seeds; a row per point
 `assembly`              from an experiment to something that runs
 `workload`              arrivals, lengths, traces: the requests

@@ -56,7 +56,14 @@ RunBackend = Annotated[
     ),
 ]
 Url = Annotated[
-    str | None, typer.Option(help="With --backend vllm: send the requests to a running server, http://host:port.")
+    str | None,
+    typer.Option(
+        help="With --backend vllm: send the requests to a running server, http://host:port or https://host."
+    ),
+]
+ApiKeyEnv = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="With --url: the environment variable that holds the server's API key."),
 ]
 Model = Annotated[str | None, typer.Option(help="The model to serve, if the profile does not name it.")]
 AnyDevice = Annotated[
@@ -454,7 +461,7 @@ def trace(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, e.g. a real run and its simulation.")],
     out: Annotated[Path, typer.Option(help="Output trace file: .json or .json.gz.")],
 ) -> None:
-    """Write runs as one trace file for ui.perfetto.dev: batches, requests, queues."""
+    """Write runs as one trace file for ui.perfetto.dev: batches, requests, queues, KV cache use, busy devices."""
     from ..plotting.perfetto import write
 
     count = write(runs, out)
