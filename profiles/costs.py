@@ -51,7 +51,8 @@ _NUMBERS = {
     "size": r"[1-9]\d*",
     "seconds": r"0|[1-9]\d*|\d+\.\d*[1-9]",
 }
-#: The shipped policies for models that no tokens come from: names that are nearly one of these are misspelt.
+#: Policies that NeuStream was measured beside, of which profiles may tell costs of their own: names that are nearly
+#: one of these are misspelt.
 POLICIES = ("clockwork", "edf", "fcfs", "neustream")
 _KINDS = ("prefill", "decode")
 _STEPS = ("decode", "prefill", "mixed")
