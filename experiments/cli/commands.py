@@ -169,11 +169,25 @@ def profile(
 def check(
     policy: Annotated[str, typer.Argument(help="A policy by name, my_policy.py, or package.module:Class.")],
     experiment: Annotated[str | None, typer.Argument(help="Where to try it; else on short runs of its kind.")] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A key of the experiment: --set policy.params.max_batch=8."),
+    ] = None,
 ) -> None:
-    """Try a policy under all laws: whether it keeps to what it may do, decides the same again, its Repeats hold."""
+    """Hold a policy to its contract: whether it keeps to what it may do, decides the same again, keeps its word, and
+    lets nobody starve; a fault is drawn as a schedule."""
+    from servetwin.core.testing.contract import ContractBroken
+
+    from ..spec.loading import parse_override
     from ..validation.check_policy import check as engine
 
-    for line in engine(policy, experiment).lines():
+    try:
+        found = engine(policy, experiment, [parse_override(each) for each in sets or ()])
+    except ContractBroken as broken:
+        if broken.drawing:
+            typer.echo(broken.drawing)
+        raise
+    for line in found.lines():
         typer.echo(line)
 
 
