@@ -1,4 +1,4 @@
-"""The serving loop and the words that every other package uses.
+"""The serving loop and the types that every other package uses.
 
 Nothing here knows whether time is simulated or real: the loop takes events in (a request arrived, a batch
 ended, a timer rang) and gives commands out (run this batch, wake me then) through an `Executor`. Begin with
@@ -6,10 +6,10 @@ ended, a timer rang) and gives commands out (run this batch, wake me then) throu
 
 ==========================  ===============================================================================
 `request`, `pipeline`       requests and tasks; the graph of modules
-`branching`                 which way a request goes where its pipeline branches
+`branching`                 which path a request takes where its pipeline branches
 `policy`, `parameters`      `Policy`: what it sees (`WorkerView`) and says (`Decision`); its parameters
 `executor`                  what runs batches and keeps the clock: `Executor`
-`loop`                      `ServingLoop`: admission, hand-over, drops and outcomes
+`loop`                      `ServingLoop`: admission, transfer, drops and outcomes
 `client`                    sends the requests of a source to it
 `worker`, `batch_worker`    what the loop and a worker ask of each other; a worker with one batch in flight
 `pool`                      a worker that is a pool of threads
@@ -19,12 +19,12 @@ ended, a timer rang) and gives commands out (run this batch, wake me then) throu
 `installed`                 which packages of the optional extras are there
 `testing`                   the test kit: policies asked by hand, played through scenarios, held to their contract
 `llm`                       all of that for engines of language models
-`invariants`                the laws of docs/reference/laws.md, checked while a run goes and on its records
+`invariants`                docs/reference/invariants.md, checked while a run goes and on its records
 ==========================  ===============================================================================
 """
 
 from .batch_worker import BatchWorker
-from .errors import BadInput, LawBroken, ServeTwinError
+from .errors import BadInput, InvariantBroken, ServeTwinError
 from .executor import Executor, Handle
 from .loop import ServingLoop
 from .metrics import Summary
@@ -46,7 +46,7 @@ __all__ = [
     "Executor",
     "FactorSLO",
     "Handle",
-    "LawBroken",
+    "InvariantBroken",
     "Module",
     "Outcome",
     "Pipeline",

@@ -1,4 +1,4 @@
-"""Which way a request goes where its pipeline branches.
+"""Which path a request takes where its pipeline branches.
 
 The numbers that decide are drawn for each request, module and visit, from the workload's seed: they belong to the
 workload, like arrivals and steps. No policy, order of events or time can change them, and nothing that a policy sees
@@ -24,7 +24,7 @@ class Branching:
 
     def __init__(self, stages: Iterable[Stage], seed: int) -> None:
         self.seed = seed
-        # A module is left once for each time that a way back was taken, at most, and once more.
+        # A module is left once for each time that an edge back was taken, at most, and once more.
         bounds = {b.edge: b.edge.most or 0 for s in stages for b in s.branches}
         self.visits = 1 + sum(bounds.values())
         self._drawn: dict[tuple[str, int], list[list[float]]] = {}

@@ -30,7 +30,7 @@ class TokenStage(Protocol):
     """A stage that has deadlines of tokens (`servetwin.core.llm.slo.StageDeadlines`)."""
 
     def due(self, task: Any) -> float:
-        """When the last token that *task* has put out was due."""
+        """When the last token that *task* has generated was due."""
 
     def begins(self, task: Any, now: float, slack: float) -> None:
         """*task* comes there *now*, with that much slack."""
@@ -40,7 +40,7 @@ class Budget:
     """Gives the tasks of one run their deadlines, and says who may go on.
 
     *allowance* gives a stage's share; None leaves each task the deadline of its request. With *carry* off, unused
-    slack is lost at each hand-over (and so is what was overdrawn). *forward* says which requests go on to the next
+    slack is lost at each transfer (and so is what was overdrawn). *forward* says which requests go on to the next
     stage: all of them; those whose stage deadline is kept; or those that could still be in time if they were
     served alone from now on, by *left*, the seconds that a task's request still wants after its stage.
 
@@ -68,7 +68,7 @@ class Budget:
         self._inputs: dict[tuple[int, str], float] = {}  # (request, stage that joins) -> latest deadline so far
 
     def due(self, task: Task) -> float:
-        """The deadline of *task* at its stage; at an LLM stage, of the last token that it has put out."""
+        """The deadline of *task* at its stage; at an LLM stage, of the last token that it has generated."""
         tokens = self.tokens.get(task.stage.name)
         return tokens.due(task) if tokens is not None else task.deadline
 
@@ -116,14 +116,14 @@ class Budget:
 
 
 class Alone:
-    """What requests take alone, by *seconds* per module (an iteration of a loop), along the likely ways of a pipeline
-    with these *stages*, in order of the graph."""
+    """What requests take alone, by *seconds* per module (an iteration of a loop), along the likely paths of a
+    pipeline with these *stages*, in order of the graph."""
 
     def __init__(self, stages: Sequence[Stage], seconds: Mapping[str, float]) -> None:
         self.stages = {stage.name: stage for stage in stages}
         self.entries = [stage for stage in stages if stage.inputs == 0]
         self.seconds = seconds
-        self.depth: dict[str, int] = {}  # stages on the longest way from here, this one included
+        self.depth: dict[str, int] = {}  # stages on the longest path from here, this one included
         for stage in reversed(stages):
             self.depth[stage.name] = 1 + max((self.depth[s.name] for s in stage.likely), default=0)
         self.longest = max(self.depth[s.name] for s in self.entries)
@@ -134,11 +134,11 @@ class Alone:
         return sum(work.get(m, 1) * self.seconds[m] for m in stage.modules)
 
     def after(self, request: Request, stage: Stage) -> float:
-        """Seconds from the end of *stage* to the end of the longest way."""
+        """Seconds from the end of *stage* to the end of the longest path."""
         return max((self.here(request, s) + self.after(request, s) for s in stage.likely), default=0.0)
 
     def whole(self, request: Request) -> float:
-        """Seconds on the longest way through the pipeline."""
+        """Seconds on the longest path through the pipeline."""
         return max(self.here(request, s) + self.after(request, s) for s in self.entries)
 
 

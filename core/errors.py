@@ -21,11 +21,11 @@ class BadInput(ServeTwinError):
         )
 
 
-class LawBroken(ServeTwinError):
-    """A law of the design (docs/reference/laws.md) did not hold in a run: a fault of ServeTwin or of a policy."""
+class InvariantBroken(ServeTwinError):
+    """An invariant (docs/reference/invariants.md) did not hold in a run: a fault of ServeTwin or of a policy."""
 
 
-class PolicyFault(LawBroken):
+class PolicyFault(InvariantBroken):
     """A policy did what it may not, or answered with what is no answer: the message names policy, file and line."""
 
     exit_code = 2

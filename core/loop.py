@@ -1,4 +1,4 @@
-"""The serving loop: arrivals, hand-over between stages, drops and outcomes, written once.
+"""The serving loop: arrivals, transfer between stages, drops and outcomes, written once.
 
 It does no I/O and has no clock. Events come in as calls (`ServingLoop.arrive`, and what the executor calls back),
 commands go out through the `Executor`. So a simulated and a measured run of one experiment differ in time only.
@@ -15,11 +15,11 @@ from typing import Any
 
 from .branching import Branching
 from .budget import Budget
-from .errors import BadInput, LawBroken
+from .errors import BadInput, InvariantBroken
 from .executor import Executor
+from .invariants import integrity
 from .invariants.answers import compared, shown, write_fault
 from .invariants.code_inspection import named, own
-from .invariants.integrity import Intact, comes_along
 from .invariants.purity import read_again
 from .invariants.read_only import look_over, told
 from .invariants.task_ledger import Stays
@@ -70,8 +70,9 @@ class ServingLoop:
         self._stays = Stays()
         self._stages = [(stage, told(stage)) for stage in stages]
         for worker in self.workers:
-            worker.doubted = self._booked or not comes_along(type(own(worker.policy)))
-        self._changed = Intact().changed if any(worker.doubted for worker in self.workers) else None
+            worker.doubted = self._booked or not integrity.comes_along(type(own(worker.policy)))
+        looks = not integrity.HELD and any(worker.doubted for worker in self.workers)
+        self._changed = integrity.Intact().changed if looks else None
         for index, worker in enumerate(self.workers):
             worker.place = worker.place._replace(number=index)
             if worker.doubted:
@@ -89,7 +90,7 @@ class ServingLoop:
         self.budget = budget
         self.branching = branching
         if branching is None and any(s.branches for s in stages):
-            raise BadInput("the pipeline branches, and nothing says which way requests go", right="branching")
+            raise BadInput("the pipeline branches, and nothing says which branch requests take", right="branching")
         self.live: dict[int, Request] = {}
         self._outputs: dict[int, Outputs] = {}  # true output lengths of live requests, which no policy may see
         self.stopped = False
@@ -270,7 +271,7 @@ class ServingLoop:
         self.held.append(worker)
         return False
 
-    # -- a request's way --------------------------------------------------------------------------------
+    # -- a request's path -------------------------------------------------------------------------------
 
     def _forward(self, request: Request, stage: Stage, before: Task | None, jump: bool = False) -> None:
         """Hand *request* on to *stage*, after its stay *before*; a *jump* along a branch waits for no other input."""
@@ -349,7 +350,7 @@ class ServingLoop:
         if request.outcome is not None:
             if request.id in self.live:
                 raise write_fault(self.policies(), f"outcome of request {request.id}", "outcome")
-            raise LawBroken(f"request {request.id} ended twice: as {request.outcome}, then as {outcome}")
+            raise InvariantBroken(f"request {request.id} ended twice: as {request.outcome}, then as {outcome}")
         if self._booked and self.entrance is None:
             self._check_request(request)
             del self.known[request.id]

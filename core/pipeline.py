@@ -53,10 +53,10 @@ class Module:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """A way from *source* to *target*, taken with a *probability* instead of the plain edges of its source.
+    """An edge from *source* to *target*, taken with a *probability* instead of the other edges of its source.
 
-    *most* bounds how often one request takes it; a way back needs such a bound. Once it is used up, the plain edges
-    are taken in its place.
+    *most* bounds how often one request takes it; an edge that leads back needs such a bound. Once it is used up, the
+    other edges are taken in its place.
     """
 
     source: str
@@ -83,10 +83,10 @@ class Stage:
     A stage has one loop module at most. What stands *before* the loop runs with a request's first iteration,
     what stands *after* it with its last; a stage without a loop runs all its modules once, one after the other.
     *rest* holds every module that a request has still to pass once it has left this stage, *hops* the longest
-    number of hand-overs to the end; where the way is not certain, both are of the likeliest one, without any retry.
+    number of transfers to the end; where the path is not certain, both are of the likeliest one, without any retry.
 
-    *next* are the stages that follow, *branches* the ways that may be taken instead, *likely* where a request most
-    likely goes. *inputs* is how many hand-overs a visit waits for (0: it begins with the request's arrival). *again*
+    *next* are the stages that follow, *branches* those that may be taken instead, *likely* where a request most
+    likely goes. *inputs* is how many transfers a visit waits for (0: it begins with the request's arrival). *again*
     says that a request may come more than once.
     """
 
@@ -168,7 +168,7 @@ class Pipeline:
             raise BadInput(f"the pipeline has a cycle through {stuck}", right=right)
         return order
 
-    # -- ways that are not certain --------------------------------------------------------------------------
+    # -- paths that are not certain -----------------------------------------------------------------------
 
     def _edges_back(self) -> set[Edge]:
         """Checks the uncertain edges; gives those that lead back."""
@@ -218,14 +218,14 @@ class Pipeline:
         return tuple(m for m in self._order if m in reached)
 
     def inputs(self, module: str) -> int:
-        """How many hand-overs a visit to *module* waits for."""
+        """How many transfers a visit to *module* waits for."""
         feeders = len(self.predecessors[module])
         if module in self._entries:
             return 0
         return max(feeders, 1) if self.modules[module].join == "all" else 1
 
     def _check_joins(self) -> None:
-        """Send a request every way there is; whether it takes a way back once or more does not matter to joins."""
+        """Send a request along every path; whether it takes an edge back once or more does not matter to joins."""
         asked = [m for m in self.modules if self.branches[m]]
         options: list[list[Edge | None]] = [
             [
@@ -240,7 +240,7 @@ class Pipeline:
             for m in asked
         ]
         if math.prod(map(len, options)) > MOST_PATHS:
-            raise BadInput(f"there are more than {MOST_PATHS} ways through the pipeline", right="fewer branches")
+            raise BadInput(f"there are more than {MOST_PATHS} paths through the pipeline", right="fewer branches")
         for edges in itertools.product(*options):
             self._check_route(dict(zip(asked, edges, strict=True)))
 

@@ -15,7 +15,7 @@ from .request import Place, Task
 
 
 class Repeat:
-    """A policy's word that it would decide the same again: a simulator may then take many iterations as one event.
+    """A policy's promise that it would decide the same again: a simulator may then take many iterations as one event.
 
     The decision stands for *times* iterations in all, as long as no request arrives, ends or changes and, after *j*
     of them, the time is below ``limit + j * drift``. It is a permission: whoever runs the batch may stop after any

@@ -1,4 +1,4 @@
-"""Requests, and their stay at each stage of a pipeline."""
+"""Requests, and their visit to each stage of a pipeline."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Flight(Protocol):
 
 
 class Task:
-    """A request's stay at one stage: what a policy orders, batches and drops.
+    """A request's visit to one stage: what a policy orders, batches and drops.
 
     *iterations* is what the stage's loop module has to run for this request (1 for a stage without a loop),
     *left* what remains of it. The loop counts *left* down; policies only read. *flight* is the batch in which the

@@ -101,7 +101,7 @@ class Worker:
     """Serves one stage with one policy. Subclasses say how: at least by `receive`, `turn`, `ring` and `withdraw`.
 
     Its policy is *shown* a view that can only be read. What tasks say is kept here as well, where no policy can look:
-    it is held against the tasks at each batch (*left*) and at the end of their stay.
+    it is held against the tasks at each batch (*left*) and at the end of their visit.
     """
 
     #: What its policy answers.
@@ -144,7 +144,7 @@ class Worker:
         return None
 
     def task(self, request: Request, now: float) -> Task:
-        """The stay of *request* here, to which it is sent *now*."""
+        """The visit of *request* here, to which it is sent *now*."""
         return Task(request, self.stage, now, self.place)
 
     def seconds_alone(self, request: Request, now: float) -> float:

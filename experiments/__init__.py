@@ -4,6 +4,7 @@
 ======================  =======================================================
 `cli`                   the command line
 `plotting`, `backends`  figures and traces; the same experiment served for real
+`reporting`             what became of runs, for people to read
 `validation`            measured and simulated runs side by side
 `capacity`              how much a system holds
 `sweeps`                points, axes, repeated seeds; a row per point

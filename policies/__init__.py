@@ -4,8 +4,8 @@ A policy imports `servetwin.core` and nothing else. To add one, add a file here 
 name ``my_policy.py`` or ``package.module:Class``); nothing else is edited.
 
 ==================  ========================================================================================
-`diffusion`         for stages that run iterations: `neustream`, `clockwork`, `edf`, `fcfs`
-`llm`               for engines of language models: `vllm`, `vllm_v1`, `sarathi`, `neustream_llm`, `edf_llm`
+`diffusion`         for stages that run iterations: `neustream`, `clockwork`, `edf`, `fcfs`, ...
+`llm`               for engines of language models: `vllm`, `vllm_v1`, `sarathi`, `neustream_llm`, ...
 `routing`           for stages with several workers: which of them a request goes to
 ==================  ========================================================================================
 """

@@ -244,14 +244,14 @@ COLD = CostName(
     "<loop>.cold",
     "seconds",
     ("by_batch", "value"),
-    "what iterations after an idle spell take longer",
+    "what iterations after an idle period take longer",
     _LOOP,
     "iterations since the spell",
 )
 COLD_LONG = CostName(
-    "<loop>.cold_long", "seconds", ("by_batch", "value"), "likewise after a long spell", _LOOP, COLD.by
+    "<loop>.cold_long", "seconds", ("by_batch", "value"), "likewise after a long period", _LOOP, COLD.by
 )
-LONG_SPELL = CostName("<loop>.long_spell", "seconds", _VALUE, "from which length on an idle spell is long", _LOOP)
+LONG_SPELL = CostName("<loop>.long_spell", "seconds", _VALUE, "from which length on an idle period is long", _LOOP)
 DECIDING = CostName(
     "<loop>.deciding", "seconds", _VALUE, "what an iteration takes longer per request left waiting", _LOOP
 )
@@ -286,7 +286,7 @@ SLOW_SHARE = CostName(
     above=True,
 )
 SLOW_SPELL = CostName(
-    "<loop>.slow_spell", "seconds", _VALUE, "how long a slow spell lasts", _LOOP, needs=_SPELLS[:1], above=True
+    "<loop>.slow_spell", "seconds", _VALUE, "how long a slow period lasts", _LOOP, needs=_SPELLS[:1], above=True
 )
 SLOW_NORMAL = CostName(
     "<loop>.slow_normal", "ratio", _VALUE, "factor on host time between them", _LOOP, needs=_SPELLS[:1], above=True
@@ -361,7 +361,7 @@ WHOLE_SPREAD = CostName("whole.spread", "ratio", ("quantiles",), "the same over 
 WHOLE_SESSION = CostName(
     "whole.session", "ratio", ("sessions", "value"), "factor on it, by date and time", _WHOLE, above=True
 )
-WHOLE_COLD = CostName("whole.cold", "seconds", _VALUE, "what such a batch takes longer after an idle spell", _WHOLE)
+WHOLE_COLD = CostName("whole.cold", "seconds", _VALUE, "what such a batch takes longer after an idle period", _WHOLE)
 WHOLE_COLD_LONG = CostName("whole.cold_long", "seconds", _VALUE, "likewise after a long one", _WHOLE)
 WHOLE_PAUSE = CostName(
     "whole.pause", "seconds", _UPTO, "from the end of such a batch to the start of the next", _WHOLE

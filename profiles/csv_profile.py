@@ -49,7 +49,7 @@ def read_csv(path: Path) -> dict[str, Any]:
         "batch_counts": "requests",
         "measured_when": "not stated",
         "origin": {"repository": "a CSV file of the user's"},
-        "limits_of_data": "Only latencies by batch size: no costs of joins, hand-overs or contention.",
+        "limits_of_data": "Only latencies by batch size: no costs of joins, transfers or contention.",
         "modules": {module: _module(path, module, by_batch) for module, by_batch in samples.items()},
     }
 

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from servetwin.core import BadInput, ServeTwinError
-from servetwin.core.errors import LawBroken, PolicyFault
+from servetwin.core.errors import InvariantBroken, PolicyFault
 
 #: Errors that say all that there is to say, whichever process they came from.
 TOLD: dict[str, type[ServeTwinError]] = {
-    kind.__name__: kind for kind in (PolicyFault, LawBroken, BadInput, ServeTwinError)
+    kind.__name__: kind for kind in (PolicyFault, InvariantBroken, BadInput, ServeTwinError)
 }
 
 

@@ -8,8 +8,10 @@ and 55 us on the others, and which ones these were changed within seconds (docs/
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +38,8 @@ class PinnedCore:
     """Moves the calling thread among *cores* (default: those it may use) to one on which *test* takes little time.
 
     `enter` looks for one, `look` is to be called again and again, and `leave` lets the thread run anywhere again.
-    *test* gives seconds, *move* binds the thread to the cores it is given.
+    *test* gives seconds, *move* binds the thread to the cores it is given. A thread that the bound one starts may run
+    on its core only: *release* lets such run anywhere again, at the first looks and ever more seldom thereafter.
     """
 
     def __init__(
@@ -45,11 +48,13 @@ class PinnedCore:
         *,
         test: Callable[[], float] = trial,
         move: Callable[[Sequence[int]], None] | None = None,
+        release: Callable[[Sequence[int]], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.cores = list(cores if cores is not None else usable())
         self.test = test
         self.move = move or _bind
+        self.release = release or (release_others if move is None else lambda _: None)
         self.clock = clock
         self.core = self.cores[0]
         self.moves = 0  # since `enter`
@@ -58,10 +63,11 @@ class PinnedCore:
         self._last: deque[float] = deque(maxlen=COUNTED)
         self._due = 0.0
         self._failed = 0  # cores that were tried since the last move
+        self._looks = 0  # since `enter`
 
     def enter(self) -> None:
         """Go where it is least disturbed now: three trials on each core, some milliseconds in all."""
-        self.moves = 0
+        self.moves = self._looks = 0
         found = []
         for core in self.cores:
             self.move([core])
@@ -79,6 +85,9 @@ class PinnedCore:
         if now < self._due:
             return
         self._due = now + EVERY
+        self._looks += 1
+        if self._looks & (self._looks - 1) == 0:  # a power of two
+            self.release(self.cores)
         last = self._last
         last.append(self.test())
         self._best = min(self._best, last[-1])
@@ -118,6 +127,18 @@ def usable() -> list[int]:
 def pinned_core(wanted: bool | None) -> PinnedCore | None:
     """One where there are cores enough, unless *wanted* says no."""
     return None if wanted is False or len(usable()) < FEWEST else PinnedCore()
+
+
+def release_others(cores: Sequence[int]) -> None:
+    """Let all other threads of this process that are bound to one of *cores* run on each of them."""
+    own, among = threading.get_native_id(), set(cores)
+    with contextlib.suppress(OSError):  # no /proc, or a thread has ended meanwhile
+        for task in os.listdir("/proc/self/task"):
+            number = int(task)
+            with contextlib.suppress(ProcessLookupError):
+                bound = os.sched_getaffinity(number)
+                if number != own and len(bound) == 1 and bound < among:
+                    os.sched_setaffinity(number, cores)
 
 
 def _bind(cores: Sequence[int]) -> None:

@@ -86,7 +86,7 @@ class RealExecutor:
         self.lateness: list[float] = []
         self.spare: Callable[[], None] = _nothing  # called when nothing has happened, while lanes compute
         self._waiting: deque[Task] = deque()  # not prepared yet
-        self._outbox: list[tuple[Task, Callable[[Task], None]]] | None = None  # hand-overs, while a lane goes on
+        self._outbox: list[tuple[Task, Callable[[Task], None]]] | None = None  # transfers, while a lane goes on
 
     # -- what the loop calls ---------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ class Error(ValueError):
 
 class RunError(RuntimeError):
     """A run broke: a policy raised something (then that is its ``__cause__``) or answered what cannot be, the GPU or
-    a server failed, or a law of the simulation did not hold."""
+    a server failed, or an invariant of the simulation did not hold."""
 
 
 #: Options of the command line that are called otherwise in Python.

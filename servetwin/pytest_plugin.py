@@ -3,9 +3,9 @@
 ==================  ===========================================================================================
 `fake_worker`       `FakeWorker`: a worker whose queue and clock a test works by hand
 `fake_engine`       `FakeEngine`: likewise, an engine of a language model
-`play_scenario`     `play`: a scenario from the first arrival to the last end, under all laws
+`play_scenario`     `play`: a scenario from the first arrival to the last end, under all invariants
 `policy_contract`   `assert_policy_contract`: what every policy must keep to
-`run_under_laws`    `servetwin.testing.run_under_laws`: an experiment, simulated under all laws
+`run_under_invariants`    `servetwin.testing.run_under_invariants`: an experiment, simulated under all invariants
 ==================  ===========================================================================================
 """
 
@@ -34,7 +34,7 @@ def fake_engine() -> Any:
 
 @pytest.fixture(scope="session")
 def play_scenario() -> Any:
-    """`servetwin.core.testing.play`: a scenario from the first arrival to the last end, under all laws."""
+    """`servetwin.core.testing.play`: a scenario from the first arrival to the last end, under all invariants."""
     from servetwin.core.testing import play
 
     return play
@@ -49,8 +49,8 @@ def policy_contract() -> Any:
 
 
 @pytest.fixture(scope="session")
-def run_under_laws() -> Any:
-    """`servetwin.testing.run_under_laws`: an experiment, simulated under all laws."""
-    from servetwin.testing import run_under_laws as run
+def run_under_invariants() -> Any:
+    """`servetwin.testing.run_under_invariants`: an experiment, simulated under all invariants."""
+    from servetwin.testing import run_under_invariants as run
 
     return run

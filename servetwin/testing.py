@@ -1,4 +1,4 @@
-"""The test kit of policies with whole simulated runs: `servetwin.core.testing`, and `run_under_laws`."""
+"""The test kit of policies with whole simulated runs: `servetwin.core.testing`, and `run_under_invariants`."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ __all__ = [
     "assert_policy_contract",
     "engine_view",
     "play",
-    "run_under_laws",
+    "run_under_invariants",
     "worker_view",
 ]
 
 
-def run_under_laws(
+def run_under_invariants(
     experiment: Source,
     *,
     policy: PolicyLike | None = None,
@@ -55,17 +55,18 @@ def run_under_laws(
     seed: int | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Summary:
-    """Simulate one experiment with all laws checked at every event (docs/reference/laws.md); gives its summary.
+    """Simulate one experiment with all invariants (docs/reference/invariants.md) checked at every event; gives its
+    summary.
 
     The arguments are those of `servetwin.run`. Books are kept of what every task says, so that a policy that writes
-    is found. Raises `PolicyFault` or `LawBroken` with one line, `BadInput` for what does not fit.
+    is found. Raises `PolicyFault` or `InvariantBroken` with one line, `BadInput` for what does not fit.
     """
     from servetwin.experiments.spec.loading import load
-    from servetwin.experiments.validation.check_policy import run_under_laws as lawful
+    from servetwin.experiments.validation.check_policy import run_under_invariants as simulate
 
     policies = given.Policies()
     source = given.source(experiment, policies)
     short = {"policy": policy, "rate": rate, "requests": requests, "seed": seed}
     chosen = given.settings_of(policies, short, settings)
     with policies.known():
-        return lawful(load(source, list(chosen.items())))
+        return simulate(load(source, list(chosen.items())))

@@ -213,7 +213,7 @@ class Lane(Moment):
         return host, device
 
     def _pass_time(self, now: float) -> None:
-        """Bring the amounts of work left up to date; hand-over and idling leave the device computing."""
+        """Bring the amounts of work left up to date; transfer and idling leave the device computing."""
         if now > self.updated:
             self._get_on(now - self.updated)
             self.updated = now

@@ -35,7 +35,7 @@ class SimExecutor:
     several others that are busy at once, whose rates multiply where there is none. *delays* holds the transport
     between two workers by name (None: the client); what is not named takes no time. *calls* gives the times of pools
     of threads, by name. *engines* gives the rates of engines that share a device with another one, by name. *shared*
-    names the pairs that share a device in time: law 14 holds what they compute to the time that passes.
+    names the pairs that share a device in time: invariant 14 holds what they compute to the time that passes.
     """
 
     def __init__(

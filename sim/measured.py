@@ -46,7 +46,7 @@ class TimeOptions:
     cold starts. *whole*: what batches of whole requests took over what their scheduler expects, with their sessions,
     spread and cold starts (``whole.*``); without it they take the sum of their iterations, as of any other worker.
     *contention*: workers on one device slow each other down. *transport*: requests take time between
-    workers. *noise*: drawn from measured residuals and slow spells of the host. *session*: when the run to be
+    workers. *noise*: drawn from measured residuals and slow periods of the host. *session*: when the run to be
     predicted began, where a profile knows the host's speed on that day. *hold*: sizes beyond a table get its last
     value. *unmeasured*: pairs of workers on one device whose overlap was not measured are "refused", or the device is
     "shared" in time among them, whether *contention* is on or off. ("ignored", which no experiment can ask for, is
@@ -77,8 +77,8 @@ class WholeTiming:
     """A worker that serves whole requests in static batches: what its scheduler expects of them, times what was
     measured over expected. Batches that are re-formed at every iteration take what *steps* says.
 
-    *ratio* is by batch size (index 0 unused), *spread* draws a factor per batch. After an idle spell *cold* seconds
-    are added, or *cold_long* if it lasted *long_spell* or more. *slow_spells* are the slow spells of the host.
+    *ratio* is by batch size (index 0 unused), *spread* draws a factor per batch. After an idle period *cold* seconds
+    are added, or *cold_long* if it lasted *long_spell* or more. *slow_spells* are the slow periods of the host.
     *between* is by batch size how long the worker needs after a batch before it can begin the next.
     """
 

@@ -40,8 +40,8 @@ class SlowSpells:
     """A host that is slow for spells: a call tells the factor on host time at a time (times must not go back), which
     stays *until* then.
 
-    Slow spells of *length* seconds on average (exponential) take up *share* of the time; host work takes *slow* times
-    as long in them and *normal* times as long between them.
+    Slow periods of *length* seconds on average (exponential) take up *share* of the time; in them host work takes
+    *slow* times as long, between them *normal* times.
     """
 
     def __init__(self, rng: np.random.Generator, share: float, length: float, normal: float, slow: float) -> None:

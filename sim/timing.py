@@ -96,8 +96,8 @@ class MeasuredTiming:
 
     *host* and *device* are an iteration's demands, *ahead* how much device work may be outstanding at its end (None:
     the worker waits for the device in each iteration, which then takes as long as the slower of the two). *join* is
-    the host time that each joining request adds. After an idle spell the first iterations take longer: by *cold*, or
-    by *cold_long* if the spell lasted *long_spell* or more. *leave* is the hand-over time per batch with leavers and
+    the host time that each joining request adds. After an idle period the first iterations take longer: by *cold*, or
+    by *cold_long* if the spell lasted *long_spell* or more. *leave* is the transfer time per batch with leavers and
     per leaver, *pausing* what the host is busy with after that, per leaver; *joins*, *leaves* and *pauses* hold the
     same by how many join or leave at once, where that was measured, and go before them. *deciding* is the scheduler's
     own time for each request that it leaves waiting. *before* and *after* are device demands of the stage's modules

@@ -1,4 +1,4 @@
-"""LLM engines for tests: linear step times, and whole runs under the laws."""
+"""LLM engines for tests: linear step times, and whole runs under the invariants."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from servetwin.core import Module, Pipeline, Recorder, Repeat, ServingLoop
 from servetwin.core.client import play
-from servetwin.core.invariants.checker import LawChecker
+from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.llm import ALL, EngineLimits, Step, TokenPolicy, TokenRequest, TokenSLO, TokenView
 from servetwin.core.llm.batch import TokenBatch
 from servetwin.core.llm.worker import Host, TokenWorker
@@ -133,23 +133,23 @@ def serve(
     draw=None,
     stop_at: float | None = None,
     swap=None,
-    laws: bool = True,
+    invariants: bool = True,
     most_events: int = 200_000,
     host: Host | None = None,
     stalls=None,
     recent_load=None,
     **limits,
 ) -> Served:
-    """Serve *sent* on one engine to the end, in simulated time, under the laws."""
+    """Serve *sent* on one engine to the end, in simulated time, under the invariants."""
     times = times or Linear()
     sent = list(sent)
     view = view_of(times, EngineLimits(**{"blocks": 1000, **limits}), slo)
     worker = TokenWorker(view.stage, policy, view, host=host)
     executor = SimExecutor(lambda worker: TokenTiming(times, draw, swap, stalls=stalls, recent_load=recent_load))
     log = Log()
-    checker = LawChecker(log)
-    loop = ServingLoop([view.stage], [worker], executor, checker if laws else log)
-    if laws:
+    checker = InvariantChecker(log)
+    loop = ServingLoop([view.stage], [worker], executor, checker if invariants else log)
+    if invariants:
         checker.watch(loop)
     play(loop, iter(sent))
     if stop_at is not None:
@@ -160,7 +160,7 @@ def serve(
         executor.calendar.step()
     else:
         raise AssertionError(f"the run does not come to an end: it is {executor.now():g} s")
-    if laws:
+    if invariants:
         checker.finish()
     return Served(loop, executor, log, sent)
 

@@ -1,4 +1,4 @@
-"""What several tests need: whole runs under the laws, an executor worked by hand, and a policy that does as told."""
+"""What several tests need: whole runs under the invariants, an executor worked by hand, a scripted policy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from servetwin.core import (
 from servetwin.core.branching import Branching
 from servetwin.core.budget import Budget
 from servetwin.core.client import play
-from servetwin.core.invariants.checker import LawChecker
+from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.pool import Pool
 from servetwin.core.routing import first_worker
 from servetwin.sim import SimExecutor, TableTiming
@@ -57,7 +57,7 @@ class WorkerSetup:
 class Simulation:
     loop: ServingLoop
     executor: SimExecutor
-    laws: LawChecker
+    checker: InvariantChecker
     requests: list[Request]
 
     @property
@@ -87,7 +87,7 @@ def simulate(
     seed: int = 0,
     **executor,
 ) -> Simulation:
-    """Serve *requests* to the end in simulated time, under the laws.
+    """Serve *requests* to the end in simulated time, under the invariants.
 
     A policy's estimates are the times of its module's setup, unless *estimate* says otherwise.
     """
@@ -109,18 +109,18 @@ def simulate(
         timings[worker] = setup.timing or TableTiming(setup.table())
         workers.append(worker)
     sim = SimExecutor(lambda worker: timings[worker], calls=calls, **executor)
-    laws = LawChecker(recorder)
+    checker = InvariantChecker(recorder)
     order = list(stages.values())
     loop = ServingLoop(
         order,
         workers,
         sim,
-        laws,
+        checker,
         router=router,
         budget=budget(order) if budget else None,
         branching=Branching(order, seed) if any(s.branches for s in order) else None,
     )
-    laws.watch(loop)
+    checker.watch(loop)
     play(loop, iter(requests))
     if stop_at is not None:
         sim.call_at(stop_at, loop.stop)
@@ -130,8 +130,8 @@ def simulate(
         sim.calendar.step()
     else:
         raise AssertionError(f"the run does not come to an end: it is {sim.now():g} s after {most_events} events")
-    laws.finish()
-    return Simulation(loop, sim, laws, requests)
+    checker.finish()
+    return Simulation(loop, sim, checker, requests)
 
 
 def one_stage(policy: Policy, requests: Iterable[Request], *, loop: bool = True, **setup) -> Simulation:

@@ -1,12 +1,12 @@
-"""The laws of docs/reference/laws.md, and what holds a run to them. Begin with `laws`, then `checker`.
+"""The invariants of docs/reference/invariants.md, and what checks them. Begin with `catalogue`, then `checker`.
 
-Nothing is imported here, since the loop and the engines name laws themselves.
+Nothing is imported here, since the loop and the engines name invariants themselves.
 
 ==================  ============================================================================================
-`laws`              the laws by number, and the error that one does not hold
-`checker`           `LawChecker`: stands between a loop and its recorder, policies and executor while a run goes
+`catalogue`         the invariants by number, and the error that one does not hold
+`checker`           `InvariantChecker`: stands between a loop and its recorder, policies and executor while a run goes
 `engine_checker`    what it checks of an LLM engine, by counting anew
-`record_checker`    `check_records`: the same laws on the files of a run folder, simulated or measured
+`record_checker`    `check_records`: the same invariants on the files of a run folder, simulated or measured
 `read_only`         what a policy is shown, so that it can write none of it
 `answers`           what a policy answers, checked before it is done
 `task_ledger`       what tasks say, where no policy can write; `engine_ledger`: those of an LLM engine

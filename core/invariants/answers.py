@@ -46,7 +46,7 @@ def compared(
 
 
 def check_decision(policy: object, decision: Any, kind: type[Decision] = Decision) -> None:
-    """Raise `PolicyFault` unless *decision* is one, its lists are lists of tasks and its word to repeat is one."""
+    """Raise `PolicyFault` unless *decision* is one, its lists are lists of tasks and its `Repeat` is one."""
     if not isinstance(decision, kind):
         raise fault(policy, f"decide returned {shown(decision)}", f"a {kind.__name__}")
     lists = ("prefill", "decode", "preempt", "drop") if kind is not Decision else ("run", "drop")

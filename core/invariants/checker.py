@@ -1,16 +1,17 @@
-"""The laws of the design, checked while a run goes and on the records that it leaves.
+"""The invariants of the design, checked while a run goes and on the records that it leaves.
 
-`LawChecker` stands between a `ServingLoop` and its recorder, its policies and its executor, and raises
-`LawBroken` at the first event that breaks a law. It decides nothing and changes no time, so a checked run is the
-run itself. `check_records` reads the files of a run folder, simulated or measured, and holds them to the same laws.
+`InvariantChecker` stands between a `ServingLoop` and its recorder, its policies and its executor, and raises
+`InvariantBroken` at the first event that breaks an invariant. It decides nothing and changes no time, so a checked
+run is the run itself. `check_records` reads the files of a run folder, simulated or measured, and checks the same
+invariants on them.
 
-    laws = LawChecker(recorder)
-    loop = ServingLoop(stages, workers, executor, laws)
-    laws.watch(loop)
+    checker = InvariantChecker(recorder)
+    loop = ServingLoop(stages, workers, executor, checker)
+    checker.watch(loop)
     ...                       # play the requests
-    laws.finish()
+    checker.finish()
 
-The laws themselves stand in `docs/reference/laws.md`, each with how it is checked. Laws 8, 9, 11 and 12 are about
+`docs/reference/invariants.md` lists the invariants, each with how it is checked. Invariants 8, 9, 11 and 12 are about
 more than one run and are tests.
 """
 
@@ -36,12 +37,12 @@ from ..request import Outcome, Outputs, Place, Request, Task
 from ..slo import latest
 from ..worker import Worker
 from .answers import check_decision
+from .catalogue import INVARIANTS, broken
 from .code_inspection import watcher
 from .engine_checker import AheadCheck, EngineCheck
-from .laws import LAWS, broken
 from .record_checker import FINISHED, check_ends, check_order, check_records
 
-__all__ = ["LAWS", "LawChecker", "check_records"]
+__all__ = ["INVARIANTS", "InvariantChecker", "check_records"]
 
 
 def asked_of(task: Task) -> int:
@@ -50,11 +51,11 @@ def asked_of(task: Task) -> int:
     return task.request.work.get(loop, 1) if loop else 1
 
 
-class LawChecker(Recorder):
-    """Passes all that it hears on to *inner*, and raises `LawBroken` if it breaks a law.
+class InvariantChecker(Recorder):
+    """Passes all that it hears on to *inner*, and raises `InvariantBroken` if it breaks an invariant.
 
     *patience* is how many seconds late a wake-up may come: none in simulated time, a little on a real clock.
-    Without `watch` it checks what a recorder hears (laws 1, 2, 4, 10 and the batches of law 3).
+    Without `watch` it checks what a recorder hears (invariants 1, 2, 4, 10 and the batches of invariant 3).
     """
 
     def __init__(self, inner: Recorder | None = None, *, patience: float = 0.0) -> None:
@@ -148,7 +149,7 @@ class LawChecker(Recorder):
         self.inner.batch(batch)
 
     def finish(self) -> None:
-        """Nothing more will happen: laws 1 and 10 for the run as a whole, and nothing is left in any queue."""
+        """Nothing more will happen: invariants 1 and 10 for the run as a whole, and nothing is left in any queue."""
         if self.live:
             some = ", ".join(str(i) for i in itertools.islice(self.live, 5))
             raise broken(1, f"{len(self.live)} requests never ended: {some}")
@@ -161,7 +162,7 @@ class LawChecker(Recorder):
         if self.seen and (summary.met != met or summary.attainment != met / len(self.seen)):
             raise broken(10, f"attainment is {summary.attainment!r}, but {met} of {len(self.seen)} were met")
 
-    # -- single laws --------------------------------------------------------------------------------------
+    # -- single invariants --------------------------------------------------------------------------------------
 
     def advance(self, now: float) -> None:
         """Time has come to *now*; nothing may have been left undone before."""
@@ -173,7 +174,7 @@ class LawChecker(Recorder):
             self.clock = now
 
     def check_devices(self, executor: Executor) -> None:
-        """Law 14: those that share a device in time get on at rates that come to one at most. (What overlaps at
+        """Invariant 14: those that share a device in time get on at rates that come to one at most. (What overlaps at
         measured rates is the profile's word; an executor that knows nothing of shares has nothing to say.)"""
         shares = getattr(executor, "shares", None)
         for names, rate in shares() if shares is not None else ():
@@ -198,7 +199,7 @@ class LawChecker(Recorder):
             check_order(way, str(task))
 
     def _check_graph(self, request: Request, stays: Counter[str]) -> None:
-        """Each stay follows what leads to it, a join all of it; and what a finished request left was gone on from."""
+        """Each visit follows what leads to it (a join: all of it); no finished request left a stage for nowhere."""
         visits: Counter[str] = Counter()
         finishes: dict[str, list[float]] = {}
         for task in request.tasks:
@@ -273,9 +274,9 @@ class LawChecker(Recorder):
 class WatchedWorker:
     """What the checker knows of a worker, and its ear between the loop and the worker's policy."""
 
-    def __init__(self, worker: Worker, laws: LawChecker) -> None:
+    def __init__(self, worker: Worker, checker: InvariantChecker) -> None:
         self.worker = worker
-        self.laws = laws
+        self.checker = checker
         self.flying: Batch | None = None
         self.news = False  # something came or ended since the policy was last asked
         self.idle_until: float | None = None  # as the policy last said
@@ -287,7 +288,7 @@ class WatchedWorker:
         self.flying = batch
         if not self.worker.policy.ahead:
             self.idle_until = None
-        self.laws.check_batch(batch, self.worker)
+        self.checker.check_batch(batch, self.worker)
 
     def stopped(self, batch: Batch) -> dict[Task, int]:
         """The executor says that *batch* is done. Gives the iterations that each of its live tasks has now done."""
@@ -302,11 +303,11 @@ class WatchedWorker:
         for task in batch.tasks:
             if task.request.outcome is not None:
                 continue
-            ran, asked = self.laws.iterations.get(task, 0), asked_of(task)
+            ran, asked = self.checker.iterations.get(task, 0), asked_of(task)
             if ran + steps > asked and not batch.whole:
                 raise broken(7, f"{task} runs {steps} iterations after {ran} of {asked}")
             done[task] = min(ran + steps, asked)
-        self.laws.iterations.update(done)
+        self.checker.iterations.update(done)
         return done
 
     def decided(self, decision: Decision, now: float) -> None:
@@ -334,8 +335,8 @@ class WatchedWorker:
         """Called when time moves on to *now*, before anything happens there: was nothing left undone?"""
         view, worker = self.worker.view, self.worker
         until = self.idle_until
-        stopped = self.laws.loop is not None and self.laws.loop.stopped
-        if until is not None and not stopped and until + self.laws.patience < now:
+        stopped = self.checker.loop is not None and self.checker.loop.stopped
+        if until is not None and not stopped and until + self.checker.patience < now:
             raise broken(5, f"{worker.name} was to be woken at {until!r}, but it is {now!r}")
         if view.in_flight is not None or getattr(worker, "resting", False):
             return
@@ -363,8 +364,8 @@ class WatchedPool(WatchedWorker):
 
     worker: Pool
 
-    def __init__(self, worker: Pool, laws: LawChecker) -> None:
-        super().__init__(worker, laws)
+    def __init__(self, worker: Pool, checker: InvariantChecker) -> None:
+        super().__init__(worker, checker)
         self.threads: dict[int, Batch] = {}
 
     def started(self, batch: Batch) -> None:
@@ -373,14 +374,14 @@ class WatchedPool(WatchedWorker):
             raise broken(3, f"{name} starts {batch} on thread {thread}, busy with {self.threads.get(thread)}")
         self.threads[thread] = batch
         self.idle_until = None
-        self.laws.check_batch(batch, self.worker)
+        self.checker.check_batch(batch, self.worker)
 
     def stopped(self, batch: Batch) -> dict[Task, int]:
         if self.threads.pop(batch.thread, None) is not batch:
             raise broken(3, f"{self.worker.name} ends {batch}, which is not in flight")
         self.news = True
         done = {task: 1 for task in batch.tasks if task.request.outcome is None}
-        self.laws.iterations.update(done)
+        self.checker.iterations.update(done)
         return done
 
     def busy(self) -> set[Task]:
@@ -404,11 +405,11 @@ class WatchedPool(WatchedWorker):
 class WatchedEngine(WatchedWorker):
     """Likewise, of an LLM engine."""
 
-    def __init__(self, worker: TokenWorker, laws: LawChecker) -> None:
-        super().__init__(worker, laws)
+    def __init__(self, worker: TokenWorker, checker: InvariantChecker) -> None:
+        super().__init__(worker, checker)
         ahead = worker.host is not None and worker.host.ahead
         self.most = 2 if ahead else 1  # steps in flight
-        self.check = AheadCheck(worker, laws.asked) if ahead else EngineCheck(worker, laws.asked)
+        self.check = AheadCheck(worker, checker.asked) if ahead else EngineCheck(worker, checker.asked)
         self.steps: list[Batch] = []
 
     def started(self, batch: Batch) -> None:
@@ -470,7 +471,7 @@ class WatchedPolicy(PolicyBase):
 
     def decide(self, view: WorkerView, now: float) -> Any:
         decision = self.inner.decide(view, now)
-        # The laws read it before the worker does, and what is no answer has nothing that they could read.
+        # The invariants read it before the worker does, and what is no answer has nothing that they could read.
         check_decision(self.inner, decision, self.watched.worker.answer)
         self.watched.decided(decision, now)
         return decision
@@ -485,41 +486,41 @@ class WatchedPolicy(PolicyBase):
 class WatchedExecutor:
     """Passes everything on to *inner*; hears of each event before the loop does."""
 
-    def __init__(self, inner: Executor, laws: LawChecker) -> None:
+    def __init__(self, inner: Executor, checker: InvariantChecker) -> None:
         self.inner = inner
-        self.laws = laws
+        self.checker = checker
         self.now = inner.now
 
     def run(self, worker: Worker, batch: Batch, done: Callable[[Batch], None]) -> None:
-        watched = self.laws.watched[worker.place.number]
+        watched = self.checker.watched[worker.place.number]
         watched.started(batch)
 
         def ended(batch: Batch) -> None:
-            self.laws.advance(self.now())
+            self.checker.advance(self.now())
             counts = watched.stopped(batch)
             done(batch)
             watched.settled()
-            self.laws.check_devices(self.inner)
+            self.checker.check_devices(self.inner)
             for task, n in counts.items():
                 if task.left != asked_of(task) - n:
                     raise broken(7, f"{task} has {task.left} iterations left after {n} of {asked_of(task)}")
 
         self.inner.run(worker, batch, ended)
-        self.laws.check_devices(self.inner)
+        self.checker.check_devices(self.inner)
 
     def send(self, source: Worker | None, task: Task, deliver: Callable[[Task], None]) -> None:
         if source is None and self.now() < task.arrival:
             raise broken(2, f"request {task.id} is sent at {self.now()!r}, before its arrival")
 
         def delivered(task: Task) -> None:
-            self.laws.advance(self.now())
+            self.checker.advance(self.now())
             deliver(task)
 
         self.inner.send(source, task, delivered)
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Handle:
         def event() -> None:
-            self.laws.advance(self.now())
+            self.checker.advance(self.now())
             callback()
 
         return self.inner.call_at(when, event)

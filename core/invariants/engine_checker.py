@@ -1,4 +1,4 @@
-"""The laws on LLM engines: what `servetwin.core.invariants.checker.LawChecker` checks of them while a run goes.
+"""The invariants on LLM engines: what `checker.InvariantChecker` checks of them while a run goes.
 
 At each step all running requests are counted anew, one by one; the engine's own sums must say the same.
 """
@@ -12,7 +12,7 @@ from ..llm.batch import TokenBatch
 from ..llm.policy import All, Step, TokenView
 from ..llm.request import TokenTask
 from ..request import Outcome, Outputs, Task
-from .laws import broken
+from .catalogue import broken
 
 if TYPE_CHECKING:
     from ..llm.worker import TokenWorker
@@ -25,7 +25,7 @@ class EngineCheck:
         self.worker = worker
         self.asked = asked
         self.view: TokenView = worker.view
-        self.tokens: dict[TokenTask, int] = {}  # put out so far, by the checker's own count
+        self.tokens: dict[TokenTask, int] = {}  # generated so far, by the checker's own count
         self.before: dict[TokenTask, int] = {}  # and after the step in flight
 
     def decided(self, step: Step) -> None:
@@ -78,7 +78,7 @@ class EngineCheck:
         self.tokens.update(self.before)
 
     def settled(self) -> None:
-        """The engine has dealt with an event: law 6, and its sums are those of the tasks."""
+        """The engine has dealt with an event: invariant 6, and its sums are those of the tasks."""
         view = self.view
         held = sum(view.blocks_for(task.computed) for task in view.running)
         if view.free_blocks < 0 or view.free_blocks + held != view.blocks:
@@ -88,14 +88,14 @@ class EngineCheck:
             raise broken(6, f"{view.name} counts {(view.decoding, view.context)} decoding and context, not {counts}")
         for task in view.running:
             if task.generated != self.tokens.get(task, 0):
-                raise broken(7, f"{task} counts {task.generated} tokens, but put out {self.tokens.get(task, 0)}")
+                raise broken(7, f"{task} counts {task.generated} tokens, but generated {self.tokens.get(task, 0)}")
 
     def ended(self, task: TokenTask) -> None:
-        """A request has ended, with this stay."""
+        """A request has ended, with this visit."""
         put_out, asked = self.put_out(task), self.asked_of(task)
         finished = task.finished is not None
         if task.generated != put_out or put_out > asked or (finished and put_out != asked):
-            raise broken(7, f"{task} ended with {task.generated} tokens; it put out {put_out} of {asked}")
+            raise broken(7, f"{task} ended with {task.generated} tokens; it generated {put_out} of {asked}")
         if task.request.outcome in (Outcome.MET, Outcome.LATE) and not finished:
             raise broken(7, f"{task} never finished, but its request did")
         first = task.first_token

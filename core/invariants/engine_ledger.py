@@ -13,14 +13,14 @@ from ..llm.request import Ticks, TokenTask
 from ..pipeline import Stage
 from ..worker import Loop
 from .answers import check_decision, check_item, compared, fault, write_fault
+from .catalogue import broken
 from .code_inspection import named
-from .laws import broken
 
 #: So many steps that preempted somebody, on end and without a token that came out, and an engine is taken to go round
 #: in circles: what it computes it forgets again, and that would never end.
 FRUITLESS = 1000
 
-#: What a task says of itself, from when the policy is first shown it to the end of its stay.
+#: What a task says of itself, from when the policy is first shown it to the end of its visit.
 SAID = (
     "id", "prompt", "limit", "budget", "arrival", "deadline", "queued", "admitted", "request", "arrival", "deadline",
 )  # fmt: skip
@@ -100,7 +100,7 @@ class TokenBooks:
         self._said[task] = says(task)
 
     def forget(self, task: TokenTask) -> None:
-        """The stay of *task* is over. Raises `PolicyFault` if it does not say what it should."""
+        """The visit of *task* is over. Raises `PolicyFault` if it does not say what it should."""
         del self.lengths[task]
         if not self.booked:
             return

@@ -1,4 +1,4 @@
-"""The laws on the records of a run: `check_records` reads a run folder, simulated or measured."""
+"""The invariants on the records of a run: `check_records` reads a run folder, simulated or measured."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 from ..errors import BadInput
 from ..request import Outcome
 from ..slo import latest
-from .laws import broken
+from .catalogue import broken
 
 FINISHED = (Outcome.MET, Outcome.LATE)
 
 
 def check_records(folder: Path, inputs: Mapping[str, Sequence[str]] | None = None) -> None:
-    """Hold the records of a finished run in *folder* to laws 1, 2, 3, 4, 7 and 10; raises `LawBroken`.
+    """Hold the records of a finished run in *folder* to invariants 1, 2, 3, 4, 7 and 10; raises `InvariantBroken`.
 
     The records do not say which stage feeds which. With *inputs* (stage -> the stages that feed it) that order is
     checked too. Raises `BadInput` if it is no folder of a finished run.
@@ -132,15 +132,15 @@ def _check_stay(
 
 
 def _check_tokens(stay: dict[str, Any], done: bool, where: str) -> None:
-    """The stay at an LLM stage."""
+    """The visit to an LLM stage."""
     generated, tokens = stay["generated"], stay.get("tokens")
     if not 0 <= generated <= stay["limit"] or (done and not generated):
-        raise broken(7, f"{where} put out {generated} tokens, of {stay['limit']} at most")
+        raise broken(7, f"{where} generated {generated} tokens, of {stay['limit']} at most")
     marks = [(m, stay[m]) for m in ("started", "first_token", "last_token") if stay[m] is not None]
     check_order(marks, where)
     if done and tokens is not None:
         if len(tokens) != generated or tokens[0] != stay["first_token"] or tokens[-1] != stay["last_token"]:
-            raise broken(7, f"{where} put out {generated} tokens, at {tokens}")
+            raise broken(7, f"{where} generated {generated} tokens, at {tokens}")
         check_order([(f"token {i + 1}", at) for i, at in enumerate(tokens)], where)
 
 

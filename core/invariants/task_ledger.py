@@ -2,7 +2,7 @@
 
 Tasks are shown to policies as they are, since they are written at every iteration, and Python keeps nobody from
 writing an attribute. So what they say is written down here as well and held against them whenever one joins a batch,
-leaves it or ends its stay. Where a policy's code cannot write anything (`servetwin.core.invariants.purity`) nobody
+leaves it or ends its visit. Where a policy's code cannot write anything (`servetwin.core.invariants.purity`) nobody
 needs books.
 """
 
@@ -19,7 +19,7 @@ from ..policy import Decision
 from ..request import Place, Request, Task
 from .answers import check_decision, compared, write_fault
 
-#: What a task says of itself, from when a policy is first shown it to the end of its stay.
+#: What a task says of itself, from when a policy is first shown it to the end of its visit.
 SAID = ("id", "arrival", "deadline", "iterations", "queued", "admitted")
 
 #: Attributes of tasks and requests that somebody who may not could write.
@@ -81,7 +81,7 @@ class Books:
         self.rest[task] = task.left
 
     def check_out(self, task: Task) -> None:
-        """The stay of *task* is over. Raises `PolicyFault` if it does not say what it should."""
+        """The visit of *task* is over. Raises `PolicyFault` if it does not say what it should."""
         self.ran = []
         kept = self.kept.pop(task, None)
         if kept is None:
@@ -164,7 +164,7 @@ class Books:
         return tasks
 
 
-#: What a stay that is over says of itself, whatever kind it is of.
+#: What a visit that is over says of itself, whatever kind it is of.
 PAST = (
     "queued", "admitted", "started", "first_token", "finished", "arrival", "prompt", "limit", "budget",
     "preemptions", "base_generated", "base_computed",
@@ -172,7 +172,7 @@ PAST = (
 
 
 class Stays:
-    """The stays of each live request, and what those that are over said then: later stages go by that."""
+    """The visits of each live request, and what those that are over said then: later stages go by that."""
 
     def __init__(self) -> None:
         self.of: dict[int, dict[Task, tuple[object, ...] | None]] = {}
@@ -184,13 +184,13 @@ class Stays:
         self.of[task.request.id][task] = _says_of_past(task)
 
     def check(self, request: Request, policies: Sequence[object]) -> None:
-        """Raise `PolicyFault` if the stays of *request* are not what they were."""
+        """Raise `PolicyFault` if the visits of *request* are not what they were."""
         known = self.of.get(request.id, {})
         if request.tasks != [*known]:
             raise write_fault(policies, f"tasks of request {request.id}", "tasks")
         for task, said in known.items():
             if said is not None and said != (now := _says_of_past(task)):
-                raise compared(policies, f"a stay of request {request.id} that is over", PAST, now, said)
+                raise compared(policies, f"a visit of request {request.id} that is over", PAST, now, said)
 
 
 def _says_of_past(task: Task) -> tuple[object, ...]:

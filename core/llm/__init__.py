@@ -4,7 +4,7 @@ Begin with `policy` (what it sees and says, once per step) and `request`; then `
 
 ==================  ================================================================================================
 `policy`            `TokenPolicy`, `TokenView`, `Step`
-`request`           `TokenRequest`, and `TokenTask`: its stay at an LLM stage
+`request`           `TokenRequest`, and `TokenTask`: its visit to an LLM stage
 `limits`, `slo`     what memory and settings allow; deadlines of tokens and latency limits
 `worker`, `host`    a worker that is an engine; what the engine knows of it, and of the host between two steps
 `batch`             one step, as an executor gets it

@@ -1,7 +1,7 @@
 """The sums that an LLM engine keeps of the requests that decode together: a step costs the same for few and many.
 
 A tick of a common clock gives each of them a token (`TokenTask.generated` reads it), their context is a running sum,
-how many need a new block at a tick is known by phase (computed tokens modulo the block size), and who puts out the
+how many need a new block at a tick is known by phase (computed tokens modulo the block size), and who generates the
 last token at which tick stands in a bucket of that tick.
 """
 
@@ -47,7 +47,7 @@ class DecodeSums(TokenBooks):
         self.ticks = Ticks()
         self.tick = 0  # what they should count
         self.phases = [0] * self.size  # decoding tasks by (computed - ticks) modulo the block size
-        self.buckets: dict[int, list[TokenTask]] = {}  # tick -> those that have put out all then
+        self.buckets: dict[int, list[TokenTask]] = {}  # tick -> those that have generated all then
         self.leaving: list[int] = []  # the ticks of the buckets, a heap
         self.ends = array("d")  # of the last ticks, for `TokenTask.times`
         self.first_end, self.trim_at = 0, 8192  # the former: the tick that *ends* begins with

@@ -76,7 +76,7 @@ class TokenEngine(DecodeSums):
     # -- events -------------------------------------------------------------------------------------------
 
     def task(self, request: Request, now: float) -> TokenTask:
-        """The stay of *request* here. Raises `BadInput` if it does not say how many tokens it has for this stage."""
+        """The visit of *request* here. Raises `BadInput` if it does not say how many tokens it has for this stage."""
         return self._task(request, self.loop.outputs_of(request), now)
 
     def _task(self, request: Request, outputs: Outputs | None, now: float) -> TokenTask:
@@ -97,7 +97,7 @@ class TokenEngine(DecodeSums):
         return task
 
     def seconds_alone(self, request: Request, now: float) -> float:
-        """What *request*, which is not here yet, would take alone if it put out as much as it may."""
+        """What *request*, which is not here yet, would take alone if it generated as much as it may."""
         task = self.task(request, now)
         del self.lengths[task]
         return self.view.solo(task)
@@ -457,7 +457,7 @@ class TokenEngine(DecodeSums):
             self.turn(self.loop.now())
 
     def _tick(self, batch: TokenBatch, now: float) -> None:
-        """All that decode have put out a token, or several."""
+        """All that decode have generated a token, or several."""
         view, ticks, phases, size = self.view, self.ticks, self.phases, self.size
         tick, count = self.tick, batch.count
         ticks.count = self.tick = last = tick + count
@@ -487,7 +487,7 @@ class TokenEngine(DecodeSums):
                     self.finish(task, now)
 
     def _advance(self, chosen: Sequence[TokenTask], now: float) -> None:
-        """Some of those that decode have put out a token."""
+        """Some of those that decode have generated a token."""
         self._fruitless = 0
         self._recomputed.difference_update(chosen)
         for task in chosen:
@@ -536,7 +536,7 @@ class TokenEngine(DecodeSums):
         del self.view.running[task]
 
     def finish(self, task: TokenTask, now: float) -> None:
-        """*task*, which does not decode with the others (any more), has put out its last token."""
+        """*task*, which does not decode with the others (any more), has generated its last token."""
         self.view.free_blocks -= -task.base_computed // self.size
         del self.view.running[task]
         self.forget(task)

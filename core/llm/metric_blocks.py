@@ -1,4 +1,4 @@
-"""Requests that have put out all their tokens at an LLM stage, many at a time, as columns of numbers.
+"""Requests that have generated all their tokens at an LLM stage, many at a time, as columns of numbers.
 
 Where requests decode together a token of each comes out at the end of every step, so the times of all their tokens
 are stretches of one list. What `servetwin.core.llm.metrics` finds of one task is found here of a block of them, by
@@ -22,7 +22,7 @@ class TokenBlock:
     """An entry for each request, in the order in which they ended; times in seconds since the run began.
 
     *sent* is when the client sent it, *arrival* when the engine saw it, *first* and *last* when its first and its
-    last token came out. *prompts* is in tokens; *counts* are the tokens that it put out: the first, and from
+    last token came out. *prompts* is in tokens; *counts* are the tokens that it generated: the first, and from
     ``ends[begins]`` on one at each entry of *ends*.
     """
 

@@ -75,10 +75,10 @@ def _last_kept(block: TokenBlock, slo: TokenDeadlines) -> np.ndarray:
 class StageTokens:
     """Tokens of one LLM stage, gathered as requests end; 24 bytes are kept per request that finished it."""
 
-    def __init__(self, slo: TokenDeadlines | None, limits: TokenLimits | None) -> None:
+    def __init__(self, slo: TokenDeadlines | None) -> None:
         self.promise = slo
         self.slo = slo if not isinstance(slo, LimitsSLO) else None
-        self.limits = limits
+        self.limits = slo.limits if slo is not None else None
         self.completed = self.within_limits = 0
         self.prompt_tokens = self.output_tokens = self.all_tokens = self.preemptions = 0
         self.ttft, self.tpot, self.e2el = array("d"), array("d"), array("d")
@@ -89,7 +89,7 @@ class StageTokens:
         self.last_finish = -inf
 
     def ended(self, task: TokenTask, outcome: Outcome) -> None:
-        """The request of *task* has ended; *task* may have put out no token, some, or all."""
+        """The request of *task* has ended; *task* may have generated no token, some, or all."""
         self.preemptions += task.preemptions
         if task.arrival < self.first_arrival:
             self.first_arrival = task.arrival
@@ -124,7 +124,7 @@ class StageTokens:
             self.within_limits += 1
 
     def ended_block(self, block: TokenBlock) -> np.ndarray:
-        """Those of *block* have put out all their tokens; gives which of them kept the SLO of their tokens.
+        """Those of *block* have generated all their tokens; gives which of them kept the SLO of their tokens.
 
         To the bit what `ended` gives of one after the other.
         """
@@ -203,14 +203,14 @@ def _latencies(out: dict[str, Any], name: str, four: tuple[float, float, float, 
 
 
 class TokenSummary(Summary):
-    """A `Summary` that knows LLM stages. *slos* holds what each promises, *limits* is reported beside that.
+    """A `Summary` that knows LLM stages. *slos* holds what each promises, and the limits that are reported beside.
 
     Its recorder must want the times of tokens (`Recorder.wants_token_times`).
     """
 
-    def __init__(self, slos: dict[str, TokenDeadlines | None], limits: TokenLimits | None = None) -> None:
+    def __init__(self, slos: dict[str, TokenDeadlines | None]) -> None:
         super().__init__()
-        self.stages = {stage: StageTokens(slo, limits) for stage, slo in slos.items()}
+        self.stages = {stage: StageTokens(slo) for stage, slo in slos.items()}
 
     def ended(self, request: Request, now: float) -> None:
         super().ended(request, now)

@@ -2,13 +2,13 @@
 
 An LLM *stage* is one worker, an engine (one GPU or several that act as one), which prefills prompts and decodes
 output tokens, each in steps over many requests. A `TokenPolicy` is handed a `TokenView` and answers with a `Step`;
-the same object decides in the simulation and inside vLLM's scheduler. How many tokens a request will really put out
+the same object decides in the simulation and inside vLLM's scheduler. How many tokens a request will really generate
 is nowhere in what it sees: only the declared *limit* is.
 
 Words: the *context* of a request is the tokens whose keys and values (KV) stand in the engine's memory, which is kept
 in *blocks* of `EngineLimits.block_size` tokens. A *prefill* computes tokens that are known already (a prompt; after a
-preemption also the tokens that were put out before), whole or in *chunks*; its last token puts out the next one. A
-*decode* computes the token that came out last and puts out one more. A step with both is *mixed*.
+preemption also the tokens that were generated before), whole or in *chunks*; its last token generates the next one. A
+*decode* computes the token that came out last and generates one more. A step with both is *mixed*.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ class Step(Decision):
     same way, with the one token that it has pending. *decode* says which of the running tasks decode: `ALL`, or
     some, or none. *preempt* puts running tasks back to the head of the queue, *drop* gives tasks up for good; both
     come first. With nothing to compute the engine idles until something arrives, or until *idle_until* at the latest.
-    *repeat* (decode steps only) is the policy's word that it would decide the same again, see `Repeat`. A step may be
+    *repeat* (decode steps only) is the policy's promise that it would decide the same again (`Repeat`). A step may be
     given again and again, but is not to be changed once it is made.
 
-    *standing* (with *repeat*, where all that can decode do and nothing else happens) extends that word to requests
+    *standing* (with *repeat*, where all that can decode do and nothing else happens) extends that promise to requests
     that arrive: whenever the engine looks at its queue, the policy would first prefill those that wait, in the order
     of the queue, whole, in a step without decodes, as many as `TokenView.admissible` takes of them; and if it takes
     none, decode as here. It holds through arrivals, admissions and ends, until a task is preempted or a prompt comes
@@ -216,7 +216,7 @@ class TokenView(WorkerView):
         return taken
 
     def solo(self, task: Task, done: int = 0) -> float:
-        """Seconds that *task* still wants if it is served alone and puts out as much as it may; *done* as there."""
+        """Seconds that *task* still wants if it is served alone and generates as much as it may; *done* as there."""
         assert isinstance(task, TokenTask)
         steps = max(0, task.left - done)
         middle = task.prompt + task.generated + done + steps // 2

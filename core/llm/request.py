@@ -1,4 +1,4 @@
-"""Requests to language models, and their stay at an LLM stage."""
+"""Requests to language models, and their visit to an LLM stage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..request import Outputs, Place, Request, Task
 
 @dataclass(frozen=True)
 class Follows:
-    """A prompt of *base* tokens and what the request has put out at the LLM stage *module* before.
+    """A prompt of *base* tokens and what the request has generated at the LLM stage *module* before.
 
     How long it is shows when that stage is done, not sooner.
     """
@@ -27,7 +27,7 @@ class Follows:
         for task in reversed(request.tasks):
             if task.stage.loop == self.module and isinstance(task, TokenTask):
                 return self.base + task.generated
-        raise BadInput(f"{request} has put out no tokens at {self.module}", right=f"{self.module} before it")
+        raise BadInput(f"{request} has generated no tokens at {self.module}", right=f"{self.module} before it")
 
 
 #: (prompt tokens, declared limit of output tokens) by the loop module of an LLM stage; a list if the request comes
@@ -80,9 +80,9 @@ class Ticks:
 
 
 class TokenTask(Task):
-    """A request's stay at an LLM stage. Policies read; the engine counts.
+    """A request's visit to an LLM stage. Policies read; the engine counts.
 
-    *prompt* is in tokens, *limit* the declared most that it may put out. *budget* (seconds) is slack that earlier
+    *prompt* is in tokens, *limit* the declared most that it may generate. *budget* (seconds) is slack that earlier
     stages left. *arrival* is as the engine sees it (`EngineLimits.stamp`). *started* is when it was first admitted to
     a step, *first_token* when its first token came out, *finished* when its last did.
     """
@@ -192,12 +192,12 @@ class TokenTask(Task):
 
     @property
     def iterations(self) -> int:  # type: ignore[override]
-        """The tokens that it may put out."""
+        """The tokens that it may generate."""
         return self.limit
 
     @property
     def left(self) -> int:  # type: ignore[override]
-        """What it may still put out."""
+        """What it may still generate."""
         return self.limit - self.generated
 
     def __repr__(self) -> str:

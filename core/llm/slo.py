@@ -37,7 +37,7 @@ class TokenSLO(Protocol):
         """When output token number *token* (1 is the first) must be out."""
 
     def met(self, task: TokenTask) -> bool:
-        """Whether *task*, which has just put out its last token, kept this SLO."""
+        """Whether *task*, which has just generated its last token, kept this SLO."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class TokenLimits:
 
 
 def task_limits(task: TokenTask, limits: TokenLimits) -> bool:
-    """Whether *task*, which has put out all its tokens, kept *limits*."""
+    """Whether *task*, which has generated all its tokens, kept *limits*."""
     assert task.first_token is not None
     assert task.finished is not None
     sent = sent_at(task)
@@ -134,9 +134,13 @@ def sent_at(task: TokenTask) -> float:
 
 @dataclass(frozen=True)
 class TokenDeadlines(CumulativeSLO):
-    """NeuStream's deadlines; a request meets them with all its tokens, or (*meets* "last") with its last."""
+    """NeuStream's deadlines; a request meets them with all its tokens, or (*meets* "last") with its last.
+
+    *limits* decide nothing here: how many requests keep them is reported beside.
+    """
 
     meets: Literal["all", "last"] = "all"
+    limits: TokenLimits | None = None
     #: What each token may take longer, by how many came before it, in seconds.
     _longer_contexts: np.ndarray = field(init=False, repr=False, compare=False)
 
@@ -149,7 +153,7 @@ class TokenDeadlines(CumulativeSLO):
         return on_time(task, self)[0] == task.generated
 
     def deadlines(self, task: TokenTask) -> np.ndarray:
-        """When each of the tokens that *task* has put out was due, in seconds since the run began."""
+        """When each of the tokens that *task* has generated was due, in seconds since the run began."""
         return self._due(task, False)
 
     def _due(self, task: TokenTask, tolerant: bool) -> np.ndarray:
@@ -168,7 +172,7 @@ class TokenDeadlines(CumulativeSLO):
         return steps, (self.decode_scale * self.d1) * sums
 
     def in_time(self, task: TokenTask) -> np.ndarray:
-        """Which of the tokens that *task* has put out came by their deadlines."""
+        """Which of the tokens that *task* has generated came by their deadlines."""
         kept: np.ndarray = as_array(task.times()) <= self._due(task, True)
         return kept
 
@@ -179,7 +183,7 @@ def _longer(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def on_time(task: TokenTask, slo: TokenDeadlines) -> tuple[int, bool, bool]:
-    """How many of the tokens that *task* has put out came by their deadlines, and whether the first and the last did.
+    """How many of the tokens of *task* so far came by their deadlines, and whether the first and the last did.
 
     What was found for all of a task's tokens is kept with it: SLO and summary both ask.
     """

@@ -1,4 +1,4 @@
-"""The test kit of policies: views in a line, scenarios, whole runs under the laws, and the contract.
+"""The test kit of policies: views in a line, scenarios, whole runs under the invariants, and the contract.
 
 Begin with `by_hand` for a single decision and `timeline` for a whole run. As fixtures these names are there wherever
 ServeTwin is installed (`servetwin.pytest_plugin`); `servetwin.testing` has whole simulated runs besides.
@@ -7,7 +7,7 @@ ServeTwin is installed (`servetwin.pytest_plugin`); `servetwin.testing` has whol
 `jobs`            requests as a test says them: `Job`, `Prompt`
 `estimates`       what batches take: a number, a table, a function
 `by_hand`         `FakeWorker`, `FakeEngine`, `worker_view`, `engine_view`: one decision after the other
-`timeline`        `play`: a scenario from the first arrival to the last end, under all laws
+`timeline`        `play`: a scenario from the first arrival to the last end, under all invariants
 `schedule`        what ran when in it, and that as text
 `contract`        `assert_policy_contract`: what every policy must keep to, and whether it does
 `scenarios`       what a policy is tried on for that

@@ -150,8 +150,8 @@ class FakeWorker:
         """Ask the policy at *now* (seconds); gives the ids of the batch that it starts, in its order, or none.
 
         What it drops leaves the queues, what it runs is in flight until `end`. Raises `BadInput` if a batch is in
-        flight (and the policy does not decide ahead) or *now* is in the past, `LawBroken` if the policy decides what
-        it must not.
+        flight (and the policy does not decide ahead) or *now* is in the past, `InvariantBroken` if the policy decides
+        what it must not.
         """
         if self._hand.batch is not None and not self.policy.ahead:
             raise BadInput("a batch is in flight, and the policy does not decide ahead", right="end(now) first")
@@ -272,7 +272,7 @@ class FakeEngine:
         """Ask the policy at *now* (seconds); gives the step that the engine starts, or None if it idles.
 
         What does not fit into memory is not in the step, whatever the policy said. Raises `BadInput` if a step is in
-        flight or *now* is in the past, `LawBroken` if the policy decides what it must not.
+        flight or *now* is in the past, `InvariantBroken` if the policy decides what it must not.
         """
         if self._hand.batch is not None:
             raise BadInput("a step is in flight", right="end(now) first")

@@ -3,7 +3,7 @@
 A policy is played through short scenarios (`servetwin.core.testing.scenarios`), in each of which it may go wrong in
 another way: crowds, overload, no deadlines, a single request, little memory. Of each scenario it must be true that
 
-- all laws hold, and it writes nothing of what it is shown (books are kept of that);
+- all invariants hold, and it writes nothing of what it is shown (books are kept of that);
 - a new object decides the same again, also beside another one that is asked in turns with it, and wherever its
   requests lie in memory;
 - its code reads no clock, draws no randomness that it shares with others, does no input or output;
@@ -29,7 +29,7 @@ from typing import Any
 from ..errors import BadInput, PolicyFault, ServeTwinError
 from ..invariants import watchdog
 from ..invariants.code_inspection import named, own, raised_at
-from ..invariants.integrity import Intact, comes_along
+from ..invariants.integrity import Intact, comes_along, held
 from ..llm.policy import TokenPolicy
 from ..policy import Policy, PolicyBase
 from ..request import Request, Task
@@ -105,8 +105,7 @@ def hold(make: Callable[[], Any], kind: type | None = None, called: str = "this"
         made.append(policy)
         return policy
 
-    with _patience():
-        intact = Intact()
+    with _patience(), held() as intact:
         kind, first = _made(new, kind)
         found = Kept(named(first))
         _reads(kind, first)
@@ -192,7 +191,7 @@ class _Run:
         system = self.scenario.system
         try:
             served = system if self.scenario.tokens else chain(**system)
-            self.play = Play(served, self._policy, self.scenario.given, laws=True)
+            self.play = Play(served, self._policy, self.scenario.given, checked=True)
         except NoPolicy:
             raise
         except BadInput as error:

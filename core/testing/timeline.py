@@ -1,8 +1,8 @@
 """Whole runs without a simulation package: a clock that jumps from event to event, and batches of given seconds.
 
-`play` serves a scenario, a list of `Job` or `Prompt`, under the laws of docs/reference/laws.md, and gives what ran
-when. It stands on the serving loop of all other runs; only time is made up: a batch takes what the worker's table
-says, and nothing else takes any. So a test can say which batches there must be.
+`play` serves a scenario, a list of `Job` or `Prompt`, under the invariants of docs/reference/invariants.md, and gives
+what ran when. It stands on the serving loop of all other runs; only time is synthetic: a batch takes what the worker's
+table says, and nothing else takes any. So a test can say which batches there must be.
 
 >>> from servetwin.core import Decision, Policy
 >>> class FirstTwo(Policy):
@@ -27,7 +27,7 @@ from ..batch_worker import BatchWorker
 from ..client import Client
 from ..errors import BadInput, PolicyFault
 from ..invariants import task_ledger
-from ..invariants.checker import LawChecker
+from ..invariants.checker import InvariantChecker
 from ..llm.batch import TokenBatch
 from ..llm.policy import TokenPolicy
 from ..llm.worker import TokenWorker
@@ -41,7 +41,7 @@ from .estimates import Decode, Prefill, Seconds, by_size, token_view
 from .jobs import MODULE, Job, Prompt, in_order, jobs, prompts
 from .schedule import Bar, End, Played
 
-#: Events after which a run is given up: a policy that wakes itself up for ever ends sooner, by law.
+#: Events after which a run is given up: a policy that wakes itself up for ever ends sooner, by an invariant.
 MOST_EVENTS = 500_000
 
 
@@ -102,12 +102,16 @@ def chain(
 class Play:
     """A run that is under way, event by event. *policy* makes a new policy for each worker that it serves.
 
-    *laws* off leaves the checks of the laws away. *booked* keeps books of what every task says, whatever the policy's
-    code.
+    With *checked* all invariants are checked at each event.
     """
 
     def __init__(
-        self, system: System | dict[str, Any], make: Callable[[], Any], given: Sequence[Job | Prompt], *, laws: bool
+        self,
+        system: System | dict[str, Any],
+        make: Callable[[], Any],
+        given: Sequence[Job | Prompt],
+        *,
+        checked: bool,
     ) -> None:
         self.played = Played()
         self.policies: list[Any] = []
@@ -118,11 +122,11 @@ class Play:
             stages = Pipeline([Module(MODULE, loop=True)], []).stages([[MODULE]])
             self.workers = [TokenWorker(stages[0], self._policy(make, stages[0]), token_view(stages[0], **system))]
         recorder: Recorder = _Ends(self.played)
-        self.laws = LawChecker(recorder) if laws else None
+        self.invariants = InvariantChecker(recorder) if checked else None
         stages_ = list(dict.fromkeys(worker.stage for worker in self.workers))
-        self.loop = ServingLoop(stages_, self.workers, self.clock, self.laws or recorder)
-        if self.laws is not None:
-            self.laws.watch(self.loop)
+        self.loop = ServingLoop(stages_, self.workers, self.clock, self.invariants or recorder)
+        if self.invariants is not None:
+            self.invariants.watch(self.loop)
         Client(self.loop, self._requests(in_order(given)))  # type: ignore[type-var]
 
     def _policy(self, make: Callable[[], Any], stage: Stage) -> Any:
@@ -142,14 +146,15 @@ class Play:
         return self.clock.step()
 
     def finish(self) -> Played:
-        """Nothing is left to happen. Raises `PolicyFault` if requests have not ended, `LawBroken` by the laws."""
+        """Nothing is left to happen. Raises `PolicyFault` if requests have not ended, `InvariantBroken` if
+        the books do not add up."""
         if self.loop.live:
             some = ", ".join(str(number) for number in [*self.loop.live][:5])
             what = f"{len(self.loop.live)} requests never ended ({some}), though nothing was left to happen"
             raise PolicyFault(f"{what}; held by {self.loop.holders() or 'no worker'}")
         self.loop.look_over()
-        if self.laws is not None:
-            self.laws.finish()
+        if self.invariants is not None:
+            self.invariants.finish()
         return self.played
 
 
@@ -161,14 +166,14 @@ def play(
     booked: bool = True,
     **more: Any,
 ) -> Played:
-    """Serve *scenario* under *policy* to its end, under all laws; gives what ran when.
+    """Serve *scenario* under *policy* to its end, under all invariants; gives what ran when.
 
     *policy* is a policy, or its class, or a function that makes one. Of a `Policy` the scenario holds `Job`s (or
     numbers of iterations), and *more* are *seconds*, *limit*, *loop*, *then* and *slo_factor* as in `FakeWorker`; or
     *system* says what is served, where *policy* must be a class or function, as each worker has its own. Of a
     `TokenPolicy` it holds `Prompt`s (or numbers of tokens), and *more* is as in `FakeEngine`.
 
-    Raises `PolicyFault` or `LawBroken` if the policy decides what it must not, or never ends; `BadInput` if the
+    Raises `PolicyFault` or `InvariantBroken` if the policy decides what it must not, or never ends; `BadInput` if the
     scenario makes no sense.
     """
     made = policy if isinstance(policy, PolicyBase) else policy()
@@ -187,7 +192,7 @@ def play(
     given: Sequence[Job | Prompt] = prompts(scenario) if tokens else jobs(scenario)  # type: ignore[arg-type]
     served = more if tokens else system or chain(**more)
     with books(booked):
-        run = Play(served, make, given, laws=True)
+        run = Play(served, make, given, checked=True)
         while run.step():
             pass
         return run.finish()

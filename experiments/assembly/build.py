@@ -17,7 +17,7 @@ from servetwin.core import (
     BadInput,
     BatchWorker,
     FactorSLO,
-    LawBroken,
+    InvariantBroken,
     Recorder,
     Request,
     RunFolder,
@@ -76,7 +76,7 @@ class Run:
             held = self.loop.holders()
             if held:
                 raise PolicyFault(f"{what}; held by {held}")
-            raise LawBroken(f"{what}; held by no worker, under {self.loop.under()}")
+            raise InvariantBroken(f"{what}; held by no worker, under {self.loop.under()}")
         return self.recorder.summary
 
     def _source_then_stop(self) -> Iterator[Request]:
@@ -102,7 +102,8 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     trace = read_trace(experiment) if experiment.workload.recorded is not None else None
     check_resolution(experiment, trace, profiles)
     limits = contexts(experiment, profiles) if experiment.pipeline.llms else {}
-    if trace is not None or limits or experiment.seed:  # else requests are drawn whole, by the one seed
+    cut = any(lengths.truncate for lengths in experiment.workload.lengths.values())
+    if trace is not None or cut or experiment.seed:  # else requests are drawn whole, by the one seed
         recorder.summary.input = about(experiment, trace, limits)
     if limits and (said := not_measured(profiles.values())):
         recorder.summary.input["basis"] = said
@@ -180,7 +181,7 @@ def said_where(folder: Path | None) -> Iterator[None]:
 def make_slo(experiment: Experiment, profiles: dict[str, Profile]) -> AbsoluteSLO | FactorSLO:
     """The experiment's SLO; a module's solo latency is that on the device of the first worker that serves it.
 
-    Where the pipeline branches, it goes by the way that a request most likely takes.
+    Where the pipeline branches, it goes by the path that a request most likely takes.
     """
     spec = experiment.slo
     if isinstance(spec, FixedSLO):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from servetwin.core import AbsoluteSLO, BadInput, RunFolder, Stage
@@ -13,6 +14,7 @@ from servetwin.profiles.costs import BEGINS, INTAKE, LAUNCH, LAUNCH_EACH, LAUNCH
 
 from ..spec.experiment import Experiment, WorkerSpec
 from ..spec.llm import EngineSpec, TokenSLOSpec
+from ..workload.lengths import largest
 
 if TYPE_CHECKING:
     from servetwin.core import Recorder, Worker
@@ -22,41 +24,29 @@ if TYPE_CHECKING:
 ENDLESS = AbsoluteSLO(float("inf"))
 
 
-def limits_of(experiment: Experiment) -> TokenLimits | None:
-    """The limits per request that are reported, in seconds; None if there are none."""
-    slo = experiment.slo
-    if not isinstance(slo, TokenSLOSpec) or slo.limits is None:
-        return None
-    given = {k.removesuffix("_ms"): ms / 1000.0 for k, ms in slo.limits.model_dump().items() if ms is not None}
-    return TokenLimits(**given)
+@dataclass(frozen=True)
+class EngineSettings:
+    """How an engine is set up: *limits* of memory and steps, the tokens of prompt and output together that it takes
+    per request (*max_model_len*), and whether it decides a step while the one before it runs (*asynchronous*)."""
+
+    limits: EngineLimits
+    max_model_len: int
+    asynchronous: bool
 
 
-def deadlines_of(experiment: Experiment, profile: Profile) -> TokenDeadlines | None:
-    """The deadlines of the tokens that a model with this *profile* puts out; None if the experiment has none."""
-    slo = experiment.slo
-    if not isinstance(slo, TokenSLOSpec):
-        return None
-    if slo.prefill is None or slo.decode is None:
-        return LimitsSLO.of(limits_of(experiment) or TokenLimits())
-    table = profile.tokens(slo.base)
-    data = profile.token_data
-    d0, d1 = (data.solo.d0, data.solo.d1) if data.solo else table.solo_decode()
-    return TokenDeadlines(slo.prefill, slo.decode, d0, d1, table.prefill, slo.meets)
-
-
-def engine_limits(spec: WorkerSpec, profile: Profile) -> EngineLimits:
-    """What memory and settings of the engine allow: as the worker says, or else as the profile does."""
+def settings_of(spec: WorkerSpec, profile: Profile) -> EngineSettings:
+    """The settings of the engine of *spec*: each as the worker says it, or else as the *profile* does."""
     assert spec.limit is not None
     given, data = spec.engine or EngineSpec(), profile.token_data
-    size = given.block_size or data.kv.block_size
+    size, engine = given.block_size or data.kv.block_size, data.engine
     blocks = given.blocks or data.blocks(
         max_batched_tokens=given.max_batched_tokens, max_sequences=spec.limit, block_size=size
     )
-    return EngineLimits(
+    limits = EngineLimits(
         blocks=blocks,
         block_size=size,
-        watermark=data.engine.watermark if given.watermark is None else given.watermark,
-        max_batched_tokens=given.max_batched_tokens or data.engine.max_batched_tokens,
+        watermark=engine.watermark if given.watermark is None else given.watermark,
+        max_batched_tokens=given.max_batched_tokens or engine.max_batched_tokens,
         max_sequences=spec.limit,
         headroom=given.headroom,
         preemption=given.preemption,
@@ -64,6 +54,42 @@ def engine_limits(spec: WorkerSpec, profile: Profile) -> EngineLimits:
         whole_prompt=given.whole_prompt,
         keep_freed=given.keep_freed,
     )
+    ahead = engine.asynchronous if given.asynchronous is None else given.asynchronous
+    return EngineSettings(limits, given.max_model_len or engine.max_model_len, ahead)
+
+
+def contexts(experiment: Experiment, profiles: dict[str, Profile]) -> dict[str, int]:
+    """The tokens of its own prompt and output together that a request may have at each LLM module: what the engine
+    takes (of several workers, the least), less what may come on top of the prompt from the module before."""
+    found: dict[str, int] = {}
+    lengths = experiment.workload.lengths
+    for spec in experiment.deployment.workers:
+        module = spec.modules[0]
+        if module in experiment.pipeline.llms and spec.device is not None:
+            tokens = settings_of(spec, profiles[spec.device]).max_model_len
+            before = lengths[module].after
+            if before is not None:
+                tokens -= lengths[before].limit or largest(lengths[before].output) or 0
+            found[module] = min(found.get(module, tokens), tokens)
+    return found
+
+
+def deadlines_of(experiment: Experiment, profile: Profile) -> TokenDeadlines | None:
+    """The deadlines of the tokens that a model with this *profile* generates, with the limits per request that are
+    reported beside them; None if the experiment has neither."""
+    slo = experiment.slo
+    if not isinstance(slo, TokenSLOSpec):
+        return None
+    limits = None
+    if slo.limits is not None:
+        given = slo.limits.model_dump(exclude_none=True)
+        limits = TokenLimits(**{name.removesuffix("_ms"): ms / 1000.0 for name, ms in given.items()})
+    if slo.prefill is None or slo.decode is None:
+        return LimitsSLO.of(limits or TokenLimits())
+    table = profile.tokens(slo.base)
+    data = profile.token_data
+    d0, d1 = (data.solo.d0, data.solo.d1) if data.solo else table.solo_decode()
+    return TokenDeadlines(slo.prefill, slo.decode, d0, d1, table.prefill, slo.meets, limits)
 
 
 def _check_budget(limits: EngineLimits, policy: TokenPolicy, context: int) -> None:
@@ -81,24 +107,6 @@ def _check_budget(limits: EngineLimits, policy: TokenPolicy, context: int) -> No
         what = f"prompts are not cut, and a step has {tokens} tokens ({whose}) where a request may have {context}"
         right = f"chunked prompts, {context} tokens a step or more, or a smaller engine.max_model_len"
         raise BadInput(what, where="deployment.workers: engine.max_batched_tokens", right=right)
-
-
-def context_of(spec: WorkerSpec, profile: Profile) -> int:
-    """The tokens of prompt and output together that the engine takes per request."""
-    given = spec.engine.max_model_len if spec.engine else None
-    return given or profile.token_data.engine.max_model_len
-
-
-def contexts(experiment: Experiment, profiles: dict[str, Profile]) -> dict[str, int]:
-    """The same by LLM module; of several workers, the least."""
-    found: dict[str, int] = {}
-    llms = experiment.pipeline.llms
-    for spec in experiment.deployment.workers:
-        module = spec.modules[0]
-        if module in llms and spec.device is not None:
-            tokens = context_of(spec, profiles[spec.device])
-            found[module] = min(found.get(module, tokens), tokens)
-    return found
 
 
 def host_ahead(profile: Profile, *, costs: bool = True) -> Host:
@@ -121,12 +129,6 @@ def host_ahead(profile: Profile, *, costs: bool = True) -> Host:
     )
 
 
-def is_ahead(spec: WorkerSpec, profile: Profile) -> bool:
-    """Whether the engine decides ahead: as the worker says, or else as the one was that was profiled."""
-    given = spec.engine.asynchronous if spec.engine is not None else None
-    return profile.token_data.engine.asynchronous if given is None else given
-
-
 def token_worker(
     experiment: Experiment, spec: WorkerSpec, stage: Stage, profile: Profile, policy: object
 ) -> TokenWorker:
@@ -135,12 +137,12 @@ def token_worker(
         known = "neustream-llm, vllm, vllm-v1, sarathi or edf-llm"
         name = (spec.policy or experiment.policy).name
         raise BadInput(f"{name} is no policy for language models", where="policy", right=known)
-    limits = engine_limits(spec, profile)
-    _check_budget(limits, policy, context_of(spec, profile))
+    settings = settings_of(spec, profile)
+    limits, ahead = settings.limits, settings.asynchronous
+    _check_budget(limits, policy, settings.max_model_len)
     if limits.preemption == "swap" and experiment.time.costs and SWAP() not in profile.costs:
         what = f"{profile.name} does not say how long KV blocks take to the host and back (its cost kv.swap)"
         raise BadInput(what, where="deployment.workers: engine.preemption", right="recompute, or time.costs: false")
-    ahead = is_ahead(spec, profile)
     if ahead and limits.preemption == "swap":
         what = "with asynchronous scheduling nothing is swapped"
         raise BadInput(what, where="deployment.workers: engine.preemption", right="recompute, or asynchronous: false")
@@ -163,15 +165,15 @@ def prepare(recorder: Recorder, experiment: Experiment, workers: list[Worker]) -
     slos = {w.stage.name: cast("TokenDeadlines | None", w.view.slo) for w in workers if isinstance(w, TokenWorker)}
     if not slos:
         return
-    slo, limits = experiment.slo, limits_of(experiment)
+    slo = experiment.slo
     window = slo.window if isinstance(slo, TokenSLOSpec) else None
     if window is None:
-        recorder.summary = TokenSummary(slos, limits)
+        recorder.summary = TokenSummary(slos)
     else:
         rate = getattr(experiment.workload.arrivals, "rate", None)
         if rate is None:
             raise BadInput("a window needs a rate", where="slo.window", right="arrivals with a rate, or no window")
-        recorder.summary = WindowSummary(slos, limits, skip=window.skip, seconds=window.requests / rate)
+        recorder.summary = WindowSummary(slos, skip=window.skip, seconds=window.requests / rate)
     recorder.wants_token_times = True
     if isinstance(recorder, RunFolder):
         recorder.writes_tokens = experiment.records.tokens

@@ -1,4 +1,4 @@
-"""The pipeline of an experiment as a graph: its modules and ways, the tools in it, and how the SLO is shared out."""
+"""The pipeline of an experiment as a graph: its modules and edges, the tools in it, and how the SLO is shared out."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def wiring(
     experiment: Experiment, stages: Sequence[Stage], workers: Sequence[Worker], profiles: dict[str, Profile]
 ) -> dict[str, Any]:
     """What a `ServingLoop` of *stages* and *workers* takes besides: the router of requests among the workers of a
-    stage, the budgets of the stages, and the way of each request where the pipeline branches."""
+    stage, the budgets of the stages, and the path of each request where the pipeline branches."""
     plan, branches = experiment.deployment, experiment.pipeline.branches
     others = {s.name: plan.routers[s.modules[0]] for s in stages if s.modules[0] in plan.routers}
     return {
@@ -133,7 +133,7 @@ def without_tools(experiment: Experiment) -> Pipeline:
     branches = [e for some in pipeline.branches.values() for e in some if not {e.source, e.target} <= tools]
     for edge in branches:
         if {edge.source, edge.target} & tools:
-            what = f"the way {edge} leads from a tool to a model or back, which these models are not served with"
+            what = f"the edge {edge} leads from a tool to a model or back, which these models are not served with"
             raise BadInput(what, where=experiment.name, right="branches among tools, or language models")
     return Pipeline(kept, [*edges, *branches], experiment.name)
 
@@ -157,7 +157,7 @@ def seconds_alone(experiment: Experiment, profiles: dict[str, Profile], kind: Ki
 
 
 def longest_answer(experiment: Experiment, module: str, profile: Profile) -> float:
-    """Seconds that a language model takes alone for its longest prompt and the most that a request may put out: what
+    """Seconds that a language model takes alone for its longest prompt and the most that a request may generate: what
     other stages can know of it."""
     lengths = experiment.workload.lengths
     table = profile.tokens("scheduler")
@@ -258,8 +258,8 @@ def _token_slos(
 
 
 class _Gain:
-    """How much slack the rest of a request's way can win at most, which is if nobody else is served there and each
-    LLM stage puts out as much as it may."""
+    """How much slack the rest of a request's path can win at most, which is if nobody else is served there and each
+    LLM stage generates as much as it may."""
 
     def __init__(
         self,

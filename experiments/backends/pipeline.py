@@ -9,7 +9,7 @@ from servetwin.core import BadInput, Recorder, Worker
 from servetwin.core.llm.worker import TokenWorker
 
 from ..assembly import build
-from ..assembly.llm_workers import context_of, engine_limits, is_ahead, prepare
+from ..assembly.llm_workers import prepare, settings_of
 from ..assembly.pipeline import real_tools
 from ..provenance.policy_code import as_loaded
 from ..spec import device_profiles
@@ -68,7 +68,7 @@ def check(experiment: Experiment, *, foreign: bool = False) -> None:
         llm = spec.modules[0] in experiment.pipeline.llms
         if llm:
             maker_of((spec.policy or experiment.policy).name)
-        if llm and is_ahead(spec, load(experiment.deployment.devices[spec.device or ""])):
+        if llm and settings_of(spec, load(experiment.deployment.devices[spec.device or ""])).asynchronous:
             what = "engines in processes of their own decide a step when the one before is over"
             right = "asynchronous: false; or --backend vllm, for a language model alone"
             raise BadInput(what, where=f"deployment.workers.{i}.engine.asynchronous", right=right)
@@ -152,7 +152,8 @@ class AgentsBackend:
 
         profile = load(experiment.deployment.devices[spec.device or ""])
         data, limit = profile.token_data, spec.limit or 1
-        limits = engine_limits(spec, profile)
+        settings = settings_of(spec, profile)
+        limits = settings.limits
         engines = sum(w.modules[0] in experiment.pipeline.llms for w in experiment.deployment.workers)
         cpu = profile.data.device.kind == "cpu"
         kv_bytes = CPU_KV if cpu else None
@@ -164,7 +165,7 @@ class AgentsBackend:
         return {
             "model": self.model or data.architecture,
             "dtype": PRECISIONS.get(profile.data.precision, "float32"),
-            "max_model_len": context_of(spec, profile),
+            "max_model_len": settings.max_model_len,
             "max_batched_tokens": limits.max_batched_tokens,
             "max_sequences": limit,
             "block_size": limits.block_size,

@@ -48,10 +48,12 @@ class VllmReport:
     decide_ms: dict[str, float]
     schedule_ms: dict[str, float]
     intake_ms: dict[str, float]
+    moves: int | None = None  #: of the thread that launches steps, to less disturbed cores, where it looks for them
 
     def as_dict(self) -> dict[str, Any]:
         """The content of ``real.json``."""
-        return {k: v for k, v in vars(self).items() if k != "summary"}
+        found = {k: v for k, v in vars(self).items() if k not in ("summary", "moves")}
+        return found if self.moves is None else {**found, "moves": self.moves}
 
 
 class VllmBackend:
@@ -265,4 +267,5 @@ def _report(run: Run, summary: Summary, engine: VllmEngine) -> VllmReport:
         _spread([s.decided - s.start for s in steps]),
         _spread([s.scheduled - s.start for s in steps]),
         _spread(run.intake),
+        run.moves,
     )

@@ -31,7 +31,7 @@ CLI = ("-m", "servetwin.experiments.cli")
 PROFILE = """
 schema_version: 1
 name: bench/steps
-description: a made-up diffusion model
+description: a synthetic diffusion model
 device: {name: a GPU, kind: gpu}
 model: none
 precision: none

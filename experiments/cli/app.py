@@ -49,18 +49,16 @@ app = typer.Typer(
     epilog="Start with: servetwin demo · servetwin run dit-s2-256-rtx4090 --rate 4 · servetwin policies",
 )
 
-Jobs = Annotated[
-    int, typer.Option("--jobs", "-j", help="Processes to run on; -1 is one per core.", show_default=True)
-]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", help="Number of processes; -1: one per core.", show_default=True)]
 Cluster = Annotated[
     str | None, typer.Option(help="Run on a Dask or Ray cluster: tcp://host:8786, ray://host:10001, or ray.")
 ]
-Cached = Annotated[
-    bool, typer.Option("--cache/--no-cache", help="Take points that are known already from the cache.")
-]
+Cached = Annotated[bool, typer.Option("--cache/--no-cache", help="Reuse results of points that were run before.")]
 AsTheyAre = Annotated[
     bool,
-    typer.Option("--as-they-are", help="Take run folders though policies, profiles or options are other ones now."),
+    typer.Option(
+        "--as-they-are", help="Accept run folders made with other policies, profiles or options than today's."
+    ),
 ]
 Sets = Annotated[
     list[str] | None,
@@ -76,15 +74,22 @@ Sets = Annotated[
 @app.command()
 def run(
     experiment: Annotated[str, typer.Argument(help="A workload's name (see `servetwin workloads`) or a YAML file.")],
-    policy: Annotated[str | None, typer.Option(help="neustream, clockwork, ..., or a file my_policy.py.")] = None,
-    rate: Annotated[float | None, typer.Option(help="Requests per second.")] = None,
-    cv: Annotated[float | None, typer.Option(help="Coefficient of variation of the gaps between requests.")] = None,
-    slo: Annotated[float | None, typer.Option(help="SLO as a multiple of a request's latency alone.")] = None,
-    requests: Annotated[int | None, typer.Option(help="How many requests.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything that is drawn.")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="A policy by name (neustream, edf, ...), or a file: my_policy.py.")
+    ] = None,
+    rate: Annotated[float | None, typer.Option(help="Mean arrival rate, in requests per second.")] = None,
+    cv: Annotated[
+        float | None,
+        typer.Option(help="Coefficient of variation of the gaps between arrivals; 1: Poisson, larger: bursts."),
+    ] = None,
+    slo: Annotated[
+        float | None, typer.Option(help="SLO, as a multiple of the latency of a request served alone.")
+    ] = None,
+    requests: Annotated[int | None, typer.Option(help="Number of requests.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed of arrivals, lengths and noise.")] = None,
     sets: Sets = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the records of the run (made; must hold no run).")
+        Path | None, typer.Option(help="Folder for the records of the run; created, must not contain a run.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     backend: RunBackend = "sim",
@@ -96,7 +101,9 @@ def run(
     any_device: AnyDevice = False,
     slots: Slots = None,
     processes: Processes = False,
-    url: Annotated[str | None, typer.Option(help="With --backend vllm: a running server, http://host:port.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="With --backend vllm: send the requests to a running server, http://host:port.")
+    ] = None,
     asynchronous: Ahead = None,
 ) -> None:
     """Run one experiment: in simulation, or for real on devices of this machine (--backend real)."""
@@ -210,23 +217,26 @@ def _show_run(experiment: Experiment, summary: dict[str, Any], took: float) -> N
 def sweep(
     spec: Annotated[str, typer.Argument(help="A sweep file, or the name of a figure (figure11, figure12).")],
     out: Annotated[
-        Path, typer.Option(help="Where the table goes: a .csv or .parquet file. Real runs: a folder of run folders.")
+        Path,
+        typer.Option(
+            help="Output table, .csv or .parquet; with --backend real a folder that gets a run folder per point."
+        ),
     ],
-    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds for each point; rows then hold intervals.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Seeds per point; rows then contain 95 % intervals.")
+    ] = None,
     until: Annotated[
-        str | None, typer.Option(help="Add seeds until attainment is known to within this: 0.5pp.")
+        str | None, typer.Option(help="Add seeds until attainment is known to within this half-width, e.g. 0.5pp.")
     ] = None,
-    most: Annotated[
-        int | None, typer.Option(min=1, help="The most seeds that --until may take; by default 100.")
-    ] = None,
+    most: Annotated[int | None, typer.Option(min=1, help="Upper limit on seeds for --until; by default 100.")] = None,
     versus: Annotated[
-        str | None, typer.Option(help="A policy of the sweep to compare the others with, seed by seed.")
+        str | None, typer.Option(help="Baseline policy: adds paired differences of every other policy to it.")
     ] = None,
     cluster: Cluster = None,
     cache: Cached = True,
     jobs: Jobs = -1,
     backend: BackendName = "sim",
-    repeats: Annotated[int, typer.Option(min=1, help="Real runs of each point with the same requests.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, help="Real runs per point, with the same requests.")] = 1,
     devices: Devices = None,
     model: Model = None,
     weights: Weights = None,
@@ -237,7 +247,7 @@ def sweep(
     processes: Processes = False,
     as_they_are: AsTheyAre = False,
 ) -> None:
-    """Run an experiment along axes; one row per point. A sweep that was killed resumes where it was.
+    """Run an experiment over a grid of settings; one row per point. An interrupted sweep resumes.
 
     With --backend real each point is served for real, and leaves a run folder.
     """
@@ -275,32 +285,36 @@ def sweep(
 
 @app.command()
 def search(
-    experiments: Annotated[list[str], typer.Argument(help="Workloads or YAML files; a line of the answer for each.")],
+    experiments: Annotated[list[str], typer.Argument(help="Workloads or YAML files; one answer line each.")],
     find: Annotated[
-        str, typer.Option(help="What to find: the largest rate, the smallest slo, the fewest replicas.")
+        str, typer.Option(help="What to find: the largest rate, the smallest slo or the fewest replicas.")
     ] = ("rate"),
-    policy: Annotated[list[str] | None, typer.Option(help="A policy (repeatable); else the experiment's.")] = None,
-    target: Annotated[list[float] | None, typer.Option(help="Attainment to hold, in % (repeatable).")] = None,
+    policy: Annotated[
+        list[str] | None, typer.Option(help="A policy (repeatable); by default the experiment's.")
+    ] = None,
+    target: Annotated[list[float] | None, typer.Option(help="Attainment to reach, in % (repeatable).")] = None,
     target_metric: Annotated[
         list[str] | None,
-        typer.Option(help="Limits to hold: 'p99_ttft_ms<=500'; joined by commas, all of them (repeatable)."),
+        typer.Option(
+            help="Latency limits to meet: 'p99_ttft_ms<=500'; separated by commas, all must hold (repeatable)."
+        ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds at each place tried.")] = 10,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds per value tried.")] = 10,
     first_seed: Annotated[int, typer.Option(min=0, help="The first of the seeds.")] = 0,
     requests: Annotated[
-        int | None, typer.Option(min=1, help="Requests per run to begin with; by default 2000 at least.")
+        int | None, typer.Option(min=1, help="Requests per run at the start; by default at least 2000.")
     ] = None,
     longest: Annotated[
         int | None,
-        typer.Option(min=1, help="The most requests per run; by default 32000, or 16 times --requests."),
+        typer.Option(min=1, help="Upper limit on requests per run; by default 32000, or 16 times --requests."),
     ] = None,
     sets: Sets = None,
-    out: Annotated[Path | None, typer.Option(help="A table of the answers: .csv or .parquet.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the answers as a table: .csv or .parquet.")] = None,
     cluster: Cluster = None,
     cache: Cached = True,
     jobs: Jobs = -1,
 ) -> None:
-    """Find the capacity: the largest rate that holds a target attainment, with its interval."""
+    """Find the capacity: the largest rate at which a target attainment is reached, with its interval."""
     from ..capacity import search as engine
     from ..capacity.targets import parse
     from ..spec.catalog import source_of
@@ -341,25 +355,32 @@ def score(
         Path, typer.Argument(help="A CSV of measured runs (see the README), a folder of run folders, or recordings.")
     ],
     out: Annotated[
-        Path, typer.Option(help="The same rows with sim_met, sim_finished and the gaps: .csv or .parquet.")
+        Path, typer.Option(help="Output table: the same rows with sim_met, sim_finished and gaps; .csv or .parquet.")
     ],
     sets: Sets = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds of the noise to average each run over.")] = 10,
+    seeds: Annotated[int, typer.Option(min=1, help="Noise seeds over which each simulated run is averaged.")] = 10,
     keep: Annotated[
-        Path | None, typer.Option(help="Folder for the records of the repetitions, where the runs are folders.")
+        Path | None, typer.Option(help="Folder for the records of the simulated runs, if RUNS are run folders.")
     ] = None,
-    target: Annotated[float, typer.Option(help="Attainment that a rate must hold, in %.")] = 90.0,
+    target: Annotated[
+        float, typer.Option(help="Attainment that counts as sustained when capacities are compared, in %.")
+    ] = 90.0,
     floor: Annotated[
-        float | None, typer.Option(help="Points between policies that decide nothing; else told from repeats.")
+        float | None,
+        typer.Option(
+            help="Noise floor in percentage points: smaller differences count as ties; by default from repeats."
+        ),
     ] = None,
     baselines: Annotated[
         bool,
-        typer.Option("--baselines", help="Also score what is simpler: no run dates, tables alone, no simulation."),
+        typer.Option(
+            "--baselines", help="Also score simpler predictors: without run dates, tables only, no simulation."
+        ),
     ] = False,
     jobs: Jobs = -1,
     as_they_are: AsTheyAre = False,
 ) -> None:
-    """Simulate every run of a table of measured runs, and report how far off the simulation is."""
+    """Simulate every run of a set of measured runs, and report how far off the simulation is."""
     from ..validation import score as engine
     from ..validation.compare_grids import check_decisions, decide, grids_of
 
@@ -401,11 +422,11 @@ def _show_gaps(scored: list[Scored]) -> None:
 
 @app.command()
 def figures(
-    out: Annotated[Path, typer.Option(help="Folder for the figures and the points behind them.")],
+    out: Annotated[Path, typer.Option(help="Folder for the figures and their data.")],
     ending: Annotated[str, typer.Option("--format", help="png, svg or pdf.")] = "png",
     jobs: Jobs = -1,
 ) -> None:
-    """Draw Figures 11 to 15, 17 and 19 of the NeuStream paper, simulated, with what was measured laid over."""
+    """Draw Figures 11 to 15, 17 and 19 of the NeuStream paper: simulated, with measured points overlaid."""
     from ..plotting import draw_all
     from ..sweeps import tables
 
@@ -475,7 +496,7 @@ app.command("import")(import_profile)
 
 @app.command()
 def policies() -> None:
-    """List the policies that are known by name, and their parameters."""
+    """List the policies known by name, with their parameters."""
     from ..spec.policy_registry import describe, policy_names
 
     lines = _table(("policy", "left"), ("", "left"))
@@ -508,9 +529,9 @@ def workloads() -> None:
 
 @app.command()
 def profiles(
-    name: Annotated[str | None, typer.Argument(help="One of them, or a file: what is not clean in it.")] = None,
+    name: Annotated[str | None, typer.Argument(help="A profile or a file: print its verdict.")] = None,
 ) -> None:
-    """List the profiles that come with ServeTwin; or tell whether one is clean, and what nobody measured."""
+    """List the profiles that come with ServeTwin; or judge one: noisy samples, gaps in what was measured."""
     from servetwin.profiles import load, names
 
     if name is not None:

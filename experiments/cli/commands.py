@@ -28,30 +28,45 @@ if TYPE_CHECKING:
 
 Devices = Annotated[
     list[str] | None,
-    typer.Option("--device", help="cpu, or cuda:0 (by default): for all devices, or gpu1=cuda:1 (repeatable)."),
+    typer.Option(
+        "--device", help="cpu or cuda:0 (default) for all devices, or one by one: gpu1=cuda:1 (repeatable)."
+    ),
 ]
-Weights = Annotated[Path | None, typer.Option(help="A checkpoint in diffusers' layout; else weights are random.")]
-Eager = Annotated[bool, typer.Option("--eager", help="No CUDA graphs.")]
+Weights = Annotated[
+    Path | None, typer.Option(help="Checkpoint folder in diffusers' layout; by default random weights.")
+]
+Eager = Annotated[bool, typer.Option("--eager", help="Run without CUDA graphs.")]
 Ahead = Annotated[
     bool | None,
     typer.Option(
         "--asynchronous/--synchronous",
-        help="With vLLM: whether a step is decided while the one before it runs. Left out, a run does as its profile "
-        "was measured, and a profile is measured as vLLM does it by default: on a GPU asynchronously, on a CPU not.",
+        help="vLLM: whether each step is scheduled while the previous one runs. By default a run does as its "
+        "profile was measured, and `profile` as vLLM does by default: asynchronously on GPUs, not on CPUs.",
         show_default=False,
     ),
 ]
-Sampler = Annotated[str, typer.Option(help="ddim or euler.")]
-BackendName = Annotated[Literal["sim", "real"], typer.Option(help="What serves: simulated devices, or real modules.")]
+Sampler = Annotated[str, typer.Option(help="Diffusion sampler: ddim or euler.")]
+BackendName = Annotated[
+    Literal["sim", "real"], typer.Option(help="sim: simulated devices; real: models on this machine.")
+]
 RunBackend = Annotated[
     Literal["sim", "real", "vllm"],
-    typer.Option("--backend", help="What serves: simulated devices, real modules, or vLLM (language models)."),
+    typer.Option(
+        "--backend", help="sim: simulated devices; real: models on this machine; vllm: a vLLM engine in this process."
+    ),
 ]
-Url = Annotated[str | None, typer.Option(help="With --backend vllm: a running server, http://host:port.")]
-Model = Annotated[str | None, typer.Option(help="The real model, where the profile does not tell.")]
-AnyDevice = Annotated[bool, typer.Option("--any-device", help="Serve with a profile of another device too.")]
-Slots = Annotated[int | None, typer.Option(min=1, help="Requests that may have begun and not ended.")]
-Processes = Annotated[bool, typer.Option("--processes", help="A process of its own for each real worker.")]
+Url = Annotated[
+    str | None, typer.Option(help="With --backend vllm: send the requests to a running server, http://host:port.")
+]
+Model = Annotated[str | None, typer.Option(help="The model to serve, if the profile does not name it.")]
+AnyDevice = Annotated[
+    bool, typer.Option("--any-device", help="Accept a profile that was measured on another device.")
+]
+Slots = Annotated[
+    int | None,
+    typer.Option(min=1, help="Most requests in service at once: memory slots for their latents (diffusion)."),
+]
+Processes = Annotated[bool, typer.Option("--processes", help="Run each worker in its own process.")]
 
 
 def show_answers(find: str, answers: Sequence[Answer]) -> None:
@@ -134,24 +149,26 @@ def profile(
             help="sd15-512, tiny-dit, opt-13b, a Hugging Face folder, ... (docs/guides/: real-execution, vllm)."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="The profile file to write, .yaml; must not exist.")],
+    out: Annotated[Path, typer.Option(help="Profile file to write, .yaml; must not exist.")],
     devices: Devices = None,
     weights: Weights = None,
     eager: Eager = False,
     sampler: Sampler = "ddim",
-    name: Annotated[str | None, typer.Option(help="The profile's name; else of device and model.")] = None,
-    limit: Annotated[int | None, typer.Option(help="The largest batch; else the model's own.")] = None,
-    seconds: Annotated[float, typer.Option(min=0.01, help="About how long each point is measured.")] = 0.4,
-    brief: Annotated[bool, typer.Option("--brief", help="Measure only what a simulation reads.")] = False,
+    name: Annotated[str | None, typer.Option(help="Name of the profile; by default from device and model.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Largest batch to measure; by default the model's own limit.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Seconds to measure each point, roughly.")] = 0.4,
+    brief: Annotated[bool, typer.Option("--brief", help="Measure only what the simulator reads.")] = False,
     asynchronous: Ahead = None,
     vllm: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=VALUE", help="A setting of vLLM's engine by its name, as max_num_seqs=256; repeat."
+            metavar="NAME=VALUE", help="A vLLM engine setting by its name, e.g. max_num_seqs=256 (repeatable)."
         ),
     ] = None,
 ) -> None:
-    """Measure a model on a device of this machine, and write its profile."""
+    """Measure a model on a device of this machine and write its profile."""
     from ..backends.diffusion import Setup
     from ..backends.profile import measure
 
@@ -168,7 +185,7 @@ def profile(
 
 def check(
     policy: Annotated[str, typer.Argument(help="A policy by name, my_policy.py, or package.module:Class.")],
-    experiment: Annotated[str | None, typer.Argument(help="Where to try it; else on short runs of its kind.")] = None,
+    experiment: Annotated[str | None, typer.Argument(help="Where to try it; by default short built-in runs.")] = None,
     sets: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A key of the experiment: --set policy.params.max_batch=8."),
@@ -226,17 +243,17 @@ def say_aside(what: str) -> None:
 
 
 def plot(
-    sweep: Annotated[Path, typer.Argument(help="A sweep's table.")],
-    out: Annotated[Path, typer.Option(help="The figure: a .png, .svg or .pdf file.")],
+    sweep: Annotated[Path, typer.Argument(help="The table of a sweep.")],
+    out: Annotated[Path, typer.Option(help="Output figure: .png, .svg or .pdf.")],
     x: Annotated[
-        str | None, typer.Option(help="The column along the axis; else the first setting that varies.")
+        str | None, typer.Option(help="Column for the x axis; by default the first setting that varies.")
     ] = None,
     y: Annotated[
-        str, typer.Option(help="The column that is drawn, e.g. request_goodput or p99_ttft_ms.")
+        str, typer.Option(help="Column for the y axis, e.g. request_goodput or p99_ttft_ms.")
     ] = "attainment",
-    by: Annotated[str, typer.Option(help="A line for each value of this column.")] = "policy",
+    by: Annotated[str, typer.Option(help="One line per value of this column.")] = "policy",
 ) -> None:
-    """Draw a sweep's table: a line per policy, with its interval; a panel per setting of what else varies."""
+    """Plot a sweep: a line per policy with its interval, a panel per value of other settings."""
     from ..plotting.sweep_plot import draw
     from ..sweeps.tables import make_folder
 
@@ -249,18 +266,18 @@ def _many(panels: int) -> str:
 
 
 def compare(
-    first: Annotated[Path, typer.Argument(help="A run folder; or a folder of them, or a sweep's table.")],
-    second: Annotated[Path, typer.Argument(help="Another of the kind; gaps are this one minus the first.")],
+    first: Annotated[Path, typer.Argument(help="A run folder; or a folder of run folders, or a sweep's table.")],
+    second: Annotated[Path, typer.Argument(help="Another of the same kind; gaps are this one minus the first.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
     target: Annotated[
-        float | None, typer.Option(help="Grids: attainment that a rate must hold, in %; by default 90.")
+        float | None, typer.Option(help="Grids: attainment that counts as sustained, in %; by default 90.")
     ] = None,
     floor: Annotated[
-        float | None, typer.Option(help="Grids: points that decide nothing; else told from repeats in the first.")
+        float | None, typer.Option(help="Grids: noise floor in percentage points; by default from repeats in FIRST.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Grids: a table of the cells, .csv or .parquet.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Grids: write the cells as a table, .csv or .parquet.")] = None,
 ) -> None:
-    """Compare two runs; or two grids of runs, cell by cell and by what one would decide from them."""
+    """Compare two runs; or two grids of runs, cell by cell and by the decisions that follow from them."""
     from ..validation.compare_runs import are_runs
 
     if are_runs(first, second):
@@ -448,10 +465,10 @@ def show_decisions(found: Decisions, title: str = "") -> None:
 
 
 def trace(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders: a real run and its simulation, say.")],
-    out: Annotated[Path, typer.Option(help="The trace file: .json, or .json.gz.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, e.g. a real run and its simulation.")],
+    out: Annotated[Path, typer.Option(help="Output trace file: .json or .json.gz.")],
 ) -> None:
-    """Write runs as one trace file for ui.perfetto.dev: batches, requests, queues."""
+    """Write runs as one trace file for ui.perfetto.dev: batches, requests, queues, KV cache use, busy devices."""
     from ..plotting.perfetto import write
 
     count = write(runs, out)

@@ -21,33 +21,37 @@ def import_profile(
         str, typer.Argument(metavar="FORMAT", help="llmservingsim, csv, roofline, splitwise or aiconfigurator.")
     ],
     source: Annotated[
-        str, typer.Argument(help="A folder or file; of roofline and aiconfigurator a model, or its config.json.")
+        str,
+        typer.Argument(help="A folder or file; for roofline and aiconfigurator a model name, or its config.json."),
     ],
-    out: Annotated[Path, typer.Option(help="The profile file to write, .yaml; must not exist.")],
+    out: Annotated[Path, typer.Option(help="Profile file to write, .yaml; must not exist.")],
     model: Annotated[
-        str | None, typer.Option(help="The model by name, or its config.json; else as SOURCE says.")
+        str | None, typer.Option(help="The model by name, or its config.json; by default from SOURCE.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="The device: h100, ...; else as SOURCE says.")] = None,
-    tensor_parallel_size: Annotated[int, typer.Option(help="Devices that are one.")] = 1,
-    max_num_batched_tokens: Annotated[int, typer.Option(help="Tokens in a step, at most.")] = 8192,
-    max_num_seqs: Annotated[int, typer.Option(help="Requests that run at once, at most.")] = 256,
+    device: Annotated[str | None, typer.Option(help="The device: h100, ...; by default from SOURCE.")] = None,
+    tensor_parallel_size: Annotated[int, typer.Option(help="Devices over which the model is split.")] = 1,
+    max_num_batched_tokens: Annotated[int, typer.Option(help="Most tokens in a step.")] = 8192,
+    max_num_seqs: Annotated[int, typer.Option(help="Most requests that run at once.")] = 256,
     max_model_len: Annotated[int | None, typer.Option(help="Prompt and output together; else the model's.")] = None,
     gpu_memory_utilization: Annotated[float, typer.Option(help="The engine's share of the memory.")] = 0.9,
     block_size: Annotated[int, typer.Option(help="Tokens in a KV block.")] = 16,
     blocks: Annotated[
-        int | None, typer.Option(help="KV blocks, as an engine reported them; else computed from the memory.")
+        int | None, typer.Option(help="KV blocks as an engine reported them; by default computed from the memory.")
     ] = None,
     enforce_eager: Annotated[
         bool, typer.Option("--enforce-eager", help="No CUDA graphs: steps are not padded.")
     ] = False,
     asynchronous: Annotated[
-        bool, typer.Option("--asynchronous/--synchronous", help="Whether a step is decided while another runs.")
+        bool,
+        typer.Option(
+            "--asynchronous/--synchronous", help="Whether each step is scheduled while the previous one runs."
+        ),
     ] = True,
     sets: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="An option of the format: --set compute=0.6 (repeatable)."),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="The profile's name; else of device and model.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the profile; by default from device and model.")] = None,
 ) -> None:
     """Make a profile of a language model from another tool's tables, a CSV file or a formula (estimated)."""
     from servetwin.profiles import load

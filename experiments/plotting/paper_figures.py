@@ -97,7 +97,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def token_figure(rows: Sequence[Row], path: Path) -> Path:
-    """Draw tokens put out on time per second along each axis, simulated; a row of panels for each workload.
+    """Draw tokens on time per second along each axis, simulated; a row of panels for each workload.
 
     No run of these was ever logged, so nothing measured can be laid over.
     """

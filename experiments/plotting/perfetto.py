@@ -1,14 +1,17 @@
 """Runs as one trace file for ui.perfetto.dev or chrome://tracing, in Chrome's trace-event format.
 
-A run is a process, and its clock begins at 0, so that two runs of one experiment lie one above the other. In it:
+A run is a process, and its clock begins at 0, so that two runs of one experiment, a real and a simulated one say, lie
+one above the other. What is called the same has the same colour in both, as viewers choose colours by name. In it:
 
 * a thread per worker, with a slice per iteration (or whole batch) that tells its size and requests;
 * an asynchronous slice per request from arrival to end, by outcome, with its waiting and its service at each stage;
 * an arrow from the batch with which a request left a stage to the first one at the next;
-* a counter per worker of requests that wait and that are served.
+* a counter per worker of requests that wait and that are served;
+* a counter per engine of the tokens in its KV cache, and of the share of the cache that they are;
+* a counter per device of the share of time in which it computes.
 
-Records do not hold when a request was dropped or failed: its slice ends at the last time stamp known when it ended,
-which says so.
+What the counters say follows from the records by `servetwin.experiments.reporting.timeline`. Records do not hold when
+a request was dropped or failed: its slice ends at the last time stamp known when it ended, which says so.
 """
 
 from __future__ import annotations
@@ -25,9 +28,10 @@ from typing import IO, Any
 
 from servetwin.core import BadInput
 
+from ..reporting.timeline import Gathered, Level, Timeline, batch_size, devices_of, requests_with_ends
 from ..sweeps import tables
 from ..validation.compare_runs import is_run
-from ..validation.run_files import batch_lines, read_json, request_lines
+from ..validation.run_files import batch_lines, read_json
 
 Event = dict[str, Any]
 
@@ -35,6 +39,8 @@ Event = dict[str, Any]
 RUN = 0
 #: More requests, and more arrows, than a run has: what is known by a number has one of its own in all the file.
 MANY = 10**9
+#: The parts of a run over each of which the share of time in which a device computes is told.
+PARTS = 500
 
 
 def write(folders: Sequence[Path], out: Path) -> int:
@@ -88,8 +94,7 @@ class _Run:
     threads: dict[str, int] = field(default_factory=dict)
     #: (request, worker) -> where to hook an arrow, as (time, thread): in its first slice there, and in its last
     hooks: dict[tuple[int, str], tuple[tuple[int, int], tuple[int, int]]] = field(default_factory=dict)
-    #: worker -> (when, change of waiting, change of served)
-    changes: dict[str, list[tuple[int, int, int]]] = field(default_factory=dict)
+    gathered: Gathered = field(default_factory=Gathered)
     arrows: int = 0
 
     def event(self, ph: str, name: str, at: int, tid: int = RUN, **more: Any) -> Event:
@@ -104,7 +109,8 @@ class _Run:
             worker, requests = record["worker"], record["requests"]
             # The calls of a pool overlap: each of its threads has a track.
             tid = self.thread(f"{worker} #{record['thread']}" if "thread" in record else worker)
-            size = max(len(requests), record.get("decode", 0) + len(record.get("prefill", ())))
+            size = batch_size(record)
+            self.gathered.batch(record)
             args = {"batch": record["id"], "size": size, "requests": requests, "modules": record["modules"]}
             args |= {k: record[k] for k in ("iterations", "prefill", "decode", "context", "preempted") if k in record}
             ends = [_ns(t) for t in record.get("ends") or [record["end"]]]
@@ -119,15 +125,10 @@ class _Run:
 
     def requests(self, folder: Path) -> Iterator[Event]:
         """What became of each request."""
-        latest = 0
-        for record in request_lines(folder):
+        for record, end in requests_with_ends(folder):
             stays = record["stages"]
-            known = [
-                t for stay in stays for t in (stay["queued"], stay["started"], stay["finished"]) if t is not None
-            ]
-            latest = max(latest, _ns(record["arrival"]), *map(_ns, known), _ns(record["finished"] or 0.0))
-            end = _ns(record["finished"]) if record["finished"] is not None else latest
-            yield from self._request(record, end)
+            self.gathered.request(record, end)
+            yield from self._request(record, _ns(end))
             for before, after in pairwise(stays):
                 yield from self._arrow(record["id"], before["worker"], after["worker"])
 
@@ -145,16 +146,12 @@ class _Run:
         common = {"cat": "request", "id": self.pid * MANY + number}
         yield self.event("b", f"requests {outcome}", begin, **common, args=about)
         for stay in sorted(record["stages"], key=lambda s: s["queued"]):
-            worker = stay["worker"] or stay["stage"]
             queued = _ns(stay["queued"])
             started = _ns(stay["started"]) if stay["started"] is not None else end
             finished = _ns(stay["finished"]) if stay["finished"] is not None else end
-            changes = self.changes.setdefault(worker, [])
-            changes += [(queued, 1, 0), (started, -1, 0)]
             spans = [("waits for", queued, started)]
             if stay["started"] is not None:
                 spans.append(("in", started, finished))
-                changes += [(started, 0, 1), (finished, 0, -1)]
             if _alone(stay, record["stages"]):  # nested slices must not overlap; branches side by side would
                 for what, a, b in spans:
                     yield self.event("b", f"{what} {stay['stage']}", a, **common)
@@ -166,19 +163,35 @@ class _Run:
         if a is None or b is None or a[1][0] > b[0][0]:
             return
         self.arrows += 1
-        common: dict[str, Any] = {"cat": "hand-over", "id": self.pid * MANY + self.arrows}
-        yield self.event("s", "hand-over", *a[1], **common)
-        yield self.event("f", "hand-over", *b[0], bp="e", **common)
+        common: dict[str, Any] = {"cat": "transfer", "id": self.pid * MANY + self.arrows}
+        yield self.event("s", "transfer", *a[1], **common)
+        yield self.event("f", "transfer", *b[0], bp="e", **common)
 
     def counters(self) -> Iterator[Event]:
-        """How many wait and are served, whenever that changes."""
-        for worker, changes in self.changes.items():
-            waiting = served = 0
-            changes.sort(key=lambda change: change[0])
-            for i, (at, more_waiting, more_served) in enumerate(changes):
-                waiting, served = waiting + more_waiting, served + more_served
-                if i + 1 == len(changes) or changes[i + 1][0] != at:
-                    yield self.event("C", f"requests at {worker}", at, args={"waiting": waiting, "served": served})
+        """How many requests wait and are served and how full KV caches are, whenever that changes; how busy devices
+        are, over each of `PARTS` parts of the run."""
+        timeline = self.gathered.timeline(self.meta)
+        for worker, waiting in timeline.waiting.items():
+            served = timeline.served[worker]
+            # Both change at times of their own, which are the same: each stay is in both.
+            for when, a, b in zip(waiting.times, waiting.values, served.at(waiting.times), strict=True):
+                args = {"waiting": round(a), "served": round(b)}
+                yield self.event("C", f"requests at {worker}", _ns(when), args=args)
+        for worker, held in timeline.kv.items():
+            yield from self._kv(worker, held, timeline)
+        edges = timeline.edges(PARTS)
+        for device, busy in timeline.busy.items():
+            shares = [round(100 * share, 2) for share in busy.means(edges).clip(0, 1)]
+            for when, share in zip(edges, [*shares, 0.0], strict=True):
+                yield self.event("C", f"{device} busy", _ns(when), args={"%": share})
+
+    def _kv(self, worker: str, held: Level, timeline: Timeline) -> Iterator[Event]:
+        for when, value in zip(held.times, held.values, strict=True):
+            tokens = max(round(value), 0)
+            yield self.event("C", f"KV cache of {worker}", _ns(when), args={"tokens": tokens})
+            if worker in timeline.capacity:
+                share = {"%": round(100 * tokens / timeline.capacity[worker], 2)}
+                yield self.event("C", f"KV cache use of {worker}", _ns(when), args=share)
 
     def names(self) -> Iterator[Event]:
         """What the process and its threads are called."""
@@ -187,23 +200,11 @@ class _Run:
         title = f"{self.folder}: {experiment.get('name', '?')}, {policy}, {self.meta.get('kind', '?')}"
         yield self.event("M", "process_name", 0, args={"name": title})
         yield self.event("M", "process_sort_index", 0, args={"sort_index": self.pid})
-        devices = self._devices(experiment)
+        devices = devices_of(self.meta)
         for worker, tid in self.threads.items():
             name = f"{worker} on {devices[worker]}" if worker in devices else worker
             yield self.event("M", "thread_name", 0, tid, args={"name": name})
             yield self.event("M", "thread_sort_index", 0, tid, args={"sort_index": tid})
-
-    def _devices(self, experiment: dict[str, Any]) -> dict[str, str]:
-        from pydantic import ValidationError
-
-        from ..assembly.replicas import expanded
-        from ..spec.experiment import Experiment
-
-        try:
-            workers = expanded(Experiment.model_validate(experiment)).deployment.workers
-        except ValidationError:
-            return {}  # made by another version
-        return {w.name or "+".join(w.modules): w.device for w in workers if w.device is not None}
 
 
 def _alone(stay: dict[str, Any], stays: Sequence[dict[str, Any]]) -> bool:

@@ -178,7 +178,7 @@ SLOSpec = Annotated[
 
 
 class BudgetSpec(Strict):
-    """How the SLO of a request is shared out among the stages of its way.
+    """How the SLO of a request is shared out among the stages of its path.
 
     *split* "none": each stage works against the deadline of the request. "equal": each gets what it takes alone and
     an equal share of the slack; "proportional": a share in proportion to what it takes alone; "fixed": so many
@@ -219,7 +219,7 @@ class ModuleSpec(Strict):
 
 
 class BranchSpec(Strict):
-    """A way that is taken with a *probability* instead of the plain edges, by one request *most* times at most."""
+    """An edge that is taken with a *probability* instead of the other edges, by one request *most* times at most."""
 
     source: Annotated[str, Field(alias="from")]
     to: str
@@ -230,7 +230,7 @@ class BranchSpec(Strict):
 class PipelineSpec(Strict):
     """Modules by name, in order; *edges* are (from, to) pairs where the pipeline is not a plain chain.
 
-    *branches* skip something, go one of several ways, or lead back to try again. Which requests take them is drawn
+    *branches* skip a stage, choose one of several, or lead back to try again. Which requests take them is drawn
     with the workload.
     """
 
@@ -383,10 +383,10 @@ class Time(Strict):
 
     *table*: the periods "measured" in running systems, or those that "scheduler"s planned with; for LLM modules also
     "corrected" (see `servetwin.profiles.TOKEN_KINDS`). *contention*:
-    workers of one device slow each other down. *costs*: joins, leaves and hand-overs cost the worker time. *whole*:
+    workers of one device slow each other down. *costs*: joins, leaves and transfers cost the worker time. *whole*:
     batches of whole requests take what was measured of such batches, rather than the sum of their iterations.
     *transport*: requests take time between workers. *noise*: durations are drawn from measured residuals, and the
-    host has its measured slow spells.
+    host has its measured slow periods.
     *session*: date and time of a measured run, for the speed of its host on that day. *hold*: beyond the end of a
     table its last value holds. *unmeasured*: workers that compute on one device, and the profile does not say what
     they cost each other, are "refused", or the device is "shared" in time among those of them that are busy.

@@ -65,13 +65,13 @@ TokenDraw = Annotated[
 
 
 class Lengths(Strict):
-    """Tokens of a request at an LLM module: its *prompt* and the *output* that it will really put out.
+    """Tokens of a request at an LLM module: its *prompt* and the *output* that it will really generate.
 
-    *limit* is the most that it declares it may put out, which is what policies see; by default the most that *output*
+    *limit* is the most that it declares, which is what policies see; by default the most that *output*
     can be. A prompt that leaves no room in the engine's context is an error, and so is an output that is longer than
     the limit or than the room that its prompt leaves; with *truncate* they are cut, and the summary says how many.
 
-    With *after* the prompt is that many tokens and what the request put out at the LLM module of that name before.
+    With *after* the prompt is that many tokens and what the request generated at the LLM module of that name before.
     """
 
     prompt: TokenDraw

@@ -10,7 +10,7 @@
 `replay_external`   runs that somebody else measured, by profiles of their tables
 `closed_loop`       clients that keep so many requests in flight, beside what others measured
 `run_settings`      what an experiment stands on beside its axes: what tells repeats from other runs
-`check_policy`      ``servetwin check``: a policy on short experiments, under all laws
+`check_policy`      ``servetwin check``: a policy on short experiments, under all invariants
 `run_files`         what a run folder must hold; `recording_files`: what a recording must
 `compare_runs`      two runs; `compare_llm_runs`: of language models
 `compare_grids`     two collections of runs over one grid: gaps, and whether they lead to the same decisions

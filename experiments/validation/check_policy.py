@@ -1,7 +1,7 @@
 """``servetwin check``: a policy held to its contract, as `assert_policy_contract` has it in a test, and more.
 
 It must decide the same in another process, where texts have other hashes; and it is run on short experiments, or on
-one of the user's, under all laws and books, with each `Repeat` and without, twice.
+one of the user's, under all invariants and books, with each `Repeat` and without, twice.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from servetwin.core import BadInput, Batch, Decision, LawBroken, Recorder, Request, Summary
+from servetwin.core import BadInput, Batch, Decision, InvariantBroken, Recorder, Request, Summary
 from servetwin.core.errors import PolicyFault
 from servetwin.core.invariants import task_ledger as books_of
-from servetwin.core.invariants.checker import LawChecker
+from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.invariants.code_inspection import named, own, watcher
 from servetwin.core.llm import Step, TokenPolicy
 from servetwin.core.llm.batch import TokenBatch
@@ -107,7 +107,7 @@ class Checked:
         for name, rate, requests, decisions, repeated in self.runs:
             at = f" at {rate:g} requests/s" if rate is not None else ""
             told.append(
-                f"  {name}{at}: {requests} requests, {decisions} decisions under all laws; the same when"
+                f"  {name}{at}: {requests} requests, {decisions} decisions under all invariants; the same when"
                 f" asked again; {repeated} with a Repeat, the same step by step"
             )
         return told
@@ -160,7 +160,7 @@ def tell_digest() -> None:
     name, params = json.load(sys.stdin)
     try:
         found = digest(partial(policy_registry.make, name, params))
-    except (BadInput, LawBroken) as error:
+    except (BadInput, InvariantBroken) as error:
         sys.exit(str(error))
     sys.stdout.write(found + "\n")
 
@@ -178,29 +178,29 @@ def _try(point: Experiment) -> tuple[str, float | None, int, int, int]:
     return point.name, settings_of(point)["rate"], plain.summary.requests, decisions, repeated
 
 
-def run_under_laws(point: Experiment) -> Summary:
-    """Simulate *point* under all laws and books; gives its summary. Raises `PolicyFault` or `LawBroken`."""
+def run_under_invariants(point: Experiment) -> Summary:
+    """Simulate *point* under all invariants; gives its summary. Raises `PolicyFault` or `InvariantBroken`."""
     log, _ = _run(point, alone=False)
     return log.summary
 
 
 def _run(point: Experiment, *, alone: bool) -> tuple[Log, list[Asked]]:
     log = Log()
-    laws = LawChecker(log)
+    checker = InvariantChecker(log)
     before, books_of.BOOKED = books_of.BOOKED, True
     try:
-        run = build.build(point, laws)
+        run = build.build(point, checker)
         policies: Sequence[PolicyBase] = [worker.policy for worker in run.loop.workers]
         asks = [Asked(policy, alone) for policy in policies]
         for worker, ask in zip(run.loop.workers, asks, strict=True):
             worker.policy = ask  # type: ignore[assignment]
-        laws.watch(run.loop)
+        checker.watch(run.loop)
         with policies_answer(policies):
             run.play(columns=False)
-            laws.finish()
+            checker.finish()
     except PolicyFault:
         raise
-    except LawBroken as broken:
+    except InvariantBroken as broken:
         raise PolicyFault(f"{named(policies[0])}: {broken}") from broken
     finally:
         books_of.BOOKED = before

@@ -127,7 +127,7 @@ def tables_of(meta: Mapping[str, Any]) -> dict[str, TokenTable | None]:
     """The measured latency model of each engine of a run, by worker; None where its profile is not here."""
     from servetwin.profiles import load
 
-    from ..assembly.llm_workers import is_ahead
+    from ..assembly.llm_workers import settings_of
     from ..assembly.replicas import expanded
     from ..spec.experiment import Experiment
 
@@ -142,7 +142,9 @@ def tables_of(meta: Mapping[str, Any]) -> dict[str, TokenTable | None]:
             try:
                 profile = load(experiment.deployment.devices[spec.device or ""])
                 # What passes between two steps is hidden behind them if they are decided ahead.
-                found[name] = profile.tokens("measured", "scheduler", between=not is_ahead(spec, profile))
+                found[name] = profile.tokens(
+                    "measured", "scheduler", between=not settings_of(spec, profile).asynchronous
+                )
             except (KeyError, BadInput):
                 found[name] = None
     return found

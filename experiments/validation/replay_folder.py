@@ -57,7 +57,7 @@ def find(folder: Path, overrides: Iterable[Override] = (), *, as_they_are: bool 
             experiment = load(run.meta.get("experiment", {}), overrides)
             device_profiles.load_profiles(experiment)
             if any(spec.llm for spec in experiment.pipeline.modules.values()):
-                # Of what did not finish, nobody knows how much it would have put out.
+                # Of what did not finish, nobody knows how much it would have generated.
                 raise BadInput("a run of a language model cannot be repeated with its own requests", right="a sweep")
             if not as_they_are and (differing := same_run.changed(run.meta, experiment)):
                 what = f"not what it was when the run was made: {'; '.join(differing)}"

@@ -97,6 +97,8 @@ def fits(spec: Lengths, context: int) -> bool:
 def cuts(module: str, spec: Lengths, context: int, count: int, *, seed: int, trace: TraceFile | None = None) -> Cuts:
     """What is cut of the first *count* requests. Raises `BadInput` at the first of them that does not fit, where
     *spec* does not say that it is to be cut."""
+    if fits(spec, context):
+        return Cuts()
     return _cuts(module, spec.model_dump_json(), context, count, seed, trace)
 
 
@@ -162,11 +164,10 @@ def _no_room(module: str, number: int, prompt: int, limit: int, context: int) ->
 def _too_long(module: str, number: int, prompt: int, output: int, limit: int, context: int) -> BadInput:
     where = f"workload.lengths.{module}"
     if output > limit:
-        what = f"request {number} puts out {output} tokens, but the limit is {limit}"
+        what = f"request {number} generates {output} tokens, but the limit is {limit}"
         return BadInput(what, where=f"{where}.limit", right=f"limit: {output} or more, or truncate: true")
-    what = (
-        f"request {number} puts out {output} tokens after a prompt of {prompt}, but the engine takes {context} in all"
-    )
+    room = f"the engine takes {context} in all"
+    what = f"request {number} generates {output} tokens after a prompt of {prompt}, but {room}"
     return BadInput(what, where=f"{where}.output", right="shorter prompts or outputs, or truncate: true")
 
 

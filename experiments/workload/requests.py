@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import count, islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,11 @@ from servetwin.core.random_streams import stream
 from servetwin.sim.llm.request_columns import TokenColumns
 
 from ..spec.experiment import ChoiceSteps, ConstantSteps, Experiment, Steps, Trace, TraceSteps, UniformSteps
-from ..spec.llm import Lengths, TraceTokens
+from ..spec.llm import TraceTokens
 from ..spec.published_draws import PUBLISHED
 from . import trace_reader
 from .arrivals import BLOCK, Source, arrival_times, published_stream
-from .lengths import Cuts, columns, cuts, fits, largest, triples
+from .lengths import Cuts, columns, cuts, triples
 from .seed_effect import kept_draws
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def about(
     prompts and outputs are cut ("cut", by module, where that is allowed), and what a seed other than 0 does not
     change of them ("published"). Nothing for requests that are drawn whole.
 
-    *contexts* gives the tokens that the engines of LLM modules take. Raises `BadInput` at what does not fit.
+    *contexts* gives the tokens that LLM modules take per request. Raises `BadInput` at what cannot be cut to fit.
     """
     said: dict[str, dict[str, Any]] = {}
     lengths = experiment.workload.lengths
@@ -87,13 +87,26 @@ def about(
             said["trace"]["doubt"] = doubt
     if experiment.seed and (kept := kept_draws(experiment)) is not None:
         said["published"] = {"seed": experiment.seed, "kept": kept}
-    for module, spec in lengths.items():
-        room, found = _room(lengths, module, contexts), Cuts()
-        if not fits(spec, room):
-            found = cuts(module, spec, room, count_of(experiment, trace), seed=experiment.seed, trace=trace)
-        if spec.truncate:
-            said.setdefault("cut", {})[module] = found.as_dict()
+    cut = _cut(experiment, trace, contexts, [module for module, spec in lengths.items() if spec.truncate])
+    if cut:
+        said["cut"] = {module: found.as_dict() for module, found in cut.items()}
     return said
+
+
+def _cut(
+    experiment: Experiment,
+    trace: trace_reader.TraceFile | None,
+    contexts: Mapping[str, int],
+    modules: Iterable[str],
+) -> dict[str, Cuts]:
+    """What of the requests is cut at each of these *modules*. Raises `BadInput` at what does not fit."""
+    lengths, count, seed = experiment.workload.lengths, count_of(experiment, trace), experiment.seed
+    return {m: cuts(m, lengths[m], contexts[m], count, seed=seed, trace=trace) for m in modules}
+
+
+def check_lengths(experiment: Experiment, trace: trace_reader.TraceFile | None, contexts: Mapping[str, int]) -> None:
+    """Raise `BadInput` at prompts and outputs that do not fit, before anything is sent."""
+    _cut(experiment, trace, contexts, experiment.workload.lengths)
 
 
 def _unused(experiment: Experiment, trace: trace_reader.TraceFile) -> dict[str, str]:
@@ -190,12 +203,12 @@ def requests(
     contexts: Mapping[str, int] | None = None,
 ) -> Iterator[Request]:
     """The requests of *experiment* in order of arrival; *slo* gives the seconds that this work may take, *contexts*
-    the tokens that the engines of LLM modules take per request."""
+    the tokens that LLM modules take per request (see `servetwin.experiments.assembly.llm_workers`)."""
     load, system = experiment.workload, experiment.system
     published, seed = load.draws != "seeded", experiment.seed
     seeds = PUBLISHED.get(load.draws)
     if load.lengths:
-        about(experiment, trace, contexts or {})  # what does not fit is refused before anything is sent
+        check_lengths(experiment, trace, contexts or {})
     due = arrival_times(load.arrivals, seed=seed, published=published, trace=trace, seeds=seeds)
     modules = tuple(load.steps)
     draws = [steps_of(m, load.steps[m], seed=seed, published=published, trace=trace) for m in modules]
@@ -248,7 +261,7 @@ def _token_requests(
     """Requests with prompts and outputs, *due* at these times."""
     lengths = experiment.workload.lengths
     names = tuple(lengths)
-    draws = [triples(m, lengths[m], _room(lengths, m, contexts), seed=experiment.seed, trace=trace) for m in names]
+    draws = [triples(m, lengths[m], contexts[m], seed=experiment.seed, trace=trace) for m in names]
     for i, (at, steps, tokens) in enumerate(zip(due, works, zip(*draws, strict=False), strict=False)):
         work = dict(zip(modules, steps, strict=True))
         declared: dict[str, tuple[int | Follows, int]] = {}
@@ -257,11 +270,3 @@ def _token_requests(
             declared[m] = (prompt if after is None else Follows(prompt, after), limit)
         outputs = {m: output for m, (_, _, output) in zip(names, tokens, strict=True)}
         yield TokenRequest(i, at, declared, outputs, slo=slo(work), work=work)
-
-
-def _room(lengths: Mapping[str, Lengths], module: str, contexts: Mapping[str, int]) -> int:
-    """The tokens that *module* takes, less what may come on top of its prompt from the module before."""
-    after = lengths[module].after
-    if after is None:
-        return contexts[module]
-    return contexts[module] - (lengths[after].limit or largest(lengths[after].output) or 0)

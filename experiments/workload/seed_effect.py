@@ -21,7 +21,7 @@ from ..spec.llm import ChoiceTokens, LognormalTokens, TokenDraw, UniformTokens
 
 
 def depends_on_seed(experiment: Experiment) -> bool:
-    """Whether runs of *experiment* with other seeds can differ: arrivals, steps, lengths, ways or calls are drawn, a
+    """Whether runs of *experiment* with other seeds can differ: arrivals, steps, lengths, paths or calls are drawn, a
     window of a trace is, or noise. Policies are not asked: what they draw is to come from what they are shown."""
     load = experiment.workload
     if load.draws == "seeded":
@@ -42,7 +42,7 @@ def _drawn_beside(experiment: Experiment) -> list[str]:
     if any(_varies(d) for spec in experiment.workload.lengths.values() for d in (spec.prompt, spec.output)):
         found.append("prompts and outputs")
     if any(branch.probability < 1.0 for branch in experiment.pipeline.branches):
-        found.append("the ways through the pipeline")
+        found.append("the paths through the pipeline")
     calls = [w.calls for w in experiment.deployment.workers if w.calls is not None]
     if any(not isinstance(c, ConstantCalls | ListedCalls) for c in calls):
         found.append("the times of calls")
@@ -77,7 +77,7 @@ def _varies(draw: Steps | TokenDraw) -> bool:
 
 
 def _is_noisy(experiment: Experiment) -> bool:
-    """Whether one of its profiles has a distribution, or slow spells, that durations are drawn from."""
+    """Whether one of its profiles has a distribution, or slow periods, that durations are drawn from."""
     from ..spec.device_profiles import load_profiles
 
     costs = [item for profile in load_profiles(experiment).values() for item in profile.costs.items()]
@@ -117,7 +117,7 @@ def _key(experiment: Experiment) -> str:
 
 
 def check_seed_axis(experiments: Iterable[Experiment], where: str) -> None:
-    """The same for points that differ in their seed alone, whose arrivals may also be made up."""
+    """The same for points that differ in their seed alone, whose arrivals may also be synthetic."""
     for same in _by_seed(experiments):
         one, seeds = same[0], len(same)
         check_seeds(one, seeds, where)

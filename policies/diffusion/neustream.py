@@ -36,7 +36,7 @@ class NeuStream(Policy):
     *step_delta* scales the SLO factor in the bound; *bound* replaces the computed one. *requeue* says where an
     unfinished task goes after it ran: with "sticky" (DiT, Palette) one that ever waited stays in the low queue for
     good; with "front" (Stable Diffusion) it goes back to the high queue, ahead of those that never waited.
-    *handover* is the time in seconds that the drop test allows for each hand-over to a later stage.
+    *handover* is the time in seconds that the drop test allows for each transfer to a later stage.
     """
 
     starves = True  # of those that wait in the low queue, who waited least goes first: without deadlines, for ever

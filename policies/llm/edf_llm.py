@@ -1,7 +1,7 @@
 """Least slack first, for language models: whoever must be served soonest decides what a step does.
 
-The slack of a waiting request is the time that is left until it must be prefilled alone to put out its first token in
-time; that of a running one, until the step must begin that puts out its next token. If those that run are the more
+The slack of a waiting request is the time left until it must be prefilled alone to generate its first token in
+time; that of a running one, until the step must begin that generates its next token. If those that run are the more
 urgent, they decode. Else the waiting ones that are more urgent than they are prefilled, most urgent first. A request
 whose first token would be late even if it were prefilled alone at once is dropped, unless *drop_late* is off.
 """
@@ -51,5 +51,5 @@ class EDFLLM(TokenPolicy):
 
 # -- speed only -----------------------------------------------------------------------------------------------------
 
-#: All decode, until something changes. (The word to repeat it saves time, and no more.)
+#: All decode, until something changes. (The promise to repeat it only saves time.)
 DECODE = Step(decode=ALL, repeat=Repeat(sys.maxsize))

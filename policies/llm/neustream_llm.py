@@ -3,7 +3,7 @@
 Source: the NeuStream artifact's LLM part (vLLM 0.5.4 with a predictor in its scheduler). Tokens have cumulative
 deadlines: T_j = arrival + P B(n) + D I(n, j - 1). Before each step, if requests both wait and run:
 
-- A request gets some *lenience*: for each of the first *lenient_steps* tokens that it has not put out yet, what a
+- A request gets some *lenience*: for each of the first *lenient_steps* tokens that it has not generated yet, what a
   decode step may take (D times *b0*) beyond what the last one did take.
 - A waiting request is dropped if prefilled alone now it would miss its first deadline by more than its lenience.
 - The others are ordered by length, shortest first. The largest number of them is sought (by bisection) whose prefill,
@@ -108,7 +108,7 @@ class NeuStreamLLM(TokenPolicy):
         return task.prompt if self.preempted == "fresh" else task.pending
 
     def _due(self, task: TokenTask, more: int, beta: float) -> float:
-        """When *task* must have put out so many tokens more, with its lenience of *beta* for each of the first."""
+        """When *task* must have generated so many tokens more, with its lenience of *beta* for each of the first."""
         token = more if self.preempted == "fresh" else task.generated + more
         return self.slo.deadline(task, token) + max(0, self.lenient_steps - task.generated) * beta
 
@@ -196,5 +196,5 @@ class NeuStreamLLM(TokenPolicy):
         return slacks
 
 
-#: All decode, until something changes. (The word to repeat it saves time, and no more.)
+#: All decode, until something changes. (The promise to repeat it only saves time.)
 DECODE = Step(decode=ALL, repeat=Repeat(sys.maxsize))

@@ -60,5 +60,5 @@ class Sarathi(TokenPolicy):
 
 # -- speed only -----------------------------------------------------------------------------------------------------
 
-#: All decode, until something changes. (The word to repeat it saves time, and no more.)
+#: All decode, until something changes. (The promise to repeat it only saves time.)
 DECODE = Step(decode=ALL, repeat=Repeat(sys.maxsize))

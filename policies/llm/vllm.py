@@ -48,5 +48,5 @@ class VLLM(TokenPolicy):
 # -- speed only -----------------------------------------------------------------------------------------------------
 
 #: All decode, until something changes; and as long as those that come are of the ordinary kind, it is known how.
-#: (Both words save time, and no more.)
+#: (Both promises only save time.)
 DECODE = Step(decode=ALL, repeat=Repeat(sys.maxsize), standing=True)

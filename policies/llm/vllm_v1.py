@@ -69,5 +69,5 @@ def partly_prefilled(view: TokenView, count: int) -> list[TokenTask]:
 
 # -- speed only -----------------------------------------------------------------------------------------------------
 
-#: All decode, until something changes. (The word to repeat it saves time, and no more.)
+#: All decode, until something changes. (The promise to repeat it only saves time.)
 DECODE = Step(decode=ALL, repeat=Repeat(sys.maxsize))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from servetwin.core import Batch, LawBroken, Request, Task, Worker
+from servetwin.core import Batch, InvariantBroken, Request, Task, Worker
 from servetwin.core.llm import TokenTask
 from servetwin.core.llm.worker import TokenWorker
 from servetwin.core.pool import Pool
@@ -38,7 +38,7 @@ class DeviceLoad:
             if all(math.isclose(a, b, rel_tol=TIE) for a, b in zip(weights[place % many], least, strict=True)):
                 self.next[stage] = (place + 1) % many
                 return workers[place % many]
-        raise LawBroken(f"the router cannot weigh the workers of {stage}: {weights}")
+        raise InvariantBroken(f"the router cannot weigh the workers of {stage}: {weights}")
 
     def weight(self, request: Request, worker: Worker, now: float) -> tuple[float, ...]:
         """What speaks against *worker*, what counts most first."""

@@ -47,7 +47,7 @@ class DeviceSlots:
         # Lanes on threads share the slots and the source of the noise.
         self._lock = threading.RLock()
         self.generator = torch.Generator(device)
-        self.transfer = torch.cuda.Stream(device) if self.gpu else None  # for hand-overs between devices
+        self.transfer = torch.cuda.Stream(device) if self.gpu else None  # for transfers between devices
         self.reset()
 
     def reset(self) -> None:

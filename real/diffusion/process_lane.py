@@ -1,7 +1,7 @@
 """Workers in processes of their own, as NeuStream deploys them: each builds its modules and runs its batches there.
 
 All workers of a device share one set of slot tensors. The first of them makes it and passes it to the others: by CUDA
-IPC on a GPU, in shared memory on the CPU. So a hand-over between stages moves nothing; it is a message. The serving
+IPC on a GPU, in shared memory on the CPU. So a transfer between stages moves nothing; it is a message. The serving
 loop, its policies and the slots stay in the process of the run, which tells a worker what to run and hears when it is
 over.
 """

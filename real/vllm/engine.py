@@ -27,6 +27,7 @@ from servetwin.core.errors import Stopped
 from servetwin.core.llm import TokenPolicy
 
 from ..client import END, PACKET, Client
+from ..cpu_affinity import pinned_core
 from .plan import KEY, Planned, Run, Served, prompt_ids
 
 #: What vLLM has to be told before it is imported: one process, no network, no statistics sent anywhere.
@@ -61,7 +62,8 @@ class EngineOptions:
     graphs too, padded to the next of those sizes. With *compiled* torch.compile and the graphs are vLLM's own, as it
     has them by default. *kv_bytes* fixes the memory for keys and values (None: what *gpu_memory_utilization*
     leaves). *asynchronous* is vLLM's asynchronous scheduling: a step is decided while the one before it runs. vLLM
-    does that on GPUs by default, and not at all on CPUs. The other names are vLLM's own.
+    does that on GPUs by default, and not at all on CPUs. On a GPU the thread that launches steps looks for an
+    undisturbed core (`servetwin.real.cpu_affinity`), unless *pinned_core* is False. The other names are vLLM's own.
     """
 
     model: str = "tiny"
@@ -78,6 +80,7 @@ class EngineOptions:
     asynchronous: bool = False
     tensor_parallel: int = 1
     seed: int = 0
+    pinned_core: bool | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -251,6 +254,9 @@ class VllmEngine:
                 )
             )
         self.seconds_to_start = time.monotonic() - began
+        #: Looks for a core on which nothing disturbs the thread that launches steps (on a CPU all cores compute).
+        self.pinned = None if device_name() == "cpu" else pinned_core(options.pinned_core)
+        self._undisturbed = False
         self.core = self.engine.engine_core.engine_core
         self.scheduler = self.core.scheduler
         if options.asynchronous and not steps_ahead(self.core):
@@ -299,8 +305,39 @@ class VllmEngine:
     def step(self) -> list[Any]:
         """Let vLLM decide a step, and take one in. With asynchronous scheduling the first call only decides one, and
         each further one decides a step before it waits for the one before."""
+        if self._undisturbed and self.pinned is not None:
+            self.pinned.look()
         outputs: list[Any] = self.engine.step()
         return outputs
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """No garbage collection, which stops everything for milliseconds; and on a GPU an undisturbed core."""
+        if self._undisturbed:
+            yield
+            return
+        gc.collect()
+        gc.disable()
+        self._undisturbed = True
+        if self.pinned is not None:
+            self.pinned.enter()
+        try:
+            yield
+        finally:
+            if self.pinned is not None:
+                self.pinned.leave()
+            self._undisturbed = False
+            gc.enable()
+
+    def _client(self, due: Sequence[float]) -> Client:
+        """A client, which may run on all cores: a process begins where the thread that starts it may run."""
+        if self.pinned is None or not self._undisturbed:
+            return Client(due)
+        self.pinned.leave()
+        try:
+            return Client(due)
+        finally:
+            self.pinned.enter()
 
     def empty(self) -> None:
         """Abort whatever is left in the engine and let it clean up: afterwards nothing is in flight."""
@@ -341,9 +378,9 @@ class VllmEngine:
         if len({r.id for r in requests}) < len(requests):
             raise BadInput("two requests have the same id")
         progress = _Progress(requests)
-        client = Client([r.arrival for r in requests])
+        client = self._client([r.arrival for r in requests])
         try:
-            with undisturbed(), scheduler.watchdog.watching():
+            with scheduler.watchdog.watching(), self.undisturbed():
                 client.channel.setblocking(False)
                 scheduler.zero = time.monotonic() + LEAD
                 client.begin(scheduler.zero)
@@ -439,7 +476,9 @@ class VllmEngine:
             for number, at in progress.sent.items()
         ]
         lateness = [at - by_id[number].arrival for number, at in progress.sent.items()]
-        return Run(served, list(scheduler.log), lateness, progress.intake, scheduler.now())
+        run = Run(served, list(scheduler.log), lateness, progress.intake, scheduler.now())
+        run.moves = self.pinned.moves if self.pinned is not None else None
+        return run
 
     def _wait(self, client: Client, scheduler: Any, idle: bool, closed: bool) -> None:
         """Sleep until something arrives or the policy wants to be asked again; a GPU host watches the clock."""
@@ -469,14 +508,3 @@ def _stdout_with_a_number() -> Iterator[None]:
         yield
     finally:
         sys.stdout = before
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """No garbage collection, which stops everything for milliseconds."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()

@@ -332,8 +332,6 @@ def _install(engine: Any, settings: Mapping[str, Any], make: Any) -> None:
 
 
 def _work(pipe: Connection, engine: Any) -> None:
-    from .engine import undisturbed
-
     scheduler = engine.scheduler
     scheduler.zero = 0.0  # all times on the monotonic clock
     scheduler.keep_log = True
@@ -342,7 +340,7 @@ def _work(pipe: Connection, engine: Any) -> None:
     seen = 0  # steps of the log
     arrived, told = 0, -1  # tasks that came, and how many had when it was last said that the policy waits for more
     alive = time.monotonic()
-    with undisturbed():
+    with engine.undisturbed():
         while True:
             busy = engine.engine.has_unfinished_requests()
             came = False

@@ -47,6 +47,7 @@ class Run:
     intake: list[float]
     seconds: float
     reason: str = "cut off by the stop"  #: why those failed that did
+    moves: int | None = None  #: of the thread that launches steps, to less disturbed cores, where it looks for them
 
 
 def prompt_ids(planned: Planned) -> list[int]:

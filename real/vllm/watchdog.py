@@ -20,9 +20,9 @@ from typing import Any
 from servetwin.core import ServeTwinError
 from servetwin.core.errors import PolicyFault
 from servetwin.core.invariants.answers import LEAST, MOST, OFTEN, fault
+from servetwin.core.invariants.catalogue import broken
 from servetwin.core.invariants.code_inspection import by_its_own_word, files_of, named, raised_at
 from servetwin.core.invariants.engine_ledger import FRUITLESS
-from servetwin.core.invariants.laws import broken
 
 #: Seconds that a policy may take to answer, and that an engine may stand still while requests are there.
 LONGEST = 60.0
@@ -97,7 +97,7 @@ class Watchdog:
         self.fruitless = 0
 
     def check_progress(self, policy: object, running: int, waiting: int) -> None:
-        """Raise `LawBroken` if the engine goes round in circles: law 13."""
+        """Raise `InvariantBroken` if the engine goes round in circles: invariant 13."""
         if self.fruitless > FRUITLESS:
             what = f"{FRUITLESS} steps on end preempted somebody, and not a token came out"
             where = f"with {running} running and {waiting} waiting"

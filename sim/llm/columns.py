@@ -4,8 +4,8 @@ Where a policy has said once and for all how it goes on (`servetwin.core.llm.pol
 numbers (`TokenColumns`) and nothing is kept but their latencies (`TokenLatencies`) or what an LLM run is reported by
 (`TokenSummary`), nobody looks at a single request: neither it nor its task has to be an object. The times of tokens,
 where they count, are stretches of the list of the ends of steps, which all that decode share. `play` lets `Columns`
-take over from the calendar then, as long as nothing but the next arrival stands there. As soon as the word does not
-hold any more (memory runs short, a prompt is too long) whatever is there is made into the objects that would be
+take over from the calendar then, as long as nothing but the next arrival stands there. As soon as the promise no
+longer holds (memory runs short, a prompt is too long) whatever is there is made into the objects that would be
 there, and the engine goes on by the calendar and asks the policy again.
 
 Every number is computed by the same operations in the same order as in `servetwin.core.llm.engine` and
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 #: So many that have ended are put into their columns at once.
 BLOCK = 512
 
-#: One that decodes: its row, the tokens that it puts out, those computed by then, its phase (as in `TokenEngine`),
+#: One that decodes: its row, the tokens that it generates, those computed by then, its phase (as in `TokenEngine`),
 #: start and end of its prefill.
 Entry = tuple[Row, int, int, int, float, float]
 
@@ -407,7 +407,7 @@ class Columns:
             self.client.loop.arrive(self.source.request(row))
 
     def _let_go(self, bucket: Sequence[Any], now: float) -> list[Entry]:
-        """Those of *bucket* that are tasks have put out all (if they were not preempted since). Gives the others."""
+        """The tasks of *bucket* have generated all (if they were not preempted since). Gives the others."""
         engine = self.engine
         last = engine.ticks.count
         self._record()

@@ -320,7 +320,9 @@ CUT = {"workload.lengths.llm.truncate": True}
 @pytest.mark.parametrize("way", ["10: run", "10: python", "10: sweep", "10: search", "10: mooncake"])
 def test_outputs_that_do_not_fit_are_refused(llm: Path, way: str, limit: int):
     (llm.parent / "t.csv").write_text(LONG)
-    said = "puts out 1000 tokens, but the limit is" if limit < 1000 else "puts out 500 tokens after a prompt of 4090"
+    said = (
+        "generates 1000 tokens, but the limit is" if limit < 1000 else "generates 500 tokens after a prompt of 4090"
+    )
     setting = f"workload.lengths.llm.limit={limit}"
     if way == "10: run":
         told = refused("run", llm, "--set", setting, "--out", "r")

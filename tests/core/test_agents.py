@@ -7,7 +7,7 @@ from engines import Linear
 from servetwin.core import Module, Pipeline, ServingLoop
 from servetwin.core.budget import Budget, fixed
 from servetwin.core.client import play
-from servetwin.core.invariants.checker import LawChecker
+from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.llm import CumulativeSLO, EngineLimits, Follows, TokenRequest, TokenView
 from servetwin.core.llm.slo import StageDeadlines
 from servetwin.core.llm.worker import TokenWorker
@@ -40,15 +40,15 @@ def served(requests, *, call: float = 1.0, forward="always", carry=True, tool_se
 
     workers = [engine(coder), Pool(tool, FCFS(), lambda m, n: call, threads=1), engine(judge)]
     sim = SimExecutor(lambda _: TokenTiming(TIMES), calls={"tool": CallTimes("tool", "constant", mean=call)})
-    laws = LawChecker()
+    checker = InvariantChecker()
     by_tokens = StageDeadlines(SLO)
     tokens = {"coder": by_tokens, "judge": by_tokens}
     budget = Budget(fixed({"tool": tool_seconds}), carry=carry, forward=forward, tokens=tokens)
-    loop = ServingLoop(stages, workers, sim, laws, budget=budget)
-    laws.watch(loop)
+    loop = ServingLoop(stages, workers, sim, checker, budget=budget)
+    checker.watch(loop)
     play(loop, iter(requests))
     sim.run_until_idle()
-    laws.finish()
+    checker.finish()
     return requests
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from harness import Script, WorkerSetup, one_stage, simulate
-from servetwin.core import Decision, LawBroken, Module, Pipeline, Request
+from servetwin.core import Decision, InvariantBroken, Module, Pipeline, Request
 
 CHAIN = Pipeline.chain(Module("a", loop=True), Module("b"))
 
@@ -104,7 +104,7 @@ def test_a_policy_may_wait_for_a_time() -> None:
     ids=["too many", "no time"],
 )
 def test_nonsense_is_refused(decide, message: str) -> None:
-    with pytest.raises(LawBroken, match=message):
+    with pytest.raises(InvariantBroken, match=message):
         one_stage(Script(decide), [request(0, 0.0)], limit=1)
 
 

@@ -15,7 +15,7 @@ from servetwin.core import (
     BatchWorker,
     Decision,
     FactorSLO,
-    LawBroken,
+    InvariantBroken,
     Module,
     Outcome,
     Pipeline,
@@ -209,7 +209,7 @@ def test_bad_input_says_what_where_and_what_would_be_right() -> None:
         "exp.yaml: the rate is -1 (right would be: above 0)"
     )
     assert str(BadInput("the rate is -1")) == "the rate is -1"
-    assert (BadInput.exit_code, LawBroken.exit_code) == (2, 1)
+    assert (BadInput.exit_code, InvariantBroken.exit_code) == (2, 1)
     assert issubclass(BadInput, ServeTwinError)
 
 

@@ -8,7 +8,7 @@ from servetwin.core import (
     BadInput,
     BatchWorker,
     Decision,
-    LawBroken,
+    InvariantBroken,
     Module,
     Outcome,
     Pipeline,
@@ -19,7 +19,7 @@ from servetwin.core import (
     WorkerView,
 )
 from servetwin.core.client import play
-from servetwin.core.invariants.checker import LawChecker
+from servetwin.core.invariants.checker import InvariantChecker
 
 DIT = Pipeline.chain(Module("dit", loop=True), Module("vae"))
 
@@ -27,7 +27,9 @@ DIT = Pipeline.chain(Module("dit", loop=True), Module("vae"))
 class Served:
     """A loop over *pipeline* with a worker for each module, and its executor."""
 
-    def __init__(self, pipeline: Pipeline, policies: dict, *, intake="before", limit=8, recorder=None, laws=True):
+    def __init__(
+        self, pipeline: Pipeline, policies: dict, *, intake="before", limit=8, recorder=None, invariants=True
+    ):
         stages = pipeline.stages([[m] for m in pipeline.modules])
         self.hand = HandExecutor()
         self.policies = {s.name: policies.get(s.name) or Script() for s in stages}
@@ -35,9 +37,9 @@ class Served:
             s.name: BatchWorker(s, self.policies[s.name], WorkerView(s, lambda m, n: 1.0, limit=limit), intake=intake)
             for s in stages
         }
-        self.recorder = LawChecker(recorder)
+        self.recorder = InvariantChecker(recorder)
         self.loop = ServingLoop(stages, list(self.workers.values()), self.hand, self.recorder)
-        if laws:
+        if invariants:
             self.recorder.watch(self.loop)
 
     def arrive(self, id_: int, steps: int = 1, slo: float = 100.0, at: float | None = None) -> Request:
@@ -440,18 +442,20 @@ def test_a_batch_over_the_limit() -> None:
     policy = Script(
         lambda view, now: Decision(list(view.waiting) if len(view.waiting) > 2 else [], idle_until=now + 1)
     )
-    s = dit(policy, limit=2, laws=False)
+    s = dit(policy, limit=2, invariants=False)
     s.arrive(1)
     s.arrive(2)
     with pytest.raises(
-        LawBroken, match=r"policy Script \(harness.py:\d+\): a batch of 3 is over the limit of 2 of dit"
+        InvariantBroken, match=r"policy Script \(harness.py:\d+\): a batch of 3 is over the limit of 2 of dit"
     ):
         s.arrive(3)
 
 
 def test_idling_until_a_time_that_has_passed() -> None:
-    s = dit(Script(lambda view, now: Decision(idle_until=now)), laws=False)
-    with pytest.raises(LawBroken, match=r"policy Script .*: it idles until 0.5 at dit, which is not in the future"):
+    s = dit(Script(lambda view, now: Decision(idle_until=now)), invariants=False)
+    with pytest.raises(
+        InvariantBroken, match=r"policy Script .*: it idles until 0.5 at dit, which is not in the future"
+    ):
         s.arrive(1, at=0.5)
 
 
@@ -462,10 +466,10 @@ def test_running_what_is_done() -> None:
         kept.extend(view.waiting)
         return Decision(kept[:1])
 
-    s = dit(Script(decide), laws=False)
+    s = dit(Script(decide), invariants=False)
     s.arrive(1)
     with pytest.raises(
-        LawBroken, match=r"policy Script .*: it runs <Task of 1 at dit: 0/1 left>, which is not at dit"
+        InvariantBroken, match=r"policy Script .*: it runs <Task of 1 at dit: 0/1 left>, which is not at dit"
     ):
         s.hand.end("dit", 1.0)
 

@@ -12,22 +12,44 @@ from servetwin.core.llm import ALL, Step
 from servetwin.experiments.assembly import build
 from servetwin.experiments.spec.loading import load
 from servetwin.experiments.spec.policy_registry import find_policy, policy_names
-from servetwin.policies.diffusion import clockwork, edf, fcfs, neustream
+from servetwin.policies.diffusion import (
+    clockwork,
+    edf,
+    fcfs,
+    lsf,
+    neustream,
+    nexus,
+    shepherd,
+    srpt,
+    symphony,
+    tetriserve,
+)
 from servetwin.policies.llm import edf_llm, neustream_llm, sarathi, vllm, vllm_v1
 
-DIFFUSION = {"clockwork": clockwork, "edf": edf, "fcfs": fcfs, "neustream": neustream}
+DIFFUSION = {
+    "clockwork": clockwork,
+    "edf": edf,
+    "fcfs": fcfs,
+    "lsf": lsf,
+    "neustream": neustream,
+    "nexus": nexus,
+    "shepherd": shepherd,
+    "srpt": srpt,
+    "symphony": symphony,
+    "tetriserve": tetriserve,
+}
 LLM = {"edf-llm": edf_llm, "neustream-llm": neustream_llm, "sarathi": sarathi, "vllm": vllm, "vllm-v1": vllm_v1}
 #: Those that have no such part: they run whole requests.
-PLAIN = {"clockwork", "fcfs"}
+PLAIN = {"clockwork", "fcfs", "nexus", "symphony"}
 
 
 def slow(name: str, patch: pytest.MonkeyPatch) -> None:
     """Take the speed part off the policy of that *name*."""
     if name in LLM:
         patch.setattr(LLM[name], "DECODE", Step(decode=ALL))
-    elif name == "edf":
-        patch.setattr(edf.EDF, "_repeat", lambda self, late: None)
-    elif name == "neustream":
+    elif name != "neustream":
+        patch.setattr(find_policy(name), "_repeat", lambda self, *asked: None)
+    else:
         patch.setattr(neustream, "MARGIN", math.inf)  # the exact test at every round
         patch.setattr(neustream.NeuStream, "_repeat", lambda self: None)
         patch.setattr(neustream.NeuStream, "_short_round", lambda self, now, late: None)
@@ -38,7 +60,7 @@ def served(name: str, folder: Path, rate: float, **more: Any) -> tuple[list[Any]
     """The records of requests, the summary, and how often the policy was asked."""
     workload = "dit-s2-256-rtx4090" if name in DIFFUSION else "opt-13b-a6000"
     settings = {"policy": name, "rate": rate, "requests": 150, **more}
-    if name == "clockwork":
+    if name in {"clockwork", "nexus", "symphony"}:
         settings["deployment"] = "whole"
     summary = build.run(load(workload, list(settings.items())), folder)
     lines = (folder / "requests.jsonl").read_text().splitlines()

@@ -26,7 +26,7 @@ MODULES = {
     "rtx4090/sd15-512": SD,
     "h100/sd15-512": SD,
 }
-MADE_UP = ("made-up/captioner", "made-up/sdxl-refiner")
+SYNTHETIC = ("synthetic/captioner", "synthetic/sdxl-refiner")
 AGENTS = ("rtx4090/codellama-7b", "rtx4090/llava-1.5-7b")
 OPT = ("a6000/opt-13b-tp1", "a6000/opt-30b-tp2", "a6000/opt-66b-tp4")
 #: What `tests/real/vllm/campaign.py` and `pair_campaign.py` measured.
@@ -99,7 +99,7 @@ def test_the_examples_in_the_docstrings(module: Any) -> None:
 
 
 def test_the_names() -> None:
-    assert names() == sorted([*MODULES, *OPT, *AGENTS, *OPT_VLLM, *OURS, *MADE_UP, *IMPORTED])
+    assert names() == sorted([*MODULES, *OPT, *AGENTS, *OPT_VLLM, *OURS, *SYNTHETIC, *IMPORTED])
     for name in names():
         assert load(name).name == name
 
@@ -360,8 +360,8 @@ def test_every_number_of_the_agents_is_that_of_the_reference(reference: Path, ke
     assert data.kv.blocks == raw["kv_cache"]["blocks"]
 
 
-@pytest.mark.parametrize("name", MADE_UP)
-def test_what_is_made_up_says_so(name: str) -> None:
+@pytest.mark.parametrize("name", SYNTHETIC)
+def test_what_is_synthetic_says_so(name: str) -> None:
     data = load(name).data
-    assert "made up" in data.description
-    assert data.limits_of_data == "every number is made up"
+    assert "synthetic" in data.description
+    assert data.limits_of_data == "every number is synthetic"

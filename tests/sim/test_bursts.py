@@ -8,7 +8,7 @@ import pytest
 from engines import Linear, requests, view_of
 from servetwin.core import BatchWorker, Module, Pipeline, Request, ServingLoop, Worker, WorkerView
 from servetwin.core.client import play
-from servetwin.core.invariants.checker import LawChecker
+from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.llm import EngineLimits, TokenView
 from servetwin.core.llm.worker import Host, TokenWorker
 from servetwin.core.pool import Pool
@@ -64,13 +64,13 @@ def test_a_burst_is_shared_out_evenly(kind: str, name: str, delay: float) -> Non
         delays={(None, w.name): lambda: delay for w in those},
         calls={w.name: CallTimes(w.name, "constant", mean=1.0) for w in those},
     )
-    laws = LawChecker()
-    loop = ServingLoop([those[0].stage], those, executor, laws, router=router(name, those))
-    laws.watch(loop)
+    checker = InvariantChecker()
+    loop = ServingLoop([those[0].stage], those, executor, checker, router=router(name, those))
+    checker.watch(loop)
     played = sent(kind, 3, 8)
     play(loop, iter(played))
     executor.run_until_idle()
-    laws.finish()
+    checker.finish()
     for burst in range(3):
         went = Counter(r.tasks[0].worker.name for r in played[8 * burst : 8 * burst + 8])
         assert [*went.values()] == [2, 2, 2, 2]

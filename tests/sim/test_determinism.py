@@ -1,4 +1,4 @@
-"""Law 8: the same seed gives the same bytes; law 11: what has not arrived changes no decision."""
+"""Invariant 8: the same seed gives the same bytes; invariant 11: what has not arrived changes no decision."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from servetwin.core import Batch, Recorder
-from servetwin.core.invariants.checker import LawChecker
+from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.invariants.record_checker import check_records
 from servetwin.experiments.assembly.build import build, run
 from servetwin.experiments.spec import loading
@@ -32,15 +32,15 @@ def test_same_seed_same_bytes(tmp_path: Path, workload: str, rate: float, policy
 
 @pytest.mark.parametrize(("workload", "rate", "policy"), ENGINES)
 @pytest.mark.parametrize("blocks", [1403, 150])
-def test_engines_keep_the_laws(workload: str, rate: float, policy: str, blocks: int) -> None:
+def test_engines_keep_the_invariants(workload: str, rate: float, policy: str, blocks: int) -> None:
     tight = {"modules": ["llm"], "device": "gpu0", "limit": 256, "engine": {"blocks": blocks, "headroom": 1}}
     settings = [("policy", policy), ("rate", rate), ("requests", 100), ("deployment.workers", [tight])]
-    laws = LawChecker()
-    run = build(loading.load(workload, settings), laws)
-    laws.watch(run.loop)
+    checker = InvariantChecker()
+    run = build(loading.load(workload, settings), checker)
+    checker.watch(run.loop)
     run.play()
-    laws.finish()
-    preempted = sum(stage["preemptions"] for stage in laws.summary.as_dict()["llm"].values())
+    checker.finish()
+    preempted = sum(stage["preemptions"] for stage in checker.summary.as_dict()["llm"].values())
     assert preempted or blocks > 150 or policy != "vllm"
 
 

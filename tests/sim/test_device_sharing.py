@@ -1,4 +1,4 @@
-"""No second worker gets a device for nothing (law 14): what was not measured is refused, or shared in time."""
+"""No second worker gets a device for nothing (invariant 14): what was not measured is refused, or shared in time."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from servetwin.core import BadInput, LawBroken
-from servetwin.core.invariants.checker import LawChecker
+from servetwin.core import BadInput, InvariantBroken
+from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.experiments.assembly.build import build, run, time_shared
 from servetwin.experiments.spec import loading
 from servetwin.experiments.spec.device_profiles import load_profiles
@@ -71,12 +71,12 @@ def work(experiment, folder: Path) -> float:
     return seconds / (max(line["end"] for line in lines) - min(line["start"] for line in lines))
 
 
-def lawful(experiment) -> None:
-    laws = LawChecker()
-    built = build(experiment, laws)
-    laws.watch(built.loop)
+def keeps_invariants(experiment) -> None:
+    checker = InvariantChecker()
+    built = build(experiment, checker)
+    checker.watch(built.loop)
     built.play()
-    laws.finish()
+    checker.finish()
 
 
 @pytest.mark.parametrize("more", [[], [("time.contention", False)], [("time.noise", False)]])
@@ -91,14 +91,14 @@ def test_or_shares_the_device_and_gains_nothing(rate: float) -> None:
     both = loading.load("dit-xl2-256-h100", two(("rate", rate), SHARED))
     assert run(both).attainment <= one.attainment + 0.02
     assert time_shared(both) == ["dit and dit@gpu0 share gpu0 in time: what they cost each other was not measured"]
-    lawful(both)
+    keeps_invariants(both)
 
 
 def test_mixed_resolutions_as_branches(mixed: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=UNMEASURED):
         build(loading.load(str(mixed)))
     shared = loading.load(str(mixed), [SHARED])
-    lawful(shared)
+    keeps_invariants(shared)
     assert 0.9 < work(shared, tmp_path / "run") <= 1.0 + 1e-9
     meta = json.loads((tmp_path / "run/meta.json").read_text())
     assert "u512 and u1024 share gpu0 in time: what they cost each other was not measured" in meta["time_shared"]
@@ -127,7 +127,7 @@ def test_two_engines(contention: bool) -> None:
         build(loading.load("opt-13b-a6000", [*given, SHARED]))
     workers = [worker | {"engine": {"blocks": 500}} for worker in workers]
     shared = loading.load("opt-13b-a6000", [*given, ("deployment.workers", workers), SHARED])
-    lawful(shared)
+    keeps_invariants(shared)
     alone = run(loading.load("opt-13b-a6000", [*given[:1], ("requests", 60), ("rate", 2.0)]))
     assert run(shared).as_dict()["duration"] > 0.95 * alone.as_dict()["duration"]
 
@@ -137,7 +137,7 @@ def test_an_engine_beside_another_model_is_refused() -> None:
         {"modules": ["plan"], "device": "gpu1", "limit": 8},
         {"modules": ["captioner"], "device": "gpu1", "limit": 64, "policy": {"name": "vllm-v1"}},
     ]
-    tree = loading.load("sdxl-caption-made-up").as_dict()
+    tree = loading.load("sdxl-caption-synthetic").as_dict()
     tree["pipeline"]["modules"] = {"plan": {}, "captioner": tree["pipeline"]["modules"]["captioner"]}
     tree["pipeline"]["branches"] = []
     tree["workload"]["steps"] = {}
@@ -150,19 +150,19 @@ def test_replicas_have_devices_of_their_own() -> None:
     assert time_shared(loading.load("dit-xl2-256-h100", [("deployment.replicas", 3), SHARED])) == []
 
 
-@pytest.mark.parametrize("name", ["sd15-512-rtx4090", "sd15-512-h100", "sdxl-caption-made-up", "tiny-sd-cpu"])
-def test_shipped_workloads_that_share_keep_the_law(name: str) -> None:
+@pytest.mark.parametrize("name", ["sd15-512-rtx4090", "sd15-512-h100", "sdxl-caption-synthetic", "tiny-sd-cpu"])
+def test_shipped_workloads_that_share_keep_the_invariant(name: str) -> None:
     experiment = loading.load(name, [("requests", 60)])
     assert time_shared(experiment)
-    lawful(experiment)
+    keeps_invariants(experiment)
 
 
-def test_the_law_sees_a_device_that_is_used_twice() -> None:
+def test_the_invariant_sees_a_device_that_is_used_twice() -> None:
     experiment = loading.load("dit-xl2-256-h100", two(("rate", 30.0), SHARED))
-    laws = LawChecker()
-    built = build(experiment, laws)
+    checker = InvariantChecker()
+    built = build(experiment, checker)
     for pair in [key for key in built.executor._contention if key[0].startswith("dit")]:
         built.executor._contention[pair] = (1.0, 1.0)
-    laws.watch(built.loop)
-    with pytest.raises(LawBroken, match=r"law 14 .* get on at 2 times the speed of their device"):
+    checker.watch(built.loop)
+    with pytest.raises(InvariantBroken, match=r"invariant 14 .* get on at 2 times the speed of their device"):
         built.play()

@@ -1,4 +1,4 @@
-"""Law 11: what has not arrived changes no decision. Two worlds that differ in their future only have one past."""
+"""Invariant 11: what has not arrived changes no decision. Worlds that differ only in their future have one past."""
 
 from __future__ import annotations
 

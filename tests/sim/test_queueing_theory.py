@@ -1,4 +1,4 @@
-"""Law 12: mean waits of M/M/1, M/D/1 and M/M/c agree with their formulas within 2 %."""
+"""Invariant 12: mean waits of M/M/1, M/D/1 and M/M/c agree with their formulas within 2 %."""
 
 from __future__ import annotations
 

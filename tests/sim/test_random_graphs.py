@@ -18,8 +18,8 @@ def visits(simulation, request) -> Counter[str]:
 
 @given(worlds())
 @settings(max_examples=250)
-def test_every_request_ends_once_and_no_law_is_broken(world: World) -> None:
-    simulation = world.run()  # raises LawBroken otherwise: joins wait for all, pools keep to their threads
+def test_every_request_ends_once_and_no_invariant_is_broken(world: World) -> None:
+    simulation = world.run()  # raises InvariantBroken otherwise: joins wait for all, pools keep to their threads
     assert all(r.outcome is not None for r in simulation.requests)
 
 

@@ -1,4 +1,4 @@
-"""Law 9: taking many iterations as one event gives the very results of taking them one by one."""
+"""Invariant 9: taking many iterations as one event gives the very results of taking them one by one."""
 
 import json
 
@@ -46,6 +46,7 @@ def both(world: World) -> tuple[Everything, Everything]:
 
 
 REPEATING = ["neustream-sticky", "neustream-front", "neustream-bound", "edf", "edf-keep", "steps"]
+REPEATING += ["lsf", "lsf-keep", "srpt", "srpt-drop", "shepherd", "tetriserve", "tetriserve-drop"]
 
 
 @given(worlds(policies=REPEATING))

@@ -7,7 +7,7 @@ from engines import Linear, Log, requests, view_of
 from harness import Script, WorkerSetup, one_stage, simulate
 from servetwin.core import Decision, Module, Pipeline, Request, ServingLoop
 from servetwin.core.client import play
-from servetwin.core.invariants.checker import LawChecker
+from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.llm import EngineLimits
 from servetwin.core.llm.worker import Host, TokenWorker
 from servetwin.policies.diffusion.edf import EDF
@@ -45,12 +45,12 @@ def steps(
             found.append((batch.start, len(batch.prefill), batch.decode))
             super().batch(batch)
 
-    laws = LawChecker(Steps())
-    loop = ServingLoop([view.stage], [TokenWorker(view.stage, policy, view, host=host)], executor, laws)
-    laws.watch(loop)
+    checker = InvariantChecker(Steps())
+    loop = ServingLoop([view.stage], [TokenWorker(view.stage, policy, view, host=host)], executor, checker)
+    checker.watch(loop)
     play(loop, iter(requests(*rows)))
     executor.run_until_idle()
-    laws.finish()
+    checker.finish()
     return found
 
 

@@ -15,7 +15,7 @@ mooncake     .jsonl      ``timestamp`` (ms), ``input_length``, ``output_length``
 
 `formats` says what lines mean, `lines` reads them. The format is told by the first line. What is wrong is told in
 one line, with the number of the line at fault. A small sample of each lies in ``samples/``; the numbers in them are
-made up."""
+synthetic."""
 
 from .formats import FORMATS, Entry, columns_of, entries, sample, samples
 

@@ -1,7 +1,7 @@
 """Splitwise's table of requests' times (perf_model.csv): by model, GPU, batch and tensor parallelism.
 
-Rows are of a *batch_size* of requests with *prompt_size* tokens each that put out *token_size* tokens: *prompt_time*
-and *token_time* in milliseconds. A decode step of it has, on average, half of what is put out in its context beside
+Rows are of a *batch_size* of requests with *prompt_size* tokens each that generate *token_size* tokens: *prompt_time*
+and *token_time* in milliseconds. A decode step of it has, on average, half of the output in its context beside
 the prompt. Nothing in it is of steps that do both, or of chunks.
 """
 

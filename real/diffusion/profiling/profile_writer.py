@@ -186,7 +186,7 @@ def _add_joins_and_leaves(costs: _Costs, loop: str, found: Measured) -> None:
         value, samples = round(each["joins"], ROUND), len(found.joins)
         costs.add(costs_of.JOIN(loop), meaning, how, "running", loop, value=value, samples=samples)
     if "joins" in each and "starting" in each:
-        meaning = "what the first iteration after an idle spell takes longer beside that"
+        meaning = "what the first iteration after an idle period takes longer beside that"
         value = round(max(each["starting"] - each["joins"], 0.0), ROUND)
         costs.add(costs_of.COLD(loop), meaning, how, "running", loop, value=value, **few("starting"))
     if "leaving" in each:
@@ -288,7 +288,7 @@ def _add_gaps(costs: _Costs, loop: str, found: Measured) -> None:
 
 
 def _add_iterations(costs: _Costs, loop: str, found: Measured) -> None:
-    """How iterations spread, what they take alone, and what the first of a batch or after an idle spell take."""
+    """How iterations spread, what they take alone, and what the first of a batch or after an idle period take."""
     residuals = [d / statistics.fmean(v) for v in found.iteration.values() for d in v]
     meaning, how = "time of an iteration over its mean at that batch size", "all batch sizes together"
     quantiles = _quantiles(residuals)

@@ -65,7 +65,7 @@ class Measured:
     modules: dict[str, dict[int, list[float]]] = field(default_factory=dict)  # single modules without a loop
     together: dict[int, float] = field(default_factory=dict)  # first iteration of n that join at once, extra
     joins: list[float] = field(default_factory=list)
-    starting: list[float] = field(default_factory=list)  # joins that end an idle spell
+    starting: list[float] = field(default_factory=list)  # joins that end an idle period
     leaving: list[float] = field(default_factory=list)  # in the iteration
     leaves: list[float] = field(default_factory=list)  # between it and the next
     #: What is measured of so many that join, or leave, at once: the iteration's extra time, or the gap's.
@@ -257,7 +257,7 @@ class Profiler:
         found = self.found
         clean: dict[int, list[float]] = {}
         gaps: dict[int, list[float]] = {}
-        odd: list[tuple[Spell, bool]] = []  # whether it came after an idle spell
+        odd: list[tuple[Spell, bool]] = []  # whether it came after an idle period
         after: list[tuple[Spell, float]] = []
         for name, make in (self.policies or {"": lambda: Gather(1)}).items():
             loop, alone = self._apart(self._served(make()))
@@ -473,7 +473,7 @@ class Profiler:
         self.found.client = log.delays
 
     def _cold(self) -> None:
-        """Requests of a few steps after idle spells, against those that come at once."""
+        """Requests of a few steps after idle periods, against those that come at once."""
 
         def taken(idle: float, count: int) -> float:
             gap = idle + 3 * (COLD_STEPS + 2) * self.found.period(1)
@@ -505,7 +505,7 @@ def _pairs(loop: Sequence[Spell]) -> Iterable[tuple[Spell, Spell]]:
     return ((a, b) for a, b in itertools.pairwise(loop) if not a.leaves and not b.joins)
 
 
-#: Steps of the requests that are served after idle spells.
+#: Steps of the requests that are served after idle periods.
 COLD_STEPS = 4
 #: Requests that are left waiting while a policy's time for each of them is measured, and the steps of the two others.
 WAITING, WAITING_STEPS = 20, 24

@@ -32,7 +32,7 @@ def take_profile(
 
     *policies* are made anew for each measurement of the time that they take between two iterations. *seconds* is
     about how long each point is measured, *whole_steps* are the step counts of whole batches, *once* is the largest
-    batch where a module has no loop; with *brief* what happens after idle spells is left out. *progress* hears what
+    batch where a module has no loop; with *brief* what happens after idle periods is left out. *progress* hears what
     is measured next, how many terms are done, and of how many.
     """
     profiler = Profiler(

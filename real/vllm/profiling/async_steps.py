@@ -19,7 +19,7 @@ from functools import partial
 
 from servetwin.core.llm import Step, TokenPolicy, TokenTask, TokenView
 
-from ..engine import VllmEngine, undisturbed
+from ..engine import VllmEngine
 from .recent_load import traffic
 from .step_grid import Chunked, Measured, _Bench, _split
 
@@ -94,7 +94,7 @@ class Move:
 class Script(TokenPolicy):
     """Does what `moves` says, one after the other, and rests when there are none left.
 
-    When the batch size changes, who comes or goes is drawn of the sequences that have more than one token to put out.
+    When the batch size changes, who comes or goes is drawn of the sequences with more than one token to generate.
     """
 
     def __init__(self, rng: random.Random) -> None:
@@ -143,7 +143,7 @@ class _Rotating(_Bench):
         self.take(kind)
 
     def hold(self, size: int, context: int) -> None:
-        """*size* sequences with *context* tokens each, that could put out tokens for ever."""
+        """*size* sequences with *context* tokens each, that could generate tokens for ever."""
         options = self.engine.options
         self.begin()
         at_once = max(1, options.max_batched_tokens // context)
@@ -166,7 +166,7 @@ def rotate(
     longest = deadline + seconds * LONGER
     until = longest
     options = engine.options
-    with undisturbed():
+    with engine.undisturbed():
         for _ in range(3):  # warm-up: the first of everything is slow
             size = min(8, options.max_sequences // 2)
             bench.hold(size, 64)

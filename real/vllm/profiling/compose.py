@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..engine import VllmEngine, undisturbed
+from ..engine import VllmEngine
 from . import blind_traffic
 from .compositions import Player
 from .device_steps import Steps, all_samples, steps_of
@@ -50,7 +50,7 @@ def compose(
     cells = cells or cells_for(graphs, limits)
     parts: list[Steps] = []
     until = time.monotonic() + seconds
-    with undisturbed():
+    with engine.undisturbed():
         number = 0
         while time.monotonic() < until:
             for part in parts_of_round(number, cells, limits, rng):

@@ -203,7 +203,7 @@ class Player:
         return played
 
     def _fill(self, policy: _Played, pool: Sequence[int]) -> None:
-        """Let sequences with these contexts stand, that could put out tokens for ever."""
+        """Let sequences with these contexts stand, that could generate tokens for ever."""
         longest = self.engine.options.max_model_len
         self.pool = []
         for at in range(0, len(pool), AT_ONCE):

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from servetwin.core.llm import ALL, Step, TokenPolicy, TokenView
 
-from ..engine import VllmEngine, undisturbed
+from ..engine import VllmEngine
 from ..scheduler import StepLog
 from .step_grid import Together, _Bench
 
@@ -29,7 +29,7 @@ def spell(
     bench.install(Together())
     scheduler = engine.scheduler
     scheduler.zero = 0.0
-    with undisturbed():
+    with engine.undisturbed():
         if kind == "decode":
             longest = engine.options.max_model_len - context - 1
             for _ in range(size):
@@ -68,7 +68,7 @@ def switching(engine: VllmEngine, prompts: int = 4, tokens: int = 501, repeats: 
     microbenchmark has it."""
     bench = _Bench(engine, lambda _: None)
     found: dict[str, list[float]] = {"alternating": [], "grouped": []}
-    with undisturbed():
+    with engine.undisturbed():
         for i in range(repeats + 2):
             for name in found:
                 bench.install(_Turns(name == "grouped"))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from servetwin.core.llm import ALL, Step, TokenPolicy, TokenView
 
-from ..engine import VllmEngine, undisturbed
+from ..engine import VllmEngine
 from ..plan import Planned
 from ..scheduler import Settings, StepLog
 
@@ -157,7 +157,7 @@ def measure(
 ) -> list[Measured]:
     """Measure *grid* on *engine*. *tokens* bounds the KV memory used (None: what there is)."""
     bench = _Bench(engine, progress)
-    with undisturbed():
+    with engine.undisturbed():
         _measure(bench, grid, tokens)
     engine.empty()
     engine.scheduler.keep_log = False

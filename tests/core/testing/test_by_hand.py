@@ -5,7 +5,7 @@ from __future__ import annotations
 import doctest
 
 import pytest
-from servetwin.core import BadInput, Decision, LawBroken, Policy
+from servetwin.core import BadInput, Decision, InvariantBroken, Policy
 from servetwin.core.llm import ALL, Step, TokenPolicy
 from servetwin.core.testing import (
     EngineStep,
@@ -163,11 +163,11 @@ def test_what_a_policy_must_not_do_is_refused_as_in_a_run() -> None:
     worker = FakeWorker(Scripted(lambda view, now: Decision(list(view.waiting))), limit=2)
     for _ in range(3):
         worker.arrive()
-    with pytest.raises(LawBroken, match="over the limit of 2"):
+    with pytest.raises(InvariantBroken, match="over the limit of 2"):
         worker.decide(now=0.0)
     worker = FakeWorker(Scripted(lambda view, now: Decision(idle_until=now)))
     worker.arrive()
-    with pytest.raises(LawBroken, match="not in the future"):
+    with pytest.raises(InvariantBroken, match="not in the future"):
         worker.decide(now=0.0)
 
 
@@ -220,7 +220,7 @@ def test_deadlines_of_tokens_are_multiples_of_the_estimates() -> None:
 def test_an_engine_refuses_what_a_run_refuses() -> None:
     engine = FakeEngine(ScriptedEngine(lambda view, now: Step(decode=list(view.waiting))))
     engine.arrive(100)
-    with pytest.raises(LawBroken, match="not decoding"):
+    with pytest.raises(InvariantBroken, match="not decoding"):
         engine.decide(now=0.0)
     idle = FakeEngine(ScriptedEngine(lambda view, now: Step(idle_until=now + 1.0)))
     idle.arrive(10)

@@ -14,7 +14,7 @@ from servetwin.core.testing.conduct import Shared, said
 from servetwin.experiments.cli import entry
 from servetwin.policies.diffusion.fcfs import FCFS
 
-from servetwin.testing import run_under_laws
+from servetwin.testing import run_under_invariants
 
 
 class LIFO(Policy):
@@ -146,6 +146,6 @@ def test_pytest_has_the_fixtures_and_loads_nothing_else(tmp_path) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_whole_run_under_the_laws() -> None:
-    summary = run_under_laws("dit-s2-256-rtx4090", policy=Seeded, rate=2.0, requests=20)
+def test_a_whole_run_under_the_invariants() -> None:
+    summary = run_under_invariants("dit-s2-256-rtx4090", policy=Seeded, rate=2.0, requests=20)
     assert summary.requests == 20

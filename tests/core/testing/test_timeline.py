@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from servetwin.core import BadInput, Decision, LawBroken, Module, Pipeline, Policy
+from servetwin.core import BadInput, Decision, InvariantBroken, Module, Pipeline, Policy
 from servetwin.core.errors import PolicyFault
 from servetwin.core.llm import TokenPolicy
 from servetwin.core.testing import Job, Prompt, System, play
@@ -117,7 +117,7 @@ def test_a_scenario_is_held_to_the_laws() -> None:
                 task.left = 1
             return Decision([*view.running, *view.waiting][:1])
 
-    with pytest.raises(LawBroken, match="limit"):
+    with pytest.raises(InvariantBroken, match="limit"):
         play(Greedy, [1, 1, 1], limit=2)
     with pytest.raises(PolicyFault, match="1 requests never ended"):
         play(Idle, [100])

@@ -11,7 +11,7 @@ import pytest
 import servetwin.profiles
 import yaml
 from servetwin.core import BadInput
-from servetwin.core.invariants.checker import LawChecker
+from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.invariants.record_checker import check_records
 from servetwin.experiments.assembly import build
 from servetwin.experiments.spec.loading import load
@@ -98,13 +98,13 @@ def test_it_is_a_yes_or_no():
 
 
 @pytest.mark.parametrize("policy", ["vllm", "vllm-v1", "sarathi", "edf-llm", "neustream-llm"])
-def test_every_policy_runs_under_the_laws_and_leaves_records(ahead, tmp_path, policy):
+def test_every_policy_runs_under_the_invariants_and_leaves_records(ahead, tmp_path, policy):
     experiment = small(("deployment.devices.gpu0", ahead), ("policy", policy))
-    laws = LawChecker()
-    run = build.build(experiment, laws)
-    laws.watch(run.loop)
+    checker = InvariantChecker()
+    run = build.build(experiment, checker)
+    checker.watch(run.loop)
     run.play()
-    laws.finish()
+    checker.finish()
     build.run(experiment, tmp_path / "run")
     check_records(tmp_path / "run", {})
     lines = [json.loads(line) for line in (tmp_path / "run/batches.jsonl").read_text().splitlines()]
@@ -112,7 +112,7 @@ def test_every_policy_runs_under_the_laws_and_leaves_records(ahead, tmp_path, po
     behind = sum(b["start"] == a["end"] for a, b in itertools.pairwise(lines))
     assert behind > 0.8 * len(lines)
     again = build.run(experiment)
-    assert again.as_dict() == laws.summary.as_dict()
+    assert again.as_dict() == checker.summary.as_dict()
 
 
 def test_an_engine_profiled_ahead_that_decides_step_by_step_begins_each_later(ahead):

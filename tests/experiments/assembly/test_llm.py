@@ -13,7 +13,7 @@ import pytest
 import yaml
 from plain_llm import Deadlines, serve
 from servetwin.core import BadInput, Module, Pipeline, Recorder, Request
-from servetwin.core.invariants.checker import LawChecker
+from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.llm import LimitsSLO, TokenDeadlines, TokenLimits, TokenTask
 from servetwin.core.llm.token_gaps import Gaps
 from servetwin.experiments.assembly import build
@@ -111,7 +111,7 @@ def test_lognormal_lengths_have_the_median_and_the_90th_percentile_asked_for():
 
 def test_what_does_not_fit_the_engines_context():
     spec = {"prompt": {"draw": "constant", "tokens": 2040}, "output": FIXED}
-    with pytest.raises(BadInput, match="request 0 puts out 100 tokens after a prompt of 2040, but the engine takes"):
+    with pytest.raises(BadInput, match="request 0 generates 100 tokens after a prompt of 2040, but the engine takes"):
         lengths(spec)
     assert lengths({**spec, "truncate": True}, count=1) == [(2040, 8, 8)]
     long = {"prompt": {"draw": "constant", "tokens": 3000}, "output": FIXED}
@@ -153,7 +153,7 @@ def test_one_request_alone():
 
 
 def task(times, prompt=100, arrival=0.0):
-    """A task that has put out its tokens at these times."""
+    """A task that has generated its tokens at these times."""
     (stage,) = Pipeline.chain(Module("llm", loop=True)).stages([["llm"]])
     request = Request(0, arrival, 100.0, {})
     made = TokenTask(request, stage, arrival, None, prompt, 100)
@@ -239,15 +239,15 @@ def test_every_policy_serves_with_noise(policy):
 
 @pytest.mark.parametrize("blocks", [1403, 120])
 @pytest.mark.parametrize("policy", ["neustream-llm", "vllm", "vllm-v1", "sarathi", "edf-llm"])
-def test_the_workload_keeps_the_laws(policy, blocks):
+def test_the_workload_keeps_the_invariants(policy, blocks):
     """With memory for all, and with so little that requests are preempted; blocks are conserved either way."""
     experiment = small(("deployment.workers.0.engine.blocks", blocks), requests=60, policy=policy, rate=12.0)
     experiment = load(experiment.as_dict(), [("workload.lengths.llm.output.tokens", 60)])
-    laws = LawChecker()
-    run = build.build(experiment, laws)
-    laws.watch(run.loop)
+    checker = InvariantChecker()
+    run = build.build(experiment, checker)
+    checker.watch(run.loop)
     summary = run.play().as_dict()
-    laws.finish()
+    checker.finish()
     assert summary["met"] + summary["late"] + summary["dropped"] == 60
     assert (summary["preemptions"] > 0) == (blocks == 120)
 

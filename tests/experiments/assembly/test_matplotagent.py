@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from servetwin.core import BadInput
-from servetwin.core.invariants.checker import LawChecker
+from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.invariants.record_checker import check_records
 from servetwin.experiments.assembly import build
 from servetwin.experiments.plotting.paper_figures_agents import agents_figure, first_and_last_figure
@@ -59,7 +59,7 @@ POINTS = {"figure17": 22, "figure19": 2, "matplotagent-assumptions": 26, "matplo
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """MatPlotAgent under NeuStream's policy with fewer requests, under the laws; its requests and its records."""
+    """MatPlotAgent under NeuStream's policy with fewer requests, under the invariants; its requests and records."""
     folder = tmp_path_factory.mktemp("agents") / "run"
     experiment = load(AGENTS, [("requests", 80), ("rate", 0.9)])
     build.run(experiment, folder)
@@ -68,13 +68,13 @@ def served(tmp_path_factory):
 
 
 @pytest.mark.parametrize("policy", ["neustream-llm", "vllm"])
-def test_it_breaks_no_law(policy: str) -> None:
-    laws = LawChecker()
-    run = build.build(load(AGENTS, [("policy", policy), ("requests", 60), ("rate", 1.0)]), laws)
-    laws.watch(run.loop)
+def test_it_breaks_no_invariant(policy: str) -> None:
+    checker = InvariantChecker()
+    run = build.build(load(AGENTS, [("policy", policy), ("requests", 60), ("rate", 1.0)]), checker)
+    checker.watch(run.loop)
     run.play()
-    laws.finish()
-    assert laws.summary.requests == 60
+    checker.finish()
+    assert checker.summary.requests == 60
 
 
 def test_prompts_hold_what_was_put_out_before(served) -> None:

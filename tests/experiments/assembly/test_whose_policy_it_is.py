@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 from servetwin.core import Decision
-from servetwin.core.invariants.checker import LawChecker
+from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.invariants.integrity import comes_along
 from servetwin.experiments.assembly.build import build
 from servetwin.experiments.spec.loading import load
@@ -138,7 +138,7 @@ def test_an_object_is_asked_whom_it_admits_as_a_class_is(by, tmp_path):
 @pytest.mark.parametrize(("workload", "policy"), [("dit-s2-256-h100", "edf"), ("sd15-512-h100-graphs", "neustream")])
 def test_a_run_that_is_watched_takes_the_times_of_its_policy(workload, policy):
     point = load(workload, [("policy", policy), ("requests", 60)])
-    plain, laws = build(point).play().as_dict(), LawChecker()
-    run = build(point, laws)
-    laws.watch(run.loop)
+    plain, checker = build(point).play().as_dict(), InvariantChecker()
+    run = build(point, checker)
+    checker.watch(run.loop)
     assert run.play().as_dict() == plain

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from servetwin.core import LawBroken
+from servetwin.core import InvariantBroken
 from servetwin.experiments.assembly import build
 from servetwin.experiments.cli import demo as demonstration
 from servetwin.experiments.cli import entry
@@ -183,7 +183,7 @@ def test_a_folder_that_is_no_run_and_a_run_that_did_not_end(servetwin, toy: Path
 
 def test_other_errors_and_interrupts_have_exit_codes_of_their_own(servetwin, toy: Path, monkeypatch):
     def broken(*_):
-        raise LawBroken("request 7 ended twice")
+        raise InvariantBroken("request 7 ended twice")
 
     monkeypatch.setattr(build, "run", broken)
     assert servetwin("run", toy) == (1, "", "servetwin: request 7 ended twice\n")
@@ -195,7 +195,7 @@ def test_other_errors_and_interrupts_have_exit_codes_of_their_own(servetwin, toy
     assert servetwin("run", toy) == (130, "", "servetwin: interrupted\n")
 
 
-def test_a_policy_that_breaks_a_law_is_told_in_one_line(servetwin, toy: Path, tmp_path: Path):
+def test_a_policy_that_breaks_a_invariant_is_told_in_one_line(servetwin, toy: Path, tmp_path: Path):
     (tmp_path / "mine.py").write_text(
         "from servetwin.core import Decision, Policy\n\n\n"
         "class Mine(Policy):\n    def decide(self, view, now):\n        return Decision()\n"

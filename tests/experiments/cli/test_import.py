@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from servetwin.experiments.assembly.llm_workers import engine_limits
+from servetwin.experiments.assembly.llm_workers import settings_of
 from servetwin.experiments.spec.loading import load
 from servetwin.profiles import load as load_profile
 
@@ -72,7 +72,7 @@ def test_blocks_follow_the_engine_of_the_experiment(servetwin, tmp_path: Path):
         changes = [("deployment.devices.gpu0", str(out))]
         changes += [(f"deployment.workers.0.{key.replace('__', '.')}", value) for key, value in engine.items()]
         (spec,) = load("opt-13b-h100-async", changes).deployment.workers
-        return engine_limits(spec, profile).blocks
+        return settings_of(spec, profile).limits.blocks
 
     assert blocks() == profile.token_data.kv.blocks
     assert blocks(limit=16) > blocks()

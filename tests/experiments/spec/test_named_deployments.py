@@ -301,7 +301,7 @@ def test_a_run_says_which_deployment_served(servetwin, two: Path):
         "stages: clip (15), unet (15), vae+safety (15); requests that arrive are taken in "
         "once a batch has started; cut off 0 s after the last request was sent"
     )
-    assert "gpu1" in served_by(load("sdxl-caption-made-up"))
+    assert "gpu1" in served_by(load("sdxl-caption-synthetic"))
 
 
 def swept(servetwin, two: Path, grid: str, *more: object) -> list[dict[str, str]]:

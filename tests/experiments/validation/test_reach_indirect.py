@@ -119,7 +119,7 @@ ENDS = {
         "Bad",
     ),
     "speaks as we do": (
-        DECIDE + "        from servetwin.core import LawBroken\n        raise LawBroken('x')\n",
+        DECIDE + "        from servetwin.core import InvariantBroken\n        raise InvariantBroken('x')\n",
         "the policy failed",
     ),
     "stops as we do": (
@@ -199,8 +199,8 @@ def test_likewise_for_an_engine(case, monkeypatch, capsys, tmp_path):
 
 
 PAST = {
-    "finished": ("old is not task and old.finished", "old.finished = 0.0", "of a stay of request"),
-    "tokens": ("hasattr(old, 'base_generated') and old.finished", "old.base_generated = 1", "of a stay of request"),
+    "finished": ("old is not task and old.finished", "old.finished = 0.0", "of a visit of request"),
+    "tokens": ("hasattr(old, 'base_generated') and old.finished", "old.base_generated = 1", "of a visit of request"),
     "tasks": ("old is task and len(task.request.tasks) < 9", "task.request.tasks.append(old)", "tasks of request"),
 }
 

@@ -144,9 +144,9 @@ CUT = "arrival,input_tokens,tokens\n1,100,1000\n2,100,1000\n3,4090,500\n"
 @pytest.mark.parametrize(
     ("limit", "message", "outputs", "tokens"),
     [
-        (300, "request 0 puts out 1000 tokens, but the limit is 300", 3, 700 + 700 + 494),
-        (600, "request 0 puts out 1000 tokens, but the limit is 600", 3, 400 + 400 + 494),
-        (2048, "request 2 puts out 500 tokens after a prompt of 4090, but the engine takes 4096", 1, 494),
+        (300, "request 0 generates 1000 tokens, but the limit is 300", 3, 700 + 700 + 494),
+        (600, "request 0 generates 1000 tokens, but the limit is 600", 3, 400 + 400 + 494),
+        (2048, "request 2 generates 500 tokens after a prompt of 4090, but the engine takes 4096", 1, 494),
     ],
 )
 def test_outputs_are_cut_only_if_that_is_asked_for_and_counted(
@@ -184,7 +184,7 @@ def test_prompts_that_are_cut_are_counted(llm: Path):
 def test_drawn_outputs_are_not_cut_either(llm: Path):
     lengths = {"prompt": {"draw": "constant", "tokens": 10}, "output": {"draw": "uniform", "low": 1, "high": 500}}
     drawn = [("requests", 50), ("workload.arrivals", {"process": "poisson", "rate": 1.0})]
-    with pytest.raises(BadInput, match=r"puts out \d+ tokens, but the limit is 300"):
+    with pytest.raises(BadInput, match=r"generates \d+ tokens, but the limit is 300"):
         build.run(load(llm, [*drawn, ("workload.lengths.llm", {**lengths, "limit": 300})]))
     cut = load(llm, [*drawn, ("workload.lengths.llm", {**lengths, "limit": 300, "truncate": True})])
     assert 0 < build.run(cut).as_dict()["cut"]["llm"]["outputs"] < 50

@@ -41,7 +41,7 @@ def watched(policy: type[Policy]) -> tuple[type[Policy], list[int]]:
 def test_a_shipped_policy_keeps_to_what_is_checked_of_others(policy: type[Policy], experiment: str) -> None:
     theirs, kept = watched(policy)
     found = servetwin.run(experiment, policy=theirs, rate=2.0, requests=150)
-    assert len(kept) > 50
+    assert len(kept) > 20
     plain = servetwin.run(experiment, policy=policy, rate=2.0, requests=150)
     assert found.requests.to_dicts() == plain.requests.to_dicts()
 

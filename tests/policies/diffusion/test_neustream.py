@@ -138,7 +138,7 @@ def test_front_one_that_waited_goes_ahead_of_all() -> None:
 
 
 def test_admission_counts_the_rest_of_the_way() -> None:
-    # 10 steps of 0.1 s, a hand-over of 0.035 s and the VAE's 0.02 s: 1.055 s
+    # 10 steps of 0.1 s, a transfer of 0.035 s and the VAE's 0.02 s: 1.055 s
     d = desk(handover=0.035)
     assert d.admitted(slo=1.06)
     assert not d.admitted(slo=1.05)

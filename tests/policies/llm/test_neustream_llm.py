@@ -67,7 +67,7 @@ def test_a_candidates_own_second_token_must_be_in_time_too():
 
 
 def test_lenience_covers_the_tokens_that_are_still_to_come():
-    # 30 tokens of 32.5 ms: 975 ms for one that has put out none, 942.5 after the first, none after the thirtieth.
+    # 30 tokens of 32.5 ms: 975 ms for one that has generated none, 942.5 after the first, none after the thirtieth.
     for options, prefilled in ((STRICT, False), ({}, True), ({"lenient_steps": 3}, False)):
         e = engine(**options)
         e.runs(100, 1)  # due at 375 ms

@@ -2,6 +2,7 @@
 
 import os
 import statistics
+import threading
 import time
 
 import pytest
@@ -91,6 +92,29 @@ def test_the_thread_is_free_again_after_a_run():
     assert os.sched_getaffinity(0) == before
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system does not let threads be bound")
+def test_threads_that_the_bound_one_starts_may_run_anywhere():
+    """They begin where it may run, and would take turns with it there."""
+    before = os.sched_getaffinity(0)
+    if len(before) < 2:
+        pytest.skip("one core")
+    over = threading.Event()
+    pinned = PinnedCore()
+    with undisturbed(True, pinned):
+        thread = threading.Thread(target=over.wait)
+        thread.start()
+        try:
+            assert os.sched_getaffinity(thread.native_id) == {pinned.core}
+            for _ in range(2):
+                time.sleep(EVERY)
+                pinned.look()
+            assert os.sched_getaffinity(thread.native_id) == before
+            assert os.sched_getaffinity(0) == {pinned.core}
+        finally:
+            over.set()
+            thread.join()
+
+
 class Clocked:
     """A lane on a device that takes 4 ms for whatever it is given."""
 
@@ -146,7 +170,7 @@ def test_it_is_looked_for_when_a_batch_has_just_been_launched_or_nothing_runs():
     executor.gpu, executor.pinned = True, Watched([lane])
     executor.lanes[worker] = lane
     loop = ServingLoop([stage], [worker], executor, Recorder())
-    executor.measured_run(loop, [Request(i, at, 9.0, {"dit": 6}) for i, at in enumerate((0.0, 0.002, 0.06))])
+    executor.measured_run(loop, [Request(i, at, 9.0, {"dit": 6}) for i, at in enumerate((0.0, 0.002, 0.5))])
     assert loop.recorder.summary.met == 3
     assert not executor.pinned.entered
     assert executor.pinned.idle > 10  # between the second and the third

@@ -215,7 +215,7 @@ def test_slots_run_out_with_a_clear_word():
 
 @torch.no_grad()
 def test_a_request_can_change_its_device():
-    """What a hand-over between devices copies is all that the rest of the request needs."""
+    """What a transfer between devices copies is all that the rest of the request needs."""
     a, b = slots_of("tiny-sd"), slots_of("tiny-sd")
     wanted = alone(a, 1, 6)
     arrive(b, 0, 6)  # so that the slot there is another

@@ -64,7 +64,7 @@ from servetwin.experiments.validation.replay_llm import MeasuredRun, Sent, host_
 from servetwin.profiles import Profile, load
 from servetwin.profiles.llm.recent_load import recent_load_of
 from servetwin.profiles.llm.step_table import TokenTable
-from servetwin.real.vllm.engine import VllmEngine, prepare_environment, undisturbed
+from servetwin.real.vllm.engine import VllmEngine, prepare_environment
 from servetwin.real.vllm.plan import Planned
 from servetwin.real.vllm.profiling.async_fit import begins
 from servetwin.real.vllm.profiling.async_steps import rotate
@@ -391,7 +391,7 @@ class Campaign:
             if own:  # the very object, without anything of ours
                 scheduler.__class__ = own_class(scheduler)
             try:
-                with undisturbed():
+                with self.engine.undisturbed():
                     for i, (prompt, output) in enumerate(lengths):
                         self.engine.add(Planned(i + 1, 0.0, prompt, output), 0.0)
                     ends = [time.monotonic()]

@@ -17,7 +17,7 @@ from servetwin.real.vllm.profiling.async_steps import SMALL_ROTATION, Rotation
 GRAPHS = (1, 2, 4, *range(8, 65, 8), *range(80, 129, 16), *range(160, 257, 32), *range(288, 513, 32))
 LARGER = tuple(range(576, 1025, 64))
 FEW = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448, 512)
-#: Tokens that a request puts out.
+#: Tokens that a request generates.
 OUTPUT = (16, 48)
 SLOS = TIGHT, LOOSE = "3+1.5", "5+2"
 #: Requests of a run come for so many seconds at least, while they are not three times as many as planned: the same

@@ -1,4 +1,4 @@
-"""vLLM's scheduler without a model: its real code, fed with made-up tokens on a clock of our own."""
+"""vLLM's scheduler without a model: its real code, fed with synthetic tokens on a clock of our own."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from servetwin.core.llm import CumulativeSLO, EngineLimits
 from servetwin.experiments.validation.replay_llm import MeasuredRun, Sent, replay, score
 from servetwin.profiles.llm.schema import TokenModel
 from servetwin.profiles.llm.step_table import TokenTable
-from servetwin.real.vllm.engine import EngineOptions, VllmEngine, undisturbed
+from servetwin.real.vllm.engine import EngineOptions, VllmEngine
 from servetwin.real.vllm.plan import Planned
 from servetwin.real.vllm.profiling.fit import tokens_section
 from servetwin.real.vllm.profiling.step_grid import SMALL, Grid, Together, _Bench, _falling, measure
@@ -43,7 +43,7 @@ from servetwin.real.vllm.scheduler import Estimates, Settings, slo_scales
 DECODE = (1, 2, 4, *range(8, 65, 8), *range(80, 129, 16), *range(160, 257, 32))
 LARGER = (*range(288, 513, 32), *range(576, 1025, 64))
 FEWER = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
-#: Tokens that a request puts out.
+#: Tokens that a request generates.
 OUTPUT = (16, 48)
 TIGHT, LOOSE = "3+1.5", "5+2"
 
@@ -199,7 +199,7 @@ class Pair:
         bench = _Bench(self.engine, self.say)
         bench.install(Together())
         sizes = [size for size in self.grid.decode if size <= 96]
-        with undisturbed():
+        with self.engine.undisturbed():
             for _ in range(passes):
                 some = sorted(rng.sample(sizes, min(4, len(sizes))))
                 bench.run("decode", _falling(some, rng.choice([40, 90, 160, 260, 400]), 6))
@@ -216,7 +216,7 @@ class Pair:
         scheduler.install(Settings(policy=policy), estimates=self.estimates(LOOSE))
         scheduler.keep_log = True
         number, intake = 0, []
-        with undisturbed():
+        with self.engine.undisturbed():
             while len(scheduler.log) < count:
                 while len(scheduler.tasks) < n:
                     number += 1
@@ -297,7 +297,7 @@ class Pair:
             if own:  # the very object, without anything of ours
                 scheduler.__class__ = Scheduler
             try:
-                with undisturbed():
+                with self.engine.undisturbed():
                     for i, (prompt, output) in enumerate(lengths):
                         self.engine.add(Planned(i + 1, 0.0, prompt, output), 0.0)
                     ends = [time.monotonic()]

@@ -2,7 +2,7 @@
 
 ::
 
-    steps_campaign.py FOLDER --model llama-3.1-8b --seconds 560 [--tiny] [--after FILE] [--runs 12]
+    steps_campaign.py FOLDER --model llama-3.1-8b --seconds 560 [--tiny] [--after FILE] [--runs 12] [--cores 36]
 
 The engine is that of `servetwin profile MODEL` (vLLM's defaults but for prefix caching). First the profile is made:
 ``profile.yaml``, and ``steps-MODEL.npz`` with all parts (`servetwin.real.vllm.profiling.step_files`). Then runs of
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import sys
 import threading
 import time
@@ -177,6 +178,28 @@ class Campaign:
         for line in (*verdict.lines(data), *verdict.blind(data)):
             self.say(line)
 
+    def cores(self) -> None:
+        """The same traffic in turns with and without the search for an undisturbed core: what launches take."""
+        import numpy as np
+        from servetwin.real.vllm.profiling import blind_traffic
+        from servetwin.real.vllm.profiling.compositions import LaunchClock
+
+        clock, pinned = LaunchClock(self.engine.core), self.engine.pinned
+        share = self.args.cores / 6
+        for turn in range(6):
+            self.engine.pinned = pinned if turn % 2 else None
+            began = time.monotonic()
+            with self.engine.undisturbed():
+                blind_traffic.play_load(
+                    self.engine, None, blind_traffic.LOADS[0], self.args.cores_rate, share, random.Random(turn)
+                )
+            rows = [(at.launched, at.sampled, at.device, at.idle) for at in clock.take()]
+            np.save(self.folder / f"cores-{turn}-{self.args.model}.npy", np.array(rows, dtype=np.float32))
+            spread = np.percentile([1e3 * row[0] for row in rows], [5, 25, 50, 75, 95]).round(2).tolist()
+            moves = self.engine.pinned.moves if self.engine.pinned is not None else None
+            self.say("cores", turn, f"moves {moves}, launches ms", spread, f"{time.monotonic() - began:.1f} s")
+        self.engine.pinned = pinned
+
     def runs(self) -> None:
         import numpy as np
         import yaml
@@ -221,6 +244,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--compose", type=float, default=190.0)
     parser.add_argument("--judged", type=float, default=50.0)
     parser.add_argument("--runs", type=int, default=99)
+    parser.add_argument("--cores", type=float, default=0.0, help="seconds for what an undisturbed core changes")
+    parser.add_argument("--cores-rate", type=float, default=20.0, help="requests a second for that")
     parser.add_argument("--after", type=Path, default=None)
     parser.add_argument("--tiny", action="store_true", help="on a CPU")
     args = parser.parse_args(argv)
@@ -242,6 +267,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     campaign.safely(campaign.start)
     if not hasattr(campaign, "engine"):
         os._exit(1)
+    if args.cores:
+        campaign.safely(campaign.cores)
     campaign.safely(campaign.make_profile)
     if campaign.profile.exists():
         campaign.safely(campaign.runs)

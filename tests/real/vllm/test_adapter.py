@@ -2,7 +2,7 @@
 
 import pytest
 from no_gpu import Asked, _tokens, replay, scheduler, vllm_request
-from servetwin.core import BadInput, LawBroken, ServeTwinError
+from servetwin.core import BadInput, InvariantBroken, ServeTwinError
 from servetwin.core.llm import ALL, Step, TokenPolicy
 from servetwin.real.vllm.scheduler import (
     AsyncPolicyScheduler,
@@ -60,7 +60,7 @@ def test_prefills_in_the_order_and_sizes_asked_for(folder):
     made, _ = scripted(folder, say, [(50, 5), (60, 5), (30, 5)])
     tokens, out = step(made)
     assert list(tokens.items()) == [("2", 30), ("0", 20)]
-    assert list(out) == ["2"]  # a chunk puts out nothing
+    assert list(out) == ["2"]  # a chunk generates nothing
     assert [t.id for t in made.view.running] == [2, 0]
     assert [t.id for t in made.view.waiting] == [1]
     assert [r.request_id for r in made.waiting] == ["1"]
@@ -158,12 +158,12 @@ def test_idles_when_the_policy_does(folder):
     assert len(made.view.waiting) == 1
 
 
-def test_a_task_that_is_not_there_breaks_the_law(folder):
+def test_a_task_that_is_not_there_breaks_the_invariant(folder):
     made, _ = scripted(folder, lambda view: Step([(kept, 20)]), [(20, 1)])
     kept = next(iter(made.tasks.values()))
     step(made)
     made.add_request(vllm_request(Asked(7, 0.0, 20, 1)))
-    with pytest.raises(LawBroken, match="which is not at"):
+    with pytest.raises(InvariantBroken, match="which is not at"):
         made.schedule()
 
 

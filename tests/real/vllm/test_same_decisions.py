@@ -1,6 +1,6 @@
 """vLLM's own scheduler and our vllm-v1 policy decide the same, step by step.
 
-vLLM's V1 scheduler runs as it is, fed with made-up tokens; the policy runs in the simulated engine, and once more
+vLLM's V1 scheduler runs as it is, fed with synthetic tokens; the policy runs in the simulated engine, and once more
 inside vLLM's scheduler through the adapter. All get the same requests on the same clock. The same holds with
 asynchronous scheduling, where a step is decided while the one before it runs.
 """

@@ -1,5 +1,6 @@
 """A tiny OPT served for real, by vLLM on the CPU, under each policy; measured, and compared with its simulation."""
 
+import os
 import random
 import time
 
@@ -12,6 +13,8 @@ from servetwin.core.llm.worker import TokenWorker
 from servetwin.experiments.spec import policy_registry
 from servetwin.profiles.llm.schema import TokenData
 from servetwin.profiles.llm.step_table import TokenTable
+from servetwin.real.cpu_affinity import PinnedCore
+from servetwin.real.vllm import engine as engine_module
 from servetwin.real.vllm.engine import EngineOptions, VllmEngine
 from servetwin.real.vllm.plan import Planned
 from servetwin.real.vllm.profiling.fit import tokens_section
@@ -63,7 +66,7 @@ def requests(count, rate=60.0, seed=3):
 
 
 def check_tokens(model, engine, policy):
-    """What *engine* puts out under *policy* is what *model* puts out for each prompt alone."""
+    """What *engine* generates under *policy* is what *model* generates for each prompt alone."""
     from vllm import SamplingParams
 
     prompts = [[5 + (7 * i + 3 * j) % 400 for j in range(4 + 9 * i)] for i in range(6)]
@@ -198,3 +201,33 @@ def test_the_simulation_makes_the_same_steps(engine, profile, policy):
 def test_a_model_that_is_not_there():
     with pytest.raises(BadInput, match="there is no model"):
         VllmEngine(EngineOptions(model="nowhere/at-all"))
+
+
+def test_the_thread_that_launches_steps_keeps_an_undisturbed_core(engine, monkeypatch):
+    """As on a GPU; what it starts meanwhile, the client too, may run on all cores."""
+    cores = os.sched_getaffinity(0)
+    if len(cores) < 2:
+        pytest.skip("one core")
+    seen = []
+    monkeypatch.setattr(engine, "pinned", PinnedCore())
+    step, client = engine.engine.step, engine_module.Client
+
+    def stepped():
+        seen.append(os.sched_getaffinity(0))
+        return step()
+
+    def begun(due):
+        one = client(due)
+        clients.append(os.sched_getaffinity(one._process.pid))
+        return one
+
+    clients = []
+    monkeypatch.setattr(engine.engine, "step", stepped)
+    monkeypatch.setattr(engine_module, "Client", begun)
+    with engine.undisturbed():
+        run = engine.serve(requests(10), Settings(policy="vllm_v1"))
+    assert {served.outcome for served in run.requests} == {"finished"}
+    assert all(len(at) == 1 for at in seen)
+    assert clients == [cores]
+    assert run.moves is not None
+    assert os.sched_getaffinity(0) == cores

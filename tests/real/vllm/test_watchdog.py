@@ -9,8 +9,8 @@ import signal
 import time
 
 import pytest
-from servetwin.core.errors import LawBroken, PolicyFault
-from servetwin.core.invariants.laws import LAWS
+from servetwin.core.errors import InvariantBroken, PolicyFault
+from servetwin.core.invariants.catalogue import INVARIANTS
 from servetwin.core.llm import ALL, Step, TokenPolicy
 from servetwin.experiments.backends.pipeline import AgentsBackend
 from servetwin.experiments.cli import entry
@@ -161,10 +161,12 @@ class Circles(TokenPolicy):
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_an_engine_that_goes_round_in_circles_breaks_law_13(engine, together):
-    with pytest.raises(LawBroken, match=r"law 13 .*engine llm goes round in circles under policy Circles \(test_w"):
+def test_an_engine_that_goes_round_in_circles_breaks_invariant_13(engine, together):
+    with pytest.raises(
+        InvariantBroken, match=r"invariant 13 .*engine llm goes round in circles under policy Circles \(test_w"
+    ):
         engine.serve(PLANNED, Settings(name="llm"), policy=Circles(together))
-    assert LAWS[13]
+    assert INVARIANTS[13]
     assert len(engine.serve(PLANNED, Settings(name="llm"), policy=Serves()).requests) == 6
 
 

@@ -1,4 +1,4 @@
-"""LLM engines that decide ahead (asynchronous scheduling): small cases by hand, and the laws, whoever decides."""
+"""LLM engines that decide ahead (asynchronous scheduling): small cases by hand, and the invariants."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from servetwin.policies.llm.vllm import VLLM
 from servetwin.policies.llm.vllm_v1 import VLLMV1
 from servetwin.profiles.llm.recent_load import Curves, RecentLoad
 from servetwin.sim.noise import Stalls
-from test_engine_laws import SLO, rows, workloads
+from test_engine_invariants import SLO, rows, workloads
 
 #: A prefill takes 1 s, a decode step 10 s.
 EVEN = Linear(c0=1.0, c1=0.0, d0=10.0, d1=0.0)
@@ -60,7 +60,7 @@ hosts = st.builds(
 @pytest.mark.parametrize("name", POLICIES)
 @given(workloads, engines, hosts, st.integers(0, 10**6), st.none() | st.sampled_from([0.35, 2.0, 6.0]))
 @settings(max_examples=60)
-def test_the_laws_whatever_a_policy_does(name, workload, engine, host, seed, stop_at):
+def test_the_invariants_whatever_a_policy_does(name, workload, engine, host, seed, stop_at):
     def run():
         policy = POLICIES[name]() if POLICIES[name] else Anything(seed, repeats=False)
         return serve(

@@ -33,7 +33,7 @@ from servetwin.sim.llm.columns import play
 from servetwin.sim.llm.lane import TokenTiming
 from servetwin.sim.llm.latency_columns import TokenLatencies
 from servetwin.sim.llm.request_columns import TokenColumns
-from test_engine_laws import engines, noise, rows
+from test_engine_invariants import engines, noise, rows
 
 gaps = st.one_of(st.sampled_from([0.0, 0.0, 0.01, 0.1, 0.3, 2.0]), st.floats(0.0, 1.0))
 lengths = st.tuples(gaps, st.integers(1, 60), st.integers(1, 40))
@@ -93,14 +93,14 @@ def alone(prompt: int) -> float:
     return 0.01 + 0.001 * prompt
 
 
-#: What an engine promises, what the summary counts beside that, and whether it wants the times of tokens.
-REPORTS: dict[str, tuple[TokenDeadlines | None, TokenLimits | None]] = {
-    "nothing": (None, None),
-    "deadlines": (TokenDeadlines(3.0, 1.5, 0.011, 1e-5, alone), None),
-    "tight": (TokenDeadlines(1.2, 1.1, 0.011, 1e-5, alone), TokenLimits(ttft=0.05, tpot=0.012)),
-    "last": (TokenDeadlines(2.0, 1.2, 0.011, 1e-5, alone, "last"), TokenLimits(itl=0.03)),
-    "limits": (LimitsSLO.of(TokenLimits(ttft=0.08, itl=0.03)), TokenLimits(ttft=0.08, itl=0.03)),
-    "late limits": (LimitsSLO.of(TokenLimits(e2el=0.4, tpot=0.013)), TokenLimits(e2el=0.4, tpot=0.013)),
+#: What an engine promises, with what the summary counts beside that.
+REPORTS: dict[str, TokenDeadlines | None] = {
+    "nothing": None,
+    "deadlines": TokenDeadlines(3.0, 1.5, 0.011, 1e-5, alone),
+    "tight": TokenDeadlines(1.2, 1.1, 0.011, 1e-5, alone, limits=TokenLimits(ttft=0.05, tpot=0.012)),
+    "last": TokenDeadlines(2.0, 1.2, 0.011, 1e-5, alone, "last", TokenLimits(itl=0.03)),
+    "limits": LimitsSLO.of(TokenLimits(ttft=0.08, itl=0.03)),
+    "late limits": LimitsSLO.of(TokenLimits(e2el=0.4, tpot=0.013)),
 }
 
 
@@ -117,14 +117,14 @@ def serve(sent, columns_too, *, recorder=TokenLatencies, seed=None, crooked=Fals
           slo=float("inf"), stop=None, steps=None, preparing=0.0, report=None,
           trim=8192, most_gaps=1 << 20, **limits):  # fmt: skip
     steps = steps or (Crooked if crooked else Linear)(gap=gap)
-    promise, reported = REPORTS[report] if report is not None else (None, None)
+    promise = REPORTS[report] if report is not None else None
     view = view_of(steps, EngineLimits(**limits), promise)
     policy = Watches(VLLM(), dice)
     worker = TokenWorker(view.stage, policy, view)
     executor = SimExecutor(lambda _: TokenTiming(steps, noise(seed), lambda n: 0.001 * n, None, preparing))
     log = recorder()
     if report is not None:
-        log.summary = summary = TokenSummary({view.stage.name: promise}, reported)
+        log.summary = summary = TokenSummary({view.stage.name: promise})
         summary.stages[view.stage.name].itl.most = most_gaps
         log.wants_token_times = True
     loop = policy.loop = ServingLoop([view.stage], [worker], executor, log)

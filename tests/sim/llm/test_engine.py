@@ -46,7 +46,7 @@ TWO = requests((0.0, 1, 1), (0.5, 7, 4), (0.5, 7, 4))
 
 @pytest.mark.parametrize("policy", [VLLM, VLLMV1])
 def test_the_last_of_the_running_is_preempted_when_memory_runs_out(policy):
-    # Four blocks of 4 tokens. Each request fills two with its 7 prompt tokens and the first that it puts out.
+    # Four blocks of 4 tokens. Each request fills two with its 7 prompt tokens and the first that it generates.
     served = serve(policy(), copy.deepcopy(TWO), times=SLOW, blocks=4, block_size=4)
     assert [r.tasks[0].preemptions for r in served.requests] == [0, 0, 1]
     # Both are prefilled by 15, and decode to 16; then 1 decodes alone to 18 and leaves; 2 computes 9 tokens anew.
@@ -114,7 +114,7 @@ def test_what_a_step_costs_does_not_depend_on_how_many_decode(policy, host):
         before = sys.gettrace()
         try:
             sent = requests(*[(0.0, 10, 80)] * requests_in_all)
-            serve(Counted(policy()), sent, times=SLOW, laws=False, host=host, blocks=10_000, max_sequences=1000)
+            serve(Counted(policy()), sent, times=SLOW, invariants=False, host=host, blocks=10_000, max_sequences=1000)
         finally:
             sys.settrace(before)
         return lines[0]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from servetwin.core import BadInput, BatchWorker, Module, Pipeline, Request, ServingLoop, Worker, WorkerView
 from servetwin.core.client import play
-from servetwin.core.invariants.checker import LawChecker
+from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.llm import EngineLimits, TokenRequest, TokenView
 from servetwin.core.llm.worker import TokenWorker
 from servetwin.policies.diffusion.fcfs import FCFS
@@ -48,13 +48,13 @@ def chain(
     timings = {w: TokenTiming(times) if isinstance(w, TokenWorker) else TableTiming([0.0, 2.0]) for w in workers}
     executor = SimExecutor(lambda worker: timings[worker])
     log = Log()
-    laws = LawChecker(log)
-    loop = ServingLoop(stages, workers, executor, laws, router=router("round_robin", workers))
-    laws.watch(loop)
+    checker = InvariantChecker(log)
+    loop = ServingLoop(stages, workers, executor, checker, router=router("round_robin", workers))
+    checker.watch(loop)
     play(loop, iter(sent))
     while executor.calendar.peek() < math.inf:
         executor.calendar.step()
-    laws.finish()
+    checker.finish()
     return log, loop
 
 

@@ -1,4 +1,4 @@
-"""Law 13: no engine lives for ever without progress, whatever its memory, policy and way of preempting."""
+"""Invariant 13: no engine lives for ever without progress, whatever its memory, policy and way of preempting."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from engines import Linear, Told, requests, serve
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from servetwin.core import LawBroken, Outcome
+from servetwin.core import InvariantBroken, Outcome
 from servetwin.core.llm import Step, TokenView
 from servetwin.core.llm.worker import Host
 from servetwin.experiments.assembly.build import build
@@ -16,7 +16,7 @@ from servetwin.policies.llm.neustream_llm import NeuStreamLLM
 from servetwin.policies.llm.sarathi import Sarathi
 from servetwin.policies.llm.vllm import VLLM
 from servetwin.policies.llm.vllm_v1 import VLLMV1
-from test_engine_laws import SLO
+from test_engine_invariants import SLO
 
 POLICIES = {
     "vllm": lambda chunk: VLLM(),
@@ -63,7 +63,7 @@ def test_every_run_ends(name: str, world: dict, chunk: int) -> None:
         sent.append((now, prompt, output))
     host = HOST if world["ahead"] else None
     found = serve(POLICIES[name](chunk), requests(*sent, limit=60), slo=SLO, host=host, most_events=20_000,
-                  laws=False, **world["limits"])  # fmt: skip
+                  invariants=False, **world["limits"])  # fmt: skip
     summary = found.loop.recorder.summary
     assert not found.loop.live
     assert sum(summary.outcomes.values()) == len(sent)
@@ -113,9 +113,11 @@ def circles(view: TokenView, now: float) -> Step:
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_an_engine_that_goes_round_in_circles_is_told_with_its_policy(ahead: bool) -> None:
-    told = r"law 13 .*engine engine goes round in circles under policy Told .*: 1000 steps on end preempted"
-    with pytest.raises(LawBroken, match=told):
-        serve(Told(circles), requests((0.0, 50, 5)), laws=not ahead, host=HOST if ahead else None, times=Linear())
+    told = r"invariant 13 .*engine engine goes round in circles under policy Told .*: 1000 steps on end preempted"
+    with pytest.raises(InvariantBroken, match=told):
+        serve(
+            Told(circles), requests((0.0, 50, 5)), invariants=not ahead, host=HOST if ahead else None, times=Linear()
+        )
 
 
 def test_preempting_now_and_then_is_no_circle() -> None:
@@ -139,6 +141,6 @@ def test_who_holds_what_never_ends_is_told() -> None:
     run = build(loading.load("opt-13b-a6000", [("policy", "vllm"), ("requests", 3)]))
     run.loop.workers[0].policy = Never()
     with pytest.raises(
-        LawBroken, match=r"3 requests never ended, .*held by llm \(policy Never \(test_progress.py:\d+\)\)"
+        InvariantBroken, match=r"3 requests never ended, .*held by llm \(policy Never \(test_progress.py:\d+\)\)"
     ):
         run.play()

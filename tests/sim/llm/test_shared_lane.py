@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from servetwin.core import Module, Pipeline, ServingLoop
 from servetwin.core.client import play
-from servetwin.core.invariants.checker import LawChecker
+from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.llm import EngineLimits, TokenRequest, TokenView
 from servetwin.core.llm.worker import Host, TokenWorker
 from servetwin.policies.llm.vllm import VLLM
@@ -61,13 +61,13 @@ def pair(sent, rates, times: Linear = SLOW, *, shared: bool = True, host: Host |
     table = {(one, other): RateTable((1,), (1,), ((rates[one, other],),)) for one in KINDS for other in KINDS}
     executor = SimExecutor(lambda _: TokenTiming(times), engines={"a": table, "b": table} if shared else None)
     log = Steps(times)
-    laws = LawChecker(log)
-    loop = ServingLoop(stages, workers, executor, laws)
-    laws.watch(loop)
+    checker = InvariantChecker(log)
+    loop = ServingLoop(stages, workers, executor, checker)
+    checker.watch(loop)
     play(loop, iter(sent))
     while executor.calendar.peek() < math.inf:
         executor.calendar.step()
-    laws.finish()
+    checker.finish()
     return log
 
 

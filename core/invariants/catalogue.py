@@ -1,12 +1,12 @@
-"""The laws by number (docs/reference/laws.md), and the error that says that one does not hold."""
+"""The invariants by number (docs/reference/invariants.md), and the error that says that one does not hold."""
 
 from __future__ import annotations
 
-from ..errors import LawBroken
+from ..errors import InvariantBroken
 
-LAWS = {
+INVARIANTS = {
     1: "every request ends exactly once",
-    2: "time orders a request's way",
+    2: "time stamps of a request are in order",
     3: "one batch in flight per worker",
     4: "a batch is within its limits",
     5: "no worker idles with work at hand unless its policy said so",
@@ -18,5 +18,5 @@ LAWS = {
 }
 
 
-def broken(law: int, what: str) -> LawBroken:
-    return LawBroken(f"law {law} ({LAWS[law]}): {what}")
+def broken(invariant: int, what: str) -> InvariantBroken:
+    return InvariantBroken(f"invariant {invariant} ({INVARIANTS[invariant]}): {what}")

@@ -1,4 +1,4 @@
-"""LLM engines under the laws, whatever a policy does; many steps as one event equal steps one by one."""
+"""LLM engines under the invariants, whatever a policy does; many steps as one event equal steps one by one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import servetwin.policies
 from engines import Anything, Linear, Log, SteppingTokens, requests, serve
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from servetwin.core import LawBroken
+from servetwin.core import InvariantBroken
 from servetwin.core.llm import CumulativeSLO, Step, TokenPolicy, TokenRequest, TokenView
 from servetwin.core.llm.engine import TokenEngine
 from servetwin.policies.llm.edf_llm import EDFLLM
@@ -94,8 +94,8 @@ def test_many_steps_as_one_event_equal_steps_one_by_one(name, workload, engine, 
 @given(workloads, engines, st.data())
 @settings(max_examples=25)
 def test_true_output_lengths_change_no_decision_before_they_show(name, workload, engine, data):
-    """Law 11: the same requests, but one puts out more tokens: up to the step in which it would have left, all is
-    the same."""
+    """Invariant 11: the same requests, but one generates more tokens: up to the step in which it would have left, all
+    is the same."""
     sent = rows(workload)
     chosen = data.draw(st.integers(0, len(sent) - 1), label="request")
     more = [*sent]
@@ -139,7 +139,7 @@ def test_nothing_that_a_policy_is_handed_leads_to_the_true_length():
     sent = [TokenRequest(0, 0.0, {"llm": (20, 10**6)}, {"llm": secret})]
     assert reachable([secret])
     assert reachable(TokenRequest(0, 0.0, {}, {"llm": secret}))
-    serve(Nosy(), sent, stop_at=3.0, blocks=10**6, laws=False)  # the checker keeps them too
+    serve(Nosy(), sent, stop_at=3.0, blocks=10**6, invariants=False)  # the checker keeps them too
     assert seen_by
     assert not any(seen_by)
 
@@ -168,9 +168,9 @@ def test_the_checker_catches_an_engine_that_miscounts(monkeypatch):
             self._keep(task)
         return found
 
-    for wrong, law in ((lose_a_block, "law 6"), (count_a_token, "law 4")):
+    for wrong, invariant in ((lose_a_block, "invariant 6"), (count_a_token, "invariant 4")):
         monkeypatch.setattr(TokenEngine, "settle", wrong)
-        with pytest.raises(LawBroken, match=law):
+        with pytest.raises(InvariantBroken, match=invariant):
             serve(VLLM(), requests((0.0, 20, 5)))
 
 
@@ -189,5 +189,5 @@ def test_a_policy_that_asks_for_what_cannot_be_is_told(wrong, what):
         def decide(self, view: TokenView, now: float) -> Step:
             return wrong(view)
 
-    with pytest.raises(LawBroken, match=what):
+    with pytest.raises(InvariantBroken, match=what):
         serve(Wrong(), requests((0.0, 20, 5)))

@@ -1,9 +1,9 @@
-"""Every law, on random worlds: all policies x pipelines x placements x intakes x timings."""
+"""Every invariant, on random worlds: all policies x pipelines x placements x intakes x timings."""
 
 import pytest
 from hypothesis import given, settings
 from servetwin.core import RunFolder
-from servetwin.core.invariants.checker import LawChecker
+from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.invariants.record_checker import check_records
 from servetwin.experiments.assembly.build import build
 from servetwin.experiments.spec import loading
@@ -12,12 +12,12 @@ from worlds import World, worlds
 
 @given(worlds())
 @settings(max_examples=400)
-def test_no_run_breaks_a_law(world: World) -> None:
-    world.run()  # raises LawBroken otherwise
+def test_no_run_breaks_a_invariant(world: World) -> None:
+    world.run()  # raises InvariantBroken otherwise
 
 
 @given(worlds())
-def test_records_keep_the_laws(tmp_path_factory, world: World) -> None:
+def test_records_keep_the_invariants(tmp_path_factory, world: World) -> None:
     folder = tmp_path_factory.mktemp("run")
     recorder = RunFolder(folder, {})
     simulation = world.run(recorder)
@@ -35,11 +35,11 @@ WORKLOADS = ["dit-s2-256", "dit-xl2-256", "palette-256", "sd15-256", "sd15-512"]
 
 @pytest.mark.parametrize("workload", WORKLOADS)
 @pytest.mark.parametrize("policy", ["neustream", "clockwork", "edf", "fcfs"])
-def test_the_shipped_workloads_break_no_law(workload: str, policy: str) -> None:
+def test_the_shipped_workloads_break_no_invariant(workload: str, policy: str) -> None:
     experiment = loading.load(f"{workload}-rtx4090", [("policy", policy)])
-    laws = LawChecker()
-    run = build(experiment, laws)
-    laws.watch(run.loop)
+    checker = InvariantChecker()
+    run = build(experiment, checker)
+    checker.watch(run.loop)
     run.play()
-    laws.finish()
-    assert laws.summary.requests == 500
+    checker.finish()
+    assert checker.summary.requests == 500

@@ -1,0 +1,76 @@
+"""A headless Chromium for tests of pages, driven by Playwright (extra ``[browser]``).
+
+Where there is none the tests are skipped; with ``SERVETWIN_BROWSER=1``, as in ``.ci/run``, they fail instead.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DESKTOP, PHONE = (1280, 900), (390, 844)
+
+
+def _missing(what: str) -> None:
+    if os.environ.get("SERVETWIN_BROWSER") == "1":
+        pytest.fail(f"SERVETWIN_BROWSER=1, and there is no {what}")
+    pytest.skip(f"no {what}")
+
+
+@contextmanager
+def page(size: tuple[int, int] = DESKTOP, **more: Any) -> Iterator[Any]:
+    """A page of a browser that can reach this machine only, as wide and high as *size* in CSS pixels."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        _missing("playwright")
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        _missing("chromium")
+    with sync_playwright() as playwright:
+        # No sandbox: tests may run as root, where Chromium has none.
+        options = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+        browser = playwright.chromium.launch(executable_path=program, args=options)
+        try:
+            yield browser.new_page(viewport={"width": size[0], "height": size[1]}, **more)
+        finally:
+            browser.close()
+
+
+@contextmanager
+def served(folder: Path, files: Mapping[str, bytes]) -> Iterator[str]:
+    """The files in *folder*, and besides *files* by their paths, on a port of the loopback interface; gives its
+    address."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = files.get(self.path.partition("?")[0])
+            if body is None:
+                super().do_GET()
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
