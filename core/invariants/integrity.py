@@ -177,8 +177,8 @@ class Intact:
             if current == before:
                 continue
             for name in {*before, *current} - _ASIDE:
-                if current.get(name, _FOREIGN) is before.get(name, _FOREIGN):
-                    continue
+                if current.get(name, _FOREIGN) is before.get(name, _FOREIGN) or name.startswith("__pydantic_"):
+                    continue  # pydantic completes some of its classes when they are first used
                 found.append((f"{kind.__module__}.{kind.__qualname__}.{name}", name))
                 if name in before:
                     type.__setattr__(kind, name, before[name])

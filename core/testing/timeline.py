@@ -1,8 +1,8 @@
 """Whole runs without a simulation package: a clock that jumps from event to event, and batches of given seconds.
 
 `play` serves a scenario, a list of `Job` or `Prompt`, under the invariants of docs/reference/invariants.md, and gives
-what ran when. It stands on the serving loop of all other runs; only time is synthetic: a batch takes what the worker's
-table says, and nothing else takes any. So a test can say which batches there must be.
+what ran when. It stands on the serving loop of all other runs; only time is synthetic: a batch takes what the table
+of its worker says, and nothing else takes any. So a test can say which batches there must be.
 
 >>> from servetwin.core import Decision, Policy
 >>> class FirstTwo(Policy):

@@ -125,7 +125,7 @@ class VllmBackend:
         options = self._options(worker, profile)
         engine = self._engine(options, profile, say)
         view = worker.view
-        estimates = Estimates(view.estimate_prefill, view.estimate_decode, view.slo)
+        estimates = Estimates(view.estimate_prefill, view.estimate_decode, view.slo, view.step_seconds)
         recorder = Recorder()
         if folder is not None:
             meta = {**build.describe(experiment), "kind": "real", "engine": engine.describe()}
@@ -222,7 +222,7 @@ def check_limits(workers: Sequence[Worker]) -> None:
 
 def planned_of(plan: Plan, worker: TokenWorker) -> list[Planned]:
     """The requests of *plan* as a client sends them."""
-    from servetwin.real.vllm.plan import Planned
+    from servetwin.real.vllm.plan import Planned, said_of
 
     name = worker.stage.loop or worker.stage.name
     planned = []
@@ -231,7 +231,8 @@ def planned_of(plan: Plan, worker: TokenWorker) -> list[Planned]:
         tokens: Any = request.tokens[name]
         prompt, limit = tokens
         output: Any = (request.outputs or {})[name]
-        planned.append(Planned(request.id, request.arrival, prompt, min(output, limit), limit))
+        said = said_of(request, request.predicted.get(name) if request.predicted is not None else None)
+        planned.append(Planned(request.id, request.arrival, prompt, min(output, limit), limit, said))
     return planned
 
 

@@ -97,7 +97,7 @@ async def _one(where: SplitResult, model: str, planned: Planned, zero: float) ->
         "temperature": 0,
         "stream": True,
         "return_token_ids": True,
-        "vllm_xargs": {KEY: json.dumps({"id": planned.id, "limit": planned.limit or planned.output})},
+        "vllm_xargs": {KEY: json.dumps(planned.told())},
     }
     try:
         async with asyncio.timeout(PATIENCE):

@@ -12,6 +12,12 @@ WRONG = [
     ("edf", "max_batch", 0, "1 or more"),
     ("edf", "max_batch", -1, "1 or more"),
     ("fcfs", "max_batch", 0, "1 or more"),
+    ("andes", "horizon", 0.0, "more than 0"),
+    ("andes", "preemptions", -1.0, "0 or more"),
+    ("andes", "every", 0, "1 or more"),
+    ("fastserve", "quantum", 0.0, "more than 0"),
+    ("fastserve", "ratio", 1.0, "more than 1"),
+    ("fastserve", "starve", 0.0, "more than 0"),
     ("lsf", "max_batch", 0, "1 or more"),
     ("nexus", "max_batch", 0, "1 or more"),
     ("nexus", "safety", 0.0, "more than 0"),
@@ -27,8 +33,11 @@ WRONG = [
     ("neustream-llm", "lenient_steps", -1, "0 or more"),
     ("neustream-llm", "lookahead", -1, "0 or more"),
     ("neustream-llm", "b0", 0.0, "more than 0"),
+    ("orca", "max_batch", 0, "1 or more"),
     ("sarathi", "chunk", 0, "1 or more"),
+    ("slos-serve", "safety", 0.0, "more than 0"),
     ("vllm-v1", "budget", 0, "1 or more"),
+    ("vtc", "output_weight", 0.0, "more than 0"),
 ]
 
 

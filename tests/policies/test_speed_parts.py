@@ -24,7 +24,18 @@ from servetwin.policies.diffusion import (
     symphony,
     tetriserve,
 )
-from servetwin.policies.llm import edf_llm, neustream_llm, sarathi, vllm, vllm_v1
+from servetwin.policies.llm import (
+    andes,
+    edf_llm,
+    fastserve,
+    neustream_llm,
+    orca,
+    sarathi,
+    slos_serve,
+    vllm,
+    vllm_v1,
+    vtc,
+)
 
 DIFFUSION = {
     "clockwork": clockwork,
@@ -38,7 +49,18 @@ DIFFUSION = {
     "symphony": symphony,
     "tetriserve": tetriserve,
 }
-LLM = {"edf-llm": edf_llm, "neustream-llm": neustream_llm, "sarathi": sarathi, "vllm": vllm, "vllm-v1": vllm_v1}
+LLM = {
+    "andes": andes,
+    "edf-llm": edf_llm,
+    "fastserve": fastserve,
+    "neustream-llm": neustream_llm,
+    "orca": orca,
+    "sarathi": sarathi,
+    "slos-serve": slos_serve,
+    "vllm": vllm,
+    "vllm-v1": vllm_v1,
+    "vtc": vtc,
+}
 #: Those that have no such part: they run whole requests.
 PLAIN = {"clockwork", "fcfs", "nexus", "symphony"}
 
