@@ -26,6 +26,8 @@ _TOP = __name__.partition(".")[0]
 _ASIDE = frozenset(
     ["__slotnames__", "__annotations__", "__doc__", "__abstractmethods__", "_abc_impl", "__parameters__", "BOOKED"]
 )
+#: What pydantic completes in some of its classes when they are first used.
+_COMPLETED = ("__pydantic_", "__signature__")
 #: Whether somebody who makes many short runs looks around all of them, so that none does for itself.
 HELD = False
 #: What policies are made of.
@@ -177,8 +179,8 @@ class Intact:
             if current == before:
                 continue
             for name in {*before, *current} - _ASIDE:
-                if current.get(name, _FOREIGN) is before.get(name, _FOREIGN) or name.startswith("__pydantic_"):
-                    continue  # pydantic completes some of its classes when they are first used
+                if current.get(name, _FOREIGN) is before.get(name, _FOREIGN) or name.startswith(_COMPLETED):
+                    continue
                 found.append((f"{kind.__module__}.{kind.__qualname__}.{name}", name))
                 if name in before:
                     type.__setattr__(kind, name, before[name])

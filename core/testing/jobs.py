@@ -80,7 +80,7 @@ class Prompt:
         """The request of that id."""
         tokens = {MODULE: (self.tokens, self.output if self.limit is None else self.limit)}
         request = _marked(TokenRequest(number, self.at, tokens, {MODULE: self.output}), self)
-        if self.predicted is not None and hasattr(TokenRequest, "predicted"):
+        if self.predicted is not None:
             request.predicted = {MODULE: self.predicted}
         return request  # type: ignore[no-any-return]
 

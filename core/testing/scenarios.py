@@ -83,10 +83,12 @@ def _workers() -> Iterator[Scenario]:
     yield Scenario(
         "all are late when they come", [Job(5, at=0.1 * i, slo=0.01) for i in range(8)], base, hurried=True
     )
-    for told, slo in (("without deadlines", inf), ("and a deadline that passes", 2.5)):
-        shorts = [Job(4, at=0.05 * i, slo=slo) for i in range(1, 120)]
+    for told, slo in (("without deadlines", inf), ("and a deadline that passes", 5.0)):
+        shorts = [Job(4, at=0.1 * i, slo=slo) for i in range(1, 120)]
         name = f"a long request among short ones that keep coming, {told}"
-        yield Scenario(name, [Job(60, at=0.4, slo=slo), *shorts], {**base, "limit": 2}, stream=True)
+        yield Scenario(
+            name, [Job(60, at=0.4, slo=slo), *shorts], {**base, "seconds": [0.06, 0.07], "limit": 2}, stream=True
+        )
 
 
 def _apart() -> list[Job]:
@@ -126,7 +128,7 @@ def _engines(policy: Any) -> Iterator[Scenario]:
     yield Scenario("a crowd and little memory", crowd, little, tokens=True, crowded=True)
     few = {**base, "max_sequences": min(2, own or 2)}
     yield Scenario("two at a time", crowd[:15], few, tokens=True)
-    shorts = [prompt(40, 6, at=0.045 * i) for i in range(1, 120)]
+    shorts = [prompt(200, 2, at=0.07 * i) for i in range(1, 120)]
     late = 6.0 * 0.0004 * step  # when the long prompt's first token is due
     for told, slo, patience in (("without deadlines", None, 0.0), ("and a deadline that passes", (6.0, 3.0), late)):
         name = f"a long prompt among short ones that keep coming, {told}"
