@@ -17,6 +17,7 @@ from .bound_command import bound
 from .commands import (
     Ahead,
     AnyDevice,
+    ApiKeyEnv,
     BackendName,
     Devices,
     Eager,
@@ -25,6 +26,7 @@ from .commands import (
     RunBackend,
     Sampler,
     Slots,
+    Url,
     Weights,
 )
 from .import_command import import_profile
@@ -100,9 +102,8 @@ def run(
     any_device: AnyDevice = False,
     slots: Slots = None,
     processes: Processes = False,
-    url: Annotated[
-        str | None, typer.Option(help="With --backend vllm: send the requests to a running server, http://host:port.")
-    ] = None,
+    url: Url = None,
+    api_key_env: ApiKeyEnv = None,
     asynchronous: Ahead = None,
 ) -> None:
     """Run one experiment: in simulation, or for real on devices of this machine (--backend real)."""
@@ -120,13 +121,19 @@ def run(
     began = time.perf_counter()
     modules = {"--device": devices, "--weights": weights, "--sampler": sampler != "ddim", "--slots": slots}
     modules |= {"--processes": processes}
-    ahead = {"--url": url, "--asynchronous": asynchronous, "--synchronous": asynchronous is False}
+    ahead = {
+        "--url": url,
+        "--api-key-env": api_key_env,
+        "--asynchronous": asynchronous,
+        "--synchronous": asynchronous is False,
+    }
     if backend == "sim":
         options.only_real({**modules, **ahead, "--model": model, "--eager": eager, "--any-device": any_device})
         setup = None
     else:
         if backend == "vllm":
             options.only_modules(modules)
+            options.only_with_url({"--api-key-env": api_key_env if url is None else None})
         else:
             options.only_vllm(ahead)
             from ..backends import pipeline
@@ -134,7 +141,8 @@ def run(
             if pipeline.serves(chosen):
                 options.only_modules({**modules, "--eager": eager})
         setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes)
-    served = serve(chosen, out, backend=backend, setup=setup, url=url, asynchronous=asynchronous, say=_say)
+    more = {"url": url, "api_key_env": api_key_env, "asynchronous": asynchronous}
+    served = serve(chosen, out, backend=backend, setup=setup, **more, say=_say)  # type: ignore[arg-type]
     took = time.perf_counter() - began
     if as_json:
         typer.echo(json.dumps(served.summary, indent=2))
