@@ -44,6 +44,12 @@ OF_OTHERS = {
     ("experiments/cli/entry.py", "_exit"): "os._exit: a policy that catches everything holds the process",
 }
 
+#: Functions of more lines than `LONGEST`, each with why that is so.
+LONG = {
+    "sim/llm/columns.py::run": "its state is local variables: with two of its steps as methods of their own the case"
+    " `llm` of the benchmark takes a tenth longer"
+}
+LONGEST, LARGEST = 80, 600  # lines of a function, of a module
 
 #: Packages whose modules are found by their files' names.
 PLUGINS = {"servetwin.profiles.importing.formats"}
@@ -177,6 +183,26 @@ def test_nobody_touches_the_private_attributes_of_another() -> None:
                     found.append(f"{file}:{node.lineno}: {ast.unparse(node)}")
     assert found == []
     assert used == set(OF_OTHERS)
+
+
+@pytest.mark.checkout
+def test_modules_and_functions_are_of_a_length_that_can_be_read() -> None:
+    """Tests and campaigns included."""
+    root, found, used = Path(__file__).parents[1], [], set()
+    for top in (*TOPS, "tests"):
+        for path in sorted((root / top).rglob("*.py")):
+            file, text = path.relative_to(root).as_posix(), path.read_text(encoding="utf-8")
+            if (lines := text.count("\n")) > LARGEST:
+                found.append(f"{file}: {lines} lines")
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                    lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                    if f"{file}::{node.name}" in LONG:
+                        used.add(f"{file}::{node.name}")
+                    elif lines > LONGEST:
+                        found.append(f"{file}::{node.name}: {lines} lines")
+    assert found == []
+    assert used == set(LONG)
 
 
 def test_core_does_not_ask_of_what_kind_a_task_is() -> None:
