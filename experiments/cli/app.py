@@ -17,6 +17,7 @@ from .bound_command import bound
 from .commands import (
     Ahead,
     AnyDevice,
+    ApiKeyEnv,
     BackendName,
     Devices,
     Eager,
@@ -25,9 +26,11 @@ from .commands import (
     RunBackend,
     Sampler,
     Slots,
+    Url,
     Weights,
 )
 from .import_command import import_profile
+from .league_command import league
 from .terminal import print_table as _print
 from .terminal import progress as _progress
 from .terminal import table as _table
@@ -100,9 +103,8 @@ def run(
     any_device: AnyDevice = False,
     slots: Slots = None,
     processes: Processes = False,
-    url: Annotated[
-        str | None, typer.Option(help="With --backend vllm: send the requests to a running server, http://host:port.")
-    ] = None,
+    url: Url = None,
+    api_key_env: ApiKeyEnv = None,
     asynchronous: Ahead = None,
 ) -> None:
     """Run one experiment: in simulation, or for real on devices of this machine (--backend real)."""
@@ -120,13 +122,19 @@ def run(
     began = time.perf_counter()
     modules = {"--device": devices, "--weights": weights, "--sampler": sampler != "ddim", "--slots": slots}
     modules |= {"--processes": processes}
-    ahead = {"--url": url, "--asynchronous": asynchronous, "--synchronous": asynchronous is False}
+    ahead = {
+        "--url": url,
+        "--api-key-env": api_key_env,
+        "--asynchronous": asynchronous,
+        "--synchronous": asynchronous is False,
+    }
     if backend == "sim":
         options.only_real({**modules, **ahead, "--model": model, "--eager": eager, "--any-device": any_device})
         setup = None
     else:
         if backend == "vllm":
             options.only_modules(modules)
+            options.only_with_url({"--api-key-env": api_key_env if url is None else None})
         else:
             options.only_vllm(ahead)
             from ..backends import pipeline
@@ -134,7 +142,8 @@ def run(
             if pipeline.serves(chosen):
                 options.only_modules({**modules, "--eager": eager})
         setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes)
-    served = serve(chosen, out, backend=backend, setup=setup, url=url, asynchronous=asynchronous, say=_say)
+    more = {"url": url, "api_key_env": api_key_env, "asynchronous": asynchronous}
+    served = serve(chosen, out, backend=backend, setup=setup, **more, say=_say)  # type: ignore[arg-type]
     took = time.perf_counter() - began
     if as_json:
         typer.echo(json.dumps(served.summary, indent=2))
@@ -194,6 +203,8 @@ def _show_run(experiment: Experiment, summary: dict[str, Any], took: float) -> N
         typer.echo(f"latency {times}")
     for stage, tokens in summary.get("llm", {}).items():
         commands.show_tokens(stage, tokens)
+    for line in commands.group_lines(summary):
+        typer.echo(line)
     for worker, w in summary["workers"].items():
         sizes = f"mean {w['mean_batch_size']:.2f}, largest {w['max_batch_size']}"
         typer.echo(f"batches of {worker}: {w['iterations']} run, {sizes}")
@@ -423,6 +434,9 @@ def _show_gaps(scored: list[Scored]) -> None:
 def figures(
     out: Annotated[Path, typer.Option(help="Folder for the figures and their data.")],
     ending: Annotated[str, typer.Option("--format", help="png, svg or pdf.")] = "png",
+    seeds: Annotated[
+        int | None, typer.Option(min=2, help="Seeds of Figures 14, 15, 17 and 19, for intervals; else one draw.")
+    ] = None,
     jobs: Jobs = -1,
 ) -> None:
     """Draw Figures 11 to 15, 17 and 19 of the NeuStream paper: simulated, with measured points overlaid."""
@@ -433,7 +447,7 @@ def figures(
         raise BadInput(f"{ending!r} is no format", where="--format", right="png, svg or pdf")
     tables.make_folder(out)
     with _progress("figures") as report:
-        files = draw_all.draw_all(out, ending=ending, jobs=jobs, progress=report)
+        files = draw_all.draw_all(out, ending=ending, jobs=jobs, seeds=seeds, progress=report)
     for path in files:
         typer.echo(str(path))
 
@@ -487,6 +501,7 @@ def _shown_gap(s: Scored) -> float | None:
 
 app.command()(commands.check)
 app.command()(bound)
+app.command()(league)
 app.command()(commands.compare)
 app.command()(commands.plot)
 app.command()(commands.trace)

@@ -31,6 +31,11 @@ def only_vllm(given: Mapping[str, Any]) -> None:
     _refuse(given, "only --backend vllm takes this", "--backend vllm")
 
 
+def only_with_url(given: Mapping[str, Any]) -> None:
+    """Likewise of those that are about a server, where there is none."""
+    _refuse(given, "this is for a server", "--url https://host")
+
+
 def _refuse(given: Mapping[str, Any], what: str, right: str) -> None:
     for option, value in given.items():
         if value:
