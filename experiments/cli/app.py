@@ -28,6 +28,7 @@ from .commands import (
     Weights,
 )
 from .import_command import import_profile
+from .report_command import report
 from .terminal import print_table as _print
 from .terminal import progress as _progress
 from .terminal import table as _table
@@ -489,6 +490,7 @@ def _shown_gap(s: Scored) -> float | None:
 app.command()(commands.check)
 app.command()(commands.compare)
 app.command()(commands.plot)
+app.command()(report)
 app.command()(commands.trace)
 app.command()(commands.profile)
 app.command("import")(import_profile)
