@@ -14,7 +14,7 @@ ended, a timer rang) and gives commands out (run this batch, wake me then) throu
 `worker`, `batch_worker`    what the loop and a worker ask of each other; a worker with one batch in flight
 `pool`                      a worker that is a pool of threads
 `routing`, `budget`, `slo`  which worker a request goes to, how an SLO is shared out, what it is
-`records`, `metrics`        the files of a run, and its summary
+`records`, `metrics`        the files of a run, and its summary; `group_metrics`: by class and tenant
 `random_streams`            random numbers, a stream per purpose; `errors`: what reaches a user
 `installed`                 which packages of the optional extras are there
 `testing`                   a worker and an engine that ask a policy without a simulation

@@ -31,6 +31,9 @@ from .routing import Router, first_worker
 from .slo import latest
 from .worker import Handle, Worker
 
+#: What a request says of itself beside its work, in that order.
+SAID = ("arrival", "deadline", "missed", "priority", "tenant", "weight", "class_name")
+
 
 def _at_once(callback: Callable[[], None]) -> bool:
     """What a loop asks instead of its executor that waits for nothing else at the same instant."""
@@ -66,7 +69,7 @@ class ServingLoop:
         self.serving: dict[str, list[Worker]] = {stage.name: [] for stage in stages}
         read_again()
         self._booked = any(worker.could_write for worker in self.workers)
-        self.known: dict[int, tuple[float, float, bool, int]] = {}  # what live requests say (`_know`)
+        self.known: dict[int, tuple[object, ...]] = {}  # what live requests say (`_know`)
         self._stays = Stays()
         self._stages = [(stage, told(stage)) for stage in stages]
         for worker in self.workers:
@@ -97,7 +100,7 @@ class ServingLoop:
         self.now = executor.now
         self.held: list[Worker] | None = None  # those called while several requests are handed over
         self.hear_batch = self.recorder.of_batches()
-        self._hear_arrival = self.recorder.of_arrivals()
+        self._hear_arrival, self._hear_end = self.recorder.of_arrivals(), self.recorder.of_ends()
         alone = len(self.workers) == len(stages) == 1 and not stages[0].branches and budget is None
         #: What takes requests in where the only worker has a way of its own (`Worker.serve_alone`).
         self.entrance = self.workers[0].serve_alone() if alone else None
@@ -169,7 +172,12 @@ class ServingLoop:
     def _know(self, request: Request) -> None:
         """Remember what *request*, which policies are about to be shown, says. (Atoms only: nothing that the garbage
         collector would have to look through.)"""
-        self.known[request.id] = request.arrival, request.deadline, request.missed, self._asked(request)
+        self.known[request.id] = self._said(request)
+
+    def _said(self, request: Request) -> tuple[object, ...]:
+        """What *request* says now: `SAID`, and what it asks for."""
+        terms = request.priority, request.tenant, request.weight, request.class_name
+        return request.arrival, request.deadline, request.missed, *terms, self._asked(request)
 
     def _asked(self, request: Request) -> int:
         """What *request* asks for, in a number that is the same as long as that is."""
@@ -184,17 +192,17 @@ class ServingLoop:
         """A budget may have moved the deadline of *request*, or have forgiven what it missed."""
         if not self._booked:
             return
-        arrival, _, _, asked = self.known[request.id]
-        self.known[request.id] = arrival, request.deadline, request.missed, asked
+        arrival, _, _, *rest = self.known[request.id]
+        self.known[request.id] = arrival, request.deadline, request.missed, *rest
 
     def _check_request(self, request: Request) -> None:
         """Raise `PolicyFault` if *request* says something else than what is known of it."""
         if not self._booked:
             return
         known = self.known.get(request.id)
-        now = request.arrival, request.deadline, request.missed, self._asked(request)
+        now = self._said(request)
         if known != now:
-            names, policies = ("arrival", "deadline", "missed", "work"), self.policies()
+            names, policies = (*SAID, "work"), self.policies()
             if known is None:
                 raise write_fault(policies, f"id of {request}", "id")
             if known[:-1] == now[:-1]:  # of what it asked for a number is known, which tells nobody anything
@@ -367,4 +375,4 @@ class ServingLoop:
                     worker.withdraw(task, now)
         if self.branching is not None:
             self.branching.forget(request)
-        self.recorder.ended(request, now)
+        self._hear_end(request, now)

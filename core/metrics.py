@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from .group_metrics import Groups
 from .policy import Batch
 from .request import CUT_OFF, Outcome, Request
 
@@ -34,9 +35,10 @@ class Summary:
         self.e2el = array("d")
         self.held: list[
             dict[str, Any]
-        ] = []  # where steps went beyond what was measured, by `servetwin.sim.out_of_range`
+        ] = []  # where steps went beyond what was measured, by `servetwin.sim.time.out_of_range`
         self.sizes: dict[str, Counter[int]] = {}  # worker -> batch size -> iterations (whole batches count once)
         self.input: dict[str, Any] = {}  # what is to be said of the requests that were sent: what was cut, say
+        self.groups = Groups()  # by class and tenant, where requests name them
 
     def arrived(self, request: Request) -> None:
         self.requests += 1
@@ -50,6 +52,9 @@ class Summary:
             self.cut_off += 1
         if request.finished is not None:
             self.e2el.append(request.finished - request.arrival)
+        if request.class_name or request.tenant:
+            for group in self.groups.of(request):
+                group.ended(request)
         self.last_end = now
 
     def batch(self, batch: Batch) -> None:
@@ -83,7 +88,8 @@ class Summary:
         """The content of ``summary.json``: counts in requests, rates per second, latencies in milliseconds.
 
         *duration* runs from the first arrival to the last end, as in ``vllm bench serve``; *arrival_span* to the last
-        arrival. Of the failed, *cut_off* counts those that the end of the run cut off, where it did.
+        arrival. Of the failed, *cut_off* counts those that the end of the run cut off, where it did. *classes*,
+        *tenants* and *fairness* are there where requests name classes and tenants (`servetwin.core.group_metrics`).
         """
         start = self.first_arrival or 0.0
         duration = self.last_end - start
@@ -115,6 +121,7 @@ class Summary:
             }
             for worker, sizes in self.sizes.items()
         }
+        out.update(self.groups.as_dict(duration))
         out.update(self.input)
         if self.held:
             out["held"] = self.held

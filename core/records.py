@@ -3,9 +3,10 @@
 ``meta.json``
     the resolved experiment, versions, device, seed and profile digests
 ``requests.jsonl``
-    one line per request, in the order in which they ended: raw time stamps, nothing derived; at an LLM stage
-    also *arrival* (as the engine saw it), *prompt*, *limit* and *generated* tokens, *first_token*, *last_token*,
-    *preemptions*, and the times of all *tokens* if they were kept
+    one line per request, in the order in which they ended: raw time stamps, nothing derived; *class*, *tenant*,
+    *priority* and *weight* where they are not the usual ones ("", "", 0, 1.0); at an LLM stage also *arrival* (as the
+    engine saw it), *prompt*, *limit*, *predicted* (where there is a predictor) and *generated* tokens,
+    *first_token*, *last_token*, *preemptions*, and the times of all *tokens* if they were kept
 ``batches.jsonl``
     one line per batch: start, end, worker, modules, request ids, and the ends of its iterations if it ran several;
     for a step of an LLM engine the ids are of the requests that prefill or were chosen one by one, *prefill* holds
@@ -51,6 +52,11 @@ class Recorder:
         """What to call with each request that arrives: `arrived`, or the summary's where that only goes on to it."""
         return self.summary.arrived if type(self).arrived is Recorder.arrived else self.arrived
 
+    def of_ends(self) -> Callable[[Request, float], None]:
+        """What to call with each request that has ended, and when: `ended`, or the summary's where that only goes on
+        to it."""
+        return self.summary.ended if type(self).ended is Recorder.ended else self.ended
+
     def of_batches(self) -> Callable[[Batch], None]:
         """What to call with each batch that has ended: `batch`, or the summary's where that only goes on to it."""
         return self.summary.batch if type(self).batch is Recorder.batch else self.batch
@@ -71,11 +77,18 @@ def _stay(task: Task, tokens: bool) -> dict[str, Any]:
 
 def request_record(request: Request, *, tokens: bool = True) -> dict[str, Any]:
     """One line of ``requests.jsonl``; with *tokens* it has the time of each token of an LLM, where that was kept."""
+    terms = {
+        "class": (request.class_name, ""),
+        "tenant": (request.tenant, ""),
+        "priority": (request.priority, 0),
+        "weight": (request.weight, 1.0),
+    }
     return {
         "id": request.id,
         "arrival": request.arrival,
         "deadline": request.deadline if request.deadline < float("inf") else None,
         "work": dict(request.work),
+        **{name: value for name, (value, usual) in terms.items() if value != usual},
         "outcome": request.outcome.value if request.outcome else None,
         "reason": request.reason,
         "finished": request.finished,

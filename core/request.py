@@ -33,11 +33,18 @@ class Request:
     *work* holds the iterations of each loop module (denoising steps, say) that the request asks for; a module
     that is not named there runs once. *arrival* and *deadline* are seconds since the run began; the SLO is
     their difference. *outputs* are the true numbers of output tokens at LLM stages, *missed* says that one of these
-    did not keep the SLO of its tokens (`servetwin.core.llm.request.TokenRequest`).
+    did not keep the SLO of its tokens, *predicted* what a predictor expects of *outputs*
+    (`servetwin.core.llm.request.TokenRequest`).
+
+    *priority* is as in vLLM: what has a lower one is to be served sooner. *tenant* says on whose behalf it was sent
+    ("" if nobody says), *weight* the share of service that its tenant is entitled to, relative to others'.
+    *class_name* is the class of the workload that it is of ("" in a workload without classes). The loop makes nothing
+    of these four: they are there for policies and routers, and results are told apart by them.
     """
 
     __slots__ = (
         "arrival",
+        "class_name",
         "deadline",
         "finished",
         "id",
@@ -45,21 +52,41 @@ class Request:
         "open_branches",
         "outcome",
         "outputs",
+        "predicted",
+        "priority",
         "reason",
         "tasks",
+        "tenant",
         "waiting_for",
+        "weight",
         "work",
     )
 
-    def __init__(self, id: int, arrival: float, slo: float, work: Mapping[str, int]) -> None:  # noqa: A002
+    def __init__(
+        self,
+        id: int,  # noqa: A002
+        arrival: float,
+        slo: float,
+        work: Mapping[str, int],
+        *,
+        priority: int = 0,
+        tenant: str = "",
+        weight: float = 1.0,
+        class_name: str = "",
+    ) -> None:
         self.id = id
         self.arrival = arrival
         self.deadline = arrival + slo
         self.work = work
+        self.priority = priority
+        self.tenant = tenant
+        self.weight = weight
+        self.class_name = class_name
         self.tasks: list[Task] = []
         self.waiting_for: dict[str, int] = {}  # stage that joins branches -> inputs still missing
         self.open_branches = 1  # at how many places it is at once, in a graph that forks
         self.outputs: Outputs | None = None
+        self.predicted: Mapping[str, int] | None = None
         self.missed = False
         self.outcome: Outcome | None = None
         self.reason: str | None = None
@@ -69,6 +96,16 @@ class Request:
     def slo(self) -> float:
         """Seconds that the request may take from arrival to the end of its last stage."""
         return self.deadline - self.arrival
+
+    @property
+    def terms(self) -> dict[str, Any]:
+        """What it says of itself beside its work and its SLO, as keyword arguments of another request like it."""
+        return {
+            "priority": self.priority,
+            "tenant": self.tenant,
+            "weight": self.weight,
+            "class_name": self.class_name,
+        }
 
     def __repr__(self) -> str:
         ended = self.outcome.value if self.outcome else "live"
@@ -136,6 +173,11 @@ class Task:
     def details(self, tokens: bool = True) -> dict[str, Any]:
         """What a record of it says beside its times; with *tokens* when each token of an LLM came out, if known."""
         return {"iterations": self._ran()}
+
+    @property
+    def service(self) -> int:
+        """What it has been served here: the iterations that were run for it; at an LLM stage, tokens."""
+        return self._ran()
 
     def _ran(self) -> int:
         """What it has run so far; of a batch in flight, the iterations that are over (see `Batch.count`)."""

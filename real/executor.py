@@ -384,8 +384,9 @@ def _sent(planned: Request, arrival: float) -> Request:
     """*planned* as it was really sent."""
     if isinstance(planned, TokenRequest):
         tokens, outputs = planned.tokens, planned.outputs
-        return TokenRequest(planned.id, arrival, tokens, outputs, slo=planned.slo, work=planned.work)
-    return Request(planned.id, arrival, planned.slo, planned.work)
+        slo, work = planned.slo, planned.work
+        return TokenRequest(planned.id, arrival, tokens, outputs, slo=slo, work=work, **planned.terms)
+    return Request(planned.id, arrival, planned.slo, planned.work, **planned.terms)
 
 
 def _listen(channel: socket.socket, heard: SimpleQueue[tuple[object, object]]) -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OUTCOMES = ("met", "late", "dropped", "failed")
+#: What records say of a request only where it is not the usual one.
+TERMS = {"class": "", "tenant": "", "priority": 0, "weight": 1.0}
 
 
 class Result:
@@ -93,10 +95,13 @@ class Result:
         """A row per request, by *id*: *arrival*, *deadline* (None without one), *outcome* (met, late, dropped,
         failed), *reason* (of those that did not finish), *finished*, *latency* (seconds), ``steps.MODULE`` for each
         loop module; of a single language model also *prompt* and *generated* (tokens), *ttft* and *tpot* (seconds,
-        None where there was no first, or no second, token) and *preemptions*."""
+        None where there was no first, or no second, token) and *preemptions*. *class*, *tenant*, *priority* and
+        *weight* are there where requests of the run say them."""
         from servetwin.experiments.validation.run_files import request_lines
 
-        return table_of(sorted(map(_request_row, request_lines(self._records())), key=lambda row: row["id"]))
+        records = sorted(request_lines(self._records()), key=lambda record: record["id"])
+        named = {name: usual for name, usual in TERMS.items() if any(name in record for record in records)}
+        return table_of(_request_row(record, named) for record in records)
 
     @cached_property
     @spoken
@@ -189,10 +194,11 @@ def load(folder: str | os.PathLike[str]) -> Result:
     return Result(summary, meta["experiment"], folder=place, real=real)
 
 
-def _request_row(record: dict[str, Any]) -> dict[str, Any]:
+def _request_row(record: dict[str, Any], named: Mapping[str, Any]) -> dict[str, Any]:
     arrival, finished = record["arrival"], record["finished"]
     row = {name: record[name] for name in ("id", "arrival", "deadline", "outcome", "reason", "finished")}
     row["latency"] = None if finished is None else finished - arrival
+    row |= {name: record.get(name, usual) for name, usual in named.items()}
     row |= {f"steps.{module}": steps for module, steps in record["work"].items()}
     if len(record["stages"]) == 1 and "prompt" in record["stages"][0]:
         stay = record["stages"][0]

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from servetwin.core import Batch, Worker
 
-from .calendar import Calendar, Moment
-from .timing import Timing
+from .time.calendar import Calendar, Moment
+from .time.timing import Timing
 
 #: At which rate a lane's host and device work get on while neighbours are busy; a list goes by the batch size of the
 #: one of them that runs a loop (or else ends the pipeline; index 0: idle), a list of lists then by that of the next.

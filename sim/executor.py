@@ -15,13 +15,13 @@ from servetwin.core.llm.worker import TokenWorker
 from servetwin.core.pool import Pool
 
 from .batch_lane import Lane, Rates
-from .calendar import Calendar, Timer
 from .llm.async_lane import AheadLane
 from .llm.lane import TokenLane, TokenTiming
 from .llm.shared_lane import EngineRates, SharedTokenLane
-from .out_of_range import Watch
 from .pool_lane import CallTimes, PoolLane
-from .timing import Timing
+from .time.calendar import Calendar, Timer
+from .time.out_of_range import Watch
+from .time.timing import Timing
 
 #: How long a request is under way between two queues, in seconds; asked once per request.
 Delay = Callable[[], float]

@@ -28,10 +28,10 @@ from .device_sharing import HALF, head, refuse, shares, unmeasured
 from .executor import Delay, SimExecutor
 from .llm.lane import Later, StepTimes, TokenTiming
 from .llm.shared_lane import KINDS, EngineRates, Kind, RateTable
-from .noise import Pace, SlowSpells, Stalls, exponential, from_quantiles, uniform
-from .out_of_range import HeldTimes, Reach, Watch
 from .pool_lane import CallTimes
-from .timing import Demand, MeasuredTiming, TableTiming, Timing
+from .time.noise import Pace, SlowSpells, Stalls, exponential, from_quantiles, uniform
+from .time.out_of_range import HeldTimes, Reach, Watch
+from .time.timing import Demand, MeasuredTiming, TableTiming, Timing
 
 #: Idle seconds of a whole-request worker that count as a spell: the next batch is a little late in any case.
 SHORTEST_SPELL = 0.03

@@ -15,7 +15,7 @@ import numpy as np
 from servetwin.core import BadInput, Batch, Request
 from servetwin.core.random_streams import stream
 
-from .calendar import Calendar, Timer
+from .time.calendar import Calendar, Timer
 
 #: Requests whose times are drawn in one go, and how many such blocks are kept.
 BLOCK = 1024

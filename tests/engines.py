@@ -62,6 +62,8 @@ class Linear:
         return self.d0 + self.d1 * context
 
     def step(self, tokens: int, squares: float | None, context: float, batch: int, decode_context: float) -> float:
+        if not tokens:
+            return self.decode(batch, decode_context) if batch else 0.0
         if not batch:
             return self.prefill(tokens)
         return max(self.prefill(tokens + batch), self.decode(batch, decode_context))
@@ -120,7 +122,13 @@ def requests(*rows: tuple[float, int, int], limit: int | None = None) -> list[To
 def view_of(times: Linear, limits: EngineLimits, slo: TokenSLO | None = None, module: str = "llm") -> TokenView:
     (stage,) = Pipeline([Module(module, loop=True)], []).stages([[module]])
     return TokenView(
-        stage, limits, estimate_prefill=times.prefill, estimate_decode=times.decode, slo=slo, name="engine"
+        stage,
+        limits,
+        estimate_prefill=times.prefill,
+        estimate_decode=times.decode,
+        estimate_step=times.step,
+        slo=slo,
+        name="engine",
     )
 
 
@@ -138,6 +146,7 @@ def serve(
     host: Host | None = None,
     stalls=None,
     recent_load=None,
+    log: Log | None = None,
     **limits,
 ) -> Served:
     """Serve *sent* on one engine to the end, in simulated time, under the invariants."""
@@ -146,7 +155,7 @@ def serve(
     view = view_of(times, EngineLimits(**{"blocks": 1000, **limits}), slo)
     worker = TokenWorker(view.stage, policy, view, host=host)
     executor = SimExecutor(lambda worker: TokenTiming(times, draw, swap, stalls=stalls, recent_load=recent_load))
-    log = Log()
+    log = log or Log()
     checker = InvariantChecker(log)
     loop = ServingLoop([view.stage], [worker], executor, checker if invariants else log)
     if invariants:

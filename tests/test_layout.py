@@ -24,16 +24,15 @@ PARENTS = {
         "servetwin.profiles",
         "servetwin.profiles.llm",
     ): "a profile file has a section on tokens, which has costs as all of it has",
-    ("servetwin.sim", "servetwin.sim.llm"): "the executor makes lanes of all kinds, which stand on its calendar",
 }
 
 #: Names with an underscore in front that are nobody's private ones: of `typing.NamedTuple`, and of others who offer
 #: nothing else for what is needed. The latter by file, with what they are.
 OF_NAMED_TUPLES = {"_replace", "_asdict", "_fields", "_make"}
 OF_OTHERS = {
-    ("sim/calendar.py", "_now"): "SimPy's clock, queue and numbers: its calendar in one place",
-    ("sim/calendar.py", "_queue"): "likewise",
-    ("sim/calendar.py", "_eid"): "likewise",
+    ("sim/time/calendar.py", "_now"): "SimPy's clock, queue and numbers: its calendar in one place",
+    ("sim/time/calendar.py", "_queue"): "likewise",
+    ("sim/time/calendar.py", "_eid"): "likewise",
     ("real/diffusion/networks.py", "_dynamo"): "torch.compile's settings have no other name",
     ("real/diffusion/process_lane.py", "_exit"): "os._exit, documented for processes that were forked",
     ("real/vllm/internals.py", "_preempt_request"): "the method of vLLM's scheduler that its own schedule() calls",

@@ -34,7 +34,7 @@ def test_an_experiment_with_a_language_model_needs_little_more() -> None:
     assert files <= 10, walk.files
 
 
-@pytest.mark.parametrize(("name", "most", "files", "with_batches"), [(DIFFUSION, 12, 8, 27), (LANGUAGE, 26, 12, 33)])
+@pytest.mark.parametrize(("name", "most", "files", "with_batches"), [(DIFFUSION, 11, 7, 26), (LANGUAGE, 21, 9, 26)])
 def test_a_request_gets_from_arrival_to_record_in_few_functions(
     name: str, most: int, files: int, with_batches: int
 ) -> None:
@@ -42,7 +42,7 @@ def test_a_request_gets_from_arrival_to_record_in_few_functions(
     assert len(walk.functions) <= most, list(walk.functions)
     assert len(walk.files) <= files, walk.files
     assert "core/loop.py::ServingLoop.arrive" in walk.functions
-    assert "core/records.py::Recorder.ended" in walk.functions
+    assert "core/metrics.py::Summary.ended" in walk.functions
     walk = walk_of_a_request(name, batches=True)
     assert len(walk.functions) <= with_batches, list(walk.functions)
     assert any("lane.py::" in place for place in walk.functions), "it was in no batch"

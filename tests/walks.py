@@ -27,7 +27,7 @@ from servetwin.experiments.assembly import build
 from servetwin.experiments.spec.field_types import Strict
 from servetwin.experiments.spec.loading import load
 from servetwin.experiments.spec.variants import Chosen, Layer
-from servetwin.sim.calendar import Calendar
+from servetwin.sim.time.calendar import Calendar
 
 import servetwin
 from servetwin import core, experiments, policies, profiles, sim

@@ -22,14 +22,17 @@ FRUITLESS = 1000
 
 #: What a task says of itself, from when the policy is first shown it to the end of its visit.
 SAID = (
-    "id", "prompt", "limit", "budget", "arrival", "deadline", "queued", "admitted", "request", "arrival", "deadline",
+    "id", "prompt", "limit", "budget", "predicted", "arrival", "deadline", "queued", "admitted", "request", "arrival",
+    "deadline", "priority", "tenant", "weight", "class_name",
 )  # fmt: skip
 
 
 def says(task: TokenTask) -> tuple[object, ...]:
     """What *task* says now of `SAID`."""
     request, sent = task.request, (task.arrival, task.deadline, task.queued, task.admitted)
-    return task.id, task.prompt, task.limit, task.budget, *sent, request.id, request.arrival, request.deadline
+    asked = request.id, request.arrival, request.deadline
+    terms = request.priority, request.tenant, request.weight, request.class_name
+    return task.id, task.prompt, task.limit, task.budget, task.predicted, *sent, *asked, *terms
 
 
 #: What a task counts, and how it says so.
@@ -79,7 +82,6 @@ class TokenBooks:
     view: TokenView
     tick: int
     ticks: Ticks
-    lengths: dict[TokenTask, int]
     bases: dict[TokenTask, int]
 
     def __init__(self) -> None:
@@ -95,15 +97,10 @@ class TokenBooks:
 
     def note(self, task: TokenTask) -> None:
         """Remember what *task*, which the policy is about to be shown, says."""
-        if not self.booked:
-            return
         self._said[task] = says(task)
 
-    def forget(self, task: TokenTask) -> None:
+    def check_out(self, task: TokenTask) -> None:
         """The visit of *task* is over. Raises `PolicyFault` if it does not say what it should."""
-        del self.lengths[task]
-        if not self.booked:
-            return
         self._books.pop(task, None)
         known = self._said.pop(task, None)
         if known is not None:

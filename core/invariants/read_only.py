@@ -97,10 +97,14 @@ class ClosedView(_Closed, WorkerView):  # type: ignore[misc, override]
     __slots__ = ("batches", "estimate", "solo")
 
 
+#: What a policy may ask an engine.
+_FUNCTIONS_OF_TOKENS = ("admissible", "blocks_for", "estimate_decode", "estimate_prefill", "estimate_step")
+
+
 class ClosedTokenView(_Closed, TokenView):  # type: ignore[misc, override]
     """A `TokenView` as a policy is shown it."""
 
-    __slots__ = (*ClosedView.__slots__, "admissible", "blocks_for", "estimate_decode", "estimate_prefill")
+    __slots__ = (*ClosedView.__slots__, *_FUNCTIONS_OF_TOKENS)
 
     context = _Fixed("context")  # type: ignore[assignment]
     decoding = _Fixed("decoding")  # type: ignore[assignment]
@@ -137,7 +141,7 @@ def closed(view: WorkerView, *, hide: bool = True) -> Any:
         _share(shown, TokenView.__dict__["__dict__"].__get__(view))
         _put(shown, "limits", copy.copy(view.limits))
         _put(shown, "slo", closed_slo(view.slo) if hide else view.slo)
-        for name in ("admissible", "blocks_for", "estimate_decode", "estimate_prefill"):
+        for name in _FUNCTIONS_OF_TOKENS:
             _put(shown, name, seal(getattr(view, name)))
     return shown
 

@@ -162,7 +162,7 @@ class TokenEngineAhead(TokenEngine):
             self._release(task)
         else:
             return
-        self.forget(task)
+        self._visit_over(task)
 
     # -- a step begins ------------------------------------------------------------------------------------
 

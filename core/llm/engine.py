@@ -137,7 +137,7 @@ class TokenEngine(DecodeSums):
         if task in view.waiting:
             del view.waiting[task]
             self.worker.policy.removed(task, self.worker.shown, now)
-            self.forget(task)
+            self._visit_over(task)
         elif task in view.running:
             self.worker.policy.removed(task, self.worker.shown, now)
             if view.in_flight is not None:
@@ -146,7 +146,7 @@ class TokenEngine(DecodeSums):
                     self._tell_times(task)
             else:
                 self._release(task)
-                self.forget(task)
+                self._visit_over(task)
 
     def turn(self, now: float, fresh: bool = False) -> None:
         """Let the policy decide *now*, and launch what it says. *fresh*: something came while the engine was idle."""
@@ -225,21 +225,7 @@ class TokenEngine(DecodeSums):
         worker, waiting = self.worker, self.view.waiting
         inbox: list[TokenTask] = worker.inbox  # type: ignore[assignment]
         worker.inbox = []
-        if self.seen or not admits_all(worker.policy):
-            self._ask_in(inbox, now)
-            return
-        for task in inbox:
-            if task.request.outcome is None:
-                task.admitted = now
-                if self.booked:
-                    self.note(task)
-                waiting[task] = None
-            else:
-                del self.lengths[task]
-
-    def _ask_in(self, inbox: Sequence[TokenTask], now: float) -> None:
-        """Likewise, where arrivals are stamped now or the policy may refuse."""
-        worker, view = self.worker, self.view
+        asked = None if admits_all(worker.policy) else self.guard or worker.policy
         for task in inbox:
             if task.request.outcome is not None:
                 del self.lengths[task]
@@ -247,13 +233,21 @@ class TokenEngine(DecodeSums):
             task.admitted = now
             if self.seen:
                 task.arrival = now
-            self.note(task)
-            kept = (self.guard or worker.policy).admit(task, worker.shown, now)
-            if kept is True or check_kept(worker.policy, kept):
-                view.waiting[task] = None
-            else:
-                self.forget(task)
-                self.loop.drop(task, view)
+            if self.booked:
+                self.note(task)
+            if asked is not None:
+                kept = asked.admit(task, worker.shown, now)
+                if kept is not True and not check_kept(worker.policy, kept):
+                    self._visit_over(task)
+                    self.loop.drop(task, self.view)
+                    continue
+            waiting[task] = None
+
+    def _visit_over(self, task: TokenTask) -> None:
+        """The visit of *task* is over."""
+        del self.lengths[task]
+        if self.booked:
+            self.check_out(task)
 
     # -- a step -------------------------------------------------------------------------------------------
 
@@ -539,7 +533,9 @@ class TokenEngine(DecodeSums):
         """*task*, which does not decode with the others (any more), has generated its last token."""
         self.view.free_blocks -= -task.base_computed // self.size
         del self.view.running[task]
-        self.forget(task)
+        del self.lengths[task]
+        if self.booked:  # as `_visit_over`, without the call
+            self.check_out(task)
         request = task.request
         if request.outcome is None:
             task.finished = now
@@ -567,7 +563,7 @@ class TokenEngine(DecodeSums):
             task.base_computed = 0
         self._keep(task)
         if self._outgrown(task):
-            self.forget(task)
+            self._visit_over(task)
             self.loop.fail(
                 task.request, f"its {task.prompt + task.base_generated} tokens do not fit into {view.name}"
             )
@@ -587,7 +583,7 @@ class TokenEngine(DecodeSums):
             del view.waiting[task]
         else:
             raise fault(self.worker.policy, f"it drops {task}, which is not at {view.name}", "a task of its view")
-        self.forget(task)
+        self._visit_over(task)
         self.loop.drop(task, view)
 
     def _purge(self) -> None:
@@ -595,4 +591,4 @@ class TokenEngine(DecodeSums):
         self.stale = False
         for task in [t for t in self.view.running if t.request.outcome is not None]:
             self._release(task)
-            self.forget(task)
+            self._visit_over(task)

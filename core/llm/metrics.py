@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from ..group_metrics import Tokens
 from ..metrics import Summary
-from ..request import Outcome, Request
+from ..request import Request
 from ..slo import latest, slack
 from .metric_blocks import TokenBlock
 from .request import TokenTask
-from .slo import _STEPS, _SUMS, LimitsSLO, TokenDeadlines, TokenLimits, _longer, on_time, sent_at, task_limits
+from .slo import _STEPS, _SUMS, LimitsSLO, TokenDeadlines, TokenLimits, _longer, sent_at, task_limits
 from .token_gaps import Gaps
 
 
@@ -36,7 +37,8 @@ def limits_of_block(block: TokenBlock, limits: TokenLimits) -> np.ndarray:
 
 
 def on_time_of_block(block: TokenBlock, slo: TokenDeadlines) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As `on_time`, of each in *block*."""
+    """How many of the tokens of each in *block* came by their deadlines (as `TokenDeadlines.in_time` of each), and
+    whether its first and its last did."""
     firsts, per_step = _first_due(block, slo), slo.decode_scale * (slo.d0 + slo.d1 * block.prompts)
     found = np.empty(len(block), dtype=int), np.empty(len(block), dtype=bool), np.empty(len(block), dtype=bool)
     for places, times in block.portions():
@@ -88,7 +90,7 @@ class StageTokens:
         self.first_arrival = inf
         self.last_finish = -inf
 
-    def ended(self, task: TokenTask, outcome: Outcome) -> None:
+    def ended(self, task: TokenTask) -> None:
         """The request of *task* has ended; *task* may have generated no token, some, or all."""
         self.preemptions += task.preemptions
         if task.arrival < self.first_arrival:
@@ -100,13 +102,13 @@ class StageTokens:
         if generated > 1:
             self.itl.add(task.times())
         if self.slo is not None:
-            count, first_kept, last_kept = on_time(task, self.slo)
-            self.on_time += count
-            if first_kept:
+            kept = self.slo.in_time(task)
+            self.on_time += int(np.count_nonzero(kept))
+            if kept[0]:
                 self.first_on_time += 1
             else:
                 self.late_firsts += 1
-            if last_kept and task.finished is not None:
+            if kept[-1] and task.finished is not None:
                 self.last_on_time += 1
         if task.finished is None:
             return
@@ -217,8 +219,28 @@ class TokenSummary(Summary):
         stages = self.stages
         for task in request.tasks:
             if isinstance(task, TokenTask):
-                assert request.outcome is not None
-                stages[task.stage.name].ended(task, request.outcome)
+                stages[task.stage.name].ended(task)
+        if request.class_name or request.tenant:
+            self._count_tokens(request)
+
+    def _count_tokens(self, request: Request) -> None:
+        """Count the tokens of *request* for its class and its tenant."""
+        for group in self.groups.of(request):
+            tokens = group.tokens = group.tokens or Tokens()
+            for task in request.tasks:
+                if not isinstance(task, TokenTask):
+                    continue
+                slo = self.stages[task.stage.name].slo
+                tokens.deadlines = tokens.deadlines or slo is not None
+                if task.first_token is None:
+                    continue
+                tokens.output += task.generated
+                if slo is not None:
+                    tokens.on_time += int(np.count_nonzero(slo.in_time(task)))
+                if task.finished is not None:
+                    tokens.ttft.append(task.first_token - sent_at(task))
+                    if task.generated > 1:
+                        tokens.tpot.append((task.finished - task.first_token) / (task.generated - 1))
 
     def as_dict(self) -> dict[str, Any]:
         """As of `Summary`, with ``llm``: the tokens of each LLM stage; those of a single one stand at the top too."""

@@ -136,6 +136,7 @@ class TokenView(WorkerView):
         "max_batched_tokens",
         "max_sequences",
         "slo",
+        "step_seconds",
         "sure",
         "watermark",
         "whole_prompt",
@@ -151,6 +152,7 @@ class TokenView(WorkerView):
         *,
         estimate_prefill: Callable[[int, float | None], float],
         estimate_decode: Callable[[int, int], float],
+        estimate_step: Callable[[int, float, float, int, int], float] | None = None,
         slo: TokenSLO | None = None,
         name: str = "",
         slo_factor: float | None = None,
@@ -172,6 +174,9 @@ class TokenView(WorkerView):
         self.slo = slo
         self._estimate_prefill = estimate_prefill
         self._estimate_decode = estimate_decode
+        #: What tells the seconds of a step, by tokens of its chunks, the sum of their squares, that of each times the
+        #: tokens before it, and requests and context of a decode; None where nobody does.
+        self.step_seconds = estimate_step
 
     def estimate_prefill(self, tokens: int, squares: float | None = None) -> float:
         """Seconds of a prefill of *tokens* in all, by the scheduler's profile; *squares* is the sum of the squared
@@ -181,6 +186,26 @@ class TokenView(WorkerView):
     def estimate_decode(self, batch: int, context: int) -> float:
         """Seconds of a decode step of *batch* requests whose computed tokens sum to *context*, by the profile."""
         return self._estimate_decode(batch, context)
+
+    def estimate_step(self, prefill: Iterable[Chunk] = (), decode: int = 0, context: int | None = None) -> float:
+        """Seconds of a step that computes the chunks of *prefill* ((task, tokens), as in `Step`) while *decode*
+        requests decode, by the scheduler's profile; 0 if it does nothing.
+
+        *context* is the sum of the computed tokens of those that decode; None: of all that decode now, for
+        ``decode=view.decoding``, or its share for others. Where nobody says what a mixed step takes (a view made by
+        hand without that) it is taken to be a prefill and a decode step on end, which is an upper bound.
+        """
+        tokens = squares = before = 0
+        for task, count in prefill:
+            tokens += count
+            squares += count * count
+            before += count * task.computed
+        if context is None:
+            context = self.context if decode == self.decoding else self.context * decode // max(self.decoding, 1)
+        if self.step_seconds is not None:
+            return self.step_seconds(tokens, float(squares), float(before), decode, context)
+        seconds = self._estimate_prefill(tokens, float(squares)) if tokens else 0.0
+        return seconds + (self._estimate_decode(decode, context) if decode else 0.0)
 
     def blocks_for(self, tokens: int) -> int:
         """Blocks that hold that many tokens."""

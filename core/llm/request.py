@@ -41,8 +41,9 @@ class TokenRequest(Request):
     *tokens* holds (prompt tokens, declared limit of output tokens) by the name of each LLM stage's loop module.
     *outputs* holds the true numbers of output tokens; the loop takes them out of the request as it arrives, so a
     policy can never see them. A stage that a request visits several times has lists, an entry per visit (the last
-    one goes on for further visits). *missed* says that an LLM stage did not keep the SLO of its tokens. *work* and
-    *slo* are as in `Request`.
+    one goes on for further visits). *missed* says that an LLM stage did not keep the SLO of its tokens. *predicted*
+    holds, by loop module, how many output tokens a predictor expects; None where there is no predictor. *work*,
+    *slo*, *priority*, *tenant*, *weight* and *class_name* are as in `Request`.
     """
 
     __slots__ = ("tokens",)
@@ -56,11 +57,21 @@ class TokenRequest(Request):
         *,
         slo: float = float("inf"),
         work: Mapping[str, int] | None = None,
+        priority: int = 0,
+        tenant: str = "",
+        weight: float = 1.0,
+        class_name: str = "",
+        predicted: Mapping[str, int] | None = None,
     ) -> None:
         self.id = id
         self.arrival = arrival
         self.deadline = arrival + slo
         self.work = work if work is not None else {}
+        self.priority = priority
+        self.tenant = tenant
+        self.weight = weight
+        self.class_name = class_name
+        self.predicted = predicted
         self.tasks = []
         self.waiting_for = {}
         self.open_branches = 1
@@ -68,6 +79,10 @@ class TokenRequest(Request):
         self.tokens = tokens
         self.outputs = outputs
         self.missed = False
+
+    @property
+    def terms(self) -> dict[str, Any]:
+        return {**super().terms, "predicted": self.predicted}
 
 
 class Ticks:
@@ -82,9 +97,11 @@ class Ticks:
 class TokenTask(Task):
     """A request's visit to an LLM stage. Policies read; the engine counts.
 
-    *prompt* is in tokens, *limit* the declared most that it may generate. *budget* (seconds) is slack that earlier
-    stages left. *arrival* is as the engine sees it (`EngineLimits.stamp`). *started* is when it was first admitted to
-    a step, *first_token* when its first token came out, *finished* when its last did.
+    *prompt* is in tokens, *limit* the declared most that it may generate. *predicted* are the output tokens that the
+    workload's predictor expects (None without one); how many there will really be is nowhere to be seen. *budget*
+    (seconds) is slack that earlier stages left. *arrival* is as the engine sees it (`EngineLimits.stamp`). *started*
+    is when it was first admitted to a step, *first_token* when its first token came out, *finished* when its last
+    did.
     """
 
     # Slots, all of them set at once: looking for what is not there, on the way to a default, costs more.
@@ -93,8 +110,9 @@ class TokenTask(Task):
         "base_generated",
         "budget",
         "first_token",
-        "known_on_time",
+        "known_in_time",
         "limit",
+        "predicted",
         "preemptions",
         "prompt",
         "ticks",
@@ -114,6 +132,8 @@ class TokenTask(Task):
         self.flight = self.admitted = self.started = self.finished = None
         self.prompt = prompt
         self.limit = limit
+        predicted = request.predicted
+        self.predicted = predicted.get(stage.loop or stage.name) if predicted is not None else None
         self.budget = 0.0
         self.preemptions = 0
         self.first_token: float | None = None
@@ -123,8 +143,8 @@ class TokenTask(Task):
         self.base_computed = 0
         # When each of its tokens came out, where a recorder wants that; complete once it does not decode any more.
         self.token_times: array[float] | None = None
-        # What `servetwin.core.llm.slo.on_time` found, since both SLO and summary ask it.
-        self.known_on_time: Any = None
+        # What `servetwin.core.llm.slo.TokenDeadlines.in_time` found, since both SLO and summary ask it.
+        self.known_in_time: Any = None
 
     @property
     def generated(self) -> int:
@@ -158,6 +178,8 @@ class TokenTask(Task):
 
     def details(self, tokens: bool = True) -> dict[str, Any]:
         said: dict[str, Any] = {"arrival": self.arrival, "prompt": self.prompt, "limit": self.limit}
+        if self.predicted is not None:
+            said["predicted"] = self.predicted
         batch, more = self.flight, 0  # steps that are over, of a batch in flight
         if batch is not None and batch.count > 1 and self.ticks is not None:
             more = batch.count - 1
@@ -169,6 +191,12 @@ class TokenTask(Task):
             if batch is not None and batch.ends is not None and self.ticks is not None:
                 said["tokens"] += batch.ends[: batch.count - 1]
         return said
+
+    @property
+    def service(self) -> int:
+        """Prompt and output tokens that it has got; of one that was cut off before its first token, nothing."""
+        generated = self.generated
+        return self.prompt + generated if generated else 0
 
     def _settle(self) -> None:
         if self.ticks is not None:

@@ -150,7 +150,7 @@ class TokenDeadlines(CumulativeSLO):
     def met(self, task: TokenTask) -> bool:
         if self.meets == "last":
             return super().met(task)
-        return on_time(task, self)[0] == task.generated
+        return int(np.count_nonzero(self.in_time(task))) == task.generated
 
     def deadlines(self, task: TokenTask) -> np.ndarray:
         """When each of the tokens that *task* has generated was due, in seconds since the run began."""
@@ -172,29 +172,21 @@ class TokenDeadlines(CumulativeSLO):
         return steps, (self.decode_scale * self.d1) * sums
 
     def in_time(self, task: TokenTask) -> np.ndarray:
-        """Which of the tokens that *task* has generated came by their deadlines."""
+        """Which of the tokens that *task* has generated came by their deadlines.
+
+        What was found for all of a task's tokens is kept with it: SLO and summary both ask.
+        """
+        known: tuple[TokenDeadlines, np.ndarray] | None = task.known_in_time
+        if known is not None and known[0] is self and len(known[1]) == task.generated:
+            return known[1]
         kept: np.ndarray = as_array(task.times()) <= self._due(task, True)
+        task.known_in_time = self, kept
         return kept
 
 
 def _longer(count: int) -> tuple[np.ndarray, np.ndarray]:
     steps = np.arange(count, dtype=float)
     return steps, steps * (steps + 1.0) / 2.0
-
-
-def on_time(task: TokenTask, slo: TokenDeadlines) -> tuple[int, bool, bool]:
-    """How many of the tokens of *task* so far came by their deadlines, and whether the first and the last did.
-
-    What was found for all of a task's tokens is kept with it: SLO and summary both ask.
-    """
-    known: tuple[TokenDeadlines, int, tuple[int, bool, bool]] | None = task.known_on_time
-    count = task.generated
-    if known is not None and known[0] is slo and known[1] == count:
-        return known[2]
-    kept = slo.in_time(task)
-    found = (int(np.count_nonzero(kept)), bool(kept[0]), bool(kept[-1]))
-    task.known_on_time = (slo, count, found)
-    return found
 
 
 @dataclass(frozen=True)

@@ -153,6 +153,7 @@ def token_worker(
         limits,
         estimate_prefill=plans.prefill,
         estimate_decode=plans.decode,
+        estimate_step=plans.step,
         slo=cast("TokenSLO | None", deadlines_of(experiment, profile)),
         name=spec.name or "",
     )

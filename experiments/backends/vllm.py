@@ -79,8 +79,17 @@ class VllmBackend:
         self.engines: dict[EngineOptions, VllmEngine] = {}
 
     @as_loaded()
-    def ask(self, url: str, experiment: Experiment, folder: Path | None = None, say: Say | None = None) -> VllmReport:
-        """Send the requests of *experiment* to the server at *url*, which has a policy of its own (or vLLM's).
+    def ask(
+        self,
+        url: str,
+        experiment: Experiment,
+        folder: Path | None = None,
+        say: Say | None = None,
+        *,
+        key: str | None = None,
+    ) -> VllmReport:
+        """Send the requests of *experiment* to the server at *url*, which has a policy of its own (or vLLM's), and
+        wants *key* if it wants an API key.
 
         Records and summary are as those of `run`, but without steps, which only the server knows.
         """
@@ -93,7 +102,7 @@ class VllmBackend:
         worker = self._only(workers, experiment)
         planned = planned_of(plan, worker)
         say(f"sending {len(planned)} requests to {url}")
-        run = serve_url(url, planned, model=self.model)
+        run = serve_url(url, planned, model=self.model, key=key)
         recorder = Recorder()
         if folder is not None:
             meta = {**build.describe(experiment), "kind": "real", "engine": {"url": url}}
@@ -125,7 +134,7 @@ class VllmBackend:
         options = self._options(worker, profile)
         engine = self._engine(options, profile, say)
         view = worker.view
-        estimates = Estimates(view.estimate_prefill, view.estimate_decode, view.slo)
+        estimates = Estimates(view.estimate_prefill, view.estimate_decode, view.slo, view.step_seconds)
         recorder = Recorder()
         if folder is not None:
             meta = {**build.describe(experiment), "kind": "real", "engine": engine.describe()}
@@ -222,7 +231,7 @@ def check_limits(workers: Sequence[Worker]) -> None:
 
 def planned_of(plan: Plan, worker: TokenWorker) -> list[Planned]:
     """The requests of *plan* as a client sends them."""
-    from servetwin.real.vllm.plan import Planned
+    from servetwin.real.vllm.plan import Planned, said_of
 
     name = worker.stage.loop or worker.stage.name
     planned = []
@@ -231,7 +240,8 @@ def planned_of(plan: Plan, worker: TokenWorker) -> list[Planned]:
         tokens: Any = request.tokens[name]
         prompt, limit = tokens
         output: Any = (request.outputs or {})[name]
-        planned.append(Planned(request.id, request.arrival, prompt, min(output, limit), limit))
+        said = said_of(request, request.predicted.get(name) if request.predicted is not None else None)
+        planned.append(Planned(request.id, request.arrival, prompt, min(output, limit), limit, said))
     return planned
 
 

@@ -104,7 +104,14 @@ def simulate(run: Loop) -> tuple[float, float]:
     )
     stage = Pipeline.chain(Module("decode", loop=True)).stages([["decode"]])[0]
     policy: Any = policy_registry.make("vllm-v1", {})
-    view = TokenView(stage, limits, estimate_prefill=table.prefill, estimate_decode=table.decode, name=run.profile)
+    view = TokenView(
+        stage,
+        limits,
+        estimate_prefill=table.prefill,
+        estimate_decode=table.decode,
+        estimate_step=table.step,
+        name=run.profile,
+    )
     executor = SimExecutor(lambda _: TokenTiming(table))
     client = _Client(run)
     client.loop = ServingLoop([stage], [TokenWorker(stage, policy, view, host=host_ahead(profile))], executor, client)

@@ -125,7 +125,12 @@ def simulate(run: External) -> Latencies:
     stage = Pipeline.chain(Module("decode", loop=True)).stages([["decode"]])[0]
     policy: Any = policy_registry.make("vllm-v1", {})
     view = TokenView(
-        stage, run.limits, estimate_prefill=table.prefill, estimate_decode=table.decode, name=run.profile
+        stage,
+        run.limits,
+        estimate_prefill=table.prefill,
+        estimate_decode=table.decode,
+        estimate_step=table.step,
+        name=run.profile,
     )
     host = host_ahead(profile) if run.engine["async_scheduling"] else None
     log = Ends()

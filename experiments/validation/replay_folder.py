@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from servetwin.core import BadInput, Request, RunFolder, ServeTwinError
 
@@ -72,7 +73,12 @@ def find(folder: Path, overrides: Iterable[Override] = (), *, as_they_are: bool 
 def requests_of(folder: Path) -> list[Request]:
     """The requests of a run, in order of arrival, as if none had been served."""
     lines = sorted(request_lines(folder), key=lambda r: (r["arrival"], r["id"]))
-    return [Request(r["id"], r["arrival"], _slo(r), r["work"]) for r in lines]
+    return [Request(r["id"], r["arrival"], _slo(r), r["work"], **_terms(r)) for r in lines]
+
+
+def _terms(record: Row) -> dict[str, Any]:
+    said: dict[str, Any] = {name: record[name] for name in ("priority", "tenant", "weight") if name in record}
+    return {**said, "class_name": record["class"]} if "class" in record else said
 
 
 def _slo(record: Row) -> float:

@@ -182,7 +182,13 @@ def replay(
     policy: Any = policy_registry.make(name, params or {})
     stage = Pipeline.chain(Module("decode", loop=True)).stages([["decode"]])[0]
     view = TokenView(
-        stage, limits, estimate_prefill=table.prefill, estimate_decode=table.decode, slo=slo, name="engine"
+        stage,
+        limits,
+        estimate_prefill=table.prefill,
+        estimate_decode=table.decode,
+        estimate_step=table.step,
+        slo=slo,
+        name="engine",
     )
     worker = TokenWorker(stage, policy, view, host=host)
     steps = table if times is None else times
@@ -222,8 +228,8 @@ HOLDS = ("h100-knees/opt-30b-tp1", "h200-long/opt-30b-tp1", "h200-long/opt-66b-t
 
 def held(campaign: Campaign, profile: Profile) -> list[dict[str, Any]]:
     """How many steps of the runs of *campaign*, repeated once without noise by *profile*, are beyond it, and how far:
-    as `servetwin.sim.out_of_range.Watch.told` has it, a list for all runs."""
-    from servetwin.sim.out_of_range import HeldTimes, Watch
+    as `servetwin.sim.time.out_of_range.Watch.told` has it, a list for all runs."""
+    from servetwin.sim.time.out_of_range import HeldTimes, Watch
 
     slos = sorted({run.slo for run in campaign.runs})
     sides: dict[str | None, Side] = {}

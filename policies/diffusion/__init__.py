@@ -8,6 +8,8 @@
 `clockwork`         whole requests at the last moment that still meets the deadline, batched with their like (OSDI'20)
 `nexus`             whole requests in batches as large as the SLO allows; who would shrink them is dropped (SOSP'19)
 `symphony`          the same, begun as late as a further request could still join
+`shepherd`          the largest batch that is in time; gives way to one a few times its size (NSDI'23)
+`tetriserve`        rounds of some steps, packed so that the fewest requests become late; for one GPU
 `neustream`         batches re-formed at every iteration under a bound from the SLO; two priority queues (EuroSys'25)
 `_queue`            the queues of `neustream`; `_waiting_lists`: those of `clockwork`; `_windows`: that of `nexus` and
                     `symphony`; `_ends`: when each task must be done here, for those that go by it

@@ -12,7 +12,7 @@ for one model; `ModelExecutor::GetBatchTask` of its code where the paper leaves 
 Deviations: requests differ in steps, so each has its own SLO and thus a size of its own, and that of the first in the
 window counts; a batch lasts as long as the request with the most steps, and who has more than the first can wait for
 is left for later. Later stages count as if alone (Nexus splits an SLO over a pipeline by search, section 4.2). How
-models share GPUs (squishy bin packing) and prefixes (section 6.3) is no matter of one worker's policy.
+models share GPUs (squishy bin packing) and prefixes is no matter of one worker's policy.
 """
 
 from __future__ import annotations

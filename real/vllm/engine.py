@@ -298,7 +298,7 @@ class VllmEngine:
                 detokenize=False,
                 temperature=0.0,
                 output_kind=RequestOutputKind.FINAL_ONLY,
-                extra_args={KEY: {"id": planned.id, "limit": planned.limit or planned.output, "arrival": sent}},
+                extra_args={KEY: {**planned.told(), "arrival": sent}},
             ),
         )
 

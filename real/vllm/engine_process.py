@@ -32,6 +32,7 @@ from servetwin.core.llm.worker import TokenWorker
 from servetwin.core.worker import Loop
 
 from ..answer import Answer, Standstill, broken
+from .plan import said_of
 
 if TYPE_CHECKING:
     from ..executor import RealExecutor
@@ -173,7 +174,8 @@ class EngineWorker(TokenWorker):
         self.count += 1
         self.executor.still.pop(self.name, None)
         try:
-            self.process.pipe.send(("add", task.id, visit, task.prompt, output, task.limit, at, task.budget))
+            said = said_of(task.request, task.predicted)
+            self.process.pipe.send(("add", task.id, visit, task.prompt, output, task.limit, at, task.budget, said))
         except OSError:
             raise ServeTwinError(self.process.has_ended(self.name)) from None
 
@@ -409,9 +411,9 @@ def _add(engine: Any, flying: dict[str, tuple[int, int, float, float]], more: li
     from .plan import Planned
 
     received = time.monotonic()
-    number, visit, prompt, output, limit, at, budget = more
+    number, visit, prompt, output, limit, at, budget, said = more
     own = _own(number, visit)
-    engine.add(Planned(own, 0.0, prompt, output, limit), at)
+    engine.add(Planned(own, 0.0, prompt, output, limit, said), at)
     flying[str(own)] = (number, visit, received, time.monotonic())
     engine.scheduler.grant(budget)
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from servetwin.core import Request
 
 #: The key of vLLM's ``additional_config``, and of a request's ``extra_args``.
 KEY = "servetwin"
@@ -12,13 +18,32 @@ KEY = "servetwin"
 @dataclass(frozen=True)
 class Planned:
     """A request to send: *arrival* in seconds since the run began, lengths in tokens. *output* tokens are forced;
-    *limit* is what a policy is told (None: the same)."""
+    *limit* is what a policy is told (None: the same), *said* what else it is told of the request, by the keys of
+    `told`: *priority*, *tenant*, *weight*, *class*, *predicted*."""
 
     id: int
     arrival: float
     prompt: int
     output: int
     limit: int | None = None
+    said: Mapping[str, Any] = field(default_factory=dict)
+
+    def told(self) -> dict[str, Any]:
+        """What is sent with the request."""
+        return {**self.said, "id": self.id, "limit": self.limit or self.output}
+
+
+def said_of(request: Request, predicted: int | None) -> dict[str, Any]:
+    """What is sent with *request*, of which so many output tokens are *predicted*, for policies (`Planned.said`):
+    what is not as usual."""
+    every = {
+        "priority": (request.priority, 0),
+        "tenant": (request.tenant, ""),
+        "weight": (request.weight, 1.0),
+        "class": (request.class_name, ""),
+        "predicted": (predicted, None),
+    }
+    return {key: value for key, (value, usual) in every.items() if value != usual}
 
 
 @dataclass
@@ -48,6 +73,39 @@ class Run:
     seconds: float
     reason: str = "cut off by the stop"  #: why those failed that did
     moves: int | None = None  #: of the thread that launches steps, to less disturbed cores, where it looks for them
+
+
+#: What a client may say of a request that is a number of 0 or more, a text, or a whole number.
+NUMBERS, TEXTS, WHOLE = ("id", "limit", "arrival", "weight", "predicted"), ("tenant", "class"), ("priority",)
+
+
+def told(request: Any) -> dict[str, Any]:
+    """What a client says of *request* beyond vLLM's own words, where it is of the right kind (`NUMBERS`, `TEXTS`,
+    `WHOLE`).
+
+    Over HTTP it is a text in JSON (vLLM passes no mapping on). Whatever else is there is the client's mistake, which
+    must not end the engine.
+    """
+    given = (getattr(request.sampling_params, "extra_args", None) or {}).get(KEY)
+    if isinstance(given, str):
+        with contextlib.suppress(ValueError):
+            given = json.loads(given)
+    if not isinstance(given, Mapping):
+        return {}
+    said: dict[str, Any] = {}
+    for key, value in given.items():
+        if key in TEXTS:
+            right = isinstance(value, str)
+        elif isinstance(value, bool) or not isinstance(value, int | float):
+            right = False
+        elif key in WHOLE:
+            right = isinstance(value, int)
+        else:
+            least = math.ulp(0.0) if key in ("weight", "predicted") else 0.0
+            right = key in NUMBERS and math.isfinite(value) and value >= least
+        if right:
+            said[key] = value
+    return said
 
 
 def prompt_ids(planned: Planned) -> list[int]:

@@ -47,7 +47,8 @@ def _task(served: Served, worker: TokenWorker, planned: TokenRequest, started: f
     name = stage.loop or stage.name
     tokens: Any = planned.tokens[name]
     prompt, limit = tokens
-    request = TokenRequest(planned.id, served.arrival, planned.tokens, slo=planned.slo, work=planned.work)
+    slo, work = planned.slo, planned.work
+    request = TokenRequest(planned.id, served.arrival, planned.tokens, slo=slo, work=work, **planned.terms)
     task = TokenTask(request, stage, served.queued, worker.place, prompt, limit)
     task.admitted = served.queued
     task.started = started

@@ -7,18 +7,16 @@ Give it to vLLM by its path; what it is to do travels in vLLM's configuration::
 
 Per request, ``extra_args={"servetwin": {...}}`` of its sampling parameters (over HTTP ``vllm_xargs``, with that
 mapping as a text in JSON) may hold *limit* (the declared maximum of output tokens, where ``max_tokens`` is not it),
-*arrival* (seconds on the machine's monotonic clock) and *id*.
+*arrival* (seconds on the machine's monotonic clock) and *id*, and what policies are shown of a request:
+*priority* (by default vLLM's own), *tenant*, *weight*, *class* and *predicted* (output tokens).
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib
 import importlib.util
 import inspect
-import json
-import math
 import sys
 import time
 from collections import deque
@@ -50,7 +48,7 @@ from servetwin.core.llm import (
 )
 
 from .internals import Orders, Steered, SteeredAsync, exhausted
-from .plan import KEY
+from .plan import KEY, told
 from .watchdog import LONGEST, Watchdog
 
 #: The longest that an engine with nothing to do sleeps before it looks at its queue again, in seconds.
@@ -133,22 +131,6 @@ def _from_file(path: Path) -> ModuleType:
     return module
 
 
-def told(request: Any) -> dict[str, float]:
-    """What a client says of *request* beyond vLLM's own words: *id*, *limit* and *arrival*, where they are numbers.
-
-    Over HTTP it is a text in JSON (vLLM passes no mapping on). Whatever else is there is the client's mistake, which
-    must not end the engine.
-    """
-    given = (getattr(request.sampling_params, "extra_args", None) or {}).get(KEY)
-    if isinstance(given, str):
-        with contextlib.suppress(ValueError):
-            given = json.loads(given)
-    if not isinstance(given, Mapping):
-        return {}
-    numbers = {k: given.get(k) for k in ("id", "limit", "arrival")}
-    return {k: v for k, v in numbers.items() if isinstance(v, int | float) and math.isfinite(v) and v >= 0}
-
-
 def slo_scales(text: str) -> tuple[float, float]:
     """The two scales of "P+D".
 
@@ -171,20 +153,22 @@ class Estimates:
     prefill: Any
     decode: Any
     slo: Any = None
+    step: Any = None  #: of steps that do both, as `TokenView.step_seconds`
 
     @classmethod
     def load(cls, profile: str | None, kind: str = "measured", slo: str | None = None) -> Estimates:
         """From a profile; without one, asking is an error."""
         if profile is None:
-            return cls(_unknown, _unknown)
+            return cls(_unknown, _unknown, step=_unknown)
         from servetwin.profiles import load
 
         table = load(profile).tokens(kind)  # type: ignore[arg-type]
         if slo is None:
-            return cls(table.prefill, table.decode)
+            return cls(table.prefill, table.decode, step=table.step)
         prefill, decode = slo_scales(slo)
         d0, d1 = table.solo_decode()
-        return cls(table.prefill, table.decode, CumulativeSLO(prefill, decode, d0, d1, table.prefill))
+        due = CumulativeSLO(prefill, decode, d0, d1, table.prefill)
+        return cls(table.prefill, table.decode, due, step=table.step)
 
 
 def _unknown(*_: object) -> float:
@@ -287,6 +271,7 @@ class _Policed(Steered):
             limits,
             estimate_prefill=estimates.prefill,
             estimate_decode=estimates.decode,
+            estimate_step=estimates.step,
             slo=estimates.slo,
             name=settings.name,
         )
@@ -337,7 +322,17 @@ class _Policed(Steered):
         else:  # vLLM stamps by the wall clock
             arrival = request.arrival_time - time.time() + time.monotonic() - self.zero
         limit = int(extra.get("limit", request.max_tokens))
-        asked = TokenRequest(number, arrival, {"decode": (request.num_prompt_tokens, limit)})
+        predicted = int(extra["predicted"]) if "predicted" in extra else None
+        asked = TokenRequest(
+            number,
+            arrival,
+            {"decode": (request.num_prompt_tokens, limit)},
+            priority=extra.get("priority", getattr(request, "priority", 0)),
+            tenant=extra.get("tenant", ""),
+            weight=float(extra.get("weight", 1.0)),
+            class_name=extra.get("class", ""),
+            predicted={"decode": predicted} if predicted is not None else None,
+        )
         task = TokenTask(asked, self.stage, self.now(), None, request.num_prompt_tokens, limit)
         self.tasks[request.request_id] = task
         self._requests[task] = request
@@ -538,11 +533,15 @@ class _Policed(Steered):
 
 
 #: What a task says from when a policy is first shown it.
-SAYS = ("id", "prompt", "limit", "arrival", "deadline", "budget", "queued", "admitted")
+SAYS_ITSELF = ("id", "prompt", "limit", "predicted", "arrival", "deadline", "budget", "queued", "admitted")
+#: And its request.
+ASKS = ("priority", "tenant", "weight", "class_name")
+SAYS = (*SAYS_ITSELF, *ASKS)
 
 
 def _says(task: TokenTask) -> tuple[Any, ...]:
-    return tuple([getattr(task, name) for name in SAYS])
+    request = task.request
+    return (*[getattr(task, name) for name in SAYS_ITSELF], *[getattr(request, name) for name in ASKS])
 
 
 #: The policy idles until something arrives.

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from servetwin.core.llm.batch import TokenBatch
 from servetwin.core.llm.worker import Host
 
-from ..calendar import Calendar, Timer
+from ..time.calendar import Calendar, Timer
 from .lane import TokenTiming
 
 Done = Callable[[TokenBatch], None]

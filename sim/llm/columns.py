@@ -18,10 +18,10 @@ from array import array
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from servetwin.core import Outcome, Recorder, Request, ServingLoop, Summary
+from servetwin.core import Executor, Outcome, Recorder, Request, ServingLoop, Summary
 from servetwin.core.client import Client
 from servetwin.core.llm import LimitsSLO, TokenDeadlines, TokenTask
 from servetwin.core.llm.engine import TokenEngine
@@ -34,7 +34,6 @@ from servetwin.core.worker import NEVER
 from servetwin.sim.llm.latency_columns import TokenLatencies
 from servetwin.sim.llm.request_columns import Row, TokenColumns
 
-from ..executor import SimExecutor
 from .lane import TokenLane
 
 if TYPE_CHECKING:
@@ -51,7 +50,15 @@ Entry = tuple[Row, int, int, int, float, float]
 Line = tuple[float, float, float, float, float]
 
 
-def play(loop: ServingLoop, executor: SimExecutor, source: Iterator[Request], *, columns: bool = True) -> None:
+class EngineExecutor(Executor, Protocol):
+    """What is wanted of `servetwin.sim.executor.SimExecutor`, which makes the lanes of this package."""
+
+    def token_lane(self, worker: TokenWorker) -> TokenLane: ...
+    def undisturbed(self, worker: TokenWorker) -> bool: ...
+    def run_until_idle(self) -> None: ...
+
+
+def play(loop: ServingLoop, executor: EngineExecutor, source: Iterator[Request], *, columns: bool = True) -> None:
     """Send *loop* the requests of *source* at their arrival times and let time pass until nothing is left to happen.
 
     Which way it goes shows in nothing but the time that it takes. *columns* off: always by the calendar.
@@ -64,7 +71,7 @@ def play(loop: ServingLoop, executor: SimExecutor, source: Iterator[Request], *,
     executor.run_until_idle()
 
 
-def _fits(loop: ServingLoop, executor: SimExecutor, source: TokenColumns) -> bool:
+def _fits(loop: ServingLoop, executor: EngineExecutor, source: TokenColumns) -> bool:
     """Whether a single engine without a host of its own is all there is, and nobody hears of its batches or looks at
     single requests."""
     worker, recorder, summary = loop.workers[0], loop.recorder, loop.recorder.summary
@@ -509,7 +516,8 @@ class Columns:
         task.admitted = now
         if self.engine.seen:
             task.arrival = now
-        self.engine.note(task)
+        if self.engine.booked:
+            self.engine.note(task)
 
     def _task(self, row: Row) -> TokenTask:
         """What the ordinary way makes of *row*."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from servetwin.core.llm.batch import TokenBatch
 from servetwin.profiles.llm.recent_load import RecentLoad
 
-from ..calendar import Calendar, Moment
+from ..time.calendar import Calendar, Moment
 
 NEVER = float("inf")
 
@@ -61,7 +61,7 @@ class TokenTiming:
     blocks of KV move between device and host (None: no time). *preparing* is how long the engine stands still for
     each prompt that it computes for the first time. *stalls* tells for how many seconds the host of an engine that
     decides ahead stands still if it launches a step at a time, one that changes the batch or not
-    (`servetwin.sim.noise.Stalls`; None: it never does), and *recent_load* what steps of such an engine take over
+    (`servetwin.sim.time.noise.Stalls`; None: it never does), and *recent_load* what steps of such an engine take over
     *times*, by how much was computed lately. *pace* tells what launching a step takes
     over its mean at a time. With *counted* every step is asked for, none taken to be as one before it."""
 

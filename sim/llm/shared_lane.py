@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from servetwin.core.llm.batch import TokenBatch
 from servetwin.core.llm.worker import Host
 
-from ..calendar import Calendar, Moment
+from ..time.calendar import Calendar, Moment
 from .lane import TokenTiming
 
 Kind = Literal["prefill", "decode"]

@@ -12,8 +12,30 @@ from servetwin.core.llm import ALL, Step
 from servetwin.experiments.assembly import build
 from servetwin.experiments.spec.loading import load
 from servetwin.experiments.spec.policy_registry import find_policy, policy_names
-from servetwin.policies.diffusion import clockwork, edf, fcfs, lsf, neustream, nexus, srpt, symphony
-from servetwin.policies.llm import edf_llm, neustream_llm, sarathi, vllm, vllm_v1
+from servetwin.policies.diffusion import (
+    clockwork,
+    edf,
+    fcfs,
+    lsf,
+    neustream,
+    nexus,
+    shepherd,
+    srpt,
+    symphony,
+    tetriserve,
+)
+from servetwin.policies.llm import (
+    andes,
+    edf_llm,
+    fastserve,
+    neustream_llm,
+    orca,
+    sarathi,
+    slos_serve,
+    vllm,
+    vllm_v1,
+    vtc,
+)
 
 DIFFUSION = {
     "clockwork": clockwork,
@@ -22,10 +44,23 @@ DIFFUSION = {
     "lsf": lsf,
     "neustream": neustream,
     "nexus": nexus,
+    "shepherd": shepherd,
     "srpt": srpt,
     "symphony": symphony,
+    "tetriserve": tetriserve,
 }
-LLM = {"edf-llm": edf_llm, "neustream-llm": neustream_llm, "sarathi": sarathi, "vllm": vllm, "vllm-v1": vllm_v1}
+LLM = {
+    "andes": andes,
+    "edf-llm": edf_llm,
+    "fastserve": fastserve,
+    "neustream-llm": neustream_llm,
+    "orca": orca,
+    "sarathi": sarathi,
+    "slos-serve": slos_serve,
+    "vllm": vllm,
+    "vllm-v1": vllm_v1,
+    "vtc": vtc,
+}
 #: Those that have no such part: they run whole requests.
 PLAIN = {"clockwork", "fcfs", "nexus", "symphony"}
 

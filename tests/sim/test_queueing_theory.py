@@ -16,8 +16,8 @@ from servetwin.core.pool import Pool
 from servetwin.core.random_streams import stream
 from servetwin.policies.diffusion.fcfs import FCFS
 from servetwin.sim import SimExecutor, TableTiming
-from servetwin.sim.noise import uniform
 from servetwin.sim.pool_lane import CallTimes
+from servetwin.sim.time.noise import uniform
 
 
 class Waits(Recorder):

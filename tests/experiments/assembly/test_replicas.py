@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from servetwin.core import BadInput
+from servetwin.core import BadInput, Recorder
 from servetwin.experiments.assembly import build
 from servetwin.experiments.assembly.replicas import expanded
 from servetwin.experiments.spec.loading import load
@@ -54,16 +54,15 @@ def test_two_replicas_hold_twice_the_rate(toy: Path):
 @pytest.mark.parametrize("router", ["round_robin", "least_loaded", "least_violating"])
 @pytest.mark.parametrize("policy", ["edf", "fcfs", "neustream"])
 def test_every_request_ends_on_the_device_that_it_began_on(two_kinds: Path, router: str, policy: str):
-    run = build.build(load(two_kinds, [("router", router), ("policy", policy), ("rate", 20.0)]))
     seen = []
-    keep = run.recorder.ended
 
-    def ended(request, now):
-        seen.append({t.worker.device for t in request.tasks})
-        keep(request, now)
+    class Devices(Recorder):
+        def ended(self, request, now):
+            seen.append({t.worker.device for t in request.tasks})
+            super().ended(request, now)
 
-    run.recorder.ended = ended
-    summary = run.play()
+    experiment = load(two_kinds, [("router", router), ("policy", policy), ("rate", 20.0)])
+    summary = build.build(experiment, Devices()).play()
     assert sum(summary.outcomes.values()) == 60
     assert all(len(devices) == 1 for devices in seen)
     assert {"gpu0", "gpu1"} <= set().union(*seen)

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from servetwin.core import BadInput
+from servetwin.core import BadInput, Recorder
 from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.invariants.record_checker import check_records
 from servetwin.experiments.assembly import build
@@ -113,11 +113,15 @@ def test_the_slo_goes_by_the_likely_way_and_the_tools_mean(agent: Path) -> None:
 
 
 def test_stages_have_deadlines_of_their_own_with_a_split(agent: Path) -> None:
-    run = build.build(load(agent, [("budget.split", "proportional"), ("rate", 0.1)]))
     requests = []
+
+    class Keeps(Recorder):
+        def ended(self, request, now):
+            requests.append(request)
+            super().ended(request, now)
+
+    run = build.build(load(agent, [("budget.split", "proportional"), ("rate", 0.1)]), Keeps())
     loop = run.loop
-    kept = loop.recorder.ended
-    loop.recorder.ended = lambda request, now: (requests.append(request), kept(request, now))
     run.play()
     plan, write, execute, judge = next(r for r in requests if len(r.tasks) == 4).tasks
     assert plan.arrival < plan.deadline < write.deadline < execute.deadline < judge.deadline

@@ -17,7 +17,7 @@ from servetwin.policies.llm.sarathi import Sarathi
 from servetwin.policies.llm.vllm import VLLM
 from servetwin.policies.llm.vllm_v1 import VLLMV1
 from servetwin.profiles.llm.recent_load import Curves, RecentLoad
-from servetwin.sim.noise import Stalls
+from servetwin.sim.time.noise import Stalls
 from test_engine_invariants import SLO, rows, workloads
 
 #: A prefill takes 1 s, a decode step 10 s.

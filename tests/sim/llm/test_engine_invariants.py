@@ -14,11 +14,16 @@ from hypothesis import strategies as st
 from servetwin.core import InvariantBroken
 from servetwin.core.llm import CumulativeSLO, Step, TokenPolicy, TokenRequest, TokenView
 from servetwin.core.llm.engine import TokenEngine
+from servetwin.policies.llm.andes import Andes
 from servetwin.policies.llm.edf_llm import EDFLLM
+from servetwin.policies.llm.fastserve import FastServe
 from servetwin.policies.llm.neustream_llm import NeuStreamLLM
+from servetwin.policies.llm.orca import Orca
 from servetwin.policies.llm.sarathi import Sarathi
+from servetwin.policies.llm.slos_serve import SLOsServe
 from servetwin.policies.llm.vllm import VLLM
 from servetwin.policies.llm.vllm_v1 import VLLMV1
+from servetwin.policies.llm.vtc import VTC
 
 SLO = CumulativeSLO(3.0, 1.5, 0.0438, 1.05e-6, Linear().prefill)
 
@@ -27,7 +32,14 @@ POLICIES = {
     "vllm-v1": VLLMV1,
     "vllm-v1, whole prompts": lambda: VLLMV1(chunked=False),
     "sarathi": lambda: Sarathi(32),
+    "andes": lambda: Andes(every=1, watermark=0.5),
     "edf-llm": EDFLLM,
+    "fastserve": lambda: FastServe(starve=0.3),
+    "fastserve, few at once": lambda: FastServe(quantum=0.1, max_batch=2, skip_join=False),
+    "orca": Orca,
+    "slos-serve": SLOsServe,
+    "slos-serve, dropping": lambda: SLOsServe(safety=1.2, drop_late=True),
+    "vtc": VTC,
     "neustream-llm": NeuStreamLLM,
     "neustream-llm, as in the artifact": lambda: NeuStreamLLM(
         b0=0.072, batch_cost="queue", preempted="fresh", offset=True, lookahead=33

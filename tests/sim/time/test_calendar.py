@@ -1,7 +1,7 @@
 """The calendar's own loop: our events without SimPy's detour, all others as SimPy has it, in one order."""
 
 import pytest
-from servetwin.sim.calendar import Calendar, Moment, Timer
+from servetwin.sim.time.calendar import Calendar, Moment, Timer
 
 
 class Again(Moment):

@@ -5,7 +5,7 @@ import pytest
 from servetwin.profiles import load
 from servetwin.profiles.costs import HOST_PACE, HOST_PACE_LASTS
 from servetwin.sim.measured import pace_of
-from servetwin.sim.noise import Pace
+from servetwin.sim.time.noise import Pace
 
 
 def test_a_pace_lasts_and_then_another_is_drawn():

@@ -17,8 +17,10 @@ from servetwin.policies.diffusion.fcfs import FCFS
 from servetwin.policies.diffusion.lsf import LSF
 from servetwin.policies.diffusion.neustream import NeuStream
 from servetwin.policies.diffusion.nexus import Nexus
+from servetwin.policies.diffusion.shepherd import Shepherd
 from servetwin.policies.diffusion.srpt import SRPT
 from servetwin.policies.diffusion.symphony import Symphony
+from servetwin.policies.diffusion.tetriserve import TetriServe
 from servetwin.sim import MeasuredTiming, TableTiming
 from servetwin.sim.batch_lane import Rate
 
@@ -45,9 +47,12 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "lsf": LSF,
     "lsf-keep": lambda: LSF(max_batch=2, drop_late=False),
     "nexus": Nexus,
+    "shepherd": lambda: Shepherd(preempt=1.5),
     "srpt": SRPT,
     "srpt-drop": lambda: SRPT(max_batch=2, drop_late=True),
     "symphony": Symphony,
+    "tetriserve": lambda: TetriServe(round_steps=2),
+    "tetriserve-drop": lambda: TetriServe(drop_late=True),
 }
 
 #: name -> (modules, edges, placements)

@@ -1,0 +1,121 @@
+"""Results by class and by tenant, and how evenly tenants were served.
+
+Requests name their class and tenant (`servetwin.core.request.Request`); those that name none are in no group.
+
+>>> jain([1.0, 1.0, 1.0, 1.0]), jain([1.0, 0.0, 0.0, 0.0]), jain([0.0, 0.0])
+(1.0, 0.25, None)
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from .request import Outcome, Request
+
+
+def jain(shares: Iterable[float]) -> float | None:
+    """Jain's fairness index of *shares*: 1 if all have the same, 1 / n if one of n has it all; None if nobody has
+    anything. Source: Jain, Chiu, Hawe, "A Quantitative Measure of Fairness and Discrimination for Resource Allocation
+    in Shared Computer Systems" (DEC-TR-301, 1984): (sum x)^2 / (n sum x^2)."""
+    values = [*shares]
+    squares = sum(x * x for x in values)
+    return sum(values) ** 2 / (len(values) * squares) if squares else None
+
+
+class Group:
+    """What became of the requests of one class, or of one tenant. 8 bytes are kept per finished request, and 16 more
+    where they passed an LLM stage."""
+
+    def __init__(self) -> None:
+        self.outcomes: Counter[Outcome] = Counter()
+        self.e2el = array("d")
+        self.service = 0
+        self.entitled = 0.0  # service over the weight of who got it
+        self.tokens: Tokens | None = None
+
+    def ended(self, request: Request) -> None:
+        self.outcomes[request.outcome] += 1  # type: ignore[index]
+        if request.finished is not None:
+            self.e2el.append(request.finished - request.arrival)
+        service = sum([task.service for task in request.tasks])
+        self.service += service
+        self.entitled += service / request.weight
+
+    @property
+    def attainment(self) -> float:
+        """The share of its requests that met their SLO."""
+        return self.outcomes[Outcome.MET] / self.outcomes.total()
+
+    def as_dict(self, duration: float) -> dict[str, Any]:
+        """Counts in requests, rates per second over *duration* (seconds), latencies in milliseconds. *service* counts
+        iterations, or tokens where there are LLM stages: what was computed for whom, in time or not."""
+        out: dict[str, Any] = {"requests": self.outcomes.total()}
+        out.update({o.value: self.outcomes[o] for o in Outcome})
+        out["attainment"] = self.attainment
+        out["request_goodput"] = self.outcomes[Outcome.MET] / duration if duration > 0 else None
+        out.update(_mean_and_p99("e2el", self.e2el))
+        out["service"] = self.service
+        if self.tokens is not None:
+            out.update(self.tokens.as_dict(duration))
+        return out
+
+
+class Tokens:
+    """The same of tokens at LLM stages."""
+
+    def __init__(self) -> None:
+        self.output = self.on_time = 0
+        self.deadlines = False  # whether tokens have any
+        self.ttft, self.tpot = array("d"), array("d")
+
+    def as_dict(self, duration: float) -> dict[str, Any]:
+        out: dict[str, Any] = {"total_output_tokens": self.output}
+        if self.deadlines:
+            out["on_time_tokens"] = self.on_time
+            out["token_goodput"] = self.on_time / duration if duration > 0 else None
+        return out | _mean_and_p99("ttft", self.ttft) | _mean_and_p99("tpot", self.tpot)
+
+
+def _mean_and_p99(name: str, seconds: array[float]) -> dict[str, float | None]:
+    ms = np.array(seconds) * 1000.0
+    return {
+        f"mean_{name}_ms": float(ms.mean()) if ms.size else None,
+        f"p99_{name}_ms": float(np.percentile(ms, 99)) if ms.size else None,
+    }
+
+
+class Groups:
+    """All groups of a run, by class and by tenant."""
+
+    def __init__(self) -> None:
+        self.classes: dict[str, Group] = {}
+        self.tenants: dict[str, Group] = {}
+
+    def of(self, request: Request) -> list[Group]:
+        """Those that *request* is in."""
+        found = []
+        if request.class_name:
+            found.append(self.classes.get(request.class_name) or self.classes.setdefault(request.class_name, Group()))
+        if request.tenant:
+            found.append(self.tenants.get(request.tenant) or self.tenants.setdefault(request.tenant, Group()))
+        return found
+
+    def as_dict(self, duration: float) -> dict[str, Any]:
+        """``classes``, ``tenants`` and, of two tenants or more, ``fairness``: Jain's index of their attainments, and
+        of the service that each got for its weight."""
+        out: dict[str, Any] = {}
+        for name, groups in (("classes", self.classes), ("tenants", self.tenants)):
+            if groups:
+                out[name] = {key: groups[key].as_dict(duration) for key in sorted(groups)}
+        if len(self.tenants) > 1:
+            tenants = self.tenants.values()
+            out["fairness"] = {
+                "jain_attainment": jain(group.attainment for group in tenants),
+                "jain_service": jain(group.entitled for group in tenants),
+            }
+        return out

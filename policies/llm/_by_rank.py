@@ -1,0 +1,60 @@
+"""Requests in an order of rank: who runs next, and who loses its memory for that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from servetwin.core.llm import TokenTask, TokenView
+from servetwin.core.llm.policy import Chunk
+
+
+def never_fits(task: TokenTask, view: TokenView) -> bool:
+    """Whether no step, or no memory, could hold all that *task* has pending."""
+    least = max(view.watermark, view.limits.headroom)
+    pending = task.pending
+    return pending > view.max_batched_tokens or view.blocks_for(task.computed + pending) > view.blocks - least
+
+
+def select(
+    order: Sequence[TokenTask], most: int, view: TokenView
+) -> tuple[list[Chunk], list[TokenTask], list[TokenTask]]:
+    """Prompts and decodes of the next step, and who loses its memory for them.
+
+    *order* holds all that run or wait, the first to be served first. Taken are up to *most* of them, until one does
+    not fit into the tokens of a step. Where memory lacks for one, those behind it give theirs, the last one first, as
+    far as that helps.
+    """
+    prefill: list[Chunk] = []
+    decode: list[TokenTask] = []
+    preempt: list[TokenTask] = []
+    running, tokens = view.running, view.max_batched_tokens
+    free, room = view.free_blocks, view.max_sequences - len(running)
+    holders = [task for task in order if task in running]
+    chosen: set[TokenTask] = set()
+    for task in order[:most]:
+        pending, runs = task.pending, task in running
+        if pending > tokens or task in preempt:
+            break
+        held = view.blocks_for(task.computed) if runs else 0
+        needed = view.blocks_for(task.computed + pending) - held
+        least = view.limits.headroom if runs else max(view.watermark, view.limits.headroom)
+        taken = 0
+        for last in reversed(holders):
+            if (free - needed >= least and room + runs >= 1) or last is task or last in chosen:
+                break
+            taken += 1
+            free += view.blocks_for(last.computed)
+            room += 1
+        if free - needed < least or room + runs < 1:
+            break
+        if taken:
+            preempt += holders[-taken:]
+            del holders[-taken:]
+        chosen.add(task)
+        free, tokens, room = free - needed, tokens - pending, room - (not runs)
+        if task.decoding and runs:
+            decode.append(task)
+        else:
+            prefill.append((task, pending))
+    prefill.sort(key=lambda chunk: chunk[0] not in running)  # those that hold memory first, as the engine asks
+    return prefill, decode, preempt
