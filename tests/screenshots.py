@@ -27,16 +27,20 @@ SWEEP = {
         {
             "extends": "opt-13b-h100-async",
             "set": {"requests": 300},
-            "grid": {"policy": ["neustream-llm", "vllm-v1", "sarathi", "edf-llm"], "rate": [10, 15, 20, 25, 30], "cv": [1, 2]},
+            "grid": {
+                "policy": ["neustream-llm", "vllm-v1", "sarathi", "edf-llm"],
+                "rate": [10, 15, 20, 25, 30],
+                "cv": [1, 2],
+            },
         }
     ],
-}  # fmt: skip
+}
 
 
 def results(folder: Path) -> dict[str, list[Path]]:
     """What the reports are about, made in *folder*; by the names of the pictures."""
-    sweep(SweepFile.model_validate(SWEEP), folder / "sweep.csv", seeds=5)
-    score(run_table.NEUSTREAM, folder / "score.csv", seeds=3)
+    sweep(SweepFile.model_validate(SWEEP), folder / "sweep.csv", seeds=3)
+    score(run_table.NEUSTREAM, folder / "score.csv", seeds=1)
     chosen = [("policy", "sarathi"), ("rate", 30.0), ("requests", 600), ("slo.limits", {"ttft_ms": 100})]
     build.run(load("opt-13b-h100-async", chosen), folder / "run")
     names = {"sweep": "sweep.csv", "score": "score.csv", "run": "run"}

@@ -42,6 +42,10 @@ class Styles:
         made = Style(COLOURS[n % len(COLOURS)], DASHES[n % len(DASHES)], MARKERS[n % len(MARKERS)])
         return self._known.setdefault(name, made)
 
+    def share(self, name: str, other: str) -> None:
+        """Let *name* look as *other* does: the two are in no figure together."""
+        self._known[name] = self.of(other)
+
 
 @dataclass(frozen=True)
 class Note:

@@ -242,7 +242,8 @@ def _of_sweeps(given: _Results, styles: Styles, target: float) -> list[_Chapter]
             doubts.append(f"{plural(beyond, 'point')} went beyond what its profile measured, and held the last value")
         sections = sweep_sections.sections(grid, styles, target)
         sections += [validity.section(experiments, where, doubts), *_asked(spec, rows)]
-        title = spec.about or spec.name if spec is not None and spec.name != "sweep" else path.name
+        called = spec.name if spec is not None and spec.name != "sweep" else path.name
+        title = spec.about or called if spec is not None else called
         question, answer = sweep_sections.question(grid), sweep_sections.answer(grid, target)
         chapters.append(_Chapter(f"Sweep: {title}", question, answer, sweep_sections.facts(grid), sections))
     return chapters
@@ -285,6 +286,9 @@ def _asked(spec: sweep.SweepFile | None, rows: Sequence[Row]) -> list[Section]:
 
 def _of_runs(folders: Sequence[Path], styles: Styles, window: tuple[float, float] | None) -> _Chapter:
     runs = run_sections.read(folders)
+    if len(runs) == 1:  # lines are of workers, where there is one run only
+        first = next(iter(runs[0].timeline.batches), None)
+        styles.share(runs[0].name, first if first is not None else runs[0].name)
     for run in runs:
         styles.of(run.name)
     sections = run_sections.sections(runs, styles, window)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,15 @@ import numpy as np
 from ..validation import compare_runs
 from ..validation.run_files import request_lines
 from . import figures, gantt
-from .document import Note, Plot, Plots, Section, Styles, Table, number, percent, plural, seconds
+from .document import Note, Part, Plot, Plots, Section, Styles, Table, number, percent, plural, seconds
 from .timeline import Timeline
 from .timeline import read as read_timeline
 
 #: Bins over the time of a run.
 BINS = 240
-#: Keys of a request's record by which latencies are told apart too, where a run has several.
-CLASSES = ("class", "tenant", "priority")
+#: Keys of a request's record by which outcomes and latencies are told apart, where a run has several, and what stands
+#: for a request whose record has no such key.
+CLASSES: dict[str, str | int] = {"class": "", "tenant": "", "priority": 0}
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def _s(ms: float | None) -> float | None:
 
 def sections(runs: Sequence[Run], styles: Styles, window: tuple[float, float] | None) -> list[Section]:
     """The sections about *runs*."""
-    found = [Section("Outcomes", [outcome_plots(runs), *tables(runs), *_reasons(runs)])]
+    found = [Section("Outcomes", [outcome_plots(runs), *tables(runs), *groups(runs), *_reasons(runs)])]
     if latencies := latency_plots(runs, styles):
         found.append(Section("Latencies", [*latencies]))
     found.append(Section("Over time", over_time(runs, styles)))
@@ -146,10 +148,10 @@ def outcome_plots(runs: Sequence[Run]) -> Plots:
     for run in runs:
         label = run.name if len(runs) > 1 else "all"
         counts[label] = {name: run.summary[name] for name in ("met", "late", "dropped", "failed")}
-        key = _class_key(run)
-        for record in run.requests if key is not None else ():
-            assert key is not None
-            own = counts.setdefault(f"{run.name + ': ' if len(runs) > 1 else ''}{key} {record[key]}", Counter())
+        of_class = _classes(run)
+        for record in run.requests if of_class is not None else ():
+            assert of_class is not None
+            own = counts.setdefault(f"{run.name + ': ' if len(runs) > 1 else ''}{of_class(record)}", Counter())
             own[record["outcome"]] += 1
     says = "; ".join(f"{name}: " + ", ".join(f"{n} {o}" for o, n in own.items() if n) for name, own in counts.items())
     plot = Plot("How requests ended", figures.outcomes(counts), says, wide=True)
@@ -211,6 +213,25 @@ def _token_latencies(run: Run) -> dict[tuple[str, str], list[float]]:
     return found
 
 
+def groups(runs: Sequence[Run]) -> list[Part]:
+    """The results by class and by tenant, and how fairly tenants were served, where the summary has them."""
+    rows, fair = [], []
+    for run in runs:
+        for kind in ("classes", "tenants"):
+            for name, own in run.summary.get(kind, {}).items():
+                label = f"{kind.removesuffix('es' if kind == 'classes' else 's')} {name or '(none)'}"
+                figures_of = [str(own["requests"]), percent(own["attainment"]), number(own["request_goodput"])]
+                tails = [seconds(_s(own.get(key))) for key in ("mean_e2el_ms", "p99_e2el_ms")]
+                rows.append([run.name, label, *figures_of, *tails])
+        if found := run.summary.get("fairness"):
+            said = f"Jain's index over tenants: {number(found['jain_attainment'])} of attainments"
+            fair.append(f"{said}, {number(found['jain_service'])} of service by weight ({run.name}; 1 is equal).")
+    skip = 1 if len(runs) == 1 else 0
+    columns = ["run", "", "requests", "attainment", "goodput, requests/s", "latency mean", "latency p99"]
+    made: list[Part] = [Table(columns[skip:], [row[skip:] for row in rows], "By class and tenant")] if rows else []
+    return [*made, *map(Note, fair)]
+
+
 def _reasons(runs: Sequence[Run]) -> list[Table]:
     """Why requests were dropped or failed, where that is recorded."""
     found: Counter[tuple[str, str, str]] = Counter()
@@ -222,24 +243,29 @@ def _reasons(runs: Sequence[Run]) -> list[Table]:
     return [Table(["run", "outcome", "reason", "requests"], rows, "Why requests did not finish")] if rows else []
 
 
-def _class_key(run: Run) -> str | None:
-    """The key by which the requests of a run are of several classes, if they are."""
-    for key in CLASSES:
-        values = {record.get(key) for record in run.requests}
-        if 1 < len(values) <= 8 and None not in values:
-            return key
+def _classes(run: Run) -> Callable[[Mapping[str, Any]], str] | None:
+    """What class a record of the run is of, in words: by the first key in which its requests differ; None if they do
+    not."""
+    for key, usual in CLASSES.items():
+        if 1 < len({record.get(key, usual) for record in run.requests}) <= 8:
+            return partial(_class_of, key, usual)
     return None
+
+
+def _class_of(key: str, usual: str | int, record: Mapping[str, Any]) -> str:
+    value = record.get(key, usual)
+    return f"no {key}" if value == "" else f"{key} {value}"
 
 
 def latency_plots(runs: Sequence[Run], styles: Styles) -> list[Plots]:
     """Distributions: end to end, and of the tokens of each LLM stage; by class where requests have some."""
     found: dict[str, dict[str, list[float]]] = {}
     for run in runs:
-        key = _class_key(run)
+        of_class = _classes(run)
         for record in run.requests:
             name = run.name
-            if key is not None:
-                name = f"{key} {record[key]}" if len(runs) == 1 else f"{run.name}, {key} {record[key]}"
+            if of_class is not None:
+                name = of_class(record) if len(runs) == 1 else f"{run.name}, {of_class(record)}"
             if record["finished"] is not None:
                 values = found.setdefault("latency end to end, s", {}).setdefault(name, [])
                 values.append(record["finished"] - record["arrival"])

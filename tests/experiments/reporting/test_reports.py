@@ -349,3 +349,30 @@ DIGITS = [(0, "0"), (1234567.0, "1 234 567"), (12.345, "12.3"), (0.012345, "0.01
 @pytest.mark.parametrize(("value", "text"), [*DIGITS, (-2.5, "-2.50")])
 def test_numbers_have_the_digits_that_say_something(value, text):
     assert number(value) == text
+
+
+def test_requests_of_several_classes_are_told_apart(results: Path, tmp_path: Path):
+    import shutil
+
+    shutil.copytree(results / "chat", tmp_path / "a")
+    lines = [json.loads(line) for line in (tmp_path / "a" / "requests.jsonl").read_text().splitlines()]
+    for line in lines[::3]:
+        line["tenant"] = "b|c"
+    (tmp_path / "a" / "requests.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path = tmp_path / "a" / "summary.json"
+    group = {"requests": 20, "attainment": 0.5, "request_goodput": 1.25, "mean_e2el_ms": 250.0, "p99_e2el_ms": 1500.0}
+    fair = {"fairness": {"jain_attainment": 0.75, "jain_service": 0.5}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tenants": {"b|c": group}, **fair}))
+    document = report.document([tmp_path / "a"])
+    (ends,) = [p for plots in parts(document, Plots) for p in plots.plots if p.title == "How requests ended"]
+    assert ends.figure["data"][0]["y"] == ["all", "tenant b|c", "no tenant"]
+    for name, shift in (("tenant b|c", 0), ("no tenant", None)):
+        mine = [line for i, line in enumerate(lines) if (i % 3 == 0) == (shift == 0)]
+        shown = {
+            trace["name"]: trace["customdata"][ends.figure["data"][0]["y"].index(name)]
+            for trace in ends.figure["data"]
+        }
+        assert shown["met"] == sum(line["outcome"] == "met" for line in mine)
+    assert table(document, "By class and tenant").rows == [["tenant b|c", "20", "50.0 %", "1.25", "250 ms", "1.50 s"]]
+    assert "Jain's index over tenants: 0.750 of attainments, 0.500 of service by weight" in text_of(document)
+    assert "tenant b\\|c" in report.as_markdown([tmp_path / "a"])
