@@ -30,8 +30,8 @@ from .commands import (
     Weights,
 )
 from .import_command import import_profile
-from .report_command import report
 from .league_command import league
+from .report_command import report
 from .terminal import print_table as _print
 from .terminal import progress as _progress
 from .terminal import table as _table
