@@ -10,7 +10,8 @@ Source: "FastServe: Iteration-Level Preemptive Scheduling for Large Language Mod
   to the tokens of a step: prompts, and tokens of those that decode. Others pause and keep their memory.
 - Who has been served for the quantum of its queue goes to the end of the next one.
 - Who has not been served for *starve* seconds goes to the end of queue 0.
-- Where memory lacks for somebody, those behind it lose theirs, the last one first.
+- Where memory lacks for somebody, those behind it lose theirs, the last one first. (Where it is computed anew, a long
+  prompt among many short ones may so come to nothing again and again.)
 
 Deviations: memory is taken when it is needed, not ahead of that; whether it goes to the host, as in FastServe, or is
 computed anew, is the engine's setting (`preemption`). Queues are told apart by all the time that a request has been
@@ -44,6 +45,7 @@ class FastServe(TokenPolicy):
     *max_batch* is by default what the engine allows."""
 
     whole_prompts = True
+    starves = True
 
     def __init__(
         self,
