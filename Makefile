@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 REAL    = .venv-real
 
-.PHONY: demo test test-real lint types imports wheel-test bench figures clean
+.PHONY: demo test test-real lint types imports wheel-test site bench figures clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml
@@ -45,6 +45,14 @@ imports: $(STAMP)        ## the arrows between packages
 
 wheel-test: $(STAMP)     ## tests against the built wheel, from outside the checkout
 	.ci/wheel-test $(BIN)/python
+
+$(VENV)/.site: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,docs]'
+	touch $@
+
+# MkDocs, for zensical does not run hooks (docs/site.py). The variable silences the notice of the end of Material (May 2027).
+site: $(VENV)/.site      ## the documentation site, into build/site; any warning (a dead link, say) is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: $(STAMP)
 	$(BIN)/python -m servetwin.experiments.bench

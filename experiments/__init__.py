@@ -7,6 +7,7 @@
 `reporting`             what became of runs, for people to read
 `validation`            measured and simulated runs side by side
 `capacity`              how much a system holds
+`bound`                 the most requests that any schedule could meet
 `sweeps`                points, axes, repeated seeds; a row per point
 `assembly`              from an experiment to something that runs
 `workload`              arrivals, lengths, traces: the requests

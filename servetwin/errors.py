@@ -38,7 +38,19 @@ _ARGUMENTS = {
     "set": "settings",
 }
 #: Those of real backends, which are keys of `run`'s argument *real*.
-_REAL = {"device", "model", "weights", "eager", "sampler", "any-device", "slots", "processes", "url", "asynchronous"}
+_REAL = {
+    "device",
+    "model",
+    "weights",
+    "eager",
+    "sampler",
+    "any-device",
+    "slots",
+    "processes",
+    "url",
+    "api-key-env",
+    "asynchronous",
+}
 
 #: Commands that have a call of their own.
 _CALLS = {"`servetwin run --out`": "`Result.save`", "`servetwin sweep`": "`Sweep.save`"}

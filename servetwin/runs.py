@@ -28,7 +28,7 @@ _SETUP = {
     **{name: name for name in ("devices", "model", "weights", "eager", "sampler", "slots", "processes")},
     "any_device": "foreign",
 }
-_VLLM = ("url", "asynchronous")
+_VLLM = ("url", "api_key_env", "asynchronous")
 
 
 @spoken
@@ -64,7 +64,7 @@ def run(
 
     With *backend* "real" or "vllm" devices of this machine serve, as *real* says: a dict with any of devices, model,
     weights, eager, sampler, any_device, slots, processes (a script then needs Python's usual ``if __name__ ==
-    "__main__":``), and for vllm url and asynchronous. *say* hears what it does.
+    "__main__":``), and for vllm url, api_key_env and asynchronous. *say* hears what it does.
 
     The records are kept in *folder*, which must hold no run, or else in a temporary one for as long as the result is
     there; without *records* only the summary is, which is quicker for long runs.

@@ -79,8 +79,17 @@ class VllmBackend:
         self.engines: dict[EngineOptions, VllmEngine] = {}
 
     @as_loaded()
-    def ask(self, url: str, experiment: Experiment, folder: Path | None = None, say: Say | None = None) -> VllmReport:
-        """Send the requests of *experiment* to the server at *url*, which has a policy of its own (or vLLM's).
+    def ask(
+        self,
+        url: str,
+        experiment: Experiment,
+        folder: Path | None = None,
+        say: Say | None = None,
+        *,
+        key: str | None = None,
+    ) -> VllmReport:
+        """Send the requests of *experiment* to the server at *url*, which has a policy of its own (or vLLM's), and
+        wants *key* if it wants an API key.
 
         Records and summary are as those of `run`, but without steps, which only the server knows.
         """
@@ -93,7 +102,7 @@ class VllmBackend:
         worker = self._only(workers, experiment)
         planned = planned_of(plan, worker)
         say(f"sending {len(planned)} requests to {url}")
-        run = serve_url(url, planned, model=self.model)
+        run = serve_url(url, planned, model=self.model, key=key)
         recorder = Recorder()
         if folder is not None:
             meta = {**build.describe(experiment), "kind": "real", "engine": {"url": url}}

@@ -6,6 +6,7 @@ What a command needs is imported when it runs, so that help comes at once.
 `entry`             runs a command, and makes one line of what goes wrong
 `app`               the commands
 `commands`          those about real runs and about runs that are there: ``profile``, ``compare``, ``trace``
+`bound_command`     ``servetwin bound``: the most requests that any schedule could meet
 `import_command`    ``servetwin import``: a profile without a GPU
 `options`           options that are of no use where they are given, refused
 `terminal`          tables on standard output, progress on standard error

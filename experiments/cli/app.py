@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,9 +13,11 @@ import typer
 from servetwin.core import BadInput
 
 from . import commands, options
+from .bound_command import bound
 from .commands import (
     Ahead,
     AnyDevice,
+    ApiKeyEnv,
     BackendName,
     Devices,
     Eager,
@@ -25,6 +26,7 @@ from .commands import (
     RunBackend,
     Sampler,
     Slots,
+    Url,
     Weights,
 )
 from .import_command import import_profile
@@ -35,7 +37,6 @@ from .terminal import table as _table
 if TYPE_CHECKING:
     from ..backends.diffusion import Setup
     from ..spec.experiment import Experiment
-    from ..spec.overrides import Override
     from ..validation.score import Scored
 
 app = typer.Typer(
@@ -101,9 +102,8 @@ def run(
     any_device: AnyDevice = False,
     slots: Slots = None,
     processes: Processes = False,
-    url: Annotated[
-        str | None, typer.Option(help="With --backend vllm: send the requests to a running server, http://host:port.")
-    ] = None,
+    url: Url = None,
+    api_key_env: ApiKeyEnv = None,
     asynchronous: Ahead = None,
 ) -> None:
     """Run one experiment: in simulation, or for real on devices of this machine (--backend real)."""
@@ -116,18 +116,24 @@ def run(
     short = {"policy": policy, "rate": rate, "cv": cv, "slo": slo, "requests": requests, "seed": seed}
     chosen = load(
         source_of(experiment),
-        [*((ByOption(k), v) for k, v in short.items() if v is not None), *_overrides(sets, short)],
+        [*((ByOption(k), v) for k, v in short.items() if v is not None), *options.overrides_of(sets, short)],
     )
     began = time.perf_counter()
     modules = {"--device": devices, "--weights": weights, "--sampler": sampler != "ddim", "--slots": slots}
     modules |= {"--processes": processes}
-    ahead = {"--url": url, "--asynchronous": asynchronous, "--synchronous": asynchronous is False}
+    ahead = {
+        "--url": url,
+        "--api-key-env": api_key_env,
+        "--asynchronous": asynchronous,
+        "--synchronous": asynchronous is False,
+    }
     if backend == "sim":
         options.only_real({**modules, **ahead, "--model": model, "--eager": eager, "--any-device": any_device})
         setup = None
     else:
         if backend == "vllm":
             options.only_modules(modules)
+            options.only_with_url({"--api-key-env": api_key_env if url is None else None})
         else:
             options.only_vllm(ahead)
             from ..backends import pipeline
@@ -135,7 +141,8 @@ def run(
             if pipeline.serves(chosen):
                 options.only_modules({**modules, "--eager": eager})
         setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes)
-    served = serve(chosen, out, backend=backend, setup=setup, url=url, asynchronous=asynchronous, say=_say)
+    more = {"url": url, "api_key_env": api_key_env, "asynchronous": asynchronous}
+    served = serve(chosen, out, backend=backend, setup=setup, **more, say=_say)  # type: ignore[arg-type]
     took = time.perf_counter() - began
     if as_json:
         typer.echo(json.dumps(served.summary, indent=2))
@@ -333,7 +340,7 @@ def search(
             [source_of(e) for e in experiments],
             policy,
             asked,
-            _overrides(sets),
+            options.overrides_of(sets),
             jobs=jobs,
             cache=known,
             cluster=cluster,
@@ -387,7 +394,7 @@ def score(
     check_decisions(target, floor)
     with _progress("score") as report:
         more = {"seeds": seeds, "jobs": jobs, "keep": keep, "as_they_are": as_they_are}
-        scored = engine.score(runs, out, _overrides(sets), **more, progress=report)  # type: ignore[arg-type]
+        scored = engine.score(runs, out, options.overrides_of(sets), **more, progress=report)  # type: ignore[arg-type]
     _show_gaps(scored)
     commands.show_means(engine.external_means(runs))
     decided = decide(*grids_of(*engine.entries(scored)), target=target, floor=floor)
@@ -396,7 +403,7 @@ def score(
         from ..validation.baselines import baselines as others
 
         with _progress("baselines") as report:
-            found = others(runs, scored, _overrides(sets), seeds=seeds, jobs=jobs, progress=report)
+            found = others(runs, scored, options.overrides_of(sets), seeds=seeds, jobs=jobs, progress=report)
         commands.show_baselines(found, target, floor)
     for name in dict.fromkeys(p for s in scored for p in s.changed):
         typer.echo(f"{name} is not what it was when the runs were made")
@@ -487,6 +494,7 @@ def _shown_gap(s: Scored) -> float | None:
 
 
 app.command()(commands.check)
+app.command()(bound)
 app.command()(commands.compare)
 app.command()(commands.plot)
 app.command()(commands.trace)
@@ -545,18 +553,3 @@ def profiles(
         basis = profile.data.basis.kind if profile.data.basis else "measured"
         lines.add_row(name, profile.data.device.name, ", ".join(profile.modules), basis, profile.digest[:12])
     _print(lines)
-
-
-# -- helpers --------------------------------------------------------------------------------------------
-
-
-def _overrides(sets: list[str] | None, short: Mapping[str, Any] | None = None) -> list[Override]:
-    """What ``--set`` sets. Raises `BadInput` if a key is set twice, by that or by one of the *short* options."""
-    from ..spec.loading import parse_override, set_twice
-
-    found = [parse_override(s) for s in sets or ()]
-    options = [(f"--{k} {v}", k, v) for k, v in (short or {}).items() if v is not None]
-    twice = set_twice([*options, *((f"--set {s}", *pair) for s, pair in zip(sets or (), found, strict=True))])
-    if twice is not None:
-        raise BadInput(f"{twice[0]} sets {twice[2]} as well", where=twice[1], right="one of the two")
-    return found

@@ -56,7 +56,14 @@ RunBackend = Annotated[
     ),
 ]
 Url = Annotated[
-    str | None, typer.Option(help="With --backend vllm: send the requests to a running server, http://host:port.")
+    str | None,
+    typer.Option(
+        help="With --backend vllm: send the requests to a running server, http://host:port or https://host."
+    ),
+]
+ApiKeyEnv = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="With --url: the environment variable that holds the server's API key."),
 ]
 Model = Annotated[str | None, typer.Option(help="The model to serve, if the profile does not name it.")]
 AnyDevice = Annotated[

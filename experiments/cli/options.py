@@ -1,11 +1,14 @@
-"""Options of the command line that are of no use where they are given: refused, not ignored."""
+"""Options of the command line: those that are of no use where they are given are refused; what ``--set`` sets."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from servetwin.core import BadInput
+
+if TYPE_CHECKING:
+    from ..spec.overrides import Override
 
 
 def only_simulated(given: Mapping[str, Any]) -> None:
@@ -28,7 +31,24 @@ def only_vllm(given: Mapping[str, Any]) -> None:
     _refuse(given, "only --backend vllm takes this", "--backend vllm")
 
 
+def only_with_url(given: Mapping[str, Any]) -> None:
+    """Likewise of those that are about a server, where there is none."""
+    _refuse(given, "this is for a server", "--url https://host")
+
+
 def _refuse(given: Mapping[str, Any], what: str, right: str) -> None:
     for option, value in given.items():
         if value:
             raise BadInput(what, where=option, right=right)
+
+
+def overrides_of(sets: list[str] | None, short: Mapping[str, Any] | None = None) -> list[Override]:
+    """What ``--set`` sets. Raises `BadInput` if a key is set twice, by that or by one of the *short* options."""
+    from ..spec.loading import parse_override, set_twice
+
+    found = [parse_override(s) for s in sets or ()]
+    options = [(f"--{k} {v}", k, v) for k, v in (short or {}).items() if v is not None]
+    twice = set_twice([*options, *((f"--set {s}", *pair) for s, pair in zip(sets or (), found, strict=True))])
+    if twice is not None:
+        raise BadInput(f"{twice[0]} sets {twice[2]} as well", where=twice[1], right="one of the two")
+    return found

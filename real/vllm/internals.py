@@ -23,8 +23,17 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.request import Request, RequestStatus
 
-#: The versions that this was tried with: the first on an H100, the second on a CPU.
-TRIED = ("0.25.1", "0.27.1")
+#: The versions that this was tried with: the first on GPUs and a CPU, the others on a CPU.
+TRIED = ("0.25.1", "0.27.1", "0.32.0")
+#: What the queue beside ``waiting`` is called: until 0.30 it holds all that could not be scheduled when their turn
+#: came, since 0.31 only those of them that have KV blocks.
+SECOND_QUEUE = next(
+    (n for n in ("kv_holding_waiting", "skipped_waiting") if f"self.{n} = " in inspect.getsource(Scheduler.__init__)),
+    "kv_holding_waiting",
+)
+#: Attributes that bound how many requests run at once: since 0.31 those of the model runner and those of the
+#: scheduler are told apart.
+CAPS = ("max_num_running_reqs", "max_num_active_reqs")
 #: Class -> names that must stand in its source or among its attributes. Instance attributes are looked for in the
 #: source of ``__init__``, because no instance exists before an engine runs.
 NEEDED: dict[type, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -33,7 +42,7 @@ NEEDED: dict[type, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("schedule", "update_from_output", "finish_requests", "add_request", "_preempt_request"),
         (
             "waiting",
-            "skipped_waiting",
+            SECOND_QUEUE,
             "running",
             "requests",
             "max_num_running_reqs",
@@ -212,7 +221,6 @@ class Steered(Scheduler):  # type: ignore[misc]
     """
 
     waiting: Any
-    skipped_waiting: Any
     running: list[Request]
     max_num_running_reqs: int
     max_num_scheduled_tokens: int
@@ -240,7 +248,7 @@ class Steered(Scheduler):  # type: ignore[misc]
 
     def queued(self) -> Iterator[Request]:
         """The waiting requests in the order of vLLM's queues."""
-        yield from self.skipped_waiting
+        yield from getattr(self, SECOND_QUEUE)
         yield from self.waiting
 
     # -- a step -----------------------------------------------------------------------------------------
@@ -275,8 +283,9 @@ class Steered(Scheduler):  # type: ignore[misc]
     @contextlib.contextmanager
     def _masked(self, orders: Orders) -> Iterator[None]:
         """Show vLLM only what the step is to hold; put everything back afterwards, in the old order."""
-        waiting, skipped, running = self.waiting, self.skipped_waiting, self.running
-        cap, budget = self.max_num_running_reqs, self.max_num_scheduled_tokens
+        waiting, second, running = self.waiting, getattr(self, SECOND_QUEUE), self.running
+        caps = {name: getattr(self, name) for name in CAPS if hasattr(self, name)}
+        budget = self.max_num_scheduled_tokens
         config = self.scheduler_config
         threshold = config.long_prefill_token_threshold
 
@@ -308,27 +317,31 @@ class Steered(Scheduler):  # type: ignore[misc]
         hidden = len(running) - len(shown)
 
         self.waiting = type(waiting)(fresh)
-        self.skipped_waiting = type(skipped)()
+        setattr(self, SECOND_QUEUE, type(second)())
         self.running = list(shown)
-        self.max_num_running_reqs = cap - hidden
+        for name, cap in caps.items():
+            setattr(self, name, cap - hidden)
         self.max_num_scheduled_tokens = min(budget, tokens)
         config.long_prefill_token_threshold = limit
         try:
             yield
         finally:
-            self.max_num_running_reqs, self.max_num_scheduled_tokens = cap, budget
+            for name, cap in caps.items():
+                setattr(self, name, cap)
+            self.max_num_scheduled_tokens = budget
             config.long_prefill_token_threshold = threshold
-            left = [*self.waiting, *self.skipped_waiting]
+            left = [*self.waiting, *getattr(self, SECOND_QUEUE)]
             offered = {r.request_id for r in fresh}
             lost = [r for r in left if r.request_id not in offered]  # preempted just now: to the head
             gone = offered - {r.request_id for r in left}
-            for queue in (waiting, skipped):
+            for queue in (waiting, second):
                 out = [r for r in queue if r.request_id in gone] if gone else []
                 if out:
                     queue.remove_requests(out)
             for request in reversed(lost):
                 waiting.prepend_request(request)
-            self.waiting, self.skipped_waiting = waiting, skipped
+            self.waiting = waiting
+            setattr(self, SECOND_QUEUE, second)
             if hidden:
                 away = {r.request_id for r in lost}
                 admitted = [r for r in self.running if r.request_id not in known]

@@ -16,6 +16,7 @@ from pathlib import Path
 import mutations
 import pytest
 from by_command import call, records, refused, summary
+from servetwin.core.installed import not_installed
 from servetwin.experiments.spec.catalog import MEASURED
 from servetwin.real.tools.sandbox import Limits, confinement, run_script
 from servetwin.real.vllm import http_client
@@ -199,6 +200,8 @@ def test_22_a_wide_field_of_a_profile(here) -> None:
 
 # -- servers ------------------------------------------------------------------------------------------------------
 
+needs_h11 = pytest.mark.skipif(bool(not_installed("h11")), reason="needs h11: pip install 'servetwin[url]'")
+
 MODELS = b'{"data":[{"id":"m"}]}'
 EVENT, DONE = b'data: {"choices": [{"token_ids": [1], "text": "x"}]}\n\n', b"data: [DONE]\n\n"
 
@@ -282,6 +285,7 @@ NO_MODELS = {
 }
 
 
+@needs_h11
 @pytest.mark.parametrize("models", NO_MODELS.values(), ids=NO_MODELS)
 def test_22_a_server_that_is_none_ends_the_run_in_a_line(models, here) -> None:
     with Answering(models, lambda n: b"") as url:
@@ -308,6 +312,7 @@ BAD_ANSWERS = {
 }  # fmt: skip
 
 
+@needs_h11
 @pytest.mark.parametrize("case", BAD_ANSWERS.values(), ids=BAD_ANSWERS)
 def test_22_a_bad_answer_fails_that_request(case, here) -> None:
     answer, word = case
@@ -317,12 +322,14 @@ def test_22_a_bad_answer_fails_that_request(case, here) -> None:
     assert all(word in r["reason"] for r in requests), requests
 
 
+@needs_h11
 @pytest.mark.parametrize("size", [1, 3, 7, 1000], ids=lambda size: f"22 case: chunks of {size}")
 def test_22_a_chunked_answer_is_an_answer(size, here) -> None:
     with Answering(in_chunks(MODELS, size), lambda n: in_chunks(EVENT * n + DONE, size)) as url:
         assert summary(*asked(url))["finished"] == 3
 
 
+@needs_h11
 def test_22_a_server_that_says_nothing_does_not_hold_the_run(monkeypatch, here) -> None:
     monkeypatch.setattr(http_client, "PATIENCE", 0.3)
     with Answering(whole(MODELS), lambda n: stream(b": keep alive\n\n") + EVENT * 0) as url:
