@@ -41,11 +41,13 @@ def latest(due: Times) -> Times:
 
 
 class SLO(Protocol):
-    """Gives the seconds that a request with this work (iterations per loop module) may take, end to end."""
+    """Gives the seconds that a request with this work (iterations per loop module), of the class of that name, may
+    take, end to end."""
 
-    factor: float | None
+    @property
+    def factor(self) -> float | None: ...
 
-    def seconds(self, work: Mapping[str, int]) -> float: ...
+    def seconds(self, work: Mapping[str, int], class_name: str = "") -> float: ...
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class FactorSLO:
     solo: Mapping[str, float]
     constant: float = 0.0
 
-    def seconds(self, work: Mapping[str, int]) -> float:
+    def seconds(self, work: Mapping[str, int], class_name: str = "") -> float:
         return self.factor * (self.constant + sum(work.get(m, 1) * t for m, t in self.solo.items()))
 
 
@@ -71,5 +73,21 @@ class AbsoluteSLO:
     limit: float
     factor: float | None = field(default=None, init=False)
 
-    def seconds(self, work: Mapping[str, int]) -> float:
+    def seconds(self, work: Mapping[str, int], class_name: str = "") -> float:
         return self.limit
+
+
+@dataclass(frozen=True)
+class ClassSLO:
+    """SLOs of single classes of requests; *usual* holds for all others."""
+
+    usual: SLO
+    by_class: Mapping[str, SLO]
+
+    @property
+    def factor(self) -> float | None:
+        """The usual one."""
+        return self.usual.factor
+
+    def seconds(self, work: Mapping[str, int], class_name: str = "") -> float:
+        return self.by_class.get(class_name, self.usual).seconds(work)

@@ -159,6 +159,10 @@ def closed_slo(slo: Any) -> Any:
         value = getattr(slo, field.name)
         if callable(value):
             _put(shown, field.name, opaque(value, KEPT))
+        elif is_dataclass(value):
+            _put(shown, field.name, closed_slo(value))
+        elif isinstance(value, Mapping):
+            _put(shown, field.name, MappingProxyType({key: closed_slo(own) for key, own in value.items()}))
     return shown
 
 

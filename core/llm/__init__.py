@@ -17,7 +17,7 @@ Begin with `policy` (what it sees and says, once per step) and `request`; then `
 from .limits import EngineLimits
 from .policy import ALL, DECODES, PREFILLS, All, Chunk, Step, TokenPolicy, TokenView, queue_order
 from .request import Follows, Ticks, TokenRequest, Tokens, TokenTask
-from .slo import CumulativeSLO, LimitsSLO, TokenDeadlines, TokenLimits, TokenSLO
+from .slo import CumulativeSLO, LimitsSLO, TokenDeadlines, TokenLimits, TokenSLO, TokenSLOByClass
 
 __all__ = [
     "ALL",
@@ -36,6 +36,7 @@ __all__ = [
     "TokenPolicy",
     "TokenRequest",
     "TokenSLO",
+    "TokenSLOByClass",
     "TokenTask",
     "TokenView",
     "Tokens",

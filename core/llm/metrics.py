@@ -79,7 +79,7 @@ class StageTokens:
 
     def __init__(self, slo: TokenDeadlines | None) -> None:
         self.promise = slo
-        self.slo = slo if not isinstance(slo, LimitsSLO) else None
+        self.slo = slo if slo is not None and slo.counts_tokens else None
         self.limits = slo.limits if slo is not None else None
         self.completed = self.within_limits = 0
         self.prompt_tokens = self.output_tokens = self.all_tokens = self.preemptions = 0
@@ -122,8 +122,10 @@ class StageTokens:
         self.e2el.append(task.finished - sent)
         if generated > 1:
             self.tpot.append((task.finished - first) / (generated - 1))
-        if self.limits is not None and task_limits(task, self.limits):
-            self.within_limits += 1
+        if self.limits is not None and self.promise is not None:
+            limits = self.promise.for_task(task).limits
+            if limits is not None and task_limits(task, limits):
+                self.within_limits += 1
 
     def ended_block(self, block: TokenBlock) -> np.ndarray:
         """Those of *block* have generated all their tokens; gives which of them kept the SLO of their tokens.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import inf
 from typing import Literal, Protocol
@@ -29,6 +29,9 @@ class TokenSLO(Protocol):
     def d0(self) -> float: ...
     @property
     def d1(self) -> float: ...
+
+    def for_task(self, task: TokenTask) -> TokenSLO:
+        """What holds for *task*, whose class may have deadlines of its own."""
 
     def alone(self, prompt: int) -> float:
         """Seconds that the prefill of a prompt of that length takes alone."""
@@ -66,6 +69,10 @@ class CumulativeSLO:
     d0: float
     d1: float
     prefill_alone: Callable[[int], float]
+
+    def for_task(self, task: TokenTask) -> CumulativeSLO:
+        """What holds for *task*: classes of requests may have deadlines of their own (`TokenSLOByClass`)."""
+        return self
 
     def alone(self, prompt: int) -> float:
         return self.prefill_alone(prompt)
@@ -147,6 +154,14 @@ class TokenDeadlines(CumulativeSLO):
     def __post_init__(self) -> None:
         object.__setattr__(self, "_longer_contexts", self._weights(_STEPS, _SUMS)[1])
 
+    def for_task(self, task: TokenTask) -> TokenDeadlines:
+        return self
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether single tokens have deadlines by which they are counted."""
+        return True
+
     def met(self, task: TokenTask) -> bool:
         if self.meets == "last":
             return super().met(task)
@@ -203,3 +218,45 @@ class LimitsSLO(TokenDeadlines):
 
     def met(self, task: TokenTask) -> bool:
         return task_limits(task, self.limits)
+
+    @property
+    def counts_tokens(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class TokenSLOByClass(TokenDeadlines):
+    """Deadlines, or limits, of single classes of requests: those *by_class*, and *usual* for all others. Its own
+    numbers are the usual ones; who reads them by themselves asks `for_task` first."""
+
+    usual: TokenDeadlines | None = None
+    by_class: Mapping[str, TokenDeadlines] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, usual: TokenDeadlines, by_class: Mapping[str, TokenDeadlines]) -> TokenSLOByClass:
+        scales = usual.prefill_scale, usual.decode_scale, usual.d0, usual.d1
+        limits = usual.limits
+        if limits is None and any(own.limits is not None for own in by_class.values()):
+            limits = TokenLimits()
+        return cls(*scales, usual.prefill_alone, usual.meets, limits, usual=usual, by_class=by_class)
+
+    def for_task(self, task: TokenTask) -> TokenDeadlines:
+        assert self.usual is not None
+        return self.by_class.get(task.request.class_name, self.usual)
+
+    def deadline(self, task: TokenTask, token: int) -> float:
+        return self.for_task(task).deadline(task, token)
+
+    def met(self, task: TokenTask) -> bool:
+        return self.for_task(task).met(task)
+
+    def deadlines(self, task: TokenTask) -> np.ndarray:
+        return self.for_task(task).deadlines(task)
+
+    def in_time(self, task: TokenTask) -> np.ndarray:
+        return self.for_task(task).in_time(task)
+
+    @property
+    def counts_tokens(self) -> bool:
+        assert self.usual is not None
+        return self.usual.counts_tokens

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from servetwin.core import (
+    SLO,
     AbsoluteSLO,
     BadInput,
     BatchWorker,
@@ -30,6 +31,7 @@ from servetwin.core import (
 from servetwin.core.errors import PolicyFault, Stopped
 from servetwin.core.llm import TokenPolicy
 from servetwin.core.llm.worker import TokenWorker
+from servetwin.core.slo import ClassSLO
 
 from ..provenance.file_digests import code_digest
 from ..provenance.policy_code import as_loaded, load_again
@@ -102,8 +104,9 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     trace = read_trace(experiment) if experiment.workload.recorded is not None else None
     check_resolution(experiment, trace, profiles)
     limits = contexts(experiment, profiles) if experiment.pipeline.llms else {}
-    cut = any(lengths.truncate for lengths in experiment.workload.lengths.values())
-    if trace is not None or cut or experiment.seed:  # else requests are drawn whole, by the one seed
+    load = experiment.workload
+    cut = any(lengths.truncate for lengths in load.lengths.values())
+    if trace is not None or cut or experiment.seed or load.says_more:  # else all are drawn whole, by one seed
         recorder.summary.input = about(experiment, trace, limits)
     if limits and (said := not_measured(profiles.values())):
         recorder.summary.input["basis"] = said
@@ -178,25 +181,29 @@ def said_where(folder: Path | None) -> Iterator[None]:
         raise Stopped(f"{stop}{kept}", stop.exit_code) from None
 
 
-def make_slo(experiment: Experiment, profiles: dict[str, Profile]) -> AbsoluteSLO | FactorSLO:
-    """The experiment's SLO; a module's solo latency is that on the device of the first worker that serves it.
+def make_slo(experiment: Experiment, profiles: dict[str, Profile]) -> SLO:
+    """The experiment's SLO, and those of classes that have one of their own; a module's solo latency is that on the
+    device of the first worker that serves it.
 
     Where the pipeline branches, it goes by the path that a request most likely takes.
     """
-    spec = experiment.slo
-    if isinstance(spec, FixedSLO):
-        return AbsoluteSLO(spec.seconds)
-    if not isinstance(spec, RelativeSLO):
-        return ENDLESS
-    solo = seconds_alone(experiment, profiles, spec.base)
-    likely = make_pipeline(experiment.pipeline, experiment.name).likely
-    solo = {m: solo[m] for m in likely if m in solo}
-    return FactorSLO(spec.factor, solo, spec.constant)
+    specs = {"": experiment.slo}
+    specs |= {n: experiment.slo_of(n) for n, own in experiment.workload.classes.items() if own.slo is not None}
+    found: dict[str, AbsoluteSLO | FactorSLO] = {}
+    for name, spec in specs.items():
+        if isinstance(spec, FixedSLO):
+            found[name] = AbsoluteSLO(spec.seconds)
+        elif not isinstance(spec, RelativeSLO):
+            found[name] = ENDLESS
+        else:
+            solo = seconds_alone(experiment, profiles, spec.base)
+            likely = make_pipeline(experiment.pipeline, experiment.name).likely
+            found[name] = FactorSLO(spec.factor, {m: solo[m] for m in likely if m in solo}, spec.constant)
+    usual = found.pop("")
+    return ClassSLO(usual, found) if found else usual
 
 
-def make_workers(
-    experiment: Experiment, stages: list[Stage], profiles: dict[str, Profile], slo: AbsoluteSLO | FactorSLO
-) -> list[Worker]:
+def make_workers(experiment: Experiment, stages: list[Stage], profiles: dict[str, Profile], slo: SLO) -> list[Worker]:
     """The workers of the deployment, each with a policy of its own."""
     by_modules = {stage.modules: stage for stage in stages}
     told, llms = estimates(experiment, profiles), experiment.pipeline.llms

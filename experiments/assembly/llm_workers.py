@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from servetwin.core import AbsoluteSLO, BadInput, RunFolder, Stage
-from servetwin.core.llm import EngineLimits, LimitsSLO, TokenDeadlines, TokenLimits, TokenPolicy, TokenSLO, TokenView
+from servetwin.core.llm import (
+    EngineLimits,
+    LimitsSLO,
+    TokenDeadlines,
+    TokenLimits,
+    TokenPolicy,
+    TokenSLO,
+    TokenSLOByClass,
+    TokenView,
+)
 from servetwin.core.llm.metrics import TokenSummary
 from servetwin.core.llm.window_metrics import WindowSummary
 from servetwin.core.llm.worker import Host, TokenWorker
@@ -76,20 +85,29 @@ def contexts(experiment: Experiment, profiles: dict[str, Profile]) -> dict[str, 
 
 def deadlines_of(experiment: Experiment, profile: Profile) -> TokenDeadlines | None:
     """The deadlines of the tokens that a model with this *profile* generates, with the limits per request that are
-    reported beside them; None if the experiment has neither."""
+    reported beside them, by class where classes have their own; None if the experiment has neither."""
     slo = experiment.slo
     if not isinstance(slo, TokenSLOSpec):
         return None
-    limits = None
-    if slo.limits is not None:
-        given = slo.limits.model_dump(exclude_none=True)
-        limits = TokenLimits(**{name.removesuffix("_ms"): ms / 1000.0 for name, ms in given.items()})
-    if slo.prefill is None or slo.decode is None:
-        return LimitsSLO.of(limits or TokenLimits())
-    table = profile.tokens(slo.base)
-    data = profile.token_data
-    d0, d1 = (data.solo.d0, data.solo.d1) if data.solo else table.solo_decode()
-    return TokenDeadlines(slo.prefill, slo.decode, d0, d1, table.prefill, slo.meets, limits)
+    specs = {"": slo}
+    for name, own in experiment.workload.classes.items():
+        whole = experiment.slo_of(name)
+        if own.slo is not None and isinstance(whole, TokenSLOSpec):
+            specs[name] = whole
+    found: dict[str, TokenDeadlines] = {}
+    for name, spec in specs.items():
+        limits = None
+        if spec.limits is not None:
+            given = spec.limits.model_dump(exclude_none=True)
+            limits = TokenLimits(**{key.removesuffix("_ms"): ms / 1000.0 for key, ms in given.items()})
+        if spec.prefill is None or spec.decode is None:
+            found[name] = LimitsSLO.of(limits or TokenLimits())
+            continue
+        table, data = profile.tokens(spec.base), profile.token_data
+        d0, d1 = (data.solo.d0, data.solo.d1) if data.solo else table.solo_decode()
+        found[name] = TokenDeadlines(spec.prefill, spec.decode, d0, d1, table.prefill, spec.meets, limits)
+    usual = found.pop("")
+    return TokenSLOByClass.of(usual, found) if found else usual
 
 
 def _check_budget(limits: EngineLimits, policy: TokenPolicy, context: int) -> None:

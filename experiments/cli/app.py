@@ -202,6 +202,8 @@ def _show_run(experiment: Experiment, summary: dict[str, Any], took: float) -> N
         typer.echo(f"latency {times}")
     for stage, tokens in summary.get("llm", {}).items():
         commands.show_tokens(stage, tokens)
+    for line in commands.group_lines(summary):
+        typer.echo(line)
     for worker, w in summary["workers"].items():
         sizes = f"mean {w['mean_batch_size']:.2f}, largest {w['max_batch_size']}"
         typer.echo(f"batches of {worker}: {w['iterations']} run, {sizes}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from ..validation.baselines import Baseline
     from ..validation.compare_grids import Decisions
     from ..validation.replay_external import Means
+
+#: So many classes, or tenants, are told of a line each.
+MOST_GROUPS = 12
 
 Devices = Annotated[
     list[str] | None,
@@ -125,11 +128,28 @@ def input_lines(summary: dict[str, Any]) -> list[str]:
             lines.append("all requests arrive at once: there is no rate")
     if published := summary.get("published"):
         lines.append(f"seed {published['seed']}: {published['kept']}")
+    for module, told in summary.get("predictions", {}).items():
+        lines.append(f"outputs of {module} are predicted; {told}")
     for module, cut in summary.get("cut", {}).items():
         lines.append(
             f"cut at {module}: {cut['prompts']} prompts by {cut['prompt_tokens']} tokens, "
             f"{cut['outputs']} outputs by {cut['output_tokens']}"
         )
+    return lines
+
+
+def group_lines(summary: Mapping[str, Any]) -> list[str]:
+    """What came of each class and each tenant, a line each, and how evenly tenants were served."""
+    lines = []
+    for kind, groups in (("class", summary.get("classes", {})), ("tenant", summary.get("tenants", {}))):
+        for name, found in list(groups.items())[:MOST_GROUPS]:
+            share, goodput = 100 * found["attainment"], found["request_goodput"] or 0.0
+            lines.append(f"{kind} {name}: {found['requests']} requests, {share:.1f} % met, goodput {goodput:.3f}/s")
+        if len(groups) > MOST_GROUPS:
+            lines.append(f"and {len(groups) - MOST_GROUPS} more of that kind, in summary.json")
+    if fairness := summary.get("fairness"):
+        known = [(name.removeprefix("jain_"), value) for name, value in fairness.items() if value is not None]
+        lines.append("Jain's index: " + ", ".join(f"{value:.3f} of {name}" for name, value in known))
     return lines
 
 

@@ -2,7 +2,7 @@
 
 ==================  ====================================================================================
 `experiment`        the model of a file; `llm` for language models; `field_types` of which both are made
-`validation`        whether the parts fit together; `llm_validation` for language models
+`validation`        whether the parts fit together; `llm_validation`, `class_validation` for some of them
 `loading`           files that extend one another, and where something is wrong; `overrides` of their keys
 `variants`          named deployments, and variants of the whole
 `catalog`           names of what comes with ServeTwin, and what a user may have meant

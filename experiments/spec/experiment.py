@@ -118,30 +118,6 @@ class TraceSteps(Strict):
 Steps = Annotated[UniformSteps | ConstantSteps | ChoiceSteps | TraceSteps, Discriminator("draw")]
 
 
-class Workload(Strict):
-    """*requests* requests with arrivals and, per loop module, steps.
-
-    With *draws* "published" the random numbers are those of the NeuStream artifact (numpy's legacy generator,
-    seeded with 0 for each list): the same requests in every run, whatever the experiment's seed. "published_llm" is
-    the same with the seeds of its LLM experiments, which depend on the cv, "published_agents" with those of its
-    multi-agent experiments. With "seeded" they come from the
-    experiment's seed. *requests* may be left out (null) for a trace: all of it. LLM modules have *lengths* in place
-    of *steps*. *trace* is where steps and lengths come from that are those of a trace, if the arrivals are drawn.
-    """
-
-    requests: Count | None
-    draws: Literal["published", "published_llm", "published_agents", "seeded"] = "seeded"
-    arrivals: Arrivals
-    steps: dict[str, Steps] = Field(default_factory=dict)
-    lengths: dict[str, Lengths] = Field(default_factory=dict)
-    trace: Recorded | None = None
-
-    @property
-    def recorded(self) -> Recorded | None:
-        """The trace that arrivals, steps or lengths are taken from."""
-        return self.arrivals if isinstance(self.arrivals, Trace) else self.trace
-
-
 # -- what is promised -----------------------------------------------------------------------------------
 
 
@@ -175,6 +151,61 @@ SLOSpec = Annotated[
     | Annotated[TokenSLOSpec, Tag("tokens")],
     Discriminator(_kind_of_slo),
 ]
+
+
+# -- what arrives, all together -------------------------------------------------------------------------
+
+
+class RequestClass(Strict):
+    """A class of requests: what it does not say is as in the rest of the workload, and in the experiment's SLO.
+
+    Requests are of the classes in proportion to their *share*; if no class has one, the trace's column ``class`` says
+    which each is of. *steps* and *lengths* replace those of the workload, module by module; what *slo* says is laid
+    over the experiment's, key by key. *priority* (lower is sooner, as in vLLM), *tenant* and *weight* (the share of
+    service that the tenant is entitled to, relative to others') are shown to policies and routers.
+    """
+
+    share: Positive | None = None
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
+    tenant: Annotated[str, Field(max_length=64)] = ""
+    weight: Positive = 1.0
+    slo: SLOSpec | None = None
+    steps: dict[str, Steps] = Field(default_factory=dict)
+    lengths: dict[str, Lengths] = Field(default_factory=dict)
+
+
+class Workload(Strict):
+    """*requests* requests with arrivals and, per loop module, steps.
+
+    With *draws* "published" the random numbers are those of the NeuStream artifact (numpy's legacy generator,
+    seeded with 0 for each list): the same requests in every run, whatever the experiment's seed. "published_llm" is
+    the same with the seeds of its LLM experiments, which depend on the cv, "published_agents" with those of its
+    multi-agent experiments. With "seeded" they come from the
+    experiment's seed. *requests* may be left out (null) for a trace: all of it. LLM modules have *lengths* in place
+    of *steps*. *trace* is where steps and lengths come from that are those of a trace, if the arrivals are drawn.
+    *classes* tell requests apart that have steps, lengths, an SLO, a priority, a tenant or a weight of their own.
+    """
+
+    requests: Count | None
+    draws: Literal["published", "published_llm", "published_agents", "seeded"] = "seeded"
+    arrivals: Arrivals
+    steps: dict[str, Steps] = Field(default_factory=dict)
+    lengths: dict[str, Lengths] = Field(default_factory=dict)
+    trace: Recorded | None = None
+    classes: dict[str, RequestClass] = Field(default_factory=dict)
+
+    @property
+    def recorded(self) -> Recorded | None:
+        """The trace that arrivals, steps or lengths are taken from."""
+        return self.arrivals if isinstance(self.arrivals, Trace) else self.trace
+
+    @property
+    def says_more(self) -> bool:
+        """Whether requests say more of themselves than their work, whatever a trace says: classes, predictions."""
+        return bool(self.classes) or any(lengths.predict is not None for lengths in self.lengths.values())
+
+
+# -- how an SLO is shared out ---------------------------------------------------------------------------
 
 
 class BudgetSpec(Strict):
@@ -428,9 +459,26 @@ class Experiment(Strict):
     def as_dict(self) -> dict[str, Any]:
         """The content of a file that says the same in full."""
         content = self.model_dump(mode="json", by_alias=True)
+        load = content["workload"]
         if self.workload.trace is None:
-            del content["workload"]["trace"]
+            del load["trace"]
+        for name, own in self.workload.classes.items():
+            if own.slo is not None:  # what it does not say is as in the experiment's
+                load["classes"][name]["slo"] = own.slo.model_dump(mode="json", exclude_unset=True)
+        if not self.workload.classes:
+            del load["classes"]
+        for lengths in (load["lengths"], *(own["lengths"] for own in load.get("classes", {}).values())):
+            for said in lengths.values():
+                if said["predict"] is None:
+                    del said["predict"]
         return content
+
+    def slo_of(self, class_name: str) -> RelativeSLO | FixedSLO | TokenSLOSpec:
+        """What is promised to requests of the class of that name."""
+        own = self.workload.classes[class_name].slo if class_name in self.workload.classes else None
+        if own is None or type(own) is not type(self.slo):
+            return self.slo if own is None else own
+        return self.slo.model_copy(update={name: getattr(own, name) for name in own.model_fields_set})
 
     def digest(self) -> str:
         """A hash of all that can change a result."""

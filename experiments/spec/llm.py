@@ -64,12 +64,43 @@ TokenDraw = Annotated[
 ]
 
 
+class ExactPrediction(Strict):
+    """The true number of output tokens: an oracle, which no real system has. Results say so."""
+
+    model: Literal["exact"]
+
+
+class NoisyPrediction(Strict):
+    """The true number times a lognormal error with median 1 and standard deviation *sigma* of its logarithm."""
+
+    model: Literal["noisy"]
+    sigma: Positive
+
+
+class BucketPrediction(Strict):
+    """What a classifier of lengths says: the upper end of the bucket that the true number is in.
+
+    Buckets end at *edges* (tokens; the last one at the declared limit), or, with *quantiles* n, hold an n-th of all
+    outputs each. The right one is found with probability *accuracy*, else any other, all equally likely.
+    """
+
+    model: Literal["buckets"]
+    edges: Annotated[list[Count], Field(min_length=1)] | None = None
+    quantiles: Annotated[int, Field(ge=2, le=1000)] | None = None
+    accuracy: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+Prediction = Annotated[ExactPrediction | NoisyPrediction | BucketPrediction, Discriminator("model")]
+
+
 class Lengths(Strict):
     """Tokens of a request at an LLM module: its *prompt* and the *output* that it will really generate.
 
     *limit* is the most that it declares, which is what policies see; by default the most that *output*
     can be. A prompt that leaves no room in the engine's context is an error, and so is an output that is longer than
     the limit or than the room that its prompt leaves; with *truncate* they are cut, and the summary says how many.
+
+    *predict*: policies are shown a predicted number of output tokens, which is wrong as that says; without it, none.
 
     With *after* the prompt is that many tokens and what the request generated at the LLM module of that name before.
     """
@@ -79,6 +110,7 @@ class Lengths(Strict):
     limit: Count | None = None
     truncate: bool = False
     after: str | None = None
+    predict: Prediction | None = None
 
 
 class Limits(Strict):

@@ -33,6 +33,10 @@ def check(experiment: Experiment) -> None:
         if module not in load.lengths:
             raise Misfit(("workload", "lengths"), f"no lengths for the module {module!r}", f"{module}: {LENGTHS}")
         _check_lengths(("workload", "lengths", module), module, load)
+    for name, own in load.classes.items():
+        for module, spec in own.lengths.items():
+            for key, draw in (("prompt", spec.prompt), ("output", spec.output)):
+                _check_draw(("workload", "classes", name, "lengths", module, key), draw, load)
     seeds = PUBLISHED.get(load.draws)
     if seeds is not None and isinstance(load.arrivals, Gamma) and load.arrivals.cv not in seeds:
         known = ", ".join(f"{cv:g}" for cv in seeds)

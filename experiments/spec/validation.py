@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import llm_validation
+from . import class_validation, llm_validation
 from .catalog import suggest
 from .experiment import (
     ChoiceSteps,
@@ -39,6 +39,10 @@ def check(experiment: Experiment) -> None:
             )
     for module, steps in load.steps.items():
         _check_steps(("workload", "steps", module), steps, load)
+    class_validation.check(experiment)
+    for name, own in load.classes.items():
+        for module, steps in own.steps.items():
+            _check_steps(("workload", "classes", name, "steps", module), steps, load)
     _check_trace(load)
     if load.requests is None and load.recorded is None:
         raise Misfit(("workload", "requests"), "only a trace has a number of requests of its own", "a whole number")
@@ -59,8 +63,9 @@ def _check_trace(load: Workload) -> None:
         raise Misfit(("workload", "trace"), "the arrivals come from a trace already", "no key 'trace'")
     if key == "trace":
         draws = [*load.steps.values(), *(d for x in load.lengths.values() for d in (x.prompt, x.output))]
-        if not any(draw.draw == "trace" for draw in draws):
-            what = "no steps or lengths are drawn from the trace"
+        told = load.classes and all(own.share is None for own in load.classes.values())
+        if not told and not any(draw.draw == "trace" for draw in draws):
+            what = "no steps, lengths or classes are taken from the trace"
             raise Misfit(("workload", "trace"), what, "{draw: trace} somewhere, or no key 'trace'")
     if trace.end is not None and trace.end <= (trace.start or 0.0):
         raise Misfit(("workload", key, "end"), f"{trace.end:g} is not after start, {trace.start:g}", "start < end")

@@ -111,6 +111,11 @@ def results_of(experiment: Experiment, summary: Summary) -> Row:
     row |= {name: full[name] for name in TOKENS if name in full}
     if "cut" in full:
         row |= {f"{what}_cut": sum(cut[what] for cut in full["cut"].values()) for what in ("prompts", "outputs")}
+    for name, group in full.get("classes", {}).items():
+        row |= {f"class.{name}.{column}": group[column] for column in ("requests", "attainment", "request_goodput")}
+    row |= full.get("fairness", {})
+    if predictions := full.get("predictions"):
+        row["predictions"] = "; ".join(f"{module} {told}" for module, told in predictions.items())
     if experiment.time.hold:
         row["steps_beyond_measured"] = beyond_measured(summary)
     stages = full.get("window", {}).get("stages", {})

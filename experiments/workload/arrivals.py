@@ -1,4 +1,5 @@
-"""Arrival processes: endless iterators of the times, in seconds, at which requests are due.
+"""Arrival processes: endless iterators of the times, in seconds, at which requests are due. Likewise, how many
+iterations of loop modules they ask for.
 
 The first request is due one gap after the start. Numbers are drawn in blocks, but which numbers come does not
 depend on the size of the blocks: the first thousand of a million are those of a run of a thousand.
@@ -11,11 +12,23 @@ which they were stored (tests/experiments/workload/test_arrivals.py holds all of
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import repeat
 
 import numpy as np
 from servetwin.core.random_streams import stream
 
-from ..spec.experiment import Arrivals, Bursty, Constant, Gamma, Trace
+from ..spec.experiment import (
+    Arrivals,
+    Bursty,
+    ChoiceSteps,
+    Constant,
+    ConstantSteps,
+    Gamma,
+    Steps,
+    Trace,
+    TraceSteps,
+    UniformSteps,
+)
 from .trace_reader import TraceFile
 
 BLOCK = 2048
@@ -99,3 +112,30 @@ def _bursty(spec: Bursty, source: np.random.Generator) -> Iterator[float]:
 def _exponentials(source: np.random.Generator) -> Iterator[float]:
     while True:
         yield from source.standard_exponential(BLOCK).tolist()
+
+
+def steps_of(
+    module: str, spec: Steps, *, seed: int, published: bool, trace: TraceFile | None = None
+) -> Iterator[int]:
+    """The iterations of *module* for request 0, 1, ..."""
+    if isinstance(spec, ConstantSteps):
+        return repeat(spec.steps)
+    if isinstance(spec, TraceSteps):
+        assert trace is not None
+        return trace.work_of(module)
+    source: Source = published_stream() if published else stream(seed, f"steps of {module}")
+    return _uniform(spec.low, spec.high, source) if isinstance(spec, UniformSteps) else _choice(spec, source)
+
+
+def _uniform(low: int, high: int, source: Source) -> Iterator[int]:
+    while True:
+        if isinstance(source, np.random.Generator):
+            yield from source.integers(low, high, BLOCK, endpoint=True).tolist()
+        else:
+            yield from source.randint(low, high + 1, BLOCK).tolist()
+
+
+def _choice(spec: ChoiceSteps, source: Source) -> Iterator[int]:
+    weights = np.array(spec.weights or [1.0] * len(spec.values))
+    while True:
+        yield from source.choice(spec.values, BLOCK, p=weights / weights.sum()).tolist()

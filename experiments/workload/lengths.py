@@ -94,18 +94,27 @@ def fits(spec: Lengths, context: int) -> bool:
     return most <= limit and longest + limit <= context
 
 
-def cuts(module: str, spec: Lengths, context: int, count: int, *, seed: int, trace: TraceFile | None = None) -> Cuts:
-    """What is cut of the first *count* requests. Raises `BadInput` at the first of them that does not fit, where
-    *spec* does not say that it is to be cut."""
+def cuts(
+    module: str,
+    spec: Lengths,
+    context: int,
+    count: int,
+    *,
+    seed: int,
+    trace: TraceFile | None = None,
+    of: str = "",
+) -> Cuts:
+    """What is cut of the first *count* requests (*of* a class, if it is named). Raises `BadInput` at the first that
+    does not fit, where *spec* does not say that it is to be cut."""
     if fits(spec, context):
         return Cuts()
-    return _cuts(module, spec.model_dump_json(), context, count, seed, trace)
+    return _cuts(module, spec.model_dump_json(), context, count, seed, trace, of)
 
 
 @lru_cache(maxsize=256)
-def _cuts(module: str, spec: str, context: int, count: int, seed: int, trace: TraceFile | None) -> Cuts:
+def _cuts(module: str, spec: str, context: int, count: int, seed: int, trace: TraceFile | None, of: str) -> Cuts:
     found = Cuts()
-    drawn = triples(module, Lengths.model_validate_json(spec), context, seed=seed, trace=trace, cuts=found)
+    drawn = triples(module, Lengths.model_validate_json(spec), context, seed=seed, trace=trace, cuts=found, of=of)
     for _ in islice(drawn, count):
         pass
     return found
@@ -119,26 +128,31 @@ def triples(
     seed: int,
     trace: TraceFile | None = None,
     cuts: Cuts | None = None,
+    of: str = "",
 ) -> Iterator[tuple[int, int, int]]:
-    """(prompt, declared limit, true output) of *module*, request by request.
+    """(prompt, declared limit, true output) of *module*, request by request; *of* a class that has lengths of its
+    own, if it is named.
 
     The engine takes *context* tokens of prompt and output together: a declared limit beyond that is lowered, as vLLM
     does. Raises `BadInput` at a prompt that leaves no room for one token and at an output that is longer than its
     limit or than what the engine takes, unless they are to be cut too; *cuts* then counts them.
     """
-    prompts = tokens_of(spec.prompt, f"prompts of {module}", seed=seed, trace=trace)
-    outputs = tokens_of(spec.output, f"outputs of {module}", seed=seed, trace=trace)
+    drawn, where = module, f"workload.lengths.{module}"
+    if of:
+        drawn, where = f"{module} of class {of}", f"workload.classes.{of}.lengths.{module}"
+    prompts = tokens_of(spec.prompt, f"prompts of {drawn}", seed=seed, trace=trace)
+    outputs = tokens_of(spec.output, f"outputs of {drawn}", seed=seed, trace=trace)
     limit = spec.limit or largest(spec.output) or context
     for number, (prompt, output) in enumerate(zip(prompts, outputs, strict=False)):
         if prompt >= context:
             if not spec.truncate:
                 raise BadInput(
                     f"request {number} has a prompt of {prompt} tokens, but the engine takes {context} in all",
-                    where=f"workload.lengths.{module}.prompt",
+                    where=f"{where}.prompt",
                     right="shorter prompts, or truncate: true",
                 )
             if limit >= context:
-                raise _no_room(module, number, prompt, limit, context)
+                raise _no_room(where, number, prompt, limit, context)
             whole, prompt = prompt, context - limit
             if cuts is not None:
                 cuts.prompts += 1
@@ -146,7 +160,7 @@ def triples(
         room = min(limit, context - prompt)
         if output > room:
             if not spec.truncate:
-                raise _too_long(module, number, prompt, output, limit, context)
+                raise _too_long(where, number, prompt, output, limit, context)
             if cuts is not None:
                 cuts.outputs += 1
                 cuts.output_tokens += output - room
@@ -154,15 +168,13 @@ def triples(
         yield prompt, room, output
 
 
-def _no_room(module: str, number: int, prompt: int, limit: int, context: int) -> BadInput:
+def _no_room(where: str, number: int, prompt: int, limit: int, context: int) -> BadInput:
     what = f"request {number} has a prompt of {prompt} tokens to be cut, but the limit of {limit} leaves none"
     right = f"a limit below {context}: a prompt is cut so that its limit fits"
-    where = f"workload.lengths.{module}.limit"
-    return BadInput(f"{what} of the {context} that the engine takes", where=where, right=right)
+    return BadInput(f"{what} of the {context} that the engine takes", where=f"{where}.limit", right=right)
 
 
-def _too_long(module: str, number: int, prompt: int, output: int, limit: int, context: int) -> BadInput:
-    where = f"workload.lengths.{module}"
+def _too_long(where: str, number: int, prompt: int, output: int, limit: int, context: int) -> BadInput:
     if output > limit:
         what = f"request {number} generates {output} tokens, but the limit is {limit}"
         return BadInput(what, where=f"{where}.limit", right=f"limit: {output} or more, or truncate: true")

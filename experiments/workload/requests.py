@@ -8,17 +8,16 @@ from itertools import count, islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from servetwin.core import BadInput, Request
 from servetwin.core.llm import Follows, TokenRequest
-from servetwin.core.random_streams import stream
 from servetwin.sim.llm.request_columns import TokenColumns
 
-from ..spec.experiment import ChoiceSteps, ConstantSteps, Experiment, Steps, Trace, TraceSteps, UniformSteps
+from ..spec.experiment import Experiment, Trace, TraceSteps
 from ..spec.llm import TraceTokens
 from ..spec.published_draws import PUBLISHED
-from . import trace_reader
-from .arrivals import BLOCK, Source, arrival_times, published_stream
+from . import predictions, trace_reader
+from .arrivals import arrival_times, steps_of
+from .described import check_classes, counted, described
 from .lengths import Cuts, columns, cuts, triples
 from .seed_effect import kept_draws
 
@@ -49,6 +48,7 @@ def read_trace(experiment: Experiment) -> trace_reader.TraceFile | None:
     )
     for module in modules:
         trace.column_of(module)
+    check_classes(load, trace)
     if isinstance(recorded, Trace):
         trace.scale(recorded.rate)
         if recorded.rate is None:
@@ -70,7 +70,8 @@ def about(
 ) -> dict[str, dict[str, Any]]:
     """What is to be said of the requests beside their number: which part of a trace they are ("trace"), and how many
     prompts and outputs are cut ("cut", by module, where that is allowed), and what a seed other than 0 does not
-    change of them ("published"). Nothing for requests that are drawn whole.
+    change of them ("published"), and how wrong predictions are ("predictions"). Nothing for requests that are drawn
+    whole.
 
     *contexts* gives the tokens that LLM modules take per request. Raises `BadInput` at what cannot be cut to fit.
     """
@@ -88,9 +89,27 @@ def about(
     if experiment.seed and (kept := kept_draws(experiment)) is not None:
         said["published"] = {"seed": experiment.seed, "kept": kept}
     cut = _cut(experiment, trace, contexts, [module for module, spec in lengths.items() if spec.truncate])
+    of_classes = _cut_of_classes(experiment, trace, contexts)
+    cut |= {
+        f"{name}.{module}": of_classes[f"{name}.{module}"]
+        for name, own in experiment.workload.classes.items()
+        for module, spec in own.lengths.items()
+        if spec.truncate
+    }
+    if predicted := _predicted(experiment):
+        said["predictions"] = predicted
     if cut:
         said["cut"] = {module: found.as_dict() for module, found in cut.items()}
     return said
+
+
+def _predicted(experiment: Experiment) -> dict[str, str]:
+    """What is to be said of predicted lengths, by module, or by ``CLASS.MODULE`` of a class that has its own."""
+    load = experiment.workload
+    every = {module: predictions.about(spec) for module, spec in load.lengths.items()}
+    for name, own in load.classes.items():
+        every |= {f"{name}.{module}": predictions.about(spec) for module, spec in own.lengths.items()}
+    return {name: told for name, told in every.items() if told is not None}
 
 
 def _cut(
@@ -104,9 +123,23 @@ def _cut(
     return {m: cuts(m, lengths[m], contexts[m], count, seed=seed, trace=trace) for m in modules}
 
 
+def _cut_of_classes(
+    experiment: Experiment, trace: trace_reader.TraceFile | None, contexts: Mapping[str, int]
+) -> dict[str, Cuts]:
+    """The same of classes with lengths of their own, by ``CLASS.MODULE``."""
+    load, seed, found = experiment.workload, experiment.seed, {}
+    if any(own.lengths for own in load.classes.values()):
+        counts = counted(load, trace, seed, count_of(experiment, trace))
+        for name, own in load.classes.items():
+            for module, spec in own.lengths.items():
+                found[f"{name}.{module}"] = cuts(module, spec, contexts[module], counts[name], seed=seed, of=name)
+    return found
+
+
 def check_lengths(experiment: Experiment, trace: trace_reader.TraceFile | None, contexts: Mapping[str, int]) -> None:
     """Raise `BadInput` at prompts and outputs that do not fit, before anything is sent."""
     _cut(experiment, trace, contexts, experiment.workload.lengths)
+    _cut_of_classes(experiment, trace, contexts)
 
 
 def _unused(experiment: Experiment, trace: trace_reader.TraceFile) -> dict[str, str]:
@@ -168,42 +201,16 @@ def _shortest_step(experiment: Experiment, profiles: Mapping[str, Profile]) -> f
     return min((s for s in seconds if s > 0.0), default=1.0)
 
 
-def steps_of(
-    module: str, spec: Steps, *, seed: int, published: bool, trace: trace_reader.TraceFile | None = None
-) -> Iterator[int]:
-    """The iterations of *module* for request 0, 1, ..."""
-    if isinstance(spec, ConstantSteps):
-        return repeat(spec.steps)
-    if isinstance(spec, TraceSteps):
-        assert trace is not None
-        return trace.work_of(module)
-    source: Source = published_stream() if published else stream(seed, f"steps of {module}")
-    return _uniform(spec.low, spec.high, source) if isinstance(spec, UniformSteps) else _choice(spec, source)
-
-
-def _uniform(low: int, high: int, source: Source) -> Iterator[int]:
-    while True:
-        if isinstance(source, np.random.Generator):
-            yield from source.integers(low, high, BLOCK, endpoint=True).tolist()
-        else:
-            yield from source.randint(low, high + 1, BLOCK).tolist()
-
-
-def _choice(spec: ChoiceSteps, source: Source) -> Iterator[int]:
-    weights = np.array(spec.weights or [1.0] * len(spec.values))
-    while True:
-        yield from source.choice(spec.values, BLOCK, p=weights / weights.sum()).tolist()
-
-
 def requests(
     experiment: Experiment,
-    slo: Callable[[Mapping[str, int]], float],
+    slo: Callable[..., float],
     trace: trace_reader.TraceFile | None = None,
     *,
     contexts: Mapping[str, int] | None = None,
 ) -> Iterator[Request]:
-    """The requests of *experiment* in order of arrival; *slo* gives the seconds that this work may take, *contexts*
-    the tokens that LLM modules take per request (see `servetwin.experiments.assembly.llm_workers`)."""
+    """The requests of *experiment* in order of arrival; *slo* gives the seconds that this work may take, for requests
+    of a class too (`servetwin.core.slo.SLO`), *contexts* the tokens that LLM modules take per request (see
+    `servetwin.experiments.assembly.llm_workers`)."""
     load, system = experiment.workload, experiment.system
     published, seed = load.draws != "seeded", experiment.seed
     seeds = PUBLISHED.get(load.draws)
@@ -214,13 +221,16 @@ def requests(
     draws = [steps_of(m, load.steps[m], seed=seed, published=published, trace=trace) for m in modules]
     works = zip(*draws, strict=False) if draws else repeat(())
     delay, stretch = system.client_delay, 1.0 + system.client_stretch
-    if not load.lengths:
+    says_more = load.says_more or (trace is not None and bool(trace.overview.terms))
+    if not load.lengths and not says_more:
         return _plain_requests(
             islice(zip(count(), due, works, strict=False), load.requests), slo, modules, stretch, delay
         )
     if delay or stretch != 1.0:
         due = (at * stretch + i * delay for i, at in enumerate(due))
     due = islice(due, load.requests)
+    if says_more:
+        return described(experiment, slo, due, modules, works, contexts or {}, trace)
     if len(load.lengths) == 1 and not modules:
         ((module, lengths),) = load.lengths.items()
         if lengths.after is None:

@@ -41,6 +41,7 @@ def _drawn_beside(experiment: Experiment) -> list[str]:
         found.append("the window of the trace")
     if any(_varies(d) for spec in experiment.workload.lengths.values() for d in (spec.prompt, spec.output)):
         found.append("prompts and outputs")
+    found += _of_classes(experiment)
     if any(branch.probability < 1.0 for branch in experiment.pipeline.branches):
         found.append("the paths through the pipeline")
     calls = [w.calls for w in experiment.deployment.workers if w.calls is not None]
@@ -48,6 +49,21 @@ def _drawn_beside(experiment: Experiment) -> list[str]:
         found.append("the times of calls")
     if experiment.time.noise and _is_noisy(experiment):
         found.append("the noise")
+    return found
+
+
+def _of_classes(experiment: Experiment) -> list[str]:
+    """Likewise, what only requests with classes, or predictions, have."""
+    load = experiment.workload
+    found = ["classes"] if len(load.classes) > 1 and any(own.share for own in load.classes.values()) else []
+    for own in load.classes.values():
+        draws = [*own.steps.values(), *(d for spec in own.lengths.values() for d in (spec.prompt, spec.output))]
+        if any(_varies(draw) for draw in draws):
+            found.append("steps and lengths of classes")
+            break
+    specs = [*load.lengths.values(), *(spec for own in load.classes.values() for spec in own.lengths.values())]
+    if any(spec.predict is not None and spec.predict.model != "exact" for spec in specs):
+        found.append("predictions")
     return found
 
 

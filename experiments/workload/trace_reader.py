@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from servetwin.core import BadInput
 from servetwin.core.random_streams import permuted
@@ -50,7 +51,8 @@ class Choice:
 @dataclass(frozen=True)
 class Overview:
     """What reading a file through told: *count* requests were chosen, of *held* in it, beside *failed* lines of
-    requests that had failed; *until* is when the last in the file came."""
+    requests that had failed; *until* is when the last in the file came. *terms* is what some of the chosen say of
+    themselves beside their work."""
 
     count: int
     held: int
@@ -58,6 +60,7 @@ class Overview:
     until: float
     columns: tuple[str, ...]
     digest: str
+    terms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,10 @@ class TraceFile:
             right = "a column 'input_tokens'" if column == "input_tokens" else "a column 'tokens'"
             raise BadInput(f"the trace does not say the {column.replace('_', ' ')}", where=self.where, right=right)
         return (max(1, entry.work[column]) for entry in self)
+
+    def terms(self) -> Iterator[Mapping[str, Any]]:
+        """What requests say of themselves beside their work, one by one (`servetwin.experiments.workload.traces`)."""
+        return (entry.said for entry in self)
 
     def named(self, modules: tuple[str, ...]) -> tuple[str, ...]:
         """Those of *modules* that the file has a column for, whether it is read or not."""
@@ -223,6 +230,7 @@ def _overview(choice: Choice, _: Stamp | None) -> Overview:
     columns: tuple[str, ...] | None = None
     sizes: Counter[str] = Counter()
     failed: list[int] = []
+    terms: dict[str, None] = {}
     for entry in entries(path, choice.modules, choice.form, failed.append):
         if columns is None:
             columns = tuple(entry.work)
@@ -233,7 +241,9 @@ def _overview(choice: Choice, _: Stamp | None) -> Overview:
         if entry.size is not None:
             sizes[entry.size] += 1
         held, until = held + 1, entry.arrival
-        count += start <= entry.arrival < end and (size is None or entry.size == size)
+        if start <= entry.arrival < end and (size is None or entry.size == size):
+            count += 1
+            terms |= dict.fromkeys(entry.said)
     _check_sizes(path, sizes, size)
     if not held:
         what = "the trace holds no request" + (f" but {len(failed)} that had failed" if failed else "")
@@ -243,7 +253,7 @@ def _overview(choice: Choice, _: Stamp | None) -> Overview:
         raise BadInput(what, where=str(path), right=f"start and end within 0 and {until:g} s")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Overview(count, held, len(failed), until, columns or (), digest)
+    return Overview(count, held, len(failed), until, columns or (), digest, tuple(terms))
 
 
 @lru_cache(maxsize=256)

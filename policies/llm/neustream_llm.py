@@ -74,7 +74,7 @@ class NeuStreamLLM(TokenPolicy):
         self.batch_cost, self.preempted, self.search = batch_cost, preempted, search
         self.offset, self.feedback, self.lenient = offset, feedback, lenient
         self.order: list[TokenTask] = []  # the queue, as the last decision left it
-        self.known: dict[TokenTask, tuple[float, float]] = {}  # of the running: first deadline, its slope by token
+        self.known: dict[TokenTask, tuple[float, float, float]] = {}  # of the running: first deadline, slope, bend
 
     def start(self, view: TokenView) -> None:
         if view.slo is None:
@@ -114,7 +114,7 @@ class NeuStreamLLM(TokenPolicy):
 
     def _hopeless(self, task: TokenTask, beta: float, now: float) -> bool:
         tokens = self._length(task) if task.generated else task.prompt
-        return self._due(task, 1, beta) + slack(now) - now < self.slo.alone(tokens)
+        return self._due(task, 1, beta) + slack(now) - now < self.slo.for_task(task).alone(tokens)
 
     def _largest(
         self, queue: list[TokenTask], ordered: list[TokenTask], beta: float, view: TokenView, now: float
@@ -178,14 +178,14 @@ class NeuStreamLLM(TokenPolicy):
         steps = self.lenient_steps if self.lenient == "all" else 0
         if len(known) > 2 * len(view.running) + 64:
             known = self.known = {task: known[task] for task in view.running if task in known}
-        bend = 0.5 * slo.decode_scale * slo.d1
         slacks, lines, since = [], known.get, now - slack(now)
         for task in view.running:
             line = lines(task)
             if line is None:
-                slope = slo.decode_scale * (slo.d0 + slo.d1 * task.prompt)
-                line = known[task] = (slo.deadline(task, 1), slope)
-            first, slope = line
+                own = slo.for_task(task)
+                slope, bend = own.decode_scale * (own.d0 + own.d1 * task.prompt), 0.5 * own.decode_scale * own.d1
+                line = known[task] = (slo.deadline(task, 1), slope, bend)
+            first, slope, bend = line
             g = task.generated
             due = first + g * (slope + bend * (g + 1))
             if steps > g:

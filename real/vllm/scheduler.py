@@ -38,11 +38,12 @@ from servetwin.core.invariants.answers import (
 from servetwin.core.invariants.read_only import closed
 from servetwin.core.llm import (
     ALL,
-    CumulativeSLO,
     EngineLimits,
     Step,
+    TokenDeadlines,
     TokenPolicy,
     TokenRequest,
+    TokenSLOByClass,
     TokenTask,
     TokenView,
 )
@@ -61,8 +62,9 @@ class Settings:
 
     *policy* is the name of one of ours, ``package.module:Class``, or a file; None leaves vLLM's own decisions alone.
     *params* are its parameters. *profile* names the profile that its estimates and deadlines come from, *kind* which
-    of its latency models. *slo* is "P+D" (multiples of the prefill and of the decode steps alone), *name* what the
-    policy sees the engine called. *longest* is how many seconds the policy may take to answer, and the engine may
+    of its latency models. *slo* is "P+D" (multiples of the prefill and of the decode steps alone), *classes* the same
+    of classes of requests that have their own, by name (a request says its class), *name* what the policy sees the
+    engine called. *longest* is how many seconds the policy may take to answer, and the engine may
     stand still under it.
     """
 
@@ -71,6 +73,7 @@ class Settings:
     profile: str | None = None
     kind: str = "measured"
     slo: str | None = None
+    classes: Mapping[str, str] | None = None
     name: str = "vllm"
     longest: float = LONGEST
 
@@ -156,8 +159,16 @@ class Estimates:
     step: Any = None  #: of steps that do both, as `TokenView.step_seconds`
 
     @classmethod
-    def load(cls, profile: str | None, kind: str = "measured", slo: str | None = None) -> Estimates:
-        """From a profile; without one, asking is an error."""
+    def load(
+        cls,
+        profile: str | None,
+        kind: str = "measured",
+        slo: str | None = None,
+        classes: Mapping[str, str] | None = None,
+    ) -> Estimates:
+        """From a profile; without one, asking is an error. *slo* and *classes* are as in `Settings`."""
+        if classes and slo is None:
+            raise BadInput("classes have an SLO, and the others none", where=f"{KEY}.classes", right='"slo": "3+1.5"')
         if profile is None:
             return cls(_unknown, _unknown, step=_unknown)
         from servetwin.profiles import load
@@ -165,10 +176,11 @@ class Estimates:
         table = load(profile).tokens(kind)  # type: ignore[arg-type]
         if slo is None:
             return cls(table.prefill, table.decode, step=table.step)
-        prefill, decode = slo_scales(slo)
-        d0, d1 = table.solo_decode()
-        due = CumulativeSLO(prefill, decode, d0, d1, table.prefill)
-        return cls(table.prefill, table.decode, due, step=table.step)
+        solo = table.solo_decode()
+        own = {n: TokenDeadlines(*slo_scales(text), *solo, table.prefill) for n, text in (classes or {}).items()}
+        usual = TokenDeadlines(*slo_scales(slo), *solo, table.prefill)
+        due_of = TokenSLOByClass.of(usual, own) if own else usual
+        return cls(table.prefill, table.decode, due_of, step=table.step)
 
 
 def _unknown(*_: object) -> float:
@@ -257,7 +269,7 @@ class _Policed(Steered):
         if self._flying:
             raise ServeTwinError(f"{len(self._flying)} steps are in flight: the policy cannot be changed")
         self.settings = settings
-        estimates = estimates or Estimates.load(settings.profile, settings.kind, settings.slo)
+        estimates = estimates or Estimates.load(settings.profile, settings.kind, settings.slo, settings.classes)
         limits = EngineLimits(
             blocks=self.blocks,
             block_size=self.block_size,

@@ -4,7 +4,9 @@
 format       file        a line is
 ===========  ==========  ======================================================================================
 plain        .csv        ``arrival`` (s), and what the request asks for: ``steps``, ``tokens`` or a column by a
-                         loop module's name; ``size`` (512x512), or ``height`` and ``width``, if there are several
+                         loop module's name; ``size`` (512x512), or ``height`` and ``width``, if there are several;
+                         and what the request says of itself: ``class``, ``tenant``, ``priority`` (lower is sooner),
+                         ``weight``, ``slo`` (s)
 plain        .jsonl      the same keys, an object a line
 plain        .json       one object with a list for each of these keys
 azure        .csv        ``TIMESTAMP,ContextTokens,GeneratedTokens``: the Azure LLM inference traces

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from servetwin.core import BadInput
@@ -38,12 +39,14 @@ UNITS = {1: "seconds", 1000: "milliseconds", 1_000_000: "microseconds"}
 
 
 class Entry(NamedTuple):
-    """A request of a trace: *arrival* in seconds since its first request, *work* by column, *size* of the image."""
+    """A request of a trace: *arrival* in seconds since its first request, *work* by column, *size* of the image, and
+    what else is *said* of it (`TERMS`)."""
 
     line: int
     arrival: float
     work: dict[str, int]
     size: str | None
+    said: Mapping[str, Any] = MappingProxyType({})
 
 
 Parser = Callable[[Row, str, Sequence[str]], "tuple[Decimal, dict[str, int], str | None] | None"]
@@ -58,6 +61,7 @@ class Format:
     columns: tuple[str, ...]
     parse: Parser
     moments: bool = False
+    terms: bool = False
 
 
 def _azure(row: Row, where: str, _: Sequence[str]) -> tuple[Decimal, dict[str, int], str | None]:
@@ -103,7 +107,7 @@ FORMATS = {
         Format("azure", (".csv",), ("TIMESTAMP", "ContextTokens", "GeneratedTokens"), _azure, moments=True),
         Format("burstgpt", (".csv",), ("Timestamp", "Request tokens", "Response tokens"), _burstgpt),
         Format("mooncake", (".jsonl",), ("timestamp", "input_length", "output_length"), _mooncake),
-        Format("plain", (".csv", ".json", ".jsonl"), ("arrival",), _plain),
+        Format("plain", (".csv", ".json", ".jsonl"), ("arrival",), _plain, terms=True),
     )
 }
 
@@ -135,7 +139,8 @@ def entries(
             raise BadInput(what, where=f"{where}: {column}", right="a later time")
         last = moment
         # Stamps are decimal numbers, and their differences are taken as such: a binary epoch has lost microseconds.
-        yield Entry(number, float(moment - zero), work, size)
+        said = _said(row, where) if known.terms else {}
+        yield Entry(number, float(moment - zero), work, size, said)
 
 
 def columns_of(path: Path) -> tuple[str, ...]:
@@ -188,6 +193,56 @@ def _no_arrival(header: list[str], where: str, kind: str) -> BadInput:
     if called is not None:
         return BadInput(f"{what}, but one {called!r}", where=where, right=f"to call it {units}")
     return BadInput(what, where=where, right=f"arrival,steps; the first is {units}")
+
+
+#: What a plain trace may say of a request beside its work. An empty value says nothing.
+TERMS = ("class", "tenant", "priority", "weight", "slo")
+
+#: The longest name of a class or tenant, in characters.
+LONGEST_NAME = 64
+
+
+def _said(row: Row, where: str) -> dict[str, Any]:
+    """What *row* says of `TERMS`."""
+    said: dict[str, Any] = {}
+    for key in TERMS:
+        value = row.get(key)
+        if value is None or value == "":
+            continue
+        place = f"{where}: {key}"
+        if key in ("class", "tenant"):
+            text = str(value).strip()
+            if len(text) > LONGEST_NAME or not text.isprintable() or isinstance(value, bool | list | dict):
+                raise BadInput(
+                    f"{str(value)[:40]!r} is no name", where=place, right=f"{LONGEST_NAME} characters at most"
+                )
+            if text:
+                said[key] = text
+        elif key == "priority":
+            said[key] = _priority(value, place)
+        else:
+            said[key] = _positive(value, place, "seconds" if key == "slo" else "weight")
+    return said
+
+
+def _priority(value: Any, where: str) -> int:
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        number = MOST_COUNT
+    if abs(number) >= MOST_COUNT or isinstance(value, bool | float):
+        raise BadInput(f"{str(value)[:40]!r} is no priority", where=where, right="a whole number; lower is sooner")
+    return number
+
+
+def _positive(value: Any, where: str, what: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not (math.isfinite(number) and number > 0.0) or isinstance(value, bool):
+        raise BadInput(f"{str(value)[:40]!r} is no {what}", where=where, right="a number above 0")
+    return number
 
 
 def _tokens(row: Row, where: str, given: str, made: str) -> dict[str, int]:

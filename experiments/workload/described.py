@@ -1,0 +1,170 @@
+"""Requests that say more of themselves than their work: of which class and tenant they are, with which priority,
+weight and SLO, and what is predicted of their outputs.
+
+Classes are drawn, or a trace says them; what else a trace says of a request (its columns ``priority``, ``tenant``,
+``weight`` and ``slo``) goes before what its class says. Steps and lengths of the workload are drawn for every request
+as without classes, so that the same seed gives the same to those whose class has none of its own.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice, repeat
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from servetwin.core import BadInput, Request
+from servetwin.core.llm import Follows, TokenRequest
+from servetwin.core.random_streams import stream
+
+from ..spec.catalog import suggest
+from ..spec.experiment import Experiment, RequestClass, Workload
+from .arrivals import BLOCK, steps_of
+from .lengths import triples
+from .predictions import Predictor, predictor
+
+if TYPE_CHECKING:
+    from .trace_reader import TraceFile
+
+#: Gives the seconds that a request of such work, and of the class of that name, may take.
+Seconds = Callable[[Mapping[str, int], str], float]
+
+
+def class_names(load: Workload, trace: TraceFile | None, seed: int) -> Iterator[str]:
+    """The class of request 0, 1, ..., "" where there are none. Raises `BadInput` if the trace does not tell, or tells
+    of one that is not there."""
+    known = list(load.classes)
+    told = trace is not None and "class" in trace.overview.terms
+    if not known:
+        return (said.get("class", "") for said in trace.terms()) if trace is not None and told else repeat("")
+    shares = np.array([own.share or 0.0 for own in load.classes.values()])
+    if not shares.any():
+        return _told(known, trace)
+    if told and trace is not None:
+        what = "the trace has a column class, and the classes have shares"
+        raise BadInput(what, where=trace.where, right="no shares in workload.classes, or no such column")
+    return _drawn(known, shares / shares.sum(), stream(seed, "classes"))
+
+
+def _drawn(names: list[str], shares: np.ndarray, source: np.random.Generator) -> Iterator[str]:
+    while True:
+        for place in source.choice(len(names), BLOCK, p=shares).tolist():
+            yield names[place]
+
+
+def _told(known: list[str], trace: TraceFile | None) -> Iterator[str]:
+    assert trace is not None  # checked with the file
+    for entry in trace:
+        name = entry.said.get("class")
+        if name not in known:
+            what = "it does not say its class" if name is None else f"there is no class {name!r} in workload.classes"
+            right = " or ".join(known) if name is None else suggest(str(name), known)
+            raise BadInput(what, where=f"{trace.where}:{entry.line}: class", right=right)
+        yield name
+
+
+def check_classes(load: Workload, trace: TraceFile) -> None:
+    """Raise `BadInput` if classes and *trace* do not fit together."""
+    if (
+        load.classes
+        and all(own.share is None for own in load.classes.values())
+        and "class" not in trace.overview.terms
+    ):
+        right = "a column class, or a share for each class in workload.classes"
+        raise BadInput("the trace does not say of which class requests are", where=trace.where, right=right)
+    if "class" in trace.overview.terms:
+        for _ in islice(class_names(load, trace, 0), trace.count):
+            pass
+
+
+def counted(load: Workload, trace: TraceFile | None, seed: int, count: int) -> Counter[str]:
+    """How many of the first *count* requests are of each class."""
+    return Counter(islice(class_names(load, trace, seed), count))
+
+
+def stream_name(module: str, class_name: str) -> str:
+    """What the draws of *module* are called of a class that has some of its own."""
+    return f"{module} of class {class_name}"
+
+
+@dataclass
+class _Class:
+    """What is drawn for requests of one class: its own iterators by module."""
+
+    terms: dict[str, Any]
+    steps: dict[str, Iterator[int]] = field(default_factory=dict)
+    tokens: dict[str, Iterator[tuple[int, int, int]]] = field(default_factory=dict)
+    predictors: dict[str, Predictor | None] = field(default_factory=dict)
+
+
+def _class_of(name: str, own: RequestClass, contexts: Mapping[str, int], seed: int) -> _Class:
+    made = _Class({"priority": own.priority, "tenant": own.tenant, "weight": own.weight, "class_name": name})
+    for module, steps in own.steps.items():
+        made.steps[module] = steps_of(stream_name(module, name), steps, seed=seed, published=False)
+    for module, lengths in own.lengths.items():
+        drawn = stream_name(module, name)
+        made.tokens[module] = triples(module, lengths, contexts[module], seed=seed, of=name)
+        made.predictors[module] = predictor(lengths, drawn, seed=seed)
+    return made
+
+
+def described(
+    experiment: Experiment,
+    slo: Seconds,
+    due: Iterator[float],
+    modules: tuple[str, ...],
+    works: Iterator[tuple[int, ...]],
+    contexts: Mapping[str, int],
+    trace: TraceFile | None,
+) -> Iterator[Request]:
+    """The requests of *experiment*, *due* at these times, with *works* for its loop *modules*."""
+    load, seed = experiment.workload, experiment.seed
+    names = tuple(load.lengths)
+    draws = [triples(m, load.lengths[m], contexts[m], seed=seed, trace=trace) for m in names]
+    tokens = zip(*draws, strict=False) if draws else repeat(())
+    usual = {m: predictor(load.lengths[m], m, seed=seed, trace=trace) for m in names}
+    classes = {name: _class_of(name, own, contexts, seed) for name, own in load.classes.items()}
+    said = trace.terms() if trace is not None and trace.overview.terms else repeat({})
+    drawn = zip(due, works, tokens, class_names(load, trace, seed), said, strict=False)
+    for i, (at, steps, sizes, name, says) in enumerate(drawn):
+        own = classes.get(name)
+        work = dict(zip(modules, steps, strict=True))
+        terms = dict(own.terms) if own is not None else {"class_name": name}
+        terms |= {key: says[key] for key in ("priority", "tenant", "weight") if key in says}
+        if own is not None:
+            work |= {module: next(ran) for module, ran in own.steps.items()}
+        seconds = says["slo"] if "slo" in says else slo(work, name)
+        if not names:
+            yield Request(i, at, seconds, work, **terms)
+            continue
+        lengths = dict(zip(names, sizes, strict=True))
+        predictors = usual
+        if own is not None and own.tokens:
+            lengths |= {module: next(these) for module, these in own.tokens.items()}
+            predictors = {**usual, **own.predictors}
+        yield _token_request(i, at, lengths, predictors, experiment, seconds, work, terms)
+
+
+def _token_request(
+    number: int,
+    at: float,
+    lengths: Mapping[str, tuple[int, int, int]],
+    predictors: Mapping[str, Predictor | None],
+    experiment: Experiment,
+    seconds: float,
+    work: Mapping[str, int],
+    terms: Mapping[str, Any],
+) -> TokenRequest:
+    declared: dict[str, tuple[int | Follows, int]] = {}
+    outputs: dict[str, int] = {}
+    predicted: dict[str, int] = {}
+    for module, (prompt, limit, output) in lengths.items():
+        after = experiment.workload.lengths[module].after
+        declared[module] = (prompt if after is None else Follows(prompt, after), limit)
+        outputs[module] = output
+        predict = predictors[module]
+        if predict is not None:
+            predicted[module] = predict(output, limit)
+    return TokenRequest(number, at, declared, outputs, slo=seconds, work=work, **terms, predicted=predicted or None)
