@@ -36,7 +36,7 @@ POLICIES = {
     "sarathi": lambda: Sarathi(32),
     "andes": lambda: Andes(every=1, watermark=0.5),
     "edf-llm": EDFLLM,
-    "fastserve": lambda: FastServe(starve=0.3),
+    "fastserve": lambda: FastServe(starve=0.3, every=3),
     "fastserve, few at once": lambda: FastServe(quantum=0.1, max_batch=2, skip_join=False),
     "orca": Orca,
     "slos-serve": SLOsServe,
