@@ -30,6 +30,7 @@ from .commands import (
     Weights,
 )
 from .import_command import import_profile
+from .league_command import league
 from .terminal import print_table as _print
 from .terminal import progress as _progress
 from .terminal import table as _table
@@ -433,6 +434,9 @@ def _show_gaps(scored: list[Scored]) -> None:
 def figures(
     out: Annotated[Path, typer.Option(help="Folder for the figures and their data.")],
     ending: Annotated[str, typer.Option("--format", help="png, svg or pdf.")] = "png",
+    seeds: Annotated[
+        int | None, typer.Option(min=2, help="Seeds of Figures 14, 15, 17 and 19, for intervals; else one draw.")
+    ] = None,
     jobs: Jobs = -1,
 ) -> None:
     """Draw Figures 11 to 15, 17 and 19 of the NeuStream paper: simulated, with measured points overlaid."""
@@ -443,7 +447,7 @@ def figures(
         raise BadInput(f"{ending!r} is no format", where="--format", right="png, svg or pdf")
     tables.make_folder(out)
     with _progress("figures") as report:
-        files = draw_all.draw_all(out, ending=ending, jobs=jobs, progress=report)
+        files = draw_all.draw_all(out, ending=ending, jobs=jobs, seeds=seeds, progress=report)
     for path in files:
         typer.echo(str(path))
 
@@ -497,6 +501,7 @@ def _shown_gap(s: Scored) -> float | None:
 
 app.command()(commands.check)
 app.command()(bound)
+app.command()(league)
 app.command()(commands.compare)
 app.command()(commands.plot)
 app.command()(commands.trace)

@@ -18,6 +18,8 @@ to end (``deployment: whole``): put off at one, they come to the next with no ti
 
 from __future__ import annotations
 
+import math
+
 from servetwin.core import Decision, Task, WorkerView
 from servetwin.policies.diffusion._windows import Item, Windows
 
@@ -56,6 +58,6 @@ class Symphony(Windows):
 
     def _may_begin(self, batch: list[Item]) -> float:
         """From when on *batch* may begin, in seconds since the run began."""
-        if len(batch) == self.most:
+        if len(batch) == self.most or batch[0][0] == math.inf:  # without a deadline there is no last moment
             return 0.0
         return batch[0][0] - self.seconds(max(item[2].left for item in batch), len(batch) + 1)
