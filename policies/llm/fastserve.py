@@ -47,7 +47,7 @@ class FastServe(TokenPolicy):
     *max_batch* is by default what the engine allows."""
 
     whole_prompts = True
-    starves = True
+    starves = True  # whose memory is taken again and again before its prompt is of use
 
     def __init__(
         self,

@@ -22,7 +22,7 @@ class SJF(TokenPolicy):
     """Takes no parameters. Raises `BadInput` at a request without a prediction."""
 
     whole_prompts = True
-    starves = True
+    starves = True  # who is expected to put out much waits as long as others come that are not
 
     def admit(self, task: TokenTask, view: TokenView, now: float) -> bool:
         predicted(task, view, "sjf")

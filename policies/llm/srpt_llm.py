@@ -27,7 +27,7 @@ class SRPTLLM(TokenPolicy):
     `BadInput` at a request without a prediction."""
 
     whole_prompts = True
-    starves = True
+    starves = True  # who is expected to put out much waits as long as others come that are not
 
     def __init__(self, firm: float = 0.8) -> None:
         at_least(0, "srpt-llm", firm=firm)

@@ -9,6 +9,8 @@ from servetwin.core.testing import FakeEngine
 from servetwin.policies.llm.sjf import SJF
 from servetwin.policies.llm.srpt_llm import SRPTLLM
 
+import servetwin
+
 
 def arrive(engine: FakeEngine, prompt: int, predicted: int, output: int = 50) -> None:
     engine.arrive(prompt, output=output).predicted = predicted
@@ -97,3 +99,25 @@ def test_what_no_step_can_hold_is_dropped() -> None:
         arrive(engine, 100, predicted=2)
         assert steps(engine, 1)[0][0] == [1]
         assert engine.dropped == [0]
+
+
+def mean_latency(policy: str, **predict: object) -> float:
+    """Of 200 requests of 10 to 600 tokens each, more than an engine of 16 at once can serve."""
+    lengths = {
+        "prompt": {"draw": "listed", "name": "neustream-llm-prompts"},
+        "output": {"draw": "uniform", "low": 10, "high": 600},
+        "predict": predict,
+    }
+    settings = {"workload.draws": "seeded", "deployment.workers.0.limit": 16, "workload.lengths.llm": lengths}
+    run = servetwin.run("opt-13b-a6000", policy=policy, rate=1.2, requests=200, settings=settings)
+    latencies = [row["latency"] for row in run.requests.to_dicts()]
+    return sum(latencies) / len(latencies)
+
+
+def test_shortest_first_has_a_lower_mean_the_more_so_the_better_the_prediction() -> None:
+    first_come = mean_latency("vllm", model="exact")
+    shortest = mean_latency("sjf", model="exact")
+    remaining = mean_latency("srpt-llm", model="exact")
+    guessed = mean_latency("srpt-llm", model="noisy", sigma=1.0)
+    assert remaining < shortest < first_come
+    assert remaining < guessed < first_come
