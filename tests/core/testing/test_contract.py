@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,20 @@ def test_a_profiler_that_listens_already_is_left_alone() -> None:
         assert sys.getprofile() is profile
     finally:
         profile.disable()
+
+
+def test_who_listens_to_the_garbage_collector_is_not_taken_for_the_policy() -> None:
+    def listens(phase: str, info: dict[str, int]) -> None:
+        time.perf_counter()
+
+    before = gc.get_threshold()
+    gc.callbacks.append(listens)
+    gc.set_threshold(1, 1, 1)
+    try:
+        assert_policy_contract(FCFS)
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(listens)
 
 
 def test_what_is_shared_is_told_apart_from_what_stays() -> None:
