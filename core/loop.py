@@ -15,6 +15,7 @@ from typing import Any
 
 from .branching import Branching
 from .budget import Budget
+from .dispatch import Dispatcher, state_of
 from .errors import BadInput, InvariantBroken
 from .executor import Executor
 from .invariants.answers import compared, shown, write_fault
@@ -24,15 +25,19 @@ from .invariants.purity import read_again
 from .invariants.read_only import look_over, told
 from .invariants.task_ledger import Stays
 from .pipeline import Stage
-from .policy import PolicyBase, WorkerView
+from .policy import WorkerView
 from .records import Recorder
 from .request import CUT_OFF, Outcome, Outputs, Request, Task
-from .routing import Router, first_worker
+from .routing import first_worker
 from .slo import latest
 from .worker import Handle, Worker
 
 #: What a request says of itself beside its work, in that order.
 SAID = ("arrival", "deadline", "missed", "priority", "tenant", "weight", "class_name")
+
+
+#: Which of several workers of a stage a request goes to at a time; None: it waits centrally.
+Choice = Callable[[Request, Sequence[Worker], float], "Worker | None"]
 
 
 def _at_once(callback: Callable[[], None]) -> bool:
@@ -55,7 +60,7 @@ class ServingLoop:
         executor: Executor,
         recorder: Recorder | None = None,
         *,
-        router: Router = first_worker,
+        router: Choice | Dispatcher = first_worker,
         budget: Budget | None = None,
         branching: Branching | None = None,
         together: bool = True,
@@ -65,21 +70,26 @@ class ServingLoop:
         self.when_settled: Callable[[Callable[[], None]], bool] = executor.when_settled if together else _at_once
         self.recorder = recorder or Recorder()
         self.router = router
+        self.dispatcher = router if isinstance(router, Dispatcher) else None
         self.workers = list(workers)
         self.serving: dict[str, list[Worker]] = {stage.name: [] for stage in stages}
         read_again()
         self._booked = any(worker.could_write for worker in self.workers)
+        if self.dispatcher is not None:
+            self._booked |= self.dispatcher.could_write
+            self.dispatcher.attach(self)
         self.known: dict[int, tuple[object, ...]] = {}  # what live requests say (`_know`)
         self._stays = Stays()
         self._stages = [(stage, told(stage)) for stage in stages]
         for worker in self.workers:
             worker.doubted = self._booked or not comes_along(type(own(worker.policy)))
         self._changed = Intact().changed if any(worker.doubted for worker in self.workers) else None
+        peers = tuple([state_of(worker) for worker in self.workers]) if len(self.workers) > 1 else ()
         for index, worker in enumerate(self.workers):
             worker.place = worker.place._replace(number=index)
             if worker.doubted:
                 worker.check_code()
-            worker.show(self._booked)  # of all if of one: the tasks of a request lead to each other
+            worker.show(self._booked, peers)  # of all if of one: the tasks of a request lead to each other
             self.serving[worker.stage.name].append(worker)
             worker.attach(self)
         for stage in stages:
@@ -239,9 +249,9 @@ class ServingLoop:
         """Call *callback* at that time, in seconds since the run began."""
         return self.executor.call_at(when, callback)
 
-    def policies(self) -> list[PolicyBase]:
-        """Those of all workers."""
-        return [worker.policy for worker in self.workers]
+    def policies(self) -> list[Any]:
+        """Those of all workers, and the routers."""
+        return [*[worker.policy for worker in self.workers], *(self.dispatcher.routers if self.dispatcher else ())]
 
     def outputs_of(self, request: Request) -> Outputs | None:
         """The true output lengths of *request*, which no policy may see."""
@@ -295,6 +305,15 @@ class ServingLoop:
         if self._booked and before is not None and request.outcome is None:  # else another branch was dropped
             self._check_request(request)
         target = serving[0] if len(serving) == 1 else self.router(request, serving, now)
+        if self._booked and request.outcome is None and len(serving) > 1:
+            self._check_request(request)  # a router has seen it
+        if target is not None:
+            self.bind(request, stage, before, target, now)
+        elif self.dispatcher is not None:
+            self.dispatcher.hold(request, stage, before, serving)
+
+    def bind(self, request: Request, stage: Stage, before: Task | None, target: Worker, now: float) -> None:
+        """*request*, which comes to *stage* after its visit *before*, goes to *target*."""
         task = target.task(request, now)
         if self.budget is not None:
             self.budget.begins(task, before)
@@ -316,6 +335,8 @@ class ServingLoop:
         if self._booked and self.entrance is None:
             self._stays.check(request, self.policies())
             self._stays.over(task)
+        if self.dispatcher is not None and not self.stopped:
+            self.dispatcher.freed(stage)
         jump = False
         after: Sequence[Stage] = stage.next
         if stage.branches and self.branching is not None:
@@ -373,6 +394,12 @@ class ServingLoop:
                     worker = self.workers[task.worker[0]]
                     task.flight = worker.view.in_flight
                     worker.withdraw(task, now)
+        if self.dispatcher is not None:
+            self.dispatcher.forget(request)
+            if not self.stopped:
+                for task in request.tasks:
+                    if task.finished is None:
+                        self.dispatcher.freed(task.stage)
         if self.branching is not None:
             self.branching.forget(request)
         self._hear_end(request, now)

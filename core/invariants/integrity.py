@@ -18,6 +18,7 @@ from typing import Any
 from ..errors import PolicyFault
 from ..llm.policy import TokenPolicy
 from ..policy import Policy, PolicyBase
+from ..routing import Router
 from .code_inspection import writes_in
 
 _TOP = __name__.partition(".")[0]
@@ -27,7 +28,7 @@ _ASIDE = frozenset(
     ["__slotnames__", "__annotations__", "__doc__", "__abstractmethods__", "_abc_impl", "__parameters__", "BOOKED"]
 )
 #: What policies are made of.
-_BASES = (PolicyBase, Policy, TokenPolicy)
+_BASES = (PolicyBase, Policy, TokenPolicy, Router)
 #: Where those that come along are, and as what.
 _FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "policies", "")
 _POLICIES = f"{_TOP}.policies."
