@@ -18,7 +18,7 @@ ended, a timer rang) and gives commands out (run this batch, wake me then) throu
 `records`, `metrics`        the files of a run, and its summary; `group_metrics`: by class and tenant
 `random_streams`            random numbers, a stream per purpose; `errors`: what reaches a user
 `installed`                 which packages of the optional extras are there
-`testing`                   a worker and an engine that ask a policy without a simulation
+`testing`                   the test kit: policies asked by hand, played through scenarios, held to their contract
 `llm`                       all of that for engines of language models
 `invariants`                docs/reference/invariants.md, checked while a run goes and on its records
 ==========================  ===============================================================================

@@ -18,9 +18,9 @@ from .budget import Budget
 from .dispatch import Dispatcher, state_of
 from .errors import BadInput, InvariantBroken
 from .executor import Executor
+from .invariants import integrity
 from .invariants.answers import compared, shown, write_fault
 from .invariants.code_inspection import named, own
-from .invariants.integrity import Intact, comes_along
 from .invariants.purity import read_again
 from .invariants.read_only import look_over, told
 from .invariants.task_ledger import Stays
@@ -82,8 +82,9 @@ class ServingLoop:
         self._stays = Stays()
         self._stages = [(stage, told(stage)) for stage in stages]
         for worker in self.workers:
-            worker.doubted = self._booked or not comes_along(type(own(worker.policy)))
-        self._changed = Intact().changed if any(worker.doubted for worker in self.workers) else None
+            worker.doubted = self._booked or not integrity.comes_along(type(own(worker.policy)))
+        looks = not integrity.HELD and any(worker.doubted for worker in self.workers)
+        self._changed = integrity.Intact().changed if looks else None
         peers = tuple([state_of(worker) for worker in self.workers]) if len(self.workers) > 1 else ()
         for index, worker in enumerate(self.workers):
             worker.place = worker.place._replace(number=index)

@@ -191,6 +191,8 @@ class PolicyBase:
     ahead = False
     #: Whether it can serve a pool of threads: it runs only what waits, and counts on no batch being alone in flight.
     pools = False
+    #: Whether a request may wait for as long as others keep coming, neither served nor given up: shortest first, say.
+    starves = False
 
 
 class Policy(PolicyBase):

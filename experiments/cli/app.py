@@ -30,6 +30,7 @@ from .commands import (
     Weights,
 )
 from .import_command import import_profile
+from .league_command import league
 from .terminal import print_table as _print
 from .terminal import progress as _progress
 from .terminal import table as _table
@@ -127,19 +128,10 @@ def run(
         "--asynchronous": asynchronous,
         "--synchronous": asynchronous is False,
     }
-    if backend == "sim":
-        options.only_real({**modules, **ahead, "--model": model, "--eager": eager, "--any-device": any_device})
-        setup = None
-    else:
-        if backend == "vllm":
-            options.only_modules(modules)
-            options.only_with_url({"--api-key-env": api_key_env if url is None else None})
-        else:
-            options.only_vllm(ahead)
-            from ..backends import pipeline
-
-            if pipeline.serves(chosen):
-                options.only_modules({**modules, "--eager": eager})
+    others = {"--model": model, "--eager": eager, "--any-device": any_device}
+    _check_options(backend, chosen, modules, ahead, others)
+    setup = None
+    if backend != "sim":
         setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes)
     more = {"url": url, "api_key_env": api_key_env, "asynchronous": asynchronous}
     served = serve(chosen, out, backend=backend, setup=setup, **more, say=_say)  # type: ignore[arg-type]
@@ -155,6 +147,24 @@ def run(
             typer.echo(line)
     if out is not None:
         typer.echo(f"records in {out}")
+
+
+def _check_options(
+    backend: str, chosen: Experiment, modules: dict[str, Any], ahead: dict[str, Any], others: dict[str, Any]
+) -> None:
+    """Raise `BadInput` if an option was given that *backend* does not have: of *modules*, of vLLM (*ahead*), or what
+    both of them have (*others*)."""
+    if backend == "sim":
+        options.only_real({**modules, **ahead, **others})
+    elif backend == "vllm":
+        options.only_modules(modules)
+        options.only_with_url({"--api-key-env": ahead["--api-key-env"] if ahead["--url"] is None else None})
+    else:
+        options.only_vllm(ahead)
+        from ..backends import pipeline
+
+        if pipeline.serves(chosen):
+            options.only_modules({**modules, "--eager": others["--eager"]})
 
 
 def _setup(devices: list[str] | None, *rest: Any) -> Setup:
@@ -433,6 +443,9 @@ def _show_gaps(scored: list[Scored]) -> None:
 def figures(
     out: Annotated[Path, typer.Option(help="Folder for the figures and their data.")],
     ending: Annotated[str, typer.Option("--format", help="png, svg or pdf.")] = "png",
+    seeds: Annotated[
+        int | None, typer.Option(min=2, help="Seeds of Figures 14, 15, 17 and 19, for intervals; else one draw.")
+    ] = None,
     jobs: Jobs = -1,
 ) -> None:
     """Draw Figures 11 to 15, 17 and 19 of the NeuStream paper: simulated, with measured points overlaid."""
@@ -443,7 +456,7 @@ def figures(
         raise BadInput(f"{ending!r} is no format", where="--format", right="png, svg or pdf")
     tables.make_folder(out)
     with _progress("figures") as report:
-        files = draw_all.draw_all(out, ending=ending, jobs=jobs, progress=report)
+        files = draw_all.draw_all(out, ending=ending, jobs=jobs, seeds=seeds, progress=report)
     for path in files:
         typer.echo(str(path))
 
@@ -497,6 +510,7 @@ def _shown_gap(s: Scored) -> float | None:
 
 app.command()(commands.check)
 app.command()(bound)
+app.command()(league)
 app.command()(commands.compare)
 app.command()(commands.plot)
 app.command()(commands.trace)

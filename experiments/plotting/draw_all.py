@@ -13,9 +13,15 @@ from .paper_figures import batch_figure, goodput_figure, token_figure
 
 
 def draw_all(
-    out: Path, *, ending: str = "png", jobs: int = -1, progress: Callable[[int, int], None] | None = None
+    out: Path,
+    *,
+    ending: str = "png",
+    jobs: int = -1,
+    seeds: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
-    """Draw Figures 11 to 15, 17 and 19 into the folder *out*; the points behind all but the third are kept as CSV."""
+    """Draw Figures 11 to 15, 17 and 19 into the folder *out*; the points behind all but the third are kept as CSV.
+    With *seeds* those of language models are means over so many, with intervals; else they are one draw."""
     _, runs = run_table.read(run_table.NEUSTREAM)
     files = []
     for name in ("figure11", "figure12"):
@@ -33,6 +39,6 @@ def draw_all(
     }
     for name, draw in drawn.items():
         table = out / f"{name}.csv"
-        rows = sweep.sweep(name, table, jobs=jobs, progress=progress)
+        rows = sweep.sweep(name, table, jobs=jobs, seeds=seeds, progress=progress)
         files += [table, draw(rows, out / f"{name}.{ending}")]
     return files

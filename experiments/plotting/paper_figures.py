@@ -114,6 +114,7 @@ def token_figure(rows: Sequence[Row], path: Path) -> Path:
                 panel.set_xlabel(TOKEN_AXES[axis])
             line[0].set_ylabel("tokens on time/s")
         legend(figure, panels)
+        draws_note(figure, rows)
         save(figure, path)
     return path
 
@@ -121,16 +122,37 @@ def token_figure(rows: Sequence[Row], path: Path) -> Path:
 def _token_panel(panel: Any, rows: Sequence[Row], axis: str, base: dict[str, float]) -> None:
     for policy in dict.fromkeys(row["policy"] for row in rows):
         colour, mark = LOOKS.get(policy, OTHER_LOOK)
-        line = sorted(
-            (row[axis], row["token_goodput"])
+        own = [
+            row
             for row in rows
             if row["policy"] == policy and all(row[other] == base[other] for other in TOKEN_AXES if other != axis)
-        )
-        if line:
+        ]
+        if own:
             look = {"color": colour, "marker": mark, "markersize": 3, "linewidth": 1.2}
-            panel.plot(*zip(*line, strict=True), label=f"{label_of(policy, rows)}, simulated", **look)
+            line_with_intervals(
+                panel, own, axis, "token_goodput", label=f"{label_of(policy, rows)}, simulated", **look
+            )
     panel.set_ylim(0, 1.04 * max(row["token_goodput"] for row in rows))
     panel.grid(alpha=0.25, linewidth=0.5)
+
+
+def line_with_intervals(panel: Any, rows: Sequence[Row], axis: str, column: str, **look: Any) -> None:
+    """Draw *column* over *axis*, with the rows' intervals where they have them."""
+    rows = sorted(rows, key=lambda row: float(row[axis]))
+    places = [row[axis] for row in rows]
+    panel.plot(places, [row[column] for row in rows], **look)
+    ends = [(row.get(f"{column}_low"), row.get(f"{column}_high")) for row in rows]
+    if all(low is not None for low, _ in ends):
+        panel.fill_between(places, *zip(*ends, strict=True), color=look["color"], alpha=0.2, linewidth=0)
+
+
+def draws_note(figure: Figure, rows: Sequence[Row]) -> None:
+    """Say below *figure* on how many draws its *rows* stand."""
+    seeds = min(int(row.get("seeds") or 1) for row in rows)
+    told = (
+        "one draw of arrivals and lengths: no intervals" if seeds < 2 else f"means over {seeds} seeds, 95 % intervals"
+    )
+    figure.supxlabel(told, fontsize=6.5, color="0.35")
 
 
 def base_of(rows: Sequence[Row], axes: Iterable[str] = AXES) -> dict[str, float]:

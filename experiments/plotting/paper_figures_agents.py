@@ -11,7 +11,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..sweeps.point import Row
-from .paper_figures import LOOKS, OTHER_LOOK, STYLE, TOKEN_AXES, base_of, legend, save
+from .paper_figures import (
+    LOOKS,
+    OTHER_LOOK,
+    STYLE,
+    TOKEN_AXES,
+    base_of,
+    draws_note,
+    legend,
+    line_with_intervals,
+    save,
+)
 
 #: Columns of a row -> what the panel's axis says; the agents in the order of the pipeline.
 AGENTS = {"codellama_1": "Code Llama 1", "llava": "LLaVA (both)", "codellama_2": "Code Llama 2"}
@@ -34,6 +44,7 @@ def agents_figure(rows: Sequence[Row], path: Path) -> Path:
         for panel, title in zip(panels[-1], AXES.values(), strict=True):
             panel.set_xlabel(title)
         legend(figure, panels)
+        draws_note(figure, rows)
         save(figure, path)
     return path
 
@@ -45,9 +56,9 @@ def _on(row: Row, axis: str, base: dict[str, float]) -> bool:
 def _panel(panel: Axes, rows: Sequence[Row], axis: str, column: str) -> None:
     for policy in dict.fromkeys(row["policy"] for row in rows):
         colour, mark = LOOKS.get(policy, OTHER_LOOK)
-        points = sorted((row[axis], row[column]) for row in rows if row["policy"] == policy)
+        own = [row for row in rows if row["policy"] == policy]
         look: dict[str, Any] = {"color": colour, "marker": mark, "markersize": 3, "linewidth": 1.2}
-        panel.plot(*zip(*points, strict=True), label=f"{policy}, simulated", **look)
+        line_with_intervals(panel, own, axis, column, label=f"{policy}, simulated", **look)
     panel.grid(alpha=0.25, linewidth=0.5)
 
 
@@ -65,9 +76,13 @@ def first_and_last_figure(rows: Sequence[Row], path: Path) -> Path:
                 heights = [row[f"{agent}.{kind}_goodput"] for agent in AGENTS]
                 label = f"{row['policy']}, simulated"
                 panel.bar(places, heights, 0.8 / len(rows), color=colour, label=label)
+                ends = [[row.get(f"{agent}.{kind}_goodput_{end}") for agent in AGENTS] for end in ("low", "high")]
+                if all(end is not None for side in ends for end in side):
+                    panel.vlines(places, *ends, color="0.2", linewidth=0.8)
             panel.set_xticks(range(len(AGENTS)), AGENTS.values())
             panel.set_title(title, loc="left")
             panel.grid(axis="y", alpha=0.25, linewidth=0.5)
         legend(figure, panels)
+        draws_note(figure, rows)
         save(figure, path)
     return path

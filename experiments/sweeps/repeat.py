@@ -36,7 +36,7 @@ class Repeated:
         return attainment_interval(met, totals, level)
 
     def summary(self, level: float) -> Row:
-        """Means over the seeds, and intervals on attainment and goodput."""
+        """Means over the seeds, and intervals on attainment, goodput, and latencies (`has_interval`)."""
         row: Row = {}
         for name in self.rows[0]:
             values = [r[name] for r in self.rows if r[name] is not None]
@@ -50,8 +50,26 @@ class Repeated:
             row[name] = found.mean
             row[f"{name}_low"] = found.low if several else None
             row[f"{name}_high"] = found.high if several else None
+        for name in filter(has_interval, self.rows[0]):
+            # A run of which nothing is known there (nothing finished, say) would be left out: then nothing is said.
+            known = several and all(r[name] is not None for r in self.rows)
+            ends = mean_interval([r[name] for r in self.rows], level) if known else None
+            row[f"{name}_low"] = ends.low if ends is not None else None
+            row[f"{name}_high"] = ends.high if ends is not None else None
         row["seeds"] = len(self.rows) if several else 1
         return row
+
+
+def has_interval(column: str) -> bool:
+    """Whether repeated points have an interval on the mean of *column*, beside attainment and requests in time per
+    second: all latencies, and tokens in time per second.
+
+    >>> [name for name in ("p99_ttft_ms", "llava.token_goodput", "request_goodput", "met") if has_interval(name)]
+    ['p99_ttft_ms', 'llava.token_goodput']
+    """
+    latency = column.endswith("_ms") and column.partition("_")[0] in ("mean", "median", "p90", "p99")
+    goodput = column.endswith(("token_goodput", "prefill_goodput", "decode_goodput", "limits_goodput"))
+    return latency or goodput or column.endswith(".request_goodput")
 
 
 def seeded(experiment: Experiment, shift: int = 0) -> Experiment:

@@ -1,5 +1,8 @@
 """`servetwin plot` draws what a sweep's table holds."""
 
+from pathlib import Path
+
+import matplotlib as mpl
 import pytest
 from matplotlib.figure import Figure
 from servetwin.core import BadInput
@@ -97,3 +100,21 @@ def test_no_figure_or_no_table(table, tmp_path):
         draw(tmp_path / "empty.csv", tmp_path / "a.png")
     with pytest.raises(BadInput):
         draw(tmp_path / "none.csv", tmp_path / "a.png")
+
+
+def test_figures_of_tokens_say_that_they_are_one_draw_or_show_intervals(tmp_path: Path) -> None:
+    def row(rate: float, **more: object) -> dict[str, object]:
+        place = {"workload": "w", "policy": "vllm", "deployment": "d", "rate": rate, "cv": 1.0, "decode_slo": 1.5}
+        return {**place, "token_goodput": 10.0 * rate, **more}
+
+    def drawn(name: str, rows: list[dict[str, object]]) -> str:
+        with mpl.rc_context({"svg.fonttype": "none"}):
+            return paper_figures.token_figure(rows, tmp_path / name).read_text()
+
+    one = drawn("one.svg", [row(1.0), row(2.0)])
+    ends = {"token_goodput_low": 8.0, "token_goodput_high": 12.0, "seeds": 4}
+    several = drawn("several.svg", [row(1.0, **ends), row(2.0, **ends)])
+    assert "one draw" in one
+    assert "one draw" not in several
+    assert "means over 4 seeds" in several
+    assert several.count("FillBetweenPolyCollection") + several.count("PolyCollection") > one.count("PolyCollection")

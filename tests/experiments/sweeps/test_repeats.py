@@ -36,6 +36,9 @@ def test_seeds_give_intervals_and_policies_are_compared_seed_by_seed(grid: Path,
     for row in rows(out):
         assert row["seeds"] == "4"
         assert float(row["attainment_low"]) <= float(row["attainment"]) <= float(row["attainment_high"])
+        for name in ("mean_e2el_ms", "p99_e2el_ms"):
+            low, mean, high = (float(row[f"{name}{end}"]) for end in ("_low", "", "_high"))
+            assert low < mean < high
         gap = [float(row[f"attainment_minus_fcfs{end}"]) for end in ("_low", "", "_high")]
         assert gap == sorted(gap)
         if row["policy"] == "fcfs":

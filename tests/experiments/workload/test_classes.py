@@ -173,6 +173,12 @@ def test_what_is_predicted_is_said_everywhere() -> None:
     assert "sigma 0.5" in run(noisy).as_dict()["predictions"]["llm"]
 
 
+def test_predictions_can_be_set_by_their_key() -> None:
+    said = load("opt-13b-a6000", [("workload.lengths.llm.predict", {"model": "noisy", "sigma": 0.5})])
+    assert said.workload.lengths["llm"].predict is not None
+    assert said.workload.lengths["llm"].predict.model == "noisy"
+
+
 def test_predictions_change_nothing_else() -> None:
     plain, noisy = sent(chat()), sent(chat({"model": "noisy", "sigma": 1.0}))
     assert [(r.arrival, r.tokens, r.outputs) for r in plain] == [(r.arrival, r.tokens, r.outputs) for r in noisy]
