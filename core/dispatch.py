@@ -24,7 +24,9 @@ class Bound(Protocol):
 
     now: Callable[[], float]
 
-    def bind(self, request: Request, stage: Stage, before: Task | None, worker: Worker, now: float) -> None: ...
+    def forward(
+        self, request: Request, stage: Stage, before: Task | None, jump: bool = False, target: Worker | None = None
+    ) -> None: ...
 
 
 def counts_of(worker: Worker) -> Counts:
@@ -168,7 +170,7 @@ class Dispatcher:
             return False
         request, state = self._checked(router, answer, waiting, free)
         _, before = waiting.pop(request)
-        self._loop.bind(request, stage, before, self._worker_of[id(state)], now)
+        self._loop.forward(request, stage, before, target=self._worker_of[id(state)])
         return True
 
     def _has_room(self, router: Router, worker: Worker) -> bool:

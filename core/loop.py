@@ -100,6 +100,8 @@ class ServingLoop:
         # A request is in one place at a time, unless the graph forks: then it is counted in how many.
         self.forks = len(self.entries) > 1 or any(len(s.next) > 1 for s in stages)
         self._chooses = any(len(workers) > 1 for workers in self.serving.values())
+        if not self._chooses:
+            self.dispatcher = None
         self.budget = budget
         self.branching = branching
         if branching is None and any(s.branches for s in stages):
@@ -136,7 +138,7 @@ class ServingLoop:
         if self.forks:
             request.open_branches = len(self.entries)
         for stage in self.entries:
-            self._forward(request, stage, None)
+            self.forward(request, stage, None)
 
     def stop(self, reason: str = CUT_OFF[0]) -> None:
         """End the run: what is still live fails. Batches in flight run out without effect."""
@@ -291,30 +293,34 @@ class ServingLoop:
 
     # -- a request's path -------------------------------------------------------------------------------
 
-    def _forward(self, request: Request, stage: Stage, before: Task | None, jump: bool = False) -> None:
-        """Hand *request* on to *stage*, after its stay *before*; a *jump* along a branch waits for no other input."""
-        if stage.inputs > 1 and not jump:
-            missing = request.waiting_for.get(stage.name, stage.inputs) - 1
-            request.waiting_for[stage.name] = missing or stage.inputs
-            if missing:
-                request.open_branches -= 1
-                if self.budget is not None:
-                    self.budget.joins(request, stage.name, before)
-                return
+    def forward(
+        self, request: Request, stage: Stage, before: Task | None, jump: bool = False, target: Worker | None = None
+    ) -> None:
+        """Hand *request* on to *stage*, after its visit *before*; a *jump* along a branch waits for no other input.
+        It goes to *target*, or where the router says."""
+        if target is None:
+            if stage.inputs > 1 and not jump:
+                missing = request.waiting_for.get(stage.name, stage.inputs) - 1
+                request.waiting_for[stage.name] = missing or stage.inputs
+                if missing:
+                    request.open_branches -= 1
+                    if self.budget is not None:
+                        self.budget.joins(request, stage.name, before)
+                    return
+            serving = self.serving[stage.name]
+            if self._booked and before is not None and request.outcome is None:  # else another branch was dropped
+                self._check_request(request)
+            if len(serving) == 1:
+                target = serving[0]
+            else:
+                target = self.router(request, serving, self.now())
+                if self._booked and request.outcome is None:  # a router has seen it
+                    self._check_request(request)
+                if target is None:
+                    if self.dispatcher is not None:
+                        self.dispatcher.hold(request, stage, before, serving)
+                    return
         now = self.now()
-        serving = self.serving[stage.name]
-        if self._booked and before is not None and request.outcome is None:  # else another branch was dropped
-            self._check_request(request)
-        target = serving[0] if len(serving) == 1 else self.router(request, serving, now)
-        if self._booked and request.outcome is None and len(serving) > 1:
-            self._check_request(request)  # a router has seen it
-        if target is not None:
-            self.bind(request, stage, before, target, now)
-        elif self.dispatcher is not None:
-            self.dispatcher.hold(request, stage, before, serving)
-
-    def bind(self, request: Request, stage: Stage, before: Task | None, target: Worker, now: float) -> None:
-        """*request*, which comes to *stage* after its visit *before*, goes to *target*."""
         task = target.task(request, now)
         if self.budget is not None:
             self.budget.begins(task, before)
@@ -354,7 +360,7 @@ class ServingLoop:
                 self.end(request, Outcome.DROPPED, f"not forwarded from {stage.name}")
                 return
             for following in after:
-                self._forward(request, following, task, jump)
+                self.forward(request, following, task, jump)
             return
         if self.budget is not None:
             self._check_request(request)
