@@ -425,12 +425,7 @@ LAUNCH_BACK = CostName(
     needs=("step.launch.back_token",),
 )
 LAUNCH_BACK_TOKEN = CostName(
-    "step.launch.back_token",
-    "seconds",
-    _VALUE,
-    "and for each token of context of such a sequence",
-    _ENGINE,
-    needs=("step.launch.back",),
+    "step.launch.back_token", "seconds", _VALUE, "and per token of its context", _ENGINE, needs=(LAUNCH_BACK.pattern,)
 )
 HOST_PACE = CostName(
     "host.pace",
