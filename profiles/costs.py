@@ -51,7 +51,8 @@ _NUMBERS = {
     "size": r"[1-9]\d*",
     "seconds": r"0|[1-9]\d*|\d+\.\d*[1-9]",
 }
-#: The shipped policies for models that no tokens come from: names that are nearly one of these are misspelt.
+#: Policies that NeuStream was measured beside, of which profiles may tell costs of their own: names that are nearly
+#: one of these are misspelt.
 POLICIES = ("clockwork", "edf", "fcfs", "neustream")
 _KINDS = ("prefill", "decode")
 _STEPS = ("decode", "prefill", "mixed")
@@ -387,6 +388,14 @@ INTAKE = CostName("engine.intake", "seconds", _VALUE, "what taking a request in 
 BEGINS = CostName(
     "step.begins", "seconds", _VALUE, "from asking the policy until a step can begin on an idle device", _ENGINE
 )
+BEGINS_EACH = CostName(
+    "step.begins.each",
+    "seconds",
+    _VALUE,
+    "what it takes longer for each of its sequences until a step can begin; `step.launch.each` where it is not told",
+    _ENGINE,
+    needs=("step.begins",),
+)
 LAUNCH = CostName(
     "step.launch", "seconds", _VALUE, "what launching a step of more than `engine.graph_tokens` tokens takes", _ENGINE
 )
@@ -399,6 +408,29 @@ LAUNCH_PIECES = CostName(
 )
 LAUNCH_EACH = CostName(
     "step.launch.each", "seconds", _VALUE, "what launching a step takes longer for each of its sequences", _ENGINE
+)
+LAUNCH_LEFT = CostName(
+    "step.launch.left",
+    "seconds",
+    _VALUE,
+    "what launching a step takes longer for each sequence that was in the one before, has not ended and is not in it",
+    _ENGINE,
+)
+LAUNCH_BACK = CostName(
+    "step.launch.back",
+    "seconds",
+    _VALUE,
+    "likewise for each running sequence that is in it again and was not in the one before",
+    _ENGINE,
+    needs=("step.launch.back_token",),
+)
+LAUNCH_BACK_TOKEN = CostName(
+    "step.launch.back_token",
+    "seconds",
+    _VALUE,
+    "and for each token of context of such a sequence",
+    _ENGINE,
+    needs=("step.launch.back",),
 )
 HOST_PACE = CostName(
     "host.pace",

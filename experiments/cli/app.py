@@ -128,19 +128,10 @@ def run(
         "--asynchronous": asynchronous,
         "--synchronous": asynchronous is False,
     }
-    if backend == "sim":
-        options.only_real({**modules, **ahead, "--model": model, "--eager": eager, "--any-device": any_device})
-        setup = None
-    else:
-        if backend == "vllm":
-            options.only_modules(modules)
-            options.only_with_url({"--api-key-env": api_key_env if url is None else None})
-        else:
-            options.only_vllm(ahead)
-            from ..backends import pipeline
-
-            if pipeline.serves(chosen):
-                options.only_modules({**modules, "--eager": eager})
+    others = {"--model": model, "--eager": eager, "--any-device": any_device}
+    _check_options(backend, chosen, modules, ahead, others)
+    setup = None
+    if backend != "sim":
         setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes)
     more = {"url": url, "api_key_env": api_key_env, "asynchronous": asynchronous}
     served = serve(chosen, out, backend=backend, setup=setup, **more, say=_say)  # type: ignore[arg-type]
@@ -156,6 +147,24 @@ def run(
             typer.echo(line)
     if out is not None:
         typer.echo(f"records in {out}")
+
+
+def _check_options(
+    backend: str, chosen: Experiment, modules: dict[str, Any], ahead: dict[str, Any], others: dict[str, Any]
+) -> None:
+    """Raise `BadInput` if an option was given that *backend* does not have: of *modules*, of vLLM (*ahead*), or what
+    both of them have (*others*)."""
+    if backend == "sim":
+        options.only_real({**modules, **ahead, **others})
+    elif backend == "vllm":
+        options.only_modules(modules)
+        options.only_with_url({"--api-key-env": ahead["--api-key-env"] if ahead["--url"] is None else None})
+    else:
+        options.only_vllm(ahead)
+        from ..backends import pipeline
+
+        if pipeline.serves(chosen):
+            options.only_modules({**modules, "--eager": others["--eager"]})
 
 
 def _setup(devices: list[str] | None, *rest: Any) -> Setup:
