@@ -11,6 +11,7 @@ import builtins
 import datetime
 import dis
 import functools
+import gc
 import io
 import os
 import random
@@ -81,6 +82,8 @@ class Ear:
     def hear(self, call: Callable[..., Any], *given: Any) -> Any:
         """What *call* gives. (Where a profiler listens already, only what the code says is looked at.)"""
         shared, taken = random.getstate(), sys.getprofile() is not None
+        collects = gc.isenabled()
+        gc.disable()  # else callbacks of the collector, which read clocks, would run within the call
         if not taken:
             sys.setprofile(self._event)
         try:
@@ -88,6 +91,8 @@ class Ear:
         finally:
             if not taken:
                 sys.setprofile(None)
+            if collects:
+                gc.enable()
             if self.found is None and random.getstate() != shared:
                 self.found = ("draws from the generator that all of the process share (random)", "", 0)
 

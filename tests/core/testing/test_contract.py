@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,24 @@ def test_a_profiler_that_listens_already_is_left_alone() -> None:
         assert sys.getprofile() is profile
     finally:
         profile.disable()
+
+
+def test_callbacks_of_the_garbage_collector_are_not_the_policys() -> None:
+    heard = []
+
+    def callback(phase: str, info: object) -> None:
+        heard.append(time.perf_counter())
+
+    gc.callbacks.append(callback)
+    before = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        assert_policy_contract(FCFS)
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(callback)
+    assert heard
+    assert gc.isenabled()
 
 
 def test_what_is_shared_is_told_apart_from_what_stays() -> None:
