@@ -31,6 +31,7 @@ from .commands import (
 )
 from .import_command import import_profile
 from .league_command import league
+from .report_command import report
 from .terminal import print_table as _print
 from .terminal import progress as _progress
 from .terminal import table as _table
@@ -513,6 +514,7 @@ app.command()(bound)
 app.command()(league)
 app.command()(commands.compare)
 app.command()(commands.plot)
+app.command()(report)
 app.command()(commands.trace)
 app.command()(commands.profile)
 app.command("import")(import_profile)

@@ -370,6 +370,9 @@ def load(
     if given:
         tree = experiment.as_dict()
         tree["workload"].setdefault("trace", None)  # left out where there is none
+        for load_of in (tree["workload"], *tree["workload"].setdefault("classes", {}).values()):
+            for lengths in load_of["lengths"].values():
+                lengths.setdefault("predict", None)  # likewise
         for path, value, shown in given:
             by_name = path in NAMES_OF_DEPLOYMENT and not isinstance(value, dict)
             if path not in (("policy", "name"), ("variant",)) and not by_name:  # those are chosen by now

@@ -35,6 +35,8 @@ from ..sweeps.point import settings_of
 #: What a policy is checked on if nothing is said: an experiment, its rates (requests/s) and requests.
 STEPS = ("dit-s2-256-rtx4090", (2.0, 8.0), 60)
 TOKENS = ("opt-13b-a6000", (0.5, 3.0), 80)
+#: What policies are told there of outputs to come: some go by it, others do not look.
+PREDICTED = {"model": "noisy", "sigma": 0.5}
 
 
 @dataclass
@@ -124,6 +126,8 @@ def check(name: str, experiment: str | None = None, settings: Sequence[tuple[str
     for rate in rates if experiment is None else (None,):
         asked: list[tuple[str, Any]] = [("policy", name)]
         asked += [("rate", rate), ("requests", requests)] if rate is not None else []
+        if experiment is None and default == TOKENS[0]:
+            asked.append(("workload.lengths.llm.predict", PREDICTED))
         points.append(load(experiment or default, [*asked, *settings]))
     params = points[0].policy.params if points[0].policy is not None else {}
     make = partial(policy_registry.make, name, params)

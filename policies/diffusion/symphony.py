@@ -1,8 +1,8 @@
 """Symphony: a batch is put off until one more request would not fit into it any more.
 
 Source: "Symphony: Optimized DNN Model Serving using Deferred Batch Scheduling" (arXiv 2308.07470), the schedulable
-window, for one GPU and one model. Which requests are in a batch is as in its code, the policy "sliding window with
-free lunch".
+window, for one GPU and one model. Which requests are in a batch is as in the dispatcher of Nexus's later code,
+`BatchPolicyBySlidingWindowWithFreeLunch`.
 
 - Candidate batch: as in `nexus`, a window of the size that the SLO allows slides over those that wait, by deadline;
   and then it takes more of them as long as its first request can bear that.
