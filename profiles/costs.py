@@ -242,12 +242,7 @@ JOINS = CostName(
 LEAVES = CostName("<loop>.leaves", "seconds", _TABLE, "likewise if so many leave", _LOOP, _CROWD)
 PAUSES = CostName("<loop>.pauses", "seconds", _TABLE, "pause if so many leave, in all", _LOOP, _CROWD)
 COLD = CostName(
-    "<loop>.cold",
-    "seconds",
-    ("by_batch", "value"),
-    "what iterations after an idle period take longer",
-    _LOOP,
-    "iterations since the spell",
+    "<loop>.cold", "seconds", ("by_batch", "value"), "extra time after an idle period", _LOOP, "iterations since then"
 )
 COLD_LONG = CostName(
     "<loop>.cold_long", "seconds", ("by_batch", "value"), "likewise after a long period", _LOOP, COLD.by
