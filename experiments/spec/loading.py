@@ -370,7 +370,7 @@ def load(
     if given:
         tree = experiment.as_dict()
         tree["workload"].setdefault("trace", None)  # left out where there is none
-        for load_of in (tree["workload"], *tree["workload"].get("classes", {}).values()):
+        for load_of in (tree["workload"], *tree["workload"].setdefault("classes", {}).values()):
             for lengths in load_of["lengths"].values():
                 lengths.setdefault("predict", None)  # likewise
         for path, value, shown in given:
