@@ -51,7 +51,8 @@ _NUMBERS = {
     "size": r"[1-9]\d*",
     "seconds": r"0|[1-9]\d*|\d+\.\d*[1-9]",
 }
-#: The shipped policies for models that no tokens come from: names that are nearly one of these are misspelt.
+#: Policies that NeuStream was measured beside, of which profiles may tell costs of their own: names that are nearly
+#: one of these are misspelt.
 POLICIES = ("clockwork", "edf", "fcfs", "neustream")
 _KINDS = ("prefill", "decode")
 _STEPS = ("decode", "prefill", "mixed")
@@ -241,12 +242,7 @@ JOINS = CostName(
 LEAVES = CostName("<loop>.leaves", "seconds", _TABLE, "likewise if so many leave", _LOOP, _CROWD)
 PAUSES = CostName("<loop>.pauses", "seconds", _TABLE, "pause if so many leave, in all", _LOOP, _CROWD)
 COLD = CostName(
-    "<loop>.cold",
-    "seconds",
-    ("by_batch", "value"),
-    "what iterations after an idle period take longer",
-    _LOOP,
-    "iterations since the spell",
+    "<loop>.cold", "seconds", ("by_batch", "value"), "extra time after an idle period", _LOOP, "iterations since then"
 )
 COLD_LONG = CostName(
     "<loop>.cold_long", "seconds", ("by_batch", "value"), "likewise after a long period", _LOOP, COLD.by
@@ -387,6 +383,14 @@ INTAKE = CostName("engine.intake", "seconds", _VALUE, "what taking a request in 
 BEGINS = CostName(
     "step.begins", "seconds", _VALUE, "from asking the policy until a step can begin on an idle device", _ENGINE
 )
+BEGINS_EACH = CostName(
+    "step.begins.each",
+    "seconds",
+    _VALUE,
+    "what it takes longer for each of its sequences until a step can begin; `step.launch.each` where it is not told",
+    _ENGINE,
+    needs=("step.begins",),
+)
 LAUNCH = CostName(
     "step.launch", "seconds", _VALUE, "what launching a step of more than `engine.graph_tokens` tokens takes", _ENGINE
 )
@@ -399,6 +403,24 @@ LAUNCH_PIECES = CostName(
 )
 LAUNCH_EACH = CostName(
     "step.launch.each", "seconds", _VALUE, "what launching a step takes longer for each of its sequences", _ENGINE
+)
+LAUNCH_LEFT = CostName(
+    "step.launch.left",
+    "seconds",
+    _VALUE,
+    "what launching a step takes longer for each sequence that was in the one before, has not ended and is not in it",
+    _ENGINE,
+)
+LAUNCH_BACK = CostName(
+    "step.launch.back",
+    "seconds",
+    _VALUE,
+    "likewise for each running sequence that is in it again and was not in the one before",
+    _ENGINE,
+    needs=("step.launch.back_token",),
+)
+LAUNCH_BACK_TOKEN = CostName(
+    "step.launch.back_token", "seconds", _VALUE, "and per token of its context", _ENGINE, needs=(LAUNCH_BACK.pattern,)
 )
 HOST_PACE = CostName(
     "host.pace",

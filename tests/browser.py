@@ -27,8 +27,8 @@ def _missing(what: str) -> None:
 
 
 @contextmanager
-def page(size: tuple[int, int] = DESKTOP, **more: Any) -> Iterator[Any]:
-    """A page of a browser that can reach this machine only, as wide and high as *size* in CSS pixels."""
+def launched() -> Iterator[Any]:
+    """A browser that can reach this machine only."""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
@@ -41,9 +41,23 @@ def page(size: tuple[int, int] = DESKTOP, **more: Any) -> Iterator[Any]:
         options = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
         browser = playwright.chromium.launch(executable_path=program, args=options)
         try:
-            yield browser.new_page(viewport={"width": size[0], "height": size[1]}, **more)
+            yield browser
         finally:
             browser.close()
+
+
+@contextmanager
+def page(size: tuple[int, int] = DESKTOP, browser: Any = None, **more: Any) -> Iterator[Any]:
+    """A page of a *browser*, else of one of its own, as wide and high as *size* in CSS pixels."""
+    if browser is None:
+        with launched() as own, page(size, own, **more) as made:
+            yield made
+        return
+    made = browser.new_page(viewport={"width": size[0], "height": size[1]}, **more)
+    try:
+        yield made
+    finally:
+        made.close()
 
 
 @contextmanager

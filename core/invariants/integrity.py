@@ -18,6 +18,7 @@ from typing import Any
 from ..errors import PolicyFault
 from ..llm.policy import TokenPolicy
 from ..policy import Policy, PolicyBase
+from ..routing import Router
 from .code_inspection import writes_in
 
 _TOP = __name__.partition(".")[0]
@@ -26,8 +27,12 @@ _TOP = __name__.partition(".")[0]
 _ASIDE = frozenset(
     ["__slotnames__", "__annotations__", "__doc__", "__abstractmethods__", "_abc_impl", "__parameters__", "BOOKED"]
 )
+#: What pydantic completes in some of its classes when they are first used.
+_COMPLETED = ("__pydantic_", "__signature__")
+#: Whether somebody who makes many short runs looks around all of them, so that none does for itself.
+HELD = False
 #: What policies are made of.
-_BASES = (PolicyBase, Policy, TokenPolicy)
+_BASES = (PolicyBase, Policy, TokenPolicy, Router)
 #: Where those that come along are, and as what.
 _FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "policies", "")
 _POLICIES = f"{_TOP}.policies."
@@ -122,6 +127,17 @@ def _matters(name: str, thing: object) -> bool:
     )
 
 
+@contextmanager
+def held() -> Iterator[Intact]:
+    """Within this, runs do not look by themselves: whoever makes them looks at what this gives when they are over."""
+    global HELD
+    before, HELD = HELD, True
+    try:
+        yield Intact()
+    finally:
+        HELD = before
+
+
 class Intact:
     """What this package's modules, classes and functions are now."""
 
@@ -164,7 +180,7 @@ class Intact:
             if current == before:
                 continue
             for name in {*before, *current} - _ASIDE:
-                if current.get(name, _FOREIGN) is before.get(name, _FOREIGN):
+                if current.get(name, _FOREIGN) is before.get(name, _FOREIGN) or name.startswith(_COMPLETED):
                     continue
                 found.append((f"{kind.__module__}.{kind.__qualname__}.{name}", name))
                 if name in before:

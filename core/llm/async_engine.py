@@ -21,7 +21,7 @@ from typing import cast
 
 from ..errors import BadInput
 from ..worker import UNASKED, Loop
-from .batch import Piece, TokenBatch
+from .batch import Piece, Regrouped, TokenBatch
 from .engine import TokenEngine
 from .host import LLMWorker
 from .policy import Step
@@ -48,10 +48,66 @@ class Flight:
         self.leaving: dict[TokenTask, None] = {}
 
 
+class Absent:
+    """The running sequences of *engine* that are not in its host's tables, since they were not in the last step: of
+    those that decode, and of those whose prompts are not computed to the end. (vLLM's input batch: `InputBatch` of
+    vllm/v1/worker/gpu_input_batch.py, which `_update_states` brings up to date at each step.)"""
+
+    def __init__(self, engine: TokenEngine) -> None:
+        self.bases = engine.bases
+        self.view = engine.view
+        self.decoding: set[TokenTask] = set()
+        self.prompts: set[TokenTask] = set()
+        self.begun: set[TokenTask] = set()  # prompts that the last step left unfinished
+
+    def regroup(self, decode: int, pieces: Sequence[Piece], chosen: Sequence[TokenTask] | None) -> Regrouped | None:
+        """What becomes of the sequences in the tables with a step that is about to be launched; None if nothing."""
+        bases, absent = self.bases, self.decoding
+        left = back = tokens = 0
+        if chosen is not None:
+            returning = absent.intersection(chosen)
+            back, tokens = len(returning), sum([task.computed for task in returning])
+            self.decoding = set(bases).difference(chosen)
+            left = len(self.decoding) - len(absent) + back
+        elif decode:
+            if absent:
+                back = len(absent)
+                present = [task for task in bases if task not in absent] if back < len(bases) else ()
+                tokens = self.view.context - sum([task.computed for task in present])
+                absent.clear()
+        elif len(bases) > len(absent):
+            left = len(bases) - len(absent)
+            self.decoding = set(bases)
+        if pieces or self.begun:
+            begun = {task for task, _, _ in pieces if _is_begun(task)}
+            for task, count, _ in pieces:
+                if task in self.prompts:
+                    self.prompts.discard(task)
+                    back += 1
+                    tokens += task.base_computed - count
+            stay = self.begun.difference([task for task, _, _ in pieces])
+            left += len(stay)
+            self.prompts |= stay
+            self.begun = begun
+        return Regrouped(left, back, tokens) if left or back else None
+
+    def forget(self, task: TokenTask) -> None:
+        """*task* does not run any more."""
+        self.decoding.discard(task)
+        self.prompts.discard(task)
+        self.begun.discard(task)
+
+
+def _is_begun(task: TokenTask) -> bool:
+    """Whether the step that computes a chunk of *task* now leaves some of its prompt to others."""
+    pending = task.prompt + task.base_generated - task.base_computed
+    return pending > 0 and (pending > 1 or task.base_computed < task.prompt)
+
+
 class TokenEngineAhead(TokenEngine):
     """`TokenEngine` with two steps in flight; *worker* must have a `Host`. *deciding* says that the host is busy."""
 
-    __slots__ = ("_busy", "_debt", "_flights", "_free", "_settled", "_unheard", "ahead")
+    __slots__ = ("_absent", "_busy", "_debt", "_flights", "_free", "_settled", "_unheard", "ahead")
 
     def __init__(self, loop: Loop, worker: LLMWorker) -> None:
         super().__init__(loop, worker)
@@ -66,6 +122,7 @@ class TokenEngineAhead(TokenEngine):
         self._settled = 0.0  # when it heard of the end of a step last
         self._unheard: list[TokenBatch] = []  # ended while the host was launching
         self._busy = worker.host.pieces > 0.0  # launches keep the host for longer than steps take
+        self._absent = Absent(self) if self.ahead.left or self.ahead.back else None
         self._debt = 0.0  # seconds for steps that ended while the host was at something else
 
     # -- the host -----------------------------------------------------------------------------------------
@@ -184,6 +241,8 @@ class TokenEngineAhead(TokenEngine):
     ) -> None:
         view = self.view
         older = view.in_flight
+        if self._absent is not None:
+            self.regrouped = self._absent.regroup(decode, pieces, chosen)
         super()._launch(decode, context, pieces, chosen, now)
         if older is not None:
             assert view.in_flight is not None
@@ -287,6 +346,11 @@ class TokenEngineAhead(TokenEngine):
             view.running[task] = None
         self._check(task)
         super().finish(task, now)
+
+    def _release(self, task: TokenTask) -> None:
+        if self._absent is not None:
+            self._absent.forget(task)
+        super()._release(task)
 
     def _give_up(self, task: TokenTask) -> None:
         self._revoke(task)

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..policy import Batch, Repeat
 from ..request import Place
 from .request import TokenTask
+
+
+class Regrouped(NamedTuple):
+    """How the running sequences of a step differ from those of the step before it: *left* were in that one and are
+    not in this, *back* are in this and were not in that, with *tokens* of context in all. Who is new or has ended
+    is in neither."""
+
+    left: int
+    back: int
+    tokens: int
+
 
 #: One prefill of a step: (task, tokens computed, tokens whose KV stood before).
 Piece = tuple[TokenTask, int, int]
@@ -24,6 +35,7 @@ class TokenBatch(Batch):
 
     iterations = 1
     preempted: Sequence[TokenTask] = ()
+    regrouped: Regrouped | None = None  #: where the engine's host has to do with that
     launched: float | None = None  #: when the host has launched it, where the executor says so
 
     # All that each step asks for is set at once: looking for what is not there, on the way to a default, costs more.

@@ -18,7 +18,7 @@ from ..policy import Repeat
 from ..request import Outcome, Outputs, Request
 from ..slo import latest
 from ..worker import UNASKED, Loop
-from .batch import Piece, TokenBatch
+from .batch import Piece, Regrouped, TokenBatch
 from .decode_sums import DecodeSums
 from .host import LLMWorker
 from .policy import DECODES, PREFILLS, All, Chunk, Step, admits_all
@@ -43,6 +43,7 @@ class TokenEngine(DecodeSums):
         "loop",
         "module",
         "preempted",
+        "regrouped",
         "seen",
         "stage",
         "stale",
@@ -69,6 +70,7 @@ class TokenEngine(DecodeSums):
         self.go_on: Callable[[Step, float], float | None] | None = None
         self.stale, self.swapped = False, 0  # the latter: blocks moved since the last step began
         self.preempted: list[TokenTask] = []  # since the last step began
+        self.regrouped: Regrouped | None = None  # of the next step
         self._fruitless = 0  # steps that preempted somebody since a token came out
         self._recomputed: set[TokenTask] = set()  # those that decode again after a preemption, and no token came yet
         self.keep_ends = loop.recorder.wants_batches or self.keep_times
@@ -310,6 +312,8 @@ class TokenEngine(DecodeSums):
                 self._tell_circle()
         if self.swapped:
             batch.swapped, self.swapped = self.swapped, 0
+        if self.regrouped is not None:
+            batch.regrouped, self.regrouped = self.regrouped, None
         self.view.in_flight = batch
         self.worker.run(batch, self._done)
 

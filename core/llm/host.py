@@ -23,22 +23,29 @@ class Host:
     `servetwin.core.llm.async_engine`. *begins* is then what passes from asking the policy until the step can begin
     on an idle device; while another step computes nothing is seen of it. A step of more than *graph_tokens* tokens is
     launched kernel by kernel, which keeps the host busy for *launch*: only then it hears of the step before. One that
-    computes prompts within that is launched as graphs piece by piece, which takes *pieces* seconds. *each* is what
-    all of that takes longer for each sequence of the step.
+    computes prompts within that is launched as graphs piece by piece, which takes *pieces* seconds. *begins_each* and
+    *each* are what it takes longer for each sequence of the step until it can begin, and until it is launched.
+
+    The host keeps the sequences of the last step in tables: *left* is what taking one out takes that runs on but is
+    not in this step, *back* what putting one in again does, and *back_token* each token of its context.
     """
 
     between: Callable[[int], float]
     intake: float
     ahead: bool = False
     begins: float = 0.0
+    begins_each: float = 0.0
     launch: float = 0.0
     pieces: float = 0.0
     each: float = 0.0
+    left: float = 0.0
+    back: float = 0.0
+    back_token: float = 0.0
     graph_tokens: int | None = None
 
     def beginning(self, batch: TokenBatch) -> float:
         """Seconds from asking the policy until *batch* can begin on an idle device."""
-        return self.begins + self.each * batch.size if self.each else self.begins
+        return self.begins + self.begins_each * batch.size + self.regrouping(batch)
 
     def launching(self, batch: TokenBatch) -> float:
         """Seconds from asking the policy until the host has launched *batch*."""
@@ -46,7 +53,14 @@ class Host:
         if most is None:
             return begins
         taken = self.launch if batch.decode + batch.prefilled > most else self.pieces if batch.prefill else 0.0
-        return max(taken + self.each * batch.size, begins)
+        return max(taken + self.each * batch.size + self.regrouping(batch), begins)
+
+    def regrouping(self, batch: TokenBatch) -> float:
+        """Seconds that the host takes for the sequences of *batch* being others than those of the step before."""
+        moved = batch.regrouped
+        if moved is None:
+            return 0.0
+        return self.left * moved.left + self.back * moved.back + self.back_token * moved.tokens
 
 
 class LLMWorker(Worker):
@@ -57,6 +71,7 @@ class LLMWorker(Worker):
     """
 
     answer = Step
+    kind = "engine"
     policy: TokenPolicy
     view: TokenView
 
@@ -65,3 +80,8 @@ class LLMWorker(Worker):
     ) -> None:
         super().__init__(stage, policy, view, device=device)
         self.host = host
+
+    @property
+    def kv_use(self) -> float:
+        view = self.view
+        return (view.blocks - view.free_blocks) / view.blocks

@@ -19,7 +19,18 @@ from servetwin.core.llm import (
 from servetwin.core.llm.metrics import TokenSummary
 from servetwin.core.llm.window_metrics import WindowSummary
 from servetwin.core.llm.worker import Host, TokenWorker
-from servetwin.profiles.costs import BEGINS, INTAKE, LAUNCH, LAUNCH_EACH, LAUNCH_PIECES, SWAP
+from servetwin.profiles.costs import (
+    BEGINS,
+    BEGINS_EACH,
+    INTAKE,
+    LAUNCH,
+    LAUNCH_BACK,
+    LAUNCH_BACK_TOKEN,
+    LAUNCH_EACH,
+    LAUNCH_LEFT,
+    LAUNCH_PIECES,
+    SWAP,
+)
 
 from ..spec.experiment import Experiment, WorkerSpec
 from ..spec.llm import EngineSpec, TokenSLOSpec
@@ -140,9 +151,13 @@ def host_ahead(profile: Profile, *, costs: bool = True) -> Host:
         seconds(INTAKE()),
         ahead=True,
         begins=seconds(BEGINS()),
+        begins_each=seconds(BEGINS_EACH() if BEGINS_EACH() in profile.costs else LAUNCH_EACH()),
         launch=seconds(LAUNCH()),
         pieces=seconds(LAUNCH_PIECES()),
         each=seconds(LAUNCH_EACH()),
+        left=seconds(LAUNCH_LEFT()),
+        back=seconds(LAUNCH_BACK()),
+        back_token=seconds(LAUNCH_BACK_TOKEN()),
         graph_tokens=profile.token_data.engine.graph_tokens,
     )
 

@@ -201,6 +201,26 @@ def composed(
     return file_content(made, facts, name=name, when=when, command=command)
 
 
+def made_anew(recording: Path, profile: Path) -> str:
+    """The text of the file *profile*, its parts fitted anew to the steps in *recording* by the program as it is. What
+    taking requests in takes stays: it is in no recording."""
+    from servetwin.profiles.costs import INTAKE
+    from servetwin.real.vllm.profiling import step_files
+    from servetwin.real.vllm.profiling.step_profile import section
+
+    content = yaml.safe_load(profile.read_text(encoding="utf-8"))
+    engine = step_files.engine_of(recording)
+    inside = recording.resolve().parts
+    origin = {"file": "/".join(inside[inside.index("experiments") :] if "experiments" in inside else inside[-1:])}
+    made = section(step_files.read(recording), engine, origin)
+    made["tokens"]["kinds"] = dict.fromkeys(("scheduler", "measured"), made["tokens"]["kinds"]["measured"])
+    kept = {key: value for key, value in content["tokens"].items() if key not in made["tokens"]}
+    tokens = {**made["tokens"], **kept}
+    content["tokens"] = {key: tokens.pop(key) for key in [*content["tokens"]] if key in tokens} | tokens
+    content["costs"] = made["costs"] | {name: cost for name, cost in content["costs"].items() if name == INTAKE()}
+    return text_of(content)
+
+
 def _in_rows(
     engine: VllmEngine,
     grid: Grid | Rotation,
@@ -234,3 +254,8 @@ def _in_rows(
         command=command,
         source=f"real/vllm/profiling/{source}",
     )
+
+
+if __name__ == "__main__":  # RECORDING PROFILE: the latter is written anew
+    target = Path(sys.argv[2])
+    target.write_text(made_anew(Path(sys.argv[1]), target), encoding="utf-8")

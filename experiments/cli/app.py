@@ -31,6 +31,7 @@ from .commands import (
 )
 from .import_command import import_profile
 from .league_command import league
+from .report_command import report
 from .terminal import print_table as _print
 from .terminal import progress as _progress
 from .terminal import table as _table
@@ -128,19 +129,10 @@ def run(
         "--asynchronous": asynchronous,
         "--synchronous": asynchronous is False,
     }
-    if backend == "sim":
-        options.only_real({**modules, **ahead, "--model": model, "--eager": eager, "--any-device": any_device})
-        setup = None
-    else:
-        if backend == "vllm":
-            options.only_modules(modules)
-            options.only_with_url({"--api-key-env": api_key_env if url is None else None})
-        else:
-            options.only_vllm(ahead)
-            from ..backends import pipeline
-
-            if pipeline.serves(chosen):
-                options.only_modules({**modules, "--eager": eager})
+    others = {"--model": model, "--eager": eager, "--any-device": any_device}
+    _check_options(backend, chosen, modules, ahead, others)
+    setup = None
+    if backend != "sim":
         setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes)
     more = {"url": url, "api_key_env": api_key_env, "asynchronous": asynchronous}
     served = serve(chosen, out, backend=backend, setup=setup, **more, say=_say)  # type: ignore[arg-type]
@@ -156,6 +148,24 @@ def run(
             typer.echo(line)
     if out is not None:
         typer.echo(f"records in {out}")
+
+
+def _check_options(
+    backend: str, chosen: Experiment, modules: dict[str, Any], ahead: dict[str, Any], others: dict[str, Any]
+) -> None:
+    """Raise `BadInput` if an option was given that *backend* does not have: of *modules*, of vLLM (*ahead*), or what
+    both of them have (*others*)."""
+    if backend == "sim":
+        options.only_real({**modules, **ahead, **others})
+    elif backend == "vllm":
+        options.only_modules(modules)
+        options.only_with_url({"--api-key-env": ahead["--api-key-env"] if ahead["--url"] is None else None})
+    else:
+        options.only_vllm(ahead)
+        from ..backends import pipeline
+
+        if pipeline.serves(chosen):
+            options.only_modules({**modules, "--eager": others["--eager"]})
 
 
 def _setup(devices: list[str] | None, *rest: Any) -> Setup:
@@ -504,16 +514,25 @@ app.command()(bound)
 app.command()(league)
 app.command()(commands.compare)
 app.command()(commands.plot)
+app.command()(report)
 app.command()(commands.trace)
 app.command()(commands.profile)
 app.command("import")(import_profile)
 
 
 @app.command()
-def policies() -> None:
-    """List the policies known by name, with their parameters."""
+def policies(
+    name: Annotated[
+        str | None, typer.Argument(help="One of them, my_policy.py, or package.module:Class: what it does and takes.")
+    ] = None,
+) -> None:
+    """List the policies known by name; or tell what one does, and its parameters."""
+    from ..spec.policy_docs import page
     from ..spec.policy_registry import describe, policy_names
 
+    if name is not None:
+        typer.echo("\n".join(page(name)))
+        return
     lines = _table(("policy", "left"), ("", "left"))
     for name in policy_names():
         text, params = describe(name)

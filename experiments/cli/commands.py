@@ -213,11 +213,25 @@ def profile(
 def check(
     policy: Annotated[str, typer.Argument(help="A policy by name, my_policy.py, or package.module:Class.")],
     experiment: Annotated[str | None, typer.Argument(help="Where to try it; by default short built-in runs.")] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A key of the experiment: --set policy.params.max_batch=8."),
+    ] = None,
 ) -> None:
-    """Test a policy: all invariants, what it may do, the same decisions when run again, honest Repeats."""
+    """Hold a policy to its contract: whether it keeps to what it may do, decides the same again, keeps its word, and
+    lets nobody starve; a fault is drawn as a schedule."""
+    from servetwin.core.testing.contract import ContractBroken
+
+    from ..spec.loading import parse_override
     from ..validation.check_policy import check as engine
 
-    for line in engine(policy, experiment).lines():
+    try:
+        found = engine(policy, experiment, [parse_override(each) for each in sets or ()])
+    except ContractBroken as broken:
+        if broken.drawing:
+            typer.echo(broken.drawing)
+        raise
+    for line in found.lines():
         typer.echo(line)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from servetwin.core import BadInput
 
+from ..reporting.sweep_columns import LINE, name_lines, number_in, varied_columns
 from ..spec.catalog import suggest
 from ..spec.loading import SHORT
 from ..sweeps.point import Row
@@ -21,12 +21,6 @@ from . import paper_figures
 
 ENDINGS = (".png", ".svg", ".pdf")
 MOST = 16
-
-#: Columns that are said with a line, where they differ, in place of panels of their own.
-GOING_WITH = ("policy.params", "deployment", "stop_after")
-
-#: Where a row keeps the name of its line.
-LINE = "line: "
 
 
 def draw(table: Path, out: Path, *, x: str | None = None, y: str = "attainment", by: str = "policy") -> int:
@@ -74,25 +68,16 @@ def figure_of(
 
 def _panels(rows: Sequence[Row], table: str, x: str | None, y: str, by: str) -> tuple[dict[str, list[Row]], str]:
     """The rows of each panel by its title, each with the name of its line, and the column along the axis."""
-    columns = list(rows[0]) if rows else []
-    if "met" not in columns:
-        raise BadInput("this is no sweep's table", where=table, right="a table that `servetwin sweep` wrote")
-    varied = [name for name in columns[: columns.index("met")] if name not in ("seed", "requests")]
-    varied = [name for name in varied if len({str(row[name]) for row in rows}) > 1]
-    if _apart_by_requests(rows, varied):
-        varied.append("requests")
-    going, varied = _going_with_lines(rows, varied, (x, by))
-    for row in rows:
-        said = [_said(name, row[name]) for name in going]
-        row[LINE] = ", ".join([_short(str(row.get(by))), *(text for text in said if text)])
-    numeric = [name for name in varied if name != by and all(_number(row[name]) is not None for row in rows)]
+    varied = name_lines(rows, varied_columns(rows, table), by, x)
+    columns = list(rows[0])
+    numeric = [name for name in varied if name != by and all(number_in(row[name]) is not None for row in rows)]
     if x is None and not numeric:
         raise BadInput("no setting varies that is a number", where=table, right="--x with a column")
     x = x or numeric[0]
     for option, name in (("--x", x), ("--y", y), ("--by", by)):
         if name not in columns:
             raise BadInput(f"there is no column {name!r} in {table}", where=option, right=suggest(name, columns))
-        if option != "--by" and all(_number(row[name]) is None for row in rows):
+        if option != "--by" and all(number_in(row[name]) is None for row in rows):
             raise BadInput(f"column {name!r} holds no numbers", where=option, right=", ".join(numeric))
     others = [name for name in varied if name not in (x, by)]
     panels: dict[str, list[Row]] = {}
@@ -115,57 +100,16 @@ def _column(name: str, rows: Sequence[Row]) -> str:
     return full if name not in columns and full in columns else name
 
 
-def _apart_by_requests(rows: Sequence[Row], varied: Sequence[str]) -> bool:
-    """Whether rows that *varied* does not tell apart are of runs that differ in length: they are no repeats."""
-    found: dict[tuple[str, ...], set[str]] = {}
-    for row in rows:
-        found.setdefault(tuple(str(row[name]) for name in varied), set()).add(str(row.get("requests")))
-    return any(len(counts) > 1 for counts in found.values())
-
-
-def _going_with_lines(
-    rows: Sequence[Row], varied: list[str], taken: Sequence[str | None]
-) -> tuple[list[str], list[str]]:
-    """Of the columns *varied*, those that are said with each line; and the others."""
-    if "system.stop_after" in varied:  # an axis, which the settings repeat
-        varied = [name for name in varied if name != "stop_after"]
-    going = [name for name in GOING_WITH if name in varied and name not in taken]
-    if "variant" in varied and "variant" not in taken and _repeats(rows):
-        varied = [name for name in varied if name != "variant"]
-    return going, [name for name in varied if name not in going]
-
-
-def _repeats(rows: Sequence[Row]) -> bool:
-    """Whether the variant of a row follows from its policy and what goes with it."""
-
-    def of(row: Row) -> tuple[Any, ...]:
-        return (row["workload"], row["policy"], *(row[name] for name in GOING_WITH if name in row))
-
-    return len({(*of(row), row["variant"]) for row in rows}) == len({of(row) for row in rows})
-
-
-def _short(name: str) -> str:
-    return Path(name).name if name.endswith(".py") else name
-
-
-def _said(column: str, value: Any) -> str:
-    if column == "policy.params":
-        return ", ".join(f"{name}={value}" for name, value in json.loads(value or "{}").items())
-    if column == "deployment":
-        return str(value or "deployment unknown")
-    return "runs to the end" if value in (None, "") else f"cut off after {value} s"
-
-
 def _lines(panel: Any, rows: Sequence[Row], x: str, y: str) -> None:
     for i, name in enumerate(dict.fromkeys(row[LINE] for row in rows)):
         at: dict[float, list[Row]] = {}
         for row in rows:
-            place = _number(row[x])
-            if row[LINE] == name and place is not None and _number(row[y]) is not None:
+            place = number_in(row[x])
+            if row[LINE] == name and place is not None and number_in(row[y]) is not None:
                 at.setdefault(place, []).append(row)
         places = sorted(at)
         panel.plot(places, [_mean(at[p], y) for p in places], marker="o", ms=3, lw=1.2, color=f"C{i}", label=name)
-        if all(_number(row.get(f"{y}_low")) is not None for p in places for row in at[p]):
+        if all(number_in(row.get(f"{y}_low")) is not None for p in places for row in at[p]):
             low, high = ([_mean(at[p], f"{y}_{end}") for p in places] for end in ("low", "high"))
             panel.fill_between(places, low, high, color=f"C{i}", alpha=0.15, lw=0)
     if y == "attainment":
@@ -174,11 +118,3 @@ def _lines(panel: Any, rows: Sequence[Row], x: str, y: str) -> None:
 
 def _mean(rows: Sequence[Row], name: str) -> float:
     return fmean(float(row[name]) for row in rows)
-
-
-def _number(value: Any) -> float | None:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None

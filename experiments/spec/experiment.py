@@ -49,7 +49,7 @@ class Bursty(Strict):
     """A Poisson process that switches between calm and burst (a Markov-modulated Poisson process with two states).
 
     *rate* is the mean over both, *burst* how many times faster requests come in a burst, *share* the part of the
-    time that is burst, *cycle* the mean length in seconds of a calm spell and a burst together.
+    time that is burst, *cycle* the mean length in seconds of a calm period and a burst together.
     """
 
     process: Literal["bursty"]
@@ -209,7 +209,7 @@ class Workload(Strict):
 
 
 class BudgetSpec(Strict):
-    """How the SLO of a request is shared out among the stages of its path.
+    """How the SLO of a request is divided among the stages of its path.
 
     *split* "none": each stage works against the deadline of the request. "equal": each gets what it takes alone and
     an equal share of the slack; "proportional": a share in proportion to what it takes alone; "fixed": so many
@@ -334,8 +334,8 @@ class ScriptsSpec(Strict):
 class WorkerSpec(Strict):
     """Serves *modules* on *device* with batches of up to *limit*.
 
-    *intake* says when what arrived is taken in: "before" each decision, or "after" each launch, which is how
-    NeuStream's workers do it. *policy* replaces the experiment's policy for this worker.
+    *intake* says when arrived requests are admitted: "before" each decision, or "after" each launch, as
+    NeuStream's workers do. *policy* replaces the experiment's policy for this worker.
 
     A tool, say a code executor, is served by a pool of *threads* instead: *calls* says how long a call takes in
     simulation, *scripts* what a real one runs. It needs no device and no limit, and is served first come, first
@@ -356,7 +356,22 @@ class WorkerSpec(Strict):
     scripts: ScriptsSpec | None = None
 
 
-RouterName = Literal["round_robin", "least_loaded", "least_violating"]
+class RouterSpec(Strict):
+    """A router by name, entry point, ``package.module:Class`` or file, and its parameters. What it sees of workers is
+    up to *stale* seconds old."""
+
+    name: str
+    params: dict[str, Any] = Field(default_factory=dict)
+    stale: NotNegative = 0.0
+
+
+def _kind_of_router(value: Any) -> str:
+    return "mapping" if isinstance(value, dict | RouterSpec) else "name"
+
+
+Routing = Annotated[
+    Annotated[str, Tag("name")] | Annotated[RouterSpec, Tag("mapping")], Discriminator(_kind_of_router)
+]
 
 
 class Deployment(Strict):
@@ -364,9 +379,9 @@ class Deployment(Strict):
 
     *name* is which of a file's named ``deployments`` this is; with ", changed" if something was set besides.
 
-    Several workers may serve the same modules: *router* says how requests are shared out among them (see
-    `servetwin.core.routing`), *routers* says so for single modules. *replicas* repeats the whole deployment, each
-    time on devices of its own.
+    Several workers may serve the same modules: *router* says how requests are shared out among them (a name, a file,
+    or a mapping; docs/guides/routing.md), *routers* says so for single modules. *replicas* repeats the whole
+    deployment, each time on devices of its own.
     """
 
     name: str | None = None
@@ -374,8 +389,15 @@ class Deployment(Strict):
     workers: Annotated[list[WorkerSpec], Field(min_length=1)]
     estimates: Kind = "scheduler"
     replicas: Count = 1
-    router: RouterName = "least_loaded"
-    routers: dict[str, RouterName] = Field(default_factory=dict)
+    router: Routing = "least_loaded"
+    routers: dict[str, Routing] = Field(default_factory=dict)
+
+    @property
+    def routings(self) -> dict[tuple[str, ...], RouterSpec]:
+        """The routers that it names, by where they stand in it."""
+        said: dict[tuple[str, ...], Routing] = {("router",): self.router}
+        said |= {("routers", module): own for module, own in self.routers.items()}
+        return {path: RouterSpec(name=r) if isinstance(r, str) else r for path, r in said.items()}
 
     @property
     def repeated(self) -> bool:
@@ -410,7 +432,7 @@ def _moment(text: str) -> str:
 
 
 class Time(Strict):
-    """How long things take in simulation. Each term can be switched off, to see what it explains.
+    """What simulated time includes. Each term can be switched off to see its effect.
 
     *table*: the periods "measured" in running systems, or those that "scheduler"s planned with; for LLM modules also
     "corrected" (see `servetwin.profiles.TOKEN_KINDS`). *contention*:
@@ -419,8 +441,8 @@ class Time(Strict):
     *transport*: requests take time between workers. *noise*: durations are drawn from measured residuals, and the
     host has its measured slow periods.
     *session*: date and time of a measured run, for the speed of its host on that day. *hold*: beyond the end of a
-    table its last value holds. *unmeasured*: workers that compute on one device, and the profile does not say what
-    they cost each other, are "refused", or the device is "shared" in time among those of them that are busy.
+    table its last value is used, instead of an error. *unmeasured*: workers on one device whose slowdown of each
+    other the profile does not contain are "refused", or the device is "shared" in time among those that are busy.
     """
 
     table: Literal["measured", "scheduler", "corrected"] = "measured"

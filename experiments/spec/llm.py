@@ -46,7 +46,7 @@ class LognormalTokens(Strict):
 
 
 class ListedTokens(Strict):
-    """The values of a list that comes with ServeTwin, in its order, again and again."""
+    """The values of a list that comes with ServeTwin, in its order, repeated as needed."""
 
     draw: Literal["listed"]
     name: str

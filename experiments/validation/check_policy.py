@@ -1,12 +1,21 @@
-"""``servetwin check``: a policy on short runs, under all invariants, with each `Repeat` and without, twice."""
+"""``servetwin check``: a policy held to its contract, as `assert_policy_contract` has it in a test, and more.
+
+It must decide the same in another process, where texts have other hashes; and it is run on short experiments, or on
+one of the user's, under all invariants and books, with each `Repeat` and without, twice.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from servetwin.core import Batch, Decision, InvariantBroken, Recorder, Request
+from servetwin.core import BadInput, Batch, Decision, InvariantBroken, Recorder, Request, Summary
 from servetwin.core.errors import PolicyFault
 from servetwin.core.invariants import task_ledger as books_of
 from servetwin.core.invariants.checker import InvariantChecker
@@ -14,6 +23,7 @@ from servetwin.core.invariants.code_inspection import named, own, watcher
 from servetwin.core.llm import Step, TokenPolicy
 from servetwin.core.llm.batch import TokenBatch
 from servetwin.core.policy import PolicyBase
+from servetwin.core.testing.contract import Kept, digest, hold
 
 from ..assembly import build
 from ..spec import policy_registry
@@ -25,6 +35,8 @@ from ..sweeps.point import settings_of
 #: What a policy is checked on if nothing is said: an experiment, its rates (requests/s) and requests.
 STEPS = ("dit-s2-256-rtx4090", (2.0, 8.0), 60)
 TOKENS = ("opt-13b-a6000", (0.5, 3.0), 80)
+#: What policies are told there of outputs to come: some go by it, others do not look.
+PREDICTED = {"model": "noisy", "sigma": 0.5}
 
 
 @dataclass
@@ -81,11 +93,19 @@ class Checked:
     """What a check found: of each run its experiment, rate, requests, decisions, and those with a `Repeat`."""
 
     policy: str
-    runs: list[tuple[str, float | None, int, int, int]]
+    kept: Kept
+    runs: list[tuple[str, float | None, int, int, int]] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """For people."""
         told = [f"{self.policy}: no fault found"]
+        kept = self.kept
+        word = f"; {kept.promises} with a word to repeat them, which it kept" if kept.promises else ""
+        told.append(
+            f"  {len(kept.scenarios)} scenarios: {kept.decisions} decisions, the same by another object and in"
+            f" another process{word}"
+        )
+        told += [f"  not tried: {name}, as it says: {why}" for name, why in kept.skipped]
         for name, rate, requests, decisions, repeated in self.runs:
             at = f" at {rate:g} requests/s" if rate is not None else ""
             told.append(
@@ -95,30 +115,77 @@ class Checked:
         return told
 
 
-def check(name: str, experiment: str | None = None) -> Checked:
-    """Run the policy that *name* means on *experiment*, or on short ones of its kind. Raises `PolicyFault` if it does
-    what it may not, and `BadInput` if there is no such policy or experiment."""
+def check(name: str, experiment: str | None = None, settings: Sequence[tuple[str, Any]] = ()) -> Checked:
+    """Hold the policy that *name* means to its contract, then run it on *experiment*, or on short ones of its kind;
+    *settings* are of these, as ("policy.params.max_batch", 8). Raises `PolicyFault` if it does what it may not, which
+    is a `servetwin.core.testing.contract.ContractBroken` with a drawing where a scenario shows it, and `BadInput` if
+    there is no such policy or experiment."""
     kind: type = policy_registry.find_policy(name)
     default, rates, requests = TOKENS if issubclass(kind, TokenPolicy) else STEPS
-    found = Checked(named(object.__new__(kind)), [])
+    points = []
     for rate in rates if experiment is None else (None,):
         asked: list[tuple[str, Any]] = [("policy", name)]
         asked += [("rate", rate), ("requests", requests)] if rate is not None else []
-        point = load(experiment or default, asked)
-        plain, asks = _run(point, alone=False)
-        again, _ = _run(point, alone=False)
-        alone, _ = _run(point, alone=True)
-        policy = asks[0].inner
-        _same(policy, plain, again, "it does not decide the same when it is asked again")
-        _same(
-            policy,
-            plain,
-            alone,
-            "a Repeat of its is false: it does not decide the same when it is asked at every step",
-        )
-        decisions, repeated = sum(a.decisions for a in asks), sum(a.repeated for a in asks)
-        found.runs.append((point.name, settings_of(point)["rate"], plain.summary.requests, decisions, repeated))
+        if experiment is None and default == TOKENS[0]:
+            asked.append(("workload.lengths.llm.predict", PREDICTED))
+        points.append(load(experiment or default, [*asked, *settings]))
+    params = points[0].policy.params if points[0].policy is not None else {}
+    make = partial(policy_registry.make, name, params)
+    found = Checked(named(object.__new__(kind)), hold(make, kind, name))
+    _elsewhere(name, params, digest(make), kind)
+    for point in points:
+        found.runs.append(_try(point))
     return found
+
+
+def _elsewhere(name: str, params: Mapping[str, Any], here: str, kind: type) -> None:
+    """Raise `PolicyFault` if the policy decides otherwise in another process, where texts have other hashes."""
+    code = "from servetwin.experiments.validation import check_policy; check_policy.tell_digest()"
+    seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps([name, dict(params)]),
+        env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
+        raise PolicyFault(f"{named(object.__new__(kind))}: in another process it fails: {last}")
+    if done.stdout.split()[-1:] != [here]:
+        what = "in another process it does not decide the same (hashes of texts, or a file that has changed)"
+        raise PolicyFault(f"{named(object.__new__(kind))}: {what}")
+
+
+def tell_digest() -> None:
+    """Read a policy's name and parameters as JSON, and write what `digest` gives."""
+    name, params = json.load(sys.stdin)
+    try:
+        found = digest(partial(policy_registry.make, name, params))
+    except (BadInput, InvariantBroken) as error:
+        sys.exit(str(error))
+    sys.stdout.write(found + "\n")
+
+
+def _try(point: Experiment) -> tuple[str, float | None, int, int, int]:
+    """What `Checked.runs` has of *point*."""
+    plain, asks = _run(point, alone=False)
+    again, _ = _run(point, alone=False)
+    alone, _ = _run(point, alone=True)
+    policy = asks[0].inner
+    _same(policy, plain, again, "it does not decide the same when it is asked again")
+    what = "a Repeat of its is false: it does not decide the same when it is asked at every step"
+    _same(policy, plain, alone, what)
+    decisions, repeated = sum(a.decisions for a in asks), sum(a.repeated for a in asks)
+    return point.name, settings_of(point)["rate"], plain.summary.requests, decisions, repeated
+
+
+def run_under_invariants(point: Experiment) -> Summary:
+    """Simulate *point* under all invariants; gives its summary. Raises `PolicyFault` or `InvariantBroken`."""
+    log, _ = _run(point, alone=False)
+    return log.summary
 
 
 def _run(point: Experiment, *, alone: bool) -> tuple[Log, list[Asked]]:

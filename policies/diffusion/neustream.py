@@ -39,6 +39,8 @@ class NeuStream(Policy):
     *handover* is the time in seconds that the drop test allows for each transfer to a later stage.
     """
 
+    starves = True  # of those that wait in the low queue, who waited least goes first: without deadlines, for ever
+
     def __init__(
         self,
         step_delta: float = 0.95,

@@ -1,8 +1,8 @@
 """Symphony: a batch is put off until one more request would not fit into it any more.
 
 Source: "Symphony: Optimized DNN Model Serving using Deferred Batch Scheduling" (arXiv 2308.07470), the schedulable
-window, for one GPU and one model. Which requests are in a batch is as in its code, the policy "sliding window with
-free lunch".
+window, for one GPU and one model. Which requests are in a batch is as in the dispatcher of Nexus's later code,
+`BatchPolicyBySlidingWindowWithFreeLunch`.
 
 - Candidate batch: as in `nexus`, a window of the size that the SLO allows slides over those that wait, by deadline;
   and then it takes more of them as long as its first request can bear that.
@@ -17,6 +17,8 @@ to end (``deployment: whole``): put off at one, they come to the next with no ti
 """
 
 from __future__ import annotations
+
+import math
 
 from servetwin.core import Decision, Task, WorkerView
 from servetwin.policies.diffusion._windows import Item, Windows
@@ -56,6 +58,6 @@ class Symphony(Windows):
 
     def _may_begin(self, batch: list[Item]) -> float:
         """From when on *batch* may begin, in seconds since the run began."""
-        if len(batch) == self.most:
+        if len(batch) == self.most or batch[0][0] == math.inf:  # without a deadline there is no last moment
             return 0.0
         return batch[0][0] - self.seconds(max(item[2].left for item in batch), len(batch) + 1)

@@ -29,6 +29,8 @@ class TetriServe(Ends):
     """Packs rounds as long as *round_steps* steps of the largest batch, of *max_batch* requests at most (by default
     the worker's limit). *drop_late*: give up what would be late even alone, instead of serving it last."""
 
+    starves = True  # whom it cannot serve in time any more
+
     def __init__(self, round_steps: int = 5, max_batch: int | None = None, drop_late: bool = False) -> None:
         at_least(1, "tetriserve", round_steps=round_steps, max_batch=max_batch)
         self.round_steps, self.max_batch, self.drop_late = round_steps, max_batch, drop_late

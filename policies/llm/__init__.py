@@ -9,6 +9,8 @@
 `vtc`               the tenant that has had the least service is admitted next (OSDI'24)
 `andes`             memory goes to those whose readers gain most by it; others pause
 `slos_serve`        steps as long as the next token that is due allows, filled with prompts by deadline
+`sjf`               the shortest predicted outputs first; who runs is not interrupted
+`srpt_llm`          what remains least of predicted outputs first; short ones interrupt long ones
 `edf_llm`           whoever has the least slack until its next token decides
 `neustream_llm`     the shortest prompts, as many as no running request's token deadlines forbid (EuroSys'25)
 ==================  =========================================================================================

@@ -1,11 +1,21 @@
-"""Requests in an order of rank: who runs next, and who loses its memory for that."""
+"""Requests in an order of rank: who runs next, who loses its memory for that, and by what some are ranked."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from servetwin.core import BadInput
 from servetwin.core.llm import TokenTask, TokenView
 from servetwin.core.llm.policy import Chunk
+
+
+def predicted(task: TokenTask, view: TokenView, policy: str) -> int:
+    """The output tokens that *task* is expected to put out. Raises `BadInput`, in the name of *policy*, if nobody
+    says."""
+    if task.predicted is None:
+        what = f"{policy} needs predicted output lengths, and request {task.id} has none"
+        raise BadInput(what, where=view.name, right="lengths with predict in the workload")
+    return task.predicted
 
 
 def never_fits(task: TokenTask, view: TokenView) -> bool:
@@ -20,9 +30,9 @@ def select(
 ) -> tuple[list[Chunk], list[TokenTask], list[TokenTask]]:
     """Prompts and decodes of the next step, and who loses its memory for them.
 
-    *order* holds all that run or wait, the first to be served first. Taken are up to *most* of them, until one does
-    not fit into the tokens of a step. Where memory lacks for one, those behind it give theirs, the last one first, as
-    far as that helps.
+    *order* holds all that run or wait, the first to be served first; up to *most* are taken. Where memory lacks for
+    one, those behind it give theirs, the last one first, if that helps. After one that does not fit nobody else is
+    admitted, but those that run go on as far as they fit.
     """
     prefill: list[Chunk] = []
     decode: list[TokenTask] = []
@@ -31,22 +41,29 @@ def select(
     free, room = view.free_blocks, view.max_sequences - len(running)
     holders = [task for task in order if task in running]
     chosen: set[TokenTask] = set()
-    for task in order[:most]:
-        pending, runs = task.pending, task in running
-        if pending > tokens or task in preempt:
+    blocked = False
+    for task in order:
+        if len(chosen) == most or task in preempt:
             break
+        pending, runs = task.pending, task in running
+        if pending > tokens or (blocked and not runs):
+            blocked = True
+            continue
         held = view.blocks_for(task.computed) if runs else 0
         needed = view.blocks_for(task.computed + pending) - held
         least = view.limits.headroom if runs else max(view.watermark, view.limits.headroom)
         taken = 0
-        for last in reversed(holders):
+        for last in () if blocked else reversed(holders):
             if (free - needed >= least and room + runs >= 1) or last is task or last in chosen:
                 break
             taken += 1
             free += view.blocks_for(last.computed)
             room += 1
         if free - needed < least or room + runs < 1:
-            break
+            free -= sum([view.blocks_for(last.computed) for last in holders[len(holders) - taken :]])
+            room -= taken
+            blocked = True
+            continue
         if taken:
             preempt += holders[-taken:]
             del holders[-taken:]

@@ -9,13 +9,16 @@ Source: "FastServe: Iteration-Level Preemptive Scheduling for Large Language Mod
 - Each iteration takes requests from the first queue on, in the order in which they came to it, up to *max_batch* and
   to the tokens of a step: prompts, and tokens of those that decode. Others pause and keep their memory.
 - Who has been served for the quantum of its queue goes to the end of the next one.
-- Who has not been served for *starve* seconds goes to the end of queue 0.
-- Where memory lacks for somebody, those behind it lose theirs, the last one first.
+- At every *every*-th decision that leaves somebody out, who has not been served for *starve* seconds goes to the end
+  of queue 0.
+- Where memory lacks for somebody, those behind it lose theirs, the last one first. (Where it is computed anew,
+  that costs a prefill for each change of places, and a long prompt among many short ones may come to nothing again
+  and again: with many more requests than the engine holds this policy then wastes most of its time.)
 
 Deviations: memory is taken when it is needed, not ahead of that; whether it goes to the host, as in FastServe, or is
 computed anew, is the engine's setting (`preemption`). Queues are told apart by all the time that a request has been
-served since it joined: what an iteration takes beyond a quantum counts for the next one. Who starves is looked for at
-each decision (its code: every 1000 iterations). A prompt that no step can hold is dropped.
+served since it joined: what an iteration takes beyond a quantum counts for the next one. A prompt that no step can
+hold is dropped.
 """
 
 from __future__ import annotations
@@ -44,19 +47,22 @@ class FastServe(TokenPolicy):
     *max_batch* is by default what the engine allows."""
 
     whole_prompts = True
+    starves = True  # whose memory is taken again and again before its prompt is of use
 
     def __init__(
         self,
         quantum: float | None = None,
         ratio: float = 2.0,
         starve: float = 3.0,
+        every: int = 1000,
         skip_join: bool = True,
         max_batch: int | None = None,
     ) -> None:
         above(0, "fastserve", quantum=quantum, starve=starve)
         above(1, "fastserve", ratio=ratio)
-        at_least(1, "fastserve", max_batch=max_batch)
-        self.quantum, self.ratio, self.starve = quantum, ratio, starve
+        at_least(1, "fastserve", every=every, max_batch=max_batch)
+        self.quantum, self.ratio, self.starve, self.every = quantum, ratio, starve, every
+        self.crowded = 0  # decisions so far that left somebody out
         self.skip_join, self.max_batch = skip_join, max_batch
         self.stays: dict[TokenTask, Stay] = {}
         self.batch: set[TokenTask] = set()
@@ -67,6 +73,8 @@ class FastServe(TokenPolicy):
 
     def decide(self, view: TokenView, now: float) -> Step:
         live = [*view.running, *view.waiting]
+        if self.crowded and self.crowded % self.every == 0:
+            self._lift_those_that_starve(live, now)
         order = sorted(live, key=lambda task: self._rank(task, view, now))
         drop = [task for task in view.waiting if never_fits(task, view)]
         if drop:
@@ -79,6 +87,7 @@ class FastServe(TokenPolicy):
             self.stays = {task: self.stays[task] for task in live}
         if len(decode) == len(live):
             return DECODE
+        self.crowded += len(decode) + len(prefill) < len(live)
         return Step(prefill, ALL if len(decode) == view.decoding else decode, preempt=preempt, drop=drop)
 
     def _rank(self, task: TokenTask, view: TokenView, now: float) -> tuple[int, float, int]:
@@ -95,9 +104,13 @@ class FastServe(TokenPolicy):
                 stay.entered = stay.since + (stay.spent_at - stay.served)
                 stay.level += 1
                 stay.spent_at += self.base * self.ratio**stay.level
-        elif stay.level and now - stay.idle_from >= self.starve:
-            stay = self.stays[task] = Stay(0, self.base, now)
         return stay.level, stay.entered, task.id
+
+    def _lift_those_that_starve(self, live: list[TokenTask], now: float) -> None:
+        for task in live:
+            stay = self.stays.get(task)
+            if stay is not None and stay.level and stay.since < 0.0 and now - stay.idle_from >= self.starve:
+                self.stays[task] = Stay(0, self.base, now)
 
     def _serve(self, batch: set[TokenTask], now: float) -> None:
         """*batch* is served from *now* on, until the next decision."""

@@ -33,6 +33,7 @@ class SLOsServe(TokenPolicy):
     takes; *drop_late*: give up whose first token would be late even alone."""
 
     chunks = True
+    starves = True  # who is late is served with what those leave over that can be in time
 
     def __init__(self, safety: float = 1.0, drop_late: bool = False) -> None:
         above(0, "slos-serve", safety=safety)

@@ -163,7 +163,11 @@ class Columns:
 
     def run(self, step: Step, now: float) -> float:
         """Go on from *now*, for which *step* was decided while nobody waits. Gives the time at which the policy has
-        to be asked again, or nothing is left to do; ``source.row`` is then what comes next."""
+        to be asked again, or nothing is left to do; ``source.row`` is then what comes next.
+
+        Long on purpose: all that changes from step to step is in local variables, and a call per step costs more
+        than a line of this.
+        """
         engine, lane, source = self.engine, self.lane, self.source
         view, ticks, loop, calendar = engine.view, engine.ticks, engine.loop, lane.env
         phases, leaving, size, headroom = engine.phases, engine.leaving, engine.size, engine.headroom

@@ -18,6 +18,7 @@ WRONG = [
     ("fastserve", "quantum", 0.0, "more than 0"),
     ("fastserve", "ratio", 1.0, "more than 1"),
     ("fastserve", "starve", 0.0, "more than 0"),
+    ("fastserve", "every", 0, "1 or more"),
     ("lsf", "max_batch", 0, "1 or more"),
     ("nexus", "max_batch", 0, "1 or more"),
     ("nexus", "safety", 0.0, "more than 0"),
@@ -38,6 +39,7 @@ WRONG = [
     ("orca", "max_batch", 0, "1 or more"),
     ("sarathi", "chunk", 0, "1 or more"),
     ("slos-serve", "safety", 0.0, "more than 0"),
+    ("srpt-llm", "firm", -0.1, "0 or more"),
     ("vllm-v1", "budget", 0, "1 or more"),
     ("vtc", "output_weight", 0.0, "more than 0"),
 ]

@@ -32,7 +32,9 @@ from servetwin.policies.llm import (
     neustream_llm,
     orca,
     sarathi,
+    sjf,
     slos_serve,
+    srpt_llm,
     vllm,
     vllm_v1,
     vtc,
@@ -58,7 +60,9 @@ LLM = {
     "neustream-llm": neustream_llm,
     "orca": orca,
     "sarathi": sarathi,
+    "sjf": sjf,
     "slos-serve": slos_serve,
+    "srpt-llm": srpt_llm,
     "vllm": vllm,
     "vllm-v1": vllm_v1,
     "vtc": vtc,
@@ -84,6 +88,8 @@ def served(name: str, folder: Path, rate: float, **more: Any) -> tuple[list[Any]
     """The records of requests, the summary, and how often the policy was asked."""
     workload = "dit-s2-256-rtx4090" if name in DIFFUSION else "opt-13b-a6000"
     settings = {"policy": name, "rate": rate, "requests": 150, **more}
+    if name in {"sjf", "srpt-llm"}:
+        settings["workload.lengths.llm.predict"] = {"model": "noisy", "sigma": 0.5}
     if name in {"clockwork", "nexus", "symphony"}:
         settings["deployment"] = "whole"
     summary = build.run(load(workload, list(settings.items())), folder)

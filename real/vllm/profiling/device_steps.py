@@ -10,6 +10,7 @@ No vLLM is needed here: recorded steps (`step_files`) are read the same way.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -65,7 +66,9 @@ class Sample:
     """One step: what it computes, and the *seconds* that it took on the device (nan: not known). *launched* are the
     seconds from when the scheduler was asked (at *began* on the part's clock, which took *scheduling*) until it was
     launched, *sampled* those from the call of the executor until its sampling was launched too, *density* the tokens
-    computed per second just before. *alone*: it did not wait for its launch, or for no longer than is taken off."""
+    computed per second just before. *alone*: it did not wait for its launch, or for no longer than is taken off.
+    *left* sequences decoded in the step before and do not in this, *back* do in this and did not in that, with
+    *back_tokens* of context in all."""
 
     kind: str
     chunks: list[tuple[int, int]]
@@ -81,6 +84,9 @@ class Sample:
     scheduling: float = 0.0
     sampled: float = 0.0
     began: float = 0.0
+    left: int = 0
+    back: int = 0
+    back_tokens: int = 0
     tokens: int = field(init=False)
     prompt: int = field(init=False)
     squares: int = field(init=False)
@@ -213,9 +219,20 @@ def samples(steps: Steps, graphs: int, memory: float, line: tuple[float, float] 
                 float(steps.scheduled[i] - steps.start[i]),
                 float(steps.sampled[i]) if np.isfinite(steps.sampled[i]) else float(steps.launched[i]),
                 float(steps.start[i]),
+                *_regrouped(steps, i),
             )
         if np.isfinite(over[i]) and np.isfinite(seconds) and seconds > 0.0:
             density.add(float(began), float(over[i]), tokens)
+
+
+def _regrouped(steps: Steps, i: int) -> tuple[int, int, int]:
+    """How many sequences of the step before step *i* do not decode in it, and how many do that were not there, with
+    their tokens of context: who decoded then has one token more by now, and who was a prompt has that."""
+    decoded = Counter((steps.contexts[i - 1] + 1).tolist())
+    prompts = Counter(float(n + c) for n, c in steps.chunks[i - 1])
+    now = Counter(steps.contexts[i].tolist())
+    back = now - decoded - prompts
+    return (decoded - now).total(), back.total(), int(sum(context * count for context, count in back.items()))
 
 
 def all_samples(parts: Sequence[Steps], graphs: int, memory: float) -> list[Sample]:

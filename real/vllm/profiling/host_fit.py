@@ -14,11 +14,15 @@ from typing import Any
 import numpy as np
 from servetwin.profiles.costs import (
     BEGINS,
+    BEGINS_EACH,
     HOST_PACE,
     HOST_PACE_LASTS,
     INTAKE,
     LAUNCH,
+    LAUNCH_BACK,
+    LAUNCH_BACK_TOKEN,
     LAUNCH_EACH,
+    LAUNCH_LEFT,
     LAUNCH_PIECES,
     STALL,
     STALL_EVERY,
@@ -33,6 +37,9 @@ STALLED, SHARE = 2e-3, 0.6
 STALLS = 5
 #: Seconds from the end of a launch that the device waited for until its own end.
 TAIL = 4e-4
+#: Launches at least whose batch lost, or got back, so many sequences, for a cost of that to be told; how often the
+#: line through them is drawn anew without what is furthest off, and the share that stays.
+MOVED, FEW, TRIMS, KEPT = 20, 4, 8, 0.97
 #: Launches at least, for a pace to be told.
 PACED = 60
 #: Shares at which the quantiles of the pace stand.
@@ -42,8 +49,8 @@ LAGS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 
 
 def host(parts: Sequence[Steps], found: Sequence[Sample], last: int, origin: dict[str, str]) -> dict[str, Any]:
-    """``step.begins``, ``step.launch``, ``step.launch.pieces``, ``step.launch.each``, ``host.pace`` and
-    ``step.between``, of the steps of *parts*, whose samples are *found*; *last* is the largest graph in tokens."""
+    """``step.begins``, ``step.launch``, ``step.between``, ``host.pace`` and what stands below them, of the
+    steps of *parts*, whose samples are *found*; *last* is the largest graph in tokens."""
     return _launching(found, last, origin) | _between(parts, origin)
 
 
@@ -53,7 +60,11 @@ def _launching(found: Sequence[Sample], last: int, origin: dict[str, str]) -> di
     seen = {how: [s for s in found if s.launching == how and np.isfinite(s.launched)] for how in MEANINGS}
     serving = [s for s in found if s.kind == "traffic"] or list(found)
     constant, slope = lines_through([(_size(s), s.scheduling) for s in serving])
-    taken = {how: np.array([constant + slope * _size(s) + s.sampled for s in some]) for how, some in seen.items()}
+    moving, regrouping = _regrouping(seen["graph"], common)
+    taken = {
+        how: np.array([constant + slope * _size(s) + s.sampled - moving @ _moved(s) for s in some])
+        for how, some in seen.items()
+    }
     least = "graph" if seen["graph"] else "kernels"
     # What a sequence adds is the same however a step is launched; one that is one graph is seen best.
     each = lines_through([(_size(s), t) for s, t in zip(seen[least], taken[least], strict=True)])[1]
@@ -63,11 +74,15 @@ def _launching(found: Sequence[Sample], last: int, origin: dict[str, str]) -> di
         if not some:
             continue
         if how == "graph":  # when it begins is what counts, and not the sampling after it
-            alone = np.array([s.launched - each * _size(s) for s in some])
+            begun = taken[how] + np.array([s.launched - s.scheduling - s.sampled for s in some])
+            begins_each = lines_through([(_size(s), t) for s, t in zip(some, begun, strict=True)])[1]
+            alone = begun - begins_each * _size_of(some)
+            more = {BEGINS_EACH(): _each("until a step can begin", begins_each, len(some), common)}
             value, told = float(np.median(alone)), "median"
         else:
             alone = taken[how] - each * _size_of(some)
             value, told = _mean(alone) + TAIL, "mean without the slowest hundredth"
+            more = {}
             paces.append((some, taken[how] / (value - TAIL + each * _size_of(some))))
         low, high = (1e3 * float(np.quantile(alone, q)) for q in (0.1, 0.9))
         costs[name] = {
@@ -78,16 +93,60 @@ def _launching(found: Sequence[Sample], last: int, origin: dict[str, str]) -> di
             "how": "on the host's clock; the scheduler as when it serves",
             **common,
         }
+        costs |= more
     if any(seen.values()):
-        costs[LAUNCH_EACH()] = {
-            "meaning": "what launching a step takes longer for each of its sequences",
-            "value": float(f"{each:.4g}"),
-            "statistic": "slope of a line through the medians by octave of sequences",
-            "samples": len(seen[least]),
-            "how": "steps that only decode",
+        costs[LAUNCH_EACH()] = _each("until a step is launched, with its sampling", each, len(seen[least]), common)
+    return costs | regrouping | _pace(paces, common)
+
+
+def _each(until: str, seconds: float, samples: int, common: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "meaning": f"what it takes longer for each sequence of a step {until}",
+        "value": float(f"{seconds:.4g}"),
+        "statistic": "slope of a line through the medians by octave of sequences",
+        "samples": samples,
+        "how": "steps that only decode, the scheduler as when it serves",
+        **common,
+    }
+
+
+def _moved(sample: Sample) -> Any:
+    return np.array([sample.left, sample.back, sample.back_tokens], dtype=float)
+
+
+def _regrouping(graphs: Sequence[Sample], common: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """What each sequence that leaves the batch and runs on, or comes back, adds to a launch, and each token of the
+    latter: seconds, and the costs. Steps of *graphs* that only decode tell; of traffic, it is not known who ended."""
+    some = [s for s in graphs if s.kind != "traffic"]
+    if sum(1 for s in some if s.back >= FEW) < MOVED or sum(1 for s in some if s.left >= FEW) < MOVED:
+        return np.zeros(3), {}
+    rows = np.array([[1.0, _size(s), *_moved(s)] for s in some])
+    seconds = np.array([s.launched for s in some])
+    kept = np.ones(len(some), dtype=bool)
+    for _ in range(TRIMS):
+        slopes = np.linalg.lstsq(rows[kept], seconds[kept], rcond=None)[0]
+        off = np.abs(seconds - rows @ slopes)
+        kept = off <= np.quantile(off, KEPT)
+    each = np.maximum(slopes[2:], 0.0)
+    counts = [int((rows[:, column] > 0).sum()) for column in (2, 3, 4)]
+    meanings = {
+        LAUNCH_LEFT(): "what launching a step takes longer for each sequence that was in the one before, has not "
+        "ended and is not in it",
+        LAUNCH_BACK(): "likewise for each running sequence that is in it again and was not in the one before",
+        LAUNCH_BACK_TOKEN(): "and for each token of context of such a sequence",
+    }
+    costs = {
+        name: {
+            "meaning": meaning,
+            "value": float(f"{value:.4g}"),
+            "statistic": f"least squares, without the {1 - KEPT:.0%} that are furthest off",
+            "samples": count,
+            "how": "steps that only decode, launched as one graph",
             **common,
         }
-    return costs | _pace(paces, common)
+        for (name, meaning), value, count in zip(meanings.items(), each, counts, strict=True)
+    }
+    return each, costs
 
 
 #: By how a step is launched: the name of the cost, and what it means.

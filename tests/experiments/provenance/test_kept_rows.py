@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import csv
 import gc
-import json
 import os
-import random
 import re
 import shutil
-import sqlite3
 import subprocess
 import sys
 import time
@@ -18,156 +15,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from edited_policies import PLAIN, SOURCES, batches, counted, ones_become_eights, policy, spec, write
 from servetwin.core import BadInput, ServeTwinError
 from servetwin.experiments.assembly import inputs
 from servetwin.experiments.provenance import file_digests, policy_code
-from servetwin.experiments.provenance.stored_rows import Kept, decode, encode
 from servetwin.experiments.spec import catalog, policy_registry, published_draws
 from servetwin.experiments.spec.loading import load
 from servetwin.experiments.sweeps import point as engine
 from servetwin.experiments.sweeps import sweep
 from servetwin.experiments.sweeps.cache import Cache
 from servetwin.experiments.sweeps.cluster import current, running_on
-
-HEAD = "from servetwin.core import Decision, Policy\n"
-DECIDE = "        return Decision([*view.running, *view.waiting][:min({n}, view.limit)])\n"
-PLAIN = HEAD + "\nN = 1\n\n\nclass Mine(Policy):\n    def decide(self, view, now):\n" + DECIDE.format(n="N")
-
-
-def policy(n: str, *, top: str = "", body: str = "", late: str = "") -> str:
-    """The source of a policy that runs *n* tasks at once."""
-    indented = "".join(f"        {line}\n" for line in late.splitlines())
-    decide = "    def decide(self, view, now):\n" + indented + DECIDE.format(n=n)
-    return f"{HEAD}{top}\n\nclass Mine(Policy):\n{body}{decide}"
-
-
-BESIDE = "from pathlib import Path\nimport json\nTABLE = Path(__file__).with_name('table.json')\n"
-INIT = "    def __init__(self):\n        self.n = json.loads(TABLE.read_text())\n\n"
-
-#: How a policy may come by its number: what its files hold at first, and which of them is changed (1 to 8).
-SOURCES: dict[str, tuple[dict[str, str], str]] = {
-    "its own file": ({"mine.py": PLAIN}, "mine.py"),
-    "a module": (
-        {"mine.py": policy("n()", top="from aid import n\n"), "aid.py": "def n():\n    return 1\n"},
-        "aid.py",
-    ),
-    "a module's module": (
-        {
-            "mine.py": policy("aid.n()", top="import aid\n"),
-            "aid.py": "from deep import n\n",
-            "deep.py": "n = lambda: 1\n",
-        },
-        "deep.py",
-    ),
-    "a constant": ({"mine.py": policy("aid.N", top="import aid\n"), "aid.py": "N = 1\n"}, "aid.py"),
-    "a base class": (
-        {
-            "mine.py": "from base import Base\n\n\nclass Mine(Base):\n    pass\n",
-            "base.py": policy("self.N", body="    N = 1\n\n").replace("Mine", "Base"),
-        },
-        "base.py",
-    ),
-    "a package": (
-        {
-            "mine.py": policy("N", top="from pack.sub.inner import N\n"),
-            "pack/__init__.py": "",
-            "pack/sub/__init__.py": "from . import other\n",
-            "pack/sub/other.py": "VALUE = 1\n",
-            "pack/sub/inner.py": "from ..sub import other\n\nN = other.VALUE\n",
-        },
-        "pack/sub/other.py",
-    ),
-    "an import in a function": (
-        {"mine.py": policy("N", late="from aid import N"), "aid.py": "N = 1\n"},
-        "aid.py",
-    ),
-    "an import by name, in a function": (
-        {
-            "mine.py": policy("N", top="import importlib\n", late="N = importlib.import_module('ai' + 'd').N"),
-            "aid.py": "N = 1\n",
-        },
-        "aid.py",
-    ),
-    "a module called as one of Python's": (
-        {"mine.py": policy("N", top="from this import N\n"), "this.py": "N = 1\n"},
-        "this.py",
-    ),
-    "a file that it reads": (
-        {"mine.py": policy("self.n", top=BESIDE, body=INIT), "table.json": "1"},
-        "table.json",
-    ),
-    "a file that it declares": (
-        {"mine.py": policy("self.n", top=BESIDE, body="    files = ('table.json',)\n\n" + INIT), "table.json": "1"},
-        "table.json",
-    ),
-    "a file that it reads when it is imported": (
-        {"mine.py": policy("N", top=BESIDE + "N = json.loads(TABLE.read_text())\n"), "table.json": "1"},
-        "table.json",
-    ),
-    "a file that a module reads once": (
-        {
-            "mine.py": policy("aid.n()", top="import aid\n"),
-            "aid.py": BESIDE
-            + "import functools\n\n\n@functools.cache\ndef n():\n    return json.loads(TABLE.read_text())\n",
-            "table.json": "1",
-        },
-        "table.json",
-    ),
-    "code that it reads": (
-        {
-            "mine.py": policy("N", top=BESIDE + "exec(TABLE.with_name('more.txt').read_text())\n"),
-            "more.txt": "N = 1\n",
-        },
-        "more.txt",
-    ),
-}
-
-
-@pytest.fixture
-def place(toy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder on the way of imports, with the toy experiment in it."""
-    monkeypatch.syspath_prepend(str(toy.parent))
-    monkeypatch.chdir(toy.parent)
-    before = set(sys.modules)
-    yield toy.parent
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(toy.parent)):
-            del sys.modules[name]
-
-
-def write(place: Path, files: dict[str, str]) -> None:
-    for name, text in files.items():
-        (place / name).parent.mkdir(parents=True, exist_ok=True)
-        (place / name).write_text(text)
-
-
-def ones_become_eights(path: Path) -> None:
-    """Edit *path* so that neither its size nor the time of its content tells."""
-    before = path.stat()
-    text = path.read_text()
-    path.write_text(text.replace("1", "8"))
-    assert path.read_text() != text
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-
-
-def spec(place: Path, name: str = "mine.py", rates: str = "12.0, 16.0", requests: int = 40) -> Path:
-    path = place / "sweep.yaml"
-    path.write_text(
-        f"extends: toy.yaml\nset: {{requests: {requests}, policy: '{name}'}}\ngrid: {{rate: [{rates}]}}\n"
-    )
-    return path
-
-
-def batches(rows: list[dict]) -> list[float]:
-    return [row["max_batch_size"] for row in rows]
-
-
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Which points are run from now on."""
-    ran: list[str] = []
-    run_point = engine.run_point
-    monkeypatch.setattr(engine, "run_point", lambda e: ran.append(engine.title(e)) or run_point(e))
-    return ran
 
 
 @pytest.mark.parametrize("named", ["mine.py", "mine:Mine"])
@@ -606,118 +463,6 @@ def test_making_keys_takes_a_small_part_of_a_short_sweep(place: Path):
         engine.run_point(experiment)
     runs = (time.process_time() - began) * 5
     assert 3 * keys < 0.3 * runs  # 0.1 is what is wanted; other people share this machine
-
-
-# -- damaged rows -----------------------------------------------------------------------------------------
-
-
-def damaged(text: bytes, draws: random.Random) -> bytes:
-    """*text* with a digit changed, a bit turned, or cut off."""
-    kind, at = draws.randrange(4), draws.randrange(len(text))
-    if kind == 0:
-        digits = [i for i, c in enumerate(text) if chr(c).isdigit()]
-        at = draws.choice(digits)
-        return text[:at] + str((int(chr(text[at])) + draws.randrange(1, 10)) % 10).encode() + text[at + 1 :]
-    if kind == 1:
-        return text[:at] + bytes([text[at] ^ (1 << draws.randrange(8))]) + text[at + 1 :]
-    if kind == 2:
-        return text[:at]
-    return text[:at] + text[at + draws.randrange(1, 20) :]
-
-
-ROW = {"workload": "toy", "rate": 12.5, "met": 31, "attainment": 0.775, "mean_batch_size": None, "k": float("inf")}
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_a_damaged_line_is_no_row_or_the_same_row(seed):
-    draws = random.Random(seed)
-    line = encode("k1", Kept(ROW, {"/a": "b"})).encode()
-    assert decode(line) == ("k1", Kept(ROW, {"/a": "b"}))
-    for _ in range(400):
-        found = decode(damaged(line, draws), "k1")
-        assert found is None or found == ("k1", Kept(ROW, {"/a": "b"}))
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        b"",
-        b"{}",
-        b"[]",
-        b"1",
-        b"null",
-        b'{"key": "k", "row": [1], "reads": {}, "sum": ""}',
-        b"\xff\xfe",
-        b"[" * 100_000,
-    ],
-)
-def test_what_is_no_row(line):
-    assert decode(line) is None
-
-
-def test_a_row_of_another_point_is_not_taken():
-    assert decode(encode("k1", Kept(ROW)), "k2") is None
-
-
-def test_a_damaged_cache_is_computed_again(place: Path, monkeypatch):
-    """Whatever is done to the file: the table is the same, and nothing breaks."""
-    path = spec(place, "edf")
-    folder = place / "cache"
-    with Cache(folder) as cache:
-        sweep.sweep(path, place / "right.csv", jobs=1, cache=cache)
-    file = folder / "points.sqlite"
-    with sqlite3.connect(file) as database:
-        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    database.close()
-    whole, draws = file.read_bytes(), random.Random(5)
-    places = [i for i in range(len(whole)) if whole[i : i + 1].isdigit()]
-    for n in range(25):
-        content = bytearray(whole)
-        if n % 2:
-            content[draws.choice(places)] = ord("0") + draws.randrange(10)
-        else:
-            content[draws.randrange(len(content))] ^= 1 << draws.randrange(8)
-        for other in folder.iterdir():
-            other.unlink()
-        file.write_bytes(content)
-        with Cache(folder) as cache:
-            sweep.sweep(path, place / "again.csv", jobs=1, cache=cache)
-        assert (place / "again.csv").read_bytes() == (place / "right.csv").read_bytes()
-
-
-def test_a_damaged_partial_file_is_computed_again(place: Path, monkeypatch):
-    path, out = spec(place, "edf"), place / "a.csv"
-    sweep.sweep(path, place / "right.csv", jobs=1)
-    run_point, count = engine.run_point, []
-
-    def breaks(experiment):
-        if len(count) == 1:
-            raise KeyboardInterrupt
-        count.append(1)
-        return run_point(experiment)
-
-    monkeypatch.setattr(engine, "run_point", breaks)
-    with pytest.raises(KeyboardInterrupt):
-        sweep.sweep(path, out, jobs=1)
-    monkeypatch.setattr(engine, "run_point", run_point)
-    partial = place / "a.csv.part"
-    (line,) = [text for text in partial.read_text().split("\n") if text]
-    entry = json.loads(line)
-    altered = [
-        {**entry, "row": {**entry["row"], "met": entry["row"]["met"] + 1}},
-        {**entry, "row": [1, 2]},
-        {**entry, "row": None},
-        {**entry, "reads": []},
-        {"key": entry["key"], "row": entry["row"]},
-    ]
-    for other in altered:
-        partial.write_text(json.dumps(other) + "\n")
-        sweep.sweep(path, out, jobs=1)
-        assert out.read_bytes() == (place / "right.csv").read_bytes()
-    ran = counted(monkeypatch)
-    partial.write_text(line + "\n")
-    sweep.sweep(path, out, jobs=1)
-    assert len(ran) == 1
 
 
 # -- clusters -----------------------------------------------------------------------------------------------

@@ -40,11 +40,11 @@ def test_they_are_there():
 def test_what_was_predicted_is_far_off_and_better_since():
     """As docs/reports/2026-11-h200-chat.md says it, with little on top: the aim of 1 and 3 points is missed."""
     gaps, told = _judged(PROFILE)
-    assert gaps.mean() <= 17.0
-    assert gaps.max() <= 47.0
-    assert _off(told, "mean ttft") <= 23.5
-    assert _off(told, "mean tpot") <= 14.5
-    assert _off(told, "mean e2el") <= 14.5
+    assert gaps.mean() <= 14.0
+    assert gaps.max() <= 28.0
+    assert _off(told, "mean ttft") <= 21.0
+    assert _off(told, "mean tpot") <= 13.3
+    assert _off(told, "mean e2el") <= 13.3
     blind, then = _judged(str(TAKEN))
     for what in ("mean ttft", "mean tpot", "mean e2el"):
         assert _off(told, what) < _off(then, what)
@@ -54,7 +54,7 @@ def test_what_was_predicted_is_far_off_and_better_since():
 def test_whoever_simulates_must_beat_what_does_not():
     gaps, _ = _judged(PROFILE)
     for others in replay_chat.trivial(RUNS).values():
-        assert gaps.mean() < 0.65 * np.abs(others).mean()
+        assert gaps.mean() < 0.55 * np.abs(others).mean()
 
 
 def test_score_takes_them(tmp_path: Path):

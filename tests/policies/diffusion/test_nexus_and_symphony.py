@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from servetwin.core.testing import FakeWorker
 from servetwin.policies.diffusion.nexus import Nexus
 from servetwin.policies.diffusion.symphony import Symphony
@@ -115,6 +117,29 @@ def test_symphony_takes_more_than_its_size_where_nobody_minds() -> None:
     for _ in range(9):
         worker.arrive(1, slo=18.0)
     assert worker.decide(0.0) == [0, 1, 2, 3, 4, 5, 6, 7]
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    st.sampled_from([Nexus, Symphony]),
+    st.lists(st.tuples(st.integers(1, 5), st.floats(5.0, 90.0)), min_size=1, max_size=9),
+    st.floats(0.0, 30.0),
+)
+def test_all_of_a_batch_are_in_time_and_those_dropped_could_not_bear_their_own_size(
+    policy: type[Nexus] | type[Symphony], requests: list[tuple[int, float]], now: float
+) -> None:
+    worker = FakeWorker(policy(), affine, limit=6)
+    for steps, slo in requests:
+        worker.arrive(steps, slo=slo)
+    batch = worker.decide(now)
+    longest = max((requests[i][0] for i in batch), default=0)
+    assert all(now + longest * affine(len(batch)) <= requests[i][1] + 1e-6 for i in batch)
+    first = min((requests[i][1] for i in batch), default=float("inf"))
+    for i in worker.dropped:
+        steps, slo = requests[i]
+        assert slo <= first
+        size = max((n for n in range(1, 7) if 2 * steps * affine(n) <= slo), default=1)
+        assert now + steps * affine(size) > slo - 1e-6 or size > len(requests) - len(worker.dropped)
 
 
 @pytest.mark.parametrize("policy", ["nexus", "symphony"])

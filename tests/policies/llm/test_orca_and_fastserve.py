@@ -132,7 +132,7 @@ def served_from(engine: FakeEngine, now: float, steps: int) -> list[tuple[float,
 def test_who_was_not_served_for_long_goes_to_the_first_queue() -> None:
     order = {}
     for starve in (2.0, 100.0):
-        engine = engine_of_one(starve=starve)
+        engine = engine_of_one(starve=starve, every=1)
         engine.arrive(350, output=1)  # queue 2, where it waits behind what is shorter
         engine.arrive(90, output=3)
         engine.arrive(90, output=3)

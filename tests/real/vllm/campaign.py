@@ -21,7 +21,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +215,12 @@ def short(seconds: float, output: tuple[int, int]) -> list[dict[str, Any]]:
     return out
 
 
+Say = Callable[..., None]
+Keep = Callable[[dict[str, Any]], None]
+
+
 def run(plan: dict[str, Any], folder: Path, seconds: float) -> None:
+    """Profile the engine of *plan* and serve its cells, for so many *seconds*; what comes of it lies in *folder*."""
     began = time.monotonic()
 
     def say(*words: object) -> None:
@@ -229,43 +234,14 @@ def run(plan: dict[str, Any], folder: Path, seconds: float) -> None:
             file.write(json.dumps(what, separators=(",", ":")) + "\n")
 
     from servetwin.core.llm import CumulativeSLO
-    from servetwin.profiles.llm.schema import TokenModel
-    from servetwin.profiles.llm.step_table import TokenTable
     from servetwin.real.vllm.engine import EngineOptions, VllmEngine
     from servetwin.real.vllm.plan import Planned
-    from servetwin.real.vllm.profiling.fit import tokens_section
-    from servetwin.real.vllm.profiling.step_grid import SMALL, Grid, measure
     from servetwin.real.vllm.scheduler import Estimates, Settings, slo_scales
 
     folder.mkdir(parents=True, exist_ok=True)
     options = EngineOptions(**{k: tuple(v) if isinstance(v, list) else v for k, v in plan["engine"].items()})
     engine = VllmEngine(options)
-    described = engine.describe()
-    described["python"] = platform.python_version()
-    say(json.dumps(described))
-    given = plan["grid"]
-    grid = (
-        SMALL if given == "small" else Grid(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
-    )
-    measured = measure(engine, grid, lambda what: say("profile:", what))
-    keep({"kind": "engine", **described})
-    for one in measured:
-        keep({"kind": "profile", "what": one.kind, "steps": [_flat(s) for s in one.steps], "intake": one.intake})
-    section = tokens_section(measured, described, grid, "runs.jsonl.gz")
-    (folder / "profile.json").write_text(json.dumps(section))
-    table = TokenTable(TokenModel.model_validate(section["tokens"]["kinds"]["measured"]), hold=True)
-    solo = section["tokens"]["solo"]
-    say(
-        "solo",
-        solo["d0"],
-        solo["d1"],
-        "prefill",
-        [round(table.prefill(n) * 1e3, 2) for n in (32, 128, 512, 1024)],
-        "decode",
-        [round(table.decode(b, 160 * b) * 1e3, 2) for b in (1, 8, 32, 64)],
-        "mixed",
-        section["tokens"]["kinds"]["measured"]["mixed"],
-    )
+    table, solo = measured_table(engine, plan["grid"], folder, say, keep)
     for cell in plan["cells"]:
         planned = [Planned(i, a, int(p), int(n), cell["limit"]) for i, (a, p, n) in enumerate(cell["requests"])]
         expected = planned[-1].arrival + 2.0
@@ -275,60 +251,72 @@ def run(plan: dict[str, Any], folder: Path, seconds: float) -> None:
         p, d = slo_scales(cell["slo"])
         slo = CumulativeSLO(p, d, solo["d0"], solo["d1"], table.prefill)
         estimates = Estimates(table.prefill, table.decode, slo)
-        name = POLICIES.get(cell["policy"])
-        settings = Settings(policy=name, params=cell.get("params"))
+        settings = Settings(policy=POLICIES.get(cell["policy"]), params=cell.get("params"))
         made = engine.serve(planned, settings, estimates=estimates, stop_after=20.0)
-        keep(
-            {
-                "kind": "run",
-                **{k: v for k, v in cell.items() if k != "requests"},
-                "requests": [
-                    [
-                        r.id,
-                        r.arrival,
-                        r.prompt,
-                        r.output,
-                        r.queued,
-                        r.outcome,
-                        r.preemptions,
-                        [round(t, 6) for t in r.times],
-                    ]
-                    for r in made.requests
-                ],
-                "steps": [_flat(s) for s in made.steps],
-                "late_ms": round(1e3 * max(made.lateness), 3),
-                "intake": made.intake,
-            }
-        )
-        met = sum(
-            r.outcome == "finished"
-            and all(
-                t <= r.arrival + p * table.prefill(r.prompt) + d * slo.decode_alone(r.prompt, j)
-                for j, t in enumerate(r.times)
-            )
-            for r in made.requests
-        )
-        counts = {o: sum(r.outcome == o for r in made.requests) for o in ("finished", "dropped", "failed")}
-        first = [r.times[0] - r.arrival for r in made.requests if r.times]
-        say(
-            cell["id"],
-            "met",
-            met,
-            "of",
-            len(made.requests),
-            counts,
-            "ttft ms",
-            round(1e3 * float(np.mean(first)), 1),
-            "steps",
-            len(made.steps),
-            "step ms",
-            round(1e3 * float(np.mean([s.end - s.start for s in made.steps])), 2),
-            "decide us",
-            round(1e6 * float(np.mean([s.decided - s.start for s in made.steps]))),
-            "late ms",
-            round(1e3 * max(made.lateness), 2),
-        )
+        keep(record_of(cell, made))
+        say(cell["id"], *result_of(made, slo))
     say("done")
+
+
+def measured_table(engine: Any, given: Any, folder: Path, say: Say, keep: Keep) -> tuple[Any, dict[str, float]]:
+    """Measure the steps of *engine* on the grid that is *given*: its table, and seconds of a decode step alone."""
+    from servetwin.profiles.llm.schema import TokenModel
+    from servetwin.profiles.llm.step_table import TokenTable
+    from servetwin.real.vllm.profiling.fit import tokens_section
+    from servetwin.real.vllm.profiling.step_grid import SMALL, Grid, measure
+
+    described = {**engine.describe(), "python": platform.python_version()}
+    say(json.dumps(described))
+    grid = (
+        SMALL if given == "small" else Grid(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    )
+    measured = measure(engine, grid, lambda what: say("profile:", what))
+    keep({"kind": "engine", **described})
+    for one in measured:
+        keep({"kind": "profile", "what": one.kind, "steps": [_flat(s) for s in one.steps], "intake": one.intake})
+    section = tokens_section(measured, described, grid, "runs.jsonl.gz")
+    (folder / "profile.json").write_text(json.dumps(section))
+    tokens = section["tokens"]
+    table, solo = TokenTable(TokenModel.model_validate(tokens["kinds"]["measured"]), hold=True), tokens["solo"]
+    prefills = [round(table.prefill(n) * 1e3, 2) for n in (32, 128, 512, 1024)]
+    decodes = [round(table.decode(b, 160 * b) * 1e3, 2) for b in (1, 8, 32, 64)]
+    say("solo", solo["d0"], solo["d1"], "prefill", prefills, "decode", decodes)
+    say("mixed", tokens["kinds"]["measured"]["mixed"])
+    return table, solo
+
+
+def record_of(cell: dict[str, Any], made: Any) -> dict[str, Any]:
+    """What is kept of the run *made* of *cell*."""
+    return {
+        "kind": "run",
+        **{k: v for k, v in cell.items() if k != "requests"},
+        "requests": [
+            [r.id, r.arrival, r.prompt, r.output, r.queued, r.outcome, r.preemptions, [round(t, 6) for t in r.times]]
+            for r in made.requests
+        ],
+        "steps": [_flat(s) for s in made.steps],
+        "late_ms": round(1e3 * max(made.lateness), 3),
+        "intake": made.intake,
+    }
+
+
+def result_of(made: Any, slo: Any) -> Iterator[object]:
+    """What is said of the run *made*: how many requests had all tokens in time, and what steps took."""
+
+    def met(r: Any) -> bool:
+        first = r.arrival + slo.prefill_scale * slo.alone(r.prompt)
+        dues = [first + slo.decode_scale * slo.decode_alone(r.prompt, j) for j in range(len(r.times))]
+        return r.outcome == "finished" and all(t <= due for t, due in zip(r.times, dues, strict=True))
+
+    def mean(values: list[float], scale: float, digits: int | None) -> float:
+        return round(scale * float(np.mean(values)), digits)
+
+    yield from ("met", sum(map(met, made.requests)), "of", len(made.requests))
+    yield {o: sum(r.outcome == o for r in made.requests) for o in ("finished", "dropped", "failed")}
+    yield from ("ttft ms", mean([r.times[0] - r.arrival for r in made.requests if r.times], 1e3, 1))
+    yield from ("steps", len(made.steps), "step ms", mean([s.end - s.start for s in made.steps], 1e3, 2))
+    yield from ("decide us", mean([s.decided - s.start for s in made.steps], 1e6, None))
+    yield from ("late ms", round(1e3 * max(made.lateness), 2))
 
 
 def records(folder: Path) -> Iterator[dict[str, Any]]:

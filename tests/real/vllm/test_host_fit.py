@@ -2,7 +2,18 @@
 
 import numpy as np
 import pytest
-from servetwin.profiles.costs import BEGINS, HOST_PACE, HOST_PACE_LASTS, LAUNCH, LAUNCH_EACH, LAUNCH_PIECES
+from servetwin.profiles.costs import (
+    BEGINS,
+    BEGINS_EACH,
+    HOST_PACE,
+    HOST_PACE_LASTS,
+    LAUNCH,
+    LAUNCH_BACK,
+    LAUNCH_BACK_TOKEN,
+    LAUNCH_EACH,
+    LAUNCH_LEFT,
+    LAUNCH_PIECES,
+)
 from servetwin.real.vllm.profiling import host_fit
 from servetwin.real.vllm.profiling.device_steps import Sample
 
@@ -50,3 +61,29 @@ def test_a_few_launches_tell_no_pace():
     costs = host_fit.host([], _samples(60), 512, {"file": "here"})
     assert HOST_PACE() not in costs
     assert LAUNCH_PIECES() in costs
+
+
+def test_what_sequences_that_leave_and_come_back_cost_is_found_again():
+    left, back, token = 1.2e-5, 1.5e-5, 5e-8
+    rng = np.random.default_rng(5)
+    found = []
+    for i in range(900):
+        size = int(rng.choice([4, 8, 16, 32, 64, 128]))
+        gone, returned = (int(rng.integers(5, 60)) if rng.random() < 0.2 else 0 for _ in range(2))
+        tokens = returned * int(rng.integers(60, 4000))
+        taken = 2e-3 + 1e-5 * size + left * gone + back * returned + token * tokens + rng.exponential(5e-5)
+        if i % 50 == 0:
+            taken += 0.02  # a stall
+        found.append(
+            Sample(
+                "decode", [], size, 100 * size, 100, 5e-3, True, "graph", SCHEDULING + taken, False, 0.0, SCHEDULING,
+                taken + SAMPLING, 0.03 * i, gone, returned, tokens,
+            )
+        )  # fmt: skip
+    costs = host_fit.host([], found, 512, {"file": "here"})
+    assert costs[LAUNCH_LEFT()]["value"] == pytest.approx(left, rel=0.2)
+    assert costs[LAUNCH_BACK()]["value"] == pytest.approx(back, rel=0.3)
+    assert costs[LAUNCH_BACK_TOKEN()]["value"] == pytest.approx(token, rel=0.05)
+    assert costs[BEGINS()]["value"] == pytest.approx(SCHEDULING + 2e-3, rel=0.1)
+    assert costs[BEGINS_EACH()]["value"] == pytest.approx(1e-5, rel=0.2)
+    assert LAUNCH_BACK() not in host_fit.host([], found[:20], 512, {"file": "here"})

@@ -20,7 +20,9 @@ from servetwin.policies.llm.fastserve import FastServe
 from servetwin.policies.llm.neustream_llm import NeuStreamLLM
 from servetwin.policies.llm.orca import Orca
 from servetwin.policies.llm.sarathi import Sarathi
+from servetwin.policies.llm.sjf import SJF
 from servetwin.policies.llm.slos_serve import SLOsServe
+from servetwin.policies.llm.srpt_llm import SRPTLLM
 from servetwin.policies.llm.vllm import VLLM
 from servetwin.policies.llm.vllm_v1 import VLLMV1
 from servetwin.policies.llm.vtc import VTC
@@ -34,11 +36,13 @@ POLICIES = {
     "sarathi": lambda: Sarathi(32),
     "andes": lambda: Andes(every=1, watermark=0.5),
     "edf-llm": EDFLLM,
-    "fastserve": lambda: FastServe(starve=0.3),
+    "fastserve": lambda: FastServe(starve=0.3, every=3),
     "fastserve, few at once": lambda: FastServe(quantum=0.1, max_batch=2, skip_join=False),
     "orca": Orca,
     "slos-serve": SLOsServe,
     "slos-serve, dropping": lambda: SLOsServe(safety=1.2, drop_late=True),
+    "sjf": SJF,
+    "srpt-llm": SRPTLLM,
     "vtc": VTC,
     "neustream-llm": NeuStreamLLM,
     "neustream-llm, as in the artifact": lambda: NeuStreamLLM(
@@ -69,6 +73,14 @@ def rows(workload) -> list[tuple[float, int, int]]:
     return out
 
 
+def sent_with_predictions(sent: list[tuple[float, int, int]]) -> list[TokenRequest]:
+    """Requests whose predicted outputs have nothing to do with the true ones."""
+    out = requests(*sent, limit=50)
+    for request in out:
+        request.predicted = {"llm": 1 + 7 * request.id % 40}
+    return out
+
+
 def noise(seed: int | None):
     if seed is None:
         return None
@@ -92,7 +104,7 @@ def test_whatever_a_policy_does(workload, engine, seed, stop_at):
 def test_many_steps_as_one_event_equal_steps_one_by_one(name, workload, engine, seed, gap, stops):
     def run(policy: TokenPolicy) -> Log:
         return serve(
-            policy, requests(*rows(workload), limit=50), times=Linear(gap=gap), slo=SLO, draw=noise(seed),
+            policy, sent_with_predictions(rows(workload)), times=Linear(gap=gap), slo=SLO, draw=noise(seed),
             stop_at=1.7 if stops else None, max_batched_tokens=100, **engine,
         ).log  # fmt: skip
 
@@ -113,7 +125,9 @@ def test_true_output_lengths_change_no_decision_before_they_show(name, workload,
     more = [*sent]
     more[chosen] = (*sent[chosen][:2], sent[chosen][2] + data.draw(st.integers(1, 9), label="more tokens"))
     logs = [
-        serve(SteppingTokens(POLICIES[name]()), requests(*r, limit=50), slo=SLO, max_batched_tokens=100, **engine).log
+        serve(
+            SteppingTokens(POLICIES[name]()), sent_with_predictions(r), slo=SLO, max_batched_tokens=100, **engine
+        ).log
         for r in (sent, more)
     ]
     ended = next(at for i, _, at in logs[0].ends if i == chosen)

@@ -1,4 +1,4 @@
-"""Test a policy without a simulation: make requests up, move a clock by hand, look at what the policy decides.
+"""Test a policy by hand: make requests up, move a clock, look at what the policy decides.
 
 `FakeWorker` asks a `Policy`, `FakeEngine` a `TokenPolicy`. Behind both is the serving loop that also serves simulated
 and real runs. So a policy is asked in the same order, sees the same view, and what it must not do raises the same
@@ -15,6 +15,11 @@ error: a batch over the limit, a task that is not there, idling until the past.
 >>> worker.end(now=0.03)
 >>> worker.decide(now=0.03)
 [1]
+
+Or in one line, with requests that run and requests that wait:
+
+>>> FakeWorker(OneAtATime(), running=[(50, 30)], waiting=[50, 20]).decide(now=0.0)
+[0]
 """
 
 from __future__ import annotations
@@ -23,22 +28,28 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .batch_worker import BatchWorker
-from .errors import BadInput
-from .llm.batch import TokenBatch
-from .llm.limits import EngineLimits
-from .llm.policy import TokenPolicy, TokenView
-from .llm.request import TokenRequest, TokenTask
-from .llm.slo import CumulativeSLO, TokenSLO
-from .llm.worker import TokenWorker
-from .loop import ServingLoop
-from .pipeline import Module, Pipeline
-from .policy import Batch, Policy, WorkerView
-from .records import Recorder
-from .request import Outcome, Request, Task
-from .worker import Worker
+from ..errors import BadInput
+from ..invariants.code_inspection import watcher
+from ..llm.batch import TokenBatch
+from ..llm.policy import Step, TokenPolicy, TokenView
+from ..llm.request import TokenTask
+from ..llm.slo import TokenSLO
+from ..llm.worker import TokenWorker
+from ..loop import ServingLoop
+from ..pipeline import Module, Pipeline
+from ..policy import Batch, Decision, Policy, Repeat, WorkerView
+from ..records import Recorder
+from ..request import Outcome, Request, Task
+from ..worker import Worker
+from .estimates import Decode, Prefill, Seconds, token_view
+from .jobs import MODULE, Job, Prompt, jobs, prompts
+from .timeline import chain
 
-__all__ = ["EngineStep", "FakeEngine", "FakeWorker"]
+__all__ = ["EngineStep", "FakeEngine", "FakeWorker", "engine_view", "worker_view"]
+
+#: Requests as they stand when a test begins.
+Jobs = Sequence["int | tuple[int, int] | Job"]
+Prompts = Sequence["int | tuple[int, int] | Prompt"]
 
 
 class FakeWorker:
@@ -49,37 +60,66 @@ class FakeWorker:
     size. *then* names the modules that a request has still to pass after this worker, each with its seconds.
     *limit* is the largest batch, *slo_factor* what the policy is told of the experiment's SLO.
 
+    *running* and *waiting* are the requests that are there to begin with, in order of admission: a number of
+    iterations, a pair (iterations, left) of one that runs, or a `Job`, which came at 0 or earlier. The policy is
+    asked to admit the running ones, too. The clock begins at 0.
+
     *view* is what the policy sees. *batch* is what runs, or None. *dropped* are the ids of the requests that the
-    policy refused or gave up, in that order. Requests have the ids 0, 1, 2, ... in the order in which they arrive.
+    policy refused or gave up, in that order. Requests have the ids 0, 1, 2, ... in the order in which they arrive,
+    the running ones first.
     """
 
     def __init__(
         self,
         policy: Policy,
-        seconds: float | Sequence[float] | Callable[[int], float] = 0.03,
+        seconds: Seconds = 0.03,
         *,
+        waiting: Jobs = (),
+        running: Jobs = (),
         limit: int = 8,
         loop: bool = True,
-        then: Mapping[str, float] | None = None,
+        then: Mapping[str, Seconds] | None = None,
         slo_factor: float | None = None,
     ) -> None:
-        later = dict(then or {})
-        if MODULE in later:
-            raise BadInput(f"{MODULE!r} is the worker's own module", where="then", right="another name")
-        modules = [Module(MODULE, loop=loop), *map(Module, later)]
-        stages = Pipeline.chain(*modules).stages([[m.name] for m in modules])
-        alone = _by_size(seconds)
-
-        def estimate(module: str, batch: int) -> float:
-            return alone(batch) if module == MODULE else later[module]
-
-        self.view = WorkerView(stages[0], estimate, limit=limit, slo_factor=slo_factor)
+        begun, later = jobs(running), jobs(waiting)
         self.policy = policy
-        self._worker = BatchWorker(stages[0], policy, self.view)
-        behind = [BatchWorker(stage, Policy(), WorkerView(stage, estimate, limit=limit)) for stage in stages[1:]]
+        before = _Before(policy)
+        modules = chain(seconds, limit=limit, loop=loop, then=then, slo_factor=slo_factor)
+        self._worker, *behind = modules.workers(
+            lambda stage: before if stage.modules[0] == MODULE else Policy()  # type: ignore[arg-type, return-value]
+        )
         self._hand = _Hand()
         self._told = _Dropped()
-        self._loop = ServingLoop(stages, [self._worker, *behind], self._hand, self._told)
+        self._loop = ServingLoop(
+            [worker.stage for worker in (self._worker, *behind)], [self._worker, *behind], self._hand, self._told
+        )
+        self.view: WorkerView = self._worker.shown
+        self._begin(before, begun, later)
+
+    def _begin(self, before: _Before, begun: Sequence[Job], later: Sequence[Job]) -> None:
+        """Bring about that *begun* run and *later* wait, as it comes about in a run."""
+        hand = self._hand
+        if begun and self.policy.ahead:
+            raise BadInput("a policy that decides ahead knows only its own batches", where="running", right="none")
+        for job in begun:
+            done = job.iterations - (job.left or job.iterations)
+            if not done:
+                raise BadInput(f"{job} has not begun", where="running", right="(iterations, fewer that are left)")
+            hand.turn_to(job.at, "running")
+            self._loop.arrive(job.request(hand.next_id()))
+            while done:
+                before.answer = Decision([hand.sent], repeat=Repeat(done))
+                hand.ask(self._worker)
+                assert hand.batch is not None
+                hand.batch.count = min(done, hand.batch.times)
+                done -= hand.batch.count
+                before.answer = Decision()
+                hand.end(hand.now())
+        before.hand_over(self._worker, hand)
+        for job in later:
+            hand.turn_to(job.at, "waiting")
+            self._loop.arrive(job.request(hand.next_id()))
+        hand.turn_to(0.0, "")
 
     @property
     def batch(self) -> Batch | None:
@@ -103,8 +143,7 @@ class FakeWorker:
         *at* is in the past.
         """
         self._hand.wait(at)
-        request = Request(self._hand.next_id(), self._hand.now(), slo, {MODULE: iterations})
-        self._loop.arrive(request)
+        self._loop.arrive(Job(iterations, at=self._hand.now(), slo=slo).request(self._hand.next_id()))
         return self._hand.sent
 
     def decide(self, now: float) -> list[int]:
@@ -143,36 +182,65 @@ class FakeEngine:
     tokens): what the profile says. *slo* is (P, D), multiples of these (`CumulativeSLO`), or any `TokenSLO`, or None.
     The memory has *blocks*; *limits* are further fields of `EngineLimits` (*block_size*, *max_batched_tokens*, ...).
 
+    *running* and *waiting* are the requests that are there to begin with: a number of tokens, a pair (tokens of the
+    prompt, tokens that are out) of one that runs, or a `Prompt`, which came at 0 or earlier. Running ones hold the
+    memory that they need. The clock begins at 0.
+
     *view* is what the policy sees, *dropped* are the ids of the requests that were given up. Requests have the ids 0,
-    1, 2, ... in the order in which they arrive.
+    1, 2, ... in the order in which they arrive, the running ones first.
     """
 
     def __init__(
         self,
         policy: TokenPolicy,
         *,
-        prefill: float | Callable[[int, float | None], float] = 0.001,
-        decode: float | Callable[[int, int], float] = 0.05,
+        waiting: Prompts = (),
+        running: Prompts = (),
+        prefill: Prefill = 0.001,
+        decode: Decode = 0.05,
         slo: TokenSLO | tuple[float, float] | None = None,
         blocks: int = 10_000,
         **limits: Any,
     ) -> None:
+        begun, later = prompts(running), prompts(waiting)
         stages = Pipeline([Module(MODULE, loop=True)], []).stages([[MODULE]])
-        by_tokens = prefill if callable(prefill) else _per_token(prefill)
-        by_batch = decode if callable(decode) else _per_step(decode)
-        if isinstance(slo, tuple):
-            slo = CumulativeSLO(*slo, by_batch(1, 0), 0.0, lambda n: by_tokens(n, None))
-        self.view = TokenView(
-            stages[0],
-            EngineLimits(blocks, **limits),
-            estimate_prefill=by_tokens,
-            estimate_decode=by_batch,
-            slo=slo,
-        )
-        self._worker = TokenWorker(stages[0], policy, self.view)
+        view = token_view(stages[0], prefill=prefill, decode=decode, slo=slo, blocks=blocks, **limits)
+        before = _Before(policy)
+        self._worker = TokenWorker(stages[0], before, view)  # type: ignore[arg-type]
         self._hand = _Hand()
         self._told = _Dropped()
         self._loop = ServingLoop(stages, [self._worker], self._hand, self._told)
+        self.view: TokenView = self._worker.shown
+        self._begin(before, begun, later)
+
+    def _begin(self, before: _Before, begun: Sequence[Prompt], later: Sequence[Prompt]) -> None:
+        """Bring about that *begun* run and *later* wait, as it comes about in an engine."""
+        hand, most = self._hand, self.view.max_batched_tokens
+        for prompt in begun:
+            if not prompt.generated and prompt.computed is None:
+                raise BadInput(f"{prompt} has not begun", where="running", right="(tokens, tokens that are out)")
+            hand.turn_to(prompt.at, "running")
+            self._loop.arrive(prompt.request(hand.next_id()))
+            task = hand.sent
+            assert isinstance(task, TokenTask)
+            steps = []
+            left = prompt.tokens if prompt.computed is None else prompt.computed
+            while left:
+                steps.append(Step([(task, min(left, most))]))
+                left -= min(left, most)
+            steps += [Step((), [task])] * max(0, prompt.generated - 1)
+            for step in steps:
+                before.answer = step
+                batch = hand.ask(self._worker)
+                if batch is None or batch.preempted:  # type: ignore[attr-defined]
+                    raise BadInput("those that run do not fit into the memory", where="blocks", right="more of them")
+                before.answer = Step()
+                hand.end(hand.now())
+        before.hand_over(self._worker, hand)
+        for prompt in later:
+            hand.turn_to(prompt.at, "waiting")
+            self._loop.arrive(prompt.request(hand.next_id()))
+        hand.turn_to(0.0, "")
 
     @property
     def dropped(self) -> list[int]:
@@ -194,8 +262,8 @@ class FakeEngine:
         `BadInput` if *at* is in the past.
         """
         self._hand.wait(at)
-        tokens = {MODULE: (prompt, output if limit is None else limit)}
-        self._loop.arrive(TokenRequest(self._hand.next_id(), self._hand.now(), tokens, {MODULE: output}))
+        sent = Prompt(prompt, output, limit, at=self._hand.now())
+        self._loop.arrive(sent.request(self._hand.next_id()))
         task = self._hand.sent
         assert isinstance(task, TokenTask)
         return task
@@ -224,27 +292,68 @@ class FakeEngine:
         self._hand.end(now)
 
 
-#: The name of the module that a fake worker or engine serves.
-MODULE = "model"
+def worker_view(*, waiting: Jobs = (), running: Jobs = (), **more: Any) -> WorkerView:
+    """What a policy sees of a worker with these requests; *more* as in `FakeWorker`.
+
+    >>> view = worker_view(waiting=[50, 20], running=[(50, 30)], seconds=0.03)
+    >>> [(task.id, task.left) for task in [*view.running, *view.waiting]]
+    [(0, 30), (1, 50), (2, 20)]
+    """
+    worker = FakeWorker(_Nothing(), waiting=waiting, running=running, **more)
+    worker.decide(now=0.0)  # takes them in
+    return worker.view
 
 
-def _by_size(seconds: float | Sequence[float] | Callable[[int], float]) -> Callable[[int], float]:
-    if callable(seconds):
-        return seconds
-    if isinstance(seconds, Sequence):
-        table = list(seconds)
-        if not table:
-            raise BadInput("no seconds are given", where="seconds", right="a number for each batch size, from 1 on")
-        return lambda batch: table[min(batch, len(table)) - 1]
-    return lambda _: seconds
+def engine_view(*, waiting: Prompts = (), running: Prompts = (), **more: Any) -> TokenView:
+    """What a policy sees of an engine with these requests; *more* as in `FakeEngine`.
+
+    >>> view = engine_view(waiting=[100], running=[(200, 3)], blocks=100)
+    >>> view.decoding, view.context, view.free_blocks
+    (1, 202, 87)
+    """
+    engine = FakeEngine(_NoSteps(), waiting=waiting, running=running, **more)
+    engine.decide(now=0.0)
+    return engine.view
 
 
-def _per_token(seconds: float) -> Callable[[int, float | None], float]:
-    return lambda tokens, _: seconds * tokens
+class _Nothing(Policy):
+    def decide(self, view: WorkerView, now: float) -> Decision:
+        return Decision()
 
 
-def _per_step(seconds: float) -> Callable[[int, int], float]:
-    return lambda *_: seconds
+class _NoSteps(TokenPolicy):
+    def decide(self, view: TokenView, now: float) -> Step:
+        return Step()
+
+
+@watcher
+class _Before:
+    """Stands in for *inner*, which is asked nothing yet, and answers what it is told to."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.start, self.removed = inner.start, inner.removed
+        self.ahead, self.pools = False, inner.pools
+        self.chunks = True
+        self.answer: Decision = Step() if isinstance(inner, TokenPolicy) else Decision()
+
+    def admit(self, task: Task, view: WorkerView, now: float) -> bool:
+        return True
+
+    def decide(self, view: WorkerView, now: float) -> Decision:
+        answer = self.answer
+        self.answer = Step() if isinstance(answer, Step) else Decision()
+        return answer
+
+    def ended(self, batch: Batch, view: WorkerView, now: float) -> None: ...
+
+    def hand_over(self, worker: Worker, hand: _Hand) -> None:
+        """From here on *inner* is asked."""
+        worker.policy = self.inner
+        for task in worker.view.running:
+            hand.turn_to(task.arrival, "running")
+            if not self.inner.admit(task, worker.shown, hand.now()):
+                raise BadInput(f"the policy does not admit {task}", where="running", right="requests that it takes")
 
 
 class _Dropped(Recorder):
@@ -310,6 +419,14 @@ class _Hand:
     def next_id(self) -> int:
         self._ids += 1
         return self._ids - 1
+
+    def turn_to(self, when: float, where: str) -> None:
+        """Set the clock, before the test begins."""
+        if when > 0.0:
+            raise BadInput(
+                f"a request comes at {when:g} s", where=where, right="0 or earlier; arrive(at=...) is later"
+            )
+        self._time = when
 
     def wait(self, until: float | None) -> None:
         """Let time pass."""

@@ -5,9 +5,19 @@ from __future__ import annotations
 import doctest
 
 import pytest
-from servetwin.core import BadInput, Decision, InvariantBroken, Policy, testing
+from servetwin.core import BadInput, Decision, InvariantBroken, Policy
 from servetwin.core.llm import ALL, Step, TokenPolicy
-from servetwin.core.testing import EngineStep, FakeEngine, FakeWorker
+from servetwin.core.testing import (
+    EngineStep,
+    FakeEngine,
+    FakeWorker,
+    Job,
+    Prompt,
+    by_hand,
+    engine_view,
+    timeline,
+    worker_view,
+)
 from servetwin.policies.diffusion.clockwork import Clockwork
 from servetwin.policies.diffusion.edf import EDF
 from servetwin.policies.diffusion.fcfs import FCFS
@@ -35,8 +45,11 @@ class ScriptedEngine(TokenPolicy):
         return self.answer(view, now)
 
 
-def test_the_example_in_its_docstring() -> None:
-    assert doctest.testmod(testing).failed == 0
+@pytest.mark.parametrize("module", [by_hand, timeline])
+def test_the_examples_in_its_docstrings(module) -> None:
+    done = doctest.testmod(module)
+    assert done.attempted > 3
+    assert done.failed == 0
 
 
 # -- workers --------------------------------------------------------------------------------------------------
@@ -221,3 +234,61 @@ def test_an_engine_refuses_what_a_run_refuses() -> None:
     assert some.decide(now=0.1) == EngineStep([(1, 20)], [0], [])
     with pytest.raises(BadInput, match="max_sequences"):
         FakeEngine(VLLM(), max_sequences=0)
+
+
+# -- requests that are there to begin with --------------------------------------------------------------------
+
+
+def test_a_worker_begins_with_requests_that_run_and_wait() -> None:
+    worker = FakeWorker(EDF(), running=[(50, 30)], waiting=[Job(50, at=-2.0, slo=9.0), 20], limit=2)
+    assert [(t.id, t.iterations, t.left) for t in worker.view.running] == [(0, 50, 30)]
+    assert worker.decide(now=0.0) == [1, 0]
+    assert [(t.id, t.arrival, t.deadline) for t in worker.view.running if t.id == 1] == [(1, -2.0, 7.0)]
+    worker.end(now=0.03)
+    assert [t.left for t in worker.view.running] == [29, 49]
+    assert worker.arrive(iterations=1, slo=1.0).id == 3
+
+
+def test_an_engine_begins_with_requests_that_run_and_wait() -> None:
+    chunked = Prompt(300, computed=128)
+    engine = FakeEngine(VLLM(), running=[(200, 3), chunked], waiting=[100], blocks=40, block_size=16)
+    assert [(t.id, t.generated, t.computed) for t in engine.view.running] == [(0, 3, 202), (1, 0, 128)]
+    assert engine.view.free_blocks == 40 - 13 - 8
+    assert (engine.view.decoding, engine.view.context) == (1, 202)
+    assert engine.decide(now=0.0) == EngineStep([(2, 100)], [], [])
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        ({"running": [50]}, "has not begun"),
+        ({"running": [(50, 60)]}, "left is 60"),
+        ({"waiting": [Job(5, at=1.0)]}, "0 or earlier"),
+        ({"waiting": ["50"]}, "is no request"),
+        ({"waiting": [(1, 2, 3)]}, "is no request"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(given, what) -> None:
+    with pytest.raises(BadInput, match=what):
+        FakeWorker(EDF(), **given)
+
+
+def test_nor_does_an_engine_take_it() -> None:
+    with pytest.raises(BadInput, match="do not fit into the memory"):
+        FakeEngine(VLLM(), running=[(200, 3)], blocks=5)
+    with pytest.raises(BadInput, match="has not begun"):
+        FakeEngine(VLLM(), running=[200])
+    with pytest.raises(BadInput, match="no limit 'max_tokens'"):
+        FakeEngine(VLLM(), max_tokens=5)
+
+
+def test_views_alone() -> None:
+    view = worker_view(waiting=[50, 20], running=[(50, 30)], seconds=[0.1, 0.2], limit=3)
+    assert FCFS().decide(view, 0.0).run == [*view.waiting]
+    assert [view.estimate("model", n) for n in (1, 2, 3)] == [0.1, 0.2, 0.2]
+    with pytest.raises(AttributeError):
+        view.limit = 9
+    tokens = engine_view(waiting=[100], running=[(200, 3)], prefill=lambda n, _: n / 1000, blocks=100)
+    step = VLLM().decide(tokens, 0.0)
+    assert [(task.id, n) for task, n in step.prefill] == [(1, 100)]
+    assert tokens.estimate_prefill(500) == 0.5

@@ -1,0 +1,357 @@
+"""What the code of a policy does while it is asked, beside answering: clocks, randomness, files, shared state.
+
+Two ways of looking, since each misses what the other sees. `Ear` hears every call that is made while the policy is
+asked, however it came by the function; `uses` reads the code, also where no run comes by. `Shared` tells whether
+anything that other objects of the class would meet has changed.
+"""
+
+from __future__ import annotations
+
+import builtins
+import datetime
+import dis
+import functools
+import gc
+import io
+import os
+import random
+import sys
+import types
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from ..invariants.code_inspection import files_of, own
+
+#: What is told of a call, by the module of the function.
+_MODULES = {
+    "time": "reads the clock",
+    "_thread": "starts a thread",
+    "_socket": "opens a connection",
+    "_posixsubprocess": "starts a process",
+    "_signal": "sets a signal",
+    "select": "waits for files or connections",
+    "gc": "asks the garbage collector",
+}
+#: Functions of those, and of `os`, that do nothing of the kind.
+_HARMLESS = frozenset(["fspath", "allocate_lock", "get_ident", "getsignal", "isenabled", "RLock", "_count"])
+_SYSTEM = frozenset(["posix", "nt"])
+_BUILTINS = frozenset(["open", "print", "input", "breakpoint"])
+_NOW = frozenset(["now", "utcnow", "today"])
+#: Python functions that nothing in C tells of.
+_CODES = {os.environ.__class__.__getitem__.__code__: "reads the environment"}
+
+
+def _told(function: Any) -> str | None:
+    """What a policy does that calls *function*, if that is what it must not."""
+    name = getattr(function, "__name__", "")
+    owner = getattr(function, "__self__", None)
+    module = getattr(function, "__module__", None) or getattr(owner, "__name__", None)
+    if module in _MODULES:
+        return None if name in _HARMLESS else f"{_MODULES[module]} ({module.lstrip('_')}.{name})"
+    if module in _SYSTEM:
+        if name in ("urandom", "getrandom"):
+            return f"draws what cannot be drawn again (os.{name})"
+        return None if name in _HARMLESS else f"asks the operating system (os.{name})"
+    if module in ("builtins", "io", "_io") and name in _BUILTINS and (owner is builtins or owner in (io, None)):
+        return f"does input or output ({name})"
+    if module in ("io", "_io") and name in ("open", "open_code"):
+        return f"does input or output ({name})"
+    if isinstance(owner, io.IOBase) and not isinstance(owner, io.StringIO | io.BytesIO):
+        return f"does input or output ({type(owner).__name__}.{name})"
+    if isinstance(owner, type) and issubclass(owner, datetime.date) and name in _NOW:
+        return f"reads the clock ({owner.__name__}.{name})"
+    if owner is getattr(random, "_inst", ()):
+        return f"draws from the generator that all of the process share (random.{name})"
+    numpy = sys.modules.get("numpy.random.mtrand")
+    if owner is not None and owner is getattr(numpy, "_rand", ()):
+        return f"draws from the generator that all of the process share (numpy.random.{name})"
+    return None
+
+
+class Ear:
+    """Hears the calls that the code of *policy* makes within `hearing`. *found* is what it must not have done: (what,
+    file, line)."""
+
+    def __init__(self, policy: object) -> None:
+        self.files = files_of(policy)
+        self.found: tuple[str, str, int] | None = None
+        self._known: dict[Any, str | None] = {}
+
+    def hear(self, call: Callable[..., Any], *given: Any) -> Any:
+        """What *call* gives. (Where a profiler listens already, only what the code says is looked at.)"""
+        shared, taken = random.getstate(), sys.getprofile() is not None
+        if not taken:
+            sys.setprofile(self._event)
+        try:
+            return call(*given)
+        finally:
+            if not taken:
+                sys.setprofile(None)
+            if self.found is None and random.getstate() != shared:
+                self.found = ("draws from the generator that all of the process share (random)", "", 0)
+
+    def _event(self, frame: types.FrameType, event: str, function: Any) -> None:
+        if event == "c_call":
+            told = _told(function)
+        elif event == "call":
+            told = _CODES.get(frame.f_code)
+            if told is None and frame.f_code is _SEEDING and frame.f_locals.get("x", 0) is None:
+                told = "draws from a generator without a seed (random.Random)"
+        else:
+            return
+        if told is None or self.found is not None or frame.f_code.co_filename.startswith("<frozen importlib"):
+            return
+        at: types.FrameType | None = frame
+        collectors = [getattr(callback, "__code__", None) for callback in gc.callbacks]
+        while at is not None and at.f_code.co_filename not in self.files:
+            if at.f_code.co_filename.startswith("<frozen importlib"):
+                return  # a module is loaded when it is first wanted
+            if at.f_code in collectors:
+                return  # who listens to the garbage collector (Hypothesis does) is called wherever that sets in
+            at = at.f_back
+        if at is not None:
+            self.found = told, at.f_code.co_filename, at.f_lineno
+
+
+_SEEDING = random.Random.__init__.__code__
+
+
+# -- what the code says -----------------------------------------------------------------------------------------
+
+
+def functions(kind: type) -> Iterator[types.FunctionType]:
+    """The functions that the class *kind* could run, as far as its code names them: its methods, and those of modules
+    that are no part of Python or of ServeTwin."""
+    seen: set[int] = set()
+    waiting: list[Any] = [thing for each in _own_kinds(kind) for thing in vars(each).values()]
+    while waiting:
+        thing = waiting.pop()
+        if isinstance(thing, staticmethod | classmethod):
+            thing = thing.__func__
+        if isinstance(thing, property):
+            waiting += [part for part in (thing.fget, thing.fset) if part is not None]
+        elif isinstance(thing, functools.cached_property):
+            waiting.append(thing.func)
+        elif isinstance(thing, type):
+            if id(thing) not in seen and _theirs(thing.__module__):
+                seen.add(id(thing))
+                waiting += vars(thing).values()
+        elif hasattr(thing, "__wrapped__") and not isinstance(thing, types.FunctionType):
+            waiting.append(thing.__wrapped__)
+        elif isinstance(thing, types.FunctionType) and id(thing) not in seen and _theirs(thing.__module__):
+            seen.add(id(thing))
+            yield thing
+            if hasattr(thing, "__wrapped__"):
+                waiting.append(thing.__wrapped__)
+            for cell in thing.__closure__ or ():
+                try:
+                    waiting.append(cell.cell_contents)
+                except ValueError:
+                    continue
+            names = {name for code in _codes(thing.__code__) for name in code.co_names}
+            for name in names:
+                value = thing.__globals__.get(name)
+                if isinstance(value, types.ModuleType) and _theirs(value.__name__):
+                    waiting += [getattr(value, n) for n in names if hasattr(value, n)]
+                else:
+                    waiting.append(value)
+
+
+def _own_kinds(kind: type) -> list[type]:
+    return [each for each in kind.__mro__[:-1] if not each.__module__.startswith("servetwin.core.")]
+
+
+def _theirs(module: str | None) -> bool:
+    top = (module or "").partition(".")[0]
+    return not (module or "").startswith("servetwin.core") and top not in sys.stdlib_module_names
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _codes(constant)
+
+
+def uses(kind: type) -> tuple[str, str, int] | None:
+    """(what, file, line) where the code of the class *kind* reads a clock or draws what all of the process share."""
+    for function in functions(kind):
+        for code in _codes(function.__code__):
+            for value, line in _mentioned(code, function.__globals__):
+                told = _told(value) if callable(value) and not isinstance(value, type) else None
+                if value in _DRAWS:
+                    told = f"draws what cannot be drawn again ({value.__module__}.{value.__qualname__})"
+                if told is not None and told.startswith(("reads the clock", "draws")):
+                    return told, code.co_filename, line
+    return None
+
+
+def _unrepeatable() -> list[Any]:
+    import secrets
+    import uuid
+
+    return [secrets.randbelow, secrets.token_bytes, secrets.token_hex, secrets.choice, uuid.uuid1, uuid.uuid4]
+
+
+class _Draws:
+    """Whether a function draws what cannot be drawn again; looked up when it is first asked."""
+
+    def __contains__(self, value: object) -> bool:
+        return any(value is each for each in _lazily())
+
+
+_lazily = functools.cache(_unrepeatable)
+_DRAWS = _Draws()
+
+
+def _mentioned(code: types.CodeType, names: dict[str, Any]) -> Iterator[tuple[Any, int]]:
+    """(value, line) of the functions that *code* names, by way of modules and classes, where *names* are global."""
+    now: Any = None
+    line, local = code.co_firstlineno, dict[str, Any]()
+    for step in dis.get_instructions(code):
+        if step.starts_line and step.positions is not None:
+            line = step.positions.lineno or line
+        name = step.argval
+        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            now = names.get(name, getattr(builtins, str(name), None))
+        elif step.opname in ("LOAD_FAST", "LOAD_DEREF"):
+            now = local.get(name)
+        elif step.opname == "IMPORT_NAME":
+            now = sys.modules.get(name)
+        elif step.opname in ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM"):
+            here = isinstance(now, types.ModuleType | type)
+            found = getattr(now, name, None) if here else None
+            if step.opname == "IMPORT_FROM":
+                yield found, line
+                local["from " + str(name)] = found
+                continue
+            now = found
+        elif step.opname in ("STORE_FAST", "STORE_DEREF"):
+            local[name] = local.pop("from " + str(name), now if isinstance(now, types.ModuleType) else None)
+            now = None
+            continue
+        elif step.opname in ("PUSH_NULL", "CACHE", "PRECALL", "EXTENDED_ARG", "RESUME"):
+            continue
+        else:
+            now = None
+            continue
+        if callable(now):
+            yield now, line
+
+
+# -- what objects of a class share ------------------------------------------------------------------------------
+
+
+class Shared:
+    """What all objects of the class *kind* share: attributes of classes, globals that its code names, defaults of
+    parameters, closures. `changed` says what of it is not as it was."""
+
+    def __init__(self, kind: type) -> None:
+        self.kind = kind
+        self.before = dict(self._say())
+
+    def changed(self) -> str | None:
+        now = dict(self._say())
+        for name in {**self.before, **now}:
+            if self.before.get(name) != now.get(name):
+                return name
+        return None
+
+    def _say(self) -> Iterator[tuple[str, Any]]:
+        for each in _own_kinds(self.kind):
+            for name, value in list(vars(each).items()):
+                if name not in _ASIDE and not isinstance(value, types.FunctionType | type):
+                    yield f"{each.__name__}.{name}", said(value)
+        for function in functions(self.kind):
+            label = function.__qualname__
+            if function.__defaults__ or function.__kwdefaults__:
+                given = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+                yield f"a default of a parameter of {label}", said(given)
+            if function.__dict__:
+                yield f"an attribute of {label}", said(function.__dict__)
+            for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
+                try:
+                    yield f"{name}, outside of {label}", said(cell.cell_contents)
+                except ValueError:
+                    continue
+            names = {name for code in _codes(function.__code__) for name in code.co_names}
+            for name in sorted(names & function.__globals__.keys()):
+                value = function.__globals__[name]
+                if isinstance(value, types.ModuleType) and _theirs(value.__name__):
+                    yield from ((f"{value.__name__}.{n}", said(getattr(value, n, None))) for n in sorted(names))
+                elif not isinstance(value, types.ModuleType):
+                    yield f"the global {name}", said(value)
+
+
+#: How objects are told that do not say it themselves.
+_PLAIN: object = object.__reduce_ex__
+_ASIDE = frozenset(
+    ["__dict__", "__weakref__", "__doc__", "__slotnames__", "__annotations__", "__abstractmethods__", "_abc_impl"]
+)
+#: Parts of a value that are looked at, at most.
+_PARTS = 200_000
+
+
+def said(value: object) -> Any:
+    """What *value* holds now, as something that can be compared later."""
+    return _Saying().of(value)
+
+
+class _Saying:
+    def __init__(self) -> None:
+        self.seen: dict[int, int] = {}
+        self.kept: list[object] = []
+
+    def of(self, value: Any) -> Any:
+        if value is None or isinstance(value, str | bytes | int | float | complex):
+            return type(value).__name__, repr(value)
+        if id(value) in self.seen or len(self.seen) > _PARTS:
+            return "seen", self.seen.get(id(value))
+        self.seen[id(value)] = len(self.seen)
+        self.kept.append(value)
+        if isinstance(value, list | tuple | deque):
+            return type(value).__name__, [self.of(each) for each in value]
+        if isinstance(value, dict):
+            return type(value).__name__, [(self.of(k), self.of(v)) for k, v in list(value.items())]
+        if isinstance(value, set | frozenset):
+            return type(value).__name__, sorted(repr(self.of(each)) for each in value)
+        if isinstance(value, types.GeneratorType):
+            frame = value.gi_frame
+            return "generator", None if frame is None else (frame.f_lasti, self.of(dict(frame.f_locals)))
+        if isinstance(value, types.FunctionType | types.BuiltinFunctionType | types.ModuleType | type):
+            return "at", id(value)
+        if type(value).__module__.startswith("servetwin.core"):
+            return "of ServeTwin", type(value).__name__  # which sees to that by itself
+        return self._inside(value)
+
+    def _inside(self, value: Any) -> Any:
+        if isinstance(value, random.Random):
+            return "Random", value.getstate()
+        held = getattr(value, "__dict__", None)
+        slots = [n for k in type(value).__mro__ for n in getattr(k, "__slots__", ()) if isinstance(n, str)]
+        if isinstance(held, dict) or slots:
+            more = {name: getattr(value, name) for name in slots if hasattr(value, name)}
+            inside = self.of({**(held if isinstance(held, dict) else {}), **more})
+            if getattr(type(value), "__reduce_ex__", None) is _PLAIN:
+                return type(value).__qualname__, inside
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                made = value.__reduce_ex__(4)
+        except Exception:  # locks, files, caches: what cannot be told is taken for the same
+            return "at", id(value)
+        if isinstance(made, str):
+            return "named", made
+        return type(value).__qualname__, [self.of(_listed(part)) for part in made[1:]]
+
+
+def _listed(part: Any) -> Any:
+    """*part* of what `__reduce_ex__` gave; iterators of items as lists."""
+    return list(part) if isinstance(part, Iterable) and not isinstance(part, str | bytes | dict) else part
+
+
+def kind_of(policy: object) -> type:
+    """The class of *policy*, also where somebody watches it."""
+    return type(own(policy))
