@@ -34,6 +34,7 @@ RUN_ELSEWHERE = {
     ("docs/tutorials/validate-on-your-gpu.md", "servetwin trace"): "tests/real/diffusion/test_tutorial.py",
     ("docs/guides/real-execution.md", "servetwin profile tiny-dit"): "tests/real/diffusion/test_tutorial.py",
     ("docs/guides/vllm.md", "servetwin run tiny-opt-cpu"): "tests/real/vllm/test_guide.py",
+    ("docs/guides/policy-package.md", "pip install"): ".ci/wheel-test",
 }
 
 GPU = "needs a GPU"
@@ -76,11 +77,21 @@ def test_every_shell_block_is_run_or_here_with_a_reason() -> None:
 def test_the_tests_that_run_them_read_these_pages(test: str) -> None:
     text = (ROOT / test).read_text()
     for page in {page for (page, _), where in RUN_ELSEWHERE.items() if where == test}:
-        assert Path(page).name in text
+        assert Path(page).stem in text
 
 
-def test_python_that_becomes_no_file_is_a_notebook() -> None:
-    assert {page for page, _ in blocks_in("python")} == {"docs/tutorials/in-a-notebook.md"}
+@pytest.mark.parametrize(("page", "block"), blocks_in("python"), ids=lambda x: x if isinstance(x, str) else "")
+def test_python_that_becomes_no_file_runs(page: str, block: pages.Block) -> None:
+    """By itself; but for the cells of the notebook, which `test_newcomer` runs one after the other."""
+    if page != "docs/tutorials/in-a-notebook.md":
+        exec(compile(block.text, page, "exec"), {"__name__": "guide"})
+
+
+def test_toml_is_of_the_package_that_is_installed() -> None:
+    project = (ROOT / "docs" / "guides" / "policy-package" / "pyproject.toml").read_text()
+    found = blocks_in("toml")
+    assert {page for page, _ in found} == {"docs/guides/policy-package.md"}
+    assert [block.text for _, block in found if block.text not in project] == []
 
 
 def test_no_other_language_stands_in_pages_that_are_followed() -> None:
@@ -88,7 +99,7 @@ def test_no_other_language_stands_in_pages_that_are_followed() -> None:
     languages = {
         (pages.name_of(page), block.language) for page in FOLLOWED for block in pages.blocks(page.read_text())
     }
-    odd = {found for found in languages if found[1] not in ("console", "sh", "python", "yaml")}
+    odd = {found for found in languages if found[1] not in ("console", "sh", "python", "yaml", "toml")}
     assert odd <= {("docs/tutorials/in-a-notebook.md", "text")}
 
 
