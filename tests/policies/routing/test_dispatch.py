@@ -16,6 +16,8 @@ from servetwin.experiments.assembly.build import build, run
 from servetwin.experiments.assembly.inputs import inputs_of
 from servetwin.experiments.spec import router_registry
 from servetwin.experiments.spec.loading import load
+from servetwin.experiments.sweeps.cache import Cache
+from servetwin.experiments.sweeps.sweep import sweep
 from servetwin.policies.diffusion.fcfs import FCFS
 from servetwin.policies.routing.central import Central
 
@@ -247,3 +249,17 @@ def test_each_router_serves_and_gives_the_same_twice(name: str) -> None:
     assert one["finished"] + one["dropped"] == 40
     first, _ = router_registry.describe(name)
     assert first
+
+
+def test_a_router_is_an_axis_of_a_sweep_and_its_file_is_in_the_key(tmp_path: Path) -> None:
+    path, spec = tmp_path / "last.py", tmp_path / "sweep.yaml"
+    path.write_text(OWN)
+    axes = f"grid: {{router: [central, {path}], replicas: [3]}}"
+    spec.write_text(f"extends: dit-s2-256-rtx4090\n{axes}\nvary: {{requests: [40]}}\n")
+    with Cache(tmp_path / "cache") as cache:
+        first = sweep(spec, None, jobs=1, cache=cache)
+        assert [row["deployment.router"] for row in first] == ["central", str(path)]
+        path.write_text(OWN.replace("workers[-self.back]", "min(workers, key=lambda w: w.present)"))
+        again = sweep(spec, None, jobs=1, cache=cache)
+    assert again[0] == first[0]
+    assert again[1]["mean_e2el_ms"] < first[1]["mean_e2el_ms"]  # it is not the row that was kept
