@@ -4,6 +4,7 @@
 `run_table`         tables of measured runs, and the experiments that repeat them
 `score`             each measured run simulated, and the gap; `baselines`: what it must be better than
 `replay_folder`     a run folder repeated with its very own requests
+`bench_runs`        files of ``vllm bench serve`` as run folders
 `replay_diffusion`  recordings of diffusion models; `replay_llm`, `replay_agents`: of the others
 `replay_steps`      recorded steps of language models: a profile made of them, judged by others
 `replay_chat`       runs of a language model under limits on ttft and tpot, with their own requests
