@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from servetwin.core import BadInput
 
 from ...spec.catalog import closest, suggest
+from . import bench_file
 from .lines import ARRIVALS, Line, Row, csv_header, csv_lines, ending, json_lists, jsonl_lines
 
 SAMPLES = Path(__file__).parent / "samples"
@@ -84,6 +85,13 @@ def _mooncake(row: Row, where: str, _: Sequence[str]) -> tuple[Decimal, dict[str
     return arrival, _tokens(row, where, "input_length", "output_length"), None
 
 
+def _bench(row: Row, where: str, _: Sequence[str]) -> tuple[Decimal, dict[str, int], str | None] | None:
+    arrival = _time(row.get("start_times"), f"{where}: start_times")
+    if row.get("output_lens") == 0:
+        return None  # the request failed
+    return arrival, _tokens(row, where, "input_lens", "output_lens"), None
+
+
 def _plain(row: Row, where: str, modules: Sequence[str]) -> tuple[Decimal, dict[str, int], str | None]:
     name, *others = [name for name in ARRIVALS if name in row] or ["arrival"]
     arrival = _time(row.get(name), f"{where}: {name}", unit=ARRIVALS[name])
@@ -107,6 +115,7 @@ FORMATS = {
         Format("azure", (".csv",), ("TIMESTAMP", "ContextTokens", "GeneratedTokens"), _azure, moments=True),
         Format("burstgpt", (".csv",), ("Timestamp", "Request tokens", "Response tokens"), _burstgpt),
         Format("mooncake", (".jsonl",), ("timestamp", "input_length", "output_length"), _mooncake),
+        Format("vllm-bench", (".json",), ("start_times", "input_lens", "output_lens"), _bench),
         Format("plain", (".csv", ".json", ".jsonl"), ("arrival",), _plain, terms=True),
     )
 }
@@ -157,10 +166,12 @@ def sample(name: str) -> Path:
 
 def samples() -> list[str]:
     """The names of the samples."""
-    return sorted(p.name for p in SAMPLES.iterdir() if ending(p) in (".csv", ".jsonl"))
+    return sorted(p.name for p in SAMPLES.iterdir() if ending(p) in (".csv", ".json", ".jsonl"))
 
 
 def _lines(path: Path) -> Iterator[Line]:
+    if ending(path) == ".json" and bench_file.is_bench(path):
+        return iter(bench_file.rows(path))
     reader = {".json": json_lists, ".jsonl": jsonl_lines}.get(ending(path), csv_lines)
     return reader(path)
 
@@ -168,7 +179,7 @@ def _lines(path: Path) -> Iterator[Line]:
 def _recognise(path: Path) -> Format:
     """The format whose columns the first line has."""
     if ending(path) == ".json":
-        return FORMATS["plain"]
+        return FORMATS["vllm-bench" if bench_file.is_bench(path) else "plain"]
     if ending(path) == ".jsonl":
         first = next(jsonl_lines(path), None)
         header = list(first[1]) if first is not None else []
