@@ -209,7 +209,7 @@ def profile(
 
 
 def check(
-    policy: Annotated[str, typer.Argument(help="A policy by name, my_policy.py, or package.module:Class.")],
+    policy: Annotated[str, typer.Argument(help="A policy or router by name, my_policy.py, or package.module:Class.")],
     experiment: Annotated[str | None, typer.Argument(help="Where to try it; by default short built-in runs.")] = None,
     sets: Annotated[
         list[str] | None,
@@ -221,9 +221,15 @@ def check(
     from servetwin.core.testing.contract import ContractBroken
 
     from ..spec.loading import parse_override
+    from ..validation import check_router
     from ..validation.check_policy import check as engine
 
     try:
+        if check_router.is_router(policy):
+            if experiment is not None or sets:
+                raise BadInput("a router is checked on a system of its own", where=policy, right="nothing else")
+            typer.echo("\n".join(check_router.check(policy)))
+            return
         found = engine(policy, experiment, [parse_override(each) for each in sets or ()])
     except ContractBroken as broken:
         if broken.drawing:
