@@ -99,6 +99,20 @@ ROWS = (
         (23.0, 65.6),
     ),
     Row(
+        "h200-chat/runs-opt-13b.json.gz",
+        "OPT-13B in vLLM as it is by default, H200, heavy-tailed lengths",
+        "reports/2026-11-h200-chat.md",
+        "predicted blind; the program has changed since",
+        (1.47, 4.4),
+    ),
+    Row(
+        "h100-long/llm-opt-13b.json.gz",
+        "OPT-13B in vLLM, four H100s",
+        "reports/2026-11-h100-llm.md",
+        "predicted blind; the program has changed since",
+        (0.87, 3.28),
+    ),
+    Row(
         "h200-long/llm-opt-30b.json.gz",
         "OPT-30B in vLLM, H200, short runs",
         "reports/2026-11-h200-llm.md",
