@@ -13,6 +13,7 @@ ended, a timer rang) and gives commands out (run this batch, wake me then) throu
 `client`                    sends the requests of a source to it
 `worker`, `batch_worker`    what the loop and a worker ask of each other; a worker with one batch in flight
 `pool`                      a worker that is a pool of threads
+`dispatch`                  asks routers, and keeps the requests of a central queue
 `routing`, `budget`, `slo`  which worker a request goes to, how an SLO is shared out, what it is
 `records`, `metrics`        the files of a run, and its summary; `group_metrics`: by class and tenant
 `random_streams`            random numbers, a stream per purpose; `errors`: what reaches a user

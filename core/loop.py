@@ -15,6 +15,7 @@ from typing import Any
 
 from .branching import Branching
 from .budget import Budget
+from .dispatch import Dispatcher, state_of
 from .errors import BadInput, InvariantBroken
 from .executor import Executor
 from .invariants import integrity
@@ -24,15 +25,19 @@ from .invariants.purity import read_again
 from .invariants.read_only import look_over, told
 from .invariants.task_ledger import Stays
 from .pipeline import Stage
-from .policy import PolicyBase, WorkerView
+from .policy import WorkerView
 from .records import Recorder
 from .request import CUT_OFF, Outcome, Outputs, Request, Task
-from .routing import Router, first_worker
+from .routing import first_worker
 from .slo import latest
 from .worker import Handle, Worker
 
 #: What a request says of itself beside its work, in that order.
 SAID = ("arrival", "deadline", "missed", "priority", "tenant", "weight", "class_name")
+
+
+#: Which of several workers of a stage a request goes to at a time; None: it waits centrally.
+Choice = Callable[[Request, Sequence[Worker], float], "Worker | None"]
 
 
 def _at_once(callback: Callable[[], None]) -> bool:
@@ -55,7 +60,7 @@ class ServingLoop:
         executor: Executor,
         recorder: Recorder | None = None,
         *,
-        router: Router = first_worker,
+        router: Choice | Dispatcher = first_worker,
         budget: Budget | None = None,
         branching: Branching | None = None,
         together: bool = True,
@@ -65,10 +70,14 @@ class ServingLoop:
         self.when_settled: Callable[[Callable[[], None]], bool] = executor.when_settled if together else _at_once
         self.recorder = recorder or Recorder()
         self.router = router
+        self.dispatcher = router if isinstance(router, Dispatcher) else None
         self.workers = list(workers)
         self.serving: dict[str, list[Worker]] = {stage.name: [] for stage in stages}
         read_again()
         self._booked = any(worker.could_write for worker in self.workers)
+        if self.dispatcher is not None:
+            self._booked |= self.dispatcher.could_write
+            self.dispatcher.attach(self)
         self.known: dict[int, tuple[object, ...]] = {}  # what live requests say (`_know`)
         self._stays = Stays()
         self._stages = [(stage, told(stage)) for stage in stages]
@@ -76,11 +85,12 @@ class ServingLoop:
             worker.doubted = self._booked or not integrity.comes_along(type(own(worker.policy)))
         looks = not integrity.HELD and any(worker.doubted for worker in self.workers)
         self._changed = integrity.Intact().changed if looks else None
+        peers = tuple([state_of(worker) for worker in self.workers]) if len(self.workers) > 1 else ()
         for index, worker in enumerate(self.workers):
             worker.place = worker.place._replace(number=index)
             if worker.doubted:
                 worker.check_code()
-            worker.show(self._booked)  # of all if of one: the tasks of a request lead to each other
+            worker.show(self._booked, peers)  # of all if of one: the tasks of a request lead to each other
             self.serving[worker.stage.name].append(worker)
             worker.attach(self)
         for stage in stages:
@@ -90,6 +100,8 @@ class ServingLoop:
         # A request is in one place at a time, unless the graph forks: then it is counted in how many.
         self.forks = len(self.entries) > 1 or any(len(s.next) > 1 for s in stages)
         self._chooses = any(len(workers) > 1 for workers in self.serving.values())
+        if not self._chooses:
+            self.dispatcher = None
         self.budget = budget
         self.branching = branching
         if branching is None and any(s.branches for s in stages):
@@ -126,7 +138,7 @@ class ServingLoop:
         if self.forks:
             request.open_branches = len(self.entries)
         for stage in self.entries:
-            self._forward(request, stage, None)
+            self.forward(request, stage, None)
 
     def stop(self, reason: str = CUT_OFF[0]) -> None:
         """End the run: what is still live fails. Batches in flight run out without effect."""
@@ -240,9 +252,9 @@ class ServingLoop:
         """Call *callback* at that time, in seconds since the run began."""
         return self.executor.call_at(when, callback)
 
-    def policies(self) -> list[PolicyBase]:
-        """Those of all workers."""
-        return [worker.policy for worker in self.workers]
+    def policies(self) -> list[Any]:
+        """Those of all workers, and the routers."""
+        return [*[worker.policy for worker in self.workers], *(self.dispatcher.routers if self.dispatcher else ())]
 
     def outputs_of(self, request: Request) -> Outputs | None:
         """The true output lengths of *request*, which no policy may see."""
@@ -281,21 +293,34 @@ class ServingLoop:
 
     # -- a request's path -------------------------------------------------------------------------------
 
-    def _forward(self, request: Request, stage: Stage, before: Task | None, jump: bool = False) -> None:
-        """Hand *request* on to *stage*, after its stay *before*; a *jump* along a branch waits for no other input."""
-        if stage.inputs > 1 and not jump:
-            missing = request.waiting_for.get(stage.name, stage.inputs) - 1
-            request.waiting_for[stage.name] = missing or stage.inputs
-            if missing:
-                request.open_branches -= 1
-                if self.budget is not None:
-                    self.budget.joins(request, stage.name, before)
-                return
+    def forward(
+        self, request: Request, stage: Stage, before: Task | None, jump: bool = False, target: Worker | None = None
+    ) -> None:
+        """Hand *request* on to *stage*, after its visit *before*; a *jump* along a branch waits for no other input.
+        It goes to *target*, or where the router says."""
+        if target is None:
+            if stage.inputs > 1 and not jump:
+                missing = request.waiting_for.get(stage.name, stage.inputs) - 1
+                request.waiting_for[stage.name] = missing or stage.inputs
+                if missing:
+                    request.open_branches -= 1
+                    if self.budget is not None:
+                        self.budget.joins(request, stage.name, before)
+                    return
+            serving = self.serving[stage.name]
+            if self._booked and before is not None and request.outcome is None:  # else another branch was dropped
+                self._check_request(request)
+            if len(serving) == 1:
+                target = serving[0]
+            else:
+                target = self.router(request, serving, self.now())
+                if self._booked and request.outcome is None:  # a router has seen it
+                    self._check_request(request)
+                if target is None:
+                    if self.dispatcher is not None:
+                        self.dispatcher.hold(request, stage, before, serving)
+                    return
         now = self.now()
-        serving = self.serving[stage.name]
-        if self._booked and before is not None and request.outcome is None:  # else another branch was dropped
-            self._check_request(request)
-        target = serving[0] if len(serving) == 1 else self.router(request, serving, now)
         task = target.task(request, now)
         if self.budget is not None:
             self.budget.begins(task, before)
@@ -317,6 +342,8 @@ class ServingLoop:
         if self._booked and self.entrance is None:
             self._stays.check(request, self.policies())
             self._stays.over(task)
+        if self.dispatcher is not None and not self.stopped:
+            self.dispatcher.freed(stage)
         jump = False
         after: Sequence[Stage] = stage.next
         if stage.branches and self.branching is not None:
@@ -333,7 +360,7 @@ class ServingLoop:
                 self.end(request, Outcome.DROPPED, f"not forwarded from {stage.name}")
                 return
             for following in after:
-                self._forward(request, following, task, jump)
+                self.forward(request, following, task, jump)
             return
         if self.budget is not None:
             self._check_request(request)
@@ -374,6 +401,12 @@ class ServingLoop:
                     worker = self.workers[task.worker[0]]
                     task.flight = worker.view.in_flight
                     worker.withdraw(task, now)
+        if self.dispatcher is not None:
+            self.dispatcher.forget(request)
+            if not self.stopped:
+                for task in request.tasks:
+                    if task.finished is None:
+                        self.dispatcher.freed(task.stage)
         if self.branching is not None:
             self.branching.forget(request)
         self._hear_end(request, now)

@@ -12,6 +12,7 @@ from typing import Any
 
 from .pipeline import Stage
 from .request import Place, Task
+from .routing import WorkerState
 
 
 class Repeat:
@@ -112,7 +113,9 @@ class WorkerView:
     *waiting* and *running* hold the tasks that the worker has admitted, in order of admission: those that have not
     begun this stage, and those that have and are not done. They are the loop's own queues, to be read in place.
     *in_flight* and *backlog* tell what the worker computes now and what was decided ahead of that. *limit* is the
-    largest batch that worker and device allow. *slo_factor* is the experiment's, where its SLO has one.
+    largest batch that worker and device allow. *slo_factor* is the experiment's, where its SLO has one. *peers* are
+    all workers of the system, this one included, as a router sees them (`servetwin.core.routing.WorkerState`); none
+    if it is the only one. What they say changes at any time: a `Repeat` must not rest on it.
 
     The loop and its policy have views of their own on the same; the policy's can only be read
     (`servetwin.core.invariants.read_only`).
@@ -125,6 +128,7 @@ class WorkerView:
         "in_flight",
         "limit",
         "name",
+        "peers",
         "running",
         "slo_factor",
         "stage",
@@ -150,6 +154,7 @@ class WorkerView:
         self.backlog: deque[Batch] = deque()
         self._estimate = estimate
         self._alone: dict[str, float] = {}  # module -> seconds at batch 1, once `solo` has been asked
+        self.peers: Sequence[WorkerState] = ()
 
     def estimate(self, module: str, batch: int) -> float:
         """Seconds that *module* takes for a batch of that size (one iteration of a loop), by the scheduler's profile.

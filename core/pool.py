@@ -20,6 +20,7 @@ from .worker import UNASKED, Loop, Worker
 class Pool(Worker):
     """Serves one stage without a loop, with *threads* calls at a time. Raises `BadInput` if it cannot."""
 
+    kind = "pool"
     policy: Policy
 
     def __init__(
@@ -42,6 +43,10 @@ class Pool(Worker):
             raise BadInput(f"policy {type(policy).__name__} cannot serve a pool of threads", right="fcfs")
         self.threads = threads
         self.free = list(range(threads))  # a heap
+
+    @property
+    def most(self) -> int:
+        return self.threads
 
     def attach(self, loop: Loop) -> None:
         super().attach(loop)

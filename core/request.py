@@ -179,6 +179,10 @@ class Task:
         """What it has been served here: the iterations that were run for it; at an LLM stage, tokens."""
         return self._ran()
 
+    def runs_in(self, batch: Flight | None) -> bool:
+        """Whether it has run in all iterations of *batch*, which is in flight."""
+        return batch is not None and self in batch.tasks
+
     def _ran(self) -> int:
         """What it has run so far; of a batch in flight, the iterations that are over (see `Batch.count`)."""
         done, batch = self.iterations - self.left, self.flight

@@ -1,47 +1,142 @@
-"""Which of several workers of a stage a request goes to.
+"""Which of several workers of a stage a request goes to: what a router sees and says.
 
-A router is asked once per request and stage, when the request arrives there, and only where there is a choice. The
-routers themselves are in `servetwin.policies.routing`. Whatever the router, a request stays on the device that it was
-on if a worker there serves its next stage (`Affine`).
+A `Router` is asked once per request and stage, and only where there is a choice. It names a worker when the request
+arrives, or leaves the request in the stage's central queue until a worker has room (late binding). Routers that come
+along are in `servetwin.policies.routing`; `servetwin.core.dispatch` asks them, in simulation and on real backends
+alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
+from .pipeline import Stage
 from .request import Request
-from .worker import Worker
-
-Router = Callable[[Request, "Sequence[Worker]", float], "Worker"]
 
 
-class ByStage:
-    """Asks another router for some stages."""
+class Counts(NamedTuple):
+    """How many requests are at a worker: *waiting* in its queue, *on_wire* (sent to it and not there yet), *running*;
+    *kv_use* is the share of its KV blocks that are taken, from 0 to 1 (0 if it is no engine)."""
 
-    def __init__(self, usual: Router, others: Mapping[str, Router]) -> None:
-        self.usual = usual
-        self.others = others
-
-    def __call__(self, request: Request, workers: Sequence[Worker], now: float) -> Worker:
-        return self.others.get(workers[0].stage.name, self.usual)(request, workers, now)
-
-
-class Affine:
-    """Keeps a request on its device where that serves the next stage; asks *choose* about the rest."""
-
-    def __init__(self, choose: Router) -> None:
-        self.choose = choose
-
-    def __call__(self, request: Request, workers: Sequence[Worker], now: float) -> Worker:
-        if request.tasks:
-            last = request.tasks[-1].worker
-            here = [w for w in workers if last is not None and w.device == last.device]
-            if len(here) == 1:
-                return here[0]
-            workers = here or workers
-        return self.choose(request, workers, now)
+    waiting: int
+    on_wire: int
+    running: int
+    kv_use: float
 
 
-def first_worker(request: Request, workers: Sequence[Worker], now: float) -> Worker:
+class Job(NamedTuple):
+    """A request at a worker: the *seconds* that it still takes alone, here and later, and its *deadline*."""
+
+    seconds: float
+    deadline: float
+
+
+class WorkerState:
+    """What a router may see of a worker, and a policy of its peers. It can only be read, and leads nowhere.
+
+    *kind* is "batch" (one batch in flight), "engine" (of a language model) or "pool" (of threads), *limit* the most
+    requests that run at once. ``alone(request)`` gives the seconds that a request would take here and later if it
+    were served alone, ``estimate(module, batch)`` those that the profile says a batch takes (of an engine: a decode
+    step). With a `Router` that sees stale states, counts and jobs are up to that old.
+    """
+
+    __slots__ = ("alone", "counts", "device", "estimate", "jobs", "kind", "limit", "name", "stage")
+
+    name: str
+    device: str
+    stage: Stage
+    kind: Literal["batch", "engine", "pool"]
+    limit: int
+    alone: Callable[[Request], float]
+    estimate: Callable[[str, int], float]
+    counts: Callable[[], Counts]
+    #: Those that run, wait, and are on the wire, in that order.
+    jobs: Callable[[], Sequence[Job]]
+
+    def __init__(self, **said: Any) -> None:
+        for name in WorkerState.__slots__:
+            object.__setattr__(self, name, said[name])
+
+    @property
+    def waiting(self) -> int:
+        """Requests in its queue."""
+        return self.counts().waiting
+
+    @property
+    def on_wire(self) -> int:
+        """Requests that were sent to it and are not there yet."""
+        return self.counts().on_wire
+
+    @property
+    def running(self) -> int:
+        """Requests that have begun here and are not done."""
+        return self.counts().running
+
+    @property
+    def kv_use(self) -> float:
+        """The share of its KV blocks that are taken, from 0 to 1; 0 if it is no engine."""
+        return self.counts().kv_use
+
+    @property
+    def queue(self) -> int:
+        """Requests that have not begun here: waiting, or on the wire."""
+        counts = self.counts()
+        return counts.waiting + counts.on_wire
+
+    @property
+    def present(self) -> int:
+        """All requests that are here, or on the wire."""
+        counts = self.counts()
+        return counts.waiting + counts.on_wire + counts.running
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{name} of a worker is not a router's to set")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{name} of a worker is not a router's to delete")
+
+    def __repr__(self) -> str:
+        return f"<WorkerState of {self.name} on {self.device}>"
+
+
+class Router:
+    """Chooses among the workers of a stage. One object serves one system; its parameters come by keyword.
+
+    A subclass gives `route`; or leaves it, for a central queue, and may give `bind`. It has no clock and no files of
+    its own, and what it draws at random comes from the seed that `start` is given.
+    """
+
+    #: What it is called in messages.
+    CALLED = "router"
+    #: Of a router with a central queue: how many requests a worker may have and still has room for one more; None:
+    #: as many as may run there at once.
+    depth: int | None = None
+
+    def start(self, workers: Sequence[WorkerState], seed: int) -> None:
+        """Look at all workers of the system once, before anything arrives. *seed* is the experiment's."""
+
+    def route(self, request: Request, workers: Sequence[WorkerState], now: float) -> WorkerState | None:
+        """The one of *workers*, which all serve the same stage, that *request* goes to; None: it waits in the stage's
+        central queue."""
+        return None
+
+    def bind(
+        self, queue: Sequence[Request], workers: Sequence[WorkerState], now: float
+    ) -> tuple[Request, WorkerState] | None:
+        """Which request of the central *queue* goes to which of *workers*, those that have room; asked again until
+        either is empty, or the answer is None. By default who has waited longest goes where the fewest are, those
+        with equally many by turns."""
+        turn, many = self._turns(), len(workers)
+        place = min(range(many), key=lambda i: (workers[i].present, (i - turn) % many))
+        return queue[0], workers[place]
+
+    def _turns(self) -> int:
+        turn: int = getattr(self, "_turn", -1) + 1
+        self._turn = turn
+        return turn
+
+
+def first_worker(request: Request, workers: Sequence[Any], now: float) -> Any:
     """The router of a system without replicas."""
     return workers[0]

@@ -28,6 +28,7 @@ from .pipeline import Stage
 from .policy import Decision, PolicyBase, WorkerView
 from .records import Recorder
 from .request import Outcome, Place, Request, Task
+from .routing import WorkerState
 
 Intake = Literal["before", "after"]
 NEVER = float("inf")
@@ -93,8 +94,8 @@ class Loop(Protocol):
     def outputs_of(self, request: Request) -> Any:
         """The true output lengths of *request*, which no policy may see, or None."""
 
-    def policies(self) -> list[PolicyBase]:
-        """Those of all workers."""
+    def policies(self) -> list[Any]:
+        """Those of all workers, and the routers."""
 
 
 class Worker:
@@ -106,6 +107,8 @@ class Worker:
 
     #: What its policy answers.
     answer: type[Decision] = Decision
+    #: Of which kind it is, as routers and other policies are told.
+    kind: Literal["batch", "engine", "pool"] = "batch"
     policy: PolicyBase
     view: WorkerView
 
@@ -131,6 +134,16 @@ class Worker:
         self.deciding = False
         self.called = False  # it is to decide when all that happens at this instant has
         self.run: Callable[[Any, Any], None] = self._run_first  # runs a batch, and calls who is given when it is done
+
+    @property
+    def most(self) -> int:
+        """How many requests run here at once at most."""
+        return self.view.limit
+
+    @property
+    def kv_use(self) -> float:
+        """The share of its KV blocks that are taken, from 0 to 1; 0 if it has none."""
+        return 0.0
 
     # -- what the loop asks of it ---------------------------------------------------------------------------
 
@@ -178,8 +191,9 @@ class Worker:
 
     # -- what its policy may see and say --------------------------------------------------------------------
 
-    def show(self, kept: bool) -> None:
-        """Make what its policy will see; with books of its tasks if they are to be *kept*."""
+    def show(self, kept: bool, peers: Sequence[WorkerState] = ()) -> None:
+        """Make what its policy will see, *peers* included; with books of its tasks if they are to be *kept*."""
+        self.view.peers = peers
         self.books = Books(self) if kept else None
         self.shown = closed(self.view, hide=kept)
 

@@ -242,12 +242,7 @@ JOINS = CostName(
 LEAVES = CostName("<loop>.leaves", "seconds", _TABLE, "likewise if so many leave", _LOOP, _CROWD)
 PAUSES = CostName("<loop>.pauses", "seconds", _TABLE, "pause if so many leave, in all", _LOOP, _CROWD)
 COLD = CostName(
-    "<loop>.cold",
-    "seconds",
-    ("by_batch", "value"),
-    "what iterations after an idle period take longer",
-    _LOOP,
-    "iterations since the spell",
+    "<loop>.cold", "seconds", ("by_batch", "value"), "extra time after an idle period", _LOOP, "iterations since then"
 )
 COLD_LONG = CostName(
     "<loop>.cold_long", "seconds", ("by_batch", "value"), "likewise after a long period", _LOOP, COLD.by
@@ -425,12 +420,7 @@ LAUNCH_BACK = CostName(
     needs=("step.launch.back_token",),
 )
 LAUNCH_BACK_TOKEN = CostName(
-    "step.launch.back_token",
-    "seconds",
-    _VALUE,
-    "and for each token of context of such a sequence",
-    _ENGINE,
-    needs=("step.launch.back",),
+    "step.launch.back_token", "seconds", _VALUE, "and per token of its context", _ENGINE, needs=(LAUNCH_BACK.pattern,)
 )
 HOST_PACE = CostName(
     "host.pace",

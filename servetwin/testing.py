@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from servetwin.core.testing import (
     Bar,
     ContractBroken,
+    DecisionLog,
     EngineStep,
     FakeEngine,
     FakeWorker,
@@ -18,6 +19,7 @@ from servetwin.core.testing import (
     assert_policy_contract,
     engine_view,
     play,
+    record,
     worker_view,
 )
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Bar",
     "ContractBroken",
+    "DecisionLog",
     "EngineStep",
     "FakeEngine",
     "FakeWorker",
@@ -41,6 +44,7 @@ __all__ = [
     "assert_policy_contract",
     "engine_view",
     "play",
+    "record",
     "run_under_invariants",
     "worker_view",
 ]

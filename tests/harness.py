@@ -19,11 +19,13 @@ from servetwin.core import (
     Request,
     ServingLoop,
     Stage,
+    Worker,
     WorkerView,
 )
 from servetwin.core.branching import Branching
 from servetwin.core.budget import Budget
 from servetwin.core.client import play
+from servetwin.core.dispatch import Dispatcher
 from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.pool import Pool
 from servetwin.core.routing import first_worker
@@ -80,7 +82,7 @@ def simulate(
     estimate: Callable[[str, int], float] | None = None,
     slo_factor: float | None = 3.0,
     recorder: Recorder | None = None,
-    router=first_worker,
+    router: Callable[[Sequence[Worker]], Dispatcher] | None = None,
     stop_at: float | None = None,
     most_events: int = 20_000,
     budget: Callable[[Sequence[Stage]], Budget] | None = None,
@@ -116,7 +118,7 @@ def simulate(
         workers,
         sim,
         checker,
-        router=router,
+        router=router(workers) if router is not None else first_worker,
         budget=budget(order) if budget else None,
         branching=Branching(order, seed) if any(s.branches for s in order) else None,
     )

@@ -64,7 +64,7 @@ def named(policy: object, line: tuple[str, int] | None = None, method: str = "de
         else:
             line = next(((name, 1) for name in sorted(files_of(inner))), None)
     at = f" ({os.path.basename(line[0])}:{line[1]})" if line is not None else ""
-    return f"policy {type(inner).__name__}{at}"
+    return f"{getattr(type(inner), 'CALLED', 'policy')} {type(inner).__name__}{at}"
 
 
 def raised_at(policies: Iterable[object], error: BaseException) -> tuple[object, str, int, str] | None:

@@ -113,7 +113,7 @@ class ClosedTokenView(_Closed, TokenView):  # type: ignore[misc, override]
     last_step = _Fixed("last_step")  # type: ignore[assignment]
 
 
-_SAME = ("limit", "name", "slo_factor", "stage")
+_SAME = ("limit", "name", "peers", "slo_factor", "stage")
 _SAME_TOKENS = ("block_size", "blocks", "max_batched_tokens", "max_sequences", "watermark", "whole_prompt")
 
 

@@ -71,6 +71,7 @@ class LLMWorker(Worker):
     """
 
     answer = Step
+    kind = "engine"
     policy: TokenPolicy
     view: TokenView
 
@@ -79,3 +80,8 @@ class LLMWorker(Worker):
     ) -> None:
         super().__init__(stage, policy, view, device=device)
         self.host = host
+
+    @property
+    def kv_use(self) -> float:
+        view = self.view
+        return (view.blocks - view.free_blocks) / view.blocks

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import BadInput
 from ..pipeline import Stage
-from ..request import Outputs, Place, Request, Task
+from ..request import Flight, Outputs, Place, Request, Task
 
 
 @dataclass(frozen=True)
@@ -175,6 +175,9 @@ class TokenTask(Task):
         if self.token_times is None:
             raise BadInput("the times of single tokens were not kept", right="a recorder with wants_token_times")
         return self.token_times if self.finished is not None else self.token_times[:]  # which a policy may be shown
+
+    def runs_in(self, batch: Flight | None) -> bool:
+        return self.decoding
 
     def details(self, tokens: bool = True) -> dict[str, Any]:
         said: dict[str, Any] = {"arrival": self.arrival, "prompt": self.prompt, "limit": self.limit}

@@ -11,6 +11,8 @@ ServeTwin is installed (`servetwin.pytest_plugin`); `servetwin.testing` has whol
 `schedule`        what ran when in it, and that as text
 `contract`        `assert_policy_contract`: what every policy must keep to, and whether it does
 `scenarios`       what a policy is tried on for that
+`decision_log`    `record`, `DecisionLog`: what was decided, kept in a file, and asked again
+`strategies`      workloads, systems and policies for hypothesis (extra ``servetwin[test]``)
 `conduct`         what its code does while it is asked: clocks, randomness, files, state that objects share
 `promises`        whether what it said that it would say again is what it says
 ================  =============================================================================================
@@ -18,6 +20,7 @@ ServeTwin is installed (`servetwin.pytest_plugin`); `servetwin.testing` has whol
 
 from .by_hand import EngineStep, FakeEngine, FakeWorker, engine_view, worker_view
 from .contract import ContractBroken, assert_policy_contract
+from .decision_log import DecisionLog, record
 from .jobs import Job, Prompt
 from .schedule import Bar, Played
 from .timeline import System, play
@@ -25,6 +28,7 @@ from .timeline import System, play
 __all__ = [
     "Bar",
     "ContractBroken",
+    "DecisionLog",
     "EngineStep",
     "FakeEngine",
     "FakeWorker",
@@ -35,5 +39,6 @@ __all__ = [
     "assert_policy_contract",
     "engine_view",
     "play",
+    "record",
     "worker_view",
 ]

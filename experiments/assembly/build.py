@@ -35,7 +35,7 @@ from servetwin.core.slo import ClassSLO
 
 from ..provenance.file_digests import code_digest
 from ..provenance.policy_code import as_loaded, load_again
-from ..spec import policy_registry, yaml_io
+from ..spec import policy_registry, router_registry, yaml_io
 from ..spec.device_profiles import load_profiles, not_measured
 from ..spec.experiment import Experiment, FixedSLO, RelativeSLO
 from ..spec.policy_errors import policies_answer
@@ -63,7 +63,7 @@ class Run:
         """Serve all requests, in simulated time; *columns* is as in `servetwin.sim.llm.columns.play`."""
         from servetwin.sim.llm.columns import play
 
-        with policies_answer([worker.policy for worker in self.loop.workers]):
+        with policies_answer(self.loop.policies()):
             source = self.source if self.experiment.system.stop_after is None else self._source_then_stop()
             look_over, close_books = self.loop.look_over, self.loop.close_books  # before any policy could change them
             try:
@@ -318,6 +318,7 @@ def describe(experiment: Experiment) -> dict[str, Any]:
         "seed": experiment.seed,
         "profiles": {p.name: p.digest for p in profiles.values()},
         "policies": {n: policy_registry.code_digest(n) for n in policies_used(experiment)},
+        **({"routers": routers} if (routers := routers_of_users(experiment)) else {}),
         "policy_files": {n: files for n in policies_used(experiment) if (files := policy_registry.files_of(n))},
         **({"policy_texts": texts} if texts else {}),
         "code": code_digest(),
@@ -342,3 +343,10 @@ def own_version() -> str:
 def policies_used(experiment: Experiment) -> list[str]:
     """The names of all policies of *experiment*."""
     return list(dict.fromkeys(policy.name for policy in (experiment.policy, *experiment.policies)))
+
+
+def routers_of_users(experiment: Experiment) -> dict[str, str]:
+    """Hashes of the code of the routers that do not come with ServeTwin, by name."""
+    names = dict.fromkeys(spec.name for spec in experiment.deployment.routings.values())
+    codes = {name: router_registry.code_of(name) for name in names}
+    return {name: code.digest() for name, code in codes.items() if not code.ours}

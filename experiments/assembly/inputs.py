@@ -16,7 +16,7 @@ from ..spec.device_profiles import load_profiles
 from ..spec.experiment import Experiment
 from ..spec.llm import ListedTokens
 from ..workload.requests import read_trace
-from .build import policies_used
+from .build import policies_used, routers_of_users
 
 #: A hash by the name of each part.
 Inputs = dict[str, str]
@@ -30,6 +30,7 @@ def inputs_of(experiment: Experiment, before: Inputs | None = None) -> Inputs:
     found = {"experiment": before["experiment"] if before is not None else experiment.digest()}
     found |= {f"the profile {name}": digest for name, digest in _profiles(experiment).items()}
     found |= {f"the policy {name}": policy_registry.code_digest(name) for name in policies_used(experiment)}
+    found |= {f"the router {name}": digest for name, digest in routers_of_users(experiment).items()}
     if trace is not None:
         found[f"the trace {trace.where}"] = file_digest(trace.path)
     for lengths in experiment.workload.lengths.values():

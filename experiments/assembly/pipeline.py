@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from servetwin.core import BadInput, Edge, Module, Pipeline, Policy, Request, Stage, Task
 from servetwin.core.branching import Branching
 from servetwin.core.budget import Alone, Budget, equal, fixed, proportional
+from servetwin.core.dispatch import Dispatcher
 from servetwin.core.llm import Follows, TokenDeadlines, TokenRequest
 from servetwin.core.llm.slo import StageDeadlines
 from servetwin.core.pool import Pool
-from servetwin.policies.routing import router
 
+from ..spec import router_registry
 from ..spec.experiment import Experiment, ListedCalls, LognormalCalls, PipelineSpec, WorkerSpec
 from ..workload.lengths import largest
 from .llm_workers import deadlines_of
@@ -43,9 +44,11 @@ def wiring(
     """What a `ServingLoop` of *stages* and *workers* takes besides: the router of requests among the workers of a
     stage, the budgets of the stages, and the path of each request where the pipeline branches."""
     plan, branches = experiment.deployment, experiment.pipeline.branches
-    others = {s.name: plan.routers[s.modules[0]] for s in stages if s.modules[0] in plan.routers}
+    routers = {path: (router_registry.make(r.name, r.params), r.stale) for path, r in plan.routings.items()}
+    others = {s.name: routers[path][0] for s in stages if (path := ("routers", s.modules[0])) in routers}
+    usual, stale = routers["router",][0], dict(routers.values())
     return {
-        "router": router(plan.router, workers, others),
+        "router": Dispatcher(workers, usual, others, stale=stale, seed=experiment.seed),
         "budget": make_budget(experiment, stages, profiles) if experiment.budget.used else None,
         "branching": Branching(stages, experiment.seed) if branches else None,
     }

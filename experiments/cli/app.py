@@ -521,10 +521,18 @@ app.command("import")(import_profile)
 
 
 @app.command()
-def policies() -> None:
-    """List the policies known by name, with their parameters."""
+def policies(
+    name: Annotated[
+        str | None, typer.Argument(help="One of them, my_policy.py, or package.module:Class: what it does and takes.")
+    ] = None,
+) -> None:
+    """List the policies known by name; or tell what one does, and its parameters."""
+    from ..spec.policy_docs import page
     from ..spec.policy_registry import describe, policy_names
 
+    if name is not None:
+        typer.echo("\n".join(page(name)))
+        return
     lines = _table(("policy", "left"), ("", "left"))
     for name in policy_names():
         text, params = describe(name)

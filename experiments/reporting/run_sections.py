@@ -178,13 +178,14 @@ def tables(runs: Sequence[Run]) -> list[Table]:
         for worker, own in run.summary["workers"].items()
     ]
     skip = 1 if len(runs) == 1 else 0
-    return [
+    found = [
         Table(["", *(run.name for run in runs)], first, "Requests"),
         Table(["run", "", "mean", "p50", "p90", "p99"][skip:], [row[skip:] for row in second], "Latencies"),
         Table(
             ["run", "worker", "iterations", "mean size", "largest"][skip:], [row[skip:] for row in third], "Batches"
         ),
     ]
+    return [table for table in found if table.rows]
 
 
 def _latency_rows(run: Run) -> list[list[str]]:

@@ -219,12 +219,20 @@ def sections(grid: Grid, styles: Styles, target: float) -> list[Section]:
         styles.of(name)
     found = [Section("Who serves most", [*ranking_table(grid), *holding_table(grid, target)])]
     for number_of, axis in enumerate(grid.axes):
-        parts: list[Part] = []
+        parts: list[Plots] = []
         for column, title, label, share, scale in (*MAIN, *(MORE if number_of == 0 else ())):
             parts += curves(grid, axis, column, title, label, styles, share=share, scale=scale)
         if parts:
-            found.append(Section(f"Over the {AXES.get(axis, axis).partition(',')[0]}", parts))
+            found.append(Section(f"Over the {AXES.get(axis, axis).partition(',')[0]}", together(parts)))
     return found
+
+
+def together(parts: Sequence[Plots]) -> list[Plots]:
+    """The *parts* in one, where each has one figure."""
+    if any(len(part.plots) > 1 for part in parts) or not parts:
+        return [*parts]
+    legend = dict(line for part in parts for line in part.lines)
+    return [Plots([plot for part in parts for plot in part.plots], [*legend.items()], shown=8, more="more figures")]
 
 
 def ranking_table(grid: Grid) -> list[Part]:
@@ -262,7 +270,7 @@ def holding_table(grid: Grid, target: float) -> list[Part]:
 
 def curves(
     grid: Grid, axis: str, column: str, title: str, label: str, styles: Styles, *, share: bool, scale: float
-) -> list[Part]:
+) -> list[Plots]:
     """A figure of *column*, times *scale*, over *axis* for each setting of the rest; nothing if the table has no such
     column."""
     if all(number_in(row.get(column)) is None for row in grid.rows):

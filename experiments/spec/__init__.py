@@ -7,6 +7,8 @@
 `variants`          named deployments, and variants of the whole
 `catalog`           names of what comes with ServeTwin, and what a user may have meant
 `policy_registry`   finding a policy by name, file or import path; checking its parameters
+`policy_docs`       what ``servetwin policies NAME`` tells of one
+`router_registry`   the same of routers
 `policy_objects`    policies that a program gives as classes or functions
 `remote_policies`   policies that are made in another process
 `device_profiles`   the profile of each device that a file names

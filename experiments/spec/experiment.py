@@ -356,7 +356,22 @@ class WorkerSpec(Strict):
     scripts: ScriptsSpec | None = None
 
 
-RouterName = Literal["round_robin", "least_loaded", "least_violating"]
+class RouterSpec(Strict):
+    """A router by name, entry point, ``package.module:Class`` or file, and its parameters. What it sees of workers is
+    up to *stale* seconds old."""
+
+    name: str
+    params: dict[str, Any] = Field(default_factory=dict)
+    stale: NotNegative = 0.0
+
+
+def _kind_of_router(value: Any) -> str:
+    return "mapping" if isinstance(value, dict | RouterSpec) else "name"
+
+
+Routing = Annotated[
+    Annotated[str, Tag("name")] | Annotated[RouterSpec, Tag("mapping")], Discriminator(_kind_of_router)
+]
 
 
 class Deployment(Strict):
@@ -364,9 +379,9 @@ class Deployment(Strict):
 
     *name* is which of a file's named ``deployments`` this is; with ", changed" if something was set besides.
 
-    Several workers may serve the same modules: *router* says how requests are shared out among them (see
-    `servetwin.core.routing`), *routers* says so for single modules. *replicas* repeats the whole deployment, each
-    time on devices of its own.
+    Several workers may serve the same modules: *router* says how requests are shared out among them (a name, a file,
+    or a mapping; docs/guides/routing.md), *routers* says so for single modules. *replicas* repeats the whole
+    deployment, each time on devices of its own.
     """
 
     name: str | None = None
@@ -374,8 +389,15 @@ class Deployment(Strict):
     workers: Annotated[list[WorkerSpec], Field(min_length=1)]
     estimates: Kind = "scheduler"
     replicas: Count = 1
-    router: RouterName = "least_loaded"
-    routers: dict[str, RouterName] = Field(default_factory=dict)
+    router: Routing = "least_loaded"
+    routers: dict[str, Routing] = Field(default_factory=dict)
+
+    @property
+    def routings(self) -> dict[tuple[str, ...], RouterSpec]:
+        """The routers that it names, by where they stand in it."""
+        said: dict[tuple[str, ...], Routing] = {("router",): self.router}
+        said |= {("routers", module): own for module, own in self.routers.items()}
+        return {path: RouterSpec(name=r) if isinstance(r, str) else r for path, r in said.items()}
 
     @property
     def repeated(self) -> bool:

@@ -21,7 +21,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from servetwin.core import BadInput
 
-from . import policy_registry, yaml_io
+from . import policy_registry, router_registry, yaml_io
 from .catalog import WORKLOADS, closest, suggest, workload_names
 from .experiment import (
     Arrivals,
@@ -32,6 +32,8 @@ from .experiment import (
     Misfit,
     PolicySpec,
     RelativeSLO,
+    RouterSpec,
+    Routing,
     Steps,
     Trace,
     WorkerSpec,
@@ -140,6 +142,10 @@ _PATHS: dict[tuple[str, ...], Callable[[str, Path], str]] = {
     ("workload", "arrivals", "file"): _path,
     ("workload", "trace", "file"): _path,
     ("deployment", "devices", "*"): _profile_path,
+    ("deployment", "router"): _policy_path,
+    ("deployment", "router", "name"): _policy_path,
+    ("deployment", "routers", "*"): _policy_path,
+    ("deployment", "routers", "*", "name"): _policy_path,
     ("deployment", "workers", "*", "policy", "name"): _policy_path,
     ("deployment", "workers", "*", "scripts", "folder"): _path,
 }
@@ -174,6 +180,8 @@ def _kinds() -> dict[tuple[str, ...], tuple[str, dict[str, type[BaseModel]]]]:
 
     return {
         ("policy",): ("name", {}),
+        ("deployment", "router"): ("name", {}),
+        ("deployment", "routers", "*"): ("name", {}),
         ("workload", "arrivals"): ("process", by_tag(Arrivals, "process")),
         ("workload", "steps", "*"): ("draw", by_tag(Steps, "draw")),
         ("deployment", "workers", "*", "calls"): ("time", by_tag(Calls, "time")),
@@ -370,7 +378,7 @@ def load(
     if given:
         tree = experiment.as_dict()
         tree["workload"].setdefault("trace", None)  # left out where there is none
-        for load_of in (tree["workload"], *tree["workload"].get("classes", {}).values()):
+        for load_of in (tree["workload"], *tree["workload"].setdefault("classes", {}).values()):
             for lengths in load_of["lengths"].values():
                 lengths.setdefault("predict", None)  # likewise
         for path, value, shown in given:
@@ -436,8 +444,20 @@ def _with_all_parameters(experiment: Experiment) -> Experiment:
             what = f"{error.where}: {error.what}" if error.where else error.what
             raise Misfit((*path, "name"), what, error.right) from None
         full.append(spec)
+    routers: dict[tuple[str, ...], Routing] = {}
+    for place, router in experiment.deployment.routings.items():
+        at: Key = ("deployment", *place)
+        try:
+            params = router_registry.complete(router.name, router.params)
+        except policy_registry.WrongParameter as error:
+            raise Misfit((*at, "params", error.parameter), error.what, error.right) from None
+        except BadInput as error:
+            raise Misfit(at, f"{error.where}: {error.what}" if error.where else error.what, error.right) from None
+        plain = not params and not router.stale  # then the name alone says it
+        routers[place] = router.name if plain else RouterSpec(name=router.name, params=params, stale=router.stale)
+    routing = {"router": routers.pop(("router",)), "routers": {place[1]: own for place, own in routers.items()}}
     served = [worker.model_copy(update={"policy": own}) for worker, own in zip(workers, full[1:], strict=True)]
-    deployment = experiment.deployment.model_copy(update={"workers": served})
+    deployment = experiment.deployment.model_copy(update={"workers": served, **routing})
     return experiment.model_copy(update={"policy": full[0], "deployment": deployment})
 
 

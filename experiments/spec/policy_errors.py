@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from servetwin.core import BadInput, Request, ServeTwinError, Task
 from servetwin.core.errors import PolicyFault, Stopped
@@ -18,7 +19,7 @@ from servetwin.profiles.llm.step_table import BEYOND
 
 
 @contextmanager
-def policies_answer(policies: Sequence[PolicyBase]) -> Iterator[None]:
+def policies_answer(policies: Sequence[Any]) -> Iterator[None]:
     """Turn an error that *policies* raise, or that an answer of theirs causes, into a `ServeTwinError`; any other
     passes as it is, since it is a fault of ServeTwin. So does what a signal raises while a policy is asked."""
     inner = [own(policy) for policy in policies]
@@ -51,7 +52,7 @@ def policies_answer(policies: Sequence[PolicyBase]) -> Iterator[None]:
 
 
 @contextmanager
-def policy_is_made(kind: type[PolicyBase]) -> Iterator[None]:
+def policy_is_made(kind: type[Any]) -> Iterator[None]:
     """Likewise, of an error that the making of a policy of this class raises. (What is wrong with its parameters it
     may say itself.)"""
     try:

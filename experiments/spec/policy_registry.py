@@ -81,12 +81,14 @@ def code_of(name: str) -> policy_code.Code:
     if place.endswith(".py"):
         path = Path(place).resolve()
         return policy_code.code_of(
-            "file", str(path), attribute, lambda: _policy_in(_load_file(path), attribute, place)
+            "file", str(path), attribute, lambda: _policy_in(load_policy_file(path), attribute, place)
         )
     if attribute:
-        return policy_code.code_of("module", place, attribute, lambda: _policy_in(_import(place), attribute, place))
+        return policy_code.code_of(
+            "module", place, attribute, lambda: _policy_in(import_policy_module(place), attribute, place)
+        )
     module, inner = _known(name)
-    return policy_code.code_of("module", module, inner, lambda: _policy_in(_import(module), inner, name))
+    return policy_code.code_of("module", module, inner, lambda: _policy_in(import_policy_module(module), inner, name))
 
 
 @cache
@@ -103,7 +105,8 @@ def _right(name: str) -> str:
     return f"{suggest(name, policy_names())}; or a file, my_policy.py; or package.module:Class"
 
 
-def _import(module: str) -> ModuleType:
+def import_policy_module(module: str) -> ModuleType:
+    """The module of that name, of a policy or a router. Raises `BadInput` if it cannot be imported."""
     if module.startswith("servetwin."):
         return importlib.import_module(module)
     longest()
@@ -126,7 +129,8 @@ def _unless_stopped(error: BaseException) -> None:
         raise error
 
 
-def _load_file(path: Path) -> ModuleType:
+def load_policy_file(path: Path) -> ModuleType:
+    """The module that the file *path* of a policy or a router defines. Raises `BadInput` if it cannot be loaded."""
     if not path.is_file():
         raise BadInput("there is no such policy file", where=str(path))
     longest()  # what is wrong with that is no fault of the file
@@ -170,7 +174,7 @@ def _policy_in(module: ModuleType, attribute: str, where: str) -> type[Policy | 
     return here[0]
 
 
-def _parameters(policy: type[Policy | TokenPolicy]) -> dict[str, tuple[Any, inspect.Parameter]]:
+def _parameters(policy: type[Any]) -> dict[str, tuple[Any, inspect.Parameter]]:
     """Name -> (type, parameter) of what the policy's constructor takes."""
     if policy.__init__ is object.__init__:
         return {}
@@ -183,7 +187,7 @@ def _parameters(policy: type[Policy | TokenPolicy]) -> dict[str, tuple[Any, insp
     return {p.name: (hints.get(p.name, Any), p) for p in plain}
 
 
-def defaults(policy: type[Policy | TokenPolicy]) -> dict[str, Any]:
+def defaults(policy: type[Any]) -> dict[str, Any]:
     """The policy's parameters that may be left out, with their values then."""
     given = {n: p.default for n, (_, p) in _parameters(policy).items() if p.default is not p.empty}
     return {name: value for name, value in given.items() if _plain(value)}
@@ -206,8 +210,9 @@ class WrongParameter(BadInput):
         super().__init__(what, right=right)
 
 
-def complete(policy: type[Policy | TokenPolicy], params: Mapping[str, Any]) -> dict[str, Any]:
-    """*params* with the defaults filled in, in the order of the constructor; raises `WrongParameter`."""
+def complete(policy: type[Any], params: Mapping[str, Any], what: str = "policy") -> dict[str, Any]:
+    """*params* of *what* it is with the defaults filled in, in the order of the constructor; raises
+    `WrongParameter`."""
     known = _parameters(policy)
     for name, value in params.items():
         if name not in known:
@@ -215,16 +220,16 @@ def complete(policy: type[Policy | TokenPolicy], params: Mapping[str, Any]) -> d
             if option is not None:
                 raise WrongParameter(name, *option)
             right = suggest(name, known) if known else "no parameters"
-            raise WrongParameter(name, f"policy {policy.__name__} takes no parameter {name!r}", right)
+            raise WrongParameter(name, f"{what} {policy.__name__} takes no parameter {name!r}", right)
         _check_type(name, value, known[name][0])
     full = {**defaults(policy), **params}
     for name, (_, parameter) in known.items():
         if name not in full and parameter.default is parameter.empty:
-            raise WrongParameter(name, f"policy {policy.__name__} needs the parameter {name!r}", f"{name}: ...")
+            raise WrongParameter(name, f"{what} {policy.__name__} needs the parameter {name!r}", f"{name}: ...")
     return {name: full[name] for name in known if name in full}
 
 
-def try_out(policy: type[PolicyBase], params: Mapping[str, Any]) -> None:
+def try_out(policy: type[Any], params: Mapping[str, Any]) -> None:
     """Make a policy of ours, so that it can say what is wrong with its parameters. Raises `WrongParameter`."""
     if not comes_along(policy):
         return
@@ -372,7 +377,11 @@ def files_of(name: str) -> dict[str, str]:
 
 def describe(name: str) -> tuple[str, dict[str, str]]:
     """The first line of the policy's documentation, and its parameters with type and default."""
-    policy = find_policy(name)
+    return describe_class(find_policy(name))
+
+
+def describe_class(policy: type[Any]) -> tuple[str, dict[str, str]]:
+    """Likewise, of a class."""
     text = inspect.getdoc(sys.modules[policy.__module__]) or inspect.getdoc(policy) or ""
     params = {}
     for parameter, (hint, p) in _parameters(policy).items():

@@ -23,7 +23,7 @@ from ..assembly.inputs import Inputs, difference, inputs_of
 from ..provenance import policy_code, policy_imports
 from ..provenance.file_digests import code_changed, combined
 from ..provenance.stored_rows import Kept
-from ..spec import policy_objects, policy_registry
+from ..spec import policy_objects, policy_registry, router_registry
 from ..spec.experiment import Experiment, RelativeSLO
 from ..spec.llm import TokenSLOSpec
 from . import cluster
@@ -178,6 +178,8 @@ def run_numbered(number: int, experiment: Experiment, point: Point | None = None
             since = len(policy_imports.loaded)
             row = (point or run_point)(experiment)
             codes = {name: policy_registry.code_of(name) for name in policies_used(experiment)}
+            named = {spec.name for spec in experiment.deployment.routings.values()}
+            codes |= {f"router {name}": router_registry.code_of(name) for name in sorted(named)}
             reads, changed = policy_code.settle(list(codes.values()), since)
             after = _inputs(experiment, point, before)
     except BadInput as error:

@@ -9,6 +9,7 @@
 `replay_chat`       runs of a language model under limits on ttft and tpot, with their own requests
 `replay_external`   runs that somebody else measured, by profiles of their tables
 `closed_loop`       clients that keep so many requests in flight, beside what others measured
+`scoreboard`        the tables of README.md and docs/reference/scoreboard.md: how far off the simulation is
 `run_settings`      what an experiment stands on beside its axes: what tells repeats from other runs
 `check_policy`      ``servetwin check``: a policy on short experiments, under all invariants
 `run_files`         what a run folder must hold; `recording_files`: what a recording must

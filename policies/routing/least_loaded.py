@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from servetwin.core import Request, Worker
-from servetwin.policies.routing.device_load import DeviceLoad
+from servetwin.core import Request
+from servetwin.core.routing import WorkerState
+
+from ._device_load import DeviceLoad
 
 
 class LeastLoaded(DeviceLoad):
     """The worker whose device should be done first."""
 
-    def weight(self, request: Request, worker: Worker, now: float) -> tuple[float, ...]:
-        alone = [seconds for seconds, _ in self.jobs(request, worker, now)]
+    def weight(self, request: Request, worker: WorkerState, now: float) -> tuple[float, ...]:
+        alone = [seconds for seconds, _ in self.jobs(request, worker)]
         return (sum(alone) * self.stretch(worker, len(alone)) / len(alone),)

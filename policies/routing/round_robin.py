@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from servetwin.core import Request, Worker
+from servetwin.core import Request
+from servetwin.core.routing import Router, WorkerState
 
 
-class RoundRobin:
+class RoundRobin(Router):
     """One worker after the other, for each stage by itself."""
 
-    def __init__(self, workers: Sequence[Worker] = ()) -> None:
+    def __init__(self) -> None:
         self.turns: dict[str, int] = {}
 
-    def __call__(self, request: Request, workers: Sequence[Worker], now: float) -> Worker:
+    def route(self, request: Request, workers: Sequence[WorkerState], now: float) -> WorkerState:
         stage = workers[0].stage.name
         turn = self.turns.get(stage, 0)
         self.turns[stage] = turn + 1

@@ -8,16 +8,16 @@ import pytest
 from engines import Linear, requests, view_of
 from servetwin.core import BatchWorker, Module, Pipeline, Request, ServingLoop, Worker, WorkerView
 from servetwin.core.client import play
+from servetwin.core.dispatch import Dispatcher
 from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.llm import EngineLimits, TokenView
 from servetwin.core.llm.worker import Host, TokenWorker
 from servetwin.core.pool import Pool
 from servetwin.experiments.assembly.build import build
-from servetwin.experiments.spec import loading
+from servetwin.experiments.spec import loading, router_registry
 from servetwin.policies.diffusion.edf import EDF
 from servetwin.policies.diffusion.fcfs import FCFS
 from servetwin.policies.llm.vllm import VLLM
-from servetwin.policies.routing import router
 from servetwin.sim import SimExecutor, TableTiming
 from servetwin.sim.llm.lane import TokenTiming
 from servetwin.sim.pool_lane import CallTimes
@@ -65,7 +65,9 @@ def test_a_burst_is_shared_out_evenly(kind: str, name: str, delay: float) -> Non
         calls={w.name: CallTimes(w.name, "constant", mean=1.0) for w in those},
     )
     checker = InvariantChecker()
-    loop = ServingLoop([those[0].stage], those, executor, checker, router=router(name, those))
+    loop = ServingLoop(
+        [those[0].stage], those, executor, checker, router=Dispatcher(those, router_registry.make(name, {}))
+    )
     checker.watch(loop)
     played = sent(kind, 3, 8)
     play(loop, iter(played))

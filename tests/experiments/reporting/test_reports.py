@@ -376,3 +376,37 @@ def test_requests_of_several_classes_are_told_apart(results: Path, tmp_path: Pat
     assert table(document, "By class and tenant").rows == [["tenant b|c", "20", "50.0 %", "1.25", "250 ms", "1.50 s"]]
     assert "Jain's index over tenants: 0.750 of attainments, 0.500 of service by weight" in text_of(document)
     assert "tenant b\\|c" in report.as_markdown([tmp_path / "a"])
+
+
+def test_many_runs_of_a_folder_are_a_grid_and_real_ones_are_laid_over(tmp_path: Path):
+    from servetwin.experiments.assembly import build
+    from servetwin.experiments.spec.loading import load
+
+    for policy in ("edf", "fcfs"):
+        for rate in (2.0, 4.0, 8.0):
+            keys = [("policy", policy), ("rate", rate), ("requests", 10)]
+            build.run(load("dit-s2-256-rtx4090", keys), tmp_path / "grid" / f"{policy}-{rate:g}")
+    only_simulated = report.document([tmp_path / "grid"])
+    assert dict(only_simulated.facts)["points"] == "6"
+    meta = tmp_path / "grid" / "edf-4" / "meta.json"
+    meta.write_text(json.dumps({**json.loads(meta.read_text()), "kind": "real"}))
+    document = report.document([tmp_path / "grid"])
+    (over,) = [s for s in document.sections if s.title == "Over the rate"]
+    (plots,) = over.parts  # one figure for each quantity, under one legend
+    assert plots.plots[0].title == "Attainment"
+    assert ("measured", "measured") in plots.lines
+    (points,) = [t for t in plots.plots[0].figure["data"] if t["mode"] == "markers"]
+    assert (points["name"], points["x"]) == ("edf", [4.0])
+    assert dict(document.facts)["measured points"] == "1"
+
+
+def test_a_run_in_which_nothing_was_served(tmp_path: Path):
+    from servetwin.experiments.assembly import build
+    from servetwin.experiments.spec.loading import load
+
+    keys = [("policy", "clockwork"), ("slo", 0.5), ("requests", 10)]
+    build.run(load("dit-s2-256-rtx4090", keys), tmp_path / "none")
+    document = report.document([tmp_path / "none"])
+    assert document.answer == "0 of 10 requests (0.0 %), a goodput of 0 requests/s; 0 late, 10 dropped, 0 failed."
+    assert dict(document.facts)["latency p99"] == "–"
+    assert all(t.rows for t in parts(document, Table))

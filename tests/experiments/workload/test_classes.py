@@ -177,6 +177,15 @@ def test_predictions_can_be_set_by_their_key() -> None:
     said = load("opt-13b-a6000", [("workload.lengths.llm.predict", {"model": "noisy", "sigma": 0.5})])
     assert said.workload.lengths["llm"].predict is not None
     assert said.workload.lengths["llm"].predict.model == "noisy"
+    assert load("opt-13b-a6000", [("rate", 2.0)]).digest() != said.digest()
+
+
+def test_classes_can_be_set_where_there_are_none() -> None:
+    classes = {"fast": {"share": 1.0, "tenant": "a"}}
+    experiment = load("opt-13b-a6000", [("workload.draws", "seeded"), ("workload.classes", classes)])
+    assert {r.tenant for r in sent(experiment)} == {"a"}
+    same = load("opt-13b-a6000", [("workload.requests", load("opt-13b-a6000").workload.requests)])
+    assert same.digest() == load("opt-13b-a6000").digest()
 
 
 def test_predictions_change_nothing_else() -> None:

@@ -9,6 +9,8 @@ from servetwin.core.testing import FakeEngine
 from servetwin.policies.llm.vllm import VLLM
 from servetwin.policies.llm.vtc import VTC
 
+import servetwin
+
 
 def arrive(engine: FakeEngine, tenant: str, prompt: int, output: int, weight: float = 1.0) -> int:
     task = engine.arrive(prompt, output=output)
@@ -135,3 +137,19 @@ def test_the_service_of_two_that_always_wait_differs_by_no_more_than_the_paper_p
         found[type(policy)] = max(watched.differences) - min(watched.differences)
     assert found[VTC] <= bound
     assert found[VLLM] > bound
+
+
+def mean_latencies(policy: str) -> dict[str, float]:
+    """Mean seconds of the requests of each tenant: of four requests three are a's, more than its share of an engine
+    that cannot keep up, and one is b's, less than that."""
+    classes = {"flood": {"share": 3.0, "tenant": "a"}, "trickle": {"share": 1.0, "tenant": "b"}}
+    settings = {"workload.draws": "seeded", "workload.classes": classes, "deployment.workers.0.limit": 16}
+    run = servetwin.run("opt-13b-a6000", policy=policy, rate=1.5, requests=240, settings=settings)
+    return {name: found["mean_e2el_ms"] / 1000 for name, found in run.summary["tenants"].items()}
+
+
+def test_who_asks_for_less_than_its_share_does_not_wait_behind_who_asks_for_more() -> None:
+    fair, first_come = mean_latencies("vtc"), mean_latencies("vllm")
+    assert first_come["b"] > 0.7 * first_come["a"]  # both wait in one queue
+    assert fair["b"] < 0.5 * first_come["b"]
+    assert fair["a"] < 1.5 * first_come["a"]

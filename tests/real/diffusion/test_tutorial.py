@@ -1,4 +1,5 @@
-"""docs/tutorials/validate-on-your-gpu.md works as it stands, with the tiny model on the CPU that it names."""
+"""Pages about real execution work as they stand, with the tiny models on the CPU that they name:
+docs/tutorials/validate-on-your-gpu.md, and what docs/guides/real-execution.md says to do without a GPU."""
 
 import os
 import re
@@ -8,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).parents[3] / "docs" / "tutorials" / "validate-on-your-gpu.md"
+DOCS = Path(__file__).parents[3] / "docs"
+PAGE = DOCS / "tutorials" / "validate-on-your-gpu.md"
+GUIDE = DOCS / "guides" / "real-execution.md"
 
 pytestmark = [
     pytest.mark.checkout,
@@ -16,17 +19,31 @@ pytestmark = [
 ]
 
 
+def typed(script: str, folder: Path) -> str:
+    """What *script* prints, run in *folder* as a user would."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment |= {"OMP_NUM_THREADS": "1", "COLUMNS": "120", "SERVETWIN_CACHE": str(folder / "cache")}
+    command = ["bash", "-c", f"set -eu\n{script}"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 def test_every_step_of_the_tutorial(tmp_path):
     install, *steps = re.findall(r"^```sh\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     assert "pip install" in install
-    script = "set -eu\n" + "\n".join(steps)
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    environment |= {"OMP_NUM_THREADS": "1", "COLUMNS": "120", "SERVETWIN_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    printed = typed("\n".join(steps), tmp_path)
     for told in ("verdict: ", "client late by", "A / table", "noise: deviation", "same winner in", "ui.perfetto.dev"):
-        assert told in done.stdout
-    assert "8 rows in scored.csv" in done.stdout
+        assert told in printed
+    assert "8 rows in scored.csv" in printed
     for made in ("mine.yaml", "runs/real/summary.json", "runs/simulated/summary.json", "scored.csv", "trace.json"):
         assert (tmp_path / made).exists()
     assert len(list((tmp_path / "runs" / "grid").glob("*/summary.json"))) == 8
+
+
+def test_the_guide_without_a_gpu(tmp_path):
+    (block,) = re.findall(
+        r"^```sh\n(servetwin profile tiny-dit .*?)^```$", GUIDE.read_text(), re.MULTILINE | re.DOTALL
+    )
+    typed(block, tmp_path)
+    assert (tmp_path / "runs" / "tiny" / "real.json").exists()

@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from servetwin.core import BadInput, BatchWorker, Module, Pipeline, Request, ServingLoop, Worker, WorkerView
 from servetwin.core.client import play
+from servetwin.core.dispatch import Dispatcher
 from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.llm import EngineLimits, TokenRequest, TokenView
 from servetwin.core.llm.worker import TokenWorker
 from servetwin.policies.diffusion.fcfs import FCFS
 from servetwin.policies.llm.vllm import VLLM
 from servetwin.policies.llm.vllm_v1 import VLLMV1
-from servetwin.policies.routing import router
+from servetwin.policies.routing.round_robin import RoundRobin
 from servetwin.sim import SimExecutor, TableTiming
 from servetwin.sim.llm.lane import TokenTiming
 
@@ -49,7 +50,7 @@ def chain(
     executor = SimExecutor(lambda worker: timings[worker])
     log = Log()
     checker = InvariantChecker(log)
-    loop = ServingLoop(stages, workers, executor, checker, router=router("round_robin", workers))
+    loop = ServingLoop(stages, workers, executor, checker, router=Dispatcher(workers, RoundRobin()))
     checker.watch(loop)
     play(loop, iter(sent))
     while executor.calendar.peek() < math.inf:

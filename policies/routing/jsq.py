@@ -1,0 +1,27 @@
+"""Join the shortest queue: the worker with the fewest requests, those being computed and those on their way included.
+
+Optimal for equal workers and exponential service times if nothing is known of requests. Source: Winston, "Optimality
+of the Shortest Line Discipline" (Journal of Applied Probability 14, 1977).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from servetwin.core import Request
+from servetwin.core.routing import Router, WorkerState
+
+
+class JSQ(Router):
+    """The worker with the fewest requests; those with equally many take turns."""
+
+    def __init__(self) -> None:
+        self.next: dict[str, int] = {}  # by stage, the place of the worker whose turn it is among equals
+
+    def route(self, request: Request, workers: Sequence[WorkerState], now: float) -> WorkerState:
+        stage, many = workers[0].stage.name, len(workers)
+        first = self.next.get(stage, 0)
+        present = [worker.present for worker in workers]
+        place = min(range(many), key=lambda i: (present[i], (i - first) % many))
+        self.next[stage] = (place + 1) % many
+        return workers[place]
