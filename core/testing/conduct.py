@@ -20,6 +20,7 @@ import types
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from ..invariants.code_inspection import files_of, own
@@ -176,14 +177,17 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 def uses(kind: type) -> tuple[str, str, int] | None:
-    """(what, file, line) where the code of the class *kind* reads a clock or draws what all of the process share."""
+    """(what, file, line) where the code of the class *kind* reads a clock, draws what all of the process share, or
+    sets an attribute of a module."""
     for function in functions(kind):
         for code in _codes(function.__code__):
             for value, line in _mentioned(code, function.__globals__):
                 told = _told(value) if callable(value) and not isinstance(value, type) else None
                 if value in _DRAWS:
                     told = f"draws what cannot be drawn again ({value.__module__}.{value.__qualname__})"
-                if told is not None and told.startswith(("reads the clock", "draws")):
+                if isinstance(value, _Stored):
+                    told = f"keeps state in a module ({value.name})"
+                if told is not None and told.startswith(("reads the clock", "draws", "keeps state")):
                     return told, code.co_filename, line
     return None
 
@@ -206,6 +210,13 @@ _lazily = functools.cache(_unrepeatable)
 _DRAWS = _Draws()
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """An attribute of a module that code sets, or deletes."""
+
+    name: str
+
+
 def _mentioned(code: types.CodeType, names: dict[str, Any]) -> Iterator[tuple[Any, int]]:
     """(value, line) of the functions that *code* names, by way of modules and classes, where *names* are global."""
     now: Any = None
@@ -218,6 +229,11 @@ def _mentioned(code: types.CodeType, names: dict[str, Any]) -> Iterator[tuple[An
             now = names.get(name, getattr(builtins, str(name), None))
         elif step.opname in ("LOAD_FAST", "LOAD_DEREF"):
             now = local.get(name)
+        elif step.opname in ("STORE_ATTR", "DELETE_ATTR"):
+            if isinstance(now, types.ModuleType):
+                yield _Stored(f"{now.__name__}.{name}"), line
+            now = None
+            continue
         elif step.opname == "IMPORT_NAME":
             now = sys.modules.get(name)
         elif step.opname in ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM"):

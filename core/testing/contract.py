@@ -271,10 +271,10 @@ def _try(scenario: Scenario, make: Callable[[], Any], found: Kept, shared: Share
             what = f"it changed {changed}, which all its objects share"
             raise first.broken(f"{named(first.inner)}: {what} (right would be: state in self, made in __init__)")
         _gets_on(first)
-        with _scattered(1):
+        with scattered(1):
             _same(first, _Run(scenario, make).begin().finish(), "a new object does not decide the same")
         if scenario.crowded:
-            with _scattered(2):
+            with scattered(2):
                 one, other = _Run(scenario, make).begin(), _Run(scenario, make).begin()
                 while one.step() | other.step():
                     pass
@@ -287,7 +287,7 @@ def _try(scenario: Scenario, make: Callable[[], Any], found: Kept, shared: Share
 
 
 @contextmanager
-def _scattered(seed: int) -> Iterator[None]:
+def scattered(seed: int) -> Iterator[None]:
     """Within this, new tasks lie in memory in another order: who goes by ids or by the order of sets shows it."""
     dice = random.Random(seed)
     kept: list[Any] = [object.__new__(kind) for _ in range(400) for kind in (Task, Request)]

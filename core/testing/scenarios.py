@@ -36,7 +36,7 @@ def scenarios_for(kind: type, policy: Any) -> Iterator[Scenario]:
     yield from _engines(policy) if issubclass(kind, TokenPolicy) else _workers()
 
 
-def _spread(count: int, least: int, most: int, seed: int) -> list[int]:
+def spread(count: int, least: int, most: int, seed: int) -> list[int]:
     """*count* whole numbers from *least* to *most* in no order that tells anything; always the same."""
     found, state = [], seed
     for _ in range(count):
@@ -53,14 +53,14 @@ def _workers() -> Iterator[Scenario]:
     base: dict[str, Any] = {"seconds": TABLE, "limit": 4, "slo_factor": 3.0}
     yield Scenario("one request, no deadline", [Job(10)], base, alone=True)
     yield Scenario("one request at a time, deadlines of ten times", _apart(), base, alone=True)
-    steps = _spread(40, 1, 12, 7)
+    steps = spread(40, 1, 12, 7)
     yield Scenario(
         "ten at once on a worker that takes three",
         [Job(n, slo=6.0 * TABLE[0] * n + 0.4) for n in steps[:10]],
         {**base, "limit": 3},
         crowded=True,
     )
-    gaps = _spread(40, 0, 30, 3)
+    gaps = spread(40, 0, 30, 3)
     at, arrivals = 0.0, []
     for gap in gaps:
         at += 0.005 * gap
@@ -112,8 +112,8 @@ def _engines(policy: Any) -> Iterator[Scenario]:
     if not policy.whole_prompts and policy.chunks:
         long = Prompt(step + step // 2, 5, 8, predicted=5)
         yield Scenario("one prompt that is longer than a step", [long], loose, tokens=True, alone=True)
-    lengths, outputs = _spread(30, 10, 300, 5), _spread(30, 1, 25, 11)
-    gaps = _spread(30, 0, 20, 9)
+    lengths, outputs = spread(30, 10, 300, 5), spread(30, 1, 25, 11)
+    gaps = spread(30, 0, 20, 9)
     at, arrivals = 0.0, []
     for gap in gaps:
         at += 0.01 * gap

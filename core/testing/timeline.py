@@ -121,7 +121,7 @@ class Play:
         else:
             stages = Pipeline([Module(MODULE, loop=True)], []).stages([[MODULE]])
             self.workers = [TokenWorker(stages[0], self._policy(make, stages[0]), token_view(stages[0], **system))]
-        recorder: Recorder = _Ends(self.played)
+        recorder: Recorder = Ends(self.played)
         self.invariants = InvariantChecker(recorder) if checked else None
         stages_ = list(dict.fromkeys(worker.stage for worker in self.workers))
         self.loop = ServingLoop(stages_, self.workers, self.clock, self.invariants or recorder)
@@ -208,7 +208,7 @@ def books(kept: bool = True) -> Iterator[None]:
         task_ledger.BOOKED = before
 
 
-class _Ends(Recorder):
+class Ends(Recorder):
     """Tells *played* how requests ended."""
 
     def __init__(self, played: Played) -> None:

@@ -69,13 +69,19 @@ def _mapping(meta: Meta, key: str) -> Meta:
     return found if isinstance(found, dict) else {}
 
 
-def otherwise(meta: Meta, experiment: Experiment, real: Meta) -> list[str]:
-    """All that was not as now when the run of *meta* was made: policies, profiles, trace, code, and what *real* says
-    of the real side (its "model", "options" and "weights")."""
+def inputs_changed(meta: Meta, experiment: Experiment) -> list[str]:
+    """Policies, profiles, trace and code that were not as now when the run of *meta* was made."""
     names = [*changed(meta, experiment), *ours_changed(meta, experiment)]
     trace = read_trace(experiment)
     if meta.get("trace") != (trace.digest if trace is not None else None):
         names.append("the trace")
+    return names
+
+
+def otherwise(meta: Meta, experiment: Experiment, real: Meta) -> list[str]:
+    """All that was not as now when the run of *meta* was made: policies, profiles, trace, code, and what *real* says
+    of the real side (its "model", "options" and "weights")."""
+    names = inputs_changed(meta, experiment)
     if meta.get("model") != real["model"]:
         names.append(f"--model ({meta.get('model')}, now {real['model']})")
     was = _mapping(meta, "options")
@@ -87,6 +93,15 @@ def otherwise(meta: Meta, experiment: Experiment, real: Meta) -> list[str]:
     if meta.get("weights") != real.get("weights") and was.get("weights") == now.get("weights"):
         names.append("the files of --weights")
     return list(dict.fromkeys(names))
+
+
+def engine_changed(meta: Meta, options: Mapping[str, Any], version: str) -> list[str]:
+    """What of an engine was not as now when the run of *meta* was made: vLLM's *version*, and its *options*."""
+    engine = _mapping(meta, "engine")
+    names = [] if engine.get("vllm") == version else [f"vLLM ({engine.get('vllm')}, now {version})"]
+    was, now = _mapping(engine, "options"), json.loads(json.dumps(options))
+    names += [f"{k} ({_shown(was.get(k))}, now {_shown(v)})" for k, v in now.items() if was.get(k) != v]
+    return names
 
 
 def _shown(value: object) -> str:

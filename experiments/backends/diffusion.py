@@ -24,7 +24,7 @@ from ..assembly import build
 from ..assembly.llm_workers import contexts
 from ..assembly.pipeline import make_pipeline, real_tools, wiring, without_tools
 from ..assembly.replicas import expanded
-from ..assembly.same_run import weights_digest
+from ..assembly.same_run import otherwise, weights_digest
 from ..provenance.policy_code import as_loaded
 from ..spec import device_profiles
 from ..spec.catalog import suggest
@@ -79,6 +79,13 @@ class Backend:
         require()  # one clear line if torch is not there
         self.setup = setup or Setup()
         self.servers: dict[tuple[str, tuple[tuple[str, str], ...], int], Server] = {}
+
+    def differing(self, meta: Mapping[str, Any], experiment: Experiment) -> list[str]:
+        """What is not as it was when the run of *meta* was made."""
+        return otherwise(meta, experiment, self.made_with(experiment))
+
+    def kept_for(self, experiment: Experiment) -> None:
+        """Points are served in their order."""
 
     def made_with(self, experiment: Experiment) -> dict[str, Any]:
         """What ``meta.json`` of a run of *experiment* would say of the real side; no model is built for it."""

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from servetwin.core import BadInput, ServeTwinError
 
-from ..assembly.same_run import otherwise
 from ..spec.device_profiles import load_profiles
 from ..spec.experiment import Experiment
 from ..sweeps import tables
@@ -25,8 +24,24 @@ from ..validation.run_files import read_json
 from ..workload.seed_effect import check_seed_axis, check_seeds_once
 from .diffusion import Backend, Setup
 
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
 #: Hears (what is served next, runs done, runs in all).
 Progress = Callable[[str, int, int], None]
+
+
+class Serving(Protocol):
+    """A backend that keeps what it serves with from one run to the next."""
+
+    def run(self, experiment: Experiment, folder: Path | None = None) -> object:
+        """Serve *experiment*; with *folder*, leave its records there."""
+
+    def differing(self, meta: dict[str, Any], experiment: Experiment) -> list[str]:
+        """What is not as it was when the run of *meta* was made."""
+
+    def kept_for(self, experiment: Experiment) -> Hashable:
+        """What is equal of experiments that are served with the same, so that they can follow each other."""
 
 
 def serve(
@@ -34,20 +49,22 @@ def serve(
     folder: Path,
     setup: Setup | None = None,
     *,
+    kind: str = "real",
     seeds: int = 1,
     repeats: int = 1,
     progress: Progress | None = None,
     broken: Callable[[str], None] | None = None,
     as_they_are: bool = False,
 ) -> int:
-    """Serve the sweep *source* into run folders in *folder*; gives how many runs there are now.
+    """Serve the sweep *source* into run folders in *folder*, by *kind* ("real": modules of torch; "vllm": vLLM in
+    this process); gives how many runs there are now.
 
     Each point is served with *seeds* seeds (its own and those that follow), each *repeats* times with the same
     requests, which tells what measuring alone scatters by. A run that breaks does not end the others: *broken* hears
     of it, and in the end a `ServeTwinError` says how many there were. Raises `BadInput` if there is a run of a point
     in *folder* that was made with something else than would be now, unless runs there count *as_they_are*.
     """
-    backend = Backend(setup)
+    backend = _backend(kind, setup)
     path = find(source)
     experiments, _ = points(read(path), path)
     for deployed in {str(e.deployment.devices): e for e in experiments}.values():
@@ -61,6 +78,8 @@ def serve(
     tables.make_folder(folder)
     # Round by round, so that repeats of a point lie apart in time.
     wanted = [e for _ in range(repeats) for e in every]
+    order = list(dict.fromkeys(backend.kept_for(e) for e in every))
+    wanted.sort(key=lambda e: order.index(backend.kept_for(e)))
     there = _there(folder)
     if not as_they_are:
         for experiment in every:
@@ -85,6 +104,16 @@ def serve(
     return len(wanted)
 
 
+def _backend(kind: str, setup: Setup | None) -> Serving:
+    if kind == "real":
+        return Backend(setup)
+    from .vllm import VllmBackend, require_vllm
+
+    require_vllm()
+    setup = setup or Setup()
+    return VllmBackend(setup.model, eager=setup.eager, foreign=setup.foreign)
+
+
 def _without_noise(experiment: Experiment) -> Experiment:
     """What of *experiment* a real run draws: how long things take is not drawn there."""
     return experiment.model_copy(update={"time": experiment.time.model_copy(update={"noise": False})})
@@ -100,13 +129,12 @@ def _there(folder: Path) -> defaultdict[str, list[tuple[Path, dict[str, Any]]]]:
     return found
 
 
-def _check(runs: Sequence[tuple[Path, dict[str, Any]]], experiment: Experiment, backend: Backend) -> None:
+def _check(runs: Sequence[tuple[Path, dict[str, Any]]], experiment: Experiment, backend: Serving) -> None:
     """Raise `BadInput` if one of *runs* of *experiment* was not made as it would be now."""
     if not runs:
         return
-    real = backend.made_with(experiment)
     for run, meta in runs:
-        differing = otherwise(meta, experiment, real)
+        differing = backend.differing(meta, experiment)
         if differing:
             what = f"this run was made with another state of what it takes: {'; '.join(differing)}"
             raise BadInput(what, where=str(run), right="another --out; or --as-they-are to count it all the same")

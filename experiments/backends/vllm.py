@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from servetwin.core.llm.worker import TokenWorker
 
 from ..assembly import build
 from ..assembly.llm_workers import prepare
+from ..assembly.same_run import engine_changed, inputs_changed
 from ..provenance.policy_code import as_loaded
 from ..spec.experiment import Experiment
 from ..spec.policy_errors import policies_answer
@@ -57,7 +58,8 @@ class VllmReport:
 
 
 class VllmBackend:
-    """Serves experiments of one language model with vLLM; the engine stays from one run to the next.
+    """Serves experiments of one language model with vLLM; the engine stays from one run to the next, until a run
+    needs another one.
 
     *model* is what to serve where the profile does not tell (a name such as opt-13b, or a folder), *eager* goes
     without CUDA graphs, *foreign* lets a profile of another device pass. *asynchronous* is vLLM's asynchronous
@@ -114,6 +116,20 @@ class VllmBackend:
         if folder is not None:
             write_report(folder, report)
         return report
+
+    def kept_for(self, experiment: Experiment) -> EngineOptions:
+        """The engine that serves *experiment*: runs that have the same follow each other."""
+        plan = Plan(experiment, diffusion=False)
+        worker = self._only(plan.system()[1], experiment)
+        ((_, profile),) = plan.profiles.items()
+        return self._options(worker, profile)
+
+    def differing(self, meta: Mapping[str, Any], experiment: Experiment) -> list[str]:
+        """What is not as it was when the run of *meta* was made."""
+        import vllm
+
+        options = self.kept_for(experiment).as_dict()
+        return [*inputs_changed(meta, experiment), *engine_changed(meta, options, vllm.__version__)]
 
     @as_loaded()
     def run(self, experiment: Experiment, folder: Path | None = None, say: Say | None = None) -> VllmReport:
@@ -201,9 +217,15 @@ class VllmBackend:
             what = f"the profile {profile.name} is of {wanted.name}, but this machine serves on {there}"
             raise BadInput(what, where="deployment.devices", right="a profile of this device, or --any-device")
         if options not in self.engines:
+            self.close()  # two models need not fit beside each other
             say(f"starting vLLM with {options.model} on {there}")
             self.engines[options] = VllmEngine(options)
         return self.engines[options]
+
+    def close(self) -> None:
+        """Let go of the engine that served last, and of its memory."""
+        while self.engines:
+            self.engines.popitem()[1].close()
 
 
 def require_vllm() -> None:

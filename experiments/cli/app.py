@@ -18,7 +18,6 @@ from .commands import (
     Ahead,
     AnyDevice,
     ApiKeyEnv,
-    BackendName,
     Devices,
     Eager,
     Model,
@@ -238,9 +237,7 @@ def sweep(
     spec: Annotated[str, typer.Argument(help="A sweep file, or the name of a figure (figure11, figure12).")],
     out: Annotated[
         Path,
-        typer.Option(
-            help="Output table, .csv or .parquet; with --backend real a folder that gets a run folder per point."
-        ),
+        typer.Option(help="Output table, .csv or .parquet; real runs: a folder that gets a run folder per point."),
     ],
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Seeds per point; rows then contain 95 % intervals.")
@@ -255,7 +252,7 @@ def sweep(
     cluster: Cluster = None,
     cache: Cached = True,
     jobs: Jobs = -1,
-    backend: BackendName = "sim",
+    backend: RunBackend = "sim",
     repeats: Annotated[int, typer.Option(min=1, help="Real runs per point, with the same requests.")] = 1,
     devices: Devices = None,
     model: Model = None,
@@ -269,12 +266,15 @@ def sweep(
 ) -> None:
     """Run an experiment over a grid of settings; one row per point. An interrupted sweep resumes.
 
-    With --backend real each point is served for real, and leaves a run folder.
+    With --backend real or vllm each point is served for real, and leaves a run folder.
     """
-    if backend == "real":
+    if backend != "sim":
         options.only_simulated({"--until": until, "--most": most, "--versus": versus, "--cluster": cluster})
         setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes)
-        commands.serve_sweep(spec, out, setup, seeds or 1, repeats, as_they_are)
+        if backend == "vllm":
+            modules = {"--device": devices, "--weights": weights, "--sampler": sampler != "ddim", "--slots": slots}
+            options.only_modules({**modules, "--processes": processes})
+        commands.serve_sweep(spec, out, backend, setup, seeds or 1, repeats, as_they_are)
         return
     real = {"--device": devices, "--model": model, "--weights": weights, "--eager": eager, "--slots": slots}
     real |= {"--sampler": sampler != "ddim", "--any-device": any_device, "--processes": processes}
@@ -372,7 +372,10 @@ def search(
 @app.command()
 def score(
     runs: Annotated[
-        Path, typer.Argument(help="A CSV of measured runs (see the README), a folder of run folders, or recordings.")
+        Path,
+        typer.Argument(
+            help="A CSV of measured runs (see the README), run folders, recordings, or files of `vllm bench serve`."
+        ),
     ],
     out: Annotated[
         Path, typer.Option(help="Output table: the same rows with sim_met, sim_finished and gaps; .csv or .parquet.")
@@ -399,17 +402,28 @@ def score(
     ] = False,
     jobs: Jobs = -1,
     as_they_are: AsTheyAre = False,
+    experiment: Annotated[
+        str | None,
+        typer.Option(help="Of files of `vllm bench serve`: the experiment with their profile, policy and SLO."),
+    ] = None,
 ) -> None:
     """Simulate every run of a set of measured runs, and report how far off the simulation is."""
     from ..validation import score as engine
     from ..validation.compare_grids import check_decisions, decide, grids_of
 
     check_decisions(target, floor)
+    judged = None
+    if experiment is not None:
+        from ..spec.catalog import source_of
+        from ..spec.loading import load
+
+        judged = load(source_of(experiment))
     with _progress("score") as report:
-        more = {"seeds": seeds, "jobs": jobs, "keep": keep, "as_they_are": as_they_are}
+        more = {"seeds": seeds, "jobs": jobs, "keep": keep, "as_they_are": as_they_are, "experiment": judged}
         scored = engine.score(runs, out, options.overrides_of(sets), **more, progress=report)  # type: ignore[arg-type]
     _show_gaps(scored)
     commands.show_means(engine.external_means(runs))
+    commands.show_latencies(scored)
     decided = decide(*grids_of(*engine.entries(scored)), target=target, floor=floor)
     commands.show_decisions(decided, "decisions: the first are the measured runs, the second the simulated ones")
     if baselines:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..validation.baselines import Baseline
     from ..validation.compare_grids import Decisions
     from ..validation.replay_external import Means
+    from ..validation.score import Scored
 
 #: So many classes, or tenants, are told of a line each.
 MOST_GROUPS = 12
@@ -49,9 +50,6 @@ Ahead = Annotated[
     ),
 ]
 Sampler = Annotated[str, typer.Option(help="Diffusion sampler: ddim or euler.")]
-BackendName = Annotated[
-    Literal["sim", "real"], typer.Option(help="sim: simulated devices; real: models on this machine.")
-]
 RunBackend = Annotated[
     Literal["sim", "real", "vllm"],
     typer.Option(
@@ -210,7 +208,7 @@ def profile(
 
 
 def check(
-    policy: Annotated[str, typer.Argument(help="A policy by name, my_policy.py, or package.module:Class.")],
+    policy: Annotated[str, typer.Argument(help="A policy or router by name, my_policy.py, or package.module:Class.")],
     experiment: Annotated[str | None, typer.Argument(help="Where to try it; by default short built-in runs.")] = None,
     sets: Annotated[
         list[str] | None,
@@ -222,9 +220,15 @@ def check(
     from servetwin.core.testing.contract import ContractBroken
 
     from ..spec.loading import parse_override
+    from ..validation import check_router
     from ..validation.check_policy import check as engine
 
     try:
+        if check_router.is_router(policy):
+            if experiment is not None or sets:
+                raise BadInput("a router is checked on a system of its own", where=policy, right="nothing else")
+            typer.echo("\n".join(check_router.check(policy)))
+            return
         found = engine(policy, experiment, [parse_override(each) for each in sets or ()])
     except ContractBroken as broken:
         if broken.drawing:
@@ -250,15 +254,15 @@ def show_verdict(data: ProfileFile) -> None:
         typer.echo(line)
 
 
-def serve_sweep(spec: str, out: Path, setup: Setup, seeds: int, repeats: int, as_they_are: bool) -> None:
-    """``servetwin sweep --backend real``."""
+def serve_sweep(spec: str, out: Path, kind: str, setup: Setup, seeds: int, repeats: int, as_they_are: bool) -> None:
+    """``servetwin sweep --backend real`` and ``vllm``."""
     from ..backends.grid import serve
 
     def broken(what: str) -> None:
         typer.echo(f"servetwin: {what}", err=True)
 
     with steps() as report:
-        more = {"seeds": seeds, "repeats": repeats, "as_they_are": as_they_are}
+        more = {"kind": kind, "seeds": seeds, "repeats": repeats, "as_they_are": as_they_are}
         count = serve(spec, out, setup, **more, progress=report, broken=broken)  # type: ignore[arg-type]
     typer.echo(f"{count} runs in {out}")
 
@@ -317,11 +321,11 @@ def compare(
 
 
 def _compare_runs(first: Path, second: Path, as_json: bool) -> None:
+    from ..validation.bench_runs import compared
     from ..validation.compare_llm_runs import rows_of
     from ..validation.compare_runs import PERCENTILES
-    from ..validation.compare_runs import compare as engine
 
-    found = engine(first, second)
+    found, notes = compared(first, second)
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
@@ -349,7 +353,7 @@ def _compare_runs(first: Path, second: Path, as_json: bool) -> None:
     elif found["other_requests"] is not None:
         lines.add_row("requests with the same outcome, %", "", "", "-")
     print_table(lines)
-    for line in found["basis"]:
+    for line in (*found["basis"], *notes):
         typer.echo(line)
     if found["other_requests"] is not None:
         typer.echo(f"not the same requests in A and B: {found['other_requests']}")
@@ -429,6 +433,23 @@ def show_means(found: list[tuple[str, str | None, list[Means]]]) -> None:
         print_table(lines)
         if basis is not None:
             typer.echo(basis)
+
+
+def show_latencies(scored: Sequence[Scored]) -> None:
+    """Of runs of language models: their latencies, one run as `show_means` has it, of many how far off they are."""
+    told = [s for s in scored if s.latencies]
+    if len(told) == 1:
+        show_means([(told[0].run.cells.get("folder", told[0].run.workload), None, list(told[0].latencies))])
+    elif told:
+        typer.echo(f"latencies of {len(told)} runs, |simulated / measured - 1| in percent")
+        lines = table(("", "left"), ("mean", "right"), ("max", "right"))
+        for what in dict.fromkeys(m.what for s in told for m in s.latencies):
+            off = [abs(m.off) for s in told for m in s.latencies if m.what == what and m.off is not None]
+            if off:
+                lines.add_row(what, f"{sum(off) / len(off):.1f}", f"{max(off):.1f}")
+        print_table(lines)
+    for note in dict.fromkeys(note for s in scored for note in s.notes):
+        typer.echo(note)
 
 
 def show_baselines(found: list[Baseline], target: float, floor: float | None) -> None:

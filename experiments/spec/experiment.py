@@ -69,7 +69,7 @@ class Recorded(Strict):
     """
 
     file: str
-    format: Literal["auto", "plain", "azure", "burstgpt", "mooncake"] = "auto"
+    format: Literal["auto", "plain", "azure", "burstgpt", "mooncake", "vllm-bench"] = "auto"
     size: Annotated[str, Field(pattern=r"^[1-9]\d*x[1-9]\d*$")] | None = None
     start: NotNegative | None = None
     end: Positive | None = None

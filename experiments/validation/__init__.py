@@ -4,6 +4,7 @@
 `run_table`         tables of measured runs, and the experiments that repeat them
 `score`             each measured run simulated, and the gap; `baselines`: what it must be better than
 `replay_folder`     a run folder repeated with its very own requests
+`bench_runs`        files of ``vllm bench serve`` as run folders
 `replay_diffusion`  recordings of diffusion models; `replay_llm`, `replay_agents`: of the others
 `replay_steps`      recorded steps of language models: a profile made of them, judged by others
 `replay_chat`       runs of a language model under limits on ttft and tpot, with their own requests
@@ -11,6 +12,7 @@
 `closed_loop`       clients that keep so many requests in flight, beside what others measured
 `scoreboard`        the tables of README.md and docs/reference/scoreboard.md: how far off the simulation is
 `run_settings`      what an experiment stands on beside its axes: what tells repeats from other runs
+`check_router`      ``servetwin check`` of a router
 `check_policy`      ``servetwin check``: a policy on short experiments, under all invariants
 `run_files`         what a run folder must hold; `recording_files`: what a recording must
 `compare_runs`      two runs; `compare_llm_runs`: of language models

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from servetwin.core import BadInput
 
+from ..workload.traces.bench_file import is_bench
 from . import compare_llm_runs
 from .run_files import batch_lines, read_json, request_lines
 
@@ -34,6 +35,7 @@ class RunRecords:
     outcomes: dict[int, str]
     latencies: np.ndarray  # of finished requests, in seconds
     asked: dict[int, tuple[float, Any]]  # when each request came, and what it asked for
+    limits: dict[int, list[int]] | None  # the tokens that each declared, if that is known
 
     @property
     def label(self) -> str:
@@ -61,10 +63,12 @@ def read(folder: Path) -> RunRecords:
     outcomes: dict[int, str] = {}
     latencies = []
     asked: dict[int, tuple[float, Any]] = {}
+    limits: dict[int, list[int]] = {}
     for record in request_lines(folder):
         outcomes[record["id"]] = record["outcome"]
-        tokens = [(stay["prompt"], stay["limit"]) for stay in record["stages"][:1] if "prompt" in stay]
-        asked[record["id"]] = (record["arrival"], (record["work"], tokens))
+        tokens = [at for at in record["stages"][:1] if "prompt" in at and "limit" in at]
+        asked[record["id"]] = (record["arrival"], (record["work"], [at["prompt"] for at in tokens]))
+        limits[record["id"]] = [at["limit"] for at in tokens]
         if record["finished"] is not None:
             latencies.append(record["finished"] - record["arrival"])
     if len(outcomes) != summary.get("requests", len(outcomes)):
@@ -75,7 +79,9 @@ def read(folder: Path) -> RunRecords:
         if outcomes and found[name] != summary[name]:
             what = f"{found[name]} requests are {name}, and summary.json counts {summary[name]}"
             raise BadInput(what, where=str(folder / "requests.jsonl"), right="the files of one run")
-    return RunRecords(folder, meta, summary, outcomes, np.array(latencies), asked)
+    engine = meta.get("engine")
+    unknown = isinstance(engine, dict) and "bench" in engine  # vllm bench serve does not say what requests declared
+    return RunRecords(folder, meta, summary, outcomes, np.array(latencies), asked, None if unknown else limits)
 
 
 def is_run(folder: Path) -> bool:
@@ -85,7 +91,9 @@ def is_run(folder: Path) -> bool:
 
 def are_runs(first: Path, second: Path) -> bool:
     """Whether two runs are to be compared, rather than two collections of runs. Raises `BadInput` if it is one of
-    each; what is not there counts as a run."""
+    each; what is not there counts as a run, and so does a file of ``vllm bench serve``."""
+    if any(is_bench(path) for path in (first, second)):
+        return True
     if is_run(first) != is_run(second) and first.exists() and second.exists():
         one = first if is_run(first) else second
         raise BadInput("this is one run, the other are many", where=str(one), right="two runs, or two collections")
@@ -145,6 +153,8 @@ def _others(a: RunRecords, b: RunRecords) -> str | None:
         return f"{len(a.asked)} and {len(b.asked)} requests" if len(a.asked) != len(b.asked) else "other numbers"
     if any(a.asked[i][1] != b.asked[i][1] for i in a.asked):
         return "they ask for other work"
+    if a.limits is not None and b.limits is not None and a.limits != b.limits:
+        return "they declare other limits"
     if not a.asked:
         return None
     first, second = (np.array([r.asked[i][0] for i in sorted(a.asked)]) for r in (a, b))

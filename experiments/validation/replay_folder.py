@@ -13,16 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from servetwin.core import BadInput, Request, RunFolder, ServeTwinError
+from servetwin.core.llm import TokenRequest
 
 from ..assembly import build, inputs, same_run
 from ..spec import device_profiles
 from ..spec.experiment import Experiment
 from ..spec.loading import load
 from ..spec.overrides import Override
-from ..sweeps.point import AVERAGED, Row, main_worker, results_of, settings_of
+from ..sweeps.point import AVERAGED, TOKENS, Row, main_worker, results_of, settings_of
 from .compare_runs import RunRecords, find_runs, is_run, read
+from .replay_external import Means
 from .run_files import request_lines
 from .run_table import MeasuredRun
+
+#: What is told of latencies, in milliseconds: (statistic, metric).
+STATISTICS = tuple((s, m) for m in ("ttft", "tpot", "itl", "e2el") for s in ("mean", "median", "p99"))
+LATENCIES = tuple(f"{s}_{m}_ms" for s, m in STATISTICS if m == "e2el")
 
 
 @dataclass(frozen=True)
@@ -57,9 +63,6 @@ def find(folder: Path, overrides: Iterable[Override] = (), *, as_they_are: bool 
         try:
             experiment = load(run.meta.get("experiment", {}), overrides)
             device_profiles.load_profiles(experiment)
-            if any(spec.llm for spec in experiment.pipeline.modules.values()):
-                # Of what did not finish, nobody knows how much it would have generated.
-                raise BadInput("a run of a language model cannot be repeated with its own requests", right="a sweep")
             if not as_they_are and (differing := same_run.changed(run.meta, experiment)):
                 what = f"not what it was when the run was made: {'; '.join(differing)}"
                 raise BadInput(what, right="what it was made with; or --as-they-are")
@@ -70,9 +73,16 @@ def find(folder: Path, overrides: Iterable[Override] = (), *, as_they_are: bool 
     return found
 
 
-def requests_of(folder: Path) -> list[Request]:
-    """The requests of a run, in order of arrival, as if none had been served."""
+def requests_of(folder: Path, drawn: Iterable[Request] = ()) -> list[Request]:
+    """The requests of a run, in order of arrival, as if none had been served.
+
+    *drawn* are those that its experiment draws: of a language model they say how many tokens a request would have
+    generated that was dropped or failed. Raises `BadInput` if they are not those of the run.
+    """
     lines = sorted(request_lines(folder), key=lambda r: (r["arrival"], r["id"]))
+    known = {r.id: r for r in drawn if isinstance(r, TokenRequest)}
+    if known:
+        return [_again(r, known.get(r["id"]), str(folder / "requests.jsonl")) for r in lines]
     return [Request(r["id"], r["arrival"], _slo(r), r["work"], **_terms(r)) for r in lines]
 
 
@@ -85,23 +95,57 @@ def _slo(record: Row) -> float:
     return math.inf if record["deadline"] is None else record["deadline"] - record["arrival"]
 
 
-def replay(folder: Path, experiment: Experiment, out: Path | None = None) -> Row:
-    """Repeat the run in *folder* as *experiment*; the row of its results. With *out*, leave its records there."""
+def _again(record: Row, drawn: TokenRequest | None, where: str) -> TokenRequest:
+    """The request of a language model that *record* tells of, with the outputs of *drawn*."""
+    number, right = record["id"], "the run of the experiment in its meta.json"
+    if drawn is None:
+        raise BadInput(f"request {number} is none that its experiment draws", where=where, right=right)
+    tokens, outputs = dict(drawn.tokens), dict(drawn.outputs or {})
+    for at in record["stages"]:
+        name = at["stage"]
+        if "prompt" not in at or name not in tokens:
+            continue
+        if not {"limit", "generated"} <= at.keys():
+            raise BadInput(f"request {number} has a prompt, and not limit and generated", where=where, right=right)
+        asked, output = tokens[name], outputs[name]
+        if isinstance(asked, list) or isinstance(output, list):  # of several visits, each as it is drawn
+            continue
+        if isinstance(asked[0], int):
+            if asked[0] != at["prompt"]:
+                what = f"request {number} has a prompt of {at['prompt']} tokens, its experiment draws {asked[0]}"
+                raise BadInput(what, where=where, right=right)
+            tokens[name] = (asked[0], at["limit"])
+        made, wanted = at["generated"], min(output, at["limit"])
+        if made > wanted or (at["finished"] is not None and made != wanted):
+            what = f"request {number} generated {made} tokens, its experiment draws {wanted}"
+            raise BadInput(what, where=where, right=right)
+    return TokenRequest(number, record["arrival"], tokens, outputs, slo=drawn.slo, work=drawn.work, **drawn.terms)
+
+
+def replay(folder: Path, experiment: Experiment, out: Path | None = None, seed: int | None = None) -> Row:
+    """Repeat the run in *folder* as *experiment*; the row of its results. With *out*, leave its records there. *seed*
+    is the run's own (None: the experiment's), of which its requests were drawn."""
+    sent = requests_of(folder, _drawn(experiment, experiment.seed if seed is None else seed))
     if out is None:
         run = build.build(experiment)
-        run.source = iter(requests_of(folder))
+        run.source = iter(sent)
         return results_of(experiment, run.play())
     recorder = build.folder_for(experiment, out, {**build.describe(experiment), "replay_of": folder.name})
     complete = False
     try:
         run = build.build(experiment, recorder)
-        run.source = iter(requests_of(folder))
+        run.source = iter(sent)
         row = results_of(experiment, run.play())
         complete = True
     finally:
         assert isinstance(recorder, RunFolder)
         recorder.close(complete=complete)
     return row
+
+
+def _drawn(experiment: Experiment, seed: int) -> Iterable[Request]:
+    """The requests that *experiment* draws by *seed*, where a run's records do not tell all of its own."""
+    return build.build(experiment.model_copy(update={"seed": seed})).source if experiment.pipeline.llms else ()
 
 
 def replay_all(
@@ -123,7 +167,7 @@ def replay_all(
         for k in range(seeds):
             experiment = r.experiment.model_copy(update={"seed": r.experiment.seed + k})
             out = keep / r.run.folder.name if keep is not None and k == 0 else None
-            tasks.append((number, r.run.folder, experiment, out))
+            tasks.append((number, r.run.folder, experiment, out, r.experiment.seed))
     rows: list[list[Row]] = [[] for _ in found]
     pool = Parallel(n_jobs=1 if len(tasks) < 4 else jobs, return_as="generator")
     for done, (number, row) in enumerate(pool(delayed(_numbered)(*task) for task in tasks), 1):
@@ -138,16 +182,30 @@ def replay_all(
     return [_mean_of(same) for same in rows]
 
 
-def _numbered(number: int, folder: Path, experiment: Experiment, out: Path | None) -> tuple[int, Row]:
-    return number, replay(folder, experiment, out)
+def _numbered(number: int, folder: Path, experiment: Experiment, out: Path | None, seed: int) -> tuple[int, Row]:
+    return number, replay(folder, experiment, out, seed)
 
 
 def _mean_of(rows: Sequence[Row]) -> Row:
     mean = dict(rows[0])
-    for name in (name for name in AVERAGED if name in mean):
+    for name in (name for name in (*AVERAGED, *LATENCIES, *TOKENS) if name in mean):
         known = [row[name] for row in rows if row[name] is not None]
         mean[name] = sum(known) / len(known) if known else None
     return mean
+
+
+def latencies(found: Replay, row: Row) -> list[Means]:
+    """Of a run of one language model its latencies in seconds, beside those of its repetition by its *row*."""
+    if len(found.run.summary.get("llm", {})) != 1:
+        return []
+    (tokens,) = found.run.summary["llm"].values()
+    means = []
+    for statistic, metric in STATISTICS:
+        key = f"{statistic}_{metric}_ms"
+        was, now = (tokens if metric != "e2el" else found.run.summary).get(key), row.get(key)
+        if was is not None and now is not None:
+            means.append(Means(f"{statistic} {metric}", was / 1e3, now / 1e3))
+    return means
 
 
 def measured(found: Replay) -> MeasuredRun:

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -25,7 +26,7 @@ from ..spec.experiment import Experiment, Time
 from ..spec.overrides import Override
 from ..sweeps import tables
 from ..sweeps.point import Row, run_all_averaged
-from . import replay_chat, replay_external, replay_folder, replay_llm, run_table
+from . import bench_runs, replay_chat, replay_external, replay_folder, replay_llm, run_table
 from .compare_grids import PARAMS, Entry, Setting
 from .run_settings import otherwise
 from .run_table import MeasuredRun
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from servetwin.sim.measured import TimeOptions
 
     from .replay_diffusion import RecordedRun, Recording
+    from .replay_external import Means
 
 #: Seeds per run: the spread of a mean over ten is well below the spread between measured repeats.
 SEEDS = 10
@@ -50,6 +52,8 @@ class Scored:
     changed: tuple[str, ...] = ()  # what is not as it was when the run was made
     others: Mapping[str, str] = field(default_factory=dict)  # what else tells it from repeats, by key
     seed: int | None = None  # which requests were sent, where the line of the table does not say
+    latencies: tuple[Means, ...] = ()  # of a language model, as measured and as simulated, in seconds
+    notes: tuple[str, ...] = ()  # what is to be said of the run
 
     @property
     def gap_met(self) -> float | None:
@@ -73,7 +77,11 @@ class Scored:
         """The line of the table, with what is added to it."""
         gaps = [None if g is None else round(g, 6) for g in (self.gap_met, self.gap_finished)]
         added = (round(self.result["met"], 6), round(self.result["finished"], 6), *gaps)
-        return {**self.run.cells, **dict(zip(ADDED, added, strict=True))}
+        shown: Row = {}
+        for m in self.latencies:
+            name = f"{m.what.replace(' ', '_')}_ms"
+            shown |= {name: round(1e3 * (m.measured or 0.0), 6), f"sim_{name}": round(1e3 * m.simulated, 6)}
+        return {**self.run.cells, **dict(zip(ADDED, added, strict=True)), **shown}
 
 
 def score(
@@ -87,14 +95,20 @@ def score(
     progress: Callable[[int, int], None] | None = None,
     as_they_are: bool = False,
     dates: bool = True,
+    experiment: Experiment | None = None,
 ) -> list[Scored]:
     """Simulate each run of the table, or of the folder, at *path* with *seeds* seeds; write the table and the results
     to *out*. Without *dates* nobody knows when the runs of a table were made, nor what is known of that day. With
     *keep*, the records of the repetitions of run folders are left there. Run folders whose profiles or policies are
-    not what they were are refused, unless these are taken *as_they_are*.
+    not what they were are refused, unless these are taken *as_they_are*. Files of ``vllm bench serve`` are judged as
+    runs of *experiment*, whose requests are then theirs.
     """
     if out is not None:
         tables.check_target(out)
+    benches = [] if path.is_dir() and experiment is None else bench_runs.files(path)
+    if benches or experiment is not None:
+        how: dict[str, Any] = {"seeds": seeds, "jobs": jobs, "keep": keep, "progress": progress}
+        return _score_benches(path, benches, experiment, out, overrides, **how)
     recordings = _recordings_in(path)
     if recordings:
         if keep is not None:
@@ -139,9 +153,42 @@ def _score_folders(
     report = (lambda done: progress(done, seeds * len(found))) if progress else None
     rows = replay_folder.replay_all(found, seeds, jobs=jobs, keep=keep, progress=report)
     scored = [
-        Scored(replay_folder.measured(r), row, tuple(r.changed), otherwise(r.experiment))
+        Scored(
+            replay_folder.measured(r),
+            row,
+            tuple(r.changed),
+            otherwise(r.experiment),
+            latencies=tuple(replay_folder.latencies(r, row)),
+        )
         for r, row in zip(found, rows, strict=True)
     ]
+    if out is not None:
+        tables.write(out, [s.line() for s in scored])
+    return scored
+
+
+def _score_benches(
+    path: Path,
+    benches: Sequence[Path],
+    experiment: Experiment | None,
+    out: Path | None,
+    overrides: Iterable[Override],
+    **how: Any,
+) -> list[Scored]:
+    if experiment is None:
+        what = "a file of vllm bench serve does not say by which profile, policy and SLO it is to be judged"
+        raise BadInput(what, where=str(path), right="--experiment FILE, which says it")
+    if not benches:
+        what = "there is no file of vllm bench serve"
+        raise BadInput(what, where=str(path), right="one, or a folder of them; other runs say what they are of")
+    given = list(overrides)
+    with TemporaryDirectory(prefix="servetwin-") as work:
+        for bench in benches:
+            made = bench_runs.with_requests_of(bench, experiment.as_dict(), given)
+            bench_runs.as_run(bench, made, Path(work) / bench.stem)
+        scored = _score_folders(replay_folder.find(Path(work)), None, **how)
+    notes = {bench.stem: tuple(bench_runs.told(bench)) for bench in benches}
+    scored = [replace(s, notes=notes[s.run.cells["folder"]]) for s in scored]
     if out is not None:
         tables.write(out, [s.line() for s in scored])
     return scored

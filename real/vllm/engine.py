@@ -282,6 +282,14 @@ class VllmEngine:
             "options": self.options.as_dict(),
         }
 
+    def close(self) -> None:
+        """End the engine, and give its memory back. It serves no more."""
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        self.engine.engine_core.shutdown()
+        del self.core, self.scheduler, self.engine
+        cleanup_dist_env_and_memory()
+
     # -- requests ---------------------------------------------------------------------------------------
 
     def add(self, planned: Planned, sent: float) -> None:

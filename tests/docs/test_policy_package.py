@@ -59,6 +59,7 @@ def test_its_tests_pass_and_its_policies_are_checked(beside, tmp_path) -> None:
     code, told = call(beside, tmp_path, sys.executable, "-m", "pytest", *options, str(PACKAGE / "tests"))
     assert code == 0, told
     assert "4 passed" in told
-    code, told = call(beside, tmp_path, "servetwin", "check", "example-prompts")
-    assert code == 0, told
-    assert "no fault found" in told
+    for name in ("example-prompts", "example-least-work"):
+        code, told = call(beside, tmp_path, "servetwin", "check", name)
+        assert code == 0, told
+        assert "no fault found" in told

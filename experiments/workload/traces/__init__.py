@@ -11,14 +11,17 @@ azure        .csv        ``TIMESTAMP,ContextTokens,GeneratedTokens``: the Azure 
 burstgpt     .csv        ``Timestamp,...,Request tokens,Response tokens,...``: BurstGPT; failed requests (no response
                          tokens) are left out
 mooncake     .jsonl      ``timestamp`` (ms), ``input_length``, ``output_length``, ``hash_ids``: Mooncake
+vllm-bench   .json       ``start_times`` (s), ``input_lens``, ``output_lens``, ...: ``vllm bench serve``; failed
+                         requests are left out
 ===========  ==========  ======================================================================================
 
 In every format a line may also say what the request says of itself: ``class``, ``tenant``, ``priority`` (lower is
 sooner), ``weight``, ``slo`` (s).
 
-`formats` says what lines mean, `lines` reads them. The format is told by the first line. What is wrong is told in
-one line, with the number of the line at fault. A small sample of each lies in ``samples/``; the numbers in them are
-synthetic."""
+`formats` says what lines mean, `lines` reads them, `bench_file` those of ``vllm bench serve``. The format is
+told by the first line. What is wrong is told in one line, with the number of the line at fault. A small
+sample of each lies in ``samples/``; the numbers in them are synthetic, but for ``vllm-bench.json``, which vLLM's
+client wrote of a tiny model on a busy CPU."""
 
 from .formats import FORMATS, Entry, columns_of, entries, sample, samples, unknown_columns
 

@@ -16,6 +16,7 @@ from servetwin.core import BadInput
 
 from ...spec.catalog import closest, suggest
 from ...spec.field_types import WEIGHTS
+from . import bench_file
 from .lines import ARRIVALS, SIDES, TERMS, WORK, Line, Row, csv_header, csv_lines, ending, json_lists, jsonl_lines
 
 SAMPLES = Path(__file__).parent / "samples"
@@ -85,6 +86,13 @@ def _mooncake(row: Row, where: str, _: Sequence[str]) -> tuple[Decimal, dict[str
     return arrival, _tokens(row, where, "input_length", "output_length"), None
 
 
+def _bench(row: Row, where: str, _: Sequence[str]) -> tuple[Decimal, dict[str, int], str | None] | None:
+    arrival = _time(row.get("start_times"), f"{where}: start_times")
+    if row.get("output_lens") == 0:
+        return None  # the request failed
+    return arrival, _tokens(row, where, "input_lens", "output_lens"), None
+
+
 def _plain(row: Row, where: str, modules: Sequence[str]) -> tuple[Decimal, dict[str, int], str | None]:
     name, *others = [name for name in ARRIVALS if name in row] or ["arrival"]
     arrival = _time(row.get(name), f"{where}: {name}", unit=ARRIVALS[name])
@@ -108,6 +116,7 @@ FORMATS = {
         Format("azure", (".csv",), ("TIMESTAMP", "ContextTokens", "GeneratedTokens"), _azure, moments=True),
         Format("burstgpt", (".csv",), ("Timestamp", "Request tokens", "Response tokens"), _burstgpt),
         Format("mooncake", (".jsonl",), ("timestamp", "input_length", "output_length"), _mooncake),
+        Format("vllm-bench", (".json",), ("start_times", "input_lens", "output_lens"), _bench),
         Format("plain", (".csv", ".json", ".jsonl"), ("arrival",), _plain),
     )
 }
@@ -170,10 +179,12 @@ def sample(name: str) -> Path:
 
 def samples() -> list[str]:
     """The names of the samples."""
-    return sorted(p.name for p in SAMPLES.iterdir() if ending(p) in (".csv", ".jsonl"))
+    return sorted(p.name for p in SAMPLES.iterdir() if ending(p) in (".csv", ".json", ".jsonl"))
 
 
 def _lines(path: Path) -> Iterator[Line]:
+    if ending(path) == ".json" and bench_file.is_bench(path):
+        return iter(bench_file.rows(path))
     reader = {".json": json_lists, ".jsonl": jsonl_lines}.get(ending(path), csv_lines)
     return reader(path)
 
@@ -181,7 +192,7 @@ def _lines(path: Path) -> Iterator[Line]:
 def _recognise(path: Path) -> Format:
     """The format whose columns the first line has."""
     if ending(path) == ".json":
-        return FORMATS["plain"]
+        return FORMATS["vllm-bench" if bench_file.is_bench(path) else "plain"]
     if ending(path) == ".jsonl":
         first = next(jsonl_lines(path), None)
         header = list(first[1]) if first is not None else []

@@ -416,10 +416,6 @@ def test_what_cannot_be_repeated(servetwin, toy: Path, tmp_path: Path):
     assert not (tmp_path / "out.csv").exists()
     (tmp_path / "empty").mkdir()
     assert "no run in it" in servetwin("score", tmp_path / "empty", "--out", tmp_path / "out.csv")[2]
-    servetwin("run", "opt-13b-a6000", "--requests", 3, "--out", tmp_path / "llm")
-    code, _, err = servetwin("score", tmp_path / "llm", "--out", tmp_path / "out.csv")
-    assert (code, err.count("\n")) == (2, 1)
-    assert "a run of a language model cannot be repeated" in err
     (tmp_path / "runs.csv").write_text("")
     code, _, err = servetwin("score", tmp_path / "runs.csv", "--out", tmp_path / "out.csv", "--keep", tmp_path / "k")
     assert "only repetitions of run folders are kept" in err

@@ -1,0 +1,99 @@
+"""The contract of routers: every router that comes along keeps it, and planted faults are found."""
+
+from __future__ import annotations
+
+import random
+import time
+from functools import partial
+
+import pytest
+from servetwin.core import BadInput
+from servetwin.core.routing import Router
+from servetwin.core.testing.contract import ContractBroken
+from servetwin.core.testing.router_contract import hold_router
+from servetwin.experiments.cli import entry
+from servetwin.experiments.spec import router_registry
+
+
+@pytest.mark.parametrize("name", router_registry.router_names())
+def test_routers_that_come_along_keep_it(name: str) -> None:
+    kept = hold_router(partial(router_registry.make, name, router_registry.complete(name, {})), name)
+    assert min(kept.asked) >= 60
+
+
+class Draws(Router):
+    def route(self, request, workers, now):
+        return workers[random.randrange(len(workers))]
+
+
+class Clock(Router):
+    def route(self, request, workers, now):
+        return workers[int(time.monotonic()) % len(workers)]
+
+
+class Shares(Router):
+    turns = []  # noqa: RUF012
+
+    def route(self, request, workers, now):
+        self.turns.append(request.id)
+        return workers[len(self.turns) % len(workers)]
+
+
+class Writes(Router):
+    def route(self, request, workers, now):
+        request.deadline = 1e9
+        return workers[0]
+
+
+class Fails(Router):
+    def route(self, request, workers, now):
+        return workers[len(workers)]
+
+
+class Addresses(Router):
+    def route(self, request, workers, now):
+        return min(workers, key=id)
+
+
+class Holds(Router):
+    def bind(self, queue, workers, now):
+        return None
+
+
+class Elsewhere(Router):
+    def route(self, request, workers, now):
+        return "gpu0"
+
+
+FAULTS = {
+    Draws: "draws from the generator that all of the process share",
+    Clock: "reads the clock",
+    Shares: "it changed Shares.turns",
+    Writes: "wrote deadline",
+    Fails: "the router failed in route: IndexError",
+    Addresses: "a new object does not decide the same",
+    Holds: "never",
+    Elsewhere: "it routes",
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_planted_faults_of_routers_are_found(kind: type[Router]) -> None:
+    with pytest.raises(ContractBroken, match=FAULTS[kind]) as broken:
+        hold_router(kind)
+    assert "\n" not in str(broken.value)
+    assert kind.__name__ in str(broken.value)
+
+
+def test_the_command_takes_routers(tmp_path, monkeypatch, capsys) -> None:
+    text = "from servetwin.core.routing import Router\n\n\nclass Last(Router):\n"
+    text += "    def route(self, request, workers, now):\n"
+    (tmp_path / "last.py").write_text(text + "        return workers[-1]\n")
+    monkeypatch.setattr("sys.argv", ["servetwin", "check", str(tmp_path / "last.py")])
+    assert entry._run() == 0
+    assert "router Last (last.py:5): no fault found" in capsys.readouterr().out
+    (tmp_path / "last.py").write_text(text + "        request.weight = 2.0\n        return workers[-1]\n")
+    assert entry._run() == 2
+    assert "wrote weight" in capsys.readouterr().err
+    with pytest.raises(BadInput, match="a router"):
+        hold_router(dict)
