@@ -22,6 +22,8 @@ WRONG = [
     ("lsf", "max_batch", 0, "1 or more"),
     ("nexus", "max_batch", 0, "1 or more"),
     ("nexus", "safety", 0.0, "more than 0"),
+    ("pace", "focus", -0.1, "0 or more"),
+    ("pace", "kept", 0.0, "more than 0"),
     ("shepherd", "preempt", 0.5, "1 or more"),
     ("srpt", "max_batch", 0, "1 or more"),
     ("tetriserve", "round_steps", 0, "1 or more"),
