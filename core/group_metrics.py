@@ -23,8 +23,11 @@ def jain(shares: Iterable[float]) -> float | None:
     anything. Source: Jain, Chiu, Hawe, "A Quantitative Measure of Fairness and Discrimination for Resource Allocation
     in Shared Computer Systems" (DEC-TR-301, 1984): (sum x)^2 / (n sum x^2)."""
     values = [*shares]
-    squares = sum(x * x for x in values)
-    return sum(values) ** 2 / (len(values) * squares) if squares else None
+    largest = max(values, default=0.0)
+    if not largest:
+        return None
+    parts = [x / largest for x in values]  # squares of very large or small shares are no numbers
+    return sum(parts) ** 2 / (len(parts) * sum(x * x for x in parts))
 
 
 class Group:

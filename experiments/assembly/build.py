@@ -39,7 +39,7 @@ from ..spec import policy_registry, router_registry, yaml_io
 from ..spec.device_profiles import load_profiles, not_measured
 from ..spec.experiment import Experiment, FixedSLO, RelativeSLO
 from ..spec.policy_errors import policies_answer
-from ..workload.requests import about, check_resolution, read_trace, requests
+from ..workload.requests import about, check_resolution, other_images, read_trace, requests
 from .llm_workers import ENDLESS, contexts, prepare, token_worker
 from .pipeline import call_times, estimates, make_pipeline, make_pool, seconds_alone, wiring
 from .replicas import expanded
@@ -108,6 +108,8 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     cut = any(lengths.truncate for lengths in load.lengths.values())
     if trace is not None or cut or experiment.seed or load.says_more:  # else all are drawn whole, by one seed
         recorder.summary.input = about(experiment, trace, limits)
+    if other := other_images(trace, profiles):
+        recorder.summary.input["trace"]["other_images"] = other
     if limits and (said := not_measured(profiles.values())):
         recorder.summary.input["basis"] = said
     executor = make_executor(experiment, workers, profiles)

@@ -120,8 +120,7 @@ def input_lines(summary: dict[str, Any]) -> list[str]:
         for column, key in trace.get("not_used", {}).items():
             why = f"{key} does not say {{draw: trace}}, which uses it" if key else "nothing here takes it"
             lines.append(f"trace: column {column} is not used: {why}")
-        if trace.get("doubt"):
-            lines.append(f"trace: {trace['doubt']}")
+        lines += [f"trace: {trace[key]}" for key in ("doubt", "other_images") if trace.get(key)]
         if summary["requests"] > 1 and summary["arrival_span"] == 0.0:
             lines.append("all requests arrive at once: there is no rate")
     if published := summary.get("published"):

@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError
 from servetwin.core import BadInput
 from servetwin.profiles import Kind
 
-from .field_types import Count, NotNegative, Positive, Strict
+from .field_types import Count, NotNegative, Positive, Strict, Weight
 from .llm import EngineSpec, Lengths, TokenSLOSpec
 
 # -- what arrives ---------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ class RequestClass(Strict):
     share: Positive | None = None
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
     tenant: Annotated[str, Field(max_length=64)] = ""
-    weight: Positive = 1.0
+    weight: Weight = 1.0
     slo: SLOSpec | None = None
     steps: dict[str, Steps] = Field(default_factory=dict)
     lengths: dict[str, Lengths] = Field(default_factory=dict)

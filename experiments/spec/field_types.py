@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+#: The least and the largest weight of a request: service over weight stays a number.
+WEIGHTS = (1e-9, 1e9)
+Weight = Annotated[float, Field(ge=WEIGHTS[0], le=WEIGHTS[1])]
 Count = Annotated[int, Field(ge=1, le=10**12)]
 
 

@@ -143,8 +143,8 @@ def check_lengths(experiment: Experiment, trace: trace_reader.TraceFile | None, 
 
 
 def _unused(experiment: Experiment, trace: trace_reader.TraceFile) -> dict[str, str]:
-    """The columns with steps or lengths that *trace* has and nothing is taken from, and the key that would take each
-    ("" where none would): steps and lengths may be drawn though the trace has some."""
+    """The columns that *trace* has and nothing is taken from, and the key that would take each ("" where none would):
+    steps and lengths may be drawn though the trace has some, and columns may be of names that nobody reads."""
     load = experiment.workload
     taken = {trace.column_of(m) for m, steps in load.steps.items() if isinstance(steps, TraceSteps)}
     others: dict[str, str] = {}
@@ -157,8 +157,18 @@ def _unused(experiment: Experiment, trace: trace_reader.TraceFile) -> dict[str, 
                 taken.add(column)
             else:
                 others.setdefault(column, f"workload.lengths.{module}.{side}")
-    held = [*trace.columns, *(m for m in trace.named(tuple(load.steps)) if m not in trace.columns)]
-    return {column: others.get(column, "") for column in held if column not in taken}
+    held = [*trace.columns, *trace.named(tuple(load.steps)), *trace.unknown()]
+    return {column: others.get(column, "") for column in dict.fromkeys(held) if column not in taken}
+
+
+def other_images(trace: trace_reader.TraceFile | None, profiles: Mapping[str, Profile]) -> str | None:
+    """What is to be said if the images of *trace* are of a size that none of the *profiles* is of."""
+    size = trace.overview.size if trace is not None else None
+    images = {profile.data.image for profile in profiles.values()}
+    measured = sorted(f"{image[0]}x{image[1]}" for image in images if image is not None)
+    if size is None or not measured or size in measured:
+        return None
+    return f"its images are of {size}, and steps take what those of {' and '.join(measured)} take (the profile's)"
 
 
 def check_resolution(

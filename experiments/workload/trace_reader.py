@@ -20,7 +20,7 @@ from servetwin.core import BadInput
 from servetwin.core.random_streams import permuted
 
 from ..provenance.file_digests import Stamp, stamp
-from .traces import Entry, columns_of, entries
+from .traces import Entry, columns_of, entries, unknown_columns
 
 #: Seconds between requests, in the mean of so many at least, from which on times may be milliseconds, and are taken
 #: for that.
@@ -52,7 +52,7 @@ class Choice:
 class Overview:
     """What reading a file through told: *count* requests were chosen, of *held* in it, beside *failed* lines of
     requests that had failed; *until* is when the last in the file came. *terms* is what some of the chosen say of
-    themselves beside their work."""
+    themselves beside their work, *size* that of their images (None: it does not say)."""
 
     count: int
     held: int
@@ -61,6 +61,7 @@ class Overview:
     columns: tuple[str, ...]
     digest: str
     terms: tuple[str, ...] = ()
+    size: str | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,10 @@ class TraceFile:
         """Those of *modules* that the file has a column for, whether it is read or not."""
         first = _first_line(self.path, stamp(self.path))
         return tuple(m for m in modules if m in first)
+
+    def unknown(self) -> tuple[str, ...]:
+        """Its columns that are never read, but where one has the name of a loop module."""
+        return _unknown(self.path, stamp(self.path), self.choice.form)
 
     def work_of(self, module: str) -> Iterator[int]:
         """The iterations of *module*, request by request."""
@@ -253,7 +258,8 @@ def _overview(choice: Choice, _: Stamp | None) -> Overview:
         raise BadInput(what, where=str(path), right=f"start and end within 0 and {until:g} s")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Overview(count, held, len(failed), until, columns or (), digest, tuple(terms))
+    of_size = next(iter(sizes), None) if size is None else size
+    return Overview(count, held, len(failed), until, columns or (), digest, tuple(terms), of_size)
 
 
 @lru_cache(maxsize=256)
@@ -271,6 +277,11 @@ def _selection(choice: Choice, version: Stamp | None, skip: int, count: int) -> 
 @lru_cache(maxsize=16)
 def _first_line(path: Path, _: Stamp | None) -> tuple[str, ...]:
     return columns_of(path)
+
+
+@lru_cache(maxsize=16)
+def _unknown(path: Path, _: Stamp | None, form: str) -> tuple[str, ...]:
+    return unknown_columns(path, form)
 
 
 @lru_cache(maxsize=256)

@@ -40,6 +40,9 @@ class Pace(Ends):
     nearer to it. *reserve* is the time in seconds that is set aside for each hand-over to a later stage. *max_batch*
     bounds the batch (None: by the worker's limit)."""
 
+    #: Those that are further from their end, or bear less, may wait for as long as others keep coming.
+    starves = True
+
     def __init__(
         self, focus: float = 0.25, kept: float = 0.8, reserve: float = 0.01, max_batch: int | None = None
     ) -> None:

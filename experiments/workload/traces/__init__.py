@@ -4,9 +4,7 @@
 format       file        a line is
 ===========  ==========  ======================================================================================
 plain        .csv        ``arrival`` (s), and what the request asks for: ``steps``, ``tokens`` or a column by a
-                         loop module's name; ``size`` (512x512), or ``height`` and ``width``, if there are several;
-                         and what the request says of itself: ``class``, ``tenant``, ``priority`` (lower is sooner),
-                         ``weight``, ``slo`` (s)
+                         loop module's name; ``size`` (512x512), or ``height`` and ``width``, if there are several
 plain        .jsonl      the same keys, an object a line
 plain        .json       one object with a list for each of these keys
 azure        .csv        ``TIMESTAMP,ContextTokens,GeneratedTokens``: the Azure LLM inference traces
@@ -17,11 +15,14 @@ vllm-bench   .json       ``start_times`` (s), ``input_lens``, ``output_lens``, .
                          requests are left out
 ===========  ==========  ======================================================================================
 
+In every format a line may also say what the request says of itself: ``class``, ``tenant``, ``priority`` (lower is
+sooner), ``weight``, ``slo`` (s).
+
 `formats` says what lines mean, `lines` reads them, `bench_file` those of ``vllm bench serve``. The format is
 told by the first line. What is wrong is told in one line, with the number of the line at fault. A small
 sample of each lies in ``samples/``; the numbers in them are synthetic, but for ``vllm-bench.json``, which vLLM's
 client wrote of a tiny model on a busy CPU."""
 
-from .formats import FORMATS, Entry, columns_of, entries, sample, samples
+from .formats import FORMATS, Entry, columns_of, entries, sample, samples, unknown_columns
 
-__all__ = ["FORMATS", "Entry", "columns_of", "entries", "sample", "samples"]
+__all__ = ["FORMATS", "Entry", "columns_of", "entries", "sample", "samples", "unknown_columns"]

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 from servetwin.core import BadInput
 
 from ...spec.catalog import closest, suggest
+from ...spec.field_types import WEIGHTS
 from . import bench_file
-from .lines import ARRIVALS, Line, Row, csv_header, csv_lines, ending, json_lists, jsonl_lines
+from .lines import ARRIVALS, SIDES, TERMS, WORK, Line, Row, csv_header, csv_lines, ending, json_lists, jsonl_lines
 
 SAMPLES = Path(__file__).parent / "samples"
 
@@ -25,7 +26,8 @@ MOST_SECONDS = 1e11
 #: What a number of this many digits and fewer than the next probably is: an epoch, today, has 10, 13, 16 or 19.
 EPOCHS = ((20, "nanoseconds"), (17, "microseconds"), (14, "milliseconds"))
 
-#: What looks like an epoch in seconds (2001 to 2065) in a column of milliseconds, where it would be days 12 to 34.
+#: What looks like an epoch in seconds (2001 to 2065) in a column of milliseconds, where it would be days 12 to 34;
+#: likewise one in milliseconds in a column of microseconds.
 EPOCH_SECONDS = (1e9, 3e9)
 
 
@@ -62,7 +64,6 @@ class Format:
     columns: tuple[str, ...]
     parse: Parser
     moments: bool = False
-    terms: bool = False
 
 
 def _azure(row: Row, where: str, _: Sequence[str]) -> tuple[Decimal, dict[str, int], str | None]:
@@ -101,7 +102,7 @@ def _plain(row: Row, where: str, modules: Sequence[str]) -> tuple[Decimal, dict[
             what = f"{name} says {float(arrival):g} s, and {other} {float(again):g} s"
             raise BadInput(what, where=where, right="one column of arrivals, or the same times in all")
     work = {}
-    for name in dict.fromkeys(("steps", "tokens", "input_tokens", *modules)):
+    for name in dict.fromkeys((*WORK, *modules)):
         if name in row:
             work[name] = _count(row[name], f"{where}: {name}", "tokens" if name.endswith("tokens") else "steps")
     if "tokens" in work:
@@ -116,7 +117,7 @@ FORMATS = {
         Format("burstgpt", (".csv",), ("Timestamp", "Request tokens", "Response tokens"), _burstgpt),
         Format("mooncake", (".jsonl",), ("timestamp", "input_length", "output_length"), _mooncake),
         Format("vllm-bench", (".json",), ("start_times", "input_lens", "output_lens"), _bench),
-        Format("plain", (".csv", ".json", ".jsonl"), ("arrival",), _plain, terms=True),
+        Format("plain", (".csv", ".json", ".jsonl"), ("arrival",), _plain),
     )
 }
 
@@ -131,8 +132,12 @@ def entries(
     """
     known = _recognise(path) if form == "auto" else FORMATS[form]
     zero, last = Decimal(0), Decimal("-Infinity")
+    seen: set[str] = set()
     for number, row in _lines(path):
         where = f"{path}:{number}"
+        if not seen.issuperset(row):
+            _check_names(row, where)
+            seen.update(row)
         parsed = known.parse(row, where, modules)
         if parsed is None:
             if failed is not None:
@@ -148,13 +153,21 @@ def entries(
             raise BadInput(what, where=f"{where}: {column}", right="a later time")
         last = moment
         # Stamps are decimal numbers, and their differences are taken as such: a binary epoch has lost microseconds.
-        said = _said(row, where) if known.terms else {}
-        yield Entry(number, float(moment - zero), work, size, said)
+        yield Entry(number, float(moment - zero), work, size, _said(row, where))
 
 
 def columns_of(path: Path) -> tuple[str, ...]:
     """The names of what the first request of the trace at *path* says, also of what nobody reads."""
     return tuple(next(_lines(path), (0, {}))[1])
+
+
+def unknown_columns(path: Path, form: str = "auto") -> tuple[str, ...]:
+    """The columns of the trace at *path* that are never read, whatever is asked for, but may be a loop module's. None
+    in the formats that others publish, whose further columns say nothing that is simulated."""
+    known = _recognise(path) if form == "auto" else FORMATS[form]
+    if known.name != "plain":
+        return ()
+    return tuple(name for name in columns_of(path) if name not in {*ARRIVALS, *WORK, *SIDES, *TERMS})
 
 
 def sample(name: str) -> Path:
@@ -206,11 +219,27 @@ def _no_arrival(header: list[str], where: str, kind: str) -> BadInput:
     return BadInput(what, where=where, right=f"arrival,steps; the first is {units}")
 
 
-#: What a plain trace may say of a request beside its work. An empty value says nothing.
-TERMS = ("class", "tenant", "priority", "weight", "slo")
+#: What others call one of these, or mean by it, in lower case.
+NEARLY = {
+    **{name + ending: name for name in TERMS for ending in ("", "s", "_name", "_id", "_s", "_ms", "_us", "_seconds")},
+    **dict.fromkeys(("deadline", "deadline_s", "deadline_ms", "slo_latency"), "slo"),
+    "prio": "priority",
+}
+
+#: What the names of such columns are followed by in messages.
+MEANT = {"slo": "slo, in seconds from arrival to deadline"}
 
 #: The longest name of a class or tenant, in characters.
 LONGEST_NAME = 64
+
+
+def _check_names(row: Row, where: str) -> None:
+    """Raise `BadInput` for a column that is nearly one of `TERMS`: nobody would read it, and nobody would notice."""
+    for name in row:
+        term = NEARLY.get(re.sub(r"[\s-]+", "_", name.strip().lower()))
+        if term is not None and name not in TERMS:
+            right = f"to call it {MEANT.get(term, term)}; or to leave it out"
+            raise BadInput(f"a column {name!r} would not be read", where=where, right=right)
 
 
 def _said(row: Row, where: str) -> dict[str, Any]:
@@ -231,8 +260,13 @@ def _said(row: Row, where: str) -> dict[str, Any]:
                 said[key] = text
         elif key == "priority":
             said[key] = _priority(value, place)
+        elif key == "weight":
+            said[key] = _positive(value, place, "weight")
+            if not WEIGHTS[0] <= said[key] <= WEIGHTS[1]:
+                right = f"a number from {WEIGHTS[0]:g} to {WEIGHTS[1]:g}"
+                raise BadInput(f"{str(value)[:40]!r} is no weight", where=place, right=right)
         else:
-            said[key] = _positive(value, place, "seconds" if key == "slo" else "weight")
+            said[key] = _positive(value, place, "seconds")
     return said
 
 
@@ -272,9 +306,9 @@ def _time(value: Any, where: str, unit: int = 1) -> Decimal:
         number, size = Decimal(0), math.nan
     if not math.isfinite(size) or size < 0.0 or isinstance(value, bool | list | dict):
         raise BadInput(f"{str(value)[:40]!r} is no time", where=where, right="0 or more")
-    if unit == 1000 and EPOCH_SECONDS[0] <= size < EPOCH_SECONDS[1]:
-        what = f"{str(value)[:40]} in milliseconds is probably an epoch in seconds"
-        raise BadInput(what, where=where, right="milliseconds since the trace began")
+    if unit > 1 and EPOCH_SECONDS[0] <= size * 1000 / unit < EPOCH_SECONDS[1]:
+        what = f"{str(value)[:40]} in {UNITS[unit]} is probably an epoch in {UNITS[unit // 1000]}"
+        raise BadInput(what, where=where, right=f"{UNITS[unit]} since the trace began")
     if size / unit >= MOST_SECONDS:
         column = UNITS[unit]
         likely = next((name for digits, name in reversed(EPOCHS) if size < 10.0**digits), None)
@@ -323,7 +357,10 @@ def _size(row: Row, where: str) -> str | None:
         if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
             raise BadInput(f"{row['size']!r} is no size", where=f"{where}: size", right="512x512")
         return text
-    if "height" in row and "width" in row:
+    if ("height" in row) != ("width" in row):
+        one, other = ("height", "width") if "height" in row else ("width", "height")
+        raise BadInput(f"it says a {one}, and no {other}", where=where, right="height and width, or size")
+    if "height" in row:
         height, width = (_count(row[side], f"{where}: {side}", "pixels") for side in ("height", "width"))
         return f"{height}x{width}"
     return None

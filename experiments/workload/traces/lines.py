@@ -20,6 +20,12 @@ Line = tuple[int, Row]
 #: What a plain trace may call its column of arrivals, and how many of its unit make a second.
 ARRIVALS = {"arrival": 1, "arrival_s": 1, "arrival_ms": 1000, "arrival_us": 1_000_000}
 
+#: What else it may say of the work, and of images, of a request.
+WORK = ("steps", "tokens", "input_tokens")
+SIDES = ("size", "height", "width")
+#: What a trace of any format may say of a request beside its work. An empty value says nothing.
+TERMS = ("class", "tenant", "priority", "weight", "slo")
+
 #: The most bytes that a packed trace may unpack to, and that a .json trace, which is read as a whole, may have.
 MOST_UNPACKED = 4 << 30
 MOST_WHOLE = 256 << 20
@@ -122,6 +128,15 @@ def csv_lines(path: Path) -> Iterator[Line]:
             yield number, dict(zip(header, values, strict=True))
 
 
+def _once(pairs: list[tuple[str, Any]]) -> Row:
+    """The object of these *pairs*. Raises `ValueError` for a key that stands twice: a value would be lost."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+    return row
+
+
 def jsonl_lines(path: Path) -> Iterator[Line]:
     """The objects of a file with one on each line; empty lines are passed over."""
     with opened(path) as file:
@@ -129,7 +144,7 @@ def jsonl_lines(path: Path) -> Iterator[Line]:
             if not text.strip():
                 continue
             try:
-                row = json.loads(text)
+                row = json.loads(text, object_pairs_hook=_once)
             except (ValueError, RecursionError) as error:
                 what = getattr(error, "msg", str(error))
                 raise BadInput(f"no valid JSON: {what}", where=f"{path}:{number}") from None
@@ -142,7 +157,7 @@ def json_lists(path: Path) -> Iterator[Line]:
     """The places of the lists in a JSON object, which is read as a whole; numbered from 0."""
     with opened(path, MOST_WHOLE) as file:
         try:
-            data = json.load(file)
+            data = json.load(file, object_pairs_hook=_once)
         except json.JSONDecodeError as error:
             raise BadInput(f"no valid JSON: {error.msg}", where=f"{path}:{error.lineno}") from None
         except (UnicodeDecodeError, OSError):
@@ -157,6 +172,9 @@ def json_lists(path: Path) -> Iterator[Line]:
     arrival = next((name for name in ARRIVALS if name in lists), None)
     if arrival is None:
         raise BadInput("there is no list 'arrival'", where=str(path), right=right)
+    for name in (*WORK, *SIDES, *TERMS):
+        if name in data and name not in lists:
+            raise BadInput(f"{name} is no list", where=str(path), right=f"a list as long as {arrival}")
     for name, values in lists.items():
         if len(values) != len(lists[arrival]):
             what = f"{name} has {len(values)} values, but {arrival} has {len(lists[arrival])}"

@@ -33,7 +33,8 @@ def test_what_is_usual_is_not_sent() -> None:
     "nonsense",
     [
         {"priority": 1.5}, {"priority": "high"}, {"priority": True}, {"tenant": 3}, {"weight": 0}, {"weight": -1},
-        {"weight": float("inf")}, {"predicted": float("nan")}, {"predicted": 0}, {"class": None}, {"tier": 1}, [], "{",
+        {"weight": float("inf")}, {"predicted": float("nan")}, {"predicted": 0}, {"class": None},
+        {"tier": 1}, [], "{",
     ],
 )  # fmt: skip
 def test_nonsense_is_left_out(nonsense: object) -> None:

@@ -241,3 +241,59 @@ def test_quantiles_hold_equal_shares() -> None:
 def test_a_prediction_that_is_not_well_said(predict: dict[str, Any], says: str) -> None:
     with pytest.raises(BadInput, match=says):
         chat(predict)
+
+
+# -- columns that nobody would read ---------------------------------------------------------------------------------
+
+AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens,class,slo\n2023-11-16 18:15:46.5,9,3,chat,1.25\n"
+BURSTGPT = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type,class,slo\n5,m,9,3,12,x,chat,1.25\n"
+MOONCAKE = '{"timestamp": 7, "input_length": 9, "output_length": 3, "class": "chat", "slo": 1.25}\n'
+
+
+def of_tokens(path: Path, text: str) -> Experiment:
+    path.write_text(text)
+    lengths = {"llm": {"prompt": {"draw": "trace"}, "output": {"draw": "trace"}, "limit": 512}}
+    arrivals = {"process": "trace", "file": str(path)}
+    workload = {"requests": None, "draws": "seeded", "arrivals": arrivals, "lengths": lengths}
+    return load({"extends": "opt-13b-a6000", "workload": workload})
+
+
+@pytest.mark.parametrize(("name", "text"), [("t.csv", AZURE), ("t.csv", BURSTGPT), ("t.jsonl", MOONCAKE)])
+def test_traces_of_every_format_say_class_and_slo(tmp_path: Path, name: str, text: str) -> None:
+    """In formats that others publish such columns were ignored: an SLO that nobody can meet was met."""
+    (only,) = sent(of_tokens(tmp_path / name, text))
+    assert (only.class_name, only.slo) == ("chat", 1.25)
+    assert run(of_tokens(tmp_path / name, text.replace("1.25", "0.001"))).as_dict()["classes"]["chat"]["late"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("t.csv", "arrival,steps,SLO\n0,5,1\n", "'SLO' would not be read .*call it slo, in seconds"),
+        ("t.csv", "arrival,steps,slo_ms\n0,5,1\n", "'slo_ms' would not be read"),
+        ("t.csv", "arrival,steps,deadline\n0,5,1\n", "'deadline' would not be read"),
+        ("t.csv", "arrival,steps,Class Name\n0,5,a\n", "'Class Name' would not be read .*call it class"),
+        ("t.csv", "arrival,steps,tenants\n0,5,a\n", "'tenants' would not be read .*call it tenant"),
+        ("t.jsonl", '{"arrival": 0, "steps": 5}\n{"arrival": 1, "steps": 5, "SLO": 1}\n', "t.jsonl:2: .*'SLO'"),
+        ("t.csv", AZURE.replace("slo", "slo_s"), "'slo_s' would not be read"),
+        ("t.json", '{"arrival": [0, 1], "steps": [5, 5], "slo": 0.001}', "t.json: slo is no list"),
+        ("t.json", '{"arrival": [0], "steps": [5], "steps": [9]}', "key 'steps' stands twice"),
+        ("t.jsonl", '{"arrival": 0, "steps": 5, "steps": 9}\n', "t.jsonl:1: .*key 'steps' stands twice"),
+        ("t.csv", "arrival,steps,height\n0,5,256\n1,5,512\n", "t.csv:2: it says a height, and no width"),
+        ("t.csv", "arrival,steps,weight\n0,5,1e-320\n", "'1e-320' is no weight .*from 1e-09 to 1e"),
+        ("t.csv", "arrival_us,steps\n1700000000000,5\n", "microseconds is probably an epoch in milliseconds"),
+    ],
+)
+def test_what_nobody_would_read_is_refused(tmp_path: Path, name: str, text: str, says: str) -> None:
+    path = tmp_path / name
+    with pytest.raises(BadInput, match=says):
+        build(of_tokens(path, text) if "ContextTokens" in text else of_trace(path, text))
+
+
+def test_columns_of_other_names_and_images_of_another_size_are_said(tmp_path: Path) -> None:
+    text = "arrival,steps,user,size\n0,5,ann,1024x1024\n1,5,bob,1024x1024\n"
+    said = run(of_trace(tmp_path / "t.csv", text)).as_dict()["trace"]
+    assert said["not_used"] == {"user": ""}
+    assert said["other_images"].startswith("its images are of 1024x1024, and steps take what those of 256x256 take")
+    same = run(of_trace(tmp_path / "u.csv", text.replace("1024x1024", "256x256"))).as_dict()["trace"]
+    assert "other_images" not in same
