@@ -109,6 +109,8 @@ class Router:
 
     #: What it is called in messages.
     CALLED = "router"
+    #: Whether it draws at random, from the seed that `start` is given: runs with other seeds then differ.
+    draws = False
     #: Of a router with a central queue: how many requests a worker may have and still has room for one more; None:
     #: as many as may run there at once.
     depth: int | None = None

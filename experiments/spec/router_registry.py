@@ -101,6 +101,11 @@ def make(name: str, params: Mapping[str, Any]) -> Router:
     return router
 
 
+def draws(name: str) -> bool:
+    """Whether the router of that name draws at random, as it says itself."""
+    return bool(code_of(name).policy.draws)
+
+
 def describe(name: str) -> tuple[str, dict[str, str]]:
     """The first line of the router's documentation, and its parameters with type and default."""
     return policy_registry.describe_class(code_of(name).policy)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from servetwin.core import BadInput
 from servetwin.core.random_streams import permuted
 
+from ..spec import router_registry
 from ..spec.experiment import (
     ChoiceSteps,
     Constant,
@@ -47,9 +48,19 @@ def _drawn_beside(experiment: Experiment) -> list[str]:
     calls = [w.calls for w in experiment.deployment.workers if w.calls is not None]
     if any(not isinstance(c, ConstantCalls | ListedCalls) for c in calls):
         found.append("the times of calls")
+    if _is_routed_at_random(experiment):
+        found.append("the routing")
     if experiment.time.noise and _is_noisy(experiment):
         found.append("the noise")
     return found
+
+
+def _is_routed_at_random(experiment: Experiment) -> bool:
+    """Whether a router that draws has a choice anywhere."""
+    deployment = experiment.deployment
+    modules = [module for worker in deployment.workers for module in worker.modules]
+    choice = deployment.replicas > 1 or len(set(modules)) < len(modules)
+    return choice and any(router_registry.draws(router.name) for router in deployment.routings.values())
 
 
 def _of_classes(experiment: Experiment) -> list[str]:

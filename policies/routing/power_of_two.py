@@ -17,6 +17,8 @@ from servetwin.core.routing import Router, WorkerState
 class PowerOfTwo(Router):
     """*choices* different workers are drawn from the experiment's seed; of equals the one that was drawn first."""
 
+    draws = True
+
     def __init__(self, choices: int = 2) -> None:
         at_least(1, "power_of_two", choices=choices)
         self.choices = choices

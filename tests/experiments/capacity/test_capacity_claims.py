@@ -308,6 +308,17 @@ def test_whether_drawn_steps_matter(toy: Path):
     assert not depends_on_seed(load("sd15-512-rtx4090", [("time.noise", False)]))
 
 
+@pytest.mark.parametrize(
+    ("router", "replicas", "expected"),
+    [("power_of_two", 2, True), ("random", 3, True), ("random", 1, False), ("jsq", 2, False)],
+)
+def test_whether_a_router_draws_matters_where_it_has_a_choice(toy: Path, router, replicas, expected):
+    constant = ("workload.arrivals", {"process": "constant", "rate": 2.0})
+    steps = ("workload.steps", {"denoise": {"draw": "uniform", "low": 5, "high": 5}})
+    change = [constant, steps, ("deployment.router", router), ("deployment.replicas", replicas)]
+    assert depends_on_seed(load(toy, change)) is expected
+
+
 # -- limits on latencies --------------------------------------------------------------------------------
 
 
