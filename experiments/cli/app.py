@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from servetwin.core import BadInput
 
-from . import commands, options
+from . import commands, options, terminal
 from .bound_command import bound
 from .commands import (
     Ahead,
@@ -68,6 +68,9 @@ Sets = Annotated[
         "--set", metavar="KEY=VALUE", help="Change a key of the experiment: --set slo.factor=2.5 (repeatable)."
     ),
 ]
+
+
+app.callback()(terminal.about)
 
 
 # -- one run --------------------------------------------------------------------------------------------

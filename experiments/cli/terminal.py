@@ -5,9 +5,26 @@ rich is imported when something is shown, so that a command which shows nothing 
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
+
+import typer
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"servetwin {importlib.metadata.version('servetwin')}")
+        raise typer.Exit
+
+
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of the program itself."""
 
 
 def table(*columns: tuple[str, Any]) -> Any:

@@ -122,13 +122,25 @@ def question(grid: Grid) -> str:
 @dataclass(frozen=True)
 class Standing:
     """How a line fares among the others: its mean attainment over the settings that all have, in how many of them it
-    is best (ties count for all who share them), and in how many of these surely, as no interval overlaps its own."""
+    is best (ties count for all who share them), and in how many of these beyond chance (`_surely`)."""
 
     line: str
     attainment: float
     best: int
     surely: int
     settings: int
+
+
+def _surely(first: Sequence[Row], second: Sequence[Row]) -> bool:
+    """Whether attainment of the *first* is above that of the *second* beyond chance: by the differences seed by seed
+    where the sweep has them (``--versus``), else as their intervals do not overlap."""
+    for rows, against, sign in ((first, second, 1.0), (second, first, -1.0)):
+        columns = f"attainment_minus_{against[0].get('policy')}"
+        low, high = mean(rows, f"{columns}_low"), mean(rows, f"{columns}_high")
+        if low is not None and high is not None:
+            return min(sign * low, sign * high) > 0.0
+    low, high = mean(first, "attainment_low"), mean(second, "attainment_high")
+    return low is not None and high is not None and high < low
 
 
 def standings(grid: Grid) -> list[Standing]:
@@ -144,9 +156,7 @@ def standings(grid: Grid) -> list[Standing]:
             if most - at[name] > 1e-9:
                 continue
             best[name] += 1
-            low = mean(own[name], "attainment_low")
-            highs = [mean(own[other], "attainment_high") for other in names if other != name]
-            surely[name] += low is not None and all(h is not None and h < low for h in highs)
+            surely[name] += all(_surely(own[name], own[other]) for other in names if other != name)
     n = len(common)
     found = [Standing(name, sums[name] / n, int(best[name]), int(surely[name]), n) for name in names] if n else []
     return sorted(found, key=lambda s: -s.attainment)

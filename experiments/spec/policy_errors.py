@@ -80,7 +80,8 @@ def _raised(policies: Sequence[object], error: BaseException) -> str | None:
         for advice in (f", {BEYOND}", ", or hold: true"):
             text = text.replace(advice, "")
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return f"{named(policy, (file, line))}: the policy failed: {Path(file).name}:{line}, in {function}: {what}"
+    kind = getattr(type(policy), "CALLED", "policy")
+    return f"{named(policy, (file, line))}: the {kind} failed: {Path(file).name}:{line}, in {function}: {what}"
 
 
 def _in_our_words(policies: Sequence[object], error: BaseException) -> str | None:

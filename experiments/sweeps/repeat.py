@@ -45,7 +45,7 @@ class Repeated:
         several = len(self.rows) > 1 and not are_copies(self.rows)
         for name, found in (
             ("attainment", self.attainment(level)),
-            ("request_goodput", mean_interval(goodput, level)),
+            ("request_goodput", mean_interval(goodput, level).above(0.0)),
         ):
             row[name] = found.mean
             row[f"{name}_low"] = found.low if several else None
@@ -53,7 +53,7 @@ class Repeated:
         for name in filter(has_interval, self.rows[0]):
             # A run of which nothing is known there (nothing finished, say) would be left out: then nothing is said.
             known = several and all(r[name] is not None for r in self.rows)
-            ends = mean_interval([r[name] for r in self.rows], level) if known else None
+            ends = mean_interval([r[name] for r in self.rows], level).above(0.0) if known else None
             row[f"{name}_low"] = ends.low if ends is not None else None
             row[f"{name}_high"] = ends.high if ends is not None else None
         row["seeds"] = len(self.rows) if several else 1

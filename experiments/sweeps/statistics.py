@@ -35,6 +35,10 @@ class Interval:
     def __contains__(self, value: float) -> bool:
         return self.low <= value <= self.high
 
+    def above(self, least: float) -> Interval:
+        """The same of what cannot be less than *least*."""
+        return Interval(self.mean, max(least, self.low), self.high, self.count)
+
     def spelled(self, scale: float = 1.0, digits: int = 2) -> str:
         """Such as ``93.10 (92.61 to 93.59)``."""
         mean, low, high = (f"{scale * x:.{digits}f}" for x in (self.mean, self.low, self.high))

@@ -319,3 +319,9 @@ def test_runs_of_other_requests_have_no_same_outcomes(servetwin, toy: Path, tmp_
     assert ("not the same requests in A and B" in out) == (why is not None)
     if why is not None:
         assert re.search(r"requests with the same outcome, % +- *\n", out)
+
+
+def test_the_version_is_told(servetwin):
+    code, out, err = servetwin("--version")
+    assert (code, err) == (0, "")
+    assert re.fullmatch(r"servetwin \d+\.\d+\.\d+\S*\n", out)

@@ -148,6 +148,26 @@ def grid(*points: tuple[str, float, float], **more) -> Grid:
     assert (a.best, a.surely) == (2, 1)
 
 
+def test_differences_seed_by_seed_tell_more_than_intervals():
+    """As of a sweep with ``--versus b``: the intervals overlap at all rates, the differences do not reach 0 at two."""
+    points = [("a", 1, 0.9, 0.02, 0.08), ("a", 2, 0.9, -0.02, 0.12), ("a", 3, 0.7, -0.18, -0.02)]
+    rows = []
+    for policy, rate, share, low, high in points:
+        common = {"workload": "w", "rate": rate, "met": 1}
+        ends = {"attainment_low": share - 0.1, "attainment_high": share + 0.1}
+        versus = {
+            "attainment_minus_b": (low + high) / 2,
+            "attainment_minus_b_low": low,
+            "attainment_minus_b_high": high,
+        }
+        rows.append(common | {"policy": policy, "attainment": share} | ends | versus)
+        other = share - (low + high) / 2
+        ends = {"attainment_low": other - 0.1, "attainment_high": other + 0.1}
+        rows.append(common | {"policy": "b", "attainment": other} | ends | dict.fromkeys(versus, ""))
+    found = {s.line: (s.best, s.surely) for s in sweep_sections.standings(Grid(rows, "t"))}
+    assert found == {"a": (2, 1), "b": (1, 1)}
+
+
 def test_curves_are_the_rows_of_the_table(results: Path):
     document = made(results, "sweep.csv")
     rows = rows_of(results / "sweep.csv")
