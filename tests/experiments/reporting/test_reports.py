@@ -149,7 +149,7 @@ def grid(*points: tuple[str, float, float], **more) -> Grid:
 
 
 def test_differences_seed_by_seed_tell_more_than_intervals():
-    """As of a sweep with ``--versus b``: the intervals overlap at all rates, the differences do not reach 0 at two."""
+    """As with ``--versus b``: the intervals overlap at all rates, the differences do not reach 0 at two."""
     points = [("a", 1, 0.9, 0.02, 0.08), ("a", 2, 0.9, -0.02, 0.12), ("a", 3, 0.7, -0.18, -0.02)]
     rows = []
     for policy, rate, share, low, high in points:
