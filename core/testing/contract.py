@@ -254,7 +254,7 @@ class _Run:
 
     def broken(self, told: str) -> ContractBroken:
         """That the contract is broken in this run."""
-        drawing = self.play.played.drawn() if self.play is not None else ""
+        drawing = self.play.played.drawn() if self.play is not None and self.play.played.bars else ""
         return ContractBroken(f"{told} [scenario: {self.scenario.name}]", drawing)
 
 

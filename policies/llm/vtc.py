@@ -55,7 +55,7 @@ class VTC(TokenPolicy):
         tenant = task.request.tenant
         tenants = {waits.request.tenant for waits in view.waiting}
         if tenant not in tenants:
-            self._settle(view)
+            self._count(view)
             least = min(map(self.counter, tenants)) if tenants else self.counter(self.last_left)
             lift = least - self.counter(tenant)
             if lift > 0:
@@ -65,13 +65,14 @@ class VTC(TokenPolicy):
     def decide(self, view: TokenView, now: float) -> Step:
         if not view.waiting:
             return DECODE
-        self._settle(view)
+        self._count(view)
         drop = [task for task in view.waiting if task.pending > view.max_batched_tokens]
         prefill = view.admissible([(task, task.pending) for task in self._order(view) if task not in drop])
         for task, _ in prefill:
             if task not in self.charged:
                 self.charged[task] = task.generated
-                _add(self.prompts, task, task.prompt)
+                key = _key(task)
+                self.prompts[key] = self.prompts.get(key, 0) + task.prompt
             self.last_left = task.request.tenant
         return Step(prefill, () if prefill else ALL, drop=drop)
 
@@ -93,20 +94,20 @@ class VTC(TokenPolicy):
                 del queues[tenant]
         return order
 
-    def _settle(self, view: TokenView) -> None:
+    def _count(self, view: TokenView) -> None:
         """Count the tokens that have come out since this was done last."""
         for task, counted in [*self.charged.items()]:
             generated = task.generated
             if generated > counted:
-                _add(self.outputs_so_far, task, generated - counted)
+                key = _key(task)
+                self.outputs_so_far[key] = self.outputs_so_far.get(key, 0) + generated - counted
                 self.charged[task] = generated
             if task not in view.running and task not in view.waiting:
                 del self.charged[task]
 
 
-def _add(tokens: dict[tuple[str, float], int], task: TokenTask, count: int) -> None:
-    key = (task.request.tenant, task.request.weight)
-    tokens[key] = tokens.get(key, 0) + count
+def _key(task: TokenTask) -> tuple[str, float]:
+    return task.request.tenant, task.request.weight
 
 
 # -- speed only -----------------------------------------------------------------------------------------------------

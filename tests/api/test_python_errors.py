@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -153,13 +154,13 @@ def messages() -> list[tuple[str, str]]:
                     text = "".join(str(v.value) if isinstance(v, ast.Constant) else "x" for v in node.values)
                 else:
                     continue
-                if " --" in f" {text}" and "\n" not in text:
+                if re.search(r" --\w", f" {text}") and "\n" not in text:
                     found.append((text, f"{path.name}:{node.lineno}"))
     return found
 
 
 #: Commands of other programs, and the declarations of the command line itself.
-OTHERS = ("--query-gpu", "--format=csv", "--asynchronous/", "--cache/")
+OTHERS = ("--query-gpu", "--format=csv", "--asynchronous/", "--cache/", "--policies/", "--bound/")
 
 
 def test_no_message_keeps_an_option_of_the_command_line():

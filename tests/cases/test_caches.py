@@ -22,6 +22,7 @@ import pytest
 from servetwin.core import BadInput
 from servetwin.experiments.assembly import build
 from servetwin.experiments.backends import grid
+from servetwin.experiments.backends.diffusion import Backend
 from servetwin.experiments.provenance import policy_code
 from servetwin.experiments.sweeps import point
 from servetwin.experiments.sweeps.cache import Cache
@@ -267,7 +268,7 @@ def test_05_c_processes_that_stay_between_sweeps(place: Path):
 # -- case 20 --------------------------------------------------------------------------------------------
 
 
-class Served:
+class Served(Backend):
     """A real side that simulates: what is served, and with which options, is for the test to say."""
 
     options: ClassVar[dict[str, Any]] = {}

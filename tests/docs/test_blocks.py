@@ -22,7 +22,7 @@ pytestmark = [
 ]
 
 #: Pages that people follow by typing.
-FOLLOWED = [d for d in DOCUMENTS if d.parent.name in ("tutorials", "guides") or d.parent == ROOT]
+FOLLOWED = [d for d in DOCUMENTS if d.is_file() and (d.parent.name in ("tutorials", "guides") or d.parent == ROOT)]
 
 #: `sh` blocks that a test runs where torch or vLLM is installed: page and first words -> the test.
 RUN_ELSEWHERE = {
