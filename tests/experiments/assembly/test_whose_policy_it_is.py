@@ -84,9 +84,8 @@ def test_a_class_made_elsewhere_is_none_of_ours(made):
 
 
 def test_no_batch_is_over_the_limit_whoever_decides(monkeypatch):
-    monkeypatch.setattr(
-        "servetwin.core.invariants.integrity.comes_along", lambda kind: True
-    )  # as of a file put beside ours
+    # As of a file that was put beside ours.
+    monkeypatch.setattr("servetwin.core.invariants.integrity.comes_along", lambda kind: True)
 
     class Over(EDF):
         def decide(self, view, now):

@@ -267,8 +267,8 @@ def test_who_writes_by_a_roundabout_way_is_found_out(case, monkeypatch, capsys, 
 
 
 def test_code_that_cannot_write_needs_no_books():
-    """So that the policies that come along cost what they did; and what is said of them holds for copies as well. Those
-    that read something of a request reach what could be written, and books are kept of their runs."""
+    """So that the policies that come along cost what they did; and what is said of them holds for copies as well.
+    Those that read something of a request reach what could be written, and books are kept of their runs."""
     guilty = set()
     for name in policy_registry.policy_names():
         kind = policy_registry.find_policy(name)
