@@ -38,6 +38,7 @@ RUN_ELSEWHERE = {
 }
 
 GPU = "needs a GPU"
+BENCH = "a server; tests/real/vllm/test_bench_serve.py does the same with a tiny model"
 NETWORK = "needs what others publish, from the network"
 INSTALL = "installs into the folder that it is run in: what `.ci/run` does at its start"
 
@@ -50,6 +51,12 @@ NOT_RUN = {
     ("docs/guides/import-a-profile.md", "servetwin import splitwise"): NETWORK,
     ("docs/guides/import-a-profile.md", "servetwin import llmservingsim"): NETWORK,
     ("docs/guides/real-execution.md", "servetwin profile dit-s2-256 --device cuda:0"): GPU,
+    ("docs/guides/check-a-prediction.md", "servetwin profile MODEL"): BENCH,
+    ("docs/guides/check-a-prediction.md", "vllm bench serve"): BENCH,
+    (
+        "docs/guides/check-a-prediction.md",
+        "servetwin run served.yaml",
+    ): "a server, as tests/real/vllm/test_server.py has",
     ("docs/guides/real-execution.md", "servetwin sweep grid.yaml --backend real"): "as the tutorial's, step 5",
     ("docs/guides/vllm.md", "vllm serve"): "a server; tests/real/vllm/test_server.py starts one with this scheduler",
     ("docs/guides/vllm.md", "servetwin profile meta-llama"): GPU,
