@@ -190,7 +190,7 @@ def test_a_grid_is_served_scored_and_decided(servetwin, dit, tmp_path):
     )
     assert (code, err) == (0, "")
     assert "4 cells repeated with the same requests" in out
-    assert "8 runs in" in out
+    assert "8 rows in" in out
     for folder in (tmp_path / "again").iterdir():
         sent, again = (
             sorted((r["id"], r["arrival"], r["deadline"]) for r in map(json.loads, path.read_text().splitlines()))
