@@ -5,7 +5,6 @@ rich is imported when something is shown, so that a command which shows nothing 
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -15,7 +14,9 @@ import typer
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"servetwin {importlib.metadata.version('servetwin')}")
+        from importlib.metadata import version
+
+        typer.echo(f"servetwin {version('servetwin')}")
         raise typer.Exit
 
 
