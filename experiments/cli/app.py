@@ -28,6 +28,7 @@ from .commands import (
     Url,
     Weights,
 )
+from .explore_command import explore
 from .import_command import import_profile
 from .league_command import league
 from .report_command import report
@@ -532,6 +533,7 @@ app.command()(league)
 app.command()(commands.compare)
 app.command()(commands.plot)
 app.command()(report)
+app.command()(explore)
 app.command()(commands.trace)
 app.command()(commands.profile)
 app.command("import")(import_profile)
