@@ -22,7 +22,7 @@ from typing import NoReturn
 from servetwin.core import BadInput, Batch, Request, ServeTwinError, ServingLoop, Task, Worker
 from servetwin.core.errors import PolicyFault
 from servetwin.core.llm import TokenRequest
-from servetwin.core.pool import Pool
+from servetwin.core.serving.pool import Pool
 
 from .answer import Answer, Standstill
 from .client import END, PACKET, Client

@@ -26,7 +26,7 @@ from servetwin.core import (
     Worker,
 )
 from servetwin.core.errors import PolicyFault, Stopped
-from servetwin.core.pool import Pool
+from servetwin.core.serving.pool import Pool
 
 from .cpu_affinity import pinned_core
 from .diffusion.device_slots import DeviceSlots

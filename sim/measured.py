@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from servetwin.core import BadInput, Batch, Worker, WorkerView
-from servetwin.core.invariants.code_inspection import own
-from servetwin.core.llm.worker import TokenWorker
-from servetwin.core.pool import Pool
+from servetwin.core.isolation.code_inspection import own
+from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.core.random_streams import stream
+from servetwin.core.serving.pool import Pool
 from servetwin.profiles import BatchTable, Profile, TokenKind, costs
-from servetwin.profiles.costs import CostName
 from servetwin.profiles.llm.recent_load import recent_load_of
+from servetwin.profiles.tables.costs import CostName
 
 from .batch_lane import Rate, Rates
 from .device_sharing import HALF, head, refuse, shares, unmeasured

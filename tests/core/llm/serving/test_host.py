@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from servetwin.core.llm.batch import Regrouped
-from servetwin.core.llm.host import Host
+from servetwin.core.llm.serving.host import Host
 
 
 def batch(decode: int, prompts: int = 0, tokens: int = 0) -> Any:

@@ -16,8 +16,8 @@ import servetwin.profiles
 from servetwin.core import BadInput, Policy
 from servetwin.core.llm import TokenPolicy
 from servetwin.profiles import costs, load, names
-from servetwin.profiles.costs import NOBODY, REGISTRY, CostName
 from servetwin.profiles.costs_page import as_markdown
+from servetwin.profiles.tables.costs import NOBODY, REGISTRY, CostName
 
 ROOT = Path(servetwin.profiles.__file__).parents[1]
 DIFFUSION, LLM = "h100-quiet/sd15-512-graphs", "h100-long/opt-13b-tp1-0"

@@ -19,13 +19,13 @@ from collections.abc import Sequence
 from heapq import heappop
 from typing import cast
 
-from ..errors import BadInput
-from ..worker import UNASKED, Loop
-from .batch import Piece, Regrouped, TokenBatch
+from ...errors import BadInput
+from ...serving.worker import UNASKED, Loop
+from ..batch import Piece, Regrouped, TokenBatch
+from ..policy import Step
+from ..request import TokenTask
 from .engine import TokenEngine
 from .host import LLMWorker
-from .policy import Step
-from .request import TokenTask
 
 #: Steps in flight at most.
 DEPTH = 2

@@ -11,9 +11,9 @@ from array import array
 from collections.abc import Sequence
 from heapq import heappush
 
-from ..invariants.engine_ledger import TokenBooks
-from .policy import Chunk, TokenView
-from .request import Ticks, TokenTask
+from ..policy import Chunk, TokenView
+from ..request import Ticks, TokenTask
+from .engine_ledger import TokenBooks
 
 
 class DecodeSums(TokenBooks):

@@ -12,17 +12,17 @@ from collections.abc import Callable, Sequence
 from heapq import heappop
 from typing import Any, cast
 
-from ..invariants.answers import check_decision, check_kept, check_repeat, fault
-from ..invariants.engine_ledger import FRUITLESS, Guard
-from ..policy import Repeat
-from ..request import Outcome, Outputs, Request
-from ..slo import latest
-from ..worker import UNASKED, Loop
-from .batch import Piece, Regrouped, TokenBatch
+from ...isolation.answers import check_decision, check_kept, check_repeat, fault
+from ...policy import Repeat
+from ...request import Outcome, Outputs, Request
+from ...serving.worker import UNASKED, Loop
+from ...slo import latest
+from ..batch import Piece, Regrouped, TokenBatch
+from ..policy import DECODES, PREFILLS, All, Chunk, Step, admits_all
+from ..request import TokenTask, tokens_of_visit
 from .decode_sums import DecodeSums
+from .engine_ledger import FRUITLESS, Guard
 from .host import LLMWorker
-from .policy import DECODES, PREFILLS, All, Chunk, Step, admits_all
-from .request import TokenTask, tokens_of_visit
 
 
 class TokenEngine(DecodeSums):

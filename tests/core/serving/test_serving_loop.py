@@ -18,8 +18,8 @@ from servetwin.core import (
     Task,
     WorkerView,
 )
-from servetwin.core.client import play
 from servetwin.core.invariants.checker import InvariantChecker
+from servetwin.core.serving.client import play
 
 DIT = Pipeline.chain(Module("dit", loop=True), Module("vae"))
 

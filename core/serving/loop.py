@@ -4,7 +4,7 @@ It does no I/O and has no clock. Events come in as calls (`ServingLoop.arrive`, 
 commands go out through the `Executor`. So a simulated and a measured run of one experiment differ in time only.
 
 It is the graph of stages. What happens at a stage, from a task's coming to its leaving, is its workers' affair
-(`servetwin.core.worker`).
+(`servetwin.core.serving.worker`).
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from ..errors import BadInput, InvariantBroken
+from ..isolation import integrity
+from ..isolation.answers import compared, shown, write_fault
+from ..isolation.code_inspection import named, own
+from ..isolation.purity import read_again
+from ..isolation.read_only import look_over, told
+from ..isolation.task_ledger import Stays
+from ..pipeline import Stage
+from ..policy import WorkerView
+from ..records import Recorder
+from ..request import CUT_OFF, Outcome, Outputs, Request, Task
+from ..routing import first_worker
+from ..slo import latest
 from .branching import Branching
 from .budget import Budget
 from .dispatch import Dispatcher, state_of
-from .errors import BadInput, InvariantBroken
 from .executor import Executor
-from .invariants import integrity
-from .invariants.answers import compared, shown, write_fault
-from .invariants.code_inspection import named, own
-from .invariants.purity import read_again
-from .invariants.read_only import look_over, told
-from .invariants.task_ledger import Stays
-from .pipeline import Stage
-from .policy import WorkerView
-from .records import Recorder
-from .request import CUT_OFF, Outcome, Outputs, Request, Task
-from .routing import first_worker
-from .slo import latest
 from .worker import Handle, Worker
 
 #: What a request says of itself beside its work, in that order.
@@ -236,7 +236,7 @@ class ServingLoop:
         del worker.coming[task]
         worker.receive(task)
 
-    # -- what workers ask for (`servetwin.core.worker.Loop`) --------------------------------------------
+    # -- what workers ask for (`servetwin.core.serving.worker.Loop`) --------------------------------------------
 
     def runner(self, worker: Worker) -> Callable[[Any, Any], None]:
         """What runs the batches of *worker*: executors may have something for each."""

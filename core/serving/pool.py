@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from heapq import heappop, heappush
 
-from .errors import BadInput
-from .invariants.answers import check_decision, check_kept, fault
-from .pipeline import Stage
-from .policy import Batch, Decision, Policy, WorkerView
-from .request import Task
+from ..errors import BadInput
+from ..isolation.answers import check_decision, check_kept, fault
+from ..pipeline import Stage
+from ..policy import Batch, Decision, Policy, WorkerView
+from ..request import Task
 from .worker import UNASKED, Loop, Worker
 
 

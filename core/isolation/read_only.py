@@ -6,7 +6,7 @@ Queues are shown as read-only mappings, batches as copies, and what computes an 
 nobody what is behind it. So nothing in it leads to the loop, the engine or an executor.
 
 Tasks and requests are shown as they are, since they are written at every iteration. The loop keeps what they must
-say in books of its own (`servetwin.core.invariants.task_ledger`, `ServingLoop.known`) and looks into them whenever
+say in books of its own (`servetwin.core.isolation.task_ledger`, `ServingLoop.known`) and looks into them whenever
 it goes by a task."""
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from typing import Any, Literal, Protocol
 
-from .pipeline import Stage
-from .request import Request, Task
-from .slo import latest
+from ..pipeline import Stage
+from ..request import Request, Task
+from ..slo import latest
 
 #: Seconds that a stage (by name) gets of a request's SLO.
 Allowance = Callable[[Request, str], float]

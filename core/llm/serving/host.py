@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..pipeline import Stage
-from ..worker import Worker
-from .batch import TokenBatch
-from .policy import Step, TokenPolicy, TokenView
+from ...pipeline import Stage
+from ...serving.worker import Worker
+from ..batch import TokenBatch
+from ..policy import Step, TokenPolicy, TokenView
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,12 @@ class Host:
     `servetwin.real.vllm.profiling.step_grid` as ``step.between`` and ``engine.intake``.
 
     With *ahead* the host decides a step while the one before it computes (asynchronous scheduling): see
-    `servetwin.core.llm.async_engine`. *begins* is then what passes from asking the policy until the step can begin
-    on an idle device; while another step computes nothing is seen of it. A step of more than *graph_tokens* tokens is
-    launched kernel by kernel, which keeps the host busy for *launch*: only then it hears of the step before. One that
-    computes prompts within that is launched as graphs piece by piece, which takes *pieces* seconds. *begins_each* and
-    *each* are what it takes longer for each sequence of the step until it can begin, and until it is launched.
+    `servetwin.core.llm.serving.async_engine`. *begins* is then what passes from asking the policy until the step can
+    begin on an idle device; while another step computes nothing is seen of it. A step of more than *graph_tokens*
+    tokens is launched kernel by kernel, which keeps the host busy for *launch*: only then it hears of the step
+    before. One that computes prompts within that is launched as graphs piece by piece, which takes *pieces* seconds.
+    *begins_each* and *each* are what it takes longer for each sequence of the step until it can begin, and until it
+    is launched.
 
     The host keeps the sequences of the last step in tables: *left* is what taking one out takes that runs on but is
     not in this step, *back* what putting one in again does, and *back_token* each token of its context.

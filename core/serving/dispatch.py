@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from .invariants.answers import fault
-from .invariants.integrity import comes_along
-from .invariants.read_only import opaque
-from .pipeline import Stage
-from .request import Request, Task
-from .routing import Counts, Job, Router, WorkerState
+from ..isolation.answers import fault
+from ..isolation.integrity import comes_along
+from ..isolation.read_only import opaque
+from ..pipeline import Stage
+from ..request import Request, Task
+from ..routing import Counts, Job, Router, WorkerState
 from .worker import Worker
 
 

@@ -3,10 +3,11 @@
 >>> unet = LatencyTable([1, 2, 4], [0.25, 0.5, 1.0], name="unet")
 >>> unet(2), unet(3)
 (0.5, 0.75)
->>> unet(5)
+>>> unet(5)  # doctest: +NORMALIZE_WHITESPACE
 Traceback (most recent call last):
     ...
-servetwin.profiles.latency_table.OutOfRange: unet: no value for a batch of 5 (right would be: 1 to 4, or hold: true)
+servetwin.profiles.tables.latency_table.OutOfRange: unet: no value for a batch of 5
+    (right would be: 1 to 4, or hold: true)
 >>> unet.holding()(5)
 1.0
 >>> unet.scaled(1.1).largest

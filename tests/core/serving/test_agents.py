@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from engines import Linear
 from servetwin.core import Module, Pipeline, ServingLoop
-from servetwin.core.budget import Budget, fixed
-from servetwin.core.client import play
 from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.llm import CumulativeSLO, EngineLimits, Follows, TokenRequest, TokenView
+from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.core.llm.slo import StageDeadlines
-from servetwin.core.llm.worker import TokenWorker
-from servetwin.core.pool import Pool
+from servetwin.core.serving.budget import Budget, fixed
+from servetwin.core.serving.client import play
+from servetwin.core.serving.pool import Pool
 from servetwin.policies.diffusion.fcfs import FCFS
 from servetwin.policies.llm.vllm import VLLM
 from servetwin.sim import SimExecutor

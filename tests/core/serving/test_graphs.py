@@ -8,8 +8,8 @@ import importlib
 import pytest
 from harness import Script, WorkerSetup, simulate
 from servetwin.core import BadInput, Decision, Edge, Module, Pipeline, Request
-from servetwin.core.budget import Alone, Budget, equal, fixed, proportional
-from servetwin.core.pool import Pool
+from servetwin.core.serving.budget import Alone, Budget, equal, fixed, proportional
+from servetwin.core.serving.pool import Pool
 from servetwin.policies.diffusion.edf import EDF
 from servetwin.policies.diffusion.fcfs import FCFS
 from servetwin.sim.pool_lane import CallTimes
@@ -32,7 +32,7 @@ def way(request: Request) -> str:
 
 
 def test_docstrings_run() -> None:
-    for name in ("pipeline", "budget"):
+    for name in ("pipeline", "serving.budget"):
         result = doctest.testmod(importlib.import_module(f"servetwin.core.{name}"))
         assert not result.failed
 

@@ -17,11 +17,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from operator import itemgetter
 
-from .errors import PolicyFault
-from .invariants.answers import check_decision, check_kept, check_repeat, check_whole, fault
-from .pipeline import Stage
-from .policy import Batch, Decision, Policy, WorkerView
-from .request import Task
+from ..errors import PolicyFault
+from ..isolation.answers import check_decision, check_kept, check_repeat, check_whole, fault
+from ..pipeline import Stage
+from ..policy import Batch, Decision, Policy, WorkerView
+from ..request import Task
 from .worker import UNASKED, Intake, Loop, Worker
 
 #: What a decision holds that drops, or runs, nobody.

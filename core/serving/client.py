@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..request import Request
 from .executor import Handle
 from .loop import ServingLoop
-from .request import Request
 
 
 class Client:

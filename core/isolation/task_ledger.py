@@ -2,7 +2,7 @@
 
 Tasks are shown to policies as they are, since they are written at every iteration, and Python keeps nobody from
 writing an attribute. So what they say is written down here as well and held against them whenever one joins a batch,
-leaves it or ends its visit. Where a policy's code cannot write anything (`servetwin.core.invariants.purity`) nobody
+leaves it or ends its visit. Where a policy's code cannot write anything (`servetwin.core.isolation.purity`) nobody
 needs books.
 """
 
@@ -45,7 +45,7 @@ LOOK = 64
 
 
 class Served(Protocol):
-    """What books are told of their worker (`servetwin.core.worker.Worker`)."""
+    """What books are told of their worker (`servetwin.core.serving.worker.Worker`)."""
 
     stage: Stage
     place: Place

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from .pipeline import Edge, Stage
-from .random_streams import stream
-from .request import Request
+from ..pipeline import Edge, Stage
+from ..random_streams import stream
+from ..request import Request
 
 #: Requests whose numbers are drawn in one go.
 BLOCK = 256

@@ -6,9 +6,9 @@ This is the protocol between the two. A `ServingLoop` is the graph of stages and
 
 Kinds of workers:
 
-- `servetwin.core.batch_worker`: one batch in flight, the next one decided when it is done, or ahead
-- `servetwin.core.pool`: threads, a call on each
-- `servetwin.core.llm.worker`: an engine of a language model, step by step
+- `servetwin.core.serving.batch_worker`: one batch in flight, the next one decided when it is done, or ahead
+- `servetwin.core.serving.pool`: threads, a call on each
+- `servetwin.core.llm.serving.worker`: an engine of a language model, step by step
 - `servetwin.real.vllm.engine_process`: the same in another process, for real
 """
 
@@ -17,18 +17,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, Protocol
 
-from .errors import PolicyFault, ServeTwinError
-from .invariants import task_ledger
-from .invariants.answers import LEAST, MOST, OFTEN, check_decision, check_time, fault
-from .invariants.code_inspection import INTERPRETER, named, own, raised_at, says
-from .invariants.purity import innocent
-from .invariants.read_only import closed
-from .invariants.task_ledger import WRITABLE, Books
-from .pipeline import Stage
-from .policy import Decision, PolicyBase, WorkerView
-from .records import Recorder
-from .request import Outcome, Place, Request, Task
-from .routing import WorkerState
+from ..errors import PolicyFault, ServeTwinError
+from ..isolation import task_ledger
+from ..isolation.answers import LEAST, MOST, OFTEN, check_decision, check_time, fault
+from ..isolation.code_inspection import INTERPRETER, named, own, raised_at, says
+from ..isolation.purity import innocent
+from ..isolation.read_only import closed
+from ..isolation.task_ledger import WRITABLE, Books
+from ..pipeline import Stage
+from ..policy import Decision, PolicyBase, WorkerView
+from ..records import Recorder
+from ..request import Outcome, Place, Request, Task
+from ..routing import WorkerState
 
 Intake = Literal["before", "after"]
 NEVER = float("inf")
@@ -51,7 +51,7 @@ class Loop(Protocol):
     batches: int  #: how many there have been; whoever makes one counts it
     held: list[Worker] | None  #: those whose turn it is when all that is handed over together has been, else None
     now: Callable[[], float]
-    when_settled: Callable[[Callable[[], None]], bool]  #: as `servetwin.core.executor.Executor.when_settled`
+    when_settled: Callable[[Callable[[], None]], bool]  #: as `servetwin.core.serving.executor.Executor.when_settled`
     hear_batch: Callable[[Any], None]  #: a batch is over
 
     def runner(self, worker: Worker) -> Callable[[Any, Any], None]:
@@ -272,7 +272,7 @@ class Worker:
         return dropped
 
     def idled(self, now: float) -> None:
-        """Its policy has only idled, `servetwin.core.invariants.answers.OFTEN` times or so. Raises `PolicyFault` if
+        """Its policy has only idled, `servetwin.core.isolation.answers.OFTEN` times or so. Raises `PolicyFault` if
         that goes on for ever."""
         passed = now - self.idles_from
         if passed < LEAST or self.idles >= MOST:

@@ -1,20 +1,20 @@
 """The books of an LLM engine: what its tasks say and count, where no policy can look
-(`servetwin.core.invariants.task_ledger`)."""
+(`servetwin.core.isolation.task_ledger`)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from ..llm.batch import Piece
-from ..llm.host import LLMWorker
-from ..llm.policy import Step, TokenView
-from ..llm.request import Ticks, TokenTask
-from ..pipeline import Stage
-from ..worker import Loop
-from .answers import check_decision, check_item, compared, fault, write_fault
-from .catalogue import broken
-from .code_inspection import named
+from ...errors import broken
+from ...isolation.answers import check_decision, check_item, compared, fault, write_fault
+from ...isolation.code_inspection import named
+from ...pipeline import Stage
+from ...serving.worker import Loop
+from ..batch import Piece
+from ..policy import Step, TokenView
+from ..request import Ticks, TokenTask
+from .host import LLMWorker
 
 #: So many steps that preempted somebody, on end and without a token that came out, and an engine is taken to go round
 #: in circles: what it computes it forgets again, and that would never end.

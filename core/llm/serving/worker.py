@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast
 
-from ..invariants.answers import write_fault
-from ..request import Request, Task
-from ..worker import Loop
+from ...isolation.answers import write_fault
+from ...request import Request, Task
+from ...serving.worker import Loop
+from ..request import TokenTask
 from .async_engine import TokenEngineAhead
 from .engine import TokenEngine
 from .freed_blocks import TokenEngineAheadKeeping, TokenEngineKeeping
 from .host import Host, LLMWorker
-from .request import TokenTask
 
 __all__ = ["Host", "TokenWorker"]
 

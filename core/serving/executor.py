@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from .policy import Batch
-from .request import Task
+from ..policy import Batch
+from ..request import Task
 from .worker import Handle, Worker
 
 __all__ = ["Executor", "Handle"]

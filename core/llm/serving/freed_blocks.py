@@ -20,13 +20,13 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from ..worker import Loop
+from ...serving.worker import Loop
+from ..batch import Piece, TokenBatch
+from ..policy import Chunk
+from ..request import TokenTask
 from .async_engine import TokenEngineAhead
-from .batch import Piece, TokenBatch
 from .engine import TokenEngine
 from .host import LLMWorker
-from .policy import Chunk
-from .request import TokenTask
 
 # What the two engines below have in common, for type checkers an engine itself.
 if TYPE_CHECKING:
