@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from servetwin.core import BatchWorker, Module, Pipeline, Recorder, Request, ServingLoop, Worker, WorkerView
-from servetwin.core.client import play
+from servetwin.core.serving.client import play
 from servetwin.experiments.bound.measured_places import measured_places
 from servetwin.policies.diffusion.fcfs import FCFS
 from servetwin.profiles import Profile, load

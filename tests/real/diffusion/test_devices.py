@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from servetwin.core import BadInput, BatchWorker, Outcome, Recorder, Request, RunFolder, ServeTwinError, WorkerView
-from servetwin.core.dispatch import Dispatcher
+from servetwin.core.serving.dispatch import Dispatcher
 from servetwin.policies.diffusion.edf import EDF
 from servetwin.policies.routing.central import Central
 from servetwin.policies.routing.least_loaded import LeastLoaded
