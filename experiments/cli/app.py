@@ -28,6 +28,7 @@ from .commands import (
     Url,
     Weights,
 )
+from .explore_command import explore
 from .figure_commands import demo, figures, plot, trace
 from .import_command import import_profile
 from .league_command import league
@@ -469,6 +470,7 @@ app.command()(plot)
 app.command()(figures)
 app.command()(demo)
 app.command()(report)
+app.command()(explore)
 app.command()(trace)
 app.command()(commands.profile)
 app.command("import")(import_profile)
