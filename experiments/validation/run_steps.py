@@ -26,6 +26,7 @@ from servetwin.profiles import Profile, load
 from servetwin.profiles.llm.recent_load import Curves, recent_load_of
 from servetwin.profiles.tables.costs import BEGINS, BEGINS_EACH, LAUNCH, LAUNCH_EACH, LAUNCH_PIECES
 
+from ..spec.catalog import recording_of
 from .replay_chat import SEEDS, gap, read, recordings, simulate
 
 Floats = Any  # numpy arrays of floats
@@ -158,7 +159,9 @@ def lines(file: Path, named: str | None = None, seeds: int = SEEDS) -> Iterator[
 
 
 def main(arguments: Sequence[str]) -> None:
-    files = [Path(arguments[0])] if arguments else [file for file in recordings() if launches_of(file).exists()]
+    files = (
+        [recording_of(arguments[0])] if arguments else [file for file in recordings() if launches_of(file).exists()]
+    )
     for file in files:
         for line in lines(file, arguments[1] if len(arguments) > 1 else None):
             sys.stdout.write(line + "\n")
