@@ -4,10 +4,12 @@
 `run_table`         tables of measured runs, and the experiments that repeat them
 `score`             each measured run simulated, and the gap; `baselines`: what it must be better than
 `replay_folder`     a run folder repeated with its very own requests
+`packed_runs`       run folders in one file, to be repeated likewise
 `bench_runs`        files of ``vllm bench serve`` as run folders
 `replay_diffusion`  recordings of diffusion models; `replay_llm`, `replay_agents`: of the others
 `replay_steps`      recorded steps of language models: a profile made of them, judged by others
 `replay_chat`       runs of a language model under limits on ttft and tpot, with their own requests
+`run_steps`         their steps one by one: the device, and the host, beside a profile
 `replay_external`   runs that somebody else measured, by profiles of their tables
 `closed_loop`       clients that keep so many requests in flight, beside what others measured
 `scoreboard`        the tables of README.md and docs/reference/scoreboard.md: how far off the simulation is
