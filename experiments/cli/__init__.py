@@ -5,11 +5,13 @@ What a command needs is imported when it runs, so that help comes at once.
 ==================  ========================================================================================
 `entry`             runs a command, and makes one line of what goes wrong
 `app`               the commands
-`commands`          those about real runs and about runs that are there: ``profile``, ``compare``, ``trace``
+`commands`          those about real runs and about runs that are there: ``profile``, ``check``, ``compare``
+`figure_commands`   those that draw: ``plot``, ``figures``, ``demo``, ``trace``
 `bound_command`     ``servetwin bound``: the most requests that any schedule could meet
 `league_command`    ``servetwin league``: policies ranked over several workloads
 `import_command`    ``servetwin import``: a profile without a GPU
 `report_command`    ``servetwin report``: results as a page
+`explore_command`   ``servetwin explore``: an experiment that is changed on a page
 `options`           options that are of no use where they are given, refused
 `terminal`          tables on standard output, progress on standard error
 `demo`              ``servetwin demo``

@@ -59,6 +59,26 @@ def read(folders: Sequence[Path]) -> list[Run]:
     return runs
 
 
+def style(runs: Sequence[Run], styles: Styles) -> None:
+    """Give each of *runs* a style. Of a single one lines are of workers, and the first is as the run is."""
+    if len(runs) == 1:
+        first = next(iter(runs[0].timeline.batches), None)
+        styles.share(runs[0].name, first if first is not None else runs[0].name)
+    for run in runs:
+        styles.of(run.name)
+
+
+def held(runs: Sequence[Run]) -> list[str]:
+    """A line for each worker of *runs* that went beyond what its profile measured."""
+    lines = []
+    for run in runs:
+        for beyond in run.summary.get("held", ()):
+            asked = f"{beyond['steps']} steps of {beyond['worker']}, up to {beyond['largest_asked']} {beyond['of']}"
+            known = f"{beyond['profile']} knows {beyond['largest_known']} at most, whose value was held"
+            lines.append(f"{run.name} went beyond what was measured: {asked}; {known}")
+    return lines
+
+
 def load_of(experiment: Mapping[str, Any]) -> str:
     """What requests come, and what they ask for, in words."""
     workload = experiment.get("workload", {})
@@ -132,11 +152,11 @@ def sections(runs: Sequence[Run], styles: Styles, window: tuple[float, float] | 
     found.append(Section("Over time", over_time(runs, styles)))
     charts = gantts(runs, window)
     if charts is not None:
-        found.append(Section("A closer look", [charts, Note(_GANTT)]))
+        found.append(Section("A closer look", [charts, Note(GANTT)]))
     return found
 
 
-_GANTT = (
+GANTT = (
     "Each line is a request: dotted and thin while it waits, thick while it is served, with a mark where it ends"
     " (circle: met, diamond: late, cross: dropped, square: failed). Below are the batches of each worker; the darker,"
     " the larger. When a dropped request ended is not recorded: its line ends with the last that is known of it."
@@ -209,7 +229,7 @@ def _token_latencies(run: Run) -> dict[tuple[str, str], list[float]]:
     found: dict[tuple[str, str], list[float]] = {}
     for record in run.requests:
         for stay in record["stages"]:
-            for metric, values in _of_tokens(stay):
+            for metric, values in stay_latencies(stay):
                 found.setdefault((metric, stay["stage"]), []).extend(values)
     return found
 
@@ -271,7 +291,7 @@ def latency_plots(runs: Sequence[Run], styles: Styles) -> list[Plots]:
                 values = found.setdefault("latency end to end, s", {}).setdefault(name, [])
                 values.append(record["finished"] - record["arrival"])
             for stay in record["stages"]:
-                for what, value in _of_tokens(stay):
+                for what, value in stay_latencies(stay):
                     found.setdefault(f"{what} of {stay['stage']}, ms", {}).setdefault(name, []).extend(value)
     if not found:
         return []
@@ -286,7 +306,7 @@ def latency_plots(runs: Sequence[Run], styles: Styles) -> list[Plots]:
     return [Plots(plots, legend, shown=8, more="more stages")]
 
 
-def _of_tokens(stay: Mapping[str, Any]) -> list[tuple[str, list[float]]]:
+def stay_latencies(stay: Mapping[str, Any]) -> list[tuple[str, list[float]]]:
     """TTFT, TPOT and, where the times of tokens are kept, ITL of a stay, in milliseconds."""
     first, last = stay.get("first_token"), stay.get("last_token")
     if first is None:
