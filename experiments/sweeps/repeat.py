@@ -152,20 +152,19 @@ def versus(
 
 
 def told_apart(rows: Sequence[Row], reference: str) -> list[str]:
-    """What the differences in *rows* (of a sweep, see `versus`) come to, in lines: for each policy and workload in how
-    many points it meets clearly more or fewer than *reference* (the interval does not hold 0), and by how much, in
-    points of attainment."""
+    """What the differences in *rows* (of a sweep, see `versus`) come to, in lines: in how many points of a workload a
+    policy meets clearly more or fewer than *reference* (the interval does not hold 0), and by how much, in points of
+    attainment."""
     name = f"attainment_minus_{reference}"
     found: dict[str, dict[str, list[Row]]] = {}
     for row in rows:
         if row["policy"] != reference and row.get(name) is not None:
-            own = found.setdefault(str(row["policy"]), {})
-            for place in ("all", str(row["workload"])):
-                own.setdefault(place, []).append(row)
+            found.setdefault(str(row["policy"]), {}).setdefault(str(row["workload"]), []).append(row)
     lines = []
     for policy, places in found.items():
         lines.append(f"{policy} beside {reference}, points of attainment:")
-        for place, own in [*list(places.items())[1:], ("all", places["all"])]:
+        everywhere = [row for own in places.values() for row in own]
+        for place, own in {**places, "all": everywhere}.items():
             gaps = [100.0 * row[name] for row in own]
             more = sum((row[f"{name}_low"] or 0.0) > 0.0 for row in own)
             fewer = sum((row[f"{name}_high"] or 0.0) < 0.0 for row in own)
