@@ -5,6 +5,7 @@
 `cli`                   the command line
 `plotting`, `backends`  figures and traces; the same experiment served for real
 `reporting`             what became of runs, for people to read
+`explaining`            why requests of a run were late or dropped
 `validation`            measured and simulated runs side by side
 `capacity`              how much a system holds
 `bound`                 the most requests that any schedule could meet

@@ -8,6 +8,7 @@ What a command needs is imported when it runs, so that help comes at once.
 `commands`          those about real runs and about runs that are there: ``profile``, ``compare``, ``trace``
 `bound_command`     ``servetwin bound``: the most requests that any schedule could meet
 `league_command`    ``servetwin league``: policies ranked over several workloads
+`explain_command`   ``servetwin explain``: why requests were late or dropped
 `import_command`    ``servetwin import``: a profile without a GPU
 `report_command`    ``servetwin report``: results as a page
 `options`           options that are of no use where they are given, refused

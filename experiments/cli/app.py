@@ -28,6 +28,7 @@ from .commands import (
     Url,
     Weights,
 )
+from .explain_command import explain
 from .import_command import import_profile
 from .league_command import league
 from .report_command import report
@@ -533,6 +534,7 @@ app.command()(commands.compare)
 app.command()(commands.plot)
 app.command()(report)
 app.command()(commands.trace)
+app.command()(explain)
 app.command()(commands.profile)
 app.command("import")(import_profile)
 

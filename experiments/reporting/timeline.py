@@ -115,12 +115,13 @@ def read(folder: Path) -> Timeline:
 
 
 def requests_with_ends(folder: Path) -> Iterator[tuple[dict[str, Any], float]]:
-    """The records of the requests of a run, each with when it ended. When a request was dropped or failed is not
-    recorded: that is the last time known when it ended. Raises `BadInput`."""
+    """The records of the requests of a run, each with when it ended. Where an older run does not say when a request
+    was dropped or failed, that is the last time known when it ended. Raises `BadInput`."""
     latest = 0.0
     for record in request_lines(folder):
         known = [stay[key] for stay in record["stages"] for key in ("queued", "started", "finished")]
         latest = max([latest, record["arrival"], record["finished"] or 0.0, *(t for t in known if t is not None)])
+        latest = max(latest, record.get("ended", 0.0))
         yield record, record["finished"] if record["finished"] is not None else latest
 
 
