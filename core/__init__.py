@@ -2,39 +2,35 @@
 
 Nothing here knows whether time is simulated or real: the loop takes events in (a request arrived, a batch
 ended, a timer rang) and gives commands out (run this batch, wake me then) through an `Executor`. Begin with
-`request` and `policy`, then `loop`; `worker` says what is done for one stage.
+`request` and `policy`, then `serving`.
 
 ==========================  ===============================================================================
 `request`, `pipeline`       requests and tasks; the graph of modules
-`branching`                 which path a request takes where its pipeline branches
 `policy`, `parameters`      `Policy`: what it sees (`WorkerView`) and says (`Decision`); its parameters
-`executor`                  what runs batches and keeps the clock: `Executor`
-`loop`                      `ServingLoop`: admission, transfer, drops and outcomes
-`client`                    sends the requests of a source to it
-`worker`, `batch_worker`    what the loop and a worker ask of each other; a worker with one batch in flight
-`pool`                      a worker that is a pool of threads
-`dispatch`                  asks routers, and keeps the requests of a central queue
-`routing`, `budget`, `slo`  which worker a request goes to, how an SLO is shared out, what it is
+`routing`, `slo`            which worker a request goes to, and what it is owed
 `records`, `metrics`        the files of a run, and its summary; `group_metrics`: by class and tenant
-`random_streams`            random numbers, a stream per purpose; `errors`: what reaches a user
+`random_streams`            random numbers, a stream per purpose
+`errors`                    what reaches a user; the invariants by number
 `installed`                 which packages of the optional extras are there
-`testing`                   the test kit: policies asked by hand, played through scenarios, held to their contract
-`llm`                       all of that for engines of language models
+`llm`                       all of that for language models; `llm.serving`: their engines
+`isolation`                 keeps a policy to reading what it is shown and to answering
+`serving`                   the loop, its workers, and what executors are asked
 `invariants`                docs/reference/invariants.md, checked while a run goes and on its records
+`testing`                   the test kit: policies asked by hand, played through scenarios, held to their contract
 ==========================  ===============================================================================
 """
 
-from .batch_worker import BatchWorker
 from .errors import BadInput, InvariantBroken, ServeTwinError
-from .executor import Executor, Handle
-from .loop import ServingLoop
 from .metrics import Summary
 from .pipeline import Edge, Module, Pipeline, Stage
 from .policy import Batch, Decision, Policy, Repeat, WorkerView
 from .records import Recorder, RunFolder
 from .request import Outcome, Request, Task
+from .serving.batch_worker import BatchWorker
+from .serving.executor import Executor, Handle
+from .serving.loop import ServingLoop
+from .serving.worker import Worker
 from .slo import SLO, AbsoluteSLO, FactorSLO
-from .worker import Worker
 
 __all__ = [
     "SLO",

@@ -25,6 +25,26 @@ class InvariantBroken(ServeTwinError):
     """An invariant (docs/reference/invariants.md) did not hold in a run: a fault of ServeTwin or of a policy."""
 
 
+#: The invariants by number.
+INVARIANTS = {
+    1: "every request ends exactly once",
+    2: "time stamps of a request are in order",
+    3: "one batch in flight per worker",
+    4: "a batch is within its limits",
+    5: "no worker idles with work at hand unless its policy said so",
+    6: "KV blocks are conserved",
+    7: "iterations done are those asked for",
+    10: "goodput counts met requests only",
+    13: "an engine makes progress",
+    14: "a device computes as long as time passes, unless overlap was measured",
+}
+
+
+def broken(invariant: int, what: str) -> InvariantBroken:
+    """The error that says that the invariant of this number does not hold."""
+    return InvariantBroken(f"invariant {invariant} ({INVARIANTS[invariant]}): {what}")
+
+
 class PolicyFault(InvariantBroken):
     """A policy did what it may not, or answered with what is no answer: the message names policy, file and line."""
 

@@ -118,7 +118,7 @@ class WorkerView:
     if it is the only one. What they say changes at any time: a `Repeat` must not rest on it.
 
     The loop and its policy have views of their own on the same; the policy's can only be read
-    (`servetwin.core.invariants.read_only`).
+    (`servetwin.core.isolation.read_only`).
     """
 
     __slots__ = (

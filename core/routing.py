@@ -2,8 +2,8 @@
 
 A `Router` is asked once per request and stage, and only where there is a choice. It names a worker when the request
 arrives, or leaves the request in the stage's central queue until a worker has room (late binding). Routers that come
-along are in `servetwin.policies.routing`; `servetwin.core.dispatch` asks them, in simulation and on real backends
-alike.
+along are in `servetwin.policies.routing`; `servetwin.core.serving.dispatch` asks them, in simulation and on real
+backends alike.
 """
 
 from __future__ import annotations

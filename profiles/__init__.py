@@ -2,10 +2,10 @@
 
 ====================  ===========================================================================================
 `profile`             `load` gives a `Profile`: tables, estimates, costs and `digest` of one model on one device
-`schema`, `loading`   what a profile file may say, and how faults are told; `csv_profile` reads plain CSV files
-`latency_table`       seconds by batch size: exact where measured, straight lines between, never beyond
-`costs`, `cost`       the registry of measured terms that are no tables, and one such term; `costs_page`: as text
-`field_types`         what every part of a profile file is made of; `yaml_writer`: profile files as text
+`schema`              what a profile file may say; `csv_profile` reads plain CSV files
+`yaml_writer`         profile files as text
+`costs_page`          the registry of costs as text
+`tables`              what profiles are made of: tables of seconds, single costs, and how files are read
 `verdict`             whether a profile can be trusted
 `llm`                 tables of engine steps of language models; their architectures
 `importing`           makes profiles of language models without a GPU: other tools' tables, CSV files, formulas
@@ -22,14 +22,15 @@
 (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12)
 """
 
-from .cost import Cost, Quantiles, Session
-from .field_types import Source
-from .latency_table import BatchTable, LatencyTable, OutOfRange
 from .llm.architectures import Architecture, architecture, kv_blocks
 from .llm.schema import TOKEN_KINDS, TokenData, TokenKind
 from .llm.step_table import TokenTable
 from .profile import Profile, load, names
 from .schema import KINDS, Kind, ProfileFile
+from .tables import costs
+from .tables.cost import Cost, Quantiles, Session
+from .tables.field_types import Source
+from .tables.latency_table import BatchTable, LatencyTable, OutOfRange
 
 __all__ = [
     "KINDS",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from .costs import ARGUMENTS, NOBODY, REGISTRY
+from .tables.costs import ARGUMENTS, NOBODY, REGISTRY
 
 
 def as_markdown() -> str:

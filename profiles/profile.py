@@ -14,15 +14,15 @@ from typing import Any
 
 from servetwin.core import BadInput
 
-from .cost import Cost
-from .costs import STEP_BETWEEN
 from .csv_profile import read_csv
-from .field_types import Fault
-from .latency_table import BatchTable, LatencyTable
 from .llm.schema import TokenData, TokenKind
 from .llm.step_table import TokenTable
-from .loading import check, read
 from .schema import FALLBACK, TOKEN_MODULES, CostsFile, Kind, ModuleProfile, ProfileFile
+from .tables.cost import Cost
+from .tables.costs import STEP_BETWEEN
+from .tables.field_types import Fault
+from .tables.latency_table import BatchTable, LatencyTable
+from .tables.loading import check, read
 
 DATA = Path(__file__).parent / "data"
 COSTS = ".costs.yaml"

@@ -12,12 +12,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr, model_validator
 
-from .cost import Cost, Lists
-from .costs import DEVICE, GAP, GAP_OF, HOST, JOIN
-from .costs import check as check_costs
-from .field_types import Fault, Finite, Name, Source, Strict, Text
-from .latency_table import LatencyTable
 from .llm.schema import TokenData
+from .tables.cost import Cost, Lists
+from .tables.costs import DEVICE, GAP, GAP_OF, HOST, JOIN
+from .tables.costs import check as check_costs
+from .tables.field_types import Fault, Finite, Name, Source, Strict, Text
+from .tables.latency_table import LatencyTable
 
 SCHEMA_VERSION = 1
 

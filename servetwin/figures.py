@@ -12,14 +12,12 @@ try:
 except ImportError:
     raise needed("matplotlib", "matplotlib") from None
 
-from servetwin.experiments.plotting.paper_figures import STYLE, Drawing
-from servetwin.experiments.plotting.sweep_plot import figure_of
+from servetwin.experiments.plotting.style import STYLE, Drawing
+from servetwin.experiments.plotting.sweep_plot import Asked, sheet_of
+from servetwin.experiments.reporting.document import OUTCOMES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-COLOURS = {"met": "#1f6fb4", "late": "#e0a030", "dropped": "#c8553d", "failed": "#777777"}
-
 
 #: Rows as `servetwin.tables.Table.to_dicts` gives them.
 Rows = Sequence[Mapping[str, Any]]
@@ -27,8 +25,8 @@ Rows = Sequence[Mapping[str, Any]]
 
 def of_sweep(rows: list[dict[str, Any]], *, x: str | None, y: str, by: str) -> Figure:
     """Of the rows of a sweep, see `Sweep.plot`."""
-    figure, _ = figure_of(rows, "the sweep", x=x, y=y, by=by)
-    return figure
+    sheet, _ = sheet_of(rows, "the sweep", Asked(x, y, by))
+    return sheet.figure
 
 
 def of_run(title: str, requests: Rows, batches: Rows) -> Figure:
@@ -36,7 +34,7 @@ def of_run(title: str, requests: Rows, batches: Rows) -> Figure:
     with mpl.rc_context(STYLE):
         figure = Drawing(figsize=(6.4, 4.2), layout="constrained")
         above, below = figure.subplots(2, 1, sharex=True)
-        for outcome, colour in COLOURS.items():
+        for outcome, (colour, _) in OUTCOMES.items():
             own = [row for row in requests if row["outcome"] == outcome]
             if own:
                 # What did not finish has no latency, and stands on the axis.

@@ -12,10 +12,10 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 from servetwin.core import BadInput, Stage, Worker
-from servetwin.core.llm.worker import TokenWorker
-from servetwin.core.pool import Pool
+from servetwin.core.llm.serving.worker import TokenWorker
+from servetwin.core.serving.pool import Pool
 from servetwin.profiles import Profile
-from servetwin.profiles.costs import BESIDE, RATE_BESIDE
+from servetwin.profiles.tables.costs import BESIDE, RATE_BESIDE
 
 from .batch_lane import Rates
 from .llm.shared_lane import KINDS, RateTable

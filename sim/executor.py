@@ -11,8 +11,8 @@ from functools import partial
 from typing import Any
 
 from servetwin.core import BadInput, Batch, Task, Worker
-from servetwin.core.llm.worker import TokenWorker
-from servetwin.core.pool import Pool
+from servetwin.core.llm.serving.worker import TokenWorker
+from servetwin.core.serving.pool import Pool
 
 from .batch_lane import Lane, Rates
 from .llm.async_lane import AheadLane

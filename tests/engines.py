@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from servetwin.core import Module, Pipeline, Recorder, Repeat, ServingLoop
-from servetwin.core.client import play
 from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.llm import ALL, EngineLimits, Step, TokenPolicy, TokenRequest, TokenSLO, TokenView
 from servetwin.core.llm.batch import TokenBatch
-from servetwin.core.llm.worker import Host, TokenWorker
+from servetwin.core.llm.serving.worker import Host, TokenWorker
 from servetwin.core.records import request_record
+from servetwin.core.serving.client import play
 from servetwin.sim import SimExecutor
 from servetwin.sim.llm.lane import TokenTiming
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from harness import Simulation, WorkerSetup, simulate
 from hypothesis import strategies as st
 from servetwin.core import Edge, Module, Pipeline, Policy, Recorder, Request
-from servetwin.core.budget import Alone, Budget, equal, proportional
+from servetwin.core.serving.budget import Alone, Budget, equal, proportional
 from servetwin.policies.diffusion.edf import EDF
 from servetwin.policies.diffusion.fcfs import FCFS
 from servetwin.policies.diffusion.neustream import NeuStream

@@ -22,13 +22,13 @@ from servetwin.core import (
     Worker,
     WorkerView,
 )
-from servetwin.core.branching import Branching
-from servetwin.core.budget import Budget
-from servetwin.core.client import play
-from servetwin.core.dispatch import Dispatcher
 from servetwin.core.invariants.checker import InvariantChecker
-from servetwin.core.pool import Pool
 from servetwin.core.routing import first_worker
+from servetwin.core.serving.branching import Branching
+from servetwin.core.serving.budget import Budget
+from servetwin.core.serving.client import play
+from servetwin.core.serving.dispatch import Dispatcher
+from servetwin.core.serving.pool import Pool
 from servetwin.sim import SimExecutor, TableTiming
 from servetwin.sim.pool_lane import CallTimes
 

@@ -41,7 +41,7 @@ def test_a_request_gets_from_arrival_to_record_in_few_functions(
     walk = walk_of_a_request(name)
     assert len(walk.functions) <= most, list(walk.functions)
     assert len(walk.files) <= files, walk.files
-    assert "core/loop.py::ServingLoop.arrive" in walk.functions
+    assert "core/serving/loop.py::ServingLoop.arrive" in walk.functions
     assert "core/metrics.py::Summary.ended" in walk.functions
     walk = walk_of_a_request(name, batches=True)
     assert len(walk.functions) <= with_batches, list(walk.functions)

@@ -43,7 +43,7 @@ PACKAGES = {
 
 
 def place_of(code: CodeType) -> str | None:
-    """``core/loop.py::ServingLoop.arrive`` for a function of ServeTwin's, None for any other."""
+    """``core/serving/loop.py::ServingLoop.arrive`` for a function of ServeTwin's, None for any other."""
     folder = next((f for f in PACKAGES if code.co_filename.startswith(f)), None)
     if folder is None or code.co_qualname.rpartition(".")[2].startswith("<"):
         return None

@@ -22,23 +22,23 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from ..executor import Executor, Handle
+from ..errors import INVARIANTS, broken
+from ..isolation.answers import check_decision
+from ..isolation.code_inspection import watcher
 from ..llm.batch import TokenBatch
 from ..llm.policy import Step
 from ..llm.request import TokenTask
-from ..llm.worker import TokenWorker
-from ..loop import ServingLoop
+from ..llm.serving.worker import TokenWorker
 from ..metrics import Summary
 from ..pipeline import Stage
 from ..policy import Batch, Decision, PolicyBase, WorkerView
-from ..pool import Pool
 from ..records import Recorder
 from ..request import Outcome, Outputs, Place, Request, Task
+from ..serving.executor import Executor, Handle
+from ..serving.loop import ServingLoop
+from ..serving.pool import Pool
+from ..serving.worker import Worker
 from ..slo import latest
-from ..worker import Worker
-from .answers import check_decision
-from .catalogue import INVARIANTS, broken
-from .code_inspection import watcher
 from .engine_checker import AheadCheck, EngineCheck
 from .record_checker import FINISHED, check_ends, check_order, check_records
 

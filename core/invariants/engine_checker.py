@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..errors import broken
 from ..llm.batch import TokenBatch
 from ..llm.policy import All, Step, TokenView
 from ..llm.request import TokenTask
 from ..request import Outcome, Outputs, Task
-from .catalogue import broken
 
 if TYPE_CHECKING:
-    from ..llm.worker import TokenWorker
+    from ..llm.serving.worker import TokenWorker
 
 
 class EngineCheck:

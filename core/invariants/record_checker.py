@@ -9,10 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import BadInput
+from ..errors import BadInput, broken
 from ..request import Outcome
 from ..slo import latest
-from .catalogue import broken
 
 FINISHED = (Outcome.MET, Outcome.LATE)
 

@@ -25,8 +25,8 @@ from types import CodeType, FrameType
 from typing import Any, NoReturn
 
 from ..errors import BadInput, PolicyFault
-from .code_inspection import files_of, named, own
-from .integrity import comes_along
+from ..isolation.code_inspection import files_of, named, own
+from ..isolation.integrity import comes_along
 
 #: How long a call may take, and what says otherwise (0: as long as it likes).
 SECONDS, SETTING = 60.0, "SERVETWIN_POLICY_SECONDS"

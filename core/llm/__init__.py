@@ -1,16 +1,14 @@
 """The core for language models: what a policy decides of an engine, and the engine itself.
 
-Begin with `policy` (what it sees and says, once per step) and `request`; then `engine`, which does what was decided.
+Begin with `policy` (what it sees and says, once per step) and `request`; then `serving`, which does what was decided.
 
 ==================  ================================================================================================
 `policy`            `TokenPolicy`, `TokenView`, `Step`
 `request`           `TokenRequest`, and `TokenTask`: its visit to an LLM stage
 `limits`, `slo`     what memory and settings allow; deadlines of tokens and latency limits
-`worker`, `host`    a worker that is an engine; what the engine knows of it, and of the host between two steps
 `batch`             one step, as an executor gets it
-`engine`            queue, memory and steps; `async_engine` decides a step ahead; `decode_sums` keeps its counts
-`freed_blocks`      what a preempted request finds again of its blocks
 `metrics`           latencies and goodput of tokens; `token_gaps`, `metric_blocks`, `window_metrics` are parts of it
+`serving`           the engine: a worker that decides and computes step by step
 ==================  ================================================================================================
 """
 

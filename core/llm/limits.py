@@ -21,7 +21,7 @@ class EngineLimits:
     queue, which is between two steps (NeuStream's serving loop stamps it then, so that the wait before that is free
     of charge). With *whole_prompt* a chunk is admitted only if there is memory for all of its prompt (vLLM V1). With
     *keep_freed* a preempted request that comes back finds of its blocks what nobody took meanwhile, as vLLM's prefix
-    cache does it (`servetwin.core.llm.freed_blocks`); blocks are not shared among requests.
+    cache does it (`servetwin.core.llm.serving.freed_blocks`); blocks are not shared among requests.
     """
 
     blocks: int

@@ -124,7 +124,7 @@ class TokenView(WorkerView):
     """
 
     # What changes from step to step stands in a dictionary, which the policy's view shares
-    # (`servetwin.core.invariants.read_only`).
+    # (`servetwin.core.isolation.read_only`).
     __slots__ = (
         "__dict__",
         "_estimate_decode",

@@ -45,7 +45,7 @@ class TokenSLO(Protocol):
 
 @dataclass(frozen=True)
 class StageDeadlines:
-    """How a `servetwin.core.budget.Budget` treats an LLM stage: by the deadlines of its tokens, by *slo*."""
+    """How a `servetwin.core.serving.budget.Budget` treats an LLM stage: by the deadlines of its tokens, by *slo*."""
 
     slo: TokenSLO
 

@@ -29,18 +29,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import BadInput
-from ..invariants.code_inspection import watcher
+from ..isolation.code_inspection import watcher
 from ..llm.batch import TokenBatch
 from ..llm.policy import Step, TokenPolicy, TokenView
 from ..llm.request import TokenTask
+from ..llm.serving.worker import TokenWorker
 from ..llm.slo import TokenSLO
-from ..llm.worker import TokenWorker
-from ..loop import ServingLoop
 from ..pipeline import Module, Pipeline
 from ..policy import Batch, Decision, Policy, Repeat, WorkerView
 from ..records import Recorder
 from ..request import Outcome, Request, Task
-from ..worker import Worker
+from ..serving.loop import ServingLoop
+from ..serving.worker import Worker
 from .estimates import Decode, Prefill, Seconds, token_view
 from .jobs import MODULE, Job, Prompt, jobs, prompts
 from .timeline import chain

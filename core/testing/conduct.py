@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..invariants.code_inspection import files_of, own
+from ..isolation.code_inspection import files_of, own
 
 #: What is told of a call, by the module of the function.
 _MODULES = {

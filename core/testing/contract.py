@@ -28,8 +28,8 @@ from typing import Any
 
 from ..errors import BadInput, PolicyFault, ServeTwinError
 from ..invariants import watchdog
-from ..invariants.code_inspection import named, own, raised_at
-from ..invariants.integrity import Intact, comes_along, held
+from ..isolation.code_inspection import named, own, raised_at
+from ..isolation.integrity import Intact, comes_along, held
 from ..llm.policy import TokenPolicy
 from ..policy import Policy, PolicyBase
 from ..request import Request, Task

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import PolicyFault
-from ..invariants.answers import check_decision, fault
-from ..invariants.code_inspection import named, watcher
+from ..isolation.answers import check_decision, fault
+from ..isolation.code_inspection import named, watcher
 from ..llm.policy import All, Step, TokenPolicy
 from ..policy import Batch, Decision, Repeat, WorkerView
 from ..request import Task

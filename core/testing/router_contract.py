@@ -12,17 +12,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..batch_worker import BatchWorker
-from ..client import Client
-from ..dispatch import Dispatcher
 from ..errors import BadInput, PolicyFault, ServeTwinError
 from ..invariants.checker import InvariantChecker
-from ..invariants.code_inspection import named, raised_at
-from ..invariants.integrity import held
-from ..loop import ServingLoop
+from ..isolation.code_inspection import named, raised_at
+from ..isolation.integrity import held
 from ..pipeline import Module, Pipeline
 from ..policy import WorkerView
 from ..routing import Router, WorkerState
+from ..serving.batch_worker import BatchWorker
+from ..serving.client import Client
+from ..serving.dispatch import Dispatcher
+from ..serving.loop import ServingLoop
 from .conduct import Ear, Shared, uses
 from .contract import ContractBroken, scattered
 from .jobs import MODULE, Job

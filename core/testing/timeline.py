@@ -23,20 +23,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..batch_worker import BatchWorker
-from ..client import Client
 from ..errors import BadInput, PolicyFault
-from ..invariants import task_ledger
 from ..invariants.checker import InvariantChecker
+from ..isolation import task_ledger
 from ..llm.batch import TokenBatch
 from ..llm.policy import TokenPolicy
-from ..llm.worker import TokenWorker
-from ..loop import ServingLoop
+from ..llm.serving.worker import TokenWorker
 from ..pipeline import Module, Pipeline, Stage
 from ..policy import Batch, Decision, Policy, PolicyBase, WorkerView
 from ..records import Recorder
 from ..request import Outcome, Request, Task
-from ..worker import Worker
+from ..serving.batch_worker import BatchWorker
+from ..serving.client import Client
+from ..serving.loop import ServingLoop
+from ..serving.worker import Worker
 from .estimates import Decode, Prefill, Seconds, by_size, token_view
 from .jobs import MODULE, Job, Prompt, in_order, jobs, prompts
 from .schedule import Bar, End, Played

@@ -30,7 +30,7 @@ from servetwin.core import (
 )
 from servetwin.core.errors import PolicyFault, Stopped
 from servetwin.core.llm import TokenPolicy
-from servetwin.core.llm.worker import TokenWorker
+from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.core.slo import ClassSLO
 
 from ..provenance.file_digests import code_digest
@@ -283,7 +283,7 @@ def stands_on(experiment: Experiment) -> list[str]:
 
 def policy_not_measured(experiment: Experiment) -> list[str]:
     """A line for each module whose profile has times by policy, and none for the policy that serves it here."""
-    from servetwin.profiles.costs import DECIDING_OF, GAP_OF
+    from servetwin.profiles.tables.costs import DECIDING_OF, GAP_OF
 
     if not experiment.time.costs:
         return []

@@ -17,9 +17,9 @@ from servetwin.core.llm import (
     TokenView,
 )
 from servetwin.core.llm.metrics import TokenSummary
+from servetwin.core.llm.serving.worker import Host, TokenWorker
 from servetwin.core.llm.window_metrics import WindowSummary
-from servetwin.core.llm.worker import Host, TokenWorker
-from servetwin.profiles.costs import (
+from servetwin.profiles.tables.costs import (
     BEGINS,
     BEGINS_EACH,
     INTAKE,

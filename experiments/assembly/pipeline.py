@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from servetwin.core import BadInput, Edge, Module, Pipeline, Policy, Request, Stage, Task
-from servetwin.core.branching import Branching
-from servetwin.core.budget import Alone, Budget, equal, fixed, proportional
-from servetwin.core.dispatch import Dispatcher
 from servetwin.core.llm import Follows, TokenDeadlines, TokenRequest
 from servetwin.core.llm.slo import StageDeadlines
-from servetwin.core.pool import Pool
+from servetwin.core.serving.branching import Branching
+from servetwin.core.serving.budget import Alone, Budget, equal, fixed, proportional
+from servetwin.core.serving.dispatch import Dispatcher
+from servetwin.core.serving.pool import Pool
 
 from ..spec import router_registry
 from ..spec.experiment import Experiment, ListedCalls, LognormalCalls, PipelineSpec, WorkerSpec

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from servetwin.core import BadInput, Recorder, Worker
-from servetwin.core.llm.worker import TokenWorker
+from servetwin.core.llm.serving.worker import TokenWorker
 
 from ..assembly import build
 from ..assembly.llm_workers import prepare, settings_of

@@ -204,7 +204,7 @@ def composed(
 def made_anew(recording: Path, profile: Path) -> str:
     """The text of the file *profile*, its parts fitted anew to the steps in *recording* by the program as it is. What
     taking requests in takes stays: it is in no recording."""
-    from servetwin.profiles.costs import INTAKE
+    from servetwin.profiles.tables.costs import INTAKE
     from servetwin.real.vllm.profiling import step_files
     from servetwin.real.vllm.profiling.step_profile import section
 

@@ -16,7 +16,7 @@ import numpy as np
 from servetwin.core import BadInput, Recorder, Summary, Worker
 from servetwin.core.installed import not_installed
 from servetwin.core.llm import TokenRequest
-from servetwin.core.llm.worker import TokenWorker
+from servetwin.core.llm.serving.worker import TokenWorker
 
 from ..assembly import build
 from ..assembly.llm_workers import prepare

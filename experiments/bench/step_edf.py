@@ -13,8 +13,8 @@ from typing import Any
 
 import simpy
 from servetwin.core import BatchWorker, Module, Pipeline, Recorder, Request, ServingLoop, WorkerView
-from servetwin.core.client import play
 from servetwin.core.random_streams import stream
+from servetwin.core.serving.client import play
 from servetwin.policies.diffusion.edf import EDF
 from servetwin.sim import SimExecutor, TableTiming
 

@@ -22,7 +22,7 @@ from typing import Any
 import simpy
 from servetwin.core import Module, Pipeline, Recorder, Request, ServingLoop
 from servetwin.core.llm import CumulativeSLO, EngineLimits, TokenPolicy, TokenRequest, TokenView
-from servetwin.core.llm.worker import TokenWorker
+from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.core.random_streams import stream
 from servetwin.policies.llm.vllm import VLLM
 from servetwin.sim import SimExecutor

@@ -13,8 +13,8 @@ import numpy as np
 from servetwin.core import BadInput, Request
 from servetwin.core.errors import PolicyFault
 from servetwin.core.llm import TokenRequest, TokenTask
+from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.core.llm.slo import TokenDeadlines
-from servetwin.core.llm.worker import TokenWorker
 from servetwin.profiles import Profile, costs
 from servetwin.profiles.llm.recent_load import recent_load_of
 from servetwin.sim.measured import TimeOptions

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from servetwin.core import BadInput, Request, Worker
-from servetwin.core.batch_worker import BatchWorker
+from servetwin.core.serving.batch_worker import BatchWorker
 from servetwin.core.slo import latest
 from servetwin.sim.measured import WholeTiming
 from servetwin.sim.time.timing import MeasuredTiming, TableTiming, Timing

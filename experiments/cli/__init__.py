@@ -5,7 +5,8 @@ What a command needs is imported when it runs, so that help comes at once.
 ==================  ========================================================================================
 `entry`             runs a command, and makes one line of what goes wrong
 `app`               the commands
-`commands`          those about real runs and about runs that are there: ``profile``, ``compare``, ``trace``
+`commands`          those about real runs and about runs that are there: ``profile``, ``check``, ``compare``
+`figure_commands`   those that draw: ``plot``, ``figures``, ``demo``, ``trace``
 `bound_command`     ``servetwin bound``: the most requests that any schedule could meet
 `league_command`    ``servetwin league``: policies ranked over several workloads
 `explain_command`   ``servetwin explain``: why requests were late or dropped

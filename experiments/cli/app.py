@@ -29,8 +29,10 @@ from .commands import (
     Weights,
 )
 from .explain_command import explain
+from .figure_commands import demo, figures, plot, trace
 from .import_command import import_profile
 from .league_command import league
+from .options import Jobs
 from .report_command import report
 from .terminal import print_table as _print
 from .terminal import progress as _progress
@@ -52,7 +54,6 @@ app = typer.Typer(
     epilog="Start with: servetwin demo · servetwin run dit-s2-256-rtx4090 --rate 4 · servetwin policies",
 )
 
-Jobs = Annotated[int, typer.Option("--jobs", "-j", help="Number of processes; -1: one per core.", show_default=True)]
 Cluster = Annotated[
     str | None, typer.Option(help="Run on a Dask or Ray cluster: tcp://host:8786, ray://host:10001, or ray.")
 ]
@@ -458,72 +459,6 @@ def _show_gaps(scored: list[Scored]) -> None:
     _print(lines)
 
 
-@app.command()
-def figures(
-    out: Annotated[Path, typer.Option(help="Folder for the figures and their data.")],
-    ending: Annotated[str, typer.Option("--format", help="png, svg or pdf.")] = "png",
-    seeds: Annotated[
-        int | None, typer.Option(min=2, help="Seeds of Figures 14, 15, 17 and 19, for intervals; else one draw.")
-    ] = None,
-    jobs: Jobs = -1,
-) -> None:
-    """Draw Figures 11 to 15, 17 and 19 of the NeuStream paper: simulated, with measured points overlaid."""
-    from ..plotting import draw_all
-    from ..sweeps import tables
-
-    if ending not in ("png", "svg", "pdf"):
-        raise BadInput(f"{ending!r} is no format", where="--format", right="png, svg or pdf")
-    tables.make_folder(out)
-    with _progress("figures") as report:
-        files = draw_all.draw_all(out, ending=ending, jobs=jobs, seeds=seeds, progress=report)
-    for path in files:
-        typer.echo(str(path))
-
-
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the figure.")] = Path("runs/demo"),
-    jobs: Jobs = -1,
-) -> None:
-    """Repeat some fifty measured runs in simulation: NeuStream and Clockwork, five workloads on an RTX 4090."""
-    from ..plotting.paper_figures import NOTE, counted
-    from . import demo as engine
-
-    began = time.perf_counter()
-    with _progress("demo") as report:
-        shown = engine.demo(out, jobs=jobs, progress=report)
-    took = time.perf_counter() - began
-    columns = [("workload", "left"), ("policy", "left"), ("rate", "right")]
-    columns += [(name, "right") for name in ("simulated", "measured", "gap, pp")]
-    typer.echo("requests served within their SLO, of 500")
-    lines = _table(*columns)
-    last = None
-    for s in shown.scored:
-        count = counted(s.run.workload, s.run.policy)
-        gap = s.gap_finished if count == "finished" else s.gap_met
-        mark = "*" if count == "finished" else ""
-        if last not in (None, (s.run.workload, s.run.policy)):
-            lines.add_section()
-        last = (s.run.workload, s.run.policy)
-        numbers = (
-            f"{s.result[count]}{mark}",
-            f"{getattr(s.run, count)}{mark}",
-            f"{gap:+.1f}" if gap is not None else "",
-        )
-        lines.add_row(s.run.workload, s.run.policy, f"{s.run.rate:g}", *numbers)
-    _print(lines)
-    typer.echo(f"* {NOTE}")
-    gaps = [abs(g) for s in shown.scored if (g := _shown_gap(s)) is not None]
-    typer.echo(f"{len(shown.scored)} runs in {took:.1f} s; mean |gap| {sum(gaps) / len(gaps):.2f} pp")
-    typer.echo(f"figure: {shown.figure}")
-
-
-def _shown_gap(s: Scored) -> float | None:
-    from ..plotting.paper_figures import counted
-
-    return s.gap_finished if counted(s.run.workload, s.run.policy) == "finished" else s.gap_met
-
-
 # -- looking at things ----------------------------------------------------------------------------------
 
 
@@ -531,9 +466,11 @@ app.command()(commands.check)
 app.command()(bound)
 app.command()(league)
 app.command()(commands.compare)
-app.command()(commands.plot)
+app.command()(plot)
+app.command()(figures)
+app.command()(demo)
 app.command()(report)
-app.command()(commands.trace)
+app.command()(trace)
 app.command()(explain)
 app.command()(commands.profile)
 app.command("import")(import_profile)

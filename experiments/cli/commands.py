@@ -1,4 +1,4 @@
-"""Commands about real runs and about runs that are there already: ``profile``, ``compare``, ``trace``.
+"""Commands about real runs and about runs that are there already: ``profile``, ``check``, ``compare``.
 
 `servetwin.experiments.cli.app` takes them up. What a command needs is imported when it runs.
 """
@@ -272,29 +272,6 @@ def say_aside(what: str) -> None:
     typer.echo(f"servetwin: {what}", err=True)
 
 
-def plot(
-    sweep: Annotated[Path, typer.Argument(help="The table of a sweep.")],
-    out: Annotated[Path, typer.Option(help="Output figure: .png, .svg or .pdf.")],
-    x: Annotated[
-        str | None, typer.Option(help="Column for the x axis; by default the first setting that varies.")
-    ] = None,
-    y: Annotated[
-        str, typer.Option(help="Column for the y axis, e.g. request_goodput or p99_ttft_ms.")
-    ] = "attainment",
-    by: Annotated[str, typer.Option(help="One line per value of this column.")] = "policy",
-) -> None:
-    """Plot a sweep: a line per policy with its interval, a panel per value of other settings."""
-    from ..plotting.sweep_plot import draw
-    from ..sweeps.tables import make_folder
-
-    make_folder(out.parent)
-    typer.echo(f"{_many(draw(sweep, out, x=x, y=y, by=by))} in {out}")
-
-
-def _many(panels: int) -> str:
-    return "1 panel" if panels == 1 else f"{panels} panels"
-
-
 def compare(
     first: Annotated[Path, typer.Argument(help="A run folder; or a folder of run folders, or a sweep's table.")],
     second: Annotated[Path, typer.Argument(help="Another of the same kind; gaps are this one minus the first.")],
@@ -509,17 +486,6 @@ def show_decisions(found: Decisions, title: str = "") -> None:
     ):
         for line in where:
             typer.echo(f"  {what}: {line}")
-
-
-def trace(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, e.g. a real run and its simulation.")],
-    out: Annotated[Path, typer.Option(help="Output trace file: .json or .json.gz.")],
-) -> None:
-    """Write runs as one trace file for ui.perfetto.dev: batches, requests, queues, KV cache use, busy devices."""
-    from ..plotting.perfetto import write
-
-    count = write(runs, out)
-    typer.echo(f"{count} events in {out}: open it at ui.perfetto.dev")
 
 
 def _ratio(a: float | None, b: float | None) -> str:

@@ -54,5 +54,6 @@ def demo(out: Path, *, jobs: int = -1, progress: Callable[[int, int], None] | No
     results = run_all_averaged(experiments, SEEDS, jobs=jobs, progress=report)
     tables.make_folder(out)
     rows: list[Row] = [{**settings_of(e), **r} for e, r in zip(experiments, results, strict=True)]
-    figure = goodput_figure(rows, runs, out / "demo.png", axes=("rate",))
+    figure = out / "demo.png"
+    goodput_figure(rows, runs, axes=("rate",)).save(figure)
     return Demo([Scored(run, result) for run, result in zip(runs, results, strict=True)], figure)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from servetwin.core import BadInput
 
 if TYPE_CHECKING:
     from ..spec.overrides import Override
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, see docs/reference/json-output.md.")]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", help="Number of processes; -1: one per core.", show_default=True)]
 
 
 def only_simulated(given: Mapping[str, Any]) -> None:

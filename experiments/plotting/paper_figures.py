@@ -1,15 +1,15 @@
-"""Figures: goodput along the axes (11 and 12) and batch size over time (13), with what was measured drawn in."""
+"""Figures: goodput along the axes (11, 12, 14, 15) and batch size over time (13), with what was measured drawn in.
+
+Each function draws a `Sheet`; its `save` writes the figure, and what it shows as a table.
+"""
 
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-from matplotlib.figure import Figure
 from servetwin.core import Batch, Recorder
 
 from ..assembly.build import build
@@ -17,49 +17,34 @@ from ..spec.catalog import MEASURED
 from ..spec.experiment import Experiment
 from ..sweeps.point import Row, main_worker
 from ..validation.run_table import MeasuredRun
+from .style import STYLE, Look, Sheet, look_of
 
-AXES = {"rate": "rate (requests/s)", "cv": "cv of the gaps", "slo_factor": "SLO (x solo latency)"}
-TOKEN_AXES = {"rate": AXES["rate"], "cv": AXES["cv"], "decode_slo": "SLO of decoding (x alone)"}
-LOOKS = {
-    "neustream": ("#1f6fb4", "o"),
-    "clockwork": ("#c8553d", "s"),
-    "neustream-llm": ("#1f6fb4", "o"),
-    "vllm": ("#c8553d", "s"),
-}
-OTHER_LOOK = ("#5b8c5a", "^")
-NOTE = "DiT-S/2 under Clockwork: finished requests (its met count moved by 73 between two measured repeats)"
+AXES = {"rate": "rate (requests/s)", "cv": "cv of the gaps", "slo_factor": "SLO (× solo latency)"}
+TOKEN_AXES = {"rate": AXES["rate"], "cv": AXES["cv"], "decode_slo": "SLO of decoding (× alone)"}
 BINS = 150
 
-#: matplotlib's own font and no time stamp: equal inputs give equal files.
-STYLE: Any = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "servetwin"}
+#: Where what was met and what finished are drawn both: the met count moved by 73 between two measured repeats.
+BOTH = {("dit-s2-256-rtx4090", "clockwork")}
 
 
-class Drawing(Figure):
-    """A figure that notebooks show, also without pyplot."""
-
-    def _repr_png_(self) -> bytes:
-        content = io.BytesIO()
-        self.savefig(content, format="png", dpi=150)
-        return content.getvalue()
+def counts_of(workload: str, policy: str) -> tuple[str, ...]:
+    """Which counts of requests are drawn, see `BOTH`."""
+    return ("met", "finished") if (workload, policy) in BOTH else ("met",)
 
 
-def counted(workload: str, policy: str) -> str:
-    """Which count is drawn; see `NOTE`."""
-    return "finished" if (workload, policy) == ("dit-s2-256-rtx4090", "clockwork") else "met"
-
-
-def label_of(policy: str, rows: Sequence[Row]) -> str:
-    """What the line of *policy* is called among *rows*: with its deployment, where not all have the same."""
+def deployments_of(rows: Sequence[Row]) -> str | None:
+    """Which deployments the policies of *rows* ran on, in words, where not all ran on the same."""
     if len({row.get("deployment") for row in rows}) < 2:
-        return policy
-    own = dict.fromkeys(str(row["deployment"]) for row in rows if row["policy"] == policy and row.get("deployment"))
-    return f"{policy} ({', '.join(own)})" if own else policy
+        return None
+    said = []
+    for policy in dict.fromkeys(row["policy"] for row in rows):
+        own = dict.fromkeys(str(row["deployment"]) for row in rows if row["policy"] == policy and row["deployment"])
+        said.append(f"{policy} on {' or '.join(own)}")
+    return f"deployments: {'; '.join(said)}"
 
 
-def goodput_figure(
-    rows: Sequence[Row], runs: Sequence[MeasuredRun], path: Path, *, axes: Sequence[str] = tuple(AXES)
-) -> Path:
-    """Draw requests that met their SLO along each axis: lines simulated, marks measured.
+def goodput_figure(rows: Sequence[Row], runs: Sequence[MeasuredRun], *, axes: Sequence[str] = tuple(AXES)) -> Sheet:
+    """Requests that met their SLO along each axis: lines simulated, marks measured.
 
     Each workload has a row of panels, or a single panel where there is one axis only.
     """
@@ -67,92 +52,71 @@ def goodput_figure(
     across = len(axes) == 1
     shape = (1, len(workloads)) if across else (len(workloads), len(axes))
     with mpl.rc_context(STYLE):
-        figure = Figure(
-            figsize=((2.4 if across else 3.1) * shape[1] + 0.4, 2.1 * shape[0] + 0.7), layout="constrained"
-        )
-        panels = figure.subplots(*shape, squeeze=False)
+        sheet = Sheet(*shape, sharey=across)
         for i, workload in enumerate(workloads):
             own = [row for row in rows if row["workload"] == workload]
             base = base_of(own)
             for j, axis in enumerate(axes):
-                panel = panels[0][i] if across else panels[i][j]
-                _goodput_panel(panel, own, [r for r in runs if r.workload == workload], axis, base)
-                panel.set_title(workload if j == 0 else "", loc="left", fontweight="bold")
-                panel.set_xlabel(AXES[axis])
-        for line in panels:
-            line[0].set_ylabel("requests met")
-        legend(figure, panels, any(counted(r["workload"], r["policy"]) == "finished" for r in rows))
-        save(figure, path)
-    return path
+                panel = sheet.panels[0][i] if across else sheet.panels[i][j]
+                sheet.describe(panel, workload, AXES[axis], "requests met", titled=j == 0, edges=True)
+                _goodput_panel(sheet, panel, own, [r for r in runs if r.workload == workload], axis, base)
+        sheet.legend()
+        if told := deployments_of(rows):
+            sheet.note(told)
+    return sheet
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write *figure*, without the date or the version of whatever wrote it."""
-    unsaid: dict[str, dict[str, None]] = {
-        "png": {"Software": None},
-        "svg": {"Date": None},
-        "pdf": {"CreationDate": None},
-    }
-    figure.savefig(path, dpi=150, metadata=unsaid.get(path.suffix[1:]))
-
-
-def token_figure(rows: Sequence[Row], path: Path) -> Path:
-    """Draw tokens on time per second along each axis, simulated; a row of panels for each workload.
+def token_figure(rows: Sequence[Row]) -> Sheet:
+    """Tokens on time per second along each axis, simulated; a row of panels for each workload.
 
     No run of these was ever logged, so nothing measured can be laid over.
     """
     workloads = list(dict.fromkeys(row["workload"] for row in rows))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(3.1 * len(TOKEN_AXES) + 0.4, 2.1 * len(workloads) + 0.7), layout="constrained")
-        panels = figure.subplots(len(workloads), len(TOKEN_AXES), squeeze=False)
-        for line, workload in zip(panels, workloads, strict=True):
+        sheet = Sheet(len(workloads), len(TOKEN_AXES))
+        for line, workload in zip(sheet.panels, workloads, strict=True):
             own = [row for row in rows if row["workload"] == workload]
             base = base_of(own, TOKEN_AXES)
             for panel, axis in zip(line, TOKEN_AXES, strict=True):
-                _token_panel(panel, own, axis, base)
-                panel.set_title(workload if axis == "rate" else "", loc="left", fontweight="bold")
-                panel.set_xlabel(TOKEN_AXES[axis])
-            line[0].set_ylabel("tokens on time/s")
-        legend(figure, panels)
-        draws_note(figure, rows)
-        save(figure, path)
-    return path
+                name = TOKEN_AXES[axis]
+                sheet.describe(panel, workload, name, "tokens on time/s", titled=axis == "rate", edges=True)
+                _token_panel(sheet, panel, own, axis, base)
+        sheet.legend()
+        told = deployments_of([row for row in rows if row["workload"] == workloads[0]])
+        sheet.note("; ".join(filter(None, (draws_of(rows), told))))
+    return sheet
 
 
-def _token_panel(panel: Any, rows: Sequence[Row], axis: str, base: dict[str, float]) -> None:
-    for policy in dict.fromkeys(row["policy"] for row in rows):
-        colour, mark = LOOKS.get(policy, OTHER_LOOK)
+def _token_panel(sheet: Sheet, panel: Any, rows: Sequence[Row], axis: str, base: dict[str, float]) -> None:
+    policies = [*dict.fromkeys(row["policy"] for row in rows)]
+    for policy in policies:
         own = [
             row
             for row in rows
             if row["policy"] == policy and all(row[other] == base[other] for other in TOKEN_AXES if other != axis)
         ]
         if own:
-            look = {"color": colour, "marker": mark, "markersize": 3, "linewidth": 1.2}
-            line_with_intervals(
-                panel, own, axis, "token_goodput", label=f"{label_of(policy, rows)}, simulated", **look
-            )
-    panel.set_ylim(0, 1.04 * max(row["token_goodput"] for row in rows))
-    panel.grid(alpha=0.25, linewidth=0.5)
+            line_with_intervals(sheet, panel, policy, look_of(policy, policies), own, axis, "token_goodput")
+    panel.set_ylim(0, 1.04 * max(row.get("token_goodput_high") or row["token_goodput"] for row in rows))
 
 
-def line_with_intervals(panel: Any, rows: Sequence[Row], axis: str, column: str, **look: Any) -> None:
+def line_with_intervals(
+    sheet: Sheet, panel: Any, name: str, look: Look, rows: Sequence[Row], axis: str, column: str
+) -> None:
     """Draw *column* over *axis*, with the rows' intervals where they have them."""
     rows = sorted(rows, key=lambda row: float(row[axis]))
-    places = [row[axis] for row in rows]
-    panel.plot(places, [row[column] for row in rows], **look)
-    ends = [(row.get(f"{column}_low"), row.get(f"{column}_high")) for row in rows]
-    if all(low is not None for low, _ in ends):
-        panel.fill_between(places, *zip(*ends, strict=True), color=look["color"], alpha=0.2, linewidth=0)
+    ends: list[list[Any]] = [[row.get(f"{column}_{end}") for row in rows] for end in ("low", "high")]
+    known = all(end is not None for side in ends for end in side)
+    places, values = ([row[what] for row in rows] for what in (axis, column))
+    sheet.line(panel, name, look, places, values, (ends[0], ends[1]) if known else None)
 
 
-def draws_note(figure: Figure, rows: Sequence[Row]) -> None:
-    """Say below *figure* on how many draws its *rows* stand."""
+def draws_of(rows: Sequence[Row]) -> str:
+    """On how many draws the simulated *rows* stand."""
     seeds = min(int(row.get("seeds") or 1) for row in rows)
-    told = (
-        "one draw of arrivals and lengths: no intervals" if seeds < 2 else f"means over {seeds} seeds, 95 % intervals"
-    )
-    figure.supxlabel(told, fontsize=6.5, color="0.35")
+    if seeds < 2:
+        return "simulated; one draw of arrivals and lengths: no intervals"
+    return f"simulated; means over {seeds} seeds, 95 % intervals"
 
 
 def base_of(rows: Sequence[Row], axes: Iterable[str] = AXES) -> dict[str, float]:
@@ -169,42 +133,28 @@ def _on_axis(values: Callable[[str], Any], axis: str, base: dict[str, float]) ->
 
 
 def _goodput_panel(
-    panel: Any, rows: Sequence[Row], runs: Sequence[MeasuredRun], axis: str, base: dict[str, float]
+    sheet: Sheet,
+    panel: Any,
+    rows: Sequence[Row],
+    runs: Sequence[MeasuredRun],
+    axis: str,
+    base: dict[str, float],
 ) -> None:
-    for policy in dict.fromkeys(row["policy"] for row in rows):
-        colour, mark = LOOKS.get(policy, OTHER_LOOK)
-        count = counted(rows[0]["workload"], policy)
-        line = sorted(
-            (row[axis], row[count])
-            for row in rows
-            if row["policy"] == policy and _on_axis(row.__getitem__, axis, base)
-        )
-        points = [
-            (getattr(run, axis), getattr(run, count))
-            for run in runs
-            if run.policy == policy and _on_axis(lambda name, run=run: getattr(run, name), axis, base)  # type: ignore[misc]
-        ]
-        if line:
-            panel.plot(
-                *zip(*line, strict=True), color=colour, linewidth=1.2, label=f"{label_of(policy, rows)}, simulated"
-            )
-        points = [(x, y) for x, y in points if y is not None]
-        if points:
-            look = {"linestyle": "none", "markersize": 4.5, "markerfacecolor": "none", "color": colour}
-            panel.plot(*zip(*points, strict=True), marker=mark, label=f"{policy}, measured", **look)
-    panel.set_ylim(0, 1.04 * rows[0]["requests"])
-    panel.grid(alpha=0.25, linewidth=0.5)
-
-
-def legend(figure: Figure, panels: Any, with_note: bool = False) -> None:
-    """One legend for all *panels*, above them."""
-    found: dict[str, Any] = {}
-    for panel in panels.flat:
-        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=min(len(found), 4), frameon=False)
-    if with_note:
-        figure.supxlabel(NOTE, fontsize=6.5, color="0.35")
+    policies = [*dict.fromkeys(row["policy"] for row in rows)]
+    for policy in policies:
+        own = [row for row in rows if row["policy"] == policy and _on_axis(row.__getitem__, axis, base)]
+        own.sort(key=lambda row: float(row[axis]))
+        measured = [r for r in runs if r.policy == policy and _on_axis(lambda n, r=r: getattr(r, n), axis, base)]  # type: ignore[misc]
+        for count in counts_of(rows[0]["workload"], policy):
+            look, name = look_of(policy, policies), policy
+            if count == "finished":
+                look, name = look.dashed("D"), f"{policy}, finished (DiT-S/2)"
+            if own:
+                sheet.line(panel, name, look, [r[axis] for r in own], [r[count] for r in own], marked=False)
+            found = [(getattr(r, axis), getattr(r, count)) for r in measured if getattr(r, count) is not None]
+            sheet.marks(panel, name, look, [x for x, _ in found], [y for _, y in found])
+    counts = [float(row["requests"]) for row in rows] + [float(run.requests) for run in runs]
+    panel.set_ylim(0, 1.05 * max(counts))
 
 
 # -- batch size over time -------------------------------------------------------------------------------
@@ -252,30 +202,24 @@ def measured_batch_sizes() -> dict[tuple[str, str], tuple[str, list[float], list
     return found
 
 
-def batch_figure(path: Path, experiments: Sequence[Experiment]) -> Path:
-    """Draw batch size over time: simulated as lines, measured as shades; a panel per workload and policy."""
+def batch_figure(experiments: Sequence[Experiment]) -> Sheet:
+    """Batch size over time: simulated as lines, measured as shades; a panel per workload and policy."""
     measured = measured_batch_sizes()
     workloads = list(dict.fromkeys(e.name for e in experiments))
     policies = list(dict.fromkeys(e.policy.name for e in experiments))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.6 * len(policies), 1.6 * len(workloads) + 0.7), layout="constrained")
-        panels = figure.subplots(len(workloads), len(policies), squeeze=False)
+        sheet = Sheet(len(workloads), len(policies), height=1.0)
         for experiment in experiments:
             workload, policy = experiment.name, experiment.policy.name
-            panel = panels[workloads.index(workload)][policies.index(policy)]
+            panel = sheet.panels[workloads.index(workload)][policies.index(policy)]
+            sheet.describe(panel, f"{workload}, {policy}", "time (s)", "batch size", edges=True)
             if (workload, policy) in measured:
                 kind, times, sizes = measured[workload, policy]
                 label = "measured" if kind == "batch" else "measured: requests in flight that finished"
-                panel.fill_between(times, sizes, step="mid", color="0.8" if kind == "batch" else "0.9", label=label)
+                sheet.shade(panel, label, "0.8" if kind == "batch" else "0.9", times, sizes)
             times, sizes = batch_sizes(experiment)
-            panel.plot(
-                times, sizes, color=LOOKS.get(policy, OTHER_LOOK)[0], linewidth=0.8, label=f"{policy}, simulated"
-            )
-            panel.set_title(f"{workload}, {policy}", loc="left", fontweight="bold")
+            sheet.line(panel, f"{policy}, simulated", look_of(policy, policies), times, sizes, marked=False)
             panel.set_ylim(bottom=0)
-            panel.set_xlabel("time (s)")
-        for row in panels:
-            row[0].set_ylabel("batch size")
-        legend(figure, panels)
-        save(figure, path)
-    return path
+        sheet.legend()
+        sheet.note("one draw of arrivals and steps, that of the measured runs: no intervals")
+    return sheet

@@ -1,15 +1,19 @@
-"""A figure of a sweep's table: one column over another, a line per policy, a panel per setting of the rest."""
+"""A figure of a sweep's table: one column over another, a line per policy, a panel per setting of the rest.
+
+Where settings were varied one at a time around a point, as `vary` of a sweep file does it, each of them has a panel.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import matplotlib as mpl
-from matplotlib.figure import Figure
 from servetwin.core import BadInput
 
 from ..reporting.sweep_columns import LINE, name_lines, number_in, varied_columns
@@ -17,80 +21,197 @@ from ..spec.catalog import suggest
 from ..spec.loading import SHORT
 from ..sweeps.point import Row
 from ..validation.compare_grids import read_rows
-from . import paper_figures
+from . import measured_points
+from .paper_figures import AXES
+from .style import COLUMN, INTERVALS, PAGE, STYLE, WIDTHS, Sheet, check_ending, look
 
-ENDINGS = (".png", ".svg", ".pdf")
-MOST = 16
-
-
-def draw(table: Path, out: Path, *, x: str | None = None, y: str = "attainment", by: str = "policy") -> int:
-    """Draw *table*, which `servetwin sweep` wrote, to *out*; the number of panels. Raises `BadInput`."""
-    if out.suffix not in ENDINGS:
-        raise BadInput(
-            f"{out.suffix or 'no ending'} is no kind of figure", where=str(out), right=" or ".join(ENDINGS)
-        )
-    figure, panels = figure_of(read_rows(table), str(table), x=x, y=y, by=by)
-    with mpl.rc_context(paper_figures.STYLE):
-        try:
-            paper_figures.save(figure, out)
-        except OSError as error:
-            raise BadInput(error.strerror or "cannot be written", where=str(out), right="a file of yours") from None
-    return panels
+MOST = 24
+LABELS = {
+    **AXES,
+    "attainment": "attainment",
+    "request_goodput": "goodput (requests/s)",
+    "token_goodput": "tokens on time/s",
+    "prefill_slo": "SLO of prefill (× alone)",
+    "decode_slo": "SLO of decoding (× alone)",
+    "mean_batch_size": "batch size, mean",
+}
+SHARES = ("attainment",)
+#: Points by which the interval of each line stands to the right of that of the one before it.
+SHIFT = 1.5
 
 
-def figure_of(
-    rows: Sequence[Row], where: str, *, x: str | None = None, y: str = "attainment", by: str = "policy"
-) -> tuple[Figure, int]:
-    """The figure of a sweep's *rows*, a table called *where*, and the number of its panels.
+def label_of(column: str) -> str:
+    """What the axis of a *column* is called.
 
-    Rows that differ in nothing but their seed are averaged. Intervals are drawn where the table has them. *x* is the
-    first setting that varies, if it is not said. Raises `BadInput`.
+    >>> [label_of(name) for name in ("p99_ttft_ms", "mean_e2el_ms", "llava.token_goodput")]
+    ['TTFT, p99 (ms)', 'latency, mean (ms)', 'llava.token goodput']
     """
+    if found := re.fullmatch(r"(mean|median|p90|p99)_(ttft|tpot|itl|e2el)_ms", column):
+        statistic, metric = found.groups()
+        return f"{'latency' if metric == 'e2el' else metric.upper()}, {statistic} (ms)"
+    return LABELS.get(column, column.replace("_", " "))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What of a table is drawn: the columns of the axes (*x* None: the settings that vary) and of the lines, how wide
+    (a key of `WIDTHS`, None: as many panels need), how intervals look, and the files whose points are laid over."""
+
+    x: str | None = None
+    y: str = "attainment"
+    by: str = "policy"
+    width: str | None = None
+    intervals: str = "bars"
+    measured: Sequence[Path] = ()
+
+
+def draw(table: Path, *outs: Path, asked: Asked | None = None) -> tuple[int, list[Path]]:
+    """Draw *table*, which `servetwin sweep` wrote, to *outs*; the number of panels, and the files written.
+
+    Points that were measured in the same setup as one of the table are laid over. Raises `BadInput`.
+    """
+    asked = asked or Asked()
+    for out in outs:
+        check_ending(out)
+    rows = read_rows(table)
+    sheet, panels = sheet_of(rows, str(table), asked, measured_points.beside(table, rows))
+    return panels, sheet.save(*outs)
+
+
+#: Rows and columns of panels.
+_Shape = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """A panel: its title, the column along its axis, its rows, and where on the other axes they lie."""
+
+    title: str
+    x: str
+    rows: Sequence[Row]
+
+
+def sheet_of(
+    rows: Sequence[Row], where: str, asked: Asked, measured: Sequence[Sequence[Row]] = ()
+) -> tuple[Sheet, int]:
+    """The figure of a sweep's *rows*, a table called *where*, and the number of its panels. *measured* are the points
+    that belong to each of the rows.
+
+    Rows that differ in nothing but their seed are averaged. Intervals are drawn where the table has them. Raises
+    `BadInput`.
+    """
+    for option, value, known in (("--width", asked.width, WIDTHS), ("--intervals", asked.intervals, INTERVALS)):
+        if value is not None and value not in known:
+            raise BadInput(f"{value!r} is none", where=option, right=" or ".join(known))
     rows = [dict(row) for row in rows]
-    x, y, by = None if x is None else _column(x, rows), _column(y, rows), _column(by, rows)
-    panels, x = _panels(rows, where, x, y, by)
-    across = math.ceil(math.sqrt(len(panels)))
-    shape = (math.ceil(len(panels) / across), across)
-    with mpl.rc_context(paper_figures.STYLE):
-        figure = paper_figures.Drawing(figsize=(3.1 * shape[1] + 0.6, 2.3 * shape[0] + 0.7), layout="constrained")
-        grid = figure.subplots(*shape, squeeze=False)
-        for panel, (title, own) in zip(grid.flat, panels.items(), strict=False):
-            _lines(panel, own, x, y)
-            panel.set_title(title, loc="left", fontweight="bold")
-            panel.set_xlabel(paper_figures.AXES.get(x, x))
-        for panel in list(grid.flat)[len(panels) :]:
-            panel.set_axis_off()
-        for line in grid:
-            line[0].set_ylabel(y.replace("_", " "))
-        paper_figures.legend(figure, grid)
-    return figure, len(panels)
+    for row, points in zip(rows, measured, strict=False):
+        row[measured_points.COLUMN] = points
+    y, by = _column(asked.y, rows), _column(asked.by, rows)
+    panels, shape, aligned = _panels(rows, where, None if asked.x is None else _column(asked.x, rows), y, by)
+    width = WIDTHS[asked.width] if asked.width is not None else COLUMN if len(panels) == 1 else PAGE
+    names = [*dict.fromkeys(row[LINE] for row in rows)]
+    given = [point for path in asked.measured for point in measured_points.read(path)]
+    with mpl.rc_context(STYLE):
+        sheet = Sheet(*shape, width=width, height=1.7 if len(panels) <= 2 else 1.4)
+        for place, own in zip(sheet.panels.flat, panels, strict=False):
+            names_of = own.title, label_of(own.x), label_of(y)
+            sheet.describe(place, *names_of, titled=not aligned or own.x == panels[0].x, edges=aligned)
+            _lines(sheet, place, own, y, names, asked.intervals)
+            _measured(sheet, place, own, y, names, given)
+            place.set_ylim(*((-0.02, 1.02) if y in SHARES else (0, None)))
+        for place in list(sheet.panels.flat)[len(panels) :]:
+            place.set_axis_off()
+        sheet.legend()
+    return sheet, len(panels)
 
 
-def _panels(rows: Sequence[Row], table: str, x: str | None, y: str, by: str) -> tuple[dict[str, list[Row]], str]:
-    """The rows of each panel by its title, each with the name of its line, and the column along the axis."""
+# -- panels ---------------------------------------------------------------------------------------------
+
+
+def _panels(rows: Sequence[Row], table: str, x: str | None, y: str, by: str) -> tuple[list[_Panel], _Shape, bool]:
+    """The panels, in how many rows and columns they stand, and whether each row is one setting along all axes."""
     varied = name_lines(rows, varied_columns(rows, table), by, x)
-    columns = list(rows[0])
+    columns = [name for name in rows[0] if name != measured_points.COLUMN]
     numeric = [name for name in varied if name != by and all(number_in(row[name]) is not None for row in rows)]
     if x is None and not numeric:
         raise BadInput("no setting varies that is a number", where=table, right="--x with a column")
-    x = x or numeric[0]
-    for option, name in (("--x", x), ("--y", y), ("--by", by)):
+    for option, name in (("--x", x or numeric[0]), ("--y", y), ("--by", by)):
         if name not in columns:
             raise BadInput(f"there is no column {name!r} in {table}", where=option, right=suggest(name, columns))
         if option != "--by" and all(number_in(row[name]) is None for row in rows):
             raise BadInput(f"column {name!r} holds no numbers", where=option, right=", ".join(numeric))
+    axes = _together(rows, numeric)
+    groups = _grouped(rows, [name for name in varied if name not in (*numeric, by)])
+    if len(axes) > 1 and (x is None or x in numeric) and all(_one_at_a_time(own, axes) for own in groups.values()):
+        wanted = [axis for axis in axes if x is None or x in axis]
+        found = [_along(title, own, axis, axes, x) for title, own in groups.items() for axis in wanted]
+        found = [panel for panel in found if len({number_in(row[panel.x]) for row in panel.rows}) > 1]
+        aligned = len(wanted) > 1 and len(found) == len(groups) * len(wanted)
+        shape = (len(groups), len(wanted)) if aligned else _square(len(found))
+        return _checked(found, table, "x".join(axis[0] for axis in wanted)), shape, aligned
+    x = x or numeric[0]
     others = [name for name in varied if name not in (x, by)]
-    panels: dict[str, list[Row]] = {}
-    for row in rows:
-        title = ", ".join(str(row[n]) if n in ("workload", "policy") else f"{n} {row[n]}" for n in others)
-        panels.setdefault(title, []).append(row)
+    found = [_Panel(title, x, own) for title, own in _grouped(rows, others).items()]
+    return _checked(found, table, " x ".join(others)), _square(len(found)), False
+
+
+def _checked(panels: list[_Panel], table: str, what: str) -> list[_Panel]:
     if len(panels) > MOST:
-        raise BadInput(
-            f"{len(panels)} panels, for {' x '.join(others)}",
-            where=table,
-            right=f"{MOST} at most: a smaller table",
-        )
-    return panels, x
+        right = f"{MOST} at most: a smaller table"
+        raise BadInput(f"{len(panels)} panels, for {what}", where=table, right=right)
+    return panels
+
+
+def _square(count: int) -> tuple[int, int]:
+    across = min(math.ceil(math.sqrt(count)), 4)
+    return math.ceil(count / across), across
+
+
+def _grouped(rows: Sequence[Row], by: Sequence[str]) -> dict[str, list[Row]]:
+    """The rows by what they have in the columns *by*, in words."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        said = (str(row[n]) if n in ("workload", "policy") else f"{n} {row[n]}" for n in by)
+        found.setdefault(", ".join(said), []).append(row)
+    return found
+
+
+def _together(rows: Sequence[Row], columns: Sequence[str]) -> list[list[str]]:
+    """The *columns* by what was varied: those that only ever changed together, as `zip` does it, are one setting."""
+    found: list[list[str]] = []
+    for name in columns:
+        for known in found:
+            pairs = {(str(row[known[0]]), str(row[name])) for row in rows}
+            if len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs}):
+                known.append(name)
+                break
+        else:
+            found.append([name])
+    return found
+
+
+def _base(rows: Sequence[Row], axes: Sequence[Sequence[str]]) -> dict[str, float | None]:
+    """The values around which the settings *axes* were varied: those that most rows share."""
+    base = {}
+    for axis in axes:
+        values = [number_in(row[axis[0]]) for row in rows]
+        base[axis[0]] = max(dict.fromkeys(values), key=values.count)
+    return base
+
+
+def _one_at_a_time(rows: Sequence[Row], axes: Sequence[Sequence[str]]) -> bool:
+    """Whether no row differs from `_base` in more than one setting."""
+    base = _base(rows, axes)
+    return all(sum(number_in(row[axis]) != value for axis, value in base.items()) <= 1 for row in rows)
+
+
+def _along(
+    title: str, rows: Sequence[Row], axis: Sequence[str], axes: Sequence[Sequence[str]], x: str | None
+) -> _Panel:
+    base = _base(rows, axes)
+    others = [(name, value) for name, value in base.items() if name != axis[0]]
+    own = [row for row in rows if all(number_in(row[name]) == value for name, value in others)]
+    return _Panel(title, x or axis[0], own)
 
 
 def _column(name: str, rows: Sequence[Row]) -> str:
@@ -100,20 +221,47 @@ def _column(name: str, rows: Sequence[Row]) -> str:
     return full if name not in columns and full in columns else name
 
 
-def _lines(panel: Any, rows: Sequence[Row], x: str, y: str) -> None:
-    for i, name in enumerate(dict.fromkeys(row[LINE] for row in rows)):
+# -- lines and marks ------------------------------------------------------------------------------------
+
+
+def _lines(sheet: Sheet, place: Any, panel: _Panel, y: str, names: Sequence[str], intervals: str) -> None:
+    for name in dict.fromkeys(row[LINE] for row in panel.rows):
         at: dict[float, list[Row]] = {}
-        for row in rows:
-            place = number_in(row[x])
-            if row[LINE] == name and place is not None and number_in(row[y]) is not None:
-                at.setdefault(place, []).append(row)
+        for row in panel.rows:
+            where = number_in(row[panel.x])
+            if row[LINE] == name and where is not None and number_in(row[y]) is not None:
+                at.setdefault(where, []).append(row)
         places = sorted(at)
-        panel.plot(places, [_mean(at[p], y) for p in places], marker="o", ms=3, lw=1.2, color=f"C{i}", label=name)
-        if all(number_in(row.get(f"{y}_low")) is not None for p in places for row in at[p]):
-            low, high = ([_mean(at[p], f"{y}_{end}") for p in places] for end in ("low", "high"))
-            panel.fill_between(places, low, high, color=f"C{i}", alpha=0.15, lw=0)
-    if y == "attainment":
-        panel.set_ylim(-0.02, 1.02)
+        ends = None
+        if places and all(
+            number_in(row.get(f"{y}_{end}")) is not None for p in places for row in at[p] for end in _ENDS
+        ):
+            low, high = ([_mean(at[p], f"{y}_{end}") for p in places] for end in _ENDS)
+            ends = low, high
+        values = [_mean(at[p], y) for p in places]
+        number = names.index(name)
+        shift = SHIFT * (number - (len(names) - 1) / 2)
+        sheet.line(place, name, look(number), places, values, ends, intervals=intervals, shift=shift)
+
+
+_ENDS = ("low", "high")
+
+
+def _measured(
+    sheet: Sheet, place: Any, panel: _Panel, y: str, names: Sequence[str], given: Sequence[Mapping[str, Any]]
+) -> None:
+    """Lay over what was measured: what belongs to a row, and those of the *given* points that fit the panel."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    places = [number_in(row[panel.x]) or 0.0 for row in panel.rows]
+    for row in panel.rows:
+        fitting = [point for point in given if measured_points.fits(point, row, panel.x)]
+        for point in (*row.get(measured_points.COLUMN, ()), *fitting):
+            x, value = number_in(point.get(panel.x)), number_in(point.get(y))
+            if x is not None and value is not None and min(places) <= x <= max(places):
+                found.setdefault(row[LINE], []).append((x, value))
+    for name, points in found.items():
+        points = sorted(set(points))
+        sheet.marks(place, name, look(names.index(name)), [x for x, _ in points], [v for _, v in points])
 
 
 def _mean(rows: Sequence[Row], name: str) -> float:

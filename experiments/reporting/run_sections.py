@@ -209,7 +209,7 @@ def _token_latencies(run: Run) -> dict[tuple[str, str], list[float]]:
     found: dict[tuple[str, str], list[float]] = {}
     for record in run.requests:
         for stay in record["stages"]:
-            for metric, values in _of_tokens(stay):
+            for metric, values in stay_latencies(stay):
                 found.setdefault((metric, stay["stage"]), []).extend(values)
     return found
 
@@ -271,7 +271,7 @@ def latency_plots(runs: Sequence[Run], styles: Styles) -> list[Plots]:
                 values = found.setdefault("latency end to end, s", {}).setdefault(name, [])
                 values.append(record["finished"] - record["arrival"])
             for stay in record["stages"]:
-                for what, value in _of_tokens(stay):
+                for what, value in stay_latencies(stay):
                     found.setdefault(f"{what} of {stay['stage']}, ms", {}).setdefault(name, []).extend(value)
     if not found:
         return []
@@ -286,7 +286,7 @@ def latency_plots(runs: Sequence[Run], styles: Styles) -> list[Plots]:
     return [Plots(plots, legend, shown=8, more="more stages")]
 
 
-def _of_tokens(stay: Mapping[str, Any]) -> list[tuple[str, list[float]]]:
+def stay_latencies(stay: Mapping[str, Any]) -> list[tuple[str, list[float]]]:
     """TTFT, TPOT and, where the times of tokens are kept, ITL of a stay, in milliseconds."""
     first, last = stay.get("first_token"), stay.get("last_token")
     if first is None:

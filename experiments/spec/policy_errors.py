@@ -10,10 +10,10 @@ from typing import Any
 
 from servetwin.core import BadInput, Request, ServeTwinError, Task
 from servetwin.core.errors import PolicyFault, Stopped
-from servetwin.core.invariants.answers import write_fault
-from servetwin.core.invariants.code_inspection import by_its_own_word, named, own, raised_at
-from servetwin.core.invariants.integrity import comes_along
 from servetwin.core.invariants.watchdog import watched
+from servetwin.core.isolation.answers import write_fault
+from servetwin.core.isolation.code_inspection import by_its_own_word, named, own, raised_at
+from servetwin.core.isolation.integrity import comes_along
 from servetwin.core.policy import PolicyBase
 from servetwin.profiles.llm.step_table import BEYOND
 

@@ -31,10 +31,10 @@ from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 from servetwin.core import BadInput, Policy
 from servetwin.core.errors import PolicyFault, Stopped
-from servetwin.core.invariants.answers import fault
-from servetwin.core.invariants.code_inspection import by_its_own_word, named
-from servetwin.core.invariants.integrity import comes_along, intact
 from servetwin.core.invariants.watchdog import longest, watched
+from servetwin.core.isolation.answers import fault
+from servetwin.core.isolation.code_inspection import by_its_own_word, named
+from servetwin.core.isolation.integrity import comes_along, intact
 from servetwin.core.llm import TokenPolicy
 from servetwin.core.policy import PolicyBase
 from servetwin.policies import diffusion, llm

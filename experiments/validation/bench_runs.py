@@ -13,7 +13,7 @@ from typing import Any
 
 from servetwin.core import BadInput
 from servetwin.core.llm import TokenRequest
-from servetwin.core.llm.worker import TokenWorker
+from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.real.vllm.plan import Run, Served
 from servetwin.real.vllm.records import record
 

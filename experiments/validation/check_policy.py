@@ -17,9 +17,9 @@ from typing import Any
 
 from servetwin.core import BadInput, Batch, Decision, InvariantBroken, Recorder, Request, Summary
 from servetwin.core.errors import PolicyFault
-from servetwin.core.invariants import task_ledger as books_of
 from servetwin.core.invariants.checker import InvariantChecker
-from servetwin.core.invariants.code_inspection import named, own, watcher
+from servetwin.core.isolation import task_ledger as books_of
+from servetwin.core.isolation.code_inspection import named, own, watcher
 from servetwin.core.llm import Step, TokenPolicy
 from servetwin.core.llm.batch import TokenBatch
 from servetwin.core.policy import PolicyBase

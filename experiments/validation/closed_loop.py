@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from servetwin.core import Module, Pipeline, Recorder, Request, ServingLoop
 from servetwin.core.llm import EngineLimits, TokenRequest, TokenTask, TokenView
-from servetwin.core.llm.worker import TokenWorker
+from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.profiles import load
 
 from ..assembly.llm_workers import host_ahead

@@ -28,8 +28,8 @@ from servetwin.core import (
     Summary,
     WorkerView,
 )
-from servetwin.core.client import play
 from servetwin.core.llm import TokenPolicy
+from servetwin.core.serving.client import play
 from servetwin.profiles import Profile, load
 from servetwin.sim.measured import TimeOptions, measured_executor
 

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 from servetwin.core import BadInput, Module, Pipeline, Recorder, Request, ServingLoop
-from servetwin.core.client import play
 from servetwin.core.llm import EngineLimits, TokenRequest, TokenTask, TokenView
-from servetwin.core.llm.worker import TokenWorker
+from servetwin.core.llm.serving.worker import TokenWorker
+from servetwin.core.serving.client import play
 from servetwin.profiles import load
 
 from ..assembly.llm_workers import host_ahead

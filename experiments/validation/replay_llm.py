@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from servetwin.core import BadInput, Module, Outcome, Pipeline, Recorder, Request, ServingLoop
-from servetwin.core.client import play
 from servetwin.core.llm import CumulativeSLO, EngineLimits, TokenPolicy, TokenRequest, TokenTask, TokenView
 from servetwin.core.llm.batch import TokenBatch
-from servetwin.core.llm.worker import Host, TokenWorker
+from servetwin.core.llm.serving.worker import Host, TokenWorker
+from servetwin.core.serving.client import play
 from servetwin.core.slo import latest
 from servetwin.profiles import Profile, load
-from servetwin.profiles.costs import INTAKE, RATIO, RECENT_LOAD_MEMORY, STALL, STEP_BETWEEN
 from servetwin.profiles.llm.recent_load import RecentLoad, recent_load_of
 from servetwin.profiles.llm.step_table import TokenTable
+from servetwin.profiles.tables.costs import INTAKE, RATIO, RECENT_LOAD_MEMORY, STALL, STEP_BETWEEN
 
 from ..assembly.llm_workers import host_ahead
 from ..spec import policy_registry

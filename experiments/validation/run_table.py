@@ -171,11 +171,18 @@ def experiments(runs: Iterable[MeasuredRun], path: Path, more: Iterable[Override
 
 def matching(experiment: Experiment) -> list[MeasuredRun]:
     """The runs of the NeuStream artifact that were set up as *experiment* is, if there are any."""
+    if experiment.workload.draws != "published":
+        return []
+    _, runs = read(NEUSTREAM)
+    return set_up_as(experiment, runs)
+
+
+def set_up_as(experiment: Experiment, runs: Iterable[MeasuredRun]) -> list[MeasuredRun]:
+    """Those of *runs* of the NeuStream artifact that were set up as *experiment* is, whatever arrivals it draws."""
     load, slo = experiment.workload, experiment.slo
-    if load.draws != "published" or not isinstance(load.arrivals, Gamma) or not isinstance(slo, RelativeSLO):
+    if not isinstance(load.arrivals, Gamma) or not isinstance(slo, RelativeSLO):
         return []
     wanted = (experiment.name, load.arrivals.rate, load.arrivals.cv, slo.factor, load.requests)
-    _, runs = read(NEUSTREAM)
     alike = [r for r in runs if (r.workload, r.rate, r.cv, r.slo_factor, r.requests) == wanted]
     return [r for r, e in zip(alike, experiments(alike, NEUSTREAM), strict=True) if _set_up_alike(e, experiment)]
 

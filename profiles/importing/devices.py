@@ -14,8 +14,8 @@ from pathlib import Path
 
 from servetwin.core import BadInput
 
-from ..field_types import Positive, Strict, Text
-from ..loading import check, read_mapping
+from ..tables.field_types import Positive, Strict, Text
+from ..tables.loading import check, read_mapping
 
 DEVICES = Path(__file__).with_name("devices.yaml")
 

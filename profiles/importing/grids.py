@@ -7,7 +7,7 @@ from typing import Any
 
 from ..llm.schema import TokenModel
 from ..llm.step_table import TokenTable
-from ..loading import check
+from ..tables.loading import check
 from .imported import Places, Steps
 
 

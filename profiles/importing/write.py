@@ -16,8 +16,8 @@ from typing import Any, Protocol
 from servetwin.core import BadInput
 
 from ..llm.architectures import architectures, kv_blocks
-from ..loading import check
 from ..schema import SCHEMA_VERSION, ProfileFile
+from ..tables.loading import check
 from ..verdict import lines
 from ..yaml_writer import Anchored
 from .devices import devices

@@ -15,8 +15,8 @@ from pathlib import Path
 from pydantic import Field, StrictBool
 from servetwin.core import BadInput
 
-from ..field_types import Natural, Strict
-from ..loading import check, read_mapping
+from ..tables.field_types import Natural, Strict
+from ..tables.loading import check, read_mapping
 
 MODELS = Path(__file__).with_name("models.yaml")
 GIB = 2**30

@@ -21,9 +21,9 @@ from typing import Literal, get_args
 
 from servetwin.core import BadInput
 
-from ..cost import ByBatch, Cost
-from ..costs import RECENT_LOAD, RECENT_LOAD_MEMORY
-from ..latency_table import interpolate
+from ..tables.cost import ByBatch, Cost
+from ..tables.costs import RECENT_LOAD, RECENT_LOAD_MEMORY
+from ..tables.latency_table import interpolate
 
 #: Seconds after which a step counts for a third of what it did.
 MEMORY = 0.05

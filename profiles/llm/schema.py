@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StrictBool, model_validator
 
-from ..field_types import Finite, Natural, NotNegative, Positive, Source, Strict, Text
+from ..tables.field_types import Finite, Natural, NotNegative, Positive, Source, Strict, Text
 from .architectures import Architecture, architecture, kv_blocks
 from .step_grids import Beside, OverContext
 

@@ -22,7 +22,7 @@ from typing import Self
 
 from pydantic import model_validator
 
-from ..field_types import Count, Finite, Natural, Strict, Text
+from ..tables.field_types import Count, Finite, Natural, Strict, Text
 
 
 class Grid(Strict):

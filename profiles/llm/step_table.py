@@ -16,9 +16,9 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 
-from ..cost import Cost
-from ..costs import STEP_BETWEEN
-from ..latency_table import OutOfRange, interpolate
+from ..tables.cost import Cost
+from ..tables.costs import STEP_BETWEEN
+from ..tables.latency_table import OutOfRange, interpolate
 from .decode_surface import Pieces, Surface, rule
 from .schema import DecodeLine, DecodeSurface, PrefillData, TokenModel
 

@@ -20,7 +20,8 @@ from typing import Any
 
 from servetwin.core import BadInput
 
-from ..costs import (
+from ..schema import SCHEMA_VERSION
+from ..tables.costs import (
     CLIENT_TO_FIRST,
     CLOCKWORK_RATIO,
     FIRST_RESIDENCE,
@@ -31,7 +32,6 @@ from ..costs import (
     LOOP_TO_LAST,
     SLO_CONSTANT,
 )
-from ..schema import SCHEMA_VERSION
 from ..yaml_writer import Anchored, Flow
 
 TABLES = "diffusion/latency_tables.json"

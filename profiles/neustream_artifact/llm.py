@@ -19,11 +19,11 @@ from typing import Any
 
 from servetwin.core import BadInput
 
-from ..costs import RATIO
 from ..llm.architectures import architecture, kv_blocks
 from ..llm.schema import TokenModel
 from ..llm.step_table import TokenTable
 from ..schema import SCHEMA_VERSION
+from ..tables.costs import RATIO
 from ..yaml_writer import Flow
 
 FOLDER = "llm"

@@ -10,8 +10,8 @@ from pathlib import Path
 import yaml
 from servetwin.core import BadInput
 
-from ..loading import check
 from ..schema import ProfileFile
+from ..tables.loading import check
 from ..yaml_writer import text
 from .diffusion import WORKLOADS, Reference, profile
 

@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from servetwin.core import BadInput, Batch
-from servetwin.core.pool import Pool
+from servetwin.core.serving.pool import Pool
 
 from .sandbox import Limits, Result, run_script
 

@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any
 
 from servetwin.core import Request, ServeTwinError
 from servetwin.core.errors import PolicyFault
-from servetwin.core.invariants.code_inspection import named
+from servetwin.core.isolation.code_inspection import named
 from servetwin.core.llm import TokenTask
 from servetwin.core.llm.batch import TokenBatch
-from servetwin.core.llm.engine import TokenEngine
-from servetwin.core.llm.worker import TokenWorker
-from servetwin.core.worker import Loop
+from servetwin.core.llm.serving.engine import TokenEngine
+from servetwin.core.llm.serving.worker import TokenWorker
+from servetwin.core.serving.worker import Loop
 
 from ..answer import Answer, Standstill, broken
 from .plan import said_of

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from servetwin.core import BadInput, Outcome, Recorder, Request, ServeTwinError, ServingLoop, Stage, Worker
 from servetwin.core.errors import PolicyFault, Stopped
-from servetwin.core.pool import Pool
+from servetwin.core.serving.pool import Pool
 
 from .engine_process import EngineProcess, EngineWorker
 

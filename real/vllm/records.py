@@ -9,7 +9,7 @@ from typing import Any
 from servetwin.core import Outcome, Recorder
 from servetwin.core.llm import TokenRequest, TokenTask
 from servetwin.core.llm.batch import TokenBatch
-from servetwin.core.llm.worker import TokenWorker
+from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.core.slo import latest
 
 from .plan import Run, Served

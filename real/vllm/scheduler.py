@@ -27,7 +27,7 @@ from types import ModuleType
 from typing import Any
 
 from servetwin.core import BadInput, Module, Pipeline, ServeTwinError
-from servetwin.core.invariants.answers import (
+from servetwin.core.isolation.answers import (
     check_decision,
     check_item,
     check_kept,
@@ -35,7 +35,7 @@ from servetwin.core.invariants.answers import (
     compared,
     fault,
 )
-from servetwin.core.invariants.read_only import closed
+from servetwin.core.isolation.read_only import closed
 from servetwin.core.llm import (
     ALL,
     EngineLimits,

@@ -18,11 +18,10 @@ from types import FrameType
 from typing import Any
 
 from servetwin.core import ServeTwinError
-from servetwin.core.errors import PolicyFault
-from servetwin.core.invariants.answers import LEAST, MOST, OFTEN, fault
-from servetwin.core.invariants.catalogue import broken
-from servetwin.core.invariants.code_inspection import by_its_own_word, files_of, named, raised_at
-from servetwin.core.invariants.engine_ledger import FRUITLESS
+from servetwin.core.errors import PolicyFault, broken
+from servetwin.core.isolation.answers import LEAST, MOST, OFTEN, fault
+from servetwin.core.isolation.code_inspection import by_its_own_word, files_of, named, raised_at
+from servetwin.core.llm.serving.engine_ledger import FRUITLESS
 
 #: Seconds that a policy may take to answer, and that an engine may stand still while requests are there.
 LONGEST = 60.0

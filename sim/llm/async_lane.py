@@ -1,4 +1,4 @@
-"""Simulated time of an LLM engine that decides ahead (`servetwin.core.llm.async_engine`).
+"""Simulated time of an LLM engine that decides ahead (`servetwin.core.llm.serving.async_engine`).
 
 Two steps may be in hand. A step begins when the host has launched it (`Host.beginning` seconds after it was decided)
 and the step before it is over, whichever is later, and is not over before the host has launched all of it. What the
@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 
 from servetwin.core.llm.batch import TokenBatch
-from servetwin.core.llm.worker import Host
+from servetwin.core.llm.serving.worker import Host
 
 from ..time.calendar import Calendar, Timer
 from .lane import TokenTiming

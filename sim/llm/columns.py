@@ -8,7 +8,7 @@ take over from the calendar then, as long as nothing but the next arrival stands
 longer holds (memory runs short, a prompt is too long) whatever is there is made into the objects that would be
 there, and the engine goes on by the calendar and asks the policy again.
 
-Every number is computed by the same operations in the same order as in `servetwin.core.llm.engine` and
+Every number is computed by the same operations in the same order as in `servetwin.core.llm.serving.engine` and
 `servetwin.sim.llm.lane`; `tests/sim/llm/test_columns.py` holds them together. A change there is a change here.
 """
 
@@ -22,15 +22,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from servetwin.core import Executor, Outcome, Recorder, Request, ServingLoop, Summary
-from servetwin.core.client import Client
 from servetwin.core.llm import LimitsSLO, TokenDeadlines, TokenTask
-from servetwin.core.llm.engine import TokenEngine
 from servetwin.core.llm.metric_blocks import TokenBlock
 from servetwin.core.llm.metrics import StageTokens, TokenSummary
 from servetwin.core.llm.policy import admits_all
-from servetwin.core.llm.worker import TokenWorker
+from servetwin.core.llm.serving.engine import TokenEngine
+from servetwin.core.llm.serving.worker import TokenWorker
+from servetwin.core.serving.client import Client
+from servetwin.core.serving.worker import NEVER
 from servetwin.core.slo import latest
-from servetwin.core.worker import NEVER
 from servetwin.sim.llm.latency_columns import TokenLatencies
 from servetwin.sim.llm.request_columns import Row, TokenColumns
 

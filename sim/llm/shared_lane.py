@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from servetwin.core.llm.batch import TokenBatch
-from servetwin.core.llm.worker import Host
+from servetwin.core.llm.serving.worker import Host
 
 from ..time.calendar import Calendar, Moment
 from .lane import TokenTiming

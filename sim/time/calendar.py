@@ -70,7 +70,7 @@ class Calendar(simpy.Environment):
         self._now = now
 
     def when_settled(self, callback: Callable[[], None]) -> bool:
-        """As `servetwin.core.executor.Executor.when_settled`."""
+        """As `servetwin.core.serving.executor.Executor.when_settled`."""
         queue = self._queue
         if not queue:
             return False

@@ -183,7 +183,7 @@ def test_a_figure_of_a_sweep_has_a_line_for_each_policy(workload):
     assert [list(line.get_xdata()) for line in panel.lines] == [[3, 5]] * 3
     assert list(panel.lines[0].get_ydata()) == [row["attainment"] for row in table if row["policy"] == "edf"]
     (other,) = servetwin.sweep(workload, rate=[3, 5], requests=20).plot(y="p99_e2el_ms").axes
-    assert other.get_ylabel() == "p99 e2el ms"
+    assert other.get_ylabel() == "latency, p99 (ms)"
 
 
 # -- search -----------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from harness import one_stage
 from servetwin.core import Request, ServingLoop
 from servetwin.core.llm import EngineLimits, LimitsSLO, TokenDeadlines, TokenLimits
 from servetwin.core.llm.metrics import TokenSummary
-from servetwin.core.llm.worker import TokenWorker
+from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.core.slo import latest, slack
 from servetwin.policies.diffusion.edf import EDF
 from servetwin.policies.diffusion.fcfs import FCFS

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 from servetwin.core import BadInput, BatchWorker, Module, Outcome, Pipeline, Request, Stage, Task, Worker, WorkerView
-from servetwin.core.dispatch import Dispatcher
 from servetwin.core.routing import Router
+from servetwin.core.serving.dispatch import Dispatcher
 from servetwin.experiments.spec import router_registry
 from servetwin.policies.diffusion.fcfs import FCFS
 from servetwin.policies.routing.least_loaded import LeastLoaded

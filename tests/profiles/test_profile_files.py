@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from servetwin.core import BadInput
 from servetwin.profiles import Cost, Profile, Quantiles, load
-from servetwin.profiles.loading import check
 from servetwin.profiles.schema import FALLBACK, KINDS
+from servetwin.profiles.tables.loading import check
 
 Save = Callable[..., Path]
 DELETE = object()

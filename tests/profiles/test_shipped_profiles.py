@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import servetwin.profiles
 from servetwin.core import BadInput, FactorSLO, Module, Pipeline, WorkerView
-from servetwin.profiles import OutOfRange, latency_table, load, names, profile
+from servetwin.profiles import OutOfRange, load, names, profile
 from servetwin.profiles.llm import architectures, step_table
 from servetwin.profiles.neustream_artifact import diffusion, restate
 from servetwin.profiles.profile import DATA
+from servetwin.profiles.tables import latency_table
 
 SD = ("clip", "unet", "vae", "safety")
 MODULES = {

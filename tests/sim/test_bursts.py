@@ -7,12 +7,12 @@ from collections import Counter
 import pytest
 from engines import Linear, requests, view_of
 from servetwin.core import BatchWorker, Module, Pipeline, Request, ServingLoop, Worker, WorkerView
-from servetwin.core.client import play
-from servetwin.core.dispatch import Dispatcher
 from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.llm import EngineLimits, TokenView
-from servetwin.core.llm.worker import Host, TokenWorker
-from servetwin.core.pool import Pool
+from servetwin.core.llm.serving.worker import Host, TokenWorker
+from servetwin.core.serving.client import play
+from servetwin.core.serving.dispatch import Dispatcher
+from servetwin.core.serving.pool import Pool
 from servetwin.experiments.assembly.build import build
 from servetwin.experiments.spec import loading, router_registry
 from servetwin.policies.diffusion.edf import EDF

@@ -16,7 +16,7 @@ from servetwin.core import (
     Worker,
     WorkerView,
 )
-from servetwin.core.client import play
+from servetwin.core.serving.client import play
 from servetwin.policies.diffusion.edf import EDF
 from servetwin.policies.diffusion.fcfs import FCFS
 from servetwin.policies.diffusion.neustream import NeuStream

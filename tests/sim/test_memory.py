@@ -18,7 +18,7 @@ from servetwin.core import (
     Task,
     WorkerView,
 )
-from servetwin.core.client import play
+from servetwin.core.serving.client import play
 from servetwin.sim import SimExecutor, TableTiming
 from worlds import POLICIES
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from servetwin.core import BatchWorker, Module, Pipeline, Recorder, Request, ServingLoop, Worker, WorkerView
-from servetwin.core.client import play
-from servetwin.core.pool import Pool
 from servetwin.core.random_streams import stream
+from servetwin.core.serving.client import play
+from servetwin.core.serving.pool import Pool
 from servetwin.policies.diffusion.fcfs import FCFS
 from servetwin.sim import SimExecutor, TableTiming
 from servetwin.sim.pool_lane import CallTimes

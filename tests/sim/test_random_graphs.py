@@ -89,7 +89,7 @@ def test_the_same_seed_gives_the_same_records(tmp_path_factory, world: World) ->
 @pytest.mark.parametrize("chance", [0.2, 0.7])
 def test_ways_are_taken_as_often_as_their_probability_says(chance: float) -> None:
     from servetwin.core import Module, Pipeline, Request
-    from servetwin.core.branching import Branching
+    from servetwin.core.serving.branching import Branching
 
     pipeline = Pipeline([Module("a"), Module("b"), Module("c")], [("a", "b"), Edge("a", "c", chance)])
     stages = pipeline.stages([["a"], ["b"], ["c"]])

@@ -6,10 +6,10 @@ import pytest
 from engines import Linear, Log, requests, view_of
 from harness import Script, WorkerSetup, one_stage, simulate
 from servetwin.core import Decision, Module, Pipeline, Request, ServingLoop
-from servetwin.core.client import play
 from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.llm import EngineLimits
-from servetwin.core.llm.worker import Host, TokenWorker
+from servetwin.core.llm.serving.worker import Host, TokenWorker
+from servetwin.core.serving.client import play
 from servetwin.policies.diffusion.edf import EDF
 from servetwin.policies.diffusion.fcfs import FCFS
 from servetwin.policies.diffusion.neustream import NeuStream

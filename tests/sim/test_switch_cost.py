@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import pytest
 from servetwin.core import Module, Pipeline, Recorder, ServingLoop
-from servetwin.core.client import play
 from servetwin.core.llm import EngineLimits, Step, TokenPolicy, TokenRequest, TokenView
-from servetwin.core.llm.worker import TokenWorker
+from servetwin.core.llm.serving.worker import TokenWorker
+from servetwin.core.serving.client import play
 from servetwin.profiles import load
 from servetwin.sim import SimExecutor
 from servetwin.sim.llm.lane import TokenTiming

@@ -17,9 +17,9 @@ from typing import Any
 
 from servetwin.core import BadInput
 
-from ...latency_table import interpolate
 from ...llm.hf_config import shape_of
-from ...loading import read_mapping
+from ...tables.latency_table import interpolate
+from ...tables.loading import read_mapping
 from ..devices import device
 from ..grids import padded, tables, up_to
 from ..imported import Imported, Places

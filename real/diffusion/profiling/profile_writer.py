@@ -144,7 +144,7 @@ def _mean(values: Iterable[float]) -> float:
 
 
 class _Costs(dict[str, dict[str, Any]]):
-    """Terms that are no latency table, by their names in `servetwin.profiles.costs`."""
+    """Terms that are no latency table, by their names in `servetwin.profiles.tables.costs`."""
 
     def add(
         self, name: str, meaning: str, how: str, of: str, *modules: str, unit: str = "seconds", **forms: Any

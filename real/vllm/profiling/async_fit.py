@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from servetwin.profiles.costs import BEGINS, LAUNCH, STALL, STALL_CHANGING, STALL_EVERY
+from servetwin.profiles.tables.costs import BEGINS, LAUNCH, STALL, STALL_CHANGING, STALL_EVERY
 
 from ..scheduler import StepLog
 from .async_steps import Rotation, both_ends

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from servetwin.profiles.costs import INTAKE, RATIO, STEP_BETWEEN
+from servetwin.profiles.tables.costs import INTAKE, RATIO, STEP_BETWEEN
 
 from ..engine import VllmEngine
 from ..scheduler import StepLog

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from servetwin.profiles.costs import (
+from servetwin.profiles.tables.costs import (
     BEGINS,
     BEGINS_EACH,
     HOST_PACE,

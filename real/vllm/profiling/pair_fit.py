@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from servetwin.profiles.costs import RATE_BESIDE
+from servetwin.profiles.tables.costs import RATE_BESIDE
 
 #: When a step began and ended, in seconds.
 Span = tuple[float, float]

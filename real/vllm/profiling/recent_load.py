@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
 from typing import Any
 
-from servetwin.profiles.costs import RECENT_LOAD, RECENT_LOAD_MEMORY
-from servetwin.profiles.latency_table import interpolate
 from servetwin.profiles.llm.recent_load import MEMORY, Density
+from servetwin.profiles.tables.costs import RECENT_LOAD, RECENT_LOAD_MEMORY
+from servetwin.profiles.tables.latency_table import interpolate
 
 from ..engine import VllmEngine
 from ..plan import Planned

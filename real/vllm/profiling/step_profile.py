@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from servetwin.profiles.cost import Cost
-from servetwin.profiles.costs import RECENT_LOAD, RECENT_LOAD_MEMORY
 from servetwin.profiles.llm.recent_load import Curves, recent_load_of
 from servetwin.profiles.llm.schema import TokenModel
 from servetwin.profiles.llm.step_table import TokenTable
+from servetwin.profiles.tables.cost import Cost
+from servetwin.profiles.tables.costs import RECENT_LOAD, RECENT_LOAD_MEMORY
 
 from . import decode_fit, host_fit, pass_fit
 from .device_steps import Sample, Steps, all_samples

@@ -245,7 +245,7 @@ def test_invariant_2_a_stage_begins_when_the_one_before_is_done() -> None:
 
 def test_a_checked_run_is_the_run_itself(tmp_path: Path) -> None:
     """With the checker and without it: the same bytes."""
-    from servetwin.core.client import play
+    from servetwin.core.serving.client import play
     from servetwin.policies.diffusion.neustream import NeuStream
     from servetwin.sim import SimExecutor, TableTiming
 

@@ -48,7 +48,9 @@ def test_one_line_says_what_is_wrong_and_where(workload, head, body, told, tmp_p
 
 
 def test_a_fault_of_others_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr("servetwin.core.batch_worker.BatchWorker._commit", lambda *arguments: {}["no such key"])
+    monkeypatch.setattr(
+        "servetwin.core.serving.batch_worker.BatchWorker._commit", lambda *arguments: {}["no such key"]
+    )
     monkeypatch.setattr("sys.argv", ["servetwin", "run", "dit-s2-256-rtx4090", "--requests", "5"])
     with pytest.raises(KeyError, match="no such key"):
         entry._run()

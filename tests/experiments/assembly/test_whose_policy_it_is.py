@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 from servetwin.core import Decision
 from servetwin.core.invariants.checker import InvariantChecker
-from servetwin.core.invariants.integrity import comes_along
+from servetwin.core.isolation.integrity import comes_along
 from servetwin.experiments.assembly.build import build
 from servetwin.experiments.spec.loading import load
 from servetwin.policies.diffusion import _queue, edf
@@ -85,7 +85,7 @@ def test_a_class_made_elsewhere_is_none_of_ours(made):
 
 def test_no_batch_is_over_the_limit_whoever_decides(monkeypatch):
     # As of a file that was put beside ours.
-    monkeypatch.setattr("servetwin.core.invariants.integrity.comes_along", lambda kind: True)
+    monkeypatch.setattr("servetwin.core.isolation.integrity.comes_along", lambda kind: True)
 
     class Over(EDF):
         def decide(self, view, now):

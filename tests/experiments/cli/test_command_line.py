@@ -14,9 +14,7 @@ from servetwin.core import InvariantBroken
 from servetwin.experiments.assembly import build
 from servetwin.experiments.cli import demo as demonstration
 from servetwin.experiments.cli import entry
-from servetwin.experiments.plotting import paper_figures
 from servetwin.experiments.spec.loading import load
-from servetwin.experiments.sweeps.point import results_of, settings_of
 from servetwin.experiments.validation import run_table
 
 COMMANDS = [
@@ -216,33 +214,6 @@ def test_the_installed_command_loads_no_more_than_it_needs(toy: Path):
 
 
 # -- figures --------------------------------------------------------------------------------------------
-
-
-def test_a_goodput_figure_has_every_axis_and_every_measured_point(tmp_path: Path):
-    rows = []
-    for rate, slo in ((0.3, 3.0), (0.4, 3.0), (0.4, 1.5)):
-        experiment = load("palette-256-rtx4090", [("rate", rate), ("slo", slo), ("requests", 30)])
-        rows.append({**settings_of(experiment), **results_of(experiment, build.run(experiment))})
-    assert paper_figures.base_of(rows) == {"rate": 0.4, "cv": 2.0, "slo_factor": 3.0}
-    _, runs = run_table.read(run_table.NEUSTREAM)
-    for ending in ("png", "svg", "pdf"):
-        path = paper_figures.goodput_figure(rows, runs, tmp_path / f"figure.{ending}")
-        first = path.read_bytes()
-        paper_figures.goodput_figure(rows, runs, path)
-        assert path.read_bytes() == first
-
-
-def test_batch_sizes_over_time_hold_all_that_ran_before_the_last_arrival(toy: Path):
-    experiment = load(toy, [("requests", 200), ("system.stop_after", 0.0)])
-    times, sizes = paper_figures.batch_sizes(experiment)
-    assert len(times) == len(sizes) == paper_figures.BINS
-    assert 0 < max(sizes) <= 8 + 1e-9
-
-
-def test_a_batch_figure(toy: Path, tmp_path: Path):
-    experiments = [load("palette-256-rtx4090", [("rate", 1.0), ("requests", 50)]), load(toy)]
-    path = paper_figures.batch_figure(tmp_path / "figure.png", experiments)
-    assert path.stat().st_size > 10_000
 
 
 def test_the_demonstration_repeats_the_example(servetwin, tmp_path: Path, monkeypatch):

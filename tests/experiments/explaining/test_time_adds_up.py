@@ -13,7 +13,7 @@ from engines import Anything, requests, serve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from servetwin.core import RunFolder
-from servetwin.core.llm.worker import Host
+from servetwin.core.llm.serving.worker import Host
 from servetwin.experiments.explaining.causes import SERVED, Cause
 from servetwin.experiments.explaining.explanation import explain
 from servetwin.policies.llm.fastserve import FastServe

@@ -394,7 +394,7 @@ def test_python_and_our_code_below_every_package_are_part_of_the_key(toy: Path, 
     names = set(file_digests._own.files)
     assert {
         "experiments/workload/traces/formats.py",
-        "core/loop.py",
+        "core/serving/loop.py",
         "real/server.py",
         "sim/llm/columns.py",
     } <= names

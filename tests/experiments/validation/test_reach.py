@@ -4,8 +4,8 @@ import signal
 import sys
 
 import pytest
-from servetwin.core.invariants.purity import innocent
-from servetwin.core.invariants.task_ledger import WRITABLE
+from servetwin.core.isolation.purity import innocent
+from servetwin.core.isolation.task_ledger import WRITABLE
 from servetwin.experiments.cli import entry
 from servetwin.experiments.spec import policy_registry
 

@@ -2,8 +2,8 @@
 
 import pytest
 from servetwin.core import Policy
-from servetwin.core.invariants.purity import innocent
-from servetwin.core.invariants.task_ledger import WRITABLE
+from servetwin.core.isolation.purity import innocent
+from servetwin.core.isolation.task_ledger import WRITABLE
 from servetwin.experiments.spec import policy_registry
 from test_reach import DECIDE, FILL, RUN, STEPS, TASKS, TOKENS, refused, soon, told  # noqa: F401
 
@@ -61,18 +61,22 @@ def test_a_way_of_writing_that_no_name_tells_is_found_out(case, monkeypatch, cap
 
 
 OURS = {
-    "a function, as it is loaded": ("import servetwin.core.loop as L\n\nL.latest = lambda d: d + 99", "", "", 3),
+    "a function, as it is loaded": (
+        "import servetwin.core.serving.loop as L\n\nL.latest = lambda d: d + 99", "", "", 3,
+    ),
     "a method, as it is loaded": (
         "from servetwin.core import ServingLoop\n\nServingLoop.leave = lambda self, task, now: None", "", "", 3,
     ),
-    "the books": ("import servetwin.core.invariants.task_ledger as B\n"
+    "the books": ("import servetwin.core.isolation.task_ledger as B\n"
         "\nB.Books.take = lambda self, d: tuple(d.run)", "", "", 3),
-    "a builtin name": ("import servetwin.core.loop as L\n\nL.min = lambda *a: 1", "", "", 3),
+    "a builtin name": ("import servetwin.core.serving.loop as L\n\nL.min = lambda *a: 1", "", "", 3),
     "a function, as it is made": (
-        "import servetwin.core.loop as L",
+        "import servetwin.core.serving.loop as L",
         "    def __init__(self):\n        L.latest = lambda d: d + 99\n\n", "", 6,
     ),
-    "a function, in a run": ("import servetwin.core.loop as L", "", "        L.latest = lambda d: d + 99\n", 7),
+    "a function, in a run": (
+        "import servetwin.core.serving.loop as L", "", "        L.latest = lambda d: d + 99\n", 7,
+    ),
     "defaults of a function": (
         "from servetwin.core.llm import CumulativeSLO", "",
         "        CumulativeSLO.met = lambda self, task: True\n", 7,

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import pytest
 from servetwin.core import Batch, Decision, Policy, WorkerView
-from servetwin.core.invariants.code_inspection import INTERPRETER, says
-from servetwin.core.invariants.purity import innocent
-from servetwin.core.invariants.task_ledger import WRITABLE
+from servetwin.core.isolation.code_inspection import INTERPRETER, says
+from servetwin.core.isolation.purity import innocent
+from servetwin.core.isolation.task_ledger import WRITABLE
 from servetwin.experiments.spec.policy_registry import find_policy, policy_names
 
 import servetwin

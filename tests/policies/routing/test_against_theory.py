@@ -9,10 +9,10 @@ from collections import deque
 import numpy as np
 import pytest
 from servetwin.core import BatchWorker, Module, Pipeline, Recorder, Request, ServingLoop, WorkerView
-from servetwin.core.client import play
-from servetwin.core.dispatch import Dispatcher
 from servetwin.core.random_streams import stream
 from servetwin.core.routing import Router
+from servetwin.core.serving.client import play
+from servetwin.core.serving.dispatch import Dispatcher
 from servetwin.experiments.spec import router_registry
 from servetwin.policies.diffusion.fcfs import FCFS
 from servetwin.sim import SimExecutor, TableTiming

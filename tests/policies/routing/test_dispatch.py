@@ -9,9 +9,9 @@ from harness import WorkerSetup, simulate
 from hypothesis import given
 from hypothesis import strategies as st
 from servetwin.core import BadInput, Decision, Module, Pipeline, Request
-from servetwin.core.dispatch import Dispatcher
 from servetwin.core.errors import PolicyFault
 from servetwin.core.routing import Router, WorkerState
+from servetwin.core.serving.dispatch import Dispatcher
 from servetwin.experiments.assembly.build import build, run
 from servetwin.experiments.assembly.inputs import inputs_of
 from servetwin.experiments.spec import router_registry

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from servetwin.core import BadInput
 from servetwin.profiles import load
-from servetwin.profiles.field_types import Fault
 from servetwin.profiles.llm.recent_load import Curves, Density, RecentLoad, recent_load_of
+from servetwin.profiles.tables.field_types import Fault
 
 
 def test_density_nears_what_goes_on_and_fades_when_nothing_does():

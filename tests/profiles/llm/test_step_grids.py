@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from servetwin.core.llm import freed_blocks
+from servetwin.core.llm.serving import freed_blocks
 from servetwin.profiles.importing import devices, write
 from servetwin.profiles.llm import hf_config, step_grids
 from servetwin.profiles.llm.schema import Mixed, PrefillData, TokenModel

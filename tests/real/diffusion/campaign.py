@@ -101,7 +101,7 @@ def workload(kind, profile, plan, rate, cv, factor, seed=0):
 def simulate(kind, profile, policy, plan, factor, requests, *, options=None, recorder=None, seed=0, stop_after=10.0):
     """The summary of *requests* in simulation."""
     from servetwin.core import Recorder, Request, ServingLoop
-    from servetwin.core.client import play
+    from servetwin.core.serving.client import play
     from servetwin.sim.measured import TimeOptions, measured_executor
 
     stages, workers = system(kind, profile, policy, plan, factor)

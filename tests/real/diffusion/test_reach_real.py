@@ -9,8 +9,8 @@ FAULTS = {
     "writing": ("        for task in view.running:\n            task.left = 1\n" + RUN, "it wrote left of task"),
     "leaving": ("        raise SystemExit(0)\n", "SystemExit: 0"),
     "changing us": (
-        "        import servetwin.core.loop as L\n\n        L.latest = lambda d: d + 99\n" + RUN,
-        "it wrote servetwin.core.loop.latest",
+        "        import servetwin.core.serving.loop as L\n\n        L.latest = lambda d: d + 99\n" + RUN,
+        "it wrote servetwin.core.serving.loop.latest",
     ),
     "never finishing": ("        return Decision()\n", "never ended, though nothing was left to happen; held by dit"),
 }

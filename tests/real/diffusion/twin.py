@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 from servetwin.core import BatchWorker, FactorSLO, Recorder, Request, ServingLoop, Summary, WorkerView
-from servetwin.core.client import play
+from servetwin.core.serving.client import play
 from servetwin.policies.diffusion.clockwork import Clockwork
 from servetwin.policies.diffusion.edf import EDF
 from servetwin.policies.diffusion.fcfs import FCFS

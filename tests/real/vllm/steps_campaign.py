@@ -2,7 +2,8 @@
 
 ::
 
-    steps_campaign.py FOLDER --model llama-3.1-8b --seconds 560 [--tiny] [--after FILE] [--runs 12] [--cores 36]
+    steps_campaign.py FOLDER --model llama-3.1-8b --seconds 560 [--tiny] [--after FILE] [--cores 36]
+    steps_campaign.py FOLDER --model llama-3.1-8b --seconds 300 --profile FILE --only 10,11,12
 
 The engine is that of `servetwin profile MODEL` (vLLM's defaults but for prefix caching). First the profile is made:
 ``profile.yaml``, and ``steps-MODEL.npz`` with all parts (`servetwin.real.vllm.profiling.step_files`). Then runs of
@@ -25,37 +26,63 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-#: Requests of a run, by model: lengths by median and 90th percentile, and rates a second.
-CHAT = {
-    "llama-3.1-8b": {"prompt": (200, 800, 8000), "output": (90, 220, 1500), "requests": 600},
-    "opt-13b": {"prompt": (200, 800, 1700), "output": (90, 220, 340), "requests": 600},
-    "tiny-llama": {"prompt": (60, 200, 400), "output": (8, 20, 40), "requests": 20},
+#: Lengths of requests, by kind and model, prompt and output: median, 90th percentile, most.
+LENGTHS = {
+    "chat": {
+        "llama-3.1-8b": ((200, 800, 8000), (90, 220, 1500)),
+        "opt-13b": ((200, 800, 1700), (90, 220, 340)),
+        "tiny-llama": ((60, 200, 400), (8, 20, 40)),
+    },
+    "long": {
+        "llama-3.1-8b": ((2000, 5000, 8000), (20, 60, 400)),
+        "opt-13b": ((800, 1600, 1900), (15, 40, 120)),
+        "tiny-llama": ((200, 400, 600), (3, 6, 10)),
+    },
 }
-#: Runs, what matters most first: policy, its parameters, rate, cv, tokens a step (None: vLLM's default).
-RUNS: dict[str, tuple[tuple[str, dict[str, Any], float, float, int | None], ...]] = {
+#: What limits requests of a kind have, in milliseconds.
+LIMITS = {"chat": {"ttft_ms": 150, "tpot_ms": 18}, "long": {"ttft_ms": 600, "tpot_ms": 60}}
+#: Runs, what matters most first: kind of lengths, policy, its parameters, rate, cv, tokens a step (None: as vLLM).
+RUNS: dict[str, tuple[tuple[str, str, dict[str, Any], float, float, int | None], ...]] = {
     "llama-3.1-8b": (
-        ("vllm-v1", {}, 50.0, 1.0, None),
-        ("sarathi", {"chunk": 512}, 40.0, 1.0, None),
-        ("edf-llm", {}, 50.0, 1.0, None),
-        ("neustream-llm", {}, 40.0, 1.0, None),
-        ("vllm-v1", {}, 30.0, 4.0, 2048),
-        ("sarathi", {"chunk": 512}, 30.0, 1.0, None),
-        ("vllm-v1", {}, 58.0, 1.0, None),
-        ("edf-llm", {}, 36.0, 4.0, 2048),
-        ("neustream-llm", {}, 55.0, 1.0, None),
-        ("vllm-v1", {}, 30.0, 1.0, 512),
-        ("sarathi", {"chunk": 512}, 50.0, 1.0, None),
-        ("neustream-llm", {}, 24.0, 4.0, None),
+        ("chat", "vllm-v1", {}, 45.0, 1.0, None),
+        ("chat", "sarathi", {"chunk": 512}, 40.0, 1.0, None),
+        ("chat", "edf-llm", {}, 45.0, 1.0, None),
+        ("chat", "slos-serve", {}, 45.0, 1.0, None),
+        ("chat", "neustream-llm", {}, 40.0, 1.0, None),
+        ("chat", "vllm-v1", {}, 30.0, 4.0, 2048),
+        ("chat", "vllm-v1", {}, 56.0, 1.0, None),
+        ("long", "vllm-v1", {}, 11.0, 1.0, None),
+        ("chat", "sarathi", {"chunk": 512}, 30.0, 1.0, None),
+        ("chat", "slos-serve", {}, 36.0, 4.0, 2048),
+        ("long", "sarathi", {"chunk": 2048}, 11.0, 1.0, None),
+        ("chat", "edf-llm", {}, 36.0, 4.0, 2048),
+        ("chat", "neustream-llm", {}, 55.0, 1.0, None),
+        ("chat", "vllm-v1", {}, 30.0, 1.0, 512),
+        ("long", "edf-llm", {}, 9.0, 4.0, 2048),
+        ("chat", "sarathi", {"chunk": 512}, 50.0, 1.0, None),
+        ("chat", "vllm-v1", {}, 30.0, 1.0, None),
+        ("long", "neustream-llm", {}, 11.0, 1.0, None),
+        ("chat", "slos-serve", {}, 56.0, 1.0, None),
+        ("chat", "neustream-llm", {}, 24.0, 4.0, None),
+        ("chat", "edf-llm", {}, 30.0, 1.0, 512),
+        ("long", "vllm-v1", {}, 13.0, 1.0, 2048),
+        ("chat", "sarathi", {"chunk": 512}, 30.0, 4.0, 2048),
+        ("long", "slos-serve", {}, 11.0, 1.0, None),
     ),
     "opt-13b": (
-        ("vllm-v1", {}, 18.0, 1.0, None),
-        ("sarathi", {"chunk": 512}, 18.0, 1.0, None),
-        ("edf-llm", {}, 18.0, 1.0, None),
-        ("neustream-llm", {}, 18.0, 1.0, None),
+        ("chat", "vllm-v1", {}, 20.0, 1.0, None),
+        ("chat", "sarathi", {"chunk": 512}, 18.0, 1.0, None),
+        ("chat", "edf-llm", {}, 20.0, 1.0, None),
+        ("chat", "slos-serve", {}, 20.0, 1.0, None),
+        ("long", "vllm-v1", {}, 18.0, 1.0, 2048),
+        ("chat", "neustream-llm", {}, 18.0, 4.0, None),
     ),
-    "tiny-llama": (("vllm-v1", {}, 20.0, 1.0, None), ("sarathi", {"chunk": 64}, 20.0, 1.0, None)),
+    "tiny-llama": (
+        ("chat", "vllm-v1", {}, 20.0, 1.0, None),
+        ("long", "sarathi", {"chunk": 64}, 20.0, 1.0, None),
+        ("chat", "slos-serve", {}, 20.0, 1.0, None),
+    ),
 }
-SLO = {"prefill": None, "decode": None, "limits": {"ttft_ms": 150, "tpot_ms": 18}}
 
 
 def lognormal(median: int, p90: int, high: int) -> dict[str, Any]:
@@ -63,8 +90,8 @@ def lognormal(median: int, p90: int, high: int) -> dict[str, Any]:
 
 
 def requests_of(model: str, rate: float) -> int:
-    """Requests of a run: for so many that it lasts, and is told apart from its repeats."""
-    return max(CHAT[model]["requests"], round(18.0 * rate)) if model != "tiny-llama" else 20
+    """Requests of a run: at least 600, and for 14 seconds."""
+    return max(600, round(14.0 * rate)) if model != "tiny-llama" else 20
 
 
 #: Requests that run at once.
@@ -73,18 +100,18 @@ LIMIT = 256
 
 def experiment_of(model: str, number: int, profile: str, limit: int) -> dict[str, Any]:
     """The content of the experiment file of a run."""
-    policy, params, rate, cv, budget = RUNS[model][number]
-    chat = CHAT[model]
+    kind, policy, params, rate, cv, budget = RUNS[model][number]
+    prompt, output = LENGTHS[kind][model]
     return {
-        "name": f"{model}-{number:02d}-{policy}",
+        "name": f"{model}-{number:02d}-{policy}-{kind}",
         "pipeline": {"modules": {"llm": {"kind": "llm"}}},
         "workload": {
             "requests": requests_of(model, rate),
             "arrivals": {"process": "gamma", "rate": rate, "cv": cv},
-            "lengths": {"llm": {"prompt": lognormal(*chat["prompt"]), "output": lognormal(*chat["output"])}},
+            "lengths": {"llm": {"prompt": lognormal(*prompt), "output": lognormal(*output)}},
         },
         "seed": 100 + number,
-        "slo": SLO,
+        "slo": {"prefill": None, "decode": None, "limits": LIMITS[kind]},
         "policy": {"name": policy, "params": params},
         "deployment": {
             "devices": {"gpu0": profile},
@@ -108,7 +135,7 @@ class Campaign:
         self.args, self.end = args, args.seconds
         self.folder: Path = args.folder
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.profile = self.folder / f"profile-{args.model}.yaml"
+        self.profile: Path = args.profile or self.folder / f"profile-{args.model}.yaml"
 
     def left(self) -> float:
         return float(self.end - (time.monotonic() - self.began))
@@ -210,10 +237,12 @@ class Campaign:
         # How long the launches of each run took tells whether the host was as fast as when the profile was made.
         clock = LaunchClock(self.engine.core)
 
-        for number, (policy, params, rate, cv, budget) in enumerate(RUNS[self.args.model][: self.args.runs]):
+        for number, (kind, policy, params, rate, cv, budget) in enumerate(RUNS[self.args.model]):
+            if self.args.only and number not in self.args.only:
+                continue
             need = requests_of(self.args.model, rate) / rate * (1.3 if cv > 1 else 1.15) + 6
             if self.left() < need + 4:
-                self.say("no time for", policy, rate)
+                self.say("no time for", number, policy, rate)
                 continue
             content = experiment_of(self.args.model, number, str(self.profile), self.engine.options.max_sequences)
             file = self.folder / f"{content['name']}.yaml"
@@ -227,7 +256,7 @@ class Campaign:
             try:
                 clock.take()
                 report = backend.run(load(str(file)), self.folder / "runs" / content["name"])
-                self.say(content["name"], policy, params, rate, cv, budget, json.dumps(report.as_dict())[:300])
+                self.say(content["name"], kind, policy, params, rate, cv, budget, json.dumps(report.as_dict())[:300])
                 rows = [(at.launched, at.sampled, at.device, at.idle) for at in clock.take()]
                 np.save(self.folder / "runs" / f"{content['name']}-launches.npy", np.array(rows, dtype=np.float32))
             except Exception:
@@ -243,7 +272,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, required=True, help="from the start of this process, or of --after")
     parser.add_argument("--compose", type=float, default=190.0)
     parser.add_argument("--judged", type=float, default=50.0)
-    parser.add_argument("--runs", type=int, default=99)
+    parser.add_argument("--only", type=lambda text: [int(x) for x in text.split(",")], help="runs by number: 0,3,7")
+    parser.add_argument("--profile", type=Path, help="one that was made before: none is made")
     parser.add_argument("--cores", type=float, default=0.0, help="seconds for what an undisturbed core changes")
     parser.add_argument("--cores-rate", type=float, default=20.0, help="requests a second for that")
     parser.add_argument("--after", type=Path, default=None)
@@ -269,7 +299,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         os._exit(1)
     if args.cores:
         campaign.safely(campaign.cores)
-    campaign.safely(campaign.make_profile)
+    if args.profile is None:
+        campaign.safely(campaign.make_profile)
     if campaign.profile.exists():
         campaign.safely(campaign.runs)
     campaign.say("over")

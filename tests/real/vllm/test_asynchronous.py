@@ -15,11 +15,11 @@ from servetwin.core.llm import ALL, CumulativeSLO, Step, TokenPolicy
 from servetwin.experiments.backends.profile import measure
 from servetwin.experiments.backends.vllm import VllmBackend
 from servetwin.experiments.spec.loading import load
-from servetwin.profiles.cost import Cost
 from servetwin.profiles.llm.recent_load import recent_load_of
 from servetwin.profiles.llm.schema import TokenData, TokenModel
 from servetwin.profiles.llm.step_table import TokenTable
 from servetwin.profiles.schema import ProfileFile
+from servetwin.profiles.tables.cost import Cost
 from servetwin.real.vllm.engine import EngineOptions, VllmEngine
 from servetwin.real.vllm.internals import own_class, steps_queued
 from servetwin.real.vllm.plan import Planned

@@ -3,8 +3,8 @@
 import ahead
 import numpy as np
 import pytest
-from servetwin.profiles.costs import INTAKE, LAUNCH, LAUNCH_EACH
 from servetwin.profiles.schema import ProfileFile
+from servetwin.profiles.tables.costs import INTAKE, LAUNCH, LAUNCH_EACH
 from servetwin.real.vllm.engine import EngineOptions, VllmEngine
 from servetwin.real.vllm.profiling.blind_traffic import Load
 from servetwin.real.vllm.profiling.compose import compose, described

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from servetwin.profiles.costs import (
+from servetwin.profiles.tables.costs import (
     BEGINS,
     BEGINS_EACH,
     HOST_PACE,

@@ -10,9 +10,9 @@ import random
 import pytest
 from no_gpu import Asked, replay, replay_ahead, scheduler
 from servetwin.core import Module, Pipeline, Recorder, ServingLoop
-from servetwin.core.client import play
 from servetwin.core.llm import CumulativeSLO, EngineLimits, TokenRequest, TokenView
-from servetwin.core.llm.worker import Host, TokenWorker
+from servetwin.core.llm.serving.worker import Host, TokenWorker
+from servetwin.core.serving.client import play
 from servetwin.policies.llm.vllm_v1 import VLLMV1
 from servetwin.real.vllm.scheduler import Estimates, PolicyScheduler, Settings, find
 from servetwin.sim import SimExecutor

@@ -7,9 +7,9 @@ import time
 import pytest
 import torch
 from servetwin.core import BadInput, Module, Pipeline, Recorder, ServingLoop
-from servetwin.core.client import play
 from servetwin.core.llm import ALL, CumulativeSLO, EngineLimits, Step, TokenPolicy, TokenRequest, TokenView
-from servetwin.core.llm.worker import TokenWorker
+from servetwin.core.llm.serving.worker import TokenWorker
+from servetwin.core.serving.client import play
 from servetwin.experiments.spec import policy_registry
 from servetwin.profiles.llm.schema import TokenData
 from servetwin.profiles.llm.step_table import TokenTable

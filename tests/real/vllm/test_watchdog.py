@@ -9,8 +9,7 @@ import signal
 import time
 
 import pytest
-from servetwin.core.errors import InvariantBroken, PolicyFault
-from servetwin.core.invariants.catalogue import INVARIANTS
+from servetwin.core.errors import INVARIANTS, InvariantBroken, PolicyFault
 from servetwin.core.llm import ALL, Step, TokenPolicy
 from servetwin.experiments.backends.pipeline import AgentsBackend
 from servetwin.experiments.cli import entry

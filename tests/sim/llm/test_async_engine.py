@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from servetwin.core import BadInput
 from servetwin.core.llm import ALL, EngineLimits, Step, TokenView
-from servetwin.core.llm.worker import Host, TokenWorker
+from servetwin.core.llm.serving.worker import Host, TokenWorker
 from servetwin.policies.llm.edf_llm import EDFLLM
 from servetwin.policies.llm.neustream_llm import NeuStreamLLM
 from servetwin.policies.llm.sarathi import Sarathi

@@ -26,7 +26,7 @@ from servetwin.core.llm import (
     TokenView,
 )
 from servetwin.core.llm.metrics import TokenSummary
-from servetwin.core.llm.worker import TokenWorker
+from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.policies.llm.vllm import VLLM
 from servetwin.sim import SimExecutor
 from servetwin.sim.llm.columns import play

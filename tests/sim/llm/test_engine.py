@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from engines import Linear, SteppingTokens, requests, serve
-from servetwin.core.llm.worker import Host
+from servetwin.core.llm.serving.worker import Host
 from servetwin.policies.llm.vllm import VLLM
 from servetwin.policies.llm.vllm_v1 import VLLMV1
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from servetwin.core import InvariantBroken
 from servetwin.core.llm import CumulativeSLO, Step, TokenPolicy, TokenRequest, TokenView
-from servetwin.core.llm.engine import TokenEngine
+from servetwin.core.llm.serving.engine import TokenEngine
 from servetwin.policies.llm.andes import Andes
 from servetwin.policies.llm.edf_llm import EDFLLM
 from servetwin.policies.llm.fastserve import FastServe

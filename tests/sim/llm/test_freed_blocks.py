@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from servetwin.core import BadInput
 from servetwin.core.llm import EngineLimits
-from servetwin.core.llm.freed_blocks import FreedBlocks
+from servetwin.core.llm.serving.freed_blocks import FreedBlocks
 from servetwin.policies.llm.vllm_v1 import VLLMV1
 
 

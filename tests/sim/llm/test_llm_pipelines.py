@@ -9,11 +9,11 @@ from engines import Linear, Log, SteppingTokens, requests, serve
 from hypothesis import given
 from hypothesis import strategies as st
 from servetwin.core import BadInput, BatchWorker, Module, Pipeline, Request, ServingLoop, Worker, WorkerView
-from servetwin.core.client import play
-from servetwin.core.dispatch import Dispatcher
 from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.llm import EngineLimits, TokenRequest, TokenView
-from servetwin.core.llm.worker import TokenWorker
+from servetwin.core.llm.serving.worker import TokenWorker
+from servetwin.core.serving.client import play
+from servetwin.core.serving.dispatch import Dispatcher
 from servetwin.policies.diffusion.fcfs import FCFS
 from servetwin.policies.llm.vllm import VLLM
 from servetwin.policies.llm.vllm_v1 import VLLMV1

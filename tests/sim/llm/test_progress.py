@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from servetwin.core import InvariantBroken, Outcome
 from servetwin.core.llm import Step, TokenView
-from servetwin.core.llm.worker import Host
+from servetwin.core.llm.serving.worker import Host
 from servetwin.experiments.assembly.build import build
 from servetwin.experiments.spec import loading
 from servetwin.policies.llm.edf_llm import EDFLLM

@@ -9,7 +9,7 @@ from engines import Anything, Linear, requests, serve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from servetwin.core.llm.batch import Regrouped, TokenBatch
-from servetwin.core.llm.worker import Host
+from servetwin.core.llm.serving.worker import Host
 from servetwin.policies.llm.vllm import VLLM
 from servetwin.policies.llm.vllm_v1 import VLLMV1
 from test_engine_invariants import SLO, rows, workloads

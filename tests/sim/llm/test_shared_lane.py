@@ -9,10 +9,10 @@ from engines import Linear, Log
 from hypothesis import given
 from hypothesis import strategies as st
 from servetwin.core import Module, Pipeline, ServingLoop
-from servetwin.core.client import play
 from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.llm import EngineLimits, TokenRequest, TokenView
-from servetwin.core.llm.worker import Host, TokenWorker
+from servetwin.core.llm.serving.worker import Host, TokenWorker
+from servetwin.core.serving.client import play
 from servetwin.policies.llm.vllm import VLLM
 from servetwin.real.vllm.profiling.pair_fit import contention, overlap, rate
 from servetwin.sim import SimExecutor

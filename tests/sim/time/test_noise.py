@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from servetwin.profiles import load
-from servetwin.profiles.costs import HOST_PACE, HOST_PACE_LASTS
+from servetwin.profiles.tables.costs import HOST_PACE, HOST_PACE_LASTS
 from servetwin.sim.measured import pace_of
 from servetwin.sim.time.noise import Pace
 

@@ -1,0 +1,10 @@
+"""Engines of language models, as workers of a serving loop. Begin with `worker`, then `engine`.
+
+=================  ===============================================================================================
+`worker`, `host`   a worker that is an engine; what the engine knows of it, and of the host between two steps
+`engine`           queue, memory and steps; `decode_sums` keeps its counts
+`async_engine`     one that decides a step ahead
+`freed_blocks`     what a preempted request finds again of its blocks
+`engine_ledger`    what tasks and the engine's view say, where no policy can write
+=================  ===============================================================================================
+"""

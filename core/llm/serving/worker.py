@@ -1,0 +1,67 @@
+"""A worker that is an LLM engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+from ...isolation.answers import write_fault
+from ...request import Request, Task
+from ...serving.worker import Loop
+from ..request import TokenTask
+from .async_engine import TokenEngineAhead
+from .engine import TokenEngine
+from .freed_blocks import TokenEngineAheadKeeping, TokenEngineKeeping
+from .host import Host, LLMWorker
+
+__all__ = ["Host", "TokenWorker"]
+
+
+class TokenWorker(LLMWorker):
+    """Serves an LLM stage with one policy, an engine step at a time."""
+
+    def attach(self, loop: Loop) -> None:
+        super().attach(loop)
+        kinds = [TokenEngine, TokenEngineKeeping, TokenEngineAhead, TokenEngineAheadKeeping]
+        ahead = self.host is not None and self.host.ahead
+        self.engine = kinds[2 * ahead + self.view.limits.keep_freed](loop, self)
+        self.policy.start(self.shown)
+
+    def serve_alone(self) -> Callable[[Request], None] | None:
+        self.engine.lean = True
+        return self.engine.arrive
+
+    def task(self, request: Request, now: float) -> Task:
+        return self.engine.task(request, now)
+
+    def seconds_alone(self, request: Request, now: float) -> float:
+        return self.engine.seconds_alone(request, now)
+
+    def receive(self, task: Task) -> None:
+        self.engine.receive(cast("TokenTask", task))
+
+    def turn(self, settled: bool = False) -> None:
+        if self.view.in_flight is None and not self.engine.deciding:
+            self.engine.turn(self.loop.now())
+
+    def ring(self) -> None:
+        if self.view.in_flight is None and not self.engine.deciding:
+            self.loop.call(self)
+
+    def withdraw(self, task: Task, now: float) -> None:
+        self.engine.withdraw(cast("TokenTask", task), now)
+
+    def look_over(self) -> None:
+        view = self.view
+        if not view.running and (view.free_blocks, view.decoding, view.context) != (view.blocks, 0, 0):
+            raise write_fault([self.policy], "free_blocks, decoding or context of its view", "free_blocks", "context")
+
+    def close_books(self) -> None:
+        super().close_books()
+        self.engine.booked = False
+        self.engine.guard = None
+
+    @property
+    def resting(self) -> bool:
+        """Whether the host is busy between two steps."""
+        return self.host is not None and self.engine.deciding

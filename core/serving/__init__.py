@@ -1,0 +1,15 @@
+"""Serving: the loop over the stages of a pipeline, and the workers that serve one stage each. Begin with `loop`.
+
+Nothing is imported here, so that whoever needs one of these loads no more than it.
+
+=========================  =================================================================================
+`loop`                     `ServingLoop`: admission, transfer, drops and outcomes
+`worker`, `batch_worker`   what the loop and a worker ask of each other; a worker with one batch in flight
+`pool`                     a worker that is a pool of threads
+`executor`                 what runs batches and keeps the clock: `Executor`
+`client`                   sends the requests of a source to the loop
+`dispatch`                 asks routers, and keeps the requests of a central queue
+`branching`                which path a request takes where its pipeline branches
+`budget`                   how an SLO is shared out over the stages
+=========================  =================================================================================
+"""

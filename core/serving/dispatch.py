@@ -1,0 +1,209 @@
+"""Asks routers for a serving loop, and keeps the requests that wait centrally.
+
+Whatever the router, a request stays on the device that it was on if a worker there serves its next stage. A request
+of a central queue is bound when a worker of its stage has room, and sent there then: no worker has room while
+requests wait centrally that it could serve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+from ..isolation.answers import fault
+from ..isolation.integrity import comes_along
+from ..isolation.read_only import opaque
+from ..pipeline import Stage
+from ..request import Request, Task
+from ..routing import Counts, Job, Router, WorkerState
+from .worker import Worker
+
+
+class Bound(Protocol):
+    """The loop, as far as it is told which worker a request goes to."""
+
+    now: Callable[[], float]
+
+    def forward(
+        self, request: Request, stage: Stage, before: Task | None, jump: bool = False, target: Worker | None = None
+    ) -> None: ...
+
+
+def counts_of(worker: Worker) -> Counts:
+    """How many requests are at *worker* now."""
+    view = worker.view
+    on_wire = sum([task.request.outcome is None for task in worker.coming]) if worker.coming else 0
+    return Counts(len(view.waiting) + len(worker.inbox), on_wire, len(view.running), worker.kv_use)
+
+
+def jobs_of(worker: Worker) -> tuple[Job, ...]:
+    """The requests at *worker* now. Of a batch that runs many iterations as one event, those that are over count."""
+    return (*_jobs(worker),)
+
+
+def _jobs(worker: Worker) -> Iterator[Job]:
+    view = worker.view
+    batch = view.in_flight
+    over = batch.count - 1 if batch is not None else 0
+    for task in view.running:
+        if task.request.outcome is None:
+            yield Job(view.solo(task, over if over and task.runs_in(batch) else 0), task.deadline)
+    for tasks in (view.waiting, worker.inbox, worker.coming):
+        for task in tasks:
+            if task.request.outcome is None:
+                yield Job(view.solo(task), task.deadline)
+
+
+def state_of(
+    worker: Worker,
+    counts: Callable[[Worker], Counts] = counts_of,
+    jobs: Callable[[Worker], Sequence[Job]] = jobs_of,
+) -> WorkerState:
+    """What may be seen of *worker*: its state as *counts* and *jobs* tell it."""
+    return WorkerState(
+        name=worker.name,
+        device=worker.device,
+        stage=worker.stage,
+        kind=worker.kind,
+        limit=worker.most,
+        alone=opaque(lambda request: worker.seconds_alone(request, worker.loop.now())),
+        estimate=opaque(worker.view.estimate),
+        counts=opaque(lambda: counts(worker)),
+        jobs=opaque(lambda: jobs(worker)),
+    )
+
+
+class Dispatcher:
+    """Asks *usual*, or the router of its own that a stage has in *others*, about requests to the stages that several
+    of *workers* serve. What a router sees is up to *stale* seconds old, by router: taken when a request comes and
+    what is known is older than that. *seed* is the experiment's."""
+
+    def __init__(
+        self,
+        workers: Sequence[Worker],
+        usual: Router,
+        others: Mapping[str, Router] | None = None,
+        *,
+        stale: Mapping[Router, float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.usual, self.others = usual, dict(others or {})
+        self.routers = list(dict.fromkeys((usual, *self.others.values())))
+        self._stale = dict(stale or {})
+        self._workers = list(workers)
+        self._seen: dict[Router, tuple[float, dict[Worker, tuple[Counts, tuple[Job, ...]]]]] = {}
+        self._states = {router: self._states_for(router) for router in self.routers}
+        self._worker_of = {id(state): worker for states in self._states.values() for worker, state in states.items()}
+        self._waiting: dict[str, dict[Request, tuple[Stage, Task | None]]] = {}  # by stage, who waits centrally
+        self._serving: dict[str, Sequence[Worker]] = {}
+        self._binding = False
+        for router in self.routers:
+            router.start(list(self._states[router].values()), seed)
+
+    @property
+    def could_write(self) -> bool:
+        """Whether the code of a router could write what it may only read: of one that does not come along, any."""
+        return not all(comes_along(type(router)) for router in self.routers)
+
+    def attach(self, loop: Bound) -> None:
+        """Work for *loop*."""
+        self._loop = loop
+
+    def __call__(self, request: Request, workers: Sequence[Worker], now: float) -> Worker | None:
+        """The one of *workers* that *request* goes to, or None: it waits centrally (`hold`)."""
+        if request.tasks:
+            last = request.tasks[-1].worker
+            here = [w for w in workers if last is not None and w.device == last.device]
+            if len(here) == 1:
+                return here[0]
+            workers = here or workers
+        router = self.others.get(workers[0].stage.name, self.usual)
+        self._look(router, now)
+        states = self._states[router]
+        offered = [states[worker] for worker in workers]
+        chosen = router.route(request, offered, now)
+        if chosen is None:
+            return None
+        if not any(chosen is state for state in offered):
+            right = "one of the workers that it is given, or None"
+            raise fault(router, f"it routes {request!r} to {chosen!r}", right, "route")
+        return self._worker_of[id(chosen)]
+
+    def hold(self, request: Request, stage: Stage, before: Task | None, workers: Sequence[Worker]) -> None:
+        """*request*, whose visit *before* is over, waits centrally for one of *workers*."""
+        if request.outcome is not None:
+            return  # another branch of it was dropped
+        self._serving[stage.name] = workers
+        self._waiting.setdefault(stage.name, {})[request] = stage, before
+        self.freed(stage)
+
+    def freed(self, stage: Stage) -> None:
+        """A worker of *stage* may have room: bind who waits centrally, as far as there is."""
+        waiting = self._waiting.get(stage.name)
+        if not waiting or self._binding:
+            return
+        self._binding = True  # binding may end requests, and so come here again
+        try:
+            while waiting and self._bind_one(stage, waiting):
+                pass
+        finally:
+            self._binding = False
+
+    def waiting(self, stage: Stage) -> int:
+        """How many requests wait centrally for *stage*."""
+        return len(self._waiting.get(stage.name, ()))
+
+    def forget(self, request: Request) -> None:
+        """*request* has ended."""
+        for waiting in self._waiting.values():
+            waiting.pop(request, None)
+
+    def _bind_one(self, stage: Stage, waiting: dict[Request, tuple[Stage, Task | None]]) -> bool:
+        router = self.others.get(stage.name, self.usual)
+        now, states = self._loop.now(), self._states[router]
+        free = [states[worker] for worker in self._serving[stage.name] if self._has_room(router, worker)]
+        if not free:
+            return False
+        queue = list(waiting)
+        answer = router.bind(queue, free, now)
+        if answer is None:
+            return False
+        request, state = self._checked(router, answer, waiting, free)
+        _, before = waiting.pop(request)
+        self._loop.forward(request, stage, before, target=self._worker_of[id(state)])
+        return True
+
+    def _has_room(self, router: Router, worker: Worker) -> bool:
+        counts = counts_of(worker)
+        depth = worker.most if router.depth is None else router.depth
+        return counts.waiting + counts.on_wire + counts.running < depth
+
+    def _checked(
+        self, router: Router, answer: object, waiting: Mapping[Request, object], free: Sequence[WorkerState]
+    ) -> tuple[Request, WorkerState]:
+        right = "a request of its queue and a worker that is given, or None"
+        if not isinstance(answer, tuple) or len(answer) != 2:
+            raise fault(router, f"it binds {answer!r}", right, "bind")
+        request, state = answer
+        if not isinstance(request, Request) or request not in waiting:
+            raise fault(router, f"it binds {request!r}, which does not wait centrally", right, "bind")
+        if not any(state is one for one in free):
+            raise fault(router, f"it binds {request!r} to {state!r}, which has no room", right, "bind")
+        return request, state
+
+    def _look(self, router: Router, now: float) -> None:
+        """Let *router* see how things stand, if what it knows is too old."""
+        stale = self._stale.get(router, 0.0)
+        if stale and (router not in self._seen or now - self._seen[router][0] >= stale):
+            self._seen[router] = now, {worker: (counts_of(worker), jobs_of(worker)) for worker in self._workers}
+
+    def _states_for(self, router: Router) -> dict[Worker, WorkerState]:
+        if not self._stale.get(router):
+            return {worker: state_of(worker) for worker in self._workers}
+
+        def seen(worker: Worker) -> tuple[Counts, tuple[Job, ...]]:
+            if router not in self._seen:  # nothing has come yet
+                return counts_of(worker), jobs_of(worker)
+            return self._seen[router][1][worker]
+
+        return {worker: state_of(worker, lambda w: seen(w)[0], lambda w: seen(w)[1]) for worker in self._workers}
