@@ -180,7 +180,7 @@ class TokenEngine(DecodeSums):
                             if worker.inbox:
                                 self._take_in(now)
                             continue
-                    if view.decoding and self._all_decode(step.repeat, fresh, now):
+                    if view.decoding and not self.preempted and self._all_decode(step.repeat, fresh, now):
                         break
                 elif step.plain == PREFILLS and step.prefill[0][0] in waiting:
                     pieces = self._admit(step.prefill, (), 0, False, now)

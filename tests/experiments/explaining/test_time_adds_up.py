@@ -10,7 +10,7 @@ import graphs
 import pytest
 import worlds
 from engines import Anything, requests, serve
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from servetwin.core import RunFolder
 from servetwin.core.llm.serving.worker import Host
@@ -109,7 +109,7 @@ ENGINES = st.fixed_dictionaries(
     st.none() | st.floats(0.1, 3.0),
     st.integers(0, 99),
 )
-@settings(max_examples=120)
+@settings(max_examples=120, phases=[Phase.reuse, Phase.generate])
 def test_of_engines(tmp_path_factory, rows, limits, name, how, stop_at, seed) -> None:
     """Beside that the parts tell when each token came out, which the records of steps do not say by request."""
     folder = tmp_path_factory.mktemp("run")
