@@ -12,6 +12,7 @@ What a command needs is imported when it runs, so that help comes at once.
 `explain_command`   ``servetwin explain``: why requests were late or dropped
 `import_command`    ``servetwin import``: a profile without a GPU
 `report_command`    ``servetwin report``: results as a page
+`explore_command`   ``servetwin explore``: an experiment that is changed on a page
 `options`           options that are of no use where they are given, refused
 `terminal`          tables on standard output, progress on standard error
 `demo`              ``servetwin demo``

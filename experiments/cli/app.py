@@ -29,6 +29,7 @@ from .commands import (
     Weights,
 )
 from .explain_command import explain
+from .explore_command import explore
 from .figure_commands import demo, figures, plot, trace
 from .import_command import import_profile
 from .league_command import league
@@ -470,6 +471,7 @@ app.command()(plot)
 app.command()(figures)
 app.command()(demo)
 app.command()(report)
+app.command()(explore)
 app.command()(trace)
 app.command()(explain)
 app.command()(commands.profile)

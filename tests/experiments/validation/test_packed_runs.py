@@ -37,7 +37,7 @@ def experiment(profiles: list[str], router: str, rate: float) -> dict:
         "name": "two",
         "workload": {"requests": 60, "arrivals": {"process": "poisson", "rate": rate}},
         "deployment": deployment,
-        "policy": "edf",
+        "policy": {"name": "edf"},
     }
 
 
