@@ -164,7 +164,7 @@ def _check_options(
         options.only_real({**modules, **ahead, **others})
     elif backend == "vllm":
         options.only_modules(modules)
-        options.only_with_url({"--api-key-env": ahead["--api-key-env"] if ahead["--url"] is None else None})
+        options.only_with_url({"--api-key-env": ahead["--api-key-env"] if not ahead["--url"] else None})
     else:
         options.only_vllm(ahead)
         from ..backends import pipeline
