@@ -28,6 +28,7 @@ from .commands import (
     Url,
     Weights,
 )
+from .explain_command import explain
 from .explore_command import explore
 from .figure_commands import demo, figures, plot, trace
 from .import_command import import_profile
@@ -163,7 +164,7 @@ def _check_options(
         options.only_real({**modules, **ahead, **others})
     elif backend == "vllm":
         options.only_modules(modules)
-        options.only_with_url({"--api-key-env": ahead["--api-key-env"] if ahead["--url"] is None else None})
+        options.only_with_url({"--api-key-env": ahead["--api-key-env"] if not ahead["--url"] else None})
     else:
         options.only_vllm(ahead)
         from ..backends import pipeline
@@ -474,6 +475,7 @@ app.command()(demo)
 app.command()(report)
 app.command()(explore)
 app.command()(trace)
+app.command()(explain)
 app.command()(commands.profile)
 app.command("import")(import_profile)
 
