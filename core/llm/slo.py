@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from math import inf
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -173,6 +173,12 @@ class TokenDeadlines(CumulativeSLO):
             task.known_in_time = self, kept
         return int(np.count_nonzero(kept)) == count
 
+    def told(self, task: TokenTask) -> dict[str, Any]:
+        """What records say of it for *task*: its token j is *due* at ``first + (j - 1) each + (j - 1) j / 2 more``,
+        of which *meets* counts all, or the last."""
+        each = self.decode_scale * (self.d0 + self.d1 * task.prompt)
+        return {"due": [self.deadline(task, 1), each, self.decode_scale * self.d1], "meets": self.meets}
+
     def deadlines(self, task: TokenTask) -> np.ndarray:
         """When each of the tokens that *task* has generated was due, in seconds since the run began."""
         return self._due(task.arrival + task.budget, task.prompt, task.generated, False)
@@ -221,6 +227,11 @@ class LimitsSLO(TokenDeadlines):
     def met(self, task: TokenTask) -> bool:
         return task_limits(task, self.limits)
 
+    def told(self, task: TokenTask) -> dict[str, Any]:
+        """The *limits* in seconds, and since when they count (`sent_at`)."""
+        limits = {name: value for name, value in asdict(self.limits).items() if value < inf}
+        return {"limits": limits, "sent": sent_at(task)}
+
     @property
     def counts_tokens(self) -> bool:
         return False
@@ -245,6 +256,9 @@ class TokenSLOByClass(TokenDeadlines):
     def for_task(self, task: TokenTask) -> TokenDeadlines:
         assert self.usual is not None
         return self.by_class.get(task.request.class_name, self.usual)
+
+    def told(self, task: TokenTask) -> dict[str, Any]:
+        return self.for_task(task).told(task)
 
     def deadline(self, task: TokenTask, token: int) -> float:
         return self.for_task(task).deadline(task, token)

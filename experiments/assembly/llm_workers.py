@@ -196,3 +196,4 @@ def prepare(recorder: Recorder, experiment: Experiment, workers: list[Worker]) -
     recorder.wants_token_times = True
     if isinstance(recorder, RunFolder):
         recorder.writes_tokens = experiment.records.tokens
+        recorder.promises = {stage: promised for stage, promised in slos.items() if promised is not None}

@@ -173,7 +173,7 @@ class TokenEngine(DecodeSums):
                             if worker.inbox:
                                 self._take_in(now)
                             continue
-                    if view.decoding and self._all_decode(step.repeat, fresh, now):
+                    if view.decoding and not self.preempted and self._all_decode(step.repeat, fresh, now):
                         break
                 elif step.plain == PREFILLS and step.prefill[0][0] in waiting:
                     pieces = self._admit(step.prefill, (), 0, False, now)
@@ -210,8 +210,9 @@ class TokenEngine(DecodeSums):
             if not times:
                 return False
         loop.batches += 1
+        place, free = self.worker.place, view.free_blocks
         batch = view.in_flight = TokenBatch(
-            loop.batches, self.worker.place, decoding, view.context, now, self.keep_ends, times, repeat
+            loop.batches, place, decoding, view.context, now, self.keep_ends, times, repeat, free
         )
         self.worker.run(batch, self._done)
         return True
@@ -292,7 +293,8 @@ class TokenEngine(DecodeSums):
     ) -> None:
         loop = self.loop
         loop.batches += 1
-        batch = TokenBatch(loop.batches, self.worker.place, decode, context, now, self.keep_ends)
+        free = self.view.free_blocks
+        batch = TokenBatch(loop.batches, self.worker.place, decode, context, now, self.keep_ends, free=free)
         if chosen is not None:
             batch.chosen = chosen
         if pieces:
