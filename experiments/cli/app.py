@@ -28,6 +28,7 @@ from .commands import (
     Url,
     Weights,
 )
+from .explain_command import explain
 from .explore_command import explore
 from .figure_commands import demo, figures, plot, trace
 from .import_command import import_profile
@@ -288,6 +289,7 @@ def sweep(
         raise BadInput("there is nothing that would take more seeds", where="--most", right="--until 0.5pp")
     from ..sweeps import sweep as engine
     from ..sweeps.cache import Cache
+    from ..sweeps.repeat import told_apart
     from ..sweeps.statistics import parse_until
 
     width = parse_until(until) if until is not None else None
@@ -305,7 +307,8 @@ def sweep(
             versus=versus,
             say=commands.say_aside,
         )
-    typer.echo(f"{len(rows)} points in {out}")
+    told = told_apart(rows, versus) if versus is not None else []
+    typer.echo("\n".join([*told, f"{len(rows)} points in {out}"]))
 
 
 @app.command()
@@ -472,6 +475,7 @@ app.command()(demo)
 app.command()(report)
 app.command()(explore)
 app.command()(trace)
+app.command()(explain)
 app.command()(commands.profile)
 app.command("import")(import_profile)
 

@@ -87,6 +87,8 @@ def _batches(run: Run, worker: TokenWorker, tasks: dict[int, TokenTask]) -> Iter
         batch = TokenBatch(i + 1, worker.place, step.decode, step.context)
         batch.prefill = [(tasks[number], tokens, context) for number, tokens, context in step.prefill]
         batch.preempted = [tasks[number] for number in step.preempted if number in tasks]
+        batch.chosen = [tasks[number] for number in step.chosen if number in tasks] or None
+        batch.free = step.free
         batch.size = step.decode + len(step.prefill)
         batch.start, batch.end, batch.took = step.began, step.end, step.seconds
         yield batch
