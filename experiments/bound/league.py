@@ -153,8 +153,13 @@ def _entries(
         try:
             own = {}
             for place, sets in sources.items():
-                own[place] = seeded(load(place, [*sets, ("policy", name), ("seed", first_seed)]))
+                entry = [*sets, ("policy", name), ("seed", first_seed)]
+                own[place] = seeded(load(place, entry))
                 build(own[place])
+                if (
+                    own[place].workload.trace is None
+                ):  # what a policy lacks may show with the first request, not before
+                    build(seeded(load(place, [*entry, ("requests", 1)]))).play()
             asked[name] = own
         except BadInput as problem:
             if policies:
