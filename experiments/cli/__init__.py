@@ -11,8 +11,12 @@ What a command needs is imported when it runs, so that help comes at once.
 `league_command`    ``servetwin league``: policies ranked over several workloads
 `import_command`    ``servetwin import``: a profile without a GPU
 `report_command`    ``servetwin report``: results as a page
+`list_commands`     ``servetwin policies``, ``workloads``, ``profiles``
+`run_output`        what ``run`` prints
+`score_output`      what ``score``, ``compare`` and ``search`` print
 `options`           options that are of no use where they are given, refused
 `terminal`          tables on standard output, progress on standard error
+`json_output`       what ``--json`` prints, as types; `json_page` makes docs/reference/json-output.md of them
 `demo`              ``servetwin demo``
 `cli_page`          docs/reference/command-line.md, made from the commands
 ==================  ========================================================================================
