@@ -4,6 +4,7 @@
 ======================  =======================================================
 `cli`                   the command line
 `plotting`, `backends`  figures and traces; the same experiment served for real
+`exploring`             an experiment that is changed and simulated anew on a page
 `reporting`             what became of runs, for people to read
 `validation`            measured and simulated runs side by side
 `capacity`              how much a system holds

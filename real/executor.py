@@ -27,7 +27,7 @@ from servetwin.core.serving.pool import Pool
 from .answer import Answer, Standstill
 from .client import END, PACKET, Client
 from .cpu_affinity import PinnedCore
-from .diffusion.device_slots import DeviceSlots
+from .diffusion.device_slots import DeviceSlots, HandOver
 from .diffusion.lanes import Lane, Sink, StreamLane, ThreadLane
 from .diffusion.process_lane import ProcessLane, RemoteSlots
 from .tools.script_tool import Call, ScriptTool, ToolLane
@@ -36,6 +36,8 @@ from .tools.script_tool import Call, ScriptTool, ToolLane
 LEAD = 0.05
 #: Polls of the streams between two looks at the client.
 POLLS = 4
+#: Of so many hand-overs between two devices it is kept how long they took.
+TIMED = 10_000
 
 
 class Timer:
@@ -86,7 +88,11 @@ class RealExecutor:
         self.lateness: list[float] = []
         self.spare: Callable[[], None] = _nothing  # called when nothing has happened, while lanes compute
         self._waiting: deque[Task] = deque()  # not prepared yet
-        self._outbox: list[tuple[Task, Callable[[Task], None]]] | None = None  # transfers, while a lane goes on
+        # Transfers, while a lane goes on.
+        self._outbox: list[tuple[Worker | None, Task, Callable[[Task], None]]] | None = None
+        self._listens = False  # whether something is heard of beside what is polled
+        self.ways: dict[tuple[str, str], list[HandOver]] = {}  # from which device to which
+        self.broken: Worker | None = None  # whose lane ended the run
 
     # -- what the loop calls ---------------------------------------------------------------------------------------
 
@@ -102,6 +108,7 @@ class RealExecutor:
                 )
             self.pools[worker] = ToolLane(worker, self.tools[worker.name], self.heard)
             self._tooled.add(worker.name)
+            self._listens = True
             return
         slots = self.by_device[worker.device]
         if isinstance(slots, RemoteSlots):
@@ -110,6 +117,7 @@ class RealExecutor:
             self.lanes[worker] = StreamLane(slots, worker, self.sink)
         else:
             self.lanes[worker] = ThreadLane(slots, worker, self.heard, self.sink)
+        self._listens = self._listens or not self.lanes[worker].polled
         self._named[worker.name] = self.lanes[worker]
 
     def run(self, worker: Worker, batch: Batch, done: Callable[[Batch], None]) -> None:
@@ -120,35 +128,48 @@ class RealExecutor:
         lane = self.lanes[worker]
         if lane.polled:
             self.busy.append(lane)
-        lane.start(batch, done)
+        try:
+            lane.start(batch, done)
+        except Exception:
+            self.broken = worker
+            raise
 
     def send(self, source: Worker | None, task: Task, deliver: Callable[[Task], None]) -> None:
-        target = task.worker
-        there = self.by_device.get(target.device) if source is not None and target is not None else None
-        if there is not None and source is not None and target is not None and target.name not in self._tooled:
-            # What comes from a tool is still where it was before the tool.
-            holders = self.by_device.values() if source in self.pools else (self.by_device[source.device],)
-            for here in holders:
-                if here is not there and task.id in here.progress:
-                    assert isinstance(here, DeviceSlots)
-                    assert isinstance(there, DeviceSlots)
-                    lane = self.lanes.get(source)
-                    here.hand_over(task.id, there, lane.event if isinstance(lane, StreamLane) else None)
-        if self._outbox is not None and (source is None or target != source.place):
-            self._outbox.append((task, deliver))
+        if self._outbox is not None and (source is None or task.worker != source.place):
+            self._outbox.append((source, task, deliver))
         else:
-            self._deliver(task, deliver)
+            self._deliver(source, task, deliver)
 
-    def _deliver(self, task: Task, deliver: Callable[[Task], None]) -> None:
+    def _deliver(self, source: Worker | None, task: Task, deliver: Callable[[Task], None]) -> None:
+        if source is not None:
+            self._hand_over(source, task)
         deliver(task)
         lane = self._named.get(task.worker.name) if task.worker is not None else None
         if lane is not None and lane.polled and task.started is None:
             self._waiting.append(task)
 
+    def _hand_over(self, source: Worker, task: Task) -> None:
+        """Bring what *task*, which comes from *source*, needs to the device on which it is served next."""
+        target = task.worker
+        if target is None or target.name in self._tooled or target.device not in self.by_device:
+            return
+        there = self.by_device[target.device]
+        # What comes from a tool is still where it was before the tool.
+        holders = self.by_device if source in self.pools else (source.device,)
+        for name in holders:
+            here = self.by_device[name]
+            if here is not there and task.id in here.progress:
+                assert isinstance(here, DeviceSlots)
+                assert isinstance(there, DeviceSlots)
+                way = here.hand_over(task.id, there)  # nobody leaves a batch before it is over
+                ways = self.ways.setdefault((name, target.device), [])
+                if len(ways) < TIMED:
+                    ways.append(way)
+
     def _finish(self, lane: Lane) -> None:
         """The batch of *lane* is over. Its next one is launched first, and then those who left it are handed on: the
         host takes a while to launch what they go to, for which the device would stand still."""
-        outbox: list[tuple[Task, Callable[[Task], None]]] = []
+        outbox: list[tuple[Worker | None, Task, Callable[[Task], None]]] = []
         self._outbox = outbox
         try:
             lane.finish()
@@ -158,8 +179,8 @@ class RealExecutor:
             return
         assert self._loop is not None
         self._loop.hold()  # they are there together when somebody decides
-        for task, deliver in outbox:
-            self._deliver(task, deliver)
+        for source, task, deliver in outbox:
+            self._deliver(source, task, deliver)
         self._loop.let_decide()
 
     def _prepare(self) -> None:
@@ -229,7 +250,12 @@ class RealExecutor:
         while not (inlet.closed and not self.running and not loop.live):
             for _ in range(POLLS):
                 for lane in busy:
-                    if lane.is_over():
+                    try:
+                        over = lane.is_over()
+                    except Exception:
+                        self.broken = lane.worker
+                        raise
+                    if over:
                         busy.remove(lane)
                         self.running -= 1
                         self._finish(lane)
@@ -239,9 +265,9 @@ class RealExecutor:
                         break  # the list has changed
             if timers and timers[0][0] <= self.now():
                 self._ring()
-            if self.pools and not self.heard.empty():
+            if self._listens and not self.heard.empty():
                 what, problem = self.heard.get()
-                assert isinstance(what, Call)
+                assert isinstance(what, Call | Lane)
                 self._over(what, problem)
             try:
                 packet = recv(PACKET.size)
@@ -290,6 +316,8 @@ class RealExecutor:
         """A lane's batch or a call is over."""
         self.running -= 1
         if isinstance(problem, BaseException):
+            if isinstance(what, Lane):
+                self.broken = what.worker
             raise problem
         self._finish(what) if isinstance(what, Lane) else what.finish()
         self._free()

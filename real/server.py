@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import statistics
@@ -123,6 +124,9 @@ class Report:
     iteration_ms: dict[str, dict[str, dict[str, float]]]
     spells: list[Spell] = field(repr=False)
     tools: dict[str, dict[str, Any]] = field(default_factory=dict)  #: how the calls of each pool ended
+    #: From one device to another ("gpu0 to gpu1"), in milliseconds: "ms" until all of a request was there, "host_ms"
+    #: for how long the serving thread was busy with it.
+    hand_overs: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     moves: int | None = None  #: of the serving thread, to less disturbed cores, where it looks for them
 
     def as_dict(self) -> dict[str, Any]:
@@ -134,6 +138,8 @@ class Report:
         }
         if self.moves is not None:
             found["moves"] = self.moves
+        if self.hand_overs:
+            found["hand_overs"] = self.hand_overs
         return {**found, "tools": self.tools} if self.tools else found
 
 
@@ -192,6 +198,8 @@ class Server:
             loop.look_over()
         except (Exception, KeyboardInterrupt, Stopped) as problem:
             reason = say(problem)
+            if executor.broken is not None and len(executor.by_device) > 1:
+                reason = f"{executor.broken.name} on {executor.broken.device}: {reason}"
             loop.close_books()  # whatever they say now, it is no news
             loop.stop(reason)
             if isinstance(problem, KeyboardInterrupt | Stopped | PolicyFault):
@@ -201,6 +209,11 @@ class Server:
             log.write()
             executor.close()
         found = report(log, executor.lateness)
+        for (source, target), ways in executor.ways.items():
+            found.hand_overs[f"{source} to {target}"] = {
+                "ms": _spread([way.seconds() * 1e3 for way in ways]),
+                "host_ms": _spread([way.host * 1e3 for way in ways]),
+            }
         if executor.pinned is not None:
             found.moves = executor.pinned.moves
         found.tools = {name: tool.told() for name, tool in executor.tools.items()}
@@ -232,6 +245,7 @@ class Server:
                     slots.open()
                 else:
                     _exercise(slots, exercise)
+            _meet(by_device, workers)
         except BaseException:
             executor.close()
             raise
@@ -250,6 +264,17 @@ class Server:
             "versions": versions(),
             "devices": {name: device_facts(slots.device) for name, slots in self.by_device.items()},
         }
+
+
+def _meet(by_device: Mapping[str, DeviceSlots | RemoteSlots], workers: Sequence[Worker]) -> None:
+    """Let the devices between which requests will go pass on something once."""
+    stages: dict[str, set[str]] = {name: set() for name in by_device}
+    for worker in workers:
+        if not isinstance(worker, Pool):
+            stages[worker.device].add(worker.stage.name)
+    for (a, here), (b, there) in itertools.permutations(by_device.items(), 2):
+        if isinstance(here, DeviceSlots) and isinstance(there, DeviceSlots) and stages[b] - stages[a]:
+            here.meet(there)
 
 
 def _exercise(slots: DeviceSlots, seconds: float) -> None:

@@ -414,10 +414,9 @@ class Clock:
         for target in workers:
             profile = self.profiles[target.device]
             for source in (None, *workers):
-                origin = "client" if source is None else source.stage.modules[-1]
-                name = costs.TRANSPORT(origin, target.stage.modules[0])
-                if self._has(profile, name):
-                    delays[source.name if source else None, target.name] = self._delay(profile, name)
+                found = [self._delay(profile, name) for name in transports(source, target, profile)]
+                if found:
+                    delays[source.name if source else None, target.name] = _sum(found)
         return delays
 
     def _delay(self, profile: Profile, name: str) -> Delay:
@@ -426,6 +425,21 @@ class Clock:
             return from_quantiles(stream(self.seed, name), cost.quantiles.p, cost.quantiles.values)
         seconds = cost.scalar()
         return lambda: seconds
+
+
+def _sum(delays: Sequence[Delay]) -> Delay:
+    """A delay as long as all of these together."""
+    if len(delays) == 1:
+        return delays[0]
+    return lambda: sum(delay() for delay in delays)
+
+
+def transports(source: Worker | None, target: Worker, profile: Profile) -> list[str]:
+    """The costs that make up the way from *source* (None: the client) to *target*, whose device's is *profile*."""
+    names = [costs.TRANSPORT("client" if source is None else source.stage.modules[-1], target.stage.modules[0])]
+    if source is not None and source.device != target.device:
+        names.append(costs.BETWEEN_DEVICES())
+    return [name for name in names if name in profile.costs]
 
 
 def residual_of(profile: Profile, seed: int | None, name: str, kind: str) -> Callable[[], float] | None:

@@ -19,6 +19,38 @@ import pytest
 
 DESKTOP, PHONE = (1280, 900), (390, 844)
 
+#: Texts of figures that reach out of their figure or out of the window, and elements wider than the window.
+CLIPPED = """() => {
+    const found = [];
+    for (const text of document.querySelectorAll('.canvas svg text')) {
+        const box = text.getBoundingClientRect(), around = text.closest('.canvas').getBoundingClientRect();
+        if (!text.textContent || !box.width || !around.width) continue;
+        if (box.left < around.left - 1 || box.right > around.right + 1 || box.top < around.top - 1
+            || box.bottom > around.bottom + 1) found.push(text.textContent);
+    }
+    for (const e of document.querySelectorAll('h1, h2, p, li, figure, figcaption, dl, .table, pre, details')) {
+        const box = e.getBoundingClientRect();
+        if (box.width && (box.left < -1 || box.right > innerWidth + 1))
+            found.push(e.tagName + ' ' + e.textContent.slice(0, 40));
+    }
+    if (document.documentElement.scrollWidth > innerWidth) found.push('the page is wider than the window');
+    return found;
+}"""
+
+#: Texts of one figure that lie over each other.
+OVERLAPPING = """() => {
+    const found = [];
+    for (const canvas of document.querySelectorAll('.canvas')) {
+        const boxes = [...canvas.querySelectorAll('svg text')].map((t) => [t.textContent, t.getBoundingClientRect()])
+            .filter(([text, box]) => text && box.width);
+        boxes.forEach(([a, p], i) => boxes.slice(i + 1).forEach(([b, q]) => {
+            if (p.left < q.right - 1 && q.left < p.right - 1 && p.top < q.bottom - 1 && q.top < p.bottom - 1)
+                found.push(a + ' | ' + b);
+        }));
+    }
+    return found;
+}"""
+
 
 def _missing(what: str) -> None:
     if os.environ.get("SERVETWIN_BROWSER") == "1":

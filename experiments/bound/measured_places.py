@@ -8,7 +8,7 @@ from dataclasses import replace
 from servetwin.core import Worker
 from servetwin.profiles import Profile, costs
 from servetwin.sim.device_sharing import head, shares, unmeasured
-from servetwin.sim.measured import Clock, TimeOptions, WholeTiming
+from servetwin.sim.measured import Clock, TimeOptions, WholeTiming, transports
 from servetwin.sim.time.timing import MeasuredTiming
 
 from .stage_loads import Place, Ways
@@ -79,13 +79,13 @@ def _ways(workers: Sequence[Worker], profiles: Mapping[str, Profile], options: T
     found: dict[tuple[str | None, str], float] = {}
     for target in workers if options.transport else ():
         for source in (None, *workers):
-            origin = "client" if source is None else source.stage.modules[-1]
-            cost = profiles[target.device].costs.get(costs.TRANSPORT(origin, target.stage.modules[0]))
-            if cost is None:
-                continue
-            drawn = cost.quantiles if options.noise else None
-            seconds = min(drawn.values) if drawn is not None else cost.scalar()
-            found[source.name if source else None, target.name] = max(seconds, 0.0)
+            profile, seconds = profiles[target.device], 0.0
+            for name in transports(source, target, profile):
+                cost = profile.cost(name)
+                drawn = cost.quantiles if options.noise else None
+                seconds += max(min(drawn.values) if drawn is not None else cost.scalar(), 0.0)
+            if seconds > 0.0:
+                found[source.name if source else None, target.name] = seconds
     return found
 
 

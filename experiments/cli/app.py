@@ -27,6 +27,7 @@ from .commands import (
     Url,
     Weights,
 )
+from .explore_command import explore
 from .figure_commands import demo, figures, plot, trace
 from .import_command import import_profile
 from .league_command import league
@@ -197,11 +198,13 @@ def sweep(
         int | None, typer.Option(min=1, help="Seeds per point; rows then contain 95 % intervals.")
     ] = None,
     until: Annotated[
-        str | None, typer.Option(help="Add seeds until attainment is known to within this half-width, e.g. 0.5pp.")
+        str | None,
+        typer.Option(help="Add seeds until attainment is known to so many percentage points either way: 0.5pp."),
     ] = None,
     most: Annotated[int | None, typer.Option(min=1, help="Upper limit on seeds for --until; by default 100.")] = None,
     versus: Annotated[
-        str | None, typer.Option(help="Baseline policy: adds paired differences of every other policy to it.")
+        str | None,
+        typer.Option(help="A policy: adds how much better or worse each other one is than it, seed by seed."),
     ] = None,
     cluster: Cluster = None,
     cache: Cached = True,
@@ -342,15 +345,15 @@ def search(
 def score(
     runs: Annotated[
         Path,
-        typer.Argument(
-            help="A CSV of measured runs (see the README), run folders, recordings, or files of `vllm bench serve`."
-        ),
+        typer.Argument(help="A CSV of measured runs, run folders, recordings, or files of `vllm bench serve`."),
     ],
     out: Annotated[
         Path, typer.Option(help="Output table: the same rows with sim_met, sim_finished and gaps; .csv or .parquet.")
     ],
     sets: Sets = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Noise seeds over which each simulated run is averaged.")] = 10,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Draws of the noise over which each simulated run is averaged.")
+    ] = 10,
     keep: Annotated[
         Path | None, typer.Option(help="Folder for the records of the simulated runs, if RUNS are run folders.")
     ] = None,
@@ -424,6 +427,7 @@ app.command()(plot)
 app.command()(figures)
 app.command()(demo)
 app.command()(report)
+app.command()(explore)
 app.command()(trace)
 app.command()(commands.profile)
 app.command("import")(import_profile)

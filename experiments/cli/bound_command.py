@@ -36,9 +36,12 @@ def bound(
         bool, typer.Option("--policies/--no-policies", help="Serve the requests under known policies, too.")
     ] = True,
     slots: Annotated[
-        int | None, typer.Option(min=1, help="Time slots of the relaxation at most: fewer are quicker, and weaker.")
+        int | None,
+        typer.Option(
+            min=1, help="In how many slots time is divided at most: fewer are quicker, and the bound is weaker."
+        ),
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long the solver may take for each program.")] = 120.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds that the solver may take for each stage.")] = 120.0,
     as_json: AsJson = False,
 ) -> None:
     """The most requests that any schedule could meet, and how near to that known ones come."""

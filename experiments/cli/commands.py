@@ -122,8 +122,8 @@ def check(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Hold a policy to its contract: whether it keeps to what it may do, decides the same again, keeps its word, and
-    lets nobody starve; a fault is drawn as a schedule."""
+    """Test a policy: whether it does only what it may, decides the same again, keeps its promises, and lets nobody
+    starve; a fault is drawn as a schedule."""
     from servetwin.core.testing.contract import ContractBroken
 
     from ..spec.loading import parse_override
@@ -174,14 +174,19 @@ def compare(
     second: Annotated[Path, typer.Argument(help="Another of the same kind; gaps are this one minus the first.")],
     as_json: AsJson = False,
     target: Annotated[
-        float | None, typer.Option(help="Grids: attainment that counts as sustained, in %; by default 90.")
+        float | None, typer.Option(help="Sets of runs: attainment that counts as sustained, in %; by default 90.")
     ] = None,
     floor: Annotated[
-        float | None, typer.Option(help="Grids: noise floor in percentage points; by default from repeats in FIRST.")
+        float | None,
+        typer.Option(
+            help="Sets of runs: percentage points below which a difference is a tie; by default from repeats."
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Grids: write the cells as a table, .csv or .parquet.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Sets of runs: write a row for each setting, .csv or .parquet.")
+    ] = None,
 ) -> None:
-    """Compare two runs; or two grids of runs, cell by cell and by the decisions that follow from them."""
+    """Compare two runs; or two sets of runs, setting by setting, and whether both lead to the same decisions."""
     from ..validation.compare_runs import are_runs
 
     if are_runs(first, second):

@@ -36,15 +36,21 @@ class Styles:
     """A style for each name, in the order in which names are first asked for."""
 
     _known: dict[str, Style] = field(default_factory=dict)
+    _given: int = 0
 
     def of(self, name: str) -> Style:
-        n = len(self._known)
+        n = len(self._known) - self._given
         made = Style(COLOURS[n % len(COLOURS)], DASHES[n % len(DASHES)], MARKERS[n % len(MARKERS)])
         return self._known.setdefault(name, made)
 
     def share(self, name: str, other: str) -> None:
         """Let *name* look as *other* does: the two are in no figure together."""
         self._known[name] = self.of(other)
+
+    def give(self, name: str, style: Style) -> None:
+        """Let *name* look so; others look as they would without it."""
+        self._given += name not in self._known
+        self._known[name] = style
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,14 @@ def choose(timeline: Timeline, latencies: Sequence[float]) -> tuple[float, float
     return start, length
 
 
+def following(timeline: Timeline, requests: Sequence[Mapping[str, Any]], start: float) -> tuple[float, float]:
+    """The window (start, length) from *start* on that has as many requests and batches as a small chart can show."""
+    there = sorted(r["arrival"] for r in requests if _end(r) > start)
+    stop = there[REQUESTS] if len(there) > REQUESTS else timeline.end
+    longest = min((_length_of(own, start) for own in timeline.batches.values()), default=float("inf"))
+    return start, max(min(stop - start, longest), 1e-3)
+
+
 def _length_of(batches: Batches, around: float) -> float:
     """How long `BARS` bars of a worker take, from *around* on."""
     first = int(np.searchsorted(batches.starts, around))

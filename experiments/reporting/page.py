@@ -35,21 +35,27 @@ _MARKS = {
 
 
 @cache
-def _script() -> str:
+def _packed() -> str:
     """Plotly's script, packed, as text. Raises `BadInput` without the extra."""
+    data = plotly_script("; or --markdown, which needs nothing")
+    return base64.b64encode(gzip.compress(data, 9, mtime=0)).decode("ascii")
+
+
+def plotly_script(instead: str = "") -> bytes:
+    """Plotly's script. Raises `BadInput` without the extra, with what else would do *instead*."""
     try:
         import plotly
     except ImportError:
-        right = "pip install 'servetwin[report]'; or --markdown, which needs nothing"
+        right = f"pip install 'servetwin[report]'{instead}"
         raise BadInput("Plotly is not installed, whose script draws the figures", right=right) from None
-    data = (resources.files(plotly) / "package_data" / "plotly.min.js").read_bytes()
-    return base64.b64encode(gzip.compress(data, 9, mtime=0)).decode("ascii")
+    script: bytes = (resources.files(plotly) / "package_data" / "plotly.min.js").read_bytes()
+    return script
 
 
 def page(document: Document, made: str) -> str:
     """The page; *made* says at its foot by what. Raises `BadInput` if Plotly is not there."""
-    script = _script()
-    writer = _Writer(document.styles)
+    script = _packed()
+    writer = Writer(document.styles)
     links, body = [], []
     for i, section in enumerate(document.sections):
         links.append(f'<a href="#s{i}">{escape(section.title)}</a>')
@@ -59,17 +65,19 @@ def page(document: Document, made: str) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f"<title>{escape(document.title)}</title><style>{_asset('report.css')}</style></head>\n<body><main>"
+        f"<title>{escape(document.title)}</title><style>{asset('report.css')}</style></head>\n<body><main>"
         f'<header><h1>{escape(document.title)}</h1><p class="question">{escape(document.question)}</p>'
         f'<p class="answer">{escape(document.answer)}</p><dl class="facts">{facts}</dl></header>'
         f"<nav>{' '.join(links)}</nav>\n{chr(10).join(body)}\n<footer>{escape(made)}</footer></main>\n"
         f'<script type="application/json" id="figures">{_json(writer.figures)}</script>\n'
-        f'<script type="text/plain" id="plotly">{script}</script>\n<script>{_asset("report.js")}</script>'
+        f'<script type="text/plain" id="plotly">{script}</script>\n'
+        f"<script>{asset('figures.js')}{asset('report.js')}</script>"
         "</body></html>\n"
     )
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A style or a script of reports."""
     return (resources.files(__package__) / "assets" / name).read_text(encoding="utf-8")
 
 
@@ -78,7 +86,7 @@ def _json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
-class _Writer:
+class Writer:
     """Parts of a report as HTML; their figures are gathered."""
 
     def __init__(self, styles: Styles) -> None:
@@ -119,17 +127,18 @@ class _Writer:
 
     def _key(self, name: str, kind: str) -> str:
         if kind == "measured":
-            mark = _swatch(Style("#1f2937", "solid", "circle"), line=False, filled=False)
+            mark = swatch(Style("#1f2937", "solid", "circle"), line=False, filled=False)
             return f'<button type="button" disabled>{mark}{escape("open marks: measured")}</button>'
         if kind == "outcome":
-            swatch = _outcome(name)
+            drawn = _outcome(name)
         else:
-            swatch = _swatch(self.styles.of(name), line=kind == "line", filled=True)
+            drawn = swatch(self.styles.of(name), line=kind == "line", filled=True)
         line = escape(name, quote=True)
-        return f'<button type="button" data-line="{line}" aria-pressed="true">{swatch}{escape(name)}</button>'
+        return f'<button type="button" data-line="{line}" aria-pressed="true">{drawn}{escape(name)}</button>'
 
 
-def _swatch(style: Style, *, line: bool, filled: bool) -> str:
+def swatch(style: Style, *, line: bool, filled: bool) -> str:
+    """How a line looks, as a small picture for a legend."""
     dash = f' stroke-dasharray="{_DASHED[style.dash]}"' if style.dash in _DASHED else ""
     drawn = f'<path d="M0,7H38" stroke="{style.colour}" stroke-width="2"{dash}/>' if line else ""
     fill = style.colour if filled else "none"

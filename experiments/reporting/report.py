@@ -286,11 +286,7 @@ def _asked(spec: sweep.SweepFile | None, rows: Sequence[Row]) -> list[Section]:
 
 def _of_runs(folders: Sequence[Path], styles: Styles, window: tuple[float, float] | None) -> _Chapter:
     runs = run_sections.read(folders)
-    if len(runs) == 1:  # lines are of workers, where there is one run only
-        first = next(iter(runs[0].timeline.batches), None)
-        styles.share(runs[0].name, first if first is not None else runs[0].name)
-    for run in runs:
-        styles.of(run.name)
+    run_sections.style(runs, styles)
     sections = run_sections.sections(runs, styles, window)
     if len(runs) == 2:
         sections.insert(0, run_sections.comparison(*runs))
@@ -302,7 +298,7 @@ def _of_runs(folders: Sequence[Path], styles: Styles, window: tuple[float, float
         if (experiment := validity.experiment_of(run.experiment)) is not None
         for s in (settings_of(experiment),)
     ]
-    sections.append(validity.section(known, where, _held(runs)))
+    sections.append(validity.section(known, where, run_sections.held(runs)))
     sections.append(Section("What was run", _listings(runs)))
     if len(runs) == 1:
         run = runs[0]
@@ -318,16 +314,6 @@ def _of_runs(folders: Sequence[Path], styles: Styles, window: tuple[float, float
     if len(runs) == 2:
         asked, found = run_sections.difference(*runs)
     return _Chapter(title, asked, found, facts, sections)
-
-
-def _held(runs: Sequence[run_sections.Run]) -> list[str]:
-    lines = []
-    for run in runs:
-        for held in run.summary.get("held", ()):
-            asked = f"{held['steps']} steps of {held['worker']}, up to {held['largest_asked']} {held['of']}"
-            known = f"{held['profile']} knows {held['largest_known']} at most, whose value was held"
-            lines.append(f"{run.name} went beyond what was measured: {asked}; {known}")
-    return lines
 
 
 def _listings(runs: Sequence[run_sections.Run]) -> list[Part]:

@@ -59,6 +59,26 @@ def read(folders: Sequence[Path]) -> list[Run]:
     return runs
 
 
+def style(runs: Sequence[Run], styles: Styles) -> None:
+    """Give each of *runs* a style. Of a single one lines are of workers, and the first is as the run is."""
+    if len(runs) == 1:
+        first = next(iter(runs[0].timeline.batches), None)
+        styles.share(runs[0].name, first if first is not None else runs[0].name)
+    for run in runs:
+        styles.of(run.name)
+
+
+def held(runs: Sequence[Run]) -> list[str]:
+    """A line for each worker of *runs* that went beyond what its profile measured."""
+    lines = []
+    for run in runs:
+        for beyond in run.summary.get("held", ()):
+            asked = f"{beyond['steps']} steps of {beyond['worker']}, up to {beyond['largest_asked']} {beyond['of']}"
+            known = f"{beyond['profile']} knows {beyond['largest_known']} at most, whose value was held"
+            lines.append(f"{run.name} went beyond what was measured: {asked}; {known}")
+    return lines
+
+
 def load_of(experiment: Mapping[str, Any]) -> str:
     """What requests come, and what they ask for, in words."""
     workload = experiment.get("workload", {})
@@ -132,11 +152,11 @@ def sections(runs: Sequence[Run], styles: Styles, window: tuple[float, float] | 
     found.append(Section("Over time", over_time(runs, styles)))
     charts = gantts(runs, window)
     if charts is not None:
-        found.append(Section("A closer look", [charts, Note(_GANTT)]))
+        found.append(Section("A closer look", [charts, Note(GANTT)]))
     return found
 
 
-_GANTT = (
+GANTT = (
     "Each line is a request: dotted and thin while it waits, thick while it is served, with a mark where it ends"
     " (circle: met, diamond: late, cross: dropped, square: failed). Below are the batches of each worker; the darker,"
     " the larger. When a dropped request ended is not recorded: its line ends with the last that is known of it."

@@ -7,7 +7,7 @@ else. Trace files and reports read it from here. Times are seconds on the run's 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,10 +115,15 @@ def read(folder: Path) -> Timeline:
 
 
 def requests_with_ends(folder: Path) -> Iterator[tuple[dict[str, Any], float]]:
-    """The records of the requests of a run, each with when it ended. When a request was dropped or failed is not
-    recorded: that is the last time known when it ended. Raises `BadInput`."""
+    """The records of the requests of the run in *folder*, each with when it ended. Raises `BadInput`."""
+    return with_ends(request_lines(folder))
+
+
+def with_ends(records: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], float]]:
+    """*records* of the requests of a run, in the order in which they ended, each with when it ended. When a request
+    was dropped or failed is not recorded: that is the last time known when it ended."""
     latest = 0.0
-    for record in request_lines(folder):
+    for record in records:
         known = [stay[key] for stay in record["stages"] for key in ("queued", "started", "finished")]
         latest = max([latest, record["arrival"], record["finished"] or 0.0, *(t for t in known if t is not None)])
         yield record, record["finished"] if record["finished"] is not None else latest

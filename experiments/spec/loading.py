@@ -252,7 +252,7 @@ def _combine(chosen: Chosen) -> Tree:
         for layer in chosen.layers:
             if named in layer.deployments:
                 merge(tree, {"deployment": {**layer.deployments[named], "name": named}})
-    if policy is not None:
+    if policy is not None and isinstance(tree.get("policy"), dict | None):  # what is no mapping is told later
         merge(tree, {"policy": {"name": policy}})
     return tree
 
@@ -483,6 +483,8 @@ def _explain(error: ValidationError, tree: Tree) -> tuple[Key, str, str]:
         tag, kinds = _kind_at(path) or ("", {})
         value = str(_at(tree, (*path, tag)))
         return (*path, tag), f"unknown {tag} {value!r}", suggest(value, kinds)
+    if kind in ("model_type", "dict_type"):
+        return path, f"{reprlib.repr(_at(tree, path))} does not fit", f"a mapping, {key}: {{...}}"
     message = (
         message.removeprefix("Input should be ").removeprefix("List should have ").removesuffix(" after validation")
     )

@@ -21,12 +21,14 @@ from . import policy_registry
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter of a policy: its *name*, *type*, *default* as it is written (None: it must be given), *meaning*."""
+    """A parameter of a policy: its *name*, *type*, *default* as it is written (None: it must be given), *meaning*;
+    *hint* is its type as Python has it."""
 
     name: str
     type: str
     default: str | None
     meaning: str
+    hint: Any = Any
 
 
 def parameters_of(kind: type) -> list[Parameter]:
@@ -46,7 +48,7 @@ def parameters_of(kind: type) -> list[Parameter]:
         plain = typing.get_args(hint)[0] if said else hint
         meaning = " ".join(said) or _meaning(kind, p.name)
         default = None if p.default is p.empty else repr(p.default)
-        found.append(Parameter(p.name, policy_registry.spell(plain), default, meaning))
+        found.append(Parameter(p.name, policy_registry.spell(plain), default, meaning, plain))
     return found
 
 

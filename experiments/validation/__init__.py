@@ -4,6 +4,7 @@
 `run_table`         tables of measured runs, and the experiments that repeat them
 `score`             each measured run simulated, and the gap; `baselines`: what it must be better than
 `replay_folder`     a run folder repeated with its very own requests
+`packed_runs`       run folders in one file, to be repeated likewise
 `bench_runs`        files of ``vllm bench serve`` as run folders
 `replay_diffusion`  recordings of diffusion models; `replay_llm`, `replay_agents`: of the others
 `replay_steps`      recorded steps of language models: a profile made of them, judged by others

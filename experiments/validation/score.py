@@ -26,7 +26,7 @@ from ..spec.experiment import Experiment, Time
 from ..spec.overrides import Override
 from ..sweeps import tables
 from ..sweeps.point import Progress, Row, run_all_averaged
-from . import bench_runs, replay_chat, replay_external, replay_folder, replay_llm, run_table
+from . import bench_runs, packed_runs, replay_chat, replay_external, replay_folder, replay_llm, run_table
 from .compare_grids import PARAMS, Entry, Setting
 from .run_settings import otherwise
 from .run_table import MeasuredRun
@@ -110,6 +110,13 @@ def score(
         how: dict[str, Any] = {"seeds": seeds, "jobs": jobs, "keep": keep, "progress": progress}
         return _score_benches(path, benches, experiment, out, overrides, **how)
     recordings = _recordings_in(path)
+    packed = [recording for recording in recordings if packed_runs.is_packed(recording)]
+    if packed and len(packed) == len(recordings):
+        with packed_runs.unpacked(packed) as folder:
+            found = replay_folder.find(folder, overrides, as_they_are=as_they_are)
+            return _score_folders(found, out, seeds=seeds, jobs=jobs, keep=keep, progress=progress)
+    if packed:
+        raise BadInput("holds packed run folders beside other recordings", where=str(path), right="one of them")
     if recordings:
         if keep is not None:
             raise BadInput("recordings are repeated as they are", where="--keep", right="a table, or run folders")

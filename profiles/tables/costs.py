@@ -198,6 +198,7 @@ def _numbers(cost: Cost) -> Iterable[float]:
 FASTEST, LONGEST = 1.5, 60.0
 
 _LOOP, _SPELLS = "simulator: iterations of a loop", ("<loop>.slow_share", "<loop>.slow_spell", "<loop>.slow_normal")
+_BETWEEN = "simulator: between workers"
 _WHOLE, _ENGINE, NOBODY = "simulator: batches of whole requests", "simulator: engine of a language model", "nobody"
 _UPTO: tuple[Form, ...] = ("by_batch", "line", "value")
 _VALUE: tuple[Form, ...] = ("value",)
@@ -342,7 +343,10 @@ TRANSPORT = CostName(
     "seconds",
     _VALUE,
     "from sent by one stage, or the client, until queued at the next; drawn from quantiles where noise is on",
-    "simulator: between workers",
+    _BETWEEN,
+)
+BETWEEN_DEVICES = CostName(
+    "transport.between_devices", "seconds", _VALUE, "beside that, from sent on another device until here", _BETWEEN
 )
 
 WHOLE_RATIO = CostName(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,6 +19,8 @@ from .options import Options
 
 #: Module name of what turns the result of a model without a VAE into an image.
 OUTPUT = "output"
+#: A number that no request has.
+NOBODY = -1
 
 
 class Progress:
@@ -30,6 +33,25 @@ class Progress:
         self.slot = slot
         self.rows: np.ndarray | None = None
         self.done = 0
+
+
+class HandOver:
+    """A request's way to another device: *host* seconds that the serving thread spent on it, and of GPUs the events
+    around the copy, the first of which was recorded *ahead* seconds after the beginning."""
+
+    __slots__ = ("ahead", "begun", "copied", "host")
+
+    def __init__(self) -> None:
+        self.host = self.ahead = 0.0
+        self.begun: torch.cuda.Event | None = None
+        self.copied: torch.cuda.Event | None = None
+
+    def seconds(self) -> float:
+        """From its beginning until all was on the other device; waits until it is."""
+        if self.begun is None or self.copied is None:
+            return self.host
+        self.copied.synchronize()
+        return float(self.ahead + self.begun.elapsed_time(self.copied) / 1e3)
 
 
 class DeviceSlots:
@@ -138,13 +160,14 @@ class DeviceSlots:
             if progress is not None:
                 self.free.append(progress.slot)
 
-    def hand_over(self, request: int, other: DeviceSlots, after: torch.cuda.Event | None = None) -> None:
+    def hand_over(self, request: int, other: DeviceSlots, after: torch.cuda.Event | None = None) -> HandOver:
         """Copy the slot of *request* to *other*, those on another device, and free it here.
 
-        On GPUs nobody waits: the copy runs on a stream of its own *after* what the source's lane recorded behind the
-        request's last batch, whoever takes the request at *other* waits for the copy, and so does whoever is given
-        the slot that is free here.
+        On GPUs nobody waits: the copy runs on a stream of its own (*after* that event, if its last batch may not be
+        over), whoever takes the request at *other* waits for the copy, and so does whoever is given the slot that is
+        free here.
         """
+        begin, way = time.perf_counter(), HandOver()
         mine, theirs = self.progress[request], other.occupy(request)
         theirs.rows, theirs.done = mine.rows, mine.done
         if mine.rows is not None:
@@ -154,27 +177,42 @@ class DeviceSlots:
             for slots in (other, self):  # on one device the copy is on the source's stream
                 if slots.transfer is not None:
                     streams.enter_context(torch.cuda.stream(slots.transfer))
-            self._copy(mine.slot, other, theirs.slot, after)
+            self._copy(mine.slot, other, theirs.slot, after, way, begin)
         self.release(request)
+        way.host = time.perf_counter() - begin
+        return way
 
-    def _copy(self, slot: int, other: DeviceSlots, their: int, after: torch.cuda.Event | None) -> None:
+    def _copy(
+        self, slot: int, other: DeviceSlots, their: int, after: torch.cuda.Event | None, way: HandOver, begin: float
+    ) -> None:
         stream = self.transfer
         if stream is not None:
             self.wait_for(slot, stream)
             other.wait_for(their, stream)
             if after is not None:
                 stream.wait_event(after)
+            if other.gpu:
+                way.begun = torch.cuda.Event(enable_timing=True)
+                way.begun.record(stream)
+                way.ahead = time.perf_counter() - begin
         for name, tensor in self.model.state.items():
             other.model.state[name][their].copy_(tensor[slot], non_blocking=True)
         # A copy to or from the CPU is over for its users when the GPU's stream has come to its end.
         if stream is not None and not other.gpu:
             stream.synchronize()
         elif stream is not None:
-            copied = torch.cuda.Event()
+            copied = way.copied = torch.cuda.Event(enable_timing=True)
             copied.record(stream)
             self.pending[slot] = other.pending[their] = copied
         elif other.transfer is not None:
             other.transfer.synchronize()
+
+    def meet(self, other: DeviceSlots) -> None:
+        """Copy a slot to *other* and wait for it: the first copy between two GPUs maps the memory of one into the
+        other, which takes long."""
+        self.occupy(NOBODY)
+        self.hand_over(NOBODY, other).seconds()
+        other.release(NOBODY)
 
     # -- work, on the current stream ---------------------------------------------------------------------
 

@@ -22,6 +22,8 @@ from .networks import Body
 WIDTH = 6
 #: Batches that can be launched before the first of them is done.
 RING = 1024
+#: Blocks of pinned memory to ask for until one is of the right device: more than torch keeps of one size.
+TRIES = 64
 
 
 class _Mapped:
@@ -36,6 +38,24 @@ class _Mapped:
         }
 
 
+def _shared_rows(shape: tuple[int, ...], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Zeros in pinned memory, and the same memory as a tensor on *device*. Raises `ServeTwinError`.
+
+    Pinned memory is known as that of the device that was current when it was pinned. torch keeps what was freed for
+    the next who asks, on whatever device; a tensor on another one would be a copy, which the host writes to in vain.
+    """
+    others = []  # kept until the right one is found, so that it is not given out again
+    with torch.cuda.device(device):
+        torch.cuda.synchronize(device)  # what is pinned is a device's only if that is in use
+        for _ in range(TRIES):
+            ring = torch.zeros(*shape, pin_memory=True)
+            table = torch.as_tensor(_Mapped(ring), device=device)
+            if table.data_ptr() == ring.data_ptr():
+                return ring, table
+            others.append(ring)
+    raise ServeTwinError(f"{device} does not see the host's pinned memory")
+
+
 class GraphRunner:
     """Runs *body* on batches of up to *limit* requests, one at a time: for a single lane (`DeviceSlots.lease`)."""
 
@@ -47,14 +67,16 @@ class GraphRunner:
         self.limit = limit
         self.gpu = device.type == "cuda"
         self.eager = eager or not self.gpu
-        depth = RING if self.gpu else 1
-        self._ring = torch.zeros(depth, limit, WIDTH, pin_memory=self.gpu)
+        self.device = device
+        if self.gpu:
+            self._ring, self._table = _shared_rows((RING, limit, WIDTH), device)
+        else:
+            self._ring = torch.zeros(1, limit, WIDTH)
         self._views: list[np.ndarray] = list(self._ring.numpy())
         self._at = 0  # where the rows of the last launch lie, or of the next one if they are *filled*
         self._filled = False
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         if self.gpu:
-            self._table = torch.as_tensor(_Mapped(self._ring), device=device)
             self._cursor = torch.zeros(1, dtype=torch.long, device=device)
             self._pool = torch.cuda.graph_pool_handle()
             # Libraries keep scratch memory by stream: captured on streams of their own, runners never share any.
@@ -104,11 +126,14 @@ class GraphRunner:
         rows[:, 1:5] = (1.0, 1.0, 1.0, 0.0)
         for other in self._views:
             other[:] = rows
-        with _no_garbage_collection() if self.gpu else contextlib.nullcontext():
+        if not self.gpu:
             self._warm(sizes)
-        if self.gpu:  # whatever ran meanwhile
-            self._cursor.fill_(self._at)
-            torch.cuda.synchronize()
+            return
+        # A capture waits for the current device and frees that one's memory: it must be this runner's.
+        with torch.cuda.device(self.device), _no_garbage_collection():
+            self._warm(sizes)
+            self._cursor.fill_(self._at)  # whatever ran meanwhile
+            torch.cuda.synchronize(self.device)
 
     def _warm(self, sizes: Sequence[int]) -> None:
         for n in sorted(sizes, reverse=True):  # the largest first: the others then fit into its memory
@@ -118,7 +143,7 @@ class GraphRunner:
                 self._run(n)
                 continue
             stream = self._stream
-            stream.wait_stream(torch.cuda.current_stream())
+            stream.wait_stream(torch.cuda.current_stream(self.device))
             with torch.cuda.stream(stream):
                 for _ in range(1 if self.eager else 2):
                     self._run(n)

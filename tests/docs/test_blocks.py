@@ -33,6 +33,7 @@ RUN_ELSEWHERE = {
     ("docs/tutorials/validate-on-your-gpu.md", "cat >"): "tests/real/diffusion/test_tutorial.py",
     ("docs/tutorials/validate-on-your-gpu.md", "servetwin trace"): "tests/real/diffusion/test_tutorial.py",
     ("docs/guides/real-execution.md", "servetwin profile tiny-dit"): "tests/real/diffusion/test_tutorial.py",
+    ("docs/guides/explore.md", "servetwin explore"): "tests/experiments/exploring/test_explore_server.py",
     ("docs/guides/vllm.md", "servetwin run tiny-opt-cpu"): "tests/real/vllm/test_guide.py",
     ("docs/guides/policy-package.md", "pip install"): ".ci/wheel-test",
 }

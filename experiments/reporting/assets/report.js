@@ -1,24 +1,6 @@
-"use strict";
 // Draws the figures of a report. Plotly's script is in the page, packed; nothing is fetched.
 const figures = JSON.parse(document.getElementById("figures").textContent);
 const canvases = [...document.querySelectorAll(".canvas")];
-const touch = matchMedia("(pointer: coarse)").matches;
-const axis = {
-  gridcolor: "#e8ebef", linecolor: "#9aa3af", zeroline: false, showline: true, ticks: "outside", tickcolor: "#9aa3af",
-  ticklen: 4, title: { standoff: 8, font: { size: 12, color: "#5b6472" } }, automargin: true,
-};
-
-function merged(given) {
-  const layout = {
-    font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: "#1f2937" },
-    margin: { l: 48, r: 14, t: 10, b: 42 }, height: 270, showlegend: false, dragmode: touch ? false : "zoom",
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", hovermode: "x unified", hoverlabel: { align: "left" },
-    bargap: 0.25, ...given,
-  };
-  for (const name of ["xaxis", "yaxis", "yaxis2"])
-    if (given[name]) layout[name] = { ...axis, ...given[name], title: { ...axis.title, ...(given[name].title || {}) } };
-  return layout;
-}
 
 function draw(canvas) {
   if (canvas.dataset.drawn) return;
@@ -28,7 +10,7 @@ function draw(canvas) {
   const data = structuredClone(figure.data);
   const off = hidden(canvas.closest("section"));
   for (const trace of data) if (off.has(trace.name)) trace.visible = false;
-  Plotly.newPlot(canvas, data, merged(figure.layout), { responsive: true, displayModeBar: false, doubleClick: "reset" });
+  Plotly.newPlot(canvas, data, merged(figure.layout), plotOptions);
 }
 
 function hidden(section) {

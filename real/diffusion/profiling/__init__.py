@@ -5,5 +5,6 @@
 `profiler`          which terms, in which order, how often
 `microbenchmarks`   the short runs in which they are measured, under policies made for it
 `profile_writer`    what was measured, as a profile file
+`hand_overs`        how long a request is on its way from one device to another
 ==================  =====================================================================
 """

@@ -103,7 +103,10 @@ def test_search(servetwin, toy: Path):
         ("bound", ("dit-s2-256-rtx4090", "--requests", 4, "--no-policies")),
         (
             "league",
-            ("dit-s2-256-rtx4090", "--policy", "edf", "--requests", 5, "--seeds", 2, "--no-bound", "--jobs", 1),
+            (
+                "dit-s2-256-rtx4090",
+                *["--policy", "edf", "--requests", "5", "--seeds", "2", "--no-bound", "--jobs", "1"],
+            ),
         ),
         ("check", ("fcfs",)),
         ("policies", ()),

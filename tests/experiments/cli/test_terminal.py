@@ -48,9 +48,8 @@ def on_terminal(*arguments: object, columns: int = 80, **environment: str) -> st
 
 def lines_of(written: str) -> list[str]:
     """The lines of results, without what a progress bar wrote and took away again."""
-    return [
-        ESCAPES.sub("", line.rpartition("\x1b[2K")[2]).rstrip() for line in written.replace("\r\n", "\n").split("\n")
-    ]
+    lines = written.replace("\r\n", "\n").split("\n")
+    return [ESCAPES.sub("", line.rpartition("\x1b[2K")[2]).rstrip() for line in lines]
 
 
 @pytest.mark.parametrize("command", ["workloads", "profiles", "policies", "run", "compare"])
@@ -90,6 +89,4 @@ def test_colours_are_off_where_nobody_sees_them(servetwin, toy: Path):
 
 def test_lines_are_whole_where_there_is_no_terminal(servetwin):
     _, out, _ = servetwin("run", "opt-13b-h100", "--requests", 20)
-    assert (
-        "profile h100/opt-13b-tp1 is not clean: points with few samples, disturbed samples (servetwin profiles" in out
-    )
+    assert "h100/opt-13b-tp1 is not clean: points with few samples, disturbed samples (servetwin profiles" in out

@@ -15,38 +15,6 @@ from servetwin.experiments.sweeps import tables
 
 KINDS = {"a run": ["chat"], "two runs": ["images", "chat"], "a sweep": ["sweep.csv"], "a score": ["score.csv"]}
 
-#: Texts of figures that reach out of their figure or out of the window, and elements wider than the window.
-CLIPPED = """() => {
-    const found = [];
-    for (const text of document.querySelectorAll('.canvas svg text')) {
-        const box = text.getBoundingClientRect(), around = text.closest('.canvas').getBoundingClientRect();
-        if (!text.textContent || !box.width || !around.width) continue;
-        if (box.left < around.left - 1 || box.right > around.right + 1 || box.top < around.top - 1
-            || box.bottom > around.bottom + 1) found.push(text.textContent);
-    }
-    for (const e of document.querySelectorAll('h1, h2, p, li, figure, figcaption, dl, .table, pre, details')) {
-        const box = e.getBoundingClientRect();
-        if (box.width && (box.left < -1 || box.right > innerWidth + 1))
-            found.push(e.tagName + ' ' + e.textContent.slice(0, 40));
-    }
-    if (document.documentElement.scrollWidth > innerWidth) found.push('the page is wider than the window');
-    return found;
-}"""
-
-#: Texts of one figure that lie over each other.
-OVERLAPPING = """() => {
-    const found = [];
-    for (const canvas of document.querySelectorAll('.canvas')) {
-        const boxes = [...canvas.querySelectorAll('svg text')].map((t) => [t.textContent, t.getBoundingClientRect()])
-            .filter(([text, box]) => text && box.width);
-        boxes.forEach(([a, p], i) => boxes.slice(i + 1).forEach(([b, q]) => {
-            if (p.left < q.right - 1 && q.left < p.right - 1 && p.top < q.bottom - 1 && q.top < p.bottom - 1)
-                found.push(a + ' | ' + b);
-        }));
-    }
-    return found;
-}"""
-
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
@@ -87,8 +55,8 @@ def test_a_report_opens_and_nothing_is_clipped(chromium, results: Path, tmp_path
     report.write([results / name for name in KINDS[kind]], tmp_path / "report.html")
     with opened(chromium, tmp_path / "report.html", size) as (page, heard):
         draw_all(page)
-        assert page.evaluate(CLIPPED) == []
-        assert page.evaluate(OVERLAPPING) == []
+        assert page.evaluate(browser.CLIPPED) == []
+        assert page.evaluate(browser.OVERLAPPING) == []
         assert heard == []
 
 
@@ -118,7 +86,7 @@ def test_on_paper_all_figures_are_there_in_the_width_of_the_sheet(chromium, resu
             "[...document.querySelectorAll('.canvas')].every((c) => c.querySelector('.main-svg')"
             " && Math.abs(c.querySelector('.main-svg').clientWidth - c.clientWidth) < 2)"
         )
-        assert page.evaluate(CLIPPED) == []
+        assert page.evaluate(browser.CLIPPED) == []
         assert page.pdf(format="A4").startswith(b"%PDF")
         assert heard == []
 

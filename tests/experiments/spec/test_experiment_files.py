@@ -146,6 +146,7 @@ WRONG_FILES = {
     "unknown kind": ("workload: {arrivals: {process: poison}}", ["unknown process 'poison'", "poisson"]),
     "kind without what it needs": ("workload: {arrivals: {process: trace}}", ["workload.arrivals.file", "missing"]),
     "unknown policy": ("policy: {name: neustrem}", ["child.yaml:2: policy.name", "'neustrem'", "neustream"]),
+    "policy that is no mapping": ("policy: edf", ["child.yaml:2: policy", "'edf' does not fit", "policy: {...}"]),
     "policy file that is not there": ("policy: {name: nope.py}", ["policy.name", "nope.py", "no such policy file"]),
     "unknown policy parameter": (
         "policy: {name: edf, params: {drop_lat: 1}}",

@@ -81,19 +81,25 @@ def test_time_between_iterations():
 HOLD = 200_000_000
 
 
+TWO = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no two GPUs")
+
+
+@pytest.mark.parametrize("second", [0, pytest.param(1, marks=TWO)])
 @pytest.mark.parametrize("ordered", [True, False])
-def test_a_hand_over_waits_for_the_source_and_is_waited_for(ordered, monkeypatch):
-    """Slots twice on one GPU stand for two devices. The source's stream is held up before it writes the latents, and
+def test_a_hand_over_waits_for_the_source_and_is_waited_for(ordered, second, monkeypatch):
+    """On one GPU slots twice stand for two devices. The source's stream is held up before it writes the latents, and
     the target reads them on a stream of its own: without the events (as it was) it would read what was there before.
     """
     if not ordered:  # then the test must be able to see it
         monkeypatch.setattr(torch.cuda.Stream, "wait_event", lambda stream, event: None)
-    device = torch.device("cuda", 0)
+    device, other_device = torch.device("cuda", 0), torch.device("cuda", second)
     kind, options = find("tiny-dit"), Options(slots=4)
-    here, there = DeviceSlots(kind, options, device), DeviceSlots(kind, options, device)
-    source, target = torch.cuda.Stream(device), torch.cuda.Stream(device)
+    here, there = DeviceSlots(kind, options, device), DeviceSlots(kind, options, other_device)
+    here.meet(there)  # the first copy between two GPUs waits for much else
+    source, target = torch.cuda.Stream(device), torch.cuda.Stream(other_device)
     written, seen = torch.cuda.Event(), []
-    torch.cuda.synchronize()
+    torch.cuda.synchronize(device)
+    torch.cuda.synchronize(other_device)
     for number in range(12):  # more than there are slots
         request = Request(number, 0.0, 1.0, {"dit": 4})
         with torch.no_grad(), torch.cuda.stream(source):
@@ -113,6 +119,7 @@ def test_a_hand_over_waits_for_the_source_and_is_waited_for(ordered, monkeypatch
         if number % 2:
             there.release(number - 1)
             there.release(number)
-    torch.cuda.synchronize()
+    torch.cuda.synchronize(device)
+    torch.cuda.synchronize(other_device)
     right = [bool((latents == number + 1).all()) for number, latents in enumerate(seen)]
     assert all(right) == ordered, right

@@ -1,0 +1,147 @@
+"""Run folders in one file: what of runs must be known to repeat them with their own requests.
+
+A file ``folders-*.json.gz`` holds, of each run, what its ``meta.json`` and ``real.json`` say, what its summary
+counts, and of each request when it came, its deadline, its work, how it ended and when; and the files of users' own
+routers. Runs of a diffusion model on several devices are kept so: each device has a profile of its own, which comes
+along under the name that it gives itself.
+
+``python -m servetwin.experiments.validation.packed_runs FOLDER OUT`` packs the runs in FOLDER/runs, which were made
+with the profiles in FOLDER/profiles.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from servetwin.core import BadInput
+
+from .replay_diffusion import LETTERS
+from .run_files import request_lines
+
+RIGHT = "run folders that ServeTwin packed"
+#: What is kept of a summary.
+COUNTS = ("requests", "met", "late", "dropped", "failed", "finished", "attainment", "request_goodput", "workers")
+#: Digits after the point of a time in seconds.
+DIGITS = 6
+
+
+def is_packed(path: Path) -> bool:
+    """Whether *path* is a file of packed run folders."""
+    return path.name.startswith("folders-") and path.name.endswith(".json.gz")
+
+
+def pack(folder: Path, out: Path) -> list[str]:
+    """Pack the runs in *folder*/runs into *out*; gives the names of those that did not come to their end.
+
+    Profiles go by the names that the files in *folder*/profiles give themselves. A router's file comes along: a copy
+    of it in *folder*, or itself if it is still where it was. Raises `BadInput` if it is neither.
+    """
+    from servetwin.profiles import load
+
+    names = {path.name: load(str(path)).name for path in sorted((folder / "profiles").glob("*.yaml"))}
+    runs, left, files = [], [], {}
+    for place in sorted(path for path in (folder / "runs").iterdir() if path.is_dir()):
+        if not (place / "summary.json").exists():
+            left.append(place.name)
+            continue
+        meta, summary = _read(place / "meta.json"), _read(place / "summary.json")
+        deployment = meta["experiment"]["deployment"]
+        deployment["devices"] = {d: names.get(Path(p).name, p) for d, p in deployment["devices"].items()}
+        router = deployment["router"]
+        if isinstance(router, str) and router.endswith(".py"):
+            deployment["router"] = Path(router).name
+            files[Path(router).name] = _source(Path(router), folder)
+        lines = sorted(request_lines(place), key=lambda r: (r["arrival"], r["id"]))
+        runs.append(
+            {
+                "name": place.name,
+                "meta": meta,
+                "summary": {name: summary[name] for name in COUNTS},
+                "real": _read(place / "real.json") if (place / "real.json").exists() else {},
+                "id": [r["id"] for r in lines],
+                "arrival": [round(r["arrival"], DIGITS) for r in lines],
+                "deadline": [None if r["deadline"] is None else round(r["deadline"], DIGITS) for r in lines],
+                "work": [r["work"] for r in lines],
+                "outcome": "".join(LETTERS[r["outcome"]] for r in lines),
+                "finished": [None if r["finished"] is None else round(r["finished"], DIGITS) for r in lines],
+            }
+        )
+    text = json.dumps({"runs": runs, "files": files}, separators=(",", ":"))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
+    return left
+
+
+def _source(router: Path, folder: Path) -> str:
+    for path in (folder / router.name, router):
+        if path.exists():
+            return path.read_text(encoding="utf-8")
+    raise BadInput("the router is not there", where=str(router), right=f"a copy of it in {folder}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What a file of packed runs holds. Raises `BadInput`."""
+    try:
+        data: dict[str, Any] = json.loads(gzip.decompress(path.read_bytes()))
+        for run in data["runs"]:
+            columns = [run[key] for key in ("id", "arrival", "deadline", "work", "outcome", "finished")]
+            if len({len(column) for column in columns}) != 1 or not run["meta"]["experiment"]:
+                raise ValueError(f"{run['name']} does not say as much of each request")
+        data["files"].items()
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f"holds no packed runs: {error}", where=str(path), right=RIGHT) from None
+    return data
+
+
+@contextmanager
+def unpacked(paths: Sequence[Path]) -> Iterator[Path]:
+    """A folder with the run folders of *paths*, while it lasts: what `replay_folder` needs of them."""
+    words = {letter: word for word, letter in LETTERS.items()}
+    with TemporaryDirectory(prefix="servetwin-") as work:
+        for path in paths:
+            data = read(path)
+            here = Path(work) / path.name.removesuffix(".json.gz")
+            here.mkdir()
+            for name, text in data["files"].items():
+                (here / Path(name).name).write_text(text, encoding="utf-8")
+            for run in data["runs"]:
+                _write(run, here, words)
+        yield Path(work)
+
+
+def _write(run: dict[str, Any], here: Path, words: dict[str, str]) -> None:
+    folder, meta = here / Path(run["name"]).name, run["meta"]
+    folder.mkdir()
+    deployment = meta["experiment"]["deployment"]
+    if isinstance(deployment["router"], str) and deployment["router"].endswith(".py"):
+        deployment["router"] = str(here / deployment["router"])
+    for name in ("meta", "summary", "real"):
+        (folder / f"{name}.json").write_text(json.dumps(run[name]), encoding="utf-8")
+    columns = zip(*(run[key] for key in ("id", "arrival", "deadline", "work", "outcome", "finished")), strict=True)
+    with (folder / "requests.jsonl").open("w", encoding="utf-8") as file:
+        for number, arrival, deadline, work, letter, finished in columns:
+            line = {"id": number, "arrival": arrival, "deadline": deadline, "work": work, "reason": None}
+            line |= {"outcome": words[letter], "finished": finished, "stages": []}
+            file.write(json.dumps(line) + "\n")
+
+
+def main(arguments: Sequence[str]) -> None:
+    folder, out = map(Path, arguments)
+    for name in pack(folder, out):
+        sys.stdout.write(f"did not come to its end: {name}\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

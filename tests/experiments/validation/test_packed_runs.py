@@ -1,0 +1,129 @@
+"""Run folders packed into one file: repeated from there as from where they were; and the gate on those that were
+measured on several devices."""
+
+import gzip
+import json
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+from servetwin.core import BadInput
+from servetwin.experiments.assembly import build
+from servetwin.experiments.spec.catalog import MEASURED
+from servetwin.experiments.spec.loading import load
+from servetwin.experiments.validation import packed_runs
+from servetwin.experiments.validation.score import score
+from servetwin.profiles import load as load_profile
+
+#: Recordings that come along: runs, requests of each at least, and the gaps in points of attainment that were
+#: reached, mean and largest, over two seeds.
+GATES: dict[str, tuple[int, int, float, float]] = {}
+
+ROUTER = """from servetwin.core.routing import Router
+
+
+class Last(Router):
+    def route(self, request, workers, now):
+        return workers[-1] if request.id % 3 else workers[0]
+"""
+
+
+def experiment(profiles: list[str], router: str, rate: float) -> dict:
+    workers = [{"modules": [m], "device": d, "limit": 2} for d in ("gpu0", "gpu1") for m in ("dit", "vae")]
+    devices = dict(zip(("gpu0", "gpu1"), profiles, strict=True))
+    deployment = {"devices": devices, "workers": workers, "router": router}
+    return {
+        "extends": "tiny-dit-cpu",
+        "name": "two",
+        "workload": {"requests": 60, "arrivals": {"process": "poisson", "rate": rate}},
+        "deployment": deployment,
+        "policy": {"name": "edf"},
+    }
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """Two runs, one behind a router of a user's, with the profiles that they were made with; and one that broke."""
+    folder = tmp_path_factory.mktemp("made")
+    (folder / "profiles").mkdir()
+    text = Path(load_profile.__globals__["DATA"] / "cpu" / "tiny-dit.yaml").read_text()
+    for name in ("a", "b"):
+        (folder / "profiles" / f"{name}.yaml").write_text(text)
+    (folder / "last.py").write_text(ROUTER)
+    profiles = [str(folder / "profiles" / f"{name}.yaml") for name in ("a", "b")]
+    for name, router, rate in (("0-own", str(folder / "last.py"), 20.0), ("1-usual", "least_loaded", 40.0)):
+        one = load(experiment(profiles, router, rate))
+        build.run(one, folder / "runs" / name)
+    (folder / "runs" / "2-broken").mkdir()
+    (folder / "runs" / "0-own" / "real.json").write_text('{"hand_overs": {}}')
+    return folder
+
+
+def test_packed_runs_are_repeated_as_their_folders_are(made, tmp_path):
+    out = tmp_path / "folders-two.json.gz"
+    assert packed_runs.pack(made, out) == ["2-broken"]
+    first = out.read_bytes()
+    packed_runs.pack(made, out)
+    assert out.read_bytes() == first
+    here, there = score(made / "runs", seeds=1, jobs=1), score(out, tmp_path / "scored.csv", seeds=1, jobs=1)
+    assert [s.run.cells["folder"] for s in there] == ["0-own", "1-usual"]
+    assert [s.gap_met for s in there] == [s.gap_met for s in here] == [0.0, 0.0]
+    assert {s.run.met for s in there} != {60}  # or nothing could be told apart
+    assert all(s.run.requests == 60 for s in there)
+    with packed_runs.unpacked([out]) as folder:
+        meta = json.loads((folder / "folders-two" / "0-own" / "meta.json").read_text())
+        assert meta["experiment"]["deployment"]["devices"] == {"gpu0": "cpu/tiny-dit", "gpu1": "cpu/tiny-dit"}
+        assert Path(meta["experiment"]["deployment"]["router"]).read_text() == ROUTER
+        assert json.loads((folder / "folders-two" / "0-own" / "real.json").read_text()) == {"hand_overs": {}}
+    assert not folder.exists()
+
+
+def test_a_router_that_is_not_there_any_more_is_asked_for(made, tmp_path):
+    run = tmp_path / "runs" / "0-own"
+    run.parent.mkdir()
+    (tmp_path / "profiles").mkdir()
+    run.mkdir()
+    for path in (made / "runs" / "0-own").iterdir():
+        (run / path.name).write_bytes(path.read_bytes())
+    meta = json.loads((run / "meta.json").read_text())
+    meta["experiment"]["deployment"]["router"] = str(tmp_path / "gone" / "last.py")
+    (run / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(BadInput, match=r"gone/last.py: the router is not there \(right would be: a copy of it in"):
+        packed_runs.pack(tmp_path, tmp_path / "folders-x.json.gz")
+    (tmp_path / "last.py").write_text(ROUTER)
+    assert packed_runs.pack(tmp_path, tmp_path / "folders-x.json.gz") == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", gzip.compress(b"[]"), gzip.compress(b'{"runs": []}'), gzip.compress(b'{"runs": [{}], "files": {}}')],
+    ids=["nothing", "a list", "no files", "an empty run"],
+)
+def test_what_is_no_file_of_packed_runs(content, tmp_path):
+    path = tmp_path / "folders-x.json.gz"
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=r"folders-x.json.gz: holds no packed runs"):
+        score(path, seeds=1, jobs=1)
+
+
+def test_they_are_not_mixed_with_other_recordings(made, tmp_path):
+    packed_runs.pack(made, tmp_path / "folders-two.json.gz")
+    (tmp_path / "other.json.gz").write_bytes(b"")
+    with pytest.raises(BadInput, match="beside other recordings"):
+        score(tmp_path, seeds=1, jobs=1)
+
+
+def test_every_recording_has_a_gate():
+    here = {str(path.relative_to(MEASURED)) for path in MEASURED.rglob("folders-*.json.gz")}
+    assert here == set(GATES)
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_attainment_is_as_close_as_it_was(name):
+    runs, requests, mean, largest = GATES[name]
+    scored = score(MEASURED / name, seeds=2, jobs=1)
+    assert len(scored) == runs
+    assert all(s.run.requests >= requests for s in scored)
+    gaps = [abs(s.gap_met or 0.0) for s in scored]
+    assert fmean(gaps) <= mean
+    assert max(gaps) <= largest
