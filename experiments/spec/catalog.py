@@ -51,3 +51,10 @@ def list_names() -> list[str]:
 def figure_names() -> list[str]:
     """The sweeps behind published figures that come with ServeTwin."""
     return sorted(p.stem for p in FIGURES.glob("*.yaml"))
+
+
+def recording_of(text: str) -> Path:
+    """A recording that a user names: a file, or what stands below ``experiments/measured`` of this installation."""
+    path = Path(text)
+    ours = MEASURED / text.removeprefix("experiments/measured/")
+    return ours if not path.exists() and ours.exists() else path

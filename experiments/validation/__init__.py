@@ -9,6 +9,7 @@
 `replay_diffusion`  recordings of diffusion models; `replay_llm`, `replay_agents`: of the others
 `replay_steps`      recorded steps of language models: a profile made of them, judged by others
 `replay_chat`       runs of a language model under limits on ttft and tpot, with their own requests
+`run_steps`         their steps one by one: the device, and the host, beside a profile
 `replay_external`   runs that somebody else measured, by profiles of their tables
 `closed_loop`       clients that keep so many requests in flight, beside what others measured
 `scoreboard`        the tables of README.md and docs/reference/scoreboard.md: how far off the simulation is

@@ -23,6 +23,7 @@ from servetwin.core import BadInput
 from servetwin.core.llm import TokenRequest
 
 from ..assembly import build
+from ..spec.catalog import recording_of
 from ..spec.experiment import Experiment
 from ..spec.loading import load
 from .replay_external import METRICS, Ends, Latencies, Means
@@ -226,7 +227,7 @@ def lines(path: Path, profile: str | None = None, seeds: int = SEEDS) -> Iterato
 
 
 def main(arguments: Sequence[str]) -> None:
-    files = [Path(arguments[0])] if arguments else recordings()
+    files = [recording_of(arguments[0])] if arguments else recordings()
     for file in files:
         for line in lines(file, arguments[1] if len(arguments) > 1 else None):
             sys.stdout.write(line + "\n")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..spec.catalog import recording_of
 from .replay_llm import MEASURED
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def lines(file: Path) -> list[str]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    for file in [Path(a) for a in arguments] or recordings():
+    for file in [recording_of(name) for name in arguments] or recordings():
         for line in lines(file):
             sys.stdout.write(line + "\n")
             sys.stdout.flush()

@@ -92,6 +92,18 @@ ROWS = (
         (0.96, 4.17),
     ),
     Row(
+        "h200-lengths/runs-llama-3.1-8b.json.gz",
+        "Llama-3.1-8B in vLLM as it is by default, two H200s, five policies, two kinds of lengths",
+        "reports/2026-11-h200-lengths.md",
+        "profile before runs, nothing fitted",
+    ),
+    Row(
+        "h200-lengths/runs-opt-13b.json.gz",
+        "OPT-13B in vLLM as it is by default, H200, five policies, two kinds of lengths",
+        "reports/2026-11-h200-lengths.md",
+        "profile before runs, nothing fitted",
+    ),
+    Row(
         "h200-chat/runs-llama-3.1-8b.json.gz",
         "Llama-3.1-8B in vLLM as it is by default, H200, four policies",
         "reports/2026-11-h200-chat.md",

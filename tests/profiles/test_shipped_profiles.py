@@ -47,6 +47,8 @@ OPT_VLLM = (
     "h200-long/opt-66b-tp2",
     "h200-chat/llama-3.1-8b",
     "h200-chat/opt-13b",
+    "h200-lengths/llama-3.1-8b",
+    "h200-lengths/opt-13b",
     "h200-steps/llama-3.1-8b",
     "h200-steps/opt-13b",
 )

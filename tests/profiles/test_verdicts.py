@@ -19,6 +19,8 @@ Save = Callable[..., Path]
 KNOWN = {
     "h200-chat/llama-3.1-8b": {"blind", "disturbed"},
     "h200-chat/opt-13b": {"blind"},
+    "h200-lengths/llama-3.1-8b": {"blind", "disturbed"},
+    "h200-lengths/opt-13b": {"blind"},
     "h200-steps/llama-3.1-8b": {"blind", "disturbed"},
     "h200-steps/opt-13b": {"blind"},
     "a6000/opt-13b-tp1": {"samples"},

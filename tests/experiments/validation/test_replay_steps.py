@@ -20,6 +20,14 @@ MOST = {
     ("h200-chat", "opt-13b", "prompts"): (1.5, 4.5),
     ("h200-chat", "opt-13b", "mixed"): (1.7, 6.3),
     ("h200-chat", "opt-13b", "beyond graphs"): (4.0, 10.0),
+    ("h200-lengths", "llama-3.1-8b", "decode"): (1.1, 3.5),
+    ("h200-lengths", "llama-3.1-8b", "prompts"): (2.3, 5.5),
+    ("h200-lengths", "llama-3.1-8b", "mixed"): (2.1, 5.7),
+    ("h200-lengths", "llama-3.1-8b", "beyond graphs"): (2.4, 9.7),
+    ("h200-lengths", "opt-13b", "decode"): (1.3, 3.7),
+    ("h200-lengths", "opt-13b", "prompts"): (1.6, 5.3),
+    ("h200-lengths", "opt-13b", "mixed"): (2.2, 7.2),
+    ("h200-lengths", "opt-13b", "beyond graphs"): (3.6, 7.2),
     ("h200-steps", "llama-3.1-8b", "decode"): (1.1, 4.2),
     ("h200-steps", "llama-3.1-8b", "prompts"): (3.0, 13.0),
     ("h200-steps", "llama-3.1-8b", "mixed"): (2.5, 11.0),
@@ -51,5 +59,6 @@ def test_they_are_there() -> None:
     found = [f"{file.parent.name}/{file.name}" for file in FILES]
     assert found == [
         "h200-chat/steps-llama-3.1-8b.npz", "h200-chat/steps-opt-13b.npz",
+        "h200-lengths/steps-llama-3.1-8b.npz", "h200-lengths/steps-opt-13b.npz",
         "h200-steps/steps-llama-3.1-8b.npz", "h200-steps/steps-opt-13b.npz",
     ]  # fmt: skip
