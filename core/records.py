@@ -4,14 +4,16 @@
     the resolved experiment, versions, device, seed and profile digests
 ``requests.jsonl``
     one line per request, in the order in which they ended: raw time stamps, nothing derived; *class*, *tenant*,
-    *priority* and *weight* where they are not the usual ones ("", "", 0, 1.0); at an LLM stage also *arrival* (as the
+    *priority* and *weight* where they are not the usual ones ("", "", 0, 1.0); *ended*, when it was dropped or
+    failed; at a stage its *deadline* there, where it has one of its own; at an LLM stage also *arrival* (as the
     engine saw it), *prompt*, *limit*, *predicted* (where there is a predictor) and *generated* tokens,
-    *first_token*, *last_token*, *preemptions*, and the times of all *tokens* if they were kept
+    *first_token*, *last_token*, *preemptions*, *due* or *limits* (what its tokens are promised), and the times of all
+    *tokens* if they were kept
 ``batches.jsonl``
     one line per batch: start, end, worker, modules, request ids, and the ends of its iterations if it ran several;
     for a step of an LLM engine the ids are of the requests that prefill or were chosen one by one, *prefill* holds
     [id, tokens, tokens before] of each chunk, *decode* how many requests decode, *context* the sum of their computed
-    tokens, and *preempted* who lost the memory for it
+    tokens, *preempted* who lost the memory for it, and *free* the KV blocks that were free when it was launched
 ``summary.json``
     written last; a folder without it is of a run that did not finish
 """
@@ -19,13 +21,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from types import MappingProxyType
+from typing import IO, Any, Protocol
 
 from .metrics import Summary
 from .policy import Batch
 from .request import Request, Task
+
+NONE: Mapping[str, Any] = MappingProxyType({})
+
+
+class Promise(Protocol):
+    """What the tokens of an LLM stage are held to (`servetwin.core.llm.slo.TokenDeadlines`)."""
+
+    def told(self, task: Any) -> dict[str, Any]:
+        """What a record says of it for *task*."""
 
 
 class Recorder:
@@ -62,7 +74,8 @@ class Recorder:
         return self.summary.batch if type(self).batch is Recorder.batch else self.batch
 
 
-def _stay(task: Task, tokens: bool) -> dict[str, Any]:
+def _stay(task: Task, tokens: bool, promises: Mapping[str, Promise]) -> dict[str, Any]:
+    request = task.request
     record: dict[str, Any] = {
         "stage": task.stage.name,
         "worker": task.worker.name if task.worker else None,
@@ -71,12 +84,23 @@ def _stay(task: Task, tokens: bool) -> dict[str, Any]:
         "started": task.started,
         "finished": task.finished,
     }
+    if task.deadline != request.deadline and task.deadline < float("inf"):
+        record["deadline"] = task.deadline
     record.update(task.details(tokens))
+    promise = promises.get(record["stage"]) if promises else None
+    if promise is not None:
+        record.update(promise.told(task))
     return record
 
 
-def request_record(request: Request, *, tokens: bool = True) -> dict[str, Any]:
-    """One line of ``requests.jsonl``; with *tokens* it has the time of each token of an LLM, where that was kept."""
+def request_record(
+    request: Request, *, tokens: bool = True, now: float | None = None, promises: Mapping[str, Promise] = NONE
+) -> dict[str, Any]:
+    """One line of ``requests.jsonl``; with *tokens* it has the time of each token of an LLM, where that was kept.
+
+    The request has ended *now* (None: that is not told of those that did not finish). *promises* has what the tokens
+    of LLM stages are held to, by the stage's name.
+    """
     terms = {
         "class": (request.class_name, ""),
         "tenant": (request.tenant, ""),
@@ -92,7 +116,8 @@ def request_record(request: Request, *, tokens: bool = True) -> dict[str, Any]:
         "outcome": request.outcome.value if request.outcome else None,
         "reason": request.reason,
         "finished": request.finished,
-        "stages": [_stay(t, tokens) for t in request.tasks],
+        **({"ended": now} if now is not None and request.finished is None else {}),
+        "stages": [_stay(t, tokens, promises) for t in request.tasks],
     }
 
 
@@ -125,6 +150,7 @@ class RunFolder(Recorder):
     def __init__(self, folder: Path, meta: dict[str, Any]) -> None:
         super().__init__()
         self.folder = folder
+        self.promises: Mapping[str, Promise] = NONE  # of LLM stages that have one, by name
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "meta.json").exists():
             raise FileExistsError(folder)
@@ -134,7 +160,8 @@ class RunFolder(Recorder):
 
     def ended(self, request: Request, now: float) -> None:
         super().ended(request, now)
-        self._requests.write(json.dumps(request_record(request, tokens=self.writes_tokens)) + "\n")
+        record = request_record(request, tokens=self.writes_tokens, now=now, promises=self.promises)
+        self._requests.write(json.dumps(record) + "\n")
 
     def batch(self, batch: Batch) -> None:
         super().batch(batch)

@@ -6,6 +6,7 @@
 `plotting`, `backends`  figures and traces; the same experiment served for real
 `exploring`             an experiment that is changed and simulated anew on a page
 `reporting`             what became of runs, for people to read
+`explaining`            why requests of a run were late or dropped
 `validation`            measured and simulated runs side by side
 `capacity`              how much a system holds
 `bound`                 the most requests that any schedule could meet

@@ -29,8 +29,9 @@ class TokenBatch(Batch):
 
     *prefill* holds (task, tokens, context before); *decode* tasks decode, whose computed tokens sum to *context*
     before the (first) step. *chosen* are those tasks if they are not all that can. *preempted* are those that lost
-    their memory for this step, *swapped* the blocks that move to and from the host before it. An executor sets
-    *took*, the seconds of the (last) step, besides what it sets of any `Batch`.
+    their memory for this step, *swapped* the blocks that move to and from the host before it, *free* those that were
+    free when it was launched. An executor sets *took*, the seconds of the (last) step, besides what it sets of any
+    `Batch`.
     """
 
     iterations = 1
@@ -49,6 +50,7 @@ class TokenBatch(Batch):
         keep_ends: bool = False,
         times: int = 1,
         repeat: Repeat | None = None,
+        free: int | None = None,
     ) -> None:
         self.id = id
         self.worker = worker
@@ -59,6 +61,7 @@ class TokenBatch(Batch):
         self.times = times
         self.repeat = repeat
         self.keep_ends = keep_ends
+        self.free = free
         self.prefill: Sequence[Piece] = ()
         self.chosen: Sequence[TokenTask] | None = None
         self.swapped = 0
@@ -81,6 +84,7 @@ class TokenBatch(Batch):
             "decode": self.decode,
             "context": self.context,
             "preempted": [task.id for task in self.preempted],
+            **({"free": self.free} if self.free is not None else {}),
         }
 
     def __repr__(self) -> str:

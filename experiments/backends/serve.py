@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ def serve(
     *,
     backend: str = "sim",
     setup: Setup | None = None,
-    url: str | None = None,
+    url: str | Sequence[str] | None = None,
     api_key_env: str | None = None,
     asynchronous: bool | None = None,
     say: Callable[[str], None] | None = None,
@@ -42,9 +42,9 @@ def serve(
 ) -> Served:
     """Serve *experiment* by *backend*, one of `BACKENDS`; with *folder*, leave its records there.
 
-    Real ones go by *setup*; "vllm" alone takes *url* and *asynchronous*, and with *url* the name of
-    an environment variable that holds the server's API key. *say* hears what a real one is doing. *watch*
-    gets the recorder before the first request comes.
+    Real ones go by *setup*; "vllm" alone takes *url* (or several, one for each worker) and *asynchronous*, and with
+    *url* the name of an environment variable that holds the server's API key. *say* hears what a real one is doing.
+    *watch* gets the recorder before the first request comes.
     """
     if backend not in BACKENDS:
         raise BadInput(f"there is no backend {backend!r}", where="--backend", right=suggest(backend, BACKENDS))
@@ -62,9 +62,9 @@ def serve(
         from .vllm import VllmBackend
 
         vllm = VllmBackend(setup.model, eager=setup.eager, foreign=setup.foreign, asynchronous=asynchronous)
-        if url is None and api_key_env is not None:
+        if not url and api_key_env is not None:
             raise BadInput("this is for a server", where="--api-key-env", right="--url https://host")
-        if url is not None:
+        if url:
             from servetwin.real.vllm.http_connection import key_in
 
             served = vllm.ask(url, experiment, folder, tell, key=key_in(api_key_env, os.environ))

@@ -83,7 +83,7 @@ class VllmBackend:
     @as_loaded()
     def ask(
         self,
-        url: str,
+        url: str | Sequence[str],
         experiment: Experiment,
         folder: Path | None = None,
         say: Say | None = None,
@@ -91,7 +91,8 @@ class VllmBackend:
         key: str | None = None,
     ) -> VllmReport:
         """Send the requests of *experiment* to the server at *url*, which has a policy of its own (or vLLM's), and
-        wants *key* if it wants an API key.
+        wants *key* if it wants an API key. Of several servers there is one for each worker of the deployment, in
+        their order, and its router says to which a request goes.
 
         Records and summary are as those of `run`, but without steps, which only the server knows.
         """
@@ -100,22 +101,46 @@ class VllmBackend:
 
         say = say or (lambda _: None)
         plan = Plan(experiment, diffusion=False)
-        _, workers, _ = plan.system()
-        worker = self._only(workers, experiment)
-        planned = planned_of(plan, worker)
-        say(f"sending {len(planned)} requests to {url}")
-        run = serve_url(url, planned, model=self.model, key=key)
+        urls = [url] if isinstance(url, str) else list(url)
+        at: dict[int, Any] = {}
+        engine: dict[str, Any] = {"url": urls[0]}
+        say(f"sending {len(plan.requests)} requests to {' and '.join(urls)}")
+        if len(urls) > 1:
+            run, workers, at, engine = self._ask_several(urls, plan, key)
+        else:
+            _, workers, _ = plan.system()
+            run = serve_url(urls[0], planned_of(plan, self._only(workers, experiment)), model=self.model, key=key)
+        worker = workers[0]
+        assert isinstance(worker, TokenWorker)
         recorder = Recorder()
         if folder is not None:
-            meta = {**build.describe(experiment), "kind": "real", "engine": {"url": url}}
+            meta = {**build.describe(experiment), "kind": "real", "engine": engine}
             recorder = build.folder_for(experiment, folder, meta)
         prepare(recorder, plan.experiment, workers)
         with recording(recorder, folder):
-            record(run, worker, {r.id: r for r in plan.requests}, recorder)  # type: ignore[misc]
-        report = VllmReport(recorder.summary, _spread(run.lateness), {}, {"url": url}, 0, {}, {}, {})
+            record(run, worker, {r.id: r for r in plan.requests}, recorder, at)  # type: ignore[misc]
+        report = VllmReport(recorder.summary, _spread(run.lateness), {}, engine, 0, {}, {}, {})
         if folder is not None:
             write_report(folder, report)
         return report
+
+    def _ask_several(
+        self, urls: list[str], plan: Plan, key: str | None
+    ) -> tuple[Run, list[Any], dict[int, Any], dict[str, Any]]:
+        """The run of *plan* on the servers at *urls*, its workers, which of them served each request, and what is to
+        be told of the servers."""
+        from servetwin.real.vllm.routed_client import Front, named, serve_urls
+
+        _, workers, wiring = plan.system(_asked)
+        by_name = named(urls, workers, plan.experiment.name)
+        check_limits(workers)
+        front = Front(workers, wiring["router"])  # type: ignore[arg-type]
+        shown: Any = {r.id: r for r in plan.requests}
+        planned = planned_of(plan, workers[0])  # type: ignore[arg-type]
+        with policies_answer([worker.policy for worker in workers]):
+            run = serve_urls(by_name, planned, front, shown, model=self.model, key=key)
+        counts = {worker.name: sum(one is worker for one in front.at.values()) for worker in workers}
+        return run, list(workers), dict(front.at), {"urls": by_name, "requests": counts}
 
     def kept_for(self, experiment: Experiment) -> EngineOptions:
         """The engine that serves *experiment*: runs that have the same follow each other."""
@@ -226,6 +251,15 @@ class VllmBackend:
         """Let go of the engine that served last, and of its memory."""
         while self.engines:
             self.engines.popitem()[1].close()
+
+
+def _asked(worker: Worker) -> Worker:
+    """In the place of an engine one that a server has."""
+    from servetwin.real.vllm.routed_client import ServerWorker
+
+    if not isinstance(worker, TokenWorker):
+        return worker
+    return ServerWorker(worker.stage, worker.policy, worker.view, device=worker.device)
 
 
 def require_vllm() -> None:

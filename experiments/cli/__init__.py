@@ -9,6 +9,7 @@ What a command needs is imported when it runs, so that help comes at once.
 `figure_commands`   those that draw: ``plot``, ``figures``, ``demo``, ``trace``
 `bound_command`     ``servetwin bound``: the most requests that any schedule could meet
 `league_command`    ``servetwin league``: policies ranked over several workloads
+`explain_command`   ``servetwin explain``: why requests were late or dropped
 `import_command`    ``servetwin import``: a profile without a GPU
 `report_command`    ``servetwin report``: results as a page
 `list_commands`     ``servetwin policies``, ``workloads``, ``profiles``

@@ -27,6 +27,7 @@ from .commands import (
     Url,
     Weights,
 )
+from .explain_command import explain
 from .explore_command import explore
 from .figure_commands import demo, figures, plot, trace
 from .import_command import import_profile
@@ -163,7 +164,7 @@ def _check_options(
         options.only_real({**modules, **ahead, **others})
     elif backend == "vllm":
         options.only_modules(modules)
-        options.only_with_url({"--api-key-env": ahead["--api-key-env"] if ahead["--url"] is None else None})
+        options.only_with_url({"--api-key-env": ahead["--api-key-env"] if not ahead["--url"] else None})
     else:
         options.only_vllm(ahead)
         from ..backends import pipeline
@@ -245,6 +246,7 @@ def sweep(
         raise BadInput("there is nothing that would take more seeds", where="--most", right="--until 0.5pp")
     from ..sweeps import sweep as engine
     from ..sweeps.cache import Cache
+    from ..sweeps.repeat import told_apart
     from ..sweeps.statistics import parse_until
 
     width = parse_until(until) if until is not None else None
@@ -265,8 +267,9 @@ def sweep(
     if as_json:
         print_json({"points": rows, "files": [str(out)]})
         return
-    if told := score_output.best_of(rows):
-        say(told)
+    best = score_output.best_of(rows)
+    for line in told_apart(rows, versus) if versus is not None else [best] if best is not None else []:
+        say(line)
     say(f"{len(rows)} points in {out}")
 
 
@@ -429,6 +432,7 @@ app.command()(demo)
 app.command()(report)
 app.command()(explore)
 app.command()(trace)
+app.command()(explain)
 app.command()(commands.profile)
 app.command("import")(import_profile)
 app.command()(policies)

@@ -48,9 +48,11 @@ RunBackend = Annotated[
     ),
 ]
 Url = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
-        help="With --backend vllm: send the requests to a running server, http://host:port or https://host."
+        metavar="TEXT",
+        help="With --backend vllm: send the requests to a running server, http://host:port or https://host; "
+        "to several (repeatable), one for each worker, through the deployment's router.",
     ),
 ]
 ApiKeyEnv = Annotated[

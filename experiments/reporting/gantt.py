@@ -105,7 +105,7 @@ def chart(
 
 def _end(record: Mapping[str, Any]) -> float:
     """When a request ended, or the last that is known of it."""
-    known = [record["arrival"], record["finished"]]
+    known = [record["arrival"], record["finished"], record.get("ended")]
     known += [stay[key] for stay in record["stages"] for key in ("queued", "started", "finished")]
     return max(t for t in known if t is not None)
 

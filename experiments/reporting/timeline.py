@@ -120,12 +120,13 @@ def requests_with_ends(folder: Path) -> Iterator[tuple[dict[str, Any], float]]:
 
 
 def with_ends(records: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], float]]:
-    """*records* of the requests of a run, in the order in which they ended, each with when it ended. When a request
-    was dropped or failed is not recorded: that is the last time known when it ended."""
+    """*records* of the requests of a run, in the order in which they ended, each with when it ended. Where an
+    older run does not say when a request was dropped or failed, that is the last time known when it ended."""
     latest = 0.0
     for record in records:
         known = [stay[key] for stay in record["stages"] for key in ("queued", "started", "finished")]
         latest = max([latest, record["arrival"], record["finished"] or 0.0, *(t for t in known if t is not None)])
+        latest = max(latest, record.get("ended", 0.0))
         yield record, record["finished"] if record["finished"] is not None else latest
 
 

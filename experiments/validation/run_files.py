@@ -46,6 +46,11 @@ class Stay(TypedDict):
     preemptions: NotRequired[int]
     tokens: NotRequired[list[Time]]
     iterations: NotRequired[int]
+    deadline: NotRequired[Time]
+    due: NotRequired[Annotated[list[Time], Field(min_length=3, max_length=3)]]
+    meets: NotRequired[Literal["all", "last"]]
+    limits: NotRequired[dict[Literal["ttft", "tpot", "itl", "e2el"], Annotated[float, Field(gt=0)]]]
+    sent: NotRequired[Time]
 
 
 class RequestLine(TypedDict):
@@ -59,6 +64,7 @@ class RequestLine(TypedDict):
     outcome: Literal["met", "late", "dropped", "failed"] | None
     reason: str | None
     finished: Time | None
+    ended: NotRequired[Time]
     stages: list[Stay]
 
 
@@ -79,6 +85,7 @@ class BatchLine(TypedDict):
     decode: NotRequired[int]
     context: NotRequired[int]
     preempted: NotRequired[list[int]]
+    free: NotRequired[int]
 
 
 class _Named(TypedDict):

@@ -7,6 +7,7 @@
 `engine`            vLLM's engine inside this process
 `plan`              requests sent and served; `records`: the records of a run
 `http_client`       an open-loop client of a running server
+`routed_client`     the same of several servers behind a router of ours
 `http_connection`   HTTP and TLS to that server, and what it may not send
 `engine_process`    an engine in a process of its own, and its worker
 `pipeline_server`   serves pipelines with such engines

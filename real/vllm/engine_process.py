@@ -224,6 +224,8 @@ class EngineWorker(TokenWorker):
             batch = TokenBatch(0, self.place, step.decode, step.context)
             batch.prefill = [(known[own], tokens, context) for own, tokens, context in step.prefill if own in known]
             batch.preempted = [known[own] for own in step.preempted if own in known]
+            batch.chosen = [known[own] for own in step.chosen if own in known] or None
+            batch.free = step.free
             batch.size = step.decode + len(step.prefill)
             batch.start, batch.end, batch.took = step.began - zero, step.end - zero, step.seconds
             yield batch

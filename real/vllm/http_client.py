@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
 from servetwin.core import BadInput
@@ -37,7 +37,7 @@ def serve_url(url: str, requests: Sequence[Planned], *, model: str | None = None
 
 async def _serve(server: Server, requests: list[Planned], model: str | None) -> Run:
     try:
-        name = await _model(server, model)
+        name = await model_of(server, model)
         zero = time.monotonic() + LEAD
         served = await asyncio.gather(*(_one(server, name, planned, zero) for planned in requests))
     finally:
@@ -47,7 +47,7 @@ async def _serve(server: Server, requests: list[Planned], model: str | None) -> 
     return Run(list(served), [], lateness, [], time.monotonic() - zero)
 
 
-async def _model(server: Server, model: str | None) -> str:
+async def model_of(server: Server, model: str | None) -> str:
     """The name of the *model* to ask for, which the server has. Raises `BadInput`."""
     where = f"--url {server.url}"
     try:
@@ -87,6 +87,14 @@ async def _one(server: Server, model: str, planned: Planned, zero: float) -> Ser
     await asyncio.sleep(max(0.0, due - time.monotonic()))
     sent = time.monotonic()
     out = Served(planned.id, sent - zero, planned.prompt, planned.output, sent - zero, "failed")
+    return await asked(server, model, planned, out, zero)
+
+
+async def asked(
+    server: Server, model: str, planned: Planned, out: Served, zero: float, heard: Callable[[int], None] | None = None
+) -> Served:
+    """*out* with what became of *planned*, which is sent now; *heard* is told how many tokens have come, whenever
+    some do."""
     body = {
         "model": model,
         "prompt": prompt_ids(planned),
@@ -99,7 +107,7 @@ async def _one(server: Server, model: str, planned: Planned, zero: float) -> Ser
     }
     try:
         async with asyncio.timeout(PATIENCE):
-            await _stream(server, body, out, zero)
+            await _stream(server, body, out, zero, heard)
     except TimeoutError:
         out.outcome, out.reason = "failed", f"the server did not end its answer in {PATIENCE:g} s"
     except BadAnswer as error:
@@ -110,7 +118,9 @@ async def _one(server: Server, model: str, planned: Planned, zero: float) -> Ser
     return out
 
 
-async def _stream(server: Server, body: dict[str, Any], out: Served, zero: float) -> None:
+async def _stream(
+    server: Server, body: dict[str, Any], out: Served, zero: float, heard: Callable[[int], None] | None
+) -> None:
     reason, over = None, False
     async with server.ask("POST", "/v1/completions", json.dumps(body).encode()) as answer:
         if answer.status != 200:
@@ -126,6 +136,8 @@ async def _stream(server: Server, body: dict[str, Any], out: Served, zero: float
             for count, ended in _choices(server, text):
                 out.times += [at] * min(count, out.output + 1)
                 reason = ended or reason
+            if heard is not None and out.times:
+                heard(len(out.times))
             if len(out.times) > out.output:
                 raise BadAnswer(f"more than the {out.output} tokens that were asked for")
     if len(out.times) == out.output:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from servetwin.core import Outcome, Recorder
@@ -18,23 +18,30 @@ from .plan import Run, Served
 Event = tuple[float, int, Callable[[], None]]
 
 
-def record(run: Run, worker: TokenWorker, planned: dict[int, TokenRequest], recorder: Recorder) -> None:
+def record(
+    run: Run,
+    worker: TokenWorker,
+    planned: dict[int, TokenRequest],
+    recorder: Recorder,
+    at: Mapping[int, TokenWorker] | None = None,
+) -> None:
     """Tell *recorder* what happened in *run*, in order of time.
 
     *planned* are the requests that were sent, by their ids; who met the SLO is decided as in a simulation, by the
-    deadlines in the view of *worker*.
+    deadlines in the view of *worker*; or of that which *at* names for a request, where there are several.
     """
     started: dict[int, float] = {}
     for step in run.steps:
         for number, _, _ in step.prefill:
             started.setdefault(number, step.began)
-    tasks = {served.id: _task(served, worker, planned[served.id], started.get(served.id)) for served in run.requests}
+    by = dict.fromkeys((served.id for served in run.requests), worker) | dict(at or {})
+    tasks = {s.id: _task(s, by[s.id], planned[s.id], started.get(s.id)) for s in run.requests}
     events: list[Event] = []
     for served in run.requests:
         request = tasks[served.id].request
         events.append((request.arrival, 0, lambda r=request: recorder.arrived(r)))  # type: ignore[misc]
         end = served.times[-1] if served.outcome == "finished" else served.ended
-        _settle(tasks[served.id], worker, served, end, run.reason)
+        _settle(tasks[served.id], by[served.id], served, end, run.reason)
         events.append((end, 2, lambda r=request, t=end: recorder.ended(r, t)))  # type: ignore[misc]
     batches = _batches(run, worker, tasks)
     events += [(batch.end, 1, lambda b=batch: recorder.batch(b)) for batch in batches]  # type: ignore[misc]
@@ -80,6 +87,8 @@ def _batches(run: Run, worker: TokenWorker, tasks: dict[int, TokenTask]) -> Iter
         batch = TokenBatch(i + 1, worker.place, step.decode, step.context)
         batch.prefill = [(tasks[number], tokens, context) for number, tokens, context in step.prefill]
         batch.preempted = [tasks[number] for number in step.preempted if number in tasks]
+        batch.chosen = [tasks[number] for number in step.chosen if number in tasks] or None
+        batch.free = step.free
         batch.size = step.decode + len(step.prefill)
         batch.start, batch.end, batch.took = step.began, step.end, step.seconds
         yield batch

@@ -195,7 +195,8 @@ class StepLog:
     tokens were there at *end*. *prefill* holds (id, tokens, context before), *decode* how many sequences decoded and
     *context* the sum of their contexts. *after* is when the step before it was over: with asynchronous scheduling
     that is later than *start*, because the policy is asked while that step runs. *contexts* are those of all that
-    decode, one by one, where the scheduler was told to keep them.
+    decode, one by one, where the scheduler was told to keep them. *chosen* are the ids of those that decode where not
+    all that could do, *free* the KV blocks that were free when the step was scheduled.
     """
 
     start: float
@@ -211,6 +212,8 @@ class StepLog:
     running: int
     after: float = 0.0
     contexts: list[int] = field(default_factory=list)
+    chosen: list[int] = field(default_factory=list)
+    free: int | None = None
 
     @property
     def began(self) -> float:
@@ -493,14 +496,15 @@ class _Policed(Steered):
             waiting[task] = None
             waiting.move_to_end(task, last=False)
             log.preempted.append(task.id)
-        decode = context = 0
+        context = 0
+        decoding: list[int] = []
         requests = self.requests
         contexts = log.contexts if self.keep_contexts else None
         for rid, tokens in output.num_scheduled_tokens.items():
             task = tasks[rid]
             before = requests[rid].num_computed_tokens - tokens
             if tokens == 1 and before >= task.prompt and task in running:
-                decode += 1
+                decoding.append(task.id)
                 context += before
                 if contexts is not None:
                     contexts.append(before)
@@ -511,7 +515,9 @@ class _Policed(Steered):
                     running[task] = None
                     if task.started is None:
                         task.started = log.start
-        log.decode, log.context = decode, context
+        log.decode, log.context, log.free = len(decoding), context, self.free_blocks
+        if len(decoding) != view.decoding:  # else it is all that can
+            log.chosen = decoding
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         outputs = super().update_from_output(scheduler_output, model_runner_output)

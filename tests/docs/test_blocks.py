@@ -33,6 +33,7 @@ RUN_ELSEWHERE = {
     ("docs/tutorials/validate-on-your-gpu.md", "cat >"): "tests/real/diffusion/test_tutorial.py",
     ("docs/tutorials/validate-on-your-gpu.md", "servetwin trace"): "tests/real/diffusion/test_tutorial.py",
     ("docs/guides/real-execution.md", "servetwin profile tiny-dit"): "tests/real/diffusion/test_tutorial.py",
+    ("docs/guides/real-execution.md", "servetwin run two.yaml"): "tests/real/diffusion/test_devices.py",
     ("docs/guides/explore.md", "servetwin explore"): "tests/experiments/exploring/test_explore_server.py",
     ("docs/guides/vllm.md", "servetwin run tiny-opt-cpu"): "tests/real/vllm/test_guide.py",
     ("docs/guides/policy-package.md", "pip install"): ".ci/wheel-test",
@@ -60,6 +61,7 @@ NOT_RUN = {
     ): "a server, as tests/real/vllm/test_server.py has",
     ("docs/guides/real-execution.md", "servetwin sweep grid.yaml --backend real"): "as the tutorial's, step 5",
     ("docs/guides/vllm.md", "vllm serve"): "a server; tests/real/vllm/test_server.py starts one with this scheduler",
+    ("docs/guides/vllm.md", "servetwin run opt-13b-h100-async"): "servers; tests/real/vllm/test_server.py has two",
     ("docs/guides/vllm.md", "servetwin profile meta-llama"): GPU,
     ("docs/guides/vllm.md", "python3 tests/real/vllm/async_campaign.py"): GPU,
 }

@@ -79,9 +79,11 @@ class TokenEngine(DecodeSums):
 
     def task(self, request: Request, now: float) -> TokenTask:
         """The visit of *request* here. Raises `BadInput` if it does not say how many tokens it has for this stage."""
-        return self._task(request, self.loop.outputs_of(request), now)
-
-    def _task(self, request: Request, outputs: Outputs | None, now: float) -> TokenTask:
+        outputs: Outputs | None
+        if self.lean:
+            outputs, request.outputs = request.outputs, None  # from here on nobody sees them
+        else:
+            outputs = self.loop.outputs_of(request)
         try:
             prompt, limit = tokens = request.tokens[self.module]  # type: ignore[attr-defined]
             length = outputs[self.module]  # type: ignore[index]
@@ -103,16 +105,6 @@ class TokenEngine(DecodeSums):
         task = self.task(request, now)
         del self.lengths[task]
         return self.view.solo(task)
-
-    def arrive(self, request: Request) -> None:
-        """*request* comes from the client, and nowhere but here: what the loop would do, in one go."""
-        loop = self.loop
-        outputs = request.outputs
-        if outputs is not None:
-            request.outputs = None  # from here on nobody sees them
-        task = self._task(request, outputs, loop.now())
-        request.tasks.append(task)
-        loop.send(None, task, self.receive)
 
     def receive(self, task: TokenTask) -> None:
         """*task* has reached the queue."""
@@ -144,8 +136,9 @@ class TokenEngine(DecodeSums):
             self.worker.policy.removed(task, self.worker.shown, now)
             if view.in_flight is not None:
                 self.stale = True  # its step runs out
-                if self.keep_times and task.ticks is not None:
-                    self._tell_times(task)
+                if self.keep_times and task.ticks is not None:  # the record has its tokens so far
+                    first, self.joined[task] = self.joined[task], self.ticks.count
+                    task.token_times.extend(self.ends_since(first))  # type: ignore[union-attr]
             else:
                 self._release(task)
                 self._visit_over(task)
@@ -180,7 +173,7 @@ class TokenEngine(DecodeSums):
                             if worker.inbox:
                                 self._take_in(now)
                             continue
-                    if view.decoding and self._all_decode(step.repeat, fresh, now):
+                    if view.decoding and not self.preempted and self._all_decode(step.repeat, fresh, now):
                         break
                 elif step.plain == PREFILLS and step.prefill[0][0] in waiting:
                     pieces = self._admit(step.prefill, (), 0, False, now)
@@ -217,8 +210,9 @@ class TokenEngine(DecodeSums):
             if not times:
                 return False
         loop.batches += 1
+        place, free = self.worker.place, view.free_blocks
         batch = view.in_flight = TokenBatch(
-            loop.batches, self.worker.place, decoding, view.context, now, self.keep_ends, times, repeat
+            loop.batches, place, decoding, view.context, now, self.keep_ends, times, repeat, free
         )
         self.worker.run(batch, self._done)
         return True
@@ -299,7 +293,8 @@ class TokenEngine(DecodeSums):
     ) -> None:
         loop = self.loop
         loop.batches += 1
-        batch = TokenBatch(loop.batches, self.worker.place, decode, context, now, self.keep_ends)
+        free = self.view.free_blocks
+        batch = TokenBatch(loop.batches, self.worker.place, decode, context, now, self.keep_ends, free=free)
         if chosen is not None:
             batch.chosen = chosen
         if pieces:

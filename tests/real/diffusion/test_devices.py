@@ -4,6 +4,13 @@ Two devices are the CPU twice, with a model and slots each; with two GPUs the sa
 (`pytest -m gpu`). The order that the events of two streams keep is held by test_gpu.py.
 """
 
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
@@ -163,6 +170,22 @@ def test_what_hand_overs_take_goes_into_the_profile_of_where_they_come_to(device
     assert "transport.between_devices" in load(str(tmp_path / "two.yaml")).costs
     with pytest.raises(BadInput, match="gpu0 is gpu0"):
         measured_hand_overs(server, "gpu0", "gpu0")
+
+
+@pytest.mark.checkout
+@pytest.mark.skipif("SERVETWIN_WHEEL_TEST" in os.environ, reason="the documents are not in the wheel")
+def test_the_guides_two_devices(tmp_path):
+    """docs/guides/real-execution.md, with the CPU for both."""
+    text = (Path(__file__).parents[3] / "docs" / "guides" / "real-execution.md").read_text()
+    (file,) = re.findall(r"^```yaml\n(# two\.yaml\n.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    (command,) = re.findall(r"^servetwin run two\.yaml --backend real.*$", text, re.MULTILINE)
+    (tmp_path / "two.yaml").write_text(file)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(command.split(), cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    real = json.loads((tmp_path / "runs" / "two" / "real.json").read_text())
+    # Each second request, as far as it was not dropped: the VAE is on gpu1.
+    assert 0 < real["hand_overs"]["gpu0 to gpu1"]["ms"]["samples"] <= 20
 
 
 @pytest.mark.gpu

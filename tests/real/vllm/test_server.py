@@ -1,5 +1,6 @@
 """A server as its users start it: vLLM's, with our scheduler by its path, asked over HTTP."""
 
+import contextlib
 import json
 import os
 import socket
@@ -26,10 +27,10 @@ def free_port():
         return probe.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
-def url(folder, tmp_path_factory):
+@contextlib.contextmanager
+def server(folder, log):
+    """vLLM's server with our scheduler, and its URL."""
     port = free_port()
-    log = tmp_path_factory.mktemp("server") / "log"
     options = "--load-format dummy --skip-tokenizer-init --enforce-eager --dtype float32 --max-model-len 512"
     options += " --max-num-seqs 32 --no-enable-prefix-caching --kv-cache-memory-bytes 67108864 --block-size 32"
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, *options.split()]
@@ -37,7 +38,7 @@ def url(folder, tmp_path_factory):
     command += ["--scheduler-cls", "servetwin.real.vllm.scheduler.PolicyScheduler"]
     command += ["--additional-config", json.dumps(SETTINGS)]
     with log.open("w") as out:
-        server = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, "OMP_NUM_THREADS": "1"})
     try:
         until = time.monotonic() + 180
         while True:
@@ -45,13 +46,19 @@ def url(folder, tmp_path_factory):
                 urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=2).close()
                 break
             except OSError:
-                assert server.poll() is None, log.read_text()[-3000:]
+                assert process.poll() is None, log.read_text()[-3000:]
                 assert time.monotonic() < until, log.read_text()[-3000:]
                 time.sleep(0.5)
         yield f"http://127.0.0.1:{port}"
     finally:
-        server.terminate()
-        server.wait(30)
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def url(folder, tmp_path_factory):
+    with server(folder, tmp_path_factory.mktemp("server") / "log") as address:
+        yield address
 
 
 def test_a_server_with_our_policy_is_asked_over_http(url):
@@ -85,6 +92,26 @@ def test_from_the_command_line(url, tmp_path, monkeypatch, capsys):
     summary = json.loads((out / "summary.json").read_text())
     assert summary["requests"] == summary["completed"] == 20
     assert summary["mean_ttft_ms"] > 0
+
+
+def test_two_servers_behind_a_router_of_ours(url, folder, tmp_path, monkeypatch):
+    """Two engines on one CPU, each with our scheduler, and requests that go where the fewest are."""
+    command = "servetwin run tiny-opt-cpu --backend vllm --requests 40 --rate 40 --set deployment.replicas=2"
+    command += f" --set deployment.router=jsq --out {tmp_path / 'run'}"
+    with server(folder, tmp_path / "log") as other:
+        monkeypatch.setattr(sys, "argv", [*command.split(), "--url", url, "--url", other])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert not ended.value.code
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["requests"] == summary["completed"] == 40
+    real = json.loads((tmp_path / "run" / "real.json").read_text())
+    assert sorted(real["engine"]["urls"].values()) == sorted([url, other])
+    assert sum(real["engine"]["requests"].values()) == 40
+    assert min(real["engine"]["requests"].values()) >= 8
+    lines = [json.loads(line) for line in (tmp_path / "run" / "requests.jsonl").read_text().splitlines()]
+    by = {name: sum(line["stages"][0]["worker"] == name for line in lines) for name in real["engine"]["urls"]}
+    assert by == real["engine"]["requests"]
 
 
 def test_no_server(url):

@@ -1,0 +1,364 @@
+"""Requests of a run, each with where its time went and the decision at which it was lost: ``servetwin explain``."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import fsum
+from pathlib import Path
+from typing import Any
+
+from servetwin.core import BadInput
+
+from ..spec.loading import load
+from ..validation.run_files import read_json, request_lines
+from . import run_window
+from .alone import Alone, StageAlone, TokensAlone
+from .batch_parts import batch_parts, pool_parts
+from .causes import SERVED, Cause, Part
+from .engine_parts import engine_parts
+from .run_window import RunWindow
+from .slack import Lost, Slack, TokenSlack, judged, lost_at, of_deadline
+from .visits import Visit, end_of, way_of
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """What a request's time at a stage, and on the way there, went into: *seconds* by cause.
+
+    *instead* are the requests that ran while it waited there, with for how many seconds, *batches* the numbers of the
+    batches that these were. *own* is in how many batches (iterations, steps) it was, of *mean_size* requests.
+    """
+
+    stage: str
+    worker: str
+    seconds: dict[Cause, float]
+    instead: dict[int, float]
+    batches: list[int]
+    own: int
+    mean_size: float | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a request ended as it did. Times in seconds since the run began; *latency* from arrival to end.
+
+    *slack* is what was left when it ended, negative if it was too late; None where the records or profiles do not
+    tell it. *lost* is where it was lost (`servetwin.experiments.explaining.slack`), None if it never was. *notes* say
+    what is not known.
+    """
+
+    id: int
+    outcome: str
+    reason: str | None
+    arrival: float
+    ended: float
+    deadline: float | None
+    stages: list[StageTime]
+    parts: list[Part]
+    slack: Slack | None
+    lost: Lost | None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def latency(self) -> float:
+        return self.ended - self.arrival
+
+    @property
+    def seconds(self) -> dict[Cause, float]:
+        """By cause, of all stages; they add up to `latency`."""
+        found: dict[Cause, list[float]] = {}
+        for part in self.parts:
+            for cause, seconds in part.shares().items():
+                found.setdefault(cause, []).append(seconds)
+        return {cause: fsum(found[cause]) for cause in Cause if cause in found}
+
+
+def explain(folder: Path, *, requests: Sequence[int] = (), worst: int | None = None) -> list[Explanation]:
+    """Explain the *requests* of the run in *folder* with these ids; or the *worst* that were not met, so many at
+    most, those first that were furthest beyond what they were promised.
+
+    Raises `BadInput` if it is no run folder, if its records are not what they must be, or hold no such request.
+    """
+    meta = read_json(folder / "meta.json", "not a run folder: it has no meta.json")
+    alone, notes = _alone_of(meta)
+    if requests:
+        chosen = _named(folder, requests)
+    else:
+        missed = [r for r in request_lines(folder) if r["outcome"] in ("late", "dropped", "failed")]
+        dated = [r for r in missed if r["finished"] is not None or "ended" in r]
+        if len(dated) < len(missed):
+            some = f"{len(missed) - len(dated)} requests were dropped or failed, and their records do not say when"
+            notes = [*notes, f"{some}: they are left out"]
+        chosen = heapq.nlargest(worst if worst is not None else 10, dated or missed, key=overrun)
+    inputs = alone.inputs if alone is not None else {}
+    ways = [way_of(record, inputs) for record in chosen]
+    window = run_window.read(folder, [visit for way in ways for visit in way], request_lines(folder))
+    simulated = meta.get("kind") == "simulated"
+    return [_explained(r, way, window, alone, simulated, notes) for r, way in zip(chosen, ways, strict=True)]
+
+
+def _named(folder: Path, requests: Sequence[int]) -> list[Record]:
+    wanted = set(requests)
+    found = {r["id"]: r for r in request_lines(folder) if r["id"] in wanted}
+    for number in requests:
+        if number not in found:
+            ids = [r["id"] for r in request_lines(folder)]
+            right = f"an id from {min(ids)} to {max(ids)}" if ids else "a run with requests"
+            raise BadInput(f"there is no request {number}", where=str(folder / "requests.jsonl"), right=right)
+    return [found[number] for number in requests]
+
+
+def overrun(record: Record) -> float:
+    """By how many seconds a request ended after what it was promised, as far as its own record tells; negative if it
+    was dropped before."""
+    end = record["finished"] if record["finished"] is not None else record.get("ended", record["arrival"])
+    if record["deadline"] is not None:
+        return float(end - record["deadline"])
+    found = [_token_overrun(stay, end) for stay in record["stages"] if judged_stay(stay)]
+    return max(found, default=float(end - record["arrival"]))
+
+
+def judged_stay(stay: Record) -> bool:
+    """Whether the tokens of this visit are promised anything."""
+    return "due" in stay or "limits" in stay
+
+
+def _token_overrun(stay: Record, end: float) -> float:
+    first, last = stay["first_token"], stay["last_token"]
+    first, last = (t if t is not None else end for t in (first, last))
+    steps = max(stay["generated"] - 1, 0)
+    if "due" in stay:
+        due, each, more = stay["due"]
+        return float(max(first - due, last - due - steps * each - steps * (steps + 1) / 2.0 * more))
+    limits, sent = stay["limits"], stay["sent"]
+    over = [float(first - sent - limits.get("ttft", float("inf"))), last - sent - limits.get("e2el", float("inf"))]
+    over.append(last - first - steps * limits.get("tpot", float("inf")) if steps else -float("inf"))
+    return max(over)
+
+
+def _alone_of(meta: Record) -> tuple[Alone | None, list[str]]:
+    """The speeds of a run's modules; None, and a note, where they are not here."""
+    try:
+        alone = Alone(load(meta.get("experiment", {})))
+    except BadInput as error:
+        what = "what requests take alone is not known here, nor the decision at which they were lost"
+        return None, [f"{what}: {error}"]
+    was = meta.get("profiles", {})
+    changed = [p.name for p in alone.profiles.values() if was.get(p.name, p.digest) != p.digest]
+    named = ", ".join(dict.fromkeys(changed))
+    return alone, [
+        f"{named} is not what it was when the run was made: served alone means by today's"
+    ] if named else []
+
+
+# -- one request ------------------------------------------------------------------------------------------------
+
+
+def _explained(
+    record: Record,
+    way: Sequence[Visit],
+    window: RunWindow,
+    alone: Alone | None,
+    simulated: bool,
+    notes: Sequence[str],
+) -> Explanation:
+    end, told = end_of(record), list(notes)
+    parts = list(_parts(record, way, window, alone, simulated, end))
+    for visit in way:
+        if visit.worker in window.silent:
+            told.append(f"the records hold no batches of {visit.worker}: what it ran is not known")
+        if visit.worker in window.unsure:
+            some, steps = window.unsure[visit.worker]
+            told.append(f"in {some} of {steps} steps of {visit.worker} the records do not say for sure who decoded")
+    slack, lost = None, None
+    if alone is not None and not any(visit.worker in window.silent for visit in way):
+        slack, lost = _lost(record, way, parts, alone, told)
+    return Explanation(
+        id=record["id"],
+        outcome=record["outcome"] or "failed",
+        reason=record["reason"],
+        arrival=record["arrival"],
+        ended=end,
+        deadline=record["deadline"],
+        stages=[_stage_time(visit, [p for p in parts if p.visit == i]) for i, visit in enumerate(way)],
+        parts=parts,
+        slack=slack,
+        lost=lost,
+        notes=list(dict.fromkeys(told)),
+    )
+
+
+def _parts(
+    record: Record, way: Sequence[Visit], window: RunWindow, alone: Alone | None, simulated: bool, end: float
+) -> Iterator[Part]:
+    now = record["arrival"]
+    for index, visit in enumerate(way):
+        if visit.came > now:
+            yield Part(index, Cause.TRANSFER, now, visit.came)
+        ran = window.ran.get(visit.worker, ())
+        if visit.worker in window.silent:
+            if visit.until > visit.came:
+                yield Part(index, Cause.UNTOLD, visit.came, visit.until)
+        elif visit.is_llm:
+            memory = alone.memory(visit.worker) if alone is not None else None
+            speed: Any = alone.tokens(visit) if alone is not None else None
+            yield from engine_parts(visit, index, ran, memory=memory, alone=speed)
+        else:
+            speed = alone.at(visit.stage, visit.worker, record["work"]) if alone is not None else None
+            if visit.worker in window.pools:
+                yield from pool_parts(visit, index, ran, speed)
+            else:
+                intake: Any = alone.intake(visit.worker) if alone is not None else "before"
+                yield from batch_parts(visit, index, ran, intake=intake, simulated=simulated, alone=speed)
+        now = max(now, visit.until)
+    if end > now:
+        yield Part(max(len(way) - 1, 0), Cause.TRANSFER, now, end)
+
+
+def _stage_time(visit: Visit, parts: Sequence[Part]) -> StageTime:
+    seconds: dict[Cause, list[float]] = {}
+    instead: dict[int, float] = {}
+    batches: dict[int, None] = {}
+    sizes: list[int] = []
+    for part in parts:
+        for cause, share in part.shares().items():
+            seconds.setdefault(cause, []).append(share)
+        if part.ran is None:
+            continue
+        if part.cause in SERVED:
+            sizes.append(len(part.ran.requests))
+            continue
+        batches[part.ran.batch] = None
+        for number in part.ran.requests:
+            if number != visit.request:
+                instead[number] = instead.get(number, 0.0) + part.seconds
+    return StageTime(
+        visit.stage,
+        visit.worker,
+        {cause: fsum(seconds[cause]) for cause in Cause if cause in seconds},
+        dict(sorted(instead.items(), key=lambda pair: -pair[1])),
+        list(batches),
+        len(sizes),
+        sum(sizes) / len(sizes) if sizes else None,
+    )
+
+
+# -- where it was lost ------------------------------------------------------------------------------------------
+
+
+def _lost(
+    record: Record, way: Sequence[Visit], parts: Sequence[Part], alone: Alone, notes: list[str]
+) -> tuple[Slack | None, Lost | None]:
+    """The slack at the end of a request, and where it was lost."""
+    if record["deadline"] is not None:
+        left = _Left(record, way, alone)
+        start, after = of_deadline(record["deadline"], record["arrival"], parts, left)
+        if left.unknown:
+            names = ", ".join(left.unknown)
+            notes.append(f"what it would have taken at {names} is not known, and counts as nothing")
+        return (after[-1] if after else start), lost_at(start, parts, after)
+    promised = [(i, visit) for i, visit in enumerate(way) if visit.is_llm and judged(visit)]
+    if not promised and any(visit.is_llm for visit in way):
+        notes.append("its record does not say what its tokens were promised: a run recorded anew says it")
+    slack, lost = None, None
+    for index, visit in promised:
+        own = [p for p in parts if p.visit == index]
+        track = TokenSlack(visit, alone.tokens(visit))
+        start = track.start(own[0].start if own else visit.came)
+        after = [track.after(part) for part in own]
+        slack, lost = (after[-1] if after else start), lost_at(start, own, after)
+        if slack.lost:
+            break
+    return slack, lost
+
+
+class _Left:
+    """What a request would still take alone after a part, with the later visits as they were, as far as it came."""
+
+    def __init__(self, record: Record, way: Sequence[Visit], alone: Alone) -> None:
+        self.way = way
+        self.here: list[StageAlone | TokensAlone] = [
+            alone.tokens(v) if v.is_llm else alone.at(v.stage, v.worker, record["work"]) for v in way
+        ]
+        self.decoded = [
+            h.decoded(_tokens(v)) if isinstance(h, TokensAlone) else None for h, v in zip(self.here, way, strict=True)
+        ]
+        rest, self.unknown = (0.0, list[str]())
+        if record["finished"] is None and way:
+            rest, self.unknown = alone.after(way[-1].stage, record["work"])
+        self.later = [rest]
+        for i in range(len(way) - 1, 0, -1):
+            self.later.append(self.later[-1] + self._left(i, 0, (0, 0)))
+        self.later.reverse()
+
+    def __call__(self, part: Part | None) -> float:
+        if not self.way:
+            return 0.0
+        if part is None:
+            return self.later[0] + self._left(0, 0, (0, 0))
+        return self.later[part.visit] + self._left(part.visit, part.done, part.tokens or (0, 0))
+
+    def _left(self, index: int, done: int, tokens: tuple[int, int]) -> float:
+        here, decoded = self.here[index], self.decoded[index]
+        if isinstance(here, StageAlone):
+            return here.left(done)
+        assert decoded is not None
+        generated, computed = tokens
+        pending = here.prompt + generated - computed
+        first = 0.0 if generated and pending <= 1 else here.prefill(pending)
+        base = generated if generated and pending <= 1 else generated + 1
+        last = len(decoded) - 1
+        return first + max(float(decoded[last] - decoded[min(base, last)]), 0.0) if generated < last else 0.0
+
+
+def _tokens(visit: Visit) -> int:
+    """The tokens that it generated; or one more, if it was not at its end."""
+    generated = int(visit.stay.get("generated", 0))
+    return generated if visit.finished else generated + 1
+
+
+def as_json(found: Explanation) -> dict[str, Any]:
+    """The content of ``servetwin explain --json`` for one request."""
+    lost: dict[str, Any] | None = None
+    if found.lost is not None:
+        lost = {"before": found.lost.before.seconds, "after": found.lost.after.seconds, "of": found.lost.after.what}
+        part = found.lost.part
+        if part is None:
+            lost["cause"] = None
+        else:
+            stage = found.stages[part.visit] if found.stages else None
+            lost |= {"cause": part.cause.value, "worker": stage.worker if stage else None, "own": part.own}
+            lost |= {"start": part.start, "end": part.end}
+            if part.ran is not None:
+                lost |= {"batch": part.ran.batch, "start": part.ran.start, "end": part.ran.end}
+                lost["requests"] = list(part.ran.requests)
+    return {
+        "id": found.id,
+        "outcome": found.outcome,
+        "reason": found.reason,
+        "arrival": found.arrival,
+        "ended": found.ended,
+        "latency": found.latency,
+        "deadline": found.deadline,
+        "slack": found.slack.seconds if found.slack is not None else None,
+        "slack_of": found.slack.what if found.slack is not None else None,
+        "seconds": {cause.value: seconds for cause, seconds in found.seconds.items()},
+        "stages": [
+            {
+                "stage": s.stage,
+                "worker": s.worker,
+                "seconds": {cause.value: seconds for cause, seconds in s.seconds.items()},
+                "batches": s.own,
+                "mean_batch_size": s.mean_size,
+                "instead": [{"id": number, "seconds": seconds} for number, seconds in s.instead.items()],
+                "instead_batches": s.batches,
+            }
+            for s in found.stages
+        ],
+        "lost": lost,
+        "notes": found.notes,
+    }

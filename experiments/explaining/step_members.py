@@ -1,0 +1,96 @@
+"""Who takes part in each step of an engine.
+
+A step's record names those that prefill and, where not all that can decode do, those that do. Otherwise all do that
+can: whose prompt has been computed, until their last token or a preemption. That follows from the records, and the
+number of those that decode, which stands in each step, says whether it was followed rightly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+class _State:
+    """A request at an engine, as far as steps tell."""
+
+    __slots__ = ("computed", "generated", "stays")
+
+    def __init__(self) -> None:
+        self.stays: list[
+            tuple[float, int, int, float | None]
+        ] = []  # (queued, prompt, generated, ended before its time)
+        self.generated = self.computed = 0
+
+
+class StepMembers:
+    """The members of each step of one engine. Give it all visits there, then the steps as they are recorded."""
+
+    def __init__(self) -> None:
+        self._states: dict[int, _State] = {}
+        self._decoding: dict[int, None] = {}
+        self._leaving: dict[int, float] = {}  # those that end before their last token, and when
+        self.steps = 0
+        self.unsure = 0  #: steps of which it is not known for sure who decodes
+
+    def visit(self, number: int, stay: Mapping[str, Any], ended: float | None) -> None:
+        """Request *number* was here; it did not finish and *ended* then, or did (None)."""
+        state = self._states.setdefault(number, _State())
+        state.stays.append((stay["queued"], stay["prompt"], stay.get("generated", 0), ended))
+        state.stays.sort(key=lambda s: s[0], reverse=True)  # the next one last
+
+    def members(self, record: Mapping[str, Any]) -> tuple[int, ...]:
+        """The ids of all that take part in the step of *record*: those that prefill, then those that decode."""
+        self.steps += 1
+        for number in record.get("preempted", ()):
+            self._decoding.pop(number, None)
+        for number in [n for n, ended in self._leaving.items() if ended <= record["start"]]:
+            self._leave(number)
+        prefill = {piece[0]: None for piece in record["prefill"]}
+        chosen = [n for n in record["requests"] if n not in prefill]
+        decode = chosen or (list(self._decoding) if record["decode"] else [])
+        if len(decode) != record["decode"]:
+            self.unsure += 1
+        found = (*prefill, *decode)
+        self._generated(decode, len(record.get("ends") or (0,)))
+        for number, tokens, before in record["prefill"]:
+            self._prefilled(number, before + tokens)
+        return found
+
+    def _generated(self, decode: Iterable[int], count: int) -> None:
+        for number in decode:
+            state = self._states.get(number)
+            if state is None or not state.stays:
+                continue
+            state.generated += count
+            self._over(number, state)
+
+    def _prefilled(self, number: int, computed: int) -> None:
+        state = self._states.get(number)
+        if state is None or not state.stays:
+            return
+        _, prompt, _, ended = state.stays[-1]
+        state.computed = computed
+        pending = prompt + state.generated - computed
+        if pending > 1 or (pending == 1 and computed < prompt):
+            self._decoding.pop(number, None)
+            return
+        if pending <= 0:
+            state.generated += 1
+        self._decoding[number] = None
+        if ended is not None:
+            self._leaving[number] = ended
+        self._over(number, state)
+
+    def _over(self, number: int, state: _State) -> None:
+        _, _, whole, ended = state.stays[-1]
+        if ended is None and state.generated >= whole:
+            self._leave(number)
+
+    def _leave(self, number: int) -> None:
+        self._leaving.pop(number, None)
+        self._decoding.pop(number, None)
+        state = self._states[number]
+        if state.stays:
+            state.stays.pop()
+        state.generated = state.computed = 0

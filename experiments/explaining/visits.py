@@ -1,0 +1,103 @@
+"""A request's way through the stages, from its arrival to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from servetwin.core import BadInput
+
+#: (stage -> the stages that lead there), where the pipeline is known.
+Inputs = Mapping[str, frozenset[str]]
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A request at a stage: *came* to the worker's queue, was there until *until*. Times in seconds since the run
+    began; *stay* is what the records say of it."""
+
+    request: int
+    stage: str
+    worker: str
+    came: float
+    until: float
+    stay: Mapping[str, Any]
+
+    @property
+    def finished(self) -> bool:
+        return self.stay["finished"] is not None
+
+    @property
+    def admitted(self) -> float | None:
+        found: float | None = self.stay["admitted"]
+        return found
+
+    @property
+    def started(self) -> float | None:
+        found: float | None = self.stay["started"]
+        return found
+
+    @property
+    def is_llm(self) -> bool:
+        return "prompt" in self.stay
+
+
+def end_of(record: Mapping[str, Any]) -> float:
+    """When a request ended. Raises `BadInput` if the records do not say it, as older ones do not of what was dropped
+    or failed."""
+    end = record["finished"] if record["finished"] is not None else record.get("ended")
+    if end is None:
+        what = f"request {record['id']} was {record['outcome']}, and its record does not say when"
+        raise BadInput(what, where="requests.jsonl", right="a run recorded anew: its records hold `ended`")
+    return float(end)
+
+
+def way_of(record: Mapping[str, Any], inputs: Inputs) -> list[Visit]:
+    """The visits that led a request to its end, each to the next: where a pipeline forks, those that were waited for.
+
+    Of one that was dropped or failed the last is the visit at which that happened.
+    """
+    end, stays = end_of(record), record["stages"]
+    last = _last(record, stays)
+    found: list[Mapping[str, Any]] = []
+    while last is not None:
+        found.append(last)
+        last = _before(last, stays, found, inputs)
+    return [_visit(record["id"], stay, end) for stay in reversed(found)]
+
+
+def _visit(number: int, stay: Mapping[str, Any], end: float) -> Visit:
+    until = stay["finished"] if stay["finished"] is not None else end
+    came = min(stay["queued"], until)
+    return Visit(number, stay["stage"], stay["worker"] or stay["stage"], came, until, stay)
+
+
+def _last(record: Mapping[str, Any], stays: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    if record["finished"] is not None:
+        return max(stays, key=lambda s: (s["finished"] is not None, s["finished"] or 0.0), default=None)
+    reason = record["reason"] or ""
+    if reason.startswith("not forwarded from "):
+        stage = reason.removeprefix("not forwarded from ")
+        done = [s for s in stays if s["stage"] == stage and s["finished"] is not None]
+        if done:
+            return max(done, key=lambda s: s["finished"])
+    still = [s for s in stays if s["finished"] is None]
+    there = [s for s in still if reason == f"dropped at {s['worker']}"]
+    return max(there or still or stays, key=lambda s: s["queued"], default=None)
+
+
+def _before(
+    stay: Mapping[str, Any], stays: Sequence[Mapping[str, Any]], taken: Sequence[Mapping[str, Any]], inputs: Inputs
+) -> Mapping[str, Any] | None:
+    """The visit that *stay* waited for: the last that was over when it began, of a stage that leads there."""
+    feeds = inputs.get(stay["stage"])
+    over = [
+        s
+        for s in stays
+        if s["finished"] is not None
+        and s["finished"] <= stay["queued"]
+        and not any(s is other for other in taken)
+        and (feeds is None or s["stage"] in feeds)
+    ]
+    return max(over, key=lambda s: s["finished"], default=None)

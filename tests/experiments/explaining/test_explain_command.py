@@ -1,0 +1,83 @@
+"""``servetwin explain``: what it prints, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def run(servetwin, toy: Path, tmp_path: Path) -> Path:
+    code, _, err = servetwin("run", toy, "--rate", 12, "--policy", "fcfs", "--out", tmp_path / "run")
+    assert code == 0, err
+    return tmp_path / "run"
+
+
+def missed(run: Path) -> list[dict]:
+    records = map(json.loads, (run / "requests.jsonl").read_text().splitlines())
+    return sorted(
+        (r for r in records if r["outcome"] == "late"), key=lambda r: r["deadline"] - r["finished"]
+    )  # the worst first
+
+
+def test_the_worst_are_listed_worst_first(servetwin, run: Path) -> None:
+    code, out, _ = servetwin("explain", run, "--worst", 4)
+    assert code == 0
+    rows = [line.split() for line in out.splitlines() if " late " in line]
+    assert [int(row[0]) for row in rows] == [r["id"] for r in missed(run)[:4]]
+    assert [float(row[3]) for row in rows] == [round(r["deadline"] - r["finished"], 3) for r in missed(run)[:4]]
+    assert f"--request {missed(run)[0]['id']}" in out
+
+
+def test_one_request_is_told_in_full(servetwin, run: Path) -> None:
+    number = missed(run)[0]["id"]
+    code, out, _ = servetwin("explain", run, "--request", number)
+    assert code == 0
+    assert out.startswith(f"request {number}: late")
+    for words in ("queue", "served alone", "meanwhile", "lost at batch", "of slack were left"):
+        assert words in out
+    cells = [
+        line.split()
+        for line in out.splitlines()
+        if line.startswith((" queue", " batch", " joined", " served", " shared", " held"))
+    ]
+    whole = missed(run)[0]["finished"] - missed(run)[0]["arrival"]
+    assert sum(float(row[-1]) for row in cells) == pytest.approx(whole, abs=0.002)
+
+
+def test_as_json(servetwin, run: Path) -> None:
+    code, out, _ = servetwin("explain", run, "--json", "--request", 7, "--request", 8)
+    assert code == 0
+    found = json.loads(out)
+    assert [one["id"] for one in found] == [7, 8]
+    for one in found:
+        assert sum(one["seconds"].values()) == pytest.approx(one["latency"])
+        assert sum(sum(stage["seconds"].values()) for stage in one["stages"]) == pytest.approx(one["latency"])
+
+
+def test_a_run_in_which_all_were_met(servetwin, toy: Path, tmp_path: Path) -> None:
+    servetwin("run", toy, "--slo", 1000, "--requests", 5, "--out", tmp_path / "met")
+    assert servetwin("explain", tmp_path / "met")[:2] == (0, "every request of this run was met\n")
+
+
+def test_bad_input_is_one_line(servetwin, run: Path, tmp_path: Path) -> None:
+    cases = {
+        ("--request", 999): "there is no request 999 (right would be: an id from 0 to 59)",
+        ("--request", 1, "--worst", 3): "--request and --worst: both are given (right would be: one of the two)",
+        ("--worst", 0): "--worst",
+    }
+    for options, words in cases.items():
+        code, out, err = servetwin("explain", run, *options)
+        assert (code, out) == (2, "")
+        assert words in err
+        assert err.count("\n") == 1
+    for wrong in (tmp_path, tmp_path / "nowhere"):
+        code, out, err = servetwin("explain", wrong)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert "not a run folder" in err
+    (run / "batches.jsonl").unlink()
+    code, out, err = servetwin("explain", run)
+    assert (code, out) == (2, "")
+    assert "it has no batches.jsonl" in err

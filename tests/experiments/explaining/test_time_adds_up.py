@@ -1,0 +1,141 @@
+"""The parts of a request's time leave nothing out and overlap nowhere, whatever happens in a run."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import graphs
+import pytest
+import worlds
+from engines import Anything, requests, serve
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from servetwin.core import RunFolder
+from servetwin.core.llm.serving.worker import Host
+from servetwin.experiments.explaining.causes import SERVED, Cause
+from servetwin.experiments.explaining.explanation import explain
+from servetwin.policies.llm.fastserve import FastServe
+from servetwin.policies.llm.sarathi import Sarathi
+from servetwin.policies.llm.vllm import VLLM
+from servetwin.policies.llm.vllm_v1 import VLLMV1
+
+
+def records(folder: Path) -> dict[int, dict]:
+    return {r["id"]: r for r in map(json.loads, (folder / "requests.jsonl").read_text().splitlines())}
+
+
+def whole(folder: Path) -> list:
+    """All requests of the run, explained; each from its arrival to its end, without a gap."""
+    lines = records(folder)
+    found = explain(folder, requests=list(lines))
+    for one in found:
+        marks = [p.start for p in one.parts] + [one.ended]
+        assert marks[0] == one.arrival
+        for (a, b), after in zip(itertools.pairwise(one.parts), marks[1:], strict=False):
+            assert a.end == b.start == after
+        if one.parts:
+            assert one.parts[-1].end == one.ended
+        assert all(p.seconds >= 0 for p in one.parts)
+        assert sum(one.seconds.values()) == pytest.approx(one.latency, abs=1e-9 * max(1.0, one.ended))
+        told = sum(s for stage in one.stages for s in stage.seconds.values())
+        assert told == pytest.approx(one.latency, abs=1e-9 * max(1.0, one.ended))
+        end = lines[one.id]["finished"]
+        assert one.ended == (end if end is not None else lines[one.id]["ended"])
+    return found
+
+
+@given(worlds.worlds())
+@settings(max_examples=80)
+def test_of_diffusion(tmp_path_factory, world) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    recorder = RunFolder(folder, {"kind": "simulated"})
+    simulation = world.run(recorder)
+    recorder.close()
+    sent = {r.id: r for r in simulation.requests}
+    for one in whole(folder):
+        visits = {}
+        for task in sent[one.id].tasks:
+            visits[task.stage.name, task.queued] = task
+        for index, stage in enumerate(one.stages):
+            parts = [p for p in one.parts if p.visit == index and p.cause is not Cause.TRANSFER]
+            task = next(t for (name, _), t in visits.items() if name == stage.stage)
+            own = [p for p in parts if p.own]
+            assert all(one.id in p.ran.requests for p in own)
+            assert all(one.id not in p.ran.requests for p in parts if p.cause is Cause.QUEUE and p.ran)
+            if task.finished is not None:
+                assert own[0].start == task.started
+                assert own[-1].end == task.finished
+
+
+@given(graphs.worlds())
+@settings(max_examples=60)
+def test_of_graphs_with_tools(tmp_path_factory, world) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    recorder = RunFolder(folder, {"kind": "simulated"})
+    world.run(recorder)
+    recorder.close()
+    whole(folder)
+
+
+POLICIES = {
+    "anything": None,
+    "vllm": VLLM,
+    "vllm-v1": VLLMV1,
+    "sarathi": lambda: Sarathi(32),
+    "fastserve": lambda: FastServe(starve=0.3, every=3),
+}
+ROWS = st.lists(
+    st.tuples(st.sampled_from([0.0, 0.0, 0.01, 0.1, 0.3, 2.0]), st.integers(1, 60), st.integers(1, 40)),
+    min_size=1,
+    max_size=16,
+)
+ENGINES = st.fixed_dictionaries(
+    {
+        "blocks": st.integers(8, 40),
+        "block_size": st.just(8),
+        "max_sequences": st.sampled_from([1, 3, 8, 64]),
+        "max_batched_tokens": st.sampled_from([64, 200]),
+    }
+)
+
+
+@given(
+    ROWS,
+    ENGINES,
+    st.sampled_from(sorted(POLICIES)),
+    st.sampled_from(["plain", "swap", "host", "ahead"]),
+    st.none() | st.floats(0.1, 3.0),
+    st.integers(0, 99),
+)
+@settings(max_examples=120, phases=[Phase.reuse, Phase.generate])
+def test_of_engines(tmp_path_factory, rows, limits, name, how, stop_at, seed) -> None:
+    """Beside that the parts tell when each token came out, which the records of steps do not say by request."""
+    folder = tmp_path_factory.mktemp("run")
+    recorder = RunFolder(folder, {"kind": "simulated"})
+    recorder.wants_token_times = recorder.writes_tokens = True
+    ahead = how == "ahead"
+    make = POLICIES[name] or (lambda: Anything(seed, repeats=not ahead))
+    times = list(itertools.accumulate(gap for gap, _, _ in rows))
+    sent = requests(*[(at, prompt, output) for at, (_, prompt, output) in zip(times, rows, strict=True)], limit=50)
+    host = Host(lambda n: 0.004, 0.001, ahead=ahead) if how in ("host", "ahead") else None
+    swapping = {"preemption": "swap", "swap": lambda n: 0.001 * n} if how == "swap" else {}
+    serve(make(), sent, host=host, log=recorder, stop_at=stop_at, **swapping, **limits)
+    recorder.close()
+    lines = records(folder)
+    for one in whole(folder):
+        stay = (lines[one.id]["stages"] or [{}])[0]
+        if one.outcome not in ("met", "late"):
+            continue
+        if all(line["outcome"] in ("met", "late") for line in lines.values()):  # else some leave unseen, in a step
+            assert not any("for sure who decoded" in note for note in one.notes)
+        came = [p.end for a, p in itertools.pairwise([None, *one.parts]) if p.tokens and p.tokens[0] > _before(a)]
+        assert came == stay["tokens"]
+        assert all(p.cause in SERVED for p in one.parts if p.own)
+        lost = sum(p.cause is Cause.PREEMPTED for p in one.parts)
+        assert not lost or stay["preemptions"]
+
+
+def _before(part) -> int:
+    return part.tokens[0] if part is not None and part.tokens else 0
