@@ -267,10 +267,8 @@ def sweep(
     if as_json:
         print_json({"points": rows, "files": [str(out)]})
         return
-    best = score_output.best_of(rows)
-    for line in told_apart(rows, versus) if versus is not None else [best] if best is not None else []:
-        say(line)
-    say(f"{len(rows)} points in {out}")
+    told = told_apart(rows, versus) if versus is not None else score_output.best_of(rows)
+    say("\n".join([*told, f"{len(rows)} points in {out}"]))
 
 
 @app.command()

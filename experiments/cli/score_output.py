@@ -168,17 +168,17 @@ def show_answers(find: str, answers: Sequence[Answer]) -> None:
             say(f"  {note}")
 
 
-def best_of(rows: Sequence[dict[str, Any]]) -> str | None:
-    """Who of a sweep's *rows* serves most, in a sentence; None where there is nothing to tell apart."""
+def best_of(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Who of a sweep's *rows* serves most, in a sentence; none where there is nothing to tell apart."""
     from ..reporting.sweep_sections import Grid, standings
 
     ranked = standings(Grid(list(rows), "the sweep")) if rows else []
     if len(ranked) < 2:
-        return None
+        return []
     first, second = ranked[0], ranked[1]
     told = f"{first.line} meets most, {100 * first.attainment:.1f} % of the requests on average"
     settings = "1 setting" if first.settings == 1 else f"{first.settings} settings"
-    return f"{told} over {settings}; next is {second.line} with {100 * second.attainment:.1f} %"
+    return [f"{told} over {settings}; next is {second.line} with {100 * second.attainment:.1f} %"]
 
 
 def answer_dict(row: dict[str, Any], answer: Answer) -> dict[str, Any]:

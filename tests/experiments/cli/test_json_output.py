@@ -110,7 +110,7 @@ def test_search(servetwin, toy: Path):
         ),
         ("check", ("fcfs",)),
         ("policies", ()),
-        ("policies", ("pace",)),
+        ("policies", ("slack-batch",)),
         ("workloads", ()),
         ("profiles", ()),
         ("profiles", ("h100/opt-13b-tp1",)),
