@@ -112,9 +112,8 @@ def score(
     recordings = _recordings_in(path)
     packed = [recording for recording in recordings if packed_runs.is_packed(recording)]
     if packed and len(packed) == len(recordings):
-        with packed_runs.unpacked(packed) as folder:
-            found = replay_folder.find(folder, overrides, as_they_are=as_they_are)
-            return _score_folders(found, out, seeds=seeds, jobs=jobs, keep=keep, progress=progress)
+        how = {"seeds": seeds, "jobs": jobs, "keep": keep, "progress": progress}
+        return _score_packed(packed, out, overrides, as_they_are=as_they_are, **how)
     if packed:
         raise BadInput("holds packed run folders beside other recordings", where=str(path), right="one of them")
     if recordings:
@@ -169,6 +168,22 @@ def _score_folders(
         )
         for r, row in zip(found, rows, strict=True)
     ]
+    if out is not None:
+        tables.write(out, [s.line() for s in scored])
+    return scored
+
+
+def _score_packed(
+    packed: Sequence[Path], out: Path | None, overrides: Iterable[Override], *, as_they_are: bool, **how: Any
+) -> list[Scored]:
+    """Policies in files of their own go by these files' names."""
+    with packed_runs.unpacked(packed) as folder:
+        found = replay_folder.find(folder, overrides, as_they_are=as_they_are)
+        scored = []
+        for s in _score_folders(found, None, **how):
+            policy = Path(s.run.policy).name
+            run = replace(s.run, policy=policy, cells={**s.run.cells, "policy": policy})
+            scored.append(replace(s, run=run))
     if out is not None:
         tables.write(out, [s.line() for s in scored])
     return scored
