@@ -33,6 +33,8 @@ CLIPPED = """() => {
         if (box.width && (box.left < -1 || box.right > innerWidth + 1))
             found.push(e.tagName + ' ' + e.textContent.slice(0, 40));
     }
+    for (const e of document.querySelectorAll('.facts dd, .facts dt'))
+        if (e.scrollWidth > e.clientWidth) found.push('in a tile: ' + e.textContent);
     if (document.documentElement.scrollWidth > innerWidth) found.push('the page is wider than the window');
     return found;
 }"""

@@ -1,24 +1,39 @@
-"""Pictures of reports for the documents: ``python tests/screenshots.py`` makes them anew in docs/img.
+"""Pictures of pages for the documents, on a desktop and on a phone: ``python tests/screenshots.py`` makes all anew.
 
-Needs the extras ``[report]`` and ``[browser]``, and a Chromium. Three reports, each as on a desktop and on a phone: a
-sweep of a language model, the score of the diffusion runs of the NeuStream artifact, and one run of a language model.
+Reports (a sweep of a language model, the score of the diffusion runs of the NeuStream artifact, one run of a language
+model), the page of ``servetwin explore``, and the documentation site. ``report``, ``explore`` or ``site`` behind the
+command makes those alone. Needs the extras ``[report]``, ``[docs]`` and ``[browser]``, and a Chromium.
 """
 
 from __future__ import annotations
 
+import io
+import os
+import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import browser
+from PIL import Image
 from servetwin.experiments.assembly import build
+from servetwin.experiments.exploring.lanes import Lanes
+from servetwin.experiments.exploring.pages import Pages
+from servetwin.experiments.exploring.server import Server
 from servetwin.experiments.reporting import report
 from servetwin.experiments.spec.loading import load
 from servetwin.experiments.sweeps.sweep import SweepFile, sweep
 from servetwin.experiments.validation import run_table
 from servetwin.experiments.validation.score import score
 
-IMAGES = Path(__file__).parents[1] / "docs" / "img"
+ROOT = Path(__file__).parents[1]
+IMAGES = ROOT / "docs" / "img"
+#: Colours of a picture, and the kB that it may have.
+COLOURS, MOST = 256, 150
 
 SWEEP = {
     "name": "opt-13b-h100",
@@ -47,19 +62,81 @@ def results(folder: Path) -> dict[str, list[Path]]:
     return {f"report-{name}": [folder / file] for name, file in names.items()}
 
 
-def main(out: Path) -> None:
-    with tempfile.TemporaryDirectory() as made, browser.launched() as chromium:
-        for name, given in results(Path(made)).items():
-            page_file = Path(made) / f"{name}.html"
-            report.write(given, page_file)
-            for size, ending, height in ((browser.DESKTOP, "", 2100), (browser.PHONE, "-phone", 1700)):
-                with browser.page((size[0], height), chromium) as page:
-                    page.goto(page_file.as_uri())
-                    page.wait_for_function("document.documentElement.dataset.ready === 'yes'")
-                    page.wait_for_timeout(1500)
-                    page.screenshot(path=out / f"{name}{ending}.png")
-                    print(out / f"{name}{ending}.png")
+def shoot(page: Any, name: str) -> None:
+    """Keep what *page* shows as a picture of few colours, which has a few ten kB."""
+    shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    shot = shot.quantize(COLOURS, dither=Image.Dither.NONE)
+    shot.save(IMAGES / f"{name}.png", optimize=True)
+    kilobytes = (IMAGES / f"{name}.png").stat().st_size / 1000
+    print(f"{IMAGES / name}.png: {kilobytes:.0f} kB")
+    assert kilobytes < MOST
+
+
+@contextmanager
+def pages(chromium: Any, name: str, heights: tuple[int, int]) -> Iterator[Any]:
+    """(page, name of its picture) on a desktop and on a phone."""
+    with (
+        browser.page((browser.DESKTOP[0], heights[0]), chromium) as desktop,
+        browser.page((browser.PHONE[0], heights[1]), chromium) as phone,
+    ):
+        yield (desktop, name), (phone, f"{name}-phone")
+
+
+def of_reports(chromium: Any, made: Path) -> None:
+    for name, given in results(made).items():
+        file = made / f"{name}.html"
+        report.write(given, file)
+        with pages(chromium, name, (2100, 1700)) as both:
+            for page, picture in both:
+                page.goto(file.as_uri())
+                page.wait_for_selector("html[data-ready=yes]", state="attached")
+                page.wait_for_timeout(1500)
+                shoot(page, picture)
+
+
+def of_explore(chromium: Any, made: Path) -> None:
+    """Two policies for OPT-13B on an H100, by a link, which is what the page's controls would have made."""
+    lanes = Lanes(2)
+    server = Server(Pages("opt-13b-h100-async", [], [], lanes), 0)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    changed = {"workload.arrivals.rate": 26, "policy.name": '"edf-llm"', "with.policy.name": '"sarathi"'}
+    link = "#of=opt-13b-h100-async&" + "&".join(f"{key}={value}" for key, value in changed.items())
+    try:
+        with pages(chromium, "explore", (1500, 1700)) as both:
+            for page, picture in both:
+                page.goto(server.invitation)
+                page.wait_for_selector("html[data-ready=yes][data-busy=no]", state="attached")
+                page.evaluate("(link) => { location.hash = link; }", link)
+                page.wait_for_selector("#results :text('sarathi') >> nth=0")
+                page.wait_for_selector("html[data-busy=no][data-whole=yes]", state="attached")
+                if picture.endswith("-phone"):
+                    page.evaluate("document.querySelector('label[for=seed]').scrollIntoView()")
+                page.wait_for_timeout(1500)
+                shoot(page, picture)
+    finally:
+        server.shutdown()
+        server.server_close()
+        lanes.close()
+
+
+def of_site(chromium: Any, made: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(made / "site")]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, check=True)
+    with browser.served(made / "site", {}) as address, pages(chromium, "site", (1300, 1300)) as both:
+        for page, picture in both:
+            page.goto(f"{address}/index.html", wait_until="networkidle")
+            shoot(page, picture)
+
+
+KINDS = {"report": of_reports, "explore": of_explore, "site": of_site}
+
+
+def main(kinds: list[str]) -> None:
+    with browser.launched() as chromium:
+        for kind in kinds:
+            with tempfile.TemporaryDirectory() as made:
+                KINDS[kind](chromium, Path(made))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else IMAGES)
+    main(sys.argv[1:] or list(KINDS))

@@ -17,8 +17,8 @@ from servetwin.policies.diffusion.fcfs import FCFS
 from servetwin.policies.diffusion.lsf import LSF
 from servetwin.policies.diffusion.neustream import NeuStream
 from servetwin.policies.diffusion.nexus import Nexus
-from servetwin.policies.diffusion.pace import Pace
 from servetwin.policies.diffusion.shepherd import Shepherd
+from servetwin.policies.diffusion.slack_batch import SlackBatch
 from servetwin.policies.diffusion.srpt import SRPT
 from servetwin.policies.diffusion.symphony import Symphony
 from servetwin.policies.diffusion.tetriserve import TetriServe
@@ -48,7 +48,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "lsf": LSF,
     "lsf-keep": lambda: LSF(max_batch=2, drop_late=False),
     "nexus": Nexus,
-    "pace": Pace,
+    "slack-batch": SlackBatch,
     "shepherd": lambda: Shepherd(preempt=1.5),
     "srpt": SRPT,
     "srpt-drop": lambda: SRPT(max_batch=2, drop_late=True),

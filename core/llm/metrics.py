@@ -100,9 +100,10 @@ class StageTokens:
             return
         self.all_tokens += generated
         if generated > 1:
-            self.itl.add(task.times())
+            self.itl.add(task.token_times)
         if self.slo is not None:
-            kept = self.slo.in_time(task)
+            known = task.known_in_time  # the engine has asked the SLO when the last token came
+            kept = known[1] if known is not None and known[0] is self.slo else self.slo.in_time(task)
             self.on_time += int(np.count_nonzero(kept))
             if kept[0]:
                 self.first_on_time += 1
@@ -117,7 +118,8 @@ class StageTokens:
         self.output_tokens += generated
         if task.finished > self.last_finish:
             self.last_finish = task.finished
-        sent = sent_at(task)
+        request = task.request
+        sent = request.arrival if task is request.tasks[0] else task.queued  # `sent_at`, written out: each one's
         self.ttft.append(first - sent)
         self.e2el.append(task.finished - sent)
         if generated > 1:

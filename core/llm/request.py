@@ -143,7 +143,7 @@ class TokenTask(Task):
         self.base_computed = 0
         # When each of its tokens came out, where a recorder wants that; complete once it does not decode any more.
         self.token_times: array[float] | None = None
-        # What `servetwin.core.llm.slo.TokenDeadlines.in_time` found, since both SLO and summary ask it.
+        # Which were in time, and for whose deadlines, as `servetwin.core.llm.slo.TokenDeadlines.met` found.
         self.known_in_time: Any = None
 
     @property

@@ -128,7 +128,7 @@ def task_limits(task: TokenTask, limits: TokenLimits) -> bool:
     assert task.finished is not None
     sent = sent_at(task)
     gaps = task.generated - 1
-    itl = float(np.diff(as_array(task.times())).max()) if gaps and limits.itl < inf else 0.0
+    itl = float(np.diff(as_array(task.token_times)).max()) if gaps and limits.itl < inf else 0.0
     tpot = (task.finished - task.first_token) / gaps if gaps else 0.0
     return limits.hold(ttft=task.first_token - sent, tpot=tpot, itl=itl, e2el=task.finished - sent, at=task.finished)
 
@@ -163,9 +163,15 @@ class TokenDeadlines(CumulativeSLO):
         return True
 
     def met(self, task: TokenTask) -> bool:
+        """Whether *task* kept this SLO. Of one that has generated all its tokens it notes which were in time: the
+        summary asks next."""
         if self.meets == "last":
             return super().met(task)
-        return int(np.count_nonzero(self.in_time(task))) == task.generated
+        count = task.generated
+        kept = as_array(task.token_times) <= self._due(task.arrival + task.budget, task.prompt, count, True)
+        if task.finished is not None:
+            task.known_in_time = self, kept
+        return int(np.count_nonzero(kept)) == count
 
     def told(self, task: TokenTask) -> dict[str, Any]:
         """What records say of it for *task*: its token j is *due* at ``first + (j - 1) each + (j - 1) j / 2 more``,
@@ -175,12 +181,11 @@ class TokenDeadlines(CumulativeSLO):
 
     def deadlines(self, task: TokenTask) -> np.ndarray:
         """When each of the tokens that *task* has generated was due, in seconds since the run began."""
-        return self._due(task, False)
+        return self._due(task.arrival + task.budget, task.prompt, task.generated, False)
 
-    def _due(self, task: TokenTask, tolerant: bool) -> np.ndarray:
-        """Likewise, or up to when each is in time."""
-        count, prompt = task.generated, task.prompt
-        first = task.arrival + task.budget + self.prefill_scale * self.prefill_alone(prompt)
+    def _due(self, start: float, prompt: int, count: int, tolerant: bool) -> np.ndarray:
+        """When each of *count* tokens after this prompt is due, or (*tolerant*) up to when it is in time."""
+        first = start + self.prefill_scale * self.prefill_alone(prompt)
         if tolerant:
             first = first + slack(first)
         steps, longer = (_STEPS, self._longer_contexts) if count <= len(_STEPS) else self._weights(*_longer(count))
@@ -193,15 +198,12 @@ class TokenDeadlines(CumulativeSLO):
         return steps, (self.decode_scale * self.d1) * sums
 
     def in_time(self, task: TokenTask) -> np.ndarray:
-        """Which of the tokens that *task* has generated came by their deadlines.
-
-        What was found for all of a task's tokens is kept with it: SLO and summary both ask.
-        """
+        """Which of the tokens that *task* has generated came by their deadlines."""
         known: tuple[TokenDeadlines, np.ndarray] | None = task.known_in_time
-        if known is not None and known[0] is self and len(known[1]) == task.generated:
+        if known is not None and known[0] is self:
             return known[1]
-        kept: np.ndarray = as_array(task.times()) <= self._due(task, True)
-        task.known_in_time = self, kept
+        due = self._due(task.arrival + task.budget, task.prompt, task.generated, True)
+        kept: np.ndarray = as_array(task.token_times) <= due
         return kept
 
 

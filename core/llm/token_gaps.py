@@ -8,12 +8,17 @@ from math import sqrt
 
 import numpy as np
 
+from ..errors import BadInput
+
 #: So many are added up at a time: they stay in the processor's cache, and no library starts threads for so few.
 _PORTION = 8192
 
 
-def as_array(times: Sequence[float]) -> np.ndarray:
-    """*times* as an array; without a copy where that can be."""
+def as_array(times: Sequence[float] | None) -> np.ndarray:
+    """*times* of tokens as an array; without a copy where that can be. Raises `BadInput` if nobody kept them
+    (`servetwin.core.Recorder.wants_token_times`)."""
+    if times is None:
+        raise BadInput("the times of single tokens were not kept", right="a recorder with wants_token_times")
     return np.frombuffer(times) if isinstance(times, array) else np.asarray(times)
 
 
@@ -36,8 +41,8 @@ class Gaps:
         self.total = self.squares = 0  # in units, and in units squared
         self.bins: np.ndarray | None = None
 
-    def add(self, times: Sequence[float]) -> None:
-        """The gaps between *times*."""
+    def add(self, times: Sequence[float] | None) -> None:
+        """The gaps between *times*. Raises `BadInput` if there are none, since nobody kept them."""
         at = as_array(times)
         self.kept.frombytes((at[1:] - at[:-1]).tobytes())
         self.held += len(at) - 1

@@ -115,7 +115,7 @@ class ServingLoop:
         self.hear_batch = self.recorder.of_batches()
         self._hear_arrival, self._hear_end = self.recorder.of_arrivals(), self.recorder.of_ends()
         alone = len(self.workers) == len(stages) == 1 and not stages[0].branches and budget is None
-        #: What takes requests in where the only worker has a way of its own (`Worker.serve_alone`).
+        #: Where requests go straight from the client, if the only worker takes them so (`Worker.serve_alone`).
         self.entrance = self.workers[0].serve_alone() if alone else None
 
     # -- events -----------------------------------------------------------------------------------------
@@ -130,7 +130,10 @@ class ServingLoop:
             self.end(request, Outcome.FAILED, CUT_OFF[1])
             return
         if self.entrance is not None:
-            self.entrance(request)
+            visit, receive = self.entrance
+            task = visit(request, self.now())
+            request.tasks.append(task)
+            self.executor.send(None, task, receive)
             return
         if request.outputs is not None:
             self._outputs[request.id] = request.outputs

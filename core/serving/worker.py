@@ -151,9 +151,10 @@ class Worker:
         """Work for *loop*, before anything arrives."""
         self.loop = loop
 
-    def serve_alone(self) -> Callable[[Request], None] | None:
-        """It is the only worker, of the only stage, and no budget shares anything out. A kind that has a shorter way
-        than the loop's of taking a request in from the client gives it here, and lets requests go by `Loop.end`."""
+    def serve_alone(self) -> tuple[Callable[[Request, float], Task], Callable[[Any], None]] | None:
+        """It is the only worker, of the only stage, and no budget shares anything out. A kind that then takes
+        requests straight from the client gives what makes their visits (as `task`; it takes out of them what policies
+        must not see) and what these come to (as `receive`); it lets requests go by `Loop.end`."""
         return None
 
     def task(self, request: Request, now: float) -> Task:

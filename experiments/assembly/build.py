@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from servetwin.core import (
     SLO,
@@ -29,18 +29,18 @@ from servetwin.core import (
     WorkerView,
 )
 from servetwin.core.errors import PolicyFault, Stopped
-from servetwin.core.llm import TokenPolicy
+from servetwin.core.llm import TokenPolicy, TokenSLO, TokenView
 from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.core.slo import ClassSLO
 
 from ..provenance.file_digests import code_digest
 from ..provenance.policy_code import as_loaded, load_again
 from ..spec import policy_registry, router_registry, yaml_io
-from ..spec.device_profiles import load_profiles, not_measured
 from ..spec.experiment import Experiment, FixedSLO, RelativeSLO
+from ..spec.loading import load_profiles, not_measured
 from ..spec.policy_errors import policies_answer
 from ..workload.requests import about, check_resolution, other_images, read_trace, requests
-from .llm_workers import ENDLESS, contexts, prepare, token_worker
+from .llm_workers import ENDLESS, check_engine, contexts, deadlines_of, host_ahead, prepare, settings_of
 from .pipeline import call_times, estimates, make_pipeline, make_pool, seconds_alone, wiring
 from .replicas import expanded
 
@@ -91,6 +91,8 @@ class Run:
 
 def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     """Wire up *experiment*. Raises `BadInput` if a profile, a policy or a trace does not fit it."""
+    from servetwin.sim.measured import TimeOptions, measured_executor
+
     recorder = recorder or Recorder()
     if experiment.deployment.repeated:
         experiment = expanded(experiment)
@@ -112,7 +114,20 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
         recorder.summary.input["trace"]["other_images"] = other
     if limits and (said := not_measured(profiles.values())):
         recorder.summary.input["basis"] = said
-    executor = make_executor(experiment, workers, profiles)
+    if experiment.time.unmeasured == "shared":
+        _check_memory(experiment, workers, profiles)
+    options = experiment.time.model_dump()
+    if options["session"] is not None:
+        options["session"] = datetime.fromisoformat(options["session"])
+    specs = {spec.name or spec.modules[0]: spec for spec in experiment.deployment.workers}
+    executor = measured_executor(
+        profiles,
+        workers,
+        TimeOptions(**options),
+        seed=experiment.seed,
+        calls={name: call_times(s, experiment.seed) for name, s in specs.items() if s.calls},
+        preparing={name: s.engine.preparing.seconds for name, s in specs.items() if s.engine and s.engine.preparing},
+    )
     with policies_answer([worker.policy for worker in workers]):  # each is asked to start
         loop = ServingLoop(stages, workers, executor, recorder, **wiring(experiment, stages, workers, profiles))
     source = requests(experiment, slo.seconds, trace, contexts=limits)
@@ -208,13 +223,30 @@ def make_slo(experiment: Experiment, profiles: dict[str, Profile]) -> SLO:
 def make_workers(experiment: Experiment, stages: list[Stage], profiles: dict[str, Profile], slo: SLO) -> list[Worker]:
     """The workers of the deployment, each with a policy of its own."""
     by_modules = {stage.modules: stage for stage in stages}
-    told, llms = estimates(experiment, profiles), experiment.pipeline.llms
+    llms = experiment.pipeline.llms
+    others = any(spec.modules[0] not in llms for spec in experiment.deployment.workers)
+    told = estimates(experiment, profiles) if others else {}
     workers: list[Worker] = []
     for i, (spec, chosen) in enumerate(zip(experiment.deployment.workers, experiment.policies, strict=True)):
         stage = by_modules[tuple(spec.modules)]
         policy = policy_registry.make(chosen.name, chosen.params)
         if spec.modules[0] in llms:
-            workers.append(token_worker(experiment, spec, stage, profiles[spec.device or ""], policy))
+            profile = profiles[spec.device or ""]
+            settings = settings_of(spec, profile)
+            policy = check_engine(experiment, spec, settings, profile, policy)
+            measured = experiment.deployment.estimates == "measured"
+            plans = profile.tokens("measured" if measured else "scheduler", hold=experiment.time.hold)
+            engine_view = TokenView(
+                stage,
+                settings.limits,
+                estimate_prefill=plans.prefill,
+                estimate_decode=plans.decode,
+                estimate_step=plans.step,
+                slo=cast("TokenSLO | None", deadlines_of(experiment, profile)),
+                name=spec.name or "",
+            )
+            host = host_ahead(profile, costs=experiment.time.costs) if settings.asynchronous else None
+            workers.append(TokenWorker(stage, policy, engine_view, device=spec.device or "", host=host))
             continue
         if isinstance(policy, TokenPolicy):
             what = f"{chosen.name} is a policy for language models, and {'+'.join(spec.modules)} is none"
@@ -225,26 +257,6 @@ def make_workers(experiment: Experiment, stages: list[Stage], profiles: dict[str
         view = WorkerView(stage, told[i], limit=spec.limit, name=spec.name or "", slo_factor=slo.factor)
         workers.append(BatchWorker(stage, policy, view, device=spec.device, intake=spec.intake))
     return workers
-
-
-def make_executor(experiment: Experiment, workers: list[Worker], profiles: dict[str, Profile]) -> SimExecutor:
-    """Simulated time as the experiment asks for it."""
-    from servetwin.sim.measured import TimeOptions, measured_executor
-
-    if experiment.time.unmeasured == "shared":
-        _check_memory(experiment, workers, profiles)
-    options = experiment.time.model_dump()
-    if options["session"] is not None:
-        options["session"] = datetime.fromisoformat(options["session"])
-    specs = {spec.name or spec.modules[0]: spec for spec in experiment.deployment.workers}
-    return measured_executor(
-        profiles,
-        workers,
-        TimeOptions(**options),
-        seed=experiment.seed,
-        calls={name: call_times(s, experiment.seed) for name, s in specs.items() if s.calls},
-        preparing={name: s.engine.preparing.seconds for name, s in specs.items() if s.engine and s.engine.preparing},
-    )
 
 
 def _check_memory(experiment: Experiment, workers: list[Worker], profiles: dict[str, Profile]) -> None:

@@ -12,9 +12,9 @@ from servetwin.core import BadInput
 from ..provenance.file_digests import code_digest, file_digest, stamp, surroundings
 from ..spec import policy_registry
 from ..spec.catalog import LISTS
-from ..spec.device_profiles import load_profiles
 from ..spec.experiment import Experiment
 from ..spec.llm import ListedTokens
+from ..spec.loading import load_profiles
 from ..workload.requests import read_trace
 from .build import policies_used, routers_of_users
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from servetwin.core import AbsoluteSLO, BadInput, RunFolder, Stage
+from servetwin.core import AbsoluteSLO, BadInput, RunFolder
 from servetwin.core.llm import (
     EngineLimits,
     LimitsSLO,
     TokenDeadlines,
     TokenLimits,
     TokenPolicy,
-    TokenSLO,
     TokenSLOByClass,
-    TokenView,
 )
 from servetwin.core.llm.metrics import TokenSummary
 from servetwin.core.llm.serving.worker import Host, TokenWorker
@@ -121,6 +119,25 @@ def deadlines_of(experiment: Experiment, profile: Profile) -> TokenDeadlines | N
     return TokenSLOByClass.of(usual, found) if found else usual
 
 
+def check_engine(
+    experiment: Experiment, spec: WorkerSpec, settings: EngineSettings, profile: Profile, policy: object
+) -> TokenPolicy:
+    """Raise `BadInput` unless the engine of *spec* can be run with these *settings* by *policy*; gives the policy."""
+    if not isinstance(policy, TokenPolicy):
+        known = "neustream-llm, vllm, vllm-v1, sarathi or edf-llm"
+        name = (spec.policy or experiment.policy).name
+        raise BadInput(f"{name} is no policy for language models", where="policy", right=known)
+    limits = settings.limits
+    _check_budget(limits, policy, settings.max_model_len)
+    if limits.preemption == "swap" and experiment.time.costs and SWAP() not in profile.costs:
+        what = f"{profile.name} does not say how long KV blocks take to the host and back (its cost kv.swap)"
+        raise BadInput(what, where="deployment.workers: engine.preemption", right="recompute, or time.costs: false")
+    if settings.asynchronous and limits.preemption == "swap":
+        what = "with asynchronous scheduling nothing is swapped"
+        raise BadInput(what, where="deployment.workers: engine.preemption", right="recompute, or asynchronous: false")
+    return policy
+
+
 def _check_budget(limits: EngineLimits, policy: TokenPolicy, context: int) -> None:
     """Raise `BadInput` where vLLM would: if more requests may run at once than a step has tokens, or prompts are not
     cut and may be longer than a step."""
@@ -160,38 +177,6 @@ def host_ahead(profile: Profile, *, costs: bool = True) -> Host:
         back_token=seconds(LAUNCH_BACK_TOKEN()),
         graph_tokens=profile.token_data.engine.graph_tokens,
     )
-
-
-def token_worker(
-    experiment: Experiment, spec: WorkerSpec, stage: Stage, profile: Profile, policy: object
-) -> TokenWorker:
-    """The engine that *spec* describes."""
-    if not isinstance(policy, TokenPolicy):
-        known = "neustream-llm, vllm, vllm-v1, sarathi or edf-llm"
-        name = (spec.policy or experiment.policy).name
-        raise BadInput(f"{name} is no policy for language models", where="policy", right=known)
-    settings = settings_of(spec, profile)
-    limits, ahead = settings.limits, settings.asynchronous
-    _check_budget(limits, policy, settings.max_model_len)
-    if limits.preemption == "swap" and experiment.time.costs and SWAP() not in profile.costs:
-        what = f"{profile.name} does not say how long KV blocks take to the host and back (its cost kv.swap)"
-        raise BadInput(what, where="deployment.workers: engine.preemption", right="recompute, or time.costs: false")
-    if ahead and limits.preemption == "swap":
-        what = "with asynchronous scheduling nothing is swapped"
-        raise BadInput(what, where="deployment.workers: engine.preemption", right="recompute, or asynchronous: false")
-    kind = experiment.deployment.estimates
-    plans = profile.tokens("measured" if kind == "measured" else "scheduler", hold=experiment.time.hold)
-    view = TokenView(
-        stage,
-        limits,
-        estimate_prefill=plans.prefill,
-        estimate_decode=plans.decode,
-        estimate_step=plans.step,
-        slo=cast("TokenSLO | None", deadlines_of(experiment, profile)),
-        name=spec.name or "",
-    )
-    host = host_ahead(profile, costs=experiment.time.costs) if ahead else None
-    return TokenWorker(stage, policy, view, device=spec.device or "", host=host)
 
 
 def prepare(recorder: Recorder, experiment: Experiment, workers: list[Worker]) -> None:

@@ -183,8 +183,6 @@ def estimates(experiment: Experiment, profiles: dict[str, Profile]) -> dict[int,
     them. By the worker's place in the deployment; engines are told of by their profile, and are left out."""
     workers, llms = list(enumerate(experiment.deployment.workers)), experiment.pipeline.llms
     asking = [(i, spec) for i, spec in workers if spec.modules[0] not in llms]
-    if not asking:
-        return {}
     kind, hold = experiment.deployment.estimates, experiment.time.hold  # policies plan with what is held, too
     fixed_seconds: dict[str, float] = {}  # of tools and of language models
     first: dict[str, Estimate] = {}

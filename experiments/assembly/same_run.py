@@ -11,8 +11,8 @@ from typing import Any
 
 from ..provenance.file_digests import code_digest, combined, file_digest, path_digest
 from ..spec import policy_registry
-from ..spec.device_profiles import load_profiles
 from ..spec.experiment import Experiment
+from ..spec.loading import load_profiles
 from ..workload.requests import read_trace
 from .build import policies_used
 

@@ -26,7 +26,7 @@ from ..assembly.pipeline import make_pipeline, real_tools, wiring, without_tools
 from ..assembly.replicas import expanded
 from ..assembly.same_run import otherwise, weights_digest
 from ..provenance.policy_code import as_loaded
-from ..spec import device_profiles
+from ..spec import loading
 from ..spec.catalog import suggest
 from ..spec.experiment import Experiment
 from ..spec.policy_errors import policies_answer
@@ -194,7 +194,7 @@ class Plan:
         # The client is a real one here, with a lateness of its own.
         prompt = experiment.system.model_copy(update={"client_delay": 0.0, "client_stretch": 0.0})
         self.experiment = experiment = expanded(experiment.model_copy(update={"system": prompt}))
-        self.profiles = device_profiles.load_profiles(experiment)
+        self.profiles = loading.load_profiles(experiment)
         self.slo = build.make_slo(experiment, self.profiles)
         known = contexts(experiment, self.profiles)
         self.requests = list(requests(experiment, self.slo.seconds, read_trace(experiment), contexts=known))

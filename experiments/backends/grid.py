@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from servetwin.core import BadInput, ServeTwinError
 
-from ..spec.device_profiles import load_profiles
 from ..spec.experiment import Experiment
+from ..spec.loading import load_profiles
 from ..sweeps import tables
 from ..sweeps.point import title
 from ..sweeps.sweep import find, points, read

@@ -12,7 +12,7 @@ from ..assembly import build
 from ..assembly.llm_workers import prepare, settings_of
 from ..assembly.pipeline import real_tools
 from ..provenance.policy_code import as_loaded
-from ..spec import device_profiles
+from ..spec import loading
 from ..spec.experiment import Experiment, WorkerSpec
 from ..spec.llm import TokenSLOSpec
 from ..spec.remote_policies import Maker, maker_of
@@ -59,7 +59,7 @@ def check(experiment: Experiment, *, foreign: bool = False) -> None:
     from servetwin.profiles import load
 
     actual = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    for device, profile in device_profiles.load_profiles(experiment).items():
+    for device, profile in loading.load_profiles(experiment).items():
         profiled = profile.data.device.name
         if not foreign and not same_device(profiled, actual):
             what = f"the profile {profile.name} is of {profiled}, but this machine has {actual}"

@@ -20,8 +20,8 @@ from servetwin.profiles.llm.recent_load import recent_load_of
 from servetwin.sim.measured import TimeOptions
 
 from ..assembly import build, replicas
-from ..spec.device_profiles import load_profiles
 from ..spec.experiment import Experiment
+from ..spec.loading import load_profiles
 from . import exact, schedules
 from .measured_places import measured_places
 from .relaxation import SLOTS, relax

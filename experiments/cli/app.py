@@ -289,6 +289,7 @@ def sweep(
         raise BadInput("there is nothing that would take more seeds", where="--most", right="--until 0.5pp")
     from ..sweeps import sweep as engine
     from ..sweeps.cache import Cache
+    from ..sweeps.repeat import told_apart
     from ..sweeps.statistics import parse_until
 
     width = parse_until(until) if until is not None else None
@@ -306,7 +307,8 @@ def sweep(
             versus=versus,
             say=commands.say_aside,
         )
-    typer.echo(f"{len(rows)} points in {out}")
+    told = told_apart(rows, versus) if versus is not None else []
+    typer.echo("\n".join([*told, f"{len(rows)} points in {out}"]))
 
 
 @app.command()

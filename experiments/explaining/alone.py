@@ -16,8 +16,8 @@ from servetwin.core import Stage
 from ..assembly.llm_workers import settings_of
 from ..assembly.pipeline import make_pipeline, mean_of_calls
 from ..assembly.replicas import expanded
-from ..spec.device_profiles import load_profiles
 from ..spec.experiment import Experiment, WorkerSpec
+from ..spec.loading import load_profiles
 from .engine_memory import Memory
 
 if TYPE_CHECKING:

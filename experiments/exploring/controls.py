@@ -20,7 +20,7 @@ from ..spec import policy_docs, policy_registry
 from ..spec.catalog import source_of
 from ..spec.experiment import Experiment, FixedSLO, RelativeSLO
 from ..spec.llm import TokenSLOSpec
-from ..spec.loading import load
+from ..spec.loading import layers, load
 from ..spec.overrides import Override
 
 #: The most requests that a slider offers, and with which an experiment that has more begins.
@@ -104,7 +104,8 @@ def offer_of(given: str, overrides: Sequence[Override], policies: Sequence[str] 
                 raise
             why = error.what if isinstance(error, BadInput) else str(error)
         offered.append(Offered(name, about, why, controls))
-    return Offer(experiment.name, experiment.about, own, _of_experiment(experiment), offered)
+    named = dict.fromkeys(name for layer in layers(source) for name in layer.deployments)
+    return Offer(experiment.name, experiment.about, own, _of_experiment(experiment, list(named)), offered)
 
 
 def shortened(experiment: Experiment) -> Experiment:
@@ -122,13 +123,18 @@ def _without_policy(overrides: Iterable[Override]) -> list[Override]:
 # -- of the experiment ----------------------------------------------------------------------------------
 
 
-def _of_experiment(experiment: Experiment) -> list[Control]:
+def _of_experiment(experiment: Experiment, deployments: Sequence[str]) -> list[Control]:
+    """The controls of *experiment*, whose files offer *deployments* by name."""
     load_of, plan = experiment.workload, experiment.deployment
     found = _of_arrivals(load_of.arrivals)
     found += _of_slo(experiment.slo)
     if load_of.requests is not None:
         few, most = min(100, load_of.requests), max(MOST_REQUESTS, load_of.requests)
         found.append(_number("workload.requests", "requests", load_of.requests, few, most, whole=True))
+    if plan.name in deployments and len(deployments) > 1:
+        choices = [(name, name) for name in deployments]
+        says = "which workers there are, and what each serves"
+        found.append(Control("deployment", "deployment", "choice", plan.name, choices=choices, says=says))
     found += [_device(experiment, device) for device in plan.devices]
     if plan.devices:
         most = max(MOST_REPLICAS, plan.replicas)

@@ -107,18 +107,19 @@ def _head(runs: Sequence[run_sections.Run], styles: Styles) -> str:
     asked, answered = run_sections.question(runs[0]), run_sections.answer(runs[0])
     if len(runs) == 2:
         asked, answered = _between(*runs)
-    keys = [page.swatch(styles.of(run.name), line=True, filled=True) for run in runs] if len(runs) > 1 else [""]
+    marks = [page.swatch(styles.of(run.name), line=False, filled=True) for run in runs] if len(runs) > 1 else [""]
     by_label: dict[str, list[str]] = {}
     for i, run in enumerate(runs):
         for label, value in run_sections.facts(run):
             by_label.setdefault(label, ["–"] * len(runs))[i] = value
     tiles = ""
     for label, values in by_label.items():
-        told = "".join(f"<dd>{key}{escape(value)}</dd>" for key, value in zip(keys, values, strict=True))
+        told = "".join(f"<dd>{key}{escape(value)}</dd>" for key, value in zip(marks, values, strict=True))
         tiles += f"<div><dt>{escape(label)}</dt>{told}</div>"
     legend = ""
     if len(runs) > 1:
-        both = zip(keys, runs, strict=True)
+        lines = [page.swatch(styles.of(run.name), line=True, filled=True) for run in runs]
+        both = zip(lines, runs, strict=True)
         legend = '<ul class="keys">' + "".join(f"<li>{key} {escape(run.name)}</li>" for key, run in both) + "</ul>"
     return (
         f'<p class="question">{escape(asked)}</p><p class="answer">{escape(answered)}</p>'
@@ -173,7 +174,8 @@ def goodput(runs: Sequence[run_sections.Run], styles: Styles) -> Plots:
     for run in runs:
         met = [r["finished"] for r in run.requests if r["outcome"] == "met"]
         name = "requests in time" if len(runs) == 1 else run.name
-        styles.of(name)
+        if len(runs) == 1:
+            styles.share(name, run.name)
         rate = np.histogram(met, edges)[0] / width
         lines[name] = np.where(edges[:-1] <= run.timeline.end, rate, np.nan)
     says = ", ".join(f"{name}: {number(float(np.nanmean(v)))} in the mean" for name, v in lines.items())

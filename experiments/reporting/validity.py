@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from servetwin.core import BadInput, ServeTwinError
 
-from ..spec.device_profiles import load_profiles
 from ..spec.experiment import Experiment
+from ..spec.loading import load_profiles
 from ..validation import run_table
 from .document import Note, Part, Section, Table, plain, plural
 

@@ -3,7 +3,8 @@
 ==================  ====================================================================================
 `experiment`        the model of a file; `llm` for language models; `field_types` of which both are made
 `validation`        whether the parts fit together; `llm_validation`, `class_validation` for some of them
-`loading`           files that extend one another, and where something is wrong; `overrides` of their keys
+`loading`           files that extend one another, where something is wrong, and the profiles of their devices
+`overrides`         keys that are set from outside
 `variants`          named deployments, and variants of the whole
 `catalog`           names of what comes with ServeTwin, and what a user may have meant
 `policy_registry`   finding a policy by name, file or import path; checking its parameters
@@ -11,7 +12,6 @@
 `router_registry`   the same of routers
 `policy_objects`    policies that a program gives as classes or functions
 `remote_policies`   policies that are made in another process
-`device_profiles`   the profile of each device that a file names
 `policy_errors`     what goes wrong inside a policy, told with its file and line
 `published_draws`   seeds and lists of published experiments
 `vllm_options`      options of vLLM that no engine here has

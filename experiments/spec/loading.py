@@ -15,8 +15,9 @@ from __future__ import annotations
 import copy
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from servetwin.core import BadInput
@@ -44,6 +45,9 @@ from .overrides import ByOption, Override, said
 from .validation import check
 from .variants import NAMES_OF_DEPLOYMENT, Chosen, Given, Key, Layer, Tree, check_layer, choose
 from .vllm_options import of_vllm
+
+if TYPE_CHECKING:
+    from servetwin.profiles import Profile
 
 #: Short names for the keys that are varied most.
 SHORT = {
@@ -80,47 +84,41 @@ def locate(source: str | Path, base: Path | None = None) -> Path:
 
 
 def layers(source: str | Path | Tree) -> list[Layer]:
-    """The files that make up an experiment, the weakest first. A mapping stands for the content of a file."""
+    """The files that make up an experiment, the weakest first, with whole paths. A mapping stands for the content of
+    a file. Raises `BadInput`."""
     chain: list[Layer] = []
     seen: list[Path] = []
-    if isinstance(source, dict):
-        layer = _layer(source, "experiment", yaml_io.write(source), Path.cwd())
-        chain.append(layer)
-        following = layer.data.pop("extends", None)
-        path = locate(following, layer.base) if following is not None else None
-    else:
-        path = locate(source)
-    while path is not None:
-        if path in seen:
-            raise BadInput("the file extends itself, by way of what it extends", where=str(path))
-        seen.append(path)
-        where = path.stem if path.parent == WORKLOADS else str(path)
-        data, text = yaml_io.read(path, where)
-        layer = _layer(data, where, text, path.parent)
-        chain.append(layer)
-        following = layer.data.pop("extends", None)
-        if following is not None and not isinstance(following, str):
+    path = None if isinstance(source, dict) else locate(source)
+    while True:
+        data: Any
+        if path is None:
+            data, text, where, base = source, yaml_io.write(source), "experiment", Path.cwd()
+        else:
+            if path in seen:
+                raise BadInput("the file extends itself, by way of what it extends", where=str(path))
+            seen.append(path)
+            where, base = path.stem if path.parent == WORKLOADS else str(path), path.parent
+            data, text = yaml_io.read(path, where)
+        check_layer(data, where)
+        data = copy.deepcopy(data)
+        deployments = {str(name): keys for name, keys in (data.pop("deployments", None) or {}).items()}
+        variants = {str(name): tree for name, tree in (data.pop("variants", None) or {}).items()}
+        variant, sessions = data.pop("variant", None), data.pop("sessions", None) or []
+        for tree in (data, *variants.values()):
+            if isinstance(tree.get("deployment"), str):
+                tree["deployment"] = {"name": tree["deployment"]}
+        for tree in (data, *variants.values(), *({"deployment": keys} for keys in deployments.values())):
+            _anchor(tree, base)
+        chain.append(Layer(data, where, text, base, deployments, variants, variant, sessions))
+        following = data.pop("extends", None)
+        if following is None:
+            return chain[::-1]
+        if not isinstance(following, str):
             raise BadInput(f"extends is {following!r}", where=where, right="a workload's name, or a file")
         try:
-            path = locate(following, path.parent) if following is not None else None
+            path = locate(following, base)
         except BadInput as error:
             raise BadInput(error.what, where=f"{where}: extends", right=error.right) from None
-    return chain[::-1]
-
-
-def _layer(data: Any, where: str, text: str, base: Path) -> Layer:
-    """What the content *data* of a file says, taken apart; its paths are relative to *base*. Raises `BadInput`."""
-    check_layer(data, where)
-    data = copy.deepcopy(data)
-    deployments = {str(name): keys for name, keys in (data.pop("deployments", None) or {}).items()}
-    variants = {str(name): tree for name, tree in (data.pop("variants", None) or {}).items()}
-    variant, sessions = data.pop("variant", None), data.pop("sessions", None) or []
-    for tree in (data, *variants.values()):
-        if isinstance(tree.get("deployment"), str):
-            tree["deployment"] = {"name": tree["deployment"]}
-    for tree in (data, *variants.values(), *({"deployment": keys} for keys in deployments.values())):
-        _anchor(tree, base)
-    return Layer(data, where, text, base, deployments, variants, variant, sessions)
 
 
 def _path(text: str, base: Path) -> str:
@@ -426,39 +424,67 @@ def _validate(tree: Tree, chain: list[Layer], given: Sequence[Given]) -> Experim
 
 
 def _with_all_parameters(experiment: Experiment) -> Experiment:
-    """Fill in the policies' default parameters, so that the resolved experiment holds all that decides."""
+    """Fill in the default parameters of policies and routers, so that the resolved experiment holds all that decides.
+    Raises `Misfit`."""
     workers = experiment.deployment.workers
     specs: dict[Key, PolicySpec | None] = {("policy",): experiment.policy}
     specs |= {("deployment", "workers", i, "policy"): worker.policy for i, worker in enumerate(workers)}
     full: list[PolicySpec | None] = []
     for path, spec in specs.items():
-        try:
+        with _misfits((*path, "params"), (*path, "name")):
             if spec is not None:
                 policy = policy_registry.find_policy(spec.name)
                 params = policy_registry.complete(policy, spec.params)
                 policy_registry.try_out(policy, params)
                 spec = PolicySpec(name=spec.name, params=params)
-        except policy_registry.WrongParameter as error:
-            raise Misfit((*path, "params", error.parameter), error.what, error.right) from None
-        except BadInput as error:
-            what = f"{error.where}: {error.what}" if error.where else error.what
-            raise Misfit((*path, "name"), what, error.right) from None
         full.append(spec)
     routers: dict[tuple[str, ...], Routing] = {}
     for place, router in experiment.deployment.routings.items():
-        at: Key = ("deployment", *place)
-        try:
+        with _misfits(("deployment", *place, "params"), ("deployment", *place)):
             params = router_registry.complete(router.name, router.params)
-        except policy_registry.WrongParameter as error:
-            raise Misfit((*at, "params", error.parameter), error.what, error.right) from None
-        except BadInput as error:
-            raise Misfit(at, f"{error.where}: {error.what}" if error.where else error.what, error.right) from None
         plain = not params and not router.stale  # then the name alone says it
         routers[place] = router.name if plain else RouterSpec(name=router.name, params=params, stale=router.stale)
     routing = {"router": routers.pop(("router",)), "routers": {place[1]: own for place, own in routers.items()}}
     served = [worker.model_copy(update={"policy": own}) for worker, own in zip(workers, full[1:], strict=True)]
     deployment = experiment.deployment.model_copy(update={"workers": served, **routing})
     return experiment.model_copy(update={"policy": full[0], "deployment": deployment})
+
+
+@contextmanager
+def _misfits(parameters: Key, name: Key) -> Iterator[None]:
+    """Within this, what is wrong with a policy or a router is told as a misfit at the key of its *parameters*, or at
+    that of its *name*."""
+    try:
+        yield
+    except policy_registry.WrongParameter as error:
+        raise Misfit((*parameters, error.parameter), error.what, error.right) from None
+    except BadInput as error:
+        raise Misfit(name, f"{error.where}: {error.what}" if error.where else error.what, error.right) from None
+
+
+# -- profiles -------------------------------------------------------------------------------------------
+
+
+def load_profiles(experiment: Experiment) -> dict[str, Profile]:
+    """The profile of each device. Raises `BadInput` with the key that names it."""
+    from servetwin.profiles import load as profile_of
+
+    profiles = {}
+    for device, name in experiment.deployment.devices.items():
+        try:
+            profiles[device] = profile_of(name)
+        except BadInput as error:
+            where = f"deployment.devices.{device}" + (f": {error.where}" if error.where else "")
+            raise BadInput(error.what, where=where, right=error.right) from None
+    return profiles
+
+
+def not_measured(profiles: Iterable[Profile]) -> list[str]:
+    """A line for each of *profiles* that is imported or estimated: what it stands on, and how far that is known to be
+    off."""
+    from servetwin.profiles import verdict
+
+    return [*dict.fromkeys(line for profile in profiles if (line := verdict.basis(profile.data)))]
 
 
 # -- saying what is wrong -------------------------------------------------------------------------------

@@ -48,6 +48,9 @@ from .vllm_options import of_vllm
 
 GROUP = "servetwin.policies"
 
+#: What policies were called once, for whoever has an experiment of then.
+RENAMED = {"pace": "slack-batch"}
+
 
 @cache
 def _ours() -> dict[str, str]:
@@ -95,6 +98,8 @@ def code_of(name: str) -> policy_code.Code:
 def _known(name: str) -> tuple[str, str]:
     """The module, and the name in it, of a policy that is known by name."""
     if name not in policy_names():
+        if name in RENAMED:
+            raise BadInput(f"the policy {name!r} has another name now", right=RENAMED[name])
         raise BadInput(f"unknown policy {name!r}", right=_right(name))
     for entry in importlib.metadata.entry_points(group=GROUP, name=name):
         return entry.module, entry.attr

@@ -151,6 +151,28 @@ def versus(
     return rows
 
 
+def told_apart(rows: Sequence[Row], reference: str) -> list[str]:
+    """What the differences in *rows* (of a sweep, see `versus`) come to, in lines: in how many points of a workload a
+    policy meets clearly more or fewer than *reference* (the interval does not hold 0), and by how much, in points of
+    attainment."""
+    name = f"attainment_minus_{reference}"
+    found: dict[str, dict[str, list[Row]]] = {}
+    for row in rows:
+        if row["policy"] != reference and row.get(name) is not None:
+            found.setdefault(str(row["policy"]), {}).setdefault(str(row["workload"]), []).append(row)
+    lines = []
+    for policy, places in found.items():
+        lines.append(f"{policy} beside {reference}, points of attainment:")
+        everywhere = [row for own in places.values() for row in own]
+        for place, own in {**places, "all": everywhere}.items():
+            gaps = [100.0 * row[name] for row in own]
+            more = sum((row[f"{name}_low"] or 0.0) > 0.0 for row in own)
+            fewer = sum((row[f"{name}_high"] or 0.0) < 0.0 for row in own)
+            spread = f"mean {sum(gaps) / len(gaps):+.2f}, from {min(gaps):+.1f} to {max(gaps):+.1f}"
+            lines.append(f"  {place}: clearly more in {more} of {len(own)}, clearly fewer in {fewer}; {spread}")
+    return lines
+
+
 #: Keys that may go with a policy where systems are compared as wholes.
 WITH_POLICY = ("variant", "deployment", "system")
 

@@ -35,10 +35,9 @@ from ..assembly.build import stands_on, time_shared
 from ..provenance.stored_rows import Kept, decode, encode
 from ..spec import yaml_io
 from ..spec.catalog import FIGURES, figure_names, suggest
-from ..spec.device_profiles import load_profiles
 from ..spec.experiment import Experiment
 from ..spec.field_types import Strict
-from ..spec.loading import SHORT, layers, load, locate
+from ..spec.loading import SHORT, layers, load, load_profiles, locate
 from ..spec.overrides import ByOption
 from ..spec.variants import Layer
 from ..workload.seed_effect import along_seeds, check_seed_axis, check_seeds_once

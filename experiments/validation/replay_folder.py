@@ -16,7 +16,7 @@ from servetwin.core import BadInput, Request, RunFolder, ServeTwinError
 from servetwin.core.llm import TokenRequest
 
 from ..assembly import build, inputs, same_run
-from ..spec import device_profiles
+from ..spec import loading
 from ..spec.experiment import Experiment
 from ..spec.loading import load
 from ..spec.overrides import Override
@@ -62,7 +62,7 @@ def find(folder: Path, overrides: Iterable[Override] = (), *, as_they_are: bool 
         run = read(place)
         try:
             experiment = load(run.meta.get("experiment", {}), overrides)
-            device_profiles.load_profiles(experiment)
+            loading.load_profiles(experiment)
             if not as_they_are and (differing := same_run.changed(run.meta, experiment)):
                 what = f"not what it was when the run was made: {'; '.join(differing)}"
                 raise BadInput(what, right="what it was made with; or --as-they-are")

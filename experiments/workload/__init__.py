@@ -2,8 +2,8 @@
 
 ==================  ==============================================================
 `requests`          from an experiment to its requests
-`arrivals`          when they come, and how many iterations they run
-`lengths`           how long prompts and outputs are; `predictions`: what is predicted of outputs
+`draws`             when they come, how many iterations they run, how long prompts and outputs are
+`lengths`           whether prompts and outputs fit into engines; `predictions`: what is predicted of outputs
 `described`         classes of requests, and what a trace says of tenants, priorities, weights and SLOs
 `trace_reader`      a recorded trace, checked once and replayed as often as wanted
 `traces`            the formats of traces

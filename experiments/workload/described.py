@@ -21,7 +21,7 @@ from servetwin.core.random_streams import stream
 
 from ..spec.catalog import suggest
 from ..spec.experiment import Experiment, RequestClass, Workload
-from .arrivals import BLOCK, steps_of
+from .draws import BLOCK, steps_of
 from .lengths import triples
 from .predictions import Predictor, predictor
 

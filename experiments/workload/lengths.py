@@ -1,36 +1,21 @@
-"""Lengths of prompts and outputs, request by request."""
+"""Lengths of prompts and outputs, request by request, and whether they fit into an engine."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from itertools import cycle, islice, repeat, tee
+from itertools import islice
 from typing import TYPE_CHECKING
 
-import numpy as np
 from servetwin.core import BadInput
-from servetwin.core.random_streams import stream
 
-from ..spec.llm import (
-    ChoiceTokens,
-    ConstantTokens,
-    Lengths,
-    ListedTokens,
-    LognormalTokens,
-    TokenDraw,
-    TraceTokens,
-    UniformTokens,
-)
+from ..spec.llm import ChoiceTokens, ConstantTokens, Lengths, ListedTokens, LognormalTokens, TokenDraw, UniformTokens
 from ..spec.published_draws import listed
-from .arrivals import BLOCK
+from .draws import tokens_of
 
 if TYPE_CHECKING:
     from .trace_reader import TraceFile
-
-#: Of a standard normal distribution, the 90th percentile.
-Z90 = 1.2815515655446004
 
 
 def largest(draw: TokenDraw) -> int | None:
@@ -44,45 +29,27 @@ def largest(draw: TokenDraw) -> int | None:
     return max(listed(draw.name)) if isinstance(draw, ListedTokens) else None
 
 
-def tokens_of(draw: TokenDraw, name: str, *, seed: int, trace: TraceFile | None) -> Iterator[int]:
-    """The lengths for request 0, 1, ... *name* tells the draws of one experiment apart (and prompts from outputs)."""
-    if isinstance(draw, ConstantTokens):
-        return repeat(draw.tokens)
-    if isinstance(draw, ListedTokens):
-        return cycle(listed(draw.name))
-    if isinstance(draw, TraceTokens):
-        assert trace is not None
-        return trace.tokens("input_tokens" if name.startswith("prompts") else "output_tokens")
-    return _drawn(draw, stream(seed, name))
-
-
-def _drawn(draw: UniformTokens | ChoiceTokens | LognormalTokens, source: np.random.Generator) -> Iterator[int]:
-    if isinstance(draw, ChoiceTokens):
-        weights = np.array(draw.weights or [1.0] * len(draw.values))
-        weights = weights / weights.sum()
-        while True:
-            yield from source.choice(draw.values, BLOCK, p=weights).tolist()
-    elif isinstance(draw, UniformTokens):
-        while True:
-            yield from source.integers(draw.low, draw.high, BLOCK, endpoint=True).tolist()
-    else:
-        mean, sigma = math.log(draw.median), math.log(draw.p90 / draw.median) / Z90
-        while True:
-            drawn = np.rint(np.exp(mean + sigma * source.standard_normal(BLOCK)))
-            yield from np.clip(drawn, draw.low, draw.high).astype(int).tolist()
-
-
 @dataclass
 class Cuts:
-    """How many requests had their prompts or outputs cut, and by how many tokens in all."""
+    """How many requests had their prompts or outputs cut, and by how many tokens in all; and of how many the declared
+    limit was lowered, which cuts nothing."""
 
     prompts: int = 0
     prompt_tokens: int = 0
     outputs: int = 0
     output_tokens: int = 0
+    limits: int = 0
 
     def as_dict(self) -> dict[str, int]:
-        return asdict(self)
+        """What summaries say of it."""
+        said = asdict(self)
+        del said["limits"]
+        return said
+
+
+def usual_limit(spec: Lengths, context: int) -> int:
+    """The limit that requests declare to an engine of *context* tokens, if their prompts leave that much room."""
+    return spec.limit or largest(spec.output) or context
 
 
 def fits(spec: Lengths, context: int) -> bool:
@@ -142,7 +109,7 @@ def triples(
         drawn, where = f"{module} of class {of}", f"workload.classes.{of}.lengths.{module}"
     prompts = tokens_of(spec.prompt, f"prompts of {drawn}", seed=seed, trace=trace)
     outputs = tokens_of(spec.output, f"outputs of {drawn}", seed=seed, trace=trace)
-    limit = spec.limit or largest(spec.output) or context
+    limit = usual_limit(spec, context)
     for number, (prompt, output) in enumerate(zip(prompts, outputs, strict=False)):
         if prompt >= context:
             if not spec.truncate:
@@ -158,6 +125,8 @@ def triples(
                 cuts.prompts += 1
                 cuts.prompt_tokens += whole - prompt
         room = min(limit, context - prompt)
+        if cuts is not None and room < limit:
+            cuts.limits += 1
         if output > room:
             if not spec.truncate:
                 raise _too_long(where, number, prompt, output, limit, context)
@@ -181,17 +150,3 @@ def _too_long(where: str, number: int, prompt: int, output: int, limit: int, con
     room = f"the engine takes {context} in all"
     what = f"request {number} generates {output} tokens after a prompt of {prompt}, but {room}"
     return BadInput(what, where=f"{where}.output", right="shorter prompts or outputs, or truncate: true")
-
-
-def columns(
-    module: str, spec: Lengths, context: int, *, seed: int, trace: TraceFile | None = None
-) -> tuple[Iterator[int], Iterator[int], Iterator[int]]:
-    """The same in three columns, to be read side by side: prompts, declared limits, true outputs."""
-    if fits(spec, context):
-        prompts = tokens_of(spec.prompt, f"prompts of {module}", seed=seed, trace=trace)
-        outputs = tokens_of(spec.output, f"outputs of {module}", seed=seed, trace=trace)
-        limit = spec.limit or largest(spec.output)
-        assert limit is not None
-        return prompts, repeat(limit), outputs
-    first, second, third = tee(triples(module, spec, context, seed=seed, trace=trace), 3)
-    return (prompt for prompt, _, _ in first), (room for _, room, _ in second), (output for _, _, output in third)

@@ -15,8 +15,7 @@ import numpy as np
 from servetwin.core.random_streams import stream
 
 from ..spec.llm import BucketPrediction, ExactPrediction, Lengths, NoisyPrediction
-from .arrivals import BLOCK
-from .lengths import tokens_of
+from .draws import BLOCK, tokens_of
 
 if TYPE_CHECKING:
     from .trace_reader import TraceFile

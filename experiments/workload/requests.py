@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import count, islice, repeat
+from itertools import count, islice, repeat, tee
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,9 @@ from ..spec.experiment import Experiment, Trace, TraceSteps
 from ..spec.llm import TraceTokens
 from ..spec.published_draws import PUBLISHED
 from . import predictions, trace_reader
-from .arrivals import arrival_times, steps_of
 from .described import check_classes, counted, described
-from .lengths import Cuts, columns, cuts, triples
+from .draws import arrival_times, steps_of, tokens_of
+from .lengths import Cuts, cuts, triples, usual_limit
 from .seed_effect import kept_draws
 
 if TYPE_CHECKING:
@@ -136,10 +137,15 @@ def _cut_of_classes(
     return found
 
 
-def check_lengths(experiment: Experiment, trace: trace_reader.TraceFile | None, contexts: Mapping[str, int]) -> None:
-    """Raise `BadInput` at prompts and outputs that do not fit, before anything is sent."""
-    _cut(experiment, trace, contexts, experiment.workload.lengths)
+def check_lengths(
+    experiment: Experiment, trace: trace_reader.TraceFile | None, contexts: Mapping[str, int]
+) -> dict[str, int | None]:
+    """Raise `BadInput` at prompts and outputs that do not fit, before anything is sent. Gives the limit that all
+    requests declare at each module; None where some are cut, or have their limit lowered."""
+    lengths = experiment.workload.lengths
+    found = _cut(experiment, trace, contexts, lengths)
     _cut_of_classes(experiment, trace, contexts)
+    return {m: usual_limit(spec, contexts[m]) if found[m] == Cuts() else None for m, spec in lengths.items()}
 
 
 def _unused(experiment: Experiment, trace: trace_reader.TraceFile) -> dict[str, str]:
@@ -224,8 +230,7 @@ def requests(
     load, system = experiment.workload, experiment.system
     published, seed = load.draws != "seeded", experiment.seed
     seeds = PUBLISHED.get(load.draws)
-    if load.lengths:
-        check_lengths(experiment, trace, contexts or {})
+    limits = check_lengths(experiment, trace, contexts or {}) if load.lengths else {}
     due = arrival_times(load.arrivals, seed=seed, published=published, trace=trace, seeds=seeds)
     modules = tuple(load.steps)
     draws = [steps_of(m, load.steps[m], seed=seed, published=published, trace=trace) for m in modules]
@@ -244,8 +249,14 @@ def requests(
     if len(load.lengths) == 1 and not modules:
         ((module, lengths),) = load.lengths.items()
         if lengths.after is None:
-            context = (contexts or {})[module]
-            tokens = columns(module, lengths, context, seed=seed, trace=trace)
+            tokens: list[Iterator[int]]
+            if (limit := limits[module]) is None:
+                cut = triples(module, lengths, (contexts or {})[module], seed=seed, trace=trace)
+                tokens = [map(itemgetter(i), column) for i, column in enumerate(tee(cut, 3))]
+            else:
+                prompts = tokens_of(lengths.prompt, f"prompts of {module}", seed=seed, trace=trace)
+                outputs = tokens_of(lengths.output, f"outputs of {module}", seed=seed, trace=trace)
+                tokens = [prompts, repeat(limit), outputs]
             return TokenColumns(module, due, *tokens, slo=slo({}))
     return _token_requests(experiment, slo, due, modules, works, contexts or {}, trace)
 

@@ -105,7 +105,7 @@ def _varies(draw: Steps | TokenDraw) -> bool:
 
 def _is_noisy(experiment: Experiment) -> bool:
     """Whether one of its profiles has a distribution, or slow periods, that durations are drawn from."""
-    from ..spec.device_profiles import load_profiles
+    from ..spec.loading import load_profiles
 
     costs = [item for profile in load_profiles(experiment).values() for item in profile.costs.items()]
     return any(

@@ -11,7 +11,7 @@
 `shepherd`          the largest batch that is in time; gives way to one a few times its size (NSDI'23)
 `tetriserve`        rounds of some steps, packed so that the fewest requests become late; for one GPU
 `neustream`         batches re-formed at every iteration under a bound from the SLO; two priority queues (EuroSys'25)
-`pace`              as many together as all can bear, else those that end soonest; ServeTwin's own
+`slack_batch`       all who end in time together, or the batch by which most is got done per second; ServeTwin's own
 `_queue`            the queues of `neustream`; `_waiting_lists`: those of `clockwork`; `_windows`: that of `nexus` and
                     `symphony`; `_ends`: when each task must be done here, for those that go by it
 ==================  ==================================================================================================

@@ -10,7 +10,7 @@ from servetwin.core import BadInput, InvariantBroken
 from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.experiments.assembly.build import build, run, time_shared
 from servetwin.experiments.spec import loading
-from servetwin.experiments.spec.device_profiles import load_profiles
+from servetwin.experiments.spec.loading import load_profiles
 from servetwin.profiles import Profile
 from servetwin.sim.device_sharing import unmeasured
 

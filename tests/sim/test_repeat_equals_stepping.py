@@ -46,7 +46,7 @@ def both(world: World) -> tuple[Everything, Everything]:
 
 
 REPEATING = ["neustream-sticky", "neustream-front", "neustream-bound", "edf", "edf-keep", "steps"]
-REPEATING += ["lsf", "lsf-keep", "srpt", "srpt-drop", "shepherd", "tetriserve", "tetriserve-drop", "pace"]
+REPEATING += ["lsf", "lsf-keep", "srpt", "srpt-drop", "shepherd", "tetriserve", "tetriserve-drop", "slack-batch"]
 
 
 @given(worlds(policies=REPEATING))

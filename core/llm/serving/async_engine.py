@@ -364,9 +364,9 @@ class TokenEngineAhead(TokenEngine):
 
     # -- what is in flight of a task ----------------------------------------------------------------------
 
-    def _tell_times(self, task: TokenTask) -> None:
+    def part(self, task: TokenTask) -> None:
         first = self.joined[task]
-        super()._tell_times(task)
+        super().part(task)
         for flight in self._flights:
             if flight.tick is not None and flight.tick >= first:
                 flight.owed[task] = None

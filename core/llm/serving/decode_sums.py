@@ -89,14 +89,11 @@ class DecodeSums(TokenBooks):
         view.context -= computed
         self.phases[(computed - tick) % self.size] -= 1
         if self.keep_times:
-            self._tell_times(task)
-            del self.joined[task]
+            task.token_times.extend(self.ends_since(self.joined.pop(task)))  # type: ignore[union-attr]
 
-    def _tell_times(self, task: TokenTask) -> None:
-        """Give *task*, which decodes with the others, the times of its tokens so far."""
-        tick = self.ticks.count
-        first, self.joined[task] = self.joined[task], tick
-        task.token_times.extend(self.ends[first - self.first_end : tick - self.first_end])  # type: ignore[union-attr]
+    def ends_since(self, tick: int) -> array[float]:
+        """When the tokens of the ticks after this one came out."""
+        return self.ends[tick - self.first_end : self.ticks.count - self.first_end]
 
     def _blocks_of_a_step(self, chosen: Sequence[TokenTask] | None) -> int:
         """New blocks that a decode step takes."""

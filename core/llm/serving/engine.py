@@ -79,9 +79,11 @@ class TokenEngine(DecodeSums):
 
     def task(self, request: Request, now: float) -> TokenTask:
         """The visit of *request* here. Raises `BadInput` if it does not say how many tokens it has for this stage."""
-        return self._task(request, self.loop.outputs_of(request), now)
-
-    def _task(self, request: Request, outputs: Outputs | None, now: float) -> TokenTask:
+        outputs: Outputs | None
+        if self.lean:
+            outputs, request.outputs = request.outputs, None  # from here on nobody sees them
+        else:
+            outputs = self.loop.outputs_of(request)
         try:
             prompt, limit = tokens = request.tokens[self.module]  # type: ignore[attr-defined]
             length = outputs[self.module]  # type: ignore[index]
@@ -103,16 +105,6 @@ class TokenEngine(DecodeSums):
         task = self.task(request, now)
         del self.lengths[task]
         return self.view.solo(task)
-
-    def arrive(self, request: Request) -> None:
-        """*request* comes from the client, and nowhere but here: what the loop would do, in one go."""
-        loop = self.loop
-        outputs = request.outputs
-        if outputs is not None:
-            request.outputs = None  # from here on nobody sees them
-        task = self._task(request, outputs, loop.now())
-        request.tasks.append(task)
-        loop.send(None, task, self.receive)
 
     def receive(self, task: TokenTask) -> None:
         """*task* has reached the queue."""
@@ -144,8 +136,9 @@ class TokenEngine(DecodeSums):
             self.worker.policy.removed(task, self.worker.shown, now)
             if view.in_flight is not None:
                 self.stale = True  # its step runs out
-                if self.keep_times and task.ticks is not None:
-                    self._tell_times(task)
+                if self.keep_times and task.ticks is not None:  # the record has its tokens so far
+                    first, self.joined[task] = self.joined[task], self.ticks.count
+                    task.token_times.extend(self.ends_since(first))  # type: ignore[union-attr]
             else:
                 self._release(task)
                 self._visit_over(task)

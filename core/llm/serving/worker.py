@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 from ...isolation.answers import write_fault
 from ...request import Request, Task
@@ -27,9 +27,9 @@ class TokenWorker(LLMWorker):
         self.engine = kinds[2 * ahead + self.view.limits.keep_freed](loop, self)
         self.policy.start(self.shown)
 
-    def serve_alone(self) -> Callable[[Request], None] | None:
+    def serve_alone(self) -> tuple[Callable[[Request, float], Task], Callable[[Any], None]] | None:
         self.engine.lean = True
-        return self.engine.arrive
+        return self.engine.task, self.engine.receive
 
     def task(self, request: Request, now: float) -> Task:
         return self.engine.task(request, now)

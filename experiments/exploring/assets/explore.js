@@ -198,7 +198,7 @@ function build() {
     }));
   }
   place.append(...offer.controls.filter((c) => !demand.includes(c)).map(own));
-  const look = { key: "look", label: "show requests from, s", kind: "number", low: null, says: "one by one, in a chart below" };
+  const look = { key: "look", label: "shown from, s", kind: "number", low: null, says: "requests and batches one by one, in a chart below" };
   place.append(field(look, state.look, (v) => { state.look = v; change(); }));
   mark();
 }

@@ -19,7 +19,7 @@ from servetwin.experiments.spec.loading import load
 from servetwin.experiments.spec.published_draws import AGENT_SEEDS, listed
 from servetwin.experiments.sweeps import sweep
 from servetwin.experiments.sweeps.point import results_of, settings_of
-from servetwin.experiments.workload.arrivals import arrival_times
+from servetwin.experiments.workload.draws import arrival_times
 
 AGENTS = "matplotagent-rtx4090"
 COLUMNS = {

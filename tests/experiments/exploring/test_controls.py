@@ -29,7 +29,7 @@ def by_key(offer: Offer) -> dict[str, Control]:
     ("source", "keys"),
     [
         ("opt-13b-h100-async", {"workload.arrivals.rate", "workload.arrivals.cv", "slo.prefill", "slo.decode"}),
-        ("dit-s2-256-rtx4090", {"workload.arrivals.rate", "workload.arrivals.cv", "slo.factor"}),
+        ("dit-s2-256-rtx4090", {"workload.arrivals.rate", "workload.arrivals.cv", "slo.factor", "deployment"}),
         ("sdxl-caption-synthetic", {"slo.seconds", "deployment.devices.gpu1"}),
         ("matplotagent-h200", {"slo.prefill", "deployment.devices.gpu"}),
     ],

@@ -38,6 +38,11 @@ CHANGES: dict[str, tuple[str, list[tuple[str, Any]], dict[str, Any]]] = {
         [("deployment", "whole"), ("policy", "clockwork")],
         {"deployment.replicas": 3, "deployment.devices.gpu0": "h100/dit-s2-256-graphs", "time.hold": True},
     ),
+    "one of the deployments of the file": (
+        "dit-s2-256-rtx4090",
+        [("rate", 4.0)],
+        {"deployment": "whole-clockwork", "policy.name": "clockwork", "deployment.replicas": 2},
+    ),
     "an entry of a list": (CHAT, [("deployment.workers.0.limit", 8)], {"workload.requests": 30}),
 }
 

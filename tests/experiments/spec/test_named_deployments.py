@@ -14,7 +14,7 @@ import servetwin.policies
 from matplotlib.figure import Figure
 from servetwin.core import BadInput
 from servetwin.experiments.assembly import build
-from servetwin.experiments.plotting import paper_figures, sweep_plot
+from servetwin.experiments.plotting import paper_figures, style, sweep_plot
 from servetwin.experiments.spec import policy_registry
 from servetwin.experiments.spec.catalog import figure_names, workload_names
 from servetwin.experiments.spec.loading import load, parse_override
@@ -346,12 +346,12 @@ def test_policies_are_compared_with_what_goes_with_them(servetwin, two: Path):
 
 def test_lines_of_a_figure_name_their_deployment_where_it_differs(servetwin, two: Path, monkeypatch):
     kept: list[Figure] = []
-    monkeypatch.setattr(paper_figures, "save", lambda figure, path: kept.append(figure))
+    monkeypatch.setattr(style.Sheet, "save", lambda sheet, *_: kept.append(sheet.figure) or [])
     out = two.with_name("plot.png")
     labels = []
     for axes in ("policy: [edf, fcfs]", "policy: [edf], deployment: [apart, together]", "variant: [measured, null]"):
         swept(servetwin, two, f"grid: {{{axes}, rate: [4.0, 8.0]}}")
-        assert sweep_plot.draw(two.with_name("grid.csv"), out) == 1
+        assert sweep_plot.draw(two.with_name("grid.csv"), out) == (1, [])
         labels.append([line.get_label() for line in kept[-1].axes[0].lines])
     assert labels == [
         ["edf", "fcfs"],

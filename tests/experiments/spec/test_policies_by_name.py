@@ -97,6 +97,7 @@ def test_files_that_hold_no_policy(tmp_path: Path, case):
         ("nowhere/mine.py", "no such policy file"),
         ("no_such_package:Mine", "there is no module 'no_such_package'"),
         ("servetwin.policies.diffusion.edf:EFD", r"no policy 'EFD' there \(right would be: EDF\)"),
+        ("pace", r"the policy 'pace' has another name now \(right would be: slack-batch\)"),
         ("edff", r"unknown policy 'edff' \(right would be: edf; or a file"),
     ],
 )

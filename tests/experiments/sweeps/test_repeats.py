@@ -13,7 +13,7 @@ from servetwin.experiments.sweeps import point as engine
 from servetwin.experiments.sweeps import sweep
 from servetwin.experiments.sweeps.cache import Cache
 from servetwin.experiments.sweeps.cluster import running_on
-from servetwin.experiments.sweeps.repeat import repeat, seeded
+from servetwin.experiments.sweeps.repeat import repeat, seeded, told_apart
 
 GRID = "extends: toy.yaml\ngrid:\n  policy: [edf, fcfs]\n  rate: [3.0, 5.0]\n"
 
@@ -31,8 +31,11 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def test_seeds_give_intervals_and_policies_are_compared_seed_by_seed(grid: Path, servetwin):
     out = grid.parent / "out.csv"
-    code, *_ = servetwin("sweep", grid, "--out", out, "--seeds", 4, "--versus", "fcfs", "--jobs", 1)
+    code, said, _ = servetwin("sweep", grid, "--out", out, "--seeds", 4, "--versus", "fcfs", "--jobs", 1)
     assert code == 0
+    others = [row for row in rows(out) if row["policy"] != "fcfs"]
+    more = sum(float(row["attainment_minus_fcfs_low"]) > 0.0 for row in others)
+    assert f"all: clearly more in {more} of {len(others)}, clearly fewer in 0; mean +" in said
     for row in rows(out):
         assert row["seeds"] == "4"
         assert float(row["attainment_low"]) <= float(row["attainment"]) <= float(row["attainment_high"])
@@ -45,6 +48,22 @@ def test_seeds_give_intervals_and_policies_are_compared_seed_by_seed(grid: Path,
             assert gap == [0.0, 0.0, 0.0]
         else:
             assert gap[1] > 0.0
+
+
+def test_differences_are_counted_by_workload_and_policy():
+    name = "attainment_minus_fcfs"
+    cells = [("one", 0.02, 0.01, 0.03), ("one", 0.01, -0.01, 0.03), ("two", -0.05, -0.06, -0.04)]
+    found = [
+        {"policy": "edf", "workload": place, name: mean, f"{name}_low": low, f"{name}_high": high}
+        for place, mean, low, high in cells
+    ]
+    found += [{"policy": "fcfs", "workload": "one", name: 0.0, f"{name}_low": 0.0, f"{name}_high": 0.0}]
+    assert told_apart(found, "fcfs") == [
+        "edf beside fcfs, points of attainment:",
+        "  one: clearly more in 1 of 2, clearly fewer in 0; mean +1.50, from +1.0 to +2.0",
+        "  two: clearly more in 0 of 1, clearly fewer in 1; mean -5.00, from -5.0 to -5.0",
+        "  all: clearly more in 1 of 3, clearly fewer in 1; mean -0.67, from -5.0 to +2.0",
+    ]
 
 
 def test_until_stops_each_point_when_it_is_known_well_enough(toy: Path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from servetwin.core import BadInput
 from servetwin.experiments.assembly import build
-from servetwin.experiments.spec import device_profiles
+from servetwin.experiments.spec import loading
 from servetwin.experiments.spec.loading import load
 from servetwin.experiments.workload import trace_reader
 from servetwin.experiments.workload.requests import read_trace, requests
@@ -43,7 +43,7 @@ FORMATS = {
 
 
 def sent(experiment):
-    contexts = build.contexts(experiment, device_profiles.load_profiles(experiment))
+    contexts = build.contexts(experiment, loading.load_profiles(experiment))
     return list(requests(experiment, lambda work: 1.0, read_trace(experiment), contexts=contexts))
 
 

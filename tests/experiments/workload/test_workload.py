@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from servetwin.core import BadInput
 from servetwin.experiments.assembly.build import make_slo
-from servetwin.experiments.spec.device_profiles import load_profiles
-from servetwin.experiments.spec.loading import load
+from servetwin.experiments.spec.loading import load, load_profiles
 from servetwin.experiments.workload.requests import read_trace, requests
 
 

@@ -3,7 +3,7 @@
 ::
 
     devices_campaign.py FOLDER --seconds 560 [--tiny] [--models dit-xl2-256,sd15-512]
-    devices_campaign.py replay FOLDER    # anywhere, of what was unpacked: real beside simulated
+    devices_campaign.py record FOLDER    # anywhere: real beside simulated, and what was measured kept in the checkout
 
 Every model has three processes: one for each GPU, which takes its profile (both at once, each by itself before any
 run), and one with both, which serves as `servetwin run --backend real --device gpu0=cuda:0 --device gpu1=cuda:1`
@@ -505,35 +505,51 @@ class Campaign:
 # -- anywhere --------------------------------------------------------------------------------------
 
 
-def replay(folder: Path) -> None:
-    """Simulate each run that was unpacked to *folder*/MODEL with the profiles taken before it; one line each."""
-    from servetwin.experiments.spec.loading import load
-    from servetwin.experiments.validation import replay_folder
+def recorded(folder: Path, to: Path, profiles: Path) -> list[Path]:
+    """Pack what is in *folder*'s MODEL.tgz as recordings in *to*, and leave the profiles in *profiles*."""
+    from servetwin.experiments.validation import packed_runs
 
-    gaps = []
-    for run in sorted(folder.glob("*/runs/*")):
-        if not (run / "summary.json").exists():
-            continue
-        content = json.loads((run / "meta.json").read_text())["experiment"]
-        deployment, profiles = content["deployment"], run.parents[1] / "profiles"
-        deployment["devices"] = {n: str(profiles / Path(p).name) for n, p in deployment["devices"].items()}
-        if OWN.name in str(deployment["router"]):
-            deployment["router"] = str(OWN)
-        experiment = load(content)
-        real = json.loads((run / "summary.json").read_text())
-        row = replay_folder.replay(run, experiment)
-        gaps.append(100 * (row["met"] - real["met"]) / real["requests"])
-        print(f"{run.parents[1].name} {run.name}: real {100 * real['attainment']:.1f}, gap {gaps[-1]:+.2f} points")
-    sizes = [abs(g) for g in gaps]
-    if sizes:
-        mean = sum(sizes) / len(sizes)
-        print(f"{len(sizes)} runs: attainment gap mean {mean:.2f}, largest {max(sizes):.2f} points")
+    made = []
+    for packed in sorted(folder.glob("*.tgz")):
+        with tempfile.TemporaryDirectory() as work:
+            with tarfile.open(packed) as tar:
+                tar.extractall(work, filter="data")
+            here = Path(work) / packed.stem
+            shutil.copy(OWN, here)
+            out = to / f"folders-{packed.stem}.json.gz"
+            for name in packed_runs.pack(here, out):
+                print(f"{packed.stem} {name}: did not come to its end")
+            profiles.mkdir(parents=True, exist_ok=True)
+            for path in (here / "profiles").glob("*.yaml"):
+                shutil.copy(path, profiles)
+            made.append(out)
+    return made
+
+
+def replay(folder: Path, to: Path, profiles: Path) -> None:
+    """Keep the runs as `recorded` does and simulate each, with ten seeds of the noise; one line each."""
+    from servetwin.experiments.validation.score import SEEDS, score
+
+    every = []
+    for path in recorded(folder, to, profiles):
+        scored = score(path, seeds=SEEDS, jobs=1)
+        for s in scored:
+            real = 100 * s.run.met / s.run.requests
+            print(f"{path.stem} {s.run.cells['folder']}: real {real:.1f}, gap {s.gap_met:+.2f} points")
+        gaps = [abs(s.gap_met) for s in scored]
+        print(f"{path.stem}: {len(gaps)} runs: mean {sum(gaps) / len(gaps):.2f}, largest {max(gaps):.2f}")
+        every += gaps
+    if every:
+        print(
+            f"{len(every)} runs: attainment gap mean {sum(every) / len(every):.2f}, largest {max(every):.2f} points"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:1] == ["replay"]:
-        replay(Path(argv[1]))
+    root, kept = Path(__file__).parents[3], "h200-pair"
+    if argv[:1] == ["record"]:
+        replay(Path(argv[1]), root / "experiments" / "measured" / kept, root / "profiles" / "data" / kept)
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     if argv[:1] == ["part"]:

@@ -1,18 +1,19 @@
-"""Arrival processes: endless iterators of the times, in seconds, at which requests are due. Likewise, how many
-iterations of loop modules they ask for.
+"""What requests are drawn from: endless iterators of the times, in seconds, at which they are due (arrival
+processes), of the iterations of loop modules that they ask for, and of the tokens of their prompts and outputs.
 
 The first request is due one gap after the start. Numbers are drawn in blocks, but which numbers come does not
 depend on the size of the blocks: the first thousand of a million are those of a run of a thousand.
 
 The traces that come with the NeuStream artifact are gamma processes drawn with numpy's legacy generator,
 seeded with 0 for each pair of rate and cv; `gaps` gives the same from `published_stream`, to the microsecond to
-which they were stored (tests/experiments/workload/test_arrivals.py holds all of them to it).
+which they were stored (tests/experiments/workload/test_draws.py holds all of them to it).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from itertools import repeat
+from itertools import cycle, repeat
 
 import numpy as np
 from servetwin.core.random_streams import stream
@@ -29,9 +30,22 @@ from ..spec.experiment import (
     TraceSteps,
     UniformSteps,
 )
+from ..spec.llm import (
+    ChoiceTokens,
+    ConstantTokens,
+    ListedTokens,
+    LognormalTokens,
+    TokenDraw,
+    TraceTokens,
+    UniformTokens,
+)
+from ..spec.published_draws import listed
 from .trace_reader import TraceFile
 
 BLOCK = 2048
+
+#: Of a standard normal distribution, the 90th percentile.
+Z90 = 1.2815515655446004
 
 Source = np.random.Generator | np.random.RandomState
 
@@ -139,3 +153,31 @@ def _choice(spec: ChoiceSteps, source: Source) -> Iterator[int]:
     weights = np.array(spec.weights or [1.0] * len(spec.values))
     while True:
         yield from source.choice(spec.values, BLOCK, p=weights / weights.sum()).tolist()
+
+
+def tokens_of(draw: TokenDraw, name: str, *, seed: int, trace: TraceFile | None) -> Iterator[int]:
+    """The lengths for request 0, 1, ... *name* tells the draws of one experiment apart (and prompts from outputs)."""
+    if isinstance(draw, ConstantTokens):
+        return repeat(draw.tokens)
+    if isinstance(draw, ListedTokens):
+        return cycle(listed(draw.name))
+    if isinstance(draw, TraceTokens):
+        assert trace is not None
+        return trace.tokens("input_tokens" if name.startswith("prompts") else "output_tokens")
+    return _tokens(draw, stream(seed, name))
+
+
+def _tokens(draw: UniformTokens | ChoiceTokens | LognormalTokens, source: np.random.Generator) -> Iterator[int]:
+    if isinstance(draw, ChoiceTokens):
+        weights = np.array(draw.weights or [1.0] * len(draw.values))
+        weights = weights / weights.sum()
+        while True:
+            yield from source.choice(draw.values, BLOCK, p=weights).tolist()
+    elif isinstance(draw, UniformTokens):
+        while True:
+            yield from source.integers(draw.low, draw.high, BLOCK, endpoint=True).tolist()
+    else:
+        mean, sigma = math.log(draw.median), math.log(draw.p90 / draw.median) / Z90
+        while True:
+            drawn = np.rint(np.exp(mean + sigma * source.standard_normal(BLOCK)))
+            yield from np.clip(drawn, draw.low, draw.high).astype(int).tolist()

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from servetwin.experiments.spec.experiment import Bursty, Constant, Gamma, Poisson, UniformSteps
-from servetwin.experiments.workload.arrivals import arrival_times, steps_of
+from servetwin.experiments.workload.draws import arrival_times, steps_of
 
 #: cv -> arrival of request 0, 1, 2 and 499 at rate 1, as the NeuStream artifact stores them (to the microsecond).
 PUBLISHED = {
