@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import Error, spoken
-from .results import Result
+from .results import Result, records_of
 from .sweeps import Sweep
 from .tables import Table, table_of
 
@@ -76,7 +76,7 @@ def _place(given: object) -> Path | Sweep:
     if isinstance(given, Sweep):
         return given
     if isinstance(given, Result):
-        return given._records()
+        return records_of(given)
     if isinstance(given, str | os.PathLike):
         return Path(given).expanduser()
     raise TypeError(f"{given!r} cannot be compared (right would be: a result, a sweep, or a path)")

@@ -87,7 +87,7 @@ class Result:
         """The content of ``meta.json``: the resolved experiment, versions, hashes of profiles and policies."""
         from servetwin.experiments.validation.run_files import read_json
 
-        return read_json(self._records() / "meta.json", "not a run folder: it has no meta.json")
+        return read_json(records_of(self) / "meta.json", "not a run folder: it has no meta.json")
 
     @cached_property
     @spoken
@@ -99,7 +99,7 @@ class Result:
         *weight* are there where requests of the run say them."""
         from servetwin.experiments.validation.run_files import request_lines
 
-        records = sorted(request_lines(self._records()), key=lambda record: record["id"])
+        records = sorted(request_lines(records_of(self)), key=lambda record: record["id"])
         named = {name: usual for name, usual in TERMS.items() if any(name in record for record in records)}
         return table_of(_request_row(record, named) for record in records)
 
@@ -111,7 +111,7 @@ class Result:
         a language model."""
         from servetwin.experiments.validation.run_files import request_lines
 
-        records = sorted(request_lines(self._records()), key=lambda record: record["id"])
+        records = sorted(request_lines(records_of(self)), key=lambda record: record["id"])
         return table_of({"request": record["id"], **stay} for record in records for stay in record["stages"])
 
     @cached_property
@@ -123,7 +123,7 @@ class Result:
         before), *decode* (requests), *context* (tokens) and *preempted* (ids)."""
         from servetwin.experiments.validation.run_files import batch_lines
 
-        return table_of(_batch_row(line) for line in batch_lines(self._records()))
+        return table_of(_batch_row(line) for line in batch_lines(records_of(self)))
 
     @spoken
     def by(self, key: str | Callable[[dict[str, Any]], Any]) -> Table:
@@ -150,7 +150,7 @@ class Result:
         target = Path(folder).expanduser()
         if (target / "meta.json").exists():
             raise Error("the folder holds a run already", where=str(target), right="another folder")
-        records = self._records()
+        records = records_of(self)
         try:
             shutil.copytree(records, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("summary.json"))
             shutil.copy2(records / "summary.json", target)  # last: a folder without it is of no whole run
@@ -168,15 +168,17 @@ class Result:
         title = repr(self)[len("<Result ") : -1]
         return of_run(title, self.requests.to_dicts(), self.batches.to_dicts())
 
-    def _records(self) -> Path:
-        if self.folder is None:
-            raise Error("this run kept no records", right="run(..., records=True)")
-        return self.folder
-
     def __repr__(self) -> str:
         total = self.summary["requests"]
         name, share = self.experiment.get("name", "?"), f"{100 * self.attainment:.1f} % met"
         return f"<Result {name}, {self.policy}: {total} requests, {share}, goodput {self.goodput:.3f}/s>"
+
+
+def records_of(result: Result) -> Path:
+    """The folder with the records of *result*. Raises `Error` if it kept none."""
+    if result.folder is None:
+        raise Error("this run kept no records", right="run(..., records=True)")
+    return result.folder
 
 
 @spoken

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import given
 from .errors import Error, spoken
-from .sweeps import Progress, warn
+from .sweeps import Progress, heard_by, warn
 from .tables import Table, by_column, table_of
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def search(
             jobs=jobs,
             cache=known,
             cluster=cluster,
-            progress=progress,
+            progress=heard_by(progress),
             say=warn,
         )
     answers = [Answer(one, find) for one in found]

@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 
 
+def heard_by(progress: Progress | None) -> Callable[..., None] | None:
+    """What an engine calls so that *progress* hears of runs; a search does not know how many there will be."""
+    if progress is None:
+        return None
+    return lambda done, total, _=None: progress(done, 2 * done if total is None else total)
+
+
 class Sweep(Table):
     """The table of a sweep: a row per point, in the order of the axes.
 
@@ -121,7 +128,7 @@ def sweep(
             None,
             of=content,
             jobs=jobs,
-            progress=progress,
+            progress=heard_by(progress),
             cache=known,
             cluster=cluster,
             seeds=seeds,

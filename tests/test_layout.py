@@ -156,8 +156,8 @@ def test_no_packages_import_each_other_in_a_circle() -> None:
 def test_nobody_touches_the_private_attributes_of_another() -> None:
     """Nor those of SimPy outside of one module."""
     found, used = [], set()
-    for top in ("core", "sim", "real", "policies", "experiments"):
-        folder = folders()[f"servetwin.{top}"]
+    for top in TOPS:
+        folder = folders()["servetwin" if top == "servetwin" else f"servetwin.{top}"]
         for path in sorted(folder.rglob("*.py")):
             file = f"{top}/{path.relative_to(folder).as_posix()}"
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -191,6 +191,20 @@ def test_modules_and_functions_are_of_a_length_that_can_be_read() -> None:
                         found.append(f"{file}::{node.name}: {lines} lines")
     assert found == []
     assert used == set(LONG)
+
+
+def test_nobody_reads_local_variables_of_others_by_name() -> None:
+    """Of a frame, that is: who renames a variable would change what is found."""
+    # The test kit asks `random.seed` what it was given, whose parameter is what Python's documentation calls it.
+    found, known = set(), {"core/testing/conduct.py"}
+    for name, path in sources().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            of = node.func if isinstance(node, ast.Call) else node
+            inner = of.value if isinstance(of, ast.Attribute | ast.Subscript) else None
+            reads = isinstance(of, ast.Subscript) or (isinstance(of, ast.Attribute) and of.attr in ("get", "pop"))
+            if reads and isinstance(inner, ast.Attribute) and inner.attr == "f_locals":
+                found.add(f"{name.removeprefix('servetwin.').replace('.', '/')}.py")
+    assert found == known
 
 
 def test_core_does_not_ask_of_what_kind_a_task_is() -> None:

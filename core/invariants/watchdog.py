@@ -27,6 +27,8 @@ from typing import Any, NoReturn
 from ..errors import BadInput, PolicyFault
 from ..isolation.code_inspection import files_of, named, own
 from ..isolation.integrity import comes_along
+from ..policy import WorkerView
+from ..serving.worker import Worker
 
 #: How long a call may take, and what says otherwise (0: as long as it likes).
 SECONDS, SETTING = 60.0, "SERVETWIN_POLICY_SECONDS"
@@ -213,14 +215,13 @@ class _Watch:
         if self.file is not None:
             at, what = f"policy {os.path.basename(self.file)}:{line[1]}", "its loading"
         else:
-            caller = call.f_back.f_locals if call.f_back is not None else {}
-            worker = caller.get("worker", caller.get("self"))
-            asked = own(getattr(worker, "policy", None))
-            policy = asked if asked in self.policies else call.f_locals.get("self")
-            policy = own(policy) if own(policy) in self.policies else self.policies[0]
-            view = call.f_locals.get("view")
-            name = getattr(view if view is not None else worker, "name", None)
-            where = f" at worker {name}" if isinstance(name, str) else ""
+            # By what it is handed and what asked: the policy itself, a worker, its view. Whatever they are called.
+            near = [*call.f_locals.values(), *(call.f_back.f_locals.values() if call.f_back is not None else ())]
+            workers = [thing for thing in near if issubclass(type(thing), Worker)]
+            views = [thing for thing in near if issubclass(type(thing), WorkerView)]
+            asked = [own(thing) for thing in (*(worker.policy for worker in workers), *near)]
+            policy = next((p for p in asked if any(p is known for known in self.policies)), self.policies[0])
+            where = f" at worker {(views or workers)[0].name}" if views or workers else ""
             at, what = named(policy, line), f"one call of {call.f_code.co_name}{where}"
         return f"{at}: {what} has taken {self.seconds:g} s and does not come to an end (right would be: {right})"
 

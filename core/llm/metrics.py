@@ -174,7 +174,7 @@ class StageTokens:
             "total_token_throughput": _rate(self.prompt_tokens + self.output_tokens, duration),
         }
         for name, values in (("ttft", self.ttft), ("tpot", self.tpot), ("e2el", self.e2el)):
-            _latencies(out, name, _four(values))
+            _latencies(out, name, _five(values))
         _latencies(out, "itl", self.itl.statistics())
         out["preemptions"] = self.preemptions
         if self.limits is not None:
@@ -195,17 +195,16 @@ def _rate(count: float, duration: float) -> float | None:
     return count / duration if 0.0 < duration < inf else None
 
 
-def _four(values: array[float]) -> tuple[float, float, float, float] | None:
+def _five(values: array[float]) -> tuple[float, ...] | None:
     if not values:
         return None
     seconds = np.array(values)
-    median, p99 = np.percentile(seconds, (50, 99))
-    return float(seconds.mean()), float(seconds.std()), float(median), float(p99)
+    return float(seconds.mean()), float(seconds.std()), *map(float, np.percentile(seconds, (50, 90, 99)))
 
 
-def _latencies(out: dict[str, Any], name: str, four: tuple[float, float, float, float] | None) -> None:
-    for i, statistic in enumerate(("mean", "std", "median", "p99")):
-        out[f"{statistic}_{name}_ms"] = four[i] * 1000.0 if four is not None else None
+def _latencies(out: dict[str, Any], name: str, five: tuple[float, ...] | None) -> None:
+    for i, statistic in enumerate(("mean", "std", "median", "p90", "p99")):
+        out[f"{statistic}_{name}_ms"] = five[i] * 1000.0 if five is not None else None
 
 
 class TokenSummary(Summary):

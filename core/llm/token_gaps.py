@@ -12,6 +12,8 @@ from ..errors import BadInput
 
 #: So many are added up at a time: they stay in the processor's cache, and no library starts threads for so few.
 _PORTION = 8192
+#: The shares of gaps that are told beside the median.
+_TAILS = (0.9, 0.99)
 
 
 def as_array(times: Sequence[float] | None) -> np.ndarray:
@@ -88,29 +90,29 @@ class Gaps:
         self.held = 0
         self.kept, self.counted = array("d"), []
 
-    def statistics(self) -> tuple[float, float, float, float] | None:
-        """Mean, standard deviation, median and 99th percentile in seconds; None without a gap."""
+    def statistics(self) -> tuple[float, ...] | None:
+        """Mean, standard deviation, median, 90th and 99th percentile in seconds; None without a gap."""
         if not self.count + self.held:
             return None
         if self.bins is None:
-            middle, tail = self._middle_and_tail()
+            middle, *tails = self._middle_and_tails()
             exact = Gaps()
             exact.kept, exact.counted, exact.held = self.kept, self.counted, self.held
             exact.sum_up()
         else:
             if self.held:
                 self._fold()
-            middle, tail = self._share(0.5), self._share(0.99)
+            middle, *tails = (self._share(share) for share in (0.5, *_TAILS))
             exact = self
         total, count = exact.total, exact.count
         mean = total / (count << 30)
-        return mean, sqrt((count * exact.squares - total * total) / (count * count << 60)), middle, tail
+        return mean, sqrt((count * exact.squares - total * total) / (count * count << 60)), middle, *tails
 
-    def _middle_and_tail(self) -> tuple[float, float]:
-        """Median and 99th percentile of all, as numpy's ``median`` and ``percentile`` would give them."""
+    def _middle_and_tails(self) -> tuple[float, ...]:
+        """Median, 90th and 99th percentile of all, as numpy's ``median`` and ``percentile`` would give them."""
         if not self.counted:
             gaps = np.array(self.kept)
-            return float(np.median(gaps)), float(np.percentile(gaps, 99))
+            return float(np.median(gaps)), *(float(np.percentile(gaps, 100 * share)) for share in _TAILS)
         parts = self._parts()
         gaps = np.concatenate([gaps for gaps, _ in parts])
         counts = np.concatenate([np.ones(len(g), dtype=int) if counts is None else counts for g, counts in parts])
@@ -122,11 +124,15 @@ class Gaps:
 
         count = self.held
         middle = (ranked((count - 1) // 2) + ranked(count // 2)) / 2.0
-        exact = (count - 1) * 0.99
-        place = int(exact)
-        below, above, part = ranked(place), ranked(min(place + 1, count - 1)), exact - place
-        step = above - below
-        return middle, below + step * part if part < 0.5 else above - step * (1.0 - part)
+
+        def at(share: float) -> float:
+            exact = (count - 1) * share
+            place = int(exact)
+            below, above, part = ranked(place), ranked(min(place + 1, count - 1)), exact - place
+            step = above - below
+            return below + step * part if part < 0.5 else above - step * (1.0 - part)
+
+        return middle, *map(at, _TAILS)
 
     def _share(self, share: float) -> float:
         assert self.bins is not None

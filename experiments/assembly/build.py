@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from servetwin.core import (
     SLO,
@@ -47,6 +47,10 @@ from .replicas import expanded
 if TYPE_CHECKING:
     from servetwin.profiles import Profile
     from servetwin.sim import SimExecutor
+
+R = TypeVar("R", bound=Recorder)
+#: Gets the recorder of a run before the first request comes, to look at while the run goes.
+Watch = Callable[[Recorder], None]
 
 
 @dataclass
@@ -135,15 +139,23 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
 
 
 @as_loaded()
-def run(experiment: Experiment, folder: Path | None = None) -> Summary:
-    """Run *experiment* in simulation; with *folder*, leave its records there."""
+def run(experiment: Experiment, folder: Path | None = None, watch: Watch | None = None) -> Summary:
+    """Run *experiment* in simulation; with *folder*, leave its records there. *watch* gets the recorder before the
+    first request comes."""
     if folder is None:
-        return build(experiment).play()
+        return build(experiment, watched(Recorder(), watch)).play()
     build(experiment)  # what is wrong shows before anything is written
     load_again()  # what that left in classes of policies is none of the run's
-    recorder = folder_for(experiment, folder, describe(experiment))
+    recorder = watched(folder_for(experiment, folder, describe(experiment)), watch)
     with said_where(folder), closing(recorder):
         return build(experiment, recorder).play()
+
+
+def watched(recorder: R, watch: Watch | None) -> R:
+    """*recorder*, once *watch* has it."""
+    if watch is not None:
+        watch(recorder)
+    return recorder
 
 
 def folder_for(experiment: Experiment, folder: Path, meta: dict[str, Any]) -> RunFolder:

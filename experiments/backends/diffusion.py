@@ -14,6 +14,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -151,6 +152,10 @@ class Backend:
             torch.cuda.empty_cache()
 
 
+#: Who looks at the recorders of runs while they go, if somebody does.
+watching: ContextVar[build.Watch | None] = ContextVar("watching", default=None)
+
+
 @contextmanager
 def recording(recorder: Recorder, folder: Path | None) -> Iterator[None]:
     """Close *recorder*, whose files are in *folder*, when the run is over, and say where the records of a run are
@@ -160,7 +165,7 @@ def recording(recorder: Recorder, folder: Path | None) -> Iterator[None]:
     """
     kept = f"; what was recorded is in {folder}" if folder is not None else ""
     try:
-        with build.said_where(folder), build.closing(recorder):
+        with build.said_where(folder), build.closing(build.watched(recorder, watching.get())):
             yield
     except BadInput as problem:
         if recorder.summary.requests == 0:

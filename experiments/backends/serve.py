@@ -13,6 +13,7 @@ from servetwin.core import BadInput
 from ..spec.catalog import suggest
 
 if TYPE_CHECKING:
+    from ..assembly.build import Watch
     from ..spec.experiment import Experiment
     from .diffusion import Setup
 
@@ -37,19 +38,23 @@ def serve(
     api_key_env: str | None = None,
     asynchronous: bool | None = None,
     say: Callable[[str], None] | None = None,
+    watch: Watch | None = None,
 ) -> Served:
     """Serve *experiment* by *backend*, one of `BACKENDS`; with *folder*, leave its records there.
 
     Real ones go by *setup*; "vllm" alone takes *url* (or several, one for each worker) and *asynchronous*, and with
     *url* the name of an environment variable that holds the server's API key. *say* hears what a real one is doing.
+    *watch* gets the recorder before the first request comes.
     """
     if backend not in BACKENDS:
         raise BadInput(f"there is no backend {backend!r}", where="--backend", right=suggest(backend, BACKENDS))
     if backend == "sim":
         from ..assembly.build import run
 
-        return Served(run(experiment, folder).as_dict())
-    from .diffusion import Backend, Setup
+        return Served(run(experiment, folder, watch).as_dict())
+    from .diffusion import Backend, Setup, watching
+
+    watching.set(watch)
 
     setup = setup or Setup()
     tell = say or (lambda _: None)

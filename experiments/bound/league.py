@@ -7,7 +7,7 @@ mean of their differences, seed by seed, does not hold 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from ..spec.experiment import Experiment
 from ..spec.loading import load
 from ..spec.overrides import Override
 from ..sweeps.cache import Cache
-from ..sweeps.point import Row, Together, run_all
+from ..sweeps.point import Progress, Row, Together, run_all
 from ..sweeps.repeat import seeded
 from ..sweeps.statistics import Interval, mean_interval, paired
 from ..workload.seed_effect import check_seeds
@@ -105,7 +105,7 @@ def league(
     bounds: bool = True,
     jobs: int = -1,
     cache: Cache | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> League:
     """Rank *policies* (None: all that come with ServeTwin and fit) over the workloads of *sources*, each with what is
     set in it. Raises `BadInput` if a workload is not there or does not fit the others, or no policy fits."""
@@ -124,11 +124,11 @@ def league(
     more: dict[str, Any] = {"jobs": jobs, "together": Together()}
     if cache is not None:
         more |= {"known": cache.find, "finished": cache.add}
-    tell = progress or (lambda _done, _total: None)
-    rows = iter(run_all(every, progress=lambda done: tell(done, total), **more))
+    tell: Progress = progress or (lambda _done, _total, _share=None: None)
+    rows = iter(run_all(every, progress=lambda done, share: tell(done, total, share), **more))
     met = {p: {w: [_share(next(rows)) for _ in shifts] for w in own} for p, own in asked.items()}
     more["together"] = Together()
-    found = iter(run_all(sure, progress=lambda done: tell(len(every) + done, total), point=Bounded(), **more))
+    found = iter(run_all(sure, progress=lambda done, _: tell(len(every) + done, total), point=Bounded(), **more))
     most = {w: [_bound(next(found)) for _ in shifts] for w in places} if bounds else {}
     return _ranked(met, most, left_out, range(first_seed, first_seed + seeds))
 
@@ -153,8 +153,13 @@ def _entries(
         try:
             own = {}
             for place, sets in sources.items():
-                own[place] = seeded(load(place, [*sets, ("policy", name), ("seed", first_seed)]))
+                entry = [*sets, ("policy", name), ("seed", first_seed)]
+                own[place] = seeded(load(place, entry))
                 build(own[place])
+                if (
+                    own[place].workload.trace is None
+                ):  # what a policy lacks may show with the first request, not before
+                    build(seeded(load(place, [*entry, ("requests", 1)]))).play()
             asked[name] = own
         except BadInput as problem:
             if policies:

@@ -11,12 +11,12 @@ from servetwin.sim.device_sharing import head, shares, unmeasured
 from servetwin.sim.measured import Clock, TimeOptions, WholeTiming, transports
 from servetwin.sim.time.timing import MeasuredTiming
 
-from .stage_loads import Place, Ways
+from .stage_loads import Place, Transports
 
 
 def measured_places(
     workers: Sequence[Worker], profiles: Mapping[str, Profile], options: TimeOptions
-) -> tuple[list[Place], Ways]:
+) -> tuple[list[Place], Transports]:
     """The *workers* with their least times, whatever their policies, and the least seconds between them.
 
     With ``options.noise`` the least that can be drawn counts, else what a run without noise takes.
@@ -37,7 +37,7 @@ def measured_places(
         highest = max([1.0, *(r for key, pair in rates.items() if key[0] == worker.name for r in _numbers(pair))])
         alone = sum(w.device == worker.device for w in workers) == 1
         places.append(Place(worker, timing, drawn, slow, whole, highest, alone))  # type: ignore[arg-type]
-    return places, _ways(workers, profiles, options)
+    return places, _least_transports(workers, profiles, options)
 
 
 def _under_any_policy(timing: object, plain: object, profile: Profile, loop: str, options: TimeOptions) -> None:
@@ -75,7 +75,7 @@ def _spreads(profile: Profile) -> bool:
     return costs.WHOLE_SPREAD() in profile.costs
 
 
-def _ways(workers: Sequence[Worker], profiles: Mapping[str, Profile], options: TimeOptions) -> Ways:
+def _least_transports(workers: Sequence[Worker], profiles: Mapping[str, Profile], options: TimeOptions) -> Transports:
     found: dict[tuple[str | None, str], float] = {}
     for target in workers if options.transport else ():
         for source in (None, *workers):

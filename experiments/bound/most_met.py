@@ -154,8 +154,8 @@ class _Asked:
             name, load = self._token_load(noise)
             relaxed = relax_tokens(load, self.slots or TOKEN_SLOTS, self.seconds)
             return _Found(_whole(relaxed.value, self.count), "relaxation", {name: relaxed.value}, relaxed.wanted)
-        places, ways = measured_places(self.workers, self.profiles, options)
-        return self._batches(stage_loads(places, ways, self.requests, self.stop))
+        places, transports = measured_places(self.workers, self.profiles, options)
+        return self._batches(stage_loads(places, transports, self.requests, self.stop))
 
     def _batches(self, loads: list[StageLoad]) -> _Found:
         size = exact.size_of(loads)

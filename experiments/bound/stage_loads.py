@@ -83,10 +83,12 @@ class Place:
 
 
 #: The least seconds between two workers by name (None: the client); what is not named takes no time.
-Ways = Mapping[tuple[str | None, str], float]
+Transports = Mapping[tuple[str | None, str], float]
 
 
-def stage_loads(places: Sequence[Place], ways: Ways, requests: Sequence[Request], stop: float) -> list[StageLoad]:
+def stage_loads(
+    places: Sequence[Place], transports: Transports, requests: Sequence[Request], stop: float
+) -> list[StageLoad]:
     """The loads of a chain of stages, in its order. *stop* is when the run ends.
 
     Raises `BadInput` for graphs that are no chains, and for workers that are no `BatchWorker`.
@@ -97,7 +99,7 @@ def stage_loads(places: Sequence[Place], ways: Ways, requests: Sequence[Request]
     names: list[list[str | None]] = [[None]]
     names += [[p.worker.name for p in here] for here in by_stage]
     hops = [
-        min(ways.get((a, p.worker.name), 0.0) for a in sources for p in here)
+        min(transports.get((a, p.worker.name), 0.0) for a in sources for p in here)
         for sources, here in zip(names, by_stage, strict=False)
     ]
     steps = [_iterations(here[0].worker, requests) for here in by_stage]

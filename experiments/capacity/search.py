@@ -25,7 +25,7 @@ from ..spec.overrides import ByOption, Override
 from ..sweeps import tables
 from ..sweeps.cache import Cache
 from ..sweeps.cluster import running_on
-from ..sweeps.point import Together, deployment_of, run_all
+from ..sweeps.point import Progress, Together, deployment_of, run_all
 from ..sweeps.repeat import seeded
 from ..sweeps.statistics import Interval
 from ..workload.requests import count_of, read_trace
@@ -96,7 +96,7 @@ def answers(
     cache: Cache | None = None,
     cluster: str | None = None,
     out: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
 ) -> list[Answer]:
     """The capacity of each of *sources* under each of *policies*, for each target; *say* hears of rows that could not
@@ -219,7 +219,7 @@ class Finder:
         *,
         jobs: int,
         cache: Cache | None,
-        progress: Callable[[int, int], None] | None,
+        progress: Progress | None,
     ) -> None:
         self.experiment, self.targets = experiment, targets
         self.quantity = QUANTITIES[asked.find]
@@ -391,9 +391,15 @@ class Sampler:
         )
         finder.done += len(runs)
         if finder.progress is not None:
-            finder.progress(finder.done, 2 * finder.done)  # how many places it takes is not known
+            finder.progress(finder.done, None, self._attainment(rows))  # how many places it takes is not known
         by_place = [rows[i : i + self.seeds] for i in range(0, len(rows), self.seeds)]
         return [[*(same[:1] if are_copies(same) else same)] for same in by_place]
+
+    def _attainment(self, rows: Sequence[tables.Row]) -> float | None:
+        """The share of requests met in *rows*, where that is what is sought."""
+        shares = [c.name for target in self.finder.targets for c in target.criteria if c.metric is None]
+        sent = sum(row[shares[0]][1] for row in rows) if shares else 0
+        return sum(row[shares[0]][0] for row in rows) / sent if sent else None
 
     def _at(self, x: float) -> Experiment:
         key = self.finder.quantity.key

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from contextlib import nullcontext
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from servetwin.core import BadInput
 
-from . import commands, options, terminal
+from . import commands, options, run_output, score_output, terminal
 from .bound_command import bound
 from .commands import (
     Ahead,
@@ -33,16 +32,15 @@ from .explore_command import explore
 from .figure_commands import demo, figures, plot, trace
 from .import_command import import_profile
 from .league_command import league
-from .options import Jobs
+from .list_commands import policies, profiles, workloads
+from .options import AsJson, Jobs
 from .report_command import report
-from .terminal import print_table as _print
+from .terminal import print_json, say
 from .terminal import progress as _progress
-from .terminal import table as _table
 
 if TYPE_CHECKING:
     from ..backends.diffusion import Setup
     from ..spec.experiment import Experiment
-    from ..validation.score import Scored
 
 app = typer.Typer(
     name="servetwin",
@@ -99,7 +97,7 @@ def run(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the records of the run; created, must not contain a run.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    as_json: AsJson = False,
     backend: RunBackend = "sim",
     devices: Devices = None,
     model: Model = None,
@@ -140,19 +138,21 @@ def run(
     if backend != "sim":
         setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes)
     more = {"url": url, "api_key_env": api_key_env, "asynchronous": asynchronous}
-    served = serve(chosen, out, backend=backend, setup=setup, **more, say=_say)  # type: ignore[arg-type]
+    with terminal.watching(chosen.workload.requests) as watch:
+        served = serve(chosen, out, backend=backend, setup=setup, **more, say=_say, watch=watch)  # type: ignore[arg-type]
     took = time.perf_counter() - began
+    use = run_output.use_of(out) if out is not None else None
     if as_json:
-        typer.echo(json.dumps(served.summary, indent=2))
+        print_json({**served.summary, **({"use": use} if use is not None else {})})
         return
-    _show_run(chosen, served.summary, took)
+    run_output.show_run(chosen, served.summary, took, use)
     if served.real is not None:
-        _show_real(served.real)
+        run_output.show_real(served.real)
     else:
         for line in (*build.time_shared(chosen), *build.policy_not_measured(chosen)):
-            typer.echo(line)
+            say(line)
     if out is not None:
-        typer.echo(f"records in {out}")
+        say(f"records in {out}")
 
 
 def _check_options(
@@ -185,56 +185,6 @@ def _say(what: str) -> None:
         typer.echo(what, err=True)
 
 
-def _show_real(real: dict[str, Any]) -> None:
-    for what, key in (("client late by", "lateness_ms"), ("between iterations", "gap_ms")):
-        if spread := real[key]:
-            typer.echo(f"{what} {spread['median']:.3f} ms in the median, p99 {spread['p99']:.3f} ms")
-
-
-def _show_run(experiment: Experiment, summary: dict[str, Any], took: float) -> None:
-    from servetwin.profiles import load as load_profile
-    from servetwin.profiles import verdict
-
-    from ..sweeps.point import served_by, title
-    from ..validation.run_table import matching
-
-    total = summary["requests"]
-    typer.echo(f"{title(experiment)}: {total} requests")
-    typer.echo(f"deployment {served_by(experiment)}")
-    lines = _table(("", "left"), ("requests", "right"), ("share", "right"))
-    for count in ("met", "late", "dropped", "failed"):
-        lines.add_row(count, str(summary[count]), f"{100 * summary[count] / total:.1f} %" if total else "")
-    _print(lines)
-    if summary.get("cut_off"):
-        after = experiment.system.stop_after
-        when = f", {after:g} s after the last was sent" if after is not None else ""
-        typer.echo(f"{summary['cut_off']} of the failed were under way when the run was cut off{when}")
-    for line in commands.input_lines(summary):
-        typer.echo(line)
-    if summary["request_goodput"] is not None:
-        typer.echo(f"goodput {summary['request_goodput']:.3f} of {total / summary['duration']:.3f} requests/s")
-    if summary["finished"]:
-        times = ", ".join(f"{p} {summary[f'{p}_e2el_ms'] / 1000:.2f} s" for p in ("mean", "median", "p90", "p99"))
-        typer.echo(f"latency {times}")
-    for stage, tokens in summary.get("llm", {}).items():
-        commands.show_tokens(stage, tokens)
-    for line in commands.group_lines(summary):
-        typer.echo(line)
-    for worker, w in summary["workers"].items():
-        sizes = f"mean {w['mean_batch_size']:.2f}, largest {w['max_batch_size']}"
-        typer.echo(f"batches of {worker}: {w['iterations']} run, {sizes}")
-    for device in dict.fromkeys(experiment.deployment.devices.values()):
-        if faults := verdict.short(load_profile(device).data):
-            typer.echo(f"profile {device} is not clean: {faults} (servetwin profiles {device})")
-    for held in summary.get("held", ()):
-        asked = f"{held['steps']} steps of {held['worker']}, up to {held['largest_asked']} {held['of']}"
-        known = f"{held['profile']} knows {held['largest_known']} at most, whose value was held"
-        typer.echo(f"beyond what was measured: {asked}; {known}")
-    for was in matching(experiment):
-        typer.echo(f"measured on {was.start}: {was.met} met, {was.finished} finished")
-    typer.echo(f"{summary['duration']:.0f} s served in {took:.2f} s")
-
-
 # -- many runs ------------------------------------------------------------------------------------------
 
 
@@ -249,11 +199,13 @@ def sweep(
         int | None, typer.Option(min=1, help="Seeds per point; rows then contain 95 % intervals.")
     ] = None,
     until: Annotated[
-        str | None, typer.Option(help="Add seeds until attainment is known to within this half-width, e.g. 0.5pp.")
+        str | None,
+        typer.Option(help="Add seeds until attainment is known to so many percentage points either way: 0.5pp."),
     ] = None,
     most: Annotated[int | None, typer.Option(min=1, help="Upper limit on seeds for --until; by default 100.")] = None,
     versus: Annotated[
-        str | None, typer.Option(help="Baseline policy: adds paired differences of every other policy to it.")
+        str | None,
+        typer.Option(help="A policy: adds how much better or worse each other one is than it, seed by seed."),
     ] = None,
     cluster: Cluster = None,
     cache: Cached = True,
@@ -269,6 +221,7 @@ def sweep(
     slots: Slots = None,
     processes: Processes = False,
     as_they_are: AsTheyAre = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run an experiment over a grid of settings; one row per point. An interrupted sweep resumes.
 
@@ -280,7 +233,11 @@ def sweep(
         if backend == "vllm":
             modules = {"--device": devices, "--weights": weights, "--sampler": sampler != "ddim", "--slots": slots}
             options.only_modules({**modules, "--processes": processes})
-        commands.serve_sweep(spec, out, backend, setup, seeds or 1, repeats, as_they_are)
+        count = commands.serve_sweep(spec, out, backend, setup, seeds or 1, repeats, as_they_are)
+        if as_json:
+            print_json({"runs": count, "files": [str(out)]})
+        else:
+            say(f"{count} runs in {out}")
         return
     real = {"--device": devices, "--model": model, "--weights": weights, "--eager": eager, "--slots": slots}
     real |= {"--sampler": sampler != "ddim", "--any-device": any_device, "--processes": processes}
@@ -307,8 +264,11 @@ def sweep(
             versus=versus,
             say=commands.say_aside,
         )
-    told = told_apart(rows, versus) if versus is not None else []
-    typer.echo("\n".join([*told, f"{len(rows)} points in {out}"]))
+    if as_json:
+        print_json({"points": rows, "files": [str(out)]})
+        return
+    told = told_apart(rows, versus) if versus is not None else score_output.best_of(rows)
+    say("\n".join([*told, f"{len(rows)} points in {out}"]))
 
 
 @app.command()
@@ -341,6 +301,7 @@ def search(
     cluster: Cluster = None,
     cache: Cached = True,
     jobs: Jobs = -1,
+    as_json: AsJson = False,
 ) -> None:
     """Find the capacity: the largest rate at which a target attainment is reached, with its interval."""
     from ..capacity import search as engine
@@ -369,27 +330,31 @@ def search(
             progress=report,
             say=commands.say_aside,
         )
-    commands.show_answers(find, answers)
+    if as_json:
+        lines = [score_output.answer_dict(engine.row_of(a, asked), a) for a in answers]
+        print_json({"answers": lines, "files": [str(out)] if out is not None else []})
+        return
+    score_output.show_answers(find, answers)
     most = max(a.seeds for a in answers)
     drawn = f"seeds {first_seed} to {first_seed + most - 1}, common to all" if most > 1 else f"seed {first_seed}"
-    typer.echo(f"{engine.UNITS[find]}; {drawn}")
+    say(f"{engine.UNITS[find]}; {drawn}")
     if out is not None:
-        typer.echo(f"{len(answers)} answers in {out}")
+        say(f"{len(answers)} answers in {out}")
 
 
 @app.command()
 def score(
     runs: Annotated[
         Path,
-        typer.Argument(
-            help="A CSV of measured runs (see the README), run folders, recordings, or files of `vllm bench serve`."
-        ),
+        typer.Argument(help="A CSV of measured runs, run folders, recordings, or files of `vllm bench serve`."),
     ],
     out: Annotated[
         Path, typer.Option(help="Output table: the same rows with sim_met, sim_finished and gaps; .csv or .parquet.")
     ],
     sets: Sets = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Noise seeds over which each simulated run is averaged.")] = 10,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Draws of the noise over which each simulated run is averaged.")
+    ] = 10,
     keep: Annotated[
         Path | None, typer.Option(help="Folder for the records of the simulated runs, if RUNS are run folders.")
     ] = None,
@@ -414,6 +379,7 @@ def score(
         str | None,
         typer.Option(help="Of files of `vllm bench serve`: the experiment with their profile, policy and SLO."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Simulate every run of a set of measured runs, and report how far off the simulation is."""
     from ..validation import score as engine
@@ -429,37 +395,26 @@ def score(
     with _progress("score") as report:
         more = {"seeds": seeds, "jobs": jobs, "keep": keep, "as_they_are": as_they_are, "experiment": judged}
         scored = engine.score(runs, out, options.overrides_of(sets), **more, progress=report)  # type: ignore[arg-type]
-    _show_gaps(scored)
-    commands.show_means(engine.external_means(runs))
-    commands.show_latencies(scored)
     decided = decide(*grids_of(*engine.entries(scored)), target=target, floor=floor)
-    commands.show_decisions(decided, "decisions: the first are the measured runs, the second the simulated ones")
+    found = None
     if baselines:
         from ..validation.baselines import baselines as others
 
         with _progress("baselines") as report:
             found = others(runs, scored, options.overrides_of(sets), seeds=seeds, jobs=jobs, progress=report)
-        commands.show_baselines(found, target, floor)
+    means = engine.external_means(runs)
+    if as_json:
+        print_json({**score_output.score_dict(scored, means, decided, found), "files": [str(out)]})
+        return
+    score_output.show_gaps(scored)
+    score_output.show_means(means)
+    score_output.show_latencies(scored)
+    score_output.show_decisions(decided, "decisions: the first are the measured runs, the second the simulated ones")
+    if found is not None:
+        score_output.show_baselines(found, target, floor)
     for name in dict.fromkeys(p for s in scored for p in s.changed):
-        typer.echo(f"{name} is not what it was when the runs were made")
-    typer.echo(f"{len(scored)} rows in {out}")
-
-
-def _show_gaps(scored: list[Scored]) -> None:
-    from ..validation.score import gaps_of
-
-    found = gaps_of(scored)
-    with_batch = any(p.batch for p in found)
-    columns = [("workload", "left"), ("policy", "left"), ("runs", "right")]
-    columns += [(f"{what}\n{how}", "right") for what in ("met", "finished") for how in ("mean", "max")]
-    columns += [("mean batch\nmean, %", "right")] if with_batch else []
-    typer.echo("|simulated - measured|, in percentage points of the requests sent")
-    lines = _table(*columns)
-    for p in found:
-        gaps = [f"{g[k]:.2f}" if g else "" for g in (p.met, p.finished) for k in (0, 1)]
-        batch = [f"{p.batch[0]:.2f}" if p.batch else ""] if with_batch else []
-        lines.add_row(p.workload, p.policy, str(p.runs), *gaps, *batch, style="bold" if p.workload == "all" else None)
-    _print(lines)
+        say(f"{name} is not what it was when the runs were made")
+    say(f"{len(scored)} rows in {out}")
 
 
 # -- looking at things ----------------------------------------------------------------------------------
@@ -478,64 +433,6 @@ app.command()(trace)
 app.command()(explain)
 app.command()(commands.profile)
 app.command("import")(import_profile)
-
-
-@app.command()
-def policies(
-    name: Annotated[
-        str | None, typer.Argument(help="One of them, my_policy.py, or package.module:Class: what it does and takes.")
-    ] = None,
-) -> None:
-    """List the policies known by name; or tell what one does, and its parameters."""
-    from ..spec.policy_docs import page
-    from ..spec.policy_registry import describe, policy_names
-
-    if name is not None:
-        typer.echo("\n".join(page(name)))
-        return
-    lines = _table(("policy", "left"), ("", "left"))
-    for name in policy_names():
-        text, params = describe(name)
-        lines.add_row(name, "\n".join([text, *(f"  {p}: {kind}" for p, kind in params.items())]))
-    _print(lines)
-    typer.echo("a policy of your own: servetwin run WORKLOAD --policy my_policy.py")
-
-
-@app.command()
-def workloads() -> None:
-    """List the workloads that come with ServeTwin."""
-    from ..spec.catalog import workload_names
-    from ..spec.loading import load
-    from ..sweeps.point import settings_of
-
-    columns = [("workload", "left"), ("", "left"), ("rate", "right"), ("cv", "right"), ("SLO", "right")]
-    lines = _table(*columns, ("requests", "right"))
-    for name in workload_names():
-        e = load(name)
-        given = settings_of(e)
-        rate, cv, factor = ("" if given[k] is None else f"{given[k]:g}" for k in ("rate", "cv", "slo_factor"))
-        slo = f"{factor}x" if factor else ""
-        if given.get("prefill_slo"):
-            slo = f"{given['prefill_slo']:g}+{given['decode_slo']:g}"
-        lines.add_row(name, e.about, rate, cv, slo, str(e.workload.requests))
-    _print(lines)
-
-
-@app.command()
-def profiles(
-    name: Annotated[str | None, typer.Argument(help="A profile or a file: print its verdict.")] = None,
-) -> None:
-    """List the profiles that come with ServeTwin; or judge one: noisy samples, gaps in what was measured."""
-    from servetwin.profiles import load, names
-
-    if name is not None:
-        data = load(name).data
-        typer.echo(f"{data.name}: {data.description}")
-        commands.show_verdict(data)
-        return
-    lines = _table(("profile", "left"), ("device", "left"), ("modules", "left"), ("", "left"), ("digest", "left"))
-    for name in names():
-        profile = load(name)
-        basis = profile.data.basis.kind if profile.data.basis else "measured"
-        lines.add_row(name, profile.data.device.name, ", ".join(profile.modules), basis, profile.digest[:12])
-    _print(lines)
+app.command()(policies)
+app.command()(workloads)
+app.command()(profiles)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import overrides_of
-from .terminal import print_table, table
+from .options import AsJson, overrides_of
+from .terminal import print_json, print_table, say, table
 
 if TYPE_CHECKING:
     from ..bound.most_met import Bound
@@ -37,10 +36,13 @@ def bound(
         bool, typer.Option("--policies/--no-policies", help="Serve the requests under known policies, too.")
     ] = True,
     slots: Annotated[
-        int | None, typer.Option(min=1, help="Time slots of the relaxation at most: fewer are quicker, and weaker.")
+        int | None,
+        typer.Option(
+            min=1, help="In how many slots time is divided at most: fewer are quicker, and the bound is weaker."
+        ),
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long the solver may take for each program.")] = 120.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds that the solver may take for each stage.")] = 120.0,
+    as_json: AsJson = False,
 ) -> None:
     """The most requests that any schedule could meet, and how near to that known ones come."""
     from ..bound.most_met import most_met
@@ -51,7 +53,7 @@ def bound(
     if served is not None:
         found.met["this run"] = served
     if as_json:
-        typer.echo(json.dumps(found.as_dict(), indent=2))
+        print_json(found.as_dict())
     else:
         _show(found)
 
@@ -85,12 +87,12 @@ def _asked(source: str, sets: list[str] | None, short: dict[str, Any]) -> tuple[
 
 
 def _show(found: Bound) -> None:
-    typer.echo(f"{found.workload}: {found.requests} requests; no schedule meets more than {found.most}")
+    say(f"{found.workload}: {found.requests} requests; no schedule meets more than {found.most}")
     if found.noise:
-        typer.echo(f"  whatever times are drawn; with all times at their means no more than {found.at_mean}")
+        say(f"  whatever times are drawn; with all times at their means no more than {found.at_mean}")
     told = "a mixed-integer program" if found.method == "exact" else "a relaxation"
     stages = ", ".join(f"{name} {value:.1f}" for name, value in found.stages.items())
-    typer.echo(f"  by {told}: {stages}")
+    say(f"  by {told}: {stages}")
     if found.best is None:
         return
     lines = table(("schedule", "left"), ("met", "right"), ("of the bound", "right"))
@@ -100,6 +102,6 @@ def _show(found: Bound) -> None:
     print_table(lines)
     gap = found.most - found.met[found.best]
     if gap <= 0:
-        typer.echo(f"{found.best} meets as many as any schedule can")
+        say(f"{found.best} meets as many as any schedule can")
     else:
-        typer.echo(f"the best of these is at most {gap} requests from the best possible")
+        say(f"the best of these is at most {gap} requests from the best possible")

@@ -26,11 +26,15 @@ What `servetwin COMMAND --help` says, on one page. It is made from the program
 Results go to standard output, progress and errors to standard error. An error is one line that begins with
 `servetwin:`.
 
+Colours and progress are shown on a terminal alone; `NO_COLOR` takes the colours off. Lines are folded at a terminal's
+width, and nowhere else. `--json` prints results as [JSON](json-output.md).
+
 | exit code | means |
 |---|---|
-| 0 | done |
+| 0 | done; also where what reads the output stops reading |
+| 1 | something else failed: a full disk, a worker process that was killed, an [invariant](invariants.md) that broke |
 | 2 | wrong input: the line says what is wrong, where, and what would be right; nothing was written |
-| 1 | something else failed |
+| 2 | a policy failed or did what it may not, in a run: the line names its file; records are whole up to there |
 | 130, 143 | ended by Ctrl-C, or by SIGTERM; the records of a real run are whole up to there |
 
 `SERVETWIN_CACHE` names the folder of the cache of `sweep` and `search`; left out, it is the user's cache folder.

@@ -5,30 +5,21 @@
 
 from __future__ import annotations
 
-import json
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from servetwin.core import BadInput
 
-from .terminal import print_table, steps, table
+from .list_commands import profile_dict, show_verdict
+from .options import AsJson
+from .score_output import show_decisions
+from .terminal import print_json, print_table, say, steps, table
 
 if TYPE_CHECKING:
-    from servetwin.profiles import ProfileFile
-
     from ..backends.diffusion import Setup
-    from ..capacity.search import Answer
-    from ..validation.baselines import Baseline
-    from ..validation.compare_grids import Decisions
-    from ..validation.replay_external import Means
-    from ..validation.score import Scored
-
-#: So many classes, or tenants, are told of a line each.
-MOST_GROUPS = 12
 
 Devices = Annotated[
     list[str] | None,
@@ -79,95 +70,6 @@ Slots = Annotated[
 Processes = Annotated[bool, typer.Option("--processes", help="Run each worker in its own process.")]
 
 
-def show_answers(find: str, answers: Sequence[Answer]) -> None:
-    """The answers of ``servetwin search`` and, in a line each, what they stand on."""
-    columns = [
-        ("workload", "left"),
-        ("policy", "left"),
-        ("deployment", "left"),
-        ("target", "right"),
-        (find, "right"),
-    ]
-    lines = table(*columns, ("95 % interval", "right"), ("backlog", "left"))
-    for a in answers:
-        known = a.found.low is not None and a.found.high is not None
-        span = f"{a.found.low:.4g} to {a.found.high:.4g}" if known else "none"
-        name = a.found.target.name
-        lines.add_row(a.workload, a.policy, a.deployment, name, f"{a.found.value:.4g}", span, a.stable.backlog)
-    print_table(lines)
-    from ..capacity.root_search import QUANTITIES
-
-    for a in answers:
-        twice = "; what runs twice as long give lies inside" if a.twice else ""
-        settled = f"after {a.settled}" if a.settled is not None else "not within half a run"
-        length = f"runs of {a.requests} requests, the first {a.warm_up} not counted (latencies steady {settled})"
-        typer.echo(f"{a.workload}, {a.policy}, {a.found.target.name}: {length}{twice}")
-        if not math.isnan(a.found.fails):
-            places = f"met at {a.found.value:.4g}, not met at {a.found.fails:.4g}"
-            typer.echo(f"  {a.found.target.name} {places} {QUANTITIES[find].unit}")
-        for note in a.found.notes:
-            typer.echo(f"  {note}")
-
-
-def input_lines(summary: dict[str, Any]) -> list[str]:
-    """What is to be said of the requests of a run: which part of a trace they are, and what was cut of them."""
-    lines = list(summary.get("basis", ()))
-    if trace := summary.get("trace"):
-        part = f"requests {trace['first']:g} s to {trace['last']:g} s after the first"
-        lines.append(f"trace: {trace['requests']} of {trace['requests_in_file']} {part}")
-        if trace["failed_left_out"]:
-            lines.append(f"trace: {trace['failed_left_out']} requests had failed when it was taken, and are left out")
-        if trace.get("empty_prompts"):
-            lines.append(f"trace: {trace['empty_prompts']} prompts of no token count as one token")
-        for column, key in trace.get("not_used", {}).items():
-            why = f"{key} does not say {{draw: trace}}, which uses it" if key else "nothing here takes it"
-            lines.append(f"trace: column {column} is not used: {why}")
-        lines += [f"trace: {trace[key]}" for key in ("doubt", "other_images") if trace.get(key)]
-        if summary["requests"] > 1 and summary["arrival_span"] == 0.0:
-            lines.append("all requests arrive at once: there is no rate")
-    if published := summary.get("published"):
-        lines.append(f"seed {published['seed']}: {published['kept']}")
-    for module, told in summary.get("predictions", {}).items():
-        lines.append(f"outputs of {module} are predicted; {told}")
-    for module, cut in summary.get("cut", {}).items():
-        lines.append(
-            f"cut at {module}: {cut['prompts']} prompts by {cut['prompt_tokens']} tokens, "
-            f"{cut['outputs']} outputs by {cut['output_tokens']}"
-        )
-    return lines
-
-
-def group_lines(summary: Mapping[str, Any]) -> list[str]:
-    """What came of each class and each tenant, a line each, and how evenly tenants were served."""
-    lines = []
-    for kind, groups in (("class", summary.get("classes", {})), ("tenant", summary.get("tenants", {}))):
-        for name, found in list(groups.items())[:MOST_GROUPS]:
-            share, goodput = 100 * found["attainment"], found["request_goodput"] or 0.0
-            lines.append(f"{kind} {name}: {found['requests']} requests, {share:.1f} % met, goodput {goodput:.3f}/s")
-        if len(groups) > MOST_GROUPS:
-            lines.append(f"and {len(groups) - MOST_GROUPS} more of that kind, in summary.json")
-    if fairness := summary.get("fairness"):
-        known = [(name.removeprefix("jain_"), value) for name, value in fairness.items() if value is not None]
-        lines.append("Jain's index: " + ", ".join(f"{value:.3f} of {name}" for name, value in known))
-    return lines
-
-
-def show_tokens(stage: str, tokens: dict[str, Any]) -> None:
-    """What a run says of the tokens of a *stage*."""
-    made = f"{tokens['output_throughput'] or 0.0:.1f}"
-    if "token_goodput" in tokens:
-        typer.echo(f"tokens of {stage}: {tokens['token_goodput'] or 0.0:.1f} on time of {made} generated per second")
-    else:
-        typer.echo(f"tokens of {stage}: {made} generated per second")
-    if tokens["mean_ttft_ms"] is not None:
-        for name in ("ttft", "tpot", "itl"):
-            if tokens[f"mean_{name}_ms"] is not None:
-                times = ", ".join(f"{p} {tokens[f'{p}_{name}_ms']:.1f} ms" for p in ("mean", "median", "p99"))
-                typer.echo(f"  {name} {times}")
-    if "within_limits" in tokens:
-        typer.echo(f"  {tokens['within_limits']} requests within the limits")
-
-
 def profile(
     model: Annotated[
         str,
@@ -193,6 +95,7 @@ def profile(
             metavar="NAME=VALUE", help="A vLLM engine setting by its name, e.g. max_num_seqs=256 (repeatable)."
         ),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Measure a model on a device of this machine and write its profile."""
     from ..backends.diffusion import Setup
@@ -204,9 +107,12 @@ def profile(
     with steps() as report:
         found = measure(model, out, setup, name=name, **more, progress=report)  # type: ignore[arg-type]
     took = time.perf_counter() - began
-    typer.echo(f"{found.name}: {found.data.description}, measured in {took:.0f} s")
+    if as_json:
+        print_json(profile_dict(found.data, out))
+        return
+    say(f"{found.name}: {found.data.description}, measured in {took:.0f} s")
     show_verdict(found.data)
-    typer.echo(f"to use it: servetwin run ... --set deployment.devices.gpu0={out}")
+    say(f"to use it: servetwin run ... --set deployment.devices.gpu0={out}")
 
 
 def check(
@@ -216,9 +122,10 @@ def check(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A key of the experiment: --set policy.params.max_batch=8."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Hold a policy to its contract: whether it keeps to what it may do, decides the same again, keeps its word, and
-    lets nobody starve; a fault is drawn as a schedule."""
+    """Test a policy: whether it does only what it may, decides the same again, keeps its promises, and lets nobody
+    starve; a fault is drawn as a schedule."""
     from servetwin.core.testing.contract import ContractBroken
 
     from ..spec.loading import parse_override
@@ -229,35 +136,26 @@ def check(
         if check_router.is_router(policy):
             if experiment is not None or sets:
                 raise BadInput("a router is checked on a system of its own", where=policy, right="nothing else")
-            typer.echo("\n".join(check_router.check(policy)))
+            _checked(policy, check_router.check(policy), as_json)
             return
         found = engine(policy, experiment, [parse_override(each) for each in sets or ()])
     except ContractBroken as broken:
-        if broken.drawing:
+        if broken.drawing and not as_json:
             typer.echo(broken.drawing)
         raise
-    for line in found.lines():
-        typer.echo(line)
+    _checked(policy, found.lines(), as_json)
 
 
-def show_verdict(data: ProfileFile) -> None:
-    """Print whether a profile is clean, and what may be asked of it that nobody measured."""
-    from servetwin.profiles import verdict
-
-    if line := verdict.basis(data):
-        typer.echo(line)
-    lines = verdict.lines(data)
-    typer.echo("verdict: not clean" if lines else "verdict: clean")
+def _checked(policy: str, lines: Iterable[str], as_json: bool) -> None:
+    if as_json:
+        print_json({"policy": policy, "keeps_contract": True, "lines": [*lines]})
+        return
     for line in lines:
-        typer.echo(f"  {line}")
-    for line in verdict.beyond(data):
-        typer.echo(f"  not measured: {line}")
-    for line in verdict.blind(data):
-        typer.echo(line)
+        say(line)
 
 
-def serve_sweep(spec: str, out: Path, kind: str, setup: Setup, seeds: int, repeats: int, as_they_are: bool) -> None:
-    """``servetwin sweep --backend real`` and ``vllm``."""
+def serve_sweep(spec: str, out: Path, kind: str, setup: Setup, seeds: int, repeats: int, as_they_are: bool) -> int:
+    """Serve a sweep for real, and give the number of its runs."""
     from ..backends.grid import serve
 
     def broken(what: str) -> None:
@@ -265,8 +163,7 @@ def serve_sweep(spec: str, out: Path, kind: str, setup: Setup, seeds: int, repea
 
     with steps() as report:
         more = {"kind": kind, "seeds": seeds, "repeats": repeats, "as_they_are": as_they_are}
-        count = serve(spec, out, setup, **more, progress=report, broken=broken)  # type: ignore[arg-type]
-    typer.echo(f"{count} runs in {out}")
+        return serve(spec, out, setup, **more, progress=report, broken=broken)  # type: ignore[arg-type]
 
 
 def say_aside(what: str) -> None:
@@ -277,16 +174,21 @@ def say_aside(what: str) -> None:
 def compare(
     first: Annotated[Path, typer.Argument(help="A run folder; or a folder of run folders, or a sweep's table.")],
     second: Annotated[Path, typer.Argument(help="Another of the same kind; gaps are this one minus the first.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
+    as_json: AsJson = False,
     target: Annotated[
-        float | None, typer.Option(help="Grids: attainment that counts as sustained, in %; by default 90.")
+        float | None, typer.Option(help="Sets of runs: attainment that counts as sustained, in %; by default 90.")
     ] = None,
     floor: Annotated[
-        float | None, typer.Option(help="Grids: noise floor in percentage points; by default from repeats in FIRST.")
+        float | None,
+        typer.Option(
+            help="Sets of runs: percentage points below which a difference is a tie; by default from repeats."
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Grids: write the cells as a table, .csv or .parquet.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Sets of runs: write a row for each setting, .csv or .parquet.")
+    ] = None,
 ) -> None:
-    """Compare two runs; or two grids of runs, cell by cell and by the decisions that follow from them."""
+    """Compare two runs; or two sets of runs, setting by setting, and whether both lead to the same decisions."""
     from ..validation.compare_runs import are_runs
 
     if are_runs(first, second):
@@ -306,12 +208,12 @@ def _compare_runs(first: Path, second: Path, as_json: bool) -> None:
 
     found, notes = compared(first, second)
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        print_json(found)
         return
     for name, side in zip("AB", found["runs"], strict=True):
         facts = "".join(f", {key} {side[key]:g}" for key in ("rate", "cv", "seed") if key in side)
         count = found["requests"]["AB".index(name)]
-        typer.echo(f"{name}: {side['folder']} ({side['label']}): {count} requests{facts}")
+        say(f"{name}: {side['folder']} ({side['label']}): {count} requests{facts}")
     lines = table(("", "left"), ("A", "right"), ("B", "right"), ("B - A", "right"))
     rows = [("attainment, %", "attainment", 2), ("finished, %", "finished", 2), ("dropped, %", "dropped", 2)]
     rows += [("goodput, requests/s", "goodput", 4)]
@@ -333,9 +235,9 @@ def _compare_runs(first: Path, second: Path, as_json: bool) -> None:
         lines.add_row("requests with the same outcome, %", "", "", "-")
     print_table(lines)
     for line in (*found["basis"], *notes):
-        typer.echo(line)
+        say(line)
     if found["other_requests"] is not None:
-        typer.echo(f"not the same requests in A and B: {found['other_requests']}")
+        say(f"not the same requests in A and B: {found['other_requests']}")
     columns = [("iteration, ms", "left"), ("batch", "right"), ("median A", "right"), ("median B", "right")]
     columns += [("B / A", "right"), ("mean A", "right"), ("mean B", "right"), ("table", "right")]
     lines = table(*columns, ("A / table", "right"), ("of", "left"))
@@ -372,9 +274,9 @@ def _compare_grids(
     rows, found = compare_grids(read_collection(first), read_collection(second), target=target, floor=floor, out=out)
     full = grids_dict(rows, found)
     if as_json:
-        typer.echo(json.dumps(full, indent=2))
+        print_json(full)
         return
-    typer.echo(f"A: {first}\nB: {second}\nattainment, in percent of the requests sent")
+    say(f"A: {first}\nB: {second}\nattainment, in percent of the requests sent")
     columns = [("workload", "left"), ("policy", "left"), ("rate", "right"), ("cv", "right"), ("SLO", "right")]
     plain = ("workload", "policy", "rate", "cv", "slo_factor")
     others = dict.fromkeys(k for row in rows for k in list(row)[: list(row).index("runs_first")] if k not in plain)
@@ -388,106 +290,10 @@ def _compare_grids(
         lines.add_row(row["workload"], row["policy"], *numbers, *more, *pair, f"{row['attainment_gap']:+.2f}", batch)
     print_table(lines)
     mean, largest = full["mean_gap_points"], full["max_gap_points"]
-    typer.echo(f"{len(rows)} cells: |B - A| mean {mean:.2f}, max {largest:.2f} points")
+    say(f"{len(rows)} cells: |B - A| mean {mean:.2f}, max {largest:.2f} points")
     show_decisions(found)
     if out is not None:
-        typer.echo(f"cells in {out}")
-
-
-def show_means(found: list[tuple[str, str | None, list[Means]]]) -> None:
-    """Of runs that somebody else measured: latencies in seconds, measured and simulated, and what they stand on."""
-    for name, basis, means in found:
-        typer.echo(f"{name}, in seconds")
-        lines = table(("", "left"), ("measured", "right"), ("simulated", "right"), ("off, %", "right"),
-                      ("authors' own, %", "right"))  # fmt: skip
-        for m in means:
-            was, off, own = m.measured, m.off, m.authors_error
-            lines.add_row(
-                m.what,
-                "" if was is None else f"{was:.4f}",
-                f"{m.simulated:.4f}",
-                "" if off is None else f"{off:+.2f}",
-                "" if own is None else f"{own:+.1f}",
-            )
-        print_table(lines)
-        if basis is not None:
-            typer.echo(basis)
-
-
-def show_latencies(scored: Sequence[Scored]) -> None:
-    """Of runs of language models: their latencies, one run as `show_means` has it, of many how far off they are."""
-    told = [s for s in scored if s.latencies]
-    if len(told) == 1:
-        show_means([(told[0].run.cells.get("folder", told[0].run.workload), None, list(told[0].latencies))])
-    elif told:
-        typer.echo(f"latencies of {len(told)} runs, |simulated / measured - 1| in percent")
-        lines = table(("", "left"), ("mean", "right"), ("max", "right"))
-        for what in dict.fromkeys(m.what for s in told for m in s.latencies):
-            off = [abs(m.off) for s in told for m in s.latencies if m.what == what and m.off is not None]
-            if off:
-                lines.add_row(what, f"{sum(off) / len(off):.1f}", f"{max(off):.1f}")
-        print_table(lines)
-    for note in dict.fromkeys(note for s in scored for note in s.notes):
-        typer.echo(note)
-
-
-def show_baselines(found: list[Baseline], target: float, floor: float | None) -> None:
-    """A line for each way of predicting the runs: its gaps, and what one would decide by it."""
-    from ..validation.baselines import favourite
-    from ..validation.compare_grids import decide, grids_of
-    from ..validation.score import entries, gaps_of
-
-    typer.echo("beside it, what is simpler; each run left out of what predicts it")
-    columns: list[tuple[str, Any]] = [("predicted by", "left"), ("runs", "right")]
-    columns += [(f"{what}\n{how}", "right") for what in ("met", "finished") for how in ("mean", "max")]
-    lines = table(*columns, ("winners", "right"), ("pairs", "right"), ("curves", "right"))
-    for one in found:
-        part = gaps_of(one.scored)[-1]
-        decided = decide(*grids_of(*entries(one.scored)), target=target, floor=floor)
-        gaps = [f"{g[k]:.2f}" if g else "" for g in (part.met, part.finished) for k in (0, 1)]
-        shares = (
-            (decided.same, decided.decided),
-            (decided.same_order, decided.pairs),
-            (decided.within, decided.curves),
-        )
-        lines.add_row(one.name, str(part.runs), *gaps, *(f"{a}/{b}" if b else "" for a, b in shares))
-    print_table(lines)
-    best = favourite(found[0].scored, floor)
-    if best is not None:
-        typer.echo(
-            f"'{best.policy} always wins' names {best.decided} of {best.settings_decided} winners beyond the noise, "
-            f"and {best.won} of {best.settings} in all ({best.tied} tied)"
-        )
-
-
-def show_decisions(found: Decisions, title: str = "") -> None:
-    """What follows from two grids, one line each, and below it where they disagree; nothing if nothing does. *title*
-    says which the two are."""
-    if not found.settings and not found.curves:
-        return
-    if title:
-        typer.echo(title)
-    noise = found.noise
-    known = sorted(noise.deviations.values())
-    size = " to ".join(f"{x:.2f}" for x in dict.fromkeys(known[:1] + known[-1:]))
-    spread = f"deviation {size} points by workload, " if size else ""
-    typer.echo(f"noise: {f'{noise.fixed:g} points, ' if noise.fixed is not None else spread}{noise.source}")
-    undecided = found.settings - found.decided
-    typer.echo(f"same winner in {found.same} of {found.decided} settings; {undecided} more are within the noise")
-    tau = "" if found.tau is None else f"; Kendall's tau {found.tau:.2f} on average"
-    typer.echo(f"same order of {found.same_order} of {found.pairs} pairs of policies{tau}")
-    if any(found.tied):
-        one, other, both = found.tied
-        typer.echo(f"tied pairs, which agree with nothing: {one} in the first, {other} in the second, {both} in both")
-    typer.echo(f"largest rate at {found.target:g} % within one step on {found.within} of {found.curves} curves")
-    for what, where in (
-        ("deployments differ", found.unlike),
-        ("winner", found.others),
-        ("order", [*found.swaps, *found.ties]),
-        ("rate", found.off),
-    ):
-        for line in where:
-            typer.echo(f"  {what}: {line}")
+        say(f"cells in {out}")
 
 
 def _ratio(a: float | None, b: float | None) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..plotting.paper_figures import goodput_figure
 from ..sweeps import tables
-from ..sweeps.point import Row, run_all_averaged, settings_of
+from ..sweeps.point import Progress, Row, run_all_averaged, settings_of
 from ..validation import run_table
 from ..validation.run_table import MeasuredRun
 from ..validation.score import Scored
@@ -46,11 +45,11 @@ def chosen_runs() -> list[MeasuredRun]:
     return chosen
 
 
-def demo(out: Path, *, jobs: int = -1, progress: Callable[[int, int], None] | None = None) -> Demo:
+def demo(out: Path, *, jobs: int = -1, progress: Progress | None = None) -> Demo:
     """Repeat the chosen runs in simulation and draw them into the folder *out*."""
     runs = chosen_runs()
     experiments = run_table.experiments(runs, run_table.NEUSTREAM)
-    report = (lambda done: progress(done, SEEDS * len(runs))) if progress else None
+    report = (lambda done, share: progress(done, SEEDS * len(runs), share)) if progress else None
     results = run_all_averaged(experiments, SEEDS, jobs=jobs, progress=report)
     tables.make_folder(out)
     rows: list[Row] = [{**settings_of(e), **r} for e, r in zip(experiments, results, strict=True)]

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ import typer
 from servetwin.core import BadInput
 
 from .options import AsJson, Jobs
-from .terminal import print_table, progress, steps, table
+from .terminal import print_json, print_table, progress, say, steps, table
 
 if TYPE_CHECKING:
     from ..validation.score import Scored
@@ -89,10 +88,10 @@ def plot(
         asked = Asked(x, y or "attainment", by or "policy", width, intervals, tuple(measured or ()))
         panels, files = draw_sweep(results[0], *out, asked=asked)
     if as_json:
-        typer.echo(json.dumps({"panels": panels, "files": [str(path) for path in files]}, indent=2))
+        print_json({"panels": panels, "files": [str(path) for path in files]})
         return
     count = "1 panel" if panels == 1 else f"{panels} panels"
-    typer.echo(f"{count} in {', '.join(map(str, out))}; what is drawn in {files[-1]}")
+    say(f"{count} in {', '.join(map(str, out))}; what is drawn in {files[-1]}")
 
 
 def figures(
@@ -123,10 +122,10 @@ def figures(
     with steps() as report:
         files = draw_all.draw_all(out, numbers or (), endings=endings, jobs=jobs, seeds=seeds, progress=report)
     if as_json:
-        typer.echo(json.dumps({"files": [str(path) for path in files]}, indent=2))
+        print_json({"files": [str(path) for path in files]})
         return
     for path in files:
-        typer.echo(str(path))
+        say(str(path))
 
 
 def demo(
@@ -144,11 +143,11 @@ def demo(
     lines = _compared(shown.scored)
     if as_json:
         found = [{k: v for k, v in line.items() if k != "run"} for line in lines]
-        typer.echo(json.dumps({"runs": found, "seconds": took, "figure": str(shown.figure)}, indent=2))
+        print_json({"runs": found, "seconds": took, "figure": str(shown.figure)})
         return
     gaps = {what: [abs(line["gap"]) for line in lines if line["counted"] == what] for what in ("met", "finished")}
     met, finished = (sum(own) / len(own) for own in gaps.values())
-    typer.echo(
+    say(
         f"{len(shown.scored)} measured runs simulated in {took:.1f} s: requests served within their SLO are "
         f"{met:.1f} percentage points off on average"
     )
@@ -164,12 +163,12 @@ def demo(
         numbers = (f"{line['simulated']:g}", str(line["measured"]), f"{line['gap']:+.1f}")
         shown_lines.add_row(line["workload"], name, f"{line['rate']:g}", *numbers)
     print_table(shown_lines)
-    typer.echo("requests of 500; simulated ones are means over 5 draws of the host's noise")
-    typer.echo(
+    say("requests of 500; simulated ones are means over 5 draws of the host's noise")
+    say(
         f"DiT-S/2 under Clockwork: what was met moved by 73 requests between two measured repeats;\n"
         f"what finished, late or not, is {finished:.1f} points off"
     )
-    typer.echo(f"figure: {shown.figure}")
+    say(f"figure: {shown.figure}")
 
 
 def _compared(scored: Sequence[Scored]) -> list[dict[str, Any]]:
@@ -197,6 +196,6 @@ def trace(
 
     count = write(runs, out)
     if as_json:
-        typer.echo(json.dumps({"events": count, "files": [str(out)]}, indent=2))
+        print_json({"events": count, "files": [str(out)]})
         return
-    typer.echo(f"{count} events in {out}: open it at ui.perfetto.dev")
+    say(f"{count} events in {out}: open it at ui.perfetto.dev")

@@ -13,7 +13,9 @@ from typing import Annotated
 import typer
 from servetwin.core import BadInput
 
-from . import commands
+from .list_commands import profile_dict, show_verdict
+from .options import AsJson
+from .terminal import print_json, say
 
 
 def import_profile(
@@ -52,6 +54,7 @@ def import_profile(
         typer.Option("--set", metavar="NAME=VALUE", help="An option of the format: --set compute=0.6 (repeatable)."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the profile; by default from device and model.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Make a profile of a language model from another tool's tables, a CSV file or a formula (estimated)."""
     from servetwin.profiles import load
@@ -82,10 +85,13 @@ def import_profile(
     command = shlex.join(["servetwin", *sys.argv[1:]])
     files.write_whole(out, lambda path: path.write_text(text(content, command), encoding="utf-8"))
     found = load(str(out))
+    if as_json:
+        print_json(profile_dict(found.data, out))
+        return
     kv = found.token_data.kv
-    typer.echo(f"{found.name}: {found.data.description}; {kv.blocks} KV blocks of {kv.block_size}, {kv.statistic}")
-    commands.show_verdict(found.data)
-    typer.echo(f"to use it: servetwin run ... --set deployment.devices.gpu0={out}")
+    say(f"{found.name}: {found.data.description}; {kv.blocks} KV blocks of {kv.block_size}, {kv.statistic}")
+    show_verdict(found.data)
+    say(f"to use it: servetwin run ... --set deployment.devices.gpu0={out}")
 
 
 def _option(text: str) -> tuple[str, str]:

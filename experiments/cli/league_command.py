@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import overrides_of
-from .terminal import print_table, progress, table
+from .options import AsJson, overrides_of
+from .terminal import print_json, print_table, progress, say, table
 
 if TYPE_CHECKING:
     from ..bound.league import League
@@ -35,7 +34,7 @@ def league(
     ] = None,
     bounds: Annotated[bool, typer.Option("--bound/--no-bound", help="Compute the best possible, too.")] = True,
     out: Annotated[Path | None, typer.Option(help="A table of the results: .csv or .parquet.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False,
+    as_json: AsJson = False,
     cache: Annotated[
         bool, typer.Option("--cache/--no-cache", help="Take points that are known already from the cache.")
     ] = True,
@@ -75,7 +74,7 @@ def league(
     if out is not None:
         tables.write(out, _rows(found))
     if as_json:
-        typer.echo(json.dumps(found.as_dict(), indent=2))
+        print_json(found.as_dict())
     else:
         _show(found)
 
@@ -121,8 +120,8 @@ def _show(found: League) -> None:
         each.add_row("no schedule more than", *(_percent(found.bounds[name]) for name in workloads))
     print_table(each)
     last = found.seeds[-1]
-    typer.echo(f"means over seeds {found.seeds[0]} to {last} with 95 % intervals; differences are taken seed by seed")
+    say(f"means over seeds {found.seeds[0]} to {last} with 95 % intervals; differences are taken seed by seed")
     if found.bounds:
-        typer.echo("bounds are with all times at their means")
+        say("bounds are with all times at their means")
     for name, why in found.left_out.items():
-        typer.echo(f"{name} is left out: {why}")
+        say(f"{name} is left out: {why}")

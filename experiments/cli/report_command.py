@@ -11,6 +11,9 @@ from typing import Annotated
 import typer
 from servetwin.core import BadInput
 
+from .options import AsJson
+from .terminal import print_json, say
+
 
 def report(
     results: Annotated[
@@ -28,6 +31,7 @@ def report(
             metavar="START:SECONDS", help="What a closer look at a run shows; else where most requests wait."
         ),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Make a report of results: one page with figures, tables, what it stands on and how it is made again."""
     from ..reporting import report as engine
@@ -35,6 +39,8 @@ def report(
     if (out is None) != as_markdown:
         what = "there is nowhere for the page to go" if out is None else "Markdown is printed, not written"
         raise BadInput(what, where="--out", right="--out report.html, or --markdown, one of the two")
+    if as_json and as_markdown:
+        raise BadInput("what is printed is Markdown", where="--json", right="--out report.html")
     command = ["servetwin", "report", *map(str, results)]
     command += ["--out", str(out)] if out is not None else ["--markdown"]
     command += ["--target", f"{target:g}"] if target != 90.0 else []
@@ -43,4 +49,7 @@ def report(
         typer.echo(engine.as_markdown(results, target=target, window=window, command=command), nl=False)
         return
     engine.write(results, out, target=target, window=window, command=command)
-    typer.echo(f"report in {out} ({out.stat().st_size / 1e6:.1f} MB): open it in a browser")
+    if as_json:
+        print_json({"files": [str(out)], "bytes": out.stat().st_size})
+        return
+    say(f"report in {out} ({out.stat().st_size / 1e6:.1f} MB): open it in a browser")

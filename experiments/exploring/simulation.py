@@ -47,7 +47,8 @@ class InMemory(Recorder):
 
 @dataclass(frozen=True)
 class Simulated:
-    """A *run*, the *experiment* that it is of, an equal *file*, and the *seconds* that simulating took."""
+    """A *run*, the *experiment* that it is of, an equal *file*, and the *seconds* of computing
+    that this took."""
 
     run: run_sections.Run
     experiment: Experiment
@@ -59,12 +60,12 @@ class Simulated:
 def simulate(source: str, chosen: Mapping[str, Any], name: str) -> Simulated:
     """Simulate the experiment *source* with what was *chosen*, as a run called *name*. Raises `BadInput`, and
     `PolicyFault` where a policy goes wrong."""
-    began = time.perf_counter()
+    began = time.process_time()
     experiment = load(source_of(source), list(chosen.items()))
     recorder = InMemory()
     build(experiment, recorder).play()
     file = file_of(source, chosen, experiment)
-    return Simulated(kept(name, experiment, recorder), experiment, file, time.perf_counter() - began)
+    return Simulated(kept(name, experiment, recorder), experiment, file, time.process_time() - began)
 
 
 def warm_up(source: str, overrides: Sequence[Override]) -> None:

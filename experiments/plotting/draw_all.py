@@ -46,7 +46,7 @@ def draw_all(
     endings: Sequence[str] = ("png",),
     jobs: int = -1,
     seeds: int | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Callable[..., None] | None = None,
 ) -> list[Path]:
     """Draw the figures with these *numbers* (all of `NUMBERS`) into the folder *out*, in each of the formats
     *endings*; the files written.

@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from servetwin.core import BadInput, ServeTwinError, Summary
 
@@ -29,6 +29,12 @@ from ..spec.llm import TokenSLOSpec
 from . import cluster
 
 Row = dict[str, Any]
+
+
+class Progress(Protocol):
+    """Hears how many points of how many have ended (None: not known), and their mean attainment, if it is known."""
+
+    def __call__(self, done: int, total: int | None, share: float | None = None, /) -> None: ...
 
 
 def key_of(experiment: Experiment) -> str:
@@ -137,7 +143,7 @@ def beyond_measured(summary: Summary) -> int:
 TOKENS = (
     *("token_goodput", "token_goodput_artifact", "prefill_goodput", "decode_goodput", "limits_goodput"),
     *("output_throughput", "total_token_throughput", "on_time_tokens", "late_tokens", "preemptions"),
-    *(f"{statistic}_{name}_ms" for name in ("ttft", "tpot", "itl") for statistic in ("mean", "median", "p99")),
+    *(f"{statistic}_{name}_ms" for name in ("ttft", "tpot", "itl") for statistic in ("mean", "median", "p90", "p99")),
 )
 
 
@@ -238,7 +244,7 @@ def run_all(
     jobs: int = -1,
     known: Callable[[str], Kept | None] | None = None,
     finished: Callable[[str, Row, Mapping[str, str]], None] | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, float | None], None] | None = None,
     together: Together | None = None,
     point: Point | None = None,
 ) -> list[Row]:
@@ -247,8 +253,8 @@ def run_all(
 
     Experiments with equal keys are run once; those that are *known* not at all. *finished* hears each new row that
     may be kept as it comes (key, row, further files that it depends on by their hashes), *progress* how many
-    experiments have their row. With *together* these rows have to fit those of other calls. Raises `Changed` if what
-    they are made of is changed meanwhile.
+    experiments have their row, and the mean attainment in those rows. With *together* these rows have to fit those of
+    other calls. Raises `Changed` if what they are made of is changed meanwhile.
     """
     together = together or Together()
     made = [_inputs(e, point) for e in experiments]
@@ -264,7 +270,7 @@ def run_all(
     expected = dict(zip(keys, made, strict=True))
     done = sum(k in rows for k in keys)
     if progress is not None:
-        progress(done)
+        progress(done, mean_attainment(rows.values()))
     with closing(_in_parallel(list(missing.values()), jobs, point)) as outcomes:
         for outcome in outcomes:
             key = order[outcome.number]
@@ -272,8 +278,13 @@ def run_all(
             rows[key] = outcome.row
             done += keys.count(key)
             if progress is not None:
-                progress(done)
+                progress(done, mean_attainment(rows.values()))
     return [rows[k] for k in keys]
+
+
+def mean_attainment(rows: Iterable[Row]) -> float | None:
+    """The mean attainment of *rows*, None if none has one."""
+    return _mean([row.get("attainment") for row in rows])
 
 
 def _accept(
@@ -313,7 +324,7 @@ def run_all_averaged(
     seeds: int,
     *,
     jobs: int = -1,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, float | None], None] | None = None,
 ) -> list[Row]:
     """The rows of *experiments*, each run with *seeds* seeds (its own and those that follow) and averaged.
 

@@ -44,7 +44,7 @@ from ..workload.seed_effect import along_seeds, check_seed_axis, check_seeds_onc
 from . import tables
 from .cache import Cache
 from .cluster import running_on
-from .point import Changed, Row, Together, run_all, settings_of
+from .point import Changed, Progress, Row, Together, run_all, settings_of
 from .repeat import repeat
 from .repeat import versus as differences
 
@@ -200,7 +200,7 @@ def sweep(
     *,
     of: Mapping[str, Any] | None = None,
     jobs: int = -1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     cache: Cache | None = None,
     cluster: str | None = None,
     seeds: int | None = None,
@@ -279,7 +279,7 @@ class _Runs:
         partial: Partial,
         cache: Cache | None,
         jobs: int,
-        progress: Callable[[int, int], None] | None,
+        progress: Progress | None,
         expected: int,
         together: Together,
     ) -> None:
@@ -301,9 +301,9 @@ class _Runs:
         self.ended += len(batch)
         return rows
 
-    def _report(self, done: int) -> None:
+    def _report(self, done: int, share: float | None) -> None:
         assert self.progress is not None
-        self.progress(self.ended + done, self.expected)
+        self.progress(self.ended + done, self.expected, share)
 
     def _known(self, key: str) -> Kept | None:
         kept = self.partial.find(key)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..spec.overrides import Override
+from ..sweeps.point import Progress
 from .compare_grids import EQUAL, Cell, Setting, grids_of, noise_of
 from .run_table import MeasuredRun
 from .score import Scored, entries, score
@@ -58,7 +59,7 @@ def baselines(
     *,
     seeds: int,
     jobs: int = -1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Baseline]:
     """The simulation's own scores first, then, for a table of runs, those without run dates and with the schedulers'
     tables alone, then those of predictors that simulate nothing."""

@@ -2,8 +2,8 @@
 
 A file ``folders-*.json.gz`` holds, of each run, what its ``meta.json`` and ``real.json`` say, what its summary
 counts, and of each request when it came, its deadline, its work, how it ended and when; and the files of users' own
-routers. Runs of a diffusion model on several devices are kept so: each device has a profile of its own, which comes
-along under the name that it gives itself.
+policies and routers. Runs of a diffusion model on several devices are kept so: each device has a profile of its own,
+which comes along under the name that it gives itself.
 
 ``python -m servetwin.experiments.validation.packed_runs FOLDER OUT`` packs the runs in FOLDER/runs, which were made
 with the profiles in FOLDER/profiles.
@@ -40,8 +40,8 @@ def is_packed(path: Path) -> bool:
 def pack(folder: Path, out: Path) -> list[str]:
     """Pack the runs in *folder*/runs into *out*; gives the names of those that did not come to their end.
 
-    Profiles go by the names that the files in *folder*/profiles give themselves. A router's file comes along: a copy
-    of it in *folder*, or itself if it is still where it was. Raises `BadInput` if it is neither.
+    Profiles go by the names that the files in *folder*/profiles give themselves. The file of a policy or router comes
+    along: a copy of it in *folder*, or itself if it is still where it was. Raises `BadInput` if it is neither.
     """
     from servetwin.profiles import load
 
@@ -54,10 +54,10 @@ def pack(folder: Path, out: Path) -> list[str]:
         meta, summary = _read(place / "meta.json"), _read(place / "summary.json")
         deployment = meta["experiment"]["deployment"]
         deployment["devices"] = {d: names.get(Path(p).name, p) for d, p in deployment["devices"].items()}
-        router = deployment["router"]
-        if isinstance(router, str) and router.endswith(".py"):
-            deployment["router"] = Path(router).name
-            files[Path(router).name] = _source(Path(router), folder)
+        for of, key in _files(meta["experiment"]):
+            named = Path(of[key])
+            files[named.name] = _source(named, folder)
+            of[key] = named.name
         lines = sorted(request_lines(place), key=lambda r: (r["arrival"], r["id"]))
         runs.append(
             {
@@ -79,11 +79,17 @@ def pack(folder: Path, out: Path) -> list[str]:
     return left
 
 
-def _source(router: Path, folder: Path) -> str:
-    for path in (folder / router.name, router):
+def _files(experiment: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
+    """Where *experiment* names a policy or a router by a file: what holds the name, and under which key."""
+    places: list[tuple[dict[str, Any], str]] = [(experiment["policy"], "name"), (experiment["deployment"], "router")]
+    return [(of, key) for of, key in places if isinstance(of[key], str) and of[key].endswith(".py")]
+
+
+def _source(named: Path, folder: Path) -> str:
+    for path in (folder / named.name, named):
         if path.exists():
             return path.read_text(encoding="utf-8")
-    raise BadInput("the router is not there", where=str(router), right=f"a copy of it in {folder}")
+    raise BadInput("the policy or router is not there", where=str(named), right=f"a copy of it in {folder}")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -124,9 +130,8 @@ def unpacked(paths: Sequence[Path]) -> Iterator[Path]:
 def _write(run: dict[str, Any], here: Path, words: dict[str, str]) -> None:
     folder, meta = here / Path(run["name"]).name, run["meta"]
     folder.mkdir()
-    deployment = meta["experiment"]["deployment"]
-    if isinstance(deployment["router"], str) and deployment["router"].endswith(".py"):
-        deployment["router"] = str(here / deployment["router"])
+    for of, key in _files(meta["experiment"]):
+        of[key] = str(here / of[key])
     for name in ("meta", "summary", "real"):
         (folder / f"{name}.json").write_text(json.dumps(run[name]), encoding="utf-8")
     columns = zip(*(run[key] for key in ("id", "arrival", "deadline", "work", "outcome", "finished")), strict=True)

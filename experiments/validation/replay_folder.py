@@ -20,7 +20,7 @@ from ..spec import loading
 from ..spec.experiment import Experiment
 from ..spec.loading import load
 from ..spec.overrides import Override
-from ..sweeps.point import AVERAGED, TOKENS, Row, main_worker, results_of, settings_of
+from ..sweeps.point import AVERAGED, TOKENS, Row, main_worker, mean_attainment, results_of, settings_of
 from .compare_runs import RunRecords, find_runs, is_run, read
 from .replay_external import Means
 from .run_files import request_lines
@@ -154,7 +154,7 @@ def replay_all(
     *,
     jobs: int = -1,
     keep: Path | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, float | None], None] | None = None,
 ) -> list[Row]:
     """A row per run: the mean over *seeds* seeds of the simulated noise (the run's own seed and those that follow).
     With *keep*, the first of them leaves its records in a folder of the run's name there.
@@ -173,7 +173,7 @@ def replay_all(
     for done, (number, row) in enumerate(pool(delayed(_numbered)(*task) for task in tasks), 1):
         rows[number].append(row)
         if progress is not None:
-            progress(done)
+            progress(done, mean_attainment(row for own in rows for row in own))
     for r, made_of in zip(found, before, strict=True):
         if differing := inputs.difference(made_of, inputs.inputs_of(r.experiment)):
             raise ServeTwinError(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,7 +25,7 @@ from servetwin.core import BadInput
 from ..spec.experiment import Experiment, Time
 from ..spec.overrides import Override
 from ..sweeps import tables
-from ..sweeps.point import Row, run_all_averaged
+from ..sweeps.point import Progress, Row, run_all_averaged
 from . import bench_runs, packed_runs, replay_chat, replay_external, replay_folder, replay_llm, run_table
 from .compare_grids import PARAMS, Entry, Setting
 from .run_settings import otherwise
@@ -92,7 +92,7 @@ def score(
     seeds: int = SEEDS,
     jobs: int = -1,
     keep: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     as_they_are: bool = False,
     dates: bool = True,
     experiment: Experiment | None = None,
@@ -112,9 +112,8 @@ def score(
     recordings = _recordings_in(path)
     packed = [recording for recording in recordings if packed_runs.is_packed(recording)]
     if packed and len(packed) == len(recordings):
-        with packed_runs.unpacked(packed) as folder:
-            found = replay_folder.find(folder, overrides, as_they_are=as_they_are)
-            return _score_folders(found, out, seeds=seeds, jobs=jobs, keep=keep, progress=progress)
+        how = {"seeds": seeds, "jobs": jobs, "keep": keep, "progress": progress}
+        return _score_packed(packed, out, overrides, as_they_are=as_they_are, **how)
     if packed:
         raise BadInput("holds packed run folders beside other recordings", where=str(path), right="one of them")
     if recordings:
@@ -131,7 +130,7 @@ def score(
     if not dates:
         runs = [replace(run, start=None) for run in runs]
     experiments = run_table.experiments(runs, path, overrides)
-    report = (lambda done: progress(done, seeds * len(runs))) if progress else None
+    report = (lambda done, share: progress(done, seeds * len(runs), share)) if progress else None
     results = run_all_averaged(experiments, seeds, jobs=jobs, progress=report)
     scored = [
         Scored(run, result, others=_told_by_table(experiment))
@@ -155,9 +154,9 @@ def _score_folders(
     seeds: int,
     jobs: int,
     keep: Path | None,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> list[Scored]:
-    report = (lambda done: progress(done, seeds * len(found))) if progress else None
+    report = (lambda done, share: progress(done, seeds * len(found), share)) if progress else None
     rows = replay_folder.replay_all(found, seeds, jobs=jobs, keep=keep, progress=report)
     scored = [
         Scored(
@@ -169,6 +168,22 @@ def _score_folders(
         )
         for r, row in zip(found, rows, strict=True)
     ]
+    if out is not None:
+        tables.write(out, [s.line() for s in scored])
+    return scored
+
+
+def _score_packed(
+    packed: Sequence[Path], out: Path | None, overrides: Iterable[Override], *, as_they_are: bool, **how: Any
+) -> list[Scored]:
+    """Policies in files of their own go by these files' names."""
+    with packed_runs.unpacked(packed) as folder:
+        found = replay_folder.find(folder, overrides, as_they_are=as_they_are)
+        scored = []
+        for s in _score_folders(found, None, **how):
+            policy = Path(s.run.policy).name
+            run = replace(s.run, policy=policy, cells={**s.run.cells, "policy": policy})
+            scored.append(replace(s, run=run))
     if out is not None:
         tables.write(out, [s.line() for s in scored])
     return scored
@@ -245,7 +260,7 @@ def _score_recordings(
     *,
     seeds: int,
     jobs: int,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> list[Scored]:
     from joblib import Parallel, delayed
 
@@ -261,7 +276,8 @@ def _score_recordings(
     for row in Parallel(n_jobs=jobs, return_as="generator")(delayed(_replayed)(*task) for task in tasks):
         rows.append(row)
         if progress is not None:
-            progress(len(rows), len(tasks))
+            sent, met = (sum(len(run.outcome) for _, run, *_ in tasks[: len(rows)]), sum(row["met"] for row in rows))
+            progress(len(rows), len(tasks), met / sent)
     scored = []
     for i, (recording, run) in enumerate(found):
         same = rows[i * seeds : (i + 1) * seeds]

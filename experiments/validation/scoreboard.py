@@ -85,6 +85,12 @@ ROWS = (
         "profiles before runs, nothing fitted",
     ),
     Row(
+        "h200-pair",
+        "DiT-XL/2 and Stable Diffusion 512 on two H200s, behind routers and with stages apart",
+        "reports/2026-11-h200-pair.md",
+        "profiles before runs, nothing fitted",
+    ),
+    Row(
         "h200-long/llm-opt-13b.json.gz",
         "OPT-13B in vLLM, four H200s",
         "reports/2026-11-h200-llm.md",

@@ -68,7 +68,7 @@ class SlackBatch(Ends):
         at_least(1, "slack-batch", max_batch=max_batch)
         self.focus, self.kept, self.spare, self.reserve, self.max_batch = focus, kept, spare, reserve, max_batch
         self.batch: list[Task] = []  # that runs until something changes; none: it is to be chosen
-        self.each = self.beyond = self.left = 0.0  # seconds beyond the profile: of a request; of so many that left
+        self.each = self.beyond = self.gone = 0.0  # seconds beyond the profile: of a request; of so many that left
 
     def start(self, view: WorkerView) -> None:
         super().start(view)
@@ -156,9 +156,9 @@ class SlackBatch(Ends):
         self.beyond += now - batch.start - batch.iterations * batch.count * self.seconds[batch.size]
         if batch.leaves:
             self.batch = []
-            self.left += batch.leaves
-            self.each = max(0.0, self.beyond / (self.left + 1.0))
-            self.beyond, self.left = STAYS * self.beyond, STAYS * self.left
+            self.gone += batch.leaves
+            self.each = max(0.0, self.beyond / (self.gone + 1.0))
+            self.beyond, self.gone = STAYS * self.beyond, STAYS * self.gone
 
     def removed(self, task: Task, view: WorkerView, now: float) -> None:
         super().removed(task, view, now)

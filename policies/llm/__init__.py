@@ -9,6 +9,7 @@
 `vtc`               the tenant that has had the least service is admitted next (OSDI'24)
 `andes`             memory goes to those whose readers gain most by it; others pause
 `slos_serve`        steps as long as the next token that is due allows, filled with prompts by deadline
+`slack_admission`   a prompt is begun where no token due afterwards becomes late by it; ServeTwin's own
 `sjf`               the shortest predicted outputs first; who runs is not interrupted
 `srpt_llm`          what remains least of predicted outputs first; short ones interrupt long ones
 `edf_llm`           whoever has the least slack until its next token decides

@@ -175,7 +175,7 @@ def _choices(server: Server, text: bytes) -> Iterator[tuple[int, str | None]]:
 async def _get(server: Server, path: str) -> tuple[int, bytes]:
     body = bytearray()
     async with server.ask("GET", path) as answer:
-        async for part in answer.parts():
+        async for part in answer.chunks():
             body += part
             if len(body) > MOST_BODY:
                 raise BadAnswer(f"more than {MOST_BODY >> 20} MiB")
@@ -185,7 +185,7 @@ async def _get(server: Server, path: str) -> tuple[int, bytes]:
 async def _lines(answer: Answer) -> AsyncIterator[bytes]:
     """The lines of a body, wherever its parts end."""
     kept = bytearray()
-    async for part in answer.parts():
+    async for part in answer.chunks():
         kept += part
         *lines, rest = kept.split(b"\n")
         for line in lines:

@@ -58,12 +58,12 @@ class Connection:
 
 @dataclass
 class Answer:
-    """An answer whose head has come: its *status*, and its body by `parts`."""
+    """An answer whose head has come: its *status*, and its body by `chunks`."""
 
     status: int
     connection: Connection = field(repr=False)
 
-    async def parts(self) -> AsyncIterator[bytes]:
+    async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it comes."""
         import h11
 

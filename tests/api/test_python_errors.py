@@ -160,7 +160,7 @@ def messages() -> list[tuple[str, str]]:
 
 
 #: Commands of other programs, and the declarations of the command line itself.
-OTHERS = ("--query-gpu", "--format=csv", "--asynchronous/", "--cache/", "--policies/", "--bound/")
+OTHERS = ("--query-gpu", "--format=csv", "--asynchronous/", "--cache/", "--policies/", "--bound/", "--open/")
 
 
 def test_no_message_keeps_an_option_of_the_command_line():

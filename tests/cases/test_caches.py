@@ -202,7 +202,7 @@ def test_an_edit_while_a_sweep_runs(place: Path, edited: str, jobs: int):
     )
     first, second = (place / edited).read_text(), (place / edited).read_text().replace("1", "8")
 
-    def edit(done: int, _: int) -> None:
+    def edit(done: int, *_: object) -> None:
         if done == 2:
             (place / edited).write_text(second)
 

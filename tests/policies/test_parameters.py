@@ -38,6 +38,8 @@ WRONG = [
     ("neustream-llm", "b0", 0.0, "more than 0"),
     ("orca", "max_batch", 0, "1 or more"),
     ("sarathi", "chunk", 0, "1 or more"),
+    ("slack-admission", "safety", 0.0, "more than 0"),
+    ("slack-admission", "memory", -0.1, "0 or more"),
     ("slos-serve", "safety", 0.0, "more than 0"),
     ("srpt-llm", "firm", -0.1, "0 or more"),
     ("vllm-v1", "budget", 0, "1 or more"),

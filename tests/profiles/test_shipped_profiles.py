@@ -75,6 +75,8 @@ OURS = {
     "h200-unquiet/dit-s2-256-graphs": ("dit", "vae"),
     "h200-again/sd15-256-graphs": SD,
     "h200-again/sd15-512-graphs": SD,
+    **{f"h200-pair/dit-xl2-256-gpu{k}": ("dit", "vae") for k in (0, 1)},
+    **{f"h200-pair/sd15-512-gpu{k}": SD for k in (0, 1)},
 }
 
 

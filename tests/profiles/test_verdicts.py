@@ -21,6 +21,8 @@ KNOWN = {
     "h200-chat/opt-13b": {"blind"},
     "h200-lengths/llama-3.1-8b": {"blind", "disturbed"},
     "h200-lengths/opt-13b": {"blind"},
+    "h200-pair/dit-xl2-256-gpu0": {"mean", "samples", "tail"},
+    "h200-pair/dit-xl2-256-gpu1": {"mean"},
     "h200-steps/llama-3.1-8b": {"blind", "disturbed"},
     "h200-steps/opt-13b": {"blind"},
     "a6000/opt-13b-tp1": {"samples"},

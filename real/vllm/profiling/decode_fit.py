@@ -97,7 +97,7 @@ def _held(
     return np.array(rows), np.array(wanted), reach
 
 
-def pace(samples: Sequence[Sample], usual: Floats, bends: int = 5) -> tuple[list[int], list[float]]:
+def over_recent_load(samples: Sequence[Sample], usual: Floats, bends: int = 5) -> tuple[list[int], list[float]]:
     """What steps that only decode take over what is *usual* for each, by the density before them."""
     x = np.array([s.density for s in samples])
     y = np.array([s.seconds for s in samples]) / usual - 1.0

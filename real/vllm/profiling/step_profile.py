@@ -227,7 +227,7 @@ def _pace(
             }
     steps = [s for s in made if not s.prompt and s.alone and not s.waited]
     usual = np.array([table.decode(s.decode, s.context) for s in steps])
-    knots, ratios = decode_fit.pace(steps, usual)
+    knots, ratios = decode_fit.over_recent_load(steps, usual)
     costs[RECENT_LOAD("decode", 32768)] = {
         "meaning": "how long a step that only decodes takes over the table, by the tokens a second computed lately",
         "unit": "ratio",

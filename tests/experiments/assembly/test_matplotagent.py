@@ -134,7 +134,8 @@ def test_the_figures_are_drawn_from_rows(tmp_path: Path) -> None:
                    for r in (0.5, 0.7)]  # fmt: skip
     rows = [{**settings_of(e), **results_of(e, build.run(e))} for e in experiments]
     for draw in (agents_figure, first_and_last_figure):
-        file = draw(rows[:2] if draw is first_and_last_figure else rows, tmp_path / f"{draw.__name__}.png")
+        sheet = draw(rows[:2] if draw is first_and_last_figure else rows)
+        file, _ = sheet.save(tmp_path / f"{draw.__name__}.png")
         assert file.stat().st_size > 5000
 
 

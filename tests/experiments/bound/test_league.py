@@ -69,3 +69,10 @@ def test_workloads_of_two_kinds_are_refused() -> None:
 def test_a_policy_that_was_asked_for_has_to_fit() -> None:
     with pytest.raises(BadInput, match="language models"):
         league({"palette-256-rtx4090": []}, ["vllm"], bounds=False)
+
+
+def test_a_policy_that_lacks_something_of_the_requests_is_left_out() -> None:
+    found = league({"opt-13b-a6000": [("requests", 12)]}, seeds=2, bounds=False, jobs=1)
+    assert sorted(found.left_out) == ["sjf", "srpt-llm"]
+    assert "needs predicted output lengths" in found.left_out["sjf"]
+    assert len(found.standings) >= 10

@@ -231,7 +231,7 @@ def test_processes_that_load_later_than_the_key_was_made(place: Path):
     path, said = spec(place, rates=", ".join(str(4.0 + i) for i in range(8)), requests=300), []
     edited = []
 
-    def progress(done: int, total: int) -> None:
+    def progress(done: int, *_: object) -> None:
         if done and not edited:
             edited.append(1)
             ones_become_eights(place / "mine.py")

@@ -362,9 +362,9 @@ def test_lines_of_a_figure_name_their_deployment_where_it_differs(servetwin, two
 
 def test_figures_name_deployments_where_they_differ():
     rows = [{"policy": p, "deployment": d} for p, d in (("neustream", "stages"), ("clockwork", "whole"))]
-    assert paper_figures.label_of("clockwork", rows) == "clockwork (whole)"
-    assert paper_figures.label_of("clockwork", rows[1:]) == "clockwork"
-    assert paper_figures.label_of("vllm", [{"policy": "vllm"}]) == "vllm"
+    assert paper_figures.deployments_of(rows) == "deployments: neustream on stages; clockwork on whole"
+    assert paper_figures.deployments_of(rows[1:]) is None
+    assert paper_figures.deployments_of([{"policy": "vllm"}]) is None
 
 
 def test_grids_keep_deployments_apart(servetwin, two: Path):

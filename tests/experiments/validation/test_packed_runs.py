@@ -15,9 +15,14 @@ from servetwin.experiments.validation import packed_runs
 from servetwin.experiments.validation.score import score
 from servetwin.profiles import load as load_profile
 
-#: Recordings that come along: runs, requests of each at least, and the gaps in points of attainment that were
-#: reached, mean and largest, over two seeds.
-GATES: dict[str, tuple[int, int, float, float]] = {}
+#: Gaps in points of attainment, mean and largest over two seeds: what a recording that comes along must reach, and
+#: what those have reached that do not.
+WANTED = (0.5, 2.0)
+REACHED = {  # their profiles hold iterations of 8 ms that no run has (docs/reports/2026-11-h200-pair.md)
+    "h200-pair/folders-dit-xl2-256.json.gz": (1.3, 3.95),
+    "h200-pair/folders-sd15-512.json.gz": (0.6, 1.6),
+}
+RECORDINGS = sorted(str(path.relative_to(MEASURED)) for path in MEASURED.rglob("folders-*.json.gz"))
 
 ROUTER = """from servetwin.core.routing import Router
 
@@ -88,7 +93,9 @@ def test_a_router_that_is_not_there_any_more_is_asked_for(made, tmp_path):
     meta = json.loads((run / "meta.json").read_text())
     meta["experiment"]["deployment"]["router"] = str(tmp_path / "gone" / "last.py")
     (run / "meta.json").write_text(json.dumps(meta))
-    with pytest.raises(BadInput, match=r"gone/last.py: the router is not there \(right would be: a copy of it in"):
+    with pytest.raises(
+        BadInput, match=r"gone/last.py: the policy or router is not there \(right would be: a copy of it in"
+    ):
         packed_runs.pack(tmp_path, tmp_path / "folders-x.json.gz")
     (tmp_path / "last.py").write_text(ROUTER)
     assert packed_runs.pack(tmp_path, tmp_path / "folders-x.json.gz") == []
@@ -113,17 +120,16 @@ def test_they_are_not_mixed_with_other_recordings(made, tmp_path):
         score(tmp_path, seeds=1, jobs=1)
 
 
-def test_every_recording_has_a_gate():
-    here = {str(path.relative_to(MEASURED)) for path in MEASURED.rglob("folders-*.json.gz")}
-    assert here == set(GATES)
-
-
-@pytest.mark.parametrize("name", GATES)
+@pytest.mark.parametrize("name", RECORDINGS)
 def test_attainment_is_as_close_as_it_was(name):
-    runs, requests, mean, largest = GATES[name]
     scored = score(MEASURED / name, seeds=2, jobs=1)
-    assert len(scored) == runs
-    assert all(s.run.requests >= requests for s in scored)
-    gaps = [abs(s.gap_met or 0.0) for s in scored]
+    assert not any(s.changed and "profile" in " ".join(s.changed) for s in scored)
+    assert all(s.run.requests >= 300 for s in scored)
+    gaps = [abs(s.gap_met) for s in scored]
+    mean, largest = REACHED.get(name, WANTED)
     assert fmean(gaps) <= mean
     assert max(gaps) <= largest
+
+
+def test_what_was_reached_is_of_recordings_that_are_there():
+    assert REACHED.keys() <= set(RECORDINGS)

@@ -33,7 +33,8 @@ from urllib.request import urlopen
 import yaml
 
 #: By model: mean prompt and output and how far they range (vLLM's ``--random-range-ratio``), requests of a run,
-#: limits in milliseconds, and the runs: policy, its parameters, requests a second, burstiness (1 / cv^2).
+#: limits in milliseconds, and the runs: policy, its parameters, requests a second, burstiness (1 / cv^2). A chunk has
+#: room for a token of each sequence that may run, 1,024 of them.
 RUNS: dict[str, dict[str, Any]] = {
     "llama-3.1-8b": {
         "lengths": (400, 120, 0.8),
@@ -42,8 +43,8 @@ RUNS: dict[str, dict[str, Any]] = {
         "runs": (
             ("vllm-v1", {}, 30.0, 1.0),
             ("vllm-v1", {}, 45.0, 1.0),
-            ("sarathi", {"chunk": 512}, 30.0, 1.0),
-            ("sarathi", {"chunk": 512}, 40.0, 0.25),
+            ("sarathi", {"chunk": 1024}, 30.0, 1.0),
+            ("sarathi", {"chunk": 1024}, 40.0, 0.25),
             ("edf-llm", {}, 40.0, 1.0),
         ),
     },
@@ -51,7 +52,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "lengths": (200, 60, 0.8),
         "requests": 600,
         "limits": {"ttft_ms": 150, "tpot_ms": 24},
-        "runs": (("vllm-v1", {}, 12.0, 1.0), ("vllm-v1", {}, 18.0, 1.0), ("sarathi", {"chunk": 512}, 16.0, 1.0)),
+        "runs": (("vllm-v1", {}, 12.0, 1.0), ("vllm-v1", {}, 18.0, 1.0), ("sarathi", {"chunk": 1024}, 16.0, 1.0)),
     },
     "tiny": {
         "lengths": (40, 12, 0.5),
@@ -113,7 +114,9 @@ class Campaign:
 
     def __init__(self, folder: Path, model: str, seconds: float, profile: str | None = None) -> None:
         self.began, self.seconds = time.monotonic(), seconds
-        self.folder, self.model, self.profile = folder.resolve(), model, profile
+        self.folder, self.model = folder.resolve(), model
+        # Experiments stand in a folder of their own, and paths in them are seen from there.
+        self.profile = str(Path(profile).resolve()) if profile and Path(profile).exists() else profile
         self.what = RUNS[model]
         for name in ("model", "experiments", "predicted", "measured", "scores"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,7 @@ from servetwin.real.vllm.profiling.profile_content import profile_content
 from servetwin.real.vllm.profiling.recent_load import recent_load_costs
 from servetwin.real.vllm.profiling.step_grid import Measured
 from servetwin.real.vllm.scheduler import AsyncPolicyScheduler, Estimates, Settings, StepLog
-from test_serving import POLICIES, Odd, check_tokens, requests
+from test_serving import POLICIES, SERVES_ALL, Odd, check_tokens, requests
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
 
@@ -91,11 +91,12 @@ def test_the_first_call_only_decides(engine):
     assert scheduler.free_blocks == scheduler.blocks
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", [*POLICIES, *SERVES_ALL])
 def test_serves_under_each_policy(engine, profile, policy):
     _, table, slo = profile
     asked = requests(60)
-    run = engine.serve(asked, Settings(policy=policy), estimates=Estimates(table.prefill, table.decode, slo))
+    told = Settings(policy=policy, params=SERVES_ALL.get(policy, {}))
+    run = engine.serve(asked, told, estimates=Estimates(table.prefill, table.decode, slo))
     assert [r.id for r in run.requests] == list(range(60))
     assert all(r.outcome == "finished" for r in run.requests)
     ends = {s.end for s in run.steps}

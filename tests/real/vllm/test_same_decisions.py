@@ -264,6 +264,7 @@ POLICIES = {
     "sarathi": {"chunk": 256},
     "edf-llm": {},
     "neustream-llm": {"feedback": False},
+    "slack-admission": {},
 }
 
 
@@ -288,7 +289,8 @@ def test_policies_inside_vllms_scheduler_with_asynchronous_scheduling(folder, na
     assert same == len(theirs), f"{len(theirs) - same} of {len(theirs)} steps differ"
     assert log.times == times
     assert adapted.free_blocks == adapted.blocks
-    assert (sum(len(m.preempted) for m in real) > 10) == (blocks == 220)
+    # (Where memory is set aside for all that a request may put out, nobody is preempted.)
+    assert (sum(len(m.preempted) for m in real) > 10) == (blocks == 220 and name != "slack-admission")
     assert any(not ends for ends in times.values()) == (
-        name == "edf-llm" or (name == "neustream-llm" and blocks == 220)
+        name in {"edf-llm", "slack-admission"} or (name == "neustream-llm" and blocks == 220)
     )

@@ -21,6 +21,7 @@ from servetwin.policies.llm.neustream_llm import NeuStreamLLM
 from servetwin.policies.llm.orca import Orca
 from servetwin.policies.llm.sarathi import Sarathi
 from servetwin.policies.llm.sjf import SJF
+from servetwin.policies.llm.slack_admission import SlackAdmission
 from servetwin.policies.llm.slos_serve import SLOsServe
 from servetwin.policies.llm.srpt_llm import SRPTLLM
 from servetwin.policies.llm.vllm import VLLM
@@ -39,6 +40,8 @@ POLICIES = {
     "fastserve": lambda: FastServe(starve=0.3, every=3),
     "fastserve, few at once": lambda: FastServe(quantum=0.1, max_batch=2, skip_join=False),
     "orca": Orca,
+    "slack-admission": SlackAdmission,
+    "slack-admission, all served": lambda: SlackAdmission(safety=1.2, memory=0.3, drop_late=False),
     "slos-serve": SLOsServe,
     "slos-serve, dropping": lambda: SLOsServe(safety=1.2, drop_late=True),
     "sjf": SJF,

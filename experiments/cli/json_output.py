@@ -1,0 +1,271 @@
+"""What each command prints with ``--json``, as types: `COMMANDS` has one for each.
+
+docs/reference/json-output.md is made of this (`servetwin.experiments.cli.json_page`), and tests hold what commands
+print to it. Numbers that are not known, or not finite, are null.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, NotRequired
+
+from pydantic import ConfigDict, with_config
+from typing_extensions import TypedDict
+
+#: No key is printed that is not here.
+_closed = with_config(ConfigDict(extra="forbid"))
+
+Number = float | None
+
+
+@_closed
+class Use(TypedDict):
+    devices: Annotated[dict[str, float], "share of the time in which a device computes"]
+    kv_cache: Annotated[dict[str, Any], "by engine: mean and max share of the KV cache in use, and its tokens"]
+
+
+@_closed
+class Sweep(TypedDict):
+    points: NotRequired[Annotated[list[dict[str, Any]], "the rows of the table (guides/sweeps.md); simulated sweeps"]]
+    runs: NotRequired[Annotated[int, "real sweeps: how many run folders there are"]]
+    files: Annotated[list[str], "the table, or the folder"]
+
+
+@_closed
+class SearchAnswer(TypedDict):
+    workload: str
+    policy: str
+    deployment: str
+    find: Annotated[str, "rate, slo or replicas"]
+    target: Annotated[float | str, "a share of the requests, or latency limits"]
+    value: Annotated[Number, "the capacity: the last value tried that holds the target"]
+    low: Annotated[Number, "ends of its 95 % interval"]
+    high: Number
+    not_met_at: Annotated[Number, "the nearest value tried that does not hold it"]
+    seeds: int
+    first_seed: int
+    places: Annotated[int, "values tried"]
+    requests: Annotated[int, "in each run"]
+    warm_up: Annotated[int, "of these, the first that are not counted"]
+    settled_after: Annotated[int | None, "requests after which latencies were steady"]
+    twice_as_long_inside: Annotated[bool | None, "whether runs twice as long agree"]
+    backlog: Annotated[str, "flat, growing, overloaded or unclear"]
+    backlog_growth: Annotated[Number, "as a share of what arrives"]
+    notes: list[str]
+
+
+@_closed
+class Search(TypedDict):
+    answers: list[SearchAnswer]
+    files: list[str]
+
+
+@_closed
+class Gap(TypedDict):
+    workload: Annotated[str, '"all": over all of them']
+    policy: str
+    runs: int
+    met: Annotated[tuple[float, float] | None, "mean and largest |simulated - measured|, percentage points"]
+    finished: tuple[float, float] | None
+    batch: Annotated[tuple[float, float] | None, "of the mean batch size, percent"]
+
+
+@_closed
+class Baseline(Gap):
+    predicted_by: str
+
+
+@_closed
+class Latency(TypedDict):
+    what: Annotated[str, "statistic and metric"]
+    measured: Annotated[Number, "seconds"]
+    simulated: Number
+    authors_error: Annotated[Number, "of the authors' own simulator, percent"]
+    off: Annotated[Number, "percent"]
+
+
+@_closed
+class Latencies(TypedDict):
+    run: str
+    basis: Annotated[str | None, "what the profile stands on, if it was not measured here"]
+    seconds: list[Latency]
+
+
+@_closed
+class Score(TypedDict):
+    runs: Annotated[list[dict[str, Any]], "the rows of the table (guides/check-a-prediction.md)"]
+    gaps: list[Gap]
+    latencies: list[Latencies]
+    decisions: Annotated[dict[str, Any], "same winners, orders and capacities, as of `compare`"]
+    changed: Annotated[list[str], "profiles and policies that are not what they were when the runs were made"]
+    baselines: NotRequired[list[Baseline]]
+    files: list[str]
+
+
+@_closed
+class Check(TypedDict):
+    policy: str
+    keeps_contract: Annotated[bool, "true; otherwise the command ends with an error"]
+    lines: Annotated[list[str], "what was checked, as it is printed without --json"]
+
+
+@_closed
+class ComparedRuns(TypedDict):
+    runs: list[dict[str, Any]]
+    requests: Annotated[list[int], "in the first and the second run, as all pairs"]
+    attainment: Annotated[dict[str, Number], "percent: first, second, gap (second minus first)"]
+    finished: dict[str, Number]
+    dropped: dict[str, Number]
+    goodput: Annotated[dict[str, Number], "requests per second"]
+    e2el_p50: Annotated[dict[str, Number], "seconds"]
+    e2el_p90: dict[str, Number]
+    e2el_p99: dict[str, Number]
+    same_outcome: Annotated[Number, "requests with the same outcome, percent; null if they are not the same"]
+    other_requests: Annotated[str | None, "why the requests are not the same"]
+    workers: Annotated[dict[str, Any], "batches of each worker"]
+    iterations: Annotated[dict[str, Any], "times of iterations by batch size, milliseconds"]
+    tokens: Annotated[dict[str, Any], "of each language model (reference/token-metrics.md)"]
+    steps: NotRequired[Annotated[dict[str, Any], "of engines, by kind"]]
+    basis: list[str]
+
+
+@_closed
+class ComparedGrids(TypedDict):
+    cells: Annotated[list[dict[str, Any]], "a row for each setting and policy"]
+    mean_gap_points: float
+    max_gap_points: float
+    decisions: Annotated[dict[str, Any], "winners, ranking and capacity, and by how much repeats differ"]
+
+
+@_closed
+class Bound(TypedDict):
+    workload: str
+    requests: int
+    bound: Annotated[int, "the most that any schedule meets"]
+    bound_at_mean_times: int
+    noise: bool
+    method: Annotated[str, "exact or relaxed (explanation/bound.md)"]
+    stages: dict[str, float]
+    optimal: Annotated[bool, "whether a known schedule meets as many"]
+    best: Annotated[str | None, "the known schedule that meets most"]
+    best_met: int | None
+    gap: int | None
+    met: Annotated[dict[str, int], "by schedule"]
+    share_of_bound: dict[str, Number]
+    seconds: Any
+
+
+@_closed
+class League(TypedDict):
+    seeds: list[int]
+    standings: Annotated[list[dict[str, Any]], "the best first: attainment with its interval, in all and by workload"]
+    bounds: Annotated[dict[str, dict[str, float]], "by workload, as shares of the requests"]
+    left_out: Annotated[dict[str, str], "policies that do not fit, and why"]
+
+
+@_closed
+class Plot(TypedDict):
+    panels: int
+    files: Annotated[list[str], "the figures, and the table of what they show"]
+
+
+@_closed
+class Files(TypedDict):
+    files: list[str]
+
+
+@_closed
+class Trace(Files):
+    events: int
+
+
+@_closed
+class Report(Files):
+    bytes: int
+
+
+@_closed
+class DemoRun(TypedDict):
+    workload: str
+    policy: str
+    rate: float
+    counted: Annotated[str, "met or finished"]
+    simulated: float
+    measured: int
+    gap: Annotated[float, "percentage points"]
+
+
+@_closed
+class Demo(TypedDict):
+    runs: list[DemoRun]
+    seconds: float
+    figure: str
+
+
+@_closed
+class Profile(TypedDict):
+    profile: str
+    about: str
+    clean: bool
+    basis: Annotated[str | None, "what it stands on, if it was not measured here"]
+    faults: Annotated[list[str], "why it is not clean"]
+    not_measured: list[str]
+    blind: Annotated[list[str], "how it predicted steps that it was not made of"]
+    files: NotRequired[list[str]]
+
+
+@_closed
+class ListedProfile(TypedDict):
+    profile: str
+    device: str
+    modules: list[str]
+    basis: Annotated[str, "measured, imported or estimated"]
+    digest: str
+
+
+@_closed
+class Policy(TypedDict):
+    policy: str
+    about: str
+    parameters: Annotated[dict[str, str], "by name: type and default"]
+    page: NotRequired[Annotated[list[str], "what `servetwin policies NAME` prints"]]
+
+
+@_closed
+class Workload(TypedDict):
+    workload: str
+    about: str
+    policy: str
+    rate: Number
+    cv: Number
+    slo_factor: Number
+    prefill_slo: NotRequired[Number]
+    decode_slo: NotRequired[Number]
+    seed: int
+    deployment: str
+    stop_after: Number
+    requests: int | None
+
+
+#: Of `run`: the content of ``summary.json``, whose keys are in docs/reference/records.md, and *use* with ``--out``.
+Run = dict[str, Any]
+
+COMMANDS: dict[str, Any] = {
+    "run": Run,
+    "sweep": Sweep,
+    "search": Search,
+    "score": Score,
+    "check": Check,
+    "bound": Bound,
+    "league": League,
+    "compare": ComparedRuns | ComparedGrids,
+    "plot": Plot,
+    "figures": Files,
+    "demo": Demo,
+    "report": Report,
+    "trace": Trace,
+    "profile": Profile,
+    "import": Profile,
+    "policies": list[Policy] | Policy,
+    "workloads": list[Workload],
+    "profiles": list[ListedProfile] | Profile,
+}
