@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from servetwin.core import BadInput
 
-from .terminal import print_table, table
+from .terminal import print_table, say, table
 
 if TYPE_CHECKING:
     from ..explaining.explanation import Explanation
@@ -21,7 +21,7 @@ def explain(
         list[int] | None, typer.Option("--request", metavar="ID", help="The request with that id (repeatable).")
     ] = None,
     worst: Annotated[
-        int | None, typer.Option(min=1, help="So many that were not met, the furthest beyond their SLO first; 10.")
+        int | None, typer.Option(min=1, help="So many that were not met, by how far beyond their SLO they ended; 10.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
@@ -39,28 +39,28 @@ def explain(
     elif found:
         _list(found)
     else:
-        typer.echo("every request of this run was met")
+        say("every request of this run was met")
 
 
 def _show(found: Explanation) -> None:
     from ..explaining import telling
 
-    typer.echo(telling.headline(found))
-    typer.echo(telling.verdict(found))
+    say(telling.headline(found))
+    say(telling.verdict(found))
     lines = table(("", "left"), *((s.worker, "right") for s in found.stages), ("seconds in all", "right"))
     for cause, stages, whole in telling.rows(found):
         lines.add_row(cause, *(f"{seconds:.3f}" if seconds >= 0.0005 else "" for seconds in stages), f"{whole:.3f}")
     print_table(lines)
     for stage in found.stages:
         if said := telling.instead(stage):
-            typer.echo(said)
+            say(said)
         if said := telling.own(stage):
-            typer.echo(said)
+            say(said)
     if said := telling.of_lost(found):
-        typer.echo(said)
+        say(said)
     for note in found.notes:
-        typer.echo(f"note: {note}")
-    typer.echo(telling.RULE)
+        say(f"note: {note}")
+    say(telling.RULE)
 
 
 def _list(found: list[Explanation]) -> None:
@@ -74,6 +74,6 @@ def _list(found: list[Explanation]) -> None:
         lines.add_row(str(one.id), one.outcome, f"{one.latency:.3f}", slack, lost, most)
     print_table(lines)
     for note in dict.fromkeys(note for one in found for note in one.notes):
-        typer.echo(f"note: {note}")
-    typer.echo(telling.RULE)
-    typer.echo(f"more of one of them: --request {found[0].id}")
+        say(f"note: {note}")
+    say(telling.RULE)
+    say(f"more of one of them: --request {found[0].id}")

@@ -46,7 +46,9 @@ def import_profile(
     asynchronous: Annotated[
         bool,
         typer.Option(
-            "--asynchronous/--synchronous", help="Whether each step is scheduled while the previous one runs."
+            "--asynchronous/--synchronous",
+            help="Whether each step is scheduled while the previous one runs.",
+            rich_help_panel="Scheduling of steps",  # beside names so long as those above it would have them cut off
         ),
     ] = True,
     sets: Annotated[

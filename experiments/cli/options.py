@@ -11,7 +11,7 @@ from servetwin.core import BadInput
 if TYPE_CHECKING:
     from ..spec.overrides import Override
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, see docs/reference/json-output.md.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON: json-output.md in docs/reference.")]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", help="Number of processes; -1: one per core.", show_default=True)]
 
 

@@ -170,15 +170,19 @@ def show_answers(find: str, answers: Sequence[Answer]) -> None:
 
 def best_of(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Who of a sweep's *rows* serves most, in a sentence; none where there is nothing to tell apart."""
-    from ..reporting.sweep_sections import Grid, standings
+    from ..reporting.sweep_sections import Grid, alike, listed, standings
 
     ranked = standings(Grid(list(rows), "the sweep")) if rows else []
     if len(ranked) < 2:
         return []
-    first, second = ranked[0], ranked[1]
-    told = f"{first.line} meets most, {100 * first.attainment:.1f} % of the requests on average"
+    first = ranked[0]
+    names = alike(ranked)
+    who = f"{first.line} meets most" if len(names) == 1 else f"{listed(names)} meet alike"
     settings = "1 setting" if first.settings == 1 else f"{first.settings} settings"
-    return [f"{told} over {settings}; next is {second.line} with {100 * second.attainment:.1f} %"]
+    told = f"{who}, {100 * first.attainment:.1f} % of the requests on average over {settings}"
+    for second in ranked[len(names) : len(names) + 1]:
+        told += f"; next is {second.line} with {100 * second.attainment:.1f} %"
+    return [told]
 
 
 def answer_dict(row: dict[str, Any], answer: Answer) -> dict[str, Any]:

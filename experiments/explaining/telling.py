@@ -67,7 +67,9 @@ def own(stage: StageTime) -> str | None:
 def _span(numbers: Sequence[int]) -> str:
     if len(numbers) == 1:
         return f"batch {numbers[0]} "
-    return f"{len(numbers)} batches ({min(numbers)} to {max(numbers)}) "
+    if len(numbers) <= NAMED:
+        return f"batches {', '.join(map(str, numbers[:-1]))} and {numbers[-1]} "
+    return f"{len(numbers)} batches, the first {min(numbers)} and the last {max(numbers)}, "
 
 
 def of_lost(found: Explanation) -> str | None:
@@ -119,7 +121,8 @@ def most(found: Explanation, count: int = 3) -> str:
     """What most of its time went into."""
     largest = sorted(found.seconds.items(), key=lambda pair: -pair[1])[:count]
     whole = found.latency or 1.0
-    return ", ".join(f"{cause.value} {100.0 * seconds / whole:.0f} %" for cause, seconds in largest if seconds > 0)
+    shares = [(cause.value, 100.0 * seconds / whole) for cause, seconds in largest]
+    return ", ".join(f"{cause} {share:.0f} %" for cause, share in shares if share >= 0.5)
 
 
 #: What is said below each answer.

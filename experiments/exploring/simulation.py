@@ -19,7 +19,7 @@ from ..reporting.timeline import Gathered, with_ends
 from ..spec.catalog import source_of
 from ..spec.experiment import Experiment
 from ..spec.loading import load
-from ..spec.overrides import Override
+from ..spec.overrides import ByOption, Override
 from ..sweeps.point import settings_of
 from ..validation.compare_runs import RunRecords
 from .controls import shortened
@@ -61,7 +61,8 @@ def simulate(source: str, chosen: Mapping[str, Any], name: str) -> Simulated:
     """Simulate the experiment *source* with what was *chosen*, as a run called *name*. Raises `BadInput`, and
     `PolicyFault` where a policy goes wrong."""
     began = time.process_time()
-    experiment = load(source_of(source), list(chosen.items()))
+    # On the page nobody wrote --set: what is wrong is told by the key alone.
+    experiment = load(source_of(source), [(ByOption(key, key), value) for key, value in chosen.items()])
     recorder = InMemory()
     build(experiment, recorder).play()
     file = file_of(source, chosen, experiment)

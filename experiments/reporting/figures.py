@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from .document import OUTCOMES, Figure, Styles
 
 #: The most points of a distribution.
 POINTS = 300
+#: Up to so many bins in a row, with none beside them, are too short for a line: each has a mark.
+SHORT = 3
 
 
 @dataclass(frozen=True)
@@ -130,24 +133,38 @@ def distribution(values: Mapping[str, Sequence[float]], styles: Styles, *, x: st
 def over_time(
     values: dict[str, Sequence[float]], edges: np.ndarray, styles: Styles, *, y: str, share: bool = False
 ) -> Figure:
-    """Means over bins of time between *edges* (seconds), as steps; NaN leaves a gap."""
+    """Means over bins of time between *edges* (seconds), as steps; NaN leaves a gap. Up to `SHORT` bins between gaps
+    are marks: a line as short as that, a dashed one above all, is not seen."""
     data = []
     for name, found in values.items():
         style = styles.of(name)
         seen = [None if math.isnan(v) else float(v) for v in found]
-        data.append(
-            {
-                "x": rounded(edges[:-1], 7),
-                "y": rounded(seen),
-                "name": name,
-                "type": "scatter",
-                "mode": "lines",
-                "line": {"color": style.colour, "dash": style.dash, "width": 1.6, "shape": "hv"},
-                "hovertemplate": "%{y:.0%}" if share else "%{y:.3~f}",
-            }
-        )
+        trace: dict[str, Any] = {
+            "x": rounded(edges[:-1], 7),
+            "y": rounded(seen),
+            "name": name,
+            "type": "scatter",
+            "mode": "lines",
+            "line": {"color": style.colour, "dash": style.dash, "width": 1.6, "shape": "hv"},
+            "hovertemplate": "%{y:.0%}" if share else "%{y:.3~f}",
+        }
+        if any(alone := _between_gaps(seen)):
+            sizes = [4 if mark else 0 for mark in alone]
+            trace["mode"] = "lines+markers"
+            trace["marker"] = {"symbol": style.marker, "color": style.colour, "size": sizes, "opacity": 1}
+        data.append(trace)
     axis = _axis(y) | ({"tickformat": ".0%", "range": [0, 1.05]} if share else {"rangemode": "tozero"})
-    return {"data": data, "layout": {"xaxis": _axis("time since the run began, s"), "yaxis": axis}}
+    time = _axis("time since the run began, s") | {"range": rounded([edges[0], edges[-1]], 7)}
+    return {"data": data, "layout": {"xaxis": time, "yaxis": axis}}
+
+
+def _between_gaps(seen: Sequence[float | None]) -> list[bool]:
+    """Of each bin, whether it is one of `SHORT` at most that have values between bins that have none."""
+    alone: list[bool] = []
+    for gap, group in groupby(seen, key=lambda value: value is None):
+        count = len(list(group))
+        alone += [not gap and count <= SHORT] * count
+    return alone
 
 
 def outcomes(counts: dict[str, dict[str, int]]) -> Figure:

@@ -152,15 +152,23 @@ def sections(runs: Sequence[Run], styles: Styles, window: tuple[float, float] | 
     found.append(Section("Over time", over_time(runs, styles)))
     charts = gantts(runs, window)
     if charts is not None:
-        found.append(Section("A closer look", [charts, Note(GANTT)]))
+        found.append(Section("A closer look", [charts, Note(GANTT), *map(Note, _undated(runs))]))
     return found
 
 
 GANTT = (
     "Each line is a request: dotted and thin while it waits, thick while it is served, with a mark where it ends"
     " (circle: met, diamond: late, cross: dropped, square: failed). Below are the batches of each worker; the darker,"
-    " the larger. When a dropped request ended is not recorded: its line ends with the last that is known of it."
+    " the larger."
 )
+
+
+def _undated(runs: Sequence[Run]) -> list[str]:
+    """A sentence, where records do not say when a request was dropped or failed, as those of older versions."""
+    gone = (r for run in runs for r in run.requests if r["outcome"] in ("dropped", "failed"))
+    if all(record.get("ended") is not None for record in gone):
+        return []
+    return ["Where it is not recorded when a request was dropped, its line ends with the last that is known of it."]
 
 
 def outcome_plots(runs: Sequence[Run]) -> Plots:

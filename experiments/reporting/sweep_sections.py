@@ -162,6 +162,16 @@ def standings(grid: Grid) -> list[Standing]:
     return sorted(found, key=lambda s: -s.attainment)
 
 
+def alike(ranked: Sequence[Standing]) -> list[str]:
+    """The lines that are first among *ranked*: more than one where their attainments are equal."""
+    return [one.line for one in ranked if ranked[0].attainment - one.attainment <= 1e-9]
+
+
+def listed(names: Sequence[str]) -> str:
+    """*names* in a sentence."""
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+
+
 def holding(grid: Grid, target: float) -> dict[tuple[tuple[str, str], ...], dict[str, float | None]]:
     """By setting and line, the largest rate of the grid up to which attainment holds *target* (percent) at each rate
     from the lowest on; None if it does not at the lowest."""
@@ -190,14 +200,15 @@ def answer(grid: Grid, target: float) -> str:
         said = f"{grid.lines[0]} meets" if len(grid.lines) == 1 else "They meet"
         text = f"{said} {percent(min(shares))} to {percent(max(shares))} of the requests"
     else:
-        first, second = ranked[0], ranked[1]
-        text = (
-            f"{first.line} meets most on average, {percent(first.attainment)} of the requests"
-            f" ({second.line}, the next, {percent(second.attainment)}), and is best in {first.best} of"
-            f" {plural(first.settings, 'setting')}"
-        )
-        if any("attainment_low" in row for row in grid.rows):
-            text += f", in {first.surely} of them beyond the intervals"
+        first, same = ranked[0], alike(ranked)
+        who = f"{first.line} meets most" if len(same) == 1 else f"{listed(same)} meet alike"
+        text = f"{who} on average, {percent(first.attainment)} of the requests"
+        for second in ranked[len(same) : len(same) + 1]:
+            text += f" ({second.line}, the next, {percent(second.attainment)})"
+        if len(same) == 1:
+            text += f", and is best in {first.best} of {plural(first.settings, 'setting')}"
+            if any("attainment_low" in row for row in grid.rows):
+                text += f", in {first.surely} of them beyond the intervals"
     held = holding(grid, target)
     names = [ranked[0].line, ranked[1].line] if len(ranked) > 1 else grid.lines[:1]
     if held:

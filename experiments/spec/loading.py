@@ -567,7 +567,8 @@ def _origin(path: Key, chain: list[Layer], given: Sequence[tuple[Key, Any, str]]
     full = ".".join(map(str, path))
     for key, _, shown in reversed(given):
         if key == path[: len(key)]:
-            return said(shown) if isinstance(shown, ByOption) and key == path else f"{said(shown)}: {full}"
+            whole = shown == full or (isinstance(shown, ByOption) and key == path)
+            return said(shown) if whole else f"{said(shown)}: {full}"
     for wanted in (path, path[:-1]):
         for layer in reversed(chain):
             offers = [(tree, ("deployments", name)) for name, tree in layer.deployments.items()]

@@ -45,6 +45,7 @@ def test_every_command_has_help(servetwin, command):
     code, out, _ = servetwin(command, "--help")
     assert code == 0
     assert "Usage: servetwin" in out
+    assert "…" not in out  # in 80 columns nothing is cut off, and least of all an option's name
 
 
 # -- run ------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def lines_of(written: str) -> list[str]:
     return [ESCAPES.sub("", line.rpartition("\x1b[2K")[2]).rstrip() for line in lines]
 
 
-@pytest.mark.parametrize("command", ["workloads", "profiles", "policies", "run", "compare"])
+@pytest.mark.parametrize("command", ["workloads", "profiles", "policies", "run", "compare", "explain"])
 def test_results_fit_80_columns(command, tmp_path: Path, servetwin):
     arguments: tuple[object, ...] = ()
     if command == "run":
@@ -61,6 +61,11 @@ def test_results_fit_80_columns(command, tmp_path: Path, servetwin):
         for name in "ab":
             servetwin("run", "dit-s2-256-rtx4090", "--requests", 20, "--out", tmp_path / name)
         arguments = (tmp_path / "a", tmp_path / "b")
+    elif command == "explain":
+        servetwin(
+            "run", "dit-s2-256-rtx4090", "--policy", "fcfs", "--rate", 6, "--requests", 60, "--out", tmp_path / "a"
+        )
+        arguments = (tmp_path / "a", "--request", 50)
     lines = lines_of(on_terminal(command, *arguments))
     assert [line for line in lines if len(line) > 80] == []
     assert [line for line in lines if "…" in line] == []  # nothing is cut off

@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from servetwin.experiments.explaining import telling
+from servetwin.experiments.explaining.causes import Cause
+from servetwin.experiments.explaining.explanation import StageTime
 
 
 @pytest.fixture
@@ -45,6 +48,22 @@ def test_one_request_is_told_in_full(servetwin, run: Path) -> None:
     ]
     whole = missed(run)[0]["finished"] - missed(run)[0]["arrival"]
     assert sum(float(row[-1]) for row in cells) == pytest.approx(whole, abs=0.002)
+
+
+def test_few_batches_are_named_and_many_are_counted() -> None:
+    for numbers, words in (
+        ([16, 19], "batches 16 and 19 ran"),
+        ([7], "batch 7 ran"),
+        ([*range(1, 40, 2)], "20 batches, the first 1 and the last 39, ran"),
+    ):
+        stage = StageTime("dit", "dit", {Cause.QUEUE: 1.0}, {3: 1.0}, numbers, 0, None)
+        assert words in (telling.instead(stage) or "")
+
+
+def test_causes_of_next_to_nothing_are_not_among_most(servetwin, run: Path) -> None:
+    _, out, _ = servetwin("explain", run, "--worst", 60)
+    assert "%" in out
+    assert " 0 %" not in out
 
 
 def test_as_json(servetwin, run: Path) -> None:

@@ -82,6 +82,12 @@ def test_the_command_gives_the_numbers_of_the_page(servetwin):
     assert json.loads(printed) == here
 
 
+def test_what_is_wrong_on_the_page_is_told_by_its_key():
+    with pytest.raises(BadInput) as told:
+        simulate("opt-13b-h100-async", {"workload.arrivals.rate": "two"}, "x")
+    assert str(told.value).startswith("workload.arrivals.rate: 'two' does not fit")
+
+
 def test_the_second_policy_serves_the_same_requests():
     state = states.State(
         changed={"workload.arrivals.rate": 30, "policy.params.lookahead": 2}, other={"policy.name": "edf-llm"}

@@ -9,9 +9,11 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
-from servetwin.experiments.reporting import report, sweep_sections
-from servetwin.experiments.reporting.document import Document, Note, Plots, Table, number, percent, seconds
+from servetwin.experiments.cli.score_output import best_of
+from servetwin.experiments.reporting import figures, report, sweep_sections
+from servetwin.experiments.reporting.document import Document, Note, Plots, Styles, Table, number, percent, seconds
 from servetwin.experiments.reporting.sweep_sections import Grid
 
 KINDS = {"a run": ["chat"], "two runs": ["images", "chat"], "a sweep": ["sweep.csv"], "a score": ["score.csv"]}
@@ -107,6 +109,32 @@ def test_what_happened_over_time_has_a_figure_each(results: Path):
     assert any(title.startswith(("Latency end to end", "TTFT of llm")) for title in titles)
 
 
+def test_what_is_seldom_has_a_mark():
+    """A bin or two with a batch, and none beside them, are too short for a line to be seen."""
+    gap = float("nan")
+    values = {"often": [2.0] * 8 + [gap] * 2, "seldom": [gap, 5.0, gap, gap, 6.0, 6.0, gap, gap, gap, 1.0]}
+    often, seldom = figures.over_time(values, np.arange(11.0), Styles(), y="requests")["data"]
+    assert often["mode"] == "lines"
+    assert seldom["mode"] == "lines+markers"
+    seen = [x for x, size in zip(seldom["x"], seldom["marker"]["size"], strict=True) if size]
+    assert seen == [1, 4, 5, 9]
+
+
+def test_it_is_said_where_records_do_not_tell_when_a_request_was_dropped(results: Path, tmp_path: Path):
+    import shutil
+
+    shutil.copytree(results / "images", tmp_path / "older")
+    path = tmp_path / "older" / "requests.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    assert any(record["outcome"] == "dropped" for record in records)
+    words = "it is not recorded when a request was dropped"
+    assert words not in text_of(report.document([tmp_path / "older"]))
+    for record in records:
+        record.pop("ended", None)
+    path.write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    assert words in text_of(report.document([tmp_path / "older"]))
+
+
 def test_two_runs_are_laid_side_by_side(results: Path, tmp_path: Path):
     import shutil
 
@@ -146,6 +174,21 @@ def grid(*points: tuple[str, float, float], **more) -> Grid:
     ]
     a, _ = sweep_sections.standings(Grid(rows, "t"))
     assert (a.best, a.surely) == (2, 1)
+
+
+def test_nobody_is_named_best_of_equals():
+    rows = [
+        {"workload": "w", "policy": policy, "rate": rate, "met": 1, "attainment": share}
+        for policy, share in (("a", 0.9), ("b", 0.9), ("c", 0.5))
+        for rate in (1, 2)
+    ]
+    said = sweep_sections.answer(Grid(rows, "t"), 90)
+    assert said.startswith("a and b meet alike on average, 90.0 % of the requests (c, the next, 50.0 %). ")
+    told = "a and b meet alike, 90.0 % of the requests on average over 2 settings"
+    assert best_of(rows) == [f"{told}; next is c with 50.0 %"]
+    assert best_of(rows[:4]) == [told]
+    rows[0]["attainment"] = 0.95
+    assert best_of(rows)[0].startswith("a meets most, 92.5 % of the requests on average over 2 settings; next is b")
 
 
 def test_differences_seed_by_seed_tell_more_than_intervals():

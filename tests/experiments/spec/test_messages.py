@@ -15,6 +15,11 @@ SAID = {
         "--set rate: workload.arrivals.rate: 0 does not fit",
         "greater than 0",
     ),
+    "a rate by its key in full": (
+        ["--set", "workload.arrivals.rate=0"],
+        "--set workload.arrivals.rate: 0 does not fit",
+        "greater than 0",
+    ),
     "requests by their option": (["--requests", "0"], "--requests: 0 does not fit", "greater than or equal to 1"),
     "an slo by its option": (["--slo", "-1"], "--slo: -1.0 does not fit", "greater than 0"),
     "a variant": (["--set", "variant=3"], "--set variant: 3 is no variant", "a name"),
@@ -42,7 +47,7 @@ SAID = {
     ),
     "a parameter of a policy": (
         ["--policy", "edf", "--set", "policy.params.max_batch=0"],
-        "--set policy.params.max_batch: policy.params.max_batch: max_batch is 0",
+        "--set policy.params.max_batch: max_batch is 0",
         "1 or more",
     ),
     "a policy for language models": (["--policy", "vllm"], "policy: vllm is a policy for language models", "edf"),
