@@ -113,6 +113,57 @@ def test_what_is_no_file_of_packed_runs(content, tmp_path):
         score(path, seeds=1, jobs=1)
 
 
+def _run(content: dict) -> dict:
+    return content["runs"][0]
+
+
+WRONG = {
+    "no name": (lambda c: _run(c).pop("name"), "no key runs.0.name"),
+    "a name that leads elsewhere": (lambda c: _run(c).update(name="../x"), "runs.0.name"),
+    "a name twice": (lambda c: c["runs"].append(_run(c)), "have this name"),
+    "no summary": (lambda c: _run(c).pop("summary"), "no key runs.0.summary"),
+    "an outcome that there is not": (lambda c: _run(c).update(outcome="x" * 60), "runs.0.outcome"),
+    "a request less": (lambda c: _run(c)["id"].pop(), "as much of each request"),
+    "a text for an experiment": (lambda c: _run(c)["meta"].update(experiment="x"), "meta.experiment"),
+    "no policy": (lambda c: _run(c)["meta"]["experiment"].pop("policy"), "experiment.policy"),
+    "a file that is none": (lambda c: c["files"].update({"last.py": 3}), "files.last.py"),
+    "a file elsewhere": (
+        lambda c: _run(c)["meta"]["experiment"]["policy"].update(name="/tmp/elsewhere.py"),
+        "not among the files that were packed",
+    ),
+    "ends before arrivals": (lambda c: _run(c)["arrival"].reverse(), "before its arrival"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_packed_runs_that_were_changed_are_refused(made, tmp_path, what):
+    path = tmp_path / "folders-two.json.gz"
+    packed_runs.pack(made, path)
+    content = json.loads(gzip.decompress(path.read_bytes()))
+    change, words = WRONG[what]
+    change(content)
+    path.write_bytes(gzip.compress(json.dumps(content).encode()))
+    with pytest.raises(BadInput, match=words):
+        score(path, seeds=1, jobs=1)
+
+
+def test_files_of_one_name_are_not_packed(made, tmp_path):
+    runs = tmp_path / "runs"
+    (tmp_path / "profiles").mkdir()
+    for name in ("0", "1"):
+        (runs / name).mkdir(parents=True)
+        for path in (made / "runs" / "0-own").iterdir():
+            (runs / name / path.name).write_bytes(path.read_bytes())
+        meta = json.loads((runs / name / "meta.json").read_text())
+        meta["experiment"]["deployment"]["router"] = str(tmp_path / name / "last.py")
+        (runs / name / "meta.json").write_text(json.dumps(meta))
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "last.py").write_text(ROUTER)
+    with pytest.raises(BadInput, match="have the same name"):
+        packed_runs.pack(tmp_path, tmp_path / "folders-x.json.gz")
+    assert not (tmp_path / "folders-x.json.gz").exists()
+
+
 def test_they_are_not_mixed_with_other_recordings(made, tmp_path):
     packed_runs.pack(made, tmp_path / "folders-two.json.gz")
     (tmp_path / "other.json.gz").write_bytes(b"")
