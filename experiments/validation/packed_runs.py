@@ -25,6 +25,7 @@ from pydantic import Field
 from servetwin.core import BadInput
 from typing_extensions import TypedDict
 
+from . import as_command
 from .replay_diffusion import LETTERS
 from .run_files import OPEN, Time, checked, request_lines
 
@@ -95,10 +96,15 @@ def pack(folder: Path, out: Path) -> list[str]:
         deployment["devices"] = {d: names.get(Path(p).name, p) for d, p in deployment["devices"].items()}
         for of, key in _files(meta["experiment"]):
             named = Path(of[key])
-            if places.setdefault(named.name, named) != named:
-                what = f"{places[named.name]} and {named} have the same name"
-                raise BadInput(what, where=str(place), right="policies and routers with names of their own")
-            files[named.name] = _source(named, folder)
+            others = meta.get("policy_files", {}).get(of[key], {})  # what it imports or reads, by its place beside it
+            for one in (named, *(named.parent / name for name in others if name != named.name)):
+                if one.parent != named.parent:
+                    right = "files that lie beside the policy"
+                    raise BadInput(f"{named.name} needs {one}", where=str(place), right=right)
+                if places.setdefault(one.name, one) != one:
+                    what = f"{places[one.name]} and {one} have the same name"
+                    raise BadInput(what, where=str(place), right="policies and routers with names of their own")
+                files[one.name] = _source(one, folder)
             of[key] = named.name
         lines = sorted(request_lines(place), key=lambda r: (r["arrival"], r["id"]))
         runs.append(
@@ -194,10 +200,12 @@ def _write(run: dict[str, Any], here: Path, words: dict[str, str]) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
+    if len(arguments) != 2:
+        raise BadInput(f"there are {len(arguments)} arguments", where="packed_runs", right="FOLDER OUT")
     folder, out = map(Path, arguments)
     for name in pack(folder, out):
         sys.stdout.write(f"did not come to its end: {name}\n")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    as_command.run(main)

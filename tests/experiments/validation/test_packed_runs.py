@@ -147,6 +147,31 @@ def test_packed_runs_that_were_changed_are_refused(made, tmp_path, what):
         score(path, seeds=1, jobs=1)
 
 
+POLICY = """from most import MOST
+
+import servetwin
+
+
+class Few(servetwin.Policy):
+    def decide(self, view, now):
+        return servetwin.Decision([*view.running, *view.waiting][:MOST])
+"""
+
+
+def test_what_a_policy_imports_is_packed_with_it(tmp_path):
+    there = tmp_path / "made"
+    (there / "profiles").mkdir(parents=True)
+    (tmp_path / "few.py").write_text(POLICY)
+    (tmp_path / "most.py").write_text("MOST = 1\n")
+    one = load("tiny-dit-cpu", [("policy", str(tmp_path / "few.py")), ("requests", 20)])
+    build.run(one, there / "runs" / "0")
+    packed_runs.pack(there, tmp_path / "folders-few.json.gz")
+    for name in ("few.py", "most.py"):
+        (tmp_path / name).unlink()
+    (scored,) = score(tmp_path / "folders-few.json.gz", seeds=1, jobs=1)
+    assert scored.gap_met == 0.0
+
+
 def test_files_of_one_name_are_not_packed(made, tmp_path):
     runs = tmp_path / "runs"
     (tmp_path / "profiles").mkdir()
