@@ -85,6 +85,8 @@ def _check_request_record(record: dict[str, Any], runs: Runs, inputs: Mapping[st
         in_time = False  # single tokens may have been late
     if done != (finished is not None) or (done and (outcome == Outcome.MET) != in_time):
         raise broken(10, f"{name} ended {outcome}, finished {finished!r}, deadline {deadline!r}")
+    if done and "ended" in record:
+        raise broken(10, f"{name} finished at {finished!r}, and was given up at {record['ended']!r}")
     stays: dict[str, int] = {}
     finishes: dict[str, list[float]] = {}
     for stay in record["stages"]:

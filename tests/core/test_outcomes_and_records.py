@@ -152,6 +152,7 @@ def test_a_run_folder_holds_what_happened(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run/meta.json").read_text()) == {"seed": 7}
     dropped, met = lines(tmp_path / "run/requests.jsonl")  # in the order in which they ended
     assert (dropped["id"], dropped["outcome"], dropped["reason"]) == (2, "dropped", "dropped at dit")
+    assert (dropped["finished"], dropped["ended"]) == (None, 1.5)  # when the iteration in flight was over
     assert met == {
         "id": 1,
         "arrival": 0.5,
@@ -187,6 +188,7 @@ def test_a_request_cut_off_between_iterations_taken_together_counts_those_that_a
     recorder.close()
     (request,) = lines(tmp_path / "requests.jsonl")
     assert (request["outcome"], request["stages"][0]["iterations"]) == ("failed", 4)
+    assert request["ended"] == 4.25
 
 
 def test_a_run_that_breaks_off_leaves_no_summary(tmp_path: Path) -> None:

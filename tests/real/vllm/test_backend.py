@@ -1,5 +1,6 @@
 """``servetwin run --backend vllm``: the records of a real run are those of a simulation."""
 
+import itertools
 import json
 
 import pytest
@@ -8,6 +9,7 @@ from servetwin.core.invariants.record_checker import check_records
 from servetwin.experiments.assembly import build
 from servetwin.experiments.backends.profile import measure
 from servetwin.experiments.backends.vllm import VllmBackend
+from servetwin.experiments.explaining.explanation import explain
 from servetwin.experiments.spec.loading import load
 
 
@@ -87,3 +89,23 @@ def test_a_profile_from_the_command_line_serves_a_simulation(tmp_path):
     with pytest.raises(BadInput, match="unknown model 'opt-14b'"):
         measure("opt-14b", tmp_path / "other.yaml")
     assert not (tmp_path / "other.yaml").exists()
+
+
+@pytest.mark.parametrize("policy", ["vllm-v1", "fastserve"])
+def test_what_a_real_run_is_explained_by_adds_up(backend, tmp_path, policy):
+    """From the steps alone follows when each token of each request came out, also under a policy that lets some of
+    those decode that could."""
+    changes = [("requests", 40), ("rate", 200.0), ("policy", policy), ("records.tokens", True)]
+    backend.run(load("tiny-opt-cpu", changes), tmp_path / "real")
+    records = {r["id"]: r for r in lines(tmp_path / "real" / "requests.jsonl")}
+    found = explain(tmp_path / "real", requests=list(records))
+    assert len(found) == 40
+    for one in found:
+        assert sum(one.seconds.values()) == pytest.approx(one.latency, abs=1e-9)
+        assert not one.notes
+        if one.outcome not in ("met", "late"):
+            continue
+        assert one.slack.lost == (one.outcome == "late")
+        before = [0] + [p.tokens[0] if p.tokens else 0 for p in one.parts]
+        came = [p.end for p, (a, b) in zip(one.parts, itertools.pairwise(before), strict=True) if b > a]
+        assert came == pytest.approx(records[one.id]["stages"][0]["tokens"], abs=1e-9)
