@@ -105,6 +105,7 @@ def pack(folder: Path, out: Path) -> list[str]:
                     what = f"{places[one.name]} and {one} have the same name"
                     raise BadInput(what, where=str(place), right="policies and routers with names of their own")
                 files[one.name] = _source(one, folder)
+            _rename(meta, of[key], named.name)
             of[key] = named.name
         lines = sorted(request_lines(place), key=lambda r: (r["arrival"], r["id"]))
         runs.append(
@@ -131,6 +132,13 @@ def _files(experiment: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
     """Where *experiment* names a policy or a router by a file: what holds the name, and under which key."""
     places: list[tuple[dict[str, Any], str]] = [(experiment["policy"], "name"), (experiment["deployment"], "router")]
     return [(of, key) for of, key in places if isinstance(of.get(key), str) and of[key].endswith(".py")]
+
+
+def _rename(meta: dict[str, Any], was: str, now: str) -> None:
+    """Let what *meta* says of the code of a policy or router stand under its name *now*, so that it is compared."""
+    for known in (meta.get("policies"), meta.get("policy_files"), meta.get("routers")):
+        if isinstance(known, dict) and was in known:
+            known[now] = known.pop(was)
 
 
 def _source(named: Path, folder: Path) -> str:
@@ -188,6 +196,7 @@ def _write(run: dict[str, Any], here: Path, words: dict[str, str]) -> None:
     folder, meta = here / Path(run["name"]).name, run["meta"]
     folder.mkdir()
     for of, key in _files(meta["experiment"]):
+        _rename(meta, of[key], str(here / of[key]))
         of[key] = str(here / of[key])
     for name in ("meta", "summary", "real"):
         (folder / f"{name}.json").write_text(json.dumps(run[name]), encoding="utf-8")

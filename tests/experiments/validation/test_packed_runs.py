@@ -83,6 +83,16 @@ def test_packed_runs_are_repeated_as_their_folders_are(made, tmp_path):
     assert not folder.exists()
 
 
+def test_a_router_that_is_another_is_refused(made, tmp_path):
+    path = tmp_path / "folders-two.json.gz"
+    packed_runs.pack(made, path)
+    content = json.loads(gzip.decompress(path.read_bytes()))
+    content["files"]["last.py"] = ROUTER.replace("% 3", "% 2")
+    path.write_bytes(gzip.compress(json.dumps(content).encode()))
+    with pytest.raises(BadInput, match=r"not what it was when the run was made: the router .*last.py"):
+        score(path, seeds=1, jobs=1)
+
+
 def test_a_router_that_is_not_there_any_more_is_asked_for(made, tmp_path):
     run = tmp_path / "runs" / "0-own"
     run.parent.mkdir()
@@ -168,8 +178,14 @@ def test_what_a_policy_imports_is_packed_with_it(tmp_path):
     packed_runs.pack(there, tmp_path / "folders-few.json.gz")
     for name in ("few.py", "most.py"):
         (tmp_path / name).unlink()
-    (scored,) = score(tmp_path / "folders-few.json.gz", seeds=1, jobs=1)
+    packed = tmp_path / "folders-few.json.gz"
+    (scored,) = score(packed, seeds=1, jobs=1)
     assert scored.gap_met == 0.0
+    content = json.loads(gzip.decompress(packed.read_bytes()))
+    content["files"]["most.py"] = "MOST = 2\n"
+    packed.write_bytes(gzip.compress(json.dumps(content).encode()))
+    with pytest.raises(BadInput, match=r"not what it was when the run was made: .*most.py"):
+        score(packed, seeds=1, jobs=1)
 
 
 def test_files_of_one_name_are_not_packed(made, tmp_path):
