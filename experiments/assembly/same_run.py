@@ -14,7 +14,7 @@ from ..spec import policy_registry
 from ..spec.experiment import Experiment
 from ..spec.loading import load_profiles
 from ..workload.requests import read_trace
-from .build import policies_used
+from .build import policies_used, routers_of_users
 
 Meta = Mapping[str, Any]
 
@@ -26,8 +26,8 @@ _ENDS = 1 << 20
 
 
 def changed(meta: Meta, experiment: Experiment) -> list[str]:
-    """The profiles, and the policies of users, of which the run of *meta* was made and that are not what they were
-    then. What *experiment* does not take any more is left out."""
+    """The profiles, and the policies and routers of users, of which the run of *meta* was made and that are not what
+    they were then. What *experiment* does not take any more is left out."""
     was, profiles = _mapping(meta, "profiles"), load_profiles(experiment).values()
     names = [f"the profile {p.name}" for p in profiles if was.get(p.name, p.digest) != p.digest]
     digests = _mapping(meta, "policies")
@@ -37,6 +37,12 @@ def changed(meta: Meta, experiment: Experiment) -> list[str]:
             if files is not None:
                 named = f" ({', '.join(files)})" if files else ""
                 names.append(f"the policy {name}{named}")
+    routers = _mapping(meta, "routers")
+    names += [
+        f"the router {name}"
+        for name, digest in routers_of_users(experiment).items()
+        if routers.get(name, digest) != digest
+    ]
     return list(dict.fromkeys(names))
 
 

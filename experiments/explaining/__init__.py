@@ -4,6 +4,7 @@
 `explanation`     ``servetwin explain``: requests of a run folder, each with where its time went
 `causes`          what a request's time goes into, and its parts
 `run_window`      the batches of a run while some requests were there, read once
+`whole_records`   whether a run's records are all there
 `step_members`    who takes part in each step of an engine, as the records tell it
 `visits`          a request's way through the stages
 `batch_parts`     the parts of a visit to a worker that runs batches, or to a pool of threads

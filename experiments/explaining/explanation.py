@@ -13,7 +13,7 @@ from servetwin.core import BadInput
 
 from ..spec.loading import load
 from ..validation.run_files import read_json, request_lines
-from . import run_window
+from . import run_window, whole_records
 from .alone import Alone, StageAlone, TokensAlone
 from .batch_parts import batch_parts, pool_parts
 from .causes import SERVED, Cause, Part
@@ -21,6 +21,7 @@ from .engine_parts import engine_parts
 from .run_window import RunWindow
 from .slack import Lost, Slack, TokenSlack, judged, lost_at, of_deadline
 from .visits import Visit, end_of, way_of
+from .whole_records import Outcomes
 
 Record = Mapping[str, Any]
 
@@ -81,10 +82,14 @@ def explain(folder: Path, *, requests: Sequence[int] = (), worst: int | None = N
     """Explain the *requests* of the run in *folder* with these ids; or the *worst* that were not met, so many at
     most, those first that were furthest beyond what they were promised.
 
-    Raises `BadInput` if it is no run folder, if its records are not what they must be, or hold no such request.
+    Raises `BadInput` if it is no run folder, if its records are not what they must be, not all that its summary
+    counts, or hold no such request.
     """
     meta = read_json(folder / "meta.json", "not a run folder: it has no meta.json")
+    summary = whole_records.summary_of(folder)
     alone, notes = _alone_of(meta)
+    if summary is None:
+        notes = [*notes, whole_records.CUT_OFF]
     if requests:
         chosen = _named(folder, requests)
     else:
@@ -96,9 +101,15 @@ def explain(folder: Path, *, requests: Sequence[int] = (), worst: int | None = N
         chosen = heapq.nlargest(worst if worst is not None else 10, dated or missed, key=overrun)
     inputs = alone.inputs if alone is not None else {}
     ways = [way_of(record, inputs) for record in chosen]
-    window = run_window.read(folder, [visit for way in ways for visit in way], request_lines(folder))
+    outcomes = Outcomes()
+    window = run_window.read(folder, [visit for way in ways for visit in way], outcomes.of(request_lines(folder)))
+    if summary is not None:
+        whole_records.check(folder, summary, outcomes, window.counted)
     simulated = meta.get("kind") == "simulated"
-    return [_explained(r, way, window, alone, simulated, notes) for r, way in zip(chosen, ways, strict=True)]
+    found = [_explained(r, way, window, alone, simulated, notes) for r, way in zip(chosen, ways, strict=True)]
+    for one in found:
+        whole_records.check_times(folder, one.id, one.latency, fsum(part.seconds for part in one.parts))
+    return found
 
 
 def _named(folder: Path, requests: Sequence[int]) -> list[Record]:
@@ -168,6 +179,15 @@ def _explained(
 ) -> Explanation:
     end, told = end_of(record), list(notes)
     parts = list(_parts(record, way, window, alone, simulated, end))
+    for index, visit in enumerate(way):
+        if whole_records.CUT_OFF in notes:
+            own = whole_records.without_end(parts, window.last.get(visit.worker, end))
+            parts = [new if old.visit == index else old for old, new in zip(parts, own, strict=True)]
+        if lack := _lack(visit, index, parts, window, alone, record):
+            told.append(lack)
+            parts = [p for p in parts if p.visit != index or p.cause is Cause.TRANSFER]
+            parts.append(Part(index, Cause.UNTOLD, visit.came, visit.until))
+    parts.sort(key=lambda part: (part.start, part.end))
     for visit in way:
         if visit.worker in window.silent:
             told.append(f"the records hold no batches of {visit.worker}: what it ran is not known")
@@ -175,7 +195,7 @@ def _explained(
             some, steps = window.unsure[visit.worker]
             told.append(f"in {some} of {steps} steps of {visit.worker} the records do not say for sure who decoded")
     slack, lost = None, None
-    if alone is not None and not any(visit.worker in window.silent for visit in way):
+    if alone is not None and not any(part.cause is Cause.UNTOLD for part in parts):
         slack, lost = _lost(record, way, parts, alone, told)
     return Explanation(
         id=record["id"],
@@ -190,6 +210,28 @@ def _explained(
         lost=lost,
         notes=list(dict.fromkeys(told)),
     )
+
+
+def _lack(
+    visit: Visit, index: int, parts: Sequence[Part], window: RunWindow, alone: Alone | None, record: Record
+) -> str | None:
+    """What is missing of the batches of a *visit* that came to its end; None if all are there, or nobody knows."""
+    if not visit.finished or visit.worker in window.silent or visit.worker in window.pools:
+        return None
+    own = [p for p in parts if p.visit == index and p.cause in SERVED]
+    if not visit.is_llm:
+        wanted = visit.stay.get("iterations", 0)
+        if alone is not None:
+            wanted = min(wanted, alone.at(visit.stage, visit.worker, record["work"]).iterations)
+        done, what = (own[-1].done if own else 0), "iterations"
+    elif visit.worker not in window.unsure:
+        wanted, what = visit.stay.get("generated", 0), "tokens"
+        done = own[-1].tokens[0] if own and own[-1].tokens else 0
+    else:
+        return None
+    if done >= wanted:
+        return None
+    return f"the records of {visit.worker} hold {done} of its {wanted} {what}: where its time went there is not known"
 
 
 def _parts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,13 +19,16 @@ class RunWindow:
     """What workers ran, in order of time, as far as it overlaps the visits that were asked for.
 
     *pools* are the workers that run several calls at once. *silent* ones have visits and no batches at all. *unsure*
-    says, by engine, of how many of its steps (and of how many in all) it is not known who decodes.
+    says, by engine, of how many of its steps (and of how many in all) it is not known who decodes. *counted* is how
+    many batches, iterations and steps each worker of the run had in all, *last* when the last of them ended.
     """
 
     ran: dict[str, list[Ran]] = field(default_factory=dict)
     pools: set[str] = field(default_factory=set)
     silent: set[str] = field(default_factory=set)
     unsure: dict[str, tuple[int, int]] = field(default_factory=dict)
+    counted: Counter[str] = field(default_factory=Counter)
+    last: dict[str, float] = field(default_factory=dict)
 
 
 def read(folder: Path, wanted: Iterable[Visit], requests: Iterable[Mapping[str, Any]]) -> RunWindow:
@@ -45,6 +49,8 @@ def read(folder: Path, wanted: Iterable[Visit], requests: Iterable[Mapping[str, 
     heard: set[str] = set()
     for record in batch_lines(folder):
         worker = record["worker"]
+        found.counted[worker] += len(record.get("ends") or (0,))
+        found.last[worker] = max(record["end"], found.last.get(worker, record["end"]))
         if worker not in spans:
             continue
         heard.add(worker)

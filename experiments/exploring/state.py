@@ -29,6 +29,8 @@ OPTIONS = {
     "seed": "--seed",
 }
 PARAMS = "policy.params."
+#: Seconds beyond which whole numbers are no times.
+MOST_LOOK = 10**15
 #: The most keys that a state may have.
 MOST_KEYS = 200
 
@@ -45,7 +47,7 @@ class State(Strict):
     @field_validator("look", mode="before")
     @classmethod
     def _whole_too(cls, value: Any) -> Any:
-        return float(value) if type(value) is int else value
+        return float(value) if type(value) is int and abs(value) < MOST_LOOK else value
 
 
 def state_of(content: Any) -> State:

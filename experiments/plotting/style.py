@@ -63,6 +63,7 @@ STYLE: Any = {
     "pdf.fonttype": 42,
     "ps.fonttype": 42,
     "svg.hashsalt": "servetwin",
+    "text.parse_math": False,  # names are users': a $ in one begins no formula
 }
 DPI = 220
 #: Points that a letter of the font takes per point of its size, at most on average.
@@ -271,20 +272,25 @@ class Sheet:
             check_ending(path)
         with mpl.rc_context(STYLE):
             for path in paths:
-                _whole(path, lambda to, path=path: self._write(to, path.suffix[1:]))  # type: ignore[misc]
+                content = self._drawn(path.suffix[1:])
+                _whole(path, lambda to, content=content: to.write_bytes(content))  # type: ignore[misc]
         for path in dict.fromkeys(data_beside(path) for path in paths):
             tables.write(path, self.points)
             files.append(path)
         return files
 
-    def _write(self, to: Path, ending: str) -> None:
+    def _drawn(self, ending: str) -> bytes:
+        """The figure as a file with that *ending*, in memory: what writes PDF files fails in its own way on a full
+        disk."""
         # Without the date or the version of whatever wrote it.
         unsaid: dict[str, dict[str, None]] = {
             "png": {"Software": None},
             "svg": {"Date": None},
             "pdf": {"CreationDate": None},
         }
-        self.figure.savefig(to, format=ending, dpi=DPI, metadata=unsaid[ending])
+        content = io.BytesIO()
+        self.figure.savefig(content, format=ending, dpi=DPI, metadata=unsaid[ending])
+        return content.getvalue()
 
 
 #: What tells bars apart in grey.

@@ -78,6 +78,20 @@ def draw(table: Path, *outs: Path, asked: Asked | None = None) -> tuple[int, lis
     return panels, sheet.save(*outs)
 
 
+def _check_cells(rows: Sequence[Row], y: str, where: str) -> None:
+    """Raise `BadInput` if a cell of the column *y* is no number, or no share where it must be one: it would be left
+    out, or drawn where nothing can be. Empty cells are points that have no such figure."""
+    if all(number_in(row.get(y)) is None for row in rows):
+        return  # it is no column of numbers, which is said elsewhere
+    for number, row in enumerate(rows, 1):
+        cell = row.get(y)
+        value = number_in(cell)
+        if value is None and str(cell).strip().lower() not in ("", "none", "nan"):
+            raise BadInput(f"{cell!r} is no number", where=f"{where}: {y} of row {number}", right="a finite one")
+        if value is not None and y in SHARES and not 0.0 <= value <= 1.0:
+            raise BadInput(f"{cell} is no share", where=f"{where}: {y} of row {number}", right="from 0 to 1")
+
+
 #: Rows and columns of panels.
 _Shape = tuple[int, int]
 
@@ -107,6 +121,7 @@ def sheet_of(
     for row, points in zip(rows, measured, strict=False):
         row[measured_points.COLUMN] = points
     y, by = _column(asked.y, rows), _column(asked.by, rows)
+    _check_cells(rows, y, where)
     panels, shape, aligned = _panels(rows, where, None if asked.x is None else _column(asked.x, rows), y, by)
     width = WIDTHS[asked.width] if asked.width is not None else COLUMN if len(panels) == 1 else PAGE
     names = [*dict.fromkeys(row[LINE] for row in rows)]

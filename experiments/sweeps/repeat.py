@@ -16,7 +16,7 @@ from servetwin.core import BadInput
 from ..spec.experiment import Experiment
 from ..workload.seed_effect import are_copies, check_seeds
 from .point import Row
-from .statistics import LEAST_SEEDS, Interval, attainment_interval, mean_interval, narrow_enough, paired
+from .statistics import LEAST_SEEDS, Interval, attainment_interval, mean_interval, narrow_enough, paired_attainment
 
 #: Runs experiments and gives their rows, in order.
 Runner = Callable[[Sequence[Experiment]], list[Row]]
@@ -142,7 +142,8 @@ def versus(
                 right=f"an axis policy that holds {reference}",
             )
         pairs = list(zip(partner.rows, point.rows, strict=False))
-        gap = paired([a["attainment"] for a, _ in pairs], [b["attainment"] for _, b in pairs], level)
+        met, other = ([row["met"] for row in own_rows] for own_rows in zip(*pairs, strict=True))
+        gap = paired_attainment(met, other, [a["requests"] for a, _ in pairs], level)
         known = len(pairs) > 1 and not (are_copies(point.rows) and are_copies(partner.rows))
         name = f"attainment_minus_{reference}"
         rows.append(

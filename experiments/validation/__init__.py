@@ -14,6 +14,7 @@
 `closed_loop`       clients that keep so many requests in flight, beside what others measured
 `scoreboard`        the tables of README.md and docs/reference/scoreboard.md: how far off the simulation is
 `run_settings`      what an experiment stands on beside its axes: what tells repeats from other runs
+`as_command`        how the modules that are started with ``python -m`` end
 `check_router`      ``servetwin check`` of a router
 `check_policy`      ``servetwin check``: a policy on short experiments, under all invariants
 `run_files`         what a run folder must hold; `recording_files`: what a recording must

@@ -13,6 +13,7 @@ from __future__ import annotations
 import gzip
 import json
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from ..assembly import build
 from ..spec.catalog import recording_of
 from ..spec.experiment import Experiment
 from ..spec.loading import load
+from . import as_command
 from .replay_external import METRICS, Ends, Latencies, Means
 from .replay_llm import MEASURED
 
@@ -109,7 +111,7 @@ def read(path: Path) -> tuple[str, list[ChatRun]]:
             for run in data["runs"]
         ]
         return data["profile"], runs
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, IndexError) as error:
         right = "runs that ServeTwin packed"
         raise BadInput(f"are no runs as they should be: {error}", where=str(path), right=right) from None
 
@@ -235,4 +237,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    as_command.run(main)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..spec.catalog import recording_of
+from . import as_command
 from .replay_llm import MEASURED
 
 if TYPE_CHECKING:
@@ -89,4 +90,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    as_command.run(main)

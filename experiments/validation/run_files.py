@@ -20,7 +20,9 @@ from .compare_llm_runs import FIGURES
 MOST_WHOLE, MOST_LINE = 64 << 20, 16 << 20
 
 RIGHT = "a folder that `servetwin run --out` wrote"
-_OPEN = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+#: Seconds to which times may have been rounded.
+ROUNDED = 1e-5
+OPEN = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
 
 #: Seconds since a run began, or near enough: beyond that a number tells no instants apart.
@@ -30,7 +32,7 @@ Time = Annotated[float, Field(ge=-1e9, le=1e12)]
 class Stay(TypedDict):
     """A request at a stage."""
 
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
+    __pydantic_config__ = OPEN  # type: ignore[misc]
     stage: str
     worker: str | None
     queued: Time
@@ -56,7 +58,7 @@ class Stay(TypedDict):
 class RequestLine(TypedDict):
     """A line of ``requests.jsonl``."""
 
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
+    __pydantic_config__ = OPEN  # type: ignore[misc]
     id: int
     arrival: Time
     deadline: Time | None
@@ -71,7 +73,7 @@ class RequestLine(TypedDict):
 class BatchLine(TypedDict):
     """A line of ``batches.jsonl``."""
 
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
+    __pydantic_config__ = OPEN  # type: ignore[misc]
     id: int
     worker: str
     modules: list[str]
@@ -89,23 +91,23 @@ class BatchLine(TypedDict):
 
 
 class _Named(TypedDict):
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
+    __pydantic_config__ = OPEN  # type: ignore[misc]
     name: NotRequired[str]
 
 
 class _Arrivals(TypedDict):
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
+    __pydantic_config__ = OPEN  # type: ignore[misc]
     rate: NotRequired[float | None]
     cv: NotRequired[float | None]
 
 
 class _Workload(TypedDict):
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
+    __pydantic_config__ = OPEN  # type: ignore[misc]
     arrivals: NotRequired[_Arrivals]
 
 
 class _Experiment(TypedDict):
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
+    __pydantic_config__ = OPEN  # type: ignore[misc]
     name: NotRequired[str]
     policy: NotRequired[_Named]
     workload: NotRequired[_Workload]
@@ -114,7 +116,7 @@ class _Experiment(TypedDict):
 class Meta(TypedDict):
     """``meta.json``, as far as it is read without the experiment being made of it."""
 
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
+    __pydantic_config__ = OPEN  # type: ignore[misc]
     kind: NotRequired[str]
     experiment: NotRequired[_Experiment]
     seed: NotRequired[int]
@@ -124,7 +126,7 @@ class Meta(TypedDict):
 
 
 class _WorkerCounts(TypedDict):
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
+    __pydantic_config__ = OPEN  # type: ignore[misc]
     iterations: int
     mean_batch_size: float | None
     batch_sizes: dict[str, int]
@@ -133,7 +135,7 @@ class _WorkerCounts(TypedDict):
 class Counts(TypedDict):
     """``summary.json``, as far as others stand on it."""
 
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
+    __pydantic_config__ = OPEN  # type: ignore[misc]
     requests: int
     met: int
     late: int
@@ -176,8 +178,9 @@ def _first(error: ValidationError) -> str:
     return f"{place or 'it'} is {shown}, and not {text}"
 
 
-def read_json(path: Path, missing: str) -> dict[str, Any]:
-    """The object in the file *path*; *missing* is said if there is none. Raises `BadInput`."""
+def read_json(path: Path, missing: str, *, divided: bool = True) -> dict[str, Any]:
+    """The object in the file *path*; *missing* is said if there is none. A summary whose figures are to be *divided*
+    by must have them: a run that took no time has no goodput. Raises `BadInput`."""
     try:
         if path.stat().st_size > MOST_WHOLE:
             raise BadInput(f"the file has more than {MOST_WHOLE >> 20} MiB", where=str(path), right=RIGHT)
@@ -189,7 +192,10 @@ def read_json(path: Path, missing: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise BadInput("there is no mapping", where=str(path))
     kind = {"meta.json": Meta, "summary.json": Counts}.get(path.name)
-    return found if kind is None else _counted(checked(found, kind, str(path)), str(path))
+    if kind is None:
+        return found
+    checked(found, kind, str(path))
+    return _counted(found, str(path)) if divided else found
 
 
 def _counted(found: dict[str, Any], where: str) -> dict[str, Any]:
@@ -238,6 +244,10 @@ def request_lines(folder: Path) -> Iterator[dict[str, Any]]:
         if record["id"] in seen:
             raise BadInput(f"request {record['id']} stands twice", where=where, right="each request once")
         seen.add(record["id"])
+        for name in ("finished", "ended", "deadline"):
+            at = record.get(name)
+            if at is not None and at < record["arrival"] - ROUNDED:
+                raise BadInput(f"{name} is {at}, before its arrival at {record['arrival']}", where=where, right=RIGHT)
         yield record
 
 

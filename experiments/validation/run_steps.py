@@ -14,6 +14,8 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +29,7 @@ from servetwin.profiles.llm.recent_load import Curves, recent_load_of
 from servetwin.profiles.tables.costs import BEGINS, BEGINS_EACH, LAUNCH, LAUNCH_EACH, LAUNCH_PIECES
 
 from ..spec.catalog import recording_of
+from . import as_command
 from .replay_chat import SEEDS, gap, read, recordings, simulate
 
 Floats = Any  # numpy arrays of floats
@@ -128,14 +131,30 @@ def with_host(profile: Profile, factors: Mapping[str, float]) -> Iterator[str]:
         yield str(path)
 
 
+def steps_of(path: Path, runs: Sequence[str]) -> dict[str, Floats]:
+    """The steps of *runs* in the file *path*, and their schedules. Raises `BadInput` if they are not all there."""
+    wanted = {name: (2, (len(COLUMNS),)) for name in runs} | {f"{name} schedule": (1, ()) for name in runs}
+    right = "what `pack` wrote of these runs"
+    try:
+        with path.open("rb") as content, np.load(content) as file:
+            found = {name: file[name] for name in wanted}
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise BadInput(f"cannot be read: {error}", where=str(path), right=right) from None
+    except KeyError as error:
+        raise BadInput(f"does not hold all runs: {error.args[0]}", where=str(path), right=right) from None
+    for name, (axes, columns) in wanted.items():
+        array = found[name]
+        if array.dtype.kind != "f" or array.ndim != axes or array.shape[1:] != columns or len(array) < 2:
+            what = f"{name} is an array of shape {array.shape} of {array.dtype}"
+            raise BadInput(what, where=str(path), right=right)
+    return found
+
+
 def lines(file: Path, named: str | None = None, seeds: int = SEEDS) -> Iterator[str]:
     """What is printed of the runs in *file*, by the profile *named* (None: their own)."""
     own, runs = read(file)
     profile = load(named or own)
-    try:
-        found = np.load(launches_of(file))
-    except OSError as error:
-        raise BadInput(f"cannot be read: {error}", where=str(launches_of(file)), right="what `pack` wrote") from None
+    found = steps_of(launches_of(file), [run.name for run in runs])
     yield f"{file.parent.name}/{file.name} by {named or own}: device (median, mean) off, host over the profile's"
     before, since = [], []
     for run in runs:
@@ -169,4 +188,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    as_command.run(main)

@@ -100,3 +100,47 @@ def test_bad_input_is_one_line(servetwin, run: Path, tmp_path: Path) -> None:
     code, out, err = servetwin("explain", run)
     assert (code, out) == (2, "")
     assert "it has no batches.jsonl" in err
+
+
+def cut(path: Path, lines: int) -> None:
+    """Leave the first *lines* of the file *path*."""
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:lines]))
+
+
+@pytest.mark.parametrize("name", ["requests.jsonl", "batches.jsonl"])
+def test_records_that_were_cut_are_refused(servetwin, run: Path, name: str) -> None:
+    cut(run / name, 20)
+    code, out, err = servetwin("explain", run)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"{name}: it has " in err
+    assert "summary.json counts" in err
+
+
+def test_of_a_run_that_did_not_come_to_its_end_what_is_missing_is_not_recorded(servetwin, run: Path) -> None:
+    late = missed(run)[0]["id"]
+    last = json.loads((run / "batches.jsonl").read_text().splitlines()[19])["end"]
+    cut(run / "batches.jsonl", 20)
+    (run / "summary.json").unlink()
+    code, out, _ = servetwin("explain", run, "--json", "--request", late)
+    (one,) = json.loads(out)
+    assert code == 0
+    assert one["arrival"] > last or one["ended"] > last
+    assert set(one["seconds"]) <= {"not recorded", "transfer"}
+    assert sum(one["seconds"].values()) == pytest.approx(one["latency"])
+    assert one["slack"] is one["lost"] is None
+    assert any("did not come to its end" in note for note in one["notes"])
+    assert any("where its time went there is not known" in note for note in one["notes"])
+    cut(run / "requests.jsonl", 1)
+    assert servetwin("explain", run)[1] == "every request that its records hold was met\n"
+
+
+@pytest.mark.parametrize("key", ["finished", "deadline", "queued"])
+def test_times_in_no_order_are_refused(servetwin, run: Path, key: str) -> None:
+    lines = [json.loads(line) for line in (run / "requests.jsonl").read_text().splitlines()]
+    record = missed(run)[0]
+    changed = next(r for r in lines if r["id"] == record["id"])
+    (changed if key in changed else changed["stages"][0])[key] = changed["arrival"] - 2.0
+    (run / "requests.jsonl").write_text("".join(json.dumps(r) + "\n" for r in lines))
+    code, out, err = servetwin("explain", run, "--request", record["id"])
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert ("before its arrival" if key != "queued" else "in no order") in err

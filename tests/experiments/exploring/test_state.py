@@ -142,3 +142,9 @@ def test_what_the_page_offers_is_not_refused(offer: Offer):
         "deployment.devices.gpu0": "h200/opt-13b-tp1",
     }
     states.check(states.state_of({"changed": changed, "other": {"policy.name": "vllm-v1"}, "look": 3}), offer)
+
+
+@pytest.mark.parametrize("look", [10**400, -(10**400), -1, "x", None, float("inf")])
+def test_a_time_that_is_none_is_bad_input(look: Any) -> None:
+    with pytest.raises(BadInput, match="look"):
+        states.state_of({"look": look})

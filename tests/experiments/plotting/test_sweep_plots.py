@@ -203,3 +203,31 @@ def test_vector_figures_hold_letters_and_no_pixels(table):
     assert b"/TrueType" in pdf or b"/CIDFontType2" in pdf
     assert "<image" not in table.with_suffix(".svg").read_text()
     assert STYLE["font.size"] == 7
+
+
+@pytest.mark.parametrize("cell", ["much", "inf", "-1", "1.5"])
+def test_cells_that_cannot_be_are_no_points_that_are_missing(table, cell):
+    rows = read_rows(table)
+    rows[3]["attainment"] = cell
+    tables.write(table, rows)
+    with pytest.raises(BadInput, match=r"attainment of row 4: .* is no (number|share)"):
+        draw(table, table.with_suffix(".png"))
+    assert not table.with_suffix(".png").exists()
+
+
+def test_names_are_no_formulas(table, monkeypatch):
+    kept = kept_figures(monkeypatch)
+    rows = [{**row, "policy": r"$\frac{$" if row["policy"] == "edf" else "a$b$c"} for row in read_rows(table)]
+    tables.write(table, rows)
+    draw(table, *(table.with_suffix(f".{ending}") for ending in ("png", "pdf", "svg")))
+    assert [text.get_text() for text in kept[0].legends[0].get_texts()] == [r"$\frac{$", "a$b$c"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full disk to write to")
+@pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
+def test_a_full_disk_is_one_line(table, ending, monkeypatch):
+    write = Path.write_bytes
+    monkeypatch.setattr(Path, "write_bytes", lambda path, content: write(Path("/dev/full"), content))
+    with pytest.raises(BadInput, match="No space left on device"):
+        draw(table, table.with_suffix(f".{ending}"))
+    assert sorted(path.name for path in table.parent.iterdir()) == ["t.csv", "t.parquet"]

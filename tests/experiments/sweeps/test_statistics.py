@@ -14,6 +14,7 @@ from servetwin.experiments.sweeps.statistics import (
     mean_interval,
     narrow_enough,
     paired,
+    paired_attainment,
     parse_until,
     wilson,
 )
@@ -56,6 +57,20 @@ def test_pairs_cancel_what_seeds_share() -> None:
     first, second = (0.7 + luck).tolist(), (0.72 + luck).tolist()
     assert paired(first, second).low > 0.0199
     assert mean_interval(second).low < mean_interval(first).high  # unpaired, they could not be told apart
+
+
+def test_seeds_that_agree_by_chance_tell_no_policies_apart() -> None:
+    """Two policies that are equally good are told apart in one of twenty comparisons, however few seeds."""
+    draws = np.random.default_rng(5).binomial(60, 0.98, (4000, 2, 2)).tolist()
+    apart = sum(0.0 not in paired_attainment(first, second, [60, 60]) for first, second in draws)
+    zero = sum(0.0 not in paired([m / 60 for m in a], [m / 60 for m in b]) for a, b in draws)
+    assert apart / len(draws) < 0.06 < zero / len(draws)
+
+
+def test_a_difference_of_many_requests_is_told_by_seeds_that_agree() -> None:
+    found = paired_attainment([50, 50], [56, 56], [60, 60])
+    assert found.mean == pytest.approx(0.1)
+    assert 0.0 < found.low < 0.1 < found.high
 
 
 def test_bootstrap_of_a_median() -> None:

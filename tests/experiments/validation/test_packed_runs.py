@@ -83,6 +83,16 @@ def test_packed_runs_are_repeated_as_their_folders_are(made, tmp_path):
     assert not folder.exists()
 
 
+def test_a_router_that_is_another_is_refused(made, tmp_path):
+    path = tmp_path / "folders-two.json.gz"
+    packed_runs.pack(made, path)
+    content = json.loads(gzip.decompress(path.read_bytes()))
+    content["files"]["last.py"] = ROUTER.replace("% 3", "% 2")
+    path.write_bytes(gzip.compress(json.dumps(content).encode()))
+    with pytest.raises(BadInput, match=r"not what it was when the run was made: the router .*last.py"):
+        score(path, seeds=1, jobs=1)
+
+
 def test_a_router_that_is_not_there_any_more_is_asked_for(made, tmp_path):
     run = tmp_path / "runs" / "0-own"
     run.parent.mkdir()
@@ -111,6 +121,88 @@ def test_what_is_no_file_of_packed_runs(content, tmp_path):
     path.write_bytes(content)
     with pytest.raises(BadInput, match=r"folders-x.json.gz: holds no packed runs"):
         score(path, seeds=1, jobs=1)
+
+
+def _run(content: dict) -> dict:
+    return content["runs"][0]
+
+
+WRONG = {
+    "no name": (lambda c: _run(c).pop("name"), "no key runs.0.name"),
+    "a name that leads elsewhere": (lambda c: _run(c).update(name="../x"), "runs.0.name"),
+    "a name twice": (lambda c: c["runs"].append(_run(c)), "have this name"),
+    "no summary": (lambda c: _run(c).pop("summary"), "no key runs.0.summary"),
+    "an outcome that there is not": (lambda c: _run(c).update(outcome="x" * 60), "runs.0.outcome"),
+    "a request less": (lambda c: _run(c)["id"].pop(), "as much of each request"),
+    "a text for an experiment": (lambda c: _run(c)["meta"].update(experiment="x"), "meta.experiment"),
+    "no policy": (lambda c: _run(c)["meta"]["experiment"].pop("policy"), "experiment.policy"),
+    "a file that is none": (lambda c: c["files"].update({"last.py": 3}), "files.last.py"),
+    "a file elsewhere": (
+        lambda c: _run(c)["meta"]["experiment"]["policy"].update(name="/tmp/elsewhere.py"),
+        "not among the files that were packed",
+    ),
+    "ends before arrivals": (lambda c: _run(c)["arrival"].reverse(), "before its arrival"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_packed_runs_that_were_changed_are_refused(made, tmp_path, what):
+    path = tmp_path / "folders-two.json.gz"
+    packed_runs.pack(made, path)
+    content = json.loads(gzip.decompress(path.read_bytes()))
+    change, words = WRONG[what]
+    change(content)
+    path.write_bytes(gzip.compress(json.dumps(content).encode()))
+    with pytest.raises(BadInput, match=words):
+        score(path, seeds=1, jobs=1)
+
+
+POLICY = """from most import MOST
+
+import servetwin
+
+
+class Few(servetwin.Policy):
+    def decide(self, view, now):
+        return servetwin.Decision([*view.running, *view.waiting][:MOST])
+"""
+
+
+def test_what_a_policy_imports_is_packed_with_it(tmp_path):
+    there = tmp_path / "made"
+    (there / "profiles").mkdir(parents=True)
+    (tmp_path / "few.py").write_text(POLICY)
+    (tmp_path / "most.py").write_text("MOST = 1\n")
+    one = load("tiny-dit-cpu", [("policy", str(tmp_path / "few.py")), ("requests", 20)])
+    build.run(one, there / "runs" / "0")
+    packed_runs.pack(there, tmp_path / "folders-few.json.gz")
+    for name in ("few.py", "most.py"):
+        (tmp_path / name).unlink()
+    packed = tmp_path / "folders-few.json.gz"
+    (scored,) = score(packed, seeds=1, jobs=1)
+    assert scored.gap_met == 0.0
+    content = json.loads(gzip.decompress(packed.read_bytes()))
+    content["files"]["most.py"] = "MOST = 2\n"
+    packed.write_bytes(gzip.compress(json.dumps(content).encode()))
+    with pytest.raises(BadInput, match=r"not what it was when the run was made: .*most.py"):
+        score(packed, seeds=1, jobs=1)
+
+
+def test_files_of_one_name_are_not_packed(made, tmp_path):
+    runs = tmp_path / "runs"
+    (tmp_path / "profiles").mkdir()
+    for name in ("0", "1"):
+        (runs / name).mkdir(parents=True)
+        for path in (made / "runs" / "0-own").iterdir():
+            (runs / name / path.name).write_bytes(path.read_bytes())
+        meta = json.loads((runs / name / "meta.json").read_text())
+        meta["experiment"]["deployment"]["router"] = str(tmp_path / name / "last.py")
+        (runs / name / "meta.json").write_text(json.dumps(meta))
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "last.py").write_text(ROUTER)
+    with pytest.raises(BadInput, match="have the same name"):
+        packed_runs.pack(tmp_path, tmp_path / "folders-x.json.gz")
+    assert not (tmp_path / "folders-x.json.gz").exists()
 
 
 def test_they_are_not_mixed_with_other_recordings(made, tmp_path):

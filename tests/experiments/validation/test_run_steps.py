@@ -3,6 +3,8 @@ and the host of each run tells why those are not."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -72,3 +74,29 @@ def test_runs_without_steps_are_refused(tmp_path: Path) -> None:
     alone.write_bytes(OPT.read_bytes())
     with pytest.raises(BadInput, match=r"launches-opt-13b\.npz"):
         list(run_steps.lines(alone))
+
+
+WRONG = {
+    "nothing": lambda path, _: path.write_bytes(b""),
+    "a part": lambda path, whole: path.write_bytes(whole[:2000]),
+    "other runs": lambda path, _: np.savez(path, other=np.zeros((3, 10))),
+    "too few columns": lambda path, _: np.savez(path, **{"a": np.zeros((9, 5)), "a schedule": np.zeros(2)}),
+    "texts": lambda path, _: np.savez(path, **{"a": np.full((9, 10), "x"), "a schedule": np.zeros(2)}),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_steps_that_are_none_are_bad_input(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "launches-x.npz"
+    WRONG[what](path, run_steps.launches_of(OPT).read_bytes())
+    with pytest.raises(BadInput, match="what `pack` wrote of these runs"):
+        run_steps.steps_of(path, ["a"])
+
+
+@pytest.mark.parametrize("module", ["run_steps", "replay_chat", "packed_runs"])
+def test_commands_tell_bad_input_in_a_line(module: str, tmp_path: Path) -> None:
+    (tmp_path / "runs-cut.json.gz").write_bytes(OPT.read_bytes()[:3000])
+    command = [sys.executable, "-m", f"servetwin.experiments.validation.{module}", str(tmp_path / "runs-cut.json.gz")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("servetwin: ")
