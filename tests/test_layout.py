@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -214,3 +215,10 @@ def test_core_does_not_ask_of_what_kind_a_task_is() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             asks = isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance"
             assert not (asks and "Token" in ast.unparse(node)), f"{path}: {ast.unparse(node)}"
+
+
+def test_no_two_files_of_tests_that_run_together_have_one_name() -> None:
+    """pytest imports them by name, and refuses the second; so do processes that a test begins."""
+    files = [path for path in Path(__file__).parent.rglob("*.py") if path.name != "conftest.py"]
+    light = Counter(path.name for path in files if "real" not in path.relative_to(Path(__file__).parent).parts)
+    assert {name for name, number in light.items() if number > 1} == set()

@@ -9,24 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
-from servetwin.core import BadInput
+from jobs_of_lanes import await_file, raise_bad_input
 from servetwin.experiments.exploring.lanes import Lanes, Stale, Trouble
 
 
-def raise_bad_input() -> None:
-    raise BadInput("wrong", where="here", right="another")
-
-
-def await_file(path: Path) -> str:
-    """Wait for a file, as long as it takes."""
-    path.with_suffix(".begun").touch()
-    while not path.exists():
-        time.sleep(0.01)
-    return "there"
-
-
 def until(there: Path) -> None:
+    began = time.monotonic()
     while not there.exists():
+        assert time.monotonic() - began < 30, f"{there.name} does not come"
         time.sleep(0.005)
 
 
