@@ -17,6 +17,8 @@ from .document import OUTCOMES, Figure, Styles
 
 #: The most points of a distribution.
 POINTS = 300
+#: More bands than these lie over each other as one grey: intervals are bars then.
+BANDS = 4
 #: Up to so many bins in a row, with none beside them, are too short for a line: each has a mark.
 SHORT = 3
 
@@ -46,11 +48,9 @@ def lines(
 ) -> Figure:
     """*series* over an axis called *x*; with *share* the values are shares of 1, shown in percent. *ticks* puts the
     axis' ticks where points are, where these are few."""
-    data: list[dict[str, Any]] = []
-    for one in series:
-        style = styles.of(one.name)
-        if one.low is not None and one.high is not None:
-            data.append(_band(one, style.colour))
+    spread = [one for one in series if one.low is not None and one.high is not None]
+    bands = len(spread) <= BANDS
+    data: list[dict[str, Any]] = [_band(one, styles.of(one.name).colour) for one in spread if bands]
     for one in series:
         style = styles.of(one.name)
         shown = ":.1%" if share else ":.3~f"
@@ -68,6 +68,8 @@ def lines(
             trace["hovertemplate"] += " measured"
         else:
             trace["line"] = {"color": style.colour, "dash": style.dash, "width": 2}
+        if one in spread and not bands:
+            trace["error_y"] = _bars(one)
         data.append(trace)
     layout: dict[str, Any] = {"xaxis": _axis(x), "yaxis": _axis(y)}
     places = sorted({float(v) for one in series for v in one.x})
@@ -100,6 +102,20 @@ def _band(one: Series, colour: str) -> dict[str, Any]:
         "fill": "toself",
         "fillcolor": f"rgba({red},{green},{blue},0.15)",
         "hoverinfo": "skip",
+    }
+
+
+def _bars(one: Series) -> dict[str, Any]:
+    assert one.low is not None
+    assert one.high is not None
+    ends = list(zip(one.y, one.low, one.high, strict=True))
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": rounded([None if y is None else max(high - y, 0.0) for y, _, high in ends]),
+        "arrayminus": rounded([None if y is None else max(y - low, 0.0) for y, low, _ in ends]),
+        "thickness": 1,
+        "width": 4,
     }
 
 

@@ -8,6 +8,7 @@ import re
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -228,6 +229,19 @@ def test_curves_are_the_rows_of_the_table(results: Path):
         (t["line"]["dash"], t["marker"]["symbol"]) for t in first.figure["data"] if t["mode"] == "lines+markers"
     }
     assert len(styles) == 2  # told apart without colours
+
+
+def test_intervals_of_many_lines_are_bars_and_not_one_grey():
+    def shown(number: int) -> list[dict[str, Any]]:
+        names = [f"p{i}" for i in range(number)]
+        series = [figures.Series(name, [1.0, 2.0], [0.5, None], [0.4, 0.0], [0.8, 0.0]) for name in names]
+        return list(figures.lines(series, Styles(), x="rate", y="met", share=True)["data"])
+
+    assert [bool(t.get("fill")) for t in shown(4)] == [True] * 4 + [False] * 4
+    many = shown(5)
+    assert not any("fill" in t for t in many)
+    assert many[0]["error_y"]["array"] == [0.3, None]
+    assert many[0]["error_y"]["arrayminus"] == [0.1, None]
 
 
 def test_points_that_were_measured_are_laid_over(results: Path):
