@@ -28,7 +28,7 @@ CASES = {
     "rate": ({"rate": -1}, r"^rate: workload\.arrivals\.rate: -1 does not fit \(right would be: greater than 0\)"),
     "several": ({"rate": [1, 2]}, r"^rate: \[1, 2\] is several values .*servetwin\.sweep"),
     "requests": ({"requests": 1.5}, r"^requests: workload\.requests: 1\.5 does not fit"),
-    "seed": ({"seed": -1}, r"^seed: seed: -1 does not fit"),
+    "seed": ({"seed": -1}, r"^seed: -1 does not fit"),
     "slo": ({"slo": {"seconds": -1}}, r"^slo: slo\.seconds: -1 does not fit"),
     "policy": ({"policy": "edff"}, r"^policy: policy\.name: unknown policy 'edff' \(right would be: edf"),
     "parameter": ({"policy": (Any, {"max_bach": 1})}, r"takes no parameter 'max_bach' \(right would be: max_batch\)"),
