@@ -160,7 +160,10 @@ def test_nobody_touches_the_private_attributes_of_another() -> None:
     for top in TOPS:
         folder = folders()["servetwin" if top == "servetwin" else f"servetwin.{top}"]
         for path in sorted(folder.rglob("*.py")):
-            file = f"{top}/{path.relative_to(folder).as_posix()}"
+            inside = path.relative_to(folder)
+            if top == "servetwin" and inside.parts[0] in TOPS:
+                continue  # once installed, all others are in it
+            file = f"{top}/{inside.as_posix()}"
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if not isinstance(node, ast.Attribute) or not node.attr.startswith("_") or node.attr[1:2] == "_":
                     continue
