@@ -38,10 +38,10 @@ Floats = Any  # numpy arrays of floats
 #: in it, those that decode and their context; seconds until it was launched and until its sampling was, and on the
 #: device until it was over and without anything to do before.
 COLUMNS = ("prompt", "squares", "pairs", "sequences", "decode", "context", "launched", "sampled", "device", "idle")
+#: Those of them that tell of the host.
+HOST = ("prompt", "sequences", "decode", "launched", "sampled")
 #: Steps of a kind at least, for a run to be judged by them.
 JUDGED = 20
-#: What a launch of several pieces keeps the device waiting beyond the host's clock (`servetwin profile` adds it).
-TAIL = 4e-4
 #: Beyond the graphs, steps of fewer tokens than this wait for their launch as often as not.
 LARGE = 1024
 
@@ -97,6 +97,8 @@ def device_errors(steps: Floats, profile: Profile) -> dict[str, Floats]:
 
 def host_factors(steps: Floats, schedule: Sequence[float], profile: Profile) -> dict[str, float]:
     """How many times as long as in *profile* the host took to launch *steps* of a run, by the name of the cost."""
+    from servetwin.real.vllm.profiling.host_fit import TAIL  # which a profile's launches have in them
+
     last = int(profile.token_data.engine.graph_tokens or 0)
     prompt, sequences, decode, launched, sampled = (steps[:, COLUMNS.index(name)] for name in HOST)
     tokens, (median, mean) = prompt + decode, schedule
@@ -113,9 +115,6 @@ def host_factors(steps: Floats, schedule: Sequence[float], profile: Profile) -> 
         enough = int(some.sum()) >= JUDGED
         factors[name] = float((sampled[some].mean() + mean + TAIL) / usual) if enough else factors[BEGINS()]
     return factors
-
-
-HOST = ("prompt", "sequences", "decode", "launched", "sampled")
 
 
 @contextmanager
