@@ -6,6 +6,7 @@ Begin with `policy` (what it sees and says, once per step) and `request`; then `
 `policy`            `TokenPolicy`, `TokenView`, `Step`
 `request`           `TokenRequest`, and `TokenTask`: its visit to an LLM stage
 `limits`, `slo`     what memory and settings allow; deadlines of tokens and latency limits
+`prefix_cache`      which KV blocks hold what, who shares them, and which is taken next
 `batch`             one step, as an executor gets it
 `metrics`           latencies and goodput of tokens; `token_gaps`, `metric_blocks`, `window_metrics` are parts of it
 `serving`           the engine: a worker that decides and computes step by step
@@ -14,7 +15,8 @@ Begin with `policy` (what it sees and says, once per step) and `request`; then `
 
 from .limits import EngineLimits
 from .policy import ALL, DECODES, PREFILLS, All, Chunk, Step, TokenPolicy, TokenView, queue_order
-from .request import Follows, Ticks, TokenRequest, Tokens, TokenTask
+from .prefix_cache import PromptContent
+from .request import CachingTask, Follows, Ticks, TokenRequest, Tokens, TokenTask
 from .slo import CumulativeSLO, LimitsSLO, TokenDeadlines, TokenLimits, TokenSLO, TokenSLOByClass
 
 __all__ = [
@@ -22,11 +24,13 @@ __all__ = [
     "DECODES",
     "PREFILLS",
     "All",
+    "CachingTask",
     "Chunk",
     "CumulativeSLO",
     "EngineLimits",
     "Follows",
     "LimitsSLO",
+    "PromptContent",
     "Step",
     "Ticks",
     "TokenDeadlines",
