@@ -170,8 +170,8 @@ def closed_slo(slo: Any) -> Any:
 
 #: Classes that policies meet, and what they must look like at the end of a run.
 _MET: tuple[type, ...] = (
-    Request, Task, TokenRequest, TokenTask, CachingTask, Batch, Decision, Step, Repeat, WorkerView, TokenView, ClosedView,
-    ClosedTokenView, _Closed, Stage,
+    Request, Task, TokenRequest, TokenTask, CachingTask, Batch, Decision, Step, Repeat, WorkerView, TokenView,
+    ClosedView, ClosedTokenView, _Closed, Stage,
 )  # fmt: skip
 
 

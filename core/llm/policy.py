@@ -258,9 +258,9 @@ class TokenView(WorkerView):
         decode: int = 0,
         chunked: bool = True,
     ) -> list[Chunk]:
-        """What the engine will run of *begun* (chunks of running tasks) and then of *tasks*, which wait, beside *decode*
-        decoding requests: of each all that is pending when its turn comes, up to *tokens* in all. With *chunked* the
-        last one is cut to what is left of *tokens*, else it waits.
+        """What the engine will run of *begun* (chunks of running tasks) and then of *tasks*, which wait, beside
+        *decode* decoding requests: of each all that is pending when its turn comes, up to *tokens* in all. With
+        *chunked* the last one is cut to what is left of *tokens*, else it waits.
 
         Where the engine has a prefix cache, what is pending when its turn comes is less for a request that begins as
         one before it in the same step does, and more for one whose blocks those before it take.

@@ -26,14 +26,22 @@ from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .request import CachingTask
+from typing import Protocol
 
 #: The content of a full block: what stands for all tokens up to its end, and where it ends. (With a third entry, of
 #: one request only.)
 Key = tuple[Hashable, ...]
+
+
+class Looking(Protocol):
+    """What is asked of one who may find something: a `servetwin.core.llm.request.CachingTask`."""
+
+    prompt: int
+    base_generated: int
+    content: PromptContent | None
+    serial: int
+    seen: int
+    known: int
 
 
 class PromptContent:
@@ -48,9 +56,7 @@ class PromptContent:
     def __init__(self, ids: Sequence[Hashable], size: int) -> None:
         self.ids, self.size = tuple(ids), size
         # What stands for all up to and including each of them; of one (the usual system prompt) itself.
-        self.chain: tuple[Hashable, ...] = (
-            self.ids if len(self.ids) < 2 else tuple(accumulate(self.ids, lambda all_before, one: hash((all_before, one))))
-        )
+        self.chain: tuple[Hashable, ...] = tuple(accumulate(self.ids, lambda before, one: hash((before, one))))
 
     def tokens(self, prompt: int) -> int:
         """How many of the first tokens of a prompt of *prompt* tokens have a name."""
@@ -86,14 +92,14 @@ class PrefixCache:
 
     # -- what can be found ------------------------------------------------------------------------------
 
-    def found(self, task: CachingTask) -> int:
+    def found(self, task: Looking) -> int:
         """How many tokens *task*, which waits, would find just now: those of full blocks, and at least one less than
         are known, since the last is computed anew to give the next one."""
         if task.seen != self.version:
             task.seen, task.known = self.version, self.hits(task, self.cached.__contains__)
         return task.known * self.size
 
-    def hits(self, task: CachingTask, has: Callable[[Key], bool]) -> int:
+    def hits(self, task: Looking, has: Callable[[Key], bool]) -> int:
         """How many full blocks *task* finds if *has* says which contents there are."""
         size, content, serial = self.size, task.content, task.serial
         most = (task.prompt + task.base_generated - 1) // size
@@ -109,7 +115,7 @@ class PrefixCache:
         own = range(named, most)
         return named + bisect_left(own, True, key=lambda i: not has((serial, (i + 1) * size, True)))
 
-    def keys(self, task: CachingTask, count: int) -> list[Key]:
+    def keys(self, task: Looking, count: int) -> list[Key]:
         """The contents of the first *count* blocks of *task*."""
         size, content, serial = self.size, task.content, task.serial
         named = min(count, content.tokens(task.prompt) // size) if content is not None else 0
@@ -159,14 +165,13 @@ class PrefixCache:
         are full then, and that others may want, can be found from now on, and are added to *table*."""
         if content is not None:
             size = self.size
-            for index in range(len(table), min(upto, content.tokens(prompt)) // size):
-                table.append(self._add(content.key((index + 1) * size)))
+            full = min(upto, content.tokens(prompt)) // size
+            table += [self._add(content.key(end * size)) for end in range(len(table) + 1, full + 1)]
 
     def keep(self, table: list[Block], serial: int, full: int) -> None:
         """The *full* first blocks of a preempted request can be found again, by it alone as far as they are not in
         *table* yet."""
-        for index in range(len(table), full):
-            table.append(self._add((serial, (index + 1) * self.size, True)))
+        table += [self._add((serial, end * self.size, True)) for end in range(len(table) + 1, full + 1)]
 
     def give_back(self, table: Sequence[Block], *, unnamed: int, partial: int) -> int:
         """A request gives back *table*, *unnamed* full blocks after it which nobody will look for, and *partial* ones
@@ -235,7 +240,7 @@ class Trial:
     def _has(self, key: Key) -> bool:
         return key in self._new or self._copy(key) is not None
 
-    def found(self, task: CachingTask) -> int:
+    def found(self, task: Looking) -> int:
         """As `PrefixCache.found`, by now."""
         return self.cache.hits(task, self._has) * self.cache.size if self._touched else self.cache.found(task)
 
@@ -243,9 +248,9 @@ class Trial:
         """As `PrefixCache.idle`, by now."""
         return sum([b is not None and not b.refs and b not in self._used for b in map(self._copy, keys)])
 
-    def admit(self, task: CachingTask, keys: Sequence[Key], begin: int, new: int, upto: int) -> None:
-        """*task* shares the blocks of *keys* and takes *new* ones; its full blocks from number *begin* on, up to *upto*
-        tokens, can be found then."""
+    def admit(self, task: Looking, keys: Sequence[Key], begin: int, new: int, upto: int) -> None:
+        """*task* shares the blocks of *keys* and takes *new* ones; its full blocks from number *begin* on, up to
+        *upto* tokens, can be found then."""
         for block in map(self._copy, keys):
             if block is not None and not block.refs and block not in self._used:
                 self._used.add(block)

@@ -43,9 +43,9 @@ class TokenRequest(Request):
     *outputs* holds the true numbers of output tokens; the loop takes them out of the request as it arrives, so a
     policy can never see them. A stage that a request visits several times has lists, an entry per visit (the last
     one goes on for further visits). *missed* says that an LLM stage did not keep the SLO of its tokens. *predicted*
-    holds, by loop module, how many output tokens a predictor expects; None where there is no predictor. *prefix* says,
-    by loop module, what the prompt begins with, for engines with a prefix cache; what it does not name nobody shares.
-    *work*, *slo*, *priority*, *tenant*, *weight* and *class_name* are as in `Request`.
+    holds, by loop module, how many output tokens a predictor expects; None where there is no predictor. *prefix*
+    says, by loop module, what the prompt begins with, for engines with a prefix cache; what it does not name nobody
+    shares. *work*, *slo*, *priority*, *tenant*, *weight* and *class_name* are as in `Request`.
     """
 
     __slots__ = ("prefix", "tokens")
@@ -263,7 +263,7 @@ class CachingTask(TokenTask):
         # What `lookup` found last, in blocks, and at which version of the cache.
         self.seen, self.known = -1, 0
 
-    @TokenTask.computed.getter
+    @property
     def computed(self) -> int:
         """As of `TokenTask`; while it waits, the tokens that it would find just now."""
         ticks = self.ticks
@@ -272,6 +272,11 @@ class CachingTask(TokenTask):
         if self.base_computed or self.lookup is None:
             return self.base_computed
         return self.lookup(self)
+
+    @computed.setter
+    def computed(self, count: int) -> None:
+        self._settle()
+        self.base_computed = count
 
     @property
     def pending(self) -> int:

@@ -13,6 +13,7 @@ from .llm import (
     LognormalTokens,
     TokenDraw,
     TokenSLOSpec,
+    TracePrefix,
     TraceTokens,
     UniformTokens,
 )
@@ -62,6 +63,13 @@ def _check_lengths(path: tuple[str, ...], module: str, load: Workload) -> None:
         at = load.lengths[at].after if at in load.lengths else None
     for key, draw in (("prompt", lengths.prompt), ("output", lengths.output)):
         _check_draw((*path, key), draw, load)
+    if isinstance(lengths.prefix, TracePrefix):
+        if load.recorded is None:
+            right = "{draw: shared, groups: 8, tokens: 512}, or workload.trace: {file: ...}"
+            raise Misfit((*path, "prefix", "draw"), "the arrivals come from no trace", right)
+        if not isinstance(lengths.prompt, TraceTokens) or lengths.after is not None:
+            what = "the trace says what its own prompts begin with, and these are others"
+            raise Misfit((*path, "prefix", "draw"), what, "prompt: {draw: trace}, without after")
     if isinstance(lengths.output, TraceTokens) and lengths.limit is None:
         what = "only the trace knows how long outputs are, and policies must not"
         raise Misfit((*path, "limit"), what, "the limit that requests declare, 2048 say")

@@ -62,8 +62,8 @@ class _Caching(_Base):
     # -- what comes free ----------------------------------------------------------------------------------
 
     def _gives_back(self, task: TokenTask, *, back: bool) -> int:
-        """*task* gives back its blocks; with *back* it may want them again. Gives how many of them are still in use by
-        others."""
+        """*task* gives back its blocks; with *back* it may want them again. Gives how many of them others still
+        use."""
         self._catch_up()
         computed, size = task.computed, self.size
         table = self.tables.pop(task)
@@ -74,7 +74,9 @@ class _Caching(_Base):
                 self._serials += 1
                 task.serial = self._serials
             self.cache.keep(table, task.serial, full)
-        shared = self.cache.give_back(table, unnamed=max(0, full - len(table)), partial=blocks - max(full, len(table)))
+        shared = self.cache.give_back(
+            table, unnamed=max(0, full - len(table)), partial=blocks - max(full, len(table))
+        )
         self._known += blocks - shared
         return shared
 
@@ -101,6 +103,17 @@ class _Caching(_Base):
 
     # -- what is taken ------------------------------------------------------------------------------------
 
+    def settle(self, batch: TokenBatch) -> float:
+        now = super().settle(batch)
+        self._catch_up()
+        return now
+
+    def _launch(
+        self, decode: int, context: int, pieces: Sequence[Piece], chosen: Sequence[TokenTask] | None, now: float
+    ) -> None:
+        super()._launch(decode, context, pieces, chosen, now)
+        self._catch_up()
+
     def _admit(
         self, prefill: Sequence[Chunk], chosen: Sequence[TokenTask] | None, decode: int, crowded: bool, now: float
     ) -> list[Piece]:
@@ -108,7 +121,7 @@ class _Caching(_Base):
         the cache, and take something out of it. Who then finds more than it showed computes only the rest; who finds
         less, computes that too, as far as the step has room."""
         view, cache = self.view, self.cache
-        self._catch_up()
+        shown = [task.pending if task in view.waiting else 0 for task, _ in prefill]
         soon = self._blocks_of_a_step(chosen) if decode else 0
         if soon:
             cache.take(soon)  # those that decode take theirs first
@@ -116,7 +129,6 @@ class _Caching(_Base):
         own = getattr(self.worker.policy, "tokens_a_step", None)
         room = most if own is None else min(own - decode, most)
         chunks = getattr(self.worker.policy, "chunks", False)
-        shown = [task.pending if task in view.waiting else 0 for task, _ in prefill]
         sequences = view.max_sequences - len(view.running)
         pieces: list[Piece] = []
         admitted, less = 0, False

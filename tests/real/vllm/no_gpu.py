@@ -168,9 +168,9 @@ def replay(
             continue
         if clock is not None:
             clock(now)
-        preempted = {r: q.num_preemptions for r, q in scheduler.requests.items()}
+        before = _before(scheduler)
         output = scheduler.schedule()
-        made = _made(scheduler, output, preempted)
+        made = _made(scheduler, output, before)
         if made.prefill or made.decode:
             steps.append(made)
             now += seconds(made)
@@ -228,9 +228,9 @@ def replay_ahead(
         if scheduler.has_requests():
             if clock is not None:
                 clock(now)
-            preempted = {r: q.num_preemptions for r, q in scheduler.requests.items()}
+            before = _before(scheduler)
             output = scheduler.schedule()
-            made = _made(scheduler, output, preempted)
+            made = _made(scheduler, output, before)
             tokens = _tokens(scheduler, output)  # now: later the scheduler is ahead
             end = now
             if made.prefill or made.decode:
@@ -255,19 +255,28 @@ def replay_ahead(
     return steps, times, ends
 
 
-def _made(scheduler: Any, output: Any, before: dict[str, int]) -> Made:
+def _before(scheduler: Any) -> dict[str, tuple[int, bool]]:
+    """Of each request how often it was preempted, and whether it runs."""
+    running = {request.request_id for request in scheduler.running}
+    return {r: (q.num_preemptions, r in running) for r, q in scheduler.requests.items()}
+
+
+def _made(scheduler: Any, output: Any, before: dict[str, tuple[int, bool]]) -> Made:
     prefill, decode, context = [], [], 0
     for rid, tokens in output.num_scheduled_tokens.items():
         request = scheduler.requests[rid]
         computed = request.num_computed_tokens - tokens
         known = request.num_output_tokens + request.num_output_placeholders
-        if tokens == 1 and computed >= request.num_prompt_tokens and known:
+        # (One that comes back and finds all but its last token in the cache computes one token too.)
+        if tokens == 1 and computed >= request.num_prompt_tokens and known and before[rid][1]:
             decode.append(int(rid))
             context += computed
         else:
             prefill.append((int(rid), tokens, computed))
     lost = tuple(
-        int(r) for r, n in before.items() if r in scheduler.requests and scheduler.requests[r].num_preemptions > n
+        int(r)
+        for r, (n, _) in before.items()
+        if r in scheduler.requests and scheduler.requests[r].num_preemptions > n
     )
     return Made(tuple(prefill), tuple(decode), context, lost)
 
