@@ -109,6 +109,11 @@ def _check_workers(experiment: Experiment, modules: list[str]) -> None:
         served = [m for m in worker.modules if m in modules]
         if served and len(worker.modules) > 1:
             raise Misfit((*path, "modules"), f"an engine serves one module, {served[0]!r}", f"[{served[0]}]")
+        engine = worker.engine
+        if engine is not None and engine.enable_prefix_caching and (engine.keep_freed or engine.preemption == "swap"):
+            key, right = ("keep_freed", "false") if engine.keep_freed else ("preemption", "recompute")
+            what = f"enable_prefix_caching does not go together with {key}: {getattr(engine, key)}".lower()
+            raise Misfit((*path, "engine", key), what, right)
         if worker.engine is not None and not served:
             raise Misfit((*path, "engine"), "this worker serves no module of kind llm", "no engine")
         if worker.device in engines and worker.device in others:
