@@ -272,9 +272,9 @@ def replay(out: Path) -> None:
 
 def record(out: Path, to: Path, device: str, profiles: Path | None) -> None:
     """Write the runs of each model that came to their end as a recording
-    (servetwin.experiments.validation.replay_diffusion), which names the profiles of *device*; and these into the
+    (servetwin.experiments.validation.replay.diffusion), which names the profiles of *device*; and these into the
     folder *profiles*."""
-    from servetwin.experiments.validation.replay_diffusion import Recording, recorded_run, write_recording
+    from servetwin.experiments.validation.replay.diffusion import Recording, recorded_run, write_recording
     from servetwin.real import KINDS
     from servetwin.real.diffusion.models import MODULES
 
