@@ -225,14 +225,16 @@ def profile_one(part: Part) -> None:
     for module in kind.modules:
         slots.warm(module, plan.limit if module == kind.loop else plan.once)
     part.turn()
-    policies = {"neustream": {"bound": plan.limit}, "edf": {}, "slack-batch": {}}
+    params = {"neustream": {"bound": plan.limit}, "edf": {}, "slack-batch": {}}
+    find, make = policy_registry.find_policy, policy_registry.make
     profiler = Profiler(
         server,
         limit=plan.limit,
         once=plan.once,
         seconds=plan.seconds,
         whole_steps=(plan.low, plan.high),
-        policies={p: lambda p=p: policy_registry.make(p, policies[p]) for p in policies},  # type: ignore[misc]
+        # A profile knows policies by the names of their classes.
+        policies={find(p).__name__.lower(): lambda p=p: make(p, params[p]) for p in params},  # type: ignore[misc]
     )
     measured = profiler.take(brief=True)
     part.say("took", json.dumps(profiler.took))
