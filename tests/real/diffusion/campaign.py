@@ -72,7 +72,7 @@ SERVED = ("neustream", "clockwork", "edf")
 
 def system(kind, profile, policy, plan, factor):
     """Fresh stages and workers; Clockwork has one worker for the whole pipeline."""
-    from servetwin.experiments.spec.policy_registry import find_policy
+    from servetwin.experiments.registry.policy_registry import find_policy
     from servetwin.real.diffusion.profiling.microbenchmarks import workers_of
 
     placement = [list(kind.modules)] if policy == "clockwork" else kind.placement
@@ -134,7 +134,7 @@ def serve_model(model: str, out: Path, device: str, options: dict, cells: int, s
     """Profile *model* and serve it under each policy of *served*. Waits for a line on standard input that says how
     many seconds there are."""
     from servetwin.core import RunFolder, ServeTwinError
-    from servetwin.experiments.spec import policy_registry
+    from servetwin.experiments.registry import policy_registry
     from servetwin.profiles import load
     from servetwin.real import KINDS, Options, Server
     from servetwin.real.diffusion.profiling.profile_writer import as_profile, write_profile
