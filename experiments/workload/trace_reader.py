@@ -156,7 +156,7 @@ class TraceFile:
             blocks = -(-prompt // HASHED)
             if len(entry.hashes) != blocks:
                 what = f"{len(entry.hashes)} hashes of {HASHED} tokens each for a prompt of {prompt} tokens"
-                raise BadInput(what, where=where, right=f"{blocks} hashes")
+                raise BadInput(what, where=where, right=f"{blocks} of them")
             yield PromptContent(entry.hashes, HASHED)
 
     def terms(self) -> Iterator[Mapping[str, Any]]:
