@@ -97,9 +97,9 @@ class StageTokens:
         self.preemptions += task.preemptions
         if type(task) is CachingTask:
             self.caching = True
-            if task.cached is not None:
+            if task.cached_tokens is not None:
                 self.cache_queries += task.prompt
-                self.cache_hits += task.cached
+                self.cache_hits += task.cached_tokens
                 self.cache_hits_again += task.cached_again
         if task.arrival < self.first_arrival:
             self.first_arrival = task.arrival

@@ -38,10 +38,10 @@ class Looking(Protocol):
 
     prompt: int
     base_generated: int
-    content: PromptContent | None
-    serial: int
-    seen: int
-    known: int
+    prompt_content: PromptContent | None
+    cache_serial: int
+    cache_seen: int
+    cache_known: int
 
 
 class PromptContent:
@@ -95,13 +95,13 @@ class PrefixCache:
     def found(self, task: Looking) -> int:
         """How many tokens *task*, which waits, would find just now: those of full blocks, and at least one less than
         are known, since the last is computed anew to give the next one."""
-        if task.seen != self.version:
-            task.seen, task.known = self.version, self.hits(task, self.cached.__contains__)
-        return task.known * self.size
+        if task.cache_seen != self.version:
+            task.cache_seen, task.cache_known = self.version, self.hits(task, self.cached.__contains__)
+        return task.cache_known * self.size
 
     def hits(self, task: Looking, has: Callable[[Key], bool]) -> int:
         """How many full blocks *task* finds if *has* says which contents there are."""
-        size, content, serial = self.size, task.content, task.serial
+        size, content, serial = self.size, task.prompt_content, task.cache_serial
         most = (task.prompt + task.base_generated - 1) // size
         named = min(content.tokens(task.prompt) // size, most) if content is not None else 0
         # A block is taken before the one that stands for its beginning, so what is found has no holes.
@@ -117,7 +117,7 @@ class PrefixCache:
 
     def keys(self, task: Looking, count: int) -> list[Key]:
         """The contents of the first *count* blocks of *task*."""
-        size, content, serial = self.size, task.content, task.serial
+        size, content, serial = self.size, task.prompt_content, task.cache_serial
         named = min(count, content.tokens(task.prompt) // size) if content is not None else 0
         own: list[Key] = [(serial, end * size, True) for end in range(named + 1, count + 1)]
         if content is None or not named:
@@ -256,7 +256,7 @@ class Trial:
                 self._used.add(block)
                 self.free -= 1
         self.take(new)
-        content = task.content
+        content = task.prompt_content
         if content is not None:
             size = self.cache.size
             self._new.update(

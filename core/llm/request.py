@@ -244,24 +244,32 @@ class TokenTask(Task):
 class CachingTask(TokenTask):
     """A visit to an engine with a prefix cache (`EngineLimits.enable_prefix_caching`).
 
-    While it waits, *computed* says how many tokens it would find just now, and *pending* what is left. *cached* are
-    the tokens that it found when it was first admitted, *cached_again* those that it found after preemptions.
-    *content* is what its prompt begins with, *serial* its number once it was preempted.
+    While it waits, *computed* says how many tokens it would find just now, and *pending* what is left.
+    *cached_tokens* are those that it found when it was first admitted, *cached_again* those after preemptions.
+    *prompt_content* is what its prompt begins with, *cache_serial* its number once it was preempted.
     """
 
-    __slots__ = ("cached", "cached_again", "content", "known", "lookup", "seen", "serial")
+    __slots__ = (
+        "cache_known",
+        "cache_lookup",
+        "cache_seen",
+        "cache_serial",
+        "cached_again",
+        "cached_tokens",
+        "prompt_content",
+    )
 
     def __init__(
         self, request: Request, stage: Stage, queued: float, worker: Place | None, prompt: int, limit: int
     ) -> None:
         super().__init__(request, stage, queued, worker, prompt, limit)
         prefix: Mapping[str, PromptContent] | None = getattr(request, "prefix", None)
-        self.content = prefix.get(stage.loop or stage.name) if prefix is not None else None
-        self.serial = self.cached_again = 0
-        self.cached: int | None = None
-        self.lookup: Callable[[CachingTask], int] | None = None
-        # What `lookup` found last, in blocks, and at which version of the cache.
-        self.seen, self.known = -1, 0
+        self.prompt_content = prefix.get(stage.loop or stage.name) if prefix is not None else None
+        self.cache_serial = self.cached_again = 0
+        self.cached_tokens: int | None = None
+        self.cache_lookup: Callable[[CachingTask], int] | None = None
+        # What `cache_lookup` found last, in blocks, and at which version of the cache.
+        self.cache_seen, self.cache_known = -1, 0
 
     @property
     def computed(self) -> int:
@@ -269,9 +277,9 @@ class CachingTask(TokenTask):
         ticks = self.ticks
         if ticks is not None:
             return self.prompt + self.base_generated + ticks.count - 1
-        if self.base_computed or self.lookup is None:
+        if self.base_computed or self.cache_lookup is None:
             return self.base_computed
-        return self.lookup(self)
+        return self.cache_lookup(self)
 
     @computed.setter
     def computed(self, count: int) -> None:
@@ -284,8 +292,8 @@ class CachingTask(TokenTask):
 
     def details(self, tokens: bool = True) -> dict[str, Any]:
         said = super().details(tokens)
-        if self.cached is not None:
-            said["cached"] = self.cached
+        if self.cached_tokens is not None:
+            said["cached"] = self.cached_tokens
         if self.preemptions:
             said["cached_again"] = self.cached_again
         return said

@@ -49,7 +49,7 @@ class _Caching(_Base):
     def task(self, request: Request, now: float) -> TokenTask:
         task = super().task(request, now)
         assert isinstance(task, CachingTask)
-        task.lookup = self._lookup
+        task.cache_lookup = self._lookup
         return task
 
     def _catch_up(self) -> None:
@@ -70,10 +70,10 @@ class _Caching(_Base):
         blocks, full = -(-computed // size), (computed - self._unknown(task)) // size
         if back:
             assert isinstance(task, CachingTask)
-            if not task.serial:
+            if not task.cache_serial:
                 self._serials += 1
-                task.serial = self._serials
-            self.cache.keep(table, task.serial, full)
+                task.cache_serial = self._serials
+            self.cache.keep(table, task.cache_serial, full)
         shared = self.cache.give_back(
             table, unnamed=max(0, full - len(table)), partial=blocks - max(full, len(table))
         )
@@ -93,7 +93,7 @@ class _Caching(_Base):
         self._loses = task
         super()._preempt(task)
         self._loses = None
-        cast("CachingTask", task).seen = -1
+        cast("CachingTask", task).cache_seen = -1
 
     def finish(self, task: TokenTask, now: float) -> None:
         # (One that was preempted while its last token was in flight holds nothing.)
@@ -191,9 +191,9 @@ class _Caching(_Base):
             return False
         table = self.tables[task] = cache.share(keys)
         cache.take(new)
-        cache.register(table, task.content, task.prompt, found + count)
-        if task.cached is None:
-            task.cached = found
+        cache.register(table, task.prompt_content, task.prompt, found + count)
+        if task.cached_tokens is None:
+            task.cached_tokens = found
         else:
             task.cached_again += found
         del view.waiting[task]
@@ -208,7 +208,7 @@ class _Caching(_Base):
         assert isinstance(task, CachingTask)
         computed, size = task.base_computed, self.size
         self.cache.take(-(-(computed + count) // size) + -computed // size)
-        self.cache.register(self.tables[task], task.content, task.prompt, computed + count)
+        self.cache.register(self.tables[task], task.prompt_content, task.prompt, computed + count)
         task.base_computed = computed + count
 
 

@@ -102,7 +102,7 @@ def test_who_comes_later_computes_only_what_is_not_there():
     # Two full blocks of 16 are in the first 40 tokens.
     assert pieces(served) == [[(0, 50)], [(1, 18), (2, 8)]]
     tasks = [request.tasks[0] for request in served.requests]
-    assert [task.cached for task in tasks] == [0, 32, 32]
+    assert [task.cached_tokens for task in tasks] == [0, 32, 32]
     assert served.log.records[1]["stages"][0]["cached"] == 32
 
 
@@ -164,7 +164,13 @@ def test_what_is_found_has_no_holes(asked):
     cache, tables = PrefixCache(40, 4), []
     for content, prompt, taken in asked:
         task = CachingTask.__new__(CachingTask)
-        task.content, task.prompt, task.base_generated, task.serial, task.seen = content, prompt, 0, 0, -1
+        task.prompt_content, task.prompt, task.base_generated, task.cache_serial, task.cache_seen = (
+            content,
+            prompt,
+            0,
+            0,
+            -1,
+        )
         named = min(content.tokens(prompt) // 4, (prompt - 1) // 4) if content else 0
         one_by_one = 0
         while one_by_one < named and content.key(4 * (one_by_one + 1)) in cache.cached:
