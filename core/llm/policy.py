@@ -21,7 +21,7 @@ from ..pipeline import Stage
 from ..policy import Decision, PolicyBase, Repeat, WorkerView
 from ..request import Task
 from .limits import EngineLimits
-from .prefix_cache import Key, PrefixCache, Trial
+from .prefix_cache import Block, PrefixCache, Trial
 from .request import CachingTask, TokenTask
 from .slo import TokenSLO
 
@@ -292,7 +292,7 @@ class TokenView(WorkerView):
             if tokens <= 0:
                 break
             assert isinstance(task, CachingTask)
-            keys: Sequence[Key] = ()
+            idle: Sequence[Block] = ()
             runs = task in running
             computed = task.base_computed if runs else trial.found(task)
             pending = task.prompt + task.base_generated - computed
@@ -305,11 +305,11 @@ class TokenView(WorkerView):
             new = -(-(computed + count) // size) + -computed // size
             if not runs:
                 sequences -= 1
-                keys = self.cache.keys(task, computed // size)
-                most = -(-(computed + pending) // size) - len(keys) if self.whole_prompt else new
-                if sequences < 0 or trial.free - most - trial.idle(keys) < self.watermark:
+                idle = trial.idle(self.cache.keys(task, computed // size))
+                most = -(-(computed + pending) // size) - computed // size if self.whole_prompt else new
+                if sequences < 0 or trial.free - most - len(idle) < self.watermark:
                     break
-            trial.admit(task, keys, computed // size, new, computed + count)
+            trial.admit(task, idle, computed // size, new, computed + count)
             taken.append((task, count))
         return taken
 

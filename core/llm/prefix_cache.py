@@ -51,12 +51,15 @@ class PromptContent:
     with the same k * *size* tokens (or with as many as the shorter one has). Nobody else has what comes after them.
     """
 
-    __slots__ = ("chain", "ids", "size")
+    __slots__ = ("_keys", "_of", "chain", "ids", "size")
 
     def __init__(self, ids: Sequence[Hashable], size: int) -> None:
         self.ids, self.size = tuple(ids), size
         # What stands for all up to and including each of them; of one (the usual system prompt) itself.
         self.chain: tuple[Hashable, ...] = tuple(accumulate(self.ids, lambda before, one: hash((before, one))))
+
+        self._keys: list[Key] = []  # of the first blocks of *_of* tokens each; many prompts may have this content
+        self._of = 0
 
     def tokens(self, prompt: int) -> int:
         """How many of the first tokens of a prompt of *prompt* tokens have a name."""
@@ -65,6 +68,15 @@ class PromptContent:
     def key(self, end: int) -> Key:
         """What the block that ends with the *end*-th token holds, which must have a name."""
         return self.chain[(end - 1) // self.size], end
+
+    def keys(self, size: int, count: int) -> list[Key]:
+        """What the first *count* blocks of *size* tokens hold."""
+        if self._of != size:
+            self._keys, self._of = [], size
+        known = self._keys
+        if len(known) < count:
+            known += [self.key(end * size) for end in range(len(known) + 1, count + 1)]
+        return known[:count]
 
     def __repr__(self) -> str:
         return f"<PromptContent: {len(self.ids)} x {self.size} tokens>"
@@ -122,7 +134,7 @@ class PrefixCache:
         own: list[Key] = [(serial, end * size, True) for end in range(named + 1, count + 1)]
         if content is None or not named:
             return own
-        return [*[content.key(end * size) for end in range(1, named + 1)], *own]
+        return content.keys(size, named) + own if own else content.keys(size, named)
 
     def idle(self, keys: Sequence[Key]) -> int:
         """How many of the blocks that would be found by *keys* nobody uses: taking them makes fewer free."""
@@ -166,7 +178,8 @@ class PrefixCache:
         if content is not None:
             size = self.size
             full = min(upto, content.tokens(prompt)) // size
-            table += [self._add(content.key(end * size)) for end in range(len(table) + 1, full + 1)]
+            if full > len(table):
+                table += map(self._add, content.keys(size, full)[len(table) :])
 
     def keep(self, table: list[Block], serial: int, full: int) -> None:
         """The *full* first blocks of a preempted request can be found again, by it alone as far as they are not in
@@ -229,7 +242,6 @@ class Trial:
         self._used: set[Block] = set()  # idle before, and not any more
         self._gone: set[Block] = set()
         self._new: set[Key] = set()
-        self._touched = False
 
     def _copy(self, key: Key) -> Block | None:
         copies = self.cache.cached.get(key)
@@ -242,30 +254,32 @@ class Trial:
 
     def found(self, task: Looking) -> int:
         """As `PrefixCache.found`, by now."""
-        return self.cache.hits(task, self._has) * self.cache.size if self._touched else self.cache.found(task)
+        if self._gone or self._new:
+            return self.cache.hits(task, self._has) * self.cache.size
+        return self.cache.found(task)
 
-    def idle(self, keys: Sequence[Key]) -> int:
-        """As `PrefixCache.idle`, by now."""
-        return sum([b is not None and not b.refs and b not in self._used for b in map(self._copy, keys)])
+    def idle(self, keys: Sequence[Key]) -> list[Block]:
+        """Those of the blocks that would be found by *keys* which nobody uses by now."""
+        cached, used = self.cache.cached, self._used
+        blocks = map(self._copy, keys) if self._gone or self._new else [cached[key][0] for key in keys]
+        return [block for block in blocks if block is not None and not block.refs and block not in used]
 
-    def admit(self, task: Looking, keys: Sequence[Key], begin: int, new: int, upto: int) -> None:
-        """*task* shares the blocks of *keys* and takes *new* ones; its full blocks from number *begin* on, up to
-        *upto* tokens, can be found then."""
-        for block in map(self._copy, keys):
-            if block is not None and not block.refs and block not in self._used:
-                self._used.add(block)
-                self.free -= 1
+    def admit(self, task: Looking, idle: Sequence[Block], begin: int, new: int, upto: int) -> None:
+        """*task* uses the *idle* blocks that it finds and takes *new* ones; its full blocks from number *begin* on,
+        up to *upto* tokens, can be found then."""
+        if idle:
+            self._used.update(idle)
+            self.free -= len(idle)
         self.take(new)
         content = task.prompt_content
         if content is not None:
             size = self.cache.size
-            self._new.update(
-                [content.key((i + 1) * size) for i in range(begin, min(upto, content.tokens(task.prompt)) // size)]
-            )
+            full = min(upto, content.tokens(task.prompt)) // size
+            if full > begin:
+                self._new.update(content.keys(size, full)[begin:])
 
     def take(self, blocks: int) -> None:
         """As `PrefixCache.take`."""
-        self._touched = True
         self.free -= blocks
         while blocks > 0:
             if not self._run:
