@@ -23,6 +23,7 @@ from servetwin.experiments.spec.loading import load
 
 from .llm import llm, llm_long
 from .measure import Cost, in_process, process, ratios, spread, turns
+from .reports import reports
 from .step_edf import STYLES, Case
 
 CLI = ("-m", "servetwin.experiments.cli")
@@ -178,6 +179,7 @@ CASES: dict[str, Callable[[int], None]] = {
     "figures": figures,
     "process": whole_process,
     "llm": llm,
+    "reports": reports,
 }
 
 
@@ -190,7 +192,7 @@ def main() -> None:
     few = max(1, asked.rounds // 2)
     for name, case in CASES.items():
         if asked.only in (None, name):
-            case(asked.rounds if name in ("edf", "run", "process", "llm") else few)
+            case(asked.rounds if name in ("edf", "run", "process", "llm", "reports") else few)
     if asked.long or asked.only == "long":
         long(1)
         llm_long()
