@@ -1,5 +1,5 @@
-"""One LLM engine with all that a run is reported by: the policies that give a rule for all steps, from numbers and from
-objects, on the same requests."""
+"""One LLM engine with all that a run is reported by: the policies that give a rule for all steps, from numbers and
+from objects, on the same requests."""
 
 from __future__ import annotations
 
