@@ -59,7 +59,7 @@ class Explanation:
     ended: float
     deadline: float | None
     stages: list[StageTime]
-    parts: list[Part]
+    spans: list[Part]
     slack: Slack | None
     lost: Lost | None
     notes: list[str] = field(default_factory=list)
@@ -72,7 +72,7 @@ class Explanation:
     def seconds(self) -> dict[Cause, float]:
         """By cause, of all stages; they add up to `latency`."""
         found: dict[Cause, list[float]] = {}
-        for part in self.parts:
+        for part in self.spans:
             for cause, seconds in part.shares().items():
                 found.setdefault(cause, []).append(seconds)
         return {cause: fsum(found[cause]) for cause in Cause if cause in found}
@@ -109,7 +109,7 @@ def explain(folder: Path, *, requests: Sequence[int] = (), worst: int | None = N
     simulated = meta.get("kind") == "simulated"
     found = [_explained(r, way, window, alone, simulated, notes) for r, way in zip(chosen, visited, strict=True)]
     for one in found:
-        whole_records.check_times(folder, one.id, one.latency, fsum(part.seconds for part in one.parts))
+        whole_records.check_times(folder, one.id, one.latency, fsum(part.seconds for part in one.spans))
     return found
 
 
@@ -213,7 +213,7 @@ def _explained(
         ended=end,
         deadline=record["deadline"],
         stages=[_stage_time(visit, [p for p in parts if p.visit == i]) for i, visit in enumerate(way)],
-        parts=parts,
+        spans=parts,
         slack=slack,
         lost=lost,
         notes=list(dict.fromkeys(told)),
