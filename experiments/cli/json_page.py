@@ -9,7 +9,7 @@ from typing import Annotated, Any, NotRequired, Union, get_args, get_origin, get
 
 from typing_extensions import is_typeddict
 
-from .json_output import COMMANDS, Use
+from .output.json_output import COMMANDS, Use
 
 INTRODUCTION = """\
 # JSON output

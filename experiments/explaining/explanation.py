@@ -12,7 +12,7 @@ from typing import Any
 from servetwin.core import BadInput
 
 from ..spec.loading import load
-from ..validation.run_files import read_json, request_lines
+from ..validation.comparison.run_files import read_json, request_lines
 from . import run_window, whole_records
 from .alone import Alone, StageAlone, TokensAlone
 from .batch_parts import batch_parts, pool_parts

@@ -11,11 +11,11 @@ import matplotlib as mpl
 import numpy as np
 from servetwin.core import BadInput
 
+from ..registry.catalog import suggest
 from ..reporting.run_sections import CLASSES, stay_latencies
 from ..reporting.sweep_columns import short
-from ..spec.catalog import suggest
-from ..validation.compare_runs import read as read_run
-from ..validation.run_files import request_lines
+from ..validation.comparison.compare_runs import read as read_run
+from ..validation.comparison.run_files import request_lines
 from .style import COLUMN, PAGE, STYLE, WIDTHS, Sheet, check_ending, look
 
 #: The most points of a line: more cannot be told apart.

@@ -13,10 +13,10 @@ import matplotlib as mpl
 from servetwin.core import Batch, Recorder
 
 from ..assembly.build import build
-from ..spec.catalog import MEASURED
+from ..registry.catalog import MEASURED
 from ..spec.experiment import Experiment
 from ..sweeps.point import Row, main_worker
-from ..validation.run_table import MeasuredRun
+from ..validation.comparison.run_table import MeasuredRun
 from .style import STYLE, Look, Sheet, look_of
 
 AXES = {"rate": "rate (requests/s)", "cv": "cv of the gaps", "slo_factor": "SLO (× solo latency)"}

@@ -16,11 +16,11 @@ from typing import Any
 import matplotlib as mpl
 from servetwin.core import BadInput
 
+from ..registry.catalog import suggest
 from ..reporting.sweep_columns import LINE, name_lines, number_in, varied_columns
-from ..spec.catalog import suggest
 from ..spec.loading import SHORT
 from ..sweeps.point import Row
-from ..validation.compare_grids import read_rows
+from ..validation.comparison.compare_grids import read_rows
 from . import measured_points
 from .paper_figures import AXES
 from .style import COLUMN, INTERVALS, PAGE, STYLE, WIDTHS, Sheet, check_ending, look

@@ -17,8 +17,8 @@ from ..spec import yaml_io
 from ..spec.experiment import Experiment
 from ..sweeps import sweep, tables
 from ..sweeps.point import settings_of
-from ..validation import compare_runs
-from ..validation.compare_grids import read_rows
+from ..validation.comparison import compare_runs
+from ..validation.comparison.compare_grids import read_rows
 from . import run_sections, score_sections, sweep_sections, validity
 from .document import Document, Listing, Note, Part, Section, Styles, percent, plural
 from .markdown import markdown
@@ -218,7 +218,7 @@ def _of_pairs(given: _Results, styles: Styles, target: float) -> list[_Chapter]:
 
 def _known_by_name(names: Any) -> list[Experiment]:
     """The workloads that come with ServeTwin, of those that are named."""
-    from ..spec.catalog import workload_names
+    from ..registry.catalog import workload_names
     from ..spec.loading import load
 
     known = set(workload_names())

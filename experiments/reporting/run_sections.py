@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ..validation import compare_runs
-from ..validation.run_files import request_lines
+from ..validation.comparison import compare_runs
+from ..validation.comparison.run_files import request_lines
 from . import figures, gantt
 from .document import Note, Part, Plot, Plots, Section, Styles, Table, number, percent, plural, seconds
 from .timeline import Timeline

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 from servetwin.experiments.cli import cli_page, json_page
-from servetwin.experiments.cli.json_output import COMMANDS, Use
+from servetwin.experiments.cli.output.json_output import COMMANDS, Use
 from servetwin.experiments.reporting import timeline
 
 #: Commands that print no results: `explore` serves a page.

@@ -8,8 +8,8 @@ from servetwin.core import BadInput
 from servetwin.experiments.plotting.style import STYLE, Sheet
 from servetwin.experiments.plotting.sweep_plot import Asked, draw
 from servetwin.experiments.sweeps import sweep, tables
-from servetwin.experiments.validation import run_table
-from servetwin.experiments.validation.compare_grids import read_rows
+from servetwin.experiments.validation.comparison import run_table
+from servetwin.experiments.validation.comparison.compare_grids import read_rows
 
 
 def kept_figures(monkeypatch) -> list[Figure]:

@@ -19,7 +19,8 @@ from edited_policies import PLAIN, SOURCES, batches, counted, ones_become_eights
 from servetwin.core import BadInput, ServeTwinError
 from servetwin.experiments.assembly import inputs
 from servetwin.experiments.provenance import file_digests, policy_code
-from servetwin.experiments.spec import catalog, policy_registry, published_draws
+from servetwin.experiments.registry import catalog, policy_registry
+from servetwin.experiments.spec import published_draws
 from servetwin.experiments.spec.loading import load
 from servetwin.experiments.sweeps import point as engine
 from servetwin.experiments.sweeps import sweep
@@ -521,7 +522,7 @@ def test_workers_of_ray_load_what_was_edited_also_if_there_is_one_processor(plac
 def test_where_hashes_are_fixed_rows_that_go_by_them_are_kept_by_their_seed(place: Path):
     write(place, {"mine.py": policy("1 + hash('a') % 2")})
     program = (
-        "from servetwin.experiments.spec.policy_registry import code_of\n"
+        "from servetwin.experiments.registry.policy_registry import code_of\n"
         "code = code_of('mine.py')\n"
         "print(code.digest(), *code.doubts, sep='|')\n"
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from servetwin.experiments.cli.score_output import best_of
+from servetwin.experiments.cli.output.score_output import best_of
 from servetwin.experiments.reporting import figures, report, sweep_sections
 from servetwin.experiments.reporting.document import Document, Note, Plots, Styles, Table, number, percent, seconds
 from servetwin.experiments.reporting.sweep_sections import Grid

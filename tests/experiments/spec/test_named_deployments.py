@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 from servetwin.core import BadInput
 from servetwin.experiments.assembly import build
 from servetwin.experiments.plotting import paper_figures, style, sweep_plot
-from servetwin.experiments.spec import policy_registry
-from servetwin.experiments.spec.catalog import figure_names, workload_names
+from servetwin.experiments.registry import policy_registry
+from servetwin.experiments.registry.catalog import figure_names, workload_names
 from servetwin.experiments.spec.loading import load, parse_override
 from servetwin.experiments.sweeps.point import deployment_of, run_point, served_by
 from servetwin.experiments.sweeps.sweep import find, points, read
-from servetwin.experiments.validation.replay_folder import find as find_replays
+from servetwin.experiments.validation.replay.folder import find as find_replays
 
 POLICIES = Path(servetwin.policies.__file__).parent
 

@@ -72,7 +72,7 @@ SERVED = ("neustream", "clockwork", "edf")
 
 def system(kind, profile, policy, plan, factor):
     """Fresh stages and workers; Clockwork has one worker for the whole pipeline."""
-    from servetwin.experiments.spec.policy_registry import find_policy
+    from servetwin.experiments.registry.policy_registry import find_policy
     from servetwin.real.diffusion.profiling.microbenchmarks import workers_of
 
     placement = [list(kind.modules)] if policy == "clockwork" else kind.placement
@@ -134,7 +134,7 @@ def serve_model(model: str, out: Path, device: str, options: dict, cells: int, s
     """Profile *model* and serve it under each policy of *served*. Waits for a line on standard input that says how
     many seconds there are."""
     from servetwin.core import RunFolder, ServeTwinError
-    from servetwin.experiments.spec import policy_registry
+    from servetwin.experiments.registry import policy_registry
     from servetwin.profiles import load
     from servetwin.real import KINDS, Options, Server
     from servetwin.real.diffusion.profiling.profile_writer import as_profile, write_profile
@@ -286,9 +286,9 @@ def replay(out: Path) -> None:
 
 def record(out: Path, to: Path, device: str, profiles: Path | None) -> None:
     """Write the runs of each model that came to their end as a recording
-    (servetwin.experiments.validation.replay_diffusion), which names the profiles of *device*; and these into the
+    (servetwin.experiments.validation.replay.diffusion), which names the profiles of *device*; and these into the
     folder *profiles*."""
-    from servetwin.experiments.validation.replay_diffusion import Recording, recorded_run, write_recording
+    from servetwin.experiments.validation.replay.diffusion import Recording, recorded_run, write_recording
     from servetwin.real import KINDS
     from servetwin.real.diffusion.models import MODULES
 

@@ -208,7 +208,7 @@ class Part:
 
 def profile_one(part: Part) -> None:
     """The profile of one GPU, which is the only one that this process sees."""
-    from servetwin.experiments.spec import policy_registry
+    from servetwin.experiments.registry import policy_registry
     from servetwin.real import KINDS, Options, Server
     from servetwin.real.diffusion.profiling.profile_writer import as_profile, write_profile
     from servetwin.real.diffusion.profiling.profiler import Profiler
@@ -514,7 +514,7 @@ class Campaign:
 
 def recorded(folder: Path, to: Path, profiles: Path) -> list[Path]:
     """Pack what is in *folder*'s MODEL.tgz as recordings in *to*, and leave the profiles in *profiles*."""
-    from servetwin.experiments.validation import packed_runs
+    from servetwin.experiments.validation.replay import packed_runs
 
     made = []
     for packed in sorted(folder.glob("*.tgz")):

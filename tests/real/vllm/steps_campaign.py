@@ -6,10 +6,10 @@
     steps_campaign.py FOLDER --model llama-3.1-8b --seconds 300 --profile FILE --only 10,11,12
 
 The engine is that of `servetwin profile MODEL` (vLLM's defaults but for prefix caching). First the profile is made:
-``profile.yaml``, and ``steps-MODEL.npz`` with all parts (`servetwin.real.vllm.profiling.step_files`). Then runs of
-requests with heavy-tailed lengths under several policies, by `servetwin run --backend vllm`'s own code, as far as
-the time goes: a folder each under ``runs/``. A failure of one part ends no more than itself, and the process ends by
-itself after *seconds*.
+``profile.yaml``, and ``steps-MODEL.npz`` with all parts (`servetwin.real.vllm.profiling.measuring.step_files`). Then
+runs of requests with heavy-tailed lengths under several policies, by `servetwin run --backend vllm`'s own code, as
+far as the time goes: a folder each under ``runs/``. A failure of one part ends no more than itself, and the process
+ends by itself after *seconds*.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ class Campaign:
     def make_profile(self) -> None:
         from servetwin.experiments.backends.profile_llm import composed, text_of
         from servetwin.profiles import load, verdict
-        from servetwin.real.vllm.profiling.step_files import append
+        from servetwin.real.vllm.profiling.measuring.step_files import append
 
         def keep(parts: list[Any]) -> None:
             for number, part in enumerate(parts):
@@ -237,8 +237,8 @@ class Campaign:
     def cores(self) -> None:
         """The same traffic in turns with and without the search for an undisturbed core: what launches take."""
         import numpy as np
-        from servetwin.real.vllm.profiling import blind_traffic
-        from servetwin.real.vllm.profiling.compositions import LaunchClock
+        from servetwin.real.vllm.profiling.measuring import blind_traffic
+        from servetwin.real.vllm.profiling.measuring.compositions import LaunchClock
 
         clock, pinned = LaunchClock(self.engine.core), self.engine.pinned
         share = self.args.cores / 6
@@ -261,7 +261,7 @@ class Campaign:
         import yaml
         from servetwin.experiments.backends.vllm import VllmBackend
         from servetwin.experiments.spec.loading import load
-        from servetwin.real.vllm.profiling.compositions import LaunchClock
+        from servetwin.real.vllm.profiling.measuring.compositions import LaunchClock
 
         # How long the launches of each run took tells whether the host was as fast as when the profile was made.
         clock = LaunchClock(self.engine.core)
