@@ -64,6 +64,13 @@ AsTheyAre = Annotated[
         "--as-they-are", help="Accept run folders made with other policies, profiles or options than today's."
     ),
 ]
+SweepOut = Annotated[
+    Path | None,
+    typer.Option(
+        help="Output table, .csv or .parquet; real runs: a folder that gets a run folder per point. With --json and "
+        "simulated runs it may be left out."
+    ),
+]
 Sets = Annotated[
     list[str] | None,
     typer.Option(
@@ -192,10 +199,7 @@ def _say(what: str) -> None:
 @app.command()
 def sweep(
     spec: Annotated[str, typer.Argument(help="A sweep file, or the name of a figure (figure11, figure12).")],
-    out: Annotated[
-        Path,
-        typer.Option(help="Output table, .csv or .parquet; real runs: a folder that gets a run folder per point."),
-    ],
+    out: SweepOut = None,
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Seeds per point; rows then contain 95 % intervals.")
     ] = None,
@@ -228,7 +232,10 @@ def sweep(
 
     With --backend real or vllm each point is served for real, and leaves a run folder.
     """
+    if out is None and (backend != "sim" or not as_json):
+        raise options.no_out("--json, to print the table" if backend == "sim" else "")
     if backend != "sim":
+        assert out is not None
         options.only_simulated({"--until": until, "--most": most, "--versus": versus, "--cluster": cluster})
         setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes)
         if backend == "vllm":
@@ -266,7 +273,7 @@ def sweep(
             say=real_runs.say_aside,
         )
     if as_json:
-        print_json({"points": rows, "files": [str(out)]})
+        print_json({"points": rows, "files": [str(out)] if out is not None else []})
         return
     told = told_apart(rows, versus) if versus is not None else score_output.best_of(rows)
     say("\n".join([*told, f"{len(rows)} points in {out}"]))
@@ -350,8 +357,12 @@ def score(
         typer.Argument(help="A CSV of measured runs, run folders, recordings, or files of `vllm bench serve`."),
     ],
     out: Annotated[
-        Path, typer.Option(help="Output table: the same rows with sim_met, sim_finished and gaps; .csv or .parquet.")
-    ],
+        Path | None,
+        typer.Option(
+            help="Output table: the same rows with sim_met, sim_finished and gaps; .csv or .parquet. With --json it "
+            "may be left out."
+        ),
+    ] = None,
     sets: Sets = None,
     seeds: Annotated[
         int, typer.Option(min=1, help="Draws of the noise over which each simulated run is averaged.")
@@ -386,6 +397,8 @@ def score(
     from ..validation import score as engine
     from ..validation.comparison.compare_grids import check_decisions, decide, grids_of
 
+    if out is None and not as_json:
+        raise options.no_out("--json, to print the table")
     check_decisions(target, floor)
     judged = None
     if experiment is not None:
@@ -405,7 +418,8 @@ def score(
             found = others(runs, scored, options.overrides_of(sets), seeds=seeds, jobs=jobs, progress=report)
     means = engine.external_means(runs)
     if as_json:
-        print_json({**score_output.score_dict(scored, means, decided, found), "files": [str(out)]})
+        files = [str(out)] if out is not None else []
+        print_json({**score_output.score_dict(scored, means, decided, found), "files": files})
         return
     score_output.show_gaps(scored)
     score_output.show_means(means)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from servetwin.core import BadInput
 
-from ..output.terminal import print_table, say, table
+from ..output.terminal import print_json, print_table, say, table
 
 if TYPE_CHECKING:
     from ...explaining.explanation import Explanation
@@ -21,7 +20,12 @@ def explain(
         list[int] | None, typer.Option("--request", metavar="ID", help="The request with that id (repeatable).")
     ] = None,
     worst: Annotated[
-        int | None, typer.Option(min=1, help="So many that were not met, by how far beyond their SLO they ended; 10.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="So many that were not met: the latest first, then those dropped before they were due, "
+            "the longest served or waiting first; 10 by default.",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
@@ -32,7 +36,7 @@ def explain(
         raise BadInput("both are given", where="--request and --worst", right="one of the two")
     found = explanation.explain(folder, requests=list(dict.fromkeys(request or ())), worst=worst)
     if as_json:
-        typer.echo(json.dumps([explanation.as_json(one) for one in found], indent=2))
+        print_json([explanation.as_json(one) for one in found])
     elif request:
         for one in found:
             _show(one)

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -74,24 +76,40 @@ def plot(
         raise BadInput(what, where=str(other), right="run folders, or the table of one sweep")
     for path in out:
         make_folder(path.parent)
-    if runs:
-        for option, given in (("--x", x), ("--measured", measured)):
-            if given:
-                raise BadInput("this is for a sweep, and these are runs", where=option, right="to leave it out")
-        from ...plotting.latency_plot import draw as draw_runs
+    with _unseen_told():
+        if runs:
+            for option, given in (("--x", x), ("--measured", measured)):
+                if given:
+                    raise BadInput("this is for a sweep, and these are runs", where=option, right="to leave it out")
+            from ...plotting.latency_plot import draw as draw_runs
 
-        panels, files = draw_runs(runs, *out, y=y, by=by or "run", width=width)
-    else:
-        from ...plotting.sweep_plot import Asked
-        from ...plotting.sweep_plot import draw as draw_sweep
+            panels, files = draw_runs(runs, *out, y=y, by=by or "run", width=width)
+        else:
+            from ...plotting.sweep_plot import Asked
+            from ...plotting.sweep_plot import draw as draw_sweep
 
-        asked = Asked(x, y or "attainment", by or "policy", width, intervals, tuple(measured or ()))
-        panels, files = draw_sweep(results[0], *out, asked=asked)
+            asked = Asked(x, y or "attainment", by or "policy", width, intervals, tuple(measured or ()))
+            panels, files = draw_sweep(results[0], *out, asked=asked)
     if as_json:
         print_json({"panels": panels, "files": [str(path) for path in files]})
         return
     count = "1 panel" if panels == 1 else f"{panels} panels"
     say(f"{count} in {', '.join(map(str, out))}; what is drawn in {files[-1]}")
+
+
+@contextmanager
+def _unseen_told() -> Iterator[None]:
+    """Say in a line, on standard error, which letters of a figure no font has."""
+    from ...plotting.style import NoGlyph
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", NoGlyph)
+        yield
+    for one in told:
+        if issubclass(one.category, NoGlyph):
+            typer.echo(f"servetwin: {one.message}", err=True)
+        else:
+            warnings.showwarning(one.message, one.category, one.filename, one.lineno)
 
 
 def figures(

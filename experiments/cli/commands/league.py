@@ -106,11 +106,12 @@ def _percent(found: Interval) -> str:
 
 def _show(found: League) -> None:
     workloads = list(found.standings[0].by_workload)
-    columns = [("place", "right"), ("policy", "left"), ("met, %", "right"), ("of the bound, %", "right")]
+    columns = [("place", "right"), ("policy", "left"), ("met, %", "right")]
+    columns += [("of the bound, %", "right")] if found.bounds else []
     lines = table(*columns, ("not told apart from", "left"))
     for place, standing in enumerate(found.standings, 1):
-        share = f"{100.0 * standing.share:.1f}" if standing.share is not None else ""
-        lines.add_row(str(place), standing.policy, _percent(standing.attainment), share, ", ".join(standing.alike))
+        share = [f"{100.0 * standing.share:.1f}" if standing.share is not None else ""] if found.bounds else []
+        lines.add_row(str(place), standing.policy, _percent(standing.attainment), *share, ", ".join(standing.alike))
     print_table(lines)
     each = table(("met, %", "left"), *((name, "right") for name in workloads))
     for standing in found.standings:

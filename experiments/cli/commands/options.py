@@ -15,6 +15,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON: 
 Jobs = Annotated[int, typer.Option("--jobs", "-j", help="Number of processes; -1: one per core.", show_default=True)]
 
 
+def no_out(instead: str) -> BadInput:
+    """That there is no ``--out``, and what could be given *instead*."""
+    right = f"--out with a file; or {instead}" if instead else "--out with a folder"
+    return BadInput("nothing says where results go", where="--out", right=right)
+
+
 def only_simulated(given: Mapping[str, Any]) -> None:
     """Raise `BadInput` at the first option that has a value, and that real runs do not take."""
     _refuse(given, "only simulations take this", "--seeds, --repeats")

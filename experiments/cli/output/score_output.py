@@ -157,7 +157,7 @@ def show_answers(find: str, answers: Sequence[Answer]) -> None:
     from ...capacity.root_search import QUANTITIES
 
     for a in answers:
-        twice = "; what runs twice as long give lies inside" if a.twice else ""
+        twice = "; longer runs agree" if a.twice else ""
         settled = f"after {a.settled}" if a.settled is not None else "not within half a run"
         length = f"runs of {a.requests} requests, the first {a.warm_up} not counted (latencies steady {settled})"
         say(f"{a.workload}, {a.policy}, {a.found.target.name}: {length}{twice}")
@@ -188,16 +188,19 @@ def best_of(rows: Sequence[dict[str, Any]]) -> list[str]:
 def answer_dict(row: dict[str, Any], answer: Answer) -> dict[str, Any]:
     """An answer of a search for ``--json``: its *row* in a table, with the notes one by one, and where it fails."""
     fails = None if math.isnan(answer.found.fails) else answer.found.fails
-    return {**finite(row), "notes": [*answer.found.notes], "not_met_at": fails}
+    return {**row, "notes": [*answer.found.notes], "not_met_at": fails}
 
 
-def finite(content: Any) -> Any:
-    """*content* with None for numbers that JSON does not have."""
-    if isinstance(content, dict):
-        return {key: finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
+def _number(column: str, cell: Any) -> Any:
+    """A *cell* of a table as it is in JSON: a number where it holds one, None where nothing stands."""
+    if not isinstance(cell, str) or column in ("workload", "policy", "folder"):
+        return cell
+    for kind in (int, float):
+        try:
+            return kind(cell)
+        except ValueError:
+            pass
+    return cell or None
 
 
 def score_dict(
@@ -212,7 +215,7 @@ def score_dict(
     own = [(s.run.cells.get("folder", s.run.workload), None, list(s.latencies)) for s in scored if s.latencies]
     changed = dict.fromkeys(name for s in scored for name in s.changed)
     content: dict[str, Any] = {
-        "runs": [s.line() for s in scored],
+        "runs": [{key: _number(key, cell) for key, cell in s.line().items()} for s in scored],
         "gaps": [asdict(gaps) for gaps in gaps_of(scored)],
         "latencies": [
             {"run": name, "basis": basis, "seconds": [{**asdict(m), "off": m.off} for m in found]}
@@ -225,5 +228,4 @@ def score_dict(
         content["baselines"] = [
             {"predicted_by": one.name, **asdict(gaps_of(one.scored)[-1])} for one in baselines if one.scored
         ]
-    found: dict[str, Any] = finite(content)
-    return found
+    return content

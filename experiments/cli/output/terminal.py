@@ -8,6 +8,7 @@ shows nothing does not wait for it.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 import textwrap
@@ -62,8 +63,17 @@ def _folded(line: str, width: int) -> list[str]:
 
 
 def print_json(content: Any) -> None:
-    """Print *content*, of a command with ``--json``."""
-    typer.echo(json.dumps(content, indent=2))
+    """Print *content*, of a command with ``--json``; numbers that JSON does not have, as null."""
+    typer.echo(json.dumps(_finite(content), indent=2, allow_nan=False))
+
+
+def _finite(content: Any) -> Any:
+    """*content* with None for numbers that JSON does not have."""
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def table(*columns: tuple[str, Any]) -> Any:

@@ -94,10 +94,15 @@ def test_steps_that_are_none_are_bad_input(tmp_path: Path, what: str) -> None:
         run_steps.steps_of(path, ["a"])
 
 
-@pytest.mark.parametrize("module", ["run_steps", "replay_chat", "packed_runs"])
+@pytest.mark.parametrize("module", ["run_steps", "chat", "packed_runs"])
 def test_commands_tell_bad_input_in_a_line(module: str, tmp_path: Path) -> None:
     (tmp_path / "runs-cut.json.gz").write_bytes(OPT.read_bytes()[:3000])
-    command = [sys.executable, "-m", f"servetwin.experiments.validation.{module}", str(tmp_path / "runs-cut.json.gz")]
+    command = [
+        sys.executable,
+        "-m",
+        f"servetwin.experiments.validation.replay.{module}",
+        str(tmp_path / "runs-cut.json.gz"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith("servetwin: ")
