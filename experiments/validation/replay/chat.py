@@ -1,9 +1,10 @@
 """Measured runs of a language model under limits on ttft and tpot, repeated in simulation with their own requests.
 
 A file of such runs (``measured/<device>/runs-*.json.gz``) holds the profile that was taken before them and of each
-run its experiment, as `servetwin run --backend vllm` made it (with `--url`: of servers), and of each request when it came, its lengths, how it
-ended, and when its first and its last token came out. A run is repeated as its experiment says, with the requests as
-they came. Beside the simulation stand predictions of one line (`trivial`): whoever simulates must beat them.
+run its experiment, as `servetwin run --backend vllm` made it (with ``--url``: of servers), and of each request when
+it came, its lengths, how it ended, and when its first and its last token came out. A run is repeated as its
+experiment says, with the requests as they came. Beside the simulation stand predictions of one line (`trivial`):
+whoever simulates must beat them.
 
 ``python -m servetwin.experiments.validation.replay.chat [FILE [PROFILE]]`` prints all of that.
 """
