@@ -433,7 +433,7 @@ def row_of(answer: Answer, asked: Asked) -> tables.Row:
         "requests": answer.requests,
         "warm_up": answer.warm_up,
         "settled_after": answer.settled,
-        "twice_as_long_inside": answer.twice,
+        "twice_as_long_agrees": answer.twice,
         "backlog": answer.stable.backlog,
         "backlog_growth": answer.stable.growth.mean,
         "notes": "; ".join(found.notes),

@@ -97,7 +97,7 @@ def shown(found: Sequence[Simulated], look: float) -> tuple[str, list[dict[str, 
     writer = page.Writer(styles)
     body = [_head(runs, styles)]
     for section in _sections(found, look, styles):
-        parts = "".join(writer.part(part) for part in section.parts)
+        parts = "".join(writer.part(part) for part in section.content)
         body.append(f"<section><h2>{escape(section.title)}</h2>{parts}</section>")
     return "".join(body), writer.figures
 

@@ -66,7 +66,14 @@ def _ours() -> dict[str, str]:
 @cache
 def policy_names() -> list[str]:
     """The policies that are known by name: ours, and those that installed packages offer."""
-    return sorted({*_ours(), *(e.name for e in importlib.metadata.entry_points(group=GROUP))})
+    return sorted({*_ours(), *offered(GROUP)})
+
+
+@cache
+def offered(group: str) -> dict[str, tuple[str, str]]:
+    """What installed packages offer in the *group* of entry points: module and attribute, by name. Read once: the
+    descriptions of all packages are looked through for it."""
+    return {entry.name: (entry.module, entry.attr) for entry in importlib.metadata.entry_points(group=group)}
 
 
 def find_policy(name: str) -> type[Policy | TokenPolicy]:
@@ -101,9 +108,7 @@ def _known(name: str) -> tuple[str, str]:
         if name in RENAMED:
             raise BadInput(f"the policy {name!r} has another name now", right=RENAMED[name])
         raise BadInput(f"unknown policy {name!r}", right=_right(name))
-    for entry in importlib.metadata.entry_points(group=GROUP, name=name):
-        return entry.module, entry.attr
-    return _ours()[name], ""
+    return offered(GROUP).get(name) or (_ours()[name], "")
 
 
 def _right(name: str) -> str:

@@ -4,7 +4,6 @@ servetwin.policies.routing, or an entry point of the group "servetwin.routers"),
 
 from __future__ import annotations
 
-import importlib.metadata
 import inspect
 import pkgutil
 from collections.abc import Mapping
@@ -36,7 +35,7 @@ def _ours() -> dict[str, str]:
 @cache
 def router_names() -> list[str]:
     """The routers that are known by name: ours, and those that installed packages offer."""
-    return sorted({*_ours(), *(e.name for e in importlib.metadata.entry_points(group=GROUP))})
+    return sorted({*_ours(), *policy_registry.offered(GROUP)})
 
 
 def code_of(name: str) -> policy_code.Code:
@@ -59,9 +58,7 @@ def _known(name: str) -> tuple[str, str]:
     if name not in router_names() and plain not in _ours():
         right = f"{suggest(name, router_names())}; or a file, my_router.py; or package.module:Class"
         raise BadInput(f"unknown router {name!r}", right=right)
-    for entry in importlib.metadata.entry_points(group=GROUP, name=name):
-        return entry.module, entry.attr
-    return _ours()[plain], ""
+    return policy_registry.offered(GROUP).get(name) or (_ours()[plain], "")
 
 
 def _router_in(module: ModuleType, attribute: str, where: str) -> type[Router]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -84,21 +84,21 @@ def _runs_of(reader: csv.DictReader[str], path: Path) -> tuple[list[str], list[M
         if name not in header:
             right = f"the columns {','.join(COLUMNS)}"
             raise BadInput(f"column {name!r} is missing", where=f"{path}:1", right=right)
-    runs = []
+    runs, workloads = [], workload_names()
     for cells in reader:
         where = f"{path}:{reader.line_num}"
         if None in cells or None in cells.values():
             right = f"{len(header)} values, as in the first line"
             raise BadInput("the line does not fit the header", where=where, right=right)
-        runs.append(_run(reader.line_num, {k: v.strip() for k, v in cells.items()}, where))
+        runs.append(_run(reader.line_num, {k: v.strip() for k, v in cells.items()}, where, workloads))
     if not runs:
         raise BadInput("the table holds no run", where=str(path))
     return header, runs
 
 
-def _run(line: int, cells: dict[str, str], where: str) -> MeasuredRun:
-    if cells["workload"] not in workload_names():
-        right = suggest(cells["workload"], workload_names())
+def _run(line: int, cells: dict[str, str], where: str, workloads: Sequence[str]) -> MeasuredRun:
+    if cells["workload"] not in workloads:
+        right = suggest(cells["workload"], workloads)
         raise BadInput(f"unknown workload {cells['workload']!r}", where=f"{where}: workload", right=right)
     if cells["policy"] not in policy_names():
         right = suggest(cells["policy"], policy_names())
@@ -184,13 +184,14 @@ def set_up_as(experiment: Experiment, runs: Iterable[MeasuredRun]) -> list[Measu
         return []
     wanted = (experiment.name, load.arrivals.rate, load.arrivals.cv, slo.factor, load.requests)
     alike = [r for r in runs if (r.workload, r.rate, r.cv, r.slo_factor, r.requests) == wanted]
+    alike = [r for r in alike if same_policy(r.policy, experiment.policy.name)]
     return [r for r, e in zip(alike, experiments(alike, NEUSTREAM), strict=True) if _set_up_alike(e, experiment)]
 
 
 def _set_up_alike(one: Experiment, other: Experiment) -> bool:
-    """Whether two experiments have the same policy, deployment, system and SLO, by whatever names."""
+    """Whether two experiments have the same parameters of the policy, deployment, system and SLO."""
     a, b = (
         (e.policy.params, e.deployment.workers, e.deployment.devices, e.deployment.estimates, e.system, e.slo)
         for e in (one, other)
     )
-    return a == b and same_policy(one.policy.name, other.policy.name)
+    return bool(a == b)

@@ -141,6 +141,7 @@ def test_all_of_an_installed_package_counts_for_its_policy(place: Path, monkeypa
     })  # fmt: skip
     monkeypatch.syspath_prepend(str(place / "packages"))
     policy_registry.policy_names.cache_clear()
+    policy_registry.offered.cache_clear()
     policy_registry._known.cache_clear()
     said: list[str] = []
     try:
@@ -157,6 +158,7 @@ def test_all_of_an_installed_package_counts_for_its_policy(place: Path, monkeypa
             assert len(cache) == 2
     finally:
         policy_registry.policy_names.cache_clear()
+        policy_registry.offered.cache_clear()
         policy_registry._known.cache_clear()
     assert "polpack/number.py was changed since this process loaded it: start it again" in said[0]
 

@@ -93,6 +93,7 @@ def by_every_name(name: str, where: Path, monkeypatch: pytest.MonkeyPatch) -> li
 
     monkeypatch.setattr(importlib.metadata, "entry_points", with_theirs)
     policy_registry.policy_names.cache_clear()
+    policy_registry.offered.cache_clear()
     return [name, f"servetwin.policies.diffusion.{name}:{shown}", str(file), str(copy), offered.name]
 
 
@@ -107,6 +108,7 @@ def test_a_policy_fares_the_same_by_whatever_name(workload, name, tmp_path, monk
     finally:
         monkeypatch.undo()
         policy_registry.policy_names.cache_clear()
+        policy_registry.offered.cache_clear()
     assert all(row == rows[0] for row in rows)
     assert deployments == {"stages"}
 
@@ -118,6 +120,7 @@ def test_a_files_parameters_go_to_its_policy_by_whatever_name(two: Path, tmp_pat
     finally:
         monkeypatch.undo()
         policy_registry.policy_names.cache_clear()
+        policy_registry.offered.cache_clear()
     assert all(params == {"max_batch": None, "drop_late": False} for params in found.values()), found
 
 
