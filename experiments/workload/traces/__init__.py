@@ -1,5 +1,5 @@
-"""Traces: recorded requests in the formats that people publish them in, read lazily, one request at a time. Begin with
-`formats`.
+"""Traces: recorded requests in the formats that people publish them in, read lazily, one request at a time. Begin
+with `formats`.
 
 ===========  ==========  ======================================================================================
 format       file        a line is
