@@ -151,9 +151,7 @@ def test_each_package_tells_what_is_in_it() -> None:
                 missing.append(name)
         if path.name == "__init__.py":
             told = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-            assert "egin with" in " ".join(told.split()) or name in PLUGINS, (
-                f"{name} does not say where to begin reading"
-            )
+            assert "egin with" in " ".join(told.split()) or name in PLUGINS, f"{name}: where to begin?"
     assert missing == []
 
 
