@@ -5,6 +5,7 @@ Begin with `policy` (what it sees and says, once per step) and `request`; then `
 ==================  ================================================================================================
 `policy`            `TokenPolicy`, `TokenView`, `Step`
 `request`           `TokenRequest`, and `TokenTask`: its visit to an LLM stage
+`orders`            for policies that reorder: the queue by rank, and who is due first, kept between decisions
 `limits`, `slo`     what memory and settings allow; deadlines of tokens and latency limits
 `batch`             one step, as an executor gets it
 `metrics`           latencies and goodput of tokens; `token_gaps`, `metric_blocks`, `window_metrics` are parts of it
@@ -13,6 +14,7 @@ Begin with `policy` (what it sees and says, once per step) and `request`; then `
 """
 
 from .limits import EngineLimits
+from .orders import EarliestDue, WaitingOrder
 from .policy import ALL, DECODES, PREFILLS, All, Chunk, Step, TokenPolicy, TokenView, queue_order
 from .request import Follows, Ticks, TokenRequest, Tokens, TokenTask
 from .slo import CumulativeSLO, LimitsSLO, TokenDeadlines, TokenLimits, TokenSLO, TokenSLOByClass
@@ -24,6 +26,7 @@ __all__ = [
     "All",
     "Chunk",
     "CumulativeSLO",
+    "EarliestDue",
     "EngineLimits",
     "Follows",
     "LimitsSLO",
@@ -38,5 +41,6 @@ __all__ = [
     "TokenTask",
     "TokenView",
     "Tokens",
+    "WaitingOrder",
     "queue_order",
 ]
