@@ -4,6 +4,7 @@
 `step_edf`          one diffusion model in three styles: ServeTwin, naive SimPy, bare heap
 `tokens`            one LLM engine in three styles
 `llm`               the LLM cases: policies, decisions, long runs
+`reorder`           policies that reorder, in overload, beside those of another checkout
 `long`              one long run in a process of its own
 `measure`           timing: cases take turns, and are compared within rounds
 ==================  ======================================================================

@@ -170,7 +170,7 @@ class NeuStreamLLM(TokenPolicy):
     # -- speed only: what has been found is kept until it changes -------------------------------------------
 
     def _queue(self, view: TokenView) -> Sums:
-        if self.waits.follow(view.waiting):
+        if self.waits.follow(view.waiting) or self.batch_cost == "queue":
             if len(self.facts) > 2 * len(view.waiting) + 64:
                 self.facts = {task: self.facts[task] for task in view.waiting}
             self.sums = self._sums([task for _, _, task in self.waits.entries])
