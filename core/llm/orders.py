@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Sequence
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 from math import inf
 from typing import Any, Protocol
 
@@ -135,10 +135,10 @@ class WaitingOrder:
 class EarliestDue:
     """Which of the running is due first.
 
-    *due* gives, of a task, the time at which it is due, and a time that goes before that and changes with the tokens of
-    the task only; *pace* by how much the latter grows at least with each token (seconds). Where requests decode
-    together, an engine counts the tokens of all in one, so it does not take a look at each to know which ones may be
-    due first: few are looked at in a call, and all where an engine counts apart.
+    *due* gives, of a task, the time at which it is due, and one before that which changes with the tokens of the task
+    only; *pace* by how much the latter grows at least with each token (seconds). Where requests decode together, an
+    engine counts the tokens of all in one: so it is known without a look at each who may be due first, and few are
+    looked at in a call. Where an engine counts apart, all are.
 
     >>> from servetwin.core.testing.by_hand import engine_view
     >>> view = engine_view(running=[(300, 5), (100, 2)])
@@ -210,4 +210,5 @@ class EarliestDue:
             if least < self._least:
                 self.clear()
                 self._least = least
-                return self._follow(running)
+                self._follow(running)
+                return

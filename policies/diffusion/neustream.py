@@ -112,7 +112,7 @@ class NeuStream(Policy):
         back = [(e.key, e.blank, e) for e in self.current if front or not e.waits]
         high, low, drop = merged(self.high, back) if front else back + self.high, self.low, []
         if self.looped:  # to look for what is to be dropped is to empty the queues, which orders equal keys
-            low, to_low = merged(low, to_low), []
+            low, to_low = merged(low, to_low) if low or to_low else low, []
             if late:
                 drop = self._expire(now, high, low)
             high = merged(high, []) if front else high
@@ -122,7 +122,7 @@ class NeuStream(Policy):
             # since 1970: ahead of all that never waited. Negative keys say the same.
             entry.key = entry.waits - FRONT if front else entry.waits
             to_low.append((entry.key - over, entry.blank, entry))
-        low = merged(low, to_low)
+        low = merged(low, to_low) if low or to_low else []
         free = max(0, bound - len(high))
         self.current = [entry for _, _, entry in high[:bound]]
         for key, _, entry in low[:free]:
@@ -190,11 +190,11 @@ class NeuStream(Policy):
     def _catch_up(self, count: int) -> None:
         """Let the queues go through the rounds that were not asked for (see `Repeat`), up to *count* in all."""
         rounds, self.rounds = count - self.rounds, max(count, self.rounds)
-        self._wait(rounds)
+        self._wait(max(rounds, 0))
 
     def _wait(self, rounds: int) -> None:
         """Those that are left out wait so many rounds more."""
+        self.over += rounds
         for _ in range(rounds if self.tied else 0):  # the order of equal keys changes as heaps have it
             ahead = 0 if self.front else sum([entry.waits > 0 for entry in self.current])
             self.low = self.ties.after(self.low, ahead, 2 if self.looped else 1)
-        self.over += max(rounds, 0)
