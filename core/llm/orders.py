@@ -73,7 +73,8 @@ class WaitingOrder:
                 if found is not None and found[1] == task.preemptions:
                     break
                 ahead.append(task)
-            came = ahead + came if ahead else came
+            if ahead:
+                came = ahead + came
         if not came and len(known) == len(waiting):
             return not self.fixed
         for task in came:

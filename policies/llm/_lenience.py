@@ -11,22 +11,39 @@ from math import inf
 from servetwin.core.llm import EarliestDue, TokenSLO, TokenTask
 from servetwin.core.llm.orders import Tasks
 
-#: What does not change of a task while it waits: its length; the tokens that it has pending; when its second token is
-#: due, but for its lenience; for how many tokens it has that; and since when it is hopeless, but for that.
-Fact = tuple[int, int, float, int, float]
+#: What does not change of a task while it waits: its length; the tokens that it has pending; for how many tokens it
+#: has lenience; when its first token is due, and its second, but for that; and the seconds of its prefill, alone.
+Fact = tuple[int, int, int, float, float, float]
 
 
 class Sums:
-    """What holds of *order*, those that wait, the shortest first, whatever the time. *priced* are their lengths as a
-    prefill is priced by."""
+    """What holds of *order*, those that wait, the shortest first, whatever the time. *priced* are the lengths that a
+    prefill is priced by (None: their own). *longest* are the most tokens that one has pending; from *spare* on the
+    first of them is hopeless, but for its lenience, where that is for *lenient* tokens."""
 
-    def __init__(self, order: list[TokenTask], facts: list[Fact], priced: list[int], lenient: int) -> None:
-        self.order, self.facts = order, facts
-        self.totals, self.contexts = list(accumulate(priced)), list(accumulate([fact[0] for fact in facts]))
-        self.squares = list(accumulate([n * n for n in priced]))
-        self.longest = max([fact[1] for fact in facts], default=0)
-        #: When the first of them is hopeless, but for its lenience, if that is for the same number of tokens.
-        self.spare = min([fact[4] if fact[3] == lenient else -inf for fact in facts], default=inf)
+    totals: list[int]
+    squares: list[int]
+    contexts: list[int] | None = None
+
+    def __init__(self, order: list[TokenTask], facts: list[Fact], priced: list[int] | None, lenient: int) -> None:
+        self.order, self.facts, self.priced = order, facts, priced
+        self.longest, self.spare = 0, inf
+        for _, pending, left, due, _, alone in facts:
+            if pending > self.longest:
+                self.longest = pending
+            spare = due - alone if left == lenient else -inf
+            if spare < self.spare:
+                self.spare = spare
+
+    def added_up(self) -> tuple[list[int], list[int], list[int]]:
+        """Of the first, the first two and so on: the lengths as priced, their squares, and the lengths in all."""
+        if self.contexts is None:
+            lengths = [fact[0] for fact in self.facts]
+            self.contexts = self.totals = list(accumulate(lengths))
+            if self.priced is not None:
+                self.totals = list(accumulate(self.priced))
+            self.squares = list(accumulate([n * n for n in self.priced or lengths]))
+        return self.totals, self.squares, self.contexts
 
 
 class NextTokens:

@@ -110,17 +110,13 @@ class NeuStreamLLM(TokenPolicy):
         """The tokens that its prefill computes, as the policy counts them."""
         return task.prompt if self.preempted == "fresh" else task.pending
 
-    def _due(self, task: TokenTask, more: int, beta: float) -> float:
-        """When *task* must have generated so many tokens more, with its lenience of *beta* for each of the first."""
-        token = more if self.preempted == "fresh" else task.generated + more
-        return self.slo.deadline(task, token) + max(0, self.lenient_steps - task.generated) * beta
-
-    def _alone(self, task: TokenTask) -> float:
-        """Seconds of its prefill, alone."""
-        return self.slo.for_task(task).alone(self._length(task) if task.generated else task.prompt)
+    def _due(self, task: TokenTask, more: int) -> float:
+        """When *task* must have generated so many tokens more, without its lenience."""
+        return self.slo.deadline(task, more if self.preempted == "fresh" else task.generated + more)
 
     def _hopeless(self, task: TokenTask, beta: float, now: float) -> bool:
-        return self._due(task, 1, beta) + slack(now) - now < self._alone(task)
+        _, _, left, due, _, alone = self.facts[task]
+        return due + left * beta + slack(now) - now < alone
 
     def _largest(self, ordered: Sums, beta: float, view: TokenView, now: float) -> int:
         """How many of *ordered* can be prefilled."""
@@ -128,12 +124,13 @@ class NeuStreamLLM(TokenPolicy):
         soonest = self.runs.soonest(view.running, beta, since) if ordered.order else -inf
         if soonest < since:
             return 0  # somebody is late beyond lenience as it is
-        candidates = [due + left * beta for _, _, due, left, _ in ordered.facts]
+        totals, squares, contexts = ordered.added_up()
+        candidates = [due + left * beta for _, _, left, _, due, _ in ordered.facts]
         tightest = list(accumulate(candidates, min, initial=soonest))
 
         def feasible(m: int) -> bool:
-            cost = view.estimate_prefill(ordered.totals[m - 1], None if m == 1 else ordered.squares[m - 1])
-            batch, context = len(view.running) + m, view.context + ordered.contexts[m - 1]
+            cost = view.estimate_prefill(totals[m - 1], None if m == 1 else squares[m - 1])
+            batch, context = len(view.running) + m, view.context + contexts[m - 1]
             end = now + cost + self._decode(view, batch, context)
             if tightest[m] < end - slack(end):
                 return False
@@ -178,14 +175,15 @@ class NeuStreamLLM(TokenPolicy):
 
     def _look(self, task: TokenTask) -> int:
         length, left = self._length(task), max(0, self.lenient_steps - task.generated)
-        spare = self._due(task, 1, 0.0) - self._alone(task)
-        self.facts[task] = length, task.pending, self._due(task, 2, 0.0), left, spare
+        alone = self.slo.for_task(task).alone(length if task.generated else task.prompt)
+        self.facts[task] = length, task.pending, left, self._due(task, 1), self._due(task, 2), alone
         return length
 
     def _sums(self, order: list[TokenTask]) -> Sums:
-        facts = [self.facts[task] for task in order]
-        priced = order if self.batch_cost == "chosen" else [t for t in self.waits.queue() if t in order]
-        return Sums(order, facts, [self.facts[task][0] for task in priced], self.lenient_steps)
+        facts, priced = [self.facts[task] for task in order], None
+        if self.batch_cost == "queue":
+            priced = [self.facts[task][0] for task in self.waits.queue() if task in order]
+        return Sums(order, facts, priced, self.lenient_steps)
 
 
 #: All decode, until something changes (the promise to repeat it only saves time); or until the next decision.
