@@ -77,11 +77,15 @@ class WaitingOrder:
                 came = ahead + came
         if not came and len(known) == len(waiting):
             return not self.fixed
-        for task in came:
-            if task in known:
-                self._leaves(task)
-        if len(known) + len(came) > len(waiting):
-            self._look_for_leavers(waiting, len(known) + len(came) - len(waiting))
+        if len(came) == len(waiting):
+            known.clear()
+            self.entries.clear()
+        else:
+            for task in came:
+                if task in known:
+                    self._leaves(task)
+            if len(known) + len(came) > len(waiting):
+                self._look_for_leavers(waiting, len(known) + len(came) - len(waiting))
         self._place(came)
         if len(known) != len(waiting):  # somebody came, or stands, where nobody does in an engine
             known.clear()
@@ -103,19 +107,22 @@ class WaitingOrder:
         return [*ahead, *[task for _, _, task in ranked], *[task for place, task in new if place >= end]]
 
     def _place(self, came: Sequence[TokenTask]) -> None:
-        back = [task for task in came if task.preemptions]
+        """Rank those that *came*, in the order of the queue."""
+        known, entries, key = self._known, self.entries, self.key
+        back: list[TokenTask] = []
+        for task in came:
+            if task.preemptions:
+                back.append(task)
+            else:
+                entry = (key(task), self.end, task)
+                self.end += 1
+                known[task] = entry, 0
+                insort(entries, entry)
         for task in reversed(back):
             self.first -= 1
-            self._enters(task, self.first)
-        for task in came:
-            if not task.preemptions:
-                self._enters(task, self.end)
-                self.end += 1
-
-    def _enters(self, task: TokenTask, place: int) -> None:
-        entry = (self.key(task), place, task)
-        self._known[task] = entry, task.preemptions
-        insort(self.entries, entry)
+            entry = (key(task), self.first, task)
+            known[task] = entry, task.preemptions
+            insort(entries, entry)
 
     def _leaves(self, task: TokenTask) -> None:
         entry, _ = self._known.pop(task)

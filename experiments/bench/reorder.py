@@ -31,6 +31,10 @@ CASES: dict[str, tuple[str, int, dict[str, object]]] = {
         )
     },
     **{
+        f"{policy} at {rate}/s, H100": ("opt-13b-h100", 1500, {"policy": policy, "rate": float(rate)})
+        for policy, rate in (("neustream-llm", 12), ("edf-llm", 12))
+    },
+    **{
         f"{policy} at 4/s": (
             "opt-13b-a6000",
             500,

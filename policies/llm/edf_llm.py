@@ -50,11 +50,11 @@ class EDFLLM(TokenPolicy):
 
     def _hopeless(self, now: float) -> list[TokenTask]:
         """Those that wait and are to be dropped, in the order of the queue."""
-        late = self.order.entries[: bisect_left(self.order.entries, ((True, now),))]
-        gone = [
-            (place, task) for fits, place, task in late if not (fits[0] and (task.generated or not self.drop_late))
-        ]
-        return [task for _, task in sorted(gone)]
+        until = bisect_left(self.order.entries, ((True, now),))
+        if not until:
+            return []
+        late = [(place, task, rank[0]) for rank, place, task in self.order.entries[:until]]
+        return [task for _, task, fits in sorted(late) if not fits or (self.drop_late and not task.generated)]
 
     def _urgency(self, task: TokenTask) -> tuple[bool, float, int]:
         """Whether a step can hold it, and when its prefill must begin, alone, for its next token to be in time."""
