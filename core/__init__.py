@@ -8,7 +8,7 @@ ended, a timer rang) and gives commands out (run this batch, wake me then) throu
 `request`, `pipeline`       requests and tasks; the graph of modules
 `policy`, `parameters`      `Policy`: what it sees (`WorkerView`) and says (`Decision`); its parameters
 `routing`, `slo`            which worker a request goes to, and what it is owed
-`records`, `metrics`        the files of a run, and its summary; `group_metrics`: by class and tenant
+`records`, `metrics`        the files of a run (`json_lines`), and its summary; `group_metrics`: by class and tenant
 `random_streams`            random numbers, a stream per purpose
 `errors`                    what reaches a user; the invariants by number
 `installed`                 which packages of the optional extras are there

@@ -24,8 +24,9 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
+from .json_lines import JsonLines
 from .metrics import Summary
 from .policy import Batch
 from .request import Request, Task
@@ -141,7 +142,11 @@ def batch_record(batch: Batch) -> dict[str, Any]:
 
 
 class RunFolder(Recorder):
-    """Streams a run's records into *folder*, which is made; raises `FileExistsError` if it holds a run already."""
+    """Streams a run's records into *folder*, which is made; raises `FileExistsError` if it holds a run already.
+
+    What ended is in the files when the run is over, however it ends; a process that is killed outright may lose the
+    last lines (`servetwin.core.json_lines`).
+    """
 
     wants_batches = True
     #: Whether the time of each token of an LLM is written; they also follow from the batches.
@@ -155,17 +160,16 @@ class RunFolder(Recorder):
         if (folder / "meta.json").exists():
             raise FileExistsError(folder)
         (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
-        self._requests: IO[str] = (folder / "requests.jsonl").open("w")
-        self._batches: IO[str] = (folder / "batches.jsonl").open("w")
+        self._requests = JsonLines(folder / "requests.jsonl")
+        self._batches = JsonLines(folder / "batches.jsonl")
 
     def ended(self, request: Request, now: float) -> None:
         super().ended(request, now)
-        record = request_record(request, tokens=self.writes_tokens, now=now, promises=self.promises)
-        self._requests.write(json.dumps(record) + "\n")
+        self._requests.add(request_record(request, tokens=self.writes_tokens, now=now, promises=self.promises))
 
     def batch(self, batch: Batch) -> None:
         super().batch(batch)
-        self._batches.write(json.dumps(batch_record(batch)) + "\n")
+        self._batches.add(batch_record(batch))
 
     def close(self, *, complete: bool = True) -> None:
         """Close the files and, if the run came to its end, write the summary."""

@@ -14,6 +14,7 @@
 `assembly`              from an experiment to something that runs
 `workload`              arrivals, lengths, traces: the requests
 `spec`                  what an experiment file may say, and how it is read
+`registry`              what the names in it stand for: policies, routers, workloads
 `provenance`            hashes of what numbers are made of
 `bench`                 ``make bench``
 ======================  =======================================================

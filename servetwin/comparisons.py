@@ -12,7 +12,7 @@ from .sweeps import Sweep
 from .tables import Table, table_of
 
 if TYPE_CHECKING:
-    from servetwin.experiments.validation.compare_grids import Entry
+    from servetwin.experiments.validation.comparison.compare_grids import Entry
 
 
 class Comparison(Table):
@@ -48,7 +48,7 @@ def compare(
 
     Raises `Error` if one is a run and the other a collection, or what is there cannot be read.
     """
-    from servetwin.experiments.validation import compare_runs as engine
+    from servetwin.experiments.validation.comparison import compare_runs as engine
 
     if not 0.0 < target < 1.0:
         raise Error(f"{target!r} is no attainment", where="target", right="a share between 0 and 1")
@@ -65,7 +65,7 @@ def compare(
 
 
 def _grids(a: Path | Sweep, b: Path | Sweep, target: float, floor: float | None) -> Comparison:
-    from servetwin.experiments.validation.compare_grids import compare_grids, grids_dict
+    from servetwin.experiments.validation.comparison.compare_grids import compare_grids, grids_dict
 
     rows, decisions = compare_grids(_entries(a, "first"), _entries(b, "second"), target=100 * target, floor=floor)
     return Comparison(table_of(rows), grids_dict(rows, decisions))
@@ -83,14 +83,14 @@ def _place(given: object) -> Path | Sweep:
 
 
 def _entries(given: Path | Sweep, where: str) -> list[Entry]:
-    from servetwin.experiments.validation.compare_grids import entries_of, read_collection
+    from servetwin.experiments.validation.comparison.compare_grids import entries_of, read_collection
 
     return read_collection(given) if isinstance(given, Path) else entries_of(given, where)
 
 
 def _metrics(details: dict[str, Any]) -> list[dict[str, Any]]:
-    from servetwin.experiments.validation.compare_llm_runs import rows_of
-    from servetwin.experiments.validation.compare_runs import PERCENTILES
+    from servetwin.experiments.validation.comparison.compare_llm_runs import rows_of
+    from servetwin.experiments.validation.comparison.compare_runs import PERCENTILES
 
     found = [(name, "%", details[name]) for name in ("attainment", "finished", "dropped")]
     found += [("goodput", "requests/s", details["goodput"])]

@@ -41,13 +41,13 @@ class Policies:
 
     def known(self) -> AbstractContextManager[None]:
         """Within this, the objects are known by their names."""
-        from servetwin.experiments.spec.policy_objects import offering
+        from servetwin.experiments.registry.policy_objects import offering
 
         return offering(self.objects)
 
     def setting(self, given: Any, where: str = "policy") -> str | dict[str, Any]:
         """*given* as a value of an experiment's key ``policy``: a name, or that with parameters."""
-        from servetwin.experiments.spec.policy_objects import class_of, is_policy
+        from servetwin.experiments.registry.policy_objects import class_of, is_policy
 
         if isinstance(given, str):
             return given
@@ -79,7 +79,7 @@ class Policies:
 
     def _name(self, policy: type[Any], short: str, given: object = None) -> str:
         """What a class is called: as it is known already, or else by its own name."""
-        from servetwin.experiments.spec.policy_registry import policy_names
+        from servetwin.experiments.registry.policy_registry import policy_names
 
         found = _known_as(policy) if given is None else None
         if found is not None:
@@ -101,7 +101,7 @@ class Policies:
 def _known_as(policy: type[Any]) -> str | None:
     """How a class is called that other processes can find again: one of ServeTwin's, or of an installed package."""
     from servetwin.experiments.provenance.policy_imports import is_library
-    from servetwin.experiments.spec.policy_registry import find_policy, policy_names
+    from servetwin.experiments.registry.policy_registry import find_policy, policy_names
 
     module = sys.modules.get(policy.__module__)
     if policy.__module__.startswith("servetwin."):
@@ -137,7 +137,7 @@ def plain(value: Any) -> Any:
 
 def source(experiment: Source, policies: Policies) -> str | Path | dict[str, Any]:
     """*experiment* as `servetwin.experiments.spec.loading.load` takes it."""
-    from servetwin.experiments.spec.catalog import source_of
+    from servetwin.experiments.registry.catalog import source_of
 
     if isinstance(experiment, str):
         return source_of(experiment)

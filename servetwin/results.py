@@ -85,7 +85,7 @@ class Result:
     @spoken
     def meta(self) -> dict[str, Any]:
         """The content of ``meta.json``: the resolved experiment, versions, hashes of profiles and policies."""
-        from servetwin.experiments.validation.run_files import read_json
+        from servetwin.experiments.validation.comparison.run_files import read_json
 
         return read_json(records_of(self) / "meta.json", "not a run folder: it has no meta.json")
 
@@ -97,7 +97,7 @@ class Result:
         loop module; of a single language model also *prompt* and *generated* (tokens), *ttft* and *tpot* (seconds,
         None where there was no first, or no second, token) and *preemptions*. *class*, *tenant*, *priority* and
         *weight* are there where requests of the run say them."""
-        from servetwin.experiments.validation.run_files import request_lines
+        from servetwin.experiments.validation.comparison.run_files import request_lines
 
         records = sorted(request_lines(records_of(self)), key=lambda record: record["id"])
         named = {name: usual for name, usual in TERMS.items() if any(name in record for record in records)}
@@ -109,7 +109,7 @@ class Result:
         """A row per stay of a request at a stage, by *request*: *stage*, *worker*, *queued*, *admitted*, *started*,
         *finished*, and *iterations*, or *prompt*, *limit*, *generated*, *first_token*, *last_token*, *preemptions* at
         a language model."""
-        from servetwin.experiments.validation.run_files import request_lines
+        from servetwin.experiments.validation.comparison.run_files import request_lines
 
         records = sorted(request_lines(records_of(self)), key=lambda record: record["id"])
         return table_of({"request": record["id"], **stay} for record in records for stay in record["stages"])
@@ -121,7 +121,7 @@ class Result:
         it), *iterations* (of a batch of whole requests, all of them), *requests* (their ids), *ends* (of its
         iterations, where it ran several); of a step of a language model *prefill* (lists of id, tokens, tokens
         before), *decode* (requests), *context* (tokens) and *preempted* (ids)."""
-        from servetwin.experiments.validation.run_files import batch_lines
+        from servetwin.experiments.validation.comparison.run_files import batch_lines
 
         return table_of(_batch_row(line) for line in batch_lines(records_of(self)))
 
@@ -185,7 +185,7 @@ def records_of(result: Result) -> Path:
 def load(folder: str | os.PathLike[str]) -> Result:
     """The run whose records are in *folder*: of `Result.save`, ``run(..., folder=...)`` or ``servetwin run --out``,
     simulated or real. Raises `Error` if there is none that came to its end."""
-    from servetwin.experiments.validation.run_files import read_json
+    from servetwin.experiments.validation.comparison.run_files import read_json
 
     place = Path(folder).expanduser()
     if not place.is_dir():

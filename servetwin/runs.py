@@ -112,7 +112,7 @@ def _gone_if_broken(folder: Path) -> Iterator[None]:
 
 def _real(backend: str, real: Mapping[str, Any] | None) -> tuple[Setup | None, dict[str, Any]]:
     """The set-up of a real backend, and what else it takes."""
-    from servetwin.experiments.spec.catalog import suggest
+    from servetwin.experiments.registry.catalog import suggest
 
     if backend == "sim":
         if real:

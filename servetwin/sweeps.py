@@ -157,7 +157,7 @@ def _source(experiment: Any, policies: given.Policies, block: dict[str, Any]) ->
 
 def warn(what: str) -> None:
     """Pass on what a sweep or a search says aside; that rows of objects are not kept is known."""
-    from servetwin.experiments.spec.policy_objects import DOUBT
+    from servetwin.experiments.registry.policy_objects import DOUBT
 
     if DOUBT not in what:
         warnings.warn(what, stacklevel=5)

@@ -27,7 +27,7 @@ from servetwin.experiments.exploring.server import Server
 from servetwin.experiments.reporting import report
 from servetwin.experiments.spec.loading import load
 from servetwin.experiments.sweeps.sweep import SweepFile, sweep
-from servetwin.experiments.validation import run_table
+from servetwin.experiments.validation.comparison import run_table
 from servetwin.experiments.validation.score import score
 
 ROOT = Path(__file__).parents[1]

@@ -35,10 +35,11 @@ from servetwin.core.slo import ClassSLO
 
 from ..provenance.file_digests import code_digest
 from ..provenance.policy_code import as_loaded, load_again
-from ..spec import policy_registry, router_registry, yaml_io
+from ..registry import policy_registry, router_registry
+from ..registry.policy_errors import policies_answer
+from ..spec import yaml_io
 from ..spec.experiment import Experiment, FixedSLO, RelativeSLO
 from ..spec.loading import load_profiles, not_measured
-from ..spec.policy_errors import policies_answer
 from ..workload.requests import about, check_resolution, other_images, read_trace, requests
 from .llm_workers import ENDLESS, check_engine, contexts, deadlines_of, host_ahead, prepare, settings_of
 from .pipeline import call_times, estimates, make_pipeline, make_pool, seconds_alone, wiring

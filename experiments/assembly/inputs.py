@@ -10,8 +10,8 @@ from functools import lru_cache
 from servetwin.core import BadInput
 
 from ..provenance.file_digests import code_digest, file_digest, stamp, surroundings
-from ..spec import policy_registry
-from ..spec.catalog import LISTS
+from ..registry import policy_registry
+from ..registry.catalog import LISTS
 from ..spec.experiment import Experiment
 from ..spec.llm import ListedTokens
 from ..spec.loading import load_profiles

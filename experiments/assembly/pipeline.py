@@ -15,7 +15,7 @@ from servetwin.core.serving.budget import Alone, Budget, equal, fixed, proportio
 from servetwin.core.serving.dispatch import Dispatcher
 from servetwin.core.serving.pool import Pool
 
-from ..spec import router_registry
+from ..registry import router_registry
 from ..spec.experiment import Experiment, ListedCalls, LognormalCalls, PipelineSpec, WorkerSpec
 from ..workload.lengths import largest
 from .llm_workers import deadlines_of

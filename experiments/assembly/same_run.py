@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..provenance.file_digests import code_digest, combined, file_digest, path_digest
-from ..spec import policy_registry
+from ..registry import policy_registry
 from ..spec.experiment import Experiment
 from ..spec.loading import load_profiles
 from ..workload.requests import read_trace

@@ -27,10 +27,10 @@ from ..assembly.pipeline import make_pipeline, real_tools, wiring, without_tools
 from ..assembly.replicas import expanded
 from ..assembly.same_run import otherwise, weights_digest
 from ..provenance.policy_code import as_loaded
+from ..registry.catalog import suggest
+from ..registry.policy_errors import policies_answer
 from ..spec import loading
-from ..spec.catalog import suggest
 from ..spec.experiment import Experiment
-from ..spec.policy_errors import policies_answer
 from ..workload.requests import read_trace, requests
 
 if TYPE_CHECKING:

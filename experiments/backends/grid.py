@@ -19,8 +19,8 @@ from ..spec.loading import load_profiles
 from ..sweeps import tables
 from ..sweeps.point import title
 from ..sweeps.sweep import find, points, read
-from ..validation.compare_runs import find_runs
-from ..validation.run_files import read_json
+from ..validation.comparison.compare_runs import find_runs
+from ..validation.comparison.run_files import read_json
 from ..workload.seed_effect import check_seed_axis, check_seeds_once
 from .diffusion import Backend, Setup
 

@@ -12,10 +12,10 @@ from ..assembly import build
 from ..assembly.llm_workers import prepare, settings_of
 from ..assembly.pipeline import real_tools
 from ..provenance.policy_code import as_loaded
+from ..registry.remote_policies import Maker, maker_of
 from ..spec import loading
 from ..spec.experiment import Experiment, WorkerSpec
 from ..spec.llm import TokenSLOSpec
-from ..spec.remote_policies import Maker, maker_of
 from .diffusion import Plan, Say, recording, same_device, write_report
 from .vllm import check_limits, require_vllm
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from servetwin.core import BadInput, Policy
 from servetwin.profiles import Profile, load
 
-from ..spec import policy_registry
-from ..spec.vllm_settings import settings_of
+from ..registry import policy_registry
+from ..registry.vllm_settings import settings_of
 from ..sweeps import tables
 from .diffusion import Setup, make_server
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from servetwin.core import BadInput
 
-from ..spec.vllm_settings import VllmSettings
+from ..registry.vllm_settings import VllmSettings
 from .vllm import require_vllm
 
 if TYPE_CHECKING:
     from servetwin.real.vllm.engine import EngineOptions, VllmEngine
-    from servetwin.real.vllm.profiling.async_steps import Rotation
-    from servetwin.real.vllm.profiling.step_grid import Grid
+    from servetwin.real.vllm.profiling.measuring.async_steps import Rotation
+    from servetwin.real.vllm.profiling.measuring.step_grid import Grid
 
 #: Hears (what is measured next, terms done, terms in all).
 Progress = Callable[[str, int, int], None]
@@ -63,8 +63,8 @@ def plan_for(
     say. Raises `BadInput` for an unknown model, or without a GPU."""
     from servetwin.profiles.llm.hf_config import shape_of
     from servetwin.real.vllm.engine import EngineOptions, device_name
-    from servetwin.real.vllm.profiling.async_steps import SMALL_ROTATION
-    from servetwin.real.vllm.profiling.step_grid import SMALL
+    from servetwin.real.vllm.profiling.measuring.async_steps import SMALL_ROTATION
+    from servetwin.real.vllm.profiling.measuring.step_grid import SMALL
 
     settings = settings or VllmSettings()
     if asynchronous is None:
@@ -178,8 +178,8 @@ def composed(
     from servetwin.profiles.llm.architectures import architectures
     from servetwin.profiles.llm.hf_config import shape_of
     from servetwin.real.vllm.profiling.compose import compose, described
+    from servetwin.real.vllm.profiling.fitting.step_profile import section
     from servetwin.real.vllm.profiling.profile_content import file_content
-    from servetwin.real.vllm.profiling.step_profile import section
 
     count = itertools.count()
 
@@ -205,8 +205,8 @@ def made_anew(recording: Path, profile: Path) -> str:
     """The text of the file *profile*, its parts fitted anew to the steps in *recording* by the program as it is. What
     taking requests in takes stays: it is in no recording."""
     from servetwin.profiles.tables.costs import INTAKE
-    from servetwin.real.vllm.profiling import step_files
-    from servetwin.real.vllm.profiling.step_profile import section
+    from servetwin.real.vllm.profiling.fitting.step_profile import section
+    from servetwin.real.vllm.profiling.measuring import step_files
 
     content = yaml.safe_load(profile.read_text(encoding="utf-8"))
     engine = step_files.engine_of(recording)
@@ -230,9 +230,9 @@ def _in_rows(
     progress: Progress | None,
 ) -> dict[str, Any]:
     """Likewise, of rows of like steps."""
-    from servetwin.real.vllm.profiling.async_steps import rotate
+    from servetwin.real.vllm.profiling.measuring.async_steps import rotate
+    from servetwin.real.vllm.profiling.measuring.step_grid import Grid, measure
     from servetwin.real.vllm.profiling.profile_content import profile_content
-    from servetwin.real.vllm.profiling.step_grid import Grid, measure
 
     rounds = itertools.count()
 

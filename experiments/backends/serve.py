@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from servetwin.core import BadInput
 
-from ..spec.catalog import suggest
+from ..registry.catalog import suggest
 
 if TYPE_CHECKING:
     from ..assembly.build import Watch

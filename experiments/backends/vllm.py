@@ -22,8 +22,8 @@ from ..assembly import build
 from ..assembly.llm_workers import prepare
 from ..assembly.same_run import engine_changed, inputs_changed
 from ..provenance.policy_code import as_loaded
+from ..registry.policy_errors import policies_answer
 from ..spec.experiment import Experiment
-from ..spec.policy_errors import policies_answer
 from .diffusion import Plan, Say, recording, write_report
 
 if TYPE_CHECKING:
@@ -315,7 +315,7 @@ def _spread(seconds: list[float]) -> dict[str, float]:
 
 
 def _report(run: Run, summary: Summary, engine: VllmEngine) -> VllmReport:
-    from servetwin.real.vllm.profiling.async_fit import between
+    from servetwin.real.vllm.profiling.fitting.async_fit import between
 
     steps = run.steps
     if engine.options.asynchronous:  # the step after is under way already: until the next one is asked for

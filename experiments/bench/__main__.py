@@ -7,22 +7,24 @@ python -m servetwin.experiments.bench [--rounds N] [--only CASE] [--long]
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from servetwin.core import Recorder
+from servetwin.core import Recorder, Summary
 from servetwin.experiments.assembly import build
 from servetwin.experiments.spec import yaml_io
 from servetwin.experiments.spec.loading import load
 
 from .llm import llm, llm_long
 from .measure import Cost, in_process, process, ratios, spread, turns
+from .simulators import ratios_now, simulators
 from .step_edf import STYLES, Case
 
 CLI = ("-m", "servetwin.experiments.cli")
@@ -93,6 +95,42 @@ def one_run(rounds: int) -> None:
         each = 1e6 * statistics.median(cpu)
         print(f"rate {rate:g}: {spread(cpu, 1000)} ms; {iterations} iterations, {each / iterations:.1f} us each;"
               f" {steps} request-steps, {each / steps:.2f} us each")  # fmt: skip
+
+
+#: Runs with and without records: workload, policy, rate.
+RECORDED_RUNS = (
+    ("dit-s2-256-rtx4090", "neustream", 4.0),
+    ("dit-s2-256-rtx4090", "edf", 4.0),
+    ("sd15-512-rtx4090", "neustream", 0.6),
+    ("opt-13b-a6000", "vllm", 2.0),
+    ("opt-13b-a6000", "vllm-v1", 2.0),
+    ("opt-13b-a6000", "neustream-llm", 2.0),
+    ("matplotagent-rtx4090", "neustream-llm", None),
+)
+
+
+def records(rounds: int) -> None:
+    """Runs with their report, and with their records as well."""
+    print(f"\nruns with their report alone and with `--out`; CPU ms of {rounds} rounds")
+    with tempfile.TemporaryDirectory() as folder:
+        for workload, policy, rate in RECORDED_RUNS:
+            given = [("policy", policy), *([("rate", rate)] if rate is not None else [])]
+            places = (Path(folder) / f"{workload}-{policy}-{i}" for i in itertools.count())
+            run = partial(build.run, load(workload, given))
+            cases = {"plain": partial(_reported, run), "recorded": partial(_recorded, run, places)}
+            costs = turns({name: partial(in_process, case) for name, case in cases.items()}, rounds)
+            plain, recorded = ([cost.cpu for cost in costs[name]] for name in cases)
+            least = f"{min(recorded) / min(plain):.2f} by the least of each"
+            told = f"{spread(plain, 1000)}, with records {spread(recorded, 1000)}"
+            print(f"{workload} {policy}: {told}; ratio {ratios(costs['recorded'], costs['plain'])}, {least}")
+
+
+def _reported(run: Callable[..., Summary]) -> None:
+    run().as_dict()
+
+
+def _recorded(run: Callable[..., Summary], places: Iterator[Path]) -> None:
+    run(next(places))
 
 
 def sweep_300(rounds: int) -> None:
@@ -172,8 +210,11 @@ def _say(what: str, costs: list[Cost]) -> None:
 
 
 CASES: dict[str, Callable[[int], None]] = {
+    "simulators": simulators,
+    "ratios": ratios_now,
     "edf": step_edf,
     "run": one_run,
+    "records": records,
     "sweep": sweep_300,
     "figures": figures,
     "process": whole_process,
@@ -190,7 +231,7 @@ def main() -> None:
     few = max(1, asked.rounds // 2)
     for name, case in CASES.items():
         if asked.only in (None, name):
-            case(asked.rounds if name in ("edf", "run", "process", "llm") else few)
+            case(few if name in ("sweep", "figures") else asked.rounds)
     if asked.long or asked.only == "long":
         long(1)
         llm_long()

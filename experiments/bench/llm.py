@@ -10,7 +10,7 @@ import time
 from functools import partial
 from typing import Any
 
-from servetwin.core.llm import Step, TokenPolicy, TokenTask, TokenView
+from servetwin.core.llm import CumulativeSLO, Step, TokenPolicy, TokenTask, TokenView
 from servetwin.policies.llm.edf_llm import EDFLLM
 from servetwin.policies.llm.neustream_llm import NeuStreamLLM
 from servetwin.policies.llm.sarathi import Sarathi
@@ -21,7 +21,7 @@ from ..assembly.build import build
 from ..spec import loading
 from ..spec.experiment import Experiment
 from .measure import Cost, in_process, ratios, spread, turns
-from .tokens import STYLES, Case, Run
+from .tokens import OPT, STYLES, Case, Line, Run
 
 POLICIES: dict[str, type[TokenPolicy]] = {
     "vllm": VLLM,
@@ -106,18 +106,19 @@ class Timed(TokenPolicy):
 
 def _policies(rounds: int) -> None:
     """Each policy on the same arrivals; their decisions measured apart, in runs of their own."""
-    case = Case(2000)
+    case, times = Case(2000), OPT
+    slo = CumulativeSLO(3.0, 1.5, times.decode, times.context, Line(times).prefill)
     print(f"\nthe policies, 2000 requests of 512 + 128 tokens at {case.rate:.2f}/s; {rounds} rounds")
 
     def once(make: type[TokenPolicy]) -> Cost:
-        run = Run(case, make())
+        run = Run(case, make(), slo=slo)
         return in_process(run.play)
 
     costs = turns({name: partial(once, make) for name, make in POLICIES.items()}, rounds)
     for name, make in POLICIES.items():
         timed = [Timed(make()) for _ in range(rounds)]
         for policy in timed:
-            run = Run(case, policy)
+            run = Run(case, policy, slo=slo)
             run.play()
         decision = spread([p.took / p.asked for p in timed], 1e6)
         each = spread([c.cpu / case.requests for c in costs[name]], 1e6)

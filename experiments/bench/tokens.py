@@ -19,6 +19,7 @@ from functools import cache
 from itertools import repeat
 from typing import Any
 
+import numpy as np
 import simpy
 from servetwin.core import Module, Pipeline, Recorder, Request, ServingLoop
 from servetwin.core.llm import CumulativeSLO, EngineLimits, TokenPolicy, TokenRequest, TokenView
@@ -31,8 +32,23 @@ from servetwin.sim.llm.lane import TokenTiming
 from servetwin.sim.llm.latency_columns import TokenLatencies
 from servetwin.sim.llm.request_columns import TokenColumns
 
-#: Seconds: prefill C0 + C1 a token, decode D0 + D1 a token of context. OPT-13B on an RTX A6000, roughly.
-C0, C1, D0, D1 = 0.0135, 2.468e-4, 0.0439, 1.053e-6
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of a step: of one that computes prompts *prefill*, and *token* for each of their tokens; of one that
+    decodes *decode*, *each* for each request and *context* for each token computed before. What decodes in a step
+    that computes prompts takes *mixed* for each request, and *context* as well."""
+
+    prefill: float
+    token: float
+    decode: float
+    context: float
+    each: float
+    mixed: float
+
+
+#: OPT-13B on an RTX A6000, roughly.
+OPT = Times(0.0135, 2.468e-4, 0.0439, 1.053e-6, 0.0, 2.468e-4)
 
 #: So many arrivals are drawn at a time.
 BLOCK = 8192
@@ -48,6 +64,8 @@ class Case:
     load: float = 0.75
     seed: int = 0
     blocks: int = 20_000
+    times: Times = OPT
+    fixed: float | None = None  # requests per second, whatever the engine can do
     limits: EngineLimits = field(init=False)
 
     def __post_init__(self) -> None:
@@ -56,7 +74,7 @@ class Case:
     @property
     def rate(self) -> float:
         """Requests per second."""
-        return self.load * saturation(self.prompt, self.output, self.blocks)
+        return self.fixed or self.load * saturation(self.prompt, self.output, self.blocks)
 
     def arrivals(self) -> Iterator[float]:
         """Times of a Poisson process, a block at a time."""
@@ -80,19 +98,24 @@ def saturation(prompt: int, output: int, blocks: int) -> float:
 
 
 class Line:
-    """The times above, as `TokenTiming` wants them."""
+    """*times* as `TokenTiming` wants them."""
+
+    def __init__(self, times: Times) -> None:
+        self.times = times
 
     def prefill(self, tokens: int, squares: float | None = None) -> float:
-        return C0 + C1 * tokens
+        return self.times.prefill + self.times.token * tokens
 
     def decode(self, batch: int, context: float) -> float:
-        return D0 + D1 * context
+        times = self.times
+        return times.decode + times.each * batch + times.context * context
 
     def step(self, tokens: int, squares: float | None, context: float, batch: int, decode_context: float) -> float:
-        return C0 + C1 * (tokens + batch) + D1 * decode_context
+        times = self.times
+        return times.prefill + times.token * tokens + times.mixed * batch + times.context * decode_context
 
     def straight(self, batch: int, context: float) -> tuple[float, float, float]:
-        return D0, D1, float("inf")
+        return self.times.decode + self.times.each * batch, self.times.context, float("inf")
 
     def between(self, sequences: int) -> float:
         return 0.0
@@ -106,6 +129,7 @@ class Result:
     ttft: list[float]
     tpot: list[float]
     e2el: list[float]
+    gaps: np.ndarray | None = None  # between tokens, of all requests, where they were asked for
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -114,13 +138,18 @@ class Result:
 
 
 class Run:
-    """One run of ServeTwin, built and ready."""
+    """One run of ServeTwin, built and ready; with *slo* tokens have deadlines."""
 
-    def __init__(self, case: Case, policy: TokenPolicy | None = None, recorder: Recorder | None = None) -> None:
+    def __init__(
+        self,
+        case: Case,
+        policy: TokenPolicy | None = None,
+        recorder: Recorder | None = None,
+        slo: CumulativeSLO | None = None,
+    ) -> None:
         self.case = case
-        times = Line()
+        times = Line(case.times)
         (stage,) = Pipeline([Module("llm", loop=True)], []).stages([["llm"]])
-        slo = CumulativeSLO(3.0, 1.5, D0, D1, times.prefill) if policy is not None else None
         view = TokenView(stage, case.limits, estimate_prefill=times.prefill, estimate_decode=times.decode, slo=slo)
         self.recorder = recorder or TokenLatencies()
         self.executor = SimExecutor(lambda _: TokenTiming(times))
@@ -145,7 +174,8 @@ class Run:
         for column, values in zip(columns, (self.recorder.ttft, self.recorder.tpot, self.recorder.e2el), strict=True):
             for i, value in zip(self.recorder.ids, values, strict=True):
                 column[i] = value
-        return Result(self.steps, *columns)
+        ttft, tpot, e2el = columns
+        return Result(self.steps, ttft, tpot, e2el)
 
 
 def twin(case: Case) -> Result:
@@ -162,8 +192,10 @@ def objects(case: Case) -> Result:
     return run.result()
 
 
-def bare(case: Case) -> Result:
-    """No library, no interfaces: lists, numbers and one loop."""
+def bare(case: Case, gaps: bool = False) -> Result:
+    """No library, no interfaces: lists, numbers and one loop. With *gaps* it keeps those between tokens."""
+    ends: list[float] = []  # of steps that decode, if they are kept
+    joined = [0] * case.requests  # how many such steps there had been when a request began to decode
     arrivals, n, prompt, output = list(case.arrivals()), case.requests, case.prompt, case.output
     first, last = [0.0] * n, [0.0] * n
     limits = case.limits
@@ -174,6 +206,8 @@ def bare(case: Case) -> Result:
     phases = [0] * size
     leaving: deque[tuple[int, list[int]]] = deque()  # (tick, requests), in order, as all outputs are of one length
     coming = head = decoding = context = ticks = steps = 0
+    times = case.times
+    c0, c1, d0, d1, each = times.prefill, times.token, times.decode, times.context, times.each
     now = -1.0
     while head < n or decoding:
         if coming == head and not decoding and arrivals[coming] > now:
@@ -190,11 +224,12 @@ def bare(case: Case) -> Result:
                 m = (free - least) // whole
             if m:
                 steps += 1
-                now += C0 + C1 * (m * prompt)
+                now += c0 + c1 * (m * prompt)
                 batch = list(range(head, head + m))
                 head += m
                 for i in batch:
                     first[i] = now
+                    joined[i] = ticks
                 free -= m * whole
                 decoding += m
                 context += m * prompt
@@ -206,8 +241,10 @@ def bare(case: Case) -> Result:
             raise NotImplementedError("the floor knows no preemption")
         free -= needed
         steps += 1
-        now += D0 + D1 * context
+        now += d0 + each * decoding + d1 * context
         ticks += 1
+        if gaps:
+            ends.append(now)
         context += decoding
         while leaving and leaving[0][0] == ticks:
             _, batch = leaving.popleft()
@@ -221,14 +258,19 @@ def bare(case: Case) -> Result:
     ttft = [f - a for f, a in zip(first, arrivals, strict=True)]
     tpot = [(b - a) / (output - 1) for a, b in zip(first, last, strict=True)]
     e2el = [b - a for b, a in zip(last, arrivals, strict=True)]
-    return Result(steps, ttft, tpot, e2el)
+    if not gaps:
+        return Result(steps, ttft, tpot, e2el)
+    came = np.array(ends)[np.array(joined)[:, None] + np.arange(output - 1)]
+    return Result(steps, ttft, tpot, e2el, np.diff(came, axis=1, prepend=np.array(first)[:, None]).ravel())
 
 
-def naive(case: Case) -> Result:
-    """A process per request that waits for each of its tokens, and one for the engine."""
+def naive(case: Case, gaps: bool = False) -> Result:
+    """A process per request that waits for each of its tokens, and one for the engine. With *gaps* it keeps those
+    between tokens."""
+    came: list[list[float]] = [[] for _ in range(case.requests)]
     env = simpy.Environment()
     arrivals = list(case.arrivals())
-    limits = case.limits
+    limits, times = case.limits, case.times
     size, most, sequences, least = limits.block_size, limits.max_batched_tokens, limits.max_sequences, limits.reserve
     free = [case.blocks]
     waiting: list[int] = []
@@ -250,6 +292,8 @@ def naive(case: Case) -> Result:
             turn[i] = env.event()
             yield turn[i]
             generated[i] += 1
+            if gaps:
+                came[i].append(env.now)
             if token == 0:
                 first[i] = env.now
         last[i] = env.now
@@ -274,13 +318,13 @@ def naive(case: Case) -> Result:
                 free[0] -= blocks(case.prompt)
                 batch.append(waiting.pop(0))
             if batch:
-                seconds = C0 + C1 * (len(batch) * case.prompt)
+                seconds = times.prefill + times.token * (len(batch) * case.prompt)
                 running.extend(batch)
             else:
                 batch = list(running)
                 computed = [case.prompt + generated[i] - 1 for i in batch]
                 free[0] -= sum(blocks(c + 1) - blocks(c) for c in computed)
-                seconds = D0 + D1 * sum(computed)
+                seconds = times.decode + times.each * len(batch) + times.context * sum(computed)
             yield env.timeout(seconds)
             steps[0] += 1
             for i in batch:
@@ -297,7 +341,7 @@ def naive(case: Case) -> Result:
     ttft = [f - a for f, a in zip(first, arrivals, strict=True)]
     tpot = [(b - a) / (case.output - 1) for a, b in zip(first, last, strict=True)]
     e2el = [b - a for b, a in zip(last, arrivals, strict=True)]
-    return Result(steps[0], ttft, tpot, e2el)
+    return Result(steps[0], ttft, tpot, e2el, np.concatenate([np.diff(times) for times in came]) if gaps else None)
 
 
 STYLES: dict[str, Callable[[Case], Result]] = {"twin": twin, "objects": objects, "naive": naive, "bare": bare}

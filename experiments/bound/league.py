@@ -14,7 +14,7 @@ from typing import Any
 from servetwin.core import BadInput, Policy
 from servetwin.core.llm import TokenPolicy
 
-from ..spec import policy_registry
+from ..registry import policy_registry
 from ..spec.experiment import Experiment
 from ..spec.loading import load
 from ..spec.overrides import Override

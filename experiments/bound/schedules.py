@@ -12,7 +12,7 @@ from servetwin.policies.diffusion.edf import EDF
 from servetwin.policies.llm.edf_llm import EDFLLM
 
 from ..assembly import build
-from ..spec import policy_objects, policy_registry
+from ..registry import policy_objects, policy_registry
 from ..spec.experiment import Experiment
 from ..spec.loading import load
 

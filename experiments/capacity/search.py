@@ -17,7 +17,7 @@ from typing import Any
 from servetwin.core import BadInput
 
 from ..assembly.build import stands_on, time_shared
-from ..spec.catalog import suggest
+from ..registry.catalog import suggest
 from ..spec.experiment import Experiment, RelativeSLO
 from ..spec.llm import TokenSLOSpec
 from ..spec.loading import layers, load

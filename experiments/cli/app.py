@@ -11,9 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from servetwin.core import BadInput
 
-from . import commands, options, run_output, score_output, terminal
-from .bound_command import bound
-from .commands import (
+from .commands import options, real_runs
+from .commands.bound import bound
+from .commands.explain import explain
+from .commands.explore import explore
+from .commands.figures import demo, figures, plot, trace
+from .commands.imports import import_profile
+from .commands.league import league
+from .commands.lists import policies, profiles, workloads
+from .commands.options import AsJson, Jobs
+from .commands.real_runs import (
     Ahead,
     AnyDevice,
     ApiKeyEnv,
@@ -27,16 +34,10 @@ from .commands import (
     Url,
     Weights,
 )
-from .explain_command import explain
-from .explore_command import explore
-from .figure_commands import demo, figures, plot, trace
-from .import_command import import_profile
-from .league_command import league
-from .list_commands import policies, profiles, workloads
-from .options import AsJson, Jobs
-from .report_command import report
-from .terminal import print_json, say
-from .terminal import progress as _progress
+from .commands.report import report
+from .output import run_output, score_output, terminal
+from .output.terminal import print_json, say
+from .output.terminal import progress as _progress
 
 if TYPE_CHECKING:
     from ..backends.diffusion import Setup
@@ -61,6 +62,13 @@ AsTheyAre = Annotated[
     bool,
     typer.Option(
         "--as-they-are", help="Accept run folders made with other policies, profiles or options than today's."
+    ),
+]
+SweepOut = Annotated[
+    Path | None,
+    typer.Option(
+        help="Output table, .csv or .parquet; real runs: a folder that gets a run folder per point. With --json and "
+        "simulated runs it may be left out."
     ),
 ]
 Sets = Annotated[
@@ -114,7 +122,7 @@ def run(
     """Run one experiment: in simulation, or for real on devices of this machine (--backend real)."""
     from ..assembly import build
     from ..backends.serve import serve
-    from ..spec.catalog import source_of
+    from ..registry.catalog import source_of
     from ..spec.loading import load
     from ..spec.overrides import ByOption
 
@@ -191,10 +199,7 @@ def _say(what: str) -> None:
 @app.command()
 def sweep(
     spec: Annotated[str, typer.Argument(help="A sweep file, or the name of a figure (figure11, figure12).")],
-    out: Annotated[
-        Path,
-        typer.Option(help="Output table, .csv or .parquet; real runs: a folder that gets a run folder per point."),
-    ],
+    out: SweepOut = None,
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Seeds per point; rows then contain 95 % intervals.")
     ] = None,
@@ -227,13 +232,16 @@ def sweep(
 
     With --backend real or vllm each point is served for real, and leaves a run folder.
     """
+    if out is None and (backend != "sim" or not as_json):
+        raise options.no_out("--json, to print the table" if backend == "sim" else "")
     if backend != "sim":
+        assert out is not None
         options.only_simulated({"--until": until, "--most": most, "--versus": versus, "--cluster": cluster})
         setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes)
         if backend == "vllm":
             modules = {"--device": devices, "--weights": weights, "--sampler": sampler != "ddim", "--slots": slots}
             options.only_modules({**modules, "--processes": processes})
-        count = commands.serve_sweep(spec, out, backend, setup, seeds or 1, repeats, as_they_are)
+        count = real_runs.serve_sweep(spec, out, backend, setup, seeds or 1, repeats, as_they_are)
         if as_json:
             print_json({"runs": count, "files": [str(out)]})
         else:
@@ -262,10 +270,10 @@ def sweep(
             until=width,
             most=100 if most is None else most,
             versus=versus,
-            say=commands.say_aside,
+            say=real_runs.say_aside,
         )
     if as_json:
-        print_json({"points": rows, "files": [str(out)]})
+        print_json({"points": rows, "files": [str(out)] if out is not None else []})
         return
     told = told_apart(rows, versus) if versus is not None else score_output.best_of(rows)
     say("\n".join([*told, f"{len(rows)} points in {out}"]))
@@ -306,7 +314,7 @@ def search(
     """Find the capacity: the largest rate at which a target attainment is reached, with its interval."""
     from ..capacity import search as engine
     from ..capacity.targets import parse
-    from ..spec.catalog import source_of
+    from ..registry.catalog import source_of
     from ..sweeps.cache import Cache
 
     for given in target or ():
@@ -328,7 +336,7 @@ def search(
             cluster=cluster,
             out=out,
             progress=report,
-            say=commands.say_aside,
+            say=real_runs.say_aside,
         )
     if as_json:
         lines = [score_output.answer_dict(engine.row_of(a, asked), a) for a in answers]
@@ -349,8 +357,12 @@ def score(
         typer.Argument(help="A CSV of measured runs, run folders, recordings, or files of `vllm bench serve`."),
     ],
     out: Annotated[
-        Path, typer.Option(help="Output table: the same rows with sim_met, sim_finished and gaps; .csv or .parquet.")
-    ],
+        Path | None,
+        typer.Option(
+            help="Output table: the same rows with sim_met, sim_finished and gaps; .csv or .parquet. With --json it "
+            "may be left out."
+        ),
+    ] = None,
     sets: Sets = None,
     seeds: Annotated[
         int, typer.Option(min=1, help="Draws of the noise over which each simulated run is averaged.")
@@ -383,12 +395,14 @@ def score(
 ) -> None:
     """Simulate every run of a set of measured runs, and report how far off the simulation is."""
     from ..validation import score as engine
-    from ..validation.compare_grids import check_decisions, decide, grids_of
+    from ..validation.comparison.compare_grids import check_decisions, decide, grids_of
 
+    if out is None and not as_json:
+        raise options.no_out("--json, to print the table")
     check_decisions(target, floor)
     judged = None
     if experiment is not None:
-        from ..spec.catalog import source_of
+        from ..registry.catalog import source_of
         from ..spec.loading import load
 
         judged = load(source_of(experiment))
@@ -404,7 +418,8 @@ def score(
             found = others(runs, scored, options.overrides_of(sets), seeds=seeds, jobs=jobs, progress=report)
     means = engine.external_means(runs)
     if as_json:
-        print_json({**score_output.score_dict(scored, means, decided, found), "files": [str(out)]})
+        files = [str(out)] if out is not None else []
+        print_json({**score_output.score_dict(scored, means, decided, found), "files": files})
         return
     score_output.show_gaps(scored)
     score_output.show_means(means)
@@ -420,10 +435,10 @@ def score(
 # -- looking at things ----------------------------------------------------------------------------------
 
 
-app.command()(commands.check)
+app.command()(real_runs.check)
 app.command()(bound)
 app.command()(league)
-app.command()(commands.compare)
+app.command()(real_runs.compare)
 app.command()(plot)
 app.command()(figures)
 app.command()(demo)
@@ -431,7 +446,7 @@ app.command()(report)
 app.command()(explore)
 app.command()(trace)
 app.command()(explain)
-app.command()(commands.profile)
+app.command()(real_runs.profile)
 app.command("import")(import_profile)
 app.command()(policies)
 app.command()(workloads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
 import signal
@@ -11,6 +12,7 @@ import typer
 from servetwin.core import ServeTwinError
 from servetwin.core.errors import PolicyFault, Stopped
 from servetwin.core.invariants import watchdog
+from typer.main import get_command_name
 
 from .app import app
 
@@ -41,7 +43,8 @@ def _terminate(number: int, frame: object) -> None:
 
 def _run() -> int:
     try:
-        code = app(sys.argv[1:] or ["--help"], prog_name="servetwin", standalone_mode=False)
+        arguments = sys.argv[1:] or ["--help"]
+        code = _with_one(arguments[0])(arguments, prog_name="servetwin", standalone_mode=False)
     except ServeTwinError as error:
         return _fail(str(error), error.exit_code)
     except Stopped as stop:
@@ -65,6 +68,21 @@ def _run() -> int:
     if code == 130:
         return _fail("interrupted", code)
     return code if isinstance(code, int) else 0
+
+
+def _with_one(command: str) -> typer.Typer:
+    """The command line with no more than *command*, if there is one of that name: to make all of them takes longer
+    than a short run."""
+    own = [
+        c
+        for c in app.registered_commands
+        if c.callback and (c.name or get_command_name(c.callback.__name__)) == command
+    ]
+    if not own:
+        return app
+    alone = copy.copy(app)
+    alone.registered_commands = own
+    return alone
 
 
 def _fail(message: str, code: int) -> int:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NotRequired, Union, get_args, get_origin, get
 
 from typing_extensions import is_typeddict
 
-from .json_output import COMMANDS, Use
+from .output.json_output import COMMANDS, Use
 
 INTRODUCTION = """\
 # JSON output
@@ -18,7 +18,7 @@ Every command that prints results prints them as one JSON document with `--json`
 remarks go to standard error. The page is made from the program (`python -m servetwin.experiments.cli.json_page`), and
 tests hold what commands print to it: a key that is not here is not printed. `?` marks keys that are not always there.
 Numbers that are not known, or not finite, are `null`. Errors are as without `--json`: one line on standard error, and
-an [exit code](command-line.md).
+an [exit code](command-line.md). `sweep` and `score`, which write a table to `--out`, need none with `--json`.
 
 `servetwin run --json` prints the content of [`summary.json`](records.md), and `use` if the run leaves records:
 """

@@ -12,7 +12,7 @@ from typing import Any
 from servetwin.core import BadInput
 
 from ..spec.loading import load
-from ..validation.run_files import read_json, request_lines
+from ..validation.comparison.run_files import read_json, request_lines
 from . import run_window, whole_records
 from .alone import Alone, StageAlone, TokensAlone
 from .batch_parts import batch_parts, pool_parts
@@ -80,7 +80,8 @@ class Explanation:
 
 def explain(folder: Path, *, requests: Sequence[int] = (), worst: int | None = None) -> list[Explanation]:
     """Explain the *requests* of the run in *folder* with these ids; or the *worst* that were not met, so many at
-    most, those first that were furthest beyond what they were promised.
+    most: the latest first, then those that were dropped or failed before they were late, of which that first which
+    had been there for longest.
 
     Raises `BadInput` if it is no run folder, if its records are not what they must be, not all that its summary
     counts, or hold no such request.
@@ -98,7 +99,7 @@ def explain(folder: Path, *, requests: Sequence[int] = (), worst: int | None = N
         if len(dated) < len(missed):
             some = f"{len(missed) - len(dated)} requests were dropped or failed, and their records do not say when"
             notes = [*notes, f"{some}: they are left out"]
-        chosen = heapq.nlargest(worst if worst is not None else 10, dated or missed, key=overrun)
+        chosen = heapq.nlargest(worst if worst is not None else 10, dated or missed, key=_badness)
     inputs = alone.inputs if alone is not None else {}
     ways = [way_of(record, inputs) for record in chosen]
     outcomes = Outcomes()
@@ -121,6 +122,13 @@ def _named(folder: Path, requests: Sequence[int]) -> list[Record]:
             right = f"an id from {min(ids)} to {max(ids)}" if ids else "a run with requests"
             raise BadInput(f"there is no request {number}", where=str(folder / "requests.jsonl"), right=right)
     return [found[number] for number in requests]
+
+
+def _badness(record: Record) -> tuple[float, float]:
+    """By how many seconds a request was late, and for how many it had been there. One that was dropped or failed is
+    late from when it was due on: before that it is not early, as it never came."""
+    end = record["finished"] if record["finished"] is not None else record.get("ended", record["arrival"])
+    return max(overrun(record), 0.0), float(end - record["arrival"])
 
 
 def overrun(record: Record) -> float:

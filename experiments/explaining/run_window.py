@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..validation.run_files import batch_lines
+from ..validation.comparison.run_files import batch_lines
 from .causes import Ran
 from .step_members import StepMembers
 from .visits import Visit

@@ -13,7 +13,7 @@ from typing import Any
 
 from servetwin.core import BadInput
 
-from ..validation.run_files import read_json
+from ..validation.comparison.run_files import read_json
 from .causes import Cause, Part
 
 #: What is said of a run without a summary.

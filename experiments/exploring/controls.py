@@ -16,8 +16,8 @@ from typing import Any, Literal
 from servetwin.core import BadInput, Policy, ServeTwinError
 from servetwin.core.llm import TokenPolicy
 
-from ..spec import policy_docs, policy_registry
-from ..spec.catalog import source_of
+from ..registry import policy_docs, policy_registry
+from ..registry.catalog import source_of
 from ..spec.experiment import Experiment, FixedSLO, RelativeSLO
 from ..spec.llm import TokenSLOSpec
 from ..spec.loading import layers, load

@@ -153,7 +153,7 @@ def _sections(found: Sequence[Simulated], look: float, styles: Styles) -> list[S
     over: list[Part] = [Plots([*rates.plots, *plots.plots], lines, shown=9, more="more workers"), *notes]
     sections = [Section("Over time", over)]
     if latencies := run_sections.latency_plots(runs, styles):
-        sections.append(Section("Latencies", [*latencies]))
+        sections.append(Section("Latencies", [*latencies, *run_sections.unfinished(runs)]))
     ends: list[Part] = [run_sections.outcome_plots(runs), *run_sections.tables(runs), *run_sections.groups(runs)]
     sections.append(Section("Outcomes", ends))
     window = gantt.following(runs[0].timeline, runs[0].requests, min(look, runs[0].timeline.end))
@@ -174,8 +174,6 @@ def goodput(runs: Sequence[run_sections.Run], styles: Styles) -> Plots:
     for run in runs:
         met = [r["finished"] for r in run.requests if r["outcome"] == "met"]
         name = "requests in time" if len(runs) == 1 else run.name
-        if len(runs) == 1:
-            styles.share(name, run.name)
         rate = np.histogram(met, edges)[0] / width
         lines[name] = np.where(edges[:-1] <= run.timeline.end, rate, np.nan)
     says = ", ".join(f"{name}: {number(float(np.nanmean(v)))} in the mean" for name, v in lines.items())

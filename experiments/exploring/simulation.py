@@ -14,14 +14,14 @@ from servetwin.core.records import batch_record, request_record
 
 from ..assembly.build import build
 from ..provenance.policy_code import as_loaded
+from ..registry.catalog import source_of
 from ..reporting import run_sections, validity
 from ..reporting.timeline import Gathered, with_ends
-from ..spec.catalog import source_of
 from ..spec.experiment import Experiment
 from ..spec.loading import load
 from ..spec.overrides import ByOption, Override
 from ..sweeps.point import settings_of
-from ..validation.compare_runs import RunRecords
+from ..validation.comparison.compare_runs import RunRecords
 from .controls import shortened
 from .state import file_of
 

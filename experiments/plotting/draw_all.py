@@ -10,7 +10,7 @@ from servetwin.core import BadInput
 
 from ..sweeps import sweep
 from ..sweeps.point import Row
-from ..validation import run_table
+from ..validation.comparison import run_table
 from . import paper_figures_agents
 from .paper_figures import batch_figure, goodput_figure, token_figure
 from .style import ENDINGS, Sheet

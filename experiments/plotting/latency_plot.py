@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from servetwin.core import BadInput
 
+from ..registry.catalog import suggest
 from ..reporting.run_sections import CLASSES, stay_latencies
 from ..reporting.sweep_columns import short
-from ..spec.catalog import suggest
-from ..validation.compare_runs import read as read_run
-from ..validation.run_files import request_lines
-from .style import COLUMN, PAGE, STYLE, WIDTHS, Sheet, check_ending, look
+from ..validation.comparison.compare_runs import read as read_run
+from ..validation.comparison.run_files import request_lines
+from .style import COLUMN, PAGE, WIDTHS, Sheet, check_ending, drawing, look
 
 #: The most points of a line: more cannot be told apart.
 POINTS = 400
@@ -46,7 +45,7 @@ def draw(
     names = [*dict.fromkeys(name for own in found.values() for name in own)]
     across = min(len(found), 3)
     shape = (-(-len(found) // across), across)
-    with mpl.rc_context(STYLE):
+    with drawing():
         wide = WIDTHS[width] if width is not None else COLUMN if len(found) == 1 else PAGE
         sheet = Sheet(*shape, width=wide, height=1.7)
         for panel, ((title, axis), own) in zip(sheet.panels.flat, found.items(), strict=False):

@@ -13,11 +13,11 @@ from ..spec import yaml_io
 from ..spec.experiment import Experiment
 from ..sweeps import sweep
 from ..sweeps.point import Row, settings_of
-from ..validation import run_table
-from ..validation.compare_grids import read_rows
-from ..validation.compare_runs import find_runs
-from ..validation.compare_runs import read as read_run
-from ..validation.run_table import MeasuredRun
+from ..validation.comparison import run_table
+from ..validation.comparison.compare_grids import read_rows
+from ..validation.comparison.compare_runs import find_runs
+from ..validation.comparison.compare_runs import read as read_run
+from ..validation.comparison.run_table import MeasuredRun
 
 #: Where a row keeps the points that belong to it.
 COLUMN = "measured: "

@@ -9,15 +9,14 @@ import csv
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import matplotlib as mpl
 from servetwin.core import Batch, Recorder
 
 from ..assembly.build import build
-from ..spec.catalog import MEASURED
+from ..registry.catalog import MEASURED
 from ..spec.experiment import Experiment
 from ..sweeps.point import Row, main_worker
-from ..validation.run_table import MeasuredRun
-from .style import STYLE, Look, Sheet, look_of
+from ..validation.comparison.run_table import MeasuredRun
+from .style import Look, Sheet, drawing, look_of
 
 AXES = {"rate": "rate (requests/s)", "cv": "cv of the gaps", "slo_factor": "SLO (× solo latency)"}
 TOKEN_AXES = {"rate": AXES["rate"], "cv": AXES["cv"], "decode_slo": "SLO of decoding (× alone)"}
@@ -51,7 +50,7 @@ def goodput_figure(rows: Sequence[Row], runs: Sequence[MeasuredRun], *, axes: Se
     workloads = list(dict.fromkeys(row["workload"] for row in rows))
     across = len(axes) == 1
     shape = (1, len(workloads)) if across else (len(workloads), len(axes))
-    with mpl.rc_context(STYLE):
+    with drawing():
         sheet = Sheet(*shape, sharey=across)
         for i, workload in enumerate(workloads):
             own = [row for row in rows if row["workload"] == workload]
@@ -72,7 +71,7 @@ def token_figure(rows: Sequence[Row]) -> Sheet:
     No run of these was ever logged, so nothing measured can be laid over.
     """
     workloads = list(dict.fromkeys(row["workload"] for row in rows))
-    with mpl.rc_context(STYLE):
+    with drawing():
         sheet = Sheet(len(workloads), len(TOKEN_AXES))
         for line, workload in zip(sheet.panels, workloads, strict=True):
             own = [row for row in rows if row["workload"] == workload]
@@ -207,7 +206,7 @@ def batch_figure(experiments: Sequence[Experiment]) -> Sheet:
     measured = measured_batch_sizes()
     workloads = list(dict.fromkeys(e.name for e in experiments))
     policies = list(dict.fromkeys(e.policy.name for e in experiments))
-    with mpl.rc_context(STYLE):
+    with drawing():
         sheet = Sheet(len(workloads), len(policies), height=1.0)
         for experiment in experiments:
             workload, policy = experiment.name, experiment.policy.name

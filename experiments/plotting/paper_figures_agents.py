@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib as mpl
-
 from ..sweeps.point import Row
 from .paper_figures import TOKEN_AXES, base_of, draws_of, line_with_intervals
-from .style import STYLE, Sheet, look_of
+from .style import Sheet, drawing, look_of
 
 #: Columns of a row -> what the panel's axis says; the agents in the order of the pipeline.
 AGENTS = {"codellama_1": "Code Llama 1", "llava": "LLaVA (both)", "codellama_2": "Code Llama 2"}
@@ -22,7 +20,7 @@ def agents_figure(rows: Sequence[Row]) -> Sheet:
     lines["request_goodput"] = "whole pipeline:\nrequests in time/s"
     base = base_of(rows, AXES)
     policies = [*dict.fromkeys(row["policy"] for row in rows)]
-    with mpl.rc_context(STYLE):
+    with drawing():
         sheet = Sheet(len(lines), len(AXES), height=1.25)
         for line, (column, label) in zip(sheet.panels, lines.items(), strict=True):
             for panel, axis in zip(line, AXES, strict=True):
@@ -44,7 +42,7 @@ def _on(row: Row, axis: str, base: dict[str, float]) -> bool:
 def first_and_last_figure(rows: Sequence[Row]) -> Sheet:
     """First and last tokens on time per second of each agent, as bars."""
     policies = [*dict.fromkeys(row["policy"] for row in rows)]
-    with mpl.rc_context(STYLE):
+    with drawing():
         sheet = Sheet(1, 2, height=1.6, sharey=True)
         for panel, (kind, title) in zip(
             sheet.panels[0], {"prefill": "first tokens", "decode": "last tokens"}.items(), strict=True

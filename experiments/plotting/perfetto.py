@@ -30,8 +30,8 @@ from servetwin.core import BadInput
 
 from ..reporting.timeline import Gathered, Level, Timeline, batch_size, devices_of, requests_with_ends
 from ..sweeps import tables
-from ..validation.compare_runs import is_run
-from ..validation.run_files import batch_lines, read_json
+from ..validation.comparison.compare_runs import is_run
+from ..validation.comparison.run_files import batch_lines, read_json
 
 Event = dict[str, Any]
 

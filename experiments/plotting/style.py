@@ -8,9 +8,12 @@ TrueType, which publishers ask for; PDF and SVG hold lines and letters, no pixel
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,8 +23,9 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
+from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.textpath import TextPath
 from matplotlib.transforms import ScaledTranslation
 from servetwin.core import BadInput
@@ -38,9 +42,24 @@ INTERVALS = ("bars", "band")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
 
-#: matplotlib's own font, which is there wherever matplotlib is.
+#: Fonts with the letters of Chinese, Japanese and Korean that systems bring along, which matplotlib's own lacks.
+CJK_FONTS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Noto Sans JP", "Noto Sans KR", "Source Han Sans SC",
+    "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback", "IPAexGothic", "NanumGothic", "PingFang SC",
+    "Hiragino Sans", "Hiragino Sans GB", "Apple SD Gothic Neo", "Microsoft YaHei", "SimHei", "Yu Gothic",
+    "Malgun Gothic", "Arial Unicode MS",
+)  # fmt: skip
+
+
+def fonts() -> list[str]:
+    """matplotlib's own font, which is there wherever matplotlib is, and those of `CJK_FONTS` that this machine has,
+    of which letters are taken that it lacks."""
+    known = set(fontManager.get_font_names())
+    return ["DejaVu Sans", *(name for name in CJK_FONTS if name in known)]
+
+
 STYLE: Any = {
-    "font.family": "DejaVu Sans",
+    "font.family": fonts(),
     "font.size": 7,
     "axes.titlesize": 7,
     "axes.labelsize": 7,
@@ -69,6 +88,24 @@ DPI = 220
 #: Points that a letter of the font takes per point of its size, at most on average.
 _LETTER = 0.58
 _GREY = "0.35"
+
+
+class NoGlyph(UserWarning):
+    """There is no font with some of the letters of a figure."""
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Draw in `STYLE`. Of letters that no font has `Sheet.save` tells, once and not at each of them."""
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")
+        log = logging.getLogger("matplotlib.font_manager")
+        level = log.level
+        log.setLevel(logging.ERROR)  # fonts that have one weight only
+        try:
+            yield
+        finally:
+            log.setLevel(level)
 
 
 class Drawing(Figure):
@@ -118,7 +155,7 @@ def look_of(policy: str, others: Sequence[str]) -> Look:
 
 class Sheet:
     """A figure of *rows* by *columns* panels, *width* inches wide, its panels *height* inches high; and what is drawn
-    in it. Use it within ``mpl.rc_context(STYLE)``."""
+    in it. Use it within `drawing`."""
 
     def __init__(
         self, rows: int, columns: int, *, width: float = PAGE, height: float = 1.3, sharey: bool = False
@@ -166,24 +203,34 @@ class Sheet:
         drawstyle: str = "default",
     ) -> None:
         """A line called *name*, with the *ends* (low, high) of an interval at each point, drawn as one of
-        `INTERVALS`; bars stand *shift* points to the right, so that those of several lines do not hide each other."""
+        `INTERVALS`. All of it stands *shift* points to the right, so that the bars of several lines do not hide each
+        other."""
         own = {"color": looks.colour, "linestyle": looks.dash, "marker": looks.marker if marked else None}
         (drawn,) = panel.plot(x, y, **own, label=name, drawstyle=drawstyle)
+        parts: list[Any] = [drawn]
         if ends is not None and intervals == "band":
-            panel.fill_between(x, *ends, color=looks.colour, alpha=0.18, linewidth=0)
+            parts.append(panel.fill_between(x, *ends, color=looks.colour, alpha=0.18, linewidth=0))
         elif ends is not None:
-            beside = ScaledTranslation(shift / 72, 0, self.figure.dpi_scale_trans)
-            panel.vlines(x, *ends, color=looks.colour, linewidth=0.7, transform=panel.transData + beside)
+            parts.append(panel.vlines(x, *ends, color=looks.colour, linewidth=0.7))
+        self._move(panel, parts, shift)
         self._entries.setdefault(name, drawn)
         self._kinds.setdefault(kind, Line2D([], [], color=_GREY))
         self._keep(panel, name, kind, x, y, ends)
 
-    def marks(self, panel: Axes, name: str, looks: Look, x: Sequence[float], y: Sequence[float]) -> None:
-        """Open marks: what was measured of that which the line *name* simulates."""
+    def _move(self, panel: Axes, parts: Sequence[Any], shift: float) -> None:
+        """Move *parts* of a *panel* by *shift* points to the right. Limits of axes, which know them by now, stay."""
+        for part in parts if shift else ():
+            part.set_transform(panel.transData + ScaledTranslation(shift / 72, 0, self.figure.dpi_scale_trans))
+
+    def marks(
+        self, panel: Axes, name: str, looks: Look, x: Sequence[float], y: Sequence[float], *, shift: float = 0.0
+    ) -> None:
+        """Open marks: what was measured of that which the line *name* simulates, as far to the right as it is."""
         if not x:
             return
         open_marks: Any = {"linestyle": "none", "markersize": 5.0, "markerfacecolor": "none", "markeredgewidth": 0.8}
-        panel.plot(x, y, marker=looks.marker, color=looks.colour, zorder=3, clip_on=False, **open_marks)
+        drawn = panel.plot(x, y, marker=looks.marker, color=looks.colour, zorder=3, clip_on=False, **open_marks)
+        self._move(panel, drawn, shift)
         self._kinds["measured"] = Line2D([], [], color=_GREY, marker="o", **open_marks)
         if name not in self._entries:
             self._entries[name] = Line2D([], [], color=looks.colour, marker=looks.marker, **open_marks)
@@ -265,19 +312,38 @@ class Sheet:
     def save(self, *paths: Path) -> list[Path]:
         """Write the figure to *paths*, and what it shows beside each as ``NAME.data.csv``; the files written.
 
-        Raises `BadInput` if a path cannot be written, or its ending is none of `ENDINGS`.
+        Raises `BadInput` if a path cannot be written, or its ending is none of `ENDINGS`. Warns (`NoGlyph`) of
+        letters that no font of this machine has.
         """
         files = list(paths)
         for path in paths:
             check_ending(path)
-        with mpl.rc_context(STYLE):
+        with drawing():
             for path in paths:
                 content = self._drawn(path.suffix[1:])
                 _whole(path, lambda to, content=content: to.write_bytes(content))  # type: ignore[misc]
         for path in dict.fromkeys(data_beside(path) for path in paths):
-            tables.write(path, self.points)
+            tables.write(path, self.points, self._columns())
             files.append(path)
+        if unseen := self._unseen():
+            shown = unseen if len(unseen) <= 12 else f"{unseen[:12]}..."
+            right = "a font that has them, Noto Sans CJK, say"
+            what = f"no font here has {shown}, drawn as boxes (right would be: {right})"
+            warnings.warn(what, NoGlyph, stacklevel=3)
         return files
+
+    def _unseen(self) -> str:
+        """The letters of its texts that none of `fonts` has."""
+        texts = (found.get_text() for found in self.figure.findobj(Text))
+        letters = {ord(letter) for text in texts for letter in text if not letter.isspace()}
+        for name in STYLE["font.family"]:
+            letters -= get_font(findfont(name)).get_charmap().keys()
+        return "".join(map(chr, sorted(letters)))
+
+    def _columns(self) -> list[str]:
+        """Those of the columns of `points` in which there is something."""
+        names = self.points[0] if self.points else ("line", "x", "y")
+        return [name for name in names if any(p[name] not in (None, "") for p in self.points)] or [*names]
 
     def _drawn(self, ending: str) -> bytes:
         """The figure as a file with that *ending*, in memory: what writes PDF files fails in its own way on a full

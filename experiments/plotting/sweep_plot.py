@@ -9,21 +9,21 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import matplotlib as mpl
 from servetwin.core import BadInput
 
+from ..registry.catalog import suggest
 from ..reporting.sweep_columns import LINE, name_lines, number_in, varied_columns
-from ..spec.catalog import suggest
 from ..spec.loading import SHORT
 from ..sweeps.point import Row
-from ..validation.compare_grids import read_rows
+from ..validation.comparison.compare_grids import read_rows
 from . import measured_points
 from .paper_figures import AXES
-from .style import COLUMN, INTERVALS, PAGE, STYLE, WIDTHS, Sheet, check_ending, look
+from .style import COLUMN, INTERVALS, PAGE, WIDTHS, Sheet, check_ending, drawing, look
 
 MOST = 24
 LABELS = {
@@ -36,8 +36,10 @@ LABELS = {
     "mean_batch_size": "batch size, mean",
 }
 SHARES = ("attainment",)
-#: Points by which the interval of each line stands to the right of that of the one before it.
+#: Points by which each line stands to the right of the one before it where there are intervals as bars.
 SHIFT = 1.5
+#: Up to so many places along an axis are its ticks, if they lie far enough from each other to be read.
+TICKS = 6
 
 
 def label_of(column: str) -> str:
@@ -126,13 +128,16 @@ def sheet_of(
     width = WIDTHS[asked.width] if asked.width is not None else COLUMN if len(panels) == 1 else PAGE
     names = [*dict.fromkeys(row[LINE] for row in rows)]
     given = [point for path in asked.measured for point in measured_points.read(path)]
-    with mpl.rc_context(STYLE):
+    with drawing():
         sheet = Sheet(*shape, width=width, height=1.7 if len(panels) <= 2 else 1.4)
+        bars = asked.intervals == "bars" and any(number_in(row.get(f"{y}_low")) is not None for row in rows)
+        shifts = {name: SHIFT * (i - (len(names) - 1) / 2) if bars else 0.0 for i, name in enumerate(names)}
         for place, own in zip(sheet.panels.flat, panels, strict=False):
             names_of = own.title, label_of(own.x), label_of(y)
             sheet.describe(place, *names_of, titled=not aligned or own.x == panels[0].x, edges=aligned)
-            _lines(sheet, place, own, y, names, asked.intervals)
-            _measured(sheet, place, own, y, names, given)
+            _lines(sheet, place, own, y, shifts, asked.intervals)
+            _measured(sheet, place, own, y, shifts, given)
+            _ticks(place, [number_in(row[own.x]) for row in own.rows])
             place.set_ylim(*((-0.02, 1.02) if y in SHARES else (0, None)))
         for place in list(sheet.panels.flat)[len(panels) :]:
             place.set_axis_off()
@@ -239,7 +244,17 @@ def _column(name: str, rows: Sequence[Row]) -> str:
 # -- lines and marks ------------------------------------------------------------------------------------
 
 
-def _lines(sheet: Sheet, place: Any, panel: _Panel, y: str, names: Sequence[str], intervals: str) -> None:
+def _ticks(place: Any, values: Sequence[float | None]) -> None:
+    """Put the ticks of the x axis where points are, if these are few."""
+    places = sorted({value for value in values if value is not None})
+    gaps = [b - a for a, b in pairwise(places)]
+    if 1 < len(places) <= TICKS and min(gaps) >= (places[-1] - places[0]) / 8:
+        place.set_xticks(places, [f"{value:g}" for value in places])
+
+
+def _lines(sheet: Sheet, place: Any, panel: _Panel, y: str, shifts: Mapping[str, float], intervals: str) -> None:
+    """Draw the lines of a panel; *shifts* has the points by which each stands to the right, in the order of looks."""
+    names = [*shifts]
     for name in dict.fromkeys(row[LINE] for row in panel.rows):
         at: dict[float, list[Row]] = {}
         for row in panel.rows:
@@ -254,16 +269,20 @@ def _lines(sheet: Sheet, place: Any, panel: _Panel, y: str, names: Sequence[str]
             low, high = ([_mean(at[p], f"{y}_{end}") for p in places] for end in _ENDS)
             ends = low, high
         values = [_mean(at[p], y) for p in places]
-        number = names.index(name)
-        shift = SHIFT * (number - (len(names) - 1) / 2)
-        sheet.line(place, name, look(number), places, values, ends, intervals=intervals, shift=shift)
+        looks = look(names.index(name))
+        sheet.line(place, name, looks, places, values, ends, intervals=intervals, shift=shifts[name])
 
 
 _ENDS = ("low", "high")
 
 
 def _measured(
-    sheet: Sheet, place: Any, panel: _Panel, y: str, names: Sequence[str], given: Sequence[Mapping[str, Any]]
+    sheet: Sheet,
+    place: Any,
+    panel: _Panel,
+    y: str,
+    shifts: Mapping[str, float],
+    given: Sequence[Mapping[str, Any]],
 ) -> None:
     """Lay over what was measured: what belongs to a row, and those of the *given* points that fit the panel."""
     found: dict[str, list[tuple[float, float]]] = {}
@@ -276,7 +295,8 @@ def _measured(
                 found.setdefault(row[LINE], []).append((x, value))
     for name, points in found.items():
         points = sorted(set(points))
-        sheet.marks(place, name, look(names.index(name)), [x for x, _ in points], [v for _, v in points])
+        xs, values = [x for x, _ in points], [v for _, v in points]
+        sheet.marks(place, name, look([*shifts].index(name)), xs, values, shift=shifts[name])
 
 
 def _mean(rows: Sequence[Row], name: str) -> float:

@@ -12,8 +12,8 @@ import importlib.util
 import os
 import sys
 import time
-from collections.abc import Iterable
-from functools import cache
+from collections.abc import Iterable, Iterator
+from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from stat import S_ISREG
@@ -93,25 +93,58 @@ def own_folders() -> dict[str, Path]:
 
 
 class _OwnCode:
-    """Our code as it was when this process began to use it. What is changed later was not loaded, or only in part."""
+    """Our code as it was when this process began to use it. What is changed later was not loaded, or only in part.
+
+    What the files hold is read when it is first asked for, which most commands never do; one that was changed before
+    then counts as changed, whatever it holds.
+    """
 
     def __init__(self) -> None:
-        folders = own_folders()
-        files = {f"{package}/{f.relative_to(folder).as_posix()}": f
-                 for package, folder in folders.items() for f in folder.rglob("*.py")}  # fmt: skip
-        self.files = dict(sorted(files.items()))
-        self.digests = {name: file_digest(path) for name, path in self.files.items()}
-        self.digest = combined(f"{name} {digest}" for name, digest in self.digests.items())
+        self.files = dict(sorted(_python_files(own_folders())))
+        self._stamps = {name: stamp(path) for name, path in self.files.items()}
         self._looked = (time.monotonic(), len(sys.modules))
         self._changed: list[str] = []
+        recent = time.time_ns() - _RECENT
+        # Of files just written the stamp proves nothing: these are read at once.
+        self._at_once = {
+            name: file_digest(self.files[name])
+            for name, found in self._stamps.items()
+            if found is not None and max(found[0], found[1]) > recent
+        }
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """What each file held, as a hash, by name."""
+        return {name: self._at_once.get(name) or self._digest(name) for name in self.files}
+
+    @cached_property
+    def digest(self) -> str:
+        """All of it as one hash."""
+        return combined(f"{name} {digest}" for name, digest in self.digests.items())
+
+    def _digest(self, name: str) -> str:
+        digest = file_digest(self.files[name])
+        return digest if stamp(self.files[name]) == self._stamps[name] else f"not {digest}"
 
     def changed(self) -> list[str]:
         """The files that are no longer what they were; looked up twice a second, and when modules were loaded."""
+        digests = self.digests
         at, modules = time.monotonic(), len(sys.modules)
         if at - self._looked[0] > 0.5 or modules != self._looked[1]:
             self._looked = (at, modules)
-            self._changed = [name for name, path in self.files.items() if file_digest(path) != self.digests[name]]
+            self._changed = [name for name, path in self.files.items() if file_digest(path) != digests[name]]
         return self._changed
+
+
+def _python_files(folders: dict[str, Path]) -> Iterator[tuple[str, str]]:
+    """Name and path of each file of code below *folders*, which are given by name."""
+    for package, folder in folders.items():
+        for place, below, files in os.walk(folder):
+            below[:] = [name for name in below if name != "__pycache__"]
+            inner = place[len(str(folder)) :].replace(os.sep, "/")
+            for name in files:
+                if name.endswith(".py"):
+                    yield f"{package}{inner}/{name}", os.path.join(place, name)
 
 
 _own = _OwnCode()

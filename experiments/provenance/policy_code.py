@@ -40,9 +40,9 @@ class Code:
     installed ones that these name, with versions; *declared* the files of the class attribute ``files``, by the names
     given there. *reads* are other files that it opened, with the hash of what they held; *doubts* say why its rows
     cannot be kept. *ours* is set for policies that come with ServeTwin. *text* is the source of a class that was
-    given as an object (see `servetwin.experiments.spec.policy_objects`). *hashed* says that its rows may depend on
-    the seed of Python's hashes, PYTHONHASHSEED. *used* is set once a run is over: what that run left in its classes
-    and modules is not to reach the next, which loads it anew.
+    given as an object (see `servetwin.experiments.registry.policy_objects`). *hashed* says that its rows may depend
+    on the seed of Python's hashes, PYTHONHASHSEED. *used* is set once a run is over: what that run left in its
+    classes and modules is not to reach the next, which loads it anew.
     """
 
     policy: Any

@@ -45,7 +45,7 @@ class Styles:
 
     def share(self, name: str, other: str) -> None:
         """Let *name* look as *other* does: the two are in no figure together."""
-        self._known[name] = self.of(other)
+        self.give(name, self.of(other))
 
     def give(self, name: str, style: Style) -> None:
         """Let *name* look so; others look as they would without it."""

@@ -150,10 +150,11 @@ def over_time(
     values: dict[str, Sequence[float]], edges: np.ndarray, styles: Styles, *, y: str, share: bool = False
 ) -> Figure:
     """Means over bins of time between *edges* (seconds), as steps; NaN leaves a gap. Up to `SHORT` bins between gaps
-    are marks: a line as short as that, a dashed one above all, is not seen."""
+    are marks: a line as short as that, a dashed one above all, is not seen. A line that is alone is not dashed."""
     data = []
     for name, found in values.items():
         style = styles.of(name)
+        dash = style.dash if len(values) > 1 else "solid"
         seen = [None if math.isnan(v) else float(v) for v in found]
         trace: dict[str, Any] = {
             "x": rounded(edges[:-1], 7),
@@ -161,7 +162,7 @@ def over_time(
             "name": name,
             "type": "scatter",
             "mode": "lines",
-            "line": {"color": style.colour, "dash": style.dash, "width": 1.6, "shape": "hv"},
+            "line": {"color": style.colour, "dash": dash, "width": 1.6, "shape": "hv"},
             "hovertemplate": "%{y:.0%}" if share else "%{y:.3~f}",
         }
         if any(alone := _between_gaps(seen)):

@@ -19,7 +19,7 @@ from servetwin.core import BadInput
 
 from .document import OUTCOMES, Document, Listing, Note, Part, Plot, Plots, Style, Styles, Table
 
-_NUMBER = re.compile(r"^[+−-]?[\d  ,.]+( ?%| ?ms| ?s)?$|^–?$|^none$")
+_NUMBER = re.compile(r"^[+−-]?[\d  ,.]+( ?%| ?ms| ?s)?$|^–?$|^none$|^\d+ of \d+$")
 
 #: How dashes look, as SVG has them, and markers as paths around (0, 0).
 _DASHED = {"dash": "7 4", "dot": "2 3", "dashdot": "7 3 2 3", "longdash": "11 4", "longdashdot": "11 3 2 3"}

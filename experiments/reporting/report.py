@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections.abc import Sequence
@@ -17,8 +18,8 @@ from ..spec import yaml_io
 from ..spec.experiment import Experiment
 from ..sweeps import sweep, tables
 from ..sweeps.point import settings_of
-from ..validation import compare_runs
-from ..validation.compare_grids import read_rows
+from ..validation.comparison import compare_runs
+from ..validation.comparison.compare_grids import read_rows
 from . import run_sections, score_sections, sweep_sections, validity
 from .document import Document, Listing, Note, Part, Section, Styles, percent, plural
 from .markdown import markdown
@@ -30,6 +31,8 @@ Row = dict[str, Any]
 RIGHT = "a run folder, a folder of them, or a table of `servetwin sweep`, `score` or `compare`"
 #: Up to so many runs of one folder are shown one by one; more are a grid.
 FEW = 4
+#: Settings of a sweep that `servetwin run` has options for.
+OPTIONS = ("policy", "rate", "cv", "slo", "requests", "seed")
 #: What the two sides of pairs are called.
 SCORED, COMPARED = ("measured", "simulated"), ("first", "second")
 
@@ -218,7 +221,7 @@ def _of_pairs(given: _Results, styles: Styles, target: float) -> list[_Chapter]:
 
 def _known_by_name(names: Any) -> list[Experiment]:
     """The workloads that come with ServeTwin, of those that are named."""
-    from ..spec.catalog import workload_names
+    from ..registry.catalog import workload_names
     from ..spec.loading import load
 
     known = set(workload_names())
@@ -241,7 +244,7 @@ def _of_sweeps(given: _Results, styles: Styles, target: float) -> list[_Chapter]
         if beyond:
             doubts.append(f"{plural(beyond, 'point')} went beyond what its profile measured, and held the last value")
         sections = sweep_sections.sections(grid, styles, target)
-        sections += [validity.section(experiments, where, doubts), *_asked(spec, rows)]
+        sections += [*_over_time(spec), validity.section(experiments, where, doubts), *_asked(spec, rows)]
         called = spec.name if spec is not None and spec.name != "sweep" else path.name
         title = spec.about or called if spec is not None else called
         question, answer = sweep_sections.question(grid), sweep_sections.answer(grid, target)
@@ -269,6 +272,28 @@ def _experiments_of(spec: sweep.SweepFile | None, path: Path) -> tuple[list[Expe
         return sweep.points(spec, path.with_name(path.name + ".spec.yaml"))[0], []
     except BadInput as error:
         return [], [f"what was asked cannot be resolved here any more: {error.what}"]
+
+
+def _over_time(spec: sweep.SweepFile | None) -> list[Section]:
+    """How one sees what a sweep keeps no records of, for the last of its points that a command can name."""
+    for block in reversed(spec.sweeps if spec is not None else ()):
+        values = {**block.set, **list(sweep.combinations(block, "sweep"))[-1]}
+        source = values.pop("workload", values.pop("extends", block.extends))
+        if not isinstance(source, str):
+            continue
+        words = ["servetwin", "run", source]
+        for key, value in values.items():
+            told = value if isinstance(value, str) else json.dumps(value)
+            words += (
+                [f"--{key}", told] if key in OPTIONS and not isinstance(value, dict) else ["--set", f"{key}={told}"]
+            )
+        note = (
+            "A sweep keeps counts and latencies of its points, and no records. Queues, batch sizes, KV cache use and"
+            " busy devices over time are in the report of a run that leaves records. For one of the points:"
+        )
+        commands = f"{shlex.join([*words, '--out', 'point'])}\nservetwin report point --out point.html"
+        return [Section("Over time", [Listing(note, commands, folded=False)])]
+    return []
 
 
 def _asked(spec: sweep.SweepFile | None, rows: Sequence[Row]) -> list[Section]:

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ..validation import compare_runs
-from ..validation.run_files import request_lines
+from ..validation.comparison import compare_runs
+from ..validation.comparison.run_files import request_lines
 from . import figures, gantt
 from .document import Note, Part, Plot, Plots, Section, Styles, Table, number, percent, plural, seconds
 from .timeline import Timeline
@@ -126,8 +126,9 @@ def answer(run: Run) -> str:
 def facts(run: Run) -> list[tuple[str, str]]:
     s = run.summary
     found = [("attainment", percent(s["attainment"])), ("goodput, requests/s", number(s["request_goodput"]))]
+    found.append(("finished", f"{s['met'] + s['late']} of {s['requests']}"))
     found += [
-        ("latency p50", seconds(_s(s.get("median_e2el_ms")))),
+        ("latency p50 of these", seconds(_s(s.get("median_e2el_ms")))),
         ("latency p99", seconds(_s(s.get("p99_e2el_ms")))),
     ]
     for stage, tokens in s.get("llm", {}).items():
@@ -148,7 +149,7 @@ def sections(runs: Sequence[Run], styles: Styles, window: tuple[float, float] | 
     """The sections about *runs*."""
     found = [Section("Outcomes", [outcome_plots(runs), *tables(runs), *groups(runs), *_reasons(runs)])]
     if latencies := latency_plots(runs, styles):
-        found.append(Section("Latencies", [*latencies]))
+        found.append(Section("Latencies", [*latencies, *unfinished(runs)]))
     found.append(Section("Over time", over_time(runs, styles)))
     charts = gantts(runs, window)
     if charts is not None:
@@ -314,6 +315,19 @@ def latency_plots(runs: Sequence[Run], styles: Styles) -> list[Plots]:
     return [Plots(plots, legend, shown=8, more="more stages")]
 
 
+def unfinished(runs: Sequence[Run]) -> list[Note]:
+    """A sentence on who has no latency, where not all requests finished."""
+    said = []
+    for run in runs:
+        s = run.summary
+        finished = s["met"] + s["late"]
+        if finished < s["requests"]:
+            of = f" of {run.name}" if len(runs) > 1 else ""
+            others = [f"{s[name]} {name}" for name in ("dropped", "failed") if s[name]]
+            said.append(f"{finished} of {plural(s['requests'], 'request')}{of} finished; {' and '.join(others)} ones")
+    return [Note(f"{'; '.join(said)} have no latency end to end.")] if said else []
+
+
 def stay_latencies(stay: Mapping[str, Any]) -> list[tuple[str, list[float]]]:
     """TTFT, TPOT and, where the times of tokens are kept, ITL of a stay, in milliseconds."""
     first, last = stay.get("first_token"), stay.get("last_token")
@@ -329,7 +343,8 @@ def stay_latencies(stay: Mapping[str, Any]) -> list[tuple[str, list[float]]]:
 
 def over_time(runs: Sequence[Run], styles: Styles) -> list[Plots | Note]:
     """Batch sizes, queues, KV cache use and how busy devices are, as means over `BINS` parts of each run; of several
-    runs, a figure for each worker with a line for each run."""
+    runs, a figure for each worker with a line for each run. A figure's only line is named in its title, the others in
+    the legend."""
     end = max(run.timeline.end for run in runs)
     edges = np.linspace(0.0, max(end, 1e-9), BINS + 1)
     found: dict[tuple[str, str, bool], dict[str, Any]] = {}
@@ -349,9 +364,10 @@ def over_time(runs: Sequence[Run], styles: Styles) -> list[Plots | Note]:
                 values = np.where(seen, values.clip(0, 1 if share else None), np.nan)
                 found.setdefault((title, unit, share), {})[shown] = values
         notes |= dict.fromkeys(f"KV cache use of {w} is not shown: {why}." for w, why in line.untold.items())
-    names = list(dict.fromkeys(name for own in found.values() for name in own))
+    names = list(dict.fromkeys(name for own in found.values() if len(own) > 1 for name in own))
     plots = []
-    for (title, unit, share), own in found.items():
+    for (what, unit, share), own in found.items():
+        title = f"{what}: {next(iter(own))}" if len(own) == 1 else what
         highest = {n: float(np.nanmax(v)) for n, v in own.items() if not np.all(np.isnan(v))}
         says = ", ".join(f"{n}: at most {percent(h) if share else number(h)}" for n, h in highest.items())
         plots.append(Plot(title, figures.over_time(own, edges, styles, y=unit, share=share), says))

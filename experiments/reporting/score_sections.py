@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from ..validation.compare_grids import Decisions, Entry, Setting, decide, grids_of
+from ..validation.comparison.compare_grids import Decisions, Entry, Setting, decide, grids_of
 from .document import Note, Part, Plot, Plots, Section, Styles, Table, number, percent, plural
 from .figures import against
 from .sweep_columns import number_in

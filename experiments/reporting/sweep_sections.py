@@ -209,17 +209,28 @@ def answer(grid: Grid, target: float) -> str:
             text += f", and is best in {first.best} of {plural(first.settings, 'setting')}"
             if any("attainment_low" in row for row in grid.rows):
                 text += f", in {first.surely} of them beyond the intervals"
+    return f"{text}{_held_by(grid, target)}."
+
+
+def _held_by(grid: Grid, target: float) -> str:
+    """Who holds *target* on most curves over the rate, and up to which; those who hold it alike are named together.
+    Then those who come next."""
     held = holding(grid, target)
-    names = [ranked[0].line, ranked[1].line] if len(ranked) > 1 else grid.lines[:1]
-    if held:
-        reached = [
-            f"{name} in {sum(own.get(name) is not None for own in held.values())}"
-            f" (up to {plain(max((own.get(name) or 0.0 for own in held.values()), default=0.0))} requests/s)"
-            for name in names
-        ]
-        curves = plural(len(held), "curve")
-        text += f". {target:g} % is held by {' and by '.join(reached)} of {curves} over the rate"
-    return text + "."
+    if not held:
+        return ""
+    curves = plural(len(held), "curve")
+    alike: dict[tuple[int, float], list[str]] = {}
+    for name in grid.lines:
+        rates = [rate for own in held.values() if (rate := own.get(name)) is not None]
+        if rates:
+            alike.setdefault((len(rates), max(rates)), []).append(name)
+    if not alike:
+        return f". {target:g} % is held by nobody, on none of {curves} over the rate"
+    said = [
+        f"by {listed(names)} on {count} (up to {plain(most)} requests/s)"
+        for (count, most), names in sorted(alike.items(), reverse=True)[:2]
+    ]
+    return f". {target:g} % is held {', '.join(said)} of {curves} over the rate"
 
 
 def facts(grid: Grid) -> list[tuple[str, str]]:

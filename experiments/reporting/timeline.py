@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from servetwin.core import BadInput
 
-from ..validation.run_files import batch_lines, read_json, request_lines
+from ..validation.comparison.run_files import batch_lines, read_json, request_lines
 
 if TYPE_CHECKING:
     from ..spec.experiment import Experiment, WorkerSpec

@@ -17,7 +17,7 @@ from servetwin.core import BadInput, ServeTwinError
 
 from ..spec.experiment import Experiment
 from ..spec.loading import load_profiles
-from ..validation import run_table
+from ..validation.comparison import run_table
 from .document import Note, Part, Section, Table, plain, plural
 
 #: What is compared of a setting, and its name.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from .catalog import suggest
+from ..registry.catalog import suggest
 from .experiment import Experiment, Misfit, RequestClass, TraceSteps
 from .llm import BucketPrediction, Lengths, TokenSLOSpec, TraceTokens
 

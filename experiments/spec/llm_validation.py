@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from servetwin.core import BadInput
 
-from .catalog import suggest
+from ..registry.catalog import suggest
 from .experiment import Experiment, FixedSLO, Gamma, Misfit, Workload
 from .llm import (
     ChoiceTokens,

@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING, Any, get_args
 from pydantic import BaseModel, ValidationError
 from servetwin.core import BadInput
 
-from . import policy_registry, router_registry, yaml_io
-from .catalog import WORKLOADS, closest, suggest, workload_names
+from ..registry import policy_registry, router_registry
+from ..registry.catalog import WORKLOADS, closest, suggest, workload_names
+from ..registry.vllm_options import of_vllm
+from . import yaml_io
 from .experiment import (
     Arrivals,
     Calls,
@@ -44,7 +46,6 @@ from .llm import EngineSpec, TokenDraw, TokenSLOSpec
 from .overrides import ByOption, Override, said
 from .validation import check
 from .variants import NAMES_OF_DEPLOYMENT, Chosen, Given, Key, Layer, Tree, check_layer, choose
-from .vllm_options import of_vllm
 
 if TYPE_CHECKING:
     from servetwin.profiles import Profile

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 
 from ..provenance.file_digests import stamp
+from ..registry.catalog import LISTS, list_names, unknown
 from . import yaml_io
-from .catalog import LISTS, list_names, unknown
 
 #: The seeds of the artifact's LLM experiments, by the cv of the gaps.
 LLM_SEEDS = {1.0: 4, 1.5: 0, 2.0: 3, 2.5: 1, 3.0: 6, 3.5: 5, 4.0: 1, 4.5: 0}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ..registry.catalog import suggest
 from . import class_validation, llm_validation
-from .catalog import suggest
 from .experiment import (
     ChoiceSteps,
     Constant,

@@ -15,7 +15,7 @@ from typing import Any
 
 from servetwin.core import BadInput
 
-from .catalog import suggest
+from ..registry.catalog import suggest
 from .overrides import said
 
 Tree = dict[str, Any]

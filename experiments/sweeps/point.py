@@ -23,7 +23,7 @@ from ..assembly.inputs import Inputs, difference, inputs_of
 from ..provenance import policy_code, policy_imports
 from ..provenance.file_digests import code_changed, combined
 from ..provenance.stored_rows import Kept
-from ..spec import policy_objects, policy_registry, router_registry
+from ..registry import policy_objects, policy_registry, router_registry
 from ..spec.experiment import Experiment, RelativeSLO
 from ..spec.llm import TokenSLOSpec
 from . import cluster
@@ -347,7 +347,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _only_here(experiment: Experiment) -> bool:
     """Whether *experiment* has a policy that no other process knows (see
-    `servetwin.experiments.spec.policy_objects`)."""
+    `servetwin.experiments.registry.policy_objects`)."""
     return any(policy_objects.offered(name) is not None for name in policies_used(experiment))
 
 

@@ -33,8 +33,8 @@ from servetwin.core import BadInput
 
 from ..assembly.build import stands_on, time_shared
 from ..provenance.stored_rows import Kept, decode, encode
+from ..registry.catalog import FIGURES, figure_names, suggest
 from ..spec import yaml_io
-from ..spec.catalog import FIGURES, figure_names, suggest
 from ..spec.experiment import Experiment
 from ..spec.field_types import Strict
 from ..spec.loading import SHORT, layers, load, load_profiles, locate

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from ..spec.overrides import Override
 from ..sweeps.point import Progress
-from .compare_grids import EQUAL, Cell, Setting, grids_of, noise_of
-from .run_table import MeasuredRun
+from .comparison.compare_grids import EQUAL, Cell, Setting, grids_of, noise_of
+from .comparison.run_table import MeasuredRun
 from .score import Scored, entries, score
 
 AXES = ("rate", "cv", "slo_factor")

@@ -26,10 +26,10 @@ from servetwin.core.policy import PolicyBase
 from servetwin.core.testing.contract import Kept, digest, hold
 
 from ..assembly import build
-from ..spec import policy_registry
+from ..registry import policy_registry
+from ..registry.policy_errors import policies_answer
 from ..spec.experiment import Experiment
 from ..spec.loading import load
-from ..spec.policy_errors import policies_answer
 from ..sweeps.point import settings_of
 
 #: What a policy is checked on if nothing is said: an experiment, its rates (requests/s) and requests.

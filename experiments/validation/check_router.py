@@ -7,7 +7,7 @@ from functools import partial
 from servetwin.core import BadInput
 from servetwin.core.testing.router_contract import hold_router
 
-from ..spec import policy_registry, router_registry
+from ..registry import policy_registry, router_registry
 
 
 def is_router(name: str) -> bool:

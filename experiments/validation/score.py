@@ -26,16 +26,31 @@ from ..spec.experiment import Experiment, Time
 from ..spec.overrides import Override
 from ..sweeps import tables
 from ..sweeps.point import Progress, Row, run_all_averaged
-from . import bench_runs, packed_runs, replay_chat, replay_external, replay_folder, replay_llm, run_table
-from .compare_grids import PARAMS, Entry, Setting
-from .run_settings import otherwise
-from .run_table import MeasuredRun
+from .comparison import bench_runs, run_table
+from .comparison.compare_grids import PARAMS, Entry, Setting
+from .comparison.run_settings import otherwise
+from .comparison.run_table import MeasuredRun
+from .replay import (
+    chat as replay_chat,
+)
+from .replay import (
+    external as replay_external,
+)
+from .replay import (
+    folder as replay_folder,
+)
+from .replay import (
+    llm as replay_llm,
+)
+from .replay import (
+    packed_runs,
+)
 
 if TYPE_CHECKING:
     from servetwin.sim.measured import TimeOptions
 
-    from .replay_diffusion import RecordedRun, Recording
-    from .replay_external import Means
+    from .replay.diffusion import RecordedRun, Recording
+    from .replay.external import Means
 
 #: Seeds per run: the spread of a mean over ten is well below the spread between measured repeats.
 SEEDS = 10
@@ -246,7 +261,7 @@ def _terms(overrides: Sequence[Override], recordings: Sequence[Path]) -> TimeOpt
 
 
 def _recordings_in(path: Path) -> list[Path]:
-    """Compact recordings (see `replay_diffusion` and `replay_llm`): *path* itself, or those in it and in its
+    """Compact recordings (see `replay.diffusion` and `replay.llm`): *path* itself, or those in it and in its
     folders."""
     if path.is_dir():
         return sorted(path.rglob("*.json.gz"))
@@ -264,7 +279,7 @@ def _score_recordings(
 ) -> list[Scored]:
     from joblib import Parallel, delayed
 
-    from .replay_diffusion import read_recording
+    from .replay.diffusion import read_recording
 
     campaigns = [path for path in paths if replay_llm.is_campaign(path)]
     externals = [path for path in paths if replay_external.is_external(path)]

@@ -21,10 +21,12 @@ from typing import Any
 
 from servetwin.core import BadInput
 
-from ..spec.catalog import MEASURED, unknown
-from . import replay_chat, replay_external, replay_llm
+from ..registry.catalog import MEASURED, unknown
 from .baselines import PREDICTORS, Baseline, baselines
-from .compare_grids import decide, grids_of
+from .comparison.compare_grids import decide, grids_of
+from .replay import chat as replay_chat
+from .replay import external as replay_external
+from .replay import llm as replay_llm
 from .score import SEEDS, Scored, entries, gaps_of, score
 
 #: What is kept.

@@ -19,7 +19,7 @@ from servetwin.core import BadInput, Request
 from servetwin.core.llm import Follows, TokenRequest
 from servetwin.core.random_streams import stream
 
-from ..spec.catalog import suggest
+from ..registry.catalog import suggest
 from ..spec.experiment import Experiment, RequestClass, Workload
 from .draws import BLOCK, steps_of
 from .lengths import triples

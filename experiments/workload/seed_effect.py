@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from servetwin.core import BadInput
 from servetwin.core.random_streams import permuted
 
-from ..spec import router_registry
+from ..registry import router_registry
 from ..spec.experiment import (
     ChoiceSteps,
     Constant,

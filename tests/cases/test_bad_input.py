@@ -17,7 +17,7 @@ import mutations
 import pytest
 from by_command import call, records, refused, summary
 from servetwin.core.installed import not_installed
-from servetwin.experiments.spec.catalog import MEASURED
+from servetwin.experiments.registry.catalog import MEASURED
 from servetwin.real.tools.sandbox import Limits, confinement, run_script
 from servetwin.real.vllm import http_client
 

@@ -2,7 +2,7 @@
 with variants of its own.
 
 What is expected is counted here pair by pair, from the shares alone. More cells and noise floors are in
-tests/experiments/validation/test_grids.py.
+tests/experiments/validation/comparison/test_grids.py.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from servetwin.experiments.validation.compare_grids import grids_of, noise_of
-from servetwin.experiments.validation.run_table import NEUSTREAM, read
+from servetwin.experiments.validation.comparison.compare_grids import grids_of, noise_of
+from servetwin.experiments.validation.comparison.run_table import NEUSTREAM, read
 from servetwin.experiments.validation.score import Scored, entries, of_tokens, score
 from toy_systems import refused, rows, servetwin, write_one
 
@@ -250,8 +250,8 @@ def test_21_a_default_that_is_written_out_is_no_other_policy(here: Path):
 
 def test_21_repeats_of_recordings_say_whether_their_requests_were_the_same():
     """The second session of `h200-long` drew its requests anew: 607 and 609 of them."""
-    from servetwin.experiments.spec.catalog import MEASURED
-    from servetwin.experiments.validation import replay_llm
+    from servetwin.experiments.registry.catalog import MEASURED
+    from servetwin.experiments.validation.replay import llm as replay_llm
 
     for path, same in (("h200-long/llm-opt-13b.json.gz", False), ("h100-long/llm-opt-13b.json.gz", True)):
         campaign = replay_llm.read(MEASURED / path)

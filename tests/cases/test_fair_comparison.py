@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servetwin.experiments.spec.catalog import workload_names
+from servetwin.experiments.registry.catalog import workload_names
 from servetwin.experiments.spec.loading import load
 from servetwin.policies.diffusion import clockwork, edf, fcfs, neustream
 from toy_systems import rows, servetwin, write_one

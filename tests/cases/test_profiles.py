@@ -12,7 +12,7 @@ import servetwin.profiles
 import yaml
 from by_command import call, refused, sets, steps, summary, toy
 from servetwin.core import BadInput
-from servetwin.experiments.spec.catalog import workload_names
+from servetwin.experiments.registry.catalog import workload_names
 from servetwin.experiments.spec.loading import load as experiment
 from servetwin.profiles import load
 

@@ -9,7 +9,7 @@ import pytest
 from servetwin.core import BadInput, BatchWorker, Module, Outcome, Pipeline, Request, Stage, Task, Worker, WorkerView
 from servetwin.core.routing import Router
 from servetwin.core.serving.dispatch import Dispatcher
-from servetwin.experiments.spec import router_registry
+from servetwin.experiments.registry import router_registry
 from servetwin.policies.diffusion.fcfs import FCFS
 from servetwin.policies.routing.least_loaded import LeastLoaded
 from servetwin.policies.routing.least_violating import LeastViolating

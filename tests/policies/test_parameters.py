@@ -2,7 +2,7 @@
 
 import pytest
 from servetwin.core import BadInput
-from servetwin.experiments.spec.policy_registry import find_policy
+from servetwin.experiments.registry.policy_registry import find_policy
 
 WRONG = [
     ("clockwork", "max_batch", 0, "1 or more"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from servetwin.core.testing.contract import ContractBroken, check_contract
-from servetwin.experiments.spec.policy_registry import find_policy, policy_names
+from servetwin.experiments.registry.policy_registry import find_policy, policy_names
 
 FAULTS = sorted((Path(__file__).parent / "faults").glob("*.py"))
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from servetwin.core.llm import ALL, Step
 from servetwin.experiments.assembly import build
+from servetwin.experiments.registry.policy_registry import find_policy, policy_names
 from servetwin.experiments.spec.loading import load
-from servetwin.experiments.spec.policy_registry import find_policy, policy_names
 from servetwin.policies.diffusion import (
     clockwork,
     edf,

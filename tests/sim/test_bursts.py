@@ -14,7 +14,8 @@ from servetwin.core.serving.client import play
 from servetwin.core.serving.dispatch import Dispatcher
 from servetwin.core.serving.pool import Pool
 from servetwin.experiments.assembly.build import build
-from servetwin.experiments.spec import loading, router_registry
+from servetwin.experiments.registry import router_registry
+from servetwin.experiments.spec import loading
 from servetwin.policies.diffusion.edf import EDF
 from servetwin.policies.diffusion.fcfs import FCFS
 from servetwin.policies.llm.vllm import VLLM

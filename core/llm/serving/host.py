@@ -17,7 +17,7 @@ class Host:
 
     *between* gives what handing on the outputs of a step of so many sequences takes, *intake* what taking a request
     in does. Whatever has come until all is done, the policy sees. Measured by
-    `servetwin.real.vllm.profiling.step_grid` as ``step.between`` and ``engine.intake``.
+    `servetwin.real.vllm.profiling.measuring.step_grid` as ``step.between`` and ``engine.intake``.
 
     With *ahead* the host decides a step while the one before it computes (asynchronous scheduling): see
     `servetwin.core.llm.serving.async_engine`. *begins* is then what passes from asking the policy until the step can

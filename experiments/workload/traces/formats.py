@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from servetwin.core import BadInput
 
-from ...spec.catalog import closest, suggest
+from ...registry.catalog import closest, suggest
 from ...spec.field_types import WEIGHTS
 from . import bench_file
 from .lines import ARRIVALS, SIDES, TERMS, WORK, Line, Row, csv_header, csv_lines, ending, json_lists, jsonl_lines

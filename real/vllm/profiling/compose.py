@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..engine import VllmEngine
-from . import blind_traffic
-from .compositions import Player
-from .device_steps import Steps, all_samples, steps_of
-from .step_cells import Cells, Limits, cells_for, parts_of_round
-from .step_profile import MEMORY
+from .fitting.step_profile import MEMORY
+from .measuring import blind_traffic
+from .measuring.compositions import Player
+from .measuring.device_steps import Steps, all_samples, steps_of
+from .measuring.step_cells import Cells, Limits, cells_for, parts_of_round
 
 
 def graphs_of(engine: VllmEngine) -> tuple[tuple[int, ...], str]:

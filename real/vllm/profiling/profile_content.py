@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .async_steps import Rotation
-    from .step_grid import Grid, Measured
+    from .measuring.async_steps import Rotation
+    from .measuring.step_grid import Grid, Measured
 
 
 def profile_content(
@@ -21,13 +21,13 @@ def profile_content(
     source: str,
 ) -> dict[str, Any]:
     """The content of a profile file called *name*, measured *when* by *command*; see `tokens_section`."""
-    from .fit import tokens_section
-    from .step_grid import Grid
+    from .fitting.grid_fit import tokens_section
+    from .measuring.step_grid import Grid
 
     if isinstance(grid, Grid):
         section = tokens_section(measured, described, grid, source)
     else:
-        from .async_fit import steady_section
+        from .fitting.async_fit import steady_section
 
         section = steady_section(measured, described, grid, source)
     return file_content(section, described, name=name, when=when, command=command)

@@ -15,7 +15,7 @@ from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.invariants.record_checker import check_records
 from servetwin.experiments.assembly import build
 from servetwin.experiments.spec.loading import load
-from servetwin.experiments.validation.replay_llm import MEASURED, host_of, read, replay, slo_of
+from servetwin.experiments.validation.replay.llm import MEASURED, host_of, read, replay, slo_of
 from servetwin.profiles import load as profile
 
 DATA = Path(servetwin.profiles.__file__).parent / "data"

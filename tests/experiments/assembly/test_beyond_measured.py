@@ -9,10 +9,10 @@ import pytest
 import yaml
 from servetwin.core import BadInput, Recorder
 from servetwin.experiments.assembly import build
-from servetwin.experiments.spec.catalog import WORKLOADS
+from servetwin.experiments.registry.catalog import WORKLOADS
 from servetwin.experiments.spec.experiment import Experiment
 from servetwin.experiments.spec.loading import load
-from servetwin.experiments.validation.replay_llm import HOLDS, MEASURED, held, read
+from servetwin.experiments.validation.replay.llm import HOLDS, MEASURED, held, read
 from servetwin.profiles import load as load_profile
 
 CONSTANT = {"draw": "constant", "tokens": 100}

@@ -25,7 +25,7 @@ from servetwin.experiments.spec.loading import load
 from servetwin.experiments.spec.published_draws import LLM_SEEDS, listed
 from servetwin.experiments.sweeps import sweep
 from servetwin.experiments.sweeps.point import results_of, settings_of
-from servetwin.experiments.validation.compare_runs import compare
+from servetwin.experiments.validation.comparison.compare_runs import compare
 from servetwin.experiments.workload.draws import arrival_times
 from servetwin.experiments.workload.lengths import triples
 from servetwin.experiments.workload.traces import sample

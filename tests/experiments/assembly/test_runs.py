@@ -11,7 +11,7 @@ from servetwin.core import BadInput
 from servetwin.experiments.assembly import build
 from servetwin.experiments.spec.experiment import Time
 from servetwin.experiments.spec.loading import load
-from servetwin.experiments.validation.compare_runs import read
+from servetwin.experiments.validation.comparison.compare_runs import read
 from servetwin.sim.measured import TimeOptions
 
 RECORDS = ["batches.jsonl", "experiment.yaml", "meta.json", "requests.jsonl", "summary.json"]

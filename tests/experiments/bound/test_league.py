@@ -40,6 +40,14 @@ def test_the_league_counts_what_runs_give_and_no_policy_passes_the_bound(servetw
     ]
 
 
+def test_without_a_bound_nothing_is_said_of_one(servetwin) -> None:
+    asked = ["--requests", "5", "--seeds", "2", "--jobs", "1", "--policy", "edf", "--no-bound"]
+    code, out, error = servetwin("league", "dit-s2-256-rtx4090", *asked)
+    assert code == 0, error
+    assert "not told apart from" in out
+    assert "bound" not in out
+
+
 def test_policies_are_told_apart_by_differences_seed_by_seed() -> None:
     met = {
         "a": {"w": [0.90, 0.50, 0.70]},

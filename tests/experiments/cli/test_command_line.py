@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from servetwin.core import InvariantBroken
 from servetwin.experiments.assembly import build
-from servetwin.experiments.cli import demo as demonstration
 from servetwin.experiments.cli import entry
+from servetwin.experiments.cli.commands import demo as demonstration
 from servetwin.experiments.spec.loading import load
-from servetwin.experiments.validation import run_table
+from servetwin.experiments.validation.comparison import run_table
 
 COMMANDS = [
     "run",

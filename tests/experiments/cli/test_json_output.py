@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 from servetwin.experiments.cli import cli_page, json_page
-from servetwin.experiments.cli.json_output import COMMANDS, Use
+from servetwin.experiments.cli.output.json_output import COMMANDS, Use
 from servetwin.experiments.reporting import timeline
 
 #: Commands that print no results: `explore` serves a page.
@@ -75,6 +75,7 @@ def test_sweep_and_what_is_made_of_sweeps(servetwin, small: Path):
     found = printed(servetwin, "sweep", small / "s.yaml", "--out", out, "--jobs", 1)
     assert [(p["policy"], p["rate"]) for p in found["points"]] == [("edf", 2), ("edf", 4), ("fcfs", 2), ("fcfs", 4)]
     assert found["files"] == [str(out)]
+    assert printed(servetwin, "sweep", small / "s.yaml", "--jobs", 1) == {"points": found["points"], "files": []}
     assert printed(servetwin, "plot", out, "--out", small / "s.pdf") == {
         "panels": 1,
         "files": [str(small / "s.pdf"), str(small / "s.data.csv")],
@@ -83,11 +84,21 @@ def test_sweep_and_what_is_made_of_sweeps(servetwin, small: Path):
 
 
 def test_score_with_baselines(servetwin, small: Path):
-    arguments = (small / "m.csv", "--out", small / "score.csv", "--seeds", 1, "--baselines", "--jobs", 1)
-    found = printed(servetwin, "score", *arguments)
+    found = printed(servetwin, "score", small / "m.csv", "--seeds", 1, "--baselines", "--jobs", 1)
+    assert found["files"] == []
     assert [gap["policy"] for gap in found["gaps"]] == ["neustream", "clockwork", ""]
-    assert {run["met"] for run in found["runs"]} == {"18", "15"}
+    assert {run["met"] for run in found["runs"]} == {18, 15}
     assert found["baselines"]
+
+
+@pytest.mark.parametrize("command", ["sweep", "score"])
+def test_results_go_to_a_table_or_to_the_output(servetwin, small: Path, command: str):
+    code, _, err = servetwin(command, small / ("s.yaml" if command == "sweep" else "m.csv"))
+    assert code == 2
+    assert err == (
+        "servetwin: --out: nothing says where results go "
+        "(right would be: --out with a file; or --json, to print the table)\n"
+    )
 
 
 def test_search(servetwin, toy: Path):

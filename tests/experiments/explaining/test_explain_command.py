@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from servetwin.experiments.explaining import telling
+from servetwin.experiments.explaining import explanation, telling
 from servetwin.experiments.explaining.causes import Cause
 from servetwin.experiments.explaining.explanation import StageTime
 
@@ -32,6 +32,22 @@ def test_the_worst_are_listed_worst_first(servetwin, run: Path) -> None:
     assert [int(row[0]) for row in rows] == [r["id"] for r in missed(run)[:4]]
     assert [float(row[3]) for row in rows] == [round(r["deadline"] - r["finished"], 3) for r in missed(run)[:4]]
     assert f"--request {missed(run)[0]['id']}" in out
+
+
+def test_dropped_ones_are_not_early_but_after_the_late_ones(servetwin, toy: Path, tmp_path: Path) -> None:
+    """One that was dropped before its deadline is late by nothing, however early that was: of these, the one comes
+    first that had been there for longest."""
+    run = tmp_path / "run"
+    assert servetwin("run", toy, "--rate", 12, "--policy", "fcfs", "--out", run)[0] == 0
+    path = run / "requests.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    late = sorted((r for r in records if r["outcome"] == "late"), key=lambda r: r["finished"] - r["deadline"])
+    for record, after in zip(late[:2], (0.01, 0.02), strict=True):
+        record |= {"outcome": "dropped", "finished": None, "ended": record["arrival"] + after}
+    order = [explanation._badness(record) for record in (*late[2:3], late[1], late[0])]
+    assert order == sorted(order, reverse=True)
+    assert [badness for badness, _ in order[1:]] == [0.0, 0.0]
+    assert explanation.overrun(late[0]) < 0
 
 
 def test_one_request_is_told_in_full(servetwin, run: Path) -> None:

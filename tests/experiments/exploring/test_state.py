@@ -62,7 +62,7 @@ def test_command_and_file_say_the_same_experiment(of: str, tmp_path: Path, monke
 
 def _read(words: list[str]) -> list[tuple[str, Any]]:
     """The overrides that options of `servetwin run` mean."""
-    from servetwin.experiments.cli.options import overrides_of
+    from servetwin.experiments.cli.commands.options import overrides_of
 
     short, sets = {}, []
     for option, text in zip(words[::2], words[1::2], strict=True):

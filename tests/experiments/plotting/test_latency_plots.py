@@ -9,7 +9,7 @@ from servetwin.core import BadInput
 from servetwin.experiments.assembly.build import run
 from servetwin.experiments.plotting.latency_plot import draw
 from servetwin.experiments.spec.loading import load
-from servetwin.experiments.validation.compare_grids import read_rows
+from servetwin.experiments.validation.comparison.compare_grids import read_rows
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from servetwin.experiments.plotting import draw_all, paper_figures, paper_figure
 from servetwin.experiments.plotting.style import data_beside
 from servetwin.experiments.spec.loading import load
 from servetwin.experiments.sweeps.point import results_of, settings_of
-from servetwin.experiments.validation import run_table
-from servetwin.experiments.validation.compare_grids import read_rows
+from servetwin.experiments.validation.comparison import run_table
+from servetwin.experiments.validation.comparison.compare_grids import read_rows
 
 
 def rows_of(workload: str, places, **more):

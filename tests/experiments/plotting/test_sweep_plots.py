@@ -8,8 +8,8 @@ from servetwin.core import BadInput
 from servetwin.experiments.plotting.style import STYLE, Sheet
 from servetwin.experiments.plotting.sweep_plot import Asked, draw
 from servetwin.experiments.sweeps import sweep, tables
-from servetwin.experiments.validation import run_table
-from servetwin.experiments.validation.compare_grids import read_rows
+from servetwin.experiments.validation.comparison import run_table
+from servetwin.experiments.validation.comparison.compare_grids import read_rows
 
 
 def kept_figures(monkeypatch) -> list[Figure]:
@@ -45,6 +45,41 @@ def test_lines_are_means_over_seeds_by_policy_and_panels_the_rest(table, monkeyp
                 assert list(line.get_xdata()) == [2.0, 4.0]
                 assert list(line.get_ydata()) == pytest.approx([0.55, 0.3])
             assert len(panel.collections) == 2  # the intervals
+
+
+def test_a_line_its_interval_and_what_was_measured_of_it_stand_in_one_place(table, monkeypatch):
+    """Lines whose intervals are bars stand beside each other, each with all that belongs to it."""
+    kept = kept_figures(monkeypatch)
+    measured = [{"workload": "w", "policy": "edf", "rate": 2.0, "slo_factor": 2.0, "attainment": 0.5}]
+    tables.write(table.with_name("m.csv"), measured)
+    draw(table, table.with_suffix(".png"), asked=Asked(measured=[table.with_name("m.csv")]))
+    panel = kept[0].axes[0]
+    edf, mine, mark = panel.lines
+    offsets = [part.get_transform().transform((2.0, 0.5))[0] for part in (edf, mark, mine, *panel.collections)]
+    assert offsets[0] == offsets[1] == offsets[3]
+    assert offsets[2] == offsets[4] > offsets[0]
+    assert panel.get_xlim()[0] == pytest.approx(1.9)  # as without shifts
+    assert [tick.get_text() for tick in panel.get_xticklabels()] == ["2", "4"]
+    draw(table, table.with_suffix(".png"), asked=Asked(intervals="band"))
+    assert {line.get_transform().transform((2.0, 0.5))[0] for line in kept[1].axes[0].lines} == {
+        kept[1].axes[0].transData.transform((2.0, 0.5))[0]
+    }
+
+
+def test_letters_that_no_font_has_are_told_in_a_line(table, servetwin):
+    table.write_text(table.read_text().replace("edf", "\U00012000\U00012001"))
+    code, out, err = servetwin("plot", table, "--out", table.with_suffix(".png"))
+    assert code == 0
+    assert "2 panels" in out
+    (line,) = err.splitlines()
+    assert line.startswith("servetwin: no font here has \U00012000\U00012001, drawn as boxes (right would be: a font")
+
+
+def test_no_column_of_data_is_empty(table):
+    only = [row for row in read_rows(table) if row["slo_factor"] == "2.0"]
+    tables.write(table, [{k: v for k, v in row.items() if not k.startswith("attainment_")} for row in only])
+    _, files = draw(table, table.with_suffix(".png"))
+    assert list(read_rows(files[-1])[0]) == ["line", "kind", "x_name", "x", "y_name", "y"]
 
 
 def test_runs_of_other_lengths_are_no_repeats(table, monkeypatch):

@@ -19,7 +19,8 @@ from edited_policies import PLAIN, SOURCES, batches, counted, ones_become_eights
 from servetwin.core import BadInput, ServeTwinError
 from servetwin.experiments.assembly import inputs
 from servetwin.experiments.provenance import file_digests, policy_code
-from servetwin.experiments.spec import catalog, policy_registry, published_draws
+from servetwin.experiments.registry import catalog, policy_registry
+from servetwin.experiments.spec import published_draws
 from servetwin.experiments.spec.loading import load
 from servetwin.experiments.sweeps import point as engine
 from servetwin.experiments.sweeps import sweep
@@ -140,6 +141,7 @@ def test_all_of_an_installed_package_counts_for_its_policy(place: Path, monkeypa
     })  # fmt: skip
     monkeypatch.syspath_prepend(str(place / "packages"))
     policy_registry.policy_names.cache_clear()
+    policy_registry.offered.cache_clear()
     policy_registry._known.cache_clear()
     said: list[str] = []
     try:
@@ -156,6 +158,7 @@ def test_all_of_an_installed_package_counts_for_its_policy(place: Path, monkeypa
             assert len(cache) == 2
     finally:
         policy_registry.policy_names.cache_clear()
+        policy_registry.offered.cache_clear()
         policy_registry._known.cache_clear()
     assert "polpack/number.py was changed since this process loaded it: start it again" in said[0]
 
@@ -521,7 +524,7 @@ def test_workers_of_ray_load_what_was_edited_also_if_there_is_one_processor(plac
 def test_where_hashes_are_fixed_rows_that_go_by_them_are_kept_by_their_seed(place: Path):
     write(place, {"mine.py": policy("1 + hash('a') % 2")})
     program = (
-        "from servetwin.experiments.spec.policy_registry import code_of\n"
+        "from servetwin.experiments.registry.policy_registry import code_of\n"
         "code = code_of('mine.py')\n"
         "print(code.digest(), *code.doubts, sep='|')\n"
     )

@@ -8,7 +8,7 @@ import pytest
 from servetwin.experiments.assembly import build
 from servetwin.experiments.spec.loading import load
 from servetwin.experiments.sweeps.sweep import SweepFile, sweep
-from servetwin.experiments.validation import run_table
+from servetwin.experiments.validation.comparison import run_table
 from servetwin.experiments.validation.score import score
 
 #: The policy of a language model, and limits that some of its requests miss.

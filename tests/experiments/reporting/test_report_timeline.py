@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from servetwin.experiments.assembly import build
 from servetwin.experiments.reporting.timeline import Level, level_of, read
 from servetwin.experiments.spec.loading import load
-from servetwin.experiments.validation.run_files import batch_lines
+from servetwin.experiments.validation.comparison.run_files import batch_lines
 
 changes = st.lists(st.tuples(st.integers(0, 40), st.integers(-3, 3)), min_size=1, max_size=30)
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from servetwin.experiments.cli.score_output import best_of
-from servetwin.experiments.reporting import figures, report, sweep_sections
+from servetwin.experiments.cli.output.score_output import best_of
+from servetwin.experiments.exploring.pages import goodput
+from servetwin.experiments.reporting import figures, report, run_sections, sweep_sections
 from servetwin.experiments.reporting.document import Document, Note, Plots, Styles, Table, number, percent, seconds
 from servetwin.experiments.reporting.sweep_sections import Grid
 
@@ -85,8 +86,6 @@ def test_a_run_is_asked_about_and_answered_in_a_sentence_each(results: Path):
 def test_latencies_of_tokens_are_those_of_the_summary_and_have_p90(results: Path):
     """TTFT and TPOT from the records of requests are of the same requests as the summary's: their medians agree, and
     so p90, which the summary has not, belongs beside them."""
-    from servetwin.experiments.reporting import run_sections
-
     (run,) = run_sections.read([results / "chat"])
     values = run_sections._token_latencies(run)
     summary = run.summary["llm"]["llm"]
@@ -105,9 +104,39 @@ def test_latencies_of_tokens_are_those_of_the_summary_and_have_p90(results: Path
 def test_what_happened_over_time_has_a_figure_each(results: Path):
     document = made(results, "chat")
     titles = [plot.title for plots in parts(document, Plots) for plot in plots.plots]
-    for title in ("How requests ended", "Requests waiting", "Batch size", "KV cache use", "Device busy"):
+    for title in ("How requests ended", "Requests waiting: llm", "Batch size: llm", "KV cache use: llm"):
         assert title in titles
+    assert "Device busy: gpu0" in titles
     assert any(title.startswith(("Latency end to end", "TTFT of llm")) for title in titles)
+
+
+def test_lines_of_one_figure_are_told_apart_in_the_legend_and_a_single_one_by_the_title(results: Path):
+    document = made(results, "images")
+    (over,) = [s for s in document.sections if s.title == "Over time"]
+    (waiting, _, busy), legend = over.parts[0].plots, [name for name, _ in over.parts[0].lines]
+    assert legend == ["dit", "vae"] == [trace["name"] for trace in waiting.figure["data"]]
+    assert busy.title == "Device busy: gpu0"
+    colours = [document.styles.of(name).colour for name in (*legend, "gpu0")]
+    assert len(set(colours)) == 3
+    assert busy.figure["data"][0]["line"]["dash"] == "solid"
+    # On the page of `servetwin explore` goodput stands beside them.
+    (run,) = run_sections.read([results / "images"])
+    rates = goodput([run], document.styles)
+    assert [name for name, _ in rates.lines] == ["requests that arrive", "requests in time"]
+    assert document.styles.of("requests in time").colour not in colours
+
+
+def test_of_how_many_requests_latencies_are_is_said(results: Path):
+    document = made(results, "images")
+    summary = json.loads((results / "images" / "summary.json").read_text())
+    finished = summary["met"] + summary["late"]
+    assert summary["dropped"] > 0
+    assert finished < 60
+    assert dict(document.facts)["finished"] == f"{finished} of 60"
+    assert f"{finished} of 60 requests finished; {summary['dropped']} dropped ones have no latency" in text_of(
+        document
+    )
+    assert "have no latency" not in text_of(made(results, "chat"))
 
 
 def test_what_is_seldom_has_a_mark():
@@ -192,6 +221,19 @@ def test_nobody_is_named_best_of_equals():
     assert best_of(rows)[0].startswith("a meets most, 92.5 % of the requests on average over 2 settings; next is b")
 
 
+def test_all_who_hold_the_target_alike_are_named():
+    by_rate = {"a": (0.95, 0.93, 0.5), "b": (0.91, 0.9, 0.2), "c": (0.99, 0.92, 0.1), "d": (0.9, 0.1, 0.1)}
+    rows = [
+        {"workload": "w", "policy": name, "rate": rate, "met": 1, "attainment": share}
+        for name, shares in {**by_rate, "e": (0.1, 0.1, 0.1)}.items()
+        for rate, share in zip((1.0, 2.0, 3.0), shares, strict=True)
+    ]
+    held = "by a, b and c on 1 (up to 2 requests/s), by d on 1 (up to 1 requests/s) of 1 curve over the rate."
+    assert sweep_sections.answer(Grid(rows, "t"), 90.0).endswith(f". 90 % is held {held}")
+    nobody = ". 99.9 % is held by nobody, on none of 1 curve over the rate."
+    assert sweep_sections.answer(Grid(rows, "t"), 99.9).endswith(nobody)
+
+
 def test_differences_seed_by_seed_tell_more_than_intervals():
     """As with ``--versus b``: the intervals overlap at all rates, the differences do not reach 0 at two."""
     points = [("a", 1, 0.9, 0.02, 0.08), ("a", 2, 0.9, -0.02, 0.12), ("a", 3, 0.7, -0.18, -0.02)]
@@ -270,6 +312,10 @@ def test_what_was_asked_runs_again(results: Path, tmp_path: Path):
     (asked,) = [part for part in parts(document, Listing) if part.text.startswith("name:")]
     (tmp_path / "sweep.yaml").write_text(asked.text)
     assert len(points(read(tmp_path / "sweep.yaml"), tmp_path / "sweep.yaml")[0]) == 12
+    # One of its points leaves records, by a command whose options are those of its row.
+    (over,) = [s for s in document.sections if s.title == "Over time"]
+    run = "servetwin run dit-s2-256-rtx4090 --requests 60 --policy edf --rate 8.0 --slo 3.0 --out point"
+    assert over.parts[0].text.splitlines() == [run, "servetwin report point --out point.html"]
 
 
 # -- a score --------------------------------------------------------------------------------------------

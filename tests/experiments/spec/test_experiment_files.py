@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from servetwin.core import BadInput
+from servetwin.experiments.registry.catalog import workload_names
 from servetwin.experiments.spec import yaml_io
-from servetwin.experiments.spec.catalog import workload_names
 from servetwin.experiments.spec.loading import load, parse_override
 
 SIX = [

@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 from servetwin.core import BadInput
 from servetwin.experiments.assembly import build
 from servetwin.experiments.plotting import paper_figures, style, sweep_plot
-from servetwin.experiments.spec import policy_registry
-from servetwin.experiments.spec.catalog import figure_names, workload_names
+from servetwin.experiments.registry import policy_registry
+from servetwin.experiments.registry.catalog import figure_names, workload_names
 from servetwin.experiments.spec.loading import load, parse_override
 from servetwin.experiments.sweeps.point import deployment_of, run_point, served_by
 from servetwin.experiments.sweeps.sweep import find, points, read
-from servetwin.experiments.validation.replay_folder import find as find_replays
+from servetwin.experiments.validation.replay.folder import find as find_replays
 
 POLICIES = Path(servetwin.policies.__file__).parent
 
@@ -93,6 +93,7 @@ def by_every_name(name: str, where: Path, monkeypatch: pytest.MonkeyPatch) -> li
 
     monkeypatch.setattr(importlib.metadata, "entry_points", with_theirs)
     policy_registry.policy_names.cache_clear()
+    policy_registry.offered.cache_clear()
     return [name, f"servetwin.policies.diffusion.{name}:{shown}", str(file), str(copy), offered.name]
 
 
@@ -107,6 +108,7 @@ def test_a_policy_fares_the_same_by_whatever_name(workload, name, tmp_path, monk
     finally:
         monkeypatch.undo()
         policy_registry.policy_names.cache_clear()
+        policy_registry.offered.cache_clear()
     assert all(row == rows[0] for row in rows)
     assert deployments == {"stages"}
 
@@ -118,6 +120,7 @@ def test_a_files_parameters_go_to_its_policy_by_whatever_name(two: Path, tmp_pat
     finally:
         monkeypatch.undo()
         policy_registry.policy_names.cache_clear()
+        policy_registry.offered.cache_clear()
     assert all(params == {"max_batch": None, "drop_late": False} for params in found.values()), found
 
 

@@ -18,7 +18,7 @@ from servetwin.core import BadInput
 from servetwin.experiments.spec.loading import load
 from servetwin.experiments.sweeps import point as engine
 from servetwin.experiments.sweeps import sweep
-from servetwin.experiments.validation.compare_grids import read_rows
+from servetwin.experiments.validation.comparison.compare_grids import read_rows
 
 
 def write(toy: Path, text: str) -> Path:

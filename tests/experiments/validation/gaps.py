@@ -27,13 +27,13 @@ def p99(values):
 
 
 def unique(pairs):
-    """(run, measured, simulated) of what `servetwin.experiments.validation.replay_llm.scored` gives, each run
+    """(run, measured, simulated) of what `servetwin.experiments.validation.replay.llm.scored` gives, each run
     once."""
     return list({(run.id, run.repeat): (run, a, b) for run, _, a, b in pairs}.values())
 
 
 def main(path):
-    from servetwin.experiments.validation.replay_llm import read, scored
+    from servetwin.experiments.validation.replay.llm import read, scored
     from servetwin.profiles import load
 
     campaign = read(path)

@@ -15,7 +15,7 @@ from servetwin.experiments.validation.baselines import (
     mean_of_others,
     nearest,
 )
-from servetwin.experiments.validation.run_table import NEUSTREAM, MeasuredRun, read
+from servetwin.experiments.validation.comparison.run_table import NEUSTREAM, MeasuredRun, read
 from servetwin.experiments.validation.score import Scored, gaps_of
 from servetwin.experiments.validation.score import score as score_table
 

@@ -7,7 +7,7 @@ change pass.
 from __future__ import annotations
 
 import pytest
-from servetwin.experiments.validation import run_table
+from servetwin.experiments.validation.comparison import run_table
 from servetwin.experiments.validation.score import Gaps, Scored, gaps_of, score
 
 # workload, policy -> mean gap of met requests, largest, mean gap of finished requests

@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 import pytest
 from gaps import p99, relative, unique, within
-from servetwin.experiments.validation.replay_llm import BLIND, MEASURED, read, scored
+from servetwin.experiments.validation.replay.llm import BLIND, MEASURED, read, scored
 from servetwin.experiments.validation.score import score
 from servetwin.profiles import load
 

@@ -9,8 +9,8 @@ from functools import cache
 
 import numpy as np
 from gaps import p99, relative, unique, within
-from servetwin.experiments.validation.compare_grids import decide, grid_of
-from servetwin.experiments.validation.replay_llm import MEASURED, read, scored
+from servetwin.experiments.validation.comparison.compare_grids import decide, grid_of
+from servetwin.experiments.validation.replay.llm import MEASURED, read, scored
 from servetwin.experiments.validation.score import entries, of_tokens
 from servetwin.profiles import load
 

@@ -7,7 +7,7 @@ import pytest
 from servetwin.core.isolation.purity import innocent
 from servetwin.core.isolation.task_ledger import WRITABLE
 from servetwin.experiments.cli import entry
-from servetwin.experiments.spec import policy_registry
+from servetwin.experiments.registry import policy_registry
 
 STEPS = "from servetwin.core import Decision, Policy, Repeat\n\n\nclass Mine(Policy):\n"
 TOKENS = """from servetwin.core import Repeat

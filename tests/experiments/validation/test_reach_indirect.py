@@ -4,7 +4,7 @@ import pytest
 from servetwin.core import Policy
 from servetwin.core.isolation.purity import innocent
 from servetwin.core.isolation.task_ledger import WRITABLE
-from servetwin.experiments.spec import policy_registry
+from servetwin.experiments.registry import policy_registry
 from test_reach import DECIDE, FILL, RUN, STEPS, TASKS, TOKENS, refused, soon, told  # noqa: F401
 
 CASES = {

@@ -12,13 +12,8 @@ from statistics import fmean
 
 import pytest
 from servetwin.core import BadInput
-from servetwin.experiments.validation.replay_diffusion import (
-    Recording,
-    read_recording,
-    recorded_run,
-    write_recording,
-)
-from servetwin.experiments.validation.replay_llm import MEASURED
+from servetwin.experiments.validation.replay.diffusion import Recording, read_recording, recorded_run, write_recording
+from servetwin.experiments.validation.replay.llm import MEASURED
 from servetwin.sim.measured import TimeOptions
 
 MODELS = ["dit-s2-256", "dit-xl2-256", "palette-256", "sd15-256", "sd15-512"]

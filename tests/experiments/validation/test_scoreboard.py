@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from servetwin.core import BadInput
-from servetwin.experiments.validation import run_table, scoreboard
+from servetwin.experiments.validation import scoreboard
 from servetwin.experiments.validation.baselines import PREDICTORS, baselines
+from servetwin.experiments.validation.comparison import run_table
 from servetwin.experiments.validation.score import Scored
 from servetwin.experiments.validation.scoreboard import MARKERS, ROWS, Row
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from servetwin.core import BadInput
-from servetwin.experiments.validation import run_table
+from servetwin.experiments.validation.comparison import run_table
 from servetwin.experiments.validation.score import gaps_of, score
 
 HEADER = "workload,policy,rate,cv,slo_factor,requests,met,finished"

@@ -8,7 +8,7 @@ from servetwin.core import Batch, Decision, Policy, WorkerView
 from servetwin.core.isolation.code_inspection import INTERPRETER, says
 from servetwin.core.isolation.purity import innocent
 from servetwin.core.isolation.task_ledger import WRITABLE
-from servetwin.experiments.spec.policy_registry import find_policy, policy_names
+from servetwin.experiments.registry.policy_registry import find_policy, policy_names
 
 import servetwin
 

@@ -13,7 +13,7 @@ from servetwin.core.random_streams import stream
 from servetwin.core.routing import Router
 from servetwin.core.serving.client import play
 from servetwin.core.serving.dispatch import Dispatcher
-from servetwin.experiments.spec import router_registry
+from servetwin.experiments.registry import router_registry
 from servetwin.policies.diffusion.fcfs import FCFS
 from servetwin.sim import SimExecutor, TableTiming
 

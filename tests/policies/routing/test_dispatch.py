@@ -14,7 +14,7 @@ from servetwin.core.routing import Router, WorkerState
 from servetwin.core.serving.dispatch import Dispatcher
 from servetwin.experiments.assembly.build import build, run
 from servetwin.experiments.assembly.inputs import inputs_of
-from servetwin.experiments.spec import router_registry
+from servetwin.experiments.registry import router_registry
 from servetwin.experiments.spec.loading import load
 from servetwin.experiments.sweeps.cache import Cache
 from servetwin.experiments.sweeps.sweep import sweep

@@ -12,7 +12,7 @@ from servetwin.core.routing import Router
 from servetwin.core.testing.contract import ContractBroken
 from servetwin.core.testing.router_contract import hold_router
 from servetwin.experiments.cli import entry
-from servetwin.experiments.spec import router_registry
+from servetwin.experiments.registry import router_registry
 
 
 @pytest.mark.parametrize("name", router_registry.router_names())

@@ -72,14 +72,12 @@ SERVED = ("neustream", "clockwork", "edf")
 
 def system(kind, profile, policy, plan, factor):
     """Fresh stages and workers; Clockwork has one worker for the whole pipeline."""
-    from servetwin.policies.diffusion.clockwork import Clockwork
-    from servetwin.policies.diffusion.edf import EDF
-    from servetwin.policies.diffusion.neustream import NeuStream
+    from servetwin.experiments.registry.policy_registry import find_policy
     from servetwin.real.diffusion.profiling.microbenchmarks import workers_of
 
     placement = [list(kind.modules)] if policy == "clockwork" else kind.placement
     stages = kind.pipeline().stages(placement)
-    make = {"neustream": NeuStream, "clockwork": Clockwork, "edf": EDF}[policy]
+    make = find_policy(policy)
     return stages, workers_of(
         stages, [make() for _ in stages], plan.limit, "gpu0", profile.estimate(), factor, once=plan.once
     )
@@ -132,11 +130,11 @@ def knee(kind, profile, plan):
 # -- on the device ---------------------------------------------------------------------------------------------
 
 
-def serve_model(model: str, out: Path, device: str, options: dict, cells: int) -> None:
-    """Profile and serve *model*. Waits for a line on standard input that says how many seconds there are."""
+def serve_model(model: str, out: Path, device: str, options: dict, cells: int, served: list[str]) -> None:
+    """Profile *model* and serve it under each policy of *served*. Waits for a line on standard input that says how
+    many seconds there are."""
     from servetwin.core import RunFolder, ServeTwinError
-    from servetwin.policies.diffusion.edf import EDF
-    from servetwin.policies.diffusion.neustream import NeuStream
+    from servetwin.experiments.registry import policy_registry
     from servetwin.profiles import load
     from servetwin.real import KINDS, Options, Server
     from servetwin.real.diffusion.profiling.profile_writer import as_profile, write_profile
@@ -157,7 +155,15 @@ def serve_model(model: str, out: Path, device: str, options: dict, cells: int) -
         return
     began = time.monotonic()
     until = began + float(allowed)
-    policies = {"neustream": lambda: NeuStream(bound=plan.limit), "edf": EDF}
+    # What each policy takes between two iterations is measured, by the name of its class as profiles have it;
+    # Clockwork has no iterations, its batches run as wholes.
+    params = {
+        p: {"bound": plan.limit} if p == "neustream" else {} for p in ("neustream", *served) if p != "clockwork"
+    }
+    policies = {
+        policy_registry.find_policy(p).__name__.lower(): lambda p=p: policy_registry.make(p, params[p])
+        for p in params
+    }
     ends = (min(plan.steps), max(plan.steps))
     profiler = Profiler(
         server, limit=plan.limit, once=plan.once, policies=policies, seconds=plan.seconds, whole_steps=ends
@@ -180,7 +186,7 @@ def serve_model(model: str, out: Path, device: str, options: dict, cells: int) -
     say(f"knee at {rate:.2f} requests/s")
     for share, cv, stricter, repeat in CELLS[:cells]:
         factor = plan.factor * stricter
-        for policy in SERVED:
+        for policy in served:
             requests = workload(kind, profile, plan, share * rate, cv, factor)
             name = f"{model}-{policy}-{share:g}-cv{cv:g}-slo{factor:g}-{repeat}"
             if time.monotonic() + requests[-1].arrival + EXTRA > until:
@@ -206,11 +212,19 @@ def serve_model(model: str, out: Path, device: str, options: dict, cells: int) -
 
 
 def run(
-    models: list[str], out: Path, device: str, seconds: float, options: str, cells: int, pack: Path | None
+    models: list[str],
+    out: Path,
+    device: str,
+    seconds: float,
+    options: str,
+    cells: int,
+    served: list[str],
+    pack: Path | None,
 ) -> None:
     """Serve *models* one after the other, each in its process; all load their libraries at once, at the start."""
     until = time.monotonic() + seconds
     command = [sys.executable, __file__, "one", "--device", device, "--options", options, "--cells", str(cells)]
+    command += ["--policies", ",".join(served)]
     processes = {}
     for model in models:
         (out / model).mkdir(parents=True, exist_ok=True)
@@ -272,9 +286,9 @@ def replay(out: Path) -> None:
 
 def record(out: Path, to: Path, device: str, profiles: Path | None) -> None:
     """Write the runs of each model that came to their end as a recording
-    (servetwin.experiments.validation.replay_diffusion), which names the profiles of *device*; and these into the
+    (servetwin.experiments.validation.replay.diffusion), which names the profiles of *device*; and these into the
     folder *profiles*."""
-    from servetwin.experiments.validation.replay_diffusion import Recording, recorded_run, write_recording
+    from servetwin.experiments.validation.replay.diffusion import Recording, recorded_run, write_recording
     from servetwin.real import KINDS
     from servetwin.real.diffusion.models import MODULES
 
@@ -322,6 +336,12 @@ def main() -> None:
         runs.add_argument("--seconds", type=float, default=600.0, help="in which everything must be done")
         runs.add_argument("--options", default="{}", help="further options of the server, as JSON")
         runs.add_argument("--cells", type=int, default=len(CELLS), help="how many of the cells are served")
+        runs.add_argument(
+            "--policies",
+            type=lambda text: text.split(","),
+            default=list(SERVED),
+            help="which are served, in this order: neustream,slack-batch,edf",
+        )
         runs.add_argument("--pack", type=Path, help="where to pack what each model left")
     again = commands.add_parser("replay")
     again.add_argument("out", type=Path)
@@ -332,9 +352,19 @@ def main() -> None:
     kept.add_argument("--profiles", type=Path, help="folder into which they are copied")
     given = parser.parse_args()
     if given.command == "run":
-        run(given.models, given.out, given.device, given.seconds, given.options, given.cells, given.pack)
+        run(
+            given.models,
+            given.out,
+            given.device,
+            given.seconds,
+            given.options,
+            given.cells,
+            given.policies,
+            given.pack,
+        )
     elif given.command == "one":
-        serve_model(given.models[0], given.out, given.device, json.loads(given.options), given.cells)
+        options = json.loads(given.options)
+        serve_model(given.models[0], given.out, given.device, options, given.cells, given.policies)
     elif given.command == "record":
         record(given.out, given.to, given.name, given.profiles)
     else:

@@ -208,7 +208,7 @@ class Part:
 
 def profile_one(part: Part) -> None:
     """The profile of one GPU, which is the only one that this process sees."""
-    from servetwin.experiments.spec import policy_registry
+    from servetwin.experiments.registry import policy_registry
     from servetwin.real import KINDS, Options, Server
     from servetwin.real.diffusion.profiling.profile_writer import as_profile, write_profile
     from servetwin.real.diffusion.profiling.profiler import Profiler
@@ -225,14 +225,16 @@ def profile_one(part: Part) -> None:
     for module in kind.modules:
         slots.warm(module, plan.limit if module == kind.loop else plan.once)
     part.turn()
-    policies = {"neustream": {"bound": plan.limit}, "edf": {}, "slack-batch": {}}
+    params = {"neustream": {"bound": plan.limit}, "edf": {}, "slack-batch": {}}
+    find, make = policy_registry.find_policy, policy_registry.make
     profiler = Profiler(
         server,
         limit=plan.limit,
         once=plan.once,
         seconds=plan.seconds,
         whole_steps=(plan.low, plan.high),
-        policies={p: lambda p=p: policy_registry.make(p, policies[p]) for p in policies},  # type: ignore[misc]
+        # A profile knows policies by the names of their classes.
+        policies={find(p).__name__.lower(): lambda p=p: make(p, params[p]) for p in params},  # type: ignore[misc]
     )
     measured = profiler.take(brief=True)
     part.say("took", json.dumps(profiler.took))
@@ -512,7 +514,7 @@ class Campaign:
 
 def recorded(folder: Path, to: Path, profiles: Path) -> list[Path]:
     """Pack what is in *folder*'s MODEL.tgz as recordings in *to*, and leave the profiles in *profiles*."""
-    from servetwin.experiments.validation import packed_runs
+    from servetwin.experiments.validation.replay import packed_runs
 
     made = []
     for packed in sorted(folder.glob("*.tgz")):

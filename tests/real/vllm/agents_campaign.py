@@ -25,9 +25,9 @@ import yaml
 from servetwin.experiments.backends.pipeline import AgentsBackend
 from servetwin.experiments.spec.loading import load
 from servetwin.real.vllm.engine_process import EngineProcess, EngineSetup
-from servetwin.real.vllm.profiling.fit import measured_section
-from servetwin.real.vllm.profiling.pair_runs import flat, spell, switching
-from servetwin.real.vllm.profiling.step_grid import SMALL, Grid
+from servetwin.real.vllm.profiling.fitting.grid_fit import measured_section
+from servetwin.real.vllm.profiling.measuring.pair_runs import flat, spell, switching
+from servetwin.real.vllm.profiling.measuring.step_grid import SMALL, Grid
 
 GRID = Grid(
     prefill=(1, 32, 128, 256, 384, 512, 640, 768, 1024, 1280, 1536, 1792, 2040),

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 from servetwin.profiles.schema import ProfileFile
-from servetwin.real.vllm.profiling.pair_fit import contention
+from servetwin.real.vllm.profiling.fitting.pair_fit import contention
 
 
 def pack(folder: Path, profile: Path, recording: Path, workload: Path, name: str) -> None:

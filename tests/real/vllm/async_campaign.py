@@ -7,13 +7,14 @@
     async_campaign.py pack FOLDER... FILE.json.gz --name h100/opt-13b-async   # what was run, compactly
     async_campaign.py profile FOLDER FILE.yaml --name h100/opt-13b-async --when 2026-11-27
 
-One process. First the profile, in rotation (`servetwin.real.vllm.profiling.async_steps`). Rates are shares of the
-knees, one for each SLO, that the simulation shows with it. Then runs, what matters most first: each policy at three
-rates about either knee, repeats of those that came out least certain, burstier arrivals, and between them vLLM's
-own scheduler and ours in turn on the same saturated engine. All is written as it comes (``runs.jsonl.gz``: every
-step, every token's time, the GPU time of each CUDA graph where this process launches it, and how often the machine
-stalled the process), nothing is begun that would not end in time, and what fails ends no more than itself. At the
-very end there is a file ``done``. `--smoke` shows in a minute or two that all parts work, `--tiny` does so on a CPU.
+One process. First the profile, in rotation (`servetwin.real.vllm.profiling.measuring.async_steps`). Rates are shares
+of the knees, one for each SLO, that the simulation shows with it. Then runs, what matters most first: each policy at
+three rates about either knee, repeats of those that came out least certain, burstier arrivals, and between them
+vLLM's own scheduler and ours in turn on the same saturated engine. All is written as it comes (``runs.jsonl.gz``:
+every step, every token's time, the GPU time of each CUDA graph where this process launches it, and how often the
+machine stalled the process), nothing is begun that would not end in time, and what fails ends no more than itself. At
+the very end there is a file ``done``. `--smoke` shows in a minute or two that all parts work, `--tiny` does so on a
+CPU.
 
 With `--shard`, several processes share the work, each with a GPU and a profile of its own: all policies of a rate,
 a cv and an SLO go to one of them, the knees are those that the first one finds (``knees.json`` in the folder above),
@@ -60,14 +61,14 @@ from async_plan import (
 )
 from meanwhile import against, machine, since, stalls
 from servetwin.core.llm import CumulativeSLO, EngineLimits
-from servetwin.experiments.validation.replay_llm import MeasuredRun, Sent, host_of, replay, score, slo_of
+from servetwin.experiments.validation.replay.llm import MeasuredRun, Sent, host_of, replay, score, slo_of
 from servetwin.profiles import Profile, load
 from servetwin.profiles.llm.recent_load import recent_load_of
 from servetwin.profiles.llm.step_table import TokenTable
 from servetwin.real.vllm.engine import VllmEngine, prepare_environment
 from servetwin.real.vllm.plan import Planned
-from servetwin.real.vllm.profiling.async_fit import begins
-from servetwin.real.vllm.profiling.async_steps import rotate
+from servetwin.real.vllm.profiling.fitting.async_fit import begins
+from servetwin.real.vllm.profiling.measuring.async_steps import rotate
 from servetwin.real.vllm.profiling.profile_content import profile_content
 from servetwin.sim.measured import stalls_of
 
@@ -236,7 +237,7 @@ class Campaign:
             name=f"here/{self.plan.options.model}",
             when=self.described["when"],
             command=self.described["command"],
-            source="real/vllm/profiling/async_steps.py",
+            source="real/vllm/profiling/measuring/async_steps.py",
         )
         path.write_text(yaml.safe_dump(content, sort_keys=False, width=118, default_flow_style=None))
         read = load(str(path))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from servetwin.real.vllm.engine import EngineOptions
-from servetwin.real.vllm.profiling.async_steps import SMALL_ROTATION, Rotation
+from servetwin.real.vllm.profiling.measuring.async_steps import SMALL_ROTATION, Rotation
 
 #: Sizes for which steps are captured as CUDA graphs, in tokens.
 GRAPHS = (1, 2, 4, *range(8, 65, 8), *range(80, 129, 16), *range(160, 257, 32), *range(288, 513, 32))

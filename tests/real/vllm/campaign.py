@@ -262,8 +262,8 @@ def measured_table(engine: Any, given: Any, folder: Path, say: Say, keep: Keep) 
     """Measure the steps of *engine* on the grid that is *given*: its table, and seconds of a decode step alone."""
     from servetwin.profiles.llm.schema import TokenModel
     from servetwin.profiles.llm.step_table import TokenTable
-    from servetwin.real.vllm.profiling.fit import tokens_section
-    from servetwin.real.vllm.profiling.step_grid import SMALL, Grid, measure
+    from servetwin.real.vllm.profiling.fitting.grid_fit import tokens_section
+    from servetwin.real.vllm.profiling.measuring.step_grid import SMALL, Grid, measure
 
     described = {**engine.describe(), "python": platform.python_version()}
     say(json.dumps(described))
@@ -329,7 +329,7 @@ def records(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def pack(folders: Sequence[Path], out: Path, name: str | None = None, first: bool = False) -> None:
-    """What `servetwin.experiments.validation.replay_llm.read` reads: runs without their steps. Each of *folders*
+    """What `servetwin.experiments.validation.replay.llm.read` reads: runs without their steps. Each of *folders*
     may be a file of `pair_campaign` or `async_campaign`, *name* is that of the profile taken before; where there
     are several, each with a GPU of its own, of the profiles ``name-0``, ``name-1`` and so on. With *first* the
     first run of each is marked as one that profiles were made of."""
@@ -393,9 +393,9 @@ def profile(folder: Path, name: str, when: str, command: str, out: Path, traffic
     """The profile file of a campaign. Where traffic was not measured, the first run of each of the folders *traffic*
     may stand for it."""
     from servetwin.profiles.schema import ProfileFile
-    from servetwin.real.vllm.profiling.async_steps import Rotation
+    from servetwin.real.vllm.profiling.measuring.async_steps import Rotation
+    from servetwin.real.vllm.profiling.measuring.step_grid import Grid, Measured
     from servetwin.real.vllm.profiling.profile_content import profile_content
-    from servetwin.real.vllm.profiling.step_grid import Grid, Measured
     from servetwin.real.vllm.scheduler import StepLog
 
     engine: dict[str, Any] = {}

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from servetwin.profiles.llm.step_table import TokenTable
-from servetwin.real.vllm.profiling.async_fit import expected
+from servetwin.real.vllm.profiling.fitting.async_fit import expected
 
 #: Seconds more than they should be with which something counts as a stall.
 STALL = 5e-3

@@ -31,13 +31,13 @@ from typing import Any
 import campaign
 import numpy as np
 from servetwin.core.llm import CumulativeSLO, EngineLimits
-from servetwin.experiments.validation.replay_llm import MeasuredRun, Sent, replay, score
+from servetwin.experiments.validation.replay.llm import MeasuredRun, Sent, replay, score
 from servetwin.profiles.llm.schema import TokenModel
 from servetwin.profiles.llm.step_table import TokenTable
 from servetwin.real.vllm.engine import EngineOptions, VllmEngine
 from servetwin.real.vllm.plan import Planned
-from servetwin.real.vllm.profiling.fit import tokens_section
-from servetwin.real.vllm.profiling.step_grid import SMALL, Grid, Together, _Bench, _falling, measure
+from servetwin.real.vllm.profiling.fitting.grid_fit import tokens_section
+from servetwin.real.vllm.profiling.measuring.step_grid import SMALL, Grid, Together, _Bench, _falling, measure
 from servetwin.real.vllm.scheduler import Estimates, Settings, slo_scales
 
 DECODE = (1, 2, 4, *range(8, 65, 8), *range(80, 129, 16), *range(160, 257, 32))

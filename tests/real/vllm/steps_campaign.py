@@ -6,10 +6,10 @@
     steps_campaign.py FOLDER --model llama-3.1-8b --seconds 300 --profile FILE --only 10,11,12
 
 The engine is that of `servetwin profile MODEL` (vLLM's defaults but for prefix caching). First the profile is made:
-``profile.yaml``, and ``steps-MODEL.npz`` with all parts (`servetwin.real.vllm.profiling.step_files`). Then runs of
-requests with heavy-tailed lengths under several policies, by `servetwin run --backend vllm`'s own code, as far as
-the time goes: a folder each under ``runs/``. A failure of one part ends no more than itself, and the process ends by
-itself after *seconds*.
+``profile.yaml``, and ``steps-MODEL.npz`` with all parts (`servetwin.real.vllm.profiling.measuring.step_files`). Then
+runs of requests with heavy-tailed lengths under several policies, by `servetwin run --backend vllm`'s own code, as
+far as the time goes: a folder each under ``runs/``. A failure of one part ends no more than itself, and the process
+ends by itself after *seconds*.
 """
 
 from __future__ import annotations
@@ -26,21 +26,47 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-#: Lengths of requests, by kind and model, prompt and output: median, 90th percentile, most.
+
+def lognormal(median: int, p90: int, high: int) -> dict[str, Any]:
+    return {"draw": "lognormal", "median": median, "p90": p90, "low": 4, "high": high}
+
+
+#: Lengths of requests, by kind and model, prompt and output (lognormal: median, 90th percentile, most).
 LENGTHS = {
     "chat": {
-        "llama-3.1-8b": ((200, 800, 8000), (90, 220, 1500)),
-        "opt-13b": ((200, 800, 1700), (90, 220, 340)),
-        "tiny-llama": ((60, 200, 400), (8, 20, 40)),
+        "llama-3.1-8b": (lognormal(200, 800, 8000), lognormal(90, 220, 1500)),
+        "opt-13b": (lognormal(200, 800, 1700), lognormal(90, 220, 340)),
+        "tiny-llama": (lognormal(60, 200, 400), lognormal(8, 20, 40)),
     },
     "long": {
-        "llama-3.1-8b": ((2000, 5000, 8000), (20, 60, 400)),
-        "opt-13b": ((800, 1600, 1900), (15, 40, 120)),
-        "tiny-llama": ((200, 400, 600), (3, 6, 10)),
+        "llama-3.1-8b": (lognormal(2000, 5000, 8000), lognormal(20, 60, 400)),
+        "opt-13b": (lognormal(800, 1600, 1900), lognormal(15, 40, 120)),
+        "tiny-llama": (lognormal(200, 400, 600), lognormal(3, 6, 10)),
     },
 }
-#: What limits requests of a kind have, in milliseconds.
-LIMITS = {"chat": {"ttft_ms": 150, "tpot_ms": 18}, "long": {"ttft_ms": 600, "tpot_ms": 60}}
+#: Those of the NeuStream artifact's experiments with OPT (Figures 14 and 15).
+LENGTHS["figure"] = {
+    "opt-13b": ({"draw": "listed", "name": "neustream-llm-prompts"}, {"draw": "constant", "tokens": 300}),
+    "tiny-llama": (lognormal(60, 200, 400), {"draw": "constant", "tokens": 20}),
+}
+LENGTHS["due"] = LENGTHS["chat"]
+#: What requests of a kind are judged by: limits in milliseconds, or deadlines of their tokens, as NeuStream's.
+DEADLINES = {"prefill": 5.0, "decode": 2.0}
+SLOS: dict[str, dict[str, Any]] = {
+    "chat": {"prefill": None, "decode": None, "limits": {"ttft_ms": 150, "tpot_ms": 18}},
+    "long": {"prefill": None, "decode": None, "limits": {"ttft_ms": 600, "tpot_ms": 60}},
+    "figure": DEADLINES,
+    "due": DEADLINES,
+}
+#: Policies that are compared on the same requests.
+COMPARED = ("slack-admission", "neustream-llm", "vllm-v1")
+
+
+def compared(*loads: tuple[str, float]) -> tuple[tuple[str, str, dict[str, Any], float, float, int | None], ...]:
+    """A run under each of `COMPARED` for each of *loads*, (kind of lengths, rate)."""
+    return tuple((kind, policy, {}, rate, 1.0, None) for kind, rate in loads for policy in COMPARED)
+
+
 #: Runs, what matters most first: kind of lengths, policy, its parameters, rate, cv, tokens a step (None: as vLLM).
 RUNS: dict[str, tuple[tuple[str, str, dict[str, Any], float, float, int | None], ...]] = {
     "llama-3.1-8b": (
@@ -76,22 +102,22 @@ RUNS: dict[str, tuple[tuple[str, str, dict[str, Any], float, float, int | None],
         ("chat", "slos-serve", {}, 20.0, 1.0, None),
         ("long", "vllm-v1", {}, 18.0, 1.0, 2048),
         ("chat", "neustream-llm", {}, 18.0, 4.0, None),
+        # 06 to 23: at the knee and above it, then below.
+        *compared(("figure", 13.0), ("figure", 18.0), ("due", 14.0), ("due", 22.0), ("figure", 10.0), ("due", 10.0)),
     ),
     "tiny-llama": (
         ("chat", "vllm-v1", {}, 20.0, 1.0, None),
         ("long", "sarathi", {"chunk": 64}, 20.0, 1.0, None),
         ("chat", "slos-serve", {}, 20.0, 1.0, None),
+        *compared(("figure", 20.0), ("due", 20.0)),
     ),
 }
 
 
-def lognormal(median: int, p90: int, high: int) -> dict[str, Any]:
-    return {"draw": "lognormal", "median": median, "p90": p90, "low": 4, "high": high}
-
-
-def requests_of(model: str, rate: float) -> int:
-    """Requests of a run: at least 600, and for 14 seconds."""
-    return max(600, round(14.0 * rate)) if model != "tiny-llama" else 20
+def requests_of(model: str, kind: str, rate: float) -> int:
+    """Requests of a run: at least 600 (300 where policies are compared), and for 14 seconds."""
+    least = 300 if SLOS[kind] is DEADLINES else 600
+    return max(least, round(14.0 * rate)) if model != "tiny-llama" else 20
 
 
 #: Requests that run at once.
@@ -106,12 +132,13 @@ def experiment_of(model: str, number: int, profile: str, limit: int) -> dict[str
         "name": f"{model}-{number:02d}-{policy}-{kind}",
         "pipeline": {"modules": {"llm": {"kind": "llm"}}},
         "workload": {
-            "requests": requests_of(model, rate),
+            "requests": requests_of(model, kind, rate),
             "arrivals": {"process": "gamma", "rate": rate, "cv": cv},
-            "lengths": {"llm": {"prompt": lognormal(*prompt), "output": lognormal(*output)}},
+            "lengths": {"llm": {"prompt": prompt, "output": output}},
         },
-        "seed": 100 + number,
-        "slo": {"prefill": None, "decode": None, "limits": LIMITS[kind]},
+        # The same requests for each of the policies that are compared.
+        "seed": 100 + (round(rate) if SLOS[kind] is DEADLINES else number),
+        "slo": SLOS[kind],
         "policy": {"name": policy, "params": params},
         "deployment": {
             "devices": {"gpu0": profile},
@@ -179,7 +206,7 @@ class Campaign:
     def make_profile(self) -> None:
         from servetwin.experiments.backends.profile_llm import composed, text_of
         from servetwin.profiles import load, verdict
-        from servetwin.real.vllm.profiling.step_files import append
+        from servetwin.real.vllm.profiling.measuring.step_files import append
 
         def keep(parts: list[Any]) -> None:
             for number, part in enumerate(parts):
@@ -208,8 +235,8 @@ class Campaign:
     def cores(self) -> None:
         """The same traffic in turns with and without the search for an undisturbed core: what launches take."""
         import numpy as np
-        from servetwin.real.vllm.profiling import blind_traffic
-        from servetwin.real.vllm.profiling.compositions import LaunchClock
+        from servetwin.real.vllm.profiling.measuring import blind_traffic
+        from servetwin.real.vllm.profiling.measuring.compositions import LaunchClock
 
         clock, pinned = LaunchClock(self.engine.core), self.engine.pinned
         share = self.args.cores / 6
@@ -232,7 +259,7 @@ class Campaign:
         import yaml
         from servetwin.experiments.backends.vllm import VllmBackend
         from servetwin.experiments.spec.loading import load
-        from servetwin.real.vllm.profiling.compositions import LaunchClock
+        from servetwin.real.vllm.profiling.measuring.compositions import LaunchClock
 
         # How long the launches of each run took tells whether the host was as fast as when the profile was made.
         clock = LaunchClock(self.engine.core)
@@ -240,7 +267,7 @@ class Campaign:
         for number, (kind, policy, params, rate, cv, budget) in enumerate(RUNS[self.args.model]):
             if self.args.only and number not in self.args.only:
                 continue
-            need = requests_of(self.args.model, rate) / rate * (1.3 if cv > 1 else 1.15) + 6
+            need = requests_of(self.args.model, kind, rate) / rate * (1.3 if cv > 1 else 1.15) + 6
             if self.left() < need + 4:
                 self.say("no time for", number, policy, rate)
                 continue

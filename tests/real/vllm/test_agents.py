@@ -12,8 +12,8 @@ from servetwin.experiments.backends.pipeline import AgentsBackend
 from servetwin.experiments.spec.loading import load
 from servetwin.real.tools.sandbox import confinement
 from servetwin.real.tools.script_tool import ScriptTool
-from servetwin.real.vllm.profiling.fit import measured_section
-from servetwin.real.vllm.profiling.step_grid import SMALL
+from servetwin.real.vllm.profiling.fitting.grid_fit import measured_section
+from servetwin.real.vllm.profiling.measuring.step_grid import SMALL
 
 #: Hosts that run this are small and busy, and two engines share their cores.
 TOLERANCE, FACTOR, TRIES = 0.25, 2.0, 3

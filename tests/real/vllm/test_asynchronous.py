@@ -23,12 +23,12 @@ from servetwin.profiles.tables.cost import Cost
 from servetwin.real.vllm.engine import EngineOptions, VllmEngine
 from servetwin.real.vllm.internals import own_class, steps_queued
 from servetwin.real.vllm.plan import Planned
-from servetwin.real.vllm.profiling.async_fit import begins, between, steady_section
-from servetwin.real.vllm.profiling.async_steps import SMALL_ROTATION, Move, Script, both_ends, rests, rotate
-from servetwin.real.vllm.profiling.fit import _prefill, ratio_costs
+from servetwin.real.vllm.profiling.fitting.async_fit import begins, between, steady_section
+from servetwin.real.vllm.profiling.fitting.grid_fit import _prefill, ratio_costs
+from servetwin.real.vllm.profiling.measuring.async_steps import SMALL_ROTATION, Move, Script, both_ends, rests, rotate
+from servetwin.real.vllm.profiling.measuring.recent_load import recent_load_costs
+from servetwin.real.vllm.profiling.measuring.step_grid import Measured
 from servetwin.real.vllm.profiling.profile_content import profile_content
-from servetwin.real.vllm.profiling.recent_load import recent_load_costs
-from servetwin.real.vllm.profiling.step_grid import Measured
 from servetwin.real.vllm.scheduler import AsyncPolicyScheduler, Estimates, Settings, StepLog
 from test_serving import POLICIES, SERVES_ALL, Odd, check_tokens, requests
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler

@@ -8,7 +8,7 @@ import campaign
 import pytest
 from async_campaign import Campaign
 from async_plan import LOOSE, TIGHT, Shard
-from servetwin.experiments.validation.replay_llm import read
+from servetwin.experiments.validation.replay.llm import read
 
 
 def test_each_group_of_runs_goes_to_one_process_and_all_have_about_the_same_to_do():

@@ -6,12 +6,12 @@ import pytest
 from servetwin.profiles.schema import ProfileFile
 from servetwin.profiles.tables.costs import INTAKE, LAUNCH, LAUNCH_EACH
 from servetwin.real.vllm.engine import EngineOptions, VllmEngine
-from servetwin.real.vllm.profiling.blind_traffic import Load
 from servetwin.real.vllm.profiling.compose import compose, described
-from servetwin.real.vllm.profiling.compositions import Beat, Part, Player
+from servetwin.real.vllm.profiling.fitting.step_profile import section
+from servetwin.real.vllm.profiling.measuring.blind_traffic import Load
+from servetwin.real.vllm.profiling.measuring.compositions import Beat, Part, Player
+from servetwin.real.vllm.profiling.measuring.step_files import add_engine, append, engine_of, read
 from servetwin.real.vllm.profiling.profile_content import file_content
-from servetwin.real.vllm.profiling.step_files import add_engine, append, engine_of, read
-from servetwin.real.vllm.profiling.step_profile import section
 
 LOADS = (Load(None, None, 256, 6, prompt=(20, 60), output=(8, 20)), Load("sarathi", {"chunk": 32}, 256, 6))
 

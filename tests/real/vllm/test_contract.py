@@ -6,7 +6,7 @@ import pytest
 import vllm
 from servetwin.core import ServeTwinError
 from servetwin.real.vllm import internals, scheduler
-from servetwin.real.vllm.profiling import step_grid
+from servetwin.real.vllm.profiling.measuring import step_grid
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 

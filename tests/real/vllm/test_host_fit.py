@@ -14,8 +14,8 @@ from servetwin.profiles.tables.costs import (
     LAUNCH_LEFT,
     LAUNCH_PIECES,
 )
-from servetwin.real.vllm.profiling import host_fit
-from servetwin.real.vllm.profiling.device_steps import Sample
+from servetwin.real.vllm.profiling.fitting import host_fit
+from servetwin.real.vllm.profiling.measuring.device_steps import Sample
 
 EACH, SCHEDULING, SAMPLING = 3e-5, 2e-4, 8e-4
 MEANS = {"graph": 2e-3, "pieces": 10e-3, "kernels": 30e-3}

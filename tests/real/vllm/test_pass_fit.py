@@ -7,8 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from servetwin.real.vllm.profiling import decode_fit, pass_fit, step_files
-from servetwin.real.vllm.profiling.device_steps import Sample, Steps, all_samples, ends, launch_line, lines_through
+from servetwin.real.vllm.profiling.fitting import decode_fit, pass_fit
+from servetwin.real.vllm.profiling.measuring import step_files
+from servetwin.real.vllm.profiling.measuring.device_steps import (
+    Sample,
+    Steps,
+    all_samples,
+    ends,
+    launch_line,
+    lines_through,
+)
 
 GRAPHS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 

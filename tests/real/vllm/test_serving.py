@@ -10,15 +10,15 @@ from servetwin.core import BadInput, Module, Pipeline, Recorder, ServingLoop
 from servetwin.core.llm import ALL, CumulativeSLO, EngineLimits, Step, TokenPolicy, TokenRequest, TokenView
 from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.core.serving.client import play
-from servetwin.experiments.spec import policy_registry
+from servetwin.experiments.registry import policy_registry
 from servetwin.profiles.llm.schema import TokenData
 from servetwin.profiles.llm.step_table import TokenTable
 from servetwin.real.cpu_affinity import PinnedCore
 from servetwin.real.vllm import engine as engine_module
 from servetwin.real.vllm.engine import EngineOptions, VllmEngine
 from servetwin.real.vllm.plan import Planned
-from servetwin.real.vllm.profiling.fit import tokens_section
-from servetwin.real.vllm.profiling.step_grid import SMALL, measure
+from servetwin.real.vllm.profiling.fitting.grid_fit import tokens_section
+from servetwin.real.vllm.profiling.measuring.step_grid import SMALL, measure
 from servetwin.real.vllm.scheduler import Estimates, Settings
 from servetwin.sim import SimExecutor
 from servetwin.sim.llm.lane import TokenTiming

@@ -14,7 +14,7 @@ from servetwin.core.llm import EngineLimits, TokenRequest, TokenView
 from servetwin.core.llm.serving.worker import Host, TokenWorker
 from servetwin.core.serving.client import play
 from servetwin.policies.llm.vllm import VLLM
-from servetwin.real.vllm.profiling.pair_fit import contention, overlap, rate
+from servetwin.real.vllm.profiling.fitting.pair_fit import contention, overlap, rate
 from servetwin.sim import SimExecutor
 from servetwin.sim.llm.lane import TokenTiming
 from servetwin.sim.llm.shared_lane import RateTable, load_of

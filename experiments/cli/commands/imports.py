@@ -1,0 +1,103 @@
+"""``servetwin import``: a profile of a language model without a GPU.
+
+`servetwin.experiments.cli.app` takes it up. What it needs is imported when it runs.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from servetwin.core import BadInput
+
+from ..output.terminal import print_json, say
+from .lists import profile_dict, show_verdict
+from .options import AsJson
+
+
+def import_profile(
+    source_format: Annotated[
+        str, typer.Argument(metavar="FORMAT", help="llmservingsim, csv, roofline, splitwise or aiconfigurator.")
+    ],
+    source: Annotated[
+        str,
+        typer.Argument(help="A folder or file; for roofline and aiconfigurator a model name, or its config.json."),
+    ],
+    out: Annotated[Path, typer.Option(help="Profile file to write, .yaml; must not exist.")],
+    model: Annotated[
+        str | None, typer.Option(help="The model by name, or its config.json; by default from SOURCE.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="The device: h100, ...; by default from SOURCE.")] = None,
+    tensor_parallel_size: Annotated[int, typer.Option(help="Devices over which the model is split.")] = 1,
+    max_num_batched_tokens: Annotated[int, typer.Option(help="Most tokens in a step.")] = 8192,
+    max_num_seqs: Annotated[int, typer.Option(help="Most requests that run at once.")] = 256,
+    max_model_len: Annotated[int | None, typer.Option(help="Prompt and output together; else the model's.")] = None,
+    gpu_memory_utilization: Annotated[float, typer.Option(help="The engine's share of the memory.")] = 0.9,
+    block_size: Annotated[int, typer.Option(help="Tokens in a KV block.")] = 16,
+    blocks: Annotated[
+        int | None, typer.Option(help="KV blocks as an engine reported them; by default computed from the memory.")
+    ] = None,
+    enforce_eager: Annotated[
+        bool, typer.Option("--enforce-eager", help="No CUDA graphs: steps are not padded.")
+    ] = False,
+    asynchronous: Annotated[
+        bool,
+        typer.Option(
+            "--asynchronous/--synchronous",
+            help="Whether each step is scheduled while the previous one runs.",
+            rich_help_panel="Scheduling of steps",  # beside names so long as those above it would have them cut off
+        ),
+    ] = True,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="An option of the format: --set compute=0.6 (repeatable)."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the profile; by default from device and model.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a profile of a language model from another tool's tables, a CSV file or a formula (estimated)."""
+    from servetwin.profiles import load
+    from servetwin.profiles.importing.settings import Settings
+    from servetwin.profiles.importing.write import import_profile as engine
+    from servetwin.profiles.yaml_writer import text
+
+    from ...backends import profile as files
+    from ...sweeps import tables
+
+    files.check_target(out, name)
+    settings = Settings(
+        model=model,
+        device=device,
+        tensor_parallel_size=tensor_parallel_size,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_num_seqs=max_num_seqs,
+        max_model_len=max_model_len,
+        gpu_memory_utilization=gpu_memory_utilization,
+        block_size=block_size,
+        blocks=blocks,
+        enforce_eager=enforce_eager,
+        asynchronous=asynchronous,
+        options=dict(_option(given) for given in sets or ()),
+    )
+    content = engine(source_format, source, settings, profile=name)
+    tables.make_folder(out.parent)
+    command = shlex.join(["servetwin", *sys.argv[1:]])
+    files.write_whole(out, lambda path: path.write_text(text(content, command), encoding="utf-8"))
+    found = load(str(out))
+    if as_json:
+        print_json(profile_dict(found.data, out))
+        return
+    kv = found.token_data.kv
+    say(f"{found.name}: {found.data.description}; {kv.blocks} KV blocks of {kv.block_size}, {kv.statistic}")
+    show_verdict(found.data)
+    say(f"to use it: servetwin run ... --set deployment.devices.gpu0={out}")
+
+
+def _option(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name or not value:
+        raise BadInput("is no NAME=VALUE", where=f"--set {text}", right="--set compute=0.6")
+    return name, value

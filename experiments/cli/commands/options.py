@@ -1,0 +1,64 @@
+"""Options of the command line: those that are of no use where they are given are refused; what ``--set`` sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from servetwin.core import BadInput
+
+if TYPE_CHECKING:
+    from ...spec.overrides import Override
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON: json-output.md in docs/reference.")]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", help="Number of processes; -1: one per core.", show_default=True)]
+
+
+def no_out(instead: str) -> BadInput:
+    """That there is no ``--out``, and what could be given *instead*."""
+    right = f"--out with a file; or {instead}" if instead else "--out with a folder"
+    return BadInput("nothing says where results go", where="--out", right=right)
+
+
+def only_simulated(given: Mapping[str, Any]) -> None:
+    """Raise `BadInput` at the first option that has a value, and that real runs do not take."""
+    _refuse(given, "only simulations take this", "--seeds, --repeats")
+
+
+def only_real(given: Mapping[str, Any]) -> None:
+    """Likewise of those that only real runs take."""
+    _refuse(given, "only real runs take this", "--backend real")
+
+
+def only_modules(given: Mapping[str, Any]) -> None:
+    """Likewise of those that are about torch modules, where vLLM serves."""
+    _refuse(given, "vLLM does not take this: it is about modules of torch", "to leave it out")
+
+
+def only_vllm(given: Mapping[str, Any]) -> None:
+    """Likewise of those that are about vLLM, where torch modules are served."""
+    _refuse(given, "only --backend vllm takes this", "--backend vllm")
+
+
+def only_with_url(given: Mapping[str, Any]) -> None:
+    """Likewise of those that are about a server, where there is none."""
+    _refuse(given, "this is for a server", "--url https://host")
+
+
+def _refuse(given: Mapping[str, Any], what: str, right: str) -> None:
+    for option, value in given.items():
+        if value:
+            raise BadInput(what, where=option, right=right)
+
+
+def overrides_of(sets: list[str] | None, short: Mapping[str, Any] | None = None) -> list[Override]:
+    """What ``--set`` sets. Raises `BadInput` if a key is set twice, by that or by one of the *short* options."""
+    from ...spec.loading import parse_override, set_twice
+
+    found = [parse_override(s) for s in sets or ()]
+    options = [(f"--{k} {v}", k, v) for k, v in (short or {}).items() if v is not None]
+    twice = set_twice([*options, *((f"--set {s}", *pair) for s, pair in zip(sets or (), found, strict=True))])
+    if twice is not None:
+        raise BadInput(f"{twice[0]} sets {twice[2]} as well", where=twice[1], right="one of the two")
+    return found

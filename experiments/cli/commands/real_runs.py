@@ -1,0 +1,312 @@
+"""Commands about real runs and about runs that are there already: ``profile``, ``check``, ``compare``.
+
+`servetwin.experiments.cli.app` takes them up. What a command needs is imported when it runs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from servetwin.core import BadInput
+
+from ..output.score_output import show_decisions
+from ..output.terminal import print_json, print_table, say, steps, table
+from .lists import profile_dict, show_verdict
+from .options import AsJson
+
+if TYPE_CHECKING:
+    from ...backends.diffusion import Setup
+
+Devices = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--device", help="cpu or cuda:0 (default) for all devices, or one by one: gpu1=cuda:1 (repeatable)."
+    ),
+]
+Weights = Annotated[
+    Path | None, typer.Option(help="Checkpoint folder in diffusers' layout; by default random weights.")
+]
+Eager = Annotated[bool, typer.Option("--eager", help="Run without CUDA graphs.")]
+Ahead = Annotated[
+    bool | None,
+    typer.Option(
+        "--asynchronous/--synchronous",
+        help="vLLM: whether each step is scheduled while the previous one runs. By default a run does as its "
+        "profile was measured, and `profile` as vLLM does by default: asynchronously on GPUs, not on CPUs.",
+        show_default=False,
+    ),
+]
+Sampler = Annotated[str, typer.Option(help="Diffusion sampler: ddim or euler.")]
+RunBackend = Annotated[
+    Literal["sim", "real", "vllm"],
+    typer.Option(
+        "--backend", help="sim: simulated devices; real: models on this machine; vllm: a vLLM engine in this process."
+    ),
+]
+Url = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TEXT",
+        help="With --backend vllm: send the requests to a running server, http://host:port or https://host; "
+        "to several (repeatable), one for each worker, through the deployment's router.",
+    ),
+]
+ApiKeyEnv = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="With --url: the environment variable that holds the server's API key."),
+]
+Model = Annotated[str | None, typer.Option(help="The model to serve, if the profile does not name it.")]
+AnyDevice = Annotated[
+    bool, typer.Option("--any-device", help="Accept a profile that was measured on another device.")
+]
+Slots = Annotated[
+    int | None,
+    typer.Option(min=1, help="Most requests in service at once: memory slots for their latents (diffusion)."),
+]
+Processes = Annotated[bool, typer.Option("--processes", help="Run each worker in its own process.")]
+
+
+def profile(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="sd15-512, tiny-dit, opt-13b, a Hugging Face folder, ... (docs/guides/: real-execution, vllm)."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Profile file to write, .yaml; must not exist.")],
+    devices: Devices = None,
+    weights: Weights = None,
+    eager: Eager = False,
+    sampler: Sampler = "ddim",
+    name: Annotated[str | None, typer.Option(help="Name of the profile; by default from device and model.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Largest batch to measure; by default the model's own limit.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Seconds to measure each point, roughly.")] = 0.4,
+    brief: Annotated[bool, typer.Option("--brief", help="Measure only what the simulator reads.")] = False,
+    asynchronous: Ahead = None,
+    vllm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="A vLLM engine setting by its name, e.g. max_num_seqs=256 (repeatable)."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a model on a device of this machine and write its profile."""
+    from ...backends.diffusion import Setup
+    from ...backends.profile import measure
+
+    began = time.perf_counter()
+    setup = Setup(tuple(devices or ()), weights=weights, eager=eager, sampler=sampler)
+    more = {"limit": limit, "seconds": seconds, "brief": brief, "asynchronous": asynchronous, "vllm": vllm or ()}
+    with steps() as report:
+        found = measure(model, out, setup, name=name, **more, progress=report)  # type: ignore[arg-type]
+    took = time.perf_counter() - began
+    if as_json:
+        print_json(profile_dict(found.data, out))
+        return
+    say(f"{found.name}: {found.data.description}, measured in {took:.0f} s")
+    show_verdict(found.data)
+    say(f"to use it: servetwin run ... --set deployment.devices.gpu0={out}")
+
+
+def check(
+    policy: Annotated[str, typer.Argument(help="A policy or router by name, my_policy.py, or package.module:Class.")],
+    experiment: Annotated[str | None, typer.Argument(help="Where to try it; by default short built-in runs.")] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A key of the experiment: --set policy.params.max_batch=8."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Test a policy: whether it does only what it may, decides the same again, keeps its promises, and lets nobody
+    starve; a fault is drawn as a schedule."""
+    from servetwin.core.testing.contract import ContractBroken
+
+    from ...spec.loading import parse_override
+    from ...validation import check_router
+    from ...validation.check_policy import check as engine
+
+    try:
+        if check_router.is_router(policy):
+            if experiment is not None or sets:
+                raise BadInput("a router is checked on a system of its own", where=policy, right="nothing else")
+            _checked(policy, check_router.check(policy), as_json)
+            return
+        found = engine(policy, experiment, [parse_override(each) for each in sets or ()])
+    except ContractBroken as broken:
+        if broken.drawing and not as_json:
+            typer.echo(broken.drawing)
+        raise
+    _checked(policy, found.lines(), as_json)
+
+
+def _checked(policy: str, lines: Iterable[str], as_json: bool) -> None:
+    if as_json:
+        print_json({"policy": policy, "keeps_contract": True, "lines": [*lines]})
+        return
+    for line in lines:
+        say(line)
+
+
+def serve_sweep(spec: str, out: Path, kind: str, setup: Setup, seeds: int, repeats: int, as_they_are: bool) -> int:
+    """Serve a sweep for real, and give the number of its runs."""
+    from ...backends.grid import serve
+
+    def broken(what: str) -> None:
+        typer.echo(f"servetwin: {what}", err=True)
+
+    with steps() as report:
+        more = {"kind": kind, "seeds": seeds, "repeats": repeats, "as_they_are": as_they_are}
+        return serve(spec, out, setup, **more, progress=report, broken=broken)  # type: ignore[arg-type]
+
+
+def say_aside(what: str) -> None:
+    """A line about what is not asked for, on standard error."""
+    typer.echo(f"servetwin: {what}", err=True)
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(help="A run folder; or a folder of run folders, or a sweep's table.")],
+    second: Annotated[Path, typer.Argument(help="Another of the same kind; gaps are this one minus the first.")],
+    as_json: AsJson = False,
+    target: Annotated[
+        float | None, typer.Option(help="Sets of runs: attainment that counts as sustained, in %; by default 90.")
+    ] = None,
+    floor: Annotated[
+        float | None,
+        typer.Option(
+            help="Sets of runs: percentage points below which a difference is a tie; by default from repeats."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Sets of runs: write a row for each setting, .csv or .parquet.")
+    ] = None,
+) -> None:
+    """Compare two runs; or two sets of runs, setting by setting, and whether both lead to the same decisions."""
+    from ...validation.comparison.compare_runs import are_runs
+
+    if are_runs(first, second):
+        for option, value in (("--target", target), ("--floor", floor), ("--out", out)):
+            if value is not None and first.exists():
+                what = "this is for grids, and these are two runs"
+                raise BadInput(what, where=option, right="folders of run folders, or sweeps' tables")
+        _compare_runs(first, second, as_json)
+    else:
+        _compare_grids(first, second, as_json, 90.0 if target is None else target, floor, out)
+
+
+def _compare_runs(first: Path, second: Path, as_json: bool) -> None:
+    from ...validation.comparison.bench_runs import compared
+    from ...validation.comparison.compare_llm_runs import rows_of
+    from ...validation.comparison.compare_runs import PERCENTILES
+
+    found, notes = compared(first, second)
+    if as_json:
+        print_json(found)
+        return
+    for name, side in zip("AB", found["runs"], strict=True):
+        facts = "".join(f", {key} {side[key]:g}" for key in ("rate", "cv", "seed") if key in side)
+        count = found["requests"]["AB".index(name)]
+        say(f"{name}: {side['folder']} ({side['label']}): {count} requests{facts}")
+    lines = table(("", "left"), ("A", "right"), ("B", "right"), ("B - A", "right"))
+    rows = [("attainment, %", "attainment", 2), ("finished, %", "finished", 2), ("dropped, %", "dropped", 2)]
+    rows += [("goodput, requests/s", "goodput", 4)]
+    rows += [(f"latency p{p}, s", f"e2el_p{p}", 3) for p in PERCENTILES]
+    for label, key, digits in rows:
+        lines.add_row(label, *_figures(found[key], digits))
+    for worker, w in found["workers"].items():
+        lines.add_row(f"mean batch of {worker}", *_figures(w["mean_batch_size"], 3))
+        lines.add_row(
+            f"batches of {worker}", *map(str, w["iterations"]), f"{w['iterations'][1] - w['iterations'][0]:+d}"
+        )
+        lines.add_row(f"batch sizes of {worker} that differ, %", "", "", f"{w['distance']:.2f}")
+    for stage, figures in found["tokens"].items():
+        for label, key, digits in rows_of(figures):
+            lines.add_row(f"{label} of {stage}", *_figures(figures[key], digits))
+    if found["same_outcome"] is not None:
+        lines.add_row("requests with the same outcome, %", "", "", f"{found['same_outcome']:.2f}")
+    elif found["other_requests"] is not None:
+        lines.add_row("requests with the same outcome, %", "", "", "-")
+    print_table(lines)
+    for line in (*found["basis"], *notes):
+        say(line)
+    if found["other_requests"] is not None:
+        say(f"not the same requests in A and B: {found['other_requests']}")
+    columns = [("iteration, ms", "left"), ("batch", "right"), ("median A", "right"), ("median B", "right")]
+    columns += [("B / A", "right"), ("mean A", "right"), ("mean B", "right"), ("table", "right")]
+    lines = table(*columns, ("A / table", "right"), ("of", "left"))
+    for worker, sizes in found["iterations"].items():
+        for n, ms in sizes.items():
+            medians = [*(_number(ms[k]) for k in ("first", "second")), _ratio(ms["second"], ms["first"])]
+            others = (_number(ms[k]) for k in ("first_mean", "second_mean", "table", "first_over_table"))
+            lines.add_row(worker, str(n), *medians, *others, f"{ms['statistic']}s" if ms["statistic"] else "")
+    if found["iterations"]:
+        print_table(lines)
+    if found.get("steps"):
+        _show_steps(found["steps"])
+
+
+def _show_steps(found: dict[str, dict[str, dict[str, Any]]]) -> None:
+    columns = [("steps", "left"), ("", "left"), ("A", "right"), ("B", "right"), ("mean A, ms", "right")]
+    lines = table(*columns, ("mean B, ms", "right"), ("A / table", "right"), ("B / table", "right"), ("of", "left"))
+    nothing = {"steps": 0, "mean_ms": None, "over_table": None, "statistic": None}
+    for worker, kinds in found.items():
+        for kind in ("prefill", "decode", "mixed"):
+            if kind in kinds:
+                a, b = (kinds[kind].get(side, nothing) for side in ("first", "second"))
+                cells = [_number(x[key]) for key in ("mean_ms", "over_table") for x in (a, b)]
+                said = a["statistic"] or b["statistic"]
+                lines.add_row(worker, kind, str(a["steps"]), str(b["steps"]), *cells, f"{said}s" if said else "")
+    print_table(lines)
+
+
+def _compare_grids(
+    first: Path, second: Path, as_json: bool, target: float, floor: float | None, out: Path | None
+) -> None:
+    from ...validation.comparison.compare_grids import compare_grids, grids_dict, read_collection
+
+    rows, found = compare_grids(read_collection(first), read_collection(second), target=target, floor=floor, out=out)
+    full = grids_dict(rows, found)
+    if as_json:
+        print_json(full)
+        return
+    say(f"A: {first}\nB: {second}\nattainment, in percent of the requests sent")
+    columns = [("workload", "left"), ("policy", "left"), ("rate", "right"), ("cv", "right"), ("SLO", "right")]
+    plain = ("workload", "policy", "rate", "cv", "slo_factor")
+    others = dict.fromkeys(k for row in rows for k in list(row)[: list(row).index("runs_first")] if k not in plain)
+    columns += [(name, "right") for name in others]
+    lines = table(*columns, ("A", "right"), ("B", "right"), ("B - A", "right"), ("batch\nB / A", "right"))
+    for row in rows:
+        numbers = ("" if row[k] is None else f"{row[k]:g}" for k in ("rate", "cv", "slo_factor"))
+        pair = (f"{row[f'attainment_{side}']:.2f}" for side in ("first", "second"))
+        batch = _ratio(row["batch_second"], row["batch_first"])
+        more = (row.get(name, "") for name in others)
+        lines.add_row(row["workload"], row["policy"], *numbers, *more, *pair, f"{row['attainment_gap']:+.2f}", batch)
+    print_table(lines)
+    mean, largest = full["mean_gap_points"], full["max_gap_points"]
+    say(f"{len(rows)} cells: |B - A| mean {mean:.2f}, max {largest:.2f} points")
+    show_decisions(found)
+    if out is not None:
+        say(f"cells in {out}")
+
+
+def _ratio(a: float | None, b: float | None) -> str:
+    return f"{a / b:.3f}" if a is not None and b else ""
+
+
+def _number(x: float | None) -> str:
+    return "" if x is None else f"{x:.3f}"
+
+
+def _figures(pair: dict[str, float | None], digits: int) -> list[str]:
+    a, b, gap = (pair[k] for k in ("first", "second", "gap"))
+    return [
+        *("" if x is None else f"{x:.{digits}f}" for x in (a, b)),
+        "" if gap is None else f"{gap:+.{digits}f}",
+    ]

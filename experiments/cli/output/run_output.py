@@ -1,0 +1,178 @@
+"""What ``servetwin run`` prints: the answer first, then what it stands on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .terminal import print_table, say, table
+
+if TYPE_CHECKING:
+    from ...spec.experiment import Experiment
+
+#: So many classes, or tenants, are told of a line each.
+MOST_GROUPS = 12
+
+
+def use_of(folder: Path) -> dict[str, Any]:
+    """How busy devices were and how full KV caches, by the records in *folder*: shares of the time, and of the tokens
+    that a cache has room for (only where its profile is here), on average and at most."""
+    from ...reporting.timeline import read
+
+    line = read(folder)
+    edges = line.edges(1)
+    kv = {
+        worker: {
+            "mean": float(line.kv[worker].means(edges)[0]) / room,
+            "max": line.kv[worker].peak / room,
+            "tokens": room,
+        }
+        for worker, room in line.capacity.items()
+    }
+    return {"devices": {name: float(level.means(edges)[0]) for name, level in line.busy.items()}, "kv_cache": kv}
+
+
+def show_run(experiment: Experiment, summary: dict[str, Any], took: float, use: dict[str, Any] | None) -> None:
+    """The *summary* of a run that *took* so many seconds to compute; *use* is as `use_of` gives it."""
+    from ...sweeps.point import served_by, title
+
+    total = summary["requests"]
+    say(f"{title(experiment)}: {total} requests")
+    say(_answer(summary))
+    say(f"deployment {served_by(experiment)}")
+    lines = table(("", "left"), ("requests", "right"), ("share", "right"))
+    for count in ("met", "late", "dropped", "failed"):
+        lines.add_row(count, str(summary[count]), f"{100 * summary[count] / total:.1f} %" if total else "")
+    print_table(lines)
+    if summary.get("cut_off"):
+        after = experiment.system.stop_after
+        when = f", {after:g} s after the last was sent" if after is not None else ""
+        say(f"{summary['cut_off']} of the failed were under way when the run was cut off{when}")
+    if summary["request_goodput"] is not None:
+        say(f"goodput {summary['request_goodput']:.3f} of {total / summary['duration']:.3f} requests/s")
+    if summary["finished"]:
+        times = ", ".join(f"{p} {summary[f'{p}_e2el_ms'] / 1000:.2f} s" for p in ("mean", "median", "p90", "p99"))
+        say(f"latency {times}")
+    for stage, tokens in summary.get("llm", {}).items():
+        show_tokens(stage, tokens)
+    for line in group_lines(summary):
+        say(line)
+    for worker, w in summary["workers"].items():
+        sizes = f"mean {w['mean_batch_size']:.2f}, largest {w['max_batch_size']}"
+        say(f"batches of {worker}: {w['iterations']} run, {sizes}")
+    for line in _use_lines(use):
+        say(line)
+    for line in (*input_lines(summary), *_doubts(experiment, summary)):
+        say(line)
+    say(f"{summary['duration']:.0f} s served in {took:.2f} s")
+
+
+def _answer(summary: Mapping[str, Any]) -> str:
+    if not summary["requests"]:
+        return "no request was sent"
+    told = f"{100 * summary['met'] / summary['requests']:.1f} % met their SLO"
+    if summary["request_goodput"] is not None:
+        told += f": {summary['request_goodput']:.3f} requests/s"
+    tokens = [t for t in summary.get("llm", {}).values() if t.get("token_goodput") is not None]
+    if len(tokens) == 1:
+        told += f", {tokens[0]['token_goodput']:.1f} tokens/s on time"
+    return told
+
+
+def _use_lines(use: dict[str, Any] | None) -> list[str]:
+    if use is None:
+        return []
+    lines = [f"{name} busy {100 * share:.1f} % of the time" for name, share in use["devices"].items()]
+    lines += [
+        f"KV cache of {worker} {100 * own['mean']:.1f} % full on average, {100 * own['max']:.1f} % at most"
+        for worker, own in use["kv_cache"].items()
+    ]
+    return lines
+
+
+def _doubts(experiment: Experiment, summary: Mapping[str, Any]) -> list[str]:
+    """What the numbers stand on that is not clean or was not measured; and what was measured of the same."""
+    from servetwin.profiles import load as load_profile
+    from servetwin.profiles import verdict
+
+    from ...validation.comparison.run_table import matching
+
+    lines = [
+        f"profile {device} is not clean: {faults} (servetwin profiles {device})"
+        for device in dict.fromkeys(experiment.deployment.devices.values())
+        if (faults := verdict.short(load_profile(device).data))
+    ]
+    for held in summary.get("held", ()):
+        asked = f"{held['steps']} steps of {held['worker']}, up to {held['largest_asked']} {held['of']}"
+        known = f"{held['profile']} knows {held['largest_known']} at most, whose value was held"
+        lines.append(f"beyond what was measured: {asked}; {known}")
+    lines += [f"measured on {was.start}: {was.met} met, {was.finished} finished" for was in matching(experiment)]
+    return lines
+
+
+def input_lines(summary: dict[str, Any]) -> list[str]:
+    """What is to be said of the requests of a run: which part of a trace they are, and what was cut of them."""
+    lines = list(summary.get("basis", ()))
+    if trace := summary.get("trace"):
+        part = f"requests {trace['first']:g} s to {trace['last']:g} s after the first"
+        lines.append(f"trace: {trace['requests']} of {trace['requests_in_file']} {part}")
+        if trace["failed_left_out"]:
+            lines.append(f"trace: {trace['failed_left_out']} requests had failed when it was taken, and are left out")
+        if trace.get("empty_prompts"):
+            lines.append(f"trace: {trace['empty_prompts']} prompts of no token count as one token")
+        for column, key in trace.get("not_used", {}).items():
+            why = f"{key} does not say {{draw: trace}}, which uses it" if key else "nothing here takes it"
+            lines.append(f"trace: column {column} is not used: {why}")
+        lines += [f"trace: {trace[key]}" for key in ("doubt", "other_images") if trace.get(key)]
+        if summary["requests"] > 1 and summary["arrival_span"] == 0.0:
+            lines.append("all requests arrive at once: there is no rate")
+    if published := summary.get("published"):
+        lines.append(f"seed {published['seed']}: {published['kept']}")
+    for module, told in summary.get("predictions", {}).items():
+        lines.append(f"outputs of {module} are predicted; {told}")
+    for module, cut in summary.get("cut", {}).items():
+        lines.append(
+            f"cut at {module}: {cut['prompts']} prompts by {cut['prompt_tokens']} tokens, "
+            f"{cut['outputs']} outputs by {cut['output_tokens']}"
+        )
+    return lines
+
+
+def group_lines(summary: Mapping[str, Any]) -> list[str]:
+    """What came of each class and each tenant, a line each, and how evenly tenants were served."""
+    lines = []
+    for kind, groups in (("class", summary.get("classes", {})), ("tenant", summary.get("tenants", {}))):
+        for name, found in list(groups.items())[:MOST_GROUPS]:
+            share, goodput = 100 * found["attainment"], found["request_goodput"] or 0.0
+            lines.append(f"{kind} {name}: {found['requests']} requests, {share:.1f} % met, goodput {goodput:.3f}/s")
+        if len(groups) > MOST_GROUPS:
+            lines.append(f"and {len(groups) - MOST_GROUPS} more of that kind, in summary.json")
+    if fairness := summary.get("fairness"):
+        known = [(name.removeprefix("jain_"), value) for name, value in fairness.items() if value is not None]
+        lines.append("Jain's index: " + ", ".join(f"{value:.3f} of {name}" for name, value in known))
+    return lines
+
+
+def show_tokens(stage: str, tokens: dict[str, Any]) -> None:
+    """What a run says of the tokens of a *stage*."""
+    made = f"{tokens['output_throughput'] or 0.0:.1f}"
+    if "token_goodput" in tokens:
+        say(f"tokens of {stage}: {tokens['token_goodput'] or 0.0:.1f} on time of {made} generated per second")
+    else:
+        say(f"tokens of {stage}: {made} generated per second")
+    if tokens["mean_ttft_ms"] is not None:
+        for name in ("ttft", "tpot", "itl"):
+            if tokens[f"mean_{name}_ms"] is not None:
+                known = ((p, tokens.get(f"{p}_{name}_ms")) for p in ("mean", "median", "p90", "p99"))
+                times = ", ".join(f"{p} {value:.1f}" for p, value in known if value is not None)
+                say(f"  {name} {times} ms")
+    if "within_limits" in tokens:
+        say(f"  {tokens['within_limits']} requests within the limits")
+
+
+def show_real(real: dict[str, Any]) -> None:
+    """How punctual the client of a real run was, and what lay between iterations."""
+    for what, key in (("client late by", "lateness_ms"), ("between iterations", "gap_ms")):
+        if spread := real[key]:
+            say(f"{what} {spread['median']:.3f} ms in the median, p99 {spread['p99']:.3f} ms")

@@ -1,0 +1,240 @@
+"""Measured runs of a language model under limits on ttft and tpot, repeated in simulation with their own requests.
+
+A file of such runs (``measured/<device>/runs-*.json.gz``) holds the profile that was taken before them and of each
+run its experiment, as `servetwin run --backend vllm` made it, and of each request when it came, its lengths, how it
+ended, and when its first and its last token came out. A run is repeated as its experiment says, with the requests as
+they came. Beside the simulation stand predictions of one line (`trivial`): whoever simulates must beat them.
+
+``python -m servetwin.experiments.validation.replay.chat [FILE [PROFILE]]`` prints all of that.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from servetwin.core import BadInput
+from servetwin.core.llm import TokenRequest
+
+from ...assembly import build
+from ...registry.catalog import recording_of
+from ...spec.experiment import Experiment
+from ...spec.loading import load
+from . import as_command
+from .external import METRICS, Ends, Latencies, Means
+from .llm import MEASURED
+
+#: Seeds of the noise over which a run is averaged.
+SEEDS = 10
+#: What is told of a metric.
+STATISTICS: dict[str, Callable[[Any], Any]] = {
+    "mean": np.mean,
+    "median": np.median,
+    "p99": lambda x: np.percentile(x, 99),
+}
+
+
+@dataclass(frozen=True)
+class ChatRun:
+    """A run: its *experiment* (content of the file, without devices), and of each request, in the order of arrival,
+    (arrival, prompt, limit, output, outcome, first token, last token); the last two are nan where none came."""
+
+    name: str
+    experiment: dict[str, Any]
+    requests: tuple[tuple[float, int, int, int, str, float, float], ...]
+
+    def spec(self, profile: str) -> Experiment:
+        """The experiment, by *profile*."""
+        content = json.loads(json.dumps(self.experiment))
+        content["deployment"]["devices"] = {"gpu0": profile}
+        return load(content)
+
+    @property
+    def policy(self) -> str:
+        """The name of its policy."""
+        return str(self.experiment["policy"]["name"])
+
+    @property
+    def met(self) -> int:
+        """Requests that kept their limits."""
+        return sum(row[4] == "met" for row in self.requests)
+
+    @property
+    def finished(self) -> int:
+        """Requests that were served to the end."""
+        return sum(row[4] in ("met", "late") for row in self.requests)
+
+    @property
+    def latencies(self) -> Latencies:
+        """Of those that were served to the end."""
+        return _latencies([(at, out, a, b) for at, _, _, out, how, a, b in self.requests if how in ("met", "late")])
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """What the simulation says of a run: requests that *met* their limits and that *finished* (means over seeds), and
+    latencies of the latter."""
+
+    met: float
+    finished: float
+    latencies: Latencies
+
+
+def is_chat(path: Path) -> bool:
+    """Whether *path* is a file of such runs."""
+    return path.name.startswith("runs-") and path.name.endswith(".json.gz")
+
+
+def recordings() -> list[Path]:
+    """The files that come with ServeTwin."""
+    return sorted(path for path in MEASURED.rglob("runs-*.json.gz") if is_chat(path))
+
+
+def read(path: Path) -> tuple[str, list[ChatRun]]:
+    """The profile and the runs of a file that `pack` wrote. Raises `BadInput`."""
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            data = json.load(file)
+        runs = [
+            ChatRun(
+                run["name"],
+                run["experiment"],
+                tuple((*row[:5], *(float("nan") if x is None else x for x in row[5:])) for row in run["requests"]),
+            )
+            for run in data["runs"]
+        ]
+        return data["profile"], runs
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, IndexError) as error:
+        right = "runs that ServeTwin packed"
+        raise BadInput(f"are no runs as they should be: {error}", where=str(path), right=right) from None
+
+
+def simulate(run: ChatRun, profile: str, seeds: int = 1) -> Simulated:
+    """*run* by *profile*, with so many seeds of the noise."""
+    met = finished = 0.0
+    rows: list[tuple[float, int, float, float]] = []
+    experiment = run.spec(profile)
+    for seed in range(seeds):
+        log = Ends()
+        made = build.build(experiment.model_copy(update={"seed": experiment.seed + seed}), log)
+        made.source = iter(_requests(run, next(iter(experiment.pipeline.llms))))
+        summary = made.play()
+        met += summary.met / seeds
+        finished += summary.finished / seeds
+        rows += [(run.requests[i][0], run.requests[i][3], *ends) for i, ends in sorted(log.ends.items())]
+    return Simulated(met, finished, _latencies(rows))
+
+
+def _requests(run: ChatRun, module: str) -> Iterator[TokenRequest]:
+    for i, (at, prompt, limit, output, *_) in enumerate(run.requests):
+        yield TokenRequest(i, at, {module: (prompt, limit)}, {module: output})
+
+
+def _latencies(rows: Sequence[tuple[float, int, float, float]]) -> Latencies:
+    arrival, output, first, last = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
+    return Latencies(first - arrival, (last - first) / np.maximum(output - 1, 1), last - arrival)
+
+
+def gap(run: ChatRun, simulated: Simulated) -> float:
+    """Points of goodput by which the simulation is off."""
+    return 100.0 * (simulated.met - run.met) / len(run.requests)
+
+
+def means(run: ChatRun, simulated: Simulated) -> list[Means]:
+    """Mean, median and 99th percentile of each metric."""
+    was, said = run.latencies, simulated.latencies
+    return [
+        Means(f"{what} {name}", float(of(getattr(was, name))), float(of(getattr(said, name))))
+        for name in METRICS
+        for what, of in STATISTICS.items()
+    ]
+
+
+def trivial(runs: Sequence[ChatRun]) -> dict[str, list[float]]:
+    """Points of goodput by which predictions are off that simulate nothing: that all requests are served in time,
+    and, though that has seen the other runs, that a run goes as these do on average."""
+    shares = [100.0 * run.met / len(run.requests) for run in runs]
+    others = [(sum(shares) - share) / max(len(shares) - 1, 1) for share in shares]
+    return {
+        "all in time": [100.0 - share for share in shares],
+        "mean of the other runs": [other - share for other, share in zip(others, shares, strict=True)],
+    }
+
+
+def pack(folder: Path, profile: str, out: Path, took: str) -> list[str]:
+    """Write the run folders in *folder* that came to their end to *out*, to be repeated by *profile*; gives those
+    that did not. *took* is the profile that they were made with."""
+    runs, left = [], []
+    for place in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if not (place / "summary.json").exists():
+            left.append(place.name)
+            continue
+        content = json.loads((place / "meta.json").read_text(encoding="utf-8"))["experiment"]
+        content["deployment"]["devices"] = {}
+        content["deployment"].pop("name", None)
+        outputs = _drawn(content, took)
+        lines = (place / "requests.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = []
+        for r in sorted((json.loads(line) for line in lines), key=lambda r: (r["arrival"], r["id"])):
+            (stage,) = r["stages"] or [{}]
+            ends = (stage.get("first_token"), stage.get("last_token"))
+            kept = [None if x is None else round(x, 6) for x in ends]
+            rows.append(
+                [round(r["arrival"], 6), stage["prompt"], stage["limit"], outputs[r["id"]], r["outcome"], *kept]
+            )
+        runs.append({"name": place.name, "experiment": content, "requests": rows})
+    with out.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file:
+        file.write(json.dumps({"profile": profile, "runs": runs}, separators=(",", ":")).encode())
+    return left
+
+
+def _drawn(content: dict[str, Any], profile: str) -> dict[int, int]:
+    """Output tokens by request, as the experiment draws them: of one that was dropped the run does not tell."""
+    content = {**content, "deployment": {**content["deployment"], "devices": {"gpu0": profile}}}
+    drawn: Any = build.build(load(content)).source
+    return {r.id: next(iter(r.outputs.values())) for r in drawn}
+
+
+def lines(path: Path, profile: str | None = None, seeds: int = SEEDS) -> Iterator[str]:
+    """What is printed of the runs in *path*, by *profile* (None: their own)."""
+    own, runs = read(path)
+    gaps, off = [], []
+    yield f"{path.parent.name}/{path.name} by {profile or own}"
+    for run in runs:
+        simulated = simulate(run, profile or own, seeds)
+        told = means(run, simulated)
+        gaps.append(gap(run, simulated))
+        off.append([m.off or 0.0 for m in told])
+        share = 100.0 / len(run.requests)
+        said = f"{share * run.met:.1f} % in time, simulated {share * simulated.met:.1f} ({gaps[-1]:+.1f})"
+        yield f"  {run.name}: {said}"
+        for name in METRICS:
+            some = [m for m in told if m.what.endswith(name)]
+            of = ", ".join(f"{m.what.split()[0]} {1e3 * (m.measured or 0.0):.1f} ms {m.off:+.1f} %" for m in some)
+            yield f"    {name}: {of}"
+    sizes = np.abs(gaps)
+    yield f"  goodput: off by {sizes.mean():.2f} points on average, {sizes.max():.2f} at most"
+    for name, others in trivial(runs).items():
+        yield f"    {name}: {np.abs(others).mean():.2f}, {np.abs(others).max():.2f}"
+    for i, m in enumerate(told):
+        column = np.array(off)[:, i]
+        yield f"  {m.what}: {np.abs(column).mean():.1f} % on average, {np.abs(column).max():.1f} at most"
+
+
+def main(arguments: Sequence[str]) -> None:
+    files = [recording_of(arguments[0])] if arguments else recordings()
+    for file in files:
+        for line in lines(file, arguments[1] if len(arguments) > 1 else None):
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    as_command.run(main)

@@ -1,0 +1,244 @@
+"""Makes engine steps of any composition on vLLM: chunks of prompts, tokens before them, sequences beside them.
+
+What stands before a chunk or a token need not be computed: keys and values are whatever is in the memory, which was
+filled with random numbers, and a request comes with as many of its tokens counted as computed as its step wants
+(`servetwin.real.vllm.internals.stand_before`). So a batch of 500 sequences with 2,000 tokens each stands after one
+step, and what a profile asks is made in minutes.
+
+A `Part` is a *pool* of sequences that decode, and steps (`Beat`) that are made one after the other without a gap:
+some of the pool decode, beside chunks of new requests that end with them. `Player` makes them. With asynchronous
+scheduling each is decided while the one before it runs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from servetwin.core.llm import Step, TokenPolicy, TokenTask, TokenView
+
+from ...engine import VllmEngine
+from ...internals import fill_kv, stand_before
+from ...plan import Planned
+from ...scheduler import Settings, StepLog
+
+#: New requests that join in one step while a pool is set up.
+AT_ONCE = 64
+#: Pairs of events that are made beforehand: making them stalls the host now and then.
+EVENTS = 6000
+#: Requests whose prompts are handed to the engine at a time: a long queue would cost the scheduler time of its own.
+QUEUE = 60
+
+
+@dataclass(frozen=True)
+class Beat:
+    """One step: *chunks* of (tokens, context before), and of the pool *size* sequences from place *first* on."""
+
+    chunks: tuple[tuple[int, int], ...] = ()
+    first: int = 0
+    size: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """The tokens that it computes."""
+        return sum(n for n, _ in self.chunks) + self.size
+
+
+@dataclass(frozen=True)
+class Part:
+    """Steps to make: *pool* holds the contexts of the sequences that are there before the first of *beats*."""
+
+    kind: str
+    pool: tuple[int, ...]
+    beats: tuple[Beat, ...]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a step was launched: seconds from when the executor was called until the step was launched and until its
+    sampling was, and on the GPU its milliseconds from when the step before it was over, or it was begun if that was
+    later, and how long the GPU had nothing to do before. On a CPU the last two are nan."""
+
+    launched: float
+    sampled: float
+    device: float = float("nan")
+    idle: float = float("nan")
+
+
+@dataclass
+class Played:
+    """What came of a part: its steps, with the contexts of all that decode, and how each was launched (empty if that
+    was not watched); *began* is when, in seconds on the monotonic clock."""
+
+    kind: str
+    began: float
+    steps: list[StepLog]
+    launches: list[Launch] = field(default_factory=list)
+
+
+class _Played(TokenPolicy):
+    """Makes the beats that it is given, and rests when there are none left."""
+
+    def __init__(self) -> None:
+        self.beats: deque[tuple[int, Sequence[TokenTask]]] = deque()
+
+    def decide(self, view: TokenView, now: float) -> Step:
+        if not self.beats:
+            return Step()
+        count, decode = self.beats.popleft()
+        waiting = iter(view.waiting)
+        chunks = [(task, task.pending) for task in (next(waiting) for _ in range(count))]
+        return Step(chunks, decode)
+
+
+class LaunchClock:
+    """Watches how steps are launched, by events before and after each on the GPU's stream."""
+
+    def __init__(self, core: Any) -> None:
+        import torch
+
+        self.cuda: Any = torch.cuda if torch.cuda.is_available() else None
+        self._spare: list[Any] = []
+        self._open: tuple[float, float, Any] | None = None
+        self._seen: list[tuple[float, float, Any, Any]] = []
+        self._last: Any = None
+        if self.cuda is not None:
+            self._spare = [self.cuda.Event(enable_timing=True) for _ in range(2 * EVENTS)]
+            for event in self._spare:
+                event.record()
+            self.cuda.synchronize()
+        executor = core.model_executor
+        self._execute, self._sample = executor.execute_model, executor.sample_tokens
+        executor.execute_model, executor.sample_tokens = self.execute_model, self.sample_tokens
+
+    def execute_model(self, output: Any, *args: Any, **kwargs: Any) -> Any:
+        """What vLLM calls to launch a step."""
+        if not output.total_num_scheduled_tokens:
+            return self._execute(output, *args, **kwargs)
+        before = self._event()
+        begun = time.monotonic()
+        found = self._execute(output, *args, **kwargs)
+        self._open = begun, time.monotonic() - begun, before
+        return found
+
+    def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
+        """What vLLM calls to launch its sampling."""
+        found = self._sample(*args, **kwargs)
+        if self._open is not None:
+            begun, launched, before = self._open
+            self._seen.append((launched, time.monotonic() - begun, before, self._event()))
+            self._open = None
+        return found
+
+    def _event(self) -> Any:
+        if self.cuda is None:
+            return None
+        event = self._spare.pop() if self._spare else self.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def take(self) -> list[Launch]:
+        """Of the steps since the last call, in their order; nothing may be in flight."""
+        seen, self._seen = self._seen, []
+        if self.cuda is None:
+            return [Launch(launched, sampled) for launched, sampled, _, _ in seen]
+        self.cuda.synchronize()
+        out = []
+        for launched, sampled, before, after in seen:
+            own = before.elapsed_time(after)
+            since = self._last.elapsed_time(after) if self._last is not None else float("inf")
+            gap = self._last.elapsed_time(before) if self._last is not None else float("inf")
+            out.append(Launch(launched, sampled, min(own, since), gap))
+            self._spare += [before] if self._last is None else [before, self._last]
+            self._last = after
+        return out
+
+
+class Player:
+    """Makes parts on *engine*, which it has for itself. With *watch* launches are watched."""
+
+    def __init__(self, engine: VllmEngine, *, watch: bool = False) -> None:
+        self.engine = engine
+        self.number = 0
+        self.clock = LaunchClock(engine.core) if watch else None
+        self.pool: list[TokenTask] = []
+        fill_kv(engine.core)
+
+    @property
+    def room(self) -> int:
+        """Tokens whose keys and values the engine has memory for."""
+        return int(self.engine.scheduler.blocks * self.engine.scheduler.block_size)
+
+    def play(self, part: Part, until: float = float("inf")) -> Played:
+        """Make *part*, of which the rest is left out once the monotonic clock shows *until*."""
+        scheduler = self.engine.scheduler
+        policy = _Played()
+        self.engine.empty()
+        scheduler.install(Settings(), policy=policy)
+        self._fill(policy, part.pool)
+        scheduler.keep_log = scheduler.keep_contexts = True
+        scheduler.log.clear()
+        scheduler.times.clear()
+        if self.clock is not None:
+            self.clock.take()
+        played = Played(part.kind, time.monotonic(), [])
+        zero = scheduler.zero
+        for some in _portions(part.beats):
+            for beat in some:
+                for tokens, context in beat.chunks:
+                    self._add(tokens, context, 1)
+            policy.beats.extend((len(b.chunks), self.pool[b.first : b.first + b.size]) for b in some)
+            while policy.beats or scheduler.in_flight:
+                self.engine.step()
+            if time.monotonic() > until:
+                break
+        played.steps = list(scheduler.log)
+        played.began = zero
+        if self.clock is not None:
+            played.launches = self.clock.take()
+        scheduler.keep_log = scheduler.keep_contexts = False
+        return played
+
+    def _fill(self, policy: _Played, pool: Sequence[int]) -> None:
+        """Let sequences with these contexts stand, that could generate tokens for ever."""
+        longest = self.engine.options.max_model_len
+        self.pool = []
+        for at in range(0, len(pool), AT_ONCE):
+            some = pool[at : at + AT_ONCE]
+            self.pool += [self._add(1, context - 1, longest - context - 1) for context in some]
+            policy.beats.append((len(some), ()))
+            while policy.beats or self.engine.scheduler.in_flight:
+                self.engine.step()
+
+    def _add(self, tokens: int, context: int, output: int) -> TokenTask:
+        """A request of which *context* tokens stand and so many more are to be computed."""
+        self.number += 1
+        scheduler = self.engine.scheduler
+        self.engine.add(Planned(self.number, 0.0, context + tokens, output), scheduler.zero)
+        key: str = next(reversed(scheduler.tasks))
+        task: TokenTask = scheduler.tasks[key]
+        if context:
+            stand_before(scheduler, key, context)
+            task.computed = context
+        return task
+
+
+def _portions(beats: Sequence[Beat]) -> Iterator[list[Beat]]:
+    """*beats* in portions of about `QUEUE` requests, none of them for a step or two only."""
+    some: list[Beat] = []
+    requests = 0
+    for beat in beats:
+        some.append(beat)
+        requests += len(beat.chunks)
+        if requests >= QUEUE and len(some) > 2:
+            yield some
+            some, requests = [], 0
+    if some:
+        yield some
+
+
+#: Hears what is measured next.
+Progress = Callable[[str], None]
