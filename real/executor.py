@@ -91,7 +91,7 @@ class RealExecutor:
         # Transfers, while a lane goes on.
         self._outbox: list[tuple[Worker | None, Task, Callable[[Task], None]]] | None = None
         self._listens = False  # whether something is heard of beside what is polled
-        self.ways: dict[tuple[str, str], list[HandOver]] = {}  # from which device to which
+        self.hand_overs: dict[tuple[str, str], list[HandOver]] = {}  # from which device to which
         self.broken: Worker | None = None  # whose lane ended the run
 
     # -- what the loop calls ---------------------------------------------------------------------------------------
@@ -162,9 +162,9 @@ class RealExecutor:
                 assert isinstance(here, DeviceSlots)
                 assert isinstance(there, DeviceSlots)
                 way = here.hand_over(task.id, there)  # nobody leaves a batch before it is over
-                ways = self.ways.setdefault((name, target.device), [])
-                if len(ways) < TIMED:
-                    ways.append(way)
+                timed = self.hand_overs.setdefault((name, target.device), [])
+                if len(timed) < TIMED:
+                    timed.append(way)
 
     def _finish(self, lane: Lane) -> None:
         """The batch of *lane* is over. Its next one is launched first, and then those who left it are handed on: the

@@ -209,10 +209,10 @@ class Server:
             log.write()
             executor.close()
         found = report(log, executor.lateness)
-        for (source, target), ways in executor.ways.items():
+        for (source, target), timed in executor.hand_overs.items():
             found.hand_overs[f"{source} to {target}"] = {
-                "ms": _spread([way.seconds() * 1e3 for way in ways]),
-                "host_ms": _spread([way.host * 1e3 for way in ways]),
+                "ms": _spread([way.seconds() * 1e3 for way in timed]),
+                "host_ms": _spread([way.host * 1e3 for way in timed]),
             }
         if executor.pinned is not None:
             found.moves = executor.pinned.moves

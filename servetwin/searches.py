@@ -83,7 +83,7 @@ class Search(Table):
     """The *answers* of a search, and their table: *workload*, *policy*, *deployment*, *find*, *target*, *value*,
     *low*,
     *high*, *verdict*, *seeds*, *first_seed*, *places* (that were tried), *requests* (of a run), *warm_up* (requests
-    not counted), *settled_after* (requests), *twice_as_long_inside*, *backlog*, *backlog_growth* (a share of what
+    not counted), *settled_after* (requests), *twice_as_long_agrees*, *backlog*, *backlog_growth* (a share of what
     arrives), *notes*.
 
     Of a search with one answer *value*, *low*, *high*, *verdict* and *notes* are those of that answer.

@@ -23,10 +23,11 @@ Progress = Callable[[int, int], None]
 
 
 def heard_by(progress: Progress | None) -> Callable[..., None] | None:
-    """What an engine calls so that *progress* hears of runs; a search does not know how many there will be."""
+    """What an engine calls so that *progress* hears of runs; a search does not know from the beginning how many there
+    will be."""
     if progress is None:
         return None
-    return lambda done, total, _=None: progress(done, 2 * done if total is None else total)
+    return lambda done, total, *_: progress(done, 2 * done if total is None else total)
 
 
 class Sweep(Table):

@@ -29,7 +29,7 @@ from .executor import Delay, SimExecutor
 from .llm.lane import Later, StepTimes, TokenTiming
 from .llm.shared_lane import KINDS, EngineRates, Kind, RateTable
 from .pool_lane import CallTimes
-from .time.noise import Pace, SlowSpells, Stalls, exponential, from_quantiles, uniform
+from .time.noise import Slowdown, SlowSpells, Stalls, exponential, from_quantiles, uniform
 from .time.out_of_range import HeldTimes, Reach, Watch
 from .time.timing import Demand, MeasuredTiming, TableTiming, Timing
 
@@ -180,7 +180,9 @@ class Clock:
             counted=options.hold,
             stalls=stalls_of(profile, self.seed if options.noise else None, worker.name) if options.costs else None,
             recent_load=recent_load_of(profile.costs) if options.costs else None,
-            pace=pace_of(profile, self.seed if options.noise else None, worker.name) if options.costs else None,
+            slowdown=slowdown_of(profile, self.seed if options.noise else None, worker.name)
+            if options.costs
+            else None,
         )
 
     def _swap(self, profile: Profile) -> Callable[[int], float] | None:
@@ -451,15 +453,16 @@ def residual_of(profile: Profile, seed: int | None, name: str, kind: str) -> Cal
     return from_quantiles(stream(seed, f"noise/{name}/{kind}"), cost.quantiles.p, cost.quantiles.values)
 
 
-def pace_of(profile: Profile, seed: int | None, name: str) -> Pace | None:
-    """The pace of the host of an engine called *name* by *profile*, drawn with a *seed*. None without one, or where
-    that was not measured."""
-    if seed is None or costs.HOST_PACE() not in profile.costs or costs.HOST_PACE_LASTS() not in profile.costs:
+def slowdown_of(profile: Profile, seed: int | None, name: str) -> Slowdown | None:
+    """The slowdown of the host of an engine called *name* by *profile*, drawn with a *seed*. None without one, or
+    where that was not measured."""
+    if seed is None or costs.HOST_SLOWDOWN() not in profile.costs or costs.HOST_SLOWDOWN_LASTS() not in profile.costs:
         return None
-    spread, length = profile.cost(costs.HOST_PACE()).quantiles, profile.cost(costs.HOST_PACE_LASTS()).scalar()
+    # The streams' names are those under which recorded predictions were drawn.
+    spread, length = profile.cost(costs.HOST_SLOWDOWN()).quantiles, profile.cost(costs.HOST_SLOWDOWN_LASTS()).scalar()
     assert spread is not None
     draw = from_quantiles(stream(seed, f"pace/{name}"), spread.p, spread.values)
-    return Pace(draw, exponential(uniform(stream(seed, f"pace/{name}/lasts"))), length)
+    return Slowdown(draw, exponential(uniform(stream(seed, f"pace/{name}/lasts"))), length)
 
 
 def stalls_of(profile: Profile, seed: int | None, name: str) -> Stalls | None:

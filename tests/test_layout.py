@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from servetwin.profiles.tables.costs import REGISTRY
 
 TOPS = ("servetwin", "core", "policies", "profiles", "sim", "real", "experiments")
 
@@ -38,6 +40,32 @@ LONG = {
     " `llm` of the benchmark takes a tenth longer"
 }
 LONGEST, LARGEST = 80, 600  # lines of a function, of a module
+
+#: Modules of a folder, beside its `__init__`. Libraries of policies hold one file for each, and no order but by name.
+MOST_MODULES = 13
+LIBRARIES = {"policies/diffusion", "policies/llm"}
+
+#: Words that name nothing of the field. (Of a number, `unit` is what it is measured in.)
+VAGUE = {
+    "ways",
+    "site",
+    "unit",
+    "inside",
+    "rehearsal",
+    "written",
+    "basics",
+    "parts",
+    "blame",
+    "pace",
+    "weather",
+    "quiet",
+}
+UNIT_OF_MEASURE = {
+    ("experiments/capacity/root_search.py", "unit"),
+    ("profiles/tables/cost.py", "unit"),
+    ("profiles/tables/costs.py", "unit"),
+    ("profiles/tables/costs.py", "Unit"),
+}
 
 #: Packages whose modules are found by their files' names.
 PLUGINS = {"servetwin.profiles.importing.formats"}
@@ -195,6 +223,49 @@ def test_modules_and_functions_are_of_a_length_that_can_be_read() -> None:
                         found.append(f"{file}::{node.name}: {lines} lines")
     assert found == []
     assert used == set(LONG)
+
+
+def files() -> Iterator[tuple[str, Path]]:
+    """All files of ServeTwin, by their path in the checkout."""
+    for name, path in sources().items():
+        top = name.split(".")[1] if name.split(".")[1:2] and name.split(".")[1] in TOPS else "servetwin"
+        folder = folders()["servetwin" if top == "servetwin" else f"servetwin.{top}"]
+        inner = path.relative_to(folder)
+        if top != "servetwin" or inner.parts[0] not in TOPS:  # once installed, all others are in it
+            yield f"{top}/{inner.as_posix()}", path
+
+
+def test_folders_read_like_tables_of_contents() -> None:
+    count = Counter(file.rpartition("/")[0] for file, path in files() if path.name != "__init__.py")
+    assert {folder for folder, number in count.items() if number > MOST_MODULES} <= LIBRARIES
+
+
+def names_of(tree: ast.Module) -> Iterator[str]:
+    """Names that others read: of classes and functions, of what modules and classes hold, of attributes."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.attr
+        if isinstance(node, ast.ClassDef | ast.Module):
+            for held in node.body:
+                targets = [held.target] if isinstance(held, ast.AnnAssign) else getattr(held, "targets", [])
+                yield from (target.id for target in targets if isinstance(target, ast.Name))
+
+
+def test_names_are_of_the_field() -> None:
+    """Those of costs, too (`profiles/tables/costs.py`)."""
+    found: set[tuple[str, str]] = set()
+    used: set[tuple[str, str]] = set()
+    texts = [(f"cost {entry.pattern}", [entry.pattern]) for entry in REGISTRY]
+    of_files = [(file, [path.stem, *names_of(ast.parse(path.read_text(encoding="utf-8")))]) for file, path in files()]
+    for file, names in (*of_files, *texts):
+        for name in names:
+            words = {word.lower() for word in re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)}
+            if words & VAGUE:
+                (used if (file, name) in UNIT_OF_MEASURE else found).add((file, name))
+    assert found == set()
+    assert used == UNIT_OF_MEASURE
 
 
 def test_nobody_reads_local_variables_of_others_by_name() -> None:

@@ -58,13 +58,13 @@ class Gaps:
         if self.held > self.most:
             self._fold()
 
-    def _parts(self) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    def _counted(self) -> list[tuple[np.ndarray, np.ndarray | None]]:
         """What is held, with its counts; None: each once."""
         parts: list[tuple[np.ndarray, np.ndarray | None]] = [*self.counted]
         return [(np.array(self.kept), None), *parts] if self.kept else parts
 
     def _fold(self) -> None:
-        for gaps, counts in self._parts():
+        for gaps, counts in self._counted():
             at = np.log(np.maximum(gaps, self.SHORTEST) / self.SHORTEST) / np.log(self.RATIO)
             found = np.bincount(np.minimum(at.astype(int), self.BINS - 1), counts, self.BINS).astype(int)
             self.bins = found if self.bins is None else self.bins + found
@@ -72,7 +72,7 @@ class Gaps:
 
     def sum_up(self) -> None:
         """Add what is held to the sums, and hold it no more."""
-        for gaps, counts in self._parts():
+        for gaps, counts in self._counted():
             for i in range(0, len(gaps), _PORTION):
                 units = np.rint(gaps[i : i + _PORTION] * 2.0**30)
                 # Squares of halves of the digits are whole numbers below 2**53, and so are their sums: no rounding.
@@ -113,7 +113,7 @@ class Gaps:
         if not self.counted:
             gaps = np.array(self.kept)
             return float(np.median(gaps)), *(float(np.percentile(gaps, 100 * share)) for share in _TAILS)
-        parts = self._parts()
+        parts = self._counted()
         gaps = np.concatenate([gaps for gaps, _ in parts])
         counts = np.concatenate([np.ones(len(g), dtype=int) if counts is None else counts for g, counts in parts])
         order = np.argsort(gaps)

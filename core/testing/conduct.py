@@ -307,7 +307,7 @@ _ASIDE = frozenset(
     ["__dict__", "__weakref__", "__doc__", "__slotnames__", "__annotations__", "__abstractmethods__", "_abc_impl"]
 )
 #: Parts of a value that are looked at, at most.
-_PARTS = 200_000
+_PIECES = 200_000
 
 
 def said(value: object) -> Any:
@@ -323,7 +323,7 @@ class _Saying:
     def of(self, value: Any) -> Any:
         if value is None or isinstance(value, str | bytes | int | float | complex):
             return type(value).__name__, repr(value)
-        if id(value) in self.seen or len(self.seen) > _PARTS:
+        if id(value) in self.seen or len(self.seen) > _PIECES:
             return "seen", self.seen.get(id(value))
         self.seen[id(value)] = len(self.seen)
         self.kept.append(value)
@@ -340,9 +340,9 @@ class _Saying:
             return "at", id(value)
         if type(value).__module__.startswith("servetwin.core"):
             return "of ServeTwin", type(value).__name__  # which sees to that by itself
-        return self._inside(value)
+        return self._within(value)
 
-    def _inside(self, value: Any) -> Any:
+    def _within(self, value: Any) -> Any:
         if isinstance(value, random.Random):
             return "Random", value.getstate()
         held = getattr(value, "__dict__", None)

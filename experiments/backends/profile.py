@@ -17,7 +17,7 @@ from ..registry.vllm_settings import settings_of
 from ..sweeps import tables
 from .diffusion import Setup, make_server
 
-#: Hears (what is measured next, terms done, terms in all).
+#: Hears (what is measured next, how much is done, and of how much).
 Progress = Callable[[str, int, int], None]
 
 #: What these policies take between two iterations is measured too.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import json
+import math
 import shlex
 import sys
+import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from servetwin.real.vllm.profiling.measuring.async_steps import Rotation
     from servetwin.real.vllm.profiling.measuring.step_grid import Grid
 
-#: Hears (what is measured next, terms done, terms in all).
+#: Hears (what is measured next, how much is done, and of how much).
 Progress = Callable[[str, int, int], None]
 TERMS = ("prefill", "decode", "mixed", "chunks", "preemption")
 #: Seconds for which steps of all compositions are made, and for which traffic judges them.
@@ -181,13 +182,7 @@ def composed(
     from servetwin.real.vllm.profiling.fitting.step_profile import section
     from servetwin.real.vllm.profiling.profile_content import file_content
 
-    count = itertools.count()
-
-    def say(what: str) -> None:
-        if progress is not None:
-            done = next(count)
-            progress(what, done, done + 1)
-
+    say = _in_seconds(progress, seconds + judged)
     parts, intake = compose(engine, seconds, judged, say)
     if keep is not None:
         keep(parts)
@@ -199,6 +194,18 @@ def composed(
         made["tokens"]["shape"] = shape.model_dump(exclude_none=True)
     facts = {**facts, "options": {**facts["options"], "model": called}}
     return file_content(made, facts, name=name, when=when, command=command)
+
+
+def _in_seconds(progress: Progress | None, most: float) -> Callable[[str], None]:
+    """Tells *progress* what comes next and how many of *most* seconds have passed: measuring ends when its time is
+    over."""
+    began = time.monotonic()
+
+    def say(what: str) -> None:
+        if progress is not None:
+            progress(f"{what}, seconds", round(min(time.monotonic() - began, most)), math.ceil(most))
+
+    return say
 
 
 def made_anew(recording: Path, profile: Path) -> str:
@@ -230,18 +237,17 @@ def _in_rows(
     progress: Progress | None,
 ) -> dict[str, Any]:
     """Likewise, of rows of like steps."""
-    from servetwin.real.vllm.profiling.measuring.async_steps import rotate
+    from servetwin.real.vllm.profiling.measuring.async_steps import LONGER, rotate
     from servetwin.real.vllm.profiling.measuring.step_grid import Grid, measure
     from servetwin.real.vllm.profiling.profile_content import profile_content
 
-    rounds = itertools.count()
+    in_seconds = _in_seconds(progress, ROTATE * (1.0 + LONGER))
 
     def say(what: str) -> None:
         if progress is not None and isinstance(grid, Grid):
             progress(what, TERMS.index(what), len(TERMS))
-        elif progress is not None:  # how many rounds there will be shows when the time is over
-            done = next(rounds)
-            progress(what, done, done + 1)
+        else:
+            in_seconds(what)
 
     measured = measure(engine, grid, say) if isinstance(grid, Grid) else rotate(engine, grid, ROTATE, say)
     source = "async_steps.py" if engine.options.asynchronous else "step_grid.py"

@@ -242,7 +242,7 @@ def _with_hindsight(asked: _Asked, found: _Found) -> dict[str, int]:
         with schedules.offered(schedules.of_plan(found.plan)) as name:
             made["the bound's own schedule"] = _met(asked, name)
         return made
-    for part in schedules.PARTS:
+    for part in schedules.SHARES:
         chosen = frozenset(r.id for r, w in zip(asked.requests, found.wanted, strict=True) if w >= part)
         if chosen:
             policy = schedules.of_chosen_tokens(chosen) if tokens else schedules.of_chosen(chosen)

@@ -16,8 +16,8 @@ from ..registry import policy_objects, policy_registry
 from ..spec.experiment import Experiment
 from ..spec.loading import load
 
-#: Where a relaxation serves a part of a request only: the parts from which on it is served here.
-PARTS = (0.999, 0.9, 0.5)
+#: Where a relaxation serves a part of a request only: the shares from which on it is served here.
+SHARES = (0.999, 0.9, 0.5)
 
 
 class Planned(Policy):

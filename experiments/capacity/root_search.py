@@ -86,6 +86,8 @@ class Curve:
         self.sample, self.glance = sample, glance or sample
         self.quantity = quantity
         self.level = level
+        #: Hears between which places an end is sought, and at most how many more are tried to find all ends.
+        self.hear: Callable[[float, float, int], None] = lambda *_: None
         self.samples: dict[float, list[Sample]] = {}
         self.glimpses: dict[float, list[Sample]] = {}
 
@@ -143,15 +145,16 @@ def _one(curve: Curve, target: Target, start: float, precision: float, near: boo
         _widen(curve, target, holds, fails)
     curve.at(_between(curve.quantity, holds, fails))
     notes = _rises(curve, target)
-    value, fails = _crossing(curve, target, precision, lambda i: i.mean)
+    # The ends of the interval may be found less sharply: they are taken on the outer side.
+    ends_of: list[_End] = [(lambda i: i.low, 2 * precision), (lambda i: i.high, 2 * precision)]
+    value, fails = _crossing(curve, target, (lambda i: i.mean, precision), [] if one_seed else ends_of)
     if not 0.0 < value < math.inf:
         raise _held_nowhere(curve, target, curve.from_easy()[0])
     tried = {x: curve.interval(x, target) for x in sorted(curve.samples)}
     if one_seed:
         return Capacity(target, value, None, None, tried, notes, fails)
-    # The ends may be found less sharply: they are taken on the outer side.
-    low, _ = _crossing(curve, target, 2 * precision, lambda i: i.low)
-    might, ends_at = _crossing(curve, target, 2 * precision, lambda i: i.high)
+    low, _ = _crossing(curve, target, ends_of[0], ends_of[1:])
+    might, ends_at = _crossing(curve, target, ends_of[1])
     ends = sorted((low, might if curve.quantity.whole else ends_at))
     return Capacity(target, value, ends[0], ends[1], tried, notes, fails)
 
@@ -295,10 +298,35 @@ def _between(quantity: Quantity, easy: float, hard: float) -> list[float]:
     return [easy * ratio ** (k / 4) for k in range(1, 4)]
 
 
-def _crossing(
-    curve: Curve, target: Target, precision: float, bound: Callable[[Interval], float]
-) -> tuple[float, float]:
-    """The last place at which *bound* of the interval still holds the target and the first at which it doesn't."""
+#: What of an interval is to hold a target, and how sharply the place where it no longer does is sought.
+_End = tuple[Callable[[Interval], float], float]
+
+
+def _crossing(curve: Curve, target: Target, end: _End, later: Sequence[_End] = ()) -> tuple[float, float]:
+    """The last place at which the *end* of the interval still holds the target and the first at which it doesn't.
+    *later* are the ends that are sought afterwards."""
+    bound, precision = end
+    holds, fails = _bracket(curve, target, bound)
+    if math.isnan(holds) or math.isnan(fails):
+        far = math.inf * curve.quantity.harder
+        nothing = 0.0 if curve.quantity.harder > 0 else math.inf
+        if curve.quantity.whole and math.isnan(fails):
+            fails = 1.0
+        return (nothing if math.isnan(holds) else holds), (max(far, 0.0) if math.isnan(fails) else fails)
+    while left := most_tries(curve.quantity, holds, fails, precision):
+        middle = float((holds + fails) // 2) if curve.quantity.whole else math.sqrt(holds * fails)
+        others = (most_tries(curve.quantity, *_bracket(curve, target, b), sharp) for b, sharp in later)
+        curve.hear(holds, fails, left + sum(others))
+        if bound(curve.interval(middle, target)) >= 0.0:
+            holds = middle
+        else:
+            fails = middle
+    return holds, fails
+
+
+def _bracket(curve: Curve, target: Target, bound: Callable[[Interval], float]) -> tuple[float, float]:
+    """Of the places sampled so far the last at which *bound* holds the target, and the first at which it does not,
+    seen from the easy side; NaN where there is none."""
     holds, fails = math.nan, math.nan
     for x in curve.from_easy():
         if bound(curve.interval(x, target)) >= 0.0:
@@ -306,19 +334,23 @@ def _crossing(
         else:
             fails = x
             break
-    if math.isnan(holds) or math.isnan(fails):
-        far = math.inf * curve.quantity.harder
-        nothing = 0.0 if curve.quantity.harder > 0 else math.inf
-        if curve.quantity.whole and math.isnan(fails):
-            fails = 1.0
-        return (nothing if math.isnan(holds) else holds), (max(far, 0.0) if math.isnan(fails) else fails)
-    while abs(fails - holds) > (1.0 if curve.quantity.whole else precision * min(holds, fails)):
-        middle = float((holds + fails) // 2) if curve.quantity.whole else math.sqrt(holds * fails)
-        if bound(curve.interval(middle, target)) >= 0.0:
-            holds = middle
-        else:
-            fails = middle
     return holds, fails
+
+
+def most_tries(quantity: Quantity, holds: float, fails: float, precision: float) -> int:
+    """How many places between *holds* and *fails*, each in the middle of what is left, are tried at the most until
+    the two are as close as *precision* (a share; whole numbers: as can be). 0 if one of the two is not known.
+
+    >>> most_tries(QUANTITIES["rate"], 4.0, 5.0, 0.005), most_tries(QUANTITIES["replicas"], 9, 3, 0.005)
+    (6, 3)
+    """
+    if math.isnan(holds) or math.isnan(fails) or holds == fails:
+        return 0
+    if quantity.whole:
+        return math.ceil(math.log2(abs(fails - holds)))
+    if abs(fails - holds) <= precision * min(holds, fails):
+        return 0
+    return max(math.ceil(math.log2(math.log(_ratio(holds, fails)) / math.log1p(precision)) - 1e-9), 1)
 
 
 def _rises(curve: Curve, target: Target) -> list[str]:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from servetwin.core import BadInput
 
@@ -25,7 +26,7 @@ from ..spec.overrides import ByOption, Override
 from ..sweeps import tables
 from ..sweeps.cache import Cache
 from ..sweeps.cluster import running_on
-from ..sweeps.point import Progress, Together, deployment_of, run_all
+from ..sweeps.point import Together, deployment_of, run_all
 from ..sweeps.repeat import seeded
 from ..sweeps.statistics import Interval
 from ..workload.requests import count_of, read_trace
@@ -65,6 +66,13 @@ class Asked:
     longest: int | None = None
 
 
+class SearchProgress(Protocol):
+    """Hears how many runs have ended, how many there will be at the most as far as that is known (None: it is not),
+    their attainment, and where is looked. More come if the answer changes with the length of the runs."""
+
+    def __call__(self, done: int, total: int | None, share: float | None, where: str, /) -> None: ...
+
+
 @dataclass(frozen=True)
 class Answer:
     """A capacity and what it stands on: runs of *requests* of which the first *warm_up* are not counted, whether the
@@ -96,7 +104,7 @@ def answers(
     cache: Cache | None = None,
     cluster: str | None = None,
     out: Path | None = None,
-    progress: Progress | None = None,
+    progress: SearchProgress | None = None,
     say: Callable[[str], None] | None = None,
 ) -> list[Answer]:
     """The capacity of each of *sources* under each of *policies*, for each target; *say* hears of rows that could not
@@ -219,7 +227,7 @@ class Finder:
         *,
         jobs: int,
         cache: Cache | None,
-        progress: Progress | None,
+        progress: SearchProgress | None,
     ) -> None:
         self.experiment, self.targets = experiment, targets
         self.quantity = QUANTITIES[asked.find]
@@ -236,12 +244,17 @@ class Finder:
         self.curves: dict[int, Curve] = {}
         self.together = Together()
         self.done = 0
+        #: The most runs there will be, if that is known, and where is looked.
+        self.total: int | None = None
+        self.checks: dict[int, int] = {}  #: by length of runs, how many places longer ones look at
+        self.where = ""
 
     def answers(self) -> list[Answer]:
         """An answer for each target."""
         return [self._answer_to(target) for target in self.targets]
 
     def _answer_to(self, target: Target) -> Answer:
+        self.total, self.where = None, ""
         found, length = self._first(target)
         notes = found.notes
         last = ""
@@ -278,8 +291,24 @@ class Finder:
         """Whether runs twice and four times as long give what lies in the interval; None if there are none."""
         if not 0.0 < found.value < math.inf or self._fits(2 * length) is None:
             return None
-        lengths = [2 * length, *([4 * length] if self._may(4 * length) else [])]
+        lengths = self._longer(length)
+        self.where = f"longer runs at {found.value:.4g}"
+        self.total = self.done + 2 * len(lengths) * self.seeds
         return all(agrees(found, curve) for n in lengths if (curve := self._curve(n)) is not None)
+
+    def _longer(self, length: int) -> list[int]:
+        """How long the runs are that check those of this *length*."""
+        return [2 * length, *([4 * length] if self._may(4 * length) else [])]
+
+    def _told(self, length: int, holds: float, fails: float, tries: int) -> None:
+        """An end of the interval is between *holds* and *fails*; for all of them so many *tries* are left, at most,
+        and then what checks the answer."""
+        low, high = sorted((holds, fails))
+        self.where = f"{low:.4g} to {high:.4g}"
+        if length not in self.checks:
+            fits = self._fits(2 * length) is not None
+            self.checks[length] = 2 * len(self._longer(length)) if fits else 0
+        self.total = self.done + self.seeds * (tries + self.checks[length])
 
     def _answer(self, found: Capacity, length: int, twice: bool | None, notes: list[str]) -> Answer:
         notes = [*notes]
@@ -350,6 +379,7 @@ class Finder:
                 short = _of_length(experiment, min(length, GLANCE_REQUESTS))
             full, glance = Sampler(self, experiment, self.seeds), Sampler(self, short, min(GLANCE, self.seeds))
             self.curves[length] = Curve(full, self.quantity, LEVEL, glance)
+            self.curves[length].hear = partial(self._told, length)
         return self.curves[length]
 
     def _fits(self, length: int) -> Experiment | None:
@@ -391,7 +421,9 @@ class Sampler:
         )
         finder.done += len(runs)
         if finder.progress is not None:
-            finder.progress(finder.done, None, self._attainment(rows))  # how many places it takes is not known
+            total = max(finder.total, finder.done) if finder.total is not None else None
+            where = finder.where or f"around {places[-1]:.4g}"
+            finder.progress(finder.done, total, self._attainment(rows), where)
         by_place = [rows[i : i + self.seeds] for i in range(0, len(rows), self.seeds)]
         return [[*(same[:1] if are_copies(same) else same)] for same in by_place]
 
@@ -433,7 +465,7 @@ def row_of(answer: Answer, asked: Asked) -> tables.Row:
         "requests": answer.requests,
         "warm_up": answer.warm_up,
         "settled_after": answer.settled,
-        "twice_as_long_inside": answer.twice,
+        "twice_as_long_agrees": answer.twice,
         "backlog": answer.stable.backlog,
         "backlog_growth": answer.stable.growth.mean,
         "notes": "; ".join(found.notes),

@@ -38,7 +38,7 @@ def as_markdown() -> str:
             lines += ["A list of objects:" if several else "An object:", ""]
             lines += _rows(keys)
             told.append(keys)
-            for inner in _inside(keys):
+            for inner in _nested(keys):
                 if inner not in told:
                     told.append(inner)
                     lines += [f"`{inner.__name__}`:", "", *_rows(inner)]
@@ -49,12 +49,12 @@ def _variants(kind: Any) -> tuple[Any, ...]:
     return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
 
 
-def _inside(kind: Any) -> Iterator[Any]:
+def _nested(kind: Any) -> Iterator[Any]:
     for value in get_type_hints(kind).values():
         for part in get_args(value):
             if is_typeddict(part):
                 yield part
-                yield from _inside(part)
+                yield from _nested(part)
 
 
 def _rows(kind: Any) -> list[str]:

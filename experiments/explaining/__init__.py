@@ -7,8 +7,8 @@
 `whole_records`   whether a run's records are all there
 `step_members`    who takes part in each step of an engine, as the records tell it
 `visits`          a request's way through the stages
-`batch_parts`     the parts of a visit to a worker that runs batches, or to a pool of threads
-`engine_parts`    likewise to an engine of a language model
+`batch_time`      the parts of a visit to a worker that runs batches, or to a pool of threads
+`engine_time`     likewise to an engine of a language model
 `engine_memory`   whether an engine had KV memory for a request
 `alone`           what a request would take if it were served alone
 `slack`           how much of its deadline was left at each moment, and the decision at which it was lost

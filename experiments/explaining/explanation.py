@@ -15,9 +15,9 @@ from ..spec.loading import load
 from ..validation.comparison.run_files import read_json, request_lines
 from . import run_window, whole_records
 from .alone import Alone, StageAlone, TokensAlone
-from .batch_parts import batch_parts, pool_parts
+from .batch_time import batch_time, pool_time
 from .causes import SERVED, Cause, Part
-from .engine_parts import engine_parts
+from .engine_time import engine_time
 from .run_window import RunWindow
 from .slack import Lost, Slack, TokenSlack, judged, lost_at, of_deadline
 from .visits import Visit, end_of, way_of
@@ -59,7 +59,7 @@ class Explanation:
     ended: float
     deadline: float | None
     stages: list[StageTime]
-    parts: list[Part]
+    spans: list[Part]
     slack: Slack | None
     lost: Lost | None
     notes: list[str] = field(default_factory=list)
@@ -72,7 +72,7 @@ class Explanation:
     def seconds(self) -> dict[Cause, float]:
         """By cause, of all stages; they add up to `latency`."""
         found: dict[Cause, list[float]] = {}
-        for part in self.parts:
+        for part in self.spans:
             for cause, seconds in part.shares().items():
                 found.setdefault(cause, []).append(seconds)
         return {cause: fsum(found[cause]) for cause in Cause if cause in found}
@@ -101,15 +101,15 @@ def explain(folder: Path, *, requests: Sequence[int] = (), worst: int | None = N
             notes = [*notes, f"{some}: they are left out"]
         chosen = heapq.nlargest(worst if worst is not None else 10, dated or missed, key=_badness)
     inputs = alone.inputs if alone is not None else {}
-    ways = [way_of(record, inputs) for record in chosen]
+    visited = [way_of(record, inputs) for record in chosen]
     outcomes = Outcomes()
-    window = run_window.read(folder, [visit for way in ways for visit in way], outcomes.of(request_lines(folder)))
+    window = run_window.read(folder, [visit for way in visited for visit in way], outcomes.of(request_lines(folder)))
     if summary is not None:
         whole_records.check(folder, summary, outcomes, window.counted)
     simulated = meta.get("kind") == "simulated"
-    found = [_explained(r, way, window, alone, simulated, notes) for r, way in zip(chosen, ways, strict=True)]
+    found = [_explained(r, way, window, alone, simulated, notes) for r, way in zip(chosen, visited, strict=True)]
     for one in found:
-        whole_records.check_times(folder, one.id, one.latency, fsum(part.seconds for part in one.parts))
+        whole_records.check_times(folder, one.id, one.latency, fsum(part.seconds for part in one.spans))
     return found
 
 
@@ -186,7 +186,7 @@ def _explained(
     notes: Sequence[str],
 ) -> Explanation:
     end, told = end_of(record), list(notes)
-    parts = list(_parts(record, way, window, alone, simulated, end))
+    parts = list(_time_of(record, way, window, alone, simulated, end))
     for index, visit in enumerate(way):
         if whole_records.CUT_OFF in notes:
             own = whole_records.without_end(parts, window.last.get(visit.worker, end))
@@ -213,7 +213,7 @@ def _explained(
         ended=end,
         deadline=record["deadline"],
         stages=[_stage_time(visit, [p for p in parts if p.visit == i]) for i, visit in enumerate(way)],
-        parts=parts,
+        spans=parts,
         slack=slack,
         lost=lost,
         notes=list(dict.fromkeys(told)),
@@ -242,7 +242,7 @@ def _lack(
     return f"the records of {visit.worker} hold {done} of its {wanted} {what}: where its time went there is not known"
 
 
-def _parts(
+def _time_of(
     record: Record, way: Sequence[Visit], window: RunWindow, alone: Alone | None, simulated: bool, end: float
 ) -> Iterator[Part]:
     now = record["arrival"]
@@ -256,14 +256,14 @@ def _parts(
         elif visit.is_llm:
             memory = alone.memory(visit.worker) if alone is not None else None
             speed: Any = alone.tokens(visit) if alone is not None else None
-            yield from engine_parts(visit, index, ran, memory=memory, alone=speed)
+            yield from engine_time(visit, index, ran, memory=memory, alone=speed)
         else:
             speed = alone.at(visit.stage, visit.worker, record["work"]) if alone is not None else None
             if visit.worker in window.pools:
-                yield from pool_parts(visit, index, ran, speed)
+                yield from pool_time(visit, index, ran, speed)
             else:
                 intake: Any = alone.intake(visit.worker) if alone is not None else "before"
-                yield from batch_parts(visit, index, ran, intake=intake, simulated=simulated, alone=speed)
+                yield from batch_time(visit, index, ran, intake=intake, simulated=simulated, alone=speed)
         now = max(now, visit.until)
     if end > now:
         yield Part(max(len(way) - 1, 0), Cause.TRANSFER, now, end)

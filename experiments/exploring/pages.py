@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict
 from html import escape
@@ -14,7 +15,7 @@ from ..reporting.document import Note, Part, Plot, Plots, Section, Style, Styles
 from ..spec.overrides import Override
 from .controls import MOST_REQUESTS, Offer, offer_of
 from .lanes import Call, Lanes
-from .simulation import Simulated, simulate, trusted, warm_up
+from .simulation import Simulated, read_measured, simulate, trusted, warm_up
 from .state import OPTIONS, PARAMS, check, command, overrides, state_of
 
 #: Parts of a run over which goodput is averaged.
@@ -34,6 +35,7 @@ class Pages:
         # Begun at once: by the time that a browser asks, it is there, and each process has simulated before.
         warm: list[Call] = [(warm_up, (source, self._base))] * (lanes.count - 1)
         self._begun = lanes.begin("", 1, [(offer_of, (source, self._base, list(policies))), *warm])
+        threading.Thread(target=read_measured, args=(source, self._base), daemon=True).start()
 
     @property
     def _offer(self) -> Offer:
@@ -97,7 +99,7 @@ def shown(found: Sequence[Simulated], look: float) -> tuple[str, list[dict[str, 
     writer = page.Writer(styles)
     body = [_head(runs, styles)]
     for section in _sections(found, look, styles):
-        parts = "".join(writer.part(part) for part in section.parts)
+        parts = "".join(writer.part(part) for part in section.content)
         body.append(f"<section><h2>{escape(section.title)}</h2>{parts}</section>")
     return "".join(body), writer.figures
 

@@ -40,7 +40,7 @@ RUN = 0
 #: More requests, and more arrows, than a run has: what is known by a number has one of its own in all the file.
 MANY = 10**9
 #: The parts of a run over each of which the share of time in which a device computes is told.
-PARTS = 500
+INTERVALS = 500
 
 
 def write(folders: Sequence[Path], out: Path) -> int:
@@ -169,7 +169,7 @@ class _Run:
 
     def counters(self) -> Iterator[Event]:
         """How many requests wait and are served and how full KV caches are, whenever that changes; how busy devices
-        are, over each of `PARTS` parts of the run."""
+        are, over each of `INTERVALS` parts of the run."""
         timeline = self.gathered.timeline(self.meta)
         for worker, waiting in timeline.waiting.items():
             served = timeline.served[worker]
@@ -179,7 +179,7 @@ class _Run:
                 yield self.event("C", f"requests at {worker}", _ns(when), args=args)
         for worker, held in timeline.kv.items():
             yield from self._kv(worker, held, timeline)
-        edges = timeline.edges(PARTS)
+        edges = timeline.edges(INTERVALS)
         for device, busy in timeline.busy.items():
             shares = [round(100 * share, 2) for share in busy.means(edges).clip(0, 1)]
             for when, share in zip(edges, [*shares, 0.0], strict=True):

@@ -88,7 +88,7 @@ def compiled(kind: type[Any]) -> str:
             if isinstance(value, staticmethod | classmethod):
                 value = value.__func__
             if isinstance(value, FunctionType):
-                text = "\n".join(_parts(value.__code__)) + repr(value.__defaults__)
+                text = "\n".join(_code_lines(value.__code__)) + repr(value.__defaults__)
             elif key.startswith("__") or not isinstance(value, bool | int | float | str | tuple | type(None)):
                 continue
             else:
@@ -97,11 +97,11 @@ def compiled(kind: type[Any]) -> str:
     return found.hexdigest()
 
 
-def _parts(code: CodeType) -> Iterator[str]:
+def _code_lines(code: CodeType) -> Iterator[str]:
     yield f"{code.co_name} {code.co_code.hex()} {code.co_names} {code.co_varnames}"
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _parts(constant)
+            yield from _code_lines(constant)
         elif isinstance(constant, frozenset):
             yield repr(sorted(map(repr, constant)))
         else:

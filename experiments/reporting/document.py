@@ -105,7 +105,7 @@ Part = Note | Table | Plots | Listing
 @dataclass(frozen=True)
 class Section:
     title: str
-    parts: Sequence[Part]
+    content: Sequence[Part]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ def markdown(document: Document, made: str) -> str:
     if document.facts:
         out.append(_table(Table([name for name, _ in document.facts], [[value for _, value in document.facts]])))
     for section in document.sections:
-        parts = [text for part in section.parts if (text := _part(part))]
+        parts = [text for part in section.content if (text := _part(part))]
         if parts:
             out += [f"### {_plain(section.title)}", *parts]
     out.append(f"<sub>{_plain(made)}</sub>")

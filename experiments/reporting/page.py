@@ -59,7 +59,7 @@ def page(document: Document, made: str) -> str:
     links, body = [], []
     for i, section in enumerate(document.sections):
         links.append(f'<a href="#s{i}">{escape(section.title)}</a>')
-        parts = "".join(writer.part(part) for part in section.parts)
+        parts = "".join(writer.part(part) for part in section.content)
         body.append(f'<section id="s{i}"><h2>{escape(section.title)}</h2>{parts}</section>')
     facts = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in document.facts)
     return (

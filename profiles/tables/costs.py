@@ -426,22 +426,22 @@ LAUNCH_BACK = CostName(
 LAUNCH_BACK_TOKEN = CostName(
     "step.launch.back_token", "seconds", _VALUE, "and per token of its context", _ENGINE, needs=(LAUNCH_BACK.pattern,)
 )
-HOST_PACE = CostName(
-    "host.pace",
+HOST_SLOWDOWN = CostName(
+    "host.slowdown",
     "ratio",
     ("quantiles",),
     "what launching a step takes over its mean: the host is slower at times than at others; drawn where noise is on",
     _ENGINE,
-    needs=("host.pace_lasts",),
+    needs=("host.slowdown_lasts",),
     above=True,
 )
-HOST_PACE_LASTS = CostName(
-    "host.pace_lasts",
+HOST_SLOWDOWN_LASTS = CostName(
+    "host.slowdown_lasts",
     "seconds",
     _VALUE,
-    "how long such a pace lasts on average",
+    "how long that lasts on average",
     _ENGINE,
-    needs=("host.pace",),
+    needs=("host.slowdown",),
     above=True,
 )
 STALL = CostName(
@@ -553,7 +553,8 @@ def check(costs: Mapping[str, Cost], modules: Mapping[str, bool], *, tokens: boo
 
 
 #: What costs were called once, for whoever has a profile of then.
-RENAMED = {"pace": "recent_load"}
+RENAMED = {"pace": "recent_load"}  # words of a name
+RENAMED_WHOLE = {"host.pace": "host.slowdown", "host.pace_lasts": "host.slowdown_lasts"}
 
 
 def find(name: str, known: Known) -> tuple[CostName, dict[str, str]]:
@@ -567,7 +568,7 @@ def find(name: str, known: Known) -> tuple[CostName, dict[str, str]]:
         if near and not policy.startswith(near[0]):
             raise Fault(f"unknown cost {name!r}", ("costs",), name.removesuffix(policy) + near[0])
         return entry, given
-    now = ".".join(RENAMED.get(part, part) for part in name.split("."))
+    now = RENAMED_WHOLE.get(name) or ".".join(RENAMED.get(part, part) for part in name.split("."))
     if now != name:
         raise Fault(f"the cost {name!r} has another name now", ("costs",), now)
     names, words = _names(name, known), sorted(re.split("[._]", name))

@@ -4,7 +4,7 @@ Two steps may be in hand. A step begins when the host has launched it (`Host.beg
 and the step before it is over, whichever is later, and is not over before the host has launched all of it. What the
 engine does between two steps is the host's, beside the device, and no part of this. Now and then the host stands
 still while it launches a step (`TokenTiming.stalls`); of that the device sees what is longer than the step that runs.
-Launches take longer at some times than at others (`TokenTiming.pace`).
+Launches take longer at some times than at others (`TokenTiming.slowdown`).
 What a step takes depends on how much was computed just before (`TokenTiming.recent_load`).
 """
 
@@ -30,7 +30,7 @@ class AheadLane:
         self.seconds = timing.seconds
         self.stalls = timing.stalls
         self.recent_load = timing.recent_load
-        self.pace = timing.pace
+        self.slowdown = timing.slowdown
         self.host = host
         self.last = 0.0  # when the last step that is known of ends
         self._decode = 0  # the sequences that decode in it
@@ -47,12 +47,12 @@ class AheadLane:
         if last <= now:
             stall = 0.0  # it came while there was nothing to do
         begins, launching = host.beginning(batch), host.launching(batch)
-        if self.pace is not None:
-            pace = self.pace(now)
+        if self.slowdown is not None:
+            slowdown = self.slowdown(now)
             if launching > begins:
-                stall = 0.0  # what launches take at other paces has them in it
-            begins *= pace
-            launching *= pace
+                stall = 0.0  # what launches take at other times has them in it
+            begins *= slowdown
+            launching *= slowdown
         ready = now + begins + stall
         start = batch.start = ready if ready > last else last
         batch.launched = launched = now + launching + stall

@@ -62,7 +62,7 @@ class TokenTiming:
     each prompt that it computes for the first time. *stalls* tells for how many seconds the host of an engine that
     decides ahead stands still if it launches a step at a time, one that changes the batch or not
     (`servetwin.sim.time.noise.Stalls`; None: it never does), and *recent_load* what steps of such an engine take over
-    *times*, by how much was computed lately. *pace* tells what launching a step takes
+    *times*, by how much was computed lately. *slowdown* tells what launching a step takes
     over its mean at a time. With *counted* every step is asked for, none taken to be as one before it."""
 
     times: StepTimes
@@ -72,7 +72,7 @@ class TokenTiming:
     preparing: float = 0.0
     stalls: Callable[[float, bool], float] | None = None
     recent_load: RecentLoad | None = None
-    pace: Callable[[float], float] | None = None
+    slowdown: Callable[[float], float] | None = None
     counted: bool = False
 
     def seconds(self, batch: TokenBatch) -> float:

@@ -74,23 +74,23 @@ class SlowSpells:
             now = self.until
 
 
-class Pace:
+class Slowdown:
     """A host whose speed wanders: a call tells what its work takes over the mean at a time (times must not go back).
 
-    *draw* gives a pace, which stays for *length* seconds on average (exponential).
+    *draw* gives a factor, which stays for *length* seconds on average (exponential).
     """
 
     def __init__(self, draw: Callable[[], float], lasting: Callable[[], float], length: float) -> None:
         self._draw, self._lasting, self._length = draw, lasting, length
-        self._pace = draw()
+        self._factor = draw()
         self._until = length * lasting()
 
     def __call__(self, now: float) -> float:
         if now >= self._until:
-            self._pace = self._draw()
+            self._factor = self._draw()
             while self._until <= now:
                 self._until += self._length * self._lasting()
-        return self._pace
+        return self._factor
 
 
 class Stalls:

@@ -47,7 +47,7 @@ class SearchAnswer(TypedDict):
     requests: Annotated[int, "in each run"]
     warm_up: Annotated[int, "of these, the first that are not counted"]
     settled_after: Annotated[int | None, "requests after which latencies were steady"]
-    twice_as_long_inside: Annotated[bool | None, "whether runs twice as long agree"]
+    twice_as_long_agrees: Annotated[bool | None, "whether runs twice as long agree"]
     backlog: Annotated[str, "flat, growing, overloaded or unclear"]
     backlog_growth: Annotated[Number, "as a share of what arrives"]
     notes: list[str]

@@ -104,9 +104,14 @@ def print_table(table: Any) -> None:
 @contextmanager
 def progress(what: str) -> Iterator[Report]:
     """A progress bar on a terminal's standard error, with the time left and the attainment so far; nothing
-    elsewhere. Call it with how many are done, how many there are, and the attainment if it is known."""
+    elsewhere. Call it with how many are done, how many there are, the attainment if it is known, and where it is."""
     with _bar(what) as update:
-        yield lambda done, total, share=None: update(completed=done, total=total, attainment=_told(share))
+
+        def tell(done: int, total: int | None, share: float | None = None, where: str = "") -> None:
+            name = f"{what}: {where}" if where else what
+            update(description=name, completed=done, total=total, attainment=_told(share))
+
+        yield tell
 
 
 @contextmanager
@@ -167,7 +172,7 @@ def _bar(what: str) -> Iterator[Callable[..., None]]:
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
+        BarColumn(bar_width=12),
         MofNCompleteColumn(),
         TextColumn("{task.fields[attainment]}"),
         TimeElapsedColumn(),

@@ -113,14 +113,14 @@ class Operators:
             return importlib.import_module(f"aiconfigurator.sdk.{name}")
 
         try:
-            with _quiet():
+            with _silenced():
                 data, config = part("perf_database"), part("config")
                 self.package = importlib.import_module("aiconfigurator").__version__
         except ImportError:
             what = "aiconfigurator is not installed"
             raise BadInput(what, right="pip install 'servetwin[import]'") from None
         self._config = config
-        with _quiet():
+        with _silenced():
             try:
                 found = version or data.get_latest_database_version(system=system, backend=backend)
                 tables_of = found and data.get_database_view(system, backend, found)
@@ -169,7 +169,7 @@ def _line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Any:
+def _silenced() -> Any:
     """The package prints what it loads, and warns of what is old in it."""
     os.environ.setdefault("TQDM_DISABLE", "1")
     before = logging.root.manager.disable

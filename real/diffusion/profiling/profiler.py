@@ -48,8 +48,32 @@ DECIDING = 2
 #: Seconds without work after which a loop begins anew.
 IDLE = 0.002
 
-#: Hears (what is measured next, terms done, terms in all).
+#: Hears (what is measured next, measurements done, how many there will be in all).
 Progress = Callable[[str, int, int], None]
+
+
+class Count:
+    """How many measurements are done, of those that *expected* has by term; a term may take fewer."""
+
+    def __init__(self, expected: Mapping[str, int], progress: Progress | None) -> None:
+        self.expected, self.progress = dict(expected), progress
+        self.term, self.before, self.own = "", 0, 0
+
+    def begin(self, term: str) -> None:
+        """All terms before *term* are over."""
+        names = [*self.expected]
+        self.term, self.own = term, 0
+        self.before = sum(self.expected[name] for name in names[: names.index(term)])
+        self._tell()
+
+    def one(self) -> None:
+        """A measurement of the term is over."""
+        self.own = min(self.own + 1, self.expected.get(self.term, 0))
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.progress is not None:
+            self.progress(self.term, self.before + self.own, sum(self.expected.values()))
 
 
 @dataclass
@@ -115,10 +139,11 @@ class Profiler:
         self.stages = ["+".join(group) for group in self.placement]
         self.loop = self.kind.loop
         self.took: dict[str, float] = {}
+        self.count = Count({}, None)
 
     def take(self, *, brief: bool = False, progress: Progress | None = None) -> Measured:
         """Measure everything, or (*brief*) only what a simulation reads. *progress* hears what comes next, how many
-        terms are done, and of how many.
+        measurements are done, and of how many.
         """
         terms = [
             self._plain,
@@ -132,16 +157,34 @@ class Profiler:
         ]
         if not brief:
             terms.append(self._cold)
+        names = [measure.__name__.strip("_") for measure in terms]
+        known = self._measurements()
+        self.count = Count({n: known[n] + (i % EVERY_TERM == 0) for i, n in enumerate(names)}, progress)
         for done, measure in enumerate(terms):
-            if progress is not None:
-                progress(measure.__name__.strip("_"), done, len(terms))
+            self.count.begin(names[done])
             begin = time.monotonic()
             measure()
             if done % EVERY_TERM == 0:
                 self._visit(seed=done)
-            self.took[measure.__name__.strip("_")] = round(time.monotonic() - begin, 2)
+            self.took[names[done]] = round(time.monotonic() - begin, 2)
         self._settle()
         return self.found
+
+    def _measurements(self) -> dict[str, int]:
+        """How many measurements each term takes, at the most."""
+        policies = max(len(self.policies), 1)
+        single = [module for module in self.kind.modules if module != self.loop]
+        return {
+            "plain": WARM_UP + self.limit,
+            "modules": self.once * (len(single) + SAMPLES),
+            "running": policies,
+            "arrivals": policies,
+            "whole": 1,
+            "contention": len(self._clashes()),
+            "client": 1,
+            "policies": DECIDING * len(self.policies) if self.limit > 1 else 0,
+            "cold": 1 + len(COLD),
+        }
 
     def _visit(self, seed: int) -> None:
         """Iterations of all batch sizes in changing order, between other measurements.
@@ -191,9 +234,11 @@ class Profiler:
         """What the workers computed in a run of its own."""
         placement = [list(self.kind.modules)] if whole else self.placement
         limit = more.pop("most", self.limit)
-        return measured_run(
+        spells = measured_run(
             self.server, placement, policies, works, limit=limit, once=self.once, device=self.device, **more
         )
+        self.count.one()
+        return spells
 
     def _gather(self, n: int, at_loop: Policy | None = None) -> list[Policy]:
         """All wait until there are *n*; but where that is more than a stage may take, it takes what there is."""
@@ -205,7 +250,7 @@ class Profiler:
     def _plain(self) -> None:
         """Each batch size for some iterations, through all stages."""
         found = self.found
-        for _ in range(2):  # once for the estimate of how many iterations to run
+        for _ in range(WARM_UP):  # once for the estimate of how many iterations to run
             self._spells(self._gather(1), [10])
         for n in range(1, self.limit + 1):
             spells = self._spells(self._gather(n), [self._steps(n)] * n)
@@ -241,6 +286,7 @@ class Profiler:
                             torch.cuda.synchronize(slots.device)
                         times.append(time.monotonic() - begin)
                     self.found.modules.setdefault(module, {})[n] = times[1:]
+                    self.count.one()
         for n in range(1, self.once + 1):
             until = time.monotonic() + self.seconds
             for times_more in range(SAMPLES):
@@ -360,6 +406,7 @@ class Profiler:
             recorder = RunFolder(Path(folder), {})
             spells = self.server.serve(stages, workers, requests, recorder).spells
             recorder.close()
+        self.count.one()
         return spells
 
     def _policies(self) -> None:
@@ -423,20 +470,35 @@ class Profiler:
         for spell, following in itertools.pairwise(kept):
             self.found.between.setdefault(spell.size, []).append(following.start - spell.end)
 
-    def _contention(self) -> None:
-        """Stages that run at once: the rate at which each gets on, against alone. Pairs, by the batches of both; and
-        where there are three, all of them, since three at once are not slowed down by what each pair is.
+    def _clashes(self) -> list[dict[str, int]]:
+        """Which stages are measured at once, and the batch of each: pairs; and where there are three, all of them,
+        since three at once are not slowed down by what each pair is. Who leads comes first, who stays in ones last.
         """
         if len(self.stages) == 1:
+            return []
+        at = self.stages.index(self.loop)
+        first, after = self.stages[:at], self.stages[at + 1 :]
+        loops = sorted({1, 2, *self._sizes(4)} & set(range(1, self.limit + 1)))
+        onces = sorted({1, 2, self.once} & set(range(1, self.once + 1)))
+        found: list[dict[str, int]] = []
+        for n in loops:
+            found += [{self.loop: n, other: 1} for other in first]  # short, and nothing to batch
+            found += [{self.loop: n, other: m} for other in after for m in onces]
+        for early, late in itertools.product(first, after):
+            for m in sorted({1, self.once}):
+                found.append({late: m, early: 1})
+                found += [{self.loop: n, late: m, early: 1} for n in sorted({1, self.limit})]
+        return found
+
+    def _contention(self) -> None:
+        """Stages that run at once: the rate at which each gets on, against alone, measured before and after."""
+        if not (clashes := self._clashes()):
             return
         stages = self.kind.pipeline().stages(self.placement)
         duel = Duel(self.server, stages, self.limit, self.device, self.once)
+        short = self.seconds / 4
         try:
-
-            def clash(sizes: dict[str, int]) -> None:
-                """Measure these at once, and each alone before and after; who leads comes first, who stays in ones
-                last."""
-                short = self.seconds / 4
+            for sizes in clashes:
                 before = {name: duel.periods({name: n}, short)[name] for name, n in sizes.items()}
                 both = duel.periods(sizes, self.seconds)
                 n, m = list(sizes.values())[:2]
@@ -444,22 +506,7 @@ class Profiler:
                     key = (name, *(other for other in self.stages if other in sizes and other != name))
                     alone = (before[name] + duel.periods({name: size}, short)[name]) / 2
                     self.found.rates.setdefault(key, {})[n, m] = alone / both[name]
-
-            at = self.stages.index(self.loop)
-            first, after = self.stages[:at], self.stages[at + 1 :]
-            loops = sorted({1, 2, *self._sizes(4)} & set(range(1, self.limit + 1)))
-            onces = sorted({1, 2, self.once} & set(range(1, self.once + 1)))
-            for n in loops:
-                for other in first:  # short, and nothing to batch
-                    clash({self.loop: n, other: 1})
-                for other in after:
-                    for m in onces:
-                        clash({self.loop: n, other: m})
-            for early, late in itertools.product(first, after):
-                for m in sorted({1, self.once}):
-                    clash({late: m, early: 1})
-                    for n in sorted({1, self.limit}):
-                        clash({self.loop: n, late: m, early: 1})
+                self.count.one()
         finally:
             duel.close()
 
@@ -471,6 +518,7 @@ class Profiler:
         gap = 4 * self.found.period(1) + 0.002
         self.server.serve(stages, workers, [Request(i, i * gap, AGES, {self.loop: 2}) for i in range(40)], log)
         self.found.client = log.delays
+        self.count.one()
 
     def _cold(self) -> None:
         """Requests of a few steps after idle periods, against those that come at once."""
@@ -484,7 +532,7 @@ class Profiler:
             return statistics.median(alone) if alone else 0.0  # none alone: the device is too noisy to tell
 
         usual = taken(0.0, 8)
-        for idle, count in ((0.05, 6), (0.3, 4), (1.0, 3)):
+        for idle, count in COLD:
             self.found.cold[idle] = taken(idle, count) - usual
 
 
@@ -505,8 +553,11 @@ def _pairs(loop: Sequence[Spell]) -> Iterable[tuple[Spell, Spell]]:
     return ((a, b) for a, b in itertools.pairwise(loop) if not a.leaves and not b.joins)
 
 
-#: Steps of the requests that are served after idle periods.
+#: Steps of the requests that are served after idle periods; these, in seconds, and how many requests after each.
 COLD_STEPS = 4
+COLD = ((0.05, 6), (0.3, 4), (1.0, 3))
+#: Runs before the first that counts.
+WARM_UP = 2
 #: Requests that are left waiting while a policy's time for each of them is measured, and the steps of the two others.
 WAITING, WAITING_STEPS = 20, 24
 #: So many cases of so many requests that join, or leave, at once are enough for a value.

@@ -12,7 +12,7 @@ from .fitting.step_profile import MEMORY
 from .measuring import blind_traffic
 from .measuring.compositions import Player
 from .measuring.device_steps import Steps, all_samples, steps_of
-from .measuring.step_cells import Cells, Limits, cells_for, parts_of_round
+from .measuring.step_cells import Cells, Limits, cells_for, round_of
 
 
 def graphs_of(engine: VllmEngine) -> tuple[tuple[int, ...], str]:
@@ -53,7 +53,7 @@ def compose(
     with engine.undisturbed():
         number = 0
         while time.monotonic() < until:
-            for part in parts_of_round(number, cells, limits, rng):
+            for part in round_of(number, cells, limits, rng):
                 if time.monotonic() < until:
                     progress(part.kind)
                     parts.append(steps_of(player.play(part, until)))

@@ -38,6 +38,21 @@ def test_finds_where_a_falling_curve_crosses():
     assert not found.notes
 
 
+@pytest.mark.parametrize(("share", "quantity"), [(falling, RATE), (lambda n: 1 - 0.6 * 0.9**n, REPLICAS)])
+def test_how_many_places_are_left_at_most_is_known_from_where_the_ends_are(share, quantity):
+    curve = Curve(noisy(share, spread=0.002), quantity, 0.95)
+    heard: list[tuple[float, float, int, int]] = []
+    curve.hear = lambda holds, fails, tries: heard.append((holds, fails, tries, len(curve.samples)))
+    (found,) = search(curve.sample, quantity, [0.9], start=1.0, curve=curve)
+    first = heard[0]
+    assert len(curve.samples) <= first[2] + first[3]
+    if quantity is RATE:
+        assert len(curve.samples) == heard[-1][2] + heard[-1][3]  # the last one said is the last one tried
+    promised = [tries + done for _, _, tries, done in heard]
+    assert promised == sorted(promised, reverse=True)  # what is left at most never grows
+    assert min(first[:2]) <= found.value <= max(first[:2])
+
+
 def test_several_targets_share_what_was_sampled():
     ninety, half = search(noisy(falling), RATE, [0.9, 0.5], start=30.0)
     assert 4.0 in ninety

@@ -180,7 +180,7 @@ def test_what_an_answer_stands_on_is_printed_and_written(md1: Path, servetwin):
     head, line = out.read_text().splitlines()
     row = dict(zip(head.split(","), line.split(","), strict=True))
     assert (row["backlog"], row["requests"], row["warm_up"]) == ("flat", "1000", "200")
-    assert row["twice_as_long_inside"] == "True"
+    assert row["twice_as_long_agrees"] == "True"
 
 
 FEW = ("--requests", 200, "--longest", 200, "--jobs", 1, "--no-cache")

@@ -83,6 +83,18 @@ def test_a_long_run_tells_how_far_it_is_and_how_many_were_met(tmp_path: Path):
     assert re.search(r"left .?0:00:\d\d", ESCAPES.sub("", written))
 
 
+def test_a_search_tells_between_which_places_it_is_and_how_much_is_left(toy: Path):
+    few = ("--seeds", 2, "--requests", 100, "--longest", 200, "--jobs", 1, "--no-cache")
+    lines = ESCAPES.sub("\n", on_terminal("search", toy, *few))
+    brackets = [(float(low), float(high)) for low, high in re.findall(r"search: ([\d.]+) to ([\d.]+)", lines)]
+    assert brackets
+    assert all(low < high for low, high in brackets)
+    assert brackets[-1][1] - brackets[-1][0] < brackets[0][1] - brackets[0][0]
+    runs = [(int(done), int(most)) for done, most in re.findall(r"^ *(\d+)/(\d+)", lines, flags=re.MULTILINE)]
+    assert runs
+    assert all(done <= most for done, most in runs)
+
+
 def test_colours_are_off_where_nobody_sees_them(servetwin, toy: Path):
     assert COLOURS.search(on_terminal("sweep", "--help"))
     assert not COLOURS.search(on_terminal("sweep", "--help", NO_COLOR="1"))

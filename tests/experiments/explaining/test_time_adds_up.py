@@ -31,13 +31,13 @@ def whole(folder: Path) -> list:
     lines = records(folder)
     found = explain(folder, requests=list(lines))
     for one in found:
-        marks = [p.start for p in one.parts] + [one.ended]
+        marks = [p.start for p in one.spans] + [one.ended]
         assert marks[0] == one.arrival
-        for (a, b), after in zip(itertools.pairwise(one.parts), marks[1:], strict=False):
+        for (a, b), after in zip(itertools.pairwise(one.spans), marks[1:], strict=False):
             assert a.end == b.start == after
-        if one.parts:
-            assert one.parts[-1].end == one.ended
-        assert all(p.seconds >= 0 for p in one.parts)
+        if one.spans:
+            assert one.spans[-1].end == one.ended
+        assert all(p.seconds >= 0 for p in one.spans)
         assert sum(one.seconds.values()) == pytest.approx(one.latency, abs=1e-9 * max(1.0, one.ended))
         told = sum(s for stage in one.stages for s in stage.seconds.values())
         assert told == pytest.approx(one.latency, abs=1e-9 * max(1.0, one.ended))
@@ -59,7 +59,7 @@ def test_of_diffusion(tmp_path_factory, world) -> None:
         for task in sent[one.id].tasks:
             visits[task.stage.name, task.queued] = task
         for index, stage in enumerate(one.stages):
-            parts = [p for p in one.parts if p.visit == index and p.cause is not Cause.TRANSFER]
+            parts = [p for p in one.spans if p.visit == index and p.cause is not Cause.TRANSFER]
             task = next(t for (name, _), t in visits.items() if name == stage.stage)
             own = [p for p in parts if p.own]
             assert all(one.id in p.ran.requests for p in own)
@@ -130,10 +130,10 @@ def test_of_engines(tmp_path_factory, rows, limits, name, how, stop_at, seed) ->
             continue
         if all(line["outcome"] in ("met", "late") for line in lines.values()):  # else some leave unseen, in a step
             assert not any("for sure who decoded" in note for note in one.notes)
-        came = [p.end for a, p in itertools.pairwise([None, *one.parts]) if p.tokens and p.tokens[0] > _before(a)]
+        came = [p.end for a, p in itertools.pairwise([None, *one.spans]) if p.tokens and p.tokens[0] > _before(a)]
         assert came == stay["tokens"]
-        assert all(p.cause in SERVED for p in one.parts if p.own)
-        lost = sum(p.cause is Cause.PREEMPTED for p in one.parts)
+        assert all(p.cause in SERVED for p in one.spans if p.own)
+        lost = sum(p.cause is Cause.PREEMPTED for p in one.spans)
         assert not lost or stay["preemptions"]
 
 

@@ -70,9 +70,9 @@ def test_what_goes_wrong_is_told_in_a_line(lanes: Lanes, capsys):
 
 
 def test_what_takes_too_long_is_ended(tmp_path: Path):
-    lanes = Lanes(1, longest=0.2)
+    lanes = Lanes(1, longest=1.0)
     try:
-        with pytest.raises(Trouble, match=r"not over after 0.2 s \(right would be: fewer requests\)"):
+        with pytest.raises(Trouble, match=r"not over after 1 s \(right would be: fewer requests\)"):
             lanes.ask("long", 1, [(await_file, (tmp_path / "never",))])
         [process] = lanes.ask("long", 2, [(os.getpid, ())])
     finally:

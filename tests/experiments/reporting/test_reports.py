@@ -30,7 +30,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def parts(document: Document, kind: type) -> list:
-    return [part for section in document.sections for part in section.parts if isinstance(part, kind)]
+    return [part for section in document.sections for part in section.content if isinstance(part, kind)]
 
 
 def table(document: Document, caption: str) -> Table:
@@ -113,7 +113,7 @@ def test_what_happened_over_time_has_a_figure_each(results: Path):
 def test_lines_of_one_figure_are_told_apart_in_the_legend_and_a_single_one_by_the_title(results: Path):
     document = made(results, "images")
     (over,) = [s for s in document.sections if s.title == "Over time"]
-    (waiting, _, busy), legend = over.parts[0].plots, [name for name, _ in over.parts[0].lines]
+    (waiting, _, busy), legend = over.content[0].plots, [name for name, _ in over.content[0].lines]
     assert legend == ["dit", "vae"] == [trace["name"] for trace in waiting.figure["data"]]
     assert busy.title == "Device busy: gpu0"
     colours = [document.styles.of(name).colour for name in (*legend, "gpu0")]
@@ -178,14 +178,14 @@ def test_two_runs_are_laid_side_by_side(results: Path, tmp_path: Path):
     assert document.answer.startswith("By +0.0 points of attainment")
     assert "100.00 % of the requests ended the same way in both." in text_of(document)
     (charts,) = [s for s in document.sections if s.title == "A closer look"]
-    real, simulated = charts.parts[0].plots
+    real, simulated = charts.content[0].plots
     assert real.figure == simulated.figure  # the same window, the same colours
 
 
 def test_a_window_that_was_asked_for(results: Path):
     document = made(results, "images", window="1:0.5")
     (charts,) = [s for s in document.sections if s.title == "A closer look"]
-    (plot,) = charts.parts[0].plots
+    (plot,) = charts.content[0].plots
     assert plot.figure["layout"]["xaxis"]["range"] == [1.0, 1.5]
     for trace in plot.figure["data"]:
         if trace["type"] == "bar":
@@ -258,7 +258,7 @@ def test_curves_are_the_rows_of_the_table(results: Path):
     document = made(results, "sweep.csv")
     rows = rows_of(results / "sweep.csv")
     (over,) = [s for s in document.sections if s.title == "Over the rate"]
-    first = over.parts[0].plots[0]
+    first = over.content[0].plots[0]
     assert first.title == "Attainment: SLO 1.5"
     line = next(t for t in first.figure["data"] if t["name"] == "edf" and t["mode"] == "lines+markers")
     expected = {
@@ -291,7 +291,7 @@ def test_points_that_were_measured_are_laid_over(results: Path):
     (over,) = [s for s in document.sections if s.title == "Over the rate"]
     measured = [
         trace
-        for part in over.parts
+        for part in over.content
         for plot in part.plots
         for trace in plot.figure["data"]
         if trace["mode"] == "markers"
@@ -315,7 +315,7 @@ def test_what_was_asked_runs_again(results: Path, tmp_path: Path):
     # One of its points leaves records, by a command whose options are those of its row.
     (over,) = [s for s in document.sections if s.title == "Over time"]
     run = "servetwin run dit-s2-256-rtx4090 --requests 60 --policy edf --rate 8.0 --slo 3.0 --out point"
-    assert over.parts[0].text.splitlines() == [run, "servetwin report point --out point.html"]
+    assert over.content[0].text.splitlines() == [run, "servetwin report point --out point.html"]
 
 
 # -- a score --------------------------------------------------------------------------------------------
@@ -356,7 +356,7 @@ def test_what_was_not_measured_is_said(tmp_path: Path):
     build.run(load("opt-13b-h100-async", keys), tmp_path / "a")
     document = report.document([tmp_path / "a"])
     (trust,) = [s for s in document.sections if s.title == "How far to trust this"]
-    (row,) = trust.parts[0].rows
+    (row,) = trust.content[0].rows
     assert row[0] == "rtx4090/llama-3.1-8b-tp1-imported"
     assert row[1].startswith("imported: ")
     assert "known error" in row[1]
@@ -515,7 +515,7 @@ def test_many_runs_of_a_folder_are_a_grid_and_real_ones_are_laid_over(tmp_path: 
     meta.write_text(json.dumps({**json.loads(meta.read_text()), "kind": "real"}))
     document = report.document([tmp_path / "grid"])
     (over,) = [s for s in document.sections if s.title == "Over the rate"]
-    (plots,) = over.parts  # one figure for each quantity, under one legend
+    (plots,) = over.content  # one figure for each quantity, under one legend
     assert plots.plots[0].title == "Attainment"
     assert ("measured", "measured") in plots.lines
     (points,) = [t for t in plots.plots[0].figure["data"] if t["mode"] == "markers"]

@@ -59,6 +59,12 @@ MISSPELT = [
     (DIFFUSION, "transport.client.clip", "transport.clint.clip", "(right would be: transport.client.clip)"),
     (DIFFUSION, "unet.gap.neustream", "unet.gap.neustraem", "(right would be: unet.gap.neustream)"),
     (LLM, "decode.recent_load.64", "decode.pace.64", "(right would be: decode.recent_load.64)"),
+    (
+        "h200-chat/opt-13b",
+        "host.slowdown_lasts",
+        "host.pace_lasts",
+        "has another name now (right would be: host.slowdown_lasts)",
+    ),
     (DIFFUSION, "whole.ratio", "whole.rate", "unknown cost 'whole.rate' (right would be: whole.ratio)"),
     (DIFFUSION, "unet.join", "step.begins", "unknown cost 'step.begins'"),
     (LLM, "step.begins", "step.begin", "(right would be: step.begins)"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from servetwin.experiments.spec.loading import load
 from servetwin.real.diffusion.profiling.profile_writer import write_profile
 from servetwin.real.tools.sandbox import confinement
 from servetwin.real.tools.script_tool import ScriptTool
-from twin import brief_profile, measured
+from twin import HEARD, brief_profile, measured
 
 #: As in test_serving: hosts that run this are small and busy.
 TOLERANCE, TRIES = 0.2, 3
@@ -100,6 +101,18 @@ def test_a_pipeline_with_a_tool_is_served_as_simulated(scripts: Path, tmp_path: 
             assert sum(tries) > 24  # some were tried again
             return
     pytest.fail(f"attainment, real minus simulated: {gaps}")
+
+
+def test_how_far_a_profile_is_is_told_in_measurements() -> None:
+    """All that will be made are known from the beginning, so that the time left can be told."""
+    measured("tiny-dit")
+    heard = HEARD["tiny-dit"]
+    assert len({total for _, _, total in heard}) == 1
+    done = [count for _, count, _ in heard]
+    assert done == sorted(done)
+    assert max(b - a for a, b in itertools.pairwise(done)) <= 3  # a term that takes fewer ends early
+    assert heard[-1][2] - 2 <= done[-1] <= heard[-1][2]
+    assert list(dict.fromkeys(term for term, _, _ in heard))[:3] == ["plain", "modules", "running"]
 
 
 def test_what_a_tool_runs_must_be_said(scripts: Path, tmp_path: Path) -> None:

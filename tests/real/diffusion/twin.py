@@ -74,9 +74,14 @@ class Twin:
         return recorder.summary
 
 
-def brief_profile(server):
-    """The content of a profile with what a simulation needs, measured in seconds."""
-    return take_profile(server, f"cpu/{server.kind.name}", limit=LIMIT, seconds=0.05, brief=True)
+#: What was heard of the progress of `measured`, by model.
+HEARD: dict[str, list[tuple[str, int, int]]] = {}
+
+
+def brief_profile(server, progress=None):
+    """The content of a profile with what a simulation needs, measured in seconds; *progress* hears how far it is."""
+    more = {"limit": LIMIT, "seconds": 0.05, "brief": True, "progress": progress}
+    return take_profile(server, f"cpu/{server.kind.name}", **more)
 
 
 @cache
@@ -85,7 +90,7 @@ def measured(name):
     takes seconds.
     """
     server = Server(name, Options(device="cpu"))
-    return server, brief_profile(server)
+    return server, brief_profile(server, lambda *told: HEARD.setdefault(name, []).append(told))
 
 
 @cache

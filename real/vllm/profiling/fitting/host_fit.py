@@ -2,7 +2,7 @@
 
 Launches are judged by how long they keep the host: from when the scheduler is asked until the sampling of the step is
 launched. The host's own speed wanders: for some tenths of a second everything takes half as long again, then it does
-not. So a launch has a mean, and a pace that is drawn and lasts.
+not. So a launch has a mean, and a slowdown that is drawn and lasts.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from servetwin.profiles.tables.costs import (
     BEGINS,
     BEGINS_EACH,
-    HOST_PACE,
-    HOST_PACE_LASTS,
+    HOST_SLOWDOWN,
+    HOST_SLOWDOWN_LASTS,
     INTAKE,
     LAUNCH,
     LAUNCH_BACK,
@@ -40,16 +40,16 @@ TAIL = 4e-4
 #: Launches at least whose batch lost, or got back, so many sequences, for a cost of that to be told; how often the
 #: line through them is drawn anew without what is furthest off, and the share that stays.
 MOVED, FEW, TRIMS, KEPT = 20, 4, 8, 0.97
-#: Launches at least, for a pace to be told.
-PACED = 60
-#: Shares at which the quantiles of the pace stand.
+#: Launches at least, for a slowdown to be told.
+ENOUGH = 60
+#: Shares at which the quantiles of the slowdown stand.
 SHARES = (0.0, 0.02, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 0.98, 1.0)
-#: Seconds between two launches up to which their paces are compared, by class.
+#: Seconds between two launches up to which their ratios are compared, by class.
 LAGS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 
 
 def host(parts: Sequence[Steps], found: Sequence[Sample], last: int, origin: dict[str, str]) -> dict[str, Any]:
-    """``step.begins``, ``step.launch``, ``step.between``, ``host.pace`` and what stands below them, of the
+    """``step.begins``, ``step.launch``, ``step.between``, ``host.slowdown`` and what stands below them, of the
     steps of *parts*, whose samples are *found*; *last* is the largest graph in tokens."""
     return _launching(found, last, origin) | _between(parts, origin)
 
@@ -68,7 +68,7 @@ def _launching(found: Sequence[Sample], last: int, origin: dict[str, str]) -> di
     least = "graph" if seen["graph"] else "kernels"
     # What a sequence adds is the same however a step is launched; one that is one graph is seen best.
     each = lines_through([(_size(s), t) for s, t in zip(seen[least], taken[least], strict=True)])[1]
-    paces: list[tuple[list[Sample], Any]] = []
+    over_mean: list[tuple[list[Sample], Any]] = []
     for how, (name, meaning) in MEANINGS.items():
         some = seen[how]
         if not some:
@@ -83,7 +83,7 @@ def _launching(found: Sequence[Sample], last: int, origin: dict[str, str]) -> di
             alone = taken[how] - each * _size_of(some)
             value, told = _mean(alone) + TAIL, "mean without the slowest hundredth"
             more = {}
-            paces.append((some, taken[how] / (value - TAIL + each * _size_of(some))))
+            over_mean.append((some, taken[how] / (value - TAIL + each * _size_of(some))))
         low, high = (1e3 * float(np.quantile(alone, q)) for q in (0.1, 0.9))
         costs[name] = {
             "meaning": meaning.format(last=last) + "; of no sequence",
@@ -96,7 +96,7 @@ def _launching(found: Sequence[Sample], last: int, origin: dict[str, str]) -> di
         costs |= more
     if any(seen.values()):
         costs[LAUNCH_EACH()] = _each("until a step is launched, with its sampling", each, len(seen[least]), common)
-    return costs | regrouping | _pace(paces, common)
+    return costs | regrouping | _slowdown(over_mean, common)
 
 
 def _each(until: str, seconds: float, samples: int, common: dict[str, Any]) -> dict[str, Any]:
@@ -182,17 +182,17 @@ def _mean(values: Any) -> float:
     return float(np.mean(np.sort(values)[: max(1, int(0.99 * len(values)))]))
 
 
-def _pace(paces: Sequence[tuple[list[Sample], Any]], common: dict[str, Any]) -> dict[str, Any]:
-    """``host.pace`` and ``host.pace_lasts`` of launches that took so many times their mean."""
-    ratios = np.concatenate([ratio for _, ratio in paces]) if paces else np.zeros(0)
-    if len(ratios) < PACED:
+def _slowdown(over_mean: Sequence[tuple[list[Sample], Any]], common: dict[str, Any]) -> dict[str, Any]:
+    """``host.slowdown`` and ``host.slowdown_lasts`` of launches that took so many times their mean."""
+    ratios = np.concatenate([ratio for _, ratio in over_mean]) if over_mean else np.zeros(0)
+    if len(ratios) < ENOUGH:
         return {}
     values = np.quantile(ratios, SHARES)
     values[-1] = np.quantile(ratios, 0.995)
     middle = float(np.interp(np.linspace(0.0005, 0.9995, 1000), SHARES, values).mean())
     how = "launches of steps with prompts, and of those beyond the graphs, over the means of both"
     return {
-        HOST_PACE(): {
+        HOST_SLOWDOWN(): {
             "meaning": "what launching a step takes over its mean",
             "quantiles": {"p": list(SHARES), "values": [round(float(v / middle), 5) for v in values]},
             "statistic": "quantiles, such that the mean is 1",
@@ -201,9 +201,9 @@ def _pace(paces: Sequence[tuple[list[Sample], Any]], common: dict[str, Any]) -> 
             **common,
             "unit": "ratio",
         },
-        HOST_PACE_LASTS(): {
-            "meaning": "how long such a pace lasts on average",
-            "value": round(_lasting(paces), 4),
+        HOST_SLOWDOWN_LASTS(): {
+            "meaning": "how long that lasts on average",
+            "value": round(_lasting(over_mean), 4),
             "statistic": "least squares: how alike two launches are, by the time between them",
             "samples": len(ratios),
             "how": how,
@@ -212,11 +212,11 @@ def _pace(paces: Sequence[tuple[list[Sample], Any]], common: dict[str, Any]) -> 
     }
 
 
-def _lasting(paces: Sequence[tuple[list[Sample], Any]]) -> float:
-    """Seconds in which the likeness of the paces of two launches fades to a third."""
+def _lasting(over_mean: Sequence[tuple[list[Sample], Any]]) -> float:
+    """Seconds in which the likeness of the ratios of two launches fades to a third."""
     products: dict[int, list[float]] = {}
     apart: dict[int, list[float]] = {}
-    for samples, ratio in paces:
+    for samples, ratio in over_mean:
         logs = np.log(ratio / np.median(ratio))
         logs = np.clip(logs - logs.mean(), -1.0, 1.0)
         for i, first in enumerate(samples):
@@ -227,11 +227,11 @@ def _lasting(paces: Sequence[tuple[list[Sample], Any]]) -> float:
                 lag = int(np.searchsorted(LAGS, seconds))
                 products.setdefault(lag, []).append(float(logs[i] * logs[j]))
                 apart.setdefault(lag, []).append(seconds)
-    spread = float(np.mean([np.var(np.log(ratio)) for _, ratio in paces]))
+    spread = float(np.mean([np.var(np.log(ratio)) for _, ratio in over_mean]))
     rows = [
         (statistics.fmean(apart[lag]), statistics.fmean(products[lag]) / spread)
         for lag in sorted(products)
-        if len(products[lag]) >= PACED // 2
+        if len(products[lag]) >= ENOUGH // 2
     ]
     if not rows or spread <= 0.0:
         return LAGS[0]

@@ -26,7 +26,7 @@ LENGTHS = (1, 16, 64, 128, 512, 2048, 8192)
 PASSES = (*range(64, 2048, 64), *range(2048, 32769, 256))
 #: Rows of kernels' tiles.
 TILE = 128
-#: At which shares of the densities the pace bends.
+#: At which shares of the densities what is added bends.
 BENDS = tuple(np.linspace(0.02, 0.98, 7))
 #: Weights of what is known beforehand: passes are nearly straight, and so is what decoding adds by length.
 STRAIGHT, ALIKE = 1.0, 0.08
@@ -40,7 +40,7 @@ TERMS = ("pairs", "squares", "tiles", "each", "both")
 
 @dataclass
 class PassModel:
-    """*seconds* by *knots* of tokens, and of all terms in their order; *pace* is what is added at *densities*, as a
+    """*seconds* by *knots* of tokens, and of all terms in their order; *added* is what is added at *densities*, as a
     share, at the begin of a step. *memory* is how many seconds it fades in."""
 
     knots: Floats
@@ -49,7 +49,7 @@ class PassModel:
     per_sequence: Floats
     per_context: Floats
     densities: Floats
-    pace: Floats
+    added: Floats
     memory: float
     graphs: tuple[int, ...]
 
@@ -63,7 +63,7 @@ class PassModel:
 
     def share(self, seconds: float, density: float) -> float:
         """How many times as long a step takes that takes so many *seconds* at the usual density."""
-        more = float(np.interp(density, self.densities, self.pace))
+        more = float(np.interp(density, self.densities, self.added))
         return 1.0 + more * float(fading(seconds / self.memory))
 
 
@@ -86,7 +86,7 @@ def fit(samples: Sequence[Sample], graphs: Sequence[int], memory: float) -> Pass
     units = _units(knots, scale, known, width)
     known = known * units
     held = _held(knots, width, took, known, units)
-    densities, pace = _bends([s.density for s in used]), np.zeros(len(BENDS))
+    densities, added = _bends([s.density for s in used]), np.zeros(len(BENDS))
     shares = np.array([np.interp([s.density for s in used], densities, row) for row in np.eye(len(densities))]).T
     over, weights = np.ones(len(took)), np.ones(len(took))
     found = np.zeros(width)
@@ -96,19 +96,19 @@ def fit(samples: Sequence[Sample], graphs: Sequence[int], memory: float) -> Pass
         found = nnls(rows, np.append(took * by, np.zeros(len(held))), maxiter=100 * width)[0]
         base = np.maximum(known @ found, 1e-9)
         faded = shares * fading(base / memory)[:, None]
-        pace = np.linalg.lstsq(
+        added = np.linalg.lstsq(
             np.vstack([faded * weights[:, None], 0.3 * np.eye(len(densities))]),
             np.append((took / base - 1.0) * weights, np.zeros(len(densities))),
             rcond=None,
         )[0]
-        pace -= np.interp(np.median([s.density for s in used]), densities, pace)
-        over = 1.0 + faded @ pace
+        added -= np.interp(np.median([s.density for s in used]), densities, added)
+        over = 1.0 + faded @ added
         weights = 1.0 / np.sqrt(1.0 + ((took / (base * over) - 1.0) / ROBUST) ** 2)
     found = found * units
     at = len(knots)
     terms = dict(zip(TERMS, found[at : at + len(TERMS)].tolist(), strict=True))
     rest = found[at + len(TERMS) :].reshape(2, len(LENGTHS))
-    return PassModel(knots, found[:at], terms, rest[0], rest[1], densities, pace, memory, tuple(graphs))
+    return PassModel(knots, found[:at], terms, rest[0], rest[1], densities, added, memory, tuple(graphs))
 
 
 def _knots(graphs: Sequence[int], most: int) -> Floats:

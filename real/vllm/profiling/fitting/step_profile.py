@@ -23,7 +23,7 @@ from . import decode_fit, host_fit, pass_fit
 #: Seconds in which what was computed fades.
 MEMORY = 0.05
 #: Up to how many tokens steps share a curve by density.
-PACES = (64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192, 16384, 32768)
+LOADS = (64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192, 16384, 32768)
 #: Contexts of the surface of steps that only decode.
 CONTEXTS = (64, 256, 512, 1024, 2048, 4096, 8192, 16000, 32000)
 #: Kinds of steps, as they are judged.
@@ -61,7 +61,7 @@ def section(
         "mixed": _mixed(model, made, origin),
     }
     table = TokenTable(TokenModel.model_validate(content), hold=True)
-    costs = _pace(model, made, table, last, origin) | host_fit.host(parts, found, last, origin)
+    costs = _recent_load(model, made, table, last, origin) | host_fit.host(parts, found, last, origin)
     costs |= host_fit.intake(intake, origin) | host_fit.stalls(parts, last, origin)
     judged = blind(found, table, costs, last, origin)
     return {
@@ -193,7 +193,7 @@ def _mixed(model: pass_fit.PassModel, made: Sequence[Sample], origin: dict[str, 
     }
 
 
-def _pace(
+def _recent_load(
     model: pass_fit.PassModel, made: Sequence[Sample], table: TokenTable, last: int, origin: dict[str, str]
 ) -> dict[str, Any]:
     """``prefill.recent_load``, and what steps take by the density before them."""
@@ -212,8 +212,8 @@ def _pace(
         }
     }
     most = max(s.tokens for s in made)
-    for limit in PACES:
-        if limit <= most or limit == next((p for p in PACES if p >= most), None):
+    for limit in LOADS:
+        if limit <= most or limit == next((p for p in LOADS if p >= most), None):
             seconds = model.a_pass(int(0.8 * limit))
             shares = [round(float(model.share(seconds, d)), 5) for d in densities]
             costs[RECENT_LOAD("prefill", limit)] = {

@@ -91,7 +91,7 @@ def cells_for(graphs: Sequence[int], limits: Limits) -> Cells:
     )
 
 
-def decode_parts(cells: Cells, limits: Limits, rng: random.Random, share: float = 1.0) -> Iterator[Part]:
+def decode_batches(cells: Cells, limits: Limits, rng: random.Random, share: float = 1.0) -> Iterator[Part]:
     """Batches of all sizes at each context; *share* is that of the contexts that are drawn."""
     for context in cells.contexts:
         if rng.random() >= share:
@@ -121,7 +121,7 @@ def uneven_part(cells: Cells, limits: Limits, rng: random.Random) -> Part | None
     return Part("uneven", tuple(pool), tuple(_spells(fitting, cells.steps, len(pool), rng))) if fitting else None
 
 
-def prompt_parts(cells: Cells, limits: Limits, rng: random.Random, *, chunks: bool) -> Iterator[Part]:
+def prompt_batches(cells: Cells, limits: Limits, rng: random.Random, *, chunks: bool) -> Iterator[Part]:
     """Whole prompts beside nobody, and with *chunks* also some with tokens before them."""
     shapes: list[tuple[tuple[int, int], ...]] = [((total, 0),) for total in cells.totals if total < limits.length]
     for count in cells.prompts:
@@ -139,7 +139,7 @@ def prompt_parts(cells: Cells, limits: Limits, rng: random.Random, *, chunks: bo
         yield Part("prompts", (200,) * beside, (*beats, Beat((), 0, beside)))
 
 
-def mixed_parts(cells: Cells, limits: Limits, rng: random.Random) -> Iterator[Part]:
+def mixed_batches(cells: Cells, limits: Limits, rng: random.Random) -> Iterator[Part]:
     """Chunks beside sequences that decode: each batch at each context, with all anchors and what is drawn."""
     growth = 4 * (len(cells.anchors) + cells.drawn) * len(cells.mixed)
     most = limits.sequences - min(40, limits.sequences // 4)
@@ -200,11 +200,11 @@ def _split(total: int, parts: int) -> tuple[tuple[int, int], ...]:
     return tuple((total // parts + (i < total % parts), 0) for i in range(parts))
 
 
-def parts_of_round(number: int, cells: Cells, limits: Limits, rng: random.Random) -> list[Part]:
+def round_of(number: int, cells: Cells, limits: Limits, rng: random.Random) -> list[Part]:
     """All parts of a round, in random order; chunks alone and all decode batches in the first, some in others."""
-    parts: list[Part | None] = [*prompt_parts(cells, limits, rng, chunks=number % 3 == 0)]
-    parts += [*mixed_parts(cells, limits, rng), *(uneven_part(cells, limits, rng) for _ in range(3))]
-    parts += decode_parts(cells, limits, rng, 0.4 if number else 1.0)
+    parts: list[Part | None] = [*prompt_batches(cells, limits, rng, chunks=number % 3 == 0)]
+    parts += [*mixed_batches(cells, limits, rng), *(uneven_part(cells, limits, rng) for _ in range(3))]
+    parts += decode_batches(cells, limits, rng, 0.4 if number else 1.0)
     found = [part for part in parts if part is not None]
     rng.shuffle(found)
     return found

@@ -10,7 +10,7 @@ from .causes import Cause, Part, Ran
 from .visits import Visit
 
 
-def batch_parts(
+def batch_time(
     visit: Visit,
     index: int,
     ran: Sequence[Ran],
@@ -57,7 +57,7 @@ def _wait(visit: Visit, one: Ran, intake: str) -> Cause:
     return Cause.QUEUE
 
 
-def pool_parts(visit: Visit, index: int, ran: Sequence[Ran], alone: StageAlone | None) -> Iterator[Part]:
+def pool_time(visit: Visit, index: int, ran: Sequence[Ran], alone: StageAlone | None) -> Iterator[Part]:
     """The parts of *visit* to a pool, whose threads ran *ran*: it waits for a free thread, then its call runs."""
     began = min(visit.started if visit.started is not None else visit.until, visit.until)
     own = [r for r in ran if visit.request in r.requests and r.start >= began]

@@ -47,7 +47,7 @@ class _Progress:
         return again
 
 
-def engine_parts(
+def engine_time(
     visit: Visit, index: int, ran: Sequence[Ran], *, memory: Memory | None, alone: TokensAlone | None
 ) -> Iterator[Part]:
     """The parts of *visit*, number *index* of its request, to an engine whose steps are *ran*.
