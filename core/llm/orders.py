@@ -144,7 +144,7 @@ class EarliestDue:
     """Which of the running is due first.
 
     *due* gives, of a task, the time at which it is due, and one before that which changes with the tokens of the task
-    only; *pace* by how much the latter grows at least with each token (seconds). Where requests decode together, an
+    only; *growth* by how much the latter grows at least with each token (seconds). Where requests decode together, an
     engine counts the tokens of all in one: so it is known without a look at each who may be due first, and few are
     looked at in a call. Where an engine counts apart, all are.
 
@@ -154,14 +154,14 @@ class EarliestDue:
     0.2
     """
 
-    def __init__(self, due: Callable[[TokenTask], tuple[float, float]], pace: Callable[[TokenTask], float]) -> None:
-        self.due, self.pace = due, pace
+    def __init__(self, due: Callable[[TokenTask], tuple[float, float]], growth: Callable[[TokenTask], float]) -> None:
+        self.due, self.growth = due, growth
         #: (what it is due after, were no token ever counted; a number to tell them apart; task)
         self._heap: list[tuple[float, int, TokenTask]] = []
         self._apart: list[TokenTask] = []  # who does not decode with the others
         self._known: dict[TokenTask, int] = {}  # with its preemptions
         self._number = 0
-        self._least = inf  # of all paces
+        self._least = inf  # of all growths
         self._ticks = Ticks()  # the engine's count of the tokens of all
 
     def clear(self) -> None:
@@ -214,7 +214,7 @@ class EarliestDue:
             self._apart.append(task)
             if task.ticks is not None:
                 self._ticks = task.ticks
-            least = self.pace(task)
+            least = self.growth(task)
             if least < self._least:
                 self.clear()
                 self._least = least

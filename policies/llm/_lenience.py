@@ -53,7 +53,7 @@ class NextTokens:
 
     def __init__(self, slo: TokenSLO, steps: int, room: float) -> None:
         self.slo, self.steps, self.room = slo, steps, room
-        self.first = EarliestDue(self._due, self._pace)
+        self.first = EarliestDue(self._due, self._growth)
         self.lines: dict[TokenTask, tuple[float, float, float]] = {}  # first deadline, slope, bend
         self.beta = self.low = 0.0  # now, and what is kept goes by
 
@@ -84,7 +84,7 @@ class NextTokens:
         left = self.steps - g
         return (due + left * self.beta, due + left * self.low) if left > 0 else (due, due)
 
-    def _pace(self, task: TokenTask) -> float:
+    def _growth(self, task: TokenTask) -> float:
         """By how much the smaller one grows at least with a token."""
         self._due(task)
         _, slope, bend = self.lines[task]

@@ -31,7 +31,7 @@ class EDFLLM(TokenPolicy):
         self.most = view.max_batched_tokens
         self.estimate = view.estimate_prefill
         self.order = WaitingOrder(self._urgency, fixed=not view.limits.keep_freed)
-        self.next_due = EarliestDue(self._due, self._pace)
+        self.next_due = EarliestDue(self._due, self._growth)
 
     def decide(self, view: TokenView, now: float) -> Step:
         if not view.waiting:
@@ -66,7 +66,7 @@ class EDFLLM(TokenPolicy):
         due = self.slo.deadline(task, task.generated + 1)
         return due, due
 
-    def _pace(self, task: TokenTask) -> float:
+    def _growth(self, task: TokenTask) -> float:
         """By how much that grows at least with each token."""
         slo = self.slo.for_task(task)
         return slo.decode_scale * (slo.d0 + min(0.0, slo.d1 * 2 * task.limit))
