@@ -35,10 +35,7 @@ OF_OTHERS = {
 }
 
 #: Functions of more lines than `LONGEST`, each with why that is so.
-LONG = {
-    "sim/llm/columns.py::run": "its state is local variables: with two of its steps as methods of their own the case"
-    " `llm` of the benchmark takes a tenth longer"
-}
+LONG: dict[str, str] = {}
 LONGEST, LARGEST = 80, 600  # lines of a function, of a module
 
 #: Modules of a folder, beside its `__init__`. Libraries of policies hold one file for each, and no order but by name.

@@ -3,7 +3,7 @@
 Begin with `policy` (what it sees and says, once per step) and `request`; then `serving`, which does what was decided.
 
 ==================  ================================================================================================
-`policy`            `TokenPolicy`, `TokenView`, `Step`
+`policy`            `TokenPolicy`, `TokenView`, `Step`; `Fill`, a rule by which one stands for all others
 `request`           `TokenRequest`, and `TokenTask`: its visit to an LLM stage
 `orders`            for policies that reorder: the queue by rank, and who is due first, kept between decisions
 `limits`, `slo`     what memory and settings allow; deadlines of tokens and latency limits
@@ -15,7 +15,7 @@ Begin with `policy` (what it sees and says, once per step) and `request`; then `
 
 from .limits import EngineLimits
 from .orders import EarliestDue, WaitingOrder
-from .policy import ALL, DECODES, PREFILLS, All, Chunk, Step, TokenPolicy, TokenView, queue_order
+from .policy import ALL, DECODES, PREFILLS, All, Chunk, Fill, Step, TokenPolicy, TokenView, queue_order
 from .request import Follows, Ticks, TokenRequest, Tokens, TokenTask
 from .slo import CumulativeSLO, LimitsSLO, TokenDeadlines, TokenLimits, TokenSLO, TokenSLOByClass
 
@@ -28,6 +28,7 @@ __all__ = [
     "CumulativeSLO",
     "EarliestDue",
     "EngineLimits",
+    "Fill",
     "Follows",
     "LimitsSLO",
     "Step",

@@ -15,8 +15,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
+from ..errors import BadInput
 from ..pipeline import Stage
 from ..policy import Decision, PolicyBase, Repeat, WorkerView
 from ..request import Task
@@ -59,10 +61,11 @@ class Step(Decision):
     given again and again, but is not to be changed once it is made.
 
     *standing* (with *repeat*, where all that can decode do and nothing else happens) extends that promise to requests
-    that arrive: whenever the engine looks at its queue, the policy would first prefill those that wait, in the order
-    of the queue, whole, in a step without decodes, as many as `TokenView.admissible` takes of them; and if it takes
-    none, decode as here. It holds through arrivals, admissions and ends, until a task is preempted or a prompt comes
-    that is longer than a step; the engine may ask again at any time.
+    that arrive: True says that whenever the engine looks at its queue, the policy would first prefill those that
+    wait, in the order of the queue, whole, in a step without decodes, as many as `TokenView.admissible` takes of
+    them; a `Fill`, that it would fill up a step in which all decode by that rule. If none can be prefilled, it would
+    decode as here. Either holds through arrivals, admissions and ends, until a task is preempted or a prompt comes
+    that is not cut and longer than a step; the engine may ask again at any time.
 
     The engine admits from *prefill* as long as tokens, sequences and blocks last; the first waiting task that does
     not fit stays waiting, and so do those after it. Memory is given to the running before the waiting.
@@ -79,7 +82,7 @@ class Step(Decision):
         drop: Sequence[TokenTask] = (),
         idle_until: float | None = None,
         repeat: Repeat | None = None,
-        standing: bool = False,
+        standing: bool | Fill = False,
     ) -> None:
         self.prefill = prefill
         self.decode = decode
@@ -252,6 +255,52 @@ class TokenView(WorkerView):
     def _one(self, module: str, batch: int) -> float:
         """A decode step without context: what `WorkerView.estimate` can say of an engine."""
         return self._estimate_decode(batch, 0)
+
+
+@dataclass(frozen=True)
+class Fill:
+    """A rule for all steps (`Step.standing`): all that decode go on in each, and prompts fill it up, first come,
+    first served.
+
+    A step computes *tokens* at most (the engine's `max_batched_tokens`, if that is less), those of the requests that
+    decode included. What is left goes to prompts that have been begun, in order of admission, then to those that
+    wait, in the order of the queue, each as far as it lasts; with *cut* off a prompt that does not fit whole waits,
+    and so do those after it. With *whole_memory* a prompt is begun only if memory lasts for all of it, and for the
+    rest of those that have been begun (Sarathi-Serve; the engine may ask for that too: `EngineLimits.whole_prompt`).
+
+    Raises `BadInput` if *tokens* is no whole number of 1 or more.
+    """
+
+    tokens: int
+    cut: bool = True
+    whole_memory: bool = False
+
+    def __post_init__(self) -> None:
+        if type(self.tokens) is not int or self.tokens < 1:
+            raise BadInput(f"a step of {self.tokens!r} tokens", right="a whole number, 1 or more")
+
+    def chunks(self, view: TokenView) -> Sequence[Chunk]:
+        """The (task, tokens) that it prefills at the engine of *view*, as things stand: what holds policies to it."""
+        left = min(self.tokens, view.max_batched_tokens) - view.decoding
+        free = view.free_blocks - view.watermark
+        room = view.max_sequences - len(view.running)
+        found = []
+        for task in view.running:
+            if not task.decoding:
+                pending = task.pending
+                free -= view.blocks_for(task.computed + pending) - view.blocks_for(task.computed)
+                if left > 0:
+                    found.append((task, min(pending, left)))
+                    left -= pending
+        for task in view.waiting:
+            pending = task.pending
+            free -= view.blocks_for(task.computed + pending)
+            room -= 1
+            if left <= 0 or room < 0 or (pending > left and not self.cut) or (self.whole_memory and free < 0):
+                break
+            found.append((task, min(pending, left)))
+            left -= pending
+        return view.admissible(found, decode=view.decoding)
 
 
 class TokenPolicy(PolicyBase):

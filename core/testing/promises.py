@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import PolicyFault
 from ..isolation.answers import check_decision, fault
 from ..isolation.code_inspection import named, watcher
-from ..llm.policy import All, Step, TokenPolicy
+from ..llm.policy import All, Fill, Step, TokenPolicy
 from ..policy import Batch, Decision, Repeat, WorkerView
 from ..request import Task
 from .conduct import Ear
@@ -134,7 +134,7 @@ class _Word:
     ) -> None:
         self.answer, self.given = answer, now
         self.repeat: Repeat = decision.repeat
-        self.stands = bool(getattr(decision, "standing", False))
+        self.stands: bool | Fill = getattr(decision, "standing", False)
         gone = set(decision.drop)
         self.here = {*waiting, *running} - gone
         self.run = set(running)
@@ -182,17 +182,26 @@ class _Word:
     def _stands(
         self, policy: object, waiting: Sequence[Task], running: Sequence[Task], view: Any, decision: Any
     ) -> bool:
-        """Likewise, of a standing word: those that wait are prefilled first, whole, and else all decode."""
+        """Likewise, of a standing word: those that wait are prefilled first, whole, and else all decode; or a step in
+        which all decode is filled up with prompts."""
         self.run = {*running}
-        if any(task.preemptions or task.pending > view.max_batched_tokens for task in waiting):  # type: ignore
+        fill = self.stands if isinstance(self.stands, Fill) else None
+        most = view.max_batched_tokens if fill is None else min(fill.tokens, view.max_batched_tokens)
+        if any(task.preemptions for task in waiting):  # type: ignore[attr-defined]
             return False
-        fits = view.admissible([(task, task.pending) for task in waiting])  # type: ignore[attr-defined]
-        wanted = (tuple([(task.id, count) for task, count in fits]), () if fits else "all", (), ())
+        if (fill is None or not fill.cut) and any(task.pending > most for task in waiting):  # type: ignore[attr-defined]
+            return False
+        if fill is not None:
+            fits = fill.chunks(view)
+        else:
+            fits = view.admissible([(task, task.pending) for task in waiting])  # type: ignore[attr-defined]
+        decode = () if fits and fill is None else "all"
+        wanted = (tuple([(task.id, count) for task, count in fits]), decode, (), ())
         said = answer_of(decision)
         taken = said[0][: len(fits)]
         if (taken, *said[1:4]) == wanted:
             return True
-        told = f"prefill {[number for number, _ in wanted[0]]}" if fits else "let all decode"
+        told = f"prefill {[*map(list, wanted[0])]}" if fits else "let all decode"
         raise fault(policy, f"its standing word is false: it would {told} next, but it says {readable(said)}")
 
 

@@ -86,6 +86,7 @@ def plan_for(
     if longest > shape.positions:
         what = f"{longest} tokens, but {name} takes {shape.positions}"
         raise BadInput(what, where="--vllm max_model_len", right=f"{shape.positions} at most")
+    shape.check_length(longest, name)
     options = EngineOptions(
         model=_folder(model) or name,
         dtype=_dtype(model, name, settings.dtype),

@@ -126,7 +126,7 @@ def answer(run: Run) -> str:
 def facts(run: Run) -> list[tuple[str, str]]:
     s = run.summary
     found = [("attainment", percent(s["attainment"])), ("goodput, requests/s", number(s["request_goodput"]))]
-    found.append(("finished", f"{s['met'] + s['late']} of {s['requests']}"))
+    found.append((f"finished, of {s['requests']}", str(s["met"] + s["late"])))
     found += [
         ("latency p50 of these", seconds(_s(s.get("median_e2el_ms")))),
         ("latency p99", seconds(_s(s.get("p99_e2el_ms")))),

@@ -345,7 +345,8 @@ def _score_chat(path: Path, seeds: int) -> list[Scored]:
     scored = []
     for run in runs:
         simulated = replay_chat.simulate(run, profile, seeds)
-        arrivals: Any = run.spec(profile).workload.arrivals
+        with run.spec(profile) as experiment:
+            arrivals: Any = experiment.workload.arrivals
         measured = MeasuredRun(
             line=0,
             cells={},

@@ -112,6 +112,12 @@ ROWS = (
         "profile before runs, nothing fitted",
     ),
     Row(
+        "h200-servers/runs-llama-3.1-8b.json.gz",
+        "Llama-3.1-8B in two of vLLM's own servers behind our router, two H200s, five routers",
+        "reports/2026-11-h200-servers.md",
+        "profile before runs, nothing fitted",
+    ),
+    Row(
         "h200-chat/runs-llama-3.1-8b.json.gz",
         "Llama-3.1-8B in vLLM as it is by default, H200, four policies",
         "reports/2026-11-h200-chat.md",

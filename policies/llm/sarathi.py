@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 
 from servetwin.core import Repeat
-from servetwin.core.llm import ALL, Step, TokenPolicy, TokenTask, TokenView
+from servetwin.core.llm import ALL, Fill, Step, TokenPolicy, TokenTask, TokenView
 from servetwin.core.parameters import at_least
 
 
@@ -26,6 +26,7 @@ class Sarathi(TokenPolicy):
 
     def start(self, view: TokenView) -> None:
         self.most = min(self.chunk, view.max_batched_tokens)
+        self.nothing_new = decode_on(self.most)
 
     def decide(self, view: TokenView, now: float) -> Step:
         running = view.running
@@ -53,12 +54,15 @@ class Sarathi(TokenPolicy):
             prefill.append((task, tokens))
             left -= tokens
         if not prefill:
-            return DECODE
+            return self.nothing_new
         prefill = view.admissible(prefill, decode=view.decoding)
-        return Step(prefill, ALL) if prefill else DECODE
+        return Step(prefill, ALL) if prefill else self.nothing_new
 
 
 # -- speed only -----------------------------------------------------------------------------------------------------
 
-#: All decode, until something changes. (The promise to repeat it only saves time.)
-DECODE = Step(decode=ALL, repeat=Repeat(sys.maxsize))
+
+def decode_on(tokens: int) -> Step:
+    """All decode, until something changes; and how it goes on with those that come is known as well. (Both promises
+    only save time.)"""
+    return Step(decode=ALL, repeat=Repeat(sys.maxsize), standing=Fill(tokens, whole_memory=True))

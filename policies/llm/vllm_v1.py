@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 
 from servetwin.core import Repeat
-from servetwin.core.llm import ALL, Step, TokenPolicy, TokenTask, TokenView
+from servetwin.core.llm import ALL, Fill, Step, TokenPolicy, TokenTask, TokenView
 from servetwin.core.parameters import at_least
 
 
@@ -25,6 +25,7 @@ class VLLMV1(TokenPolicy):
 
     def start(self, view: TokenView) -> None:
         self.most = min(self.tokens_a_step or view.max_batched_tokens, view.max_batched_tokens)
+        self.nothing_new = decode_on(self.most, self.chunked)
 
     def decide(self, view: TokenView, now: float) -> Step:
         running, waiting = view.running, view.waiting
@@ -50,7 +51,7 @@ class VLLMV1(TokenPolicy):
                     break
             prefill = view.admissible(prefill, decode=view.decoding)
         if not prefill:
-            return DECODE
+            return self.nothing_new
         return Step(prefill, ALL)
 
 
@@ -69,5 +70,8 @@ def partly_prefilled(view: TokenView, count: int) -> list[TokenTask]:
 
 # -- speed only -----------------------------------------------------------------------------------------------------
 
-#: All decode, until something changes. (The promise to repeat it only saves time.)
-DECODE = Step(decode=ALL, repeat=Repeat(sys.maxsize))
+
+def decode_on(tokens: int, cut: bool) -> Step:
+    """All decode, until something changes; and how it goes on with those that come is known as well. (Both promises
+    only save time.)"""
+    return Step(decode=ALL, repeat=Repeat(sys.maxsize), standing=Fill(tokens, cut))

@@ -64,6 +64,8 @@ def content(found: Imported, settings: Settings, profile: str | None = None) -> 
     longest = settings.max_model_len or (shape.positions if shape else None)
     if longest is None:
         raise BadInput("nothing says how long a request may be", where="--max-model-len", right="it, or a --model")
+    if shape is not None:
+        shape.check_length(longest, f"{found.architecture}, --max-model-len")
     new = shape is not None and found.architecture not in architectures()
     steps = Anchored(dict(found.model), "steps")
     return {

@@ -26,7 +26,8 @@ CONTEXT_GIB = 0.5
 
 
 class Architecture(Strict):
-    """The shape of a decoder-only language model. *parameters* counts all weights that are loaded."""
+    """The shape of a decoder-only language model. *parameters* counts all weights that are loaded. In a mixture of
+    experts, *feed_forward* is the width of one expert."""
 
     layers: Natural
     hidden: Natural
@@ -38,6 +39,9 @@ class Architecture(Strict):
     parameters: Natural
     head_dim: Natural | None = None  #: where it is not hidden / heads
     gated: StrictBool = True  #: whether the feed-forward layer has a gate, so three matrices and not two
+    experts: Natural | None = None  #: of each layer, in a mixture of experts
+    experts_per_token: Natural | None = None
+    window: Natural | None = None  #: tokens that attention reaches back, where it slides
 
     @property
     def head(self) -> int:
@@ -47,6 +51,18 @@ class Architecture(Strict):
     def kv_bytes_per_token(self, dtype_bytes: int = 2) -> int:
         """Bytes that a token's keys and values take, over all layers and devices."""
         return 2 * self.layers * self.kv_heads * self.head * dtype_bytes
+
+    def check_dense(self, where: str) -> None:
+        """Refuse a mixture of experts, for what only knows dense models. Raises `BadInput`."""
+        if self.experts is not None:
+            right = "a dense model, or servetwin profile on a GPU"
+            raise BadInput("a mixture of experts cannot be estimated so", where=where, right=right)
+
+    def check_length(self, longest: int, where: str) -> None:
+        """Refuse contexts of up to *longest* tokens of which attention would not see the first. Raises `BadInput`."""
+        if self.window is not None and longest > self.window:
+            what = f"attention slides over {self.window} tokens, and contexts of up to {longest} are asked for"
+            raise BadInput(what, where=where, right=f"max_model_len {self.window}: longer ones are not modelled")
 
 
 @functools.cache
@@ -83,12 +99,12 @@ def kv_blocks(
         (memory x utilization - weights / tp - activations - context) / (bytes of a block / tp)
 
     *memory_gib* is that of one device as its driver reports it. Activations are those of the largest step:
-    *max_batched_tokens* times (two buffers as wide as the feed-forward layer / tp and six as wide as the model), and
-    logits of *max_sequences* tokens in the model's type and twice in 4 bytes. Those widths and the context
-    (`CONTEXT_GIB`) are assumptions, not measurements: give the blocks that an engine reports where they are known.
-    Raises `BadInput` if the weights leave no room.
+    *max_batched_tokens* times (two buffers as wide as the feed-forward layer / tp, or the experts of a token, and six
+    as wide as the model), and logits of *max_sequences* tokens in the model's type and twice in 4 bytes. Those widths
+    and the context (`CONTEXT_GIB`) are assumptions, not measurements: give the blocks that an engine reports where
+    they are known. Raises `BadInput` if the weights leave no room.
     """
-    widths = 2 * model.feed_forward / tensor_parallel + 6 * model.hidden
+    widths = 2 * model.feed_forward * (model.experts_per_token or 1) / tensor_parallel + 6 * model.hidden
     activations = max_batched_tokens * widths * dtype_bytes + max_sequences * model.vocabulary * (dtype_bytes + 8)
     weights = model.parameters * dtype_bytes / tensor_parallel
     room = memory_gib * GIB * utilization - weights - activations - CONTEXT_GIB * GIB

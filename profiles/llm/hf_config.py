@@ -17,8 +17,12 @@ from servetwin.core import BadInput
 
 from .architectures import Architecture, architecture, architectures
 
-#: Families whose weights are counted here: dense decoders. Others are refused, for their steps are of other parts.
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "opt")
+#: Families whose weights are counted here; the last two are mixtures of experts. Others are refused, for their steps
+#: are of other parts.
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "opt", "mixtral", "qwen3_moe")
+
+#: The window of a Mistral whose configuration says nothing (transformers, MistralConfig).
+MISTRAL_WINDOW = 4096
 
 
 def shape_of(model: str) -> tuple[str, Architecture]:
@@ -72,8 +76,13 @@ def from_config(config: Mapping[str, Any], *, where: str) -> Architecture:
     hidden, layers, heads = number("hidden_size"), number("num_hidden_layers"), number("num_attention_heads")
     kv_heads = number("num_key_value_heads", otherwise=heads)
     head = number("head_dim", otherwise=max(hidden // heads, 1))
-    wide = number("ffn_dim", "intermediate_size")
+    experts = number("num_experts", "num_local_experts") if family in ("mixtral", "qwen3_moe") else None
+    chosen = number("num_experts_per_tok") if experts else None
+    if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
+        raise BadInput("experts in some layers only are not known here", where=where, right="experts in every layer")
+    wide = number("moe_intermediate_size") if family == "qwen3_moe" else number("ffn_dim", "intermediate_size")
     words, positions = number("vocab_size"), number("max_position_embeddings")
+    slides = _slides(config)
     if heads % kv_heads:
         raise BadInput(f"{heads} heads share {kv_heads} of keys", where=where, right="a divisor of the heads")
     queries, keys = heads * head, kv_heads * head
@@ -84,8 +93,8 @@ def from_config(config: Mapping[str, Any], *, where: str) -> Architecture:
         rest = words * hidden + (positions + 2) * hidden + 2 * hidden
     else:
         biased = family == "qwen2" or config.get("attention_bias") is True
-        each = attention + 3 * hidden * wide + 2 * hidden
-        each += (queries + 2 * keys if biased else 0) + (2 * head if family == "qwen3" else 0)
+        each = attention + (experts or 1) * 3 * hidden * wide + (experts or 0) * hidden + 2 * hidden
+        each += (queries + 2 * keys if biased else 0) + (2 * head if family.startswith("qwen3") else 0)
         rest = words * hidden * (1 if config.get("tie_word_embeddings") else 2) + hidden
     return Architecture(
         layers=layers,
@@ -98,7 +107,18 @@ def from_config(config: Mapping[str, Any], *, where: str) -> Architecture:
         parameters=layers * each + rest,
         head_dim=head if head != hidden // heads else None,
         gated=family != "opt",
+        experts=experts,
+        experts_per_token=chosen,
+        window=number("sliding_window", otherwise=MISTRAL_WINDOW) if slides else None,
     )
+
+
+def _slides(config: Mapping[str, Any]) -> bool:
+    """Whether attention slides: Mistral's does unless its configuration says null, Qwen's only if it says so."""
+    said = "sliding_window" in config or config["model_type"] == "mistral"
+    if not said or config.get("sliding_window", MISTRAL_WINDOW) is None:
+        return False
+    return bool(config.get("use_sliding_window", not str(config["model_type"]).startswith("qwen")))
 
 
 def _name(path: Path) -> str:

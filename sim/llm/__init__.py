@@ -4,7 +4,8 @@
 `lane`              `TokenTiming` and `TokenLane`
 `async_lane`        an engine that decides a step ahead
 `shared_lane`       engines that share a device
-`columns`           one engine under a policy's standing decision: requests as numbers, three to five times as fast
+`columns`           one engine under a policy's standing decision: requests as numbers, three to seven times as fast;
+                    `column_requests`: what becomes of them, `column_steps`: what a step computes
 `request_columns`   requests as columns; `latency_columns`: what came of them
 ==================  ===========================================================================================
 """

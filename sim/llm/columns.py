@@ -6,7 +6,8 @@ numbers (`TokenColumns`) and nothing is kept but their latencies (`TokenLatencie
 where they count, are stretches of the list of the ends of steps, which all that decode share. `play` lets `Columns`
 take over from the calendar then, as long as nothing but the next arrival stands there. As soon as the promise no
 longer holds (memory runs short, a prompt is too long) whatever is there is made into the objects that would be
-there, and the engine goes on by the calendar and asks the policy again.
+there, and the engine goes on by the calendar and asks the policy again. What a step computes by each kind of promise
+stands in `column_steps`, what becomes of the requests in `column_requests`.
 
 Every number is computed by the same operations in the same order as in `servetwin.core.llm.serving.engine` and
 `servetwin.sim.llm.lane`; `tests/sim/llm/test_columns.py` holds them together. A change there is a change here.
@@ -14,40 +15,27 @@ Every number is computed by the same operations in the same order as in `servetw
 
 from __future__ import annotations
 
-from array import array
-from collections import deque
-from collections.abc import Collection, Iterator, Sequence
-from heapq import heappop, heappush
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterator
+from heapq import heappush
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-from servetwin.core import Executor, Outcome, Recorder, Request, ServingLoop, Summary
-from servetwin.core.llm import LimitsSLO, TokenDeadlines, TokenTask
-from servetwin.core.llm.metric_blocks import TokenBlock
+from servetwin.core import Executor, Recorder, Request, ServingLoop, Summary
+from servetwin.core.llm import Fill, LimitsSLO, TokenDeadlines
 from servetwin.core.llm.metrics import StageTokens, TokenSummary
 from servetwin.core.llm.policy import admits_all
 from servetwin.core.llm.serving.engine import TokenEngine
 from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.core.serving.client import Client
-from servetwin.core.serving.worker import NEVER
-from servetwin.core.slo import latest
-from servetwin.sim.llm.latency_columns import TokenLatencies
-from servetwin.sim.llm.request_columns import Row, TokenColumns
 
-from .lane import TokenLane
+from .column_requests import ColumnRequests
+from .column_steps import NOTHING, SHORT, chunks, decodes, leaves, whole_prompts
+from .lane import NEVER, TokenLane
+from .latency_columns import TokenLatencies
+from .request_columns import TokenColumns
 
 if TYPE_CHECKING:
+    from servetwin.core import Repeat
     from servetwin.core.llm import Step
-
-#: So many that have ended are put into their columns at once.
-BLOCK = 512
-
-#: One that decodes: its row, the tokens that it generates, those computed by then, its phase (as in `TokenEngine`),
-#: start and end of its prefill.
-Entry = tuple[Row, int, int, int, float, float]
-
-#: From this context on: constant, slope, until that context; and seconds between two such steps.
-Line = tuple[float, float, float, float, float]
 
 
 class EngineExecutor(Executor, Protocol):
@@ -121,22 +109,10 @@ def _counts_alone(engine: TokenEngine) -> bool:
     return tokens.promise is slo and (slo is None or type(slo) in (TokenDeadlines, LimitsSLO))
 
 
-class Columns:
-    """What stays the same from one time to the next that *engine* is left to itself; *client* sends what comes."""
+class Columns(ColumnRequests):
+    """An engine that is left to itself, again and again."""
 
-    def __init__(self, engine: TokenEngine, lane: TokenLane, source: TokenColumns, client: Client) -> None:
-        self.engine, self.lane, self.source, self.client = engine, lane, source, client
-        # All three are properties of the device, so they are asked for once.
-        self.lines: dict[int, Line] = {}
-        self.gaps: dict[int, float] = {}
-        self.prefills: dict[int, float] = {}  # tokens of a prompt -> seconds of a step that prefills it alone
-        self.longest = min(engine.longest, engine.view.max_batched_tokens)  # prompt that takes the ordinary course
-        self.done: list[Entry] = []  # ended, and not noted yet
-        self.lasts: list[float] = []  # when each of them did
-        self.ticks: list[int] = []  # and at which tick, where times of tokens count
-        self.came: list[Row] = []  # since the last step began
-        self.waiting: deque[Row] = deque()
-        self.admitted: dict[int, float] = {}  # when those were taken in that were not admitted to a step at once
+    __slots__ = ()
 
     def go_on(self, step: Step, now: float) -> float | None:
         """As `run`, if that is possible, and the client then waits for what comes next; else None."""
@@ -144,6 +120,7 @@ class Columns:
         view = engine.view
         if (
             step.repeat is None
+            or type(step.standing) not in (bool, Fill)
             or view.waiting
             or engine.worker.inbox
             or not view.decoding
@@ -156,383 +133,104 @@ class Columns:
             or not self.lane.env.take_out(client.timer)
         ):
             return None
-        later = self.run(step, now)
+        self.open(step)
+        later = self.run(step.standing, step.repeat, now)
         row = self.source.row
         client.wait(self.source.request(row) if row is not None else None)
         return later
 
-    def run(self, step: Step, now: float) -> float:
-        """Go on from *now*, for which *step* was decided while nobody waits. Gives the time at which the policy has
-        to be asked again, or nothing is left to do; ``source.row`` is then what comes next.
+    def run(self, rule: bool | Fill, repeat: Repeat, now: float) -> float:
+        """Go on from *now* by *rule*, which the policy has said stands for all steps, while nobody waits; *repeat* is
+        what it said of steps in which all decode. Gives the time at which it has to be asked again, or nothing is
+        left to do; ``source.row`` is then what comes next.
 
-        Long on purpose: all that changes from step to step is in local variables, and a call per step costs more
-        than a line of this.
+        All that changes from step to step is in local variables, and calls are by request rather than by step.
         """
-        engine, lane, source = self.engine, self.lane, self.source
-        view, ticks, loop, calendar = engine.view, engine.ticks, engine.loop, lane.env
-        phases, leaving, size, headroom = engine.phases, engine.leaving, engine.size, engine.headroom
-        buckets: dict[int, list[Any]] = engine.buckets  # of tasks, then of entries
-        most, least, room, longest = view.max_batched_tokens, view.watermark, view.max_sequences, self.longest
-        free, context, decoding, tick, ready = view.free_blocks, view.context, view.decoding, ticks.count, lane.ready
-        sizes: dict[int, int] = {}
-        straight, between, draw, draw_prefill = lane.straight, lane.between, lane.draw, lane.prefills
-        each = lane.timing.counted
-        step_time, times_of, lines, gaps = lane.timing.times.step, self.prefills, self.lines, self.gaps
-        assert step.repeat is not None
-        often, limit, drift = step.repeat.times, step.repeat.limit, step.repeat.drift
-        done, lasts, at_ticks, came, waiting = self.done, self.lasts, self.ticks, self.came, self.waiting
-        keep, ends, note = engine.keep_times, engine.ends, engine.ends.append
-        odd: list[Row] = []  # what has come and does not take the ordinary course
-        rows, row = source.rows, source.row
-        due = NEVER if row is None else row[1]
-        batches = new = old = 0
-        latest = None  # who has come last
-        last_step, last_decode = view.last_step, view.last_decode
-        while not odd:
-            size_of = 0  # of those that are prefilled
-            if came or waiting:
-                if came:
-                    new += len(came)
-                    latest = came[-1]
-                if waiting:
-                    old = len(waiting)
-                    waiting += came
-                    queue: Collection[Row] = waiting
-                else:
-                    old = 0
-                    queue = came
-                tokens = squares = 0
-                places, left = room - decoding, free
-                for found in queue:
-                    prompt = found[2]
-                    tokens += prompt
-                    after = left + -prompt // size
-                    if tokens > most or not places or after < least:
-                        tokens -= prompt
+        engine, lane = self.engine, self.lane
+        mixed = isinstance(rule, Fill)
+        pick, leave = chunks(self, rule) if isinstance(rule, Fill) else whole_prompts(self), leaves(self)
+        decode, draw, often = decodes(self, repeat, leave), lane.prefills, repeat.times
+        leaving, phases, size, buckets = engine.leaving, engine.phases, engine.size, self.buckets
+        free, context, decoding = engine.view.free_blocks, engine.view.context, engine.view.decoding
+        tick, ready, counted, gaps = engine.ticks.count, lane.ready, self.counted, self.gaps
+        arrivals, prompts, lengths = self.arrivals, self.prompts, self.lengths
+        admits, firsts = self.admits, self.firsts
+        edge, due, head, taken, tail = self.edge, arrivals[0], 0, 0, 0
+        while True:
+            if due <= now:
+                tail += 1
+                while arrivals[tail] <= now:
+                    tail += 1
+                if tail >= edge:
+                    tail, shift = self.come(tail, now, head)
+                    head, taken, edge = head - shift, taken - shift, self.edge
+                    if tail > edge:
                         break
-                    places -= 1
-                    left = after
-                    squares += prompt * prompt
-                    size_of += 1
-                if size_of == len(came) and not old:
-                    batch, came = came, []
-                else:
-                    if not old:
-                        waiting += came
-                    batch = [waiting.popleft() for _ in range(size_of)]
-                    for found in came[max(0, size_of - old) :]:
-                        self.admitted[found[0]] = now
-                    came.clear()
-            if size_of:
-                free = left
-                batches += 1
-                started = now
-                if size_of > 1:
-                    seconds = step_time(tokens, float(squares), 0.0, 0, 0)
-                elif tokens in times_of:
-                    seconds = times_of[tokens]
-                else:
-                    seconds = step_time(tokens, float(squares), 0.0, 0, 0)
-                    if not each:
-                        times_of[tokens] = seconds
-                prefilling = True
-                if draw_prefill is not None:
-                    seconds *= draw_prefill()
-                end = (ready if ready > now else now) + seconds
-                last_step = end - now
-                gap = gaps[size_of] if size_of in gaps else gaps.setdefault(size_of, between(size_of))
-            elif decoding:
-                times = leaving[0] - tick
-                if often < times:
-                    times = often
-                if (free - headroom) * size < decoding * (times + size - 1):
-                    view.free_blocks, ticks.count = free, tick
-                    times = engine.affordable(times)
-                    if not times:
-                        break
-                batches += 1
-                prefilling, size_of = False, decoding
-                x = context
-                line = lines.get(size_of)
-                if line is None or x < line[0] or x >= line[3]:
-                    line = lines[size_of] = (x, *straight(size_of, x), between(size_of))
-                _, a, b, until, gap = line
-                seconds = a + b * x
+                admits += [now] * (tail - taken)
+                taken, due = tail, arrivals[tail]
+            pieces = NOTHING
+            if head < taken:
+                pieces, whole, free, seconds = pick(now, head, taken, free, decoding, context, tick)
+            if pieces > 0:
                 if draw is not None:
                     seconds *= draw()
-                before, count = now, 1
-                end = (ready if ready > now else now) + seconds
-                if keep:
-                    note(end)
-                if draw is not None or drift or x + size_of * times > until:
-                    while count < times and end < due and end < limit + count * drift:
-                        before = end
-                        x += size_of
-                        if x >= until:
-                            a, b, until = straight(size_of, x)
-                        seconds = a + b * x
-                        if draw is not None:
-                            seconds *= draw()
-                        end = before + gap + seconds
-                        if keep:
-                            note(end)
-                        count += 1
-                elif keep:
-                    horizon = due if due < limit else limit
-                    while end < horizon and count < times:
-                        before = end
-                        x += size_of
-                        end = before + gap + (a + b * x)
-                        note(end)
-                        count += 1
-                else:
-                    horizon = due if due < limit else limit
-                    while end < horizon and count < times:
-                        before = end
-                        x += size_of
-                        end = before + gap + (a + b * x)
-                        count += 1
-                last_step = last_decode = end - before
-            elif waiting or row is None or row[2] > longest:
+                before, now = now, (ready if ready > now else now) + seconds
+                self.last_step = now - before
+                self.batches += 1
+                if mixed and decoding:
+                    pieces += decoding
+                    context += decoding
+                    free -= phases[-tick % size]
+                    tick += 1
+                    if engine.keep_times:
+                        engine.ends.append(now)
+                    if leaving[0] <= tick:
+                        free, context, decoding = leave(now, tick, free, context, decoding)
+                ready = now + (gaps[pieces] if pieces in gaps else gaps.setdefault(pieces, lane.between(pieces)))
+                counted[pieces] += 1
+                for place in range(head, head + whole):
+                    prompt, length = prompts[place], lengths[place]
+                    firsts.append(now)
+                    if length <= 1:
+                        free -= -prompt // size
+                        self.ended(place, now, tick)
+                        continue
+                    last = tick + length - 1
+                    decoding += 1
+                    context += prompt
+                    phases[(prompt - tick) % size] += 1
+                    if last in buckets:
+                        buckets[last].append(place)
+                    else:
+                        buckets[last] = [place]
+                        heappush(leaving, last)
+                head += whole
+            elif decoding and pieces != SHORT:
+                most = often if pieces == NOTHING else 1
+                now, ready, tick, free, decoding, context = decode(
+                    now, ready, due, most, head < taken, tick, free, decoding, context
+                )
+                if self.short:
+                    break
+            elif head < taken or due == NEVER:
                 break
             else:
-                now = due
-                while row is not None and row[1] <= now and row[2] <= longest:  # they are there together
-                    came.append(row)
-                    row = next(rows, None)
-                due = NEVER if row is None else row[1]
-                if due <= now:
-                    break  # one that does not take the ordinary course is there with them
-                continue
-            ready = end + gap
-            if due <= end:
-                while True:
-                    assert row is not None
-                    if row[2] > longest or odd:
-                        odd.append(row)
-                    else:
-                        came.append(row)
-                    row = next(rows, None)
-                    if row is None:
-                        due = NEVER
-                        break
-                    due = row[1]
-                    if due > end:
-                        break
-                if odd:
-                    self._note(new + len(came), came[-1] if came else latest)
-                    new, latest = 0, None
-                    self._take_in(odd)
-            now = end
-            try:
-                sizes[size_of] += 1 if prefilling else count
-            except KeyError:
-                sizes[size_of] = 1 if prefilling else count
-            if prefilling:
-                for found in batch:
-                    _, _, prompt, most_of_it, length = found
-                    if most_of_it < length:
-                        length = most_of_it
-                    if length > 1:
-                        last = tick + length - 1
-                        phase = (prompt - tick) % size
-                        entry = (found, length, prompt + length - 1, phase, started, now)
-                        decoding += 1
-                        context += prompt
-                        phases[phase] += 1
-                        if last in buckets:
-                            buckets[last].append(entry)
-                        else:
-                            buckets[last] = [entry]
-                            heappush(leaving, last)
-                    else:
-                        free -= -prompt // size
-                        done.append((found, 1, prompt, 0, started, now))
-                        lasts.append(now)
-                        if keep:
-                            at_ticks.append(tick)
-                continue
-            context += size_of * count
-            if count == 1:
-                free -= phases[-tick % size]
-                tick += 1
-            else:
-                last = tick + count
-                at = -(last - 1) % size
-                if at + count <= size:
-                    free -= sum(phases[at : at + count])
-                else:
-                    free -= sum([phases[-t % size] for t in range(tick, last)])
-                tick = last
-            while leaving and leaving[0] <= tick:
-                bucket = buckets.pop(heappop(leaving))
-                if type(bucket[0]) is not tuple:
-                    ticks.count = engine.tick = tick
-                    calendar.set_time(now)
-                    view.free_blocks, view.context, view.decoding = free, context, decoding
-                    bucket = self._let_go(bucket, now)
-                    free, context, decoding = view.free_blocks, view.context, view.decoding
-                for entry in bucket:
-                    computed = entry[2]
-                    free -= -computed // size
-                    context -= computed
-                    phases[entry[3]] -= 1
-                done += bucket
-                size_of = len(bucket)
-                decoding -= size_of
-                lasts += [now] * size_of
-                if keep:
-                    at_ticks += [tick] * size_of
-                if len(done) > BLOCK:
-                    self._record()
-            if keep and len(ends) > engine.trim_at:
-                self._trim(tick)
-        ticks.count = engine.tick = tick
-        calendar.set_time(now)
-        lane.ready, source.row = ready, row
-        view.free_blocks, view.context, view.decoding = free, context, decoding
-        view.last_step, view.last_decode = last_step, last_decode
-        loop.batches += batches
-        self.came = came
-        if not odd:
-            self._note(new + len(came), came[-1] if came else latest)
-        counted = loop.recorder.summary.sizes[engine.worker.name]
-        for size_of, many in sizes.items():
-            counted[size_of] += many
-        self._record()
-        self._objects(bool(odd))
+                now = due  # nobody is here
+        self._close(now, tick, ready, free, context, decoding)
+        self._objects(head, taken, min(tail, edge), tail)
         return now
 
-    def _note(self, many: int, latest: Row | None) -> None:
-        """So *many* have arrived, *latest* as the last of them, and not as the first of all: somebody decodes."""
-        summary = self.engine.loop.recorder.summary
-        summary.requests += many
-        if latest is not None:
-            summary.last_arrival = latest[1]
-
-    def _take_in(self, odd: Sequence[Row]) -> None:
-        """These as well, and they take the ordinary way."""
-        self._record()
-        for row in odd:
-            self.lane.env.set_time(row[1])
-            self.client.loop.arrive(self.source.request(row))
-
-    def _let_go(self, bucket: Sequence[Any], now: float) -> list[Entry]:
-        """The tasks of *bucket* have generated all (if they were not preempted since). Gives the others."""
+    def _close(self, now: float, tick: int, ready: float, free: int, context: int, decoding: int) -> None:
+        """Leave clock, view and summary as the ordinary way would."""
         engine = self.engine
-        last = engine.ticks.count
-        self._record()
-        tasks = [task for task in bucket if type(task) is not tuple]
-        for task in tasks:
-            if task in engine.bases and engine.bases[task] + last == engine.lengths[task]:
-                engine.part(task)
-                engine.finish(task, now)
-        return [*bucket[len(tasks) :]]
-
-    def _record(self) -> None:
-        """Note down those that have ended, many at a time."""
-        done, lasts = self.done, self.lasts
-        if not done:
-            return
-        recorder = self.engine.loop.recorder
-        summary = recorder.summary
-        rows, lengths, _, _, started, firsts = zip(*done, strict=True)
-        ids, sent = [row[0] for row in rows], np.array([row[1] for row in rows], dtype=float)
-        first, last = np.array(firsts, dtype=float), np.array(lasts, dtype=float)
-        counts = np.array(lengths)
-        in_time = last <= latest(sent + self.source.slo)
-        if self.engine.keep_times:
-            assert isinstance(summary, TokenSummary)
-            arrival = np.array([*map(self.admitted.get, ids, started)]) if self.engine.seen else sent
-            prompts = np.array([row[2] for row in rows])
-            begins = np.array(self.ticks) - (counts - 1)
-            low, high = int(begins.min()), self.ticks[-1]
-            since = self.engine.first_end
-            ends = np.array(self.engine.ends[low - since : high - since])
-            block = TokenBlock(sent, arrival, prompts, counts, first, last, begins - low, ends)
-            in_time &= summary.stages[self.engine.stage.name].ended_block(block)
-        summary.e2el.frombytes((last - sent).tobytes())
-        met = int(np.count_nonzero(in_time))
-        for outcome, many in ((Outcome.MET, met), (Outcome.LATE, len(done) - met)):
-            if many:
-                summary.outcomes[outcome] += many
-        summary.last_end = lasts[-1]
-        if isinstance(recorder, TokenLatencies):
-            gaps = counts - 1
-            recorder.ids.extend(ids)
-            recorder.ttft.frombytes((first - sent).tobytes())
-            recorder.tpot.frombytes(np.where(gaps > 0, (last - first) / np.maximum(gaps, 1), 0.0).tobytes())
-        if self.admitted:
-            for i in ids:
-                self.admitted.pop(i, None)
-        done.clear()
-        lasts.clear()
-        self.ticks.clear()
-
-    def _trim(self, tick: int) -> None:
-        """Forget the ends of steps that nobody needs any more, at *tick*."""
-        engine = self.engine
-        buckets: dict[int, list[Any]] = engine.buckets
-        self._record()
-        began = [last - entry[1] + 1 for last, bucket in buckets.items() for entry in bucket if type(entry) is tuple]
-        first = min(*began, *engine.joined.values(), tick, tick)
-        del engine.ends[: first - engine.first_end]
-        engine.first_end, engine.trim_at = first, max(8192, 2 * (tick - first))
-
-    def _objects(self, untaken: bool) -> None:
-        """Make whatever is here into requests and tasks; those that came last are *untaken* yet."""
-        engine = self.engine
-        view, worker, admitted = engine.view, engine.worker, self.admitted
-        buckets: dict[int, list[Any]] = engine.buckets
-        found: list[tuple[Entry, int]] = [
-            (entry, last) for last, bucket in buckets.items() for entry in bucket if type(entry) is tuple
-        ]
-        made: dict[int, TokenTask] = {}
-        for entry, last in sorted(found):
-            row, length, _, _, started, first = entry
-            task = made[row[0]] = self._task(row)
-            self._taken_in(task, admitted.get(row[0], started))
-            task.started, task.first_token = started, first
-            if task.token_times is not None:
-                task.token_times.append(first)
-                engine.joined[task] = last - length + 1
-            task.base_generated, task.base_computed, task.ticks = length - last, task.prompt, engine.ticks
-            engine.bases[task] = length - last
-            if engine.booked:
-                engine.marks[task] = started, first, 0
-            view.running[task] = None
-        for last in {last for _, last in found}:
-            buckets[last] = [made[e[0][0]] if type(e) is tuple else e for e in buckets[last]]
-        for row in self.waiting:
-            task = self._task(row)
-            self._taken_in(task, admitted[row[0]])
-            view.waiting[task] = None
-        worker.inbox[:0] = [self._task(row) for row in self.came]
-        if untaken:  # what took the ordinary way was there before what came before it
-            live = engine.loop.live
-            order = sorted(live.items())
-            live.clear()
-            live.update(order)
-        for rest in (self.waiting, self.came, admitted):
-            rest.clear()
-
-    def _taken_in(self, task: TokenTask, now: float) -> None:
-        task.admitted = now
-        if self.engine.seen:
-            task.arrival = now
-        if self.engine.booked:
-            self.engine.note(task)
-
-    def _task(self, row: Row) -> TokenTask:
-        """What the ordinary way makes of *row*."""
-        engine = self.engine
-        request = self.source.request(row)
-        request.outputs = None
-        engine.loop.live[request.id] = request
-        _, arrival, prompt, limit, length = row
-        task = TokenTask(request, engine.stage, arrival, engine.worker.place, prompt, limit)
-        engine.lengths[task] = length if length < limit else limit
-        request.tasks.append(task)
-        if engine.keep_times:
-            task.token_times = array("d")
-        return task
+        view = engine.view
+        engine.ticks.count = engine.tick = tick
+        engine.loop.batches += self.batches
+        self.lane.env.set_time(now)
+        self.lane.ready = ready
+        view.free_blocks, view.context, view.decoding = free, context, decoding
+        view.last_step, view.last_decode = self.last_step, self.last_decode
+        counted = engine.loop.recorder.summary.sizes[engine.worker.name]
+        for size_of, many in self.counted.items():
+            counted[size_of] += many
+        self.counted.clear()

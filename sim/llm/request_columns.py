@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
-from itertools import count
+from itertools import islice
+from typing import Any
 
 import numpy as np
 from servetwin.core.llm import TokenRequest, Tokens
@@ -18,8 +20,9 @@ class TokenColumns(Iterator[TokenRequest]):
 
     *arrivals* gives seconds since the run began (never falling), *prompts*, *limits* and *outputs* tokens: arrays, or
     plain floats and ints. The shortest ends all, and ``itertools.repeat`` will do for one that does not change. They
-    are read one request ahead and do nothing but give numbers. *slo* is as in `TokenRequest`, the same for all. Who
-    needs no objects may read *rows* instead, and then sets *row*, the last that was read (None if there was none).
+    are read up to a thousand requests ahead and do nothing but give numbers. *slo* is as in `TokenRequest`, the same
+    for all. Who needs no objects may `read` columns instead, puts back what was read too much, and then sets *row*,
+    the last that was taken (None if there was none).
     """
 
     def __init__(
@@ -33,17 +36,45 @@ class TokenColumns(Iterator[TokenRequest]):
         slo: float = float("inf"),
     ) -> None:
         self.module, self.slo = module, slo
-        columns = [c.tolist() if isinstance(c, np.ndarray) else c for c in (arrivals, prompts, limits, outputs)]
-        self.rows: Iterator[Row] = zip(count(), *columns, strict=False)
+        columns = (arrivals, prompts, limits, outputs)
+        self._columns = [iter(c.tolist() if isinstance(c, np.ndarray) else c) for c in columns]
+        self._rows: Iterator[tuple[float, int, int, int]] = zip(*self._columns, strict=False)
+        self._ahead: list[deque[Any]] = [deque() for _ in columns]  # read and put back
+        self._number = 0  # of the next
         self.row: Row | None = None
         self._shape: tuple[int, int, int] | None = None
         self._shared: tuple[Tokens, Outputs] = {}, {}
 
     def __next__(self) -> TokenRequest:
-        self.row = row = next(self.rows, None)
-        if row is None:
+        ahead = self._ahead
+        found = [column.popleft() for column in ahead] if ahead[0] else next(self._rows, None)
+        if found is None:
+            self.row = None
             raise StopIteration
+        self.row = row = (self._number, *found)
+        self._number += 1
         return self.request(row)
+
+    def read(self, many: int) -> tuple[list[float], list[int], list[int], list[int]]:
+        """Arrivals, prompts, limits and outputs of the next requests: so many, or as many as there are."""
+        found: list[list[Any]] = []
+        for column, ahead in zip(self._columns, self._ahead, strict=True):
+            values = [ahead.popleft() for _ in range(min(many, len(ahead)))]
+            values += islice(column, many - len(values))
+            found.append(values)
+        arrivals, prompts, limits, outputs = found
+        there = min(len(arrivals), len(prompts), len(limits), len(outputs))
+        if there < many:
+            for column in found:
+                del column[there:]
+        self._number += there
+        return arrivals, prompts, limits, outputs
+
+    def put_back(self, *columns: list[Any]) -> None:
+        """These, as `read` gives them, are still to come."""
+        for column, ahead in zip(columns, self._ahead, strict=True):
+            ahead.extendleft(reversed(column))
+        self._number -= len(columns[0])
 
     def request(self, row: Row) -> TokenRequest:
         """What *row* says, as a request. Those on end that ask for the same share what they say of it."""

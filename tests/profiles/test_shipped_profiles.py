@@ -49,6 +49,8 @@ OPT_VLLM = (
     "h200-chat/opt-13b",
     "h200-lengths/llama-3.1-8b",
     "h200-lengths/opt-13b",
+    "h200-servers/llama-3.1-8b",
+    "h200-servers/qwen3-30b-a3b",
     "h200-steps/llama-3.1-8b",
     "h200-steps/opt-13b",
 )

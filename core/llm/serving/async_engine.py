@@ -269,7 +269,7 @@ class TokenEngineAhead(TokenEngine):
                 # One that was preempted since has another bucket now.
                 if task in self.bases and self.bases[task] + last == lengths[task]:
                     self.part(task)
-                    self._keep(task)
+                    self.keep_books(task)
                     flight.leaving[task] = None
 
     def _advance_ahead(self, flight: Flight, chosen: Sequence[TokenTask]) -> None:
@@ -284,7 +284,7 @@ class TokenEngineAhead(TokenEngine):
             task.base_computed, task.base_generated = computed + 1, generated
             flight.owed[task] = None
             if generated == self.lengths[task]:
-                self._keep(task)
+                self.keep_books(task)
                 flight.leaving[task] = None
             else:
                 self._join(task)
@@ -297,11 +297,11 @@ class TokenEngineAhead(TokenEngine):
                 task.base_generated += 1
                 flight.owed[task] = None
                 if task.base_generated >= self.lengths[task]:
-                    self._keep(task)
+                    self.keep_books(task)
                     flight.leaving[task] = None
                     continue
             elif pending > 1 or task.base_computed < task.prompt:
-                self._keep(task)
+                self.keep_books(task)
                 continue
             else:
                 self._recomputed.add(task)
@@ -382,7 +382,7 @@ class TokenEngineAhead(TokenEngine):
                 del flight.owed[task]
                 task.base_generated -= 1
             flight.leaving.pop(task, None)
-        self._keep(task)
+        self.keep_books(task)
 
     def _trim(self) -> None:
         ended = self.first_end + len(self.ends)

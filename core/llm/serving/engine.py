@@ -510,7 +510,7 @@ class TokenEngine(DecodeSums):
                     self.finish(task, now)
                     continue
             elif pending > 1 or task.base_computed < task.prompt:
-                self._keep(task)
+                self.keep_books(task)
                 continue
             else:
                 self._recomputed.add(task)
@@ -560,7 +560,7 @@ class TokenEngine(DecodeSums):
             self.swapped += -(-task.base_computed // self.size)
         else:
             task.base_computed = 0
-        self._keep(task)
+        self.keep_books(task)
         if self._outgrown(task):
             self._visit_over(task)
             self.loop.fail(

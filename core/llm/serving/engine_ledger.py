@@ -131,7 +131,7 @@ class TokenBooks:
             names = ("generated", *COUNTED[3:])
             raise compared(self.policies(), f"task {task.id}", names, (task.base_generated, *now), (base, *known))
 
-    def _keep(self, task: TokenTask) -> None:
+    def keep_books(self, task: TokenTask) -> None:
         """The engine has written what *task* counts."""
         if not self.booked:
             return

@@ -142,7 +142,7 @@ class _Keeping(_Base):
         lost = task.base_computed - found
         if lost:
             task.base_computed = found
-            self._keep(task)
+            self.keep_books(task)
         return lost
 
     def _look_again(self) -> None:
@@ -174,7 +174,7 @@ class _Keeping(_Base):
         if task in self.view.waiting:  # preempted while its last token was in flight: it holds nothing
             self.freed.forget(task)
             task.base_computed = 0
-            self._keep(task)
+            self.keep_books(task)
         self._comes_free(task, back=False)
         super().finish(task, now)
 

@@ -1,9 +1,10 @@
 """Measured runs of a language model under limits on ttft and tpot, repeated in simulation with their own requests.
 
 A file of such runs (``measured/<device>/runs-*.json.gz``) holds the profile that was taken before them and of each
-run its experiment, as `servetwin run --backend vllm` made it, and of each request when it came, its lengths, how it
-ended, and when its first and its last token came out. A run is repeated as its experiment says, with the requests as
-they came. Beside the simulation stand predictions of one line (`trivial`): whoever simulates must beat them.
+run its experiment, as `servetwin run --backend vllm` made it (with ``--url``: of servers), and of each request when
+it came, its lengths, how it ended, and when its first and its last token came out. A run is repeated as its
+experiment says, with the requests as they came. Beside the simulation stand predictions of one line (`trivial`):
+whoever simulates must beat them.
 
 ``python -m servetwin.experiments.validation.replay.chat [FILE [PROFILE]]`` prints all of that.
 """
@@ -14,9 +15,11 @@ import gzip
 import json
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -44,17 +47,27 @@ STATISTICS: dict[str, Callable[[Any], Any]] = {
 @dataclass(frozen=True)
 class ChatRun:
     """A run: its *experiment* (content of the file, without devices), and of each request, in the order of arrival,
-    (arrival, prompt, limit, output, outcome, first token, last token); the last two are nan where none came."""
+    (arrival, prompt, limit, output, outcome, first token, last token); the last two are nan where none came. *files*
+    are routers of users, by name."""
 
     name: str
     experiment: dict[str, Any]
     requests: tuple[tuple[float, int, int, int, str, float, float], ...]
+    files: Mapping[str, str] = field(default_factory=dict)
 
-    def spec(self, profile: str) -> Experiment:
-        """The experiment, by *profile*."""
+    @contextmanager
+    def spec(self, profile: str) -> Iterator[Experiment]:
+        """The experiment, all its devices by *profile*; it can be run while this lasts."""
         content = json.loads(json.dumps(self.experiment))
-        content["deployment"]["devices"] = {"gpu0": profile}
-        return load(content)
+        deployment = content["deployment"]
+        deployment["devices"] = _devices(content, profile)
+        with TemporaryDirectory(prefix="servetwin-") as here:
+            for of, key in routers(content):
+                if of[key] in self.files:
+                    router = Path(here) / Path(of[key]).name
+                    router.write_text(self.files[of[key]], encoding="utf-8")
+                    of[key] = str(router)
+            yield load(content)
 
     @property
     def policy(self) -> str:
@@ -107,6 +120,7 @@ def read(path: Path) -> tuple[str, list[ChatRun]]:
                 run["name"],
                 run["experiment"],
                 tuple((*row[:5], *(float("nan") if x is None else x for x in row[5:])) for row in run["requests"]),
+                data.get("files", {}),
             )
             for run in data["runs"]
         ]
@@ -120,15 +134,15 @@ def simulate(run: ChatRun, profile: str, seeds: int = 1) -> Simulated:
     """*run* by *profile*, with so many seeds of the noise."""
     met = finished = 0.0
     rows: list[tuple[float, int, float, float]] = []
-    experiment = run.spec(profile)
-    for seed in range(seeds):
-        log = Ends()
-        made = build.build(experiment.model_copy(update={"seed": experiment.seed + seed}), log)
-        made.source = iter(_requests(run, next(iter(experiment.pipeline.llms))))
-        summary = made.play()
-        met += summary.met / seeds
-        finished += summary.finished / seeds
-        rows += [(run.requests[i][0], run.requests[i][3], *ends) for i, ends in sorted(log.ends.items())]
+    with run.spec(profile) as experiment:
+        for seed in range(seeds):
+            log = Ends()
+            made = build.build(experiment.model_copy(update={"seed": experiment.seed + seed}), log)
+            made.source = iter(_requests(run, next(iter(experiment.pipeline.llms))))
+            summary = made.play()
+            met += summary.met / seeds
+            finished += summary.finished / seeds
+            rows += [(run.requests[i][0], run.requests[i][3], *ends) for i, ends in sorted(log.ends.items())]
     return Simulated(met, finished, _latencies(rows))
 
 
@@ -172,6 +186,7 @@ def pack(folder: Path, profile: str, out: Path, took: str) -> list[str]:
     """Write the run folders in *folder* that came to their end to *out*, to be repeated by *profile*; gives those
     that did not. *took* is the profile that they were made with."""
     runs, left = [], []
+    files: dict[str, str] = {}
     for place in sorted(path for path in folder.iterdir() if path.is_dir()):
         if not (place / "summary.json").exists():
             left.append(place.name)
@@ -180,6 +195,10 @@ def pack(folder: Path, profile: str, out: Path, took: str) -> list[str]:
         content["deployment"]["devices"] = {}
         content["deployment"].pop("name", None)
         outputs = _drawn(content, took)
+        for of, key in routers(content):
+            router = Path(of[key])
+            files[router.name] = router.read_text(encoding="utf-8")
+            of[key] = router.name
         lines = (place / "requests.jsonl").read_text(encoding="utf-8").splitlines()
         rows = []
         for r in sorted((json.loads(line) for line in lines), key=lambda r: (r["arrival"], r["id"])):
@@ -190,14 +209,27 @@ def pack(folder: Path, profile: str, out: Path, took: str) -> list[str]:
                 [round(r["arrival"], 6), stage["prompt"], stage["limit"], outputs[r["id"]], r["outcome"], *kept]
             )
         runs.append({"name": place.name, "experiment": content, "requests": rows})
+    told = {"profile": profile, "runs": runs, **({"files": files} if files else {})}
     with out.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file:
-        file.write(json.dumps({"profile": profile, "runs": runs}, separators=(",", ":")).encode())
+        file.write(json.dumps(told, separators=(",", ":")).encode())
     return left
+
+
+def routers(content: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
+    """Where an experiment names a router by a file: what holds the name, and under which key."""
+    named = content["deployment"].get("router")
+    of, key = (named, "name") if isinstance(named, dict) else (content["deployment"], "router")
+    return [(of, key)] if str(of.get(key)).endswith(".py") else []
+
+
+def _devices(content: dict[str, Any], profile: str) -> dict[str, str]:
+    """The devices of an experiment's workers, all alike."""
+    return {worker["device"]: profile for worker in content["deployment"]["workers"]}
 
 
 def _drawn(content: dict[str, Any], profile: str) -> dict[int, int]:
     """Output tokens by request, as the experiment draws them: of one that was dropped the run does not tell."""
-    content = {**content, "deployment": {**content["deployment"], "devices": {"gpu0": profile}}}
+    content = {**content, "deployment": {**content["deployment"], "devices": _devices(content, profile)}}
     drawn: Any = build.build(load(content)).source
     return {r.id: next(iter(r.outputs.values())) for r in drawn}
 

@@ -65,6 +65,7 @@ def read(source: str, settings: Settings) -> Imported:
     if settings.model is not None:
         raise BadInput("the source is the model", where="--model", right="nothing there")
     name, shape = shape_of(source)
+    shape.check_dense(source)
     key = key_of(settings.device)
     if name not in MODELS:
         raise BadInput(f"{name} is not known to it", where=source, right=", ".join(MODELS))

@@ -45,6 +45,7 @@ def read(source: str, settings: Settings) -> Imported:
     if settings.model is not None:
         raise BadInput("the source is the model", where="--model", right="nothing there")
     name, shape = shape_of(source)
+    shape.check_dense(source)
     known = device(settings.device)
     parallel = settings.tensor_parallel_size
     if shape.heads % parallel:

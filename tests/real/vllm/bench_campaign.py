@@ -25,7 +25,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -37,15 +37,16 @@ import yaml
 #: room for a token of each sequence that may run, 1,024 of them.
 RUNS: dict[str, dict[str, Any]] = {
     "llama-3.1-8b": {
-        "lengths": (400, 120, 0.8),
+        # Long prompts and short outputs: server and client are Python, and handle each token.
+        "lengths": (1500, 40, 0.8),
         "requests": 600,
-        "limits": {"ttft_ms": 150, "tpot_ms": 18},
+        "limits": {"ttft_ms": 400, "tpot_ms": 50},
         "runs": (
-            ("vllm-v1", {}, 30.0, 1.0),
-            ("vllm-v1", {}, 45.0, 1.0),
-            ("sarathi", {"chunk": 1024}, 30.0, 1.0),
-            ("sarathi", {"chunk": 1024}, 40.0, 0.25),
-            ("edf-llm", {}, 40.0, 1.0),
+            ("vllm-v1", {}, 16.0, 1.0),
+            ("vllm-v1", {}, 19.0, 1.0),
+            ("sarathi", {"chunk": 1024}, 16.0, 1.0),
+            ("sarathi", {"chunk": 1024}, 14.0, 0.25),
+            ("edf-llm", {}, 18.0, 1.0),
         ),
     },
     "opt-13b": {
@@ -207,8 +208,34 @@ class Campaign:
     # -- measurements ------------------------------------------------------------------------------------
 
     @contextmanager
-    def server(self, policy: str, params: dict[str, Any]) -> Iterator[str]:
-        """A running server under *policy*; its address."""
+    def servers(
+        self, policy: str, params: dict[str, Any], devices: Sequence[int | None] = (None,)
+    ) -> Iterator[list[str]]:
+        """Running servers under *policy*, one on each of the GPUs numbered *devices* (None: the one that there is),
+        started at once; their addresses."""
+        started: list[tuple[subprocess.Popen[bytes], int, Path]] = []
+        try:
+            started.extend(self._start(policy, params, device, len(devices)) for device in devices)
+            until = time.monotonic() + min(START, self.left())
+            for process, port, log in started:
+                while not self._answers(port):
+                    if process.poll() is not None or time.monotonic() > until:
+                        raise RuntimeError(f"the server did not start: {log.read_text()[-3000:]}")
+                    time.sleep(0.3)
+            yield [f"http://127.0.0.1:{port}" for _, port, _ in started]
+        finally:
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                for process, _, _ in started:
+                    with suppress(ProcessLookupError):
+                        os.killpg(process.pid, number)
+                for process, _, _ in started:
+                    with suppress(subprocess.TimeoutExpired):
+                        process.wait(20)
+
+    def _start(
+        self, policy: str, params: dict[str, Any], device: int | None, of: int
+    ) -> tuple[subprocess.Popen[bytes], int, Path]:
+        """A server that starts, its port, and its log; of several each has cores of its own."""
         from servetwin.profiles import load
 
         assert self.profile is not None
@@ -223,23 +250,24 @@ class Campaign:
         command += ["--additional-config", json.dumps({"servetwin": told})]
         if self.tiny:
             command += [str(word) for word in TINY["serve"]]
-        log = self.folder / f"server-{policy}.log"
+        elif engine.asynchronous:
+            command += ["--async-scheduling"]
+        environment, name = dict(os.environ), policy
+        if device is not None:
+            name = f"{policy}-gpu{device}"
+            environment["CUDA_VISIBLE_DEVICES"] = str(device)
+            # What torch.compile makes is kept in a folder, which two that start at once must not share.
+            environment["VLLM_CACHE_ROOT"] = str(self.folder / "cache" / f"gpu{device}")
+            cores = sorted(os.sched_getaffinity(0))
+            share = max(1, len(cores) // of)
+            mine = ",".join(map(str, cores[share * device : share * (device + 1)] or cores))
+            command = ["taskset", "-c", mine, sys.executable, *command]
+        else:
+            command = [sys.executable, *command]
+        log = self.folder / f"server-{name}.log"
         with log.open("w") as out:
-            process = subprocess.Popen([sys.executable, *command], stdout=out, stderr=out, start_new_session=True)
-        try:
-            until = time.monotonic() + min(START, self.left())
-            while not self._answers(port):
-                if process.poll() is not None or time.monotonic() > until:
-                    raise RuntimeError(f"the server did not start: {log.read_text()[-3000:]}")
-                time.sleep(0.3)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            for number in (signal.SIGTERM, signal.SIGKILL):
-                try:
-                    os.killpg(process.pid, number)
-                    process.wait(20)
-                except (ProcessLookupError, subprocess.TimeoutExpired):
-                    continue
+            process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True, env=environment)
+        return process, port, log
 
     @staticmethod
     def _answers(port: int) -> bool:
@@ -269,7 +297,7 @@ class Campaign:
             if not self.tiny and self.left() < 150:
                 self.say("no time for", policy)
                 continue
-            with self.server(policy, json.loads(params)) as url:
+            with self.servers(policy, json.loads(params)) as (url,):
                 self.say("serving", policy, params, url)
                 for number, run in enumerate(self.what["runs"]):
                     need = self.what["requests"] / run[2] * 1.3 + 30
@@ -307,13 +335,17 @@ class Campaign:
         self.say("over")
 
 
-def main(argv: Sequence[str] | None = None) -> Campaign:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(told: str | None, argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=told, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", default="llama-3.1-8b", choices=list(RUNS))
     parser.add_argument("--seconds", type=float, required=True, help="from the start of this process")
     parser.add_argument("--profile", default=None, help="taken on this machine; else it is taken first")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> Campaign:
+    args = arguments(__doc__, argv)
     campaign = Campaign(args.folder, args.model, args.seconds, args.profile)
     campaign.all()
     return campaign

@@ -162,7 +162,9 @@ class Campaign:
         self.args, self.end = args, args.seconds
         self.folder: Path = args.folder
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.profile: Path = args.profile or self.folder / f"profile-{args.model}.yaml"
+        #: Its name: a folder with a ``config.json`` goes by its own.
+        self.model = Path(args.model).name
+        self.profile: Path = args.profile or self.folder / f"profile-{self.model}.yaml"
 
     def left(self) -> float:
         return float(self.end - (time.monotonic() - self.began))
@@ -210,15 +212,15 @@ class Campaign:
 
         def keep(parts: list[Any]) -> None:
             for number, part in enumerate(parts):
-                append(self.folder / f"steps-{self.args.model}.npz", number, part)
+                append(self.folder / f"steps-{self.model}.npz", number, part)
             from servetwin.real.vllm.profiling.compose import described
 
-            (self.folder / f"engine-{self.args.model}.json").write_text(json.dumps(described(self.engine)))
+            (self.folder / f"engine-{self.model}.json").write_text(json.dumps(described(self.engine)))
 
         share = 0.1 if self.args.tiny else 1.0
         content = composed(
             self.engine,
-            f"h200-steps/{self.args.model}",
+            f"h200-steps/{self.model}",
             self.args.model,
             time.strftime("%Y-%m-%d"),
             f"servetwin profile {self.args.model}",
@@ -248,7 +250,7 @@ class Campaign:
                     self.engine, None, blind_traffic.LOADS[0], self.args.cores_rate, share, random.Random(turn)
                 )
             rows = [(at.launched, at.sampled, at.device, at.idle) for at in clock.take()]
-            np.save(self.folder / f"cores-{turn}-{self.args.model}.npy", np.array(rows, dtype=np.float32))
+            np.save(self.folder / f"cores-{turn}-{self.model}.npy", np.array(rows, dtype=np.float32))
             spread = np.percentile([1e3 * row[0] for row in rows], [5, 25, 50, 75, 95]).round(2).tolist()
             moves = self.engine.pinned.moves if self.engine.pinned is not None else None
             self.say("cores", turn, f"moves {moves}, launches ms", spread, f"{time.monotonic() - began:.1f} s")
@@ -264,7 +266,7 @@ class Campaign:
         # How long the launches of each run took tells whether the host was as fast as when the profile was made.
         clock = LaunchClock(self.engine.core)
 
-        for number, (kind, policy, params, rate, cv, budget) in enumerate(RUNS[self.args.model]):
+        for number, (kind, policy, params, rate, cv, budget) in enumerate(RUNS.get(self.args.model, ())):
             if self.args.only and number not in self.args.only:
                 continue
             need = requests_of(self.args.model, kind, rate) / rate * (1.3 if cv > 1 else 1.15) + 6
@@ -295,7 +297,7 @@ class Campaign:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--model", default="llama-3.1-8b", choices=list(RUNS))
+    parser.add_argument("--model", default="llama-3.1-8b", help="one that has runs, or a folder: a profile, no runs")
     parser.add_argument("--seconds", type=float, required=True, help="from the start of this process, or of --after")
     parser.add_argument("--compose", type=float, default=190.0)
     parser.add_argument("--judged", type=float, default=50.0)

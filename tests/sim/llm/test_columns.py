@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pytest
 import servetwin.core.llm.metric_blocks
-import servetwin.sim.llm.columns
+import servetwin.sim.llm.column_requests
+import servetwin.sim.llm.column_steps
 from engines import Linear, view_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from servetwin.core import Outcome, Recorder, ServingLoop
+from servetwin.core import BadInput, Outcome, Recorder, ServingLoop
 from servetwin.core.llm import (
     ALL,
     EngineLimits,
+    Fill,
     LimitsSLO,
     Step,
     TokenDeadlines,
@@ -27,7 +29,9 @@ from servetwin.core.llm import (
 )
 from servetwin.core.llm.metrics import TokenSummary
 from servetwin.core.llm.serving.worker import TokenWorker
+from servetwin.policies.llm.sarathi import Sarathi
 from servetwin.policies.llm.vllm import VLLM
+from servetwin.policies.llm.vllm_v1 import VLLMV1
 from servetwin.sim import SimExecutor
 from servetwin.sim.llm.columns import play
 from servetwin.sim.llm.lane import TokenTiming
@@ -72,6 +76,9 @@ class Watches(TokenPolicy):
         self.dice = random.Random(seed) if seed is not None else None
         self.shown: dict[int, list[object]] = {}
 
+    def start(self, view: TokenView) -> None:
+        self.inner.start(view)
+
     def decide(self, view: TokenView, now: float) -> Step:
         shown = self.shown.setdefault(self.loop.batches, [])
         shown.append((
@@ -113,21 +120,32 @@ def counted(log: Recorder) -> list[object]:
     return [plain, tokens.itl.statistics(), tokens.itl.count + tokens.itl.held]
 
 
-def serve(sent, columns_too, *, recorder=TokenLatencies, seed=None, crooked=False, gap=0.0, dice=None, limit=50,
-          slo=float("inf"), stop=None, steps=None, preparing=0.0, report=None,
+#: The policies that give their word, and how.
+POLICIES: dict[str, Callable[[], TokenPolicy]] = {
+    "vllm": VLLM,
+    "vllm-v1": VLLMV1,
+    "vllm-v1 of 64": lambda: VLLMV1(64),
+    "vllm-v1 in whole prompts": lambda: VLLMV1(90, chunked=False),
+    "sarathi": lambda: Sarathi(48),
+    "sarathi of 8": lambda: Sarathi(8),
+}
+
+
+def serve(sent, columns_too, *, policy="vllm", recorder=TokenLatencies, seed=None, crooked=False, gap=0.0,
+          dice=None, limit=50, slo=float("inf"), stop=None, steps=None, preparing=0.0, report=None,
           trim=8192, most_gaps=1 << 20, **limits):  # fmt: skip
     steps = steps or (Crooked if crooked else Linear)(gap=gap)
     promise = REPORTS[report] if report is not None else None
     view = view_of(steps, EngineLimits(**limits), promise)
-    policy = Watches(VLLM(), dice)
-    worker = TokenWorker(view.stage, policy, view)
+    watched = Watches(POLICIES[policy](), dice)
+    worker = TokenWorker(view.stage, watched, view)
     executor = SimExecutor(lambda _: TokenTiming(steps, noise(seed), lambda n: 0.001 * n, None, preparing))
     log = recorder()
     if report is not None:
         log.summary = summary = TokenSummary({view.stage.name: promise})
         summary.stages[view.stage.name].itl.most = most_gaps
         log.wants_token_times = True
-    loop = policy.loop = ServingLoop([view.stage], [worker], executor, log)
+    loop = watched.loop = ServingLoop([view.stage], [worker], executor, log)
     worker.engine.trim_at = trim
     source = columns(sent, limit, slo)
     if stop is None:
@@ -143,7 +161,7 @@ def serve(sent, columns_too, *, recorder=TokenLatencies, seed=None, crooked=Fals
     found = (log.summary.as_dict(), [*log.summary.e2el], kept, counted(log), executor.now(), loop.batches,
              [*loop.live], view.free_blocks,
              view.decoding, view.context, view.last_step, view.last_decode)  # fmt: skip
-    return found, policy.shown
+    return found, watched.shown
 
 
 def same(sent, **world) -> int:
@@ -158,6 +176,8 @@ def same(sent, **world) -> int:
 
 worlds = st.fixed_dictionaries(
     {
+        "policy": st.sampled_from([*POLICIES]),
+        "whole_prompt": st.booleans(),
         "crooked": st.booleans(),
         "gap": st.sampled_from([0.0, 0.002]),
         "seed": st.none() | st.integers(0, 9),
@@ -174,38 +194,64 @@ worlds = st.fixed_dictionaries(
 )
 
 
-@given(workloads, engines, worlds, st.none() | st.sampled_from([0.0, 0.3]))
-@settings(max_examples=600)
+stops = st.none() | st.sampled_from([0.0, 0.3])
+stamps = st.sampled_from(["sent", "seen"])
+ties = st.lists(st.tuples(st.integers(0, 6), st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=30)
+
+
+@given(workloads, engines, worlds, stops)
+@settings(max_examples=90)
 def test_both_ways_come_to_the_same(workload, engine, world, stop) -> None:
     same(rows(workload), stop=stop, **{**world, **engine})
 
 
-@given(workloads, worlds, st.integers(40, 400), st.sampled_from(["sent", "seen"]))
-@settings(max_examples=400)
+@given(workloads, worlds, st.integers(40, 400), stamps)
+@settings(max_examples=60)
 def test_also_where_memory_is_short_now_and_then(workload, world, blocks, stamp) -> None:
     same(rows(workload), blocks=blocks, stamp=stamp, **world)
 
 
+@pytest.mark.slow
+@given(workloads, engines, worlds, stops, st.none() | st.integers(40, 400))
+@settings(max_examples=4000)
+def test_many_more_come_to_the_same(workload, engine, world, stop, blocks) -> None:
+    more = {} if blocks is None else {"blocks": blocks}
+    same(rows(workload), stop=stop, **{**world, **engine, **more})
+
+
 @given(workloads, worlds, engines, st.integers(1, 5))
-@settings(max_examples=200)
-def test_also_where_few_are_noted_down_at_once(workload, world, engine, block) -> None:
+@settings(max_examples=40)
+def test_also_where_few_are_read_and_noted_down_at_once(workload, world, engine, block) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(servetwin.sim.llm.columns, "BLOCK", block)
+        patch.setattr(servetwin.sim.llm.column_steps, "BLOCK", block)
+        patch.setattr(servetwin.sim.llm.column_requests, "AHEAD", 1)
+        patch.setattr(servetwin.sim.llm.column_requests, "FAR_AHEAD", block)
         patch.setattr(servetwin.core.llm.metric_blocks, "_ROOM", 16 * block)
         same(rows(workload), **{**world, **engine, "blocks": 40 * block})
 
 
-@given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 3), st.integers(1, 6)), min_size=1, max_size=30),
-       st.none() | st.integers(0, 9), st.sampled_from([2, 4, 100]), st.none() | st.sampled_from([*REPORTS]),
-       st.sampled_from(["sent", "seen"]))  # fmt: skip
-@settings(max_examples=400)
-def test_ties_in_time_go_the_same_way(workload, dice, most, report, stamp) -> None:
+@given(ties, st.none() | st.integers(0, 9), st.sampled_from([2, 4, 7, 100]), st.none() | st.sampled_from([*REPORTS]),
+       stamps, st.sampled_from([*POLICIES]), st.booleans())  # fmt: skip
+@settings(max_examples=80)
+def test_ties_in_time_go_the_same_way(workload, dice, most, report, stamp, policy, whole) -> None:
     """Steps of a whole second, arrivals at whole seconds: nearly everything falls together."""
     steps = Linear(c0=1.0, c1=0.0, d0=1.0, d1=0.0)
     sent = rows([(float(g), p, o) for g, p, o in workload])
-    same(
-        sent, steps=steps, dice=dice, report=report, stamp=stamp, blocks=30, max_sequences=3, max_batched_tokens=most
-    )
+    limits = {"blocks": 30, "max_sequences": 3, "max_batched_tokens": most, "whole_prompt": whole}
+    same(sent, steps=steps, dice=dice, report=report, stamp=stamp, policy=policy, **limits)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_each_is_asked_for_the_first_request_alone(policy: str) -> None:
+    """While nothing else happens it prefills that one, in as many steps as its budget takes, and says its word."""
+    sent = [(0.3 * i, 30, 20) for i in range(60)]
+    first = {"sarathi of 8": 5}.get(policy, 2)
+    _, shown = serve(sent, True, policy=policy, blocks=1000, report="deadlines")
+    assert len(shown) == first
+    assert same(sent, policy=policy, blocks=1000, report="deadlines") > 100
+    long = [*sent[:20], (6.0, 700, 20), *sent[21:]]
+    _, shown = serve(long, True, policy=policy, blocks=1000)
+    assert (len(shown) == first) == (policy != "vllm-v1 in whole prompts")  # only there it is longer than a step
 
 
 def test_the_policy_is_asked_only_where_its_word_does_not_hold() -> None:
@@ -278,3 +324,16 @@ def test_columns_are_requests_as_well() -> None:
     with pytest.raises(StopIteration):
         next(source)
     assert source.row is None
+    source = columns([(0.1 * i, 5 + i, 2) for i in range(5)], 9, 4.0)
+    next(source)
+    arrivals, prompts, limits, outputs = source.read(3)
+    assert (prompts, limits) == ([6, 7, 8], [9, 9, 9])
+    source.put_back(arrivals[1:], prompts[1:], limits[1:], outputs[1:])
+    assert [(r.id, r.tokens["llm"][0]) for r in source] == [(2, 7), (3, 8), (4, 9)]
+    assert source.read(3) == ([], [], [], [])
+
+
+@pytest.mark.parametrize("tokens", [0, True, 1.5])
+def test_a_rule_of_no_tokens_is_refused(tokens) -> None:
+    with pytest.raises(BadInput, match="a whole number, 1 or more"):
+        Fill(tokens)

@@ -194,7 +194,7 @@ def test_the_checker_catches_an_engine_that_miscounts(monkeypatch):
         found = settle(self, batch)
         for task in self.view.running:
             task.base_generated += 1
-            self._keep(task)
+            self.keep_books(task)
         return found
 
     for wrong, invariant in ((lose_a_block, "invariant 6"), (count_a_token, "invariant 4")):

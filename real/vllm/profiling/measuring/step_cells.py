@@ -59,10 +59,14 @@ class Limits:
 
 
 def around(graphs: Sequence[int], most: int) -> tuple[int, ...]:
-    """Batch sizes up to *most*: some of *graphs*, just beyond them, and beyond the last."""
+    """Batch sizes up to *most*: some of *graphs*, just beyond them, and beyond the last.
+
+    A batch is padded to the next graph, so the time is a stair. In a mixture of experts a stair is up to a twelfth
+    high, for what is padded goes to experts too (Qwen3-30B-A3B on an H200: 14.5 ms at 24, 15.7 at 25 and at 32).
+    """
     last = max(graphs, default=0)
-    some = [n for n in graphs if n <= 16 or n in (24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 448, 512)]
-    found = {*some, *(n + 1 for n in some if n in (2, 4, 8, 16, 32, 64, 128, 256)), 1, 2, 3, 4}
+    some = [n for n in graphs if n <= 64 or n in (96, 128, 160, 192, 256, 320, 384, 448, 512)]
+    found = {*some, *(n + 1 for n in some if n <= 64 or n in (128, 256)), 1, 2, 3, 4}
     found |= {n for n in (last + 1, last * 5 // 4, last * 3 // 2, 2 * last) if n > 4}
     found |= {n for n in (24, 32, 48, 64, 96, 128, 192, 256, 384, 512) if not graphs}
     return tuple(sorted(n for n in found if 1 <= n <= most))

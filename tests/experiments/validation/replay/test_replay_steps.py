@@ -28,6 +28,9 @@ MOST = {
     ("h200-lengths", "opt-13b", "prompts"): (1.6, 5.3),
     ("h200-lengths", "opt-13b", "mixed"): (2.2, 7.2),
     ("h200-lengths", "opt-13b", "beyond graphs"): (3.6, 7.2),
+    ("h200-servers", "qwen3-30b-a3b", "decode"): (1.9, 8.6),
+    ("h200-servers", "qwen3-30b-a3b", "prompts"): (0.9, 2.9),
+    ("h200-servers", "qwen3-30b-a3b", "mixed"): (0.9, 3.1),
     ("h200-steps", "llama-3.1-8b", "decode"): (1.1, 4.2),
     ("h200-steps", "llama-3.1-8b", "prompts"): (3.0, 13.0),
     ("h200-steps", "llama-3.1-8b", "mixed"): (2.5, 11.0),
@@ -52,7 +55,7 @@ def test_steps_of_traffic_are_predicted(file: Path) -> None:
             assert found[kind][1] <= MOST[made, model, kind][1], (kind, found[kind])
             blind = 100 * np.abs(np.array(errors["tokens alone"][kind]))
             assert np.median(blind) > 1.5 * found[kind][0]  # who looks at tokens alone is far worse
-    assert len(found) >= 4
+    assert len(found) == sum(key[:2] == (made, model) for key in MOST)
 
 
 def test_they_are_there() -> None:
@@ -60,5 +63,6 @@ def test_they_are_there() -> None:
     assert found == [
         "h200-chat/steps-llama-3.1-8b.npz", "h200-chat/steps-opt-13b.npz",
         "h200-lengths/steps-llama-3.1-8b.npz", "h200-lengths/steps-opt-13b.npz",
+        "h200-servers/steps-qwen3-30b-a3b.npz",
         "h200-steps/steps-llama-3.1-8b.npz", "h200-steps/steps-opt-13b.npz",
     ]  # fmt: skip
