@@ -99,6 +99,10 @@ class Batch:
         self.leaves = 0
         self.ends = None
 
+    def over(self, now: float) -> int:
+        """How many of its iterations are over *now*, while it is in flight."""
+        return self.count - 1
+
     def details(self) -> dict[str, Any]:
         """What a record of it says beside what is said of each."""
         return {}

@@ -17,6 +17,7 @@ from servetwin.core.serving.pool import Pool
 from .batch_lane import Lane, Rates
 from .llm.async_lane import AheadLane
 from .llm.lane import TokenLane, TokenTiming
+from .llm.look_ahead_lane import LookAheadLane
 from .llm.shared_lane import EngineRates, SharedTokenLane
 from .pool_lane import CallTimes, PoolLane
 from .time.calendar import Calendar, Timer
@@ -61,6 +62,10 @@ class SimExecutor:
         self._in_time = frozenset(shared)
         self._lanes: dict[Worker, Lane] = {}
         self._runs: dict[Worker, Callable[[Any, Any], None]] = {}
+        self._ahead: dict[str, LookAheadLane] = {}  # by the worker's name
+        #: Whether engines may take steps on end beyond other engines' (`servetwin.sim.llm.look_ahead_lane`); to be
+        #: set before anything runs.
+        self.looks_ahead = False
 
     def run(self, worker: Worker, batch: Batch, done: Callable[[Batch], None]) -> None:
         self.runner(worker)(batch, done)
@@ -73,12 +78,21 @@ class SimExecutor:
         return run
 
     def send(self, source: Worker | None, task: Task, deliver: Callable[[Task], None]) -> None:
+        if self._ahead:
+            deliver = partial(self._bring, deliver)
         if self._delays and task.worker is not None:
             delay = self._delays.get((source.name if source else None, task.worker.name))
             seconds = delay() if delay is not None else 0.0
             if seconds > 0.0:
                 Timer(self.calendar, self.calendar.now + seconds, partial(deliver, task))
                 return
+        deliver(task)
+
+    def _bring(self, deliver: Callable[[Task], None], task: Task) -> None:
+        """Let *task* come to its worker, whose engine may be ahead of time."""
+        lane = self._ahead.get(task.worker.name) if task.worker is not None else None
+        if lane is not None:
+            lane.cut_short()
         deliver(task)
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
@@ -129,6 +143,9 @@ class SimExecutor:
                 return self._share(worker, timing).run
             if worker.host is not None and worker.host.ahead:
                 return AheadLane(self.calendar, timing, worker.host).run
+            if self.looks_ahead:
+                lane = self._ahead[worker.name] = LookAheadLane(self.calendar, timing)
+                return lane.run
             return TokenLane(self.calendar, timing).run
         return self._add_lane(worker).run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -77,6 +78,10 @@ class TokenBatch(Batch):
     def tasks(self) -> Sequence[TokenTask]:  # type: ignore[override]
         """The tasks that it is told of one by one: those that prefill, and the chosen ones."""
         return [*[piece[0] for piece in self.prefill], *(self.chosen or ())]
+
+    def over(self, now: float) -> int:
+        """An engine beside others may be ahead of them (`servetwin.sim.llm.look_ahead_lane`)."""
+        return bisect_left(self.ends, now) if self.ends is not None and self.count > 1 else self.count - 1
 
     def details(self) -> dict[str, Any]:
         return {

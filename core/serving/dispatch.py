@@ -44,7 +44,7 @@ def jobs_of(worker: Worker) -> tuple[Job, ...]:
 def _jobs(worker: Worker) -> Iterator[Job]:
     view = worker.view
     batch = view.in_flight
-    over = batch.count - 1 if batch is not None else 0
+    over = batch.over(worker.loop.now()) if batch is not None else 0
     for task in view.running:
         if task.request.outcome is None:
             yield Job(view.solo(task, over if over and task.runs_in(batch) else 0), task.deadline)

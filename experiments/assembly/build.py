@@ -65,9 +65,13 @@ class Run:
     recorder: Recorder
 
     def play(self, *, columns: bool = True) -> Summary:
-        """Serve all requests, in simulated time; *columns* is as in `servetwin.sim.llm.columns.play`."""
+        """Serve all requests, in simulated time; *columns* is as in `servetwin.sim.llm.columns.play`, and without it
+        each engine goes step by step with the others."""
         from servetwin.sim.llm.columns import play
+        from servetwin.sim.llm.look_ahead_lane import may_look_ahead
 
+        stops = self.experiment.system.stop_after is not None  # tokens of steps in flight would count, or not
+        self.executor.looks_ahead = columns and not stops and may_look_ahead(self.loop)
         with policies_answer(self.loop.policies()):
             source = self.source if self.experiment.system.stop_after is None else self._source_then_stop()
             look_over, close_books = self.loop.look_over, self.loop.close_books  # before any policy could change them

@@ -114,6 +114,8 @@ class TokenLane(Moment):
     def __init__(self, calendar: Calendar, timing: TokenTiming) -> None:
         super().__init__(calendar)
         self.place, self.pass_to = calendar.place, calendar.pass_to
+        self.next_time: Callable[[], float] = calendar.next_time
+        self.sure = NEVER  # until then, all that is computed happens
         self.timing = timing
         self.draw = timing.draw
         self.prefills = timing.prefills or timing.draw
@@ -146,7 +148,7 @@ class TokenLane(Moment):
         gap = self.between(size)
         if batch.times > 1:
             # As long as nothing else happens before the next step would begin.
-            horizon = self.env.next_time()
+            horizon = self.next_time()
             repeat = batch.repeat
             assert repeat is not None
             if draw is not None or batch.keep_ends or repeat.drift or until < NEVER:
@@ -171,16 +173,18 @@ class TokenLane(Moment):
         """Likewise, if steps are drawn, ends kept, or not all on one line. Gives the last two ends."""
         repeat, times, size, context, draw = batch.repeat, batch.times, batch.size, batch.context, self.draw
         assert repeat is not None
-        limit, drift = repeat.limit, repeat.drift
+        limit, drift, sure = repeat.limit, repeat.drift, self.sure
         a, b, until = self.straight(size, context)
         before = batch.start
         count = 1
         ends = [end]
         while count < times and end < horizon and end < limit + count * drift:
-            before = end
             context += size
             if context >= until:
+                if end >= sure:
+                    break  # what may never be computed is not asked for: nobody may have measured it
                 a, b, until = self.straight(size, context)
+            before = end
             seconds = a + b * context
             if draw is not None:
                 seconds *= draw()

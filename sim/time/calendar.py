@@ -49,6 +49,10 @@ class Calendar(simpy.Environment):
         queue = self._queue
         return queue[0][0] if queue else NEVER
 
+    def next_time_besides(self, kind: type) -> float:
+        """When the next event happens that is not of that *kind*; infinite if there is none."""
+        return min([entry[0] for entry in self._queue if not isinstance(entry[3], kind)], default=NEVER)
+
     def pass_to(self, when: float) -> bool:
         """Let time go on to *when*, if nothing happens before or then; whether it did."""
         queue = self._queue
