@@ -1,4 +1,5 @@
-"""Benchmarks of the simulator: ``make bench``. Ratios of cases that take turns in one run, in CPU seconds.
+"""Benchmarks of the simulator: ``make bench``. Ratios of cases that take turns in one run, in CPU seconds. Begin with
+`measure`.
 
 ==================  ======================================================================
 `step_edf`          one diffusion model in three styles: ServeTwin, naive SimPy, bare heap
