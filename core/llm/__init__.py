@@ -5,6 +5,7 @@ Begin with `policy` (what it sees and says, once per step) and `request`; then `
 ==================  ================================================================================================
 `policy`            `TokenPolicy`, `TokenView`, `Step`; `Fill`, a rule by which one stands for all others
 `request`           `TokenRequest`, and `TokenTask`: its visit to an LLM stage
+`orders`            for policies that reorder: the queue by rank, and who is due first, kept between decisions
 `limits`, `slo`     what memory and settings allow; deadlines of tokens and latency limits
 `prefix_cache`      which KV blocks hold what, who shares them, and which is taken next
 `batch`             one step, as an executor gets it
@@ -14,6 +15,7 @@ Begin with `policy` (what it sees and says, once per step) and `request`; then `
 """
 
 from .limits import EngineLimits
+from .orders import EarliestDue, WaitingOrder
 from .policy import ALL, DECODES, PREFILLS, All, Chunk, Fill, Step, TokenPolicy, TokenView, queue_order
 from .prefix_cache import PromptContent
 from .request import CachingTask, Follows, Ticks, TokenRequest, Tokens, TokenTask
@@ -27,6 +29,7 @@ __all__ = [
     "CachingTask",
     "Chunk",
     "CumulativeSLO",
+    "EarliestDue",
     "EngineLimits",
     "Fill",
     "Follows",
@@ -43,5 +46,6 @@ __all__ = [
     "TokenTask",
     "TokenView",
     "Tokens",
+    "WaitingOrder",
     "queue_order",
 ]
