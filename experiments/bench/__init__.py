@@ -6,6 +6,7 @@
 `tokens`            one LLM engine in three styles
 `simulators`        the table by which simulators are compared; the ratios that may not fall
 `llm`               the LLM cases: policies, decisions, long runs
+`reorder`           policies that reorder, in overload, beside those of another checkout
 `long`              one long run in a process of its own
 `measure`           timing: cases take turns, and are compared within rounds
 ==================  ======================================================================
