@@ -40,6 +40,7 @@ def whole_prompts(at: ColumnRequests) -> Pick:
     engine, prompts, starts, timing = at.engine, at.prompts, at.starts, at.lane.timing
     view, size, step_time = engine.view, engine.size, timing.times.step
     most, least, room, counted = view.max_batched_tokens, view.watermark, view.max_sequences, timing.counted
+    preparing = timing.preparing
 
     def pick(
         now: float, head: int, taken: int, free: int, decoding: int, context: int, tick: int
@@ -64,13 +65,13 @@ def whole_prompts(at: ColumnRequests) -> Pick:
             many += 1
         if many == 1:
             starts.append(now)
-            seconds = known[tokens] if tokens in known else step_time(tokens, float(squares), 0.0, 0, 0)
+            seconds = known[tokens] if tokens in known else step_time(tokens, float(squares), 0.0, 0, 0) + preparing
             if not counted:
                 known[tokens] = seconds
             return 1, 1, free, seconds
         if many:
             starts.extend([now] * many)
-            return many, many, free, step_time(tokens, float(squares), 0.0, 0, 0)
+            return many, many, free, step_time(tokens, float(squares), 0.0, 0, 0) + preparing * many
         return NOTHING, 0, free, 0.0
 
     return pick
@@ -78,7 +79,8 @@ def whole_prompts(at: ColumnRequests) -> Pick:
 
 def chunks(at: ColumnRequests, rule: Fill) -> Pick:
     """Chunks of prompts that fill up a step in which all decode (`servetwin.core.llm.policy.Fill`)."""
-    engine, prompts, starts, step_time = at.engine, at.prompts, at.starts, at.lane.timing.times.step
+    engine, prompts, starts, timing = at.engine, at.prompts, at.starts, at.lane.timing
+    step_time, preparing = timing.times.step, timing.preparing
     view, size, phases, headroom = engine.view, engine.size, engine.phases, engine.headroom
     budget, cut = min(rule.tokens, view.max_batched_tokens), rule.cut
     least, most_running, engine_whole = view.watermark, view.max_sequences, view.whole_prompt
@@ -137,7 +139,7 @@ def chunks(at: ColumnRequests, rule: Fill) -> Pick:
         starts.extend([now] * (place - begun))
         at.part = part
         many = place - head
-        seconds = step_time(tokens, float(squares), float(before), decoding, context)
+        seconds = step_time(tokens, float(squares), float(before), decoding, context) + preparing * (place - begun)
         return many, many - (part > 0), free, seconds
 
     return pick

@@ -80,7 +80,6 @@ def _fits(loop: ServingLoop, executor: EngineExecutor, source: TokenColumns) -> 
     return (
         source.module == engine.module
         and admits_all(worker.policy)
-        and not executor.token_lane(worker).timing.preparing
         and not _hears(recorder, "arrived", Recorder.arrived)
         and not _hears(summary, "arrived", Summary.arrived)
         and not _hears(recorder, "ended", Recorder.ended, TokenLatencies.ended)
