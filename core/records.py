@@ -7,7 +7,8 @@
     *priority* and *weight* where they are not the usual ones ("", "", 0, 1.0); *ended*, when it was dropped or
     failed; at a stage its *deadline* there, where it has one of its own; at an LLM stage also *arrival* (as the
     engine saw it), *prompt*, *limit*, *predicted* (where there is a predictor) and *generated* tokens,
-    *first_token*, *last_token*, *preemptions*, *due* or *limits* (what its tokens are promised), and the times of all
+    *first_token*, *last_token*, *preemptions*, *cached* and *cached_again* (tokens found in a prefix
+    cache), *due* or *limits* (what its tokens are promised), and the times of all
     *tokens* if they were kept
 ``batches.jsonl``
     one line per batch: start, end, worker, modules, request ids, and the ends of its iterations if it ran several;

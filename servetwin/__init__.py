@@ -7,7 +7,7 @@
 
 The names in `__all__` are the public ones (docs/reference/python.md says what each takes and gives); all else may
 change. A name is imported when it is first used, so that ``import servetwin`` costs nothing, and a part of it such as
-`servetwin.sim` brings in no other. Read on in `runs`, then `sweeps`, `searches` and `comparisons`; what they take is
+`servetwin.sim` brings in no other. Begin with `runs`, then `sweeps`, `searches` and `comparisons`; what they take is
 read by `given`, what they give is in `results`, `tables` and `figures`, and what they raise in `errors`. `testing` is
 the kit for tests of policies, `pytest_plugin` has it as fixtures.
 """

@@ -5,6 +5,7 @@ At each step all running requests are counted anew, one by one; the engine's own
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +81,7 @@ class EngineCheck:
     def settled(self) -> None:
         """The engine has dealt with an event: invariant 6, and its sums are those of the tasks."""
         view = self.view
-        held = sum(view.blocks_for(task.computed) for task in view.running)
+        held = sum(view.blocks_for(task.computed) for task in view.running) - self._shared()
         if view.free_blocks < 0 or view.free_blocks + held != view.blocks:
             raise broken(6, f"{view.name}: {view.free_blocks} of {view.blocks} blocks are free, {held} are held")
         counts = len([t for t in view.running if t.ticks]), sum(t.computed for t in view.running if t.ticks)
@@ -89,6 +90,26 @@ class EngineCheck:
         for task in view.running:
             if task.generated != self.tokens.get(task, 0):
                 raise broken(7, f"{task} counts {task.generated} tokens, but generated {self.tokens.get(task, 0)}")
+
+    def _shared(self) -> int:
+        """How many of the blocks that running requests hold are counted more than once, since they share them; and
+        the prefix cache, where there is one, knows the same of each."""
+        tables = getattr(self.worker.engine, "tables", None)
+        cache = self.view.cache
+        if tables is None or cache is None:
+            return 0
+        users = Counter(block for table in tables.values() for block in table)
+        if tables.keys() != set(self.view.running):
+            raise broken(6, f"{self.view.name} holds blocks of others than those who run")
+        line = [*cache.line]
+        if any(block.refs for block in line) or any(block.refs != count for block, count in users.items()):
+            raise broken(6, f"{self.view.name} counts other users of its blocks than there are")
+        known = {block for copies in cache.cached.values() for block in copies}
+        if known != {*users, *(block for block in line if block.key is not None)}:
+            raise broken(6, f"{self.view.name} does not find just the blocks that it has")
+        if sum(block.count for block in line) != cache.free:
+            raise broken(6, f"{self.view.name}: {cache.free} blocks are free, {len(line)} stand in line")
+        return users.total() - len(users)
 
     def ended(self, task: TokenTask) -> None:
         """A request has ended, with this visit."""

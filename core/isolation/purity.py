@@ -31,7 +31,7 @@ HARMLESS = frozenset((
     "servetwin.core.errors", "servetwin.core.parameters", "servetwin.core.pipeline", "servetwin.core.request",
     "servetwin.core.policy",
     "servetwin.core.slo", "servetwin.core.llm",
-    "servetwin.core.llm.limits", "servetwin.core.llm.policy",
+    "servetwin.core.llm.limits", "servetwin.core.llm.orders", "servetwin.core.llm.policy",
     "servetwin.core.llm.request", "servetwin.core.llm.slo",
 ))  # fmt: skip
 

@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..llm.policy import Step, TokenView
-from ..llm.request import TokenRequest, TokenTask
+from ..llm.request import CachingTask, TokenRequest, TokenTask
 from ..pipeline import Stage
 from ..policy import Batch, Decision, Repeat, WorkerView
 from ..request import Request, Task
@@ -98,7 +98,7 @@ class ClosedView(_Closed, WorkerView):  # type: ignore[misc, override]
 
 
 #: What a policy may ask an engine.
-_FUNCTIONS_OF_TOKENS = ("admissible", "blocks_for", "estimate_decode", "estimate_prefill", "estimate_step")
+_FUNCTIONS_OF_TOKENS = ("admissible", "blocks_for", "estimate_decode", "estimate_prefill", "estimate_step", "fill")
 
 
 class ClosedTokenView(_Closed, TokenView):  # type: ignore[misc, override]
@@ -170,8 +170,8 @@ def closed_slo(slo: Any) -> Any:
 
 #: Classes that policies meet, and what they must look like at the end of a run.
 _MET: tuple[type, ...] = (
-    Request, Task, TokenRequest, TokenTask, Batch, Decision, Step, Repeat, WorkerView, TokenView, ClosedView,
-    ClosedTokenView, _Closed, Stage,
+    Request, Task, TokenRequest, TokenTask, CachingTask, Batch, Decision, Step, Repeat, WorkerView, TokenView,
+    ClosedView, ClosedTokenView, _Closed, Stage,
 )  # fmt: skip
 
 

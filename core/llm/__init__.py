@@ -5,7 +5,9 @@ Begin with `policy` (what it sees and says, once per step) and `request`; then `
 ==================  ================================================================================================
 `policy`            `TokenPolicy`, `TokenView`, `Step`; `Fill`, a rule by which one stands for all others
 `request`           `TokenRequest`, and `TokenTask`: its visit to an LLM stage
+`orders`            for policies that reorder: the queue by rank, and who is due first, kept between decisions
 `limits`, `slo`     what memory and settings allow; deadlines of tokens and latency limits
+`prefix_cache`      which KV blocks hold what, who shares them, and which is taken next
 `batch`             one step, as an executor gets it
 `metrics`           latencies and goodput of tokens; `token_gaps`, `metric_blocks`, `window_metrics` are parts of it
 `serving`           the engine: a worker that decides and computes step by step
@@ -13,8 +15,10 @@ Begin with `policy` (what it sees and says, once per step) and `request`; then `
 """
 
 from .limits import EngineLimits
+from .orders import EarliestDue, WaitingOrder
 from .policy import ALL, DECODES, PREFILLS, All, Chunk, Fill, Step, TokenPolicy, TokenView, queue_order
-from .request import Follows, Ticks, TokenRequest, Tokens, TokenTask
+from .prefix_cache import PromptContent
+from .request import CachingTask, Follows, Ticks, TokenRequest, Tokens, TokenTask
 from .slo import CumulativeSLO, LimitsSLO, TokenDeadlines, TokenLimits, TokenSLO, TokenSLOByClass
 
 __all__ = [
@@ -22,12 +26,15 @@ __all__ = [
     "DECODES",
     "PREFILLS",
     "All",
+    "CachingTask",
     "Chunk",
     "CumulativeSLO",
+    "EarliestDue",
     "EngineLimits",
     "Fill",
     "Follows",
     "LimitsSLO",
+    "PromptContent",
     "Step",
     "Ticks",
     "TokenDeadlines",
@@ -39,5 +46,6 @@ __all__ = [
     "TokenTask",
     "TokenView",
     "Tokens",
+    "WaitingOrder",
     "queue_order",
 ]

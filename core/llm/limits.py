@@ -21,7 +21,8 @@ class EngineLimits:
     queue, which is between two steps (NeuStream's serving loop stamps it then, so that the wait before that is free
     of charge). With *whole_prompt* a chunk is admitted only if there is memory for all of its prompt (vLLM V1). With
     *keep_freed* a preempted request that comes back finds of its blocks what nobody took meanwhile, as vLLM's prefix
-    cache does it (`servetwin.core.llm.serving.freed_blocks`); blocks are not shared among requests.
+    cache does it (`servetwin.core.llm.serving.freed_blocks`); blocks are not shared among requests. With
+    *enable_prefix_caching* they are: vLLM's prefix cache whole (`servetwin.core.llm.prefix_cache`).
     """
 
     blocks: int
@@ -34,6 +35,7 @@ class EngineLimits:
     stamp: Literal["sent", "seen"] = "sent"
     whole_prompt: bool = False
     keep_freed: bool = False
+    enable_prefix_caching: bool = False
 
     def __post_init__(self) -> None:
         for name in ("blocks", "block_size", "max_batched_tokens", "max_sequences"):
@@ -47,6 +49,10 @@ class EngineLimits:
             raise BadInput(f"preemption is {self.preemption!r}", right="'recompute' or 'swap'")
         if self.keep_freed and self.preemption == "swap":
             raise BadInput("keep_freed is for blocks that are forgotten", right="preemption: recompute")
+        if self.enable_prefix_caching and self.preemption == "swap":
+            raise BadInput("enable_prefix_caching is for blocks that are forgotten", right="preemption: recompute")
+        if self.enable_prefix_caching and self.keep_freed:
+            raise BadInput("enable_prefix_caching does what keep_freed does, and more", right="one of them")
         if self.stamp not in ("sent", "seen"):
             raise BadInput(f"stamp is {self.stamp!r}", right="'sent' or 'seen'")
 

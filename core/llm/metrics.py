@@ -21,7 +21,7 @@ from ..metrics import Summary
 from ..request import Request
 from ..slo import latest, slack
 from .metric_blocks import TokenBlock
-from .request import TokenTask
+from .request import CachingTask, TokenTask
 from .slo import _STEPS, _SUMS, LimitsSLO, TokenDeadlines, TokenLimits, _longer, sent_at, task_limits
 from .token_gaps import Gaps
 
@@ -83,6 +83,8 @@ class StageTokens:
         self.limits = slo.limits if slo is not None else None
         self.completed = self.within_limits = 0
         self.prompt_tokens = self.output_tokens = self.all_tokens = self.preemptions = 0
+        self.caching = False  # whether its engines have a prefix cache; tokens asked of it, and found in it
+        self.cache_queries = self.cache_hits = self.cache_hits_again = 0
         self.ttft, self.tpot, self.e2el = array("d"), array("d"), array("d")
         self.itl = Gaps()
         self.first_on_time = self.last_on_time = self.late_firsts = 0
@@ -93,6 +95,12 @@ class StageTokens:
     def ended(self, task: TokenTask) -> None:
         """The request of *task* has ended; *task* may have generated no token, some, or all."""
         self.preemptions += task.preemptions
+        if type(task) is CachingTask:
+            self.caching = True
+            if task.cached_tokens is not None:
+                self.cache_queries += task.prompt
+                self.cache_hits += task.cached_tokens
+                self.cache_hits_again += task.cached_again
         if task.arrival < self.first_arrival:
             self.first_arrival = task.arrival
         first, generated = task.first_token, task.generated
@@ -177,6 +185,11 @@ class StageTokens:
             _latencies(out, name, _five(values))
         _latencies(out, "itl", self.itl.statistics())
         out["preemptions"] = self.preemptions
+        if self.caching:
+            queries = self.cache_queries
+            out["prefix_cache_queries"], out["prefix_cache_hits"] = queries, self.cache_hits
+            out["prefix_cache_hit_rate"] = self.cache_hits / queries if queries else None
+            out["prefix_cache_hits_of_preempted"] = self.cache_hits_again
         if self.limits is not None:
             out["within_limits"] = self.within_limits
             out["limits_goodput"] = _rate(self.within_limits, duration)

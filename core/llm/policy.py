@@ -23,7 +23,8 @@ from ..pipeline import Stage
 from ..policy import Decision, PolicyBase, Repeat, WorkerView
 from ..request import Task
 from .limits import EngineLimits
-from .request import TokenTask
+from .prefix_cache import Block, PrefixCache, Trial
+from .request import CachingTask, TokenTask
 from .slo import TokenSLO
 
 
@@ -134,7 +135,9 @@ class TokenView(WorkerView):
         "_estimate_prefill",
         "block_size",
         "blocks",
+        "cache",
         "checked",
+        "due_blocks",
         "limits",
         "max_batched_tokens",
         "max_sequences",
@@ -175,6 +178,8 @@ class TokenView(WorkerView):
         self.context = 0
         self.last_step = self.last_decode = 0.0
         self.slo = slo
+        self.cache: PrefixCache | None = None  # of an engine that has one
+        self.due_blocks: Callable[[], int] | None = None  # then, the blocks that those who decode need next
         self._estimate_prefill = estimate_prefill
         self._estimate_decode = estimate_decode
         #: What tells the seconds of a step, by tokens of its chunks, the sum of their squares, that of each times the
@@ -220,6 +225,10 @@ class TokenView(WorkerView):
         Chunks of running tasks are taken as they are. The first waiting task for which tokens, sequences or blocks do
         not last ends the list.
         """
+        if self.cache is not None:
+            pieces = self._tried(prefill, self.max_batched_tokens - decode, decode)
+            self.checked = None
+            return pieces
         tokens = self.max_batched_tokens - decode
         running = self.running
         sequences = self.max_sequences - len(running)
@@ -241,6 +250,70 @@ class TokenView(WorkerView):
                 free += -(computed + count) // size
             taken.append(chunk if type(chunk) is tuple else (task, count))
         self.checked, self.sure = taken, taken[:]  # the former is the policy's to change
+        return taken
+
+    def fill(
+        self,
+        tasks: Iterable[TokenTask],
+        tokens: int,
+        *,
+        begun: Iterable[Chunk] = (),
+        decode: int = 0,
+        chunked: bool = True,
+    ) -> list[Chunk]:
+        """What the engine will run of *begun* (chunks of running tasks) and then of *tasks*, which wait, beside
+        *decode* decoding requests: of each all that is pending when its turn comes, up to *tokens* in all. With
+        *chunked* the last one is cut to what is left of *tokens*, else it waits.
+
+        Where the engine has a prefix cache, what is pending when its turn comes is less for a request that begins as
+        one before it in the same step does, and more for one whose blocks those before it take.
+        """
+        if self.cache is not None:
+            return self._tried([*begun, *((task, None) for task in tasks)], tokens, decode, chunked)
+        taken = list(begun)
+        left = tokens - sum([count for _, count in taken])
+        for task in tasks:
+            pending = task.pending
+            if left <= 0 or (pending > left and not chunked):
+                break
+            taken.append((task, min(pending, left)))
+            left -= pending
+        return self.admissible(taken, decode=decode)
+
+    def _tried(
+        self, prefill: Iterable[tuple[TokenTask, int | None]], tokens: int, decode: int, chunked: bool = False
+    ) -> list[Chunk]:
+        """As `admissible`, where the engine has a prefix cache; a count of None is all that is pending."""
+        assert self.cache is not None
+        trial, size, running = Trial(self.cache), self.block_size, self.running
+        if decode and self.due_blocks is not None:
+            trial.take(self.due_blocks())
+        tokens = min(tokens, self.max_batched_tokens - decode)
+        sequences = self.max_sequences - len(running)
+        taken: list[Chunk] = []
+        for task, asked in prefill:
+            if tokens <= 0:
+                break
+            assert isinstance(task, CachingTask)
+            idle: Sequence[Block] = ()
+            runs = task in running
+            computed = task.base_computed if runs else trial.found(task)
+            pending = task.prompt + task.base_generated - computed
+            count = pending if asked is None else min(asked, pending)
+            if asked is None and chunked:
+                count = min(count, tokens)
+            tokens -= count
+            if tokens < 0:
+                break
+            new = -(-(computed + count) // size) + -computed // size
+            if not runs:
+                sequences -= 1
+                idle = trial.idle(self.cache.keys(task, computed // size))
+                most = -(-(computed + pending) // size) - computed // size if self.whole_prompt else new
+                if sequences < 0 or trial.free - most - len(idle) < self.watermark:
+                    break
+            trial.admit(task, idle, computed // size, new, computed + count)
+            taken.append((task, count))
         return taken
 
     def solo(self, task: Task, done: int = 0) -> float:

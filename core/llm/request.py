@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import BadInput
 from ..pipeline import Stage
 from ..request import Flight, Outputs, Place, Request, Task
+from .prefix_cache import PromptContent
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,12 @@ class TokenRequest(Request):
     *outputs* holds the true numbers of output tokens; the loop takes them out of the request as it arrives, so a
     policy can never see them. A stage that a request visits several times has lists, an entry per visit (the last
     one goes on for further visits). *missed* says that an LLM stage did not keep the SLO of its tokens. *predicted*
-    holds, by loop module, how many output tokens a predictor expects; None where there is no predictor. *work*,
-    *slo*, *priority*, *tenant*, *weight* and *class_name* are as in `Request`.
+    holds, by loop module, how many output tokens a predictor expects; None where there is no predictor. *prefix*
+    says, by loop module, what the prompt begins with, for engines with a prefix cache; what it does not name nobody
+    shares. *work*, *slo*, *priority*, *tenant*, *weight* and *class_name* are as in `Request`.
     """
 
-    __slots__ = ("tokens",)
+    __slots__ = ("prefix", "tokens")
 
     def __init__(
         self,
@@ -62,6 +64,7 @@ class TokenRequest(Request):
         weight: float = 1.0,
         class_name: str = "",
         predicted: Mapping[str, int] | None = None,
+        prefix: Mapping[str, PromptContent] | None = None,
     ) -> None:
         self.id = id
         self.arrival = arrival
@@ -78,11 +81,12 @@ class TokenRequest(Request):
         self.outcome = self.reason = self.finished = None
         self.tokens = tokens
         self.outputs = outputs
+        self.prefix = prefix
         self.missed = False
 
     @property
     def terms(self) -> dict[str, Any]:
-        return {**super().terms, "predicted": self.predicted}
+        return {**super().terms, "predicted": self.predicted, "prefix": self.prefix}
 
 
 class Ticks:
@@ -235,6 +239,64 @@ class TokenTask(Task):
         return (
             f"<TokenTask of {self.id} at {self.stage.name}: {self.prompt}+{self.generated}, {self.computed} computed>"
         )
+
+
+class CachingTask(TokenTask):
+    """A visit to an engine with a prefix cache (`EngineLimits.enable_prefix_caching`).
+
+    While it waits, *computed* says how many tokens it would find just now, and *pending* what is left.
+    *cached_tokens* are those that it found when it was first admitted, *cached_again* those after preemptions.
+    *prompt_content* is what its prompt begins with, *cache_serial* its number once it was preempted.
+    """
+
+    __slots__ = (
+        "cache_known",
+        "cache_lookup",
+        "cache_seen",
+        "cache_serial",
+        "cached_again",
+        "cached_tokens",
+        "prompt_content",
+    )
+
+    def __init__(
+        self, request: Request, stage: Stage, queued: float, worker: Place | None, prompt: int, limit: int
+    ) -> None:
+        super().__init__(request, stage, queued, worker, prompt, limit)
+        prefix: Mapping[str, PromptContent] | None = getattr(request, "prefix", None)
+        self.prompt_content = prefix.get(stage.loop or stage.name) if prefix is not None else None
+        self.cache_serial = self.cached_again = 0
+        self.cached_tokens: int | None = None
+        self.cache_lookup: Callable[[CachingTask], int] | None = None
+        # What `cache_lookup` found last, in blocks, and at which version of the cache.
+        self.cache_seen, self.cache_known = -1, 0
+
+    @property
+    def computed(self) -> int:
+        """As of `TokenTask`; while it waits, the tokens that it would find just now."""
+        ticks = self.ticks
+        if ticks is not None:
+            return self.prompt + self.base_generated + ticks.count - 1
+        if self.base_computed or self.cache_lookup is None:
+            return self.base_computed
+        return self.cache_lookup(self)
+
+    @computed.setter
+    def computed(self, count: int) -> None:
+        self._settle()
+        self.base_computed = count
+
+    @property
+    def pending(self) -> int:
+        return 1 if self.ticks is not None else self.prompt + self.base_generated - self.computed
+
+    def details(self, tokens: bool = True) -> dict[str, Any]:
+        said = super().details(tokens)
+        if self.cached_tokens is not None:
+            said["cached"] = self.cached_tokens
+        if self.preemptions:
+            said["cached_again"] = self.cached_again
+        return said
 
 
 def tokens_of_visit(request: Request, outputs: Outputs | None, stage: Stage, module: str) -> tuple[int, int, int]:

@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import PolicyFault
 from ..isolation.answers import check_decision, fault
 from ..isolation.code_inspection import named, watcher
-from ..llm.policy import All, Fill, Step, TokenPolicy
+from ..llm.policy import All, Fill, Step, TokenPolicy, TokenView
 from ..policy import Batch, Decision, Repeat, WorkerView
 from ..request import Task
 from .conduct import Ear
@@ -185,6 +185,8 @@ class _Word:
         """Likewise, of a standing word: those that wait are prefilled first, whole, and else all decode; or a step in
         which all decode is filled up with prompts."""
         self.run = {*running}
+        if isinstance(view, TokenView) and view.limits.enable_prefix_caching:
+            return False  # what is pending then changes with those before it in the same step
         fill = self.stands if isinstance(self.stands, Fill) else None
         most = view.max_batched_tokens if fill is None else min(fill.tokens, view.max_batched_tokens)
         if any(task.preemptions for task in waiting):  # type: ignore[attr-defined]

@@ -71,6 +71,7 @@ def settings_of(spec: WorkerSpec, profile: Profile) -> EngineSettings:
         stamp=given.stamp,
         whole_prompt=given.whole_prompt,
         keep_freed=given.keep_freed,
+        enable_prefix_caching=given.enable_prefix_caching,
     )
     ahead = engine.asynchronous if given.asynchronous is None else given.asynchronous
     return EngineSettings(limits, given.max_model_len or engine.max_model_len, ahead)

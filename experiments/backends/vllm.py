@@ -280,9 +280,10 @@ def check_limits(workers: Sequence[Worker]) -> None:
         if limits.preemption != "recompute" or limits.stamp != "sent" or limits.headroom:
             right = "preemption: recompute, stamp: sent, headroom: 0"
             raise BadInput("vLLM's V1 engine is not like that", where=f"deployment.workers.{i}.engine", right=right)
-        if limits.keep_freed:
-            what, where = "vLLM is run here without its prefix cache", f"deployment.workers.{i}.engine.keep_freed"
-            raise BadInput(what, where=where, right="false, for runs on vLLM")
+        for key in ("keep_freed", "enable_prefix_caching"):
+            if getattr(limits, key):
+                what, where = "vLLM is run here without its prefix cache", f"deployment.workers.{i}.engine.{key}"
+                raise BadInput(what, where=where, right="false, for runs on vLLM")
 
 
 def planned_of(plan: Plan, worker: TokenWorker) -> list[Planned]:

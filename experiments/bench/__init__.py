@@ -1,10 +1,12 @@
-"""Benchmarks of the simulator: ``make bench``. Ratios of cases that take turns in one run, in CPU seconds.
+"""Benchmarks of the simulator: ``make bench``. Ratios of cases that take turns in one run, in CPU seconds. Begin with
+`measure`.
 
 ==================  ======================================================================
 `step_edf`          one diffusion model in three styles: ServeTwin, naive SimPy, bare heap
 `tokens`            one LLM engine in three styles
 `simulators`        the table by which simulators are compared; the ratios that may not fall
 `llm`               the LLM cases: policies, decisions, long runs
+`reorder`           policies that reorder, in overload, beside those of another checkout
 `long`              one long run in a process of its own
 `measure`           timing: cases take turns, and are compared within rounds
 ==================  ======================================================================

@@ -186,6 +186,9 @@ class _Asked:
             what = "these engines share a device, or are not alike"
             raise BadInput(what, where="deployment.workers", right="an engine a device, all by one profile")
         profile, limits = self.profiles[first.device], first.view.limits
+        if limits.enable_prefix_caching:
+            what = "the bound computes every prompt whole, and with a prefix cache more requests may be met"
+            raise BadInput(what, where="engine.enable_prefix_caching", right="false, for a bound")
         kinds = {"measured": ("measured", "scheduler"), "corrected": ("corrected", "measured", "scheduler")}
         table = profile.tokens(*kinds.get(self.experiment.time.table, ("scheduler",)), hold=self.experiment.time.hold)  # type: ignore[arg-type]
         steps = step_bounds(table, limits, _least_factors(profile, noise=noise, costs_too=self.experiment.time.costs))

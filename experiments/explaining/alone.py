@@ -119,7 +119,7 @@ class Alone:
         """The KV memory of that engine."""
         spec = self.workers[worker]
         limits = settings_of(spec, self.profiles[spec.device or ""]).limits
-        keeps = limits.keep_freed or limits.preemption == "swap"
+        keeps = limits.keep_freed or limits.enable_prefix_caching or limits.preemption == "swap"
         return Memory(limits.block_size, limits.reserve, limits.max_batched_tokens, limits.whole_prompt, keeps)
 
     def after(self, stage: str, work: Mapping[str, int]) -> tuple[float, list[str]]:

@@ -6,8 +6,7 @@ how long they take, nothing that is computed here says anything of it.
 
 from __future__ import annotations
 
-_CACHE = "blocks are never shared among requests, so cached prompts would cost too much; what it does for preempted"
-_CACHE += " requests is keep_freed: true"
+_HASHES = "contents of blocks are compared as the workload names them, which no hash can confuse"
 _THRESHOLD = "prompts are cut by the budget of a step alone, so other steps would run"
 _LORA = "no adapters are loaded or swapped, and the step times of profiles are those of the model alone"
 _SPECULATION = "a step generates one token a sequence; nothing drafts or rejects any"
@@ -20,9 +19,7 @@ _PARTIAL = "how many long prompts are in chunks at a time is not limited"
 
 #: Name in vLLM's `EngineArgs`, or in the experiment files of those who look for it -> why it is not there.
 UNMODELLED: dict[str, str] = {
-    "enable_prefix_caching": _CACHE,
-    "prefix_caching": _CACHE,
-    "prefix_caching_hash_algo": _CACHE,
+    "prefix_caching_hash_algo": _HASHES,
     "long_prefill_token_threshold": _THRESHOLD,
     "max_long_partial_prefills": _PARTIAL,
     "max_num_partial_prefills": _PARTIAL,
@@ -58,6 +55,8 @@ CALLED_HERE: dict[str, str] = {
     "max_num_seqs": "limit, of the worker",
     "num_gpu_blocks_override": "blocks",
     "async_scheduling": "asynchronous",
+    "enable_prefix_caching": "engine: {enable_prefix_caching: ...}, of the worker",
+    "prefix_caching": "engine: {enable_prefix_caching: ...}, of the worker",
     "enable_chunked_prefill": "policy: {name: vllm-v1, params: {chunked: ...}}",
     "preemption_mode": "preemption",
     "gpu_memory_utilization": "blocks",

@@ -76,6 +76,9 @@ def settings_of(given: Iterable[str]) -> VllmSettings:
             raise BadInput(f"{line!r} has no value", where="--vllm", right="NAME=VALUE, as in max_num_seqs=256")
         if value.lower() in AS_IT_IS.get(name, ()):
             continue
+        if name == "enable_prefix_caching":
+            what = "step times are measured without vLLM's prefix cache, so that all prompts are computed"
+            raise BadInput(what, where=f"--vllm {name}", right=f"{name}=false")
         if name in UNMODELLED and (wrong := of_vllm(name)):
             right = f"{name}={AS_IT_IS[name][0]}" if name in AS_IT_IS else wrong[1]
             raise BadInput(wrong[0], where=f"--vllm {name}", right=right)

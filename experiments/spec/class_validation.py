@@ -6,7 +6,7 @@ import re
 
 from ..registry.catalog import suggest
 from .experiment import Experiment, Misfit, RequestClass, TraceSteps
-from .llm import BucketPrediction, Lengths, TokenSLOSpec, TraceTokens
+from .llm import BucketPrediction, Lengths, TokenSLOSpec, TracePrefix, TraceTokens
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
@@ -56,6 +56,9 @@ def _check_class(experiment: Experiment, name: str, own: RequestClass) -> None:
             if isinstance(draw, TraceTokens):
                 right = "lengths that are drawn; those of a trace stand in workload.lengths, for all classes"
                 raise Misfit((*where, side), "a trace's lengths are those of all its requests", right)
+        if isinstance(lengths.prefix, TracePrefix):
+            right = "prefix: {draw: shared, ...}; that of a trace stands in workload.lengths, for all classes"
+            raise Misfit((*where, "prefix"), "a trace's prompts are those of all its requests", right)
         _check_prediction((*where, "predict"), lengths)
     _check_slo(experiment, name, (*path, "slo"))
 

@@ -93,6 +93,24 @@ class BucketPrediction(Strict):
 Prediction = Annotated[ExactPrediction | NoisyPrediction | BucketPrediction, Discriminator("model")]
 
 
+class SharedPrefix(Strict):
+    """Prompts of *groups* groups, each as likely as any other; those of one group begin with the same *tokens* tokens
+    (a system prompt, say), which count as part of the prompt. A shorter prompt is the beginning of them."""
+
+    draw: Literal["shared"]
+    groups: Count = 1
+    tokens: Count
+
+
+class TracePrefix(Strict):
+    """What the trace says of the contents of prompts: the ``hash_ids`` of Mooncake's traces, of 512 tokens each."""
+
+    draw: Literal["trace"]
+
+
+PrefixDraw = Annotated[SharedPrefix | TracePrefix, Discriminator("draw")]
+
+
 class Lengths(Strict):
     """Tokens of a request at an LLM module: its *prompt* and the *output* that it will really generate.
 
@@ -103,6 +121,9 @@ class Lengths(Strict):
     *predict*: policies are shown a predicted number of output tokens, which is wrong as that says; without it, none.
 
     With *after* the prompt is that many tokens and what the request generated at the LLM module of that name before.
+
+    *prefix*: what prompts begin with, for engines with a prefix cache; without it no two begin alike. A prompt that
+    is cut loses its last tokens.
     """
 
     prompt: TokenDraw
@@ -111,6 +132,7 @@ class Lengths(Strict):
     truncate: bool = False
     after: str | None = None
     predict: Prediction | None = None
+    prefix: PrefixDraw | None = None
 
 
 class Limits(Strict):
@@ -164,7 +186,8 @@ class EngineSpec(Strict):
     With *whole_prompt* a chunk is admitted only if there is memory for all of its prompt (vLLM V1). *asynchronous*: a
     step is decided while the one before it runs (vLLM's asynchronous scheduling). With *keep_freed* a preempted
     request that comes back finds of its blocks what nobody took meanwhile (vLLM's prefix cache, where no two prompts
-    begin alike).
+    begin alike). With *enable_prefix_caching* prompts that begin alike share blocks as well (vLLM's prefix cache,
+    which vLLM has on by default), as far as the workload says what they begin with.
     """
 
     blocks: Count | None = None
@@ -177,5 +200,6 @@ class EngineSpec(Strict):
     stamp: Literal["sent", "seen"] = "sent"
     whole_prompt: bool = False
     keep_freed: bool = False
+    enable_prefix_caching: bool = False
     asynchronous: bool | None = None
     preparing: Preparing | None = None

@@ -13,6 +13,7 @@ from .llm import (
     LognormalTokens,
     TokenDraw,
     TokenSLOSpec,
+    TracePrefix,
     TraceTokens,
     UniformTokens,
 )
@@ -62,6 +63,13 @@ def _check_lengths(path: tuple[str, ...], module: str, load: Workload) -> None:
         at = load.lengths[at].after if at in load.lengths else None
     for key, draw in (("prompt", lengths.prompt), ("output", lengths.output)):
         _check_draw((*path, key), draw, load)
+    if isinstance(lengths.prefix, TracePrefix):
+        if load.recorded is None:
+            right = "{draw: shared, groups: 8, tokens: 512}, or workload.trace: {file: ...}"
+            raise Misfit((*path, "prefix", "draw"), "the arrivals come from no trace", right)
+        if not isinstance(lengths.prompt, TraceTokens) or lengths.after is not None:
+            what = "the trace says what its own prompts begin with, and these are others"
+            raise Misfit((*path, "prefix", "draw"), what, "prompt: {draw: trace}, without after")
     if isinstance(lengths.output, TraceTokens) and lengths.limit is None:
         what = "only the trace knows how long outputs are, and policies must not"
         raise Misfit((*path, "limit"), what, "the limit that requests declare, 2048 say")
@@ -101,6 +109,11 @@ def _check_workers(experiment: Experiment, modules: list[str]) -> None:
         served = [m for m in worker.modules if m in modules]
         if served and len(worker.modules) > 1:
             raise Misfit((*path, "modules"), f"an engine serves one module, {served[0]!r}", f"[{served[0]}]")
+        engine = worker.engine
+        if engine is not None and engine.enable_prefix_caching and (engine.keep_freed or engine.preemption == "swap"):
+            key, right = ("keep_freed", "false") if engine.keep_freed else ("preemption", "recompute")
+            what = f"enable_prefix_caching does not go together with {key}: {getattr(engine, key)}".lower()
+            raise Misfit((*path, "engine", key), what, right)
         if worker.engine is not None and not served:
             raise Misfit((*path, "engine"), "this worker serves no module of kind llm", "no engine")
         if worker.device in engines and worker.device in others:

@@ -21,6 +21,7 @@ from servetwin.core.random_streams import stream
 
 from ..registry.catalog import suggest
 from ..spec.experiment import Experiment, RequestClass, Workload
+from . import prefixes
 from .draws import BLOCK, steps_of
 from .lengths import triples
 from .predictions import Predictor, predictor
@@ -97,6 +98,7 @@ class _Class:
     steps: dict[str, Iterator[int]] = field(default_factory=dict)
     tokens: dict[str, Iterator[tuple[int, int, int]]] = field(default_factory=dict)
     predictors: dict[str, Predictor | None] = field(default_factory=dict)
+    begins: dict[str, prefixes.Contents] = field(default_factory=dict)
 
 
 def _class_of(name: str, own: RequestClass, contexts: Mapping[str, int], seed: int) -> _Class:
@@ -107,6 +109,7 @@ def _class_of(name: str, own: RequestClass, contexts: Mapping[str, int], seed: i
         drawn = stream_name(module, name)
         made.tokens[module] = triples(module, lengths, contexts[module], seed=seed, of=name)
         made.predictors[module] = predictor(lengths, drawn, seed=seed)
+        made.begins[module] = prefixes.contents(lengths, drawn, seed=seed)
     return made
 
 
@@ -125,13 +128,14 @@ def described(
     draws = [triples(m, load.lengths[m], contexts[m], seed=seed, trace=trace) for m in names]
     tokens = zip(*draws, strict=False) if draws else repeat(())
     usual = {m: predictor(load.lengths[m], m, seed=seed, trace=trace) for m in names}
+    usual_begins = {m: prefixes.contents(load.lengths[m], m, seed=seed, trace=trace) for m in names}
     classes = {name: _class_of(name, own, contexts, seed) for name, own in load.classes.items()}
     said = trace.terms() if trace is not None and trace.overview.terms else repeat({})
     drawn = zip(due, works, tokens, class_names(load, trace, seed), said, strict=False)
     for i, (at, steps, sizes, name, says) in enumerate(drawn):
         own = classes.get(name)
         work = dict(zip(modules, steps, strict=True))
-        terms = dict(own.terms) if own is not None else {"class_name": name}
+        terms: dict[str, Any] = dict(own.terms) if own is not None else {"class_name": name}
         terms |= {key: says[key] for key in ("priority", "tenant", "weight") if key in says}
         if own is not None:
             work |= {module: next(ran) for module, ran in own.steps.items()}
@@ -140,10 +144,12 @@ def described(
             yield Request(i, at, seconds, work, **terms)
             continue
         lengths = dict(zip(names, sizes, strict=True))
-        predictors = usual
+        predictors, begins = usual, prefixes.next_of(usual_begins) or {}
         if own is not None and own.tokens:
             lengths |= {module: next(these) for module, these in own.tokens.items()}
             predictors = {**usual, **own.predictors}
+            begins = {m: c for m, c in begins.items() if m not in own.begins} | (prefixes.next_of(own.begins) or {})
+        terms["prefix"] = begins or None
         yield _token_request(i, at, lengths, predictors, experiment, seconds, work, terms)
 
 

@@ -16,7 +16,7 @@ from servetwin.sim.llm.request_columns import TokenColumns
 from ..spec.experiment import Experiment, Trace, TraceSteps
 from ..spec.llm import TraceTokens
 from ..spec.published_draws import PUBLISHED
-from . import predictions, trace_reader
+from . import predictions, prefixes, trace_reader
 from .described import check_classes, counted, described
 from .draws import arrival_times, steps_of, tokens_of
 from .lengths import Cuts, cuts, triples, usual_limit
@@ -50,6 +50,7 @@ def read_trace(experiment: Experiment) -> trace_reader.TraceFile | None:
     for module in modules:
         trace.column_of(module)
     check_classes(load, trace)
+    prefixes.check(load, trace)
     if isinstance(recorded, Trace):
         trace.scale(recorded.rate)
         if recorded.rate is None:
@@ -248,7 +249,7 @@ def requests(
         return described(experiment, slo, due, modules, works, contexts or {}, trace)
     if len(load.lengths) == 1 and not modules:
         ((module, lengths),) = load.lengths.items()
-        if lengths.after is None:
+        if lengths.after is None and lengths.prefix is None:
             tokens: list[Iterator[int]]
             if (limit := limits[module]) is None:
                 cut = triples(module, lengths, (contexts or {})[module], seed=seed, trace=trace)
@@ -293,6 +294,7 @@ def _token_requests(
     lengths = experiment.workload.lengths
     names = tuple(lengths)
     draws = [triples(m, lengths[m], contexts[m], seed=experiment.seed, trace=trace) for m in names]
+    begins = {m: prefixes.contents(lengths[m], m, seed=experiment.seed, trace=trace) for m in names}
     for i, (at, steps, tokens) in enumerate(zip(due, works, zip(*draws, strict=False), strict=False)):
         work = dict(zip(modules, steps, strict=True))
         declared: dict[str, tuple[int | Follows, int]] = {}
@@ -300,4 +302,4 @@ def _token_requests(
             after = lengths[m].after
             declared[m] = (prompt if after is None else Follows(prompt, after), limit)
         outputs = {m: output for m, (_, _, output) in zip(names, tokens, strict=True)}
-        yield TokenRequest(i, at, declared, outputs, slo=slo(work), work=work)
+        yield TokenRequest(i, at, declared, outputs, slo=slo(work), work=work, prefix=prefixes.next_of(begins))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from servetwin.core import BadInput
+from servetwin.core.llm import PromptContent
 from servetwin.core.random_streams import permuted
 
 from ..provenance.file_digests import Stamp, stamp
@@ -25,6 +26,9 @@ from .traces import Entry, columns_of, entries, unknown_columns
 #: Seconds between requests, in the mean of so many at least, from which on times may be milliseconds, and are taken
 #: for that.
 FEW, FAR, FARTHEST = 5, 10.0, 1000.0
+
+#: The tokens of a block that each of Mooncake's ``hash_ids`` stands for (its repository's README, "Trace").
+HASHED = 512
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,20 @@ class TraceFile:
             right = "a column 'input_tokens'" if column == "input_tokens" else "a column 'tokens'"
             raise BadInput(f"the trace does not say the {column.replace('_', ' ')}", where=self.where, right=right)
         return (max(1, entry.work[column]) for entry in self)
+
+    def contents(self) -> Iterator[PromptContent]:
+        """What the prompt of each request holds, by the hashes of its blocks. Raises `BadInput` where the trace does
+        not say it, or where there are not as many hashes as the prompt has blocks."""
+        for entry in self:
+            prompt, where = entry.work["input_tokens"], f"{self.where}:{entry.line}: hash_ids"
+            if entry.hashes is None:
+                right = "hash_ids, as in Mooncake's traces; or prefix: {draw: shared, ...}"
+                raise BadInput("the trace does not say what prompts begin with", where=where, right=right)
+            blocks = -(-prompt // HASHED)
+            if len(entry.hashes) != blocks:
+                what = f"{len(entry.hashes)} hashes of {HASHED} tokens each for a prompt of {prompt} tokens"
+                raise BadInput(what, where=where, right=f"{blocks} of them")
+            yield PromptContent(entry.hashes, HASHED)
 
     def terms(self) -> Iterator[Mapping[str, Any]]:
         """What requests say of themselves beside their work, one by one (`servetwin.experiments.workload.traces`)."""

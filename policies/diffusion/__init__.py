@@ -1,4 +1,5 @@
 """Policies for stages whose batches run iterations, or once. `servetwin.core.policy` says what they see.
+Begin with `fcfs`, then `edf`.
 
 ==================  ==================================================================================================
 `fcfs`              static batches of whole requests, first come, first served: begin here

@@ -24,7 +24,7 @@ from typing import Literal
 from servetwin.core import BadInput, Batch, Decision, Policy, Repeat, Task, WorkerView
 from servetwin.core.parameters import above, at_least
 from servetwin.core.slo import latest, slack
-from servetwin.policies.diffusion._queue import Entry, Items, emptied, order_ties, taken_out, tied
+from servetwin.policies.diffusion._queue import FRONT, Entry, Items, Ties, merged, taken_out, tied
 
 #: Slack (seconds) within which the time of the next drop is not trusted, and the exact test is made instead.
 MARGIN = 1e-6
@@ -57,12 +57,14 @@ class NeuStream(Policy):
         self.step_delta, self.bound, self.slo_factor, self.handover = step_delta, bound, slo_factor, handover
         self.front = requeue == "front"
         self.high: Items = []
-        self.low: Items = []
+        self.low: Items = []  # by keys less the rounds so far, which do not change while a request waits
+        self.over = 0  # rounds so far
         self.current: list[Entry] = []
         self.admissions = 0
         self.next_drop = math.inf  # no request can become hopeless before this
         self.stays = True  # as long as nobody comes or goes, the next round forms the current batch again
         self.tied = False  # entries that wait have equal keys
+        self.ties = Ties()
         self.rounds = 1  # that the queues have gone through since the last decision
         self.first: tuple[Task, int] | None = None  # a task of the batch then decided, and what it had left
 
@@ -90,7 +92,7 @@ class NeuStream(Policy):
         here = task.left * self.step
         entry = Entry(task, self.admissions, task.deadline - (alone - here))
         self.admissions += 1
-        heappush(self.high, (entry.key, entry))
+        heappush(self.high, (entry.key, entry.blank, entry))
         self.next_drop = min(self.next_drop, entry.due - here)
         return True
 
@@ -105,41 +107,45 @@ class NeuStream(Policy):
 
     def _round(self, now: float, late: bool = False) -> list[Task]:
         """Form the next batch; gives what is dropped, if it may be *late* for somebody."""
-        front, bound, high, low = self.front, self.bound or 1, self.high, self.low
-        for entry in self.current:
-            heappush(high if front or entry.waits == 0 else low, (entry.key, entry))
-        drop = self._expire(now) if late else []
-        if self.looped and not late:
-            order_ties(high, low)  # as to look for what is to be dropped would
-        high = emptied(high)
-        for _, entry in high[bound:]:
+        front, bound, over = self.front, self.bound or 1, self.over
+        to_low = [(e.key - over, e.blank, e) for e in self.current if e.waits and not front]
+        back = [(e.key, e.blank, e) for e in self.current if front or not e.waits]
+        high, low, drop = merged(self.high, back) if front else back + self.high, self.low, []
+        if self.looped:  # to look for what is to be dropped is to empty the queues, which orders equal keys
+            low, to_low = merged(low, to_low) if low or to_low else low, []
+            if late:
+                drop = self._expire(now, high, low)
+            high = merged(high, []) if front else high
+        for _, _, entry in high[bound:]:
             entry.waits += 1
             # Served from low and put back in high ("front"), its count of waits stands against times of admission
             # since 1970: ahead of all that never waited. Negative keys say the same.
-            entry.key = entry.waits - (1 << 40) if front else entry.waits
-            heappush(low, (entry.key, entry))
-        served, low = high[:bound], emptied(low)
-        free = bound - len(served)
-        self.current = [entry for _, entry in served + low[:free]]
-        for _, entry in low[free:]:
-            entry.waits += 1
-            entry.key += 1
-        self.low = [(entry.key, entry) for _, entry in low[free:]]
+            entry.key = entry.waits - FRONT if front else entry.waits
+            to_low.append((entry.key - over, entry.blank, entry))
+        low = merged(low, to_low) if low or to_low else []
+        free = max(0, bound - len(high))
+        self.current = [entry for _, _, entry in high[:bound]]
+        for key, _, entry in low[:free]:
+            entry.key = key + over
+            entry.waits = entry.key + FRONT if front else entry.key
+            self.current.append(entry)
+        self.high, self.low = [], low[free:]
+        self.over += 1
         self._foresee()
         return drop
 
-    def _expire(self, now: float) -> list[Task]:
+    def _expire(self, now: float, *queues: Items) -> list[Task]:
         """Drop what cannot make it any more."""
         drop: list[Task] = []
         step, next_drop, since = self.step, math.inf, now + slack(now)  # who ends just when due is late, as there
-        for queue in (self.high, self.low):
-            for key, entry in emptied(queue):
-                here = entry.task.left * step
-                if entry.due - since <= here:
-                    drop.append(entry.task)
+        for queue in queues:
+            for item in queue[:]:
+                here = item[2].task.left * step
+                if item[2].due - since <= here:
+                    drop.append(item[2].task)
+                    queue.remove(item)
                 else:
-                    queue.append((key, entry))  # in ascending order, so it is a heap
-                    next_drop = min(next_drop, entry.due - here)
+                    next_drop = min(next_drop, item[2].due - here)
         self.next_drop = next_drop
         return drop
 
@@ -167,22 +173,14 @@ class NeuStream(Policy):
 
     def _short_round(self, now: float, late: bool) -> list[Task] | None:
         """A round that forms the same batch, but for those that are dropped; None if it may be another one."""
-        if self.high or not self.stays or (self.low and (late or self.tied or len(self.current) != self.bound)):
+        if self.high or not self.stays or (self.low and (late or len(self.current) != self.bound)):
             return None
-        if self.low:
-            self._wait(1)
+        self._wait(1)
         drop = [e.task for e in self.current if late and e.due - now <= e.task.left * self.step + slack(now)]
         if late:
             self.current = [e for e in self.current if e.task not in drop]
             self.next_drop = min([e.due - e.task.left * self.step for e in self.current], default=math.inf)
         return drop
-
-    def _wait(self, rounds: int) -> None:
-        """Those that are left out wait so many rounds more."""
-        for _, entry in self.low:
-            entry.waits += rounds
-            entry.key += rounds
-        self.low = [(entry.key, entry) for _, entry in self.low]
 
     def _repeat(self) -> Repeat | None:
         first = self.current[0].task
@@ -192,8 +190,11 @@ class NeuStream(Policy):
     def _catch_up(self, count: int) -> None:
         """Let the queues go through the rounds that were not asked for (see `Repeat`), up to *count* in all."""
         rounds, self.rounds = count - self.rounds, max(count, self.rounds)
-        if rounds > 0 and not self.tied:
-            self._wait(rounds)
-            return
-        for _ in range(rounds):  # the order of equal keys changes as heaps have it
-            self._round(-math.inf)
+        self._wait(max(rounds, 0))
+
+    def _wait(self, rounds: int) -> None:
+        """Those that are left out wait so many rounds more."""
+        self.over += rounds
+        for _ in range(rounds if self.tied else 0):  # the order of equal keys changes as heaps have it
+            ahead = 0 if self.front else sum([entry.waits > 0 for entry in self.current])
+            self.low = self.ties.after(self.low, ahead, 2 if self.looped else 1)

@@ -1,4 +1,4 @@
-"""Policies for engines of language models. `servetwin.core.llm.policy` says what they see.
+"""Policies for engines of language models. `servetwin.core.llm.policy` says what they see. Begin with `vllm`.
 
 ==================  =========================================================================================
 `vllm`              prefill first, first come, first served (vLLM 0.5.4): begin here

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 
 from servetwin.core import BadInput
 from servetwin.core.llm import TokenTask, TokenView
@@ -26,23 +26,33 @@ def never_fits(task: TokenTask, view: TokenView) -> bool:
 
 
 def select(
-    order: Sequence[TokenTask], most: int, view: TokenView
+    order: Iterable[TokenTask], holders: list[TokenTask], most: int, view: TokenView
 ) -> tuple[list[Chunk], list[TokenTask], list[TokenTask]]:
     """Prompts and decodes of the next step, and who loses its memory for them.
 
-    *order* holds all that run or wait, the first to be served first; up to *most* are taken. Where memory lacks for
-    one, those behind it give theirs, the last one first, if that helps. After one that does not fit nobody else is
-    admitted, but those that run go on as far as they fit.
+    *order* holds all that run or wait, the first to be served first, and *holders* those of them that run; up to
+    *most* are taken. Where memory lacks for one, those behind it give theirs, the last one first, if that helps.
+    After one that does not fit nobody else is admitted, but those that run go on as far as they fit.
     """
     prefill: list[Chunk] = []
     decode: list[TokenTask] = []
     preempt: list[TokenTask] = []
     running, tokens = view.running, view.max_batched_tokens
     free, room = view.free_blocks, view.max_sequences - len(running)
-    holders = [task for task in order if task in running]
+    by_rank, holders, passed = holders, holders[:], 0
     chosen: set[TokenTask] = set()
     blocked = False
-    for task in order:
+
+    def candidates() -> Iterator[TokenTask]:
+        nonlocal passed
+        for task in order:
+            passed += task in running
+            yield task
+            if blocked:
+                break
+        yield from by_rank[passed:]  # nobody else is admitted
+
+    for task in candidates():
         if len(chosen) == most or task in preempt:
             break
         pending, runs = task.pending, task in running

@@ -79,7 +79,7 @@ class FastServe(TokenPolicy):
         drop = [task for task in view.waiting if never_fits(task, view)]
         if drop:
             order = [task for task in order if task not in drop]
-        prefill, decode, preempt = select(order, self.most, view)
+        prefill, decode, preempt = select(order, [task for task in order if task in view.running], self.most, view)
         if not prefill and not decode:  # whoever is first does not fit though nobody else is there
             return Step(decode=ALL, drop=drop)
         self._serve({*decode, *(task for task, _ in prefill)}, now)

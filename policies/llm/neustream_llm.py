@@ -34,12 +34,14 @@ from __future__ import annotations
 
 import sys
 from itertools import accumulate
+from math import inf
 from typing import Literal
 
 from servetwin.core import BadInput, Repeat
-from servetwin.core.llm import ALL, Step, TokenPolicy, TokenTask, TokenView, queue_order
+from servetwin.core.llm import ALL, Step, TokenPolicy, TokenTask, TokenView, WaitingOrder
 from servetwin.core.parameters import above, at_least
 from servetwin.core.slo import slack
+from servetwin.policies.llm._lenience import Fact, NextTokens, Sums
 
 #: Seconds that the artifact adds to a decode step predicted to take at least so many.
 OFFSETS = ((0.055, 0.004), (0.050, 0.003), (0.045, 0.002))
@@ -73,68 +75,62 @@ class NeuStreamLLM(TokenPolicy):
         self.lenient_steps, self.b0, self.lookahead = lenient_steps, b0, lookahead
         self.batch_cost, self.preempted, self.search = batch_cost, preempted, search
         self.offset, self.feedback, self.lenient = offset, feedback, lenient
-        self.order: list[TokenTask] = []  # the queue, as the last decision left it
-        self.known: dict[TokenTask, tuple[float, float, float]] = {}  # of the running: first deadline, slope, bend
 
     def start(self, view: TokenView) -> None:
         if view.slo is None:
             raise BadInput("neustream-llm needs deadlines of tokens", where=view.name, right="an SLO such as 3+1.5")
         self.slo = view.slo
         self.base = self.b0 if self.b0 is not None else 1.1 * view.slo.d0
+        self.waits = WaitingOrder(self._look, fixed=not view.limits.keep_freed)
+        self.runs = NextTokens(view.slo, self.lenient_steps if self.lenient == "all" else 0, 0.02 * self.base)
+        self.facts: dict[TokenTask, Fact] = {}
+        self.sums = self._sums([])
 
     def decide(self, view: TokenView, now: float) -> Step:
         if not view.waiting:
-            self.order = []
             return DECODE
-        order = queue_order(view, self.order)
-        drop = [task for task in order if task.pending > view.max_batched_tokens]  # vLLM never runs them
-        chosen = order = [task for task in order if task not in drop] if drop else order
-        if view.running:
+        queue = self._queue(view)
+        most, drop = view.max_batched_tokens, []
+        if queue.longest > most:
+            drop = [task for task in self.waits.queue() if task.pending > most]  # vLLM never runs them
+        if not view.running:
+            chosen = [task for task in self.waits.queue() if task not in drop]
+        else:
             last = view.last_decode if self.feedback and view.last_decode else self.base
             beta = self.slo.decode_scale * self.base - last
-            late = [task for task in order if self._hopeless(task, beta, now)]
-            if late:
-                drop += late
-                order = [task for task in order if task not in late]
-            ordered = sorted(order, key=self._length)
-            m = self._largest(order, ordered, beta, view, now)
-            chosen, order = ordered[:m], ordered
-        self.order = order
-        prefill = view.admissible([(task, task.pending) for task in chosen])
-        return Step(prefill, drop=drop) if prefill else Step(decode=ALL, drop=drop)
+            if queue.spare + self.lenient_steps * beta - now < 1e-6:  # else none is hopeless
+                drop += [t for t in self.waits.queue() if t not in drop and self._hopeless(t, beta, now)]
+            ordered = queue if not drop else self._sums([t for t in queue.order if t not in drop])
+            chosen = ordered.order[: self._largest(ordered, beta, view, now)]
+            self.waits.settle()
+        prefill = view.admissible([(task, task.pending) for task in chosen]) if chosen else []
+        return Step(prefill, drop=drop) if prefill else Step(decode=ALL, drop=drop) if drop else WAIT
 
     def _length(self, task: TokenTask) -> int:
         """The tokens that its prefill computes, as the policy counts them."""
         return task.prompt if self.preempted == "fresh" else task.pending
 
-    def _due(self, task: TokenTask, more: int, beta: float) -> float:
-        """When *task* must have generated so many tokens more, with its lenience of *beta* for each of the first."""
-        token = more if self.preempted == "fresh" else task.generated + more
-        return self.slo.deadline(task, token) + max(0, self.lenient_steps - task.generated) * beta
+    def _due(self, task: TokenTask, more: int) -> float:
+        """When *task* must have generated so many tokens more, without its lenience."""
+        return self.slo.deadline(task, more if self.preempted == "fresh" else task.generated + more)
 
     def _hopeless(self, task: TokenTask, beta: float, now: float) -> bool:
-        tokens = self._length(task) if task.generated else task.prompt
-        return self._due(task, 1, beta) + slack(now) - now < self.slo.for_task(task).alone(tokens)
+        _, _, left, due, _, alone = self.facts[task]
+        return due + left * beta + slack(now) - now < alone
 
-    def _largest(
-        self, queue: list[TokenTask], ordered: list[TokenTask], beta: float, view: TokenView, now: float
-    ) -> int:
+    def _largest(self, ordered: Sums, beta: float, view: TokenView, now: float) -> int:
         """How many of *ordered* can be prefilled."""
-        if not ordered:
-            return 0
-        running = self._running_slacks(view, beta, now)
-        if not running:
+        since = now - slack(now)
+        soonest = self.runs.soonest(view.running, beta, since) if ordered.order else -inf
+        if soonest < since:
             return 0  # somebody is late beyond lenience as it is
-        priced = [self._length(task) for task in (queue if self.batch_cost == "queue" else ordered)]
-        totals = list(accumulate(priced))
-        squares = list(accumulate([n * n for n in priced]))
-        contexts = list(accumulate([self._length(task) for task in ordered]))
-        candidates = [self._due(task, 2, beta) for task in ordered]
-        tightest = list(accumulate(candidates, min, initial=min(running)))
+        totals, squares, contexts = ordered.added_up()
+        candidates = [due + left * beta for _, _, left, _, due, _ in ordered.facts]
+        tightest = list(accumulate(candidates, min, initial=soonest))
 
         def feasible(m: int) -> bool:
             cost = view.estimate_prefill(totals[m - 1], None if m == 1 else squares[m - 1])
-            batch, context = len(running) + m, view.context + contexts[m - 1]
+            batch, context = len(view.running) + m, view.context + contexts[m - 1]
             end = now + cost + self._decode(view, batch, context)
             if tightest[m] < end - slack(end):
                 return False
@@ -143,8 +139,8 @@ class NeuStreamLLM(TokenPolicy):
         def looks_well(m: int, end: float, context: int) -> bool:
             """Whether those who have few tokens yet stay on time in the steps that they are looked at for."""
             steps = [self.lookahead - task.computed - 1 for task in view.running]
-            steps += [self.lookahead - self._length(task) - 1 for task in ordered[:m]]
-            slacks = running + candidates[:m]
+            steps += [self.lookahead - self._length(task) - 1 for task in ordered.order[:m]]
+            slacks = [*map(self.runs.due, view.running), *candidates[:m]]
             for step in range(1, max(steps)):
                 context += len(slacks)
                 end += self._decode(view, len(slacks), context)
@@ -153,8 +149,8 @@ class NeuStreamLLM(TokenPolicy):
             return True
 
         if self.search == "all":
-            return next((m for m in range(len(ordered), 0, -1) if feasible(m)), 0)
-        best, low, high = 0, 0, len(ordered)
+            return next((m for m in range(len(ordered.order), 0, -1) if feasible(m)), 0)
+        best, low, high = 0, 0, len(ordered.order)
         while low <= high and (m := (low + high + 1) // 2):
             if feasible(m):
                 best, low = max(best, m), m + 1
@@ -168,33 +164,27 @@ class NeuStreamLLM(TokenPolicy):
             seconds += next((more for least, more in OFFSETS if seconds >= least), 0.0)
         return seconds
 
-    # -- speed only -----------------------------------------------------------------------------------------
+    # -- speed only: what has been found is kept until it changes -------------------------------------------
 
-    def _running_slacks(self, view: TokenView, beta: float, now: float) -> list[float]:
-        """When, at the latest, the next token of each running request must be out; nothing if one is late by *now*.
-        This is most of the work of a decision, so the closed form of the deadlines is written out, and what never
-        changes of it is kept."""
-        slo, known = self.slo, self.known
-        steps = self.lenient_steps if self.lenient == "all" else 0
-        if len(known) > 2 * len(view.running) + 64:
-            known = self.known = {task: known[task] for task in view.running if task in known}
-        slacks, lines, since = [], known.get, now - slack(now)
-        for task in view.running:
-            line = lines(task)
-            if line is None:
-                own = slo.for_task(task)
-                slope, bend = own.decode_scale * (own.d0 + own.d1 * task.prompt), 0.5 * own.decode_scale * own.d1
-                line = known[task] = (slo.deadline(task, 1), slope, bend)
-            first, slope, bend = line
-            g = task.generated
-            due = first + g * (slope + bend * (g + 1))
-            if steps > g:
-                due += (steps - g) * beta
-            if due < since:
-                return []
-            slacks.append(due)
-        return slacks
+    def _queue(self, view: TokenView) -> Sums:
+        if self.waits.follow(view.waiting) or self.batch_cost == "queue":
+            if len(self.facts) > 2 * len(view.waiting) + 64:
+                self.facts = {task: self.facts[task] for task in view.waiting}
+            self.sums = self._sums([task for _, _, task in self.waits.entries])
+        return self.sums
+
+    def _look(self, task: TokenTask) -> int:
+        length, left = self._length(task), max(0, self.lenient_steps - task.generated)
+        alone = self.slo.for_task(task).alone(length if task.generated else task.prompt)
+        self.facts[task] = length, task.pending, left, self._due(task, 1), self._due(task, 2), alone
+        return length
+
+    def _sums(self, order: list[TokenTask]) -> Sums:
+        facts, priced = [self.facts[task] for task in order], None
+        if self.batch_cost == "queue":
+            priced = [self.facts[task][0] for task in self.waits.queue() if task in order]
+        return Sums(order, facts, priced, self.lenient_steps)
 
 
-#: All decode, until something changes. (The promise to repeat it only saves time.)
-DECODE = Step(decode=ALL, repeat=Repeat(sys.maxsize))
+#: All decode, until something changes (the promise to repeat it only saves time); or until the next decision.
+DECODE, WAIT = Step(decode=ALL, repeat=Repeat(sys.maxsize)), Step(decode=ALL)

@@ -12,9 +12,10 @@ first. A prompt longer than a step is dropped. Without deadlines or ageing, long
 from __future__ import annotations
 
 import sys
+from itertools import islice, takewhile
 
 from servetwin.core import Repeat
-from servetwin.core.llm import ALL, Step, TokenPolicy, TokenTask, TokenView
+from servetwin.core.llm import ALL, Step, TokenPolicy, TokenTask, TokenView, WaitingOrder
 from servetwin.policies.llm._by_rank import predicted
 
 
@@ -28,19 +29,28 @@ class SJF(TokenPolicy):
         predicted(task, view, "sjf")
         return True
 
+    def start(self, view: TokenView) -> None:
+        self.view = view
+        self.order = WaitingOrder(self._rank, fixed=not view.limits.keep_freed)
+
     def decide(self, view: TokenView, now: float) -> Step:
         if not view.waiting:
             return DECODE
-        drop = [task for task in view.waiting if task.pending > view.max_batched_tokens]
-        order = sorted(
-            [task for task in view.waiting if task not in drop],
-            key=lambda task: (not task.preemptions, predicted(task, view, "sjf"), task.id),
-        )
-        prefill = view.admissible([(task, task.pending) for task in order])
-        return Step(prefill, () if prefill else ALL, drop=drop)
+        self.view = view
+        self.order.follow(view.waiting)
+        drop = [task for _, _, task in takewhile(lambda entry: not entry[0][0], self.order.entries)]
+        order = islice(self.order.entries, len(drop), None)
+        prefill = view.admissible((task, task.pending) for _, _, task in order)
+        return Step(prefill, () if prefill else ALL, drop=drop) if prefill or drop else WAIT
+
+    def _rank(self, task: TokenTask) -> tuple[bool, bool, int, int]:
+        """Whether a step can hold it (they come first that none can), and its place among those that wait."""
+        if task.pending > self.view.max_batched_tokens:
+            return False, True, 0, 0
+        return True, not task.preemptions, predicted(task, self.view, "sjf"), task.id
 
 
 # -- speed only -----------------------------------------------------------------------------------------------------
 
-#: All decode, until something changes. (The word to repeat it saves time, and no more.)
-DECODE = Step(decode=ALL, repeat=Repeat(sys.maxsize))
+#: All decode, until something changes (the promise to repeat it only saves time); or until the next decision.
+DECODE, WAIT = Step(decode=ALL, repeat=Repeat(sys.maxsize)), Step(decode=ALL)

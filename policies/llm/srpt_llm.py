@@ -15,9 +15,11 @@ step, or than memory, is dropped. Without deadlines or ageing, long ones may wai
 from __future__ import annotations
 
 import sys
+from heapq import merge
+from itertools import islice, takewhile
 
 from servetwin.core import Repeat
-from servetwin.core.llm import ALL, Step, TokenPolicy, TokenTask, TokenView
+from servetwin.core.llm import ALL, Step, TokenPolicy, TokenTask, TokenView, WaitingOrder
 from servetwin.core.parameters import at_least
 from servetwin.policies.llm._by_rank import never_fits, predicted, select
 
@@ -37,21 +39,32 @@ class SRPTLLM(TokenPolicy):
         predicted(task, view, "srpt-llm")
         return True
 
+    def start(self, view: TokenView) -> None:
+        self.view = view
+        self.waits = WaitingOrder(self._rank, fixed=not view.limits.keep_freed)
+
     def decide(self, view: TokenView, now: float) -> Step:
         if not view.waiting:
             return DECODE
-
-        def rank(task: TokenTask) -> tuple[bool, int, int]:
-            expected = predicted(task, view, "srpt-llm")
-            stays = task in view.running and task.generated >= self.firm * expected
-            return not stays, max(expected - task.generated, 1), task.id
-
-        drop = [task for task in view.waiting if never_fits(task, view)]
-        order = sorted([task for task in (*view.running, *view.waiting) if task not in drop], key=rank)
-        prefill, decode, preempt = select(order, view.max_sequences, view)
+        self.view = view
+        self.waits.follow(view.waiting)
+        drop = [task for _, _, task in takewhile(lambda entry: not entry[0][0], self.waits.entries)]
+        runs = sorted([(self._rank(task), task) for task in view.running])
+        waits = ((rank, task) for rank, _, task in islice(self.waits.entries, len(drop), None))
+        order = (task for _, task in merge(runs, waits))
+        prefill, decode, preempt = select(order, [task for _, task in runs], view.max_sequences, view)
         if not prefill and not decode:  # whoever is first does not fit though nobody else is there
             return Step(decode=ALL, drop=drop)
         return Step(prefill, ALL if len(decode) == view.decoding else decode, preempt=preempt, drop=drop)
+
+    def _rank(self, task: TokenTask) -> tuple[bool, bool, int, int]:
+        """Whether it fits at all (of those that wait they come first that do not); if not to be interrupted, it comes
+        before all others; what remains of it; and its number."""
+        expected, runs = predicted(task, self.view, "srpt-llm"), task in self.view.running
+        if not runs and never_fits(task, self.view):
+            return False, True, 0, 0
+        stays = runs and task.generated >= self.firm * expected
+        return True, not stays, max(expected - task.generated, 1), task.id
 
 
 # -- speed only -----------------------------------------------------------------------------------------------------

@@ -40,16 +40,8 @@ class VLLMV1(TokenPolicy):
                 prefill.append((task, tokens))
                 left -= tokens
         if waiting and left > 0 and len(running) < view.max_sequences:
-            for task in waiting:
-                pending = task.pending
-                if pending > left and not self.chunked:
-                    break
-                tokens = min(pending, left)
-                prefill.append((task, tokens))
-                left -= tokens
-                if left <= 0:
-                    break
-            prefill = view.admissible(prefill, decode=view.decoding)
+            tokens = self.most - view.decoding
+            prefill = view.fill(waiting, tokens, begun=prefill, decode=view.decoding, chunked=self.chunked)
         if not prefill:
             return self.nothing_new
         return Step(prefill, ALL)

@@ -22,9 +22,13 @@ dropped.
 from __future__ import annotations
 
 import sys
+from bisect import bisect_left
+from collections.abc import Iterator
+from itertools import islice
+from math import inf
 
 from servetwin.core import Repeat
-from servetwin.core.llm import ALL, Step, TokenPolicy, TokenTask, TokenView
+from servetwin.core.llm import ALL, Step, TokenPolicy, TokenTask, TokenView, WaitingOrder
 from servetwin.core.parameters import above
 
 
@@ -41,7 +45,12 @@ class VTC(TokenPolicy):
         self.prompts: dict[tuple[str, float], int] = {}  # tokens so far, by tenant and weight of the request
         self.outputs_so_far: dict[tuple[str, float], int] = {}
         self.charged: dict[TokenTask, int] = {}  # those admitted -> tokens put out that are counted
+        self.too_long: list[TokenTask] = []  # those that wait and that no step can hold
         self.last_left = ""  # the tenant whose request was the last to leave the queue
+
+    def start(self, view: TokenView) -> None:
+        self.most = view.max_batched_tokens
+        self.queues = WaitingOrder(self._tenant, fixed=not view.limits.keep_freed)
 
     def counter(self, tenant: str) -> float:
         """The service that *tenant* has had, in weighted tokens; counted whole, so that it does not depend on how
@@ -53,7 +62,8 @@ class VTC(TokenPolicy):
 
     def admit(self, task: TokenTask, view: TokenView, now: float) -> bool:
         tenant = task.request.tenant
-        tenants = {waits.request.tenant for waits in view.waiting}
+        self.queues.follow(view.waiting)
+        tenants = [whose for whose, _ in self._queues()]
         if tenant not in tenants:
             self._count(view)
             least = min(map(self.counter, tenants)) if tenants else self.counter(self.last_left)
@@ -65,34 +75,54 @@ class VTC(TokenPolicy):
     def decide(self, view: TokenView, now: float) -> Step:
         if not view.waiting:
             return DECODE
-        self._count(view)
-        drop = [task for task in view.waiting if task.pending > view.max_batched_tokens]
-        prefill = view.admissible([(task, task.pending) for task in self._order(view) if task not in drop])
+        self.queues.follow(view.waiting)
+        drop = [task for task in view.waiting if task in self.too_long] if self.too_long else []
+        self.too_long = drop
+        prefill = []
+        heads = [next(queue) for _, queue in self._queues()]
+        if drop or any(view.admissible([(task, task.pending)]) for task in heads):  # else nobody fits
+            self._count(view)
+            prefill = view.admissible((task, task.pending) for task in self._order(view) if task not in drop)
         for task, _ in prefill:
             if task not in self.charged:
                 self.charged[task] = task.generated
                 key = _key(task)
                 self.prompts[key] = self.prompts.get(key, 0) + task.prompt
             self.last_left = task.request.tenant
-        return Step(prefill, () if prefill else ALL, drop=drop)
+        return Step(prefill, () if prefill else ALL, drop=drop) if prefill or drop else WAIT
 
-    def _order(self, view: TokenView) -> list[TokenTask]:
+    def _order(self, view: TokenView) -> Iterator[TokenTask]:
         """Those that wait, in the order in which they would be admitted one after the other."""
-        queues: dict[str, list[TokenTask]] = {}
-        for task in view.waiting:
-            queues.setdefault(task.request.tenant, []).append(task)
+        queues = dict(self._queues())
+        heads = {tenant: next(queue) for tenant, queue in queues.items()}
         counters = {tenant: self.counter(tenant) for tenant in queues}
-        order: list[TokenTask] = []
-        room = view.max_sequences - len(view.running)
-        while queues and len(order) < room:
-            tenant = min(queues, key=lambda whose: (counters[whose], whose))
-            task = queues[tenant].pop(0)
-            order.append(task)
+        for _ in range(view.max_sequences - len(view.running)):
+            if not heads:
+                break
+            tenant = min(heads, key=lambda whose: (counters[whose], whose))
+            task = heads.pop(tenant)
             if task not in self.charged:
                 counters[tenant] += self.input_weight * task.prompt / task.request.weight
-            if not queues[tenant]:
-                del queues[tenant]
-        return order
+            following = next(queues[tenant], None)
+            if following is not None:
+                heads[tenant] = following
+            yield task
+
+    def _queues(self) -> list[tuple[str, Iterator[TokenTask]]]:
+        """Each tenant with requests that wait, and these, in the order of the queue."""
+        queues: list[tuple[str, Iterator[TokenTask]]] = []
+        entries, begin = self.queues.entries, 0
+        while begin < len(entries):
+            tenant = entries[begin][0]
+            end = bisect_left(entries, (tenant, inf))
+            queues.append((tenant, (task for _, _, task in islice(entries, begin, end))))
+            begin = end
+        return queues
+
+    def _tenant(self, task: TokenTask) -> str:
+        if task.pending > self.most:
+            self.too_long.append(task)
+        return task.request.tenant
 
     def _count(self, view: TokenView) -> None:
         """Count the tokens that have come out since this was done last."""
@@ -112,5 +142,5 @@ def _key(task: TokenTask) -> tuple[str, float]:
 
 # -- speed only -----------------------------------------------------------------------------------------------------
 
-#: All decode, until something changes. (The word to repeat it saves time, and no more.)
-DECODE = Step(decode=ALL, repeat=Repeat(sys.maxsize))
+#: All decode, until something changes (the promise to repeat it only saves time); or until the next decision.
+DECODE, WAIT = Step(decode=ALL, repeat=Repeat(sys.maxsize)), Step(decode=ALL)

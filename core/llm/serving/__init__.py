@@ -5,6 +5,7 @@
 `engine`           queue, memory and steps; `decode_sums` keeps its counts
 `async_engine`     one that decides a step ahead
 `freed_blocks`     what a preempted request finds again of its blocks
+`caching`          engines with a prefix cache: requests that begin alike share blocks
 `engine_ledger`    what tasks and the engine's view say, where no policy can write
 =================  ===============================================================================================
 """

@@ -52,6 +52,8 @@ class TokenEngine(DecodeSums):
         "worker",
     )  # fmt: skip
 
+    kind: type[TokenTask] = TokenTask  # of its visits
+
     def __init__(self, loop: Loop, worker: LLMWorker) -> None:
         view = worker.view
         super().__init__(view, keep_times=loop.recorder.wants_token_times)
@@ -92,7 +94,7 @@ class TokenEngine(DecodeSums):
         else:
             if type(tokens) is list or type(length) is not int or type(prompt) is not int:
                 prompt, limit, length = tokens_of_visit(request, outputs, self.stage, self.module)
-        task = TokenTask(request, self.stage, now, self.worker.place, prompt, limit)
+        task = self.kind(request, self.stage, now, self.worker.place, prompt, limit)
         if request.tasks:
             task.arrival = now  # at a later stage, tokens are waited for from here on
         self.lengths[task] = length if length < limit else limit

@@ -10,6 +10,7 @@ from ...request import Request, Task
 from ...serving.worker import Loop
 from ..request import TokenTask
 from .async_engine import TokenEngineAhead
+from .caching import TokenEngineAheadCaching, TokenEngineCaching
 from .engine import TokenEngine
 from .freed_blocks import TokenEngineAheadKeeping, TokenEngineKeeping
 from .host import Host, LLMWorker
@@ -22,9 +23,12 @@ class TokenWorker(LLMWorker):
 
     def attach(self, loop: Loop) -> None:
         super().attach(loop)
-        kinds = [TokenEngine, TokenEngineKeeping, TokenEngineAhead, TokenEngineAheadKeeping]
         ahead = self.host is not None and self.host.ahead
-        self.engine = kinds[2 * ahead + self.view.limits.keep_freed](loop, self)
+        kinds: list[type[TokenEngine]] = [TokenEngine, TokenEngineKeeping, TokenEngineCaching]
+        if ahead:
+            kinds = [TokenEngineAhead, TokenEngineAheadKeeping, TokenEngineAheadCaching]
+        limits = self.view.limits
+        self.engine = kinds[2 if limits.enable_prefix_caching else limits.keep_freed](loop, self)
         self.policy.start(self.shown)
 
     def serve_alone(self) -> tuple[Callable[[Request, float], Task], Callable[[Any], None]] | None:

@@ -167,6 +167,10 @@ def show_tokens(stage: str, tokens: dict[str, Any]) -> None:
                 known = ((p, tokens.get(f"{p}_{name}_ms")) for p in ("mean", "median", "p90", "p99"))
                 times = ", ".join(f"{p} {value:.1f}" for p, value in known if value is not None)
                 say(f"  {name} {times} ms")
+    if tokens.get("prefix_cache_hit_rate") is not None:
+        rate, hits = 100 * tokens["prefix_cache_hit_rate"], tokens["prefix_cache_hits"]
+        again = tokens["prefix_cache_hits_of_preempted"]
+        say(f"  prefix cache: {rate:.1f} % of prompt tokens found, {hits}; {again} more by preempted requests")
     if "within_limits" in tokens:
         say(f"  {tokens['within_limits']} requests within the limits")
 

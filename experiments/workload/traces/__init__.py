@@ -1,4 +1,5 @@
-"""Traces: recorded requests in the formats that people publish them in, read lazily, one request at a time.
+"""Traces: recorded requests in the formats that people publish them in, read lazily, one request at a time. Begin
+with `formats`.
 
 ===========  ==========  ======================================================================================
 format       file        a line is

@@ -43,13 +43,14 @@ UNITS = {1: "seconds", 1000: "milliseconds", 1_000_000: "microseconds"}
 
 class Entry(NamedTuple):
     """A request of a trace: *arrival* in seconds since its first request, *work* by column, *size* of the image, and
-    what else is *said* of it (`TERMS`)."""
+    what else is *said* of it (`TERMS`); *hashes* are Mooncake's ``hash_ids`` (None: there are none)."""
 
     line: int
     arrival: float
     work: dict[str, int]
     size: str | None
     said: Mapping[str, Any] = MappingProxyType({})
+    hashes: tuple[int, ...] | None = None
 
 
 Parser = Callable[[Row, str, Sequence[str]], "tuple[Decimal, dict[str, int], str | None] | None"]
@@ -153,7 +154,8 @@ def entries(
             raise BadInput(what, where=f"{where}: {column}", right="a later time")
         last = moment
         # Stamps are decimal numbers, and their differences are taken as such: a binary epoch has lost microseconds.
-        yield Entry(number, float(moment - zero), work, size, _said(row, where))
+        hashes = tuple(row["hash_ids"]) if known.name == "mooncake" and "hash_ids" in row else None
+        yield Entry(number, float(moment - zero), work, size, _said(row, where), hashes)
 
 
 def columns_of(path: Path) -> tuple[str, ...]:

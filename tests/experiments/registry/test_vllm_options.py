@@ -25,8 +25,9 @@ def test_options_that_are_not_modelled_are_refused_by_name(option: str) -> None:
 
 
 @pytest.mark.parametrize(("key", "found"), [
-    ("--enable-prefix-caching", "vLLM's enable_prefix_caching is not modelled"),
-    ("no-enable-prefix-caching", "vLLM's enable_prefix_caching is not modelled"),
+    ("--enable-prefix-caching", "right would be: engine: {enable_prefix_caching: ...}"),
+    ("no-enable-prefix-caching", "right would be: engine: {enable_prefix_caching: ...}"),
+    ("prefix_caching", "right would be: engine: {enable_prefix_caching: ...}"),
     ("max_num_batched_tokens", "right would be: max_batched_tokens"),
     ("max_num_seqs", "right would be: limit, of the worker"),
     ("async_scheduling", "right would be: asynchronous"),

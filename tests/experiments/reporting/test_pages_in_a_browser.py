@@ -87,6 +87,9 @@ def test_on_paper_all_figures_are_there_in_the_width_of_the_sheet(chromium, resu
             " && Math.abs(c.querySelector('.main-svg').clientWidth - c.clientWidth) < 2)"
         )
         assert page.evaluate(browser.CLIPPED) == []
+        # What is folded away is named at least: no section is a title alone.
+        assert page.evaluate("document.querySelectorAll('summary').length") > 0
+        assert page.evaluate("[...document.querySelectorAll('summary')].every((s) => s.offsetParent !== null)")
         assert page.pdf(format="A4").startswith(b"%PDF")
         assert heard == []
 

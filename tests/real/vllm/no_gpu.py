@@ -22,7 +22,10 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 #: What names blocks in the prefix cache; without the cache nobody asks.
 init_none_hash(sha256)
-HASHER = get_request_block_hasher(16, sha256)
+HASHERS = {size: get_request_block_hasher(size, sha256) for size in (16, 32)}
+
+#: Tokens of requests' own: nobody else's prompt or output has the same.
+OWN = 1 << 20
 
 #: A model of two layers; only its shape is ever read here.
 TINY = {
@@ -50,12 +53,15 @@ TINY = {
 
 
 class Asked(NamedTuple):
-    """A request of a trace: seconds, tokens."""
+    """A request of a trace: seconds, tokens. Its prompt begins with the contents that *ids* name, of *size* tokens
+    each, as `servetwin.core.llm.PromptContent` says it; the rest is its own."""
 
     id: int
     arrival: float
     prompt: int
     output: int
+    ids: tuple[int, ...] = ()
+    size: int = 1
 
 
 class Made(NamedTuple):
@@ -81,12 +87,12 @@ def scheduler(
     max_batched_tokens: int = 2048,
     asynchronous: bool = False,
     caching: bool = False,
+    block_size: int = 16,
     settings: dict[str, Any] | None = None,
     cls: Callable[..., Any] | None = None,
 ) -> Any:
-    """vLLM's scheduler, or *cls*, with that many usable KV blocks; with *caching* it has its prefix cache, in which
-    no request of ours finds blocks but its own."""
-    cache = CacheConfig(block_size=16, enable_prefix_caching=caching)
+    """vLLM's scheduler, or *cls*, with that many usable KV blocks; with *caching* it has its prefix cache."""
+    cache = CacheConfig(block_size=block_size, enable_prefix_caching=caching)
     config = VllmConfig(
         model_config=ModelConfig(model=folder, skip_tokenizer_init=True, dtype="float32", max_model_len=2048),
         scheduler_config=SchedulerConfig(
@@ -102,7 +108,7 @@ def scheduler(
         additional_config={"servetwin": settings or {}},
     )
     cache.num_gpu_blocks = blocks + 1  # vLLM keeps one for itself
-    spec = FullAttentionSpec(block_size=16, num_kv_heads=1, head_size=1, dtype=torch.float32)
+    spec = FullAttentionSpec(block_size=block_size, num_kv_heads=1, head_size=1, dtype=torch.float32)
     memory = KVCacheConfig(
         num_blocks=blocks + 1, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)]
     )
@@ -113,21 +119,26 @@ def scheduler(
         vllm_config=config,
         kv_cache_config=memory,
         structured_output_manager=StructuredOutputManager(config),
-        block_size=16,
+        block_size=block_size,
         log_stats=False,
     )
 
 
-def vllm_request(asked: Asked, limit: int | None = None) -> Request:
-    # The first token differs, and with it the hashes of all blocks.
+def prompt_of(asked: Asked) -> list[int]:
+    """Its tokens: each of a named content by that name and its place, then its own."""
+    named = [token for i in asked.ids for token in [100 + i] * asked.size][: asked.prompt]
+    return named + [OWN + asked.id] * (asked.prompt - len(named))
+
+
+def vllm_request(asked: Asked, limit: int | None = None, block_size: int = 16) -> Request:
     extra = {"servetwin": {"id": asked.id, "limit": limit or asked.output, "arrival": asked.arrival}}
     return Request(
         request_id=str(asked.id),
-        prompt_token_ids=[asked.id] + [3] * (asked.prompt - 1),
+        prompt_token_ids=prompt_of(asked),
         sampling_params=SamplingParams(max_tokens=asked.output, ignore_eos=True, extra_args=extra),
         pooling_params=None,
         arrival_time=asked.arrival,
-        block_hasher=HASHER,
+        block_hasher=HASHERS[block_size],
     )
 
 
@@ -149,7 +160,7 @@ def replay(
         while left and left[-1].arrival <= now:
             asked = left.pop()
             times[asked.id] = []
-            scheduler.add_request(vllm_request(asked, limit))
+            scheduler.add_request(vllm_request(asked, limit, scheduler.block_size))
         if not scheduler.requests:
             if not left:
                 break
@@ -157,9 +168,9 @@ def replay(
             continue
         if clock is not None:
             clock(now)
-        preempted = {r: q.num_preemptions for r, q in scheduler.requests.items()}
+        before = _before(scheduler)
         output = scheduler.schedule()
-        made = _made(scheduler, output, preempted)
+        made = _made(scheduler, output, before)
         if made.prefill or made.decode:
             steps.append(made)
             now += seconds(made)
@@ -203,7 +214,7 @@ def replay_ahead(
             while left and left[-1].arrival <= here:
                 asked = left.pop()
                 times[asked.id] = []
-                scheduler.add_request(vllm_request(asked, limit))
+                scheduler.add_request(vllm_request(asked, limit, scheduler.block_size))
                 now += intake
 
     while left or scheduler.has_requests() or queue:
@@ -217,9 +228,9 @@ def replay_ahead(
         if scheduler.has_requests():
             if clock is not None:
                 clock(now)
-            preempted = {r: q.num_preemptions for r, q in scheduler.requests.items()}
+            before = _before(scheduler)
             output = scheduler.schedule()
-            made = _made(scheduler, output, preempted)
+            made = _made(scheduler, output, before)
             tokens = _tokens(scheduler, output)  # now: later the scheduler is ahead
             end = now
             if made.prefill or made.decode:
@@ -244,19 +255,28 @@ def replay_ahead(
     return steps, times, ends
 
 
-def _made(scheduler: Any, output: Any, before: dict[str, int]) -> Made:
+def _before(scheduler: Any) -> dict[str, tuple[int, bool]]:
+    """Of each request how often it was preempted, and whether it runs."""
+    running = {request.request_id for request in scheduler.running}
+    return {r: (q.num_preemptions, r in running) for r, q in scheduler.requests.items()}
+
+
+def _made(scheduler: Any, output: Any, before: dict[str, tuple[int, bool]]) -> Made:
     prefill, decode, context = [], [], 0
     for rid, tokens in output.num_scheduled_tokens.items():
         request = scheduler.requests[rid]
         computed = request.num_computed_tokens - tokens
         known = request.num_output_tokens + request.num_output_placeholders
-        if tokens == 1 and computed >= request.num_prompt_tokens and known:
+        # (One that comes back and finds all but its last token in the cache computes one token too.)
+        if tokens == 1 and computed >= request.num_prompt_tokens and known and before[rid][1]:
             decode.append(int(rid))
             context += computed
         else:
             prefill.append((int(rid), tokens, computed))
     lost = tuple(
-        int(r) for r, n in before.items() if r in scheduler.requests and scheduler.requests[r].num_preemptions > n
+        int(r)
+        for r, (n, _) in before.items()
+        if r in scheduler.requests and scheduler.requests[r].num_preemptions > n
     )
     return Made(tuple(prefill), tuple(decode), context, lost)
 
@@ -267,7 +287,7 @@ def _tokens(scheduler: Any, output: Any) -> ModelRunnerOutput:
     return ModelRunnerOutput(
         req_ids=ids,
         req_id_to_index={r: i for i, r in enumerate(ids)},
-        sampled_token_ids=[[] if scheduler.requests[r].is_prefill_chunk else [7] for r in ids],
+        sampled_token_ids=[[] if scheduler.requests[r].is_prefill_chunk else [OWN + int(r)] for r in ids],
         logprobs=None,
         prompt_logprobs_dict={},
         pooler_output=[],

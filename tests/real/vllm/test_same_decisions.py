@@ -10,7 +10,7 @@ import random
 import pytest
 from no_gpu import Asked, replay, replay_ahead, scheduler
 from servetwin.core import Module, Pipeline, Recorder, ServingLoop
-from servetwin.core.llm import CumulativeSLO, EngineLimits, TokenRequest, TokenView
+from servetwin.core.llm import CumulativeSLO, EngineLimits, PromptContent, TokenRequest, TokenView
 from servetwin.core.llm.serving.worker import Host, TokenWorker
 from servetwin.core.serving.client import play
 from servetwin.policies.llm.vllm_v1 import VLLMV1
@@ -106,6 +106,11 @@ class Steps(Recorder):
         self.times[request.id] = list(request.tasks[0].times())
 
 
+def request_of(a):
+    prefix = {"llm": PromptContent(a.ids, a.size)} if a.ids else None
+    return TokenRequest(a.id, a.arrival, {"llm": (a.prompt, 160)}, {"llm": a.output}, prefix=prefix)
+
+
 def simulated(asked, settings, host=None, policy=None, slo=None, **limits):
     stage = Pipeline.chain(Module("llm", loop=True)).stages([["llm"]])[0]
     times = Times()
@@ -119,7 +124,7 @@ def simulated(asked, settings, host=None, policy=None, slo=None, **limits):
     log = Steps()
     executor = SimExecutor(lambda worker: TokenTiming(times))
     loop = ServingLoop([stage], [TokenWorker(stage, policy or VLLMV1(), view, host=host)], executor, log)
-    play(loop, (TokenRequest(a.id, a.arrival, {"llm": (a.prompt, 160)}, {"llm": a.output}) for a in asked))
+    play(loop, map(request_of, asked))
     executor.run_until_idle()
     return log
 

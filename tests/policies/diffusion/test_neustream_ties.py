@@ -1,0 +1,54 @@
+"""The queues of NeuStream: equal keys come in the order in which heaps have them, also where none is made."""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from servetwin.policies.diffusion._queue import Entry, Ties, merged
+
+NOBODY: Any = None
+
+
+class Alike:
+    """Neither less than others nor equal to them, as entries are for the artifact's heaps."""
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+
+    def __lt__(self, other: Alike) -> bool:
+        return False
+
+
+def by_heap(queue: list[Entry], back: list[Entry]) -> list[Entry]:
+    heap = [(entry.key, Alike(entry)) for entry in queue]
+    for entry in back:
+        heappush(heap, (entry.key, Alike(entry)))
+    return [heappop(heap)[1].entry for _ in range(len(heap))]
+
+
+def items(entries: list[Entry]) -> list[tuple[int, float, Entry]]:
+    return [(entry.key, entry.blank, entry) for entry in entries]
+
+
+@given(st.lists(st.integers(0, 5), max_size=20), st.lists(st.integers(-2, 7), max_size=6))
+def test_what_is_put_in_comes_out_as_of_a_heap(keys: list[int], more: list[int]) -> None:
+    queue = [Entry(NOBODY, key, 0.0) for key in sorted(keys)]
+    back = [Entry(NOBODY, key, 0.0) for key in more]
+    assert [entry for _, _, entry in merged(items(queue), items(back))] == by_heap(queue, back)
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=20), st.integers(0, 5), st.integers(1, 2))
+def test_ties_change_order_as_in_a_heap_that_is_emptied(keys: list[int], ahead: int, times: int) -> None:
+    queue, ties = [Entry(NOBODY, key, 0.0) for key in sorted(keys)], Ties()
+    batch = [Entry(NOBODY, place - ahead, 0.0) for place in range(ahead)]
+    for _ in range(3):
+        found = [entry for _, _, entry in ties.after(items(queue), ahead, times)]
+        queue = by_heap(queue, batch)
+        if times == 2:
+            queue = by_heap(queue, [])
+        assert queue[:ahead] == batch
+        queue = queue[ahead:]
+        assert found == queue

@@ -1,0 +1,73 @@
+"""What policies keep between decisions changes no decision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from servetwin.core.llm import EarliestDue, WaitingOrder, queue_order
+from servetwin.experiments.assembly import build
+from servetwin.experiments.spec.loading import load
+
+
+def anew(patch: pytest.MonkeyPatch) -> None:
+    """Make each order anew at each decision, as a policy would that keeps none."""
+
+    def follow(self: WaitingOrder, waiting: Any) -> bool:
+        view = type("View", (), {"waiting": waiting})
+        self.kept = queue_order(view, getattr(self, "kept", []))
+        self.entries = sorted([(self.key(task), place, task) for place, task in enumerate(self.kept)])
+        return True
+
+    def settle(self: WaitingOrder) -> None:
+        self.kept = [task for _, _, task in self.entries]
+
+    patch.setattr(WaitingOrder, "follow", follow)
+    patch.setattr(WaitingOrder, "settle", settle)
+    patch.setattr(WaitingOrder, "queue", lambda self: getattr(self, "kept", []))
+    patch.setattr(EarliestDue, "earliest", lambda self, running, *_: min([self.due(task)[0] for task in running]))
+
+
+#: Options of NeuStream by which what is kept goes.
+OPTIONS = st.fixed_dictionaries(
+    {
+        "batch_cost": st.sampled_from(["chosen", "queue"]),
+        "preempted": st.sampled_from(["own", "fresh"]),
+        "lookahead": st.sampled_from([0, 33]),
+        "lenient": st.sampled_from(["all", "waiting"]),
+        "lenient_steps": st.sampled_from([0, 30, 60]),
+        "b0": st.sampled_from([None, 0.03]),
+    }
+)
+
+
+@settings(max_examples=4)
+@given(
+    st.sampled_from([2.0, 4.0, 8.0]),
+    st.sampled_from([120, 400]),
+    st.sampled_from(["recompute", "swap"]),
+    st.integers(0, 99),
+    OPTIONS,
+)
+@pytest.mark.parametrize("policy", ["edf-llm", "neustream-llm", "sjf", "srpt-llm", "vtc"])
+def test_in_any_world_a_policy_decides_as_if_it_kept_nothing(
+    policy: str, rate: float, blocks: int, preemption: str, seed: int, options: dict[str, Any]
+) -> None:
+    chosen = {
+        "policy": policy, "rate": rate, "requests": 40, "seed": seed, "workload.draws": "seeded", "time.costs": False,
+        "workload.lengths.llm.prompt": {"draw": "uniform", "low": 8, "high": 400},
+        "workload.lengths.llm.output": {"draw": "uniform", "low": 1, "high": 200},
+        "workload.lengths.llm.predict": {"model": "noisy", "sigma": 0.5},
+        "deployment.workers.0.engine.blocks": blocks, "deployment.workers.0.engine.preemption": preemption,
+    }  # fmt: skip
+    if policy == "neustream-llm":
+        chosen.update({f"policy.params.{name}": value for name, value in options.items()})
+    experiment = load("opt-13b-a6000", [*chosen.items()])
+    found = [build.run(experiment)]
+    with pytest.MonkeyPatch.context() as patch:
+        anew(patch)
+        found.append(build.run(experiment))
+    assert found[0].as_dict() == found[1].as_dict()
+    assert found[0].e2el == found[1].e2el
