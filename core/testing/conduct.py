@@ -1,13 +1,15 @@
 """What the code of a policy does while it is asked, beside answering: clocks, randomness, files, shared state.
 
 Two ways of looking, since each misses what the other sees. `Ear` hears every call that is made while the policy is
-asked, however it came by the function; `uses` reads the code, also where no run comes by. `Shared` tells whether
+asked, however it came by the function, `loaded` those made while its module is loaded; `uses` reads the code, also
+where no run comes by. `Shared` tells whether
 anything that other objects of the class would meet has changed.
 """
 
 from __future__ import annotations
 
 import builtins
+import contextlib
 import datetime
 import dis
 import functools
@@ -40,6 +42,21 @@ _HARMLESS = frozenset(["fspath", "allocate_lock", "get_ident", "getsignal", "ise
 _SYSTEM = frozenset(["posix", "nt"])
 _BUILTINS = frozenset(["open", "print", "input", "breakpoint"])
 _NOW = frozenset(["now", "utcnow", "today"])
+#: Of `sys`: what says how the process has fared so far, or changes how it goes on.
+_INTERPRETER = {
+    **dict.fromkeys(("getrefcount", "getallocatedblocks", "_current_frames"), "asks the interpreter"),
+    **dict.fromkeys(
+        ("setrecursionlimit", "setswitchinterval", "settrace", "addaudithook", "set_int_max_str_digits"),
+        "changes the interpreter",
+    ),
+}
+#: What code may not do when it is loaded either, where it may read files.
+_WRITES = frozenset(
+    [
+        *("write", "writelines", "truncate", "print", "input", "mkdir", "rmdir", "remove", "unlink", "rename"),
+        *("replace", "symlink", "link", "chmod", "putenv", "unsetenv", "system", "fork", "urandom"),
+    ]
+)
 #: Python functions that nothing in C tells of.
 _CODES = {os.environ.__class__.__getitem__.__code__: "reads the environment"}
 
@@ -51,6 +68,8 @@ def _told(function: Any) -> str | None:
     module = getattr(function, "__module__", None) or getattr(owner, "__name__", None)
     if module in _MODULES:
         return None if name in _HARMLESS else f"{_MODULES[module]} ({module.lstrip('_')}.{name})"
+    if module == "sys" and name in _INTERPRETER:
+        return f"{_INTERPRETER[name]} (sys.{name})"
     if module in _SYSTEM:
         if name in ("urandom", "getrandom"):
             return f"draws what cannot be drawn again (os.{name})"
@@ -72,11 +91,11 @@ def _told(function: Any) -> str | None:
 
 
 class Ear:
-    """Hears the calls that the code of *policy* makes within `hearing`. *found* is what it must not have done: (what,
-    file, line)."""
+    """Hears the calls that the code of *policy* makes within `hear`. *found* is what it must not have done: (what,
+    file, line). With *loading* it may read files, as code may that is being loaded."""
 
-    def __init__(self, policy: object) -> None:
-        self.files = files_of(policy)
+    def __init__(self, policy: object, *, loading: bool = False) -> None:
+        self.files, self.loading = files_of(policy), loading
         self.found: tuple[str, str, int] | None = None
         self._known: dict[Any, str | None] = {}
 
@@ -102,6 +121,8 @@ class Ear:
                 told = "draws from a generator without a seed (random.Random)"
         else:
             return
+        if told is not None and self.loading and _reads_only(told):
+            return
         if told is None or self.found is not None or frame.f_code.co_filename.startswith("<frozen importlib"):
             return
         at: types.FrameType | None = frame
@@ -117,6 +138,33 @@ class Ear:
 
 
 _SEEDING = random.Random.__init__.__code__
+
+
+def _reads_only(told: str) -> bool:
+    """Whether what was *told* of a call is input, or a question to the operating system, that changes nothing."""
+    what, _, name = told.rstrip(")").partition(" (")
+    return what in ("does input or output", "asks the operating system") and name.split(".")[-1] not in _WRITES
+
+
+def loaded(kind: type) -> tuple[str, str, int] | None:
+    """(what, file, line) where the module of the class *kind* does, when it is loaded, what a policy must not: it is
+    loaded once more, apart. It may read files. None where the module is no file of Python, and of scripts and tests,
+    which do more than define policies."""
+    module = sys.modules.get(kind.__module__)
+    file = getattr(module, "__file__", None)
+    if module is None or file is None or not file.endswith(".py") or not _theirs(module.__name__):
+        return None
+    if module.__name__.rpartition(".")[2].startswith(("__main__", "test_", "conftest")):
+        return None
+    again = types.ModuleType(module.__name__)
+    kept = ("__file__", "__package__", "__spec__", "__loader__", "__path__")
+    again.__dict__.update({name: getattr(module, name) for name in kept if hasattr(module, name)})
+    ear = Ear(object.__new__(kind), loading=True)
+    with open(file, "rb") as source:
+        code = compile(source.read(), file, "exec")
+    with contextlib.suppress(Exception):  # what may not be loaded twice is not looked at further
+        ear.hear(exec, code, again.__dict__)
+    return ear.found
 
 
 # -- what the code says -----------------------------------------------------------------------------------------
@@ -343,6 +391,8 @@ class _Saying:
         return self._within(value)
 
     def _within(self, value: Any) -> Any:
+        if isinstance(value, random.SystemRandom):
+            return "at", id(value)  # it has no state; who draws from it is heard
         if isinstance(value, random.Random):
             return "Random", value.getstate()
         held = getattr(value, "__dict__", None)

@@ -33,7 +33,8 @@ from ..isolation.integrity import Intact, comes_along, held
 from ..llm.policy import TokenPolicy
 from ..policy import Policy, PolicyBase
 from ..request import Request, Task
-from .conduct import Ear, Shared, uses
+from ..routing import WorkerState
+from .conduct import Ear, Shared, loaded, uses
 from .jobs import Prompt
 from .promises import RULE, Asked, Observed, readable
 from .scenarios import Scenario, scenarios_for
@@ -157,7 +158,7 @@ def _made(make: Callable[[], Any], kind: type | None) -> tuple[type, Any]:
 def _reads(kind: type, first: Any) -> None:
     if comes_along(kind):
         return
-    used = uses(kind)
+    used = uses(kind) or loaded(kind)
     if used is not None:
         what, file, line = used
         raise ContractBroken(f"{named(first, (file, line))}: it {what} (right would be: {RULE})")
@@ -288,12 +289,13 @@ def _try(scenario: Scenario, make: Callable[[], Any], found: Kept, shared: Share
 
 @contextmanager
 def scattered(seed: int) -> Iterator[None]:
-    """Within this, new tasks lie in memory in another order: who goes by ids or by the order of sets shows it."""
+    """Within this, new tasks, and what is seen of workers, lie in memory in another order: who goes by ids or by the
+    order of sets shows it."""
     dice = random.Random(seed)
-    kept: list[Any] = [object.__new__(kind) for _ in range(400) for kind in (Task, Request)]
-    holes = [object.__new__(Task) for _ in range(600)]
+    kept: list[Any] = [object.__new__(kind) for _ in range(400) for kind in (Task, Request, WorkerState)]
+    holes: list[Any] = [object.__new__(kind) for _ in range(600) for kind in (Task, WorkerState)]
     dice.shuffle(holes)
-    kept += holes[:200]
+    kept += holes[:400]
     del holes
     yield
     kept.clear()

@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from servetwin.core import Batch, Decision, Repeat, Task, WorkerView
+from servetwin.core import BadInput, Batch, Decision, Repeat, Task, WorkerView
 from servetwin.core.parameters import above, at_least
 from servetwin.policies.diffusion._ends import Ends
 
@@ -66,6 +66,11 @@ class SlackBatch(Ends):
         at_least(0, "slack-batch", focus=focus, spare=spare, reserve=reserve)
         above(0, "slack-batch", kept=kept)
         at_least(1, "slack-batch", max_batch=max_batch)
+        try:
+            kept**-focus  # what a request counts for at most
+        except OverflowError:
+            what, right = f"focus {focus:g} with kept {kept:g} gives numbers beyond all bounds", "focus 0.25, say"
+            raise BadInput(what, where="slack-batch", right=right) from None
         self.focus, self.kept, self.spare, self.reserve, self.max_batch = focus, kept, spare, reserve, max_batch
         self.batch: list[Task] = []  # that runs until something changes; none: it is to be chosen
         self.each = self.beyond = self.gone = 0.0  # seconds beyond the profile: of a request; of so many that left

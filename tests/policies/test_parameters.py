@@ -54,6 +54,11 @@ def test_a_parameter_by_which_no_policy_can_go(name, parameter, value, right):
     assert str(error.value) == f"{name}: {parameter} is {value:g} (right would be: {right})"
 
 
+def test_a_focus_that_no_number_holds_is_refused():
+    with pytest.raises(BadInput, match=r"slack-batch: focus 1e\+308 with kept 0.8 gives numbers beyond all bounds"):
+        find_policy("slack-batch")(focus=1e308)
+
+
 EDGE = [
     ("clockwork", "lag", 0.0),
     ("edf", "max_batch", 1),

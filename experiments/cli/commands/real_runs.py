@@ -120,7 +120,11 @@ def check(
     experiment: Annotated[str | None, typer.Argument(help="Where to try it; by default short built-in runs.")] = None,
     sets: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A key of the experiment: --set policy.params.max_batch=8."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A key of the experiment, policy.params.max_batch=8; of a router, router.params.choices=3.",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -134,9 +138,9 @@ def check(
 
     try:
         if check_router.is_router(policy):
-            if experiment is not None or sets:
+            if experiment is not None:
                 raise BadInput("a router is checked on a system of its own", where=policy, right="nothing else")
-            _checked(policy, check_router.check(policy), as_json)
+            _checked(policy, check_router.check(policy, [parse_override(each) for each in sets or ()]), as_json)
             return
         found = engine(policy, experiment, [parse_override(each) for each in sets or ()])
     except ContractBroken as broken:

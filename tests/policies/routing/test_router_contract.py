@@ -97,3 +97,34 @@ def test_the_command_takes_routers(tmp_path, monkeypatch, capsys) -> None:
     assert "wrote weight" in capsys.readouterr().err
     with pytest.raises(BadInput, match="a router"):
         hold_router(dict)
+
+
+def test_the_command_takes_parameters_of_routers(monkeypatch, capsys) -> None:
+    def check(*sets: str) -> tuple[int, str]:
+        given = [part for each in sets for part in ("--set", each)]
+        monkeypatch.setattr("sys.argv", ["servetwin", "check", "power_of_two", *given])
+        code, said = entry._run(), capsys.readouterr()
+        return code, said.out + said.err
+
+    code, said = check("router.params.choices=3")
+    assert code == 0
+    assert "no fault found" in said
+    for wrong, told in (
+        ("router.params.choices=0", "choices is 0"),
+        ("router.params.chioces=3", "choices"),
+        ("deployment.router=jsq", "deployment.router: a router is checked on a system of its own"),
+    ):
+        code, said = check(wrong)
+        assert code == 2
+        assert told in said
+        assert len(said.splitlines()) == 1
+
+
+def test_a_router_that_reads_the_clock_when_it_is_loaded_is_found(tmp_path) -> None:
+    text = (
+        "import time\n\nfrom servetwin.core.routing import Router\n\nBEGAN = time.time()\n\n\nclass Late(Router):\n"
+    )
+    text += "    def route(self, request, workers, now):\n        return workers[-1]\n"
+    (tmp_path / "late.py").write_text(text)
+    with pytest.raises(ContractBroken, match=r"late.py:5\): it reads the clock \(time.time\)"):
+        hold_router(router_registry.code_of(str(tmp_path / "late.py")).policy)
