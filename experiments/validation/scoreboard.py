@@ -87,6 +87,12 @@ ROWS = (
         "profiles before runs, nothing fitted",
     ),
     Row(
+        "h200-policies/diffusion",
+        "DiT-S/2 and Stable Diffusion 256, H200, our own policy beside NeuStream and EDF",
+        "reports/2026-11-h200-policies.md",
+        "profiles before runs, nothing fitted",
+    ),
+    Row(
         "h200-pair",
         "DiT-XL/2 and Stable Diffusion 512 on two H200s, behind routers and with stages apart",
         "reports/2026-11-h200-pair.md",
@@ -109,6 +115,12 @@ ROWS = (
         "h200-lengths/runs-opt-13b.json.gz",
         "OPT-13B in vLLM as it is by default, H200, five policies, two kinds of lengths",
         "reports/2026-11-h200-lengths.md",
+        "profile before runs, nothing fitted",
+    ),
+    Row(
+        "h200-policies/runs-opt-13b.json.gz",
+        "OPT-13B in vLLM, H200, our own policy beside NeuStream's and vLLM's, at and past their knees",
+        "reports/2026-11-h200-policies.md",
         "profile before runs, nothing fitted",
     ),
     Row(
