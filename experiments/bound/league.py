@@ -21,7 +21,7 @@ from ..spec.overrides import Override
 from ..sweeps.cache import Cache
 from ..sweeps.point import Progress, Row, Together, run_all
 from ..sweeps.repeat import seeded
-from ..sweeps.statistics import Interval, mean_interval, paired
+from ..sweeps.statistics import Interval, attainment_interval, paired_attainment
 from ..workload.seed_effect import check_seeds
 from .most_met import most_met
 
@@ -126,11 +126,16 @@ def league(
         more |= {"known": cache.find, "finished": cache.add}
     tell: Progress = progress or (lambda _done, _total, _share=None: None)
     rows = iter(run_all(every, progress=lambda done, share: tell(done, total, share), **more))
-    met = {p: {w: [_share(next(rows)) for _ in shifts] for w in own} for p, own in asked.items()}
+    met: dict[str, dict[str, list[float]]] = {p: {} for p in asked}
+    sent: dict[str, int] = {}
+    for policy, own in asked.items():
+        for w in own:
+            here = [next(rows) for _ in shifts]
+            met[policy][w], sent[w] = [_share(row) for row in here], min(int(row["requests"]) for row in here)
     more["together"] = Together()
     found = iter(run_all(sure, progress=lambda done, _: tell(len(every) + done, total), point=Bounded(), **more))
     most = {w: [_bound(next(found)) for _ in shifts] for w in places} if bounds else {}
-    return _ranked(met, most, left_out, range(first_seed, first_seed + seeds))
+    return _ranked(met, most, sent, left_out, range(first_seed, first_seed + seeds))
 
 
 def _entries(
@@ -183,29 +188,42 @@ def _bound(row: Row) -> float:
 def _ranked(
     met: Mapping[str, Mapping[str, Sequence[float]]],
     most: Mapping[str, Sequence[float]],
+    sent: Mapping[str, int],
     left_out: Mapping[str, str],
     seeds: Sequence[int],
 ) -> League:
+    # So many requests of one workload would tell a share as closely as those of all workloads tell the mean.
+    together = max(1, round(len(sent) ** 2 / sum([1.0 / n for n in sent.values()])))
     means = {p: [sum(own) / len(own) for own in zip(*by.values(), strict=True)] for p, by in met.items()}
     order = sorted(means, key=lambda p: -sum(means[p]))
     standings = []
     for i, policy in enumerate(order):
-        alike = [other for other in order[i + 1 :] if 0.0 in paired(means[other], means[policy], LEVEL)]
+        alike = [other for other in order[i + 1 :] if 0.0 in _paired(means[other], means[policy], together)]
         by = met[policy]
         parts = [a / b for w in most for a, b in zip(by[w], most[w], strict=True) if b]
         standings.append(
             Standing(
                 policy,
-                _within(means[policy]),
+                _within(means[policy], together),
                 sum(parts) / len(parts) if parts else None,
-                {w: _within(values) for w, values in by.items()},
+                {w: _within(values, sent[w]) for w, values in by.items()},
                 alike,
             )
         )
-    return League(standings, {w: _within(v) for w, v in most.items()}, left_out, seeds)
+    return League(standings, {w: _within(v, sent[w]) for w, v in most.items()}, left_out, seeds)
 
 
-def _within(shares: Sequence[float]) -> Interval:
-    """The interval on the mean of *shares*, from 0 to 1."""
-    found = mean_interval(shares, LEVEL)
-    return Interval(found.mean, max(found.low, 0.0), min(found.high, 1.0), found.count)
+def _met(shares: Sequence[float], sent: int) -> list[int]:
+    return [round(share * sent) for share in shares]
+
+
+def _within(shares: Sequence[float], sent: int) -> Interval:
+    """The interval on the mean of *shares*, of *sent* requests each: seeds that agree by chance say no more than so
+    many requests can."""
+    found = attainment_interval(_met(shares, sent), [sent] * len(shares), LEVEL)
+    return Interval(sum(shares) / len(shares), found.low, found.high, found.count)
+
+
+def _paired(first: Sequence[float], second: Sequence[float], sent: int) -> Interval:
+    """Likewise of the mean of *second* minus *first*, seed by seed."""
+    return paired_attainment(_met(first, sent), _met(second, sent), [sent] * len(first), LEVEL)

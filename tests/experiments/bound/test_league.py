@@ -54,9 +54,21 @@ def test_policies_are_told_apart_by_differences_seed_by_seed() -> None:
         "b": {"w": [0.88, 0.48, 0.68]},  # far fewer seeds' spread apart from a, and always by the same
         "c": {"w": [0.70, 0.66, 0.69]},
     }
-    found = _ranked(met, {"w": [1.0, 0.5, 1.0]}, {}, range(3))
+    found = _ranked(met, {"w": [1.0, 0.5, 1.0]}, {"w": 5000}, {}, range(3))
     assert [(s.policy, list(s.alike)) for s in found.standings] == [("a", ["c"]), ("c", ["b"]), ("b", [])]
     assert found.standings[0].share == pytest.approx((0.9 + 1.0 + 0.7) / 3)
+
+
+def test_seeds_that_agree_by_chance_say_no_more_than_their_requests() -> None:
+    met = {"a": {"w": [0.98, 0.98, 0.98]}, "b": {"w": [0.96, 0.96, 0.96]}}  # of 50 each: one more under each seed
+    first, second = _ranked(met, {}, {"w": 50}, {}, range(3)).standings
+    assert list(first.alike) == ["b"]
+    for interval in (first.attainment, first.by_workload["w"], second.attainment):
+        assert interval.low < interval.mean - 0.01
+        assert interval.mean + 0.005 < interval.high <= 1.0
+    # Two workloads tell the mean of both as closely as so many more requests.
+    met = {p: {"w": own["w"], "v": own["w"]} for p, own in met.items()}
+    assert _ranked(met, {}, {"w": 50, "v": 50}, {}, range(3)).standings[0].attainment.low > first.attainment.low
 
 
 def test_the_rates_of_the_leagues_are_those_of_the_figures() -> None:
