@@ -172,7 +172,7 @@ def _first(error: ValidationError) -> str:
         return f"it has no key {place}"
     shown = repr(found["input"])
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    text = found["msg"].removeprefix("Input should be ").replace("a valid ", "a ")
+    text = found["msg"].removeprefix("Value error, ").removeprefix("Input should be ").replace("a valid ", "a ")
     for ours, theirs in (("a mapping", "a dictionary"), ("a whole number", "a integer"), ("a text", "a string")):
         text = text.replace(theirs, ours)
     return f"{place or 'it'} is {shown}, and not {text}"

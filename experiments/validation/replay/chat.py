@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,19 +21,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
+from pydantic import AfterValidator, Field
 from servetwin.core import BadInput
 from servetwin.core.llm import TokenRequest
+from typing_extensions import TypedDict
 
 from ...assembly import build
 from ...registry.catalog import recording_of
 from ...spec.experiment import Experiment
 from ...spec.loading import load
+from ..comparison.run_files import OPEN, Time, checked
 from . import as_command
 from .external import METRICS, Ends, Latencies, Means
 from .llm import MEASURED
+from .packed_runs import Name
 
 #: Seeds of the noise over which a run is averaged.
 SEEDS = 10
@@ -42,6 +47,62 @@ STATISTICS: dict[str, Callable[[Any], Any]] = {
     "median": np.median,
     "p99": lambda x: np.percentile(x, 99),
 }
+
+RIGHT = "runs that ServeTwin packed"
+
+_Tokens = Annotated[int, Field(ge=1, le=10**9)]
+_Outcome = Literal["met", "late", "dropped", "failed"]
+_Row = tuple[Time, _Tokens, _Tokens, _Tokens, _Outcome, Time | None, Time | None]
+
+
+def _served(row: _Row) -> _Row:
+    """Whoever was served to the end has a first and a last token, in this order, after the arrival."""
+    arrival, first, last = row[0], row[5], row[6]
+    if row[4] in ("met", "late") and (first is None or last is None or not arrival <= first <= last):
+        raise ValueError("a first and a last token after the arrival")
+    return row
+
+
+def _text(source: str) -> str:
+    """JSON can hold halves of characters, a file cannot: `UnicodeEncodeError` is a `ValueError`."""
+    source.encode()
+    return source
+
+
+class _Worker(TypedDict):
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    device: str
+
+
+class _Deployment(TypedDict):
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    workers: Annotated[list[_Worker], Field(min_length=1)]
+
+
+class _Policy(TypedDict):
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    name: str
+
+
+class _Experiment(TypedDict):
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    policy: _Policy
+    deployment: _Deployment
+
+
+class _Run(TypedDict):
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    name: str
+    experiment: _Experiment
+    # A row is a list in JSON, and a tuple to its type: not strict, but what it holds is.
+    requests: Annotated[list[Annotated[_Row, Field(strict=False), AfterValidator(_served)]], Field(min_length=1)]
+
+
+class _Packed(TypedDict):
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    profile: str
+    runs: Annotated[list[_Run], Field(min_length=1)]
+    files: NotRequired[dict[Name, Annotated[str, AfterValidator(_text)]]]
 
 
 @dataclass(frozen=True)
@@ -115,19 +176,24 @@ def read(path: Path) -> tuple[str, list[ChatRun]]:
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             data = json.load(file)
-        runs = [
-            ChatRun(
-                run["name"],
-                run["experiment"],
-                tuple((*row[:5], *(float("nan") if x is None else x for x in row[5:])) for row in run["requests"]),
-                data.get("files", {}),
-            )
-            for run in data["runs"]
-        ]
-        return data["profile"], runs
-    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, IndexError) as error:
-        right = "runs that ServeTwin packed"
-        raise BadInput(f"are no runs as they should be: {error}", where=str(path), right=right) from None
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
+        raise BadInput(f"are no runs as they should be: {error}", where=str(path), right=RIGHT) from None
+    checked(data, _Packed, str(path), RIGHT)
+    files = data.get("files", {})
+    for run in data["runs"]:
+        for of, key in routers(run["experiment"]):
+            if of[key] not in files:
+                what = f"the router {of[key]!r} of {run['name']} is not among its files"
+                raise BadInput(what, where=str(path), right=RIGHT)
+    return data["profile"], [
+        ChatRun(
+            run["name"],
+            run["experiment"],
+            tuple((*row[:5], *(math.nan if x is None else x for x in row[5:])) for row in run["requests"]),
+            files,
+        )
+        for run in data["runs"]
+    ]
 
 
 def simulate(run: ChatRun, profile: str, seeds: int = 1) -> Simulated:
@@ -135,10 +201,13 @@ def simulate(run: ChatRun, profile: str, seeds: int = 1) -> Simulated:
     met = finished = 0.0
     rows: list[tuple[float, int, float, float]] = []
     with run.spec(profile) as experiment:
+        llms = [*experiment.pipeline.llms]
+        if len(llms) != 1:
+            raise BadInput(f"it has {len(llms)} language models", where=run.name, right="a run of one language model")
         for seed in range(seeds):
             log = Ends()
             made = build.build(experiment.model_copy(update={"seed": experiment.seed + seed}), log)
-            made.source = iter(_requests(run, next(iter(experiment.pipeline.llms))))
+            made.source = iter(_requests(run, llms[0]))
             summary = made.play()
             met += summary.met / seeds
             finished += summary.finished / seeds
@@ -152,7 +221,7 @@ def _requests(run: ChatRun, module: str) -> Iterator[TokenRequest]:
 
 
 def _latencies(rows: Sequence[tuple[float, int, float, float]]) -> Latencies:
-    arrival, output, first, last = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
+    arrival, output, first, last = np.array(rows, dtype=float).reshape(-1, 4).T
     return Latencies(first - arrival, (last - first) / np.maximum(output - 1, 1), last - arrival)
 
 
@@ -162,10 +231,15 @@ def gap(run: ChatRun, simulated: Simulated) -> float:
 
 
 def means(run: ChatRun, simulated: Simulated) -> list[Means]:
-    """Mean, median and 99th percentile of each metric."""
+    """Mean, median and 99th percentile of each metric; where nobody was served to the end, None is measured and nan
+    simulated."""
     was, said = run.latencies, simulated.latencies
     return [
-        Means(f"{what} {name}", float(of(getattr(was, name))), float(of(getattr(said, name))))
+        Means(
+            f"{what} {name}",
+            float(of(getattr(was, name))) if was.e2el.size else None,
+            float(of(getattr(said, name))) if said.e2el.size else math.nan,
+        )
         for name in METRICS
         for what, of in STATISTICS.items()
     ]
@@ -243,21 +317,33 @@ def lines(path: Path, profile: str | None = None, seeds: int = SEEDS) -> Iterato
         simulated = simulate(run, profile or own, seeds)
         told = means(run, simulated)
         gaps.append(gap(run, simulated))
-        off.append([m.off or 0.0 for m in told])
+        off.append([math.nan if m.off is None else m.off for m in told])
         share = 100.0 / len(run.requests)
         said = f"{share * run.met:.1f} % in time, simulated {share * simulated.met:.1f} ({gaps[-1]:+.1f})"
         yield f"  {run.name}: {said}"
         for name in METRICS:
             some = [m for m in told if m.what.endswith(name)]
-            of = ", ".join(f"{m.what.split()[0]} {1e3 * (m.measured or 0.0):.1f} ms {m.off:+.1f} %" for m in some)
-            yield f"    {name}: {of}"
+            yield f"    {name}: {', '.join(_one(m) for m in some)}"
     sizes = np.abs(gaps)
     yield f"  goodput: off by {sizes.mean():.2f} points on average, {sizes.max():.2f} at most"
     for name, others in trivial(runs).items():
         yield f"    {name}: {np.abs(others).mean():.2f}, {np.abs(others).max():.2f}"
     for i, m in enumerate(told):
         column = np.array(off)[:, i]
+        column = column[~np.isnan(column)]
+        if not column.size:
+            yield f"  {m.what}: nothing to compare"
+            continue
         yield f"  {m.what}: {np.abs(column).mean():.1f} % on average, {np.abs(column).max():.1f} at most"
+
+
+def _one(m: Means) -> str:
+    """A statistic of a run. There is nothing to compare where nobody was served, and no ratio to 0 seconds."""
+    was = "nobody" if m.measured is None else f"{1e3 * m.measured:.1f} ms"
+    if math.isnan(m.simulated):
+        return f"{m.what.split()[0]} {was}, simulated nobody"
+    off = f", simulated {1e3 * m.simulated:.1f} ms" if m.off is None else f" {m.off:+.1f} %"
+    return f"{m.what.split()[0]} {was}{off}"
 
 
 def main(arguments: Sequence[str]) -> None:
