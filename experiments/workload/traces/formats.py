@@ -81,8 +81,8 @@ def _burstgpt(row: Row, where: str, _: Sequence[str]) -> tuple[Decimal, dict[str
 
 def _mooncake(row: Row, where: str, _: Sequence[str]) -> tuple[Decimal, dict[str, int], str | None]:
     hashes = row.get("hash_ids", [])
-    if not isinstance(hashes, list) or not all(isinstance(h, int) for h in hashes):
-        raise BadInput("hash_ids is no list of whole numbers", where=where, right="hash_ids: [0, 1, 2]")
+    if not isinstance(hashes, list) or not all(type(h) is int and h >= 0 for h in hashes):
+        raise BadInput("hash_ids is no list of whole numbers, 0 or more", where=where, right="hash_ids: [0, 1, 2]")
     arrival = _time(row.get("timestamp"), f"{where}: timestamp", unit=1000)
     return arrival, _tokens(row, where, "input_length", "output_length"), None
 

@@ -57,7 +57,7 @@ def test_mooncake_counts_milliseconds(tmp_path: Path):
     text = '{"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [46, 47]}\n'
     text += text.replace("27482", "28982.5")
     first, second = entries(written(tmp_path, "m.jsonl", text))
-    assert first == (1, 0.0, {"input_tokens": 6955, "output_tokens": 52}, None, {})
+    assert first == (1, 0.0, {"input_tokens": 6955, "output_tokens": 52}, None, {}, (46, 47))
     assert second.arrival == 1.5005
 
 
@@ -83,6 +83,16 @@ WRONG = {
     "mooncake hashes": (
         "m.jsonl",
         '{"timestamp": 1, "input_length": 1, "output_length": 1, "hash_ids": "x"}',
+        "m.jsonl:1: hash_ids is no list",
+    ),
+    "mooncake truths": (
+        "m.jsonl",
+        '{"timestamp": 1, "input_length": 1, "output_length": 1, "hash_ids": [true]}',
+        "m.jsonl:1: hash_ids is no list",
+    ),
+    "mooncake negative": (
+        "m.jsonl",
+        '{"timestamp": 1, "input_length": 1, "output_length": 1, "hash_ids": [0, -1]}',
         "m.jsonl:1: hash_ids is no list",
     ),
     "no object": ("m.jsonl", '{"arrival": 1, "steps": 2}\n[1]\n', "m.jsonl:2: the line is no object"),
