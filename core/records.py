@@ -123,6 +123,14 @@ def request_record(
     }
 
 
+def sent_at(record: Mapping[str, Any], stay: Mapping[str, Any]) -> float:
+    """Since when somebody waits for the tokens of *stay*, one of the stages of a request's *record*, in seconds: as
+    `servetwin.core.llm.slo.sent_at` has it of a task, so that times to the first token are those of the summary. The
+    record's own *arrival* of a stay is when the engine saw it, from which its deadlines count."""
+    sent: float = record["arrival"] if stay is record["stages"][0] else stay["queued"]
+    return sent
+
+
 def batch_record(batch: Batch) -> dict[str, Any]:
     """One line of ``batches.jsonl``."""
     record: dict[str, Any] = {

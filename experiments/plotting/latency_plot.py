@@ -78,7 +78,7 @@ def _latencies(folders: Sequence[Path], y: str | None, by: str) -> Found:
             if record["finished"] is not None:
                 add("e2el", "end to end", "latency (s)", name, [record["finished"] - record["arrival"]])
             for stay in record["stages"]:
-                for what, values in stay_latencies(stay):
+                for what, values in stay_latencies(record, stay):
                     axis = {"TTFT": "time to first token (ms)", "TPOT": "time per output token (ms)"}.get(what)
                     add(what.lower(), f"{what}, {stay['stage']}", axis or "gap between tokens (ms)", name, values)
     order = {metric: i for i, metric in enumerate(METRICS)}

@@ -244,7 +244,11 @@ def _of_sweeps(given: _Results, styles: Styles, target: float) -> list[_Chapter]
         if beyond:
             doubts.append(f"{plural(beyond, 'point')} went beyond what its profile measured, and held the last value")
         sections = sweep_sections.sections(grid, styles, target)
-        sections += [*_over_time(spec), validity.section(experiments, where, doubts), *_asked(spec, rows)]
+        sections += [
+            *_over_time(spec, experiments, rows),
+            validity.section(experiments, where, doubts),
+            *_asked(spec, rows),
+        ]
         called = spec.name if spec is not None and spec.name != "sweep" else path.name
         title = spec.about or called if spec is not None else called
         question, answer = sweep_sections.question(grid), sweep_sections.answer(grid, target)
@@ -274,13 +278,19 @@ def _experiments_of(spec: sweep.SweepFile | None, path: Path) -> tuple[list[Expe
         return [], [f"what was asked cannot be resolved here any more: {error.what}"]
 
 
-def _over_time(spec: sweep.SweepFile | None) -> list[Section]:
-    """How one sees what a sweep keeps no records of, for the last of its points that a command can name."""
+def _over_time(spec: sweep.SweepFile | None, experiments: Sequence[Experiment], rows: Sequence[Row]) -> list[Section]:
+    """How one sees what a sweep keeps no records of, for the last of its points that a command can name. Of a point
+    that was repeated (then its row has a number of seeds) that is a run with the first of its seeds."""
+    seeds = max((int(number_in(row.get("seeds")) or 0) for row in rows), default=0)
+    # Repeated points are drawn from their seeds, also where the workload's draws are published ones.
+    redrawn = seeds > 0 and not (experiments and all(e.workload.draws == "seeded" for e in experiments))
     for block in reversed(spec.sweeps if spec is not None else ()):
         values = {**block.set, **list(sweep.combinations(block, "sweep"))[-1]}
         source = values.pop("workload", values.pop("extends", block.extends))
         if not isinstance(source, str):
             continue
+        if redrawn:
+            values["workload.draws"] = "seeded"
         words = ["servetwin", "run", source]
         for key, value in values.items():
             told = value if isinstance(value, str) else json.dumps(value)
@@ -289,8 +299,9 @@ def _over_time(spec: sweep.SweepFile | None) -> list[Section]:
             )
         note = (
             "A sweep keeps counts and latencies of its points, and no records. Queues, batch sizes, KV cache use and"
-            " busy devices over time are in the report of a run that leaves records. For one of the points:"
+            " busy devices over time are in the report of a run that leaves records. For one of the points"
         )
+        note += f", with the first of its {seeds} seeds:" if seeds > 1 else ":"
         commands = f"{shlex.join([*words, '--out', 'point'])}\nservetwin report point --out point.html"
         return [Section("Over time", [Listing(note, commands, folded=False)])]
     return []

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from servetwin.core.records import sent_at
 
 from ..validation.comparison import compare_runs
 from ..validation.comparison.run_files import request_lines
@@ -238,7 +239,7 @@ def _token_latencies(run: Run) -> dict[tuple[str, str], list[float]]:
     found: dict[tuple[str, str], list[float]] = {}
     for record in run.requests:
         for stay in record["stages"]:
-            for metric, values in stay_latencies(stay):
+            for metric, values in stay_latencies(record, stay):
                 found.setdefault((metric, stay["stage"]), []).extend(values)
     return found
 
@@ -300,7 +301,7 @@ def latency_plots(runs: Sequence[Run], styles: Styles) -> list[Plots]:
                 values = found.setdefault("latency end to end, s", {}).setdefault(name, [])
                 values.append(record["finished"] - record["arrival"])
             for stay in record["stages"]:
-                for what, value in stay_latencies(stay):
+                for what, value in stay_latencies(record, stay):
                     found.setdefault(f"{what} of {stay['stage']}, ms", {}).setdefault(name, []).extend(value)
     if not found:
         return []
@@ -328,12 +329,13 @@ def unfinished(runs: Sequence[Run]) -> list[Note]:
     return [Note(f"{'; '.join(said)} have no latency end to end.")] if said else []
 
 
-def stay_latencies(stay: Mapping[str, Any]) -> list[tuple[str, list[float]]]:
-    """TTFT, TPOT and, where the times of tokens are kept, ITL of a stay, in milliseconds."""
+def stay_latencies(record: Mapping[str, Any], stay: Mapping[str, Any]) -> list[tuple[str, list[float]]]:
+    """TTFT, TPOT and, where the times of tokens are kept, ITL of *stay*, a stage of a request's *record*, in
+    milliseconds."""
     first, last = stay.get("first_token"), stay.get("last_token")
     if first is None:
         return []
-    found = [("TTFT", [1e3 * (first - stay.get("arrival", stay["queued"]))])]
+    found = [("TTFT", [1e3 * (first - sent_at(record, stay))])]
     if last is not None and stay["finished"] is not None and stay.get("generated", 0) > 1:
         found.append(("TPOT", [1e3 * (last - first) / (stay["generated"] - 1)]))
     if len(stay.get("tokens", ())) > 1:

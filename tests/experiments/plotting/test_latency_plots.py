@@ -27,7 +27,7 @@ def values_of(folder: Path) -> dict[str, list[float]]:
         record = json.loads(line)
         (stay,) = record["stages"]
         found["end to end"].append(record["finished"] - record["arrival"])
-        found["TTFT, llm"].append(1e3 * (stay["first_token"] - stay["arrival"]))
+        found["TTFT, llm"].append(1e3 * (stay["first_token"] - record["arrival"]))
         if stay["generated"] > 1:
             between = stay["last_token"] - stay["first_token"]
             found["TPOT, llm"].append(1e3 * between / (stay["generated"] - 1))

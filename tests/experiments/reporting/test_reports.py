@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shlex
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -14,9 +15,13 @@ import numpy as np
 import pytest
 from servetwin.experiments.cli.output.score_output import best_of
 from servetwin.experiments.exploring.pages import goodput
+from servetwin.experiments.plotting.latency_plot import draw
 from servetwin.experiments.reporting import figures, report, run_sections, sweep_sections
 from servetwin.experiments.reporting.document import Document, Note, Plots, Styles, Table, number, percent, seconds
 from servetwin.experiments.reporting.sweep_sections import Grid
+from servetwin.experiments.sweeps.sweep import SweepFile, sweep
+
+from servetwin import run
 
 KINDS = {"a run": ["chat"], "two runs": ["images", "chat"], "a sweep": ["sweep.csv"], "a score": ["score.csv"]}
 
@@ -99,6 +104,24 @@ def test_latencies_of_tokens_are_those_of_the_summary_and_have_p90(results: Path
     mean, median, p90, p99 = (float(re.sub("[^0-9.]", "", cell)) for cell in rows["TPOT"])
     assert median <= p90 <= p99
     assert mean > 0
+
+
+def test_tokens_are_waited_for_since_the_request_was_sent(tmp_path: Path):
+    """An engine that stamps requests when it sees them (`stamp: seen`) has another arrival than the client."""
+    settings = {"policy": "vllm-v1", "workload.requests": 60, "rate": 2.0}
+    result = run("opt-13b-a6000", settings=settings, folder=tmp_path / "run")
+    (shown,) = run_sections.read([tmp_path / "run"])
+    values = run_sections._token_latencies(shown)["TTFT", "llm"]
+    assert sorted(values) == pytest.approx(sorted(1e3 * t for t in result.requests["ttft"]))
+    assert float(np.median(values)) == pytest.approx(result.summary["median_ttft_ms"])
+    assert float(np.median(values)) > 1.05 * np.median(
+        [1e3 * (s["first_token"] - s["arrival"]) for r in shown.requests for s in r["stages"]]
+    )
+    (ttft,) = [p for part in parts(made(tmp_path, "run"), Plots) for p in part.plots if p.title.startswith("TTFT")]
+    assert f"{number(result.summary['median_ttft_ms'])} in the median" in ttft.says
+    _, files = draw([tmp_path / "run"], tmp_path / "a.svg", y="ttft")
+    drawn = [float(row["x"]) for row in rows_of(files[-1])]
+    assert drawn == pytest.approx(sorted(values))
 
 
 def test_what_happened_over_time_has_a_figure_each(results: Path):
@@ -314,8 +337,30 @@ def test_what_was_asked_runs_again(results: Path, tmp_path: Path):
     assert len(points(read(tmp_path / "sweep.yaml"), tmp_path / "sweep.yaml")[0]) == 12
     # One of its points leaves records, by a command whose options are those of its row.
     (over,) = [s for s in document.sections if s.title == "Over time"]
-    run = "servetwin run dit-s2-256-rtx4090 --requests 60 --policy edf --rate 8.0 --slo 3.0 --out point"
-    assert over.content[0].text.splitlines() == [run, "servetwin report point --out point.html"]
+    line = "servetwin run dit-s2-256-rtx4090 --requests 60 --policy edf --rate 8.0 --slo 3.0"
+    line += " --set workload.draws=seeded --out point"
+    assert over.content[0].text.splitlines() == [line, "servetwin report point --out point.html"]
+    assert over.content[0].summary.endswith("For one of the points, with the first of its 2 seeds:")
+
+
+@pytest.mark.parametrize("seeds", [None, 1, 2])
+def test_the_command_for_one_of_the_points_gives_that_point(tmp_path: Path, servetwin, seeds):
+    """Published draws and those of a seed are different requests; a sweep with seeds has the latter."""
+    block = {"extends": "dit-s2-256-rtx4090", "set": {"requests": 60, "seed": 3}, "grid": {"rate": [2.0, 6.0]}}
+    sweep(SweepFile.model_validate({"sweeps": [block]}), tmp_path / "sweep.csv", jobs=1, seeds=seeds)
+    row = rows_of(tmp_path / "sweep.csv")[-1]
+    document = report.document([tmp_path / "sweep.csv"])
+    (over,) = [s for s in document.sections if s.title == "Over time"]
+    _, *words = shlex.split(over.content[0].text.splitlines()[0])
+    assert words[-2:] == ["--out", "point"]
+    found = []
+    for seed in (3, 4)[:seeds]:
+        words[words.index("--seed") + 1] = str(seed)
+        code, out, err = servetwin(*words[:-2], "--json")
+        assert (code, err) == (0, "")
+        found.append(json.loads(out)["attainment"])
+    assert 0 < found[0] < 1
+    assert sum(found[: seeds or 1]) / (seeds or 1) == pytest.approx(float(row["attainment"]), abs=1e-6)
 
 
 # -- a score --------------------------------------------------------------------------------------------
