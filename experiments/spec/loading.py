@@ -42,7 +42,7 @@ from .experiment import (
     WorkerSpec,
 )
 from .field_types import Strict
-from .llm import EngineSpec, TokenDraw, TokenSLOSpec
+from .llm import EngineSpec, Prediction, PrefixDraw, TokenDraw, TokenSLOSpec
 from .overrides import ByOption, Override, said
 from .validation import check
 from .variants import NAMES_OF_DEPLOYMENT, Chosen, Given, Key, Layer, Tree, check_layer, choose
@@ -177,15 +177,24 @@ def _kinds() -> dict[tuple[str, ...], tuple[str, dict[str, type[BaseModel]]]]:
         models = get_args(get_args(union)[0])
         return {get_args(m.model_fields[tag].annotation)[0]: m for m in models}
 
+    loads: tuple[tuple[str, ...], ...] = (("workload",), ("workload", "classes", "*"))
     return {
         ("policy",): ("name", {}),
         ("deployment", "router"): ("name", {}),
         ("deployment", "routers", "*"): ("name", {}),
         ("workload", "arrivals"): ("process", by_tag(Arrivals, "process")),
-        ("workload", "steps", "*"): ("draw", by_tag(Steps, "draw")),
+        **{(*load, "steps", "*"): ("draw", by_tag(Steps, "draw")) for load in loads},
         ("deployment", "workers", "*", "calls"): ("time", by_tag(Calls, "time")),
-        ("workload", "lengths", "*", "prompt"): ("draw", by_tag(TokenDraw, "draw")),
-        ("workload", "lengths", "*", "output"): ("draw", by_tag(TokenDraw, "draw")),
+        **{
+            (*load, "lengths", "*", key): (tag, by_tag(union, tag))
+            for load in loads
+            for key, tag, union in (
+                ("prompt", "draw", TokenDraw),
+                ("output", "draw", TokenDraw),
+                ("prefix", "draw", PrefixDraw),
+                ("predict", "model", Prediction),
+            )
+        },
     }
 
 
@@ -505,7 +514,8 @@ def _explain(error: ValidationError, tree: Tree) -> tuple[Key, str, str]:
         return path, f"key {key!r} is missing", f"{key}: ..."
     if kind == "union_tag_not_found":
         tag, kinds = _kind_at(path) or ("", {})
-        return (*path, tag), f"key {tag!r} is missing", f"{tag}: {' | '.join(kinds)}"
+        *others, last = kinds or ("...",)
+        return (*path, tag), f"key {tag!r} is missing", f"{tag}: {', '.join(others)}, or {last}"
     if kind == "union_tag_invalid":
         tag, kinds = _kind_at(path) or ("", {})
         value = str(_at(tree, (*path, tag)))

@@ -64,6 +64,32 @@ def test_a_message_names_what_was_written(servetwin, toy, case):
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("where", ["workload.lengths.llm", "workload.classes.chat.lengths.llm"])
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("prefix", "{groups: 3}", "prefix.draw: key 'draw' is missing (right would be: draw: shared, or trace)"),
+        ("prefix", "{draw: shred}", "prefix.draw: unknown draw 'shred' (right would be: shared)"),
+        ("prefix", "{draw: shared}", "prefix.tokens: key 'tokens' is missing (right would be: tokens: ...)"),
+        ("prefix", "{draw: trace, groups: 3}", "prefix.groups: unknown key 'groups' (right would be: one of draw)"),
+        (
+            "predict",
+            "{draw: exact}",
+            "predict.model: key 'model' is missing (right would be: model: exact, noisy, or",
+        ),
+        ("predict", "{model: noise}", "predict.model: unknown model 'noise' (right would be: noisy)"),
+    ],
+)
+def test_a_draw_without_its_kind_is_told_the_kinds_of_it(servetwin, where, key, value, told):
+    lengths = f"{{prompt: {{draw: constant, tokens: 3}}, output: {{draw: constant, tokens: 3}}, {key}: {value}}}"
+    given = f"{where}.{key}={value}"
+    if "classes" in where:
+        given = f"workload.classes={{chat: {{share: 1, lengths: {{llm: {lengths}}}}}}}"
+    code, out, err = servetwin("run", "opt-13b-a6000", "--policy", "vllm-v1", "--set", given)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"{where}.{told}" in err
+
+
 def test_a_parameter_in_a_file_is_named_with_its_line(servetwin, toy):
     toy.write_text(toy.read_text().replace("{name: edf}", "{name: edf, params: {max_batch: 0}}"))
     code, _, err = servetwin("run", toy)
