@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from servetwin.core.llm import PromptContent
 from servetwin.core.random_streams import stream
 
-from ..spec.experiment import Workload
+from ..spec.experiment import Experiment, Workload
 from ..spec.llm import Lengths, SharedPrefix, TracePrefix
 from .draws import BLOCK
 
@@ -58,3 +58,25 @@ def check(load: Workload, trace: TraceFile | None) -> None:
     lengths."""
     if trace is not None and any(isinstance(lengths.prefix, TracePrefix) for lengths in load.lengths.values()):
         deque(trace.contents(), maxlen=0)
+
+
+def modules(load: Workload) -> list[str]:
+    """The modules at which *load*, or one of its classes, says what prompts begin with."""
+    every = [load.lengths, *(own.lengths for own in load.classes.values())]
+    return [*dict.fromkeys(m for these in every for m, lengths in these.items() if lengths.prefix is not None)]
+
+
+def not_cached(experiment: Experiment) -> str | None:
+    """That it is said for nothing what prompts begin with, where none of a module's engines has a prefix cache; None
+    where it is not."""
+    caching = {
+        module
+        for worker in experiment.deployment.workers
+        if worker.engine is not None and worker.engine.enable_prefix_caching
+        for module in worker.modules
+    }
+    missing = [module for module in modules(experiment.workload) if module not in caching]
+    if not missing:
+        return None
+    of = f" of {' or '.join(missing)}" if len(experiment.pipeline.llms) > 1 else ""
+    return f"no engine{of} caches prefixes (engine: {{enable_prefix_caching: true}})"

@@ -69,15 +69,15 @@ def count_of(experiment: Experiment, trace: trace_reader.TraceFile | None) -> in
 
 def about(
     experiment: Experiment, trace: trace_reader.TraceFile | None, contexts: Mapping[str, int]
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Any]:
     """What is to be said of the requests beside their number: which part of a trace they are ("trace"), and how many
     prompts and outputs are cut ("cut", by module, where that is allowed), and what a seed other than 0 does not
-    change of them ("published"), and how wrong predictions are ("predictions"). Nothing for requests that are drawn
-    whole.
+    change of them ("published"), how wrong predictions are ("predictions"), and that nobody heeds what prompts begin
+    with ("prefix", a line). Nothing for requests that are drawn whole.
 
     *contexts* gives the tokens that LLM modules take per request. Raises `BadInput` at what cannot be cut to fit.
     """
-    said: dict[str, dict[str, Any]] = {}
+    said: dict[str, Any] = {}
     lengths = experiment.workload.lengths
     if trace is not None:
         said["trace"] = dict(trace.about())
@@ -100,6 +100,8 @@ def about(
     }
     if predicted := _predicted(experiment):
         said["predictions"] = predicted
+    if (told := prefixes.not_cached(experiment)) is not None:
+        said["prefix"] = told
     if cut:
         said["cut"] = {module: found.as_dict() for module, found in cut.items()}
     return said

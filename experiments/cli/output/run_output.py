@@ -131,6 +131,8 @@ def input_lines(summary: dict[str, Any]) -> list[str]:
         lines.append(f"seed {published['seed']}: {published['kept']}")
     for module, told in summary.get("predictions", {}).items():
         lines.append(f"outputs of {module} are predicted; {told}")
+    if told := summary.get("prefix"):
+        lines.append(f"prefix: {told}")
     for module, cut in summary.get("cut", {}).items():
         lines.append(
             f"cut at {module}: {cut['prompts']} prompts by {cut['prompt_tokens']} tokens, "

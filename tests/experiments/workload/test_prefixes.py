@@ -10,7 +10,7 @@ from servetwin.experiments.assembly.build import build
 from servetwin.experiments.spec.loading import load
 from servetwin.experiments.workload.traces import sample
 
-import servetwin
+from servetwin import run as servetwin_run
 
 OPT = "opt-13b-a6000"
 CACHING = ("deployment.workers.0.engine.enable_prefix_caching", True)
@@ -40,7 +40,7 @@ def test_groups_change_neither_arrivals_nor_lengths():
 
 
 def test_a_run_tells_what_was_found(tmp_path):
-    found = servetwin.run(OPT, settings=dict([*DRAWN, GROUPS, CACHING]), folder=tmp_path / "run")
+    found = servetwin_run(OPT, settings=dict([*DRAWN, GROUPS, CACHING]), folder=tmp_path / "run")
     summary = found.summary
     assert 0.3 < summary["prefix_cache_hit_rate"] < 0.6
     records = [json.loads(line) for line in (tmp_path / "run" / "requests.jsonl").read_text().splitlines()]
@@ -49,15 +49,32 @@ def test_a_run_tells_what_was_found(tmp_path):
     assert sum(stay["prompt"] for stay in stays) == summary["prefix_cache_queries"]
     # The first 12 blocks of 16 are all of one group, but for the first request of each.
     assert {stay["cached"] for stay in stays if stay["prompt"] > 200} <= {0, 192}
-    without = servetwin.run(OPT, settings=dict([*DRAWN, GROUPS])).summary
+    without = servetwin_run(OPT, settings=dict([*DRAWN, GROUPS])).summary
     assert "prefix_cache_hits" not in without
     assert summary["mean_ttft_ms"] < without["mean_ttft_ms"]
 
 
+def test_a_prefix_that_no_engine_caches_is_told(servetwin, tmp_path):
+    line = "no engine caches prefixes (engine: {enable_prefix_caching: true})"
+    changes = [*DRAWN, ("workload.requests", 20)]
+    lengths = {key.rpartition(".")[2]: value for key, value in [*DRAWN, GROUPS] if "lengths" in key}
+    of_a_class = ("workload.classes", {"chat": {"share": 1, "lengths": {"llm": lengths}}})
+    for more in ([GROUPS], [of_a_class]):
+        assert servetwin_run(OPT, settings=dict([*changes, *more])).summary["prefix"] == line
+        for own in (changes, [*changes, *more, CACHING]):
+            assert "prefix" not in servetwin_run(OPT, settings=dict(own)).summary
+    options = [f"--set={key}={json.dumps(value)}" for key, value in dict([*changes, GROUPS]).items()]
+    code, out, err = servetwin("run", OPT, *options, "--out", tmp_path / "run")
+    assert (code, err) == (0, "")
+    assert f"\nprefix: {line}\n" in out
+    assert json.loads((tmp_path / "run" / "meta.json").read_text())["input"]["prefix"] == line
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["prefix"] == line
+
+
 def test_without_a_prefix_the_cache_changes_nothing():
     changes = [*DRAWN, ("workload.requests", 100), ("workload.arrivals.rate", 1.0)]
-    plain = servetwin.run(OPT, settings=dict(changes)).summary
-    cached = servetwin.run(OPT, settings=dict([*changes, CACHING])).summary
+    plain = servetwin_run(OPT, settings=dict(changes)).summary
+    cached = servetwin_run(OPT, settings=dict([*changes, CACHING])).summary
     assert cached["prefix_cache_hits"] == cached["preemptions"] == 0
     assert {key: value for key, value in cached.items() if key in plain and key != "llm"} == {
         key: value for key, value in plain.items() if key != "llm"
@@ -95,7 +112,7 @@ def line(at, prompt, *hashes):
 
 def test_hashes_of_a_trace_say_what_is_shared(tmp_path):
     lines = [line(0, 1500, 1, 2, 3), line(9000, 1300, 1, 2, 4), line(20000, 1200, 1, 5, 4)]
-    servetwin.run(OPT, settings=dict(traced(tmp_path, *lines)), folder=tmp_path / "run")
+    servetwin_run(OPT, settings=dict(traced(tmp_path, *lines)), folder=tmp_path / "run")
     records = [json.loads(line) for line in (tmp_path / "run" / "requests.jsonl").read_text().splitlines()]
     # Of hashes that are the same after others that are not, nothing is found.
     assert [record["stages"][0]["cached"] for record in records] == [0, 1024, 512]
@@ -122,7 +139,7 @@ def test_hashes_that_contradict_lengths_are_refused(tmp_path, wrong, said):
 def test_the_sample_of_mooncake_has_hashes_that_fit(tmp_path):
     changes = traced(tmp_path)
     changes[3] = ("workload.arrivals", {"process": "trace", "file": str(sample("mooncake.jsonl"))})
-    assert servetwin.run(OPT, settings=dict(changes)).summary["prefix_cache_hit_rate"] > 0.5
+    assert servetwin_run(OPT, settings=dict(changes)).summary["prefix_cache_hit_rate"] > 0.5
 
 
 @pytest.mark.parametrize(
