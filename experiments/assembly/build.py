@@ -40,7 +40,6 @@ from ..registry.policy_errors import policies_answer
 from ..spec import yaml_io
 from ..spec.experiment import Experiment, FixedSLO, RelativeSLO
 from ..spec.loading import load_profiles, not_measured
-from ..workload import prefixes
 from ..workload.requests import about, check_resolution, other_images, read_trace, requests
 from .llm_workers import ENDLESS, check_engine, contexts, deadlines_of, host_ahead, prepare, settings_of
 from .pipeline import call_times, estimates, make_pipeline, make_pool, seconds_alone, wiring
@@ -117,8 +116,8 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     check_resolution(experiment, trace, profiles)
     limits = contexts(experiment, profiles) if experiment.pipeline.llms else {}
     load = experiment.workload
-    told = load.says_more or any(lengths.truncate for lengths in load.lengths.values()) or prefixes.modules(load)
-    if trace is not None or experiment.seed or told:  # else all are drawn whole, by one seed
+    told = any(lengths.truncate or lengths.prefix is not None for lengths in load.lengths.values())
+    if trace is not None or told or experiment.seed or load.says_more:  # else all are drawn whole, by one seed
         recorder.summary.input = about(experiment, trace, limits)
     if other := other_images(trace, profiles):
         recorder.summary.input["trace"]["other_images"] = other

@@ -60,12 +60,6 @@ def check(load: Workload, trace: TraceFile | None) -> None:
         deque(trace.contents(), maxlen=0)
 
 
-def modules(load: Workload) -> list[str]:
-    """The modules at which *load*, or one of its classes, says what prompts begin with."""
-    every = [load.lengths, *(own.lengths for own in load.classes.values())]
-    return [*dict.fromkeys(m for these in every for m, lengths in these.items() if lengths.prefix is not None)]
-
-
 def not_cached(experiment: Experiment) -> str | None:
     """That it is said for nothing what prompts begin with, where none of a module's engines has a prefix cache; None
     where it is not."""
@@ -75,7 +69,10 @@ def not_cached(experiment: Experiment) -> str | None:
         if worker.engine is not None and worker.engine.enable_prefix_caching
         for module in worker.modules
     }
-    missing = [module for module in modules(experiment.workload) if module not in caching]
+    load = experiment.workload
+    every = [load.lengths, *(own.lengths for own in load.classes.values())]
+    told = dict.fromkeys(m for these in every for m, lengths in these.items() if lengths.prefix is not None)
+    missing = [module for module in told if module not in caching]
     if not missing:
         return None
     of = f" of {' or '.join(missing)}" if len(experiment.pipeline.llms) > 1 else ""
