@@ -14,7 +14,7 @@ from servetwin.experiments.spec.loading import load
 
 @pytest.mark.parametrize("policy", ["fcfs", "edf"])
 def test_a_real_run_is_explained(tmp_path: Path, policy: str) -> None:
-    changes = [("requests", 40), ("rate", 60.0), ("policy", policy)]
+    changes = [("requests", 40), ("rate", 240.0), ("policy", policy)]
     Backend(Setup(devices=("cpu",), foreign=True)).run(load("tiny-dit-cpu", changes), tmp_path / "run")
     records = [json.loads(line) for line in (tmp_path / "run" / "requests.jsonl").read_text().splitlines()]
     found = explain(tmp_path / "run", requests=[r["id"] for r in records])
