@@ -106,6 +106,6 @@ def test_what_a_real_run_is_explained_by_adds_up(backend, tmp_path, policy):
         if one.outcome not in ("met", "late"):
             continue
         assert one.slack.lost == (one.outcome == "late")
-        before = [0] + [p.tokens[0] if p.tokens else 0 for p in one.parts]
-        came = [p.end for p, (a, b) in zip(one.parts, itertools.pairwise(before), strict=True) if b > a]
+        before = [0] + [p.tokens[0] if p.tokens else 0 for p in one.spans]
+        came = [p.end for p, (a, b) in zip(one.spans, itertools.pairwise(before), strict=True) if b > a]
         assert came == pytest.approx(records[one.id]["stages"][0]["tokens"], abs=1e-9)
