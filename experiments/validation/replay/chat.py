@@ -37,7 +37,7 @@ from ..comparison.run_files import OPEN, Time, checked
 from . import as_command
 from .external import METRICS, Ends, Latencies, Means
 from .llm import MEASURED
-from .packed_runs import Name
+from .packed_runs import Name, routers
 
 #: Seeds of the noise over which a run is averaged.
 SEEDS = 10
@@ -287,13 +287,6 @@ def pack(folder: Path, profile: str, out: Path, took: str) -> list[str]:
     with out.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file:
         file.write(json.dumps(told, separators=(",", ":")).encode())
     return left
-
-
-def routers(content: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
-    """Where an experiment names a router by a file: what holds the name, and under which key."""
-    named = content["deployment"].get("router")
-    of, key = (named, "name") if isinstance(named, dict) else (content["deployment"], "router")
-    return [(of, key)] if str(of.get(key)).endswith(".py") else []
 
 
 def _devices(content: dict[str, Any], profile: str) -> dict[str, str]:

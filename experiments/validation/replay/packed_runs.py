@@ -128,9 +128,18 @@ def pack(folder: Path, out: Path) -> list[str]:
     return left
 
 
+def routers(experiment: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
+    """Where *experiment* names a router by a file: what holds the name, and under which key."""
+    named = experiment["deployment"].get("router")
+    return _by_file([(named, "name") if isinstance(named, dict) else (experiment["deployment"], "router")])
+
+
 def _files(experiment: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
-    """Where *experiment* names a policy or a router by a file: what holds the name, and under which key."""
-    places: list[tuple[dict[str, Any], str]] = [(experiment["policy"], "name"), (experiment["deployment"], "router")]
+    """The same of a policy or a router."""
+    return [*_by_file([(experiment["policy"], "name")]), *routers(experiment)]
+
+
+def _by_file(places: list[tuple[dict[str, Any], str]]) -> list[tuple[dict[str, Any], str]]:
     return [(of, key) for of, key in places if isinstance(of.get(key), str) and of[key].endswith(".py")]
 
 

@@ -225,3 +225,10 @@ def test_attainment_is_as_close_as_it_was(name):
 
 def test_what_was_reached_is_of_recordings_that_are_there():
     assert REACHED.keys() <= set(RECORDINGS)
+
+
+@pytest.mark.parametrize("router", ["own.py", {"name": "own.py", "params": {"choices": 2}}])
+def test_a_routers_file_is_found_with_and_without_parameters(router):
+    found = packed_runs.routers({"deployment": {"router": router}})
+    assert [of[key] for of, key in found] == ["own.py"]
+    assert packed_runs.routers({"deployment": {"router": "jsq"}}) == packed_runs.routers({"deployment": {}}) == []

@@ -9,6 +9,7 @@ import pytest
 from servetwin.experiments.registry.catalog import MEASURED
 from servetwin.experiments.spec.loading import load
 from servetwin.experiments.validation.replay import chat
+from servetwin.experiments.validation.replay.packed_runs import routers
 from servetwin.experiments.validation.score import score
 
 FOLDER = MEASURED / "h200-servers"
@@ -31,7 +32,7 @@ def test_two_servers_behind_a_router_are_within_what_the_report_says() -> None:
 
 def test_a_router_of_a_users_comes_along() -> None:
     _, runs = chat.read(ROUTED)
-    own = [run for run in runs if chat.routers(run.experiment)]
+    own = [run for run in runs if routers(run.experiment)]
     assert [run.name for run in own] == ["llama-3.1-8b-03-own", "llama-3.1-8b-07-own"]
     with own[0].spec("h200-servers/llama-3.1-8b") as experiment:
         file = Path(str(experiment.deployment.router))
