@@ -24,6 +24,7 @@ from .commands.real_runs import (
     Ahead,
     AnyDevice,
     ApiKeyEnv,
+    CompileWhat,
     Devices,
     Eager,
     Model,
@@ -115,6 +116,7 @@ def run(
     any_device: AnyDevice = False,
     slots: Slots = None,
     processes: Processes = False,
+    compile_what: CompileWhat = None,
     url: Url = None,
     api_key_env: ApiKeyEnv = None,
     asynchronous: Ahead = None,
@@ -132,8 +134,7 @@ def run(
         [*((ByOption(k), v) for k, v in short.items() if v is not None), *options.overrides_of(sets, short)],
     )
     began = time.perf_counter()
-    modules = {"--device": devices, "--weights": weights, "--sampler": sampler != "ddim", "--slots": slots}
-    modules |= {"--processes": processes}
+    modules = _of_modules(devices, weights, sampler, slots, processes, compile_what)
     ahead = {
         "--url": url,
         "--api-key-env": api_key_env,
@@ -144,7 +145,7 @@ def run(
     _check_options(backend, chosen, modules, ahead, others)
     setup = None
     if backend != "sim":
-        setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes)
+        setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes, compile_what)
     more = {"url": url, "api_key_env": api_key_env, "asynchronous": asynchronous}
     with terminal.watching(chosen.workload.requests) as watch:
         served = serve(chosen, out, backend=backend, setup=setup, **more, say=_say, watch=watch)  # type: ignore[arg-type]
@@ -179,6 +180,14 @@ def _check_options(
 
         if pipeline.serves(chosen):
             options.only_modules({**modules, "--eager": others["--eager"]})
+
+
+def _of_modules(
+    devices: object, weights: object, sampler: str, slots: object, processes: bool, compile_what: object
+) -> dict[str, Any]:
+    """What was given of the options that only models in this process have."""
+    found = {"--device": devices, "--weights": weights, "--sampler": sampler != "ddim", "--slots": slots}
+    return found | {"--processes": processes, "--compile": compile_what}
 
 
 def _setup(devices: list[str] | None, *rest: Any) -> Setup:
@@ -225,6 +234,7 @@ def sweep(
     any_device: AnyDevice = False,
     slots: Slots = None,
     processes: Processes = False,
+    compile_what: CompileWhat = None,
     as_they_are: AsTheyAre = False,
     as_json: AsJson = False,
 ) -> None:
@@ -234,21 +244,20 @@ def sweep(
     """
     if out is None and (backend != "sim" or not as_json):
         raise options.no_out("--json, to print the table" if backend == "sim" else "")
+    of_modules = _of_modules(devices, weights, sampler, slots, processes, compile_what)
     if backend != "sim":
         assert out is not None
         options.only_simulated({"--until": until, "--most": most, "--versus": versus, "--cluster": cluster})
-        setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes)
+        setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes, compile_what)
         if backend == "vllm":
-            modules = {"--device": devices, "--weights": weights, "--sampler": sampler != "ddim", "--slots": slots}
-            options.only_modules({**modules, "--processes": processes})
+            options.only_modules(of_modules)
         count = real_runs.serve_sweep(spec, out, backend, setup, seeds or 1, repeats, as_they_are)
         if as_json:
             print_json({"runs": count, "files": [str(out)]})
         else:
             say(f"{count} runs in {out}")
         return
-    real = {"--device": devices, "--model": model, "--weights": weights, "--eager": eager, "--slots": slots}
-    real |= {"--sampler": sampler != "ddim", "--any-device": any_device, "--processes": processes}
+    real = {**of_modules, "--model": model, "--eager": eager, "--any-device": any_device}
     options.only_real({**real, "--repeats": repeats > 1, "--as-they-are": as_they_are})
     if most is not None and until is None:
         raise BadInput("there is nothing that would take more seeds", where="--most", right="--until 0.5pp")
