@@ -366,9 +366,7 @@ def check_execution(profiles: Mapping[str, Profile], server: Server) -> None:
         else:
             profiled, same = "without compiling", actual["compile"] == "none"
         if not same:
-            what = (
-                f"the profile {profile.name} was taken {profiled}, but {name} would run with {in_words(actual)}"
-            )
+            what = f"the profile {profile.name} was taken {profiled}, but {name} would run with {in_words(actual)}"
             right = "the same --compile and --eager; or --any-device"
             raise BadInput(what, where=f"deployment.devices.{name}", right=right)
 
