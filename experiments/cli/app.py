@@ -304,6 +304,10 @@ def search(
         int | None,
         typer.Option(min=1, help="Upper limit on requests per run; by default 32000, or 16 times --requests."),
     ] = None,
+    versus: Annotated[
+        str | None,
+        typer.Option(help="A policy: adds how much more each other one holds than it, seed by seed."),
+    ] = None,
     sets: Sets = None,
     out: Annotated[Path | None, typer.Option(help="Write the answers as a table: .csv or .parquet.")] = None,
     cluster: Cluster = None,
@@ -335,6 +339,7 @@ def search(
             cache=known,
             cluster=cluster,
             out=out,
+            versus=versus,
             progress=report,
             say=real_runs.say_aside,
         )
