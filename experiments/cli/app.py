@@ -212,6 +212,10 @@ def sweep(
         str | None,
         typer.Option(help="A policy: adds how much better or worse each other one is than it, seed by seed."),
     ] = None,
+    bound: Annotated[
+        bool,
+        typer.Option("--bound", help="Add the most that any schedule could meet, and what is met as a share of it."),
+    ] = False,
     cluster: Cluster = None,
     cache: Cached = True,
     jobs: Jobs = -1,
@@ -236,7 +240,8 @@ def sweep(
         raise options.no_out("--json, to print the table" if backend == "sim" else "")
     if backend != "sim":
         assert out is not None
-        options.only_simulated({"--until": until, "--most": most, "--versus": versus, "--cluster": cluster})
+        simulated = {"--until": until, "--most": most, "--versus": versus, "--bound": bound, "--cluster": cluster}
+        options.only_simulated(simulated)
         setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes)
         if backend == "vllm":
             modules = {"--device": devices, "--weights": weights, "--sampler": sampler != "ddim", "--slots": slots}
@@ -252,6 +257,7 @@ def sweep(
     options.only_real({**real, "--repeats": repeats > 1, "--as-they-are": as_they_are})
     if most is not None and until is None:
         raise BadInput("there is nothing that would take more seeds", where="--most", right="--until 0.5pp")
+    from ..bound import sweep_bounds
     from ..sweeps import sweep as engine
     from ..sweeps.cache import Cache
     from ..sweeps.repeat import told_apart
@@ -270,12 +276,14 @@ def sweep(
             until=width,
             most=100 if most is None else most,
             versus=versus,
+            beside=sweep_bounds if bound else None,
             say=real_runs.say_aside,
         )
     if as_json:
         print_json({"points": rows, "files": [str(out)] if out is not None else []})
         return
     told = told_apart(rows, versus) if versus is not None else score_output.best_of(rows)
+    told += sweep_bounds.told(rows) if bound else []
     say("\n".join([*told, f"{len(rows)} points in {out}"]))
 
 
