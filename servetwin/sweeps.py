@@ -125,10 +125,9 @@ def sweep(
     reference = policies.setting(versus, "versus") if versus is not None else None
     if isinstance(reference, dict):
         raise TypeError("versus: a policy goes by its name here (right would be: the policy without parameters)")
-    spec = engine.SweepFile(sweeps=[engine.Block(**block)])
     with policies.known(), Cache() if cache else nullcontext() as known:
         rows = engine.sweep(
-            spec,
+            engine.SweepFile(sweeps=[engine.Block(**block)]),
             None,
             of=content,
             jobs=jobs,
