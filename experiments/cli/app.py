@@ -185,9 +185,9 @@ def _check_options(
 def _of_modules(
     devices: object, weights: object, sampler: str, slots: object, processes: bool, compile_what: object
 ) -> dict[str, Any]:
-    """What was given of the options that only models in this process have."""
-    found = {"--device": devices, "--weights": weights, "--sampler": sampler != "ddim", "--slots": slots}
-    return found | {"--processes": processes, "--compile": compile_what}
+    """The options that real modules have and vLLM has not."""
+    given = {"--device": devices, "--weights": weights, "--sampler": sampler != "ddim", "--slots": slots}
+    return {**given, "--processes": processes, "--compile": compile_what}
 
 
 def _setup(devices: list[str] | None, *rest: Any) -> Setup:
@@ -221,6 +221,10 @@ def sweep(
         str | None,
         typer.Option(help="A policy: adds how much better or worse each other one is than it, seed by seed."),
     ] = None,
+    bound: Annotated[
+        bool,
+        typer.Option("--bound", help="Add the most that any schedule could meet, and what is met as a share of it."),
+    ] = False,
     cluster: Cluster = None,
     cache: Cached = True,
     jobs: Jobs = -1,
@@ -244,47 +248,56 @@ def sweep(
     """
     if out is None and (backend != "sim" or not as_json):
         raise options.no_out("--json, to print the table" if backend == "sim" else "")
-    of_modules = _of_modules(devices, weights, sampler, slots, processes, compile_what)
+    modules = _of_modules(devices, weights, sampler, slots, processes, compile_what)
     if backend != "sim":
         assert out is not None
-        options.only_simulated({"--until": until, "--most": most, "--versus": versus, "--cluster": cluster})
+        more = {"--until": until, "--most": most, "--bound": bound}
+        options.only_simulated({**more, "--versus": versus, "--cluster": cluster})
         setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes, compile_what)
         if backend == "vllm":
-            options.only_modules(of_modules)
+            options.only_modules(modules)
         count = real_runs.serve_sweep(spec, out, backend, setup, seeds or 1, repeats, as_they_are)
-        if as_json:
-            print_json({"runs": count, "files": [str(out)]})
-        else:
-            say(f"{count} runs in {out}")
+        real_runs.tell(count, out, as_json)
         return
-    real = {**of_modules, "--model": model, "--eager": eager, "--any-device": any_device}
-    options.only_real({**real, "--repeats": repeats > 1, "--as-they-are": as_they_are})
-    if most is not None and until is None:
-        raise BadInput("there is nothing that would take more seeds", where="--most", right="--until 0.5pp")
+    real = {**modules, "--model": model, "--eager": eager, "--any-device": any_device, "--as-they-are": as_they_are}
+    options.only_real({**real, "--repeats": repeats > 1})
+    _check_most(most, until)
+    from ..bound import sweep_bounds
     from ..sweeps import sweep as engine
     from ..sweeps.cache import Cache
-    from ..sweeps.repeat import told_apart
     from ..sweeps.statistics import parse_until
 
-    width = parse_until(until) if until is not None else None
     with _progress("sweep") as report, Cache() if cache else nullcontext() as known:
         rows = engine.sweep(
-            spec,
-            out,
+            *(spec, out),
             jobs=jobs,
             progress=report,
             cache=known,
             cluster=cluster,
             seeds=seeds,
-            until=width,
+            until=parse_until(until) if until is not None else None,
             most=100 if most is None else most,
             versus=versus,
+            beside=sweep_bounds if bound else None,
             say=real_runs.say_aside,
         )
     if as_json:
         print_json({"points": rows, "files": [str(out)] if out is not None else []})
-        return
+    else:
+        _tell_sweep(rows, out, versus, bound=bound)
+
+
+def _check_most(most: int | None, until: str | None) -> None:
+    if most is not None and until is None:
+        raise BadInput("there is nothing that would take more seeds", where="--most", right="--until 0.5pp")
+
+
+def _tell_sweep(rows: list[dict[str, Any]], out: Path | None, versus: str | None, *, bound: bool) -> None:
+    from ..bound import sweep_bounds
+    from ..sweeps.repeat import told_apart
+
     told = told_apart(rows, versus) if versus is not None else score_output.best_of(rows)
+    told += sweep_bounds.told(rows) if bound else []
     say("\n".join([*told, f"{len(rows)} points in {out}"]))
 
 
@@ -312,6 +325,10 @@ def search(
     longest: Annotated[
         int | None,
         typer.Option(min=1, help="Upper limit on requests per run; by default 32000, or 16 times --requests."),
+    ] = None,
+    versus: Annotated[
+        str | None,
+        typer.Option(help="A policy: adds how much more each other one holds than it, seed by seed."),
     ] = None,
     sets: Sets = None,
     out: Annotated[Path | None, typer.Option(help="Write the answers as a table: .csv or .parquet.")] = None,
@@ -344,6 +361,7 @@ def search(
             cache=known,
             cluster=cluster,
             out=out,
+            versus=versus,
             progress=report,
             say=real_runs.say_aside,
         )
