@@ -91,13 +91,19 @@ async def _one(server: Server, model: str, planned: Planned, zero: float) -> Ser
 
 
 async def asked(
-    server: Server, model: str, planned: Planned, out: Served, zero: float, heard: Callable[[int], None] | None = None
+    server: Server,
+    model: str,
+    planned: Planned,
+    out: Served,
+    zero: float,
+    heard: Callable[[int], None] | None = None,
+    prompt: str | None = None,
 ) -> Served:
     """*out* with what became of *planned*, which is sent now; *heard* is told how many tokens have come, whenever
-    some do."""
+    some do. *prompt* is sent in place of token ids."""
     body = {
         "model": model,
-        "prompt": prompt_ids(planned),
+        "prompt": prompt_ids(planned) if prompt is None else prompt,
         "max_tokens": planned.output,
         "ignore_eos": True,
         "temperature": 0,
