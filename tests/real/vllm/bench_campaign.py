@@ -10,9 +10,9 @@ experiment under ``experiments/``, its simulation under ``predicted/``. One serv
 --scheduler-cls``), and ``vllm bench serve --save-detailed`` sends the same kind of requests, whose file comes to
 ``measured/``. The first server is first asked, idle, what it takes before its engine (`servetwin profile --url`:
 ``served.yaml``), and the runs are predicted with that, too (``predicted-served/``). At last ``servetwin score``
-repeats what was sent; its tables come to ``scores/``. Everything is what a user does, by the same commands. A part that
-fails ends no more than itself, and nothing is started for which there is no time. Scores need no GPU: what was measured
-can be scored anywhere.
+repeats what was sent; its tables come to ``scores/``. Everything is what a user does, by the same commands. A part
+that fails ends no more than itself, and nothing is started for which there is no time. Scores need no GPU: what was
+measured can be scored anywhere.
 """
 
 from __future__ import annotations
