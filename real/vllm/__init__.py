@@ -11,6 +11,7 @@
 `http_connection`   HTTP and TLS to that server, and what it may not send
 `engine_process`    an engine in a process of its own, and its worker
 `pipeline_server`   serves pipelines with such engines
+`prefixes`          vLLM's prefix cache as policies see it, and prompts that begin alike
 `profiling`         measures a language model's steps
 ==================  =========================================================================
 """
