@@ -304,7 +304,7 @@ class VllmEngine:
         if not self.options.enable_prefix_caching:
             self.prompt_ids: Callable[[Planned], list[int]] = prompt_ids
             return
-        from .prefixes.prompts import Prompts
+        from .prompts import Prompts
 
         self.prompt_ids = Prompts(self.engine.model_config.get_vocab_size()).ids
 

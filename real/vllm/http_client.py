@@ -16,7 +16,7 @@ from servetwin.core import BadInput
 
 from .http_connection import Answer, BadAnswer, Server
 from .plan import KEY, Planned, Run, Served, prompt_ids
-from .prefixes.prompts import Prompts
+from .prompts import Prompts
 
 #: Seconds between the start of the client and its first request.
 LEAD = 0.2

@@ -156,7 +156,9 @@ def free_line(pool: Any) -> Iterator[Any]:
 
 def held_by(pool: Any, key: Any) -> Sequence[Any]:
     """The blocks of *pool* whose content has the hash *key*, the one that would be shared first."""
-    found = pool.cached_block_hash_to_block._cache.get(key)
+    found = vars(pool.cached_block_hash_to_block)["_cache"].get(
+        key
+    )  # of equal blocks `get_one_block` tells the first
     return () if found is None else tuple(found.values()) if isinstance(found, dict) else (found,)
 
 

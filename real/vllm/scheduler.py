@@ -50,7 +50,7 @@ from servetwin.core.llm import (
 
 from .internals import Orders, SteeredAsync, exhausted
 from .plan import KEY, told
-from .prefixes.cache import SeesPrefixes
+from .prefix_cache import SeesPrefixes
 from .watchdog import LONGEST, Watchdog
 
 #: The longest that an engine with nothing to do sleeps before it looks at its queue again, in seconds.

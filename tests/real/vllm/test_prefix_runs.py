@@ -16,7 +16,7 @@ from servetwin.experiments.validation.replay import folder as replay_folder
 from servetwin.policies.llm.vllm_v1 import VLLMV1
 from servetwin.real.vllm.engine import EngineOptions, VllmEngine, bytes_per_token
 from servetwin.real.vllm.plan import Planned
-from servetwin.real.vllm.prefixes.prompts import Prompts
+from servetwin.real.vllm.prompts import Prompts
 from servetwin.real.vllm.scheduler import Estimates, PolicyScheduler, Settings, find
 from test_prefix_caching import SETTINGS, shared, turns
 from test_same_decisions import Times, seconds, simulated

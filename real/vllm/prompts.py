@@ -17,7 +17,7 @@ from __future__ import annotations
 import random
 from collections.abc import Hashable
 
-from ..plan import Planned
+from .plan import Planned
 
 #: The first token id in use: those before it are special in the tokenizers of the models that are served.
 FIRST = 4

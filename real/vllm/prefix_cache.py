@@ -17,7 +17,7 @@ from servetwin.core.llm import CachingTask, TokenPolicy, TokenTask, TokenView
 from servetwin.core.llm.prefix_cache import Block, Key, Looking, PrefixCache, Trial
 from vllm.v1.core.kv_cache_utils import make_block_hash_with_group_id
 
-from ..internals import Orders, Steered, exhausted, forget_prefixes, free_line, held_by, pending
+from .internals import Orders, Steered, exhausted, forget_prefixes, free_line, held_by, pending
 
 
 class _Seen:
