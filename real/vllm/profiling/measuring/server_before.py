@@ -19,7 +19,7 @@ from itertools import cycle, islice
 import numpy as np
 from servetwin.core import BadInput
 
-from ...http_client import FIRST, MOST_BODY, RIGHT, asked, model_of
+from ...http_client import FIRST, MOST_BODY, RIGHT, Wording, asked, model_of
 from ...http_connection import BadAnswer, Server
 from ...plan import Planned, Served
 
@@ -99,7 +99,8 @@ async def _first(server: Server, model: str, planned: Planned, words: str | None
     """Seconds from sending *planned* until its first token is here."""
     zero = time.monotonic()
     out = Served(planned.id, 0.0, planned.prompt, planned.output, 0.0, "failed")
-    out = await asked(server, model, planned, out, zero, prompt=words)
+    how = Wording() if words is None else Wording(lambda _: words)
+    out = await asked(server, model, planned, out, zero, how)
     if not out.times:
         what = f"a request of {planned.prompt} tokens got none: {out.reason or out.outcome}"
         raise BadInput(what, where=f"--url {server.url}", right="an idle server that answers")
