@@ -16,7 +16,7 @@ from .llm.schema import TokenData
 from .tables.cost import Cost, Lists
 from .tables.costs import DEVICE, GAP, GAP_OF, HOST, JOIN
 from .tables.costs import check as check_costs
-from .tables.field_types import Fault, Finite, Name, Source, Strict, Text
+from .tables.field_types import Fault, Finite, Name, Natural, Source, Strict, Text
 from .tables.latency_table import LatencyTable
 
 SCHEMA_VERSION = 1
@@ -113,6 +113,29 @@ class ModuleProfile(Strict):
     tables: Annotated[dict[Kind, Table], Field(min_length=1)]
 
 
+class ShapeTables(Strict):
+    """The modules of one shape: *size* is height and width in pixels, *guidance* the rows that an image takes inside
+    the network (left out: those of the profile's own shape)."""
+
+    size: tuple[Natural, Natural]
+    frames: Natural = 1
+    guidance: Natural | None = None
+    modules: Annotated[dict[Name, ModuleProfile], Field(min_length=1)]
+
+
+class Shapes(Strict):
+    """What was measured of requests of other shapes than the profile's own, which is ``image``.
+
+    The times of *fixed* modules are the same for all (text encoders). *between* says what is done of a size that was
+    not measured: it is "refused", or the times lie on the straight line between the next smaller and the next larger
+    measured size by "pixels" (times frames). Beyond the smallest and the largest it is refused in any case.
+    """
+
+    between: Literal["refused", "pixels"] = "refused"
+    fixed: tuple[Name, ...] = ()
+    measured: tuple[ShapeTables, ...] = ()
+
+
 class ProfileFile(Strict):
     """One model on one device."""
 
@@ -129,6 +152,7 @@ class ProfileFile(Strict):
     limits_of_data: Text | None = None  #: what is not known, or not to be trusted
     basis: Basis | None = None  #: where the steps were not measured by this project's profiler, or by a log
     modules: dict[Name, ModuleProfile] = Field(default_factory=dict)
+    shapes: Shapes | None = None  #: what was measured of other sizes than *image*, which then must be given
     tokens: TokenData | None = None  #: prefill and decode of a language model
     costs: dict[Name, Cost] = Field(default_factory=dict)
     verdict: tuple[Text, ...] | None = None  #: what was not clean when it was taken (`servetwin.profiles.verdict`)
@@ -143,7 +167,35 @@ class ProfileFile(Strict):
                 if module not in known:
                     raise ValueError(f"cost {name} names unknown module {module!r}")
         self.check_costs(self.costs)
+        self._check_shapes()
         return self
+
+    def _check_shapes(self) -> None:
+        """Raise `Fault` for the first shape that says not all that it must, or stands twice."""
+        if self.shapes is None:
+            return
+        if self.image is None:
+            raise Fault("other shapes are given, and not the one of the profile", ("image",), "[height, width]")
+        for name in self.shapes.fixed:
+            if name not in self.modules:
+                raise Fault(f"unknown module {name!r}", ("shapes", "fixed"), ", ".join(self.modules))
+        asked = [name for name in self.modules if name not in self.shapes.fixed]
+        rows = max(module.rows_per_request for module in self.modules.values())
+        seen = {(*self.image, 1, rows)}
+        for i, shape in enumerate(self.shapes.measured):
+            path = ("shapes", "measured", str(i))
+            key = (*shape.size, shape.frames, shape.guidance or rows)
+            if key in seen:
+                raise Fault("this shape stands twice", (*path, "size"), "each shape once, none of them the profile's")
+            seen.add(key)
+            if sorted(shape.modules) != sorted(asked):
+                what = f"it has modules {', '.join(sorted(shape.modules))}"
+                raise Fault(what, (*path, "modules"), f"{', '.join(asked)}; others under fixed")
+            for name, module in shape.modules.items():
+                if "scheduler" not in module.tables:
+                    raise Fault("no table 'scheduler'", (*path, "modules", name, "tables"), "scheduler: {...}")
+                if module.loop != self.modules[name].loop:
+                    raise Fault("loop is not as in the profile", (*path, "modules", name, "loop"))
 
     def check_costs(self, names: Mapping[str, Cost]) -> None:
         """Raise `Fault` for the first of the costs *names* that the registry does not know in such a profile."""

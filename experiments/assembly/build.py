@@ -44,6 +44,7 @@ from ..workload.requests import about, check_resolution, other_images, read_trac
 from .llm_workers import ENDLESS, check_engine, contexts, deadlines_of, host_ahead, prepare, settings_of
 from .pipeline import call_times, estimates, make_pipeline, make_pool, seconds_alone, wiring
 from .replicas import expanded
+from .shapes import alone_by_shape, estimates_by_shape, shaped_worker
 
 if TYPE_CHECKING:
     from servetwin.profiles import Profile
@@ -232,7 +233,9 @@ def make_slo(experiment: Experiment, profiles: dict[str, Profile]) -> SLO:
         else:
             solo = seconds_alone(experiment, profiles, spec.base)
             likely = make_pipeline(experiment.pipeline, experiment.name).likely
-            found[name] = FactorSLO(spec.factor, {m: solo[m] for m in likely if m in solo}, spec.constant)
+            alone = alone_by_shape(experiment, profiles, spec.base) if experiment.workload.shaped else {}
+            by_shape = {shape: {m: own[m] for m in likely if m in own} for shape, own in alone.items()}
+            found[name] = FactorSLO(spec.factor, {m: solo[m] for m in likely if m in solo}, spec.constant, by_shape)
     usual = found.pop("")
     return ClassSLO(usual, found) if found else usual
 
@@ -243,6 +246,7 @@ def make_workers(experiment: Experiment, stages: list[Stage], profiles: dict[str
     llms = experiment.pipeline.llms
     others = any(spec.modules[0] not in llms for spec in experiment.deployment.workers)
     told = estimates(experiment, profiles) if others else {}
+    by_shape = estimates_by_shape(experiment, profiles) if experiment.workload.shaped else {}
     workers: list[Worker] = []
     for i, (spec, chosen) in enumerate(zip(experiment.deployment.workers, experiment.policies, strict=True)):
         stage = by_modules[tuple(spec.modules)]
@@ -270,6 +274,9 @@ def make_workers(experiment: Experiment, stages: list[Stage], profiles: dict[str
             raise BadInput(what, where="policy", right="neustream, clockwork, edf or fcfs")
         if spec.device is None or spec.limit is None:
             workers.append(make_pool(spec, i, stage, policy, told[i], slo.factor))
+            continue
+        if by_shape:
+            workers.append(shaped_worker(experiment, i, stage, profiles, by_shape, slo.factor))
             continue
         view = WorkerView(stage, told[i], limit=spec.limit, name=spec.name or "", slo_factor=slo.factor)
         workers.append(BatchWorker(stage, policy, view, device=spec.device, intake=spec.intake))
