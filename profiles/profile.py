@@ -18,7 +18,7 @@ from .csv_profile import read_csv
 from .llm.schema import TokenData, TokenKind
 from .llm.step_table import TokenTable
 from .schema import FALLBACK, TOKEN_MODULES, CostsFile, Kind, ModuleProfile, ProfileFile
-from .shapes import of_shape
+from .shapes import Memory, memory_of, of_shape
 from .tables.cost import Cost
 from .tables.costs import STEP_BETWEEN
 from .tables.field_types import Fault
@@ -101,6 +101,10 @@ class Profile:
             data = of_shape(self.data, shape)
             found = self._shapes[shape] = self if data is self.data else Profile(data)
         return found
+
+    def memory_of(self, shape: Shape) -> Memory | None:
+        """What requests of that *shape* take of the device's memory; None if nothing is said of memory."""
+        return memory_of(self.data, shape)
 
     def has(self, module: str, kind: Kind) -> bool:
         """Whether *module* has a table of this very kind, without falling back."""

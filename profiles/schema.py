@@ -16,8 +16,8 @@ from .llm.schema import TokenData
 from .tables.cost import Cost, Lists
 from .tables.costs import DEVICE, GAP, GAP_OF, HOST, JOIN
 from .tables.costs import check as check_costs
-from .tables.field_types import Fault, Finite, Name, Natural, Source, Strict, Text
-from .tables.latency_table import LatencyTable
+from .tables.field_types import Fault, Finite, Name, Natural, NotNegative, Source, Strict, Text
+from .tables.latency_table import BatchTable, LatencyTable
 
 SCHEMA_VERSION = 1
 
@@ -113,6 +113,28 @@ class ModuleProfile(Strict):
     tables: Annotated[dict[Kind, Table], Field(min_length=1)]
 
 
+class Peak(Strict):
+    """The most memory that a batch takes while it is computed, in GiB by batch size, on top of weights and slots."""
+
+    batch: tuple[Natural, ...]
+    gib: tuple[NotNegative, ...]
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        fault = BatchTable.fault(self.batch, self.gib)
+        if fault:
+            raise ValueError(fault)
+        return self
+
+
+class ShapeMemory(Strict):
+    """What requests of one shape take of the device's memory: *slot_gib* each from when it is taken in until it
+    leaves (latents, conditioning), and the *peak* of a batch."""
+
+    slot_gib: NotNegative
+    peak: Peak
+
+
 class ShapeTables(Strict):
     """The modules of one shape: *size* is height and width in pixels, *guidance* the rows that an image takes inside
     the network (left out: those of the profile's own shape)."""
@@ -121,6 +143,7 @@ class ShapeTables(Strict):
     frames: Natural = 1
     guidance: Natural | None = None
     modules: Annotated[dict[Name, ModuleProfile], Field(min_length=1)]
+    memory: ShapeMemory | None = None
 
 
 class Shapes(Strict):
@@ -132,6 +155,8 @@ class Shapes(Strict):
     """
 
     between: Literal["refused", "pixels"] = "refused"
+    weights_gib: NotNegative | None = None  #: of all modules; then each shape says what it takes besides
+    memory: ShapeMemory | None = None  #: of the profile's own shape
     fixed: tuple[Name, ...] = ()
     measured: tuple[ShapeTables, ...] = ()
 
@@ -179,6 +204,7 @@ class ProfileFile(Strict):
         for name in self.shapes.fixed:
             if name not in self.modules:
                 raise Fault(f"unknown module {name!r}", ("shapes", "fixed"), ", ".join(self.modules))
+        self._check_memory(self.shapes)
         asked = [name for name in self.modules if name not in self.shapes.fixed]
         rows = max(module.rows_per_request for module in self.modules.values())
         seen = {(*self.image, 1, rows)}
@@ -232,6 +258,22 @@ class ProfileFile(Strict):
                 if less >= seconds:
                     what = f"{less:.3g} s less than {GAP(module)}, of an iteration's {seconds:.3g} s"
                     raise Fault(what, ("costs", name), f"less than {seconds:.3g} s below it")
+
+    def _check_memory(self, shapes: Shapes) -> None:
+        """Raise `Fault` unless the memory of all shapes is known, or that of none."""
+        said: dict[tuple[str, ...], ShapeMemory | None] = {("memory",): shapes.memory}
+        said |= {("measured", str(i), "memory"): shape.memory for i, shape in enumerate(shapes.measured)}
+        if shapes.weights_gib is None:
+            path = next((path for path, memory in said.items() if memory is not None), None)
+            if path is not None:
+                what = "the memory of a shape is given, and not that of the weights"
+                raise Fault(what, ("shapes", "weights_gib"), "weights_gib: ..., in GiB")
+            return
+        if self.device.memory_gib is None:
+            raise Fault("nobody knows how much memory the device has", ("device", "memory_gib"), "a number of GiB")
+        for path, memory in said.items():
+            if memory is None:
+                raise Fault("its memory is not given", ("shapes", *path), "slot_gib and peak: {batch, gib}")
 
 
 class CostsFile(Strict):

@@ -11,6 +11,9 @@ none applies it is refused:
   line between the next smaller and the next larger, by pixels times frames; sizes of equally many pixels take the
   same. As attention grows faster than the pixels do, the line lies above such a curve: it overestimates if anything.
 
+What a shape takes of the device's memory follows from what was measured in the same way; guidance counts in all of
+it.
+
 Costs that a profile has beside its tables (joins, leaves, transport, spread) are those of its own shape. What it
 knows of an iteration's host and device time apart is of its own shape only: others take their tables.
 """
@@ -22,9 +25,9 @@ from typing import NamedTuple
 
 from servetwin.core import BadInput, Shape
 
-from .schema import Kind, ModuleProfile, ProfileFile, Table
+from .schema import Kind, ModuleProfile, ProfileFile, ShapeMemory, Table
 from .tables.costs import AHEAD, DEVICE, HOST, TIME
-from .tables.latency_table import LatencyTable, interpolate
+from .tables.latency_table import BatchTable, LatencyTable, interpolate
 
 
 class _Measured(NamedTuple):
@@ -35,6 +38,7 @@ class _Measured(NamedTuple):
     frames: int
     guidance: int
     modules: Mapping[str, ModuleProfile]
+    memory: ShapeMemory | None
 
     @property
     def pixels(self) -> int:
@@ -81,11 +85,11 @@ def _of_size(module: str, loop: bool) -> Sequence[str]:
 def _measured(data: ProfileFile) -> list[_Measured]:
     assert data.image is not None
     rows, shapes = rows_of(data), data.shapes
-    found = [_Measured(*data.image, 1, rows, data.modules)]
+    found = [_Measured(*data.image, 1, rows, data.modules, shapes.memory if shapes is not None else None)]
     for said in shapes.measured if shapes is not None else ():
         assert shapes is not None
         modules = {m: data.modules[m] if m in shapes.fixed else said.modules[m] for m in data.modules}
-        found.append(_Measured(*said.size, said.frames, said.guidance or rows, modules))
+        found.append(_Measured(*said.size, said.frames, said.guidance or rows, modules, said.memory))
     return found
 
 
@@ -152,3 +156,35 @@ def _between(
 
 def _table(like: Table, sizes: Sequence[int], seconds: Sequence[float]) -> Table:
     return Table(batch=tuple(sizes), seconds=tuple(seconds), statistic=like.statistic, source=like.source)
+
+
+class Memory(NamedTuple):
+    """What requests of a shape take, in GiB: each from when it is taken in, and a batch by its size while it runs."""
+
+    slot: float
+    peak: BatchTable
+
+
+def memory_of(data: ProfileFile, shape: Shape) -> Memory | None:
+    """What *data* says of the memory of requests of that *shape*; None if it says nothing of memory."""
+    if data.shapes is None or data.shapes.weights_gib is None:
+        return None
+    guidance = shape.guidance or rows_of(data)
+    near = _neighbours(data, shape, [m for m in _measured(data) if guidance % m.guidance == 0])
+    slots, peaks = [], []
+    for of in near:
+        assert of.memory is not None
+        rows = shape.images * (guidance // of.guidance)
+        slots.append(of.memory.slot_gib * rows)
+        table = BatchTable(of.memory.peak.batch, of.memory.peak.gib, name=f"{data.name}: peak of {shape}")
+        sizes = [n for n in range(1, table.largest // rows + 1) if n * rows >= table.smallest]
+        if not sizes:
+            what = f"a request of {shape} is a batch of {rows}, and the memory of {table.largest} was measured"
+            raise BadInput(what, where=data.name, right="fewer images, or larger batches in the profile")
+        peaks.append(BatchTable(sizes, [table(n * rows) for n in sizes], name=table.name))
+    if len(near) == 1:
+        return Memory(slots[0], peaks[0])
+    pixels = [m.pixels for m in near]
+    both = range(max(t.smallest for t in peaks), min(t.largest for t in peaks) + 1)
+    peak = [interpolate(shape.pixels, pixels, [t(n) for t in peaks]) for n in both]
+    return Memory(interpolate(shape.pixels, pixels, slots), BatchTable(both, peak, name=peaks[0].name))

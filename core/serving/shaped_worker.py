@@ -8,6 +8,7 @@ decided it; so no executor, simulated or real, is given one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from ..isolation.answers import check_decision, fault
 from ..pipeline import Stage
@@ -52,8 +53,21 @@ class ShapedView(WorkerView):
         return super().solo(task, done) if shape is None else self.views[shape].solo(task, done)
 
 
+@dataclass(frozen=True)
+class SlotMemory:
+    """GiB of the device's memory that are there for the requests of a worker, and what each takes of it by shape."""
+
+    gib: float
+    slots: Mapping[Shape | None, float]
+
+
 class ShapedWorker(BatchWorker):
-    """A `BatchWorker` whose batches hold requests of one shape."""
+    """A `BatchWorker` whose batches hold requests of one shape.
+
+    With *memory* it takes in no more requests than fit: the others wait before its policy sees them, first come,
+    first served. What a batch takes while it runs is not in it; the limits of the view are such that there is room
+    for that.
+    """
 
     view: ShapedView
 
@@ -65,8 +79,45 @@ class ShapedWorker(BatchWorker):
         *,
         device: str = "gpu0",
         intake: Intake = "before",
+        memory: SlotMemory | None = None,
     ) -> None:
         super().__init__(stage, policy, view, device=device, intake=intake)
+        self.memory = memory
+        self.door: list[Task] = []  # while it decides: those that do not fit yet; else they are in the inbox
+
+    def _free(self, memory: SlotMemory) -> float:
+        """GiB that are not taken."""
+        held = (*self.view.waiting, *self.view.running)
+        return memory.gib - sum([memory.slots[task.request.shape] for task in held])
+
+    def _decide(self, settled: bool = False) -> None:
+        super()._decide(settled)
+        memory = self.memory
+        if memory is None:
+            return
+        while self.door:
+            # Whom the policy has just dropped made room, and nothing else may ever happen here.
+            again = self.view.in_flight is None and memory.slots[self.door[0].request.shape] <= self._free(memory)
+            self.inbox, self.door = [*self.door, *self.inbox], []
+            if not again:
+                return
+            super()._decide(settled)
+
+    def _take_in(self) -> None:
+        memory = self.memory
+        if memory is None:
+            super()._take_in()
+            return
+        waiting, self.inbox = [*self.door, *self.inbox], []
+        free, count = self._free(memory), 0
+        for task in waiting:
+            if task.request.outcome is None:
+                free -= memory.slots[task.request.shape]
+                if free < 0.0:
+                    break
+            count += 1
+        self.inbox, self.door = waiting[:count], waiting[count:]
+        super()._take_in()
 
     def _commit(self, decision: Decision, settled: bool) -> None:
         self._check_shapes(decision)

@@ -4,11 +4,11 @@ together."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from servetwin.core import BadInput, Policy, Shape, Stage
+from servetwin.core import BadInput, Policy, Shape, Stage, Worker
 from servetwin.core.serving.shape_turns import ShapeTurns
-from servetwin.core.serving.shaped_worker import Estimate, ShapedView, ShapedWorker
+from servetwin.core.serving.shaped_worker import Estimate, ShapedView, ShapedWorker, SlotMemory
 
 from ..registry import policy_registry
 from ..spec.experiment import Experiment, PolicySpec, WorkerSpec
@@ -79,6 +79,56 @@ def limits(experiment: Experiment, spec: WorkerSpec, profiles: Profiles, shapes:
     return found
 
 
+def allotted(
+    spec: WorkerSpec, sharing: int, profiles: Profiles, most: Mapping[Shape, int]
+) -> tuple[dict[Shape, int], SlotMemory | None]:
+    """The largest batches of each shape, *most* at most, for which the device's memory has room, and what is left for
+    slots; no memory if the profile says nothing of it. Each of the *sharing* workers of a device has an equal part of
+    what the weights leave, and what its largest batch takes is set aside.
+
+    Raises `BadInput` if a single request of some shape does not fit.
+    """
+    profile = profiles[spec.device or ""]
+    known = {shape: memory for shape in most if (memory := profile.memory_of(shape)) is not None}
+    data = profile.data
+    if not known or data.shapes is None or data.shapes.weights_gib is None or data.device.memory_gib is None:
+        return dict(most), None
+    room = (data.device.memory_gib - data.shapes.weights_gib) / sharing
+    found = {shape: min(n, known[shape].peak.largest) for shape, n in most.items()}
+
+    def spared() -> float:
+        return room - max(known[shape].peak(n) for shape, n in found.items())
+
+    for shape, memory in known.items():
+        while found[shape] and memory.peak(found[shape]) + found[shape] * memory.slot > room:
+            found[shape] -= 1
+        if not found[shape]:
+            need = memory.peak(1) + memory.slot
+            what = f"a request of {shape} takes {need:.3g} GiB, and {room:.3g} GiB are left of {spec.device}"
+            raise BadInput(what, where=f"{profile.name}: shapes", right="a smaller shape, or fewer workers there")
+    while tight := [shape for shape, n in found.items() if n * known[shape].slot > spared()]:
+        largest = max(found, key=lambda shape: known[shape].peak(found[shape]))
+        less = next((shape for shape in (*tight, largest) if found[shape] > 1), None)
+        if less is None:
+            what = f"beside a batch of {largest} there is no room on {spec.device} for a request of {tight[0]}"
+            raise BadInput(what, where=f"{profile.name}: shapes", right="smaller shapes, or fewer workers there")
+        found[less] -= 1
+    return found, SlotMemory(spared(), {shape: memory.slot for shape, memory in known.items()})
+
+
+def told(workers: Sequence[Worker]) -> dict[str, dict[str, Any]]:
+    """Of each worker, the largest batch of each shape, and the GiB that there are for requests, where memory is
+    known."""
+    return {
+        worker.name: {
+            "limits": {str(shape): most for shape, most in worker.view.limits.items()},
+            **({"gib": worker.memory.gib} if worker.memory is not None else {}),
+        }
+        for worker in workers
+        if isinstance(worker, ShapedWorker)
+    }
+
+
 def make_policy(chosen: PolicySpec, shapes: Sequence[Shape]) -> Policy:
     """The policy of a worker whose requests are of these *shapes*: of one that does not heed them, an object for
     each."""
@@ -101,6 +151,7 @@ def shaped_worker(
     spec, shapes = experiment.deployment.workers[place], list(told)
     policy = make_policy(experiment.policies[place], shapes)
     of_shape = {shape: by_worker[place] for shape, by_worker in told.items()}
-    most = limits(experiment, spec, profiles, shapes)
+    sharing = sum(w.device == spec.device for w in experiment.deployment.workers)
+    most, memory = allotted(spec, sharing, profiles, limits(experiment, spec, profiles, shapes))
     view = ShapedView(stage, of_shape, most, name=spec.name or "", slo_factor=slo_factor)
-    return ShapedWorker(stage, policy, view, device=spec.device or "", intake=spec.intake)
+    return ShapedWorker(stage, policy, view, device=spec.device or "", intake=spec.intake, memory=memory)

@@ -145,3 +145,37 @@ def test_what_is_wrong_is_told_in_a_line(message: str, change: Any, tmp_path: Pa
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(BadInput, match=message):
         load(tmp_path / "mine.yaml")
+
+
+def test_memory_follows_by_the_same_rules(sdxl: Profile) -> None:
+    own = sdxl.memory_of(Shape(1024, 1024))
+    assert own is not None
+    assert (own.slot, own.peak(1), own.peak(8)) == (0.02, 3.0, 21.0)
+    pair = sdxl.memory_of(Shape(1024, 1024, images=2))
+    assert pair is not None
+    assert (pair.slot, pair.peak(4), pair.peak.largest) == (0.04, 21.0, 4)
+    between = sdxl.memory_of(Shape(768, 768))
+    share = (768 * 768 - 512 * 512) / (1024 * 1024 - 512 * 512)
+    assert between is not None
+    assert between.peak(1) == pytest.approx(1.0 + share * 2.0)
+    content = said()
+    for shape in (content["shapes"], *content["shapes"]["measured"]):
+        del shape["memory"]
+    del content["shapes"]["weights_gib"]
+    assert Profile(check(content, ProfileFile, where="mine")).memory_of(Shape(512, 512)) is None
+
+
+@pytest.mark.parametrize(
+    ("message", "change"),
+    [
+        ("weights_gib: the memory of a shape is given", lambda c: c["shapes"].pop("weights_gib")),
+        ("measured.1.memory: its memory is not given", lambda c: c["shapes"]["measured"][1].pop("memory")),
+        ("device.memory_gib: nobody knows", lambda c: c["device"].pop("memory_gib")),
+        ("batch sizes must increase", lambda c: c["shapes"]["memory"]["peak"].update(batch=[8, 1])),
+    ],
+)
+def test_memory_is_known_of_all_shapes_or_of_none(message: str, change: Any) -> None:
+    content = said()
+    change(content)
+    with pytest.raises(BadInput, match=message):
+        check(content, ProfileFile, where="mine")

@@ -16,6 +16,7 @@ from servetwin.experiments.bound.most_met import most_met
 from servetwin.experiments.explaining.alone import Alone
 from servetwin.experiments.spec.experiment import Experiment
 from servetwin.experiments.spec.loading import load
+from servetwin.profiles.profile import DATA
 
 SHAPES = "sdxl-shapes-synthetic"
 POLICIES = [
@@ -75,6 +76,7 @@ def test_one_shape_that_is_the_profiles_changes_nothing() -> None:
 
     plain = {"extends": SHAPES, "workload": {"requests": 80, "shape": None}}
     same = outcome(shaped(shape={"draw": "constant", "size": "1024x1024"}))
+    assert list(same.pop("shapes")) == ["encode+unet+vae"]
     assert same == outcome(load(plain))
 
 
@@ -192,3 +194,57 @@ def test_who_knows_nothing_of_shapes_says_so() -> None:
 
 def test_what_a_shape_is_called() -> None:
     assert str(Shape(480, 832, frames=81, guidance=2, images=3)) == "480x832 x 81 frames, guidance 2, 3 images"
+
+
+def with_memory(tmp_path: Path, gib: float, policy: str = "fcfs", **more: Any) -> Experiment:
+    """On a device of so many GiB."""
+    text = (DATA / "synthetic/sdxl-shapes.yaml").read_text().replace("memory_gib: 40.0", f"memory_gib: {gib}")
+    text = text.replace("slot_gib: 0.08", "slot_gib: 0.5").replace("slot_gib: 0.01", "slot_gib: 0.5")
+    (tmp_path / "gpu.yaml").write_text(text.replace("slot_gib: 0.02", "slot_gib: 0.5"))
+    return load(
+        {
+            "extends": SHAPES,
+            "policy": {"name": policy},
+            "workload": {"requests": 60, **more},
+            "deployment": {"devices": {"gpu0": str(tmp_path / "gpu.yaml")}},
+        }
+    )
+
+
+def most_at_once(folder: Path) -> int:
+    """The most requests that a policy saw together."""
+    stays = [r["stages"][0] for r in records(folder, "requests")]
+    stays = [s for s in stays if s["admitted"] is not None]
+    moments = sorted((s["admitted"], s["finished"] if s["finished"] is not None else s["admitted"]) for s in stays)
+    return max(sum(a <= at < b for a, b in moments) for at, _ in moments)
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "edf", "slack-batch"])
+def test_no_more_requests_are_in_service_than_fit(policy: str, tmp_path: Path) -> None:
+    """Weights of 7 GiB and a peak of 12 leave 1.2 GiB of 20.2: slots of 0.5 for two requests."""
+    experiment = with_memory(tmp_path, 20.2, policy)
+    checker = InvariantChecker()
+    made = build(experiment, checker)
+    checker.watch(made.loop)
+    made.play()
+    checker.finish()
+    run(experiment, tmp_path / "run")
+    assert most_at_once(tmp_path / "run") == 2
+    assert max(len(batch["requests"]) for batch in records(tmp_path / "run", "batches")) == 2
+    told = json.loads((tmp_path / "run/summary.json").read_text())["shapes"]["encode+unet+vae"]
+    assert told["gib"] == pytest.approx(1.2)
+    assert told["limits"] == {"512x512": 2, "1024x1024": 2, "768x1344": 2, "2048x2048": 1}
+
+
+def test_a_shape_that_never_fits_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"a request of 2048x2048 takes 12.5 GiB, and 8 GiB are left of gpu0"):
+        build(with_memory(tmp_path, 15.0))
+    with pytest.raises(BadInput, match=r"beside a batch of 2048x2048 there is no room .* 512x512, 4 images"):
+        build(
+            with_memory(
+                tmp_path,
+                19.7,
+                shape={"draw": "choice", "values": ["2048x2048", {"size": "512x512", "images": 4}], "weights": None},
+            )
+        )
+    build(with_memory(tmp_path, 15.0, shape={"draw": "constant", "size": "1024x1024"}))
