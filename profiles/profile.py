@@ -205,16 +205,9 @@ class Profile:
 #: Keys that profiles had no place for once: where they say nothing, digests are those of that time.
 LATER = frozenset(
     {
-        "basis",
-        "shape",
+        *("basis", "shape", "memory_gib", "over_context", "beside", "per_square", "decoding", "blind", "compiled"),
+        "execution",
         "shapes",
-        "memory_gib",
-        "over_context",
-        "beside",
-        "per_square",
-        "decoding",
-        "blind",
-        "compiled",
     }
 )
 
