@@ -20,6 +20,7 @@ from servetwin.core.llm.request import TokenTask
 from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.core.random_streams import stream
 from servetwin.core.serving.pool import Pool
+from servetwin.core.serving.shaped_worker import ShapedWorker
 from servetwin.profiles import BatchTable, Profile, TokenKind, costs
 from servetwin.profiles.llm.recent_load import recent_load_of
 from servetwin.profiles.tables.cost import Cost
@@ -33,7 +34,10 @@ from .llm.shared_lane import KINDS, EngineRates, Kind, RateTable
 from .pool_lane import CallTimes
 from .time.noise import Slowdown, SlowSpells, Stalls, exponential, from_quantiles, uniform
 from .time.out_of_range import HeldTimes, Reach, Watch
+from .time.shaped_timing import ShapedTiming
 from .time.timing import Demand, MeasuredTiming, TableTiming, Timing
+
+Estimate = Callable[[str, int], float]
 
 #: Idle seconds of a whole-request worker that count as a spell: the next batch is a little late in any case.
 SHORTEST_SPELL = 0.03
@@ -149,13 +153,21 @@ class Clock:
         if isinstance(worker, TokenWorker):
             return self._engine(worker)
         self._worker = worker.name
-        profile, stage, sizes = self.profiles[worker.device], worker.stage, range(1, worker.view.limit + 1)
+        profile = self.profiles[worker.device]
+        if isinstance(worker, ShapedWorker):
+            views = worker.view.views
+            return ShapedTiming({s: self._batches(worker, view, profile.at(s)) for s, view in views.items()})
+        return self._batches(worker, worker.view, profile)
+
+    def _batches(self, worker: Worker, view: WorkerView, profile: Profile) -> Timing:
+        """The timing of batches of *worker* as *view* shows it, by *profile*."""
+        stage, sizes = worker.stage, range(1, view.limit + 1)
         if stage.loop is None:
             return self._once(worker, profile, sizes)
         steps = self._loop(worker, profile, sizes)
         alone = set(stage.modules) == set(profile.modules)
         if alone and self.options.whole and self._has(profile, costs.WHOLE_RATIO()):
-            return self._whole(worker, profile, sizes, steps)
+            return self._whole(worker, view.estimate, profile, sizes, steps)
         return steps
 
     # -- one kind of worker each ---------------------------------------------------------------------------
@@ -201,8 +213,10 @@ class Clock:
     def _residual(self, worker: Worker, profile: Profile, module: str) -> Callable[[], float] | None:
         return residual_of(profile, self.seed if self.options.noise else None, worker.name, module)
 
-    def _whole(self, worker: Worker, profile: Profile, sizes: range, steps: MeasuredTiming) -> WholeTiming:
-        stage, estimate = worker.stage, worker.view.estimate
+    def _whole(
+        self, worker: Worker, estimate: Estimate, profile: Profile, sizes: range, steps: MeasuredTiming
+    ) -> WholeTiming:
+        stage = worker.stage
         loop, once = head(stage), (*stage.before, *stage.after)
 
         def expected(iterations: int, size: int) -> float:
@@ -229,7 +243,7 @@ class Clock:
             timing.slow_spells = self._slow_spells(worker, profile, loop)
         return timing
 
-    def _once(self, worker: Worker, profile: Profile, sizes: range) -> Timing:
+    def _once(self, worker: Worker, profile: Profile, sizes: range) -> TableTiming:
         name = costs.TIME(head(worker.stage))
         if self._has(profile, name):
             return TableTiming(self._column(profile, name, sizes))
