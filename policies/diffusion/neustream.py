@@ -110,7 +110,8 @@ class NeuStream(Policy):
         front, bound, over = self.front, self.bound or 1, self.over
         to_low = [(e.key - over, e.blank, e) for e in self.current if e.waits and not front]
         back = [(e.key, e.blank, e) for e in self.current if front or not e.waits]
-        high, low, drop, same = merged(self.high, back) if front else back + self.high, self.low, [], False
+        high = merged(self.high, back) if front else back + self.high
+        low, drop, same = self.low, list[Task](), False
         if self.looped:  # to look for what is to be dropped is to empty the queues, which orders equal keys
             low, same, to_low = *ordered(low, to_low), []
             if late:
@@ -136,8 +137,7 @@ class NeuStream(Policy):
         return drop
 
     def ended(self, batch: Batch, view: WorkerView, now: float) -> None:
-        if batch.count > self.rounds:
-            self._catch_up(batch.count)
+        self._catch_up(batch.count)
         if batch.leaves:
             self.current = [e for e in self.current if e.task.left]
 
@@ -189,8 +189,8 @@ class NeuStream(Policy):
 
     def _catch_up(self, count: int) -> None:
         """Let the queues go through the rounds that were not asked for (see `Repeat`), up to *count* in all."""
-        rounds, self.rounds = count - self.rounds, max(count, self.rounds)
-        self._wait(max(rounds, 0))
+        rounds, self.rounds = max(count - self.rounds, 0), max(count, self.rounds)
+        self._wait(rounds)
 
     def _wait(self, rounds: int) -> None:
         """Those that are left out wait so many rounds more."""
