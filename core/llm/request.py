@@ -48,6 +48,8 @@ class TokenRequest(Request):
     shares. *work*, *slo*, *priority*, *tenant*, *weight* and *class_name* are as in `Request`.
     """
 
+    shape = None  # of images; and so it costs nothing to make one
+
     __slots__ = ("prefix", "tokens")
 
     def __init__(
