@@ -39,7 +39,8 @@ class Request:
     *priority* is as in vLLM: what has a lower one is to be served sooner. *tenant* says on whose behalf it was sent
     ("" if nobody says), *weight* the share of service that its tenant is entitled to, relative to others'.
     *class_name* is the class of the workload that it is of ("" in a workload without classes). The loop makes nothing
-    of these four: they are there for policies and routers, and results are told apart by them.
+    of these four: they are there for policies and routers, and results are told apart by them. *session* is the
+    number of the session that it belongs to, and its own place there from 0 on; None where there are no sessions.
     """
 
     __slots__ = (
@@ -55,6 +56,7 @@ class Request:
         "predicted",
         "priority",
         "reason",
+        "session",
         "tasks",
         "tenant",
         "waiting_for",
@@ -73,6 +75,7 @@ class Request:
         tenant: str = "",
         weight: float = 1.0,
         class_name: str = "",
+        session: tuple[int, int] | None = None,
     ) -> None:
         self.id = id
         self.arrival = arrival
@@ -82,6 +85,7 @@ class Request:
         self.tenant = tenant
         self.weight = weight
         self.class_name = class_name
+        self.session = session
         self.tasks: list[Task] = []
         self.waiting_for: dict[str, int] = {}  # stage that joins branches -> inputs still missing
         self.open_branches = 1  # at how many places it is at once, in a graph that forks
@@ -105,7 +109,31 @@ class Request:
             "tenant": self.tenant,
             "weight": self.weight,
             "class_name": self.class_name,
+            "session": self.session,
         }
+
+    # -- as a turn of a session (`servetwin.core.serving.sessions`) ----------------------------------------------
+
+    def turn(self, at: float, session: tuple[int, int] | None, said: Mapping[str, int], contents: Any) -> Request:
+        """This request, which was planned, as it is sent at that time. *said* has the tokens of its session so far by
+        LLM module, *contents* what `contents_of` gave for the session's first."""
+        return Request(self.id, at, self.slo, self.work, **{**self.terms, "session": session})
+
+    def contents_of(self, session: int) -> Any:
+        """What prompts hold in the session of that number, which this request begins."""
+        return None
+
+    def said_after(self, said: Mapping[str, int], generated: Mapping[str, int]) -> Mapping[str, int]:
+        """The tokens of its session by LLM module, if they were *said* before it and it got so many *generated*."""
+        return said
+
+    def answers(self) -> Mapping[str, int]:
+        """The tokens that it will get, if it is planned, by LLM module."""
+        return {}
+
+    def generated(self) -> dict[str, int]:
+        """The tokens that it has got by LLM module."""
+        return {}
 
     def __repr__(self) -> str:
         ended = self.outcome.value if self.outcome else "live"

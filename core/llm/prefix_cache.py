@@ -6,8 +6,9 @@ nobody uses any more keeps its content and stands in line until it is taken for 
 is taken first, of one request its last block first, and blocks that cannot be found again, because they are not full,
 before all others. Blocks of the same content are not merged: who computes what is there already keeps its own.
 
-Only what others may find is written down block by block: the prompts' tokens that are said to be shared, and all of a
-request that was preempted. Everything else is counted.
+Only what others may find is written down block by block: the prompts' tokens that are said to be shared, all of a
+request that was preempted, and all of one in a session, whose next turn begins with it: what that generated when it
+has ended, since the next turn comes later than that. Everything else is counted.
 
 >>> cache = PrefixCache(10, 16)
 >>> a = PromptContent(("system",), 40)  # the first 40 tokens of both prompts are the same
@@ -53,6 +54,8 @@ class PromptContent:
 
     __slots__ = ("_keys", "_of", "chain", "ids", "size")
 
+    answers = False
+
     def __init__(self, ids: Sequence[Hashable], size: int) -> None:
         self.ids, self.size = tuple(ids), size
         # What stands for all up to and including each of them; of one (the usual system prompt) itself.
@@ -61,9 +64,9 @@ class PromptContent:
         self._keys: list[Key] = []  # of the first blocks of *_of* tokens each; many prompts may have this content
         self._of = 0
 
-    def tokens(self, prompt: int) -> int:
-        """How many of the first tokens of a prompt of *prompt* tokens have a name."""
-        return min(prompt, len(self.ids) * self.size)
+    def tokens(self, prompt: int, computed: int) -> int:
+        """How many have a name of the first *computed* tokens of a request with a prompt of *prompt* tokens."""
+        return min(prompt, computed, len(self.ids) * self.size)
 
     def key(self, end: int) -> Key:
         """What the block that ends with the *end*-th token holds, which must have a name."""
@@ -80,6 +83,33 @@ class PromptContent:
 
     def __repr__(self) -> str:
         return f"<PromptContent: {len(self.ids)} x {self.size} tokens>"
+
+
+class SessionContent(PromptContent):
+    """What was said in session number *session* so far, prompts and answers, for all of its turns: the prompt of each
+    begins with that of the turn before, and its answer. *begins* is what the first prompt begins with (None: with
+    nothing that others have)."""
+
+    __slots__ = ("begins", "own")
+
+    #: Whether what is generated has a name too, so that who comes later may find it.
+    answers = True
+
+    def __init__(self, session: int, begins: PromptContent | None = None) -> None:
+        super().__init__((), 1)
+        self.own, self.begins = ("session", session), begins
+
+    def tokens(self, prompt: int, computed: int) -> int:
+        return computed
+
+    def key(self, end: int) -> Key:
+        begins = self.begins
+        if begins is not None and end <= len(begins.ids) * begins.size:
+            return begins.key(end)
+        return self.own, end
+
+    def __repr__(self) -> str:
+        return f"<SessionContent: {self.own[1]}>"
 
 
 class Block:
@@ -114,8 +144,9 @@ class PrefixCache:
     def hits(self, task: Looking, has: Callable[[Key], bool]) -> int:
         """How many full blocks *task* finds if *has* says which contents there are."""
         size, content, serial = self.size, task.prompt_content, task.cache_serial
-        most = (task.prompt + task.base_generated - 1) // size
-        named = min(content.tokens(task.prompt) // size, most) if content is not None else 0
+        known = task.prompt + task.base_generated
+        most = (known - 1) // size
+        named = min(content.tokens(task.prompt, known) // size, most) if content is not None else 0
         # A block is taken before the one that stands for its beginning, so what is found has no holes.
         if content is not None and named:
             if not has(content.key(size)):
@@ -130,7 +161,8 @@ class PrefixCache:
     def keys(self, task: Looking, count: int) -> list[Key]:
         """The contents of the first *count* blocks of *task*."""
         size, content, serial = self.size, task.prompt_content, task.cache_serial
-        named = min(count, content.tokens(task.prompt) // size) if content is not None else 0
+        known = task.prompt + task.base_generated
+        named = min(count, content.tokens(task.prompt, known) // size) if content is not None else 0
         own: list[Key] = [(serial, end * size, True) for end in range(named + 1, count + 1)]
         if content is None or not named:
             return own
@@ -177,7 +209,7 @@ class PrefixCache:
         are full then, and that others may want, can be found from now on, and are added to *table*."""
         if content is not None:
             size = self.size
-            full = min(upto, content.tokens(prompt)) // size
+            full = content.tokens(prompt, upto) // size
             if full > len(table):
                 table += map(self._add, content.keys(size, full)[len(table) :])
 
@@ -274,7 +306,7 @@ class Trial:
         content = task.prompt_content
         if content is not None:
             size = self.cache.size
-            full = min(upto, content.tokens(task.prompt)) // size
+            full = content.tokens(task.prompt, upto) // size
             if full > begin:
                 self._new.update(content.keys(size, full)[begin:])
 

@@ -7,7 +7,8 @@ Nothing is imported here, so that whoever needs one of these loads no more than 
 `worker`, `batch_worker`   what the loop and a worker ask of each other; a worker with one batch in flight
 `pool`                     a worker that is a pool of threads
 `executor`                 what runs batches and keeps the clock: `Executor`
-`client`                   sends the requests of a source to the loop
+`client`                   sends the requests of a source to the loop, at their times
+`sessions`                 likewise, each when those before it have ended: sessions, and clients in a closed loop
 `dispatch`                 asks routers, and keeps the requests of a central queue
 `branching`                which path a request takes where its pipeline branches
 `budget`                   how an SLO is shared out over the stages

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from servetwin.core import BadInput, Recorder, Summary, Worker
+from servetwin.core import BadInput, Recorder, Request, Summary, Worker
 from servetwin.core.installed import not_installed
 from servetwin.core.llm import TokenRequest
 from servetwin.core.llm.serving.worker import TokenWorker
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from servetwin.profiles import Profile
     from servetwin.real.vllm.engine import EngineOptions, VllmEngine
     from servetwin.real.vllm.plan import Planned, Run
+    from servetwin.real.vllm.sessions import SessionSender
 
 #: Sizes for which steps are captured as CUDA graphs, in tokens.
 GRAPHS = (1, 2, 4, *range(8, 65, 8), *range(80, 129, 16), *range(160, 257, 32), *range(288, 513, 32))
@@ -144,7 +145,7 @@ class VllmBackend:
 
     def kept_for(self, experiment: Experiment) -> EngineOptions:
         """The engine that serves *experiment*: runs that have the same follow each other."""
-        plan = Plan(experiment, diffusion=False)
+        plan = Plan(experiment, diffusion=False, in_turns=True)
         worker = self._only(plan.system()[1], experiment)
         ((_, profile),) = plan.profiles.items()
         return self._options(worker, profile)
@@ -163,7 +164,7 @@ class VllmBackend:
         Raises `BadInput` before anything is written.
         """
         say = say or (lambda _: None)
-        plan = Plan(experiment, diffusion=False)
+        plan = Plan(experiment, diffusion=False, in_turns=True)
         _, workers, _ = plan.system()
         worker = self._only(workers, experiment)
         require_vllm()
@@ -182,12 +183,14 @@ class VllmBackend:
             recorder = build.folder_for(experiment, folder, meta)
         prepare(recorder, plan.experiment, workers)
         say(f"warming up, then serving {len(planned)} requests")
-        by_id: Any = {r.id: r for r in plan.requests}
+        sender = sender_of(plan, worker)
+        by_id: Any = {r.id: r for r in plan.requests} if sender is None else sender.requests
         with recording(recorder, folder), policies_answer([worker.policy]):
             engine.serve(_warm_up(planned), Settings(name=view.name), policy=None)
             run = engine.serve(
-                planned,
+                planned if sender is None else (),
                 Settings(name=view.name),
+                sender=sender,
                 policy=worker.policy,
                 estimates=estimates,
                 stop_after=experiment.system.stop_after,
@@ -288,18 +291,31 @@ def check_limits(workers: Sequence[Worker]) -> None:
 
 def planned_of(plan: Plan, worker: TokenWorker) -> list[Planned]:
     """The requests of *plan* as a client sends them."""
+    return [planned_as(request, worker) for request in plan.requests]
+
+
+def planned_as(request: Request, worker: TokenWorker) -> Planned:
+    """*request* as a client sends it."""
     from servetwin.real.vllm.plan import Planned, said_of
 
     name = worker.stage.loop or worker.stage.name
-    planned = []
-    for request in plan.requests:
-        assert isinstance(request, TokenRequest)
-        tokens: Any = request.tokens[name]
-        prompt, limit = tokens
-        output: Any = (request.outputs or {})[name]
-        said = said_of(request, request.predicted.get(name) if request.predicted is not None else None)
-        planned.append(Planned(request.id, request.arrival, prompt, min(output, limit), limit, said))
-    return planned
+    assert isinstance(request, TokenRequest)
+    tokens: Any = request.tokens[name]
+    prompt, limit = tokens
+    output: Any = (request.outputs or {})[name]
+    said = said_of(request, request.predicted.get(name) if request.predicted is not None else None)
+    return Planned(request.id, request.arrival, prompt, min(output, limit), limit, said)
+
+
+def sender_of(plan: Plan, worker: TokenWorker) -> SessionSender | None:
+    """What sends the sessions of *plan*, where requests are sent when others have ended."""
+    if not plan.experiment.workload.in_turns:
+        return None
+    from servetwin.real.vllm.sessions import SessionSender
+
+    name = worker.stage.loop or worker.stage.name
+    how = build.how_sent(plan.experiment)
+    return SessionSender(plan.sessions(), name, lambda request: planned_as(request, worker), how)
 
 
 def _warm_up(planned: list[Planned]) -> list[Planned]:

@@ -19,6 +19,7 @@ from servetwin.profiles import Kind
 
 from .field_types import Count, NotNegative, Positive, Strict, Weight
 from .llm import EngineSpec, Lengths, TokenSLOSpec
+from .sessions import ClosedLoop, SessionsSpec
 
 # -- what arrives ---------------------------------------------------------------------------------------
 
@@ -83,7 +84,7 @@ class Trace(Recorded):
     rate: Positive | None = None
 
 
-Arrivals = Annotated[Gamma | Poisson | Constant | Bursty | Trace, Discriminator("process")]
+Arrivals = Annotated[ClosedLoop | Gamma | Poisson | Constant | Bursty | Trace, Discriminator("process")]
 
 
 class UniformSteps(Strict):
@@ -184,6 +185,7 @@ class Workload(Strict):
     experiment's seed. *requests* may be left out (null) for a trace: all of it. LLM modules have *lengths* in place
     of *steps*. *trace* is where steps and lengths come from that are those of a trace, if the arrivals are drawn.
     *classes* tell requests apart that have steps, lengths, an SLO, a priority, a tenant or a weight of their own.
+    With *sessions* requests are their turns, and *arrivals* say when sessions begin.
     """
 
     requests: Count | None
@@ -193,6 +195,12 @@ class Workload(Strict):
     lengths: dict[str, Lengths] = Field(default_factory=dict)
     trace: Recorded | None = None
     classes: dict[str, RequestClass] = Field(default_factory=dict)
+    sessions: SessionsSpec | None = None
+
+    @property
+    def in_turns(self) -> bool:
+        """Whether requests are sent when others have ended: there are sessions, or a closed loop."""
+        return self.sessions is not None or isinstance(self.arrivals, ClosedLoop)
 
     @property
     def recorded(self) -> Recorded | None:
@@ -482,8 +490,9 @@ class Experiment(Strict):
         """The content of a file that says the same in full."""
         content = self.model_dump(mode="json", by_alias=True)
         load = content["workload"]
-        if self.workload.trace is None:
-            del load["trace"]
+        for key in ("trace", "sessions"):
+            if load[key] is None:
+                del load[key]
         for name, own in self.workload.classes.items():
             if own.slo is not None:  # what it does not say is as in the experiment's
                 load["classes"][name]["slo"] = own.slo.model_dump(mode="json", exclude_unset=True)

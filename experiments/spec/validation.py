@@ -20,7 +20,8 @@ from .experiment import (
     WorkerSpec,
     Workload,
 )
-from .llm import TokenSLOSpec
+from .llm import TokenSLOSpec, TracePrefix
+from .sessions import WAITS, ChoiceTurns, ClosedLoop, LognormalSeconds, UniformSeconds, UniformTurns
 
 
 def check(experiment: Experiment) -> None:
@@ -46,12 +47,67 @@ def check(experiment: Experiment) -> None:
     _check_trace(load)
     if load.requests is None and load.recorded is None:
         raise Misfit(("workload", "requests"), "only a trace has a number of requests of its own", "a whole number")
-    if load.draws != "seeded" and not isinstance(load.arrivals, Gamma | Constant | Trace):
+    if load.draws != "seeded" and not isinstance(load.arrivals, Gamma | Constant | Trace | ClosedLoop):
         what = f"NeuStream's artifact has no {load.arrivals.process} arrivals that could be repeated"
         raise Misfit(("workload", "draws"), what, "seeded")
+    if load.in_turns:
+        _check_sessions(experiment)
     _check_branches(experiment.pipeline)
     _check_deployment(experiment.deployment, modules)
     _check_budget(experiment)
+
+
+def _check_sessions(experiment: Experiment) -> None:
+    load, system = experiment.workload, experiment.system
+    what = "sessions" if load.sessions is not None else "a closed loop"
+    if load.draws != "seeded":
+        raise Misfit(("workload", "draws"), f"NeuStream's artifact has no {what} that could be repeated", "seeded")
+    for key in ("client_delay", "client_stretch"):
+        if getattr(system, key):
+            told = f"requests of {what} are sent when others have ended, not by a schedule that a client falls behind"
+            raise Misfit(("system", key), told, "0")
+    _check_draws(load)
+    if load.sessions is None:
+        return
+    if isinstance(load.arrivals, Trace):
+        right = "an arrival process for when sessions begin, or closed, with clients"
+        raise Misfit(("workload", "arrivals", "process"), "a trace says when each request came, of no session", right)
+    for module, lengths in load.lengths.items():
+        if lengths.after is not None:
+            told = "the prompt of a turn is what was said in its session, not what another module has generated"
+            raise Misfit(("workload", "lengths", module, "after"), told, "no after, or no sessions")
+        if isinstance(lengths.prefix, TracePrefix):
+            told = "a turn's prompt is drawn and begins with the turns before it, so the trace's hashes are of others"
+            raise Misfit(("workload", "lengths", module, "prefix", "draw"), told, "shared")
+    if experiment.pipeline.branches and load.lengths:
+        told = "where a request may come to a language model again, no prompt is all that its session has said"
+        raise Misfit(("pipeline", "branches"), told, "no branches, or no sessions")
+
+
+def _check_draws(load: Workload) -> None:
+    """Whether what sessions and clients draw can be drawn."""
+    closed = load.arrivals if isinstance(load.arrivals, ClosedLoop) else None
+    own = load.sessions
+    tools = own.tools if own is not None else None
+    drawn = own and own.think, tools and tools.seconds, closed and closed.think
+    draws = dict(zip(WAITS, drawn, strict=True))
+    for path, draw in draws.items():
+        if isinstance(draw, UniformSeconds) and draw.low > draw.high:
+            raise Misfit((*path, "low"), f"{draw.low:g} is above high, {draw.high:g}", "low <= high")
+        if isinstance(draw, LognormalSeconds) and not draw.median <= draw.p90 <= draw.high:
+            what = f"median {draw.median:g}, p90 {draw.p90:g} and high {draw.high:g} do not rise"
+            raise Misfit((*path, "p90"), what, "median <= p90 <= high")
+    if own is None:
+        return
+    turns, path = own.turns, ("workload", "sessions", "turns")
+    if isinstance(turns, UniformTurns) and turns.low > turns.high:
+        raise Misfit((*path, "low"), f"{turns.low} is above high, {turns.high}", "low <= high")
+    if (
+        isinstance(turns, ChoiceTurns)
+        and turns.weights is not None
+        and (len(turns.weights) != len(turns.values) or not sum(turns.weights))
+    ):
+        raise Misfit((*path, "weights"), "the weights do not fit the values", "one weight for each value, not all 0")
 
 
 def _check_trace(load: Workload) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,7 +19,8 @@ KEY = "servetwin"
 class Planned:
     """A request to send: *arrival* in seconds since the run began, lengths in tokens. *output* tokens are forced;
     *limit* is what a policy is told (None: the same), *said* what else it is told of the request, by the keys of
-    `told`: *priority*, *tenant*, *weight*, *class*, *predicted*."""
+    `told`: *priority*, *tenant*, *weight*, *class*, *predicted*. *ids* are the tokens of its prompt, if it matters
+    what they are."""
 
     id: int
     arrival: float
@@ -27,6 +28,7 @@ class Planned:
     output: int
     limit: int | None = None
     said: Mapping[str, Any] = field(default_factory=dict)
+    ids: Sequence[int] | None = None
 
     def told(self) -> dict[str, Any]:
         """What is sent with the request."""
@@ -110,4 +112,9 @@ def told(request: Any) -> dict[str, Any]:
 
 def prompt_ids(planned: Planned) -> list[int]:
     """Token ids of a prompt: what they are does not matter, that they differ does no harm."""
-    return [4 + (planned.id * 7 + i) % 500 for i in range(planned.prompt)]
+    return own_ids(planned.id, planned.prompt) if planned.ids is None else [*planned.ids]
+
+
+def own_ids(number: int, count: int) -> list[int]:
+    """Ids of so many tokens of request *number*."""
+    return [4 + (number * 7 + i) % 500 for i in range(count)]
