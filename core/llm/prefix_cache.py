@@ -56,6 +56,11 @@ class PromptContent:
 
     answers = False
 
+    @property
+    def begins(self) -> PromptContent | None:
+        """What is known of it before anything has been answered."""
+        return self
+
     def __init__(self, ids: Sequence[Hashable], size: int) -> None:
         self.ids, self.size = tuple(ids), size
         # What stands for all up to and including each of them; of one (the usual system prompt) itself.
@@ -90,20 +95,24 @@ class SessionContent(PromptContent):
     begins with that of the turn before, and its answer. *begins* is what the first prompt begins with (None: with
     nothing that others have)."""
 
-    __slots__ = ("begins", "own")
+    __slots__ = ("_begins", "own")
 
     #: Whether what is generated has a name too, so that who comes later may find it.
     answers = True
 
     def __init__(self, session: int, begins: PromptContent | None = None) -> None:
         super().__init__((), 1)
-        self.own, self.begins = ("session", session), begins
+        self.own, self._begins = ("session", session), begins
+
+    @property
+    def begins(self) -> PromptContent | None:
+        return self._begins
 
     def tokens(self, prompt: int, computed: int) -> int:
         return computed
 
     def key(self, end: int) -> Key:
-        begins = self.begins
+        begins = self._begins
         if begins is not None and end <= len(begins.ids) * begins.size:
             return begins.key(end)
         return self.own, end
@@ -167,6 +176,15 @@ class PrefixCache:
         if content is None or not named:
             return own
         return content.keys(size, named) + own if own else content.keys(size, named)
+
+    def kept(self, task: Looking, begin: int, upto: int) -> Sequence[Key]:
+        """The contents that can be found once *task* has memory for its first *upto* tokens: of its blocks from
+        number *begin* on those that are full then, and that others may want."""
+        content = task.prompt_content
+        if content is None:
+            return ()
+        full = content.tokens(task.prompt, upto) // self.size
+        return content.keys(self.size, full)[begin:] if full > begin else ()
 
     def idle(self, keys: Sequence[Key]) -> int:
         """How many of the blocks that would be found by *keys* nobody uses: taking them makes fewer free."""
@@ -303,12 +321,7 @@ class Trial:
             self._used.update(idle)
             self.free -= len(idle)
         self.take(new)
-        content = task.prompt_content
-        if content is not None:
-            size = self.cache.size
-            full = content.tokens(task.prompt, upto) // size
-            if full > begin:
-                self._new.update(content.keys(size, full)[begin:])
+        self._new.update(self.cache.kept(task, begin, upto))
 
     def take(self, blocks: int) -> None:
         """As `PrefixCache.take`."""

@@ -3,6 +3,7 @@
 ==================  =====================================================================================
 `models`            the models that can be served, their modules and sizes; no torch is needed to read it
 `options`           how a model is put on a device
+`execution`         whether the loop's network is compiled, and how it is laid out
 `networks`          the networks, and what each module does with the slots; `checkpoint` loads weights
 `noise_schedule`    what a denoising step does with its prediction
 `device_slots`      a device with a model on it: the slots of its requests

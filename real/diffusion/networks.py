@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from . import checkpoint
+from .execution import apply, execution_of
 from .models import Kind
 from .options import Options
 
@@ -44,18 +45,13 @@ class Model:
         self.device = device
         self.dtype = options.dtype(device)
         gpu = device.type == "cuda"
-        # Plain convolutions were quicker as they are, compiled ones with channels last
-        # (docs/reports/2026-11-h100-diffusion.md).
-        compiled = options.compile and kind.family != "dit"
-        self.channels_last = gpu and bool(compiled if options.channels_last is None else options.channels_last)
+        self.execution = execution_of(options, kind, device)
         self.networks: dict[str, nn.Module] = {}
         with torch.random.fork_rng(devices=[device] if gpu else []):
             torch.manual_seed(options.seed)
             for name, config in kind.networks.items():
                 network = _build(kind, name, config, options, device)
                 network.requires_grad_(False).eval().to(device=device, dtype=self.dtype)
-                if self.channels_last and name == "unet":
-                    network.to(memory_format=torch.channels_last)
                 self.networks[name] = network
         c, h, w = kind.latent
         self.image_shape = (3, kind.image, kind.image)
@@ -63,16 +59,12 @@ class Model:
             "latents": torch.zeros(options.slots, c, h, w, device=device),
             "image": torch.zeros(options.slots, *self.image_shape, dtype=torch.uint8, device=device),
         }
-        self._callables(options)
+        #: What runs the loop's network; the CUDA graphs are captured of it.
+        self.network = apply(self.networks[kind.loop], self.execution, kind.rows)
         self.bodies: dict[str, Body] = {"output": self._convert} if kind.family == "palette" else {}
         prepare = {"sd": self._prepare_sd, "dit": self._prepare_dit, "palette": self._prepare_palette}
         prepare[kind.family](options)
         self.inputs = self._draw_inputs(options)
-
-    def _callables(self, options: Options) -> None:
-        """What runs the loop's network: itself, or what ``torch.compile`` makes of it. The CUDA graphs stay ours."""
-        network: Callable[..., Any] = self.networks[self.kind.loop]
-        self.network = _compiled(network, options.mode) if options.compile else network
 
     # -- what a request brings --------------------------------------------------------------------------
 
@@ -112,7 +104,7 @@ class Model:
 
     def _loop(self, predict: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> Body:
         """One denoising step. Rows are (slot, timestep, scale, keep, add, guidance)."""
-        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        layout = torch.channels_last if self.execution.channels_last else torch.contiguous_format
 
         def step(rows: Tensor) -> None:
             latents = self.state["latents"]  # asked for here: a process may get the tensors of another
@@ -217,19 +209,6 @@ class Model:
         vae: Any = self.networks["vae"]
         latents = (self.state["latents"].index_select(0, index) / vae.config.scaling_factor).to(self.dtype)
         self.state["image"].index_copy_(0, index, _pixels(vae.decode(latents, return_dict=False)[0]))
-
-
-def _compiled(function: Callable[..., Any], mode: str | None) -> Callable[..., Any]:
-    """*function* through ``torch.compile``: one program for batches from 2 on, and one for batches of one."""
-    fast = torch.compile(function, fullgraph=True, mode=mode)
-
-    def call(*args: Any, **options: Any) -> Any:
-        for value in (*args, *options.values()):
-            if isinstance(value, Tensor) and value.shape[0] > 1:
-                torch._dynamo.maybe_mark_dynamic(value, 0)
-        return fast(*args, **options)
-
-    return call
 
 
 def _pixels(x: Tensor) -> Tensor:

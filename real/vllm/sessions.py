@@ -16,7 +16,7 @@ from typing import Any
 from servetwin.core import Request
 from servetwin.core.serving.sessions import Coming, Conversations, Session
 
-from .plan import Planned, own_ids, prompt_ids
+from .plan import Planned
 
 NEVER = float("inf")
 
@@ -50,8 +50,9 @@ class SessionSender:
         """When the next request is due, in seconds since the run began; infinite if none is as yet."""
         return self._due[0][0] if self._due else NEVER
 
-    def begin(self) -> None:
-        """The run begins."""
+    def begin(self, prompts: Callable[[Planned], list[int]]) -> None:
+        """The run begins. *prompts* gives the tokens of a prompt."""
+        self._prompt_of = prompts
         self.talks.begin()
 
     def due(self, now: float) -> Iterator[Planned]:
@@ -72,9 +73,9 @@ class SessionSender:
     def _with_prompt(self, planned: Planned, session: tuple[int, int] | None) -> Planned:
         said = self._said.pop(session[0], None) if session is not None else None
         if said is None:
-            ids: Sequence[int] = prompt_ids(planned)
+            ids = self._prompt_of(planned)
         else:
-            ids = [*said, *own_ids(planned.id, planned.prompt - len(said))]
+            ids = [*said, *self._prompt_of(replace(planned, prompt=planned.prompt - len(said), prefix=None))]
         self._prompts[planned.id] = ids
         return replace(planned, ids=ids)
 
