@@ -30,8 +30,7 @@ from .diffusion import Plan, Say, recording, write_report
 if TYPE_CHECKING:
     from servetwin.profiles import Profile
     from servetwin.real.vllm.engine import EngineOptions, VllmEngine
-    from servetwin.real.vllm.plan import Planned, Run
-    from servetwin.real.vllm.sessions import SessionSender
+    from servetwin.real.vllm.plan import Planned, Run, SessionSender
 
 #: Sizes for which steps are captured as CUDA graphs, in tokens.
 GRAPHS = (1, 2, 4, *range(8, 65, 8), *range(80, 129, 16), *range(160, 257, 32), *range(288, 513, 32))
@@ -326,7 +325,7 @@ def sender_of(plan: Plan, worker: TokenWorker) -> SessionSender | None:
     """What sends the sessions of *plan*, where requests are sent when others have ended."""
     if not plan.experiment.workload.in_turns:
         return None
-    from servetwin.real.vllm.sessions import SessionSender
+    from servetwin.real.vllm.plan import SessionSender
 
     name, caching = worker.stage.loop or worker.stage.name, worker.view.limits.enable_prefix_caching
     planned = partial(planned_as, worker=worker, caching=caching)

@@ -9,7 +9,6 @@
 `http_client`       an open-loop client of a running server
 `routed_client`     the same of several servers behind a router of ours
 `http_connection`   HTTP and TLS to that server, and what it may not send
-`sessions`          what sessions, and a closed loop's clients, send to an engine in this process
 `engine_process`    an engine in a process of its own, and its worker
 `pipeline_server`   serves pipelines with such engines
 `prefix_cache`      vLLM's prefix cache as policies see it

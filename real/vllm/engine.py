@@ -28,8 +28,7 @@ from servetwin.core.llm import TokenPolicy
 
 from ..client import END, PACKET, Client
 from ..cpu_affinity import pinned_core
-from .plan import KEY, Planned, Run, Served, prompt_ids
-from .sessions import SessionSender
+from .plan import KEY, Planned, Run, Served, SessionSender, prompt_ids
 
 #: What vLLM has to be told before it is imported: one process, no network, no statistics sent anywhere.
 ENVIRONMENT = {

@@ -8,7 +8,7 @@ from servetwin.experiments.assembly import build
 from servetwin.experiments.backends.vllm import VllmBackend
 from servetwin.experiments.spec.loading import load
 from servetwin.real.vllm.engine import VllmEngine
-from servetwin.real.vllm.sessions import SessionSender
+from servetwin.real.vllm.plan import SessionSender
 
 SETS = [
     ("requests", 40),
@@ -19,6 +19,7 @@ SETS = [
     ),
 ]
 CLOSED = ("workload.arrivals", {"process": "closed", "clients": 6})
+CACHING = ("deployment.workers.0.engine.enable_prefix_caching", True)
 DROPS = """
 from servetwin.policies.llm.vllm_v1 import VLLMV1
 
@@ -65,7 +66,7 @@ def lines(folder):
     )
 
 
-@pytest.mark.parametrize("more", [[], [CLOSED]], ids=["open", "closed"])
+@pytest.mark.parametrize("more", [[CACHING], [CLOSED]], ids=["open, prefixes cached", "closed"])
 def test_the_prompt_of_a_turn_is_what_was_really_said(backend, heard, tmp_path, more):
     prompts, answers = heard
     experiment = load("tiny-opt-cpu", [*SETS, *more])
@@ -83,11 +84,13 @@ def test_the_prompt_of_a_turn_is_what_was_really_said(backend, heard, tmp_path, 
             before = real[r["id"] - 1]
             said = prompts[before["id"]] + answers[before["id"]]
             assert prompts[r["id"]][: len(said)] == said
+            if CACHING in more:  # answers too, but the last token's KV is never computed
+                assert r["stages"][0]["cached"] == (len(said) - 1) // 16 * 16
             assert 0.0 <= r["arrival"] - before["finished"] - 0.02 < 0.5
         assert len(prompts[r["id"]]) == r["stages"][0]["prompt"]
         assert r["arrival"] <= r["stages"][0]["queued"]
     assert max(r["turn"] for r in real) > 1
-    if more:  # what is in flight at any time is what clients keep there
+    if CLOSED in more:  # what is in flight at any time is what clients keep there
         events = sorted([(r["arrival"], 1) for r in real] + [(r["finished"], -1) for r in real])
         counts = [sum(step for _, step in events[: i + 1]) for i in range(len(events))]
         assert max(counts) == 6
