@@ -34,6 +34,10 @@ from typing import Protocol
 Key = tuple[Hashable, ...]
 
 
+#: No session has that many.
+MOST_TOKENS = 1 << 40
+
+
 class Looking(Protocol):
     """What is asked of one who may find something: a `servetwin.core.llm.request.CachingTask`."""
 
@@ -69,9 +73,11 @@ class PromptContent:
         self._keys: list[Key] = []  # of the first blocks of *_of* tokens each; many prompts may have this content
         self._of = 0
 
-    def tokens(self, prompt: int, computed: int) -> int:
-        """How many have a name of the first *computed* tokens of a request with a prompt of *prompt* tokens."""
-        return min(prompt, computed, len(self.ids) * self.size)
+    def tokens(self, prompt: int, computed: int | None = None) -> int:
+        """How many have a name of the first *computed* tokens (None: of all of the prompt) of a request with a prompt
+        of *prompt* tokens."""
+        known = prompt if computed is None or computed > prompt else computed
+        return min(known, len(self.ids) * self.size)
 
     def key(self, end: int) -> Key:
         """What the block that ends with the *end*-th token holds, which must have a name."""
@@ -93,32 +99,32 @@ class PromptContent:
 class SessionContent(PromptContent):
     """What was said in session number *session* so far, prompts and answers, for all of its turns: the prompt of each
     begins with that of the turn before, and its answer. *begins* is what the first prompt begins with (None: with
-    nothing that others have)."""
+    nothing that others have). Its one name is the session's, for as many tokens as there will be."""
 
-    __slots__ = ("_begins", "own")
+    __slots__ = ("_begins",)
 
     #: Whether what is generated has a name too, so that who comes later may find it.
     answers = True
 
     def __init__(self, session: int, begins: PromptContent | None = None) -> None:
-        super().__init__((), 1)
-        self.own, self._begins = ("session", session), begins
+        super().__init__((("session", session),), MOST_TOKENS)
+        self._begins = begins
 
     @property
     def begins(self) -> PromptContent | None:
         return self._begins
 
-    def tokens(self, prompt: int, computed: int) -> int:
-        return computed
+    def tokens(self, prompt: int, computed: int | None = None) -> int:
+        return prompt if computed is None else computed
 
     def key(self, end: int) -> Key:
         begins = self._begins
         if begins is not None and end <= len(begins.ids) * begins.size:
             return begins.key(end)
-        return self.own, end
+        return self.chain[0], end
 
     def __repr__(self) -> str:
-        return f"<SessionContent: {self.own[1]}>"
+        return f"<SessionContent: {self.ids[0]}>"
 
 
 class Block:
@@ -156,16 +162,24 @@ class PrefixCache:
         known = task.prompt + task.base_generated
         most = (known - 1) // size
         named = min(content.tokens(task.prompt, known) // size, most) if content is not None else 0
-        # A block is taken before the one that stands for its beginning, so what is found has no holes.
         if content is not None and named:
-            if not has(content.key(size)):
-                return 0
-            if not has(content.key(named * size)):
-                return bisect_left(range(named), True, key=lambda i: not has(content.key((i + 1) * size)))
+            begun = self.begun(content, named, has)
+            if begun < named:
+                return begun
         if not serial or most == named:
             return named
         own = range(named, most)
         return named + bisect_left(own, True, key=lambda i: not has((serial, (i + 1) * size, True)))
+
+    def begun(self, content: PromptContent, most: int, has: Callable[[Key], bool]) -> int:
+        """How many of the first *most* full blocks of *content* are found if *has* says which contents there are."""
+        size = self.size
+        # A block is taken before the one that stands for its beginning, so what is found has no holes.
+        if not most or not has(content.key(size)):
+            return 0
+        if has(content.key(most * size)):
+            return most
+        return bisect_left(range(most), True, key=lambda i: not has(content.key((i + 1) * size)))
 
     def keys(self, task: Looking, count: int) -> list[Key]:
         """The contents of the first *count* blocks of *task*."""

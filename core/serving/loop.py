@@ -33,7 +33,7 @@ from .executor import Executor
 from .worker import Handle, Worker
 
 #: What a request says of itself beside its work, in that order.
-SAID = ("arrival", "deadline", "missed", "priority", "tenant", "weight", "class_name", "session")
+SAID = ("arrival", "deadline", "missed", "priority", "tenant", "weight", "class_name", "session", "shape")
 
 
 #: Which of several workers of a stage a request goes to at a time; None: it waits centrally.
@@ -202,7 +202,7 @@ class ServingLoop:
 
     def _said(self, request: Request) -> tuple[object, ...]:
         """What *request* says now: `SAID`, and what it asks for."""
-        terms = request.priority, request.tenant, request.weight, request.class_name, request.session
+        terms = request.priority, request.tenant, request.weight, request.class_name, request.session, request.shape
         return request.arrival, request.deadline, request.missed, *terms, self._asked(request)
 
     def _asked(self, request: Request) -> int:

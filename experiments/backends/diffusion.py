@@ -27,6 +27,7 @@ from ..assembly.llm_workers import contexts
 from ..assembly.pipeline import make_pipeline, real_tools, wiring, without_tools
 from ..assembly.replicas import expanded
 from ..assembly.same_run import otherwise, weights_digest
+from ..assembly.shapes import refuse
 from ..provenance.policy_code import as_loaded
 from ..registry.catalog import suggest
 from ..registry.policy_errors import policies_answer
@@ -211,6 +212,7 @@ class Plan:
     """
 
     def __init__(self, experiment: Experiment, *, diffusion: bool = True, in_turns: bool = False) -> None:
+        refuse(experiment, "the real side, which serves one size,")
         self.fitting = fitting(experiment) if diffusion else []
         if experiment.workload.in_turns and not in_turns:
             what = "here no request waits for others to end, as those of sessions and closed loops do"

@@ -45,6 +45,7 @@ from .field_types import Strict
 from .llm import EngineSpec, Prediction, PrefixDraw, TokenDraw, TokenSLOSpec
 from .overrides import ByOption, Override, said
 from .sessions import WAITS, ClosedLoop, SecondsDraw, TurnsDraw
+from .shapes import ShapeDraw
 from .validation import check
 from .variants import NAMES_OF_DEPLOYMENT, Chosen, Given, Key, Layer, Tree, check_layer, choose
 
@@ -187,6 +188,7 @@ def _kinds() -> dict[tuple[str, ...], tuple[str, dict[str, type[BaseModel]]]]:
         ("workload", "sessions", "turns"): ("draw", by_tag(TurnsDraw, "draw")),
         **dict.fromkeys(WAITS, ("draw", by_tag(SecondsDraw, "draw"))),
         **{(*load, "steps", "*"): ("draw", by_tag(Steps, "draw")) for load in loads},
+        **{(*load, "shape"): ("draw", by_tag(ShapeDraw, "draw")) for load in loads},
         ("deployment", "workers", "*", "calls"): ("time", by_tag(Calls, "time")),
         **{
             (*load, "lengths", "*", key): (tag, by_tag(union, tag))

@@ -35,7 +35,7 @@ def test_groups_change_neither_arrivals_nor_lengths():
     assert all(r.prefix is None for r in plain)
     contents = [r.prefix["llm"] for r in grouped]
     assert len(set(contents)) == 4
-    assert all(content.tokens(1000, 1000) == 200 and content.tokens(150, 150) == 150 for content in contents)
+    assert all(content.tokens(1000) == 200 and content.tokens(150) == 150 for content in contents)
     assert contents != [r.prefix["llm"] for r in sent([*DRAWN, GROUPS, ("seed", 1)])]
 
 
