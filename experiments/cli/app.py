@@ -111,7 +111,7 @@ def run(
     model: Model = None,
     weights: Weights = None,
     eager: Eager = False,
-    sampler: Sampler = "ddim",
+    sampler: Sampler = None,
     any_device: AnyDevice = False,
     slots: Slots = None,
     processes: Processes = False,
@@ -132,7 +132,7 @@ def run(
         [*((ByOption(k), v) for k, v in short.items() if v is not None), *options.overrides_of(sets, short)],
     )
     began = time.perf_counter()
-    modules = {"--device": devices, "--weights": weights, "--sampler": sampler != "ddim", "--slots": slots}
+    modules = {"--device": devices, "--weights": weights, "--sampler": sampler, "--slots": slots}
     modules |= {"--processes": processes}
     ahead = {
         "--url": url,
@@ -221,7 +221,7 @@ def sweep(
     model: Model = None,
     weights: Weights = None,
     eager: Eager = False,
-    sampler: Sampler = "ddim",
+    sampler: Sampler = None,
     any_device: AnyDevice = False,
     slots: Slots = None,
     processes: Processes = False,
@@ -239,7 +239,7 @@ def sweep(
         options.only_simulated({"--until": until, "--most": most, "--versus": versus, "--cluster": cluster})
         setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes)
         if backend == "vllm":
-            modules = {"--device": devices, "--weights": weights, "--sampler": sampler != "ddim", "--slots": slots}
+            modules = {"--device": devices, "--weights": weights, "--sampler": sampler, "--slots": slots}
             options.only_modules({**modules, "--processes": processes})
         count = real_runs.serve_sweep(spec, out, backend, setup, seeds or 1, repeats, as_they_are)
         if as_json:
@@ -248,7 +248,7 @@ def sweep(
             say(f"{count} runs in {out}")
         return
     real = {"--device": devices, "--model": model, "--weights": weights, "--eager": eager, "--slots": slots}
-    real |= {"--sampler": sampler != "ddim", "--any-device": any_device, "--processes": processes}
+    real |= {"--sampler": sampler, "--any-device": any_device, "--processes": processes}
     options.only_real({**real, "--repeats": repeats > 1, "--as-they-are": as_they_are})
     if most is not None and until is None:
         raise BadInput("there is nothing that would take more seeds", where="--most", right="--until 0.5pp")

@@ -10,7 +10,9 @@ from typing import Any, Literal
 import torch
 from servetwin.core import BadInput
 
-Scheduler = Literal["ddim", "euler"]
+from .kind import Kind
+
+Precision = Literal["float32", "float16", "bfloat16"]
 #: Whose kernels a GPU prefers while a loop and another stage are at work: see `Options`.
 First = Literal["none", "loop", "rest"]
 
@@ -24,10 +26,11 @@ class Options:
     ``torch.compile`` (in *mode*, without CUDA graphs of its own), *channels_last* lays a convolutional one out that
     way; None: what measured best (docs/guides/real-execution.md). *first* says whose kernels a GPU prefers when a
     loop and another stage are both at work: the loop's, those of the rest, or none's. *weights* is a local folder
-    with a checkpoint in diffusers' layout, otherwise weights are random, from *seed*. *slots* bounds the requests
-    that can have begun and not ended. With *processes* each worker is a process of its own
-    (`servetwin.real.diffusion.process_lane`). *pinned_core* says whether the thread that polls a GPU looks for an
-    undisturbed core and stays there (`servetwin.real.cpu_affinity`); None: where there are enough of them.
+    with a checkpoint in diffusers' layout, otherwise weights are random, from *seed*. *scheduler* is the sampler and
+    *precision* that of the networks; None: the model's own. *slots* bounds the requests that can have begun and not
+    ended. With *processes* each worker is a process of its own (`servetwin.real.diffusion.process_lane`).
+    *pinned_core* says whether the thread that polls a GPU looks for an undisturbed core and stays there
+    (`servetwin.real.cpu_affinity`); None: where there are enough of them.
     """
 
     device: str = "cuda:0"
@@ -38,7 +41,8 @@ class Options:
     channels_last: bool | None = None
     first: First = "none"
     weights: Path | None = None
-    scheduler: Scheduler = "ddim"
+    scheduler: str | None = None
+    precision: Precision | None = None
     slots: int = 256
     seed: int = 0
     processes: bool = False
@@ -73,6 +77,8 @@ class Options:
             raise BadInput(f"device {chosen!r} is not supported", right="cpu or cuda:0")
         return device
 
-    def dtype(self, device: torch.device) -> torch.dtype:
-        """Half precision on a GPU, single on the CPU."""
-        return torch.float16 if device.type == "cuda" else torch.float32
+    def dtype(self, device: torch.device, kind: Kind) -> torch.dtype:
+        """The precision of *kind* on *device*: what was asked for, or its own on a GPU and single on the CPU."""
+        chosen = self.precision or (kind.precision if device.type == "cuda" else "float32")
+        found: torch.dtype = getattr(torch, chosen)
+        return found

@@ -40,7 +40,10 @@ Ahead = Annotated[
         show_default=False,
     ),
 ]
-Sampler = Annotated[str, typer.Option(help="Diffusion sampler: ddim or euler.")]
+Sampler = Annotated[
+    str | None,
+    typer.Option(help="Diffusion sampler: ddim, euler, dpm++2m or flow-euler; by default the model's own."),
+]
 RunBackend = Annotated[
     Literal["sim", "real", "vllm"],
     typer.Option(
@@ -59,7 +62,10 @@ ApiKeyEnv = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="With --url: the environment variable that holds the server's API key."),
 ]
-Model = Annotated[str | None, typer.Option(help="The model to serve, if the profile does not name it.")]
+Model = Annotated[
+    str | None,
+    typer.Option(help="The model to serve, if the profile does not name it; by name, my_model.py, or package:name."),
+]
 AnyDevice = Annotated[
     bool, typer.Option("--any-device", help="Accept a profile that was measured on another device.")
 ]
@@ -74,14 +80,15 @@ def profile(
     model: Annotated[
         str,
         typer.Argument(
-            help="sd15-512, tiny-dit, opt-13b, a Hugging Face folder, ... (docs/guides/: real-execution, vllm)."
+            help="sdxl-1024, tiny-dit, my_model.py, opt-13b, a Hugging Face folder, ... (docs/guides/: "
+            "diffusion-models, vllm)."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Profile file to write, .yaml; must not exist.")],
     devices: Devices = None,
     weights: Weights = None,
     eager: Eager = False,
-    sampler: Sampler = "ddim",
+    sampler: Sampler = None,
     name: Annotated[str | None, typer.Option(help="Name of the profile; by default from device and model.")] = None,
     limit: Annotated[
         int | None, typer.Option(help="Largest batch to measure; by default the model's own limit.")
@@ -95,6 +102,10 @@ def profile(
             metavar="NAME=VALUE", help="A vLLM engine setting by its name, e.g. max_num_seqs=256 (repeatable)."
         ),
     ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODULE", help="A module to leave out, e.g. the safety checker (repeatable)."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model on a device of this machine and write its profile."""
@@ -104,6 +115,7 @@ def profile(
     began = time.perf_counter()
     setup = Setup(tuple(devices or ()), weights=weights, eager=eager, sampler=sampler)
     more = {"limit": limit, "seconds": seconds, "brief": brief, "asynchronous": asynchronous, "vllm": vllm or ()}
+    more["without"] = without or ()
     with steps() as report:
         found = measure(model, out, setup, name=name, **more, progress=report)  # type: ignore[arg-type]
     took = time.perf_counter() - began
