@@ -29,7 +29,9 @@ class Answer:
     replicas), *low* and *high* the ends of its 95 % interval, None where none can be given. *verdict* says whether to
     believe it: "confirmed", if runs twice and four times as long agree and the backlog is flat there; else
     "unchecked", if there were no longer runs, "not stable", "not shown to be stable", or "not confirmed"; *backlog*
-    is what it does there (docs/guides/sweeps.md); *notes* say why, and what else is to be said.
+    is what it does there (docs/guides/sweeps.md); *notes* say why, and what else is to be said. *more* is how much
+    more it is than that of the policy *versus* of the search, taken seed by seed, with its ends *more_low* and
+    *more_high*; each None where it is not known.
     """
 
     workload: str
@@ -42,6 +44,9 @@ class Answer:
     high: float | None
     backlog: str
     notes: list[str]
+    more: float | None
+    more_low: float | None
+    more_high: float | None
 
     def __init__(self, found: capacity.Answer, find: str) -> None:
         self._found = found
@@ -52,6 +57,9 @@ class Answer:
         self.low, self.high = found.found.low, found.found.high
         self.backlog = found.stable.backlog
         self.notes = list(found.found.notes)
+        gap = found.beside
+        ends = (gap.mean, gap.low, gap.high) if gap is not None else (None, None, None)
+        self.more, self.more_low, self.more_high = ends
 
     @property
     def verdict(self) -> str:
@@ -84,7 +92,7 @@ class Search(Table):
     *low*,
     *high*, *verdict*, *seeds*, *first_seed*, *places* (that were tried), *requests* (of a run), *warm_up* (requests
     not counted), *settled_after* (requests), *twice_as_long_agrees*, *backlog*, *backlog_growth* (a share of what
-    arrives), *notes*.
+    arrives), *notes*; with a policy to compare with *versus*, *more*, *more_low*, *more_high* and *more_in_runs_of*.
 
     Of a search with one answer *value*, *low*, *high*, *verdict* and *notes* are those of that answer.
     """
@@ -155,6 +163,7 @@ def search(
     settings: Mapping[str, Any] | None = None,
     seeds: int = 10,
     first_seed: int = 0,
+    versus: str | None = None,
     jobs: int = -1,
     cache: bool = True,
     cluster: str | None = None,
@@ -167,7 +176,8 @@ def search(
     ("p99_ttft_ms<=500"; docs/guides/sweeps.md). The search begins where the experiment stands, which *rate*, *cv*,
     *slo*, *variant*, *deployment*, *trace* and *settings* change as those of `run` do. *requests* is how many a run
     has to begin with (2000 at least unless given), *longest* how many at the most (32000, or 16 times *requests*).
-    Each place is run with *seeds* seeds from *first_seed* on. *policy*, *jobs*, *cache*, *cluster* and *progress*
+    Each place is run with *seeds* seeds from *first_seed* on. With *versus*, one of several policies, each answer of
+    another one says how much more it is, seed by seed. *policy*, *jobs*, *cache*, *cluster* and *progress*
     are as in `sweep`.
 
     Raises `Error` before anything runs, or if the target is held nowhere or everywhere; `TypeError`; `RunError`.
@@ -195,6 +205,7 @@ def search(
             jobs=jobs,
             cache=known,
             cluster=cluster,
+            versus=versus,
             progress=heard_by(progress),
             say=warn,
         )

@@ -79,6 +79,7 @@ def sweep(
     until: float | None = None,
     most: int = 100,
     versus: PolicyLike | None = None,
+    bound: bool = False,
     jobs: int = -1,
     cache: bool = True,
     cluster: str | None = None,
@@ -90,7 +91,8 @@ def sweep(
     A value of *settings* that is a list is an axis; one that is meant as a list is put into another. With *seeds*
     each point is run with so many seeds, its own and those that follow; with *until* with as many, *most* at the
     most, as it takes to know its attainment to within that share (0.005: half a percentage point, 95 %). *versus*,
-    one of the policies, adds columns for how attainment differs from its, seed by seed.
+    one of the policies, adds columns for how attainment differs from its, seed by seed; *bound* those for the most
+    that any schedule could meet, and the share of it that is met (docs/explanation/bound.md).
 
     *jobs* processes work (-1: one per core), or the *cluster* at that address (docs/guides/sweeps.md). A policy that
     is given as a class or function of this process, or of a notebook, is used as it is here: its points run in this
@@ -100,6 +102,7 @@ def sweep(
 
     Raises `Error` before anything runs, and `TypeError`; `RunError` if a run breaks. Warns where rows cannot be kept.
     """
+    from servetwin.experiments.bound import sweep_bounds
     from servetwin.experiments.sweeps import sweep as engine
     from servetwin.experiments.sweeps.cache import Cache
 
@@ -122,10 +125,9 @@ def sweep(
     reference = policies.setting(versus, "versus") if versus is not None else None
     if isinstance(reference, dict):
         raise TypeError("versus: a policy goes by its name here (right would be: the policy without parameters)")
-    spec = engine.SweepFile(sweeps=[engine.Block(**block)])
     with policies.known(), Cache() if cache else nullcontext() as known:
         rows = engine.sweep(
-            spec,
+            engine.SweepFile(sweeps=[engine.Block(**block)]),
             None,
             of=content,
             jobs=jobs,
@@ -136,6 +138,7 @@ def sweep(
             until=until,
             most=most,
             versus=reference,
+            beside=sweep_bounds if bound else None,
             say=warn,
         )
     return Sweep(by_column(rows))

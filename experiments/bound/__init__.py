@@ -5,6 +5,7 @@ docs/explanation/bound.md proves each bound.
 ====================  ======================================================================================
 `most_met`            ``servetwin bound``: the bound of an experiment, and schedules to hold it against
 `league`              ``servetwin league``: policies ranked over several workloads, beside the bound
+`sweep_bounds`        ``servetwin sweep --bound``: each point of a sweep as a share of the bound
 `stage_loads`         what every schedule spends on a request at each stage at least, and within which window
 `measured_places`     the same of workers by their measured times
 `relaxation`          an upper bound for a stage, by a linear program

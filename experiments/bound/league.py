@@ -23,7 +23,7 @@ from ..sweeps.point import Progress, Row, Together, run_all
 from ..sweeps.repeat import seeded
 from ..sweeps.statistics import Interval, attainment_interval, paired_attainment
 from ..workload.seed_effect import check_seeds
-from .most_met import most_met
+from .sweep_bounds import Bounded
 
 #: The workloads of the leagues, each at the highest rate (requests/s) of its axis in Figures 11 and 12 of the
 #: NeuStream paper, or at the rate around which Figure 14 varies cv and SLO.
@@ -84,16 +84,6 @@ class League:
 
 def _told(name: str, found: Interval) -> dict[str, float]:
     return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
-
-
-class Bounded:
-    """Gives the bound of an experiment with all times at their means, as a row."""
-
-    tag = "the most that any schedule meets"
-
-    def __call__(self, experiment: Experiment) -> Row:
-        found = most_met(experiment, policies=False)
-        return {"requests": found.requests, "most": found.most, "at_mean": found.at_mean}
 
 
 def league(

@@ -4,13 +4,15 @@ An answer is checked by runs twice and four times as long: if what they give lie
 is not flat at the answer, the runs were too short to speak of a steady state, and they are lengthened until it does
 not, or until the longest have `Asked.longest` requests, or until it is plain that no SLO helps against the load. What
 is still outside then is said, and no interval is given.
+
+Policies are compared in runs of one length: where two answers stand on different ones, the shorter are lengthened.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +33,7 @@ from ..sweeps.repeat import seeded
 from ..sweeps.statistics import Interval
 from ..workload.requests import count_of, read_trace
 from ..workload.seed_effect import are_copies, check_seeds, depends_on_seed
+from .differences import Difference, difference
 from .observed_run import Watched
 from .root_search import QUANTITIES, Capacity, Curve, HeldEverywhere, agrees, search
 from .stability import WARM_UP, Verdict, verdict
@@ -43,6 +46,9 @@ LONGER, LONGEST = 16, 32_000
 #: With how many seeds and requests places are looked at that are not near the answer.
 GLANCE, GLANCE_REQUESTS = 2, 1000
 LEVEL = 0.95
+
+#: The columns of a table that hold a difference, and which part of it.
+MORE = {"more": "mean", "more_low": "low", "more_high": "high", "more_in_runs_of": "requests"}
 
 UNITS = {
     "rate": "the largest rate, in requests per second",
@@ -76,7 +82,8 @@ class SearchProgress(Protocol):
 @dataclass(frozen=True)
 class Answer:
     """A capacity and what it stands on: runs of *requests* of which the first *warm_up* are not counted, whether the
-    system keeps up there, and whether what runs *twice* as long give is inside (None if there were none)."""
+    system keeps up there, and whether what runs *twice* as long give is inside (None if there were none). *beside* is
+    how much more it is than that of another policy, if that was asked."""
 
     workload: str
     policy: str
@@ -87,6 +94,7 @@ class Answer:
     stable: Verdict
     twice: bool | None
     seeds: int
+    beside: Difference | None = None
 
     @property
     def settled(self) -> int | None:
@@ -104,11 +112,12 @@ def answers(
     cache: Cache | None = None,
     cluster: str | None = None,
     out: Path | None = None,
+    versus: str | None = None,
     progress: SearchProgress | None = None,
     say: Callable[[str], None] | None = None,
 ) -> list[Answer]:
-    """The capacity of each of *sources* under each of *policies*, for each target; *say* hears of rows that could not
-    be kept. Raises `BadInput`.
+    """The capacity of each of *sources* under each of *policies*, for each target; with *versus*, also how much more
+    each is than that of this policy. *say* hears of rows that could not be kept. Raises `BadInput`.
     """
     if asked.find not in QUANTITIES:
         raise BadInput(f"{asked.find!r} cannot be sought", where="--find", right=suggest(asked.find, QUANTITIES))
@@ -121,17 +130,63 @@ def answers(
         check_seeds(experiment, asked.seeds, "--seeds")
         _check_metrics(experiment, targets)
         _start(experiment, asked.find)
+    by_source = [cases[i : i + len(chosen)] for i in range(0, len(cases), len(chosen))]
+    if versus is not None:
+        _check_versus(by_source, versus, asked.find)
     found = []
     tell = say or (lambda _: None)
     with running_on(cluster):
-        for experiment in cases:
-            finder = Finder(experiment, asked, targets, jobs=jobs, cache=cache, progress=progress)
-            found += finder.answers()
-            for doubt in finder.together.doubts if cache is not None else ():
+        for same in by_source:
+            finders = [Finder(e, asked, targets, jobs=jobs, cache=cache, progress=progress) for e in same]
+            own = [finder.answers() for finder in finders]
+            found += _compared(finders, own, versus) if versus is not None else [a for each in own for a in each]
+            for doubt in {d: None for f in finders for d in f.together.doubts} if cache is not None else ():
                 tell(f"rows are not kept, so that they are run each time: {doubt}")
     if out is not None:
         tables.write(out, [row_of(a, asked) for a in found])
     return found
+
+
+def _check_versus(by_source: Sequence[Sequence[Experiment]], versus: str, find: str) -> None:
+    """Raise `BadInput` unless there is just one answer of the policy *versus* for each workload, and others."""
+    if QUANTITIES[find].whole:
+        what = f"{find} are whole numbers: nothing lies between two of them that could be taken seed by seed"
+        raise BadInput(what, where="--versus", right="--find rate, or slo")
+    for same in by_source:
+        names = [e.policy.name for e in same]
+        if names.count(versus) != 1 or len(names) == 1:
+            what = f"{names.count(versus)} of {len(names)} policies of {same[0].name} are {versus!r}"
+            right = f"--policy {versus}, once, and --policy for those to compare with it"
+            raise BadInput(what, where="--versus", right=right)
+
+
+def _compared(finders: Sequence[Finder], answers: Sequence[Sequence[Answer]], versus: str) -> list[Answer]:
+    """*answers*, those of each of *finders*, with how much more each is than that of the policy *versus*."""
+    number = next(i for i, finder in enumerate(finders) if finder.experiment.policy.name == versus)
+    found = []
+    for i, (finder, own) in enumerate(zip(finders, answers, strict=True)):
+        for answer, other in zip(own, answers[number], strict=True):
+            gap = _beside(finder, answer, finders[number], other) if i != number else None
+            found.append(replace(answer, beside=gap))
+    return found
+
+
+def _beside(finder: Finder, answer: Answer, reference: Finder, other: Answer) -> Difference:
+    """How much more *answer* is than *other*, in runs that are as long as the longer ones of the two."""
+    length, target = max(answer.requests, other.requests), answer.found.target
+    name = reference.experiment.policy.name
+    places = [f.at_length(a, length) for f, a in ((finder, answer), (reference, other))]
+    curves = [f.curves.get(length) for f in (finder, reference)]
+    if curves[0] is None or curves[1] is None or None in places:
+        return Difference(name, None, None, None, length, f"not compared: no runs of {length} requests of both")
+    gap = difference(curves[0], curves[1], target)
+    if gap is None:
+        return Difference(name, None, None, None, length, "not compared: one of the two has no end")
+    if answer.found.low is None or other.found.low is None:
+        return Difference(name, gap.mean, None, None, length, "without an interval: one of the two has none")
+    if not math.isfinite(gap.low):
+        return Difference(name, gap.mean, None, None, length, "without an interval: more seeds are needed for one")
+    return Difference(name, gap.mean, gap.low, gap.high, length)
 
 
 def _experiment(
@@ -268,6 +323,23 @@ class Finder:
                 return self._answer(found, length, checked, notes)
             length, last = 2 * length, backlog
             (found,) = search(_never, self.quantity, [target], start=found.value, near=True, curve=longer)
+
+    def at_length(self, answer: Answer, length: int) -> float | None:
+        """The capacity that was *answer*, in runs of this *length*; None if there is none, or not that many
+        requests."""
+        if not 0.0 < answer.found.value < math.inf:
+            return None
+        if length == answer.requests:
+            return answer.found.value
+        curve = self._curve(length)
+        self.total, self.where = None, f"runs of {length} requests, for a difference"
+        if curve is None:
+            return None
+        start, asked = answer.found.value, [answer.found.target]
+        try:
+            return search(_never, self.quantity, asked, start=start, near=True, curve=curve)[0].value
+        except BadInput:
+            return None
 
     def _first(self, target: Target) -> tuple[Capacity, int]:
         """The capacity in the shortest runs that are not over before anything can be too much; and their length."""
@@ -469,4 +541,6 @@ def row_of(answer: Answer, asked: Asked) -> tables.Row:
         "backlog": answer.stable.backlog,
         "backlog_growth": answer.stable.growth.mean,
         "notes": "; ".join(found.notes),
+        **({"versus": gap.versus} if (gap := answer.beside) is not None else {}),
+        **({name: getattr(gap, end) for name, end in MORE.items()} if gap is not None else {}),
     }

@@ -132,8 +132,7 @@ def run(
         [*((ByOption(k), v) for k, v in short.items() if v is not None), *options.overrides_of(sets, short)],
     )
     began = time.perf_counter()
-    modules = {"--device": devices, "--weights": weights, "--sampler": sampler, "--slots": slots}
-    modules |= {"--processes": processes}
+    modules = _of_modules(devices, weights, sampler, slots, processes)
     ahead = {
         "--url": url,
         "--api-key-env": api_key_env,
@@ -181,6 +180,14 @@ def _check_options(
             options.only_modules({**modules, "--eager": others["--eager"]})
 
 
+def _of_modules(
+    devices: list[str] | None, weights: Path | None, sampler: str | None, slots: int | None, processes: bool
+) -> dict[str, Any]:
+    """The options that real modules have and vLLM has not."""
+    given = {"--device": devices, "--weights": weights, "--sampler": sampler, "--slots": slots}
+    return {**given, "--processes": processes}
+
+
 def _setup(devices: list[str] | None, *rest: Any) -> Setup:
     from ..backends.diffusion import Setup
 
@@ -212,6 +219,10 @@ def sweep(
         str | None,
         typer.Option(help="A policy: adds how much better or worse each other one is than it, seed by seed."),
     ] = None,
+    bound: Annotated[
+        bool,
+        typer.Option("--bound", help="Add the most that any schedule could meet, and what is met as a share of it."),
+    ] = False,
     cluster: Cluster = None,
     cache: Cached = True,
     jobs: Jobs = -1,
@@ -234,48 +245,53 @@ def sweep(
     """
     if out is None and (backend != "sim" or not as_json):
         raise options.no_out("--json, to print the table" if backend == "sim" else "")
+    modules = _of_modules(devices, weights, sampler, slots, processes)
     if backend != "sim":
         assert out is not None
-        options.only_simulated({"--until": until, "--most": most, "--versus": versus, "--cluster": cluster})
+        more = {"--until": until, "--most": most, "--bound": bound}
+        options.only_simulated({**more, "--versus": versus, "--cluster": cluster})
         setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes)
         if backend == "vllm":
-            modules = {"--device": devices, "--weights": weights, "--sampler": sampler, "--slots": slots}
-            options.only_modules({**modules, "--processes": processes})
-        count = real_runs.serve_sweep(spec, out, backend, setup, seeds or 1, repeats, as_they_are)
-        if as_json:
-            print_json({"runs": count, "files": [str(out)]})
-        else:
-            say(f"{count} runs in {out}")
+            options.only_modules(modules)
+        real_runs.tell(
+            real_runs.serve_sweep(spec, out, backend, setup, seeds or 1, repeats, as_they_are), out, as_json
+        )
         return
-    real = {"--device": devices, "--model": model, "--weights": weights, "--eager": eager, "--slots": slots}
-    real |= {"--sampler": sampler, "--any-device": any_device, "--processes": processes}
-    options.only_real({**real, "--repeats": repeats > 1, "--as-they-are": as_they_are})
+    real = {**modules, "--model": model, "--eager": eager, "--any-device": any_device, "--as-they-are": as_they_are}
+    options.only_real({**real, "--repeats": repeats > 1})
     if most is not None and until is None:
         raise BadInput("there is nothing that would take more seeds", where="--most", right="--until 0.5pp")
+    from ..bound import sweep_bounds
     from ..sweeps import sweep as engine
     from ..sweeps.cache import Cache
-    from ..sweeps.repeat import told_apart
     from ..sweeps.statistics import parse_until
 
-    width = parse_until(until) if until is not None else None
     with _progress("sweep") as report, Cache() if cache else nullcontext() as known:
         rows = engine.sweep(
-            spec,
-            out,
+            *(spec, out),
             jobs=jobs,
             progress=report,
             cache=known,
             cluster=cluster,
             seeds=seeds,
-            until=width,
+            until=parse_until(until) if until is not None else None,
             most=100 if most is None else most,
             versus=versus,
+            beside=sweep_bounds if bound else None,
             say=real_runs.say_aside,
         )
     if as_json:
         print_json({"points": rows, "files": [str(out)] if out is not None else []})
-        return
+    else:
+        _tell_sweep(rows, out, versus, bound=bound)
+
+
+def _tell_sweep(rows: list[dict[str, Any]], out: Path | None, versus: str | None, *, bound: bool) -> None:
+    from ..bound import sweep_bounds
+    from ..sweeps.repeat import told_apart
+
     told = told_apart(rows, versus) if versus is not None else score_output.best_of(rows)
+    told += sweep_bounds.told(rows) if bound else []
     say("\n".join([*told, f"{len(rows)} points in {out}"]))
 
 
@@ -303,6 +319,10 @@ def search(
     longest: Annotated[
         int | None,
         typer.Option(min=1, help="Upper limit on requests per run; by default 32000, or 16 times --requests."),
+    ] = None,
+    versus: Annotated[
+        str | None,
+        typer.Option(help="A policy: adds how much more each other one holds than it, seed by seed."),
     ] = None,
     sets: Sets = None,
     out: Annotated[Path | None, typer.Option(help="Write the answers as a table: .csv or .parquet.")] = None,
@@ -335,6 +355,7 @@ def search(
             cache=known,
             cluster=cluster,
             out=out,
+            versus=versus,
             progress=report,
             say=real_runs.say_aside,
         )

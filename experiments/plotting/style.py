@@ -137,6 +137,8 @@ KNOWN = {
     "clockwork": Look(COLOURS[1], MARKERS[1]),
     "vllm": Look(COLOURS[1], MARKERS[1]),
 }
+#: The most that any schedule could meet: the kind of such points, and how their line looks.
+BOUND, LIMIT = "bound", Look("0.35", "", (0, (1.0, 1.5)))
 
 
 def look(number: int) -> Look:
@@ -214,7 +216,8 @@ class Sheet:
             parts.append(panel.vlines(x, *ends, color=looks.colour, linewidth=0.7))
         self._move(panel, parts, shift)
         self._entries.setdefault(name, drawn)
-        self._kinds.setdefault(kind, Line2D([], [], color=_GREY))
+        if kind != BOUND:  # which has one line alone, that says so
+            self._kinds.setdefault(kind, Line2D([], [], color=_GREY))
         self._keep(panel, name, kind, x, y, ends)
 
     def _move(self, panel: Axes, parts: Sequence[Any], shift: float) -> None:

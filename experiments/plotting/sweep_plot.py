@@ -23,7 +23,7 @@ from ..sweeps.point import Row
 from ..validation.comparison.compare_grids import read_rows
 from . import measured_points
 from .paper_figures import AXES
-from .style import COLUMN, INTERVALS, PAGE, WIDTHS, Sheet, check_ending, drawing, look
+from .style import BOUND, COLUMN, INTERVALS, LIMIT, PAGE, WIDTHS, Sheet, check_ending, drawing, look
 
 MOST = 24
 LABELS = {
@@ -137,6 +137,7 @@ def sheet_of(
             sheet.describe(place, *names_of, titled=not aligned or own.x == panels[0].x, edges=aligned)
             _lines(sheet, place, own, y, shifts, asked.intervals)
             _measured(sheet, place, own, y, shifts, given)
+            _bound(sheet, place, own, y)
             _ticks(place, [number_in(row[own.x]) for row in own.rows])
             place.set_ylim(*((-0.02, 1.02) if y in SHARES else (0, None)))
         for place in list(sheet.panels.flat)[len(panels) :]:
@@ -274,6 +275,18 @@ def _lines(sheet: Sheet, place: Any, panel: _Panel, y: str, shifts: Mapping[str,
 
 
 _ENDS = ("low", "high")
+
+
+def _bound(sheet: Sheet, place: Any, panel: _Panel, y: str) -> None:
+    """Draw the most that any schedule could meet, where the table has it: of the systems of a panel, the largest."""
+    at: dict[float, float] = {}
+    for row in panel.rows if y == "attainment" else ():
+        where, most = number_in(row[panel.x]), number_in(row.get("bound"))
+        if where is not None and most is not None:
+            at[where] = max(most, at.get(where, 0.0))
+    if at:
+        places, name = sorted(at), "no schedule more than"
+        sheet.line(place, name, LIMIT, places, [at[p] for p in places], marked=False, kind=BOUND)
 
 
 def _measured(

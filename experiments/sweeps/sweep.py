@@ -26,7 +26,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 from pydantic import Field, ValidationError
 from servetwin.core import BadInput
@@ -44,8 +44,8 @@ from ..workload.seed_effect import along_seeds, check_seed_axis, check_seeds_onc
 from . import tables
 from .cache import Cache
 from .cluster import running_on
-from .point import Changed, Progress, Row, Together, run_all, settings_of
-from .repeat import repeat
+from .point import Changed, Point, Progress, Row, Together, run_all, settings_of
+from .repeat import Repeated, repeat
 from .repeat import versus as differences
 
 #: How sure the intervals of a table are.
@@ -194,6 +194,17 @@ def _shared(experiments: Sequence[Experiment]) -> list[str]:
     return [*dict.fromkeys(line for e in alike.values() for line in (*time_shared(e), *stands_on(e)))]
 
 
+class Beside(Protocol):
+    """What further columns come from, of runs of another kind than the points' own; `check` raises `BadInput` before
+    anything runs."""
+
+    def check(self, experiments: Sequence[Experiment], /) -> None: ...
+
+    def columns(
+        self, points: Sequence[Repeated], run: Callable[[Sequence[Experiment], Point], list[Row]], level: float, /
+    ) -> list[Row]: ...
+
+
 def sweep(
     source: str | Path | SweepFile,
     out: Path | None,
@@ -207,13 +218,15 @@ def sweep(
     until: float | None = None,
     most: int = 100,
     versus: str | None = None,
+    beside: Beside | None = None,
     say: Callable[[str], None] | None = None,
 ) -> list[Row]:
     """Run the sweep *source* (a file, a figure's name, or the content of a file) and write its table to *out*, if
     that is given; returns the rows. *of* is as in `point`.
 
     With *seeds* or *until* each point is repeated (see `servetwin.experiments.sweeps.repeat`), and its row holds
-    means and intervals; with *versus*, also how it differs from that policy. *cache* knows points of other sweeps,
+    means and intervals; with *versus*, also how it differs from that policy; with *beside*, what that has to say of
+    it (`servetwin.experiments.bound.sweep_bounds`). *cache* knows points of other sweeps,
     *cluster* is the address of one to run on.
 
     All rows are of one version of policies, profiles and traces: if one is changed while the sweep runs, it begins
@@ -233,17 +246,22 @@ def sweep(
             check_seeds_once(experiments, "--until" if seeds is None else "--seeds")
         for deployed in {str(e.deployment.devices): e for e in experiments}.values():
             load_profiles(deployed)  # one that is missing shows before anything is written
+        if beside is not None:
+            beside.check(experiments)
         run = _Runs(partial, cache, jobs, progress, len(experiments), together)
         try:
             with partial, running_on(cluster):
                 if seeds is None and until is None and versus is None:
                     results = run(experiments)
+                    repeated = [Repeated(e, [row]) for e, row in zip(experiments, results, strict=True)]
                 else:
                     repeated = repeat(experiments, run, seeds=seeds, until=until, most=most)
                     results = [point.summary(LEVEL) for point in repeated]
-                    if versus is not None:
-                        gaps = differences(repeated, axes, versus, LEVEL)
-                        results = [{**row, **gap} for row, gap in zip(results, gaps, strict=True)]
+                more = [differences(repeated, axes, versus, LEVEL)] if versus is not None else []
+                more += [beside.columns(repeated, run, LEVEL)] if beside is not None else []
+            results = [
+                {k: v for part in parts for k, v in part.items()} for parts in zip(results, *more, strict=True)
+            ]
             break
         except Changed as change:
             if attempt == _TRIES - 1:
@@ -288,7 +306,9 @@ class _Runs:
         self.ended = 0
         partial.read()
 
-    def __call__(self, batch: Sequence[Experiment]) -> list[Row]:
+    def __call__(self, batch: Sequence[Experiment], point: Point | None = None) -> list[Row]:
+        """The rows of *batch*; runs of another *point* than the sweep's own answer another question, and are all of
+        one version among themselves."""
         self.expected = max(self.expected, self.ended + len(batch))
         rows = run_all(
             batch,
@@ -296,7 +316,8 @@ class _Runs:
             known=self._known,
             finished=self._finished,
             progress=self._report if self.progress is not None else None,
-            together=self.together,
+            together=self.together if point is None else Together(),
+            point=point,
         )
         self.ended += len(batch)
         return rows

@@ -147,8 +147,12 @@ def _check(kind: object, where: type[DiffusionModel], place: str) -> None:
     if kind.sampling.sampler not in kind.sampling.samplers:
         what = f"{kind.name} is sampled by {kind.sampling.sampler!r}"
         raise BadInput(what, where=at, right=" or ".join(kind.sampling.samplers))
-    if kind.placement and [m for group in kind.placement for m in group] != list(kind.modules):
-        raise BadInput(f"the groups of {kind.name} are not its modules in order", where=at, right=str(kind.modules))
+    if [m for group in kind.placement for m in group] != list(kind.modules):
+        right = ", ".join(kind.modules)
+        raise BadInput(f"the groups of {kind.name} are not its modules in order", where=at, right=right)
+    if [kind.loop] not in kind.placement:  # what the profiler takes apart
+        right = f"a group ({kind.loop!r},)"
+        raise BadInput(f"{kind.name}: a worker of the loop has other modules", where=at, right=right)
 
 
 def _chosen(kinds: Mapping[str, Kind], name: str, where: str) -> Kind:

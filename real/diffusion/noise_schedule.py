@@ -170,8 +170,9 @@ def _two_steps(
         h = half_log[i + 1] - half_log[i]
         gain = signal[i + 1] * -np.expm1(-h)
         now = gain
-        if 0 < i < steps - 1:
-            ratio = (half_log[i] - half_log[i - 1]) / h
+        before = half_log[i] - half_log[i - 1] if i else 0.0
+        if i < steps - 1 and h and before:  # of so many steps some are of no length
+            ratio = before / h
             back[i] = -0.5 * gain / ratio
             now = gain - back[i]
         keep[i] = noise[i + 1] / noise[i] + now * own[i]

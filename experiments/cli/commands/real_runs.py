@@ -182,6 +182,14 @@ def serve_sweep(spec: str, out: Path, kind: str, setup: Setup, seeds: int, repea
         return serve(spec, out, setup, **more, progress=report, broken=broken)  # type: ignore[arg-type]
 
 
+def tell(count: int, out: Path, as_json: bool) -> None:
+    """Print that there are *count* runs in *out*."""
+    if as_json:
+        print_json({"runs": count, "files": [str(out)]})
+    else:
+        say(f"{count} runs in {out}")
+
+
 def say_aside(what: str) -> None:
     """A line about what is not asked for, on standard error."""
     typer.echo(f"servetwin: {what}", err=True)

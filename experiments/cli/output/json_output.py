@@ -51,6 +51,11 @@ class SearchAnswer(TypedDict):
     backlog: Annotated[str, "flat, growing, overloaded or unclear"]
     backlog_growth: Annotated[Number, "as a share of what arrives"]
     notes: list[str]
+    versus: NotRequired[Annotated[str, "with --versus: that policy; the other keys are of its capacity and this one"]]
+    more: NotRequired[Annotated[Number, "how much more this one is, seed by seed"]]
+    more_low: NotRequired[Annotated[Number, "ends of its 95 % interval"]]
+    more_high: NotRequired[Number]
+    more_in_runs_of: NotRequired[Annotated[int, "requests of these runs"]]
 
 
 @_closed

@@ -166,6 +166,21 @@ def show_answers(find: str, answers: Sequence[Answer]) -> None:
             say(f"  {a.found.target.name} {places} {QUANTITIES[find].unit}")
         for note in a.found.notes:
             say(f"  {note}")
+    for a in answers:
+        if a.beside is not None:
+            say(_beside(a, QUANTITIES[find].unit))
+
+
+def _beside(answer: Answer, unit: str) -> str:
+    """How much more an answer is than that of another policy, in a line."""
+    gap = answer.beside
+    assert gap is not None
+    told = f"{answer.workload}, {answer.found.target.name}: {answer.policy} beside {gap.versus}"
+    if gap.mean is None:
+        return f"{told}: {gap.why}"
+    span = f" ({gap.low:+.3g} to {gap.high:+.3g})" if gap.low is not None and gap.high is not None else ""
+    why = f"; {gap.why}" if gap.why else ""
+    return f"{told}: {gap.mean:+.3g}{span} {unit}, seed by seed in runs of {gap.requests} requests{why}"
 
 
 def best_of(rows: Sequence[dict[str, Any]]) -> list[str]:

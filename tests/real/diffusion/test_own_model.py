@@ -1,5 +1,5 @@
-"""A model in a file of its own, as docs/guides/diffusion-models.md shows it: profiled, run, compared; and what is wrong
-with such a file is said in one line."""
+"""A model in a file of its own, as docs/guides/diffusion-models.md shows it: profiled, run, compared; and what is
+wrong with such a file is said in one line."""
 
 import json
 import os
@@ -75,11 +75,15 @@ EDITS = {
     "no model": (lambda t: "x = 1\n", "there is no diffusion model there"),
     "no loop": (lambda t: t.replace('("unet", True)', '("unet", False)'), "digits has no module that loops"),
     "a module without a method": (
-        lambda t: t.replace("def enlarge", "def larger"),
-        "nothing of the module 'enlarge'",
+        lambda t: t.replace('(("unet", True),)', '(("unet", True), ("vae", False))'),
+        "nothing of the module 'vae'",
+    ),
+    "groups with more than the loop": (
+        lambda t: t.replace('(("unet", True),)', '(("unet", True), ("output", False)), groups=(("unet", "output"),)'),
+        "digits: a worker of the loop has other modules",
     ),
     "no prediction": (lambda t: t.replace("def predict", "def guess"), "it predicts nothing"),
-    "a network of no module": (lambda t: t.replace('"enlarge": {', '"other": {'), "a network 'other' and no such"),
+    "a network of no module": (lambda t: t.replace('"unet": {', '"other": {'), "a network 'other' and no such"),
     "another sampler": (lambda t: t.replace("dpm++2m", "flow-euler"), "digits is sampled by 'flow-euler'"),
 }
 

@@ -96,6 +96,13 @@ def test_each_step_is_that_of_diffusers(case, steps):
         assert float((ours - theirs).abs().max()) <= 2e-4 * max(1.0, float(theirs.abs().max())), (case, i)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_as_many_steps_as_there_are(case):
+    """DPM-Solver++ has steps of no length then, after which it cannot look back."""
+    sampler, sampling = CASES[case]
+    assert np.isfinite(steps_table(sampler, 1000, sampling, TOKENS).rows).all()
+
+
 def test_only_a_solver_of_order_two_looks_back():
     for sampler, sampling in CASES.values():
         looks = bool(steps_table(sampler, 20, sampling, TOKENS).rows[:, 4].any())
