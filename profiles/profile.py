@@ -189,7 +189,10 @@ class Profile:
 
 #: Keys that profiles had no place for once: where they say nothing, digests are those of that time.
 LATER = frozenset(
-    {"basis", "shape", "memory_gib", "over_context", "beside", "per_square", "decoding", "blind", "compiled"}
+    {
+        *("basis", "shape", "memory_gib", "over_context", "beside", "per_square", "decoding", "blind", "compiled"),
+        "execution",
+    }
 )
 
 

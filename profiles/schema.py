@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr, model_validator
 
@@ -113,6 +113,31 @@ class ModuleProfile(Strict):
     tables: Annotated[dict[Kind, Table], Field(min_length=1)]
 
 
+class Execution(Strict):
+    """How a diffusion model's loop was executed: each batch size as a CUDA *graph* or not, and what of its network
+    was compiled. For the rest see `servetwin.real.diffusion.execution.Execution`. What is left out was not done."""
+
+    graphs: StrictBool
+    compile: Literal["none", "blocks", "whole"]
+    mode: Text | None = None
+    compiled_sizes: tuple[Annotated[StrictInt, Field(ge=1)], ...] | None = None
+    channels_last: StrictBool | None = None
+    fused_projections: StrictBool | None = None
+    attention: Literal["flash", "cudnn", "efficient"] | None = None
+    ready_seconds: Finite | None = None  #: what it took until all batch sizes could be served
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if (self.compile == "none") != (self.compiled_sizes is None):
+            raise ValueError("compiled_sizes go with compile: blocks or whole")
+        return self
+
+    def as_dict(self) -> dict[str, Any]:
+        """What it says of how, as run records say it."""
+        found = self.model_dump(mode="json", exclude_none=True, exclude={"ready_seconds"})
+        return {name: value for name, value in found.items() if value is not False or name == "graphs"}
+
+
 class ProfileFile(Strict):
     """One model on one device."""
 
@@ -128,6 +153,7 @@ class ProfileFile(Strict):
     origin: Origin
     limits_of_data: Text | None = None  #: what is not known, or not to be trusted
     basis: Basis | None = None  #: where the steps were not measured by this project's profiler, or by a log
+    execution: Execution | None = None  #: of a diffusion model; profiles of before it say it in words, if at all
     modules: dict[Name, ModuleProfile] = Field(default_factory=dict)
     tokens: TokenData | None = None  #: prefill and decode of a language model
     costs: dict[Name, Cost] = Field(default_factory=dict)

@@ -30,6 +30,7 @@ from servetwin.core.serving.pool import Pool
 
 from .cpu_affinity import pinned_core
 from .diffusion.device_slots import DeviceSlots
+from .diffusion.execution import Execution, execution_of
 from .diffusion.kind import Kind
 from .diffusion.lanes import Sink
 from .diffusion.model_registry import find
@@ -263,8 +264,15 @@ class Server:
             "model": self.kind.name,
             "options": options,
             "versions": versions(),
-            "devices": {name: device_facts(slots.device) for name, slots in self.by_device.items()},
+            "devices": {
+                name: {**device_facts(slots.device), "execution": self.execution(name).as_dict()}
+                for name, slots in self.by_device.items()
+            },
         }
+
+    def execution(self, device: str) -> Execution:
+        """How the loop's network is executed on the device that workers call *device*; no model is built for it."""
+        return execution_of(self.options, self.kind, self.options.torch_device(device))
 
 
 def _meet(by_device: Mapping[str, DeviceSlots | RemoteSlots], workers: Sequence[Worker]) -> None:

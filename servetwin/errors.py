@@ -43,6 +43,7 @@ _REAL = {
     "model",
     "weights",
     "eager",
+    "compile",
     "sampler",
     "any-device",
     "slots",

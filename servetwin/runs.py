@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 #: Keys of *real*, and what of `servetwin.experiments.backends.diffusion.Setup` they are.
 _SETUP = {
-    **{name: name for name in ("devices", "model", "weights", "eager", "sampler", "slots", "processes")},
+    **{name: name for name in ("devices", "model", "weights", "eager", "sampler", "slots", "processes", "compile")},
     "any_device": "foreign",
 }
 _VLLM = ("url", "api_key_env", "asynchronous")
@@ -63,8 +63,8 @@ def run(
     keys. *settings* changes any other key: ``{"policy.params.max_batch": 4}``.
 
     With *backend* "real" or "vllm" devices of this machine serve, as *real* says: a dict with any of devices, model,
-    weights, eager, sampler, any_device, slots, processes (a script then needs Python's usual ``if __name__ ==
-    "__main__":``), and for vllm url, api_key_env and asynchronous. *say* hears what it does.
+    weights, eager, sampler, any_device, slots, processes, compile (a script then needs Python's usual
+    ``if __name__ == "__main__":``), and for vllm url, api_key_env and asynchronous. *say* hears what it does.
 
     The records are kept in *folder*, which must hold no run, or else in a temporary one for as long as the result is
     there; without *records* only the summary is, which is quicker for long runs.

@@ -23,7 +23,7 @@ OF_OTHERS = {
     ("sim/time/calendar.py", "_now"): "SimPy's clock, queue and numbers: its calendar in one place",
     ("sim/time/calendar.py", "_queue"): "likewise",
     ("sim/time/calendar.py", "_eid"): "likewise",
-    ("real/diffusion/networks.py", "_dynamo"): "torch.compile's settings have no other name",
+    ("real/diffusion/execution.py", "_dynamo"): "torch.compile's settings have no other name",
     ("real/diffusion/process_lane.py", "_exit"): "os._exit, documented for processes that were forked",
     ("real/vllm/internals.py", "_preempt_request"): "the method of vLLM's scheduler that its own schedule() calls",
     ("experiments/provenance/policy_code.py", "_getframe"): "sys._getframe, documented: who defined a class",

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from servetwin.real import Kind, Report, Server
 
 SAMPLERS = ("ddim", "euler", "dpm++2m", "flow-euler")
+#: What of a loop's network can be compiled.
+COMPILE = ("none", "blocks", "whole")
 
 #: Hears what is being done.
 Say = Callable[[str], None]
@@ -53,7 +55,8 @@ class Setup:
     model where pipeline and profile do not tell: by its name, its file, or its module. *sampler*, left out, is the
     model's own. *foreign* lets a profile of another device pass. *slots* bounds the
     requests that have begun and not ended; left out, it is enough for runs of up to a thousand requests whatever the
-    policy does. For the rest see `servetwin.real.Options`.
+    policy does. *compile* says what of the loop's network is compiled; left out, a run does as its profile was
+    measured, and a profile as measured best. For the rest see `servetwin.real.Options`.
     """
 
     devices: tuple[str, ...] = ()
@@ -64,8 +67,11 @@ class Setup:
     foreign: bool = False
     slots: int | None = None
     processes: bool = False
+    compile: str | None = None
 
     def __post_init__(self) -> None:
+        if self.compile not in (None, *COMPILE):
+            raise BadInput(f"unknown word {self.compile!r}", where="--compile", right=" or ".join(COMPILE))
         if self.sampler not in (None, *SAMPLERS):
             raise BadInput(f"unknown sampler {self.sampler!r}", where="--sampler", right=" or ".join(SAMPLERS))
 
@@ -94,7 +100,7 @@ class Backend:
         """What ``meta.json`` of a run of *experiment* would say of the real side; no model is built for it."""
         plan = Plan(experiment, model=self.setup.model)
         kind = model_of(plan, self.setup.model)
-        return real_facts(self._server(kind, device_names(plan.profiles, self.setup.devices), plan.slots()))
+        return real_facts(self._planned(plan, kind))
 
     @as_loaded()
     def run(self, experiment: Experiment, folder: Path | None = None, say: Say | None = None) -> Report:
@@ -106,10 +112,11 @@ class Backend:
         say = say or (lambda _: None)
         plan = Plan(experiment, model=self.setup.model)
         kind = model_of(plan, self.setup.model)
-        server = self._server(kind, device_names(plan.profiles, self.setup.devices), plan.slots())
+        server = self._planned(plan, kind)
         _check_steps(plan.requests, server)
         if not self.setup.foreign:
             check_devices(plan.profiles, server)
+            check_execution(plan.profiles, server)
         stages, workers, wiring = plan.system()
         tools = real_tools(plan.experiment)
         for name in plan.profiles:
@@ -133,11 +140,17 @@ class Backend:
             write_report(folder, report)
         return report
 
-    def _server(self, kind: Kind, devices: Mapping[str, str], slots: int) -> Server:
+    def _planned(self, plan: Plan, kind: Kind) -> Server:
+        devices = device_names(plan.profiles, self.setup.devices)
+        return self._server(kind, devices, plan.slots(), profiled_execution(plan.profiles, self.setup))
+
+    def _server(
+        self, kind: Kind, devices: Mapping[str, str], slots: int, executed: Mapping[str, Any] | None = None
+    ) -> Server:
         slots = self.setup.slots or slots
-        key = (kind.code, kind.name, kind.modules, tuple(sorted(devices.items())), slots)
+        key = (kind.code, kind.name, kind.modules, tuple(sorted(devices.items())), slots, repr(executed))
         if key not in self.servers:
-            server = make_server(kind, self.setup, devices, slots)
+            server = make_server(kind, self.setup, devices, slots, executed)
             self.close()  # two models need not fit beside each other
             self.servers[key] = server
         return self.servers[key]
@@ -225,8 +238,15 @@ class Plan:
         return stages, workers, wiring(experiment, stages, workers, self.profiles)
 
 
-def make_server(kind: Kind, setup: Setup, devices: Mapping[str, str], slots: int = 256) -> Server:
-    """A server of *kind*; *devices* maps the names of workers' devices to torch devices, which must be there."""
+def make_server(
+    kind: Kind,
+    setup: Setup,
+    devices: Mapping[str, str],
+    slots: int = 256,
+    executed: Mapping[str, Any] | None = None,
+) -> Server:
+    """A server of *kind*; *devices* maps the names of workers' devices to torch devices, which must be there.
+    *executed* are further options, of how its loop is executed."""
     from servetwin.real import Options, Server
 
     weights = setup.weights
@@ -241,6 +261,7 @@ def make_server(kind: Kind, setup: Setup, devices: Mapping[str, str], slots: int
         scheduler=kind.sampling.chosen(setup.sampler),
         slots=slots,
         processes=setup.processes,
+        **({"compile": setup.compile} if executed is None else executed),
     )
     for name in devices:
         options.torch_device(name)
@@ -335,6 +356,34 @@ def check_devices(profiles: Mapping[str, Profile], server: Server) -> None:
         if not same_device(profiled, actual):
             what = f"the profile {profile.name} is of {profiled}, but {name} is {actual}"
             right = f"one made by `servetwin profile {server.kind.name} --device {device}`; or --any-device"
+            raise BadInput(what, where=f"deployment.devices.{name}", right=right)
+
+
+def profiled_execution(profiles: Mapping[str, Profile], setup: Setup) -> dict[str, Any] | None:
+    """The options by which a run does as its profiles were measured; None if *setup* says how to, or lets a profile
+    of another device pass. Profiles of before they said so were of networks that were not compiled."""
+    from servetwin.real.diffusion.execution import options_of
+
+    if setup.compile is not None or setup.foreign:
+        return None
+    said = [profile.data.execution for profile in profiles.values()]
+    first = next((each for each in said if each is not None), None)
+    return {"compile": "none"} if first is None else options_of(first.as_dict())
+
+
+def check_execution(profiles: Mapping[str, Profile], server: Server) -> None:
+    """Raise `BadInput` where a profile was taken of a network that was executed in another way than it is to be."""
+    from servetwin.real.diffusion.execution import in_words
+
+    for name, profile in profiles.items():
+        said, actual = profile.data.execution, server.execution(name).as_dict()
+        if said is not None:
+            profiled, same = f"with {in_words(said.as_dict())}", said.as_dict() == actual
+        else:
+            profiled, same = "without compiling", actual["compile"] == "none"
+        if not same:
+            what = f"the profile {profile.name} was taken {profiled}, but {name} would run with {in_words(actual)}"
+            right = "the same --compile and --eager; or --any-device"
             raise BadInput(what, where=f"deployment.devices.{name}", right=right)
 
 

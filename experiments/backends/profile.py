@@ -56,6 +56,8 @@ def measure(
         if limit is not None and limit < 2:
             raise BadInput(f"batches of up to {limit}", where="--limit", right="2 at least")
         eager = setup is not None and setup.eager
+        if setup is not None and setup.compile is not None:
+            raise BadInput(f"{model} is served by vLLM", where="--compile", right="a diffusion model")
         settings = settings_of(vllm)
         text = measure_language_model(
             model,

@@ -24,6 +24,7 @@ from .commands.real_runs import (
     Ahead,
     AnyDevice,
     ApiKeyEnv,
+    CompileWhat,
     Devices,
     Eager,
     Model,
@@ -115,6 +116,7 @@ def run(
     any_device: AnyDevice = False,
     slots: Slots = None,
     processes: Processes = False,
+    compile_what: CompileWhat = None,
     url: Url = None,
     api_key_env: ApiKeyEnv = None,
     asynchronous: Ahead = None,
@@ -132,7 +134,7 @@ def run(
         [*((ByOption(k), v) for k, v in short.items() if v is not None), *options.overrides_of(sets, short)],
     )
     began = time.perf_counter()
-    modules = _of_modules(devices, weights, sampler, slots, processes)
+    modules = _of_modules(devices, weights, sampler, slots, processes, compile_what)
     ahead = {
         "--url": url,
         "--api-key-env": api_key_env,
@@ -143,7 +145,7 @@ def run(
     _check_options(backend, chosen, modules, ahead, others)
     setup = None
     if backend != "sim":
-        setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes)
+        setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes, compile_what)
     more = {"url": url, "api_key_env": api_key_env, "asynchronous": asynchronous}
     with terminal.watching(chosen.workload.requests) as watch:
         served = serve(chosen, out, backend=backend, setup=setup, **more, say=_say, watch=watch)  # type: ignore[arg-type]
@@ -181,11 +183,11 @@ def _check_options(
 
 
 def _of_modules(
-    devices: list[str] | None, weights: Path | None, sampler: str | None, slots: int | None, processes: bool
+    devices: object, weights: object, sampler: str | None, slots: object, processes: bool, compile_what: object
 ) -> dict[str, Any]:
     """The options that real modules have and vLLM has not."""
     given = {"--device": devices, "--weights": weights, "--sampler": sampler, "--slots": slots}
-    return {**given, "--processes": processes}
+    return {**given, "--processes": processes, "--compile": compile_what}
 
 
 def _setup(devices: list[str] | None, *rest: Any) -> Setup:
@@ -236,6 +238,7 @@ def sweep(
     any_device: AnyDevice = False,
     slots: Slots = None,
     processes: Processes = False,
+    compile_what: CompileWhat = None,
     as_they_are: AsTheyAre = False,
     as_json: AsJson = False,
 ) -> None:
@@ -245,22 +248,20 @@ def sweep(
     """
     if out is None and (backend != "sim" or not as_json):
         raise options.no_out("--json, to print the table" if backend == "sim" else "")
-    modules = _of_modules(devices, weights, sampler, slots, processes)
+    modules = _of_modules(devices, weights, sampler, slots, processes, compile_what)
     if backend != "sim":
         assert out is not None
         more = {"--until": until, "--most": most, "--bound": bound}
         options.only_simulated({**more, "--versus": versus, "--cluster": cluster})
-        setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes)
+        setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes, compile_what)
         if backend == "vllm":
             options.only_modules(modules)
-        real_runs.tell(
-            real_runs.serve_sweep(spec, out, backend, setup, seeds or 1, repeats, as_they_are), out, as_json
-        )
+        count = real_runs.serve_sweep(spec, out, backend, setup, seeds or 1, repeats, as_they_are)
+        real_runs.tell(count, out, as_json)
         return
     real = {**modules, "--model": model, "--eager": eager, "--any-device": any_device, "--as-they-are": as_they_are}
     options.only_real({**real, "--repeats": repeats > 1})
-    if most is not None and until is None:
-        raise BadInput("there is nothing that would take more seeds", where="--most", right="--until 0.5pp")
+    _check_most(most, until)
     from ..bound import sweep_bounds
     from ..sweeps import sweep as engine
     from ..sweeps.cache import Cache
@@ -284,6 +285,11 @@ def sweep(
         print_json({"points": rows, "files": [str(out)] if out is not None else []})
     else:
         _tell_sweep(rows, out, versus, bound=bound)
+
+
+def _check_most(most: int | None, until: str | None) -> None:
+    if most is not None and until is None:
+        raise BadInput("there is nothing that would take more seeds", where="--most", right="--until 0.5pp")
 
 
 def _tell_sweep(rows: list[dict[str, Any]], out: Path | None, versus: str | None, *, bound: bool) -> None:

@@ -5,6 +5,7 @@
 `diffusion_model`   what a model's file says: its networks, its slots, what each module does
 `model_registry`    finds models by name, file or module; `models` has those that come along
 `options`           how a model is put on a device
+`execution`         whether the loop's network is compiled, and how it is laid out
 `networks`          the networks on a device, and what runs each module; `checkpoint` loads weights
 `noise_schedule`    what a denoising step does with its prediction, by each sampler
 `device_slots`      a device with a model on it: the slots of its requests

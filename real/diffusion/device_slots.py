@@ -64,6 +64,7 @@ class DeviceSlots:
         self.tokens = kind.tokens(kind.latent) if kind.sampling.dynamic is not None else 0
         self.model = Model(kind, options, device)
         self.runners: dict[str, GraphRunner] = {}  # those of the first lane that runs a module, or of nobody
+        self.seconds: dict[str, float] = {}  # module -> what it took to compile, tune and capture all of its sizes
         self._spare: dict[str, list[GraphRunner]] = {}  # what further lanes use; kept from one run to the next
         self._used: dict[GraphRunner, object] = {}  # runner -> its lane
         # Lanes on threads share the slots and the source of the noise.
@@ -113,8 +114,10 @@ class DeviceSlots:
             raise BadInput(f"batches of up to {limit} do not fit into {self.options.slots} slots", right=f"{limit}")
         body, eager = self.model.bodies[module], self.options.eager
         runner = GraphRunner(module, body, limit, self.device, eager=eager, priority=self.priority(module))
+        began = time.perf_counter()
         with torch.no_grad():
             runner.warm(range(1, limit + 1))
+        self.seconds.setdefault(module, time.perf_counter() - began)  # later ones find the programs
         return runner
 
     def priority(self, module: str) -> int:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import checkpoint
 from .diffusion_model import DiffusionModel
+from .execution import apply, execution_of
 from .kind import Kind
 from .model_registry import class_of
 from .noise_schedule import TWO_STEPS
@@ -38,11 +38,8 @@ class Model:
         self.device = device
         self.dtype = options.dtype(device, kind)
         gpu = device.type == "cuda"
+        self.execution = execution_of(options, kind, device)
         self.definition = definition = class_of(kind)(kind, device, self.dtype)
-        # Plain convolutions were quicker as they are, compiled ones with channels last
-        # (docs/reports/2026-11-h100-diffusion.md).
-        compiled = options.compile and definition.convolutional
-        self.channels_last = gpu and bool(compiled if options.channels_last is None else options.channels_last)
         self.networks: dict[str, nn.Module] = definition.networks
         with torch.random.fork_rng(devices=[device] if gpu else []):
             torch.manual_seed(options.seed)
@@ -50,8 +47,6 @@ class Model:
                 network = build(definition, name, options, device)
                 dtype = definition.dtype_of(name, network)
                 network.requires_grad_(False).eval().to(device=device, dtype=dtype)
-                if self.channels_last and name == kind.loop and definition.convolutional:
-                    network.to(memory_format=torch.channels_last)
                 self.networks[name] = network
         self.image_shape = kind.image_shape
         self.state: dict[str, Tensor] = {
@@ -60,7 +55,8 @@ class Model:
         }
         if kind.sampling.chosen(options.scheduler) in TWO_STEPS:
             self.state["past"] = torch.zeros_like(self.state["latents"])
-        self._callables(options)
+        # What runs the loop's network; the CUDA graphs are captured of it.
+        definition.network = apply(self.networks[kind.loop], self.execution, kind.rows)
         with torch.no_grad():
             definition.prepare()
         for name, (shape, dtype) in definition.slots(kind.latent).items():
@@ -69,11 +65,6 @@ class Model:
         if definition.body(OUTPUT) is not None:
             self.bodies[OUTPUT] = self._body(OUTPUT)
         self.inputs = self._draw_inputs(options)
-
-    def _callables(self, options: Options) -> None:
-        """What runs the loop's network: itself, or what ``torch.compile`` makes of it. The CUDA graphs stay ours."""
-        network: Callable[..., Any] = self.networks[self.kind.loop]
-        self.definition.network = _compiled(network, options.mode) if options.compile else network
 
     def keep(self, modules: set[str]) -> None:
         """Let go of the networks of all but these *modules*."""
@@ -116,7 +107,7 @@ class Model:
             run = definition.body(module)
             assert run is not None
             return lambda rows: run(state, rows[:, 0].long())
-        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        layout = torch.channels_last if self.execution.channels_last else torch.contiguous_format
 
         def step(rows: Tensor) -> None:
             """One denoising step. Rows are (slot, timestep, scale, keep, add, guidance, back, own, theirs)."""
@@ -129,19 +120,6 @@ class Model:
             latents.index_copy_(0, index, definition.update(state, index, x, out.float(), rows).contiguous())
 
         return step
-
-
-def _compiled(function: Callable[..., Any], mode: str | None) -> Callable[..., Any]:
-    """*function* through ``torch.compile``: one program for batches from 2 on, and one for batches of one."""
-    fast = torch.compile(function, fullgraph=True, mode=mode)
-
-    def call(*args: Any, **options: Any) -> Any:
-        for value in (*args, *options.values()):
-            if isinstance(value, Tensor) and value.shape[0] > 1:
-                torch._dynamo.maybe_mark_dynamic(value, 0)
-        return fast(*args, **options)
-
-    return call
 
 
 def build(definition: DiffusionModel, name: str, options: Options, device: torch.device) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from servetwin.core import BadInput
@@ -15,6 +15,10 @@ from .kind import Kind
 Precision = Literal["float32", "float16", "bfloat16"]
 #: Whose kernels a GPU prefers while a loop and another stage are at work: see `Options`.
 First = Literal["none", "loop", "rest"]
+#: What of a loop's network goes through ``torch.compile``.
+Compile = Literal["none", "blocks", "whole"]
+#: Whose kernels compute attention on a GPU.
+Attention = Literal["any", "flash", "cudnn", "efficient"]
 
 
 @dataclass(frozen=True)
@@ -22,23 +26,28 @@ class Options:
     """How a model is put on a device.
 
     *devices* maps the device names of workers to torch devices ("cuda:0", "cpu"); *device* is for those not named
-    there. *eager* runs without CUDA graphs, as the CPU always does. *compile* passes the loop's network through
-    ``torch.compile`` (in *mode*, without CUDA graphs of its own), *channels_last* lays a convolutional one out that
-    way; None: what measured best (docs/guides/real-execution.md). *first* says whose kernels a GPU prefers when a
-    loop and another stage are both at work: the loop's, those of the rest, or none's. *weights* is a local folder
-    with a checkpoint in diffusers' layout, otherwise weights are random, from *seed*. *scheduler* is the sampler and
-    *precision* that of the networks; None: the model's own. *slots* bounds the requests that can have begun and not
-    ended. With *processes* each worker is a process of its own (`servetwin.real.diffusion.process_lane`).
-    *pinned_core* says whether the thread that polls a GPU looks for an undisturbed core and stays there
-    (`servetwin.real.cpu_affinity`); None: where there are enough of them.
+    there. *eager* runs without CUDA graphs, as the CPU always does. *compile* passes the loop's network, or each of
+    its repeated blocks, through ``torch.compile`` (in *mode*, without CUDA graphs of its own); batches of
+    *compiled_sizes* requests get programs of their own, all others share one. *channels_last* lays a convolutional
+    network out that way, *fused_projections* makes one product of queries, keys and values, *attention* says whose
+    kernels compute it ("any": those that torch prefers). None: what measured best (docs/guides/real-execution.md).
+    *first* says whose kernels a GPU prefers when a loop and another stage are both at work: the loop's, those of the
+    rest, or none's. *weights* is a local folder with a checkpoint in diffusers' layout, otherwise weights are random,
+    from *seed*. *scheduler* is the sampler, *precision* that of the networks; None: the model's own. *slots* bounds
+    the requests that can have begun and not ended. With *processes* each worker is a process of its own
+    (`servetwin.real.diffusion.process_lane`). *pinned_core* says whether the thread that polls a GPU looks for an
+    undisturbed core and stays there (`servetwin.real.cpu_affinity`); None: where there are enough.
     """
 
     device: str = "cuda:0"
     devices: Mapping[str, str] = field(default_factory=dict)
     eager: bool = False
-    compile: bool | None = None
+    compile: Compile | None = None
     mode: str | None = None
+    compiled_sizes: tuple[int, ...] | None = None
     channels_last: bool | None = None
+    fused_projections: bool | None = None
+    attention: Attention | None = None
     first: First = "none"
     weights: Path | None = None
     scheduler: str | None = None
@@ -47,6 +56,19 @@ class Options:
     seed: int = 0
     processes: bool = False
     pinned_core: bool | None = None
+
+    def __post_init__(self) -> None:
+        said = {"compile": get_args(Compile), "attention": get_args(Attention), "precision": get_args(Precision)}
+        for name, words in said.items():
+            value = getattr(self, name)
+            if value is not None and value not in words:
+                raise BadInput(f"unknown word {value!r}", where=f"the option {name}", right=" or ".join(words))
+        if self.compiled_sizes is not None:
+            sizes = tuple(self.compiled_sizes)
+            if any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in sizes):
+                what = f"{list(sizes)!r} are no batch sizes"
+                raise BadInput(what, where="the option compiled_sizes", right="whole numbers from 1 on")
+            object.__setattr__(self, "compiled_sizes", sizes)  # a list from JSON
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Options:

@@ -54,6 +54,7 @@ NOT_RUN = {
     ("docs/guides/import-a-profile.md", "servetwin import splitwise"): NETWORK,
     ("docs/guides/import-a-profile.md", "servetwin import llmservingsim"): NETWORK,
     ("docs/guides/real-execution.md", "servetwin profile dit-s2-256 --device cuda:0"): GPU,
+    ("docs/guides/real-execution.md", "servetwin profile dit-xl2-256 --compile"): GPU,
     ("docs/guides/check-a-prediction.md", "servetwin profile MODEL"): BENCH,
     ("docs/guides/check-a-prediction.md", "vllm bench serve"): BENCH,
     (

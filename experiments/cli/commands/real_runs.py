@@ -31,6 +31,16 @@ Weights = Annotated[
     Path | None, typer.Option(help="Checkpoint folder in diffusers' layout; by default random weights.")
 ]
 Eager = Annotated[bool, typer.Option("--eager", help="Run without CUDA graphs.")]
+CompileWhat = Annotated[
+    str | None,
+    typer.Option(
+        "--compile",
+        metavar="none|blocks|whole",
+        help="Diffusion: what of the loop's network goes through torch.compile. By default a run does as its profile "
+        "was measured, and `profile` what measured best.",
+        show_default=False,
+    ),
+]
 Ahead = Annotated[
     bool | None,
     typer.Option(
@@ -89,6 +99,7 @@ def profile(
     weights: Weights = None,
     eager: Eager = False,
     sampler: Sampler = None,
+    compile_what: CompileWhat = None,
     name: Annotated[str | None, typer.Option(help="Name of the profile; by default from device and model.")] = None,
     limit: Annotated[
         int | None, typer.Option(help="Largest batch to measure; by default the model's own limit.")
@@ -113,7 +124,7 @@ def profile(
     from ...backends.profile import measure
 
     began = time.perf_counter()
-    setup = Setup(tuple(devices or ()), weights=weights, eager=eager, sampler=sampler)
+    setup = Setup(tuple(devices or ()), weights=weights, eager=eager, sampler=sampler, compile=compile_what)
     more = {"limit": limit, "seconds": seconds, "brief": brief, "asynchronous": asynchronous, "vllm": vllm or ()}
     more["without"] = without or ()
     with steps() as report:

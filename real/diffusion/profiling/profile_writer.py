@@ -68,7 +68,6 @@ def as_profile(profiler: Profiler, found: Measured, name: str, command: str) -> 
     costs = _costs(profiler, found)
     for cost in costs.values():
         cost["source"] = {**source, "name": cost.pop("of")}
-    eager = profiler.server.options.eager or not slots.gpu
     fitted = ", ".join(f"{k} {v}" for k, v in {**versions(), **_clocks(slots.device)}.items())
     return {
         "schema_version": 1,
@@ -88,11 +87,13 @@ def as_profile(profiler: Profiler, found: Measured, name: str, command: str) -> 
         "origin": {"repository": f"this one; {command}"},
         "limits_of_data": (
             f"Weights {'random' if profiler.server.options.weights is None else 'from a checkpoint'}; "
-            f"{'eager' if eager else 'one CUDA graph per batch size'}"
-            f"{', channels last' if slots.model.channels_last else ''}"
-            f"{', compiled' if profiler.server.options.compile else ''}; "
+            f"{'one CUDA graph per batch size' if slots.model.execution.graphs else 'eager'}; "
             f"driver {facts.get('driver', 'none')}; {fitted}"
         ),
+        "execution": {
+            **slots.model.execution.as_dict(),
+            "ready_seconds": round(slots.seconds[kind.loop], 1),
+        },
         "modules": modules,
         "costs": dict(costs),
     }

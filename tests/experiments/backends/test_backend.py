@@ -48,6 +48,7 @@ def test_without_torch_one_line_says_what_to_install(command, tmp_path: Path):
     [
         *(["--device", "cpu"], ["--model", "tiny-dit"], ["--weights", "w"], ["--eager"], ["--processes"]),
         *(["--slots", 3], ["--sampler", "euler"], ["--any-device"], ["--url", "http://x"], ["--synchronous"]),
+        ["--compile", "blocks"],
     ],
 )
 def test_what_only_real_runs_take_is_refused_elsewhere(servetwin, option):

@@ -146,7 +146,7 @@ def serve_model(model: str, out: Path, device: str, options: dict, cells: int, s
         print(f"[{time.monotonic() - began:6.1f}] {model}: {text}", flush=True)
 
     plan, kind = PLANS[model], KINDS[model]
-    server = Server(model, Options.of({"device": device, **options}))
+    server = Server(model, Options.of({"device": device, **options.get(model, options)}))
     server.device_slots("gpu0")  # everything up to here disturbs nobody
     say("loaded")
     (out / "loaded").touch()
@@ -168,7 +168,7 @@ def serve_model(model: str, out: Path, device: str, options: dict, cells: int, s
     profiler = Profiler(
         server, limit=plan.limit, once=plan.once, policies=policies, seconds=plan.seconds, whole_steps=ends
     )
-    for module in (*kind.modules, *(["output"] if kind.family == "palette" else [])):
+    for module in (*kind.modules, *(["output"] if "vae" not in kind.modules else [])):
         server.device_slots("gpu0").warm(module, plan.limit if module in (kind.loop, "output") else plan.once)
         say(f"{module} warm")
     measured = profiler.take(brief=True)
@@ -333,7 +333,11 @@ def main() -> None:
         runs.add_argument("--device", default="cuda:0")
         runs.add_argument("--out", type=Path, required=True)
         runs.add_argument("--seconds", type=float, default=600.0, help="in which everything must be done")
-        runs.add_argument("--options", default="{}", help="further options of the server, as JSON")
+        runs.add_argument(
+            "--options",
+            default="{}",
+            help="further options of the server, or those of each model by its name, as JSON",
+        )
         runs.add_argument("--cells", type=int, default=len(CELLS), help="how many of the cells are served")
         runs.add_argument(
             "--policies",
