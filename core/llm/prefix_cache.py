@@ -136,6 +136,15 @@ class PrefixCache:
             return own
         return content.keys(size, named) + own if own else content.keys(size, named)
 
+    def kept(self, task: Looking, begin: int, upto: int) -> Sequence[Key]:
+        """The contents that can be found once *task* has memory for its first *upto* tokens: of its blocks from
+        number *begin* on those that are full then, and that others may want."""
+        content = task.prompt_content
+        if content is None:
+            return ()
+        full = min(upto, content.tokens(task.prompt)) // self.size
+        return content.keys(self.size, full)[begin:] if full > begin else ()
+
     def idle(self, keys: Sequence[Key]) -> int:
         """How many of the blocks that would be found by *keys* nobody uses: taking them makes fewer free."""
         cached = self.cached
@@ -271,12 +280,7 @@ class Trial:
             self._used.update(idle)
             self.free -= len(idle)
         self.take(new)
-        content = task.prompt_content
-        if content is not None:
-            size = self.cache.size
-            full = min(upto, content.tokens(task.prompt)) // size
-            if full > begin:
-                self._new.update(content.keys(size, full)[begin:])
+        self._new.update(self.cache.kept(task, begin, upto))
 
     def take(self, blocks: int) -> None:
         """As `PrefixCache.take`."""

@@ -10,21 +10,27 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import contextvars
 import datetime
+import decimal
 import dis
 import functools
 import gc
 import io
+import locale
+import logging
 import os
 import random
 import sys
 import types
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import PolicyFault
 from ..isolation.code_inspection import files_of, own
 
 #: What is told of a call, by the module of the function.
@@ -36,6 +42,7 @@ _MODULES = {
     "_signal": "sets a signal",
     "select": "waits for files or connections",
     "gc": "asks the garbage collector",
+    "atexit": "leaves something to be done at the process's end",
 }
 #: Functions of those, and of `os`, that do nothing of the kind.
 _HARMLESS = frozenset(["fspath", "allocate_lock", "get_ident", "getsignal", "isenabled", "RLock", "_count"])
@@ -50,6 +57,8 @@ _INTERPRETER = {
         "changes the interpreter",
     ),
 }
+#: What would end the process, and with it the check, as if nothing had been found.
+_ENDS = frozenset(["_exit", "abort", "kill", "execv", "execve"])
 #: What code may not do when it is loaded either, where it may read files.
 _WRITES = frozenset(
     [
@@ -135,6 +144,8 @@ class Ear:
             at = at.f_back
         if at is not None:
             self.found = told, at.f_code.co_filename, at.f_lineno
+            if event == "c_call" and getattr(function, "__name__", "") in _ENDS:
+                raise PolicyFault(f"it {told}")
 
 
 _SEEDING = random.Random.__init__.__code__
@@ -310,7 +321,7 @@ def _mentioned(code: types.CodeType, names: dict[str, Any]) -> Iterator[tuple[An
 
 class Shared:
     """What all objects of the class *kind* share: attributes of classes, globals that its code names, defaults of
-    parameters, closures. `changed` says what of it is not as it was."""
+    parameters, closures; and what all of the process share. `changed` says what of it is not as it was."""
 
     def __init__(self, kind: type) -> None:
         self.kind = kind
@@ -323,7 +334,33 @@ class Shared:
                 return name
         return None
 
+    @staticmethod
+    def _of_process() -> Iterator[tuple[str, Any]]:
+        """What code anywhere in the process goes by, numpy's where it is loaded."""
+        whose = "which all of the process share"
+        yield f"the filters of warnings, {whose}", repr(warnings.filters)
+        yield f"where modules are found (sys.path), {whose}", list(sys.path)
+        yield f"the context of decimal, {whose}", repr(decimal.getcontext())
+        yield f"the locale, {whose}", locale.setlocale(locale.LC_ALL)
+        root = logging.getLogger()
+        yield f"the root logger, {whose}", (root.level, list(root.handlers), logging.root.manager.disable)
+        yield f"what is done at the process's end, {whose}", _pending_finalizers()
+        loaded: dict[str, object] = {**sys.modules}
+        yield f"the loaded modules, {whose}", {n for n, m in loaded.items() if not isinstance(m, types.ModuleType)}
+        numpy = sys.modules.get("numpy")
+        if numpy is not None:
+            yield f"how numpy takes errors (numpy.seterr), {whose}", numpy.geterr()
+            yield f"how numpy prints, {whose}", repr(numpy.get_printoptions())
+        held = contextvars.copy_context().items()
+        yield f"variables of the context, {whose}", {v.name: x if type(x) in _ATOMS else id(x) for v, x in held}
+
     def _say(self) -> Iterator[tuple[str, Any]]:
+        yield from self._of_process()
+        for name, value in self._of_class():
+            who = "of the process" if name.startswith("the module ") else "its objects"
+            yield f"{name}, which all {who} share", value
+
+    def _of_class(self) -> Iterator[tuple[str, Any]]:
         for each in _own_kinds(self.kind):
             for name, value in list(vars(each).items()):
                 if name not in _ASIDE and not isinstance(value, types.FunctionType | type):
@@ -345,10 +382,24 @@ class Shared:
                 value = function.__globals__[name]
                 if isinstance(value, types.ModuleType) and _theirs(value.__name__):
                     yield from ((f"{value.__name__}.{n}", said(getattr(value, n, None))) for n in sorted(names))
-                elif not isinstance(value, types.ModuleType):
+                elif isinstance(value, types.ModuleType):
+                    yield f"the module {value.__name__}", _attributes(value)
+                else:
                     yield f"the global {name}", said(value)
 
 
+def _attributes(module: types.ModuleType) -> dict[str, int]:
+    """Which functions and classes *module* has, and what else of it that is no module."""
+    held = {name: value for name, value in vars(module).items() if not isinstance(value, types.ModuleType)}
+    return {name: id(value) if callable(value) else 0 for name, value in held.items() if not name.startswith("__")}
+
+
+def _pending_finalizers() -> int:
+    """How many calls wait for an object's end, or that of the process, of those that Python knows by number."""
+    return len(getattr(weakref.finalize, "_registry", ()))
+
+
+_ATOMS = (type(None), bool, int, float, str, bytes)
 #: How objects are told that do not say it themselves.
 _PLAIN: object = object.__reduce_ex__
 _ASIDE = frozenset(

@@ -197,7 +197,7 @@ class _Run:
             raise
         except BadInput as error:
             raise _Unfit(str(error)) from None
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._explain(error)
         return self
 
@@ -223,7 +223,7 @@ class _Run:
         try:
             with watchdog.watched([observed.inner for observed in self.observed]):
                 return self.play.step()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._explain(error)
             raise
 
@@ -234,11 +234,11 @@ class _Run:
                 while self.play.step():
                     pass
                 self.play.finish()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._explain(error)
         return self
 
-    def _explain(self, error: Exception) -> None:
+    def _explain(self, error: Exception | SystemExit) -> None:
         """Raise `ContractBroken` with what *error*, which ended the run, says of the policy."""
         if isinstance(error, ServeTwinError):
             told = str(error)
@@ -269,7 +269,7 @@ def _try(scenario: Scenario, make: Callable[[], Any], found: Kept, shared: Share
         first = heard.finish()
         changed = shared.changed()
         if changed is not None:
-            what = f"it changed {changed}, which all its objects share"
+            what = f"it changed {changed}"
             raise first.broken(f"{named(first.inner)}: {what} (right would be: state in self, made in __init__)")
         _gets_on(first)
         with scattered(1):

@@ -53,7 +53,11 @@ class _Heard:
 
     def _listening(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         def asked(*given: Any) -> Any:
-            answer = method(*given) if self.ear is None else self.ear.hear(method, *given)
+            try:
+                answer = method(*given) if self.ear is None else self.ear.hear(method, *given)
+            except PolicyFault:  # perhaps what would have ended the process, which is told below
+                if self.ear is None or self.ear.found is None:
+                    raise
             if self.ear is not None and self.ear.found is not None:
                 what, file, line = self.ear.found
                 told = named(self.router, (file, line) if file else None, name)
@@ -85,7 +89,7 @@ def hold_router(make: Callable[[], Any], called: str = "this") -> KeptByRouter:
             changed = shared.changed()
             if changed is not None:
                 right = "state in self, made in __init__ or start"
-                what = f"it changed {changed}, which all its objects share (right would be: {right})"
+                what = f"it changed {changed} (right would be: {right})"
                 raise ContractBroken(f"{found.router}: {what}", played.drawn())
             for seed in (2 * number, 2 * number + 1):  # of three workers, the first by chance is often the same
                 with scattered(seed):
@@ -133,7 +137,7 @@ def _run(make: Callable[[], Any], gap: float, *, loud: bool) -> tuple[Played, Se
                 raise PolicyFault(f"{len(loop.live)} requests were never sent anywhere, or never ended")
             loop.look_over()
             checker.finish()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         told = str(error)
         if not isinstance(error, ServeTwinError):
             at = raised_at([router], error)

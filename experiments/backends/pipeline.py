@@ -95,7 +95,7 @@ class AgentsBackend:
 
         plan = Plan(experiment, diffusion=False)
         stages, ours, wiring = plan.system(self._worker)
-        check_limits(ours)
+        check_limits(ours, alone=False)
         tools = real_tools(plan.experiment)
         say("starting an engine for each language model")
         self.start(plan.experiment)

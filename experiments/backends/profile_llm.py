@@ -100,6 +100,7 @@ def plan_for(
         compiled=not (eager or settings.enforce_eager),
         asynchronous=asynchronous,
         seed=settings.seed,
+        enable_prefix_caching=settings.enable_prefix_caching,
     )
     if not asynchronous:
         raise BadInput(

@@ -109,7 +109,9 @@ class VllmBackend:
             run, workers, at, engine = self._ask_several(urls, plan, key)
         else:
             _, workers, _ = plan.system()
-            run = serve_url(urls[0], planned_of(plan, self._only(workers, experiment)), model=self.model, key=key)
+            only = self._only(workers, experiment)
+            caching = only.view.limits.enable_prefix_caching
+            run = serve_url(urls[0], planned_of(plan, only), model=self.model, key=key, caching=caching)
         worker = workers[0]
         assert isinstance(worker, TokenWorker)
         recorder = Recorder()
@@ -136,9 +138,11 @@ class VllmBackend:
         check_limits(workers)
         front = Front(workers, wiring["router"])  # type: ignore[arg-type]
         shown: Any = {r.id: r for r in plan.requests}
-        planned = planned_of(plan, workers[0])  # type: ignore[arg-type]
+        first: Any = workers[0]
+        caching = any(worker.view.limits.enable_prefix_caching for worker in front.workers)
         with policies_answer([worker.policy for worker in workers]):
-            run = serve_urls(by_name, planned, front, shown, model=self.model, key=key)
+            planned = planned_of(plan, first, caching=caching)
+            run = serve_urls(by_name, planned, front, shown, model=self.model, key=key, caching=caching)
         counts = {worker.name: sum(one is worker for one in front.at.values()) for worker in workers}
         return run, list(workers), dict(front.at), {"urls": by_name, "requests": counts}
 
@@ -224,6 +228,7 @@ class VllmBackend:
             gpu_memory_utilization=data.engine.gpu_memory_utilization,
             tensor_parallel=data.tensor_parallel,
             asynchronous=ahead if self.asynchronous is None else self.asynchronous,
+            enable_prefix_caching=limits.enable_prefix_caching,
         )
         if gpu and not self.eager and data.engine.compiled:
             return replace(options, compiled=True)
@@ -271,8 +276,9 @@ def require_vllm() -> None:
         raise BadInput(what, right="an environment with vLLM: pip install 'servetwin[llm]' (docs/guides/vllm.md)")
 
 
-def check_limits(workers: Sequence[Worker]) -> None:
-    """Raise `BadInput` where an engine is asked for that vLLM's is not."""
+def check_limits(workers: Sequence[Worker], *, alone: bool = True) -> None:
+    """Raise `BadInput` where an engine is asked for that vLLM's is not, or, if it is not *alone* (but in a pipeline,
+    in a process of its own), is not here."""
     for i, worker in enumerate(workers):
         if not isinstance(worker, TokenWorker):
             continue
@@ -280,17 +286,23 @@ def check_limits(workers: Sequence[Worker]) -> None:
         if limits.preemption != "recompute" or limits.stamp != "sent" or limits.headroom:
             right = "preemption: recompute, stamp: sent, headroom: 0"
             raise BadInput("vLLM's V1 engine is not like that", where=f"deployment.workers.{i}.engine", right=right)
-        for key in ("keep_freed", "enable_prefix_caching"):
-            if getattr(limits, key):
-                what, where = "vLLM is run here without its prefix cache", f"deployment.workers.{i}.engine.{key}"
-                raise BadInput(what, where=where, right="false, for runs on vLLM")
+        if limits.enable_prefix_caching and not alone:
+            what = "prefixes are cached in engines that serve a language model alone, not in those of a pipeline"
+            where = f"deployment.workers.{i}.engine.enable_prefix_caching"
+            raise BadInput(what, where=where, right="false; or a pipeline of one llm module, with --backend vllm")
+        if limits.keep_freed:
+            what = "vLLM keeps what a preempted request left in its prefix cache, and only there"
+            where = f"deployment.workers.{i}.engine.keep_freed"
+            raise BadInput(what, where=where, right="false; or enable_prefix_caching: true")
 
 
-def planned_of(plan: Plan, worker: TokenWorker) -> list[Planned]:
-    """The requests of *plan* as a client sends them."""
+def planned_of(plan: Plan, worker: TokenWorker, *, caching: bool | None = None) -> list[Planned]:
+    """The requests of *plan* as a client sends them; with *caching* (None: if the engine of *worker* caches prefixes)
+    their prompts begin alike as the workload says."""
     from servetwin.real.vllm.plan import Planned, said_of
 
     name = worker.stage.loop or worker.stage.name
+    caching = worker.view.limits.enable_prefix_caching if caching is None else caching
     planned = []
     for request in plan.requests:
         assert isinstance(request, TokenRequest)
@@ -298,7 +310,8 @@ def planned_of(plan: Plan, worker: TokenWorker) -> list[Planned]:
         prompt, limit = tokens
         output: Any = (request.outputs or {})[name]
         said = said_of(request, request.predicted.get(name) if request.predicted is not None else None)
-        planned.append(Planned(request.id, request.arrival, prompt, min(output, limit), limit, said))
+        prefix = request.prefix.get(name) if caching and request.prefix is not None else None
+        planned.append(Planned(request.id, request.arrival, prompt, min(output, limit), limit, said, prefix))
     return planned
 
 

@@ -54,6 +54,10 @@ def _run() -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except SystemExit as end:  # typer ends the process itself where nobody reads what it prints
+        if isinstance(end.__context__, BrokenPipeError):
+            return 0
+        raise
     except OSError as error:
         if error.errno not in OF_THE_MACHINE:
             raise

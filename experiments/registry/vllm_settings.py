@@ -1,7 +1,8 @@
 """vLLM's engine settings by vLLM's names, as `servetwin profile --vllm NAME=VALUE` takes them.
 
-Left out, a setting is what vLLM has by default for its server, on a device with so much memory. What no engine here
-has is refused by name (`vllm_options`).
+Left out, a setting is what vLLM has by default for its server, on a device with so much memory; but prefixes are
+cached only where that is asked for (no two prompts that are measured begin alike: all are computed). What no engine
+here has is refused by name (`vllm_options`).
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class VllmSettings:
     dtype: str = "auto"
     enforce_eager: bool = False
     async_scheduling: bool | None = None
+    enable_prefix_caching: bool = False
     seed: int = 0
 
     def sizes(self, memory_gib: float, name: str = "") -> tuple[int, int]:
@@ -49,7 +51,6 @@ class VllmSettings:
 
 #: Settings that may be given with the only value that an engine here has.
 AS_IT_IS: dict[str, tuple[str, ...]] = {
-    "enable_prefix_caching": ("false",),
     "enable_chunked_prefill": ("true",),
     "long_prefill_token_threshold": ("0",),
     "max_num_partial_prefills": ("1",),
@@ -76,9 +77,6 @@ def settings_of(given: Iterable[str]) -> VllmSettings:
             raise BadInput(f"{line!r} has no value", where="--vllm", right="NAME=VALUE, as in max_num_seqs=256")
         if value.lower() in AS_IT_IS.get(name, ()):
             continue
-        if name == "enable_prefix_caching":
-            what = "step times are measured without vLLM's prefix cache, so that all prompts are computed"
-            raise BadInput(what, where=f"--vllm {name}", right=f"{name}=false")
         if name in UNMODELLED and (wrong := of_vllm(name)):
             right = f"{name}={AS_IT_IS[name][0]}" if name in AS_IT_IS else wrong[1]
             raise BadInput(wrong[0], where=f"--vllm {name}", right=right)
@@ -96,7 +94,7 @@ def _value(name: str, value: str) -> Any:
         if value not in DTYPES:
             raise BadInput(f"{value!r} is no dtype", where="--vllm dtype", right=f"one of {', '.join(DTYPES)}")
         return value
-    if name in ("enforce_eager", "async_scheduling"):
+    if name in ("enforce_eager", "async_scheduling", "enable_prefix_caching"):
         if value.lower() not in ("true", "false"):
             raise BadInput(f"{value!r} is neither", where=f"--vllm {name}", right="true or false")
         return value.lower() == "true"

@@ -55,9 +55,10 @@ class Styles:
 
 @dataclass(frozen=True)
 class Note:
-    """A paragraph."""
+    """A paragraph; *of_plots*: about figures, and of no use without them."""
 
     text: str
+    of_plots: bool = False
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def markdown(document: Document, made: str) -> str:
 
 def _part(part: Part) -> str:
     if isinstance(part, Note):
-        return _plain(part.text)
+        return "" if part.of_plots else _plain(part.text)
     if isinstance(part, Table):
         return _table(part)
     if isinstance(part, Plots):

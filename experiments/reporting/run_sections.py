@@ -154,7 +154,9 @@ def sections(runs: Sequence[Run], styles: Styles, window: tuple[float, float] | 
     found.append(Section("Over time", over_time(runs, styles)))
     charts = gantts(runs, window)
     if charts is not None:
-        found.append(Section("A closer look", [charts, Note(GANTT), *map(Note, _undated(runs))]))
+        found.append(
+            Section("A closer look", [charts, *(Note(text, of_plots=True) for text in (GANTT, *_undated(runs)))])
+        )
     return found
 
 
@@ -376,8 +378,7 @@ def over_time(runs: Sequence[Run], styles: Styles) -> list[Plots | Note]:
     note = f"Means over {BINS} parts of {number(float(edges[1] - edges[0]))} s each."
     return [
         Plots(plots, [(name, "line") for name in names], shown=8, more="more workers"),
-        Note(note),
-        *map(Note, notes),
+        *(Note(text, of_plots=True) for text in (note, *notes)),
     ]
 
 

@@ -206,7 +206,8 @@ def _over_axes(pairs: Sequence[Pair], styles: Styles, names: tuple[str, str]) ->
             words = {"rate": "rate", "slo_factor": "SLO"}
             found.append(
                 Section(
-                    f"Over the {words.get(axis, axis)}", [Note(f"Lines: {names[1]}. Open marks: {names[0]}."), *parts]
+                    f"Over the {words.get(axis, axis)}",
+                    [Note(f"Lines: {names[1]}. Open marks: {names[0]}.", of_plots=True), *parts],
                 )
             )
     return found

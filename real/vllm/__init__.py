@@ -11,6 +11,8 @@
 `http_connection`   HTTP and TLS to that server, and what it may not send
 `engine_process`    an engine in a process of its own, and its worker
 `pipeline_server`   serves pipelines with such engines
+`prefix_cache`      vLLM's prefix cache as policies see it
+`prompts`           token ids of prompts that begin alike where that is said, and nowhere else
 `profiling`         measures a language model's steps
 ==================  =========================================================================
 """

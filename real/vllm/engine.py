@@ -63,7 +63,8 @@ class EngineOptions:
     has them by default. *kv_bytes* fixes the memory for keys and values (None: what *gpu_memory_utilization*
     leaves). *asynchronous* is vLLM's asynchronous scheduling: a step is decided while the one before it runs. vLLM
     does that on GPUs by default, and not at all on CPUs. On a GPU the thread that launches steps looks for an
-    undisturbed core (`servetwin.real.cpu_affinity`), unless *pinned_core* is False. The other names are vLLM's own.
+    undisturbed core (`servetwin.real.cpu_affinity`), unless *pinned_core* is False. The other names are vLLM's own;
+    its prefix cache is off unless it is asked for here.
     """
 
     model: str = "tiny"
@@ -81,9 +82,14 @@ class EngineOptions:
     tensor_parallel: int = 1
     seed: int = 0
     pinned_core: bool | None = None
+    enable_prefix_caching: bool = False
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """What runs and profiles say of it: the prefix cache only where there is one."""
+        said = asdict(self)
+        if not self.enable_prefix_caching:
+            del said["enable_prefix_caching"]
+        return said
 
 
 def prepare_environment() -> None:
@@ -245,7 +251,7 @@ class VllmEngine:
                     tensor_parallel_size=options.tensor_parallel,
                     disable_custom_all_reduce=True,
                     async_scheduling=options.asynchronous,
-                    enable_prefix_caching=False,
+                    enable_prefix_caching=options.enable_prefix_caching,
                     disable_log_stats=True,
                     seed=options.seed,
                     scheduler_cls=PolicyScheduler,
@@ -259,6 +265,7 @@ class VllmEngine:
         self._undisturbed = False
         self.core = self.engine.engine_core.engine_core
         self.scheduler = self.core.scheduler
+        self.begin_prompts()
         if options.asynchronous and not steps_ahead(self.core):
             raise BadInput(
                 f"vLLM {self.version} does not schedule asynchronously on {device_name()}",
@@ -292,6 +299,15 @@ class VllmEngine:
 
     # -- requests ---------------------------------------------------------------------------------------
 
+    def begin_prompts(self) -> None:
+        """Prompts of a new run: where prefixes are cached, they begin alike as is said of them."""
+        if not self.options.enable_prefix_caching:
+            self.prompt_ids: Callable[[Planned], list[int]] = prompt_ids
+            return
+        from .prompts import Prompts
+
+        self.prompt_ids = Prompts(self.engine.model_config.get_vocab_size()).ids
+
     def add(self, planned: Planned, sent: float) -> None:
         """Hand a request to the engine; *sent* is on the monotonic clock."""
         from vllm import SamplingParams
@@ -299,7 +315,7 @@ class VllmEngine:
 
         self.engine.add_request(
             str(planned.id),
-            {"prompt_token_ids": prompt_ids(planned)},
+            {"prompt_token_ids": self.prompt_ids(planned)},
             SamplingParams(
                 max_tokens=planned.output,
                 ignore_eos=True,
@@ -382,6 +398,7 @@ class VllmEngine:
         self.empty()
         with scheduler.watchdog.watching():
             scheduler.install(settings, policy=policy, estimates=estimates)
+        self.begin_prompts()
         scheduler.keep_log = True
         if len({r.id for r in requests}) < len(requests):
             raise BadInput("two requests have the same id")

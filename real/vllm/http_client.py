@@ -6,14 +6,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from servetwin.core import BadInput
 
 from .http_connection import Answer, BadAnswer, Server
 from .plan import KEY, Planned, Run, Served, prompt_ids
+from .prompts import Prompts
 
 #: Seconds between the start of the client and its first request.
 LEAD = 0.2
@@ -25,21 +28,48 @@ MOST_BODY, MOST_LINE = 8 << 20, 1 << 20
 RIGHT = "a server as vLLM's"
 
 
-def serve_url(url: str, requests: Sequence[Planned], *, model: str | None = None, key: str | None = None) -> Run:
+@dataclass(frozen=True)
+class Wording:
+    """How requests are put to a server: their prompts' token *ids*, and what is said in *more* fields."""
+
+    ids: Callable[[Planned], list[int]] = prompt_ids
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+def wording(caching: bool) -> Wording:
+    """For a run against servers that cache prefixes, or are not asked to.
+
+    Prompts then begin alike as is said of them; a salt keeps what a server has cached of other runs from them, and
+    the server is asked how many tokens of each prompt it has found (vLLM tells with
+    ``--enable-prompt-tokens-details``).
+    """
+    if not caching:
+        return Wording()
+    return Wording(Prompts().ids, {"cache_salt": secrets.token_hex(16), "stream_options": {"include_usage": True}})
+
+
+def serve_url(
+    url: str,
+    requests: Sequence[Planned],
+    *,
+    model: str | None = None,
+    key: str | None = None,
+    caching: bool = False,
+) -> Run:
     """Send *requests* (by arrival) to the server at *url* on their clock; return when all have ended.
 
-    Prompts are token ids, outputs have forced lengths. *model* is the name that the server knows (None: its first),
-    *key* the API key that it wants. A server under our scheduler is told each request's declared limit. Raises
-    `BadInput` if there is no such server.
+    Prompts are token ids, as of `wording`, outputs have forced lengths. *model* is the name that the server knows
+    (None: its first), *key* the API key that it wants. A server under our scheduler is told each request's declared
+    limit. Raises `BadInput` if there is no such server.
     """
-    return asyncio.run(_serve(Server(url, key), list(requests), model))
+    return asyncio.run(_serve(Server(url, key), list(requests), model, wording(caching)))
 
 
-async def _serve(server: Server, requests: list[Planned], model: str | None) -> Run:
+async def _serve(server: Server, requests: list[Planned], model: str | None, how: Wording) -> Run:
     try:
         name = await model_of(server, model)
         zero = time.monotonic() + LEAD
-        served = await asyncio.gather(*(_one(server, name, planned, zero) for planned in requests))
+        served = await asyncio.gather(*(_one(server, name, planned, zero, how) for planned in requests))
     finally:
         server.close()
         await asyncio.sleep(0)  # in which what was closed is let go of
@@ -81,29 +111,36 @@ def _models(server: Server, body: bytes, where: str) -> list[str]:
     return known
 
 
-async def _one(server: Server, model: str, planned: Planned, zero: float) -> Served:
+async def _one(server: Server, model: str, planned: Planned, zero: float, how: Wording) -> Served:
     """Send one request when it is due."""
     due = zero + planned.arrival
     await asyncio.sleep(max(0.0, due - time.monotonic()))
     sent = time.monotonic()
     out = Served(planned.id, sent - zero, planned.prompt, planned.output, sent - zero, "failed")
-    return await asked(server, model, planned, out, zero)
+    return await asked(server, model, planned, out, zero, how)
 
 
 async def asked(
-    server: Server, model: str, planned: Planned, out: Served, zero: float, heard: Callable[[int], None] | None = None
+    server: Server,
+    model: str,
+    planned: Planned,
+    out: Served,
+    zero: float,
+    how: Wording,
+    heard: Callable[[int], None] | None = None,
 ) -> Served:
-    """*out* with what became of *planned*, which is sent now; *heard* is told how many tokens have come, whenever
-    some do."""
+    """*out* with what became of *planned*, which is sent now, as *how* puts it; *heard* is told how many tokens have
+    come, whenever some do."""
     body = {
         "model": model,
-        "prompt": prompt_ids(planned),
+        "prompt": how.ids(planned),
         "max_tokens": planned.output,
         "ignore_eos": True,
         "temperature": 0,
         "stream": True,
         "return_token_ids": True,
         "vllm_xargs": {KEY: json.dumps(planned.told())},
+        **how.more,
     }
     try:
         async with asyncio.timeout(PATIENCE):
@@ -133,7 +170,9 @@ async def _stream(
             if text == b"[DONE]":
                 over, out.ended = True, at
                 break
-            for count, ended in _choices(server, text):
+            event = _event(server, text)
+            out.cached = _cached(event) if out.cached is None else out.cached
+            for count, ended in _choices(server, text, event):
                 out.times += [at] * min(count, out.output + 1)
                 reason = ended or reason
             if heard is not None and out.times:
@@ -148,8 +187,8 @@ async def _stream(
         out.reason = f"the server ended the answer after {len(out.times)} of {out.output} tokens"
 
 
-def _choices(server: Server, text: bytes) -> Iterator[tuple[int, str | None]]:
-    """Of each choice in an event: how many tokens came out, and why it ended, if it did. Raises `BadAnswer`."""
+def _event(server: Server, text: bytes) -> dict[str, Any]:
+    """What an event says. Raises `BadAnswer`."""
     try:
         event = json.loads(text)
     except (ValueError, RecursionError):
@@ -158,6 +197,20 @@ def _choices(server: Server, text: bytes) -> Iterator[tuple[int, str | None]]:
         raise BadAnswer(f"an event that is no object: {server.shown(text)}")
     if "error" in event:
         raise BadAnswer(f"an error: {server.shown(text)}")
+    return event
+
+
+def _cached(event: dict[str, Any]) -> int | None:
+    """How many tokens of the prompt the server found in its prefix cache, if it says so."""
+    usage = event.get("usage")
+    details = usage.get("prompt_tokens_details") if isinstance(usage, dict) else None
+    found = details.get("cached_tokens") if isinstance(details, dict) else None
+    return found if type(found) is int and found >= 0 else None
+
+
+def _choices(server: Server, text: bytes, event: dict[str, Any]) -> Iterator[tuple[int, str | None]]:
+    """Of each choice in an *event*, whose *text* that is: how many tokens came out, and why it ended, if it did.
+    Raises `BadAnswer`."""
     choices = event.get("choices", ())
     if choices is None:
         choices = ()

@@ -11,11 +11,13 @@ import contextlib
 import inspect
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from servetwin.core import ServeTwinError
+from vllm.v1.core.block_pool import BlockHashToBlockMap, BlockPool
+from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -67,6 +69,12 @@ NEEDED: dict[type, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "status",
         ),
     ),
+    BlockPool: (
+        ("get_num_free_blocks", "reset_prefix_cache"),
+        ("free_block_queue", "cached_block_hash_to_block", "blocks"),
+    ),
+    FreeKVCacheBlockQueue: ((), ("fake_free_list_head", "fake_free_list_tail")),
+    BlockHashToBlockMap: ((), ("_cache",)),
     EngineCore: (("step", "step_with_batch_queue"), ("batch_queue", "step_fn", "scheduler", "model_executor")),
 }
 #: Arguments that are passed by place or by name.
@@ -137,6 +145,30 @@ def stand_before(scheduler: Any, request_id: str, tokens: int) -> None:
     scheduler.requests[request_id].num_computed_tokens = tokens
 
 
+def free_line(pool: Any) -> Iterator[Any]:
+    """The blocks of *pool*, vLLM's ``BlockPool``, that nobody uses, in the order in which it takes them."""
+    queue = pool.free_block_queue
+    block, end = queue.fake_free_list_head.next_free_block, queue.fake_free_list_tail
+    while block is not None and block is not end:
+        yield block
+        block = block.next_free_block
+
+
+def held_by(pool: Any, key: Any) -> Sequence[Any]:
+    """The blocks of *pool* whose content has the hash *key*, the one that would be shared first."""
+    found = vars(pool.cached_block_hash_to_block)["_cache"].get(
+        key
+    )  # of equal blocks `get_one_block` tells the first
+    return () if found is None else tuple(found.values()) if isinstance(found, dict) else (found,)
+
+
+def forget_prefixes(scheduler: Any) -> None:
+    """Let the prefix cache of *scheduler*, which has no requests, be as that of an engine that has just started.
+    Raises `ServeTwinError` if vLLM cannot."""
+    if not scheduler.kv_cache_manager.reset_prefix_cache():
+        raise ServeTwinError("vLLM does not empty its prefix cache: blocks are still in use")
+
+
 def own_class(scheduler: Any) -> type:
     """vLLM's own class beneath *scheduler*: what would schedule in its place."""
     return next(cls for cls in type(scheduler).__mro__ if cls.__module__.startswith("vllm."))
@@ -156,6 +188,7 @@ class Orders:
     preempt: Sequence[Request] = ()
     drop: Sequence[Request] = ()
     plain: bool = False
+    found: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -242,6 +275,11 @@ class Steered(Scheduler):  # type: ignore[misc]
         return int(self.kv_cache_manager.block_pool.get_num_free_blocks())
 
     @property
+    def caches_prefixes(self) -> bool:
+        """Whether vLLM's prefix cache is on."""
+        return bool(self.kv_cache_manager.enable_caching)
+
+    @property
     def blocks(self) -> int:
         """All KV blocks that requests can have (vLLM keeps one for itself)."""
         return int(self.kv_cache_manager.block_pool.num_gpu_blocks) - 1
@@ -263,8 +301,12 @@ class Steered(Scheduler):  # type: ignore[misc]
             for request in orders.preempt:
                 self.running.remove(request)
                 self._preempt_request(request, now)
-        with self._masked(orders):
+        with self._masked(self.at_their_turn(orders)):
             return super().schedule(*args, **kwargs)
+
+    def at_their_turn(self, orders: Orders) -> Orders:
+        """What is left of *orders* to do, now that those it names have given their memory up."""
+        return orders
 
     def schedule_freely(self, *args: Any, **kwargs: Any) -> Any:
         """vLLM's own step."""
@@ -304,7 +346,8 @@ class Steered(Scheduler):  # type: ignore[misc]
                 shown.append(request)
                 wanted.append((1, 1))
         fresh = [r for r, _ in orders.prefill if r.request_id in chunks]
-        wanted += [(pending(r), chunks[r.request_id]) for r in fresh]
+        found = orders.found
+        wanted += [(pending(r) - found.get(r.request_id, 0), chunks[r.request_id]) for r in fresh]
         limit, tokens, possible = limits(wanted) if wanted else (0, 0, 0)
         if orders.plain:
             tokens += len(shown)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from servetwin.core import Request
+from servetwin.core.llm import PromptContent
 
 #: The key of vLLM's ``additional_config``, and of a request's ``extra_args``.
 KEY = "servetwin"
@@ -19,7 +20,8 @@ KEY = "servetwin"
 class Planned:
     """A request to send: *arrival* in seconds since the run began, lengths in tokens. *output* tokens are forced;
     *limit* is what a policy is told (None: the same), *said* what else it is told of the request, by the keys of
-    `told`: *priority*, *tenant*, *weight*, *class*, *predicted*."""
+    `told`: *priority*, *tenant*, *weight*, *class*, *predicted*. *prefix* is what the prompt begins with, for engines
+    that cache prefixes."""
 
     id: int
     arrival: float
@@ -27,6 +29,7 @@ class Planned:
     output: int
     limit: int | None = None
     said: Mapping[str, Any] = field(default_factory=dict)
+    prefix: PromptContent | None = None
 
     def told(self) -> dict[str, Any]:
         """What is sent with the request."""
@@ -48,7 +51,8 @@ def said_of(request: Request, predicted: int | None) -> dict[str, Any]:
 
 @dataclass
 class Served:
-    """What became of a request; times in seconds since the run began. *times* are those of its tokens."""
+    """What became of a request; times in seconds since the run began. *times* are those of its tokens, *cached* the
+    tokens of its prompt that a server says it found in its prefix cache."""
 
     id: int
     arrival: float
@@ -60,6 +64,7 @@ class Served:
     preemptions: int = 0
     ended: float = 0.0
     reason: str = ""  #: why it failed, if that is known of this one
+    cached: int | None = None
 
 
 @dataclass
@@ -109,5 +114,6 @@ def told(request: Any) -> dict[str, Any]:
 
 
 def prompt_ids(planned: Planned) -> list[int]:
-    """Token ids of a prompt: what they are does not matter, that they differ does no harm."""
+    """Token ids of a prompt for an engine that caches no prefixes: what they are does not matter, that they differ
+    does no harm."""
     return [4 + (planned.id * 7 + i) % 500 for i in range(planned.prompt)]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from servetwin.core import Outcome, Recorder
-from servetwin.core.llm import TokenRequest, TokenTask
+from servetwin.core.llm import CachingTask, TokenRequest, TokenTask
 from servetwin.core.llm.batch import TokenBatch
 from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.core.slo import latest
@@ -31,11 +31,23 @@ def record(
     deadlines in the view of *worker*; or of that which *at* names for a request, where there are several.
     """
     started: dict[int, float] = {}
+    running: set[int] = set()
+    cached: dict[int, list[int]] = {}  # the tokens that each found whenever it was admitted
     for step in run.steps:
-        for number, _, _ in step.prefill:
+        for number in step.preempted:
+            running.discard(number)
+        for number, _, context in step.prefill:
             started.setdefault(number, step.began)
+            if number not in running:
+                running.add(number)
+                cached.setdefault(number, []).append(context)
     by = dict.fromkeys((served.id for served in run.requests), worker) | dict(at or {})
     tasks = {s.id: _task(s, by[s.id], planned[s.id], started.get(s.id)) for s in run.requests}
+    for served in run.requests:
+        task = tasks[served.id]
+        if isinstance(task, CachingTask):
+            first, *later = cached.get(served.id, [served.cached])
+            task.cached_tokens, task.cached_again = first, sum(tokens or 0 for tokens in later)
     events: list[Event] = []
     for served in run.requests:
         request = tasks[served.id].request
@@ -56,7 +68,8 @@ def _task(served: Served, worker: TokenWorker, planned: TokenRequest, started: f
     prompt, limit = tokens
     slo, work = planned.slo, planned.work
     request = TokenRequest(planned.id, served.arrival, planned.tokens, slo=slo, work=work, **planned.terms)
-    task = TokenTask(request, stage, served.queued, worker.place, prompt, limit)
+    kind = CachingTask if worker.view.limits.enable_prefix_caching else TokenTask
+    task = kind(request, stage, served.queued, worker.place, prompt, limit)
     task.admitted = served.queued
     task.started = started
     task.generated = len(served.times)

@@ -18,7 +18,7 @@ from servetwin.core.llm import TokenRequest, TokenTask
 from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.core.serving.dispatch import Dispatcher
 
-from .http_client import LEAD, asked, model_of
+from .http_client import LEAD, Wording, asked, model_of, wording
 from .http_connection import Server
 from .plan import Planned, Run, Served
 
@@ -111,13 +111,14 @@ def serve_urls(
     *,
     model: str | None = None,
     key: str | None = None,
+    caching: bool = False,
 ) -> Run:
     """Send *requests* (by arrival) on their clock to the servers at *urls*, by the names of the workers of *front*,
     whose router says which; *shown* is what it sees of each request. Otherwise as
     `servetwin.real.vllm.http_client.serve_url`. Raises `BadInput` if one is no such server.
     """
     servers = {name: Server(url, key) for name, url in urls.items()}
-    return asyncio.run(_serve(servers, list(requests), front, shown, model))
+    return asyncio.run(_serve(servers, list(requests), front, shown, model, wording(caching)))
 
 
 async def _serve(
@@ -126,6 +127,7 @@ async def _serve(
     front: Front,
     shown: Mapping[int, TokenRequest],
     model: str | None,
+    how: Wording,
 ) -> Run:
     try:
         models = {name: await model_of(server, model) for name, server in servers.items()}
@@ -140,7 +142,7 @@ async def _serve(
             out = Served(planned.id, came, planned.prompt, planned.output, queued, "failed")
             heard: Callable[[int], None] = lambda tokens: front.heard(task, tokens)  # noqa: E731
             try:
-                return await asked(servers[name], models[name], planned, out, front.zero, heard)
+                return await asked(servers[name], models[name], planned, out, front.zero, how, heard)
             finally:
                 front.over(task)
 

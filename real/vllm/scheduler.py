@@ -48,8 +48,9 @@ from servetwin.core.llm import (
     TokenView,
 )
 
-from .internals import Orders, Steered, SteeredAsync, exhausted
+from .internals import Orders, SteeredAsync, exhausted
 from .plan import KEY, told
+from .prefix_cache import SeesPrefixes
 from .watchdog import LONGEST, Watchdog
 
 #: The longest that an engine with nothing to do sleeps before it looks at its queue again, in seconds.
@@ -236,8 +237,9 @@ class StepLog:
         return self.after > self.start
 
 
-class _Policed(Steered):
-    """`Steered` by a policy. Use `PolicyScheduler`, which takes the base class that vLLM would have taken."""
+class _Policed(SeesPrefixes):
+    """vLLM's scheduler, steered by a policy. Use `PolicyScheduler`, which takes the base class that vLLM would have
+    taken."""
 
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(vllm_config, *args, **kwargs)
@@ -280,6 +282,7 @@ class _Policed(Steered):
             max_batched_tokens=self.max_num_scheduled_tokens,
             max_sequences=self.max_num_running_reqs,
             whole_prompt=bool(getattr(self.scheduler_config, "scheduler_reserve_full_isl", False)),
+            enable_prefix_caching=self.caches_prefixes,
         )
         self.view = TokenView(
             self.stage,
@@ -303,6 +306,7 @@ class _Policed(Steered):
         self._requests.clear()
         self._over = 0.0
         self.idle_until = None
+        self.begin_cache()
         # Books of every task are kept: what each said when the policy was first shown it.
         self.shown = closed(self.view)
         self._said: dict[TokenTask, tuple[Any, ...]] = {}
@@ -348,7 +352,7 @@ class _Policed(Steered):
             class_name=extra.get("class", ""),
             predicted={"decode": predicted} if predicted is not None else None,
         )
-        task = TokenTask(asked, self.stage, self.now(), None, request.num_prompt_tokens, limit)
+        task = self.task(asked, self.stage, self.now(), None, request.num_prompt_tokens, limit)
         self.tasks[request.request_id] = task
         self._requests[task] = request
         self._new.append(task)
@@ -407,6 +411,7 @@ class _Policed(Steered):
             log.decided = self.now()
             output = self.obey(orders, *args, **kwargs)
         self._note(output, log)
+        self.cache_changes()
         log.scheduled = self.now()
         self._asked = None
         self.idle_until = None
@@ -521,6 +526,7 @@ class _Policed(Steered):
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         outputs = super().update_from_output(scheduler_output, model_runner_output)
+        self.cache_changes()
         if not scheduler_output.total_num_scheduled_tokens:
             return outputs
         log = self._flying.popleft()  # vLLM takes steps in in the order in which it decided them

@@ -46,8 +46,9 @@ def show_means(found: list[tuple[str, str | None, list[Means]]]) -> None:
     """Of runs that somebody else measured: latencies in seconds, measured and simulated, and what they stand on."""
     for name, basis, means in found:
         say(f"{name}, in seconds")
-        lines = table(("", "left"), ("measured", "right"), ("simulated", "right"), ("off, %", "right"),
-                      ("authors' own, %", "right"))  # fmt: skip
+        known = any(m.authors_error is not None for m in means)
+        columns = [("", "left"), *((head, "right") for head in ("measured", "simulated", "off, %"))]
+        lines = table(*columns, *([("authors' own, %", "right")] if known else []))
         for m in means:
             was, off, own = m.measured, m.off, m.authors_error
             lines.add_row(
@@ -55,7 +56,7 @@ def show_means(found: list[tuple[str, str | None, list[Means]]]) -> None:
                 "" if was is None else f"{was:.4f}",
                 f"{m.simulated:.4f}",
                 "" if off is None else f"{off:+.2f}",
-                "" if own is None else f"{own:+.1f}",
+                *(["" if own is None else f"{own:+.1f}"] if known else []),
             )
         print_table(lines)
         if basis is not None:

@@ -96,6 +96,8 @@ class _Run(TypedDict):
     experiment: _Experiment
     # A row is a list in JSON, and a tuple to its type: not strict, but what it holds is.
     requests: Annotated[list[Annotated[_Row, Field(strict=False), AfterValidator(_served)]], Field(min_length=1)]
+    ids: NotRequired[list[Annotated[int, Field(ge=0)]]]
+    cached: NotRequired[list[Annotated[int, Field(ge=0)] | None]]
 
 
 class _Packed(TypedDict):
@@ -109,12 +111,16 @@ class _Packed(TypedDict):
 class ChatRun:
     """A run: its *experiment* (content of the file, without devices), and of each request, in the order of arrival,
     (arrival, prompt, limit, output, outcome, first token, last token); the last two are nan where none came. *files*
-    are routers of users, by name."""
+    are routers of users, by name. Of engines that cache prefixes there are besides, request by request, the *ids* by
+    which the experiment draws what their prompts begin with, and the tokens that each found, *cached* (None: it was
+    never admitted)."""
 
     name: str
     experiment: dict[str, Any]
     requests: tuple[tuple[float, int, int, int, str, float, float], ...]
     files: Mapping[str, str] = field(default_factory=dict)
+    ids: tuple[int, ...] = ()
+    cached: tuple[int | None, ...] = ()
 
     @contextmanager
     def spec(self, profile: str) -> Iterator[Experiment]:
@@ -146,6 +152,13 @@ class ChatRun:
         return sum(row[4] in ("met", "late") for row in self.requests)
 
     @property
+    def hit_rate(self) -> float | None:
+        """The share of prompt tokens that were found in the prefix cache, of requests when first admitted; None if
+        there is none."""
+        asked = sum(row[1] for row, found in zip(self.requests, self.cached, strict=False) if found is not None)
+        return sum(found or 0 for found in self.cached) / asked if asked else None
+
+    @property
     def latencies(self) -> Latencies:
         """Of those that were served to the end."""
         return _latencies([(at, out, a, b) for at, _, _, out, how, a, b in self.requests if how in ("met", "late")])
@@ -153,12 +166,13 @@ class ChatRun:
 
 @dataclass(frozen=True)
 class Simulated:
-    """What the simulation says of a run: requests that *met* their limits and that *finished* (means over seeds), and
-    latencies of the latter."""
+    """What the simulation says of a run: requests that *met* their limits and that *finished* (means over seeds),
+    latencies of the latter, and as `ChatRun.hit_rate`."""
 
     met: float
     finished: float
     latencies: Latencies
+    hit_rate: float | None = None
 
 
 def is_chat(path: Path) -> bool:
@@ -181,6 +195,10 @@ def read(path: Path) -> tuple[str, list[ChatRun]]:
     checked(data, _Packed, str(path), RIGHT)
     files = data.get("files", {})
     for run in data["runs"]:
+        for key in ("ids", "cached"):
+            if len(run.get(key, run["requests"])) != len(run["requests"]):
+                what = f"{run['name']} has {len(run['requests'])} requests, and {key} of {len(run[key])}"
+                raise BadInput(what, where=str(path), right=RIGHT)
         for of, key in routers(run["experiment"]):
             if of[key] not in files:
                 what = f"the router {of[key]!r} of {run['name']} is not among its files"
@@ -191,6 +209,8 @@ def read(path: Path) -> tuple[str, list[ChatRun]]:
             run["experiment"],
             tuple((*row[:5], *(math.nan if x is None else x for x in row[5:])) for row in run["requests"]),
             files,
+            tuple(run.get("ids", ())),
+            tuple(run.get("cached", ())),
         )
         for run in data["runs"]
     ]
@@ -199,25 +219,41 @@ def read(path: Path) -> tuple[str, list[ChatRun]]:
 def simulate(run: ChatRun, profile: str, seeds: int = 1) -> Simulated:
     """*run* by *profile*, with so many seeds of the noise."""
     met = finished = 0.0
+    rates: list[float] = []
     rows: list[tuple[float, int, float, float]] = []
     with run.spec(profile) as experiment:
         llms = [*experiment.pipeline.llms]
         if len(llms) != 1:
             raise BadInput(f"it has {len(llms)} language models", where=run.name, right="a run of one language model")
+        begin = _beginnings(run, experiment)
         for seed in range(seeds):
             log = Ends()
             made = build.build(experiment.model_copy(update={"seed": experiment.seed + seed}), log)
-            made.source = iter(_requests(run, llms[0]))
+            made.source = iter(_requests(run, llms[0], begin))
             summary = made.play()
+            rate = summary.as_dict().get("prefix_cache_hit_rate")
+            rates += [rate] if rate is not None else []
             met += summary.met / seeds
             finished += summary.finished / seeds
             rows += [(run.requests[i][0], run.requests[i][3], *ends) for i, ends in sorted(log.ends.items())]
-    return Simulated(met, finished, _latencies(rows))
+    return Simulated(met, finished, _latencies(rows), float(np.mean(rates)) if rates else None)
 
 
-def _requests(run: ChatRun, module: str) -> Iterator[TokenRequest]:
-    for i, (at, prompt, limit, output, *_) in enumerate(run.requests):
-        yield TokenRequest(i, at, {module: (prompt, limit)}, {module: output})
+def _beginnings(run: ChatRun, experiment: Experiment) -> Sequence[Any]:
+    """What the prompts of *run* begin with, request by request, as its experiment draws it. Raises `BadInput` if that
+    draws other requests."""
+    if not run.ids:
+        return [None] * len(run.requests)
+    drawn: Any = {request.id: request for request in build.build(experiment).source or ()}
+    if missing := [number for number in run.ids if number not in drawn]:
+        what = f"its experiment draws no request {missing[0]}"
+        raise BadInput(what, where=run.name, right="runs with the requests of their experiments")
+    return [drawn[number].prefix for number in run.ids]
+
+
+def _requests(run: ChatRun, module: str, begin: Sequence[Any]) -> Iterator[TokenRequest]:
+    for i, ((at, prompt, limit, output, *_), prefix) in enumerate(zip(run.requests, begin, strict=True)):
+        yield TokenRequest(i, at, {module: (prompt, limit)}, {module: output}, prefix=prefix)
 
 
 def _latencies(rows: Sequence[tuple[float, int, float, float]]) -> Latencies:
@@ -274,7 +310,7 @@ def pack(folder: Path, profile: str, out: Path, took: str) -> list[str]:
             files[router.name] = router.read_text(encoding="utf-8")
             of[key] = router.name
         lines = (place / "requests.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = []
+        rows, ids, cached = [], [], []
         for r in sorted((json.loads(line) for line in lines), key=lambda r: (r["arrival"], r["id"])):
             (stage,) = r["stages"] or [{}]
             ends = (stage.get("first_token"), stage.get("last_token"))
@@ -282,7 +318,13 @@ def pack(folder: Path, profile: str, out: Path, took: str) -> list[str]:
             rows.append(
                 [round(r["arrival"], 6), stage["prompt"], stage["limit"], outputs[r["id"]], r["outcome"], *kept]
             )
+            ids.append(r["id"])
+            cached.append(stage.get("cached"))
         runs.append({"name": place.name, "experiment": content, "requests": rows})
+        if any(
+            (worker.get("engine") or {}).get("enable_prefix_caching") for worker in content["deployment"]["workers"]
+        ):
+            runs[-1] |= {"ids": ids, "cached": cached}
     told = {"profile": profile, "runs": runs, **({"files": files} if files else {})}
     with out.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file:
         file.write(json.dumps(told, separators=(",", ":")).encode())
@@ -314,6 +356,9 @@ def lines(path: Path, profile: str | None = None, seeds: int = SEEDS) -> Iterato
         share = 100.0 / len(run.requests)
         said = f"{share * run.met:.1f} % in time, simulated {share * simulated.met:.1f} ({gaps[-1]:+.1f})"
         yield f"  {run.name}: {said}"
+        if run.hit_rate is not None and simulated.hit_rate is not None:
+            was, is_ = 100 * run.hit_rate, 100 * simulated.hit_rate
+            yield f"    prefix cache: {was:.2f} % of prompt tokens found, simulated {is_:.2f} ({is_ - was:+.2f})"
         for name in METRICS:
             some = [m for m in told if m.what.endswith(name)]
             yield f"    {name}: {', '.join(_one(m) for m in some)}"

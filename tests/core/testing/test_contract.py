@@ -104,11 +104,11 @@ def test_what_is_shared_is_told_apart_from_what_stays() -> None:
     shared = Shared(Holder)
     assert shared.changed() is None
     Holder.table[1]["a"] = (2, 4)
-    assert shared.changed() == "Holder.table"
+    assert shared.changed() == "Holder.table, which all its objects share"
     Holder.table[1]["a"] = (2, 3)
     assert shared.changed() is None
     Holder.dice.random()
-    assert shared.changed() == "Holder.dice"
+    assert shared.changed() == "Holder.dice, which all its objects share"
     loop: list[object] = []
     loop.append(loop)
     assert said(loop) == said(loop)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
@@ -297,3 +298,23 @@ def test_the_version_is_told(servetwin):
     code, out, err = servetwin("--version")
     assert (code, err) == (0, "")
     assert re.fullmatch(r"servetwin \d+\.\d+\.\d+\S*\n", out)
+
+
+@pytest.mark.parametrize("arguments", [("workloads",), ("run", "--help"), ("--help",), ("workloads", "--json")])
+def test_where_nobody_reads_on_it_ends_quietly(arguments):
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, "-m", "servetwin.experiments.cli", *arguments]
+    done = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("end", ["sys.exit(0)", "os._exit(0)"])
+def test_a_policy_that_ends_the_process_does_not_pass_a_check(end, tmp_path: Path, servetwin):
+    text = "import os\nimport sys\nfrom servetwin.core import Policy\n\n\nclass Mine(Policy):\n"
+    (tmp_path / "mine.py").write_text(text + f"    def decide(self, view, now):\n        {end}\n")
+    code, out, problem = servetwin("check", tmp_path / "mine.py")
+    assert code == 2
+    assert "no fault found" not in out
+    assert problem.startswith("servetwin: policy Mine (mine.py:8)")

@@ -29,7 +29,7 @@ def test_what_an_engine_here_is_anyway_may_be_said() -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("enable_prefix_caching=true", "step times are measured without vLLM's prefix cache"),
+        ("enable_prefix_caching=perhaps", "'perhaps' is neither"),
         ("long_prefill_token_threshold=512", "long_prefill_token_threshold is not modelled"),
         ("speculative_config={}", "speculative_config is not modelled"),
         ("max_num_sequences=3", "(right would be: max_num_seqs)"),

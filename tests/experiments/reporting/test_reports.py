@@ -467,6 +467,8 @@ def test_markdown_has_the_sentences_and_whole_tables(results: Path, servetwin, k
     assert (code, err) == (0, "")
     document = made(results, *KINDS[kind])
     assert out.replace("\\", "").count(document.answer) == 1
+    for note in parts(document, Note):
+        assert (note.text in out.replace("\\", "")) != note.of_plots  # what is about figures is with them alone
     lines = [line for line in out.splitlines() if line.startswith("|")]
     rows = sum(2 + len(t.rows) for t in parts(document, Table)) + 3  # and the figures at the top
     assert len(lines) == rows

@@ -4,8 +4,11 @@
 
     steps_campaign.py FOLDER --model llama-3.1-8b --seconds 560 [--tiny] [--after FILE] [--cores 36]
     steps_campaign.py FOLDER --model llama-3.1-8b --seconds 300 --profile FILE --only 10,11,12
+    steps_campaign.py FOLDER --model llama-3.1-8b --seconds 590 --caching
 
-The engine is that of `servetwin profile MODEL` (vLLM's defaults but for prefix caching). First the profile is made:
+The engine is that of `servetwin profile MODEL` (vLLM's defaults but for prefix caching; with ``--caching`` that is on
+as well, the profile is that of ``--vllm enable_prefix_caching=true``, and the runs are those of prompts that begin
+alike). First the profile is made:
 ``profile.yaml``, and ``steps-MODEL.npz`` with all parts (`servetwin.real.vllm.profiling.measuring.step_files`). Then
 runs of requests with heavy-tailed lengths under several policies, by `servetwin run --backend vllm`'s own code, as
 far as the time goes: a folder each under ``runs/``. A failure of one part ends no more than itself, and the process
@@ -15,6 +18,7 @@ ends by itself after *seconds*.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import random
@@ -58,6 +62,22 @@ SLOS: dict[str, dict[str, Any]] = {
     "figure": DEADLINES,
     "due": DEADLINES,
 }
+#: Prompts that begin alike (with ``--caching``). *shared*: eight system prompts of 1024 tokens, and what is asked
+#: after them. *turns*: a prompt is the history of one of some conversations, as far as it is long: turns of chats.
+LENGTHS["shared"] = {
+    "llama-3.1-8b": ({**lognormal(1400, 2200, 8000), "low": 1040}, lognormal(90, 220, 1500)),
+    "tiny-llama": ({**lognormal(160, 250, 400), "low": 110}, lognormal(8, 20, 40)),
+}
+LENGTHS["turns"] = {
+    "llama-3.1-8b": (lognormal(1500, 4000, 8000), lognormal(90, 220, 1500)),
+    "tiny-llama": (lognormal(150, 300, 400), lognormal(8, 20, 40)),
+}
+PREFIXES = {
+    "shared": {"llama-3.1-8b": (8, 1024), "tiny-llama": (2, 100)},
+    "turns": {"llama-3.1-8b": (60, 8000), "tiny-llama": (4, 400)},
+}
+SLOS["shared"] = SLOS["chat"]
+SLOS["turns"] = {"prefill": None, "decode": None, "limits": {"ttft_ms": 250, "tpot_ms": 20}}
 #: Policies that are compared on the same requests.
 COMPARED = ("slack-admission", "neustream-llm", "vllm-v1")
 
@@ -67,6 +87,20 @@ def compared(*loads: tuple[str, float]) -> tuple[tuple[str, str, dict[str, Any],
     return tuple((kind, policy, {}, rate, 1.0, None) for kind, rate in loads for policy in COMPARED)
 
 
+#: With ``--caching``: below, at and above the knee of each kind, and bursts, under vLLM's policy and one of ours.
+CACHING_RUNS = tuple(
+    (kind, policy, {}, rate, cv, None)
+    for kind, rate, cv in (
+        ("shared", 40.0, 1.0),
+        ("turns", 30.0, 1.0),
+        ("shared", 48.0, 1.0),
+        ("turns", 40.0, 1.0),
+        ("shared", 32.0, 1.0),
+        ("turns", 24.0, 1.0),
+        ("shared", 24.0, 4.0),
+    )
+    for policy in ("vllm-v1", "slack-admission")
+)
 #: Runs, what matters most first: kind of lengths, policy, its parameters, rate, cv, tokens a step (None: as vLLM).
 RUNS: dict[str, tuple[tuple[str, str, dict[str, Any], float, float, int | None], ...]] = {
     "llama-3.1-8b": (
@@ -105,6 +139,11 @@ RUNS: dict[str, tuple[tuple[str, str, dict[str, Any], float, float, int | None],
         # 06 to 23: at the knee and above it, then below.
         *compared(("figure", 13.0), ("figure", 18.0), ("due", 14.0), ("due", 22.0), ("figure", 10.0), ("due", 10.0)),
     ),
+    "llama-3.1-8b caching": CACHING_RUNS,
+    "tiny-llama caching": (
+        ("shared", "vllm-v1", {}, 20.0, 1.0, None),
+        ("turns", "slack-admission", {}, 20.0, 1.0, None),
+    ),
     "tiny-llama": (
         ("chat", "vllm-v1", {}, 20.0, 1.0, None),
         ("long", "sarathi", {"chunk": 64}, 20.0, 1.0, None),
@@ -124,20 +163,31 @@ def requests_of(model: str, kind: str, rate: float) -> int:
 LIMIT = 256
 
 
-def experiment_of(model: str, number: int, profile: str, limit: int) -> dict[str, Any]:
+def runs_of(model: str, caching: bool) -> tuple[tuple[str, str, dict[str, Any], float, float, int | None], ...]:
+    """The runs of *model*; with *caching*, those of prompts that begin alike."""
+    return RUNS.get(f"{model} caching" if caching else model, ())
+
+
+def experiment_of(model: str, number: int, profile: str, limit: int, caching: bool = False) -> dict[str, Any]:
     """The content of the experiment file of a run."""
-    kind, policy, params, rate, cv, budget = RUNS[model][number]
+    kind, policy, params, rate, cv, budget = runs_of(model, caching)[number]
     prompt, output = LENGTHS[kind][model]
+    engine: dict[str, Any] = {"whole_prompt": True, **({"max_batched_tokens": budget} if budget else {})}
+    lengths: dict[str, Any] = {"prompt": prompt, "output": output}
+    if caching:
+        engine["enable_prefix_caching"] = True
+        groups, tokens = PREFIXES[kind][model]
+        lengths["prefix"] = {"draw": "shared", "groups": groups, "tokens": tokens}
     return {
         "name": f"{model}-{number:02d}-{policy}-{kind}",
         "pipeline": {"modules": {"llm": {"kind": "llm"}}},
         "workload": {
             "requests": requests_of(model, kind, rate),
             "arrivals": {"process": "gamma", "rate": rate, "cv": cv},
-            "lengths": {"llm": {"prompt": prompt, "output": output}},
+            "lengths": {"llm": lengths},
         },
         # The same requests for each of the policies that are compared.
-        "seed": 100 + (round(rate) if SLOS[kind] is DEADLINES else number),
+        "seed": 100 + (round(rate) if SLOS[kind] is DEADLINES else number // 2 if caching else number),
         "slo": SLOS[kind],
         "policy": {"name": policy, "params": params},
         "deployment": {
@@ -147,7 +197,7 @@ def experiment_of(model: str, number: int, profile: str, limit: int) -> dict[str
                     "modules": ["llm"],
                     "device": "gpu0",
                     "limit": min(limit, LIMIT),
-                    "engine": {"whole_prompt": True, **({"max_batched_tokens": budget} if budget else {})},
+                    "engine": engine,
                 }
             ],
         },
@@ -202,6 +252,7 @@ class Campaign:
             )
         else:
             options, _ = plan_for(self.args.model)
+        options = dataclasses.replace(options, enable_prefix_caching=self.args.caching)
         self.engine = VllmEngine(options)
         self.say(json.dumps(self.engine.describe()))
 
@@ -223,7 +274,7 @@ class Campaign:
             f"h200-steps/{self.model}",
             self.args.model,
             time.strftime("%Y-%m-%d"),
-            f"servetwin profile {self.args.model}",
+            f"servetwin profile {self.args.model}{' --vllm enable_prefix_caching=true' * self.args.caching}",
             seconds=share * self.args.compose,
             judged=share * self.args.judged,
             progress=lambda what, done, _: self.say(done, what),
@@ -266,14 +317,17 @@ class Campaign:
         # How long the launches of each run took tells whether the host was as fast as when the profile was made.
         clock = LaunchClock(self.engine.core)
 
-        for number, (kind, policy, params, rate, cv, budget) in enumerate(RUNS.get(self.args.model, ())):
+        for number, (kind, policy, params, rate, cv, budget) in enumerate(
+            runs_of(self.args.model, self.args.caching)
+        ):
             if self.args.only and number not in self.args.only:
                 continue
             need = requests_of(self.args.model, kind, rate) / rate * (1.3 if cv > 1 else 1.15) + 6
             if self.left() < need + 4:
                 self.say("no time for", number, policy, rate)
                 continue
-            content = experiment_of(self.args.model, number, str(self.profile), self.engine.options.max_sequences)
+            most = self.engine.options.max_sequences
+            content = experiment_of(self.args.model, number, str(self.profile), most, self.args.caching)
             file = self.folder / f"{content['name']}.yaml"
             file.write_text(yaml.safe_dump(content, sort_keys=False))
             backend = VllmBackend(asynchronous=self.engine.options.asynchronous, foreign=True)
@@ -305,6 +359,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--profile", type=Path, help="one that was made before: none is made")
     parser.add_argument("--cores", type=float, default=0.0, help="seconds for what an undisturbed core changes")
     parser.add_argument("--cores-rate", type=float, default=20.0, help="requests a second for that")
+    parser.add_argument("--caching", action="store_true", help="with vLLM's prefix cache, prompts that begin alike")
     parser.add_argument("--after", type=Path, default=None)
     parser.add_argument("--tiny", action="store_true", help="on a CPU")
     args = parser.parse_args(argv)

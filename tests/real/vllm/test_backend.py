@@ -64,7 +64,7 @@ def test_the_public_call_serves_by_vllm():
     [
         ("opt-13b-h100", [], "this machine serves on cpu"),
         ("opt-13b-a6000", [], "vLLM's V1 engine is not like that"),
-        ("tiny-opt-cpu", [("deployment.workers.0.engine.keep_freed", True)], "without its prefix cache"),
+        ("tiny-opt-cpu", [("deployment.workers.0.engine.keep_freed", True)], "only there"),
         ("tiny-sd-cpu", [], "vLLM cannot serve"),
     ],
 )

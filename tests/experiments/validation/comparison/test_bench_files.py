@@ -82,6 +82,7 @@ def test_a_run_of_a_language_model_is_repeated_with_its_own_requests(servetwin, 
     for name in ("mean_ttft_ms", "p99_ttft_ms", "mean_tpot_ms", "median_itl_ms", "p99_e2el_ms"):
         assert float(row[name]) == pytest.approx(float(row[f"sim_{name}"]), rel=1e-9), name
     assert "mean ttft" in out
+    assert "authors" not in out  # nobody else simulated these
     again = requests_of(tmp_path / "k" / policy)
     assert [r["stages"] for r in again] == [r["stages"] for r in requests_of(runs / policy)]
     if policy == "neustream-llm":
