@@ -8,7 +8,6 @@ them is said in the model's file (`diffusion_model`, `models`).
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator
 
 import torch
@@ -124,7 +123,9 @@ class Model:
 
 def build(definition: DiffusionModel, name: str, options: Options, device: torch.device) -> nn.Module:
     """A network, from its checkpoint if there is one and else from its configuration with random weights."""
-    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    import diffusers  # which sets up its log when it is first imported
+
+    diffusers.logging.set_verbosity_error()
     kind, config = definition.kind, dict(definition.kind.networks[name])
     if options.weights is not None:
         with torch.device("meta"):
