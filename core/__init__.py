@@ -5,7 +5,7 @@ ended, a timer rang) and gives commands out (run this batch, wake me then) throu
 `request` and `policy`, then `serving`.
 
 ==========================  ===============================================================================
-`request`, `pipeline`       requests and tasks; the graph of modules
+`request`, `pipeline`       requests, their shapes, and tasks; the graph of modules
 `policy`, `parameters`      `Policy`: what it sees (`WorkerView`) and says (`Decision`); its parameters
 `routing`, `slo`            which worker a request goes to, and what it is owed
 `records`, `metrics`        the files of a run (`json_lines`), and its summary; `group_metrics`: by class and tenant
@@ -25,7 +25,7 @@ from .metrics import Summary
 from .pipeline import Edge, Module, Pipeline, Stage
 from .policy import Batch, Decision, Policy, Repeat, WorkerView
 from .records import Recorder, RunFolder
-from .request import Outcome, Request, Task
+from .request import Outcome, Request, Shape, Task
 from .serving.batch_worker import BatchWorker
 from .serving.executor import Executor, Handle
 from .serving.loop import ServingLoop
@@ -54,6 +54,7 @@ __all__ = [
     "RunFolder",
     "ServeTwinError",
     "ServingLoop",
+    "Shape",
     "Stage",
     "Summary",
     "Task",

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from .pipeline import Stage
-from .request import Place, Task
+from .request import Place, Shape, Task
 from .routing import WorkerState
 
 
@@ -160,12 +160,17 @@ class WorkerView:
         self._alone: dict[str, float] = {}  # module -> seconds at batch 1, once `solo` has been asked
         self.peers: Sequence[WorkerState] = ()
 
-    def estimate(self, module: str, batch: int) -> float:
-        """Seconds that *module* takes for a batch of that size (one iteration of a loop), by the scheduler's profile.
+    def estimate(self, module: str, batch: int, shape: Shape | None = None) -> float:
+        """Seconds that *module* takes for a batch of that size (one iteration of a loop), by the scheduler's profile;
+        of requests of that *shape*, where requests have shapes.
 
         Raises `BadInput` if the profile does not reach that far.
         """
         return self._estimate(module, batch)
+
+    def limit_of(self, shape: Shape | None) -> int:
+        """The largest batch of requests of that *shape* that worker, device and profile allow."""
+        return self.limit
 
     def solo(self, task: Task, done: int = 0) -> float:
         """Seconds of compute that *task* still wants if it is served alone: here, and at every stage after this.
@@ -197,6 +202,13 @@ class PolicyBase:
     pools = False
     #: Whether a request may wait for as long as others keep coming, neither served nor given up: shortest first, say.
     starves = False
+    #: Whether it heeds the shapes of requests (`Task.shape`, ``view.estimate(module, batch, shape)``). Of one that
+    #: does not, each shape has an object of its own where requests are of several
+    #: (`servetwin.core.serving.shape_turns`).
+    heeds_shapes = False
+    #: Which of these objects is asked first: that of the request with the least "slack", of the one that came first
+    #: ("arrival"), or of the one that takes the least time from now on ("shortest").
+    turn: Literal["slack", "arrival", "shortest"] = "slack"
 
 
 class Policy(PolicyBase):

@@ -4,7 +4,8 @@
     the resolved experiment, versions, device, seed and profile digests
 ``requests.jsonl``
     one line per request, in the order in which they ended: raw time stamps, nothing derived; *class*, *tenant*,
-    *priority* and *weight* where they are not the usual ones ("", "", 0, 1.0); *ended*, when it was dropped or
+    *priority* and *weight* where they are not the usual ones ("", "", 0, 1.0); *shape*, where requests have one (of
+    diffusion models: *height*, *width*, *frames*, *guidance*, *images*); *ended*, when it was dropped or
     failed; at a stage its *deadline* there, where it has one of its own; at an LLM stage also *arrival* (as the
     engine saw it), *prompt*, *limit*, *predicted* (where there is a predictor) and *generated* tokens,
     *first_token*, *last_token*, *preemptions*, *cached* and *cached_again* (tokens found in a prefix
@@ -115,6 +116,7 @@ def request_record(
         "deadline": request.deadline if request.deadline < float("inf") else None,
         "work": dict(request.work),
         **{name: value for name, (value, usual) in terms.items() if value != usual},
+        **({"shape": request.shape._asdict()} if request.shape is not None else {}),
         "outcome": request.outcome.value if request.outcome else None,
         "reason": request.reason,
         "finished": request.finished,

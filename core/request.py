@@ -23,6 +23,32 @@ class Outcome(StrEnum):
     __hash__ = str.__hash__  # an enum's own is written in Python, and outcomes are counted once per request
 
 
+class Shape(NamedTuple):
+    """What is to be generated for a request of a diffusion model, but for its steps.
+
+    *height* and *width* in pixels, *frames* of a video (1: an image), *guidance* the rows that each image takes
+    inside the network (2 with classifier-free guidance, 1 without; None: what the profile was measured with),
+    *images* made of one prompt. Requests may share a batch if their shapes are equal.
+    """
+
+    height: int
+    width: int
+    frames: int = 1
+    guidance: int | None = None
+    images: int = 1
+
+    @property
+    def pixels(self) -> int:
+        """Of one image, or of all frames of one video."""
+        return self.height * self.width * self.frames
+
+    def __str__(self) -> str:
+        said = f"{self.height}x{self.width}"
+        said += f" x {self.frames} frames" if self.frames > 1 else ""
+        said += f", guidance {self.guidance}" if self.guidance is not None else ""
+        return said + (f", {self.images} images" if self.images > 1 else "")
+
+
 #: True output tokens by the loop module of an LLM stage; a list if the request comes there several times.
 Outputs = Mapping[str, "int | Sequence[int]"]
 
@@ -40,6 +66,8 @@ class Request:
     ("" if nobody says), *weight* the share of service that its tenant is entitled to, relative to others'.
     *class_name* is the class of the workload that it is of ("" in a workload without classes). The loop makes nothing
     of these four: they are there for policies and routers, and results are told apart by them.
+
+    *shape* is what a diffusion model is to generate; None where all requests are as the profile was measured.
     """
 
     __slots__ = (
@@ -55,6 +83,7 @@ class Request:
         "predicted",
         "priority",
         "reason",
+        "shape",
         "tasks",
         "tenant",
         "waiting_for",
@@ -73,6 +102,7 @@ class Request:
         tenant: str = "",
         weight: float = 1.0,
         class_name: str = "",
+        shape: Shape | None = None,
     ) -> None:
         self.id = id
         self.arrival = arrival
@@ -82,6 +112,7 @@ class Request:
         self.tenant = tenant
         self.weight = weight
         self.class_name = class_name
+        self.shape = shape
         self.tasks: list[Task] = []
         self.waiting_for: dict[str, int] = {}  # stage that joins branches -> inputs still missing
         self.open_branches = 1  # at how many places it is at once, in a graph that forks
@@ -105,6 +136,7 @@ class Request:
             "tenant": self.tenant,
             "weight": self.weight,
             "class_name": self.class_name,
+            **({"shape": self.shape} if self.shape is not None else {}),
         }
 
     def __repr__(self) -> str:
@@ -169,6 +201,11 @@ class Task:
         self.admitted: float | None = None
         self.started: float | None = None
         self.finished: float | None = None
+
+    @property
+    def shape(self) -> Shape | None:
+        """That of its request. Tasks may share a batch if this is equal."""
+        return self.request.shape
 
     def details(self, tokens: bool = True) -> dict[str, Any]:
         """What a record of it says beside its times; with *tokens* when each token of an LLM came out, if known."""

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 if TYPE_CHECKING:
     import numpy as np
 
+    from .request import Shape
+
 #: Seconds by which an end may be past its deadline, or a latency above its limit, and still be in time.
 TOLERANCE = 1e-9
 #: What comes on top of that by how far the clock has gone: some units in its last place.
@@ -41,13 +43,13 @@ def latest(due: Times) -> Times:
 
 
 class SLO(Protocol):
-    """Gives the seconds that a request with this work (iterations per loop module), of the class of that name, may
-    take, end to end."""
+    """Gives the seconds that a request with this work (iterations per loop module), of the class of that name and of
+    that *shape*, may take, end to end."""
 
     @property
     def factor(self) -> float | None: ...
 
-    def seconds(self, work: Mapping[str, int], class_name: str = "") -> float: ...
+    def seconds(self, work: Mapping[str, int], class_name: str = "", shape: Shape | None = None) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -55,15 +57,17 @@ class FactorSLO:
     """A multiple of what the request takes alone on an idle device, as NeuStream defines it (section 6.1).
 
     *solo* holds each module's latency at batch 1 in seconds (per iteration for a loop module); *constant* is
-    added once per request, before the factor.
+    added once per request, before the factor. *by_shape* has the latencies of requests of shapes of their own.
     """
 
     factor: float
     solo: Mapping[str, float]
     constant: float = 0.0
+    by_shape: Mapping[Shape, Mapping[str, float]] = field(default_factory=dict)
 
-    def seconds(self, work: Mapping[str, int], class_name: str = "") -> float:
-        return self.factor * (self.constant + sum(work.get(m, 1) * t for m, t in self.solo.items()))
+    def seconds(self, work: Mapping[str, int], class_name: str = "", shape: Shape | None = None) -> float:
+        solo = self.solo if shape is None else self.by_shape[shape]
+        return self.factor * (self.constant + sum(work.get(m, 1) * t for m, t in solo.items()))
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class AbsoluteSLO:
     limit: float
     factor: float | None = field(default=None, init=False)
 
-    def seconds(self, work: Mapping[str, int], class_name: str = "") -> float:
+    def seconds(self, work: Mapping[str, int], class_name: str = "", shape: Shape | None = None) -> float:
         return self.limit
 
 
@@ -89,5 +93,5 @@ class ClassSLO:
         """The usual one."""
         return self.usual.factor
 
-    def seconds(self, work: Mapping[str, int], class_name: str = "") -> float:
-        return self.by_class.get(class_name, self.usual).seconds(work)
+    def seconds(self, work: Mapping[str, int], class_name: str = "", shape: Shape | None = None) -> float:
+        return self.by_class.get(class_name, self.usual).seconds(work, shape=shape)

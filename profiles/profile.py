@@ -12,12 +12,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from servetwin.core import BadInput
+from servetwin.core import BadInput, Shape
 
 from .csv_profile import read_csv
 from .llm.schema import TokenData, TokenKind
 from .llm.step_table import TokenTable
 from .schema import FALLBACK, TOKEN_MODULES, CostsFile, Kind, ModuleProfile, ProfileFile
+from .shapes import Memory, memory_of, of_shape
 from .tables.cost import Cost
 from .tables.costs import STEP_BETWEEN
 from .tables.field_types import Fault
@@ -47,6 +48,7 @@ class Profile:
         self._tables: dict[tuple[str, Kind], LatencyTable] = {}
         self._estimates: dict[tuple[tuple[Kind, ...], bool], Callable[[str, int], float]] = {}
         self._tokens: dict[tuple[TokenKind, bool, bool], TokenTable] = {}
+        self._shapes: dict[Shape, Profile] = {}
 
     @property
     def name(self) -> str:
@@ -90,6 +92,19 @@ class Profile:
     def _between(self, kind: TokenKind) -> Cost | None:
         """What a scheduler plans with are whole steps; the time between measured ones is a cost of its own."""
         return None if kind == "scheduler" else self.data.costs.get(STEP_BETWEEN())
+
+    def at(self, shape: Shape) -> Profile:
+        """The same for requests of that *shape* (`servetwin.profiles.shapes`). Raises `BadInput` if it was not
+        measured, and nothing says how to tell it from what was."""
+        found = self._shapes.get(shape)
+        if found is None:
+            data = of_shape(self.data, shape)
+            found = self._shapes[shape] = self if data is self.data else Profile(data)
+        return found
+
+    def memory_of(self, shape: Shape) -> Memory | None:
+        """What requests of that *shape* take of the device's memory; None if nothing is said of memory."""
+        return memory_of(self.data, shape)
 
     def has(self, module: str, kind: Kind) -> bool:
         """Whether *module* has a table of this very kind, without falling back."""
@@ -192,6 +207,7 @@ LATER = frozenset(
     {
         *("basis", "shape", "memory_gib", "over_context", "beside", "per_square", "decoding", "blind", "compiled"),
         "execution",
+        "shapes",
     }
 )
 

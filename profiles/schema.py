@@ -16,8 +16,8 @@ from .llm.schema import TokenData
 from .tables.cost import Cost, Lists
 from .tables.costs import DEVICE, GAP, GAP_OF, HOST, JOIN
 from .tables.costs import check as check_costs
-from .tables.field_types import Fault, Finite, Name, Source, Strict, Text
-from .tables.latency_table import LatencyTable
+from .tables.field_types import Fault, Finite, Name, Natural, NotNegative, Source, Strict, Text
+from .tables.latency_table import BatchTable, LatencyTable
 
 SCHEMA_VERSION = 1
 
@@ -113,6 +113,54 @@ class ModuleProfile(Strict):
     tables: Annotated[dict[Kind, Table], Field(min_length=1)]
 
 
+class Peak(Strict):
+    """The most memory that a batch takes while it is computed, in GiB by batch size, on top of weights and slots."""
+
+    batch: tuple[Natural, ...]
+    gib: tuple[NotNegative, ...]
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        fault = BatchTable.fault(self.batch, self.gib)
+        if fault:
+            raise ValueError(fault)
+        return self
+
+
+class ShapeMemory(Strict):
+    """What requests of one shape take of the device's memory: *slot_gib* each from when it is taken in until it
+    leaves (latents, conditioning), and the *peak* of a batch."""
+
+    slot_gib: NotNegative
+    peak: Peak
+
+
+class ShapeTables(Strict):
+    """The modules of one shape: *size* is height and width in pixels, *guidance* the rows that an image takes inside
+    the network (left out: those of the profile's own shape)."""
+
+    size: tuple[Natural, Natural]
+    frames: Natural = 1
+    guidance: Natural | None = None
+    modules: Annotated[dict[Name, ModuleProfile], Field(min_length=1)]
+    memory: ShapeMemory | None = None
+
+
+class Shapes(Strict):
+    """What was measured of requests of other shapes than the profile's own, which is ``image``.
+
+    The times of *fixed* modules are the same for all (text encoders). *between* says what is done of a size that was
+    not measured: it is "refused", or the times lie on the straight line between the next smaller and the next larger
+    measured size by "pixels" (times frames). Beyond the smallest and the largest it is refused in any case.
+    """
+
+    between: Literal["refused", "pixels"] = "refused"
+    weights_gib: NotNegative | None = None  #: of all modules; then each shape says what it takes besides
+    memory: ShapeMemory | None = None  #: of the profile's own shape
+    fixed: tuple[Name, ...] = ()
+    measured: tuple[ShapeTables, ...] = ()
+
+
 class Execution(Strict):
     """How a diffusion model's loop was executed: each batch size as a CUDA *graph* or not, and what of its network
     was compiled. For the rest see `servetwin.real.diffusion.execution.Execution`. What is left out was not done."""
@@ -155,6 +203,7 @@ class ProfileFile(Strict):
     basis: Basis | None = None  #: where the steps were not measured by this project's profiler, or by a log
     execution: Execution | None = None  #: of a diffusion model; profiles of before it say it in words, if at all
     modules: dict[Name, ModuleProfile] = Field(default_factory=dict)
+    shapes: Shapes | None = None  #: what was measured of other sizes than *image*, which then must be given
     tokens: TokenData | None = None  #: prefill and decode of a language model
     costs: dict[Name, Cost] = Field(default_factory=dict)
     verdict: tuple[Text, ...] | None = None  #: what was not clean when it was taken (`servetwin.profiles.verdict`)
@@ -169,7 +218,36 @@ class ProfileFile(Strict):
                 if module not in known:
                     raise ValueError(f"cost {name} names unknown module {module!r}")
         self.check_costs(self.costs)
+        self._check_shapes()
         return self
+
+    def _check_shapes(self) -> None:
+        """Raise `Fault` for the first shape that says not all that it must, or stands twice."""
+        if self.shapes is None:
+            return
+        if self.image is None:
+            raise Fault("other shapes are given, and not the one of the profile", ("image",), "[height, width]")
+        for name in self.shapes.fixed:
+            if name not in self.modules:
+                raise Fault(f"unknown module {name!r}", ("shapes", "fixed"), ", ".join(self.modules))
+        self._check_memory(self.shapes)
+        asked = [name for name in self.modules if name not in self.shapes.fixed]
+        rows = max(module.rows_per_request for module in self.modules.values())
+        seen = {(*self.image, 1, rows)}
+        for i, shape in enumerate(self.shapes.measured):
+            path = ("shapes", "measured", str(i))
+            key = (*shape.size, shape.frames, shape.guidance or rows)
+            if key in seen:
+                raise Fault("this shape stands twice", (*path, "size"), "each shape once, none of them the profile's")
+            seen.add(key)
+            if sorted(shape.modules) != sorted(asked):
+                what = f"it has modules {', '.join(sorted(shape.modules))}"
+                raise Fault(what, (*path, "modules"), f"{', '.join(asked)}; others under fixed")
+            for name, module in shape.modules.items():
+                if "scheduler" not in module.tables:
+                    raise Fault("no table 'scheduler'", (*path, "modules", name, "tables"), "scheduler: {...}")
+                if module.loop != self.modules[name].loop:
+                    raise Fault("loop is not as in the profile", (*path, "modules", name, "loop"))
 
     def check_costs(self, names: Mapping[str, Cost]) -> None:
         """Raise `Fault` for the first of the costs *names* that the registry does not know in such a profile."""
@@ -206,6 +284,22 @@ class ProfileFile(Strict):
                 if less >= seconds:
                     what = f"{less:.3g} s less than {GAP(module)}, of an iteration's {seconds:.3g} s"
                     raise Fault(what, ("costs", name), f"less than {seconds:.3g} s below it")
+
+    def _check_memory(self, shapes: Shapes) -> None:
+        """Raise `Fault` unless the memory of all shapes is known, or that of none."""
+        said: dict[tuple[str, ...], ShapeMemory | None] = {("memory",): shapes.memory}
+        said |= {("measured", str(i), "memory"): shape.memory for i, shape in enumerate(shapes.measured)}
+        if shapes.weights_gib is None:
+            path = next((path for path, memory in said.items() if memory is not None), None)
+            if path is not None:
+                what = "the memory of a shape is given, and not that of the weights"
+                raise Fault(what, ("shapes", "weights_gib"), "weights_gib: ..., in GiB")
+            return
+        if self.device.memory_gib is None:
+            raise Fault("nobody knows how much memory the device has", ("device", "memory_gib"), "a number of GiB")
+        for path, memory in said.items():
+            if memory is None:
+                raise Fault("its memory is not given", ("shapes", *path), "slot_gib and peak: {batch, gib}")
 
 
 class CostsFile(Strict):

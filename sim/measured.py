@@ -14,13 +14,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from servetwin.core import BadInput, Batch, Worker, WorkerView
+from servetwin.core import BadInput, Batch, Task, Worker, WorkerView
 from servetwin.core.isolation.code_inspection import own
+from servetwin.core.llm.request import TokenTask
 from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.core.random_streams import stream
 from servetwin.core.serving.pool import Pool
+from servetwin.core.serving.shaped_worker import ShapedWorker
 from servetwin.profiles import BatchTable, Profile, TokenKind, costs
 from servetwin.profiles.llm.recent_load import recent_load_of
+from servetwin.profiles.tables.cost import Cost
 from servetwin.profiles.tables.costs import CostName
 
 from .batch_lane import Rate, Rates
@@ -31,7 +34,10 @@ from .llm.shared_lane import KINDS, EngineRates, Kind, RateTable
 from .pool_lane import CallTimes
 from .time.noise import Slowdown, SlowSpells, Stalls, exponential, from_quantiles, uniform
 from .time.out_of_range import HeldTimes, Reach, Watch
+from .time.shaped_timing import ShapedTiming
 from .time.timing import Demand, MeasuredTiming, TableTiming, Timing
+
+Estimate = Callable[[str, int], float]
 
 #: Idle seconds of a whole-request worker that count as a spell: the next batch is a little late in any case.
 SHORTEST_SPELL = 0.03
@@ -147,13 +153,21 @@ class Clock:
         if isinstance(worker, TokenWorker):
             return self._engine(worker)
         self._worker = worker.name
-        profile, stage, sizes = self.profiles[worker.device], worker.stage, range(1, worker.view.limit + 1)
+        profile = self.profiles[worker.device]
+        if isinstance(worker, ShapedWorker):
+            views = worker.view.views
+            return ShapedTiming({s: self._batches(worker, view, profile.at(s)) for s, view in views.items()})
+        return self._batches(worker, worker.view, profile)
+
+    def _batches(self, worker: Worker, view: WorkerView, profile: Profile) -> Timing:
+        """The timing of batches of *worker* as *view* shows it, by *profile*."""
+        stage, sizes = worker.stage, range(1, view.limit + 1)
         if stage.loop is None:
             return self._once(worker, profile, sizes)
         steps = self._loop(worker, profile, sizes)
         alone = set(stage.modules) == set(profile.modules)
         if alone and self.options.whole and self._has(profile, costs.WHOLE_RATIO()):
-            return self._whole(worker, profile, sizes, steps)
+            return self._whole(worker, view.estimate, profile, sizes, steps)
         return steps
 
     # -- one kind of worker each ---------------------------------------------------------------------------
@@ -199,8 +213,10 @@ class Clock:
     def _residual(self, worker: Worker, profile: Profile, module: str) -> Callable[[], float] | None:
         return residual_of(profile, self.seed if self.options.noise else None, worker.name, module)
 
-    def _whole(self, worker: Worker, profile: Profile, sizes: range, steps: MeasuredTiming) -> WholeTiming:
-        stage, estimate = worker.stage, worker.view.estimate
+    def _whole(
+        self, worker: Worker, estimate: Estimate, profile: Profile, sizes: range, steps: MeasuredTiming
+    ) -> WholeTiming:
+        stage = worker.stage
         loop, once = head(stage), (*stage.before, *stage.after)
 
         def expected(iterations: int, size: int) -> float:
@@ -227,7 +243,7 @@ class Clock:
             timing.slow_spells = self._slow_spells(worker, profile, loop)
         return timing
 
-    def _once(self, worker: Worker, profile: Profile, sizes: range) -> Timing:
+    def _once(self, worker: Worker, profile: Profile, sizes: range) -> TableTiming:
         name = costs.TIME(head(worker.stage))
         if self._has(profile, name):
             return TableTiming(self._column(profile, name, sizes))
@@ -417,6 +433,8 @@ class Clock:
             profile = self.profiles[target.device]
             for source in (None, *workers):
                 found = [self._delay(profile, name) for name in transports(source, target, profile)]
+                if source is None and costs.BEFORE_ENGINE() in profile.costs:
+                    found.append(_before_engine(profile.cost(costs.BEFORE_ENGINE())))
                 if found:
                     delays[source.name if source else None, target.name] = _sum(found)
         return delays
@@ -424,16 +442,31 @@ class Clock:
     def _delay(self, profile: Profile, name: str) -> Delay:
         cost = profile.cost(name)
         if self.options.noise and cost.quantiles is not None:
-            return from_quantiles(stream(self.seed, name), cost.quantiles.p, cost.quantiles.values)
+            draw = from_quantiles(stream(self.seed, name), cost.quantiles.p, cost.quantiles.values)
+            return lambda _: draw()
         seconds = cost.scalar()
-        return lambda: seconds
+        return lambda _: seconds
 
 
 def _sum(delays: Sequence[Delay]) -> Delay:
     """A delay as long as all of these together."""
     if len(delays) == 1:
         return delays[0]
-    return lambda: sum(delay() for delay in delays)
+    return lambda task: sum(delay(task) for delay in delays)
+
+
+def _before_engine(cost: Cost) -> Delay:
+    """What a server takes before its engine has a request: by the tokens of its prompt, where the cost is a line."""
+    if cost.line is None:
+        seconds = cost.scalar()
+        return lambda _: seconds
+    constant, each = cost.line.constant, cost.line.per_request
+
+    def delay(task: Task) -> float:
+        assert isinstance(task, TokenTask)  # only engines may have the cost
+        return constant + each * task.prompt
+
+    return delay
 
 
 def transports(source: Worker | None, target: Worker, profile: Profile) -> list[str]:

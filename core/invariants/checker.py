@@ -266,6 +266,8 @@ class InvariantChecker(Recorder):
             raise broken(4, f"{batch}: the limit is {limit}")
         if batch.size != len(batch.tasks) or len(set(batch.tasks)) != batch.size:
             raise broken(4, f"{batch} holds a task twice: {[t.id for t in batch.tasks]}")
+        if len({task.request.shape for task in batch.tasks}) > 1:
+            raise broken(4, f"{batch} holds requests of several shapes")
         for task in batch.tasks:
             if task.worker != batch.worker or task.stage is not batch.worker.stage:
                 raise broken(4, f"{batch} holds {task}, which is not at this worker")

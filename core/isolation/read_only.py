@@ -94,7 +94,7 @@ class _Closed:
 class ClosedView(_Closed, WorkerView):  # type: ignore[misc, override]
     """A `WorkerView` as a policy is shown it."""
 
-    __slots__ = ("batches", "estimate", "solo")
+    __slots__ = ("batches", "estimate", "limit_of", "solo")
 
 
 #: What a policy may ask an engine.
@@ -135,6 +135,7 @@ def closed(view: WorkerView, *, hide: bool = True) -> Any:
     _put(shown, "waiting", MappingProxyType(view.waiting))
     _put(shown, "running", MappingProxyType(view.running))
     _put(shown, "estimate", seal(view.estimate, KEPT))
+    _put(shown, "limit_of", seal(view.limit_of))
     _put(shown, "solo", seal(view.solo))
     _put(shown, "batches", seal(lambda: (view.in_flight, view.backlog)))
     if isinstance(view, TokenView):

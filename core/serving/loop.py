@@ -33,7 +33,7 @@ from .executor import Executor
 from .worker import Handle, Worker
 
 #: What a request says of itself beside its work, in that order.
-SAID = ("arrival", "deadline", "missed", "priority", "tenant", "weight", "class_name")
+SAID = ("arrival", "deadline", "missed", "priority", "tenant", "weight", "class_name", "shape")
 
 
 #: Which of several workers of a stage a request goes to at a time; None: it waits centrally.
@@ -192,7 +192,7 @@ class ServingLoop:
 
     def _said(self, request: Request) -> tuple[object, ...]:
         """What *request* says now: `SAID`, and what it asks for."""
-        terms = request.priority, request.tenant, request.weight, request.class_name
+        terms = request.priority, request.tenant, request.weight, request.class_name, request.shape
         return request.arrival, request.deadline, request.missed, *terms, self._asked(request)
 
     def _asked(self, request: Request) -> int:

@@ -44,6 +44,7 @@ from ..workload.requests import about, check_resolution, other_images, read_trac
 from .llm_workers import ENDLESS, check_engine, contexts, deadlines_of, host_ahead, prepare, settings_of
 from .pipeline import call_times, estimates, make_pipeline, make_pool, seconds_alone, wiring
 from .replicas import expanded
+from .shapes import alone_by_shape, estimates_by_shape, shaped_worker, told
 
 if TYPE_CHECKING:
     from servetwin.profiles import Profile
@@ -116,9 +117,11 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     check_resolution(experiment, trace, profiles)
     limits = contexts(experiment, profiles) if experiment.pipeline.llms else {}
     load = experiment.workload
-    told = any(lengths.truncate or lengths.prefix is not None for lengths in load.lengths.values())
-    if trace is not None or told or experiment.seed or load.says_more:  # else all are drawn whole, by one seed
+    lines = any(lengths.truncate or lengths.prefix is not None for lengths in load.lengths.values())
+    if trace is not None or lines or experiment.seed or load.says_more:  # else all are drawn whole, by one seed
         recorder.summary.input = about(experiment, trace, limits)
+    if load.shaped:
+        recorder.summary.input["shapes"] = told(workers)
     if other := other_images(trace, profiles):
         recorder.summary.input["trace"]["other_images"] = other
     if limits and (said := not_measured(profiles.values())):
@@ -232,7 +235,9 @@ def make_slo(experiment: Experiment, profiles: dict[str, Profile]) -> SLO:
         else:
             solo = seconds_alone(experiment, profiles, spec.base)
             likely = make_pipeline(experiment.pipeline, experiment.name).likely
-            found[name] = FactorSLO(spec.factor, {m: solo[m] for m in likely if m in solo}, spec.constant)
+            alone = alone_by_shape(experiment, profiles, spec.base) if experiment.workload.shaped else {}
+            by_shape = {shape: {m: own[m] for m in likely if m in own} for shape, own in alone.items()}
+            found[name] = FactorSLO(spec.factor, {m: solo[m] for m in likely if m in solo}, spec.constant, by_shape)
     usual = found.pop("")
     return ClassSLO(usual, found) if found else usual
 
@@ -242,7 +247,8 @@ def make_workers(experiment: Experiment, stages: list[Stage], profiles: dict[str
     by_modules = {stage.modules: stage for stage in stages}
     llms = experiment.pipeline.llms
     others = any(spec.modules[0] not in llms for spec in experiment.deployment.workers)
-    told = estimates(experiment, profiles) if others else {}
+    estimated = estimates(experiment, profiles) if others else {}
+    by_shape = estimates_by_shape(experiment, profiles) if experiment.workload.shaped else {}
     workers: list[Worker] = []
     for i, (spec, chosen) in enumerate(zip(experiment.deployment.workers, experiment.policies, strict=True)):
         stage = by_modules[tuple(spec.modules)]
@@ -269,9 +275,12 @@ def make_workers(experiment: Experiment, stages: list[Stage], profiles: dict[str
             what = f"{chosen.name} is a policy for language models, and {'+'.join(spec.modules)} is none"
             raise BadInput(what, where="policy", right="neustream, clockwork, edf or fcfs")
         if spec.device is None or spec.limit is None:
-            workers.append(make_pool(spec, i, stage, policy, told[i], slo.factor))
+            workers.append(make_pool(spec, i, stage, policy, estimated[i], slo.factor))
             continue
-        view = WorkerView(stage, told[i], limit=spec.limit, name=spec.name or "", slo_factor=slo.factor)
+        if by_shape:
+            workers.append(shaped_worker(experiment, i, stage, profiles, by_shape, slo.factor))
+            continue
+        view = WorkerView(stage, estimated[i], limit=spec.limit, name=spec.name or "", slo_factor=slo.factor)
         workers.append(BatchWorker(stage, policy, view, device=spec.device, intake=spec.intake))
     return workers
 
@@ -293,7 +302,8 @@ def _check_memory(experiment: Experiment, workers: list[Worker], profiles: dict[
 
 def time_shared(experiment: Experiment) -> list[str]:
     """A line for each pair of workers that share a device in time because their overlap was not measured."""
-    from servetwin.sim.device_sharing import told, unmeasured
+    from servetwin.sim.device_sharing import told as told_of
+    from servetwin.sim.device_sharing import unmeasured
 
     if experiment.time.unmeasured != "shared":
         return []
@@ -302,7 +312,7 @@ def time_shared(experiment: Experiment) -> list[str]:
     pipeline = make_pipeline(experiment.pipeline, experiment.name)
     stages = pipeline.stages(list(dict.fromkeys(tuple(w.modules) for w in experiment.deployment.workers)))
     workers = make_workers(experiment, stages, profiles, make_slo(experiment, profiles))
-    return told(unmeasured(workers, profiles))
+    return told_of(unmeasured(workers, profiles))
 
 
 def stands_on(experiment: Experiment) -> list[str]:

@@ -26,6 +26,7 @@ from ..assembly.llm_workers import contexts
 from ..assembly.pipeline import make_pipeline, real_tools, wiring, without_tools
 from ..assembly.replicas import expanded
 from ..assembly.same_run import otherwise, weights_digest
+from ..assembly.shapes import refuse
 from ..provenance.file_digests import path_digest
 from ..provenance.policy_code import as_loaded
 from ..registry.catalog import suggest
@@ -210,6 +211,7 @@ class Plan:
     """
 
     def __init__(self, experiment: Experiment, *, diffusion: bool = True, model: str | None = None) -> None:
+        refuse(experiment, "the real side, which serves one size,")
         self.fitting = fitting(experiment, model) if diffusion else []
         # The client is a real one here, with a lateness of its own.
         prompt = experiment.system.model_copy(update={"client_delay": 0.0, "client_stretch": 0.0})

@@ -20,6 +20,7 @@ from servetwin.profiles.llm.recent_load import recent_load_of
 from servetwin.sim.measured import TimeOptions
 
 from ..assembly import build, replicas
+from ..assembly.shapes import refuse
 from ..spec.experiment import Experiment
 from ..spec.loading import load_profiles
 from . import exact, schedules
@@ -100,6 +101,7 @@ def most_met(
 
     Raises `BadInput` for pipelines of which no bound is known.
     """
+    refuse(experiment, "the bound")
     began = time.perf_counter()
     noise = experiment.time.noise
     modes = [False, True] if noise else [False]

@@ -16,6 +16,7 @@ from servetwin.core import Stage
 from ..assembly.llm_workers import settings_of
 from ..assembly.pipeline import make_pipeline, mean_of_calls
 from ..assembly.replicas import expanded
+from ..assembly.shapes import refuse
 from ..spec.experiment import Experiment, WorkerSpec
 from ..spec.loading import load_profiles
 from .engine_memory import Memory
@@ -77,6 +78,7 @@ class Alone:
     """
 
     def __init__(self, experiment: Experiment) -> None:
+        refuse(experiment, "an explanation")
         self.experiment = experiment = expanded(experiment)
         self.profiles = load_profiles(experiment)
         self.workers: dict[str, WorkerSpec] = {

@@ -1,4 +1,4 @@
-"""Whether the classes of a workload fit together, and the predictions of its lengths."""
+"""Whether the classes of a workload fit together, the predictions of its lengths, and the shapes of its requests."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from ..registry.catalog import suggest
 from .experiment import Experiment, Misfit, RequestClass, TraceSteps
 from .llm import BucketPrediction, Lengths, TokenSLOSpec, TracePrefix, TraceTokens
+from .shapes import ChoiceShape, ShapeDraw, TraceShape, shapes_in
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
@@ -92,3 +93,47 @@ def _check_prediction(path: tuple[str, ...], lengths: Lengths) -> None:
         raise Misfit(path, "buckets have edges, or are quantiles", "edges: [64, 256], or quantiles: 5")
     if said.edges is not None and sorted(set(said.edges)) != said.edges:
         raise Misfit((*path, "edges"), "the edges do not rise", "edges: [64, 256, 1024]")
+
+
+def check_shapes(experiment: Experiment) -> None:
+    """Raise `Misfit` if the shapes of requests do not fit the rest."""
+    load = experiment.workload
+    if not load.shaped:
+        return
+    path = ("workload", "shape")
+    draws: list[tuple[tuple[str, ...], ShapeDraw]] = [] if load.shape is None else [(path, load.shape)]
+    for name, own in load.classes.items():
+        if own.shape is not None:
+            draws.append((("workload", "classes", name, "shape"), own.shape))
+            if isinstance(own.shape, TraceShape):
+                right = "a shape that is drawn; those of a trace stand in workload.shape, for all classes"
+                raise Misfit(draws[-1][0], "a trace's shapes are those of all its requests", right)
+        elif load.shape is None:
+            what = "other classes have a shape, and this one has none"
+            raise Misfit(("workload", "classes", name, "shape"), what, "a shape for each, or workload.shape")
+    for where, draw in draws:
+        _check_shape(where, draw, experiment)
+    if experiment.pipeline.llms:
+        what = "requests of language models have no shapes"
+        raise Misfit(path, what, "shapes in a pipeline of diffusion models")
+    if load.draws != "seeded":
+        raise Misfit(("workload", "draws"), "NeuStream's artifact has no shapes that could be repeated", "seeded")
+    if experiment.budget.used:
+        what = "the SLO is shared out among stages by what one shape takes, and requests have shapes of their own"
+        raise Misfit(("budget", "split"), what, "split: none and forward: always")
+    shapes = [shape for _, draw in draws for shape in shapes_in(draw)]
+    if len({shape.guidance is None for shape in shapes}) > 1:
+        what = "some shapes say their guidance, and others do not, so none of these share a batch"
+        raise Misfit(draws[0][0], what, "guidance for all shapes, or for none")
+
+
+def _check_shape(path: tuple[str, ...], draw: ShapeDraw, experiment: Experiment) -> None:
+    if isinstance(draw, TraceShape):
+        recorded = experiment.workload.recorded
+        if recorded is None:
+            raise Misfit((*path, "draw"), "the arrivals come from no trace", "constant or choice")
+    if not isinstance(draw, ChoiceShape) or draw.weights is None:
+        return
+    if len(draw.weights) != len(draw.values) or not sum(draw.weights):
+        what = "the weights do not fit the values"
+        raise Misfit((*path, "weights"), what, "one weight for each value, not all 0")

@@ -19,6 +19,7 @@ from servetwin.profiles import Kind
 
 from .field_types import Count, NotNegative, Positive, Strict, Weight
 from .llm import EngineSpec, Lengths, TokenSLOSpec
+from .shapes import ShapeDraw
 
 # -- what arrives ---------------------------------------------------------------------------------------
 
@@ -63,9 +64,9 @@ class Recorded(Strict):
     """The requests recorded in *file* (see `servetwin.experiments.workload.traces`).
 
     *format* is told by the file's first line if left at "auto". Of a trace with images of several sizes one *size*
-    must be picked (512x512): a profile is of one size. Only what came from *start* to before *end* is taken, in
-    seconds since the first request by the trace's own clock. With *windows* that is cut into so many windows of
-    equally many requests, of which the experiment's seed draws one.
+    must be picked (512x512), unless the workload's shapes are the trace's. Only what came from *start* to before
+    *end* is taken, in seconds since the first request by the trace's own clock. With *windows* that is cut into so
+    many windows of equally many requests, of which the experiment's seed draws one.
     """
 
     file: str
@@ -161,8 +162,9 @@ class RequestClass(Strict):
 
     Requests are of the classes in proportion to their *share*; if no class has one, the trace's column ``class`` says
     which each is of. *steps* and *lengths* replace those of the workload, module by module; what *slo* says is laid
-    over the experiment's, key by key. *priority* (lower is sooner, as in vLLM), *tenant* and *weight* (the share of
-    service that the tenant is entitled to, relative to others') are shown to policies and routers.
+    over the experiment's, key by key; *shape* is as in the workload. *priority* (lower is sooner, as in vLLM),
+    *tenant* and *weight* (the share of service that the tenant is entitled to, relative to others') are shown to
+    policies and routers.
     """
 
     share: Positive | None = None
@@ -172,6 +174,7 @@ class RequestClass(Strict):
     slo: SLOSpec | None = None
     steps: dict[str, Steps] = Field(default_factory=dict)
     lengths: dict[str, Lengths] = Field(default_factory=dict)
+    shape: ShapeDraw | None = None
 
 
 class Workload(Strict):
@@ -184,6 +187,9 @@ class Workload(Strict):
     experiment's seed. *requests* may be left out (null) for a trace: all of it. LLM modules have *lengths* in place
     of *steps*. *trace* is where steps and lengths come from that are those of a trace, if the arrivals are drawn.
     *classes* tell requests apart that have steps, lengths, an SLO, a priority, a tenant or a weight of their own.
+
+    *shape* says of which size images are (or videos), and what else batches go by: "constant" for all, a "choice"
+    with weights, or that of the "trace". Left out, all are as the profile was measured.
     """
 
     requests: Count | None
@@ -193,6 +199,12 @@ class Workload(Strict):
     lengths: dict[str, Lengths] = Field(default_factory=dict)
     trace: Recorded | None = None
     classes: dict[str, RequestClass] = Field(default_factory=dict)
+    shape: ShapeDraw | None = None
+
+    @property
+    def shaped(self) -> bool:
+        """Whether requests have shapes of their own."""
+        return self.shape is not None or any(own.shape is not None for own in self.classes.values())
 
     @property
     def recorded(self) -> Recorded | None:
@@ -201,8 +213,13 @@ class Workload(Strict):
 
     @property
     def says_more(self) -> bool:
-        """Whether requests say more of themselves than their work, whatever a trace says: classes, predictions."""
-        return bool(self.classes) or any(lengths.predict is not None for lengths in self.lengths.values())
+        """Whether requests say more of themselves than their work, whatever a trace says: classes, predictions,
+        shapes."""
+        return (
+            bool(self.classes)
+            or self.shape is not None
+            or any(lengths.predict is not None for lengths in self.lengths.values())
+        )
 
 
 # -- how an SLO is shared out ---------------------------------------------------------------------------
@@ -489,6 +506,9 @@ class Experiment(Strict):
                 load["classes"][name]["slo"] = own.slo.model_dump(mode="json", exclude_unset=True)
         if not self.workload.classes:
             del load["classes"]
+        for said in (load, *load.get("classes", {}).values()):
+            if said["shape"] is None:
+                del said["shape"]
         for lengths in (load["lengths"], *(own["lengths"] for own in load.get("classes", {}).values())):
             for said in lengths.values():
                 if said["predict"] is None:

@@ -44,6 +44,7 @@ from .experiment import (
 from .field_types import Strict
 from .llm import EngineSpec, Prediction, PrefixDraw, TokenDraw, TokenSLOSpec
 from .overrides import ByOption, Override, said
+from .shapes import ShapeDraw
 from .validation import check
 from .variants import NAMES_OF_DEPLOYMENT, Chosen, Given, Key, Layer, Tree, check_layer, choose
 
@@ -184,6 +185,7 @@ def _kinds() -> dict[tuple[str, ...], tuple[str, dict[str, type[BaseModel]]]]:
         ("deployment", "routers", "*"): ("name", {}),
         ("workload", "arrivals"): ("process", by_tag(Arrivals, "process")),
         **{(*load, "steps", "*"): ("draw", by_tag(Steps, "draw")) for load in loads},
+        **{(*load, "shape"): ("draw", by_tag(ShapeDraw, "draw")) for load in loads},
         ("deployment", "workers", "*", "calls"): ("time", by_tag(Calls, "time")),
         **{
             (*load, "lengths", "*", key): (tag, by_tag(union, tag))

@@ -40,6 +40,7 @@ def check(experiment: Experiment) -> None:
     for module, steps in load.steps.items():
         _check_steps(("workload", "steps", module), steps, load)
     class_validation.check(experiment)
+    class_validation.check_shapes(experiment)
     for name, own in load.classes.items():
         for module, steps in own.steps.items():
             _check_steps(("workload", "classes", name, "steps", module), steps, load)
@@ -64,8 +65,9 @@ def _check_trace(load: Workload) -> None:
     if key == "trace":
         draws = [*load.steps.values(), *(d for x in load.lengths.values() for d in (x.prompt, x.output))]
         told = load.classes and all(own.share is None for own in load.classes.values())
-        if not told and not any(draw.draw == "trace" for draw in draws):
-            what = "no steps, lengths or classes are taken from the trace"
+        shaped = load.shape is not None and load.shape.draw == "trace"
+        if not told and not shaped and not any(draw.draw == "trace" for draw in draws):
+            what = "no steps, lengths, shapes or classes are taken from the trace"
             raise Misfit(("workload", "trace"), what, "{draw: trace} somewhere, or no key 'trace'")
     if trace.end is not None and trace.end <= (trace.start or 0.0):
         raise Misfit(("workload", key, "end"), f"{trace.end:g} is not after start, {trace.start:g}", "start < end")

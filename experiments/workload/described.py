@@ -1,5 +1,5 @@
 """Requests that say more of themselves than their work: of which class and tenant they are, with which priority,
-weight and SLO, and what is predicted of their outputs.
+weight, SLO and shape, and what is predicted of their outputs.
 
 Classes are drawn, or a trace says them; what else a trace says of a request (its columns ``priority``, ``tenant``,
 ``weight`` and ``slo``) goes before what its class says. Steps and lengths of the workload are drawn for every request
@@ -15,22 +15,22 @@ from itertools import islice, repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from servetwin.core import BadInput, Request
+from servetwin.core import BadInput, Request, Shape
 from servetwin.core.llm import Follows, TokenRequest
 from servetwin.core.random_streams import stream
 
 from ..registry.catalog import suggest
 from ..spec.experiment import Experiment, RequestClass, Workload
 from . import prefixes
-from .draws import BLOCK, steps_of
+from .draws import BLOCK, shapes_of, steps_of
 from .lengths import triples
 from .predictions import Predictor, predictor
 
 if TYPE_CHECKING:
     from .trace_reader import TraceFile
 
-#: Gives the seconds that a request of such work, and of the class of that name, may take.
-Seconds = Callable[[Mapping[str, int], str], float]
+#: Gives the seconds that a request of such work, of the class of that name, and of a shape, may take.
+Seconds = Callable[..., float]
 
 
 def class_names(load: Workload, trace: TraceFile | None, seed: int) -> Iterator[str]:
@@ -99,10 +99,13 @@ class _Class:
     tokens: dict[str, Iterator[tuple[int, int, int]]] = field(default_factory=dict)
     predictors: dict[str, Predictor | None] = field(default_factory=dict)
     begins: dict[str, prefixes.Contents] = field(default_factory=dict)
+    shapes: Iterator[Shape] | None = None
 
 
 def _class_of(name: str, own: RequestClass, contexts: Mapping[str, int], seed: int) -> _Class:
     made = _Class({"priority": own.priority, "tenant": own.tenant, "weight": own.weight, "class_name": name})
+    if own.shape is not None:
+        made.shapes = shapes_of(f"shapes of class {name}", own.shape, seed=seed)
     for module, steps in own.steps.items():
         made.steps[module] = steps_of(stream_name(module, name), steps, seed=seed, published=False)
     for module, lengths in own.lengths.items():
@@ -131,17 +134,24 @@ def described(
     usual_begins = {m: prefixes.contents(load.lengths[m], m, seed=seed, trace=trace) for m in names}
     classes = {name: _class_of(name, own, contexts, seed) for name, own in load.classes.items()}
     said = trace.terms() if trace is not None and trace.overview.terms else repeat({})
-    drawn = zip(due, works, tokens, class_names(load, trace, seed), said, strict=False)
-    for i, (at, steps, sizes, name, says) in enumerate(drawn):
+    shapes: Iterator[Shape | None] = repeat(None)
+    if load.shape is not None:
+        shapes = shapes_of("shapes", load.shape, seed=seed, trace=trace)
+    drawn = zip(due, works, tokens, class_names(load, trace, seed), said, shapes, strict=False)
+    for i, (at, steps, sizes, name, says, shape) in enumerate(drawn):
         own = classes.get(name)
         work = dict(zip(modules, steps, strict=True))
         terms: dict[str, Any] = dict(own.terms) if own is not None else {"class_name": name}
         terms |= {key: says[key] for key in ("priority", "tenant", "weight") if key in says}
         if own is not None:
             work |= {module: next(ran) for module, ran in own.steps.items()}
-        seconds = says["slo"] if "slo" in says else slo(work, name)
+            shape = next(own.shapes) if own.shapes is not None else shape
+        if "slo" in says:
+            seconds = says["slo"]
+        else:
+            seconds = slo(work, name) if shape is None else slo(work, name, shape)
         if not names:
-            yield Request(i, at, seconds, work, **terms)
+            yield Request(i, at, seconds, work, **terms, shape=shape)
             continue
         lengths = dict(zip(names, sizes, strict=True))
         predictors, begins = usual, prefixes.next_of(usual_begins) or {}

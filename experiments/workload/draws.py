@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from itertools import cycle, repeat
 
 import numpy as np
+from servetwin.core import Shape
 from servetwin.core.random_streams import stream
 
 from ..spec.experiment import (
@@ -40,6 +41,7 @@ from ..spec.llm import (
     UniformTokens,
 )
 from ..spec.published_draws import listed
+from ..spec.shapes import ConstantShape, ShapeDraw, TraceShape
 from .trace_reader import TraceFile
 
 BLOCK = 2048
@@ -153,6 +155,21 @@ def _choice(spec: ChoiceSteps, source: Source) -> Iterator[int]:
     weights = np.array(spec.weights or [1.0] * len(spec.values))
     while True:
         yield from source.choice(spec.values, BLOCK, p=weights / weights.sum()).tolist()
+
+
+def shapes_of(name: str, spec: ShapeDraw, *, seed: int, trace: TraceFile | None = None) -> Iterator[Shape]:
+    """The shapes for request 0, 1, ... *name* tells the draws of one experiment apart."""
+    if isinstance(spec, ConstantShape):
+        yield from repeat(spec.shape)
+    elif isinstance(spec, TraceShape):
+        assert trace is not None
+        yield from trace.shapes()
+    else:
+        source, values = stream(seed, name), [said.shape for said in spec.values]
+        weights = np.array(spec.weights or [1.0] * len(values))
+        while True:
+            for place in source.choice(len(values), BLOCK, p=weights / weights.sum()).tolist():
+                yield values[place]
 
 
 def tokens_of(draw: TokenDraw, name: str, *, seed: int, trace: TraceFile | None) -> Iterator[int]:

@@ -16,6 +16,7 @@ from servetwin.sim.llm.request_columns import TokenColumns
 from ..spec.experiment import Experiment, Trace, TraceSteps
 from ..spec.llm import TraceTokens
 from ..spec.published_draws import PUBLISHED
+from ..spec.shapes import TraceShape
 from . import predictions, prefixes, trace_reader
 from .described import check_classes, counted, described
 from .draws import arrival_times, steps_of, tokens_of
@@ -46,6 +47,7 @@ def read_trace(experiment: Experiment) -> trace_reader.TraceFile | None:
         windows=recorded.windows,
         seed=experiment.seed,
         requests=load.requests,
+        shaped=isinstance(load.shape, TraceShape),
     )
     for module in modules:
         trace.column_of(module)
@@ -173,6 +175,8 @@ def _unused(experiment: Experiment, trace: trace_reader.TraceFile) -> dict[str, 
 def other_images(trace: trace_reader.TraceFile | None, profiles: Mapping[str, Profile]) -> str | None:
     """What is to be said if the images of *trace* are of a size that none of the *profiles* is of."""
     size = trace.overview.size if trace is not None else None
+    if trace is not None and trace.overview.shapes:
+        return None
     images = {profile.data.image for profile in profiles.values()}
     measured = sorted(f"{image[0]}x{image[1]}" for image in images if image is not None)
     if size is None or not measured or size in measured:

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from servetwin.core import BadInput
+from servetwin.core import BadInput, Shape
 from servetwin.core.llm import PromptContent
 from servetwin.core.random_streams import permuted
 
@@ -34,7 +34,7 @@ HASHED = 512
 @dataclass(frozen=True)
 class Choice:
     """Which requests of a file are meant: those of images of *size*, and of these those from *start* to before *end*
-    (seconds since the file's first request, by its own clock)."""
+    (seconds since the file's first request, by its own clock). *shaped*: each is to say of which size it is."""
 
     path: Path
     modules: tuple[str, ...] = ()
@@ -42,6 +42,7 @@ class Choice:
     size: str | None = None
     start: float | None = None
     end: float | None = None
+    shaped: bool = False
 
     def __iter__(self) -> Iterator[Entry]:
         start, end = self.start or 0.0, self.end
@@ -56,7 +57,8 @@ class Choice:
 class Overview:
     """What reading a file through told: *count* requests were chosen, of *held* in it, beside *failed* lines of
     requests that had failed; *until* is when the last in the file came. *terms* is what some of the chosen say of
-    themselves beside their work, *size* that of their images (None: it does not say)."""
+    themselves beside their work, *size* that of their images (None: it does not say, or they are of several),
+    *shapes* all that there are, if each is to say it."""
 
     count: int
     held: int
@@ -66,6 +68,7 @@ class Overview:
     digest: str
     terms: tuple[str, ...] = ()
     size: str | None = None
+    shapes: tuple[Shape, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,10 @@ class TraceFile:
                 raise BadInput(what, where=where, right=f"{blocks} of them")
             yield PromptContent(entry.hashes, HASHED)
 
+    def shapes(self) -> Iterator[Shape]:
+        """The shape of each request, of a trace that was read for that."""
+        return (entry.shape for entry in self if entry.shape is not None)
+
     def terms(self) -> Iterator[Mapping[str, Any]]:
         """What requests say of themselves beside their work, one by one (`servetwin.experiments.workload.traces`)."""
         return (entry.said for entry in self)
@@ -217,17 +224,19 @@ def read(
     windows: int | None = None,
     seed: int = 0,
     requests: int | None = None,
+    shaped: bool = False,
 ) -> TraceFile:
     """Read a trace through, and choose what is replayed of it.
 
     *modules* are those whose iterations are wanted, *size* the image size to pick out, *start* and *end* seconds of
     the trace's own time. With *windows* what there is between is cut into that many windows of equally many requests;
     *seed* draws one, and seeds that follow each other draw different ones as long as there are any. Of what is left
-    the first *requests* are taken. Raises `BadInput` naming the line that is wrong, or what there is not enough of.
-    A file is read once per process and version.
+    the first *requests* are taken. *shaped*: images may be of several sizes, and each request must say which. Raises
+    `BadInput` naming the line that is wrong, or what there is not enough of. A file is read once per process and
+    version.
     """
     version = stamp(path)
-    choice = Choice(path, tuple(modules), form, size, start, end)
+    choice = Choice(path, tuple(modules), form, size, start, end, shaped)
     overview = _overview(choice, version)
     count, skip = overview.count, 0
     if windows is not None:
@@ -254,6 +263,7 @@ def _overview(choice: Choice, _: Stamp | None) -> Overview:
     sizes: Counter[str] = Counter()
     failed: list[int] = []
     terms: dict[str, None] = {}
+    shapes: dict[Shape, None] = {}
     for entry in entries(path, choice.modules, choice.form, failed.append):
         if columns is None:
             columns = tuple(entry.work)
@@ -267,7 +277,12 @@ def _overview(choice: Choice, _: Stamp | None) -> Overview:
         if start <= entry.arrival < end and (size is None or entry.size == size):
             count += 1
             terms |= dict.fromkeys(entry.said)
-    _check_sizes(path, sizes, size)
+            if choice.shaped:
+                if entry.shape is None:
+                    right = "size (512x512), or height and width"
+                    raise BadInput("it does not say of which size it is", where=f"{path}:{entry.line}", right=right)
+                shapes[entry.shape] = None
+    _check_sizes(path, sizes, size, choice.shaped)
     if not held:
         what = "the trace holds no request" + (f" but {len(failed)} that had failed" if failed else "")
         raise BadInput(what, where=str(path))
@@ -276,8 +291,9 @@ def _overview(choice: Choice, _: Stamp | None) -> Overview:
         raise BadInput(what, where=str(path), right=f"start and end within 0 and {until:g} s")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    of_size = next(iter(sizes), None) if size is None else size
-    return Overview(count, held, len(failed), until, columns or (), digest, tuple(terms), of_size)
+    of_size = (next(iter(sizes)) if len(sizes) == 1 else None) if size is None else size
+    said = tuple(terms), of_size, tuple(shapes)
+    return Overview(count, held, len(failed), until, columns or (), digest, *said)
 
 
 @lru_cache(maxsize=256)
@@ -307,10 +323,11 @@ def _empty_prompts(trace: TraceFile) -> int:
     return sum(entry.work.get("input_tokens", 1) == 0 for entry in trace)
 
 
-def _check_sizes(path: Path, sizes: Counter[str], size: str | None) -> None:
-    """A profile is of one image size, so one must be picked where a trace has several."""
+def _check_sizes(path: Path, sizes: Counter[str], size: str | None, shaped: bool) -> None:
+    """Without shapes all requests are of one size, so one must be picked where a trace has several."""
     held = ", ".join(f"{s} ({n})" for s, n in sizes.most_common(5))
     if size is not None and size not in sizes:
         raise BadInput(f"the trace holds no image of {size}", where=str(path), right=held or "no size")
-    if size is None and len(sizes) > 1:
-        raise BadInput("the trace holds images of several sizes", where=str(path), right=f"size: one of {held}")
+    if size is None and len(sizes) > 1 and not shaped:
+        right = f"workload.shape: {{draw: trace}}, or size: one of {held}"
+        raise BadInput("the trace holds images of several sizes", where=str(path), right=right)

@@ -17,6 +17,7 @@ class FCFS(Policy):
     """Runs the *max_batch* oldest requests (by default as many as the worker allows) to their end."""
 
     pools = True
+    turn = "arrival"
 
     def __init__(self, max_batch: int | None = None) -> None:
         at_least(1, "fcfs", max_batch=max_batch)

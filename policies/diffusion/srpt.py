@@ -22,6 +22,7 @@ class SRPT(Ends):
     """Runs the *max_batch* requests with the fewest steps left (by default as many as the worker allows).
     *drop_late*: give up what could not make it even alone."""
 
+    turn = "shortest"
     starves = True  # who has many steps left waits for as long as others come that have few
 
     def __init__(self, max_batch: int | None = None, drop_late: bool = False) -> None:

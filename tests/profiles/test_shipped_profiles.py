@@ -27,7 +27,7 @@ MODULES = {
     "rtx4090/sd15-512": SD,
     "h100/sd15-512": SD,
 }
-SYNTHETIC = ("synthetic/captioner", "synthetic/sdxl-refiner")
+SYNTHETIC = ("synthetic/captioner", "synthetic/sdxl-refiner", "synthetic/sdxl-shapes")
 AGENTS = ("rtx4090/codellama-7b", "rtx4090/llava-1.5-7b")
 OPT = ("a6000/opt-13b-tp1", "a6000/opt-30b-tp2", "a6000/opt-66b-tp4")
 #: What `tests/real/vllm/campaign.py` and `pair_campaign.py` measured.

@@ -127,6 +127,10 @@ def input_lines(summary: dict[str, Any]) -> list[str]:
         lines += [f"trace: {trace[key]}" for key in ("doubt", "other_images") if trace.get(key)]
         if summary["requests"] > 1 and summary["arrival_span"] == 0.0:
             lines.append("all requests arrive at once: there is no rate")
+    for worker, said in summary.get("shapes", {}).items():
+        most = ", ".join(f"{n} of {shape}" for shape, n in said["limits"].items())
+        room = f"; {said['gib']:.3g} GiB for requests" if "gib" in said else ""
+        lines.append(f"batches of {worker}: at most {most}{room}")
     if published := summary.get("published"):
         lines.append(f"seed {published['seed']}: {published['kept']}")
     for module, told in summary.get("predictions", {}).items():

@@ -12,12 +12,25 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from servetwin.core import BadInput
+from servetwin.core import BadInput, Shape
 
 from ...registry.catalog import closest, suggest
 from ...spec.field_types import WEIGHTS
 from . import bench_file
-from .lines import ARRIVALS, SIDES, TERMS, WORK, Line, Row, csv_header, csv_lines, ending, json_lists, jsonl_lines
+from .lines import (
+    ARRIVALS,
+    SHAPES,
+    SIDES,
+    TERMS,
+    WORK,
+    Line,
+    Row,
+    csv_header,
+    csv_lines,
+    ending,
+    json_lists,
+    jsonl_lines,
+)
 
 SAMPLES = Path(__file__).parent / "samples"
 
@@ -43,7 +56,8 @@ UNITS = {1: "seconds", 1000: "milliseconds", 1_000_000: "microseconds"}
 
 class Entry(NamedTuple):
     """A request of a trace: *arrival* in seconds since its first request, *work* by column, *size* of the image, and
-    what else is *said* of it (`TERMS`); *hashes* are Mooncake's ``hash_ids`` (None: there are none)."""
+    what else is *said* of it (`TERMS`); *hashes* are Mooncake's ``hash_ids`` (None: there are none), *shape* what is
+    said of its images beside their size."""
 
     line: int
     arrival: float
@@ -51,6 +65,7 @@ class Entry(NamedTuple):
     size: str | None
     said: Mapping[str, Any] = MappingProxyType({})
     hashes: tuple[int, ...] | None = None
+    shape: Shape | None = None
 
 
 Parser = Callable[[Row, str, Sequence[str]], "tuple[Decimal, dict[str, int], str | None] | None"]
@@ -155,7 +170,8 @@ def entries(
         last = moment
         # Stamps are decimal numbers, and their differences are taken as such: a binary epoch has lost microseconds.
         hashes = tuple(row["hash_ids"]) if known.name == "mooncake" and "hash_ids" in row else None
-        yield Entry(number, float(moment - zero), work, size, _said(row, where), hashes)
+        shape = _shape(row, size, where) if size is not None else None
+        yield Entry(number, float(moment - zero), work, size, _said(row, where), hashes, shape)
 
 
 def columns_of(path: Path) -> tuple[str, ...]:
@@ -169,7 +185,7 @@ def unknown_columns(path: Path, form: str = "auto") -> tuple[str, ...]:
     known = _recognise(path) if form == "auto" else FORMATS[form]
     if known.name != "plain":
         return ()
-    return tuple(name for name in columns_of(path) if name not in {*ARRIVALS, *WORK, *SIDES, *TERMS})
+    return tuple(name for name in columns_of(path) if name not in {*ARRIVALS, *WORK, *SIDES, *SHAPES, *TERMS})
 
 
 def sample(name: str) -> Path:
@@ -366,3 +382,14 @@ def _size(row: Row, where: str) -> str | None:
         height, width = (_count(row[side], f"{where}: {side}", "pixels") for side in ("height", "width"))
         return f"{height}x{width}"
     return None
+
+
+def _shape(row: Row, size: str, where: str) -> Shape:
+    """What is said of images of that *size*; what is left empty is the usual."""
+    height, width = map(int, size.split("x"))
+    said = {}
+    for key, what in SHAPES.items():
+        value = row.get(key)
+        if value is not None and value != "":
+            said[key] = _count(value, f"{where}: {key}", what)
+    return Shape(height, width, said.get("frames", 1), said.get("guidance"), said.get("images", 1))

@@ -23,6 +23,8 @@ ARRIVALS = {"arrival": 1, "arrival_s": 1, "arrival_ms": 1000, "arrival_us": 1_00
 #: What else it may say of the work, and of images, of a request.
 WORK = ("steps", "tokens", "input_tokens")
 SIDES = ("size", "height", "width")
+#: What it may say of images beside their size, and what the values count.
+SHAPES = {"frames": "frames", "guidance": "rows", "images": "images"}
 #: What a trace of any format may say of a request beside its work. An empty value says nothing.
 TERMS = ("class", "tenant", "priority", "weight", "slo")
 
@@ -172,7 +174,7 @@ def json_lists(path: Path) -> Iterator[Line]:
     arrival = next((name for name in ARRIVALS if name in lists), None)
     if arrival is None:
         raise BadInput("there is no list 'arrival'", where=str(path), right=right)
-    for name in (*WORK, *SIDES, *TERMS):
+    for name in (*WORK, *SIDES, *SHAPES, *TERMS):
         if name in data and name not in lists:
             raise BadInput(f"{name} is no list", where=str(path), right=f"a list as long as {arrival}")
     for name, values in lists.items():

@@ -355,7 +355,7 @@ def test_a_trace_that_nothing_is_taken_from(llm: Path):
         ("workload.arrivals", {"process": "poisson", "rate": 1.0}),
         ("workload.trace", {"file": str(llm.parent / "t.csv")}),
     ]
-    with pytest.raises(BadInput, match="no steps, lengths or classes are taken from the trace"):
+    with pytest.raises(BadInput, match="no steps, lengths, shapes or classes are taken"):
         load(llm, [*drawn, ("requests", 5), ("workload.lengths.llm", {"prompt": constant, "output": constant})])
 
 

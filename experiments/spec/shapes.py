@@ -1,0 +1,67 @@
+"""The shapes of requests to a diffusion model: their sizes, and what else batches go by."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field
+from servetwin.core import Shape
+
+from .field_types import Count, NotNegative, Strict
+
+
+class ShapeSpec(Strict):
+    """A *size* in pixels, height x width (1024x1024); *frames* of a video, *images* of one prompt. *guidance* is the
+    number of rows that an image takes inside the network: 2 with classifier-free guidance, 1 without; left out, that
+    of the profile. A size alone may stand for it."""
+
+    size: Annotated[str, Field(pattern=r"^[1-9]\d{0,5}x[1-9]\d{0,5}$")]
+    frames: Annotated[Count, Field(le=100_000)] = 1
+    guidance: Annotated[int, Field(ge=1, le=4)] | None = None
+    images: Annotated[Count, Field(le=1000)] = 1
+
+    @property
+    def shape(self) -> Shape:
+        height, width = map(int, self.size.split("x"))
+        return Shape(height, width, self.frames, self.guidance, self.images)
+
+
+def _from_size(value: Any) -> Any:
+    return {"size": value} if isinstance(value, str) else value
+
+
+Said = Annotated[ShapeSpec, BeforeValidator(_from_size)]
+
+
+class ConstantShape(ShapeSpec):
+    """The same for every request."""
+
+    draw: Literal["constant"]
+
+
+class ChoiceShape(Strict):
+    """One of *values*, with probabilities proportional to *weights* (equal if left out)."""
+
+    draw: Literal["choice"]
+    values: Annotated[list[Said], Field(min_length=1)]
+    weights: list[NotNegative] | None = None
+
+
+class TraceShape(Strict):
+    """What the trace file says: its sizes, and its columns ``frames``, ``guidance`` and ``images`` if there are
+    any."""
+
+    draw: Literal["trace"]
+
+
+ShapeDraw = Annotated[ConstantShape | ChoiceShape | TraceShape, Discriminator("draw")]
+
+
+def shapes_in(draw: ShapeDraw | None) -> list[Shape]:
+    """The shapes that *draw* may give; none of a trace, which is to be read."""
+    if isinstance(draw, ConstantShape):
+        return [draw.shape]
+    if isinstance(draw, ChoiceShape):
+        weights = draw.weights or [1.0] * len(draw.values)
+        return [said.shape for said, weight in zip(draw.values, weights, strict=True) if weight > 0.0]
+    return []
