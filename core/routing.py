@@ -38,10 +38,11 @@ class WorkerState:
     *kind* is "batch" (one batch in flight), "engine" (of a language model) or "pool" (of threads), *limit* the most
     requests that run at once. ``alone(request)`` gives the seconds that a request would take here and later if it
     were served alone, ``estimate(module, batch)`` those that the profile says a batch takes (of an engine: a decode
-    step). With a `Router` that sees stale states, counts and jobs are up to that old.
+    step). ``found(request)`` gives the tokens of its prompt that the engine's prefix cache holds, 0 without a cache.
+    With a `Router` that sees stale states, counts, jobs and what caches hold are up to that old.
     """
 
-    __slots__ = ("alone", "counts", "device", "estimate", "jobs", "kind", "limit", "name", "stage")
+    __slots__ = ("alone", "counts", "device", "estimate", "found", "jobs", "kind", "limit", "name", "stage")
 
     name: str
     device: str
@@ -51,6 +52,7 @@ class WorkerState:
     alone: Callable[[Request], float]
     estimate: Callable[[str, int], float]
     counts: Callable[[], Counts]
+    found: Callable[[Request], int]
     #: Those that run, wait, and are on the wire, in that order.
     jobs: Callable[[], Sequence[Job]]
 

@@ -24,8 +24,8 @@ from .time.calendar import Calendar, Timer
 from .time.out_of_range import Watch
 from .time.timing import Timing
 
-#: How long a request is under way between two queues, in seconds; asked once per request.
-Delay = Callable[[], float]
+#: How long a request is under way between two queues, in seconds; asked once per request, given its task there.
+Delay = Callable[[Task], float]
 
 
 class SimExecutor:
@@ -82,7 +82,7 @@ class SimExecutor:
             deliver = partial(self._bring, deliver)
         if self._delays and task.worker is not None:
             delay = self._delays.get((source.name if source else None, task.worker.name))
-            seconds = delay() if delay is not None else 0.0
+            seconds = delay(task) if delay is not None else 0.0
             if seconds > 0.0:
                 Timer(self.calendar, self.calendar.now + seconds, partial(deliver, task))
                 return

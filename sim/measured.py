@@ -14,14 +14,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from servetwin.core import BadInput, Batch, Worker, WorkerView
+from servetwin.core import BadInput, Batch, Task, Worker, WorkerView
 from servetwin.core.isolation.code_inspection import own
+from servetwin.core.llm.request import TokenTask
 from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.core.random_streams import stream
 from servetwin.core.serving.pool import Pool
 from servetwin.core.serving.shaped_worker import ShapedWorker
 from servetwin.profiles import BatchTable, Profile, TokenKind, costs
 from servetwin.profiles.llm.recent_load import recent_load_of
+from servetwin.profiles.tables.cost import Cost
 from servetwin.profiles.tables.costs import CostName
 
 from .batch_lane import Rate, Rates
@@ -431,6 +433,8 @@ class Clock:
             profile = self.profiles[target.device]
             for source in (None, *workers):
                 found = [self._delay(profile, name) for name in transports(source, target, profile)]
+                if source is None and costs.BEFORE_ENGINE() in profile.costs:
+                    found.append(_before_engine(profile.cost(costs.BEFORE_ENGINE())))
                 if found:
                     delays[source.name if source else None, target.name] = _sum(found)
         return delays
@@ -438,16 +442,31 @@ class Clock:
     def _delay(self, profile: Profile, name: str) -> Delay:
         cost = profile.cost(name)
         if self.options.noise and cost.quantiles is not None:
-            return from_quantiles(stream(self.seed, name), cost.quantiles.p, cost.quantiles.values)
+            draw = from_quantiles(stream(self.seed, name), cost.quantiles.p, cost.quantiles.values)
+            return lambda _: draw()
         seconds = cost.scalar()
-        return lambda: seconds
+        return lambda _: seconds
 
 
 def _sum(delays: Sequence[Delay]) -> Delay:
     """A delay as long as all of these together."""
     if len(delays) == 1:
         return delays[0]
-    return lambda: sum(delay() for delay in delays)
+    return lambda task: sum(delay(task) for delay in delays)
+
+
+def _before_engine(cost: Cost) -> Delay:
+    """What a server takes before its engine has a request: by the tokens of its prompt, where the cost is a line."""
+    if cost.line is None:
+        seconds = cost.scalar()
+        return lambda _: seconds
+    constant, each = cost.line.constant, cost.line.per_request
+
+    def delay(task: Task) -> float:
+        assert isinstance(task, TokenTask)  # only engines may have the cost
+        return constant + each * task.prompt
+
+    return delay
 
 
 def transports(source: Worker | None, target: Worker, profile: Profile) -> list[str]:

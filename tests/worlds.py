@@ -143,7 +143,7 @@ class World:
             stop_at=self.stop_at,
             contention={(names[a], names[b]): (h, d) for a, b, h, d in self.contention if a < n and b < n and a != b},
             delays={
-                (source, name): (lambda seconds=seconds: seconds)
+                (source, name): (lambda task, seconds=seconds: seconds)
                 for name, seconds in zip(names, self.delays, strict=False)
                 if seconds
                 for source in [None, *names]

@@ -18,7 +18,7 @@ from .limits import EngineLimits
 from .orders import EarliestDue, WaitingOrder
 from .policy import ALL, DECODES, PREFILLS, All, Chunk, Fill, Step, TokenPolicy, TokenView, queue_order
 from .prefix_cache import PromptContent
-from .request import CachingTask, Follows, Ticks, TokenRequest, Tokens, TokenTask
+from .request import CachingTask, Follows, Ticks, TokenRequest, Tokens, TokenTask, prompt_of
 from .slo import CumulativeSLO, LimitsSLO, TokenDeadlines, TokenLimits, TokenSLO, TokenSLOByClass
 
 __all__ = [
@@ -47,5 +47,6 @@ __all__ = [
     "TokenView",
     "Tokens",
     "WaitingOrder",
+    "prompt_of",
     "queue_order",
 ]

@@ -116,16 +116,24 @@ class PrefixCache:
         size, content, serial = self.size, task.prompt_content, task.cache_serial
         most = (task.prompt + task.base_generated - 1) // size
         named = min(content.tokens(task.prompt) // size, most) if content is not None else 0
-        # A block is taken before the one that stands for its beginning, so what is found has no holes.
         if content is not None and named:
-            if not has(content.key(size)):
-                return 0
-            if not has(content.key(named * size)):
-                return bisect_left(range(named), True, key=lambda i: not has(content.key((i + 1) * size)))
+            begun = self.begun(content, named, has)
+            if begun < named:
+                return begun
         if not serial or most == named:
             return named
         own = range(named, most)
         return named + bisect_left(own, True, key=lambda i: not has((serial, (i + 1) * size, True)))
+
+    def begun(self, content: PromptContent, most: int, has: Callable[[Key], bool]) -> int:
+        """How many of the first *most* full blocks of *content* are found if *has* says which contents there are."""
+        size = self.size
+        # A block is taken before the one that stands for its beginning, so what is found has no holes.
+        if not most or not has(content.key(size)):
+            return 0
+        if has(content.key(most * size)):
+            return most
+        return bisect_left(range(most), True, key=lambda i: not has(content.key((i + 1) * size)))
 
     def keys(self, task: Looking, count: int) -> list[Key]:
         """The contents of the first *count* blocks of *task*."""

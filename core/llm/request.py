@@ -301,6 +301,20 @@ class CachingTask(TokenTask):
         return said
 
 
+def prompt_of(request: Request, stage: Stage) -> tuple[int, PromptContent | None]:
+    """The prompt tokens of *request* at *stage*, where it comes next, and what they begin with (None: nobody else has
+    any of it); (0, None) if that is no stage of a language model."""
+    module = stage.loop or stage.name
+    if not isinstance(request, TokenRequest) or module not in request.tokens:
+        return 0, None
+    tokens: Any = request.tokens[module]
+    if isinstance(tokens, list):
+        visit = sum([task.stage is stage for task in request.tasks])
+        tokens = tokens[min(visit, len(tokens) - 1)]
+    prompt = tokens[0] if isinstance(tokens[0], int) else tokens[0].tokens(request)
+    return prompt, request.prefix.get(module) if request.prefix is not None else None
+
+
 def tokens_of_visit(request: Request, outputs: Outputs | None, stage: Stage, module: str) -> tuple[int, int, int]:
     """Prompt, limit and output tokens of *request*, which comes to *stage* once more or does not say. Raises
     `BadInput` in the latter case."""

@@ -8,7 +8,7 @@ requests wait centrally that it could serve.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ..isolation.answers import fault
 from ..isolation.integrity import comes_along
@@ -54,12 +54,26 @@ def _jobs(worker: Worker) -> Iterator[Job]:
                 yield Job(view.solo(task), task.deadline)
 
 
+def finds_of(worker: Worker) -> Callable[[Request], int]:
+    """What tells how much of a prompt the prefix cache of *worker* holds now."""
+    return worker.finds()
+
+
+class Seen(NamedTuple):
+    """How things stood at a worker."""
+
+    counts: Counts
+    jobs: tuple[Job, ...]
+    finds: Callable[[Request], int]
+
+
 def state_of(
     worker: Worker,
     counts: Callable[[Worker], Counts] = counts_of,
     jobs: Callable[[Worker], Sequence[Job]] = jobs_of,
+    finds: Callable[[Worker], Callable[[Request], int]] = finds_of,
 ) -> WorkerState:
-    """What may be seen of *worker*: its state as *counts* and *jobs* tell it."""
+    """What may be seen of *worker*: its state as *counts*, *jobs* and *finds* tell it."""
     return WorkerState(
         name=worker.name,
         device=worker.device,
@@ -70,7 +84,12 @@ def state_of(
         estimate=opaque(worker.view.estimate),
         counts=opaque(lambda: counts(worker)),
         jobs=opaque(lambda: jobs(worker)),
+        found=opaque(lambda request: finds(worker)(request)),
     )
+
+
+def _seen(worker: Worker) -> Seen:
+    return Seen(counts_of(worker), jobs_of(worker), worker.finds(kept=True))
 
 
 class Dispatcher:
@@ -91,7 +110,7 @@ class Dispatcher:
         self.routers = list(dict.fromkeys((usual, *self.others.values())))
         self._stale = dict(stale or {})
         self._workers = list(workers)
-        self._seen: dict[Router, tuple[float, dict[Worker, tuple[Counts, tuple[Job, ...]]]]] = {}
+        self._seen: dict[Router, tuple[float, dict[Worker, Seen]]] = {}
         self._states = {router: self._states_for(router) for router in self.routers}
         self._worker_of = {id(state): worker for states in self._states.values() for worker, state in states.items()}
         self._waiting: dict[str, dict[Request, tuple[Stage, Task | None]]] = {}  # by stage, who waits centrally
@@ -195,15 +214,16 @@ class Dispatcher:
         """Let *router* see how things stand, if what it knows is too old."""
         stale = self._stale.get(router, 0.0)
         if stale and (router not in self._seen or now - self._seen[router][0] >= stale):
-            self._seen[router] = now, {worker: (counts_of(worker), jobs_of(worker)) for worker in self._workers}
+            self._seen[router] = now, {worker: _seen(worker) for worker in self._workers}
 
     def _states_for(self, router: Router) -> dict[Worker, WorkerState]:
         if not self._stale.get(router):
             return {worker: state_of(worker) for worker in self._workers}
 
-        def seen(worker: Worker) -> tuple[Counts, tuple[Job, ...]]:
+        def seen(worker: Worker) -> Seen:
             if router not in self._seen:  # nothing has come yet
-                return counts_of(worker), jobs_of(worker)
+                return _seen(worker)
             return self._seen[router][1][worker]
 
-        return {worker: state_of(worker, lambda w: seen(w)[0], lambda w: seen(w)[1]) for worker in self._workers}
+        told = (lambda w: seen(w).counts, lambda w: seen(w).jobs, lambda w: seen(w).finds)
+        return {worker: state_of(worker, *told) for worker in self._workers}

@@ -36,6 +36,10 @@ NEVER = float("inf")
 UNASKED: Any = object()
 
 
+def _none(request: Request) -> int:
+    return 0
+
+
 class Handle(Protocol):
     """A call that is still to come."""
 
@@ -144,6 +148,11 @@ class Worker:
     def kv_use(self) -> float:
         """The share of its KV blocks that are taken, from 0 to 1; 0 if it has none."""
         return 0.0
+
+    def finds(self, *, kept: bool = False) -> Callable[[Request], int]:
+        """What tells how many tokens of the prompt of a request, which is not here yet, its prefix cache holds; with
+        *kept*, holds at this moment, whatever comes later. 0 if it has none."""
+        return _none
 
     # -- what the loop asks of it ---------------------------------------------------------------------------
 

@@ -10,6 +10,9 @@ its KV memory, never the future. A router is one file here, found by its name. B
 `power_of_two`      the one with fewer requests of two drawn at random
 `least_loaded`      the one whose device should have worked off all that is there, and this request, first
 `least_violating`   the one where the request does the least harm: the fewest seconds past deadlines
+`prefix_affinity`   the same for prompts that begin alike, drawn by hashing, as far as load allows
+`cache_aware`       the one to which most of the prompt was sent before, unless load is too uneven
+`prefix_load`       the one whose cache holds most of the prompt, less what it has more to do than others
 `central`           one queue for all, first come, first served: a request is bound when a worker has room
 ==================  ======================================================================================
 """

@@ -350,12 +350,7 @@ BETWEEN_DEVICES = CostName(
 )
 
 WHOLE_RATIO = CostName(
-    "whole.ratio",
-    "ratio",
-    _UPTO,
-    "batches of whole requests: what they take over what is expected",
-    _WHOLE,
-    above=True,
+    "whole.ratio", "ratio", _UPTO, "what batches of whole requests take over what is expected", _WHOLE, above=True
 )
 WHOLE_SPREAD = CostName("whole.spread", "ratio", ("quantiles",), "the same over its mean", _WHOLE, above=True)
 WHOLE_SESSION = CostName(
@@ -365,6 +360,14 @@ WHOLE_COLD = CostName("whole.cold", "seconds", _VALUE, "what such a batch takes 
 WHOLE_COLD_LONG = CostName("whole.cold_long", "seconds", _VALUE, "likewise after a long one", _WHOLE)
 WHOLE_PAUSE = CostName(
     "whole.pause", "seconds", _UPTO, "from the end of such a batch to the start of the next", _WHOLE
+)
+
+BEFORE_ENGINE = CostName(
+    "server.before_engine",
+    "seconds",
+    ("line", "value"),
+    "of an HTTP server: from sent until the engine has it, and back; per_request of a line counts prompt tokens",
+    _ENGINE,
 )
 
 SWAP = CostName(
@@ -454,13 +457,7 @@ STALL = CostName(
     needs=("host.stall_every",),
 )
 STALL_EVERY = CostName(
-    "host.stall_every",
-    "seconds",
-    _VALUE,
-    "from one such stall to the next",
-    _ENGINE,
-    needs=("host.stall",),
-    above=True,
+    "host.stall_every", "seconds", _VALUE, "from one stall to the next", _ENGINE, needs=("host.stall",), above=True
 )
 STALL_CHANGING = CostName(
     "host.stall_every.changing",

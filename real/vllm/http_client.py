@@ -30,9 +30,9 @@ RIGHT = "a server as vLLM's"
 
 @dataclass(frozen=True)
 class Wording:
-    """How requests are put to a server: their prompts' token *ids*, and what is said in *more* fields."""
+    """How requests are put to a server: their prompts, token *ids* or text, and what is said in *more* fields."""
 
-    ids: Callable[[Planned], list[int]] = prompt_ids
+    ids: Callable[[Planned], list[int] | str] = prompt_ids
     more: dict[str, Any] = field(default_factory=dict)
 
 

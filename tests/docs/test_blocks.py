@@ -56,6 +56,7 @@ NOT_RUN = {
     ("docs/guides/real-execution.md", "servetwin profile dit-xl2-256 --compile"): GPU,
     ("docs/guides/check-a-prediction.md", "servetwin profile MODEL"): BENCH,
     ("docs/guides/check-a-prediction.md", "vllm bench serve"): BENCH,
+    ("docs/guides/check-a-prediction.md", "servetwin profile my-profile"): BENCH,
     (
         "docs/guides/check-a-prediction.md",
         "servetwin run served.yaml",

@@ -62,7 +62,7 @@ def test_a_burst_is_shared_out_evenly(kind: str, name: str, delay: float) -> Non
                for w in those}  # fmt: skip
     executor = SimExecutor(
         lambda w: timings[w.name],
-        delays={(None, w.name): lambda: delay for w in those},
+        delays={(None, w.name): lambda task: delay for w in those},
         calls={w.name: CallTimes(w.name, "constant", mean=1.0) for w in those},
     )
     checker = InvariantChecker()

@@ -216,7 +216,7 @@ def test_scheduling_takes_time_for_each_request_that_is_left_out() -> None:
 
 
 def test_transport_takes_time_from_the_client_and_between_workers() -> None:
-    delays = {(None, "dit"): lambda: 0.5, ("dit", "vae"): lambda: 0.25}
+    delays = {(None, "dit"): lambda task: 0.5, ("dit", "vae"): lambda task: 0.25}
     run = simulate(CHAIN, [WorkerSetup(["dit"], FCFS()), WorkerSetup(["vae"], FCFS())], requests(1.0), delays=delays)
     assert run.stamps("dit") == [(1.5, 1.5, 2.5)]
     assert run.stamps("vae") == [(2.75, 2.75, 3.75)]
@@ -228,7 +228,7 @@ def test_a_delay_is_drawn_for_every_request() -> None:
         CHAIN,
         [WorkerSetup(["dit"], FCFS(), [0.0]), WorkerSetup(["vae"], FCFS(), [0.0])],
         requests(0.0, 1.0),
-        delays={("dit", "vae"): lambda: next(draws)},
+        delays={("dit", "vae"): lambda task: next(draws)},
     )
     assert [queued for queued, *_ in run.stamps("vae")] == [0.5, 1.25]
 

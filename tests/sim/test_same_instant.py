@@ -67,7 +67,7 @@ def test_also_those_that_come_when_a_batch_ends() -> None:
 
 def test_also_those_that_are_handed_over_together() -> None:
     pipeline = Pipeline.chain(Module("unet", loop=True), Module("vae"))
-    for delays in ({}, {("unet", "vae"): lambda: 0.25}):
+    for delays in ({}, {("unet", "vae"): lambda task: 0.25}):
         setups = [WorkerSetup(["unet"], FCFS(), [1.0, 1.0, 1.0]), WorkerSetup(["vae"], FCFS(), [1.0, 1.0, 1.0])]
         run = simulate(pipeline, setups, plain(0.0, 0.0, 0.0), delays=delays)
         assert len(set(starts(run, "vae"))) == 1

@@ -8,7 +8,7 @@ from typing import Any, cast
 from ...isolation.answers import write_fault
 from ...request import Request, Task
 from ...serving.worker import Loop
-from ..request import TokenTask
+from ..request import TokenTask, prompt_of
 from .async_engine import TokenEngineAhead
 from .caching import TokenEngineAheadCaching, TokenEngineCaching
 from .engine import TokenEngine
@@ -40,6 +40,21 @@ class TokenWorker(LLMWorker):
 
     def seconds_alone(self, request: Request, now: float) -> float:
         return self.engine.seconds_alone(request, now)
+
+    def finds(self, *, kept: bool = False) -> Callable[[Request], int]:
+        cache, stage = self.view.cache, self.stage
+        if cache is None:
+            return super().finds()
+        has = (frozenset(cache.cached) if kept else cache.cached).__contains__
+
+        def found(request: Request) -> int:
+            prompt, content = prompt_of(request, stage)
+            if content is None:
+                return 0
+            size = cache.size
+            return size * cache.begun(content, min(content.tokens(prompt), prompt - 1) // size, has)
+
+        return found
 
     def receive(self, task: Task) -> None:
         self.engine.receive(cast("TokenTask", task))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -69,6 +70,13 @@ ApiKeyEnv = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="With --url: the environment variable that holds the server's API key."),
 ]
+ServerUrl = Annotated[
+    str | None,
+    typer.Option(
+        help="Measure what this running, idle server takes before its engine, and add it to MODEL, a profile."
+    ),
+]
+Text = Annotated[bool, typer.Option("--text", help="With --url: send prompts as text, which the server tokenizes.")]
 Model = Annotated[str | None, typer.Option(help="The model to serve, if the profile does not name it.")]
 AnyDevice = Annotated[
     bool, typer.Option("--any-device", help="Accept a profile that was measured on another device.")
@@ -84,10 +92,14 @@ def profile(
     model: Annotated[
         str,
         typer.Argument(
-            help="sd15-512, tiny-dit, opt-13b, a Hugging Face folder, ... (docs/guides/: real-execution, vllm)."
+            help="sd15-512, tiny-dit, opt-13b, a Hugging Face folder, ... (docs/guides/: real-execution, vllm); with "
+            "--url the profile of a server's engine."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Profile file to write, .yaml; must not exist.")],
+    url: ServerUrl = None,
+    api_key_env: ApiKeyEnv = None,
+    text: Text = False,
     devices: Devices = None,
     weights: Weights = None,
     eager: Eager = False,
@@ -109,6 +121,26 @@ def profile(
     as_json: AsJson = False,
 ) -> None:
     """Measure a model on a device of this machine and write its profile."""
+    if url is not None:
+        others = (
+            devices,
+            weights,
+            eager,
+            sampler != "ddim",
+            limit,
+            seconds != 0.4,
+            brief,
+            asynchronous is not None,
+            vllm,
+        )
+        if any(others):
+            raise BadInput("a server is as it is", where="--url", right="no other options but --out, --name, --text")
+        _profile_server(model, url, out, name, api_key_env, text, as_json)
+        return
+    if text or api_key_env is not None:
+        raise BadInput(
+            "this is for a server", where="--text" if text else "--api-key-env", right="--url http://host:port"
+        )
     from ...backends.diffusion import Setup
     from ...backends.profile import measure
 
@@ -123,6 +155,30 @@ def profile(
         return
     say(f"{found.name}: {found.data.description}, measured in {took:.0f} s")
     show_verdict(found.data)
+    say(f"to use it: servetwin run ... --set deployment.devices.gpu0={out}")
+
+
+def _profile_server(
+    profile: str, url: str, out: Path, name: str | None, key_env: str | None, text: bool, as_json: bool
+) -> None:
+    """Measure what a server takes before its engine."""
+    from servetwin.real.vllm.http_connection import key_in
+
+    from ...backends.profile_server import measure_server
+
+    with steps() as report:
+        key = key_in(key_env, os.environ)
+        found = measure_server(profile, url, out, name=name, key=key, text=text, progress=report)
+    if as_json:
+        print_json(profile_dict(found.profile.data, out))
+        return
+    took = f"{1e3 * found.constant:.2f} ms and {1e6 * found.each:.2f} us per token of the prompt"
+    say(f"{found.profile.name}: before the engine {took}")
+    names = ("tokens of the prompt", "first token, ms", "of it the engine", "the rest", "by the line")
+    lines = table(*((name, "right") for name in names))
+    for tokens, whole, engine, line in found.points:
+        lines.add_row(str(tokens), *(f"{1e3 * x:.2f}" for x in (whole, engine, whole - engine, line)))
+    print_table(lines)
     say(f"to use it: servetwin run ... --set deployment.devices.gpu0={out}")
 
 

@@ -8,9 +8,11 @@
 Without ``--profile`` the model is profiled first (`servetwin profile`). Then each run of `RUNS` is predicted: an
 experiment under ``experiments/``, its simulation under ``predicted/``. One server per policy is started (``vllm serve
 --scheduler-cls``), and ``vllm bench serve --save-detailed`` sends the same kind of requests, whose file comes to
-``measured/``. At last ``servetwin score`` repeats what was sent; its tables come to ``scores/``. Everything is what a
-user does, by the same commands. A part that fails ends no more than itself, and nothing is started for which there is
-no time. Scores need no GPU: what was measured can be scored anywhere.
+``measured/``. The first server is first asked, idle, what it takes before its engine (`servetwin profile --url`:
+``served.yaml``), and the runs are predicted with that, too (``predicted-served/``). At last ``servetwin score``
+repeats what was sent; its tables come to ``scores/``. Everything is what a user does, by the same commands. A part
+that fails ends no more than itself, and nothing is started for which there is no time. Scores need no GPU: what was
+measured can be scored anywhere.
 """
 
 from __future__ import annotations
@@ -277,6 +279,15 @@ class Campaign:
             return False
         return True
 
+    def before_the_engine(self, url: str, files: Sequence[Path]) -> None:
+        """What the idle server takes before its engine, and the runs as they will go with that."""
+        served = self.folder / "served.yaml"
+        self.say(self.call("profile", self.profile, "--url", url, "--text", "--out", served))
+        for path in files:
+            out = self.folder / "predicted-served" / path.stem
+            told = self.call("run", path, "--set", f"deployment.devices.gpu0={served}", "--out", out)
+            self.say(told.replace("\n", "\n  "))
+
     def bench(self, url: str, number: int, name: str) -> None:
         """Send the requests of run *number* by vLLM's client."""
         _, _, rate, burstiness = self.what["runs"][number]
@@ -299,6 +310,8 @@ class Campaign:
                 continue
             with self.servers(policy, json.loads(params)) as (url,):
                 self.say("serving", policy, params, url)
+                if not (self.folder / "served.yaml").exists():
+                    self.safely(self.before_the_engine, url, files)
                 for number, run in enumerate(self.what["runs"]):
                     need = self.what["requests"] / run[2] * 1.3 + 30
                     if run[0] != policy or json.dumps(run[1]) != params:
@@ -313,10 +326,14 @@ class Campaign:
     def score(self, files: Sequence[Path]) -> None:
         for path in files:
             measured = self.folder / "measured" / f"{path.stem}.json"
-            if measured.exists():
-                out = self.folder / "scores" / f"{path.stem}.csv"
+            served = self.folder / "served.yaml"
+            for by in (self.profile, served) if measured.exists() else ():
+                if not Path(str(by)).exists() and by == served:
+                    continue
+                out = self.folder / "scores" / f"{path.stem}{'-served' if by == served else ''}.csv"
                 out.unlink(missing_ok=True)
-                told = self.call("score", measured, "--experiment", path, "--out", out, "--jobs", 1, seconds=300.0)
+                command = ["score", measured, "--experiment", path, "--set", f"deployment.devices.gpu0={by}"]
+                told = self.call(*command, "--out", out, "--jobs", 1, seconds=300.0)
                 self.say(told.replace("\n", "\n  "))
 
     def safely(self, what: Any, *args: Any) -> Any:

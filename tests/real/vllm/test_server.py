@@ -12,7 +12,10 @@ from urllib.request import urlopen
 
 import pytest
 from servetwin.core import BadInput
+from servetwin.experiments.assembly.build import run
 from servetwin.experiments.cli.entry import main
+from servetwin.experiments.spec.loading import load as load_experiment
+from servetwin.profiles import load
 from servetwin.real.vllm.http_client import serve_url
 from servetwin.real.vllm.plan import Planned
 
@@ -92,6 +95,34 @@ def test_from_the_command_line(url, tmp_path, monkeypatch, capsys):
     summary = json.loads((out / "summary.json").read_text())
     assert summary["requests"] == summary["completed"] == 20
     assert summary["mean_ttft_ms"] > 0
+
+
+def test_what_a_server_takes_before_its_engine(url, tmp_path, monkeypatch, capsys):
+    """Measured on the idle server; requests one by one are then predicted later by that, and by no more."""
+    out = tmp_path / "served.yaml"
+    monkeypatch.setattr(sys, "argv", f"servetwin profile cpu/tiny-opt --url {url} --out {out}".split())
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    assert "before the engine" in capsys.readouterr().out
+    line = load(str(out)).cost("server.before_engine").line
+    assert 0.0 < line.constant + 256 * line.per_request < 0.2
+
+    command = (
+        f"servetwin run tiny-opt-cpu --backend vllm --url {url} --requests 20 --rate 4 --out {tmp_path / 'real'}"
+    )
+    monkeypatch.setattr(sys, "argv", command.split())
+    with pytest.raises(SystemExit):
+        main()
+    measured = json.loads((tmp_path / "real" / "summary.json").read_text())["mean_ttft_ms"]
+    with_it, without = (simulated_ttft(profile) for profile in (str(out), "cpu/tiny-opt"))
+    assert with_it == pytest.approx(without + 1e3 * (line.constant + 105 * line.per_request), rel=0.2)
+    assert abs(with_it - measured) < abs(without - measured)
+
+
+def simulated_ttft(profile):
+    spec = load_experiment("tiny-opt-cpu", [("workload.arrivals.rate", 4.0), ("deployment.devices.gpu0", profile)])
+    return run(spec).as_dict()["mean_ttft_ms"]
 
 
 def test_two_servers_behind_a_router_of_ours(url, folder, tmp_path, monkeypatch):

@@ -8,5 +8,6 @@
 `async_steps`    the same with the pipeline full (asynchronous scheduling)
 `recent_load`    requests as they come, and what steps take among them
 `pair_runs`      two engines on one device, together and alone
+`server_before`  what a server takes before its engine has a request
 ===============  =====================================================================================
 """
