@@ -71,7 +71,7 @@ class Recorded(Strict):
     """
 
     file: str
-    format: Literal["auto", "plain", "azure", "burstgpt", "mooncake", "vllm-bench"] = "auto"
+    format: Literal["auto", "plain", "azure", "burstgpt", "mooncake", "vllm-bench", "gentd26", "requests"] = "auto"
     size: Annotated[str, Field(pattern=r"^[1-9]\d*x[1-9]\d*$")] | None = None
     start: NotNegative | None = None
     end: Positive | None = None

@@ -20,7 +20,7 @@ from servetwin.core.llm import Follows, TokenRequest
 from servetwin.core.random_streams import stream
 
 from ..registry.catalog import suggest
-from ..spec.experiment import Experiment, RequestClass, Workload
+from ..spec.experiment import Experiment, RelativeSLO, RequestClass, Workload
 from . import prefixes
 from .draws import BLOCK, shapes_of, steps_of, turns_of
 from .lengths import triples
@@ -154,6 +154,8 @@ def described(
             seconds = says["slo"]
         else:
             seconds = slo(work, name) if shape is None else slo(work, name, shape)
+            if "slo_factor" in says:
+                seconds *= says["slo_factor"] / _factor(experiment, name, trace)
         if not names:
             yield Request(i, at, seconds, work, **terms, shape=shape)
             continue
@@ -165,6 +167,16 @@ def described(
             begins = {m: c for m, c in begins.items() if m not in own.begins} | (prefixes.next_of(own.begins) or {})
         terms["prefix"] = begins or None
         yield _token_request(i, at, lengths, predictors, experiment, seconds, work, terms)
+
+
+def _factor(experiment: Experiment, class_name: str, trace: TraceFile | None) -> float:
+    """The factor of the SLO of that class. Raises `BadInput` if it has none: a trace's then are of nothing."""
+    spec = experiment.slo_of(class_name)
+    if not isinstance(spec, RelativeSLO):
+        what = "the trace says factors of SLOs, and the experiment's SLO has none"
+        where = f"{trace.where}: slo_factor" if trace is not None else "slo"
+        raise BadInput(what, where=where, right="slo: {factor: ...}, or a column slo in seconds")
+    return spec.factor
 
 
 def _token_request(

@@ -48,7 +48,7 @@ def read_trace(experiment: Experiment) -> trace_reader.TraceFile | None:
         windows=recorded.windows,
         seed=experiment.seed,
         requests=load.requests,
-        shaped=isinstance(load.shape, TraceShape),
+        shaped=(load.shape.size or "") if isinstance(load.shape, TraceShape) else None,
     )
     for module in modules:
         trace.column_of(module)
