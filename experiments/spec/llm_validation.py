@@ -36,6 +36,7 @@ def check(experiment: Experiment) -> None:
         if module not in load.lengths:
             raise Misfit(("workload", "lengths"), f"no lengths for the module {module!r}", f"{module}: {LENGTHS}")
         _check_lengths(("workload", "lengths", module), module, load)
+    _check_apart(load)
     for name, own in load.classes.items():
         for module, spec in own.lengths.items():
             path = ("workload", "classes", name, "lengths", module)
@@ -78,6 +79,19 @@ def _check_lengths(path: tuple[str, ...], module: str, load: Workload) -> None:
     if isinstance(lengths.output, TraceTokens) and lengths.limit is None:
         what = "only the trace knows how long outputs are, and policies must not"
         raise Misfit((*path, "limit"), what, "the limit that requests declare, 2048 say")
+
+
+def _check_apart(load: Workload) -> None:
+    """Two modules are no engine that prefills and one that decodes: each has the KV of its own tokens alone."""
+    for first, prefills in load.lengths.items():
+        for second, decodes in load.lengths.items():
+            most, context = _longest(prefills.output), _longest(decodes.prompt)
+            if first == second or most != 1 or context is None or context > 2:
+                continue
+            context += decodes.after == first
+            what = f"{second!r} would decode with a context of {context}, not with the KV of the prompts of {first!r}"
+            right = "one module of kind llm: prefill and decode on engines apart are not modelled"
+            raise Misfit(("workload", "lengths", second, "prompt"), what, right)
 
 
 def _check_shared(path: tuple[str, ...], lengths: Lengths) -> None:
