@@ -48,10 +48,11 @@ class ChoiceShape(Strict):
 
 
 class TraceShape(Strict):
-    """What the trace file says: its sizes, and its columns ``frames``, ``guidance`` and ``images`` if there are
-    any."""
+    """What the trace file says: its sizes, and its columns ``frames``, ``guidance`` and ``images`` if there are any.
+    Images of which it says no size are of this *size*."""
 
     draw: Literal["trace"]
+    size: Annotated[str, Field(pattern=r"^[1-9]\d{0,5}x[1-9]\d{0,5}$")] | None = None
 
 
 ShapeDraw = Annotated[ConstantShape | ChoiceShape | TraceShape, Discriminator("draw")]

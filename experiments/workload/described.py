@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice, repeat
+from itertools import chain, islice, repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,9 +20,9 @@ from servetwin.core.llm import Follows, TokenRequest
 from servetwin.core.random_streams import stream
 
 from ..registry.catalog import suggest
-from ..spec.experiment import Experiment, RequestClass, Workload
+from ..spec.experiment import Experiment, RelativeSLO, RequestClass, Workload
 from . import prefixes
-from .draws import BLOCK, shapes_of, steps_of
+from .draws import BLOCK, shapes_of, steps_of, turns_of
 from .lengths import triples
 from .predictions import Predictor, predictor
 
@@ -46,7 +46,11 @@ def class_names(load: Workload, trace: TraceFile | None, seed: int) -> Iterator[
     if told and trace is not None:
         what = "the trace has a column class, and the classes have shares"
         raise BadInput(what, where=trace.where, right="no shares in workload.classes, or no such column")
-    return _drawn(known, shares / shares.sum(), stream(seed, "classes"))
+    drawn = _drawn(known, shares / shares.sum(), stream(seed, "classes"))
+    if load.sessions is None:
+        return drawn
+    turns = turns_of(load.sessions.turns, seed)  # all of one session are of one class
+    return chain.from_iterable(repeat(name, many) for name, many in zip(drawn, turns, strict=False))
 
 
 def _drawn(names: list[str], shares: np.ndarray, source: np.random.Generator) -> Iterator[str]:
@@ -150,6 +154,8 @@ def described(
             seconds = says["slo"]
         else:
             seconds = slo(work, name) if shape is None else slo(work, name, shape)
+            if "slo_factor" in says:
+                seconds *= says["slo_factor"] / _factor(experiment, name, trace)
         if not names:
             yield Request(i, at, seconds, work, **terms, shape=shape)
             continue
@@ -161,6 +167,16 @@ def described(
             begins = {m: c for m, c in begins.items() if m not in own.begins} | (prefixes.next_of(own.begins) or {})
         terms["prefix"] = begins or None
         yield _token_request(i, at, lengths, predictors, experiment, seconds, work, terms)
+
+
+def _factor(experiment: Experiment, class_name: str, trace: TraceFile | None) -> float:
+    """The factor of the SLO of that class. Raises `BadInput` if it has none: a trace's then are of nothing."""
+    spec = experiment.slo_of(class_name)
+    if not isinstance(spec, RelativeSLO):
+        what = "the trace says factors of SLOs, and the experiment's SLO has none"
+        where = f"{trace.where}: slo_factor" if trace is not None else "slo"
+        raise BadInput(what, where=where, right="slo: {factor: ...}, or a column slo in seconds")
+    return spec.factor
 
 
 def _token_request(

@@ -34,7 +34,8 @@ HASHED = 512
 @dataclass(frozen=True)
 class Choice:
     """Which requests of a file are meant: those of images of *size*, and of these those from *start* to before *end*
-    (seconds since the file's first request, by its own clock). *shaped*: each is to say of which size it is."""
+    (seconds since the file's first request, by its own clock). *shaped*:
+    each is to have a shape, with this size ("": none) where it says none."""
 
     path: Path
     modules: tuple[str, ...] = ()
@@ -42,11 +43,11 @@ class Choice:
     size: str | None = None
     start: float | None = None
     end: float | None = None
-    shaped: bool = False
+    shaped: str | None = None
 
     def __iter__(self) -> Iterator[Entry]:
         start, end = self.start or 0.0, self.end
-        for entry in entries(self.path, self.modules, self.form):
+        for entry in entries(self.path, self.modules, self.form, size=self.shaped or None):
             if end is not None and entry.arrival >= end:
                 return
             if entry.arrival >= start and (self.size is None or entry.size == self.size):
@@ -224,16 +225,16 @@ def read(
     windows: int | None = None,
     seed: int = 0,
     requests: int | None = None,
-    shaped: bool = False,
+    shaped: str | None = None,
 ) -> TraceFile:
     """Read a trace through, and choose what is replayed of it.
 
     *modules* are those whose iterations are wanted, *size* the image size to pick out, *start* and *end* seconds of
     the trace's own time. With *windows* what there is between is cut into that many windows of equally many requests;
     *seed* draws one, and seeds that follow each other draw different ones as long as there are any. Of what is left
-    the first *requests* are taken. *shaped*: images may be of several sizes, and each request must say which. Raises
-    `BadInput` naming the line that is wrong, or what there is not enough of. A file is read once per process and
-    version.
+    the first *requests* are taken. *shaped*: images may be of several sizes, and each request must say which, or
+    takes this one ("": none). Raises `BadInput` naming the line that is wrong, or what there is not enough of. A file
+    is read once per process and version.
     """
     version = stamp(path)
     choice = Choice(path, tuple(modules), form, size, start, end, shaped)
@@ -264,7 +265,7 @@ def _overview(choice: Choice, _: Stamp | None) -> Overview:
     failed: list[int] = []
     terms: dict[str, None] = {}
     shapes: dict[Shape, None] = {}
-    for entry in entries(path, choice.modules, choice.form, failed.append):
+    for entry in entries(path, choice.modules, choice.form, failed.append, choice.shaped or None):
         if columns is None:
             columns = tuple(entry.work)
         elif tuple(entry.work) != columns:
@@ -277,12 +278,12 @@ def _overview(choice: Choice, _: Stamp | None) -> Overview:
         if start <= entry.arrival < end and (size is None or entry.size == size):
             count += 1
             terms |= dict.fromkeys(entry.said)
-            if choice.shaped:
+            if choice.shaped is not None:
                 if entry.shape is None:
-                    right = "size (512x512), or height and width"
+                    right = "size (512x512), or height and width; or workload.shape: {draw: trace, size: ...}"
                     raise BadInput("it does not say of which size it is", where=f"{path}:{entry.line}", right=right)
                 shapes[entry.shape] = None
-    _check_sizes(path, sizes, size, choice.shaped)
+    _check_sizes(path, sizes, size, choice.shaped is not None)
     if not held:
         what = "the trace holds no request" + (f" but {len(failed)} that had failed" if failed else "")
         raise BadInput(what, where=str(path))

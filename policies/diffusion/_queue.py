@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from heapq import heappop, heappush
 from itertools import accumulate, pairwise
 
 from servetwin.core import Task
+from servetwin.core.slo import slack
 
 #: What keys are less by than all times of admission, if they are to go ahead of them.
 FRONT = 1 << 40
@@ -36,16 +38,41 @@ def tied(queue: Items) -> bool:
 
 
 def merged(queue: Items, back: Items) -> Items:
-    """What *queue*, a heap, gives if *back* is put into it and it is emptied. (Where keys are not equal, sorting them
-    is quicker.)"""
+    """What *queue*, a heap, gives if *back* is put into it and it is emptied."""
+    return ordered(queue, back)[0]
+
+
+def ordered(queue: Items, back: Items) -> tuple[Items, bool]:
+    """The same, and whether there are equal keys. (Where there are none, sorting is quicker.)"""
     items = queue + back
-    if len(items) > 1:
-        if len({key for key, _, _ in items}) < len(items):
-            for item in back:
-                heappush(queue, item)
-            return [heappop(queue) for _ in items]
-        items.sort()
-    return items
+    if len(items) < 2:
+        return items, False
+    if len({key for key, _, _ in items}) < len(items):
+        for item in back:
+            heappush(queue, item)
+        return [heappop(queue) for _ in items], True
+    items.sort()
+    return items, False
+
+
+def expired(now: float, step: float, *queues: Items) -> tuple[list[Task], float]:
+    """Take out of *queues* what cannot make it any more; gives it, and when somebody else cannot at the earliest.
+    A task alone takes *step* seconds an iteration."""
+    drop: list[Task] = []
+    next_drop, since = math.inf, now + slack(now)  # who ends just when due is late, as there
+    for queue in queues:
+        kept = []
+        for item in queue:
+            here = item[2].task.left * step
+            if item[2].due - since <= here:
+                drop.append(item[2].task)
+            else:
+                kept.append(item)
+                if item[2].due - here < next_drop:
+                    next_drop = item[2].due - here
+        if len(kept) < len(queue):
+            queue[:] = kept
+    return drop, next_drop
 
 
 class Ties:

@@ -24,7 +24,7 @@ from typing import Literal
 from servetwin.core import BadInput, Batch, Decision, Policy, Repeat, Task, WorkerView
 from servetwin.core.parameters import above, at_least
 from servetwin.core.slo import latest, slack
-from servetwin.policies.diffusion._queue import FRONT, Entry, Items, Ties, merged, taken_out, tied
+from servetwin.policies.diffusion._queue import FRONT, Entry, Items, Ties, expired, merged, ordered, taken_out, tied
 
 #: Slack (seconds) within which the time of the next drop is not trusted, and the exact test is made instead.
 MARGIN = 1e-6
@@ -110,11 +110,12 @@ class NeuStream(Policy):
         front, bound, over = self.front, self.bound or 1, self.over
         to_low = [(e.key - over, e.blank, e) for e in self.current if e.waits and not front]
         back = [(e.key, e.blank, e) for e in self.current if front or not e.waits]
-        high, low, drop = merged(self.high, back) if front else back + self.high, self.low, []
+        high = merged(self.high, back) if front else back + self.high
+        low, drop, same = self.low, list[Task](), False
         if self.looped:  # to look for what is to be dropped is to empty the queues, which orders equal keys
-            low, to_low = merged(low, to_low) if low or to_low else low, []
+            low, same, to_low = *ordered(low, to_low), []
             if late:
-                drop = self._expire(now, high, low)
+                drop, self.next_drop = expired(now, self.step, high, low)
             high = merged(high, []) if front else high
         for _, _, entry in high[bound:]:
             entry.waits += 1
@@ -122,7 +123,8 @@ class NeuStream(Policy):
             # since 1970: ahead of all that never waited. Negative keys say the same.
             entry.key = entry.waits - FRONT if front else entry.waits
             to_low.append((entry.key - over, entry.blank, entry))
-        low = merged(low, to_low) if low or to_low else []
+        if to_low or same or not self.looped:  # else it is in order
+            low, same = ordered(low, to_low)
         free = max(0, bound - len(high))
         self.current = [entry for _, _, entry in high[:bound]]
         for key, _, entry in low[:free]:
@@ -131,22 +133,7 @@ class NeuStream(Policy):
             self.current.append(entry)
         self.high, self.low = [], low[free:]
         self.over += 1
-        self._foresee()
-        return drop
-
-    def _expire(self, now: float, *queues: Items) -> list[Task]:
-        """Drop what cannot make it any more."""
-        drop: list[Task] = []
-        step, next_drop, since = self.step, math.inf, now + slack(now)  # who ends just when due is late, as there
-        for queue in queues:
-            for item in queue[:]:
-                here = item[2].task.left * step
-                if item[2].due - since <= here:
-                    drop.append(item[2].task)
-                    queue.remove(item)
-                else:
-                    next_drop = min(next_drop, item[2].due - here)
-        self.next_drop = next_drop
+        self._foresee(same)
         return drop
 
     def ended(self, batch: Batch, view: WorkerView, now: float) -> None:
@@ -164,23 +151,36 @@ class NeuStream(Policy):
 
     # -- speed only: rounds whose batch is known are left out -----------------------------------------------
 
-    def _foresee(self) -> None:
+    def _foresee(self, same: bool) -> None:
         """Whether the next round forms this very batch again. It does if it finds it in this order: those that are
-        left out wait longer and longer, those in the batch do not."""
-        self.tied = tied(self.low)
+        left out wait longer and longer, those in the batch do not. *same*: there were equal keys in the low queue."""
+        self.tied = same and tied(self.low)
         keys = [entry.key for entry in self.current if self.front or entry.waits]
         self.stays = len(keys) < 2 or keys == sorted(set(keys))
 
     def _short_round(self, now: float, late: bool) -> list[Task] | None:
-        """A round that forms the same batch, but for those that are dropped; None if it may be another one."""
-        if self.high or not self.stays or (self.low and (late or len(self.current) != self.bound)):
+        """A round that forms the same batch, but for those that are dropped, or for those that find room in it while
+        nobody waits; None if it may be another one."""
+        if self.high:
+            return None if self.low or late else self._joined(self.current, self.high)
+        if not self.stays or (self.low and (late or len(self.current) != self.bound)):
             return None
         self._wait(1)
-        drop = [e.task for e in self.current if late and e.due - now <= e.task.left * self.step + slack(now)]
-        if late:
-            self.current = [e for e in self.current if e.task not in drop]
-            self.next_drop = min([e.due - e.task.left * self.step for e in self.current], default=math.inf)
+        if not late:
+            return []
+        drop = [e.task for e in self.current if e.due - now <= e.task.left * self.step + slack(now)]
+        self.current = [e for e in self.current if e.task not in drop]
+        self.next_drop = min([e.due - e.task.left * self.step for e in self.current], default=math.inf)
         return drop
+
+    def _joined(self, current: list[Entry], high: Items) -> list[Task] | None:
+        """The round if all that is in the high queue joins the batch, in which nobody ever waited."""
+        waited = current or len(high) > 1 if self.front else [e for e in current if e.waits]
+        if waited or len(current) + len(high) > (self.bound or 1):
+            return None
+        self.current = current + [entry for _, _, entry in high]
+        self.high, self.tied, self.stays, self.over = [], False, True, self.over + 1
+        return []
 
     def _repeat(self) -> Repeat | None:
         first = self.current[0].task
@@ -189,8 +189,8 @@ class NeuStream(Policy):
 
     def _catch_up(self, count: int) -> None:
         """Let the queues go through the rounds that were not asked for (see `Repeat`), up to *count* in all."""
-        rounds, self.rounds = count - self.rounds, max(count, self.rounds)
-        self._wait(max(rounds, 0))
+        rounds, self.rounds = max(count - self.rounds, 0), max(count, self.rounds)
+        self._wait(rounds)
 
     def _wait(self, rounds: int) -> None:
         """Those that are left out wait so many rounds more."""

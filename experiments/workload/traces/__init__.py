@@ -14,10 +14,14 @@ burstgpt     .csv        ``Timestamp,...,Request tokens,Response tokens,...``: B
 mooncake     .jsonl      ``timestamp`` (ms), ``input_length``, ``output_length``, ``hash_ids``: Mooncake
 vllm-bench   .json       ``start_times`` (s), ``input_lens``, ``output_lens``, ...: ``vllm bench serve``; failed
                          requests are left out
+gentd26      .csv        ``gmt_create``, ``predict_status``, ``num_images_per_prompt``, ``num_inference_steps``, ...:
+                         Alibaba's GenTD26 (lora_request_trace.csv); what did not succeed is left out
+requests     .txt        ``Request(timestamp=0.5, height=512, width=512, num_frames=1, num_inference_steps=28)``:
+                         Hetu-DiT's and vllm-omni's
 ===========  ==========  ======================================================================================
 
 In every format a line may also say what the request says of itself: ``class``, ``tenant``, ``priority`` (lower is
-sooner), ``weight``, ``slo`` (s).
+sooner), ``weight``, ``slo`` (s), or ``slo_factor`` (of what the request takes alone).
 
 `formats` says what lines mean, `lines` reads them, `bench_file` those of ``vllm bench serve``. The format is
 told by the first line. What is wrong is told in one line, with the number of the line at fault. A small

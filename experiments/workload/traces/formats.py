@@ -30,6 +30,7 @@ from .lines import (
     ending,
     json_lists,
     jsonl_lines,
+    request_lines,
 )
 
 SAMPLES = Path(__file__).parent / "samples"
@@ -109,6 +110,22 @@ def _bench(row: Row, where: str, _: Sequence[str]) -> tuple[Decimal, dict[str, i
     return arrival, _tokens(row, where, "input_lens", "output_lens"), None
 
 
+def _gentd26(row: Row, where: str, _: Sequence[str]) -> tuple[Decimal, dict[str, int], str | None] | None:
+    arrival = _moment(row.get("gmt_create"), f"{where}: gmt_create")
+    if row.get("predict_status") != "SUCCEED":
+        return None  # it failed, or was never served
+    name = "num_images_per_prompt"
+    row["images"] = _count(row.get(name), f"{where}: {name}", "images")
+    name = "num_inference_steps"
+    return arrival, {"steps": _count(row.get(name), f"{where}: {name}", "steps")}, None
+
+
+def _requests(row: Row, where: str, _: Sequence[str]) -> tuple[Decimal, dict[str, int], str | None]:
+    arrival = _time(row.get("timestamp"), f"{where}: timestamp")
+    work = {"steps": _count(row.get("steps"), f"{where}: num_inference_steps", "steps")}
+    return arrival, work, _size(row, where)
+
+
 def _plain(row: Row, where: str, modules: Sequence[str]) -> tuple[Decimal, dict[str, int], str | None]:
     name, *others = [name for name in ARRIVALS if name in row] or ["arrival"]
     arrival = _time(row.get(name), f"{where}: {name}", unit=ARRIVALS[name])
@@ -133,18 +150,25 @@ FORMATS = {
         Format("burstgpt", (".csv",), ("Timestamp", "Request tokens", "Response tokens"), _burstgpt),
         Format("mooncake", (".jsonl",), ("timestamp", "input_length", "output_length"), _mooncake),
         Format("vllm-bench", (".json",), ("start_times", "input_lens", "output_lens"), _bench),
+        Format("gentd26", (".csv",), ("gmt_create", "predict_status", "num_inference_steps"), _gentd26, moments=True),
+        Format("requests", (".txt",), ("timestamp", "steps"), _requests),
         Format("plain", (".csv", ".json", ".jsonl"), ("arrival",), _plain),
     )
 }
 
 
 def entries(
-    path: Path, modules: Sequence[str] = (), form: str = "auto", failed: Callable[[int], None] | None = None
+    path: Path,
+    modules: Sequence[str] = (),
+    form: str = "auto",
+    failed: Callable[[int], None] | None = None,
+    size: str | None = None,
 ) -> Iterator[Entry]:
     """The requests of the trace at *path*, in order of arrival; *modules* are columns to read besides the usual ones.
 
     *form* is a key of `FORMATS`, or "auto". *failed* hears the numbers of the lines that are left out, because their
-    requests had failed when the trace was taken. Raises `BadInput` with the line that is wrong, when it comes to it.
+    requests had failed when the trace was taken. *size* is that of images whose lines say none. Raises `BadInput`
+    with the line that is wrong, when it comes to it.
     """
     known = _recognise(path) if form == "auto" else FORMATS[form]
     zero, last = Decimal(0), Decimal("-Infinity")
@@ -159,7 +183,7 @@ def entries(
             if failed is not None:
                 failed(number)
             continue
-        moment, work, size = parsed
+        moment, work, own_size = parsed
         if not last.is_finite():
             zero = moment
         elif moment < last:
@@ -170,8 +194,9 @@ def entries(
         last = moment
         # Stamps are decimal numbers, and their differences are taken as such: a binary epoch has lost microseconds.
         hashes = tuple(row["hash_ids"]) if known.name == "mooncake" and "hash_ids" in row else None
-        shape = _shape(row, size, where) if size is not None else None
-        yield Entry(number, float(moment - zero), work, size, _said(row, where), hashes, shape)
+        of_size = own_size or size
+        shape = _shape(row, of_size, where) if of_size is not None else None
+        yield Entry(number, float(moment - zero), work, own_size, _said(row, where), hashes, shape)
 
 
 def columns_of(path: Path) -> tuple[str, ...]:
@@ -197,13 +222,13 @@ def sample(name: str) -> Path:
 
 def samples() -> list[str]:
     """The names of the samples."""
-    return sorted(p.name for p in SAMPLES.iterdir() if ending(p) in (".csv", ".json", ".jsonl"))
+    return sorted(p.name for p in SAMPLES.iterdir() if ending(p) in (".csv", ".json", ".jsonl", ".txt"))
 
 
 def _lines(path: Path) -> Iterator[Line]:
     if ending(path) == ".json" and bench_file.is_bench(path):
         return iter(bench_file.rows(path))
-    reader = {".json": json_lists, ".jsonl": jsonl_lines}.get(ending(path), csv_lines)
+    reader = {".json": json_lists, ".jsonl": jsonl_lines, ".txt": request_lines}.get(ending(path), csv_lines)
     return reader(path)
 
 
@@ -211,6 +236,8 @@ def _recognise(path: Path) -> Format:
     """The format whose columns the first line has."""
     if ending(path) == ".json":
         return FORMATS["vllm-bench" if bench_file.is_bench(path) else "plain"]
+    if ending(path) == ".txt":
+        return FORMATS["requests"]
     if ending(path) == ".jsonl":
         first = next(jsonl_lines(path), None)
         header = list(first[1]) if first is not None else []
@@ -242,10 +269,14 @@ NEARLY = {
     **{name + ending: name for name in TERMS for ending in ("", "s", "_name", "_id", "_s", "_ms", "_us", "_seconds")},
     **dict.fromkeys(("deadline", "deadline_s", "deadline_ms", "slo_latency"), "slo"),
     "prio": "priority",
+    **dict.fromkeys(("slo_scale", "slo_factors", "slo_scales"), "slo_factor"),
 }
 
 #: What the names of such columns are followed by in messages.
-MEANT = {"slo": "slo, in seconds from arrival to deadline"}
+MEANT = {
+    "slo": "slo, in seconds from arrival to deadline",
+    "slo_factor": "slo_factor, a multiple of what the request takes alone",
+}
 
 #: The longest name of a class or tenant, in characters.
 LONGEST_NAME = 64
@@ -284,7 +315,9 @@ def _said(row: Row, where: str) -> dict[str, Any]:
                 right = f"a number from {WEIGHTS[0]:g} to {WEIGHTS[1]:g}"
                 raise BadInput(f"{str(value)[:40]!r} is no weight", where=place, right=right)
         else:
-            said[key] = _positive(value, place, "seconds")
+            said[key] = _positive(value, place, "seconds" if key == "slo" else "factor")
+    if "slo" in said and "slo_factor" in said:
+        raise BadInput("it says slo and slo_factor", where=where, right="one of them")
     return said
 
 
@@ -357,15 +390,23 @@ MOST_COUNT = 1 << 31
 
 
 def _count(value: Any, where: str, what: str, least: int = 1) -> int:
+    whole = what != "tokens" and _is_whole(value)  # 30.0, as tables with gaps have them
     try:
-        count = int(value)
+        count = int(float(value)) if whole else int(value)
     except (TypeError, ValueError, OverflowError):
         count = -1
-    if not least <= count < MOST_COUNT or isinstance(value, bool | float):
+    if not least <= count < MOST_COUNT or isinstance(value, bool) or (isinstance(value, float) and not whole):
         raise BadInput(
             f"{str(value)[:40]!r} is no number of {what}", where=where, right=f"a whole number, {least} or more"
         )
     return count
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether *value* is a whole number with a decimal point."""
+    if isinstance(value, float):
+        return value.is_integer()
+    return isinstance(value, str) and re.fullmatch(r"\s*\d{1,10}\.0*\s*", value) is not None
 
 
 def _size(row: Row, where: str) -> str | None:

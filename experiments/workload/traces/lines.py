@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import gzip
 import io
@@ -26,7 +27,7 @@ SIDES = ("size", "height", "width")
 #: What it may say of images beside their size, and what the values count.
 SHAPES = {"frames": "frames", "guidance": "rows", "images": "images"}
 #: What a trace of any format may say of a request beside its work. An empty value says nothing.
-TERMS = ("class", "tenant", "priority", "weight", "slo")
+TERMS = ("class", "tenant", "priority", "weight", "slo", "slo_factor")
 
 #: The most bytes that a packed trace may unpack to, and that a .json trace, which is read as a whole, may have.
 MOST_UNPACKED = 4 << 30
@@ -152,6 +153,36 @@ def jsonl_lines(path: Path) -> Iterator[Line]:
                 raise BadInput(f"no valid JSON: {what}", where=f"{path}:{number}") from None
             if not isinstance(row, dict):
                 raise BadInput("the line is no object", where=f"{path}:{number}", right='{"arrival": 0.5, ...}')
+            yield number, row
+
+
+#: What the lines of a list of requests call what a plain trace calls otherwise.
+CALLED = {"num_inference_steps": "steps", "num_frames": "frames", "num_images_per_prompt": "images"}
+
+
+def request_lines(path: Path) -> Iterator[Line]:
+    """The requests of a file with one on each line, written as Python shows such an object: ``Request(height=512,
+    ...)``; empty lines are passed over. Their ``slo_ms`` becomes ``slo`` in seconds."""
+    with opened(path) as file:
+        for number, text in enumerate(_lines(file, path), 1):
+            if not text.strip():
+                continue
+            try:
+                call = ast.parse(text.strip(), mode="eval").body
+                if not isinstance(call, ast.Call) or call.args or ast.unparse(call.func) != "Request":
+                    raise ValueError
+                if any(word.arg is None for word in call.keywords):
+                    raise ValueError
+                row = _once([(str(word.arg), ast.literal_eval(word.value)) for word in call.keywords])
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
+                right = "Request(timestamp=0.5, height=512, width=512, num_inference_steps=28)"
+                raise BadInput("the line is no request", where=f"{path}:{number}", right=right) from None
+            row = {CALLED.get(name, name): value for name, value in row.items()}
+            limit = row.pop("slo_ms", None)
+            if limit is not None:
+                if isinstance(limit, bool) or not isinstance(limit, int | float):
+                    raise BadInput(f"{limit!r} is no time", where=f"{path}:{number}: slo_ms", right="milliseconds")
+                row["slo"] = limit / 1000.0
             yield number, row
 
 
