@@ -14,8 +14,8 @@ Models need the extra ``[diffusion]`` (torch, diffusers, transformers): without 
 `tools`             scripts in a sandbox
 ==================  =======================================================================
 
-`KINDS` are the models that can be served, by name (``tiny-*`` for a CPU), `Options` says how, `Server` serves runs
-and gives a `Report`, `take_profile` measures.
+`KINDS` are the models that can be served, by name (``tiny-*`` for a CPU), `DiffusionModel` is the base of your own,
+`Options` says how one is served, `Server` serves runs and gives a `Report`, `take_profile` measures.
 """
 
 from __future__ import annotations
@@ -38,22 +38,26 @@ def require() -> None:
 
 
 if TYPE_CHECKING:
-    from .diffusion.models import KINDS, Kind
+    from .diffusion.diffusion_model import DiffusionModel
+    from .diffusion.kind import Kind, Sampling
+    from .diffusion.model_registry import KINDS
     from .diffusion.options import Options
     from .diffusion.profiling.take_profile import take_profile
     from .server import Report, Server
 
 #: Where names come from; read when they are first asked for, since what needs no model wants none of torch.
 _HOME = {
-    "KINDS": "diffusion.models",
-    "Kind": "diffusion.models",
+    "DiffusionModel": "diffusion.diffusion_model",
+    "KINDS": "diffusion.model_registry",
+    "Kind": "diffusion.kind",
     "Options": "diffusion.options",
     "Report": "server",
+    "Sampling": "diffusion.kind",
     "Server": "server",
     "take_profile": "diffusion.profiling.take_profile",
 }
 
-__all__ = ["KINDS", "Kind", "Options", "Report", "Server", "take_profile"]
+__all__ = ["KINDS", "DiffusionModel", "Kind", "Options", "Report", "Sampling", "Server", "take_profile"]
 
 
 def __getattr__(name: str) -> Any:

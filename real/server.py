@@ -31,8 +31,9 @@ from servetwin.core.serving.pool import Pool
 from .cpu_affinity import pinned_core
 from .diffusion.device_slots import DeviceSlots
 from .diffusion.execution import Execution, execution_of
+from .diffusion.kind import Kind
 from .diffusion.lanes import Sink
-from .diffusion.models import Kind, find
+from .diffusion.model_registry import find
 from .diffusion.options import Options
 from .diffusion.process_lane import RemoteSlots
 from .executor import RealExecutor

@@ -90,6 +90,8 @@ def otherwise(meta: Meta, experiment: Experiment, real: Meta) -> list[str]:
     names = inputs_changed(meta, experiment)
     if meta.get("model") != real["model"]:
         names.append(f"--model ({meta.get('model')}, now {real['model']})")
+    elif meta.get("model_file") != real.get("model_file"):
+        names.append("the file of --model")
     was = _mapping(meta, "options")
     now = json.loads(json.dumps(real["options"], default=str))
     for option, value in now.items():

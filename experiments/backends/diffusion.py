@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from servetwin.core import BadInput, Pipeline, Recorder, Request, ServeTwinError, Stage, Worker
+from servetwin.core.serving.sessions import Session
 
 from ..assembly import build
 from ..assembly.llm_workers import contexts
@@ -27,18 +28,20 @@ from ..assembly.pipeline import make_pipeline, real_tools, wiring, without_tools
 from ..assembly.replicas import expanded
 from ..assembly.same_run import otherwise, weights_digest
 from ..assembly.shapes import refuse
+from ..provenance.file_digests import path_digest
 from ..provenance.policy_code import as_loaded
 from ..registry.catalog import suggest
 from ..registry.policy_errors import policies_answer
 from ..spec import loading
 from ..spec.experiment import Experiment
 from ..workload.requests import read_trace, requests
+from ..workload.sessions import sessions
 
 if TYPE_CHECKING:
     from servetwin.profiles import Profile
     from servetwin.real import Kind, Report, Server
 
-SAMPLERS = ("ddim", "euler")
+SAMPLERS = ("ddim", "euler", "dpm++2m", "flow-euler")
 #: What of a loop's network can be compiled.
 COMPILE = ("none", "blocks", "whole")
 
@@ -52,7 +55,8 @@ class Setup:
 
     *devices* are torch devices ("cpu", "cuda:1"), in the order of the experiment's or by name ("gpu1=cuda:1"); one
     alone is for all. Left out, the experiment's first device is "cuda:0", its second "cuda:1". *model* names the
-    model where pipeline and profile do not tell. *foreign* lets a profile of another device pass. *slots* bounds the
+    model where pipeline and profile do not tell: by its name, its file, or its module. *sampler*, left out, is the
+    model's own. *foreign* lets a profile of another device pass. *slots* bounds the
     requests that have begun and not ended; left out, it is enough for runs of up to a thousand requests whatever the
     policy does. *compile* says what of the loop's network is compiled; left out, a run does as its profile was
     measured, and a profile as measured best. For the rest see `servetwin.real.Options`.
@@ -62,7 +66,7 @@ class Setup:
     model: str | None = None
     weights: Path | None = None
     eager: bool = False
-    sampler: str = "ddim"
+    sampler: str | None = None
     foreign: bool = False
     slots: int | None = None
     processes: bool = False
@@ -71,7 +75,7 @@ class Setup:
     def __post_init__(self) -> None:
         if self.compile not in (None, *COMPILE):
             raise BadInput(f"unknown word {self.compile!r}", where="--compile", right=" or ".join(COMPILE))
-        if self.sampler not in SAMPLERS:
+        if self.sampler not in (None, *SAMPLERS):
             raise BadInput(f"unknown sampler {self.sampler!r}", where="--sampler", right=" or ".join(SAMPLERS))
 
 
@@ -86,7 +90,7 @@ class Backend:
 
         require()  # one clear line if torch is not there
         self.setup = setup or Setup()
-        self.servers: dict[tuple[str, tuple[tuple[str, str], ...], int, str], Server] = {}
+        self.servers: dict[tuple[object, ...], Server] = {}
 
     def differing(self, meta: Mapping[str, Any], experiment: Experiment) -> list[str]:
         """What is not as it was when the run of *meta* was made."""
@@ -97,7 +101,7 @@ class Backend:
 
     def made_with(self, experiment: Experiment) -> dict[str, Any]:
         """What ``meta.json`` of a run of *experiment* would say of the real side; no model is built for it."""
-        plan = Plan(experiment)
+        plan = Plan(experiment, model=self.setup.model)
         kind = model_of(plan, self.setup.model)
         return real_facts(self._planned(plan, kind))
 
@@ -109,10 +113,10 @@ class Backend:
         then stays, without a ``summary.json``.
         """
         say = say or (lambda _: None)
-        plan = Plan(experiment)
+        plan = Plan(experiment, model=self.setup.model)
         kind = model_of(plan, self.setup.model)
         server = self._planned(plan, kind)
-        _check_steps(plan.requests, kind, self.setup.sampler)
+        _check_steps(plan.requests, server)
         if not self.setup.foreign:
             check_devices(plan.profiles, server)
             check_execution(plan.profiles, server)
@@ -147,7 +151,7 @@ class Backend:
         self, kind: Kind, devices: Mapping[str, str], slots: int, executed: Mapping[str, Any] | None = None
     ) -> Server:
         slots = self.setup.slots or slots
-        key = (kind.name, tuple(sorted(devices.items())), slots, repr(executed))
+        key = (kind.code, kind.name, kind.modules, tuple(sorted(devices.items())), slots, repr(executed))
         if key not in self.servers:
             server = make_server(kind, self.setup, devices, slots, executed)
             self.close()  # two models need not fit beside each other
@@ -205,20 +209,38 @@ def write_report(folder: Path, report: HasReport) -> None:
 class Plan:
     """What of an experiment is the same in both worlds, wired up and checked.
 
-    With *diffusion* a model that the real side has must serve it.
+    With *diffusion* a model that the real side has must serve it: *model*, where it is named. *in_turns*: requests
+    that are sent when others have ended can be.
     """
 
-    def __init__(self, experiment: Experiment, *, diffusion: bool = True) -> None:
+    def __init__(
+        self, experiment: Experiment, *, diffusion: bool = True, in_turns: bool = False, model: str | None = None
+    ) -> None:
         refuse(experiment, "the real side, which serves one size,")
-        self.fitting = fitting(experiment) if diffusion else []
+        self.fitting = fitting(experiment, model) if diffusion else []
+        if experiment.workload.in_turns and not in_turns:
+            what = "here no request waits for others to end, as those of sessions and closed loops do"
+            key = "sessions" if experiment.workload.sessions is not None else "arrivals"
+            right = "simulation, one vLLM engine (--backend vllm), or one server (--url)"
+            raise BadInput(what, where=f"{experiment.name}: workload.{key}", right=right)
         # The client is a real one here, with a lateness of its own.
         prompt = experiment.system.model_copy(update={"client_delay": 0.0, "client_stretch": 0.0})
         self.experiment = experiment = expanded(experiment.model_copy(update={"system": prompt}))
         self.profiles = loading.load_profiles(experiment)
         self.slo = build.make_slo(experiment, self.profiles)
         known = contexts(experiment, self.profiles)
-        self.requests = list(requests(experiment, self.slo.seconds, read_trace(experiment), contexts=known))
+        self._contexts, self._trace = known, read_trace(experiment)
+        #: Those that are sent; where that depends on who has ended, what turns add to their sessions.
+        self.requests: list[Request] = []
+        if experiment.workload.in_turns:
+            self.requests = [plan for session in self.sessions() for _, plan in session.turns]
+        else:
+            self.requests = list(requests(experiment, self.slo.seconds, self._trace, contexts=known))
         build.build(experiment)  # what a simulation would refuse is refused here too
+
+    def sessions(self) -> Iterator[Session]:
+        """The sessions of an experiment whose requests are sent when others have ended."""
+        return sessions(self.experiment, self.slo.seconds, self._trace, contexts=self._contexts)
 
     def slots(self) -> int:
         """Room for all requests, if they are no more than about a thousand, and for any batch."""
@@ -258,7 +280,7 @@ def make_server(
         devices=dict(devices),
         eager=setup.eager,
         weights=weights,
-        scheduler="euler" if setup.sampler == "euler" else "ddim",
+        scheduler=kind.sampling.chosen(setup.sampler),
         slots=slots,
         processes=setup.processes,
         **({"compile": setup.compile} if executed is None else executed),
@@ -266,9 +288,10 @@ def make_server(
     for name in devices:
         options.torch_device(name)
     if weights is not None:
-        from servetwin.real.diffusion.checkpoint import check
+        from servetwin.real.diffusion.checkpoint import as_trained, check
 
         check(kind, weights)
+        kind = as_trained(kind, weights)
     return Server(kind, options)
 
 
@@ -291,31 +314,44 @@ def device_names(profiles: Mapping[str, Profile], asked: tuple[str, ...]) -> dic
     return {**dict(zip(rest, plain, strict=True)), **named}
 
 
-def fitting(experiment: Experiment) -> list[Kind]:
-    """The models that have the modules of *experiment*. Raises `BadInput` if there are none."""
-    from servetwin.real.diffusion.models import KINDS
+def fitting(experiment: Experiment, model: str | None = None) -> list[Kind]:
+    """The models (or *model*, if it is one of them) that have the modules of *experiment*, and those modules alone.
+    Raises `BadInput` if there are none."""
+    from servetwin.real.diffusion.model_registry import find, known
 
     pipeline = without_tools(experiment)
-    found = [kind for kind in KINDS.values() if _same(pipeline, kind.pipeline())]
+    candidates = [*known(), *([find(model)] if model is not None else [])]
+    served = {kind.name: _served_as(kind, pipeline) for kind in candidates}
+    found = [kind for kind in served.values() if kind is not None]
     if not found:
         what = f"there are no real modules for the pipeline {' -> '.join(pipeline.modules)}"
-        known = dict.fromkeys(" -> ".join(kind.modules) for kind in KINDS.values())
-        raise BadInput(what, where=experiment.name, right=", or ".join(known))
+        chains = dict.fromkeys(" -> ".join(kind.modules) for kind in candidates)
+        raise BadInput(what, where=experiment.name, right=", or ".join(chains))
     return found
+
+
+def _served_as(kind: Kind, pipeline: Pipeline) -> Kind | None:
+    """*kind* with the modules of *pipeline*, if it can be served so."""
+    try:
+        kind = kind.with_modules(list(pipeline.modules))
+    except BadInput:
+        return None
+    return kind if _same(pipeline, kind.pipeline()) else None
 
 
 def model_of(plan: Plan, asked: str | None) -> Kind:
     """The model that the real side serves for this pipeline."""
-    from servetwin.real.diffusion.models import find
+    from servetwin.real.diffusion.model_registry import find
 
     if asked is not None:
         kind = find(asked)
-        if kind not in plan.fitting:
+        found = next((k for k in plan.fitting if (k.code, k.name) == (kind.code, kind.name)), None)
+        if found is None:
             what = f"{asked} does not have the modules of {plan.experiment.name}"
             raise BadInput(what, where="--model", right=", ".join(k.name for k in plan.fitting))
-        return kind
+        return found
     profile = next(iter(plan.profiles.values())).data
-    sized = [k for k in plan.fitting if profile.image in (None, (k.image, k.image))]
+    sized = [k for k in plan.fitting if profile.image in (None, k.size)]
     told = [k for k in sized if profile.model == model_name(k)] or sized
     if len(told) != 1:
         right = " or ".join(f"--model {k.name}" for k in told or plan.fitting)
@@ -378,11 +414,12 @@ def same_device(profiled: str, actual: str) -> bool:
     return set(profiled.lower().split()) <= set(actual.lower().split())
 
 
-def _check_steps(planned: list[Request], kind: Kind, sampler: str) -> None:
+def _check_steps(planned: list[Request], server: Server) -> None:
     from servetwin.real.diffusion.noise_schedule import steps_table
 
+    kind = server.kind
     for steps in {request.work[kind.loop] for request in planned}:
-        steps_table("euler" if sampler == "euler" else "ddim", steps, kind.betas)
+        steps_table(kind.sampling.chosen(server.options.scheduler), steps, kind.sampling, kind.tokens(kind.latent))
 
 
 def describe(experiment: Experiment, server: Server) -> dict[str, Any]:
@@ -393,5 +430,8 @@ def describe(experiment: Experiment, server: Server) -> dict[str, Any]:
 def real_facts(server: Server) -> dict[str, Any]:
     """What was real: the server's word, and a hash of the weights' files."""
     facts = server.describe()
+    place = server.kind.code.rpartition(":")[0]
+    if place.endswith(".py"):
+        facts["model_file"] = path_digest(Path(place))
     weights = server.options.weights
     return facts if weights is None else {**facts, "weights": weights_digest(weights)}

@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from servetwin.core import BadInput, Policy
 from servetwin.profiles import Profile, load
@@ -16,6 +17,9 @@ from ..registry import policy_registry
 from ..registry.vllm_settings import settings_of
 from ..sweeps import tables
 from .diffusion import Setup, make_server
+
+if TYPE_CHECKING:
+    from servetwin.real import Kind
 
 #: Hears (what is measured next, how much is done, and of how much).
 Progress = Callable[[str, int, int], None]
@@ -35,6 +39,7 @@ def measure(
     brief: bool = False,
     asynchronous: bool | None = None,
     vllm: Sequence[str] = (),
+    without: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Profile:
     """Measure *model* and write its profile to *out*, which must not exist; the file appears whole or not at all.
@@ -42,7 +47,7 @@ def measure(
     *name* is the profile's, otherwise that of device and model. *limit* is the largest batch, *seconds* about how
     long each point is measured; with *brief* only what a simulation reads is. *asynchronous* is vLLM's asynchronous
     scheduling, for language models (None: as vLLM does it by default here), and *vllm* other settings of its engine,
-    ``NAME=VALUE``. Raises `BadInput`.
+    ``NAME=VALUE``. *without* are modules of a diffusion model that are left out. Raises `BadInput`.
     """
     from .profile_llm import called, is_language_model, measure_language_model
 
@@ -69,21 +74,14 @@ def measure(
     if vllm:
         raise BadInput(f"{model} is not served by vLLM", where="--vllm", right="a language model")
     from servetwin.real import require
-    from servetwin.real.diffusion.models import KINDS, find
 
-    if model not in KINDS:
-        right = (
-            f"one of {', '.join(KINDS)}, tiny-opt, a language model such as opt-13b or llama-3.1-8b, or a folder "
-            "with a config.json"
-        )
-        raise BadInput(f"unknown model {model!r}", right=right)
+    kind = _found(model, without)
     require()  # one clear line if torch is not there
     from servetwin.real.diffusion.profiling.profile_writer import write_profile
     from servetwin.real.diffusion.profiling.take_profile import take_profile
     from servetwin.real.server import device_facts
 
     setup = setup or Setup()
-    kind = find(model)
     check_target(out, name)
     if limit is not None and limit < 1:
         raise BadInput(f"batches of up to {limit}", where="--limit", right="1 at least")
@@ -104,6 +102,28 @@ def measure(
     )
     write_whole(out, lambda path: write_profile(content, path))
     return load(str(out))
+
+
+def _found(model: str, without: Sequence[str]) -> Kind:
+    """The diffusion model of that name, file or module, without some of its modules. Raises `BadInput`."""
+    from servetwin.real.diffusion.model_registry import KINDS, find
+
+    if model not in KINDS and not re.search(r"\.py(:|$)|:", model):
+        try:
+            kind = find(model)
+        except BadInput as problem:
+            right = (
+                f"one of {', '.join(KINDS)}, tiny-opt, a language model such as opt-13b or llama-3.1-8b, a folder "
+                "with a config.json, or a file of a diffusion model, my_model.py"
+            )
+            raise BadInput(problem.what, right=right) from None
+    else:
+        kind = find(model)
+    for module in without:
+        if module not in kind.modules:
+            what = f"{kind.name} has no module {module!r}"
+            raise BadInput(what, where="--without", right=f"one of {', '.join(kind.optional) or 'none'}")
+    return kind.with_modules([module for module in kind.modules if module not in without])
 
 
 def check_target(out: Path, name: str | None) -> None:

@@ -9,11 +9,12 @@ import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from servetwin.core import BadInput, Recorder, Summary, Worker
+from servetwin.core import BadInput, Recorder, Request, Summary, Worker
 from servetwin.core.installed import not_installed
 from servetwin.core.llm import TokenRequest
 from servetwin.core.llm.serving.worker import TokenWorker
@@ -29,7 +30,7 @@ from .diffusion import Plan, Say, recording, write_report
 if TYPE_CHECKING:
     from servetwin.profiles import Profile
     from servetwin.real.vllm.engine import EngineOptions, VllmEngine
-    from servetwin.real.vllm.plan import Planned, Run
+    from servetwin.real.vllm.plan import Planned, Run, SessionSender
 
 #: Sizes for which steps are captured as CUDA graphs, in tokens.
 GRAPHS = (1, 2, 4, *range(8, 65, 8), *range(80, 129, 16), *range(160, 257, 32), *range(288, 513, 32))
@@ -96,12 +97,13 @@ class VllmBackend:
 
         Records and summary are as those of `run`, but without steps, which only the server knows.
         """
-        from servetwin.real.vllm.http_client import serve_url
+        from servetwin.real.vllm.http_client import serve_turns, serve_url
         from servetwin.real.vllm.records import record
 
         say = say or (lambda _: None)
-        plan = Plan(experiment, diffusion=False)
         urls = [url] if isinstance(url, str) else list(url)
+        plan = Plan(experiment, diffusion=False, in_turns=len(urls) == 1)
+        sender: SessionSender | None = None
         at: dict[int, Any] = {}
         engine: dict[str, Any] = {"url": urls[0]}
         say(f"sending {len(plan.requests)} requests to {' and '.join(urls)}")
@@ -111,7 +113,11 @@ class VllmBackend:
             _, workers, _ = plan.system()
             only = self._only(workers, experiment)
             caching = only.view.limits.enable_prefix_caching
-            run = serve_url(urls[0], planned_of(plan, only), model=self.model, key=key, caching=caching)
+            sender = sender_of(plan, only)
+            if sender is not None:
+                run = serve_turns(urls[0], sender, model=self.model, key=key, caching=caching)
+            else:
+                run = serve_url(urls[0], planned_of(plan, only), model=self.model, key=key, caching=caching)
         worker = workers[0]
         assert isinstance(worker, TokenWorker)
         recorder = Recorder()
@@ -120,7 +126,8 @@ class VllmBackend:
             recorder = build.folder_for(experiment, folder, meta)
         prepare(recorder, plan.experiment, workers)
         with recording(recorder, folder):
-            record(run, worker, {r.id: r for r in plan.requests}, recorder, at)  # type: ignore[misc]
+            sent: Any = {r.id: r for r in plan.requests} if sender is None else sender.requests
+            record(run, worker, sent, recorder, at)
         report = VllmReport(recorder.summary, _spread(run.lateness), {}, engine, 0, {}, {}, {})
         if folder is not None:
             write_report(folder, report)
@@ -148,7 +155,7 @@ class VllmBackend:
 
     def kept_for(self, experiment: Experiment) -> EngineOptions:
         """The engine that serves *experiment*: runs that have the same follow each other."""
-        plan = Plan(experiment, diffusion=False)
+        plan = Plan(experiment, diffusion=False, in_turns=True)
         worker = self._only(plan.system()[1], experiment)
         ((_, profile),) = plan.profiles.items()
         return self._options(worker, profile)
@@ -167,7 +174,7 @@ class VllmBackend:
         Raises `BadInput` before anything is written.
         """
         say = say or (lambda _: None)
-        plan = Plan(experiment, diffusion=False)
+        plan = Plan(experiment, diffusion=False, in_turns=True)
         _, workers, _ = plan.system()
         worker = self._only(workers, experiment)
         require_vllm()
@@ -186,12 +193,14 @@ class VllmBackend:
             recorder = build.folder_for(experiment, folder, meta)
         prepare(recorder, plan.experiment, workers)
         say(f"warming up, then serving {len(planned)} requests")
-        by_id: Any = {r.id: r for r in plan.requests}
+        sender = sender_of(plan, worker)
+        by_id: Any = {r.id: r for r in plan.requests} if sender is None else sender.requests
         with recording(recorder, folder), policies_answer([worker.policy]):
             engine.serve(_warm_up(planned), Settings(name=view.name), policy=None)
             run = engine.serve(
-                planned,
+                planned if sender is None else (),
                 Settings(name=view.name),
+                sender=sender,
                 policy=worker.policy,
                 estimates=estimates,
                 stop_after=experiment.system.stop_after,
@@ -299,20 +308,34 @@ def check_limits(workers: Sequence[Worker], *, alone: bool = True) -> None:
 def planned_of(plan: Plan, worker: TokenWorker, *, caching: bool | None = None) -> list[Planned]:
     """The requests of *plan* as a client sends them; with *caching* (None: if the engine of *worker* caches prefixes)
     their prompts begin alike as the workload says."""
+    caching = worker.view.limits.enable_prefix_caching if caching is None else caching
+    return [planned_as(request, worker, caching=caching) for request in plan.requests]
+
+
+def planned_as(request: Request, worker: TokenWorker, *, caching: bool) -> Planned:
+    """*request* as a client sends it."""
     from servetwin.real.vllm.plan import Planned, said_of
 
     name = worker.stage.loop or worker.stage.name
-    caching = worker.view.limits.enable_prefix_caching if caching is None else caching
-    planned = []
-    for request in plan.requests:
-        assert isinstance(request, TokenRequest)
-        tokens: Any = request.tokens[name]
-        prompt, limit = tokens
-        output: Any = (request.outputs or {})[name]
-        said = said_of(request, request.predicted.get(name) if request.predicted is not None else None)
-        prefix = request.prefix.get(name) if caching and request.prefix is not None else None
-        planned.append(Planned(request.id, request.arrival, prompt, min(output, limit), limit, said, prefix))
-    return planned
+    assert isinstance(request, TokenRequest)
+    tokens: Any = request.tokens[name]
+    prompt, limit = tokens
+    output: Any = (request.outputs or {})[name]
+    said = said_of(request, request.predicted.get(name) if request.predicted is not None else None)
+    content = request.prefix.get(name) if caching and request.prefix is not None else None
+    begins = content.begins if content is not None else None
+    return Planned(request.id, request.arrival, prompt, min(output, limit), limit, said, begins)
+
+
+def sender_of(plan: Plan, worker: TokenWorker) -> SessionSender | None:
+    """What sends the sessions of *plan*, where requests are sent when others have ended."""
+    if not plan.experiment.workload.in_turns:
+        return None
+    from servetwin.real.vllm.plan import SessionSender
+
+    name, caching = worker.stage.loop or worker.stage.name, worker.view.limits.enable_prefix_caching
+    planned = partial(planned_as, worker=worker, caching=caching)
+    return SessionSender(plan.sessions(), name, planned, build.how_sent(plan.experiment))
 
 
 def _warm_up(planned: list[Planned]) -> list[Planned]:

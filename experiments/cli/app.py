@@ -112,7 +112,7 @@ def run(
     model: Model = None,
     weights: Weights = None,
     eager: Eager = False,
-    sampler: Sampler = "ddim",
+    sampler: Sampler = None,
     any_device: AnyDevice = False,
     slots: Slots = None,
     processes: Processes = False,
@@ -183,10 +183,10 @@ def _check_options(
 
 
 def _of_modules(
-    devices: object, weights: object, sampler: str, slots: object, processes: bool, compile_what: object
+    devices: object, weights: object, sampler: str | None, slots: object, processes: bool, compile_what: object
 ) -> dict[str, Any]:
     """The options that real modules have and vLLM has not."""
-    given = {"--device": devices, "--weights": weights, "--sampler": sampler != "ddim", "--slots": slots}
+    given = {"--device": devices, "--weights": weights, "--sampler": sampler, "--slots": slots}
     return {**given, "--processes": processes, "--compile": compile_what}
 
 
@@ -234,7 +234,7 @@ def sweep(
     model: Model = None,
     weights: Weights = None,
     eager: Eager = False,
-    sampler: Sampler = "ddim",
+    sampler: Sampler = None,
     any_device: AnyDevice = False,
     slots: Slots = None,
     processes: Processes = False,

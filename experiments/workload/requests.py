@@ -14,8 +14,9 @@ from servetwin.core.llm import Follows, TokenRequest
 from servetwin.sim.llm.request_columns import TokenColumns
 
 from ..spec.experiment import Experiment, Trace, TraceSteps
-from ..spec.llm import TraceTokens
+from ..spec.llm import SharedPrefix, TraceTokens
 from ..spec.published_draws import PUBLISHED
+from ..spec.sessions import ClosedLoop
 from ..spec.shapes import TraceShape
 from . import predictions, prefixes, trace_reader
 from .described import check_classes, counted, described
@@ -75,7 +76,7 @@ def about(
     """What is to be said of the requests beside their number: which part of a trace they are ("trace"), and how many
     prompts and outputs are cut ("cut", by module, where that is allowed), and what a seed other than 0 does not
     change of them ("published"), how wrong predictions are ("predictions"), and that nobody heeds what prompts begin
-    with ("prefix", a line). Nothing for requests that are drawn whole.
+    with, or how many are shorter than that ("prefix", a line). Nothing for requests that are drawn whole.
 
     *contexts* gives the tokens that LLM modules take per request. Raises `BadInput` at what cannot be cut to fit.
     """
@@ -102,7 +103,7 @@ def about(
     }
     if predicted := _predicted(experiment):
         said["predictions"] = predicted
-    if (told := prefixes.not_cached(experiment)) is not None:
+    if (told := prefixes.not_cached(experiment) or _shorter(experiment, trace, contexts)) is not None:
         said["prefix"] = told
     if cut:
         said["cut"] = {module: found.as_dict() for module, found in cut.items()}
@@ -116,6 +117,27 @@ def _predicted(experiment: Experiment) -> dict[str, str]:
     for name, own in load.classes.items():
         every |= {f"{name}.{module}": predictions.about(spec) for module, spec in own.lengths.items()}
     return {name: told for name, told in every.items() if told is not None}
+
+
+def _shorter(experiment: Experiment, trace: trace_reader.TraceFile | None, contexts: Mapping[str, int]) -> str | None:
+    """How many prompts are shorter than what their group shares, by module, or by ``CLASS.MODULE`` of a class that
+    has its own; None if none is."""
+    load, seed, total = experiment.workload, experiment.seed, count_of(experiment, trace)
+    counts = counted(load, trace, seed, total) if any(own.lengths for own in load.classes.values()) else {}
+    every = [(m, m, "", spec, total, trace) for m, spec in load.lengths.items()]
+    for name, own in load.classes.items():
+        every += [(f"{name}.{m}", m, name, spec, counts[name], None) for m, spec in own.lengths.items()]
+    found = []
+    for label, module, of, spec, many, file in every:
+        if isinstance(spec.prefix, SharedPrefix) and spec.after is None:
+            drawn = triples(module, spec, contexts[module], seed=seed, trace=file, of=of)
+            short = sum(prompt < spec.prefix.tokens for prompt, _, _ in islice(drawn, many))
+            if short:
+                tokens = spec.prefix.tokens
+                found.append(
+                    f"{label}: {short} of {many} prompts are but the beginning of the {tokens} tokens shared"
+                )
+    return "; ".join(found) or None
 
 
 def _cut(
@@ -191,6 +213,8 @@ def check_resolution(
     step that *profiles* know: a floating-point number has 53 binary digits."""
     step = _shortest_step(experiment, profiles)
     load, system = experiment.workload, experiment.system
+    if isinstance(load.arrivals, ClosedLoop):
+        return  # nobody knows how late that will be
     count, rate = count_of(experiment, trace), load.arrivals.rate
     if isinstance(load.arrivals, Trace):
         assert trace is not None
@@ -230,15 +254,18 @@ def requests(
     trace: trace_reader.TraceFile | None = None,
     *,
     contexts: Mapping[str, int] | None = None,
+    due: Iterator[float] | None = None,
 ) -> Iterator[Request]:
     """The requests of *experiment* in order of arrival; *slo* gives the seconds that this work may take, for requests
     of a class too (`servetwin.core.slo.SLO`), *contexts* the tokens that LLM modules take per request (see
-    `servetwin.experiments.assembly.llm_workers`)."""
+    `servetwin.experiments.assembly.llm_workers`). With *due* they come at these times instead."""
     load, system = experiment.workload, experiment.system
     published, seed = load.draws != "seeded", experiment.seed
     seeds = PUBLISHED.get(load.draws)
     limits = check_lengths(experiment, trace, contexts or {}) if load.lengths else {}
-    due = arrival_times(load.arrivals, seed=seed, published=published, trace=trace, seeds=seeds)
+    given = due is not None
+    if due is None:
+        due = arrival_times(load.arrivals, seed=seed, published=published, trace=trace, seeds=seeds)
     modules = tuple(load.steps)
     draws = [steps_of(m, load.steps[m], seed=seed, published=published, trace=trace) for m in modules]
     works = zip(*draws, strict=False) if draws else repeat(())
@@ -248,12 +275,12 @@ def requests(
         return _plain_requests(
             islice(zip(count(), due, works, strict=False), load.requests), slo, modules, stretch, delay
         )
-    if delay or stretch != 1.0:
+    if not given and (delay or stretch != 1.0):
         due = (at * stretch + i * delay for i, at in enumerate(due))
     due = islice(due, load.requests)
     if says_more:
         return described(experiment, slo, due, modules, works, contexts or {}, trace)
-    if len(load.lengths) == 1 and not modules:
+    if len(load.lengths) == 1 and not modules and not given:
         ((module, lengths),) = load.lengths.items()
         if lengths.after is None and lengths.prefix is None:
             tokens: list[Iterator[int]]

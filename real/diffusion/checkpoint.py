@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,9 @@ import torch
 from servetwin.core import BadInput
 from torch import nn
 
-from .models import Kind
+from .kind import Kind, Prediction, Sampling
 
-#: Where the networks of a checkpoint lie in its folder, as diffusers' pipelines store them.
-FOLDERS = {"clip": "text_encoder", "unet": "unet", "dit": "transformer", "vae": "vae", "safety": "safety_checker"}
-#: What of a VAE's configuration changes how latents are decoded, and must be as here: nothing.
+#: What of a VAE's configuration changes how latents are decoded, and must be as in the model's own.
 VAE_EXTRAS = ("shift_factor", "latents_mean", "latents_std")
 #: Files with weights, as diffusers and transformers call them.
 WEIGHTS = ("*.safetensors", "*.bin")
@@ -35,7 +34,7 @@ def check(kind: Kind, weights: Path) -> None:
         folder = _folder(kind, name, weights)
         _config(folder)
         _heads(folder)
-    _scheduler(kind, weights)
+    as_trained(kind, weights)
 
 
 def load(kind: Kind, name: str, weights: Path, make: Any, plain: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -70,12 +69,13 @@ def _wanted(kind: Kind) -> str:
 
 
 def _folder(kind: Kind, name: str, weights: Path) -> Path:
-    folder = weights / FOLDERS[name]
+    folder = weights / kind.folders.get(name, name)
     if folder.is_dir():
         return folder
     if name == "safety":
         what = "the checkpoint has no safety checker, and the pipeline has one"
-        raise BadInput(what, where=str(folder), right=f"one with a safety checker, for {kind.name}")
+        right = f"one with a safety checker, for {kind.name}; or a pipeline without it"
+        raise BadInput(what, where=str(folder), right=right)
     raise BadInput("the checkpoint has no such folder", where=str(folder), right=_wanted(kind))
 
 
@@ -134,8 +134,8 @@ def _compatible(kind: Kind, name: str, folder: Path, config: Mapping[str, Any], 
         )
     if name == "vae":
         for key in VAE_EXTRAS:
-            if config.get(key) is not None:
-                what = f"latents with {key} are not decoded here"
+            if config.get(key) != kind.networks[name].get(key):
+                what = f"latents with {key} {config.get(key)} are not those of {kind.name}"
                 raise BadInput(what, where=str(folder / "config.json"), right=_wanted(kind))
 
 
@@ -173,26 +173,67 @@ def _same_shapes(kind: Kind, name: str, folder: Path, plain: nn.Module, network:
         )
 
 
-def _scheduler(kind: Kind, weights: Path) -> None:
-    """Raise `BadInput` if the checkpoint says that it was trained in another way than samplers here go back. One that
-    says nothing is taken for one of *kind*."""
+#: What a scheduler's configuration calls what the network predicts.
+_PREDICTIONS: dict[str, Prediction] = {
+    "epsilon": "epsilon",
+    "v_prediction": "v_prediction",
+    "flow_prediction": "flow",
+}
+
+
+def as_trained(kind: Kind, weights: Path) -> Kind:
+    """*kind* as the checkpoint *weights* was trained: with networks that predict noise, or v, as its scheduler says.
+
+    Raises `BadInput` if it was trained in another way than samplers here go back. A checkpoint that says nothing is
+    taken for one of *kind*.
+    """
     path = weights / "scheduler" / "scheduler_config.json"
     if not path.is_file():
-        return
-    config = _read(path)
-    predicts = config.get("prediction_type", "epsilon")
-    if predicts != "epsilon":
-        what = f"prediction_type: {predicts}: samplers here take a network that predicts noise"
-        raise BadInput(what, where=str(path), right="prediction_type: epsilon")
-    low, high, spacing = kind.betas
-    wanted: dict[str, Any] = {
+        return kind
+    config, sampling = _read(path), kind.sampling
+    flow = sampling.prediction == "flow"
+    said = config.get("prediction_type", "flow_prediction" if _is_flow(config) else "epsilon")
+    predicts = _PREDICTIONS.get(said)
+    if predicts is None or (predicts == "flow") != flow:
+        fit = "flow_prediction" if flow else "epsilon or v_prediction"
+        what = f"prediction_type: {said}: {kind.name} is sampled as one that predicts {_OTHERS[flow]}"
+        raise BadInput(what, where=str(path), right=f"prediction_type: {fit}")
+    for key, value in (_of_flow if flow else _of_betas)(sampling).items():
+        if config.get(key, value) != value:
+            what = f"{key}: {config[key]}, but {kind.name} is sampled with {value}"
+            raise BadInput(what, where=str(path), right=f"{key}: {value}")
+    return replace(kind, sampling=replace(sampling, prediction=predicts))
+
+
+_OTHERS = {True: "the velocity of a flow", False: "noise or v"}
+
+
+def _is_flow(config: Mapping[str, Any]) -> bool:
+    return str(config.get("_class_name", "")).startswith("FlowMatch")
+
+
+def _of_betas(sampling: Sampling) -> dict[str, Any]:
+    low, high, spacing = sampling.betas
+    return {
         "beta_start": low,
         "beta_end": high,
         "beta_schedule": spacing,
         "num_train_timesteps": 1000,
+        "trained_betas": None,
+        "rescale_betas_zero_snr": False,
+        "thresholding": False,
     }
-    wanted |= {"trained_betas": None, "rescale_betas_zero_snr": False, "thresholding": False}
-    for key, value in wanted.items():
-        if config.get(key, value) != value:
-            what = f"{key}: {config[key]}, but {kind.name} is sampled with {value}"
-            raise BadInput(what, where=str(path), right=f"{key}: {value}")
+
+
+def _of_flow(sampling: Sampling) -> dict[str, Any]:
+    if sampling.dynamic is None:
+        return {"shift": sampling.shift, "use_dynamic_shifting": False, "num_train_timesteps": 1000}
+    low, high, fewest, most = sampling.dynamic
+    return {
+        "use_dynamic_shifting": True,
+        "base_shift": low,
+        "max_shift": high,
+        "base_image_seq_len": fewest,
+        "max_image_seq_len": most,
+        "num_train_timesteps": 1000,
+    }

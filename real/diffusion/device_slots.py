@@ -12,13 +12,11 @@ import torch
 from servetwin.core import BadInput, Request, ServeTwinError
 
 from .graph_runner import WIDTH, GraphRunner
-from .models import Kind
+from .kind import Kind
 from .networks import Model
 from .noise_schedule import steps_table
 from .options import Options
 
-#: Module name of what turns the result of a model without a VAE into an image.
-OUTPUT = "output"
 #: A number that no request has.
 NOBODY = -1
 
@@ -62,6 +60,8 @@ class DeviceSlots:
         self.options = options
         self.device = device
         self.gpu = device.type == "cuda"
+        self.sampler = kind.sampling.chosen(options.scheduler)
+        self.tokens = kind.tokens(kind.latent) if kind.sampling.dynamic is not None else 0
         self.model = Model(kind, options, device)
         self.runners: dict[str, GraphRunner] = {}  # those of the first lane that runs a module, or of nobody
         self.seconds: dict[str, float] = {}  # module -> what it took to compile, tune and capture all of its sizes
@@ -222,11 +222,12 @@ class DeviceSlots:
     def begin(self, progress: Progress, steps: int) -> None:
         """Set up noise and schedule of a request that starts its loop."""
         options, kind = self.options, self.kind
-        table = steps_table(options.scheduler, steps, kind.betas)
+        table = steps_table(self.sampler, steps, kind.sampling, self.tokens)
         rows = np.empty((steps, WIDTH), dtype=np.float32)
         rows[:, 0] = progress.slot
-        rows[:, 1:5] = table.rows
+        rows[:, 1:5] = table.rows[:, :4]
         rows[:, 5] = kind.guidance
+        rows[:, 6:] = table.rows[:, 4:]
         progress.rows = rows
         progress.done = 0
         seed = (options.seed << 32) + progress.request
@@ -248,6 +249,7 @@ class DeviceSlots:
             else:
                 into[i] = rows[-1]
                 into[i, 3:5] = (1.0, 0.0)
+                into[i, 6] = 0.0
         runner.launch(len(batch))
 
     def once(self, module: str, batch: Sequence[Progress], runner: GraphRunner | None = None) -> None:

@@ -20,11 +20,15 @@ import torch
 from servetwin.core import BadInput
 from torch import Tensor, nn
 
-from .models import Kind
+from .kind import Kind
+from .model_registry import class_of
 from .options import Attention, Compile, Options
 
 #: The blocks that are compiled one by one: classes of diffusers. What is inside of another one is compiled with it.
-BLOCKS = ("Transformer2DModel", "ResnetBlock2D", "BasicTransformerBlock", "Attention")
+BLOCKS = (
+    *("Transformer2DModel", "ResnetBlock2D", "BasicTransformerBlock", "Attention"),
+    *("FluxTransformerBlock", "FluxSingleTransformerBlock"),
+)
 #: Programs that torch may make of the code of one class: for each width of a U-Net's blocks, twice.
 PROGRAMS = 256
 #: Batches with a program of their own, unless `Options.compiled_sizes` says otherwise: alone, a request leaves most
@@ -115,7 +119,7 @@ def execution_of(options: Options, kind: Kind, device: torch.device) -> Executio
     # Plain convolutions were quicker as they are, compiled ones with channels last
     # (docs/reports/2026-11-h100-diffusion.md).
     usual = gpu and compiled != "none"
-    last = kind.family != "dit" and (usual if options.channels_last is None else options.channels_last)
+    last = class_of(kind).convolutional and (usual if options.channels_last is None else options.channels_last)
     sizes = OWN if options.compiled_sizes is None else tuple(sorted(options.compiled_sizes))
     return Execution(
         graphs=gpu and not options.eager,

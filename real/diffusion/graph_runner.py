@@ -18,8 +18,8 @@ from servetwin.core import ServeTwinError
 
 from .networks import Body
 
-#: Columns of a batch's rows: slot, timestep, scale, keep, add, guidance.
-WIDTH = 6
+#: Columns of a batch's rows: slot, timestep, scale, keep, add, guidance, back, own, theirs.
+WIDTH = 9
 #: Batches that can be launched before the first of them is done.
 RING = 1024
 #: Blocks of pinned memory to ask for until one is of the right device: more than torch keeps of one size.

@@ -9,8 +9,9 @@ from queue import SimpleQueue
 import torch
 from servetwin.core import Batch, Task, Worker
 
-from .device_slots import OUTPUT, DeviceSlots, Progress
+from .device_slots import DeviceSlots, Progress
 from .graph_runner import GraphRunner
+from .networks import OUTPUT
 
 Done = Callable[[Batch], None]
 #: Takes the finished image (bytes, 3 x height x width) of a request by its id.

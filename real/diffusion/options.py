@@ -10,7 +10,9 @@ from typing import Any, Literal, get_args
 import torch
 from servetwin.core import BadInput
 
-Scheduler = Literal["ddim", "euler"]
+from .kind import Kind
+
+Precision = Literal["float32", "float16", "bfloat16"]
 #: Whose kernels a GPU prefers while a loop and another stage are at work: see `Options`.
 First = Literal["none", "loop", "rest"]
 #: What of a loop's network goes through ``torch.compile``.
@@ -31,9 +33,10 @@ class Options:
     kernels compute it ("any": those that torch prefers). None: what measured best (docs/guides/real-execution.md).
     *first* says whose kernels a GPU prefers when a loop and another stage are both at work: the loop's, those of the
     rest, or none's. *weights* is a local folder with a checkpoint in diffusers' layout, otherwise weights are random,
-    from *seed*. *slots* bounds the requests that can have begun and not ended. With *processes* each worker is a
-    process of its own (`servetwin.real.diffusion.process_lane`). *pinned_core* says whether the thread that polls a
-    GPU looks for an undisturbed core and stays there (`servetwin.real.cpu_affinity`); None: where there are enough.
+    from *seed*. *scheduler* is the sampler, *precision* that of the networks; None: the model's own. *slots* bounds
+    the requests that can have begun and not ended. With *processes* each worker is a process of its own
+    (`servetwin.real.diffusion.process_lane`). *pinned_core* says whether the thread that polls a GPU looks for an
+    undisturbed core and stays there (`servetwin.real.cpu_affinity`); None: where there are enough.
     """
 
     device: str = "cuda:0"
@@ -47,14 +50,16 @@ class Options:
     attention: Attention | None = None
     first: First = "none"
     weights: Path | None = None
-    scheduler: Scheduler = "ddim"
+    scheduler: str | None = None
+    precision: Precision | None = None
     slots: int = 256
     seed: int = 0
     processes: bool = False
     pinned_core: bool | None = None
 
     def __post_init__(self) -> None:
-        for name, words in (("compile", get_args(Compile)), ("attention", get_args(Attention))):
+        said = {"compile": get_args(Compile), "attention": get_args(Attention), "precision": get_args(Precision)}
+        for name, words in said.items():
             value = getattr(self, name)
             if value is not None and value not in words:
                 raise BadInput(f"unknown word {value!r}", where=f"the option {name}", right=" or ".join(words))
@@ -94,6 +99,8 @@ class Options:
             raise BadInput(f"device {chosen!r} is not supported", right="cpu or cuda:0")
         return device
 
-    def dtype(self, device: torch.device) -> torch.dtype:
-        """Half precision on a GPU, single on the CPU."""
-        return torch.float16 if device.type == "cuda" else torch.float32
+    def dtype(self, device: torch.device, kind: Kind) -> torch.dtype:
+        """The precision of *kind* on *device*: what was asked for, or its own on a GPU and single on the CPU."""
+        chosen = self.precision or (kind.precision if device.type == "cuda" else "float32")
+        found: torch.dtype = getattr(torch, chosen)
+        return found

@@ -25,8 +25,8 @@ import torch.multiprocessing
 from servetwin.core import BadInput, Batch, ServeTwinError, Stage, Worker
 
 from .device_slots import DeviceSlots, Progress
+from .kind import Kind
 from .lanes import Done, Lane, Sink
-from .models import Kind
 from .options import Options
 
 #: Seconds that a process may take to end when it was told to.
@@ -123,7 +123,7 @@ class ProcessLane(Lane):
                 right = ", ".join(slots.kind.modules)
                 raise BadInput(f"{slots.kind.name} has no module {module!r}", right=f"one of {right}")
         if self.last and sink is not None:
-            shape = (worker.view.limit, 3, slots.kind.image, slots.kind.image)
+            shape = (worker.view.limit, *slots.kind.image_shape)
             self.images = torch.zeros(shape, dtype=torch.uint8).share_memory_()
         self._process: Any = None
         self._closing = False
@@ -288,11 +288,7 @@ def _share(slots: DeviceSlots, passes: Any) -> None:
 
 def _keep(slots: DeviceSlots, stage: Stage) -> None:
     """Keep the networks of *stage* only."""
-    networks = slots.model.networks
-    for name in set(networks) - set(stage.modules):
-        del networks[name]
-    if slots.kind.loop not in stage.modules:
-        vars(slots.model).pop("network", None)
+    slots.model.keep(set(stage.modules))
     if slots.gpu:
         torch.cuda.empty_cache()
 

@@ -51,7 +51,10 @@ Ahead = Annotated[
         show_default=False,
     ),
 ]
-Sampler = Annotated[str, typer.Option(help="Diffusion sampler: ddim or euler.")]
+Sampler = Annotated[
+    str | None,
+    typer.Option(help="Diffusion sampler: ddim, euler, dpm++2m or flow-euler; by default the model's own."),
+]
 RunBackend = Annotated[
     Literal["sim", "real", "vllm"],
     typer.Option(
@@ -77,7 +80,10 @@ ServerUrl = Annotated[
     ),
 ]
 Text = Annotated[bool, typer.Option("--text", help="With --url: send prompts as text, which the server tokenizes.")]
-Model = Annotated[str | None, typer.Option(help="The model to serve, if the profile does not name it.")]
+Model = Annotated[
+    str | None,
+    typer.Option(help="The model to serve, if the profile does not name it; by name, my_model.py, or package:name."),
+]
 AnyDevice = Annotated[
     bool, typer.Option("--any-device", help="Accept a profile that was measured on another device.")
 ]
@@ -92,8 +98,8 @@ def profile(
     model: Annotated[
         str,
         typer.Argument(
-            help="sd15-512, tiny-dit, opt-13b, a Hugging Face folder, ... (docs/guides/: real-execution, vllm); with "
-            "--url the profile of a server's engine."
+            help="sdxl-1024, tiny-dit, my_model.py, opt-13b, a Hugging Face folder, ... (docs/guides/: "
+            "diffusion-models, vllm); with --url the profile of a server's engine."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Profile file to write, .yaml; must not exist.")],
@@ -103,7 +109,7 @@ def profile(
     devices: Devices = None,
     weights: Weights = None,
     eager: Eager = False,
-    sampler: Sampler = "ddim",
+    sampler: Sampler = None,
     compile_what: CompileWhat = None,
     name: Annotated[str | None, typer.Option(help="Name of the profile; by default from device and model.")] = None,
     limit: Annotated[
@@ -117,6 +123,10 @@ def profile(
         typer.Option(
             metavar="NAME=VALUE", help="A vLLM engine setting by its name, e.g. max_num_seqs=256 (repeatable)."
         ),
+    ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODULE", help="A module to leave out, e.g. the safety checker (repeatable)."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -147,6 +157,7 @@ def profile(
     began = time.perf_counter()
     setup = Setup(tuple(devices or ()), weights=weights, eager=eager, sampler=sampler, compile=compile_what)
     more = {"limit": limit, "seconds": seconds, "brief": brief, "asynchronous": asynchronous, "vllm": vllm or ()}
+    more["without"] = without or ()
     with steps() as report:
         found = measure(model, out, setup, name=name, **more, progress=report)  # type: ignore[arg-type]
     took = time.perf_counter() - began

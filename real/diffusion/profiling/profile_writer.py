@@ -38,6 +38,10 @@ def write_profile(content: Mapping[str, Any], path: Path) -> None:
     path.write_text("# Made by `servetwin profile`; times in seconds.\n" + text, encoding="utf-8")
 
 
+#: What profiles call a precision.
+_SHORT = {"torch.float32": "fp32", "torch.float16": "fp16", "torch.bfloat16": "bf16"}
+
+
 def as_profile(profiler: Profiler, found: Measured, name: str, command: str) -> dict[str, Any]:
     """The content of the profile file."""
     kind = profiler.kind
@@ -75,8 +79,8 @@ def as_profile(profiler: Profiler, found: Measured, name: str, command: str) -> 
             **({"memory_gib": facts["memory_gib"]} if slots.gpu else {}),
         },
         "model": kind.title.split(",")[0],
-        "precision": "fp16" if slots.gpu else "fp32",
-        "image": [kind.image, kind.image],
+        "precision": _SHORT[str(slots.model.dtype)],
+        "image": list(kind.size),
         "batch_counts": "requests"
         + ("; classifier-free guidance doubles the rows inside the UNet" if kind.rows == 2 else ""),
         "measured_when": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),

@@ -168,7 +168,7 @@ def serve_model(model: str, out: Path, device: str, options: dict, cells: int, s
     profiler = Profiler(
         server, limit=plan.limit, once=plan.once, policies=policies, seconds=plan.seconds, whole_steps=ends
     )
-    for module in (*kind.modules, *(["output"] if kind.family == "palette" else [])):
+    for module in (*kind.modules, *(["output"] if "vae" not in kind.modules else [])):
         server.device_slots("gpu0").warm(module, plan.limit if module in (kind.loop, "output") else plan.once)
         say(f"{module} warm")
     measured = profiler.take(brief=True)
@@ -290,7 +290,6 @@ def record(out: Path, to: Path, device: str, profiles: Path | None) -> None:
     folder *profiles*."""
     from servetwin.experiments.validation.replay.diffusion import Recording, recorded_run, write_recording
     from servetwin.real import KINDS
-    from servetwin.real.diffusion.models import MODULES
 
     for folder in sorted(f for f in out.iterdir() if (f / "runs").is_dir()):
         kind, runs, meta = KINDS[folder.name], [], {}
@@ -310,7 +309,7 @@ def record(out: Path, to: Path, device: str, profiles: Path | None) -> None:
             continue
         kept = ("options", "versions", "devices", "knee", "plan")
         recording = Recording(
-            kind.name, f"{device}/{kind.name}-graphs", MODULES[kind.family], kind.placement, meta["plan"]["limit"],
+            kind.name, f"{device}/{kind.name}-graphs", kind.chain, kind.placement, meta["plan"]["limit"],
             meta["plan"]["once"], 10.0, {k: meta[k] for k in kept} | {
                 "command": "tests/real/diffusion/campaign.py run"},
             runs,

@@ -6,26 +6,24 @@ for the device, which a capture does not allow) raises.
 
 import pytest
 import torch
-from servetwin.real.diffusion.models import KINDS
+from servetwin.real.diffusion.graph_runner import WIDTH
+from servetwin.real.diffusion.model_registry import KINDS, class_of
 from servetwin.real.diffusion.networks import Model
 from servetwin.real.diffusion.options import Options
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 
-class HalfPrecision(Options):
-    """As on a GPU."""
-
-    def dtype(self, device):
-        return torch.float16
-
-
-@pytest.mark.parametrize("name", ["tiny-sd", "tiny-dit", "tiny-palette"])
-def test_no_module_asks_for_a_value(name):
+@pytest.mark.parametrize("sampler", ["one step", "dpm++2m"])
+@pytest.mark.parametrize("name", [name for name in KINDS if name.startswith("tiny-")])
+def test_no_module_asks_for_a_value(name, sampler):
     kind = KINDS[name]
-    model = Model(kind, HalfPrecision(slots=8, channels_last=kind.family != "dit"), torch.device("cpu"))
+    scheduler = None if sampler == "one step" else sampler
+    layout = class_of(kind).convolutional
+    options = Options(slots=8, precision=kind.precision, channels_last=layout, scheduler=scheduler)
+    model = Model(kind, options, torch.device("cpu"))
     assert set(kind.modules) <= set(model.bodies)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        rows = torch.zeros(3, 6)
+        rows = torch.zeros(3, WIDTH)
         for body in model.bodies.values():
             body(rows)
         with pytest.raises(DataDependentOutputException):  # the check itself works

@@ -8,8 +8,10 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
+from servetwin.core import BadInput, Request
 from servetwin.experiments.cli import entry
 from servetwin.real import Options
+from servetwin.real.diffusion.checkpoint import as_trained, check
 from servetwin.real.diffusion.device_slots import DeviceSlots
 from servetwin.real.diffusion.models import find
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -127,7 +129,7 @@ WRONG = {
     "a wider text encoder": (wider_clip, "text_encoder: "),
     "a VAE of 16 channels": (vae_of_16_channels, "vae: "),
     "a VAE that shifts": (shifted_vae, "latents with shift_factor"),
-    "v_prediction": (scheduler(prediction_type="v_prediction"), "prediction_type: v_prediction"),
+    "a flow": (scheduler(prediction_type="flow_prediction"), "prediction_type: flow_prediction"),
     "predicts the sample": (scheduler(prediction_type="sample"), "prediction_type: sample"),
     "another noise schedule": (scheduler(beta_end=0.02), "beta_end: 0.02, but tiny-sd is sampled with 0.012"),
     "zero terminal SNR": (scheduler(rescale_betas_zero_snr=True), "rescale_betas_zero_snr: True"),
@@ -187,10 +189,49 @@ def test_half_precision_and_one_that_says_nothing_of_its_scheduler(mine):
 
 
 def test_a_profile_of_a_wrong_one_is_not_begun(servetwin, mine, tmp_path):
-    scheduler(prediction_type="v_prediction")(mine)
+    scheduler(prediction_type="sample")(mine)
     code, _, err = servetwin(
         "profile", "tiny-sd", "--device", "cpu", "--weights", mine, "--out", tmp_path / "new/mine.yaml"
     )
     assert code == 2
-    assert "v_prediction" in err
+    assert "prediction_type: sample" in err
     assert not (tmp_path / "new").exists()
+
+
+def test_one_that_predicts_v_is_sampled_as_such(mine):
+    """As the loop of diffusers goes with the scheduler of the checkpoint."""
+    scheduler(prediction_type="v_prediction")(mine)
+    check(KIND, mine)
+    kind = as_trained(KIND, mine)
+    slots = DeviceSlots(kind, Options(device="cpu", slots=2, weights=mine), torch.device("cpu"))
+    for module in ("clip", "unet"):
+        slots.warm(module, 1)
+    slots.reset()
+    stock = DDIMScheduler.from_pretrained(
+        mine / "scheduler", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+    )
+    stock.set_timesteps(5)
+    with torch.no_grad():
+        progress = slots.take(Request(1, 0.0, 1.0, {"unet": 5}))
+        slots.once("clip", [progress])
+        slots.begin(progress, 5)
+        x = slots.model.state["latents"][progress.slot : progress.slot + 1].clone()
+        embedding = slots.model.state["embedding"][progress.slot : progress.slot + 1]
+        context = torch.cat([slots.model.definition.empty, embedding])
+        for t in stock.timesteps:
+            blind, led = slots.model.networks["unet"](torch.cat([x, x]), t, context).sample.chunk(2)
+            x = stock.step(blind + kind.guidance * (led - blind), t, x).prev_sample
+            slots.step([progress])
+    assert torch.allclose(slots.model.state["latents"][progress.slot], x[0], atol=1e-4 * float(x.abs().max()))
+
+
+def test_without_a_safety_checker(mine):
+    """A pipeline that has none does not need one in the checkpoint."""
+    without("safety_checker")(mine)
+    kind = KIND.with_modules(["clip", "unet", "vae"])
+    check(kind, mine)
+    slots = DeviceSlots(kind, Options(device="cpu", slots=2, weights=mine), torch.device("cpu"))
+    assert [*slots.model.networks] == ["unet", "vae", "clip"]
+    assert [*slots.model.bodies] == ["clip", "unet", "vae"]
+    with pytest.raises(BadInput, match="safety may be left out"):
+        KIND.with_modules(["clip", "unet"])

@@ -31,7 +31,7 @@ def latents(name, limit=2, **options):
     made = {}
     for group in ([0], [1], [0, 1])[: limit + 1]:
         batch = [slots.take(Request(n, 0.0, 1.0, {slots.kind.loop: STEPS + n})) for n in group]
-        if slots.kind.family == "sd":
+        if "clip" in slots.kind.modules:
             slots.once("clip", batch)
         for n, progress in zip(group, batch, strict=True):
             slots.begin(progress, STEPS + n)

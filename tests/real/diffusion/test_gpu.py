@@ -24,7 +24,7 @@ def results(slots, numbers, steps, together):
     with torch.no_grad():
         for group in groups:
             batch = [slots.take(Request(n, 0.0, 1.0, {slots.kind.loop: steps})) for n in group]
-            if slots.kind.family == "sd":
+            if "clip" in slots.kind.modules:
                 slots.once("clip", batch)
             for progress in batch:
                 slots.begin(progress, steps)

@@ -31,8 +31,8 @@ def slots_of(name, scheduler="ddim", count=8):
 
 def arrive(slots, number, steps):
     progress = slots.take(Request(number, 0.0, 1.0, {slots.kind.loop: steps}))
-    if slots.kind.family == "sd":
-        slots.once("clip", [progress])
+    for module in slots.kind.modules[: slots.kind.modules.index(slots.kind.loop)]:
+        slots.once(module, [progress])
     slots.begin(progress, steps)
     return progress
 
@@ -93,7 +93,7 @@ def test_who_is_done_just_stays(name):
 
 
 def schedulers(kind, name):
-    low, high, spacing = kind.betas
+    low, high, spacing = kind.sampling.betas
     scaled = spacing == "scaled_linear"
     common = {"beta_start": low, "beta_end": high, "beta_schedule": spacing}
     if name == "ddim":
@@ -119,11 +119,11 @@ def test_equal_to_the_loop_of_diffusers(name, scheduler):
     x = torch.empty(1, *kind.latent).normal_(generator=generator) * stock.init_noise_sigma
     for t in stock.timesteps:
         seen = stock.scale_model_input(x, t)
-        if kind.family == "sd":
-            context = torch.cat([model.empty, model.state["embedding"][slot : slot + 1]])
+        if kind.name == "tiny-sd":
+            context = torch.cat([model.definition.empty, model.state["embedding"][slot : slot + 1]])
             blind, led = model.networks["unet"](torch.cat([seen] * 2), t, context).sample.chunk(2)
             noise = blind + kind.guidance * (led - blind)
-        elif kind.family == "dit":
+        elif kind.name == "tiny-dit":
             label = model.state["label"][slot : slot + 1]
             noise = model.networks["dit"](seen, timestep=t.reshape(1), class_labels=label).sample[:, :4]
         else:
@@ -141,16 +141,16 @@ def test_equal_to_the_loop_of_diffusers(name, scheduler):
 def test_the_tables_are_those_of_diffusers(name, scheduler, steps):
     stock = schedulers(find(name), scheduler)
     stock.set_timesteps(steps)
-    table = steps_table(scheduler, steps, find(name).betas)
+    table = steps_table(scheduler, steps, find(name).sampling)
     np.testing.assert_allclose(table.rows[:, 0], stock.timesteps.numpy(), atol=1e-3)
     assert table.first == pytest.approx(float(stock.init_noise_sigma), rel=1e-5)
 
 
 def test_impossible_step_counts():
     with pytest.raises(BadInput, match="1 to 1000"):
-        steps_table("ddim", 0, find("tiny-sd").betas)
+        steps_table("ddim", 0, find("tiny-sd").sampling)
     with pytest.raises(BadInput, match="ddim or euler"):
-        steps_table("heun", 5, find("tiny-sd").betas)
+        steps_table("heun", 5, find("tiny-sd").sampling)
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -158,7 +158,7 @@ def test_impossible_step_counts():
 def test_images_of_a_batch_equal_those_made_alone(name):
     """All modules, to the byte or one beside it (rounding)."""
     slots = slots_of(name)
-    after = {"sd": ["vae", "safety"], "dit": ["vae"], "palette": ["output"]}[slots.kind.family]
+    after = {"tiny-sd": ["vae", "safety"], "tiny-dit": ["vae"], "tiny-palette": ["output"]}[slots.kind.name]
 
     def images(numbers):
         batch = [arrive(slots, n, 4) for n in numbers]
@@ -187,9 +187,9 @@ def test_the_safety_checker_decides_as_that_of_diffusers():
     thresholds = torch.linspace(-0.3, 0.3, checker.concept_embeds_weights.numel())
     checker.concept_embeds_weights.data.copy_(thresholds)
     with torch.no_grad():
-        mean, deviation = model.norm
+        mean, deviation = model.definition.norm
         seen = torch.nn.functional.interpolate(
-            pixels.float(), size=(model.image_size,) * 2, mode="bicubic", antialias=True
+            pixels.float(), size=(model.definition.seen,) * 2, mode="bicubic", antialias=True
         )
         seen = (seen.clamp(0, 255) / 255 - mean) / deviation
         for shift in (-1.0, -0.1, 0.0, 0.1, 1.0):
@@ -242,13 +242,15 @@ SIZES = {
 @pytest.mark.parametrize("name", SIZES)
 def test_full_sizes(name):
     """Millions of parameters, as published; built without memory."""
-    from servetwin.real.diffusion.networks import _build
+    from servetwin.real.diffusion.model_registry import class_of
+    from servetwin.real.diffusion.networks import build
 
-    kind = KINDS[name]
+    kind, meta = KINDS[name], torch.device("meta")
+    definition = class_of(kind)(kind, meta, torch.float32)
     for module, millions in SIZES[name].items():
         if module == "safety":
             continue
-        network = _build(kind, module, kind.networks[module], Options(device="cpu"), torch.device("meta"))
+        network = build(definition, module, Options(device="cpu"), meta)
         assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, rel=2e-3), module
 
 

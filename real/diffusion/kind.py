@@ -1,0 +1,145 @@
+"""What a diffusion model is, as data: its modules, their sizes, how it is sampled. No torch is needed to read it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from servetwin.core import BadInput, Module, Pipeline
+
+Betas = tuple[float, float, Literal["linear", "scaled_linear"]]
+Prediction = Literal["epsilon", "v_prediction", "flow"]
+
+#: What goes with each kind of prediction; the names are those of ``--sampler``.
+SAMPLERS: dict[Prediction, tuple[str, ...]] = {
+    "epsilon": ("ddim", "euler", "dpm++2m"),
+    "v_prediction": ("ddim", "euler", "dpm++2m"),
+    "flow": ("flow-euler", "dpm++2m"),
+}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a model was trained, and so how it is sampled.
+
+    *prediction* is what the loop's network gives: the noise, the velocity ``v`` (Salimans and Ho 2022, 2202.00512),
+    or the velocity of a rectified flow. *betas* are the first and last beta of the noise schedule and how they are
+    spaced. With *leading*, Euler and DPM-Solver++ take the timesteps that diffusers calls leading, else evenly
+    spaced ones up to the last. A flow's noise levels are shifted by *shift* (Esser et al. 2024, 2403.03206, 5.3.2),
+    or by ``exp(mu)`` with mu linear in the tokens of an image: *dynamic* is (mu at the fewest, mu at the most,
+    fewest, most tokens). *sampler* is the one that is used by default.
+    """
+
+    prediction: Prediction = "epsilon"
+    betas: Betas = (1e-4, 0.02, "linear")
+    leading: bool = False
+    shift: float = 1.0
+    dynamic: tuple[float, float, int, int] | None = None
+    sampler: str = "ddim"
+
+    @property
+    def samplers(self) -> tuple[str, ...]:
+        """The names of the samplers that can be used."""
+        return SAMPLERS[self.prediction]
+
+    def chosen(self, asked: str | None) -> str:
+        """The sampler *asked* for, or the default. Raises `BadInput` if it does not go with this model."""
+        if asked is None:
+            return self.sampler
+        if asked not in self.samplers:
+            what = f"sampler {asked!r} does not go with a model that predicts {_SPELT[self.prediction]}"
+            raise BadInput(what, where="--sampler", right=" or ".join(self.samplers))
+        return asked
+
+
+_SPELT = {"epsilon": "noise", "v_prediction": "v", "flow": "a flow's velocity"}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A model as it is served.
+
+    *chain* are its modules in order, each with whether it loops; *groups* the modules of each worker, as NeuStream
+    deploys it (left out: the loop alone, and what is before and after it). *optional* modules may be left out of a
+    pipeline. *networks* are the configurations of the modules' networks, *folders* where each lies in a checkpoint
+    (left out: in a folder of its name). *image* is the height in pixels, *width* the width (None: the same),
+    *frames* how many images a video has; *latent* is the shape of what the loop works on (channels, [frames,]
+    height, width). *largest* is the batch up to which serving and profiling go by default, *rows* how many rows of
+    the loop's network a request is (two with classifier-free guidance), *guidance* its scale. *precision* is that of
+    the networks on a GPU.
+
+    *code* says where the class is that serves it: ``module:Class`` or ``file.py:Class``; whoever finds the kind
+    fills it in.
+    """
+
+    name: str
+    title: str
+    chain: tuple[tuple[str, bool], ...]
+    image: int
+    latent: tuple[int, ...]
+    networks: Mapping[str, Mapping[str, Any]] = field(repr=False)
+    groups: tuple[tuple[str, ...], ...] = ()
+    optional: tuple[str, ...] = ()
+    folders: Mapping[str, str] = field(default_factory=dict, repr=False)
+    largest: int = 12
+    sampling: Sampling = Sampling()
+    guidance: float = 1.0
+    rows: int = 1
+    width: int | None = None
+    frames: int | None = None
+    precision: Literal["float16", "bfloat16"] = "float16"
+    code: str = ""
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.chain)
+
+    @property
+    def loop(self) -> str:
+        """The module that iterates."""
+        return next(name for name, loops in self.chain if loops)
+
+    @property
+    def placement(self) -> list[list[str]]:
+        """A worker for each of these groups: what NeuStream does."""
+        if self.groups:
+            return [list(group) for group in self.groups]
+        at = self.modules.index(self.loop)
+        found = [list(self.modules[:at]), [self.loop], list(self.modules[at + 1 :])]
+        return [group for group in found if group]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.image, self.image if self.width is None else self.width
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Of what comes out, in bytes: 3 x [frames x] height x width."""
+        return (3, *(() if self.frames is None else (self.frames,)), *self.size)
+
+    def pipeline(self) -> Pipeline:
+        return Pipeline.chain(*(Module(n, loop=loops) for n, loops in self.chain), name=self.name)
+
+    def with_modules(self, modules: Sequence[str]) -> Kind:
+        """This model with *modules* only. Raises `BadInput` where one is left out that must not be, or is not its."""
+        lacks = [m for m in self.modules if m not in modules and m not in self.optional]
+        if lacks or [m for m in self.modules if m in modules] != list(modules):
+            may = f" ({', '.join(self.optional)} may be left out)" if self.optional else ""
+            what = f"{self.name} cannot be served as {' -> '.join(modules)}"
+            raise BadInput(what, right=f"{' -> '.join(self.modules)}{may}")
+        if tuple(modules) == self.modules:
+            return self
+        groups = ([m for m in group if m in modules] for group in self.placement)
+        return replace(
+            self,
+            chain=tuple((m, loops) for m, loops in self.chain if m in modules),
+            groups=tuple(tuple(group) for group in groups if group),
+            networks={m: config for m, config in self.networks.items() if m in modules},
+        )
+
+    def tokens(self, latent: Sequence[int]) -> int:
+        """Patches of 2 x 2 of a latent of this shape, by which a dynamic shift goes."""
+        return math.prod(latent[1:-2]) * (latent[-2] // 2) * (latent[-1] // 2)

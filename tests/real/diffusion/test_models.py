@@ -1,0 +1,164 @@
+"""The models that come along: their images are those of their diffusers pipelines, alone and in mixed batches."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import (
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    StableDiffusionXLPipeline,
+)
+from servetwin.core import Request
+from servetwin.real.diffusion.device_slots import DeviceSlots
+from servetwin.real.diffusion.model_registry import KINDS, class_of
+from servetwin.real.diffusion.networks import build
+from servetwin.real.diffusion.options import Options
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+CPU = torch.device("cpu")
+STEPS = 4
+TINY = [name for name in KINDS if name.startswith("tiny-")]
+
+
+def slots_of(name, **options):
+    slots = DeviceSlots(KINDS[name], Options(device="cpu", slots=4, **options), CPU)
+    for module in slots.model.bodies:
+        slots.warm(module, 3)
+    slots.reset()
+    return slots
+
+
+@torch.no_grad()
+def begin(slots, number, steps):
+    progress = slots.take(Request(number, 0.0, 1.0, {slots.kind.loop: steps}))
+    for module in slots.kind.modules[: slots.kind.modules.index(slots.kind.loop)]:
+        slots.once(module, [progress])
+    slots.begin(progress, steps)
+    return progress
+
+
+@torch.no_grad()
+def finish(slots, progress):
+    for module in slots.kind.modules[slots.kind.modules.index(slots.kind.loop) + 1 :]:
+        slots.once(module, [progress])
+    if "output" in slots.model.bodies:
+        slots.once("output", [progress])
+    return slots.model.state["image"][progress.slot].clone()
+
+
+class Tokens:
+    """A tokenizer that knows the prompt of a request, by the name of its slot."""
+
+    def __init__(self, ids):
+        self.ids, self.model_max_length = ids[None], len(ids)
+        self.added_tokens_encoder = {}
+
+    def __call__(self, *_, **__):
+        return SimpleNamespace(input_ids=self.ids, attention_mask=torch.ones_like(self.ids))
+
+    def tokenize(self, prompt):
+        return prompt.split()
+
+
+def sdxl(networks, inputs):
+    made = StableDiffusionXLPipeline(
+        *(networks[n] for n in ("vae", "clip", "clip2")),
+        None,
+        None,
+        networks["unet"],
+        EulerDiscreteScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            timestep_spacing="leading",
+            steps_offset=1,
+        ),
+        add_watermarker=False,
+    )
+    made.tokenizer, made.tokenizer_2 = Tokens(inputs["prompt"]), Tokens(inputs["prompt2"])
+    return made, {"guidance_scale": 5.0}
+
+
+def flux(networks, inputs):
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    made = FluxPipeline(
+        scheduler, networks["vae"], networks["clip"], None, networks["t5"], None, networks["transformer"]
+    )
+    made.tokenizer, made.tokenizer_2 = Tokens(inputs["prompt"]), Tokens(inputs["prompt2"])
+    return made, {"guidance_scale": 3.5, "max_sequence_length": len(inputs["prompt2"])}
+
+
+PIPELINES = {"tiny-sdxl": sdxl, "tiny-flux": flux}
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+@torch.no_grad()
+def test_images_are_those_of_the_pipeline(name):
+    """From the tokens of a prompt to the bytes of an image, with the whole pipeline of diffusers beside it."""
+    number = 3
+    slots = slots_of(name)
+    pipeline, more = PIPELINES[name](slots.model.networks, slots.model.inputs[number])
+    pipeline.set_progress_bar_config(disable=True)
+    noise = torch.empty(1, *slots.kind.latent).normal_(generator=torch.Generator().manual_seed(number))
+    if name == "tiny-flux":
+        noise = pipeline._pack_latents(noise, *noise.shape)
+    height, width = slots.kind.size
+    wanted = pipeline(
+        "a prompt", num_inference_steps=STEPS, latents=noise, height=height, width=width, output_type="pt", **more
+    ).images[0]
+    progress = begin(slots, number, STEPS)
+    for _ in range(STEPS):
+        slots.step([progress])
+    found = finish(slots, progress)
+    assert found.float().std() > 10
+    assert (found.float() - wanted * 255).abs().max() <= 1.01
+
+
+#: How far results may differ that are computed in another batch, over the largest of them.
+ROUNDING = {"float32": 2e-5, "bfloat16": 0.06, "float16": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("precision", "sampler"), [*((precision, "default") for precision in ROUNDING), ("float32", "dpm++2m")]
+)
+@pytest.mark.parametrize("name", TINY)
+@torch.no_grad()
+def test_alone_is_as_in_a_mixed_batch(name, precision, sampler):
+    """Requests of other step counts that join at other times change nothing."""
+    slots = slots_of(name, precision=precision, scheduler=None if sampler == "default" else sampler)
+    latents = slots.model.state["latents"]
+    wanted = {}
+    for number, steps in ((0, 5), (1, 3), (2, 4)):
+        progress = begin(slots, number, steps)
+        for _ in range(steps):
+            slots.step([progress])
+        wanted[number] = latents[progress.slot].clone()
+        slots.release(number)
+    first = begin(slots, 0, 5)
+    slots.step([first])
+    others = [begin(slots, 1, 3), begin(slots, 2, 4)]
+    for _ in range(4):
+        slots.step([others[0], first, others[1]])
+    for progress in (first, *others):
+        off = (latents[progress.slot] - wanted[progress.request]).abs().max()
+        assert off <= ROUNDING[precision] * max(1.0, wanted[progress.request].abs().max())
+
+
+SIZES = {
+    "sdxl-1024": {"unet": 2567.5, "vae": 83.7, "clip": 123.1, "clip2": 694.7},
+    "flux1-dev-1024": {"transformer": 11901.4, "vae": 83.8, "t5": 4762.3},
+    "flux1-schnell-1024": {"transformer": 11891.2},
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_full_sizes(name):
+    """Millions of parameters, as published; built without memory."""
+    kind, meta = KINDS[name], torch.device("meta")
+    definition = class_of(kind)(kind, meta, torch.float32)
+    for module, millions in SIZES[name].items():
+        network = build(definition, module, Options(device="cpu"), meta)
+        assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, rel=2e-3), module
