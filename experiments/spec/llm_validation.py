@@ -95,7 +95,7 @@ def _check_apart(load: Workload) -> None:
 
 
 def _check_shared(path: tuple[str, ...], lengths: Lengths, load: Workload) -> None:
-    """What a group shares must fit into the longest prompts at least; before sessions it stands by itself."""
+    """What a group shares must fit into the longest prompts at least; before sessions it comes besides."""
     if load.sessions is not None:
         return
     prefix, most = lengths.prefix, _longest(lengths.prompt)
