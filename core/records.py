@@ -4,13 +4,13 @@
     the resolved experiment, versions, device, seed and profile digests
 ``requests.jsonl``
     one line per request, in the order in which they ended: raw time stamps, nothing derived; *class*, *tenant*,
-    *priority* and *weight* where they are not the usual ones ("", "", 0, 1.0); *shape*, where requests have one (of
-    diffusion models: *height*, *width*, *frames*, *guidance*, *images*); *ended*, when it was dropped or
-    failed; at a stage its *deadline* there, where it has one of its own; at an LLM stage also *arrival* (as the
-    engine saw it), *prompt*, *limit*, *predicted* (where there is a predictor) and *generated* tokens,
-    *first_token*, *last_token*, *preemptions*, *cached* and *cached_again* (tokens found in a prefix
-    cache), *due* or *limits* (what its tokens are promised), and the times of all
-    *tokens* if they were kept
+    *priority* and *weight* where they are not the usual ones ("", "", 0, 1.0); *session* and *turn*, its place there
+    from 0 on, where there are sessions; *shape*, where requests have one (of diffusion models: *height*, *width*,
+    *frames*, *guidance*, *images*); *ended*, when it was dropped or failed; at a stage its *deadline* there,
+    where it has one of its own; at an LLM stage also *arrival* (as the engine saw it), *prompt*, *limit*,
+    *predicted* (where there is a predictor) and *generated* tokens, *first_token*, *last_token*, *preemptions*,
+    *cached* and *cached_again* (tokens found in a prefix cache), *due* or *limits* (what its tokens are promised),
+    and the times of all *tokens* if they were kept
 ``batches.jsonl``
     one line per batch: start, end, worker, modules, request ids, and the ends of its iterations if it ran several;
     for a step of an LLM engine the ids are of the requests that prefill or were chosen one by one, *prefill* holds
@@ -110,12 +110,14 @@ def request_record(
         "priority": (request.priority, 0),
         "weight": (request.weight, 1.0),
     }
+    session = request.session
     return {
         "id": request.id,
         "arrival": request.arrival,
         "deadline": request.deadline if request.deadline < float("inf") else None,
         "work": dict(request.work),
         **{name: value for name, (value, usual) in terms.items() if value != usual},
+        **({"session": session[0], "turn": session[1]} if session is not None else {}),
         **({"shape": request.shape._asdict()} if request.shape is not None else {}),
         "outcome": request.outcome.value if request.outcome else None,
         "reason": request.reason,

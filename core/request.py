@@ -65,7 +65,8 @@ class Request:
     *priority* is as in vLLM: what has a lower one is to be served sooner. *tenant* says on whose behalf it was sent
     ("" if nobody says), *weight* the share of service that its tenant is entitled to, relative to others'.
     *class_name* is the class of the workload that it is of ("" in a workload without classes). The loop makes nothing
-    of these four: they are there for policies and routers, and results are told apart by them.
+    of these four: they are there for policies and routers, and results are told apart by them. *session* is the
+    number of the session that it belongs to, and its own place there from 0 on; None where there are no sessions.
 
     *shape* is what a diffusion model is to generate; None where all requests are as the profile was measured.
     """
@@ -83,6 +84,7 @@ class Request:
         "predicted",
         "priority",
         "reason",
+        "session",
         "shape",
         "tasks",
         "tenant",
@@ -102,6 +104,7 @@ class Request:
         tenant: str = "",
         weight: float = 1.0,
         class_name: str = "",
+        session: tuple[int, int] | None = None,
         shape: Shape | None = None,
     ) -> None:
         self.id = id
@@ -112,6 +115,7 @@ class Request:
         self.tenant = tenant
         self.weight = weight
         self.class_name = class_name
+        self.session = session
         self.shape = shape
         self.tasks: list[Task] = []
         self.waiting_for: dict[str, int] = {}  # stage that joins branches -> inputs still missing
@@ -136,8 +140,32 @@ class Request:
             "tenant": self.tenant,
             "weight": self.weight,
             "class_name": self.class_name,
+            "session": self.session,
             **({"shape": self.shape} if self.shape is not None else {}),
         }
+
+    # -- as a turn of a session (`servetwin.core.serving.sessions`) ----------------------------------------------
+
+    def turn(self, at: float, session: tuple[int, int] | None, said: Mapping[str, int], contents: Any) -> Request:
+        """This request, which was planned, as it is sent at that time. *said* has the tokens of its session so far by
+        LLM module, *contents* what `contents_of` gave for the session's first."""
+        return Request(self.id, at, self.slo, self.work, **{**self.terms, "session": session})
+
+    def contents_of(self, session: int) -> Any:
+        """What prompts hold in the session of that number, which this request begins."""
+        return None
+
+    def said_after(self, said: Mapping[str, int], generated: Mapping[str, int]) -> Mapping[str, int]:
+        """The tokens of its session by LLM module, if they were *said* before it and it got so many *generated*."""
+        return said
+
+    def answers(self) -> Mapping[str, int]:
+        """The tokens that it will get, if it is planned, by LLM module."""
+        return {}
+
+    def generated(self) -> dict[str, int]:
+        """The tokens that it has got by LLM module."""
+        return {}
 
     def __repr__(self) -> str:
         ended = self.outcome.value if self.outcome else "live"

@@ -17,7 +17,7 @@ Begin with `policy` (what it sees and says, once per step) and `request`; then `
 from .limits import EngineLimits
 from .orders import EarliestDue, WaitingOrder
 from .policy import ALL, DECODES, PREFILLS, All, Chunk, Fill, Step, TokenPolicy, TokenView, queue_order
-from .prefix_cache import PromptContent
+from .prefix_cache import PromptContent, SessionContent
 from .request import CachingTask, Follows, Ticks, TokenRequest, Tokens, TokenTask, prompt_of
 from .slo import CumulativeSLO, LimitsSLO, TokenDeadlines, TokenLimits, TokenSLO, TokenSLOByClass
 
@@ -35,6 +35,7 @@ __all__ = [
     "Follows",
     "LimitsSLO",
     "PromptContent",
+    "SessionContent",
     "Step",
     "Ticks",
     "TokenDeadlines",

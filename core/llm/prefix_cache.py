@@ -6,8 +6,9 @@ nobody uses any more keeps its content and stands in line until it is taken for 
 is taken first, of one request its last block first, and blocks that cannot be found again, because they are not full,
 before all others. Blocks of the same content are not merged: who computes what is there already keeps its own.
 
-Only what others may find is written down block by block: the prompts' tokens that are said to be shared, and all of a
-request that was preempted. Everything else is counted.
+Only what others may find is written down block by block: the prompts' tokens that are said to be shared, all of a
+request that was preempted, and all of one in a session, whose next turn begins with it: what that generated when it
+has ended, since the next turn comes later than that. Everything else is counted.
 
 >>> cache = PrefixCache(10, 16)
 >>> a = PromptContent(("system",), 40)  # the first 40 tokens of both prompts are the same
@@ -33,6 +34,10 @@ from typing import Protocol
 Key = tuple[Hashable, ...]
 
 
+#: No session has that many.
+MOST_TOKENS = 1 << 40
+
+
 class Looking(Protocol):
     """What is asked of one who may find something: a `servetwin.core.llm.request.CachingTask`."""
 
@@ -53,6 +58,13 @@ class PromptContent:
 
     __slots__ = ("_keys", "_of", "chain", "ids", "size")
 
+    answers = False
+
+    @property
+    def begins(self) -> PromptContent | None:
+        """What is known of it before anything has been answered."""
+        return self
+
     def __init__(self, ids: Sequence[Hashable], size: int) -> None:
         self.ids, self.size = tuple(ids), size
         # What stands for all up to and including each of them; of one (the usual system prompt) itself.
@@ -61,9 +73,11 @@ class PromptContent:
         self._keys: list[Key] = []  # of the first blocks of *_of* tokens each; many prompts may have this content
         self._of = 0
 
-    def tokens(self, prompt: int) -> int:
-        """How many of the first tokens of a prompt of *prompt* tokens have a name."""
-        return min(prompt, len(self.ids) * self.size)
+    def tokens(self, prompt: int, computed: int | None = None) -> int:
+        """How many have a name of the first *computed* tokens (None: of all of the prompt) of a request with a prompt
+        of *prompt* tokens."""
+        known = prompt if computed is None or computed > prompt else computed
+        return min(known, len(self.ids) * self.size)
 
     def key(self, end: int) -> Key:
         """What the block that ends with the *end*-th token holds, which must have a name."""
@@ -80,6 +94,37 @@ class PromptContent:
 
     def __repr__(self) -> str:
         return f"<PromptContent: {len(self.ids)} x {self.size} tokens>"
+
+
+class SessionContent(PromptContent):
+    """What was said in session number *session* so far, prompts and answers, for all of its turns: the prompt of each
+    begins with that of the turn before, and its answer. *begins* is what the first prompt begins with (None: with
+    nothing that others have). Its one name is the session's, for as many tokens as there will be."""
+
+    __slots__ = ("_begins",)
+
+    #: Whether what is generated has a name too, so that who comes later may find it.
+    answers = True
+
+    def __init__(self, session: int, begins: PromptContent | None = None) -> None:
+        super().__init__((("session", session),), MOST_TOKENS)
+        self._begins = begins
+
+    @property
+    def begins(self) -> PromptContent | None:
+        return self._begins
+
+    def tokens(self, prompt: int, computed: int | None = None) -> int:
+        return prompt if computed is None else computed
+
+    def key(self, end: int) -> Key:
+        begins = self._begins
+        if begins is not None and end <= len(begins.ids) * begins.size:
+            return begins.key(end)
+        return self.chain[0], end
+
+    def __repr__(self) -> str:
+        return f"<SessionContent: {self.ids[0]}>"
 
 
 class Block:
@@ -114,8 +159,9 @@ class PrefixCache:
     def hits(self, task: Looking, has: Callable[[Key], bool]) -> int:
         """How many full blocks *task* finds if *has* says which contents there are."""
         size, content, serial = self.size, task.prompt_content, task.cache_serial
-        most = (task.prompt + task.base_generated - 1) // size
-        named = min(content.tokens(task.prompt) // size, most) if content is not None else 0
+        known = task.prompt + task.base_generated
+        most = (known - 1) // size
+        named = min(content.tokens(task.prompt, known) // size, most) if content is not None else 0
         if content is not None and named:
             begun = self.begun(content, named, has)
             if begun < named:
@@ -138,7 +184,8 @@ class PrefixCache:
     def keys(self, task: Looking, count: int) -> list[Key]:
         """The contents of the first *count* blocks of *task*."""
         size, content, serial = self.size, task.prompt_content, task.cache_serial
-        named = min(count, content.tokens(task.prompt) // size) if content is not None else 0
+        known = task.prompt + task.base_generated
+        named = min(count, content.tokens(task.prompt, known) // size) if content is not None else 0
         own: list[Key] = [(serial, end * size, True) for end in range(named + 1, count + 1)]
         if content is None or not named:
             return own
@@ -150,7 +197,7 @@ class PrefixCache:
         content = task.prompt_content
         if content is None:
             return ()
-        full = min(upto, content.tokens(task.prompt)) // self.size
+        full = content.tokens(task.prompt, upto) // self.size
         return content.keys(self.size, full)[begin:] if full > begin else ()
 
     def idle(self, keys: Sequence[Key]) -> int:
@@ -194,7 +241,7 @@ class PrefixCache:
         are full then, and that others may want, can be found from now on, and are added to *table*."""
         if content is not None:
             size = self.size
-            full = min(upto, content.tokens(prompt)) // size
+            full = content.tokens(prompt, upto) // size
             if full > len(table):
                 table += map(self._add, content.keys(size, full)[len(table) :])
 

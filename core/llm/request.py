@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import BadInput
 from ..pipeline import Stage
 from ..request import Flight, Outputs, Place, Request, Task
-from .prefix_cache import PromptContent
+from .prefix_cache import PromptContent, SessionContent
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class TokenRequest(Request):
     one goes on for further visits). *missed* says that an LLM stage did not keep the SLO of its tokens. *predicted*
     holds, by loop module, how many output tokens a predictor expects; None where there is no predictor. *prefix*
     says, by loop module, what the prompt begins with, for engines with a prefix cache; what it does not name nobody
-    shares. *work*, *slo*, *priority*, *tenant*, *weight* and *class_name* are as in `Request`.
+    shares. *work*, *slo*, *priority*, *tenant*, *weight*, *class_name* and *session* are as in `Request`.
     """
 
     shape = None  # of images; and so it costs nothing to make one
@@ -65,6 +65,7 @@ class TokenRequest(Request):
         tenant: str = "",
         weight: float = 1.0,
         class_name: str = "",
+        session: tuple[int, int] | None = None,
         predicted: Mapping[str, int] | None = None,
         prefix: Mapping[str, PromptContent] | None = None,
     ) -> None:
@@ -76,6 +77,7 @@ class TokenRequest(Request):
         self.tenant = tenant
         self.weight = weight
         self.class_name = class_name
+        self.session = session
         self.predicted = predicted
         self.tasks = []
         self.waiting_for = {}
@@ -89,6 +91,33 @@ class TokenRequest(Request):
     @property
     def terms(self) -> dict[str, Any]:
         return {**super().terms, "predicted": self.predicted, "prefix": self.prefix}
+
+    def turn(self, at: float, session: tuple[int, int] | None, said: Mapping[str, int], contents: Any) -> Request:
+        terms = {**self.terms, "session": session}
+        tokens = self.tokens
+        if session is not None:
+            terms["prefix"] = contents
+            tokens = {m: (said.get(m, 0) + prompt, limit) for m, (prompt, limit) in self._new().items()}
+        return TokenRequest(self.id, at, tokens, self.outputs, slo=self.slo, work=self.work, **terms)
+
+    def _new(self) -> dict[str, tuple[int, int]]:
+        """What it adds to its session, if it is one of its turns: prompt and limit by module."""
+        return dict(self.tokens)  # type: ignore[arg-type]
+
+    def contents_of(self, session: int) -> Any:
+        begins = self.prefix or {}
+        return {module: SessionContent(session, begins.get(module)) for module in self.tokens}
+
+    def said_after(self, said: Mapping[str, int], generated: Mapping[str, int]) -> Mapping[str, int]:
+        return {m: said.get(m, 0) + prompt + generated.get(m, 0) for m, (prompt, _) in self._new().items()}
+
+    def answers(self) -> Mapping[str, int]:
+        outputs: Mapping[str, Any] = self.outputs or {}
+        return {module: min(outputs[module], limit) for module, (_, limit) in self._new().items()}
+
+    def generated(self) -> dict[str, int]:
+        tasks = [task for task in self.tasks if isinstance(task, TokenTask)]
+        return {task.stage.loop or task.stage.name: task.generated for task in tasks}
 
 
 class Ticks:

@@ -33,7 +33,7 @@ from .executor import Executor
 from .worker import Handle, Worker
 
 #: What a request says of itself beside its work, in that order.
-SAID = ("arrival", "deadline", "missed", "priority", "tenant", "weight", "class_name", "shape")
+SAID = ("arrival", "deadline", "missed", "priority", "tenant", "weight", "class_name", "session", "shape")
 
 
 #: Which of several workers of a stage a request goes to at a time; None: it waits centrally.
@@ -143,6 +143,16 @@ class ServingLoop:
         for stage in self.entries:
             self.forward(request, stage, None)
 
+    def hear_ends(self, hear: Callable[[Request, float], None]) -> None:
+        """Let *hear* be told of each request that has ended, and when, after the recorder is."""
+        tell = self._hear_end
+
+        def both(request: Request, now: float) -> None:
+            tell(request, now)
+            hear(request, now)
+
+        self._hear_end = both
+
     def stop(self, reason: str = CUT_OFF[0]) -> None:
         """End the run: what is still live fails. Batches in flight run out without effect."""
         self.stopped = True
@@ -192,7 +202,7 @@ class ServingLoop:
 
     def _said(self, request: Request) -> tuple[object, ...]:
         """What *request* says now: `SAID`, and what it asks for."""
-        terms = request.priority, request.tenant, request.weight, request.class_name, request.shape
+        terms = request.priority, request.tenant, request.weight, request.class_name, request.session, request.shape
         return request.arrival, request.deadline, request.missed, *terms, self._asked(request)
 
     def _asked(self, request: Request) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -31,6 +31,7 @@ from servetwin.core import (
 from servetwin.core.errors import PolicyFault, Stopped
 from servetwin.core.llm import TokenPolicy, TokenSLO, TokenView
 from servetwin.core.llm.serving.worker import TokenWorker
+from servetwin.core.serving.sessions import Session, SessionClient
 from servetwin.core.slo import ClassSLO
 
 from ..provenance.file_digests import code_digest
@@ -40,6 +41,8 @@ from ..registry.policy_errors import policies_answer
 from ..spec import yaml_io
 from ..spec.experiment import Experiment, FixedSLO, RelativeSLO
 from ..spec.loading import load_profiles, not_measured
+from ..spec.sessions import ClosedLoop
+from ..workload import sessions
 from ..workload.requests import about, check_resolution, other_images, read_trace, requests
 from .llm_workers import ENDLESS, check_engine, contexts, deadlines_of, host_ahead, prepare, settings_of
 from .pipeline import call_times, estimates, make_pipeline, make_pool, seconds_alone, wiring
@@ -64,6 +67,8 @@ class Run:
     executor: SimExecutor
     source: Iterator[Request]
     recorder: Recorder
+    #: Where requests are sent when others have ended; *source* is empty then.
+    sessions: Iterator[Session] | None = None
 
     def play(self, *, columns: bool = True) -> Summary:
         """Serve all requests, in simulated time; *columns* is as in `servetwin.sim.llm.columns.play`, and without it
@@ -72,12 +77,17 @@ class Run:
         from servetwin.sim.llm.look_ahead_lane import may_look_ahead
 
         stops = self.experiment.system.stop_after is not None  # tokens of steps in flight would count, or not
-        self.executor.looks_ahead = columns and not stops and may_look_ahead(self.loop)
+        alone = self.sessions is None  # else who ends at one engine may bring a request to another
+        self.executor.looks_ahead = columns and not stops and alone and may_look_ahead(self.loop)
         with policies_answer(self.loop.policies()):
             source = self.source if self.experiment.system.stop_after is None else self._source_then_stop()
             look_over, close_books = self.loop.look_over, self.loop.close_books  # before any policy could change them
             try:
-                play(self.loop, self.executor, source, columns=columns)
+                if self.sessions is not None:
+                    send_sessions(self.experiment, self.loop, self.sessions)
+                    self.executor.run_until_idle()
+                else:
+                    play(self.loop, self.executor, source, columns=columns)
                 look_over()
             except BaseException:
                 close_books()
@@ -91,12 +101,41 @@ class Run:
             raise InvariantBroken(f"{what}; held by no worker, under {self.loop.under()}")
         return self.recorder.summary
 
+    def send(self, requests: Iterable[Request]) -> None:
+        """Let *requests*, in order of arrival, be those that are sent, at their times."""
+        self.source, self.sessions = iter(requests), None
+
+    def planned(self) -> Iterator[Request]:
+        """The requests that are sent, in order of arrival; where each is sent when others have ended, session by
+        session, as if all had been answered."""
+        return self.source if self.sessions is None else (r for s in self.sessions for r in s.planned())
+
     def _source_then_stop(self) -> Iterator[Request]:
         """The requests; when the last has been sent, the end of the run is planned."""
         yield from self.source
         after = self.experiment.system.stop_after
         if after is not None:
             self.executor.call_at(self.executor.now() + after, self.loop.stop)
+
+
+def send_sessions(experiment: Experiment, loop: ServingLoop, sessions: Iterator[Session]) -> SessionClient:
+    """Let the *sessions* of *experiment* be sent to *loop*, on its executor's clock."""
+    after = experiment.system.stop_after
+
+    def stop() -> None:
+        if after is not None:
+            loop.call_at(loop.now() + after, loop.stop)
+
+    return SessionClient(loop, sessions, when_over=stop, **how_sent(experiment))
+
+
+def how_sent(experiment: Experiment) -> dict[str, Any]:
+    """What `servetwin.core.serving.sessions.Conversations` takes besides the sessions."""
+    load = experiment.workload
+    said: dict[str, Any] = {"after_drop": load.sessions.after_drop} if load.sessions is not None else {}
+    if isinstance(load.arrivals, ClosedLoop):
+        said |= {"clients": load.arrivals.clients, "ramp": load.arrivals.ramp}
+    return said
 
 
 def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
@@ -142,8 +181,12 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     )
     with policies_answer([worker.policy for worker in workers]):  # each is asked to start
         loop = ServingLoop(stages, workers, executor, recorder, **wiring(experiment, stages, workers, profiles))
-    source = requests(experiment, slo.seconds, trace, contexts=limits)
-    return Run(experiment, loop, executor, source, recorder)
+    if not load.in_turns:
+        return Run(experiment, loop, executor, requests(experiment, slo.seconds, trace, contexts=limits), recorder)
+    if cut := sessions.about(experiment, slo.seconds, trace, limits):
+        recorder.summary.input["sessions"] = cut
+    made = sessions.sessions(experiment, slo.seconds, trace, contexts=limits)
+    return Run(experiment, loop, executor, iter(()), recorder, made)
 
 
 @as_loaded()

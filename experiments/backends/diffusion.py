@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from servetwin.core import BadInput, Pipeline, Recorder, Request, ServeTwinError, Stage, Worker
+from servetwin.core.serving.sessions import Session
 
 from ..assembly import build
 from ..assembly.llm_workers import contexts
@@ -34,6 +35,7 @@ from ..registry.policy_errors import policies_answer
 from ..spec import loading
 from ..spec.experiment import Experiment
 from ..workload.requests import read_trace, requests
+from ..workload.sessions import sessions
 
 if TYPE_CHECKING:
     from servetwin.profiles import Profile
@@ -207,20 +209,38 @@ def write_report(folder: Path, report: HasReport) -> None:
 class Plan:
     """What of an experiment is the same in both worlds, wired up and checked.
 
-    With *diffusion* a model that the real side has must serve it: *model*, where it is named.
+    With *diffusion* a model that the real side has must serve it: *model*, where it is named. *in_turns*: requests
+    that are sent when others have ended can be.
     """
 
-    def __init__(self, experiment: Experiment, *, diffusion: bool = True, model: str | None = None) -> None:
+    def __init__(
+        self, experiment: Experiment, *, diffusion: bool = True, in_turns: bool = False, model: str | None = None
+    ) -> None:
         refuse(experiment, "the real side, which serves one size,")
         self.fitting = fitting(experiment, model) if diffusion else []
+        if experiment.workload.in_turns and not in_turns:
+            what = "here no request waits for others to end, as those of sessions and closed loops do"
+            key = "sessions" if experiment.workload.sessions is not None else "arrivals"
+            right = "simulation, or one vLLM engine (--backend vllm)"
+            raise BadInput(what, where=f"{experiment.name}: workload.{key}", right=right)
         # The client is a real one here, with a lateness of its own.
         prompt = experiment.system.model_copy(update={"client_delay": 0.0, "client_stretch": 0.0})
         self.experiment = experiment = expanded(experiment.model_copy(update={"system": prompt}))
         self.profiles = loading.load_profiles(experiment)
         self.slo = build.make_slo(experiment, self.profiles)
         known = contexts(experiment, self.profiles)
-        self.requests = list(requests(experiment, self.slo.seconds, read_trace(experiment), contexts=known))
+        self._contexts, self._trace = known, read_trace(experiment)
+        #: Those that are sent; where that depends on who has ended, what turns add to their sessions.
+        self.requests: list[Request] = []
+        if experiment.workload.in_turns:
+            self.requests = [plan for session in self.sessions() for _, plan in session.turns]
+        else:
+            self.requests = list(requests(experiment, self.slo.seconds, self._trace, contexts=known))
         build.build(experiment)  # what a simulation would refuse is refused here too
+
+    def sessions(self) -> Iterator[Session]:
+        """The sessions of an experiment whose requests are sent when others have ended."""
+        return sessions(self.experiment, self.slo.seconds, self._trace, contexts=self._contexts)
 
     def slots(self) -> int:
         """Room for all requests, if they are no more than about a thousand, and for any batch."""

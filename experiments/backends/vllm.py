@@ -9,11 +9,12 @@ import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from servetwin.core import BadInput, Recorder, Summary, Worker
+from servetwin.core import BadInput, Recorder, Request, Summary, Worker
 from servetwin.core.installed import not_installed
 from servetwin.core.llm import TokenRequest
 from servetwin.core.llm.serving.worker import TokenWorker
@@ -29,7 +30,7 @@ from .diffusion import Plan, Say, recording, write_report
 if TYPE_CHECKING:
     from servetwin.profiles import Profile
     from servetwin.real.vllm.engine import EngineOptions, VllmEngine
-    from servetwin.real.vllm.plan import Planned, Run
+    from servetwin.real.vllm.plan import Planned, Run, SessionSender
 
 #: Sizes for which steps are captured as CUDA graphs, in tokens.
 GRAPHS = (1, 2, 4, *range(8, 65, 8), *range(80, 129, 16), *range(160, 257, 32), *range(288, 513, 32))
@@ -148,7 +149,7 @@ class VllmBackend:
 
     def kept_for(self, experiment: Experiment) -> EngineOptions:
         """The engine that serves *experiment*: runs that have the same follow each other."""
-        plan = Plan(experiment, diffusion=False)
+        plan = Plan(experiment, diffusion=False, in_turns=True)
         worker = self._only(plan.system()[1], experiment)
         ((_, profile),) = plan.profiles.items()
         return self._options(worker, profile)
@@ -167,7 +168,7 @@ class VllmBackend:
         Raises `BadInput` before anything is written.
         """
         say = say or (lambda _: None)
-        plan = Plan(experiment, diffusion=False)
+        plan = Plan(experiment, diffusion=False, in_turns=True)
         _, workers, _ = plan.system()
         worker = self._only(workers, experiment)
         require_vllm()
@@ -186,12 +187,14 @@ class VllmBackend:
             recorder = build.folder_for(experiment, folder, meta)
         prepare(recorder, plan.experiment, workers)
         say(f"warming up, then serving {len(planned)} requests")
-        by_id: Any = {r.id: r for r in plan.requests}
+        sender = sender_of(plan, worker)
+        by_id: Any = {r.id: r for r in plan.requests} if sender is None else sender.requests
         with recording(recorder, folder), policies_answer([worker.policy]):
             engine.serve(_warm_up(planned), Settings(name=view.name), policy=None)
             run = engine.serve(
-                planned,
+                planned if sender is None else (),
                 Settings(name=view.name),
+                sender=sender,
                 policy=worker.policy,
                 estimates=estimates,
                 stop_after=experiment.system.stop_after,
@@ -299,20 +302,34 @@ def check_limits(workers: Sequence[Worker], *, alone: bool = True) -> None:
 def planned_of(plan: Plan, worker: TokenWorker, *, caching: bool | None = None) -> list[Planned]:
     """The requests of *plan* as a client sends them; with *caching* (None: if the engine of *worker* caches prefixes)
     their prompts begin alike as the workload says."""
+    caching = worker.view.limits.enable_prefix_caching if caching is None else caching
+    return [planned_as(request, worker, caching=caching) for request in plan.requests]
+
+
+def planned_as(request: Request, worker: TokenWorker, *, caching: bool) -> Planned:
+    """*request* as a client sends it."""
     from servetwin.real.vllm.plan import Planned, said_of
 
     name = worker.stage.loop or worker.stage.name
-    caching = worker.view.limits.enable_prefix_caching if caching is None else caching
-    planned = []
-    for request in plan.requests:
-        assert isinstance(request, TokenRequest)
-        tokens: Any = request.tokens[name]
-        prompt, limit = tokens
-        output: Any = (request.outputs or {})[name]
-        said = said_of(request, request.predicted.get(name) if request.predicted is not None else None)
-        prefix = request.prefix.get(name) if caching and request.prefix is not None else None
-        planned.append(Planned(request.id, request.arrival, prompt, min(output, limit), limit, said, prefix))
-    return planned
+    assert isinstance(request, TokenRequest)
+    tokens: Any = request.tokens[name]
+    prompt, limit = tokens
+    output: Any = (request.outputs or {})[name]
+    said = said_of(request, request.predicted.get(name) if request.predicted is not None else None)
+    content = request.prefix.get(name) if caching and request.prefix is not None else None
+    begins = content.begins if content is not None else None
+    return Planned(request.id, request.arrival, prompt, min(output, limit), limit, said, begins)
+
+
+def sender_of(plan: Plan, worker: TokenWorker) -> SessionSender | None:
+    """What sends the sessions of *plan*, where requests are sent when others have ended."""
+    if not plan.experiment.workload.in_turns:
+        return None
+    from servetwin.real.vllm.plan import SessionSender
+
+    name, caching = worker.stage.loop or worker.stage.name, worker.view.limits.enable_prefix_caching
+    planned = partial(planned_as, worker=worker, caching=caching)
+    return SessionSender(plan.sessions(), name, planned, build.how_sent(plan.experiment))
 
 
 def _warm_up(planned: list[Planned]) -> list[Planned]:

@@ -23,6 +23,7 @@ from ..sweeps.point import Progress, Row, Together, run_all
 from ..sweeps.repeat import seeded
 from ..sweeps.statistics import Interval, attainment_interval, paired_attainment
 from ..workload.seed_effect import check_seeds
+from .most_met import check_arrivals
 from .sweep_bounds import Bounded
 
 #: The workloads of the leagues, each at the highest rate (requests/s) of its axis in Figures 11 and 12 of the
@@ -106,6 +107,8 @@ def league(
         raise BadInput(what, where="league", right="workloads of one kind")
     for place in places.values():
         check_seeds(place, seeds, "--seeds")
+        if bounds:
+            check_arrivals(place)
     shifts = range(seeds)
     asked, left_out = _entries(sources, policies, places, TokenPolicy if kinds == {True} else Policy, first_seed)
     every = [seeded(e, k) for own in asked.values() for e in own.values() for k in shifts]

@@ -86,6 +86,15 @@ class Bound:
         }
 
 
+def check_arrivals(experiment: Experiment) -> None:
+    """Raise `BadInput` where requests come at other times under other schedules."""
+    if experiment.workload.in_turns:
+        what = "when its requests are sent depends on when others end, so on the schedule that is to be bounded"
+        key = "sessions" if experiment.workload.sessions is not None else "arrivals"
+        right = "arrivals of their own (poisson, say), without sessions"
+        raise BadInput(what, where=f"{experiment.name}: workload.{key}", right=right)
+
+
 def most_met(
     experiment: Experiment,
     requests: Fresh | None = None,
@@ -101,6 +110,7 @@ def most_met(
 
     Raises `BadInput` for pipelines of which no bound is known.
     """
+    check_arrivals(experiment)
     refuse(experiment, "the bound")
     began = time.perf_counter()
     noise = experiment.time.noise

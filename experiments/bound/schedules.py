@@ -77,7 +77,7 @@ def serve(experiment: Experiment, policy: str, requests: Fresh | None) -> Summar
     """Serve *experiment* under *policy*, with *requests* of one's own if they are given."""
     run = build.build(under(experiment, policy))
     if requests is not None:
-        run.source = requests()
+        run.send(requests())
     return run.play()
 
 

@@ -25,6 +25,7 @@ from ..spec.experiment import Experiment, RelativeSLO
 from ..spec.llm import TokenSLOSpec
 from ..spec.loading import layers, load
 from ..spec.overrides import ByOption, Override
+from ..spec.sessions import ClosedLoop
 from ..sweeps import tables
 from ..sweeps.cache import Cache
 from ..sweeps.cluster import running_on
@@ -255,6 +256,10 @@ def _start(experiment: Experiment, find: str) -> float:
     """Where the experiment stands now."""
     if find == "rate":
         rate = experiment.workload.arrivals.rate
+        if isinstance(experiment.workload.arrivals, ClosedLoop):
+            what = "a closed loop has no rate: its clients send when they have been answered"
+            right = "a sweep that varies workload.arrivals.clients, or another arrival process"
+            raise BadInput(what, where="--find rate", right=right)
         if rate is None:
             raise BadInput(
                 "the trace goes at its own rate", where="--find rate", right="--set rate=1.0 to begin with"

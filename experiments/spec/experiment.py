@@ -19,6 +19,7 @@ from servetwin.profiles import Kind
 
 from .field_types import Count, NotNegative, Positive, Strict, Weight
 from .llm import EngineSpec, Lengths, TokenSLOSpec
+from .sessions import ClosedLoop, SessionsSpec
 from .shapes import ShapeDraw
 
 # -- what arrives ---------------------------------------------------------------------------------------
@@ -84,7 +85,7 @@ class Trace(Recorded):
     rate: Positive | None = None
 
 
-Arrivals = Annotated[Gamma | Poisson | Constant | Bursty | Trace, Discriminator("process")]
+Arrivals = Annotated[ClosedLoop | Gamma | Poisson | Constant | Bursty | Trace, Discriminator("process")]
 
 
 class UniformSteps(Strict):
@@ -187,6 +188,7 @@ class Workload(Strict):
     experiment's seed. *requests* may be left out (null) for a trace: all of it. LLM modules have *lengths* in place
     of *steps*. *trace* is where steps and lengths come from that are those of a trace, if the arrivals are drawn.
     *classes* tell requests apart that have steps, lengths, an SLO, a priority, a tenant or a weight of their own.
+    With *sessions* requests are their turns, and *arrivals* say when sessions begin.
 
     *shape* says of which size images are (or videos), and what else batches go by: "constant" for all, a "choice"
     with weights, or that of the "trace". Left out, all are as the profile was measured.
@@ -199,7 +201,13 @@ class Workload(Strict):
     lengths: dict[str, Lengths] = Field(default_factory=dict)
     trace: Recorded | None = None
     classes: dict[str, RequestClass] = Field(default_factory=dict)
+    sessions: SessionsSpec | None = None
     shape: ShapeDraw | None = None
+
+    @property
+    def in_turns(self) -> bool:
+        """Whether requests are sent when others have ended: there are sessions, or a closed loop."""
+        return self.sessions is not None or isinstance(self.arrivals, ClosedLoop)
 
     @property
     def shaped(self) -> bool:
@@ -499,8 +507,9 @@ class Experiment(Strict):
         """The content of a file that says the same in full."""
         content = self.model_dump(mode="json", by_alias=True)
         load = content["workload"]
-        if self.workload.trace is None:
-            del load["trace"]
+        for key in ("trace", "sessions"):
+            if load[key] is None:
+                del load[key]
         for name, own in self.workload.classes.items():
             if own.slo is not None:  # what it does not say is as in the experiment's
                 load["classes"][name]["slo"] = own.slo.model_dump(mode="json", exclude_unset=True)

@@ -44,6 +44,7 @@ from .experiment import (
 from .field_types import Strict
 from .llm import EngineSpec, Prediction, PrefixDraw, TokenDraw, TokenSLOSpec
 from .overrides import ByOption, Override, said
+from .sessions import WAITS, ClosedLoop, SecondsDraw, TurnsDraw
 from .shapes import ShapeDraw
 from .validation import check
 from .variants import NAMES_OF_DEPLOYMENT, Chosen, Given, Key, Layer, Tree, check_layer, choose
@@ -184,6 +185,8 @@ def _kinds() -> dict[tuple[str, ...], tuple[str, dict[str, type[BaseModel]]]]:
         ("deployment", "router"): ("name", {}),
         ("deployment", "routers", "*"): ("name", {}),
         ("workload", "arrivals"): ("process", by_tag(Arrivals, "process")),
+        ("workload", "sessions", "turns"): ("draw", by_tag(TurnsDraw, "draw")),
+        **dict.fromkeys(WAITS, ("draw", by_tag(SecondsDraw, "draw"))),
         **{(*load, "steps", "*"): ("draw", by_tag(Steps, "draw")) for load in loads},
         **{(*load, "shape"): ("draw", by_tag(ShapeDraw, "draw")) for load in loads},
         ("deployment", "workers", "*", "calls"): ("time", by_tag(Calls, "time")),
@@ -212,8 +215,8 @@ def _keep_known(node: Tree, path: Key, tag: str, value: Any) -> None:
     kind = _kind_at(path)
     assert kind is not None
     model = kind[1].get(value) if isinstance(value, str) else None
-    # A trace has a rate of its own: that of another process is not for it.
-    known = set(model.model_fields) if model is not None and model is not Trace else set()
+    # A trace has a rate of its own, and a closed loop has none: that of another process is not for them.
+    known = set(model.model_fields) if model not in (None, Trace, ClosedLoop) else set()
     for key in [k for k in node if k not in known]:
         del node[key]
     node[tag] = value
@@ -387,7 +390,7 @@ def load(
         given = [*_session_overrides(chain, session), *given]
     if given:
         tree = experiment.as_dict()
-        tree["workload"].setdefault("trace", None)  # left out where there is none
+        tree["workload"] = {"trace": None, "sessions": None, **tree["workload"]}  # left out where there is none
         for load_of in (tree["workload"], *tree["workload"].setdefault("classes", {}).values()):
             for lengths in load_of["lengths"].values():
                 lengths.setdefault("predict", None)  # likewise

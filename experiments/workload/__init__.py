@@ -2,6 +2,7 @@
 
 ==================  ==============================================================
 `requests`          from an experiment to its requests
+`sessions`          likewise, those that are sent when others have ended
 `draws`             when they come, how many iterations they run, how long prompts and outputs are
 `lengths`           whether prompts and outputs fit into engines; `predictions`: what is predicted of outputs
 `prefixes`          what prompts begin with, for engines that share what begins alike

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice, repeat
+from itertools import chain, islice, repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from servetwin.core.random_streams import stream
 from ..registry.catalog import suggest
 from ..spec.experiment import Experiment, RelativeSLO, RequestClass, Workload
 from . import prefixes
-from .draws import BLOCK, shapes_of, steps_of
+from .draws import BLOCK, shapes_of, steps_of, turns_of
 from .lengths import triples
 from .predictions import Predictor, predictor
 
@@ -46,7 +46,11 @@ def class_names(load: Workload, trace: TraceFile | None, seed: int) -> Iterator[
     if told and trace is not None:
         what = "the trace has a column class, and the classes have shares"
         raise BadInput(what, where=trace.where, right="no shares in workload.classes, or no such column")
-    return _drawn(known, shares / shares.sum(), stream(seed, "classes"))
+    drawn = _drawn(known, shares / shares.sum(), stream(seed, "classes"))
+    if load.sessions is None:
+        return drawn
+    turns = turns_of(load.sessions.turns, seed)  # all of one session are of one class
+    return chain.from_iterable(repeat(name, many) for name, many in zip(drawn, turns, strict=False))
 
 
 def _drawn(names: list[str], shares: np.ndarray, source: np.random.Generator) -> Iterator[str]:

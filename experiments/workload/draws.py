@@ -12,8 +12,8 @@ which they were stored (tests/experiments/workload/test_draws.py holds all of th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from itertools import cycle, repeat
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain, cycle, repeat
 
 import numpy as np
 from servetwin.core import Shape
@@ -41,6 +41,18 @@ from ..spec.llm import (
     UniformTokens,
 )
 from ..spec.published_draws import listed
+from ..spec.sessions import (
+    ChoiceTurns,
+    ClosedLoop,
+    ConstantSeconds,
+    ConstantTurns,
+    ExponentialSeconds,
+    LognormalSeconds,
+    SecondsDraw,
+    TurnsDraw,
+    UniformSeconds,
+    UniformTurns,
+)
 from ..spec.shapes import ConstantShape, ShapeDraw, TraceShape
 from .trace_reader import TraceFile
 
@@ -70,6 +82,7 @@ def arrival_times(
     if isinstance(spec, Trace):
         assert trace is not None
         return trace.arrivals_at(spec.rate)
+    assert not isinstance(spec, ClosedLoop)  # when those come depends on who has ended
     if isinstance(spec, Constant):
         return _constant(spec.rate)
     first = seeds[spec.cv] if seeds is not None and isinstance(spec, Gamma) else 0
@@ -198,3 +211,37 @@ def _tokens(draw: UniformTokens | ChoiceTokens | LognormalTokens, source: np.ran
         while True:
             drawn = np.rint(np.exp(mean + sigma * source.standard_normal(BLOCK)))
             yield from np.clip(drawn, draw.low, draw.high).astype(int).tolist()
+
+
+def seconds_of(draw: SecondsDraw | None, name: str, seed: int) -> Iterator[float]:
+    """Times for one after the other, in seconds; *name* tells the draws of one experiment apart."""
+    if draw is None:
+        return repeat(0.0)
+    if isinstance(draw, ConstantSeconds):
+        return repeat(draw.seconds)
+    source = stream(seed, name)
+    return chain.from_iterable(_seconds(draw, source).tolist() for _ in repeat(None))
+
+
+def _seconds(draw: ExponentialSeconds | UniformSeconds | LognormalSeconds, source: np.random.Generator) -> np.ndarray:
+    if isinstance(draw, ExponentialSeconds):
+        return source.exponential(draw.mean, BLOCK)
+    if isinstance(draw, UniformSeconds):
+        return source.uniform(draw.low, draw.high, BLOCK)
+    sigma = math.log(draw.p90 / draw.median) / Z90
+    return np.minimum(draw.median * np.exp(sigma * source.standard_normal(BLOCK)), draw.high)
+
+
+def turns_of(draw: TurnsDraw, seed: int) -> Iterator[int]:
+    """The turns of session 0, 1, ..."""
+    if isinstance(draw, ConstantTurns):
+        return repeat(draw.turns)
+    source = stream(seed, "turns")
+    if isinstance(draw, UniformTurns):
+        drawn: Callable[[], np.ndarray] = lambda: source.integers(draw.low, draw.high, BLOCK, endpoint=True)  # noqa: E731
+    elif isinstance(draw, ChoiceTurns):
+        weights = np.array(draw.weights or [1.0] * len(draw.values))
+        drawn = lambda: source.choice(draw.values, BLOCK, p=weights / weights.sum())  # noqa: E731
+    else:
+        drawn = lambda: source.geometric(1.0 / draw.mean, BLOCK)  # noqa: E731
+    return chain.from_iterable(drawn().tolist() for _ in repeat(None))

@@ -16,6 +16,7 @@ from servetwin.sim.llm.request_columns import TokenColumns
 from ..spec.experiment import Experiment, Trace, TraceSteps
 from ..spec.llm import TraceTokens
 from ..spec.published_draws import PUBLISHED
+from ..spec.sessions import ClosedLoop
 from ..spec.shapes import TraceShape
 from . import predictions, prefixes, trace_reader
 from .described import check_classes, counted, described
@@ -191,6 +192,8 @@ def check_resolution(
     step that *profiles* know: a floating-point number has 53 binary digits."""
     step = _shortest_step(experiment, profiles)
     load, system = experiment.workload, experiment.system
+    if isinstance(load.arrivals, ClosedLoop):
+        return  # nobody knows how late that will be
     count, rate = count_of(experiment, trace), load.arrivals.rate
     if isinstance(load.arrivals, Trace):
         assert trace is not None
@@ -230,15 +233,18 @@ def requests(
     trace: trace_reader.TraceFile | None = None,
     *,
     contexts: Mapping[str, int] | None = None,
+    due: Iterator[float] | None = None,
 ) -> Iterator[Request]:
     """The requests of *experiment* in order of arrival; *slo* gives the seconds that this work may take, for requests
     of a class too (`servetwin.core.slo.SLO`), *contexts* the tokens that LLM modules take per request (see
-    `servetwin.experiments.assembly.llm_workers`)."""
+    `servetwin.experiments.assembly.llm_workers`). With *due* they come at these times instead."""
     load, system = experiment.workload, experiment.system
     published, seed = load.draws != "seeded", experiment.seed
     seeds = PUBLISHED.get(load.draws)
     limits = check_lengths(experiment, trace, contexts or {}) if load.lengths else {}
-    due = arrival_times(load.arrivals, seed=seed, published=published, trace=trace, seeds=seeds)
+    given = due is not None
+    if due is None:
+        due = arrival_times(load.arrivals, seed=seed, published=published, trace=trace, seeds=seeds)
     modules = tuple(load.steps)
     draws = [steps_of(m, load.steps[m], seed=seed, published=published, trace=trace) for m in modules]
     works = zip(*draws, strict=False) if draws else repeat(())
@@ -248,12 +254,12 @@ def requests(
         return _plain_requests(
             islice(zip(count(), due, works, strict=False), load.requests), slo, modules, stretch, delay
         )
-    if delay or stretch != 1.0:
+    if not given and (delay or stretch != 1.0):
         due = (at * stretch + i * delay for i, at in enumerate(due))
     due = islice(due, load.requests)
     if says_more:
         return described(experiment, slo, due, modules, works, contexts or {}, trace)
-    if len(load.lengths) == 1 and not modules:
+    if len(load.lengths) == 1 and not modules and not given:
         ((module, lengths),) = load.lengths.items()
         if lengths.after is None and lengths.prefix is None:
             tokens: list[Iterator[int]]

@@ -2,7 +2,7 @@
 
 Workers are asked for nothing but how many requests they have. What their caches hold is guessed from what was sent
 there: a record of the beginnings of prompts, the oldest of which are forgotten. Source: the policy ``cache_aware`` of
-SGLang's router and its descendants (SMG, docs/concepts/routing/cache-aware.md, and vLLM's router), with their
+SGLang's router and its descendants (SMG's documentation of cache-aware routing, and vLLM's router), with their
 defaults; requests of which too little is known go where the fewest are, as SMG has it.
 """
 

@@ -28,7 +28,7 @@ from servetwin.core.llm import TokenPolicy
 
 from ..client import END, PACKET, Client
 from ..cpu_affinity import pinned_core
-from .plan import KEY, Planned, Run, Served, prompt_ids
+from .plan import KEY, Planned, Run, Served, SessionSender, prompt_ids
 
 #: What vLLM has to be told before it is imported: one process, no network, no statistics sent anywhere.
 ENVIRONMENT = {
@@ -183,7 +183,7 @@ class _Progress:
     """How far a run has come. Times are in seconds on its clock, by the requests' ids, but for *stop_at*, which is on
     the machine's."""
 
-    requests: Sequence[Planned]
+    requests: list[Planned]
     sent: dict[int, float] = field(default_factory=dict)
     queued: dict[int, float] = field(default_factory=dict)
     ended: dict[int, str] = field(default_factory=dict)
@@ -315,7 +315,7 @@ class VllmEngine:
 
         self.engine.add_request(
             str(planned.id),
-            {"prompt_token_ids": self.prompt_ids(planned)},
+            {"prompt_token_ids": self.prompt_ids(planned) if planned.ids is None else [*planned.ids]},
             SamplingParams(
                 max_tokens=planned.output,
                 ignore_eos=True,
@@ -356,12 +356,15 @@ class VllmEngine:
     def _client(self, due: Sequence[float]) -> Client:
         """A client, which may run on all cores: a process begins where the thread that starts it may run."""
         if self.pinned is None or not self._undisturbed:
-            return Client(due)
-        self.pinned.leave()
-        try:
-            return Client(due)
-        finally:
-            self.pinned.enter()
+            client = Client(due)
+        else:
+            self.pinned.leave()
+            try:
+                client = Client(due)
+            finally:
+                self.pinned.enter()
+        client.channel.setblocking(False)
+        return client
 
     def empty(self) -> None:
         """Abort whatever is left in the engine and let it clean up: afterwards nothing is in flight."""
@@ -384,12 +387,14 @@ class VllmEngine:
         requests: Sequence[Planned],
         settings: Any,
         *,
+        sender: SessionSender | None = None,
         policy: TokenPolicy | None = None,
         estimates: Any = None,
         stop_after: float | None = None,
         stopped: Callable[[Run], None] | None = None,
     ) -> Run:
-        """Send *requests* (by arrival) on their clock under the policy of *settings* until all have ended.
+        """Send *requests* (by arrival) on their clock under the policy of *settings* until all have ended; or, with a
+        *sender*, what that says, when it says.
 
         With *stop_after* whatever is left so many seconds after the last was sent fails. What ends the run early
         (Ctrl-C, `Stopped` by a signal, a step that breaks) is raised; *stopped* first hears of the run until then.
@@ -402,19 +407,24 @@ class VllmEngine:
         scheduler.keep_log = True
         if len({r.id for r in requests}) < len(requests):
             raise BadInput("two requests have the same id")
-        progress = _Progress(requests)
-        client = self._client([r.arrival for r in requests])
+        progress = _Progress([*requests])
+        client = self._client([r.arrival for r in requests]) if sender is None else None
         try:
             with scheduler.watchdog.watching(), self.undisturbed():
-                client.channel.setblocking(False)
                 scheduler.zero = time.monotonic() + LEAD
-                client.begin(scheduler.zero)
+                if client is not None:
+                    client.begin(scheduler.zero)
+                elif sender is not None:
+                    sender.begin(self.prompt_ids)
                 while not progress.closed or len(progress.ended) < progress.taken:
                     idle = not self.engine.has_unfinished_requests()
                     asleep, before = scheduler.idle_until is not None and not scheduler.in_flight, progress.taken
                     if idle or asleep:
-                        self._wait(client, scheduler, idle, progress.closed)
-                    self._take_in(client, progress, stop_after)
+                        self._wait(client, sender, idle, progress.closed)
+                    if sender is None:
+                        self._take_in(client, progress, stop_after)  # type: ignore[arg-type]
+                    else:
+                        self._take_due(sender, progress, stop_after)
                     if not self.engine.has_unfinished_requests():
                         continue
                     left = (
@@ -424,10 +434,11 @@ class VllmEngine:
                         progress.ended |= dict.fromkeys(left, "failed")
                         break
                     if asleep and progress.taken == before and scheduler.now() < scheduler.idle_until:
-                        if progress.closed and stop_after is None and scheduler.waits_for_arrivals:
+                        none = progress.closed if sender is None else sender.next_time == float("inf")
+                        if none and stop_after is None and scheduler.waits_for_arrivals:
                             raise scheduler.watchdog.stuck(scheduler.policy_object, len(scheduler.tasks))
                         continue
-                    self._step_on(progress)
+                    self._step_on(progress, sender)
         except (Exception, KeyboardInterrupt, Stopped) as problem:
             if stopped is not None:
                 run = self._run(progress)
@@ -436,7 +447,8 @@ class VllmEngine:
             scheduler.let_go()
             raise
         finally:
-            client.close()
+            if client is not None:
+                client.close()
             scheduler.keep_log = False
         run = self._run(progress)
         self.empty()
@@ -444,7 +456,6 @@ class VllmEngine:
 
     def _take_in(self, client: Client, progress: _Progress, stop_after: float | None) -> None:
         """Hand all that *client* has sent by now to the engine."""
-        zero = self.scheduler.zero
         while True:
             try:
                 packet = client.channel.recv(PACKET.size)
@@ -461,23 +472,38 @@ class VllmEngine:
                 if stop_after is not None:
                     progress.stop_at = time.monotonic() + stop_after
                 return
-            begun = time.monotonic()
-            planned = progress.requests[number]
-            progress.taken += 1
-            progress.sent[planned.id] = at - zero
-            self.add(planned, at)
-            after = time.monotonic()
-            progress.queued[planned.id] = after - zero
-            progress.intake.append(after - begun)
+            self._hand_over(progress.requests[number], at, progress)
 
-    def _step_on(self, progress: _Progress) -> None:
+    def _take_due(self, sender: SessionSender, progress: _Progress, stop_after: float | None) -> None:
+        """Hand all that is due of *sender* to the engine."""
+        for planned in sender.due(self.scheduler.now()):
+            progress.requests.append(planned)
+            self._hand_over(planned, self.scheduler.zero + planned.arrival, progress)
+        if sender.over and not progress.closed:
+            progress.closed = True
+            if stop_after is not None:
+                progress.stop_at = time.monotonic() + stop_after
+
+    def _hand_over(self, planned: Planned, at: float, progress: _Progress) -> None:
+        """Hand *planned*, which was sent then on the monotonic clock, to the engine."""
+        zero, begun = self.scheduler.zero, time.monotonic()
+        progress.taken += 1
+        progress.sent[planned.id] = at - zero
+        self.add(planned, at)
+        after = time.monotonic()
+        progress.queued[planned.id] = after - zero
+        progress.intake.append(after - begun)
+
+    def _step_on(self, progress: _Progress, sender: SessionSender | None) -> None:
         """Run a step, and note which requests have ended with it."""
         for out in self.step():
             if out.finished:
                 number = int(out.request_id)
                 aborted = out.outputs[0].finish_reason == "abort"
                 progress.ended[number] = "dropped" if aborted else "finished"
-                progress.ends[number] = self.scheduler.now()
+                progress.ends[number] = now = self.scheduler.now()
+                if sender is not None:
+                    sender.ended(number, now, out.outputs[0].token_ids, answered=not aborted)
 
     def _run(self, progress: _Progress) -> Run:
         """What has been served until now; what has not ended has failed."""
@@ -505,12 +531,15 @@ class VllmEngine:
         run.moves = self.pinned.moves if self.pinned is not None else None
         return run
 
-    def _wait(self, client: Client, scheduler: Any, idle: bool, closed: bool) -> None:
+    def _wait(self, client: Client | None, sender: SessionSender | None, idle: bool, closed: bool) -> None:
         """Sleep until something arrives or the policy wants to be asked again; a GPU host watches the clock."""
+        scheduler = self.scheduler
         until = float("inf") if idle else scheduler.idle_until
+        if sender is not None:
+            until = min(until, sender.next_time)
         left = min(LOOK, max(0.0, until - scheduler.now()))
         if left > 0:  # a channel whose other end is closed is always ready
-            select.select([] if closed else [client.channel], [], [], left)
+            select.select([] if closed or client is None else [client.channel], [], [], left)
 
 
 def _reason(problem: BaseException) -> str:

@@ -37,6 +37,7 @@ RUN_ELSEWHERE = {
     ("docs/guides/diffusion-models.md", "servetwin profile digits.py"): "tests/real/diffusion/test_own_model.py",
     ("docs/guides/explore.md", "servetwin explore"): "tests/experiments/exploring/test_explore_server.py",
     ("docs/guides/vllm.md", "servetwin run tiny-opt-cpu"): "tests/real/vllm/test_guide.py",
+    ("docs/guides/vllm.md", "servetwin run chat.yaml --backend vllm"): "tests/real/vllm/test_prefix_runs.py",
     ("docs/guides/policy-package.md", "pip install"): ".ci/wheel-test",
 }
 

@@ -68,8 +68,11 @@ class _Caching(_Base):
         computed, size = task.computed, self.size
         table = self.tables.pop(task)
         blocks, full = -(-computed // size), (computed - self._unknown(task)) // size
+        assert isinstance(task, CachingTask)
+        content = task.prompt_content
+        if content is not None and content.answers:
+            self.cache.register(table, content, task.prompt, full * size)
         if back:
-            assert isinstance(task, CachingTask)
             if not task.cache_serial:
                 self._serials += 1
                 task.cache_serial = self._serials

@@ -2,6 +2,7 @@
 and the deadline that they had.
 
 So the arrivals are no part of the gap between a real run and its repetition, late as the client may have been.
+Those of sessions and closed loops too are sent when they were, not when those before them end in simulation.
 """
 
 from __future__ import annotations
@@ -88,6 +89,8 @@ def requests_of(folder: Path, drawn: Iterable[Request] = ()) -> list[Request]:
 
 def _terms(record: Row) -> dict[str, Any]:
     said: dict[str, Any] = {name: record[name] for name in ("priority", "tenant", "weight") if name in record}
+    if "session" in record:
+        said["session"] = record["session"], record["turn"]
     return {**said, "class_name": record["class"]} if "class" in record else said
 
 
@@ -111,10 +114,11 @@ def _again(record: Row, drawn: TokenRequest | None, where: str) -> TokenRequest:
         if isinstance(asked, list) or isinstance(output, list):  # of several visits, each as it is drawn
             continue
         if isinstance(asked[0], int):
-            if asked[0] != at["prompt"]:
+            # After a turn that was dropped a session has said less than was planned.
+            if asked[0] != at["prompt"] and not (drawn.session is not None and at["prompt"] < asked[0]):
                 what = f"request {number} has a prompt of {at['prompt']} tokens, its experiment draws {asked[0]}"
                 raise BadInput(what, where=where, right=right)
-            tokens[name] = (asked[0], at["limit"])
+            tokens[name] = (at["prompt"], at["limit"])
         made, wanted = at["generated"], min(output, at["limit"])
         if made > wanted or (at["finished"] is not None and made != wanted):
             what = f"request {number} generated {made} tokens, its experiment draws {wanted}"
@@ -128,13 +132,13 @@ def replay(folder: Path, experiment: Experiment, out: Path | None = None, seed: 
     sent = requests_of(folder, _drawn(experiment, experiment.seed if seed is None else seed))
     if out is None:
         run = build.build(experiment)
-        run.source = iter(sent)
+        run.send(sent)
         return results_of(experiment, run.play())
     recorder = build.folder_for(experiment, out, {**build.describe(experiment), "replay_of": folder.name})
     complete = False
     try:
         run = build.build(experiment, recorder)
-        run.source = iter(sent)
+        run.send(sent)
         row = results_of(experiment, run.play())
         complete = True
     finally:
@@ -145,7 +149,7 @@ def replay(folder: Path, experiment: Experiment, out: Path | None = None, seed: 
 
 def _drawn(experiment: Experiment, seed: int) -> Iterable[Request]:
     """The requests that *experiment* draws by *seed*, where a run's records do not tell all of its own."""
-    return build.build(experiment.model_copy(update={"seed": seed})).source if experiment.pipeline.llms else ()
+    return build.build(experiment.model_copy(update={"seed": seed})).planned() if experiment.pipeline.llms else ()
 
 
 def replay_all(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from servetwin.core.testing import FakeWorker
 from servetwin.experiments.assembly.build import run
 from servetwin.experiments.spec.loading import load
+from servetwin.experiments.sweeps import sweep
 from servetwin.policies.diffusion.slack_batch import SlackBatch
 
 TABLE = [0.1, 0.12, 0.2, 0.28]  # seconds of an iteration by batch size
@@ -102,3 +105,16 @@ def test_it_meets_more_than_neustream_under_load(workload: str, rate: float) -> 
         sets = [("policy", policy), ("rate", rate), ("requests", 150), ("workload.draws", "seeded"), ("seed", 7)]
         met[policy] = run(load(workload, sets)).met
     assert met["slack-batch"] > met["neustream"]
+
+
+@pytest.mark.checkout
+def test_what_was_tried_in_its_place_still_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The policies of which the report of the league tells keep the contract of decisions, in the system it names."""
+    monkeypatch.chdir(Path(__file__).parents[3])
+    path = Path("tests/policies/slack_batch_tight.yaml")
+    every, _ = sweep.points(sweep.read(path), path)
+    tried = {e.policy.name: e for e in every if e.name == "sd15-256-rtx4090" and "variants" in e.policy.name}
+    assert len(tried) == 5
+    for experiment in tried.values():
+        shorter = experiment.workload.model_copy(update={"requests": 25})
+        assert run(experiment.model_copy(update={"workload": shorter})).met > 10

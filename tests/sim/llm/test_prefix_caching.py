@@ -171,7 +171,7 @@ def test_what_is_found_has_no_holes(asked):
             0,
             -1,
         )
-        named = min(content.tokens(prompt) // 4, (prompt - 1) // 4) if content else 0
+        named = min(content.tokens(prompt, prompt) // 4, (prompt - 1) // 4) if content else 0
         one_by_one = 0
         while one_by_one < named and content.key(4 * (one_by_one + 1)) in cache.cached:
             one_by_one += 1
