@@ -1,5 +1,6 @@
 """The models that come along: their images are those of their diffusers pipelines, alone and in mixed batches."""
 
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -165,6 +166,30 @@ def test_images_are_those_of_the_pipeline(name):
     found = finish(slots, progress)
     assert found.float().std() > 10
     assert (found.float() - wanted * 255).abs().max() <= 1.01
+
+
+@torch.no_grad()
+def test_two_videos_at_once_are_those_of_one_after_the_other():
+    """Wan's VAE keeps in the network what it knows of earlier frames: workers on threads decode in turn."""
+    slots = slots_of("tiny-wan")
+    batch = [begin(slots, number, STEPS) for number in (0, 1)]
+    wanted = [finish(slots, progress) for progress in batch]
+    assert not torch.equal(*wanted)
+    state, vae = slots.model.state, slots.model.definition.vae
+    state["image"].zero_()
+
+    def decode(slot):
+        with torch.no_grad():
+            for _ in range(8):
+                vae(state, torch.tensor([slot]))
+
+    threads = [threading.Thread(target=decode, args=(progress.slot,)) for progress in batch]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for progress, image in zip(batch, wanted, strict=True):
+        assert torch.equal(state["image"][progress.slot], image)
 
 
 #: How far results may differ that are computed in another batch, over the largest of them.
