@@ -173,9 +173,33 @@ def loaded(kind: type) -> tuple[str, str, int] | None:
     ear = Ear(object.__new__(kind), loading=True)
     with open(file, "rb") as source:
         code = compile(source.read(), file, "exec")
-    with contextlib.suppress(Exception):  # what may not be loaded twice is not looked at further
-        ear.hear(exec, code, again.__dict__)
+    with _of_no_use_to_anybody():
+        before = dict(Shared.of_process())
+        with contextlib.suppress(Exception):  # what may not be loaded twice is not looked at further
+            ear.hear(exec, code, again.__dict__)
+        changed = next((name for name, value in Shared.of_process() if before.get(name, value) != value), None)
+    if ear.found is None and changed is not None:
+        return f"changed {changed}, when it is loaded", file, 1
     return ear.found
+
+
+@contextlib.contextmanager
+def _of_no_use_to_anybody() -> Iterator[None]:
+    """Within this, what all of the process go by is as nobody would set it: it shows who sets it again as it was."""
+    numpy, root, path = sys.modules.get("numpy"), logging.getLogger(), [*sys.path]
+    level = root.level
+    with contextlib.ExitStack() as stack:
+        if numpy is not None:
+            stack.enter_context(numpy.errstate(all="print"))
+            stack.enter_context(numpy.printoptions(precision=13))
+        stack.enter_context(decimal.localcontext(prec=29))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filters.insert(0, ("ignore", None, FutureWarning, None, 31_415))  # type: ignore[attr-defined]
+        root.level = 31
+        try:
+            yield
+        finally:
+            root.level, sys.path[:] = level, path
 
 
 # -- what the code says -----------------------------------------------------------------------------------------
@@ -335,7 +359,7 @@ class Shared:
         return None
 
     @staticmethod
-    def _of_process() -> Iterator[tuple[str, Any]]:
+    def of_process() -> Iterator[tuple[str, Any]]:
         """What code anywhere in the process goes by, numpy's where it is loaded."""
         whose = "which all of the process share"
         yield f"the filters of warnings, {whose}", repr(warnings.filters)
@@ -355,7 +379,7 @@ class Shared:
         yield f"variables of the context, {whose}", {v.name: x if type(x) in _ATOMS else id(x) for v, x in held}
 
     def _say(self) -> Iterator[tuple[str, Any]]:
-        yield from self._of_process()
+        yield from self.of_process()
         for name, value in self._of_class():
             who = "of the process" if name.startswith("the module ") else "its objects"
             yield f"{name}, which all {who} share", value

@@ -97,12 +97,13 @@ class VllmBackend:
 
         Records and summary are as those of `run`, but without steps, which only the server knows.
         """
-        from servetwin.real.vllm.http_client import serve_url
+        from servetwin.real.vllm.http_client import serve_turns, serve_url
         from servetwin.real.vllm.records import record
 
         say = say or (lambda _: None)
-        plan = Plan(experiment, diffusion=False)
         urls = [url] if isinstance(url, str) else list(url)
+        plan = Plan(experiment, diffusion=False, in_turns=len(urls) == 1)
+        sender: SessionSender | None = None
         at: dict[int, Any] = {}
         engine: dict[str, Any] = {"url": urls[0]}
         say(f"sending {len(plan.requests)} requests to {' and '.join(urls)}")
@@ -112,7 +113,11 @@ class VllmBackend:
             _, workers, _ = plan.system()
             only = self._only(workers, experiment)
             caching = only.view.limits.enable_prefix_caching
-            run = serve_url(urls[0], planned_of(plan, only), model=self.model, key=key, caching=caching)
+            sender = sender_of(plan, only)
+            if sender is not None:
+                run = serve_turns(urls[0], sender, model=self.model, key=key, caching=caching)
+            else:
+                run = serve_url(urls[0], planned_of(plan, only), model=self.model, key=key, caching=caching)
         worker = workers[0]
         assert isinstance(worker, TokenWorker)
         recorder = Recorder()
@@ -121,7 +126,8 @@ class VllmBackend:
             recorder = build.folder_for(experiment, folder, meta)
         prepare(recorder, plan.experiment, workers)
         with recording(recorder, folder):
-            record(run, worker, {r.id: r for r in plan.requests}, recorder, at)  # type: ignore[misc]
+            sent: Any = {r.id: r for r in plan.requests} if sender is None else sender.requests
+            record(run, worker, sent, recorder, at)
         report = VllmReport(recorder.summary, _spread(run.lateness), {}, engine, 0, {}, {}, {})
         if folder is not None:
             write_report(folder, report)

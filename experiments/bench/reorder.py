@@ -28,6 +28,7 @@ CASES: dict[str, tuple[str, int, dict[str, object]]] = {
             ("slos-serve", 4, 500),
             ("slack-admission", 4, 500),
             ("fastserve", 4, 250),
+            ("andes", 4, 250),
         )
     },
     **{

@@ -9,8 +9,10 @@ from .experiment import Experiment, FixedSLO, Gamma, Misfit, Workload
 from .llm import (
     ChoiceTokens,
     ConstantTokens,
+    Lengths,
     ListedTokens,
     LognormalTokens,
+    SharedPrefix,
     TokenDraw,
     TokenSLOSpec,
     TracePrefix,
@@ -34,10 +36,13 @@ def check(experiment: Experiment) -> None:
         if module not in load.lengths:
             raise Misfit(("workload", "lengths"), f"no lengths for the module {module!r}", f"{module}: {LENGTHS}")
         _check_lengths(("workload", "lengths", module), module, load)
+    _check_apart(load)
     for name, own in load.classes.items():
         for module, spec in own.lengths.items():
+            path = ("workload", "classes", name, "lengths", module)
             for key, draw in (("prompt", spec.prompt), ("output", spec.output)):
-                _check_draw(("workload", "classes", name, "lengths", module, key), draw, load)
+                _check_draw((*path, key), draw, load)
+            _check_shared(path, spec)
     seeds = PUBLISHED.get(load.draws)
     if seeds is not None and isinstance(load.arrivals, Gamma) and load.arrivals.cv not in seeds:
         known = ", ".join(f"{cv:g}" for cv in seeds)
@@ -63,6 +68,7 @@ def _check_lengths(path: tuple[str, ...], module: str, load: Workload) -> None:
         at = load.lengths[at].after if at in load.lengths else None
     for key, draw in (("prompt", lengths.prompt), ("output", lengths.output)):
         _check_draw((*path, key), draw, load)
+    _check_shared(path, lengths)
     if isinstance(lengths.prefix, TracePrefix):
         if load.recorded is None:
             right = "{draw: shared, groups: 8, tokens: 512}, or workload.trace: {file: ...}"
@@ -73,6 +79,38 @@ def _check_lengths(path: tuple[str, ...], module: str, load: Workload) -> None:
     if isinstance(lengths.output, TraceTokens) and lengths.limit is None:
         what = "only the trace knows how long outputs are, and policies must not"
         raise Misfit((*path, "limit"), what, "the limit that requests declare, 2048 say")
+
+
+def _check_apart(load: Workload) -> None:
+    """Two modules are no engine that prefills and one that decodes: each has the KV of its own tokens alone."""
+    for first, prefills in load.lengths.items():
+        for second, decodes in load.lengths.items():
+            most, context = _longest(prefills.output), _longest(decodes.prompt)
+            if first == second or most != 1 or context is None or context > 2:
+                continue
+            context += decodes.after == first
+            what = f"{second!r} would decode with a context of {context}, not with the KV of the prompts of {first!r}"
+            right = "one module of kind llm: prefill and decode on engines apart are not modelled"
+            raise Misfit(("workload", "lengths", second, "prompt"), what, right)
+
+
+def _check_shared(path: tuple[str, ...], lengths: Lengths) -> None:
+    """What a group shares must fit into the longest prompts at least."""
+    prefix, most = lengths.prefix, _longest(lengths.prompt)
+    if isinstance(prefix, SharedPrefix) and lengths.after is None and most is not None and most < prefix.tokens:
+        what = f"prompts have {most} tokens at most, and all of a group would share {prefix.tokens}"
+        raise Misfit((*path, "prefix", "tokens"), what, f"{most} at most; or longer prompts")
+
+
+def _longest(draw: TokenDraw) -> int | None:
+    """The most tokens that *draw* can give; None if that is not known before."""
+    if isinstance(draw, ConstantTokens):
+        return draw.tokens
+    if isinstance(draw, UniformTokens | LognormalTokens):
+        return draw.high
+    if isinstance(draw, ChoiceTokens):
+        return max(draw.values)
+    return None
 
 
 def _check_draw(path: tuple[str, ...], draw: TokenDraw, load: Workload) -> None:

@@ -390,7 +390,7 @@ def load(
         given = [*_session_overrides(chain, session), *given]
     if given:
         tree = experiment.as_dict()
-        tree["workload"] = {"trace": None, "sessions": None, **tree["workload"]}  # left out where there is none
+        tree["workload"] = dict.fromkeys(("trace", "sessions", "shape")) | tree["workload"]  # left out where None
         for load_of in (tree["workload"], *tree["workload"].setdefault("classes", {}).values()):
             for lengths in load_of["lengths"].values():
                 lengths.setdefault("predict", None)  # likewise

@@ -14,7 +14,7 @@ from servetwin.core.llm import Follows, TokenRequest
 from servetwin.sim.llm.request_columns import TokenColumns
 
 from ..spec.experiment import Experiment, Trace, TraceSteps
-from ..spec.llm import TraceTokens
+from ..spec.llm import SharedPrefix, TraceTokens
 from ..spec.published_draws import PUBLISHED
 from ..spec.sessions import ClosedLoop
 from ..spec.shapes import TraceShape
@@ -76,7 +76,7 @@ def about(
     """What is to be said of the requests beside their number: which part of a trace they are ("trace"), and how many
     prompts and outputs are cut ("cut", by module, where that is allowed), and what a seed other than 0 does not
     change of them ("published"), how wrong predictions are ("predictions"), and that nobody heeds what prompts begin
-    with ("prefix", a line). Nothing for requests that are drawn whole.
+    with, or how many are shorter than that ("prefix", a line). Nothing for requests that are drawn whole.
 
     *contexts* gives the tokens that LLM modules take per request. Raises `BadInput` at what cannot be cut to fit.
     """
@@ -103,7 +103,7 @@ def about(
     }
     if predicted := _predicted(experiment):
         said["predictions"] = predicted
-    if (told := prefixes.not_cached(experiment)) is not None:
+    if (told := prefixes.not_cached(experiment) or _shorter(experiment, trace, contexts)) is not None:
         said["prefix"] = told
     if cut:
         said["cut"] = {module: found.as_dict() for module, found in cut.items()}
@@ -117,6 +117,27 @@ def _predicted(experiment: Experiment) -> dict[str, str]:
     for name, own in load.classes.items():
         every |= {f"{name}.{module}": predictions.about(spec) for module, spec in own.lengths.items()}
     return {name: told for name, told in every.items() if told is not None}
+
+
+def _shorter(experiment: Experiment, trace: trace_reader.TraceFile | None, contexts: Mapping[str, int]) -> str | None:
+    """How many prompts are shorter than what their group shares, by module, or by ``CLASS.MODULE`` of a class that
+    has its own; None if none is."""
+    load, seed, total = experiment.workload, experiment.seed, count_of(experiment, trace)
+    counts = counted(load, trace, seed, total) if any(own.lengths for own in load.classes.values()) else {}
+    every = [(m, m, "", spec, total, trace) for m, spec in load.lengths.items()]
+    for name, own in load.classes.items():
+        every += [(f"{name}.{m}", m, name, spec, counts[name], None) for m, spec in own.lengths.items()]
+    found = []
+    for label, module, of, spec, many, file in every:
+        if isinstance(spec.prefix, SharedPrefix) and spec.after is None:
+            drawn = triples(module, spec, contexts[module], seed=seed, trace=file, of=of)
+            short = sum(prompt < spec.prefix.tokens for prompt, _, _ in islice(drawn, many))
+            if short:
+                tokens = spec.prefix.tokens
+                found.append(
+                    f"{label}: {short} of {many} prompts are but the beginning of the {tokens} tokens shared"
+                )
+    return "; ".join(found) or None
 
 
 def _cut(

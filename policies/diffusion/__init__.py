@@ -3,6 +3,7 @@ Begin with `fcfs`, then `edf`.
 
 ==================  ==================================================================================================
 `fcfs`              static batches of whole requests, first come, first served: begin here
+`batcher`           batches that are full, or open for long enough, whatever the device does
 `edf`               batches re-formed at every iteration, earliest deadline first
 `lsf`               the same by least slack at the speed of a full batch
 `srpt`              the same by the fewest steps left; knows no deadlines

@@ -25,6 +25,13 @@ def never_fits(task: TokenTask, view: TokenView) -> bool:
     return pending > view.max_batched_tokens or view.blocks_for(task.computed + pending) > view.blocks - least
 
 
+def never_fitting(tasks: Iterable[TokenTask], view: TokenView) -> list[TokenTask]:
+    """Those of *tasks* that `never_fits` holds of."""
+    tokens, blocks = view.max_batched_tokens, view.blocks - max(view.watermark, view.limits.headroom)
+    needed = view.blocks_for
+    return [t for t in tasks if (p := t.pending) > tokens or needed(t.computed + p) > blocks]
+
+
 def select(
     order: Iterable[TokenTask], holders: list[TokenTask], most: int, view: TokenView
 ) -> tuple[list[Chunk], list[TokenTask], list[TokenTask]]:

@@ -28,6 +28,12 @@ from servetwin.core import BadInput, Repeat
 from servetwin.core.llm import ALL, Step, TokenPolicy, TokenTask, TokenView
 from servetwin.core.parameters import above, at_least
 
+#: A request, when its next token is expected and how long after that the next but one, when it comes by a prefill
+#: (None: by a step), what all its tokens make of quality, and its context.
+Known = tuple[TokenTask, float, float, float | None, float, int]
+#: What it gains, and its context.
+Gain = tuple[float, TokenTask, int]
+
 
 class Andes(TokenPolicy):
     """Needs expected times of single tokens (`TokenView.slo`). *horizon* is in seconds, by default what 50 decode
@@ -82,8 +88,9 @@ class Andes(TokenPolicy):
     def _choose(self, tasks: list[TokenTask], view: TokenView, now: float) -> tuple[list[TokenTask], list[TokenTask]]:
         """Those of *tasks* that wait and are to run, first the one that gains most, and those that give way."""
         best, chosen = -1.0, tasks[:0]
-        for size in self._sizes(tasks, view):
-            gains = self._gains(tasks, size, view, now)
+        known = [self._known(task, view, now) for task in tasks]
+        for size in self._sizes(known, view):
+            gains = self._gains(known, size, view, now)
             total, batch = self._pack(gains, size, view)
             if total > best:
                 best, chosen = total, batch
@@ -94,49 +101,50 @@ class Andes(TokenPolicy):
             return [], []
         return [task for task in chosen if task in view.waiting], give_way
 
-    def _sizes(self, tasks: list[TokenTask], view: TokenView) -> list[int]:
+    def _known(self, task: TokenTask, view: TokenView, now: float) -> Known:
+        """What of *task* is the same whatever the size of the batch."""
+        due, second = (self.slo.deadline(task, task.generated + j) for j in (1, 2))
+        gap = second - due
+        comes = None if task in view.running else now + view.estimate_prefill(task.pending)
+        whole = _area(now + self.ahead_for, self.slo.deadline(task, 1), gap, task.limit)
+        return task, due, gap, comes, whole, task.computed + task.pending
+
+    def _sizes(self, known: list[Known], view: TokenView) -> list[int]:
         """The sizes of batches that are looked at."""
         free, most = view.blocks - view.watermark, 0
-        for blocks in sorted(view.blocks_for(task.computed + task.pending) + 1 for task in tasks):
+        for blocks in sorted([view.blocks_for(tokens) + 1 for *_, tokens in known]):
             free -= blocks
             most += free >= 0
         most = max(1, min(most, view.max_sequences))
-        context = sum([task.computed + task.pending for task in tasks]) / len(tasks)
-        fastest = min([self._expected(task)[1] for task in tasks])
+        context = sum([tokens for *_, tokens in known]) / len(known)
+        fastest = min([gap for _, _, gap, *_ in known])
         least = most
         while least > 1 and view.estimate_decode(least, int(least * context)) > fastest:
             least -= 1
         count = min(self.sizes, most - least + 1)
         return sorted({least + round(i * (most - least) / max(1, count - 1)) for i in range(count)})
 
-    def _expected(self, task: TokenTask) -> tuple[float, float]:
-        """When the next token of *task* is expected, and the seconds between those after it."""
-        first, second = (self.slo.deadline(task, task.generated + j) for j in (1, 2))
-        return first, second - first
-
-    def _gains(self, tasks: list[TokenTask], size: int, view: TokenView, now: float) -> list[tuple[float, TokenTask]]:
-        """What each of *tasks* gains in quality by being served over the horizon in a batch of that *size*."""
-        context = sum([task.computed + task.pending for task in tasks]) * size // len(tasks)
+    def _gains(self, known: list[Known], size: int, view: TokenView, now: float) -> list[Gain]:
+        """What each gains in quality by being served over the horizon in a batch of that *size*."""
+        context = sum([tokens for *_, tokens in known]) * size // len(known)
         step, end = view.estimate_decode(size, context), now + self.ahead_for
         gains = []
-        for task in tasks:
-            comes = now + (step if task in view.running else view.estimate_prefill(task.pending))
-            due, gap = self._expected(task)
-            whole = _area(end, self.slo.deadline(task, 1), gap, task.limit)
-            gain = _late_or_due(end, due, gap, comes, step, task.limit - task.generated)
-            gains.append((gain / whole if whole > 0 else 0.0, task))
+        for task, due, gap, comes, whole, tokens in known:
+            first = now + step if comes is None else comes
+            gain = _late_or_due(end, due, gap, first, step, task.limit - task.generated)
+            gains.append((gain / whole if whole > 0 else 0.0, task, tokens))
         return gains
 
-    def _pack(
-        self, gains: list[tuple[float, TokenTask]], size: int, view: TokenView
-    ) -> tuple[float, list[TokenTask]]:
+    def _pack(self, gains: list[Gain], size: int, view: TokenView) -> tuple[float, list[TokenTask]]:
         """Up to *size* requests that fit into memory, by their gain over their context; and the gains' sum."""
-        order = sorted(gains, key=lambda item: (-item[0] / (item[1].computed + item[1].pending), item[1].id))
+        order = sorted(gains, key=lambda item: (-item[0] / item[2], item[1].id))
         free, total = view.blocks - view.watermark, 0.0
         batch: list[TokenTask] = []
-        for gain, task in order:
-            blocks = view.blocks_for(task.computed + task.pending) + 1  # room for what it puts out next
-            if len(batch) < size and blocks <= free:
+        for gain, task, tokens in order:
+            if len(batch) == size:
+                break
+            blocks = view.blocks_for(tokens) + 1  # room for what it puts out next
+            if blocks <= free:
                 free -= blocks
                 total += gain
                 batch.append(task)

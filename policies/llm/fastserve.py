@@ -28,7 +28,7 @@ import sys
 from servetwin.core import Repeat
 from servetwin.core.llm import ALL, Step, TokenPolicy, TokenTask, TokenView
 from servetwin.core.parameters import above, at_least
-from servetwin.policies.llm._by_rank import never_fits, select
+from servetwin.policies.llm._by_rank import never_fitting, select
 
 
 class Stay:
@@ -65,6 +65,9 @@ class FastServe(TokenPolicy):
         self.crowded = 0  # decisions so far that left somebody out
         self.skip_join, self.max_batch = skip_join, max_batch
         self.stays: dict[TokenTask, Stay] = {}
+        self.ranks: dict[
+            TokenTask, tuple[int, float, int]
+        ] = {}  # which change with time for those alone that are served
         self.batch: set[TokenTask] = set()
 
     def start(self, view: TokenView) -> None:
@@ -75,8 +78,11 @@ class FastServe(TokenPolicy):
         live = [*view.running, *view.waiting]
         if self.crowded and self.crowded % self.every == 0:
             self._lift_those_that_starve(live, now)
-        order = sorted(live, key=lambda task: self._rank(task, view, now))
-        drop = [task for task in view.waiting if never_fits(task, view)]
+        ranks, batch = self.ranks, self.batch
+        for task in [task for task in live if task not in ranks or task in batch]:
+            ranks[task] = self._rank(task, view, now)
+        order = sorted(live, key=ranks.__getitem__)
+        drop = never_fitting(view.waiting, view)
         if drop:
             order = [task for task in order if task not in drop]
         prefill, decode, preempt = select(order, [task for task in order if task in view.running], self.most, view)
@@ -85,6 +91,7 @@ class FastServe(TokenPolicy):
         self._serve({*decode, *(task for task, _ in prefill)}, now)
         if len(self.stays) > 2 * len(live) + 64:
             self.stays = {task: self.stays[task] for task in live}
+            self.ranks = {task: self.ranks[task] for task in live}
         if len(decode) == len(live):
             return DECODE
         self.crowded += len(decode) + len(prefill) < len(live)
@@ -111,6 +118,7 @@ class FastServe(TokenPolicy):
             stay = self.stays.get(task)
             if stay is not None and stay.level and stay.since < 0.0 and now - stay.idle_from >= self.starve:
                 self.stays[task] = Stay(0, self.base, now)
+                self.ranks.pop(task, None)
 
     def _serve(self, batch: set[TokenTask], now: float) -> None:
         """*batch* is served from *now* on, until the next decision."""

@@ -14,5 +14,6 @@ its KV memory, never the future. A router is one file here, found by its name. B
 `cache_aware`       the one to which most of the prompt was sent before, unless load is too uneven
 `prefix_load`       the one whose cache holds most of the prompt, less what it has more to do than others
 `central`           one queue for all, first come, first served: a request is bound when a worker has room
+`by_batch`          one queue of batches: requests that left the stage before together go to one idle worker
 ==================  ======================================================================================
 """

@@ -1,11 +1,12 @@
-"""An open-loop client of a running OpenAI-compatible server, such as ``vllm serve``: streams completions and stamps
-each token as it arrives.
+"""A client of a running OpenAI-compatible server, such as ``vllm serve``: streams completions and stamps each token
+as it arrives. Requests are sent on their clock, or, of sessions and closed loops, when others have ended.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 from servetwin.core import BadInput
 
 from .http_connection import Answer, BadAnswer, Server
-from .plan import KEY, Planned, Run, Served, prompt_ids
+from .plan import KEY, Planned, Run, Served, SessionSender, prompt_ids
 from .prompts import Prompts
 
 #: Seconds between the start of the client and its first request.
@@ -77,6 +78,54 @@ async def _serve(server: Server, requests: list[Planned], model: str | None, how
     return Run(list(served), [], lateness, [], time.monotonic() - zero)
 
 
+def serve_turns(
+    url: str, sender: SessionSender, *, model: str | None = None, key: str | None = None, caching: bool = False
+) -> Run:
+    """Send what *sender* says, when it says, to the server at *url*; return when all have ended. Otherwise as
+    `serve_url`. Raises `BadInput` also if the server does not tell which tokens it generates."""
+    return asyncio.run(_serve_turns(Server(url, key), sender, model, wording(caching)))
+
+
+async def _serve_turns(server: Server, sender: SessionSender, model: str | None, how: Wording) -> Run:
+    served: list[Served] = []
+    lateness: list[float] = []
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def one(planned: Planned) -> None:
+        sent = time.monotonic() - zero
+        out = Served(planned.id, sent, planned.prompt, planned.output, sent, "failed", ids=[])
+        lateness.append(sent - planned.arrival)
+        await asked(server, name, planned, out, zero, how)
+        if len(out.ids or ()) < len(out.times):
+            what = "the server does not tell which tokens it generates, and the next prompt would begin with them"
+            raise BadInput(what, where=f"--url {server.url}", right=f"{RIGHT}, with return_token_ids; or no sessions")
+        served.append(out)
+        sender.ended(planned.id, time.monotonic() - zero, out.ids or (), answered=out.outcome == "finished")
+
+    try:
+        name = await model_of(server, model)
+        zero = time.monotonic() + LEAD
+        sender.begin(how.ids)
+        while not sender.over or tasks:
+            for planned in sender.due(time.monotonic() - zero):
+                tasks.add(asyncio.create_task(one(planned)))
+            left = max(0.0, sender.next_time - (time.monotonic() - zero))
+            if tasks:
+                until = left if left < math.inf else None
+                await asyncio.wait(tasks, timeout=until, return_when=asyncio.FIRST_COMPLETED)
+            else:
+                await asyncio.sleep(left)
+            for task in [task for task in tasks if task.done()]:
+                tasks.remove(task)
+                task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        server.close()
+        await asyncio.sleep(0)  # in which what was closed is let go of
+    return Run(served, [], lateness, [], time.monotonic() - zero)
+
+
 async def model_of(server: Server, model: str | None) -> str:
     """The name of the *model* to ask for, which the server has. Raises `BadInput`."""
     where = f"--url {server.url}"
@@ -133,7 +182,7 @@ async def asked(
     come, whenever some do."""
     body = {
         "model": model,
-        "prompt": how.ids(planned),
+        "prompt": how.ids(planned) if planned.ids is None else [*planned.ids],
         "max_tokens": planned.output,
         "ignore_eos": True,
         "temperature": 0,
@@ -175,6 +224,8 @@ async def _stream(
             for count, ended in _choices(server, text, event):
                 out.times += [at] * min(count, out.output + 1)
                 reason = ended or reason
+            if out.ids is not None:
+                out.ids += _ids(server, text, event)
             if heard is not None and out.times:
                 heard(len(out.times))
             if len(out.times) > out.output:
@@ -223,6 +274,14 @@ def _choices(server: Server, text: bytes, event: dict[str, Any]) -> Iterator[tup
         if not isinstance(ids, list | None) or not isinstance(ended, str | None):
             raise BadAnswer(f"token_ids or a finish_reason that are none: {server.shown(text)}")
         yield len(ids) if ids is not None else int(bool(choice.get("text"))), ended
+
+
+def _ids(server: Server, text: bytes, event: dict[str, Any]) -> list[int]:
+    """The tokens that came out with an *event*, whose *text* that is. Raises `BadAnswer`."""
+    found = [number for choice in event.get("choices") or () for number in choice.get("token_ids") or ()]
+    if any(type(number) is not int or not 0 <= number < 1 << 31 for number in found):
+        raise BadAnswer(f"token_ids that are none: {server.shown(text)}")
+    return found
 
 
 async def _get(server: Server, path: str) -> tuple[int, bytes]:

@@ -75,6 +75,7 @@ class Served:
     ended: float = 0.0
     reason: str = ""  #: why it failed, if that is known of this one
     cached: int | None = None
+    ids: list[int] | None = None  #: the tokens of the answer, where somebody wants to know
 
 
 @dataclass
@@ -158,7 +159,7 @@ class SessionSender:
         """When the next request is due, in seconds since the run began; infinite if none is as yet."""
         return self._due[0][0] if self._due else math.inf
 
-    def begin(self, prompts: Callable[[Planned], list[int]]) -> None:
+    def begin(self, prompts: Callable[[Planned], Any]) -> None:
         """The run begins. *prompts* gives the tokens of a prompt."""
         self._prompt_of = prompts
         self.talks.begin()

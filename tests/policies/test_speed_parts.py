@@ -13,6 +13,7 @@ from servetwin.experiments.assembly import build
 from servetwin.experiments.registry.policy_registry import find_policy, policy_names
 from servetwin.experiments.spec.loading import load
 from servetwin.policies.diffusion import (
+    batcher,
     clockwork,
     edf,
     fcfs,
@@ -42,6 +43,7 @@ from servetwin.policies.llm import (
 )
 
 DIFFUSION = {
+    "batcher": batcher,
     "clockwork": clockwork,
     "edf": edf,
     "fcfs": fcfs,
@@ -70,7 +72,7 @@ LLM = {
     "vtc": vtc,
 }
 #: Those that have no such part: they run whole requests.
-PLAIN = {"clockwork", "fcfs", "nexus", "symphony"}
+PLAIN = {"batcher", "clockwork", "fcfs", "nexus", "symphony"}
 
 
 def slow(name: str, patch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ MODULES = {
     "h100/sd15-512": SD,
 }
 SYNTHETIC = ("synthetic/captioner", "synthetic/sdxl-refiner", "synthetic/sdxl-shapes")
+MLPERF = ("mlperf/sdxl-gh200", "mlperf/sdxl-h100")
 AGENTS = ("rtx4090/codellama-7b", "rtx4090/llava-1.5-7b")
 OPT = ("a6000/opt-13b-tp1", "a6000/opt-30b-tp2", "a6000/opt-66b-tp4")
 #: What `tests/real/vllm/campaign.py` and `pair_campaign.py` measured.
@@ -109,7 +110,7 @@ def test_the_examples_in_the_docstrings(module: Any) -> None:
 
 
 def test_the_names() -> None:
-    assert names() == sorted([*MODULES, *OPT, *AGENTS, *OPT_VLLM, *OURS, *SYNTHETIC, *IMPORTED])
+    assert names() == sorted([*MODULES, *OPT, *AGENTS, *OPT_VLLM, *OURS, *SYNTHETIC, *MLPERF, *IMPORTED])
     for name in names():
         assert load(name).name == name
 

@@ -124,6 +124,10 @@ def figures(
     seeds: Annotated[
         int | None, typer.Option(min=2, help="Seeds of Figures 14, 15, 17 and 19, for intervals; else one draw.")
     ] = None,
+    bound: Annotated[
+        bool,
+        typer.Option("--bound", help="Draw the most that any schedule could meet into Figures 11 and 12 (minutes)."),
+    ] = False,
     jobs: Jobs = -1,
     as_json: AsJson = False,
 ) -> None:
@@ -135,10 +139,11 @@ def figures(
     from ...sweeps import tables
 
     endings = formats or ["png"]
-    draw_all.check(numbers or (), endings, seeds)
+    draw_all.check(numbers or (), endings, seeds, bound=bound)
     tables.make_folder(out)
     with steps() as report:
-        files = draw_all.draw_all(out, numbers or (), endings=endings, jobs=jobs, seeds=seeds, progress=report)
+        more = {"jobs": jobs, "seeds": seeds, "bound": bound}
+        files = draw_all.draw_all(out, numbers or (), endings=endings, **more, progress=report)  # type: ignore[arg-type]
     if as_json:
         print_json({"files": [str(path) for path in files]})
         return

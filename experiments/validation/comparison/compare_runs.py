@@ -229,6 +229,8 @@ def _table_of(run: RunRecords, worker: str) -> tuple[dict[int, float], str]:
 
     try:
         experiment = expanded(Experiment.model_validate(run.meta["experiment"]))
+        if experiment.workload.shaped:
+            return {}, "mean"  # batches of one size take what their shape takes
         loops = [m for m, spec in experiment.pipeline.modules.items() if spec.loop]
         (spec,) = (w for w in experiment.deployment.workers if (w.name or "+".join(w.modules)) == worker)
         (loop,) = (m for m in spec.modules if m in loops)

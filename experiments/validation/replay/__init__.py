@@ -8,6 +8,7 @@
 `run_steps`      the steps of runs one by one: the device, and the host, beside a profile
 `external`       runs that somebody else measured, by profiles of their tables
 `closed_loop`    clients that keep so many requests in flight, beside what others measured
+`mlperf`         MLPerf's Server runs of SDXL, from the throughput of the Offline scenario
 `as_command`     how the modules that are started with ``python -m`` end
 ===============  ===========================================================================================
 """

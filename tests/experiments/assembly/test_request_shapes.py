@@ -248,3 +248,15 @@ def test_a_shape_that_never_fits_is_refused(tmp_path: Path) -> None:
             )
         )
     build(with_memory(tmp_path, 15.0, shape={"draw": "constant", "size": "1024x1024"}))
+
+
+def test_a_shape_may_be_set_where_a_workload_has_none() -> None:
+    said = {"draw": "constant", "size": "256x256"}
+    own = load("dit-s2-256-rtx4090", [("workload.shape", said), ("workload.draws", "seeded"), ("requests", 20)])
+    assert {r.shape for r in build(own).source} == {Shape(256, 256)}
+    with pytest.raises(BadInput, match="nobody measured 512x512"):
+        build(
+            load(
+                "dit-s2-256-rtx4090", [("workload.shape", {**said, "size": "512x512"}), ("workload.draws", "seeded")]
+            )
+        )

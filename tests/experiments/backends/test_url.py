@@ -12,6 +12,7 @@ import threading
 
 import pytest
 from servetwin.core import BadInput
+from servetwin.core.llm import PromptContent
 
 pytest.importorskip("h11", reason="a client of servers needs h11: pip install 'servetwin[url]'")
 
@@ -239,3 +240,31 @@ def test_a_server_that_does_not_end_its_answer_after_the_last_token_does_not_hol
         run = serve_url(server.url, SENT)
     assert [r.outcome for r in run.requests] == ["finished"] * 4
     assert all(r.ended - r.times[-1] < 0.2 for r in run.requests)
+
+
+def test_prompts_begin_alike_for_a_server_that_caches_and_it_says_what_it_found():
+    asked = []
+
+    async def answers(writer, said) -> None:
+        asked.append(said)
+        for _ in range(said["max_tokens"]):
+            writer.write(chunk(EVENT))
+        usage = {"choices": [], "usage": {"prompt_tokens_details": {"cached_tokens": 16 * (len(asked) - 1)}}}
+        writer.write(chunk(b"data: %s\n\n" % json.dumps(usage).encode()))
+        writer.write(chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+
+    content = PromptContent(("system",), 20)
+    planned = [Planned(i, 0.05 * i, 30, 3, prefix=content if i < 2 else None) for i in range(3)]
+    with Serving(answers=answers) as server:
+        run = serve_url(server.url, planned, caching=True)
+        again = serve_url(server.url, planned[:1], caching=True)
+        plain = serve_url(server.url, planned[:1])
+    assert [served.cached for served in run.requests] == [0, 16, 32]
+    prompts = [said["prompt"] for said in asked]
+    assert prompts[0][:20] == prompts[1][:20] != prompts[2][:20]
+    assert prompts[0][20:] != prompts[1][20:]
+    salts = [said.get("cache_salt") for said in asked]
+    assert len(set(salts)) == 3  # a salt for each run, and none where nothing is cached
+    assert salts[:3] == salts[:1] * 3
+    assert (salts[4], "stream_options" in asked[4]) == (None, False)
+    assert {served.outcome for served in (*run.requests, *again.requests, *plain.requests)} == {"finished"}

@@ -56,6 +56,26 @@ def test_met_and_finished_are_two_series_where_met_moves_between_repeats(tmp_pat
     assert len(sheet.figure.axes[0].lines) == 4
 
 
+def test_the_bound_of_the_largest_system_is_drawn_where_it_is_known():
+    rows = [
+        {**row, "bound": bound}
+        for row, bound in zip(
+            rows_of(
+                "palette-256-rtx4090",
+                [(rate, 3.0, v) for rate in (0.4, 0.8) for v in ("neustream-ae", "clockwork-ae")],
+            ),
+            (1.0, 0.9, 0.8, 0.6),
+            strict=True,
+        )
+    ]
+    sheet = paper_figures.goodput_figure(rows, [], axes=("rate",))
+    drawn = [(p["line"], p["x"], p["y"]) for p in sheet.points if p["kind"] == "bound"]
+    assert drawn == [("no schedule more than", 0.4, 30.0), ("no schedule more than", 0.8, 24.0)]
+    with pytest.raises(BadInput, match="a bound is of requests met"):
+        draw_all.check([14], ["png"], None, bound=True)
+    draw_all.check([11, 14], ["png"], None, bound=True)
+
+
 def test_batch_sizes_over_time_hold_all_that_ran_before_the_last_arrival(toy: Path):
     experiment = load(toy, [("requests", 200), ("system.stop_after", 0.0)])
     times, sizes = paper_figures.batch_sizes(experiment)

@@ -62,7 +62,7 @@ def test_a_prefix_that_no_engine_caches_is_told(servetwin, tmp_path):
     for more in ([GROUPS], [of_a_class]):
         assert servetwin_run(OPT, settings=dict([*changes, *more])).summary["prefix"] == line
         for own in (changes, [*changes, *more, CACHING]):
-            assert "prefix" not in servetwin_run(OPT, settings=dict(own)).summary
+            assert "no engine" not in servetwin_run(OPT, settings=dict(own)).summary.get("prefix", "")
     options = [f"--set={key}={json.dumps(value)}" for key, value in dict([*changes, GROUPS]).items()]
     code, out, err = servetwin("run", OPT, *options, "--out", tmp_path / "run")
     assert (code, err) == (0, "")
@@ -155,3 +155,34 @@ def test_what_does_not_fit_together(more, said):
     with pytest.raises(BadInput, match=said) as error:
         load(OPT, [*DRAWN, *more])
     assert "\n" not in str(error.value)
+
+
+def test_prompts_that_are_shorter_than_what_is_shared_are_counted_and_told(servetwin, tmp_path):
+    long = ("workload.lengths.llm.prefix", {"draw": "shared", "groups": 4, "tokens": 350})
+    prompts = [r.tokens["llm"][0] for r in sent([*DRAWN, long])]
+    short = sum(prompt < 350 for prompt in prompts)
+    assert 100 < short < 200
+    line = f"llm: {short} of 300 prompts are but the beginning of the 350 tokens shared"
+    options = [f"--set={key}={json.dumps(value)}" for key, value in dict([*DRAWN, long, CACHING]).items()]
+    code, out, err = servetwin("run", OPT, *options, "--out", tmp_path / "run")
+    assert (code, err) == (0, "")
+    assert f"\nprefix: {line}\n" in out
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["prefix"] == line
+    own = {"llm": {"prompt": {"draw": "constant", "tokens": 349}, **{k.rpartition(".")[2]: v for k, v in DRAWN[-1:]}}}
+    own["llm"]["prefix"] = {"draw": "shared", "groups": 2, "tokens": 349}
+    classes = ("workload.classes", {"chat": {"share": 1, "lengths": own}})
+    assert "prefix" not in servetwin_run(OPT, settings=dict([*DRAWN, CACHING, classes])).summary
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        {"draw": "constant", "tokens": 199},
+        {"draw": "uniform", "low": 5, "high": 199},
+        {"draw": "choice", "values": [7, 199, 20]},
+        {"draw": "lognormal", "median": 50, "p90": 90, "high": 199},
+    ],
+)
+def test_a_prefix_that_no_prompt_can_have_whole_is_refused(prompt):
+    with pytest.raises(BadInput, match="prompts have 199 tokens at most, and all of a group would share 200"):
+        load(OPT, [*DRAWN, ("workload.lengths.llm.prompt", prompt), GROUPS])
