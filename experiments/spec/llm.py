@@ -96,7 +96,7 @@ Prediction = Annotated[ExactPrediction | NoisyPrediction | BucketPrediction, Dis
 class SharedPrefix(Strict):
     """Prompts of *groups* groups, each as likely as any other; those of one group begin with the same *tokens* tokens
     (a system prompt, say), which count as part of the prompt. A shorter prompt is the beginning of them, and runs say
-    how many are; if no prompt can be as long, that is an error."""
+    how many are; if no prompt can be as long, that is an error. In sessions they come before the first prompt."""
 
     draw: Literal["shared"]
     groups: Count = 1

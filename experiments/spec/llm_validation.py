@@ -42,7 +42,7 @@ def check(experiment: Experiment) -> None:
             path = ("workload", "classes", name, "lengths", module)
             for key, draw in (("prompt", spec.prompt), ("output", spec.output)):
                 _check_draw((*path, key), draw, load)
-            _check_shared(path, spec)
+            _check_shared(path, spec, load)
     seeds = PUBLISHED.get(load.draws)
     if seeds is not None and isinstance(load.arrivals, Gamma) and load.arrivals.cv not in seeds:
         known = ", ".join(f"{cv:g}" for cv in seeds)
@@ -68,7 +68,7 @@ def _check_lengths(path: tuple[str, ...], module: str, load: Workload) -> None:
         at = load.lengths[at].after if at in load.lengths else None
     for key, draw in (("prompt", lengths.prompt), ("output", lengths.output)):
         _check_draw((*path, key), draw, load)
-    _check_shared(path, lengths)
+    _check_shared(path, lengths, load)
     if isinstance(lengths.prefix, TracePrefix):
         if load.recorded is None:
             right = "{draw: shared, groups: 8, tokens: 512}, or workload.trace: {file: ...}"
@@ -94,8 +94,10 @@ def _check_apart(load: Workload) -> None:
             raise Misfit(("workload", "lengths", second, "prompt"), what, right)
 
 
-def _check_shared(path: tuple[str, ...], lengths: Lengths) -> None:
-    """What a group shares must fit into the longest prompts at least."""
+def _check_shared(path: tuple[str, ...], lengths: Lengths, load: Workload) -> None:
+    """What a group shares must fit into the longest prompts at least; before sessions it comes besides."""
+    if load.sessions is not None:
+        return
     prefix, most = lengths.prefix, _longest(lengths.prompt)
     if isinstance(prefix, SharedPrefix) and lengths.after is None and most is not None and most < prefix.tokens:
         what = f"prompts have {most} tokens at most, and all of a group would share {prefix.tokens}"

@@ -123,6 +123,8 @@ def _shorter(experiment: Experiment, trace: trace_reader.TraceFile | None, conte
     """How many prompts are shorter than what their group shares, by module, or by ``CLASS.MODULE`` of a class that
     has its own; None if none is."""
     load, seed, total = experiment.workload, experiment.seed, count_of(experiment, trace)
+    if load.sessions is not None:  # what is shared comes before the first prompt, and is no part of it
+        return None
     counts = counted(load, trace, seed, total) if any(own.lengths for own in load.classes.values()) else {}
     every = [(m, m, "", spec, total, trace) for m, spec in load.lengths.items()]
     for name, own in load.classes.items():

@@ -186,3 +186,16 @@ def test_prompts_that_are_shorter_than_what_is_shared_are_counted_and_told(serve
 def test_a_prefix_that_no_prompt_can_have_whole_is_refused(prompt):
     with pytest.raises(BadInput, match="prompts have 199 tokens at most, and all of a group would share 200"):
         load(OPT, [*DRAWN, ("workload.lengths.llm.prompt", prompt), GROUPS])
+
+
+def test_what_sessions_begin_with_comes_before_their_first_prompt():
+    sessions = (
+        "workload.sessions",
+        {"turns": {"draw": "constant", "turns": 2}, "think": {"draw": "constant", "seconds": 1}},
+    )
+    prompt = ("workload.lengths.llm.prompt", {"draw": "uniform", "low": 20, "high": 90})
+    summary = servetwin_run(
+        OPT, settings=dict([*DRAWN, ("workload.requests", 20), prompt, GROUPS, CACHING, sessions])
+    ).summary
+    assert "prefix" not in summary
+    assert summary["total_input_tokens"] > 20 * 200
