@@ -94,6 +94,13 @@ ROWS = (
         (0.29, 1.00),
     ),
     Row(
+        "h200-compiled/diffusion",
+        "DiT-XL/2, compiled, and Stable Diffusion 512, H200, three policies at and above the knee",
+        "reports/2026-11-h200-compiled.md",
+        "predicted blind, nothing changed since",
+        (0.27, 0.75),
+    ),
+    Row(
         "h200-pair",
         "DiT-XL/2 and Stable Diffusion 512 on two H200s, behind routers and with stages apart",
         "reports/2026-11-h200-pair.md",

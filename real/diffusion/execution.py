@@ -11,6 +11,7 @@ programs on disk (`keep_programs`) and finds them there at the next start.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,11 @@ PROGRAMS = 256
 #: Batches with a program of their own, unless `Options.compiled_sizes` says otherwise: alone, a request leaves most
 #: of a GPU idle, and reductions want another division of work than in a batch.
 OWN = (1,)
+#: What measured best on a GPU, with CUDA graphs (docs/reports/2026-11-h200-compiled.md); of others it is not known.
+BEST: dict[str, dict[str, Any]] = {
+    name: {"compile": "whole", "fused_projections": True, "attention": "cudnn"}
+    for name in ("dit-xl2-256", "sd15-512")
+}
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,11 @@ def execution_of(options: Options, kind: Kind, device: torch.device) -> Executio
     Raises `BadInput` for what does not go together.
     """
     gpu = device.type == "cuda"
-    compiled = options.compile or "none"
+    best: dict[str, Any] = {}
+    if gpu and not options.eager and options.compile is None and _has_compiler():
+        best = BEST.get(kind.name, {})
+    compiled: Compile = options.compile or best.get("compile", "none")
+    fused = best.get("fused_projections") if options.fused_projections is None else options.fused_projections
     for name in ("mode", "compiled_sizes"):
         if compiled == "none" and getattr(options, name) is not None:
             raise BadInput("nothing is compiled", where=f"the option {name}", right="compile: blocks or whole")
@@ -127,9 +137,15 @@ def execution_of(options: Options, kind: Kind, device: torch.device) -> Executio
         mode=options.mode,
         compiled_sizes=sizes if compiled != "none" else (),
         channels_last=bool(last),
-        fused_projections=bool(options.fused_projections),
-        attention=options.attention or "any",
+        fused_projections=bool(fused),
+        attention=options.attention or best.get("attention", "any"),
     )
+
+
+def _has_compiler() -> bool:
+    """Whether there is a C compiler, which kernels are launched by means of."""
+    names = (os.environ.get("CC"), "gcc", "cc", "clang")
+    return any(shutil.which(name) for name in names if name)
 
 
 def apply(network: nn.Module, execution: Execution, rows: int) -> Callable[..., Any]:

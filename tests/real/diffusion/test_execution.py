@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 
 import pytest
 import torch
@@ -201,3 +202,18 @@ def test_a_profile_says_how_it_was_taken_and_is_read_again(tmp_path):
     out.write_text(out.read_text().replace("compile: none", "compile: whole"))
     with pytest.raises(BadInput, match="compiled_sizes"):
         read_profile(out)
+
+
+def test_what_measured_best_is_the_default_where_it_was_measured(monkeypatch, tmp_path):
+    gpu = torch.device("cuda")  # nothing is asked of it
+    monkeypatch.setenv("CC", sys.executable)  # a program that is there
+    best = execution_of(Options(), find("sd15-512"), gpu)
+    assert str(best) == (
+        "CUDA graphs, compiled as a whole (batch 1 apart), channels last, fused projections, cudnn attention"
+    )
+    for options in (Options(compile="none"), Options(eager=True)):
+        assert execution_of(options, find("sd15-512"), gpu).compile == "none"
+    assert execution_of(Options(), find("palette-256"), gpu) == Execution(True)  # of which it is not known
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert execution_of(Options(), find("dit-xl2-256"), gpu) == Execution(True)
