@@ -27,7 +27,7 @@ from .options import Attention, Compile, Options
 #: The blocks that are compiled one by one: classes of diffusers. What is inside of another one is compiled with it.
 BLOCKS = (
     *("Transformer2DModel", "ResnetBlock2D", "BasicTransformerBlock", "Attention"),
-    *("FluxTransformerBlock", "FluxSingleTransformerBlock"),
+    *("FluxTransformerBlock", "FluxSingleTransformerBlock", "JointTransformerBlock", "WanTransformerBlock"),
 )
 #: Programs that torch may make of the code of one class: for each width of a U-Net's blocks, twice.
 PROGRAMS = 256

@@ -45,7 +45,7 @@ class Model:
             for name in kind.networks:
                 network = build(definition, name, options, device)
                 dtype = definition.dtype_of(name, network)
-                network.requires_grad_(False).eval().to(device=device, dtype=dtype)
+                _cast(network.requires_grad_(False).eval(), device, dtype)
                 self.networks[name] = network
         self.image_shape = kind.image_shape
         self.state: dict[str, Tensor] = {
@@ -136,6 +136,24 @@ def build(definition: DiffusionModel, name: str, options: Options, device: torch
     large = definition.dtype if definition.dtype == torch.bfloat16 and device.type == "cuda" else None
     with device, _drawn_in(large):
         return definition.build(name, config)
+
+
+def _cast(network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Bring *network* to *device*, in *dtype* but for what its library serves in single precision."""
+    single: set[str] = set()
+    if dtype != torch.float32:
+        single |= {*(getattr(network, "_keep_in_fp32_modules_strict", None) or ())}
+        # transformers means half precision alone, diffusers whatever is less than single.
+        if dtype == torch.float16 or type(network).__module__.startswith("diffusers."):
+            single |= {*(getattr(network, "_keep_in_fp32_modules", None) or ())}
+    kept = {
+        parameter: parameter.data.to(device=device, dtype=torch.float32, copy=True)
+        for name, parameter in network.named_parameters()
+        if single.intersection(name.split("."))
+    }
+    network.to(device=device, dtype=dtype)
+    for parameter, data in kept.items():
+        parameter.data = data
 
 
 @contextlib.contextmanager

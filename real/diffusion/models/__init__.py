@@ -6,6 +6,9 @@
 `palette`               Palette, image to image
 `sdxl`                  Stable Diffusion XL (its base model)
 `flux`                  FLUX.1 dev and schnell
+`sd3`                   Stable Diffusion 3 medium
+`pixart`                PixArt-Sigma
+`wan`                   Wan 2.1, videos
 `shared_networks`       what several of them have in common
 ======================  ====================================================================
 

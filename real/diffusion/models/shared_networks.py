@@ -137,12 +137,21 @@ def t5_prompt(generator: torch.Generator, vocabulary: int, tokens: int) -> Tenso
     return prompt
 
 
-def clip_empty(vocabulary: int, device: torch.device) -> Tensor:
-    """The tokens of no prompt (1 x tokens): a beginning, and ends."""
+def clip_empty(vocabulary: int, device: torch.device, fill: int | None = None) -> Tensor:
+    """The tokens of no prompt (1 x tokens): a beginning, an end, and what prompts are filled up with (None: ends)."""
     import torch
 
-    empty = torch.full((1, CLIP_TOKENS), vocabulary - 1, device=device)
-    empty[0, 0] = vocabulary - 2
+    empty = torch.full((1, CLIP_TOKENS), vocabulary - 1 if fill is None else fill, device=device)
+    empty[0, 0], empty[0, 1] = vocabulary - 2, vocabulary - 1
+    return empty
+
+
+def t5_empty(tokens: int, device: torch.device) -> Tensor:
+    """The tokens of no prompt (1 x tokens): an end, and what prompts are filled up with."""
+    import torch
+
+    empty = torch.zeros(1, tokens, dtype=torch.long, device=device)
+    empty[0, 0] = 1
     return empty
 
 
