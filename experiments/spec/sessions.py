@@ -87,7 +87,13 @@ class GeometricTurns(Strict):
     mean: Annotated[float, Field(ge=1, le=1e6)]
 
 
-TurnsDraw = Annotated[ConstantTurns | UniformTurns | ChoiceTurns | GeometricTurns, Discriminator("draw")]
+class TraceTurns(Strict):
+    """What the trace file says: its columns ``session``, and ``delay``, the time from an answer to the next turn."""
+
+    draw: Literal["trace"]
+
+
+TurnsDraw = Annotated[ConstantTurns | UniformTurns | ChoiceTurns | GeometricTurns | TraceTurns, Discriminator("draw")]
 
 
 class ToolCalls(Strict):

@@ -24,7 +24,7 @@ from .experiment import (
     Workload,
 )
 from .llm import BucketPrediction, Lengths, TokenSLOSpec, TracePrefix, TraceTokens
-from .sessions import WAITS, ChoiceTurns, ClosedLoop, LognormalSeconds, UniformSeconds, UniformTurns
+from .sessions import WAITS, ChoiceTurns, ClosedLoop, LognormalSeconds, TraceTurns, UniformSeconds, UniformTurns
 from .shapes import ChoiceShape, ShapeDraw, TraceShape, shapes_in
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -197,8 +197,10 @@ def _check_sessions(experiment: Experiment) -> None:
     _check_draws(load)
     if load.sessions is None:
         return
-    if isinstance(load.arrivals, Trace):
-        right = "an arrival process for when sessions begin, or closed, with clients"
+    if isinstance(load.sessions.turns, TraceTurns):
+        _check_turns_of_trace(load)
+    elif isinstance(load.arrivals, Trace):
+        right = "turns: {draw: trace} if it has sessions; or another process, or closed, with clients"
         raise Misfit(("workload", "arrivals", "process"), "a trace says when each request came, of no session", right)
     for module, lengths in load.lengths.items():
         if lengths.after is not None:
@@ -210,6 +212,25 @@ def _check_sessions(experiment: Experiment) -> None:
     if experiment.pipeline.branches and load.lengths:
         told = "where a request may come to a language model again, no prompt is all that its session has said"
         raise Misfit(("pipeline", "branches"), told, "no branches, or no sessions")
+
+
+def _check_turns_of_trace(load: Workload) -> None:
+    recorded, own = load.recorded, load.sessions
+    path = ("workload", "sessions", "turns", "draw")
+    if recorded is None:
+        right = "constant, uniform, choice or geometric, or workload.trace: {file: ...}"
+        raise Misfit(path, "the arrivals come from no trace", right)
+    for key in ("start", "end", "windows", "size"):
+        if getattr(recorded, key) is not None:
+            where = ("workload", "arrivals" if recorded is load.arrivals else "trace", key)
+            raise Misfit(where, "a part of a trace has no whole sessions", f"no {key}, or a file of that part")
+    for key in ("think", "tools"):
+        if own is not None and getattr(own, key) is not None:
+            what = "the trace says how long after an answer the next turn is sent"
+            raise Misfit(("workload", "sessions", key), what, f"no {key}, or turns that are drawn")
+    if any(share.share is not None for share in load.classes.values()):
+        what = "classes that are drawn are of whole sessions, and the trace says which requests are in one"
+        raise Misfit(("workload", "classes"), what, "no shares, and a column class")
 
 
 def _check_draws(load: Workload) -> None:

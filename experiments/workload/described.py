@@ -21,6 +21,7 @@ from servetwin.core.random_streams import stream
 
 from ..registry.catalog import suggest
 from ..spec.experiment import Experiment, RelativeSLO, RequestClass, Workload
+from ..spec.sessions import TraceTurns
 from . import prefixes
 from .draws import BLOCK, shapes_of, steps_of, turns_of
 from .lengths import triples
@@ -47,7 +48,7 @@ def class_names(load: Workload, trace: TraceFile | None, seed: int) -> Iterator[
         what = "the trace has a column class, and the classes have shares"
         raise BadInput(what, where=trace.where, right="no shares in workload.classes, or no such column")
     drawn = _drawn(known, shares / shares.sum(), stream(seed, "classes"))
-    if load.sessions is None:
+    if load.sessions is None or isinstance(load.sessions.turns, TraceTurns):
         return drawn
     turns = turns_of(load.sessions.turns, seed)  # all of one session are of one class
     return chain.from_iterable(repeat(name, many) for name, many in zip(drawn, turns, strict=False))

@@ -49,6 +49,7 @@ from ..spec.sessions import (
     ExponentialSeconds,
     LognormalSeconds,
     SecondsDraw,
+    TraceTurns,
     TurnsDraw,
     UniformSeconds,
     UniformTurns,
@@ -236,6 +237,7 @@ def turns_of(draw: TurnsDraw, seed: int) -> Iterator[int]:
     """The turns of session 0, 1, ..."""
     if isinstance(draw, ConstantTurns):
         return repeat(draw.turns)
+    assert not isinstance(draw, TraceTurns)  # those are in the file
     source = stream(seed, "turns")
     if isinstance(draw, UniformTurns):
         drawn: Callable[[], np.ndarray] = lambda: source.integers(draw.low, draw.high, BLOCK, endpoint=True)  # noqa: E731

@@ -16,7 +16,7 @@ from servetwin.sim.llm.request_columns import TokenColumns
 from ..spec.experiment import Experiment, Trace, TraceSteps
 from ..spec.llm import SharedPrefix, TraceTokens
 from ..spec.published_draws import PUBLISHED
-from ..spec.sessions import ClosedLoop
+from ..spec.sessions import ClosedLoop, TraceTurns
 from ..spec.shapes import TraceShape
 from . import predictions, prefixes, trace_reader
 from .described import check_classes, counted, described
@@ -50,6 +50,9 @@ def read_trace(experiment: Experiment) -> trace_reader.TraceFile | None:
         requests=load.requests,
         shaped=(load.shape.size or "") if isinstance(load.shape, TraceShape) else None,
     )
+    if trace.overview.follows and (load.sessions is None or not isinstance(load.sessions.turns, TraceTurns)):
+        what = f"{trace.overview.follows} of its requests say how long after an answer they come (delay), not when"
+        raise BadInput(what, where=trace.where, right="workload.sessions: {turns: {draw: trace}}")
     for module in modules:
         trace.column_of(module)
     check_classes(load, trace)

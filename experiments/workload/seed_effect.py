@@ -19,6 +19,7 @@ from ..spec.experiment import (
     UniformSteps,
 )
 from ..spec.llm import ChoiceTokens, LognormalTokens, TokenDraw, UniformTokens
+from ..spec.sessions import ClosedLoop, ConstantSeconds, ConstantTurns, TraceTurns
 
 
 def depends_on_seed(experiment: Experiment) -> bool:
@@ -26,7 +27,7 @@ def depends_on_seed(experiment: Experiment) -> bool:
     window of a trace is, or noise. Policies are not asked: what they draw is to come from what they are shown."""
     load = experiment.workload
     if load.draws == "seeded":
-        if not isinstance(load.arrivals, Trace | Constant):
+        if not isinstance(load.arrivals, Trace | Constant | ClosedLoop):
             return True
         if any(_varies(draw) for draw in load.steps.values()):
             return True
@@ -43,6 +44,8 @@ def _drawn_beside(experiment: Experiment) -> list[str]:
     if any(_varies(d) for spec in experiment.workload.lengths.values() for d in (spec.prompt, spec.output)):
         found.append("prompts and outputs")
     found += _of_classes(experiment)
+    if _turns_vary(experiment):
+        found.append("turns, and times to think")
     if any(branch.probability < 1.0 for branch in experiment.pipeline.branches):
         found.append("the paths through the pipeline")
     calls = [w.calls for w in experiment.deployment.workers if w.calls is not None]
@@ -53,6 +56,18 @@ def _drawn_beside(experiment: Experiment) -> list[str]:
     if experiment.time.noise and _is_noisy(experiment):
         found.append("the noise")
     return found
+
+
+def _turns_vary(experiment: Experiment) -> bool:
+    """Whether something of sessions, or of the clients of a closed loop, is drawn."""
+    load, own = experiment.workload, experiment.workload.sessions
+    waits = [load.arrivals.think] if isinstance(load.arrivals, ClosedLoop) else []
+    if own is not None:
+        tools = own.tools
+        waits += [own.think, *([tools.seconds] if tools is not None else [])]
+        if not isinstance(own.turns, ConstantTurns | TraceTurns) or (tools is not None and tools.share < 1.0):
+            return True
+    return any(draw is not None and not isinstance(draw, ConstantSeconds) for draw in waits)
 
 
 def _is_routed_at_random(experiment: Experiment) -> bool:

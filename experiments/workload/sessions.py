@@ -18,12 +18,12 @@ from servetwin.core.llm import TokenRequest
 from servetwin.core.random_streams import stream
 from servetwin.core.serving.sessions import Session
 
-from ..spec.experiment import Experiment, Workload
+from ..spec.experiment import Experiment, Trace, Workload
 from ..spec.llm import SharedPrefix
-from ..spec.sessions import ClosedLoop, ConstantTurns, GeometricTurns, UniformTurns
+from ..spec.sessions import ClosedLoop, ConstantTurns, GeometricTurns, TraceTurns, UniformTurns
 from .draws import BLOCK, arrival_times, seconds_of, turns_of
 from .lengths import largest
-from .requests import requests
+from .requests import count_of, requests
 
 if TYPE_CHECKING:
     from .trace_reader import TraceFile
@@ -54,15 +54,19 @@ def sessions(
     `servetwin.experiments.workload.requests.requests`. *ended* counts those that end before their time. Raises
     `BadInput` at a prompt that is too long, unless lengths are to be cut."""
     load, seed = experiment.workload, experiment.seed
-    plans = requests(experiment, slo, trace, contexts=contexts, due=repeat(0.0))
+    plans = requests(experiment, slo, trace, contexts=contexts, due=repeat(0.0, count_of(experiment, trace)))
     closed = load.arrivals if isinstance(load.arrivals, ClosedLoop) else None
     starts: Iterator[float | None] = repeat(None)
-    if closed is None:
+    if closed is None and not isinstance(load.arrivals, Trace):
         starts = arrival_times(load.arrivals, seed=seed, published=False, trace=trace)
     pauses = seconds_of(closed.think if closed is not None else None, "think between sessions", seed)
     if load.sessions is None:
         for pause, plan in zip(pauses, plans, strict=False):
             yield Session(None, [(pause, plan)])
+        return
+    if isinstance(load.sessions.turns, TraceTurns):
+        assert trace is not None
+        yield from _of_trace(experiment, trace, plans, pauses, starts, contexts or {}, ended)
         return
     waits = _waits(experiment)
     lengths = turns_of(load.sessions.turns, seed)
@@ -71,11 +75,32 @@ def sessions(
         if not plans_here:
             return
         turns = [(next(waits) if place else pause, plan) for place, plan in enumerate(plans_here)]
-        fitting = _fitting(experiment, turns, contexts or {})
-        if len(fitting) < len(turns) and ended is not None:
-            ended.sessions += 1
-            ended.turns += len(turns) - len(fitting)
-        yield Session(number, fitting, due)
+        yield Session(number, _fitting(experiment, turns, contexts or {}, ended), due)
+
+
+def _of_trace(
+    experiment: Experiment,
+    trace: TraceFile,
+    plans: Iterator[Request],
+    pauses: Iterator[float],
+    starts: Iterator[float | None],
+    contexts: Mapping[str, int],
+    ended: Ended | None,
+) -> Iterator[Session]:
+    """Those of *trace*, which is held in memory for it, in the order in which their first requests stand there."""
+    arrivals = experiment.workload.arrivals
+    scale = trace.scale(arrivals.rate) if isinstance(arrivals, Trace) else 1.0
+    talks: dict[str, list[tuple[float, Request]]] = {}
+    due: dict[str, float] = {}
+    for entry, plan in zip(trace.turns(), plans, strict=False):
+        name = str(entry.turn.session)
+        if name not in talks:
+            talks[name], due[name] = [], (entry.arrival - trace.first) * scale
+        talks[name].append((entry.turn.delay or 0.0, plan))
+    for number, (name, turns) in enumerate(talks.items()):
+        turns[0] = next(pauses), turns[0][1]
+        start = due[name] if isinstance(arrivals, Trace) else next(starts)
+        yield Session(number, _fitting(experiment, turns, contexts, ended), start)
 
 
 def _waits(experiment: Experiment) -> Iterator[float]:
@@ -98,7 +123,7 @@ def _either(
 
 
 def _fitting(
-    experiment: Experiment, turns: list[tuple[float, Request]], contexts: Mapping[str, int]
+    experiment: Experiment, turns: list[tuple[float, Request]], contexts: Mapping[str, int], ended: Ended | None
 ) -> list[tuple[float, Request]]:
     """*turns*, with what others have before the first prompt, and limits that leave no more room than there is. Where
     lengths may be cut, those that do not fit and all after them are left out; else they raise `BadInput`."""
@@ -119,6 +144,9 @@ def _fitting(
             room = contexts[module] - prompt
             if room < min(outputs[module], limit):
                 if place and lengths[module].truncate:
+                    if ended is not None:
+                        ended.sessions += 1
+                        ended.turns += len(turns) - place
                     return made
                 raise _too_long(module, plan.id, place, prompt, min(outputs[module], limit), contexts[module])
             tokens[module] = new, min(limit, room)
@@ -160,7 +188,7 @@ def _fit(load: Workload, module: str, context: int) -> bool:
     """Whether all turns of any session fit into *context* tokens, whatever is drawn."""
     assert load.sessions is not None
     turns, spec = load.sessions.turns, load.lengths[module]
-    if isinstance(turns, GeometricTurns) or any(module in own.lengths for own in load.classes.values()):
+    if isinstance(turns, GeometricTurns | TraceTurns) or any(module in own.lengths for own in load.classes.values()):
         return False
     if isinstance(turns, ConstantTurns):
         most = turns.turns

@@ -70,6 +70,7 @@ class Overview:
     terms: tuple[str, ...] = ()
     size: str | None = None
     shapes: tuple[Shape, ...] = ()
+    follows: int = 0  #: requests that say how long after an answer they are sent, and not when
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,22 @@ class TraceFile:
     def shapes(self) -> Iterator[Shape]:
         """The shape of each request, of a trace that was read for that."""
         return (entry.shape for entry in self if entry.shape is not None)
+
+    def turns(self) -> Iterator[Entry]:
+        """The requests, of which each but the first of a session says how long after the answer before it is sent.
+        Raises `BadInput` at one that does not."""
+        begun: set[str] = set()
+        for entry in self:
+            name = entry.turn.session
+            if name is not None and name in begun and entry.turn.delay is None:
+                what = f"a turn of session {name!r} does not say how long after the answer before it is sent"
+                right = "a delay; or to leave workload.sessions out, where all come at times of their own"
+                raise BadInput(what, where=f"{self.where}:{entry.line}: delay", right=right)
+            if name is None or (name not in begun and entry.turn.follows):
+                what = "it belongs to no session" if name is None else f"session {name!r} begins with a delay"
+                raise BadInput(what, where=f"{self.where}:{entry.line}", right="a session, and a time for its first")
+            begun.add(name)
+            yield entry
 
     def terms(self) -> Iterator[Mapping[str, Any]]:
         """What requests say of themselves beside their work, one by one (`servetwin.experiments.workload.traces`)."""
@@ -265,6 +282,7 @@ def _overview(choice: Choice, _: Stamp | None) -> Overview:
     failed: list[int] = []
     terms: dict[str, None] = {}
     shapes: dict[Shape, None] = {}
+    follows = 0
     for entry in entries(path, choice.modules, choice.form, failed.append, choice.shaped or None):
         if columns is None:
             columns = tuple(entry.work)
@@ -277,6 +295,7 @@ def _overview(choice: Choice, _: Stamp | None) -> Overview:
         held, until = held + 1, entry.arrival
         if start <= entry.arrival < end and (size is None or entry.size == size):
             count += 1
+            follows += entry.turn.follows
             terms |= dict.fromkeys(entry.said)
             if choice.shaped is not None:
                 if entry.shape is None:
@@ -293,7 +312,7 @@ def _overview(choice: Choice, _: Stamp | None) -> Overview:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     of_size = (next(iter(sizes)) if len(sizes) == 1 else None) if size is None else size
-    said = tuple(terms), of_size, tuple(shapes)
+    said = tuple(terms), of_size, tuple(shapes), follows
     return Overview(count, held, len(failed), until, columns or (), digest, *said)
 
 

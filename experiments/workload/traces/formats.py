@@ -22,6 +22,7 @@ from .lines import (
     SHAPES,
     SIDES,
     TERMS,
+    TURNS,
     WORK,
     Line,
     Row,
@@ -55,6 +56,15 @@ OTHERWISE = ("arrivals", "arrived", "arrival_time", "time", "timestamp", "start"
 UNITS = {1: "seconds", 1000: "milliseconds", 1_000_000: "microseconds"}
 
 
+class Turn(NamedTuple):
+    """Of which *session* a request is (None: of none), and how many seconds after the answer before it is sent
+    (*delay*; None: it does not say); *follows*: it says that instead of a time."""
+
+    session: str | None = None
+    delay: float | None = None
+    follows: bool = False
+
+
 class Entry(NamedTuple):
     """A request of a trace: *arrival* in seconds since its first request, *work* by column, *size* of the image, and
     what else is *said* of it (`TERMS`); *hashes* are Mooncake's ``hash_ids`` (None: there are none), *shape* what is
@@ -67,6 +77,7 @@ class Entry(NamedTuple):
     said: Mapping[str, Any] = MappingProxyType({})
     hashes: tuple[int, ...] | None = None
     shape: Shape | None = None
+    turn: Turn = Turn()
 
 
 Parser = Callable[[Row, str, Sequence[str]], "tuple[Decimal, dict[str, int], str | None] | None"]
@@ -178,6 +189,12 @@ def entries(
         if not seen.issuperset(row):
             _check_names(row, where)
             seen.update(row)
+        turn = _turn(row, where, known.name)
+        stamps = [row.get(name) for name in (known.columns[0], *ARRIVALS)]
+        if turn.delay is not None and last.is_finite() and all(stamp in (None, "") for stamp in stamps):
+            turn = turn._replace(follows=True)  # it stands after one whose answer it waits for
+            row = {name: value for name, value in row.items() if name not in ARRIVALS}
+            row[known.columns[0]] = str(last * 1000 if known.name == "mooncake" else last)
         parsed = known.parse(row, where, modules)
         if parsed is None:
             if failed is not None:
@@ -196,7 +213,7 @@ def entries(
         hashes = tuple(row["hash_ids"]) if known.name == "mooncake" and "hash_ids" in row else None
         of_size = own_size or size
         shape = _shape(row, of_size, where) if of_size is not None else None
-        yield Entry(number, float(moment - zero), work, own_size, _said(row, where), hashes, shape)
+        yield Entry(number, float(moment - zero), work, own_size, _said(row, where), hashes, shape, turn)
 
 
 def columns_of(path: Path) -> tuple[str, ...]:
@@ -210,7 +227,7 @@ def unknown_columns(path: Path, form: str = "auto") -> tuple[str, ...]:
     known = _recognise(path) if form == "auto" else FORMATS[form]
     if known.name != "plain":
         return ()
-    return tuple(name for name in columns_of(path) if name not in {*ARRIVALS, *WORK, *SIDES, *SHAPES, *TERMS})
+    return tuple(name for name in columns_of(path) if name not in {*ARRIVALS, *WORK, *SIDES, *SHAPES, *TERMS, *TURNS})
 
 
 def sample(name: str) -> Path:
@@ -278,8 +295,8 @@ MEANT = {
     "slo_factor": "slo_factor, a multiple of what the request takes alone",
 }
 
-#: The longest name of a class or tenant, in characters.
-LONGEST_NAME = 64
+#: The longest name of a class or tenant, and of a session, in characters.
+LONGEST_NAME, LONGEST_SESSION = 64, 256
 
 
 def _check_names(row: Row, where: str) -> None:
@@ -319,6 +336,23 @@ def _said(row: Row, where: str) -> dict[str, Any]:
     if "slo" in said and "slo_factor" in said:
         raise BadInput("it says slo and slo_factor", where=where, right="one of them")
     return said
+
+
+def _turn(row: Row, where: str, form: str) -> Turn:
+    """What *row* says of sessions: a delay is in milliseconds in Mooncake's format, as AIPerf reads it, else in
+    seconds, unless its name says otherwise."""
+    name = row.get("session", row.get("session_id"))
+    if name is None or name == "":
+        return Turn()
+    text = str(name).strip()
+    if isinstance(name, bool | list | dict) or len(text) > LONGEST_SESSION or not text.isprintable():
+        right = f"{LONGEST_SESSION} characters at most"
+        raise BadInput(f"{str(name)[:40]!r} is no name of a session", where=f"{where}: session", right=right)
+    key = "delay_ms" if "delay_ms" in row else "delay"
+    value = row.get(key)
+    if value is None or value == "":
+        return Turn(text)
+    return Turn(text, float(_time(value, f"{where}: {key}", 1000 if key == "delay_ms" or form == "mooncake" else 1)))
 
 
 def _priority(value: Any, where: str) -> int:

@@ -29,6 +29,9 @@ SHAPES = {"frames": "frames", "guidance": "rows", "images": "images"}
 #: What a trace of any format may say of a request beside its work. An empty value says nothing.
 TERMS = ("class", "tenant", "priority", "weight", "slo", "slo_factor")
 
+#: What it may say of sessions: which one a request belongs to, and how long after the answer before it is sent.
+TURNS = ("session", "session_id", "delay", "delay_ms")
+
 #: The most bytes that a packed trace may unpack to, and that a .json trace, which is read as a whole, may have.
 MOST_UNPACKED = 4 << 30
 MOST_WHOLE = 256 << 20

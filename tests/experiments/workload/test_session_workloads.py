@@ -22,7 +22,7 @@ OPT = {
             "llm": {
                 "prompt": {"draw": "uniform", "low": 5, "high": 60},
                 "output": {"draw": "uniform", "low": 4, "high": 32},
-                "prefix": {"draw": "shared", "groups": 2, "tokens": 48},
+                "prefix": {"draw": "shared", "groups": 2, "tokens": 80},
             }
         },
         "sessions": {
@@ -33,7 +33,7 @@ OPT = {
     },
 }
 CLOSED = ("workload.arrivals", {"process": "closed", "clients": 5, "think": {"draw": "constant", "seconds": 0.5}})
-ALONE = ("workload.sessions", None)
+ALONE = [("workload.sessions", None), ("workload.lengths.llm.prefix", None)]
 CACHING = ("deployment.workers.0.engine.enable_prefix_caching", True)
 DIT = {"extends": "tiny-dit-cpu", "workload": {"requests": 60, "arrivals": {"process": "closed", "clients": 4}}}
 
@@ -68,7 +68,7 @@ def test_turns_come_after_thoughts_or_tools_with_all_that_was_said():
         stay = r["stages"][0]
         if r["turn"] == 0:
             firsts.append(r["arrival"])
-            assert 48 + 5 <= stay["prompt"] <= 48 + 60
+            assert 80 + 5 <= stay["prompt"] <= 80 + 60  # beside what is drawn, whichever is longer
             continue
         assert (before["session"], before["turn"]) == (r["session"], r["turn"] - 1)
         waits.append(r["arrival"] - before["finished"])
@@ -96,7 +96,7 @@ def test_when_sessions_begin_and_what_they_say_is_the_same_however_fast_they_are
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-@pytest.mark.parametrize("sets", [[], [CLOSED], [CLOSED, ALONE], [ALONE]], ids=["open", "both", "closed", "neither"])
+@pytest.mark.parametrize("sets", [[], [CLOSED], [CLOSED, *ALONE], ALONE], ids=["open", "both", "closed", "neither"])
 def test_the_same_whichever_way_it_is_simulated(sets, asynchronous):
     whole = [*sets, CACHING, ("deployment.workers.0.engine.asynchronous", asynchronous)]
     # Few blocks, so that turns are preempted and blocks taken again.
@@ -107,7 +107,7 @@ def test_the_same_whichever_way_it_is_simulated(sets, asynchronous):
 
 
 def test_a_closed_loop_has_so_many_in_flight():
-    lines, made = played(load(OPT, [CLOSED, ALONE, ("workload.arrivals.think", None)]))
+    lines, made = played(load(OPT, [CLOSED, *ALONE, ("workload.arrivals.think", None)]))
     events = sorted([(r["arrival"], 1) for r in lines] + [(r["finished"], -1) for r in lines])
     flying, most = 0, 0
     for _, step in events:
