@@ -112,6 +112,9 @@ def test_options_of_real_runs_are_told_as_on_the_command_line(toy: Path, tmp_pat
         "--eager (no, now yes)",
         "--device (gpu0=cpu, now gpu0=cuda:0)",
     ]
+    own = {**real, "model_file": "1"}
+    assert same_run.otherwise({**meta, **own}, experiment, own) == []
+    assert same_run.otherwise({**meta, **own}, experiment, {**own, "model_file": "2"}) == ["the file of --model"]
     profile = tmp_path / "profile.yaml"
     profile.write_text(profile.read_text().replace("0.020", "0.025"))
     assert same_run.otherwise({**meta, "code": "x"}, experiment, real) == [

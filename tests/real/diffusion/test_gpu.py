@@ -8,7 +8,7 @@ from servetwin.core import BatchWorker, Request, WorkerView
 from servetwin.policies.diffusion.neustream import NeuStream
 from servetwin.real import Options, Server
 from servetwin.real.diffusion.device_slots import DeviceSlots
-from servetwin.real.diffusion.models import find
+from servetwin.real.diffusion.models import KINDS, find
 from servetwin.real.diffusion.profiling.microbenchmarks import Gather, measured_run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
@@ -24,8 +24,8 @@ def results(slots, numbers, steps, together):
     with torch.no_grad():
         for group in groups:
             batch = [slots.take(Request(n, 0.0, 1.0, {slots.kind.loop: steps})) for n in group]
-            if "clip" in slots.kind.modules:
-                slots.once("clip", batch)
+            for module in slots.kind.modules[: slots.kind.modules.index(slots.kind.loop)]:
+                slots.once(module, batch)
             for progress in batch:
                 slots.begin(progress, steps)
             for _ in range(steps):
@@ -37,9 +37,10 @@ def results(slots, numbers, steps, together):
     return made
 
 
-@pytest.mark.parametrize("name", ["tiny-sd", "tiny-dit", "tiny-palette", "dit-s2-256"])
+@pytest.mark.parametrize("name", [*(name for name in KINDS if name.startswith("tiny-")), "dit-s2-256"])
 def test_graphs_give_what_eager_gives_and_company_does_not_matter(name):
-    """Half precision: within 1 % of the size of the latents."""
+    """Half precision: within 1 % of the size of the latents; bfloat16, which is eight times as coarse: within 8 %."""
+    near = 0.01 if find(name).precision == "float16" else 0.08
     made = []
     for eager in (True, False):
         slots = DeviceSlots(find(name), Options(eager=eager, slots=16), torch.device("cuda", 0))
@@ -52,7 +53,7 @@ def test_graphs_give_what_eager_gives_and_company_does_not_matter(name):
         assert torch.isfinite(first).all()
         assert first.std() > 0
         for other in made[1:]:
-            assert (other[number] - first).norm() / first.norm() < 0.01
+            assert (other[number] - first).norm() / first.norm() < near
 
 
 @pytest.mark.parametrize("name", LATENCY)
