@@ -136,6 +136,13 @@ ROWS = (
         (3.71, 13.12),
     ),
     Row(
+        "h200-prefix/runs-llama-3.1-8b.json.gz",
+        "Llama-3.1-8B in vLLM with its prefix cache, H200, shared prompts and histories, our policy beside vLLM's",
+        "reports/2026-11-h200-prefix.md",
+        "predicted blind, nothing changed since",
+        (4.84, 17.18),
+    ),
+    Row(
         "h200-servers/runs-llama-3.1-8b.json.gz",
         "Llama-3.1-8B in two of vLLM's own servers behind our router, two H200s, five routers",
         "reports/2026-11-h200-servers.md",

@@ -51,6 +51,8 @@ OPT_VLLM = (
     "h200-lengths/llama-3.1-8b",
     "h200-lengths/opt-13b",
     "h200-policies/opt-13b",
+    "h200-prefix/llama-3.1-8b",
+    "h200-prefix/llama-3.1-8b-served",
     "h200-servers/llama-3.1-8b",
     "h200-servers/qwen3-30b-a3b",
     "h200-steps/llama-3.1-8b",

@@ -1,0 +1,48 @@
+"""The gate on runs of Llama-3.1-8B with vLLM's prefix cache on an H200, and on what a server takes before its engine
+(docs/reports/2026-11-h200-prefix.md)."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from servetwin.experiments.registry.catalog import MEASURED
+from servetwin.experiments.spec.loading import load
+from servetwin.experiments.validation.replay import chat
+from servetwin.experiments.validation.score import score
+
+FOLDER = MEASURED / "h200-prefix"
+
+
+def test_what_is_found_in_the_cache_is_predicted_and_goodput_is_as_reported() -> None:
+    """Goodput is over the limits of 1 and 3 points, as the report tells."""
+    profile, runs = chat.read(FOLDER / "runs-llama-3.1-8b.json.gz")
+    assert len(runs) == 14
+    assert all(len(run.requests) >= 600 for run in runs)
+    gaps, found = [], []
+    for run in runs:
+        simulated = chat.simulate(run, profile, 2)
+        gaps.append(chat.gap(run, simulated))
+        assert run.hit_rate is not None
+        assert simulated.hit_rate is not None
+        found.append(100.0 * (simulated.hit_rate - run.hit_rate))
+    assert np.abs(found).max() <= 1.0
+    assert (np.abs(found) <= 0.5).sum() >= 12
+    assert [round(f, 2) for run, f in zip(runs, found, strict=True) if run.policy == "vllm-v1"] == [0.0] * 7
+    assert np.abs(gaps).mean() <= 5.8
+    for others in chat.trivial(runs).values():
+        assert np.abs(gaps).mean() < 0.35 * np.abs(others).mean()
+
+
+@pytest.mark.parametrize("rate", [16, 19])
+def test_first_tokens_of_a_server(rate: int, tmp_path: Path) -> None:
+    file, spec = (FOLDER / f"bench-llama-3.1-8b-{rate}.{end}" for end in ("json", "yaml"))
+    off = {}
+    for profile in ("h200-prefix/llama-3.1-8b-served", "h200-prefix/llama-3.1-8b"):
+        out = tmp_path / f"{profile.replace('/', '-')}.csv"
+        score(file, out, experiment=load(str(spec), [("deployment.devices.gpu0", profile)]), jobs=1)
+        with out.open(newline="") as lines:
+            (row,) = csv.DictReader(lines)
+        off[profile] = float(row["sim_mean_ttft_ms"]) / float(row["mean_ttft_ms"]) - 1.0
+    assert abs(off["h200-prefix/llama-3.1-8b-served"]) <= 0.05
+    assert -0.12 <= off["h200-prefix/llama-3.1-8b"] <= -0.08
