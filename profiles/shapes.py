@@ -109,7 +109,8 @@ def _neighbours(data: ProfileFile, shape: Shape, usable: Sequence[_Measured]) ->
             largest = [m for m in below if m.pixels == below[-1].pixels]
             return [largest[0], above[0]]
     there = ", ".join(dict.fromkeys(str(Shape(m.height, m.width, m.frames, m.guidance)) for m in _measured(data)))
-    right = f"one of {there}" + ("" if rule == "pixels" else "; or shapes.between: pixels, for sizes between them")
+    between = "a size between them" if rule == "pixels" else "shapes.between: pixels, for sizes between them"
+    right = f"one of {there}; or {between}"
     raise BadInput(f"nobody measured {shape}", where=data.name, right=right)
 
 

@@ -8,6 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+#: The longest wait, in seconds: months, and after thousands of them the clock still knows a step's time.
+LONGEST_WAIT = 1e7
+Wait = Annotated[float, Field(ge=0, le=LONGEST_WAIT)]
+PositiveWait = Annotated[float, Field(gt=0, le=LONGEST_WAIT)]
 #: The least and the largest weight of a request: service over weight stays a number.
 WEIGHTS = (1e-9, 1e9)
 Weight = Annotated[float, Field(ge=WEIGHTS[0], le=WEIGHTS[1])]

@@ -10,38 +10,38 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field
 from pydantic_core import PydanticCustomError
 
-from .field_types import Count, NotNegative, Positive, Strict
+from .field_types import Count, NotNegative, PositiveWait, Strict, Wait
 
 
 class ConstantSeconds(Strict):
     """The same every time."""
 
     draw: Literal["constant"]
-    seconds: NotNegative
+    seconds: Wait
 
 
 class ExponentialSeconds(Strict):
     """Exponentially distributed, *mean* seconds on average."""
 
     draw: Literal["exponential"]
-    mean: Positive
+    mean: PositiveWait
 
 
 class UniformSeconds(Strict):
     """Anything from *low* to *high*, equally likely."""
 
     draw: Literal["uniform"]
-    low: NotNegative
-    high: Positive
+    low: Wait
+    high: PositiveWait
 
 
 class LognormalSeconds(Strict):
     """Lognormal with this *median* and 90th percentile *p90*, and cut to *high*."""
 
     draw: Literal["lognormal"]
-    median: Positive
-    p90: Positive
-    high: Positive
+    median: PositiveWait
+    p90: PositiveWait
+    high: PositiveWait
 
 
 SecondsDraw = Annotated[
@@ -136,5 +136,5 @@ class ClosedLoop(Strict):
     process: Literal["closed"]
     clients: Count
     think: SecondsDraw | None = None
-    ramp: NotNegative = 0.0
+    ramp: Wait = 0.0
     rate: Annotated[None, BeforeValidator(_no_rate)] = None

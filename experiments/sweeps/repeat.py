@@ -121,8 +121,11 @@ def versus(
 
     *axes* are the values of the sweep's axes; points that differ in the policy alone belong together, or else those
     that also differ in what goes with a policy: the variant, the deployment, the system. Raises `BadInput` if a point
-    has no partner, or several of that kind.
+    has no partner, or several of that kind, or if there is no other policy.
     """
+    if points and all(point.experiment.policy.name == reference for point in points):
+        right = "an axis policy that holds another one too; only policies are compared in pairs"
+        raise BadInput(f"all points are of policy {reference!r}", where="--versus", right=right)
     partners: dict[str, list[Repeated]] = {}
     for point, values in zip(points, axes, strict=True):
         if point.experiment.policy.name == reference:

@@ -78,6 +78,7 @@ OURS = {
     "h200-again/palette-256-graphs": ("unet",),
     "h200-compiled/dit-xl2-256-graphs": ("dit", "vae"),
     "h200-compiled/sd15-512-graphs": SD,
+    "h200-compiled-whole/sd15-512-graphs": SD,
     "h200-policies/dit-s2-256-graphs": ("dit", "vae"),
     "h200-policies/sd15-256-graphs": SD,
     "h200-quiet/dit-s2-256-graphs": ("dit", "vae"),

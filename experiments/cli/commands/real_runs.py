@@ -136,15 +136,21 @@ def profile(
             devices,
             weights,
             eager,
-            sampler != "ddim",
+            sampler,
+            compile_what,
             limit,
             seconds != 0.4,
             brief,
             asynchronous is not None,
             vllm,
+            without,
         )
         if any(others):
-            raise BadInput("a server is as it is", where="--url", right="no other options but --out, --name, --text")
+            raise BadInput(
+                "a server is as it is",
+                where="--url",
+                right="no other options but --out, --name, --text, --api-key-env, --json",
+            )
         _profile_server(model, url, out, name, api_key_env, text, as_json)
         return
     if text or api_key_env is not None:

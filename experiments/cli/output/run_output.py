@@ -142,6 +142,10 @@ def input_lines(summary: dict[str, Any]) -> list[str]:
             f"cut at {module}: {cut['prompts']} prompts by {cut['prompt_tokens']} tokens, "
             f"{cut['outputs']} outputs by {cut['output_tokens']}"
         )
+    if (ended := summary.get("sessions")) and ended["sessions"]:
+        lines.append(
+            f"sessions that ended before what does not fit: {ended['sessions']}; {ended['turns']} turns not sent"
+        )
     return lines
 
 

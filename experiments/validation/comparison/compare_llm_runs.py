@@ -16,6 +16,7 @@ FIGURES = (
     *("output_throughput", "token_goodput", "prefill_goodput", "decode_goodput", "limits_goodput"),
     *(f"{statistic}_{name}_ms" for name in ("ttft", "tpot", "itl") for statistic in ("mean", "median", "p99")),
     "preemptions",
+    "prefix_cache_hit_rate",
 )
 
 
@@ -158,5 +159,7 @@ def rows_of(found: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]:
             yield f"{key.removesuffix('_ms').replace('_', ' ')}, ms", key, 1
         elif key == "preemptions":
             yield key, key, 0
+        elif key == "prefix_cache_hit_rate":
+            yield "prefix cache hit rate", key, 4
         else:
             yield units.get(key, f"{key.replace('_', ' ')}, requests/s"), key, 2

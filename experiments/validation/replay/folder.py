@@ -15,8 +15,10 @@ from typing import Any
 
 from servetwin.core import BadInput, Request, RunFolder, ServeTwinError
 from servetwin.core.llm import TokenRequest
+from servetwin.core.request import Shape
 
 from ...assembly import build, inputs, same_run
+from ...assembly.shapes import shapes_of
 from ...spec import loading
 from ...spec.experiment import Experiment
 from ...spec.loading import load
@@ -91,6 +93,8 @@ def _terms(record: Row) -> dict[str, Any]:
     said: dict[str, Any] = {name: record[name] for name in ("priority", "tenant", "weight") if name in record}
     if "session" in record:
         said["session"] = record["session"], record["turn"]
+    if "shape" in record:
+        said["shape"] = Shape(**record["shape"])
     return {**said, "class_name": record["class"]} if "class" in record else said
 
 
@@ -130,6 +134,7 @@ def replay(folder: Path, experiment: Experiment, out: Path | None = None, seed: 
     """Repeat the run in *folder* as *experiment*; the row of its results. With *out*, leave its records there. *seed*
     is the run's own (None: the experiment's), of which its requests were drawn."""
     sent = requests_of(folder, _drawn(experiment, experiment.seed if seed is None else seed))
+    _check_shapes(folder, sent, shapes_of(experiment))
     if out is None:
         run = build.build(experiment)
         run.send(sent)
@@ -145,6 +150,15 @@ def replay(folder: Path, experiment: Experiment, out: Path | None = None, seed: 
         assert isinstance(recorder, RunFolder)
         recorder.close(complete=complete)
     return row
+
+
+def _check_shapes(folder: Path, sent: Iterable[Request], known: Sequence[Shape]) -> None:
+    """Raise `BadInput` if a request is of none of the *known* shapes of the experiment (none: all as measured)."""
+    for request in sent:
+        if request.shape not in (known or (None,)):
+            what = f"request {request.id} is of {request.shape or 'no shape'}, its experiment knows none such"
+            right = ", ".join(map(str, known)) or "requests without shapes"
+            raise BadInput(what, where=str(folder / "requests.jsonl"), right=right)
 
 
 def _drawn(experiment: Experiment, seed: int) -> Iterable[Request]:

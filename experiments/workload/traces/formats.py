@@ -444,19 +444,23 @@ def _is_whole(value: Any) -> bool:
 
 
 def _size(row: Row, where: str) -> str | None:
-    """The size of an image as ``height x width`` without blanks."""
-    if "size" in row:
+    """The size of an image as ``height x width`` without blanks; None where the row says none, or leaves it empty."""
+    said = {key for key in ("size", "height", "width") if row.get(key) not in (None, "")}
+    text = sides = None
+    if "size" in said:
         text = str(row["size"]).strip().lower()
         if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
             raise BadInput(f"{row['size']!r} is no size", where=f"{where}: size", right="512x512")
-        return text
-    if ("height" in row) != ("width" in row):
-        one, other = ("height", "width") if "height" in row else ("width", "height")
+    if ("height" in said) != ("width" in said):
+        one, other = ("height", "width") if "height" in said else ("width", "height")
         raise BadInput(f"it says a {one}, and no {other}", where=where, right="height and width, or size")
-    if "height" in row:
+    if "height" in said:
         height, width = (_count(row[side], f"{where}: {side}", "pixels") for side in ("height", "width"))
-        return f"{height}x{width}"
-    return None
+        sides = f"{height}x{width}"
+    if text is not None and sides is not None and text != sides:
+        what = f"its size is {text}, and its height and width are {sides}"
+        raise BadInput(what, where=where, right="the same of both, or one of them")
+    return text if text is not None else sides
 
 
 def _shape(row: Row, size: str, where: str) -> Shape:

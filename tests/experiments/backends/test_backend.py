@@ -57,6 +57,16 @@ def test_what_only_real_runs_take_is_refused_elsewhere(servetwin, option):
     assert err == f"servetwin: {option[0]}: only real runs take this (right would be: --backend real)\n"
 
 
+def test_profiles_of_servers_take_no_options_of_devices(servetwin, tmp_path):
+    command = ("profile", "cpu/tiny-dit", "--url", "http://127.0.0.1:9", "--out", tmp_path / "served.yaml")
+    code, _, err = servetwin(*command)
+    assert (code, "is of no language model" in err) == (2, True), err
+    for option in (["--sampler", "ddim"], ["--compile", "none"], ["--without", "safety"], ["--limit", 3]):
+        code, _, err = servetwin(*command, *option)
+        assert (code, "a server is as it is" in err) == (2, True), err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_sweeps_refuse_what_is_of_the_other_kind(servetwin, tmp_path):
     for option in (["--device", "cpu"], ["--processes"], ["--repeats", 2], ["--slots", 3], ["--any-device"]):
         code, out, err = servetwin("sweep", "figure11", "--out", tmp_path / "out.csv", *option)

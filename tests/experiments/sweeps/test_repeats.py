@@ -13,7 +13,7 @@ from servetwin.experiments.sweeps import point as engine
 from servetwin.experiments.sweeps import sweep
 from servetwin.experiments.sweeps.cache import Cache
 from servetwin.experiments.sweeps.cluster import running_on
-from servetwin.experiments.sweeps.repeat import repeat, seeded, told_apart
+from servetwin.experiments.sweeps.repeat import Repeated, repeat, seeded, told_apart, versus
 
 GRID = "extends: toy.yaml\ngrid:\n  policy: [edf, fcfs]\n  rate: [3.0, 5.0]\n"
 
@@ -83,6 +83,12 @@ def test_versus_needs_a_partner(grid: Path, servetwin):
     code, _, err = servetwin("sweep", grid, "--out", grid.parent / "out.csv", "--versus", "clockwork", "--jobs", 1)
     assert code == 2
     assert err.startswith("servetwin: --versus: no point of policy 'clockwork'")
+
+
+def test_versus_needs_another_policy(toy: Path):
+    point = Repeated(load(toy, [("policy", "edf")]))
+    with pytest.raises(BadInput, match="all points are of policy 'edf'"):
+        versus([point, point], [{"router": "jsq"}, {"router": "random"}], "edf")
 
 
 # -- cache ----------------------------------------------------------------------------------------------

@@ -127,3 +127,27 @@ def test_a_run_of_such_a_trace(tmp_path: Path) -> None:
     run(replayed(sample("requests.txt")), tmp_path / "run")
     lines = (tmp_path / "run/requests.jsonl").read_text().splitlines()
     assert {json.loads(line)["shape"]["height"] for line in lines} == {512, 1024, 2048}
+
+
+def sizes_of(tmp_path: Path, text: str) -> list[str]:
+    (tmp_path / "t.csv").write_text(text)
+    sets = {
+        "workload.requests": None,
+        "workload.arrivals": {"process": "trace", "file": str(tmp_path / "t.csv")},
+        "workload.shape": {"draw": "trace", "size": "1024x1024"},
+    }
+    made = build(load("sdxl-shapes-synthetic", list(sets.items())))
+    return [str(request.shape) for request in made.planned()]
+
+
+@pytest.mark.parametrize(
+    "text", ["arrival,size\n0,512x512\n1,\n", "arrival,height,width\n0,512,512\n1,,\n"], ids=["size", "sides"]
+)
+def test_a_size_that_is_left_empty_is_the_one_that_the_experiment_gives(tmp_path: Path, text: str) -> None:
+    assert sizes_of(tmp_path, text) == ["512x512", "1024x1024"]
+
+
+def test_a_size_and_sides_that_differ_are_refused(tmp_path: Path) -> None:
+    assert sizes_of(tmp_path, "arrival,size,height,width\n0,512x512,512,512\n") == ["512x512"]
+    with pytest.raises(BadInput, match="its size is 512x512, and its height and width are 1024x1024"):
+        sizes_of(tmp_path, "arrival,size,height,width\n0,512x512,1024,1024\n")

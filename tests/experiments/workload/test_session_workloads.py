@@ -10,7 +10,10 @@ from servetwin.core import BadInput, Recorder
 from servetwin.core.invariants.checker import InvariantChecker, check_records
 from servetwin.core.records import request_record
 from servetwin.experiments.assembly.build import build, run
+from servetwin.experiments.cli.output.run_output import input_lines
 from servetwin.experiments.spec.loading import load
+from servetwin.experiments.sweeps.point import results_of
+from servetwin.experiments.validation.comparison.compare_llm_runs import figures, rows_of
 from servetwin.experiments.validation.replay import folder
 
 OPT = {
@@ -145,6 +148,8 @@ def test_sessions_end_before_what_does_not_fit_where_lengths_may_be_cut():
     assert len(lines) + cut["turns"] == 120
     assert cut["sessions"] == 2
     assert max(r["stages"][0]["prompt"] + r["stages"][0]["generated"] for r in lines) <= 2048
+    told = f"sessions that ended before what does not fit: 2; {cut['turns']} turns not sent"
+    assert told in input_lines(made.recorder.summary.as_dict())
 
 
 def test_a_run_is_repeated_with_the_arrivals_that_it_had(tmp_path):
@@ -154,6 +159,18 @@ def test_a_run_is_repeated_with_the_arrivals_that_it_had(tmp_path):
     folder.replay(tmp_path / "run", experiment, tmp_path / "again")
     first, again = [(tmp_path / name / "requests.jsonl").read_text() for name in ("run", "again")]
     assert first == again
+
+
+def test_sweeps_and_comparisons_tell_what_caches_hold(tmp_path):
+    rates = []
+    for name, draws in (("a", [CACHING]), ("b", [CACHING, ("seed", 1)])):
+        experiment = load(OPT, draws)
+        row = results_of(experiment, run(experiment, tmp_path / name))
+        rates.append(row["prefix_cache_hit_rate"])
+    assert 0.0 < rates[0] < 1.0
+    first, second = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("a", "b"))
+    assert figures(first, second, lambda a, b: [a, b])["llm"]["prefix_cache_hit_rate"] == rates
+    assert ("prefix cache hit rate", "prefix_cache_hit_rate", 4) in rows_of(["prefix_cache_hit_rate"])
 
 
 def test_experiments_without_say_nothing_of_it():
@@ -171,6 +188,9 @@ THINK = {"draw": "lognormal", "median": 2.0, "p90": 1.0, "high": 9.0}
         ([CLOSED, ("workload.arrivals.rate", 3.0)], "workload.arrivals has no key 'rate'"),
         ([("workload.arrivals", {**CLOSED[1], "rate": 3.0})], "3.0 does not fit (right would be: none: in a closed"),
         ([("workload.sessions.think", {"draw": "constant", "seconds": -1.0})], "-1.0 does not fit"),
+        ([("workload.sessions.think", {"draw": "constant", "seconds": 1e300})], "less than or equal to 10000000"),
+        ([("workload.sessions.think", {"draw": "exponential", "mean": 1e308})], "less than or equal to 10000000"),
+        ([("workload.arrivals", {**CLOSED[1], "ramp": 1e9})], "less than or equal to 10000000"),
         ([("workload.sessions.turns", {"draw": "constant", "turns": 0})], "0 does not fit"),
         ([("workload.sessions.turns", {"draw": "uniform", "low": 3, "high": 2})], "3 is above high, 2"),
         ([("workload.sessions.turns", {"draw": "choice", "values": [1, 2], "weights": [1.0]})], "the weights do not"),
