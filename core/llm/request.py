@@ -48,8 +48,6 @@ class TokenRequest(Request):
     shares. *work*, *slo*, *priority*, *tenant*, *weight*, *class_name* and *session* are as in `Request`.
     """
 
-    shape = None  # of images; and so it costs nothing to make one
-
     __slots__ = ("prefix", "tokens")
 
     def __init__(
@@ -82,7 +80,7 @@ class TokenRequest(Request):
         self.tasks = []
         self.waiting_for = {}
         self.open_branches = 1
-        self.outcome = self.reason = self.finished = None
+        self.shape = self.outcome = self.reason = self.finished = None
         self.tokens = tokens
         self.outputs = outputs
         self.prefix = prefix

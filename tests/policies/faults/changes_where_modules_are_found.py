@@ -6,5 +6,5 @@ from servetwin.core import Decision, Policy
 
 class Mine(Policy):
     def decide(self, view, now):
-        sys.path.append("/tmp/x") if len(sys.path) < 50 else None
+        sys.path.append("/tmp/x")
         return Decision([*view.running, *view.waiting][: view.limit])

@@ -1,4 +1,4 @@
-# told: leaves something to be done at the process's end
+# told: (leaves something to be|changed what is) done at the process's end
 import weakref
 
 from servetwin.core import Decision, Policy

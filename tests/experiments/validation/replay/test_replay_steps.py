@@ -28,6 +28,10 @@ MOST = {
     ("h200-lengths", "opt-13b", "prompts"): (1.6, 5.3),
     ("h200-lengths", "opt-13b", "mixed"): (2.2, 7.2),
     ("h200-lengths", "opt-13b", "beyond graphs"): (3.6, 7.2),
+    ("h200-prefix", "llama-3.1-8b", "decode"): (2.2, 5.3),
+    ("h200-prefix", "llama-3.1-8b", "prompts"): (1.8, 6.6),
+    ("h200-prefix", "llama-3.1-8b", "mixed"): (2.3, 6.8),
+    ("h200-prefix", "llama-3.1-8b", "beyond graphs"): (3.4, 10.1),
     ("h200-servers", "qwen3-30b-a3b", "decode"): (1.9, 8.6),
     ("h200-servers", "qwen3-30b-a3b", "prompts"): (0.9, 2.9),
     ("h200-servers", "qwen3-30b-a3b", "mixed"): (0.9, 3.1),
@@ -63,6 +67,7 @@ def test_they_are_there() -> None:
     assert found == [
         "h200-chat/steps-llama-3.1-8b.npz", "h200-chat/steps-opt-13b.npz",
         "h200-lengths/steps-llama-3.1-8b.npz", "h200-lengths/steps-opt-13b.npz",
+        "h200-prefix/steps-llama-3.1-8b.npz",
         "h200-servers/steps-qwen3-30b-a3b.npz",
         "h200-steps/steps-llama-3.1-8b.npz", "h200-steps/steps-opt-13b.npz",
     ]  # fmt: skip
