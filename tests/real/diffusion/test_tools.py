@@ -96,9 +96,9 @@ def test_a_pipeline_with_a_tool_is_served_as_simulated(scripts: Path, tmp_path: 
                                                                if r["id"] % 3 == 1)}  # fmt: skip
         simulated = build.run(experiment)
         gaps.append(report.summary.attainment - simulated.attainment)
-        if abs(gaps[-1]) <= TOLERANCE:
+        # On a busy machine requests are dropped that would have been tried again.
+        if abs(gaps[-1]) <= TOLERANCE and sum(tries) > 24:
             assert report.summary.attainment > 0.5
-            assert sum(tries) > 24  # some were tried again
             return
     pytest.fail(f"attainment, real minus simulated: {gaps}")
 
