@@ -40,6 +40,7 @@ class Serving:
         self.answers = answers or self.tokens
         self.heads: list[bytes] = []
         self.opened = 0
+        self.writers: list[asyncio.StreamWriter] = []
         self.up = threading.Event()
         self.thread = threading.Thread(target=lambda: asyncio.run(self.main()), daemon=True)
 
@@ -50,6 +51,9 @@ class Serving:
         self.up.set()
         async with server:
             await self.over.wait()
+            for writer in self.writers:  # of answers that have no end, say
+                writer.transport.abort()
+            await asyncio.sleep(0.01)  # in which they are let go of
 
     @staticmethod
     async def tokens(writer, asked) -> None:
@@ -59,6 +63,7 @@ class Serving:
 
     async def serve(self, reader, writer) -> None:
         self.opened += 1
+        self.writers.append(writer)
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
