@@ -1,4 +1,7 @@
-"""Property tests draw the same examples in every run; HYPOTHESIS_PROFILE=explore looks for new ones."""
+"""What all tests share: examples that are the same in every run, and names that are the same in every process.
+
+Property tests draw the same examples each time; HYPOTHESIS_PROFILE=explore looks for new ones.
+"""
 
 import os
 
@@ -10,3 +13,8 @@ settings.register_profile(
     "explore", deadline=None, max_examples=2000, suppress_health_check=suppressed, print_blob=True
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_make_parametrize_id(config: object, val: object, argname: str) -> str | None:
+    """Bytes never name a test: packed ones hold the time, and two workers would collect two different tests."""
+    return argname if isinstance(val, bytes) else None
