@@ -174,7 +174,7 @@ class SeesPrefixes(Steered):
     ) -> list[tuple[Any, int, int]]:
         """What is computed of *prefill* (request, tokens): (request, tokens, tokens that it finds), where those who
         decode take *due* blocks first and leave *most* tokens, *room* for who finds less than it showed. vLLM looks
-        nobody up who waits with tokens that count as computed (`stand_before`): of those only the rest is computed."""
+        nobody up who waits with tokens that count as computed (`stand_before`): only the rest is computed."""
         assert self.cache is not None
         cache, size, trial, waiting = self.cache, self.block_size, Trial(self.cache), self.view.waiting
         trial.take(due)
