@@ -44,6 +44,7 @@ from ..spec.loading import load_profiles, not_measured
 from ..spec.sessions import ClosedLoop
 from ..workload import sessions
 from ..workload.requests import about, check_resolution, other_images, read_trace, requests
+from .handovers import profiles_by_role
 from .llm_workers import ENDLESS, check_engine, contexts, deadlines_of, host_ahead, prepare, settings_of
 from .pipeline import call_times, estimates, make_pipeline, make_pool, seconds_alone, wiring
 from .replicas import expanded
@@ -308,11 +309,12 @@ def make_workers(experiment: Experiment, stages: list[Stage], profiles: dict[str
                 estimate_prefill=plans.prefill,
                 estimate_decode=plans.decode,
                 estimate_step=plans.step,
-                slo=cast("TokenSLO | None", deadlines_of(experiment, profile)),
+                slo=cast("TokenSLO | None", deadlines_of(experiment, *profiles_by_role(experiment, spec, profiles))),
                 name=spec.name or "",
             )
             host = host_ahead(profile, costs=experiment.time.costs) if settings.asynchronous else None
-            workers.append(TokenWorker(stage, policy, engine_view, device=spec.device or "", host=host))
+            role = spec.role or "both"
+            workers.append(TokenWorker(stage, policy, engine_view, device=spec.device or "", host=host, role=role))
             continue
         if isinstance(policy, TokenPolicy):
             what = f"{chosen.name} is a policy for language models, and {'+'.join(spec.modules)} is none"

@@ -19,6 +19,7 @@ from servetwin.profiles import Kind
 
 from .field_types import Count, NotNegative, Positive, Strict, Weight
 from .llm import EngineSpec, Lengths, TokenSLOSpec
+from .routers import HandoverSpec, RouterSpec, Routing
 from .sessions import ClosedLoop, SessionsSpec
 from .shapes import ShapeDraw
 
@@ -366,7 +367,9 @@ class WorkerSpec(Strict):
     simulation, *scripts* what a real one runs. It needs no device and no limit, and is served first come, first
     served unless it has a policy of its own.
 
-    Of an LLM module's worker *limit* is the most requests that run at once, and *engine* has its other limits.
+    Of an LLM module's worker *limit* is the most requests that run at once, and *engine* has its other limits. With
+    the *role* "prefill" it computes prompts and hands them over to workers of the same module with the role "decode";
+    without one it does both.
     """
 
     modules: Annotated[list[str], Field(min_length=1)]
@@ -379,24 +382,7 @@ class WorkerSpec(Strict):
     calls: Calls | None = None
     engine: EngineSpec | None = None
     scripts: ScriptsSpec | None = None
-
-
-class RouterSpec(Strict):
-    """A router by name, entry point, ``package.module:Class`` or file, and its parameters. What it sees of workers is
-    up to *stale* seconds old."""
-
-    name: str
-    params: dict[str, Any] = Field(default_factory=dict)
-    stale: NotNegative = 0.0
-
-
-def _kind_of_router(value: Any) -> str:
-    return "mapping" if isinstance(value, dict | RouterSpec) else "name"
-
-
-Routing = Annotated[
-    Annotated[str, Tag("name")] | Annotated[RouterSpec, Tag("mapping")], Discriminator(_kind_of_router)
-]
+    role: Literal["prefill", "decode"] | None = None
 
 
 class Deployment(Strict):
@@ -406,7 +392,8 @@ class Deployment(Strict):
 
     Several workers may serve the same modules: *router* says how requests are shared out among them (a name, a file,
     or a mapping; docs/guides/routing.md), *routers* says so for single modules. *replicas* repeats the whole
-    deployment, each time on devices of its own.
+    deployment, each time on devices of its own. *handover*: how prompts get from workers that prefill to workers that
+    decode, where there are such roles.
     """
 
     name: str | None = None
@@ -416,12 +403,15 @@ class Deployment(Strict):
     replicas: Count = 1
     router: Routing = "least_loaded"
     routers: dict[str, Routing] = Field(default_factory=dict)
+    handover: HandoverSpec | None = None
 
     @property
     def routings(self) -> dict[tuple[str, ...], RouterSpec]:
         """The routers that it names, by where they stand in it."""
         said: dict[tuple[str, ...], Routing] = {("router",): self.router}
         said |= {("routers", module): own for module, own in self.routers.items()}
+        if self.handover is not None:
+            said["handover", "router"] = self.handover.router
         return {path: RouterSpec(name=r) if isinstance(r, str) else r for path, r in said.items()}
 
     @property
@@ -507,6 +497,11 @@ class Experiment(Strict):
         """The content of a file that says the same in full."""
         content = self.model_dump(mode="json", by_alias=True)
         load = content["workload"]
+        plan = content["deployment"]
+        for said in (plan, *plan["workers"]):
+            for key in ("handover", "role"):
+                if key in said and said[key] is None:
+                    del said[key]
         for key in ("trace", "sessions"):
             if load[key] is None:
                 del load[key]

@@ -378,6 +378,14 @@ SWAP = CostName(
     "counts blocks; needed by engines that preempt by swapping",
     _ENGINE,
 )
+HANDOVER = CostName(
+    "kv.handover",
+    "seconds",
+    ("line", "value"),
+    "sending a prompt's KV from the engine that prefilled it to one that decodes; per_request of a line counts "
+    "prompt tokens",
+    _ENGINE,
+)
 STEP_BETWEEN = CostName(
     "step.between",
     "seconds",
