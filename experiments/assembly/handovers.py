@@ -30,6 +30,14 @@ def refuse(experiment: Experiment, who: str) -> None:
         raise BadInput(what, where="deployment.handover", right="workers without a role, or servetwin run")
 
 
+def stands_on(experiment: Experiment) -> list[str]:
+    """A line on what the bandwidth between prefill and decode stands on, if the experiment states it."""
+    said = experiment.deployment.handover
+    if said is None or said.gb_per_s is None:
+        return []
+    return [f"KV is handed over at {said.gb_per_s:g} GB/s, after {said.latency:g} s: {said.source}"]
+
+
 def profiles_by_role(
     experiment: Experiment, spec: WorkerSpec, profiles: Mapping[str, Profile]
 ) -> tuple[Profile, Profile]:

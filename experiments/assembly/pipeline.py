@@ -49,7 +49,7 @@ def wiring(
     others = {s.name: routers[path][0] for s in stages if (path := ("routers", s.modules[0])) in routers}
     usual, between = routers["router",][0], routers.pop(("handover", "router"), (None, 0.0))
     stale = dict(routers.values())
-    handovers = make_handovers(experiment, workers, profiles, *between)
+    handovers = make_handovers(experiment, workers, profiles, *between) if plan.handover is not None else []
     entries = [worker for worker in workers if worker.takes_requests]
     return {
         **({"handovers": handovers} if handovers else {}),
@@ -257,7 +257,8 @@ def _token_slos(
     for stage in stages:
         spec = first[stage.modules[0]]
         if spec.modules[0] in experiment.pipeline.llms and spec.device is not None:
-            slo = deadlines_of(experiment, *profiles_by_role(experiment, spec, profiles))
+            promised = (profiles[spec.device],) if spec.role is None else profiles_by_role(experiment, spec, profiles)
+            slo = deadlines_of(experiment, *promised)
             if slo is not None:
                 slos[stage.name] = slo
     return slos

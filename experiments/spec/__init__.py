@@ -2,7 +2,6 @@
 
 ==================  ====================================================================================
 `experiment`        the model of a file; `llm`, `sessions`, `shapes` of images; `field_types` of which all are made
-`routers`           routers, and how KV is handed over where prefill and decode are apart
 `validation`        whether the parts fit together; `llm_validation` for language models
 `loading`           files that extend one another, where something is wrong, and the profiles of their devices
 `overrides`         keys that are set from outside

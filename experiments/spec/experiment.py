@@ -19,7 +19,6 @@ from servetwin.profiles import Kind
 
 from .field_types import Count, NotNegative, Positive, Strict, Weight
 from .llm import EngineSpec, Lengths, TokenSLOSpec
-from .routers import HandoverSpec, RouterSpec, Routing
 from .sessions import ClosedLoop, SessionsSpec
 from .shapes import ShapeDraw
 
@@ -383,6 +382,48 @@ class WorkerSpec(Strict):
     engine: EngineSpec | None = None
     scripts: ScriptsSpec | None = None
     role: Literal["prefill", "decode"] | None = None
+
+
+class RouterSpec(Strict):
+    """A router by name, entry point, ``package.module:Class`` or file, and its parameters. What it sees of workers is
+    up to *stale* seconds old."""
+
+    name: str
+    params: dict[str, Any] = Field(default_factory=dict)
+    stale: NotNegative = 0.0
+
+
+def _kind_of_router(value: Any) -> str:
+    return "mapping" if isinstance(value, dict | RouterSpec) else "name"
+
+
+Routing = Annotated[
+    Annotated[str, Tag("name")] | Annotated[RouterSpec, Tag("mapping")], Discriminator(_kind_of_router)
+]
+
+
+class HandoverSpec(Strict):
+    """How KV gets from workers of the *role* "prefill" to those of the role "decode", and which of these decodes.
+
+    The KV of a prompt takes *latency* seconds, and its bytes at *gb_per_s* (10^9 bytes a second), of which *source*
+    says where it comes from; without *gb_per_s* it takes what the profiles of the prefill workers say (their cost
+    `kv.handover`). *bytes_per_token* is by default that of the profile's model at two bytes a number. *link*: one
+    prompt is sent at a time from each "prefill" worker, to each "decode" worker, on each "pair" of them, or by all
+    together ("shared"); or ("unlimited") none waits for another. Without *overlap* a prefill worker computes nothing
+    while it sends. *first_token*: a request's first token is the one that its prefill gives ("prefill", as in
+    DistServe and Splitwise), or comes from the first step of the worker that decodes ("decode", as with vLLM's
+    proxies, which throw the former away). *router* picks the worker that decodes, when the prompt stands; one that
+    keeps a central queue picks it when one has room.
+    """
+
+    gb_per_s: Positive | None = None
+    latency: NotNegative = 0.0
+    bytes_per_token: Positive | None = None
+    source: Annotated[str, Field(min_length=1)] | None = None
+    link: Literal["prefill", "decode", "pair", "shared", "unlimited"] = "prefill"
+    overlap: bool = True
+    first_token: Literal["prefill", "decode"] = "prefill"
+    router: Routing = "least_loaded"
 
 
 class Deployment(Strict):

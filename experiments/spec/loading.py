@@ -35,6 +35,8 @@ from .experiment import (
     Misfit,
     PolicySpec,
     RelativeSLO,
+    RouterSpec,
+    Routing,
     Steps,
     Trace,
     WorkerSpec,
@@ -42,7 +44,6 @@ from .experiment import (
 from .field_types import Strict
 from .llm import EngineSpec, Prediction, PrefixDraw, TokenDraw, TokenSLOSpec
 from .overrides import ByOption, Override, said
-from .routers import RouterSpec, Routing
 from .sessions import WAITS, ClosedLoop, SecondsDraw, TurnsDraw
 from .shapes import ShapeDraw
 from .validation import check

@@ -379,12 +379,7 @@ SWAP = CostName(
     _ENGINE,
 )
 HANDOVER = CostName(
-    "kv.handover",
-    "seconds",
-    ("line", "value"),
-    "sending a prompt's KV from the engine that prefilled it to one that decodes; per_request of a line counts "
-    "prompt tokens",
-    _ENGINE,
+    "kv.handover", "seconds", ("line", "value"), "handing a prompt's KV over; per_request counts tokens", _ENGINE
 )
 STEP_BETWEEN = CostName(
     "step.between",

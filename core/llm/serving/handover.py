@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 from ...pipeline import Stage
 from ...request import Request, Task
@@ -19,12 +19,29 @@ from ...serving.dispatch import Dispatcher
 from ...serving.worker import Loop, Worker
 from ..request import HandedTask
 
-if TYPE_CHECKING:
-    from .pools import DecodeEngine, PrefillEngine
-
 #: What sends one prompt at a time: each prefill engine, each decode engine, each pair of them, or all together; or
 #: as many as there are go at once, and none slows another down.
 Link = Literal["prefill", "decode", "pair", "shared", "unlimited"]
+
+
+class Source(Protocol):
+    """An engine that prefills (`servetwin.core.llm.serving.pools.PrefillEngine`)."""
+
+    sending: int
+
+    @property
+    def worker(self) -> Worker: ...
+    def let_go(self, task: HandedTask) -> None: ...
+    def wake(self) -> None: ...
+
+
+class Target(Protocol):
+    """An engine that decodes (`servetwin.core.llm.serving.pools.DecodeEngine`)."""
+
+    @property
+    def worker(self) -> Worker: ...
+    def take_over(self, task: HandedTask, length: int) -> None: ...
+    def kv_came(self, task: HandedTask) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -48,7 +65,7 @@ class KVTransfer:
 class Line:
     """Those that wait for a link, with the engines that get them, in order; and whether it sends."""
 
-    waiting: deque[tuple[HandedTask, DecodeEngine]] = field(default_factory=deque)
+    waiting: deque[tuple[HandedTask, Target]] = field(default_factory=deque)
     sending: bool = False
 
 
@@ -62,7 +79,7 @@ class Handover:
         self.workers = list(workers)
         self.transfer = transfer
         self.dispatcher = dispatcher if len(workers) > 1 else None
-        self._held: dict[HandedTask, PrefillEngine] = {}  # whose KV stands where they were prefilled
+        self._held: dict[HandedTask, Source] = {}  # whose KV stands where they were prefilled
         self._lengths: dict[HandedTask, int] = {}  # true ones, of those that no decode engine has yet
         self._lines: dict[tuple[str, ...], Line] = {}
 
@@ -75,7 +92,7 @@ class Handover:
 
     # -- which engine decodes ---------------------------------------------------------------------------------
 
-    def offer(self, task: HandedTask, length: int, source: PrefillEngine) -> None:
+    def offer(self, task: HandedTask, length: int, source: Source) -> None:
         """The prompt of *task* stands at *source*; it is to generate so many tokens."""
         self._held[task], self._lengths[task] = source, length
         worker: Worker | None = self.workers[0]
@@ -92,7 +109,7 @@ class Handover:
     ) -> None:
         """The visit *before* of *request* goes on at *target*."""
         task: Any = before
-        engine: DecodeEngine = target.engine  # type: ignore[union-attr]
+        engine: Target = target.engine  # type: ignore[union-attr]
         engine.take_over(task, self._lengths.pop(task))
 
     def freed(self, stage: Stage) -> None:
@@ -111,19 +128,19 @@ class Handover:
 
     # -- when its KV gets there ------------------------------------------------------------------------------
 
-    def fetch(self, task: HandedTask, engine: DecodeEngine) -> None:
+    def fetch(self, task: HandedTask, engine: Target) -> None:
         """*engine* has reserved memory for *task*: its KV is sent there when its turn comes."""
         line = self._lines.setdefault(self._link(self._held[task], engine), Line())
         line.waiting.append((task, engine))
         self._send(line)
 
-    def standstill(self, source: PrefillEngine) -> bool:
+    def standstill(self, source: Source) -> bool:
         """Whether *source* sends, and computes nothing meanwhile. It begins to send if something waits for that."""
         for line in self._lines.values():
             self._send(line)
         return source.sending > 0
 
-    def _link(self, source: PrefillEngine, engine: DecodeEngine) -> tuple[str, ...]:
+    def _link(self, source: Source, engine: Target) -> tuple[str, ...]:
         sends, gets = source.worker.name, engine.worker.name
         names = {"prefill": (sends,), "decode": (gets,), "pair": (sends, gets), "shared": ()}
         return names.get(self.transfer.link, (sends, gets, ""))
@@ -135,7 +152,7 @@ class Handover:
             task, engine = line.waiting[0]
             source = self._held.get(task)
             if source is not None:
-                if not self.transfer.overlap and (source.view.in_flight is not None or source.sending):
+                if not self.transfer.overlap and (source.worker.view.in_flight is not None or source.sending):
                     return
                 now = self.now()
                 line.sending, task.sent = True, now
@@ -144,7 +161,7 @@ class Handover:
                 self.loop.call_at(now + seconds, partial(self._sent, line, task, engine, source))
             line.waiting.popleft()  # whose request has ended meanwhile is not sent
 
-    def _sent(self, line: Line, task: HandedTask, engine: DecodeEngine, source: PrefillEngine) -> None:
+    def _sent(self, line: Line, task: HandedTask, engine: Target, source: Source) -> None:
         """The KV of *task* has come to *engine*."""
         line.sending = False
         source.sending -= 1

@@ -7,17 +7,15 @@ room), Splitwise (Patel et al., ISCA 2024), and vLLM's KV connectors, whose deco
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from ...serving.worker import Loop
 from ..batch import Piece, TokenBatch
 from ..policy import Chunk
 from ..request import HandedTask, TokenTask
 from .engine import TokenEngine
-
-if TYPE_CHECKING:
-    from .handover import Handover
-    from .worker import TokenWorker
+from .handover import Handover
+from .host import LLMWorker
 
 
 class PrefillEngine(TokenEngine):
@@ -28,7 +26,7 @@ class PrefillEngine(TokenEngine):
 
     kind = HandedTask
 
-    def __init__(self, loop: Loop, worker: TokenWorker) -> None:
+    def __init__(self, loop: Loop, worker: LLMWorker) -> None:
         super().__init__(loop, worker)
         assert worker.handover is not None
         self.handover: Handover = worker.handover
@@ -103,7 +101,7 @@ class DecodeEngine(TokenEngine):
 
     kind = HandedTask
 
-    def __init__(self, loop: Loop, worker: TokenWorker) -> None:
+    def __init__(self, loop: Loop, worker: LLMWorker) -> None:
         super().__init__(loop, worker)
         assert worker.handover is not None
         self.handover: Handover = worker.handover

@@ -15,7 +15,6 @@ from .async_engine import TokenEngineAhead
 from .caching import TokenEngineAheadCaching, TokenEngineCaching
 from .engine import TokenEngine
 from .freed_blocks import TokenEngineAheadKeeping, TokenEngineKeeping
-from .handover import Handover
 from .host import Host, LLMWorker
 from .pools import DecodeEngine, PrefillEngine
 
@@ -42,7 +41,6 @@ class TokenWorker(LLMWorker):
         super().__init__(stage, policy, view, device=device, host=host)
         self.role = role
         self.takes_requests = role != "decode"
-        self.handover: Handover | None = None
 
     def attach(self, loop: Loop) -> None:
         super().attach(loop)
