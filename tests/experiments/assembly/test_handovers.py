@@ -101,6 +101,29 @@ def test_kv_takes_its_bytes_at_the_bandwidth(tmp_path) -> None:
         assert handover.transfer.seconds["prefill0"](1000) == pytest.approx(seconds(1000))
 
 
+@pytest.mark.parametrize(
+    ("cost", "seconds"),
+    [({"value": 0.25}, 0.25), ({"line": {"constant": 0.01, "per_request": 1e-4}}, 0.11)],
+    ids=["value", "line"],
+)
+def test_what_a_profile_says_of_it(tmp_path, cost, seconds) -> None:
+    """Of 1000 tokens."""
+    content = profile(A6000).data.model_dump(mode="json", exclude_none=True)
+    how = {
+        "how": "made up",
+        "source": {"file": "here"},
+        "meaning": "a prompt",
+        "unit": "seconds",
+        "modules": ["decode"],
+    }
+    (tmp_path / "own.yaml").write_text(
+        yaml.safe_dump({**content, "costs": {"kv.handover": {**how, "unit": "seconds", **cost}}})
+    )
+    devices = {"prefill0": str(tmp_path / "own.yaml"), "decode0": A6000}
+    (handover,) = build.build(load(file(tmp_path, apart(devices=devices, handover={})))).loop.handovers
+    assert handover.transfer.seconds["prefill0"](1000) == pytest.approx(seconds)
+
+
 def test_a_run_leaves_records_that_keep_the_invariants_and_explain_it(tmp_path, servetwin) -> None:
     workers = [worker("prefill"), worker("prefill", 1), worker("decode"), worker("decode", 1)]
     devices = {w["name"]: A6000 for w in workers}
@@ -138,9 +161,9 @@ def test_a_run_keeps_the_invariants_where_memory_is_short(tmp_path) -> None:
 def test_deadlines_are_those_of_the_devices_that_prefill_and_decode(tmp_path) -> None:
     devices = {"prefill0": H100, "decode0": A6000}
     experiment = load(file(tmp_path, apart(devices=devices)))
-    profiles = {name: profile(path) for name, path in devices.items()}
+    known = {name: profile(path) for name, path in devices.items()}
     for spec in experiment.deployment.workers:
-        assert [p.name for p in profiles_by_role(experiment, spec, profiles)] == [H100, A6000]
+        assert [p.name for p in profiles_by_role(experiment, spec, known)] == [H100, A6000]
 
 
 def test_without_roles_an_experiment_says_nothing_of_them() -> None:
