@@ -10,6 +10,7 @@ from ..kind import Kind, Sampling
 from .shared_networks import (
     T5_XXL,
     TINY_T5,
+    both,
     build_t5,
     build_vae,
     decode,
@@ -18,6 +19,7 @@ from .shared_networks import (
     t5_empty,
     t5_prompt,
     tiny_vae,
+    twice,
 )
 
 if TYPE_CHECKING:
@@ -68,6 +70,9 @@ class PixArt(DiffusionModel):
             sampling=_SAMPLING,
             guidance=4.5,
             rows=2,
+            multiple=2,
+            unguided=True,
+            fixed=("t5",),
         ),
         Kind(
             "tiny-pixart",
@@ -85,6 +90,9 @@ class PixArt(DiffusionModel):
             sampling=_SAMPLING,
             guidance=4.5,
             rows=2,
+            multiple=2,
+            unguided=True,
+            fixed=("t5",),
         ),
     )
 
@@ -143,17 +151,15 @@ class PixArt(DiffusionModel):
         prompt, mask = (slots[name].index_select(0, index) for name in ("prompt", "mask"))
         slots["embedding"].index_copy_(0, index, self._encoded(prompt, mask))
 
-    def predict(self, slots: Mapping[str, Tensor], index: Tensor, x: Tensor, t: Tensor, guidance: Tensor) -> Tensor:
-        import torch
-
-        def both(blind: Tensor, name: str) -> Tensor:
-            return torch.cat([blind.expand(x.shape[0], *blind.shape[1:]), slots[name].index_select(0, index)])
-
+    def predict(
+        self, slots: Mapping[str, Tensor], index: Tensor, x: Tensor, t: Tensor, guidance: Tensor | None
+    ) -> Tensor:
+        embedding, mask = (slots[name].index_select(0, index) for name in ("embedding", "mask"))
         noise = self.network(
-            torch.cat([x, x]),
-            encoder_hidden_states=both(self.blind, "embedding"),
-            encoder_attention_mask=both(self.blind_mask, "mask"),
-            timestep=torch.cat([t, t]),
+            twice(x, guidance),
+            encoder_hidden_states=both(self.blind, embedding, guidance),
+            encoder_attention_mask=both(self.blind_mask, mask, guidance),
+            timestep=twice(t, guidance),
             added_cond_kwargs={"resolution": None, "aspect_ratio": None},
             return_dict=False,
         )[0]
