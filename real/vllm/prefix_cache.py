@@ -173,7 +173,8 @@ class SeesPrefixes(Steered):
         self, prefill: Sequence[tuple[Any, int]], due: int, most: int, room: int
     ) -> list[tuple[Any, int, int]]:
         """What is computed of *prefill* (request, tokens): (request, tokens, tokens that it finds), where those who
-        decode take *due* blocks first and leave *most* tokens, *room* for who finds less than it showed."""
+        decode take *due* blocks first and leave *most* tokens, *room* for who finds less than it showed. vLLM looks
+        nobody up who waits with tokens that count as computed (`stand_before`): only the rest is computed."""
         assert self.cache is not None
         cache, size, trial, waiting = self.cache, self.block_size, Trial(self.cache), self.view.waiting
         trial.take(due)
@@ -182,7 +183,9 @@ class SeesPrefixes(Steered):
         less = False
         for request, asked in prefill:
             task, count, found = self.tasks[request.request_id], asked, 0
-            if task in waiting:
+            stands = request.num_computed_tokens
+            held = 0 if task in waiting else stands  # tokens for which it has blocks
+            if task in waiting and not stands:
                 assert isinstance(task, CachingTask)
                 shown, found = task.pending, trial.found(task)
                 now_pending = shown + task.computed - found
@@ -194,12 +197,14 @@ class SeesPrefixes(Steered):
                 count = min(count, now_pending)
                 if not 0 < count <= most:
                     break
-                before = found
+                before = held = found
                 idle = trial.idle(cache.keys(task, found // size))
             else:
-                idle, before = (), task.computed
-            new = -(-(before + count) // size) + -before // size
-            trial.admit(cast("CachingTask", task), idle, before // size, new, before + count)
+                idle, before = (), stands
+                if not 0 < count <= most:
+                    break
+            new = -(-(before + count) // size) + -held // size
+            trial.admit(cast("CachingTask", task), idle, held // size, new, before + count)
             room -= count
             most -= count
             taken.append((request, count, found))

@@ -1,8 +1,11 @@
 """The profiler of steps of all compositions, on vLLM with a tiny model on the CPU: what is asked for is what runs."""
 
+import dataclasses
+
 import ahead
 import numpy as np
 import pytest
+from servetwin.core import ServeTwinError
 from servetwin.profiles.schema import ProfileFile
 from servetwin.profiles.tables.costs import INTAKE, LAUNCH, LAUNCH_EACH
 from servetwin.real.vllm.engine import EngineOptions, VllmEngine
@@ -16,13 +19,15 @@ from servetwin.real.vllm.profiling.profile_content import file_content
 LOADS = (Load(None, None, 256, 6, prompt=(20, 60), output=(8, 20)), Load("sarathi", {"chunk": 32}, 256, 6))
 
 
+OPTIONS = EngineOptions(
+    model="tiny-llama", kv_bytes=32 << 20, max_sequences=32, max_batched_tokens=512, asynchronous=True
+)
+
+
 @pytest.fixture(scope="module")
 def engine():
     ahead.force()
-    options = EngineOptions(
-        model="tiny-llama", kv_bytes=32 << 20, max_sequences=32, max_batched_tokens=512, asynchronous=True
-    )
-    return VllmEngine(options)
+    return VllmEngine(OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +49,31 @@ def test_a_step_computes_what_it_was_told_to(engine):
     assert 300 <= contexts[0][2] < 310
     assert len(played.launches) >= 5
     assert all(0.0 < at.launched <= at.sampled for at in played.launches)
+
+
+def test_with_a_prefix_cache_steps_are_those_that_were_asked_for():
+    """A whole pool stands, however much it is over the tokens of a step, and chunks stand on what nobody computed."""
+    ahead.force()
+    player = Player(VllmEngine(dataclasses.replace(OPTIONS, enable_prefix_caching=True)))
+    shapes = (((100, 150),), ((40, 0), (8, 96), (16, 300), (100, 200)))
+    beats = [Beat((), 0, 20), Beat(shapes[0], 4, 16), Beat((), 0, 20), Beat(shapes[1], 0, 3), Beat((), 19, 1)]
+    for _ in range(2):  # what was cached before changes nothing
+        steps = player.play(Part("mixed", (250,) * 20, tuple(beats))).steps[-5:]
+        assert [sorted((n, c) for _, n, c in step.prefill) for step in steps] == [
+            sorted(beat.chunks) for beat in beats
+        ]
+        assert [step.decode for step in steps] == [beat.size for beat in beats]
+        assert all(context >= 250 for step in steps for context in step.contexts)
+
+
+def test_a_pool_that_does_not_stand_is_no_part(engine):
+    """Too little memory for all of it: smaller batches than asked for would be measured."""
+    player = Player(engine)
+    most = player.room // 2000
+    assert most < 32
+    with pytest.raises(ServeTwinError, match=f"of {most + 2} sequences that are to decode {most} stand"):
+        player.play(Part("decode", (2000,) * (most + 2), (Beat((), 0, 1),)))
+    assert len(player.play(Part("decode", (100,) * 4, (Beat((), 0, 4),))).steps) == 1
 
 
 def test_parts_of_all_kinds_and_traffic(parts):

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from servetwin.core import ServeTwinError
 from servetwin.core.llm import Step, TokenPolicy, TokenTask, TokenView
 
 from ...engine import VllmEngine
@@ -173,7 +174,8 @@ class Player:
         return int(self.engine.scheduler.blocks * self.engine.scheduler.block_size)
 
     def play(self, part: Part, until: float = float("inf")) -> Played:
-        """Make *part*, of which the rest is left out once the monotonic clock shows *until*."""
+        """Make *part*, of which the rest is left out once the monotonic clock shows *until*. Raises `ServeTwinError`
+        if the engine does not let all of its pool stand."""
         scheduler = self.engine.scheduler
         policy = _Played()
         self.engine.empty()
@@ -212,6 +214,9 @@ class Player:
             policy.beats.append((len(some), ()))
             while policy.beats or self.engine.scheduler.in_flight:
                 self.engine.step()
+        stand = len(self.engine.scheduler.view.running)
+        if stand < len(pool):  # batches would be smaller than asked for, and nobody would know
+            raise ServeTwinError(f"of {len(pool)} sequences that are to decode {stand} stand in the engine")
 
     def _add(self, tokens: int, context: int, output: int) -> TokenTask:
         """A request of which *context* tokens stand and so many more are to be computed."""
