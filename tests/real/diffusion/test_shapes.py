@@ -2,6 +2,7 @@
 size."""
 
 import json
+import os
 import re
 import shlex
 from collections import Counter
@@ -17,12 +18,17 @@ from servetwin.experiments.backends.diffusion import Backend, Setup
 from servetwin.experiments.cli import entry
 from servetwin.experiments.spec.loading import load
 from servetwin.profiles import load as load_profile
+from servetwin.profiles.schema import ProfileFile
+from servetwin.real import Options, Server, take_profile
 from servetwin.real.diffusion.device_slots import DeviceSlots
 from servetwin.real.diffusion.model_registry import KINDS
-from servetwin.real.diffusion.options import Options
 from test_models import PIPELINES, ROUNDING, STEPS, TINY
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = [
+    pytest.mark.checkout,
+    pytest.mark.skipif("SERVETWIN_WHEEL_TEST" in os.environ, reason="the documents are not in the wheel"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
 
 CPU = torch.device("cpu")
 #: What a busy machine measures is at times refused as the profile of none.
@@ -37,8 +43,8 @@ def shapes_of(name):
     return SIZES.get(name, USUAL)
 
 
-def slots_of(name, shapes, **options):
-    slots = DeviceSlots(KINDS[name], Options(device="cpu", slots=4, **options), CPU, shapes)
+def slots_of(name, shapes, device=CPU, **options):
+    slots = DeviceSlots(KINDS[name], Options(device=str(device), slots=4, **options), device, shapes)
     for module in slots.model.bodies:
         slots.warm(module, 2)
     slots.reset()
@@ -179,6 +185,43 @@ def test_sizes_of_full_models():
     sized = KINDS["flux1-dev-1024"].at(Shape(768, 1344))
     assert (sized.latent, sized.tokens(sized.latent)) == ((16, 96, 168), 48 * 84)
     assert KINDS["sdxl-1024"].at(Shape(1024, 1024, guidance=1)).rows == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("name", TINY)
+@torch.no_grad()
+def test_graphs_of_two_shapes_give_what_eager_steps_give(name):
+    """Within what half precision leaves, as `test_gpu` has it of one; the graphs of both share their memory."""
+    near = 0.01 if KINDS[name].precision == "float16" else 0.08
+    device, shapes = torch.device("cuda", 0), shapes_of(name)
+    made = []
+    for eager in (True, False):
+        slots = slots_of(name, shapes, device, eager=eager)
+        batches = [[begin(slots, 2 * i + k, 6, shape) for k in range(2)] for i, shape in enumerate(shapes)]
+        for _ in range(6):
+            for batch in batches:
+                slots.step(batch)
+        torch.cuda.synchronize()
+        flat = [progress for batch in batches for progress in batch]
+        made.append([slots.model.rooms[p.shape].state["latents"][p.slot].clone() for p in flat])
+    for eager, graph in zip(*made, strict=True):
+        assert torch.isfinite(eager).all()
+        assert eager.std() > 0
+        assert (graph - eager).norm() / eager.norm() < near
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_profile_says_what_shapes_take_of_a_gpus_memory():
+    server = Server("tiny-sdxl", Options(device="cuda:0", slots=16))
+    content = take_profile(server, "gpu/tiny", limit=2, seconds=0.05, brief=True, shapes=[Shape(32, 32)])
+    shapes = ProfileFile.model_validate(content).shapes
+    assert 0.0 < shapes.weights_gib < 1.0
+    own, larger = shapes.memory, shapes.measured[0].memory
+    assert 0.0 < own.slot_gib < larger.slot_gib
+    for one, other in zip(own.peak.gib, larger.peak.gib, strict=True):
+        assert 0.0 < one <= other
 
 
 # -- runs -----------------------------------------------------------------------------------------------------
