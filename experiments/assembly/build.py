@@ -158,8 +158,9 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     check_resolution(experiment, trace, profiles)
     limits = contexts(experiment, profiles) if experiment.pipeline.llms else {}
     load = experiment.workload
-    lines = any(lengths.truncate or lengths.prefix is not None for lengths in load.lengths.values())
-    if trace is not None or lines or experiment.seed or load.says_more:  # else all are drawn whole, by one seed
+    cut_or_shared = any(lengths.truncate or lengths.prefix is not None for lengths in load.lengths.values())
+    # Else all are drawn whole, by one seed, and there is nothing to tell.
+    if trace is not None or cut_or_shared or experiment.seed or load.says_more:
         recorder.summary.input = about(experiment, trace, limits)
     if load.shaped:
         recorder.summary.input["shapes"] = told(workers)

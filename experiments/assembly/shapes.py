@@ -148,7 +148,8 @@ def make_policy(chosen: PolicySpec, shapes: Sequence[Shape]) -> Policy:
     def made() -> Policy:
         return cast("Policy", policy_registry.make(chosen.name, chosen.params))
 
-    return made() if len(shapes) == 1 or made().heeds_shapes else ShapeTurns(made, shapes)
+    alone = made()
+    return alone if len(shapes) == 1 or alone.heeds_shapes else ShapeTurns(made, shapes)
 
 
 def shaped_worker(
