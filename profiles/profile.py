@@ -207,6 +207,7 @@ LATER = frozenset(
     {
         *("basis", "shape", "memory_gib", "over_context", "beside", "per_square", "decoding", "blind", "compiled"),
         "execution",
+        "frames",
         "shapes",
     }
 )

@@ -48,7 +48,7 @@ from . import handovers
 from .llm_workers import ENDLESS, check_engine, contexts, deadlines_of, host_ahead, prepare, settings_of
 from .pipeline import call_times, estimates, make_pipeline, make_pool, seconds_alone, wiring
 from .replicas import expanded
-from .shapes import alone_by_shape, estimates_by_shape, shaped_worker, told
+from .shapes import alone_by_shape, check_sizes, estimates_by_shape, shaped_worker, shapes_of, told
 
 if TYPE_CHECKING:
     from servetwin.profiles import Profile
@@ -149,6 +149,8 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     profiles = load_profiles(experiment)
     pipeline = make_pipeline(experiment.pipeline, experiment.name)
     stages = pipeline.stages(list(dict.fromkeys(tuple(w.modules) for w in experiment.deployment.workers)))
+    if experiment.workload.shaped:
+        check_sizes(shapes_of(experiment), profiles)
     slo = make_slo(experiment, profiles)
     workers = make_workers(experiment, stages, profiles, slo)
     if experiment.pipeline.llms:

@@ -10,6 +10,7 @@ from ..kind import Kind, Sampling
 from .shared_networks import (
     T5_XXL,
     TINY_T5,
+    both,
     build_t5,
     build_vae,
     decode,
@@ -20,6 +21,7 @@ from .shared_networks import (
     masked_t5,
     t5_empty,
     tiny_vae,
+    twice,
 )
 
 if TYPE_CHECKING:
@@ -70,6 +72,9 @@ class PixArt(DiffusionModel):
             sampling=_SAMPLING,
             guidance=4.5,
             rows=2,
+            multiple=2,
+            unguided=True,
+            fixed=("t5",),
         ),
         Kind(
             "tiny-pixart",
@@ -87,6 +92,9 @@ class PixArt(DiffusionModel):
             sampling=_SAMPLING,
             guidance=4.5,
             rows=2,
+            multiple=2,
+            unguided=True,
+            fixed=("t5",),
         ),
     )
 
@@ -120,17 +128,15 @@ class PixArt(DiffusionModel):
         prompt, mask = (slots[name].index_select(0, index) for name in ("prompt", "mask"))
         slots["embedding"].index_copy_(0, index, masked_t5(self.networks["t5"], prompt, mask))
 
-    def predict(self, slots: Mapping[str, Tensor], index: Tensor, x: Tensor, t: Tensor, guidance: Tensor) -> Tensor:
-        import torch
-
-        def both(blind: Tensor, name: str) -> Tensor:
-            return torch.cat([blind.expand(x.shape[0], *blind.shape[1:]), slots[name].index_select(0, index)])
-
+    def predict(
+        self, slots: Mapping[str, Tensor], index: Tensor, x: Tensor, t: Tensor, guidance: Tensor | None
+    ) -> Tensor:
+        embedding, mask = (slots[name].index_select(0, index) for name in ("embedding", "mask"))
         noise = self.network(
-            torch.cat([x, x]),
-            encoder_hidden_states=both(self.blind, "embedding"),
-            encoder_attention_mask=both(self.blind_mask, "mask"),
-            timestep=torch.cat([t, t]),
+            twice(x, guidance),
+            encoder_hidden_states=both(self.blind, embedding, guidance),
+            encoder_attention_mask=both(self.blind_mask, mask, guidance),
+            timestep=twice(t, guidance),
             added_cond_kwargs={"resolution": None, "aspect_ratio": None},
             return_dict=False,
         )[0]

@@ -157,6 +157,21 @@ def t5_empty(tokens: int, device: torch.device) -> Tensor:
     return empty
 
 
+def twice(x: Tensor, guidance: Tensor | None) -> Tensor:
+    """What both rows of a request have in common; once where there is no *guidance*."""
+    import torch
+
+    return x if guidance is None else torch.cat([x, x])
+
+
+def both(blind: Tensor, led: Tensor, guidance: Tensor | None) -> Tensor:
+    """The same for all requests without the prompt (*blind*, one row or as many), then each one's with it (*led*),
+    which is all where there is no *guidance*."""
+    import torch
+
+    return led if guidance is None else torch.cat([blind.expand(led.shape[0], *blind.shape[1:]), led])
+
+
 def masked_slots(tokens: int, width: int, dtype: torch.dtype) -> dict[str, Slot]:
     """The slots of prompts of up to so many *tokens*, of which T5 makes an embedding so *width*."""
     import torch
@@ -190,8 +205,10 @@ def masked_t5(encoder: Any, prompt: Tensor, mask: Tensor) -> Tensor:
     return found
 
 
-def guided(noise: Tensor, guidance: Tensor) -> Tensor:
+def guided(noise: Tensor, guidance: Tensor | None) -> Tensor:
     """Classifier-free guidance (Ho and Salimans 2022, 2207.12598) of predictions without, then with the prompt."""
+    if guidance is None:
+        return noise
     blind, led = noise.chunk(2)
     wide = (-1, *(1,) * (noise.dim() - 1))
     return blind + guidance.view(wide).to(noise.dtype) * (led - blind)

@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from ..diffusion_model import DiffusionModel, Slot
 from ..kind import Kind, Sampling
-from .shared_networks import T5_XXL, TINY_T5, guided, masked_prompt, masked_slots, masked_t5, pixels, t5_empty
+from .shared_networks import (
+    T5_XXL,
+    TINY_T5,
+    both,
+    guided,
+    masked_prompt,
+    masked_slots,
+    masked_t5,
+    pixels,
+    t5_empty,
+    twice,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +74,9 @@ def _kind(name: str, title: str, frames: int, size: tuple[int, int], latent: tup
         guidance=5.0,
         rows=2,
         precision="bfloat16",
+        multiple=2,
+        unguided=True,
+        fixed=("t5",),
         **more,
     )
 
@@ -133,12 +147,11 @@ class Wan(DiffusionModel):
         prompt, mask = (slots[name].index_select(0, index) for name in ("prompt", "mask"))
         slots["embedding"].index_copy_(0, index, self._encoded(prompt, mask))
 
-    def predict(self, slots: Mapping[str, Tensor], index: Tensor, x: Tensor, t: Tensor, guidance: Tensor) -> Tensor:
-        import torch
-
-        embedding = slots["embedding"].index_select(0, index)
-        both = torch.cat([self.blind.expand(x.shape[0], -1, -1), embedding])
-        velocity = self.network(torch.cat([x, x]), torch.cat([t, t]), both, return_dict=False)[0]
+    def predict(
+        self, slots: Mapping[str, Tensor], index: Tensor, x: Tensor, t: Tensor, guidance: Tensor | None
+    ) -> Tensor:
+        led = both(self.blind, slots["embedding"].index_select(0, index), guidance)
+        velocity = self.network(twice(x, guidance), twice(t, guidance), led, return_dict=False)[0]
         return guided(velocity, guidance)
 
     def vae(self, slots: Mapping[str, Tensor], index: Tensor) -> None:
