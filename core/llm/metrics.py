@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..group_metrics import Tokens
-from ..metrics import Summary
+from ..metrics import Summary, quantiles
 from ..request import Request
 from ..slo import latest, slack
 from .metric_blocks import TokenBlock
@@ -212,7 +212,7 @@ def _five(values: array[float]) -> tuple[float, ...] | None:
     if not values:
         return None
     seconds = np.array(values)
-    return float(seconds.mean()), float(seconds.std()), *map(float, np.percentile(seconds, (50, 90, 99)))
+    return float(seconds.mean()), float(seconds.std()), *quantiles(seconds, (0.5, 0.9, 0.99))
 
 
 def _latencies(out: dict[str, Any], name: str, five: tuple[float, ...] | None) -> None:

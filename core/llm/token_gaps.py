@@ -9,6 +9,7 @@ from math import sqrt
 import numpy as np
 
 from ..errors import BadInput
+from ..metrics import between, median, quantiles
 
 #: So many are added up at a time: they stay in the processor's cache, and no library starts threads for so few.
 _PORTION = 8192
@@ -112,7 +113,7 @@ class Gaps:
         """Median, 90th and 99th percentile of all, as numpy's ``median`` and ``percentile`` would give them."""
         if not self.counted:
             gaps = np.array(self.kept)
-            return float(np.median(gaps)), *(float(np.percentile(gaps, 100 * share)) for share in _TAILS)
+            return median(gaps), *quantiles(gaps, _TAILS)
         parts = self._counted()
         gaps = np.concatenate([gaps for gaps, _ in parts])
         counts = np.concatenate([np.ones(len(g), dtype=int) if counts is None else counts for g, counts in parts])
@@ -128,9 +129,7 @@ class Gaps:
         def at(share: float) -> float:
             exact = (count - 1) * share
             place = int(exact)
-            below, above, part = ranked(place), ranked(min(place + 1, count - 1)), exact - place
-            step = above - below
-            return below + step * part if part < 0.5 else above - step * (1.0 - part)
+            return between(ranked(place), ranked(min(place + 1, count - 1)), exact - place)
 
         return middle, *map(at, _TAILS)
 

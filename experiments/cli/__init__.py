@@ -15,7 +15,7 @@ import gc
 
 # Before the imports: what they make is there to stay, and looking it through for garbage again and again, as is done
 # after each 700 new objects otherwise, is a tenth of what a short command takes.
-gc.set_threshold(20_000, 10, 10)
+gc.set_threshold(100_000, 10, 10)
 
 from .entry import main  # noqa: E402
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from contextlib import nullcontext
@@ -149,6 +150,7 @@ def run(
     if backend != "sim":
         setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes, compile_what)
     more = {"url": url, "api_key_env": api_key_env, "asynchronous": asynchronous}
+    gc.freeze()  # modules and what they hold are there to stay: neither the run nor the exit looks them through
     with terminal.watching(chosen.workload.requests) as watch:
         served = serve(chosen, out, backend=backend, setup=setup, **more, say=_say, watch=watch)  # type: ignore[arg-type]
     took = time.perf_counter() - began

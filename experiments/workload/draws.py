@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain, cycle, repeat
+from typing import TYPE_CHECKING
 
 import numpy as np
 from servetwin.core import Shape
@@ -55,7 +56,9 @@ from ..spec.sessions import (
     UniformTurns,
 )
 from ..spec.shapes import ConstantShape, ShapeDraw, TraceShape
-from .trace_reader import TraceFile
+
+if TYPE_CHECKING:
+    from .trace_reader import TraceFile
 
 BLOCK = 2048
 

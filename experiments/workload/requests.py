@@ -18,7 +18,7 @@ from ..spec.llm import SharedPrefix, TraceTokens
 from ..spec.published_draws import PUBLISHED
 from ..spec.sessions import ClosedLoop, TraceTurns
 from ..spec.shapes import TraceShape
-from . import predictions, prefixes, trace_reader
+from . import predictions, prefixes
 from .described import check_classes, counted, described
 from .draws import arrival_times, steps_of, tokens_of
 from .lengths import Cuts, cuts, triples, usual_limit
@@ -27,18 +27,22 @@ from .seed_effect import kept_draws
 if TYPE_CHECKING:
     from servetwin.profiles import Profile
 
+    from .trace_reader import TraceFile
+
 #: Times must be known to this share of the shortest step.
 RESOLUTION = 1e-6
 
 
-def read_trace(experiment: Experiment) -> trace_reader.TraceFile | None:
+def read_trace(experiment: Experiment) -> TraceFile | None:
     """The trace file that *experiment* takes its requests from, if it does: the part of it that is replayed."""
     load = experiment.workload
     recorded = load.recorded
     if recorded is None:
         return None
+    from .trace_reader import read  # most runs read none
+
     modules = [m for m, steps in load.steps.items() if isinstance(steps, TraceSteps)]
-    trace = trace_reader.read(
+    trace = read(
         Path(recorded.file),
         modules,
         form=recorded.format,
@@ -64,7 +68,7 @@ def read_trace(experiment: Experiment) -> trace_reader.TraceFile | None:
     return trace
 
 
-def count_of(experiment: Experiment, trace: trace_reader.TraceFile | None) -> int:
+def count_of(experiment: Experiment, trace: TraceFile | None) -> int:
     """How many requests *experiment* sends."""
     wanted = experiment.workload.requests
     if wanted is not None:
@@ -73,9 +77,7 @@ def count_of(experiment: Experiment, trace: trace_reader.TraceFile | None) -> in
     return trace.count
 
 
-def about(
-    experiment: Experiment, trace: trace_reader.TraceFile | None, contexts: Mapping[str, int]
-) -> dict[str, Any]:
+def about(experiment: Experiment, trace: TraceFile | None, contexts: Mapping[str, int]) -> dict[str, Any]:
     """What is to be said of the requests beside their number: which part of a trace they are ("trace"), and how many
     prompts and outputs are cut ("cut", by module, where that is allowed), and what a seed other than 0 does not
     change of them ("published"), how wrong predictions are ("predictions"), and that nobody heeds what prompts begin
@@ -122,7 +124,7 @@ def _predicted(experiment: Experiment) -> dict[str, str]:
     return {name: told for name, told in every.items() if told is not None}
 
 
-def _shorter(experiment: Experiment, trace: trace_reader.TraceFile | None, contexts: Mapping[str, int]) -> str | None:
+def _shorter(experiment: Experiment, trace: TraceFile | None, contexts: Mapping[str, int]) -> str | None:
     """How many prompts are shorter than what their group shares, by module, or by ``CLASS.MODULE`` of a class that
     has its own; None if none is."""
     load, seed, total = experiment.workload, experiment.seed, count_of(experiment, trace)
@@ -147,7 +149,7 @@ def _shorter(experiment: Experiment, trace: trace_reader.TraceFile | None, conte
 
 def _cut(
     experiment: Experiment,
-    trace: trace_reader.TraceFile | None,
+    trace: TraceFile | None,
     contexts: Mapping[str, int],
     modules: Iterable[str],
 ) -> dict[str, Cuts]:
@@ -156,9 +158,7 @@ def _cut(
     return {m: cuts(m, lengths[m], contexts[m], count, seed=seed, trace=trace) for m in modules}
 
 
-def _cut_of_classes(
-    experiment: Experiment, trace: trace_reader.TraceFile | None, contexts: Mapping[str, int]
-) -> dict[str, Cuts]:
+def _cut_of_classes(experiment: Experiment, trace: TraceFile | None, contexts: Mapping[str, int]) -> dict[str, Cuts]:
     """The same of classes with lengths of their own, by ``CLASS.MODULE``."""
     load, seed, found = experiment.workload, experiment.seed, {}
     if any(own.lengths for own in load.classes.values()):
@@ -170,7 +170,7 @@ def _cut_of_classes(
 
 
 def check_lengths(
-    experiment: Experiment, trace: trace_reader.TraceFile | None, contexts: Mapping[str, int]
+    experiment: Experiment, trace: TraceFile | None, contexts: Mapping[str, int]
 ) -> dict[str, int | None]:
     """Raise `BadInput` at prompts and outputs that do not fit, before anything is sent. Gives the limit that all
     requests declare at each module; None where some are cut, or have their limit lowered."""
@@ -180,7 +180,7 @@ def check_lengths(
     return {m: usual_limit(spec, contexts[m]) if found[m] == Cuts() else None for m, spec in lengths.items()}
 
 
-def _unused(experiment: Experiment, trace: trace_reader.TraceFile) -> dict[str, str]:
+def _unused(experiment: Experiment, trace: TraceFile) -> dict[str, str]:
     """The columns that *trace* has and nothing is taken from, and the key that would take each ("" where none would):
     steps and lengths may be drawn though the trace has some, and columns may be of names that nobody reads."""
     load = experiment.workload
@@ -199,7 +199,7 @@ def _unused(experiment: Experiment, trace: trace_reader.TraceFile) -> dict[str, 
     return {column: others.get(column, "") for column in dict.fromkeys(held) if column not in taken}
 
 
-def other_images(trace: trace_reader.TraceFile | None, profiles: Mapping[str, Profile]) -> str | None:
+def other_images(trace: TraceFile | None, profiles: Mapping[str, Profile]) -> str | None:
     """What is to be said if the images of *trace* are of a size that none of the *profiles* is of."""
     size = trace.overview.size if trace is not None else None
     if trace is not None and trace.overview.shapes:
@@ -211,9 +211,7 @@ def other_images(trace: trace_reader.TraceFile | None, profiles: Mapping[str, Pr
     return f"its images are of {size}, and steps take what those of {' and '.join(measured)} take (the profile's)"
 
 
-def check_resolution(
-    experiment: Experiment, trace: trace_reader.TraceFile | None, profiles: Mapping[str, Profile]
-) -> None:
+def check_resolution(experiment: Experiment, trace: TraceFile | None, profiles: Mapping[str, Profile]) -> None:
     """Raise `BadInput` if requests are sent so late that times there are not known to a millionth of the shortest
     step that *profiles* know: a floating-point number has 53 binary digits."""
     step = _shortest_step(experiment, profiles)
@@ -256,7 +254,7 @@ def _shortest_step(experiment: Experiment, profiles: Mapping[str, Profile]) -> f
 def requests(
     experiment: Experiment,
     slo: Callable[..., float],
-    trace: trace_reader.TraceFile | None = None,
+    trace: TraceFile | None = None,
     *,
     contexts: Mapping[str, int] | None = None,
     due: Iterator[float] | None = None,
@@ -326,7 +324,7 @@ def _token_requests(
     modules: tuple[str, ...],
     works: Iterator[tuple[int, ...]],
     contexts: Mapping[str, int],
-    trace: trace_reader.TraceFile | None,
+    trace: TraceFile | None,
 ) -> Iterator[Request]:
     """Requests with prompts and outputs, *due* at these times."""
     lengths = experiment.workload.lengths

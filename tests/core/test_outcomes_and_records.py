@@ -6,8 +6,11 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from harness import Script, WorkerSetup, one_stage, simulate
+from hypothesis import given
+from hypothesis import strategies as st
 from servetwin.core import (
     AbsoluteSLO,
     BadInput,
@@ -27,6 +30,7 @@ from servetwin.core import (
     Task,
     WorkerView,
 )
+from servetwin.core.metrics import median, quantiles
 from servetwin.policies.diffusion.fcfs import FCFS
 
 # -- SLOs -----------------------------------------------------------------------------------------------------
@@ -103,6 +107,15 @@ def test_a_summary_counts_met_only_as_goodput_and_failures_against_attainment() 
     assert (d["request_goodput"], d["request_throughput"]) == (0.2, 0.4)
     assert (d["mean_e2el_ms"], d["median_e2el_ms"], d["std_e2el_ms"]) == (1500.0, 1500.0, 1000.0)
     assert d["p90_e2el_ms"] == pytest.approx(2300.0)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50))
+def test_percentiles_are_those_of_numpy_to_the_bit(values: list[float]) -> None:
+    array = np.array(values)
+    shares = (0.0, 0.1, 0.5, 0.9, 0.99, 1.0)
+    assert quantiles(array, shares) == [float(np.percentile(array, 100 * share)) for share in shares]
+    assert median(array) == float(np.median(array))
+    assert list(array) == values
 
 
 def test_an_empty_summary_says_nothing_rather_than_nought() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .terminal import print_table, say, table
+from .terminal import print_figures, say
 
 if TYPE_CHECKING:
     from ...spec.experiment import Experiment
@@ -41,10 +41,13 @@ def show_run(experiment: Experiment, summary: dict[str, Any], took: float, use: 
     say(f"{title(experiment)}: {total} requests")
     say(_answer(summary))
     say(f"deployment {served_by(experiment)}")
-    lines = table(("", "left"), ("requests", "right"), ("share", "right"))
-    for count in ("met", "late", "dropped", "failed"):
-        lines.add_row(count, str(summary[count]), f"{100 * summary[count] / total:.1f} %" if total else "")
-    print_table(lines)
+    print_figures(
+        (("", "left"), ("requests", "right"), ("share", "right")),
+        [
+            (count, str(summary[count]), f"{100 * summary[count] / total:.1f} %" if total else "")
+            for count in ("met", "late", "dropped", "failed")
+        ],
+    )
     if summary.get("cut_off"):
         after = experiment.system.stop_after
         when = f", {after:g} s after the last was sent" if after is not None else ""

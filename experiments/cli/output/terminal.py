@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 #: Hears how many of how many are done, and which share of their requests met its SLO so far, where that is known.
 Report = Callable[..., None]
+
+#: With these in the environment rich writes to a file as to a terminal.
+_ASKS_FOR_A_TERMINAL = ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
 
 #: Seconds between two looks at a run under way.
 _BETWEEN = 0.2
@@ -96,6 +100,33 @@ def print_table(table: Any) -> None:
         console.width = 1_000_000  # what is measured is never wider than the console
         console.width = max(120, console.measure(table).maximum)
     console.print(table)
+
+
+def print_figures(columns: Sequence[tuple[str, Any]], rows: Sequence[Sequence[str]]) -> None:
+    """Print a `table` of these *columns* with these *rows*, of plain words and figures without ``[`` and ``:``;
+    no column is empty.
+
+    In a file or a pipe nothing is folded or coloured, so that a few lines make what rich would, which takes as long
+    to load as a short run takes to compute.
+    """
+    if sys.stdout.isatty() or any(name in os.environ for name in _ASKS_FOR_A_TERMINAL):
+        lines = table(*columns)
+        for row in rows:
+            lines.add_row(*row)
+        print_table(lines)
+        return
+    head = [name for name, _ in columns]
+    widths = [max(map(len, cells)) for cells in zip(head, *rows, strict=True)]
+    total = sum(widths) + 3 * (len(widths) - 1)
+
+    def line(cells: Sequence[str]) -> str:
+        sides = [side for _, side in columns]
+        return "   ".join(
+            c.rjust(w) if side == "right" else c.ljust(w) for c, w, side in zip(cells, widths, sides, strict=True)
+        )
+
+    inner = [" " * total, line(head), "─" * total, *map(line, rows), " " * total]
+    typer.echo("\n".join(f" {text} " for text in inner))
 
 
 # -- while it goes --------------------------------------------------------------------------------------
