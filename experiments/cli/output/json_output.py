@@ -31,7 +31,7 @@ class Gaps(TypedDict):
 
 @_closed
 class Validity(TypedDict):
-    inside: Annotated[bool, "whether recorded runs were like it (explanation/validation.md)"]
+    validated: Annotated[bool, "whether recorded runs were like it (explanation/validation.md)"]
     outside: Annotated[list[str], "what is not as in recorded runs"]
     recording: Annotated[str | None, "the nearest recorded runs, below experiments/measured"]
     gap_points: Annotated[Gaps | None, "how far off the simulation is on them"]

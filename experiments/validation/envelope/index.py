@@ -112,7 +112,7 @@ def _short(low: float, high: float) -> Any:
     return a if a == b else [a, b]
 
 
-def written(content: dict[str, Any]) -> str:
+def as_text(content: dict[str, Any]) -> str:
     """The text of the file: a line for each setup, so that differences can be read."""
     lines = ["{", '"systems": [', ",\n".join(json.dumps(entry) for entry in content["systems"]), "],"]
     parts = []
@@ -126,4 +126,4 @@ def written(content: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    KEPT.write_text(written(made()), encoding="utf-8")
+    KEPT.write_text(as_text(made()), encoding="utf-8")

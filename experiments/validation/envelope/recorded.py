@@ -73,9 +73,12 @@ def _of_folders(path: Path) -> Iterator[Facts]:
         named = content["policy"]["name"]
         if named in files:
             content["policy"] = {"name": "fcfs"}
+        own = ""
         for of_, key in packed_runs.routers(content):
-            of_[key] = "least_loaded"
+            own, of_[key] = of_[key], "least_loaded"
         found = of_experiment(Experiment.model_validate(content), sent)
+        if own:
+            found = _by_its_name(found, "least_loaded", own)
         if named in files:
             found = replace(found, policy=named, params={})
         yield found
@@ -90,7 +93,15 @@ def _of_chat(path: Path) -> Iterator[Facts]:
                 TokenRequest(i, at, {module: (prompt, limit)}, {module: output})
                 for i, (at, prompt, limit, output, *_) in enumerate(run.requests)
             ]
-            yield of_experiment(experiment, sent)
+            found = of_experiment(experiment, sent)
+            for router in experiment.deployment.routings.values():
+                found = _by_its_name(found, router.name, Path(router.name).name)
+            yield found
+
+
+def _by_its_name(found: Facts, router: str, name: str) -> Facts:
+    """*found*, with the *router* by the *name* of its file, which is no other one's path."""
+    return replace(found, special=tuple(f"router {name}" if w == f"router {router}" else w for w in found.special))
 
 
 def _of_diffusion(recording: diffusion.Recording) -> Iterator[Facts]:

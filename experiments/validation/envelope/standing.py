@@ -35,13 +35,13 @@ MOST = 4
 class Standing:
     """Where a result stands against the recorded runs by which the simulation was validated.
 
-    *inside*: it is as they were; else *outside* says in words what is not, the most general first. *recording* names
-    the nearest ones (a folder or file below ``experiments/measured``; None: there are none of this model on this
+    *validated*: it is as they were; else *outside* says in words what is not, the most general first. *recording*
+    names the nearest ones (a folder or file below ``experiments/measured``; None: none are of this model on this
     device), *mean_gap* and *largest_gap* how far off the simulation is on them, in percentage points of the requests
     (None: not on the scoreboard).
     """
 
-    inside: bool
+    validated: bool
     outside: tuple[str, ...]
     recording: str | None = None
     mean_gap: float | None = None
@@ -53,7 +53,7 @@ class Standing:
             told += f"; and {len(self.outside) - MOST} more"
         if self.recording is None:
             return f"outside what was validated: {told}"
-        if not self.inside:
+        if not self.validated:
             return f"outside what was validated ({self.recording}): {told}"
         if self.mean_gap is None:
             return f"inside what was recorded ({self.recording}), which is not on the scoreboard"
@@ -63,7 +63,8 @@ class Standing:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         gap = None if self.mean_gap is None else {"mean": self.mean_gap, "largest": self.largest_gap}
-        return {"inside": self.inside, "outside": list(self.outside), "recording": self.recording, "gap_points": gap}
+        found = {"validated": self.validated, "outside": list(self.outside), "recording": self.recording}
+        return {**found, "gap_points": gap}
 
 
 def of(experiment: Experiment) -> Standing:
@@ -256,7 +257,7 @@ def summary(found: Sequence[Standing], what: str = "points") -> str:
     different = list(dict.fromkeys(found))
     if len(different) == 1:
         return str(different[0])
-    within = sum(one.inside for one in found)
+    within = sum(one.validated for one in found)
     line = f"{within} of {len(found)} {what} inside what was validated"
     counted = Counter(_kind(text) for one in found for text in dict.fromkeys(one.outside))
     told = "; ".join(f"{text} ({count})" for text, count in counted.most_common(MOST))
@@ -276,5 +277,5 @@ def _kind(text: str) -> str:
 def refuse(found: Iterable[Standing]) -> None:
     """Raise `BadInput` if one of the standings *found* is outside."""
     for one in found:
-        if not one.inside:
+        if not one.validated:
             raise BadInput(str(one), where="--strict", right="what was recorded, or no --strict")

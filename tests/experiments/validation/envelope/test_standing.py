@@ -57,7 +57,7 @@ def test_runs_are_read_as_they_are_kept(source: str) -> None:
     made["systems"] = [list(vars(system).values()) for system in systems]
     again = index.read(json.loads(json.dumps(made)))
     assert [one.runs for one in again] == [one.runs for one in index.load() if one.source == source], AGAIN
-    assert all(standing.standing(facts).inside for facts in runs)
+    assert all(standing.standing(facts).validated for facts in runs)
 
 
 def test_nothing_that_is_held_out_is_read() -> None:
@@ -70,7 +70,7 @@ def test_nothing_that_is_held_out_is_read() -> None:
 def test_what_is_as_recorded_is_inside_and_says_how_far_off_the_simulation_was() -> None:
     found = standing.of(load(LIKE_RECORDED))
     gap = scoreboard.kept()["h100-quiet/diffusion"].gap
-    assert (found.inside, found.outside, found.recording) == (True, (), "h100-quiet/diffusion")
+    assert (found.validated, found.outside, found.recording) == (True, (), "h100-quiet/diffusion")
     assert (found.mean_gap, found.largest_gap) == gap
     assert str(found) == (
         f"inside what was validated (h100-quiet/diffusion: the simulation is off by {gap[0]:.2f} points on average, "
@@ -82,7 +82,7 @@ def test_of_the_artifact_the_gap_is_that_of_runs_whose_day_is_known_or_not() -> 
     kept = scoreboard.kept()
     for session, row in (("2024-04-28 17:41:55", "neustream_ae.csv"), (None, "neustream_ae.csv, dates unknown")):
         found = standing.of(load("palette-256-rtx4090", [("time.session", session)]))
-        assert found.inside
+        assert found.validated
         assert (found.mean_gap, found.largest_gap) == kept[row].gap
 
 
@@ -161,7 +161,7 @@ def test_language_models_are_held_against_engines_and_lengths(key: str, value: o
 def test_every_workload_that_comes_along_stands_somewhere() -> None:
     for name in workload_names():
         found = standing.of(load(name))
-        assert found.inside == (not found.outside)
+        assert found.validated == (not found.outside)
         assert found.recording is None or (MEASURED / found.recording).exists()
         assert found.recording is not None or "no recorded runs of" in found.outside[0]
 
@@ -171,12 +171,12 @@ def test_between_recorded_numbers_is_inside_and_beyond_them_is_not(data: st.Data
     """Of any recorded run, each number moved beyond all that were recorded is told, and nothing else is."""
     every = [run for one in index.load() for run in one.runs]
     run = data.draw(st.sampled_from(every))
-    assert standing.standing(run).inside
+    assert standing.standing(run).validated
     loads = any(name.startswith("load ") for name in run.ranges)
     names = [name for name in run.ranges if not (loads and name.startswith("rate"))]
     name = data.draw(st.sampled_from(sorted(names)))
     moved = standing.standing(replace(run, ranges={**run.ranges, name: (1e9, 1e9)}))
-    assert not moved.inside
+    assert not moved.validated
     assert any(text.startswith(name) for text in moved.outside)
 
 
@@ -190,9 +190,9 @@ def test_several_results_are_told_in_a_line() -> None:
 
 
 def test_a_run_with_no_facts_in_common_is_outside() -> None:
-    assert not standing.standing(Facts((), "edf")).inside
+    assert not standing.standing(Facts((), "edf")).validated
     facts = of_experiment(load(LIKE_RECORDED))
-    assert standing.standing(replace(facts, ranges={})).inside
+    assert standing.standing(replace(facts, ranges={})).validated
 
 
 # -- where it is said -----------------------------------------------------------------------------------
