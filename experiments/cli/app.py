@@ -400,8 +400,8 @@ def search(
     score_output.show_answers(find, answers)
     most = max(a.seeds for a in answers)
     drawn = f"seeds {first_seed} to {first_seed + most - 1}, common to all" if most > 1 else f"seed {first_seed}"
-    say(f"{engine.UNITS[find]}; {drawn}")
     say(stands.line("answers"))
+    say(f"{engine.UNITS[find]}; {drawn}")
     if out is not None:
         say(f"{len(answers)} answers in {out}")
 

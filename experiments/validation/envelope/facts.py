@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from servetwin.core import BadInput, Request
@@ -92,7 +93,7 @@ def of_experiment(experiment: Experiment, requests: Iterable[Request] | None = N
         ranges["cv"] = (cv, cv)
     return Facts(
         systems=systems_of(profiles.values()),
-        policy=experiment.policy.name,
+        policy=policy_name(experiment.policy.name),
         params=changed_params(experiment.policy.name, experiment.policy.params),
         placement=placement,
         engine=engine,
@@ -105,6 +106,14 @@ def of_experiment(experiment: Experiment, requests: Iterable[Request] | None = N
 def systems_of(profiles: Iterable[Profile]) -> tuple[System, ...]:
     """What *profiles* are of, each once."""
     return tuple(sorted({System.of(profile) for profile in profiles}, key=lambda system: system.profile))
+
+
+def policy_name(given: str) -> str:
+    """The name of a policy that comes along, where *given* is a copy of its file, or else *given* itself."""
+    from ...registry.policy_registry import policy_names, same_policy
+
+    name = Path(given).stem.replace("_", "-")
+    return name if given.endswith(".py") and name in policy_names() and same_policy(name, given) else given
 
 
 def changed_params(policy: str, params: Mapping[str, Any]) -> dict[str, Any]:
