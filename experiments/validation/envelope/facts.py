@@ -78,7 +78,9 @@ def of_experiment(experiment: Experiment, requests: Iterable[Request] | None = N
     """The facts of a run of *experiment*, whose *requests* (of its own drawing, unless they are given) are looked at.
     Raises `BadInput` as a run of it would."""
     from ...spec.loading import load_profiles
+    from ...spec.validation import check
 
+    check(experiment)
     profiles = load_profiles(experiment)
     sent = list(islice(_drawn(experiment, profiles) if requests is None else requests, DRAWN))
     engine, limits = _engines(experiment, profiles)

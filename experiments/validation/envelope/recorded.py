@@ -165,7 +165,7 @@ def _of_external(run: external.External) -> Facts:
     first, last = run.requests[0][0], run.requests[-1][0]
     limits = run.limits
     gaps = np.diff([at for at, *_ in run.requests])
-    cv = float(gaps.std() / gaps.mean())
+    cv = float(gaps.std() / gaps.mean()) if last > first else 0.0
     return Facts(
         systems=systems_of([load_profile(run.profile)]),
         policy="vllm-v1",
@@ -179,7 +179,7 @@ def _of_external(run: external.External) -> Facts:
             "replicas": (1, 1),
             **of_requests(sent),
             **_limits(run),
-            **demand(len(sent) / (last - first), sent),
+            **(demand(len(sent) / (last - first), sent) if last > first else {}),
             "cv": (cv, cv),
         },
     )
