@@ -11,7 +11,6 @@ import hashlib
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -25,14 +24,16 @@ from servetwin.experiments.sweeps import sweep
 found = hashlib.sha256()
 with tempfile.TemporaryDirectory() as here:
     for number, (workload, policy, count) in enumerate(
-        [("sd15-512-rtx4090", "clockwork", 60), ("dit-s2-256-rtx4090", "neustream", 60), ("opt-13b-a6000", "andes", 30),
-         ("opt-13b-h100-async", "vllm-v1", 30), ("matplotagent-rtx4090", "neustream-llm", 6)]
+        [("sd15-512-rtx4090", "clockwork", 60), ("dit-s2-256-rtx4090", "neustream", 60),
+         ("opt-13b-a6000", "andes", 30), ("opt-13b-h100-async", "vllm-v1", 30),
+         ("matplotagent-rtx4090", "neustream-llm", 6)]
     ):
         folder = Path(here) / str(number)
         run(load(workload, [("policy", policy), ("requests", count), ("seed", 3)]), folder)
         for name in ("requests.jsonl", "batches.jsonl", "summary.json", "experiment.yaml"):
             found.update((folder / name).read_bytes())
-    block = sweep.Block(extends="palette-256-rtx4090", set={"requests": 40}, grid={"policy": ["edf", "fcfs"], "seed": [0, 1]})
+    grid = {"policy": ["edf", "fcfs"], "seed": [0, 1]}
+    block = sweep.Block(extends="palette-256-rtx4090", set={"requests": 40}, grid=grid)
     table = Path(here) / "t.csv"
     sweep.sweep(sweep.SweepFile(sweeps=[block]), table, jobs=int(sys.argv[1]))
     found.update(table.read_bytes())
@@ -77,7 +78,7 @@ def test_the_same_bytes_with_each_of_them_alone(surroundings: dict[str, str], us
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("python", os.environ.get("SERVETWIN_PYTHONS", "").split(), ids=lambda path: Path(path).parts[-4:][0])
+@pytest.mark.parametrize("python", os.environ.get("SERVETWIN_PYTHONS", "").split())
 def test_the_same_bytes_on_another_python(python: str, usual: str) -> None:
     """SERVETWIN_PYTHONS names interpreters that have ServeTwin installed, of other versions of Python or NumPy."""
     command = [python, "-c", RUNS, "1"]
