@@ -313,6 +313,7 @@ _SPECIAL: tuple[tuple[str, Callable[[Experiment], bool]], ...] = (
     ("shared prefixes", lambda e: any(own.prefix is not None for own in e.workload.lengths.values())),
     ("branches", lambda e: bool(e.pipeline.branches)),
     ("a budget of the SLO", lambda e: e.budget.used),
+    ("prefill and decode apart", lambda e: any(worker.role for worker in e.deployment.workers)),
     ("tools", lambda e: any(worker.threads is not None for worker in e.deployment.workers)),
     ("policies of single workers", lambda e: any(w.policy for w in e.deployment.workers if w.threads is None)),
 )
