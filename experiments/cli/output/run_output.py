@@ -141,10 +141,9 @@ def input_lines(summary: dict[str, Any]) -> list[str]:
     if told := summary.get("prefix"):
         lines.append(f"prefix: {told}")
     for module, cut in summary.get("cut", {}).items():
-        lines.append(
-            f"cut at {module}: {cut['prompts']} prompts by {cut['prompt_tokens']} tokens, "
-            f"{cut['outputs']} outputs by {cut['output_tokens']}"
-        )
+        prompts, outputs = (f"{cut[f'{what}s']} {what}s by {cut[f'{what}_tokens']}" for what in ("prompt", "output"))
+        some = cut["prompts"] or cut["outputs"]
+        lines.append(f"cut at {module}: {f'{prompts} tokens, {outputs}' if some else 'nothing'}")
     if (ended := summary.get("sessions")) and ended["sessions"]:
         lines.append(
             f"sessions that ended before what does not fit: {ended['sessions']}; {ended['turns']} turns not sent"
@@ -184,6 +183,9 @@ def show_tokens(stage: str, tokens: dict[str, Any]) -> None:
         rate, hits = 100 * tokens["prefix_cache_hit_rate"], tokens["prefix_cache_hits"]
         again = tokens["prefix_cache_hits_of_preempted"]
         say(f"  prefix cache: {rate:.1f} % of prompt tokens found, {hits}; {again} more by preempted requests")
+    if tokens.get("handovers"):
+        wait, way = tokens["mean_handover_wait_ms"], tokens["mean_handover_ms"]
+        say(f"  {tokens['handovers']} handed over: mean wait {wait:.1f} ms, {way:.1f} ms on the way")
     if "within_limits" in tokens:
         say(f"  {tokens['within_limits']} requests within the limits")
 
