@@ -21,6 +21,13 @@ class BadInput(ServeTwinError):
         )
 
 
+def brief(error: BaseException) -> str:
+    """What *error*, of somebody's code that was imported, says in a line."""
+    line = f" (line {error.lineno})" if isinstance(error, SyntaxError) else ""
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}{line}"
+
+
 class InvariantBroken(ServeTwinError):
     """An invariant (docs/reference/invariants.md) did not hold in a run: a fault of ServeTwin or of a policy."""
 

@@ -26,7 +26,7 @@
 from .llm.architectures import Architecture, architecture, kv_blocks
 from .llm.schema import TOKEN_KINDS, TokenData, TokenKind
 from .llm.step_table import TokenTable
-from .profile import Profile, load, names
+from .profile import Profile, files, load, names
 from .schema import KINDS, Kind, ProfileFile
 from .tables import costs
 from .tables.cost import Cost, Quantiles, Session
@@ -52,6 +52,7 @@ __all__ = [
     "TokenTable",
     "architecture",
     "costs",
+    "files",
     "kv_blocks",
     "load",
     "names",

@@ -207,6 +207,7 @@ LATER = frozenset(
     {
         *("basis", "shape", "memory_gib", "over_context", "beside", "per_square", "decoding", "blind", "compiled"),
         "execution",
+        "frames",
         "shapes",
     }
 )
@@ -263,24 +264,36 @@ def load(name_or_path: str | Path) -> Profile:
     Costs in a file ``<profile>.costs.yaml`` beside it are added. A profile is read once per process
     and file version. Raises `BadInput`.
     """
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml", ".csv"):
-        path = DATA / f"{name_or_path}.yaml"
-        if str(name_or_path) not in _names_at_first() and str(name_or_path) not in names():
-            device, _, model = str(name_or_path).rpartition("/")
-            others = [n for n in names() if model and n.endswith(f"/{model}")]
-            here = [n for n in names() if n.startswith(f"{device}/{model}-")]
-            if device.isalnum() and (here or others):
-                what = f"unknown profile {str(name_or_path)!r}"
-                what += "" if here else f": nobody has measured {model} on {device} yet"
-                right = f"one of {', '.join(here or others)}, or a path to a YAML or CSV file of your own"
-                raise BadInput(what, right=right)
-            # All of them would be a page: those that look most like it, if any does.
-            near = difflib.get_close_matches(str(name_or_path), names(), n=5, cutoff=0.5)
-            right = f"one of {', '.join(near)}, or" if near else f"one of {len(names())} (`servetwin profiles`), or"
-            raise BadInput(f"unknown profile {str(name_or_path)!r}", right=f"{right} a path to a YAML or CSV file")
+    path = _place(name_or_path)
     beside = path.with_name(path.stem + COSTS)
     return _load(path, beside, _version(path), _version(beside))
+
+
+def files(name_or_path: str | Path) -> tuple[Path, ...]:
+    """The files that a profile is read from: its own, and that of costs beside it if there is one."""
+    path = _place(name_or_path)
+    beside = path.with_name(path.stem + COSTS)
+    return (path, beside) if beside.exists() else (path,)
+
+
+def _place(name_or_path: str | Path) -> Path:
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml", ".csv"):
+        return path
+    name = str(name_or_path)
+    if name in _names_at_first() or name in names():
+        return DATA / f"{name}.yaml"
+    device, _, model = name.rpartition("/")
+    others = [n for n in names() if model and n.endswith(f"/{model}")]
+    here = [n for n in names() if n.startswith(f"{device}/{model}-")]
+    what, own = f"unknown profile {name!r}", "a path to a YAML or CSV file of your own"
+    if device.isalnum() and (here or others):
+        what += "" if here else f": nobody has measured {model} on {device} yet"
+        raise BadInput(what, right=f"one of {', '.join(here or others)}, or {own}")
+    # All of them would be a page: those that look most like it, if any does.
+    near = difflib.get_close_matches(name, names(), n=5, cutoff=0.5)
+    alike = f"; {', '.join(near)} look like it" if near else ""
+    raise BadInput(what, right=f"one of the {len(names())} that `servetwin profiles` lists, or {own}{alike}")
 
 
 def _version(path: Path) -> tuple[int, ...] | None:

@@ -196,6 +196,7 @@ class ProfileFile(Strict):
     model: Text
     precision: Text
     image: tuple[StrictInt, StrictInt] | None = None  #: height and width in pixels
+    frames: Natural | None = None  #: of a video; left out, it is images that are made
     batch_counts: Text  #: what "batch" counts
     measured_when: Text
     origin: Origin
@@ -233,7 +234,7 @@ class ProfileFile(Strict):
         self._check_memory(self.shapes)
         asked = [name for name in self.modules if name not in self.shapes.fixed]
         rows = max(module.rows_per_request for module in self.modules.values())
-        seen = {(*self.image, 1, rows)}
+        seen = {(*self.image, self.frames or 1, rows)}
         for i, shape in enumerate(self.shapes.measured):
             path = ("shapes", "measured", str(i))
             key = (*shape.size, shape.frames, shape.guidance or rows)

@@ -57,7 +57,7 @@ def of_shape(data: ProfileFile, shape: Shape) -> ProfileFile:
         what = f"it does not say of which size its images are, so nothing is known of {shape}"
         raise BadInput(what, where=f"{data.name}: image", right="[height, width]")
     guidance = shape.guidance or rows_of(data)
-    own = (*data.image, 1, rows_of(data)) == (shape.height, shape.width, shape.frames, guidance)
+    own = (*data.image, data.frames or 1, rows_of(data)) == (shape.height, shape.width, shape.frames, guidance)
     if own and shape.images == 1:
         return data
     usable = [m for m in _measured(data) if guidance % m.guidance == 0]
@@ -70,6 +70,7 @@ def of_shape(data: ProfileFile, shape: Shape) -> ProfileFile:
         update={
             "name": f"{data.name} at {shape}",
             "image": (shape.height, shape.width),
+            "frames": shape.frames if data.frames is not None else None,
             "modules": modules,
             "costs": costs,
             "shapes": None,
@@ -85,7 +86,9 @@ def _of_size(module: str, loop: bool) -> Sequence[str]:
 def _measured(data: ProfileFile) -> list[_Measured]:
     assert data.image is not None
     rows, shapes = rows_of(data), data.shapes
-    found = [_Measured(*data.image, 1, rows, data.modules, shapes.memory if shapes is not None else None)]
+    found = [
+        _Measured(*data.image, data.frames or 1, rows, data.modules, shapes.memory if shapes is not None else None)
+    ]
     for said in shapes.measured if shapes is not None else ():
         assert shapes is not None
         modules = {m: data.modules[m] if m in shapes.fixed else said.modules[m] for m in data.modules}

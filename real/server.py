@@ -21,6 +21,7 @@ from servetwin.core import (
     Request,
     ServeTwinError,
     ServingLoop,
+    Shape,
     Stage,
     Summary,
     Worker,
@@ -32,7 +33,7 @@ from .cpu_affinity import pinned_core
 from .diffusion.device_slots import DeviceSlots
 from .diffusion.execution import Execution, execution_of
 from .diffusion.kind import Kind
-from .diffusion.lanes import Sink
+from .diffusion.lanes import Sink, limits_of
 from .diffusion.model_registry import find
 from .diffusion.options import Options
 from .diffusion.process_lane import RemoteSlots
@@ -51,6 +52,7 @@ class Spell:
     iterations: int
     joins: int
     leaves: int
+    shape: Shape | None = None  # of its requests
 
 
 class Log(Recorder):
@@ -101,6 +103,7 @@ class Log(Recorder):
                 batch.iterations,
                 len(batch.joiners),
                 batch.leaves,
+                batch.tasks[0].request.shape if batch.tasks else None,
             )
         )
 
@@ -117,8 +120,8 @@ def _flying(request: Request) -> bool:
 @dataclass
 class Report:
     """What a run says beside its records. *lateness* is the client's (sent minus due), *gap* lies between the end
-    of an
-    iteration and the start of the next of the same worker where some of its requests go on; both in milliseconds."""
+    of an iteration and the start of the next of the same worker where some of its requests go on; both in
+    milliseconds. *iteration_ms* is by worker and batch size ("4", or "4 of 512x512" where requests have shapes)."""
 
     summary: Summary
     lateness_ms: dict[str, float]
@@ -156,22 +159,30 @@ class Server:
         self.by_device: dict[str, DeviceSlots | RemoteSlots] = {}  # device name of workers -> its slots
         self.pinned = pinned_core(self.options.pinned_core)  # for threads that poll a GPU
 
-    def place(self, device: str) -> DeviceSlots | RemoteSlots:
-        """What stands for the device that workers call *device*: the model there, or processes that have it."""
+    def place(self, device: str, shapes: Sequence[Shape | None] | None = None) -> DeviceSlots | RemoteSlots:
+        """What stands for the device that workers call *device*: the model there, or processes that have it; ready
+        for requests of these *shapes* (as `device_slots`)."""
         if not self.options.processes:
-            return self.device_slots(device)
-        if device not in self.by_device:
-            self.by_device[device] = RemoteSlots(self.kind, self.options, self.options.torch_device(device))
-        return self.by_device[device]
+            return self.device_slots(device, shapes)
+        slots = self.by_device.get(device)
+        if not isinstance(slots, RemoteSlots):
+            slots = RemoteSlots(self.kind, self.options, self.options.torch_device(device))
+            self.by_device[device] = slots
+        if shapes is not None:
+            slots.lay_out(shapes)
+        return slots
 
-    def device_slots(self, device: str) -> DeviceSlots:
-        """The model on the device that workers call *device*, in this process."""
+    def device_slots(self, device: str, shapes: Sequence[Shape | None] | None = None) -> DeviceSlots:
+        """The model on the device that workers call *device*, in this process, with slots for requests of these
+        *shapes*; left out, of those for which it has some, at first the model's own."""
         slots = self.by_device.get(device)
         if not isinstance(slots, DeviceSlots):
             actual = self.options.torch_device(device)
             if actual.type == "cuda":
                 torch.backends.cudnn.benchmark = True
-            slots = self.by_device[device] = DeviceSlots(self.kind, self.options, actual)
+            slots = self.by_device[device] = DeviceSlots(self.kind, self.options, actual, shapes or (None,))
+        elif shapes is not None:
+            slots.lay_out(shapes)
         return slots
 
     def serve(
@@ -233,7 +244,9 @@ class Server:
         **wiring: Any,
     ) -> tuple[RealExecutor, ServingLoop]:
         """An executor with its lanes warmed up, and the loop on it."""
-        by_device = {w.device: self.place(w.device) for w in workers if not isinstance(w, Pool)}
+        served = [worker for worker in workers if not isinstance(worker, Pool)]
+        shapes = list(dict.fromkeys(shape for worker in served for shape in limits_of(worker)))
+        by_device = {name: self.place(name, shapes) for name in dict.fromkeys(w.device for w in served)}
         if self.options.processes and len(by_device) > 1:
             what = f"workers in processes of their own on {len(by_device)} devices"
             raise BadInput(what, right="one device, or all workers in one process")
@@ -295,9 +308,10 @@ def _exercise(slots: DeviceSlots, seconds: float) -> None:
     rows = runner.rows()
     rows[:, 0] = np.arange(runner.limit)
     rows[:, 1:5] = (1.0, 1.0, 1.0, 0.0)
+    shape, limit = max(runner.limits.items(), key=lambda item: item[1])
     with torch.no_grad():
         while time.monotonic() < until:
-            runner.launch(runner.limit)
+            runner.launch(limit, shape)
             torch.cuda.synchronize(slots.device)
 
 
@@ -315,18 +329,23 @@ def report(log: Log, lateness: Sequence[float]) -> Report:
     """What *log* amounts to."""
     gaps = []
     last: dict[str, Spell] = {}
-    durations: dict[str, dict[int, list[float]]] = {}
+    durations: dict[str, dict[tuple[str, int], list[float]]] = {}
     for spell in log.spells:
         before = last.get(spell.worker)
         if before is not None and before.size > before.leaves:
             gaps.append((spell.start - before.end) * 1e3)
         last[spell.worker] = spell
         if not spell.joins and not spell.leaves:
-            durations.setdefault(spell.worker, {}).setdefault(spell.size, []).append((spell.end - spell.start) * 1e3)
+            key = (str(spell.shape) if spell.shape is not None else "", spell.size)
+            durations.setdefault(spell.worker, {}).setdefault(key, []).append((spell.end - spell.start) * 1e3)
     iteration = {
         worker: {
-            str(n): {"median": statistics.median(d), "p99": float(np.percentile(d, 99)), "samples": len(d)}
-            for n, d in sorted(sizes.items())
+            f"{n} of {shape}" if shape else str(n): {
+                "median": statistics.median(d),
+                "p99": float(np.percentile(d, 99)),
+                "samples": len(d),
+            }
+            for (shape, n), d in sorted(sizes.items())
         }
         for worker, sizes in durations.items()
     }

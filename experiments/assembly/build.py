@@ -47,7 +47,7 @@ from ..workload.requests import about, check_resolution, other_images, read_trac
 from .llm_workers import ENDLESS, check_engine, contexts, deadlines_of, host_ahead, prepare, settings_of
 from .pipeline import call_times, estimates, make_pipeline, make_pool, seconds_alone, wiring
 from .replicas import expanded
-from .shapes import alone_by_shape, estimates_by_shape, shaped_worker, told
+from .shapes import alone_by_shape, check_sizes, estimates_by_shape, shaped_worker, shapes_of, told
 
 if TYPE_CHECKING:
     from servetwin.profiles import Profile
@@ -148,6 +148,8 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     profiles = load_profiles(experiment)
     pipeline = make_pipeline(experiment.pipeline, experiment.name)
     stages = pipeline.stages(list(dict.fromkeys(tuple(w.modules) for w in experiment.deployment.workers)))
+    if experiment.workload.shaped:
+        check_sizes(shapes_of(experiment), profiles)
     slo = make_slo(experiment, profiles)
     workers = make_workers(experiment, stages, profiles, slo)
     if experiment.pipeline.llms:
@@ -156,8 +158,9 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     check_resolution(experiment, trace, profiles)
     limits = contexts(experiment, profiles) if experiment.pipeline.llms else {}
     load = experiment.workload
-    lines = any(lengths.truncate or lengths.prefix is not None for lengths in load.lengths.values())
-    if trace is not None or lines or experiment.seed or load.says_more:  # else all are drawn whole, by one seed
+    cut_or_shared = any(lengths.truncate or lengths.prefix is not None for lengths in load.lengths.values())
+    # Else all are drawn whole, by one seed, and there is nothing to tell.
+    if trace is not None or cut_or_shared or experiment.seed or load.says_more:
         recorder.summary.input = about(experiment, trace, limits)
     if load.shaped:
         recorder.summary.input["shapes"] = told(workers)

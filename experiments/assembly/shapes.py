@@ -48,6 +48,18 @@ def refuse(experiment: Experiment, who: str) -> None:
         raise BadInput(f"{who} knows nothing of shapes of requests", where="workload.shape", right=right)
 
 
+def check_sizes(shapes: Sequence[Shape], profiles: Profiles) -> None:
+    """Raise `BadInput` for the first of *shapes* of a size that the model of a profile cannot make, if it is one that
+    comes along."""
+    from servetwin.real.diffusion.model_registry import KINDS
+
+    names = {profile.data.model for profile in profiles.values()}
+    for kind in KINDS.values():
+        if kind.title.split(",")[0] in names:
+            for shape in shapes:
+                kind.check_size(shape)
+
+
 def at(profiles: Profiles, shape: Shape) -> dict[str, Profile]:
     """*profiles* for requests of that *shape*. Raises `BadInput` where one does not know it."""
     return {device: profile.at(shape) for device, profile in profiles.items()}
@@ -136,7 +148,8 @@ def make_policy(chosen: PolicySpec, shapes: Sequence[Shape]) -> Policy:
     def made() -> Policy:
         return cast("Policy", policy_registry.make(chosen.name, chosen.params))
 
-    return made() if len(shapes) == 1 or made().heeds_shapes else ShapeTurns(made, shapes)
+    alone = made()
+    return alone if len(shapes) == 1 or alone.heeds_shapes else ShapeTurns(made, shapes)
 
 
 def shaped_worker(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from ..assembly.llm_workers import contexts
 from ..assembly.pipeline import make_pipeline, real_tools, wiring, without_tools
 from ..assembly.replicas import expanded
 from ..assembly.same_run import otherwise, weights_digest
-from ..assembly.shapes import refuse
+from ..assembly.shapes import check_sizes, refuse, shapes_of, told
 from ..provenance.file_digests import path_digest
 from ..provenance.policy_code import as_loaded
 from ..registry.catalog import suggest
@@ -115,19 +115,32 @@ class Backend:
         say = say or (lambda _: None)
         plan = Plan(experiment, model=self.setup.model)
         kind = model_of(plan, self.setup.model)
+        for shape in plan.shapes:
+            kind.at(shape)
         server = self._planned(plan, kind)
         _check_steps(plan.requests, server)
         if not self.setup.foreign:
             check_devices(plan.profiles, server)
             check_execution(plan.profiles, server)
+        if len(plan.shapes) > 1:
+            check_not_compiled(server, plan.profiles)
         stages, workers, wiring = plan.system()
         tools = real_tools(plan.experiment)
         for name in plan.profiles:
             say(f"{kind.title}: building it on {server.options.torch_device(name)}")
-            server.place(name)
+            place = server.place(name, plan.shapes or (None,))
+            if plan.shapes and (each := place.slot_mib()):
+                sizes = ", ".join(f"{mib:.3g} MiB of {shape}" for shape, mib in each.items())
+                say(f"{server.options.slots} slots on {name}, each as large as its largest: {sizes}")
         recorder: Recorder = Recorder()
         if folder is not None:
             recorder = build.folder_for(experiment, folder, describe(experiment, server))
+        shaped = told(workers)
+        if shaped:
+            recorder.summary.input["shapes"] = shaped
+        for worker, said in shaped.items():
+            sizes = ", ".join(f"{most} of {shape}" for shape, most in said["limits"].items())
+            say(f"to be warmed up for {worker}: batches of up to {sizes}")
         say(f"warming up, then serving {len(plan.requests)} requests")
         with recording(recorder, folder), policies_answer([worker.policy for worker in workers]):
             report = server.serve(
@@ -216,7 +229,8 @@ class Plan:
     def __init__(
         self, experiment: Experiment, *, diffusion: bool = True, in_turns: bool = False, model: str | None = None
     ) -> None:
-        refuse(experiment, "the real side, which serves one size,")
+        if not diffusion:
+            refuse(experiment, "this backend")
         self.fitting = fitting(experiment, model) if diffusion else []
         if experiment.workload.in_turns and not in_turns:
             what = "here no request waits for others to end, as those of sessions and closed loops do"
@@ -227,6 +241,8 @@ class Plan:
         prompt = experiment.system.model_copy(update={"client_delay": 0.0, "client_stretch": 0.0})
         self.experiment = experiment = expanded(experiment.model_copy(update={"system": prompt}))
         self.profiles = loading.load_profiles(experiment)
+        self.shapes = shapes_of(experiment)
+        check_sizes(self.shapes, self.profiles)
         self.slo = build.make_slo(experiment, self.profiles)
         known = contexts(experiment, self.profiles)
         self._contexts, self._trace = known, read_trace(experiment)
@@ -407,6 +423,17 @@ def check_execution(profiles: Mapping[str, Profile], server: Server) -> None:
             what = f"the profile {profile.name} was taken {profiled}, but {name} would run with {in_words(actual)}"
             right = "the same --compile and --eager; or --any-device"
             raise BadInput(what, where=f"deployment.devices.{name}", right=right)
+
+
+def check_not_compiled(server: Server, devices: Iterable[str]) -> None:
+    """Raise `BadInput` if a network that requests of several shapes go through is compiled on one of *devices*.
+
+    torch would make programs for any size of what it has seen in two, and those of a run would not be those that were
+    measured.
+    """
+    if any(server.execution(name).compile != "none" for name in devices):
+        what = "a compiled network is served at one size, and requests are of several shapes"
+        raise BadInput(what, where="--compile", right="none")
 
 
 def same_device(profiled: str, actual: str) -> bool:

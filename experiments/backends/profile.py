@@ -7,16 +7,17 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from servetwin.core import BadInput, Policy
+from servetwin.core import BadInput, Policy, Shape
 from servetwin.profiles import Profile, load
 
 from ..registry import policy_registry
 from ..registry.vllm_settings import settings_of
 from ..sweeps import tables
-from .diffusion import Setup, make_server
+from .diffusion import Setup, check_not_compiled, make_server
 
 if TYPE_CHECKING:
     from servetwin.real import Kind
@@ -40,6 +41,7 @@ def measure(
     asynchronous: bool | None = None,
     vllm: Sequence[str] = (),
     without: Sequence[str] = (),
+    shapes: Sequence[Shape] = (),
     progress: Progress | None = None,
 ) -> Profile:
     """Measure *model* and write its profile to *out*, which must not exist; the file appears whole or not at all.
@@ -47,46 +49,39 @@ def measure(
     *name* is the profile's, otherwise that of device and model. *limit* is the largest batch, *seconds* about how
     long each point is measured; with *brief* only what a simulation reads is. *asynchronous* is vLLM's asynchronous
     scheduling, for language models (None: as vLLM does it by default here), and *vllm* other settings of its engine,
-    ``NAME=VALUE``. *without* are modules of a diffusion model that are left out. Raises `BadInput`.
+    ``NAME=VALUE``. *without* are modules of a diffusion model that are left out, *shapes* other shapes of requests
+    that are measured too. Raises `BadInput`.
     """
-    from .profile_llm import called, is_language_model, measure_language_model
+    from .profile_llm import is_language_model
 
+    setup = setup or Setup()
     if is_language_model(model):
-        check_target(out, name)
-        if limit is not None and limit < 2:
-            raise BadInput(f"batches of up to {limit}", where="--limit", right="2 at least")
-        eager = setup is not None and setup.eager
-        if setup is not None and setup.compile is not None:
-            raise BadInput(f"{model} is served by vLLM", where="--compile", right="a diffusion model")
-        settings = settings_of(vllm)
-        text = measure_language_model(
-            model,
-            lambda device: name or f"{slug(device)}/{called(model)}",
-            eager=eager,
-            limit=limit,
-            asynchronous=asynchronous,
-            settings=settings,
-            progress=progress,
+        if shapes:
+            raise BadInput(f"{model} is served by vLLM", where="--shape", right="a diffusion model")
+        return _measure_language_model(
+            model, out, setup, name=name, limit=limit, asynchronous=asynchronous, vllm=vllm, progress=progress
         )
-        tables.make_folder(out.parent)
-        write_whole(out, lambda path: path.write_text(text, encoding="utf-8"))
-        return load(str(out))
     if vllm:
         raise BadInput(f"{model} is not served by vLLM", where="--vllm", right="a language model")
     from servetwin.real import require
 
     kind = _found(model, without)
+    for shape in shapes:
+        kind.at(shape, "--shape")
     require()  # one clear line if torch is not there
     from servetwin.real.diffusion.profiling.profile_writer import write_profile
     from servetwin.real.diffusion.profiling.take_profile import take_profile
     from servetwin.real.server import device_facts
 
-    setup = setup or Setup()
+    if shapes and setup.compile is None:
+        setup = replace(setup, compile="none")  # what measured best did so of one size
     check_target(out, name)
     if limit is not None and limit < 1:
         raise BadInput(f"batches of up to {limit}", where="--limit", right="1 at least")
     device = setup.devices[0] if setup.devices else "cuda:0"
     server = make_server(kind, setup, {"gpu0": device})
+    if shapes:
+        check_not_compiled(server, ["gpu0"])
     if name is None:
         name = f"{slug(device_facts(server.options.torch_device('gpu0'))['name'])}/{kind.name}"
     tables.make_folder(out.parent)
@@ -99,8 +94,43 @@ def measure(
         seconds=seconds,
         brief=brief,
         progress=progress,
+        shapes=shapes,
     )
     write_whole(out, lambda path: write_profile(content, path))
+    return load(str(out))
+
+
+def _measure_language_model(
+    model: str,
+    out: Path,
+    setup: Setup,
+    *,
+    name: str | None,
+    limit: int | None,
+    asynchronous: bool | None,
+    vllm: Sequence[str],
+    progress: Progress | None,
+) -> Profile:
+    """As `measure`."""
+    from .profile_llm import called, measure_language_model
+
+    check_target(out, name)
+    if limit is not None and limit < 2:
+        raise BadInput(f"batches of up to {limit}", where="--limit", right="2 at least")
+    if setup.compile is not None:
+        raise BadInput(f"{model} is served by vLLM", where="--compile", right="a diffusion model")
+    settings = settings_of(vllm)
+    text = measure_language_model(
+        model,
+        lambda device: name or f"{slug(device)}/{called(model)}",
+        eager=setup.eager,
+        limit=limit,
+        asynchronous=asynchronous,
+        settings=settings,
+        progress=progress,
+    )
+    tables.make_folder(out.parent)
+    write_whole(out, lambda path: path.write_text(text, encoding="utf-8"))
     return load(str(out))
 
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from servetwin.core import BadInput
 from servetwin.core.llm import TokenRequest
 from servetwin.profiles import Profile, load
 from servetwin.profiles.tables import costs
+from servetwin.profiles.yaml_writer import text as text_of
 
 from ..assembly.build import build
 from ..spec.loading import load as experiment_of
@@ -100,10 +100,9 @@ def measure_server(
         for n in tokens
     )
     content = _with_cost(known, name, (constant, each), len(asked), text)
-    head = f"# Made by `{shlex.join(['servetwin', *sys.argv[1:]])}`; times in seconds.\n"
-    body = yaml.safe_dump(content, sort_keys=False, width=118, default_flow_style=None, allow_unicode=True)
+    written = text_of(content, shlex.join(["servetwin", *sys.argv[1:]]))
     tables.make_folder(out.parent)
-    write_whole(out, lambda path: path.write_text(head + body, encoding="utf-8"))
+    write_whole(out, lambda path: path.write_text(written, encoding="utf-8"))
     return Found(load(str(out)), constant, each, points)
 
 

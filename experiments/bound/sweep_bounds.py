@@ -7,6 +7,7 @@ system with all times at their means (docs/explanation/bound.md). A lucky run ma
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from servetwin.core import BadInput
 
@@ -15,10 +16,18 @@ from ..sweeps.point import Point, Row, title
 from ..sweeps.repeat import Repeated, seeded
 from ..sweeps.statistics import mean_interval, wilson
 from ..workload.seed_effect import are_copies
-from .most_met import most_met
+
+if TYPE_CHECKING:
+    from .most_met import Bound
 
 #: Runs experiments, each by a point of its own, and gives their rows in order.
 Runner = Callable[[Sequence[Experiment], Point], list[Row]]
+
+
+def _most_met(experiment: Experiment) -> Bound:
+    from .most_met import most_met  # here, since its solver takes half a second to load, which no other sweep needs
+
+    return most_met(experiment, policies=False)
 
 
 class Bounded:
@@ -27,7 +36,7 @@ class Bounded:
     tag = "the most that any schedule meets"
 
     def __call__(self, experiment: Experiment) -> Row:
-        found = most_met(experiment, policies=False)
+        found = _most_met(experiment)
         return {"requests": found.requests, "most": found.most, "at_mean": found.at_mean}
 
 
@@ -39,7 +48,7 @@ def check(experiments: Sequence[Experiment]) -> None:
             continue
         short = experiment.workload.model_copy(update={"requests": 1})
         try:
-            most_met(experiment.model_copy(update={"workload": short}), policies=False)
+            _most_met(experiment.model_copy(update={"workload": short}))
         except BadInput as problem:
             what = f"no bound of {title(experiment)}: {problem.what}"
             raise BadInput(what, where="--bound", right=problem.right) from None

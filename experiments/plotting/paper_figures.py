@@ -16,7 +16,7 @@ from ..registry.catalog import MEASURED
 from ..spec.experiment import Experiment
 from ..sweeps.point import Row, main_worker
 from ..validation.comparison.run_table import MeasuredRun
-from .style import BOUND, LIMIT, Look, Sheet, drawing, look_of
+from .style import Look, Sheet, drawing, look_of
 
 AXES = {"rate": "rate (requests/s)", "cv": "cv of the gaps", "slo_factor": "SLO (× solo latency)"}
 TOKEN_AXES = {"rate": AXES["rate"], "cv": AXES["cv"], "decode_slo": "SLO of decoding (× alone)"}
@@ -156,10 +156,7 @@ def _goodput_panel(
     for row in rows:
         if row.get("bound") is not None and _on_axis(row.__getitem__, axis, base):
             most[row[axis]] = max(most.get(row[axis], 0.0), row["bound"] * row["requests"])
-    if most:
-        places = sorted(most)
-        bounds = [most[place] for place in places]
-        sheet.line(panel, "no schedule more than", LIMIT, places, bounds, marked=False, kind=BOUND)
+    sheet.limit(panel, most)
     counts = [float(row["requests"]) for row in rows] + [float(run.requests) for run in runs]
     panel.set_ylim(0, 1.05 * max(counts))
 

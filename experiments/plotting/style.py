@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,6 +219,13 @@ class Sheet:
         if kind != BOUND:  # which has one line alone, that says so
             self._kinds.setdefault(kind, Line2D([], [], color=_GREY))
         self._keep(panel, name, kind, x, y, ends)
+
+    def limit(self, panel: Axes, most: Mapping[float, float]) -> None:
+        """The line that no schedule passes, *most* by place; nothing if none is known."""
+        if most:
+            places = sorted(most)
+            values = [most[place] for place in places]
+            self.line(panel, "no schedule more than", LIMIT, places, values, marked=False, kind=BOUND)
 
     def _move(self, panel: Axes, parts: Sequence[Any], shift: float) -> None:
         """Move *parts* of a *panel* by *shift* points to the right. Limits of axes, which know them by now, stay."""

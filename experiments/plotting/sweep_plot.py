@@ -23,7 +23,7 @@ from ..sweeps.point import Row
 from ..validation.comparison.compare_grids import read_rows
 from . import measured_points
 from .paper_figures import AXES
-from .style import BOUND, COLUMN, INTERVALS, LIMIT, PAGE, WIDTHS, Sheet, check_ending, drawing, look
+from .style import COLUMN, INTERVALS, PAGE, WIDTHS, Sheet, check_ending, drawing, look
 
 MOST = 24
 LABELS = {
@@ -284,9 +284,7 @@ def _bound(sheet: Sheet, place: Any, panel: _Panel, y: str) -> None:
         where, most = number_in(row[panel.x]), number_in(row.get("bound"))
         if where is not None and most is not None:
             at[where] = max(most, at.get(where, 0.0))
-    if at:
-        places, name = sorted(at), "no schedule more than"
-        sheet.line(place, name, LIMIT, places, [at[p] for p in places], marked=False, kind=BOUND)
+    sheet.limit(place, at)
 
 
 def _measured(

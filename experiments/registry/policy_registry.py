@@ -30,7 +30,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 from servetwin.core import BadInput, Policy
-from servetwin.core.errors import PolicyFault, Stopped
+from servetwin.core.errors import PolicyFault, Stopped, brief
 from servetwin.core.invariants.watchdog import longest, watched
 from servetwin.core.isolation.answers import fault
 from servetwin.core.isolation.code_inspection import by_its_own_word, named
@@ -130,7 +130,7 @@ def import_policy_module(module: str) -> ModuleType:
         raise BadInput(f"there is no module {error.name!r}", where=module, right=right) from None
     except BaseException as error:
         _unless_stopped(error)
-        raise BadInput(f"the module cannot be imported: {_brief(error)}", where=module) from error
+        raise BadInput(f"the module cannot be imported: {brief(error)}", where=module) from error
 
 
 def _unless_stopped(error: BaseException) -> None:
@@ -151,13 +151,7 @@ def load_policy_file(path: Path) -> ModuleType:
         raise
     except BaseException as error:
         _unless_stopped(error)
-        raise BadInput(f"the file cannot be loaded: {_brief(error)}", where=str(path)) from error
-
-
-def _brief(error: BaseException) -> str:
-    line = f" (line {error.lineno})" if isinstance(error, SyntaxError) else ""
-    text = error.msg if isinstance(error, SyntaxError) else str(error)
-    return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}{line}"
+        raise BadInput(f"the file cannot be loaded: {brief(error)}", where=str(path)) from error
 
 
 #: The two kinds of policies, and what is right where there is none.

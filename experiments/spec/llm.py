@@ -64,6 +64,15 @@ TokenDraw = Annotated[
 ]
 
 
+def longest_of(draw: TokenDraw) -> int | None:
+    """The most tokens that *draw* can give; None if only a list or a trace knows."""
+    if isinstance(draw, ConstantTokens):
+        return draw.tokens
+    if isinstance(draw, UniformTokens | LognormalTokens):
+        return draw.high
+    return max(draw.values) if isinstance(draw, ChoiceTokens) else None
+
+
 class ExactPrediction(Strict):
     """The true number of output tokens: an oracle, which no real system has. Results say so."""
 

@@ -18,6 +18,7 @@ from .llm import (
     TracePrefix,
     TraceTokens,
     UniformTokens,
+    longest_of,
 )
 from .published_draws import PUBLISHED, listed
 
@@ -85,7 +86,7 @@ def _check_apart(load: Workload) -> None:
     """Two modules are no engine that prefills and one that decodes: each has the KV of its own tokens alone."""
     for first, prefills in load.lengths.items():
         for second, decodes in load.lengths.items():
-            most, context = _longest(prefills.output), _longest(decodes.prompt)
+            most, context = longest_of(prefills.output), longest_of(decodes.prompt)
             if first == second or most != 1 or context is None or context > 2:
                 continue
             context += decodes.after == first
@@ -98,21 +99,10 @@ def _check_shared(path: tuple[str, ...], lengths: Lengths, load: Workload) -> No
     """What a group shares must fit into the longest prompts at least; before sessions it comes besides."""
     if load.sessions is not None:
         return
-    prefix, most = lengths.prefix, _longest(lengths.prompt)
+    prefix, most = lengths.prefix, longest_of(lengths.prompt)
     if isinstance(prefix, SharedPrefix) and lengths.after is None and most is not None and most < prefix.tokens:
         what = f"prompts have {most} tokens at most, and all of a group would share {prefix.tokens}"
         raise Misfit((*path, "prefix", "tokens"), what, f"{most} at most; or longer prompts")
-
-
-def _longest(draw: TokenDraw) -> int | None:
-    """The most tokens that *draw* can give; None if that is not known before."""
-    if isinstance(draw, ConstantTokens):
-        return draw.tokens
-    if isinstance(draw, UniformTokens | LognormalTokens):
-        return draw.high
-    if isinstance(draw, ChoiceTokens):
-        return max(draw.values)
-    return None
 
 
 def _check_draw(path: tuple[str, ...], draw: TokenDraw, load: Workload) -> None:

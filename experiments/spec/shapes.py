@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field
-from servetwin.core import Shape
+from servetwin.core import BadInput, Shape
 
 from .field_types import Count, NotNegative, Strict
 
@@ -24,6 +25,20 @@ class ShapeSpec(Strict):
     def shape(self) -> Shape:
         height, width = map(int, self.size.split("x"))
         return Shape(height, width, self.frames, self.guidance, self.images)
+
+
+def parsed(text: str, where: str) -> Shape:
+    """The shape that *text* says: height x width, x frames if there are more than one, and after a colon the rows
+    that an image takes. Raises `BadInput`.
+
+    >>> parsed("480x832x49:1", "--shape")
+    Shape(height=480, width=832, frames=49, guidance=1, images=1)
+    """
+    found = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})(?:x([1-9]\d{0,4}))?(?::([1-4]))?", text)
+    if found is None:
+        raise BadInput(f"{text!r} is no shape", where=where, right="512x768, 480x832x49, or 512x768:1")
+    height, width, frames, guidance = found.groups()
+    return Shape(int(height), int(width), int(frames or 1), int(guidance) if guidance else None)
 
 
 def _from_size(value: Any) -> Any:

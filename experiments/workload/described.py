@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .trace_reader import TraceFile
 
 #: Gives the seconds that a request of such work, of the class of that name, and of a shape, may take.
-Seconds = Callable[..., float]
+Seconds = Callable[[Mapping[str, int], str, Shape | None], float]
 
 
 def class_names(load: Workload, trace: TraceFile | None, seed: int) -> Iterator[str]:
@@ -154,7 +154,7 @@ def described(
         if "slo" in says:
             seconds = says["slo"]
         else:
-            seconds = slo(work, name) if shape is None else slo(work, name, shape)
+            seconds = slo(work, name, shape)
             if "slo_factor" in says:
                 seconds *= says["slo_factor"] / _factor(experiment, name, trace)
         if not names:

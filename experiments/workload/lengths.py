@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from servetwin.core import BadInput
 
-from ..spec.llm import ChoiceTokens, ConstantTokens, Lengths, ListedTokens, LognormalTokens, TokenDraw, UniformTokens
+from ..spec.llm import Lengths, ListedTokens, TokenDraw, longest_of
 from ..spec.published_draws import listed
 from .draws import tokens_of
 
@@ -20,13 +20,7 @@ if TYPE_CHECKING:
 
 def largest(draw: TokenDraw) -> int | None:
     """The most that *draw* can give; None if only the trace knows."""
-    if isinstance(draw, ConstantTokens):
-        return draw.tokens
-    if isinstance(draw, UniformTokens | LognormalTokens):
-        return draw.high
-    if isinstance(draw, ChoiceTokens):
-        return max(draw.values)
-    return max(listed(draw.name)) if isinstance(draw, ListedTokens) else None
+    return max(listed(draw.name)) if isinstance(draw, ListedTokens) else longest_of(draw)
 
 
 @dataclass

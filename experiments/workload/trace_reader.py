@@ -34,8 +34,8 @@ HASHED = 512
 @dataclass(frozen=True)
 class Choice:
     """Which requests of a file are meant: those of images of *size*, and of these those from *start* to before *end*
-    (seconds since the file's first request, by its own clock). *shaped*:
-    each is to have a shape, with this size ("": none) where it says none."""
+    (seconds since the file's first request, by its own clock). *shaped*: each is to have a shape, with this size
+    ("": none) where it says none."""
 
     path: Path
     modules: tuple[str, ...] = ()

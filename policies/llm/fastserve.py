@@ -65,9 +65,8 @@ class FastServe(TokenPolicy):
         self.crowded = 0  # decisions so far that left somebody out
         self.skip_join, self.max_batch = skip_join, max_batch
         self.stays: dict[TokenTask, Stay] = {}
-        self.ranks: dict[
-            TokenTask, tuple[int, float, int]
-        ] = {}  # which change with time for those alone that are served
+        #: Which change with time for those alone that are served.
+        self.ranks: dict[TokenTask, tuple[int, float, int]] = {}
         self.batch: set[TokenTask] = set()
 
     def start(self, view: TokenView) -> None:

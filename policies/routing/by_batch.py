@@ -17,9 +17,8 @@ class ByBatch(Router):
     """Binds those who came together to one idle worker; free workers take turns."""
 
     def __init__(self) -> None:
-        self.bound: dict[
-            str, tuple[float, str]
-        ] = {}  # by stage, when the last ones came, and the worker they went to
+        #: By stage, when the last ones came, and the worker they went to.
+        self.bound: dict[str, tuple[float, str]] = {}
 
     def bind(
         self, queue: Sequence[Request], workers: Sequence[WorkerState], now: float

@@ -9,7 +9,8 @@
 `networks`          the networks on a device, and what runs each module; `checkpoint` loads weights
 `noise_schedule`    what a denoising step does with its prediction, by each sampler
 `device_slots`      a device with a model on it: the slots of its requests
-`graph_runner`      a module ready to run: eager, or one captured CUDA graph per batch size
+`slot_tensors`      the memory of those slots, shared by requests of all shapes
+`graph_runner`      a module ready to run: eager, or one captured CUDA graph per shape and batch size
 `lanes`             what runs a worker's batches: streams or threads; `process_lane`: other processes
 `profiling`         measures every term that a simulation needs
 ==================  =====================================================================================

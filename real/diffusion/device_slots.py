@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
-from servetwin.core import BadInput, Request, ServeTwinError
+from servetwin.core import BadInput, Request, ServeTwinError, Shape
 
 from .graph_runner import WIDTH, GraphRunner
 from .kind import Kind
@@ -22,13 +22,15 @@ NOBODY = -1
 
 
 class Progress:
-    """Where a request stands on a device: its *slot*, and the rows of its denoising steps once it has begun them."""
+    """Where a request stands on a device: its *slot*, and the rows of its denoising steps once it has begun them.
+    *shape* is what the request says (None: nothing)."""
 
-    __slots__ = ("done", "request", "rows", "slot")
+    __slots__ = ("done", "request", "rows", "shape", "slot")
 
-    def __init__(self, request: int, slot: int) -> None:
+    def __init__(self, request: int, slot: int, shape: Shape | None = None) -> None:
         self.request = request
         self.slot = slot
+        self.shape = shape
         self.rows: np.ndarray | None = None
         self.done = 0
 
@@ -53,16 +55,17 @@ class HandOver:
 
 
 class DeviceSlots:
-    """*kind* on the torch device *device*."""
+    """*kind* on the torch device *device*, for requests of these *shapes* (None: of the model's own)."""
 
-    def __init__(self, kind: Kind, options: Options, device: torch.device) -> None:
+    def __init__(
+        self, kind: Kind, options: Options, device: torch.device, shapes: Iterable[Shape | None] = (None,)
+    ) -> None:
         self.kind = kind
         self.options = options
         self.device = device
         self.gpu = device.type == "cuda"
         self.sampler = kind.sampling.chosen(options.scheduler)
-        self.tokens = kind.tokens(kind.latent) if kind.sampling.dynamic is not None else 0
-        self.model = Model(kind, options, device)
+        self.model = Model(kind, options, device, shapes)
         self.runners: dict[str, GraphRunner] = {}  # those of the first lane that runs a module, or of nobody
         self.seconds: dict[str, float] = {}  # module -> what it took to compile, tune and capture all of its sizes
         self._spare: dict[str, list[GraphRunner]] = {}  # what further lanes use; kept from one run to the next
@@ -80,14 +83,35 @@ class DeviceSlots:
         #: Slot -> what was last recorded on a stream that touched it, for the next one to wait for.
         self.pending: dict[int, torch.cuda.Event] = {}
 
-    def warm(self, module: str, limit: int) -> GraphRunner:
-        """The runner of *module* for batches of up to *limit*, with every size run once."""
+    def lay_out(self, shapes: Sequence[Shape | None]) -> None:
+        """Be there for requests of these *shapes*. The networks stay; what was made for other shapes is let go."""
+        if self.model.rooms.keys() >= set(shapes):
+            return
+        for made in (self.runners, self.seconds, self._spare, self._used):
+            made.clear()
+        self.model.lay_out(shapes)
+        self.reset()
+
+    def slot_mib(self) -> dict[str, float]:
+        """MiB that a request takes here, by its shape where requests say one."""
+        return {str(shape or self.kind.name): size / 2**20 for shape, size in self.model.slot_bytes.items()}
+
+    def _limits(self, module: str, limit: int | Mapping[Shape | None, int]) -> dict[Shape | None, int]:
+        """The largest batches of *module* by shape; where it is fixed, all are run as of the first."""
+        shapes = [*self.model.rooms]
+        limits = dict.fromkeys(shapes, limit) if isinstance(limit, int) else dict(limit)
+        return {shapes[0]: max(limits.values())} if module in self.kind.fixed else limits
+
+    def warm(self, module: str, limit: int | Mapping[Shape | None, int]) -> GraphRunner:
+        """The runner of *module* for batches of up to *limit* (of each shape), with every size run once."""
+        limits = self._limits(module, limit)
         runner = self.runners.get(module)
-        if runner is None or runner.limit < limit:
-            runner = self.runners[module] = self._make(module, limit)
+        if runner is None or runner.limit < max(limits.values()):
+            runner = self.runners[module] = self._new(module, max(limits.values()))
+        self._warm(runner, limits)
         return runner
 
-    def lease(self, module: str, limit: int, lane: object) -> GraphRunner:
+    def lease(self, module: str, limit: int | Mapping[Shape | None, int], lane: object) -> GraphRunner:
         """A runner of *module* as `warm` gives it, which is *lane*'s alone until `give_back`.
 
         A runner's rows, its cursor on the device and the memory of its graphs serve one batch at a time: two lanes on
@@ -97,9 +121,12 @@ class DeviceSlots:
         if first is None or first not in self._used:
             runner = self.warm(module, limit)
         else:
+            limits = self._limits(module, limit)
+            most = max(limits.values())
             spare = self._spare.setdefault(module, [])
-            idle = next((u for u in spare if u not in self._used and u.limit >= limit), None)
-            runner = idle or self._make(module, limit)
+            idle = next((u for u in spare if u not in self._used and u.limit >= most), None)
+            runner = idle or self._new(module, most)
+            self._warm(runner, limits)
             if idle is None:
                 spare.append(runner)
         self._used[runner] = lane
@@ -109,16 +136,30 @@ class DeviceSlots:
         """*lane* has no more use for its runners."""
         self._used = {runner: user for runner, user in self._used.items() if user is not lane}
 
-    def _make(self, module: str, limit: int) -> GraphRunner:
+    def _new(self, module: str, limit: int) -> GraphRunner:
         if limit > self.options.slots:
             raise BadInput(f"batches of up to {limit} do not fit into {self.options.slots} slots", right=f"{limit}")
-        body, eager = self.model.bodies[module], self.options.eager
-        runner = GraphRunner(module, body, limit, self.device, eager=eager, priority=self.priority(module))
-        began = time.perf_counter()
-        with torch.no_grad():
-            runner.warm(range(1, limit + 1))
+        bodies = {shape: room.bodies[module] for shape, room in self.model.rooms.items()}
+        return GraphRunner(
+            module, bodies, limit, self.device, eager=self.options.eager, priority=self.priority(module)
+        )
+
+    def _warm(self, runner: GraphRunner, limits: Mapping[Shape | None, int]) -> None:
+        """Let *runner* run every batch size of each shape once that it has not yet; large images first, since the
+        others then fit into their memory."""
+        began, module = time.perf_counter(), runner.name
+        for shape in sorted(limits, key=lambda shape: -1 if shape is None else -shape.pixels):
+            known, most = runner.limits[shape], limits[shape]
+            if known >= most:
+                continue
+            try:
+                with torch.no_grad():
+                    runner.warm(range(known + 1, most + 1), shape)
+            except torch.OutOfMemoryError:
+                of = f" of {shape}" if shape is not None else ""
+                what = f"batches of up to {most}{of} do not fit into the memory of {self.device} ({module})"
+                raise BadInput(what, right="smaller batches or shapes, or fewer --slots") from None
         self.seconds.setdefault(module, time.perf_counter() - began)  # later ones find the programs
-        return runner
 
     def priority(self, module: str) -> int:
         """The priority of the streams on which *module* is captured and runs: -1 goes before 0."""
@@ -133,11 +174,11 @@ class DeviceSlots:
             progress = self.progress.get(request.id)
             known = progress is not None
             if progress is None:
-                progress = self.occupy(request.id)
+                progress = self.occupy(request.id, request.shape)
         if self.pending:
             self.wait_for(progress.slot)
         if not known:
-            self.model.bring(progress.slot, request.id)
+            self.model.bring(progress.slot, request.id, progress.shape)
         return progress
 
     def wait_for(self, slot: int, stream: torch.cuda.Stream | None = None) -> None:
@@ -149,11 +190,11 @@ class DeviceSlots:
         if event is not None:
             (stream or torch.cuda.current_stream(self.device)).wait_event(event)
 
-    def occupy(self, request: int) -> Progress:
-        """A free slot for *request*. Raises `ServeTwinError` if there is none."""
+    def occupy(self, request: int, shape: Shape | None) -> Progress:
+        """A free slot for *request*, which is of that *shape*. Raises `ServeTwinError` if there is none."""
         if not self.free:
             raise ServeTwinError(f"more than {self.options.slots} requests have begun: raise the number of slots")
-        progress = self.progress[request] = Progress(request, self.free.pop())
+        progress = self.progress[request] = Progress(request, self.free.pop(), shape)
         return progress
 
     def release(self, request: int) -> None:
@@ -171,7 +212,8 @@ class DeviceSlots:
         free here.
         """
         begin, way = time.perf_counter(), HandOver()
-        mine, theirs = self.progress[request], other.occupy(request)
+        mine = self.progress[request]
+        theirs = other.occupy(request, mine.shape)
         theirs.rows, theirs.done = mine.rows, mine.done
         if mine.rows is not None:
             theirs.rows = mine.rows.copy()
@@ -180,15 +222,21 @@ class DeviceSlots:
             for slots in (other, self):  # on one device the copy is on the source's stream
                 if slots.transfer is not None:
                     streams.enter_context(torch.cuda.stream(slots.transfer))
-            self._copy(mine.slot, other, theirs.slot, after, way, begin)
+            self._copy(mine, other, theirs.slot, after, way, begin)
         self.release(request)
         way.host = time.perf_counter() - begin
         return way
 
     def _copy(
-        self, slot: int, other: DeviceSlots, their: int, after: torch.cuda.Event | None, way: HandOver, begin: float
+        self,
+        mine: Progress,
+        other: DeviceSlots,
+        their: int,
+        after: torch.cuda.Event | None,
+        way: HandOver,
+        begin: float,
     ) -> None:
-        stream = self.transfer
+        slot, stream = mine.slot, self.transfer
         if stream is not None:
             self.wait_for(slot, stream)
             other.wait_for(their, stream)
@@ -198,8 +246,9 @@ class DeviceSlots:
                 way.begun = torch.cuda.Event(enable_timing=True)
                 way.begun.record(stream)
                 way.ahead = time.perf_counter() - begin
-        for name, tensor in self.model.state.items():
-            other.model.state[name][their].copy_(tensor[slot], non_blocking=True)
+        there = other.model.rooms[mine.shape].state
+        for name, tensor in self.model.rooms[mine.shape].state.items():
+            there[name][their].copy_(tensor[slot], non_blocking=True)
         # A copy to or from the CPU is over for its users when the GPU's stream has come to its end.
         if stream is not None and not other.gpu:
             stream.synchronize()
@@ -213,7 +262,7 @@ class DeviceSlots:
     def meet(self, other: DeviceSlots) -> None:
         """Copy a slot to *other* and wait for it: the first copy between two GPUs maps the memory of one into the
         other, which takes long."""
-        self.occupy(NOBODY)
+        self.occupy(NOBODY, next(iter(self.model.rooms)))
         self.hand_over(NOBODY, other).seconds()
         other.release(NOBODY)
 
@@ -222,7 +271,7 @@ class DeviceSlots:
     def begin(self, progress: Progress, steps: int) -> None:
         """Set up noise and schedule of a request that starts its loop."""
         options, kind = self.options, self.kind
-        table = steps_table(self.sampler, steps, kind.sampling, self.tokens)
+        table = steps_table(self.sampler, steps, kind.sampling, self.model.rooms[progress.shape].tokens)
         rows = np.empty((steps, WIDTH), dtype=np.float32)
         rows[:, 0] = progress.slot
         rows[:, 1:5] = table.rows[:, :4]
@@ -232,7 +281,7 @@ class DeviceSlots:
         progress.done = 0
         seed = (options.seed << 32) + progress.request
         with self._lock:
-            self.model.noise(progress.slot, seed, table.first, self.generator)
+            self.model.noise(progress.slot, seed, table.first, self.generator, progress.shape)
 
     def step(self, batch: Sequence[Progress], runner: GraphRunner | None = None) -> None:
         """One iteration, on *runner* (None: the first). Who has done all its steps just stays: its latents do not
@@ -250,7 +299,7 @@ class DeviceSlots:
                 into[i] = rows[-1]
                 into[i, 3:5] = (1.0, 0.0)
                 into[i, 6] = 0.0
-        runner.launch(len(batch))
+        runner.launch(len(batch), batch[0].shape)
 
     def once(self, module: str, batch: Sequence[Progress], runner: GraphRunner | None = None) -> None:
         """Run a module without a loop, on *runner* (None: the first)."""
@@ -258,7 +307,7 @@ class DeviceSlots:
         into = runner.rows()
         for i, progress in enumerate(batch):
             into[i, 0] = progress.slot
-        runner.launch(len(batch))
+        runner.launch(len(batch), next(iter(runner.bodies)) if module in self.kind.fixed else batch[0].shape)
 
     def check(self, modules: Sequence[str]) -> None:
         """Raise `BadInput` unless this kind of model has all *modules*."""

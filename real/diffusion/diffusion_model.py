@@ -76,9 +76,12 @@ class DiffusionModel:
 
     # -- modules ------------------------------------------------------------------------------------------
 
-    def predict(self, slots: Mapping[str, Tensor], index: Tensor, x: Tensor, t: Tensor, guidance: Tensor) -> Tensor:
+    def predict(
+        self, slots: Mapping[str, Tensor], index: Tensor, x: Tensor, t: Tensor, guidance: Tensor | None
+    ) -> Tensor:
         """What the loop's network predicts for the latents *x* (batch x latent) at timesteps *t* (batch), with
-        guidance scales *guidance* (batch). The requests are at *index* in the tensors of *slots*."""
+        guidance scales *guidance* (batch; None: without guidance, which is asked of an *unguided* `Kind` alone). The
+        requests are at *index* in the tensors of *slots*; all are of one shape."""
         raise NotImplementedError
 
     def update(self, slots: Mapping[str, Tensor], index: Tensor, x: Tensor, out: Tensor, rows: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A module ready to run: eager on the CPU, one captured CUDA graph per batch size on a GPU.
+"""A module ready to run: eager on the CPU, one captured CUDA graph per shape and batch size on a GPU.
 
 Whoever runs a runner fills the rows of a batch (`GraphRunner.rows`) and launches it (`GraphRunner.launch`): on a GPU
 one replay and nothing else. The rows lie in a ring in the host's memory, which the graph reads by itself, from
@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
-from servetwin.core import ServeTwinError
+from servetwin.core import ServeTwinError, Shape
 
 from .networks import Body
 
@@ -57,14 +57,24 @@ def _shared_rows(shape: tuple[int, ...], device: torch.device) -> tuple[torch.Te
 
 
 class GraphRunner:
-    """Runs *body* on batches of up to *limit* requests, one at a time: for a single lane (`DeviceSlots.lease`)."""
+    """Runs a module on batches of up to *limit* requests, one at a time: for a single lane (`DeviceSlots.lease`). A
+    batch is of one shape, by whose body of *bodies* it runs; its graphs share their memory with those of the others.
+    """
 
     def __init__(
-        self, name: str, body: Body, limit: int, device: torch.device, *, eager: bool, priority: int = 0
+        self,
+        name: str,
+        bodies: Mapping[Shape | None, Body],
+        limit: int,
+        device: torch.device,
+        *,
+        eager: bool,
+        priority: int = 0,
     ) -> None:
         self.name = name
-        self.body = body
+        self.bodies = dict(bodies)
         self.limit = limit
+        self.limits = dict.fromkeys(self.bodies, 0)  # up to which batch size each shape is warm
         self.gpu = device.type == "cuda"
         self.eager = eager or not self.gpu
         self.device = device
@@ -75,7 +85,7 @@ class GraphRunner:
         self._views: list[np.ndarray] = list(self._ring.numpy())
         self._at = 0  # where the rows of the last launch lie, or of the next one if they are *filled*
         self._filled = False
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[tuple[Shape | None, int], torch.cuda.CUDAGraph] = {}
         if self.gpu:
             self._cursor = torch.zeros(1, dtype=torch.long, device=device)
             self._pool = torch.cuda.graph_pool_handle()
@@ -97,29 +107,32 @@ class GraphRunner:
             self._filled = True
         return self._views[self._at]
 
-    def launch(self, n: int) -> None:
-        """Run the first *n* of the rows that `rows` gave last, on the current stream."""
+    def launch(self, n: int, shape: Shape | None = None) -> None:
+        """Run the first *n* of the rows that `rows` gave last, requests of that *shape*, on the current stream."""
         if not self._filled:  # the same ones once more
             last = self._views[self._at]
             self.rows()[:] = last
         self._filled = False
-        graph = self._graphs.get(n)
+        graph = self._graphs.get((shape, n))
         if graph is not None:
             graph.replay()
         else:
-            self._run(n)
+            self._run(n, shape)
 
-    def _run(self, n: int) -> None:
+    def _run(self, n: int, shape: Shape | None) -> None:
         """What a graph does."""
+        body = self.bodies[shape]
         if not self.gpu:
-            self.body(self._ring[0, :n])
+            body(self._ring[0, :n])
             return
         rows = self._table.index_select(0, self._cursor)[0]
         self._cursor.add_(1).remainder_(RING)
-        self.body(rows[:n])
+        body(rows[:n])
 
-    def warm(self, sizes: Sequence[int]) -> None:
-        """Run every batch size once, and capture its graph: nothing is built or tuned while requests are served."""
+    def warm(self, sizes: Iterable[int], shape: Shape | None = None) -> None:
+        """Run every batch size of that *shape* once, and capture its graph: nothing is built or tuned while requests
+        are served."""
+        sizes = sorted(sizes, reverse=True)  # the largest first: the others then fit into its memory
         rows = self.rows()
         rows[:] = 0.0
         rows[:, 0] = np.arange(self.limit)
@@ -127,32 +140,33 @@ class GraphRunner:
         for other in self._views:
             other[:] = rows
         if not self.gpu:
-            self._warm(sizes)
+            self._warm(sizes, shape)
             return
         # A capture waits for the current device and frees that one's memory: it must be this runner's.
         with torch.cuda.device(self.device), _no_garbage_collection():
-            self._warm(sizes)
+            self._warm(sizes, shape)
             self._cursor.fill_(self._at)  # whatever ran meanwhile
             torch.cuda.synchronize(self.device)
 
-    def _warm(self, sizes: Sequence[int]) -> None:
-        for n in sorted(sizes, reverse=True):  # the largest first: the others then fit into its memory
-            if n in self._graphs:
+    def _warm(self, sizes: list[int], shape: Shape | None) -> None:
+        for n in sizes:
+            if (shape, n) in self._graphs:
                 continue
+            self.limits[shape] = max(self.limits[shape], n)
             if not self.gpu:
-                self._run(n)
+                self._run(n, shape)
                 continue
             stream = self._stream
             stream.wait_stream(torch.cuda.current_stream(self.device))
             with torch.cuda.stream(stream):
                 for _ in range(1 if self.eager else 2):
-                    self._run(n)
+                    self._run(n, shape)
             stream.synchronize()
             if not self.eager:
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph, pool=self._pool, stream=stream):
-                    self._run(n)
-                self._graphs[n] = graph
+                    self._run(n, shape)
+                self._graphs[shape, n] = graph
 
 
 @contextlib.contextmanager

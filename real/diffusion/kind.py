@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from servetwin.core import BadInput, Module, Pipeline
+from servetwin.core import BadInput, Module, Pipeline, Shape
 
 Betas = tuple[float, float, Literal["linear", "scaled_linear"]]
 Prediction = Literal["epsilon", "v_prediction", "flow"]
@@ -70,6 +70,13 @@ class Kind:
     the loop's network a request is (two with classifier-free guidance), *guidance* its scale. *precision* is that of
     the networks on a GPU.
 
+    Requests may ask for other sizes (`at`). Their height and width in latents are whole numbers of *multiple*: the
+    patch of a transformer, or what a U-Net halves and does not pad. *most* is the longest side, in pixels, that the
+    network knows positions of (None: any), *square* says that it can make no other images. *unguided*: ``predict``
+    is given None for the guidance where requests want none, and their rows are one an image. Modules that are *fixed*
+    do the same whatever the shape, and touch neither latents nor images (text encoders): they are measured, and
+    captured, once for all.
+
     *code* says where the class is that serves it: ``module:Class`` or ``file.py:Class``; whoever finds the kind
     fills it in.
     """
@@ -90,6 +97,11 @@ class Kind:
     width: int | None = None
     frames: int | None = None
     precision: Literal["float16", "bfloat16"] = "float16"
+    multiple: int = 1
+    most: int | None = None
+    square: bool = False
+    unguided: bool = False
+    fixed: tuple[str, ...] = ()
     code: str = ""
 
     @property
@@ -120,6 +132,61 @@ class Kind:
         """Of what comes out, in bytes: 3 x [frames x] height x width."""
         return (3, *(() if self.frames is None else (self.frames,)), *self.size)
 
+    @property
+    def step(self) -> tuple[int, int]:
+        """Of what heights and widths in pixels are multiples."""
+        high, wide = (pixels // cells for pixels, cells in zip(self.size, self.latent[-2:], strict=True))
+        return high * self.multiple, wide * self.multiple
+
+    @property
+    def frame_step(self) -> int:
+        """Frames beyond the first are multiples of it, for a video."""
+        return 1 if self.frames is None else max((self.frames - 1) // max(self.latent[1] - 1, 1), 1)
+
+    def check_size(self, shape: Shape, where: str = "workload.shape") -> None:
+        """Raise `BadInput` unless this model can make images, or videos, of that size."""
+        sides = (shape.height, shape.width)
+        if any(side % by for side, by in zip(sides, self.step, strict=True)):
+            by = " and ".join(dict.fromkeys(map(str, self.step)))
+            near = "x".join(str(max(round(side / n), 1) * n) for side, n in zip(sides, self.step, strict=True))
+            raise BadInput(f"{shape}: sides of {self.name} are multiples of {by} pixels", where=where, right=near)
+        if self.most is not None and max(sides) > self.most:
+            what = f"{shape}: {self.name} knows no positions beyond {self.most} pixels"
+            raise BadInput(what, where=where, right=f"at most {self.most} a side")
+        if self.square and shape.height != shape.width:
+            right = f"{shape.height}x{shape.height}"
+            raise BadInput(f"{shape}: images of {self.name} are square", where=where, right=right)
+        if self.frames is None and shape.frames > 1:
+            raise BadInput(f"{shape}: {self.name} makes images", where=where, right="no frames")
+        if self.frames is not None and (shape.frames - 1) % self.frame_step:
+            near = str(round((shape.frames - 1) / self.frame_step) * self.frame_step + 1)
+            what = f"{shape}: frames of {self.name} are one more than a multiple of {self.frame_step}"
+            raise BadInput(what, where=where, right=f"frames: {near}")
+
+    def at(self, shape: Shape, where: str = "workload.shape") -> Kind:
+        """This model for requests of that shape. Raises `BadInput` if it cannot serve them."""
+        self.check_size(shape, where)
+        if shape.images != 1:
+            what = f"{shape}: a real run makes one image of each prompt"
+            raise BadInput(what, where=where, right="images: 1; or simulation")
+        guidance = shape.guidance or self.rows
+        if guidance != self.rows and not (self.unguided and guidance == 1):
+            may = f"{self.rows}, or 1 for none" if self.unguided and self.rows > 1 else f"{self.rows}, or left out"
+            what = f"{shape}: {self.name} runs {self.rows} row{'s' if self.rows > 1 else ''} an image"
+            raise BadInput(what, where=where, right=f"guidance: {may}")
+        cells = [side * n // pixels for side, n, pixels in zip(shape[:2], self.latent[-2:], self.size, strict=True)]
+        middle = self.latent[1:-2]
+        if self.frames is not None:
+            middle = ((shape.frames - 1) // self.frame_step + 1,)
+        return replace(
+            self,
+            image=shape.height,
+            width=shape.width,
+            frames=None if self.frames is None else shape.frames,
+            latent=(self.latent[0], *middle, *cells),
+            rows=guidance,
+        )
+
     def pipeline(self) -> Pipeline:
         return Pipeline.chain(*(Module(n, loop=loops) for n, loops in self.chain), name=self.name)
 
@@ -138,6 +205,7 @@ class Kind:
             chain=tuple((m, loops) for m, loops in self.chain if m in modules),
             groups=tuple(tuple(group) for group in groups if group),
             networks={m: config for m, config in self.networks.items() if m in modules},
+            fixed=tuple(m for m in self.fixed if m in modules),
         )
 
     def tokens(self, latent: Sequence[int]) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from queue import SimpleQueue
 
 import torch
-from servetwin.core import Batch, Task, Worker
+from servetwin.core import Batch, InvariantBroken, Shape, Task, Worker
+from servetwin.core.serving.shaped_worker import ShapedWorker
 
 from .device_slots import DeviceSlots, Progress
 from .graph_runner import GraphRunner
@@ -18,18 +19,30 @@ Done = Callable[[Batch], None]
 Sink = Callable[[int, torch.Tensor], None]
 
 
+def limits_of(worker: Worker) -> dict[Shape | None, int]:
+    """The largest batches of *worker*, by the shape of its requests (None: they say none)."""
+    found: dict[Shape | None, int] = {None: worker.view.limit}
+    return dict(worker.view.limits.items()) if isinstance(worker, ShapedWorker) else found
+
+
 class Lane:
     """Runs the batches of *worker* at *slots*, one at a time. Where it is *polled*, the executor asks `is_over`."""
 
     polled = False
 
-    def __init__(self, slots: DeviceSlots, worker: Worker, sink: Sink | None = None) -> None:
+    def __init__(
+        self,
+        slots: DeviceSlots,
+        worker: Worker,
+        sink: Sink | None = None,
+        limits: Mapping[Shape | None, int] | None = None,
+    ) -> None:
         self.slots = slots
         self.worker = worker
         self.sink = sink
         self.batch: Batch | None = None
         self.done: Done | None = None
-        stage, limit = worker.stage, worker.view.limit
+        stage, limits = worker.stage, limits_of(worker) if limits is None else limits
         slots.check(stage.modules)
         self.last = not stage.next
         self.converts = self.last and OUTPUT in slots.model.bodies
@@ -37,12 +50,17 @@ class Lane:
         self.runners: dict[str, GraphRunner] = {}
         try:
             for module in (*stage.modules, *([OUTPUT] if self.converts else [])):
-                self.runners[module] = slots.lease(module, limit, self)
+                self.runners[module] = slots.lease(module, limits, self)
         except BaseException:
             slots.give_back(self)
             raise
         if self.last:
-            self.images = torch.zeros(limit, *slots.model.image_shape, dtype=torch.uint8, pin_memory=slots.gpu)
+            self.images = {
+                shape: torch.zeros(
+                    limit, *slots.model.rooms[shape].kind.image_shape, dtype=torch.uint8, pin_memory=slots.gpu
+                )
+                for shape, limit in limits.items()
+            }
         self.leaving: list[Progress] = []
 
     def start(self, batch: Batch, done: Done) -> None:
@@ -61,7 +79,7 @@ class Lane:
         self.batch = self.done = None
         if self.sink is not None:
             for i, progress in enumerate(self.leaving):
-                self.sink(progress.request, self.images[i].clone())
+                self.sink(progress.request, self.images[progress.shape][i].clone())
         done(batch)
 
     def prepare(self, task: Task) -> None:
@@ -75,6 +93,10 @@ class Lane:
         """Do what *batch* asks for, on the current stream."""
         slots, stage, runners = self.slots, self.worker.stage, self.runners
         progress = [slots.take(task.request) for task in batch.tasks]
+        shape = progress[0].shape
+        if any(p.shape != shape for p in progress):
+            shapes = " and ".join(sorted({str(p.shape) for p in progress}))
+            raise InvariantBroken(f"{batch} holds requests of several shapes: {shapes}")
         leaving = progress
         if stage.loop is None:
             for module in stage.modules:
@@ -99,9 +121,9 @@ class Lane:
         if self.last:
             if self.converts:
                 slots.once(OUTPUT, leaving, runners[OUTPUT])
-            images = slots.model.state["image"]
+            images, kept = slots.model.rooms[shape].state["image"], self.images[shape]
             for i, p in enumerate(leaving):
-                self.images[i].copy_(images[p.slot], non_blocking=True)
+                kept[i].copy_(images[p.slot], non_blocking=True)
 
 
 class StreamLane(Lane):

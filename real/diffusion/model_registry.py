@@ -2,9 +2,8 @@
 
 A model can be named four ways, tried in this order::
 
-    sdxl-1024                   a kind of a class below servetwin.real.diffusion.models, or an entry point of the
-    group
-                                "servetwin.models" (whose name is that of the kind)
+    sdxl-1024                   a kind of a class below servetwin.real.diffusion.models, or an entry point
+                                of the group "servetwin.models" (whose name is that of the kind)
     my_model.py                 a file with one class of models, which has one kind
     my_model.py:mine            a kind of the classes in a file
     package.module:mine         a kind of the classes in an importable module
@@ -28,7 +27,7 @@ from pathlib import Path
 from types import ModuleType
 
 from servetwin.core import BadInput
-from servetwin.core.errors import Stopped
+from servetwin.core.errors import Stopped, brief
 
 from .diffusion_model import DiffusionModel
 from .kind import Kind
@@ -127,12 +126,8 @@ def _check(kind: object, where: type[DiffusionModel], place: str) -> None:
         raise BadInput(f"{kind!r} is no kind of model", where=at, right="servetwin.real.Kind(...)")
     loops = [name for name, loop in kind.chain if loop]
     if len(loops) != 1:
-        what = (
-            f"{kind.name} has {len(loops)} modules that loop ({', '.join(loops)})"
-            if loops
-            else (f"{kind.name} has no module that loops")
-        )
-        raise BadInput(what, where=at, right="one")
+        what = f"{len(loops)} modules that loop ({', '.join(loops)})" if loops else "no module that loops"
+        raise BadInput(f"{kind.name} has {what}", where=at, right="one")
     lacks = [n for n, loop in kind.chain if not loop and not callable(getattr(where, n, None))]
     if lacks:
         raise BadInput(
@@ -175,7 +170,7 @@ def _imported(module: str) -> ModuleType:
     except (Stopped, KeyboardInterrupt):
         raise
     except BaseException as problem:
-        raise BadInput(f"the module cannot be imported: {_brief(problem)}", where=module) from problem
+        raise BadInput(f"the module cannot be imported: {brief(problem)}", where=module) from problem
 
 
 def _loaded(path: Path) -> ModuleType:
@@ -196,14 +191,8 @@ def _loaded(path: Path) -> ModuleType:
         del sys.modules[name]
         if isinstance(problem, Stopped | KeyboardInterrupt):
             raise
-        raise BadInput(f"the file cannot be loaded: {_brief(problem)}", where=str(path)) from problem
+        raise BadInput(f"the file cannot be loaded: {brief(problem)}", where=str(path)) from problem
     return module
-
-
-def _brief(problem: BaseException) -> str:
-    line = f" (line {problem.lineno})" if isinstance(problem, SyntaxError) else ""
-    text = problem.msg if isinstance(problem, SyntaxError) else str(problem)
-    return f"{type(problem).__name__}: {text.splitlines()[0] if text else 'no message'}{line}"
 
 
 #: The models that come with ServeTwin, by name.

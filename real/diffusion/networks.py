@@ -1,20 +1,22 @@
 """The networks of a model on a device, and what runs each of its modules on the slot tensors.
 
 A module is a function of *rows*, whose first column are the slots that it works on; it reads and writes the tensors
-of `Model.state` in place, so that it can be captured in a CUDA graph once per batch size. What a module does with
-them is said in the model's file (`diffusion_model`, `models`).
+of a `Room` in place, so that it can be captured in a CUDA graph once per shape and batch size. What a module does
+with them is said in the model's file (`diffusion_model`, `models`).
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
+from servetwin.core import Shape
 from torch import Tensor, nn
 
-from . import checkpoint
-from .diffusion_model import DiffusionModel
+from . import checkpoint, slot_tensors
+from .diffusion_model import DiffusionModel, Slot
 from .execution import apply, execution_of
 from .kind import Kind
 from .model_registry import class_of
@@ -29,11 +31,31 @@ VARIETY = 16
 OUTPUT = "output"
 
 
-class Model:
-    """The networks of *kind* on *device*, and a slot for each of up to ``options.slots`` requests."""
+@dataclass
+class Room:
+    """What there is for requests of one shape: *kind* is the model at their size, *state* the tensors of their slots,
+    *bodies* what runs each module on these, *inputs* what requests bring."""
 
-    def __init__(self, kind: Kind, options: Options, device: torch.device) -> None:
+    kind: Kind
+    state: dict[str, Tensor]
+    bodies: dict[str, Body]
+    inputs: list[dict[str, Tensor]]
+
+    @property
+    def tokens(self) -> int:
+        """Of an image, by which a dynamic shift goes; 0 if there is none."""
+        return self.kind.tokens(self.kind.latent) if self.kind.sampling.dynamic is not None else 0
+
+
+class Model:
+    """The networks of *kind* on *device*, and a slot for each of up to ``options.slots`` requests, of whichever of
+    *shapes* (None: the model's own) a request is."""
+
+    def __init__(
+        self, kind: Kind, options: Options, device: torch.device, shapes: Iterable[Shape | None] = (None,)
+    ) -> None:
         self.kind = kind
+        self.options = options
         self.device = device
         self.dtype = options.dtype(device, kind)
         gpu = device.type == "cuda"
@@ -47,23 +69,68 @@ class Model:
                 dtype = definition.dtype_of(name, network)
                 _cast(network.requires_grad_(False).eval(), device, dtype)
                 self.networks[name] = network
-        self.image_shape = kind.image_shape
-        self.state: dict[str, Tensor] = {
-            "latents": torch.zeros(options.slots, *kind.latent, device=device),
-            "image": torch.zeros(options.slots, *self.image_shape, dtype=torch.uint8, device=device),
-        }
-        if kind.sampling.chosen(options.scheduler) in TWO_STEPS:
-            self.state["past"] = torch.zeros_like(self.state["latents"])
         # What runs the loop's network; the CUDA graphs are captured of it.
         definition.network = apply(self.networks[kind.loop], self.execution, kind.rows)
         with torch.no_grad():
             definition.prepare()
-        for name, (shape, dtype) in definition.slots(kind.latent).items():
-            self.state[name] = torch.zeros(options.slots, *shape, dtype=dtype, device=device)
-        self.bodies: dict[str, Body] = {module: self._body(module) for module in kind.modules}
-        if definition.body(OUTPUT) is not None:
-            self.bodies[OUTPUT] = self._body(OUTPUT)
-        self.inputs = self._draw_inputs(options)
+        self.lay_out(shapes)
+
+    # -- slots ------------------------------------------------------------------------------------------
+
+    def lay_out(self, shapes: Iterable[Shape | None]) -> None:
+        """Make room for requests of these *shapes*, and of no others any more; what was in the slots is lost.
+
+        Raises `BadInput` for a shape that this model cannot serve, and if the slots do not fit into the memory.
+        """
+        kinds = {shape: self.kind if shape is None else self.kind.at(shape) for shape in shapes}
+        parts = {shape: self._layout(kind) for shape, kind in kinds.items()}
+        self.rooms: dict[Shape | None, Room] = {}
+        self.whole: dict[str, Tensor] = {}  # the old ones are gone before there are new ones
+        self.slot_bytes = {shape: slot_tensors.size(part) for shape, part in parts.items()}
+        if self.device.type == "cuda" or None not in kinds:
+            slot_tensors.check_memory(parts, self.options.slots, self.device)
+        self.whole = slot_tensors.allocate(parts.values(), self.options.slots, self.device)
+        for shape, kind in kinds.items():
+            state = slot_tensors.views(self.whole, parts[shape])
+            room = self.rooms[shape] = Room(kind, state, {}, self._draw_inputs(kind))
+            bodies = {module: self._body(module, room) for module in kind.modules}
+            if self.definition.body(OUTPUT) is not None:
+                bodies[OUTPUT] = self._body(OUTPUT, room)
+            room.bodies.update(bodies)
+
+    def _layout(self, kind: Kind) -> dict[str, Slot]:
+        """The tensors of a request of *kind*, by name."""
+        parts: dict[str, Slot] = {"latents": (kind.latent, torch.float32), "image": (kind.image_shape, torch.uint8)}
+        if kind.sampling.chosen(self.options.scheduler) in TWO_STEPS:
+            parts["past"] = parts["latents"]
+        return parts | dict(self.definition.slots(kind.latent))
+
+    def adopt(self, whole: Mapping[str, Tensor]) -> None:
+        """Work on the slots of another process, which has laid out the same shapes."""
+        self.whole = dict(whole)
+        for room in self.rooms.values():
+            room.state.update(slot_tensors.views(self.whole, self._layout(room.kind)))
+
+    @property
+    def first(self) -> Room:
+        """That of the first shape; of the model's own, if there is no other."""
+        return next(iter(self.rooms.values()))
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        return self.first.state
+
+    @property
+    def bodies(self) -> dict[str, Body]:
+        return self.first.bodies
+
+    @property
+    def inputs(self) -> list[dict[str, Tensor]]:
+        return self.first.inputs
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        return self.first.kind.image_shape
 
     def keep(self, modules: set[str]) -> None:
         """Let go of the networks of all but these *modules*."""
@@ -74,34 +141,39 @@ class Model:
 
     # -- what a request brings --------------------------------------------------------------------------
 
-    def _draw_inputs(self, options: Options) -> list[dict[str, Tensor]]:
+    def _draw_inputs(self, kind: Kind) -> list[dict[str, Tensor]]:
         """Prompts, labels or images as a client would send them; in pinned memory where there is a GPU."""
-        generator = torch.Generator().manual_seed(options.seed)
+        generator = torch.Generator().manual_seed(self.options.seed)
         drawn = []
         for _ in range(VARIETY):
-            values = self.definition.brings(generator, self.kind.latent)
+            values = self.definition.brings(generator, kind.latent)
             drawn.append({k: v.pin_memory() if self.device.type == "cuda" else v for k, v in values.items()})
         return drawn
 
-    def bring(self, slot: int, request: int) -> None:
-        """Put what *request* sent into its *slot*."""
-        for name, value in self.inputs[request % VARIETY].items():
-            self.state[name][slot].copy_(value, non_blocking=True)
+    def bring(self, slot: int, request: int, shape: Shape | None = None) -> None:
+        """Put what *request*, of that *shape*, sent into its *slot*."""
+        room = self.rooms[shape]
+        for name, value in room.inputs[request % VARIETY].items():
+            room.state[name][slot].copy_(value, non_blocking=True)
 
-    def noise(self, slot: int, seed: int, first: float, generator: torch.Generator) -> None:
-        """Set the latents of *slot* up: Gaussian noise from *seed*, times *first*."""
+    def noise(
+        self, slot: int, seed: int, first: float, generator: torch.Generator, shape: Shape | None = None
+    ) -> None:
+        """Set the latents of *slot* up, for a request of that *shape*: Gaussian noise from *seed*, times *first*."""
+        state = self.rooms[shape].state
         generator.manual_seed(seed)
-        latents = self.state["latents"][slot]
+        latents = state["latents"][slot]
         latents.normal_(generator=generator)
         if first != 1.0:
             latents.mul_(first)
-        if "past" in self.state:
-            self.state["past"][slot].zero_()
+        if "past" in state:
+            state["past"][slot].zero_()
 
     # -- what a module does -------------------------------------------------------------------------------
 
-    def _body(self, module: str) -> Body:
-        definition, state = self.definition, self.state  # in which a process may put the tensors of another
+    def _body(self, module: str, room: Room) -> Body:
+        definition, state = self.definition, room.state  # in which a process may put the tensors of another
+        led = room.kind.rows == self.kind.rows
         if module != self.kind.loop:
             run = definition.body(module)
             assert run is not None
@@ -115,7 +187,7 @@ class Model:
             x = latents.index_select(0, index)
             scale = rows[:, 2].view(-1, *(1,) * (x.dim() - 1))
             seen = (x * scale).to(self.dtype).contiguous(memory_format=layout)
-            out = definition.predict(state, index, seen, rows[:, 1], rows[:, 5])
+            out = definition.predict(state, index, seen, rows[:, 1], rows[:, 5] if led else None)
             latents.index_copy_(0, index, definition.update(state, index, x, out.float(), rows).contiguous())
 
         return step

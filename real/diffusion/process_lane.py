@@ -22,11 +22,11 @@ from typing import Any
 
 import torch
 import torch.multiprocessing
-from servetwin.core import BadInput, Batch, ServeTwinError, Stage, Worker
+from servetwin.core import BadInput, Batch, ServeTwinError, Shape, Stage, Worker
 
 from .device_slots import DeviceSlots, Progress
 from .kind import Kind
-from .lanes import Done, Lane, Sink
+from .lanes import Done, Lane, Sink, limits_of
 from .options import Options
 
 #: Seconds that a process may take to end when it was told to.
@@ -40,8 +40,8 @@ PRELOADED = (
     "transformers.models.clip.modeling_clip",
 )
 #: What runs between a batch and a worker: (iterations, leaves, tasks, requests that have ended); a task is (request,
-#: slot, whether it is new here, its iterations, what is left of them).
-Job = tuple[int, int, list[tuple[int, int, bool, int, int]], list[int]]
+#: its shape, slot, whether it is new here, its iterations, what is left of them).
+Job = tuple[int, int, list[tuple[int, Shape | None, int, bool, int, int]], list[int]]
 
 
 class RemoteSlots:
@@ -54,12 +54,21 @@ class RemoteSlots:
         self.gpu = device.type == "cuda"
         self.runners: dict[str, Any] = {}  # those are in the processes
         self.lanes: list[ProcessLane] = []
+        self.shapes: tuple[Shape | None, ...] = (None,)
         self.reset()
+
+    def lay_out(self, shapes: Sequence[Shape | None]) -> None:
+        """Be there for requests of these *shapes*."""
+        self.shapes = tuple(shapes)
 
     def reset(self) -> None:
         """Forget all requests."""
         self.progress: dict[int, int] = {}  # request -> slot
         self.free = list(range(self.options.slots - 1, -1, -1))
+
+    def slot_mib(self) -> dict[str, float]:
+        """Nothing: what a request takes is known in the processes."""
+        return {}
 
     def slot(self, request: int) -> tuple[int, bool]:
         """The slot of *request*, and whether it has just been given one."""
@@ -123,8 +132,11 @@ class ProcessLane(Lane):
                 right = ", ".join(slots.kind.modules)
                 raise BadInput(f"{slots.kind.name} has no module {module!r}", right=f"one of {right}")
         if self.last and sink is not None:
-            shape = (worker.view.limit, *slots.kind.image_shape)
-            self.images = torch.zeros(shape, dtype=torch.uint8).share_memory_()
+            kinds = {s: slots.kind if s is None else slots.kind.at(s) for s in slots.shapes}
+            self.images = {
+                shape: torch.zeros(limit, *kinds[shape].image_shape, dtype=torch.uint8).share_memory_()
+                for shape, limit in limits_of(worker).items()
+            }
         self._process: Any = None
         self._closing = False
         slots.lanes.append(self)
@@ -140,7 +152,17 @@ class ProcessLane(Lane):
         self._pipe, theirs = context.Pipe()
         images = self.images if self.last and self.sink is not None else None
         options = replace(slots.options, processes=False)
-        about = (slots.kind, options, slots.device, worker.stage, worker.view.limit, images, torch.get_num_threads())
+        limits = limits_of(worker)
+        about = (
+            slots.kind,
+            options,
+            slots.device,
+            worker.stage,
+            slots.shapes,
+            limits,
+            images,
+            torch.get_num_threads(),
+        )
         self._process = context.Process(target=_main, args=(theirs, passes, *about), name=worker.name, daemon=True)
         self._process.start()
         theirs.close()
@@ -174,11 +196,11 @@ class ProcessLane(Lane):
     def start(self, batch: Batch, done: Done) -> None:
         self.batch, self.done = batch, done
         slots, loops = self.remote, self.worker.stage.loop is not None
-        tasks = [(t.id, *slots.slot(t.id), t.iterations, t.left) for t in batch.tasks]
+        tasks = [(t.id, t.request.shape, *slots.slot(t.id), t.iterations, t.left) for t in batch.tasks]
         if self.last and self.sink is not None:
             steps = batch.iterations
-            leaving = [t for t in tasks if not loops or t[4] <= steps]
-            self.leaving = [Progress(t[0], t[1]) for t in leaving]
+            leaving = [t for t in tasks if not loops or t[5] <= steps]
+            self.leaving = [Progress(t[0], t[2], t[1]) for t in leaving]
         ended, self.ended = self.ended, []
         job: Job = (batch.iterations, batch.leaves, tasks, ended)
         try:
@@ -232,8 +254,9 @@ def _main(
     options: Options,
     device: torch.device,
     stage: Stage,
-    limit: int,
-    images: torch.Tensor | None,
+    shapes: tuple[Shape | None, ...],
+    limits: dict[Shape | None, int],
+    images: dict[Shape | None, torch.Tensor] | None,
     threads: int,
 ) -> None:
     """A worker: builds its modules, says that it is ready, then runs what it is told until it is told None."""
@@ -241,11 +264,11 @@ def _main(
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(threads)
     try:
-        slots = DeviceSlots(kind, options, device)
+        slots = DeviceSlots(kind, options, device, shapes)
         _share(slots, passes)
         _keep(slots, stage)
-        worker: Any = SimpleNamespace(stage=stage, view=SimpleNamespace(limit=limit), name=stage.name)
-        lane = Lane(slots, worker)
+        worker: Any = SimpleNamespace(stage=stage, name=stage.name)
+        lane = Lane(slots, worker, limits=limits)
         if images is not None:
             lane.images = images
         pipe.send(None)
@@ -273,17 +296,17 @@ def _tell(pipe: Connection, problem: tuple[str, str]) -> None:
 
 def _share(slots: DeviceSlots, passes: Any) -> None:
     """All work on the same slot tensors: the first worker's."""
-    state = slots.model.state
+    whole = slots.model.whole
     if not isinstance(passes, list):
-        state.update(passes.get())
+        slots.model.adopt(passes.get())
         return
     if not slots.gpu:
-        for tensor in state.values():
+        for tensor in whole.values():
             tensor.share_memory_()
     else:
         torch.cuda.synchronize(slots.device)
     for other in passes:
-        other.put(dict(state))
+        other.put(whole)
 
 
 def _keep(slots: DeviceSlots, stage: Stage) -> None:
@@ -313,12 +336,12 @@ def _batch(slots: DeviceSlots, job: Job) -> SimpleNamespace:
     for request in ended:
         slots.progress.pop(request, None)
     kept: Sequence[SimpleNamespace] = [
-        SimpleNamespace(request=SimpleNamespace(id=number), iterations=whole, left=left)
-        for number, _, _, whole, left in tasks
+        SimpleNamespace(request=SimpleNamespace(id=number, shape=shape), iterations=whole, left=left)
+        for number, shape, _, _, whole, left in tasks
     ]
-    for number, slot, new, _, _ in tasks:
+    for number, shape, slot, new, _, _ in tasks:
         if number not in slots.progress:
-            slots.progress[number] = Progress(number, slot)
+            slots.progress[number] = Progress(number, slot, shape)
             if new:
-                slots.model.bring(slot, number)
+                slots.model.bring(slot, number, shape)
     return SimpleNamespace(tasks=kept, iterations=iterations, leaves=leaves)

@@ -130,7 +130,7 @@ async def model_of(server: Server, model: str | None) -> str:
     """The name of the *model* to ask for, which the server has. Raises `BadInput`."""
     where = f"--url {server.url}"
     try:
-        status, body = await asyncio.wait_for(_get(server, "/v1/models"), FIRST)
+        status, body = await asyncio.wait_for(whole_answer(server, "GET", "/v1/models"), FIRST)
     except TimeoutError:
         raise BadInput(f"no server answers in {FIRST:g} s", where=where) from None
     except (OSError, UnicodeError) as error:
@@ -284,14 +284,15 @@ def _ids(server: Server, text: bytes, event: dict[str, Any]) -> list[int]:
     return found
 
 
-async def _get(server: Server, path: str) -> tuple[int, bytes]:
-    body = bytearray()
-    async with server.ask("GET", path) as answer:
+async def whole_answer(server: Server, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
+    """The status of an answer, and its body. Raises `BadAnswer` if that is too long, and `OSError`."""
+    found = bytearray()
+    async with server.ask(method, path, body) as answer:
         async for part in answer.chunks():
-            body += part
-            if len(body) > MOST_BODY:
+            found += part
+            if len(found) > MOST_BODY:
                 raise BadAnswer(f"more than {MOST_BODY >> 20} MiB")
-    return answer.status, bytes(body)
+    return answer.status, bytes(found)
 
 
 async def _lines(answer: Answer) -> AsyncIterator[bytes]:

@@ -156,9 +156,8 @@ def free_line(pool: Any) -> Iterator[Any]:
 
 def held_by(pool: Any, key: Any) -> Sequence[Any]:
     """The blocks of *pool* whose content has the hash *key*, the one that would be shared first."""
-    found = vars(pool.cached_block_hash_to_block)["_cache"].get(
-        key
-    )  # of equal blocks `get_one_block` tells the first
+    # Of equal blocks vLLM's `get_one_block` tells the first alone.
+    found = vars(pool.cached_block_hash_to_block)["_cache"].get(key)
     return () if found is None else tuple(found.values()) if isinstance(found, dict) else (found,)
 
 

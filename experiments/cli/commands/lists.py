@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import functools
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -72,19 +74,28 @@ def workloads(as_json: AsJson = False) -> None:
 
 def profiles(
     name: Annotated[str | None, typer.Argument(help="A profile or a file: print its verdict.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.yaml", help="Copy that profile to this file, for you to change.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the profiles that come with ServeTwin; or judge one: noisy samples, gaps in what was measured."""
+    from servetwin.core import BadInput
     from servetwin.profiles import load, names
 
     if name is not None:
         data = load(name).data
+        copied = copy_profile(name, out) if out is not None else None
         if as_json:
-            print_json(profile_dict(data))
+            print_json(profile_dict(data, copied))
             return
         say(f"{data.name}: {data.description}")
         show_verdict(data)
+        if copied is not None:
+            say(f"copied to {copied}")
         return
+    if out is not None:
+        raise BadInput("says where a copy goes, and not of what", where="--out", right="a NAME before it")
     lines = table(("profile", "left"), ("device", "left"), ("modules", "left"), ("", "left"), ("digest", "left"))
     found = []
     for known in names():
@@ -98,6 +109,30 @@ def profiles(
         print_json(found)
         return
     print_table(lines)
+
+
+def copy_profile(name: str, out: Path) -> Path:
+    """Copy the files of a profile, as they are, to *out* and what goes beside it. Raises `BadInput`."""
+    from servetwin.core import BadInput
+    from servetwin.profiles import files
+    from servetwin.profiles.profile import COSTS
+
+    from ...backends.profile import write_whole
+    from ...sweeps.tables import make_folder
+
+    if out.suffix not in (".yaml", ".yml"):
+        raise BadInput(f"{str(out)!r} is no name of a profile", where="--out", right="FILE.yaml")
+    beside = out.with_name(out.stem + COSTS)
+    found = files(name)
+    if found[0].suffix == ".csv":
+        raise BadInput(f"{name} is a CSV file", where="--out", right="a copy by hand; or a profile in YAML")
+    for place in (out, beside):
+        if place.exists():
+            raise BadInput(f"{place} exists", where="--out", right="a file that does not exist")
+    make_folder(out.parent)
+    for source, place in reversed([*zip(found, (out, beside), strict=False)]):
+        write_whole(place, functools.partial(shutil.copyfile, source))
+    return out
 
 
 def profile_dict(data: ProfileFile, file: Path | None = None) -> dict[str, Any]:

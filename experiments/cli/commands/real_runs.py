@@ -128,24 +128,20 @@ def profile(
         list[str] | None,
         typer.Option(metavar="MODULE", help="A module to leave out, e.g. the safety checker (repeatable)."),
     ] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Another size to measure too: 512x768 (height x width), 480x832x49 (frames); 512x768:1 without "
+            "guidance (repeatable).",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model on a device of this machine and write its profile."""
     if url is not None:
-        others = (
-            devices,
-            weights,
-            eager,
-            sampler,
-            compile_what,
-            limit,
-            seconds != 0.4,
-            brief,
-            asynchronous is not None,
-            vllm,
-            without,
-        )
-        if any(others):
+        others = (devices, weights, eager, sampler, compile_what, limit, seconds != 0.4, brief)
+        if any((*others, asynchronous is not None, vllm, without, shape)):
             raise BadInput(
                 "a server is as it is",
                 where="--url",
@@ -159,13 +155,15 @@ def profile(
         )
     from ...backends.diffusion import Setup
     from ...backends.profile import measure
+    from ...spec.shapes import parsed
 
     began = time.perf_counter()
     setup = Setup(tuple(devices or ()), weights=weights, eager=eager, sampler=sampler, compile=compile_what)
     more = {"limit": limit, "seconds": seconds, "brief": brief, "asynchronous": asynchronous, "vllm": vllm or ()}
     more["without"] = without or ()
+    shapes = [parsed(text, "--shape") for text in shape or ()]
     with steps() as report:
-        found = measure(model, out, setup, name=name, **more, progress=report)  # type: ignore[arg-type]
+        found = measure(model, out, setup, name=name, shapes=shapes, **more, progress=report)  # type: ignore[arg-type]
     took = time.perf_counter() - began
     if as_json:
         print_json(profile_dict(found.data, out))

@@ -141,10 +141,9 @@ def input_lines(summary: dict[str, Any]) -> list[str]:
     if told := summary.get("prefix"):
         lines.append(f"prefix: {told}")
     for module, cut in summary.get("cut", {}).items():
-        lines.append(
-            f"cut at {module}: {cut['prompts']} prompts by {cut['prompt_tokens']} tokens, "
-            f"{cut['outputs']} outputs by {cut['output_tokens']}"
-        )
+        prompts, outputs = (f"{cut[f'{what}s']} {what}s by {cut[f'{what}_tokens']}" for what in ("prompt", "output"))
+        some = cut["prompts"] or cut["outputs"]
+        lines.append(f"cut at {module}: {f'{prompts} tokens, {outputs}' if some else 'nothing'}")
     if (ended := summary.get("sessions")) and ended["sessions"]:
         lines.append(
             f"sessions that ended before what does not fit: {ended['sessions']}; {ended['turns']} turns not sent"

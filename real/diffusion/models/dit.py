@@ -37,7 +37,18 @@ def _transformer(heads: int, width: int, layers: int, latent: int) -> dict[str, 
 
 def _kind(name: str, title: str, heads: int, width: int, layers: int, largest: int) -> Kind:
     networks = {"dit": _transformer(heads, width, layers, 32), "vae": kl_vae(256, scaling_factor=0.18215)}
-    return Kind(name, title, _CHAIN, 256, (4, 32, 32), networks, folders={"dit": "transformer"}, largest=largest)
+    return Kind(
+        name,
+        title,
+        _CHAIN,
+        256,
+        (4, 32, 32),
+        networks,
+        folders={"dit": "transformer"},
+        largest=largest,
+        multiple=2,
+        square=True,
+    )
 
 
 class DiT(DiffusionModel):
@@ -53,6 +64,8 @@ class DiT(DiffusionModel):
             {"dit": _transformer(2, 16, 2, 8), "vae": tiny_vae(scaling_factor=0.18215)},
             folders={"dit": "transformer"},
             largest=6,
+            multiple=2,
+            square=True,
         ),
     )
 
@@ -74,7 +87,9 @@ class DiT(DiffusionModel):
 
         return {"label": torch.randint(0, CLASSES, (), generator=generator)}
 
-    def predict(self, slots: Mapping[str, Tensor], index: Tensor, x: Tensor, t: Tensor, guidance: Tensor) -> Tensor:
+    def predict(
+        self, slots: Mapping[str, Tensor], index: Tensor, x: Tensor, t: Tensor, guidance: Tensor | None
+    ) -> Tensor:
         label = slots["label"].index_select(0, index)
         noise: Tensor = self.network(x, timestep=t, class_labels=label, return_dict=False)[0]
         return noise[:, : x.shape[1]]  # the rest is the learned variance, which no sampler here uses

@@ -66,6 +66,8 @@ def _flux(name: str, title: str, sampling: Sampling, guidance: float, **transfor
         sampling=sampling,
         guidance=guidance,
         precision="bfloat16",
+        multiple=2,
+        fixed=("clip", "t5"),
     )
 
 
@@ -104,6 +106,8 @@ class Flux(DiffusionModel):
             sampling=_DEV,
             guidance=3.5,
             precision="bfloat16",
+            multiple=2,
+            fixed=("clip", "t5"),
         ),
     )
 
@@ -148,7 +152,9 @@ class Flux(DiffusionModel):
     def t5(self, slots: Mapping[str, Tensor], index: Tensor) -> None:
         slots["embedding"].index_copy_(0, index, self.networks["t5"](slots["prompt2"].index_select(0, index))[0])
 
-    def predict(self, slots: Mapping[str, Tensor], index: Tensor, x: Tensor, t: Tensor, guidance: Tensor) -> Tensor:
+    def predict(
+        self, slots: Mapping[str, Tensor], index: Tensor, x: Tensor, t: Tensor, guidance: Tensor | None
+    ) -> Tensor:
         n, c, h, w = x.shape
         words, places = self._positions(h // 2, w // 2)
         # The network takes patches of 2 x 2 as tokens.

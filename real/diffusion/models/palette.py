@@ -36,6 +36,7 @@ class Palette(DiffusionModel):
                     "attention_head_dim": 32,
                 }
             },
+            multiple=8,
         ),
         Kind(
             "tiny-palette",
@@ -57,6 +58,7 @@ class Palette(DiffusionModel):
                 }
             },
             largest=6,
+            multiple=2,
         ),
     )
     convolutional = True
@@ -75,7 +77,9 @@ class Palette(DiffusionModel):
 
         return {"condition": torch.rand(latent, generator=generator).mul_(2).sub_(1).to(self.dtype)}
 
-    def predict(self, slots: Mapping[str, Tensor], index: Tensor, x: Tensor, t: Tensor, guidance: Tensor) -> Tensor:
+    def predict(
+        self, slots: Mapping[str, Tensor], index: Tensor, x: Tensor, t: Tensor, guidance: Tensor | None
+    ) -> Tensor:
         import torch
 
         condition = slots["condition"].index_select(0, index)

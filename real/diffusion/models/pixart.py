@@ -10,14 +10,18 @@ from ..kind import Kind, Sampling
 from .shared_networks import (
     T5_XXL,
     TINY_T5,
+    both,
     build_t5,
     build_vae,
     decode,
     guided,
     kl_vae,
+    masked_prompt,
+    masked_slots,
+    masked_t5,
     t5_empty,
-    t5_prompt,
     tiny_vae,
+    twice,
 )
 
 if TYPE_CHECKING:
@@ -68,6 +72,9 @@ class PixArt(DiffusionModel):
             sampling=_SAMPLING,
             guidance=4.5,
             rows=2,
+            multiple=2,
+            unguided=True,
+            fixed=("t5",),
         ),
         Kind(
             "tiny-pixart",
@@ -85,6 +92,9 @@ class PixArt(DiffusionModel):
             sampling=_SAMPLING,
             guidance=4.5,
             rows=2,
+            multiple=2,
+            unguided=True,
+            fixed=("t5",),
         ),
     )
 
@@ -106,54 +116,27 @@ class PixArt(DiffusionModel):
         empty = t5_empty(self.tokens, self.device)
         self.blind_mask = torch.zeros(1, self.tokens, dtype=self.dtype, device=self.device)
         self.blind_mask[0, 0] = 1
-        self.blind = self._encoded(empty, self.blind_mask)
+        self.blind = masked_t5(self.networks["t5"], empty, self.blind_mask)
 
     def slots(self, latent: tuple[int, ...]) -> Mapping[str, Slot]:
-        import torch
-
-        return {
-            "prompt": ((self.tokens,), torch.long),
-            "mask": ((self.tokens,), self.dtype),
-            "embedding": ((self.tokens, self.kind.networks["t5"]["d_model"]), self.dtype),
-        }
+        return masked_slots(self.tokens, self.kind.networks["t5"]["d_model"], self.dtype)
 
     def brings(self, generator: torch.Generator, latent: tuple[int, ...]) -> Mapping[str, Tensor]:
-        """A prompt that is shorter than the longest, filled up with what is not looked at."""
-        import torch
-
-        length = int(torch.randint(self.tokens // 4, self.tokens, (), generator=generator))
-        prompt, mask = torch.zeros(self.tokens, dtype=torch.long), torch.zeros(self.tokens, dtype=self.dtype)
-        prompt[:length] = t5_prompt(generator, self.kind.networks["t5"]["vocab_size"], length)
-        mask[:length] = 1
-        return {"prompt": prompt, "mask": mask}
-
-    def _encoded(self, prompt: Tensor, mask: Tensor) -> Tensor:
-        # As a bias of attention, for which nothing of the mask must be known.
-        bias = ((1 - mask) * self._least)[:, None, None, :].expand(-1, 1, self.tokens, -1)
-        found: Tensor = self.networks["t5"](prompt, attention_mask=bias)[0]
-        return found
-
-    @property
-    def _least(self) -> float:
-        import torch
-
-        return float(torch.finfo(self.dtype).min)
+        return masked_prompt(generator, self.kind.networks["t5"]["vocab_size"], self.tokens, self.dtype)
 
     def t5(self, slots: Mapping[str, Tensor], index: Tensor) -> None:
         prompt, mask = (slots[name].index_select(0, index) for name in ("prompt", "mask"))
-        slots["embedding"].index_copy_(0, index, self._encoded(prompt, mask))
+        slots["embedding"].index_copy_(0, index, masked_t5(self.networks["t5"], prompt, mask))
 
-    def predict(self, slots: Mapping[str, Tensor], index: Tensor, x: Tensor, t: Tensor, guidance: Tensor) -> Tensor:
-        import torch
-
-        def both(blind: Tensor, name: str) -> Tensor:
-            return torch.cat([blind.expand(x.shape[0], *blind.shape[1:]), slots[name].index_select(0, index)])
-
+    def predict(
+        self, slots: Mapping[str, Tensor], index: Tensor, x: Tensor, t: Tensor, guidance: Tensor | None
+    ) -> Tensor:
+        embedding, mask = (slots[name].index_select(0, index) for name in ("embedding", "mask"))
         noise = self.network(
-            torch.cat([x, x]),
-            encoder_hidden_states=both(self.blind, "embedding"),
-            encoder_attention_mask=both(self.blind_mask, "mask"),
-            timestep=torch.cat([t, t]),
+            twice(x, guidance),
+            encoder_hidden_states=both(self.blind, embedding, guidance),
+            encoder_attention_mask=both(self.blind_mask, mask, guidance),
+            timestep=twice(t, guidance),
             added_cond_kwargs={"resolution": None, "aspect_ratio": None},
             return_dict=False,
         )[0]

@@ -14,6 +14,7 @@ from .shared_networks import (
     T5_XXL,
     TINY_CLIP,
     TINY_T5,
+    both,
     build_clip,
     build_t5,
     build_vae,
@@ -25,6 +26,7 @@ from .shared_networks import (
     t5_empty,
     t5_prompt,
     tiny_vae,
+    twice,
 )
 
 if TYPE_CHECKING:
@@ -92,6 +94,10 @@ def _kind(name: str, title: str, image: int, latent: tuple[int, ...], networks: 
         sampling=_SAMPLING,
         guidance=7.0,
         rows=2,
+        multiple=2,
+        most=networks["transformer"]["pos_embed_max_size"] * 2 * image // latent[-1],
+        unguided=True,
+        fixed=("clip", "clip2", "t5"),
     )
 
 
@@ -160,23 +166,23 @@ class StableDiffusion3(DiffusionModel):
     def t5(self, slots: Mapping[str, Tensor], index: Tensor) -> None:
         slots["embedding3"].index_copy_(0, index, self.networks["t5"](slots["prompt3"].index_select(0, index))[0])
 
-    def predict(self, slots: Mapping[str, Tensor], index: Tensor, x: Tensor, t: Tensor, guidance: Tensor) -> Tensor:
+    def predict(
+        self, slots: Mapping[str, Tensor], index: Tensor, x: Tensor, t: Tensor, guidance: Tensor | None
+    ) -> Tensor:
         import torch
         from torch.nn import functional
 
-        n = x.shape[0]
+        def seen(blind: Tensor, name: str) -> Tensor:
+            return both(blind, slots[name].index_select(0, index), guidance)
 
-        def both(blind: Tensor, name: str) -> Tensor:
-            return torch.cat([blind.expand(n, *blind.shape[1:]), slots[name].index_select(0, index)])
-
-        first, second, third = map(both, self.blind, _EMBEDDINGS)
+        first, second, third = map(seen, self.blind, _EMBEDDINGS)
         clips = torch.cat([first, second], dim=-1)
         clips = functional.pad(clips, (0, third.shape[-1] - clips.shape[-1]))
         velocity = self.network(
-            hidden_states=torch.cat([x, x]),
-            timestep=torch.cat([t, t]),
+            hidden_states=twice(x, guidance),
+            timestep=twice(t, guidance),
             encoder_hidden_states=torch.cat([clips, third], dim=-2),
-            pooled_projections=torch.cat(list(map(both, self.blind_pooled, ("pooled", "pooled2"))), dim=-1),
+            pooled_projections=torch.cat(list(map(seen, self.blind_pooled, ("pooled", "pooled2"))), dim=-1),
             return_dict=False,
         )[0]
         return guided(velocity, guidance)

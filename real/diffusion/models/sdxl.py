@@ -13,6 +13,7 @@ from .shared_networks import (
     CLIP_TOKENS,
     SCALED_BETAS,
     TINY_CLIP,
+    both,
     build_clip,
     build_vae,
     clip_prompt,
@@ -20,6 +21,7 @@ from .shared_networks import (
     guided,
     kl_vae,
     tiny_vae,
+    twice,
 )
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 _CHAIN = (("clip", False), ("clip2", False), ("unet", True), ("vae", False))
 _FOLDERS = {"clip": "text_encoder", "clip2": "text_encoder_2"}
+_TEXT = ("clip", "clip2")
 _SAMPLING = Sampling(betas=SCALED_BETAS, leading=True, sampler="euler")
 
 
@@ -65,6 +68,8 @@ def _sdxl(name: str, image: int) -> Kind:
         sampling=_SAMPLING,
         guidance=5.0,
         rows=2,
+        unguided=True,
+        fixed=_TEXT,
     )
 
 
@@ -109,6 +114,8 @@ class StableDiffusionXL(DiffusionModel):
             sampling=_SAMPLING,
             guidance=5.0,
             rows=2,
+            unguided=True,
+            fixed=_TEXT,
         ),
     )
     convolutional = True
@@ -160,19 +167,22 @@ class StableDiffusionXL(DiffusionModel):
         slots["embedding2"].index_copy_(0, index, found.hidden_states[-2])
         slots["pooled"].index_copy_(0, index, found.text_embeds)
 
-    def predict(self, slots: Mapping[str, Tensor], index: Tensor, x: Tensor, t: Tensor, guidance: Tensor) -> Tensor:
+    def predict(
+        self, slots: Mapping[str, Tensor], index: Tensor, x: Tensor, t: Tensor, guidance: Tensor | None
+    ) -> Tensor:
         import torch
 
         names = ("embedding", "embedding2")
         embedding = torch.cat([slots[name].index_select(0, index) for name in names], dim=-1)
         pooled = slots["pooled"].index_select(0, index)
         height, width = x.shape[-2] * self.scale[0], x.shape[-1] * self.scale[1]
+        seen = twice(x, guidance)
         # Original size, crop, and target size: by the shape, so that a batch's graph holds them.
-        ids = torch.zeros(2 * x.shape[0], 6, dtype=self.dtype, device=x.device)
+        ids = torch.zeros(seen.shape[0], 6, dtype=self.dtype, device=x.device)
         ids[:, 0::4], ids[:, 1::4] = height, width
-        more = {"text_embeds": torch.cat([torch.zeros_like(pooled), pooled]), "time_ids": ids}
-        both = torch.cat([torch.zeros_like(embedding), embedding])
-        noise = self.network(torch.cat([x, x]), torch.cat([t, t]), both, added_cond_kwargs=more, return_dict=False)[0]
+        more = {"text_embeds": both(torch.zeros_like(pooled), pooled, guidance), "time_ids": ids}
+        led = both(torch.zeros_like(embedding), embedding, guidance)
+        noise = self.network(seen, twice(t, guidance), led, added_cond_kwargs=more, return_dict=False)[0]
         return guided(noise, guidance)
 
     def vae(self, slots: Mapping[str, Tensor], index: Tensor) -> None:

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from ..diffusion_model import Slot
+
 #: Tokens of a prompt, as CLIP takes them.
 CLIP_TOKENS = 77
 #: Betas of Stable Diffusion and its kin.
@@ -155,8 +157,58 @@ def t5_empty(tokens: int, device: torch.device) -> Tensor:
     return empty
 
 
-def guided(noise: Tensor, guidance: Tensor) -> Tensor:
+def twice(x: Tensor, guidance: Tensor | None) -> Tensor:
+    """What both rows of a request have in common; once where there is no *guidance*."""
+    import torch
+
+    return x if guidance is None else torch.cat([x, x])
+
+
+def both(blind: Tensor, led: Tensor, guidance: Tensor | None) -> Tensor:
+    """The same for all requests without the prompt (*blind*, one row or as many), then each one's with it (*led*),
+    which is all where there is no *guidance*."""
+    import torch
+
+    return led if guidance is None else torch.cat([blind.expand(led.shape[0], *blind.shape[1:]), led])
+
+
+def masked_slots(tokens: int, width: int, dtype: torch.dtype) -> dict[str, Slot]:
+    """The slots of prompts of up to so many *tokens*, of which T5 makes an embedding so *width*."""
+    import torch
+
+    return {
+        "prompt": ((tokens,), torch.long),
+        "mask": ((tokens,), dtype),
+        "embedding": ((tokens, width), dtype),
+    }
+
+
+def masked_prompt(generator: torch.Generator, vocabulary: int, tokens: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A prompt that is shorter than the longest (*tokens*), filled up with what is not looked at."""
+    import torch
+
+    length = int(torch.randint(tokens // 4, tokens, (), generator=generator))
+    prompt, mask = torch.zeros(tokens, dtype=torch.long), torch.zeros(tokens, dtype=dtype)
+    prompt[:length] = t5_prompt(generator, vocabulary, length)
+    mask[:length] = 1
+    return {"prompt": prompt, "mask": mask}
+
+
+def masked_t5(encoder: Any, prompt: Tensor, mask: Tensor) -> Tensor:
+    """What *encoder* makes of *prompt*, looking only where *mask* is 1."""
+    import torch
+
+    # As a bias of attention, for which nothing of the mask must be known.
+    least = float(torch.finfo(mask.dtype).min)
+    bias = ((1 - mask) * least)[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
+    found: Tensor = encoder(prompt, attention_mask=bias)[0]
+    return found
+
+
+def guided(noise: Tensor, guidance: Tensor | None) -> Tensor:
     """Classifier-free guidance (Ho and Salimans 2022, 2207.12598) of predictions without, then with the prompt."""
+    if guidance is None:
+        return noise
     blind, led = noise.chunk(2)
     wide = (-1, *(1,) * (noise.dim() - 1))
     return blind + guidance.view(wide).to(noise.dtype) * (led - blind)

@@ -13,6 +13,7 @@ from .shared_networks import (
     CLIP_TOKENS,
     SCALED_BETAS,
     TINY_CLIP,
+    both,
     build_clip,
     build_vae,
     clip_empty,
@@ -21,6 +22,7 @@ from .shared_networks import (
     guided,
     kl_vae,
     tiny_vae,
+    twice,
 )
 
 if TYPE_CHECKING:
@@ -49,6 +51,8 @@ def _kind(name: str, title: str, image: int, latent: tuple[int, ...], networks: 
         sampling=_SAMPLING,
         guidance=7.5,
         rows=2,
+        unguided=True,
+        fixed=("clip",),
     )
 
 
@@ -151,12 +155,12 @@ class StableDiffusion(DiffusionModel):
         hidden = self.networks["clip"](slots["prompt"].index_select(0, index))[0]
         slots["embedding"].index_copy_(0, index, hidden)
 
-    def predict(self, slots: Mapping[str, Tensor], index: Tensor, x: Tensor, t: Tensor, guidance: Tensor) -> Tensor:
-        import torch
-
-        embedding = slots["embedding"].index_select(0, index)
-        both = torch.cat([self.empty.expand(x.shape[0], -1, -1), embedding])
-        return guided(self.network(torch.cat([x, x]), torch.cat([t, t]), both, return_dict=False)[0], guidance)
+    def predict(
+        self, slots: Mapping[str, Tensor], index: Tensor, x: Tensor, t: Tensor, guidance: Tensor | None
+    ) -> Tensor:
+        led = both(self.empty, slots["embedding"].index_select(0, index), guidance)
+        noise = self.network(twice(x, guidance), twice(t, guidance), led, return_dict=False)[0]
+        return guided(noise, guidance)
 
     def vae(self, slots: Mapping[str, Tensor], index: Tensor) -> None:
         decode(self.networks["vae"], slots, index)

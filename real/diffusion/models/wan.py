@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from ..diffusion_model import DiffusionModel, Slot
 from ..kind import Kind, Sampling
-from .shared_networks import T5_XXL, TINY_T5, guided, pixels, t5_empty, t5_prompt
+from .shared_networks import (
+    T5_XXL,
+    TINY_T5,
+    both,
+    guided,
+    masked_prompt,
+    masked_slots,
+    masked_t5,
+    pixels,
+    t5_empty,
+    twice,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +74,9 @@ def _kind(name: str, title: str, frames: int, size: tuple[int, int], latent: tup
         guidance=5.0,
         rows=2,
         precision="bfloat16",
+        multiple=2,
+        unguided=True,
+        fixed=("t5",),
         **more,
     )
 
@@ -120,44 +134,24 @@ class Wan(DiffusionModel):
         self.lock = threading.Lock()  # decoding keeps what it knows of earlier frames in the network
 
     def slots(self, latent: tuple[int, ...]) -> Mapping[str, Slot]:
-        import torch
-
-        return {
-            "prompt": ((self.tokens,), torch.long),
-            "mask": ((self.tokens,), self.dtype),
-            "embedding": ((self.tokens, self.kind.networks["t5"]["d_model"]), self.dtype),
-        }
+        return masked_slots(self.tokens, self.kind.networks["t5"]["d_model"], self.dtype)
 
     def brings(self, generator: torch.Generator, latent: tuple[int, ...]) -> Mapping[str, Tensor]:
-        """A prompt that is shorter than the longest, filled up with what is not looked at."""
-        import torch
-
-        length = int(torch.randint(self.tokens // 4, self.tokens, (), generator=generator))
-        prompt, mask = torch.zeros(self.tokens, dtype=torch.long), torch.zeros(self.tokens, dtype=self.dtype)
-        prompt[:length] = t5_prompt(generator, self.kind.networks["t5"]["vocab_size"], length)
-        mask[:length] = 1
-        return {"prompt": prompt, "mask": mask}
+        return masked_prompt(generator, self.kind.networks["t5"]["vocab_size"], self.tokens, self.dtype)
 
     def _encoded(self, prompt: Tensor, mask: Tensor) -> Tensor:
         """What the encoder makes of *prompt*; zeros where *mask* is 0."""
-        import torch
-
-        # As a bias of attention, for which nothing of the mask must be known.
-        least = float(torch.finfo(self.dtype).min)
-        bias = ((1 - mask) * least)[:, None, None, :].expand(-1, 1, self.tokens, -1)
-        found: Tensor = self.networks["t5"](prompt, attention_mask=bias)[0]
-        return found * mask[:, :, None]
+        return masked_t5(self.networks["t5"], prompt, mask) * mask[:, :, None]
 
     def t5(self, slots: Mapping[str, Tensor], index: Tensor) -> None:
         prompt, mask = (slots[name].index_select(0, index) for name in ("prompt", "mask"))
         slots["embedding"].index_copy_(0, index, self._encoded(prompt, mask))
 
-    def predict(self, slots: Mapping[str, Tensor], index: Tensor, x: Tensor, t: Tensor, guidance: Tensor) -> Tensor:
-        import torch
-
-        embedding = slots["embedding"].index_select(0, index)
-        both = torch.cat([self.blind.expand(x.shape[0], -1, -1), embedding])
-        velocity = self.network(torch.cat([x, x]), torch.cat([t, t]), both, return_dict=False)[0]
+    def predict(
+        self, slots: Mapping[str, Tensor], index: Tensor, x: Tensor, t: Tensor, guidance: Tensor | None
+    ) -> Tensor:
+        led = both(self.blind, slots["embedding"].index_select(0, index), guidance)
+        velocity = self.network(twice(x, guidance), twice(t, guidance), led, return_dict=False)[0]
         return guided(velocity, guidance)
 
     def vae(self, slots: Mapping[str, Tensor], index: Tensor) -> None:

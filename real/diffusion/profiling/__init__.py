@@ -5,6 +5,7 @@
 `profiler`          which terms, in which order, how often
 `microbenchmarks`   the short runs in which they are measured, under policies made for it
 `profile_writer`    what was measured, as a profile file
+`shapes`            requests of other shapes: their tables, and their memory
 `hand_overs`        how long a request is on its way from one device to another
 ==================  =====================================================================
 """

@@ -16,11 +16,13 @@ from servetwin.core import (
     Recorder,
     Request,
     ServeTwinError,
+    Shape,
     Stage,
     Task,
     Worker,
     WorkerView,
 )
+from servetwin.core.serving.shaped_worker import ShapedView, ShapedWorker
 
 from ...executor import RealExecutor, undisturbed
 from ...server import Log, Server, Spell
@@ -88,11 +90,22 @@ def workers_of(
     estimate: Estimate = _no_estimate,
     slo_factor: float = 3.0,
     once: int | None = None,
+    shape: Shape | None = None,
 ) -> list[Worker]:
     """A worker for each stage, with these policies: for batches of up to *limit*, or *once* where a module of the
-    stage has no loop.
+    stage has no loop; of requests of that *shape*.
     """
     limits = [min(limit, once or limit) if set(stage.modules) != {stage.loop} else limit for stage in stages]
+    if shape is not None:
+        return [
+            ShapedWorker(
+                stage,
+                policy,
+                ShapedView(stage, {shape: estimate}, {shape: most}, slo_factor=slo_factor),
+                device=device,
+            )
+            for stage, policy, most in zip(stages, policies, limits, strict=True)
+        ]
     return [
         BatchWorker(stage, policy, WorkerView(stage, estimate, limit=most, slo_factor=slo_factor), device=device)
         for stage, policy, most in zip(stages, policies, limits, strict=True)
@@ -111,16 +124,18 @@ def measured_run(
     due: Sequence[float] | None = None,
     estimate: Estimate = _no_estimate,
     once: int | None = None,
+    shape: Shape | None = None,
 ) -> list[Spell]:
     """Serve requests of these step counts, *gap* seconds apart or when they are *due*, and give the batches that
-    ran."""
+    ran. All are of that *shape* (None: of the model's own)."""
     pipeline: Pipeline = server.kind.pipeline()
     stages = pipeline.stages(placement)
-    workers = workers_of(stages, policies, limit, device, estimate, once=once)
+    workers = workers_of(stages, policies, limit, device, estimate, once=once, shape=shape)
     log = Log(Recorder())
     executor, loop = server.prepare(stages, workers, log, exercise=0.0)
     due = due or [i * gap for i in range(len(works))]
-    requests = [Request(i, due[i], AGES, {server.kind.loop: steps}) for i, steps in enumerate(works)]
+    work = [{server.kind.loop: steps} for steps in works]
+    requests = [Request(i, due[i], AGES, work[i], shape=shape) for i in range(len(works))]
     try:
         executor.measured_run(loop, requests)
     finally:

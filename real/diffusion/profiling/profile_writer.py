@@ -15,11 +15,14 @@ from servetwin.profiles import costs as costs_of
 from servetwin.profiles.verdict import undisturbed
 
 from ...server import device_facts, versions
+from ..kind import Kind
 from .profiler import CASES, COLD_STEPS, WAITING
 
 if TYPE_CHECKING:
     from .profiler import Measured, Profiler
 
+#: Who measured.
+SOURCE = {"file": "real/diffusion/profiling/profiler.py"}
 #: What a residual's quantiles are taken at.
 SHARES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
 #: Digits after the point.
@@ -47,27 +50,9 @@ def as_profile(profiler: Profiler, found: Measured, name: str, command: str) -> 
     kind = profiler.kind
     slots = profiler.server.device_slots(profiler.device)
     facts = device_facts(slots.device)
-    source = {"file": "real/diffusion/profiling/profiler.py"}
-    modules: dict[str, Any] = {}
-    for module in kind.modules:
-        if module == kind.loop:
-            period = {n: [d + statistics.fmean(found.gap[n]) for d in found.iteration[n]] for n in found.iteration}
-            modules[module] = {
-                "loop": True,
-                "rows_per_request": kind.rows,
-                "tables": {
-                    "scheduler": _table(period, statistics.median, "median"),
-                    "measured": _table(period, statistics.fmean, "mean", spread=True),
-                },
-            }
-        else:
-            table = _table(_kept(found.modules[module]), statistics.median, "median")
-            modules[module] = {"loop": False, "tables": {"scheduler": table}}
-        for kept in modules[module]["tables"].values():
-            kept["source"] = {**source, "name": "running" if module == kind.loop else "modules"}
     costs = _costs(profiler, found)
     for cost in costs.values():
-        cost["source"] = {**source, "name": cost.pop("of")}
+        cost["source"] = {**SOURCE, "name": cost.pop("of")}
     fitted = ", ".join(f"{k} {v}" for k, v in {**versions(), **_clocks(slots.device)}.items())
     return {
         "schema_version": 1,
@@ -81,6 +66,7 @@ def as_profile(profiler: Profiler, found: Measured, name: str, command: str) -> 
         "model": kind.title.split(",")[0],
         "precision": _SHORT[str(slots.model.dtype)],
         "image": list(kind.size),
+        **({"frames": kind.frames} if kind.frames is not None else {}),
         "batch_counts": "requests"
         + ("; classifier-free guidance doubles the rows inside the UNet" if kind.rows == 2 else ""),
         "measured_when": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
@@ -94,9 +80,31 @@ def as_profile(profiler: Profiler, found: Measured, name: str, command: str) -> 
             **slots.model.execution.as_dict(),
             "ready_seconds": round(slots.seconds[kind.loop], 1),
         },
-        "modules": modules,
+        "modules": modules_of(kind, found),
         "costs": dict(costs),
     }
+
+
+def modules_of(kind: Kind, found: Measured) -> dict[str, Any]:
+    """The tables of the modules of *kind* that were measured."""
+    modules: dict[str, Any] = {}
+    for module in kind.modules:
+        if module == kind.loop:
+            period = {n: [d + statistics.fmean(found.gap[n]) for d in found.iteration[n]] for n in found.iteration}
+            modules[module] = {
+                "loop": True,
+                "rows_per_request": kind.rows,
+                "tables": {
+                    "scheduler": _table(period, statistics.median, "median"),
+                    "measured": _table(period, statistics.fmean, "mean", spread=True),
+                },
+            }
+        elif module in found.modules:
+            table = _table(_kept(found.modules[module]), statistics.median, "median")
+            modules[module] = {"loop": False, "tables": {"scheduler": table}}
+        for kept in modules.get(module, {}).get("tables", {}).values():
+            kept["source"] = {**SOURCE, "name": "running" if module == kind.loop else "modules"}
+    return modules
 
 
 def _table(

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from servetwin.core import Policy, Recorder, Request, RunFolder
+from servetwin.core import Policy, Recorder, Request, RunFolder, Shape
 from servetwin.profiles.verdict import SAMPLES
 
 from ...executor import undisturbed
@@ -113,7 +113,8 @@ class Measured:
 
 
 class Profiler:
-    """Measures *server* as its device named *device*, for batches of up to *limit*."""
+    """Measures *server* as its device named *device*, for batches of up to *limit*: requests of the
+    model's own shape, or of that *shape*, of which only the tables are."""
 
     def __init__(
         self,
@@ -125,8 +126,10 @@ class Profiler:
         seconds: float = 0.4,
         whole_steps: Sequence[int] = (20,),
         once: int | None = None,
+        shape: Shape | None = None,
     ) -> None:
         self.server = server
+        self.shape = shape
         self.kind = server.kind
         self.limit = limit or server.kind.largest
         self.once = min(once or self.limit, self.limit)  # where a module has no loop
@@ -145,6 +148,22 @@ class Profiler:
         """Measure everything, or (*brief*) only what a simulation reads. *progress* hears what comes next, how many
         measurements are done, and of how many.
         """
+        terms = self._terms(brief)
+        names = [measure.__name__.strip("_") for measure in terms]
+        self.count = Count(self.counts(brief=brief), progress)
+        for done, measure in enumerate(terms):
+            self.count.begin(names[done])
+            begin = time.monotonic()
+            measure()
+            if self._visits_after(done):
+                self._visit(seed=done)
+            self.took[names[done]] = round(time.monotonic() - begin, 2)
+        self._settle()
+        return self.found
+
+    def _terms(self, brief: bool) -> list[Callable[[], None]]:
+        if self.shape is not None:
+            return [self._plain, self._modules]
         terms = [
             self._plain,
             self._modules,
@@ -155,28 +174,25 @@ class Profiler:
             self._client,
             self._policies,
         ]
-        if not brief:
-            terms.append(self._cold)
-        names = [measure.__name__.strip("_") for measure in terms]
-        known = self._measurements()
-        self.count = Count({n: known[n] + (i % EVERY_TERM == 0) for i, n in enumerate(names)}, progress)
-        for done, measure in enumerate(terms):
-            self.count.begin(names[done])
-            begin = time.monotonic()
-            measure()
-            if done % EVERY_TERM == 0:
-                self._visit(seed=done)
-            self.took[names[done]] = round(time.monotonic() - begin, 2)
-        self._settle()
-        return self.found
+        return terms if brief else [*terms, self._cold]
+
+    def _visits_after(self, term: int) -> bool:
+        """Whether there is a visit to all batch sizes after the term of that number; of a shape after each."""
+        return term % EVERY_TERM == 0 or self.shape is not None
+
+    def counts(self, *, brief: bool) -> dict[str, int]:
+        """How many measurements each term takes, at the most, with the visits."""
+        known, names = self._measurements(), [term.__name__.strip("_") for term in self._terms(brief)]
+        return {name: known[name] + self._visits_after(i) for i, name in enumerate(names)}
 
     def _measurements(self) -> dict[str, int]:
         """How many measurements each term takes, at the most."""
         policies = max(len(self.policies), 1)
-        single = [module for module in self.kind.modules if module != self.loop]
+        single = self._single()
+        stages = SAMPLES if self.shape is None else 0
         return {
             "plain": WARM_UP + self.limit,
-            "modules": self.once * (len(single) + SAMPLES),
+            "modules": self.once * (len(single) + stages),
             "running": policies,
             "arrivals": policies,
             "whole": 1,
@@ -185,6 +201,11 @@ class Profiler:
             "policies": DECIDING * len(self.policies) if self.limit > 1 else 0,
             "cold": 1 + len(COLD),
         }
+
+    def _single(self) -> list[str]:
+        """The modules without a loop that are to be measured; of a shape not those that are fixed."""
+        fixed = self.kind.fixed if self.shape is not None else ()
+        return [module for module in self.kind.modules if module != self.loop and module not in fixed]
 
     def _visit(self, seed: int) -> None:
         """Iterations of all batch sizes in changing order, between other measurements.
@@ -199,7 +220,7 @@ class Profiler:
         random.Random(seed).shuffle(blocks)
         policy = Cycle([n for n in blocks for _ in range(BLOCK)])
         work = {self.loop: len(policy.sizes) + 1}
-        spells = self._recorded(policy, [Request(i, 0.01, AGES, work) for i in range(policy.most)])
+        spells = self._recorded(policy, [Request(i, 0.01, AGES, work, shape=self.shape) for i in range(policy.most)])
         others = [s.end for s in spells if s.worker != self.loop]
         loop = [s for s in spells if s.worker == self.loop and not s.joins and s.start > max(others, default=-AGES)]
         for spell in loop:
@@ -234,9 +255,8 @@ class Profiler:
         """What the workers computed in a run of its own."""
         placement = [list(self.kind.modules)] if whole else self.placement
         limit = more.pop("most", self.limit)
-        spells = measured_run(
-            self.server, placement, policies, works, limit=limit, once=self.once, device=self.device, **more
-        )
+        more |= {"limit": limit, "once": self.once, "device": self.device, "shape": self.shape}
+        spells = measured_run(self.server, placement, policies, works, **more)
         self.count.one()
         return spells
 
@@ -264,12 +284,10 @@ class Profiler:
 
     def _modules(self) -> None:
         """The modules without a loop one by one, as schedulers estimate them; and their stages a few times more."""
-        slots = self.server.device_slots(self.device)
+        slots = self.server.device_slots(self.device, [self.shape])
         pinned = self.server.pinned if slots.gpu else None
         with torch.no_grad(), undisturbed(slots.gpu, pinned):
-            for module in self.kind.modules:
-                if module == self.loop:
-                    continue
+            for module in self._single():
                 runner = slots.warm(module, self.once)
                 rows = runner.rows()
                 rows[:, 0] = np.arange(runner.limit)
@@ -281,13 +299,13 @@ class Profiler:
                         if pinned is not None:
                             pinned.look()
                         begin = time.monotonic()
-                        runner.launch(n)
+                        runner.launch(n, self.shape)
                         if slots.gpu:
                             torch.cuda.synchronize(slots.device)
                         times.append(time.monotonic() - begin)
                     self.found.modules.setdefault(module, {})[n] = times[1:]
                     self.count.one()
-        for n in range(1, self.once + 1):
+        for n in range(1, self.once + 1) if self.shape is None else ():
             until = time.monotonic() + self.seconds
             for times_more in range(SAMPLES):
                 for spell in self._spells(self._gather(n), [1] * n):
@@ -401,7 +419,9 @@ class Profiler:
         """Serve as in a run, with a client and records; *policy* is the loop's."""
         stages = self.kind.pipeline().stages(self.placement)
         policies = [policy if s == self.loop else Gather(1) for s in self.stages]
-        workers = workers_of(stages, policies, self.limit, self.device, self._estimate(), once=self.once)
+        workers = workers_of(
+            stages, policies, self.limit, self.device, self._estimate(), once=self.once, shape=self.shape
+        )
         with tempfile.TemporaryDirectory() as folder:
             recorder = RunFolder(Path(folder), {})
             spells = self.server.serve(stages, workers, requests, recorder).spells

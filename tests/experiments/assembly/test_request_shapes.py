@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -260,3 +261,32 @@ def test_a_shape_may_be_set_where_a_workload_has_none() -> None:
                 "dit-s2-256-rtx4090", [("workload.shape", {**said, "size": "512x512"}), ("workload.draws", "seeded")]
             )
         )
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "said"),
+    [
+        ("Stable Diffusion XL", "1024x1020", r"1024x1020: sides of sdxl-1024 are multiples of 8 pixels .*1024x1024"),
+        ("FLUX.1 dev", "1032x1032", r"1032x1032: sides of flux1-dev-1024 are multiples of 16 pixels"),
+        ("a model of mine", "1023x1023", None),
+    ],
+)
+def test_a_size_that_the_model_cannot_make_is_refused(
+    model: str, size: str, said: str | None, tmp_path: Path
+) -> None:
+    """In simulation too, where the profile is of a model that comes along."""
+    text = (DATA / "synthetic" / "sdxl-shapes.yaml").read_text()
+    (tmp_path / "p.yaml").write_text(re.sub(r"(?m)^model: .*", f"model: {model}", text))
+    deployment = {"devices": {"gpu0": str(tmp_path / "p.yaml")}}
+    experiment = load(
+        {
+            "extends": SHAPES,
+            "deployment": deployment,
+            "workload": {"requests": 5, "shape": {"draw": "constant", "size": size}},
+        }
+    )
+    if said is None:
+        assert run(experiment).requests == 5
+        return
+    with pytest.raises(BadInput, match=said):
+        run(experiment)

@@ -26,7 +26,7 @@ def test_each_place_has_its_bound_once_and_policies_their_share_of_it(tmp_path: 
         asked.append(experiment.model_dump_json(exclude={"policy"}))
         return most_met(experiment, *rest, **more)
 
-    monkeypatch.setattr(sweep_bounds, "most_met", counted)
+    monkeypatch.setattr("servetwin.experiments.bound.most_met.most_met", counted)
     (tmp_path / "near.yaml").write_text(SWEEP)
     options = ("--seeds", 2, "--bound", "--jobs", 1, "--out", tmp_path / "near.csv")
     code, text, problem = servetwin("sweep", tmp_path / "near.yaml", *options)

@@ -19,3 +19,18 @@ def one_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def servetwin(monkeypatch, capsys):
+    """Run the command line in this process; returns exit code, standard output, standard error."""
+    from servetwin.experiments.cli import entry
+
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["servetwin", *map(str, arguments)])
+        capsys.readouterr()  # what was said before
+        code = entry._run()
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call

@@ -104,8 +104,8 @@ def made(slots):
     from servetwin.real.diffusion.graph_runner import GraphRunner
 
     kind, options = slots.kind, slots.options
-    body = slots.model.bodies[kind.loop]
-    runner = GraphRunner(kind.loop, body, max(SIZES), slots.device, eager=options.eager)
+    bodies = {None: slots.model.bodies[kind.loop]}
+    runner = GraphRunner(kind.loop, bodies, max(SIZES), slots.device, eager=options.eager)
     with torch.no_grad():
         runner.warm(SIZES)
     return runner

@@ -9,7 +9,6 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from servetwin.core import BadInput, Request
-from servetwin.experiments.cli import entry
 from servetwin.real import Options
 from servetwin.real.diffusion.checkpoint import as_trained, check
 from servetwin.real.diffusion.device_slots import DeviceSlots
@@ -39,18 +38,6 @@ def whole(tmp_path_factory):
 def mine(whole, tmp_path):
     shutil.copytree(whole, tmp_path / "weights")
     return tmp_path / "weights"
-
-
-@pytest.fixture
-def servetwin(monkeypatch, capsys):
-    def call(*arguments):
-        monkeypatch.setattr("sys.argv", ["servetwin", *map(str, arguments)])
-        capsys.readouterr()  # what making checkpoints says
-        code = entry._run()
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def unet(folder, **other):

@@ -14,7 +14,6 @@ import yaml
 from servetwin.core import Outcome
 from servetwin.core.installed import not_installed
 from servetwin.core.invariants.record_checker import check_records
-from servetwin.experiments.cli import entry
 from servetwin.experiments.spec.loading import load
 from servetwin.profiles import load as load_profile
 from servetwin.real.diffusion.device_slots import DeviceSlots
@@ -33,19 +32,6 @@ REQUESTS = 15
 #: The share of its time that a device is busy if it serves requests one by one: enough for some company, and with
 #: batches it can do so much at half its speed too.
 LOAD = 0.6
-
-
-@pytest.fixture
-def servetwin(monkeypatch, capsys):
-    """Run the command line in this process; returns exit code, standard output, standard error."""
-
-    def call(*arguments):
-        monkeypatch.setattr("sys.argv", ["servetwin", *map(str, arguments)])
-        code = entry._run()
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 class Tiny:

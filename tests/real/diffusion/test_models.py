@@ -6,12 +6,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import (
+    DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     PixArtSigmaPipeline,
     StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     WanPipeline,
 )
@@ -140,7 +142,26 @@ def wan(networks, inputs):
     return made, {"guidance_scale": 5.0, "max_sequence_length": tokens, "num_frames": 5}
 
 
-PIPELINES = {"tiny-sdxl": sdxl, "tiny-flux": flux, "tiny-sd3": sd3, "tiny-pixart": pixart, "tiny-wan": wan}
+def sd(networks, inputs):
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1,
+    )  # fmt: skip
+    parts = (networks["vae"], networks["clip"], None, networks["unet"], scheduler, None, None)
+    made = StableDiffusionPipeline(*parts, requires_safety_checker=False)
+    vocabulary = networks["clip"].config.vocab_size
+    made.tokenizer = Tokens(inputs["prompt"], clip_empty(vocabulary, CPU))
+    return made, {"guidance_scale": 7.5}
+
+
+PIPELINES = {
+    "tiny-sd": sd,
+    "tiny-sdxl": sdxl,
+    "tiny-flux": flux,
+    "tiny-sd3": sd3,
+    "tiny-pixart": pixart,
+    "tiny-wan": wan,
+}
 
 
 @pytest.mark.parametrize("name", PIPELINES)

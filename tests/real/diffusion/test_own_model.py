@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from servetwin.core import BadInput
-from servetwin.experiments.cli import entry
 from servetwin.real.diffusion import model_registry
 from servetwin.real.diffusion.model_registry import class_of, find
 
@@ -30,17 +29,6 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SERVETWIN_CACHE", str(tmp_path / "cache"))
     return tmp_path
-
-
-@pytest.fixture
-def servetwin(monkeypatch, capsys):
-    def call(*arguments):
-        monkeypatch.setattr("sys.argv", ["servetwin", *map(str, arguments)])
-        code = entry._run()
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def test_the_guide(folder, servetwin):

@@ -19,7 +19,7 @@ from itertools import cycle, islice
 import numpy as np
 from servetwin.core import BadInput
 
-from ...http_client import FIRST, MOST_BODY, RIGHT, Wording, asked, model_of
+from ...http_client import FIRST, RIGHT, Wording, asked, model_of, whole_answer
 from ...http_connection import BadAnswer, Server
 from ...plan import Planned, Served
 
@@ -73,20 +73,14 @@ async def _ask(
             what = f"the server's model takes {longest} tokens"
             raise BadInput(what, where=f"--url {server.url}", right="a server of the profile's engine")
         # Prompts differ in their first token, so that no cache of prefixes helps any of them.
+        tokens = {n: await _tokens(server, name, _words(i, n)) if text else n for i, n in enumerate(lengths)}
         order = [lengths[-1]] * WARM + lengths * rounds
-        for number, length in enumerate(order):
+        for number, length in enumerate(order, len(lengths)):
             await asyncio.sleep(PAUSE)
             words = _words(number, length) if text else None
-            tokens = (
-                await _tokens(server, name, words) if words is not None and number < WARM + len(lengths) else None
-            )
-            if tokens is not None:
-                length = tokens
-            elif words is not None:
-                length = found[-len(lengths)].prompt
-            seconds = await _first(server, name, Planned(number, 0.0, length, 1), words)
-            if number >= WARM:
-                found.append(Asked(length, seconds))
+            seconds = await _first(server, name, Planned(number, 0.0, tokens[length], 1), words)
+            if number >= len(lengths) + WARM:
+                found.append(Asked(tokens[length], seconds))
                 if progress is not None:
                     progress(len(found), len(lengths) * rounds)
     finally:
@@ -109,12 +103,7 @@ async def _first(server: Server, model: str, planned: Planned, words: str | None
 
 async def _longest(server: Server, model: str) -> int | None:
     """The most tokens of prompt and output that the server's *model* takes, if it says so (vLLM's does)."""
-    async with server.ask("GET", "/v1/models") as answer:
-        got = b""
-        async for part in answer.chunks():
-            got += part
-            if len(got) > MOST_BODY:
-                return None
+    _, got = await whole_answer(server, "GET", "/v1/models")
     with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
         for entry in json.loads(got)["data"]:
             if entry["id"] == model and isinstance(entry.get("max_model_len"), int):
@@ -127,14 +116,10 @@ async def _tokens(server: Server, model: str, words: str) -> int:
     body = {"model": model, "prompt": words, "max_tokens": 1, "temperature": 0}
     where = f"--url {server.url}"
     try:
-        async with asyncio.timeout(FIRST), server.ask("POST", "/v1/completions", json.dumps(body).encode()) as answer:
-            got = b""
-            async for part in answer.chunks():
-                got += part
-                if len(got) > MOST_BODY:
-                    raise BadAnswer("too much")
-        if answer.status != 200:
-            raise BadAnswer(f"status {answer.status}: {server.shown(got)}")
+        async with asyncio.timeout(FIRST):
+            status, got = await whole_answer(server, "POST", "/v1/completions", json.dumps(body).encode())
+        if status != 200:
+            raise BadAnswer(f"status {status}: {server.shown(got)}")
         tokens = json.loads(got)["usage"]["prompt_tokens"]
         if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
             raise BadAnswer(f"usage of {tokens!r} tokens")
