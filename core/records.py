@@ -9,7 +9,8 @@
     *frames*, *guidance*, *images*); *ended*, when it was dropped or failed; at a stage its *deadline* there,
     where it has one of its own; at an LLM stage also *arrival* (as the engine saw it), *prompt*, *limit*,
     *predicted* (where there is a predictor) and *generated* tokens, *first_token*, *last_token*, *preemptions*,
-    *cached* and *cached_again* (tokens found in a prefix cache), *due* or *limits* (what its tokens are promised),
+    *cached* and *cached_again* (tokens found in a prefix cache), *handover* (*from* which worker its KV came, when it
+    was *prefilled*, *sent* and *handed*), *due* or *limits* (what its tokens are promised),
     and the times of all *tokens* if they were kept
 ``batches.jsonl``
     one line per batch: start, end, worker, modules, request ids, and the ends of its iterations if it ran several;

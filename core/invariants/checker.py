@@ -28,6 +28,7 @@ from ..isolation.code_inspection import watcher
 from ..llm.batch import TokenBatch
 from ..llm.policy import Step
 from ..llm.request import TokenTask
+from ..llm.serving.pools import PrefillEngine
 from ..llm.serving.worker import TokenWorker
 from ..metrics import Summary
 from ..pipeline import Stage
@@ -39,7 +40,7 @@ from ..serving.loop import ServingLoop
 from ..serving.pool import Pool
 from ..serving.worker import Worker
 from ..slo import latest
-from .engine_checker import AheadCheck, EngineCheck
+from .engine_checker import AheadCheck, DecodeCheck, EngineCheck, PrefillCheck
 from .record_checker import FINISHED, check_ends, check_order, check_records
 
 __all__ = ["INVARIANTS", "InvariantChecker", "check_records"]
@@ -70,6 +71,7 @@ class InvariantChecker(Recorder):
         self.iterations: dict[Task, int] = {}  # done so far, by the checker's own count; of live requests
         self.ends: dict[tuple[Place, int], float] = {}  # when the last batch of each worker (and thread) ended
         self.asked: dict[int, Outputs] = {}  # true output lengths of live requests
+        self.tokens: dict[TokenTask, int] = {}  # generated so far, where engines hand requests over
         self.watched: list[WatchedWorker] = []
         self.loop: ServingLoop | None = None
         self.plain: dict[str, list[Stage]] = {}  # stage -> those that lead there by plain edges
@@ -407,11 +409,16 @@ class WatchedPool(WatchedWorker):
 class WatchedEngine(WatchedWorker):
     """Likewise, of an LLM engine."""
 
+    worker: TokenWorker
+
     def __init__(self, worker: TokenWorker, checker: InvariantChecker) -> None:
         super().__init__(worker, checker)
         ahead = worker.host is not None and worker.host.ahead
         self.most = 2 if ahead else 1  # steps in flight
         self.check = AheadCheck(worker, checker.asked) if ahead else EngineCheck(worker, checker.asked)
+        if worker.role != "both":
+            kind = PrefillCheck if worker.role == "prefill" else DecodeCheck
+            self.check = kind(worker, checker.asked, checker.tokens)
         self.steps: list[Batch] = []
 
     def started(self, batch: Batch) -> None:
@@ -444,6 +451,8 @@ class WatchedEngine(WatchedWorker):
     def check_idle(self, now: float) -> None:
         if not self.worker.view.waiting and not self.worker.view.running:
             self.idle_until = None  # an engine without requests need not be woken
+        if isinstance(self.worker.engine, PrefillEngine) and self.worker.engine.stands_still:
+            self.idle_until, self.news = None, True  # it is asked when that is over
         super().check_idle(now)
 
     def settled(self) -> None:
@@ -453,6 +462,8 @@ class WatchedEngine(WatchedWorker):
         super().check_empty()
         if self.steps:
             raise broken(1, f"{self.worker.name} still has {self.steps} when the run is over")
+        if self.worker.coming or getattr(self.worker.engine, "kept", None):
+            raise broken(6, f"{self.worker.name} still holds the KV of requests when the run is over")
 
 
 @watcher

@@ -6,16 +6,17 @@ At each step all running requests are counted anew, one by one; the engine's own
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import broken
 from ..llm.batch import TokenBatch
 from ..llm.policy import All, Step, TokenView
-from ..llm.request import TokenTask
+from ..llm.request import HandedTask, TokenTask
 from ..request import Outcome, Outputs, Task
 
 if TYPE_CHECKING:
+    from ..llm.serving.pools import PrefillEngine
     from ..llm.serving.worker import TokenWorker
 
 
@@ -81,7 +82,7 @@ class EngineCheck:
     def settled(self) -> None:
         """The engine has dealt with an event: invariant 6, and its sums are those of the tasks."""
         view = self.view
-        held = sum(view.blocks_for(task.computed) for task in view.running) - self._shared()
+        held = sum(view.blocks_for(task.computed) for task in view.running) - self._shared() + self._aside()
         if view.free_blocks < 0 or view.free_blocks + held != view.blocks:
             raise broken(6, f"{view.name}: {view.free_blocks} of {view.blocks} blocks are free, {held} are held")
         counts = len([t for t in view.running if t.ticks]), sum(t.computed for t in view.running if t.ticks)
@@ -90,6 +91,10 @@ class EngineCheck:
         for task in view.running:
             if task.generated != self.tokens.get(task, 0):
                 raise broken(7, f"{task} counts {task.generated} tokens, but generated {self.tokens.get(task, 0)}")
+
+    def _aside(self) -> int:
+        """Blocks that are held by others than those who run."""
+        return 0
 
     def _shared(self) -> int:
         """How many of the blocks that running requests hold are counted more than once, since they share them; and
@@ -163,3 +168,58 @@ class AheadCheck(EngineCheck):
         for flight in self.flights:
             flight.discard(task)
         return super().put_out(task) - lost
+
+
+class PrefillCheck(EngineCheck):
+    """Likewise, of an engine that hands its prompts over. *tokens* are counted for all engines of the stage together:
+    a request is at one of them at a time."""
+
+    def __init__(self, worker: TokenWorker, asked: Mapping[int, Outputs], tokens: dict[TokenTask, int]) -> None:
+        super().__init__(worker, asked)
+        self.tokens = tokens
+
+    def started(self, batch: TokenBatch) -> None:
+        super().started(batch)
+        if batch.decode:
+            raise broken(4, f"{batch} decodes, on an engine that prefills")
+        assert self.worker.handover is not None
+        if self.worker.handover.transfer.first_token == "decode":
+            self.before = dict.fromkeys(self.before, 0)
+
+    def _aside(self) -> int:
+        engine: PrefillEngine = self.worker.engine  # type: ignore[assignment]
+        return sum(self.view.blocks_for(task.prompt) for task in engine.kept)
+
+
+class DecodeCheck(EngineCheck):
+    """Likewise, of an engine that is handed prompts, of which none is computed or counted twice."""
+
+    def __init__(self, worker: TokenWorker, asked: Mapping[int, Outputs], tokens: dict[TokenTask, int]) -> None:
+        super().__init__(worker, asked)
+        self.tokens = tokens
+
+    def started(self, batch: TokenBatch) -> None:
+        super().started(batch)
+        for task, _, _ in batch.prefill:
+            if not task.preemptions:
+                raise broken(7, f"{batch} computes the prompt of {task}, which was computed elsewhere")
+        for task in self.chosen:
+            if isinstance(task, HandedTask) and (task.handed is None or task.handed > batch.start):
+                raise broken(2, f"{task} decodes at {batch.start!r}, and its KV came at {task.handed!r}")
+
+    def settled(self) -> None:
+        super().settled()
+        most, here = self.view.limits.max_sequences, len(self.view.running) + len(self.worker.coming)
+        if here > most or self.view.max_sequences != most - len(self.worker.coming):
+            raise broken(4, f"{here} requests run on {self.view.name}, or are sent there; the limit is {most}")
+
+    def _aside(self) -> int:
+        coming: Iterable[TokenTask] = self.worker.coming  # type: ignore[assignment]
+        return sum(self.view.blocks_for(task.computed) for task in coming)
+
+    def ended(self, task: TokenTask) -> None:
+        super().ended(task)
+        assert isinstance(task, HandedTask)
+        way = [at for at in (task.started, task.prefilled, task.sent, task.handed, task.finished) if at is not None]
+        if way != sorted(way) or task.prefilled is None or (task.finished is not None and task.handed is None):
+            raise broken(2, f"{task} was handed over at {way}")

@@ -111,16 +111,18 @@ class ClosedTokenView(_Closed, TokenView):  # type: ignore[misc, override]
     free_blocks = _Fixed("free_blocks")  # type: ignore[assignment]
     last_decode = _Fixed("last_decode")  # type: ignore[assignment]
     last_step = _Fixed("last_step")  # type: ignore[assignment]
+    max_sequences = _Fixed("max_sequences")  # type: ignore[assignment]
 
 
 _SAME = ("limit", "name", "peers", "slo_factor", "stage")
-_SAME_TOKENS = ("block_size", "blocks", "max_batched_tokens", "max_sequences", "watermark", "whole_prompt")
+_SAME_TOKENS = ("block_size", "blocks", "max_batched_tokens", "watermark", "whole_prompt")
 
 
 def _names(kind: type) -> list[str]:
     names = [*_SAME, "waiting", "running", "in_flight", "backlog"]
     if kind is ClosedTokenView:
         names += [*_SAME_TOKENS, "slo", "limits", "context", "decoding", "free_blocks", "last_decode", "last_step"]
+        names.append("max_sequences")
     return names
 
 

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from ..errors import PolicyFault
 from ..llm.policy import Step
-from ..llm.request import CachingTask, TokenRequest, TokenTask
+from ..llm.request import CachingTask, HandedTask, TokenRequest, TokenTask
 from ..pipeline import Stage
 from ..policy import Decision
 from ..request import Place, Request, Task
@@ -28,6 +28,7 @@ WRITABLE = frozenset(
         *Task.__slots__,
         *TokenTask.__slots__,
         *CachingTask.__slots__,
+        *HandedTask.__slots__,
         *Request.__slots__,
         *TokenRequest.__slots__,
         "generated",

@@ -21,7 +21,7 @@ from ..metrics import Summary, quantiles
 from ..request import Request
 from ..slo import latest, slack
 from .metric_blocks import TokenBlock
-from .request import CachingTask, TokenTask
+from .request import CachingTask, HandedTask, TokenTask
 from .slo import _STEPS, _SUMS, LimitsSLO, TokenDeadlines, TokenLimits, _longer, sent_at, task_limits
 from .token_gaps import Gaps
 
@@ -85,6 +85,8 @@ class StageTokens:
         self.prompt_tokens = self.output_tokens = self.all_tokens = self.preemptions = 0
         self.caching = False  # whether its engines have a prefix cache; tokens asked of it, and found in it
         self.cache_queries = self.cache_hits = self.cache_hits_again = 0
+        self.handed = 0  # whose KV went from one engine to another; how long it waited for that, and was on its way
+        self.handing_wait = self.handing = 0.0
         self.ttft, self.tpot, self.e2el = array("d"), array("d"), array("d")
         self.itl = Gaps()
         self.first_on_time = self.last_on_time = self.late_firsts = 0
@@ -101,6 +103,12 @@ class StageTokens:
                 self.cache_queries += task.prompt
                 self.cache_hits += task.cached_tokens
                 self.cache_hits_again += task.cached_again
+        elif type(task) is HandedTask and task.handed is not None:
+            assert task.prefilled is not None
+            assert task.sent is not None
+            self.handed += 1
+            self.handing_wait += task.sent - task.prefilled
+            self.handing += task.handed - task.sent
         if task.arrival < self.first_arrival:
             self.first_arrival = task.arrival
         first, generated = task.first_token, task.generated
@@ -190,6 +198,10 @@ class StageTokens:
             out["prefix_cache_queries"], out["prefix_cache_hits"] = queries, self.cache_hits
             out["prefix_cache_hit_rate"] = self.cache_hits / queries if queries else None
             out["prefix_cache_hits_of_preempted"] = self.cache_hits_again
+        if self.handed:
+            out["handovers"] = self.handed
+            out["mean_handover_wait_ms"] = self.handing_wait / self.handed * 1000.0
+            out["mean_handover_ms"] = self.handing / self.handed * 1000.0
         if self.limits is not None:
             out["within_limits"] = self.within_limits
             out["limits_goodput"] = _rate(self.within_limits, duration)

@@ -140,7 +140,6 @@ class TokenView(WorkerView):
         "due_blocks",
         "limits",
         "max_batched_tokens",
-        "max_sequences",
         "slo",
         "step_seconds",
         "sure",

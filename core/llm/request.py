@@ -328,6 +328,33 @@ class CachingTask(TokenTask):
         return said
 
 
+class HandedTask(TokenTask):
+    """A visit that begins at an engine that prefills and goes on at one that decodes
+    (`servetwin.core.llm.serving.pools`).
+
+    *worker* is where it is by now, *prefilled_by* who computed its prompt, *prefilled* when that stood, *sent* when
+    its KV began to be sent, *handed* when it had come; each None before that.
+    """
+
+    __slots__ = ("handed", "prefilled", "prefilled_by", "sent")
+
+    def __init__(
+        self, request: Request, stage: Stage, queued: float, worker: Place | None, prompt: int, limit: int
+    ) -> None:
+        super().__init__(request, stage, queued, worker, prompt, limit)
+        self.prefilled_by: Place | None = None
+        self.prefilled: float | None = None
+        self.sent: float | None = None
+        self.handed: float | None = None
+
+    def details(self, tokens: bool = True) -> dict[str, Any]:
+        said = super().details(tokens)
+        if self.prefilled_by is not None:
+            by, at = self.prefilled_by.name, self.prefilled
+            said["handover"] = {"from": by, "prefilled": at, "sent": self.sent, "handed": self.handed}
+        return said
+
+
 def prompt_of(request: Request, stage: Stage) -> tuple[int, PromptContent | None]:
     """The prompt tokens of *request* at *stage*, where it comes next, and what they begin with (None: nobody else has
     any of it); (0, None) if that is no stage of a language model."""

@@ -30,7 +30,7 @@ from .branching import Branching
 from .budget import Budget
 from .dispatch import Dispatcher, state_of
 from .executor import Executor
-from .worker import Handle, Worker
+from .worker import Handing, Handle, Worker
 
 #: What a request says of itself beside its work, in that order.
 SAID = ("arrival", "deadline", "missed", "priority", "tenant", "weight", "class_name", "session", "shape")
@@ -49,7 +49,8 @@ class ServingLoop:
     """Serves requests with *workers*, whose stages come from one `Pipeline.stages` call.
 
     *branching* says where requests go in a pipeline that branches, *budget* how their SLO is shared out among the
-    stages. *together* off: an idle worker begins with the first of several requests that come at one instant, as
+    stages. *handovers* send visits on from some workers of a stage to others that take no requests themselves.
+    *together* off: an idle worker begins with the first of several requests that come at one instant, as
     all did before 0.2; for repeating runs that were served so.
     """
 
@@ -64,6 +65,7 @@ class ServingLoop:
         budget: Budget | None = None,
         branching: Branching | None = None,
         together: bool = True,
+        handovers: Sequence[Handing] = (),
     ) -> None:
         self.executor = executor
         self.together = together
@@ -75,8 +77,10 @@ class ServingLoop:
         self.serving: dict[str, list[Worker]] = {stage.name: [] for stage in stages}
         read_again()
         self._booked = any(worker.could_write for worker in self.workers)
+        self.handovers = handovers
+        for dispatcher in (self.dispatcher, *[handover.dispatcher for handover in handovers]):
+            self._booked |= dispatcher is not None and dispatcher.could_write
         if self.dispatcher is not None:
-            self._booked |= self.dispatcher.could_write
             self.dispatcher.attach(self)
         self.known: dict[int, tuple[object, ...]] = {}  # what live requests say (`_know`)
         self._stays = Stays()
@@ -91,7 +95,8 @@ class ServingLoop:
             if worker.doubted:
                 worker.check_code()
             worker.show(self._booked, peers)  # of all if of one: the tasks of a request lead to each other
-            self.serving[worker.stage.name].append(worker)
+            if worker.takes_requests:
+                self.serving[worker.stage.name].append(worker)
             worker.attach(self)
         for stage in stages:
             if not self.serving[stage.name]:
@@ -111,6 +116,8 @@ class ServingLoop:
         self.stopped = False
         self.batches = 0
         self.now = executor.now
+        for handover in handovers:
+            handover.attach(self)
         self.held: list[Worker] | None = None  # those called while several requests are handed over
         self.hear_batch = self.recorder.of_batches()
         self._hear_arrival, self._hear_end = self.recorder.of_arrivals(), self.recorder.of_ends()
@@ -267,7 +274,9 @@ class ServingLoop:
 
     def policies(self) -> list[Any]:
         """Those of all workers, and the routers."""
-        return [*[worker.policy for worker in self.workers], *(self.dispatcher.routers if self.dispatcher else ())]
+        asked = (self.dispatcher, *[handover.dispatcher for handover in self.handovers])
+        routers = [router for dispatcher in asked if dispatcher is not None for router in dispatcher.routers]
+        return [*[worker.policy for worker in self.workers], *routers]
 
     def outputs_of(self, request: Request) -> Outputs | None:
         """The true output lengths of *request*, which no policy may see."""

@@ -102,6 +102,16 @@ class Loop(Protocol):
         """Those of all workers, and the routers."""
 
 
+class Handing(Protocol):
+    """Sends visits on from some workers of a stage to others (`servetwin.core.llm.serving.handover.Handover`)."""
+
+    @property
+    def dispatcher(self) -> Any: ...
+
+    def attach(self, loop: Any) -> None:
+        """Work for *loop*."""
+
+
 class Worker:
     """Serves one stage with one policy. Subclasses say how: at least by `receive`, `turn`, `ring` and `withdraw`.
 
@@ -115,6 +125,8 @@ class Worker:
     kind: Literal["batch", "engine", "pool"] = "batch"
     policy: PolicyBase
     view: WorkerView
+    #: Whether requests come to it from clients and other stages; else from other workers of its stage only.
+    takes_requests = True
 
     def __init__(self, stage: Stage, policy: PolicyBase, view: WorkerView, *, device: str = "gpu0") -> None:
         self.name = view.name

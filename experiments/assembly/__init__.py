@@ -4,6 +4,7 @@
 `build`             loop, workers, executor and recorder of an experiment; `run` plays it
 `pipeline`          the graph of modules, its branches, tools and budget
 `llm_workers`       workers that are engines: deadlines of tokens, limits
+`handovers`         from workers that prefill to workers that decode
 `shapes`            the shapes of requests, and workers that serve several
 `replicas`          several devices behind a router, spelled out
 `inputs`            what the numbers of an experiment are made of; `same_run`: whether a run still is that

@@ -44,6 +44,7 @@ from ..spec.loading import load_profiles, not_measured
 from ..spec.sessions import ClosedLoop
 from ..workload import sessions
 from ..workload.requests import about, check_resolution, other_images, read_trace, requests
+from . import handovers
 from .llm_workers import ENDLESS, check_engine, contexts, deadlines_of, host_ahead, prepare, settings_of
 from .pipeline import call_times, estimates, make_pipeline, make_pool, seconds_alone, wiring
 from .replicas import expanded
@@ -168,6 +169,8 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
         recorder.summary.input["trace"]["other_images"] = other
     if limits and (said := not_measured(profiles.values())):
         recorder.summary.input["basis"] = said
+    if experiment.deployment.handover is not None and (said := handovers.stands_on(experiment)):
+        recorder.summary.input.setdefault("basis", []).extend(said)
     if experiment.time.unmeasured == "shared":
         _check_memory(experiment, workers, profiles)
     options = experiment.time.model_dump()
@@ -305,17 +308,19 @@ def make_workers(experiment: Experiment, stages: list[Stage], profiles: dict[str
             policy = check_engine(experiment, spec, settings, profile, policy)
             measured = experiment.deployment.estimates == "measured"
             plans = profile.tokens("measured" if measured else "scheduler", hold=experiment.time.hold)
+            promised = (profile,) if spec.role is None else handovers.profiles_by_role(experiment, spec, profiles)
             engine_view = TokenView(
                 stage,
                 settings.limits,
                 estimate_prefill=plans.prefill,
                 estimate_decode=plans.decode,
                 estimate_step=plans.step,
-                slo=cast("TokenSLO | None", deadlines_of(experiment, profile)),
+                slo=cast("TokenSLO | None", deadlines_of(experiment, *promised)),
                 name=spec.name or "",
             )
             host = host_ahead(profile, costs=experiment.time.costs) if settings.asynchronous else None
-            workers.append(TokenWorker(stage, policy, engine_view, device=spec.device or "", host=host))
+            role = spec.role or "both"
+            workers.append(TokenWorker(stage, policy, engine_view, device=spec.device or "", host=host, role=role))
             continue
         if isinstance(policy, TokenPolicy):
             what = f"{chosen.name} is a policy for language models, and {'+'.join(spec.modules)} is none"
@@ -363,7 +368,7 @@ def time_shared(experiment: Experiment) -> list[str]:
 
 def stands_on(experiment: Experiment) -> list[str]:
     """A line for each profile of *experiment* that is imported or estimated."""
-    return not_measured(load_profiles(experiment).values())
+    return [*not_measured(load_profiles(experiment).values()), *handovers.stands_on(experiment)]
 
 
 def policy_not_measured(experiment: Experiment) -> list[str]:

@@ -93,9 +93,10 @@ def contexts(experiment: Experiment, profiles: dict[str, Profile]) -> dict[str, 
     return found
 
 
-def deadlines_of(experiment: Experiment, profile: Profile) -> TokenDeadlines | None:
-    """The deadlines of the tokens that a model with this *profile* generates, with the limits per request that are
-    reported beside them, by class where classes have their own; None if the experiment has neither."""
+def deadlines_of(experiment: Experiment, profile: Profile, decode: Profile | None = None) -> TokenDeadlines | None:
+    """The deadlines of the tokens that a model with this *profile* generates (or that of *decode* all but the first),
+    with the limits per request that are reported beside them, by class where classes have their own; None if the
+    experiment has neither."""
     slo = experiment.slo
     if not isinstance(slo, TokenSLOSpec):
         return None
@@ -113,8 +114,9 @@ def deadlines_of(experiment: Experiment, profile: Profile) -> TokenDeadlines | N
         if spec.prefill is None or spec.decode is None:
             found[name] = LimitsSLO.of(limits or TokenLimits())
             continue
-        table, data = profile.tokens(spec.base), profile.token_data
-        d0, d1 = (data.solo.d0, data.solo.d1) if data.solo else table.solo_decode()
+        table, decodes = profile.tokens(spec.base), decode or profile
+        data = decodes.token_data
+        d0, d1 = (data.solo.d0, data.solo.d1) if data.solo else decodes.tokens(spec.base).solo_decode()
         found[name] = TokenDeadlines(spec.prefill, spec.decode, d0, d1, table.prefill, spec.meets, limits)
     usual = found.pop("")
     return TokenSLOByClass.of(usual, found) if found else usual
@@ -133,6 +135,9 @@ def check_engine(
     if limits.preemption == "swap" and experiment.time.costs and SWAP() not in profile.costs:
         what = f"{profile.name} does not say how long KV blocks take to the host and back (its cost kv.swap)"
         raise BadInput(what, where="deployment.workers: engine.preemption", right="recompute, or time.costs: false")
+    if settings.asynchronous and spec.role is not None:
+        what = "engines whose prefill and decode are apart decide a step when the one before is over"
+        raise BadInput(what, where="deployment.workers: engine.asynchronous", right="asynchronous: false")
     if settings.asynchronous and limits.preemption == "swap":
         what = "with asynchronous scheduling nothing is swapped"
         raise BadInput(what, where="deployment.workers: engine.preemption", right="recompute, or asynchronous: false")

@@ -18,6 +18,7 @@ from servetwin.core.serving.pool import Pool
 from ..registry import router_registry
 from ..spec.experiment import Experiment, ListedCalls, LognormalCalls, PipelineSpec, WorkerSpec
 from ..workload.lengths import largest
+from .handovers import make_handovers, profiles_by_role
 from .llm_workers import deadlines_of
 
 if TYPE_CHECKING:
@@ -46,9 +47,13 @@ def wiring(
     plan, branches = experiment.deployment, experiment.pipeline.branches
     routers = {path: (router_registry.make(r.name, r.params), r.stale) for path, r in plan.routings.items()}
     others = {s.name: routers[path][0] for s in stages if (path := ("routers", s.modules[0])) in routers}
-    usual, stale = routers["router",][0], dict(routers.values())
+    usual, between = routers["router",][0], routers.pop(("handover", "router"), (None, 0.0))
+    stale = dict(routers.values())
+    handovers = make_handovers(experiment, workers, profiles, *between) if plan.handover is not None else []
+    entries = [worker for worker in workers if worker.takes_requests]
     return {
-        "router": Dispatcher(workers, usual, others, stale=stale, seed=experiment.seed),
+        **({"handovers": handovers} if handovers else {}),
+        "router": Dispatcher(entries, usual, others, stale=stale, seed=experiment.seed),
         "budget": make_budget(experiment, stages, profiles) if experiment.budget.used else None,
         "branching": Branching(stages, experiment.seed) if branches else None,
     }
@@ -252,7 +257,8 @@ def _token_slos(
     for stage in stages:
         spec = first[stage.modules[0]]
         if spec.modules[0] in experiment.pipeline.llms and spec.device is not None:
-            slo = deadlines_of(experiment, profiles[spec.device])
+            promised = (profiles[spec.device],) if spec.role is None else profiles_by_role(experiment, spec, profiles)
+            slo = deadlines_of(experiment, *promised)
             if slo is not None:
                 slos[stage.name] = slo
     return slos

@@ -34,6 +34,7 @@ def expanded(experiment: Experiment) -> Experiment:
         replicas=1,
         router=plan.router,
         routers=plan.routers,
+        handover=plan.handover,
     )
     return experiment.model_copy(update={"deployment": whole})
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from servetwin.core import BadInput, Pipeline, Recorder, Request, ServeTwinError, Stage, Worker
 from servetwin.core.serving.sessions import Session
 
-from ..assembly import build
+from ..assembly import build, handovers
 from ..assembly.llm_workers import contexts
 from ..assembly.pipeline import make_pipeline, real_tools, wiring, without_tools
 from ..assembly.replicas import expanded
@@ -231,6 +231,7 @@ class Plan:
     ) -> None:
         if not diffusion:
             refuse(experiment, "this backend")
+        handovers.refuse(experiment, "the real side")
         self.fitting = fitting(experiment, model) if diffusion else []
         if experiment.workload.in_turns and not in_turns:
             what = "here no request waits for others to end, as those of sessions and closed loops do"

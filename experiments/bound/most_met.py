@@ -19,7 +19,7 @@ from servetwin.profiles import Profile, costs
 from servetwin.profiles.llm.recent_load import recent_load_of
 from servetwin.sim.measured import TimeOptions
 
-from ..assembly import build, replicas
+from ..assembly import build, handovers, replicas
 from ..assembly.shapes import refuse
 from ..spec.experiment import Experiment
 from ..spec.loading import load_profiles
@@ -112,6 +112,7 @@ def most_met(
     """
     check_arrivals(experiment)
     refuse(experiment, "the bound")
+    handovers.refuse(experiment, "the bound")
     began = time.perf_counter()
     noise = experiment.time.noise
     modes = [False, True] if noise else [False]

@@ -9,6 +9,7 @@
 `visits`          a request's way through the stages
 `batch_time`      the parts of a visit to a worker that runs batches, or to a pool of threads
 `engine_time`     likewise to an engine of a language model
+`handed_time`     likewise where prefill and decode are apart
 `engine_memory`   whether an engine had KV memory for a request
 `alone`           what a request would take if it were served alone
 `slack`           how much of its deadline was left at each moment, and the decision at which it was lost

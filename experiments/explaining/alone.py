@@ -54,6 +54,7 @@ class TokensAlone:
 
     table: TokenTable
     prompt: int
+    decodes: TokenTable | None = None  #: by which it decodes, where another computes its prompt
 
     def prefill(self, tokens: int) -> float:
         """Of a prompt, or a chunk, of so many tokens; in pieces of the longest that was measured."""
@@ -63,7 +64,7 @@ class TokensAlone:
 
     def decode(self, context: int) -> float:
         """Of a token after so many."""
-        return self.table.decode(1, float(context))
+        return (self.decodes or self.table).decode(1, float(context))
 
     def decoded(self, tokens: int) -> np.ndarray:
         """Of the decode steps from the first token on until token j, at [j]; [0] and [1] are 0."""
@@ -113,9 +114,14 @@ class Alone:
 
     def tokens(self, visit: Visit) -> TokensAlone:
         """Of a visit to a language model."""
-        device = self.workers[visit.worker].device
-        table = self.profiles[device or ""].tokens("measured", "scheduler", hold=True)
+        table = self._table(visit.worker)
+        if visit.is_handed:
+            return TokensAlone(self._table(visit.stay["handover"]["from"]), visit.stay["prompt"], table)
         return TokensAlone(table, visit.stay["prompt"])
+
+    def _table(self, worker: str) -> TokenTable:
+        device = self.workers[worker].device
+        return self.profiles[device or ""].tokens("measured", "scheduler", hold=True)
 
     def memory(self, worker: str) -> Memory:
         """The KV memory of that engine."""

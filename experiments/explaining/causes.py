@@ -19,6 +19,8 @@ class Cause(StrEnum):
     HOST = "host"  #: nothing ran: the host was between two batches (or, in a real run, the policy waited)
     PREEMPTED = "preempted"  #: it had begun, and others ran; in an engine it had lost its KV memory
     STALLED = "stalled"  #: it had its KV memory, and steps went by without it
+    HANDOVER_WAIT = "hand-over wait"  #: its prompt stood, and it waited for room where it decodes, or for the link
+    HANDOVER = "hand-over"  #: its KV was on its way to the engine that decodes
     RECOMPUTED = "recomputed"  #: an engine computed anew what a preemption had lost
     ALONE = "served alone"  #: the part of its own batches that they would have taken for it alone
     SHARED = "shared"  #: what its own batches took longer: for the others in them, or for noise and neighbours
@@ -54,7 +56,7 @@ class Part:
 
     *ran* is what ran meanwhile, *own* whether the request was in it. *alone* is how long its own share would have
     taken alone, where that is known. After it, *done* iterations of the visit were done; at a language model
-    *tokens* are (generated, computed).
+    *tokens* are (generated, computed). *worker* is where it passed, if that is not where the visit ended.
     """
 
     visit: int
@@ -66,6 +68,7 @@ class Part:
     alone: float | None = None
     done: int = 0
     tokens: tuple[int, int] | None = None
+    worker: str | None = None
 
     @property
     def seconds(self) -> float:

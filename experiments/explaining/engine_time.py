@@ -12,7 +12,7 @@ from .visits import Visit
 
 
 @dataclass
-class _Progress:
+class Progress:
     """How far a request has come: tokens *generated*, *computed* ones whose KV stands, the most that it ever had."""
 
     prompt: int
@@ -48,13 +48,20 @@ class _Progress:
 
 
 def engine_time(
-    visit: Visit, index: int, ran: Sequence[Ran], *, memory: Memory | None, alone: TokensAlone | None
+    visit: Visit,
+    index: int,
+    ran: Sequence[Ran],
+    *,
+    memory: Memory | None,
+    alone: TokensAlone | None,
+    at: Progress | None = None,
 ) -> Iterator[Part]:
     """The parts of *visit*, number *index* of its request, to an engine whose steps are *ran*.
 
-    Without *memory* nothing is known of its blocks, and who lacks them counts as waiting in the queue.
+    Without *memory* nothing is known of its blocks, and who lacks them counts as waiting in the queue. *at* is how
+    far it has come elsewhere.
     """
-    at = _Progress(visit.stay["prompt"])
+    at = at or Progress(visit.stay["prompt"])
     now = visit.came
     for one in ran:
         if visit.request in one.preempted and at.begun and one.start >= visit.came:
@@ -77,7 +84,7 @@ def engine_time(
         yield Part(index, Cause.HOST, now, visit.until, tokens=at.tokens)
 
 
-def _served(visit: Visit, index: int, one: Ran, now: float, at: _Progress, alone: TokensAlone | None) -> Part:
+def _served(visit: Visit, index: int, one: Ran, now: float, at: Progress, alone: TokensAlone | None) -> Part:
     context, piece = at.computed, one.prefill.get(visit.request)
     again = at.take(one, visit.request)
     seconds = None
@@ -87,12 +94,12 @@ def _served(visit: Visit, index: int, one: Ran, now: float, at: _Progress, alone
     return Part(index, cause, now, one.end, one, True, seconds, tokens=at.tokens)
 
 
-def _wait(visit: Visit, one: Ran, at: _Progress, memory: Memory | None) -> Cause:
+def _wait(visit: Visit, one: Ran, at: Progress, memory: Memory | None) -> Cause:
     """Why it was not in *one*."""
-    if at.begun:
-        return Cause.PREEMPTED if at.lost else Cause.STALLED
     if one.start < visit.came:
         return Cause.IN_FRONT
+    if at.begun:
+        return Cause.PREEMPTED if at.lost else Cause.STALLED
     if visit.admitted is None or one.start < visit.admitted:
         return Cause.JOINED_LATE
     return Cause.MEMORY if memory is not None and memory.lacks(at.pending, one.free) else Cause.QUEUE

@@ -18,6 +18,7 @@ from .alone import Alone, StageAlone, TokensAlone
 from .batch_time import batch_time, pool_time
 from .causes import SERVED, Cause, Part
 from .engine_time import engine_time
+from .handed_time import handed_time
 from .run_window import RunWindow
 from .slack import Lost, Slack, TokenSlack, judged, lost_at, of_deadline
 from .visits import Visit, end_of, way_of
@@ -253,6 +254,8 @@ def _time_of(
         if visit.worker in window.silent:
             if visit.until > visit.came:
                 yield Part(index, Cause.UNTOLD, visit.came, visit.until)
+        elif visit.is_handed:
+            yield from handed_time(visit, index, window.ran, alone)
         elif visit.is_llm:
             memory = alone.memory(visit.worker) if alone is not None else None
             speed: Any = alone.tokens(visit) if alone is not None else None
@@ -288,7 +291,7 @@ def _stage_time(visit: Visit, parts: Sequence[Part]) -> StageTime:
                 instead[number] = instead.get(number, 0.0) + part.seconds
     return StageTime(
         visit.stage,
-        visit.worker,
+        f"{visit.stay['handover']['from']} and {visit.worker}" if visit.is_handed else visit.worker,
         {cause: fsum(seconds[cause]) for cause in Cause if cause in seconds},
         dict(sorted(instead.items(), key=lambda pair: -pair[1])),
         list(batches),
@@ -381,7 +384,11 @@ def as_json(found: Explanation) -> dict[str, Any]:
             lost["cause"] = None
         else:
             stage = found.stages[part.visit] if found.stages else None
-            lost |= {"cause": part.cause.value, "worker": stage.worker if stage else None, "own": part.own}
+            lost |= {
+                "cause": part.cause.value,
+                "worker": part.worker or (stage.worker if stage else None),
+                "own": part.own,
+            }
             lost |= {"start": part.start, "end": part.end}
             if part.ran is not None:
                 lost |= {"batch": part.ran.batch, "start": part.ran.start, "end": part.ran.end}

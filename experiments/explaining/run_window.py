@@ -38,12 +38,18 @@ def read(folder: Path, wanted: Iterable[Visit], requests: Iterable[Mapping[str, 
     """
     spans: dict[str, list[tuple[float, float]]] = {}
     for visit in wanted:
-        spans.setdefault(visit.worker, []).append((visit.came, visit.until))
+        for worker, came, until in visit.places():
+            spans.setdefault(worker, []).append((came, until))
     engines: dict[str, StepMembers] = {}
     for record in requests:
         for stay in record["stages"]:
-            if "prompt" in stay and stay["worker"] in spans:
-                ended = _ended(record) if stay["finished"] is None else None
+            if "prompt" not in stay:
+                continue
+            ended, told = _ended(record) if stay["finished"] is None else None, stay.get("handover")
+            if told is not None and told["from"] in spans:
+                there = {**stay, "worker": told["from"], "generated": 1}
+                engines.setdefault(told["from"], StepMembers()).visit(record["id"], there, None)
+            if stay["worker"] in spans:
                 engines.setdefault(stay["worker"], StepMembers()).visit(record["id"], stay, ended)
     found = RunWindow()
     heard: set[str] = set()

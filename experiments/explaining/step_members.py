@@ -8,6 +8,7 @@ number of those that decode, which stands in each step, says whether it was foll
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from heapq import heappop, heappush
 from typing import Any
 
 
@@ -30,6 +31,8 @@ class StepMembers:
         self._states: dict[int, _State] = {}
         self._decoding: dict[int, None] = {}
         self._leaving: dict[int, float] = {}  # those that end before their last token, and when
+        self._handed: list[tuple[float, int, int, float | None]] = []
+        # (A heap: when, who, tokens, ended before its time.)
         self.steps = 0
         self.unsure = 0  #: steps of which it is not known for sure who decodes
 
@@ -38,14 +41,21 @@ class StepMembers:
         state = self._states.setdefault(number, _State())
         state.stays.append((stay["queued"], stay["prompt"], stay.get("generated", 0), ended))
         state.stays.sort(key=lambda s: s[0], reverse=True)  # the next one last
+        told = stay.get("handover")
+        if told is not None and told["from"] != stay["worker"] and told["handed"] is not None:
+            first = stay["first_token"]
+            tokens = int(first is not None and first <= told["prefilled"])
+            heappush(self._handed, (told["handed"], number, tokens, ended))
 
     def members(self, record: Mapping[str, Any]) -> tuple[int, ...]:
         """The ids of all that take part in the step of *record*: those that prefill, then those that decode."""
         self.steps += 1
+        self._join(record["start"], record["decode"])
         for number in record.get("preempted", ()):
             self._decoding.pop(number, None)
         for number in [n for n, ended in self._leaving.items() if ended <= record["start"]]:
             self._leave(number)
+        self._join(record["start"], record["decode"], just=True)
         prefill = {piece[0]: None for piece in record["prefill"]}
         chosen = [n for n in record["requests"] if n not in prefill]
         decode = chosen or (list(self._decoding) if record["decode"] else [])
@@ -56,6 +66,17 @@ class StepMembers:
         for number, tokens, before in record["prefill"]:
             self._prefilled(number, before + tokens)
         return found
+
+    def _join(self, start: float, decode: int, just: bool = False) -> None:
+        """Those whose KV had come when a step of so many that decode began, also *just* then, if it has more."""
+        while self._handed and self._handed[0][0] <= start:
+            if self._handed[0][0] == start and not (just and len(self._decoding) < decode):
+                break
+            _, number, tokens, ended = heappop(self._handed)
+            self._states[number].generated = tokens
+            self._decoding[number] = None
+            if ended is not None:
+                self._leaving[number] = ended
 
     def _generated(self, decode: Iterable[int], count: int) -> None:
         for number in decode:

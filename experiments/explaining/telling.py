@@ -89,7 +89,7 @@ def of_lost(found: Explanation) -> str | None:
 def _decision(found: Explanation, lost: Lost) -> str:
     part = lost.part
     assert part is not None
-    worker = found.stages[part.visit].worker if found.stages else ""
+    worker = part.worker or (found.stages[part.visit].worker if found.stages else "")
     ran = part.ran
     if ran is None:
         return f"{worker}, from {part.start:.3f} s to {part.end:.3f} s ({part.cause.value})"
@@ -111,7 +111,7 @@ def short_lost(found: Explanation) -> str:
     if lost.part is None:
         return "on arrival"
     part = lost.part
-    worker = found.stages[part.visit].worker if found.stages else ""
+    worker = part.worker or (found.stages[part.visit].worker if found.stages else "")
     batch = f", batch {part.ran.batch}" if part.ran is not None and part.ran.batch else ""
     how = "in it" if part.own else part.cause.value
     return f"{worker} at {part.start:.3f} s{batch} ({how})"

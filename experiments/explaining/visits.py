@@ -42,6 +42,25 @@ class Visit:
     def is_llm(self) -> bool:
         return "prompt" in self.stay
 
+    @property
+    def is_handed(self) -> bool:
+        """Whether its prompt was computed by another worker, and has stood there."""
+        return "handover" in self.stay
+
+    @property
+    def token_of_prefill(self) -> bool:
+        """Whether the first token of one that was handed over came with its prefill."""
+        first = self.stay["first_token"]
+        return first is not None and first <= self.stay["handover"]["prefilled"]
+
+    def places(self) -> list[tuple[str, float, float]]:
+        """(worker, since when, until when) of each worker that it was at."""
+        if not self.is_handed:
+            return [(self.worker, self.came, self.until)]
+        told = self.stay["handover"]
+        since = told["prefilled"] if told["handed"] is None else told["handed"]
+        return [(told["from"], self.came, told["prefilled"]), (self.worker, since, self.until)]
+
 
 def end_of(record: Mapping[str, Any]) -> float:
     """When a request ended. Raises `BadInput` if the records do not say it, as older ones do not of what was dropped

@@ -171,7 +171,7 @@ class Gathered:
     def request(self, record: Mapping[str, Any], end: float) -> None:
         """Take up a line of ``requests.jsonl``; it ended at *end* at the latest."""
         self._end = max(self._end, end)
-        for stay in record["stages"]:
+        for stay in [part for whole in record["stages"] for part in _by_worker(whole, end)]:
             worker = stay["worker"] or stay["stage"]
             queued = stay["queued"]
             started = stay["started"] if stay["started"] is not None else end
@@ -188,7 +188,10 @@ class Gathered:
                 generated = stay.get("generated", 0)
                 # The last token that came out is nobody's context: its keys and values are not computed.
                 held = stay["prompt"] + generated - 1 if generated else None
-                self._engines[worker].left.append((record["id"], held, queued, finished))
+                engine = self._engines[worker]
+                if "context" in stay:
+                    engine.marks.setdefault(record["id"], []).insert(0, (started, stay["context"]))
+                engine.left.append((record["id"], held, queued, stay.get("kept", finished)))
 
     def timeline(self, meta: Mapping[str, Any]) -> Timeline:
         """What the records amount to; *meta* is the run's, and says on which device a worker runs."""
@@ -216,6 +219,22 @@ class Gathered:
             {device: _busy(own) for device, own in spans.items()},
             untold,
         )
+
+
+def _by_worker(stay: dict[str, Any], end: float) -> Iterator[dict[str, Any]]:
+    """*stay*, or what it was at each worker where its prompt was handed over: the KV is kept where it was prefilled
+    until it has come to the worker that decodes, whom it waits for as long."""
+    told = stay.get("handover")
+    if told is None:
+        yield stay
+        return
+    prefilled, handed = told["prefilled"], told["handed"]
+    left = handed if handed is not None else stay["finished"] if stay["finished"] is not None else end
+    yield {**stay, "worker": told["from"], "finished": prefilled, "generated": 1, "kept": left}
+    if stay["worker"] == told["from"]:
+        return  # nobody had been found who decodes
+    came = {"context": stay["prompt"]} if handed is not None else {}
+    yield {**stay, "queued": prefilled, "started": handed, **came}
 
 
 def batch_size(record: Mapping[str, Any]) -> int:

@@ -366,7 +366,9 @@ class WorkerSpec(Strict):
     simulation, *scripts* what a real one runs. It needs no device and no limit, and is served first come, first
     served unless it has a policy of its own.
 
-    Of an LLM module's worker *limit* is the most requests that run at once, and *engine* has its other limits.
+    Of an LLM module's worker *limit* is the most requests that run at once, and *engine* has its other limits. With
+    the *role* "prefill" it computes prompts and hands them over to workers of the same module with the role "decode";
+    without one it does both.
     """
 
     modules: Annotated[list[str], Field(min_length=1)]
@@ -379,6 +381,7 @@ class WorkerSpec(Strict):
     calls: Calls | None = None
     engine: EngineSpec | None = None
     scripts: ScriptsSpec | None = None
+    role: Literal["prefill", "decode"] | None = None
 
 
 class RouterSpec(Strict):
@@ -399,6 +402,30 @@ Routing = Annotated[
 ]
 
 
+class HandoverSpec(Strict):
+    """How KV gets from workers of the *role* "prefill" to those of the role "decode", and which of these decodes.
+
+    The KV of a prompt takes *latency* seconds, and its bytes at *gb_per_s* (10^9 bytes a second), of which *source*
+    says where it comes from; without *gb_per_s* it takes what the profiles of the prefill workers say (their cost
+    `kv.handover`). *bytes_per_token* is by default that of the profile's model at two bytes a number. *link*: one
+    prompt is sent at a time from each "prefill" worker, to each "decode" worker, on each "pair" of them, or by all
+    together ("shared"); or ("unlimited") none waits for another. Without *overlap* a prefill worker computes nothing
+    while it sends. *first_token*: a request's first token is the one that its prefill gives ("prefill", as in
+    DistServe and Splitwise), or comes from the first step of the worker that decodes ("decode", as with vLLM's
+    proxies, which throw the former away). *router* picks the worker that decodes, when the prompt stands; one that
+    keeps a central queue picks it when one has room.
+    """
+
+    gb_per_s: Positive | None = None
+    latency: NotNegative = 0.0
+    bytes_per_token: Positive | None = None
+    source: Annotated[str, Field(min_length=1)] | None = None
+    link: Literal["prefill", "decode", "pair", "shared", "unlimited"] = "prefill"
+    overlap: bool = True
+    first_token: Literal["prefill", "decode"] = "prefill"
+    router: Routing = "least_loaded"
+
+
 class Deployment(Strict):
     """*devices* maps names to profiles; *estimates* is the kind of table that policies see.
 
@@ -406,7 +433,8 @@ class Deployment(Strict):
 
     Several workers may serve the same modules: *router* says how requests are shared out among them (a name, a file,
     or a mapping; docs/guides/routing.md), *routers* says so for single modules. *replicas* repeats the whole
-    deployment, each time on devices of its own.
+    deployment, each time on devices of its own. *handover*: how prompts get from workers that prefill to workers that
+    decode, where there are such roles.
     """
 
     name: str | None = None
@@ -416,12 +444,15 @@ class Deployment(Strict):
     replicas: Count = 1
     router: Routing = "least_loaded"
     routers: dict[str, Routing] = Field(default_factory=dict)
+    handover: HandoverSpec | None = None
 
     @property
     def routings(self) -> dict[tuple[str, ...], RouterSpec]:
         """The routers that it names, by where they stand in it."""
         said: dict[tuple[str, ...], Routing] = {("router",): self.router}
         said |= {("routers", module): own for module, own in self.routers.items()}
+        if self.handover is not None:
+            said["handover", "router"] = self.handover.router
         return {path: RouterSpec(name=r) if isinstance(r, str) else r for path, r in said.items()}
 
     @property
@@ -507,6 +538,11 @@ class Experiment(Strict):
         """The content of a file that says the same in full."""
         content = self.model_dump(mode="json", by_alias=True)
         load = content["workload"]
+        plan = content["deployment"]
+        for said in (plan, *plan["workers"]):
+            for key in ("handover", "role"):
+                if key in said and said[key] is None:
+                    del said[key]
         for key in ("trace", "sessions"):
             if load[key] is None:
                 del load[key]

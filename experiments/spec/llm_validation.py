@@ -49,6 +49,7 @@ def check(experiment: Experiment) -> None:
         known = ", ".join(f"{cv:g}" for cv in seeds)
         raise Misfit(("workload", "arrivals", "cv"), f"there is no published seed for cv {load.arrivals.cv:g}", known)
     _check_workers(experiment, modules)
+    _check_roles(experiment, modules)
     _check_slo(experiment, modules)
     if experiment.time.table == "corrected" and not modules:
         raise Misfit(("time", "table"), "only models of LLM modules are corrected", "measured or scheduler")
@@ -91,7 +92,7 @@ def _check_apart(load: Workload) -> None:
                 continue
             context += decodes.after == first
             what = f"{second!r} would decode with a context of {context}, not with the KV of the prompts of {first!r}"
-            right = "one module of kind llm: prefill and decode on engines apart are not modelled"
+            right = "one module of kind llm, with workers of role prefill and of role decode"
             raise Misfit(("workload", "lengths", second, "prompt"), what, right)
 
 
@@ -150,6 +151,57 @@ def _check_workers(experiment: Experiment, modules: list[str]) -> None:
             # What another kind of worker would cost it has not been measured; of engines the profile may say it.
             what = f"the engine of {engines[worker.device]!r} has the device {worker.device!r} to itself"
             raise Misfit((*path, "device"), what, "a device for each engine, or two engines on one")
+
+
+def _check_roles(experiment: Experiment, modules: list[str]) -> None:
+    """Prefill and decode apart: who does which, and that it is known what lies between."""
+    plan = experiment.deployment
+    by_module: dict[str, dict[str | None, int]] = {}
+    prefills: set[str | None] = set()
+    for i, worker in enumerate(plan.workers):
+        path, module = ("deployment", "workers", i), worker.modules[0]
+        if worker.role is None:
+            by_module.setdefault(module, {}).setdefault(None, i)
+            continue
+        if module not in modules:
+            raise Misfit((*path, "role"), "this worker serves no module of kind llm", "no role")
+        by_module.setdefault(module, {}).setdefault(worker.role, i)
+        engine = worker.engine
+        for key in ("enable_prefix_caching", "keep_freed", "asynchronous"):
+            if engine is not None and getattr(engine, key):
+                what = f"{key} is not known of engines whose prefill and decode are apart"
+                raise Misfit((*path, "engine", key), what, "false")
+        prefills |= {worker.device} if worker.role == "prefill" else set()
+    for i, worker in enumerate(plan.workers):
+        if worker.role == "decode" and worker.device in prefills:
+            what = f"{worker.device!r} has a worker that prefills"
+            raise Misfit(("deployment", "workers", i, "device"), what, "a device of its own")
+    for module, roles in by_module.items():
+        if len(roles) > 1 and None in roles:
+            what = f"other workers of {module!r} have a role"
+            raise Misfit(("deployment", "workers", roles[None], "role"), what, "prefill or decode")
+        for role, other in (("prefill", "decode"), ("decode", "prefill")):
+            if role in roles and other not in roles:
+                what = f"{module!r} has no worker with the role {other}"
+                raise Misfit(("deployment", "workers", roles[role], "role"), what, f"a worker with role: {other}")
+    _check_handover(experiment, any(worker.role is not None for worker in plan.workers))
+
+
+def _check_handover(experiment: Experiment, apart: bool) -> None:
+    said = experiment.deployment.handover
+    path = ("deployment", "handover")
+    if said is None:
+        if apart:
+            what = "nothing says what handing KV over to the workers that decode costs"
+            raise Misfit(path, what, "handover: {gb_per_s: 25, source: ...}")
+        return
+    if not apart:
+        raise Misfit(path, "no worker has a role", "workers with role: prefill and role: decode, or no handover")
+    if said.gb_per_s is not None and said.source is None:
+        raise Misfit((*path, "source"), "nothing says where the bandwidth comes from", "source: ...")
+    if said.gb_per_s is None and said.bytes_per_token is not None:
+        what = "without a bandwidth, bytes are not looked at"
+        raise Misfit((*path, "bytes_per_token"), what, "gb_per_s: ..., or no bytes_per_token")
 
 
 def _check_slo(experiment: Experiment, modules: list[str]) -> None:

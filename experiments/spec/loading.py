@@ -459,7 +459,11 @@ def _with_all_parameters(experiment: Experiment) -> Experiment:
             params = router_registry.complete(router.name, router.params)
         plain = not params and not router.stale  # then the name alone says it
         routers[place] = router.name if plain else RouterSpec(name=router.name, params=params, stale=router.stale)
-    routing = {"router": routers.pop(("router",)), "routers": {place[1]: own for place, own in routers.items()}}
+    routing: dict[str, Any] = {"router": routers.pop(("router",))}
+    handover = experiment.deployment.handover
+    if handover is not None:
+        routing["handover"] = handover.model_copy(update={"router": routers.pop(("handover", "router"))})
+    routing["routers"] = {place[1]: own for place, own in routers.items()}
     served = [worker.model_copy(update={"policy": own}) for worker, own in zip(workers, full[1:], strict=True)]
     deployment = experiment.deployment.model_copy(update={"workers": served, **routing})
     return experiment.model_copy(update={"policy": full[0], "deployment": deployment})

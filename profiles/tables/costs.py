@@ -378,6 +378,9 @@ SWAP = CostName(
     "counts blocks; needed by engines that preempt by swapping",
     _ENGINE,
 )
+HANDOVER = CostName(
+    "kv.handover", "seconds", ("line", "value"), "handing a prompt's KV over; per_request counts tokens", _ENGINE
+)
 STEP_BETWEEN = CostName(
     "step.between",
     "seconds",

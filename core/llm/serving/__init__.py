@@ -6,6 +6,8 @@
 `async_engine`     one that decides a step ahead
 `freed_blocks`     what a preempted request finds again of its blocks
 `caching`          engines with a prefix cache: requests that begin alike share blocks
+`pools`            engines that prefill, and engines that decode what those have prefilled
+`handover`         which of the latter a request goes to, and when its KV gets there
 `engine_ledger`    what tasks and the engine's view say, where no policy can write
 =================  ===============================================================================================
 """

@@ -34,6 +34,7 @@ class TokenEngine(DecodeSums):
         "_recomputed",
         "_untaken",
         "deciding",
+        "fetched",
         "go_on",
         "guard",
         "host",
@@ -63,6 +64,7 @@ class TokenEngine(DecodeSums):
         self.guard: Any = Guard(self) if self.booked else None
         self.longest = (view.blocks - view.watermark) * self.size  # tokens that fit
         self.deciding, self.host = False, worker.host
+        self.fetched = False  # whether the last admission had KV sent here from another engine
         self._untaken = 0  # arrivals that the host has not taken in yet
         self._done = self.done  # bound once
         self.module = worker.stage.loop or worker.stage.name
@@ -182,6 +184,8 @@ class TokenEngine(DecodeSums):
                     if pieces:
                         self._launch(0, 0, pieces, None, now)
                         break
+                    if self.fetched:
+                        continue
                 if not self._carry_out(step, now):
                     if not worker.inbox:
                         worker.set_alarm(step.idle_until, now)
@@ -228,7 +232,7 @@ class TokenEngine(DecodeSums):
             if task.request.outcome is not None:
                 del self.lengths[task]
                 continue
-            task.admitted = now
+            task.admitted = now if task.admitted is None else task.admitted  # set where another engine prefilled it
             if self.seen:
                 task.arrival = now
             if self.booked:
@@ -252,6 +256,7 @@ class TokenEngine(DecodeSums):
     def _carry_out(self, step: Step, now: float) -> bool:
         """Do as *step* says; whether anything came of it (a step in flight, or a changed queue: ask again)."""
         view, policy = self.view, self.worker.policy
+        self.fetched = False
         changed = bool(step.drop or step.preempt)
         if changed or step.plain < 0:
             check_decision(policy, step, Step)
@@ -272,7 +277,7 @@ class TokenEngine(DecodeSums):
             chosen = None
         pieces = self._admit(step.prefill, chosen, decode, crowded, now) if step.prefill else ()
         if not decode and not pieces:
-            return changed or crowded
+            return changed or crowded or self.fetched
         self._launch(decode, context, pieces, chosen, now)
         return True
 

@@ -9,6 +9,7 @@ from ...pipeline import Stage
 from ...serving.worker import Worker
 from ..batch import TokenBatch
 from ..policy import Step, TokenPolicy, TokenView
+from .handover import Handover
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,9 @@ class LLMWorker(Worker):
     kind = "engine"
     policy: TokenPolicy
     view: TokenView
+    #: How its stage's requests get from engines that prefill to engines that decode, if it has such; to be set before
+    #: the loop is made.
+    handover: Handover | None = None
 
     def __init__(
         self, stage: Stage, policy: TokenPolicy, view: TokenView, *, device: str = "gpu0", host: Host | None = None

@@ -3,23 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from ...isolation.answers import write_fault
+from ...pipeline import Stage
 from ...request import Request, Task
 from ...serving.worker import Loop
+from ..policy import TokenPolicy, TokenView
 from ..request import TokenTask, prompt_of
 from .async_engine import TokenEngineAhead
 from .caching import TokenEngineAheadCaching, TokenEngineCaching
 from .engine import TokenEngine
 from .freed_blocks import TokenEngineAheadKeeping, TokenEngineKeeping
 from .host import Host, LLMWorker
+from .pools import DecodeEngine, PrefillEngine
 
 __all__ = ["Host", "TokenWorker"]
 
 
 class TokenWorker(LLMWorker):
-    """Serves an LLM stage with one policy, an engine step at a time."""
+    """Serves an LLM stage with one policy, an engine step at a time.
+
+    With the *role* "prefill" it computes prompts and hands them over, with "decode" it decodes what it is handed; the
+    stage's *handover* is to be set before the loop is made.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        policy: TokenPolicy,
+        view: TokenView,
+        *,
+        device: str = "gpu0",
+        host: Host | None = None,
+        role: Literal["both", "prefill", "decode"] = "both",
+    ) -> None:
+        super().__init__(stage, policy, view, device=device, host=host)
+        self.role = role
+        self.takes_requests = role != "decode"
 
     def attach(self, loop: Loop) -> None:
         super().attach(loop)
@@ -28,7 +49,10 @@ class TokenWorker(LLMWorker):
         if ahead:
             kinds = [TokenEngineAhead, TokenEngineAheadKeeping, TokenEngineAheadCaching]
         limits = self.view.limits
-        self.engine = kinds[2 if limits.enable_prefix_caching else limits.keep_freed](loop, self)
+        kind = kinds[2 if limits.enable_prefix_caching else limits.keep_freed]
+        if self.role != "both":
+            kind = PrefillEngine if self.role == "prefill" else DecodeEngine
+        self.engine = kind(loop, self)
         self.policy.start(self.shown)
 
     def serve_alone(self) -> tuple[Callable[[Request, float], Task], Callable[[Any], None]] | None:
@@ -83,4 +107,5 @@ class TokenWorker(LLMWorker):
     @property
     def resting(self) -> bool:
         """Whether the host is busy between two steps."""
-        return self.host is not None and self.engine.deciding
+        sending = isinstance(self.engine, PrefillEngine) and self.engine.stands_still
+        return sending or (self.host is not None and self.engine.deciding)

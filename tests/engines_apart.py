@@ -1,0 +1,92 @@
+"""Runs with prefill and decode apart, for tests: pools of engines with linear step times, under the invariants."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from engines import Linear, Log, view_of
+from servetwin.core import Recorder, ServingLoop
+from servetwin.core.invariants.checker import InvariantChecker
+from servetwin.core.llm import EngineLimits, TokenPolicy, TokenRequest
+from servetwin.core.llm.request import HandedTask
+from servetwin.core.llm.serving.handover import Handover, KVTransfer
+from servetwin.core.llm.serving.worker import TokenWorker
+from servetwin.core.routing import Router
+from servetwin.core.serving.client import play
+from servetwin.core.serving.dispatch import Dispatcher
+from servetwin.policies.routing.least_loaded import LeastLoaded
+from servetwin.sim import SimExecutor
+from servetwin.sim.llm.lane import TokenTiming
+
+
+@dataclass
+class Pool:
+    """*policies*, one for each engine, and what the engines of the pool have."""
+
+    policies: Sequence[TokenPolicy]
+    times: Linear = field(default_factory=Linear)
+    limits: dict = field(default_factory=dict)
+
+
+@dataclass
+class Apart:
+    loop: ServingLoop
+    log: Recorder
+    sent: list[TokenRequest]
+
+    def visit(self, number: int) -> HandedTask:
+        (task,) = self.sent[number].tasks
+        assert isinstance(task, HandedTask)
+        return task
+
+
+def serve_apart(
+    prefill: Pool,
+    decode: Pool,
+    sent: Sequence[TokenRequest],
+    *,
+    seconds=lambda tokens: 0.0,
+    router: Router | None = None,
+    slo=None,
+    stop_at: float | None = None,
+    recorder: Recorder | None = None,
+    most_events: int = 200_000,
+    **transfer,
+) -> Apart:
+    """Serve *sent* to the end; sending so many tokens takes *seconds*."""
+    sent = list(sent)
+    workers, times, stage = [], {}, None
+    for role, pool in (("prefill", prefill), ("decode", decode)):
+        for number, policy in enumerate(pool.policies):
+            view = view_of(pool.times, EngineLimits(**{"blocks": 1000, **pool.limits}), slo)
+            stage = view.stage = stage or view.stage
+            view.name = f"{role}{number}"
+            workers.append(TokenWorker(stage, policy, view, device=view.name, role=role))
+            times[view.name] = pool.times
+    prefills = [w for w in workers if w.role == "prefill"]
+    decodes = [w for w in workers if w.role == "decode"]
+    kv = KVTransfer({w.name: seconds for w in prefills}, 1000.0, **transfer)
+    handover = Handover(decodes, kv, Dispatcher(decodes, router or LeastLoaded()))
+    for worker in workers:
+        worker.handover = handover
+    executor = SimExecutor(lambda worker: TokenTiming(times[worker.name]))
+    log = recorder or Log()
+    checker = InvariantChecker(log)
+    loop = ServingLoop(
+        [stage], workers, executor, checker, router=Dispatcher(prefills, LeastLoaded()), handovers=[handover]
+    )
+    checker.watch(loop)
+    play(loop, iter(sent))
+    if stop_at is not None:
+        executor.call_at(stop_at, loop.stop)
+    for _ in range(most_events):
+        if executor.calendar.peek() == math.inf:
+            break
+        executor.calendar.step()
+    else:
+        raise AssertionError(f"the run does not come to an end: it is {executor.now():g} s")
+    checker.finish()
+    loop.look_over()
+    return Apart(loop, log, sent)

@@ -1,0 +1,178 @@
+"""Experiments whose prefill and decode are apart: what is refused, what a run leaves, and what explains it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from servetwin.core import BadInput
+from servetwin.core.invariants.checker import InvariantChecker
+from servetwin.core.invariants.record_checker import check_records
+from servetwin.experiments.assembly import build
+from servetwin.experiments.assembly.handovers import profiles_by_role
+from servetwin.experiments.backends.diffusion import Plan
+from servetwin.experiments.explaining.explanation import explain
+from servetwin.experiments.spec.loading import load
+from servetwin.profiles import load as profile
+
+A6000, H100 = "a6000/opt-13b-tp1", "h100/opt-13b-tp1"
+BYTES = 2 * 40 * 5120 * 2  # keys and values of OPT-13B's 40 layers, two bytes each
+
+
+def worker(role: str | None, number: int = 0, **keys: Any) -> dict[str, Any]:
+    name = f"{role}{number}"
+    return {"name": name, "modules": ["llm"], "device": name, "limit": 256, "role": role, **keys}
+
+
+def apart(**changes: Any) -> dict[str, Any]:
+    plan = {
+        "devices": {"prefill0": A6000, "decode0": A6000},
+        "workers": [worker("prefill"), worker("decode")],
+        "handover": {"gb_per_s": 25.0, "source": "assumed"},
+    }
+    return {
+        "extends": "opt-13b-a6000",
+        "workload": {"requests": 40, "lengths": {"llm": {"output": {"tokens": 20}}}},
+        "policy": {"name": "vllm-v1"},
+        "deployment": {**plan, **changes},
+    }
+
+
+def file(folder: Path, content: dict[str, Any]) -> Path:
+    path = folder / "apart.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+WRONG = [
+    ({"handover": None}, "nothing says what handing KV over to the workers that decode costs"),
+    ({"handover": {"gb_per_s": 25.0}}, "nothing says where the bandwidth comes from"),
+    ({"handover": {}}, "a6000/opt-13b-tp1 has no cost kv.handover"),
+    ({"handover": {"bytes_per_token": 100.0}}, "without a bandwidth, bytes are not looked at"),
+    ({"handover": {"gb_per_s": 0.0, "source": "assumed"}}, "deployment.handover.gb_per_s"),
+    ({"handover": {"gb_per_s": 25.0, "source": "assumed", "router": "nobody"}}, "unknown router 'nobody'"),
+    ({"handover": {"gb_per_s": 25.0, "source": "assumed", "link": "wire"}}, "deployment.handover.link"),
+    ({"workers": [worker("prefill")]}, "'llm' has no worker with the role decode"),
+    ({"workers": [worker("decode")]}, "'llm' has no worker with the role prefill"),
+    ({"workers": [worker("prefill"), worker("decode"), worker(None, device="prefill0")]}, "have a role"),
+    ({"workers": [worker("prefill"), worker("decode", device="prefill0")]}, "has a worker that prefills"),
+    ({"workers": [worker("prefill", engine={"enable_prefix_caching": True}), worker("decode")]}, "prefix_caching"),
+    ({"workers": [worker("prefill", engine={"asynchronous": True}), worker("decode")]}, "asynchronous is not known"),
+    ({"workers": [worker("prefills"), worker("decode")]}, "deployment.workers.0.role"),
+    ({"devices": {"prefill0": A6000, "decode0": "a6000/opt-30b-tp2"}}, "models whose KV differs"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG, ids=[f"{i}" for i in range(len(WRONG))])
+def test_what_is_wrong_is_said_in_one_line(servetwin, tmp_path, changes, message) -> None:
+    code, _, error = servetwin("run", file(tmp_path, apart(**changes)))
+    assert (code, message in error, error.strip().count("\n")) == (2, True, 0), error
+
+
+def test_a_hand_over_needs_roles(servetwin, tmp_path) -> None:
+    content = {"extends": "opt-13b-a6000", "deployment": {"handover": {"gb_per_s": 25.0, "source": "assumed"}}}
+    code, _, error = servetwin("run", file(tmp_path, content))
+    assert code == 2
+    assert "no worker has a role" in error
+
+
+def test_the_real_side_and_the_bound_refuse_it(servetwin, tmp_path) -> None:
+    path = file(tmp_path, apart())
+    code, _, error = servetwin("bound", path)
+    assert (code, "the bound knows nothing of prefill and decode apart" in error) == (2, True)
+    with pytest.raises(BadInput, match="the real side knows nothing of prefill and decode apart"):
+        Plan(load(path), diffusion=False)
+
+
+def test_kv_takes_its_bytes_at_the_bandwidth(tmp_path) -> None:
+    """By the model of the profile; or as it is said; and nothing without transport."""
+    path = file(tmp_path, apart())
+    for settings, seconds in (
+        ([], lambda n: n * BYTES / 25e9),
+        ([("deployment.handover.latency", 0.5)], lambda n: 0.5 + n * BYTES / 25e9),
+        ([("deployment.handover.bytes_per_token", 1e6)], lambda n: n * 1e6 / 25e9),
+        ([("time.transport", False)], lambda n: 0.0),
+    ):
+        run = build.build(load(path, settings))
+        (handover,) = run.loop.handovers
+        assert handover.transfer.seconds["prefill0"](1000) == pytest.approx(seconds(1000))
+
+
+@pytest.mark.parametrize(
+    ("cost", "seconds"),
+    [({"value": 0.25}, 0.25), ({"line": {"constant": 0.01, "per_request": 1e-4}}, 0.11)],
+    ids=["value", "line"],
+)
+def test_what_a_profile_says_of_it(tmp_path, cost, seconds) -> None:
+    """Of 1000 tokens."""
+    content = profile(A6000).data.model_dump(mode="json", exclude_none=True)
+    how = {
+        "how": "made up",
+        "source": {"file": "here"},
+        "meaning": "a prompt",
+        "unit": "seconds",
+        "modules": ["decode"],
+    }
+    (tmp_path / "own.yaml").write_text(
+        yaml.safe_dump({**content, "costs": {"kv.handover": {**how, "unit": "seconds", **cost}}})
+    )
+    devices = {"prefill0": str(tmp_path / "own.yaml"), "decode0": A6000}
+    (handover,) = build.build(load(file(tmp_path, apart(devices=devices, handover={})))).loop.handovers
+    assert handover.transfer.seconds["prefill0"](1000) == pytest.approx(seconds)
+
+
+def test_a_run_leaves_records_that_keep_the_invariants_and_explain_it(tmp_path, servetwin) -> None:
+    workers = [worker("prefill"), worker("prefill", 1), worker("decode"), worker("decode", 1)]
+    devices = {w["name"]: A6000 for w in workers}
+    path = file(tmp_path, apart(workers=workers, devices=devices))
+    out = tmp_path / "run"
+    code, said, error = servetwin("run", path, "--out", out, "--set", "workload.arrivals.rate=8")
+    assert code == 0, error
+    assert "KV is handed over at 25 GB/s, after 0 s: assumed" in said
+    check_records(out)
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["handovers"], summary["finished"]) == (40, 40)
+    stays = [json.loads(line)["stages"][0] for line in (out / "requests.jsonl").read_text().splitlines()]
+    prompts = sum(stay["prompt"] for stay in stays)
+    assert summary["mean_handover_ms"] == pytest.approx(prompts / 40 * BYTES / 25e9 * 1000)
+    assert {stay["handover"]["from"] for stay in stays} == {"prefill0", "prefill1"}
+    assert {stay["worker"] for stay in stays} == {"decode0", "decode1"}
+    for found in explain(out, worst=40):
+        handed = next(stay for stay in stays if stay["last_token"] == found.ended)["handover"]
+        assert sum(found.seconds.values()) == pytest.approx(found.latency)
+        assert found.seconds["hand-over"] == pytest.approx(handed["handed"] - handed["sent"])
+        assert not any("do not say for sure" in note for note in found.notes)
+
+
+def test_a_run_keeps_the_invariants_where_memory_is_short(tmp_path) -> None:
+    small = {"engine": {"blocks": 60, "max_model_len": 600, "max_batched_tokens": 600}}
+    path = file(tmp_path, apart(workers=[worker("prefill", **small), worker("decode", **small)]))
+    checker = InvariantChecker()
+    run = build.build(load(path, [("workload.arrivals.rate", 20.0)]), checker)
+    checker.watch(run.loop)
+    run.play()
+    checker.finish()
+    assert run.recorder.summary.as_dict()["preemptions"] > 0
+
+
+def test_deadlines_are_those_of_the_devices_that_prefill_and_decode(tmp_path) -> None:
+    devices = {"prefill0": H100, "decode0": A6000}
+    experiment = load(file(tmp_path, apart(devices=devices)))
+    known = {name: profile(path) for name, path in devices.items()}
+    for spec in experiment.deployment.workers:
+        assert [p.name for p in profiles_by_role(experiment, spec, known)] == [H100, A6000]
+
+
+def test_without_roles_an_experiment_says_nothing_of_them() -> None:
+    content = load("opt-13b-a6000").as_dict()
+    assert "handover" not in content["deployment"]
+    assert all("role" not in spec for spec in content["deployment"]["workers"])
+
+
+def test_an_engine_that_decides_ahead_is_refused(tmp_path) -> None:
+    devices = {"prefill0": "h200-chat/llama-3.1-8b", "decode0": "h200-chat/llama-3.1-8b"}
+    with pytest.raises(BadInput, match="decide a step when the one before is over"):
+        build.build(load(file(tmp_path, apart(devices=devices))))
