@@ -127,7 +127,10 @@ class ComparedRuns(TypedDict):
     same_outcome: Annotated[Number, "requests with the same outcome, percent; null if they are not the same"]
     other_requests: Annotated[str | None, "why the requests are not the same"]
     workers: Annotated[dict[str, Any], "batches of each worker"]
-    iterations: Annotated[dict[str, Any], "times of iterations by batch size, milliseconds"]
+    iterations: Annotated[
+        dict[str, Any],
+        "times of iterations by worker (and shape, of requests that have one) and batch size, milliseconds",
+    ]
     tokens: Annotated[dict[str, Any], "of each language model (reference/token-metrics.md)"]
     steps: NotRequired[Annotated[dict[str, Any], "of engines, by kind"]]
     basis: list[str]
