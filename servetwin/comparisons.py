@@ -39,12 +39,14 @@ def compare(
     *,
     target: float = 0.9,
     floor: float | None = None,
+    strict: bool = False,
 ) -> Comparison:
     """Compare two runs, each a `Result` or a run folder; or two collections of runs, each a `Sweep`, a folder of run
     folders or a sweep's table.
 
     For collections *target* is the attainment (a share) that a rate must hold, and *floor* the difference in
     percentage points that decides nothing, told from repeats in the first unless it is given.
+    Where it is *strict*, simulated runs that are outside of what was validated by recorded ones are an error.
 
     Raises `Error` if one is a run and the other a collection, or what is there cannot be read.
     """
@@ -54,14 +56,31 @@ def compare(
         raise Error(f"{target!r} is no attainment", where="target", right="a share between 0 and 1")
     a, b = _place(first), _place(second)
     runs = [isinstance(x, Path) and engine.is_run(x) for x in (a, b)]
+    stands = _standings(a, b, strict)
     if isinstance(a, Path) and isinstance(b, Path):
         if engine.are_runs(a, b):
-            details = engine.compare(a, b)
+            details = {**engine.compare(a, b), "validity": stands}
             return Comparison(table_of(_metrics(details)), details)
     elif any(runs):
         one = "first" if runs[0] else "second"
         raise Error("this is one run, the other are many", where=one, right="two runs, or two collections")
-    return _grids(a, b, target, floor)
+    found = _grids(a, b, target, floor)
+    found.details["validity"] = stands
+    return found
+
+
+def _standings(first: Path | Sweep, second: Path | Sweep, strict: bool) -> dict[str, Any]:
+    """Where simulated runs of both stand, as in JSON. Raises `Error` where it is *strict* and one is outside."""
+    from servetwin.experiments.validation.envelope import places, standing
+
+    found = {}
+    for name, side in (("A", first), ("B", second)):
+        stands = side.validity if isinstance(side, Sweep) else places.simulated(side)
+        if strict:
+            standing.refuse(stands)
+        if stands:
+            found[name] = stands
+    return places.as_dict(found)
 
 
 def _grids(a: Path | Sweep, b: Path | Sweep, target: float, floor: float | None) -> Comparison:

@@ -20,6 +20,8 @@ from .tables import Table, table_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from servetwin.experiments.validation.envelope.standing import Standing
+
 OUTCOMES = ("met", "late", "dropped", "failed")
 #: What records say of a request only where it is not the usual one.
 TERMS = {"class": "", "tenant": "", "priority": 0, "weight": 1.0}
@@ -78,6 +80,15 @@ class Result:
     def policy(self) -> str:
         """The name of the policy that decided."""
         return str(self.experiment["policy"]["name"])
+
+    @cached_property
+    @spoken
+    def validity(self) -> Standing | None:
+        """Where it stands against the recorded runs by which the simulation was validated; None of a real run."""
+        from servetwin.experiments.spec.experiment import Experiment
+        from servetwin.experiments.validation.envelope import standing
+
+        return None if self.real is not None else standing.of(Experiment.model_validate(self.experiment))
 
     # -- its records ------------------------------------------------------------------------------------
 

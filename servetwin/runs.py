@@ -20,6 +20,7 @@ from .results import Result
 
 if TYPE_CHECKING:
     from servetwin.experiments.backends.diffusion import Setup
+    from servetwin.experiments.spec.experiment import Experiment
 
     from .given import PolicyLike, Source
 
@@ -50,6 +51,7 @@ def run(
     folder: str | os.PathLike[str] | None = None,
     records: bool = True,
     say: Callable[[str], None] | None = None,
+    strict: bool = False,
 ) -> Result:
     """Run one experiment, in simulation or for real. What is left out is as the experiment says.
 
@@ -67,7 +69,8 @@ def run(
     ``if __name__ == "__main__":``), and for vllm url, api_key_env and asynchronous. *say* hears what it does.
 
     The records are kept in *folder*, which must hold no run, or else in a temporary one for as long as the result is
-    there; without *records* only the summary is, which is quicker for long runs.
+    there; without *records* only the summary is, which is quicker for long runs. Where it is *strict*, a simulation
+    that is outside of what was validated by recorded runs is an error (`Result.validity` says what is).
 
     Raises `Error` for what does not fit, before anything runs; `TypeError` for what is of the wrong kind; `RunError`
     if the run breaks, caused by what a policy raised, if it did.
@@ -83,6 +86,8 @@ def run(
     setup, more = _real(backend, real)
     with policies.known():
         resolved = load(source, list(chosen.items()))
+        if strict:
+            _refuse(resolved, backend)
         if folder is None and not records:
             served = serve(resolved, None, backend=backend, setup=setup, say=say, **more)
             return Result(served.summary, resolved.as_dict(), real=served.real)
@@ -96,6 +101,15 @@ def run(
     result = Result(served.summary, resolved.as_dict(), folder=place, real=served.real)
     weakref.finalize(result, shutil.rmtree, place, ignore_errors=True)
     return result
+
+
+def _refuse(experiment: Experiment, backend: str) -> None:
+    """Raise if *experiment* is outside of what was validated."""
+    from servetwin.experiments.validation.envelope import standing
+
+    if backend != "sim":
+        raise Error("only simulations take this", where="strict", right="to leave it out")
+    standing.refuse([standing.of(experiment)])
 
 
 @contextmanager

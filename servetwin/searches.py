@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from servetwin.experiments.capacity import search as capacity
+    from servetwin.experiments.validation.envelope.standing import Standing
 
     from .given import PolicyLike, Source
 
@@ -80,6 +81,13 @@ class Answer:
             {"place": place, "margin": i.mean, "low": _finite(i.low), "high": _finite(i.high)}
             for place, i in sorted(tried.items())
         )
+
+    @property
+    def validity(self) -> Standing:
+        """Where the answer stands against the recorded runs by which the simulation was validated."""
+        from servetwin.experiments.validation.envelope import standing
+
+        return standing.of(self._found.at)
 
     def __repr__(self) -> str:
         span = f" ({self.low:.4g} to {self.high:.4g})" if self.low is not None and self.high is not None else ""
@@ -168,6 +176,7 @@ def search(
     cache: bool = True,
     cluster: str | None = None,
     progress: Progress | None = None,
+    strict: bool = False,
 ) -> Search:
     """Find the capacity of *experiment* (or of each of several), in simulation: the largest "rate", the smallest
     "slo" or the fewest "replicas" that hold each *target*, under each *policy*.
@@ -177,14 +186,15 @@ def search(
     *slo*, *variant*, *deployment*, *trace* and *settings* change as those of `run` do. *requests* is how many a run
     has to begin with (2000 at least unless given), *longest* how many at the most (32000, or 16 times *requests*).
     Each place is run with *seeds* seeds from *first_seed* on. With *versus*, one of several policies, each answer of
-    another one says how much more it is, seed by seed. *policy*, *jobs*, *cache*, *cluster* and *progress*
-    are as in `sweep`.
+    another one says how much more it is, seed by seed. *policy*, *jobs*, *cache*, *cluster*, *progress* and
+    *strict* are as in `sweep`.
 
     Raises `Error` before anything runs, or if the target is held nowhere or everywhere; `TypeError`; `RunError`.
     """
     from servetwin.experiments.capacity import search as capacity
     from servetwin.experiments.capacity import targets
     from servetwin.experiments.sweeps.cache import Cache
+    from servetwin.experiments.validation.envelope import standing
 
     if seeds < 1:
         raise Error(f"{seeds!r} seeds", where="seeds", right="one at least")
@@ -208,6 +218,8 @@ def search(
             versus=versus,
             progress=heard_by(progress),
             say=warn,
+            check=standing.strictly(find)[0] if strict else None,
+            accept=standing.strictly(find)[1] if strict else None,
         )
     answers = [Answer(one, find) for one in found]
     rows = [_row(a, capacity.row_of(one, asked)) for a, one in zip(answers, found, strict=True)]

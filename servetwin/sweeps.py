@@ -16,6 +16,8 @@ from .tables import Table, by_column
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from servetwin.experiments.validation.envelope.standing import Standing
+
     from .given import PolicyLike, Source
 
 #: Sweeps and searches say so far how many runs are done, and of how many.
@@ -39,7 +41,11 @@ class Sweep(Table):
     *request_throughput*), seconds (*duration*, *arrival_span*), latencies in milliseconds (``..._ms``), and batches
     of the worker that runs the loop (*iterations*, *mean_batch_size*, *max_batch_size*); of a language model also
     tokens per second. With *seeds* results are means, and ``..._low`` and ``..._high`` the ends of 95 % intervals.
+
+    *validity* says of each point where it stands against the recorded runs by which the simulation was validated.
     """
+
+    validity: list[Standing]
 
     @spoken
     def plot(self, *, x: str | None = None, y: str = "attainment", by: str = "policy") -> Figure:
@@ -84,6 +90,7 @@ def sweep(
     cache: bool = True,
     cluster: str | None = None,
     progress: Progress | None = None,
+    strict: bool = False,
 ) -> Sweep:
     """Run *experiment* at every combination of what is given as several values (a list, a range, an array), in
     simulation. Arguments are those of `run`; several experiments are an axis too.
@@ -98,13 +105,15 @@ def sweep(
     is given as a class or function of this process, or of a notebook, is used as it is here: its points run in this
     process, one after another, and are not kept. Points of policies that are named, or are a file, run in all
     processes, and their rows are taken from the cache and kept there unless *cache* is off. *progress* is called with
-    the number of runs that are done, and of all.
+    the number of runs that are done, and of all. Where it is *strict*, a point that is outside of what was validated
+    by recorded runs is an error.
 
     Raises `Error` before anything runs, and `TypeError`; `RunError` if a run breaks. Warns where rows cannot be kept.
     """
     from servetwin.experiments.bound import sweep_bounds
     from servetwin.experiments.sweeps import sweep as engine
     from servetwin.experiments.sweeps.cache import Cache
+    from servetwin.experiments.validation.envelope.standing import Look
 
     if until is not None and not 0.0 < until < 0.5:
         raise Error(f"{until!r} is no width", where="until", right="a share of the requests: 0.005")
@@ -115,13 +124,8 @@ def sweep(
     short |= {"variant": variant, "deployment": deployment, "policy": policy, "trace": trace}
     if given.is_axis(trace):
         raise TypeError("trace: a sweep has one (right would be: settings={'workload.arrivals': [{...}, {...}]})")
-    for key, value in given.settings_of(policies, short, settings, axes=True).items():
-        if isinstance(value, given.Axis):
-            if not value:
-                raise Error("there are no values", where=key, right="one at least")
-            block["grid"][key] = list(value)
-        else:
-            block["set"][key] = value
+    _settings(given.settings_of(policies, short, settings, axes=True), block)
+    look = Look(strict)
     reference = policies.setting(versus, "versus") if versus is not None else None
     if isinstance(reference, dict):
         raise TypeError("versus: a policy goes by its name here (right would be: the policy without parameters)")
@@ -140,8 +144,26 @@ def sweep(
             versus=reference,
             beside=sweep_bounds if bound else None,
             say=warn,
+            look=look,
         )
-    return Sweep(by_column(rows))
+    return _made(rows, look.stands)
+
+
+def _made(rows: list[dict[str, Any]], stands: list[Standing]) -> Sweep:
+    found = Sweep(by_column(rows))
+    found.validity = stands
+    return found
+
+
+def _settings(found: Mapping[str, Any], block: dict[str, Any]) -> None:
+    """Put what is to be set into *block*: a value, or several, which are an axis."""
+    for key, value in found.items():
+        if isinstance(value, given.Axis):
+            if not value:
+                raise Error("there are no values", where=key, right="one at least")
+            block["grid"][key] = list(value)
+        else:
+            block["set"][key] = value
 
 
 def _source(experiment: Any, policies: given.Policies, block: dict[str, Any]) -> dict[str, Any] | None:

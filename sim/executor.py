@@ -107,6 +107,11 @@ class SimExecutor:
         assert isinstance(lane, TokenLane)
         return lane
 
+    def ahead_lane(self, worker: TokenWorker) -> AheadLane | None:
+        """Likewise, of an engine that decides ahead and has its device for itself; None if it has not."""
+        lane = getattr(self.runner(worker), "__self__", None)
+        return lane if isinstance(lane, AheadLane) else None
+
     def undisturbed(self, worker: TokenWorker) -> bool:
         """Whether requests come to that engine without delay, and no other engine slows its steps down."""
         return not self._delays and worker.name not in self._engines

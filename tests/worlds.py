@@ -49,6 +49,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "lsf-keep": lambda: LSF(max_batch=2, drop_late=False),
     "nexus": Nexus,
     "slack-batch": SlackBatch,
+    "slack-batch-tight": lambda: SlackBatch(tight=1e9),
     "shepherd": lambda: Shepherd(preempt=1.5),
     "srpt": SRPT,
     "srpt-drop": lambda: SRPT(max_batch=2, drop_late=True),

@@ -1,4 +1,4 @@
-"""What policies cost that reorder, in overload, beside another checkout whose results must be the same.
+"""What policies cost that reorder, and engines that decide a step ahead, beside a checkout with the same results.
 
 python -m servetwin.experiments.bench.reorder [CASE ...] [--rounds N] [--against PYTHON]
 
@@ -51,6 +51,19 @@ CASES: dict[str, tuple[str, int, dict[str, object]]] = {
         )
         for rate in (2, 4, 8)
     },
+    **{
+        f"{policy} at {rate}/s, a step ahead": ("opt-13b-h100-async", 1500, {"policy": policy, "rate": float(rate)})
+        for policy, rate in (("vllm-v1", 4), ("vllm-v1", 12), ("vllm-v1", 24), ("neustream-llm", 4), ("sarathi", 4))
+    },
+    "vllm-v1, long outputs, a step ahead": (
+        "opt-13b-h100-async",
+        1000,
+        {
+            "policy": "vllm-v1",
+            "rate": 2.0,
+            "workload.lengths.llm.output": {"draw": "uniform", "low": 100, "high": 300},
+        },
+    ),
 }
 
 
@@ -88,7 +101,7 @@ def compare(names: list[str], rounds: int, pythons: list[str]) -> None:
             f"{min(e):7.1f} ({statistics.median(e):.1f}) us, {min(e) / steps:6.2f} a step" for e in each.values()
         ]
         columns += [f"{min(each[pythons[1]]) / min(each[pythons[0]]):.2f} times"] if len(pythons) > 1 else []
-        print(f"{name:>32}: {' | '.join(columns)}", flush=True)
+        print(f"{name:>36}: {' | '.join(columns)}", flush=True)
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ from ..workload.requests import count_of, read_trace
 from ..workload.seed_effect import are_copies, check_seeds, depends_on_seed
 from .differences import Difference, difference
 from .observed_run import Watched
-from .root_search import QUANTITIES, Capacity, Curve, HeldEverywhere, agrees, search
+from .root_search import QUANTITIES, Capacity, Curve, HeldEverywhere, Quantity, agrees, search
 from .stability import WARM_UP, Verdict, verdict
 from .targets import Sample, Target, attainment
 
@@ -84,7 +84,7 @@ class SearchProgress(Protocol):
 class Answer:
     """A capacity and what it stands on: runs of *requests* of which the first *warm_up* are not counted, whether the
     system keeps up there, and whether what runs *twice* as long give is inside (None if there were none). *beside* is
-    how much more it is than that of another policy, if that was asked."""
+    how much more it is than that of another policy, if that was asked. *at* is what was run there."""
 
     workload: str
     policy: str
@@ -95,6 +95,7 @@ class Answer:
     stable: Verdict
     twice: bool | None
     seeds: int
+    at: Experiment
     beside: Difference | None = None
 
     @property
@@ -116,9 +117,13 @@ def answers(
     versus: str | None = None,
     progress: SearchProgress | None = None,
     say: Callable[[str], None] | None = None,
+    check: Callable[[Experiment], None] | None = None,
+    accept: Callable[[Sequence[Experiment]], None] | None = None,
 ) -> list[Answer]:
     """The capacity of each of *sources* under each of *policies*, for each target; with *versus*, also how much more
-    each is than that of this policy. *say* hears of rows that could not be kept. Raises `BadInput`.
+    each is than that of this policy. *say* hears of rows that could not be kept. Raises `BadInput`. So may
+    *check*, which is shown each experiment before anything runs, and *accept*, which is shown those at the answers
+    before the table is written.
     """
     if asked.find not in QUANTITIES:
         raise BadInput(f"{asked.find!r} cannot be sought", where="--find", right=suggest(asked.find, QUANTITIES))
@@ -131,6 +136,8 @@ def answers(
         check_seeds(experiment, asked.seeds, "--seeds")
         _check_metrics(experiment, targets)
         _start(experiment, asked.find)
+        if check is not None:
+            check(experiment)
     by_source = [cases[i : i + len(chosen)] for i in range(0, len(cases), len(chosen))]
     if versus is not None:
         _check_versus(by_source, versus, asked.find)
@@ -143,6 +150,8 @@ def answers(
             found += _compared(finders, own, versus) if versus is not None else [a for each in own for a in each]
             for doubt in {d: None for f in finders for d in f.together.doubts} if cache is not None else ():
                 tell(f"rows are not kept, so that they are run each time: {doubt}")
+    if accept is not None:
+        accept([answer.at for answer in found])
     if out is not None:
         tables.write(out, [row_of(a, asked) for a in found])
     return found
@@ -409,7 +418,9 @@ class Finder:
         found.notes = [*notes, *self._stands_on(length, found.value)]
         e = self.experiment
         warm_up = int(self.watched.warm_up * length)
-        return Answer(e.name, e.policy.name, deployment_of(e), found, length, warm_up, stable, twice, self.seeds)
+        there = at_place(e, self.quantity, found.value) if 0.0 < found.value < math.inf else e
+        told = (found, length, warm_up, stable, twice, self.seeds, there)
+        return Answer(e.name, e.policy.name, deployment_of(e), *told)
 
     def _why_unchecked(self) -> str:
         """Why there were no runs twice as long, and what would give them."""
@@ -491,7 +502,7 @@ class Sampler:
 
     def __call__(self, places: Sequence[float]) -> list[list[Sample]]:
         finder = self.finder
-        runs = [seeded(self._at(x), k) for x in places for k in range(self.seeds)]
+        runs = [seeded(at_place(self.experiment, finder.quantity, x), k) for x in places for k in range(self.seeds)]
         known, finished = (finder.cache.find, finder.cache.add) if finder.cache is not None else (None, None)
         rows = run_all(
             runs, jobs=finder.jobs, known=known, finished=finished, together=finder.together, point=finder.watched
@@ -510,17 +521,19 @@ class Sampler:
         sent = sum(row[shares[0]][1] for row in rows) if shares else 0
         return sum(row[shares[0]][0] for row in rows) / sent if sent else None
 
-    def _at(self, x: float) -> Experiment:
-        key = self.finder.quantity.key
-        if key == "slo.factor" and isinstance(self.experiment.slo, TokenSLOSpec):
-            key = "slo.decode"  # that of the first token stays
-        first, second, *rest = key.split(".")
-        outer = getattr(self.experiment, first)
-        value: float = int(x) if self.finder.quantity.whole else x
-        if rest:
-            inner = getattr(outer, second).model_copy(update={rest[0]: value})
-            return self.experiment.model_copy(update={first: outer.model_copy(update={second: inner})})
-        return self.experiment.model_copy(update={first: outer.model_copy(update={second: value})})
+
+def at_place(experiment: Experiment, quantity: Quantity, x: float) -> Experiment:
+    """*experiment* where the *quantity* is *x*."""
+    key = quantity.key
+    if key == "slo.factor" and isinstance(experiment.slo, TokenSLOSpec):
+        key = "slo.decode"  # that of the first token stays
+    first, second, *rest = key.split(".")
+    outer = getattr(experiment, first)
+    value: float = int(x) if quantity.whole else x
+    if rest:
+        inner = getattr(outer, second).model_copy(update={rest[0]: value})
+        return experiment.model_copy(update={first: outer.model_copy(update={second: inner})})
+    return experiment.model_copy(update={first: outer.model_copy(update={second: value})})
 
 
 def row_of(answer: Answer, asked: Asked) -> tables.Row:

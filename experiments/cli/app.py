@@ -20,7 +20,7 @@ from .commands.figures import demo, figures, plot, trace
 from .commands.imports import import_profile
 from .commands.league import league
 from .commands.lists import policies, profiles, workloads
-from .commands.options import AsJson, Jobs
+from .commands.options import AsJson, Jobs, Strict
 from .commands.real_runs import (
     Ahead,
     AnyDevice,
@@ -44,6 +44,7 @@ from .output.terminal import progress as _progress
 if TYPE_CHECKING:
     from ..backends.diffusion import Setup
     from ..spec.experiment import Experiment
+    from ..validation.envelope.standing import Standings
 
 app = typer.Typer(
     name="servetwin",
@@ -121,6 +122,7 @@ def run(
     url: Url = None,
     api_key_env: ApiKeyEnv = None,
     asynchronous: Ahead = None,
+    strict: Strict = False,
 ) -> None:
     """Run one experiment: in simulation, or for real on devices of this machine (--backend real)."""
     from ..assembly import build
@@ -128,6 +130,7 @@ def run(
     from ..registry.catalog import source_of
     from ..spec.loading import load
     from ..spec.overrides import ByOption
+    from ..validation.envelope import standing as validity
 
     short = {"policy": policy, "rate": rate, "cv": cv, "slo": slo, "requests": requests, "seed": seed}
     chosen = load(
@@ -136,14 +139,13 @@ def run(
     )
     began = time.perf_counter()
     modules = _of_modules(devices, weights, sampler, slots, processes, compile_what)
-    ahead = {
-        "--url": url,
-        "--api-key-env": api_key_env,
-        "--asynchronous": asynchronous,
-        "--synchronous": asynchronous is False,
-    }
+    ahead = {"--url": url, "--api-key-env": api_key_env, "--asynchronous": asynchronous}
+    ahead["--synchronous"] = asynchronous is False
     others = {"--model": model, "--eager": eager, "--any-device": any_device}
     _check_options(backend, chosen, modules, ahead, others)
+    if strict:
+        options.only_simulated({"--strict": backend != "sim"})
+        validity.refuse([validity.of(chosen)])
     setup = None
     if backend != "sim":
         setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes, compile_what)
@@ -153,14 +155,16 @@ def run(
         served = serve(chosen, out, backend=backend, setup=setup, **more, say=_say, watch=watch)  # type: ignore[arg-type]
     took = time.perf_counter() - began
     use = run_output.use_of(out) if out is not None else None
+    beside: dict[str, Any] = {"use": use} if use is not None else {}
+    stands = validity.of(chosen) if served.real is None else None
     if as_json:
-        print_json({**served.summary, **({"use": use} if use is not None else {})})
+        print_json({**served.summary, **({} if stands is None else {"validity": stands.as_dict()}), **beside})
         return
     run_output.show_run(chosen, served.summary, took, use)
     if served.real is not None:
         run_output.show_real(served.real)
     else:
-        for line in (*build.time_shared(chosen), *build.policy_not_measured(chosen)):
+        for line in (*build.time_shared(chosen), *build.policy_not_measured(chosen), f"validity: {stands}"):
             say(line)
     if out is not None:
         say(f"records in {out}")
@@ -243,6 +247,7 @@ def sweep(
     compile_what: CompileWhat = None,
     as_they_are: AsTheyAre = False,
     as_json: AsJson = False,
+    strict: Strict = False,
 ) -> None:
     """Run an experiment over a grid of settings; one row per point. An interrupted sweep resumes.
 
@@ -253,8 +258,8 @@ def sweep(
     modules = _of_modules(devices, weights, sampler, slots, processes, compile_what)
     if backend != "sim":
         assert out is not None
-        more = {"--until": until, "--most": most, "--bound": bound}
-        options.only_simulated({**more, "--versus": versus, "--cluster": cluster})
+        more = {"--until": until, "--most": most, "--bound": bound, "--versus": versus, "--cluster": cluster}
+        options.only_simulated({**more, "--strict": strict})
         setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes, compile_what)
         if backend == "vllm":
             options.only_modules(modules)
@@ -268,7 +273,9 @@ def sweep(
     from ..sweeps import sweep as engine
     from ..sweeps.cache import Cache
     from ..sweeps.statistics import parse_until
+    from ..validation.envelope.standing import Look
 
+    look = Look(strict)
     with _progress("sweep") as report, Cache() if cache else nullcontext() as known:
         rows = engine.sweep(
             *(spec, out),
@@ -282,11 +289,9 @@ def sweep(
             versus=versus,
             beside=sweep_bounds if bound else None,
             say=real_runs.say_aside,
+            look=look,
         )
-    if as_json:
-        print_json({"points": rows, "files": [str(out)] if out is not None else []})
-    else:
-        _tell_sweep(rows, out, versus, bound=bound)
+    _tell_sweep(rows, out, versus, look.stands, bound=bound, as_json=as_json)
 
 
 def _check_most(most: int | None, until: str | None) -> None:
@@ -294,13 +299,28 @@ def _check_most(most: int | None, until: str | None) -> None:
         raise BadInput("there is nothing that would take more seeds", where="--most", right="--until 0.5pp")
 
 
-def _tell_sweep(rows: list[dict[str, Any]], out: Path | None, versus: str | None, *, bound: bool) -> None:
+def _files(out: Path | None) -> list[str]:
+    return [str(out)] if out is not None else []
+
+
+def _tell_sweep(
+    rows: list[dict[str, Any]],
+    out: Path | None,
+    versus: str | None,
+    stands: Standings,
+    *,
+    bound: bool,
+    as_json: bool,
+) -> None:
     from ..bound import sweep_bounds
     from ..sweeps.repeat import told_apart
 
+    if as_json:
+        print_json({"points": rows, "validity": stands.as_dicts(), "files": _files(out)})
+        return
     told = told_apart(rows, versus) if versus is not None else score_output.best_of(rows)
     told += sweep_bounds.told(rows) if bound else []
-    say("\n".join([*told, f"{len(rows)} points in {out}"]))
+    say("\n".join([*told, stands.line(), f"{len(rows)} points in {out}"]))
 
 
 @app.command()
@@ -338,12 +358,14 @@ def search(
     cache: Cached = True,
     jobs: Jobs = -1,
     as_json: AsJson = False,
+    strict: Strict = False,
 ) -> None:
     """Find the capacity: the largest rate at which a target attainment is reached, with its interval."""
     from ..capacity import search as engine
     from ..capacity.targets import parse
     from ..registry.catalog import source_of
     from ..sweeps.cache import Cache
+    from ..validation.envelope import standing as validity
 
     for given in target or ():
         if not 1.0 <= given < 100.0:
@@ -366,14 +388,19 @@ def search(
             versus=versus,
             progress=report,
             say=real_runs.say_aside,
+            check=validity.strictly(find)[0] if strict else None,
+            accept=validity.strictly(find)[1] if strict else None,
         )
+    stands = validity.of_all(a.at for a in answers)
     if as_json:
-        lines = [score_output.answer_dict(engine.row_of(a, asked), a) for a in answers]
-        print_json({"answers": lines, "files": [str(out)] if out is not None else []})
+        rows = (engine.row_of(a, asked) for a in answers)
+        lines = [score_output.answer_dict(*line) for line in zip(rows, answers, stands, strict=True)]
+        print_json({"answers": lines, "files": _files(out)})
         return
     score_output.show_answers(find, answers)
     most = max(a.seeds for a in answers)
     drawn = f"seeds {first_seed} to {first_seed + most - 1}, common to all" if most > 1 else f"seed {first_seed}"
+    say(stands.line("answers"))
     say(f"{engine.UNITS[find]}; {drawn}")
     if out is not None:
         say(f"{len(answers)} answers in {out}")
@@ -421,20 +448,20 @@ def score(
         typer.Option(help="Of files of `vllm bench serve`: the experiment with their profile, policy and SLO."),
     ] = None,
     as_json: AsJson = False,
+    strict: Strict = False,
 ) -> None:
     """Simulate every run of a set of measured runs, and report how far off the simulation is."""
+    from ..registry.catalog import source_of
+    from ..spec.loading import load
     from ..validation import score as engine
     from ..validation.comparison.compare_grids import check_decisions, decide, grids_of
+    from ..validation.envelope import places
 
     if out is None and not as_json:
         raise options.no_out("--json, to print the table")
     check_decisions(target, floor)
-    judged = None
-    if experiment is not None:
-        from ..registry.catalog import source_of
-        from ..spec.loading import load
-
-        judged = load(source_of(experiment))
+    judged = load(source_of(experiment)) if experiment is not None else None
+    places.refused(strict, runs, options.overrides_of(sets), judged)
     with _progress("score") as report:
         more = {"seeds": seeds, "jobs": jobs, "keep": keep, "as_they_are": as_they_are, "experiment": judged}
         scored = engine.score(runs, out, options.overrides_of(sets), **more, progress=report)  # type: ignore[arg-type]
@@ -446,9 +473,10 @@ def score(
         with _progress("baselines") as report:
             found = others(runs, scored, options.overrides_of(sets), seeds=seeds, jobs=jobs, progress=report)
     means = engine.external_means(runs)
+    stands = places.scored(runs, options.overrides_of(sets), judged)
     if as_json:
-        files = [str(out)] if out is not None else []
-        print_json({**score_output.score_dict(scored, means, decided, found), "files": files})
+        told = score_output.score_dict(scored, means, decided, found)
+        print_json({**told, "validity": stands.as_dicts(), "files": _files(out)})
         return
     score_output.show_gaps(scored)
     score_output.show_means(means)
@@ -456,9 +484,8 @@ def score(
     score_output.show_decisions(decided, "decisions: the first are the measured runs, the second the simulated ones")
     if found is not None:
         score_output.show_baselines(found, target, floor)
-    for name in dict.fromkeys(p for s in scored for p in s.changed):
-        say(f"{name} is not what it was when the runs were made")
-    say(f"{len(scored)} rows in {out}")
+    for line in (*score_output.changed_since(scored), stands.line("runs"), f"{len(scored)} rows in {out}"):
+        say(line)
 
 
 # -- looking at things ----------------------------------------------------------------------------------

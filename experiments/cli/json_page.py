@@ -20,7 +20,8 @@ tests hold what commands print to it: a key that is not here is not printed. `?`
 Numbers that are not known, or not finite, are `null`. Errors are as without `--json`: one line on standard error, and
 an [exit code](command-line.md). `sweep` and `score`, which write a table to `--out`, need none with `--json`.
 
-`servetwin run --json` prints the content of [`summary.json`](records.md), and `use` if the run leaves records:
+`servetwin run --json` prints the content of [`summary.json`](records.md), of a simulation `validity`
+([`Validity`](#sweep)), and `use` if the run leaves records:
 """
 
 

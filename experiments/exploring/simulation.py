@@ -100,4 +100,4 @@ def setting(experiment: Experiment) -> validity.Setting:
 
 def trusted(experiments: list[Experiment], more: list[str]) -> Any:
     """The section on how far to trust runs of *experiments*."""
-    return validity.section(experiments, map(setting, experiments), more)
+    return validity.section(experiments, map(setting, experiments), more, experiments)

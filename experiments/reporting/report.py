@@ -11,7 +11,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from servetwin.core import BadInput
 
 from ..spec import yaml_io
@@ -232,8 +231,9 @@ def _of_sweeps(given: _Results, styles: Styles, target: float) -> list[_Chapter]
     chapters = []
     for path, rows in given.sweeps:
         grid = sweep_sections.Grid(rows, str(path), given.measured)
-        spec = _spec_of(path)
+        spec = sweep.spec_beside(path)
         experiments, doubts = _experiments_of(spec, path)
+        points = experiments
         if not experiments:
             experiments = _known_by_name(grid.workloads)
         where = [
@@ -246,7 +246,7 @@ def _of_sweeps(given: _Results, styles: Styles, target: float) -> list[_Chapter]
         sections = sweep_sections.sections(grid, styles, target)
         sections += [
             *_over_time(spec, experiments, rows),
-            validity.section(experiments, where, doubts),
+            validity.section(experiments, where, doubts, points),
             *_asked(spec, rows),
         ]
         called = spec.name if spec is not None and spec.name != "sweep" else path.name
@@ -254,18 +254,6 @@ def _of_sweeps(given: _Results, styles: Styles, target: float) -> list[_Chapter]
         question, answer = sweep_sections.question(grid), sweep_sections.answer(grid, target)
         chapters.append(_Chapter(f"Sweep: {title}", question, answer, sweep_sections.facts(grid), sections))
     return chapters
-
-
-def _spec_of(path: Path) -> sweep.SweepFile | None:
-    """What a sweep was asked, as the file beside its table says; None where there is none that can be read."""
-    beside = path.with_name(path.name + ".spec.yaml")
-    if not beside.is_file():
-        return None
-    try:
-        content, _ = yaml_io.read(beside)
-        return sweep.SweepFile.model_validate({k: content[k] for k in ("name", "about", "sweeps") if k in content})
-    except (BadInput, ValidationError, TypeError):
-        return None
 
 
 def _experiments_of(spec: sweep.SweepFile | None, path: Path) -> tuple[list[Experiment], list[str]]:
@@ -334,7 +322,8 @@ def _of_runs(folders: Sequence[Path], styles: Styles, window: tuple[float, float
         if (experiment := validity.experiment_of(run.experiment)) is not None
         for s in (settings_of(experiment),)
     ]
-    sections.append(validity.section(known, where, run_sections.held(runs)))
+    points = [e for run in simulated if (e := validity.experiment_of(run.experiment)) is not None]
+    sections.append(validity.section(known, where, run_sections.held(runs), points))
     sections.append(Section("What was run", _listings(runs)))
     if len(runs) == 1:
         run = runs[0]

@@ -6,10 +6,7 @@ cover some rates, cvs and SLOs, of some policies. A report says on which side of
 
 from __future__ import annotations
 
-import gzip
-import json
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -17,7 +14,8 @@ from servetwin.core import BadInput, ServeTwinError
 
 from ..spec.experiment import Experiment
 from ..spec.loading import load_profiles
-from ..validation.comparison import run_table
+from ..validation.envelope import index, standing
+from ..validation.envelope.facts import RATE
 from .document import Note, Part, Section, Table, plain, plural
 
 #: What is compared of a setting, and its name.
@@ -34,8 +32,14 @@ class Setting(NamedTuple):
     slo_factor: float | None
 
 
-def section(experiments: Sequence[Experiment], settings: Iterable[Setting], more: Iterable[str] = ()) -> Section:
-    """What the results of *experiments* stand on, at these *settings*; *more* is to be said too."""
+def section(
+    experiments: Sequence[Experiment],
+    settings: Iterable[Setting],
+    more: Iterable[str] = (),
+    points: Sequence[Experiment] = (),
+) -> Section:
+    """What the results of *experiments* stand on, at these *settings*; *more* is to be said too. *points* are the
+    simulated experiments themselves, where they are known."""
     parts: list[Part] = []
     notes: dict[str, None] = {}
     rows: dict[str, list[str]] = {}
@@ -46,9 +50,17 @@ def section(experiments: Sequence[Experiment], settings: Iterable[Setting], more
             notes[f"{experiment.name}: its profiles cannot be read here: {error}"] = None
     if rows:
         parts.append(Table(["profile", "its times", "noted in it"], list(rows.values())))
-    parts += [Note(_sentence(line)) for line in [*notes, *dict.fromkeys(more)]]
+    parts += [Note(_sentence(line)) for line in [*_standing(points), *notes, *dict.fromkeys(more)]]
     parts += _ranges(experiments, list(settings))
     return Section("How far to trust this", parts)
+
+
+def _standing(points: Sequence[Experiment]) -> list[str]:
+    """Where *points* stand against recorded runs, in a line."""
+    try:
+        return [f"validity: {standing.summary(standing.of_all(points))}"] if points else []
+    except ServeTwinError:  # a profile that is not there any more, of which is told besides
+        return []
 
 
 def _distinct(experiments: Iterable[Experiment]) -> list[Experiment]:
@@ -125,36 +137,13 @@ def _where(here: Sequence[float], there: Sequence[float]) -> str:
 
 @cache
 def measured_with(workload: str, profiles: tuple[str, ...]) -> tuple[Setting, ...]:
-    """The settings of the measured runs that come with ServeTwin of *workload*, or of one of the *profiles*."""
-    _, runs = run_table.read(run_table.NEUSTREAM)
-    found = [
-        Setting(workload, r.policy, _known(r.rate), _known(r.cv), _known(r.slo_factor))
-        for r in runs
-        if r.workload == workload
-    ]
-    for folder in dict.fromkeys(profile.partition("/")[0] for profile in profiles):
-        if folder and (run_table.NEUSTREAM.parent / folder).is_dir():
-            found += _recorded(folder, workload, profiles)
-    return tuple(dict.fromkeys(found))
-
-
-def _recorded(folder: str, workload: str, profiles: Sequence[str]) -> Iterator[Setting]:
-    """The settings of the recordings in a *folder* of measured runs."""
-    for path in sorted((run_table.NEUSTREAM.parent / folder).rglob("*.json.gz")):
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            recording: dict[str, Any] = json.load(file)
-        if recording.get("profile") not in profiles and recording.get("workload") != workload:
-            continue
-        for run in recording.get("runs", ()):
-            arrivals = run.get("experiment", {}).get("workload", {}).get("arrivals", {})
-            policy = run.get("policy") or run.get("experiment", {}).get("policy", {}).get("name")
-            if policy is not None:
-                rate, cv = (run.get(key, arrivals.get(key)) for key in ("rate", "cv"))
-                yield Setting(workload, policy, rate, cv, run.get("slo_factor"))
-
-
-def _known(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else value
+    """The settings of the recorded runs that come with ServeTwin of one of the *profiles*, as runs of *workload*."""
+    found: dict[Setting, None] = {}
+    for run in (run for recorded in index.load() for run in recorded.runs):
+        if {system.profile for system in run.systems} & set(profiles):
+            numbers = (run.ranges.get(name) for name in (RATE, "cv", "SLO factor"))
+            found[Setting(workload, run.policy, *(span[0] if span else None for span in numbers))] = None
+    return tuple(found)
 
 
 def experiment_of(content: Any) -> Experiment | None:

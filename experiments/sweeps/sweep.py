@@ -114,6 +114,18 @@ def read(path: Path) -> SweepFile:
         raise BadInput("the value does not fit", where=where, right=right) from None
 
 
+def spec_beside(table: Path) -> SweepFile | None:
+    """What the sweep of *table* was asked, as the file beside that says; None if there is none that can be read."""
+    beside = table.with_name(table.name + ".spec.yaml")
+    if not beside.is_file():
+        return None
+    try:
+        content, _ = yaml_io.read(beside)
+        return SweepFile.model_validate({k: content[k] for k in ("name", "about", "sweeps") if k in content})
+    except (BadInput, ValidationError, TypeError):
+        return None
+
+
 def _no_experiment(data: Values, path: Path) -> None:
     """Raise `BadInput` if *data*, the content of *path*, is an experiment."""
     keys = Experiment.model_fields.keys() - {"name", "about"}
@@ -220,6 +232,7 @@ def sweep(
     versus: str | None = None,
     beside: Beside | None = None,
     say: Callable[[str], None] | None = None,
+    look: Callable[[Sequence[Experiment]], None] | None = None,
 ) -> list[Row]:
     """Run the sweep *source* (a file, a figure's name, or the content of a file) and write its table to *out*, if
     that is given; returns the rows. *of* is as in `point`.
@@ -227,7 +240,7 @@ def sweep(
     With *seeds* or *until* each point is repeated (see `servetwin.experiments.sweeps.repeat`), and its row holds
     means and intervals; with *versus*, also how it differs from that policy; with *beside*, what that has to say of
     it (`servetwin.experiments.bound.sweep_bounds`). *cache* knows points of other sweeps,
-    *cluster* is the address of one to run on.
+    *cluster* is the address of one to run on. *look* is shown the experiments, row by row, before anything runs.
 
     All rows are of one version of policies, profiles and traces: if one is changed while the sweep runs, it begins
     again with what there is then, of which *say* hears, as of rows that could not be kept. Raises `Changed` if that
@@ -242,6 +255,7 @@ def sweep(
         together = Together()
         spec = source if isinstance(source, SweepFile) else read(path)
         experiments, axes = points(spec, path, of)
+        (look or (lambda _: None))(experiments)
         if seeds is not None or until is not None:
             check_seeds_once(experiments, "--until" if seeds is None else "--seeds")
         for deployed in {str(e.deployment.devices): e for e in experiments}.values():

@@ -23,6 +23,13 @@ an iteration is of its rest, so the shortest come first, in small batches. What 
 fresh requests, who can bear them, and still brings to an end what has begun. Unlike NeuStream's bound on the batch,
 this one follows what its requests can bear now, and nobody is run who would be late by it.
 
+*Where nobody has time to step aside.* A request whose slack on arrival is less than *tight* of the time that it takes
+alone is lost if it is left out for another that is served meanwhile. While all that are here are such, batches are
+formed otherwise (`_keeping`): all that have begun run on, as NeuStream lets them, and of the others, the latest to
+come first, those join by whom nobody becomes late, with a twentieth of the slack left in hand. A batch of more than
+five must be borne as it is for the whole rest, as under NeuStream's bound; a smaller one counts on becoming quicker
+as its requests end.
+
 Stages without a loop run by deadline, as many together as the first of them can bear.
 
 Where it stands beside other policies and the best possible: docs/reports/2026-11-league.md.
@@ -35,6 +42,7 @@ from collections.abc import Sequence
 from servetwin.core import BadInput, Batch, Decision, Repeat, Task, WorkerView
 from servetwin.core.parameters import above, at_least
 from servetwin.policies.diffusion._ends import Ends
+from servetwin.policies.diffusion._keeping import keep_and_join
 
 #: How much of what was measured still counts each time that a request has left.
 STAYS = 0.98
@@ -50,7 +58,8 @@ Row = tuple[int, float, float, Task]
 class SlackBatch(Ends):
     """*focus* says how much more requests near their end count for, *kept* by which factor those that have begun
     count as nearer to it. *spare* is the time in seconds that fresh requests must have in hand, *reserve* that which
-    is set aside for each hand-over to a later stage. *max_batch* bounds the batch (None: by the worker's limit)."""
+    is set aside for each hand-over to a later stage. *max_batch* bounds the batch (None: by the worker's limit).
+    *tight* is the slack, as a part of the time alone, below which a request has no time to step aside (0: never)."""
 
     #: Those that are further from their end, or bear less, may wait for as long as others keep coming.
     starves = True
@@ -62,8 +71,9 @@ class SlackBatch(Ends):
         spare: float = 0.15,
         reserve: float = 0.01,
         max_batch: int | None = None,
+        tight: float = 0.75,
     ) -> None:
-        at_least(0, "slack-batch", focus=focus, spare=spare, reserve=reserve)
+        at_least(0, "slack-batch", focus=focus, spare=spare, reserve=reserve, tight=tight)
         above(0, "slack-batch", kept=kept)
         at_least(1, "slack-batch", max_batch=max_batch)
         try:
@@ -72,6 +82,7 @@ class SlackBatch(Ends):
             what, right = f"focus {focus:g} with kept {kept:g} gives numbers beyond all bounds", "focus 0.25, say"
             raise BadInput(what, where="slack-batch", right=right) from None
         self.focus, self.kept, self.spare, self.reserve, self.max_batch = focus, kept, spare, reserve, max_batch
+        self.tight = tight
         self.batch: list[Task] = []  # that runs until something changes; none: it is to be chosen
         self.each = self.beyond = self.gone = 0.0  # seconds beyond the profile: of a request; of so many that left
 
@@ -101,7 +112,7 @@ class SlackBatch(Ends):
         if not tasks:
             return Decision((), drop)
         if not self.batch:
-            self.batch = self._choose(tasks, view, now)
+            self.batch = self._kept(tasks, view, now) or self._choose(tasks, view, now)
         return Decision(self.batch, drop, self._repeat(tasks))
 
     def _by_deadline(self, tasks: list[Task], now: float) -> list[Task]:
@@ -110,6 +121,16 @@ class SlackBatch(Ends):
         while size and now + self.seconds[size] > self.ends[order[0]]:
             size -= 1
         return order[:size] if size else order  # who is late by the profile may not be: large batches make up for it
+
+    def _kept(self, tasks: list[Task], view: WorkerView, now: float) -> list[Task]:
+        """The batch where nobody of *tasks* has time to step aside; none if somebody has, or none may be begun."""
+        ends, alone = self.ends, (1 + self.tight) * self.step
+        if not self.tight:
+            return []
+        for task in tasks:
+            if ends[task] - (task.admitted or 0.0) >= task.iterations * alone:
+                return []
+        return keep_and_join(tasks, view.running, ends, self.seconds, self.each, now)
 
     def _choose(self, tasks: list[Task], view: WorkerView, now: float) -> list[Task]:
         """The batch by which the most is got done per second."""

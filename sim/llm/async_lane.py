@@ -33,8 +33,13 @@ class AheadLane:
         self.slowdown = timing.slowdown
         self.host = host
         self.last = 0.0  # when the last step that is known of ends
-        self._decode = 0  # the sequences that decode in it
-        self._steps: deque[tuple[TokenBatch, Done]] = deque()
+        self.decode = 0  # the sequences that decode in it
+        self.timing = timing
+        # By the number of sequences that decode, where nothing else is to be done: what the host takes until such a
+        # step begins and is launched; from which context to which one line gives its seconds.
+        self.hosts: dict[int, tuple[float, float]] = {}
+        self.lines: dict[int, tuple[float, float, float, float]] = {}
+        self._steps: deque[tuple[TokenBatch, Done, Timer]] = deque()
 
     def run(self, batch: TokenBatch, done: Done) -> None:
         """Compute *batch* when its turn comes; call *done* when it is over."""
@@ -42,11 +47,17 @@ class AheadLane:
         host = self.host
         stall = 0.0
         if self.stalls is not None:
-            stall = self.stalls(now, bool(batch.prefill) or batch.decode < self._decode)
-            self._decode = batch.decode
+            stall = self.stalls(now, bool(batch.prefill) or batch.decode < self.decode)
+            self.decode = batch.decode
         if last <= now:
             stall = 0.0  # it came while there was nothing to do
-        begins, launching = host.beginning(batch), host.launching(batch)
+        plain = not batch.prefill and batch.regrouped is None and type(host) is Host
+        known = self.hosts.get(batch.size) if plain else None
+        if known is None:
+            known = host.beginning(batch), host.launching(batch)
+            if plain:
+                self.hosts[batch.size] = known
+        begins, launching = known
         if self.slowdown is not None:
             slowdown = self.slowdown(now)
             if launching > begins:
@@ -56,14 +67,40 @@ class AheadLane:
         ready = now + begins + stall
         start = batch.start = ready if ready > last else last
         batch.launched = launched = now + launching + stall
-        seconds = self.seconds(batch)
+        seconds = self.seconds(batch) if batch.prefill or self.timing.counted else self._decodes(batch)
         if self.recent_load is not None:
             prompt = batch.prefilled
             seconds = self.recent_load(start, seconds, prompt, prompt + batch.decode)
         self.last = end = max(start + seconds, launched)
-        self._steps.append((batch, done))
-        Timer(self.calendar, end, self._end)
+        self._steps.append((batch, done, Timer(self.calendar, end, self._end)))
+
+    def _decodes(self, batch: TokenBatch) -> float:
+        """Seconds of a step in which all of *batch* decode, with noise, as `TokenTiming.seconds` gives them."""
+        size, context, draw = batch.size, batch.context, self.timing.draw
+        line = self.lines.get(size)
+        if line is None or not line[0] <= context < line[3]:
+            line = self.lines[size] = (context, *self.timing.times.straight(size, context))
+        seconds = line[1] + line[2] * context
+        return seconds if draw is None else seconds * draw()
 
     def _end(self) -> None:
-        batch, done = self._steps.popleft()
+        batch, done, _ = self._steps.popleft()
         done(batch)
+
+    # -- steps that somebody else goes through (`ahead_runs`) ------------------------------------------------
+
+    def free_until(self) -> float | None:
+        """If one step is in hand and its end is what happens next: when something else happens after it."""
+        if len(self._steps) != 1:
+            return None
+        until = self.calendar.next_time_after(self._steps[0][2])
+        return until if until is not None and until > self.last else None
+
+    def take_over(self) -> None:
+        """Somebody else sees to the end of the step in hand, which is what happens next."""
+        self.calendar.take_first(self._steps.popleft()[2])
+
+    def give_back(self, batch: TokenBatch, end: float, done: Done) -> None:
+        """*batch*, which somebody else has begun, ends then, and after all others in hand."""
+        self.last = end
+        self._steps.append((batch, done, Timer(self.calendar, end, self._end)))

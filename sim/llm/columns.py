@@ -23,10 +23,13 @@ from servetwin.core import Executor, Recorder, Request, ServingLoop, Summary
 from servetwin.core.llm import Fill, LimitsSLO, TokenDeadlines
 from servetwin.core.llm.metrics import StageTokens, TokenSummary
 from servetwin.core.llm.policy import admits_all
+from servetwin.core.llm.serving.async_engine import TokenEngineAhead
 from servetwin.core.llm.serving.engine import TokenEngine
 from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.core.serving.client import Client
 
+from .ahead_runs import attach_runs, unheard
+from .async_lane import AheadLane
 from .column_requests import ColumnRequests
 from .column_steps import NOTHING, SHORT, chunks, decodes, leaves, whole_prompts
 from .lane import NEVER, TokenLane
@@ -42,6 +45,7 @@ class EngineExecutor(Executor, Protocol):
     """What is wanted of `servetwin.sim.executor.SimExecutor`, which makes the lanes of this package."""
 
     def token_lane(self, worker: TokenWorker) -> TokenLane: ...
+    def ahead_lane(self, worker: TokenWorker) -> AheadLane | None: ...
     def undisturbed(self, worker: TokenWorker) -> bool: ...
     def run_until_idle(self) -> None: ...
 
@@ -52,6 +56,12 @@ def play(loop: ServingLoop, executor: EngineExecutor, source: Iterator[Request],
     Which way it goes shows in nothing but the time that it takes. *columns* off: always by the calendar.
     """
     client = Client(loop, source)
+    if columns and loop.executor is executor:
+        for each in loop.workers:
+            if isinstance(each, TokenWorker) and isinstance(each.engine, TokenEngineAhead):
+                ahead = executor.ahead_lane(each)
+                if ahead is not None:
+                    attach_runs(loop, each.engine, ahead)
     if columns and type(source) is TokenColumns and _fits(loop, executor, source):
         worker = loop.workers[0]
         assert isinstance(worker, TokenWorker)
@@ -70,10 +80,7 @@ def _fits(loop: ServingLoop, executor: EngineExecutor, source: TokenColumns) -> 
         or worker.host is not None
         or type(worker.engine) is not TokenEngine
         or not executor.undisturbed(worker)
-        or recorder.wants_batches
-        or loop.hear_batch != recorder.of_batches()
-        or type(recorder).batch is not Recorder.batch
-        or type(summary).batch is not Summary.batch
+        or not unheard(loop)
     ):
         return False
     engine = worker.engine

@@ -53,6 +53,17 @@ class Calendar(simpy.Environment):
         """When the next event happens that is not of that *kind*; infinite if there is none."""
         return min([entry[0] for entry in self._queue if not isinstance(entry[3], kind)], default=NEVER)
 
+    def next_time_after(self, first: object) -> float | None:
+        """When something happens after *first*, an event, if that is what happens next; infinite if nothing does."""
+        queue = self._queue
+        if not queue or queue[0][3] is not first:
+            return None
+        return min([entry[0] for entry in queue[1:3]], default=NEVER)
+
+    def take_first(self, event: object) -> None:
+        """Take *event*, which is what happens next, off the calendar."""
+        assert heappop(self._queue)[3] is event
+
     def pass_to(self, when: float) -> bool:
         """Let time go on to *when*, if nothing happens before or then; whether it did."""
         queue = self._queue

@@ -1,4 +1,5 @@
-"""What was tried so that `slack-batch` meets as many as NeuStream where an SLO leaves no room, in vain in some cells.
+"""What was tried first so that `slack-batch` meets as many as NeuStream where an SLO leaves no room, in vain in some
+cells. What came of it in the end, its parameter *tight*, is off in all of these.
 
 Policies for `servetwin sweep tests/policies/slack_batch_tight.yaml`; docs/reports/2026-11-league.md has what came of
 it. `slack-batch` leaves out of a batch who has begun, if more is got done per second without it. At an SLO of 1.2
@@ -15,7 +16,14 @@ from servetwin.policies.diffusion.slack_batch import PART, STAYS, SlackBatch
 Row = tuple[int, float, Task]  # iterations left, until when they must have ended, whose
 
 
-class Keeps(SlackBatch):
+class AsItWas(SlackBatch):
+    """The rule without *tight*: batches are chosen by what is got done per second, however little slack there is."""
+
+    def __init__(self) -> None:
+        super().__init__(tight=0.0)
+
+
+class Keeps(AsItWas):
     """All that have begun run on; of the others, the latest to come first, those join who end in time and by whom
     nobody becomes late who would not be without them."""
 
@@ -52,7 +60,7 @@ class Keeps(SlackBatch):
         return found
 
 
-class Learns(SlackBatch):
+class Learns(AsItWas):
     """Learns by how much iterations are quicker than the profile says, as those of Stable Diffusion 256 are."""
 
     def start(self, view: WorkerView) -> None:
@@ -76,7 +84,7 @@ class Learns(SlackBatch):
         super().ended(batch, view, now)
 
 
-class Doubles(SlackBatch):
+class Doubles(AsItWas):
     """What follows at later stages counts twice, since the device goes on with this one meanwhile."""
 
     def start(self, view: WorkerView) -> None:

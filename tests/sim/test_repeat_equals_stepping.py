@@ -46,7 +46,8 @@ def both(world: World) -> tuple[Everything, Everything]:
 
 
 REPEATING = ["neustream-sticky", "neustream-front", "neustream-bound", "edf", "edf-keep", "steps"]
-REPEATING += ["lsf", "lsf-keep", "srpt", "srpt-drop", "shepherd", "tetriserve", "tetriserve-drop", "slack-batch"]
+REPEATING += ["lsf", "lsf-keep", "srpt", "srpt-drop", "shepherd", "tetriserve", "tetriserve-drop"]
+REPEATING += ["slack-batch", "slack-batch-tight"]
 
 
 @given(worlds(policies=REPEATING))

@@ -15,14 +15,15 @@ computed anew with the rest (vLLM 0.25.1 and 0.27.1 alike).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from heapq import heappop
+from math import inf
 from typing import cast
 
 from ...errors import BadInput
 from ...serving.worker import UNASKED, Loop
 from ..batch import Piece, Regrouped, TokenBatch
-from ..policy import Step
+from ..policy import DECODES, Step
 from ..request import TokenTask
 from .engine import TokenEngine
 from .host import LLMWorker
@@ -107,7 +108,7 @@ def _is_begun(task: TokenTask) -> bool:
 class TokenEngineAhead(TokenEngine):
     """`TokenEngine` with two steps in flight; *worker* must have a `Host`. *deciding* says that the host is busy."""
 
-    __slots__ = ("_absent", "_busy", "_debt", "_flights", "_free", "_settled", "_unheard", "ahead")
+    __slots__ = ("_absent", "_busy", "_debt", "_free", "_unheard", "ahead", "flights", "pass_to", "settled")
 
     def __init__(self, loop: Loop, worker: LLMWorker) -> None:
         super().__init__(loop, worker)
@@ -117,18 +118,20 @@ class TokenEngineAhead(TokenEngine):
         assert worker.host is not None
         self.ahead = worker.host
         self.keep_times = True  # when each joined tells what is in flight of it
-        self._flights: list[Flight] = []
+        self.flights: list[Flight] = []
         self._free = 0.0  # when the host has launched what it decided last
-        self._settled = 0.0  # when it heard of the end of a step last
+        self.settled = 0.0  # when it heard of the end of a step last
         self._unheard: list[TokenBatch] = []  # ended while the host was launching
         self._busy = worker.host.pieces > 0.0  # launches keep the host for longer than steps take
         self._absent = Absent(self) if self.ahead.left or self.ahead.back else None
+        #: Where time can be let pass up to a moment, if nothing happens before or then; gives whether it was.
+        self.pass_to: Callable[[float], bool] | None = None
         self._debt = 0.0  # seconds for steps that ended while the host was at something else
 
     # -- the host -----------------------------------------------------------------------------------------
 
     def turn(self, now: float, fresh: bool = False) -> None:
-        worker, view, flights = self.worker, self.view, self._flights
+        worker, view, flights = self.worker, self.view, self.flights
         self.deciding = True
         if worker.inbox:
             self._take_in(now)
@@ -142,7 +145,18 @@ class TokenEngineAhead(TokenEngine):
                     step = (self.guard or worker.policy).decide(worker.shown, now)
                     if self.booked:
                         self._wrong(step)
-                    changed = self._carry_out(step, now)
+                    if step.plain == DECODES and step.repeat is not None and self.go_on is not None:
+                        later = self.go_on(step, now)
+                        if later == inf:
+                            return  # with two steps in flight, or at what lies between two
+                        if later is not None:
+                            now = later
+                            continue
+                    most = view.free_blocks - self.headroom
+                    if step.plain == DECODES and view.decoding and self._blocks_of_a_step(None) <= most:
+                        self._launch(view.decoding, view.context, (), None, now)  # as `_carry_out`, but shorter
+                    else:
+                        changed = self._carry_out(step, now)
                     if len(flights) > before:
                         batch = cast("TokenBatch", view.backlog[-1] if view.backlog else view.in_flight)
                         launched = batch.launched
@@ -172,7 +186,7 @@ class TokenEngineAhead(TokenEngine):
             self._unheard.append(batch)
             self._hear_when_launched()
         else:
-            self._over(batch)
+            self._over(batch, last=True)
 
     def _hear_when_launched(self) -> None:
         self.deciding = True  # launching what comes next
@@ -187,7 +201,8 @@ class TokenEngineAhead(TokenEngine):
         for batch in ended:
             self._over(batch)
 
-    def _over(self, batch: TokenBatch) -> None:
+    def _over(self, batch: TokenBatch, last: bool = False) -> None:
+        """*batch* is over; *last*: nothing else is, as far as is known here."""
         busy, self.deciding = self.deciding, True
         self.settle(batch)
         after = self.ahead.between(batch.size)
@@ -195,6 +210,8 @@ class TokenEngineAhead(TokenEngine):
             self._debt += after
         elif self.loop.stopped:
             self.deciding = False
+        elif last and self.pass_to is not None and self.pass_to(self.loop.now() + after):
+            self._rested()
         else:
             self._rest(after)
 
@@ -221,10 +238,66 @@ class TokenEngineAhead(TokenEngine):
             return
         self._visit_over(task)
 
+    # -- decode steps on end ------------------------------------------------------------------------------
+
+    def steady(self) -> bool:
+        """Whether one step is in flight, all that decode get a token with it and for nobody it is the last, and the
+        host has nothing else to do: so it goes on, step by step, while the policy lets all decode."""
+        view, absent = self.view, self._absent
+        if len(self.flights) != 1 or self.worker.inbox or self.loop.stopped:
+            return False
+        (flight,), batch = self.flights, cast("TokenBatch", view.in_flight)
+        return (
+            flight.tick is not None
+            and not (flight.owed or flight.leaving or batch.prefill)
+            and batch.size == view.decoding
+            and not (self._unheard or self._untaken or self._debt or self.preempted)
+            and (absent is None or not (absent.decoding or absent.begun))
+        )
+
+    def went_on(
+        self,
+        steps: int,
+        ends: Sequence[float],
+        settled: float,
+        took: float,
+        flying: Sequence[tuple[TokenBatch, float]],
+    ) -> None:
+        """So many decode *steps* were decided since the engine was `steady`. Those that ended did so at *ends*, the
+        last of them, which *took* so long, at *settled*; *flying* are in flight, each with when it was decided."""
+        view, ticks = self.view, self.ticks
+        self.loop.batches += steps
+        self.ends.extend(ends)
+        if ends:
+            self.settled = settled
+            view.last_step = view.last_decode = took
+        for done in range(steps):
+            view.free_blocks -= self.phases[-(self.tick + done) % self.size]
+        view.context += steps * view.decoding
+        ticks.count = self.tick = tick = self.tick + steps
+        self._fruitless = 0
+        self._recomputed.clear()
+        self.flights[:] = [Flight(decided) for _, decided in flying]
+        for back, flight in enumerate(reversed(self.flights), 1):
+            flight.tick = tick - back
+        view.in_flight, *later = [batch for batch, _ in flying]
+        view.backlog.clear()
+        view.backlog.extend(later)
+        view.checked = None
+        batch = flying[-1][0]
+        assert batch.launched is not None
+        self._free = batch.launched
+        if len(self.ends) > self.trim_at:
+            self._trim()
+
+    def rest(self, seconds: float) -> None:
+        """The host does what lies between two steps for so long, and then decides."""
+        self._rest(seconds)
+
     # -- a step begins ------------------------------------------------------------------------------------
 
     def _carry_out(self, step: Step, now: float) -> bool:
-        if any(task in flight.leaving for flight in self._flights for task, _ in step.prefill):
+        if any(task in flight.leaving for flight in self.flights for task, _ in step.prefill):
             prefill = [c for c in step.prefill if not self._spent(c[0])]
             step = Step(prefill, step.decode, preempt=step.preempt, drop=step.drop)  # type: ignore[arg-type]
         return super()._carry_out(step, now)
@@ -234,7 +307,7 @@ class TokenEngineAhead(TokenEngine):
 
     def _spent(self, task: TokenTask) -> bool:
         """Whether the last token of *task* is in flight."""
-        return any(task in flight.leaving for flight in self._flights)
+        return any(task in flight.leaving for flight in self.flights)
 
     def _launch(
         self, decode: int, context: int, pieces: Sequence[Piece], chosen: Sequence[TokenTask] | None, now: float
@@ -249,7 +322,7 @@ class TokenEngineAhead(TokenEngine):
             view.backlog.append(view.in_flight)
             view.in_flight = older
         flight = Flight(now)
-        self._flights.append(flight)
+        self.flights.append(flight)
         if decode:
             self._tick_ahead(flight, decode) if chosen is None else self._advance_ahead(flight, chosen)
         if pieces:
@@ -310,12 +383,12 @@ class TokenEngineAhead(TokenEngine):
     # -- a step ends --------------------------------------------------------------------------------------
 
     def settle(self, batch: TokenBatch) -> float:
-        view, flight = self.view, self._flights.pop(0)
+        view, flight = self.view, self.flights.pop(0)
         now = batch.end = self.loop.now()
         # What a scheduler can tell: from the tokens of the step before, or from when it was asked, if that is later.
-        batch.took = now - max(flight.decided, self._settled)
-        batch.start = max(batch.start, self._settled)
-        self._settled = now
+        batch.took = now - max(flight.decided, self.settled)
+        batch.start = max(batch.start, self.settled)
+        self.settled = now
         view.in_flight = view.backlog.popleft() if view.backlog else None
         self.loop.hear_batch(batch)
         view.last_step = batch.took
@@ -367,7 +440,7 @@ class TokenEngineAhead(TokenEngine):
     def part(self, task: TokenTask) -> None:
         first = self.joined[task]
         super().part(task)
-        for flight in self._flights:
+        for flight in self.flights:
             if flight.tick is not None and flight.tick >= first:
                 flight.owed[task] = None
 
@@ -377,7 +450,7 @@ class TokenEngineAhead(TokenEngine):
             self.part(task)
         else:
             self._check(task)
-        for flight in self._flights:
+        for flight in self.flights:
             if task in flight.owed:
                 del flight.owed[task]
                 task.base_generated -= 1

@@ -237,7 +237,7 @@ class TokenEngineAheadCaching(_Caching, TokenEngineAhead):
         # When a decode is decided, the token that it computes may be in flight itself.
         view, joined = self.view, self.joined.get(task)
         batches = [view.in_flight, *view.backlog] if view.in_flight is not None else []
-        for flight, batch in zip(self._flights, batches, strict=True):
+        for flight, batch in zip(self.flights, batches, strict=True):
             gets = task in flight.owed or (flight.tick is not None and joined is not None and flight.tick >= joined)
             if gets and not any(task is piece[0] for piece in cast("TokenBatch", batch).prefill):
                 return 1

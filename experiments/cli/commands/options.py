@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from ...spec.overrides import Override
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON: json-output.md in docs/reference.")]
+Strict = Annotated[
+    bool,
+    typer.Option("--strict", help="Refuse what is outside of what was validated by recorded runs (exit code 2)."),
+]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", help="Number of processes; -1: one per core.", show_default=True)]
 
 
@@ -23,7 +27,7 @@ def no_out(instead: str) -> BadInput:
 
 def only_simulated(given: Mapping[str, Any]) -> None:
     """Raise `BadInput` at the first option that has a value, and that real runs do not take."""
-    _refuse(given, "only simulations take this", "--seeds, --repeats")
+    _refuse(given, "only simulations take this", "to leave it out; real runs take --seeds and --repeats")
 
 
 def only_real(given: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from servetwin.core import BadInput
 from ..output.score_output import show_decisions
 from ..output.terminal import print_json, print_table, say, steps, table
 from .lists import profile_dict, show_verdict
-from .options import AsJson
+from .options import AsJson, Strict
 
 if TYPE_CHECKING:
     from ...backends.diffusion import Setup
@@ -281,10 +281,14 @@ def compare(
     out: Annotated[
         Path | None, typer.Option(help="Sets of runs: write a row for each setting, .csv or .parquet.")
     ] = None,
+    strict: Strict = False,
 ) -> None:
     """Compare two runs; or two sets of runs, setting by setting, and whether both lead to the same decisions."""
     from ...validation.comparison.compare_runs import are_runs
+    from ...validation.envelope import places
 
+    if strict:
+        places.of_sides(first, second, strict=True)
     if are_runs(first, second):
         for option, value in (("--target", target), ("--floor", floor), ("--out", out)):
             if value is not None and first.exists():
@@ -299,10 +303,12 @@ def _compare_runs(first: Path, second: Path, as_json: bool) -> None:
     from ...validation.comparison.bench_runs import compared
     from ...validation.comparison.compare_llm_runs import rows_of
     from ...validation.comparison.compare_runs import PERCENTILES
+    from ...validation.envelope import places
 
     found, notes = compared(first, second)
+    stands = places.of_sides(first, second)
     if as_json:
-        print_json(found)
+        print_json({**found, "validity": places.as_dict(stands)})
         return
     for name, side in zip("AB", found["runs"], strict=True):
         facts = "".join(f", {key} {side[key]:g}" for key in ("rate", "cv", "seed") if key in side)
@@ -328,7 +334,7 @@ def _compare_runs(first: Path, second: Path, as_json: bool) -> None:
     elif found["other_requests"] is not None:
         lines.add_row("requests with the same outcome, %", "", "", "-")
     print_table(lines)
-    for line in (*found["basis"], *notes):
+    for line in (*found["basis"], *notes, *places.told(stands)):
         say(line)
     if found["other_requests"] is not None:
         say(f"not the same requests in A and B: {found['other_requests']}")
@@ -364,11 +370,13 @@ def _compare_grids(
     first: Path, second: Path, as_json: bool, target: float, floor: float | None, out: Path | None
 ) -> None:
     from ...validation.comparison.compare_grids import compare_grids, grids_dict, read_collection
+    from ...validation.envelope import places
 
     rows, found = compare_grids(read_collection(first), read_collection(second), target=target, floor=floor, out=out)
     full = grids_dict(rows, found)
+    stands = places.of_sides(first, second)
     if as_json:
-        print_json(full)
+        print_json({**full, "validity": places.as_dict(stands)})
         return
     say(f"A: {first}\nB: {second}\nattainment, in percent of the requests sent")
     columns = [("workload", "left"), ("policy", "left"), ("rate", "right"), ("cv", "right"), ("SLO", "right")]
@@ -386,6 +394,8 @@ def _compare_grids(
     mean, largest = full["mean_gap_points"], full["max_gap_points"]
     say(f"{len(rows)} cells: |B - A| mean {mean:.2f}, max {largest:.2f} points")
     show_decisions(found)
+    for line in places.told(stands):
+        say(line)
     if out is not None:
         say(f"cells in {out}")
 

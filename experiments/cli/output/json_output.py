@@ -24,8 +24,23 @@ class Use(TypedDict):
 
 
 @_closed
+class Gaps(TypedDict):
+    mean: Annotated[float, "percentage points of the requests, |simulated - measured|"]
+    largest: float
+
+
+@_closed
+class Validity(TypedDict):
+    validated: Annotated[bool, "whether recorded runs were like it (explanation/validation.md)"]
+    outside: Annotated[list[str], "what is not as in recorded runs"]
+    recording: Annotated[str | None, "the nearest recorded runs, below experiments/measured"]
+    gap_points: Annotated[Gaps | None, "how far off the simulation is on them"]
+
+
+@_closed
 class Sweep(TypedDict):
     points: NotRequired[Annotated[list[dict[str, Any]], "the rows of the table (guides/sweeps.md); simulated sweeps"]]
+    validity: NotRequired[Annotated[list[Validity], "of each point; simulated sweeps"]]
     runs: NotRequired[Annotated[int, "real sweeps: how many run folders there are"]]
     files: Annotated[list[str], "the table, or the folder"]
 
@@ -56,6 +71,7 @@ class SearchAnswer(TypedDict):
     more_low: NotRequired[Annotated[Number, "ends of its 95 % interval"]]
     more_high: NotRequired[Number]
     more_in_runs_of: NotRequired[Annotated[int, "requests of these runs"]]
+    validity: Validity
 
 
 @_closed
@@ -103,6 +119,7 @@ class Score(TypedDict):
     decisions: Annotated[dict[str, Any], "same winners, orders and capacities, as of `compare`"]
     changed: Annotated[list[str], "profiles and policies that are not what they were when the runs were made"]
     baselines: NotRequired[list[Baseline]]
+    validity: Annotated[list[Validity], "of each run that is scored"]
     files: list[str]
 
 
@@ -127,10 +144,14 @@ class ComparedRuns(TypedDict):
     same_outcome: Annotated[Number, "requests with the same outcome, percent; null if they are not the same"]
     other_requests: Annotated[str | None, "why the requests are not the same"]
     workers: Annotated[dict[str, Any], "batches of each worker"]
-    iterations: Annotated[dict[str, Any], "times of iterations by batch size, milliseconds"]
+    iterations: Annotated[
+        dict[str, Any],
+        "times of iterations by worker (and shape, of requests that have one) and batch size, milliseconds",
+    ]
     tokens: Annotated[dict[str, Any], "of each language model (reference/token-metrics.md)"]
     steps: NotRequired[Annotated[dict[str, Any], "of engines, by kind"]]
     basis: list[str]
+    validity: Annotated[dict[str, list[Validity]], "of simulated runs: first, second"]
 
 
 @_closed
@@ -139,6 +160,7 @@ class ComparedGrids(TypedDict):
     mean_gap_points: float
     max_gap_points: float
     decisions: Annotated[dict[str, Any], "winners, ranking and capacity, and by how much repeats differ"]
+    validity: Annotated[dict[str, list[Validity]], "of simulated points: first, second"]
 
 
 @_closed
@@ -251,7 +273,8 @@ class Workload(TypedDict):
     requests: int | None
 
 
-#: Of `run`: the content of ``summary.json``, whose keys are in docs/reference/records.md, and *use* with ``--out``.
+#: Of `run`: the content of ``summary.json``, whose keys are in docs/reference/records.md, *validity* of
+#: simulations, and *use* with ``--out``.
 Run = dict[str, Any]
 
 COMMANDS: dict[str, Any] = {

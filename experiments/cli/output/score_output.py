@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ...capacity.search import Answer
     from ...validation.baselines import Baseline
     from ...validation.comparison.compare_grids import Decisions
+    from ...validation.envelope.standing import Standing
     from ...validation.replay.external import Means
     from ...validation.score import Scored
 
@@ -109,6 +110,13 @@ def show_baselines(found: list[Baseline], target: float, floor: float | None) ->
         )
 
 
+def changed_since(scored: list[Scored]) -> list[str]:
+    """A line for each thing that is not what it was when the runs were made."""
+    return [
+        f"{n} is not what it was when the runs were made" for n in dict.fromkeys(p for s in scored for p in s.changed)
+    ]
+
+
 def show_decisions(found: Decisions, title: str = "") -> None:
     """What follows from two grids, one line each, and below it where they disagree; nothing if nothing does. *title*
     says which the two are."""
@@ -201,10 +209,11 @@ def best_of(rows: Sequence[dict[str, Any]]) -> list[str]:
     return [told]
 
 
-def answer_dict(row: dict[str, Any], answer: Answer) -> dict[str, Any]:
-    """An answer of a search for ``--json``: its *row* in a table, with the notes one by one, and where it fails."""
+def answer_dict(row: dict[str, Any], answer: Answer, stands: Standing) -> dict[str, Any]:
+    """An answer of a search for ``--json``: its *row* in a table, with the notes one by one, where it fails, and
+    where it *stands* against recorded runs."""
     fails = None if math.isnan(answer.found.fails) else answer.found.fails
-    return {**row, "notes": [*answer.found.notes], "not_met_at": fails}
+    return {**row, "notes": [*answer.found.notes], "not_met_at": fails, "validity": stands.as_dict()}
 
 
 def _number(column: str, cell: Any) -> Any:

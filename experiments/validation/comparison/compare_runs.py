@@ -6,14 +6,16 @@ Reads run folders, and for the last the profiles that the runs name, where they 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from servetwin.core import BadInput
+from servetwin.core import BadInput, Shape
 
 from ...workload.traces.bench_file import is_bench
 from . import compare_llm_runs
@@ -36,6 +38,7 @@ class RunRecords:
     latencies: np.ndarray  # of finished requests, in seconds
     asked: dict[int, tuple[float, Any]]  # when each request came, and what it asked for
     limits: dict[int, list[int]] | None  # the tokens that each declared, if that is known
+    shapes: Mapping[int, Shape] = field(default_factory=dict)  # of the requests that say one
 
     @property
     def label(self) -> str:
@@ -64,10 +67,14 @@ def read(folder: Path) -> RunRecords:
     latencies = []
     asked: dict[int, tuple[float, Any]] = {}
     limits: dict[int, list[int]] = {}
+    shapes: dict[int, Shape] = {}
     for record in request_lines(folder):
         outcomes[record["id"]] = record["outcome"]
         tokens = [at for at in record["stages"][:1] if "prompt" in at and "limit" in at]
-        asked[record["id"]] = (record["arrival"], (record["work"], [at["prompt"] for at in tokens]))
+        shape = record.get("shape")
+        if shape is not None:
+            shapes[record["id"]] = Shape(**shape)
+        asked[record["id"]] = (record["arrival"], (record["work"], shape, [at["prompt"] for at in tokens]))
         limits[record["id"]] = [at["limit"] for at in tokens]
         if record["finished"] is not None:
             latencies.append(record["finished"] - record["arrival"])
@@ -81,7 +88,9 @@ def read(folder: Path) -> RunRecords:
             raise BadInput(what, where=str(folder / "requests.jsonl"), right="the files of one run")
     engine = meta.get("engine")
     unknown = isinstance(engine, dict) and "bench" in engine  # vllm bench serve does not say what requests declared
-    return RunRecords(folder, meta, summary, outcomes, np.array(latencies), asked, None if unknown else limits)
+    return RunRecords(
+        folder, meta, summary, outcomes, np.array(latencies), asked, None if unknown else limits, shapes
+    )
 
 
 def is_run(folder: Path) -> bool:
@@ -167,19 +176,20 @@ def _others(a: RunRecords, b: RunRecords) -> str | None:
 
 
 def _iterations(a: RunRecords, b: RunRecords) -> dict[str, dict[int, dict[str, Any]]]:
-    """Per worker and batch size: the median and the mean period of an iteration in each run, what the table of the
-    first run's profile says, all in milliseconds, and the period over the table, of means where the table holds means
-    and of medians where it holds medians (*statistic*).
+    """Per worker ("unet of 512x512" where requests have shapes) and batch size: the median and the mean period of an
+    iteration in each run, what the table of the first run's profile says, all in milliseconds, and the period over
+    the table, of means where the table holds means and of medians where it holds medians (*statistic*).
     """
-    first, second = periods(a.folder), periods(b.folder)
+    first, second = (periods(run.folder, run.shapes) for run in (a, b))
     found: dict[str, dict[int, dict[str, Any]]] = {}
-    for worker, sizes in first.items():
-        table, statistic = _table_of(a, worker)
+    for (worker, shape), sizes in first.items():
+        table, statistic = _table_of(a, worker, shape)
+        name = worker if shape is None else f"{worker} of {shape}"
         of = median if statistic == "median" else fmean
         for n, seconds in sorted(sizes.items()):
-            other = second.get(worker, {}).get(n)
+            other = second.get((worker, shape), {}).get(n)
             expected = table.get(n)
-            found.setdefault(worker, {})[n] = {
+            found.setdefault(name, {})[n] = {
                 "first": 1e3 * median(seconds),
                 "second": 1e3 * median(other) if other else None,
                 "first_mean": 1e3 * fmean(seconds),
@@ -198,11 +208,13 @@ def statistic_of(text: str) -> str:
     return "median" if text.startswith("median") else "mean"
 
 
-def periods(folder: Path) -> dict[str, dict[int, list[float]]]:
-    """Per worker and batch size: the periods of iterations in seconds, start to start, during which nobody joined or
-    left.
+def periods(
+    folder: Path, shapes: Mapping[int, Shape] = MappingProxyType({})
+) -> dict[tuple[str, Shape | None], dict[int, list[float]]]:
+    """Per worker, shape of its requests (None: *shapes* has none of them) and batch size: the periods of iterations
+    in seconds, start to start, during which nobody joined or left.
     """
-    found: dict[str, dict[int, list[float]]] = {}
+    found: dict[tuple[str, Shape | None], dict[int, list[float]]] = {}
     last: dict[str, tuple[list[int], float]] = {}
     for record in batch_lines(folder):
         if "prefill" in record:
@@ -210,17 +222,18 @@ def periods(folder: Path) -> dict[str, dict[int, list[float]]]:
         worker, requests, ends = record["worker"], record["requests"], record.get("ends", [record["end"]])
         starts = [record["start"], *ends[:-1]]
         before = last.get(worker)
-        sizes = found.setdefault(worker, {}).setdefault(len(requests), [])
+        key = worker, shapes.get(requests[0]) if requests else None
+        sizes = found.setdefault(key, {}).setdefault(len(requests), [])
         if before is not None and before[0] == requests:
             sizes.append(starts[0] - before[1])
         sizes += [b - a for a, b in pairwise(starts)]
         last[worker] = (requests, starts[-1])
-    return {w: {n: p for n, p in sizes.items() if p} for w, sizes in found.items() if any(sizes.values())}
+    return {key: {n: p for n, p in sizes.items() if p} for key, sizes in found.items() if any(sizes.values())}
 
 
-def _table_of(run: RunRecords, worker: str) -> tuple[dict[int, float], str]:
-    """The profile's measured period of an iteration of *worker* by batch size, empty if it cannot be had; and whether
-    it is a mean or a median.
+def _table_of(run: RunRecords, worker: str, shape: Shape | None) -> tuple[dict[int, float], str]:
+    """The profile's measured period of an iteration of *worker* by batch size, of requests of that *shape*, empty if
+    it cannot be had; and whether it is a mean or a median.
     """
     from servetwin.profiles import load
 
@@ -229,12 +242,12 @@ def _table_of(run: RunRecords, worker: str) -> tuple[dict[int, float], str]:
 
     try:
         experiment = expanded(Experiment.model_validate(run.meta["experiment"]))
-        if experiment.workload.shaped:
-            return {}, "mean"  # batches of one size take what their shape takes
         loops = [m for m, spec in experiment.pipeline.modules.items() if spec.loop]
         (spec,) = (w for w in experiment.deployment.workers if (w.name or "+".join(w.modules)) == worker)
         (loop,) = (m for m in spec.modules if m in loops)
         profile = load(experiment.deployment.devices[spec.device or ""])
+        if shape is not None:
+            profile = profile.at(shape)
         kind: Kind = "measured" if profile.has(loop, "measured") else "scheduler"
         table = profile.table(loop, kind)
         statistic = statistic_of(profile.data.modules[loop].tables[kind].statistic)

@@ -55,6 +55,16 @@ class Stay(TypedDict):
     sent: NotRequired[Time]
 
 
+class Shaped(TypedDict):
+    """The shape of a request."""
+
+    height: int
+    width: int
+    frames: int
+    guidance: int | None
+    images: int
+
+
 class RequestLine(TypedDict):
     """A line of ``requests.jsonl``."""
 
@@ -67,6 +77,7 @@ class RequestLine(TypedDict):
     reason: str | None
     finished: Time | None
     ended: NotRequired[Time]
+    shape: NotRequired[Shaped]
     stages: list[Stay]
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from ...assembly import build
 from ...registry.catalog import MEASURED
+from ...spec.experiment import Experiment
 from ...spec.loading import load
 
 RECORDING = MEASURED / "h200" / "agents.json.gz"
@@ -51,19 +52,29 @@ class Compared:
         return (self.met[1] - self.met[0]) / self.requests
 
 
+def experiments(recording: dict[str, Any], *, contention: bool = True) -> list[Experiment]:
+    """The experiment of each run of *recording*."""
+    return [
+        load(
+            recording["workload"],
+            [
+                ("variant", "measured"),
+                ("workload.requests", len(run["requests"])),
+                ("workload.arrivals.rate", run["rate"]),
+                ("policy.name", run["policy"]),
+                ("seed", run["seed"]),
+                ("time.contention", contention),
+            ],
+        )
+        for run in recording["runs"]
+    ]
+
+
 def compare(recording: dict[str, Any], *, contention: bool = True) -> list[Compared]:
     """Each run of *recording* beside its simulation: the same experiment, the same requests."""
     found = []
-    for run in recording["runs"]:
-        overrides = [
-            ("variant", "measured"),
-            ("workload.requests", len(run["requests"])),
-            ("workload.arrivals.rate", run["rate"]),
-            ("policy.name", run["policy"]),
-            ("seed", run["seed"]),
-            ("time.contention", contention),
-        ]
-        simulated = build.run(load(recording["workload"], overrides)).as_dict()
+    for run, experiment in zip(recording["runs"], experiments(recording, contention=contention), strict=True):
+        simulated = build.run(experiment).as_dict()
         real = run["summary"]
         found.append(
             Compared(

@@ -94,7 +94,7 @@ def pack(folder: Path, out: Path) -> list[str]:
         meta, summary = _read(place / "meta.json"), _read(place / "summary.json")
         deployment = meta["experiment"]["deployment"]
         deployment["devices"] = {d: names.get(Path(p).name, p) for d, p in deployment["devices"].items()}
-        for of, key in _files(meta["experiment"]):
+        for of, key in named_files(meta["experiment"]):
             named = Path(of[key])
             others = meta.get("policy_files", {}).get(of[key], {})  # what it imports or reads, by its place beside it
             for one in (named, *(named.parent / name for name in others if name != named.name)):
@@ -134,8 +134,8 @@ def routers(experiment: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
     return _by_file([(named, "name") if isinstance(named, dict) else (experiment["deployment"], "router")])
 
 
-def _files(experiment: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
-    """The same of a policy or a router."""
+def named_files(experiment: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
+    """Where *experiment* names a policy or a router by a file, likewise."""
     return [*_by_file([(experiment["policy"], "name")]), *routers(experiment)]
 
 
@@ -179,7 +179,7 @@ def read(path: Path) -> dict[str, Any]:
         names.add(run["name"])
         if len({len(run[key]) for key in ("id", "arrival", "deadline", "work", "outcome", "finished")}) != 1:
             raise BadInput("does not say as much of each request", where=where, right=RIGHT)
-        for of, key in _files(run["meta"]["experiment"]):
+        for of, key in named_files(run["meta"]["experiment"]):
             if of[key] not in data["files"]:
                 raise BadInput(f"{of[key]} is not among the files that were packed", where=where, right=RIGHT)
     return data
@@ -204,7 +204,7 @@ def unpacked(paths: Sequence[Path]) -> Iterator[Path]:
 def _write(run: dict[str, Any], here: Path, words: dict[str, str]) -> None:
     folder, meta = here / Path(run["name"]).name, run["meta"]
     folder.mkdir()
-    for of, key in _files(meta["experiment"]):
+    for of, key in named_files(meta["experiment"]):
         _rename(meta, of[key], str(here / of[key]))
         of[key] = str(here / of[key])
     for name in ("meta", "summary", "real"):

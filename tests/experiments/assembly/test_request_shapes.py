@@ -17,6 +17,7 @@ from servetwin.experiments.bound.most_met import most_met
 from servetwin.experiments.explaining.alone import Alone
 from servetwin.experiments.spec.experiment import Experiment
 from servetwin.experiments.spec.loading import load
+from servetwin.experiments.validation.comparison.compare_runs import compare
 from servetwin.profiles.profile import DATA
 
 SHAPES = "sdxl-shapes-synthetic"
@@ -290,3 +291,24 @@ def test_a_size_that_the_model_cannot_make_is_refused(
         return
     with pytest.raises(BadInput, match=said):
         run(experiment)
+
+
+def test_two_runs_are_compared_shape_by_shape(tmp_path: Path) -> None:
+    """The time of an iteration is held against the table of its shape."""
+    for world, seed in (("a", 0), ("b", 1)):
+        run(shaped().model_copy(update={"seed": seed}), tmp_path / world)
+    found = compare(tmp_path / "a", tmp_path / "b")
+    times = {"512x512": 24.0, "1024x1024": 55.0}
+    for shape, alone in times.items():
+        ms = found["iterations"][f"encode+unet+vae of {shape}"][1]
+        assert ms["table"] == pytest.approx(alone)
+        assert [ms["first"], ms["second"]] == pytest.approx([alone, alone])
+        assert ms["first_over_table"] == pytest.approx(1.0, abs=0.05)  # of means, pauses included
+    assert len(found["iterations"]) == 4
+    shapes = {"draw": "constant", "size": "512x512"}
+    run(shaped(shape=shapes), tmp_path / "other")
+    assert compare(tmp_path / "a", tmp_path / "other")["other_requests"] == "they ask for other work"
+    lines = (tmp_path / "a" / "requests.jsonl").read_text()
+    (tmp_path / "a" / "requests.jsonl").write_text(lines.replace('"height": 512, ', "", 1))
+    with pytest.raises(BadInput, match=r"requests.jsonl.*shape.*height"):
+        compare(tmp_path / "a", tmp_path / "b")

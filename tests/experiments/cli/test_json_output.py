@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 from servetwin.experiments.cli import cli_page, json_page
-from servetwin.experiments.cli.output.json_output import COMMANDS, Use
+from servetwin.experiments.cli.output.json_output import COMMANDS, Use, Validity
 from servetwin.experiments.reporting import timeline
 
 #: Commands that print no results: `explore` serves a page.
@@ -60,7 +60,8 @@ def test_run_and_what_is_made_of_runs(servetwin, small: Path):
     assert found["use"]["devices"]["gpu0"] == pytest.approx(float(line.busy["gpu0"].means(line.edges(1))[0]))
     assert found["use"]["kv_cache"]["llm"]["max"] == pytest.approx(line.kv["llm"].peak / line.capacity["llm"])
     summary = json.loads((a / "summary.json").read_text())
-    assert {k: v for k, v in found.items() if k != "use"} == summary
+    assert {k: v for k, v in found.items() if k not in ("use", "validity")} == summary
+    TypeAdapter(Validity).validate_python(found["validity"])
     assert summary["median_itl_ms"] <= summary["p90_itl_ms"] <= summary["p99_itl_ms"]
     found = printed(servetwin, "run", "opt-13b-h100", "--policy", "vllm", "--requests", 30)
     assert "use" not in found
@@ -75,7 +76,7 @@ def test_sweep_and_what_is_made_of_sweeps(servetwin, small: Path):
     found = printed(servetwin, "sweep", small / "s.yaml", "--out", out, "--jobs", 1)
     assert [(p["policy"], p["rate"]) for p in found["points"]] == [("edf", 2), ("edf", 4), ("fcfs", 2), ("fcfs", 4)]
     assert found["files"] == [str(out)]
-    assert printed(servetwin, "sweep", small / "s.yaml", "--jobs", 1) == {"points": found["points"], "files": []}
+    assert printed(servetwin, "sweep", small / "s.yaml", "--jobs", 1) == {**found, "files": []}
     assert printed(servetwin, "plot", out, "--out", small / "s.pdf") == {
         "panels": 1,
         "files": [str(small / "s.pdf"), str(small / "s.data.csv")],

@@ -7,7 +7,8 @@ Everything is done by what users have: `measure`, experiments, `Backend`. The pr
 and what the simulation makes of each planned run is written down (``predicted.json``) before the first of them. The
 knee is where it meets `AIM` of the requests under NeuStream; loads are multiples of that rate. Who runs it again with
 the same DIR goes on where it stood: a profile that is there is used, runs that have ended are not made again.
-`servetwin score DIR/MODEL/runs` then simulates each run from the arrivals that it really had.
+`servetwin score DIR/MODEL/runs` then simulates each run from the arrivals that it really had; runs name their profile
+by its whole path, so they are unpacked to the same DIR.
 """
 
 from __future__ import annotations
@@ -27,8 +28,11 @@ from typing import Any
 #: Share of requests met that defines the knee, and the loads around it, the most telling first.
 AIM = 0.95
 LOADS = (1.0, 1.3, 0.8)
-#: The last is one that no run has been made with.
-POLICIES = ("neustream", "clockwork", "edf", str(Path(__file__).with_name("most_per_second.py")))
+POLICIES = ("neustream", "clockwork", "edf")
+#: One more, that no run has been made with; what serves is a copy of it beside the runs, which are packed with it.
+NEW = Path(__file__).with_name("most_per_second.py")
+#: How often the profile is tried: what is measured beside something else is at times refused as that of none.
+TRIES = 2
 #: Seconds that a run takes beside the time in which its requests arrive.
 EXTRA = 6.0
 
@@ -117,19 +121,28 @@ def serve(model: str, out: Path, device: str, until: float) -> None:
     plan, profile = PLANS[model], out / "profile.yaml"
     if not profile.exists():
         shapes = [parsed(size, "sizes") for size in plan.sizes[1:]]
-        measure(
-            model, profile, Setup((device,), compile="none"), name=f"measured/{model}", limit=plan.limit,
-            seconds=plan.seconds, brief=True, shapes=shapes,
-        )  # fmt: skip
+        for left in reversed(range(TRIES)):
+            try:
+                measure(
+                    model, profile, Setup((device,), compile="none"), name=f"measured/{model}", limit=plan.limit,
+                    seconds=plan.seconds, brief=True, shapes=shapes,
+                )  # fmt: skip
+                break
+            except ServeTwinError as problem:
+                say(str(problem))
+                if not left:
+                    return
         gc.collect()  # the model that was measured
         say("profile taken")
+    new = out / NEW.name
+    shutil.copy(NEW, new)
     plans = out / "predicted.json"
     if not plans.exists():
         rate = knee(model, profile)
         cells = [
             {"load": load, "rate": load * rate, "policy": policy, "run": f"{Path(policy).stem}-{load:g}"}
             for load in LOADS
-            for policy in POLICIES
+            for policy in (*POLICIES, str(new))
         ]
         for cell in cells:
             cell["attainment"] = predicted(model, profile, str(cell["policy"]), float(cell["rate"]))

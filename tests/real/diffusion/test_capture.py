@@ -10,6 +10,7 @@ from servetwin.real.diffusion.graph_runner import WIDTH
 from servetwin.real.diffusion.model_registry import KINDS, class_of
 from servetwin.real.diffusion.networks import Model
 from servetwin.real.diffusion.options import Options
+from test_shapes import shapes_of
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 
@@ -20,11 +21,12 @@ def test_no_module_asks_for_a_value(name, sampler):
     scheduler = None if sampler == "one step" else sampler
     layout = class_of(kind).convolutional
     options = Options(slots=8, precision=kind.precision, channels_last=layout, scheduler=scheduler)
-    model = Model(kind, options, torch.device("cpu"))
+    model = Model(kind, options, torch.device("cpu"), [None, shapes_of(name)[1]])
     assert set(kind.modules) <= set(model.bodies)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         rows = torch.zeros(3, WIDTH)
-        for body in model.bodies.values():
-            body(rows)
+        for room in model.rooms.values():
+            for body in room.bodies.values():
+                body(rows)
         with pytest.raises(DataDependentOutputException):  # the check itself works
             float(rows[0, 0])

@@ -1,0 +1,333 @@
+"""What of a run says whether recorded runs were like it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from servetwin.core import BadInput, Request
+from servetwin.core.llm import TokenRequest
+
+from ...spec.experiment import Bursty, Constant, Experiment, FixedSLO, Poisson, RelativeSLO, Time, Trace, WorkerSpec
+from ...spec.llm import TokenSLOSpec
+from ...spec.sessions import ClosedLoop
+
+if TYPE_CHECKING:
+    from servetwin.profiles import Profile
+
+#: So many of the first requests say what its lengths and steps are.
+DRAWN = 500
+
+#: What rates are called. Where the load is known that they are, that counts.
+RATE = "rate, requests/s"
+
+#: Lowest and highest.
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class System:
+    """A model (of images also their size) on a device, by the profile that was taken there: its name, and a hash of
+    what it says."""
+
+    profile: str
+    digest: str
+    model: str
+    device: str
+
+    @classmethod
+    def of(cls, profile: Profile) -> Self:
+        data = profile.data
+        size = f", {data.image[0]}x{data.image[1]}" if data.image is not None else ""
+        several = f"{data.device.count} " if data.device.count > 1 else ""
+        return cls(profile.name, profile.digest, f"{data.model}{size}", f"{several}{data.device.name}")
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """What makes two the same model on the same device."""
+        # Some are named as in Hugging Face, facebook/opt-13b; DiT-S/2 is not.
+        return re.sub(r"^[\w.-]+/(?=[a-z])", "", self.model.lower()), self.device
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A run, as far as it matters whether others were like it.
+
+    *systems* are what its devices serve, *policy* and *params* (those that are not the defaults) what decided.
+    *placement* says which modules share a worker and which workers a device, *engine* the options of language models'
+    engines, *special* in words what most runs do not have (sessions, tools, ...). *ranges* are numbers, by name, in
+    the units that the names say; of what differs between requests, from the lowest to the highest. *dated*: the run
+    says when it was made, and what is known of that day counts.
+    """
+
+    systems: tuple[System, ...]
+    policy: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    placement: str = ""
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    special: tuple[str, ...] = ()
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    dated: bool = False
+
+
+def of_experiment(experiment: Experiment, requests: Iterable[Request] | None = None) -> Facts:
+    """The facts of a run of *experiment*, whose *requests* (of its own drawing, unless they are given) are looked at.
+    Raises `BadInput` as a run of it would."""
+    from ...spec.loading import load_profiles
+    from ...spec.validation import check
+
+    check(experiment)
+    profiles = load_profiles(experiment)
+    sent = list(islice(_drawn(experiment, profiles) if requests is None else requests, DRAWN))
+    engine, limits = _engines(experiment, profiles)
+    replicas, placement = placement_of(experiment.deployment.workers, experiment.deployment.replicas)
+    ranges = {**limits, "replicas": (replicas, replicas), **of_requests(sent), **_slo(experiment)}
+    load = experiment.workload
+    rate = _rate(experiment)
+    if rate is not None:
+        ranges |= demand(rate / replicas, sent)
+    cv = _cv(load.arrivals)
+    if cv is not None:
+        ranges["cv"] = (cv, cv)
+    return Facts(
+        systems=systems_of(profiles.values()),
+        policy=policy_name(experiment.policy.name),
+        params=changed_params(experiment.policy.name, experiment.policy.params),
+        placement=placement,
+        engine=engine,
+        special=tuple(special(experiment)),
+        ranges=ranges,
+        dated=experiment.time.session is not None,
+    )
+
+
+def systems_of(profiles: Iterable[Profile]) -> tuple[System, ...]:
+    """What *profiles* are of, each once."""
+    return tuple(sorted({System.of(profile) for profile in profiles}, key=lambda system: system.profile))
+
+
+def policy_name(given: str) -> str:
+    """The name of a policy that comes along, where *given* is a copy of its file, or else *given* itself."""
+    from ...registry.policy_registry import policy_names, same_policy
+
+    name = Path(given).stem.replace("_", "-")
+    return name if given.endswith(".py") and name in policy_names() and same_policy(name, given) else given
+
+
+def changed_params(policy: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of *params* that are not what *policy* has by default."""
+    from ...registry.policy_registry import defaults, find_policy
+
+    try:
+        usual = defaults(find_policy(policy))
+    except BadInput:  # a class of a process that is over
+        return dict(params)
+    return {name: value for name, value in params.items() if name not in usual or usual[name] != value}
+
+
+def placement_of(workers: Sequence[WorkerSpec], copies: int = 1) -> tuple[int, str]:
+    """How many workers serve the same modules, at most, and which modules share a worker (+) and a device (,)."""
+    devices: dict[str, set[str]] = {}
+    counted: dict[str, int] = {}
+    for worker in workers:
+        name = "+".join(worker.modules)
+        counted[name] = counted.get(name, 0) + copies
+        if worker.threads is None:
+            devices.setdefault(worker.device or "", set()).add(name)
+    shared = sorted({", ".join(sorted(names)) for names in devices.values()})
+    return max(counted.values()), " / ".join(shared)
+
+
+# -- requests -------------------------------------------------------------------------------------------
+
+
+def _drawn(experiment: Experiment, profiles: dict[str, Profile]) -> Iterator[Request]:
+    """The first requests, drawn as a run would."""
+    from ...assembly.llm_workers import contexts
+    from ...workload import sessions
+    from ...workload.requests import read_trace, requests
+
+    load = experiment.workload
+    limits = contexts(experiment, profiles) if experiment.pipeline.llms else {}
+    if load.recorded is None and load.requests is not None and load.requests > DRAWN:
+        fewer = load.model_copy(update={"requests": DRAWN})
+        experiment = experiment.model_copy(update={"workload": fewer})
+    trace = read_trace(experiment) if load.recorded is not None else None
+    if load.in_turns:
+        found = sessions.sessions(experiment, _no_slo, trace, contexts=limits)
+        return (request for session in found for request in session.planned())
+    return requests(experiment, _no_slo, trace, contexts=limits)
+
+
+def _no_slo(*_: Any, **__: Any) -> float:
+    return 1.0
+
+
+def of_requests(sent: Sequence[Request]) -> dict[str, Range]:
+    """Steps by module, and lengths of prompts and outputs by language model, of the requests *sent*."""
+    found: dict[str, Range] = {}
+    for module, steps in _steps(sent).items():
+        found[f"steps of {module}"] = (min(steps), max(steps))
+    for module, (prompts, outputs) in _tokens(sent).items():
+        whole = [a + b for a, b in zip(prompts, outputs, strict=True)]
+        for name, value in (
+            ("mean prompt", sum(prompts) / len(prompts)),
+            ("mean output", sum(outputs) / len(outputs)),
+            ("longest context", float(max(whole))),
+        ):
+            found[f"{name} of {module}, tokens"] = (value, value)
+    return found
+
+
+def demand(rate: float, sent: Sequence[Request]) -> dict[str, Range]:
+    """*rate*, in requests/s, and the load that such requests like those *sent* are: steps, or tokens of outputs, per
+    second."""
+    found: dict[str, Range] = {}
+    for module, steps in _steps(sent).items():
+        load = rate * sum(steps) / len(steps)
+        found[f"load of {module}, steps/s"] = (load, load)
+    for module, (_, outputs) in _tokens(sent).items():
+        load = rate * sum(outputs) / len(outputs)
+        found[f"load of {module}, output tokens/s"] = (load, load)
+    return {**found, RATE: (rate, rate)}
+
+
+def _steps(sent: Iterable[Request]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for request in sent:
+        for module, steps in request.work.items():
+            found.setdefault(module, []).append(steps)
+    return found
+
+
+def _tokens(sent: Iterable[Request]) -> dict[str, tuple[list[int], list[int]]]:
+    """Prompts and outputs, by module, as they are sent; a prompt that an earlier answer is part of is not known."""
+    found: dict[str, tuple[list[int], list[int]]] = {}
+    for request in sent:
+        if not isinstance(request, TokenRequest) or request.outputs is None:
+            continue
+        for module, told in request.tokens.items():
+            visits: Any = told if isinstance(told, list) else [told]
+            outputs: Any = request.outputs[module]
+            several = outputs if isinstance(outputs, list | tuple) else [outputs]
+            for (prompt, _), output in zip(visits, several, strict=False):
+                if isinstance(prompt, int):
+                    prompts, made = found.setdefault(module, ([], []))
+                    prompts.append(prompt)
+                    made.append(output)
+    return found
+
+
+# -- what an experiment says ----------------------------------------------------------------------------
+
+
+def _engines(experiment: Experiment, profiles: dict[str, Profile]) -> tuple[dict[str, Any], dict[str, Range]]:
+    """The options of engines, and the limits of batches, by module."""
+    from ...assembly.llm_workers import settings_of
+
+    options: dict[str, Any] = {}
+    limits: dict[str, Range] = {}
+    for worker in experiment.deployment.workers:
+        name = "+".join(worker.modules)
+        if worker.limit is not None:
+            low, high = limits.get(f"batch limit of {name}", (worker.limit, worker.limit))
+            limits[f"batch limit of {name}"] = (min(low, worker.limit), max(high, worker.limit))
+        if worker.modules[0] in experiment.pipeline.llms and worker.device is not None:
+            settings = settings_of(worker, profiles[worker.device])
+            own = settings.limits
+            cached = bool(own.enable_prefix_caching or own.keep_freed)
+            options |= engine_options(settings.asynchronous, own.max_batched_tokens, cached, own.preemption)
+            limits[f"KV blocks of {name}"] = (own.blocks, own.blocks)
+    return options, limits
+
+
+def engine_options(asynchronous: bool, tokens: int, cached: bool, preemption: str = "recompute") -> dict[str, Any]:
+    """What of an engine is compared, by vLLM's names."""
+    return {
+        "asynchronous scheduling": asynchronous,
+        "max_num_batched_tokens": tokens,
+        "prefix caching": cached,
+        "preemption": preemption,
+    }
+
+
+def _slo(experiment: Experiment) -> dict[str, Range]:
+    specs = [experiment.slo, *(experiment.slo_of(name) for name in experiment.workload.classes)]
+    found: dict[str, Range] = {}
+    for slo in specs:
+        for name, value in _promised(slo):
+            low, high = found.get(name, (value, value))
+            found[name] = (min(low, value), max(high, value))
+    return found
+
+
+def _promised(slo: RelativeSLO | FixedSLO | TokenSLOSpec) -> Iterator[tuple[str, float]]:
+    if isinstance(slo, RelativeSLO):
+        yield "SLO factor", slo.factor
+    elif isinstance(slo, FixedSLO):
+        yield "SLO, s", slo.seconds
+    else:
+        if slo.prefill is not None:
+            yield "prefill SLO", slo.prefill
+        if slo.decode is not None:
+            yield "decode SLO", slo.decode
+        if slo.limits is not None:
+            for name, ms in slo.limits.model_dump(exclude_none=True).items():
+                yield f"{name.removesuffix('_ms')} limit, ms", ms
+
+
+def _rate(experiment: Experiment) -> float | None:
+    """Requests per second, over all replicas; None where answers say when requests come."""
+    load = experiment.workload
+    if load.in_turns:
+        return None
+    if isinstance(load.arrivals, Trace) and load.arrivals.rate is None:
+        from ...workload.requests import read_trace
+
+        trace = read_trace(experiment)
+        return trace.count / trace.span if trace is not None and trace.span > 0.0 else None
+    return load.arrivals.rate
+
+
+def _cv(arrivals: Any) -> float | None:
+    if isinstance(arrivals, Poisson):
+        return 1.0
+    if isinstance(arrivals, Constant):
+        return 0.0
+    cv: float | None = getattr(arrivals, "cv", None)
+    return cv
+
+
+#: What an experiment can have that most have not: its name, and whether it has it.
+_SPECIAL: tuple[tuple[str, Callable[[Experiment], bool]], ...] = (
+    ("bursty arrivals", lambda e: isinstance(e.workload.arrivals, Bursty)),
+    ("arrivals of a trace", lambda e: isinstance(e.workload.arrivals, Trace)),
+    ("a closed loop", lambda e: isinstance(e.workload.arrivals, ClosedLoop)),
+    ("sessions", lambda e: e.workload.sessions is not None),
+    ("shapes of requests", lambda e: e.workload.shaped),
+    ("classes of requests", lambda e: bool(e.workload.classes)),
+    ("shared prefixes", lambda e: any(own.prefix is not None for own in e.workload.lengths.values())),
+    ("branches", lambda e: bool(e.pipeline.branches)),
+    ("a budget of the SLO", lambda e: e.budget.used),
+    ("prefill and decode apart", lambda e: any(worker.role for worker in e.deployment.workers)),
+    ("tools", lambda e: any(worker.threads is not None for worker in e.deployment.workers)),
+    ("policies of single workers", lambda e: any(w.policy for w in e.deployment.workers if w.threads is None)),
+)
+
+
+def special(experiment: Experiment) -> Iterator[str]:
+    """In words, what of *experiment* most runs have not."""
+    yield from (name for name, has in _SPECIAL if has(experiment))
+    usual = Time()
+    for name in Time.model_fields:
+        value = getattr(experiment.time, name)
+        if name not in ("session", "noise") and value != getattr(usual, name):
+            yield f"time.{name} {str(value).lower() if isinstance(value, bool) else value}"
+    replicated, _ = placement_of(experiment.deployment.workers, experiment.deployment.replicas)
+    if replicated > 1:
+        for router in experiment.deployment.routings.values():
+            yield f"router {router.name}"

@@ -1,0 +1,211 @@
+"""Where results stand against recorded runs: inside, or what is outside, by what the recordings themselves hold."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from servetwin.experiments.registry.catalog import MEASURED, workload_names
+from servetwin.experiments.spec.loading import load
+from servetwin.experiments.validation import scoreboard
+from servetwin.experiments.validation.envelope import index, recorded, standing
+from servetwin.experiments.validation.envelope.facts import Facts, of_experiment
+
+AGAIN = "python -m servetwin.experiments.validation.envelope.index"
+
+#: As it comes along, it is as runs were that were recorded; `test_what_is_as_recorded_is_inside...` holds that.
+LIKE_RECORDED = "dit-s2-256-h100"
+
+TWO = [{"modules": ["dit"], "device": "gpu0", "limit": 4}, {"modules": ["vae"], "device": "gpu1", "limit": 4}]
+
+
+def told(*settings: tuple[str, object], of: str = LIKE_RECORDED) -> tuple[str, ...]:
+    return standing.of(load(of, list(settings))).outside
+
+
+# -- the index ------------------------------------------------------------------------------------------
+
+
+def test_what_is_kept_is_of_the_recordings_profiles_and_gaps_that_are_here() -> None:
+    kept = json.loads(index.KEPT.read_text())
+    assert list(kept["recordings"]) == list(recorded.sources()), AGAIN
+    scores = scoreboard.kept()
+    for source, entry in kept["recordings"].items():
+        assert entry["digest"] == scoreboard.digest(source), AGAIN
+        assert entry["gap"] == (list(scores[source].gap) if source in scores else None), AGAIN
+    from servetwin.profiles import load as profile
+
+    for name, digest, *_ in kept["systems"]:
+        assert profile(name).digest == digest, AGAIN
+    assert set(scores) - {f"{scoreboard.ROWS[0].source}, dates unknown"} <= set(kept["recordings"])
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["h200-quiet/diffusion", "h200-pair", "h200/llm-opt-30b.json.gz", "h200-chat/runs-opt-13b.json.gz", "rtx4090"],
+)
+def test_runs_are_read_as_they_are_kept(source: str) -> None:
+    """Of each kind of recording a small one, read again."""
+    runs = [facts for path in recorded.sources()[source] for facts in recorded.of(path)]
+    made = {"systems": (systems := {}), "recordings": {source: {"runs": index.packed(runs, systems)}}}
+    beside = {"gap": None, "undated": None, "scored": len(runs)}
+    made["recordings"][source] |= beside
+    made["systems"] = [list(vars(system).values()) for system in systems]
+    again = index.read(json.loads(json.dumps(made)))
+    assert [one.runs for one in again] == [one.runs for one in index.load() if one.source == source], AGAIN
+    assert all(standing.standing(facts).validated for facts in runs)
+
+
+def test_nothing_that_is_held_out_is_read() -> None:
+    assert not any("rtxpro6000" in str(path) for paths in recorded.sources().values() for path in paths)
+
+
+# -- what is inside -------------------------------------------------------------------------------------
+
+
+def test_what_is_as_recorded_is_inside_and_says_how_far_off_the_simulation_was() -> None:
+    found = standing.of(load(LIKE_RECORDED))
+    gap = scoreboard.kept()["h100-quiet/diffusion"].gap
+    assert (found.validated, found.outside, found.recording) == (True, (), "h100-quiet/diffusion")
+    assert (found.mean_gap, found.largest_gap) == gap
+    assert str(found) == (
+        f"inside what was validated (h100-quiet/diffusion: the simulation is off by {gap[0]:.2f} points on average, "
+        f"{gap[1]:.2f} at most)"
+    )
+
+
+def test_of_the_artifact_the_gap_is_that_of_runs_whose_day_is_known_or_not() -> None:
+    kept = scoreboard.kept()
+    for session, row in (("2024-04-28 17:41:55", "neustream_ae.csv"), (None, "neustream_ae.csv, dates unknown")):
+        found = standing.of(load("palette-256-rtx4090", [("time.session", session)]))
+        assert found.validated
+        assert (found.mean_gap, found.largest_gap) == kept[row].gap
+
+
+@pytest.mark.parametrize(
+    ("setting", "word"),
+    [
+        (("policy", "srpt"), "policy srpt (recorded: "),
+        (("policy.params.step_delta", 0.5), "neustream with step_delta 0.5 (recorded: its defaults)"),
+        (("rate", 900.0), "load of dit, steps/s "),
+        (("cv", 3.0), "cv 3 (recorded: 1"),
+        (("slo", 50.0), "SLO factor 50 (recorded: "),
+        (("workload.steps.dit", {"draw": "uniform", "low": 5, "high": 90}), "steps of dit 5 to 90 (recorded: "),
+        (("workload.arrivals", {"process": "bursty", "rate": 9.0}), "bursty arrivals"),
+        (("workload.classes", {"a": {"share": 1.0, "tenant": "x"}}), "classes of requests"),
+        (("time.contention", False), "time.contention false"),
+        (("time.table", "scheduler"), "time.table scheduler"),
+        (("deployment.replicas", 3), "replicas 3 (recorded: 1)"),
+        (("deployment.workers.0.limit", 64), "batch limit of "),
+        (("deployment", "whole"), "policy neustream (recorded so: clockwork)"),
+        (("deployment.workers", TWO), "modules on workers as dit / vae (recorded: "),
+    ],
+)
+def test_what_is_not_as_recorded_is_told_in_words(setting: tuple[str, object], word: str) -> None:
+    two = ("deployment.devices", dict.fromkeys(("gpu0", "gpu1"), load(LIKE_RECORDED).deployment.devices["gpu0"]))
+    found = told(*([two, setting] if setting[1] is TWO else [setting]))
+    assert any(word in text for text in found), found
+
+
+@pytest.mark.parametrize("setting", [("seed", 7), ("requests", 30), ("time.noise", False), ("rate", 80.0)])
+def test_what_changes_nothing_of_that_stays_inside(setting: tuple[str, object]) -> None:
+    assert told(setting) == ()
+
+
+def test_load_is_steps_per_second_so_that_longer_requests_are_more_load() -> None:
+    few = {"draw": "constant", "steps": 16}
+    names = {text.partition(" ")[0] for text in told(("workload.steps.dit", few), ("rate", 5000.0))}
+    assert "load" in names
+    assert not any(text.startswith("rate") for text in told(("rate", 5000.0)))
+
+
+def test_another_profile_and_another_device_are_told(tmp_path: Path) -> None:
+    from servetwin.profiles import load as profile
+    from servetwin.profiles.profile import DATA
+
+    name = load(LIKE_RECORDED).deployment.devices["gpu0"]
+    text = (DATA / f"{name}.yaml").read_text()
+    assert profile(name).data.device.name in text
+    own = tmp_path / "own.yaml"
+    own.write_text(text.replace("precision: fp16", "precision: fp8", 1))
+    assert told(("deployment.devices.gpu0", str(own)))[0] == f"profile {name} (not as it is of the recorded runs)"
+    own.write_text(text.replace(f"name: {name}", "name: mine", 1).replace(profile(name).data.model, "DiT-S/2", 1))
+    assert told(("deployment.devices.gpu0", str(own)))[0] == "profile mine (no recorded runs by it)"
+    own.write_text(text.replace("device: {name: NVIDIA H100 80GB HBM3", "device: {name: NVIDIA B200", 1))
+    (found,) = told(("deployment.devices.gpu0", str(own)))
+    assert found.startswith("no recorded runs of DiT-S/2, 256x256 on NVIDIA B200 (recorded on NVIDIA ")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "word"),
+    [
+        ("enable_prefix_caching", True, "prefix caching true (recorded: false)"),
+        ("max_batched_tokens", 4096, "max_num_batched_tokens 4096 (recorded: 8192, 2048)"),
+        ("asynchronous", False, "asynchronous scheduling false (recorded: true)"),
+        ("blocks", 5000, "KV blocks of llm 5000 (recorded: "),
+    ],
+)
+def test_language_models_are_held_against_engines_and_lengths(key: str, value: object, word: str) -> None:
+    settings = [("deployment.devices.gpu0", "h200-chat/llama-3.1-8b"), ("policy", "vllm-v1")]
+    before = told(*settings, of="opt-13b-h100-async")
+    assert any(text.startswith("mean output of llm, tokens ") for text in before)
+    found = told(*settings, (f"deployment.workers.0.engine.{key}", value), of="opt-13b-h100-async")
+    assert any(text.startswith(word) for text in found), found
+    assert not any(text.startswith(word) for text in before)
+
+
+def test_every_workload_that_comes_along_stands_somewhere() -> None:
+    for name in workload_names():
+        found = standing.of(load(name))
+        assert found.validated == (not found.outside)
+        assert found.recording is None or (MEASURED / found.recording).exists()
+        assert found.recording is not None or "no recorded runs of" in found.outside[0]
+
+
+@given(st.data())
+def test_between_recorded_numbers_is_inside_and_beyond_them_is_not(data: st.DataObject) -> None:
+    """Of any recorded run, each number moved beyond all that were recorded is told, and nothing else is."""
+    every = [run for one in index.load() for run in one.runs]
+    run = data.draw(st.sampled_from(every))
+    assert standing.standing(run).validated
+    loads = any(name.startswith("load ") for name in run.ranges)
+    names = [name for name in run.ranges if not (loads and name.startswith("rate"))]
+    name = data.draw(st.sampled_from(sorted(names)))
+    moved = standing.standing(replace(run, ranges={**run.ranges, name: (1e9, 1e9)}))
+    assert not moved.validated
+    assert any(text.startswith(name) for text in moved.outside)
+
+
+def test_several_results_are_told_in_a_line() -> None:
+    experiments = [load(LIKE_RECORDED, [("policy", policy)]) for policy in ("edf", "srpt", "srpt")]
+    found = standing.of_all(experiments)
+    assert standing.summary(found) == (
+        "1 of 3 points inside what was validated (h100-quiet/diffusion); outside: policy srpt (2)"
+    )
+    assert standing.summary(found[:1]) == str(found[0])
+
+
+def test_a_run_with_no_facts_in_common_is_outside() -> None:
+    assert not standing.standing(Facts((), "edf")).validated
+    facts = of_experiment(load(LIKE_RECORDED))
+    assert standing.standing(replace(facts, ranges={})).validated
+
+
+# -- where it is said -----------------------------------------------------------------------------------
+
+
+def test_commands_say_it_in_a_line_and_strict_refuses(servetwin, tmp_path: Path) -> None:
+    run = ("run", LIKE_RECORDED, "--requests", "20")
+    code, out, _ = servetwin(*run)
+    assert code == 0
+    assert out.count("validity: inside what was validated") == 1
+    assert servetwin(*run, "--strict")[0] == 0
+    code, out, err = servetwin(*run, "--policy", "srpt", "--strict", "--out", tmp_path / "a")
+    assert (code, out) == (2, "")
+    assert err.startswith("servetwin: --strict: outside what was validated (h100-quiet/diffusion): policy srpt")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "a").exists()
