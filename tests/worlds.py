@@ -19,6 +19,7 @@ from servetwin.policies.diffusion.neustream import NeuStream
 from servetwin.policies.diffusion.nexus import Nexus
 from servetwin.policies.diffusion.shepherd import Shepherd
 from servetwin.policies.diffusion.slack_batch import SlackBatch
+from servetwin.policies.diffusion.slack_or_neustream import SlackOrNeuStream
 from servetwin.policies.diffusion.srpt import SRPT
 from servetwin.policies.diffusion.symphony import Symphony
 from servetwin.policies.diffusion.tetriserve import TetriServe
@@ -50,6 +51,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "nexus": Nexus,
     "slack-batch": SlackBatch,
     "slack-batch-tight": lambda: SlackBatch(tight=1e9),
+    "slack-or-neustream": SlackOrNeuStream,
     "shepherd": lambda: Shepherd(preempt=1.5),
     "srpt": SRPT,
     "srpt-drop": lambda: SRPT(max_batch=2, drop_late=True),

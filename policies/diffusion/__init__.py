@@ -14,6 +14,8 @@ Begin with `fcfs`, then `edf`.
 `tetriserve`        rounds of some steps, packed so that the fewest requests become late; for one GPU
 `neustream`         batches re-formed at every iteration under a bound from the SLO; two priority queues (EuroSys'25)
 `slack_batch`       all who end in time together, or the batch by which most is got done per second; ServeTwin's own
+`slack_or_neustream`
+                    NeuStream where deadlines leave no room, `slack_batch` elsewhere; ServeTwin's own
 `_queue`            the queues of `neustream`; `_waiting_lists`: those of `clockwork`; `_windows`: that of `nexus` and
                     `symphony`; `_ends`: when each task must be done here, for those that go by it;
                     `_keeping`: batches of `slack_batch` where deadlines leave no time to step aside

@@ -25,6 +25,7 @@ WRONG = [
     ("slack-batch", "focus", -0.1, "0 or more"),
     ("slack-batch", "kept", 0.0, "more than 0"),
     ("slack-batch", "tight", -0.1, "0 or more"),
+    ("slack-or-neustream", "tight", -0.1, "0 or more"),
     ("shepherd", "preempt", 0.5, "1 or more"),
     ("srpt", "max_batch", 0, "1 or more"),
     ("tetriserve", "round_steps", 0, "1 or more"),
