@@ -14,7 +14,7 @@
 `data`                the profiles that come with ServeTwin, a folder per device
 ====================  ===========================================================================================
 
->>> [name for name in names() if "opt-" in name][:2]
+>>> [name for name in names() if name.startswith("a6000/opt-")][:2]
 ['a6000/opt-13b-tp1', 'a6000/opt-30b-tp2']
 >>> sd = load("rtx4090/sd15-512")
 >>> sd.estimate("scheduler")("unet", 4)

@@ -54,6 +54,7 @@ NOT_RUN = {
     ("docs/tutorials/validate-on-your-gpu.md", "python3 -m venv"): INSTALL,
     ("docs/guides/import-a-profile.md", "servetwin import aiconfigurator"): NETWORK,
     ("docs/guides/import-a-profile.md", "servetwin import splitwise"): NETWORK,
+    ("docs/guides/import-a-profile.md", "servetwin import distserve"): NETWORK,
     ("docs/guides/import-a-profile.md", "servetwin import llmservingsim"): NETWORK,
     ("docs/guides/real-execution.md", "servetwin profile dit-s2-256 --device cuda:0"): GPU,
     ("docs/guides/real-execution.md", "servetwin profile dit-xl2-256 --compile"): GPU,

@@ -95,6 +95,8 @@ OURS = {
 IMPORTED = [
     "rtx4090/llama-3.1-8b-tp1-imported",
     "rtxpro6000/llama-3.1-8b-tp1-imported",
+    "a100/opt-13b-tp1-imported",
+    "a100/opt-13b-tp1-vllm-imported",
     *(
         f"{device}/{model}-tp{devices}-imported"
         for device in ("a100", "h100", "h200")

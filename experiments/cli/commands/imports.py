@@ -20,7 +20,8 @@ from .options import AsJson
 
 def import_profile(
     source_format: Annotated[
-        str, typer.Argument(metavar="FORMAT", help="llmservingsim, csv, roofline, splitwise or aiconfigurator.")
+        str,
+        typer.Argument(metavar="FORMAT", help="llmservingsim, csv, roofline, splitwise, distserve, aiconfigurator."),
     ],
     source: Annotated[
         str,
