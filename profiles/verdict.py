@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from servetwin.core import ServeTwinError
 
 from .llm.decode_surface import rule
-from .llm.schema import Blind, DecodeSurface, PrefillData
+from .llm.schema import Blind, DecodeRegion, DecodeSurface, PrefillData
 from .schema import ProfileFile, Table
 
 #: Samples that a point has at least.
@@ -36,8 +36,8 @@ DEVIATIONS, ABOVE = 6.0, 0.1
 
 @dataclass(frozen=True)
 class Finding:
-    """What is not clean: the *kind* ("samples", "disturbed", "falls", "mean", "tail", "blind" or "kept"), and a
-    *text* that says where."""
+    """What is not clean: the *kind* ("samples", "disturbed", "falls", "mean", "tail", "blind", "regions" or "kept"),
+    and a *text* that says where."""
 
     kind: str
     text: str
@@ -54,6 +54,7 @@ def of(data: ProfileFile) -> tuple[Finding, ...]:
         # The same model under two kinds counts once, as the later one: "measured".
         models = {model: of for of, model in data.tokens.kinds.items()}
         found += _blind(data.tokens.blind)
+        found += [Finding("regions", _region(one)) for one in data.tokens.decode_regions if abs(one.bias) > REGION]
         for model, word in models.items():
             found += _prefill(f"prefill ({word})", model.prefill)
             if model.surface is not None:
@@ -72,6 +73,7 @@ def short(data: ProfileFile) -> str | None:
     """What a run says of a profile that is not clean, in one line; None if it is."""
     kinds = {"samples": "points with few samples", "disturbed": "disturbed samples", "falls": "times that fall"}
     kinds |= {"blind": "steps of traffic off by more than the limits"}
+    kinds |= {"regions": "decode steps off by more than the limit somewhere"}
     kinds |= {"mean": "means above medians", "tail": "long tails", "kept": "a verdict of other numbers"}
     found = dict.fromkeys(kinds[finding.kind] for finding in of(data))
     return ", ".join(found) or None
@@ -79,6 +81,8 @@ def short(data: ProfileFile) -> str | None:
 
 #: How far steps of a kind may be off that the profile was not made of, in the median and at the 95th percentile.
 BLIND_MEDIAN, BLIND_P95 = 0.015, 0.05
+#: How far the table of decode steps may be off in the median somewhere, with batches of about one size and length.
+REGION = 0.05
 
 
 def blind(data: ProfileFile) -> tuple[str, ...]:
@@ -92,7 +96,17 @@ def blind(data: ProfileFile) -> tuple[str, ...]:
         over = kind.median > BLIND_MEDIAN or kind.p95 > BLIND_P95
         numbers = f"{100 * kind.median:.1f} %, {100 * kind.p95:.1f} %, {100 * kind.bias:+.1f} %"
         found.append(f"  {name}: {numbers} of {kind.steps} steps{', over the limits' if over else ''}")
-    return (*found, f"  limits: {100 * BLIND_MEDIAN:g} % and {100 * BLIND_P95:g} %")
+    assert data.tokens is not None
+    found.append(f"  limits: {100 * BLIND_MEDIAN:g} % and {100 * BLIND_P95:g} %")
+    regions = data.tokens.decode_regions
+    if regions:
+        off = [one for one in regions if abs(one.bias) > REGION]
+        worst = off or [max(regions, key=lambda one: abs(one.bias))]
+        found.append(
+            f"  decode by batch and context: {len(off)} of {len(regions)} places off by more than {REGION:.0%}"
+        )
+        found += [f"    {_region(one)}{', over the limit' if off else ''}" for one in worst]
+    return tuple(found)
 
 
 def basis(data: ProfileFile) -> str | None:
@@ -132,6 +146,13 @@ def _blind(judged: Blind | None) -> Iterator[Finding]:
         if kind.median > BLIND_MEDIAN or kind.p95 > BLIND_P95:
             text = f"{name} steps that it was not made of: {100 * kind.median:.1f} % off in the median, "
             yield Finding("blind", f"{text}{100 * kind.p95:.1f} % at p95")
+
+
+def _region(one: DecodeRegion) -> str:
+    (least, most), (shortest, longest) = one.batch, one.context
+    whose = "steps that it was made of" if one.own else "steps of traffic"
+    what = f"decode of {least} to {most} sequences with {shortest} to {longest} tokens each"
+    return f"{what}: {100 * one.bias:+.1f} % in the median of {one.steps} {whose}"
 
 
 def _table(where: str, table: Table) -> Iterator[Finding]:

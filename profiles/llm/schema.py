@@ -295,6 +295,18 @@ class Blind(Strict):
     note: Text | None = None
 
 
+class DecodeRegion(Strict):
+    """How far the table of decode steps is off where from *batch* to *batch* sequences decode with from *context* to
+    *context* tokens each on average: *steps* of them, and the *bias*, the median of the errors as shares of what they
+    took. *own* steps are those that the profile was made of; the others are traffic's."""
+
+    batch: tuple[Natural, Natural]
+    context: tuple[Natural, Natural]
+    steps: Natural
+    bias: Finite
+    own: bool
+
+
 class TokenData(Strict):
     """A language model on one device (or *tensor_parallel* of them together)."""
 
@@ -307,6 +319,7 @@ class TokenData(Strict):
     solo: Solo | None = None
     kinds: Annotated[dict[TokenKind, TokenModel], Field(min_length=1)]
     blind: Blind | None = None  #: the judgement on "measured"
+    decode_regions: tuple[DecodeRegion, ...] = ()  #: likewise, on its table of decode steps, place by place
 
     def blocks(
         self, *, max_batched_tokens: int | None, max_sequences: int | None, block_size: int | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +11,8 @@ from .fitting.step_profile import MEMORY
 from .measuring import blind_traffic
 from .measuring.compositions import Player
 from .measuring.device_steps import Steps, all_samples, steps_of
-from .measuring.step_cells import Cells, Limits, cells_for, round_of
+from .measuring.rounds import play_rounds
+from .measuring.step_cells import Cells, Limits, cells_for
 
 
 def graphs_of(engine: VllmEngine) -> tuple[tuple[int, ...], str]:
@@ -42,22 +42,24 @@ def compose(
     cells: Cells | None = None,
 ) -> tuple[list[Steps], list[float]]:
     """Make steps of all compositions for so many *seconds*, and serve traffic for *judged* seconds: all parts, and
-    what taking requests in took. The first round is made as far as the time goes."""
+    what taking requests in took. The first round is made as far as the time goes, and points in doubt again
+    (`rounds`)."""
     graphs, _ = graphs_of(engine)
     player, rng = Player(engine, watch=True), random.Random(seed)
     options = engine.options
     limits = Limits(options.max_batched_tokens, options.max_sequences, options.max_model_len, player.room)
     cells = cells or cells_for(graphs, limits)
-    parts: list[Steps] = []
-    until = time.monotonic() + seconds
     with engine.undisturbed():
-        number = 0
-        while time.monotonic() < until:
-            for part in round_of(number, cells, limits, rng):
-                if time.monotonic() < until:
-                    progress(part.kind)
-                    parts.append(steps_of(player.play(part, until)))
-            number += 1
+        parts = play_rounds(
+            lambda part, until: steps_of(player.play(part, until)),
+            cells,
+            limits,
+            seconds,
+            graphs=max(graphs, default=0),
+            memory=MEMORY,
+            rng=rng,
+            progress=progress,
+        )
         found = all_samples(parts, max(graphs, default=0), MEMORY)
         traffic, intake = blind_traffic.judge(engine, player.clock, found, judged, progress, loads)
     return parts + traffic, intake

@@ -12,7 +12,8 @@ from servetwin.real.vllm.engine import EngineOptions, VllmEngine
 from servetwin.real.vllm.profiling.compose import compose, described
 from servetwin.real.vllm.profiling.fitting.step_profile import section
 from servetwin.real.vllm.profiling.measuring.blind_traffic import Load
-from servetwin.real.vllm.profiling.measuring.compositions import Beat, Part, Player
+from servetwin.real.vllm.profiling.measuring.compositions import Player
+from servetwin.real.vllm.profiling.measuring.step_cells import Beat, Part
 from servetwin.real.vllm.profiling.measuring.step_files import add_engine, append, engine_of, read
 from servetwin.real.vllm.profiling.profile_content import file_content
 

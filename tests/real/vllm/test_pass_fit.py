@@ -107,8 +107,9 @@ def test_a_surface_is_fitted_to_even_and_uneven_batches() -> None:
                 one = sample([], [each] * size, seconds * (1 + rng.gauss(0, 0.002)))
                 one.kind = "decode"
                 found.append(one)
-    sizes, seconds = decode_fit.surface(found, (64, 256, 1024))
+    sizes, seconds, few = decode_fit.surface(found, (64, 256, 1024))
     assert sizes == [1, 8, 64]
+    assert not few
     for size, row in zip(sizes, seconds, strict=True):
         for each, value in zip((64, 256, 1024), row, strict=True):
             assert value == pytest.approx(0.005 + 1e-5 * size + 2e-8 * size * each, rel=0.01)

@@ -7,7 +7,7 @@ them are for `blind` alone, which says how far the profile is off on them, by ki
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,19 +17,22 @@ from servetwin.profiles.llm.step_table import TokenTable
 from servetwin.profiles.tables.cost import Cost
 from servetwin.profiles.tables.costs import RECENT_LOAD, RECENT_LOAD_MEMORY
 
+from ..measuring.decode_points import FEW
 from ..measuring.device_steps import Sample, Steps, all_samples
+from ..measuring.step_cells import CONTEXTS
 from . import decode_fit, host_fit, pass_fit
 
 #: Seconds in which what was computed fades.
 MEMORY = 0.05
 #: Up to how many tokens steps share a curve by density.
 LOADS = (64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192, 16384, 32768)
-#: Contexts of the surface of steps that only decode.
-CONTEXTS = (64, 256, 512, 1024, 2048, 4096, 8192, 16000, 32000)
 #: Kinds of steps, as they are judged.
 KINDS = ("decode", "prompts", "chunks", "mixed", "beyond graphs")
-#: Fewer steps of a kind are not judged.
+#: Fewer steps of a kind, or of a place in the table of decode steps, are not judged.
 JUDGED = 20
+#: Places in that table: sequences from and to, and tokens of context of each.
+BATCHES = ((1, 3), (4, 9), (10, 24), (25, 48), (49, 96), (97, 160), (161, 256), (257, 512), (513, 4096))
+LONG = ((1, 255), (256, 511), (512, 1023), (1024, 2047), (2048, 4095), (4096, 8191), (8192, 1 << 20))
 
 
 def kind_of(sample: Sample, graphs: int) -> str:
@@ -64,10 +67,9 @@ def section(
     costs = _recent_load(model, made, table, last, origin) | host_fit.host(parts, found, last, origin)
     costs |= host_fit.intake(intake, origin) | host_fit.stalls(parts, last, origin)
     judged = blind(found, table, costs, last, origin)
-    return {
-        "tokens": _tokens(content, table, described, origin) | ({"blind": judged} if judged else {}),
-        "costs": costs,
-    }
+    tokens = _tokens(content, table, described, origin) | ({"blind": judged} if judged else {})
+    regions = decode_regions(found, table, costs)
+    return {"tokens": tokens | ({"decode_regions": regions} if regions else {}), "costs": costs}
 
 
 def blind(
@@ -102,18 +104,48 @@ def blind_errors(
     found: Sequence[Sample], table: TokenTable, costs: dict[str, Any], graphs: int
 ) -> dict[str, list[float]]:
     """(predicted - taken) / taken of the steps of traffic in *found* that did not wait for their launch, by kind."""
-    load = recent_load_of({name: Cost.model_validate(cost) for name, cost in costs.items()})
     errors: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    for s in found:
-        if s.kind != "traffic" or s.waited or not s.alone:
+    for s, error in _errors([s for s in found if s.kind == "traffic"], table, costs):
+        errors[kind_of(s, graphs)].append(error)
+    return errors
+
+
+def _errors(some: Sequence[Sample], table: TokenTable, costs: dict[str, Any]) -> Iterator[tuple[Sample, float]]:
+    """Those of *some* steps that did not wait for their launch, each with (predicted - taken) / taken."""
+    load = recent_load_of({name: Cost.model_validate(cost) for name, cost in costs.items()})
+    for s in some:
+        if s.waited or not s.alone:
             continue
         seconds = seconds_of(s, table)
         if load is not None:
             kind = "decode" if not s.prompt else "mixed" if s.decode else "prefill"
             curves = load.curves.get(kind) or load.curves.get("prefill", Curves())  # type: ignore[call-overload]
             seconds *= curves.at(s.tokens, s.density)
-        errors[kind_of(s, graphs)].append(seconds / s.seconds - 1.0)
-    return errors
+        yield s, seconds / s.seconds - 1.0
+
+
+def decode_regions(found: Sequence[Sample], table: TokenTable, costs: dict[str, Any]) -> list[dict[str, Any]]:
+    """How far *table* is off on the steps in *found* that only decode, place by place: on those that it was made of,
+    since a table of few or of disturbed points is read by its neighbours, and on those of traffic, as far as that has
+    such batches."""
+    errors: dict[tuple[bool, tuple[int, int], tuple[int, int]], list[float]] = {}
+    for s, error in _errors([s for s in found if s.decode and not s.prompt], table, costs):
+        each = int(s.context / s.decode)
+        batch = next((b for b in BATCHES if b[0] <= s.decode <= b[1]), None)
+        long = next((c for c in LONG if c[0] <= each <= c[1]), None)
+        if batch is not None and long is not None:
+            errors.setdefault((s.kind != "traffic", batch, long), []).append(error)
+    return [
+        {
+            "batch": list(batch),
+            "context": list(long),
+            "steps": len(values),
+            "bias": round(float(np.median(values)), 5),
+            "own": own,
+        }
+        for (own, batch, long), values in sorted(errors.items())
+        if len(values) >= JUDGED
+    ]
 
 
 def seconds_of(sample: Sample, table: TokenTable) -> float:
@@ -124,8 +156,14 @@ def seconds_of(sample: Sample, table: TokenTable) -> float:
 def _surface(made: Sequence[Sample], options: dict[str, Any], origin: dict[str, str]) -> dict[str, Any]:
     most = max((s.context / s.decode for s in made if s.decode and not s.prompt), default=1.0)
     contexts = [c for c in CONTEXTS if c <= 1.3 * most] or [CONTEXTS[0]]
-    sizes, seconds = decode_fit.surface(made, contexts)
+    sizes, seconds, few = decode_fit.surface(made, contexts)
     steps = [s for s in made if not s.prompt and s.alone]
+    note = {}
+    if few:
+        some = ", ".join(f"batch {size} at {context} tokens" for size, context in few[:8])
+        more = f" and {len(few) - 8} more" if len(few) > 8 else ""
+        what = f"fewer than {FEW} steps that did not wait for the host, and stand on their neighbours"
+        note = {"note": f"{len(few)} points have {what}: {some}{more}"}
     return {
         "batch": sizes,
         "per_sequence": contexts,
@@ -135,6 +173,7 @@ def _surface(made: Sequence[Sample], options: dict[str, Any], origin: dict[str, 
         "statistic": "least squares through steps of even and of uneven batches, on the device",
         "samples": len(steps),
         "source": origin,
+        **note,
     }
 
 

@@ -2,6 +2,7 @@
 
 ===============  =====================================================================================
 `compositions`   makes steps of any composition; `step_cells`: which ones a profile is made of
+`rounds`         when they are made, and which again; `decode_points`: what is known of which batch by then
 `blind_traffic`  requests at random, on whose steps a profile is judged
 `device_steps`   what steps took on the device; `step_files`: recorded steps in a file
 `step_grid`      what steps take by what they compute, one at a time

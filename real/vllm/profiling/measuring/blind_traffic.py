@@ -45,6 +45,8 @@ LOADS = (
     Load(None, None, 2048, 5, prompt=(2000, 6000), output=(30, 80)),
     Load(None, None, 512, 20),
     Load(None, None, 8192, 96, prompt=(100, 300), output=(200, 400)),
+    Load(None, None, 8192, 16, prompt=(1500, 3000)),
+    Load("sarathi", {"chunk": 1024}, 8192, 40, prompt=(1200, 2500)),
 )
 
 

@@ -25,6 +25,7 @@ from ...engine import VllmEngine
 from ...internals import fill_kv, stand_before
 from ...plan import Planned
 from ...scheduler import Settings, StepLog
+from .step_cells import Beat, Part
 
 #: New requests that join in one step while a pool is set up.
 AT_ONCE = 64
@@ -32,29 +33,6 @@ AT_ONCE = 64
 EVENTS = 6000
 #: Requests whose prompts are handed to the engine at a time: a long queue would cost the scheduler time of its own.
 QUEUE = 60
-
-
-@dataclass(frozen=True)
-class Beat:
-    """One step: *chunks* of (tokens, context before), and of the pool *size* sequences from place *first* on."""
-
-    chunks: tuple[tuple[int, int], ...] = ()
-    first: int = 0
-    size: int = 0
-
-    @property
-    def tokens(self) -> int:
-        """The tokens that it computes."""
-        return sum(n for n, _ in self.chunks) + self.size
-
-
-@dataclass(frozen=True)
-class Part:
-    """Steps to make: *pool* holds the contexts of the sequences that are there before the first of *beats*."""
-
-    kind: str
-    pool: tuple[int, ...]
-    beats: tuple[Beat, ...]
 
 
 @dataclass(frozen=True)

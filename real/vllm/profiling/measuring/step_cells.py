@@ -13,15 +13,38 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from .compositions import Beat, Part
-
+#: Contexts at which batches decode.
+CONTEXTS = (64, 256, 512, 1024, 2048, 4096, 8192, 16000, 32000)
 #: Decode steps between steps with prompts.
 RESTS = (0, 0, 0, 1, 1, 2, 2, 3, 5)
 #: Steps at most of one part of prompts or of mixed steps.
 PART = 160
+
+
+@dataclass(frozen=True)
+class Beat:
+    """One step: *chunks* of (tokens, context before), and of the pool *size* sequences from place *first* on."""
+
+    chunks: tuple[tuple[int, int], ...] = ()
+    first: int = 0
+    size: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """The tokens that it computes."""
+        return sum(n for n, _ in self.chunks) + self.size
+
+
+@dataclass(frozen=True)
+class Part:
+    """Steps to make: *pool* holds the contexts of the sequences that are there before the first of *beats*."""
+
+    kind: str
+    pool: tuple[int, ...]
+    beats: tuple[Beat, ...]
 
 
 @dataclass(frozen=True)
@@ -77,12 +100,11 @@ def cells_for(graphs: Sequence[int], limits: Limits) -> Cells:
     budget, length = limits.budget, limits.length
     totals = {8, 16, *range(32, 513, 32), *graphs, *range(544, 1025, 32), *range(1088, 2049, 64)}
     totals |= {*range(2304, 4097, 256), *range(4608, 8193, 512), *range(9216, 32769, 1024), budget}
-    contexts = [64, 256, 512, 1024, 2048, 4096, 8192, 16000, 32000]
     anchors = ((128, 0), (512, 0), (512, 1000), (512, 4000), (2048, 0))
     return Cells(
         decode=around(graphs, limits.sequences),
-        contexts=tuple(c for c in [*contexts, length * 7 // 8] if c <= length * 7 // 8)[:8],
-        steps=6,
+        contexts=tuple(c for c in [*CONTEXTS, length * 7 // 8] if c <= length * 7 // 8)[:8],
+        steps=4,
         totals=tuple(sorted(n for n in totals if n <= budget)),
         prompts=(2, 4, 8, 16),
         chunks=tuple(n for n in (32, 128, 256, 512, 1024, 2048, 4096, 8192) if n <= budget),
@@ -95,16 +117,38 @@ def cells_for(graphs: Sequence[int], limits: Limits) -> Cells:
     )
 
 
-def decode_batches(cells: Cells, limits: Limits, rng: random.Random, share: float = 1.0) -> Iterator[Part]:
-    """Batches of all sizes at each context; *share* is that of the contexts that are drawn."""
-    for context in cells.contexts:
-        if rng.random() >= share:
+def decode_batches(cells: Cells, limits: Limits, rng: random.Random, number: int = 0) -> Iterator[Part]:
+    """Batches of all sizes: at each context in the first round (*number* 0), and at every other one in those after
+    it, in turns. So all points are measured about equally often, and some time apart."""
+    for place, context in enumerate(cells.contexts):
+        if number and (place + number) % 2:
             continue
-        sizes = _fitting(cells.decode, context + cells.steps * len(cells.decode), limits)
-        if not sizes or context + cells.steps * len(sizes) >= limits.length:
-            continue
-        rng.shuffle(sizes)
-        yield Part("decode", (context,) * max(sizes), tuple(_spells(sizes, cells.steps, max(sizes), rng)))
+        part = _batches(context, cells.decode, cells.steps, limits, rng)
+        if part is not None:
+            yield part
+
+
+def decode_again(
+    points: Iterable[tuple[int, int]], cells: Cells, limits: Limits, rng: random.Random
+) -> Iterator[Part]:
+    """Once more the batches of *points* (size, context)."""
+    by_context: dict[int, list[int]] = {}
+    for size, context in points:
+        by_context.setdefault(context, []).append(size)
+    for context, sizes in sorted(by_context.items()):
+        part = _batches(context, sizes, cells.steps, limits, rng)
+        if part is not None:
+            yield part
+
+
+def _batches(context: int, wanted: Sequence[int], steps: int, limits: Limits, rng: random.Random) -> Part | None:
+    """Spells of those of the *wanted* sizes that have room, in random order."""
+    longest = context + steps * len(wanted)
+    sizes = _fitting(wanted, longest, limits)
+    if not sizes or longest >= limits.length:
+        return None
+    rng.shuffle(sizes)
+    return Part("decode", (context,) * max(sizes), tuple(_spells(sizes, steps, max(sizes), rng)))
 
 
 def uneven_part(cells: Cells, limits: Limits, rng: random.Random) -> Part | None:
@@ -208,7 +252,7 @@ def round_of(number: int, cells: Cells, limits: Limits, rng: random.Random) -> l
     """All parts of a round, in random order; chunks alone and all decode batches in the first, some in others."""
     parts: list[Part | None] = [*prompt_batches(cells, limits, rng, chunks=number % 3 == 0)]
     parts += [*mixed_batches(cells, limits, rng), *(uneven_part(cells, limits, rng) for _ in range(3))]
-    parts += decode_batches(cells, limits, rng, 0.4 if number else 1.0)
+    parts += decode_batches(cells, limits, rng, number)
     found = [part for part in parts if part is not None]
     rng.shuffle(found)
     return found
