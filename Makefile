@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 REAL    = .venv-real
 
-.PHONY: demo test test-real lint types imports wheel-test site bench figures clean
+.PHONY: demo test test-real lint types imports wheel-test site soak bench figures clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml
@@ -53,6 +53,9 @@ $(VENV)/.site: $(STAMP)
 # MkDocs, for zensical does not run hooks (docs/site.py). The variable silences the notice of the end of Material (May 2027).
 site: $(VENV)/.site      ## the documentation site, into build/site; any warning (a dead link, say) is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+soak: $(STAMP)           ## damaged files, ten million requests, drawn worlds: a night or two
+	$(BIN)/python tests/soak.py
 
 bench: $(STAMP)
 	$(BIN)/python -m servetwin.experiments.bench

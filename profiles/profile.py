@@ -206,6 +206,7 @@ class Profile:
 LATER = frozenset(
     {
         *("basis", "shape", "memory_gib", "over_context", "beside", "per_square", "decoding", "blind", "compiled"),
+        "decode_regions",
         "execution",
         "frames",
         "shapes",
@@ -219,7 +220,7 @@ def _drop_unsaid(content: Any) -> None:
         _drop_unsaid(part)
     if isinstance(content, dict) and "count" not in content:
         for key in LATER & content.keys():
-            if content[key] is None:
+            if content[key] is None or content[key] == []:
                 del content[key]
 
 

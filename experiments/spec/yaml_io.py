@@ -59,6 +59,8 @@ def parse(text: str, where: str) -> Any:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise _no_yaml(error, where) from None
+    except ValueError:
+        raise _no_value(where) from None
 
 
 def read(path: Path, where: str | None = None) -> tuple[Any, str]:
@@ -70,6 +72,14 @@ def read(path: Path, where: str | None = None) -> tuple[Any, str]:
         raise _unreadable(error, path) from None
     except yaml.YAMLError as error:
         raise _no_yaml(error, where or str(path)) from None
+    except ValueError:
+        raise _no_value(where or str(path)) from None
+
+
+def _no_value(where: str) -> BadInput:
+    """The error for an integer of thousands of digits, or a date of no day."""
+    right = "numbers of at most 4300 digits, and days that there are"
+    return BadInput("holds a value that is none", where=where, right=right)
 
 
 def read_text(path: Path) -> str:

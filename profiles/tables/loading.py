@@ -64,6 +64,9 @@ def _content(path: Path) -> object:
         raise BadInput(f"cannot be read: {e.strerror or e}", where=str(path)) from None
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise BadInput(_yaml_fault(e), where=str(path)) from None
+    except ValueError:  # an integer of thousands of digits, or a date of no day
+        right = "numbers of at most 4300 digits, and days that there are"
+        raise BadInput("holds a value that is none", where=str(path), right=right) from None
 
 
 def check(content: object, model: type[M], *, where: str) -> M:

@@ -193,6 +193,13 @@ workload:
     refused("run", "e.yaml", says=(word,))
 
 
+@pytest.mark.parametrize("value", ["9" * 5000, "2024-02-31"])
+@pytest.mark.parametrize("command", ["run", "sweep", "profiles"])
+def test_22_a_value_of_yaml_that_is_none(command, value, here) -> None:
+    (here / "a.yaml").write_text(f"name: {value}\n")
+    refused(command, "a.yaml", *(["--out", "o.csv"] if command == "sweep" else []), says=("a.yaml",))
+
+
 def test_22_a_wide_field_of_a_profile(here) -> None:
     (here / "p.csv").write_text(f"module,batch,seconds\ndit,1,{WIDE}\n")
     refused("profiles", "p.csv", says=("p.csv",))

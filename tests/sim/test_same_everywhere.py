@@ -24,9 +24,9 @@ from servetwin.experiments.sweeps import sweep
 found = hashlib.sha256()
 with tempfile.TemporaryDirectory() as here:
     for number, (workload, policy, count) in enumerate(
-        [("sd15-512-rtx4090", "clockwork", 60), ("dit-s2-256-rtx4090", "neustream", 60),
+        [("sd15-512-rtx4090", "clockwork", 30), ("dit-s2-256-rtx4090", "neustream", 30),
          ("opt-13b-a6000", "andes", 30), ("opt-13b-h100-async", "vllm-v1", 30),
-         ("matplotagent-rtx4090", "neustream-llm", 6)]
+         ("matplotagent-rtx4090", "neustream-llm", 3)]
     ):
         folder = Path(here) / str(number)
         run(load(workload, [("policy", policy), ("requests", count), ("seed", 3)]), folder)

@@ -26,6 +26,8 @@ EVEN, BETWEEN, GOES_ON, BESIDE = 2.0, 0.3, 0.03, 0.03
 ROW = 3
 #: What a step that waited for the host counts beside one that did not, and a step of a point with few others.
 LATE, DOUBTED = 0.2, 0.2
+#: The share of the quickest size's median below which nothing is believed, however wild the steps are.
+LEAST = 0.5
 ROBUST = 0.02
 ROUNDS = 8
 
@@ -60,7 +62,10 @@ def surface(
         normal = scaled.T @ scaled + fixed
         table = np.linalg.solve(normal, scaled.T @ (trust * weights) + held.T @ wanted)
         weights = 1.0 / np.sqrt(1.0 + ((took / np.maximum(rows @ table, 1e-9) - 1.0) / ROBUST) ** 2)
-    seconds = np.maximum(table.reshape(len(sizes), len(knots)), 1e-7)
+    least = LEAST * min(
+        float(np.median([s.seconds for s in used if s.decode == n])) for n in {s.decode for s in used}
+    )
+    seconds = np.maximum(table.reshape(len(sizes), len(knots)), max(least, 1e-7))
     ends = [max(contexts.index(c) for n, c in alone if n >= size) + 1 for size in sizes]
     return sizes, [row[: ends[i]].tolist() for i, row in enumerate(seconds)], sorted(few)
 
@@ -151,7 +156,7 @@ def _held(
 def over_recent_load(samples: Sequence[Sample], usual: Floats, bends: int = 5) -> tuple[list[int], list[float]]:
     """What steps that only decode take over what is *usual* for each, by the density before them."""
     x = np.array([s.density for s in samples])
-    y = np.array([s.seconds for s in samples]) / usual - 1.0
+    y = np.array([s.seconds for s in samples]) / np.maximum(usual, 1e-7) - 1.0
     knots = np.unique(np.round(np.quantile(x, np.linspace(0.02, 0.98, bends)))).astype(int)
     knots = np.unique(np.maximum(knots, 1))
     shares = np.array([np.interp(x, knots, row) for row in np.eye(len(knots))]).T

@@ -1,0 +1,276 @@
+"""Long trials: damaged files by the thousand, runs of ten million requests, and drawn worlds under all invariants.
+
+    make soak                                               # all of it, many hours
+    python tests/soak.py --inputs 2000 --only formats
+    python tests/soak.py --requests 1000000 --only memory
+    python tests/soak.py --worlds 20000 --only worlds
+
+A damaged file must end in one line with exit code 2, or in an answer; a run's memory must not grow with its requests
+beyond what it says of each; no world may break an invariant. What fails is told with what makes it again, and the
+exit code is then 1. The figures are printed as they come, and go into docs/explanation/reliability.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gzip
+import json
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE / "cases")]
+
+import mutations  # noqa: E402
+from by_command import call  # noqa: E402
+
+#: Seconds between two lines of progress.
+BETWEEN = 30.0
+
+
+def say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+# -- damaged files --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file: what a whole one holds, where it lies, and the command that reads it."""
+
+    text: str
+    path: str
+    command: tuple[object, ...]
+    packed: bool = False
+
+
+def formats(folder: Path) -> dict[str, Format]:
+    """One of each kind, in *folder*, all of which are whole."""
+    from servetwin.experiments.registry.catalog import MEASURED, WORKLOADS
+    from servetwin.profiles.profile import DATA
+
+    code, _, err = call("run", "dit-s2-256-rtx4090", "--requests", 6, "--out", folder / "run")
+    assert code == 0, err
+    found = {
+        f"run folder, {name}": Format(
+            (folder / "run" / name).read_text(), f"run/{name}", ("compare", folder / "run", folder / "run")
+        )
+        for name in ("meta.json", "summary.json", "requests.jsonl", "batches.jsonl")
+    }
+    with gzip.open(MEASURED / "h100-quiet/diffusion/dit-s2-256.json.gz") as file:
+        steps = json.load(file)
+    steps["runs"] = steps["runs"][:1]
+    for name in ("arrival", "slo", "steps", "outcome", "finished"):
+        steps["runs"][0][name] = steps["runs"][0][name][:6]
+    score = ("score", folder / "a.json.gz", "--out", folder / "o.csv", "--seeds", 1, "--jobs", 1)
+    found["recording"] = Format(json.dumps(steps), "a.json.gz", score, packed=True)
+    names, cells = (line.split(",") for line in (MEASURED / "neustream_ae.csv").read_text().splitlines()[:2])
+    few = {"requests": "5", "met": "3", "finished": "4"}
+    row = (few.get(name, cell) for name, cell in zip(names, cells, strict=True))
+    table = f"{','.join(names)}\n{','.join(row)}\n"
+    score = ("score", folder / "t.csv", "--out", folder / "o.csv", "--seeds", 1, "--jobs", 1)
+    found["measured table"] = Format(table, "t.csv", score)
+    trace = "".join(json.dumps({"arrival": 0.1 * i, "steps": 20 + i}) + "\n" for i in range(6))
+    arrivals = json.dumps({"process": "trace", "file": str(folder / "t.jsonl"), "rate": None})
+    run = ("run", "dit-s2-256-rtx4090", "--set", f"workload.arrivals={arrivals}", "--set", "workload.requests=null")
+    found["trace"] = Format(trace, "t.jsonl", (*run, "--set", "workload.steps.dit={draw: trace}"))
+    experiment = (WORKLOADS / "dit-s2-256-rtx4090.yaml").read_text()
+    found["experiment file"] = Format(experiment, "e.yaml", ("run", folder / "e.yaml", "--set", "requests=3"))
+    profile = (DATA / "h100-quiet/dit-s2-256-graphs.yaml").read_text()
+    found["profile"] = Format(profile, "p.yaml", ("profiles", folder / "p.yaml"))
+    rows = "workload,policy,rate,cv,slo_factor,seed,requests,met,finished,attainment\nx,edf,1,1,2,0,5,4,5,0.8\n"
+    found["sweep table"] = Format(rows, "s.csv", ("compare", folder / "s.csv", folder / "s.csv"))
+    sweep = "extends: dit-s2-256-rtx4090\nset: {requests: 3}\ngrid: {policy: [edf], rate: [2, 4]}\n"
+    command = ("sweep", folder / "w.yaml", "--out", folder / "w.csv", "--jobs", 1, "--no-cache")
+    found["sweep file"] = Format(sweep, "w.yaml", command)
+    return found
+
+
+def damage(form: Format, draw: random.Random) -> bytes:
+    """A damaged file; of JSON a value is another, or gone, of the rest bytes are."""
+    if form.text.lstrip()[:1] in ("{", "["):
+        data = mutations.mutated(form.text, draw)
+    else:
+        data = mutations.damaged(form.text.encode(), draw)
+    return gzip.compress(data, 1, mtime=0) if form.packed else data
+
+
+def try_formats(count: int, seed: int) -> int:
+    """Damage each kind of file *count* times; gives how many were not refused in a line, or answered."""
+    failed = 0
+    with tempfile.TemporaryDirectory(prefix="servetwin-soak-") as name:
+        folder = Path(name)
+        for kind, form in formats(folder).items():
+            whole = form.text.encode()
+            refused, began, said, own = 0, time.monotonic(), time.monotonic(), 0
+            for number in range(count):
+                draw = random.Random(f"{kind} {seed} {number}")
+                (folder / form.path).write_bytes(damage(form, draw))
+                fault = fault_of(form.command)
+                refused += fault is None
+                if fault:
+                    own += 1
+                    say(f"FAILED {kind}: input {number} of seed {seed}: {fault}")
+                for left in ("o.csv", "w.csv", "w.csv.spec.yaml", "w.csv.part"):
+                    (folder / left).unlink(missing_ok=True)
+                if time.monotonic() - said > BETWEEN:
+                    said = time.monotonic()
+                    say(f"  {kind}: {number + 1} of {count}")
+            (folder / form.path).write_bytes(gzip.compress(whole) if form.packed else whole)
+            took = time.monotonic() - began
+            say(f"{kind}: {count} damaged, {own} neither refused in a line nor answered, {count / took:.0f}/s")
+            failed += own
+    return failed
+
+
+def fault_of(command: tuple[object, ...]) -> str | None:
+    """What is wrong with how *command* ended; None if nothing is."""
+    try:
+        code, out, err = call(*command)
+    except Exception as error:  # a traceback, for a user
+        return f"{type(error).__name__}: {error}"
+    if code not in (0, 2):
+        return f"exit code {code}: {err[:200]!r}"
+    if code and (out or err.count("\n") != 1):
+        return f"{err.count(chr(10))} lines: {err[:200]!r}"
+    return None
+
+
+# -- memory ---------------------------------------------------------------------------------------------
+
+#: A workload, policy and settings for each way in which requests are served.
+PATHS: dict[str, tuple[str, list[tuple[str, object]]]] = {
+    "image model": ("dit-s2-256-rtx4090", [("policy", "edf"), ("rate", 4.0)]),
+    "language model, by numbers": ("opt-13b-h100-async", [("policy", "vllm-v1"), ("rate", 20.0)]),
+    "language model, by objects": ("opt-13b-h100-async", [("policy", "andes"), ("rate", 10.0)]),
+    "pipeline of language models": ("matplotagent-rtx4090", [("policy", "vllm"), ("rate", 0.2)]),
+}
+
+#: Bytes by which the memory may grow with each request: its latencies are kept, for medians and p99.
+MOST = 64
+
+
+def try_memory(requests: int) -> int:
+    """Serve so many *requests* in each way, each in a process of its own; gives how many grew by more than `MOST`."""
+    failed = 0
+    for name in PATHS:
+        told = subprocess.run(
+            [sys.executable, __file__, "--serve", name, "--requests", str(requests)],
+            check=False,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        if told.returncode:
+            failed += 1
+            say(f"FAILED {name}: exit code {told.returncode}")
+            continue
+        found = json.loads(told.stdout.splitlines()[-1])
+        grown = (found["end"] - found["quarter"]) / (0.75 * requests)
+        failed += grown > MOST
+        word = "FAILED " if grown > MOST else ""
+        first, last = (f"{found[key] / 2**20:.0f} MiB" for key in ("quarter", "end"))
+        took = f"{requests} requests in {found['seconds']:.0f} s"
+        say(f"{word}{name}: {took}, {first} after a quarter, {last} at the end: {grown:.1f} bytes for each request")
+    return failed
+
+
+def serve(name: str, requests: int) -> None:
+    """Serve *requests* of a path, and print what memory that took."""
+    from servetwin.experiments.assembly.build import build
+    from servetwin.experiments.spec.loading import load
+
+    workload, settings = PATHS[name]
+    made = build(load(workload, [*settings, ("requests", requests), ("workload.draws", "seeded")]))
+    found: dict[str, float] = {"quarter": 0.0}
+    began = time.monotonic()
+
+    def watched(source: Iterator[object]) -> Iterator[object]:
+        for number, request in enumerate(source):
+            if number % max(requests // 20, 1) == 0:
+                sys.stderr.write(f"  {name}: {number} sent, {resident() / 2**20:.0f} MiB\n")
+            if number == requests // 4:
+                found["quarter"] = resident()
+            yield request
+
+    made.source = watched(made.source)  # type: ignore[assignment, arg-type]
+    made.play()
+    say(json.dumps({**found, "end": resident(), "seconds": time.monotonic() - began}))
+
+
+def resident() -> float:
+    """Bytes of this process in memory."""
+    with contextlib.suppress(OSError):
+        return float(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+# -- worlds ---------------------------------------------------------------------------------------------
+
+
+def try_worlds(count: int, seed: int) -> int:
+    """Run *count* drawn worlds under all invariants; gives how many broke one."""
+    import hypothesis
+    from worlds import World, worlds
+
+    done = 0
+
+    @hypothesis.seed(seed)
+    @hypothesis.settings(
+        max_examples=count, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck)
+    )
+    @hypothesis.given(worlds())
+    def every(world: World) -> None:
+        nonlocal done
+        world.run()
+        done += 1
+
+    began = time.monotonic()
+    try:
+        every()
+    except Exception as error:
+        say(f"FAILED world after {done}: {type(error).__name__}: {error}")
+        return 1
+    say(f"worlds: {done} under all invariants, none broken, {done / (time.monotonic() - began):.0f}/s")
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--inputs", type=int, default=100_000, help="damaged files of each kind")
+    parser.add_argument("--requests", type=int, default=10_000_000, help="in each way of serving")
+    parser.add_argument("--worlds", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=["formats", "memory", "worlds"])
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.serve:
+        serve(given.serve, given.requests)
+        return 0
+    trials: dict[str, Callable[[], int]] = {
+        "formats": lambda: try_formats(given.inputs, given.seed),
+        "worlds": lambda: try_worlds(given.worlds, given.seed),
+        "memory": lambda: try_memory(given.requests),
+    }
+    failed = sum(trial() for name, trial in trials.items() if given.only in (None, name))
+    say(f"{failed} failed" if failed else "nothing failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("SERVETWIN_CACHE", tempfile.mkdtemp(prefix="servetwin-soak-"))
+    try:
+        sys.exit(main())
+    finally:
+        shutil.rmtree(os.environ["SERVETWIN_CACHE"], ignore_errors=True)
