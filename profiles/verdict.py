@@ -8,7 +8,7 @@ stands what a profile may be asked though nobody measured it.
 >>> from servetwin.profiles import load
 >>> of(load("h100-quiet/palette-256-graphs").data)
 ()
->>> of(load("h100-long/opt-13b-tp1-3").data)[2].text
+>>> of(load("h100-long/opt-13b-tp1-3").data)[3].text
 'decode (measured): 1 of 98 values disturbed and left out: batch 48 at 40 tokens'
 """
 
@@ -30,13 +30,16 @@ SAMPLES = 5
 #: The share by which seconds may fall as the batch, or the tokens, grow; how many times the median a mean, and the
 #: 99th percentile, may be.
 FALL, MEAN, TAIL = 0.05, 1.05, 2.0
+#: How many times what the last measured prompt takes one more token may take, by the form beyond the table.
+JUMP = 1.25
 #: So many scaled median absolute deviations above the median a sample is disturbed, and so much above it at least.
 DEVIATIONS, ABOVE = 6.0, 0.1
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What is not clean: the *kind* ("samples", "disturbed", "falls", "mean", "tail", "blind", "regions" or "kept"),
+    """What is not clean: the *kind* ("samples", "disturbed", "falls", "jump", "mean", "tail", "blind", "regions" or
+    "kept"),
     and a *text* that says where."""
 
     kind: str
@@ -72,6 +75,7 @@ def lines(data: ProfileFile) -> tuple[str, ...]:
 def short(data: ProfileFile) -> str | None:
     """What a run says of a profile that is not clean, in one line; None if it is."""
     kinds = {"samples": "points with few samples", "disturbed": "disturbed samples", "falls": "times that fall"}
+    kinds |= {"jump": "prompts beyond the table that do not go on from it"}
     kinds |= {"blind": "steps of traffic off by more than the limits"}
     kinds |= {"regions": "decode steps off by more than the limit somewhere"}
     kinds |= {"mean": "means above medians", "tail": "long tails", "kept": "a verdict of other numbers"}
@@ -207,6 +211,19 @@ def _prefill(where: str, data: PrefillData) -> Iterator[Finding]:
         alone = [None if t in shared else value for t, value in zip(data.tokens, row, strict=True)]
         if len(data.prompts) > 1 and own - shared:
             yield from _falls(f"{where}, {prompts} prompt{'s' * (prompts > 1)}", "a total of", data.tokens, alone)
+    yield from _jump(where, data)
+
+
+def _jump(where: str, data: PrefillData) -> Iterator[Finding]:
+    """A form beyond the table that does not go on where the table ends: one of the two is wrong there."""
+    last, known = data.tokens[-1], data.seconds[0][-1]
+    if data.beyond is None or data.prompts[0] != 1 or not known:
+        return
+    more = last + 1
+    ratio = (data.beyond.c0 + data.beyond.c1 * more + data.beyond.c2 * more * more) / known
+    if not 1.0 / JUMP <= ratio <= JUMP:
+        what = f"a prompt of {more} tokens takes {ratio:.1f} times what one of {last} does"
+        yield Finding("jump", f"{where}: {what}, by {data.beyond.statistic}")
 
 
 def _low(sizes: Sequence[int], seconds: Sequence[float | None], share: float) -> set[int]:

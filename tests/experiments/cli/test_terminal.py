@@ -105,4 +105,5 @@ def test_colours_are_off_where_nobody_sees_them(servetwin, toy: Path):
 
 def test_lines_are_whole_where_there_is_no_terminal(servetwin):
     _, out, _ = servetwin("run", "opt-13b-h100", "--requests", 20)
-    assert "h100/opt-13b-tp1 is not clean: points with few samples, disturbed samples (servetwin profiles" in out
+    faults = "points with few samples, prompts beyond the table that do not go on from it, disturbed samples"
+    assert f"h100/opt-13b-tp1 is not clean: {faults} (servetwin profiles" in out
