@@ -18,6 +18,15 @@ from servetwin.core.llm import TokenPolicy
 
 from . import policy_registry
 
+#: What a policy may say of itself, and what that means.
+SAYS = {
+    "ahead": "it is asked also while a batch runs",
+    "pools": "it can serve a pool of threads",
+    "starves": "a request may wait for as long as others keep coming",
+    "whole_prompts": "it never cuts a prompt",
+    "chunks": "it takes prompts in chunks",
+}
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -80,11 +89,7 @@ def page(name: str) -> list[str]:
         value = f" = {parameter.default}" if parameter.default is not None else ", to be given"
         lines.append(f"  {parameter.name}: {parameter.type}{value}")
         lines += textwrap.wrap(parameter.meaning, 100, initial_indent="      ", subsequent_indent="      ")
-    said = [
-        word
-        for word in ("ahead", "pools", "starves", "whole_prompts", "chunks")
-        if getattr(kind, word, False) is True
-    ]
+    said = [f"  {word}: {means}" for word, means in SAYS.items() if getattr(kind, word, False) is True]
     if said:
-        lines += ["", f"it says of itself: {', '.join(said)}"]
+        lines += ["", "it says of itself:", *said]
     return lines
