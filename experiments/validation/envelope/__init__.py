@@ -2,6 +2,7 @@
 `standing`.
 
 ===========  ===============================================================================================
+`keys`       each key of an experiment: compared, or listed with the reason why not
 `facts`      what of a run counts for that: profile, policy, placement, load, lengths, SLO, engine
 `recorded`   the same of the runs that were recorded, read from the recordings themselves
 `index`      those in one small file, ``measured/envelope.json``, which ``python -m`` of it writes

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from statistics import pstdev
 from typing import TYPE_CHECKING, Any, Self
 
 from servetwin.core import BadInput, Request
-from servetwin.core.llm import TokenRequest
+from servetwin.core.llm import EngineLimits, TokenRequest
 
-from ...spec.experiment import Bursty, Constant, Experiment, FixedSLO, Poisson, RelativeSLO, Time, Trace, WorkerSpec
-from ...spec.llm import TokenSLOSpec
-from ...spec.sessions import ClosedLoop
+from ...spec.experiment import Constant, Experiment, FixedSLO, Poisson, RelativeSLO, Trace, WorkerSpec
+from ...spec.llm import Preparing, TokenSLOSpec
+from . import keys
 
 if TYPE_CHECKING:
     from servetwin.profiles import Profile
 
-#: So many of the first requests say what its lengths and steps are.
-DRAWN = 500
+#: Of requests that are drawn so many say what lengths and steps are, more than recorded runs have; of a trace all.
+DRAWN = 20_000
+
+#: How many requests a run sends.
+REQUESTS = "requests"
 
 #: What rates are called. Where the load is known that they are, that counts.
 RATE = "rate, requests/s"
@@ -61,7 +64,7 @@ class Facts:
     *placement* says which modules share a worker and which workers a device, *engine* the options of language models'
     engines, *special* in words what most runs do not have (sessions, tools, ...). *ranges* are numbers, by name, in
     the units that the names say; of what differs between requests, from the lowest to the highest. *dated*: the run
-    says when it was made, and what is known of that day counts.
+    says when it was made, and what is known of that day counts. *pipeline*: its modules, in their order.
     """
 
     systems: tuple[System, ...]
@@ -72,6 +75,7 @@ class Facts:
     special: tuple[str, ...] = ()
     ranges: Mapping[str, Range] = field(default_factory=dict)
     dated: bool = False
+    pipeline: str = ""
 
 
 def of_experiment(experiment: Experiment, requests: Iterable[Request] | None = None) -> Facts:
@@ -82,10 +86,13 @@ def of_experiment(experiment: Experiment, requests: Iterable[Request] | None = N
 
     check(experiment)
     profiles = load_profiles(experiment)
-    sent = list(islice(_drawn(experiment, profiles) if requests is None else requests, DRAWN))
+    drawn = requests is None
+    sent = list(_drawn(experiment, profiles) if requests is None else requests)
+    asked = experiment.workload.requests
+    count = asked if drawn and asked is not None and not experiment.workload.in_turns else len(sent)
     engine, limits = _engines(experiment, profiles)
     replicas, placement = placement_of(experiment.deployment.workers, experiment.deployment.replicas)
-    ranges = {**limits, "replicas": (replicas, replicas), **of_requests(sent), **_slo(experiment)}
+    ranges = {**limits, "replicas": (replicas, replicas), **of_requests(sent, count), **_slo(experiment)}
     load = experiment.workload
     rate = _rate(experiment)
     if rate is not None:
@@ -99,9 +106,10 @@ def of_experiment(experiment: Experiment, requests: Iterable[Request] | None = N
         params=changed_params(experiment.policy.name, experiment.policy.params),
         placement=placement,
         engine=engine,
-        special=tuple(special(experiment)),
+        special=(*special(experiment), *_terms(experiment)),
         ranges=ranges,
         dated=experiment.time.session is not None,
+        pipeline=keys.pipeline(experiment.pipeline),
     )
 
 
@@ -146,14 +154,14 @@ def placement_of(workers: Sequence[WorkerSpec], copies: int = 1) -> tuple[int, s
 
 
 def _drawn(experiment: Experiment, profiles: dict[str, Profile]) -> Iterator[Request]:
-    """The first requests, drawn as a run would."""
+    """The requests, drawn as a run would; of those without a trace the first `DRAWN`."""
     from ...assembly.llm_workers import contexts
     from ...workload import sessions
     from ...workload.requests import read_trace, requests
 
     load = experiment.workload
     limits = contexts(experiment, profiles) if experiment.pipeline.llms else {}
-    if load.recorded is None and load.requests is not None and load.requests > DRAWN:
+    if load.recorded is None and not load.in_turns and load.requests is not None and load.requests > DRAWN:
         fewer = load.model_copy(update={"requests": DRAWN})
         experiment = experiment.model_copy(update={"workload": fewer})
     trace = read_trace(experiment) if load.recorded is not None else None
@@ -167,12 +175,23 @@ def _no_slo(*_: Any, **__: Any) -> float:
     return 1.0
 
 
-def of_requests(sent: Sequence[Request]) -> dict[str, Range]:
-    """Steps by module, and lengths of prompts and outputs by language model, of the requests *sent*."""
-    found: dict[str, Range] = {}
+def _terms(experiment: Experiment) -> Iterator[str]:
+    """A trace can say more of its requests than their work: an SLO, a priority, a class."""
+    from ...workload.requests import read_trace
+
+    trace = read_trace(experiment) if experiment.workload.recorded is not None else None
+    if trace is not None and trace.overview.terms:
+        yield "a trace with SLOs, classes or priorities of requests"
+
+
+def of_requests(sent: Sequence[Request], count: int | None = None) -> dict[str, Range]:
+    """How many requests are sent (*count*, if not those in *sent*); steps by module, of the requests *sent*, and by
+    language model lengths of prompts and outputs, with their spread (standard deviation), and declared limits."""
+    count = len(sent) if count is None else count
+    found: dict[str, Range] = {REQUESTS: (count, count)}
     for module, steps in _steps(sent).items():
         found[f"steps of {module}"] = (min(steps), max(steps))
-    for module, (prompts, outputs) in _tokens(sent).items():
+    for module, (prompts, outputs, limits) in _tokens(sent).items():
         whole = [a + b for a, b in zip(prompts, outputs, strict=True)]
         for name, value in (
             ("mean prompt", sum(prompts) / len(prompts)),
@@ -180,6 +199,11 @@ def of_requests(sent: Sequence[Request]) -> dict[str, Range]:
             ("longest context", float(max(whole))),
         ):
             found[f"{name} of {module}, tokens"] = (value, value)
+        for name, values in (("prompt", prompts), ("output", outputs)):
+            found[f"each {name} of {module}, tokens"] = (min(values), max(values))
+            spread = pstdev(values)
+            found[f"spread of {name} of {module}, tokens"] = (spread, spread)
+        found[f"declared limit of {module}, tokens"] = (min(limits), max(limits))
     return found
 
 
@@ -190,7 +214,7 @@ def demand(rate: float, sent: Sequence[Request]) -> dict[str, Range]:
     for module, steps in _steps(sent).items():
         load = rate * sum(steps) / len(steps)
         found[f"load of {module}, steps/s"] = (load, load)
-    for module, (_, outputs) in _tokens(sent).items():
+    for module, (_, outputs, _) in _tokens(sent).items():
         load = rate * sum(outputs) / len(outputs)
         found[f"load of {module}, output tokens/s"] = (load, load)
     return {**found, RATE: (rate, rate)}
@@ -204,9 +228,10 @@ def _steps(sent: Iterable[Request]) -> dict[str, list[int]]:
     return found
 
 
-def _tokens(sent: Iterable[Request]) -> dict[str, tuple[list[int], list[int]]]:
-    """Prompts and outputs, by module, as they are sent; a prompt that an earlier answer is part of is not known."""
-    found: dict[str, tuple[list[int], list[int]]] = {}
+def _tokens(sent: Iterable[Request]) -> dict[str, tuple[list[int], list[int], list[int]]]:
+    """Prompts, outputs and declared limits, by module, as they are sent; a prompt that an earlier answer is part of
+    is not known."""
+    found: dict[str, tuple[list[int], list[int], list[int]]] = {}
     for request in sent:
         if not isinstance(request, TokenRequest) or request.outputs is None:
             continue
@@ -214,11 +239,12 @@ def _tokens(sent: Iterable[Request]) -> dict[str, tuple[list[int], list[int]]]:
             visits: Any = told if isinstance(told, list) else [told]
             outputs: Any = request.outputs[module]
             several = outputs if isinstance(outputs, list | tuple) else [outputs]
-            for (prompt, _), output in zip(visits, several, strict=False):
+            for (prompt, limit), output in zip(visits, several, strict=False):
                 if isinstance(prompt, int):
-                    prompts, made = found.setdefault(module, ([], []))
+                    prompts, made, limits = found.setdefault(module, ([], [], []))
                     prompts.append(prompt)
                     made.append(output)
+                    limits.append(limit)
     return found
 
 
@@ -239,19 +265,25 @@ def _engines(experiment: Experiment, profiles: dict[str, Profile]) -> tuple[dict
         if worker.modules[0] in experiment.pipeline.llms and worker.device is not None:
             settings = settings_of(worker, profiles[worker.device])
             own = settings.limits
-            cached = bool(own.enable_prefix_caching or own.keep_freed)
-            options |= engine_options(settings.asynchronous, own.max_batched_tokens, cached, own.preemption)
+            preparing = worker.engine.preparing if worker.engine is not None else None
+            options |= engine_options(own, settings.asynchronous, preparing)
             limits[f"KV blocks of {name}"] = (own.blocks, own.blocks)
     return options, limits
 
 
-def engine_options(asynchronous: bool, tokens: int, cached: bool, preemption: str = "recompute") -> dict[str, Any]:
-    """What of an engine is compared, by vLLM's names."""
+#: What is compared as a range, or by another name.
+_OF_ENGINE = ("blocks", "max_sequences", "max_batched_tokens", "keep_freed", "enable_prefix_caching")
+
+
+def engine_options(limits: EngineLimits, asynchronous: bool, preparing: Preparing | None = None) -> dict[str, Any]:
+    """What of an engine is compared, by vLLM's names where it has some; all else that its *limits* say by ours."""
+    rest = {f.name: getattr(limits, f.name) for f in fields(limits) if f.name not in _OF_ENGINE}
     return {
         "asynchronous scheduling": asynchronous,
-        "max_num_batched_tokens": tokens,
-        "prefix caching": cached,
-        "preemption": preemption,
+        "max_num_batched_tokens": limits.max_batched_tokens,
+        "prefix caching": bool(limits.enable_prefix_caching or limits.keep_freed),
+        "preparing": None if preparing is None else preparing.seconds,
+        **rest,
     }
 
 
@@ -302,32 +334,9 @@ def _cv(arrivals: Any) -> float | None:
     return cv
 
 
-#: What an experiment can have that most have not: its name, and whether it has it.
-_SPECIAL: tuple[tuple[str, Callable[[Experiment], bool]], ...] = (
-    ("bursty arrivals", lambda e: isinstance(e.workload.arrivals, Bursty)),
-    ("arrivals of a trace", lambda e: isinstance(e.workload.arrivals, Trace)),
-    ("a closed loop", lambda e: isinstance(e.workload.arrivals, ClosedLoop)),
-    ("sessions", lambda e: e.workload.sessions is not None),
-    ("shapes of requests", lambda e: e.workload.shaped),
-    ("classes of requests", lambda e: bool(e.workload.classes)),
-    ("shared prefixes", lambda e: any(own.prefix is not None for own in e.workload.lengths.values())),
-    ("branches", lambda e: bool(e.pipeline.branches)),
-    ("a budget of the SLO", lambda e: e.budget.used),
-    ("prefill and decode apart", lambda e: any(worker.role for worker in e.deployment.workers)),
-    ("tools", lambda e: any(worker.threads is not None for worker in e.deployment.workers)),
-    ("policies of single workers", lambda e: any(w.policy for w in e.deployment.workers if w.threads is None)),
-)
-
-
 def special(experiment: Experiment) -> Iterator[str]:
     """In words, what of *experiment* most runs have not."""
-    yield from (name for name, has in _SPECIAL if has(experiment))
-    usual = Time()
-    for name in Time.model_fields:
-        value = getattr(experiment.time, name)
-        if name not in ("session", "noise") and value != getattr(usual, name):
-            yield f"time.{name} {str(value).lower() if isinstance(value, bool) else value}"
+    yield from keys.words(experiment)
     replicated, _ = placement_of(experiment.deployment.workers, experiment.deployment.replicas)
     if replicated > 1:
-        for router in experiment.deployment.routings.values():
-            yield f"router {router.name}"
+        yield from keys.routers(experiment)

@@ -12,11 +12,15 @@ from servetwin.core.llm import TokenRequest
 from servetwin.profiles import load as load_profile
 
 from ...registry.catalog import MEASURED
-from ...spec.experiment import Experiment
+from ...spec.experiment import Experiment, ModuleSpec, PipelineSpec
 from ..comparison import run_table
 from ..replay import agents as replay_agents
 from ..replay import chat, diffusion, external, llm, packed_runs
 from .facts import Facts, Range, demand, engine_options, of_experiment, of_requests, systems_of
+from .keys import as_word, pipeline
+
+#: The pipeline of runs of one language model.
+LLM = pipeline(PipelineSpec(modules={"llm": ModuleSpec(kind="llm")}))
 
 
 def sources() -> dict[str, list[Path]]:
@@ -101,7 +105,14 @@ def _of_chat(path: Path) -> Iterator[Facts]:
 
 def _by_its_name(found: Facts, router: str, name: str) -> Facts:
     """*found*, with the *router* by the *name* of its file, which is no other one's path."""
-    return replace(found, special=tuple(f"router {name}" if w == f"router {router}" else w for w in found.special))
+    said = f"router {router}"
+    return replace(
+        found, special=tuple(f"router {name}{w[len(said) :]}" if _is(w, said) else w for w in found.special)
+    )
+
+
+def _is(word: str, router: str) -> bool:
+    return word == router or word.startswith(f"{router} ")
 
 
 def _of_diffusion(recording: diffusion.Recording) -> Iterator[Facts]:
@@ -118,6 +129,8 @@ def _of_diffusion(recording: diffusion.Recording) -> Iterator[Facts]:
             systems=systems_of([load_profile(recording.profile)]),
             policy=run.policy,
             placement=", ".join(sorted("+".join(group) for group in groups)),
+            special=(f"system.stop_after {as_word(recording.stop_after)}",),
+            pipeline=pipeline(PipelineSpec(modules={n: ModuleSpec(loop=loops) for n, loops in recording.modules})),
             ranges={
                 **limits,
                 "replicas": (1, 1),
@@ -144,9 +157,8 @@ def _of_campaign(campaign: llm.Campaign) -> Iterator[Facts]:
                 systems=systems_of([load_profile(profile)]),
                 policy="vllm-v1" if run.policy == "own" else run.policy,
                 placement="llm",
-                engine=engine_options(
-                    bool(options.get("asynchronous", False)), limits.max_batched_tokens, limits.keep_freed
-                ),
+                engine=engine_options(limits, bool(options.get("asynchronous", False))),
+                pipeline=LLM,
                 ranges={
                     "batch limit of llm": (limits.max_sequences, limits.max_sequences),
                     "KV blocks of llm": (limits.blocks, limits.blocks),
@@ -170,9 +182,8 @@ def _of_external(run: external.External) -> Facts:
         systems=systems_of([load_profile(run.profile)]),
         policy="vllm-v1",
         placement="llm",
-        engine=engine_options(
-            bool(run.engine.get("async_scheduling", False)), limits.max_batched_tokens, limits.keep_freed
-        ),
+        engine=engine_options(limits, bool(run.engine.get("async_scheduling", False))),
+        pipeline=LLM,
         ranges={
             "batch limit of llm": (limits.max_sequences, limits.max_sequences),
             "KV blocks of llm": (limits.blocks, limits.blocks),

@@ -19,12 +19,23 @@ from servetwin.core import BadInput
 
 from ...spec.experiment import Experiment
 from . import index
-from .facts import RATE, Facts, Range, of_experiment
+from .facts import RATE, REQUESTS, Facts, Range, of_experiment
 from .index import Recorded
 
 #: By how much of itself a number may lie beyond the recorded ones, by how its name begins; what is drawn varies.
-TOLERANCES = {"mean ": 0.1, "longest ": 0.1, "load ": 0.1, "cv": 0.1, "KV blocks": 0.05}
+TOLERANCES = {
+    "mean ": 0.1,
+    "longest ": 0.1,
+    "each ": 0.1,
+    "declared ": 0.1,
+    "spread ": 0.25,
+    "load ": 0.1,
+    "cv": 0.1,
+    "KV blocks": 0.05,
+}
 TOLERANCE = 0.01
+#: So many times as many requests as were recorded may be sent (in overload what waits grows with each), or fewer.
+MANY = 10
 #: Runs whose mean lengths are within this share of those asked for count as runs of such lengths.
 ALIKE = 0.25
 #: So many of what is outside are told in a line.
@@ -184,7 +195,9 @@ def _beside(facts: Facts, runs: Sequence[Facts]) -> Iterator[str]:
     for name, value in facts.engine.items():
         if not those(lambda run, name=name, value=value: run.engine.get(name) == value):  # type: ignore[misc]
             yield f"{name} {_plain(value)} (recorded: {_listed(_plain(r.engine.get(name)) for r in left)})"
-    if not those(lambda run: set(run.special) == set(facts.special)):
+    if not those(lambda run: run.pipeline == facts.pipeline):
+        yield f"pipeline {facts.pipeline} (recorded: {_listed(run.pipeline for run in left)})"
+    if not those(lambda run: _words(run, facts) == set(facts.special)):
         yield from _special(facts, left)
     same_policy = those(lambda run: run.policy == facts.policy)
     if not same_policy:
@@ -197,6 +210,9 @@ def _beside(facts: Facts, runs: Sequence[Facts]) -> Iterator[str]:
         yield f"{facts.policy} with {_said(facts.params)} (recorded: {recorded})"
     lengths = [name for name in facts.ranges if name.startswith("mean ")]
     those(lambda run: all(name in run.ranges and _alike(facts.ranges[name], run.ranges[name]) for name in lengths))
+    if left:
+        dropped = set.intersection(*(_limits(run) for run in left)) - _limits(facts)
+        yield from (f"without {name.removesuffix(', ms')}" for name in sorted(dropped))
     loads = any(name.startswith("load ") for name in facts.ranges)
     for name, asked in facts.ranges.items():
         if name == RATE and loads:
@@ -208,14 +224,25 @@ def _beside(facts: Facts, runs: Sequence[Facts]) -> Iterator[str]:
             yield f"{name} {_span(asked)} (recorded: {_span(_whole(there))})"
 
 
+def _words(run: Facts, facts: Facts) -> set[str]:
+    """What is special of the recorded *run*. That it was cut off at its end does not count where nothing is cut."""
+    cut = "system.stop_after "
+    cuts = any(word.startswith(cut) for word in facts.special)
+    return {word for word in run.special if cuts or not word.startswith(cut)}
+
+
 def _special(facts: Facts, runs: Sequence[Facts]) -> Iterator[str]:
-    recorded = {word for run in runs for word in run.special}
+    recorded = {word for run in runs for word in _words(run, facts)}
     new = [word for word in facts.special if word not in recorded]
     yield from new
-    always = set.intersection(*(set(run.special) for run in runs)) - set(facts.special)
+    always = set.intersection(*(_words(run, facts) for run in runs)) - set(facts.special)
     yield from (f"without {word}" for word in sorted(always))
     if not new and not always:
         yield " with ".join(facts.special) or f"without {' or '.join(sorted(recorded))}"
+
+
+def _limits(run: Facts) -> set[str]:
+    return {name for name in run.ranges if name.endswith(" limit, ms")}
 
 
 def _alike(asked: Range, there: Range) -> bool:
@@ -227,6 +254,8 @@ def _whole(there: Sequence[Range]) -> Range:
 
 
 def _within(name: str, asked: Range, there: Range) -> bool:
+    if name == REQUESTS:
+        return asked[1] <= MANY * there[1]
     slack = next((share for begin, share in TOLERANCES.items() if name.startswith(begin)), TOLERANCE)
     return there[0] * (1.0 - slack) <= asked[0] and asked[1] <= there[1] * (1.0 + slack)
 

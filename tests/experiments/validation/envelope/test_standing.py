@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
+from servetwin.experiments.assembly import build
 from servetwin.experiments.registry.catalog import MEASURED, workload_names
+from servetwin.experiments.spec.experiment import System
 from servetwin.experiments.spec.loading import load
 from servetwin.experiments.validation import scoreboard
-from servetwin.experiments.validation.envelope import index, recorded, standing
+from servetwin.experiments.validation.envelope import index, keys, recorded, standing
 from servetwin.experiments.validation.envelope.facts import Facts, of_experiment
 
 AGAIN = "python -m servetwin.experiments.validation.envelope.index"
@@ -193,6 +197,107 @@ def test_a_run_with_no_facts_in_common_is_outside() -> None:
     assert not standing.standing(Facts((), "edf")).validated
     facts = of_experiment(load(LIKE_RECORDED))
     assert standing.standing(replace(facts, ranges={})).validated
+
+
+# -- key by key -----------------------------------------------------------------------------------------
+
+LLM = "opt-13b-h100-async"
+ENGINE = "deployment.workers.0.engine"
+LENGTHS = "workload.lengths.llm"
+
+
+@pytest.mark.parametrize("kind", keys.LISTED, ids=lambda kind: kind.__name__)
+def test_each_key_of_an_experiment_is_told_or_listed(kind: type[BaseModel]) -> None:
+    """Fails where a key is told by nothing, or where one is listed that is no more."""
+    assert keys.LISTED[kind].keys() <= kind.model_fields.keys()
+    # Those that hold others by name are gone through; all others are told if they are set.
+    through = {"workers": [], "lengths": {}}
+    empty = dict.fromkeys(kind.model_fields) | {k: v for k, v in through.items() if k in kind.model_fields}
+    for name in kind.model_fields.keys() - keys.LISTED[kind].keys() - through.keys():
+        assert name in dict(keys.told(kind.model_construct(**{**empty, name: "set"}))), name
+
+
+def test_every_part_of_an_experiment_is_gone_through_or_told_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Longer(System):
+        new_key: int = 0
+
+    monkeypatch.setattr(keys, "LISTED", {**keys.LISTED, Longer: {}})
+    experiment = load(LLM)
+    for value, expected in ((0, []), (3, ["system.new_key 3"])):
+        own = experiment.model_copy(update={"system": Longer(new_key=value)})
+        assert list(keys.words(own)) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "word"),
+    [
+        ("system.client_delay", 10.0, "system.client_delay 10.0"),
+        ("system.client_stretch", 50.0, "system.client_stretch 50.0"),
+        ("system.stop_after", 0.0, "system.stop_after 0.0"),
+        ("slo.constant", 1000.0, "slo.constant 1000.0"),
+        ("slo.base", "measured", "slo.base measured"),
+        ("deployment.estimates", "measured", "deployment.estimates measured"),
+        ("deployment.workers.0.intake", "after", "deployment.workers.dit.intake after"),
+        (
+            "pipeline",
+            {"modules": {"vae": {}, "dit": {"loop": True}}},
+            'pipeline vae > dit {"loop": true} (recorded: ',
+        ),
+        ("requests", 10**5, "requests 100000 (recorded: 600)"),
+    ],
+)
+def test_what_diffusion_runs_did_not_have_is_outside(key: str, value: object, word: str) -> None:
+    assert any(text.startswith(word) for text in told((key, value)))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "word"),
+    [
+        ("slo.meets", "last", "slo.meets last"),
+        ("slo.window", {"skip": 0.0, "requests": 5}, "slo.window {"),
+        (f"{LENGTHS}.limit", 2000, "declared limit of llm, tokens "),
+        (f"{LENGTHS}.predict", {"model": "exact"}, f'{LENGTHS}.predict {{"model": "exact"}}'),
+        (f"{LENGTHS}.output", {"draw": "choice", "values": [1, 63]}, "each output of llm, tokens 1 to 63"),
+        (f"{LENGTHS}.output", {"draw": "constant", "tokens": 32}, "spread of output of llm, tokens 0"),
+        (f"{ENGINE}.watermark", 0.9, "watermark 0.9 (recorded: 0.0)"),
+        (f"{ENGINE}.headroom", 5000, "headroom 5000 (recorded: 0)"),
+        (f"{ENGINE}.stamp", "seen", "stamp seen (recorded: sent)"),
+        (f"{ENGINE}.whole_prompt", False, "whole_prompt false (recorded: true)"),
+        (f"{ENGINE}.preparing", {"seconds": 5.0, "source": "x"}, "preparing 5.0 (recorded: none)"),
+        ("requests", 10**5, "requests 100000 (recorded: "),
+    ],
+)
+def test_what_runs_of_language_models_did_not_have_is_outside(key: str, value: object, word: str) -> None:
+    assert told(of=LLM) == ()
+    assert any(text.startswith(word) for text in told((key, value), of=LLM))
+
+
+@pytest.mark.parametrize("column", ["", ",priority"])
+def test_all_of_a_trace_is_looked_at(tmp_path: Path, column: str) -> None:
+    def outside(prompts: list[int]) -> tuple[str, ...]:
+        file = tmp_path / f"{len(prompts)}.csv"
+        last = ",2" if column else ""
+        lines = [f"{i / 20},{tokens},{16 + i % 33}{last}" for i, tokens in enumerate(prompts)]
+        file.write_text("\n".join([f"arrival,input_tokens,tokens{column}", *lines]) + "\n")
+        from_it = {"prompt": {"draw": "trace"}, "output": {"draw": "trace"}, "limit": 48}
+        settings = [("workload.trace", {"file": str(file)}), (LENGTHS, from_it), ("requests", len(prompts))]
+        return told(*settings, of=LLM)
+
+    recorded_like = [sent.tokens["llm"][0] for sent in _drawn(LLM)][:500]
+    assert outside(recorded_like) == (("a trace with SLOs, classes or priorities of requests",) if column else ())
+    assert any("each prompt of llm, tokens" in text for text in outside([*recorded_like, *[1900] * 50]))
+
+
+def _drawn(name: str) -> list[Any]:
+    experiment = load(name)
+    return list(build.build(experiment).source or ())
+
+
+def test_limits_that_recorded_runs_were_held_to_are_missed() -> None:
+    every = [run for one in index.load() for run in one.runs]
+    run = next(run for run in every if "ttft limit, ms" in run.ranges and "tpot limit, ms" in run.ranges)
+    less = {name: span for name, span in run.ranges.items() if name != "tpot limit, ms"}
+    assert "without tpot limit" in standing.standing(replace(run, ranges=less)).outside
 
 
 # -- where it is said -----------------------------------------------------------------------------------
