@@ -81,7 +81,8 @@ def _transfer(
 ) -> KVTransfer:
     said = experiment.deployment.handover
     assert said is not None
-    size = said.bytes_per_token or _bytes_per_token([profiles[w.device] for w in (*prefill, *decode)])
+    of_model = _bytes_per_token([profiles[w.device] for w in (*prefill, *decode)])
+    size = said.bytes_per_token or of_model
     seconds: dict[str, Callable[[int], float]] = {}
     for worker in prefill:
         if said.gb_per_s is not None:

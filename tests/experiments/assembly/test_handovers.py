@@ -47,6 +47,15 @@ def file(folder: Path, content: dict[str, Any]) -> Path:
     return path
 
 
+def own_profile(folder: Path, cost: dict[str, Any]) -> str:
+    """A profile that says what handing KV over takes."""
+    content = profile(A6000).data.model_dump(mode="json", exclude_none=True)
+    how = {"how": "made up", "source": {"file": "here"}, "meaning": "a prompt", "modules": ["decode"]}
+    path = folder / "own.yaml"
+    path.write_text(yaml.safe_dump({**content, "costs": {"kv.handover": {**how, "unit": "seconds", **cost}}}))
+    return str(path)
+
+
 WRONG = [
     ({"handover": None}, "nothing says what handing KV over to the workers that decode costs"),
     ({"handover": {"gb_per_s": 25.0}}, "nothing says where the bandwidth comes from"),
@@ -54,6 +63,8 @@ WRONG = [
     ({"handover": {"bytes_per_token": 100.0}}, "without a bandwidth, bytes are not looked at"),
     ({"handover": {"gb_per_s": 0.0, "source": "assumed"}}, "deployment.handover.gb_per_s"),
     ({"handover": {"gb_per_s": 25.0, "source": "assumed", "router": "nobody"}}, "unknown router 'nobody'"),
+    ({"handover": {"gb_per_s": 1e-300, "source": "assumed"}}, "deployment.handover.gb_per_s"),
+    ({"handover": {"gb_per_s": 25.0, "latency": 1e300, "source": "assumed"}}, "deployment.handover.latency"),
     ({"handover": {"gb_per_s": 25.0, "source": "assumed", "link": "wire"}}, "deployment.handover.link"),
     ({"workers": [worker("prefill")]}, "'llm' has no worker with the role decode"),
     ({"workers": [worker("decode")]}, "'llm' has no worker with the role prefill"),
@@ -108,20 +119,22 @@ def test_kv_takes_its_bytes_at_the_bandwidth(tmp_path) -> None:
 )
 def test_what_a_profile_says_of_it(tmp_path, cost, seconds) -> None:
     """Of 1000 tokens."""
-    content = profile(A6000).data.model_dump(mode="json", exclude_none=True)
-    how = {
-        "how": "made up",
-        "source": {"file": "here"},
-        "meaning": "a prompt",
-        "unit": "seconds",
-        "modules": ["decode"],
-    }
-    (tmp_path / "own.yaml").write_text(
-        yaml.safe_dump({**content, "costs": {"kv.handover": {**how, "unit": "seconds", **cost}}})
-    )
-    devices = {"prefill0": str(tmp_path / "own.yaml"), "decode0": A6000}
+    devices = {"prefill0": own_profile(tmp_path, cost), "decode0": A6000}
     (handover,) = build.build(load(file(tmp_path, apart(devices=devices, handover={})))).loop.handovers
     assert handover.transfer.seconds["prefill0"](1000) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("line", [{"constant": 1.0, "per_request": -0.01}, {"constant": -1.0, "per_request": 0.01}])
+def test_a_profile_by_which_it_takes_less_than_no_time_is_refused(tmp_path, line) -> None:
+    with pytest.raises(BadInput, match=r"costs.kv.handover.*(less than no time|holds -1)"):
+        profile(own_profile(tmp_path, {"line": line}))
+
+
+def test_the_model_is_looked_at_where_bytes_are_stated_too(tmp_path) -> None:
+    said = {"gb_per_s": 25.0, "source": "assumed", "bytes_per_token": 1.0}
+    path = file(tmp_path, apart(devices={"prefill0": A6000, "decode0": "a6000/opt-30b-tp2"}, handover=said))
+    with pytest.raises(BadInput, match="models whose KV differs"):
+        build.build(load(path))
 
 
 def test_a_run_leaves_records_that_keep_the_invariants_and_explain_it(tmp_path, servetwin) -> None:
