@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -84,12 +85,15 @@ def of_experiment(experiment: Experiment, requests: Iterable[Request] | None = N
     profiles = load_profiles(experiment)
     sent = list(islice(_drawn(experiment, profiles) if requests is None else requests, DRAWN))
     engine, limits = _engines(experiment, profiles)
-    replicas, placement = placement_of(experiment.deployment.workers, experiment.deployment.replicas)
+    workers, copies = experiment.deployment.workers, experiment.deployment.replicas
+    serving, placement = placement_of(workers, copies)
+    # Workers that decode share the load, but a deployment with more of them is no replica of one with less.
+    replicas = copies if any(worker.role for worker in workers) else serving
     ranges = {**limits, "replicas": (replicas, replicas), **of_requests(sent), **_slo(experiment)}
     load = experiment.workload
     rate = _rate(experiment)
     if rate is not None:
-        ranges |= demand(rate / replicas, sent)
+        ranges |= demand(rate / serving, sent)
     cv = _cv(load.arrivals)
     if cv is not None:
         ranges["cv"] = (cv, cv)
@@ -130,12 +134,14 @@ def changed_params(policy: str, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def placement_of(workers: Sequence[WorkerSpec], copies: int = 1) -> tuple[int, str]:
-    """How many workers serve the same modules, at most, and which modules share a worker (+) and a device (,)."""
+    """How many workers serve the same modules, at most, and which modules share a worker (+) and a device (,). Where
+    prefill and decode are apart, those that decode count."""
     devices: dict[str, set[str]] = {}
     counted: dict[str, int] = {}
     for worker in workers:
         name = "+".join(worker.modules)
-        counted[name] = counted.get(name, 0) + copies
+        if worker.role != "prefill":
+            counted[name] = counted.get(name, 0) + copies
         if worker.threads is None:
             devices.setdefault(worker.device or "", set()).add(name)
     shared = sorted({", ".join(sorted(names)) for names in devices.values()})
@@ -327,7 +333,15 @@ def special(experiment: Experiment) -> Iterator[str]:
         value = getattr(experiment.time, name)
         if name not in ("session", "noise") and value != getattr(usual, name):
             yield f"time.{name} {str(value).lower() if isinstance(value, bool) else value}"
-    replicated, _ = placement_of(experiment.deployment.workers, experiment.deployment.replicas)
-    if replicated > 1:
-        for router in experiment.deployment.routings.values():
-            yield f"router {router.name}"
+    yield from dict.fromkeys(f"router {name}" for name in _routers(experiment))
+
+
+def _routers(experiment: Experiment) -> Iterator[str]:
+    """The routers that have somebody to choose from."""
+    plan = experiment.deployment
+    several, _ = placement_of(plan.workers, plan.replicas)
+    first = Counter("+".join(w.modules) for w in plan.workers if w.role != "decode")
+    come = max(first.values(), default=0) * plan.replicas
+    for path, router in plan.routings.items():
+        if (several if path[0] == "handover" else come) > 1:
+            yield router.name

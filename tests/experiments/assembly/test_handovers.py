@@ -12,9 +12,13 @@ from servetwin.core import BadInput
 from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.invariants.record_checker import check_records
 from servetwin.experiments.assembly import build
-from servetwin.experiments.assembly.handovers import profiles_by_role
+from servetwin.experiments.assembly.handovers import profiles_by_role, stands_on
 from servetwin.experiments.backends.diffusion import Plan
 from servetwin.experiments.explaining.explanation import explain
+from servetwin.experiments.explaining.telling import instead
+from servetwin.experiments.reporting import document
+from servetwin.experiments.reporting.markdown import markdown
+from servetwin.experiments.reporting.report import document as report_of
 from servetwin.experiments.spec.loading import load
 from servetwin.profiles import load as profile
 
@@ -94,8 +98,28 @@ def test_the_real_side_and_the_bound_refuse_it(servetwin, tmp_path) -> None:
     path = file(tmp_path, apart())
     code, _, error = servetwin("bound", path)
     assert (code, "the bound knows nothing of prefill and decode apart" in error) == (2, True)
-    with pytest.raises(BadInput, match="the real side knows nothing of prefill and decode apart"):
+    with pytest.raises(BadInput, match="the real side knows nothing of prefill and decode apart") as refused:
         Plan(load(path), diffusion=False)
+    assert refused.value.right == "workers without a role, or --backend sim"
+
+
+@pytest.mark.parametrize("handover", [{"gb_per_s": 25.0, "source": "assumed"}, {}], ids=["stated", "of the profile"])
+def test_without_transport_it_is_said_to_take_no_time(tmp_path, handover) -> None:
+    path = file(tmp_path, apart(handover=handover))
+    said = stands_on(load(path, [("time.transport", False)]))
+    assert said == ["KV is handed over in no time: time.transport is false"]
+    assert stands_on(load(path)) == (["KV is handed over at 25 GB/s, after 0 s: assumed"] if handover else [])
+
+
+def test_a_report_tells_of_it(tmp_path) -> None:
+    out = tmp_path / "run"
+    build.run(load(file(tmp_path, apart())), out)
+    summary = json.loads((out / "summary.json").read_text())["llm"]["llm"]
+    text = markdown(report_of([out]), "")
+    (row,) = (line for line in text.splitlines() if line.startswith("| llm | 40 |"))
+    wait, way = (document.seconds(summary[f"mean_handover{key}_ms"] / 1e3) for key in ("_wait", ""))
+    assert row == f"| llm | 40 | {wait} | {way} |"
+    assert "KV is handed over at 25 GB/s, after 0 s: assumed." in text
 
 
 def test_kv_takes_its_bytes_at_the_bandwidth(tmp_path) -> None:
@@ -158,6 +182,10 @@ def test_a_run_leaves_records_that_keep_the_invariants_and_explain_it(tmp_path, 
         assert sum(found.seconds.values()) == pytest.approx(found.latency)
         assert found.seconds["hand-over"] == pytest.approx(handed["handed"] - handed["sent"])
         assert not any("do not say for sure" in note for note in found.notes)
+        (stage,) = found.stages
+        assert sorted({n for own in stage.of_worker.values() for n in own}) == sorted(stage.batches)
+        assert set(stage.of_worker) <= {handed["from"], stage.worker.rpartition(" and ")[2]}
+        assert all(f" of {name} " in (instead(stage) or "") for name, own in stage.of_worker.items() if any(own))
 
 
 def test_a_run_keeps_the_invariants_where_memory_is_short(tmp_path) -> None:
