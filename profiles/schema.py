@@ -14,7 +14,7 @@ from pydantic import Field, StrictBool, StrictInt, StrictStr, model_validator
 
 from .llm.schema import TokenData
 from .tables.cost import Cost, Lists
-from .tables.costs import DEVICE, GAP, GAP_OF, HOST, JOIN
+from .tables.costs import DEVICE, GAP, GAP_OF, HANDOVER, HOST, JOIN
 from .tables.costs import check as check_costs
 from .tables.field_types import Fault, Finite, Name, Natural, NotNegative, Source, Strict, Text
 from .tables.latency_table import BatchTable, LatencyTable
@@ -256,6 +256,9 @@ class ProfileFile(Strict):
         check_costs(names, loops, tokens=self.tokens is not None)
         for name in self.modules:
             self._check_times(name, names)
+        sent = names.get(HANDOVER())
+        if sent is not None and sent.line is not None and min(sent.line.constant, sent.line.per_request) < 0.0:
+            raise Fault("handing KV over takes less than no time", ("costs", HANDOVER(), "line"), "0 or more")
 
     def _check_times(self, module: str, costs: Mapping[str, Cost]) -> None:
         """Raise `Fault` for the first cost by which an iteration of *module*, of any size that its tables hold, would

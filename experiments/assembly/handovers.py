@@ -23,17 +23,22 @@ if TYPE_CHECKING:
 BANDWIDTH = "deployment.handover.gb_per_s"
 
 
-def refuse(experiment: Experiment, who: str) -> None:
-    """Raise `BadInput` if prefill and decode are apart, of which *who* knows nothing."""
+def refuse(experiment: Experiment, who: str, right: str) -> None:
+    """Raise `BadInput` if prefill and decode are apart, of which *who* knows nothing; *right* is what does."""
     if experiment.deployment.handover is not None:
         what = f"{who} knows nothing of prefill and decode apart"
-        raise BadInput(what, where="deployment.handover", right="workers without a role, or servetwin run")
+        raise BadInput(what, where="deployment.handover", right=right)
 
 
 def stands_on(experiment: Experiment) -> list[str]:
-    """A line on what the bandwidth between prefill and decode stands on, if the experiment states it."""
+    """A line on what the bandwidth between prefill and decode stands on, if the experiment states it; or that it
+    counts for nothing."""
     said = experiment.deployment.handover
-    if said is None or said.gb_per_s is None:
+    if said is None:
+        return []
+    if not experiment.time.transport:
+        return ["KV is handed over in no time: time.transport is false"]
+    if said.gb_per_s is None:
         return []
     return [f"KV is handed over at {said.gb_per_s:g} GB/s, after {said.latency:g} s: {said.source}"]
 
@@ -81,7 +86,8 @@ def _transfer(
 ) -> KVTransfer:
     said = experiment.deployment.handover
     assert said is not None
-    size = said.bytes_per_token or _bytes_per_token([profiles[w.device] for w in (*prefill, *decode)])
+    of_model = _bytes_per_token([profiles[w.device] for w in (*prefill, *decode)])
+    size = said.bytes_per_token or of_model
     seconds: dict[str, Callable[[int], float]] = {}
     for worker in prefill:
         if said.gb_per_s is not None:

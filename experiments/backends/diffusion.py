@@ -231,7 +231,7 @@ class Plan:
     ) -> None:
         if not diffusion:
             refuse(experiment, "this backend")
-        handovers.refuse(experiment, "the real side")
+        handovers.refuse(experiment, "the real side", "workers without a role, or --backend sim")
         self.fitting = fitting(experiment, model) if diffusion else []
         if experiment.workload.in_turns and not in_turns:
             what = "here no request waits for others to end, as those of sessions and closed loops do"

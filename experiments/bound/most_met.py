@@ -112,7 +112,7 @@ def most_met(
     """
     check_arrivals(experiment)
     refuse(experiment, "the bound")
-    handovers.refuse(experiment, "the bound")
+    handovers.refuse(experiment, "the bound", "workers without a role, or servetwin run")
     began = time.perf_counter()
     noise = experiment.time.noise
     modes = [False, True] if noise else [False]

@@ -32,7 +32,8 @@ class StageTime:
     """What a request's time at a stage, and on the way there, went into: *seconds* by cause.
 
     *instead* are the requests that ran while it waited there, with for how many seconds, *batches* the numbers of the
-    batches that these were. *own* is in how many batches (iterations, steps) it was, of *mean_size* requests.
+    batches that these were. *own* is in how many batches (iterations, steps) it was, of *mean_size* requests. Where
+    it was at several workers, *of_worker* has the batches by worker.
     """
 
     stage: str
@@ -42,6 +43,7 @@ class StageTime:
     batches: list[int]
     own: int
     mean_size: float | None
+    of_worker: dict[str, list[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -276,6 +278,7 @@ def _stage_time(visit: Visit, parts: Sequence[Part]) -> StageTime:
     seconds: dict[Cause, list[float]] = {}
     instead: dict[int, float] = {}
     batches: dict[int, None] = {}
+    of_worker: dict[str, dict[int, None]] = {}
     sizes: list[int] = []
     for part in parts:
         for cause, share in part.shares().items():
@@ -286,6 +289,7 @@ def _stage_time(visit: Visit, parts: Sequence[Part]) -> StageTime:
             sizes.append(len(part.ran.requests))
             continue
         batches[part.ran.batch] = None
+        of_worker.setdefault(part.worker or visit.worker, {})[part.ran.batch] = None
         for number in part.ran.requests:
             if number != visit.request:
                 instead[number] = instead.get(number, 0.0) + part.seconds
@@ -297,6 +301,7 @@ def _stage_time(visit: Visit, parts: Sequence[Part]) -> StageTime:
         list(batches),
         len(sizes),
         sum(sizes) / len(sizes) if sizes else None,
+        {worker: list(numbers) for worker, numbers in of_worker.items()} if visit.is_handed else {},
     )
 
 

@@ -50,8 +50,8 @@ def instead(stage: StageTime) -> str | None:
     named = [f"{number} ({seconds:.3f} s)" for number, seconds in list(stage.instead.items())[:NAMED]]
     more = len(stage.instead) - len(named)
     others = ", ".join(named) + (f" and {more} more" if more > 0 else "")
-    numbers = stage.batches
-    which = _span(numbers) if any(numbers) else ""
+    several = {f"of {worker} ": numbers for worker, numbers in stage.of_worker.items()} or {"": stage.batches}
+    which = "and ".join(f"{_span(numbers)}{of}" for of, numbers in several.items() if any(numbers))
     return f"at {stage.worker} it waited {waited:.3f} s; meanwhile {which}ran, with requests {others}"
 
 

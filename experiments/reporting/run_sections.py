@@ -192,7 +192,7 @@ def outcome_plots(runs: Sequence[Run]) -> Plots:
 
 
 def tables(runs: Sequence[Run]) -> list[Table]:
-    """Counts and rates, latencies, and batches of each run."""
+    """Counts and rates, latencies, batches, and what was handed over from prefill to decode, of each run."""
     first = [[n, *(str(run.summary[n]) for run in runs)] for n in ("requests", "met", "late", "dropped", "failed")]
     first.append(["attainment", *(percent(run.summary["attainment"]) for run in runs)])
     for label, key in (("goodput", "request_goodput"), ("throughput", "request_throughput")):
@@ -209,12 +209,23 @@ def tables(runs: Sequence[Run]) -> list[Table]:
         for run in runs
         for worker, own in run.summary["workers"].items()
     ]
+    handed = [
+        [run.name, stage, str(own["handovers"]), *(seconds(_s(own[f"mean_handover{k}_ms"])) for k in ("_wait", ""))]
+        for run in runs
+        for stage, own in run.summary.get("llm", {}).items()
+        if own.get("handovers")
+    ]
     skip = 1 if len(runs) == 1 else 0
     found = [
         Table(["", *(run.name for run in runs)], first, "Requests"),
         Table(["run", "", "mean", "p50", "p90", "p99"][skip:], [row[skip:] for row in second], "Latencies"),
         Table(
             ["run", "worker", "iterations", "mean size", "largest"][skip:], [row[skip:] for row in third], "Batches"
+        ),
+        Table(
+            ["run", "stage", "handed over", "mean wait", "mean time on the way"][skip:],
+            [row[skip:] for row in handed],
+            "From prefill to decode",
         ),
     ]
     return [table for table in found if table.rows]

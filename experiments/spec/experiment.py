@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError
 from servetwin.core import BadInput
 from servetwin.profiles import Kind
 
-from .field_types import Count, NotNegative, Positive, Strict, Weight
+from .field_types import Count, NotNegative, Positive, Strict, Wait, Weight
 from .llm import EngineSpec, Lengths, TokenSLOSpec
 from .sessions import ClosedLoop, SessionsSpec
 from .shapes import ShapeDraw
@@ -416,8 +416,9 @@ class HandoverSpec(Strict):
     keeps a central queue picks it when one has room.
     """
 
-    gb_per_s: Positive | None = None
-    latency: NotNegative = 0.0
+    # Slower links, and longer waits, end in times that a number cannot tell from those of steps.
+    gb_per_s: Annotated[float, Field(ge=1e-6, allow_inf_nan=False)] | None = None
+    latency: Wait = 0.0
     bytes_per_token: Positive | None = None
     source: Annotated[str, Field(min_length=1)] | None = None
     link: Literal["prefill", "decode", "pair", "shared", "unlimited"] = "prefill"

@@ -180,6 +180,7 @@ def _score_folders(
             tuple(r.changed),
             otherwise(r.experiment),
             latencies=tuple(replay_folder.latencies(r, row)),
+            notes=tuple(replay_folder.off_profile(r)),
         )
         for r, row in zip(found, rows, strict=True)
     ]
@@ -225,7 +226,7 @@ def _score_benches(
             bench_runs.as_run(bench, made, Path(work) / bench.stem)
         scored = _score_folders(replay_folder.find(Path(work)), None, **how)
     notes = {bench.stem: tuple(bench_runs.told(bench)) for bench in benches}
-    scored = [replace(s, notes=notes[s.run.cells["folder"]]) for s in scored]
+    scored = [replace(s, notes=(*s.notes, *notes[s.run.cells["folder"]])) for s in scored]
     if out is not None:
         tables.write(out, [s.line() for s in scored])
     return scored

@@ -138,7 +138,8 @@ class DeviceSlots:
 
     def _new(self, module: str, limit: int) -> GraphRunner:
         if limit > self.options.slots:
-            raise BadInput(f"batches of up to {limit} do not fit into {self.options.slots} slots", right=f"{limit}")
+            what = f"batches of up to {limit} do not fit into {self.options.slots} slots"
+            raise BadInput(what, where="--slots", right=f"{limit}, or more")
         bodies = {shape: room.bodies[module] for shape, room in self.model.rooms.items()}
         return GraphRunner(
             module, bodies, limit, self.device, eager=self.options.eager, priority=self.priority(module)

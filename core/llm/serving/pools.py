@@ -114,10 +114,11 @@ class DecodeEngine(TokenEngine):
         """*task*, whose prompt stands elsewhere, goes on here."""
         self.lengths[task] = length
         task.worker = self.worker.place
-        if task.prompt > self.longest:
+        if self._outgrown(task):
             del self.lengths[task]
             self.handover.release(task)
-            self.loop.fail(task.request, f"its prompt of {task.prompt} tokens does not fit into {self.view.name}")
+            tokens = task.prompt + task.base_generated
+            self.loop.fail(task.request, f"its {tokens} tokens do not fit into {self.view.name}")
             return
         self.away.add(task)
         self.keep_books(task)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -127,7 +128,7 @@ def copy_profile(name: str, out: Path) -> Path:
     if found[0].suffix == ".csv":
         raise BadInput(f"{name} is a CSV file", where="--out", right="a copy by hand; or a profile in YAML")
     for place in (out, beside):
-        if place.exists():
+        if os.path.lexists(place):  # a link that leads nowhere, too
             raise BadInput(f"{place} exists", where="--out", right="a file that does not exist")
     make_folder(out.parent)
     for source, place in reversed([*zip(found, (out, beside), strict=False)]):

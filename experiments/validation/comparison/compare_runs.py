@@ -5,7 +5,7 @@ Reads run folders, and for the last the profiles that the runs name, where they 
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -201,6 +201,30 @@ def _iterations(a: RunRecords, b: RunRecords) -> dict[str, dict[int, dict[str, A
                 "samples": len(seconds),
             }
     return found
+
+
+def over_profile(run: RunRecords) -> dict[str, float]:
+    """By worker, what the iterations and engine steps of *run* took in all over what its profiles say of the same
+    ones; without workers of which they say nothing. Raises `BadInput` if the records are not what they must be."""
+    if not (run.folder / "batches.jsonl").is_file():
+        return {}
+    took: dict[str, float] = defaultdict(float)
+    told: dict[str, float] = defaultdict(float)
+    for (worker, shape), sizes in periods(run.folder, run.shapes).items():
+        table, statistic = _table_of(run, worker, shape)
+        of = median if statistic == "median" else fmean
+        for n, seconds in sizes.items():
+            if expected := table.get(n):
+                took[worker] += len(seconds) * of(seconds)
+                told[worker] += len(seconds) * expected
+    steps = compare_llm_runs.steps(batch_lines(run.folder), iter(()), compare_llm_runs.tables_of(run.meta))
+    for worker, kinds in steps.items():
+        for own in (sides["first"] for sides in kinds.values()):
+            if own["over_table"]:
+                seconds_of = own["steps"] * own["mean_ms"] / 1e3
+                took[worker] += seconds_of
+                told[worker] += seconds_of / own["over_table"]
+    return {worker: took[worker] / told[worker] for worker in took if told[worker]}
 
 
 def statistic_of(text: str) -> str:

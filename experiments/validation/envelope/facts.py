@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from servetwin.core import BadInput, Request
 from servetwin.core.llm import EngineLimits, TokenRequest
 
-from ...spec.experiment import Constant, Experiment, FixedSLO, Poisson, RelativeSLO, Trace, WorkerSpec
+from ...spec.experiment import Constant, Experiment, FixedSLO, Poisson, RelativeSLO, RouterSpec, Trace, WorkerSpec
 from ...spec.llm import Preparing, TokenSLOSpec
 from . import keys
 
@@ -91,12 +92,15 @@ def of_experiment(experiment: Experiment, requests: Iterable[Request] | None = N
     asked = experiment.workload.requests
     count = asked if drawn and asked is not None and not experiment.workload.in_turns else len(sent)
     engine, limits = _engines(experiment, profiles)
-    replicas, placement = placement_of(experiment.deployment.workers, experiment.deployment.replicas)
+    workers, copies = experiment.deployment.workers, experiment.deployment.replicas
+    serving, placement = placement_of(workers, copies)
+    # Workers that decode share the load, but a deployment with more of them is no replica of one with less.
+    replicas = copies if any(worker.role for worker in workers) else serving
     ranges = {**limits, "replicas": (replicas, replicas), **of_requests(sent, count), **_slo(experiment)}
     load = experiment.workload
     rate = _rate(experiment)
     if rate is not None:
-        ranges |= demand(rate / replicas, sent)
+        ranges |= demand(rate / serving, sent)
     cv = _cv(load.arrivals)
     if cv is not None:
         ranges["cv"] = (cv, cv)
@@ -138,12 +142,14 @@ def changed_params(policy: str, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def placement_of(workers: Sequence[WorkerSpec], copies: int = 1) -> tuple[int, str]:
-    """How many workers serve the same modules, at most, and which modules share a worker (+) and a device (,)."""
+    """How many workers serve the same modules, at most, and which modules share a worker (+) and a device (,). Where
+    prefill and decode are apart, those that decode count."""
     devices: dict[str, set[str]] = {}
     counted: dict[str, int] = {}
     for worker in workers:
         name = "+".join(worker.modules)
-        counted[name] = counted.get(name, 0) + copies
+        if worker.role != "prefill":
+            counted[name] = counted.get(name, 0) + copies
         if worker.threads is None:
             devices.setdefault(worker.device or "", set()).add(name)
     shared = sorted({", ".join(sorted(names)) for names in devices.values()})
@@ -336,7 +342,15 @@ def _cv(arrivals: Any) -> float | None:
 
 def special(experiment: Experiment) -> Iterator[str]:
     """In words, what of *experiment* most runs have not."""
-    yield from keys.words(experiment)
-    replicated, _ = placement_of(experiment.deployment.workers, experiment.deployment.replicas)
-    if replicated > 1:
-        yield from keys.routers(experiment)
+    yield from dict.fromkeys([*keys.words(experiment), *map(keys.of_router, _routers(experiment))])
+
+
+def _routers(experiment: Experiment) -> Iterator[RouterSpec]:
+    """The routers that have somebody to choose from."""
+    plan = experiment.deployment
+    several, _ = placement_of(plan.workers, plan.replicas)
+    first = Counter("+".join(w.modules) for w in plan.workers if w.role != "decode")
+    come = max(first.values(), default=0) * plan.replicas
+    for path, router in plan.routings.items():
+        if (several if path[0] == "handover" else come) > 1:
+            yield router

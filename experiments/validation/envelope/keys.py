@@ -156,13 +156,7 @@ def pipeline(spec: PipelineSpec) -> str:
     return " > ".join(parts) + (f" by {json.dumps(spec.edges)}" if spec.edges is not None else "")
 
 
-def routers(experiment: Experiment) -> Iterator[str]:
-    """In words, the routers of *experiment*, with what they say beside their names."""
-    for router in experiment.deployment.routings.values():
-        usual = RouterSpec(name=router.name)
-        rest = {
-            name: value
-            for name in RouterSpec.model_fields
-            if name != "name" and (value := getattr(router, name)) != getattr(usual, name)
-        }
-        yield f"router {router.name}" + (f" {as_word(rest)}" if rest else "")
+def of_router(router: RouterSpec) -> str:
+    """In words, a *router*, with what it says beside its name and its defaults."""
+    rest = router.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
+    return f"router {router.name}" + (f" {as_word(rest)}" if rest else "")

@@ -59,9 +59,13 @@ class Standing:
     largest_gap: float | None = None
 
     def __str__(self) -> str:
-        told = "; ".join(self.outside[:MOST])
-        if len(self.outside) > MOST:
-            told += f"; and {len(self.outside) - MOST} more"
+        return self.said(MOST)
+
+    def said(self, most: int | None = None) -> str:
+        """In a line, with so many of what is outside, or all of it."""
+        told = "; ".join(self.outside[:most])
+        if most is not None and len(self.outside) > most:
+            told += f"; and {len(self.outside) - most} more"
         if self.recording is None:
             return f"outside what was validated: {told}"
         if not self.validated:
@@ -150,7 +154,7 @@ def standing(facts: Facts) -> Standing:
     outside, nearest = min(found, key=lambda f: (len(f[0]), f[1].gap is None, -len(f[1].runs)))
     gap = nearest.gap if facts.dated else nearest.undated
     mean, largest = gap if gap is not None else (None, None)
-    return Standing(not outside, tuple(outside), nearest.source, mean, largest)
+    return Standing(not outside, tuple(dict.fromkeys(outside)), nearest.source, mean, largest)
 
 
 def _other_profile(facts: Facts, every: Sequence[Recorded]) -> str:
@@ -307,4 +311,4 @@ def refuse(found: Iterable[Standing]) -> None:
     """Raise `BadInput` if one of the standings *found* is outside."""
     for one in found:
         if not one.validated:
-            raise BadInput(str(one), where="--strict", right="what was recorded, or no --strict")
+            raise BadInput(one.said(), where="--strict", right="what was recorded, or no --strict")

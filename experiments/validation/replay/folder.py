@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from ...spec.experiment import Experiment
 from ...spec.loading import load
 from ...spec.overrides import Override
 from ...sweeps.point import AVERAGED, TOKENS, Row, main_worker, mean_attainment, results_of, settings_of
-from ..comparison.compare_runs import RunRecords, find_runs, is_run, read
+from ..comparison.compare_runs import RunRecords, find_runs, is_run, over_profile, read
 from ..comparison.run_files import request_lines
 from ..comparison.run_table import MeasuredRun
 from .external import Means
@@ -32,6 +32,9 @@ from .external import Means
 #: What is told of latencies, in milliseconds: (statistic, metric).
 STATISTICS = tuple((s, m) for m in ("ttft", "tpot", "itl", "e2el") for s in ("mean", "median", "p99"))
 LATENCIES = tuple(f"{s}_{m}_ms" for s, m in STATISTICS if m == "e2el")
+
+#: Steps that take this many times what a profile says, or that part of it, are told.
+FAR = 1.25
 
 
 @dataclass(frozen=True)
@@ -224,6 +227,19 @@ def latencies(found: Replay, row: Row) -> list[Means]:
         if was is not None and now is not None:
             means.append(Means(f"{statistic} {metric}", was / 1e3, now / 1e3))
     return means
+
+
+def off_profile(found: Replay) -> list[str]:
+    """A line for each worker of a real run whose steps took much more, or less, than its profile says: then that
+    profile is not of what served, and the gap says little of the simulation."""
+    if found.run.meta.get("kind") != "real":
+        return []
+    run = replace(found.run, meta={**found.run.meta, "experiment": found.experiment.as_dict()})
+    return [
+        f"{run.folder.name}: steps of {worker} took {ratio:.3g} times what the profile says"
+        for worker, ratio in over_profile(run).items()
+        if not 1.0 / FAR < ratio < FAR
+    ]
 
 
 def measured(found: Replay) -> MeasuredRun:

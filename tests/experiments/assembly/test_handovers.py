@@ -12,9 +12,13 @@ from servetwin.core import BadInput
 from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.invariants.record_checker import check_records
 from servetwin.experiments.assembly import build
-from servetwin.experiments.assembly.handovers import profiles_by_role
+from servetwin.experiments.assembly.handovers import profiles_by_role, stands_on
 from servetwin.experiments.backends.diffusion import Plan
 from servetwin.experiments.explaining.explanation import explain
+from servetwin.experiments.explaining.telling import instead
+from servetwin.experiments.reporting import document
+from servetwin.experiments.reporting.markdown import markdown
+from servetwin.experiments.reporting.report import document as report_of
 from servetwin.experiments.spec.loading import load
 from servetwin.profiles import load as profile
 
@@ -47,6 +51,15 @@ def file(folder: Path, content: dict[str, Any]) -> Path:
     return path
 
 
+def own_profile(folder: Path, cost: dict[str, Any]) -> str:
+    """A profile that says what handing KV over takes."""
+    content = profile(A6000).data.model_dump(mode="json", exclude_none=True)
+    how = {"how": "made up", "source": {"file": "here"}, "meaning": "a prompt", "modules": ["decode"]}
+    path = folder / "own.yaml"
+    path.write_text(yaml.safe_dump({**content, "costs": {"kv.handover": {**how, "unit": "seconds", **cost}}}))
+    return str(path)
+
+
 WRONG = [
     ({"handover": None}, "nothing says what handing KV over to the workers that decode costs"),
     ({"handover": {"gb_per_s": 25.0}}, "nothing says where the bandwidth comes from"),
@@ -54,6 +67,8 @@ WRONG = [
     ({"handover": {"bytes_per_token": 100.0}}, "without a bandwidth, bytes are not looked at"),
     ({"handover": {"gb_per_s": 0.0, "source": "assumed"}}, "deployment.handover.gb_per_s"),
     ({"handover": {"gb_per_s": 25.0, "source": "assumed", "router": "nobody"}}, "unknown router 'nobody'"),
+    ({"handover": {"gb_per_s": 1e-300, "source": "assumed"}}, "deployment.handover.gb_per_s"),
+    ({"handover": {"gb_per_s": 25.0, "latency": 1e300, "source": "assumed"}}, "deployment.handover.latency"),
     ({"handover": {"gb_per_s": 25.0, "source": "assumed", "link": "wire"}}, "deployment.handover.link"),
     ({"workers": [worker("prefill")]}, "'llm' has no worker with the role decode"),
     ({"workers": [worker("decode")]}, "'llm' has no worker with the role prefill"),
@@ -83,8 +98,28 @@ def test_the_real_side_and_the_bound_refuse_it(servetwin, tmp_path) -> None:
     path = file(tmp_path, apart())
     code, _, error = servetwin("bound", path)
     assert (code, "the bound knows nothing of prefill and decode apart" in error) == (2, True)
-    with pytest.raises(BadInput, match="the real side knows nothing of prefill and decode apart"):
+    with pytest.raises(BadInput, match="the real side knows nothing of prefill and decode apart") as refused:
         Plan(load(path), diffusion=False)
+    assert refused.value.right == "workers without a role, or --backend sim"
+
+
+@pytest.mark.parametrize("handover", [{"gb_per_s": 25.0, "source": "assumed"}, {}], ids=["stated", "of the profile"])
+def test_without_transport_it_is_said_to_take_no_time(tmp_path, handover) -> None:
+    path = file(tmp_path, apart(handover=handover))
+    said = stands_on(load(path, [("time.transport", False)]))
+    assert said == ["KV is handed over in no time: time.transport is false"]
+    assert stands_on(load(path)) == (["KV is handed over at 25 GB/s, after 0 s: assumed"] if handover else [])
+
+
+def test_a_report_tells_of_it(tmp_path) -> None:
+    out = tmp_path / "run"
+    build.run(load(file(tmp_path, apart())), out)
+    summary = json.loads((out / "summary.json").read_text())["llm"]["llm"]
+    text = markdown(report_of([out]), "")
+    (row,) = (line for line in text.splitlines() if line.startswith("| llm | 40 |"))
+    wait, way = (document.seconds(summary[f"mean_handover{key}_ms"] / 1e3) for key in ("_wait", ""))
+    assert row == f"| llm | 40 | {wait} | {way} |"
+    assert "KV is handed over at 25 GB/s, after 0 s: assumed." in text
 
 
 def test_kv_takes_its_bytes_at_the_bandwidth(tmp_path) -> None:
@@ -108,20 +143,22 @@ def test_kv_takes_its_bytes_at_the_bandwidth(tmp_path) -> None:
 )
 def test_what_a_profile_says_of_it(tmp_path, cost, seconds) -> None:
     """Of 1000 tokens."""
-    content = profile(A6000).data.model_dump(mode="json", exclude_none=True)
-    how = {
-        "how": "made up",
-        "source": {"file": "here"},
-        "meaning": "a prompt",
-        "unit": "seconds",
-        "modules": ["decode"],
-    }
-    (tmp_path / "own.yaml").write_text(
-        yaml.safe_dump({**content, "costs": {"kv.handover": {**how, "unit": "seconds", **cost}}})
-    )
-    devices = {"prefill0": str(tmp_path / "own.yaml"), "decode0": A6000}
+    devices = {"prefill0": own_profile(tmp_path, cost), "decode0": A6000}
     (handover,) = build.build(load(file(tmp_path, apart(devices=devices, handover={})))).loop.handovers
     assert handover.transfer.seconds["prefill0"](1000) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("line", [{"constant": 1.0, "per_request": -0.01}, {"constant": -1.0, "per_request": 0.01}])
+def test_a_profile_by_which_it_takes_less_than_no_time_is_refused(tmp_path, line) -> None:
+    with pytest.raises(BadInput, match=r"costs.kv.handover.*(less than no time|holds -1)"):
+        profile(own_profile(tmp_path, {"line": line}))
+
+
+def test_the_model_is_looked_at_where_bytes_are_stated_too(tmp_path) -> None:
+    said = {"gb_per_s": 25.0, "source": "assumed", "bytes_per_token": 1.0}
+    path = file(tmp_path, apart(devices={"prefill0": A6000, "decode0": "a6000/opt-30b-tp2"}, handover=said))
+    with pytest.raises(BadInput, match="models whose KV differs"):
+        build.build(load(path))
 
 
 def test_a_run_leaves_records_that_keep_the_invariants_and_explain_it(tmp_path, servetwin) -> None:
@@ -145,6 +182,10 @@ def test_a_run_leaves_records_that_keep_the_invariants_and_explain_it(tmp_path, 
         assert sum(found.seconds.values()) == pytest.approx(found.latency)
         assert found.seconds["hand-over"] == pytest.approx(handed["handed"] - handed["sent"])
         assert not any("do not say for sure" in note for note in found.notes)
+        (stage,) = found.stages
+        assert sorted({n for own in stage.of_worker.values() for n in own}) == sorted(stage.batches)
+        assert set(stage.of_worker) <= {handed["from"], stage.worker.rpartition(" and ")[2]}
+        assert all(f" of {name} " in (instead(stage) or "") for name, own in stage.of_worker.items() if any(own))
 
 
 def test_a_run_keeps_the_invariants_where_memory_is_short(tmp_path) -> None:

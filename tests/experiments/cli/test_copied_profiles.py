@@ -34,6 +34,7 @@ def test_a_number_that_is_changed_counts(servetwin, tmp_path: Path):
         (("rtx4090/dit-s2-256", "--out", "by.yaml"), "by.costs.yaml exists"),
         (("mine.csv", "--out", "a.yaml"), "mine.csv is a CSV file"),
         (("rtx4090/dit-s2-256", "--out", "there.yaml/a.yaml"), "there.yaml"),
+        (("rtx4090/dit-s2-256", "--out", "nowhere.yaml"), "nowhere.yaml exists"),
         (("rtx4090/nothing", "--out", "a.yaml"), "unknown profile"),
     ],
 )
@@ -41,6 +42,7 @@ def test_what_cannot_be_copied_is_refused(words, says, servetwin, tmp_path: Path
     monkeypatch.chdir(tmp_path)
     Path("there.yaml").write_text("")
     Path("by.costs.yaml").write_text("")
+    Path("nowhere.yaml").symlink_to("none")
     Path("mine.csv").write_text("module,batch,seconds\ndit,1,0.01\n")
     before = {f.name for f in tmp_path.iterdir()}
     code, _, said = servetwin("profiles", *words)

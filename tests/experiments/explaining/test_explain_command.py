@@ -76,6 +76,13 @@ def test_few_batches_are_named_and_many_are_counted() -> None:
         assert words in (telling.instead(stage) or "")
 
 
+def test_of_several_workers_batches_are_told_of_each() -> None:
+    ran = {"prefill0": [7], "decode0": [7, 9]}
+    stage = StageTime("llm", "prefill0 and decode0", {Cause.QUEUE: 1.0}, {3: 1.0}, [7, 9], 0, None, ran)
+    told = "meanwhile batch 7 of prefill0 and batches 7 and 9 of decode0 ran, with requests 3 (1.000 s)"
+    assert telling.instead(stage) == f"at prefill0 and decode0 it waited 1.000 s; {told}"
+
+
 def test_causes_of_next_to_nothing_are_not_among_most(servetwin, run: Path) -> None:
     _, out, _ = servetwin("explain", run, "--worst", 60)
     assert "%" in out

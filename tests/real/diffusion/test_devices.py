@@ -75,6 +75,14 @@ def served(server, groups, router=None, recorder=None, gap=0.005, limit=2):
     return made, report
 
 
+def test_batches_that_are_larger_than_the_slots_name_the_option() -> None:
+    server = server_of("tiny-dit", ("cpu", "cpu"), slots=1)
+    with pytest.raises(BadInput) as refused:
+        server.device_slots("gpu0").warm("dit", 2)
+    told = "--slots: batches of up to 2 do not fit into 1 slots (right would be: 2, or more)"
+    assert str(refused.value) == told
+
+
 def furthest(made, wanted):
     return max(int((made[i] - wanted[i]).abs().max()) for i in range(COUNT))
 

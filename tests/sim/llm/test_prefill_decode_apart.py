@@ -49,7 +49,7 @@ def worlds(draw):
 
     def pool(many: int) -> Pool:
         limits = {
-            "blocks": draw(st.sampled_from([40, 80, 1000])) * 16 // size,
+            "blocks": draw(st.sampled_from([18, 40, 80, 1000])) * 16 // size,
             "block_size": size,
             "watermark": draw(st.sampled_from([0.0, 0.01])),
             "max_sequences": draw(st.sampled_from([1, 3, 64])),
@@ -63,7 +63,7 @@ def worlds(draw):
     rows, now = [], 0.0
     for _ in range(draw(st.integers(1, 25))):
         now += dice.choice([0.0, 0.0, 0.01, 0.1, 1.0])
-        rows.append((now, dice.randint(1, 300), dice.choice([1, 2, 5, 40])))
+        rows.append((now, dice.choice([288, dice.randint(1, 300)]), dice.choice([1, 2, 5, 40])))  # 288 fill 18 blocks
     return {
         "prefill": pool(draw(st.integers(1, 2))),
         "decode": pool(draw(st.integers(1, 3))),
@@ -245,3 +245,15 @@ def test_a_run_repeats_and_steps_as_one_event_equal_steps_one_by_one(world) -> N
     assert whole.records == again.records == single.records
     assert whole.steps == again.steps
     assert sorted(whole.steps) == sorted(single.steps)
+
+
+@pytest.mark.parametrize("first_token", ["prefill", "decode"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_prompt_that_fills_the_engine_that_decodes(policy, first_token: str) -> None:
+    """A token that has come out already needs room as well; there is none, and that is said of the request."""
+    few = {"blocks": 16, "block_size": 16, "watermark": 0.0}
+    sent, pools = predicted([(0.0, 256, 10), (0.1, 100, 10)]), (Pool([policy()], PLAIN), Pool([policy()], PLAIN, few))
+    run = serve_apart(*pools, sent, slo=SLO, seconds=lambda n: 0.5, first_token=first_token)
+    assert all(request.outcome is not None for request in run.sent)
+    if first_token == "prefill":
+        assert run.sent[0].reason == "its 257 tokens do not fit into decode0"

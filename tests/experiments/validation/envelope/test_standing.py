@@ -162,6 +162,35 @@ def test_language_models_are_held_against_engines_and_lengths(key: str, value: o
     assert not any(text.startswith(word) for text in before)
 
 
+def apart(prefill: int, decode: int, **more: object) -> dict[str, object]:
+    """So many workers that prefill, and that decode, on devices of their own."""
+    names = [f"{role}{i}" for role, count in (("prefill", prefill), ("decode", decode)) for i in range(count)]
+    workers = [{"name": n, "modules": ["llm"], "device": n, "limit": 256, "role": n[:-1]} for n in names]
+    handover = {"gb_per_s": 50.0, "source": "assumed"}
+    return {"devices": dict.fromkeys(names, "h100/opt-13b-tp1"), "workers": workers, "handover": handover, **more}
+
+
+@pytest.mark.parametrize(
+    ("plan", "replicas", "sharing", "routers"),
+    [
+        (apart(1, 1), 1, 1, []),
+        (apart(3, 1), 1, 1, ["router least_loaded"]),
+        (apart(1, 2), 1, 2, ["router least_loaded"]),
+        (apart(2, 2, router="jsq"), 1, 2, ["router jsq", "router least_loaded"]),
+        (apart(1, 2, replicas=3), 3, 6, ["router least_loaded"]),
+    ],
+    ids=["1 and 1", "3 and 1", "1 and 2", "2 and 2", "three times 1 and 2"],
+)
+def test_where_prefill_and_decode_are_apart_the_load_is_of_those_that_decode(
+    plan, replicas, sharing, routers
+) -> None:
+    whole = of_experiment(load("opt-13b-h100")).ranges["load of llm, output tokens/s"][0]
+    facts = of_experiment(load("opt-13b-h100", [("deployment", plan)]))
+    assert facts.ranges["replicas"] == (replicas, replicas)
+    assert facts.ranges["load of llm, output tokens/s"][0] == pytest.approx(whole / sharing)
+    assert [word for word in facts.special if word.startswith("router")] == routers
+
+
 def test_every_workload_that_comes_along_stands_somewhere() -> None:
     for name in workload_names():
         found = standing.of(load(name))
@@ -314,3 +343,21 @@ def test_commands_say_it_in_a_line_and_strict_refuses(servetwin, tmp_path: Path)
     assert err.startswith("servetwin: --strict: outside what was validated (h100-quiet/diffusion): policy srpt")
     assert err.count("\n") == 1
     assert not (tmp_path / "a").exists()
+
+
+def test_strict_and_json_tell_all_that_is_outside(servetwin) -> None:
+    many = (
+        "policy=srpt",
+        "slo.factor=50",
+        "workload.arrivals.cv=3",
+        "workload.arrivals.rate=900",
+        "time.costs=false",
+    )
+    run = ("run", LIKE_RECORDED, "--requests", "20", *(word for setting in many for word in ("--set", setting)))
+    outside = json.loads(servetwin(*run, "--json")[1])["validity"]["outside"]
+    assert len(outside) == len(set(outside)) == len(many) > standing.MOST
+    code, _, error = servetwin(*run, "--strict")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "; ".join(outside) in error
+    assert " more" not in error
+    assert f"; and {len(outside) - standing.MOST} more" in servetwin(*run)[1]

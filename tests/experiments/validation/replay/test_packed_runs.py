@@ -3,14 +3,17 @@ measured on several devices."""
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
 import pytest
+import yaml
 from servetwin.core import BadInput
 from servetwin.experiments.assembly import build
 from servetwin.experiments.registry.catalog import MEASURED
 from servetwin.experiments.spec.loading import load
+from servetwin.experiments.validation.comparison.compare_runs import over_profile, read
 from servetwin.experiments.validation.replay import packed_runs
 from servetwin.experiments.validation.score import score
 from servetwin.profiles import load as load_profile
@@ -81,6 +84,30 @@ def test_packed_runs_are_repeated_as_their_folders_are(made, tmp_path):
         assert Path(meta["experiment"]["deployment"]["router"]).read_text() == ROUTER
         assert json.loads((folder / "folders-two" / "0-own" / "real.json").read_text()) == {"hand_overs": {}}
     assert not folder.exists()
+
+
+def test_real_runs_whose_steps_took_other_times_than_the_profile_says_are_told(tmp_path, servetwin):
+    """The records are those of a simulation by a profile whose steps take twice as long."""
+    content = load_profile("cpu/tiny-dit").data.model_dump(mode="json", exclude_none=True)
+    for table in content["modules"]["dit"]["tables"].values():
+        table["seconds"] = [2.0 * s for s in table["seconds"]]
+    (tmp_path / "slow.yaml").write_text(yaml.safe_dump(content))
+    run = tmp_path / "slow"
+    build.run(
+        load("tiny-dit-cpu", [("deployment.devices.gpu0", str(tmp_path / "slow.yaml")), ("time.noise", False)]), run
+    )
+    meta = json.loads((run / "meta.json").read_text())
+    for kind, profile, told in (
+        ("real", "cpu/tiny-dit", True),
+        ("real", str(tmp_path / "slow.yaml"), False),
+        ("simulated", "cpu/tiny-dit", False),
+    ):
+        (run / "meta.json").write_text(json.dumps({**meta, "kind": kind}))
+        given = ("--set", f"deployment.devices.gpu0={profile}", "--as-they-are", "--out", tmp_path / "scored.csv")
+        code, out, error = servetwin("score", run, *given, "--seeds", 1)
+        assert (code, "slow: steps of dit took " in out) == (0, told), (out, error)
+    ratios = over_profile(replace(read(run), meta={**meta, "experiment": load("tiny-dit-cpu").as_dict()}))
+    assert ratios["dit"] == pytest.approx(2.0, rel=0.15)
 
 
 def test_a_router_that_is_another_is_refused(made, tmp_path):
