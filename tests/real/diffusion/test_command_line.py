@@ -44,10 +44,13 @@ class Tiny:
         self.taken = 0
 
     def take_profile(self, servetwin):
-        self.taken += 1
-        self.profile = self.folder / f"{self.taken}.yaml"
         arguments = ("--device", "cpu", "--brief", "--seconds", 0.05, "--limit", LIMIT)
-        code, out, err = servetwin("profile", self.name, *arguments, "--out", self.profile)
+        for _ in range(TRIES):
+            self.taken += 1
+            self.profile = self.folder / f"{self.taken}.yaml"
+            code, out, err = servetwin("profile", self.name, *arguments, "--out", self.profile)
+            if "nothing else running on this machine" not in err:  # what is measured on a busy machine is refused
+                break
         assert (code, err) == (0, "")
         assert f"deployment.devices.gpu0={self.profile}" in out
 

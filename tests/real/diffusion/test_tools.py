@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from servetwin.core import BadInput
+from servetwin.core import BadInput, ServeTwinError
 from servetwin.core.invariants.record_checker import check_records
 from servetwin.experiments.assembly import build
 from servetwin.experiments.backends.diffusion import Backend, Setup
@@ -71,7 +71,14 @@ def prepare(folder: Path, again: bool = False) -> Path:
     """The experiment file, with times just measured; the model's are those of other tests, unless *again*."""
     server, profile = measured("tiny-dit")
     (folder / "tiny.yaml").unlink(missing_ok=True)
-    write_profile(brief_profile(server) if again else profile, folder / "tiny.yaml")
+    for attempt in range(TRIES):
+        try:
+            write_profile(brief_profile(server) if again or attempt else profile, folder / "tiny.yaml")
+        except ServeTwinError:  # what was measured on a busy machine is refused
+            if attempt == TRIES - 1:
+                raise
+        else:
+            break
     times = ScriptTool(folder / "scripts", None).seconds()
     strict = str({"no_network", "writes_confined"} <= set(confinement())).lower()
     text = FILE.format(
