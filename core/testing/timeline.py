@@ -43,6 +43,8 @@ from .schedule import Bar, End, Played
 
 #: Events after which a run is given up: a policy that wakes itself up for ever ends sooner, by an invariant.
 MOST_EVENTS = 500_000
+#: Events on end without a batch after which a policy idles for ever.
+MOST_IDLE = 50_000
 
 
 @dataclass(frozen=True)
@@ -239,6 +241,7 @@ class Timeline:
         self._time = 0.0
         self._events: list[tuple[float, int, _Call]] = []
         self._order = itertools.count()
+        self._idle = 0  # events since something was run
         self._settled: list[Callable[[], None]] = []
 
     def now(self) -> float:
@@ -246,6 +249,7 @@ class Timeline:
 
     def run(self, worker: Worker, batch: Batch, done: Callable[[Any], None]) -> None:
         start = self._time
+        self._idle = 0
         if isinstance(batch, TokenBatch):
             seconds = batch.took = _of_step(worker, batch)
             bar = _bar_of_step(worker, batch, start, start + seconds)
@@ -279,6 +283,9 @@ class Timeline:
                 number, call = self._events[0][1], heapq.heappop(self._events)[2]
                 if number > MOST_EVENTS:
                     raise PolicyFault(f"the run has not come to an end after {MOST_EVENTS} events")
+                self._idle += 1
+                if self._idle > MOST_IDLE:
+                    raise PolicyFault(f"it idles for ever: no batch in {MOST_IDLE} events, at {self._time:g} s")
                 if call.callback is not None:
                     call.callback()
             if not self._settled:
