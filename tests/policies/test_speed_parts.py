@@ -22,6 +22,7 @@ from servetwin.policies.diffusion import (
     nexus,
     shepherd,
     slack_batch,
+    slack_or_neustream,
     srpt,
     symphony,
     tetriserve,
@@ -52,6 +53,7 @@ DIFFUSION = {
     "nexus": nexus,
     "shepherd": shepherd,
     "slack-batch": slack_batch,
+    "slack-or-neustream": slack_or_neustream,
     "srpt": srpt,
     "symphony": symphony,
     "tetriserve": tetriserve,
@@ -81,6 +83,8 @@ def slow(name: str, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(LLM[name], "decode_on", lambda *rule: Step(decode=ALL))
     elif name in LLM:
         patch.setattr(LLM[name], "DECODE", Step(decode=ALL))
+    elif name == "slack-or-neustream":  # with SLOs of three times the time alone
+        patch.setattr(slack_batch.SlackBatch, "_repeat", lambda self, *asked: None)
     elif name != "neustream":
         patch.setattr(find_policy(name), "_repeat", lambda self, *asked: None)
     else:
