@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from servetwin.core import Module, Pipeline, Recorder, Repeat, ServingLoop
@@ -132,6 +132,20 @@ def view_of(times: Linear, limits: EngineLimits, slo: TokenSLO | None = None, mo
     )
 
 
+def play_out(
+    loop: ServingLoop, executor: SimExecutor, sent: Sequence[TokenRequest], stop_at: float | None, most_events: int
+) -> None:
+    """Send all, and let all happen until nothing is left to."""
+    play(loop, iter(sent))
+    if stop_at is not None:
+        executor.call_at(stop_at, loop.stop)
+    for _ in range(most_events):
+        if executor.calendar.peek() == math.inf:
+            return
+        executor.calendar.step()
+    raise AssertionError(f"the run does not come to an end: it is {executor.now():g} s")
+
+
 def serve(
     policy: TokenPolicy,
     sent: Iterable[TokenRequest],
@@ -160,15 +174,7 @@ def serve(
     loop = ServingLoop([view.stage], [worker], executor, checker if invariants else log)
     if invariants:
         checker.watch(loop)
-    play(loop, iter(sent))
-    if stop_at is not None:
-        executor.call_at(stop_at, loop.stop)
-    for _ in range(most_events):
-        if executor.calendar.peek() == math.inf:
-            break
-        executor.calendar.step()
-    else:
-        raise AssertionError(f"the run does not come to an end: it is {executor.now():g} s")
+    play_out(loop, executor, sent, stop_at, most_events)
     if invariants:
         checker.finish()
     return Served(loop, executor, log, sent)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from engines import Linear, Log, view_of
+from engines import Linear, Log, play_out, view_of
 from servetwin.core import Recorder, ServingLoop
 from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.llm import EngineLimits, TokenPolicy, TokenRequest
@@ -14,7 +13,6 @@ from servetwin.core.llm.request import HandedTask
 from servetwin.core.llm.serving.handover import Handover, KVTransfer
 from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.core.routing import Router
-from servetwin.core.serving.client import play
 from servetwin.core.serving.dispatch import Dispatcher
 from servetwin.policies.routing.least_loaded import LeastLoaded
 from servetwin.sim import SimExecutor
@@ -78,15 +76,7 @@ def serve_apart(
         [stage], workers, executor, checker, router=Dispatcher(prefills, LeastLoaded()), handovers=[handover]
     )
     checker.watch(loop)
-    play(loop, iter(sent))
-    if stop_at is not None:
-        executor.call_at(stop_at, loop.stop)
-    for _ in range(most_events):
-        if executor.calendar.peek() == math.inf:
-            break
-        executor.calendar.step()
-    else:
-        raise AssertionError(f"the run does not come to an end: it is {executor.now():g} s")
+    play_out(loop, executor, sent, stop_at, most_events)
     checker.finish()
     loop.look_over()
     return Apart(loop, log, sent)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from servetwin.core import Request
-from servetwin.core.llm import TokenRequest
+from servetwin.core.llm import EngineLimits, TokenRequest
 from servetwin.profiles import load as load_profile
 
 from ...registry.catalog import MEASURED
@@ -160,16 +160,23 @@ def _of_campaign(campaign: llm.Campaign) -> Iterator[Facts]:
                 engine=engine_options(limits, bool(options.get("asynchronous", False))),
                 pipeline=LLM,
                 ranges={
-                    "batch limit of llm": (limits.max_sequences, limits.max_sequences),
-                    "KV blocks of llm": (limits.blocks, limits.blocks),
-                    "replicas": (1, 1),
-                    **of_requests(sent),
+                    **_of_one_engine(limits, sent),
                     "prefill SLO": (prefill, prefill),
                     "decode SLO": (decode, decode),
                     **demand(run.rate, sent),
                     "cv": (run.cv, run.cv),
                 },
             )
+
+
+def _of_one_engine(limits: EngineLimits, sent: Sequence[TokenRequest]) -> dict[str, Range]:
+    """The ranges of a run on one engine with these *limits*."""
+    return {
+        "batch limit of llm": (limits.max_sequences, limits.max_sequences),
+        "KV blocks of llm": (limits.blocks, limits.blocks),
+        "replicas": (1, 1),
+        **of_requests(sent),
+    }
 
 
 def _of_external(run: external.External) -> Facts:
@@ -185,10 +192,7 @@ def _of_external(run: external.External) -> Facts:
         engine=engine_options(limits, bool(run.engine.get("async_scheduling", False))),
         pipeline=LLM,
         ranges={
-            "batch limit of llm": (limits.max_sequences, limits.max_sequences),
-            "KV blocks of llm": (limits.blocks, limits.blocks),
-            "replicas": (1, 1),
-            **of_requests(sent),
+            **_of_one_engine(limits, sent),
             **_limits(run),
             **(demand(len(sent) / (last - first), sent) if last > first else {}),
             "cv": (cv, cv),
