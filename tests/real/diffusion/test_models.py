@@ -17,7 +17,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     WanPipeline,
 )
-from servetwin.core import Request
+from one_request import begin, finish
 from servetwin.real.diffusion.device_slots import DeviceSlots
 from servetwin.real.diffusion.model_registry import KINDS, class_of
 from servetwin.real.diffusion.models.shared_networks import clip_empty, t5_empty
@@ -37,24 +37,6 @@ def slots_of(name, **options):
         slots.warm(module, 3)
     slots.reset()
     return slots
-
-
-@torch.no_grad()
-def begin(slots, number, steps):
-    progress = slots.take(Request(number, 0.0, 1.0, {slots.kind.loop: steps}))
-    for module in slots.kind.modules[: slots.kind.modules.index(slots.kind.loop)]:
-        slots.once(module, [progress])
-    slots.begin(progress, steps)
-    return progress
-
-
-@torch.no_grad()
-def finish(slots, progress):
-    for module in slots.kind.modules[slots.kind.modules.index(slots.kind.loop) + 1 :]:
-        slots.once(module, [progress])
-    if "output" in slots.model.bodies:
-        slots.once("output", [progress])
-    return slots.model.state["image"][progress.slot].clone()
 
 
 class Tokens:

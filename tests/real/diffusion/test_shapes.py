@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from servetwin.core import BadInput, Request, Shape
+from one_request import begin, finish
+from servetwin.core import BadInput, Shape
 from servetwin.core.invariants.record_checker import check_records
 from servetwin.experiments.assembly.build import run
 from servetwin.experiments.backends.diffusion import Backend, Setup
@@ -49,24 +50,6 @@ def slots_of(name, shapes, device=CPU, **options):
         slots.warm(module, 2)
     slots.reset()
     return slots
-
-
-@torch.no_grad()
-def begin(slots, number, steps, shape):
-    progress = slots.take(Request(number, 0.0, 1.0, {slots.kind.loop: steps}, shape=shape))
-    for module in slots.kind.modules[: slots.kind.modules.index(slots.kind.loop)]:
-        slots.once(module, [progress])
-    slots.begin(progress, steps)
-    return progress
-
-
-@torch.no_grad()
-def finish(slots, progress):
-    for module in slots.kind.modules[slots.kind.modules.index(slots.kind.loop) + 1 :]:
-        slots.once(module, [progress])
-    if "output" in slots.model.bodies:
-        slots.once("output", [progress])
-    return slots.model.rooms[progress.shape].state["image"][progress.slot].clone()
 
 
 def alone(slots, number, steps, shape):
