@@ -220,7 +220,7 @@ def _jump(where: str, data: PrefillData) -> Iterator[Finding]:
     if data.beyond is None or data.prompts[0] != 1 or not known:
         return
     more = last + 1
-    ratio = (data.beyond.c0 + data.beyond.c1 * more + data.beyond.c2 * more * more) / known
+    ratio = data.beyond(more, more * more) / known
     if not 1.0 / JUMP <= ratio <= JUMP:
         what = f"a prompt of {more} tokens takes {ratio:.1f} times what one of {last} does"
         yield Finding("jump", f"{where}: {what}, by {data.beyond.statistic}")

@@ -143,9 +143,10 @@ def run(
     ahead["--synchronous"] = asynchronous is False
     others = {"--model": model, "--eager": eager, "--any-device": any_device}
     _check_options(backend, chosen, modules, ahead, others)
+    stands = None
     if strict:
         options.only_simulated({"--strict": backend != "sim"})
-        validity.refuse([validity.of(chosen)])
+        validity.refuse([stands := validity.of(chosen)])
     setup = None
     if backend != "sim":
         setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes, compile_what)
@@ -156,7 +157,7 @@ def run(
     took = time.perf_counter() - began
     use = run_output.use_of(out) if out is not None else None
     beside: dict[str, Any] = {"use": use} if use is not None else {}
-    stands = validity.of(chosen) if served.real is None else None
+    stands = stands or (validity.of(chosen) if served.real is None else None)
     if as_json:
         print_json({**served.summary, **({} if stands is None else {"validity": stands.as_dict()}), **beside})
         return
