@@ -18,7 +18,7 @@ from servetwin.core import BadInput
 from servetwin.profiles import Kind
 
 from .field_types import Count, NotNegative, Positive, Strict, Wait, Weight
-from .llm import EngineSpec, Lengths, TokenSLOSpec
+from .llm import EngineSpec, Lengths, TokenSLOSpec, drop_options
 from .sessions import ClosedLoop, SessionsSpec
 from .shapes import ShapeDraw
 
@@ -535,21 +535,26 @@ class Experiment(Strict):
         usual, pooled = self.policy, PolicySpec(name="fcfs")
         return [w.policy or (usual if w.threads is None else pooled) for w in self.deployment.workers]
 
-    def as_dict(self) -> dict[str, Any]:
-        """The content of a file that says the same in full."""
+    def as_dict(self, *, whole: bool = False) -> dict[str, Any]:
+        """The content of a file that says the same in full; with *whole* also the keys that came later than files
+        that say nothing of them."""
         content = self.model_dump(mode="json", by_alias=True)
         load = content["workload"]
         plan = content["deployment"]
+        for name, own in self.workload.classes.items():
+            if own.slo is not None:  # what it does not say is as in the experiment's
+                load["classes"][name]["slo"] = own.slo.model_dump(mode="json", exclude_unset=True)
+        if whole:
+            return content
         for said in (plan, *plan["workers"]):
             for key in ("handover", "role"):
                 if key in said and said[key] is None:
                     del said[key]
+        for worker in plan["workers"]:
+            drop_options(worker["engine"])
         for key in ("trace", "sessions"):
             if load[key] is None:
                 del load[key]
-        for name, own in self.workload.classes.items():
-            if own.slo is not None:  # what it does not say is as in the experiment's
-                load["classes"][name]["slo"] = own.slo.model_dump(mode="json", exclude_unset=True)
         if not self.workload.classes:
             del load["classes"]
         for said in (load, *load.get("classes", {}).values()):
