@@ -9,7 +9,10 @@ from __future__ import annotations
 _HASHES = "contents of blocks are compared as the workload names them, which no hash can confuse"
 _THRESHOLD = "prompts are cut by the budget of a step alone, so other steps would run"
 _LORA = "no adapters are loaded or swapped, and the step times of profiles are those of the model alone"
-_SPECULATION = "a step generates one token a sequence; nothing drafts or rejects any"
+_SPECULATION = (
+    "profiles are of engines that draft no tokens; in simulation an engine has a `speculative_config` "
+    "(docs/guides/engine-options.md)"
+)
 _CONNECTOR = "KV goes to other engines where workers have a role (prefill, decode), and to the host by swap only"
 _STRUCTURE = "no grammars are compiled or applied, and their time in each step was not measured"
 _PIPELINE = "an engine has one batch of a step in flight on all its GPUs, not one a pipeline stage"
