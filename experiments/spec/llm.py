@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field
 
-from .field_types import Count, NotNegative, Positive, Strict
+from .keys.field_types import Count, NotNegative, Positive, Strict
 
 
 class ConstantTokens(Strict):
