@@ -19,7 +19,7 @@ from servetwin.profiles import Kind
 
 from .keys.field_types import Count, NotNegative, Positive, Strict, Wait, Weight
 from .keys.schedule import ByClass, Schedule
-from .llm import EngineSpec, Lengths, TokenSLOSpec
+from .llm import EngineSpec, Lengths, TokenSLOSpec, drop_options
 from .sessions import ClosedLoop, SessionsSpec
 from .shapes import ShapeDraw
 
@@ -211,11 +211,6 @@ class Workload(Strict):
     classes: dict[str, RequestClass] = Field(default_factory=dict)
     sessions: SessionsSpec | None = None
     shape: ShapeDraw | None = None
-
-    @property
-    def follows(self) -> bool:
-        """Whether the trace only says how fast requests come at each time."""
-        return isinstance(self.arrivals, Schedule) and self.arrivals.window is not None
 
     @property
     def in_turns(self) -> bool:
@@ -548,29 +543,32 @@ class Experiment(Strict):
         usual, pooled = self.policy, PolicySpec(name="fcfs")
         return [w.policy or (usual if w.threads is None else pooled) for w in self.deployment.workers]
 
-    def as_dict(self) -> dict[str, Any]:
-        """The content of a file that says the same in full."""
+    def as_dict(self, *, whole: bool = False) -> dict[str, Any]:
+        """The content of a file that says the same in full; with *whole* also the keys that came later than files
+        that say nothing of them."""
         content = self.model_dump(mode="json", by_alias=True)
         load = content["workload"]
         plan = content["deployment"]
+        for name, own in self.workload.classes.items():
+            if own.slo is not None:  # what it does not say is as in the experiment's
+                load["classes"][name]["slo"] = own.slo.model_dump(mode="json", exclude_unset=True)
+        if whole:
+            return content
         for said in (plan, *plan["workers"]):
             for key in ("handover", "role"):
                 if key in said and said[key] is None:
                     del said[key]
+        for worker in plan["workers"]:
+            drop_options(worker["engine"])
         for key in ("trace", "sessions"):
             if load[key] is None:
                 del load[key]
-        for name, own in self.workload.classes.items():
-            if own.slo is not None:  # what it does not say is as in the experiment's
-                load["classes"][name]["slo"] = own.slo.model_dump(mode="json", exclude_unset=True)
         if not self.workload.classes:
             del load["classes"]
         for said in (load, *load.get("classes", {}).values()):
-            if said["shape"] is None:
-                del said["shape"]
-        for said in load.get("classes", {}).values():
-            if said["arrivals"] is None:
-                del said["arrivals"]
+            for key in ("shape", "arrivals"):
+                if said[key] is None:
+                    del said[key]
         for lengths in (load["lengths"], *(own["lengths"] for own in load.get("classes", {}).values())):
             for said in lengths.values():
                 if said["predict"] is None:

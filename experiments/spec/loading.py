@@ -388,11 +388,7 @@ def load(
     if session is not None:
         given = [*_session_overrides(chain, session), *given]
     if given:
-        tree = experiment.as_dict()
-        tree["workload"] = dict.fromkeys(("trace", "sessions", "shape")) | tree["workload"]  # left out where None
-        for load_of in (tree["workload"], *tree["workload"].setdefault("classes", {}).values()):
-            for lengths in load_of["lengths"].values():
-                lengths.setdefault("predict", None)  # likewise
+        tree = experiment.as_dict(whole=True)
         for path, value, shown in given:
             by_name = path in NAMES_OF_DEPLOYMENT and not isinstance(value, dict)
             if path not in (("policy", "name"), ("variant",)) and not by_name:  # those are chosen by now

@@ -22,6 +22,11 @@ def schedules(load: Workload) -> Iterator[tuple[Path, Schedule]]:
             yield ("workload", "classes", name, "arrivals"), own.arrivals
 
 
+def follows(load: Workload) -> bool:
+    """Whether the trace of *load* only says how fast requests come at each time."""
+    return isinstance(load.arrivals, Schedule) and load.arrivals.window is not None
+
+
 def ends(load: Workload) -> bool:
     """Whether requests of *load* come until a time, and then none."""
     said: list[DrawnArrivals | None]

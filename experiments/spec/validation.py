@@ -78,7 +78,12 @@ def _check_trace(load: Workload) -> None:
         draws = [*load.steps.values(), *(d for x in load.lengths.values() for d in (x.prompt, x.output))]
         told = load.classes and all(own.share is None for own in load.classes.values())
         shaped = load.shape is not None and load.shape.draw == "trace"
-        if not told and not shaped and not load.follows and not any(draw.draw == "trace" for draw in draws):
+        if (
+            not told
+            and not shaped
+            and not schedule_validation.follows(load)
+            and not any(draw.draw == "trace" for draw in draws)
+        ):
             what = "no steps, lengths, shapes or classes are taken from the trace"
             raise Misfit(("workload", "trace"), what, "{draw: trace} somewhere, or no key 'trace'")
     if trace.end is not None and trace.end <= (trace.start or 0.0):

@@ -18,7 +18,7 @@ from ..spec.experiment import Experiment, Trace, TraceSteps, Workload
 from ..spec.keys.schedule import ByClass, Schedule
 from ..spec.llm import SharedPrefix, TraceTokens
 from ..spec.published_draws import PUBLISHED
-from ..spec.schedule_validation import ends
+from ..spec.schedule_validation import ends, follows
 from ..spec.sessions import ClosedLoop, TraceTurns
 from ..spec.shapes import TraceShape
 from . import predictions, prefixes
@@ -54,13 +54,13 @@ def read_trace(experiment: Experiment) -> TraceFile | None:
         end=recorded.end,
         windows=recorded.windows,
         seed=experiment.seed,
-        requests=load.requests if not load.follows else None,
+        requests=load.requests if not follows(load) else None,
         shaped=(load.shape.size or "") if isinstance(load.shape, TraceShape) else None,
     )
     if trace.overview.follows and (load.sessions is None or not isinstance(load.sessions.turns, TraceTurns)):
         what = f"{trace.overview.follows} of its requests say how long after an answer they come (delay), not when"
         raise BadInput(what, where=trace.where, right="workload.sessions: {turns: {draw: trace}}")
-    if load.follows:
+    if follows(load):
         return trace
     for module in modules:
         trace.column_of(module)
@@ -289,7 +289,7 @@ def requests(
     elif due is None:
         seeds = PUBLISHED.get(load.draws)
         due = arrival_times(load.arrivals, seed=seed, published=published, trace=trace, seeds=seeds)
-    trace = None if load.follows else trace
+    trace = None if follows(load) else trace
     modules = tuple(load.steps)
     draws = [steps_of(m, load.steps[m], seed=seed, published=published, trace=trace) for m in modules]
     works = zip(*draws, strict=False) if draws else repeat(())
