@@ -289,7 +289,8 @@ def requests(
     elif due is None:
         seeds = PUBLISHED.get(load.draws)
         due = arrival_times(load.arrivals, seed=seed, published=published, trace=trace, seeds=seeds)
-    trace = None if follows(load) else trace
+    if trace is not None and follows(load):
+        trace = None
     modules = tuple(load.steps)
     draws = [steps_of(m, load.steps[m], seed=seed, published=published, trace=trace) for m in modules]
     works = zip(*draws, strict=False) if draws else repeat(())
