@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field
 
-from .field_types import Count, NotNegative, Positive, Strict
+from .keys.field_types import Count, NotNegative, Positive, Strict
 
 
 class ConstantTokens(Strict):
