@@ -31,7 +31,6 @@ UNMODELLED: dict[str, str] = {
     "lora_modules": _LORA,
     "max_loras": _LORA,
     "max_lora_rank": _LORA,
-    "speculative_config": _SPECULATION,
     "speculative_model": _SPECULATION,
     "speculative_decoding": _SPECULATION,
     "num_speculative_tokens": _SPECULATION,
@@ -51,6 +50,9 @@ UNMODELLED: dict[str, str] = {
     "decode_context_parallel_size": _PARALLEL,
     "scheduling_policy": _PRIORITY,
 }
+
+#: What engines have in simulation, and none that a profile is taken of: vLLM's name -> why it is not there.
+NOT_PROFILED: dict[str, str] = {"speculative_config": _SPECULATION}
 
 #: vLLM's name -> the key, or parameter, that says it here.
 CALLED_HERE: dict[str, str] = {
