@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from servetwin.core import BadInput, Pipeline, Recorder, Request, ServeTwinError, Stage, Worker
 from servetwin.core.serving.sessions import Session
 
-from ..assembly import build, handovers
+from ..assembly import build, engine_options, handovers
 from ..assembly.llm_workers import contexts
 from ..assembly.pipeline import make_pipeline, real_tools, wiring, without_tools
 from ..assembly.replicas import expanded
@@ -232,6 +232,7 @@ class Plan:
         if not diffusion:
             refuse(experiment, "this backend")
         handovers.refuse(experiment, "the real side", "workers without a role, or --backend sim")
+        engine_options.refuse(experiment, "the real side", "an engine without it, or --backend sim")
         self.fitting = fitting(experiment, model) if diffusion else []
         if experiment.workload.in_turns and not in_turns:
             what = "here no request waits for others to end, as those of sessions and closed loops do"

@@ -17,8 +17,9 @@ from pydantic_core import PydanticCustomError
 from servetwin.core import BadInput
 from servetwin.profiles import Kind
 
-from .field_types import Count, NotNegative, Positive, Strict, Wait, Weight
-from .llm import EngineSpec, Lengths, TokenSLOSpec
+from .keys.field_types import Count, NotNegative, Positive, Strict, Wait, Weight
+from .keys.schedule import ByClass, Schedule
+from .llm import EngineSpec, Lengths, TokenSLOSpec, drop_options
 from .sessions import ClosedLoop, SessionsSpec
 from .shapes import ShapeDraw
 
@@ -85,7 +86,11 @@ class Trace(Recorded):
     rate: Positive | None = None
 
 
-Arrivals = Annotated[ClosedLoop | Gamma | Poisson | Constant | Bursty | Trace, Discriminator("process")]
+DrawnArrivals = Annotated[Gamma | Poisson | Constant | Bursty | Schedule, Discriminator("process")]
+Arrivals = Annotated[
+    ClosedLoop | Gamma | Poisson | Constant | Bursty | Schedule | ByClass | Trace, Discriminator("process")
+]
+OWN_RATE = (ClosedLoop, Schedule, ByClass, Trace)  #: they have a rate of their own, or none
 
 
 class UniformSteps(Strict):
@@ -165,7 +170,8 @@ class RequestClass(Strict):
     which each is of. *steps* and *lengths* replace those of the workload, module by module; what *slo* says is laid
     over the experiment's, key by key; *shape* is as in the workload. *priority* (lower is sooner, as in vLLM),
     *tenant* and *weight* (the share of service that the tenant is entitled to, relative to others') are shown to
-    policies and routers.
+    policies and routers. *arrivals*: where those of the workload are "by_class", when requests of this class come; no
+    class has a share then.
     """
 
     share: Positive | None = None
@@ -176,6 +182,7 @@ class RequestClass(Strict):
     steps: dict[str, Steps] = Field(default_factory=dict)
     lengths: dict[str, Lengths] = Field(default_factory=dict)
     shape: ShapeDraw | None = None
+    arrivals: DrawnArrivals | None = None
 
 
 class Workload(Strict):
@@ -185,7 +192,8 @@ class Workload(Strict):
     seeded with 0 for each list): the same requests in every run, whatever the experiment's seed. "published_llm" is
     the same with the seeds of its LLM experiments, which depend on the cv, "published_agents" with those of its
     multi-agent experiments. With "seeded" they come from the
-    experiment's seed. *requests* may be left out (null) for a trace: all of it. LLM modules have *lengths* in place
+    experiment's seed. *requests* may be left out (null) for a trace: all of it; and for a load that ends at a time:
+    all that come by then. LLM modules have *lengths* in place
     of *steps*. *trace* is where steps and lengths come from that are those of a trace, if the arrivals are drawn.
     *classes* tell requests apart that have steps, lengths, an SLO, a priority, a tenant or a weight of their own.
     With *sessions* requests are their turns, and *arrivals* say when sessions begin.
@@ -535,26 +543,32 @@ class Experiment(Strict):
         usual, pooled = self.policy, PolicySpec(name="fcfs")
         return [w.policy or (usual if w.threads is None else pooled) for w in self.deployment.workers]
 
-    def as_dict(self) -> dict[str, Any]:
-        """The content of a file that says the same in full."""
+    def as_dict(self, *, whole: bool = False) -> dict[str, Any]:
+        """The content of a file that says the same in full; with *whole* also the keys that came later than files
+        that say nothing of them."""
         content = self.model_dump(mode="json", by_alias=True)
         load = content["workload"]
         plan = content["deployment"]
+        for name, own in self.workload.classes.items():
+            if own.slo is not None:  # what it does not say is as in the experiment's
+                load["classes"][name]["slo"] = own.slo.model_dump(mode="json", exclude_unset=True)
+        if whole:
+            return content
         for said in (plan, *plan["workers"]):
             for key in ("handover", "role"):
                 if key in said and said[key] is None:
                     del said[key]
+        for worker in plan["workers"]:
+            drop_options(worker["engine"])
         for key in ("trace", "sessions"):
             if load[key] is None:
                 del load[key]
-        for name, own in self.workload.classes.items():
-            if own.slo is not None:  # what it does not say is as in the experiment's
-                load["classes"][name]["slo"] = own.slo.model_dump(mode="json", exclude_unset=True)
         if not self.workload.classes:
             del load["classes"]
         for said in (load, *load.get("classes", {}).values()):
-            if said["shape"] is None:
-                del said["shape"]
+            for key in ("shape", "arrivals"):
+                if said[key] is None:
+                    del said[key]
         for lengths in (load["lengths"], *(own["lengths"] for own in load.get("classes", {}).values())):
             for said in lengths.values():
                 if said["predict"] is None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field
 from servetwin.core import BadInput, Shape
 
-from .field_types import Count, NotNegative, Strict
+from .keys.field_types import Count, NotNegative, Strict
 
 
 class ShapeSpec(Strict):
