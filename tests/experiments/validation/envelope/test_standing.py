@@ -53,7 +53,7 @@ def test_points_with_the_same_requests_are_looked_at_once_and_stand_as_alone(mon
     looks, look = [], Asked.of
     monkeypatch.setattr(Asked, "of", lambda sent: looks.append(1) or look(sent))
     assert standing.of_all(sweep) == alone
-    # Numbers of requests, of opt-13b-a6000 also by draws (the other is "seeded" as it is), and a trace, which may end.
+    # By number of requests, of opt-13b-a6000 also by draws (the other is "seeded" as it is); and of a trace by rate.
     assert len(looks) == 2 * 2 + 2 + 2
 
 
