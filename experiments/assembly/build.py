@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -46,6 +47,7 @@ from ..spec.sessions import ClosedLoop
 from ..workload import sessions
 from ..workload.requests import about, check_resolution, other_images, read_trace, requests
 from . import engine_options, handovers
+from .costs import Meter, costs
 from .llm_workers import ENDLESS, check_engine, contexts, deadlines_of, host_ahead, prepare, settings_of
 from .pipeline import call_times, estimates, make_pipeline, make_pool, seconds_alone, wiring
 from .replicas import expanded
@@ -71,6 +73,8 @@ class Run:
     recorder: Recorder
     #: Where requests are sent when others have ended; *source* is empty then.
     sessions: Iterator[Session] | None = None
+    #: Hears how long devices compute, where they have prices.
+    meter: Meter | None = None
 
     def play(self, *, columns: bool = True) -> Summary:
         """Serve all requests, in simulated time; *columns* is as in `servetwin.sim.llm.columns.play`, and without it
@@ -101,7 +105,10 @@ class Run:
             if held:
                 raise PolicyFault(f"{what}; held by {held}")
             raise InvariantBroken(f"{what}; held by no worker, under {self.loop.under()}")
-        return self.recorder.summary
+        summary = self.recorder.summary
+        if self.meter is not None:
+            summary.input["cost"] = costs(self.experiment, summary.as_dict(), self.meter.busy())
+        return summary
 
     def send(self, requests: Iterable[Request]) -> None:
         """Let *requests*, in order of arrival, be those that are sent, at their times."""
@@ -193,12 +200,17 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     )
     with policies_answer([worker.policy for worker in workers]):  # each is asked to start
         loop = ServingLoop(stages, workers, executor, recorder, **wiring(experiment, stages, workers, profiles))
+    meter = None
+    if experiment.deployment.prices is not None:
+        meter = Meter(workers)
+        loop.hear_batch = meter.hearing(loop.hear_batch)
     if not load.in_turns:
-        return Run(experiment, loop, executor, requests(experiment, slo.seconds, trace, contexts=limits), recorder)
+        source = requests(experiment, slo.seconds, trace, contexts=limits)
+        return Run(experiment, loop, executor, source, recorder, meter=meter)
     if cut := sessions.about(experiment, slo.seconds, trace, limits):
         recorder.summary.input["sessions"] = cut
     made = sessions.sessions(experiment, slo.seconds, trace, contexts=limits)
-    return Run(experiment, loop, executor, iter(()), recorder, made)
+    return Run(experiment, loop, executor, iter(()), recorder, made, meter)
 
 
 @as_loaded()
@@ -429,15 +441,21 @@ def describe(experiment: Experiment) -> dict[str, Any]:
         "versions": {
             "servetwin": own_version(),
             "python": platform.python_version(),
-            "numpy": version("numpy"),
+            "numpy": _installed("numpy"),
         },
     }
+
+
+@cache
+def _installed(package: str) -> str:
+    """Its version, which takes a quarter of a millisecond to find."""
+    return version(package)
 
 
 def own_version() -> str:
     """Our version, also where ServeTwin is used from its sources and is not installed."""
     try:
-        return version("servetwin")
+        return _installed("servetwin")
     except PackageNotFoundError:
         return "not installed"
 

@@ -6,11 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from servetwin.core import BadInput
+
 from .terminal import print_figures, say
 
 if TYPE_CHECKING:
+    from ...reporting.windows import Windows
     from ...spec.experiment import Experiment
 
+#: So many windows are told of a line each.
+MOST_WINDOWS = 40
 #: So many classes, or tenants, are told of a line each.
 MOST_GROUPS = 12
 
@@ -64,7 +69,7 @@ def show_run(experiment: Experiment, summary: dict[str, Any], took: float, use: 
     for worker, w in summary["workers"].items():
         sizes = f"mean {w['mean_batch_size']:.2f}, largest {w['max_batch_size']}"
         say(f"batches of {worker}: {w['iterations']} run, {sizes}")
-    for line in _use_lines(use):
+    for line in (*cost_lines(summary.get("cost")), *_use_lines(use)):
         say(line)
     for line in (*input_lines(summary), *_doubts(experiment, summary)):
         say(line)
@@ -191,6 +196,55 @@ def show_tokens(stage: str, tokens: dict[str, Any]) -> None:
         say(f"  {tokens['handovers']} handed over: mean wait {wait:.1f} ms, {way:.1f} ms on the way")
     if "within_limits" in tokens:
         say(f"  {tokens['within_limits']} requests within the limits")
+
+
+def cost_lines(cost: Mapping[str, Any] | None) -> list[str]:
+    """What a run costs, where its devices have prices."""
+    if cost is None:
+        return []
+    each = [(cost["dollars_per_1000_requests"], "1,000 requests")]
+    each.append((cost.get("dollars_per_million_output_tokens"), "million output tokens"))
+    per = [f"${value:.4g} per {what}" for value, what in each if value is not None]
+    if cost["met_per_dollar"] is not None:
+        per.append(f"{cost['met_per_dollar']:.4g} met their SLO per dollar")
+    hours = f"{cost['device_hours']:.4g} device-hours at ${cost['dollars_per_hour']:g} an hour in all"
+    lines = [f"cost ${cost['dollars']:.4g}: {hours}", ", ".join(per)]
+    if cost["utilisation"] is not None:
+        power = f"; {cost['energy_kwh']:.4g} kWh" if cost["energy_kwh"] is not None else ""
+        lines.append(f"devices computed {100 * cost['utilisation']:.1f} % of the time{power}")
+    return [line for line in lines if line]
+
+
+def check_windows(out: Path | None, seconds: float | None, objective: float | None) -> None:
+    """Raise `BadInput` if windows are asked for that nothing could be told of, before anything runs."""
+    from ...reporting.windows import check
+
+    if objective is not None and seconds is None:
+        raise BadInput("the burn is that of windows", where="--objective", right="--windows SECONDS besides")
+    if seconds is not None:
+        if out is None:
+            raise BadInput(
+                "windows are told from the records of a run", where="--windows", right="--out FOLDER besides"
+            )
+        check(seconds, objective)
+
+
+def show_windows(found: Windows) -> None:
+    """A run by windows, and its overloads."""
+    rows = []
+    for window in found.windows[:MOST_WINDOWS]:
+        met = f"{100 * window.attainment:.1f} %" if window.attainment is not None else ""
+        burn = [] if found.objective is None else ["" if window.burn is None else f"{window.burn:.1f}"]
+        told = [f"{window.begin:g} to {window.end:g} s", str(window.requests), met, *burn, str(window.waiting)]
+        rows.append([*told, window.verdict])
+    burnt = [] if found.objective is None else ["burn"]
+    names = ["window", "requests", "met", *burnt, "waiting at its end", "verdict"]
+    sides = ["left", *["right"] * (len(names) - 2), "left"]
+    print_figures([*zip(names, sides, strict=True)], rows)
+    if len(found.windows) > MOST_WINDOWS:
+        say(f"and {len(found.windows) - MOST_WINDOWS} more windows (--json, or longer ones)")
+    for line in found.lines():
+        say(line)
 
 
 def show_real(real: dict[str, Any]) -> None:
