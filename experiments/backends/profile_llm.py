@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 TERMS = ("prefill", "decode", "mixed", "chunks", "preemption")
 #: Seconds for which steps of all compositions are made, and for which traffic judges them.
-COMPOSE, JUDGED = 190.0, 50.0
+COMPOSE, JUDGED = 225.0, 50.0
 #: Seconds for which the tiny model is measured in rotation.
 ROTATE = 3.0
 #: What the tiny model is called, and what vLLM is told to build.

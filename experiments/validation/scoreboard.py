@@ -129,6 +129,13 @@ ROWS = (
         (0.52, 2.79),
     ),
     Row(
+        "h200-shapes",
+        "Stable Diffusion XL and FLUX.1 dev, requests of three sizes, H200, three policies and a new one",
+        "reports/2026-11-h200-shapes.md",
+        "predicted blind, nothing changed since",
+        (0.54, 2.33),
+    ),
+    Row(
         "h200-long/llm-opt-13b.json.gz",
         "OPT-13B in vLLM, four H200s",
         "reports/2026-11-h200-llm.md",
@@ -162,6 +169,13 @@ ROWS = (
         "reports/2026-11-h200-prefix.md",
         "predicted blind, nothing changed since",
         (4.84, 17.18),
+    ),
+    Row(
+        "h200-cached/runs-llama-3.1-8b.json.gz",
+        "the same again, another H200, the profile mended before",
+        "reports/2026-11-h200-cached.md",
+        "predicted blind, nothing changed since",
+        (3.84, 9.97),
     ),
     Row(
         "h200-servers/runs-llama-3.1-8b.json.gz",

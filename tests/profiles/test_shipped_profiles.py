@@ -46,6 +46,7 @@ OPT_VLLM = (
     *(f"h200-long/opt-13b-tp1-{k}" for k in range(4)),
     "h200-long/opt-30b-tp1",
     "h200-long/opt-66b-tp2",
+    "h200-cached/llama-3.1-8b",
     "h200-chat/llama-3.1-8b",
     "h200-chat/opt-13b",
     "h200-lengths/llama-3.1-8b",
@@ -88,6 +89,8 @@ OURS = {
     "h200-again/sd15-512-graphs": SD,
     **{f"h200-pair/dit-xl2-256-gpu{k}": ("dit", "vae") for k in (0, 1)},
     **{f"h200-pair/sd15-512-gpu{k}": SD for k in (0, 1)},
+    "h200-shapes/sdxl-1024-graphs": ("clip", "clip2", "unet", "vae"),
+    "h200-shapes/flux1-dev-1024-graphs": ("clip", "t5", "transformer", "vae"),
 }
 
 

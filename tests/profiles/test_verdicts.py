@@ -17,6 +17,7 @@ from servetwin.profiles.verdict import SAMPLES, undisturbed, with_verdict
 Save = Callable[..., Path]
 #: Those that are not clean, by kind; all others are.
 KNOWN = {
+    "h200-cached/llama-3.1-8b": {"blind", "disturbed"},
     "h200-chat/llama-3.1-8b": {"blind", "disturbed"},
     "h200-chat/opt-13b": {"blind"},
     "h200-lengths/llama-3.1-8b": {"blind", "disturbed"},

@@ -1,9 +1,9 @@
 """Run folders in one file: what of runs must be known to repeat them with their own requests.
 
 A file ``folders-*.json.gz`` holds, of each run, what its ``meta.json`` and ``real.json`` say, what its summary
-counts, and of each request when it came, its deadline, its work, how it ended and when; and the files of users' own
-policies and routers. Runs of a diffusion model on several devices are kept so: each device has a profile of its own,
-which comes along under the name that it gives itself.
+counts, and of each request when it came, its deadline, its work, its shape if it has one, how it ended and when; and
+the files of users' own policies and routers. Runs of a diffusion model on several devices, and of requests of several
+shapes, are kept so; profiles come along under the names that they give themselves.
 
 ``python -m servetwin.experiments.validation.replay.packed_runs FOLDER OUT`` packs the runs in FOLDER/runs, which were
 made with the profiles in FOLDER/profiles.
@@ -15,11 +15,11 @@ import gzip
 import json
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 from pydantic import Field
 from servetwin.core import BadInput
@@ -32,6 +32,8 @@ from .diffusion import LETTERS
 RIGHT = "run folders that ServeTwin packed"
 #: What is kept of a summary.
 COUNTS = ("requests", "met", "late", "dropped", "failed", "finished", "attainment", "request_goodput", "workers")
+#: What is kept of each request.
+COLUMNS = ("id", "arrival", "deadline", "work", "outcome", "finished")
 #: Digits after the point of a time in seconds.
 DIGITS = 6
 
@@ -60,6 +62,8 @@ class _Run(TypedDict):
     arrival: list[Time]
     deadline: list[Time | None]
     work: list[dict[str, int]]
+    shapes: NotRequired[list[dict[str, Any]]]
+    shape: NotRequired[list[int | None]]
     outcome: Annotated[str, Field(pattern=f"^[{''.join(LETTERS.values())}]*$")]
     finished: list[Time | None]
 
@@ -118,6 +122,7 @@ def pack(folder: Path, out: Path) -> list[str]:
                 "arrival": [round(r["arrival"], DIGITS) for r in lines],
                 "deadline": [None if r["deadline"] is None else round(r["deadline"], DIGITS) for r in lines],
                 "work": [r["work"] for r in lines],
+                **_shapes(lines),
                 "outcome": "".join(LETTERS[r["outcome"]] for r in lines),
                 "finished": [None if r["finished"] is None else round(r["finished"], DIGITS) for r in lines],
             }
@@ -126,6 +131,18 @@ def pack(folder: Path, out: Path) -> list[str]:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
     return left
+
+
+def _shapes(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The shapes that there are, and of each request which of them it has; nothing where no request has one."""
+    shapes: list[Any] = []
+    which: list[int | None] = []
+    for line in lines:
+        shape = line.get("shape")
+        if shape is not None and shape not in shapes:
+            shapes.append(shape)
+        which.append(None if shape is None else shapes.index(shape))
+    return {"shapes": shapes, "shape": which} if shapes else {}
 
 
 def routers(experiment: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
@@ -177,8 +194,12 @@ def read(path: Path) -> dict[str, Any]:
         if run["name"] in names:
             raise BadInput("two runs or files have this name", where=where, right=RIGHT)
         names.add(run["name"])
-        if len({len(run[key]) for key in ("id", "arrival", "deadline", "work", "outcome", "finished")}) != 1:
+        columns = [*COLUMNS, "shape"] if "shape" in run else COLUMNS
+        if len({len(run[key]) for key in columns}) != 1:
             raise BadInput("does not say as much of each request", where=where, right=RIGHT)
+        known = range(len(run.get("shapes", ())))
+        if any(which is not None and which not in known for which in run.get("shape", ())):
+            raise BadInput("a request is of none of the run's shapes", where=where, right=RIGHT)
         for of, key in named_files(run["meta"]["experiment"]):
             if of[key] not in data["files"]:
                 raise BadInput(f"{of[key]} is not among the files that were packed", where=where, right=RIGHT)
@@ -209,11 +230,13 @@ def _write(run: dict[str, Any], here: Path, words: dict[str, str]) -> None:
         of[key] = str(here / of[key])
     for name in ("meta", "summary", "real"):
         (folder / f"{name}.json").write_text(json.dumps(run[name]), encoding="utf-8")
-    columns = zip(*(run[key] for key in ("id", "arrival", "deadline", "work", "outcome", "finished")), strict=True)
+    columns = zip(*(run[key] for key in COLUMNS), run.get("shape", [None] * len(run["id"])), strict=True)
     with (folder / "requests.jsonl").open("w", encoding="utf-8") as file:
-        for number, arrival, deadline, work, letter, finished in columns:
+        for number, arrival, deadline, work, letter, finished, shape in columns:
             line = {"id": number, "arrival": arrival, "deadline": deadline, "work": work, "reason": None}
             line |= {"outcome": words[letter], "finished": finished, "stages": []}
+            if shape is not None:
+                line["shape"] = run["shapes"][shape]
             file.write(json.dumps(line) + "\n")
 
 

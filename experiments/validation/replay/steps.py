@@ -3,12 +3,16 @@
 ``python -m servetwin.experiments.validation.replay.steps [FILE ...]`` fits each recording (by default all under
 ``measured/``) anew, without a GPU, as `servetwin profile` does on one, and prints how far the profile is off on steps
 of traffic that it was not made of, by kind of step; beside it stand predictors that look at less.
+
+With ``--halves`` before the files each is judged on every second load of its traffic, as it is and made of the other
+loads as well: what requests at random tell that chosen steps do not.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +56,34 @@ def judged(file: Path) -> dict[str, Errors]:
     }
 
 
+def halves(file: Path) -> list[dict[str, Errors]]:
+    """The errors on every second load of the traffic in *file*, and on the others, by what the profile is made of:
+    "no traffic" or "the other loads too"."""
+    from servetwin.profiles.llm.schema import TokenModel
+    from servetwin.profiles.llm.step_table import TokenTable
+    from servetwin.real.vllm.profiling.fitting import step_profile
+    from servetwin.real.vllm.profiling.measuring import step_files
+    from servetwin.real.vllm.profiling.measuring.device_steps import all_samples
+
+    engine, parts = step_files.engine_of(file), step_files.read(file)
+    last = max(engine["graphs"], default=0)
+    loads = [i for i, part in enumerate(parts) if part.kind == "traffic"]
+    told = []
+    for judged_on in (set(loads[::2]), set(loads[1::2])):
+        found = all_samples([parts[i] for i in sorted(judged_on)], last, step_profile.MEMORY)
+        others = [
+            replace(p, kind="requests") if p.kind == "traffic" and i not in judged_on else p
+            for i, p in enumerate(parts)
+        ]
+        errors = {}
+        for made_of, some in (("no traffic", parts), ("the other loads too", others)):
+            made = step_profile.section(some, engine, {"file": file.name})
+            table = TokenTable(TokenModel.model_validate(made["tokens"]["kinds"]["measured"]), hold=True)
+            errors[made_of] = step_profile.blind_errors(found, table, made["costs"], last)
+        told.append(errors)
+    return told
+
+
 def _by_tokens(found: Sequence[Sample], last: int) -> Errors:
     from servetwin.real.vllm.profiling.fitting.step_profile import KINDS, kind_of
 
@@ -66,26 +98,28 @@ def _by_tokens(found: Sequence[Sample], last: int) -> Errors:
     return errors
 
 
-def lines(file: Path) -> list[str]:
-    """What is printed of *file*."""
+def lines(file: Path, by_halves: bool = False) -> list[str]:
+    """What is printed of *file*; *by_halves*: as of `halves`."""
     from servetwin.real.vllm.profiling.measuring import step_files
 
     engine: dict[str, Any] = step_files.engine_of(file)
     told = [f"{engine['options']['model']}, {engine['device']}, vLLM {engine['vllm']} ({file.parent.name})"]
-    told.append(f"  {'':16}{'steps of':14}{'number':>7}{'median':>9}{'p95':>8}{'bias':>8}")
-    for predictor, errors in judged(file).items():
-        for kind, values in errors.items():
-            if values:
-                off = np.abs(np.array(values))
-                numbers = [100 * float(v) for v in (np.median(off), np.quantile(off, 0.95), np.median(values))]
-                shares = f"{numbers[0]:>7.1f} %{numbers[1]:>6.1f} %{numbers[2]:>+6.1f} %"
-                told.append(f"  {predictor:16}{kind:14}{len(values):>7}{shares}")
+    told.append(f"  {'':20}{'steps of':14}{'number':>7}{'median':>9}{'p95':>8}{'bias':>8}")
+    for predictions in halves(file) if by_halves else [judged(file)]:
+        for predictor, errors in predictions.items():
+            for kind, values in errors.items():
+                if values:
+                    off = np.abs(np.array(values))
+                    numbers = [100 * float(v) for v in (np.median(off), np.quantile(off, 0.95), np.median(values))]
+                    shares = f"{numbers[0]:>7.1f} %{numbers[1]:>6.1f} %{numbers[2]:>+6.1f} %"
+                    told.append(f"  {predictor:20}{kind:14}{len(values):>7}{shares}")
     return told
 
 
 def main(arguments: Sequence[str]) -> None:
-    for file in [recording_of(name) for name in arguments] or recordings():
-        for line in lines(file):
+    names = [name for name in arguments if name != "--halves"]
+    for file in [recording_of(name) for name in names] or recordings():
+        for line in lines(file, "--halves" in arguments):
             sys.stdout.write(line + "\n")
             sys.stdout.flush()
 

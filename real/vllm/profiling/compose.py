@@ -1,4 +1,4 @@
-"""Measures a language model on vLLM by steps of all compositions, and then by traffic that judges them."""
+"""Measures a language model on vLLM by steps of all compositions and of requests at random; others judge it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from .measuring.compositions import Player
 from .measuring.device_steps import Steps, all_samples, steps_of
 from .measuring.rounds import play_rounds
 from .measuring.step_cells import Cells, Limits, cells_for
+
+#: The share of the time for steps of requests at random that a profile is made of.
+REQUESTS = 0.16
 
 
 def graphs_of(engine: VllmEngine) -> tuple[tuple[int, ...], str]:
@@ -39,11 +42,12 @@ def compose(
     *,
     seed: int = 1,
     loads: Sequence[blind_traffic.Load] = blind_traffic.LOADS,
+    made_of: Sequence[blind_traffic.Load] = blind_traffic.MADE_OF,
     cells: Cells | None = None,
 ) -> tuple[list[Steps], list[float]]:
-    """Make steps of all compositions for so many *seconds*, and serve traffic for *judged* seconds: all parts, and
-    what taking requests in took. The first round is made as far as the time goes, and points in doubt again
-    (`rounds`)."""
+    """Make steps of all compositions, and of requests *made_of*, for so many *seconds*, and serve the traffic *loads*
+    for *judged* seconds: all parts, and what taking requests in took. The first round is made as far as the time
+    goes, and points in doubt again (`rounds`)."""
     graphs, _ = graphs_of(engine)
     player, rng = Player(engine, watch=True), random.Random(seed)
     options = engine.options
@@ -54,12 +58,16 @@ def compose(
             lambda part, until: steps_of(player.play(part, until)),
             cells,
             limits,
-            seconds,
+            (1.0 - REQUESTS) * seconds,
             graphs=max(graphs, default=0),
             memory=MEMORY,
             rng=rng,
             progress=progress,
         )
         found = all_samples(parts, max(graphs, default=0), MEMORY)
-        traffic, intake = blind_traffic.judge(engine, player.clock, found, judged, progress, loads)
-    return parts + traffic, intake
+        intake: list[float] = []
+        for some, time, kind, of in ((made_of, REQUESTS * seconds, "requests", 11), (loads, judged, "traffic", 7)):
+            served, took = blind_traffic.play_loads(engine, player.clock, found, time, progress, some, kind, of)
+            parts += served
+            intake += took
+    return parts, intake

@@ -57,7 +57,8 @@ def file_content(
         "measured_when": when,
         "origin": {"repository": f"this one; {command}"},
         "limits_of_data": f"Weights random. torch {described['torch']}, vLLM {described['vllm']}; one process; "
-        f"{'asynchronous' if options['asynchronous'] else 'synchronous'} scheduling, no prefix cache. What "
+        f"{'asynchronous' if options['asynchronous'] else 'synchronous'} scheduling, "
+        f"{'a prefix cache' if options.get('enable_prefix_caching') else 'no prefix cache'}. What "
         "else the host does moves steps by some per cent from one minute to the next.",
         **section,
     }

@@ -353,7 +353,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", default="llama-3.1-8b", help="one that has runs, or a folder: a profile, no runs")
     parser.add_argument("--seconds", type=float, required=True, help="from the start of this process, or of --after")
-    parser.add_argument("--compose", type=float, default=190.0)
+    parser.add_argument("--compose", type=float, default=225.0)
     parser.add_argument("--judged", type=float, default=50.0)
     parser.add_argument("--only", type=lambda text: [int(x) for x in text.split(",")], help="runs by number: 0,3,7")
     parser.add_argument("--profile", type=Path, help="one that was made before: none is made")

@@ -33,7 +33,7 @@ def engine():
 
 @pytest.fixture(scope="module")
 def parts(engine):
-    return compose(engine, 6.0, 6.0, loads=LOADS)
+    return compose(engine, 8.0, 6.0, loads=LOADS, made_of=LOADS[:1])
 
 
 def test_a_step_computes_what_it_was_told_to(engine):
@@ -79,7 +79,7 @@ def test_a_pool_that_does_not_stand_is_no_part(engine):
 
 def test_parts_of_all_kinds_and_traffic(parts):
     found, intake = parts
-    assert {"decode", "mixed", "prompts", "traffic"} <= {part.kind for part in found}
+    assert {"decode", "mixed", "prompts", "requests", "traffic"} <= {part.kind for part in found}
     assert sum(part.kind == "traffic" for part in found) == len(LOADS)
     assert all(len(part.contexts) == len(part) for part in found)
     assert intake

@@ -1,4 +1,9 @@
-"""Requests at random, on whose steps a profile is judged: chat, long prompts, long answers, under several policies.
+"""Requests at random: chat, long prompts, long answers, under several policies.
+
+Steps of some loads (`MADE_OF`) are among those that a profile is made of: only requests at random bring together
+sequences as unequal, and chunks as small beside them, as engines have. It is judged on those of others (`LOADS`),
+with other lengths and rates, which it has not seen. What that does to recordings that were made before:
+docs/reports/2026-11-h200-cached.md.
 
 Rates are such that about so many sequences decode at a time as a load wants, by what steps were seen to take.
 """
@@ -36,6 +41,15 @@ class Load:
     output: tuple[int, int] = (90, 220)
 
 
+#: What a profile is made of, beside steps of chosen compositions.
+MADE_OF = (
+    Load(None, None, 8192, 32, prompt=(300, 1500), output=(100, 250)),
+    Load("sarathi", {"chunk": 512}, 8192, 40, prompt=(300, 1500)),
+    Load(None, None, 2048, 64, cv=2.0, prompt=(1500, 4500)),
+    Load(None, None, 8192, 12, prompt=(1000, 4000), output=(40, 120)),
+    Load("sarathi", {"chunk": 2048}, 8192, 64, prompt=(800, 3000)),
+    Load(None, None, 8192, 110, prompt=(400, 2500), output=(150, 350)),
+)
 #: What a profile is judged on.
 LOADS = (
     Load(None, None, 2048, 16),
@@ -67,7 +81,9 @@ def _mean(median: float, high: float) -> float:
     return float(median * np.exp(0.5 * sigma**2))
 
 
-def play_load(engine: Any, clock: Any, load: Load, rate: float, seconds: float, rng: random.Random) -> Any:
+def play_load(
+    engine: Any, clock: Any, load: Load, rate: float, seconds: float, rng: random.Random, kind: str = "traffic"
+) -> Any:
     """Serve *load* for so many *seconds*: its steps, and what taking requests in took. *clock* watches launches."""
     from ...plan import Planned
     from ...scheduler import Settings
@@ -92,29 +108,30 @@ def play_load(engine: Any, clock: Any, load: Load, rate: float, seconds: float, 
         scheduler.max_num_scheduled_tokens = most
         scheduler.keep_contexts = False
     launches = clock.take() if clock is not None else []
-    played = Played("traffic", 0.0, run.steps, launches[: len(run.steps)])
+    played = Played(kind, 0.0, run.steps, launches[: len(run.steps)])
     return steps_of(played, {**asdict(load), "rate": round(rate, 3)}), list(run.intake)
 
 
-def judge(
+def play_loads(
     engine: Any,
     clock: Any,
     found: Sequence[Sample],
     seconds: float,
     progress: Callable[[str], None],
     loads: Sequence[Load] = LOADS,
+    kind: str = "traffic",
     seed: int = 7,
 ) -> tuple[list[Steps], list[float]]:
-    """Serve all *loads* in about *seconds*: the steps by load, and what taking requests in took."""
+    """Serve all *loads* in about *seconds*: the steps by load, as parts of *kind*, and what taking requests in took.
+    By "traffic" a profile is judged, of "requests" it is made."""
     rng = random.Random(seed)
     share = seconds / sum(load.share for load in loads)
     parts, intake = [], []
     for load in loads:
         rate = rate_for(load, found)
-        progress(
-            f"traffic: {rate:.1f} requests a second, {load.policy or 'vLLM decides'}, {load.budget} tokens a step"
-        )
-        steps, took = play_load(engine, clock, load, rate, share * load.share, rng)
+        policy = load.policy or "vLLM decides"
+        progress(f"{kind}: {rate:.1f} requests a second, {policy}, {load.budget} tokens a step")
+        steps, took = play_load(engine, clock, load, rate, share * load.share, rng, kind)
         parts.append(steps)
         intake += took
     return parts, intake

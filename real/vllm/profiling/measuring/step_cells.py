@@ -3,7 +3,8 @@
 * ``decode``: batches of all sizes at a few contexts, and around the borders of CUDA graphs and beyond them.
 * ``uneven``: batches whose sequences are not equally long.
 * ``prompts``: whole prompts, one or several, and chunks with tokens before them, beside nobody.
-* ``mixed``: chunks of all sizes, one or several, with and without tokens before them, beside sequences that decode.
+* ``mixed``: chunks of all sizes, one or several, with and without tokens before them, beside sequences that decode,
+  mostly all as long, and in turns of drawn lengths: a few long ones take longer than as many tokens in all.
 
 Between steps with prompts the pool decodes for a few steps, now more, now fewer: how a device runs depends on what it
 has just done, and so all sizes meet all of that.
@@ -20,6 +21,8 @@ from dataclasses import dataclass
 CONTEXTS = (64, 256, 512, 1024, 2048, 4096, 8192, 16000, 32000)
 #: Decode steps between steps with prompts.
 RESTS = (0, 0, 0, 1, 1, 2, 2, 3, 5)
+#: Spread of the logarithms of contexts that are drawn beside chunks.
+SPREAD = 1.0
 #: Steps at most of one part of prompts or of mixed steps.
 PART = 160
 
@@ -100,7 +103,8 @@ def cells_for(graphs: Sequence[int], limits: Limits) -> Cells:
     budget, length = limits.budget, limits.length
     totals = {8, 16, *range(32, 513, 32), *graphs, *range(544, 1025, 32), *range(1088, 2049, 64)}
     totals |= {*range(2304, 4097, 256), *range(4608, 8193, 512), *range(9216, 32769, 1024), budget}
-    anchors = ((128, 0), (512, 0), (512, 1000), (512, 4000), (2048, 0))
+    # A prefix cache leaves a few tokens to compute after many, and so does the end of a prompt in chunks.
+    anchors = ((4, 1500), (16, 4000), (128, 0), (512, 0), (512, 1000), (512, 4000), (2048, 0))
     return Cells(
         decode=around(graphs, limits.sequences),
         contexts=tuple(c for c in [*CONTEXTS, length * 7 // 8] if c <= length * 7 // 8)[:8],
@@ -154,19 +158,28 @@ def _batches(context: int, wanted: Sequence[int], steps: int, limits: Limits, rn
 def uneven_part(cells: Cells, limits: Limits, rng: random.Random) -> Part | None:
     """Batches of sequences whose lengths are drawn, from nearly equal ones to a few long ones among short ones."""
     sizes = [n for n in cells.decode if n in (2, 4, 8, 16, 32, 64, 128, 256)]
-    longest = limits.length - cells.steps * 3 * len(sizes) - 2
+    growth = cells.steps * 3 * len(sizes)
+    median, spread = rng.choice((100, 300, 800)), rng.choice((0.5, 1.0, 1.5))
+    pool = _drawn_pool(median, spread, max(sizes, default=0), growth, limits, rng)
+    fitting = [n for n in sizes if n <= len(pool)] * 3
+    rng.shuffle(fitting)
+    return Part("uneven", pool, tuple(_spells(fitting, cells.steps, len(pool), rng))) if fitting else None
+
+
+def _drawn_pool(
+    median: float, spread: float, most: int, growth: int, limits: Limits, rng: random.Random
+) -> tuple[int, ...]:
+    """Contexts of up to *most* sequences, lognormal, that have room with *growth* tokens more of each."""
+    longest = limits.length - growth - 2
     pool: list[int] = []
     room = 0.9 * limits.room
-    median, spread = rng.choice((100, 300, 800)), rng.choice((0.5, 1.0, 1.5))
-    while len(pool) < max(sizes, default=0):
+    while len(pool) < most and longest >= 8:
         context = round(min(max(median * math.exp(spread * rng.gauss(0.0, 1.0)), 8), longest))
-        room -= context + cells.steps * 3 * len(sizes)
+        room -= context + growth
         if room < 0:
             break
         pool.append(context)
-    fitting = [n for n in sizes if n <= len(pool)] * 3
-    rng.shuffle(fitting)
-    return Part("uneven", tuple(pool), tuple(_spells(fitting, cells.steps, len(pool), rng))) if fitting else None
+    return tuple(pool)
 
 
 def prompt_batches(cells: Cells, limits: Limits, rng: random.Random, *, chunks: bool) -> Iterator[Part]:
@@ -187,15 +200,23 @@ def prompt_batches(cells: Cells, limits: Limits, rng: random.Random, *, chunks: 
         yield Part("prompts", (200,) * beside, (*beats, Beat((), 0, beside)))
 
 
-def mixed_batches(cells: Cells, limits: Limits, rng: random.Random) -> Iterator[Part]:
-    """Chunks beside sequences that decode: each batch at each context, with all anchors and what is drawn."""
+def mixed_batches(cells: Cells, limits: Limits, rng: random.Random, number: int = 0) -> Iterator[Part]:
+    """Chunks beside sequences that decode: each batch at each context, with all anchors and what is drawn. At one of
+    the contexts, in turns by *number*, that is the mean, and few sequences are as long as others."""
     growth = 4 * (len(cells.anchors) + cells.drawn) * len(cells.mixed)
     most = limits.sequences - min(40, limits.sequences // 4)
-    for context in cells.beside:
+    for place, context in enumerate(cells.beside):
         sizes = [n for n in cells.mixed if n <= most and n * (context + growth) <= 0.8 * limits.room]
         sizes = [n for n in sizes if n <= 256 or context == min(cells.beside)]  # their contexts add up to the same
         if not sizes or context + growth >= limits.length:
             continue
+        pool = (context,) * max(sizes)
+        if (place + number) % len(cells.beside) == len(cells.beside) - 1:  # the longest first
+            drawn = _drawn_pool(context * math.exp(-0.5 * SPREAD**2), SPREAD, max(sizes), growth, limits, rng)
+            sizes = [n for n in sizes if n <= len(drawn)]
+            pool = drawn[: max(sizes, default=0)]
+            if not sizes:
+                continue
         rng.shuffle(sizes)
         beats: list[Beat] = []
         for size in sizes:
@@ -208,7 +229,7 @@ def mixed_batches(cells: Cells, limits: Limits, rng: random.Random) -> Iterator[
             for shape in shapes:
                 beats += [Beat((), 0, size)] * rng.choice(RESTS)
                 beats.append(Beat(shape, 0, size))
-        yield Part("mixed", (context,) * max(sizes), (*beats, Beat((), 0, min(sizes))))
+        yield Part("mixed", pool, (*beats, Beat((), 0, min(sizes))))
 
 
 def draw_chunks(cells: Cells, limits: Limits, rng: random.Random, size: int) -> tuple[tuple[int, int], ...]:
@@ -251,7 +272,7 @@ def _split(total: int, parts: int) -> tuple[tuple[int, int], ...]:
 def round_of(number: int, cells: Cells, limits: Limits, rng: random.Random) -> list[Part]:
     """All parts of a round, in random order; chunks alone and all decode batches in the first, some in others."""
     parts: list[Part | None] = [*prompt_batches(cells, limits, rng, chunks=number % 3 == 0)]
-    parts += [*mixed_batches(cells, limits, rng), *(uneven_part(cells, limits, rng) for _ in range(3))]
+    parts += [*mixed_batches(cells, limits, rng, number), *(uneven_part(cells, limits, rng) for _ in range(3))]
     parts += decode_batches(cells, limits, rng, number)
     found = [part for part in parts if part is not None]
     rng.shuffle(found)

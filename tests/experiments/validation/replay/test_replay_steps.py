@@ -12,6 +12,10 @@ FILES = replay_steps.recordings()
 #: Median and p95 of the absolute errors by recording and kind, in %: at most. As they came out in
 #: docs/reports/2026-11-h200-steps.md, with little on top.
 MOST = {
+    ("h200-cached", "llama-3.1-8b", "decode"): (1.1, 3.5),
+    ("h200-cached", "llama-3.1-8b", "prompts"): (2.7, 5.8),
+    ("h200-cached", "llama-3.1-8b", "mixed"): (2.0, 6.4),
+    ("h200-cached", "llama-3.1-8b", "beyond graphs"): (2.3, 8.0),
     ("h200-chat", "llama-3.1-8b", "decode"): (1.9, 6.8),
     ("h200-chat", "llama-3.1-8b", "prompts"): (3.7, 8.9),
     ("h200-chat", "llama-3.1-8b", "mixed"): (2.6, 9.2),
@@ -65,6 +69,7 @@ def test_steps_of_traffic_are_predicted(file: Path) -> None:
 def test_they_are_there() -> None:
     found = [f"{file.parent.name}/{file.name}" for file in FILES]
     assert found == [
+        "h200-cached/steps-llama-3.1-8b.npz",
         "h200-chat/steps-llama-3.1-8b.npz", "h200-chat/steps-opt-13b.npz",
         "h200-lengths/steps-llama-3.1-8b.npz", "h200-lengths/steps-opt-13b.npz",
         "h200-prefix/steps-llama-3.1-8b.npz",
