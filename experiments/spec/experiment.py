@@ -258,16 +258,33 @@ class BudgetSpec(Strict):
 # -- what serves ----------------------------------------------------------------------------------------
 
 
+class StepActionsSpec(Strict):
+    """What a policy may do with the steps of a loop, and what a result is worth then.
+
+    *quality* are pairs [share, quality]: what a result is worth if the network ran in that share of the steps that
+    were asked for, in straight lines between. The shares rise, the last is 1. A policy may go down to the first, and
+    to no fewer than *min_steps* (a request that asks for fewer gets them all). *source* says where the numbers come
+    from. With *reuse* a step may take the network's last prediction again, which a profile must know the time of.
+    """
+
+    quality: Annotated[list[Annotated[list[NotNegative], Field(min_length=2, max_length=2)]], Field(min_length=1)]
+    source: Annotated[str, Field(min_length=1)]
+    min_steps: Count = 1
+    reuse: bool = False
+
+
 class ModuleSpec(Strict):
     """A compute stage; a *loop* module runs many iterations per request.
 
     Where several edges come together a request waits for "all" of them, or goes on with "any". A module of *kind*
     "llm" is a language model: a stage of its own, whose worker is an engine that prefills prompts and decodes tokens.
+    *actions* say what a policy may do with the steps of a loop; left out, all that are asked for run.
     """
 
     loop: bool = False
     join: Literal["all", "any"] = "all"
     kind: Literal["llm"] | None = None
+    actions: StepActionsSpec | None = None
 
     @property
     def llm(self) -> bool:
@@ -298,6 +315,11 @@ class PipelineSpec(Strict):
     def llms(self) -> list[str]:
         """The modules that are language models. The worker of such a module is an engine, and serves no other."""
         return [name for name, module in self.modules.items() if module.llm]
+
+    @property
+    def acts(self) -> bool:
+        """Whether policies may do something with steps."""
+        return any(module.actions is not None for module in self.modules.values())
 
 
 class PolicySpec(Strict):
@@ -540,6 +562,9 @@ class Experiment(Strict):
         content = self.model_dump(mode="json", by_alias=True)
         load = content["workload"]
         plan = content["deployment"]
+        for module in content["pipeline"]["modules"].values():
+            if module["actions"] is None:
+                del module["actions"]
         for said in (plan, *plan["workers"]):
             for key in ("handover", "role"):
                 if key in said and said[key] is None:

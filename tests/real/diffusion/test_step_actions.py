@@ -1,0 +1,112 @@
+"""Steps that a policy leaves out, for real: fewer from the start, or with the last prediction again.
+
+The images are those of diffusers' pipeline with that number of steps, and with a network that gives its last output
+again.
+"""
+
+import json
+
+import pytest
+import torch
+from servetwin.core import Decision, Policy, Request, WorkerView
+from servetwin.core.invariants import InvariantChecker, check_records
+from servetwin.core.pipeline import Module, Pipeline, StepActions
+from servetwin.core.serving.acting_worker import ActingWorker
+from servetwin.real import Options, Server
+from test_models import PIPELINES
+
+ACTIONS = StepActions(quality=((0.25, 0.5), (1.0, 1.0)), reuse=True)
+ASKED = 8
+
+
+class Acts(Policy):
+    """Gives each request the steps that *steps* says by its id, and skips those steps of it that *skips* has."""
+
+    def __init__(self, steps=None, skips=None):
+        self.given, self.skips = steps or {}, skips or {}
+
+    def decide(self, view, now):
+        run = [*view.running, *view.waiting][: view.limit]
+        if view.stage.actions is None:
+            return Decision(run)
+        steps = {t: self.given[t.id] for t in run if t in view.waiting and t.id in self.given}
+        reuse = [t for t in run if t in view.running and t.iterations - t.left in self.skips.get(t.id, ())]
+        return Decision(run, steps=steps, reuse=reuse)
+
+
+def images(server, policy, count, limit=3):
+    """The images of *count* requests, which come at once; and what the summary says."""
+    kind = server.kind
+    modules = [Module(n, loop=loops, actions=ACTIONS if loops else None) for n, loops in kind.chain]
+    stages = Pipeline.chain(*modules).stages(kind.placement)
+    workers = []
+    for stage in stages:
+        view = WorkerView(stage, lambda m, n: 0.001, limit=limit)
+        workers.append(ActingWorker(stage, policy, view) if stage.actions else _plain(stage, policy, view))
+    made = {}
+    report = server.serve(
+        stages,
+        workers,
+        [Request(i, 0.0, 600.0, {kind.loop: ASKED}) for i in range(count)],
+        sink=lambda number, image: made.setdefault(number, image.clone()),
+    )
+    assert report.summary.met == count
+    return made
+
+
+def _plain(stage, policy, view):
+    from servetwin.core import BatchWorker
+
+    return BatchWorker(stage, policy, view)
+
+
+@torch.no_grad()
+def wanted(server, number, steps, skips=()):
+    """The image of diffusers' pipeline; in steps of *skips* the network gives what it gave last."""
+    slots = server.device_slots("gpu0")
+    name = server.kind.name
+    pipeline, more = PIPELINES[name](slots.model.networks, slots.model.inputs[number])
+    pipeline.set_progress_bar_config(disable=True)
+    noise = torch.empty(1, *slots.kind.latent).normal_(generator=torch.Generator().manual_seed(number))
+    network = slots.model.networks[server.kind.loop]
+    forward, calls, last = network.forward, [], []
+
+    def again(*args, **options):
+        step = len(calls)
+        calls.append(step)
+        if step not in skips:
+            last[:] = [forward(*args, **options)]
+        return last[0]
+
+    network.forward = again
+    try:
+        height, width = slots.kind.size
+        made = pipeline(
+            "a prompt", num_inference_steps=steps, latents=noise, height=height, width=width, output_type="pt", **more
+        )
+    finally:
+        network.forward = forward
+    assert len(calls) == steps
+    return made.images[0] * 255
+
+
+@pytest.mark.parametrize("name", ["tiny-sd", "tiny-sdxl"])
+def test_fewer_steps_and_steps_again_give_the_images_of_the_pipeline(name):
+    """In one batch: a request with all steps, one with fewer, one that skips some, one that does both."""
+    server = Server(name, Options(device="cpu", slots=8, reuse=True))
+    made = images(server, Acts({1: 5, 3: 6}, {2: {2, 3, 6}, 3: {4}}), 4)
+    for number, steps, skips in ((0, 8, ()), (1, 5, ()), (2, 8, (2, 3, 6)), (3, 6, (4,))):
+        off = (made[number].float() - wanted(server, number, steps, skips)).abs().max()
+        assert off <= 1.01, number
+    whole = images(server, Acts(), 4)
+    assert torch.equal(whole[0], made[0])
+    for number in (1, 2, 3):  # what was left out can be seen
+        assert (whole[number].float() - made[number].float()).abs().max() > 2
+
+
+def test_in_processes_and_with_a_sampler_of_two_steps():
+    options = {"device": "cpu", "slots": 8, "reuse": True, "scheduler": "dpm++2m"}
+    policy = {"steps": {1: 5}, "skips": {0: {3, 5}, 1: {2}}}
+    here = images(Server("tiny-sd", Options(**options)), Acts(**policy), 2)
+    apart = images(Server("tiny-sd", Options(**options, processes=True)), Acts(**policy), 2)
+    assert all((here[i].int() - apart[i].int()).abs().max() <= 1 for i in here)
