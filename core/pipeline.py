@@ -85,7 +85,7 @@ class Module:
     name: str
     loop: bool = False
     join: Literal["all", "any"] = "all"
-    actions: StepActions | None = None
+    actions: StepActions | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

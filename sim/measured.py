@@ -166,12 +166,13 @@ class Clock:
             timing = self._batches(worker, worker.view, profile)
         actions = worker.stage.actions
         if actions is not None and actions.reuse:
-            return ReusingTiming(timing, self._reuse(profile, head(worker.stage), worker.view.limit))
+            return ReusingTiming(timing, self.reuse(worker))
         return timing
 
-    def _reuse(self, profile: Profile, loop: str, most: int) -> list[float]:
-        """What a step takes that reuses a prediction, over one that is computed, by the requests in it. Raises
-        `BadInput` where nobody measured that."""
+    def reuse(self, worker: Worker) -> list[float]:
+        """What a step takes at *worker* that reuses a prediction, over one that is computed, by the requests in it.
+        Raises `BadInput` where nobody measured that."""
+        profile, loop, most = self.profiles[worker.device], head(worker.stage), worker.view.limit
         name = costs.REUSE(loop)
         if not self._has(profile, name):
             what = f"it does not know what a step of {loop} takes that reuses a prediction"
@@ -563,6 +564,9 @@ def measured_executor(
     options = options or TimeOptions()
     clock = Clock(profiles, options, seed, preparing)
     workers = [w for w in workers if not isinstance(w, Pool)]
+    for worker in workers:
+        if worker.stage.actions is not None and worker.stage.actions.reuse:
+            clock.reuse(worker)  # refused now, not at the first batch
     engines = clock.engines(workers)
     pairs = unmeasured(workers, profiles) if options.unmeasured != "ignored" else []
     if options.unmeasured == "refused":

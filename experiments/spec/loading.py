@@ -391,6 +391,8 @@ def load(
     if given:
         tree = experiment.as_dict()
         tree["workload"] = dict.fromkeys(("trace", "sessions", "shape")) | tree["workload"]  # left out where None
+        for module in tree["pipeline"]["modules"].values():
+            module.setdefault("actions", None)
         for load_of in (tree["workload"], *tree["workload"].setdefault("classes", {}).values()):
             for lengths in load_of["lengths"].values():
                 lengths.setdefault("predict", None)  # likewise

@@ -58,32 +58,29 @@ class FewerSteps(Ends):
         waiting = [*view.waiting]
         drop = self.give_up([*view.running, *waiting], now) if view.stage.loop else []
         batch = [task for task in view.running if task in self.ends]
-        steps: dict[Task, int] = {}
         waiting = [task for task in waiting if task in self.ends]
-        waiting.sort(key=lambda task: (self.latest_start(task), task.id))
-        for task in waiting:
-            size = len(batch) + 1
-            if size == len(self.seconds):
+        joining: list[Task] = []
+        for task in sorted(waiting, key=lambda task: (self.latest_start(task), task.id)):
+            together = [*batch, *joining, task]
+            if len(together) == len(self.seconds) or not (len(together) == 1 or self._bear(together, now)):
                 break
-            pace = self.seconds[size]
-            if batch and not self._bear(batch, pace, now) and self.latest_start(batch[-1]) >= now:
-                break
-            count = self._steps(task, pace, now)
-            if count < task.iterations:
-                steps[task] = count
-            batch.append(task)
+            joining.append(task)
+        batch += joining
         if not batch:
             return Decision((), drop)
+        steps = {task: count for task in joining if (count := self._steps(task, len(batch), now)) < task.iterations}
         return Decision(batch, drop, self._repeat(view, batch, steps), steps=steps)
 
-    def _bear(self, batch: list[Task], pace: float, now: float) -> bool:
-        """Whether all of *batch* end in time if each of their steps takes *pace* seconds."""
+    def _bear(self, batch: list[Task], now: float) -> bool:
+        """Whether all of *batch* can end in time if it stays as it is."""
+        pace = self.seconds[len(batch)]
         return all(now + self._due(task) * pace <= self.ends[task] for task in batch)
 
-    def _steps(self, task: Task, pace: float, now: float) -> int:
-        if self.actions is None or not pace:
+    def _steps(self, task: Task, size: int, now: float) -> int:
+        """The steps of *task* if it begins in a batch of that *size*."""
+        if self.actions is None:
             return task.iterations
-        bears = int((self.ends[task] - now) / pace)
+        bears = int((self.ends[task] - now) / self.seconds[size])
         return max(self.actions.fewest(task.iterations), min(task.iterations, bears))
 
     # -- speed only -----------------------------------------------------------------------------------------
@@ -92,4 +89,5 @@ class FewerSteps(Ends):
         """Where nobody is left out, the batch stays until somebody leaves it, or cannot make it any more."""
         if len(batch) < len(view.running) + len(view.waiting):
             return None
-        return Repeat(min(steps.get(task, task.left) for task in batch), self.next_late(batch))
+        left = {task: steps.get(task, task.left) for task in batch}
+        return Repeat(min(left.values()), min(self.ends[task] - n * self.step for task, n in left.items()))

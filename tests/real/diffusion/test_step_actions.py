@@ -5,15 +5,26 @@ again.
 """
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
-from servetwin.core import Decision, Policy, Request, WorkerView
-from servetwin.core.invariants import InvariantChecker, check_records
+import yaml
+from servetwin.core import BatchWorker, Decision, Policy, Request, WorkerView
+from servetwin.core.invariants.checker import check_records
 from servetwin.core.pipeline import Module, Pipeline, StepActions
 from servetwin.core.serving.acting_worker import ActingWorker
+from servetwin.experiments.assembly.build import run
+from servetwin.experiments.backends.diffusion import Backend, Setup
+from servetwin.experiments.spec.loading import load
+from servetwin.experiments.validation.comparison.compare_runs import compare
 from servetwin.real import Options, Server
+from servetwin.real.diffusion.profiling.reused_steps import measured_ratios, with_reuse
 from test_models import PIPELINES
+
+PROFILES = Path(__file__).parents[3] / "profiles" / "data"
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 ACTIONS = StepActions(quality=((0.25, 0.5), (1.0, 1.0)), reuse=True)
 ASKED = 8
@@ -42,7 +53,7 @@ def images(server, policy, count, limit=3):
     workers = []
     for stage in stages:
         view = WorkerView(stage, lambda m, n: 0.001, limit=limit)
-        workers.append(ActingWorker(stage, policy, view) if stage.actions else _plain(stage, policy, view))
+        workers.append((BatchWorker if stage.actions is None else ActingWorker)(stage, policy, view))
     made = {}
     report = server.serve(
         stages,
@@ -52,12 +63,6 @@ def images(server, policy, count, limit=3):
     )
     assert report.summary.met == count
     return made
-
-
-def _plain(stage, policy, view):
-    from servetwin.core import BatchWorker
-
-    return BatchWorker(stage, policy, view)
 
 
 @torch.no_grad()
@@ -107,6 +112,55 @@ def test_fewer_steps_and_steps_again_give_the_images_of_the_pipeline(name):
 def test_in_processes_and_with_a_sampler_of_two_steps():
     options = {"device": "cpu", "slots": 8, "reuse": True, "scheduler": "dpm++2m"}
     policy = {"steps": {1: 5}, "skips": {0: {3, 5}, 1: {2}}}
-    here = images(Server("tiny-sd", Options(**options)), Acts(**policy), 2)
-    apart = images(Server("tiny-sd", Options(**options, processes=True)), Acts(**policy), 2)
+    here = images(Server("tiny-dit", Options(**options)), Acts(**policy), 2)
+    apart = images(Server("tiny-dit", Options(**options, processes=True)), Acts(**policy), 2)
     assert all((here[i].int() - apart[i].int()).abs().max() <= 1 for i in here)
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory):
+    """That of a tiny DiT that comes along, with what a reused step takes here."""
+    server = Server("tiny-dit", Options(device="cpu", slots=8, reuse=True))
+    ratios = measured_ratios(server, 2)
+    assert sorted(ratios) == [1, 2]
+    assert all(0.0 < ratio < 1.0 and count > 20 for ratio, count in ratios.values())  # the network is most of a step
+    content = with_reuse(yaml.safe_load((PROFILES / "cpu" / "tiny-dit.yaml").read_text()), "dit", ratios)
+    path = tmp_path_factory.mktemp("profiles") / "tiny-dit.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.mark.parametrize("policy", ["fewer-steps", "reuse-steps"])
+def test_both_worlds_keep_the_same_books(policy, profile, tmp_path):
+    actions = {"quality": [[0.4, 0.7], [1.0, 1.0]], "source": "a test", "reuse": True}
+    experiment = load(
+        {
+            "name": "actions",
+            "pipeline": {"modules": {"dit": {"loop": True, "actions": actions}, "vae": {}}},
+            "workload": {
+                "requests": 16,
+                "arrivals": {"process": "poisson", "rate": 200.0},
+                "steps": {"dit": {"draw": "uniform", "low": 10, "high": 16}},
+            },
+            "slo": {"factor": 12.0},
+            "policy": {"name": policy},
+            "deployment": {
+                "devices": {"gpu0": str(profile)},
+                "workers": [{"modules": [m], "device": "gpu0", "limit": 2} for m in ("dit", "vae")],
+            },
+            "time": {"unmeasured": "shared"},
+        }
+    )
+    backend = Backend(Setup(devices=("cpu",), foreign=True))
+    summaries = [
+        backend.run(experiment, tmp_path / "real").summary.as_dict(),
+        run(experiment, tmp_path / "simulated").as_dict(),
+    ]
+    for world, summary in zip(("real", "simulated"), summaries, strict=True):
+        check_records(tmp_path / world)
+        lines = [json.loads(line) for line in (tmp_path / world / "requests.jsonl").read_text().splitlines()]
+        stays = [record["stages"][0] for record in lines if record["finished"] is not None]
+        assert sum(stay["steps_skipped"] for stay in stays) == summary["quality"]["steps_skipped"] > 0
+        assert summary["quality"].keys() == summaries[0]["quality"].keys()
+    assert json.loads((tmp_path / "real" / "meta.json").read_text())["options"]["reuse"] is True
+    assert compare(tmp_path / "simulated", tmp_path / "real")["attainment"]
