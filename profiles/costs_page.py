@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from .tables.costs import ARGUMENTS, NOBODY, REGISTRY
+from .tables.cost_names import ARGUMENTS
+from .tables.costs import NOBODY, REGISTRY
 
 
 def as_markdown() -> str:

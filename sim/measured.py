@@ -21,10 +21,10 @@ from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.core.random_streams import stream
 from servetwin.core.serving.pool import Pool
 from servetwin.core.serving.shaped_worker import ShapedWorker
-from servetwin.profiles import BatchTable, Profile, TokenKind, costs
+from servetwin.profiles import BatchTable, Profile, TokenKind, TokenTable, costs
 from servetwin.profiles.llm.recent_load import recent_load_of
 from servetwin.profiles.tables.cost import Cost
-from servetwin.profiles.tables.costs import CostName
+from servetwin.profiles.tables.cost_names import CostName
 
 from .batch_lane import Rate, Rates
 from .device_sharing import HALF, head, refuse, shares, unmeasured
@@ -144,9 +144,11 @@ class Clock:
         options: TimeOptions,
         seed: int,
         preparing: Mapping[str, float] | None = None,
+        tables: Mapping[str, Callable[[TokenTable], TokenTable]] | None = None,
     ) -> None:
         self.profiles = profiles
         self.preparing = preparing or {}
+        self.tables = tables or {}
         self.options = options
         self.seed = seed
         self.watch = Watch()
@@ -200,6 +202,8 @@ class Clock:
             "corrected": ("corrected", "measured", "scheduler"),
         }.get(options.table, ("scheduler",))  # type: ignore[assignment]
         table = profile.tokens(*kinds, hold=options.hold, between=options.costs)
+        if worker.name in self.tables:
+            table = self.tables[worker.name](table)
         times: StepTimes = table
         if options.hold:
             times = HeldTimes(table, worker.name)
@@ -553,16 +557,18 @@ def measured_executor(
     seed: int = 0,
     calls: Mapping[str, CallTimes] | None = None,
     preparing: Mapping[str, float] | None = None,
+    tables: Mapping[str, Callable[[TokenTable], TokenTable]] | None = None,
 ) -> SimExecutor:
     """An executor in which *workers* take the time that was measured on their devices (device name -> profile).
 
-    *calls* gives the times of pools of threads, *preparing* how long engines prepare each prompt, by name.
+    *calls* gives the times of pools of threads, *preparing* how long engines prepare each prompt, by name;
+    *tables* makes of the table of a device's profile that of an engine with options of its own.
 
     Raises `BadInput` if a profile does not reach as far as a worker's batch limit, unless the options say hold, and
     for workers that share a device if their overlap was not measured, unless the options let them share it in time.
     """
     options = options or TimeOptions()
-    clock = Clock(profiles, options, seed, preparing)
+    clock = Clock(profiles, options, seed, preparing, tables)
     workers = [w for w in workers if not isinstance(w, Pool)]
     for worker in workers:
         if worker.stage.actions is not None and worker.stage.actions.reuse:

@@ -14,6 +14,10 @@ settings.register_profile(
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
+# The workers of pytest keep the cores busy: where no number of processes is asked for, a command of a test starts no
+# more of its own. Tests that are about several ask for two, and `.ci/wheel-test` lets all commands start two.
+os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")
+
 
 def pytest_make_parametrize_id(config: object, val: object, argname: str) -> str | None:
     """Bytes never name a test: packed ones hold the time, and two workers would collect two different tests."""

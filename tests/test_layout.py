@@ -60,8 +60,8 @@ VAGUE = {
 UNIT_OF_MEASURE = {
     ("experiments/capacity/root_search.py", "unit"),
     ("profiles/tables/cost.py", "unit"),
-    ("profiles/tables/costs.py", "unit"),
-    ("profiles/tables/costs.py", "Unit"),
+    ("profiles/tables/cost_names.py", "unit"),
+    ("profiles/tables/cost_names.py", "Unit"),
 }
 
 #: Packages whose modules are found by their files' names.

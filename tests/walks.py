@@ -24,7 +24,7 @@ from unittest import mock
 
 from servetwin.core import Request, Task
 from servetwin.experiments.assembly import build
-from servetwin.experiments.spec.field_types import Strict
+from servetwin.experiments.spec.keys.field_types import Strict
 from servetwin.experiments.spec.loading import load
 from servetwin.experiments.spec.variants import Chosen, Layer
 from servetwin.sim.time.calendar import Calendar

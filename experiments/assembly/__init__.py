@@ -5,6 +5,7 @@
 `pipeline`          the graph of modules, its branches, tools and budget
 `llm_workers`       workers that are engines: deadlines of tokens, limits
 `handovers`         from workers that prefill to workers that decode
+`engine_options`    options of engines that change their memory and their steps: KV in 8 bits
 `shapes`            the shapes of requests, and workers that serve several
 `replicas`          several devices behind a router, spelled out
 `inputs`            what the numbers of an experiment are made of; `same_run`: whether a run still is that

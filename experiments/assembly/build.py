@@ -46,9 +46,9 @@ from ..spec.loading import load_profiles, not_measured
 from ..spec.sessions import ClosedLoop
 from ..workload import sessions
 from ..workload.requests import about, check_resolution, other_images, read_trace, requests
-from . import handovers
+from . import engine_options, handovers
 from .llm_workers import ENDLESS, check_engine, contexts, deadlines_of, host_ahead, prepare, settings_of
-from .pipeline import call_times, estimates, make_pipeline, make_pool, seconds_alone, wiring
+from .pipeline import acts, call_times, estimates, make_pipeline, make_pool, seconds_alone, wiring
 from .replicas import expanded
 from .shapes import alone_by_shape, check_sizes, estimates_by_shape, shaped_worker, shapes_of, told
 
@@ -165,7 +165,7 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     # Else all are drawn whole, by one seed, and there is nothing to tell.
     if trace is not None or cut_or_shared or experiment.seed or load.says_more:
         recorder.summary.input = about(experiment, trace, limits)
-    if experiment.pipeline.acts:
+    if acts(experiment.pipeline):
         recorder.summary.quality = StepQuality()
     if load.shaped:
         recorder.summary.input["shapes"] = told(workers)
@@ -174,6 +174,9 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     if limits and (said := not_measured(profiles.values())):
         recorder.summary.input["basis"] = said
     if experiment.deployment.handover is not None and (said := handovers.stands_on(experiment)):
+        recorder.summary.input.setdefault("basis", []).extend(said)
+    optional = any(w.engine is not None and w.engine.options for w in experiment.deployment.workers)
+    if optional and (said := engine_options.stands_on(experiment)):
         recorder.summary.input.setdefault("basis", []).extend(said)
     if experiment.time.unmeasured == "shared":
         _check_memory(experiment, workers, profiles)
@@ -188,6 +191,7 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
         seed=experiment.seed,
         calls={name: call_times(s, experiment.seed) for name, s in specs.items() if s.calls},
         preparing={name: s.engine.preparing.seconds for name, s in specs.items() if s.engine and s.engine.preparing},
+        tables=engine_options.tables(experiment, profiles) if optional else None,
     )
     with policies_answer([worker.policy for worker in workers]):  # each is asked to start
         loop = ServingLoop(stages, workers, executor, recorder, **wiring(experiment, stages, workers, profiles))
@@ -312,6 +316,8 @@ def make_workers(experiment: Experiment, stages: list[Stage], profiles: dict[str
             policy = check_engine(experiment, spec, settings, profile, policy)
             measured = experiment.deployment.estimates == "measured"
             plans = profile.tokens("measured" if measured else "scheduler", hold=experiment.time.hold)
+            if spec.engine is not None and spec.engine.options:
+                plans = engine_options.table_of(spec, profile, plans)
             promised = (profile,) if spec.role is None else handovers.profiles_by_role(experiment, spec, profiles)
             engine_view = TokenView(
                 stage,
@@ -373,7 +379,8 @@ def time_shared(experiment: Experiment) -> list[str]:
 
 def stands_on(experiment: Experiment) -> list[str]:
     """A line for each profile of *experiment* that is imported or estimated."""
-    return [*not_measured(load_profiles(experiment).values()), *handovers.stands_on(experiment)]
+    said = [*handovers.stands_on(experiment), *engine_options.stands_on(experiment)]
+    return [*not_measured(load_profiles(experiment).values()), *said]
 
 
 def policy_not_measured(experiment: Experiment) -> list[str]:

@@ -87,18 +87,29 @@ def _transfer(
     said = experiment.deployment.handover
     assert said is not None
     of_model = _bytes_per_token([profiles[w.device] for w in (*prefill, *decode)])
-    size = said.bytes_per_token or of_model
+    fp8 = _in_fp8(experiment, prefill)
+    size = said.bytes_per_token or (of_model / 2 if fp8 else of_model)
     seconds: dict[str, Callable[[int], float]] = {}
     for worker in prefill:
         if said.gb_per_s is not None:
             each, constant = size / (said.gb_per_s * 1e9), said.latency
         else:
+            if fp8:
+                what = "what handing over KV in fp8 takes is not known: kv.handover is of twice the bytes"
+                raise BadInput(what, where=BANDWIDTH, right="the bandwidth, gb_per_s: 25, say, and its source")
             constant, each = _measured(profiles[worker.device])
             constant += said.latency
         if not experiment.time.transport:
             constant = each = 0.0
         seconds[worker.name] = partial(_line, constant, each)
     return KVTransfer(seconds, size, said.link, said.overlap, said.first_token)
+
+
+def _in_fp8(experiment: Experiment, workers: Sequence[TokenWorker]) -> bool:
+    """Whether *workers*, which serve one module, keep KV in 8 bits: all of its workers do then."""
+    module = workers[0].stage.loop or workers[0].stage.name
+    engines = [w.engine for w in experiment.deployment.workers if w.modules[0] == module]
+    return any(engine is not None and engine.kv_cache_dtype == "fp8" for engine in engines)
 
 
 def _line(constant: float, each: float, tokens: int) -> float:

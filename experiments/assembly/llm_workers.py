@@ -58,7 +58,10 @@ def settings_of(spec: WorkerSpec, profile: Profile) -> EngineSettings:
     given, data = spec.engine or EngineSpec(), profile.token_data
     size, engine = given.block_size or data.kv.block_size, data.engine
     blocks = given.blocks or data.blocks(
-        max_batched_tokens=given.max_batched_tokens, max_sequences=spec.limit, block_size=size
+        max_batched_tokens=given.max_batched_tokens,
+        max_sequences=spec.limit,
+        block_size=size,
+        fp8=given.kv_cache_dtype == "fp8",
     )
     limits = EngineLimits(
         blocks=blocks,

@@ -17,7 +17,8 @@ from servetwin.core.serving.dispatch import Dispatcher
 from servetwin.core.serving.pool import Pool
 
 from ..registry import router_registry
-from ..spec.experiment import Experiment, ListedCalls, LognormalCalls, PipelineSpec, StepActionsSpec, WorkerSpec
+from ..spec.experiment import Experiment, ListedCalls, LognormalCalls, PipelineSpec, WorkerSpec
+from ..spec.shapes import StepActionsSpec
 from ..workload.lengths import largest
 from .handovers import make_handovers, profiles_by_role
 from .llm_workers import deadlines_of
@@ -40,6 +41,11 @@ def make_pipeline(spec: PipelineSpec, name: str) -> Pipeline:
     plain = list(itertools.pairwise(names)) if spec.edges is None else [(a, b) for a, b in spec.edges]
     branches = [Edge(b.source, b.to, b.probability, b.most) for b in spec.branches]
     return Pipeline(modules, [*plain, *branches], name)
+
+
+def acts(spec: PipelineSpec) -> bool:
+    """Whether policies may do something with steps."""
+    return any(module.actions is not None for module in spec.modules.values())
 
 
 def step_actions(spec: StepActionsSpec | None) -> StepActions | None:

@@ -23,9 +23,9 @@ from servetwin.core import BadInput, Pipeline, Recorder, Request, ServeTwinError
 from servetwin.core.group_metrics import StepQuality
 from servetwin.core.serving.sessions import Session
 
-from ..assembly import build, handovers
+from ..assembly import build, engine_options, handovers
 from ..assembly.llm_workers import contexts
-from ..assembly.pipeline import make_pipeline, real_tools, wiring, without_tools
+from ..assembly.pipeline import acts, make_pipeline, real_tools, wiring, without_tools
 from ..assembly.replicas import expanded
 from ..assembly.same_run import otherwise, weights_digest
 from ..assembly.shapes import check_sizes, refuse, shapes_of, told
@@ -136,7 +136,7 @@ class Backend:
         recorder: Recorder = Recorder()
         if folder is not None:
             recorder = build.folder_for(experiment, folder, describe(experiment, server))
-        if experiment.pipeline.acts:
+        if acts(experiment.pipeline):
             recorder.summary.quality = StepQuality()
         shaped = told(workers)
         if shaped:
@@ -244,6 +244,7 @@ class Plan:
         if not diffusion:
             refuse(experiment, "this backend")
         handovers.refuse(experiment, "the real side", "workers without a role, or --backend sim")
+        engine_options.refuse(experiment, "the real side", "an engine without it, or --backend sim")
         self.fitting = fitting(experiment, model) if diffusion else []
         if experiment.workload.in_turns and not in_turns:
             what = "here no request waits for others to end, as those of sessions and closed loops do"

@@ -22,9 +22,11 @@ from servetwin.core import BadInput
 from ..assembly.build import stands_on, time_shared
 from ..registry.catalog import suggest
 from ..spec.experiment import Experiment, RelativeSLO
+from ..spec.keys.schedule import ByClass
 from ..spec.llm import TokenSLOSpec
 from ..spec.loading import layers, load
 from ..spec.overrides import ByOption, Override
+from ..spec.schedule_validation import schedules
 from ..spec.sessions import ClosedLoop
 from ..sweeps import tables
 from ..sweeps.cache import Cache
@@ -210,6 +212,10 @@ def _experiment(
     if experiment.seed != asked.first_seed:
         what = f"the seeds of a search begin with {asked.first_seed}"
         raise BadInput(what, where="--set seed", right=f"--first-seed {experiment.seed}")
+    if any(schedules(experiment.workload)):
+        what = "a search looks for what is held in the long run, at one rate, and this load changes over time"
+        right = "a sweep over workload.arrivals.rate or deployment.replicas"
+        raise BadInput(what, where="workload.arrivals.process", right=right)
     wanted = experiment.workload.requests
     if asked.requests is not None:
         wanted = asked.requests
@@ -268,6 +274,10 @@ def _start(experiment: Experiment, find: str) -> float:
         if isinstance(experiment.workload.arrivals, ClosedLoop):
             what = "a closed loop has no rate: its clients send when they have been answered"
             right = "a sweep that varies workload.arrivals.clients, or another arrival process"
+            raise BadInput(what, where="--find rate", right=right)
+        if isinstance(experiment.workload.arrivals, ByClass):
+            what = "each class has a rate of its own"
+            right = "--find replicas, or a sweep over workload.arrivals.scale"
             raise BadInput(what, where="--find rate", right=right)
         if rate is None:
             raise BadInput(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from servetwin.core import Stage
 
+from ..assembly.engine_options import table_of
 from ..assembly.llm_workers import settings_of
 from ..assembly.pipeline import make_pipeline, mean_of_calls
 from ..assembly.replicas import expanded
@@ -120,8 +121,9 @@ class Alone:
         return TokensAlone(table, visit.stay["prompt"])
 
     def _table(self, worker: str) -> TokenTable:
-        device = self.workers[worker].device
-        return self.profiles[device or ""].tokens("measured", "scheduler", hold=True)
+        spec = self.workers[worker]
+        profile = self.profiles[spec.device or ""]
+        return table_of(spec, profile, profile.tokens("measured", "scheduler", hold=True))
 
     def memory(self, worker: str) -> Memory:
         """The KV memory of that engine."""

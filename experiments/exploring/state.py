@@ -14,7 +14,7 @@ from servetwin.core import BadInput
 
 from ..spec import yaml_io
 from ..spec.experiment import Experiment
-from ..spec.field_types import NotNegative, Strict
+from ..spec.keys.field_types import NotNegative, Strict
 from ..spec.loading import SHORT, load
 from ..spec.overrides import Override
 from .controls import Offer

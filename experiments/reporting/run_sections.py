@@ -85,6 +85,8 @@ def load_of(experiment: Mapping[str, Any]) -> str:
     workload = experiment.get("workload", {})
     arrivals = workload.get("arrivals", {})
     said = []
+    if (process := arrivals.get("process")) in ("schedule", "by_class"):
+        said.append("a load over time" if process == "schedule" else "classes that come each at times of their own")
     if isinstance(rate := arrivals.get("rate"), int | float):
         said.append(f"{rate:g} requests/s")
         if isinstance(cv := arrivals.get("cv"), int | float):

@@ -71,7 +71,7 @@ def _distinct(experiments: Iterable[Experiment]) -> list[Experiment]:
 def _add_profiles(experiment: Experiment, rows: dict[str, list[str]], notes: dict[str, None]) -> None:
     from servetwin.profiles import verdict
 
-    from ..assembly import handovers
+    from ..assembly import engine_options, handovers
     from ..assembly.build import policy_not_measured, time_shared
 
     for profile in load_profiles(experiment).values():
@@ -81,7 +81,12 @@ def _add_profiles(experiment: Experiment, rows: dict[str, list[str]], notes: dic
         found = [verdict.short(data) or "", *verdict.beyond(data)]
         rows[profile.name] = [profile.name, origin, "; ".join(text for text in found if text) or "nothing"]
     notes |= dict.fromkeys(
-        [*time_shared(experiment), *policy_not_measured(experiment), *handovers.stands_on(experiment)]
+        [
+            *time_shared(experiment),
+            *policy_not_measured(experiment),
+            *handovers.stands_on(experiment),
+            *engine_options.stands_on(experiment),
+        ]
     )
 
 

@@ -17,10 +17,11 @@ from pydantic_core import PydanticCustomError
 from servetwin.core import BadInput
 from servetwin.profiles import Kind
 
-from .field_types import Count, NotNegative, Positive, Strict, Wait, Weight
-from .llm import EngineSpec, Lengths, TokenSLOSpec
+from .keys.field_types import Count, NotNegative, Positive, Strict, Wait, Weight
+from .keys.schedule import ByClass, Schedule
+from .llm import EngineSpec, Lengths, TokenSLOSpec, drop_options
 from .sessions import ClosedLoop, SessionsSpec
-from .shapes import ShapeDraw
+from .shapes import ShapeDraw, StepActionsSpec
 
 # -- what arrives ---------------------------------------------------------------------------------------
 
@@ -85,7 +86,11 @@ class Trace(Recorded):
     rate: Positive | None = None
 
 
-Arrivals = Annotated[ClosedLoop | Gamma | Poisson | Constant | Bursty | Trace, Discriminator("process")]
+DrawnArrivals = Annotated[Gamma | Poisson | Constant | Bursty | Schedule, Discriminator("process")]
+Arrivals = Annotated[
+    ClosedLoop | Gamma | Poisson | Constant | Bursty | Schedule | ByClass | Trace, Discriminator("process")
+]
+OWN_RATE = (ClosedLoop, Schedule, ByClass, Trace)  #: they have a rate of their own, or none
 
 
 class UniformSteps(Strict):
@@ -165,7 +170,8 @@ class RequestClass(Strict):
     which each is of. *steps* and *lengths* replace those of the workload, module by module; what *slo* says is laid
     over the experiment's, key by key; *shape* is as in the workload. *priority* (lower is sooner, as in vLLM),
     *tenant* and *weight* (the share of service that the tenant is entitled to, relative to others') are shown to
-    policies and routers.
+    policies and routers. *arrivals*: where those of the workload are "by_class", when requests of this class come; no
+    class has a share then.
     """
 
     share: Positive | None = None
@@ -176,6 +182,7 @@ class RequestClass(Strict):
     steps: dict[str, Steps] = Field(default_factory=dict)
     lengths: dict[str, Lengths] = Field(default_factory=dict)
     shape: ShapeDraw | None = None
+    arrivals: DrawnArrivals | None = None
 
 
 class Workload(Strict):
@@ -185,7 +192,8 @@ class Workload(Strict):
     seeded with 0 for each list): the same requests in every run, whatever the experiment's seed. "published_llm" is
     the same with the seeds of its LLM experiments, which depend on the cv, "published_agents" with those of its
     multi-agent experiments. With "seeded" they come from the
-    experiment's seed. *requests* may be left out (null) for a trace: all of it. LLM modules have *lengths* in place
+    experiment's seed. *requests* may be left out (null) for a trace: all of it; and for a load that ends at a time:
+    all that come by then. LLM modules have *lengths* in place
     of *steps*. *trace* is where steps and lengths come from that are those of a trace, if the arrivals are drawn.
     *classes* tell requests apart that have steps, lengths, an SLO, a priority, a tenant or a weight of their own.
     With *sessions* requests are their turns, and *arrivals* say when sessions begin.
@@ -258,21 +266,6 @@ class BudgetSpec(Strict):
 # -- what serves ----------------------------------------------------------------------------------------
 
 
-class StepActionsSpec(Strict):
-    """What a policy may do with the steps of a loop, and what a result is worth then.
-
-    *quality* are pairs [share, quality]: what a result is worth if the network ran in that share of the steps that
-    were asked for, in straight lines between. The shares rise, the last is 1. A policy may go down to the first, and
-    to no fewer than *min_steps* (a request that asks for fewer gets them all). *source* says where the numbers come
-    from. With *reuse* a step may take the network's last prediction again, which a profile must know the time of.
-    """
-
-    quality: Annotated[list[Annotated[list[NotNegative], Field(min_length=2, max_length=2)]], Field(min_length=1)]
-    source: Annotated[str, Field(min_length=1)]
-    min_steps: Count = 1
-    reuse: bool = False
-
-
 class ModuleSpec(Strict):
     """A compute stage; a *loop* module runs many iterations per request.
 
@@ -315,11 +308,6 @@ class PipelineSpec(Strict):
     def llms(self) -> list[str]:
         """The modules that are language models. The worker of such a module is an engine, and serves no other."""
         return [name for name, module in self.modules.items() if module.llm]
-
-    @property
-    def acts(self) -> bool:
-        """Whether policies may do something with steps."""
-        return any(module.actions is not None for module in self.modules.values())
 
 
 class PolicySpec(Strict):
@@ -557,29 +545,32 @@ class Experiment(Strict):
         usual, pooled = self.policy, PolicySpec(name="fcfs")
         return [w.policy or (usual if w.threads is None else pooled) for w in self.deployment.workers]
 
-    def as_dict(self) -> dict[str, Any]:
-        """The content of a file that says the same in full."""
+    def as_dict(self, *, whole: bool = False) -> dict[str, Any]:
+        """The content of a file that says the same in full; with *whole* also the keys that came later than files
+        that say nothing of them."""
         content = self.model_dump(mode="json", by_alias=True)
         load = content["workload"]
         plan = content["deployment"]
-        for module in content["pipeline"]["modules"].values():
-            if module["actions"] is None:
-                del module["actions"]
-        for said in (plan, *plan["workers"]):
-            for key in ("handover", "role"):
-                if key in said and said[key] is None:
-                    del said[key]
-        for key in ("trace", "sessions"):
-            if load[key] is None:
-                del load[key]
         for name, own in self.workload.classes.items():
             if own.slo is not None:  # what it does not say is as in the experiment's
                 load["classes"][name]["slo"] = own.slo.model_dump(mode="json", exclude_unset=True)
+        if whole:
+            return content
+        for said in (plan, *plan["workers"], *content["pipeline"]["modules"].values()):
+            for key in ("handover", "role", "actions"):
+                if key in said and said[key] is None:
+                    del said[key]
+        for worker in plan["workers"]:
+            drop_options(worker["engine"])
+        for key in ("trace", "sessions"):
+            if load[key] is None:
+                del load[key]
         if not self.workload.classes:
             del load["classes"]
         for said in (load, *load.get("classes", {}).values()):
-            if said["shape"] is None:
-                del said["shape"]
+            for key in ("shape", "arrivals"):
+                if said[key] is None:
+                    del said[key]
         for lengths in (load["lengths"], *(own["lengths"] for own in load.get("classes", {}).values())):
             for said in lengths.values():
                 if said["predict"] is None:

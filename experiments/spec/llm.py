@@ -5,11 +5,11 @@ Lengths are in tokens. See docs/guides/language-models.md.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field
 
-from .field_types import Count, NotNegative, Positive, Strict
+from .keys.field_types import Count, NotNegative, Positive, Strict
 
 
 class ConstantTokens(Strict):
@@ -186,6 +186,16 @@ class TokenSLOSpec(Strict):
     window: Window | None = None
 
 
+class Fp8Attention(Strict):
+    """What the part of a step's time that grows with the tokens whose keys and values stood before it takes with
+    these in 8 bits, over what it takes in the profile: for sequences that *decode*, and for chunks of prompts
+    (*prefill*). *source* says where the numbers come from."""
+
+    decode: Positive
+    prefill: Positive
+    source: Annotated[str, Field(min_length=1)]
+
+
 class EngineSpec(Strict):
     """Limits of an LLM engine; what is left out is as the profile says.
 
@@ -197,7 +207,9 @@ class EngineSpec(Strict):
     step is decided while the one before it runs (vLLM's asynchronous scheduling). With *keep_freed* a preempted
     request that comes back finds of its blocks what nobody took meanwhile (vLLM's prefix cache, where no two prompts
     begin alike). With *enable_prefix_caching* prompts that begin alike share blocks as well (vLLM's prefix cache,
-    which vLLM has on by default), as far as the workload says what they begin with.
+    which vLLM has on by default), as far as the workload says what they begin with. With *kv_cache_dtype* "fp8" keys
+    and values take half the memory, and attention to them what *fp8_attention* says, or else the profile (its costs
+    `kv.fp8.decode` and `kv.fp8.prefill`).
     """
 
     blocks: Count | None = None
@@ -213,3 +225,23 @@ class EngineSpec(Strict):
     enable_prefix_caching: bool = False
     asynchronous: bool | None = None
     preparing: Preparing | None = None
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    fp8_attention: Fp8Attention | None = None
+
+    @property
+    def options(self) -> list[str]:
+        """Those of `OPTIONS` that it asks for."""
+        fields = type(self).model_fields
+        return [key for key in OPTIONS if getattr(self, key) != fields[key].default]
+
+
+#: Keys of an engine that files say nothing of where they are not asked for (docs/guides/engine-options.md).
+OPTIONS = ("kv_cache_dtype", "fp8_attention")
+
+
+def drop_options(engine: dict[str, Any] | None) -> None:
+    """Take the keys of `OPTIONS` that are as usual out of what is written of an *engine*: files from before there
+    were such say the same."""
+    for key in OPTIONS if engine is not None else ():
+        if engine is not None and engine[key] == EngineSpec.model_fields[key].default:
+            del engine[key]

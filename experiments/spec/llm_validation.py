@@ -9,6 +9,7 @@ from .experiment import Experiment, FixedSLO, Gamma, Misfit, Workload
 from .llm import (
     ChoiceTokens,
     ConstantTokens,
+    EngineSpec,
     Lengths,
     ListedTokens,
     LognormalTokens,
@@ -145,12 +146,25 @@ def _check_workers(experiment: Experiment, modules: list[str]) -> None:
             key, right = ("keep_freed", "false") if engine.keep_freed else ("preemption", "recompute")
             what = f"enable_prefix_caching does not go together with {key}: {getattr(engine, key)}".lower()
             raise Misfit((*path, "engine", key), what, right)
+        if engine is not None:
+            _check_options((*path, "engine"), engine)
         if worker.engine is not None and not served:
             raise Misfit((*path, "engine"), "this worker serves no module of kind llm", "no engine")
         if worker.device in engines and worker.device in others:
             # What another kind of worker would cost it has not been measured; of engines the profile may say it.
             what = f"the engine of {engines[worker.device]!r} has the device {worker.device!r} to itself"
             raise Misfit((*path, "device"), what, "a device for each engine, or two engines on one")
+
+
+def _check_options(path: tuple[str | int, ...], engine: EngineSpec) -> None:
+    """Whether the options of an engine go together."""
+    fp8 = engine.kv_cache_dtype == "fp8"
+    if engine.fp8_attention is not None and not fp8:
+        what = "without kv_cache_dtype: fp8 it is not looked at"
+        raise Misfit((*path, "fp8_attention"), what, "kv_cache_dtype: fp8, or no fp8_attention")
+    if fp8 and engine.preemption == "swap":
+        what = "what moving blocks of KV in fp8 takes is not known: kv.swap is of blocks that take twice the bytes"
+        raise Misfit((*path, "preemption"), what, "recompute, or kv_cache_dtype: auto")
 
 
 def _check_roles(experiment: Experiment, modules: list[str]) -> None:
@@ -172,7 +186,12 @@ def _check_roles(experiment: Experiment, modules: list[str]) -> None:
                 what = f"{key} is not known of engines whose prefill and decode are apart"
                 raise Misfit((*path, "engine", key), what, "false")
         prefills |= {worker.device} if worker.role == "prefill" else set()
+    kept: dict[str, str] = {}
     for i, worker in enumerate(plan.workers):
+        dtype = worker.engine.kv_cache_dtype if worker.engine is not None else "auto"
+        if worker.role is not None and kept.setdefault(worker.modules[0], dtype) != dtype:
+            what = f"KV is handed over as it is kept, and workers of {worker.modules[0]!r} keep it in different types"
+            raise Misfit(("deployment", "workers", i, "engine", "kv_cache_dtype"), what, kept[worker.modules[0]])
         if worker.role == "decode" and worker.device in prefills:
             what = f"{worker.device!r} has a worker that prefills"
             raise Misfit(("deployment", "workers", i, "device"), what, "a device of its own")

@@ -27,6 +27,7 @@ from ..registry.catalog import WORKLOADS, closest, suggest, workload_names
 from ..registry.vllm_options import of_vllm
 from . import yaml_io
 from .experiment import (
+    OWN_RATE,
     Arrivals,
     Calls,
     Deployment,
@@ -38,13 +39,12 @@ from .experiment import (
     RouterSpec,
     Routing,
     Steps,
-    Trace,
     WorkerSpec,
 )
-from .field_types import Strict
+from .keys.field_types import Strict
 from .llm import EngineSpec, Prediction, PrefixDraw, TokenDraw, TokenSLOSpec
 from .overrides import ByOption, Override, said
-from .sessions import WAITS, ClosedLoop, SecondsDraw, TurnsDraw
+from .sessions import WAITS, SecondsDraw, TurnsDraw
 from .shapes import ShapeDraw
 from .validation import check
 from .variants import NAMES_OF_DEPLOYMENT, Chosen, Given, Key, Layer, Tree, check_layer, choose
@@ -184,7 +184,7 @@ def _kinds() -> dict[tuple[str, ...], tuple[str, dict[str, type[BaseModel]]]]:
         ("policy",): ("name", {}),
         ("deployment", "router"): ("name", {}),
         ("deployment", "routers", "*"): ("name", {}),
-        ("workload", "arrivals"): ("process", by_tag(Arrivals, "process")),
+        **{(*load, "arrivals"): ("process", by_tag(Arrivals, "process")) for load in loads},
         ("workload", "sessions", "turns"): ("draw", by_tag(TurnsDraw, "draw")),
         **dict.fromkeys(WAITS, ("draw", by_tag(SecondsDraw, "draw"))),
         **{(*load, "steps", "*"): ("draw", by_tag(Steps, "draw")) for load in loads},
@@ -215,8 +215,7 @@ def _keep_known(node: Tree, path: Key, tag: str, value: Any) -> None:
     kind = _kind_at(path)
     assert kind is not None
     model = kind[1].get(value) if isinstance(value, str) else None
-    # A trace has a rate of its own, and a closed loop has none: that of another process is not for them.
-    known = set(model.model_fields) if model not in (None, Trace, ClosedLoop) else set()
+    known = set(model.model_fields) if model not in (None, *OWN_RATE) else set()
     for key in [k for k in node if k not in known]:
         del node[key]
     node[tag] = value
@@ -389,13 +388,7 @@ def load(
     if session is not None:
         given = [*_session_overrides(chain, session), *given]
     if given:
-        tree = experiment.as_dict()
-        tree["workload"] = dict.fromkeys(("trace", "sessions", "shape")) | tree["workload"]  # left out where None
-        for module in tree["pipeline"]["modules"].values():
-            module.setdefault("actions", None)
-        for load_of in (tree["workload"], *tree["workload"].setdefault("classes", {}).values()):
-            for lengths in load_of["lengths"].values():
-                lengths.setdefault("predict", None)  # likewise
+        tree = experiment.as_dict(whole=True)
         for path, value, shown in given:
             by_name = path in NAMES_OF_DEPLOYMENT and not isinstance(value, dict)
             if path not in (("policy", "name"), ("variant",)) and not by_name:  # those are chosen by now

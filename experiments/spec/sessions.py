@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field
 from pydantic_core import PydanticCustomError
 
-from .field_types import Count, NotNegative, PositiveWait, Strict, Wait
+from .keys.field_types import Count, NotNegative, PositiveWait, Strict, Wait
 
 
 class ConstantSeconds(Strict):

@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from servetwin.profiles import Kind
 
 from .experiment import Experiment
-from .field_types import Strict
+from .keys.field_types import Strict
 
 INTRODUCTION = """\
 # Experiment files

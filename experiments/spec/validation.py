@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ..registry.catalog import suggest
-from . import llm_validation
+from . import llm_validation, schedule_validation
 from .experiment import (
     ChoiceSteps,
     Constant,
@@ -23,6 +23,7 @@ from .experiment import (
     WorkerSpec,
     Workload,
 )
+from .keys.schedule import ByClass
 from .llm import BucketPrediction, Lengths, TokenSLOSpec, TracePrefix, TraceTokens
 from .sessions import WAITS, ChoiceTurns, ClosedLoop, LognormalSeconds, TraceTurns, UniformSeconds, UniformTurns
 from .shapes import ChoiceShape, ShapeDraw, TraceShape, shapes_in
@@ -46,6 +47,7 @@ def check(experiment: Experiment) -> None:
             )
     for module, steps in load.steps.items():
         _check_steps(("workload", "steps", module), steps, load)
+    schedule_validation.check(experiment)
     _check_classes(experiment)
     _check_shapes(experiment)
     for module, spec in modules.items():
@@ -55,8 +57,9 @@ def check(experiment: Experiment) -> None:
         for module, steps in own.steps.items():
             _check_steps(("workload", "classes", name, "steps", module), steps, load)
     _check_trace(load)
-    if load.requests is None and load.recorded is None:
-        raise Misfit(("workload", "requests"), "only a trace has a number of requests of its own", "a whole number")
+    if load.requests is None and load.recorded is None and not schedule_validation.ends(load):
+        what = "only a trace has a number of requests of its own, or a load that ends (until)"
+        raise Misfit(("workload", "requests"), what, "a whole number")
     if load.draws != "seeded" and not isinstance(load.arrivals, Gamma | Constant | Trace | ClosedLoop):
         what = f"NeuStream's artifact has no {load.arrivals.process} arrivals that could be repeated"
         raise Misfit(("workload", "draws"), what, "seeded")
@@ -92,7 +95,12 @@ def _check_trace(load: Workload) -> None:
         draws = [*load.steps.values(), *(d for x in load.lengths.values() for d in (x.prompt, x.output))]
         told = load.classes and all(own.share is None for own in load.classes.values())
         shaped = load.shape is not None and load.shape.draw == "trace"
-        if not told and not shaped and not any(draw.draw == "trace" for draw in draws):
+        if (
+            not told
+            and not shaped
+            and not schedule_validation.follows(load)
+            and not any(draw.draw == "trace" for draw in draws)
+        ):
             what = "no steps, lengths, shapes or classes are taken from the trace"
             raise Misfit(("workload", "trace"), what, "{draw: trace} somewhere, or no key 'trace'")
     if trace.end is not None and trace.end <= (trace.start or 0.0):
@@ -285,7 +293,10 @@ def _check_classes(experiment: Experiment) -> None:
     if load.draws != "seeded":
         what = "NeuStream's artifact has no classes of requests that could be repeated"
         raise Misfit(("workload", "draws"), what, "seeded")
-    without = [name for name, own in load.classes.items() if own.share is None]
+    if isinstance(load.arrivals, ByClass):
+        without = []
+    else:
+        without = [name for name, own in load.classes.items() if own.share is None]
     if without and len(without) < len(load.classes):
         raise Misfit(("workload", "classes", without[0], "share"), "other classes have a share", "a share for each")
     if without and load.recorded is None:

@@ -36,7 +36,7 @@ from ..provenance.stored_rows import Kept, decode, encode
 from ..registry.catalog import FIGURES, figure_names, suggest
 from ..spec import yaml_io
 from ..spec.experiment import Experiment
-from ..spec.field_types import Strict
+from ..spec.keys.field_types import Strict
 from ..spec.loading import SHORT, layers, load, load_profiles, locate
 from ..spec.overrides import ByOption
 from ..spec.variants import Layer

@@ -21,9 +21,10 @@ from servetwin.core.random_streams import stream
 
 from ..registry.catalog import suggest
 from ..spec.experiment import Experiment, RelativeSLO, RequestClass, Workload
+from ..spec.keys.schedule import ByClass
 from ..spec.sessions import TraceTurns
 from . import prefixes
-from .draws import BLOCK, shapes_of, steps_of, turns_of
+from .draws import BLOCK, arrivals_by_class, shapes_of, steps_of, turns_of
 from .lengths import triples
 from .predictions import Predictor, predictor
 
@@ -37,6 +38,8 @@ Seconds = Callable[[Mapping[str, int], str, Shape | None], float]
 def class_names(load: Workload, trace: TraceFile | None, seed: int) -> Iterator[str]:
     """The class of request 0, 1, ..., "" where there are none. Raises `BadInput` if the trace does not tell, or tells
     of one that is not there."""
+    if isinstance(load.arrivals, ByClass):
+        return (name for _, name in arrivals_by_class(load, seed))
     known = list(load.classes)
     told = trace is not None and "class" in trace.overview.terms
     if not known:

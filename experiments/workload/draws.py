@@ -11,6 +11,7 @@ which they were stored (tests/experiments/workload/test_draws.py holds all of th
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain, cycle, repeat
@@ -26,12 +27,15 @@ from ..spec.experiment import (
     ChoiceSteps,
     Constant,
     ConstantSteps,
+    DrawnArrivals,
     Gamma,
     Steps,
     Trace,
     TraceSteps,
     UniformSteps,
+    Workload,
 )
+from ..spec.keys.schedule import ByClass, Schedule
 from ..spec.llm import (
     ChoiceTokens,
     ConstantTokens,
@@ -56,6 +60,7 @@ from ..spec.sessions import (
     UniformTurns,
 )
 from ..spec.shapes import ConstantShape, ShapeDraw, TraceShape
+from .schedules import Load, schedule_times
 
 if TYPE_CHECKING:
     from .trace_reader import TraceFile
@@ -80,22 +85,61 @@ def arrival_times(
     published: bool,
     trace: TraceFile | None = None,
     seeds: Mapping[float, int] | None = None,
+    purpose: str = "arrivals",
 ) -> Iterator[float]:
     """The times at which the requests of *spec* are due: *published* as in the artifact's experiments, which took
-    *seeds* by the cv of the gaps (None: 0 for all)."""
+    *seeds* by the cv of the gaps (None: 0 for all). *purpose* tells the draws of one experiment apart."""
     if isinstance(spec, Trace):
         assert trace is not None
         return trace.arrivals_at(spec.rate)
-    assert not isinstance(spec, ClosedLoop)  # when those come depends on who has ended
+    assert not isinstance(spec, ClosedLoop | ByClass)  # when those come depends on who has ended, or on the class
     if isinstance(spec, Constant):
         return _constant(spec.rate)
     first = seeds[spec.cv] if seeds is not None and isinstance(spec, Gamma) else 0
-    source: Source = published_stream(first) if published else stream(seed, "arrivals")
+    source: Source = published_stream(first) if published else stream(seed, purpose)
+    if isinstance(spec, Schedule):
+        assert isinstance(source, np.random.Generator)
+        return schedule_times(Load(spec, trace), _gaps_of_one(spec.cv, source) if spec.cv else None)
     if isinstance(spec, Bursty):
         assert isinstance(source, np.random.Generator)
         return _bursty(spec, source)
     cv = spec.cv if isinstance(spec, Gamma) else 1.0
     return _renewal(spec.rate, cv, source)
+
+
+def arrivals_by_class(load: Workload, seed: int) -> Iterator[tuple[float, str]]:
+    """When requests are due, and of which class they are, where each class has *arrivals* of its own; of those that
+    are due at once that of the class which stands first in the file."""
+    assert isinstance(load.arrivals, ByClass)
+    by_class = []
+    for place, (name, own) in enumerate(load.classes.items()):
+        assert own.arrivals is not None  # checked with the file
+        assert own.arrivals.rate is not None
+        spec = own.arrivals.model_copy(update={"rate": own.arrivals.rate * load.arrivals.scale})
+        times = arrival_times(spec, seed=seed, published=False, purpose=f"arrivals of class {name}")
+        by_class.append(zip(times, repeat(place)))
+    names = list(load.classes)
+    return ((at, names[place]) for at, place in heapq.merge(*by_class))
+
+
+def last_due(load: Workload, count: int, trace: TraceFile | None) -> float:
+    """About when the last of *count* requests is due, of loads that change over time or by class: when all are over,
+    or when so many are expected."""
+    if isinstance(load.arrivals, Schedule):
+        found = Load(load.arrivals, trace)
+        return found.until if found.until < math.inf else found.when(count)
+    assert isinstance(load.arrivals, ByClass)
+    # Not later than the slowest class alone would be with all of them.
+    return max(_alone(own.arrivals, name, count, load.arrivals.scale) for name, own in load.classes.items())
+
+
+def _alone(spec: DrawnArrivals | None, name: str, count: int, scale: float) -> float:
+    assert spec is not None
+    assert spec.rate is not None
+    if isinstance(spec, Schedule):
+        found = Load(spec, where=f"workload.classes.{name}.arrivals")
+        return found.until if found.until < math.inf else found.when(count / scale)
+    return count / (spec.rate * scale)
 
 
 def gaps(rate: float, cv: float, source: Source, count: int) -> np.ndarray:
@@ -112,6 +156,11 @@ def _renewal(rate: float, cv: float, source: Source) -> Iterator[float]:
         times = np.cumsum(block).tolist()
         now = times[-1]
         yield from times
+
+
+def _gaps_of_one(cv: float, source: Source) -> Iterator[float]:
+    while True:
+        yield from gaps(1.0, cv, source, BLOCK).tolist()
 
 
 def _constant(rate: float) -> Iterator[float]:

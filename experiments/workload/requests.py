@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from itertools import count, islice, repeat, tee
 from operator import itemgetter
 from pathlib import Path
@@ -13,14 +14,16 @@ from servetwin.core import BadInput, Request
 from servetwin.core.llm import Follows, TokenRequest
 from servetwin.sim.llm.request_columns import TokenColumns
 
-from ..spec.experiment import Experiment, Trace, TraceSteps
+from ..spec.experiment import Experiment, Trace, TraceSteps, Workload
+from ..spec.keys.schedule import ByClass, Schedule
 from ..spec.llm import SharedPrefix, TraceTokens
 from ..spec.published_draws import PUBLISHED
+from ..spec.schedule_validation import ends, follows
 from ..spec.sessions import ClosedLoop, TraceTurns
 from ..spec.shapes import TraceShape
 from . import predictions, prefixes
 from .described import check_classes, counted, described
-from .draws import arrival_times, steps_of, tokens_of
+from .draws import arrival_times, arrivals_by_class, last_due, steps_of, tokens_of
 from .lengths import Cuts, cuts, triples, usual_limit
 from .seed_effect import kept_draws
 
@@ -51,12 +54,14 @@ def read_trace(experiment: Experiment) -> TraceFile | None:
         end=recorded.end,
         windows=recorded.windows,
         seed=experiment.seed,
-        requests=load.requests,
+        requests=load.requests if not follows(load) else None,
         shaped=(load.shape.size or "") if isinstance(load.shape, TraceShape) else None,
     )
     if trace.overview.follows and (load.sessions is None or not isinstance(load.sessions.turns, TraceTurns)):
         what = f"{trace.overview.follows} of its requests say how long after an answer they come (delay), not when"
         raise BadInput(what, where=trace.where, right="workload.sessions: {turns: {draw: trace}}")
+    if follows(load):
+        return trace
     for module in modules:
         trace.column_of(module)
     check_classes(load, trace)
@@ -73,8 +78,19 @@ def count_of(experiment: Experiment, trace: TraceFile | None) -> int:
     wanted = experiment.workload.requests
     if wanted is not None:
         return wanted
+    if ends(experiment.workload):
+        return _until_the_end(experiment.workload.model_dump_json(), experiment.seed, trace)
     assert trace is not None
     return trace.count
+
+
+@lru_cache(maxsize=64)
+def _until_the_end(said: str, seed: int, trace: TraceFile | None) -> int:
+    """How many requests of the workload *said*, which ends at a time, come."""
+    load = Workload.model_validate_json(said)
+    if isinstance(load.arrivals, ByClass):
+        return sum(1 for _ in arrivals_by_class(load, seed))
+    return sum(1 for _ in arrival_times(load.arrivals, seed=seed, published=False, trace=trace))
 
 
 def about(experiment: Experiment, trace: TraceFile | None, contexts: Mapping[str, int]) -> dict[str, Any]:
@@ -219,7 +235,9 @@ def check_resolution(experiment: Experiment, trace: TraceFile | None, profiles: 
     if isinstance(load.arrivals, ClosedLoop):
         return  # nobody knows how late that will be
     count, rate = count_of(experiment, trace), load.arrivals.rate
-    if isinstance(load.arrivals, Trace):
+    if isinstance(load.arrivals, Schedule | ByClass):
+        last = last_due(load, count, trace)
+    elif isinstance(load.arrivals, Trace):
         assert trace is not None
         last = trace.span * trace.scale(rate)
     else:
@@ -264,11 +282,15 @@ def requests(
     `servetwin.experiments.assembly.llm_workers`). With *due* they come at these times instead."""
     load, system = experiment.workload, experiment.system
     published, seed = load.draws != "seeded", experiment.seed
-    seeds = PUBLISHED.get(load.draws)
     limits = check_lengths(experiment, trace, contexts or {}) if load.lengths else {}
     given = due is not None
-    if due is None:
+    if due is None and isinstance(load.arrivals, ByClass):
+        due = (at for at, _ in arrivals_by_class(load, seed))
+    elif due is None:
+        seeds = PUBLISHED.get(load.draws)
         due = arrival_times(load.arrivals, seed=seed, published=published, trace=trace, seeds=seeds)
+    if trace is not None and follows(load):
+        trace = None
     modules = tuple(load.steps)
     draws = [steps_of(m, load.steps[m], seed=seed, published=published, trace=trace) for m in modules]
     works = zip(*draws, strict=False) if draws else repeat(())

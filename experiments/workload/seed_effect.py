@@ -9,6 +9,7 @@ from servetwin.core.random_streams import permuted
 
 from ..registry import router_registry
 from ..spec.experiment import (
+    Arrivals,
     ChoiceSteps,
     Constant,
     ConstantCalls,
@@ -17,7 +18,9 @@ from ..spec.experiment import (
     Steps,
     Trace,
     UniformSteps,
+    Workload,
 )
+from ..spec.keys.schedule import ByClass, Schedule
 from ..spec.llm import ChoiceTokens, LognormalTokens, TokenDraw, UniformTokens
 from ..spec.sessions import ClosedLoop, ConstantSeconds, ConstantTurns, TraceTurns
 
@@ -27,11 +30,23 @@ def depends_on_seed(experiment: Experiment) -> bool:
     window of a trace is, or noise. Policies are not asked: what they draw is to come from what they are shown."""
     load = experiment.workload
     if load.draws == "seeded":
-        if not isinstance(load.arrivals, Trace | Constant | ClosedLoop):
+        if any(_come_at_random(arrivals) for arrivals in _arrivals(load)):
             return True
         if any(_varies(draw) for draw in load.steps.values()):
             return True
     return bool(_drawn_beside(experiment))
+
+
+def _arrivals(load: Workload) -> list[Arrivals]:
+    """By what requests of *load* come: its arrivals, or those of each class."""
+    if isinstance(load.arrivals, ByClass):
+        return [own.arrivals for own in load.classes.values() if own.arrivals is not None]
+    return [load.arrivals]
+
+
+def _come_at_random(arrivals: Arrivals) -> bool:
+    evenly = isinstance(arrivals, Schedule) and not arrivals.cv
+    return not (evenly or isinstance(arrivals, Trace | Constant | ClosedLoop))
 
 
 def _drawn_beside(experiment: Experiment) -> list[str]:

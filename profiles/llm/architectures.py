@@ -93,6 +93,7 @@ def kv_blocks(
     max_batched_tokens: int = 8192,
     max_sequences: int = 256,
     dtype_bytes: int = 2,
+    kv_dtype_bytes: int | None = None,
 ) -> int:
     """How many KV blocks an engine allocates that, like vLLM, gives them what its share of the memory leaves::
 
@@ -102,13 +103,15 @@ def kv_blocks(
     *max_batched_tokens* times (two buffers as wide as the feed-forward layer / tp, or the experts of a token, and six
     as wide as the model), and logits of *max_sequences* tokens in the model's type and twice in 4 bytes. Those widths
     and the context (`CONTEXT_GIB`) are assumptions, not measurements: give the blocks that an engine reports where
-    they are known. Raises `BadInput` if the weights leave no room.
+    they are known. Numbers take *dtype_bytes* each, those of keys and values *kv_dtype_bytes* where that differs.
+    Raises `BadInput` if the weights leave no room.
     """
     widths = 2 * model.feed_forward * (model.experts_per_token or 1) / tensor_parallel + 6 * model.hidden
     activations = max_batched_tokens * widths * dtype_bytes + max_sequences * model.vocabulary * (dtype_bytes + 8)
     weights = model.parameters * dtype_bytes / tensor_parallel
     room = memory_gib * GIB * utilization - weights - activations - CONTEXT_GIB * GIB
-    blocks = int(room // (block_size * model.kv_bytes_per_token(dtype_bytes) / tensor_parallel))
+    kv_bytes = model.kv_bytes_per_token(kv_dtype_bytes or dtype_bytes)
+    blocks = int(room // (block_size * kv_bytes / tensor_parallel))
     if blocks < 1:
         needs = (weights + activations) / GIB + CONTEXT_GIB
         what = f"the model takes {needs:.1f} GiB of {memory_gib * utilization:.1f} GiB: no KV block fits"

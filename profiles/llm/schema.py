@@ -322,14 +322,20 @@ class TokenData(Strict):
     decode_regions: tuple[DecodeRegion, ...] = ()  #: likewise, on its table of decode steps, place by place
 
     def blocks(
-        self, *, max_batched_tokens: int | None, max_sequences: int | None, block_size: int | None = None
+        self,
+        *,
+        max_batched_tokens: int | None,
+        max_sequences: int | None,
+        block_size: int | None = None,
+        fp8: bool = False,
     ) -> int:
-        """KV blocks of *block_size* tokens of an engine with these settings (None: those of the profile)."""
+        """KV blocks of *block_size* tokens of an engine with these settings (None: those of the profile). With *fp8*
+        a token's keys and values take half as many bytes as in the profile: the same memory holds twice as many."""
         kv, engine = self.kv, self.engine
         size = block_size or kv.block_size
         asked = (max_batched_tokens or engine.max_batched_tokens, max_sequences or engine.max_sequences, size)
         if kv.memory_gib is None or asked == (engine.max_batched_tokens, engine.max_sequences, kv.block_size):
-            return kv.blocks * kv.block_size // size
+            return kv.blocks * kv.block_size * (2 if fp8 else 1) // size
         return kv_blocks(
             self.shape or architecture(self.architecture),
             memory_gib=kv.memory_gib,
@@ -338,4 +344,5 @@ class TokenData(Strict):
             block_size=size,
             max_batched_tokens=asked[0],
             max_sequences=asked[1],
+            kv_dtype_bytes=1 if fp8 else None,
         )

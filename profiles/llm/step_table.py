@@ -48,7 +48,7 @@ class TokenTable:
         self.largest_prefill = data.beyond.until if data.beyond else self._last
         c2 = data.beyond.c2 if data.beyond else 0.0
         self.per_pair = max(0.0, 2.0 * c2) if data.per_pair is None else data.per_pair
-        self._over_context = data.over_context
+        self._over_context: Callable[[float, float], float] | None = data.over_context
         self._per_square = data.per_square
         decode = model.line or model.surface
         assert decode is not None
@@ -62,7 +62,7 @@ class TokenTable:
         self._factor = model.mixed.factor
         self._attention = self._factor if model.mixed.attention is None else model.mixed.attention
         self._per_sequence = model.mixed.per_sequence
-        self._beside = model.mixed.beside
+        self._beside: Callable[[float, float, float, float], float] | None = model.mixed.beside
         self._decoding = model.mixed.decoding
         self._terms: dict[int, tuple[float, float]] = {}  # of those who decode, by the length of chunks beside them
         self._between = _between(between_cost, max(self.largest_batch, 1), name, hold)

@@ -6,6 +6,7 @@
 """
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import servetwin.profiles
@@ -170,14 +171,22 @@ MISSPELT = {
 }
 
 
+def content_of(profile: str) -> Any:
+    return yaml.load((DATA / f"{profile}.yaml").read_text(), yaml.CSafeLoader)
+
+
+def write_mine(here: Path, content: object) -> None:
+    (here / "mine.yaml").write_text(yaml.dump(content, Dumper=yaml.CSafeDumper, sort_keys=False))
+
+
 @pytest.mark.parametrize("case", MISSPELT.values(), ids=MISSPELT)
 def test_18_a_misspelt_cost_is_refused_with_the_nearest(case, here) -> None:
     source, name, wrong, near = case
-    content = yaml.safe_load((DATA / f"{source}.yaml").read_text())
+    content = content_of(source)
     costs = content["costs"]
     assert name in costs
     content["costs"] = {wrong if key == name else key: value for key, value in costs.items()}
-    (here / "mine.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    write_mine(here, content)
     workload = "opt-13b-h100-async" if source == TOKEN_PROFILE else "sd15-512-h100-graphs"
     used = [
         "--policy",
@@ -201,9 +210,9 @@ def test_18_a_misspelt_cost_is_refused_with_the_nearest(case, here) -> None:
 
 
 def test_18_in_python(here) -> None:
-    content = yaml.safe_load((DATA / f"{STEPS_PROFILE}.yaml").read_text())
+    content = content_of(STEPS_PROFILE)
     content["costs"]["unet.jion"] = content["costs"].pop("unet.join")
-    (here / "mine.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    write_mine(here, content)
     with pytest.raises(servetwin.Error, match=r"unet\.jion.*unet\.join"):
         servetwin.run("sd15-512-h100-graphs", settings={"deployment.devices": {"gpu0": "mine.yaml"}})
 
@@ -218,17 +227,17 @@ WRONG_VALUES = {
 
 
 def test_18_a_value_that_nothing_would_read_is_refused(here) -> None:
-    content = yaml.safe_load((DATA / f"{STEPS_PROFILE}.yaml").read_text())
+    content = content_of(STEPS_PROFILE)
     content["costs"]["unet.device_beside.vae"]["value"] /= 4
-    (here / "mine.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    write_mine(here, content)
     refused("profiles", "mine.yaml", says=("unet.device_beside.vae", "outside of by_batch's 0.587859 to 0.727546"))
 
 
 @pytest.mark.parametrize("change", WRONG_VALUES.values(), ids=WRONG_VALUES)
 def test_18_a_cost_is_what_the_registry_says(change, here) -> None:
-    content = yaml.safe_load((DATA / f"{STEPS_PROFILE}.yaml").read_text())
+    content = content_of(STEPS_PROFILE)
     content["costs"]["unet.join"] = {**content["costs"]["unet.join"], **change}
-    (here / "mine.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    write_mine(here, content)
     refused("profiles", "mine.yaml", says=("unet.join",))
 
 
@@ -237,12 +246,12 @@ def test_18_what_is_read_changes_the_run(name, here) -> None:
     """A cost that is spelt right is read: at a quarter of it, requests take another time."""
     found = []
     for factor in (1, 4):
-        content = yaml.safe_load((DATA / f"{STEPS_PROFILE}.yaml").read_text())
+        content = content_of(STEPS_PROFILE)
         cost = content["costs"][name]
         cost["value"] /= factor  # a time, or a ratio of speeds
         if "by_batch" in cost:
             cost["by_batch"]["values"] = [value / factor for value in cost["by_batch"]["values"]]
-        (here / "mine.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+        write_mine(here, content)
         given = sets(deployment__devices={"gpu0": "mine.yaml"}, time__noise=False)
         found.append(summary("sd15-512-h100-graphs", "--policy", "edf", "--rate", 2, "--requests", 40, *given))
     assert abs(found[1]["mean_e2el_ms"] / found[0]["mean_e2el_ms"] - 1.0) > 1e-6

@@ -15,6 +15,7 @@ import pages
 import pytest
 import yaml
 from pages import DOCUMENTS, ROOT
+from servetwin.experiments.registry.catalog import recording_of
 
 pytestmark = [
     pytest.mark.checkout,
@@ -40,6 +41,15 @@ RUN_ELSEWHERE = {
     ("docs/guides/vllm.md", "servetwin run tiny-opt-cpu"): "tests/real/vllm/test_guide.py",
     ("docs/guides/vllm.md", "servetwin run chat.yaml --backend vllm"): "tests/real/vllm/test_prefix_runs.py",
     ("docs/guides/policy-package.md", "pip install"): ".ci/wheel-test",
+}
+
+#: Replays of whole recordings that reports name: recording -> the test that replays the same runs. The command itself
+#: is run on docs/reports/2026-11-h200-chat.md; here it would take minutes, and what it prints is not on the pages.
+REPLAYED = {
+    "h200-lengths/runs-opt-13b.json.gz": "tests/experiments/validation/replay/test_run_steps.py",
+    "h200-policies/runs-opt-13b.json.gz": "tests/experiments/validation/replay/test_own_policies.py",
+    "h200-prefix/runs-llama-3.1-8b.json.gz": "tests/experiments/validation/replay/test_prefix_campaign.py",
+    "h200-servers/runs-llama-3.1-8b.json.gz": "tests/experiments/validation/replay/test_servers.py",
 }
 
 GPU = "needs a GPU"
@@ -101,6 +111,19 @@ def test_python_that_becomes_no_file_runs(page: str, block: pages.Block) -> None
     """By itself; but for the cells of the notebook, which `test_newcomer` runs one after the other."""
     if page != "docs/tutorials/in-a-notebook.md":
         exec(compile(block.text, page, "exec"), {"__name__": "guide"})
+
+
+def test_what_reports_replay_is_there_and_a_test_replays_it() -> None:
+    met = set()
+    for page in (ROOT / "docs" / "reports").glob("*.md"):
+        for block in pages.blocks(page.read_text()):
+            for line in block.text.splitlines() if block.language == "sh" else ():
+                if line.startswith("python -m servetwin.experiments.validation.replay.chat "):
+                    met.add(line.split()[-1])
+    assert met == set(REPLAYED)
+    for recording, test in REPLAYED.items():
+        assert recording_of(recording).is_file()
+        assert recording.partition("/")[0] in (ROOT / test).read_text()
 
 
 def test_toml_is_of_the_package_that_is_installed() -> None:

@@ -97,6 +97,8 @@ NAMES = {
     "pipeline.branches": "branches",
     "budget.split": "a budget of the SLO",
     "workload.arrivals: bursty": "bursty arrivals",
+    "workload.arrivals: schedule": "a load over time",
+    "workload.arrivals: by_class": "arrivals by class",
     "workload.arrivals: trace": "arrivals of a trace",
     "workload.arrivals: closed": "a closed loop",
     "deployment.handover": "prefill and decode apart",

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from servetwin.core import BadInput, Shape
 
 from ...registry.catalog import closest, suggest
-from ...spec.field_types import WEIGHTS
+from ...spec.keys.field_types import WEIGHTS
 from . import bench_file
 from .lines import (
     ARRIVALS,

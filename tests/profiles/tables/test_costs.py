@@ -17,7 +17,9 @@ from servetwin.core import BadInput, Policy
 from servetwin.core.llm import TokenPolicy
 from servetwin.profiles import costs, load, names
 from servetwin.profiles.costs_page import as_markdown
-from servetwin.profiles.tables.costs import NOBODY, REGISTRY, CostName
+from servetwin.profiles.tables import cost_names
+from servetwin.profiles.tables.cost_names import CostName
+from servetwin.profiles.tables.costs import NOBODY, REGISTRY
 
 ROOT = Path(servetwin.profiles.__file__).parents[1]
 DIFFUSION, LLM = "h100-quiet/sd15-512-graphs", "h100-long/opt-13b-tp1-0"
@@ -170,7 +172,7 @@ def test_the_policies_whose_names_may_be_misspelt_are_there() -> None:
     classes = {
         c for c in classes if not issubclass(c, TokenPolicy) and not c.__module__.rpartition(".")[2].startswith("_")
     }
-    assert set(costs.POLICIES) <= {c.__name__.lower() for c in classes - {Policy}}
+    assert set(cost_names.POLICIES) <= {c.__name__.lower() for c in classes - {Policy}}
 
 
 @pytest.mark.checkout
@@ -207,7 +209,7 @@ def test_who_reads_a_cost_is_as_the_registry_says() -> None:
 
 def test_nobody_makes_up_names_of_costs() -> None:
     """No text in the sources is a name of the registry, whole or put together, but in the registry."""
-    known = costs.Known(("unet", "x", "vae"), ("unet", "x"), tokens=True)
+    known = cost_names.Known(("unet", "x", "vae"), ("unet", "x"), tokens=True)
     found = []
     for path, tree in sources("sim", "real", "experiments", "profiles"):
         if path.name in ("costs.py", "costs_page.py"):
@@ -231,7 +233,7 @@ def test_every_shipped_cost_is_used_or_told() -> None:
     known = {name for profile in names() for name in load(profile).costs}
     for entry in REGISTRY:
         stem = entry.pattern.split("<")[0] if entry.pattern[0] != "<" else entry.pattern.split(">")[1].split("<")[0]
-        given = entry in (costs.SWAP, costs.HANDOVER, costs.HOST_BESIDE_BATCH)
+        given = entry in (costs.SWAP, costs.HANDOVER, costs.HOST_BESIDE_BATCH, costs.FP8_KV)
         assert given or any(stem in name for name in known)
 
 

@@ -1,0 +1,7 @@
+"""Parts of an experiment file that know nothing of the rest of it. Begin with `schedule`.
+
+==================  ==================================================================
+`field_types`       what every part of an experiment file is made of
+`schedule`          arrivals whose rate changes over time, and classes with their own
+==================  ==================================================================
+"""
