@@ -48,7 +48,7 @@ from ..workload import sessions
 from ..workload.requests import about, check_resolution, other_images, read_trace, requests
 from . import engine_options, handovers
 from .llm_workers import ENDLESS, check_engine, contexts, deadlines_of, host_ahead, prepare, settings_of
-from .pipeline import acts, call_times, estimates, make_pipeline, make_pool, seconds_alone, wiring
+from .pipeline import call_times, estimates, make_pipeline, make_pool, seconds_alone, wiring
 from .replicas import expanded
 from .shapes import alone_by_shape, check_sizes, estimates_by_shape, shaped_worker, shapes_of, told
 
@@ -165,7 +165,7 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     # Else all are drawn whole, by one seed, and there is nothing to tell.
     if trace is not None or cut_or_shared or experiment.seed or load.says_more:
         recorder.summary.input = about(experiment, trace, limits)
-    if acts(experiment.pipeline):
+    if any(stage.actions is not None for stage in stages):
         recorder.summary.quality = StepQuality()
     if load.shaped:
         recorder.summary.input["shapes"] = told(workers)

@@ -34,24 +34,16 @@ Estimate = Callable[[str, int], float]
 
 def make_pipeline(spec: PipelineSpec, name: str) -> Pipeline:
     """The graph that *spec* describes: a chain in the order of the modules, unless it names edges."""
-    modules = [
-        Module(m, loop=s.loop or s.llm, join=s.join, actions=step_actions(s.actions)) for m, s in spec.modules.items()
-    ]
+    acts = {m: step_actions(s.actions) for m, s in spec.modules.items() if s.actions is not None}
+    modules = [Module(m, loop=s.loop or s.llm, join=s.join, actions=acts.get(m)) for m, s in spec.modules.items()]
     names = list(spec.modules)
     plain = list(itertools.pairwise(names)) if spec.edges is None else [(a, b) for a, b in spec.edges]
     branches = [Edge(b.source, b.to, b.probability, b.most) for b in spec.branches]
     return Pipeline(modules, [*plain, *branches], name)
 
 
-def acts(spec: PipelineSpec) -> bool:
-    """Whether policies may do something with steps."""
-    return any(module.actions is not None for module in spec.modules.values())
-
-
-def step_actions(spec: StepActionsSpec | None) -> StepActions | None:
+def step_actions(spec: StepActionsSpec) -> StepActions:
     """What *spec* lets policies do with steps."""
-    if spec is None:
-        return None
     quality = tuple((share, worth) for share, worth in spec.quality)
     return StepActions(quality, spec.min_steps, spec.reuse)
 

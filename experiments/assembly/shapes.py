@@ -15,7 +15,7 @@ from ..registry import policy_registry
 from ..spec.experiment import Experiment, PolicySpec, WorkerSpec
 from ..spec.shapes import TraceShape, shapes_in
 from ..workload.requests import read_trace
-from .pipeline import acts, estimates, seconds_alone
+from .pipeline import estimates, seconds_alone
 
 if TYPE_CHECKING:
     from servetwin.profiles import Kind, Profile
@@ -45,10 +45,10 @@ def shapes_of(experiment: Experiment) -> list[Shape]:
 def refuse(experiment: Experiment, who: str) -> None:
     """Raise `BadInput` if requests have shapes, or policies may do something with steps, of which *who* knows
     nothing."""
-    if acts(experiment.pipeline):
-        name = next(name for name, module in experiment.pipeline.modules.items() if module.actions is not None)
-        what, right = f"{who} knows nothing of steps that are left out", "an experiment without actions"
-        raise BadInput(what, where=f"pipeline.modules.{name}.actions", right=right)
+    for name, module in experiment.pipeline.modules.items():
+        if module.actions is not None:
+            what, right = f"{who} knows nothing of steps that are left out", "an experiment without actions"
+            raise BadInput(what, where=f"pipeline.modules.{name}.actions", right=right)
     if experiment.workload.shaped:
         right = "an experiment whose requests are all as its profiles were measured"
         raise BadInput(f"{who} knows nothing of shapes of requests", where="workload.shape", right=right)

@@ -25,7 +25,7 @@ from servetwin.core.serving.sessions import Session
 
 from ..assembly import build, engine_options, handovers
 from ..assembly.llm_workers import contexts
-from ..assembly.pipeline import acts, make_pipeline, real_tools, wiring, without_tools
+from ..assembly.pipeline import make_pipeline, real_tools, wiring, without_tools
 from ..assembly.replicas import expanded
 from ..assembly.same_run import otherwise, weights_digest
 from ..assembly.shapes import check_sizes, refuse, shapes_of, told
@@ -136,7 +136,7 @@ class Backend:
         recorder: Recorder = Recorder()
         if folder is not None:
             recorder = build.folder_for(experiment, folder, describe(experiment, server))
-        if acts(experiment.pipeline):
+        if any(stage.actions is not None for stage in stages):
             recorder.summary.quality = StepQuality()
         shaped = told(workers)
         if shaped:

@@ -18,13 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from servetwin.core import BadInput, Decision, Repeat, Task, WorkerView
+from servetwin.core import BadInput, Batch, Decision, Policy, Repeat, Task, WorkerView
 from servetwin.core.parameters import above
 from servetwin.core.pipeline import StepActions
 from servetwin.policies.diffusion.edf import EDF
 
 
-class ReuseSteps(EDF):
+class ReuseSteps(Policy):
     """*threshold* is the change, in average steps, at which the network runs again; *changes* are those along the
     schedule, relative to their mean, in straight lines between. *max_batch* and *drop_late* are those of `edf`."""
 
@@ -35,7 +35,7 @@ class ReuseSteps(EDF):
         max_batch: int | None = None,
         drop_late: bool = True,
     ) -> None:
-        super().__init__(max_batch, drop_late)
+        self.who = EDF(max_batch, drop_late)
         above(0, "reuse-steps", threshold=threshold)
         if not changes or min(changes) < 0.0 or not sum(changes):
             right = "numbers from 0 on, not all 0"
@@ -44,16 +44,24 @@ class ReuseSteps(EDF):
         self.plans: dict[tuple[int, int], tuple[bool, ...]] = {}  # (steps, how many may be skipped) -> which are
 
     def start(self, view: WorkerView) -> None:
-        super().start(view)
+        self.who.start(view)
         self.actions: StepActions | None = view.stage.actions
 
+    def admit(self, task: Task, view: WorkerView, now: float) -> bool:
+        return self.who.admit(task, view, now)
+
     def decide(self, view: WorkerView, now: float) -> Decision:
-        decision = super().decide(view, now)
-        if self.actions is None or not self.actions.reuse or not decision.run:
-            return decision
-        skipping = [task for task in decision.run if self.plan(task)[task.iterations - task.left]]
-        repeat = None if skipping else self._until_skip(decision)
-        return Decision(decision.run, decision.drop, repeat, reuse=skipping)
+        decision = self.who.decide(view, now)
+        skipping: list[Task] = []
+        if self.actions is not None and self.actions.reuse:
+            skipping = [task for task in decision.run if self.plan(task)[task.iterations - task.left]]
+        return Decision(decision.run, decision.drop, self._repeat(decision, skipping), reuse=skipping)
+
+    def ended(self, batch: Batch, view: WorkerView, now: float) -> None:
+        self.who.ended(batch, view, now)
+
+    def removed(self, task: Task, view: WorkerView, now: float) -> None:
+        self.who.removed(task, view, now)
 
     def plan(self, task: Task) -> tuple[bool, ...]:
         """Of each step of *task*, whether it is skipped."""
@@ -87,14 +95,14 @@ class ReuseSteps(EDF):
 
     # -- speed only -----------------------------------------------------------------------------------------
 
-    def _until_skip(self, decision: Decision) -> Repeat | None:
+    def _repeat(self, decision: Decision, skipping: list[Task]) -> Repeat | None:
         """The word of `edf`, as far as nobody of the batch skips a step."""
         word = decision.repeat
-        if word is None:
+        if word is None or skipping:
             return None
         times = word.times
-        for task in decision.run:
-            done, plan = task.iterations - task.left, self.plan(task)
-            ahead = next((j for j, skip in enumerate(plan[done:]) if skip), times)
-            times = min(times, ahead)
+        if self.actions is not None and self.actions.reuse:
+            for task in decision.run:
+                ahead = self.plan(task)[task.iterations - task.left :]
+                times = min(times, next((j for j, skip in enumerate(ahead) if skip), times))
         return Repeat(times, word.limit, word.drift)
