@@ -4,6 +4,9 @@
 takes a tenth. It writes the same digits, but no spaces, and small numbers in another notation. What may stand in a
 text as well as between values is not told apart here: records in which a text holds such characters, and numbers for
 which the notations differ in more than a zero, are left to ``json.dumps``.
+
+Of many records that differ in some of their values alone, these stand in columns (`Column`): the rest is made into
+text once for all of them (`lines_of`).
 """
 
 from __future__ import annotations
@@ -11,8 +14,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 #: So many records are made into lines at once. A killed process loses no more than that, and no line in part.
 AT_ONCE = 16
@@ -31,6 +37,57 @@ _NUMBERS: tuple[tuple[object, bytes], ...] = (
     ([float("nan"), float("inf"), float("-inf")], b"[NaN,Infinity,-Infinity]"),
     ({"a": {"b": [1]}}, b'{"a":{"b":[1]}}'),
 )
+
+
+#: Numbers from this one on are written as `json.dumps` does.
+_NOT_SMALL = 0.0001
+
+#: Stands for a column in the text that all of its records share.
+_HOLE = "\0column\0"
+
+
+class Column:
+    """What stands at one place of many records: the JSON *texts* of its values. (Of numbers an array will do.)"""
+
+    __slots__ = ("texts",)
+
+    def __init__(self, texts: Sequence[bytes]) -> None:
+        self.texts = texts
+
+
+def texts_of(numbers: Sequence[float | int]) -> list[bytes]:
+    """Each of *numbers* as ``json.dumps`` writes it."""
+    serialize = _serializer()
+    if serialize is None or not numbers:
+        return [json.dumps(number).encode("ascii") for number in numbers]
+    texts = serialize([*numbers])[1:-1].split(b",")
+    if not min(numbers) >= _NOT_SMALL:
+        for place, number in enumerate(numbers):
+            if -_NOT_SMALL < number < _NOT_SMALL and number:
+                texts[place] = json.dumps(number).encode("ascii")
+    return texts
+
+
+def lines_of(record: Any) -> list[bytes]:
+    """The lines of the records that *record* stands for: in place of each value that differs between them it holds
+    an array of numbers or a `Column`, all of them equally long."""
+    texts: dict[int, Sequence[bytes]] = {}  # of each array once, wherever it stands
+    columns: list[Sequence[bytes]] = []
+
+    def hole(value: Any) -> str:
+        if isinstance(value, Column):
+            columns.append(value.texts)
+        elif isinstance(value, np.ndarray):
+            if id(value) not in texts:
+                texts[id(value)] = texts_of(value.tolist())
+            columns.append(texts[id(value)])
+        else:
+            raise TypeError(f"JSON has nothing for {value!r}")
+        return _HOLE
+
+    text = json.dumps(record, default=hole).replace("%", "%%").replace(json.dumps(_HOLE), "%b") + "\n"
+    line = text.encode("ascii")
+    return [line % row for row in zip(*columns, strict=True)]
 
 
 class JsonLines:
@@ -53,9 +110,17 @@ class JsonLines:
         if self._waiting:
             lines = self._lines(self._waiting)
             self._waiting = []
-            rest = memoryview(lines)
-            while rest:  # of what a disk has no room for, it may take a part
-                rest = rest[self._file.write(rest) :]
+            self._write(lines)
+
+    def add_lines(self, lines: Sequence[bytes]) -> None:
+        """Write *lines*, as `lines_of` gives them, after all that was added before."""
+        self.flush()
+        self._write(b"".join(lines))
+
+    def _write(self, lines: bytes) -> None:
+        rest = memoryview(lines)
+        while rest:  # of what a disk has no room for, it may take a part
+            rest = rest[self._file.write(rest) :]
 
     def close(self) -> None:
         """Write what waits, and close the file."""
@@ -90,6 +155,7 @@ def _by_json(records: Sequence[Any]) -> bytes:
     return "".join([json.dumps(record) + "\n" for record in records]).encode("ascii")
 
 
+@cache
 def _serializer() -> Callable[[Any], bytes] | None:
     """Pydantic's serializer, if it is there and writes as is counted on here."""
     try:

@@ -26,12 +26,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from .json_lines import JsonLines
+from .json_lines import JsonLines, lines_of
 from .metrics import Summary
 from .policy import Batch
 from .request import Request, Task
@@ -161,7 +161,7 @@ class RunFolder(Recorder):
     """Streams a run's records into *folder*, which is made; raises `FileExistsError` if it holds a run already.
 
     What ended is in the files when the run is over, however it ends; a process that is killed outright may lose the
-    last lines (`servetwin.core.json_lines`).
+    last lines (`servetwin.core.json_lines`), some hundred where requests go as numbers (`servetwin.sim.llm.columns`).
     """
 
     wants_batches = True
@@ -186,6 +186,15 @@ class RunFolder(Recorder):
     def batch(self, batch: Batch) -> None:
         super().batch(batch)
         self._batches.add(batch_record(batch))
+
+    def ended_together(self, records: Mapping[str, Any]) -> None:
+        """Write requests that the summary has: *records* is as `request_record` gives one, with columns in place of
+        what differs between them (`servetwin.core.json_lines.lines_of`)."""
+        self._requests.add_lines(lines_of(records))
+
+    def batches_together(self, lines: Sequence[bytes]) -> None:
+        """Write batches that the summary has, given as lines."""
+        self._batches.add_lines(lines)
 
     def close(self, *, complete: bool = True) -> None:
         """Close the files and, if the run came to its end, write the summary."""

@@ -39,7 +39,7 @@ def limits_of_block(block: TokenBlock, limits: TokenLimits) -> np.ndarray:
 def on_time_of_block(block: TokenBlock, slo: TokenDeadlines) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """How many of the tokens of each in *block* came by their deadlines (as `TokenDeadlines.in_time` of each), and
     whether its first and its last did."""
-    firsts, per_step = _first_due(block, slo), slo.decode_scale * (slo.d0 + slo.d1 * block.prompts)
+    firsts, per_step = slo.first_due(block), slo.decode_scale * (slo.d0 + slo.d1 * block.prompts)
     found = np.empty(len(block), dtype=int), np.empty(len(block), dtype=bool), np.empty(len(block), dtype=bool)
     for places, times in block.portions():
         count, counts = times.shape[1], block.counts[places]
@@ -58,19 +58,11 @@ def on_time_of_block(block: TokenBlock, slo: TokenDeadlines) -> tuple[np.ndarray
     return found
 
 
-def _first_due(block: TokenBlock, slo: TokenDeadlines) -> np.ndarray:
-    """When the first token of each in *block* was due."""
-    prompts, which = np.unique(block.prompts, return_inverse=True)
-    alone = np.array([slo.prefill_scale * slo.prefill_alone(prompt) for prompt in prompts.tolist()])
-    due: np.ndarray = block.arrival + alone[which]
-    return due
-
-
 def _last_kept(block: TokenBlock, slo: TokenDeadlines) -> np.ndarray:
     """Whether the last token of each in *block* came in time, as `CumulativeSLO.met` reckons."""
     steps = (block.counts - 1).astype(float)
     alone = slo.d0 * steps + slo.d1 * (steps * block.prompts + steps * (steps + 1.0) / 2.0)
-    kept: np.ndarray = block.last <= latest(_first_due(block, slo) + slo.decode_scale * alone)
+    kept: np.ndarray = block.last <= latest(slo.first_due(block) + slo.decode_scale * alone)
     return kept
 
 

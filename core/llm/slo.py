@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from ..slo import latest, slack
+from .metric_blocks import TokenBlock
 from .request import TokenTask
 from .token_gaps import as_array
 
@@ -179,6 +180,18 @@ class TokenDeadlines(CumulativeSLO):
         each = self.decode_scale * (self.d0 + self.d1 * task.prompt)
         return {"due": [self.deadline(task, 1), each, self.decode_scale * self.d1], "meets": self.meets}
 
+    def told_of_block(self, block: TokenBlock) -> dict[str, Any]:
+        """As `told`, of all in *block*, which no earlier stage left slack: arrays where they differ."""
+        each = self.decode_scale * (self.d0 + self.d1 * block.prompts)
+        return {"due": [self.first_due(block), each, self.decode_scale * self.d1], "meets": self.meets}
+
+    def first_due(self, block: TokenBlock) -> np.ndarray:
+        """When the first token of each in *block* was due."""
+        prompts, which = np.unique(block.prompts, return_inverse=True)
+        alone = np.array([self.prefill_scale * self.prefill_alone(prompt) for prompt in prompts.tolist()])
+        due: np.ndarray = block.arrival + alone[which]
+        return due
+
     def deadlines(self, task: TokenTask) -> np.ndarray:
         """When each of the tokens that *task* has generated was due, in seconds since the run began."""
         return self._due(task.arrival + task.budget, task.prompt, task.generated, False)
@@ -231,6 +244,12 @@ class LimitsSLO(TokenDeadlines):
         """The *limits* in seconds, and since when they count (`sent_at`)."""
         limits = {name: value for name, value in asdict(self.limits).items() if value < inf}
         return {"limits": limits, "sent": sent_at(task)}
+
+    def told_of_block(self, block: TokenBlock) -> dict[str, Any]:
+        return {
+            "limits": {name: value for name, value in asdict(self.limits).items() if value < inf},
+            "sent": block.sent,
+        }
 
     @property
     def counts_tokens(self) -> bool:

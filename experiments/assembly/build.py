@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -429,15 +430,21 @@ def describe(experiment: Experiment) -> dict[str, Any]:
         "versions": {
             "servetwin": own_version(),
             "python": platform.python_version(),
-            "numpy": version("numpy"),
+            "numpy": _installed("numpy"),
         },
     }
+
+
+@cache
+def _installed(package: str) -> str:
+    """Its version, which takes a quarter of a millisecond to find."""
+    return version(package)
 
 
 def own_version() -> str:
     """Our version, also where ServeTwin is used from its sources and is not installed."""
     try:
-        return version("servetwin")
+        return _installed("servetwin")
     except PackageNotFoundError:
         return "not installed"
 

@@ -43,8 +43,9 @@ from .output.terminal import progress as _progress
 
 if TYPE_CHECKING:
     from ..backends.diffusion import Setup
+    from ..backends.serve import Served
     from ..spec.experiment import Experiment
-    from ..validation.envelope.standing import Standings
+    from ..validation.envelope.standing import Standing, Standings
 
 app = typer.Typer(
     name="servetwin",
@@ -123,9 +124,10 @@ def run(
     api_key_env: ApiKeyEnv = None,
     asynchronous: Ahead = None,
     strict: Strict = False,
+    windows: options.Windows = None,
+    objective: options.Objective = None,
 ) -> None:
     """Run one experiment: in simulation, or for real on devices of this machine (--backend real)."""
-    from ..assembly import build
     from ..backends.serve import serve
     from ..registry.catalog import source_of
     from ..spec.loading import load
@@ -137,6 +139,7 @@ def run(
         source_of(experiment),
         [*((ByOption(k), v) for k, v in short.items() if v is not None), *options.overrides_of(sets, short)],
     )
+    run_output.check_windows(out, windows, objective)
     began = time.perf_counter()
     modules = _of_modules(devices, weights, sampler, slots, processes, compile_what)
     ahead = {"--url": url, "--api-key-env": api_key_env, "--asynchronous": asynchronous}
@@ -155,13 +158,38 @@ def run(
     with terminal.watching(chosen.workload.requests) as watch:
         served = serve(chosen, out, backend=backend, setup=setup, **more, say=_say, watch=watch)  # type: ignore[arg-type]
     took = time.perf_counter() - began
+    stands = stands or (validity.of(chosen) if served.real is None else None)
+    _tell(chosen, served, took, out, stands, by_window=(windows, objective), as_json=as_json)
+
+
+def _tell(
+    chosen: Experiment,
+    served: Served,
+    took: float,
+    out: Path | None,
+    stands: Standing | None,
+    *,
+    by_window: tuple[float | None, float | None],
+    as_json: bool,
+) -> None:
+    """Print what came of a run that *took* so many seconds, whose records are in *out*, and where it *stands*;
+    *by_window*: the seconds of windows to tell it by, and an objective."""
+    from ..assembly import build
+
     use = run_output.use_of(out) if out is not None else None
     beside: dict[str, Any] = {"use": use} if use is not None else {}
-    stands = stands or (validity.of(chosen) if served.real is None else None)
+    told = None
+    if out is not None and by_window[0] is not None:
+        from ..reporting.windows import of_run
+
+        told = of_run(out, *by_window)
+        beside["windows"] = told.as_dict()
     if as_json:
         print_json({**served.summary, **({} if stands is None else {"validity": stands.as_dict()}), **beside})
         return
     run_output.show_run(chosen, served.summary, took, use)
+    if told is not None:
+        run_output.show_windows(told)
     if served.real is not None:
         run_output.show_real(served.real)
     else:

@@ -10,6 +10,7 @@
 `figures`           figures as Plotly takes them; `gantt` for a window of a run
 `page`              a document as one HTML file; `markdown` as text
 `timeline`          a run over time, from its records: queues, batch sizes, KV cache use, busy devices
+`windows`           a run by windows: whether it kept up, how its error budget went, when it recovered
 `sweep_columns`     which columns of a sweep's table vary, and how its lines are called
 ==================  ===============================================================================
 """

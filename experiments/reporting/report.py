@@ -19,13 +19,16 @@ from ..sweeps import sweep, tables
 from ..sweeps.point import settings_of
 from ..validation.comparison import compare_runs
 from ..validation.comparison.compare_grids import read_rows
-from . import run_sections, score_sections, sweep_sections, validity
+from . import run_sections, score_sections, sweep_sections, validity, windows
 from .document import Document, Listing, Note, Part, Section, Styles, percent, plural
 from .markdown import markdown
 from .page import page
 from .sweep_columns import number_in
 
 Row = dict[str, Any]
+#: The seconds of windows that a run is told by (None: some thirty), and an objective.
+ByWindow = tuple[float | None, float | None]
+NOT_SAID: ByWindow = (None, None)
 
 RIGHT = "a run folder, a folder of them, or a table of `servetwin sweep`, `score` or `compare`"
 #: Up to so many runs of one folder are shown one by one; more are a grid.
@@ -63,11 +66,14 @@ def write(
     *,
     target: float = 90.0,
     window: str | None = None,
+    by_window: ByWindow = NOT_SAID,
     command: Sequence[str] = (),
 ) -> None:
     """Write a page about *results* to *out* (.html). Raises `BadInput`; then nothing is written."""
     tables.check_target(out, (".html",), "page")
-    text = page(document(results, target=target, window=window, command=command), made_by(command))
+    text = page(
+        document(results, target=target, window=window, by_window=by_window, command=command), made_by(command)
+    )
     partial = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         partial.write_text(text, encoding="utf-8")
@@ -79,10 +85,16 @@ def write(
 
 
 def as_markdown(
-    results: Sequence[Path], *, target: float = 90.0, window: str | None = None, command: Sequence[str] = ()
+    results: Sequence[Path],
+    *,
+    target: float = 90.0,
+    window: str | None = None,
+    by_window: ByWindow = NOT_SAID,
+    command: Sequence[str] = (),
 ) -> str:
     """The same as Markdown. Raises `BadInput`."""
-    return markdown(document(results, target=target, window=window, command=command), made_by(command))
+    said = document(results, target=target, window=window, by_window=by_window, command=command)
+    return markdown(said, made_by(command))
 
 
 def made_by(command: Sequence[str]) -> str:
@@ -94,10 +106,17 @@ def made_by(command: Sequence[str]) -> str:
 
 
 def document(
-    results: Sequence[Path], *, target: float = 90.0, window: str | None = None, command: Sequence[str] = ()
+    results: Sequence[Path],
+    *,
+    target: float = 90.0,
+    window: str | None = None,
+    by_window: ByWindow = NOT_SAID,
+    command: Sequence[str] = (),
 ) -> Document:
     """What there is to say of *results*. *target* is the attainment, in percent, of "largest rate that holds";
-    *window* (``START:SECONDS``) is what the closer look at a run shows. Raises `BadInput`."""
+    *window* (``START:SECONDS``) is what the closer look at a run shows, *by_window* are the seconds of windows that
+    runs are told by, and an objective (`windows`). Raises `BadInput`."""
+    windows.check(*by_window)
     if not 0.0 < target <= 100.0:
         raise BadInput(f"{target:g} is no attainment to hold", where="--target", right="percent, above 0 to 100")
     from .gantt import window_of
@@ -106,10 +125,12 @@ def document(
     given = _sorted(results)
     if window is not None and not given.runs:
         raise BadInput("there is no run to look at closely", where="--window", right="a run folder")
+    if by_window != NOT_SAID and not given.runs:
+        raise BadInput("there is no run to tell by windows", where="--windows", right="a run folder")
     styles = Styles()
     chapters = [*_of_pairs(given, styles, target), *_of_sweeps(given, styles, target)]
     if given.runs:
-        chapters.append(_of_runs(given.runs, styles, chosen))
+        chapters.append(_of_runs(given.runs, styles, chosen, by_window))
     sections = list(chapters[0].sections)
     for chapter in chapters[1:]:
         sections.append(Section(chapter.title, [Note(chapter.question), Note(chapter.answer)]))
@@ -308,10 +329,12 @@ def _asked(spec: sweep.SweepFile | None, rows: Sequence[Row]) -> list[Section]:
     return [Section("What was run", [Listing(note, text)])]
 
 
-def _of_runs(folders: Sequence[Path], styles: Styles, window: tuple[float, float] | None) -> _Chapter:
+def _of_runs(
+    folders: Sequence[Path], styles: Styles, window: tuple[float, float] | None, by_window: ByWindow
+) -> _Chapter:
     runs = run_sections.read(folders)
     run_sections.style(runs, styles)
-    sections = run_sections.sections(runs, styles, window)
+    sections = run_sections.sections(runs, styles, window, by_window)
     if len(runs) == 2:
         sections.insert(0, run_sections.comparison(*runs))
     known = [e for run in runs if (e := validity.experiment_of(run.experiment)) is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from servetwin.core.records import sent_at
 
 from ..validation.comparison import compare_runs
 from ..validation.comparison.run_files import request_lines
-from . import figures, gantt
+from . import figures, gantt, windows
 from .document import Note, Part, Plot, Plots, Section, Styles, Table, number, percent, plural, seconds
 from .timeline import Timeline
 from .timeline import read as read_timeline
@@ -148,12 +149,17 @@ def _s(ms: float | None) -> float | None:
     return None if ms is None else ms / 1e3
 
 
-def sections(runs: Sequence[Run], styles: Styles, window: tuple[float, float] | None) -> list[Section]:
-    """The sections about *runs*."""
+def sections(
+    runs: Sequence[Run],
+    styles: Styles,
+    window: tuple[float, float] | None,
+    by_window: tuple[float | None, float | None] = (None, None),
+) -> list[Section]:
+    """The sections about *runs*; *by_window*: the seconds of windows that they are told by, and an objective."""
     found = [Section("Outcomes", [outcome_plots(runs), *tables(runs), *groups(runs), *_reasons(runs)])]
     if latencies := latency_plots(runs, styles):
         found.append(Section("Latencies", [*latencies, *unfinished(runs)]))
-    found.append(Section("Over time", over_time(runs, styles)))
+    found.append(Section("Over time", [*over_time(runs, styles), *kept_up(runs, styles, *by_window)]))
     charts = gantts(runs, window)
     if charts is not None:
         found.append(
@@ -393,6 +399,46 @@ def over_time(runs: Sequence[Run], styles: Styles) -> list[Plots | Note]:
         Plots(plots, [(name, "line") for name in names], shown=8, more="more workers"),
         *(Note(text, of_plots=True) for text in (note, *notes)),
     ]
+
+
+def kept_up(
+    runs: Sequence[Run], styles: Styles, width: float | None = None, objective: float | None = None
+) -> list[Part]:
+    """Whether each of *runs* kept up with its load, by windows of *width* seconds: who met the SLO of those
+    that came in each, and each overload (`servetwin.experiments.reporting.windows`)."""
+    found: dict[str, windows.Windows] = {}
+    width = width or windows.neat(max(max(run.timeline.end for run in runs), 1e-9) / 30)
+    for run in runs:
+        found[run.name] = windows.of_records(run.requests, run.timeline, width, objective)
+    most = max((own.windows for own in found.values()), key=len)
+    if not most:
+        return []
+    edges = np.array([*(w.begin for w in most), most[-1].end])
+    lines: dict[str, Sequence[float]] = {
+        name: [*(math.nan if w.attainment is None else w.attainment for w in own.windows)]
+        + [math.nan] * (len(most) - len(own.windows))
+        for name, own in found.items()
+    }
+    title = f"Attainment of those that came in each {number(width)} s"
+    drawn = figures.over_time(lines, edges, styles, y="share that met its SLO", share=True)
+    skip = 1 if len(runs) == 1 else 0
+    says = "; ".join(f"{name + ': ' if not skip else ''}{own.lines()[0]}" for name, own in found.items())
+    parts: list[Part] = [Plots([Plot(title, drawn, says)], [] if skip else [(name, "line") for name in found])]
+    rows = [
+        [
+            name,
+            *(f"{one.begin:.1f}", f"{one.peak:.1f}", str(one.waiting)),
+            *(("–", "–") if one.end is None else (f"{one.end:.1f}", f"{one.recovery:.1f}")),
+            f"{one.missed} of {one.requests}",
+        ]
+        for name, own in found.items()
+        for one in own.overloads
+    ]
+    columns = ["run", "from, s", "longest at, s", "waiting then", "over at, s", "after, s", "missed their SLO"]
+    if rows:
+        parts.append(Table(columns[skip:], [row[skip:] for row in rows], "Overloads"))
+    budgets = [line for own in found.values() if own.budget is not None for line in own.lines()[-1:]]
+    return [*parts, *(Note(f"{_capital(line)}.") for line in budgets)]
 
 
 def _kv_shares(line: Timeline, edges: np.ndarray) -> dict[str, np.ndarray]:

@@ -38,6 +38,20 @@ ROOT = MEASURED.parents[1]
 #: (mean, largest) of the absolute gaps, in percentage points of the requests.
 Gap = tuple[float, float]
 
+#: How far off the simulation may be at most.
+LIMIT: Gap = (1.0, 3.0)
+
+#: Rows that are within `LIMIT`, and stay so: a program that loses one of them is not merged.
+WITHIN = (
+    "h100-quiet/diffusion",
+    "h200-policies/diffusion",
+    "h200-compiled/diffusion",
+    "h200-compiled-whole/diffusion",
+    "h200-pair",
+    "h200-long/llm-opt-13b.json.gz",
+    "h100-long/llm-opt-13b.json.gz",
+)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -295,6 +309,16 @@ def keep(row: Row, result: Result) -> None:
     KEPT.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
+def lost(found: dict[str, Result]) -> list[str]:
+    """Those of `WITHIN` that are no longer within `LIMIT`, a line each."""
+    gaps = {name: found[name].gap for name in WITHIN if name in found}
+    return [
+        f"{name} was within {_text(LIMIT)} points, and is {_text(gap)} off"
+        for name, gap in gaps.items()
+        if gap[0] > LIMIT[0] or gap[1] > LIMIT[1]
+    ]
+
+
 # -- tables ---------------------------------------------------------------------------------------------
 
 MARKERS = ("<!-- scoreboard: python -m servetwin.experiments.validation.scoreboard -->", "<!-- end of scoreboard -->")
@@ -398,6 +422,9 @@ def main() -> None:
     if missing:
         raise SystemExit(f"servetwin: not scored yet: {', '.join(row.name for row in missing)}")
     write(kept())
+    worse = lost(kept())
+    if worse:
+        raise SystemExit("\n".join(f"servetwin: {line}" for line in worse))
 
 
 if __name__ == "__main__":

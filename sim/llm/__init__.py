@@ -6,7 +6,8 @@
 `look_ahead_lane`   engines beside others, whose steps on end are one event
 `shared_lane`       engines that share a device
 `columns`           one engine under a policy's standing decision: requests as numbers, three to seven times as fast;
-                    `column_requests`: what becomes of them, `column_steps`: what a step computes
+                    `column_requests`: what becomes of them, `column_steps`: what a step computes,
+                    `column_records`: the lines of their records
 `request_columns`   requests as columns; `latency_columns`: what came of them
 ==================  ===========================================================================================
 """

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from servetwin.core import Outcome
+from servetwin.core import Outcome, RunFolder
 from servetwin.core.llm import Fill, TokenTask
 from servetwin.core.llm.metric_blocks import TokenBlock
 from servetwin.core.llm.metrics import TokenSummary
@@ -21,6 +21,7 @@ from servetwin.core.llm.serving.engine import TokenEngine
 from servetwin.core.serving.client import Client
 from servetwin.core.slo import latest
 
+from .column_records import ColumnRecords
 from .lane import NEVER, TokenLane
 from .latency_columns import TokenLatencies
 from .request_columns import Row, TokenColumns
@@ -69,9 +70,11 @@ class ColumnRequests:
         "part",
         "prefills",
         "prompts",
+        "records",
         "short",
         "source",
         "starts",
+        "tell",
         "ticks",
     )  # fmt: skip
 
@@ -105,6 +108,9 @@ class ColumnRequests:
         self.more = True  # whether there are any that have not been read
         self.noted = 0  # so many are in the summary
         self.ahead = AHEAD
+        folder = engine.loop.recorder
+        self.records = ColumnRecords(engine, folder) if isinstance(folder, RunFolder) else None
+        self.tell = self.records.steps.append if self.records is not None else None
 
     # -- reading ------------------------------------------------------------------------------------------
 
@@ -122,6 +128,8 @@ class ColumnRequests:
         self.arrivals.append(NEVER)
         self.edge = self.noted = self.part = 0
         self.more, self.ahead = row is not None, AHEAD
+        if self.records is not None:
+            self.records.open()
         if row is not None:
             self.first, arrival, prompt, limit, output = row
             self._add([arrival], [prompt], [limit], [output])
@@ -212,9 +220,11 @@ class ColumnRequests:
 
     def record(self) -> None:
         """Note down those that have ended, many at a time."""
-        done, lasts = self.done, self.lasts
-        if not done:
+        many = len(self.ticks)  # what is noted last of each: a signal may come in between
+        if not many:
             return
+        done, lasts, ticks = self.done[:many], self.lasts[:many], self.ticks[:many]
+        del self.done[:many], self.lasts[:many], self.ticks[:many]
         recorder, engine = self.engine.loop.recorder, self.engine
         summary = recorder.summary
 
@@ -231,13 +241,21 @@ class ColumnRequests:
         if engine.keep_times:
             assert isinstance(summary, TokenSummary)
             arrival = of_them(self.admits) if engine.seen else sent
-            begins = np.array(self.ticks) - (counts - 1)
-            low, high = int(begins.min()), self.ticks[-1]
+            begins = np.array(ticks) - (counts - 1)
+            low, high = int(begins.min()), ticks[-1]
             since = engine.first_end
             ends = np.array(engine.ends[low - since : high - since])
             prompts = of_them(self.prompts)
             block = TokenBlock(sent, arrival, prompts, counts, first, last, begins - low, ends)
             in_time &= summary.stages[engine.stage.name].ended_block(block)
+            if self.records is not None:
+                told = {"id": np.array(done) + self.first, "deadline": sent + self.source.slo}
+                told |= {
+                    "admitted": of_them(self.admits),
+                    "started": of_them(self.starts),
+                    "limit": of_them(self.limits),
+                }
+                self.records.ended(self._visit(self._row(done[0])), block, in_time, told)
         summary.e2el.frombytes((last - sent).tobytes())
         met = int(np.count_nonzero(in_time))
         for outcome, many in ((Outcome.MET, met), (Outcome.LATE, len(done) - met)):
@@ -249,9 +267,6 @@ class ColumnRequests:
             recorder.ids.extend((np.array(done) + self.first).tolist())
             recorder.ttft.frombytes((first - sent).tobytes())
             recorder.tpot.frombytes(np.where(gaps > 0, (last - first) / np.maximum(gaps, 1), 0.0).tobytes())
-        done.clear()
-        lasts.clear()
-        self.ticks.clear()
 
     def trim(self, tick: int) -> None:
         """Forget the ends of steps that nobody needs any more, at *tick*."""
@@ -351,14 +366,19 @@ class ColumnRequests:
 
     def _task(self, row: Row) -> TokenTask:
         """What the ordinary way makes of *row*."""
-        engine = self.engine
-        request = self.source.request(row)
-        request.outputs = None
-        engine.loop.live[request.id] = request
-        _, arrival, prompt, limit, length = row
-        task = TokenTask(request, engine.stage, arrival, engine.worker.place, prompt, limit)
+        engine, task = self.engine, self._visit(row)
+        engine.loop.live[task.id] = task.request
+        *_, limit, length = row
         engine.lengths[task] = length if length < limit else limit
-        request.tasks.append(task)
         if engine.keep_times:
             task.token_times = array("d")
+        return task
+
+    def _visit(self, row: Row) -> TokenTask:
+        """Its visit alone, of which nobody knows yet."""
+        engine, request = self.engine, self.source.request(row)
+        request.outputs = None
+        _, arrival, prompt, limit, _ = row
+        task = TokenTask(request, engine.stage, arrival, engine.worker.place, prompt, limit)
+        request.tasks.append(task)
         return task

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from heapq import heappop
 from typing import TYPE_CHECKING
 
+from .column_records import AT_ONCE
 from .column_requests import BLOCK, ColumnRequests
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def decodes(at: ColumnRequests, repeat: Repeat, leave: Leave) -> Decode:
     engine, lane, lines, counted = at.engine, at.lane, at.lines, at.counted
     keep, note, leaving, phases = engine.keep_times, engine.ends.append, engine.leaving, engine.phases
     size, headroom, limit, drift = engine.size, engine.headroom, repeat.limit, repeat.drift
-    straight, between, draw = lane.straight, lane.between, lane.draw
+    straight, between, draw, tell = lane.straight, lane.between, lane.draw, at.tell
 
     def decode(
         now: float, ready: float, due: float, most: int, waits: bool, tick: int, free: int, decoding: int, x: int
@@ -203,17 +204,15 @@ def decodes(at: ColumnRequests, repeat: Repeat, leave: Leave) -> Decode:
                         x += decoding
                         end = before + gap + (a + b * x)
                         count += 1
+            if tell is not None:
+                of_each = engine.ends[-count:] if count > 1 else None
+                tell((now, end, decoding, x - decoding * (count - 1), free, of_each, 0, (), 0))
             now, ready = end, end + gap
             x += decoding
             counted[decoding] += count
             tick += count
             phase = -(tick - 1) % size
-            if count == 1:
-                free -= phases[phase]
-            elif phase + count <= size:
-                free -= sum(phases[phase : phase + count])
-            else:
-                free -= grown(phases, phase, count)
+            free -= phases[phase] if count == 1 else grown(phases, phase, count)
             batches += 1
             if leaving[0] <= tick:
                 free, x, decoding = leave(now, tick, free, x, decoding)
@@ -231,6 +230,8 @@ def grown(phases: Sequence[int], at: int, count: int) -> int:
     """Blocks that those who decode take in *count* steps, the last of them that of phase *at*; *phases* are as in
     `TokenEngine`: those of the steps lie side by side, in a circle."""
     size = len(phases)
+    if at + count <= size:
+        return sum(phases[at : at + count])
     rounds, rest = divmod(count, size)
     blocks = sum(phases) * rounds
     return blocks + sum(phases[at : at + rest]) + sum(phases[: max(0, at + rest - size)])
@@ -259,6 +260,8 @@ def leaves(at: ColumnRequests) -> Leave:
             ticks.extend([tick] * many)
         if len(done) > BLOCK:
             at.record()
+        if at.records is not None:
+            at.records.write(AT_ONCE)
         if keep and len(ends) > engine.trim_at:
             at.trim(tick)
         return free, context, decoding

@@ -1,10 +1,11 @@
 """One engine under a policy's standing decision: requests as numbers, from their arrival to their end.
 
 Where a policy has said once and for all how it goes on (`servetwin.core.llm.policy.Step.standing`), requests come as
-numbers (`TokenColumns`) and nothing is kept but their latencies (`TokenLatencies`) or what an LLM run is reported by
-(`TokenSummary`), nobody looks at a single request: neither it nor its task has to be an object. The times of tokens,
-where they count, are stretches of the list of the ends of steps, which all that decode share. `play` lets `Columns`
-take over from the calendar then, as long as nothing but the next arrival stands there. As soon as the promise no
+numbers (`TokenColumns`) and nothing is kept but their latencies (`TokenLatencies`), what an LLM run is reported by
+(`TokenSummary`) and the lines of its records (`RunFolder`), nobody looks at a single request: neither it nor its task
+has to be an object. The times of tokens, where they count, are stretches of the list of the ends of steps, which all
+that decode share. `play` lets `Columns` take over from the calendar then, as long as nothing but the next arrival
+stands there. As soon as the promise no
 longer holds (memory runs short, a prompt is too long) whatever is there is made into the objects that would be
 there, and the engine goes on by the calendar and asks the policy again. What a step computes by each kind of promise
 stands in `column_steps`, what becomes of the requests in `column_requests`.
@@ -19,7 +20,7 @@ from collections.abc import Iterator
 from heapq import heappush
 from typing import TYPE_CHECKING, Protocol
 
-from servetwin.core import Executor, Recorder, Request, ServingLoop, Summary
+from servetwin.core import Executor, Recorder, Request, RunFolder, ServingLoop, Summary
 from servetwin.core.llm import Fill, LimitsSLO, TokenDeadlines
 from servetwin.core.llm.metrics import StageTokens, TokenSummary
 from servetwin.core.llm.policy import admits_all
@@ -30,6 +31,7 @@ from servetwin.core.serving.client import Client
 
 from .ahead_runs import attach_runs, unheard
 from .async_lane import AheadLane
+from .column_records import promises_alone
 from .column_requests import ColumnRequests
 from .column_steps import NOTHING, SHORT, chunks, decodes, leaves, whole_prompts
 from .lane import NEVER, TokenLane
@@ -80,7 +82,7 @@ def _fits(loop: ServingLoop, executor: EngineExecutor, source: TokenColumns) -> 
         or worker.host is not None
         or type(worker.engine) is not TokenEngine
         or not executor.undisturbed(worker)
-        or not unheard(loop)
+        or not (unheard(loop) or _recorded(loop))
     ):
         return False
     engine = worker.engine
@@ -89,11 +91,13 @@ def _fits(loop: ServingLoop, executor: EngineExecutor, source: TokenColumns) -> 
         and admits_all(worker.policy)
         and not _hears(recorder, "arrived", Recorder.arrived)
         and not _hears(summary, "arrived", Summary.arrived)
-        and not _hears(recorder, "ended", Recorder.ended, TokenLatencies.ended)
+        and not _hears(recorder, "ended", Recorder.ended, TokenLatencies.ended, RunFolder.ended)
         and (
             _counts_alone(engine)
             if engine.keep_times
-            else engine.view.slo is None and not _hears(summary, "ended", Summary.ended)
+            else engine.view.slo is None
+            and not recorder.wants_batches
+            and not _hears(summary, "ended", Summary.ended)
         )
     )
 
@@ -104,12 +108,27 @@ def _hears(thing: object, event: str, *known: object) -> bool:
     return usual not in known or getattr(getattr(thing, event), "__func__", None) is not usual
 
 
+def _recorded(loop: ServingLoop) -> bool:
+    """Whether batches and requests of *loop* are heard of by a folder of records alone, which takes them in blocks
+    too."""
+    folder = loop.recorder
+    return (
+        type(folder) is RunFolder
+        and loop.hear_batch == folder.batch
+        and not _hears(folder, "batch", RunFolder.batch)
+        and not _hears(folder.summary, "batch", Summary.batch)
+    )
+
+
 def _counts_alone(engine: TokenEngine) -> bool:
     """Whether the run's summary, which wants the times of tokens, is of a kind that takes requests in blocks too."""
     summary = engine.loop.recorder.summary
     if type(summary) is not TokenSummary or _hears(summary, "ended", TokenSummary.ended):
         return False
-    tokens, slo = summary.stages.get(engine.stage.name), engine.view.slo
+    folder, slo = engine.loop.recorder, engine.view.slo
+    if isinstance(folder, RunFolder) and not promises_alone(folder, engine):
+        return False
+    tokens = summary.stages.get(engine.stage.name)
     if type(tokens) is not StageTokens or _hears(tokens, "ended", StageTokens.ended):
         return False
     return tokens.promise is slo and (slo is None or type(slo) in (TokenDeadlines, LimitsSLO))
@@ -140,15 +159,20 @@ class Columns(ColumnRequests):
         ):
             return None
         self.open(step)
-        later = self.run(step.standing, step.repeat, now)
+        try:
+            later = self.run(step.standing, step.repeat, now)
+        except BaseException:
+            self.record()
+            if self.records is not None:  # what has ended is to be found in the records
+                self.records.write()
+            raise
         row = self.source.row
         client.wait(self.source.request(row) if row is not None else None)
         return later
 
     def run(self, rule: bool | Fill, repeat: Repeat, now: float) -> float:
-        """Go on from *now* by *rule*, which the policy has said stands for all steps, while nobody waits; *repeat* is
-        what it said of steps in which all decode. Gives the time at which it has to be asked again, or nothing is
-        left to do; ``source.row`` is then what comes next.
+        """Go on from *now* by *rule*, which stands for all steps, while nobody waits; *repeat* was said of steps in
+        which all decode. Gives when to ask the policy again; ``source.row`` is then what comes next.
 
         All that changes from step to step is in local variables, and calls are by request rather than by step.
         """
@@ -160,7 +184,7 @@ class Columns(ColumnRequests):
         free, context, decoding = engine.view.free_blocks, engine.view.context, engine.view.decoding
         tick, ready, counted, gaps = engine.ticks.count, lane.ready, self.counted, self.gaps
         arrivals, prompts, lengths = self.arrivals, self.prompts, self.lengths
-        admits, firsts = self.admits, self.firsts
+        admits, firsts, tell = self.admits, self.firsts, self.tell
         edge, due, head, taken, tail = self.edge, arrivals[0], 0, 0, 0
         while True:
             if due <= now:
@@ -181,8 +205,10 @@ class Columns(ColumnRequests):
                 if draw is not None:
                     seconds *= draw()
                 before, now = now, (ready if ready > now else now) + seconds
-                self.last_step = now - before
-                self.batches += 1
+                self.last_step, self.batches = now - before, self.batches + 1
+                if tell is not None:
+                    begun = self.first + head, prompts[head : head + pieces], self.part
+                    tell((before, now, *((decoding, context) if mixed else (0, 0)), free, None, *begun))
                 if mixed and decoding:
                     pieces += decoding
                     context += decoding
@@ -212,9 +238,8 @@ class Columns(ColumnRequests):
                         heappush(leaving, last)
                 head += whole
             elif decoding and pieces != SHORT:
-                most = often if pieces == NOTHING else 1
                 now, ready, tick, free, decoding, context = decode(
-                    now, ready, due, most, head < taken, tick, free, decoding, context
+                    now, ready, due, often if pieces == NOTHING else 1, head < taken, tick, free, decoding, context
                 )
                 if self.short:
                     break
@@ -240,3 +265,5 @@ class Columns(ColumnRequests):
         for size_of, many in self.counted.items():
             counted[size_of] += many
         self.counted.clear()
+        if self.records is not None:
+            self.records.write()

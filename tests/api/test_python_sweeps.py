@@ -190,10 +190,10 @@ def test_a_figure_of_a_sweep_has_a_line_for_each_policy(workload):
 
 
 def test_a_search_is_that_of_the_engine(workload):
-    ask = {"seeds": 2, "requests": 150, "longest": 300}
+    ask = {"seeds": 2, "requests": 40, "longest": 80, "jobs": 1}
     found = servetwin.search(workload, target=0.9, policy=["edf", Where], **ask)
     assert len(found) == len(found.answers) == 2
-    wanted = search.answers([workload], ["edf"], search.Asked("rate", [0.9], 2, 0, 150, 300))
+    wanted = search.answers([workload], ["edf"], search.Asked("rate", [0.9], 2, 0, 40, 80), jobs=1)
     first = found.answers[0]
     assert (first.value, first.low, first.high) == (wanted[0].found.value, wanted[0].found.low, wanted[0].found.high)
     assert first.notes == wanted[0].found.notes

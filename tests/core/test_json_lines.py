@@ -3,11 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from servetwin.core import json_lines
-from servetwin.core.json_lines import AT_ONCE, JsonLines
+from servetwin.core.json_lines import AT_ONCE, Column, JsonLines, lines_of, texts_of
 
 numbers = st.floats() | st.integers() | st.floats(min_value=0.0, max_value=0.001) | st.booleans() | st.none()
 texts = (
@@ -48,6 +49,28 @@ def test_the_fast_way_is_taken_where_texts_are_plain(tmp_path: Path, monkeypatch
     assert written([record], tmp_path / "a.jsonl") == (json.dumps(record) + "\n").encode()
     with pytest.raises(AssertionError):
         written([{"reason": "one, two"}], tmp_path / "b.jsonl")
+
+
+@settings(max_examples=40)
+@given(texts, st.lists(st.tuples(st.floats() | st.floats(-0.001, 0.001), st.integers()), min_size=1, max_size=20))
+@example("100 %b", [(1e-5, 0), (0.0001, 1), (-0.00005, 2), (12.00001, 3), (0.0, 4), (1e16, 5)])
+def test_lines_of_columns_are_those_of_each_record(text, rows):
+    numbers, ids = zip(*rows, strict=True)
+    both = Column([json.dumps([number, i]).encode() for number, i in rows])
+    found = lines_of({"id": Column(texts_of(ids)), text: {"at": np.array(numbers), "said": text}, "both": both})
+    expected = [{"id": i, text: {"at": number, "said": text}, "both": [number, i]} for number, i in rows]
+    assert found == [(json.dumps(record) + "\n").encode() for record in expected]
+
+
+def test_lines_come_after_what_was_added_before(tmp_path: Path):
+    lines = JsonLines(tmp_path / "a.jsonl")
+    lines.add({"id": 0})
+    lines.add_lines(lines_of({"id": np.array([1, 2])}))
+    lines.add({"id": 3})
+    lines.close()
+    assert [json.loads(line)["id"] for line in (tmp_path / "a.jsonl").read_text().splitlines()] == [0, 1, 2, 3]
+    with pytest.raises(TypeError, match="JSON has nothing for"):
+        lines_of({"id": np.array([1]), "set": {1}})
 
 
 def test_a_killed_process_loses_a_few_lines_and_none_in_part(tmp_path: Path):

@@ -18,6 +18,15 @@ Strict = Annotated[
 ]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", help="Number of processes; -1: one per core.", show_default=True)]
 
+Windows = Annotated[
+    float | None,
+    typer.Option("--windows", metavar="SECONDS", help="Tell by windows of this length whether a run kept up."),
+]
+Objective = Annotated[
+    float | None,
+    typer.Option("--objective", metavar="SHARE", help="Requests that are to meet their SLO (0.99): tells the burn."),
+]
+
 
 def no_out(instead: str) -> BadInput:
     """That there is no ``--out``, and what could be given *instead*."""

@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from servetwin.core import BadInput
 
 from ..output.terminal import print_json, say
-from .options import AsJson
+from .options import AsJson, Objective, Windows
 
 
 def report(
@@ -31,6 +31,8 @@ def report(
             metavar="START:SECONDS", help="What a closer look at a run shows; else where most requests wait."
         ),
     ] = None,
+    windows: Windows = None,
+    objective: Objective = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a report of results: one page with figures, tables, what it stands on and how it is made again."""
@@ -45,10 +47,13 @@ def report(
     command += ["--out", str(out)] if out is not None else ["--markdown"]
     command += ["--target", f"{target:g}"] if target != 90.0 else []
     command += ["--window", window] if window is not None else []
+    command += ["--windows", f"{windows:g}"] if windows is not None else []
+    command += ["--objective", f"{objective:g}"] if objective is not None else []
+    said: dict[str, Any] = {"target": target, "window": window, "by_window": (windows, objective)}
     if out is None:
-        typer.echo(engine.as_markdown(results, target=target, window=window, command=command), nl=False)
+        typer.echo(engine.as_markdown(results, **said, command=command), nl=False)
         return
-    engine.write(results, out, target=target, window=window, command=command)
+    engine.write(results, out, **said, command=command)
     if as_json:
         print_json({"files": [str(out)], "bytes": out.stat().st_size})
         return

@@ -24,6 +24,40 @@ class Use(TypedDict):
 
 
 @_closed
+class Window(TypedDict):
+    begin: Annotated[float, "seconds"]
+    end: float
+    requests: Annotated[int, "that came in it"]
+    met: Annotated[int, "of these"]
+    attainment: Number
+    lost: Annotated[int, "dropped or failed in it"]
+    waiting: Annotated[int, "at its end"]
+    verdict: Annotated[str, "stable, backlogged or overloaded"]
+    burn: Annotated[Number, "share that missed over the share that may; null without an objective"]
+
+
+@_closed
+class Overload(TypedDict):
+    begin: Annotated[float, "when the queue was last empty, seconds"]
+    peak: Annotated[float, "when it was longest"]
+    waiting: Annotated[int, "then"]
+    end: Annotated[Number, "when it was empty again; null if it never was"]
+    recovery: Annotated[Number, "seconds from its peak to its end"]
+    requests: Annotated[int, "that came in between"]
+    missed: Annotated[int, "of these, that did not meet their SLO"]
+
+
+@_closed
+class Windows(TypedDict):
+    seconds: Annotated[float, "of each window"]
+    few: Annotated[float, "up to so many waiting count as none"]
+    objective: Number
+    windows: list[Window]
+    overloads: list[Overload]
+    budget: Annotated[Number, "how often the error budget was spent; null without an objective"]
+
+
+@_closed
 class Gaps(TypedDict):
     mean: Annotated[float, "percentage points of the requests, |simulated - measured|"]
     largest: float

@@ -6,11 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from servetwin.core import BadInput
+
 from .terminal import print_figures, say
 
 if TYPE_CHECKING:
+    from ...reporting.windows import Windows
     from ...spec.experiment import Experiment
 
+#: So many windows are told of a line each.
+MOST_WINDOWS = 40
 #: So many classes, or tenants, are told of a line each.
 MOST_GROUPS = 12
 
@@ -199,6 +204,38 @@ def show_tokens(stage: str, tokens: dict[str, Any]) -> None:
         say(f"  {tokens['handovers']} handed over: mean wait {wait:.1f} ms, {way:.1f} ms on the way")
     if "within_limits" in tokens:
         say(f"  {tokens['within_limits']} requests within the limits")
+
+
+def check_windows(out: Path | None, seconds: float | None, objective: float | None) -> None:
+    """Raise `BadInput` if windows are asked for that nothing could be told of, before anything runs."""
+    from ...reporting.windows import check
+
+    if objective is not None and seconds is None:
+        raise BadInput("the burn is that of windows", where="--objective", right="--windows SECONDS besides")
+    if seconds is not None:
+        if out is None:
+            raise BadInput(
+                "windows are told from the records of a run", where="--windows", right="--out FOLDER besides"
+            )
+        check(seconds, objective)
+
+
+def show_windows(found: Windows) -> None:
+    """A run by windows, and its overloads."""
+    rows = []
+    for window in found.windows[:MOST_WINDOWS]:
+        met = f"{100 * window.attainment:.1f} %" if window.attainment is not None else ""
+        burn = [] if found.objective is None else ["" if window.burn is None else f"{window.burn:.1f}"]
+        told = [f"{window.begin:g} to {window.end:g} s", str(window.requests), met, *burn, str(window.waiting)]
+        rows.append([*told, window.verdict])
+    burnt = [] if found.objective is None else ["burn"]
+    names = ["window", "requests", "met", *burnt, "waiting at its end", "verdict"]
+    sides = ["left", *["right"] * (len(names) - 2), "left"]
+    print_figures([*zip(names, sides, strict=True)], rows)
+    if len(found.windows) > MOST_WINDOWS:
+        say(f"and {len(found.windows) - MOST_WINDOWS} more windows (--json, or longer ones)")
+    for line in found.lines():
+        say(line)
 
 
 def show_real(real: dict[str, Any]) -> None:

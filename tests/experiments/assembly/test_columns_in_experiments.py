@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -66,9 +68,23 @@ def experiment(policy: str, engine: dict, slo: dict, seed: int = 0, requests: in
     return load(tree)
 
 
-def same(chosen) -> dict:
-    short, long = build(chosen), build(chosen)
-    summary, expected = short.play(), long.play(columns=False)
+FILES = "requests.jsonl", "batches.jsonl", "summary.json"
+
+
+def same(chosen, records: bool = False) -> dict:
+    """Both ways, and what they report; with *records* their folders hold the same bytes."""
+    with tempfile.TemporaryDirectory() as place:
+        folders = [RunFolder(Path(place) / way, {}) if records else None for way in ("numbers", "objects")]
+        summary, expected = (
+            build(chosen, folder).play(columns=columns)
+            for folder, columns in zip(folders, (True, False), strict=True)
+        )
+        for folder in folders:
+            if folder is not None:
+                folder.close()
+        for name in FILES if records else ():
+            found, wanted = ((Path(place) / way / name).read_bytes() for way in ("numbers", "objects"))
+            assert found == wanted
     assert summary.as_dict() == expected.as_dict()
     assert results_of(chosen, summary) == results_of(chosen, expected)
     assert summary.e2el == expected.e2el
@@ -79,18 +95,19 @@ def same(chosen) -> dict:
     st.sampled_from(["vllm", "vllm", "vllm", "vllm-v1", "sarathi", "edf-llm"]), prompts, outputs,
     arrivals, slos, engines, st.booleans(), st.none() | st.sampled_from([50, 5]), st.integers(0, 99),
     st.sampled_from([{}, {}, {"stop_after": 5.0}, {"client_delay": 0.01}]),
+    st.sampled_from([None, None, {}, {"tokens": True}]),
 )  # fmt: skip
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_experiment_reports_the_same(
-    policy, prompt, output, arrives, slo, engine, noisy, limit, seed, system
+    policy, prompt, output, arrives, slo, engine, noisy, limit, seed, system, records
 ) -> None:
     if policy == "edf-llm" and slo.get("prefill") is None:
         slo = {"prefill": 3.0, "decode": 1.5}
     table = "measured" if noisy else "corrected"
     found = same(experiment(
         policy, engine, slo, seed, prompt=prompt, output=output, limit=limit, arrivals=arrives, system=system,
-        time={"noise": noisy, "table": table},
-    ))  # fmt: skip
+        time={"noise": noisy, "table": table}, records=records or {},
+    ), records is not None)  # fmt: skip
     assert found["requests"] == 60
 
 
@@ -101,7 +118,7 @@ def test_many_requests_report_the_same(policy: str, rate: float) -> None:
     """Blocks are full, ends of steps are forgotten, there are gaps beyond a million; at the largest rate memory is
     short."""
     chosen = load("opt-13b-a6000", [("policy", policy), ("rate", rate), ("requests", 3600)])
-    found = same(chosen)
+    found = same(chosen, records=True)
     assert (found["preemptions"] > 0) == (rate == 3.0)
     assert build(chosen).play().stages["llm"].itl.bins is not None
 
@@ -141,7 +158,44 @@ def test_which_experiments_go_as_numbers(monkeypatch: pytest.MonkeyPatch, tmp_pa
                  [("slo.window", {"skip": 1.0, "requests": 5})]):  # fmt: skip
         assert went(monkeypatch, opt(*more)) == 0
     folder = RunFolder(tmp_path / "run", {})
-    assert went(monkeypatch, opt(), folder) == 0
+    assert went(monkeypatch, opt(), folder) == 1
     folder.close()
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary == json.loads(json.dumps(build(opt()).play().as_dict()))
+    heard = []
+
+    class Listener(RunFolder):
+        def batch(self, batch) -> None:
+            heard.append(batch.id)
+
+    listener = Listener(tmp_path / "heard", {})
+    assert went(monkeypatch, opt(), listener) == 0
+    listener.close()
+    assert heard
+
+
+@pytest.mark.parametrize("policy", ["vllm", "sarathi"])
+def test_what_had_ended_when_a_run_broke_is_in_its_records(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, policy: str
+) -> None:
+    chosen = load("opt-13b-a6000", [("policy", policy), ("rate", 2.0), ("requests", 300)])
+    whole, broken = (RunFolder(tmp_path / name, {}) for name in ("whole", "broken"))
+    build(chosen, whole).play()
+    whole.close()
+    leave, left = Columns.record, []
+
+    def interrupted(self) -> None:
+        leave(self)
+        if self.first + len(self.firsts) > 100 and not left:
+            left.append(len(self.firsts))
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Columns, "record", interrupted)
+    monkeypatch.setattr("servetwin.sim.llm.column_steps.BLOCK", 5)
+    with pytest.raises(KeyboardInterrupt):
+        build(chosen, broken).play()
+    broken.close(complete=False)
+    for name in ("requests.jsonl", "batches.jsonl"):
+        part, all_of_them = ((tmp_path / run / name).read_bytes() for run in ("broken", "whole"))
+        assert 50 < part.count(b"\n") < all_of_them.count(b"\n")
+        assert all_of_them.startswith(part)

@@ -157,7 +157,7 @@ def test_an_slo_that_nobody_can_miss_is_held(servetwin, tmp_path: Path):
     assert row["attainment"] == 1.0
     arguments = ("search", "dit-xl2-256-rtx4090", "--policy", "edf", "--find", "slo", "--target", 90, "--seeds", 2)
     more = ("--set", "rate=2", "--set", "slo.factor=4", "--out", tmp_path / "found.csv", "-j", 1)
-    code, out, _ = servetwin(*arguments, "--requests", 40, *more)
+    code, out, _ = servetwin(*arguments, "--requests", 40, "--longest", 160, *more)
     assert code == 0, out
     (found,) = table(tmp_path / "found.csv")
     assert "met nowhere" not in found["notes"]
@@ -423,8 +423,8 @@ def test_a_search_is_of_the_deployment_that_is_asked_for(servetwin, two: Path, t
     found = []
     for name in ("apart", "together"):
         out = tmp_path / f"{name}.csv"
-        arguments = ("search", two, "--set", f"deployment={name}", "--seeds", 2, "--requests", 40, "-j", 1)
-        assert servetwin(*arguments, "--out", out)[0] == 0
+        arguments = ("search", two, "--set", f"deployment={name}", "--seeds", 2, "-j", 1)
+        assert servetwin(*arguments, "--requests", 40, "--longest", 80, "--out", out)[0] == 0
         found += table(out)
     assert [row["deployment"] for row in found] == ["apart", "together"]
     assert found[0]["value"] != found[1]["value"]

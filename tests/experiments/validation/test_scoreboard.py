@@ -33,11 +33,23 @@ def test_pages_show_what_is_kept(page: str) -> None:
     assert text == scoreboard.with_table(text, scoreboard.PAGES[page](scoreboard.kept())), AGAIN
 
 
-@pytest.mark.parametrize("name", ["rtx4090"])
+@pytest.mark.parametrize("name", ["rtx4090", "h200-compiled/diffusion", "h200-compiled-whole/diffusion"])
 def test_rows_come_out_as_they_are_kept(name: str) -> None:
     """A cheap part, live: a change of the simulation that moves scores must not leave the tables behind."""
     row = next(row for row in ROWS if row.name == name)
     assert scoreboard.of(row, jobs=1) == scoreboard.kept()[name], f"{AGAIN} --all"
+
+
+def test_rows_within_the_limit_stay_there() -> None:
+    """Which are: no row is listed that is not kept, and none of them may leave its limit."""
+    kept = scoreboard.kept()
+    assert scoreboard.lost(kept) == []
+    assert set(scoreboard.WITHIN) <= set(kept)
+    name = scoreboard.WITHIN[0]
+    assert scoreboard.lost({**kept, name: replace(kept[name], gap=(1.0, 3.0))}) == []
+    for gap in ((1.01, 2.0), (0.5, 3.01)):
+        (line,) = scoreboard.lost({**kept, name: replace(kept[name], gap=gap)})
+        assert line == f"{name} was within 1.00 / 3.00 points, and is {gap[0]:.2f} / {gap[1]:.2f} off"
 
 
 def test_the_artifact_is_predicted_as_it_is_kept() -> None:

@@ -1,0 +1,216 @@
+"""A run by windows of time: whether it kept up with its load, how fast its error budget went, and how long it took to
+recover.
+
+*Waiting* are requests that are in a queue of any stage. With n requests that come in a window, a window is
+
+- *overloaded* if more come than are served: those who wait grow by more than a twentieth of n and by more than
+  chance makes of it (2 standard deviations of a Poisson count, 2 sqrt(n)); who is dropped or fails counts as growth;
+- *backlogged* if it is not, and at each moment in it somebody waits (more than `few`);
+- *stable* otherwise: the queue was empty at some moment.
+
+`few` is 1, or a twentieth of the mean number that comes in a window: in a large fleet somebody always waits a moment,
+and by Little's law so many wait where the mean wait is a twentieth of a window.
+
+An *overload* is what begins when the queue was last empty before it, and is over when it is empty again; the time to
+recover is from its peak to its end. The *burn rate* of a window is the share of its requests that missed, over the
+share that may (1 - objective): at 1 the budget lasts exactly (Google, The Site Reliability Workbook, 2018, ch. 5).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from servetwin.core import BadInput
+
+from ..validation.comparison.run_files import request_lines
+from .timeline import Level, Timeline, level_of, read, with_ends
+
+#: Of what comes in a window, the share by which a queue may grow, or that may wait, and nothing is said of it.
+SHARE = 0.05
+VERDICTS = ("stable", "backlogged", "overloaded")
+#: More windows than that are no answer.
+MOST = 100_000
+
+
+@dataclass(frozen=True)
+class Window:
+    """What comes from *begin* to before *end*: *requests*, of which *met* met their SLO; *lost* are those who were
+    dropped or failed in it, *waiting* who waits at its end. *burn* is the burn rate (None: no request, or no
+    objective)."""
+
+    begin: float
+    end: float
+    requests: int
+    met: int
+    lost: int
+    waiting: int
+    verdict: str
+    burn: float | None
+
+    @property
+    def attainment(self) -> float | None:
+        return self.met / self.requests if self.requests else None
+
+
+@dataclass(frozen=True)
+class Overload:
+    """The queue was empty (no more than `few` waited) before *begin*, longest at *peak* (*waiting*), and empty again
+    at *end* (None: it never was); of the *requests* that came in between, *missed* did not meet their SLO."""
+
+    begin: float
+    peak: float
+    waiting: int
+    end: float | None
+    requests: int
+    missed: int
+
+    @property
+    def recovery(self) -> float | None:
+        """Seconds from its peak to its end."""
+        return None if self.end is None else self.end - self.peak
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A run by windows of *seconds* each. *budget* is how often its error budget was spent (None: no objective)."""
+
+    seconds: float
+    few: float
+    objective: float | None
+    windows: tuple[Window, ...]
+    overloads: tuple[Overload, ...]
+    budget: float | None
+
+    def lines(self) -> list[str]:
+        """In words: how many windows are what, how each overload went, and the error budget."""
+        counts = Counter(window.verdict for window in self.windows)
+        told = ", ".join(f"{counts[word]} {word}" for word in VERDICTS if counts[word]) or "no request was sent"
+        lines = [f"windows of {self.seconds:g} s: {told}"]
+        for one in self.overloads:
+            most = f"overloaded from {one.begin:.1f} s on: {one.waiting} waited at most, at {one.peak:.1f} s"
+            over = "it did not recover"
+            if one.end is not None:
+                over = f"down to {int(self.few)} at {one.end:.1f} s, {one.recovery:.1f} s later"
+            lines.append(f"{most}; {over}; {one.missed} of {one.requests} requests missed their SLO")
+        if self.budget is not None and self.objective is not None:
+            worst = max(self.windows, key=lambda window: window.burn or 0.0)
+            spent = f"error budget ({100 * (1 - self.objective):g} % may miss): {100 * self.budget:.0f} % of it spent"
+            fast = f"at most {worst.burn or 0.0:.1f} times as fast as it may, {worst.begin:g} to {worst.end:g} s"
+            lines.append(f"{spent}; {fast}")
+        return lines
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        said = asdict(self)
+        said["windows"] = [{**asdict(w), "attainment": w.attainment} for w in self.windows]
+        said["overloads"] = [{**asdict(o), "recovery": o.recovery} for o in self.overloads]
+        return said
+
+
+def check(seconds: float | None, objective: float | None) -> None:
+    """Raise `BadInput` if no run has such windows, or such an objective leaves no budget."""
+    if seconds is not None and not 0.0 < seconds < math.inf:
+        raise BadInput(f"{seconds:g} s is no length of a window", where="--windows", right="seconds, above 0")
+    if objective is not None and not 0.0 < objective < 1.0:
+        what = f"{objective:g} leaves no error budget" if objective == 1.0 else f"{objective:g} is no share to hold"
+        raise BadInput(what, where="--objective", right="above 0 and below 1: 0.99")
+
+
+def of_run(folder: Path, seconds: float | None = None, objective: float | None = None) -> Windows:
+    """The run in *folder*, simulated or real, by windows of *seconds* (None: some thirty of a round length), held to
+    an *objective*: the share of requests that are to meet their SLO. Raises `BadInput`."""
+    return of_records(request_lines(folder), read(folder), seconds, objective)
+
+
+def of_records(
+    records: Iterable[dict[str, Any]], line: Timeline, seconds: float | None = None, objective: float | None = None
+) -> Windows:
+    """The same of the *records* of requests and the *line* of their run."""
+    requests = [(record["arrival"], record["outcome"], end) for record, end in with_ends(records)]
+    check(seconds, objective)
+    width = seconds if seconds is not None else neat(max(line.end, 1e-9) / 30)
+    count = max(1, math.ceil(line.end / width))
+    if not requests:
+        return Windows(width, 1.0, objective, (), (), None)
+    if count > MOST:
+        what = f"{width:g} s makes {count} windows of {line.end:g} s"
+        raise BadInput(what, where="--windows", right=f"a length that makes {MOST} at most")
+    arrivals = np.array([arrival for arrival, _, _ in requests])
+    met = np.array([outcome == "met" for _, outcome, _ in requests])
+    gone = np.array([end for _, outcome, end in requests if outcome in ("dropped", "failed")])
+    failed = np.array([end for _, outcome, end in requests if outcome == "failed"])
+    edges = width * np.arange(count + 1)
+    queue = _together(line)
+    coming = np.histogram(arrivals, edges)[0]
+    kept = np.histogram(arrivals[met], edges)[0]
+    lost = np.histogram(gone, edges)[0] if gone.size else np.zeros(count, int)
+    few = max(1.0, SHARE * len(requests) / max(1, math.ceil(arrivals.max() / width)))
+    held = queue.at(edges)
+    windows = []
+    for i in range(count):
+        n, growth = int(coming[i]), held[i + 1] - held[i] + lost[i]
+        if growth > max(SHARE * n, 2.0 * math.sqrt(n)):
+            verdict = "overloaded"
+        else:
+            verdict = "backlogged" if _least(queue, edges[i], edges[i + 1]) > few else "stable"
+        burn = None if objective is None or not n else (1.0 - kept[i] / n) / (1.0 - objective)
+        told = n, int(kept[i]), int(lost[i]), round(held[i + 1])
+        windows.append(Window(float(edges[i]), float(edges[i + 1]), *told, verdict, burn))
+    budget = None if objective is None else float((1.0 - met.mean()) / (1.0 - objective))
+    overloads = tuple(_overload(group, queue, few, arrivals, met, failed) for group in _groups(windows))
+    return Windows(width, few, objective, tuple(windows), overloads, budget)
+
+
+def neat(value: float) -> float:
+    """The nearest of 1, 2, 5, 10, ... above *value*."""
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(power * times for times in (1.0, 2.0, 5.0, 10.0) if power * times >= value * (1.0 - 1e-9))
+
+
+def _together(line: Timeline) -> Level:
+    """Who waits anywhere."""
+    known = [level for level in line.waiting.values() if level.times.size]
+    if not known:
+        return level_of(np.zeros(0), np.zeros(0))
+    changes = [np.diff(level.values, prepend=0.0) for level in known]
+    return level_of(np.concatenate([level.times for level in known]), np.concatenate(changes))
+
+
+def _least(queue: Level, begin: float, end: float) -> float:
+    first, last = np.searchsorted(queue.times, (begin, end), side="left")
+    inner = queue.values[first:last]
+    return float(min(queue.at(np.array([begin]))[0], inner.min() if inner.size else math.inf))
+
+
+def _groups(windows: Sequence[Window]) -> list[tuple[float, float]]:
+    """From when to when windows that follow each other are not stable, where one of them is overloaded."""
+    groups = []
+    for troubled, together in groupby(windows, key=lambda window: window.verdict != "stable"):
+        own = list(together)
+        if troubled and any(window.verdict == "overloaded" for window in own):
+            groups.append((own[0].begin, own[-1].end))
+    return groups
+
+
+def _overload(
+    group: tuple[float, float], queue: Level, few: float, arrivals: np.ndarray, met: np.ndarray, failed: np.ndarray
+) -> Overload:
+    first, last = np.searchsorted(queue.times, group, side="left")
+    place = first + int(np.argmax(queue.values[first:last])) if last > first else first
+    empty = queue.values <= few
+    before, after = np.flatnonzero(empty[:place]), np.flatnonzero(empty[place:])
+    begin = float(queue.times[before[-1] + 1]) if before.size else float(queue.times[0])
+    end = float(queue.times[place + after[0]]) if after.size else None
+    if end is not None and (failed == end).any():
+        end = None  # nobody waits any more because the run was cut off
+    inside = (arrivals >= begin) & (arrivals < (math.inf if end is None else end))
+    missed = int((inside & ~met).sum())
+    peak = float(queue.times[place]), round(queue.values[place])
+    return Overload(begin, *peak, end, int(inside.sum()), missed)

@@ -1,0 +1,114 @@
+"""Runs by windows: against a count by hand of the same records, and what is said of runs that never recover."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from servetwin.core import BadInput
+from servetwin.experiments.assembly import build
+from servetwin.experiments.reporting.windows import Windows, check, neat, of_run
+from servetwin.experiments.spec.loading import load
+from servetwin.experiments.validation.comparison.run_files import request_lines
+
+BUSY = {"process": "schedule", "rate": 3.0, "points": [[0.0, 1.0], [40.0, 4.0], [60.0, 1.0]], "until": 150.0}
+
+
+def images(folder: Path, arrivals: dict[str, Any], policy: str = "edf", **more: Any) -> Path:
+    workload = {"requests": None, "draws": "seeded", "arrivals": arrivals}
+    said = {"extends": "dit-s2-256-rtx4090", "workload": workload, "policy": {"name": policy}, **more}
+    build.run(load(said), folder)
+    return folder
+
+
+def by_hand(folder: Path, seconds: float, windows: int) -> list[tuple[int, int, int, int, str]]:
+    """(requests, met, lost, waiting, verdict) of each window, by looking at every request for each."""
+    records = [*request_lines(folder)]
+    gone = {r["id"]: r["finished"] if r["finished"] is not None else r["ended"] for r in records}
+
+    def waiting(at: float) -> int:
+        count = 0
+        for record in records:
+            for stay in record["stages"]:
+                began = stay["started"] if stay["started"] is not None else gone[record["id"]]
+                count += stay["queued"] <= at < began
+        return count
+
+    stays = [(r, stay) for r in records for stay in r["stages"]]
+    changes = sorted({t for r, s in stays for t in (s["queued"], s["started"], gone[r["id"]]) if t is not None})
+    few = max(1.0, 0.05 * len(records) / math.ceil(max(r["arrival"] for r in records) / seconds))
+    found = []
+    for i in range(windows):
+        low, high = i * seconds, (i + 1) * seconds
+        came = [r for r in records if low <= r["arrival"] < high]
+        lost = sum(r["outcome"] in ("dropped", "failed") and low <= gone[r["id"]] < high for r in records)
+        growth = waiting(high) - waiting(low) + lost
+        verdict = "stable"
+        if growth > max(0.05 * len(came), 2 * math.sqrt(len(came))):
+            verdict = "overloaded"
+        elif min(waiting(t) for t in [low, *(t for t in changes if low < t < high)]) > few:
+            verdict = "backlogged"
+        found.append((len(came), sum(r["outcome"] == "met" for r in came), lost, waiting(high), verdict))
+    return found
+
+
+@pytest.mark.parametrize("policy", ["edf", "neustream", "fcfs"])
+def test_windows_are_what_a_count_by_hand_gives(tmp_path: Path, policy: str) -> None:
+    folder = images(tmp_path / "r", BUSY, policy)
+    found = of_run(folder, 10.0, 0.95)
+    told = [(w.requests, w.met, w.lost, w.waiting, w.verdict) for w in found.windows]
+    assert told == by_hand(folder, 10.0, len(told))
+    assert {w.verdict for w in found.windows} >= {"stable", "overloaded"}
+    for window in found.windows:
+        if window.attainment is not None:
+            assert window.burn == pytest.approx((1 - window.attainment) / 0.05)
+    missed = sum(w.requests - w.met for w in found.windows)
+    total = sum(w.requests for w in found.windows)
+    assert found.budget == pytest.approx(missed / total / 0.05)
+
+
+def test_a_policy_that_drops_is_overloaded_all_the_same(tmp_path: Path) -> None:
+    """Its queue stays short, for those that cannot be served in time leave it: more comes than is served."""
+    found = of_run(images(tmp_path / "r", BUSY, "neustream"), 10.0)
+    assert [w.verdict for w in found.windows[4:6]] == ["overloaded"] * 2
+    assert found.windows[5].lost > 20
+    assert found.budget is None
+    assert all(w.burn is None for w in found.windows)
+
+
+def test_who_never_recovers_is_told_so(tmp_path: Path) -> None:
+    arrivals, system = {"process": "schedule", "rate": 14.0, "until": 60.0}, {"stop_after": 0.0}
+    found = of_run(images(tmp_path / "r", arrivals, "fcfs", system=system), 10.0)
+    assert [w.verdict for w in found.windows] == ["overloaded"] * len(found.windows)
+    assert [(o.end, o.recovery) for o in found.overloads] == [(None, None)]
+    assert found.overloads[0].begin < 10.0
+    assert "it did not recover" in found.lines()[1]
+
+
+def test_a_system_that_keeps_up_is_stable(tmp_path: Path) -> None:
+    """At a third of what it serves hardly a window of forty is told otherwise by chance."""
+    found: Windows = of_run(images(tmp_path / "r", {"process": "schedule", "rate": 1.5, "until": 400.0}), 10.0)
+    assert sum(w.verdict != "stable" for w in found.windows) <= 1
+
+
+def test_lengths_are_round() -> None:
+    given = [0.03, 1.0, 1.1, 4.9, 51.0, 3000.0]
+    assert [neat(x) for x in given] == pytest.approx([0.05, 1.0, 2.0, 5.0, 100.0, 5000.0])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "objective", "said"),
+    [
+        (0.0, None, "--windows: 0 s is no length of a window"),
+        (math.nan, None, "--windows: nan s is no length"),
+        (math.inf, None, "--windows: inf s is no length"),
+        (1.0, 1.0, "--objective: 1 leaves no error budget"),
+        (1.0, 99.0, "--objective: 99 is no share to hold"),
+    ],
+)
+def test_what_makes_no_windows_is_refused(seconds: float, objective: float | None, said: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        check(seconds, objective)
+    assert said in str(caught.value)
