@@ -18,6 +18,7 @@ from servetwin.core import BadInput
 from servetwin.profiles import Kind
 
 from .keys.field_types import Count, NotNegative, Positive, Strict, Wait, Weight
+from .keys.prices import Price
 from .keys.schedule import ByClass, Schedule
 from .llm import EngineSpec, Lengths, TokenSLOSpec, drop_options
 from .sessions import ClosedLoop, SessionsSpec
@@ -267,11 +268,10 @@ class BudgetSpec(Strict):
 
 
 class ModuleSpec(Strict):
-    """A compute stage; a *loop* module runs many iterations per request.
+    """A compute stage; a *loop* module runs many iterations per request; *actions* let a policy leave some out.
 
     Where several edges come together a request waits for "all" of them, or goes on with "any". A module of *kind*
     "llm" is a language model: a stage of its own, whose worker is an engine that prefills prompts and decodes tokens.
-    *actions* say what a policy may do with the steps of a loop; left out, all that are asked for run.
     """
 
     loop: bool = False
@@ -445,7 +445,7 @@ class Deployment(Strict):
     Several workers may serve the same modules: *router* says how requests are shared out among them (a name, a file,
     or a mapping; docs/guides/routing.md), *routers* says so for single modules. *replicas* repeats the whole
     deployment, each time on devices of its own. *handover*: how prompts get from workers that prefill to workers that
-    decode, where there are such roles.
+    decode, where there are such roles. *prices*: what each device costs, and draws.
     """
 
     name: str | None = None
@@ -456,6 +456,7 @@ class Deployment(Strict):
     router: Routing = "least_loaded"
     routers: dict[str, Routing] = Field(default_factory=dict)
     handover: HandoverSpec | None = None
+    prices: dict[str, Price] | None = None
 
     @property
     def routings(self) -> dict[tuple[str, ...], RouterSpec]:
@@ -557,7 +558,7 @@ class Experiment(Strict):
         if whole:
             return content
         for said in (plan, *plan["workers"], *content["pipeline"]["modules"].values()):
-            for key in ("handover", "role", "actions"):
+            for key in ("handover", "role", "prices", "actions"):
                 if key in said and said[key] is None:
                     del said[key]
         for worker in plan["workers"]:
