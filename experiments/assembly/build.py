@@ -46,6 +46,7 @@ from ..spec.sessions import ClosedLoop
 from ..workload import sessions
 from ..workload.requests import about, check_resolution, other_images, read_trace, requests
 from . import engine_options, handovers
+from .costs import Meter, costs
 from .llm_workers import ENDLESS, check_engine, contexts, deadlines_of, host_ahead, prepare, settings_of
 from .pipeline import call_times, estimates, make_pipeline, make_pool, seconds_alone, wiring
 from .replicas import expanded
@@ -71,6 +72,8 @@ class Run:
     recorder: Recorder
     #: Where requests are sent when others have ended; *source* is empty then.
     sessions: Iterator[Session] | None = None
+    #: Hears how long devices compute, where they have prices.
+    meter: Meter | None = None
 
     def play(self, *, columns: bool = True) -> Summary:
         """Serve all requests, in simulated time; *columns* is as in `servetwin.sim.llm.columns.play`, and without it
@@ -101,7 +104,10 @@ class Run:
             if held:
                 raise PolicyFault(f"{what}; held by {held}")
             raise InvariantBroken(f"{what}; held by no worker, under {self.loop.under()}")
-        return self.recorder.summary
+        summary = self.recorder.summary
+        if self.meter is not None:
+            summary.input["cost"] = costs(self.experiment, summary.as_dict(), self.meter.busy())
+        return summary
 
     def send(self, requests: Iterable[Request]) -> None:
         """Let *requests*, in order of arrival, be those that are sent, at their times."""
@@ -192,12 +198,17 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     )
     with policies_answer([worker.policy for worker in workers]):  # each is asked to start
         loop = ServingLoop(stages, workers, executor, recorder, **wiring(experiment, stages, workers, profiles))
+    meter = None
+    if experiment.deployment.prices is not None:
+        meter = Meter(workers)
+        loop.hear_batch = meter.hearing(loop.hear_batch)
     if not load.in_turns:
-        return Run(experiment, loop, executor, requests(experiment, slo.seconds, trace, contexts=limits), recorder)
+        source = requests(experiment, slo.seconds, trace, contexts=limits)
+        return Run(experiment, loop, executor, source, recorder, meter=meter)
     if cut := sessions.about(experiment, slo.seconds, trace, limits):
         recorder.summary.input["sessions"] = cut
     made = sessions.sessions(experiment, slo.seconds, trace, contexts=limits)
-    return Run(experiment, loop, executor, iter(()), recorder, made)
+    return Run(experiment, loop, executor, iter(()), recorder, made, meter)
 
 
 @as_loaded()

@@ -176,6 +176,11 @@ def _tell(
     *by_window*: the seconds of windows to tell it by, and an objective."""
     from ..assembly import build
 
+    if chosen.deployment.prices is not None and "cost" not in served.summary:  # a real run: who computed is not told
+        from ..assembly.costs import costs
+        from ..assembly.replicas import expanded
+
+        served.summary["cost"] = costs(expanded(chosen), served.summary, None)
     use = run_output.use_of(out) if out is not None else None
     beside: dict[str, Any] = {"use": use} if use is not None else {}
     told = None

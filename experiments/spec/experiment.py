@@ -18,6 +18,7 @@ from servetwin.core import BadInput
 from servetwin.profiles import Kind
 
 from .keys.field_types import Count, NotNegative, Positive, Strict, Wait, Weight
+from .keys.prices import Price
 from .keys.schedule import ByClass, Schedule
 from .llm import EngineSpec, Lengths, TokenSLOSpec, drop_options
 from .sessions import ClosedLoop, SessionsSpec
@@ -443,7 +444,7 @@ class Deployment(Strict):
     Several workers may serve the same modules: *router* says how requests are shared out among them (a name, a file,
     or a mapping; docs/guides/routing.md), *routers* says so for single modules. *replicas* repeats the whole
     deployment, each time on devices of its own. *handover*: how prompts get from workers that prefill to workers that
-    decode, where there are such roles.
+    decode, where there are such roles. *prices*: what each device costs, and draws.
     """
 
     name: str | None = None
@@ -454,6 +455,7 @@ class Deployment(Strict):
     router: Routing = "least_loaded"
     routers: dict[str, Routing] = Field(default_factory=dict)
     handover: HandoverSpec | None = None
+    prices: dict[str, Price] | None = None
 
     @property
     def routings(self) -> dict[tuple[str, ...], RouterSpec]:
@@ -555,7 +557,7 @@ class Experiment(Strict):
         if whole:
             return content
         for said in (plan, *plan["workers"]):
-            for key in ("handover", "role"):
+            for key in ("handover", "role", "prices"):
                 if key in said and said[key] is None:
                     del said[key]
         for worker in plan["workers"]:

@@ -126,11 +126,28 @@ def _check_deployment(deployment: Deployment, modules: dict[str, ModuleSpec]) ->
             raise Misfit((*path, "name"), f"two workers are called {worker.name!r}", "a name of its own for each")
         names |= {worker.name} if worker.name is not None else set()
         groups.add(tuple(worker.modules))
+    _check_prices(deployment)
     for module in deployment.routers:
         if not any(module == worker.modules[0] for worker in deployment.workers):
             what = f"no worker's modules begin with {module!r}"
             right = suggest(module, [w.modules[0] for w in deployment.workers])
             raise Misfit(("deployment", "routers", module), what, right)
+
+
+def _check_prices(deployment: Deployment) -> None:
+    if deployment.prices is None:
+        return
+    path, devices = ("deployment", "prices"), deployment.devices
+    for device, price in deployment.prices.items():
+        if device not in devices:
+            raise Misfit((*path, device), f"unknown device {device!r}", suggest(device, devices))
+        if price.power is not None and price.power.idle > price.power.busy:
+            what = f"an idle device draws {price.power.idle:g} W, and a busy one {price.power.busy:g} W"
+            raise Misfit((*path, device, "power"), what, "idle <= busy")
+    for device in devices:
+        if device not in deployment.prices:
+            what = f"{device} has no price, and what is not known is no part of a sum"
+            raise Misfit((*path, device), what, "per_hour and source for each device, or no prices")
 
 
 def _check_kind_of_worker(

@@ -329,6 +329,8 @@ def _compare_runs(first: Path, second: Path, as_json: bool) -> None:
     for stage, figures in found["tokens"].items():
         for label, key, digits in rows_of(figures):
             lines.add_row(f"{label} of {stage}", *_figures(figures[key], digits))
+    for name, values in found.get("cost", {}).items():
+        lines.add_row(name.replace("_", " "), *_figures(values, 4))
     if found["same_outcome"] is not None:
         lines.add_row("requests with the same outcome, %", "", "", f"{found['same_outcome']:.2f}")
     elif found["other_requests"] is not None:

@@ -184,6 +184,7 @@ class ComparedRuns(TypedDict):
     ]
     tokens: Annotated[dict[str, Any], "of each language model (reference/token-metrics.md)"]
     steps: NotRequired[Annotated[dict[str, Any], "of engines, by kind"]]
+    cost: NotRequired[Annotated[dict[str, Any], "where devices of both have prices: first, second, gap"]]
     basis: list[str]
     validity: Annotated[dict[str, list[Validity]], "of simulated runs: first, second"]
 

@@ -69,7 +69,7 @@ def show_run(experiment: Experiment, summary: dict[str, Any], took: float, use: 
     for worker, w in summary["workers"].items():
         sizes = f"mean {w['mean_batch_size']:.2f}, largest {w['max_batch_size']}"
         say(f"batches of {worker}: {w['iterations']} run, {sizes}")
-    for line in _use_lines(use):
+    for line in (*cost_lines(summary.get("cost")), *_use_lines(use)):
         say(line)
     for line in (*input_lines(summary), *_doubts(experiment, summary)):
         say(line)
@@ -193,6 +193,23 @@ def show_tokens(stage: str, tokens: dict[str, Any]) -> None:
         say(f"  {tokens['handovers']} handed over: mean wait {wait:.1f} ms, {way:.1f} ms on the way")
     if "within_limits" in tokens:
         say(f"  {tokens['within_limits']} requests within the limits")
+
+
+def cost_lines(cost: Mapping[str, Any] | None) -> list[str]:
+    """What a run costs, where its devices have prices."""
+    if cost is None:
+        return []
+    each = [(cost["dollars_per_1000_requests"], "1,000 requests")]
+    each.append((cost.get("dollars_per_million_output_tokens"), "million output tokens"))
+    per = [f"${value:.4g} per {what}" for value, what in each if value is not None]
+    if cost["met_per_dollar"] is not None:
+        per.append(f"{cost['met_per_dollar']:.4g} met their SLO per dollar")
+    hours = f"{cost['device_hours']:.4g} device-hours at ${cost['dollars_per_hour']:g} an hour in all"
+    lines = [f"cost ${cost['dollars']:.4g}: {hours}", ", ".join(per)]
+    if cost["utilisation"] is not None:
+        power = f"; {cost['energy_kwh']:.4g} kWh" if cost["energy_kwh"] is not None else ""
+        lines.append(f"devices computed {100 * cost['utilisation']:.1f} % of the time{power}")
+    return [line for line in lines if line]
 
 
 def check_windows(out: Path | None, seconds: float | None, objective: float | None) -> None:

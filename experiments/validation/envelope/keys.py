@@ -66,6 +66,7 @@ LISTED: Mapping[type[BaseModel], Mapping[str, str]] = {
         "name": "what it stands for is compared",
         "devices": "`Facts.systems`",
         "replicas": "a range",
+        "prices": "change no time",
         "router": "a word where several workers serve the same",
         "routers": "a word where several workers serve the same",
     },
