@@ -14,6 +14,7 @@ from typing import Protocol
 from ..errors import PolicyFault
 from ..llm.policy import Step
 from ..llm.request import CachingTask, HandedTask, TokenRequest, TokenTask
+from ..llm.speculation import SpeculativeTask
 from ..pipeline import Stage
 from ..policy import Decision
 from ..request import ActingTask, Place, Request, Task
@@ -30,6 +31,7 @@ WRITABLE = frozenset(
         *CachingTask.__slots__,
         *HandedTask.__slots__,
         *ActingTask.__slots__,
+        *SpeculativeTask.__slots__,
         *Request.__slots__,
         *TokenRequest.__slots__,
         "generated",
