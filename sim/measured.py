@@ -141,10 +141,11 @@ class Clock:
         seed: int,
         preparing: Mapping[str, float] | None = None,
         tables: Mapping[str, Callable[[TokenTable], TokenTable]] | None = None,
+        steps: Mapping[str, Callable[[StepTimes], StepTimes]] | None = None,
     ) -> None:
         self.profiles = profiles
         self.preparing = preparing or {}
-        self.tables = tables or {}
+        self.tables, self.steps = tables or {}, steps or {}
         self.options = options
         self.seed = seed
         self.watch = Watch()
@@ -187,6 +188,8 @@ class Clock:
         if options.hold:
             times = HeldTimes(table, worker.name)
             self.watch.engines.append(times)
+        if worker.name in self.steps:
+            times = self.steps[worker.name](times)
         if worker.host is None and profile.token_data.engine.asynchronous and self._has(profile, costs.BEGINS()):
             times = Later(times, profile.cost(costs.BEGINS()).scalar() if options.costs else 0.0)
         return TokenTiming(
@@ -537,17 +540,19 @@ def measured_executor(
     calls: Mapping[str, CallTimes] | None = None,
     preparing: Mapping[str, float] | None = None,
     tables: Mapping[str, Callable[[TokenTable], TokenTable]] | None = None,
+    steps: Mapping[str, Callable[[StepTimes], StepTimes]] | None = None,
 ) -> SimExecutor:
     """An executor in which *workers* take the time that was measured on their devices (device name -> profile).
 
     *calls* gives the times of pools of threads, *preparing* how long engines prepare each prompt, by name;
-    *tables* makes of the table of a device's profile that of an engine with options of its own.
+    *tables* makes of the table of a device's profile that of an engine with options of its own, *steps* of its steps
+    (as counted where they are held).
 
     Raises `BadInput` if a profile does not reach as far as a worker's batch limit, unless the options say hold, and
     for workers that share a device if their overlap was not measured, unless the options let them share it in time.
     """
     options = options or TimeOptions()
-    clock = Clock(profiles, options, seed, preparing, tables)
+    clock = Clock(profiles, options, seed, preparing, tables, steps)
     workers = [w for w in workers if not isinstance(w, Pool)]
     engines = clock.engines(workers)
     pairs = unmeasured(workers, profiles) if options.unmeasured != "ignored" else []

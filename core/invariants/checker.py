@@ -40,7 +40,7 @@ from ..serving.loop import ServingLoop
 from ..serving.pool import Pool
 from ..serving.worker import Worker
 from ..slo import latest
-from .engine_checker import AheadCheck, DecodeCheck, EngineCheck, PrefillCheck
+from .engine_checker import AheadCheck, DecodeCheck, EngineCheck, PrefillCheck, SpeculativeCheck
 from .record_checker import FINISHED, check_ends, check_order, check_records
 
 __all__ = ["INVARIANTS", "InvariantChecker", "check_records"]
@@ -416,6 +416,8 @@ class WatchedEngine(WatchedWorker):
         ahead = worker.host is not None and worker.host.ahead
         self.most = 2 if ahead else 1  # steps in flight
         self.check = AheadCheck(worker, checker.asked) if ahead else EngineCheck(worker, checker.asked)
+        if worker.speculation is not None:
+            self.check = SpeculativeCheck(worker, checker.asked)
         if worker.role != "both":
             kind = PrefillCheck if worker.role == "prefill" else DecodeCheck
             self.check = kind(worker, checker.asked, checker.tokens)

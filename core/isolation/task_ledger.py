@@ -14,6 +14,7 @@ from typing import Protocol
 from ..errors import PolicyFault
 from ..llm.policy import Step
 from ..llm.request import CachingTask, HandedTask, TokenRequest, TokenTask
+from ..llm.speculation import SpeculativeTask
 from ..pipeline import Stage
 from ..policy import Decision
 from ..request import Place, Request, Task
@@ -29,6 +30,7 @@ WRITABLE = frozenset(
         *TokenTask.__slots__,
         *CachingTask.__slots__,
         *HandedTask.__slots__,
+        *SpeculativeTask.__slots__,
         *Request.__slots__,
         *TokenRequest.__slots__,
         "generated",

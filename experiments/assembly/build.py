@@ -32,6 +32,7 @@ from servetwin.core import (
 from servetwin.core.errors import PolicyFault, Stopped
 from servetwin.core.llm import TokenPolicy, TokenSLO, TokenView
 from servetwin.core.llm.serving.worker import TokenWorker
+from servetwin.core.llm.speculation import SpeculativeView
 from servetwin.core.serving.sessions import Session, SessionClient
 from servetwin.core.slo import ClassSLO
 
@@ -195,6 +196,7 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
         calls={name: call_times(s, experiment.seed) for name, s in specs.items() if s.calls},
         preparing={name: s.engine.preparing.seconds for name, s in specs.items() if s.engine and s.engine.preparing},
         tables=engine_options.tables(experiment, profiles) if optional else None,
+        steps=engine_options.steps(experiment, profiles) if optional else None,
     )
     with policies_answer([worker.policy for worker in workers]):  # each is asked to start
         loop = ServingLoop(stages, workers, executor, recorder, **wiring(experiment, stages, workers, profiles))
@@ -323,11 +325,11 @@ def make_workers(experiment: Experiment, stages: list[Stage], profiles: dict[str
             settings = settings_of(spec, profile)
             policy = check_engine(experiment, spec, settings, profile, policy)
             measured = experiment.deployment.estimates == "measured"
-            plans = profile.tokens("measured" if measured else "scheduler", hold=experiment.time.hold)
+            plans: Any = profile.tokens("measured" if measured else "scheduler", hold=experiment.time.hold)
             if spec.engine is not None and spec.engine.options:
-                plans = engine_options.table_of(spec, profile, plans)
+                plans = engine_options.planned(spec, experiment, profiles, plans)
             promised = (profile,) if spec.role is None else handovers.profiles_by_role(experiment, spec, profiles)
-            engine_view = TokenView(
+            engine_view = (SpeculativeView if settings.limits.num_speculative_tokens else TokenView)(
                 stage,
                 settings.limits,
                 estimate_prefill=plans.prefill,
@@ -338,7 +340,10 @@ def make_workers(experiment: Experiment, stages: list[Stage], profiles: dict[str
             )
             host = host_ahead(profile, costs=experiment.time.costs) if settings.asynchronous else None
             role = spec.role or "both"
-            workers.append(TokenWorker(stage, policy, engine_view, device=spec.device or "", host=host, role=role))
+            engine = TokenWorker(stage, policy, engine_view, device=spec.device or "", host=host, role=role)
+            if spec.engine is not None and spec.engine.speculative_config is not None:
+                engine.speculation = engine_options.speculation_of(spec.engine.speculative_config, experiment.seed)
+            workers.append(engine)
             continue
         if isinstance(policy, TokenPolicy):
             what = f"{chosen.name} is a policy for language models, and {'+'.join(spec.modules)} is none"

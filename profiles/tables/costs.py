@@ -220,6 +220,14 @@ FP8_KV = CostName(
     _ENGINE,
     above=True,
 )
+DRAFT = CostName(
+    "speculation.draft",
+    "seconds",
+    ("line", "value"),
+    "making the drafts of a step; per_request of a line counts sequences that decode; needed by engines with a "
+    "`speculative_config`, unless the experiment states it",
+    _ENGINE,
+)
 STEP_BETWEEN = CostName(
     "step.between",
     "seconds",

@@ -188,6 +188,9 @@ def show_tokens(stage: str, tokens: dict[str, Any]) -> None:
         rate, hits = 100 * tokens["prefix_cache_hit_rate"], tokens["prefix_cache_hits"]
         again = tokens["prefix_cache_hits_of_preempted"]
         say(f"  prefix cache: {rate:.1f} % of prompt tokens found, {hits}; {again} more by preempted requests")
+    if tokens.get("spec_decode_num_drafts"):
+        drafted, accepted = tokens["spec_decode_num_draft_tokens"], tokens["spec_decode_num_accepted_tokens"]
+        say(f"  {accepted} of {drafted} drafts accepted, {tokens['mean_acceptance_length']:.2f} tokens a step")
     if tokens.get("handovers"):
         wait, way = tokens["mean_handover_wait_ms"], tokens["mean_handover_ms"]
         say(f"  {tokens['handovers']} handed over: mean wait {wait:.1f} ms, {way:.1f} ms on the way")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,7 +14,18 @@ from typing import TYPE_CHECKING, Any, Self
 from servetwin.core import BadInput, Request
 from servetwin.core.llm import EngineLimits, TokenRequest
 
-from ...spec.experiment import Constant, Experiment, FixedSLO, Poisson, RelativeSLO, RouterSpec, Trace, WorkerSpec
+from ...spec.experiment import (
+    Bursty,
+    Constant,
+    Experiment,
+    FixedSLO,
+    Gamma,
+    Poisson,
+    RelativeSLO,
+    RouterSpec,
+    Trace,
+    WorkerSpec,
+)
 from ...spec.llm import Preparing, TokenSLOSpec
 from . import keys
 
@@ -22,6 +34,9 @@ if TYPE_CHECKING:
 
 #: Of requests that are drawn so many say what lengths and steps are, more than recorded runs have; of a trace all.
 DRAWN = 20_000
+
+#: Arrivals that never end, and do not say of which class a request is.
+_ENDLESS = Gamma, Poisson, Constant, Bursty
 
 #: How many requests a run sends.
 REQUESTS = "requests"
@@ -79,28 +94,31 @@ class Facts:
     pipeline: str = ""
 
 
-def of_experiment(experiment: Experiment, requests: Iterable[Request] | None = None) -> Facts:
+def of_experiment(
+    experiment: Experiment, requests: Iterable[Request] | None = None, *, known: dict[str, Asked] | None = None
+) -> Facts:
     """The facts of a run of *experiment*, whose *requests* (of its own drawing, unless they are given) are looked at.
-    Raises `BadInput` as a run of it would."""
+    *known* has what was found of those of other experiments, and gets what is found of these: they are drawn once for
+    all that ask for the same. Raises `BadInput` as a run of it would."""
     from ...spec.loading import load_profiles
     from ...spec.validation import check
 
     check(experiment)
     profiles = load_profiles(experiment)
-    drawn = requests is None
-    sent = list(_drawn(experiment, profiles) if requests is None else requests)
-    asked = experiment.workload.requests
-    count = asked if drawn and asked is not None and not experiment.workload.in_turns else len(sent)
+    asked = _asked(experiment, profiles, {} if known is None else known) if requests is None else Asked.of(requests)
+    count = experiment.workload.requests
+    if requests is not None or count is None or experiment.workload.in_turns:
+        count = asked.count
     engine, limits = _engines(experiment, profiles)
     workers, copies = experiment.deployment.workers, experiment.deployment.replicas
     serving, placement = placement_of(workers, copies)
     # Workers that decode share the load, but a deployment with more of them is no replica of one with less.
     replicas = copies if any(worker.role for worker in workers) else serving
-    ranges = {**limits, "replicas": (replicas, replicas), **of_requests(sent, count), **_slo(experiment)}
+    ranges = {**limits, "replicas": (replicas, replicas), **asked.ranges(count), **_slo(experiment)}
     load = experiment.workload
     rate = _rate(experiment)
     if rate is not None:
-        ranges |= demand(rate / serving, sent)
+        ranges |= asked.demand(rate / serving)
     cv = _cv(load.arrivals)
     if cv is not None:
         ranges["cv"] = (cv, cv)
@@ -159,14 +177,13 @@ def placement_of(workers: Sequence[WorkerSpec], copies: int = 1) -> tuple[int, s
 # -- requests -------------------------------------------------------------------------------------------
 
 
-def _drawn(experiment: Experiment, profiles: dict[str, Profile]) -> Iterator[Request]:
-    """The requests, drawn as a run would; of those without a trace the first `DRAWN`."""
-    from ...assembly.llm_workers import contexts
+def _drawn(experiment: Experiment, limits: Mapping[str, int]) -> Iterator[Request]:
+    """The requests, drawn as a run would; of those without a trace the first `DRAWN`. *limits* are the tokens that
+    language models take per request."""
     from ...workload import sessions
     from ...workload.requests import read_trace, requests
 
     load = experiment.workload
-    limits = contexts(experiment, profiles) if experiment.pipeline.llms else {}
     if load.recorded is None and not load.in_turns and load.requests is not None and load.requests > DRAWN:
         fewer = load.model_copy(update={"requests": DRAWN})
         experiment = experiment.model_copy(update={"workload": fewer})
@@ -190,40 +207,64 @@ def _terms(experiment: Experiment) -> Iterator[str]:
         yield "a trace with SLOs, classes or priorities of requests"
 
 
-def of_requests(sent: Sequence[Request], count: int | None = None) -> dict[str, Range]:
-    """How many requests are sent (*count*, if not those in *sent*); steps by module, of the requests *sent*, and by
-    language model lengths of prompts and outputs, with their spread (standard deviation), and declared limits."""
-    count = len(sent) if count is None else count
-    found: dict[str, Range] = {REQUESTS: (count, count)}
-    for module, steps in _steps(sent).items():
-        found[f"steps of {module}"] = (min(steps), max(steps))
-    for module, (prompts, outputs, limits) in _tokens(sent).items():
-        whole = [a + b for a, b in zip(prompts, outputs, strict=True)]
-        for name, value in (
-            ("mean prompt", sum(prompts) / len(prompts)),
-            ("mean output", sum(outputs) / len(outputs)),
-            ("longest context", float(max(whole))),
-        ):
-            found[f"{name} of {module}, tokens"] = (value, value)
-        for name, values in (("prompt", prompts), ("output", outputs)):
-            found[f"each {name} of {module}, tokens"] = (min(values), max(values))
-            spread = pstdev(values)
-            found[f"spread of {name} of {module}, tokens"] = (spread, spread)
-        found[f"declared limit of {module}, tokens"] = (min(limits), max(limits))
-    return found
+@dataclass(frozen=True)
+class Asked:
+    """What the requests of a run ask for: how many there are, *lengths* (steps by module, and by language model
+    lengths of prompts and outputs, with their spread, a standard deviation, and declared limits), and by what loads
+    are called what all of them ask for of it."""
+
+    count: int
+    lengths: Mapping[str, Range]
+    loads: Mapping[str, tuple[int, int]]  # steps or output tokens, and of how many requests
+
+    @classmethod
+    def of(cls, sent: Iterable[Request]) -> Self:
+        """Of the requests *sent*."""
+        sent = list(sent)
+        found: dict[str, Range] = {}
+        loads: dict[str, tuple[int, int]] = {}
+        for module, steps in _steps(sent).items():
+            found[f"steps of {module}"] = (min(steps), max(steps))
+            loads[f"load of {module}, steps/s"] = (sum(steps), len(steps))
+        for module, (prompts, outputs, limits) in _tokens(sent).items():
+            whole = [a + b for a, b in zip(prompts, outputs, strict=True)]
+            for name, value in (
+                ("mean prompt", sum(prompts) / len(prompts)),
+                ("mean output", sum(outputs) / len(outputs)),
+                ("longest context", float(max(whole))),
+            ):
+                found[f"{name} of {module}, tokens"] = (value, value)
+            for name, values in (("prompt", prompts), ("output", outputs)):
+                found[f"each {name} of {module}, tokens"] = (min(values), max(values))
+                spread = pstdev(values)
+                found[f"spread of {name} of {module}, tokens"] = (spread, spread)
+            found[f"declared limit of {module}, tokens"] = (min(limits), max(limits))
+            loads[f"load of {module}, output tokens/s"] = (sum(outputs), len(outputs))
+        return cls(len(sent), found, loads)
+
+    def ranges(self, count: int | None = None) -> dict[str, Range]:
+        """How many requests are sent (*count*, if not those that were looked at), and their lengths."""
+        count = self.count if count is None else count
+        return {REQUESTS: (count, count), **self.lengths}
+
+    def demand(self, rate: float) -> dict[str, Range]:
+        """*rate*, in requests/s, and the load that such requests are: steps, or tokens of outputs, per second."""
+        found = {name: rate * total / many for name, (total, many) in self.loads.items()}
+        return {name: (load, load) for name, load in (*found.items(), (RATE, rate))}
 
 
-def demand(rate: float, sent: Sequence[Request]) -> dict[str, Range]:
-    """*rate*, in requests/s, and the load that such requests like those *sent* are: steps, or tokens of outputs, per
-    second."""
-    found: dict[str, Range] = {}
-    for module, steps in _steps(sent).items():
-        load = rate * sum(steps) / len(steps)
-        found[f"load of {module}, steps/s"] = (load, load)
-    for module, (_, outputs, _) in _tokens(sent).items():
-        load = rate * sum(outputs) / len(outputs)
-        found[f"load of {module}, output tokens/s"] = (load, load)
-    return {**found, RATE: (rate, rate)}
+def _asked(experiment: Experiment, profiles: dict[str, Profile], known: dict[str, Asked]) -> Asked:
+    """What the requests that *experiment* draws ask for, which the times of arrivals without end do not change."""
+    from ...assembly.llm_workers import contexts
+
+    load = experiment.workload
+    limits = contexts(experiment, profiles) if experiment.pipeline.llms else {}
+    endless = load.recorded is None and not load.in_turns and isinstance(load.arrivals, _ENDLESS)
+    workload = load.model_dump(mode="json", exclude={"arrivals"} if endless else None)
+    key = json.dumps([workload, experiment.seed, limits])
+    if key not in known:
+        known[key] = Asked.of(_drawn(experiment, limits))
+    return known[key]
 
 
 def _steps(sent: Iterable[Request]) -> dict[str, list[int]]:
@@ -278,7 +319,9 @@ def _engines(experiment: Experiment, profiles: dict[str, Profile]) -> tuple[dict
 
 
 #: What is compared as a range, or by another name.
-_OF_ENGINE = ("blocks", "max_sequences", "max_batched_tokens", "keep_freed", "enable_prefix_caching")
+_OF_ENGINE = (
+    "blocks", "max_sequences", "max_batched_tokens", "keep_freed", "enable_prefix_caching", "num_speculative_tokens"
+)  # fmt: skip
 
 
 def engine_options(limits: EngineLimits, asynchronous: bool, preparing: Preparing | None = None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ...spec.experiment import Experiment, ModuleSpec, PipelineSpec
 from ..comparison import run_table
 from ..replay import agents as replay_agents
 from ..replay import chat, diffusion, external, llm, packed_runs
-from .facts import Facts, Range, demand, engine_options, of_experiment, of_requests, systems_of
+from .facts import Asked, Facts, Range, engine_options, of_experiment, systems_of
 from .keys import as_word, pipeline
 
 #: The pipeline of runs of one language model.
@@ -134,9 +134,9 @@ def _of_diffusion(recording: diffusion.Recording) -> Iterator[Facts]:
             ranges={
                 **limits,
                 "replicas": (1, 1),
-                **of_requests(sent),
+                **Asked.of(sent).ranges(),
                 "SLO factor": (run.slo_factor, run.slo_factor),
-                **demand(run.rate, sent),
+                **Asked.of(sent).demand(run.rate),
                 "cv": (run.cv, run.cv),
             },
         )
@@ -163,7 +163,7 @@ def _of_campaign(campaign: llm.Campaign) -> Iterator[Facts]:
                     **_of_one_engine(limits, sent),
                     "prefill SLO": (prefill, prefill),
                     "decode SLO": (decode, decode),
-                    **demand(run.rate, sent),
+                    **Asked.of(sent).demand(run.rate),
                     "cv": (run.cv, run.cv),
                 },
             )
@@ -175,7 +175,7 @@ def _of_one_engine(limits: EngineLimits, sent: Sequence[TokenRequest]) -> dict[s
         "batch limit of llm": (limits.max_sequences, limits.max_sequences),
         "KV blocks of llm": (limits.blocks, limits.blocks),
         "replicas": (1, 1),
-        **of_requests(sent),
+        **Asked.of(sent).ranges(),
     }
 
 
@@ -194,7 +194,7 @@ def _of_external(run: external.External) -> Facts:
         ranges={
             **_of_one_engine(limits, sent),
             **_limits(run),
-            **(demand(len(sent) / (last - first), sent) if last > first else {}),
+            **(Asked.of(sent).demand(len(sent) / (last - first)) if last > first else {}),
             "cv": (cv, cv),
         },
     )

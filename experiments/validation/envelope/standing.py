@@ -19,7 +19,7 @@ from servetwin.core import BadInput
 
 from ...spec.experiment import Experiment
 from . import index
-from .facts import RATE, REQUESTS, Facts, Range, of_experiment
+from .facts import RATE, REQUESTS, Asked, Facts, Range, of_experiment
 from .index import Recorded
 
 #: By how much of itself a number may lie beyond the recorded ones, by how its name begins; what is drawn varies.
@@ -82,9 +82,10 @@ class Standing:
         return {**found, "gap_points": gap}
 
 
-def of(experiment: Experiment) -> Standing:
-    """Where a simulated run of *experiment* stands. Raises `BadInput` as that would."""
-    return standing(of_experiment(experiment))
+def of(experiment: Experiment, known: dict[str, Asked] | None = None) -> Standing:
+    """Where a simulated run of *experiment* stands; *known* is as in `of_experiment`. Raises `BadInput` as that
+    would."""
+    return standing(of_experiment(experiment, known=known))
 
 
 class Standings(list[Standing]):
@@ -102,11 +103,12 @@ class Standings(list[Standing]):
 def of_all(experiments: Iterable[Experiment]) -> Standings:
     """Likewise of each of *experiments*; those that differ in their seed alone stand alike."""
     known: dict[str, Standing] = {}
+    asked: dict[str, Asked] = {}
     found = Standings()
     for experiment in experiments:
         key = experiment.model_copy(update={"seed": 0}).digest()
         if key not in known:
-            known[key] = of(experiment)
+            known[key] = of(experiment, asked)
         found.append(known[key])
     return found
 

@@ -17,7 +17,8 @@ from servetwin.experiments.spec.experiment import System
 from servetwin.experiments.spec.loading import load
 from servetwin.experiments.validation import scoreboard
 from servetwin.experiments.validation.envelope import index, keys, recorded, standing
-from servetwin.experiments.validation.envelope.facts import Facts, of_experiment
+from servetwin.experiments.validation.envelope.facts import Asked, Facts, of_experiment
+from servetwin.experiments.workload.traces import sample
 
 AGAIN = "python -m servetwin.experiments.validation.envelope.index"
 
@@ -29,6 +30,31 @@ TWO = [{"modules": ["dit"], "device": "gpu0", "limit": 4}, {"modules": ["vae"], 
 
 def told(*settings: tuple[str, object], of: str = LIKE_RECORDED) -> tuple[str, ...]:
     return standing.of(load(of, list(settings))).outside
+
+
+def test_points_with_the_same_requests_are_looked_at_once_and_stand_as_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the rate, the times of arrivals and the policy."""
+    sweep = [
+        load(of, [("requests", requests), ("rate", rate), ("policy", policy), *more])
+        for of, policies in (("opt-13b-a6000", ("vllm", "sarathi")), (LIKE_RECORDED, ("neustream",)))
+        for policy in policies
+        for requests in (20, 30)
+        for rate in (1.0, 2.0)
+        for more in (
+            [],
+            [("workload.arrivals", {"process": "constant", "rate": rate})],
+            [("workload.draws", "seeded")],
+        )
+    ]
+    azure = str(sample("azure.csv"))
+    traces = [{"process": "trace", "file": azure, "rate": rate} for rate in (1.0, 2.0)]
+    sweep += [load("opt-13b-a6000", [("workload.arrivals", trace), ("requests", 10)]) for trace in traces]
+    alone = [standing.of(experiment) for experiment in sweep]
+    looks, look = [], Asked.of
+    monkeypatch.setattr(Asked, "of", lambda sent: looks.append(1) or look(sent))
+    assert standing.of_all(sweep) == alone
+    # By number of requests, of opt-13b-a6000 also by draws (the other is "seeded" as it is); and of a trace by rate.
+    assert len(looks) == 2 * 2 + 2 + 2
 
 
 # -- the index ------------------------------------------------------------------------------------------
