@@ -30,9 +30,11 @@ from servetwin.core import (
     WorkerView,
 )
 from servetwin.core.errors import PolicyFault, Stopped
+from servetwin.core.group_metrics import StepQuality
 from servetwin.core.llm import TokenPolicy, TokenSLO, TokenView
 from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.core.llm.speculation import SpeculativeView
+from servetwin.core.serving.acting_worker import ActingWorker
 from servetwin.core.serving.sessions import Session, SessionClient
 from servetwin.core.slo import ClassSLO
 
@@ -171,6 +173,8 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     # Else all are drawn whole, by one seed, and there is nothing to tell.
     if trace is not None or cut_or_shared or experiment.seed or load.says_more:
         recorder.summary.input = about(experiment, trace, limits)
+    if any(stage.actions is not None for stage in stages):
+        recorder.summary.quality = StepQuality()
     if load.shaped:
         recorder.summary.input["shapes"] = told(workers)
     if other := other_images(trace, profiles):
@@ -355,7 +359,8 @@ def make_workers(experiment: Experiment, stages: list[Stage], profiles: dict[str
             workers.append(shaped_worker(experiment, i, stage, profiles, by_shape, slo.factor))
             continue
         view = WorkerView(stage, estimated[i], limit=spec.limit, name=spec.name or "", slo_factor=slo.factor)
-        workers.append(BatchWorker(stage, policy, view, device=spec.device, intake=spec.intake))
+        kind = BatchWorker if stage.actions is None else ActingWorker
+        workers.append(kind(stage, policy, view, device=spec.device, intake=spec.intake))
     return workers
 
 

@@ -26,6 +26,8 @@ WRONG = [
     ("slack-batch", "kept", 0.0, "more than 0"),
     ("slack-batch", "tight", -0.1, "0 or more"),
     ("slack-or-neustream", "tight", -0.1, "0 or more"),
+    ("fewer-steps", "reserve", -0.1, "0 or more"),
+    ("reuse-steps", "threshold", 0.0, "more than 0"),
     ("shepherd", "preempt", 0.5, "1 or more"),
     ("srpt", "max_batch", 0, "1 or more"),
     ("tetriserve", "round_steps", 0, "1 or more"),

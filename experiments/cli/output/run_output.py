@@ -64,7 +64,7 @@ def show_run(experiment: Experiment, summary: dict[str, Any], took: float, use: 
         say(f"latency {times}")
     for stage, tokens in summary.get("llm", {}).items():
         show_tokens(stage, tokens)
-    for line in group_lines(summary):
+    for line in (*quality_lines(summary), *group_lines(summary)):
         say(line)
     for worker, w in summary["workers"].items():
         sizes = f"mean {w['mean_batch_size']:.2f}, largest {w['max_batch_size']}"
@@ -169,6 +169,17 @@ def group_lines(summary: Mapping[str, Any]) -> list[str]:
         known = [(name.removeprefix("jain_"), value) for name, value in fairness.items() if value is not None]
         lines.append("Jain's index: " + ", ".join(f"{value:.3f} of {name}" for name, value in known))
     return lines
+
+
+def quality_lines(summary: Mapping[str, Any]) -> list[str]:
+    """What results are worth where steps may be left out, by the experiment's table."""
+    found = summary.get("quality")
+    if found is None or found["mean_quality"] is None or not found["steps_asked"]:
+        return []
+    said = f"quality {found['mean_quality']:.3f} on average, {found['quality_goodput'] or 0.0:.3f}/s in time"
+    run = f"{100 * found['steps_run'] / found['steps_asked']:.1f} % of the steps asked for were run"
+    full = f"{100 * found['attainment_at_full_steps']:.1f} % of the requests in time with all of theirs"
+    return [f"{said}; {run}; {full}"]
 
 
 def show_tokens(stage: str, tokens: dict[str, Any]) -> None:
