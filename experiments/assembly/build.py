@@ -201,6 +201,7 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
         preparing={name: s.engine.preparing.seconds for name, s in specs.items() if s.engine and s.engine.preparing},
         tables=engine_options.tables(experiment, profiles) if optional else None,
         steps=engine_options.steps(experiment, profiles) if optional else None,
+        swaps=engine_options.swaps(experiment, profiles) if optional else None,
     )
     with policies_answer([worker.policy for worker in workers]):  # each is asked to start
         loop = ServingLoop(stages, workers, executor, recorder, **wiring(experiment, stages, workers, profiles))
