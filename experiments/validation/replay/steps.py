@@ -75,7 +75,7 @@ def halves(file: Path) -> list[dict[str, Errors]]:
             replace(p, kind="requests") if p.kind == "traffic" and i not in judged_on else p
             for i, p in enumerate(parts)
         ]
-        errors = {}
+        errors: dict[str, Errors] = {}
         for made_of, some in (("no traffic", parts), ("the other loads too", others)):
             made = step_profile.section(some, engine, {"file": file.name})
             table = TokenTable(TokenModel.model_validate(made["tokens"]["kinds"]["measured"]), hold=True)
