@@ -12,6 +12,7 @@ from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.llm import ALL, EngineLimits, Step, TokenPolicy, TokenRequest, TokenSLO, TokenView
 from servetwin.core.llm.batch import TokenBatch
 from servetwin.core.llm.serving.worker import Host, TokenWorker
+from servetwin.core.llm.speculation import Speculation, SpeculativeView
 from servetwin.core.records import request_record
 from servetwin.core.serving.client import play
 from servetwin.sim import SimExecutor
@@ -121,7 +122,8 @@ def requests(*rows: tuple[float, int, int], limit: int | None = None) -> list[To
 
 def view_of(times: Linear, limits: EngineLimits, slo: TokenSLO | None = None, module: str = "llm") -> TokenView:
     (stage,) = Pipeline([Module(module, loop=True)], []).stages([[module]])
-    return TokenView(
+    kind = SpeculativeView if limits.num_speculative_tokens else TokenView
+    return kind(
         stage,
         limits,
         estimate_prefill=times.prefill,
@@ -161,13 +163,16 @@ def serve(
     stalls=None,
     recent_load=None,
     log: Log | None = None,
+    speculation: Speculation | None = None,
     **limits,
 ) -> Served:
     """Serve *sent* on one engine to the end, in simulated time, under the invariants."""
     times = times or Linear()
     sent = list(sent)
-    view = view_of(times, EngineLimits(**{"blocks": 1000, **limits}), slo)
+    drafts = speculation.drafts if speculation is not None else 0
+    view = view_of(times, EngineLimits(**{"blocks": 1000, "num_speculative_tokens": drafts, **limits}), slo)
     worker = TokenWorker(view.stage, policy, view, host=host)
+    worker.speculation = speculation
     executor = SimExecutor(lambda worker: TokenTiming(times, draw, swap, stalls=stalls, recent_load=recent_load))
     log = log or Log()
     checker = InvariantChecker(log)

@@ -17,6 +17,7 @@ from ..request import Outcome, Outputs, Task
 
 if TYPE_CHECKING:
     from ..llm.serving.pools import PrefillEngine
+    from ..llm.serving.speculative_engine import SpeculativeEngine
     from ..llm.serving.worker import TokenWorker
 
 
@@ -54,7 +55,7 @@ class EngineCheck:
             raise broken(4, f"{batch} of {batch.context} tokens; counted: {[(t.id, t.computed) for t in chosen]}")
         if not batch.decode and not batch.prefill:
             raise broken(4, f"{batch} does nothing")
-        tokens = batch.decode + sum(n for _, n, _ in batch.prefill)
+        tokens = batch.decode * view.limits.tokens_per_decode + sum(n for _, n, _ in batch.prefill)
         if tokens > view.max_batched_tokens and batch.prefill:
             raise broken(4, f"{batch} computes {tokens} tokens; the limit is {view.max_batched_tokens}")
         if len(view.running) > view.max_sequences:
@@ -82,7 +83,7 @@ class EngineCheck:
     def settled(self) -> None:
         """The engine has dealt with an event: invariant 6, and its sums are those of the tasks."""
         view = self.view
-        held = sum(view.blocks_for(task.computed) for task in view.running) - self._shared() + self._aside()
+        held = self._held() - self._shared() + self._aside()
         if view.free_blocks < 0 or view.free_blocks + held != view.blocks:
             raise broken(6, f"{view.name}: {view.free_blocks} of {view.blocks} blocks are free, {held} are held")
         counts = len([t for t in view.running if t.ticks]), sum(t.computed for t in view.running if t.ticks)
@@ -91,6 +92,10 @@ class EngineCheck:
         for task in view.running:
             if task.generated != self.tokens.get(task, 0):
                 raise broken(7, f"{task} counts {task.generated} tokens, but generated {self.tokens.get(task, 0)}")
+
+    def _held(self) -> int:
+        """Blocks of those who run."""
+        return sum(self.view.blocks_for(task.computed) for task in self.view.running)
 
     def _aside(self) -> int:
         """Blocks that are held by others than those who run."""
@@ -168,6 +173,49 @@ class AheadCheck(EngineCheck):
         for flight in self.flights:
             flight.discard(task)
         return super().put_out(task) - lost
+
+
+class SpeculativeCheck(EngineCheck):
+    """Likewise, of an engine that drafts tokens: a step gives each that decodes one token, and its drafts at most;
+    memory is taken for all of them."""
+
+    def __init__(self, worker: TokenWorker, asked: Mapping[int, Outputs]) -> None:
+        super().__init__(worker, asked)
+        self.gave: set[TokenTask] = set()  # who decoded in the step that is over, and has not been counted
+
+    def _held(self) -> int:
+        engine: SpeculativeEngine = self.worker.engine  # type: ignore[assignment]
+        if engine.held.keys() != set(self.view.running):
+            raise broken(6, f"{self.view.name} holds blocks of others than those who run")
+        for task, blocks in engine.held.items():
+            if blocks < self.view.blocks_for(task.computed):
+                raise broken(6, f"{task} holds {blocks} blocks, for {task.computed} tokens")
+        return sum(engine.held.values())
+
+    def started(self, batch: TokenBatch) -> None:
+        for task in [*self.gave]:
+            self._count(task)
+        super().started(batch)
+
+    def settled(self) -> None:
+        for task in [*self.gave]:
+            self._count(task)
+        super().settled()
+
+    def put_out(self, task: TokenTask) -> int:
+        self._count(task)
+        return super().put_out(task)
+
+    def _count(self, task: TokenTask) -> None:
+        """Take what *task* has generated in the last step for its count, if it can be."""
+        least = self.tokens.get(task, 0)
+        if task in self.gave and least <= task.generated <= least + self.view.limits.num_speculative_tokens:
+            self.tokens[task] = task.generated
+        self.gave.discard(task)
+
+    def stopped(self, batch: TokenBatch) -> None:
+        super().stopped(batch)
+        self.gave = set(self.chosen)
 
 
 class PrefillCheck(EngineCheck):

@@ -22,7 +22,9 @@ class EngineLimits:
     of charge). With *whole_prompt* a chunk is admitted only if there is memory for all of its prompt (vLLM V1). With
     *keep_freed* a preempted request that comes back finds of its blocks what nobody took meanwhile, as vLLM's prefix
     cache does it (`servetwin.core.llm.serving.freed_blocks`); blocks are not shared among requests. With
-    *enable_prefix_caching* they are: vLLM's prefix cache whole (`servetwin.core.llm.prefix_cache`).
+    *enable_prefix_caching* they are: vLLM's prefix cache whole (`servetwin.core.llm.prefix_cache`). With
+    *num_speculative_tokens* so many drafts are verified of each that decodes (`servetwin.core.llm.speculation`). With
+    *host_blocks* the prefix cache has so many more in host memory (`servetwin.core.llm.host_tier`).
     """
 
     blocks: int
@@ -36,6 +38,8 @@ class EngineLimits:
     whole_prompt: bool = False
     keep_freed: bool = False
     enable_prefix_caching: bool = False
+    num_speculative_tokens: int = 0
+    host_blocks: int = 0
 
     def __post_init__(self) -> None:
         for name in ("blocks", "block_size", "max_batched_tokens", "max_sequences"):
@@ -53,8 +57,29 @@ class EngineLimits:
             raise BadInput("enable_prefix_caching is for blocks that are forgotten", right="preemption: recompute")
         if self.enable_prefix_caching and self.keep_freed:
             raise BadInput("enable_prefix_caching does what keep_freed does, and more", right="one of them")
+        if self.host_blocks < 0 or (self.host_blocks and not self.enable_prefix_caching):
+            raise BadInput(f"host_blocks is {self.host_blocks}", right="0, or 1 or more with enable_prefix_caching")
+        self._check_speculation()
         if self.stamp not in ("sent", "seen"):
             raise BadInput(f"stamp is {self.stamp!r}", right="'sent' or 'seen'")
+
+    def _check_speculation(self) -> None:
+        if self.num_speculative_tokens < 0:
+            raise BadInput(f"num_speculative_tokens is {self.num_speculative_tokens}", right="0 or more")
+        others = {
+            "keep_freed": self.keep_freed,
+            "enable_prefix_caching": self.enable_prefix_caching,
+            "preemption: swap": self.preemption == "swap",
+            "headroom": self.headroom > 0,
+        }
+        with_it = [name for name, on in others.items() if on]
+        if self.num_speculative_tokens and with_it:
+            raise BadInput(f"what {with_it[0]} does where tokens are drafted is not known", right="one of them")
+
+    @property
+    def tokens_per_decode(self) -> int:
+        """The tokens of a step that each sequence takes which decodes: one, and its drafts."""
+        return 1 + self.num_speculative_tokens
 
     @property
     def reserve(self) -> int:

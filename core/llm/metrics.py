@@ -24,6 +24,7 @@ from ..slo import latest, slack
 from .metric_blocks import TokenBlock
 from .request import CachingTask, HandedTask, TokenTask
 from .slo import _STEPS, _SUMS, LimitsSLO, TokenDeadlines, TokenLimits, _longer, sent_at, task_limits
+from .speculation import SpeculativeTask
 from .token_gaps import Gaps
 
 
@@ -80,6 +81,8 @@ class StageTokens:
         self.cache_queries = self.cache_hits = self.cache_hits_again = 0
         self.handed = 0  # whose KV went from one engine to another; how long it waited for that, and was on its way
         self.handing_wait = self.handing = 0.0
+        self.host_hits = 0  # of the tokens found in a prefix cache those that were in host memory alone
+        self.verified = self.drafted = self.accepted = 0  # steps that drafted, and tokens
         self.ttft, self.tpot, self.e2el = array("d"), array("d"), array("d")
         self.itl = Gaps()
         self.first_on_time = self.last_on_time = self.late_firsts = 0
@@ -96,12 +99,17 @@ class StageTokens:
                 self.cache_queries += task.prompt
                 self.cache_hits += task.cached_tokens
                 self.cache_hits_again += task.cached_again
+                self.host_hits += task.cached_on_host
         elif type(task) is HandedTask and task.handed is not None:
             assert task.prefilled is not None
             assert task.sent is not None
             self.handed += 1
             self.handing_wait += task.sent - task.prefilled
             self.handing += task.handed - task.sent
+        elif type(task) is SpeculativeTask:
+            self.verified += task.verified
+            self.drafted += task.drafted
+            self.accepted += task.accepted
         if task.arrival < self.first_arrival:
             self.first_arrival = task.arrival
         first, generated = task.first_token, task.generated
@@ -109,7 +117,8 @@ class StageTokens:
             return
         self.all_tokens += generated
         if generated > 1:
-            self.itl.add(task.token_times)
+            # Tokens that come out together are one output, with one gap to that before (as in vLLM's benchmark).
+            self.itl.add(array("d", np.unique(task.times())) if self.drafted else task.token_times)
         if self.slo is not None:
             known = task.known_in_time  # the engine has asked the SLO when the last token came
             kept = known[1] if known is not None and known[0] is self.slo else self.slo.in_time(task)
@@ -209,10 +218,17 @@ class StageTokens:
             out["prefix_cache_queries"], out["prefix_cache_hits"] = queries, self.cache_hits
             out["prefix_cache_hit_rate"] = self.cache_hits / queries if queries else None
             out["prefix_cache_hits_of_preempted"] = self.cache_hits_again
+            if self.host_hits:
+                out["prefix_cache_hits_on_host"] = self.host_hits
+                out["prefix_cache_hit_rate_on_host"] = self.host_hits / queries
         if self.handed:
             out["handovers"] = self.handed
             out["mean_handover_wait_ms"] = self.handing_wait / self.handed * 1000.0
             out["mean_handover_ms"] = self.handing / self.handed * 1000.0
+        if self.verified:
+            out["spec_decode_num_drafts"] = self.verified
+            out["spec_decode_num_draft_tokens"], out["spec_decode_num_accepted_tokens"] = self.drafted, self.accepted
+            out["mean_acceptance_length"] = 1.0 + self.accepted / self.verified
         if self.limits is not None:
             out["within_limits"] = self.within_limits
             out["limits_goodput"] = _rate(self.within_limits, duration)

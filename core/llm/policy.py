@@ -307,8 +307,10 @@ class TokenView(WorkerView):
             new = -(-(computed + count) // size) + -computed // size
             if not runs:
                 sequences -= 1
-                idle = trial.idle(self.cache.keys(task, computed // size))
+                keys = self.cache.keys(task, computed // size)
+                idle, away = trial.idle(keys), trial.away(keys)
                 most = -(-(computed + pending) // size) - computed // size if self.whole_prompt else new
+                new, most = new + away, most + away
                 if sequences < 0 or trial.free - most - len(idle) < self.watermark:
                     break
             trial.admit(task, idle, computed // size, new, computed + count)
@@ -353,7 +355,7 @@ class Fill:
 
     def chunks(self, view: TokenView) -> Sequence[Chunk]:
         """The (task, tokens) that it prefills at the engine of *view*, as things stand: what holds policies to it."""
-        left = min(self.tokens, view.max_batched_tokens) - view.decoding
+        left = min(self.tokens, view.max_batched_tokens) - view.decoding * view.limits.tokens_per_decode
         free = view.free_blocks - view.watermark
         room = view.max_sequences - len(view.running)
         found = []
@@ -385,12 +387,15 @@ class TokenPolicy(PolicyBase):
     as in vLLM no more requests may run at once than a step has tokens. One that never cuts a prompt, and would let
     one wait for ever that is longer than a step, says so in *whole_prompts*. One that takes prompts in chunks says so
     in *chunks*: where a request that comes back finds less than it showed (`EngineLimits.keep_freed`), what there is
-    no room for then waits for the next step.
+    no room for then waits for the next step. One that reckons with `EngineLimits.tokens_per_decode` tokens of a step
+    for each that decodes, and promises nothing of when single tokens come, says so in *speculates*: others are not
+    asked where an engine drafts tokens.
     """
 
     tokens_a_step: int | None = None
     whole_prompts: bool = False
     chunks: bool = False
+    speculates: bool = False
 
     def start(self, view: TokenView) -> None:
         """Look at the engine once, before anything arrives."""

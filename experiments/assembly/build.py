@@ -30,8 +30,11 @@ from servetwin.core import (
     WorkerView,
 )
 from servetwin.core.errors import PolicyFault, Stopped
+from servetwin.core.group_metrics import StepQuality
 from servetwin.core.llm import TokenPolicy, TokenSLO, TokenView
 from servetwin.core.llm.serving.worker import TokenWorker
+from servetwin.core.llm.speculation import SpeculativeView
+from servetwin.core.serving.acting_worker import ActingWorker
 from servetwin.core.serving.sessions import Session, SessionClient
 from servetwin.core.slo import ClassSLO
 
@@ -48,7 +51,7 @@ from ..workload.requests import about, check_resolution, other_images, read_trac
 from . import engine_options, handovers
 from .costs import Meter, costs
 from .llm_workers import ENDLESS, check_engine, contexts, deadlines_of, host_ahead, prepare, settings_of
-from .pipeline import call_times, estimates, make_pipeline, make_pool, seconds_alone, wiring
+from .pipeline import call_times, estimates, make_pipeline, make_pool, seconds_alone, told_similar, wiring
 from .replicas import expanded
 from .shapes import alone_by_shape, check_sizes, estimates_by_shape, shaped_worker, shapes_of, told
 
@@ -170,6 +173,8 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     # Else all are drawn whole, by one seed, and there is nothing to tell.
     if trace is not None or cut_or_shared or experiment.seed or load.says_more:
         recorder.summary.input = about(experiment, trace, limits)
+    if any(stage.actions is not None for stage in stages):
+        recorder.summary.quality = StepQuality()
     if load.shaped:
         recorder.summary.input["shapes"] = told(workers)
     if other := other_images(trace, profiles):
@@ -195,6 +200,8 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
         calls={name: call_times(s, experiment.seed) for name, s in specs.items() if s.calls},
         preparing={name: s.engine.preparing.seconds for name, s in specs.items() if s.engine and s.engine.preparing},
         tables=engine_options.tables(experiment, profiles) if optional else None,
+        steps=engine_options.steps(experiment, profiles) if optional else None,
+        swaps=engine_options.swaps(experiment, profiles) if optional else None,
     )
     with policies_answer([worker.policy for worker in workers]):  # each is asked to start
         loop = ServingLoop(stages, workers, executor, recorder, **wiring(experiment, stages, workers, profiles))
@@ -323,11 +330,11 @@ def make_workers(experiment: Experiment, stages: list[Stage], profiles: dict[str
             settings = settings_of(spec, profile)
             policy = check_engine(experiment, spec, settings, profile, policy)
             measured = experiment.deployment.estimates == "measured"
-            plans = profile.tokens("measured" if measured else "scheduler", hold=experiment.time.hold)
+            plans: Any = profile.tokens("measured" if measured else "scheduler", hold=experiment.time.hold)
             if spec.engine is not None and spec.engine.options:
-                plans = engine_options.table_of(spec, profile, plans)
+                plans = engine_options.planned(spec, experiment, profiles, plans)
             promised = (profile,) if spec.role is None else handovers.profiles_by_role(experiment, spec, profiles)
-            engine_view = TokenView(
+            engine_view = (SpeculativeView if settings.limits.num_speculative_tokens else TokenView)(
                 stage,
                 settings.limits,
                 estimate_prefill=plans.prefill,
@@ -338,7 +345,10 @@ def make_workers(experiment: Experiment, stages: list[Stage], profiles: dict[str
             )
             host = host_ahead(profile, costs=experiment.time.costs) if settings.asynchronous else None
             role = spec.role or "both"
-            workers.append(TokenWorker(stage, policy, engine_view, device=spec.device or "", host=host, role=role))
+            engine = TokenWorker(stage, policy, engine_view, device=spec.device or "", host=host, role=role)
+            if spec.engine is not None and spec.engine.speculative_config is not None:
+                engine.speculation = engine_options.speculation_of(spec.engine.speculative_config, experiment.seed)
+            workers.append(engine)
             continue
         if isinstance(policy, TokenPolicy):
             what = f"{chosen.name} is a policy for language models, and {'+'.join(spec.modules)} is none"
@@ -347,10 +357,13 @@ def make_workers(experiment: Experiment, stages: list[Stage], profiles: dict[str
             workers.append(make_pool(spec, i, stage, policy, estimated[i], slo.factor))
             continue
         if by_shape:
-            workers.append(shaped_worker(experiment, i, stage, profiles, by_shape, slo.factor))
+            shaped = shaped_worker(experiment, i, stage, profiles, by_shape, slo.factor)
+            workers.append(told_similar(shaped, experiment))
             continue
         view = WorkerView(stage, estimated[i], limit=spec.limit, name=spec.name or "", slo_factor=slo.factor)
-        workers.append(BatchWorker(stage, policy, view, device=spec.device, intake=spec.intake))
+        kind = BatchWorker if stage.actions is None else ActingWorker
+        worker = kind(stage, policy, view, device=spec.device, intake=spec.intake)
+        workers.append(worker if stage.actions is None else told_similar(worker, experiment))
     return workers
 
 

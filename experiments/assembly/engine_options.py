@@ -12,24 +12,34 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from servetwin.core import BadInput
+from servetwin.core.llm.speculation import Speculation
 from servetwin.profiles.llm.kv_fp8 import Fp8Table
-from servetwin.profiles.tables.costs import FP8_KV
+from servetwin.profiles.llm.speculative_steps import (
+    DraftModel,
+    DraftSeconds,
+    SpeculativeSteps,
+    StatedDrafts,
+    Steps,
+)
+from servetwin.profiles.tables.costs import DRAFT, FP8_KV, SWAP
 
 from ..spec.experiment import Experiment, WorkerSpec
-from ..spec.llm import EngineSpec
+from ..spec.llm import EngineSpec, SpeculativeConfig
+from .llm_workers import bytes_of_block
 
 if TYPE_CHECKING:
-    from servetwin.profiles import Profile, TokenTable
+    from servetwin.profiles import Profile, TokenKind, TokenTable
 
 ENGINE = "deployment.workers: engine"
 #: Where a token's keys and values take two bytes a number, as the blocks of a profile are counted.
 TWO_BYTES = ("bf16", "fp16")
 
 
-def refuse(experiment: Experiment, who: str, right: str) -> None:
-    """Raise `BadInput` if an engine has an option here, of which *who* knows nothing; *right* is what does."""
+def refuse(experiment: Experiment, who: str, right: str, *keys: str) -> None:
+    """Raise `BadInput` if an engine has an option here, of *keys* if there are some, of which *who* knows nothing;
+    *right* is what does."""
     for spec in experiment.deployment.workers:
-        for key in options_of(spec):
+        for key in [key for key in options_of(spec) if not keys or key in keys]:
             raise BadInput(f"{who} knows nothing of {key}", where=f"{ENGINE}.{key}", right=right)
 
 
@@ -44,6 +54,16 @@ def stands_on(experiment: Experiment) -> list[str]:
     said: dict[str, None] = {}
     for spec in experiment.deployment.workers:
         engine = spec.engine
+        if engine is not None and (config := engine.speculative_config) is not None:
+            drafts = f"{config.num_speculative_tokens} drafts a step"
+            said[f"{drafts}, of which {mean_of(config):.2f} are accepted on average: {config.source}"] = None
+            if config.draft is not None and config.draft.source is not None:
+                each = f" and {config.draft.seconds_each:g} s a sequence" if config.draft.seconds_each else ""
+                said[f"drafts take {config.draft.seconds:g} s a step{each}: {config.draft.source}"] = None
+        if engine is not None and (host := engine.kv_offloading) is not None and host.gb_per_s is not None:
+            said[
+                f"KV comes back from the host at {host.gb_per_s:g} GB/s, after {host.latency:g} s: {host.source}"
+            ] = None
         if engine is not None and engine.fp8_attention is not None:
             own = engine.fp8_attention
             said[
@@ -63,13 +83,120 @@ def table_of(spec: WorkerSpec, profile: Profile, table: TokenTable) -> TokenTabl
     return Fp8Table(table, decode=decode, prefill=prefill)
 
 
+def planned(spec: WorkerSpec, experiment: Experiment, profiles: Mapping[str, Profile], table: TokenTable) -> object:
+    """What the policy of *spec*, an engine with options, plans with, by *table*: seconds as steps then take them."""
+    own = table_of(spec, profiles[spec.device or ""], table)
+    assert spec.engine is not None
+    return own if spec.engine.speculative_config is None else _drafting(spec, experiment, profiles)(own)
+
+
 def tables(experiment: Experiment, profiles: Mapping[str, Profile]) -> dict[str, Callable[[TokenTable], TokenTable]]:
     """What makes of the table of a profile that of an engine, by the name of each worker whose options change it."""
     return {
-        spec.name or spec.modules[0]: partial(table_of, spec, profiles[spec.device])
-        for spec in experiment.deployment.workers
+        name: partial(table_of, spec, profiles[spec.device])
+        for name, spec in _engines(experiment)
         if spec.device is not None and spec.engine is not None and spec.engine.kv_cache_dtype != "auto"
     }
+
+
+def _engines(experiment: Experiment) -> list[tuple[str, WorkerSpec]]:
+    """The workers that are engines with options, with their names."""
+    workers = experiment.deployment.workers
+    return [(w.name or w.modules[0], w) for w in workers if w.engine is not None and w.engine.options]
+
+
+# -- speculative decoding -------------------------------------------------------------------------------------
+
+
+def mean_of(config: SpeculativeConfig) -> float:
+    """How many drafts of a step are accepted on average."""
+    return Speculation(config.num_speculative_tokens, config.probabilities).mean - 1.0
+
+
+def speculation_of(config: SpeculativeConfig, seed: int) -> Speculation:
+    """What an engine drafts by *config*, and which of it is accepted."""
+    count = config.num_speculative_tokens
+    return Speculation(count, config.probabilities, 0 if config.method == "ngram" else count, seed)
+
+
+def steps(experiment: Experiment, profiles: Mapping[str, Profile]) -> dict[str, Callable[[Steps], SpeculativeSteps]]:
+    """What makes of the steps of an engine those with drafts, by the name of each worker that drafts. Raises
+    `BadInput` if it is not known what they take."""
+    return {
+        name: _drafting(spec, experiment, profiles)
+        for name, spec in _engines(experiment)
+        if spec.engine is not None and spec.engine.speculative_config is not None
+    }
+
+
+def _drafting(
+    spec: WorkerSpec, experiment: Experiment, profiles: Mapping[str, Profile]
+) -> Callable[[Steps], SpeculativeSteps]:
+    assert spec.engine is not None
+    assert spec.engine.speculative_config is not None
+    config, profile = spec.engine.speculative_config, profiles[spec.device or ""]
+    draft = _draft_seconds(config, profile, profiles, hold=experiment.time.hold)
+    table = profile.tokens(*kinds_of(experiment.time.table))
+    if table.model.mixed.source is None:
+        what = f"nobody measured steps of {profile.name} that compute prompts and decode, which is what verifying is"
+        right = "a profile whose mixed steps have a source (servetwin profile), or no speculative_config"
+        raise BadInput(what, where=f"{ENGINE}.speculative_config", right=right)
+    return partial(SpeculativeSteps, drafts=config.num_speculative_tokens, draft=draft)
+
+
+def kinds_of(table: str) -> tuple[TokenKind, ...]:
+    """The kinds of latency models that simulated time goes by, the first that there is (`Time.table`)."""
+    if table == "scheduler":
+        return ("scheduler",)
+    return ("corrected", "measured", "scheduler") if table == "corrected" else ("measured", "scheduler")
+
+
+def _draft_seconds(
+    config: SpeculativeConfig, profile: Profile, profiles: Mapping[str, Profile], *, hold: bool
+) -> DraftSeconds:
+    said = config.draft
+    if said is not None and said.device is not None:
+        times = profiles[said.device].tokens("measured", "scheduler", hold=hold)
+        return DraftModel(times, config.num_speculative_tokens)
+    if said is not None and said.seconds is not None:
+        return StatedDrafts(said.seconds, said.seconds_each)
+    if DRAFT() not in profile.costs:
+        what = f"nothing says what making drafts takes: {profile.name} has no cost {DRAFT()}"
+        right = "draft: {seconds: 0.002, source: ...} or {device: ...}; or a profile with that cost"
+        raise BadInput(what, where=f"{ENGINE}.speculative_config.draft", right=right)
+    cost = profile.cost(DRAFT())
+    if cost.line is None:
+        return StatedDrafts(cost.scalar(), 0.0)
+    return StatedDrafts(cost.line.constant, cost.line.per_request)
+
+
+# -- KV in host memory ------------------------------------------------------------------------------------------
+
+
+def swaps(experiment: Experiment, profiles: Mapping[str, Profile]) -> dict[str, Callable[[int], float]]:
+    """Seconds in which so many blocks come back from the host, by the name of each worker whose experiment states it.
+    Raises `BadInput` for those of which nobody says it."""
+    found: dict[str, Callable[[int], float]] = {}
+    for name, spec in _engines(experiment):
+        engine, profile = spec.engine, profiles[spec.device or ""]
+        if engine is None or engine.kv_offloading is None or not experiment.time.costs:
+            continue
+        said, data = engine.kv_offloading, profile.token_data
+        if said.gb_per_s is not None:
+            size = bytes_of_block(engine, data, engine.block_size or data.kv.block_size)
+            found[name] = partial(_line, said.latency, size / (said.gb_per_s * 1e9))
+        elif SWAP() not in profile.costs:
+            what = f"nothing says how long KV takes to come back from the host: {profile.name} has no cost kv.swap"
+            right = "gb_per_s: 25, say, and its source; or a profile with that cost"
+            raise BadInput(what, where=f"{ENGINE}.kv_offloading.gb_per_s", right=right)
+    return found
+
+
+def _line(constant: float, each: float, blocks: int) -> float:
+    return constant + each * blocks
+
+
+# -- KV in 8 bits -----------------------------------------------------------------------------------------------
 
 
 def _fp8(engine: EngineSpec, profile: Profile) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from servetwin.core import Stage
 
-from ..assembly.engine_options import table_of
+from ..assembly import engine_options
 from ..assembly.llm_workers import settings_of
 from ..assembly.pipeline import make_pipeline, mean_of_calls
 from ..assembly.replicas import expanded
@@ -81,6 +81,7 @@ class Alone:
 
     def __init__(self, experiment: Experiment) -> None:
         refuse(experiment, "an explanation")
+        engine_options.refuse(experiment, "an explanation", "a run without it", "speculative_config")
         self.experiment = experiment = expanded(experiment)
         self.profiles = load_profiles(experiment)
         self.workers: dict[str, WorkerSpec] = {
@@ -123,7 +124,7 @@ class Alone:
     def _table(self, worker: str) -> TokenTable:
         spec = self.workers[worker]
         profile = self.profiles[spec.device or ""]
-        return table_of(spec, profile, profile.tokens("measured", "scheduler", hold=True))
+        return engine_options.table_of(spec, profile, profile.tokens("measured", "scheduler", hold=True))
 
     def memory(self, worker: str) -> Memory:
         """The KV memory of that engine."""

@@ -9,7 +9,10 @@ from __future__ import annotations
 _HASHES = "contents of blocks are compared as the workload names them, which no hash can confuse"
 _THRESHOLD = "prompts are cut by the budget of a step alone, so other steps would run"
 _LORA = "no adapters are loaded or swapped, and the step times of profiles are those of the model alone"
-_SPECULATION = "a step generates one token a sequence; nothing drafts or rejects any"
+_SPECULATION = (
+    "profiles are of engines that draft no tokens; in simulation an engine has a `speculative_config` "
+    "(docs/guides/engine-options.md)"
+)
 _CONNECTOR = "KV goes to other engines where workers have a role (prefill, decode), and to the host by swap only"
 _STRUCTURE = "no grammars are compiled or applied, and their time in each step was not measured"
 _PIPELINE = "an engine has one batch of a step in flight on all its GPUs, not one a pipeline stage"
@@ -28,14 +31,12 @@ UNMODELLED: dict[str, str] = {
     "lora_modules": _LORA,
     "max_loras": _LORA,
     "max_lora_rank": _LORA,
-    "speculative_config": _SPECULATION,
     "speculative_model": _SPECULATION,
     "speculative_decoding": _SPECULATION,
     "num_speculative_tokens": _SPECULATION,
     "num_lookahead_slots": _SPECULATION,
     "kv_transfer_config": _CONNECTOR,
     "kv_connector": _CONNECTOR,
-    "kv_offloading_size": _CONNECTOR,
     "cpu_offload_gb": _CONNECTOR,
     "guided_decoding_backend": _STRUCTURE,
     "structured_outputs_config": _STRUCTURE,
@@ -49,6 +50,9 @@ UNMODELLED: dict[str, str] = {
     "scheduling_policy": _PRIORITY,
 }
 
+#: What engines have in simulation, and none that a profile is taken of: vLLM's name -> why it is not there.
+NOT_PROFILED: dict[str, str] = {"speculative_config": _SPECULATION}
+
 #: vLLM's name -> the key, or parameter, that says it here.
 CALLED_HERE: dict[str, str] = {
     "max_num_batched_tokens": "max_batched_tokens",
@@ -60,6 +64,7 @@ CALLED_HERE: dict[str, str] = {
     "enable_chunked_prefill": "policy: {name: vllm-v1, params: {chunked: ...}}",
     "preemption_mode": "preemption",
     "gpu_memory_utilization": "blocks",
+    "kv_offloading_size": "engine: {kv_offloading: {gib: ...}}, of the worker",
     "tensor_parallel_size": "a profile that was taken at that degree",
 }
 

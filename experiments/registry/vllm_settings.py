@@ -14,7 +14,7 @@ from typing import Any
 
 from servetwin.core import BadInput
 
-from .vllm_options import UNMODELLED, of_vllm
+from .vllm_options import NOT_PROFILED, UNMODELLED, of_vllm
 
 #: GiB of memory from which vLLM takes a device to be a large one.
 LARGE = 70.0
@@ -77,6 +77,9 @@ def settings_of(given: Iterable[str]) -> VllmSettings:
             raise BadInput(f"{line!r} has no value", where="--vllm", right="NAME=VALUE, as in max_num_seqs=256")
         if value.lower() in AS_IT_IS.get(name, ()):
             continue
+        if name in NOT_PROFILED:
+            what = f"vLLM's {name} is not modelled where profiles are taken: {NOT_PROFILED[name]}"
+            raise BadInput(what, where=f"--vllm {name}", right="an engine without it")
         if name in UNMODELLED and (wrong := of_vllm(name)):
             right = f"{name}={AS_IT_IS[name][0]}" if name in AS_IT_IS else wrong[1]
             raise BadInput(wrong[0], where=f"--vllm {name}", right=right)

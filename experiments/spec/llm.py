@@ -5,6 +5,7 @@ Lengths are in tokens. See docs/guides/language-models.md.
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field
@@ -196,6 +197,58 @@ class Fp8Attention(Strict):
     source: Annotated[str, Field(min_length=1)]
 
 
+class KVOffloading(Strict):
+    """KV blocks in host memory, *gib* GiB of it: all that is computed is copied there, and what a prompt finds there
+    and not on the device is brought back, at *gb_per_s* (10^9 bytes a second) after *latency* seconds, of which
+    *source* says where they come from; without *gb_per_s* in the time that the profile says (its cost `kv.swap`)."""
+
+    gib: Annotated[float, Field(gt=0, le=1e6)]
+    gb_per_s: Annotated[float, Field(ge=1e-3, allow_inf_nan=False)] | None = None
+    latency: Annotated[float, Field(ge=0, le=60)] = 0.0
+    source: Annotated[str, Field(min_length=1)] | None = None
+
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Draft(Strict):
+    """What making the drafts of a step takes: *seconds* of it, and *seconds_each* for every sequence that decodes in
+    it, of which *source* says where they come from; or what a model takes whose profile is that of *device* (one of
+    the deployment's devices, which no worker needs to have)."""
+
+    seconds: NotNegative | None = None
+    seconds_each: NotNegative = 0.0
+    source: Annotated[str, Field(min_length=1)] | None = None
+    device: str | None = None
+
+
+class SpeculativeConfig(Strict):
+    """Speculative decoding: in each step *num_speculative_tokens* drafts are verified of each sequence that decodes.
+
+    *method*: drafts are looked up in what was said ("ngram"), or come from a model of their own ("draft_model") or a
+    head on this one ("eagle"); with the latter two memory is kept for as many tokens more. The draft at each position
+    is accepted, if all before it were, with the probability *acceptance* (one for all, or a list); or
+    *synthetic_acceptance_rates* says which share of all steps accept it, as vLLM's metrics do. *source* says where
+    that comes from. *draft* is what making drafts takes, or else the profile says (its cost `speculation.draft`).
+    """
+
+    method: Literal["ngram", "draft_model", "eagle"]
+    num_speculative_tokens: Annotated[int, Field(ge=1, le=64)]
+    acceptance: Probability | list[Probability] | None = None
+    synthetic_acceptance_rates: list[Probability] | None = None
+    source: Annotated[str, Field(min_length=1)]
+    draft: Draft | None = None
+
+    @property
+    def probabilities(self) -> tuple[float, ...]:
+        """With which probability the draft at each position is accepted, if all before it were."""
+        count, rates = self.num_speculative_tokens, self.synthetic_acceptance_rates
+        if rates is not None:
+            return tuple(b / a if a else 0.0 for a, b in itertools.pairwise([1.0, *rates]))
+        given = self.acceptance
+        return tuple(given) if isinstance(given, list) else (given or 0.0,) * count
+
+
 class EngineSpec(Strict):
     """Limits of an LLM engine; what is left out is as the profile says.
 
@@ -209,7 +262,8 @@ class EngineSpec(Strict):
     begin alike). With *enable_prefix_caching* prompts that begin alike share blocks as well (vLLM's prefix cache,
     which vLLM has on by default), as far as the workload says what they begin with. With *kv_cache_dtype* "fp8" keys
     and values take half the memory, and attention to them what *fp8_attention* says, or else the profile (its costs
-    `kv.fp8.decode` and `kv.fp8.prefill`).
+    `kv.fp8.decode` and `kv.fp8.prefill`). *speculative_config*: a step gives a sequence several tokens.
+    *kv_offloading*: the prefix cache goes on in host memory.
     """
 
     blocks: Count | None = None
@@ -227,6 +281,8 @@ class EngineSpec(Strict):
     preparing: Preparing | None = None
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
     fp8_attention: Fp8Attention | None = None
+    speculative_config: SpeculativeConfig | None = None
+    kv_offloading: KVOffloading | None = None
 
     @property
     def options(self) -> list[str]:
@@ -236,7 +292,7 @@ class EngineSpec(Strict):
 
 
 #: Keys of an engine that files say nothing of where they are not asked for (docs/guides/engine-options.md).
-OPTIONS = ("kv_cache_dtype", "fp8_attention")
+OPTIONS = ("kv_cache_dtype", "fp8_attention", "speculative_config", "kv_offloading")
 
 
 def drop_options(engine: dict[str, Any] | None) -> None:

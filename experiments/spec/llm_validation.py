@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 from servetwin.core import BadInput
 
 from ..registry.catalog import suggest
-from .experiment import Experiment, FixedSLO, Gamma, Misfit, Workload
+from .experiment import Experiment, FixedSLO, Gamma, Misfit, WorkerSpec, Workload
 from .llm import (
     ChoiceTokens,
     ConstantTokens,
@@ -14,6 +16,7 @@ from .llm import (
     ListedTokens,
     LognormalTokens,
     SharedPrefix,
+    SpeculativeConfig,
     TokenDraw,
     TokenSLOSpec,
     TracePrefix,
@@ -148,6 +151,8 @@ def _check_workers(experiment: Experiment, modules: list[str]) -> None:
             raise Misfit((*path, "engine", key), what, right)
         if engine is not None:
             _check_options((*path, "engine"), engine)
+            if engine.speculative_config is not None:
+                _check_speculation((*path, "engine"), worker, engine.speculative_config, experiment)
         if worker.engine is not None and not served:
             raise Misfit((*path, "engine"), "this worker serves no module of kind llm", "no engine")
         if worker.device in engines and worker.device in others:
@@ -158,13 +163,76 @@ def _check_workers(experiment: Experiment, modules: list[str]) -> None:
 
 def _check_options(path: tuple[str | int, ...], engine: EngineSpec) -> None:
     """Whether the options of an engine go together."""
-    fp8 = engine.kv_cache_dtype == "fp8"
+    fp8, offloads = engine.kv_cache_dtype == "fp8", engine.kv_offloading
+    if offloads is not None:
+        if not engine.enable_prefix_caching:
+            what = "what is in host memory is found by its content, as prefixes are"
+            raise Misfit((*path, "kv_offloading"), what, "enable_prefix_caching: true beside it")
+        if engine.asynchronous:
+            what = "what bringing blocks back takes where steps are decided ahead is not known"
+            raise Misfit((*path, "asynchronous"), what, "false")
+        if offloads.gb_per_s is not None and offloads.source is None:
+            raise Misfit(
+                (*path, "kv_offloading", "source"), "nothing says where the bandwidth comes from", "source: ..."
+            )
+        if fp8 and offloads.gb_per_s is None:
+            what = (
+                "what moving blocks of KV in fp8 takes is not known: kv.swap is of blocks that take twice the bytes"
+            )
+            raise Misfit((*path, "kv_offloading", "gb_per_s"), what, "gb_per_s: 25, say, and its source")
     if engine.fp8_attention is not None and not fp8:
         what = "without kv_cache_dtype: fp8 it is not looked at"
         raise Misfit((*path, "fp8_attention"), what, "kv_cache_dtype: fp8, or no fp8_attention")
     if fp8 and engine.preemption == "swap":
         what = "what moving blocks of KV in fp8 takes is not known: kv.swap is of blocks that take twice the bytes"
         raise Misfit((*path, "preemption"), what, "recompute, or kv_cache_dtype: auto")
+
+
+def _check_speculation(
+    path: tuple[str | int, ...], worker: WorkerSpec, config: SpeculativeConfig, experiment: Experiment
+) -> None:
+    """Whether what an engine drafts is told whole, and goes together with its other settings."""
+    engine, here = worker.engine, (*path, "speculative_config")
+    assert engine is not None
+    others: dict[str, bool] = {
+        "enable_prefix_caching": engine.enable_prefix_caching,
+        "keep_freed": engine.keep_freed,
+        "asynchronous": bool(engine.asynchronous),
+        "preemption": engine.preemption == "swap",
+        "headroom": engine.headroom > 0,
+    }
+    for key in [key for key, on in others.items() if on]:
+        right = {"preemption": "recompute", "headroom": "0"}.get(key, "false")
+        raise Misfit((*path, key), "what that does where tokens are drafted is not known", right)
+    if worker.role is not None:
+        raise Misfit((*path[:-1], "role"), "an engine that drafts tokens does both, prefill and decode", "no role")
+    count, listed = config.num_speculative_tokens, config.synthetic_acceptance_rates
+    if (config.acceptance is None) == (listed is None):
+        what = (
+            "nothing says which drafts are accepted" if listed is None else "two keys say which drafts are accepted"
+        )
+        raise Misfit((*here, "acceptance"), what, "acceptance: 0.8, say; or synthetic_acceptance_rates: [...]")
+    given = config.acceptance if isinstance(config.acceptance, list) else listed
+    if given is not None and len(given) != count:
+        key = "acceptance" if listed is None else "synthetic_acceptance_rates"
+        raise Misfit((*here, key), f"{len(given)} numbers for {count} drafts", "one for each")
+    if listed is not None and any(a < b for a, b in itertools.pairwise(listed)):
+        what = "a draft is accepted only if those before it are, so the shares cannot grow"
+        raise Misfit((*here, "synthetic_acceptance_rates"), what, "[0.8, 0.6, 0.5], say")
+    if config.method != "ngram" and engine.blocks is None:
+        what = "the weights of what drafts, and its KV, take memory: how much is left is not known"
+        raise Misfit((*path, "blocks"), what, "the KV blocks that this engine has then")
+    draft = config.draft
+    if draft is None:
+        return
+    if (draft.seconds is None) == (draft.device is None):
+        right = "seconds: 0.002 and source: ..., or device: ..."
+        raise Misfit((*here, "draft"), "either seconds or a device says what drafts take", right)
+    if draft.device is not None and draft.device not in experiment.deployment.devices:
+        what = f"there is no device {draft.device!r}"
+        raise Misfit((*here, "draft", "device"), what, suggest(draft.device, experiment.deployment.devices))
+    if draft.seconds is not None and draft.source is None:
+        raise Misfit((*here, "draft", "source"), "nothing says where the seconds come from", "source: ...")
 
 
 def _check_roles(experiment: Experiment, modules: list[str]) -> None:

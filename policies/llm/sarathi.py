@@ -19,6 +19,7 @@ class Sarathi(TokenPolicy):
     """*chunk* is the number of tokens that a step computes at most, decodes included."""
 
     chunks = True
+    speculates = True
 
     def __init__(self, chunk: int = 512) -> None:
         at_least(1, "sarathi", chunk=chunk)
@@ -26,11 +27,12 @@ class Sarathi(TokenPolicy):
 
     def start(self, view: TokenView) -> None:
         self.most = min(self.chunk, view.max_batched_tokens)
+        self.each = view.limits.tokens_per_decode
         self.nothing_new = decode_on(self.most)
 
     def decide(self, view: TokenView, now: float) -> Step:
         running = view.running
-        left = self.most - view.decoding
+        left = self.most - self.each * view.decoding
         prefill: list[tuple[TokenTask, int]] = []
         free = view.free_blocks - view.watermark
         if len(running) > view.decoding:

@@ -16,6 +16,8 @@ from servetwin.core.llm import ALL, Step, TokenPolicy, TokenTask, TokenView
 class VLLM(TokenPolicy):
     """Takes no parameters: what vLLM's settings bound, the engine's limits do."""
 
+    speculates = True
+
     def decide(self, view: TokenView, now: float) -> Step:
         waiting = view.waiting
         if not waiting:

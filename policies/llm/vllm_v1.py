@@ -17,6 +17,8 @@ from servetwin.core.parameters import at_least
 class VLLMV1(TokenPolicy):
     """*chunked* off: a prompt that does not fit whole waits (as with ``enable_chunked_prefill=False``)."""
 
+    speculates = True
+
     def __init__(self, budget: int | None = None, chunked: bool = True) -> None:
         at_least(1, "vllm-v1", budget=budget)
         self.tokens_a_step = budget
@@ -25,11 +27,12 @@ class VLLMV1(TokenPolicy):
 
     def start(self, view: TokenView) -> None:
         self.most = min(self.tokens_a_step or view.max_batched_tokens, view.max_batched_tokens)
+        self.each = view.limits.tokens_per_decode
         self.nothing_new = decode_on(self.most, self.chunked)
 
     def decide(self, view: TokenView, now: float) -> Step:
         running, waiting = view.running, view.waiting
-        left = self.most - view.decoding
+        left = most = self.most - self.each * view.decoding
         prefill: list[tuple[TokenTask, int]] = []
         partly = len(running) - view.decoding
         if partly:
@@ -40,8 +43,7 @@ class VLLMV1(TokenPolicy):
                 prefill.append((task, tokens))
                 left -= tokens
         if waiting and left > 0 and len(running) < view.max_sequences:
-            tokens = self.most - view.decoding
-            prefill = view.fill(waiting, tokens, begun=prefill, decode=view.decoding, chunked=self.chunked)
+            prefill = view.fill(waiting, most, begun=prefill, decode=view.decoding, chunked=self.chunked)
         if not prefill:
             return self.nothing_new
         return Step(prefill, ALL)

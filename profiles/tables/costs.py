@@ -53,6 +53,16 @@ JOIN = CostName(
     least=None,
     most=LONGEST,
 )
+REUSE = CostName(
+    "<loop>.reuse",
+    "ratio",
+    ("value", "by_batch"),
+    "what a step takes that uses the network's last prediction again, over one in which the network runs; needed "
+    "where policies may reuse it",
+    _LOOP,
+    above=True,
+    most=1.0,
+)
 LEAVE = CostName("<loop>.leave", "seconds", ("line",), "likewise for those that leave, by how many do", _LOOP)
 PAUSE = CostName(
     "<loop>.pause",
@@ -219,6 +229,14 @@ FP8_KV = CostName(
     "in this profile; needed by engines with `kv_cache_dtype: fp8`, unless the experiment states it",
     _ENGINE,
     above=True,
+)
+DRAFT = CostName(
+    "speculation.draft",
+    "seconds",
+    ("line", "value"),
+    "making the drafts of a step; per_request of a line counts sequences that decode; needed by engines with a "
+    "`speculative_config`, unless the experiment states it",
+    _ENGINE,
 )
 STEP_BETWEEN = CostName(
     "step.between",

@@ -9,6 +9,7 @@ from ...pipeline import Stage
 from ...serving.worker import Worker
 from ..batch import TokenBatch
 from ..policy import Step, TokenPolicy, TokenView
+from ..speculation import Speculation
 from .handover import Handover
 
 
@@ -79,6 +80,8 @@ class LLMWorker(Worker):
     #: How its stage's requests get from engines that prefill to engines that decode, if it has such; to be set before
     #: the loop is made.
     handover: Handover | None = None
+    #: What it drafts, if it does; to be set before the loop is made.
+    speculation: Speculation | None = None
 
     def __init__(
         self, stage: Stage, policy: TokenPolicy, view: TokenView, *, device: str = "gpu0", host: Host | None = None

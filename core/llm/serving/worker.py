@@ -17,6 +17,7 @@ from .engine import TokenEngine
 from .freed_blocks import TokenEngineAheadKeeping, TokenEngineKeeping
 from .host import Host, LLMWorker
 from .pools import DecodeEngine, PrefillEngine
+from .speculative_engine import SpeculativeEngine
 
 __all__ = ["Host", "TokenWorker"]
 
@@ -52,6 +53,8 @@ class TokenWorker(LLMWorker):
         kind = kinds[2 if limits.enable_prefix_caching else limits.keep_freed]
         if self.role != "both":
             kind = PrefillEngine if self.role == "prefill" else DecodeEngine
+        if self.speculation is not None:
+            kind = SpeculativeEngine
         self.engine = kind(loop, self)
         self.policy.start(self.shown)
 
@@ -69,7 +72,10 @@ class TokenWorker(LLMWorker):
         cache, stage = self.view.cache, self.stage
         if cache is None:
             return super().finds()
-        has = (frozenset(cache.cached) if kept else cache.cached).__contains__
+        has = cache.has
+        if kept:
+            here = frozenset(cache.cached) if cache.host is None else frozenset((*cache.cached, *cache.host.kept))
+            has = here.__contains__
 
         def found(request: Request) -> int:
             prompt, content = prompt_of(request, stage)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from servetwin.experiments.backends.diffusion import Plan
 from servetwin.experiments.bound.most_met import most_met
 from servetwin.experiments.explaining.alone import Alone
 from servetwin.experiments.spec.experiment import Experiment
+from servetwin.experiments.spec.llm import OPTIONS
 from servetwin.experiments.spec.loading import load
 from servetwin.experiments.validation.envelope.facts import of_experiment
 from servetwin.profiles import load as profile
@@ -21,16 +23,26 @@ A6000 = "a6000/opt-13b-tp1"
 BYTES = 2 * 40 * 5120 * 2  # keys and values of OPT-13B's 40 layers, two bytes each
 FP8 = {"kv_cache_dtype": "fp8", "fp8_attention": {"decode": 0.5, "prefill": 1.0, "source": "assumed"}}
 
+H200 = "h200/opt-13b-tp1"
+CONFIG: dict[str, Any] = {
+    "method": "ngram",
+    "num_speculative_tokens": 3,
+    "acceptance": 0.7,
+    "source": "assumed",
+    "draft": {"seconds": 0.001, "seconds_each": 0.0001, "source": "assumed"},
+}
+DRAFTS: dict[str, Any] = {"headroom": 0, "stamp": "sent", "speculative_config": CONFIG}
 
-def content(engine: dict[str, Any], device: str = A6000, **worker: Any) -> dict[str, Any]:
+
+def content(engine: dict[str, Any], device: str = A6000, **more: str) -> dict[str, Any]:
     return {
         "extends": "opt-13b-a6000",
         "workload": {"draws": "seeded", "requests": 20, "lengths": {"llm": {"output": {"tokens": 20}}}},
         "policy": {"name": "vllm-v1"},
         "slo": {"prefill": None, "decode": None, "limits": {"ttft_ms": 500.0}},
         "deployment": {
-            "devices": {"gpu0": device},
-            "workers": [{"modules": ["llm"], "device": "gpu0", "limit": 256, "engine": engine, **worker}],
+            "devices": {"gpu0": device, **more},
+            "workers": [{"modules": ["llm"], "device": "gpu0", "limit": 256, "engine": engine}],
         },
     }
 
@@ -141,15 +153,196 @@ def test_engines_that_hand_over_keep_kv_alike(tmp_path: Path) -> None:
         load(path)
 
 
+# -- speculative decoding -----------------------------------------------------------------------------------
+
+
+def drafts(
+    folder: Path,
+    *set_: tuple[str, Any],
+    engine: dict[str, Any] | None = None,
+    devices: dict[str, str] | None = None,
+    **config: Any,
+) -> Experiment:
+    """An engine on an H200 that drafts, with another *config*."""
+    own = {**DRAFTS, **(engine or {}), "speculative_config": {**CONFIG, **config}}
+    given = [("time.table", "measured"), ("deployment.workers.0.limit", 64), *set_]
+    return experiment(folder, own, *given, device=H200, **(devices or {}))
+
+
+def test_certain_drafts_take_what_the_closed_form_says(tmp_path: Path) -> None:
+    """Of 20 tokens the first comes with the prompt, and four with each of five steps (the last gives three)."""
+    made = drafts(tmp_path, ("workload.requests", 1), acceptance=1.0)
+    summary = build.run(made).as_dict()
+    table = profile(H200).tokens("measured")
+    prompt = next(iter(build.build(made).source)).tokens["llm"][0]  # type: ignore[attr-defined]
+    seconds = table.prefill(prompt) + 0.001 + table.between(1)
+    for j in range(5):
+        seconds += table.mixed(3, 9.0, 0.0, 1, prompt + 4 * j) + 0.001 + 0.0001 + (table.between(1) if j < 4 else 0.0)
+    assert summary["mean_e2el_ms"] == pytest.approx(1000.0 * seconds)
+    assert (summary["spec_decode_num_drafts"], summary["mean_acceptance_length"]) == (5, 4.0)
+
+
+def test_drafts_may_come_from_a_model_whose_profile_is_named(tmp_path: Path) -> None:
+    """It computes what the step did, and decodes two more tokens by itself."""
+    said = {"draft": {"device": "small"}, "method": "draft_model", "acceptance": 0.0}
+    one = ("workload.requests", 1)
+    made = drafts(tmp_path, one, engine={"blocks": 1000}, devices={"small": "h200/codellama-7b"}, **said)
+    free = drafts(tmp_path, one, acceptance=0.0, draft={"seconds": 0.0, "source": "nothing"})
+    took = [build.run(each).as_dict()["mean_e2el_ms"] / 1000.0 for each in (made, free)]
+    small = profile("h200/codellama-7b").tokens("measured")
+    prompt = next(iter(build.build(made).source)).tokens["llm"][0]  # type: ignore[attr-defined]
+    drafting = small.prefill(prompt)
+    for j in range(19):
+        drafting += sum(small.decode(1, prompt + j + i) for i in range(3))
+    assert took[0] - took[1] == pytest.approx(drafting)
+    assert build.build(made).loop.workers[0].engine.ahead == 3  # type: ignore[attr-defined]
+
+
+def test_rates_may_be_those_of_vllms_metrics(tmp_path: Path) -> None:
+    made = drafts(tmp_path, acceptance=None, synthetic_acceptance_rates=[0.8, 0.4, 0.0])
+    config = made.deployment.workers[0].engine.speculative_config  # type: ignore[union-attr]
+    assert config is not None
+    assert config.probabilities == (0.8, 0.5, 0.0)
+    assert engine_options.speculation_of(config, 0).reached == (0.8, 0.4, 0.0)
+
+
+def test_records_and_runs_say_what_was_accepted(tmp_path: Path) -> None:
+    summary = build.run(drafts(tmp_path), tmp_path / "run").as_dict()
+    lines = (tmp_path / "run" / "requests.jsonl").read_text().splitlines()
+    visits = [json.loads(line)["stages"][0] for line in lines]
+    assert sum(v["drafted"] for v in visits) == summary["spec_decode_num_draft_tokens"]
+    assert sum(v["accepted"] for v in visits) == summary["spec_decode_num_accepted_tokens"] > 0
+    again = build.run(drafts(tmp_path)).as_dict()
+    assert again["mean_e2el_ms"] == summary["mean_e2el_ms"]
+    other = build.run(drafts(tmp_path, ("seed", 1), ("workload.draws", "published_llm"))).as_dict()
+    same = build.run(drafts(tmp_path, ("workload.draws", "published_llm"))).as_dict()
+    assert other["spec_decode_num_accepted_tokens"] != same["spec_decode_num_accepted_tokens"]
+
+
+WRONG_DRAFTS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({}, {"acceptance": None}, "nothing says which drafts are accepted"),
+    ({}, {"synthetic_acceptance_rates": [0.5, 0.4, 0.3]}, "two keys say which drafts are accepted"),
+    ({}, {"acceptance": [0.5, 0.5]}, "2 numbers for 3 drafts"),
+    ({}, {"acceptance": 1.5}, "acceptance"),
+    ({}, {"acceptance": None, "synthetic_acceptance_rates": [0.5, 0.6, 0.1]}, "the shares cannot grow"),
+    ({}, {"num_speculative_tokens": 0}, "num_speculative_tokens"),
+    ({}, {"method": "medusa"}, "'medusa' does not fit"),
+    ({}, {"source": None}, "source"),
+    ({}, {"method": "eagle"}, "how much is left is not known"),
+    ({}, {"draft": None}, r"h200/opt-13b-tp1 has no cost speculation\.draft"),
+    ({}, {"draft": {}}, "either seconds or a device"),
+    ({}, {"draft": {"seconds": 0.001}}, "nothing says where the seconds come from"),
+    ({}, {"draft": {"device": "small"}}, "there is no device 'small'"),
+    ({"enable_prefix_caching": True}, {}, "what that does where tokens are drafted is not known"),
+    ({"preemption": "swap"}, {}, "what that does where tokens are drafted is not known"),
+    ({"asynchronous": True}, {}, "what that does where tokens are drafted is not known"),
+    ({"headroom": 1}, {}, "what that does where tokens are drafted is not known"),
+    ({"max_batched_tokens": 200}, {}, "64 requests with 3 drafts each may run, but a step has 200 tokens"),
+]
+
+
+@pytest.mark.parametrize(("engine", "config", "says"), WRONG_DRAFTS)
+def test_drafts_that_do_not_fit_are_refused(
+    engine: dict[str, Any], config: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match=says):
+        build.build(drafts(tmp_path, engine=engine, **config))
+
+
+def test_drafts_need_a_policy_a_profile_and_an_engine_that_know_them(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="neustream-llm does not reckon with several tokens a step"):
+        build.build(drafts(tmp_path, ("policy.name", "neustream-llm")))
+    with pytest.raises(BadInput, match="nobody measured steps of a6000/opt-13b-tp1"):
+        build.build(experiment(tmp_path, DRAFTS, ("deployment.workers.0.limit", 64)))
+    with pytest.raises(BadInput, match="this profile's does not"):
+        build.build(drafts(tmp_path, ("deployment.devices.gpu0", "h200-steps/opt-13b")))
+    with pytest.raises(BadInput, match="an explanation knows nothing of speculative_config"):
+        Alone(drafts(tmp_path))
+
+
+# -- KV in host memory --------------------------------------------------------------------------------------
+
+HOST: dict[str, Any] = {
+    "enable_prefix_caching": True,
+    "kv_offloading": {"gib": 8.0, "gb_per_s": 10.0, "latency": 0.002, "source": "assumed"},
+}
+
+
+def hosted(folder: Path, *set_: tuple[str, Any], **offloading: Any) -> Experiment:
+    """An engine with few blocks, and more in host memory, with other settings of that."""
+    own = {**HOST, "kv_offloading": {**HOST["kv_offloading"], **offloading}}
+    prompts = {"draw": "constant", "tokens": 400}
+    shared = {"draw": "shared", "groups": 10, "tokens": 320}
+    lengths = (
+        "workload.lengths.llm",
+        {"prompt": prompts, "output": {"draw": "constant", "tokens": 5}, "prefix": shared},
+    )
+    blocks = ("deployment.workers.0.engine.blocks", 60)
+    return experiment(folder, own, lengths, blocks, ("workload.requests", 60), *set_)
+
+
+def test_blocks_come_back_at_the_stated_bandwidth(tmp_path: Path) -> None:
+    """The run is one without cost, plus what its loads take: requests come one by one."""
+    slow, free = (
+        build.run(hosted(tmp_path, ("workload.arrivals.rate", 0.01), *more)).as_dict()
+        for more in ((), (("time.costs", False),))
+    )
+    assert slow["prefix_cache_hits_on_host"] == free["prefix_cache_hits_on_host"] > 0
+    lines = _visits(hosted(tmp_path, ("workload.arrivals.rate", 0.01)), tmp_path / "run")
+    loads = [visit["cached_on_host"] for visit in lines if visit.get("cached_on_host")]
+    seconds = sum(0.002 + tokens * BYTES / 10e9 for tokens in loads)
+    assert (slow["mean_ttft_ms"] - free["mean_ttft_ms"]) * 60 / 1000 == pytest.approx(seconds)
+
+
+def _visits(made: Experiment, folder: Path) -> list[dict[str, Any]]:
+    build.run(made, folder)
+    return [json.loads(line)["stages"][0] for line in (folder / "requests.jsonl").read_text().splitlines()]
+
+
+def test_half_the_bytes_are_twice_the_blocks(tmp_path: Path) -> None:
+    blocks = [
+        build.build(experiment(tmp_path, engine)).loop.workers[0].view.limits.host_blocks  # type: ignore[attr-defined]
+        for engine in (HOST, {**FP8, **HOST})
+    ]
+    assert blocks[0] == int(8 * 2**30 // (16 * BYTES))
+    assert blocks[1] in (2 * blocks[0], 2 * blocks[0] + 1)
+
+
+WRONG_HOSTS: list[tuple[dict[str, Any], str]] = [
+    ({**HOST, "enable_prefix_caching": False}, "found by its content, as prefixes are"),
+    ({**HOST, "asynchronous": True}, "where steps are decided ahead is not known"),
+    ({**HOST, "kv_offloading": {"gib": 8.0}}, r"a6000/opt-13b-tp1 has no cost kv\.swap"),
+    ({**HOST, "kv_offloading": {"gib": 8.0, "gb_per_s": 10.0}}, "nothing says where the bandwidth comes from"),
+    ({**HOST, "kv_offloading": {**HOST["kv_offloading"], "gib": 1e-6}}, "hold no KV block of 16 tokens"),
+    ({**HOST, "kv_offloading": {**HOST["kv_offloading"], "gib": 0.0}}, "kv_offloading.gib"),
+    ({**FP8, **HOST, "kv_offloading": {"gib": 8.0}}, "what moving blocks of KV in fp8 takes is not known"),
+    ({**HOST, "kv_offloading_size": 8.0}, "kv_offloading: {gib: ...}"),
+]
+
+
+@pytest.mark.parametrize(("engine", "says"), WRONG_HOSTS)
+def test_hosts_that_do_not_fit_are_refused(engine: dict[str, Any], says: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=says):
+        build.build(experiment(tmp_path, engine))
+
+
+def test_a_profile_whose_engine_decides_ahead_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="where a step is decided when the one before is over"):
+        build.build(experiment(tmp_path, {**HOST, "headroom": 0, "stamp": "sent"}, device="h200-steps/opt-13b"))
+
+
 # -- all of them ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("engine", [FP8])
-def test_runs_say_what_they_stand_on_and_nothing_else_takes_them(engine: dict[str, Any], tmp_path: Path) -> None:
-    made = experiment(tmp_path, engine)
+@pytest.mark.parametrize(
+    ("make", "key"),
+    [(lambda at: experiment(at, FP8), "fp8_attention"), (drafts, "speculative_config"), (hosted, "kv_offloading")],
+)
+def test_runs_say_what_they_stand_on_and_nothing_else_takes_them(make: Any, key: str, tmp_path: Path) -> None:
+    made = make(tmp_path)
     assert any("assumed" in line for line in build.run(made).as_dict()["basis"])
     assert any("assumed" in line for line in build.stands_on(made))
-    assert any(key in word for key in engine for word in of_experiment(made).special)
+    assert any(key in word for word in of_experiment(made).special)
     with pytest.raises(BadInput, match="the bound knows nothing of"):
         most_met(made)
     with pytest.raises(BadInput, match="the real side knows nothing of"):
@@ -158,7 +351,7 @@ def test_runs_say_what_they_stand_on_and_nothing_else_takes_them(engine: dict[st
 
 def test_files_say_nothing_of_options_that_are_off(tmp_path: Path) -> None:
     said = experiment(tmp_path, {}).as_dict()["deployment"]["workers"][0]["engine"]
-    assert not set(said) & {"kv_cache_dtype", "fp8_attention"}
+    assert not set(said) & set(OPTIONS)
     assert engine_options.stands_on(experiment(tmp_path, {})) == []
     whole = experiment(tmp_path, FP8).as_dict()
     assert whole["deployment"]["workers"][0]["engine"]["kv_cache_dtype"] == "fp8"

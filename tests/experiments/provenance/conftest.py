@@ -14,6 +14,7 @@ def place(toy: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder on the way of imports, with the toy experiment in it."""
     monkeypatch.syspath_prepend(str(toy.parent))
     monkeypatch.chdir(toy.parent)
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)  # a cluster of Dask that ran here before has set it
     before = set(sys.modules)
     yield toy.parent
     for name in set(sys.modules) - before:
