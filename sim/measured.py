@@ -146,10 +146,11 @@ class Clock:
         preparing: Mapping[str, float] | None = None,
         tables: Mapping[str, Callable[[TokenTable], TokenTable]] | None = None,
         steps: Mapping[str, Callable[[StepTimes], StepTimes]] | None = None,
+        swaps: Mapping[str, Callable[[int], float]] | None = None,
     ) -> None:
         self.profiles = profiles
         self.preparing = preparing or {}
-        self.tables, self.steps = tables or {}, steps or {}
+        self.tables, self.steps, self.swaps = tables or {}, steps or {}, swaps or {}
         self.options = options
         self.seed = seed
         self.watch = Watch()
@@ -216,7 +217,7 @@ class Clock:
         return TokenTiming(
             times,
             self._residual(worker, profile, "decode"),
-            swap=self._swap(profile),
+            swap=self.swaps.get(worker.name) or self._swap(profile),
             prefills=self._residual(worker, profile, "prefill"),
             preparing=self.preparing.get(worker.name, 0.0),
             counted=options.hold,
@@ -562,18 +563,20 @@ def measured_executor(
     preparing: Mapping[str, float] | None = None,
     tables: Mapping[str, Callable[[TokenTable], TokenTable]] | None = None,
     steps: Mapping[str, Callable[[StepTimes], StepTimes]] | None = None,
+    swaps: Mapping[str, Callable[[int], float]] | None = None,
 ) -> SimExecutor:
     """An executor in which *workers* take the time that was measured on their devices (device name -> profile).
 
     *calls* gives the times of pools of threads, *preparing* how long engines prepare each prompt, by name;
     *tables* makes of the table of a device's profile that of an engine with options of its own, *steps* of its steps
-    (as counted where they are held).
+    (as counted where they are held). *swaps* are seconds in which so many blocks come from the host, where they are
+    not the profile's.
 
     Raises `BadInput` if a profile does not reach as far as a worker's batch limit, unless the options say hold, and
     for workers that share a device if their overlap was not measured, unless the options let them share it in time.
     """
     options = options or TimeOptions()
-    clock = Clock(profiles, options, seed, preparing, tables, steps)
+    clock = Clock(profiles, options, seed, preparing, tables, steps, swaps)
     workers = [w for w in workers if not isinstance(w, Pool)]
     for worker in workers:
         if worker.stage.actions is not None and worker.stage.actions.reuse:
