@@ -263,14 +263,16 @@ class ActingTask(Task):
     """A visit to a stage with whose steps a policy may do something (`servetwin.core.pipeline.StepActions`).
 
     *iterations* are the steps that its policy gave it: those that were *asked* for, or fewer. *reused* counts those
-    of its steps so far in which the network did not run.
+    of its steps so far in which the network did not run. *similarity* says how alike the most alike prompt is whose
+    states were kept, from 0 to 1 (None: nothing is known of that).
     """
 
-    __slots__ = ("reused",)
+    __slots__ = ("reused", "similarity")
 
     def __init__(self, request: Request, stage: Stage, queued: float, worker: Place | None = None) -> None:
         super().__init__(request, stage, queued, worker)
         self.reused = 0
+        self.similarity: float | None = None
 
     @property
     def asked(self) -> int:
@@ -290,6 +292,7 @@ class ActingTask(Task):
             "steps_asked": self.asked,
             "steps_run": ran - self.reused,
             "steps_skipped": self.asked - self.iterations + self.reused,
+            **({"similarity": self.similarity} if self.similarity is not None else {}),
         }
 
     @property

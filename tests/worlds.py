@@ -15,6 +15,7 @@ from servetwin.policies.diffusion.clockwork import Clockwork
 from servetwin.policies.diffusion.edf import EDF
 from servetwin.policies.diffusion.fcfs import FCFS
 from servetwin.policies.diffusion.fewer_steps import FewerSteps
+from servetwin.policies.diffusion.from_similar import FromSimilar
 from servetwin.policies.diffusion.lsf import LSF
 from servetwin.policies.diffusion.neustream import NeuStream
 from servetwin.policies.diffusion.nexus import Nexus
@@ -45,6 +46,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "clockwork-table": lambda: Clockwork(pacing="table"),
     "fcfs": FCFS,
     "fewer-steps": FewerSteps,
+    "from-similar": FromSimilar,
     "edf": EDF,
     "steps": Steps,
     "edf-keep": lambda: EDF(max_batch=2, drop_late=False),

@@ -7,7 +7,7 @@ run in is never given less, whoever decided it, and its first step is always com
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ..errors import PolicyFault
 from ..isolation.answers import check_decision, fault, shown, write_fault
@@ -22,6 +22,8 @@ class ActingWorker(BatchWorker):
     """A `BatchWorker` of a stage with actions."""
 
     acts = True
+    #: How alike the most alike prompt is whose states were kept, by the id of a request, if that is known.
+    similarity: Callable[[int], float] | None = None
 
     @property
     def actions(self) -> StepActions:
@@ -30,7 +32,10 @@ class ActingWorker(BatchWorker):
         return found
 
     def task(self, request: Request, now: float) -> Task:
-        return ActingTask(request, self.stage, now, self.place)
+        task = ActingTask(request, self.stage, now, self.place)
+        if self.similarity is not None:
+            task.similarity = self.similarity(request.id)
+        return task
 
     def _commit(self, decision: Decision, settled: bool) -> None:
         if decision.steps:
@@ -101,8 +106,12 @@ class ActingWorker(BatchWorker):
     def _let_go(self, batch: Batch, now: float) -> None:
         if self.books is not None:
             for task in batch.tasks:
-                if task.left <= 0 and isinstance(task, ActingTask) and task.reused != self.books.reused.pop(task, 0):
+                if task.left > 0 or not isinstance(task, ActingTask):
+                    continue
+                if task.reused != self.books.reused.pop(task, 0):
                     raise self._wrote(task)
+                if self.similarity is not None and task.similarity != self.similarity(task.id):
+                    raise write_fault([self.policy], f"similarity of task {task.id}", "similarity")
         super()._let_go(batch, now)
 
     def _wrote(self, task: ActingTask) -> PolicyFault:

@@ -52,7 +52,7 @@ from ..workload.requests import about, check_resolution, other_images, read_trac
 from . import engine_options, handovers
 from .costs import Meter, costs
 from .llm_workers import ENDLESS, check_engine, contexts, deadlines_of, host_ahead, prepare, settings_of
-from .pipeline import call_times, estimates, make_pipeline, make_pool, seconds_alone, wiring
+from .pipeline import call_times, estimates, make_pipeline, make_pool, seconds_alone, told_similar, wiring
 from .replicas import expanded
 from .shapes import alone_by_shape, check_sizes, estimates_by_shape, shaped_worker, shapes_of, told
 
@@ -359,11 +359,13 @@ def make_workers(experiment: Experiment, stages: list[Stage], profiles: dict[str
             workers.append(make_pool(spec, i, stage, policy, estimated[i], slo.factor))
             continue
         if by_shape:
-            workers.append(shaped_worker(experiment, i, stage, profiles, by_shape, slo.factor))
+            shaped = shaped_worker(experiment, i, stage, profiles, by_shape, slo.factor)
+            workers.append(told_similar(shaped, experiment))
             continue
         view = WorkerView(stage, estimated[i], limit=spec.limit, name=spec.name or "", slo_factor=slo.factor)
         kind = BatchWorker if stage.actions is None else ActingWorker
-        workers.append(kind(stage, policy, view, device=spec.device, intake=spec.intake))
+        worker = kind(stage, policy, view, device=spec.device, intake=spec.intake)
+        workers.append(worker if stage.actions is None else told_similar(worker, experiment))
     return workers
 
 

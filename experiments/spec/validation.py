@@ -79,6 +79,11 @@ def _check_actions(path: tuple[str, ...], module: ModuleSpec) -> None:
     if shares != sorted(set(shares)) or not 0.0 < shares[0] <= shares[-1] or shares[-1] != 1.0:
         what = f"the shares {', '.join(f'{share:g}' for share in shares)} do not rise from above 0 to 1"
         raise Misfit((*path, "quality"), what, "[[0.5, 0.9], [1.0, 1.0]], say")
+    weights = actions.similar.weights if actions.similar is not None else None
+    values = actions.similar.values if actions.similar is not None else []
+    if weights is not None and (len(weights) != len(values) or not sum(weights)):
+        what, right = "the weights do not fit the values", "one weight for each value, not all 0"
+        raise Misfit((*path, "similar", "weights"), what, right)
     worth = [quality for _, quality in actions.quality]
     if worth != sorted(worth):
         raise Misfit((*path, "quality"), "with more steps it falls", "quality that rises with the share")

@@ -28,6 +28,7 @@ WRONG = [
     ("slack-or-neustream", "tight", -0.1, "0 or more"),
     ("fewer-steps", "reserve", -0.1, "0 or more"),
     ("reuse-steps", "threshold", 0.0, "more than 0"),
+    ("from-similar", "max_batch", 0, "1 or more"),
     ("shepherd", "preempt", 0.5, "1 or more"),
     ("srpt", "max_batch", 0, "1 or more"),
     ("tetriserve", "round_steps", 0, "1 or more"),

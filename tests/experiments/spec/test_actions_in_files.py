@@ -26,7 +26,7 @@ def run(folder: Path, **more: Any) -> tuple[dict[str, Any], list[dict[str, Any]]
     return summary, [json.loads(line) for line in lines[0]], [json.loads(line) for line in lines[1]]
 
 
-@pytest.mark.parametrize("policy", ["fewer-steps", "reuse-steps"])
+@pytest.mark.parametrize("policy", ["fewer-steps", "reuse-steps", "from-similar"])
 def test_records_tell_steps_asked_run_and_skipped(policy: str, tmp_path: Path) -> None:
     summary, requests, batches = run(tmp_path / "run", policy=policy, rate=0.9)
     done = [record for record in requests if record["outcome"] in ("met", "late")]
@@ -56,7 +56,7 @@ def test_a_policy_that_does_not_act_runs_all_steps_at_the_same_times(tmp_path: P
     assert with_actions.pop("quality")["mean_quality"] == 1.0
     assert with_actions == without
     for record in requests:
-        for key in ("steps_asked", "steps_run", "steps_skipped"):
+        for key in ("steps_asked", "steps_run", "steps_skipped", "similarity"):
             del record["stages"][0][key]
     assert requests == plain
     assert "actions" not in load("dit-s2-256-rtx4090").as_dict()["pipeline"]["modules"]["dit"]
@@ -72,9 +72,27 @@ def test_skipped_steps_take_what_the_profile_says(tmp_path: Path) -> None:
     assert took == pytest.approx(0.015 + 11 * 0.055 + 9 * 0.05 * 0.055 + 0.060)
 
 
+def test_similarities_are_the_workloads_and_no_policys(tmp_path: Path) -> None:
+    """Of each request the same one, whoever serves it and in whichever order; none without a word of them."""
+    found = []
+    for policy in ("from-similar", "fcfs"):
+        _, requests, _ = run(tmp_path / policy, policy=policy, rate=0.9, requests=200)
+        found.append({record["id"]: record["stages"][0]["similarity"] for record in requests})
+    assert found[0] == found[1]
+    assert set(found[0].values()) == {0.5, 0.7, 0.8, 0.92, 0.97}
+    assert 60 < sum(value == 0.5 for value in found[0].values()) < 100  # four in ten
+    summary, requests, _ = run(tmp_path / "none", policy="from-similar", **{f"{AT}.similar": None})
+    assert summary["quality"]["steps_skipped"] == 0
+    assert "similarity" not in requests[0]["stages"][0]
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
+        ({f"{AT}.similar": {"values": [0.5], "weights": [1, 2], "source": "mine"}}, "weights do not fit the values"),
+        ({f"{AT}.similar": {"values": [0.5], "weights": [0], "source": "mine"}}, "weights do not fit the values"),
+        ({f"{AT}.similar": {"values": [1.5], "source": "mine"}}, "similar.values"),
+        ({f"{AT}.similar": {"values": [0.5]}}, "source"),
         ({f"{AT}.quality": [[0.5, 0.9], [0.4, 0.8], [1.0, 1.0]]}, "do not rise from above 0 to 1"),
         ({f"{AT}.quality": [[0.5, 0.9], [0.9, 1.0]]}, "do not rise from above 0 to 1"),
         ({f"{AT}.quality": [[0.0, 0.9], [1.0, 1.0]]}, "do not rise from above 0 to 1"),
@@ -86,7 +104,22 @@ def test_skipped_steps_take_what_the_profile_says(tmp_path: Path) -> None:
         ({AT: {"quality": [[1.0, 1.0]]}}, "source"),
         ({"deployment.devices.gpu0": "synthetic/sdxl-shapes"}, "right would be: the cost unet.reuse|unet.reuse"),
     ],
-    ids=["order", "end", "zero", "falls", "pair", "none", "no-loop", "no-quality", "no-source", "not-measured"],
+    ids=[
+        "weights",
+        "no-weight",
+        "above-1",
+        "no-word",
+        "order",
+        "end",
+        "zero",
+        "falls",
+        "pair",
+        "none",
+        "no-loop",
+        "no-quality",
+        "no-source",
+        "not-measured",
+    ],
 )
 def test_what_is_refused(more: dict[str, Any], said: str) -> None:
     with pytest.raises(BadInput, match=said):

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from servetwin.core import BadInput, Batch, Decision, Module, Pipeline, Policy, Request
 from servetwin.core.pipeline import StepActions
+from servetwin.core.request import ActingTask
 from servetwin.core.testing import Job, Played, play
 from servetwin.core.testing.timeline import System
 from servetwin.policies.diffusion.fewer_steps import FewerSteps
+from servetwin.policies.diffusion.from_similar import FromSimilar
 from servetwin.policies.diffusion.reuse_steps import ReuseSteps
 
 ACTIONS = StepActions(quality=((0.5, 0.6), (1.0, 1.0)), reuse=True)
@@ -92,10 +94,26 @@ def test_no_more_is_skipped_than_may_be() -> None:
     policy = ReuseSteps(threshold=100.0)
     policy.actions = ACTIONS
     stage = Pipeline([Module("model", loop=True, actions=ACTIONS)], []).stages([["model"]])[0]
-    from servetwin.core.request import ActingTask
-
     plan = policy.plan(ActingTask(Request(0, 0.0, 9.0, {"model": 12}), stage, 0.0))
     assert plan == (False, *[True] * 6, *[False] * 5)
+
+
+@pytest.mark.parametrize(
+    ("similarity", "steps"), [(None, 20), (0.6, 20), (0.65, 18), (0.8, 16), (0.97, 10), (1.0, 10)]
+)
+def test_the_more_alike_the_fewer_steps(similarity: float | None, steps: int) -> None:
+    stage = Pipeline([Module("model", loop=True, actions=ACTIONS)], []).stages([["model"]])[0]
+    task = ActingTask(Request(0, 0.0, 9.0, {"model": 20}), stage, 0.0)
+    task.similarity = similarity
+    assert FromSimilar().steps(task) == steps
+    # Half of the steps must run, whatever the policy would skip.
+    assert FromSimilar(skips=[[0.0, 0.9]]).steps(task) == (20 if similarity is None else 10)
+
+
+@pytest.mark.parametrize("skips", [[[0.5]], [[1.5, 0.1]], [[0.5, 1.0]]])
+def test_skips_that_make_no_sense(skips: list[list[float]]) -> None:
+    with pytest.raises(BadInput, match="from-similar"):
+        FromSimilar(skips=skips)
 
 
 @pytest.mark.parametrize("more", [{"threshold": 0.0}, {"changes": ()}, {"changes": (-1.0, 2.0)}, {"changes": (0.0,)}])
