@@ -1,4 +1,5 @@
-"""Results by class and by tenant, and how evenly tenants were served.
+"""Results by class and by tenant, and how evenly tenants were served; and what results are worth where steps may be
+left out.
 
 Requests name their class and tenant (`servetwin.core.request.Request`); those that name none are in no group.
 
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .request import Outcome, Request
+from .request import ActingTask, Outcome, Request
 
 
 def jain(shares: Iterable[float]) -> float | None:
@@ -122,3 +123,46 @@ class Groups:
                 "jain_service": jain(group.entitled for group in tenants),
             }
         return out
+
+
+class StepQuality:
+    """What became of the steps that requests asked for, and what the results are worth by the experiment's table
+    (`servetwin.core.pipeline.StepActions`): a stated model, not something that was seen in images."""
+
+    def __init__(self) -> None:
+        self.asked = self.run = self.skipped = 0  # steps of requests that finished
+        self.finished = self.full = 0  # requests; those that were in time with every step that they asked for
+        self.worth = self.timely = 0.0  # of all that finished, and of those in time
+
+    def ended(self, request: Request) -> None:
+        """Count *request*, which has ended. Of several stages with actions the last that it came to tells its
+        worth."""
+        if request.finished is None:
+            return
+        worth, skipped = 1.0, 0
+        for task in request.tasks:
+            if isinstance(task, ActingTask) and task.stage.actions is not None:
+                run = task.iterations - task.reused
+                self.asked += task.asked
+                self.run += run
+                skipped += task.asked - run
+                worth = task.stage.actions.worth(run, task.asked)
+        self.finished += 1
+        self.skipped += skipped
+        self.worth += worth
+        if request.outcome is Outcome.MET:
+            self.timely += worth
+            self.full += not skipped
+
+    def as_dict(self, requests: int, duration: float) -> dict[str, Any]:
+        """*mean_quality* is over the requests that finished, *quality_goodput* the quality of those in time per
+        second of *duration*; *attainment_at_full_steps* is the share of all *requests* that were in time with every
+        step that they asked for. Steps are those of requests that finished."""
+        return {
+            "mean_quality": self.worth / self.finished if self.finished else None,
+            "quality_goodput": self.timely / duration if duration > 0 else None,
+            "attainment_at_full_steps": self.full / requests if requests else None,
+            "steps_asked": self.asked,
+            "steps_run": self.run,
+            "steps_skipped": self.skipped,
+        }

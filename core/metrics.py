@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from .group_metrics import Groups
+from .group_metrics import Groups, StepQuality
 from .policy import Batch
 from .request import CUT_OFF, Outcome, Request
 
@@ -64,6 +64,7 @@ class Summary:
         self.sizes: dict[str, Counter[int]] = {}  # worker -> batch size -> iterations (whole batches count once)
         self.input: dict[str, Any] = {}  # what is to be said of the requests that were sent: what was cut, say
         self.groups = Groups()  # by class and tenant, where requests name them
+        self.quality: StepQuality | None = None  # where policies may do something with steps
 
     def arrived(self, request: Request) -> None:
         self.requests += 1
@@ -80,6 +81,8 @@ class Summary:
         if request.class_name or request.tenant:
             for group in self.groups.of(request):
                 group.ended(request)
+        if self.quality is not None:
+            self.quality.ended(request)
         self.last_end = now
 
     def batch(self, batch: Batch) -> None:
@@ -114,7 +117,8 @@ class Summary:
 
         *duration* runs from the first arrival to the last end, as in ``vllm bench serve``; *arrival_span* to the last
         arrival. Of the failed, *cut_off* counts those that the end of the run cut off, where it did. *classes*,
-        *tenants* and *fairness* are there where requests name classes and tenants (`servetwin.core.group_metrics`).
+        *tenants* and *fairness* are there where requests name classes and tenants, *quality* where policies may do
+        something with steps (`servetwin.core.group_metrics`).
         """
         start = self.first_arrival or 0.0
         duration = self.last_end - start
@@ -144,6 +148,8 @@ class Summary:
             for worker, sizes in self.sizes.items()
         }
         out.update(self.groups.as_dict(duration))
+        if self.quality is not None:
+            out["quality"] = self.quality.as_dict(self.requests, duration)
         out.update(self.input)
         if self.held:
             out["held"] = self.held

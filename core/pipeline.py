@@ -39,16 +39,53 @@ MOST_PATHS = 4096
 
 
 @dataclass(frozen=True, slots=True)
+class StepActions:
+    """What a policy may do with the steps (iterations) of a loop, and what the result is worth then.
+
+    *quality* are pairs (share, quality) in rising order, the last with share 1: what a result is worth if the network
+    ran in that share of the steps that were asked for, in straight lines between. A policy may go down to the first
+    share, and to no fewer than *min_steps*. With *reuse* a step may take the network's last prediction again.
+
+    >>> actions = StepActions(quality=((0.5, 0.8), (1.0, 1.0)), min_steps=12)
+    >>> actions.fewest(50), actions.fewest(20), actions.fewest(10)
+    (25, 12, 10)
+    >>> actions.worth(25, 50), round(actions.worth(40, 50), 2)
+    (0.8, 0.92)
+    """
+
+    quality: tuple[tuple[float, float], ...]
+    min_steps: int = 1
+    reuse: bool = False
+
+    def fewest(self, asked: int) -> int:
+        """The fewest steps in which the network must run, of so many that are *asked* for."""
+        share = math.ceil(self.quality[0][0] * asked - 1e-9)
+        return min(asked, max(self.min_steps, share))
+
+    def worth(self, ran: int, asked: int) -> float:
+        """The quality of a result for which the network *ran* in so many steps of those that were *asked* for. Below
+        the first share it is that of the first."""
+        share = ran / asked
+        (at, worth), *rest = self.quality
+        for after, more in rest:
+            if share < after:
+                return worth + (more - worth) * max(0.0, share - at) / (after - at)
+            at, worth = after, more
+        return worth
+
+
+@dataclass(frozen=True, slots=True)
 class Module:
     """A compute stage as users know it. A *loop* module runs many iterations per request.
 
     Where several plain edges come together, a request's visit begins when it has come along "all" of them, or each
-    time that it comes along "any".
+    time that it comes along "any". *actions* say what a policy may do with the iterations of a loop (None: nothing).
     """
 
     name: str
     loop: bool = False
     join: Literal["all", "any"] = "all"
+    actions: StepActions | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +124,7 @@ class Stage:
 
     *next* are the stages that follow, *branches* those that may be taken instead, *likely* where a request most
     likely goes. *inputs* is how many transfers a visit waits for (0: it begins with the request's arrival). *again*
-    says that a request may come more than once.
+    says that a request may come more than once. *actions* say what a policy may do with the steps of its loop.
     """
 
     name: str
@@ -102,6 +139,7 @@ class Stage:
     branches: list[Branch] = field(default_factory=list, repr=False)
     again: bool = False
     likely: list[Stage] = field(default_factory=list, repr=False)
+    actions: StepActions | None = None
 
 
 class Pipeline:
@@ -321,6 +359,7 @@ class Pipeline:
             loop=loops[0] if loops else None,
             before=group[:cut] if loops else (),
             after=group[cut + 1 :] if loops else group,
+            actions=self.modules[loops[0]].actions if loops else None,
         )
 
 

@@ -7,7 +7,7 @@ no way to look into the future; so the same object decides in a simulation and o
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from .pipeline import Stage
@@ -35,9 +35,13 @@ class Decision:
     *run* is the batch, in order; each of its tasks runs one iteration, or with *whole* all that it has left at
     this stage without re-forming the batch. *drop* gives tasks up for good. With nothing to run the worker
     idles until something arrives, or until *idle_until* at the latest (seconds since the run began).
+
+    Where the stage says what may be done with steps (`Stage.actions`): *steps* gives those of *run* that begin with
+    it fewer steps than they ask for, and those of *run* that are in *reuse* take the network's last prediction again
+    instead of running it.
     """
 
-    __slots__ = ("drop", "idle_until", "repeat", "run", "whole")
+    __slots__ = ("drop", "idle_until", "repeat", "reuse", "run", "steps", "whole")
 
     def __init__(
         self,
@@ -46,12 +50,17 @@ class Decision:
         repeat: Repeat | None = None,
         whole: bool = False,
         idle_until: float | None = None,
+        *,
+        steps: Mapping[Task, int] | None = None,
+        reuse: Sequence[Task] = (),
     ) -> None:
         self.run = run
         self.drop = drop
         self.repeat = repeat
         self.whole = whole
         self.idle_until = idle_until
+        self.steps = steps
+        self.reuse = reuse
 
     def __repr__(self) -> str:
         ids = [t.id for t in self.run]
@@ -66,9 +75,11 @@ class Batch:
     those that end it. An executor may run the decision up to *times* times on end, within what *repeat* says; it
     sets *count* to how often it did and, where *keep_ends* is set, *ends* to the times at which those iterations
     ended. The first task to end its stage does so with iteration *last*; an executor that comes so far sets *leaves*.
+    *reused* are the tasks for which the network does not run: they take its last prediction again.
     """
 
     joiners: Sequence[Task] = ()
+    reused: Sequence[Task] = ()
     leaves = 0
     last = 1
     ends: list[float] | None = None
@@ -105,7 +116,7 @@ class Batch:
 
     def details(self) -> dict[str, Any]:
         """What a record of it says beside what is said of each."""
-        return {}
+        return {"reused": [task.id for task in self.reused]} if self.reused else {}
 
     def __repr__(self) -> str:
         return f"<Batch {self.id} of {self.size} on {self.worker.name}>"

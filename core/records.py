@@ -7,13 +7,15 @@
     *priority* and *weight* where they are not the usual ones ("", "", 0, 1.0); *session* and *turn*, its place there
     from 0 on, where there are sessions; *shape*, where requests have one (of diffusion models: *height*, *width*,
     *frames*, *guidance*, *images*); *ended*, when it was dropped or failed; at a stage its *deadline* there,
-    where it has one of its own; at an LLM stage also *arrival* (as the engine saw it), *prompt*, *limit*,
+    where it has one of its own; *steps_asked*, *steps_run* and *steps_skipped* where its policy may leave steps out;
+    at an LLM stage also *arrival* (as the engine saw it), *prompt*, *limit*,
     *predicted* (where there is a predictor) and *generated* tokens, *first_token*, *last_token*, *preemptions*,
     *cached* and *cached_again* (tokens found in a prefix cache), *handover* (*from* which worker its KV came, when it
     was *prefilled*, *sent* and *handed*), *due* or *limits* (what its tokens are promised),
     and the times of all *tokens* if they were kept
 ``batches.jsonl``
-    one line per batch: start, end, worker, modules, request ids, and the ends of its iterations if it ran several;
+    one line per batch: start, end, worker, modules, request ids, the ends of its iterations if it ran several, and
+    those whose network stood still (*reused*);
     for a step of an LLM engine the ids are of the requests that prefill or were chosen one by one, *prefill* holds
     [id, tokens, tokens before] of each chunk, *decode* how many requests decode, *context* the sum of their computed
     tokens, *preempted* who lost the memory for it, and *free* the KV blocks that were free when it was launched

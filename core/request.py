@@ -257,3 +257,44 @@ class Task:
 
     def __repr__(self) -> str:
         return f"<Task of {self.id} at {self.stage.name}: {self.left}/{self.iterations} left>"
+
+
+class ActingTask(Task):
+    """A visit to a stage with whose steps a policy may do something (`servetwin.core.pipeline.StepActions`).
+
+    *iterations* are the steps that its policy gave it: those that were *asked* for, or fewer. *reused* counts those
+    of its steps so far in which the network did not run. *similarity* says how alike the most alike prompt is whose
+    states were kept, from 0 to 1 (None: nothing is known of that).
+    """
+
+    __slots__ = ("reused", "similarity")
+
+    def __init__(self, request: Request, stage: Stage, queued: float, worker: Place | None = None) -> None:
+        super().__init__(request, stage, queued, worker)
+        self.reused = 0
+        self.similarity: float | None = None
+
+    @property
+    def asked(self) -> int:
+        """The steps that its request asks for."""
+        return self.request.work.get(self.stage.loop, 1) if self.stage.loop else 1
+
+    @property
+    def may_skip(self) -> int:
+        """In how many more of its steps the network may stand still, or by how many they may be fewer."""
+        actions = self.stage.actions
+        return self.iterations - self.reused - actions.fewest(self.asked) if actions is not None else 0
+
+    def details(self, tokens: bool = True) -> dict[str, Any]:
+        ran = self._ran()
+        return {
+            "iterations": ran,
+            "steps_asked": self.asked,
+            "steps_run": ran - self.reused,
+            "steps_skipped": self.asked - self.iterations + self.reused,
+            **({"similarity": self.similarity} if self.similarity is not None else {}),
+        }
+
+    @property
+    def service(self) -> int:
+        return self._ran() - self.reused

@@ -53,6 +53,7 @@ class Spell:
     joins: int
     leaves: int
     shape: Shape | None = None  # of its requests
+    reused: int = 0  # of its requests, those whose network stood still
 
 
 class Log(Recorder):
@@ -104,6 +105,7 @@ class Log(Recorder):
                 len(batch.joiners),
                 batch.leaves,
                 batch.tasks[0].request.shape if batch.tasks else None,
+                len(batch.reused),
             )
         )
 
@@ -271,6 +273,8 @@ class Server:
     def describe(self) -> dict[str, Any]:
         """What ``meta.json`` should say about the real side: versions, devices, options."""
         options = asdict(self.options)
+        if not self.options.reuse:
+            del options["reuse"]  # as in records of before there was such a thing
         options["weights"] = "random" if self.options.weights is None else self.options.weights.name
         return {
             "kind": "real",
@@ -335,7 +339,7 @@ def report(log: Log, lateness: Sequence[float]) -> Report:
         if before is not None and before.size > before.leaves:
             gaps.append((spell.start - before.end) * 1e3)
         last[spell.worker] = spell
-        if not spell.joins and not spell.leaves:
+        if not spell.joins and not spell.leaves and not spell.reused:
             key = (str(spell.shape) if spell.shape is not None else "", spell.size)
             durations.setdefault(spell.worker, {}).setdefault(key, []).append((spell.end - spell.start) * 1e3)
     iteration = {

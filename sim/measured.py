@@ -34,6 +34,7 @@ from .llm.shared_lane import KINDS, EngineRates, Kind, RateTable
 from .pool_lane import CallTimes
 from .time.noise import Slowdown, SlowSpells, Stalls, exponential, from_quantiles, uniform
 from .time.out_of_range import HeldTimes, Reach, Watch
+from .time.reusing_timing import ReusingTiming
 from .time.shaped_timing import ShapedTiming
 from .time.timing import Demand, MeasuredTiming, TableTiming, Timing
 
@@ -119,6 +120,9 @@ class WholeTiming:
     def plain(self, size: int, now: float, leaves: int = 0) -> Demand:
         return self.steps.plain(size, now, leaves)
 
+    def step(self, size: int, now: float) -> Demand:
+        return self.steps.step(size, now)
+
     def steady_until(self) -> float:
         return self.steps.steady_until()
 
@@ -142,10 +146,11 @@ class Clock:
         preparing: Mapping[str, float] | None = None,
         tables: Mapping[str, Callable[[TokenTable], TokenTable]] | None = None,
         steps: Mapping[str, Callable[[StepTimes], StepTimes]] | None = None,
+        swaps: Mapping[str, Callable[[int], float]] | None = None,
     ) -> None:
         self.profiles = profiles
         self.preparing = preparing or {}
-        self.tables, self.steps = tables or {}, steps or {}
+        self.tables, self.steps, self.swaps = tables or {}, steps or {}, swaps or {}
         self.options = options
         self.seed = seed
         self.watch = Watch()
@@ -157,10 +162,27 @@ class Clock:
             return self._engine(worker)
         self._worker = worker.name
         profile = self.profiles[worker.device]
+        timing: Timing
         if isinstance(worker, ShapedWorker):
             views = worker.view.views
-            return ShapedTiming({s: self._batches(worker, view, profile.at(s)) for s, view in views.items()})
-        return self._batches(worker, worker.view, profile)
+            timing = ShapedTiming({s: self._batches(worker, view, profile.at(s)) for s, view in views.items()})
+        else:
+            timing = self._batches(worker, worker.view, profile)
+        actions = worker.stage.actions
+        if actions is not None and actions.reuse:
+            return ReusingTiming(timing, self.reuse(worker))
+        return timing
+
+    def reuse(self, worker: Worker) -> list[float]:
+        """What a step takes at *worker* that reuses a prediction, over one that is computed, by the requests in it.
+        Raises `BadInput` where nobody measured that."""
+        profile, loop, most = self.profiles[worker.device], head(worker.stage), worker.view.limit
+        name = costs.REUSE(loop)
+        if not self._has(profile, name):
+            what = f"it does not know what a step of {loop} takes that reuses a prediction"
+            right = f"the cost {name}, as servetwin profile measures it, or reuse: false"
+            raise BadInput(what, where=f"{profile.name}: costs", right=right)
+        return profile.cost(name).upto(most, name=f"{profile.name}: {name}", hold=True)
 
     def _batches(self, worker: Worker, view: WorkerView, profile: Profile) -> Timing:
         """The timing of batches of *worker* as *view* shows it, by *profile*."""
@@ -195,7 +217,7 @@ class Clock:
         return TokenTiming(
             times,
             self._residual(worker, profile, "decode"),
-            swap=self._swap(profile),
+            swap=self.swaps.get(worker.name) or self._swap(profile),
             prefills=self._residual(worker, profile, "prefill"),
             preparing=self.preparing.get(worker.name, 0.0),
             counted=options.hold,
@@ -541,19 +563,24 @@ def measured_executor(
     preparing: Mapping[str, float] | None = None,
     tables: Mapping[str, Callable[[TokenTable], TokenTable]] | None = None,
     steps: Mapping[str, Callable[[StepTimes], StepTimes]] | None = None,
+    swaps: Mapping[str, Callable[[int], float]] | None = None,
 ) -> SimExecutor:
     """An executor in which *workers* take the time that was measured on their devices (device name -> profile).
 
     *calls* gives the times of pools of threads, *preparing* how long engines prepare each prompt, by name;
     *tables* makes of the table of a device's profile that of an engine with options of its own, *steps* of its steps
-    (as counted where they are held).
+    (as counted where they are held). *swaps* are seconds in which so many blocks come from the host, where they are
+    not the profile's.
 
     Raises `BadInput` if a profile does not reach as far as a worker's batch limit, unless the options say hold, and
     for workers that share a device if their overlap was not measured, unless the options let them share it in time.
     """
     options = options or TimeOptions()
-    clock = Clock(profiles, options, seed, preparing, tables, steps)
+    clock = Clock(profiles, options, seed, preparing, tables, steps, swaps)
     workers = [w for w in workers if not isinstance(w, Pool)]
+    for worker in workers:
+        if worker.stage.actions is not None and worker.stage.actions.reuse:
+            clock.reuse(worker)  # refused now, not at the first batch
     engines = clock.engines(workers)
     pairs = unmeasured(workers, profiles) if options.unmeasured != "ignored" else []
     if options.unmeasured == "refused":

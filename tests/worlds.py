@@ -14,6 +14,8 @@ from servetwin.core import Decision, Module, Pipeline, Policy, Recorder, Repeat,
 from servetwin.policies.diffusion.clockwork import Clockwork
 from servetwin.policies.diffusion.edf import EDF
 from servetwin.policies.diffusion.fcfs import FCFS
+from servetwin.policies.diffusion.fewer_steps import FewerSteps
+from servetwin.policies.diffusion.from_similar import FromSimilar
 from servetwin.policies.diffusion.lsf import LSF
 from servetwin.policies.diffusion.neustream import NeuStream
 from servetwin.policies.diffusion.nexus import Nexus
@@ -43,6 +45,8 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "clockwork-tracked": Clockwork,
     "clockwork-table": lambda: Clockwork(pacing="table"),
     "fcfs": FCFS,
+    "fewer-steps": FewerSteps,
+    "from-similar": FromSimilar,
     "edf": EDF,
     "steps": Steps,
     "edf-keep": lambda: EDF(max_batch=2, drop_late=False),

@@ -34,7 +34,7 @@ from ..metrics import Summary
 from ..pipeline import Stage
 from ..policy import Batch, Decision, PolicyBase, WorkerView
 from ..records import Recorder
-from ..request import Outcome, Outputs, Place, Request, Task
+from ..request import ActingTask, Outcome, Outputs, Place, Request, Task
 from ..serving.executor import Executor, Handle
 from ..serving.loop import ServingLoop
 from ..serving.pool import Pool
@@ -47,9 +47,17 @@ __all__ = ["INVARIANTS", "InvariantChecker", "check_records"]
 
 
 def asked_of(task: Task) -> int:
-    """The iterations that the request asks of the task's stage."""
+    """The iterations that the task is to run at its stage: those that the request asks for, or fewer where its policy
+    may say so. Raises `InvariantBroken` if it said less than it may."""
     loop = task.stage.loop
-    return task.request.work.get(loop, 1) if loop else 1
+    asked = task.request.work.get(loop, 1) if loop else 1
+    actions = task.stage.actions
+    if actions is None:
+        return asked
+    if not actions.fewest(asked) <= task.iterations <= asked:
+        least = actions.fewest(asked)
+        raise broken(7, f"{task} is given {task.iterations} steps of {asked}, and {least} are the fewest")
+    return task.iterations
 
 
 class InvariantChecker(Recorder):
@@ -69,6 +77,7 @@ class InvariantChecker(Recorder):
         self.live: dict[int, Request] = {}
         self.outcomes: Counter[Outcome] = Counter()
         self.iterations: dict[Task, int] = {}  # done so far, by the checker's own count; of live requests
+        self.reused: Counter[Task] = Counter()  # in how many of those the last prediction was taken again
         self.ends: dict[tuple[Place, int], float] = {}  # when the last batch of each worker (and thread) ended
         self.asked: dict[int, Outputs] = {}  # true output lengths of live requests
         self.tokens: dict[TokenTask, int] = {}  # generated so far, where engines hand requests over
@@ -148,6 +157,7 @@ class InvariantChecker(Recorder):
             watched.heard(batch)
         check_ends(batch.start, batch.end, batch.ends, batch.count, str(batch))
         self.check_batch(batch)
+        self.reused.update(task for task in batch.reused if task.request.outcome is None)
         self.inner.batch(batch)
 
     def finish(self) -> None:
@@ -258,6 +268,17 @@ class InvariantChecker(Recorder):
             raise broken(7, f"{task} counts {counted} iterations, but ran {done}")
         if not 0 <= counted <= asked or (task.request.outcome in FINISHED and counted != asked):
             raise broken(7, f"{task} ended {task.request.outcome} after {counted} of {asked} iterations")
+        if isinstance(task, ActingTask):
+            self._check_steps(task, counted)
+
+    def _check_steps(self, task: ActingTask, counted: int) -> None:
+        """What its policy left out of *task*, which has run so many steps, is what the batches say and may be left
+        out."""
+        reused = self.reused.pop(task, 0)
+        if task.reused != reused:
+            raise broken(7, f"{task} counts {task.reused} steps reused, its batches {reused}")
+        if task.request.outcome in FINISHED and task.may_skip < 0:
+            raise broken(7, f"{task} ended with {counted - reused} of {task.asked} steps computed")
 
     def check_batch(self, batch: Batch, worker: Worker | None = None) -> None:
         if isinstance(batch, TokenBatch):
@@ -270,6 +291,8 @@ class InvariantChecker(Recorder):
             raise broken(4, f"{batch} holds a task twice: {[t.id for t in batch.tasks]}")
         if len({task.request.shape for task in batch.tasks}) > 1:
             raise broken(4, f"{batch} holds requests of several shapes")
+        if not set(batch.reused) <= set(batch.tasks) or (batch.reused and (batch.whole or batch.times > 1)):
+            raise broken(7, f"{batch} reuses predictions of {[t.id for t in batch.reused]}, or more than once")
         for task in batch.tasks:
             if task.worker != batch.worker or task.stage is not batch.worker.stage:
                 raise broken(4, f"{batch} holds {task}, which is not at this worker")

@@ -45,8 +45,10 @@ def check_records(folder: Path, inputs: Mapping[str, Sequence[str]] | None = Non
         raise broken(10, f"attainment is {summary['attainment']!r}, but {counted['met']} of {len(ended)} were met")
 
 
-#: (worker, request) -> its batches there, in order: (start, end, iterations each, how often on end)
-Runs = dict[tuple[str, int], list[tuple[float, float, int, int]]]
+#: Of a batch: start, end, iterations each, how often on end, and whether the last prediction was taken again.
+Row = tuple[float, float, int, int, bool]
+#: (worker, request) -> its batches there, in order.
+Runs = dict[tuple[str, int], list[Row]]
 
 
 def _check_batch_records(folder: Path, summary: dict[str, Any]) -> Runs:
@@ -68,8 +70,12 @@ def _check_batch_records(folder: Path, summary: dict[str, Any]) -> Runs:
         sizes.setdefault(worker, Counter())[size] += count
         if "prefill" in record:
             continue
+        reused = record.get("reused", ())
+        if not set(reused) <= set(ids):
+            raise broken(7, f"{name} reuses predictions of {reused}, and holds {ids}")
         for request in ids:
-            runs.setdefault((worker, request), []).append((start, end, record["iterations"], count))
+            row = (start, end, record["iterations"], count, request in reused)
+            runs.setdefault((worker, request), []).append(row)
     told = {w: {int(n): k for n, k in s["batch_sizes"].items()} for w, s in summary["workers"].items()}
     if told != {w: dict(c) for w, c in sizes.items()}:
         raise broken(4, "the summary's batch sizes are not those of the batches")
@@ -113,23 +119,33 @@ def _check_request_record(record: dict[str, Any], runs: Runs, inputs: Mapping[st
         raise broken(2, f"{name} finished at {finished!r}, its stages at {ends}")
 
 
-def _check_stay(
-    stay: dict[str, Any], record: dict[str, Any], runs: list[tuple[float, float, int, int]], where: str
-) -> None:
+def _check_stay(stay: dict[str, Any], record: dict[str, Any], runs: list[Row], where: str) -> None:
     counted = stay["iterations"]
     if record["outcome"] in [o.value for o in FINISHED]:
         work, modules = record["work"], stay["stage"].split("+")
         asked = next((work[m] for m in modules if m in work), 1)
-        if counted != asked:
+        if "steps_asked" in stay:
+            _check_steps(stay, asked, sum(count for _, _, _, count, reused in runs if reused), where)
+        elif counted != asked:
             raise broken(7, f"{where} ran {counted} of {asked} iterations")
-    ran = sum(iterations * count for _, _, iterations, count in runs)
-    single = all(iterations == 1 for _, _, iterations, _ in runs)
+    ran = sum(iterations * count for _, _, iterations, count, _ in runs)
+    single = all(iterations == 1 for _, _, iterations, _, _ in runs)
     if counted > ran or (single and stay["finished"] is not None and counted != ran):
         raise broken(7, f"{where} counts {counted} iterations, its batches {ran}")
     if runs and stay["started"] != runs[0][0]:
         raise broken(2, f"{where} is started at {stay['started']!r}, its first batch at {runs[0][0]!r}")
     if stay["finished"] is not None and stay["finished"] != runs[-1][1]:
         raise broken(2, f"{where} is finished at {stay['finished']!r}, its last batch at {runs[-1][1]!r}")
+
+
+def _check_steps(stay: dict[str, Any], asked: int, reused: int, where: str) -> None:
+    """A finished visit whose policy could leave steps out: those that were run and those that were left out are all
+    that were asked for."""
+    run, skipped = stay["steps_run"], stay["steps_skipped"]
+    if stay["steps_asked"] != asked or run + skipped != asked or not 0 < run <= stay["iterations"]:
+        raise broken(7, f"{where} ran {run} and skipped {skipped} of {asked} steps")
+    if stay["iterations"] - run != reused:
+        raise broken(7, f"{where} counts {stay['iterations'] - run} steps reused, its batches {reused}")
 
 
 def _check_tokens(stay: dict[str, Any], done: bool, where: str) -> None:

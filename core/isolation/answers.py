@@ -5,7 +5,7 @@ What is common is looked at where it is used, in the loop and in engines; these 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import PolicyFault
@@ -63,8 +63,21 @@ def check_decision(policy: object, decision: Any, kind: type[Decision] = Decisio
         if decision.plain != right.plain:  # type: ignore[attr-defined]
             what = f"its Step was changed after it was made (plain of its decision is {shown(decision.plain)})"  # type: ignore
             raise fault(policy, what, "a new Step")
+    else:
+        check_actions(policy, decision)
     check_repeat(policy, decision.repeat)
     check_time(policy, decision.idle_until)
+
+
+def check_actions(policy: object, decision: Decision) -> None:
+    """Raise `PolicyFault` unless what *decision* says of steps is what it may be, whatever the stage allows."""
+    if decision.steps is not None and not isinstance(decision.steps, Mapping):
+        raise fault(policy, f"steps of its decision is {shown(decision.steps)}", "{task: steps}, or None")
+    reuse: Any = decision.reuse
+    if not isinstance(reuse, Sequence) or isinstance(reuse, str | bytes):
+        raise fault(policy, f"reuse of its decision is {shown(reuse)}", "a list of tasks")
+    for item in (*(decision.steps or ()), *reuse):
+        check_item(policy, "steps or reuse", item)
 
 
 def check_item(policy: object, name: str, item: Any) -> None:

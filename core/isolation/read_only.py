@@ -22,7 +22,7 @@ from ..llm.policy import Step, TokenView
 from ..llm.request import CachingTask, TokenRequest, TokenTask
 from ..pipeline import Stage
 from ..policy import Batch, Decision, Repeat, WorkerView
-from ..request import Request, Task
+from ..request import ActingTask, Request, Task
 from .answers import write_fault
 
 #: Different arguments that an estimate is kept for.
@@ -173,8 +173,8 @@ def closed_slo(slo: Any) -> Any:
 
 #: Classes that policies meet, and what they must look like at the end of a run.
 _MET: tuple[type, ...] = (
-    Request, Task, TokenRequest, TokenTask, CachingTask, Batch, Decision, Step, Repeat, WorkerView, TokenView,
-    ClosedView, ClosedTokenView, _Closed, Stage,
+    Request, Task, ActingTask, TokenRequest, TokenTask, CachingTask, Batch, Decision, Step, Repeat, WorkerView,
+    TokenView, ClosedView, ClosedTokenView, _Closed, Stage,
 )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from ..llm.request import CachingTask, HandedTask, TokenRequest, TokenTask
 from ..llm.speculation import SpeculativeTask
 from ..pipeline import Stage
 from ..policy import Decision
-from ..request import Place, Request, Task
+from ..request import ActingTask, Place, Request, Task
 from .answers import check_decision, compared, write_fault
 
 #: What a task says of itself, from when a policy is first shown it to the end of its visit.
@@ -30,6 +30,7 @@ WRITABLE = frozenset(
         *TokenTask.__slots__,
         *CachingTask.__slots__,
         *HandedTask.__slots__,
+        *ActingTask.__slots__,
         *SpeculativeTask.__slots__,
         *Request.__slots__,
         *TokenRequest.__slots__,
@@ -78,11 +79,18 @@ class Books:
         self.members: set[Task] = set()  # those of it who are still here
         self.ends: dict[Task, int] = {}  # at which reading of the clock each of them has run all, if they run on
         self.rest: dict[Task, int] = {}  # what all others have left
+        self.reused: dict[Task, int] = {}  # in how many of its steps a task took the last prediction again
 
     def note(self, task: Task) -> None:
         """Remember what *task*, which its policy is about to be shown, says."""
         self.kept[task] = task.id, task.arrival, task.deadline, task.iterations, task.queued, task.admitted
         self.rest[task] = task.left
+
+    def set_steps(self, task: Task, steps: int) -> None:
+        """*task*, which has not begun, was given so many steps."""
+        *before, _, queued, admitted = self.kept[task]
+        self.kept[task] = (*before, steps, queued, admitted)
+        self.rest[task] = steps
 
     def check_out(self, task: Task) -> None:
         """The visit of *task* is over. Raises `PolicyFault` if it does not say what it should."""

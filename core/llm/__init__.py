@@ -8,6 +8,7 @@ Begin with `policy` (what it sees and says, once per step) and `request`; then `
 `orders`            for policies that reorder: the queue by rank, and who is due first, kept between decisions
 `limits`, `slo`     what memory and settings allow; deadlines of tokens and latency limits
 `prefix_cache`      which KV blocks hold what, who shares them, and which is taken next
+`host_tier`         blocks in host memory, behind the prefix cache
 `speculation`       what an engine drafts, and which of it is accepted
 `batch`             one step, as an executor gets it
 `metrics`           latencies and goodput of tokens; `token_gaps`, `metric_blocks`, `window_metrics` are parts of it

@@ -23,7 +23,8 @@ class EngineLimits:
     *keep_freed* a preempted request that comes back finds of its blocks what nobody took meanwhile, as vLLM's prefix
     cache does it (`servetwin.core.llm.serving.freed_blocks`); blocks are not shared among requests. With
     *enable_prefix_caching* they are: vLLM's prefix cache whole (`servetwin.core.llm.prefix_cache`). With
-    *num_speculative_tokens* so many drafts are verified of each that decodes (`servetwin.core.llm.speculation`).
+    *num_speculative_tokens* so many drafts are verified of each that decodes (`servetwin.core.llm.speculation`). With
+    *host_blocks* the prefix cache has so many more in host memory (`servetwin.core.llm.host_tier`).
     """
 
     blocks: int
@@ -38,6 +39,7 @@ class EngineLimits:
     keep_freed: bool = False
     enable_prefix_caching: bool = False
     num_speculative_tokens: int = 0
+    host_blocks: int = 0
 
     def __post_init__(self) -> None:
         for name in ("blocks", "block_size", "max_batched_tokens", "max_sequences"):
@@ -55,6 +57,8 @@ class EngineLimits:
             raise BadInput("enable_prefix_caching is for blocks that are forgotten", right="preemption: recompute")
         if self.enable_prefix_caching and self.keep_freed:
             raise BadInput("enable_prefix_caching does what keep_freed does, and more", right="one of them")
+        if self.host_blocks < 0 or (self.host_blocks and not self.enable_prefix_caching):
+            raise BadInput(f"host_blocks is {self.host_blocks}", right="0, or 1 or more with enable_prefix_caching")
         self._check_speculation()
         if self.stamp not in ("sent", "seen"):
             raise BadInput(f"stamp is {self.stamp!r}", right="'sent' or 'seen'")

@@ -80,6 +80,7 @@ class StageTokens:
         self.cache_queries = self.cache_hits = self.cache_hits_again = 0
         self.handed = 0  # whose KV went from one engine to another; how long it waited for that, and was on its way
         self.handing_wait = self.handing = 0.0
+        self.host_hits = 0  # of the tokens found in a prefix cache those that were in host memory alone
         self.verified = self.drafted = self.accepted = 0  # steps that drafted, and tokens
         self.ttft, self.tpot, self.e2el = array("d"), array("d"), array("d")
         self.itl = Gaps()
@@ -97,6 +98,7 @@ class StageTokens:
                 self.cache_queries += task.prompt
                 self.cache_hits += task.cached_tokens
                 self.cache_hits_again += task.cached_again
+                self.host_hits += task.cached_on_host
         elif type(task) is HandedTask and task.handed is not None:
             assert task.prefilled is not None
             assert task.sent is not None
@@ -197,6 +199,9 @@ class StageTokens:
             out["prefix_cache_queries"], out["prefix_cache_hits"] = queries, self.cache_hits
             out["prefix_cache_hit_rate"] = self.cache_hits / queries if queries else None
             out["prefix_cache_hits_of_preempted"] = self.cache_hits_again
+            if self.host_hits:
+                out["prefix_cache_hits_on_host"] = self.host_hits
+                out["prefix_cache_hit_rate_on_host"] = self.host_hits / queries
         if self.handed:
             out["handovers"] = self.handed
             out["mean_handover_wait_ms"] = self.handing_wait / self.handed * 1000.0

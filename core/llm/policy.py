@@ -307,8 +307,10 @@ class TokenView(WorkerView):
             new = -(-(computed + count) // size) + -computed // size
             if not runs:
                 sequences -= 1
-                idle = trial.idle(self.cache.keys(task, computed // size))
+                keys = self.cache.keys(task, computed // size)
+                idle, away = trial.idle(keys), trial.away(keys)
                 most = -(-(computed + pending) // size) - computed // size if self.whole_prompt else new
+                new, most = new + away, most + away
                 if sequences < 0 or trial.free - most - len(idle) < self.watermark:
                     break
             trial.admit(task, idle, computed // size, new, computed + count)

@@ -25,9 +25,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from itertools import accumulate, takewhile
 from typing import Protocol
+
+from .host_tier import HostTier
 
 #: The content of a full block: what stands for all tokens up to its end, and where it ends. (With a third entry, of
 #: one request only.)
@@ -140,12 +142,15 @@ class PrefixCache:
     """The *blocks* of an engine, of *size* tokens each. *free* of them nobody uses; *cached* are the blocks by their
     content, those first that were computed first."""
 
-    def __init__(self, blocks: int, size: int) -> None:
-        self.size = size
+    def __init__(self, blocks: int, size: int, host: HostTier | None = None) -> None:
+        self.size, self.host = size, host
         self.free = blocks
         self.line: OrderedDict[Block, None] = OrderedDict({Block(None, count=blocks): None})
         self.cached: dict[Key, list[Block]] = {}
         self.version = 0  # grows whenever something can be found that could not, or the other way round
+        self.has: Callable[[Key], bool] = self.cached.__contains__
+        if host is not None:
+            self.has = lambda key: key in self.cached or key in host
 
     # -- what can be found ------------------------------------------------------------------------------
 
@@ -153,7 +158,7 @@ class PrefixCache:
         """How many tokens *task*, which waits, would find just now: those of full blocks, and at least one less than
         are known, since the last is computed anew to give the next one."""
         if task.cache_seen != self.version:
-            task.cache_seen, task.cache_known = self.version, self.hits(task, self.cached.__contains__)
+            task.cache_seen, task.cache_known = self.version, self.hits(task, self.has)
         return task.cache_known * self.size
 
     def hits(self, task: Looking, has: Callable[[Key], bool]) -> int:
@@ -169,11 +174,15 @@ class PrefixCache:
         if not serial or most == named:
             return named
         own = range(named, most)
+        if self.host is not None:
+            return named + _begins(has((serial, (i + 1) * size, True)) for i in own)
         return named + bisect_left(own, True, key=lambda i: not has((serial, (i + 1) * size, True)))
 
     def begun(self, content: PromptContent, most: int, has: Callable[[Key], bool]) -> int:
         """How many of the first *most* full blocks of *content* are found if *has* says which contents there are."""
         size = self.size
+        if self.host is not None:
+            return _begins(map(has, content.keys(size, most)))
         # A block is taken before the one that stands for its beginning, so what is found has no holes.
         if not most or not has(content.key(size)):
             return 0
@@ -203,7 +212,14 @@ class PrefixCache:
     def idle(self, keys: Sequence[Key]) -> int:
         """How many of the blocks that would be found by *keys* nobody uses: taking them makes fewer free."""
         cached = self.cached
+        if self.host is not None:
+            keys = [key for key in keys if key in cached]
         return sum([not cached[key][0].refs for key in keys])
+
+    def away(self, keys: Sequence[Key]) -> int:
+        """How many of the blocks that would be found by *keys* are in host memory alone, so that they need a block
+        here."""
+        return 0 if self.host is None else sum([key not in self.cached for key in keys])
 
     # -- what is taken and given back ---------------------------------------------------------------------
 
@@ -225,16 +241,27 @@ class PrefixCache:
                 blocks -= 1
 
     def share(self, keys: Sequence[Key]) -> list[Block]:
-        """The blocks of *keys*, all of which there are, for one more user."""
+        """The blocks of *keys*, all of which there are, for one more user; those in host memory alone are brought
+        here."""
+        away: dict[Key, None] = {}
+        if self.host is not None:
+            away = {key: None for key in keys if key not in self.cached}
+            self.host.touch(keys)
         found = []
         for key in keys:
+            if away and key in away:
+                continue
             block = self.cached[key][0]
             if not block.refs:
                 del self.line[block]
                 self.free -= 1
             block.refs += 1
             found.append(block)
-        return found
+        if not away:
+            return found
+        self.take(len(away))
+        here = dict(zip([key for key in keys if key not in away], found, strict=True))
+        return [here[key] if key in here else self._add(key) for key in keys]
 
     def register(self, table: list[Block], content: PromptContent | None, prompt: int, upto: int) -> None:
         """A request that holds *table* has got memory for its first *upto* tokens: those blocks of its prompt that
@@ -243,17 +270,27 @@ class PrefixCache:
             size = self.size
             full = content.tokens(prompt, upto) // size
             if full > len(table):
-                table += map(self._add, content.keys(size, full)[len(table) :])
+                self._computed(new := content.keys(size, full)[len(table) :])
+                table += map(self._add, new)
 
     def keep(self, table: list[Block], serial: int, full: int) -> None:
         """The *full* first blocks of a preempted request can be found again, by it alone as far as they are not in
         *table* yet."""
-        table += [self._add((serial, end * self.size, True)) for end in range(len(table) + 1, full + 1)]
+        new: list[Key] = [(serial, end * self.size, True) for end in range(len(table) + 1, full + 1)]
+        self._computed(new)
+        table += map(self._add, new)
+
+    def _computed(self, keys: Sequence[Key], unnamed: int = 0) -> None:
+        """Blocks with these contents have been computed, and so many for which nobody will look."""
+        host = self.host
+        if host is not None and (host.put(keys) | host.put_unnamed(unnamed)):
+            self.version += 1
 
     def give_back(self, table: Sequence[Block], *, unnamed: int, partial: int) -> int:
         """A request gives back *table*, *unnamed* full blocks after it which nobody will look for, and *partial* ones
         that are not full. Gives how many of all these are still in use by others."""
         line, shared = self.line, 0
+        self._computed((), unnamed)
         if partial:
             first = next(iter(line), None)
             if first is not None and first.key is None:
@@ -296,6 +333,11 @@ class PrefixCache:
             copies.remove(block)
 
 
+def _begins(there: Iterable[bool]) -> int:
+    """How many of *there* are true before the first that is not."""
+    return sum(1 for _ in takewhile(bool, there))
+
+
 class Trial:
     """What becomes of *cache* if some are admitted one after the other, without doing it."""
 
@@ -314,7 +356,14 @@ class Trial:
         return next((block for block in copies if block not in self._gone), None)
 
     def _has(self, key: Key) -> bool:
-        return key in self._new or self._copy(key) is not None
+        host = self.cache.host
+        return key in self._new or self._copy(key) is not None or (host is not None and key in host)
+
+    def away(self, keys: Sequence[Key]) -> int:
+        """As `PrefixCache.away`, by now."""
+        if self.cache.host is None:
+            return 0
+        return sum([key not in self._new and self._copy(key) is None for key in keys])
 
     def found(self, task: Looking) -> int:
         """As `PrefixCache.found`, by now."""
@@ -325,7 +374,8 @@ class Trial:
     def idle(self, keys: Sequence[Key]) -> list[Block]:
         """Those of the blocks that would be found by *keys* which nobody uses by now."""
         cached, used = self.cache.cached, self._used
-        blocks = map(self._copy, keys) if self._gone or self._new else [cached[key][0] for key in keys]
+        anew = self._gone or self._new or self.cache.host is not None
+        blocks = map(self._copy, keys) if anew else [cached[key][0] for key in keys]
         return [block for block in blocks if block is not None and not block.refs and block not in used]
 
     def admit(self, task: Looking, idle: Sequence[Block], begin: int, new: int, upto: int) -> None:

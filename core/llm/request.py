@@ -274,7 +274,8 @@ class CachingTask(TokenTask):
     """A visit to an engine with a prefix cache (`EngineLimits.enable_prefix_caching`).
 
     While it waits, *computed* says how many tokens it would find just now, and *pending* what is left.
-    *cached_tokens* are those that it found when it was first admitted, *cached_again* those after preemptions.
+    *cached_tokens* are those that it found when it was first admitted, of which *cached_on_host* were in host memory
+    alone, *cached_again* those after preemptions.
     *prompt_content* is what its prompt begins with, *cache_serial* its number once it was preempted.
     """
 
@@ -284,6 +285,7 @@ class CachingTask(TokenTask):
         "cache_seen",
         "cache_serial",
         "cached_again",
+        "cached_on_host",
         "cached_tokens",
         "prompt_content",
     )
@@ -294,7 +296,7 @@ class CachingTask(TokenTask):
         super().__init__(request, stage, queued, worker, prompt, limit)
         prefix: Mapping[str, PromptContent] | None = getattr(request, "prefix", None)
         self.prompt_content = prefix.get(stage.loop or stage.name) if prefix is not None else None
-        self.cache_serial = self.cached_again = 0
+        self.cache_serial = self.cached_again = self.cached_on_host = 0
         self.cached_tokens: int | None = None
         self.cache_lookup: Callable[[CachingTask], int] | None = None
         # What `cache_lookup` found last, in blocks, and at which version of the cache.
@@ -323,6 +325,8 @@ class CachingTask(TokenTask):
         said = super().details(tokens)
         if self.cached_tokens is not None:
             said["cached"] = self.cached_tokens
+        if self.cached_on_host:
+            said["cached_on_host"] = self.cached_on_host
         if self.preemptions:
             said["cached_again"] = self.cached_again
         return said

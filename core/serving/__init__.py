@@ -5,6 +5,7 @@ Nothing is imported here, so that whoever needs one of these loads no more than 
 =========================  =================================================================================
 `loop`                     `ServingLoop`: admission, transfer, drops and outcomes
 `worker`, `batch_worker`   what the loop and a worker ask of each other; a worker with one batch in flight
+`acting_worker`            a worker whose policy may give requests fewer steps, or reuse a prediction
 `shaped_worker`            a worker whose requests are of several shapes, one in a batch
 `shape_turns`              policies that know nothing of shapes: an object for each, asked in turn
 `pool`                     a worker that is a pool of threads

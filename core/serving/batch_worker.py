@@ -32,6 +32,8 @@ class BatchWorker(Worker):
     """Serves one stage with one policy; has one batch in flight at most."""
 
     policy: Policy
+    #: Whether its policy may do something with steps (`servetwin.core.serving.acting_worker`).
+    acts = False
 
     def __init__(
         self,
@@ -242,6 +244,9 @@ class BatchWorker(Worker):
             check_decision(self.policy, decision)
             what = f"a batch of {batch.size} is over the limit of {view.limit} of {self.name}"
             raise fault(self.policy, what if batch.size else "run of its decision is true, and holds no tasks")
+        if not self.acts and (decision.steps or decision.reuse):
+            what = f"it sets steps, or reuses predictions, at {self.name}, where nothing says that it may"
+            raise fault(self.policy, what, "actions of the module in the experiment; else neither steps nor reuse")
         if view.in_flight is not None and len(batch.joiners) < batch.size:  # who has waited was in no batch
             self.check_free("runs", set(tasks).difference(batch.joiners))
         try:

@@ -88,6 +88,9 @@ class Pool(Worker):
                     break
                 check_decision(self.policy, decision)
                 run = tuple(decision.run)
+                if decision.steps or decision.reuse:
+                    what = f"it sets steps, or reuses predictions, at {self.name}, which has no loop"
+                    raise fault(self.policy, what, "neither steps nor reuse")
                 if len(run) != 1 or run[0] not in view.waiting:
                     what = f"a thread of {self.name} runs one of the waiting tasks, not {list(run)}"
                     raise fault(self.policy, what)

@@ -85,6 +85,9 @@ class _Group:
             if task in waiting:
                 del waiting[task]
                 running[task] = None
+        for task, steps in (decision.steps or {}).items():
+            if task in self.alone and isinstance(steps, int):  # else the worker says what is wrong
+                self.alone[task] -= (task.iterations - steps) * self.step
         for task in decision.drop:
             self.forget(task)
         return decision
@@ -173,7 +176,8 @@ class ShapeTurns(Policy):
             decision = group.decide(now)
             if decision.run:
                 repeat = decision.repeat if len(held) == 1 else None
-                return Decision(decision.run, [*drop, *decision.drop], repeat, decision.whole)
+                more: dict[str, Any] = {"steps": decision.steps, "reuse": decision.reuse}
+                return Decision(decision.run, [*drop, *decision.drop], repeat, decision.whole, **more)
             drop += decision.drop
             if decision.idle_until is not None:
                 wake = min(wake, decision.idle_until)

@@ -29,7 +29,11 @@ def answer_of(decision: Decision) -> tuple[Any, ...]:
         prefill = tuple([(task.id, count) for task, count in decision.prefill])
         preempt = tuple([task.id for task in decision.preempt])
         return prefill, decode, preempt, drop, decision.idle_until
-    return tuple([task.id for task in decision.run]), drop, bool(decision.whole), decision.idle_until
+    said = tuple([task.id for task in decision.run]), drop, bool(decision.whole), decision.idle_until
+    if not decision.steps and not decision.reuse:
+        return said
+    steps = tuple([(task.id, count) for task, count in (decision.steps or {}).items()])
+    return (*said, steps, tuple([task.id for task in decision.reuse]))
 
 
 @watcher
@@ -123,7 +127,8 @@ def alone(decision: Any) -> Decision:
     if isinstance(decision, Step):
         more = {"preempt": decision.preempt, "drop": decision.drop, "idle_until": decision.idle_until}
         return Step(decision.prefill, decision.decode, **more)  # type: ignore[arg-type]
-    return Decision(decision.run, decision.drop, None, decision.whole, decision.idle_until)
+    acts = {"steps": decision.steps, "reuse": decision.reuse}
+    return Decision(decision.run, decision.drop, None, decision.whole, decision.idle_until, **acts)
 
 
 class _Word:

@@ -33,6 +33,7 @@ from ..pipeline import Module, Pipeline, Stage
 from ..policy import Batch, Decision, Policy, PolicyBase, WorkerView
 from ..records import Recorder
 from ..request import Outcome, Request, Task
+from ..serving.acting_worker import ActingWorker
 from ..serving.batch_worker import BatchWorker
 from ..serving.client import Client
 from ..serving.loop import ServingLoop
@@ -74,7 +75,8 @@ class System:
         for stage in self.pipeline.stages([[name] for name in names]):
             limit = self.limits.get(stage.modules[0], 8)
             view = WorkerView(stage, estimate, limit=limit, slo_factor=self.slo_factor)
-            found.append(BatchWorker(stage, make(stage), view))  # type: ignore[arg-type]
+            kind = BatchWorker if stage.actions is None else ActingWorker
+            found.append(kind(stage, make(stage), view))  # type: ignore[arg-type]
         return found
 
 

@@ -30,9 +30,11 @@ from servetwin.core import (
     WorkerView,
 )
 from servetwin.core.errors import PolicyFault, Stopped
+from servetwin.core.group_metrics import StepQuality
 from servetwin.core.llm import TokenPolicy, TokenSLO, TokenView
 from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.core.llm.speculation import SpeculativeView
+from servetwin.core.serving.acting_worker import ActingWorker
 from servetwin.core.serving.sessions import Session, SessionClient
 from servetwin.core.slo import ClassSLO
 
@@ -49,7 +51,7 @@ from ..workload.requests import about, check_resolution, other_images, read_trac
 from . import engine_options, handovers
 from .costs import Meter, costs
 from .llm_workers import ENDLESS, check_engine, contexts, deadlines_of, host_ahead, prepare, settings_of
-from .pipeline import call_times, estimates, make_pipeline, make_pool, seconds_alone, wiring
+from .pipeline import call_times, estimates, make_pipeline, make_pool, seconds_alone, told_similar, wiring
 from .replicas import expanded
 from .shapes import alone_by_shape, check_sizes, estimates_by_shape, shaped_worker, shapes_of, told
 
@@ -171,6 +173,8 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     # Else all are drawn whole, by one seed, and there is nothing to tell.
     if trace is not None or cut_or_shared or experiment.seed or load.says_more:
         recorder.summary.input = about(experiment, trace, limits)
+    if any(stage.actions is not None for stage in stages):
+        recorder.summary.quality = StepQuality()
     if load.shaped:
         recorder.summary.input["shapes"] = told(workers)
     if other := other_images(trace, profiles):
@@ -197,6 +201,7 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
         preparing={name: s.engine.preparing.seconds for name, s in specs.items() if s.engine and s.engine.preparing},
         tables=engine_options.tables(experiment, profiles) if optional else None,
         steps=engine_options.steps(experiment, profiles) if optional else None,
+        swaps=engine_options.swaps(experiment, profiles) if optional else None,
     )
     with policies_answer([worker.policy for worker in workers]):  # each is asked to start
         loop = ServingLoop(stages, workers, executor, recorder, **wiring(experiment, stages, workers, profiles))
@@ -352,10 +357,13 @@ def make_workers(experiment: Experiment, stages: list[Stage], profiles: dict[str
             workers.append(make_pool(spec, i, stage, policy, estimated[i], slo.factor))
             continue
         if by_shape:
-            workers.append(shaped_worker(experiment, i, stage, profiles, by_shape, slo.factor))
+            shaped = shaped_worker(experiment, i, stage, profiles, by_shape, slo.factor)
+            workers.append(told_similar(shaped, experiment))
             continue
         view = WorkerView(stage, estimated[i], limit=spec.limit, name=spec.name or "", slo_factor=slo.factor)
-        workers.append(BatchWorker(stage, policy, view, device=spec.device, intake=spec.intake))
+        kind = BatchWorker if stage.actions is None else ActingWorker
+        worker = kind(stage, policy, view, device=spec.device, intake=spec.intake)
+        workers.append(worker if stage.actions is None else told_similar(worker, experiment))
     return workers
 
 

@@ -21,10 +21,11 @@ from servetwin.profiles.llm.speculative_steps import (
     StatedDrafts,
     Steps,
 )
-from servetwin.profiles.tables.costs import DRAFT, FP8_KV
+from servetwin.profiles.tables.costs import DRAFT, FP8_KV, SWAP
 
 from ..spec.experiment import Experiment, WorkerSpec
 from ..spec.llm import EngineSpec, SpeculativeConfig
+from .llm_workers import bytes_of_block
 
 if TYPE_CHECKING:
     from servetwin.profiles import Profile, TokenKind, TokenTable
@@ -59,6 +60,10 @@ def stands_on(experiment: Experiment) -> list[str]:
             if config.draft is not None and config.draft.source is not None:
                 each = f" and {config.draft.seconds_each:g} s a sequence" if config.draft.seconds_each else ""
                 said[f"drafts take {config.draft.seconds:g} s a step{each}: {config.draft.source}"] = None
+        if engine is not None and (host := engine.kv_offloading) is not None and host.gb_per_s is not None:
+            said[
+                f"KV comes back from the host at {host.gb_per_s:g} GB/s, after {host.latency:g} s: {host.source}"
+            ] = None
         if engine is not None and engine.fp8_attention is not None:
             own = engine.fp8_attention
             said[
@@ -163,6 +168,32 @@ def _draft_seconds(
     if cost.line is None:
         return StatedDrafts(cost.scalar(), 0.0)
     return StatedDrafts(cost.line.constant, cost.line.per_request)
+
+
+# -- KV in host memory ------------------------------------------------------------------------------------------
+
+
+def swaps(experiment: Experiment, profiles: Mapping[str, Profile]) -> dict[str, Callable[[int], float]]:
+    """Seconds in which so many blocks come back from the host, by the name of each worker whose experiment states it.
+    Raises `BadInput` for those of which nobody says it."""
+    found: dict[str, Callable[[int], float]] = {}
+    for name, spec in _engines(experiment):
+        engine, profile = spec.engine, profiles[spec.device or ""]
+        if engine is None or engine.kv_offloading is None or not experiment.time.costs:
+            continue
+        said, data = engine.kv_offloading, profile.token_data
+        if said.gb_per_s is not None:
+            size = bytes_of_block(engine, data, engine.block_size or data.kv.block_size)
+            found[name] = partial(_line, said.latency, size / (said.gb_per_s * 1e9))
+        elif SWAP() not in profile.costs:
+            what = f"nothing says how long KV takes to come back from the host: {profile.name} has no cost kv.swap"
+            right = "gb_per_s: 25, say, and its source; or a profile with that cost"
+            raise BadInput(what, where=f"{ENGINE}.kv_offloading.gb_per_s", right=right)
+    return found
+
+
+def _line(constant: float, each: float, blocks: int) -> float:
+    return constant + each * blocks
 
 
 # -- KV in 8 bits -----------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from servetwin.core.llm import (
 from servetwin.core.llm.metrics import TokenSummary
 from servetwin.core.llm.serving.worker import Host, TokenWorker
 from servetwin.core.llm.window_metrics import WindowSummary
+from servetwin.profiles.llm.architectures import GIB, architecture
 from servetwin.profiles.tables.costs import (
     BEGINS,
     BEGINS_EACH,
@@ -36,7 +37,7 @@ from ..workload.lengths import largest
 
 if TYPE_CHECKING:
     from servetwin.core import Recorder, Worker
-    from servetwin.profiles import Profile
+    from servetwin.profiles import Profile, TokenData
 
 #: A request to language models has no deadline of its own, unless the experiment says so.
 ENDLESS = AbsoluteSLO(float("inf"))
@@ -76,9 +77,25 @@ def settings_of(spec: WorkerSpec, profile: Profile) -> EngineSettings:
         keep_freed=given.keep_freed,
         enable_prefix_caching=given.enable_prefix_caching,
         num_speculative_tokens=given.speculative_config.num_speculative_tokens if given.speculative_config else 0,
+        host_blocks=host_blocks_of(given.kv_offloading.gib, given, data, size) if given.kv_offloading else 0,
     )
     ahead = engine.asynchronous if given.asynchronous is None else given.asynchronous
     return EngineSettings(limits, given.max_model_len or engine.max_model_len, ahead)
+
+
+def bytes_of_block(engine: EngineSpec, data: TokenData, size: int) -> float:
+    """Bytes of a KV block of *size* tokens, on all devices of the *engine* of a model together."""
+    model = data.shape or architecture(data.architecture)
+    return model.kv_bytes_per_token(1 if engine.kv_cache_dtype == "fp8" else 2) * size
+
+
+def host_blocks_of(gib: float, engine: EngineSpec, data: TokenData, size: int) -> int:
+    """How many KV blocks of *size* tokens so many GiB of host memory hold. Raises `BadInput` if none."""
+    blocks = int(gib * GIB // bytes_of_block(engine, data, size))
+    if blocks < 1:
+        what = f"{gib:g} GiB hold no KV block of {size} tokens"
+        raise BadInput(what, where="deployment.workers: engine.kv_offloading.gib", right="more memory")
+    return blocks
 
 
 def contexts(experiment: Experiment, profiles: dict[str, Profile]) -> dict[str, int]:
@@ -141,6 +158,10 @@ def check_engine(
     if limits.preemption == "swap" and experiment.time.costs and SWAP() not in profile.costs:
         what = f"{profile.name} does not say how long KV blocks take to the host and back (its cost kv.swap)"
         raise BadInput(what, where="deployment.workers: engine.preemption", right="recompute, or time.costs: false")
+    if settings.asynchronous and limits.host_blocks:
+        what = "KV is brought back from the host where a step is decided when the one before is over"
+        where = "deployment.workers: engine.kv_offloading"
+        raise BadInput(what, where=where, right="asynchronous: false beside it")
     if settings.asynchronous and spec.role is not None:
         what = "engines whose prefill and decode are apart decide a step when the one before is over"
         raise BadInput(what, where="deployment.workers: engine.asynchronous", right="asynchronous: false")

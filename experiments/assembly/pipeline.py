@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from servetwin.core import BadInput, Edge, Module, Pipeline, Policy, Request, Stage, Task
 from servetwin.core.llm import Follows, TokenDeadlines, TokenRequest
 from servetwin.core.llm.slo import StageDeadlines
+from servetwin.core.pipeline import StepActions
+from servetwin.core.random_streams import stream
+from servetwin.core.serving.acting_worker import ActingWorker
 from servetwin.core.serving.branching import Branching
 from servetwin.core.serving.budget import Alone, Budget, equal, fixed, proportional
 from servetwin.core.serving.dispatch import Dispatcher
@@ -17,6 +22,7 @@ from servetwin.core.serving.pool import Pool
 
 from ..registry import router_registry
 from ..spec.experiment import Experiment, ListedCalls, LognormalCalls, PipelineSpec, WorkerSpec
+from ..spec.shapes import StepActionsSpec
 from ..workload.lengths import largest
 from .handovers import make_handovers, profiles_by_role
 from .llm_workers import deadlines_of
@@ -32,11 +38,37 @@ Estimate = Callable[[str, int], float]
 
 def make_pipeline(spec: PipelineSpec, name: str) -> Pipeline:
     """The graph that *spec* describes: a chain in the order of the modules, unless it names edges."""
-    modules = [Module(m, loop=s.loop or s.llm, join=s.join) for m, s in spec.modules.items()]
+    acts = {m: step_actions(s.actions) for m, s in spec.modules.items() if s.actions is not None}
+    modules = [Module(m, loop=s.loop or s.llm, join=s.join, actions=acts.get(m)) for m, s in spec.modules.items()]
     names = list(spec.modules)
     plain = list(itertools.pairwise(names)) if spec.edges is None else [(a, b) for a, b in spec.edges]
     branches = [Edge(b.source, b.to, b.probability, b.most) for b in spec.branches]
     return Pipeline(modules, [*plain, *branches], name)
+
+
+def step_actions(spec: StepActionsSpec) -> StepActions:
+    """What *spec* lets policies do with steps."""
+    quality = tuple((share, worth) for share, worth in spec.quality)
+    return StepActions(quality, spec.min_steps, spec.reuse)
+
+
+def told_similar(worker: Worker, experiment: Experiment) -> Worker:
+    """*worker*, knowing how alike the kept states of prompts are, where *experiment* says that of its loop."""
+    loop = worker.stage.loop
+    actions = experiment.pipeline.modules[loop].actions if loop else None
+    if isinstance(worker, ActingWorker) and actions is not None and actions.similar is not None:
+        said, seed = actions.similar, experiment.seed
+        weights = np.array(said.weights or [1.0] * len(said.values))
+        ends = np.cumsum(weights / weights.sum())
+        last = int(np.flatnonzero(weights)[-1])
+
+        @lru_cache(maxsize=4096)
+        def similarity(request: int) -> float:
+            number = stream(seed, f"similarity at {loop}/{request}").random()
+            return said.values[min(int(np.searchsorted(ends, number, side="right")), last)]
+
+        worker.similarity = similarity
+    return worker
 
 
 def wiring(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from servetwin.core import BadInput, Policy, Shape, Stage, Worker
+from servetwin.core.serving.acting_worker import ActingShapedWorker
 from servetwin.core.serving.shape_turns import ShapeTurns
 from servetwin.core.serving.shaped_worker import Estimate, ShapedView, ShapedWorker, SlotMemory
 
@@ -42,7 +43,12 @@ def shapes_of(experiment: Experiment) -> list[Shape]:
 
 
 def refuse(experiment: Experiment, who: str) -> None:
-    """Raise `BadInput` if requests have shapes, of which *who* knows nothing."""
+    """Raise `BadInput` if requests have shapes, or policies may do something with steps, of which *who* knows
+    nothing."""
+    for name, module in experiment.pipeline.modules.items():
+        if module.actions is not None:
+            what, right = f"{who} knows nothing of steps that are left out", "an experiment without actions"
+            raise BadInput(what, where=f"pipeline.modules.{name}.actions", right=right)
     if experiment.workload.shaped:
         right = "an experiment whose requests are all as its profiles were measured"
         raise BadInput(f"{who} knows nothing of shapes of requests", where="workload.shape", right=right)
@@ -167,4 +173,5 @@ def shaped_worker(
     sharing = sum(w.device == spec.device for w in experiment.deployment.workers)
     most, memory = allotted(spec, sharing, profiles, limits(experiment, spec, profiles, shapes))
     view = ShapedView(stage, of_shape, most, name=spec.name or "", slo_factor=slo_factor)
-    return ShapedWorker(stage, policy, view, device=spec.device or "", intake=spec.intake, memory=memory)
+    kind = ShapedWorker if stage.actions is None else ActingShapedWorker
+    return kind(stage, policy, view, device=spec.device or "", intake=spec.intake, memory=memory)

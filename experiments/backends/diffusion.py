@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from servetwin.core import BadInput, Pipeline, Recorder, Request, ServeTwinError, Stage, Worker
+from servetwin.core.group_metrics import StepQuality
 from servetwin.core.serving.sessions import Session
 
 from ..assembly import build, engine_options, handovers
@@ -135,6 +136,8 @@ class Backend:
         recorder: Recorder = Recorder()
         if folder is not None:
             recorder = build.folder_for(experiment, folder, describe(experiment, server))
+        if any(stage.actions is not None for stage in stages):
+            recorder.summary.quality = StepQuality()
         shaped = told(workers)
         if shaped:
             recorder.summary.input["shapes"] = shaped
@@ -158,15 +161,24 @@ class Backend:
 
     def _planned(self, plan: Plan, kind: Kind) -> Server:
         devices = device_names(plan.profiles, self.setup.devices)
-        return self._server(kind, devices, plan.slots(), profiled_execution(plan.profiles, self.setup))
+        executed = profiled_execution(plan.profiles, self.setup)
+        modules = plan.experiment.pipeline.modules.values()
+        reuse = any(module.actions is not None and module.actions.reuse for module in modules)
+        return self._server(kind, devices, plan.slots(), executed, reuse=reuse)
 
     def _server(
-        self, kind: Kind, devices: Mapping[str, str], slots: int, executed: Mapping[str, Any] | None = None
+        self,
+        kind: Kind,
+        devices: Mapping[str, str],
+        slots: int,
+        executed: Mapping[str, Any] | None = None,
+        *,
+        reuse: bool = False,
     ) -> Server:
         slots = self.setup.slots or slots
-        key = (kind.code, kind.name, kind.modules, tuple(sorted(devices.items())), slots, repr(executed))
+        key = (kind.code, kind.name, kind.modules, tuple(sorted(devices.items())), slots, repr(executed), reuse)
         if key not in self.servers:
-            server = make_server(kind, self.setup, devices, slots, executed)
+            server = make_server(kind, self.setup, devices, slots, executed, reuse=reuse)
             self.close()  # two models need not fit beside each other
             self.servers[key] = server
         return self.servers[key]
@@ -284,9 +296,12 @@ def make_server(
     devices: Mapping[str, str],
     slots: int = 256,
     executed: Mapping[str, Any] | None = None,
+    *,
+    reuse: bool = False,
 ) -> Server:
     """A server of *kind*; *devices* maps the names of workers' devices to torch devices, which must be there.
-    *executed* are further options, of how its loop is executed."""
+    *executed* are further options, of how its loop is executed; with *reuse* it keeps each request's last
+    prediction."""
     from servetwin.real import Options, Server
 
     weights = setup.weights
@@ -301,6 +316,7 @@ def make_server(
         scheduler=kind.sampling.chosen(setup.sampler),
         slots=slots,
         processes=setup.processes,
+        reuse=reuse,
         **({"compile": setup.compile} if executed is None else executed),
     )
     for name in devices:

@@ -42,6 +42,7 @@ def measure(
     vllm: Sequence[str] = (),
     without: Sequence[str] = (),
     shapes: Sequence[Shape] = (),
+    reuse: bool = False,
     progress: Progress | None = None,
 ) -> Profile:
     """Measure *model* and write its profile to *out*, which must not exist; the file appears whole or not at all.
@@ -50,14 +51,15 @@ def measure(
     long each point is measured; with *brief* only what a simulation reads is. *asynchronous* is vLLM's asynchronous
     scheduling, for language models (None: as vLLM does it by default here), and *vllm* other settings of its engine,
     ``NAME=VALUE``. *without* are modules of a diffusion model that are left out, *shapes* other shapes of requests
-    that are measured too. Raises `BadInput`.
+    that are measured too; with *reuse* so are steps that use the last prediction again. Raises `BadInput`.
     """
     from .profile_llm import is_language_model
 
     setup = setup or Setup()
     if is_language_model(model):
-        if shapes:
-            raise BadInput(f"{model} is served by vLLM", where="--shape", right="a diffusion model")
+        if shapes or reuse:
+            where = "--shape" if shapes else "--reuse"
+            raise BadInput(f"{model} is served by vLLM", where=where, right="a diffusion model")
         return _measure_language_model(
             model, out, setup, name=name, limit=limit, asynchronous=asynchronous, vllm=vllm, progress=progress
         )
@@ -79,7 +81,7 @@ def measure(
     if limit is not None and limit < 1:
         raise BadInput(f"batches of up to {limit}", where="--limit", right="1 at least")
     device = setup.devices[0] if setup.devices else "cuda:0"
-    server = make_server(kind, setup, {"gpu0": device})
+    server = make_server(kind, setup, {"gpu0": device}, reuse=reuse)
     if shapes:
         check_not_compiled(server, ["gpu0"])
     if name is None:
@@ -95,6 +97,7 @@ def measure(
         brief=brief,
         progress=progress,
         shapes=shapes,
+        reuse=reuse,
     )
     write_whole(out, lambda path: write_profile(content, path))
     return load(str(out))

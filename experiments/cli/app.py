@@ -21,6 +21,7 @@ from .commands.imports import import_profile
 from .commands.league import league
 from .commands.lists import policies, profiles, workloads
 from .commands.options import AsJson, Jobs, Strict
+from .commands.plan import plan
 from .commands.real_runs import (
     Ahead,
     AnyDevice,
@@ -528,6 +529,7 @@ def score(
 app.command()(real_runs.check)
 app.command()(bound)
 app.command()(league)
+app.command()(plan)
 app.command()(real_runs.compare)
 app.command()(plot)
 app.command()(figures)

@@ -37,7 +37,6 @@ UNMODELLED: dict[str, str] = {
     "num_lookahead_slots": _SPECULATION,
     "kv_transfer_config": _CONNECTOR,
     "kv_connector": _CONNECTOR,
-    "kv_offloading_size": _CONNECTOR,
     "cpu_offload_gb": _CONNECTOR,
     "guided_decoding_backend": _STRUCTURE,
     "structured_outputs_config": _STRUCTURE,
@@ -65,6 +64,7 @@ CALLED_HERE: dict[str, str] = {
     "enable_chunked_prefill": "policy: {name: vllm-v1, params: {chunked: ...}}",
     "preemption_mode": "preemption",
     "gpu_memory_utilization": "blocks",
+    "kv_offloading_size": "engine: {kv_offloading: {gib: ...}}, of the worker",
     "tensor_parallel_size": "a profile that was taken at that degree",
 }
 

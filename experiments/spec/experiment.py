@@ -22,7 +22,7 @@ from .keys.prices import Price
 from .keys.schedule import ByClass, Schedule
 from .llm import EngineSpec, Lengths, TokenSLOSpec, drop_options
 from .sessions import ClosedLoop, SessionsSpec
-from .shapes import ShapeDraw
+from .shapes import ShapeDraw, StepActionsSpec
 
 # -- what arrives ---------------------------------------------------------------------------------------
 
@@ -268,7 +268,7 @@ class BudgetSpec(Strict):
 
 
 class ModuleSpec(Strict):
-    """A compute stage; a *loop* module runs many iterations per request.
+    """A compute stage; a *loop* module runs many iterations per request; *actions* let a policy leave some out.
 
     Where several edges come together a request waits for "all" of them, or goes on with "any". A module of *kind*
     "llm" is a language model: a stage of its own, whose worker is an engine that prefills prompts and decodes tokens.
@@ -277,6 +277,7 @@ class ModuleSpec(Strict):
     loop: bool = False
     join: Literal["all", "any"] = "all"
     kind: Literal["llm"] | None = None
+    actions: StepActionsSpec | None = None
 
     @property
     def llm(self) -> bool:
@@ -556,8 +557,8 @@ class Experiment(Strict):
                 load["classes"][name]["slo"] = own.slo.model_dump(mode="json", exclude_unset=True)
         if whole:
             return content
-        for said in (plan, *plan["workers"]):
-            for key in ("handover", "role", "prices"):
+        for said in (plan, *plan["workers"], *content["pipeline"]["modules"].values()):
+            for key in ("handover", "role", "prices", "actions"):
                 if key in said and said[key] is None:
                     del said[key]
         for worker in plan["workers"]:

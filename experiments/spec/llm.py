@@ -197,6 +197,17 @@ class Fp8Attention(Strict):
     source: Annotated[str, Field(min_length=1)]
 
 
+class KVOffloading(Strict):
+    """KV blocks in host memory, *gib* GiB of it: all that is computed is copied there, and what a prompt finds there
+    and not on the device is brought back, at *gb_per_s* (10^9 bytes a second) after *latency* seconds, of which
+    *source* says where they come from; without *gb_per_s* in the time that the profile says (its cost `kv.swap`)."""
+
+    gib: Annotated[float, Field(gt=0, le=1e6)]
+    gb_per_s: Annotated[float, Field(ge=1e-3, allow_inf_nan=False)] | None = None
+    latency: Annotated[float, Field(ge=0, le=60)] = 0.0
+    source: Annotated[str, Field(min_length=1)] | None = None
+
+
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -252,6 +263,7 @@ class EngineSpec(Strict):
     which vLLM has on by default), as far as the workload says what they begin with. With *kv_cache_dtype* "fp8" keys
     and values take half the memory, and attention to them what *fp8_attention* says, or else the profile (its costs
     `kv.fp8.decode` and `kv.fp8.prefill`). *speculative_config*: a step gives a sequence several tokens.
+    *kv_offloading*: the prefix cache goes on in host memory.
     """
 
     blocks: Count | None = None
@@ -270,6 +282,7 @@ class EngineSpec(Strict):
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
     fp8_attention: Fp8Attention | None = None
     speculative_config: SpeculativeConfig | None = None
+    kv_offloading: KVOffloading | None = None
 
     @property
     def options(self) -> list[str]:
@@ -279,7 +292,7 @@ class EngineSpec(Strict):
 
 
 #: Keys of an engine that files say nothing of where they are not asked for (docs/guides/engine-options.md).
-OPTIONS = ("kv_cache_dtype", "fp8_attention", "speculative_config")
+OPTIONS = ("kv_cache_dtype", "fp8_attention", "speculative_config", "kv_offloading")
 
 
 def drop_options(engine: dict[str, Any] | None) -> None:

@@ -163,7 +163,23 @@ def _check_workers(experiment: Experiment, modules: list[str]) -> None:
 
 def _check_options(path: tuple[str | int, ...], engine: EngineSpec) -> None:
     """Whether the options of an engine go together."""
-    fp8 = engine.kv_cache_dtype == "fp8"
+    fp8, offloads = engine.kv_cache_dtype == "fp8", engine.kv_offloading
+    if offloads is not None:
+        if not engine.enable_prefix_caching:
+            what = "what is in host memory is found by its content, as prefixes are"
+            raise Misfit((*path, "kv_offloading"), what, "enable_prefix_caching: true beside it")
+        if engine.asynchronous:
+            what = "what bringing blocks back takes where steps are decided ahead is not known"
+            raise Misfit((*path, "asynchronous"), what, "false")
+        if offloads.gb_per_s is not None and offloads.source is None:
+            raise Misfit(
+                (*path, "kv_offloading", "source"), "nothing says where the bandwidth comes from", "source: ..."
+            )
+        if fp8 and offloads.gb_per_s is None:
+            what = (
+                "what moving blocks of KV in fp8 takes is not known: kv.swap is of blocks that take twice the bytes"
+            )
+            raise Misfit((*path, "kv_offloading", "gb_per_s"), what, "gb_per_s: 25, say, and its source")
     if engine.fp8_attention is not None and not fp8:
         what = "without kv_cache_dtype: fp8 it is not looked at"
         raise Misfit((*path, "fp8_attention"), what, "kv_cache_dtype: fp8, or no fp8_attention")

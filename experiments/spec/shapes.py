@@ -1,4 +1,5 @@
-"""The shapes of requests to a diffusion model: their sizes, and what else batches go by."""
+"""The shapes of requests to a diffusion model: their sizes, and what else batches go by; and what may be done with
+their steps."""
 
 from __future__ import annotations
 
@@ -81,3 +82,29 @@ def shapes_in(draw: ShapeDraw | None) -> list[Shape]:
         weights = draw.weights or [1.0] * len(draw.values)
         return [said.shape for said, weight in zip(draw.values, weights, strict=True) if weight > 0.0]
     return []
+
+
+class SimilarSpec(Strict):
+    """How alike, from 0 to 1, the most alike earlier prompt is whose states were kept: for each request one of
+    *values*, with probabilities proportional to *weights* (equal if left out). *source* says where they come from."""
+
+    values: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=1)]
+    weights: list[NotNegative] | None = None
+    source: Annotated[str, Field(min_length=1)]
+
+
+class StepActionsSpec(Strict):
+    """What a policy may do with the steps of a loop, and what a result is worth then.
+
+    *quality* are pairs [share, quality]: what a result is worth if the network ran in that share of the steps that
+    were asked for, in straight lines between. The shares rise, the last is 1. A policy may go down to the first, and
+    to no fewer than *min_steps* (a request that asks for fewer gets them all). *source* says where the numbers come
+    from. With *reuse* a step may take the network's last prediction again, which a profile must know the time of.
+    *similar* says how alike kept states are, which a policy may go by (null: nothing is known of that).
+    """
+
+    quality: Annotated[list[Annotated[list[NotNegative], Field(min_length=2, max_length=2)]], Field(min_length=1)]
+    source: Annotated[str, Field(min_length=1)]
+    min_steps: Count = 1
+    reuse: bool = False
+    similar: SimilarSpec | None = None

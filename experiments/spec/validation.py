@@ -50,6 +50,9 @@ def check(experiment: Experiment) -> None:
     schedule_validation.check(experiment)
     _check_classes(experiment)
     _check_shapes(experiment)
+    for module, spec in modules.items():
+        if spec.actions is not None:
+            _check_actions(("pipeline", "modules", module, "actions"), spec)
     for name, own in load.classes.items():
         for module, steps in own.steps.items():
             _check_steps(("workload", "classes", name, "steps", module), steps, load)
@@ -65,6 +68,25 @@ def check(experiment: Experiment) -> None:
     _check_branches(experiment.pipeline)
     _check_deployment(experiment.deployment, modules)
     _check_budget(experiment)
+
+
+def _check_actions(path: tuple[str, ...], module: ModuleSpec) -> None:
+    actions = module.actions
+    assert actions is not None
+    if module.llm or not module.loop:
+        raise Misfit(path, "steps are those of a loop module", "no actions here, or loop: true")
+    shares = [share for share, _ in actions.quality]
+    if shares != sorted(set(shares)) or not 0.0 < shares[0] <= shares[-1] or shares[-1] != 1.0:
+        what = f"the shares {', '.join(f'{share:g}' for share in shares)} do not rise from above 0 to 1"
+        raise Misfit((*path, "quality"), what, "[[0.5, 0.9], [1.0, 1.0]], say")
+    weights = actions.similar.weights if actions.similar is not None else None
+    values = actions.similar.values if actions.similar is not None else []
+    if weights is not None and (len(weights) != len(values) or not sum(weights)):
+        what, right = "the weights do not fit the values", "one weight for each value, not all 0"
+        raise Misfit((*path, "similar", "weights"), what, right)
+    worth = [quality for _, quality in actions.quality]
+    if worth != sorted(worth):
+        raise Misfit((*path, "quality"), "with more steps it falls", "quality that rises with the share")
 
 
 def _check_trace(load: Workload) -> None:

@@ -120,6 +120,7 @@ def results_of(experiment: Experiment, summary: Summary) -> Row:
     for name, group in full.get("classes", {}).items():
         row |= {f"class.{name}.{column}": group[column] for column in ("requests", "attainment", "request_goodput")}
     row |= full.get("fairness", {})
+    row |= full.get("quality", {})
     row |= full.get("cost", {})
     if predictions := full.get("predictions"):
         row["predictions"] = "; ".join(f"{module} {told}" for module, told in predictions.items())

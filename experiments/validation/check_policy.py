@@ -85,7 +85,8 @@ class Asked:
         if isinstance(decision, Step):
             more = {"preempt": decision.preempt, "drop": decision.drop, "idle_until": decision.idle_until}
             return Step(decision.prefill, decision.decode, **more)  # type: ignore[arg-type]
-        return Decision(decision.run, decision.drop, None, decision.whole, decision.idle_until)
+        acts = {"steps": decision.steps, "reuse": decision.reuse}
+        return Decision(decision.run, decision.drop, None, decision.whole, decision.idle_until, **acts)
 
 
 @dataclass

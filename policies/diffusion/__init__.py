@@ -12,6 +12,9 @@ Begin with `fcfs`, then `edf`.
 `symphony`          the same, begun as late as a further request could still join
 `shepherd`          the largest batch that is in time; gives way to one a few times its size (NSDI'23)
 `tetriserve`        rounds of some steps, packed so that the fewest requests become late; for one GPU
+`fewer_steps`       quality for time: as many steps as the deadline bears; ServeTwin's own
+`from_similar`      by least slack; prompts like earlier ones begin in the middle (after Nirvana)
+`reuse_steps`       `edf`, with steps that take the network's last prediction again (after TeaCache)
 `neustream`         batches re-formed at every iteration under a bound from the SLO; two priority queues (EuroSys'25)
 `slack_batch`       all who end in time together, or the batch by which most is got done per second; ServeTwin's own
 `slack_or_neustream`

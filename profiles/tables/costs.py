@@ -53,6 +53,16 @@ JOIN = CostName(
     least=None,
     most=LONGEST,
 )
+REUSE = CostName(
+    "<loop>.reuse",
+    "ratio",
+    ("value", "by_batch"),
+    "what a step takes that uses the network's last prediction again, over one in which the network runs; needed "
+    "where policies may reuse it",
+    _LOOP,
+    above=True,
+    most=1.0,
+)
 LEAVE = CostName("<loop>.leave", "seconds", ("line",), "likewise for those that leave, by how many do", _LOOP)
 PAUSE = CostName(
     "<loop>.pause",

@@ -13,7 +13,7 @@ from servetwin.core import BadInput, Request, ServeTwinError, Shape
 
 from .graph_runner import WIDTH, GraphRunner
 from .kind import Kind
-from .networks import Model
+from .networks import REUSE, Model
 from .noise_schedule import steps_table
 from .options import Options
 
@@ -165,7 +165,7 @@ class DeviceSlots:
     def priority(self, module: str) -> int:
         """The priority of the streams on which *module* is captured and runs: -1 goes before 0."""
         first = self.options.first
-        return -1 if first != "none" and (first == "loop") == (module == self.kind.loop) else 0
+        return -1 if first != "none" and (first == "loop") == (module in (self.kind.loop, REUSE)) else 0
 
     # -- slots ------------------------------------------------------------------------------------------
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from queue import SimpleQueue
 
 import torch
-from servetwin.core import Batch, InvariantBroken, Shape, Task, Worker
+from servetwin.core import BadInput, Batch, InvariantBroken, Shape, Task, Worker
 from servetwin.core.serving.shaped_worker import ShapedWorker
 
 from .device_slots import DeviceSlots, Progress
 from .graph_runner import GraphRunner
-from .networks import OUTPUT
+from .networks import OUTPUT, REUSE
 
 Done = Callable[[Batch], None]
 #: Takes the finished image (bytes, 3 x height x width) of a request by its id.
@@ -46,10 +46,14 @@ class Lane:
         slots.check(stage.modules)
         self.last = not stage.next
         self.converts = self.last and OUTPUT in slots.model.bodies
+        reuses = stage.actions is not None and stage.actions.reuse
+        if reuses and not slots.options.reuse:
+            what = f"{worker.name} may reuse predictions, which {slots.kind.name} does not keep here"
+            raise BadInput(what, right="the option reuse, or actions without it")
         #: What runs its modules: nobody else's, while it is not closed.
         self.runners: dict[str, GraphRunner] = {}
         try:
-            for module in (*stage.modules, *([OUTPUT] if self.converts else [])):
+            for module in (*stage.modules, *([OUTPUT] if self.converts else []), *([REUSE] if reuses else [])):
                 self.runners[module] = slots.lease(module, limits, self)
         except BaseException:
             slots.give_back(self)
@@ -108,8 +112,13 @@ class Lane:
                     slots.once(module, [progress[i] for i in joining], runners[module])
                 for i in joining:
                     slots.begin(progress[i], batch.tasks[i].iterations)
+            again = {task.request.id for task in batch.reused}
+            computed = [p for p in progress if p.request not in again] if again else progress
             for _ in range(batch.iterations):
-                slots.step(progress, runners[stage.loop])
+                if computed:
+                    slots.step(computed, runners[stage.loop])
+                if again:
+                    slots.step([p for p in progress if p.request in again], runners[REUSE])
             if not batch.leaves:
                 self.leaving = []
                 return
@@ -148,7 +157,8 @@ class StreamLane(Lane):
     def prepare(self, task: Task) -> None:
         slots, stage = self.slots, self.worker.stage
         known = slots.progress.get(task.id)
-        begins = stage.loop is not None and not stage.before and (known is None or known.rows is None)
+        settled = stage.actions is None  # else its policy says how many steps it has when it begins
+        begins = settled and stage.loop is not None and not stage.before and (known is None or known.rows is None)
         if known is not None and not begins:
             return
         if known is None and len(slots.free) <= self.worker.view.limit:

@@ -29,6 +29,8 @@ Body = Callable[[Tensor], None]
 VARIETY = 16
 #: Module name of what turns the result of a model without a VAE into an image.
 OUTPUT = "output"
+#: Module name of a step of the loop that takes the network's last prediction again (`Options.reuse`).
+REUSE = "reuse"
 
 
 @dataclass
@@ -96,6 +98,8 @@ class Model:
             bodies = {module: self._body(module, room) for module in kind.modules}
             if self.definition.body(OUTPUT) is not None:
                 bodies[OUTPUT] = self._body(OUTPUT, room)
+            if self.options.reuse:
+                bodies[REUSE] = self._body(REUSE, room)
             room.bodies.update(bodies)
 
     def _layout(self, kind: Kind) -> dict[str, Slot]:
@@ -103,6 +107,8 @@ class Model:
         parts: dict[str, Slot] = {"latents": (kind.latent, torch.float32), "image": (kind.image_shape, torch.uint8)}
         if kind.sampling.chosen(self.options.scheduler) in TWO_STEPS:
             parts["past"] = parts["latents"]
+        if self.options.reuse:
+            parts["predicted"] = parts["latents"]
         return parts | dict(self.definition.slots(kind.latent))
 
     def adopt(self, whole: Mapping[str, Tensor]) -> None:
@@ -174,6 +180,8 @@ class Model:
     def _body(self, module: str, room: Room) -> Body:
         definition, state = self.definition, room.state  # in which a process may put the tensors of another
         led = room.kind.rows == self.kind.rows
+        if module == REUSE:
+            return lambda rows: self._reuse(state, rows)
         if module != self.kind.loop:
             run = definition.body(module)
             assert run is not None
@@ -187,10 +195,18 @@ class Model:
             x = latents.index_select(0, index)
             scale = rows[:, 2].view(-1, *(1,) * (x.dim() - 1))
             seen = (x * scale).to(self.dtype).contiguous(memory_format=layout)
-            out = definition.predict(state, index, seen, rows[:, 1], rows[:, 5] if led else None)
-            latents.index_copy_(0, index, definition.update(state, index, x, out.float(), rows).contiguous())
+            out = definition.predict(state, index, seen, rows[:, 1], rows[:, 5] if led else None).float()
+            if "predicted" in state:
+                state["predicted"].index_copy_(0, index, out.contiguous())
+            latents.index_copy_(0, index, definition.update(state, index, x, out, rows).contiguous())
 
         return step
+
+    def _reuse(self, state: dict[str, Tensor], rows: Tensor) -> None:
+        """A denoising step as any other, but with the prediction of the last one for which the network ran."""
+        latents, index = state["latents"], rows[:, 0].long()
+        x, out = latents.index_select(0, index), state["predicted"].index_select(0, index)
+        latents.index_copy_(0, index, self.definition.update(state, index, x, out, rows).contiguous())
 
 
 def build(definition: DiffusionModel, name: str, options: Options, device: torch.device) -> nn.Module:

@@ -35,8 +35,9 @@ class Options:
     rest, or none's. *weights* is a local folder with a checkpoint in diffusers' layout, otherwise weights are random,
     from *seed*. *scheduler* is the sampler, *precision* that of the networks; None: the model's own. *slots* bounds
     the requests that can have begun and not ended. With *processes* each worker is a process of its own
-    (`servetwin.real.diffusion.process_lane`). *pinned_core* says whether the thread that polls a GPU looks for an
-    undisturbed core and stays there (`servetwin.real.cpu_affinity`); None: where there are enough.
+    (`servetwin.real.diffusion.process_lane`). With *reuse* the last prediction of each request is kept, so that a
+    step can take it again. *pinned_core* says whether the thread that polls a GPU looks for an undisturbed core and
+    stays there (`servetwin.real.cpu_affinity`); None: where there are enough.
     """
 
     device: str = "cuda:0"
@@ -55,6 +56,7 @@ class Options:
     slots: int = 256
     seed: int = 0
     processes: bool = False
+    reuse: bool = False
     pinned_core: bool | None = None
 
     def __post_init__(self) -> None:

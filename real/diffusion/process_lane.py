@@ -39,9 +39,10 @@ PRELOADED = (
     "diffusers.pipelines.stable_diffusion.safety_checker",
     "transformers.models.clip.modeling_clip",
 )
-#: What runs between a batch and a worker: (iterations, leaves, tasks, requests that have ended); a task is (request,
-#: its shape, slot, whether it is new here, its iterations, what is left of them).
-Job = tuple[int, int, list[tuple[int, Shape | None, int, bool, int, int]], list[int]]
+#: What runs between a batch and a worker: (iterations, leaves, tasks, requests that have ended, requests that take
+#: their last prediction again); a task is (request, its shape, slot, whether it is new here, its iterations, what is
+#: left of them).
+Job = tuple[int, int, list[tuple[int, Shape | None, int, bool, int, int]], list[int], list[int]]
 
 
 class RemoteSlots:
@@ -202,7 +203,7 @@ class ProcessLane(Lane):
             leaving = [t for t in tasks if not loops or t[5] <= steps]
             self.leaving = [Progress(t[0], t[2], t[1]) for t in leaving]
         ended, self.ended = self.ended, []
-        job: Job = (batch.iterations, batch.leaves, tasks, ended)
+        job: Job = (batch.iterations, batch.leaves, tasks, ended, [task.id for task in batch.reused])
         try:
             self._pipe.send(job)
         except OSError:
@@ -332,7 +333,7 @@ def _work(pipe: Connection, slots: DeviceSlots, lane: Lane) -> None:
 
 def _batch(slots: DeviceSlots, job: Job) -> SimpleNamespace:
     """What a lane needs to know of a batch; its requests stand in the slots that they were given."""
-    iterations, leaves, tasks, ended = job
+    iterations, leaves, tasks, ended, again = job
     for request in ended:
         slots.progress.pop(request, None)
     kept: Sequence[SimpleNamespace] = [
@@ -344,4 +345,5 @@ def _batch(slots: DeviceSlots, job: Job) -> SimpleNamespace:
             slots.progress[number] = Progress(number, slot, shape)
             if new:
                 slots.model.bring(slot, number, shape)
-    return SimpleNamespace(tasks=kept, iterations=iterations, leaves=leaves)
+    reused = [task for task in kept if task.request.id in again]
+    return SimpleNamespace(tasks=kept, iterations=iterations, leaves=leaves, reused=reused)

@@ -45,6 +45,9 @@ class ShapedTiming:
     def plain(self, size: int, now: float, leaves: int = 0) -> Demand:
         return self._now.plain(size, now, leaves)
 
+    def step(self, size: int, now: float) -> Demand:
+        return self._now.step(size, now)
+
     def steady_until(self) -> float:
         return self._now.steady_until()
 

@@ -47,6 +47,9 @@ class Timing(Protocol):
     def plain(self, size: int, now: float, leaves: int = 0) -> Demand:
         """What an iteration of *size* requests takes in which nobody joins and *leaves* of them end."""
 
+    def step(self, size: int, now: float) -> Demand:
+        """What an iteration of *size* requests takes by itself: the network, and nothing around it."""
+
     def steady_until(self) -> float:
         """Iterations of one size in which nobody leaves take the same as the last one, but for *draw*, if they begin
         before this time (seconds since the run began)."""
@@ -79,6 +82,9 @@ class TableTiming:
     def plain(self, size: int, now: float, leaves: int = 0) -> Demand:
         once = self.once[size] if self.once is not None and leaves else 0.0
         return (0.0, self.iteration[size] + once, 0.0)
+
+    def step(self, size: int, now: float) -> Demand:
+        return (0.0, self.iteration[size], 0.0)
 
     def steady_until(self) -> float:
         return math.inf
@@ -160,6 +166,12 @@ class MeasuredTiming:
         if self.ahead is None:
             return (0.0, (host if host > device else device) + self._planning + after, 0.0)
         return (host + self._planning, device + after, self.ahead[size])
+
+    def step(self, size: int, now: float) -> Demand:
+        host = self.host[size] * (self.slow_spells(now) if self.slow_spells is not None else 1.0)
+        if self.ahead is None:
+            return (0.0, max(host, self.device[size]), 0.0)
+        return (host, self.device[size], self.ahead[size])
 
     def steady_until(self) -> float:
         return math.inf if self.slow_spells is None else self.slow_spells.until

@@ -47,7 +47,7 @@ def both(world: World) -> tuple[Everything, Everything]:
 
 REPEATING = ["neustream-sticky", "neustream-front", "neustream-bound", "edf", "edf-keep", "steps"]
 REPEATING += ["lsf", "lsf-keep", "srpt", "srpt-drop", "shepherd", "tetriserve", "tetriserve-drop"]
-REPEATING += ["slack-batch", "slack-batch-tight", "slack-or-neustream"]
+REPEATING += ["fewer-steps", "from-similar", "slack-batch", "slack-batch-tight", "slack-or-neustream"]
 
 
 @given(worlds(policies=REPEATING))

@@ -15,6 +15,7 @@ from ...isolation.read_only import opaque
 from ...request import Request
 from ...serving.worker import Loop
 from ..batch import Piece, TokenBatch
+from ..host_tier import HostTier
 from ..policy import Chunk
 from ..prefix_cache import Block, PrefixCache
 from ..request import CachingTask, TokenTask
@@ -38,7 +39,8 @@ class _Caching(_Base):
     def __init__(self, loop: Loop, worker: LLMWorker) -> None:
         super().__init__(loop, worker)
         view = self.view
-        self.cache = view.cache = PrefixCache(view.blocks, self.size)
+        host = view.limits.host_blocks
+        self.cache = view.cache = PrefixCache(view.blocks, self.size, HostTier(host) if host else None)
         view.due_blocks = lambda: self._blocks_of_a_step(None)
         self.tables: dict[TokenTask, list[Block]] = {}
         self._known = view.free_blocks  # the free blocks that *cache* knows of
@@ -188,15 +190,18 @@ class _Caching(_Base):
         found = cache.found(task)
         keys = cache.keys(task, found // size)
         least = view.watermark + cache.idle(keys)
+        away = cache.away(keys)  # which take blocks as new ones do
         new = -(-(found + count) // size) - len(keys)
         whole = -(-(task.prompt + task.base_generated) // size) - len(keys) if view.whole_prompt else new
+        least += away
         if cache.free - max(new, whole) < least:
             return False
         table = self.tables[task] = cache.share(keys)
         cache.take(new)
         cache.register(table, task.prompt_content, task.prompt, found + count)
+        self.swapped += away
         if task.cached_tokens is None:
-            task.cached_tokens = found
+            task.cached_tokens, task.cached_on_host = found, away * size
         else:
             task.cached_again += found
         del view.waiting[task]

@@ -72,7 +72,10 @@ class TokenWorker(LLMWorker):
         cache, stage = self.view.cache, self.stage
         if cache is None:
             return super().finds()
-        has = (frozenset(cache.cached) if kept else cache.cached).__contains__
+        has = cache.has
+        if kept:
+            here = frozenset(cache.cached) if cache.host is None else frozenset((*cache.cached, *cache.host.kept))
+            has = here.__contains__
 
         def found(request: Request) -> int:
             prompt, content = prompt_of(request, stage)

@@ -136,11 +136,14 @@ def profile(
             "guidance (repeatable).",
         ),
     ] = None,
+    reuse: Annotated[
+        bool, typer.Option("--reuse", help="Measure also steps that take the network's last prediction again.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model on a device of this machine and write its profile."""
     if url is not None:
-        others = (devices, weights, eager, sampler, compile_what, limit, seconds != 0.4, brief)
+        others = (devices, weights, eager, sampler, compile_what, limit, seconds != 0.4, brief, reuse)
         if any((*others, asynchronous is not None, vllm, without, shape)):
             raise BadInput(
                 "a server is as it is",
@@ -160,7 +163,7 @@ def profile(
     began = time.perf_counter()
     setup = Setup(tuple(devices or ()), weights=weights, eager=eager, sampler=sampler, compile=compile_what)
     more = {"limit": limit, "seconds": seconds, "brief": brief, "asynchronous": asynchronous, "vllm": vllm or ()}
-    more["without"] = without or ()
+    more |= {"without": without or (), "reuse": reuse}
     shapes = [parsed(text, "--shape") for text in shape or ()]
     with steps() as report:
         found = measure(model, out, setup, name=name, shapes=shapes, **more, progress=report)  # type: ignore[arg-type]

@@ -225,6 +225,40 @@ class League(TypedDict):
 
 
 @_closed
+class Fleet(TypedDict):
+    fleet: Annotated[str, "its name in the plan"]
+    policy: str
+    router: str | None
+    count: Annotated[int, "replicas"]
+    dollars_per_hour: Annotated[float, "of all of them"]
+    attainment: float
+    attainment_low: Annotated[float, "ends of its 95 % interval"]
+    attainment_high: float
+    verdict: Annotated[str, "holds, may hold or does not hold (the target)"]
+    front: Annotated[bool, "on the Pareto front: nothing cheaper meets as many"]
+    dollars_per_1000_requests: NotRequired[Number]
+    dollars_per_million_output_tokens: NotRequired[Number]
+    met_per_dollar: NotRequired[Number]
+    utilisation: NotRequired[Number]
+    energy_kwh: NotRequired[Number]
+    fewer: NotRequired[Annotated[Number, "of may_hold: the share that the chosen one meets more, seed by seed"]]
+    fewer_low: NotRequired[Annotated[Number, "ends of its 95 % interval"]]
+    fewer_high: NotRequired[Number]
+
+
+@_closed
+class Plan(TypedDict):
+    target: Annotated[float, "the attainment to hold, a share"]
+    seeds: int
+    chosen: Annotated[Fleet | None, "the cheapest that holds; null if none does"]
+    may_hold: Annotated[list[Fleet], "cheaper ones whose interval reaches the target"]
+    fleets: Annotated[list[Fleet], "all that were tried, the cheapest first"]
+    notes: list[str]
+    files: list[str]
+    validity: Validity
+
+
+@_closed
 class Plot(TypedDict):
     panels: int
     files: Annotated[list[str], "the figures, and the table of what they show"]
@@ -320,6 +354,7 @@ COMMANDS: dict[str, Any] = {
     "check": Check,
     "bound": Bound,
     "league": League,
+    "plan": Plan,
     "compare": ComparedRuns | ComparedGrids,
     "plot": Plot,
     "figures": Files,

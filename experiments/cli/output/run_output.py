@@ -64,7 +64,7 @@ def show_run(experiment: Experiment, summary: dict[str, Any], took: float, use: 
         say(f"latency {times}")
     for stage, tokens in summary.get("llm", {}).items():
         show_tokens(stage, tokens)
-    for line in group_lines(summary):
+    for line in (*quality_lines(summary), *group_lines(summary)):
         say(line)
     for worker, w in summary["workers"].items():
         sizes = f"mean {w['mean_batch_size']:.2f}, largest {w['max_batch_size']}"
@@ -171,6 +171,17 @@ def group_lines(summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def quality_lines(summary: Mapping[str, Any]) -> list[str]:
+    """What results are worth where steps may be left out, by the experiment's table."""
+    found = summary.get("quality")
+    if found is None or found["mean_quality"] is None or not found["steps_asked"]:
+        return []
+    said = f"quality {found['mean_quality']:.3f} on average, {found['quality_goodput'] or 0.0:.3f}/s in time"
+    run = f"{100 * found['steps_run'] / found['steps_asked']:.1f} % of the steps asked for were run"
+    full = f"{100 * found['attainment_at_full_steps']:.1f} % of the requests in time with all of theirs"
+    return [f"{said}; {run}; {full}"]
+
+
 def show_tokens(stage: str, tokens: dict[str, Any]) -> None:
     """What a run says of the tokens of a *stage*."""
     made = f"{tokens['output_throughput'] or 0.0:.1f}"
@@ -188,6 +199,9 @@ def show_tokens(stage: str, tokens: dict[str, Any]) -> None:
         rate, hits = 100 * tokens["prefix_cache_hit_rate"], tokens["prefix_cache_hits"]
         again = tokens["prefix_cache_hits_of_preempted"]
         say(f"  prefix cache: {rate:.1f} % of prompt tokens found, {hits}; {again} more by preempted requests")
+    if tokens.get("prefix_cache_hits_on_host"):
+        rate, hits = 100 * tokens["prefix_cache_hit_rate_on_host"], tokens["prefix_cache_hits_on_host"]
+        say(f"  of that {rate:.1f} points, {hits} tokens, in host memory alone")
     if tokens.get("spec_decode_num_drafts"):
         drafted, accepted = tokens["spec_decode_num_draft_tokens"], tokens["spec_decode_num_accepted_tokens"]
         say(f"  {accepted} of {drafted} drafts accepted, {tokens['mean_acceptance_length']:.2f} tokens a step")

@@ -239,7 +239,7 @@ def periods(
     folder: Path, shapes: Mapping[int, Shape] = MappingProxyType({})
 ) -> dict[tuple[str, Shape | None], dict[int, list[float]]]:
     """Per worker, shape of its requests (None: *shapes* has none of them) and batch size: the periods of iterations
-    in seconds, start to start, during which nobody joined or left.
+    in seconds, start to start, during which nobody joined or left, and the network ran for all.
     """
     found: dict[tuple[str, Shape | None], dict[int, list[float]]] = {}
     last: dict[str, tuple[list[int], float]] = {}
@@ -254,7 +254,8 @@ def periods(
         if before is not None and before[0] == requests:
             sizes.append(starts[0] - before[1])
         sizes += [b - a for a, b in pairwise(starts)]
-        last[worker] = (requests, starts[-1])
+        # Where predictions are reused, another number of requests is computed than the batch holds.
+        last[worker] = ([] if record.get("reused") else requests, starts[-1])
     return {key: {n: p for n, p in sizes.items() if p} for key, sizes in found.items() if any(sizes.values())}
 
 

@@ -6,6 +6,7 @@
 `microbenchmarks`   the short runs in which they are measured, under policies made for it
 `profile_writer`    what was measured, as a profile file
 `shapes`            requests of other shapes: their tables, and their memory
+`reused_steps`      steps that use the network's last prediction again
 `hand_overs`        how long a request is on its way from one device to another
 ==================  =====================================================================
 """

@@ -10,6 +10,7 @@ from servetwin.core import Policy, Shape
 from ...server import Server
 from .profile_writer import as_profile
 from .profiler import Profiler, Progress
+from .reused_steps import measured_ratios, with_reuse
 from .shapes import check, memory_of, with_shapes
 
 # -- the file ---------------------------------------------------------------------------------------------
@@ -29,6 +30,7 @@ def take_profile(
     brief: bool = False,
     progress: Progress | None = None,
     shapes: Sequence[Shape] = (),
+    reuse: bool = False,
 ) -> dict[str, Any]:
     """Measure *server* and give the content of a profile file called *name*.
 
@@ -36,7 +38,8 @@ def take_profile(
     about how long each point is measured, *whole_steps* are the step counts of whole batches, *once* is the largest
     batch where a module has no loop; with *brief* what happens after idle periods is left out. *progress* hears what
     is measured next, how many terms are done, and of how many. Of *shapes* the tables are measured too, and on a GPU
-    the memory of all.
+    the memory of all. With *reuse* steps are measured too that use the last prediction again, which the server must
+    keep.
 
     Raises `BadInput` for a shape that the model cannot serve, or that stands twice.
     """
@@ -55,6 +58,8 @@ def take_profile(
         return hear if progress is not None else None
 
     content = as_profile(own, own.take(brief=brief, progress=heard(0)), name, command)
+    if reuse:
+        content = with_reuse(content, server.kind.loop, measured_ratios(server, own.limit, device))
     if not shapes:
         return content
     memory: dict[Shape | None, Any] = {None: memory_of(own)}

@@ -260,11 +260,83 @@ def test_drafts_need_a_policy_a_profile_and_an_engine_that_know_them(tmp_path: P
         Alone(drafts(tmp_path))
 
 
+# -- KV in host memory --------------------------------------------------------------------------------------
+
+HOST: dict[str, Any] = {
+    "enable_prefix_caching": True,
+    "kv_offloading": {"gib": 8.0, "gb_per_s": 10.0, "latency": 0.002, "source": "assumed"},
+}
+
+
+def hosted(folder: Path, *set_: tuple[str, Any], **offloading: Any) -> Experiment:
+    """An engine with few blocks, and more in host memory, with other settings of that."""
+    own = {**HOST, "kv_offloading": {**HOST["kv_offloading"], **offloading}}
+    prompts = {"draw": "constant", "tokens": 400}
+    shared = {"draw": "shared", "groups": 10, "tokens": 320}
+    lengths = (
+        "workload.lengths.llm",
+        {"prompt": prompts, "output": {"draw": "constant", "tokens": 5}, "prefix": shared},
+    )
+    blocks = ("deployment.workers.0.engine.blocks", 60)
+    return experiment(folder, own, lengths, blocks, ("workload.requests", 60), *set_)
+
+
+def test_blocks_come_back_at_the_stated_bandwidth(tmp_path: Path) -> None:
+    """The run is one without cost, plus what its loads take: requests come one by one."""
+    slow, free = (
+        build.run(hosted(tmp_path, ("workload.arrivals.rate", 0.01), *more)).as_dict()
+        for more in ((), (("time.costs", False),))
+    )
+    assert slow["prefix_cache_hits_on_host"] == free["prefix_cache_hits_on_host"] > 0
+    lines = _visits(hosted(tmp_path, ("workload.arrivals.rate", 0.01)), tmp_path / "run")
+    loads = [visit["cached_on_host"] for visit in lines if visit.get("cached_on_host")]
+    seconds = sum(0.002 + tokens * BYTES / 10e9 for tokens in loads)
+    assert (slow["mean_ttft_ms"] - free["mean_ttft_ms"]) * 60 / 1000 == pytest.approx(seconds)
+
+
+def _visits(made: Experiment, folder: Path) -> list[dict[str, Any]]:
+    build.run(made, folder)
+    return [json.loads(line)["stages"][0] for line in (folder / "requests.jsonl").read_text().splitlines()]
+
+
+def test_half_the_bytes_are_twice_the_blocks(tmp_path: Path) -> None:
+    blocks = [
+        build.build(experiment(tmp_path, engine)).loop.workers[0].view.limits.host_blocks  # type: ignore[attr-defined]
+        for engine in (HOST, {**FP8, **HOST})
+    ]
+    assert blocks[0] == int(8 * 2**30 // (16 * BYTES))
+    assert blocks[1] in (2 * blocks[0], 2 * blocks[0] + 1)
+
+
+WRONG_HOSTS: list[tuple[dict[str, Any], str]] = [
+    ({**HOST, "enable_prefix_caching": False}, "found by its content, as prefixes are"),
+    ({**HOST, "asynchronous": True}, "where steps are decided ahead is not known"),
+    ({**HOST, "kv_offloading": {"gib": 8.0}}, r"a6000/opt-13b-tp1 has no cost kv\.swap"),
+    ({**HOST, "kv_offloading": {"gib": 8.0, "gb_per_s": 10.0}}, "nothing says where the bandwidth comes from"),
+    ({**HOST, "kv_offloading": {**HOST["kv_offloading"], "gib": 1e-6}}, "hold no KV block of 16 tokens"),
+    ({**HOST, "kv_offloading": {**HOST["kv_offloading"], "gib": 0.0}}, "kv_offloading.gib"),
+    ({**FP8, **HOST, "kv_offloading": {"gib": 8.0}}, "what moving blocks of KV in fp8 takes is not known"),
+    ({**HOST, "kv_offloading_size": 8.0}, "kv_offloading: {gib: ...}"),
+]
+
+
+@pytest.mark.parametrize(("engine", "says"), WRONG_HOSTS)
+def test_hosts_that_do_not_fit_are_refused(engine: dict[str, Any], says: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=says):
+        build.build(experiment(tmp_path, engine))
+
+
+def test_a_profile_whose_engine_decides_ahead_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="where a step is decided when the one before is over"):
+        build.build(experiment(tmp_path, {**HOST, "headroom": 0, "stamp": "sent"}, device="h200-steps/opt-13b"))
+
+
 # -- all of them ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("make", "key"), [(lambda at: experiment(at, FP8), "fp8_attention"), (drafts, "speculative_config")]
+    ("make", "key"),
+    [(lambda at: experiment(at, FP8), "fp8_attention"), (drafts, "speculative_config"), (hosted, "kv_offloading")],
 )
 def test_runs_say_what_they_stand_on_and_nothing_else_takes_them(make: Any, key: str, tmp_path: Path) -> None:
     made = make(tmp_path)

@@ -1,0 +1,275 @@
+"""The cheapest fleet that serves a load: which device, how many, under which policy and router. ``servetwin plan``.
+
+Every fleet (a kind of device, a policy, a router, a count) serves the same requests under the same seeds. It *holds*
+the target if its attainment does with a confidence of 95 %: the lower end of its interval over the seeds is not below
+it. It *may* hold it if the upper end is not below it. For each kind, policy and router the least count that holds is
+found by halving, then those below it are tried until one surely does not hold. That more replicas serve no worse is
+taken for granted there; `every` tries all counts instead, and says where it is not so.
+
+The answer is the fleet that holds at the least dollars per hour. Cheaper ones that may hold are named: so much can be
+saved at the most, and more seeds tell.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+from servetwin.core import BadInput
+
+from ..registry.catalog import suggest
+from ..spec import yaml_io
+from ..spec.experiment import Experiment
+from ..spec.keys.field_types import Count, Strict
+from ..spec.keys.prices import Price
+from ..spec.loading import load, locate
+from ..spec.overrides import ByOption
+from ..sweeps.point import Row
+from ..sweeps.repeat import Repeated, Runner, repeat, seeded
+from ..sweeps.statistics import Interval, paired_attainment
+from ..workload.seed_effect import check_seeds, depends_on_seed
+
+#: How sure intervals are.
+LEVEL = 0.95
+
+Names = Annotated[list[str], Field(min_length=1)]
+
+
+class Offer(Price):
+    """A device that can be had: its *profile*, and what it costs."""
+
+    profile: str
+
+
+class Kind(Strict):
+    """Fleets of one kind: what stands for each device of the experiment, from how many replicas to how many, and what
+    else is *set* for them."""
+
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    devices: Annotated[dict[str, Offer], Field(min_length=1)]
+    counts: Annotated[list[Count], Field(min_length=2, max_length=2)]
+    set: dict[str, Any] = Field(default_factory=dict)
+
+
+class PlanFile(Strict):
+    """What is asked: the load and SLO of the experiment that it *extends*, changed by *set*, the attainment to hold
+    (*target*, a share), *fleets* to choose from, and *policies* and *routers* (by default the experiment's)."""
+
+    extends: str
+    set: dict[str, Any] = Field(default_factory=dict)
+    target: Annotated[float, Field(gt=0, lt=1)]
+    fleets: Annotated[list[Kind], Field(min_length=1)]
+    policies: Names | None = None
+    routers: Names | None = None
+    seeds: Annotated[int, Field(ge=2, le=1000)] = 5
+
+
+@dataclass
+class Fleet:
+    """So many (*count*) replicas of a *kind* under a *policy* and a *router* ("" where there is none to choose)."""
+
+    kind: str
+    policy: str
+    router: str
+    count: int
+    dollars_per_hour: float
+    attainment: Interval
+    point: Repeated
+    verdict: str
+    front: bool = False
+
+    @property
+    def label(self) -> str:
+        return f"{self.count} x {self.kind}, {self.policy}" + (f", {self.router}" if self.router else "")
+
+    def as_row(self) -> Row:
+        """For tables and ``--json``."""
+        mean = self.point.summary(LEVEL)
+        columns = ("dollars_per_1000_requests", "dollars_per_million_output_tokens", "met_per_dollar")
+        beside = {name: mean[name] for name in (*columns, "utilisation", "energy_kwh") if name in mean}
+        ends = {"attainment_low": self.attainment.low, "attainment_high": self.attainment.high}
+        who = {"fleet": self.kind, "policy": self.policy, "router": self.router or None, "count": self.count}
+        share = {"attainment": self.attainment.mean, **ends, "verdict": self.verdict, "front": self.front}
+        return {**who, "dollars_per_hour": self.dollars_per_hour, **share, **beside}
+
+
+@dataclass
+class Plan:
+    """The *fleets* that were tried, the cheapest first; the one that is *chosen* (None: none holds), cheaper ones
+    that may hold (*rivals*), each with how much more of the requests it meets, seed by seed, and *notes*."""
+
+    target: float
+    seeds: int
+    fleets: list[Fleet]
+    chosen: Fleet | None
+    rivals: list[tuple[Fleet, Interval | None]]
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Case:
+    """The fleets of one kind, policy and router, by their count."""
+
+    kind: Kind
+    policy: str
+    router: str
+    make: Callable[[int], Experiment]
+    tried: dict[int, Fleet] = field(default_factory=dict)
+
+
+def read(path: Path) -> PlanFile:
+    """The plan in the file *path*. Raises `BadInput`."""
+    data, text = yaml_io.read(path)
+    if not isinstance(data, dict):
+        raise BadInput("there is no mapping of keys to values", where=str(path), right="extends: ..., fleets: [...]")
+    try:
+        found = PlanFile.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        line = yaml_io.line_of(text, tuple(first["loc"]))
+        key = ".".join(map(str, first["loc"]))
+        where = f"{path}:{line}: {key}" if line else f"{path}: {key}"
+        if first["type"] == "extra_forbidden":
+            known = {**PlanFile.model_fields, **Kind.model_fields, **Offer.model_fields}
+            raise BadInput(f"unknown key {str(first['loc'][-1])!r}", where=where, right=suggest(key, known)) from None
+        right = "a value" if first["type"] == "missing" else first["msg"].removeprefix("Input should be ")
+        what = "the key is missing" if first["type"] == "missing" else "the value does not fit"
+        raise BadInput(what, where=where, right=right) from None
+    for place, kind in enumerate(found.fleets):
+        where = f"{path}: fleets.{place}"
+        if kind.counts[0] > kind.counts[1]:
+            what = f"{kind.counts[0]} is above {kind.counts[1]}"
+            raise BadInput(what, where=f"{where}.counts", right="[least, most]")
+        if kind.name in {other.name for other in found.fleets[:place]}:
+            raise BadInput(f"two fleets are called {kind.name!r}", where=f"{where}.name", right="a name for each")
+    return found
+
+
+def plan(path: Path, run: Runner, *, every: bool = False, asked: PlanFile | None = None) -> Plan:
+    """The plan in the file *path*, or what is *asked* there, on runs by *run*; *every*: try all counts. Raises
+    `BadInput` before anything runs."""
+    asked = asked or read(path)
+    cases = _cases(asked, path)
+    drawn = True
+    for case in cases:
+        for count in case.kind.counts:
+            experiment = case.make(count)
+            if experiment.workload.in_turns:
+                what = "requests are sent when others are answered, so that each fleet would be sent others"
+                raise BadInput(what, where=f"{path}: extends", right="arrivals of their own (poisson, schedule)")
+            check_seeds(experiment, asked.seeds, f"{path}: seeds")
+            drawn = drawn and depends_on_seed(experiment)
+    searches = [(case, _all_counts(case) if every else _least(case, asked.target)) for case in cases]
+    wanted = {place: next(search) for place, (_, search) in enumerate(searches)}
+    while wanted:
+        points = [(place, searches[place][0].make(n)) for place, counts in wanted.items() for n in counts]
+        found = repeat([experiment for _, experiment in points], run, seeds=asked.seeds if drawn else 1)
+        for (place, experiment), point in zip(points, found, strict=True):
+            _keep(searches[place][0], experiment, point, asked.target, drawn)
+        following = {}
+        for place in wanted:
+            counts = next(searches[place][1], None)
+            if counts is not None:
+                following[place] = counts
+        wanted = following
+    return _answer(asked, cases, drawn)
+
+
+def _cases(asked: PlanFile, path: Path) -> list[_Case]:
+    base = locate(asked.extends, path.parent)
+    usual = load(base, [*asked.set.items()])
+    cases = []
+    for place, kind in enumerate(asked.fleets):
+        where = f"{path}: fleets.{place}"
+        if set(kind.devices) != set(usual.deployment.devices):
+            right = f"a profile and a price for each of {', '.join(usual.deployment.devices)}"
+            raise BadInput(f"it has {', '.join(kind.devices)}", where=f"{where}.devices", right=right)
+        prices = {name: offer.model_dump(exclude={"profile"}) for name, offer in kind.devices.items()}
+        profiles = {name: _anchored(offer.profile, path.parent) for name, offer in kind.devices.items()}
+        for policy in asked.policies or [usual.policy.name]:
+            for router in asked.routers or [""]:
+                said: list[tuple[str, Any]] = [*asked.set.items()]
+                said += [(f"deployment.devices.{name}", profile) for name, profile in profiles.items()]
+                said += [(ByOption("deployment.prices", f"{where}.devices"), prices)]
+                said += [("policy", policy)] if asked.policies else []
+                said += [("deployment.router", router)] if router else []
+                said += [(ByOption(key, f"{where}.set.{key}"), value) for key, value in kind.set.items()]
+
+                def make(count: int, said: Sequence[tuple[str, Any]] = tuple(said)) -> Experiment:
+                    return seeded(load(base, [*said, ("deployment.replicas", count)]))
+
+                cases.append(_Case(kind, policy, router, make))
+    return cases
+
+
+def _anchored(profile: str, folder: Path) -> str:
+    own = profile.endswith((".yaml", ".yml", ".csv"))
+    return str((folder / Path(profile).expanduser()).resolve()) if own else profile
+
+
+def _all_counts(case: _Case) -> Generator[list[int], None, None]:
+    yield [*range(case.kind.counts[0], case.kind.counts[1] + 1)]
+
+
+def _least(case: _Case, target: float) -> Generator[list[int], None, None]:
+    """The counts to try next, until it is known from which on fleets hold, and below which they surely do not."""
+    low, high = case.kind.counts
+    yield [*{low, high}]
+    if case.tried[high].attainment.low < target:
+        sure = high + 1  # not even the most holds: which may?
+    elif case.tried[low].attainment.low >= target:
+        return
+    else:
+        below, sure = low, high
+        while sure - below > 1:
+            middle = (below + sure) // 2
+            yield [middle]
+            below, sure = (below, middle) if case.tried[middle].attainment.low >= target else (middle, sure)
+    for count in range(sure - 1, low - 1, -1):
+        if count not in case.tried:
+            yield [count]
+        if case.tried[count].attainment.high < target:
+            return
+
+
+def _keep(case: _Case, experiment: Experiment, point: Repeated, target: float, drawn: bool) -> None:
+    prices, count = experiment.deployment.prices, experiment.deployment.replicas
+    assert prices is not None
+    found = point.attainment(LEVEL)
+    if not drawn:  # the run is what it is
+        found = Interval(found.mean, found.mean, found.mean, 1)
+    verdict = "holds" if found.low >= target else "may hold" if found.high >= target else "does not hold"
+    dollars = count * sum(price.per_hour for price in prices.values())
+    case.tried[count] = Fleet(case.kind.name, case.policy, case.router, count, dollars, found, point, verdict)
+
+
+def _answer(asked: PlanFile, cases: Sequence[_Case], drawn: bool) -> Plan:
+    fleets = [fleet for case in cases for fleet in case.tried.values()]
+    fleets.sort(key=lambda f: (f.dollars_per_hour, -f.attainment.mean, f.label))
+    best = -1.0
+    for fleet in fleets:
+        fleet.front = fleet.attainment.mean > best
+        best = max(best, fleet.attainment.mean)
+    chosen = next((fleet for fleet in fleets if fleet.verdict == "holds"), None)
+    most = chosen.dollars_per_hour if chosen is not None else math.inf
+    cheaper = [fleet for fleet in fleets if fleet.verdict == "may hold" and fleet.dollars_per_hour < most]
+    rivals = [(fleet, _more(fleet, chosen)) for fleet in cheaper]
+    notes = [] if drawn else ["nothing is drawn from a seed: each fleet has one run, which is what it is"]
+    for case in cases:
+        held = [count for count, fleet in sorted(case.tried.items()) if fleet.verdict == "holds"]
+        worse = [c for c, fleet in sorted(case.tried.items()) if held and c > held[0] and fleet.verdict != "holds"]
+        if worse:
+            notes.append(f"{case.tried[held[0]].label} holds, and with {worse[0]} it {case.tried[worse[0]].verdict}")
+    return Plan(asked.target, asked.seeds if drawn else 1, fleets, chosen, rivals, notes)
+
+
+def _more(fleet: Fleet, chosen: Fleet | None) -> Interval | None:
+    """How much more of the requests the *chosen* meets than *fleet*, as a share, seed by seed."""
+    if chosen is None:
+        return None
+    own, other = ([int(row["met"]) for row in f.point.rows] for f in (fleet, chosen))
+    return paired_attainment(own, other, [int(row["requests"]) for row in fleet.point.rows], LEVEL)

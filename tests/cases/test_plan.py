@@ -1,0 +1,219 @@
+"""Fleets that are planned: against queues in closed form, an independent small model, and trying everything."""
+
+from __future__ import annotations
+
+import heapq
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter
+from servetwin.core import BadInput
+from servetwin.experiments.assembly.build import build
+from servetwin.experiments.capacity import plan as plans
+from servetwin.experiments.cli.output.json_output import COMMANDS
+from servetwin.experiments.spec.experiment import Experiment
+from servetwin.experiments.sweeps.point import Row, run_point
+from toy_systems import ONE_PROFILE, refused, rows, servetwin, write_one
+
+SLOW = {"profile": "one.profile.yaml", "per_hour": 1.0, "source": "made up"}
+#: Twice as fast, and more than twice as dear.
+FAST = {"profile": "fast.yaml", "per_hour": 2.2, "source": "made up"}
+PLAN: dict[str, Any] = {
+    "extends": "one.yaml",
+    "set": {"requests": 300, "workload.arrivals": {"process": "poisson", "rate": 30.0}, "slo.seconds": 0.25},
+    "target": 0.9,
+    "seeds": 2,
+    "routers": ["central", "random"],
+    "fleets": [
+        {"name": "slow", "counts": [1, 9], "devices": {"gpu0": SLOW}},
+        {"name": "fast", "counts": [1, 5], "devices": {"gpu0": FAST}},
+    ],
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_one(tmp_path)
+    fast = ONE_PROFILE.replace("mine/one", "mine/fast").replace("[0.010, 0.020]", "[0.005, 0.010]")
+    (tmp_path / "fast.yaml").write_text(fast)
+    fine = ONE_PROFILE.replace("mine/one", "mine/fine").replace("[0.010, 0.020]", "[0.001, 0.002]")
+    (tmp_path / "fine.yaml").write_text(fine)
+    return tmp_path
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    (folder / "plan.yaml").write_text(json.dumps({**PLAN, **changes}))
+    return folder / "plan.yaml"
+
+
+def run(experiments: Any) -> list[Row]:
+    return [run_point(experiment) for experiment in experiments]
+
+
+def met_by_hand(experiment: Experiment, servers: int, service: float) -> int:
+    """Who meets the SLO of a queue that all *servers* take from, first come, first served."""
+    free, met = [0.0] * servers, 0
+    for request in build(experiment).source:
+        begins = max(request.arrival, heapq.heappop(free))
+        heapq.heappush(free, begins + service)
+        met += begins + service <= request.arrival + request.slo + 1e-9
+    return met
+
+
+def test_each_fleet_meets_what_a_small_model_of_the_queue_does(folder: Path) -> None:
+    found = plans.plan(write(folder, routers=["central"]), run)
+    assert len(found.fleets) > 6
+    for fleet in found.fleets:
+        service = {"slow": 0.1, "fast": 0.05}[fleet.kind]
+        for seed, row in enumerate(fleet.point.rows):
+            same = fleet.point.experiment.model_copy(update={"seed": seed})
+            assert row["met"] == met_by_hand(same, fleet.count, service), fleet.label
+        assert fleet.dollars_per_hour == pytest.approx(fleet.count * {"slow": 1.0, "fast": 2.2}[fleet.kind])
+
+
+def test_halving_finds_what_trying_everything_finds(folder: Path) -> None:
+    path = write(folder)
+    quick, whole = plans.plan(path, run), plans.plan(path, run, every=True)
+    assert len(whole.fleets) == 2 * (9 + 5)
+    assert len(quick.fleets) < len(whole.fleets)
+    assert quick.chosen is not None
+    assert whole.chosen is not None
+    assert quick.chosen.as_row() == {**whole.chosen.as_row(), "front": quick.chosen.front}
+    assert [fleet.label for fleet, _ in quick.rivals] == [fleet.label for fleet, _ in whole.rivals]
+    holding = [fleet.dollars_per_hour for fleet in whole.fleets if fleet.attainment.low >= 0.9]
+    assert quick.chosen.dollars_per_hour == min(holding)
+    for fleet in whole.fleets:  # of what is as cheap, or cheaper, nothing meets as many as what is on the front
+        others = [f for f in whole.fleets if f is not fleet and f.dollars_per_hour <= fleet.dollars_per_hour]
+        better = any(f.attainment.mean > fleet.attainment.mean for f in others)
+        assert not (fleet.front and better)
+
+
+def in_time(servers: int, rate: float, mean: float, limit: float) -> float:
+    """P(wait + service <= limit) in M/M/c: Erlang C, and an exponential service after the wait (numerically)."""
+    load = rate * mean
+    if load >= servers:
+        return 0.0
+    top = load**servers / math.factorial(servers) * servers / (servers - load)
+    waits = top / (sum(load**k / math.factorial(k) for k in range(servers)) + top)
+    drain, cells = servers / mean - rate, 4000
+    late = math.exp(-limit / mean)
+    width = limit / cells
+    for i in range(cells):
+        service = (i + 0.5) * width
+        late += width / mean * math.exp(-service / mean) * waits * math.exp(-drain * (limit - service))
+    return 1.0 - late
+
+
+def test_the_least_count_is_that_of_erlang_c(folder: Path) -> None:
+    """Services of 1 ms times a geometric number, 100 ms on average, are as good as exponential."""
+    steps = {"draw": "choice", "values": list(range(1, 1001)), "weights": [0.99**k for k in range(1000)]}
+    fine = {"name": "fine", "counts": [3, 6], "devices": {"gpu0": {**SLOW, "profile": "fine.yaml"}}}
+    said = {"requests": 1500, "workload.arrivals": {"process": "poisson", "rate": 30.0}, "slo.seconds": 0.35}
+    said["workload.steps.denoise"] = steps
+    path = write(folder, set=said, routers=["central"], fleets=[fine], target=0.8, seeds=4)
+    found = plans.plan(path, run)
+    theory = {servers: in_time(servers, 30.0, 0.1, 0.35) for servers in range(1, 11)}
+    least = min(servers for servers, share in theory.items() if share >= 0.8)
+    assert theory[least - 1] < 0.75  # so that chance does not decide
+    assert theory[least] > 0.88
+    assert found.chosen is not None
+    assert found.chosen.count == least
+    for fleet in found.fleets:
+        if theory[fleet.count] > 0.8:
+            assert fleet.attainment.mean == pytest.approx(theory[fleet.count], abs=0.03), fleet.label
+
+
+def test_one_server_is_the_m_d_1_queue(folder: Path) -> None:
+    """P(wait <= t) = (1 - r) sum_k (l (kD - t))^k / k! exp(-l (kD - t)) for k to t / D (Erlang, 1909)."""
+    rate, service, wait = 5.0, 0.1, 0.15
+    terms = [rate * (k * service - wait) for k in range(int(wait / service) + 1)]
+    share = (1 - rate * service) * sum(x**k / math.factorial(k) * math.exp(-x) for k, x in enumerate(terms))
+    said = {
+        "requests": 3000,
+        "workload.arrivals": {"process": "poisson", "rate": rate},
+        "slo.seconds": service + wait,
+    }
+    slow = {"name": "slow", "counts": [1, 1], "devices": {"gpu0": SLOW}}
+    found = plans.plan(write(folder, set=said, routers=["central"], fleets=[slow], seeds=4), run)
+    assert found.fleets[0].attainment.mean == pytest.approx(share, abs=0.012)
+
+
+def test_where_no_fleet_holds_it_says_so_and_what_may(folder: Path) -> None:
+    few = [{**PLAN["fleets"][0], "counts": [1, 2]}]
+    found = plans.plan(write(folder, fleets=few, routers=["central"]), run)
+    assert found.chosen is None
+    assert {fleet.verdict for fleet in found.fleets} == {"does not hold"}
+    assert found.rivals == []
+
+
+def test_a_load_without_chance_is_one_run(folder: Path) -> None:
+    arrivals = {"process": "schedule", "rate": 8.0, "cv": 0.0, "spikes": [{"at": 5, "seconds": 2, "factor": 4}]}
+    said = {"requests": 300, "workload.arrivals": arrivals, "slo.seconds": 0.25}
+    found = plans.plan(write(folder, set=said, routers=["central"], fleets=PLAN["fleets"][:1]), run)
+    assert found.seeds == 1
+    assert found.chosen is not None
+    assert found.chosen.attainment.low == found.chosen.attainment.mean
+    assert "nothing is drawn from a seed" in found.notes[0]
+
+
+def test_the_command_prints_writes_and_draws(folder: Path) -> None:
+    fleets = [{**PLAN["fleets"][0], "counts": [3, 6]}, {**PLAN["fleets"][1], "counts": [1, 3]}]
+    path = write(folder, routers=["central"], fleets=fleets)
+    table, figure = folder / "plan.csv", folder / "plan.svg"
+    options = ("--no-cache", "--jobs", 1, "--out", table, "--figure", figure)
+    code, out, err = servetwin("plan", path, *options)
+    assert code == 0, err
+    assert ", the cheapest that holds 90 %" in out
+    assert "95 % interval over 2 seeds" in out
+    assert "validity of" in out
+    assert figure.read_text().lstrip().startswith("<?xml")
+    code, out, err = servetwin("plan", path, "--no-cache", "--jobs", 1, "--json")
+    assert code == 0, err
+    said = json.loads(out)
+    TypeAdapter(COMMANDS["plan"]).validate_python(said)
+    assert [row["fleet"] for row in rows(table)] == [fleet["fleet"] for fleet in said["fleets"]]
+    assert said["chosen"]["verdict"] == "holds"
+
+
+NOWHERE = {"gpu0": {**SLOW, "profile": "x/y"}}
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "an unknown key": ({"polices": ["edf"]}, "unknown key 'polices'"),
+    "no target": ({"target": 90}, "target"),
+    "counts that fall": ({"fleets": [{**PLAN["fleets"][0], "counts": [3, 2]}]}, "fleets.0.counts: 3 is above 2"),
+    "no counts": ({"fleets": [{**PLAN["fleets"][0], "counts": [0, 2]}]}, "counts"),
+    "no price": ({"fleets": [{**PLAN["fleets"][0], "devices": {"gpu0": {"profile": "fast.yaml"}}}]}, "per_hour"),
+    "another device": (
+        {"fleets": [{**PLAN["fleets"][0], "devices": {"gpu7": SLOW}}]},
+        "fleets.0.devices: it has gpu7",
+    ),
+    "two of a name": ({"fleets": [PLAN["fleets"][0]] * 2}, "fleets.1.name: two fleets are called 'slow'"),
+    "one seed": ({"seeds": 1}, "seeds"),
+    "an unknown policy": ({"policies": ["edfx"]}, "edfx"),
+    "an unknown router": ({"routers": ["centrall"]}, "centrall"),
+    "an unknown profile": (
+        {"fleets": [{**PLAN["fleets"][0], "devices": {"gpu0": {**SLOW, "profile": "x/y"}}}]},
+        "x/y",
+    ),
+    "a closed loop": (
+        {"set": {"workload.arrivals": {"process": "closed", "clients": 3}, "requests": 50}},
+        "requests are sent when others are answered",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_makes_no_plan_is_refused_before_anything_runs(folder: Path, case: str) -> None:
+    changes, said = REFUSED[case]
+    assert said in refused("plan", write(folder, **changes), "--out", folder / "t.csv", "--jobs", 1)
+    assert not (folder / "t.csv").exists()
+
+
+def test_a_file_that_is_no_plan_is_refused(folder: Path) -> None:
+    with pytest.raises(BadInput):
+        plans.read(folder / "missing.yaml")
+    (folder / "list.yaml").write_text("[1, 2]")
+    with pytest.raises(BadInput, match="there is no mapping"):
+        plans.read(folder / "list.yaml")

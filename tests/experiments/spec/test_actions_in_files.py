@@ -1,0 +1,131 @@
+"""Actions of a module: what an experiment may say of them, and runs that keep to it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from servetwin.core import BadInput
+from servetwin.core.errors import InvariantBroken
+from servetwin.core.invariants.checker import check_records
+from servetwin.experiments.assembly import build
+from servetwin.experiments.bound.most_met import most_met
+from servetwin.experiments.spec.loading import load
+
+NAME = "sdxl-actions-synthetic"
+AT = "pipeline.modules.unet.actions"
+
+
+def run(folder: Path, **more: Any) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+    """The summary, the requests and the batches of a run."""
+    summary = build.run(load(NAME, [("requests", 60), *more.items()]), folder).as_dict()
+    check_records(folder)
+    lines = [(folder / f"{name}.jsonl").read_text().splitlines() for name in ("requests", "batches")]
+    return summary, [json.loads(line) for line in lines[0]], [json.loads(line) for line in lines[1]]
+
+
+@pytest.mark.parametrize("policy", ["fewer-steps", "reuse-steps", "from-similar"])
+def test_records_tell_steps_asked_run_and_skipped(policy: str, tmp_path: Path) -> None:
+    summary, requests, batches = run(tmp_path / "run", policy=policy, rate=0.9)
+    done = [record for record in requests if record["outcome"] in ("met", "late")]
+    stays = [record["stages"][0] for record in done]
+    asked = [record["work"]["unet"] for record in done]
+    assert [stay["steps_run"] + stay["steps_skipped"] for stay in stays] == asked
+    assert sum(stay["steps_skipped"] for stay in stays) == summary["quality"]["steps_skipped"] > 0
+    again = sum(len(batch.get("reused", ())) for batch in batches)
+    assert (again > 0) == (policy == "reuse-steps")
+    assert summary["quality"]["mean_quality"] < 1.0
+
+
+def test_records_that_do_not_add_up_are_found(tmp_path: Path) -> None:
+    run(tmp_path, policy="reuse-steps")
+    file = tmp_path / "requests.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines[0]["stages"][0]["steps_run"] += 1
+    lines[0]["stages"][0]["steps_skipped"] -= 1
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(InvariantBroken, match="steps reused, its batches"):
+        check_records(tmp_path)
+
+
+def test_a_policy_that_does_not_act_runs_all_steps_at_the_same_times(tmp_path: Path) -> None:
+    with_actions, requests, _ = run(tmp_path / "with", policy="edf")
+    without, plain, _ = run(tmp_path / "without", policy="edf", **{AT: None})
+    assert with_actions.pop("quality")["mean_quality"] == 1.0
+    assert with_actions == without
+    for record in requests:
+        for key in ("steps_asked", "steps_run", "steps_skipped", "similarity"):
+            del record["stages"][0][key]
+    assert requests == plain
+    assert "actions" not in load("dit-s2-256-rtx4090").as_dict()["pipeline"]["modules"]["dit"]
+
+
+def test_skipped_steps_take_what_the_profile_says(tmp_path: Path) -> None:
+    """Of one request alone: the network in the computed steps, a twentieth of it in the others."""
+    more = {"requests": 1, "policy": "reuse-steps", "workload.steps.unet": {"draw": "constant", "steps": 20}}
+    _, (record,), _ = run(tmp_path, **{**more, "policy.params.threshold": 1.5})
+    stay = record["stages"][0]
+    assert (stay["steps_run"], stay["steps_skipped"]) == (11, 9)  # the first, the last, and every other
+    took = stay["finished"] - stay["started"]
+    assert took == pytest.approx(0.015 + 11 * 0.055 + 9 * 0.05 * 0.055 + 0.060)
+
+
+def test_similarities_are_the_workloads_and_no_policys(tmp_path: Path) -> None:
+    """Of each request the same one, whoever serves it and in whichever order; none without a word of them."""
+    found = []
+    for policy in ("from-similar", "fcfs"):
+        _, requests, _ = run(tmp_path / policy, policy=policy, rate=0.9, requests=200)
+        found.append({record["id"]: record["stages"][0]["similarity"] for record in requests})
+    assert found[0] == found[1]
+    assert set(found[0].values()) == {0.5, 0.7, 0.8, 0.92, 0.97}
+    assert 60 < sum(value == 0.5 for value in found[0].values()) < 100  # four in ten
+    summary, requests, _ = run(tmp_path / "none", policy="from-similar", **{f"{AT}.similar": None})
+    assert summary["quality"]["steps_skipped"] == 0
+    assert "similarity" not in requests[0]["stages"][0]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({f"{AT}.similar": {"values": [0.5], "weights": [1, 2], "source": "mine"}}, "weights do not fit the values"),
+        ({f"{AT}.similar": {"values": [0.5], "weights": [0], "source": "mine"}}, "weights do not fit the values"),
+        ({f"{AT}.similar": {"values": [1.5], "source": "mine"}}, "similar.values"),
+        ({f"{AT}.similar": {"values": [0.5]}}, "source"),
+        ({f"{AT}.quality": [[0.5, 0.9], [0.4, 0.8], [1.0, 1.0]]}, "do not rise from above 0 to 1"),
+        ({f"{AT}.quality": [[0.5, 0.9], [0.9, 1.0]]}, "do not rise from above 0 to 1"),
+        ({f"{AT}.quality": [[0.0, 0.9], [1.0, 1.0]]}, "do not rise from above 0 to 1"),
+        ({f"{AT}.quality": [[0.5, 0.9], [1.0, 0.8]]}, "with more steps it falls"),
+        ({f"{AT}.quality": [[0.5], [1.0, 0.8]]}, "pipeline.modules.unet.actions.quality"),
+        ({f"{AT}.min_steps": 0}, "min_steps"),
+        ({"pipeline.modules.vae.actions": {"quality": [[1.0, 1.0]], "source": "mine"}}, "those of a loop module"),
+        ({AT: {"reuse": True}}, "quality"),
+        ({AT: {"quality": [[1.0, 1.0]]}}, "source"),
+        ({"deployment.devices.gpu0": "synthetic/sdxl-shapes"}, "right would be: the cost unet.reuse|unet.reuse"),
+    ],
+    ids=[
+        "weights",
+        "no-weight",
+        "above-1",
+        "no-word",
+        "order",
+        "end",
+        "zero",
+        "falls",
+        "pair",
+        "none",
+        "no-loop",
+        "no-quality",
+        "no-source",
+        "not-measured",
+    ],
+)
+def test_what_is_refused(more: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        build.build(load(NAME, [*more.items()]))
+
+
+def test_what_knows_nothing_of_it_says_so() -> None:
+    with pytest.raises(BadInput, match="the bound knows nothing of steps that are left out"):
+        most_met(load(NAME))
