@@ -23,13 +23,13 @@ SLOW = {"profile": "one.profile.yaml", "per_hour": 1.0, "source": "made up"}
 FAST = {"profile": "fast.yaml", "per_hour": 2.2, "source": "made up"}
 PLAN: dict[str, Any] = {
     "extends": "one.yaml",
-    "set": {"requests": 300, "workload.arrivals": {"process": "poisson", "rate": 30.0}, "slo.seconds": 0.25},
+    "set": {"requests": 200, "workload.arrivals": {"process": "poisson", "rate": 30.0}, "slo.seconds": 0.25},
     "target": 0.9,
     "seeds": 2,
     "routers": ["central", "random"],
     "fleets": [
-        {"name": "slow", "counts": [1, 9], "devices": {"gpu0": SLOW}},
-        {"name": "fast", "counts": [1, 5], "devices": {"gpu0": FAST}},
+        {"name": "slow", "counts": [2, 7], "devices": {"gpu0": SLOW}},
+        {"name": "fast", "counts": [1, 4], "devices": {"gpu0": FAST}},
     ],
 }
 
@@ -65,7 +65,7 @@ def met_by_hand(experiment: Experiment, servers: int, service: float) -> int:
 
 def test_each_fleet_meets_what_a_small_model_of_the_queue_does(folder: Path) -> None:
     found = plans.plan(write(folder, routers=["central"]), run)
-    assert len(found.fleets) > 6
+    assert len(found.fleets) > 5
     for fleet in found.fleets:
         service = {"slow": 0.1, "fast": 0.05}[fleet.kind]
         for seed, row in enumerate(fleet.point.rows):
@@ -77,7 +77,7 @@ def test_each_fleet_meets_what_a_small_model_of_the_queue_does(folder: Path) -> 
 def test_halving_finds_what_trying_everything_finds(folder: Path) -> None:
     path = write(folder)
     quick, whole = plans.plan(path, run), plans.plan(path, run, every=True)
-    assert len(whole.fleets) == 2 * (9 + 5)
+    assert len(whole.fleets) == 2 * (6 + 4)
     assert len(quick.fleets) < len(whole.fleets)
     assert quick.chosen is not None
     assert whole.chosen is not None
@@ -111,7 +111,7 @@ def test_the_least_count_is_that_of_erlang_c(folder: Path) -> None:
     """Services of 1 ms times a geometric number, 100 ms on average, are as good as exponential."""
     steps = {"draw": "choice", "values": list(range(1, 1001)), "weights": [0.99**k for k in range(1000)]}
     fine = {"name": "fine", "counts": [3, 6], "devices": {"gpu0": {**SLOW, "profile": "fine.yaml"}}}
-    said = {"requests": 1500, "workload.arrivals": {"process": "poisson", "rate": 30.0}, "slo.seconds": 0.35}
+    said = {"requests": 1200, "workload.arrivals": {"process": "poisson", "rate": 30.0}, "slo.seconds": 0.35}
     said["workload.steps.denoise"] = steps
     path = write(folder, set=said, routers=["central"], fleets=[fine], target=0.8, seeds=4)
     found = plans.plan(path, run)
@@ -157,6 +157,25 @@ def test_a_load_without_chance_is_one_run(folder: Path) -> None:
     assert found.chosen is not None
     assert found.chosen.attainment.low == found.chosen.attainment.mean
     assert "nothing is drawn from a seed" in found.notes[0]
+
+
+def test_a_trace_that_is_replayed_is_one_run(folder: Path) -> None:
+    """Two come at once each second: one server makes the second wait 100 ms too long, two do not."""
+    times = [float(second) for second in range(30) for _ in range(2)]
+    (folder / "t.csv").write_text("arrival_s,steps\n" + "".join(f"{at},10\n" for at in times))
+    arrivals = {"process": "trace", "file": str(folder / "t.csv"), "rate": None}
+    said = {"requests": None, "workload.arrivals": arrivals, "slo.seconds": 0.15}
+    slow = [{**PLAN["fleets"][0], "counts": [1, 3]}]
+    found = plans.plan(write(folder, set=said, routers=["central"], fleets=slow), run)
+    assert [(f.count, f.attainment.mean) for f in found.fleets] == [(1, 0.5), (2, 1.0), (3, 1.0)]
+    assert found.chosen is not None
+    assert (found.chosen.count, found.seeds) == (2, 1)
+    both = plans.plan(write(folder, set=said, routers=["central", "random"], fleets=slow), run)  # one of them draws
+    assert (both.chosen, both.seeds) == (both.fleets[2], 2)
+    assert both.chosen.label == "2 x slow, fcfs, central"
+    by_chance = {f.count: f.attainment for f in both.fleets if f.router == "random"}
+    assert by_chance[1].mean == 0.5
+    assert 0.5 < by_chance[3].mean < 1.0
 
 
 def test_the_command_prints_writes_and_draws(folder: Path) -> None:
