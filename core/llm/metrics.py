@@ -21,7 +21,7 @@ from ..metrics import Summary, quantiles
 from ..request import Request
 from ..slo import latest, slack
 from .metric_blocks import TokenBlock
-from .request import CachingTask, HandedTask, TokenTask
+from .request import AdapterTask, CachingTask, HandedTask, TokenTask
 from .slo import _STEPS, _SUMS, LimitsSLO, TokenDeadlines, TokenLimits, _longer, sent_at, task_limits
 from .speculation import SpeculativeTask
 from .token_gaps import Gaps
@@ -80,6 +80,7 @@ class StageTokens:
         self.cache_queries = self.cache_hits = self.cache_hits_again = 0
         self.handed = 0  # whose KV went from one engine to another; how long it waited for that, and was on its way
         self.handing_wait = self.handing = 0.0
+        self.adapters, self.adapter_loads = False, 0
         self.host_hits = 0  # of the tokens found in a prefix cache those that were in host memory alone
         self.verified = self.drafted = self.accepted = 0  # steps that drafted, and tokens
         self.ttft, self.tpot, self.e2el = array("d"), array("d"), array("d")
@@ -105,6 +106,9 @@ class StageTokens:
             self.handed += 1
             self.handing_wait += task.sent - task.prefilled
             self.handing += task.handed - task.sent
+        elif type(task) is AdapterTask:
+            self.adapters = True
+            self.adapter_loads += task.adapter_loads
         elif type(task) is SpeculativeTask:
             self.verified += task.verified
             self.drafted += task.drafted
@@ -206,6 +210,8 @@ class StageTokens:
             out["handovers"] = self.handed
             out["mean_handover_wait_ms"] = self.handing_wait / self.handed * 1000.0
             out["mean_handover_ms"] = self.handing / self.handed * 1000.0
+        if self.adapters:
+            out["adapter_loads"] = self.adapter_loads
         if self.verified:
             out["spec_decode_num_drafts"] = self.verified
             out["spec_decode_num_draft_tokens"], out["spec_decode_num_accepted_tokens"] = self.drafted, self.accepted

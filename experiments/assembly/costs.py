@@ -74,13 +74,13 @@ def costs(experiment: Experiment, summary: dict[str, Any], busy: dict[str, float
         told["dollars_per_million_output_tokens"] = 1e6 * dollars / sum(tokens) if sum(tokens) else None
     told["utilisation"] = told["energy_kwh"] = None
     if busy is not None and held > 0.0:
-        told["utilisation"] = sum(busy.get(device, 0.0) for device in prices) / (len(prices) * held)
+        computed = {device: min(busy.get(device, 0.0), held) for device in prices}
+        told["utilisation"] = sum(computed.values()) / (len(prices) * held)
         powers = {device: price.power for device, price in prices.items()}
         if all(power is not None for power in powers.values()):
             joules = 0.0
             for device, power in powers.items():
                 assert power is not None
-                worked = min(busy.get(device, 0.0), held)
-                joules += worked * power.busy + (held - worked) * power.idle
+                joules += computed[device] * power.busy + (held - computed[device]) * power.idle
             told["energy_kwh"] = joules / JOULES_PER_KWH
     return told

@@ -218,7 +218,7 @@ def _all_counts(case: _Case) -> Generator[list[int], None, None]:
 def _least(case: _Case, target: float) -> Generator[list[int], None, None]:
     """The counts to try next, until it is known from which on fleets hold, and below which they surely do not."""
     low, high = case.kind.counts
-    yield [*{low, high}]
+    yield sorted({low, high})
     if case.tried[high].attainment.low < target:
         sure = high + 1  # not even the most holds: which may?
     elif case.tried[low].attainment.low >= target:

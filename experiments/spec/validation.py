@@ -169,6 +169,8 @@ def _check_prices(deployment: Deployment) -> None:
     if deployment.prices is None:
         return
     path, devices = ("deployment", "prices"), deployment.devices
+    if not devices:
+        raise Misfit(path, "there is no device that could have a price", "no prices")
     for device, price in deployment.prices.items():
         if device not in devices:
             raise Misfit((*path, device), f"unknown device {device!r}", suggest(device, devices))

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 #: Newton's steps, or halvings where these lead out, at most; some five are needed.
 MOST_STEPS = 200
+#: A pattern in which fewer requests are expected has no shape that could be seen.
+RAREST = 0.01
+#: The most requests that are counted before a load that ends is sent, and the most windows of a trace.
+MOST, MOST_WINDOWS = 2e8, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,22 @@ class Load:
         if self.every is None and math.isinf(self.until) and not comes[-1]:
             at = f"from {self._pattern[-1].start:g} s on its rate is 0, and it has no end"
             raise BadInput(at, where=where, right="until: ..., every: ..., or a last factor above 0")
+        self._check_size(where)
+
+    def _check_size(self, where: str) -> None:
+        """Raise `BadInput` if requests are so rare that a pattern is over before one comes, or too many to count."""
+        if self.every is not None:
+            each = sum((p.end - p.start) * (p.level + 0.5 * p.slope * (p.end - p.start)) for p in self._pattern)
+            if each < RAREST:
+                what = f"{each:.1g} requests are expected in each {self.every:g} s, after which it begins anew"
+                raise BadInput(what, where=f"{where}.every", right="a longer time, or a higher rate")
+        if math.isfinite(self.until):
+            cycles = self.until / self.every if self.every is not None else 1.0
+            bounded = (p for p in self._pattern if p.start < self.until)
+            whole = sum((min(p.end, self.until) - p.start) * max(p.level, 0.0) for p in bounded) * max(1.0, cycles)
+            if whole > MOST:
+                right = f"{MOST:.0e} at most, or workload.requests and no end"
+                raise BadInput(f"some {whole:.0e} requests would come", where=f"{where}.until", right=right)
 
     def pieces(self) -> Iterator[Piece]:
         """The pieces one after the other, as long as requests may come; the last may have no end."""
@@ -197,6 +217,9 @@ def _followed(trace: TraceFile, window: float) -> tuple[list[tuple[float, float]
     first = trace.first
     counts = Counter(int((entry.arrival - first) // window) for entry in trace)
     windows = max(counts) + 1
+    if windows > MOST_WINDOWS:
+        what = f"{window:g} s makes {windows} windows of {trace.span:g} s"
+        raise BadInput(what, where="workload.arrivals.window", right=f"a length that makes {MOST_WINDOWS} at most")
     mean = trace.count / windows  # by window
     points, before = [], None
     for place in range(windows):

@@ -250,6 +250,10 @@ REFUSED = {
     "a wave below 0": ({"wave": {"period": 10.0, "amplitude": 1.5}}, "workload.arrivals.wave.amplitude"),
     "an unknown key": ({"speed": 2.0}, "speed"),
     "both ends": ({"until": 9.0}, "workload.requests: 500 requests are wanted, and all until 9 s"),
+    "a pattern that nobody sees": (
+        {"points": [[0.0, 1.0]], "every": 0.0001},
+        "workload.arrivals.every: 0.0003 requests are expected in each 0.0001 s",
+    ),
     "no trace": ({"window": 9.0, "every": 99.0}, "workload.arrivals.window: there is no trace to follow"),
 }
 
@@ -260,6 +264,17 @@ def test_what_makes_no_load_is_refused(case: str) -> None:
     with pytest.raises(BadInput) as caught:
         build(images({"requests": 500, "arrivals": {"process": "schedule", "rate": 3.0, **changes}}))
     assert said in str(caught.value)
+
+
+def test_more_requests_than_anybody_counts_are_refused_before_they_are_counted(tmp_path: Path) -> None:
+    for more in ({}, {"points": [[0.0, 1.0]], "every": 10.0}):
+        arrivals = {"process": "schedule", "rate": 1e6, "until": 1e7, **more}
+        with pytest.raises(BadInput, match=r"workload\.arrivals\.until: some 1e\+13 requests would come"):
+            build(images({"requests": None, "arrivals": arrivals}))
+    (tmp_path / "t.csv").write_text("arrival_s,steps\n" + "".join(f"{i},10\n" for i in range(30)))
+    arrivals = {"process": "schedule", "window": 1e-6}
+    with pytest.raises(BadInput, match=r"workload\.arrivals\.window: 1e-06 s makes 29\d* windows of 29 s"):
+        build(images({"requests": None, "trace": {"file": str(tmp_path / "t.csv")}, "arrivals": arrivals}))
 
 
 CLOSED = {"process": "closed", "clients": 2}
