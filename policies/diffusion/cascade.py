@@ -3,7 +3,7 @@
 After DiffServe (Ahmad et al., MLSys 2025, arXiv 2411.15381): a light model answers first, a discriminator says how
 confident it is in the image, and only what lies below a threshold goes on to a heavy model. DiffServe sets the
 threshold by load, together with batch sizes and the number of GPUs of each model, with an integer program every few
-seconds. Here the threshold follows the heavy model's queue as it is at that moment: *threshold* while nobody is in it,
+seconds. Here the threshold follows the heavy model's queue at that moment: *threshold* while nobody is in it,
 falling in a straight line to 0 when *full* batches of it are there. Batch sizes and GPUs are the deployment's. Nobody
 goes on who would be late by it if the heavy model served it alone after those that are there.
 
