@@ -94,7 +94,7 @@ def by_hand(sent: Sequence[TokenRequest], most: int, budget: int, sequences: int
 rows = st.lists(st.tuples(st.floats(0.0, 3.0), st.integers(1, 90), st.integers(1, 12)), min_size=1, max_size=16)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(rows, st.lists(st.sampled_from("abcdz"), min_size=16, max_size=16), st.integers(1, 3))
 def test_a_run_is_that_of_vllms_rules(asked: list, names: list[str], most: int) -> None:
     sent = of_classes(sorted(asked), names[: len(asked)])
