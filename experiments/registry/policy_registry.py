@@ -298,6 +298,7 @@ ASKED = {
     "decide": ("view", "now"),
     "ended": ("batch", "view", "now"),
     "removed": ("task", "view", "now"),
+    "onward": ("task", "view", "now"),
 }
 
 
