@@ -50,6 +50,18 @@ class Group:
         self.service += service
         self.entitled += service / request.weight
 
+    def ended_together(self, met: np.ndarray, e2el: np.ndarray, service: np.ndarray, weights: np.ndarray) -> None:
+        """Several have ended, one after the other: which of them *met* their SLO, after how many seconds, with what
+        service and of what weight."""
+        kept = int(np.count_nonzero(met))
+        for outcome, many in ((Outcome.MET, kept), (Outcome.LATE, len(met) - kept)):
+            if many:
+                self.outcomes[outcome] += many
+        self.e2el.frombytes(e2el.tobytes())
+        self.service += int(service.sum())
+        for share in (service / weights).tolist():  # in the order of `ended`, on which the last digits hang
+            self.entitled += share
+
     @property
     def attainment(self) -> float:
         """The share of its requests that met their SLO."""
@@ -147,6 +159,8 @@ class StepQuality:
                 self.run += run
                 skipped += task.asked - run
                 worth = task.stage.actions.worth(run, task.asked)
+                if task.confidence is not None and not task.onward:
+                    worth *= task.stage.actions.kept(task.confidence)
         self.finished += 1
         self.skipped += skipped
         self.worth += worth

@@ -31,7 +31,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from .json_lines import JsonLines, lines_of
+from .json_lines import JsonLines
 from .metrics import Summary
 from .policy import Batch
 from .request import Request, Task
@@ -187,13 +187,12 @@ class RunFolder(Recorder):
         super().batch(batch)
         self._batches.add(batch_record(batch))
 
-    def ended_together(self, records: Mapping[str, Any]) -> None:
-        """Write requests that the summary has: *records* is as `request_record` gives one, with columns in place of
-        what differs between them (`servetwin.core.json_lines.lines_of`)."""
-        self._requests.add_lines(lines_of(records))
+    def ended_together(self, lines: Sequence[bytes]) -> None:
+        """Write requests that the summary has, given as lines (`servetwin.core.json_lines.lines_of`)."""
+        self._requests.add_lines(lines)
 
     def batches_together(self, lines: Sequence[bytes]) -> None:
-        """Write batches that the summary has, given as lines."""
+        """Likewise of batches."""
         self._batches.add_lines(lines)
 
     def close(self, *, complete: bool = True) -> None:

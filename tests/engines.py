@@ -11,6 +11,7 @@ from servetwin.core import Module, Pipeline, Recorder, Repeat, ServingLoop
 from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.llm import ALL, EngineLimits, Step, TokenPolicy, TokenRequest, TokenSLO, TokenView
 from servetwin.core.llm.batch import TokenBatch
+from servetwin.core.llm.serving.adapter_engine import AdapterView
 from servetwin.core.llm.serving.worker import Host, TokenWorker
 from servetwin.core.llm.speculation import Speculation, SpeculativeView
 from servetwin.core.records import request_record
@@ -122,7 +123,7 @@ def requests(*rows: tuple[float, int, int], limit: int | None = None) -> list[To
 
 def view_of(times: Linear, limits: EngineLimits, slo: TokenSLO | None = None, module: str = "llm") -> TokenView:
     (stage,) = Pipeline([Module(module, loop=True)], []).stages([[module]])
-    kind = SpeculativeView if limits.num_speculative_tokens else TokenView
+    kind = AdapterView if limits.max_loras else SpeculativeView if limits.num_speculative_tokens else TokenView
     return kind(
         stage,
         limits,

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from ..errors import PolicyFault
 from ..llm.policy import Step
-from ..llm.request import CachingTask, HandedTask, TokenRequest, TokenTask
+from ..llm.request import AdapterTask, CachingTask, HandedTask, TokenRequest, TokenTask
 from ..llm.speculation import SpeculativeTask
 from ..pipeline import Stage
 from ..policy import Decision
@@ -32,6 +32,7 @@ WRITABLE = frozenset(
         *HandedTask.__slots__,
         *ActingTask.__slots__,
         *SpeculativeTask.__slots__,
+        *AdapterTask.__slots__,
         *Request.__slots__,
         *TokenRequest.__slots__,
         "generated",

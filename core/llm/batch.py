@@ -29,10 +29,10 @@ class TokenBatch(Batch):
     """One engine step, or *count* equal decode steps on end.
 
     *prefill* holds (task, tokens, context before); *decode* tasks decode, whose computed tokens sum to *context*
-    before the (first) step. *chosen* are those tasks if they are not all that can. *preempted* are those that lost
-    their memory for this step, *swapped* the blocks that move to and from the host before it, *free* those that were
-    free when it was launched. An executor sets *took*, the seconds of the (last) step, besides what it sets of any
-    `Batch`.
+    before the (first) step. *chosen* are those tasks if they are not all that can. *preempted* are those that
+    lost their memory for this step, *swapped* the blocks that move to and from the host before it (or adapters
+    that come, where an engine has such), *free* those that were free when it was launched. An executor sets
+    *took*, the seconds of the (last) step, besides what it sets of any `Batch`.
     """
 
     iterations = 1

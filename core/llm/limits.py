@@ -24,7 +24,9 @@ class EngineLimits:
     cache does it (`servetwin.core.llm.serving.freed_blocks`); blocks are not shared among requests. With
     *enable_prefix_caching* they are: vLLM's prefix cache whole (`servetwin.core.llm.prefix_cache`). With
     *num_speculative_tokens* so many drafts are verified of each that decodes (`servetwin.core.llm.speculation`). With
-    *host_blocks* the prefix cache has so many more in host memory (`servetwin.core.llm.host_tier`).
+    *host_blocks* the prefix cache has so many more in host memory (`servetwin.core.llm.host_tier`). With
+    *max_loras* the requests that run have so many *adapters* at most, of which each class has one
+    (`servetwin.core.llm.serving.adapter_engine`).
     """
 
     blocks: int
@@ -40,6 +42,8 @@ class EngineLimits:
     enable_prefix_caching: bool = False
     num_speculative_tokens: int = 0
     host_blocks: int = 0
+    max_loras: int = 0
+    adapters: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("blocks", "block_size", "max_batched_tokens", "max_sequences"):
@@ -60,6 +64,7 @@ class EngineLimits:
         if self.host_blocks < 0 or (self.host_blocks and not self.enable_prefix_caching):
             raise BadInput(f"host_blocks is {self.host_blocks}", right="0, or 1 or more with enable_prefix_caching")
         self._check_speculation()
+        self._check_adapters()
         if self.stamp not in ("sent", "seen"):
             raise BadInput(f"stamp is {self.stamp!r}", right="'sent' or 'seen'")
 
@@ -75,6 +80,19 @@ class EngineLimits:
         with_it = [name for name, on in others.items() if on]
         if self.num_speculative_tokens and with_it:
             raise BadInput(f"what {with_it[0]} does where tokens are drafted is not known", right="one of them")
+
+    def _check_adapters(self) -> None:
+        if self.max_loras < 0 or (self.adapters and not self.max_loras):
+            raise BadInput(f"max_loras is {self.max_loras}", right="1 or more, for adapters")
+        others = {
+            "keep_freed": self.keep_freed,
+            "enable_prefix_caching": self.enable_prefix_caching,
+            "preemption: swap": self.preemption == "swap",
+            "num_speculative_tokens": self.num_speculative_tokens > 0,
+        }
+        with_it = [name for name, on in others.items() if on]
+        if self.max_loras and with_it:
+            raise BadInput(f"what {with_it[0]} does with adapters is not known", right="one of them")
 
     @property
     def tokens_per_decode(self) -> int:

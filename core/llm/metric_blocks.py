@@ -7,7 +7,7 @@ the same operations on the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,7 +23,7 @@ class TokenBlock:
 
     *sent* is when the client sent it, *arrival* when the engine saw it, *first* and *last* when its first and its
     last token came out. *prompts* is in tokens; *counts* are the tokens that it generated: the first, and from
-    ``ends[begins]`` on one at each entry of *ends*.
+    ``ends[begins]`` on one at each entry of *ends*. *classes* names the class of each, if any has one.
     """
 
     sent: np.ndarray
@@ -34,9 +34,24 @@ class TokenBlock:
     last: np.ndarray
     begins: np.ndarray
     ends: np.ndarray
+    classes: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.sent)
+
+    def by_class(self) -> Iterator[tuple[str, np.ndarray | slice, TokenBlock]]:
+        """Each class with the places of its requests in the block, and a block of them alone."""
+        if not self.classes:
+            yield "", slice(None), self
+            return
+        each = np.array(self.classes)
+        for name in dict.fromkeys(self.classes):
+            at = np.flatnonzero(each == name)
+            sent, arrival, first, last = self.sent[at], self.arrival[at], self.first[at], self.last[at]
+            own = TokenBlock(
+                sent, arrival, self.prompts[at], self.counts[at], first, last, self.begins[at], self.ends
+            )
+            yield name, at, own
 
     @cached_property
     def tpot(self) -> np.ndarray:

@@ -11,17 +11,18 @@ False
 from __future__ import annotations
 
 from array import array
+from collections.abc import Mapping
 from math import inf
 from typing import Any
 
 import numpy as np
 
-from ..group_metrics import Tokens
+from ..group_metrics import Group, Tokens
 from ..metrics import Summary, quantiles
 from ..request import Request
 from ..slo import latest, slack
 from .metric_blocks import TokenBlock
-from .request import CachingTask, HandedTask, TokenTask
+from .request import AdapterTask, CachingTask, HandedTask, TokenTask
 from .slo import _STEPS, _SUMS, LimitsSLO, TokenDeadlines, TokenLimits, _longer, sent_at, task_limits
 from .speculation import SpeculativeTask
 from .token_gaps import Gaps
@@ -80,6 +81,7 @@ class StageTokens:
         self.cache_queries = self.cache_hits = self.cache_hits_again = 0
         self.handed = 0  # whose KV went from one engine to another; how long it waited for that, and was on its way
         self.handing_wait = self.handing = 0.0
+        self.adapters, self.adapter_loads = False, 0
         self.host_hits = 0  # of the tokens found in a prefix cache those that were in host memory alone
         self.verified = self.drafted = self.accepted = 0  # steps that drafted, and tokens
         self.ttft, self.tpot, self.e2el = array("d"), array("d"), array("d")
@@ -105,6 +107,9 @@ class StageTokens:
             self.handed += 1
             self.handing_wait += task.sent - task.prefilled
             self.handing += task.handed - task.sent
+        elif type(task) is AdapterTask:
+            self.adapters = True
+            self.adapter_loads += task.adapter_loads
         elif type(task) is SpeculativeTask:
             self.verified += task.verified
             self.drafted += task.drafted
@@ -146,13 +151,13 @@ class StageTokens:
             if limits is not None and task_limits(task, limits):
                 self.within_limits += 1
 
-    def ended_block(self, block: TokenBlock) -> np.ndarray:
-        """Those of *block* have generated all their tokens; gives which of them kept the SLO of their tokens.
+    def ended_block(self, block: TokenBlock) -> tuple[np.ndarray, np.ndarray | None]:
+        """Those of *block* have generated all their tokens; gives which of them kept the SLO of their tokens, and how
+        many tokens of each came in time, if single tokens have deadlines.
 
         To the bit what `ended` gives of one after the other.
         """
-        slo, limits, many = self.slo, self.limits, len(block)
-        kept = np.ones(many, dtype=bool)
+        many = len(block)
         self.first_arrival = min(self.first_arrival, float(block.arrival.min()))
         self.last_finish = max(self.last_finish, float(block.last[-1]))
         tokens = int(block.counts.sum())
@@ -161,22 +166,40 @@ class StageTokens:
         self.prompt_tokens += int(block.prompts.sum())
         self.completed += many
         self.itl.add_counted(*block.gaps())
-        if slo is not None:
-            counts, firsts, lasts = on_time_of_block(block, slo)
+        kept, on_time = self._kept(block)
+        if on_time is not None:
+            counts, firsts, lasts = on_time
             self.on_time += int(counts.sum())
             first = int(np.count_nonzero(firsts))
             self.first_on_time += first
             self.late_firsts += many - first
             self.last_on_time += int(np.count_nonzero(lasts))
-            kept = counts == block.counts if slo.meets == "all" else _last_kept(block, slo)
-        elif isinstance(self.promise, LimitsSLO):
-            kept = limits_of_block(block, self.promise.limits)
         self.ttft.frombytes((block.first - block.sent).tobytes())
         self.e2el.frombytes((block.last - block.sent).tobytes())
         self.tpot.frombytes(block.tpot[block.counts > 1].tobytes())
-        if limits is not None:
-            self.within_limits += int(np.count_nonzero(limits_of_block(block, limits)))
-        return kept
+        return kept, None if on_time is None else on_time[0]
+
+    def _kept(self, block: TokenBlock) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Which of *block* kept the SLO of their tokens, and what `on_time_of_block` gives of all; and counts who
+        kept the limits that are reported beside."""
+        many, promise = len(block), self.promise
+        kept = np.ones(many, dtype=bool)
+        on_time = np.empty(many, dtype=int), np.empty(many, dtype=bool), np.empty(many, dtype=bool)
+        if promise is None:
+            return kept, None
+        for name, places, part in block.by_class():
+            own = promise.for_class(name)
+            limited = isinstance(own, LimitsSLO)
+            if self.slo is not None or not limited:
+                for column, found in zip(on_time, on_time_of_block(part, own), strict=True):
+                    column[places] = found
+            if limited and own.limits is not None:
+                kept[places] = limits_of_block(part, own.limits)
+            else:
+                kept[places] = on_time[0][places] == part.counts if own.meets == "all" else _last_kept(part, own)
+            if self.limits is not None and own.limits is not None:
+                self.within_limits += int(np.count_nonzero(limits_of_block(part, own.limits)))
+        return kept, None if self.slo is None else on_time
 
     def as_dict(self, duration: float) -> dict[str, Any]:
         """Tokens and requests per second over *duration* (seconds), latencies in milliseconds.
@@ -206,6 +229,8 @@ class StageTokens:
             out["handovers"] = self.handed
             out["mean_handover_wait_ms"] = self.handing_wait / self.handed * 1000.0
             out["mean_handover_ms"] = self.handing / self.handed * 1000.0
+        if self.adapters:
+            out["adapter_loads"] = self.adapter_loads
         if self.verified:
             out["spec_decode_num_drafts"] = self.verified
             out["spec_decode_num_draft_tokens"], out["spec_decode_num_accepted_tokens"] = self.drafted, self.accepted
@@ -277,6 +302,27 @@ class TokenSummary(Summary):
                     tokens.ttft.append(task.first_token - sent_at(task))
                     if task.generated > 1:
                         tokens.tpot.append((task.finished - task.first_token) / (task.generated - 1))
+
+    def count_block(
+        self, block: TokenBlock, met: np.ndarray, on_time: np.ndarray | None, terms: Mapping[str, Any]
+    ) -> None:
+        """Count those of *block*, whose only stage this is, for their classes and tenants: which *met* their SLO,
+        and how many tokens of each were *on_time*. *terms* has *tenant* and *weight* of each class."""
+        tenants = [terms[name].tenant for name in block.classes]
+        weights = np.array([terms[name].weight for name in block.classes])
+        for names, groups in ((block.classes, self.groups.classes), (tenants, self.groups.tenants)):
+            each = np.array(names)
+            for name in filter(None, dict.fromkeys(names)):
+                at = np.flatnonzero(each == name)
+                group = groups.setdefault(name, Group())
+                first, last, sent, counts = block.first[at], block.last[at], block.sent[at], block.counts[at]
+                group.ended_together(met[at], last - sent, block.prompts[at] + counts, weights[at])
+                tokens = group.tokens = group.tokens or Tokens()
+                tokens.deadlines = tokens.deadlines or on_time is not None
+                tokens.output += int(counts.sum())
+                tokens.on_time += int(on_time[at].sum()) if on_time is not None else 0
+                tokens.ttft.frombytes((first - sent).tobytes())
+                tokens.tpot.frombytes(block.tpot[at][counts > 1].tobytes())
 
     def as_dict(self) -> dict[str, Any]:
         """As of `Summary`, with ``llm``: the tokens of each LLM stage; those of a single one stand at the top too."""

@@ -332,6 +332,23 @@ class CachingTask(TokenTask):
         return said
 
 
+class AdapterTask(TokenTask):
+    """A visit to an engine with LoRA adapters: *adapter* is that of its request (None: the model as it is), which was
+    brought to the device for it *adapter_loads* times."""
+
+    __slots__ = ("adapter", "adapter_loads")
+
+    def __init__(
+        self, request: Request, stage: Stage, queued: float, worker: Place | None, prompt: int, limit: int
+    ) -> None:
+        super().__init__(request, stage, queued, worker, prompt, limit)
+        self.adapter: str | None = None
+        self.adapter_loads = 0
+
+    def details(self, tokens: bool = True) -> dict[str, Any]:
+        return {**super().details(tokens), "adapter": self.adapter, "adapter_loads": self.adapter_loads}
+
+
 class HandedTask(TokenTask):
     """A visit that begins at an engine that prefills and goes on at one that decodes
     (`servetwin.core.llm.serving.pools`).

@@ -158,6 +158,10 @@ class TokenDeadlines(CumulativeSLO):
     def for_task(self, task: TokenTask) -> TokenDeadlines:
         return self
 
+    def for_class(self, name: str) -> TokenDeadlines:
+        """What holds for requests of the class of that name."""
+        return self
+
     @property
     def counts_tokens(self) -> bool:
         """Whether single tokens have deadlines by which they are counted."""
@@ -273,8 +277,11 @@ class TokenSLOByClass(TokenDeadlines):
         return cls(*scales, usual.prefill_alone, usual.meets, limits, usual=usual, by_class=by_class)
 
     def for_task(self, task: TokenTask) -> TokenDeadlines:
+        return self.for_class(task.request.class_name)
+
+    def for_class(self, name: str) -> TokenDeadlines:
         assert self.usual is not None
-        return self.by_class.get(task.request.class_name, self.usual)
+        return self.by_class.get(name, self.usual)
 
     def told(self, task: TokenTask) -> dict[str, Any]:
         return self.for_task(task).told(task)

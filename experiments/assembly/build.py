@@ -32,6 +32,7 @@ from servetwin.core import (
 from servetwin.core.errors import PolicyFault, Stopped
 from servetwin.core.group_metrics import StepQuality
 from servetwin.core.llm import TokenPolicy, TokenSLO, TokenView
+from servetwin.core.llm.serving.adapter_engine import AdapterView
 from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.core.llm.speculation import SpeculativeView
 from servetwin.core.serving.acting_worker import ActingWorker
@@ -334,7 +335,8 @@ def make_workers(experiment: Experiment, stages: list[Stage], profiles: dict[str
             if spec.engine is not None and spec.engine.options:
                 plans = engine_options.planned(spec, experiment, profiles, plans)
             promised = (profile,) if spec.role is None else handovers.profiles_by_role(experiment, spec, profiles)
-            engine_view = (SpeculativeView if settings.limits.num_speculative_tokens else TokenView)(
+            view_kind = AdapterView if settings.limits.max_loras else TokenView
+            engine_view = (SpeculativeView if settings.limits.num_speculative_tokens else view_kind)(
                 stage,
                 settings.limits,
                 estimate_prefill=plans.prefill,

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from servetwin.core import BadInput
 from servetwin.core.llm.speculation import Speculation
+from servetwin.profiles.llm.adapter_steps import AdapterSteps
 from servetwin.profiles.llm.kv_fp8 import Fp8Table
 from servetwin.profiles.llm.speculative_steps import (
     DraftModel,
@@ -21,7 +22,7 @@ from servetwin.profiles.llm.speculative_steps import (
     StatedDrafts,
     Steps,
 )
-from servetwin.profiles.tables.costs import DRAFT, FP8_KV, SWAP
+from servetwin.profiles.tables.costs import DRAFT, FP8_KV, LORA_LOAD, LORA_SLOWDOWN, SWAP
 
 from ..spec.experiment import Experiment, WorkerSpec
 from ..spec.llm import EngineSpec, SpeculativeConfig
@@ -60,6 +61,10 @@ def stands_on(experiment: Experiment) -> list[str]:
             if config.draft is not None and config.draft.source is not None:
                 each = f" and {config.draft.seconds_each:g} s a sequence" if config.draft.seconds_each else ""
                 said[f"drafts take {config.draft.seconds:g} s a step{each}: {config.draft.source}"] = None
+        if engine is not None and (lora := engine.lora) is not None and lora.source is not None:
+            numbers = {"loading one takes {:g} s": lora.load_seconds, "steps take {:g} times as long": lora.slowdown}
+            told = [text.format(number) for text, number in numbers.items() if number is not None]
+            said[f"adapters: {', '.join(told) or 'as the profile says'}: {lora.source}"] = None
         if engine is not None and (host := engine.kv_offloading) is not None and host.gb_per_s is not None:
             said[
                 f"KV comes back from the host at {host.gb_per_s:g} GB/s, after {host.latency:g} s: {host.source}"
@@ -86,8 +91,8 @@ def table_of(spec: WorkerSpec, profile: Profile, table: TokenTable) -> TokenTabl
 def planned(spec: WorkerSpec, experiment: Experiment, profiles: Mapping[str, Profile], table: TokenTable) -> object:
     """What the policy of *spec*, an engine with options, plans with, by *table*: seconds as steps then take them."""
     own = table_of(spec, profiles[spec.device or ""], table)
-    assert spec.engine is not None
-    return own if spec.engine.speculative_config is None else _drafting(spec, experiment, profiles)(own)
+    made = _made(spec, experiment, profiles)
+    return own if made is None else made(own)
 
 
 def tables(experiment: Experiment, profiles: Mapping[str, Profile]) -> dict[str, Callable[[TokenTable], TokenTable]]:
@@ -119,14 +124,31 @@ def speculation_of(config: SpeculativeConfig, seed: int) -> Speculation:
     return Speculation(count, config.probabilities, 0 if config.method == "ngram" else count, seed)
 
 
-def steps(experiment: Experiment, profiles: Mapping[str, Profile]) -> dict[str, Callable[[Steps], SpeculativeSteps]]:
-    """What makes of the steps of an engine those with drafts, by the name of each worker that drafts. Raises
-    `BadInput` if it is not known what they take."""
-    return {
-        name: _drafting(spec, experiment, profiles)
-        for name, spec in _engines(experiment)
-        if spec.engine is not None and spec.engine.speculative_config is not None
-    }
+def steps(experiment: Experiment, profiles: Mapping[str, Profile]) -> dict[str, Callable[[Any], Any]]:
+    """What makes of the steps of an engine those with drafts, or with adapters, by the name of each worker that has
+    such. Raises `BadInput` if it is not known what they take."""
+    found = {name: _made(spec, experiment, profiles) for name, spec in _engines(experiment)}
+    return {name: made for name, made in found.items() if made is not None}
+
+
+def _made(spec: WorkerSpec, experiment: Experiment, profiles: Mapping[str, Profile]) -> Callable[[Any], Any] | None:
+    """What makes of steps those of *spec*; None if they are the same."""
+    assert spec.engine is not None
+    if spec.engine.lora is not None:
+        stated = spec.engine.lora.slowdown
+        slowdown = _of_adapters(spec, profiles, LORA_SLOWDOWN(), "slowdown") if stated is None else stated
+        return partial(AdapterSteps, factor=slowdown)
+    return None if spec.engine.speculative_config is None else _drafting(spec, experiment, profiles)
+
+
+def _of_adapters(spec: WorkerSpec, profiles: Mapping[str, Profile], cost: str, key: str) -> float:
+    """What the profile of *spec* says of adapters. Raises `BadInput` if it does not."""
+    profile = profiles[spec.device or ""]
+    if cost not in profile.costs:
+        what = f"nothing says what adapters cost: {profile.name} has no cost {cost}"
+        right = f"{key}: ..., and its source; or a profile with that cost"
+        raise BadInput(what, where=f"{ENGINE}.lora.{key}", right=right)
+    return profile.cost(cost).scalar()
 
 
 def _drafting(
@@ -174,11 +196,15 @@ def _draft_seconds(
 
 
 def swaps(experiment: Experiment, profiles: Mapping[str, Profile]) -> dict[str, Callable[[int], float]]:
-    """Seconds in which so many blocks come back from the host, by the name of each worker whose experiment states it.
-    Raises `BadInput` for those of which nobody says it."""
+    """Seconds in which so many blocks come back from the host, or adapters come, by the name of each worker of which
+    the experiment states it. Raises `BadInput` for those of which nobody says it."""
     found: dict[str, Callable[[int], float]] = {}
     for name, spec in _engines(experiment):
         engine, profile = spec.engine, profiles[spec.device or ""]
+        if engine is not None and engine.lora is not None and experiment.time.costs:
+            stated = engine.lora.load_seconds
+            each = _of_adapters(spec, profiles, LORA_LOAD(), "load_seconds") if stated is None else stated
+            found[name] = partial(_line, 0.0, each)
         if engine is None or engine.kv_offloading is None or not experiment.time.costs:
             continue
         said, data = engine.kv_offloading, profile.token_data

@@ -78,6 +78,8 @@ def settings_of(spec: WorkerSpec, profile: Profile) -> EngineSettings:
         enable_prefix_caching=given.enable_prefix_caching,
         num_speculative_tokens=given.speculative_config.num_speculative_tokens if given.speculative_config else 0,
         host_blocks=host_blocks_of(given.kv_offloading.gib, given, data, size) if given.kv_offloading else 0,
+        max_loras=given.lora.max_loras if given.lora else 0,
+        adapters=tuple(given.lora.adapters.items()) if given.lora else (),
     )
     ahead = engine.asynchronous if given.asynchronous is None else given.asynchronous
     return EngineSettings(limits, given.max_model_len or engine.max_model_len, ahead)
@@ -158,6 +160,9 @@ def check_engine(
     if limits.preemption == "swap" and experiment.time.costs and SWAP() not in profile.costs:
         what = f"{profile.name} does not say how long KV blocks take to the host and back (its cost kv.swap)"
         raise BadInput(what, where="deployment.workers: engine.preemption", right="recompute, or time.costs: false")
+    if settings.asynchronous and limits.max_loras:
+        what = "an engine with adapters decides a step when the one before is over, and this profile's does not"
+        raise BadInput(what, where="deployment.workers: engine.lora", right="asynchronous: false beside it")
     if settings.asynchronous and limits.host_blocks:
         what = "KV is brought back from the host where a step is decided when the one before is over"
         where = "deployment.workers: engine.kv_offloading"

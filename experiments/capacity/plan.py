@@ -154,22 +154,23 @@ def plan(path: Path, run: Runner, *, every: bool = False, asked: PlanFile | None
     `BadInput` before anything runs."""
     asked = asked or read(path)
     cases = _cases(asked, path)
-    drawn = True
+    drawn = False
     for case in cases:
         for count in case.kind.counts:
             experiment = case.make(count)
             if experiment.workload.in_turns:
                 what = "requests are sent when others are answered, so that each fleet would be sent others"
                 raise BadInput(what, where=f"{path}: extends", right="arrivals of their own (poisson, schedule)")
-            check_seeds(experiment, asked.seeds, f"{path}: seeds")
-            drawn = drawn and depends_on_seed(experiment)
+            if depends_on_seed(experiment):
+                check_seeds(experiment, asked.seeds, f"{path}: seeds")
+                drawn = True
     searches = [(case, _all_counts(case) if every else _least(case, asked.target)) for case in cases]
     wanted = {place: next(search) for place, (_, search) in enumerate(searches)}
     while wanted:
         points = [(place, searches[place][0].make(n)) for place, counts in wanted.items() for n in counts]
-        found = repeat([experiment for _, experiment in points], run, seeds=asked.seeds if drawn else 1)
+        found = _repeated([experiment for _, experiment in points], run, asked.seeds)
         for (place, experiment), point in zip(points, found, strict=True):
-            _keep(searches[place][0], experiment, point, asked.target, drawn)
+            _keep(searches[place][0], experiment, point, asked.target)
         following = {}
         for place in wanted:
             counts = next(searches[place][1], None)
@@ -177,6 +178,18 @@ def plan(path: Path, run: Runner, *, every: bool = False, asked: PlanFile | None
                 following[place] = counts
         wanted = following
     return _answer(asked, cases, drawn)
+
+
+def _repeated(experiments: Sequence[Experiment], run: Runner, seeds: int) -> list[Repeated]:
+    """Each of *experiments* with so many *seeds*; one of which nothing is drawn is run once, and the same in all."""
+    found: dict[int, Repeated] = {}
+    for drawn in (True, False):
+        places = [place for place, experiment in enumerate(experiments) if depends_on_seed(experiment) == drawn]
+        same = repeat([experiments[place] for place in places], run, seeds=seeds if drawn else 1) if places else []
+        for place, point in zip(places, same, strict=True):
+            point.rows = point.rows if drawn else point.rows * seeds
+            found[place] = point
+    return [found[place] for place in range(len(experiments))]
 
 
 def _cases(asked: PlanFile, path: Path) -> list[_Case]:
@@ -236,11 +249,11 @@ def _least(case: _Case, target: float) -> Generator[list[int], None, None]:
             return
 
 
-def _keep(case: _Case, experiment: Experiment, point: Repeated, target: float, drawn: bool) -> None:
+def _keep(case: _Case, experiment: Experiment, point: Repeated, target: float) -> None:
     prices, count = experiment.deployment.prices, experiment.deployment.replicas
     assert prices is not None
     found = point.attainment(LEVEL)
-    if not drawn:  # the run is what it is
+    if not depends_on_seed(experiment):  # the run is what it is
         found = Interval(found.mean, found.mean, found.mean, 1)
     verdict = "holds" if found.low >= target else "may hold" if found.high >= target else "does not hold"
     dollars = count * sum(price.per_hour for price in prices.values())

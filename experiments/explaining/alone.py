@@ -81,7 +81,7 @@ class Alone:
 
     def __init__(self, experiment: Experiment) -> None:
         refuse(experiment, "an explanation")
-        engine_options.refuse(experiment, "an explanation", "a run without it", "speculative_config")
+        engine_options.refuse(experiment, "an explanation", "a run without it", "speculative_config", "lora")
         self.experiment = experiment = expanded(experiment)
         self.profiles = load_profiles(experiment)
         self.workers: dict[str, WorkerSpec] = {

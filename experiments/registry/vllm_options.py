@@ -8,7 +8,10 @@ from __future__ import annotations
 
 _HASHES = "contents of blocks are compared as the workload names them, which no hash can confuse"
 _THRESHOLD = "prompts are cut by the budget of a step alone, so other steps would run"
-_LORA = "no adapters are loaded or swapped, and the step times of profiles are those of the model alone"
+_LORA = (
+    "step times of profiles are those of the model alone; in simulation an engine has `lora` "
+    "(docs/guides/engine-options.md)"
+)
 _SPECULATION = (
     "profiles are of engines that draft no tokens; in simulation an engine has a `speculative_config` "
     "(docs/guides/engine-options.md)"
@@ -27,9 +30,7 @@ UNMODELLED: dict[str, str] = {
     "max_long_partial_prefills": _PARTIAL,
     "max_num_partial_prefills": _PARTIAL,
     "enable_lora": _LORA,
-    "lora": _LORA,
     "lora_modules": _LORA,
-    "max_loras": _LORA,
     "max_lora_rank": _LORA,
     "speculative_model": _SPECULATION,
     "speculative_decoding": _SPECULATION,
@@ -65,6 +66,7 @@ CALLED_HERE: dict[str, str] = {
     "preemption_mode": "preemption",
     "gpu_memory_utilization": "blocks",
     "kv_offloading_size": "engine: {kv_offloading: {gib: ...}}, of the worker",
+    "max_loras": "engine: {lora: {max_loras: ...}}, of the worker",
     "tensor_parallel_size": "a profile that was taken at that degree",
 }
 

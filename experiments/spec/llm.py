@@ -208,6 +208,19 @@ class KVOffloading(Strict):
     source: Annotated[str, Field(min_length=1)] | None = None
 
 
+class Adapters(Strict):
+    """LoRA adapters: requests of a class have that of *adapters* (class -> adapter), others none. Those that run have
+    *max_loras* of them at most, and as many are on the device; bringing one there takes *load_seconds*, and each step
+    takes *slowdown* times as long as the model's alone, of which *source* says where they come from; what it leaves
+    out the profile says (its costs `lora.load` and `lora.slowdown`)."""
+
+    max_loras: Count
+    adapters: Annotated[dict[str, str], Field(min_length=1)]
+    load_seconds: Annotated[float, Field(ge=0, le=3600)] | None = None
+    slowdown: Annotated[float, Field(ge=0.1, le=100)] | None = None
+    source: Annotated[str, Field(min_length=1)] | None = None
+
+
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -263,7 +276,7 @@ class EngineSpec(Strict):
     which vLLM has on by default), as far as the workload says what they begin with. With *kv_cache_dtype* "fp8" keys
     and values take half the memory, and attention to them what *fp8_attention* says, or else the profile (its costs
     `kv.fp8.decode` and `kv.fp8.prefill`). *speculative_config*: a step gives a sequence several tokens.
-    *kv_offloading*: the prefix cache goes on in host memory.
+    *kv_offloading*: the prefix cache goes on in host memory. *lora*: classes of requests have adapters.
     """
 
     blocks: Count | None = None
@@ -283,6 +296,7 @@ class EngineSpec(Strict):
     fp8_attention: Fp8Attention | None = None
     speculative_config: SpeculativeConfig | None = None
     kv_offloading: KVOffloading | None = None
+    lora: Adapters | None = None
 
     @property
     def options(self) -> list[str]:
@@ -292,7 +306,7 @@ class EngineSpec(Strict):
 
 
 #: Keys of an engine that files say nothing of where they are not asked for (docs/guides/engine-options.md).
-OPTIONS = ("kv_cache_dtype", "fp8_attention", "speculative_config", "kv_offloading")
+OPTIONS = ("kv_cache_dtype", "fp8_attention", "speculative_config", "kv_offloading", "lora")
 
 
 def drop_options(engine: dict[str, Any] | None) -> None:

@@ -9,6 +9,7 @@ from servetwin.core import BadInput
 from ..registry.catalog import suggest
 from .experiment import Experiment, FixedSLO, Gamma, Misfit, WorkerSpec, Workload
 from .llm import (
+    Adapters,
     ChoiceTokens,
     ConstantTokens,
     EngineSpec,
@@ -151,6 +152,8 @@ def _check_workers(experiment: Experiment, modules: list[str]) -> None:
             raise Misfit((*path, "engine", key), what, right)
         if engine is not None:
             _check_options((*path, "engine"), engine)
+            if engine.lora is not None:
+                _check_adapters((*path, "engine"), worker, engine.lora, experiment)
             if engine.speculative_config is not None:
                 _check_speculation((*path, "engine"), worker, engine.speculative_config, experiment)
         if worker.engine is not None and not served:
@@ -186,6 +189,32 @@ def _check_options(path: tuple[str | int, ...], engine: EngineSpec) -> None:
     if fp8 and engine.preemption == "swap":
         what = "what moving blocks of KV in fp8 takes is not known: kv.swap is of blocks that take twice the bytes"
         raise Misfit((*path, "preemption"), what, "recompute, or kv_cache_dtype: auto")
+
+
+def _check_adapters(path: tuple[str | int, ...], worker: WorkerSpec, lora: Adapters, experiment: Experiment) -> None:
+    """Whether the classes that have adapters are there, and nothing else is asked for of which it is not known how it
+    goes with them."""
+    engine, classes = worker.engine, experiment.workload.classes
+    assert engine is not None
+    for name in lora.adapters:
+        if name not in classes:
+            what = f"there is no class {name!r} of requests that could have an adapter"
+            right = suggest(name, classes) if classes else "workload: {classes: {chat: {share: 1}}}, say"
+            raise Misfit((*path, "lora", "adapters", name), what, right)
+    others: dict[str, bool] = {
+        "enable_prefix_caching": engine.enable_prefix_caching,
+        "keep_freed": engine.keep_freed,
+        "asynchronous": bool(engine.asynchronous),
+        "preemption": engine.preemption == "swap",
+        "speculative_config": engine.speculative_config is not None,
+    }
+    for key in [key for key, on in others.items() if on]:
+        right = {"preemption": "recompute", "speculative_config": "null"}.get(key, "false")
+        raise Misfit((*path, key), "what that does with adapters is not known", right)
+    if worker.role is not None:
+        raise Misfit((*path[:-1], "role"), "an engine with adapters does both, prefill and decode", "no role")
+    if (lora.load_seconds is not None or lora.slowdown is not None) and lora.source is None:
+        raise Misfit((*path, "lora", "source"), "nothing says where the numbers come from", "source: ...")
 
 
 def _check_speculation(

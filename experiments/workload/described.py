@@ -11,13 +11,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain, islice, repeat
+from itertools import chain, islice, repeat, tee
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from servetwin.core import BadInput, Request, Shape
 from servetwin.core.llm import Follows, TokenRequest
 from servetwin.core.random_streams import stream
+from servetwin.sim.llm.request_columns import ClassTerms, TokenColumns
 
 from ..registry.catalog import suggest
 from ..spec.experiment import Experiment, RelativeSLO, RequestClass, Workload
@@ -171,6 +173,36 @@ def described(
             begins = {m: c for m, c in begins.items() if m not in own.begins} | (prefixes.next_of(own.begins) or {})
         terms["prefix"] = begins or None
         yield _token_request(i, at, lengths, predictors, experiment, seconds, work, terms)
+
+
+def columns_of_classes(
+    experiment: Experiment, slo: Seconds, due: Iterator[float], contexts: Mapping[str, int], trace: TraceFile | None
+) -> TokenColumns | None:
+    """What `described` gives, as numbers, where requests come to one language model and classes are all that they say
+    more of themselves; else None."""
+    load, seed = experiment.workload, experiment.seed
+    if len(load.lengths) != 1 or load.shape is not None or load.steps or (trace is not None and trace.overview.terms):
+        return None
+    ((module, lengths),) = load.lengths.items()
+    every = [lengths, *[own for each in load.classes.values() for own in each.lengths.values()]]
+    if any(spec.after is not None or spec.prefix is not None or spec.predict is not None for spec in every):
+        return None
+    if any(own.steps or own.shape is not None for own in load.classes.values()):
+        return None
+    terms = {
+        name: ClassTerms(slo({}, name, None), own.priority, own.tenant, own.weight)
+        for name, own in load.classes.items()
+    }
+    own_lengths = {
+        name: triples(module, own.lengths[module], contexts[module], seed=seed, of=name)
+        for name, own in load.classes.items()
+        if module in own.lengths
+    }
+    usual = triples(module, lengths, contexts[module], seed=seed, trace=trace)
+    drawn = zip(usual, class_names(load, trace, seed), strict=False)
+    rows = ((*(next(own_lengths[name]) if name in own_lengths else sizes), name) for sizes, name in drawn)
+    prompts, limits, outputs, names = (map(itemgetter(i), column) for i, column in enumerate(tee(rows, 4)))
+    return TokenColumns(module, due, prompts, limits, outputs, names, slo=slo({}, "", None), terms=terms)
 
 
 def _factor(experiment: Experiment, class_name: str, trace: TraceFile | None) -> float:

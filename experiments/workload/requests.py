@@ -22,7 +22,7 @@ from ..spec.schedule_validation import ends, follows
 from ..spec.sessions import ClosedLoop, TraceTurns
 from ..spec.shapes import TraceShape
 from . import predictions, prefixes
-from .described import check_classes, counted, described
+from .described import check_classes, columns_of_classes, counted, described
 from .draws import arrival_times, arrivals_by_class, last_due, steps_of, tokens_of
 from .lengths import Cuts, cuts, triples, usual_limit
 from .seed_effect import kept_draws
@@ -303,6 +303,10 @@ def requests(
     if not given and (delay or stretch != 1.0):
         due = (at * stretch + i * delay for i, at in enumerate(due))
     due = islice(due, load.requests)
+    if says_more and not modules and not given:
+        columns = columns_of_classes(experiment, slo, due, contexts or {}, trace)
+        if columns is not None:
+            return columns
     if says_more:
         return described(experiment, slo, due, modules, works, contexts or {}, trace)
     if len(load.lengths) == 1 and not modules and not given:
@@ -316,7 +320,8 @@ def requests(
                 prompts = tokens_of(lengths.prompt, f"prompts of {module}", seed=seed, trace=trace)
                 outputs = tokens_of(lengths.output, f"outputs of {module}", seed=seed, trace=trace)
                 tokens = [prompts, repeat(limit), outputs]
-            return TokenColumns(module, due, *tokens, slo=slo({}))
+            each_prompt, each_limit, each_output = tokens
+            return TokenColumns(module, due, each_prompt, each_limit, each_output, slo=slo({}))
     return _token_requests(experiment, slo, due, modules, works, contexts or {}, trace)
 
 

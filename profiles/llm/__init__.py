@@ -6,6 +6,7 @@
 `decode_surface`     the rule for noise, disturbed samples and the ends of rows in measured decode steps
 `kv_fp8`             steps of an engine that keeps keys and values in 8 bits
 `speculative_steps`  steps of an engine that drafts tokens
+`adapter_steps`      steps of an engine with LoRA adapters
 `step_grids`         tables of chunks over context, and of decodes beside chunks
 `hf_config`          a model's shape from its config.json
 `recent_load`        how much an engine has computed lately, and what that does to its steps

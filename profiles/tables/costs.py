@@ -238,6 +238,21 @@ DRAFT = CostName(
     "`speculative_config`, unless the experiment states it",
     _ENGINE,
 )
+LORA_LOAD = CostName(
+    "lora.load",
+    "seconds",
+    _VALUE,
+    "bringing a LoRA adapter to the device; needed by engines with `lora`, unless the experiment states it",
+    _ENGINE,
+)
+LORA_SLOWDOWN = CostName(
+    "lora.slowdown",
+    "ratio",
+    _VALUE,
+    "what steps take where layers have LoRA adapters, over what they take in this profile; likewise",
+    _ENGINE,
+    above=True,
+)
 STEP_BETWEEN = CostName(
     "step.between",
     "seconds",

@@ -7,7 +7,7 @@ of a block stands in it as columns.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -97,9 +97,25 @@ class ColumnRecords:
         told |= {name: Column(texts_of(values)) for name, values in zip(names, columns, strict=False)}
         return lines_of(batch_record(like) | told | {"id": Column(number)})
 
-    def ended(self, like: TokenTask, block: TokenBlock, met: np.ndarray, columns: dict[str, np.ndarray]) -> None:
+    def ended(
+        self,
+        like: Mapping[str, TokenTask],
+        block: TokenBlock,
+        met: np.ndarray,
+        columns: Mapping[str, np.ndarray],
+    ) -> None:
         """Those of *block* have ended, some of which *met* their SLO. *columns* holds *id*, *deadline*, *admitted*,
-        *started* and *limit* of each; *like* is one of them, of which is told what they have in common."""
+        *started* and *limit* of each; *like* has one of each class, of which is told what these have in common."""
+        made = np.empty(len(block), dtype=object)
+        for name, places, part in block.by_class():
+            own = {of: column[places] for of, column in columns.items()}
+            made[places] = self._requests(like[name], part, met[places], own)
+        self.folder.ended_together(made.tolist())
+
+    def _requests(
+        self, like: TokenTask, block: TokenBlock, met: np.ndarray, columns: Mapping[str, np.ndarray]
+    ) -> list[bytes]:
+        """The lines of those of one class."""
         folder, last = self.folder, block.last
         record = request_record(like.request, tokens=False)
         deadline = {"deadline": columns["deadline"]} if record["deadline"] is not None else {}
@@ -117,8 +133,8 @@ class ColumnRecords:
             )
         promise: Any = folder.promises.get(stay["stage"])
         if promise is not None:
-            stay |= promise.told_of_block(block)
-        folder.ended_together(record)
+            stay |= promise.for_class(like.request.class_name).told_of_block(block)
+        return lines_of(record)
 
 
 def promises_alone(folder: RunFolder, engine: TokenEngine) -> bool:

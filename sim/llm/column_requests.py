@@ -48,6 +48,7 @@ class ColumnRequests:
         "arrivals",
         "batches",
         "buckets",
+        "classes",
         "client",
         "counted",
         "done",
@@ -99,6 +100,7 @@ class ColumnRequests:
         self.prompts: list[int] = []
         self.limits: list[int] = []
         self.outputs: list[int] = []
+        self.classes: list[str] = []
         self.lengths: list[int] = []  # the less of both
         self.admits: list[float] = []  # when each was taken in
         self.starts: list[float] = []  # when its prompt was begun
@@ -131,15 +133,17 @@ class ColumnRequests:
         if self.records is not None:
             self.records.open()
         if row is not None:
-            self.first, arrival, prompt, limit, output = row
-            self._add([arrival], [prompt], [limit], [output])
+            self.first, arrival, prompt, limit, output, name = row
+            self._add([arrival], [prompt], [limit], [output], [name])
             self._read()
 
     def _read(self) -> None:
         self._add(*self.source.read(self.ahead))
         self.ahead = min(2 * self.ahead, FAR_AHEAD)
 
-    def _add(self, arrivals: list[float], prompts: list[int], limits: list[int], outputs: list[int]) -> None:
+    def _add(
+        self, arrivals: list[float], prompts: list[int], limits: list[int], outputs: list[int], classes: list[str]
+    ) -> None:
         if not arrivals:
             self.more = False
             return
@@ -149,6 +153,7 @@ class ColumnRequests:
         self.prompts += prompts
         self.limits += limits
         self.outputs += outputs
+        self.classes += classes
         self.lengths += outputs if max(outputs) <= min(limits) else map(min, limits, outputs)
         if ordinary:
             longest = self.longest
@@ -200,13 +205,12 @@ class ColumnRequests:
         return many
 
     def _columns(self) -> Sequence[list[Any]]:
-        told = (self.arrivals, self.prompts, self.limits, self.outputs)
+        told = (self.arrivals, self.prompts, self.limits, self.outputs, self.classes)
         return (*told, self.lengths, self.admits, self.starts, self.firsts)
 
     def _row(self, place: int) -> Row:
-        return (
-            self.first + place, self.arrivals[place], self.prompts[place], self.limits[place], self.outputs[place]
-        )  # fmt: skip
+        told = self.arrivals[place], self.prompts[place], self.limits[place], self.outputs[place], self.classes[place]
+        return (self.first + place, *told)
 
     # -- noting down --------------------------------------------------------------------------------------
 
@@ -237,7 +241,9 @@ class ColumnRequests:
             np.array(lasts),
             of_them(self.lengths),
         )
-        in_time = last <= latest(sent + self.source.slo)
+        terms, classes = self.source.terms, self._classes(done)
+        due = sent + (np.array([terms[name].slo for name in classes]) if classes else terms[""].slo)
+        in_time = last <= latest(due)
         if engine.keep_times:
             assert isinstance(summary, TokenSummary)
             arrival = of_them(self.admits) if engine.seen else sent
@@ -246,16 +252,17 @@ class ColumnRequests:
             since = engine.first_end
             ends = np.array(engine.ends[low - since : high - since])
             prompts = of_them(self.prompts)
-            block = TokenBlock(sent, arrival, prompts, counts, first, last, begins - low, ends)
-            in_time &= summary.stages[engine.stage.name].ended_block(block)
+            block = TokenBlock(sent, arrival, prompts, counts, first, last, begins - low, ends, classes)
+            kept, on_time = summary.stages[engine.stage.name].ended_block(block)
+            in_time &= kept
+            if classes:
+                summary.count_block(block, in_time, on_time, terms)
             if self.records is not None:
-                told = {"id": np.array(done) + self.first, "deadline": sent + self.source.slo}
-                told |= {
-                    "admitted": of_them(self.admits),
-                    "started": of_them(self.starts),
-                    "limit": of_them(self.limits),
-                }
-                self.records.ended(self._visit(self._row(done[0])), block, in_time, told)
+                told = {"id": np.array(done) + self.first, "deadline": due, "limit": of_them(self.limits)}
+                told |= {"admitted": of_them(self.admits), "started": of_them(self.starts)}
+                first_of_each = dict(zip(classes[::-1] or [""], done[::-1] if classes else done, strict=False))
+                like = {name: self._visit(self._row(place)) for name, place in first_of_each.items()}
+                self.records.ended(like, block, in_time, told)
         summary.e2el.frombytes((last - sent).tobytes())
         met = int(np.count_nonzero(in_time))
         for outcome, many in ((Outcome.MET, met), (Outcome.LATE, len(done) - met)):
@@ -267,6 +274,10 @@ class ColumnRequests:
             recorder.ids.extend((np.array(done) + self.first).tolist())
             recorder.ttft.frombytes((first - sent).tobytes())
             recorder.tpot.frombytes(np.where(gaps > 0, (last - first) / np.maximum(gaps, 1), 0.0).tobytes())
+
+    def _classes(self, places: Sequence[int]) -> list[str]:
+        """The class of each of these, if there are any classes."""
+        return [self.classes[place] for place in places] if len(self.source.terms) > 1 else []
 
     def trim(self, tick: int) -> None:
         """Forget the ends of steps that nobody needs any more, at *tick*."""
@@ -332,7 +343,8 @@ class ColumnRequests:
             live.update(order)
         source, rest = self.source, tail + 1
         source.row = self._row(tail) if tail < len(self.prompts) else None
-        source.put_back(self.arrivals[rest:-1], self.prompts[rest:], self.limits[rest:], self.outputs[rest:])
+        told = (self.prompts, self.limits, self.outputs, self.classes)
+        source.put_back(self.arrivals[rest:-1], *[column[rest:] for column in told])
         for column in self._columns():
             column.clear()
 
@@ -368,7 +380,7 @@ class ColumnRequests:
         """What the ordinary way makes of *row*."""
         engine, task = self.engine, self._visit(row)
         engine.loop.live[task.id] = task.request
-        *_, limit, length = row
+        *_, limit, length, _ = row
         engine.lengths[task] = length if length < limit else limit
         if engine.keep_times:
             task.token_times = array("d")
@@ -378,7 +390,7 @@ class ColumnRequests:
         """Its visit alone, of which nobody knows yet."""
         engine, request = self.engine, self.source.request(row)
         request.outputs = None
-        _, arrival, prompt, limit, _ = row
+        _, arrival, prompt, limit, _, _ = row
         task = TokenTask(request, engine.stage, arrival, engine.worker.place, prompt, limit)
         request.tasks.append(task)
         return task

@@ -21,7 +21,7 @@ from heapq import heappush
 from typing import TYPE_CHECKING, Protocol
 
 from servetwin.core import Executor, Recorder, Request, RunFolder, ServingLoop, Summary
-from servetwin.core.llm import Fill, LimitsSLO, TokenDeadlines
+from servetwin.core.llm import Fill, LimitsSLO, TokenDeadlines, TokenSLOByClass
 from servetwin.core.llm.metrics import StageTokens, TokenSummary
 from servetwin.core.llm.policy import admits_all
 from servetwin.core.llm.serving.async_engine import TokenEngineAhead
@@ -97,6 +97,7 @@ def _fits(loop: ServingLoop, executor: EngineExecutor, source: TokenColumns) -> 
             if engine.keep_times
             else engine.view.slo is None
             and not recorder.wants_batches
+            and len(source.terms) == 1
             and not _hears(summary, "ended", Summary.ended)
         )
     )
@@ -131,7 +132,9 @@ def _counts_alone(engine: TokenEngine) -> bool:
     tokens = summary.stages.get(engine.stage.name)
     if type(tokens) is not StageTokens or _hears(tokens, "ended", StageTokens.ended):
         return False
-    return tokens.promise is slo and (slo is None or type(slo) in (TokenDeadlines, LimitsSLO))
+    several = [slo.usual, *slo.by_class.values()] if type(slo) is TokenSLOByClass else [slo]
+    known = (type(None), TokenDeadlines, LimitsSLO)
+    return tokens.promise is slo and all(type(own) in known for own in several)
 
 
 class Columns(ColumnRequests):

@@ -159,6 +159,25 @@ def test_a_load_without_chance_is_one_run(folder: Path) -> None:
     assert "nothing is drawn from a seed" in found.notes[0]
 
 
+def test_a_trace_that_is_replayed_is_one_run(folder: Path) -> None:
+    """Two come at once each second: one server makes the second wait 100 ms too long, two do not."""
+    times = [float(second) for second in range(30) for _ in range(2)]
+    (folder / "t.csv").write_text("arrival_s,steps\n" + "".join(f"{at},10\n" for at in times))
+    arrivals = {"process": "trace", "file": str(folder / "t.csv"), "rate": None}
+    said = {"requests": None, "workload.arrivals": arrivals, "slo.seconds": 0.15}
+    slow = [{**PLAN["fleets"][0], "counts": [1, 3]}]
+    found = plans.plan(write(folder, set=said, routers=["central"], fleets=slow), run)
+    assert [(f.count, f.attainment.mean) for f in found.fleets] == [(1, 0.5), (2, 1.0), (3, 1.0)]
+    assert found.chosen is not None
+    assert (found.chosen.count, found.seeds) == (2, 1)
+    both = plans.plan(write(folder, set=said, routers=["central", "random"], fleets=slow), run)  # one of them draws
+    assert (both.chosen, both.seeds) == (both.fleets[2], 2)
+    assert both.chosen.label == "2 x slow, fcfs, central"
+    by_chance = {f.count: f.attainment for f in both.fleets if f.router == "random"}
+    assert by_chance[1].mean == 0.5
+    assert 0.5 < by_chance[3].mean < 1.0
+
+
 def test_the_command_prints_writes_and_draws(folder: Path) -> None:
     fleets = [{**PLAN["fleets"][0], "counts": [3, 6]}, {**PLAN["fleets"][1], "counts": [1, 3]}]
     path = write(folder, routers=["central"], fleets=fleets)

@@ -11,6 +11,7 @@ from ...request import Request, Task
 from ...serving.worker import Loop
 from ..policy import TokenPolicy, TokenView
 from ..request import TokenTask, prompt_of
+from .adapter_engine import AdapterEngine
 from .async_engine import TokenEngineAhead
 from .caching import TokenEngineAheadCaching, TokenEngineCaching
 from .engine import TokenEngine
@@ -53,6 +54,8 @@ class TokenWorker(LLMWorker):
         kind = kinds[2 if limits.enable_prefix_caching else limits.keep_freed]
         if self.role != "both":
             kind = PrefillEngine if self.role == "prefill" else DecodeEngine
+        if limits.max_loras:
+            kind = AdapterEngine
         if self.speculation is not None:
             kind = SpeculativeEngine
         self.engine = kind(loop, self)

@@ -202,6 +202,8 @@ def show_tokens(stage: str, tokens: dict[str, Any]) -> None:
     if tokens.get("prefix_cache_hits_on_host"):
         rate, hits = 100 * tokens["prefix_cache_hit_rate_on_host"], tokens["prefix_cache_hits_on_host"]
         say(f"  of that {rate:.1f} points, {hits} tokens, in host memory alone")
+    if "adapter_loads" in tokens:
+        say(f"  {tokens['adapter_loads']} adapters loaded")
     if tokens.get("spec_decode_num_drafts"):
         drafted, accepted = tokens["spec_decode_num_draft_tokens"], tokens["spec_decode_num_accepted_tokens"]
         say(f"  {accepted} of {drafted} drafts accepted, {tokens['mean_acceptance_length']:.2f} tokens a step")

@@ -54,12 +54,33 @@ engines = st.fixed_dictionaries(
 )
 
 
+SHORT = {"llm": {"prompt": {"draw": "constant", "tokens": 90}, "output": {"draw": "uniform", "low": 1, "high": 50}}}
+#: What a class may promise, by whether tokens have deadlines.
+STRICTER = {
+    True: {"prefill": 1.1, "decode": 1.01, "meets": "last", "limits": {"ttft_ms": 100}},
+    False: {"limits": {"e2el_ms": 3000, "tpot_ms": 50}},
+}
+classes = st.fixed_dictionaries(
+    {"share": st.sampled_from([1, 3])},
+    optional={
+        "tenant": st.sampled_from(["t", "u"]),
+        "weight": st.sampled_from([0.3, 0.7]),
+        "priority": st.just(-2),
+        "slo": st.just("stricter"),
+        "lengths": st.just(SHORT),
+    },
+)
+
+
 def experiment(policy: str, engine: dict, slo: dict, seed: int = 0, requests: int = 60, **more):
     tree = load("opt-13b-a6000").as_dict()
     tree["policy"], tree["seed"] = {"name": policy}, seed
     tree["slo"] = slo
     tree["workload"] |= {"requests": requests, "draws": "seeded"}
-    lengths = {key: more.pop(key) for key in ("prompt", "output", "limit") if key in more}
+    lengths = {key: more.pop(key) for key in ("prompt", "output", "limit", "predict") if key in more}
+    for name, own in more.pop("classes", {}).items():
+        stricter = {"slo": {"seconds": 2.0} if "seconds" in slo else STRICTER[slo.get("prefill") is not None]}
+        tree["workload"].setdefault("classes", {})[name] = own | (stricter if "slo" in own else {})
     tree["workload"]["lengths"]["llm"] = {"truncate": True, **lengths}
     tree["workload"]["arrivals"] = more.pop("arrivals")
     tree["deployment"]["workers"][0]["engine"] = engine
@@ -96,10 +117,11 @@ def same(chosen, records: bool = False) -> dict:
     arrivals, slos, engines, st.booleans(), st.none() | st.sampled_from([50, 5]), st.integers(0, 99),
     st.sampled_from([{}, {}, {"stop_after": 5.0}, {"client_delay": 0.01}]),
     st.sampled_from([None, None, {}, {"tokens": True}]),
+    st.just({}) | st.dictionaries(st.sampled_from("abc"), classes, min_size=1),
 )  # fmt: skip
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_experiment_reports_the_same(
-    policy, prompt, output, arrives, slo, engine, noisy, limit, seed, system, records
+    policy, prompt, output, arrives, slo, engine, noisy, limit, seed, system, records, kinds
 ) -> None:
     if policy == "edf-llm" and slo.get("prefill") is None:
         slo = {"prefill": 3.0, "decode": 1.5}
@@ -107,6 +129,7 @@ def test_any_experiment_reports_the_same(
     found = same(experiment(
         policy, engine, slo, seed, prompt=prompt, output=output, limit=limit, arrivals=arrives, system=system,
         time={"noise": noisy, "table": table}, records=records or {},
+        classes=kinds,
     ), records is not None)  # fmt: skip
     assert found["requests"] == 60
 
@@ -129,6 +152,24 @@ def test_traces_report_the_same(name: str) -> None:
     trace = {"process": "trace", "file": str(sample(name)), "rate": 1.0}
     same(experiment("vllm", {}, {"prefill": 3.0, "decode": 1.5}, requests=None, prompt=drawn, output=drawn,
                     limit=500, arrivals=trace))  # fmt: skip
+
+
+def test_classes_as_numbers_are_the_requests_that_they_were() -> None:
+    """Whatever the class says of itself; whoever reads them one by one gets what `described` makes."""
+    own = {"a": {"share": 1, "lengths": SHORT, "tenant": "t", "weight": 2.0}, "b": {"share": 2, "priority": 3}}
+    engine, slo = {}, {"prefill": 3.0, "decode": 1.5}
+    some = {"prompt": {"draw": "constant", "tokens": 512}, "output": {"draw": "constant", "tokens": 30}}
+    some |= {"arrivals": {"process": "poisson", "rate": 2.0}, "classes": own}
+    made = build(experiment("vllm", engine, slo, 3, **some)).source
+    assert type(made) is TokenColumns
+    # Where outputs are predicted, they are objects.
+    known = {**some, "predict": {"model": "exact"}}
+    others = build(experiment("vllm", engine, slo, 3, **known)).source
+    assert type(others) is not TokenColumns
+    told = ("id", "arrival", "deadline", "tokens", "outputs", "class_name", "tenant", "priority", "weight", "work")
+    found, expected = ([tuple(getattr(r, name) for name in told) for r in them] for them in (made, others))
+    assert found == expected
+    assert {row[5] for row in found} == {"a", "b"}
 
 
 def went(monkeypatch: pytest.MonkeyPatch, chosen, recorder=None) -> int:

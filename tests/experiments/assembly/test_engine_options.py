@@ -47,9 +47,13 @@ def content(engine: dict[str, Any], device: str = A6000, **more: str) -> dict[st
     }
 
 
-def experiment(folder: Path, engine: dict[str, Any], *set_: tuple[str, Any], **keys: Any) -> Experiment:
-    path = folder / "own.yaml"
-    path.write_text(yaml.safe_dump(content(engine, **keys)))
+def experiment(
+    folder: Path, engine: dict[str, Any], *set_: tuple[str, Any], classes: Any = None, **keys: Any
+) -> Experiment:
+    path, made = folder / "own.yaml", content(engine, **keys)
+    if classes is not None:
+        made["workload"]["classes"] = classes
+    path.write_text(yaml.safe_dump(made))
     return load(path, set_)
 
 
@@ -331,12 +335,93 @@ def test_a_profile_whose_engine_decides_ahead_is_refused_by_name(tmp_path: Path)
         build.build(experiment(tmp_path, {**HOST, "headroom": 0, "stamp": "sent"}, device="h200-steps/opt-13b"))
 
 
+# -- LoRA adapters ------------------------------------------------------------------------------------------
+
+LORA: dict[str, Any] = {
+    "max_loras": 1,
+    "adapters": {"chat": "chat-lora", "code": "code-lora"},
+    "load_seconds": 0.05,
+    "slowdown": 1.2,
+    "source": "assumed",
+}
+CLASSES = {"chat": {"share": 1.0}, "code": {"share": 1.0}, "plain": {"share": 1.0}}
+
+
+def adapted(
+    folder: Path, *set_: tuple[str, Any], engine: dict[str, Any] | None = None, device: str = A6000, **lora: Any
+) -> Experiment:
+    """An engine with adapters for two of three classes, with other settings of these."""
+    own = {**(engine or {}), "lora": {**LORA, **lora}}
+    return experiment(folder, own, *set_, device=device, classes=CLASSES)
+
+
+def test_steps_take_longer_and_adapters_are_loaded(tmp_path: Path) -> None:
+    one = ("workload.requests", 1)
+    made, free = (adapted(tmp_path, one), experiment(tmp_path, {}, one, classes=CLASSES))
+    visit, plain = _visits(made, tmp_path / "a")[0], _visits(free, tmp_path / "b")[0]
+    assert visit["adapter_loads"] == (visit["adapter"] is not None)
+    took, alone = (v["last_token"] - v["arrival"] for v in (visit, plain))
+    assert took == pytest.approx(1.2 * alone + 0.05 * visit["adapter_loads"])
+    assert build.run(adapted(tmp_path, one, ("time.costs", False))).as_dict()["mean_e2el_ms"] == pytest.approx(
+        1200 * alone
+    )
+
+
+def test_classes_have_their_adapters_and_one_runs_at_a_time(tmp_path: Path) -> None:
+    visits = _visits(adapted(tmp_path, ("rate", 20.0)), tmp_path / "run")
+    lines = (tmp_path / "run" / "requests.jsonl").read_text().splitlines()
+    classes = [json.loads(line)["class"] for line in lines]
+    assert [v["adapter"] for v in visits] == [LORA["adapters"].get(name) for name in classes]
+    spans = [(v["started"], v["last_token"], v["adapter"]) for v in visits if v["adapter"]]
+    assert len({adapter for _, _, adapter in spans}) == 2
+    for begin, end, adapter in spans:
+        assert not [a for b, e, a in spans if a != adapter and b < end and begin < e]
+
+
+WRONG_LORA: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({}, {"max_loras": 0}, "max_loras"),
+    ({}, {"adapters": {"cht": "chat-lora"}}, "there is no class 'cht'"),
+    ({}, {"adapters": {}}, "adapters"),
+    ({}, {"source": None}, "nothing says where the numbers come from"),
+    ({}, {"load_seconds": None}, r"a6000/opt-13b-tp1 has no cost lora\.load"),
+    ({}, {"slowdown": None}, r"a6000/opt-13b-tp1 has no cost lora\.slowdown"),
+    ({}, {"slowdown": 0.0}, "slowdown"),
+    ({"enable_prefix_caching": True}, {}, "what that does with adapters is not known"),
+    ({"asynchronous": True}, {}, "what that does with adapters is not known"),
+    ({"preemption": "swap"}, {}, "what that does with adapters is not known"),
+    ({"enable_lora": True}, {}, "vLLM's enable_lora is not modelled"),
+    ({"max_loras": 2}, {}, "max_loras: ..."),
+]
+
+
+@pytest.mark.parametrize(("engine", "lora", "says"), WRONG_LORA)
+def test_adapters_that_do_not_fit_are_refused(
+    engine: dict[str, Any], lora: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match=says):
+        build.build(adapted(tmp_path, engine=engine, **lora))
+
+
+def test_adapters_need_classes_and_an_engine_that_decides_each_step(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="there is no class 'chat'"):
+        experiment(tmp_path, {"lora": LORA})
+    with pytest.raises(BadInput, match="this profile's does not"):
+        build.build(adapted(tmp_path, engine={"headroom": 0, "stamp": "sent"}, device="h200-steps/opt-13b"))
+    with pytest.raises(BadInput, match="an explanation knows nothing of lora"):
+        Alone(adapted(tmp_path))
+
+
 # -- all of them ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("make", "key"),
-    [(lambda at: experiment(at, FP8), "fp8_attention"), (drafts, "speculative_config"), (hosted, "kv_offloading")],
+    [
+        (lambda at: experiment(at, FP8), "fp8_attention"),
+        (drafts, "speculative_config"),
+        (hosted, "kv_offloading"),
+        (adapted, "lora"),
+    ],
 )
 def test_runs_say_what_they_stand_on_and_nothing_else_takes_them(make: Any, key: str, tmp_path: Path) -> None:
     made = make(tmp_path)

@@ -20,6 +20,8 @@ from servetwin.experiments.reporting import document
 from servetwin.experiments.reporting.markdown import markdown
 from servetwin.experiments.reporting.report import document as report_of
 from servetwin.experiments.spec.loading import load
+from servetwin.experiments.sweeps import sweep
+from servetwin.experiments.sweeps.point import run_point
 from servetwin.profiles import load as profile
 
 A6000, H100 = "a6000/opt-13b-tp1", "h100/opt-13b-tp1"
@@ -217,3 +219,23 @@ def test_an_engine_that_decides_ahead_is_refused(tmp_path) -> None:
     devices = {"prefill0": "h200-chat/llama-3.1-8b", "decode0": "h200-chat/llama-3.1-8b"}
     with pytest.raises(BadInput, match="decide a step when the one before is over"):
         build.build(load(file(tmp_path, apart(devices=devices))))
+
+
+def test_the_sweep_that_comes_along_says_what_was_handed_over_and_who_wins() -> None:
+    """As many requests per second and GPU on each side; the report has the whole table."""
+    path = sweep.find("prefill-decode-apart")
+    points, _ = sweep.points(sweep.read(path), path)
+    assert len(points) == 63
+    rows = {}
+    for made in points:
+        limits, rate = made.slo.limits, made.workload.arrivals.rate  # type: ignore[union-attr]
+        gpus = len(made.deployment.devices)
+        if limits is not None and limits.tpot_ms == 40.0 and rate == 3.0 * gpus and made.name != "together-distserve":
+            fewer = made.workload.model_copy(update={"requests": 150})
+            rows[made.name] = run_point(made.model_copy(update={"workload": fewer}))
+    together, apart = rows["together-vllm"], rows["apart-2-1"]
+    assert apart["attainment"] > 0.99 > 0.9 > together["attainment"]
+    assert "handovers" not in together
+    assert apart["handovers"] == 150
+    assert apart["mean_handover_ms"] == pytest.approx(1000 * 512 * BYTES / 300e9)
+    assert apart["mean_handover_wait_ms"] > 0.0

@@ -228,12 +228,24 @@ def test_nobody_makes_up_names_of_costs() -> None:
     assert found == []
 
 
+#: What no profile that comes along has.
+BY_USERS = (
+    costs.SWAP,
+    costs.HANDOVER,
+    costs.HOST_BESIDE_BATCH,
+    costs.FP8_KV,
+    costs.DRAFT,
+    costs.LORA_LOAD,
+    costs.LORA_SLOWDOWN,
+)
+
+
 def test_every_shipped_cost_is_used_or_told() -> None:
     """No entry of the registry is one that no profile has, but for what users give themselves."""
     known = {name for profile in names() for name in load(profile).costs}
     for entry in REGISTRY:
         stem = entry.pattern.split("<")[0] if entry.pattern[0] != "<" else entry.pattern.split(">")[1].split("<")[0]
-        given = entry in (costs.SWAP, costs.HANDOVER, costs.HOST_BESIDE_BATCH, costs.FP8_KV, costs.DRAFT)
+        given = entry in BY_USERS
         assert given or any(stem in name for name in known)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
+from itertools import repeat
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ from servetwin.sim import SimExecutor
 from servetwin.sim.llm.columns import play
 from servetwin.sim.llm.lane import TokenTiming
 from servetwin.sim.llm.latency_columns import TokenLatencies
-from servetwin.sim.llm.request_columns import TokenColumns
+from servetwin.sim.llm.request_columns import ClassTerms, TokenColumns
 from test_engine_invariants import engines, noise, rows
 
 gaps = st.one_of(st.sampled_from([0.0, 0.0, 0.01, 0.1, 0.3, 2.0]), st.floats(0.0, 1.0))
@@ -326,17 +327,22 @@ def test_columns_are_requests_as_well() -> None:
     source = columns([(0.0, 5, 2)], 9, 4.0)
     assert source.row is None
     next(source)
-    assert source.row == (0, 0.0, 5, 9, 2)
+    assert source.row == (0, 0.0, 5, 9, 2, "")
     with pytest.raises(StopIteration):
         next(source)
     assert source.row is None
-    source = columns([(0.1 * i, 5 + i, 2) for i in range(5)], 9, 4.0)
+    at, prompts, names = zip(*[(0.1 * i, 5 + i, "ab"[i % 2]) for i in range(5)], strict=True)
+    terms = {"a": ClassTerms(2.0), "b": ClassTerms(3.0, 1, "t", 0.5)}
+    source = TokenColumns("llm", at, prompts, repeat(9), repeat(2), names, slo=4.0, terms=terms)
     next(source)
-    arrivals, prompts, limits, outputs = source.read(3)
-    assert (prompts, limits) == ([6, 7, 8], [9, 9, 9])
-    source.put_back(arrivals[1:], prompts[1:], limits[1:], outputs[1:])
-    assert [(r.id, r.tokens["llm"][0]) for r in source] == [(2, 7), (3, 8), (4, 9)]
-    assert source.read(3) == ([], [], [], [])
+    assert source.row == (0, 0.0, 5, 9, 2, "a")
+    *read, classes = source.read(3)
+    assert (read[1:3], classes) == ([[6, 7, 8], [9, 9, 9]], ["b", "a", "b"])
+    source.put_back(*[column[1:] for column in (*read, classes)])
+    said = [(r.id, r.tokens["llm"][0], r.slo, r.class_name, r.priority, r.tenant, r.weight) for r in source]
+    a, b = (2.0, "a", 0, "", 1.0), (3.0, "b", 1, "t", 0.5)
+    assert said == [(2, 7, *a), (3, 8, *b), (4, 9, *a)]
+    assert source.read(3) == ([], [], [], [], [])
 
 
 @pytest.mark.parametrize("tokens", [0, True, 1.5])
