@@ -159,6 +159,8 @@ class StepQuality:
                 self.run += run
                 skipped += task.asked - run
                 worth = task.stage.actions.worth(run, task.asked)
+                if task.confidence is not None and not task.onward:
+                    worth *= task.stage.actions.kept(task.confidence)
         self.finished += 1
         self.skipped += skipped
         self.worth += worth

@@ -46,6 +46,9 @@ class StepActions:
     ran in that share of the steps that were asked for, in straight lines between. A policy may go down to the first
     share, and to no fewer than *min_steps*. With *reuse* a step may take the network's last prediction again.
 
+    Where a branch leaves the loop, *confidence* says that a policy chooses who takes it, and holds pairs (confidence,
+    quality): the part of its quality that a result keeps if its request does not, by how good it is thought to be.
+
     >>> actions = StepActions(quality=((0.5, 0.8), (1.0, 1.0)), min_steps=12)
     >>> actions.fewest(50), actions.fewest(20), actions.fewest(10)
     (25, 12, 10)
@@ -56,6 +59,7 @@ class StepActions:
     quality: tuple[tuple[float, float], ...]
     min_steps: int = 1
     reuse: bool = False
+    confidence: tuple[tuple[float, float], ...] = ()
 
     def fewest(self, asked: int) -> int:
         """The fewest steps in which the network must run, of so many that are *asked* for."""
@@ -65,13 +69,21 @@ class StepActions:
     def worth(self, ran: int, asked: int) -> float:
         """The quality of a result for which the network *ran* in so many steps of those that were *asked* for. Below
         the first share it is that of the first."""
-        share = ran / asked
-        (at, worth), *rest = self.quality
-        for after, more in rest:
-            if share < after:
-                return worth + (more - worth) * max(0.0, share - at) / (after - at)
-            at, worth = after, more
-        return worth
+        return _between(self.quality, ran / asked)
+
+    def kept(self, confidence: float) -> float:
+        """The part of its quality that a result keeps which is thought to be so good."""
+        return _between(self.confidence, confidence)
+
+
+def _between(points: Sequence[tuple[float, float]], at: float) -> float:
+    """The value at *at*, in straight lines between *points*; before the first of them its own, and after the last."""
+    (start, value), *rest = points
+    for after, more in rest:
+        if at < after:
+            return value + (more - value) * max(0.0, at - start) / (after - start)
+        start, value = after, more
+    return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from .pipeline import Stage
-from .request import Place, Shape, Task
+from .request import ActingTask, Place, Shape, Task
 from .routing import WorkerState
 
 
@@ -243,6 +243,12 @@ class Policy(PolicyBase):
 
     def ended(self, batch: Batch, view: WorkerView, now: float) -> None:
         """A batch is done; its tasks that have more to do have stayed in ``view.running``."""
+
+    def onward(self, task: ActingTask, view: WorkerView, now: float) -> bool:
+        """Whether *task*, which is done here, takes the branch that leaves this stage (to a larger model, say), where
+        its policy may choose: `StepActions.confidence`. By default those do who would by chance."""
+        assert task.confidence is not None
+        return task.confidence < view.stage.branches[0].edge.probability
 
     def removed(self, task: Task, view: WorkerView, now: float) -> None:
         """*task* was taken away by someone else (another branch dropped the request, or the run was stopped).

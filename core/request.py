@@ -264,20 +264,27 @@ class ActingTask(Task):
 
     *iterations* are the steps that its policy gave it: those that were *asked* for, or fewer. *reused* counts those
     of its steps so far in which the network did not run. *similarity* says how alike the most alike prompt is whose
-    states were kept, from 0 to 1 (None: nothing is known of that).
+    states were kept, from 0 to 1 (None: nothing is known of that), *confidence* how good the result of this stage is
+    thought to be, once it is there and its policy may send it on.
     """
 
-    __slots__ = ("reused", "similarity")
+    __slots__ = ("confidence", "onward", "reused", "similarity")
 
     def __init__(self, request: Request, stage: Stage, queued: float, worker: Place | None = None) -> None:
         super().__init__(request, stage, queued, worker)
         self.reused = 0
         self.similarity: float | None = None
+        self.confidence: float | None = None
+        self.onward = False
 
     @property
     def asked(self) -> int:
         """The steps that its request asks for."""
         return self.request.work.get(self.stage.loop, 1) if self.stage.loop else 1
+
+    def asked_of(self, module: str) -> int:
+        """The iterations of *module*, here or elsewhere, that its request asks for if it comes there."""
+        return self.request.work.get(module, 1)
 
     @property
     def may_skip(self) -> int:
@@ -293,6 +300,7 @@ class ActingTask(Task):
             "steps_run": ran - self.reused,
             "steps_skipped": self.asked - self.iterations + self.reused,
             **({"similarity": self.similarity} if self.similarity is not None else {}),
+            **({"confidence": self.confidence, "onward": self.onward} if self.confidence is not None else {}),
         }
 
     @property

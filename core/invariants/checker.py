@@ -517,6 +517,9 @@ class WatchedPolicy(PolicyBase):
     def ended(self, batch: Batch, view: WorkerView, now: float) -> None:
         self.inner.ended(batch, view, now)
 
+    def onward(self, task: Task, view: WorkerView, now: float) -> Any:
+        return self.inner.onward(task, view, now)
+
     def removed(self, task: Task, view: WorkerView, now: float) -> None:
         self.inner.removed(task, view, now)
 

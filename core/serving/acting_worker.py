@@ -8,6 +8,7 @@ run in is never given less, whoever decided it, and its first step is always com
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from ..errors import PolicyFault
 from ..isolation.answers import check_decision, fault, shown, write_fault
@@ -36,6 +37,21 @@ class ActingWorker(BatchWorker):
         if self.similarity is not None:
             task.similarity = self.similarity(request.id)
         return task
+
+    def choice(self, task: Task, now: float) -> Callable[[float], bool] | None:
+        if not self.actions.confidence:
+            return None
+
+        def choose(number: float) -> bool:
+            assert isinstance(task, ActingTask)
+            task.confidence = number
+            answer: Any = self.policy.onward(task, self.shown, now)
+            if type(answer) is not bool and type(answer).__name__ not in ("bool_", "bool"):  # of NumPy
+                raise fault(self.policy, f"onward returned {shown(answer)}", "True or False", "onward")
+            task.confidence, task.onward = number, bool(answer)  # whatever it wrote
+            return task.onward
+
+        return choose
 
     def _commit(self, decision: Decision, settled: bool) -> None:
         if decision.steps:

@@ -7,7 +7,7 @@ leads to them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from ..pipeline import Edge, Stage
 from ..random_streams import stream
@@ -31,11 +31,16 @@ class Branching:
         self._taken: dict[int, dict[Edge, int]] = {}
         self._left: dict[tuple[int, str], int] = {}
 
-    def after(self, request: Request, stage: Stage) -> tuple[Sequence[Stage], bool]:
-        """Where *request* goes now that it leaves *stage*, and whether by a branch instead of the plain edges."""
+    def after(
+        self, request: Request, stage: Stage, choose: Callable[[float], bool] | None = None
+    ) -> tuple[Sequence[Stage], bool]:
+        """Where *request* goes now that it leaves *stage*, and whether by a branch instead of the plain edges. Where
+        it is not for chance to say, *choose* is given the number that was drawn, and says whether by the first."""
         visit = self._left.get((request.id, stage.name), 0)
         self._left[request.id, stage.name] = visit + 1
         share = self._number(stage.modules[-1], request.id, visit)
+        if choose is not None:
+            return ((stage.branches[0].target,), True) if choose(share) else (stage.next, False)
         for branch in stage.branches:
             share -= branch.edge.probability
             if share < 0.0:

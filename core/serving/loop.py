@@ -369,7 +369,8 @@ class ServingLoop:
         jump = False
         after: Sequence[Stage] = stage.next
         if stage.branches and self.branching is not None:
-            after, jump = self.branching.after(request, stage)
+            assert task.worker is not None
+            after, jump = self.branching.after(request, stage, self.workers[task.worker[0]].choice(task, now))
         if self.forks:
             request.open_branches += len(after) - 1
         if after:

@@ -22,7 +22,7 @@ from ..isolation.answers import check_decision, check_kept
 from ..isolation.code_inspection import watcher
 from ..isolation.read_only import closed
 from ..policy import Batch, Decision, Policy, WorkerView
-from ..request import Shape, Task
+from ..request import ActingTask, Shape, Task
 from ..slo import latest
 
 
@@ -185,6 +185,10 @@ class ShapeTurns(Policy):
 
     def ended(self, batch: Batch, view: WorkerView, now: float) -> None:
         self.group(batch.tasks[0].request.shape).ended(batch, now)
+
+    def onward(self, task: ActingTask, view: WorkerView, now: float) -> bool:
+        group = self.group(task.request.shape)
+        return group.policy.onward(task, group.shown, now)
 
     def removed(self, task: Task, view: WorkerView, now: float) -> None:
         self.group(task.request.shape).removed(task, now)

@@ -182,6 +182,11 @@ class Worker:
         """The visit of *request* here, to which it is sent *now*."""
         return Task(request, self.stage, now, self.place)
 
+    def choice(self, task: Task, now: float) -> Callable[[float], bool] | None:
+        """What says whether *task*, which is done here *now*, takes the branch from here, given the number that was
+        drawn for it; None where chance does."""
+        return None
+
     def seconds_alone(self, request: Request, now: float) -> float:
         """What *request*, which is not here yet, would take here and later if it were served alone."""
         return self.view.solo(Task(request, self.stage, now))

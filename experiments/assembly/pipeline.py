@@ -49,7 +49,8 @@ def make_pipeline(spec: PipelineSpec, name: str) -> Pipeline:
 def step_actions(spec: StepActionsSpec) -> StepActions:
     """What *spec* lets policies do with steps."""
     quality = tuple((share, worth) for share, worth in spec.quality)
-    return StepActions(quality, spec.min_steps, spec.reuse)
+    confidence = [] if spec.confidence is None else spec.confidence.quality
+    return StepActions(quality, spec.min_steps, spec.reuse, tuple((at, worth) for at, worth in confidence))
 
 
 def told_similar(worker: Worker, experiment: Experiment) -> Worker:

@@ -298,6 +298,7 @@ ASKED = {
     "decide": ("view", "now"),
     "ended": ("batch", "view", "now"),
     "removed": ("task", "view", "now"),
+    "onward": ("task", "view", "now"),
 }
 
 
@@ -312,7 +313,7 @@ def _check_methods(policy: Policy | TokenPolicy) -> None:
         right = "def decide(self, view, now)"
         raise PolicyFault(f"{named(policy, line, near or 'decide')}: {what} (right would be: {right})")
     for name, given in ASKED.items():
-        if name == "ended" and isinstance(policy, TokenPolicy):
+        if name in ("ended", "onward") and isinstance(policy, TokenPolicy):
             continue  # which nobody asks
         try:
             takes = inspect.signature(getattr(policy, name), follow_wrapped=False)

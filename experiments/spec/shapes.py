@@ -93,6 +93,16 @@ class SimilarSpec(Strict):
     source: Annotated[str, Field(min_length=1)]
 
 
+class ConfidenceSpec(Strict):
+    """A policy chooses who takes the branch that leaves this module, by how good the result is thought to be: from 0
+    to 1, drawn for each request, all equally likely. *quality* are pairs [confidence, quality]: what a result is
+    worth, beside what its steps say, whose request does not take the branch; in straight lines between. *source* says
+    where the numbers come from."""
+
+    quality: Annotated[list[Annotated[list[NotNegative], Field(min_length=2, max_length=2)]], Field(min_length=1)]
+    source: Annotated[str, Field(min_length=1)]
+
+
 class StepActionsSpec(Strict):
     """What a policy may do with the steps of a loop, and what a result is worth then.
 
@@ -100,7 +110,8 @@ class StepActionsSpec(Strict):
     were asked for, in straight lines between. The shares rise, the last is 1. A policy may go down to the first, and
     to no fewer than *min_steps* (a request that asks for fewer gets them all). *source* says where the numbers come
     from. With *reuse* a step may take the network's last prediction again, which a profile must know the time of.
-    *similar* says how alike kept states are, which a policy may go by (null: nothing is known of that).
+    *similar* says how alike kept states are, which a policy may go by (null: nothing is known of that). With
+    *confidence* a policy chooses who goes on to a second model.
     """
 
     quality: Annotated[list[Annotated[list[NotNegative], Field(min_length=2, max_length=2)]], Field(min_length=1)]
@@ -108,3 +119,4 @@ class StepActionsSpec(Strict):
     min_steps: Count = 1
     reuse: bool = False
     similar: SimilarSpec | None = None
+    confidence: ConfidenceSpec | None = None

@@ -52,7 +52,8 @@ def check(experiment: Experiment) -> None:
     _check_shapes(experiment)
     for module, spec in modules.items():
         if spec.actions is not None:
-            _check_actions(("pipeline", "modules", module, "actions"), spec)
+            leaves = sum(branch.source == module for branch in experiment.pipeline.branches)
+            _check_actions(("pipeline", "modules", module, "actions"), spec, leaves)
     for name, own in load.classes.items():
         for module, steps in own.steps.items():
             _check_steps(("workload", "classes", name, "steps", module), steps, load)
@@ -70,7 +71,7 @@ def check(experiment: Experiment) -> None:
     _check_budget(experiment)
 
 
-def _check_actions(path: tuple[str, ...], module: ModuleSpec) -> None:
+def _check_actions(path: tuple[str, ...], module: ModuleSpec, branches: int) -> None:
     actions = module.actions
     assert actions is not None
     if module.llm or not module.loop:
@@ -84,6 +85,14 @@ def _check_actions(path: tuple[str, ...], module: ModuleSpec) -> None:
     if weights is not None and (len(weights) != len(values) or not sum(weights)):
         what, right = "the weights do not fit the values", "one weight for each value, not all 0"
         raise Misfit((*path, "similar", "weights"), what, right)
+    if actions.confidence is not None:
+        at = [confidence for confidence, _ in actions.confidence.quality]
+        if branches != 1:
+            what = f"{branches} branches leave this module, and a policy chooses whether a request takes one"
+            raise Misfit((*path, "confidence"), what, "one branch from here, to a second model")
+        if at != sorted(set(at)) or at[-1] > 1.0:
+            what = f"the confidences {', '.join(f'{c:g}' for c in at)} do not rise from 0 to 1 at most"
+            raise Misfit((*path, "confidence", "quality"), what, "[[0.0, 0.4], [1.0, 1.0]], say")
     worth = [quality for _, quality in actions.quality]
     if worth != sorted(worth):
         raise Misfit((*path, "quality"), "with more steps it falls", "quality that rises with the share")

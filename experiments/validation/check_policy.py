@@ -71,7 +71,7 @@ class Asked:
         self.inner, self.alone = inner, alone
         self.ahead, self.pools = inner.ahead, inner.pools
         self.start, self.admit, self.removed = inner.start, inner.admit, inner.removed
-        self.ended = getattr(inner, "ended", None)
+        self.ended, self.onward = getattr(inner, "ended", None), getattr(inner, "onward", None)
         self.decisions = self.repeated = 0
 
     def decide(self, view: Any, now: float) -> Decision:

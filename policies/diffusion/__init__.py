@@ -12,6 +12,7 @@ Begin with `fcfs`, then `edf`.
 `symphony`          the same, begun as late as a further request could still join
 `shepherd`          the largest batch that is in time; gives way to one a few times its size (NSDI'23)
 `tetriserve`        rounds of some steps, packed so that the fewest requests become late; for one GPU
+`cascade`           `edf` at two models: who goes on to the large one, by confidence and load (after DiffServe)
 `fewer_steps`       quality for time: as many steps as the deadline bears; ServeTwin's own
 `from_similar`      by least slack; prompts like earlier ones begin in the middle (after Nirvana)
 `reuse_steps`       `edf`, with steps that take the network's last prediction again (after TeaCache)

@@ -29,6 +29,7 @@ WRONG = [
     ("fewer-steps", "reserve", -0.1, "0 or more"),
     ("reuse-steps", "threshold", 0.0, "more than 0"),
     ("from-similar", "max_batch", 0, "1 or more"),
+    ("cascade", "full", 0.0, "more than 0"),
     ("shepherd", "preempt", 0.5, "1 or more"),
     ("srpt", "max_batch", 0, "1 or more"),
     ("tetriserve", "round_steps", 0, "1 or more"),

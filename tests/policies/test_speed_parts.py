@@ -14,6 +14,7 @@ from servetwin.experiments.registry.policy_registry import find_policy, policy_n
 from servetwin.experiments.spec.loading import load
 from servetwin.policies.diffusion import (
     batcher,
+    cascade,
     clockwork,
     edf,
     fcfs,
@@ -48,6 +49,7 @@ from servetwin.policies.llm import (
 
 DIFFUSION = {
     "batcher": batcher,
+    "cascade": cascade,
     "clockwork": clockwork,
     "edf": edf,
     "fcfs": fcfs,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from servetwin.core import BadInput
-from servetwin.core.errors import InvariantBroken
+from servetwin.core.errors import InvariantBroken, PolicyFault
 from servetwin.core.invariants.checker import check_records
 from servetwin.experiments.assembly import build
 from servetwin.experiments.bound.most_met import most_met
@@ -124,6 +124,75 @@ def test_similarities_are_the_workloads_and_no_policys(tmp_path: Path) -> None:
 def test_what_is_refused(more: dict[str, Any], said: str) -> None:
     with pytest.raises(BadInput, match=said):
         build.build(load(NAME, [*more.items()]))
+
+
+CASCADE = "sdxl-cascade-synthetic"
+LIGHT = "pipeline.modules.light.actions"
+
+
+def gone_on(folder: Path, **more: Any) -> tuple[dict[str, Any], dict[int, tuple[float, bool, bool]]]:
+    """Of a cascade: the summary, and of each request that finished its confidence, whether its policy sent it on, and
+    whether it was at the second model."""
+    summary = build.run(load(CASCADE, [("requests", 80), *more.items()]), folder).as_dict()
+    check_records(folder)
+    found = {}
+    for line in (folder / "requests.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        stays = {stay["stage"]: stay for stay in record["stages"]}
+        if record["finished"] is not None:
+            light = stays["light"]
+            found[record["id"]] = light["confidence"], light["onward"], "heavy" in stays
+    return summary, found
+
+
+def test_a_policy_chooses_who_goes_on_to_the_second_model(tmp_path: Path) -> None:
+    calm, at_ease = gone_on(tmp_path / "calm", rate=0.2)
+    assert {onward for _, onward, _ in at_ease.values()} == {True, False}
+    assert all(onward == there for _, onward, there in at_ease.values())
+    assert all(confidence < 0.6 for confidence, onward, _ in at_ease.values() if onward)
+    crowded, in_a_crowd = gone_on(tmp_path / "crowded", rate=2.0)
+    assert all(in_a_crowd[i][0] == at_ease[i][0] for i in in_a_crowd.keys() & at_ease)  # the workload's
+    assert sum(onward for _, onward, _ in in_a_crowd.values()) < 0.7 * sum(
+        onward for _, onward, _ in at_ease.values()
+    )
+    assert crowded["quality"]["mean_quality"] < calm["quality"]["mean_quality"] < 1.0
+
+
+def test_a_policy_that_chooses_nothing_leaves_it_to_chance(tmp_path: Path) -> None:
+    summary, found = gone_on(tmp_path / "told", policy="edf")
+    assert all(onward == (confidence < 0.6) for confidence, onward, _ in found.values())
+    plain = build.run(load(CASCADE, [("requests", 80), ("policy", "edf"), (f"{LIGHT}.confidence", None)])).as_dict()
+    assert plain.pop("quality") != summary.pop("quality")  # that of who does not go on is not told
+    assert plain == summary
+
+
+def test_an_answer_that_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    text = "from servetwin.core import Decision, Policy\n\n\nclass Mine(Policy):\n"
+    text += (
+        "    def decide(self, view, now):\n        return Decision([*view.running, *view.waiting][: view.limit])\n\n"
+    )
+    file.write_text(text + "    def onward(self, task, view, now):\n        return 'yes'\n")
+    with pytest.raises(PolicyFault, match=r"onward returned 'yes' .right would be: True or False"):
+        build.run(load(CASCADE, [("requests", 5), ("policy", str(file))]))
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (
+            {"pipeline.branches": [], "pipeline.edges": [["light", "heavy"], ["heavy", "vae"]]},
+            "0 branches leave this",
+        ),
+        ({f"{LIGHT}.confidence.quality": [[0.5, 0.4], [0.2, 1.0]]}, "do not rise from 0 to 1"),
+        ({f"{LIGHT}.confidence.quality": [[0.0, 0.4], [1.5, 1.0]]}, "do not rise from 0 to 1"),
+        ({f"{LIGHT}.confidence": {"quality": [[0.0, 0.4]]}}, "source"),
+    ],
+    ids=["no-branch", "order", "above-1", "no-word"],
+)
+def test_what_is_refused_of_a_cascade(more: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        load(CASCADE, [*more.items()])
 
 
 def test_what_knows_nothing_of_it_says_so() -> None:

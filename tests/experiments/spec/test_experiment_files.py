@@ -25,6 +25,7 @@ PIPELINES = [
     "matplotagent-rtx4090",
     "sdxl-actions-synthetic",
     "sdxl-caption-synthetic",
+    "sdxl-cascade-synthetic",
     "sdxl-shapes-synthetic",
 ]
 MLPERF = ["mlperf-sdxl-gh200", "mlperf-sdxl-h100x8"]

@@ -11,7 +11,7 @@ def test_sigterm_leaves_the_records_of_a_run(tmp_path, backend):
     folder = tmp_path / "run"
     # Those that cannot meet their deadlines are served all the same.
     run = ["run", "tiny-opt-cpu", "--backend", backend, "--any-device", "--requests", "3000", "--rate", "60"]
-    code, said = stop([*run, *LONG, "--out", str(folder)], folder, group=backend == "real", wait=15.0)
+    code, said = stop([*run, *LONG, "--out", str(folder)], folder, group=backend == "real", wait=25.0)
     assert code == 143, said
     assert said.endswith(f"servetwin: terminated; what was recorded is in {folder}\n")
     found = outcomes(folder)
