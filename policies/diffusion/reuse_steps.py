@@ -66,8 +66,7 @@ class ReuseSteps(Policy):
     def plan(self, task: Task) -> tuple[bool, ...]:
         """Of each step of *task*, whether it is skipped."""
         steps, actions = task.iterations, self.actions
-        assert actions is not None
-        most = steps - actions.fewest(steps)
+        most = steps - actions.fewest(steps) if actions is not None else 0
         found = self.plans.get((steps, most))
         if found is None:
             found = self.plans[steps, most] = self._planned(steps, most)
