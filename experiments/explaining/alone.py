@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
     from .visits import Inputs, Visit
 
+#: Options of engines of whose runs nothing can be explained: records of steps do not say how many tokens each
+#: sequence got, nor what of a step's time was spent on drafts, or on bringing adapters or KV to the device.
+NOT_TOLD = ("speculative_config", "lora", "kv_offloading")
+
 
 @dataclass(frozen=True)
 class StageAlone:
@@ -81,7 +85,7 @@ class Alone:
 
     def __init__(self, experiment: Experiment) -> None:
         refuse(experiment, "an explanation")
-        engine_options.refuse(experiment, "an explanation", "a run without it", "speculative_config", "lora")
+        engine_options.refuse(experiment, "an explanation", "a run without it", *NOT_TOLD)
         self.experiment = experiment = expanded(experiment)
         self.profiles = load_profiles(experiment)
         self.workers: dict[str, WorkerSpec] = {

@@ -14,7 +14,7 @@ from servetwin.core import BadInput
 from ..spec.loading import load
 from ..validation.comparison.run_files import read_json, request_lines
 from . import run_window, whole_records
-from .alone import Alone, StageAlone, TokensAlone
+from .alone import NOT_TOLD, Alone, StageAlone, TokensAlone
 from .batch_time import batch_time, pool_time
 from .causes import SERVED, Cause, Part
 from .engine_time import engine_time
@@ -86,10 +86,11 @@ def explain(folder: Path, *, requests: Sequence[int] = (), worst: int | None = N
     most: the latest first, then those that were dropped or failed before they were late, of which that first which
     had been there for longest.
 
-    Raises `BadInput` if it is no run folder, if its records are not what they must be, not all that its summary
-    counts, or hold no such request.
+    Raises `BadInput` if it is no run folder, if its engines had options that an explanation cannot tell of
+    (`NOT_TOLD`), if its records are not what they must be, not all that its summary counts, or hold no such request.
     """
     meta = read_json(folder / "meta.json", "not a run folder: it has no meta.json")
+    _refuse_options(folder, meta)
     summary = whole_records.summary_of(folder)
     alone, notes = _alone_of(meta)
     if summary is None:
@@ -160,6 +161,16 @@ def _token_overrun(stay: Record, end: float) -> float:
     over = [float(first - sent - limits.get("ttft", float("inf"))), last - sent - limits.get("e2el", float("inf"))]
     over.append(last - first - steps * limits.get("tpot", float("inf")) if steps else -float("inf"))
     return max(over)
+
+
+def _refuse_options(folder: Path, meta: Record) -> None:
+    """Raise `BadInput` if an engine had an option of `NOT_TOLD`. By the file itself: what it holds may be of another
+    version, or of a policy that is not here, and would not load."""
+    for worker in meta.get("experiment", {}).get("deployment", {}).get("workers", ()):
+        for key in NOT_TOLD:
+            if (worker.get("engine") or {}).get(key):
+                where = f"{folder / 'meta.json'}: deployment.workers: engine.{key}"
+                raise BadInput(f"an explanation knows nothing of {key}", where=where, right="a run without it")
 
 
 def _alone_of(meta: Record) -> tuple[Alone | None, list[str]]:

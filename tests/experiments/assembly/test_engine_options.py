@@ -434,6 +434,37 @@ def test_runs_say_what_they_stand_on_and_nothing_else_takes_them(make: Any, key:
         Plan(made, diffusion=False)
 
 
+@pytest.mark.parametrize(
+    ("make", "key"),
+    [
+        (lambda folder: drafts(folder), "speculative_config"),
+        (lambda folder: adapted(folder), "lora"),
+        (lambda folder: hosted(folder), "kv_offloading"),
+        (lambda folder: experiment(folder, {**FP8, "headroom": 0, "stamp": "sent"}), None),
+    ],
+)
+def test_runs_whose_steps_do_not_tell_are_not_explained(
+    servetwin: Any, make: Any, key: str | None, tmp_path: Path
+) -> None:
+    """Nor are they where the experiment cannot be loaded any more."""
+    run = tmp_path / "run"
+    build.run(make(tmp_path), run)
+    code, out, err = servetwin("explain", run, "--request", 0)
+    if key is None:
+        assert code == 0
+        assert "served alone" in out
+        return
+    says = f"engine.{key}: an explanation knows nothing of {key} (right would be: a run without it)"
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert says in err
+    meta = json.loads((run / "meta.json").read_text())
+    meta["experiment"]["policy"]["name"] = "of-another-day"
+    (run / "meta.json").write_text(json.dumps(meta))
+    code, out, err = servetwin("explain", run)
+    assert (code, out) == (2, "")
+    assert says in err
+
+
 def test_files_say_nothing_of_options_that_are_off(tmp_path: Path) -> None:
     said = experiment(tmp_path, {}).as_dict()["deployment"]["workers"][0]["engine"]
     assert not set(said) & set(OPTIONS)
