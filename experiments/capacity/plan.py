@@ -7,7 +7,11 @@ found by halving, then those below it are tried until one surely does not hold. 
 taken for granted there; `every` tries all counts instead, and says where it is not so.
 
 The answer is the fleet that holds at the least dollars per hour. Cheaper ones that may hold are named: so much can be
-saved at the most, and more seeds tell.
+saved at the most, and more seeds tell. Of several that hold at that price it is the one that meets the most requests,
+and a note names the others.
+
+A fleet is on the Pareto front if no other is cheaper and meets as many, or as cheap and meets more. Two of one price
+that meet equally many are both on it, or both not.
 """
 
 from __future__ import annotations
@@ -15,12 +19,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 from servetwin.core import BadInput
 
+from ..assembly.build import stands_on, time_shared
 from ..registry.catalog import suggest
 from ..spec import yaml_io
 from ..spec.experiment import Experiment
@@ -83,6 +89,11 @@ class Fleet:
     front: bool = False
 
     @property
+    def cents(self) -> float:
+        """`dollars_per_hour` to compare by, in hundredths: three times 0.8 is as dear as 2.4."""
+        return round(100.0 * self.dollars_per_hour, 6)
+
+    @property
     def label(self) -> str:
         return f"{self.count} x {self.kind}, {self.policy}" + (f", {self.router}" if self.router else "")
 
@@ -100,13 +111,15 @@ class Fleet:
 @dataclass
 class Plan:
     """The *fleets* that were tried, the cheapest first; the one that is *chosen* (None: none holds), cheaper ones
-    that may hold (*rivals*), each with how much more of the requests it meets, seed by seed, and *notes*."""
+    that may hold (*rivals*), each with how much more of the requests it meets, seed by seed, the *prices* with their
+    sources, and *notes*: what of it all was not measured, among them."""
 
     target: float
     seeds: int
     fleets: list[Fleet]
     chosen: Fleet | None
     rivals: list[tuple[Fleet, Interval | None]]
+    prices: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -262,14 +275,16 @@ def _keep(case: _Case, experiment: Experiment, point: Repeated, target: float) -
 
 def _answer(asked: PlanFile, cases: Sequence[_Case], drawn: bool) -> Plan:
     fleets = [fleet for case in cases for fleet in case.tried.values()]
-    fleets.sort(key=lambda f: (f.dollars_per_hour, -f.attainment.mean, f.label))
-    best = -1.0
-    for fleet in fleets:
-        fleet.front = fleet.attainment.mean > best
-        best = max(best, fleet.attainment.mean)
+    fleets.sort(key=lambda f: (f.cents, -f.attainment.mean, f.label))
+    best, of_cheaper = -1.0, -1.0
+    for _, alike in groupby(fleets, key=lambda f: f.cents):
+        for fleet in alike:
+            best = max(best, fleet.attainment.mean)
+            fleet.front = fleet.attainment.mean == best > of_cheaper
+        of_cheaper = best
     chosen = next((fleet for fleet in fleets if fleet.verdict == "holds"), None)
-    most = chosen.dollars_per_hour if chosen is not None else math.inf
-    cheaper = [fleet for fleet in fleets if fleet.verdict == "may hold" and fleet.dollars_per_hour < most]
+    most = chosen.cents if chosen is not None else math.inf
+    cheaper = [fleet for fleet in fleets if fleet.verdict == "may hold" and fleet.cents < most]
     rivals = [(fleet, _more(fleet, chosen)) for fleet in cheaper]
     notes = [] if drawn else ["nothing is drawn from a seed: each fleet has one run, which is what it is"]
     for case in cases:
@@ -277,7 +292,51 @@ def _answer(asked: PlanFile, cases: Sequence[_Case], drawn: bool) -> Plan:
         worse = [c for c, fleet in sorted(case.tried.items()) if held and c > held[0] and fleet.verdict != "holds"]
         if worse:
             notes.append(f"{case.tried[held[0]].label} holds, and with {worse[0]} it {case.tried[worse[0]].verdict}")
-    return Plan(asked.target, asked.seeds if drawn else 1, fleets, chosen, rivals, notes)
+    notes += [*_as_cheap(fleets, chosen), *_not_measured(cases), *_held([f for f in (chosen, *cheaper) if f])]
+    return Plan(asked.target, asked.seeds if drawn else 1, fleets, chosen, rivals, _prices(asked), notes)
+
+
+def _as_cheap(fleets: Sequence[Fleet], chosen: Fleet | None) -> list[str]:
+    """Who holds at the price of the *chosen* as well, and why that one was."""
+    if chosen is None:
+        return []
+    others = [f for f in fleets if f is not chosen and f.verdict == "holds" and f.cents == chosen.cents]
+    told = [f"{f.label} ({f.attainment.spelled(100.0, 2)} %)" for f in others]
+    if not told:
+        return []
+    equal = any(f.attainment.mean == chosen.attainment.mean for f in others)
+    why = "of those that meet as many, the first by name is the answer" if equal else "the answer meets the most"
+    return [f"at the same price hold it, too: {'; '.join(told)}: {why}"]
+
+
+def _not_measured(cases: Sequence[_Case]) -> list[str]:
+    """What was not measured of the fleets, as sweeps say it; before what is not so of all, whose it is."""
+    whose: dict[str, dict[str, None]] = {}
+    for case in cases:
+        experiment = case.tried[min(case.tried)].point.experiment
+        for line in (*time_shared(experiment), *stands_on(experiment)):
+            whose.setdefault(line, {})[case.kind.name] = None
+    kinds = {case.kind.name for case in cases}
+    return [line if len(own) == len(kinds) else f"{', '.join(own)}: {line}" for line, own in whose.items()]
+
+
+def _held(fleets: Sequence[Fleet]) -> list[str]:
+    """Of which of *fleets* steps went beyond what was measured, where last values may be held."""
+    steps = {f.label: sum(int(row.get("steps_beyond_measured") or 0) for row in f.point.rows) for f in fleets}
+    return [
+        f"{label}: beyond what was measured: {count} steps, for which last values were held"
+        for label, count in steps.items()
+        if count
+    ]
+
+
+def _prices(asked: PlanFile) -> list[dict[str, Any]]:
+    """What each device costs, and who says so."""
+    return [
+        {"fleet": kind.name, "device": name, **offer.model_dump(include={"profile", "per_hour", "source"})}
+        for kind in asked.fleets
+        for name, offer in kind.devices.items()
+    ]
 
 
 def _more(fleet: Fleet, chosen: Fleet | None) -> Interval | None:

@@ -85,10 +85,59 @@ def test_halving_finds_what_trying_everything_finds(folder: Path) -> None:
     assert [fleet.label for fleet, _ in quick.rivals] == [fleet.label for fleet, _ in whole.rivals]
     holding = [fleet.dollars_per_hour for fleet in whole.fleets if fleet.attainment.low >= 0.9]
     assert quick.chosen.dollars_per_hour == min(holding)
-    for fleet in whole.fleets:  # of what is as cheap, or cheaper, nothing meets as many as what is on the front
-        others = [f for f in whole.fleets if f is not fleet and f.dollars_per_hour <= fleet.dollars_per_hour]
-        better = any(f.attainment.mean > fleet.attainment.mean for f in others)
-        assert not (fleet.front and better)
+    for fleet in whole.fleets:  # nothing is cheaper and meets as many, or as cheap and meets more
+        own, price = fleet.attainment.mean, pytest.approx(fleet.dollars_per_hour)
+        alike = [f.attainment.mean for f in whole.fleets if f.dollars_per_hour == price]
+        cheaper = [f.attainment.mean for f in whole.fleets if f.dollars_per_hour < fleet.dollars_per_hour - 1e-6]
+        assert fleet.front == (own == max(alike) and all(own > other for other in cheaper)), fleet.label
+
+
+def test_of_two_that_are_as_good_one_is_named_and_the_other_told(folder: Path) -> None:
+    both = [{**PLAN["fleets"][0], "name": name, "counts": [5, 7]} for name in ("later", "earlier")]
+    found = plans.plan(write(folder, fleets=both, routers=["central"]), run)
+    assert found.chosen is not None
+    assert found.chosen.kind == "earlier"
+    (tie,) = [note for note in found.notes if note.startswith("at the same price hold it, too: ")]
+    assert f"{found.chosen.count} x later, fcfs, central (" in tie
+    assert tie.endswith("of those that meet as many, the first by name is the answer")
+    by_count: dict[int, set[bool]] = {}
+    for fleet in found.fleets:
+        by_count.setdefault(fleet.count, set()).add(fleet.front)
+    assert by_count[found.chosen.count] == {True}
+    assert all(len(on_front) == 1 for on_front in by_count.values())
+
+
+def test_what_is_assumed_and_whose_the_prices_are_is_told(folder: Path) -> None:
+    """A fleet whose KV is in fp8, at a slowdown that somebody assumed, is the answer: the plan says so."""
+    chat = {
+        "extends": "opt-13b-a6000",
+        "policy": {"name": "vllm-v1"},
+        "workload": {"requests": 20, "draws": "seeded"},
+    }
+    (folder / "chat.yaml").write_text(json.dumps(chat))
+    offer = {"profile": "a6000/opt-13b-tp1", "per_hour": 0.8, "source": "a list of May"}
+    engine = "deployment.workers.0.engine"
+    assumed = {
+        f"{engine}.kv_cache_dtype": "fp8",
+        f"{engine}.fp8_attention": {"decode": 0.6, "prefill": 1.0, "source": "assumed"},
+    }
+    fleets = [{"name": "plain", "counts": [1, 1], "devices": {"gpu0": offer}}]
+    fleets += [{"name": "half", "counts": [1, 1], "devices": {"gpu0": {**offer, "per_hour": 0.7}}, "set": assumed}]
+    slo = {"slo": {"prefill": None, "decode": None, "limits": {"ttft_ms": 60000}}}
+    path = write(folder, extends="chat.yaml", set=slo, target=0.5, routers=None, fleets=fleets)
+    said = (
+        "half: KV in fp8: what attention to tokens before takes is times 0.6 in decoding and 1 for prompts: assumed"
+    )
+    found = json.loads(servetwin("plan", path, "--jobs", 1, "--json")[1])
+    assert found["chosen"]["fleet"] == "half"
+    assert said in found["notes"]
+    assert [(p["fleet"], p["per_hour"], p["source"]) for p in found["prices"]] == [
+        ("plain", 0.8, "a list of May"),
+        ("half", 0.7, "a list of May"),
+    ]
+    out = servetwin("plan", path, "--jobs", 1)[1]
+    assert said in " ".join(out.split())
+    assert "price of half: gpu0 $0.7 an hour: a list of May" in out
 
 
 def in_time(servers: int, rate: float, mean: float, limit: float) -> float:

@@ -81,7 +81,11 @@ def as_dict(found: Plan) -> dict[str, Any]:
         ends = (more.mean, more.low, more.high) if more is not None else (None, None, None)
         rivals.append({**fleet.as_row(), **dict(zip(("fewer", "fewer_low", "fewer_high"), ends, strict=True))})
     told = {"target": found.target, "seeds": found.seeds, "chosen": chosen.as_row() if chosen is not None else None}
-    return {**told, "may_hold": rivals, "fleets": [fleet.as_row() for fleet in found.fleets], "notes": found.notes}
+    return {**told, "may_hold": rivals, "fleets": [fleet.as_row() for fleet in found.fleets], **_beside(found)}
+
+
+def _beside(found: Plan) -> dict[str, Any]:
+    return {"prices": found.prices, "notes": found.notes}
 
 
 def show(found: Plan) -> None:
@@ -118,6 +122,8 @@ def show(found: Plan) -> None:
     print_figures([*zip(names, sides, strict=True)], rows)
     if len(shown) < len(found.fleets):
         say(f"and {len(found.fleets) - len(shown)} more that were tried (--out, --json)")
+    for price in found.prices:
+        say(f"price of {price['fleet']}: {price['device']} ${price['per_hour']:g} an hour: {price['source']}")
     for note in found.notes:
         say(note)
 

@@ -235,7 +235,7 @@ class Fleet(TypedDict):
     attainment_low: Annotated[float, "ends of its 95 % interval"]
     attainment_high: float
     verdict: Annotated[str, "holds, may hold or does not hold (the target)"]
-    front: Annotated[bool, "on the Pareto front: nothing cheaper meets as many"]
+    front: Annotated[bool, "on the Pareto front: none is cheaper and meets as many, or as cheap and meets more"]
     dollars_per_1000_requests: NotRequired[Number]
     dollars_per_million_output_tokens: NotRequired[Number]
     met_per_dollar: NotRequired[Number]
@@ -247,13 +247,23 @@ class Fleet(TypedDict):
 
 
 @_closed
+class DevicePrice(TypedDict):
+    fleet: str
+    device: str
+    profile: str
+    per_hour: Annotated[float, "dollars"]
+    source: str
+
+
+@_closed
 class Plan(TypedDict):
     target: Annotated[float, "the attainment to hold, a share"]
     seeds: int
     chosen: Annotated[Fleet | None, "the cheapest that holds; null if none does"]
     may_hold: Annotated[list[Fleet], "cheaper ones whose interval reaches the target"]
     fleets: Annotated[list[Fleet], "all that were tried, the cheapest first"]
-    notes: list[str]
+    prices: list[DevicePrice]
+    notes: Annotated[list[str], "what was not measured, and ties, among others"]
     files: list[str]
     validity: Validity
 
