@@ -140,7 +140,7 @@ def run(
         source_of(experiment),
         [*((ByOption(k), v) for k, v in short.items() if v is not None), *options.overrides_of(sets, short)],
     )
-    run_output.check_windows(out, windows, objective)
+    run_output.check_windows(chosen, out, windows, objective)
     began = time.perf_counter()
     modules = _of_modules(devices, weights, sampler, slots, processes, compile_what)
     ahead = {"--url": url, "--api-key-env": api_key_env, "--asynchronous": asynchronous}

@@ -234,10 +234,8 @@ def cost_lines(cost: Mapping[str, Any] | None, duration: float) -> list[str]:
     return [line for line in lines if line]
 
 
-def check_windows(out: Path | None, seconds: float | None, objective: float | None) -> None:
+def check_windows(experiment: Experiment, out: Path | None, seconds: float | None, objective: float | None) -> None:
     """Raise `BadInput` if windows are asked for that nothing could be told of, before anything runs."""
-    from ...reporting.windows import check
-
     if objective is not None and seconds is None:
         raise BadInput("the burn is that of windows", where="--objective", right="--windows SECONDS besides")
     if seconds is not None:
@@ -245,7 +243,11 @@ def check_windows(out: Path | None, seconds: float | None, objective: float | No
             raise BadInput(
                 "windows are told from the records of a run", where="--windows", right="--out FOLDER besides"
             )
+        from ...reporting.windows import check
+        from ...workload.requests import half_sent
+
         check(seconds, objective)
+        check(seconds, objective, half_sent(experiment))
 
 
 def show_windows(found: Windows) -> None:
