@@ -354,6 +354,7 @@ def _tell_sweep(
         print_json({"points": rows, "validity": stands.as_dicts(), "files": _files(out)})
         return
     told = told_apart(rows, versus) if versus is not None else score_output.best_of(rows)
+    told += score_output.best_by_quality(rows)
     told += sweep_bounds.told(rows) if bound else []
     say("\n".join([*told, stands.line(), f"{len(rows)} points in {out}"]))
 

@@ -71,7 +71,7 @@ def show_run(experiment: Experiment, summary: dict[str, Any], took: float, use: 
         say(f"batches of {worker}: {w['iterations']} run, {sizes}")
     for line in (*cost_lines(summary.get("cost"), summary["duration"]), *_use_lines(use)):
         say(line)
-    for line in (*input_lines(summary), *_doubts(experiment, summary)):
+    for line in (*_idle_policies(experiment), *input_lines(summary), *_doubts(experiment, summary)):
         say(line)
     say(f"{summary['duration']:.0f} s served in {took:.2f} s")
 
@@ -96,6 +96,22 @@ def _use_lines(use: dict[str, Any] | None) -> list[str]:
         f"KV cache of {worker} {100 * own['mean']:.1f} % full on average, {100 * own['max']:.1f} % at most"
         for worker, own in use["kv_cache"].items()
     ]
+    return lines
+
+
+def _idle_policies(experiment: Experiment) -> list[str]:
+    """Which policies have nothing to choose here, for want of what they go by (`Policy.uses_actions`)."""
+    from ...assembly.build import policies_used
+    from ...registry.policy_registry import find_policy
+
+    actions = [module.actions for module in experiment.pipeline.modules.values() if module.actions is not None]
+    lines = []
+    for name in policies_used(experiment):
+        keys = getattr(find_policy(name), "uses_actions", ())
+        wanting = [key for key in keys if not any(getattr(own, key, None) for own in actions)]
+        if wanting:
+            what = ", ".join(f"actions.{key}" for key in wanting)
+            lines.append(f"policy {name} has no steps to choose: no module has {what} (pipeline.modules.NAME)")
     return lines
 
 
