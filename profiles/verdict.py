@@ -124,9 +124,7 @@ def origin(data: ProfileFile) -> Literal["measured", "imported", "estimated", "s
 
 
 def basis(data: ProfileFile) -> str | None:
-    """What a report says of a profile that nobody measured as such, in one line; None if it was measured."""
-    if origin(data) == "synthetic":
-        return f"profile {data.name} is synthetic: its times were never measured"
+    """What a report says of a profile that is imported or estimated, in one line; None of others."""
     if data.basis is None:
         return None
     what = "imported from" if data.basis.kind == "imported" else "estimated by"

@@ -496,7 +496,7 @@ def load_profiles(experiment: Experiment) -> dict[str, Profile]:
 
 
 def not_measured(profiles: Iterable[Profile]) -> list[str]:
-    """A line for each of *profiles* that is imported, estimated or synthetic: what it stands on, and how far that is
+    """A line for each of *profiles* that is imported or estimated: what it stands on, and how far that is
     known to be off."""
     from servetwin.profiles import verdict
 
