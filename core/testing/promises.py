@@ -95,7 +95,7 @@ class Observed:
                 self._word = None
             return alone(decision)
         self.promised += 1
-        if self._word is None:
+        if self._word is None and not getattr(decision, "reuse", ()):  # with reuse it is carried out once
             self._word = _Word(decision, answer, waiting, running, now)
         return alone(decision)
 
@@ -177,11 +177,11 @@ class _Word:
         raise fault(policy, f"{what} {now:g} s, with the same requests there, it says {readable(said)}")
 
     def _promised(self, said: tuple[Any, ...]) -> tuple[Any, ...]:
-        """What was promised: the same, with nobody to drop any more."""
+        """What was promised: the same, with nobody to drop any more, and nobody whose steps are to be settled."""
         if self.tokens:
             prefill, decode, preempt, _, idle = self.answer
             return prefill, decode, preempt, (), idle
-        run, _, whole, idle = self.answer
+        run, _, whole, idle = self.answer[:4]  # whose steps were settled has them
         return run, (), whole, idle
 
     def _stands(
@@ -220,8 +220,10 @@ def readable(answer: tuple[Any, ...]) -> str:
         parts += [f"decode {decode if isinstance(decode, str) else [*decode]}"]
         parts += [f"preempt {[*preempt]}"] * bool(preempt)
     else:
-        run, drop, whole, _ = answer
+        run, drop, whole, _, *acts = answer
         parts = [f"run {[*run]}" + " whole" * whole]
+        steps, reuse = acts or ((), ())
+        parts += [f"steps {dict(steps)}"] * bool(steps) + [f"reuse {[*reuse]}"] * bool(reuse)
     return ", ".join([*parts, *[f"drop {[*drop]}"] * bool(drop)])
 
 

@@ -8,6 +8,7 @@ from math import inf
 from typing import Any
 
 from ..llm.policy import TokenPolicy
+from ..pipeline import StepActions
 from .jobs import Job, Prompt
 
 
@@ -83,6 +84,11 @@ def _workers() -> Iterator[Scenario]:
     yield Scenario(
         "all are late when they come", [Job(5, at=0.1 * i, slo=0.01) for i in range(8)], base, hurried=True
     )
+    asked = spread(16, 5, 40, 13)
+    many = [Job(n, at=0.3 * i, slo=TABLE[0] * n * (1.5 + i % 3) + 0.1) for i, n in enumerate(asked)]
+    for told, reuse in (("and steps may be reused", True), ("and none may be reused", False)):
+        actions = StepActions(((0.4, 0.7), (1.0, 1.0)), min_steps=10, reuse=reuse)
+        yield Scenario(f"requests may get fewer steps, {told}", many, {**base, "actions": actions}, crowded=reuse)
     for told, slo in (("without deadlines", inf), ("and a deadline that passes", 5.0)):
         shorts = [Job(4, at=0.1 * i, slo=slo) for i in range(1, 120)]
         name = f"a long request among short ones that keep coming, {told}"

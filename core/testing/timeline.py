@@ -29,7 +29,7 @@ from ..isolation import task_ledger
 from ..llm.batch import TokenBatch
 from ..llm.policy import TokenPolicy
 from ..llm.serving.worker import TokenWorker
-from ..pipeline import Module, Pipeline, Stage
+from ..pipeline import Module, Pipeline, Stage, StepActions
 from ..policy import Batch, Decision, Policy, PolicyBase, WorkerView
 from ..records import Recorder
 from ..request import Outcome, Request, Task
@@ -94,12 +94,14 @@ def chain(
     loop: bool = True,
     then: Mapping[str, Seconds] | None = None,
     slo_factor: float | None = None,
+    actions: StepActions | None = None,
 ) -> System:
-    """The worker under test, and the modules that a request has to pass *then*, each with its seconds."""
+    """The worker under test, and the modules that a request has to pass *then*, each with its seconds. *actions* are
+    what its policy may do with steps."""
     later = dict(then or {})
     if MODULE in later:
         raise BadInput(f"{MODULE!r} is the worker's own module", where="then", right="another name")
-    pipeline = Pipeline.chain(Module(MODULE, loop=loop), *map(Module, later))
+    pipeline = Pipeline.chain(Module(MODULE, loop=loop, actions=actions), *map(Module, later))
     return System(pipeline, {MODULE: seconds, **later}, {MODULE: limit}, slo_factor)
 
 

@@ -139,7 +139,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         of = f" of {stage}" if len(s["llm"]) > 1 else ""
         found.append((f"TTFT p99{of}", seconds(_s(tokens.get("p99_ttft_ms")))))
         found.append((f"TPOT p99{of}", seconds(_s(tokens.get("p99_tpot_ms")))))
-    busy = [float(level.means(run.timeline.edges(1))[0]) for level in run.timeline.busy.values()]
+    busy = [run.timeline.mean(level) for level in run.timeline.busy.values()]
     if busy:
         found.append(("devices busy", percent(sum(busy) / len(busy))))
     return found

@@ -6,6 +6,7 @@ else. Trace files and reports read it from here. Times are seconds on the run's 
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -84,7 +85,8 @@ class Batches:
 @dataclass(frozen=True)
 class Timeline:
     """A run over time, by worker: requests that wait and that are served, batches, KV cache use in tokens, and how
-    many tokens the cache has room for where that is known; by device, whether it computes (0 or 1).
+    many tokens the cache has room for where that is known; by device, whether it computes (0 or 1). It begins at 0,
+    the first request comes at *first*.
 
     *kv* counts the tokens whose keys and values are held, without rounding up to blocks. *untold* says, by worker,
     why there is none.
@@ -98,10 +100,16 @@ class Timeline:
     capacity: dict[str, int]
     busy: dict[str, Level]
     untold: dict[str, str]
+    first: float = 0.0
 
     def edges(self, bins: int) -> Array:
         """The edges of *bins* equal bins over all of the run."""
         return np.linspace(0.0, max(self.end, 1e-9), bins + 1)
+
+    def mean(self, level: Level) -> float:
+        """The mean of *level* over the `duration` of the run: from the first arrival to the last end."""
+        first = min(self.first, self.end)
+        return float(level.means(np.array([first, max(self.end, first + 1e-9)]))[0])
 
 
 def read(folder: Path) -> Timeline:
@@ -150,6 +158,7 @@ class Gathered:
     _changes: dict[str, tuple[array, array, array]] = field(default_factory=dict)
     _engines: dict[str, _Engine] = field(default_factory=dict)
     _end: float = 0.0
+    _first: float = math.inf
 
     def batch(self, record: Mapping[str, Any]) -> None:
         """Take up a line of ``batches.jsonl``."""
@@ -171,6 +180,7 @@ class Gathered:
     def request(self, record: Mapping[str, Any], end: float) -> None:
         """Take up a line of ``requests.jsonl``; it ended at *end* at the latest."""
         self._end = max(self._end, end)
+        self._first = min(self._first, record["arrival"])
         for stay in [part for whole in record["stages"] for part in _by_worker(whole, end)]:
             worker = stay["worker"] or stay["stage"]
             queued = stay["queued"]
@@ -218,6 +228,7 @@ class Gathered:
             {w: tokens for w, tokens in capacity.items() if w in kv},
             {device: _busy(own) for device, own in spans.items()},
             untold,
+            self._first if math.isfinite(self._first) else 0.0,
         )
 
 

@@ -4,25 +4,29 @@ recover.
 *Waiting* are requests that are in a queue of any stage. With n requests that come in a window, a window is
 
 - *overloaded* if more come than are served: those who wait grow by more than a twentieth of n and by more than
-  chance makes of it (2 standard deviations of a Poisson count, 2 sqrt(n)); who is dropped or fails counts as growth;
+  chance makes of it (2 standard deviations of a Poisson count, 2 sqrt(n)); who is dropped or fails counts as growth,
+  and where nobody comes there is none;
 - *backlogged* if it is not, and at each moment in it somebody waits (more than `few`);
 - *stable* otherwise: the queue was empty at some moment.
 
 `few` is 1, or a twentieth of the mean number that comes in a window: in a large fleet somebody always waits a moment,
 and by Little's law so many wait where the mean wait is a twentieth of a window.
 
-An *overload* is what begins when the queue was last empty before it, and is over when it is empty again; the time to
-recover is from its peak to its end. The *burn rate* of a window is the share of its requests that missed, over the
-share that may (1 - objective): at 1 the budget lasts exactly (Google, The Site Reliability Workbook, 2018, ch. 5).
+An *overload* begins when the queue was last empty, and is over when it is empty again (empty: no more than `few`);
+each overloaded window has one: what was longest in it, and what it ended with. Where no more than that wait,
+since requests are dropped or fail, it is the window. The time to recover is from its peak to its end. Requests may
+miss their SLO outside of overloads: served at once, too slowly.
+
+The *burn rate* of a window is the share of its requests that missed, over the share that may (1 - objective): at 1
+the budget lasts exactly (Google, The Site Reliability Workbook, 2018, ch. 5).
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +66,8 @@ class Window:
 @dataclass(frozen=True)
 class Overload:
     """The queue was empty (no more than `few` waited) before *begin*, longest at *peak* (*waiting*), and empty again
-    at *end* (None: it never was); of the *requests* that came in between, *missed* did not meet their SLO."""
+    at *end* (None: it never was); of the *requests* that came in between, *missed* did not meet their SLO. Where no
+    more than `few` ever waited, *begin* and *end* are those of windows in which requests were dropped or failed."""
 
     begin: float
     peak: float
@@ -96,9 +101,15 @@ class Windows:
         for one in self.overloads:
             most = f"overloaded from {one.begin:.1f} s on: {one.waiting} waited at most, at {one.peak:.1f} s"
             over = "it did not recover"
-            if one.end is not None:
+            if one.end is not None and one.waiting <= self.few:
+                over = f"but requests were dropped or failed, until {one.end:.1f} s"
+            elif one.end is not None:
                 over = f"down to {int(self.few)} at {one.end:.1f} s, {one.recovery:.1f} s later"
-            lines.append(f"{most}; {over}; {one.missed} of {one.requests} requests missed their SLO")
+            among = f"{one.missed} of the {one.requests} requests that came meanwhile"
+            lines.append(f"{most}; {over}; {among} missed their SLO")
+        missed = sum(window.requests - window.met for window in self.windows)
+        if self.overloads and (others := missed - sum(one.missed for one in self.overloads)):
+            lines.append(f"{others} of {missed} requests that missed their SLO came outside of overloads")
         if self.budget is not None and self.objective is not None:
             worst = max(self.windows, key=lambda window: window.burn or 0.0)
             spent = f"error budget ({100 * (1 - self.objective):g} % may miss): {100 * self.budget:.0f} % of it spent"
@@ -156,7 +167,7 @@ def of_records(
     windows = []
     for i in range(count):
         n, growth = int(coming[i]), held[i + 1] - held[i] + lost[i]
-        if growth > max(SHARE * n, 2.0 * math.sqrt(n)):
+        if n and growth > max(SHARE * n, 2.0 * math.sqrt(n)):
             verdict = "overloaded"
         else:
             verdict = "backlogged" if _least(queue, edges[i], edges[i + 1]) > few else "stable"
@@ -164,8 +175,8 @@ def of_records(
         told = n, int(kept[i]), int(lost[i]), round(held[i + 1])
         windows.append(Window(float(edges[i]), float(edges[i + 1]), *told, verdict, burn))
     budget = None if objective is None else float((1.0 - met.mean()) / (1.0 - objective))
-    overloads = tuple(_overload(group, queue, few, arrivals, met, failed) for group in _groups(windows))
-    return Windows(width, few, objective, tuple(windows), overloads, budget)
+    overloads = sorted(_overloads(windows, queue, few, arrivals, met, failed), key=lambda one: one.begin)
+    return Windows(width, few, objective, tuple(windows), tuple(overloads), budget)
 
 
 def neat(value: float) -> float:
@@ -189,28 +200,58 @@ def _least(queue: Level, begin: float, end: float) -> float:
     return float(min(queue.at(np.array([begin]))[0], inner.min() if inner.size else math.inf))
 
 
-def _groups(windows: Sequence[Window]) -> list[tuple[float, float]]:
-    """From when to when windows that follow each other are not stable, where one of them is overloaded."""
-    groups = []
-    for troubled, together in groupby(windows, key=lambda window: window.verdict != "stable"):
-        own = list(together)
-        if troubled and any(window.verdict == "overloaded" for window in own):
-            groups.append((own[0].begin, own[-1].end))
-    return groups
+def _overloads(
+    windows: Sequence[Window], queue: Level, few: float, arrivals: np.ndarray, met: np.ndarray, failed: np.ndarray
+) -> Iterator[Overload]:
+    """What made *windows* overloaded: each stretch of time with more than *few* in the *queue* that was longest in
+    one of them, or that one ended with; or the window itself, where few wait but requests are dropped or fail."""
+    long = queue.values > few
+    known: set[int] = set()
+    losing: list[Window] = []
+    for window in windows:
+        if window.verdict != "overloaded":
+            continue
+        levels = _levels(queue, window.begin, window.end)
+        places = {int(levels[np.argmax(queue.values[levels])]), int(levels[-1])} if levels.size else set()
+        inside = sorted(place for place in places if long[place])
+        if not inside:
+            losing.append(window)
+        for place in inside:
+            before, after = np.flatnonzero(~long[:place]), np.flatnonzero(~long[place:])
+            begins = int(before[-1]) + 1 if before.size else 0
+            ends = place + int(after[0]) if after.size else len(long)
+            if begins in known:
+                continue
+            known.add(begins)
+            peak = begins + int(np.argmax(queue.values[begins:ends]))
+            begin, end = float(queue.times[begins]), float(queue.times[ends]) if ends < len(long) else None
+            if end is not None and (failed == end).any():
+                end = None  # nobody waits any more because the run was cut off
+            among = (arrivals >= begin) & (arrivals < (math.inf if end is None else end))
+            longest = float(queue.times[peak]), round(queue.values[peak])
+            yield Overload(begin, *longest, end, int(among.sum()), int((among & ~met).sum()))
+    yield from _losses(losing, queue)
 
 
-def _overload(
-    group: tuple[float, float], queue: Level, few: float, arrivals: np.ndarray, met: np.ndarray, failed: np.ndarray
-) -> Overload:
-    first, last = np.searchsorted(queue.times, group, side="left")
-    place = first + int(np.argmax(queue.values[first:last])) if last > first else first
-    empty = queue.values <= few
-    before, after = np.flatnonzero(empty[:place]), np.flatnonzero(empty[place:])
-    begin = float(queue.times[before[-1] + 1]) if before.size else float(queue.times[0])
-    end = float(queue.times[place + after[0]]) if after.size else None
-    if end is not None and (failed == end).any():
-        end = None  # nobody waits any more because the run was cut off
-    inside = (arrivals >= begin) & (arrivals < (math.inf if end is None else end))
-    missed = int((inside & ~met).sum())
-    peak = float(queue.times[place]), round(queue.values[place])
-    return Overload(begin, *peak, end, int(inside.sum()), missed)
+def _levels(queue: Level, begin: float, end: float) -> np.ndarray:
+    """The places in *queue* of the levels that it has from *begin* to *end*."""
+    first, last = np.searchsorted(queue.times, (begin, end), side="right")
+    return np.arange(max(int(first) - 1, 0), int(last))
+
+
+def _losses(losing: Sequence[Window], queue: Level) -> Iterator[Overload]:
+    """An overload for each row of windows in which few wait, but requests are dropped or fail."""
+    rows: list[list[Window]] = []
+    for window in losing:
+        if rows and rows[-1][-1].end == window.begin:
+            rows[-1].append(window)
+        else:
+            rows.append([window])
+    for row in rows:
+        begin, end = row[0].begin, row[-1].end
+        levels = _levels(queue, begin, end)
+        place = int(levels[np.argmax(queue.values[levels])]) if levels.size else None
+        at = begin if place is None else max(begin, float(queue.times[place]))
+        waiting = 0 if place is None else round(queue.values[place])
+        requests, met = sum(w.requests for w in row), sum(w.met for w in row)
+        yield Overload(begin, at, waiting, end, requests, requests - met)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 MOST_STEPS = 200
 #: A pattern in which fewer requests are expected has no shape that could be seen.
 RAREST = 0.01
+#: A wave hides a pattern if it does so as often as that, or for all of a period, which has this many at most.
+MANY, MOST_CYCLES = 1000, 100_000
 #: The most requests that are counted before a load that ends is sent, and the most windows of a trace.
 MOST, MOST_WINDOWS = 2e8, 1_000_000
 
@@ -55,13 +57,18 @@ class Load:
         rate, points = schedule.rate, [(at, factor) for at, factor in schedule.points or [[0.0, 1.0]]]
         if schedule.window is not None:
             assert trace is not None
-            points, of_trace, span = _followed(trace, schedule.window)
-            rate = of_trace if rate is None else rate
+            end = _end_of(trace, schedule.window)
             if self.every is None:
-                self.until = min(self.until, span)
-            elif points[-1][0] >= self.every:
-                what = f"it begins anew after {self.every:g} s, and the trace goes on until {span:g} s"
-                raise BadInput(what, where=f"{where}.every", right=f"{span:g}, or workload.trace: {{end: ...}}")
+                self.until = min(self.until, end)
+            elif self.every <= trace.span:
+                what = f"it begins anew after {self.every:g} s, and the trace goes on until {end:g} s"
+                raise BadInput(what, where=f"{where}.every", right=f"{end:.10g}, or workload.trace: {{end: ...}}")
+            else:
+                end = min(end, self.every)
+            points, of_trace = _followed(trace, schedule.window, end)
+            if self.every is not None and end < self.every:
+                points.append((end, 0.0))  # until it begins anew
+            rate = of_trace if rate is None else rate
         assert rate is not None
         ramps = schedule.between == "ramps"
         spikes = [(s.at, s.at + s.seconds, s.factor) for s in schedule.spikes]
@@ -78,6 +85,8 @@ class Load:
         """Raise `BadInput` if requests are so rare that a pattern is over before one comes, or too many to count."""
         if self.every is not None:
             each = sum((p.end - p.start) * (p.level + 0.5 * p.slope * (p.end - p.start)) for p in self._pattern)
+            if self.wave is not None and each >= RAREST:
+                each = self._each_with(self.wave, self.every)
             if each < RAREST:
                 what = f"{each:.1g} requests are expected in each {self.every:g} s, after which it begins anew"
                 raise BadInput(what, where=f"{where}.every", right="a longer time, or a higher rate")
@@ -88,6 +97,18 @@ class Load:
             if whole > MOST:
                 right = f"{MOST:.0e} at most, or workload.requests and no end"
                 raise BadInput(f"some {whole:.0e} requests would come", where=f"{where}.until", right=right)
+
+    def _each_with(self, wave: Wave, every: float) -> float:
+        """How many requests are expected in each *every* seconds of the many first in which *wave* may hide the
+        pattern; a lower bound, once that is enough."""
+        cycles, total = max(MANY, math.ceil(wave.period / every)), 0.0
+        if cycles > MOST_CYCLES:
+            return RAREST  # so short a pattern meets all of the wave
+        for piece in self.pieces():
+            if piece.start >= cycles * every or total >= RAREST * cycles:
+                break
+            total += self._mass(piece, piece.end)
+        return total / cycles
 
     def pieces(self) -> Iterator[Piece]:
         """The pieces one after the other, as long as requests may come; the last may have no end."""
@@ -209,25 +230,32 @@ def _pieces(
     return found
 
 
-def _followed(trace: TraceFile, window: float) -> tuple[list[tuple[float, float]], float, float]:
-    """Of *trace*: the factors by window, its mean rate, and how long it lasts, in whole windows."""
+def _end_of(trace: TraceFile, window: float) -> float:
+    """When *trace*, in windows of *window* seconds, ends: a mean gap after its last request, for that is the time
+    that this stands for, but no later than the window does in which it comes."""
     if trace.span <= 0.0:
         what = "all its requests come at once: they have no rate over time"
         raise BadInput(what, where=trace.where, right="a trace that lasts, or no workload.arrivals.window")
-    first = trace.first
-    counts = Counter(int((entry.arrival - first) // window) for entry in trace)
-    windows = max(counts) + 1
+    windows = int(trace.span // window) + 1
     if windows > MOST_WINDOWS:
         what = f"{window:g} s makes {windows} windows of {trace.span:g} s"
         raise BadInput(what, where="workload.arrivals.window", right=f"a length that makes {MOST_WINDOWS} at most")
-    mean = trace.count / windows  # by window
+    return min(trace.span * trace.count / (trace.count - 1), windows * window)
+
+
+def _followed(trace: TraceFile, window: float, end: float) -> tuple[list[tuple[float, float]], float]:
+    """Of *trace*, which lasts until *end*: the factors by window, the last of which ends with it, and its mean
+    rate."""
+    counts = Counter(int((entry.arrival - trace.first) // window) for entry in trace)
+    mean, windows = trace.count / end, max(counts) + 1
     points, before = [], None
     for place in range(windows):
-        factor = counts[place] / mean
+        length = window if place + 1 < windows else end - place * window
+        factor = counts[place] / (length * mean)
         if factor != before:
             points.append((place * window, factor))
         before = factor
-    return points, mean / window, windows * window
+    return points, mean
 
 
 def schedule_times(load: Load, gaps: Iterator[float] | None) -> Iterator[float]:

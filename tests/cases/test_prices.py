@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -128,12 +129,16 @@ def test_what_makes_no_price_is_refused(one: Path, case: str) -> None:
 
 def test_run_sweep_and_compare_tell_it(one: Path, tmp_path: Path) -> None:
     sets = [part for key, value in STEADY for part in ("--set", f"{key}={json.dumps(value)}")]
+    hours = {"a": "0.002194 hours at $3.6 an hour", "b": "0.002194 hours of 2 devices, at $7.2 an hour together"}
     for name, more in (("a", []), ("b", ["--set", "deployment.replicas=2"])):
         code, out, err = servetwin("run", one, *sets, *more, "--out", tmp_path / name)
         assert code == 0, err
         assert "cost $0.0" in out
-        assert "device-hours at $" in out
-        assert "devices computed" in out
+        assert hours[name] in out  # 7.9 s
+        (share,) = re.findall("devices busy ([0-9.]+) % of the time", out)
+        each = [float(x) for x in re.findall("^gpu[0-9.]+ busy ([0-9.]+) % of the time$", out, re.MULTILINE)]
+        assert float(share) == pytest.approx(sum(each) / len(each), abs=0.11)  # of the same time, from 0.2 s on
+        assert sum(each) == pytest.approx(100 * 4.0 / 7.9, abs=0.11)
     code, out, err = servetwin("compare", tmp_path / "a", tmp_path / "b", "--json")
     assert code == 0, err
     assert json.loads(out)["cost"]["dollars"]["second"] == pytest.approx(2 * 0.0079)

@@ -19,7 +19,9 @@ Number = float | None
 
 @_closed
 class Use(TypedDict):
-    devices: Annotated[dict[str, float], "share of the time in which a device computes"]
+    devices: Annotated[
+        dict[str, float], "share of the time, from the first arrival to the last end, in which a device computes"
+    ]
     kv_cache: Annotated[dict[str, Any], "by engine: mean and max share of the KV cache in use, and its tokens"]
 
 

@@ -22,20 +22,20 @@ MOST_GROUPS = 12
 
 def use_of(folder: Path) -> dict[str, Any]:
     """How busy devices were and how full KV caches, by the records in *folder*: shares of the time, and of the tokens
-    that a cache has room for (only where its profile is here), on average and at most."""
+    that a cache has room for (only where its profile is here), on average and at most; of the time from the first
+    arrival to the last end."""
     from ...reporting.timeline import read
 
     line = read(folder)
-    edges = line.edges(1)
     kv = {
         worker: {
-            "mean": float(line.kv[worker].means(edges)[0]) / room,
+            "mean": line.mean(line.kv[worker]) / room,
             "max": line.kv[worker].peak / room,
             "tokens": room,
         }
         for worker, room in line.capacity.items()
     }
-    return {"devices": {name: float(level.means(edges)[0]) for name, level in line.busy.items()}, "kv_cache": kv}
+    return {"devices": {name: line.mean(level) for name, level in line.busy.items()}, "kv_cache": kv}
 
 
 def show_run(experiment: Experiment, summary: dict[str, Any], took: float, use: dict[str, Any] | None) -> None:
@@ -69,7 +69,7 @@ def show_run(experiment: Experiment, summary: dict[str, Any], took: float, use: 
     for worker, w in summary["workers"].items():
         sizes = f"mean {w['mean_batch_size']:.2f}, largest {w['max_batch_size']}"
         say(f"batches of {worker}: {w['iterations']} run, {sizes}")
-    for line in (*cost_lines(summary.get("cost")), *_use_lines(use)):
+    for line in (*cost_lines(summary.get("cost"), summary["duration"]), *_use_lines(use)):
         say(line)
     for line in (*input_lines(summary), *_doubts(experiment, summary)):
         say(line)
@@ -214,8 +214,8 @@ def show_tokens(stage: str, tokens: dict[str, Any]) -> None:
         say(f"  {tokens['within_limits']} requests within the limits")
 
 
-def cost_lines(cost: Mapping[str, Any] | None) -> list[str]:
-    """What a run costs, where its devices have prices."""
+def cost_lines(cost: Mapping[str, Any] | None, duration: float) -> list[str]:
+    """What a run of so many seconds (*duration*) costs, where its devices have prices."""
     if cost is None:
         return []
     each = [(cost["dollars_per_1000_requests"], "1,000 requests")]
@@ -223,11 +223,14 @@ def cost_lines(cost: Mapping[str, Any] | None) -> list[str]:
     per = [f"${value:.4g} per {what}" for value, what in each if value is not None]
     if cost["met_per_dollar"] is not None:
         per.append(f"{cost['met_per_dollar']:.4g} met their SLO per dollar")
-    hours = f"{cost['device_hours']:.4g} device-hours at ${cost['dollars_per_hour']:g} an hour in all"
-    lines = [f"cost ${cost['dollars']:.4g}: {hours}", ", ".join(per)]
+    hours = duration / 3600.0
+    count = round(cost["device_hours"] / hours) if hours else 1
+    rate = f"at ${cost['dollars_per_hour']:g} an hour"
+    held = f"{hours:.4g} hours {rate}" if count == 1 else f"{hours:.4g} hours of {count} devices, {rate} together"
+    lines = [f"cost ${cost['dollars']:.4g}: {held}", ", ".join(per)]
     if cost["utilisation"] is not None:
         power = f"; {cost['energy_kwh']:.4g} kWh" if cost["energy_kwh"] is not None else ""
-        lines.append(f"devices computed {100 * cost['utilisation']:.1f} % of the time{power}")
+        lines.append(f"devices busy {100 * cost['utilisation']:.1f} % of the time{power}")
     return [line for line in lines if line]
 
 

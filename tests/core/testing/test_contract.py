@@ -167,3 +167,48 @@ def test_pytest_has_the_fixtures_and_loads_nothing_else(tmp_path) -> None:
 def test_a_whole_run_under_the_invariants() -> None:
     summary = run_under_invariants("dit-s2-256-rtx4090", policy=Seeded, rate=2.0, requests=20)
     assert summary.requests == 20
+
+
+WITH_ACTIONS = """from servetwin.core import Decision, Policy, Repeat
+
+
+class Acts(Policy):
+    def decide(self, view, now):
+        run = [*view.running, *view.waiting][: view.limit]
+        if view.stage.actions is None:
+            return Decision(run)
+        begin = [task for task in run if task in view.waiting]
+        return Decision(run, {})
+"""
+
+
+@pytest.mark.parametrize(
+    ("acts", "told"),
+    [
+        ("steps={task: 1 for task in begin}", "it sets 1 steps for "),
+        ("steps={task: 20 for task in begin}", "it sets 20 steps for "),
+        ("reuse=[task for task in view.running if task in run and task.left > 1]", "is left with fewer than "),
+        ("reuse=[task for task in view.running if task in run and task.may_skip]", "where none may be"),
+        (
+            "repeat=Repeat(2) if not begin and run[0].left > 2 else None, "
+            "reuse=[t for t in run if view.stage.actions.reuse and t in view.running and t.may_skip and t.left % 2]",
+            "a Repeat of its is false",
+        ),
+    ],
+)
+def test_a_wrong_action_with_steps_is_found(tmp_path, monkeypatch, capsys, acts: str, told: str) -> None:
+    (tmp_path / "acts.py").write_text(WITH_ACTIONS.format(acts))
+    monkeypatch.setattr("sys.argv", ["servetwin", "check", str(tmp_path / "acts.py")])
+    assert entry._run() == 2
+    err = capsys.readouterr().err
+    assert told in err
+    assert "requests may get fewer steps" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("acts", ["", "steps={t: view.stage.actions.fewest(t.asked) for t in begin}"])
+def test_allowed_actions_with_steps_keep_the_contract(tmp_path, monkeypatch, capsys, acts: str) -> None:
+    (tmp_path / "acts.py").write_text(WITH_ACTIONS.format(acts))
+    monkeypatch.setattr("sys.argv", ["servetwin", "check", str(tmp_path / "acts.py")])
+    assert not entry._run()
+    assert "no fault found" in capsys.readouterr().out

@@ -57,7 +57,7 @@ def test_run_and_what_is_made_of_runs(servetwin, small: Path):
     found = printed(servetwin, "run", "opt-13b-h100", "--policy", "sarathi", "--requests", 30, "--out", a)
     TypeAdapter(Use).validate_python(found["use"])
     line = timeline.read(a)
-    assert found["use"]["devices"]["gpu0"] == pytest.approx(float(line.busy["gpu0"].means(line.edges(1))[0]))
+    assert found["use"]["devices"]["gpu0"] == pytest.approx(line.mean(line.busy["gpu0"]))
     assert found["use"]["kv_cache"]["llm"]["max"] == pytest.approx(line.kv["llm"].peak / line.capacity["llm"])
     summary = json.loads((a / "summary.json").read_text())
     assert {k: v for k, v in found.items() if k not in ("use", "validity")} == summary

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def by_hand(folder: Path, seconds: float, windows: int) -> list[tuple[int, int, 
         lost = sum(r["outcome"] in ("dropped", "failed") and low <= gone[r["id"]] < high for r in records)
         growth = waiting(high) - waiting(low) + lost
         verdict = "stable"
-        if growth > max(0.05 * len(came), 2 * math.sqrt(len(came))):
+        if came and growth > max(0.05 * len(came), 2 * math.sqrt(len(came))):
             verdict = "overloaded"
         elif min(waiting(t) for t in [low, *(t for t in changes if low < t < high)]) > few:
             verdict = "backlogged"
@@ -85,6 +86,47 @@ def test_who_never_recovers_is_told_so(tmp_path: Path) -> None:
     assert [(o.end, o.recovery) for o in found.overloads] == [(None, None)]
     assert found.overloads[0].begin < 10.0
     assert "it did not recover" in found.lines()[1]
+
+
+def stretches(folder: Path, few: float) -> list[tuple[float, float]]:
+    """From when to when more than *few* wait, by looking at every request for each time."""
+    gone = {r["id"]: r["finished"] if r["finished"] is not None else r["ended"] for r in request_lines(folder)}
+    stays = [(s["queued"], s["started"] or gone[r["id"]]) for r in request_lines(folder) for s in r["stages"]]
+    found, began = [], None
+    for at in sorted({t for stay in stays for t in stay}):
+        long = sum(queued <= at < start for queued, start in stays) > few
+        if long and began is None:
+            began = at
+        elif not long and began is not None:
+            found.append((began, at))
+            began = None
+    return found
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "edf", "neustream", "clockwork"])
+def test_no_overloaded_window_is_without_its_overload(tmp_path: Path, policy: str) -> None:
+    """Two spikes, after each of which the queue is empty again within a window that begins or ends overloaded."""
+    spikes = [{"at": at, "seconds": 3.0, "factor": 12.0} for at in (20.0, 37.0, 55.0, 61.0, 90.0)]
+    arrivals = {"process": "schedule", "rate": 2.0, "spikes": spikes, "until": 120.0}
+    folder = images(tmp_path / "r", arrivals, policy)
+    for seconds in (5.0, 20.0, 40.0):
+        found = of_run(folder, seconds)
+        ends = [(o.begin, o.end) for o in found.overloads]
+        assert len({begin for begin, _ in ends}) == len(ends)
+        assert all(end is not None and begin < end for begin, end in ends)
+        waited = stretches(folder, found.few)
+        for window in found.windows:
+            if window.verdict == "overloaded":
+                assert any(o.begin <= window.end and (o.end or math.inf) > window.begin for o in found.overloads)
+        for one in found.overloads:
+            if one.waiting > found.few:
+                assert (one.begin, one.end) in waited
+                assert one.begin <= one.peak < (one.end or math.inf)
+        assert all(b1 < (e1 or math.inf) <= b2 for (b1, e1), (b2, _) in itertools.pairwise(ends))
+    missed = sum(w.requests - w.met for w in found.windows)
+    others = missed - sum(o.missed for o in found.overloads)
+    told = f"{others} of {missed} requests that missed their SLO came outside of overloads"
+    assert (told in found.lines()) == (others > 0)
 
 
 def test_a_system_that_keeps_up_is_stable(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from servetwin.experiments.spec.experiment import Experiment
 from servetwin.experiments.spec.keys.schedule import Schedule
 from servetwin.experiments.spec.loading import load
 from servetwin.experiments.workload.draws import arrival_times
-from servetwin.experiments.workload.requests import count_of
+from servetwin.experiments.workload.requests import count_of, read_trace
 from servetwin.experiments.workload.schedules import Load
 from servetwin.experiments.workload.seed_effect import depends_on_seed
 
@@ -163,11 +163,54 @@ def test_a_trace_is_followed_by_window_whatever_the_rate(tmp_path: Path) -> None
     held = Counter(int(t // window) for t in times)
     said = {"process": "schedule", "window": window, "cv": 0.0}
     trace = {"file": str(tmp_path / "t.csv")}
-    for rate, scale in ((None, 1.0), (700 / (window * (max(held) + 1)) * 3.0, 3.0)):
+    end = min(last * 700 / 699, window * (max(held) + 1))
+    for rate, scale in ((None, 1.0), (700 / end * 3.0, 3.0)):
         made = sent({"requests": None, "trace": trace, "arrivals": {**said, "rate": rate}})
         drawn = Counter(int(r.arrival // window) for r in made)
         assert all(abs(drawn[w] - scale * held[w]) <= 1 for w in range(max(held) + 1))
-        assert made[-1].arrival <= window * (max(held) + 1) < last + window + 1e-9
+        assert made[-1].arrival <= end < last + window + 1e-9
+
+
+def of_trace(path: Path, times: list[float], **more: Any) -> Load:
+    path.write_text("arrival_s,steps\n" + "".join(f"{t!r},10\n" for t in times))
+    arrivals = {"process": "schedule", "cv": 0.0, **more}
+    made = images(
+        {"requests": None if "every" not in more else 9, "trace": {"file": str(path)}, "arrivals": arrivals}
+    )
+    assert isinstance(made.workload.arrivals, Schedule)
+    return Load(made.workload.arrivals, read_trace(made))
+
+
+def test_the_last_window_of_a_trace_ends_with_it(tmp_path: Path) -> None:
+    """10/s for 65 s in windows of 60 s: 600 requests in the first, 50 in 5 s."""
+    times = [i / 10 for i in range(650)]
+    found = of_trace(tmp_path / "t.csv", times, window=60.0)
+    assert found.until == pytest.approx(65.0)
+    assert found.expected(0.0, 60.0) == pytest.approx(600.0)
+    assert found.expected(60.0, 62.0) == pytest.approx(20.0)
+    assert found.expected(60.0, math.inf) == pytest.approx(50.0)
+    twice = of_trace(tmp_path / "t.csv", times, window=60.0, rate=20.0)
+    assert (twice.expected(0.0, 60.0), twice.expected(60.0, 65.0)) == pytest.approx((1200.0, 100.0))
+    long = of_trace(tmp_path / "t.csv", times, window=3600.0)
+    assert (long.until, long.expected(60.0, 65.0)) == pytest.approx((65.0, 50.0))
+    sparse = of_trace(tmp_path / "t.csv", [0.0, 1.0, 2.0, 7.0], window=8.0)  # a mean gap more would be in the next
+    assert (sparse.until, sparse.expected(0.0, 9.0)) == pytest.approx((8.0, 4.0))
+
+
+def test_a_trace_begins_anew_after_its_end_and_nobody_comes_between(tmp_path: Path) -> None:
+    """1/s for 40 s, all windows alike; then 2/s for 20 s and 1/s for 20 s."""
+    alike, other = [float(i) for i in range(40)], [i / 2 for i in range(40)] + [20.0 + i for i in range(20)]
+    for short in (10.0, 25.0, 39.0):
+        what = rf"it begins anew after {short:g} s, and the trace goes on until 40 s \(right would be: 40, or"
+        with pytest.raises(BadInput, match=what):
+            of_trace(tmp_path / "t.csv", alike, window=10.0, every=short)
+    for window in (10.0, 15.0):
+        found = of_trace(tmp_path / "t.csv", alike, window=window, every=100.0)
+        spans = ((0.0, 40.0), (40.1, 100.0), (100.0, 140.0), (140.1, 200.0))
+        assert [found.expected(*span) for span in spans] == pytest.approx([40.0, 0.0, 40.0, 0.0])
+    again = of_trace(tmp_path / "t.csv", other, window=10.0, every=40.0, rate=3.0)  # twice the trace's mean, 1.5
+    spans = ((0.0, 20.0), (20.0, 40.0), (40.0, 60.0), (60.0, 80.0))
+    assert [again.expected(*span) for span in spans] == pytest.approx([80.0, 40.0, 80.0, 40.0], rel=0.03)
 
 
 def by_class(**more: Any) -> dict[str, Any]:
@@ -253,6 +296,15 @@ REFUSED = {
     "a pattern that nobody sees": (
         {"points": [[0.0, 1.0]], "every": 0.0001},
         "workload.arrivals.every: 0.0003 requests are expected in each 0.0001 s",
+    ),
+    "a pattern that a wave hides": (
+        {
+            "rate": 1e6,
+            "points": [[0.0, 1.0], [1e-6, 0.0]],
+            "every": 10.0,
+            "wave": {"period": 10.0, "amplitude": 1.0, "phase": 0.75},
+        },
+        "requests are expected in each 10 s, after which it begins anew",
     ),
     "no trace": ({"window": 9.0, "every": 99.0}, "workload.arrivals.window: there is no trace to follow"),
 }
