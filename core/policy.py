@@ -213,6 +213,9 @@ class PolicyBase:
     pools = False
     #: Whether a request may wait for as long as others keep coming, neither served nor given up: shortest first, say.
     starves = False
+    #: The keys of a module's actions (``pipeline.modules.NAME.actions``) without which it has nothing to choose; a
+    #: run says so where no module has them.
+    uses_actions: tuple[str, ...] = ()
     #: Whether it heeds the shapes of requests (`Task.shape`, ``view.estimate(module, batch, shape)``). Of one that
     #: does not, each shape has an object of its own where requests are of several
     #: (`servetwin.core.serving.shape_turns`).

@@ -140,7 +140,7 @@ def run(
         source_of(experiment),
         [*((ByOption(k), v) for k, v in short.items() if v is not None), *options.overrides_of(sets, short)],
     )
-    run_output.check_windows(out, windows, objective)
+    run_output.check_windows(chosen, out, windows, objective)
     began = time.perf_counter()
     modules = _of_modules(devices, weights, sampler, slots, processes, compile_what)
     ahead = {"--url": url, "--api-key-env": api_key_env, "--asynchronous": asynchronous}
@@ -354,6 +354,7 @@ def _tell_sweep(
         print_json({"points": rows, "validity": stands.as_dicts(), "files": _files(out)})
         return
     told = told_apart(rows, versus) if versus is not None else score_output.best_of(rows)
+    told += score_output.best_by_quality(rows)
     told += sweep_bounds.told(rows) if bound else []
     say("\n".join([*told, stands.line(), f"{len(rows)} points in {out}"]))
 

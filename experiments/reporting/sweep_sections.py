@@ -29,6 +29,8 @@ MAIN = (
     ("request_goodput", "Goodput", "goodput, requests/s", False, 1.0),
 )
 MORE = (
+    ("quality_goodput", "Quality in time", "quality of those in time per second", False, 1.0),
+    ("mean_quality", "Quality, mean", "quality", False, 1.0),
     ("token_goodput", "Tokens on time", "tokens on time per second", False, 1.0),
     ("p99_e2el_ms", "Latency, p99", "latency p99, s", False, 1e-3),
     ("p99_ttft_ms", "TTFT, p99", "TTFT p99, ms", False, 1.0),
@@ -122,13 +124,16 @@ def question(grid: Grid) -> str:
 @dataclass(frozen=True)
 class Standing:
     """How a line fares among the others: its mean attainment over the settings that all have, in how many of them it
-    is best (ties count for all who share them), and in how many of these beyond chance (`_surely`)."""
+    is best (ties count for all who share them), and in how many of these beyond chance (`_surely`). *quality* is the
+    quality in time per second (``quality_goodput``) with the ends of its interval, averaged alike; None where a
+    setting has none."""
 
     line: str
     attainment: float
     best: int
     surely: int
     settings: int
+    quality: tuple[float, float | None, float | None] | None = None
 
 
 def _surely(first: Sequence[Row], second: Sequence[Row]) -> bool:
@@ -158,8 +163,33 @@ def standings(grid: Grid) -> list[Standing]:
             best[name] += 1
             surely[name] += all(_surely(own[name], own[other]) for other in names if other != name)
     n = len(common)
-    found = [Standing(name, sums[name] / n, int(best[name]), int(surely[name]), n) for name in names] if n else []
+    if not n:
+        return []
+    worth = {name: _quality([own[name] for own in common]) for name in names}
+    found = [Standing(name, sums[name] / n, int(best[name]), int(surely[name]), n, worth[name]) for name in names]
     return sorted(found, key=lambda s: -s.attainment)
+
+
+def _quality(settings: Sequence[Sequence[Row]]) -> tuple[float, float | None, float | None] | None:
+    """`Standing.quality` of a line with these rows by setting."""
+    ends: list[float | None] = []
+    for column in ("quality_goodput", "quality_goodput_low", "quality_goodput_high"):
+        known = [value for rows in settings if (value := mean(rows, column)) is not None]
+        ends.append(fmean(known) if len(known) == len(settings) else None)
+    return None if ends[0] is None else (ends[0], ends[1], ends[2])
+
+
+def by_quality(ranked: Sequence[Standing]) -> list[tuple[Standing, str]]:
+    """Those of *ranked* with their quality in time, in words, the highest first; none if one of them has none. Of one
+    setting the interval is said, too."""
+    found = []
+    for one in ranked:
+        if one.quality is None:
+            return []
+        value, low, high = one.quality
+        span = f" ({low:.3f} to {high:.3f})" if one.settings == 1 and low is not None and high is not None else ""
+        found.append((value, one, f"{value:.3f}/s{span}"))
+    return [(one, said) for _, one, said in sorted(found, key=lambda each: -each[0])]
 
 
 def alike(ranked: Sequence[Standing]) -> list[str]:
@@ -209,6 +239,8 @@ def answer(grid: Grid, target: float) -> str:
             text += f", and is best in {first.best} of {plural(first.settings, 'setting')}"
             if any("attainment_low" in row for row in grid.rows):
                 text += f", in {first.surely} of them beyond the intervals"
+        if worth := by_quality(ranked):
+            text += f". Quality in time is highest with {worth[0][0].line}, {worth[0][1]}"
     return f"{text}{_held_by(grid, target)}."
 
 
@@ -277,6 +309,9 @@ def ranking_table(grid: Grid) -> list[Part]:
         for s in ranked
     ]
     columns = ["", "mean attainment", "best in settings", *(["of these beyond the intervals"] if intervals else [])]
+    if worth := {one.line: said for one, said in by_quality(ranked)}:
+        columns.append("quality in time")
+        rows = [[*row, worth[row[0]]] for row in rows]
     caption = "Over the settings that all have; ties count for all who share them"
     return [Table(columns, rows, caption)]
 

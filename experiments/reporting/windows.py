@@ -41,6 +41,8 @@ SHARE = 0.05
 VERDICTS = ("stable", "backlogged", "overloaded")
 #: More windows than that are no answer.
 MOST = 100_000
+#: Nor are shorter ones, in seconds.
+SHORTEST = 1e-6
 
 
 @dataclass(frozen=True)
@@ -125,10 +127,14 @@ class Windows:
         return said
 
 
-def check(seconds: float | None, objective: float | None) -> None:
-    """Raise `BadInput` if no run has such windows, or such an objective leaves no budget."""
+def check(seconds: float | None, objective: float | None, length: float = 0.0) -> None:
+    """Raise `BadInput` if no run has such windows, or none that lasts *length* seconds at least, or such an objective
+    leaves no budget."""
     if seconds is not None and not 0.0 < seconds < math.inf:
         raise BadInput(f"{seconds:g} s is no length of a window", where="--windows", right="seconds, above 0")
+    if seconds is not None and (seconds < SHORTEST or length / seconds > MOST):
+        what = f"{seconds:g} s makes more than {MOST} windows of {max(length, MOST * SHORTEST):g} s"
+        raise BadInput(what, where="--windows", right=f"a length that makes {MOST} at most")
     if objective is not None and not 0.0 < objective < 1.0:
         what = f"{objective:g} leaves no error budget" if objective == 1.0 else f"{objective:g} is no share to hold"
         raise BadInput(what, where="--objective", right="above 0 and below 1: 0.99")

@@ -31,6 +31,7 @@ from .experiment import (
     Arrivals,
     Calls,
     Deployment,
+    DrawnArrivals,
     Experiment,
     FixedSLO,
     Misfit,
@@ -184,7 +185,8 @@ def _kinds() -> dict[tuple[str, ...], tuple[str, dict[str, type[BaseModel]]]]:
         ("policy",): ("name", {}),
         ("deployment", "router"): ("name", {}),
         ("deployment", "routers", "*"): ("name", {}),
-        **{(*load, "arrivals"): ("process", by_tag(Arrivals, "process")) for load in loads},
+        ("workload", "arrivals"): ("process", by_tag(Arrivals, "process")),
+        ("workload", "classes", "*", "arrivals"): ("process", by_tag(DrawnArrivals, "process")),
         ("workload", "sessions", "turns"): ("draw", by_tag(TurnsDraw, "draw")),
         **dict.fromkeys(WAITS, ("draw", by_tag(SecondsDraw, "draw"))),
         **{(*load, "steps", "*"): ("draw", by_tag(Steps, "draw")) for load in loads},
@@ -523,6 +525,8 @@ def _explain(error: ValidationError, tree: Tree) -> tuple[Key, str, str]:
     if kind == "union_tag_invalid":
         tag, kinds = _kind_at(path) or ("", {})
         value = str(_at(tree, (*path, tag)))
+        if any(value in known for other, known in _KINDS.values() if other == tag):
+            return (*path, tag), f"{tag} {value!r} is none of those that may stand here", "one of " + ", ".join(kinds)
         return (*path, tag), f"unknown {tag} {value!r}", suggest(value, kinds)
     if kind in ("model_type", "dict_type"):
         return path, f"{reprlib.repr(_at(tree, path))} does not fit", f"a mapping, {key}: {{...}}"

@@ -101,7 +101,9 @@ def _check_factors(path: Path, said: Schedule) -> None:
             what = f"the one at {other.at:g} s begins before that at {one.at:g} s is over"
             raise Misfit((*path, "spikes"), what, "spikes one after the other")
     last = max(last, spikes[-1].at + spikes[-1].seconds if spikes else 0.0)
-    if said.every is not None and (last > said.every or (said.points or [[0.0]])[-1][0] >= said.every):
+    ending = (said.points or [[0.0]])[-1][0]
+    # A ramp may end where the points begin anew; a step that begins there would never be.
+    if said.every is not None and (last > said.every or (ending == said.every and said.between == "steps")):
         what = f"it begins anew after {said.every:g} s, and points or spikes go on to {last:g} s"
         raise Misfit((*path, "every"), what, "points and spikes within it")
     if said.every is not None and said.points is None and not said.spikes and said.window is None:

@@ -53,7 +53,7 @@ class Repeated:
         return all(row["requests"] for row in self.rows)
 
     def summary(self, level: float) -> Row:
-        """Means over the seeds, and intervals on attainment, goodput, and latencies (`has_interval`).
+        """Means over the seeds, and intervals on attainment, goodput, latencies and quality (`has_interval`).
 
         Where no request is sent under some seed the attainment is None.
         """
@@ -82,14 +82,16 @@ class Repeated:
 
 def has_interval(column: str) -> bool:
     """Whether repeated points have an interval on the mean of *column*, beside attainment and requests in time per
-    second: all latencies, and tokens in time per second.
+    second: all latencies, tokens in time per second, and quality.
 
-    >>> [name for name in ("p99_ttft_ms", "llava.token_goodput", "request_goodput", "met") if has_interval(name)]
-    ['p99_ttft_ms', 'llava.token_goodput']
+    >>> names = ("p99_ttft_ms", "llava.token_goodput", "request_goodput", "met", "quality_goodput")
+    >>> [name for name in names if has_interval(name)]
+    ['p99_ttft_ms', 'llava.token_goodput', 'quality_goodput']
     """
     latency = column.endswith("_ms") and column.partition("_")[0] in ("mean", "median", "p90", "p99")
     goodput = column.endswith(("token_goodput", "prefill_goodput", "decode_goodput", "limits_goodput"))
-    return latency or goodput or column.endswith(".request_goodput")
+    quality = column in ("mean_quality", "quality_goodput", "attainment_at_full_steps")
+    return latency or goodput or quality or column.endswith(".request_goodput")
 
 
 def seeded(experiment: Experiment, shift: int = 0) -> Experiment:

@@ -14,7 +14,7 @@ from servetwin.core import BadInput, Request
 from servetwin.core.llm import Follows, TokenRequest
 from servetwin.sim.llm.request_columns import TokenColumns
 
-from ..spec.experiment import Experiment, Trace, TraceSteps, Workload
+from ..spec.experiment import Bursty, Experiment, Trace, TraceSteps, Workload
 from ..spec.keys.schedule import ByClass, Schedule
 from ..spec.llm import SharedPrefix, TraceTokens
 from ..spec.published_draws import PUBLISHED
@@ -25,6 +25,7 @@ from . import predictions, prefixes
 from .described import check_classes, columns_of_classes, counted, described
 from .draws import arrival_times, arrivals_by_class, last_due, steps_of, tokens_of
 from .lengths import Cuts, cuts, triples, usual_limit
+from .schedules import Load
 from .seed_effect import kept_draws
 
 if TYPE_CHECKING:
@@ -251,6 +252,26 @@ def check_resolution(experiment: Experiment, trace: TraceFile | None, profiles: 
         )
         key = "rate" if rate is not None else "file"
         raise BadInput(what, where=f"workload.arrivals.{key}", right="a higher rate, or fewer requests")
+
+
+def half_sent(experiment: Experiment) -> float:
+    """Seconds after which about half of the requests are sent, so that more go by before the last is; 0 where that is
+    left to chance, or to how fast requests are served."""
+    load, trace = experiment.workload, read_trace(experiment)
+    if load.sessions is not None or isinstance(load.arrivals, ClosedLoop | ByClass | Bursty):
+        return 0.0
+    if isinstance(load.arrivals, Trace):
+        assert trace is not None
+        return 0.5 * trace.span * trace.scale(load.arrivals.rate)
+    count = count_of(experiment, trace)
+    cv = {"constant": 0.0, "poisson": 1.0}.get(load.arrivals.process, getattr(load.arrivals, "cv", 0.0))
+    if cv > 0.1 * math.sqrt(count):
+        return 0.0
+    if isinstance(load.arrivals, Schedule):
+        at = Load(load.arrivals, trace).when(0.5 * count)
+        return at if at < math.inf else 0.0
+    assert load.arrivals.rate is not None
+    return 0.5 * count / load.arrivals.rate
 
 
 def _shortest_step(experiment: Experiment, profiles: Mapping[str, Profile]) -> float:

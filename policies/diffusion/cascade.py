@@ -23,6 +23,8 @@ class Cascade(Policy):
     """*threshold*: below which confidence (0 to 1) a request goes on where there is time; *full*: at how many full
     batches waiting and running at the second model nobody does. *max_batch* and *drop_late* are those of `edf`."""
 
+    uses_actions = ("confidence",)
+
     def __init__(
         self, threshold: float = 0.6, full: float = 2.0, max_batch: int | None = None, drop_late: bool = True
     ) -> None:

@@ -28,6 +28,8 @@ class FewerSteps(Ends):
     """*max_batch* bounds the batch (None: by the worker's limit); *reserve* are the seconds that are set aside for
     each hand-over to a later stage."""
 
+    uses_actions = ("quality",)
+
     def __init__(self, max_batch: int | None = None, reserve: float = 0.01) -> None:
         at_least(1, "fewer-steps", max_batch=max_batch)
         at_least(0, "fewer-steps", reserve=reserve)

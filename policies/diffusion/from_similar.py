@@ -29,6 +29,8 @@ class FromSimilar(Ends):
     """*skips* are pairs (similarity, share of the steps that is skipped); *max_batch* bounds the batch (None: by the
     worker's limit)."""
 
+    uses_actions = ("similar",)
+
     def __init__(self, skips: Sequence[Sequence[float]] = SKIPS, max_batch: int | None = None) -> None:
         at_least(1, "from-similar", max_batch=max_batch)
         if any(len(pair) != 2 or not 0.0 <= pair[0] <= 1.0 or not 0.0 <= pair[1] < 1.0 for pair in skips):

@@ -28,6 +28,8 @@ class ReuseSteps(Policy):
     """*threshold* is the change, in average steps, at which the network runs again; *changes* are those along the
     schedule, relative to their mean, in straight lines between. *max_batch* and *drop_late* are those of `edf`."""
 
+    uses_actions = ("reuse",)
+
     def __init__(
         self,
         threshold: float = 1.5,

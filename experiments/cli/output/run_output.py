@@ -71,7 +71,7 @@ def show_run(experiment: Experiment, summary: dict[str, Any], took: float, use: 
         say(f"batches of {worker}: {w['iterations']} run, {sizes}")
     for line in (*cost_lines(summary.get("cost"), summary["duration"]), *_use_lines(use)):
         say(line)
-    for line in (*input_lines(summary), *_doubts(experiment, summary)):
+    for line in (*_idle_policies(experiment), *input_lines(summary), *_doubts(experiment, summary)):
         say(line)
     say(f"{summary['duration']:.0f} s served in {took:.2f} s")
 
@@ -96,6 +96,22 @@ def _use_lines(use: dict[str, Any] | None) -> list[str]:
         f"KV cache of {worker} {100 * own['mean']:.1f} % full on average, {100 * own['max']:.1f} % at most"
         for worker, own in use["kv_cache"].items()
     ]
+    return lines
+
+
+def _idle_policies(experiment: Experiment) -> list[str]:
+    """Which policies have nothing to choose here, for want of what they go by (`Policy.uses_actions`)."""
+    from ...assembly.build import policies_used
+    from ...registry.policy_registry import find_policy
+
+    actions = [module.actions for module in experiment.pipeline.modules.values() if module.actions is not None]
+    lines = []
+    for name in policies_used(experiment):
+        keys = getattr(find_policy(name), "uses_actions", ())
+        wanting = [key for key in keys if not any(getattr(own, key, None) for own in actions)]
+        if wanting:
+            what = ", ".join(f"actions.{key}" for key in wanting)
+            lines.append(f"policy {name} has no steps to choose: no module has {what} (pipeline.modules.NAME)")
     return lines
 
 
@@ -234,10 +250,8 @@ def cost_lines(cost: Mapping[str, Any] | None, duration: float) -> list[str]:
     return [line for line in lines if line]
 
 
-def check_windows(out: Path | None, seconds: float | None, objective: float | None) -> None:
+def check_windows(experiment: Experiment, out: Path | None, seconds: float | None, objective: float | None) -> None:
     """Raise `BadInput` if windows are asked for that nothing could be told of, before anything runs."""
-    from ...reporting.windows import check
-
     if objective is not None and seconds is None:
         raise BadInput("the burn is that of windows", where="--objective", right="--windows SECONDS besides")
     if seconds is not None:
@@ -245,7 +259,11 @@ def check_windows(out: Path | None, seconds: float | None, objective: float | No
             raise BadInput(
                 "windows are told from the records of a run", where="--windows", right="--out FOLDER besides"
             )
+        from ...reporting.windows import check
+        from ...workload.requests import half_sent
+
         check(seconds, objective)
+        check(seconds, objective, half_sent(experiment))
 
 
 def show_windows(found: Windows) -> None:

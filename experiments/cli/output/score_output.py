@@ -209,6 +209,17 @@ def best_of(rows: Sequence[dict[str, Any]]) -> list[str]:
     return [told]
 
 
+def best_by_quality(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Who of a sweep's *rows* has most quality in time, in a sentence; none where quality is not known of all."""
+    from ...reporting.sweep_sections import Grid, by_quality, standings
+
+    ranked = by_quality(standings(Grid(list(rows), "the sweep"))) if rows else []
+    if len(ranked) < 2:
+        return []
+    (first, most), (second, less) = ranked[:2]
+    return [f"quality in time is highest with {first.line}, {most}; next is {second.line} with {less}"]
+
+
 def answer_dict(row: dict[str, Any], answer: Answer, stands: Standing) -> dict[str, Any]:
     """An answer of a search for ``--json``: its *row* in a table, with the notes one by one, where it fails, and
     where it *stands* against recorded runs."""

@@ -40,9 +40,9 @@ class Schedule(Strict):
 
     *points* are pairs of a time and a factor, from 0 on: the factor holds until the next ("steps"), or changes evenly
     towards it ("ramps", *between*); the last one holds. *wave* and *spikes* are factors besides. *every*: points and
-    spikes begin anew after so many seconds. With *window* the factors are those of ``workload.trace``, in windows of
-    so many seconds, the last of which ends with the trace, and *rate* is the mean over the trace (by default its
-    own).
+    spikes begin anew after so many seconds; the last point of ramps may be then. With *window* the factors are those
+    of ``workload.trace``, in windows of so many seconds, the last of which ends with the trace, and *rate* is the
+    mean over the trace (by default its own).
 
     *cv* is the coefficient of variation of the gaps in a time that goes as fast as the load: 1 gives a Poisson
     process whose rate changes, 0 requests at the times at which the expected number is 1, 2, ... What would come at

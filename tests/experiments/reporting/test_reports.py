@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from servetwin.experiments.cli.output.score_output import best_of
+from servetwin.experiments.cli.output.score_output import best_by_quality, best_of
 from servetwin.experiments.exploring.pages import goodput
 from servetwin.experiments.plotting.latency_plot import draw
 from servetwin.experiments.reporting import figures, report, run_sections, sweep_sections
@@ -242,6 +242,22 @@ def test_nobody_is_named_best_of_equals():
     assert best_of(rows[:4]) == [told]
     rows[0]["attainment"] = 0.95
     assert best_of(rows)[0].startswith("a meets most, 92.5 % of the requests on average over 2 settings; next is b")
+
+
+def test_quality_in_time_is_said_beside_attainment_where_all_have_it():
+    rows = [
+        {"workload": "w", "policy": policy, "rate": rate, "met": 1, "attainment": share, "quality_goodput": worth}
+        for policy, share, worth in (("a", 0.9, 0.5), ("b", 0.7, 0.6))
+        for rate in (1, 2)
+    ]
+    assert best_by_quality(rows) == ["quality in time is highest with b, 0.600/s; next is a with 0.500/s"]
+    assert "Quality in time is highest with b, 0.600/s" in sweep_sections.answer(Grid(rows, "t"), 90)
+    (table,) = sweep_sections.ranking_table(Grid(rows, "t"))
+    assert table.columns[-1] == "quality in time"
+    assert [row[-1] for row in table.rows] == ["0.500/s", "0.600/s"]
+    rows[0]["quality_goodput"] = rows[2]["quality_goodput"] = None
+    assert best_by_quality(rows) == []
+    assert "uality" not in sweep_sections.answer(Grid(rows, "t"), 90)
 
 
 def test_all_who_hold_the_target_alike_are_named():

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from servetwin.core import BadInput
 from servetwin.experiments.assembly import build
 from servetwin.experiments.reporting.windows import Windows, check, neat, of_run
 from servetwin.experiments.spec.loading import load
 from servetwin.experiments.validation.comparison.run_files import request_lines
+from servetwin.experiments.workload.requests import half_sent
 
 BUSY = {"process": "schedule", "rate": 3.0, "points": [[0.0, 1.0], [40.0, 4.0], [60.0, 1.0]], "until": 150.0}
 
@@ -146,6 +148,7 @@ def test_lengths_are_round() -> None:
         (0.0, None, "--windows: 0 s is no length of a window"),
         (math.nan, None, "--windows: nan s is no length"),
         (math.inf, None, "--windows: inf s is no length"),
+        (1e-9, None, "--windows: 1e-09 s makes more than 100000 windows of 0.1 s"),
         (1.0, 1.0, "--objective: 1 leaves no error budget"),
         (1.0, 99.0, "--objective: 99 is no share to hold"),
     ],
@@ -154,3 +157,46 @@ def test_what_makes_no_windows_is_refused(seconds: float, objective: float | Non
     with pytest.raises(BadInput) as caught:
         check(seconds, objective)
     assert said in str(caught.value)
+
+
+POISSON = {"process": "poisson", "rate": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("workload", "half"),
+    [
+        ({"requests": 400, "arrivals": POISSON}, 100.0),
+        ({"requests": 40, "arrivals": POISSON}, 0.0),  # left to chance
+        ({"requests": 400, "arrivals": {"process": "gamma", "rate": 2.0, "cv": 9.0}}, 0.0),
+        ({"requests": 400, "arrivals": {"process": "closed", "clients": 2}}, 0.0),
+        # 80 requests by 10 s, then none: until when it might go on says nothing.
+        (
+            {
+                "requests": None,
+                "arrivals": {
+                    "process": "schedule",
+                    "cv": 0.0,
+                    "rate": 8.0,
+                    "points": [[0.0, 1.0], [10.05, 0.0]],
+                    "until": 9e5,
+                },
+            },
+            5.0,
+        ),
+    ],
+)
+def test_too_many_windows_are_refused_before_anything_runs(
+    servetwin: Any, workload: dict[str, Any], half: float, tmp_path: Path
+) -> None:
+    said = {
+        "extends": "dit-s2-256-rtx4090",
+        "workload": {"draws": "seeded", **workload},
+        "policy": {"name": "fcfs"},
+        "system": {"client_delay": 0.0, "client_stretch": 0.0},
+    }
+    assert half_sent(load(said)) == pytest.approx(half, rel=1e-6)
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump(said))
+    short = half / 200_000 or 1e-7
+    code, _, err = servetwin("run", tmp_path / "e.yaml", "--out", tmp_path / "r", "--windows", short)
+    assert (code, err.count("\n"), (tmp_path / "r").exists()) == (2, 1, False)
+    assert f"--windows: {short:g} s makes more than 100000 windows of {half or 0.1:g} s" in err

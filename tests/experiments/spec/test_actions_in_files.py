@@ -198,3 +198,25 @@ def test_what_is_refused_of_a_cascade(more: dict[str, Any], said: str) -> None:
 def test_what_knows_nothing_of_it_says_so() -> None:
     with pytest.raises(BadInput, match="the bound knows nothing of steps that are left out"):
         most_met(load(NAME))
+
+
+@pytest.mark.parametrize(
+    ("policy", "without", "key"),
+    [
+        ("fewer-steps", "pipeline.modules.unet.actions", "quality"),
+        ("reuse-steps", "pipeline.modules.unet.actions.reuse", "reuse"),
+        ("from-similar", "pipeline.modules.unet.actions.similar", "similar"),
+        ("cascade", None, "confidence"),
+    ],
+)
+def test_a_run_says_where_a_policy_has_no_steps_to_choose(servetwin, policy: str, without: str | None, key: str):
+    asked = ("run", "sdxl-actions-synthetic", "--set", "requests=5", "--policy", policy)
+    told = f"policy {policy} has no steps to choose: no module has actions.{key} (pipeline.modules.NAME)"
+    code, said, _ = servetwin(*asked, *(("--set", f"{without}=null") if without is not None else ()))
+    if key == "reuse":
+        code, said, _ = servetwin(*asked, "--set", f"{without}=false")
+    assert code == 0
+    assert told in " ".join(said.split())
+    if without is not None:
+        code, said, _ = servetwin(*asked)
+        assert (code, "has no steps to choose" in said) == (0, False)

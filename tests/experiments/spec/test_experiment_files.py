@@ -152,6 +152,13 @@ WRONG_FILES = {
     "a number as text": ('workload: {requests: "60"}', ["workload.requests", "'60'", "a valid integer"]),
     "out of range": ("slo: {factor: -1}", ["slo.factor", "-1", "greater than 0"]),
     "unknown kind": ("workload: {arrivals: {process: poison}}", ["unknown process 'poison'", "poisson"]),
+    "kind that stands elsewhere": (
+        "workload: {classes: {a: {arrivals: {process: closed, clients: 3}}}}",
+        [
+            "workload.classes.a.arrivals.process: process 'closed' is none of those that may stand here",
+            "(right would be: one of gamma, poisson, constant, bursty, schedule)",
+        ],
+    ),
     "kind without what it needs": ("workload: {arrivals: {process: trace}}", ["workload.arrivals.file", "missing"]),
     "unknown policy": ("policy: {name: neustrem}", ["child.yaml:2: policy.name", "'neustrem'", "neustream"]),
     "policy that is no mapping": ("policy: edf", ["child.yaml:2: policy", "'edf' does not fit", "policy: {...}"]),

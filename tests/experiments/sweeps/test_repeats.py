@@ -192,3 +192,23 @@ def test_a_local_ray_gives_the_same_rows(grid: Path):
     here = sweep.sweep(grid, grid.parent / "here.csv", jobs=1)
     there = sweep.sweep(grid, grid.parent / "there.csv", cluster="ray")
     assert there == here
+
+
+def test_quality_has_intervals_and_is_said_beside_attainment(tmp_path: Path, servetwin):
+    spec = tmp_path / "acts.yaml"
+    policies = "grid: {policy: [edf, fewer-steps, reuse-steps]}"
+    spec.write_text(f"extends: sdxl-actions-synthetic\nset: {{rate: 0.9, requests: 80}}\n{policies}\n")
+    code, said, _ = servetwin("sweep", spec, "--out", tmp_path / "out.csv", "--seeds", 3, "--jobs", 1)
+    assert code == 0
+    found = {row["policy"]: row for row in rows(tmp_path / "out.csv")}
+    for name in ("quality_goodput", "attainment_at_full_steps", "mean_quality"):
+        low, mean, high = (float(found["fewer-steps"][f"{name}{end}"]) for end in ("_low", "", "_high"))
+        assert low < mean < high
+    best = max(found.values(), key=lambda row: float(row["quality_goodput"]))
+    value = float(best["quality_goodput"])
+    assert f"quality in time is highest with {best['policy']}, {value:.3f}/s (" in said
+    code, said, _ = servetwin(
+        "sweep", spec, "--out", tmp_path / "out.csv", "--seeds", 3, "--jobs", 1, "--versus", "edf"
+    )
+    assert code == 0
+    assert "quality in time is highest with " in said

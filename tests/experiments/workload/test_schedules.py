@@ -219,6 +219,20 @@ def by_class(**more: Any) -> dict[str, Any]:
     return {"requests": 400, "arrivals": {"process": "by_class"}, "classes": {"chat": chat, "batch": batch}, **more}
 
 
+def test_ramps_that_end_where_they_begin_anew_have_no_jump() -> None:
+    """Up for 50 s and down for 50 s, again and again: as much comes in each half, and at each time as it should."""
+    closed = {"points": [[0.0, 1.0], [50.0, 3.0], [100.0, 1.0]], "between": "ramps", "every": 100.0}
+    made = sent(
+        {"arrivals": {"process": "schedule", "rate": 2.0, "cv": 0.0, **closed, "until": 400.0}, "requests": None}
+    )
+    assert Counter(int(r.arrival // 50.0) for r in made) == pytest.approx(dict.fromkeys(range(8), 200), abs=1)
+    own = Load(schedule(rate=2.0, cv=0.0, **closed))
+    for at, rate in ((25.0, 4.0), (75.0, 4.0), (99.9, 2.004), (100.1, 2.004), (150.0, 6.0)):
+        assert own.expected(at - 0.05, at + 0.05) == pytest.approx(0.1 * rate, rel=1e-2)
+    with pytest.raises(BadInput, match="it begins anew after 100 s"):
+        images({"arrivals": {"process": "schedule", "rate": 2.0, **closed, "between": "steps"}, "requests": 10})
+
+
 def test_classes_come_each_at_times_of_their_own() -> None:
     made = sent(by_class())
     assert all(a.arrival <= b.arrival for a, b in pairwise(made))
