@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 from servetwin.core import ServeTwinError
@@ -25,6 +25,8 @@ from .llm.decode_surface import rule
 from .llm.schema import Blind, DecodeRegion, DecodeSurface, PrefillData
 from .schema import ProfileFile, Table
 
+#: What `measured_when` says of a profile that is made up.
+NEVER = "never"
 #: Samples that a point has at least.
 SAMPLES = 5
 #: The share by which seconds may fall as the batch, or the tokens, grow; how many times the median a mean, and the
@@ -113,8 +115,16 @@ def blind(data: ProfileFile) -> tuple[str, ...]:
     return tuple(found)
 
 
+def origin(data: ProfileFile) -> Literal["measured", "imported", "estimated", "synthetic"]:
+    """Where the times of a profile come from. One that was measured never, and stands on nothing else, is synthetic:
+    somebody made its numbers up."""
+    if data.basis is not None:
+        return data.basis.kind
+    return "synthetic" if data.measured_when == NEVER else "measured"
+
+
 def basis(data: ProfileFile) -> str | None:
-    """What a report says of a profile that nobody measured as such, in one line; None if it was measured."""
+    """What a report says of a profile that is imported or estimated, in one line; None of others."""
     if data.basis is None:
         return None
     what = "imported from" if data.basis.kind == "imported" else "estimated by"

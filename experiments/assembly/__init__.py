@@ -6,6 +6,7 @@
 `llm_workers`       workers that are engines: deadlines of tokens, limits
 `handovers`         from workers that prefill to workers that decode
 `engine_options`    options of engines that change their memory and their steps, and what they stand on
+`stated`            what a result stands on that an experiment states and nobody measured here
 `shapes`            the shapes of requests, and workers that serve several
 `replicas`          several devices behind a router, spelled out
 `costs`             device-hours, dollars, energy and utilisation, where devices have prices

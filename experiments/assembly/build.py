@@ -49,7 +49,7 @@ from ..spec.loading import load_profiles, not_measured
 from ..spec.sessions import ClosedLoop
 from ..workload import sessions
 from ..workload.requests import about, check_resolution, other_images, read_trace, requests
-from . import engine_options, handovers
+from . import engine_options, handovers, stated
 from .costs import Meter, costs
 from .llm_workers import ENDLESS, check_engine, contexts, deadlines_of, host_ahead, prepare, settings_of
 from .pipeline import call_times, estimates, make_pipeline, make_pool, seconds_alone, told_similar, wiring
@@ -180,13 +180,9 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
         recorder.summary.input["shapes"] = told(workers)
     if other := other_images(trace, profiles):
         recorder.summary.input["trace"]["other_images"] = other
-    if limits and (said := not_measured(profiles.values())):
-        recorder.summary.input["basis"] = said
-    if experiment.deployment.handover is not None and (said := handovers.stands_on(experiment)):
-        recorder.summary.input.setdefault("basis", []).extend(said)
     optional = any(w.engine is not None and w.engine.options for w in experiment.deployment.workers)
-    if optional and (said := engine_options.stands_on(experiment)):
-        recorder.summary.input.setdefault("basis", []).extend(said)
+    if said := [*not_measured(profiles.values()), *stated.stands_on(experiment)]:
+        recorder.summary.input["basis"] = said
     if experiment.time.unmeasured == "shared":
         _check_memory(experiment, workers, profiles)
     options = experiment.time.model_dump()
@@ -400,9 +396,8 @@ def time_shared(experiment: Experiment) -> list[str]:
 
 
 def stands_on(experiment: Experiment) -> list[str]:
-    """A line for each profile of *experiment* that is imported or estimated."""
-    said = [*handovers.stands_on(experiment), *engine_options.stands_on(experiment)]
-    return [*not_measured(load_profiles(experiment).values()), *said]
+    """A line for each profile of *experiment* that was not measured here, and for each number that it states."""
+    return [*not_measured(load_profiles(experiment).values()), *stated.stands_on(experiment)]
 
 
 def policy_not_measured(experiment: Experiment) -> list[str]:

@@ -24,9 +24,11 @@ from servetwin.profiles.llm.speculative_steps import (
 )
 from servetwin.profiles.tables.costs import DRAFT, FP8_KV, LORA_LOAD, LORA_SLOWDOWN, SWAP
 
-from ..spec.experiment import Experiment, WorkerSpec
+from ..registry import policy_registry
+from ..spec.experiment import Experiment, PolicySpec, WorkerSpec
 from ..spec.llm import EngineSpec, SpeculativeConfig
-from .llm_workers import bytes_of_block
+from ..spec.loading import load_profiles
+from .llm_workers import bytes_of_block, settings_of
 
 if TYPE_CHECKING:
     from servetwin.profiles import Profile, TokenKind, TokenTable
@@ -51,31 +53,60 @@ def options_of(spec: WorkerSpec) -> list[str]:
 
 
 def stands_on(experiment: Experiment) -> list[str]:
-    """A line for each option of an engine that the experiment states numbers for: what these are, and whence."""
+    """A line for each number that the experiment states of an option of an engine: what it is, and whence; and what
+    its memory holds."""
     said: dict[str, None] = {}
-    for spec in experiment.deployment.workers:
+    for spec, policy in zip(experiment.deployment.workers, experiment.policies, strict=True):
         engine = spec.engine
         if engine is not None and (config := engine.speculative_config) is not None:
             drafts = f"{config.num_speculative_tokens} drafts a step"
             said[f"{drafts}, of which {mean_of(config):.2f} are accepted on average: {config.source}"] = None
+            if config.draft is not None and (own := config.draft.device) is not None:
+                said[f"drafts are made in the times of {experiment.deployment.devices[own]} (device {own})"] = None
             if config.draft is not None and config.draft.source is not None:
                 each = f" and {config.draft.seconds_each:g} s a sequence" if config.draft.seconds_each else ""
                 said[f"drafts take {config.draft.seconds:g} s a step{each}: {config.draft.source}"] = None
-        if engine is not None and (lora := engine.lora) is not None and lora.source is not None:
+        if engine is not None and (lora := engine.lora) is not None:
             numbers = {"loading one takes {:g} s": lora.load_seconds, "steps take {:g} times as long": lora.slowdown}
             told = [text.format(number) for text, number in numbers.items() if number is not None]
-            said[f"adapters: {', '.join(told) or 'as the profile says'}: {lora.source}"] = None
-        if engine is not None and (host := engine.kv_offloading) is not None and host.gb_per_s is not None:
-            said[
-                f"KV comes back from the host at {host.gb_per_s:g} GB/s, after {host.latency:g} s: {host.source}"
-            ] = None
-        if engine is not None and engine.fp8_attention is not None:
-            own = engine.fp8_attention
-            said[
-                f"KV in fp8: what attention to tokens before takes is times {own.decode:g} in decoding and "
-                f"{own.prefill:g} for prompts: {own.source}"
-            ] = None
+            if lora.source is not None:
+                said[f"adapters: {', '.join(told) or 'as the profile says'}: {lora.source}"] = None
+            if not _passes_over_as_vllm(policy):
+                rule = "does not pass over requests that wait for an adapter just as vLLM does"
+                said[f"adapters: {policy.name} {rule}; vllm-v1 does"] = None
+        if engine is not None and (engine.kv_offloading is not None or engine.kv_cache_dtype == "fp8"):
+            said |= dict.fromkeys(_of_memory(spec, engine, load_profiles(experiment)[spec.device or ""]))
     return [*said]
+
+
+def _passes_over_as_vllm(policy: PolicySpec) -> bool:
+    """Whether *policy* is vLLM's, or made from it: it fills its steps by `view.fill`, which keeps vLLM's rule."""
+    vllm = policy_registry.find_policy("vllm-v1")
+    return issubclass(policy_registry.find_policy(policy.name), vllm)
+
+
+def _of_memory(spec: WorkerSpec, engine: EngineSpec, profile: Profile) -> list[str]:
+    """What is to be said of the KV memory of *engine*, where it is in 8 bits or goes on in host memory."""
+    limits, said = settings_of(spec, profile).limits, []
+    if engine.kv_cache_dtype == "fp8":
+        room = f"{limits.blocks} blocks of {limits.block_size} tokens"
+        if engine.blocks is None:
+            usual = spec.model_copy(update={"engine": engine.model_copy(update={"kv_cache_dtype": "auto"})})
+            room += f", twice as many as in 16 bits ({settings_of(usual, profile).limits.blocks})"
+        else:
+            room += ", as the experiment gives them"
+        said.append(f"KV in fp8: {room}")
+        decode, prefill = _fp8(engine, profile)
+        source = profile.name if engine.fp8_attention is None else engine.fp8_attention.source
+        each = f"{decode:g} times as long in decoding and {prefill:g} times for prompts"
+        said.append(f"KV in fp8: attention to tokens before takes {each}: {source}")
+    if (host := engine.kv_offloading) is not None:
+        room = f"{limits.host_blocks} blocks of {limits.block_size} tokens"
+        said.append(f"KV in host memory: {room} in {host.gib:g} GiB")
+        if host.gb_per_s is not None:
+            back = f"at {host.gb_per_s:g} GB/s, after {host.latency:g} s"
+            said.append(f"KV comes back from the host {back}: {host.source}")
+    return said
 
 
 def table_of(spec: WorkerSpec, profile: Profile, table: TokenTable) -> TokenTable:

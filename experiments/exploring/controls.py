@@ -199,7 +199,7 @@ def _of_slo(slo: Any) -> list[Control]:
 def _device(experiment: Experiment, device: str) -> Control:
     """The profiles of the same model on whatever devices there are: those that are called the same."""
     from servetwin.profiles import load as load_profile
-    from servetwin.profiles import names
+    from servetwin.profiles import names, verdict
 
     now = experiment.deployment.devices[device]
     needed = {m for worker in experiment.deployment.workers if worker.device == device for m in worker.modules}
@@ -210,7 +210,8 @@ def _device(experiment: Experiment, device: str) -> Control:
         fits = data.tokens is not None if llms else needed <= data.modules.keys()
         if fits or name == now:
             count = f"{data.device.count} " if data.device.count > 1 else ""
-            basis = f", {data.basis.kind}" if data.basis is not None else ""
+            origin = verdict.origin(data)
+            basis = "" if origin == "measured" else f", {origin}"
             choices.append((name, f"{name} ({count}{data.device.name}{basis})"))
     label = "device" if len(experiment.deployment.devices) == 1 else f"device {device}"
     return Control(f"deployment.devices.{device}", label, "choice", now, choices=choices)

@@ -71,21 +71,22 @@ def _distinct(experiments: Iterable[Experiment]) -> list[Experiment]:
 def _add_profiles(experiment: Experiment, rows: dict[str, list[str]], notes: dict[str, None]) -> None:
     from servetwin.profiles import verdict
 
-    from ..assembly import engine_options, handovers
+    from ..assembly import stated
     from ..assembly.build import policy_not_measured, time_shared
 
     for profile in load_profiles(experiment).values():
         data = profile.data
         basis = data.basis
-        origin = "measured" if basis is None else f"{basis.kind}: {basis.source}; known error: {basis.known_error}"
+        origin: str = verdict.origin(data)
+        if basis is not None:
+            origin = f"{origin}: {basis.source}; known error: {basis.known_error}"
         found = [verdict.short(data) or "", *verdict.beyond(data)]
         rows[profile.name] = [profile.name, origin, "; ".join(text for text in found if text) or "nothing"]
     notes |= dict.fromkeys(
         [
             *time_shared(experiment),
             *policy_not_measured(experiment),
-            *handovers.stands_on(experiment),
-            *engine_options.stands_on(experiment),
+            *stated.stands_on(experiment),
         ]
     )
 

@@ -257,6 +257,9 @@ def _check_speculation(
     if (draft.seconds is None) == (draft.device is None):
         right = "seconds: 0.002 and source: ..., or device: ..."
         raise Misfit((*here, "draft"), "either seconds or a device says what drafts take", right)
+    if draft.device is not None and config.method == "ngram":
+        what = "n-grams are looked up in what was said: no model drafts them whose times a device has"
+        raise Misfit((*here, "draft", "device"), what, "seconds: 0.0005, say, and its source; or another method")
     if draft.device is not None and draft.device not in experiment.deployment.devices:
         what = f"there is no device {draft.device!r}"
         raise Misfit((*here, "draft", "device"), what, suggest(draft.device, experiment.deployment.devices))

@@ -496,8 +496,8 @@ def load_profiles(experiment: Experiment) -> dict[str, Profile]:
 
 
 def not_measured(profiles: Iterable[Profile]) -> list[str]:
-    """A line for each of *profiles* that is imported or estimated: what it stands on, and how far that is known to be
-    off."""
+    """A line for each of *profiles* that is imported or estimated: what it stands on, and how far that is
+    known to be off."""
     from servetwin.profiles import verdict
 
     return [*dict.fromkeys(line for profile in profiles if (line := verdict.basis(profile.data)))]

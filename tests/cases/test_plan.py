@@ -129,9 +129,8 @@ def test_what_is_assumed_and_whose_the_prices_are_is_told(folder: Path) -> None:
     fleets += [{"name": "half", "counts": [1, 1], "devices": {"gpu0": {**offer, "per_hour": 0.7}}, "set": assumed}]
     slo = {"slo": {"prefill": None, "decode": None, "limits": {"ttft_ms": 60000}}}
     path = write(folder, extends="chat.yaml", set=slo, target=0.5, routers=None, fleets=fleets)
-    said = (
-        "half: KV in fp8: what attention to tokens before takes is times 0.6 in decoding and 1 for prompts: assumed"
-    )
+    takes = "0.6 times as long in decoding and 1 times for prompts"
+    said = f"half: KV in fp8: attention to tokens before takes {takes}: assumed"
     found = json.loads(servetwin("plan", path, "--jobs", 1, "--json")[1])
     assert found["chosen"]["fleet"] == "half"
     assert said in found["notes"]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import servetwin.profiles
 from servetwin.core import BadInput, FactorSLO, Module, Pipeline, WorkerView
-from servetwin.profiles import OutOfRange, load, names, profile
+from servetwin.profiles import OutOfRange, load, names, profile, verdict
 from servetwin.profiles.llm import architectures, step_table
 from servetwin.profiles.neustream_artifact import diffusion, restate
 from servetwin.profiles.profile import DATA
@@ -27,7 +27,10 @@ MODULES = {
     "rtx4090/sd15-512": SD,
     "h100/sd15-512": SD,
 }
-SYNTHETIC = ("synthetic/captioner", "synthetic/sdxl-refiner", "synthetic/sdxl-shapes")
+SYNTHETIC = (
+    "synthetic/captioner",
+    *(f"synthetic/sdxl-{name}" for name in ("actions", "cascade", "refiner", "shapes")),
+)
 MLPERF = ("mlperf/sdxl-gh200", "mlperf/sdxl-h100")
 AGENTS = ("rtx4090/codellama-7b", "rtx4090/llava-1.5-7b")
 OPT = ("a6000/opt-13b-tp1", "a6000/opt-30b-tp2", "a6000/opt-66b-tp4")
@@ -123,6 +126,7 @@ def test_the_names() -> None:
     assert names() == sorted([*MODULES, *OPT, *AGENTS, *OPT_VLLM, *OURS, *SYNTHETIC, *MLPERF, *IMPORTED])
     for name in names():
         assert load(name).name == name
+        assert (verdict.origin(load(name).data) == "synthetic") == (name in SYNTHETIC)
 
 
 @pytest.mark.parametrize("name", IMPORTED)

@@ -82,7 +82,7 @@ def profiles(
 ) -> None:
     """List the profiles that come with ServeTwin; or judge one: noisy samples, gaps in what was measured."""
     from servetwin.core import BadInput
-    from servetwin.profiles import load, names
+    from servetwin.profiles import load, names, verdict
 
     if name is not None:
         data = load(name).data
@@ -101,7 +101,7 @@ def profiles(
     found = []
     for known in names():
         profile = load(known)
-        basis = profile.data.basis.kind if profile.data.basis else "measured"
+        basis = verdict.origin(profile.data)
         device, modules = profile.data.device.name, [*profile.modules]
         place = {"profile": known, "device": device, "modules": modules, "basis": basis}
         found.append({**place, "digest": profile.digest})

@@ -330,7 +330,7 @@ class ListedProfile(TypedDict):
     profile: str
     device: str
     modules: list[str]
-    basis: Annotated[str, "measured, imported or estimated"]
+    basis: Annotated[str, "measured, imported, estimated or synthetic"]
     digest: str
 
 

@@ -62,8 +62,9 @@ def show_run(experiment: Experiment, summary: dict[str, Any], took: float, use: 
     if summary["finished"]:
         times = ", ".join(f"{p} {summary[f'{p}_e2el_ms'] / 1000:.2f} s" for p in ("mean", "median", "p90", "p99"))
         say(f"latency {times}")
+    offloading = {w.modules[0] for w in experiment.deployment.workers if w.engine and w.engine.kv_offloading}
     for stage, tokens in summary.get("llm", {}).items():
-        show_tokens(stage, tokens)
+        show_tokens(stage, tokens, offloads=stage in offloading)
     for line in (*quality_lines(summary), *group_lines(summary)):
         say(line)
     for worker, w in summary["workers"].items():
@@ -198,8 +199,8 @@ def quality_lines(summary: Mapping[str, Any]) -> list[str]:
     return [f"{said}; {run}; {full}"]
 
 
-def show_tokens(stage: str, tokens: dict[str, Any]) -> None:
-    """What a run says of the tokens of a *stage*."""
+def show_tokens(stage: str, tokens: dict[str, Any], *, offloads: bool = False) -> None:
+    """What a run says of the tokens of a *stage*; *offloads*: its engines keep KV in host memory, too."""
     made = f"{tokens['output_throughput'] or 0.0:.1f}"
     if "token_goodput" in tokens:
         say(f"tokens of {stage}: {tokens['token_goodput'] or 0.0:.1f} on time of {made} generated per second")
@@ -215,8 +216,9 @@ def show_tokens(stage: str, tokens: dict[str, Any]) -> None:
         rate, hits = 100 * tokens["prefix_cache_hit_rate"], tokens["prefix_cache_hits"]
         again = tokens["prefix_cache_hits_of_preempted"]
         say(f"  prefix cache: {rate:.1f} % of prompt tokens found, {hits}; {again} more by preempted requests")
-    if tokens.get("prefix_cache_hits_on_host"):
-        rate, hits = 100 * tokens["prefix_cache_hit_rate_on_host"], tokens["prefix_cache_hits_on_host"]
+    if offloads:
+        rate = 100 * tokens.get("prefix_cache_hit_rate_on_host", 0.0)
+        hits = tokens.get("prefix_cache_hits_on_host", 0)
         say(f"  of that {rate:.1f} points, {hits} tokens, in host memory alone")
     if "adapter_loads" in tokens:
         say(f"  {tokens['adapter_loads']} adapters loaded")

@@ -38,6 +38,8 @@ TOLERANCE = 0.01
 MANY = 10
 #: Runs whose mean lengths are within this share of those asked for count as runs of such lengths.
 ALIKE = 0.25
+#: What an engine does by a key that few who read of it have set.
+ENGINE = {"whole_prompt": "memory for all of a prompt before it begins (engine.whole_prompt)"}
 #: So many of what is outside are told in a line.
 MOST = 4
 
@@ -65,7 +67,7 @@ class Standing:
         """In a line, with so many of what is outside, or all of it."""
         told = "; ".join(self.outside[:most])
         if most is not None and len(self.outside) > most:
-            told += f"; and {len(self.outside) - most} more"
+            told += f"; and {len(self.outside) - most} more that are not as recorded (all with --json)"
         if self.recording is None:
             return f"outside what was validated: {told}"
         if not self.validated:
@@ -200,7 +202,8 @@ def _beside(facts: Facts, runs: Sequence[Facts]) -> Iterator[str]:
         yield f"modules on workers as {facts.placement} (recorded: {_listed(run.placement for run in left)})"
     for name, value in facts.engine.items():
         if not those(lambda run, name=name, value=value: run.engine.get(name) == value):  # type: ignore[misc]
-            yield f"{name} {_plain(value)} (recorded: {_listed(_plain(r.engine.get(name)) for r in left)})"
+            called = ENGINE.get(name, name)
+            yield f"{called} {_plain(value)} (recorded: {_listed(_plain(r.engine.get(name)) for r in left)})"
     if not those(lambda run: run.pipeline == facts.pipeline):
         yield f"pipeline {facts.pipeline} (recorded: {_listed(run.pipeline for run in left)})"
     if not those(lambda run: _words(run, facts) == set(facts.special)):

@@ -199,6 +199,7 @@ def test_drafts_may_come_from_a_model_whose_profile_is_named(tmp_path: Path) -> 
     for j in range(19):
         drafting += sum(small.decode(1, prompt + j + i) for i in range(3))
     assert took[0] - took[1] == pytest.approx(drafting)
+    assert "drafts are made in the times of h200/codellama-7b (device small)" in build.stands_on(made)
     assert build.build(made).loop.workers[0].engine.ahead == 3  # type: ignore[attr-defined]
 
 
@@ -236,7 +237,8 @@ WRONG_DRAFTS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({}, {"draft": None}, r"h200/opt-13b-tp1 has no cost speculation\.draft"),
     ({}, {"draft": {}}, "either seconds or a device"),
     ({}, {"draft": {"seconds": 0.001}}, "nothing says where the seconds come from"),
-    ({}, {"draft": {"device": "small"}}, "there is no device 'small'"),
+    ({}, {"draft": {"device": "gpu0"}}, "no model drafts them whose times a device has"),
+    ({"blocks": 1000}, {"draft": {"device": "small"}, "method": "draft_model"}, "there is no device 'small'"),
     ({"enable_prefix_caching": True}, {}, "what that does where tokens are drafted is not known"),
     ({"preemption": "swap"}, {}, "what that does where tokens are drafted is not known"),
     ({"asynchronous": True}, {}, "what that does where tokens are drafted is not known"),
@@ -432,6 +434,27 @@ def test_runs_say_what_they_stand_on_and_nothing_else_takes_them(make: Any, key:
         most_met(made)
     with pytest.raises(BadInput, match="the real side knows nothing of"):
         Plan(made, diffusion=False)
+
+
+def test_runs_say_how_many_blocks_there_are_and_who_is_passed_over(tmp_path: Path) -> None:
+    said = build.stands_on(experiment(tmp_path, {**FP8, **HOST}))
+    assert said[:3] == [
+        "KV in fp8: 2806 blocks of 16 tokens, twice as many as in 16 bits (1403)",
+        "KV in fp8: attention to tokens before takes 0.5 times as long in decoding and 1 times for prompts: assumed",
+        f"KV in host memory: {int(8 * 2**30 // (8 * BYTES))} blocks of 16 tokens in 8 GiB",
+    ]
+    assert "as the experiment gives them" in build.stands_on(experiment(tmp_path, {**FP8, "blocks": 100}))[0]
+    rule = "does not pass over requests that wait for an adapter just as vLLM does; vllm-v1 does"
+    assert build.stands_on(adapted(tmp_path, ("policy.name", "sarathi")))[-1] == f"adapters: sarathi {rule}"
+    assert not any(rule in line for line in build.stands_on(adapted(tmp_path)))
+
+
+def test_that_nothing_was_found_on_the_host_is_said(servetwin: Any, tmp_path: Path) -> None:
+    hosted(tmp_path, ("workload.requests", 2))
+    keys = ("--set", "workload.requests=2", "--set", "deployment.workers.0.engine.blocks=60")
+    code, out, err = servetwin("run", tmp_path / "own.yaml", *keys)
+    assert code == 0, err
+    assert "  of that 0.0 points, 0 tokens, in host memory alone" in out.splitlines()
 
 
 @pytest.mark.parametrize(

@@ -54,12 +54,29 @@ def test_a_policy_that_does_not_act_runs_all_steps_at_the_same_times(tmp_path: P
     with_actions, requests, _ = run(tmp_path / "with", policy="edf")
     without, plain, _ = run(tmp_path / "without", policy="edf", **{AT: None})
     assert with_actions.pop("quality")["mean_quality"] == 1.0
+    assert with_actions.pop("basis") == [
+        *without.pop("basis", []),
+        "quality by the steps of unet that were run: 0.7 at 40 %, 0.93 at 70 %, 1 at 100 %: synthetic",
+        "how alike kept states of unet are is stated: synthetic",
+    ]
     assert with_actions == without
     for record in requests:
         for key in ("steps_asked", "steps_run", "steps_skipped", "similarity"):
             del record["stages"][0][key]
     assert requests == plain
     assert "actions" not in load("dit-s2-256-rtx4090").as_dict()["pipeline"]["modules"]["dit"]
+
+
+def test_reports_and_lists_say_that_the_times_are_made_up(servetwin: Any, tmp_path: Path) -> None:
+    run(tmp_path / "run", policy="edf")
+    code, out, err = servetwin("report", tmp_path / "run", "--markdown")
+    assert code == 0, err
+    assert "| synthetic/sdxl-actions | synthetic | nothing |" in out
+    assert "How alike kept states of unet are is stated: synthetic." in out
+    listed = json.loads(servetwin("profiles", "--json")[1])
+    assert {"synthetic/sdxl-actions": "synthetic", "h200/opt-13b-tp1": "measured"}.items() <= {
+        one["profile"]: one["basis"] for one in listed
+    }.items()
 
 
 def test_skipped_steps_take_what_the_profile_says(tmp_path: Path) -> None:
@@ -162,6 +179,8 @@ def test_a_policy_that_chooses_nothing_leaves_it_to_chance(tmp_path: Path) -> No
     summary, found = gone_on(tmp_path / "told", policy="edf")
     assert all(onward == (confidence < 0.6) for confidence, onward, _ in found.values())
     plain = build.run(load(CASCADE, [("requests", 80), ("policy", "edf"), (f"{LIGHT}.confidence", None)])).as_dict()
+    by_confidence = "quality of results of light by confidence: 0.4 at 0, 0.8 at 0.5, 1 at 1: synthetic"
+    assert summary.pop("basis") == [*plain.pop("basis", []), by_confidence]
     assert plain.pop("quality") != summary.pop("quality")  # that of who does not go on is not told
     assert plain == summary
 

@@ -317,7 +317,7 @@ def test_what_diffusion_runs_did_not_have_is_outside(key: str, value: object, wo
         (f"{ENGINE}.watermark", 0.9, "watermark 0.9 (recorded: 0.0)"),
         (f"{ENGINE}.headroom", 5000, "headroom 5000 (recorded: 0)"),
         (f"{ENGINE}.stamp", "seen", "stamp seen (recorded: sent)"),
-        (f"{ENGINE}.whole_prompt", False, "whole_prompt false (recorded: true)"),
+        (f"{ENGINE}.whole_prompt", False, f"{standing.ENGINE['whole_prompt']} false (recorded: true)"),
         (f"{ENGINE}.preparing", {"seconds": 5.0, "source": "x"}, "preparing 5.0 (recorded: none)"),
         ("requests", 10**5, "requests 100000 (recorded: "),
     ],
