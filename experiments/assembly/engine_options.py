@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from servetwin.profiles import Profile, TokenKind, TokenTable
 
 ENGINE = "deployment.workers: engine"
+OFF = "time.costs: false"
 #: Where a token's keys and values take two bytes a number, as the blocks of a profile are counted.
 TWO_BYTES = ("bf16", "fp16")
 
@@ -67,15 +68,17 @@ def stands_on(experiment: Experiment) -> list[str]:
                 each = f" and {config.draft.seconds_each:g} s a sequence" if config.draft.seconds_each else ""
                 said[f"drafts take {config.draft.seconds:g} s a step{each}: {config.draft.source}"] = None
         if engine is not None and (lora := engine.lora) is not None:
-            numbers = {"loading one takes {:g} s": lora.load_seconds, "steps take {:g} times as long": lora.slowdown}
-            told = [text.format(number) for text, number in numbers.items() if number is not None]
+            told = [f"loading one takes {lora.load_seconds:g} s"] if lora.load_seconds is not None else []
+            told = told if experiment.time.costs else [f"loading one takes no time ({OFF})"]
+            told += [f"steps take {lora.slowdown:g} times as long"] if lora.slowdown is not None else []
             if lora.source is not None:
                 said[f"adapters: {', '.join(told) or 'as the profile says'}: {lora.source}"] = None
             if not _passes_over_as_vllm(policy):
                 rule = "does not pass over requests that wait for an adapter just as vLLM does"
                 said[f"adapters: {policy.name} {rule}; vllm-v1 does"] = None
         if engine is not None and (engine.kv_offloading is not None or engine.kv_cache_dtype == "fp8"):
-            said |= dict.fromkeys(_of_memory(spec, engine, load_profiles(experiment)[spec.device or ""]))
+            profile = load_profiles(experiment)[spec.device or ""]
+            said |= dict.fromkeys(_of_memory(spec, engine, profile, costs=experiment.time.costs))
     return [*said]
 
 
@@ -85,8 +88,9 @@ def _passes_over_as_vllm(policy: PolicySpec) -> bool:
     return issubclass(policy_registry.find_policy(policy.name), vllm)
 
 
-def _of_memory(spec: WorkerSpec, engine: EngineSpec, profile: Profile) -> list[str]:
-    """What is to be said of the KV memory of *engine*, where it is in 8 bits or goes on in host memory."""
+def _of_memory(spec: WorkerSpec, engine: EngineSpec, profile: Profile, *, costs: bool) -> list[str]:
+    """What is to be said of the KV memory of *engine*, where it is in 8 bits or goes on in host memory; without
+    *costs* nothing that moves takes time."""
     limits, said = settings_of(spec, profile).limits, []
     if engine.kv_cache_dtype == "fp8":
         room = f"{limits.blocks} blocks of {limits.block_size} tokens"
@@ -103,7 +107,9 @@ def _of_memory(spec: WorkerSpec, engine: EngineSpec, profile: Profile) -> list[s
     if (host := engine.kv_offloading) is not None:
         room = f"{limits.host_blocks} blocks of {limits.block_size} tokens"
         said.append(f"KV in host memory: {room} in {host.gib:g} GiB")
-        if host.gb_per_s is not None:
+        if not costs:
+            said.append(f"KV comes back from the host in no time ({OFF})")
+        elif host.gb_per_s is not None:
             back = f"at {host.gb_per_s:g} GB/s, after {host.latency:g} s"
             said.append(f"KV comes back from the host {back}: {host.source}")
     return said

@@ -77,7 +77,12 @@ def _columns(point: Repeated, bounds: Sequence[Row], level: float) -> Row:
     most = [bound["at_mean"] for bound in bounds]
     sent = sum(bound["requests"] for bound in bounds)
     met = [row["met"] for row in point.rows[: len(bounds)]]
-    row: Row = {"bound": sum(most) / sent, "of_bound": None, "of_bound_low": None, "of_bound_high": None}
+    row: Row = {
+        "bound": sum(most) / sent if sent else None,
+        "of_bound": None,
+        "of_bound_low": None,
+        "of_bound_high": None,
+    }
     if all(most):
         shares = mean_interval([a / b for a, b in zip(met, most, strict=True)], level)
         row["of_bound"] = shares.mean

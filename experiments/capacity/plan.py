@@ -11,7 +11,7 @@ saved at the most, and more seeds tell. Of several that hold at that price it is
 and a note names the others.
 
 A fleet is on the Pareto front if no other is cheaper and meets as many, or as cheap and meets more. Two of one price
-that meet equally many are both on it, or both not.
+that meet equally many are both on it, or both not. Who is on it is known where all counts were tried, as by `every`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 from servetwin.core import BadInput
 
-from ..assembly.build import stands_on, time_shared
+from ..assembly.build import build, stands_on, time_shared
 from ..registry.catalog import suggest
+from ..registry.policy_registry import same_policy
 from ..spec import yaml_io
 from ..spec.experiment import Experiment
 from ..spec.keys.field_types import Count, Strict
@@ -35,9 +36,10 @@ from ..spec.keys.prices import Price
 from ..spec.loading import load, locate
 from ..spec.overrides import ByOption
 from ..sweeps.point import Row
-from ..sweeps.repeat import Repeated, Runner, repeat, seeded
+from ..sweeps.repeat import NothingSent, Repeated, Runner, repeat, seeded
 from ..sweeps.statistics import Interval, paired_attainment
 from ..workload.seed_effect import check_seeds, depends_on_seed
+from .plan_sets import check_sets
 
 #: How sure intervals are.
 LEVEL = 0.95
@@ -86,7 +88,7 @@ class Fleet:
     attainment: Interval
     point: Repeated
     verdict: str
-    front: bool = False
+    front: bool | None = None
 
     @property
     def cents(self) -> float:
@@ -159,12 +161,16 @@ def read(path: Path) -> PlanFile:
             raise BadInput(what, where=f"{where}.counts", right="[least, most]")
         if kind.name in {other.name for other in found.fleets[:place]}:
             raise BadInput(f"two fleets are called {kind.name!r}", where=f"{where}.name", right="a name for each")
+    for key, names in (("policies", found.policies or []), ("routers", found.routers or [])):
+        for place, name in enumerate(names):
+            if name in names[:place]:
+                raise BadInput(f"{name!r} is named twice", where=f"{path}: {key}.{place}", right="each of them once")
     return found
 
 
 def plan(path: Path, run: Runner, *, every: bool = False, asked: PlanFile | None = None) -> Plan:
     """The plan in the file *path*, or what is *asked* there, on runs by *run*; *every*: try all counts. Raises
-    `BadInput` before anything runs."""
+    `BadInput` before anything runs, and if no request is sent under some seed."""
     asked = asked or read(path)
     cases = _cases(asked, path)
     drawn = False
@@ -182,8 +188,12 @@ def plan(path: Path, run: Runner, *, every: bool = False, asked: PlanFile | None
     while wanted:
         points = [(place, searches[place][0].make(n)) for place, counts in wanted.items() for n in counts]
         found = _repeated([experiment for _, experiment in points], run, asked.seeds)
-        for (place, experiment), point in zip(points, found, strict=True):
-            _keep(searches[place][0], experiment, point, asked.target)
+        try:
+            for (place, experiment), point in zip(points, found, strict=True):
+                _keep(searches[place][0], experiment, point, asked.target)
+        except NothingSent as error:
+            where = f"{path}: {'set' if asked.set else 'extends'}: workload"
+            raise BadInput(error.what, where=where, right=error.right) from None
         following = {}
         for place in wanted:
             counts = next(searches[place][1], None)
@@ -207,6 +217,13 @@ def _repeated(experiments: Sequence[Experiment], run: Runner, seeds: int) -> lis
 
 def _cases(asked: PlanFile, path: Path) -> list[_Case]:
     base = locate(asked.extends, path.parent)
+    check_sets(
+        asked.set,
+        [kind.set for kind in asked.fleets],
+        path,
+        policies=bool(asked.policies),
+        routers=bool(asked.routers),
+    )
     usual = load(base, [*asked.set.items()])
     cases = []
     for place, kind in enumerate(asked.fleets):
@@ -228,8 +245,26 @@ def _cases(asked: PlanFile, path: Path) -> list[_Case]:
                 def make(count: int, said: Sequence[tuple[str, Any]] = tuple(said)) -> Experiment:
                     return seeded(load(base, [*said, ("deployment.replicas", count)]))
 
+                _check_case(make(kind.counts[0]), usual, policy, where)
                 cases.append(_Case(kind, policy, router, make))
     return cases
+
+
+def _check_case(experiment: Experiment, usual: Experiment, policy: str, where: str) -> None:
+    """Raise `BadInput` if the least fleet of a case, with what stands *where* in the plan, cannot be built, or serves
+    another load than the *usual* (by way of a variant, say) or by another policy than is said."""
+    for key in ("workload", "slo", "seed"):
+        if getattr(experiment, key) != getattr(seeded(usual), key):
+            what = f"it changes {key}, so that this fleet would be sent other requests than the others"
+            raise BadInput(what, where=f"{where}.set", right="what changes the fleet alone")
+    if not same_policy(experiment.policy.name, policy):
+        what = f"the policy would be {experiment.policy.name}, not {policy}"
+        raise BadInput(what, where=f"{where}.set", right="policies: [...], of the plan")
+    try:
+        build(experiment)
+    except BadInput as error:
+        place = f"{where}, {policy}" + (f": {error.where}" if error.where else "")
+        raise BadInput(error.what, where=place, right=error.right) from None
 
 
 def _anchored(profile: str, folder: Path) -> str:
@@ -276,17 +311,18 @@ def _keep(case: _Case, experiment: Experiment, point: Repeated, target: float) -
 def _answer(asked: PlanFile, cases: Sequence[_Case], drawn: bool) -> Plan:
     fleets = [fleet for case in cases for fleet in case.tried.values()]
     fleets.sort(key=lambda f: (f.cents, -f.attainment.mean, f.label))
-    best, of_cheaper = -1.0, -1.0
-    for _, alike in groupby(fleets, key=lambda f: f.cents):
-        for fleet in alike:
-            best = max(best, fleet.attainment.mean)
-            fleet.front = fleet.attainment.mean == best > of_cheaper
-        of_cheaper = best
+    whole = all(len(case.tried) == case.kind.counts[1] - case.kind.counts[0] + 1 for case in cases)
+    if whole:
+        _mark_front(fleets)
     chosen = next((fleet for fleet in fleets if fleet.verdict == "holds"), None)
     most = chosen.cents if chosen is not None else math.inf
     cheaper = [fleet for fleet in fleets if fleet.verdict == "may hold" and fleet.cents < most]
     rivals = [(fleet, _more(fleet, chosen)) for fleet in cheaper]
     notes = [] if drawn else ["nothing is drawn from a seed: each fleet has one run, which is what it is"]
+    if not whole:
+        notes.append(
+            "which fleets are on the Pareto front is not known: not all counts were tried (--every tries them)"
+        )
     for case in cases:
         held = [count for count, fleet in sorted(case.tried.items()) if fleet.verdict == "holds"]
         worse = [c for c, fleet in sorted(case.tried.items()) if held and c > held[0] and fleet.verdict != "holds"]
@@ -294,6 +330,16 @@ def _answer(asked: PlanFile, cases: Sequence[_Case], drawn: bool) -> Plan:
             notes.append(f"{case.tried[held[0]].label} holds, and with {worse[0]} it {case.tried[worse[0]].verdict}")
     notes += [*_as_cheap(fleets, chosen), *_not_measured(cases), *_held([f for f in (chosen, *cheaper) if f])]
     return Plan(asked.target, asked.seeds if drawn else 1, fleets, chosen, rivals, _prices(asked), notes)
+
+
+def _mark_front(fleets: Sequence[Fleet]) -> None:
+    """Say of each of *fleets*, all that there are in their order, whether it is on the Pareto front."""
+    best, of_cheaper = -1.0, -1.0
+    for _, alike in groupby(fleets, key=lambda f: f.cents):
+        for fleet in alike:
+            best = max(best, fleet.attainment.mean)
+            fleet.front = fleet.attainment.mean == best > of_cheaper
+        of_cheaper = best
 
 
 def _as_cheap(fleets: Sequence[Fleet], chosen: Fleet | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""A figure of a plan: attainment over dollars per hour, a line for each kind of fleet, and the front."""
+"""A figure of a plan: attainment over dollars per hour, a line for each kind of fleet, and the front if known."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ def draw(plan: Plan, *outs: Path) -> list[Path]:
         panel = sheet.panels.flat[0]
         sheet.describe(panel, "", "fleet (dollars per hour)", "requests that met their SLO (%)", titled=False)
         front = [fleet for fleet in plan.fleets if fleet.front]
-        shares = [100.0 * fleet.attainment.mean for fleet in front]
-        prices = [fleet.dollars_per_hour for fleet in front]
-        panel.step(prices, shares, where="post", color="0.75", linewidth=3.0, zorder=0)
+        if front:
+            shares = [100.0 * fleet.attainment.mean for fleet in front]
+            prices = [fleet.dollars_per_hour for fleet in front]
+            panel.step(prices, shares, where="post", color="0.75", linewidth=3.0, zorder=0)
         for number, (who, places) in enumerate(lines.items()):
             own = [plan.fleets[place] for place in places]
             shares = [100.0 * fleet.attainment.mean for fleet in own]
@@ -33,7 +34,6 @@ def draw(plan: Plan, *outs: Path) -> list[Path]:
         panel.axhline(100.0 * plan.target, color="0.35", linewidth=0.7, linestyle=(0, (1, 1)))
         panel.set_xlim(left=0)
         sheet.legend()
-        sheet.note(
-            f"grey: Pareto front; dotted: {100 * plan.target:g} %; bars: 95 % intervals over {plan.seeds} seeds"
-        )
+        grey = "grey: Pareto front; " if front else ""
+        sheet.note(f"{grey}dotted: {100 * plan.target:g} %; bars: 95 % intervals over {plan.seeds} seeds")
     return sheet.save(*outs)

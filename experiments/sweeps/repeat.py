@@ -22,6 +22,13 @@ from .statistics import LEAST_SEEDS, Interval, attainment_interval, mean_interva
 Runner = Callable[[Sequence[Experiment]], list[Row]]
 
 
+class NothingSent(BadInput):
+    """Under one of its seeds a load is empty: there is no share of its requests."""
+
+    def __init__(self, what: str, *, where: str | None = None) -> None:
+        super().__init__(what, where=where, right="a load that lasts longer, or a higher rate")
+
+
 @dataclass
 class Repeated:
     """One point, and a row for each of its seeds so far."""
@@ -30,13 +37,26 @@ class Repeated:
     rows: list[Row] = field(default_factory=list)
 
     def attainment(self, level: float) -> Interval:
+        """Raises `NothingSent` if one of its runs sends no request."""
+        for shift, row in enumerate(self.rows):
+            if not row["requests"]:
+                where = f"{self.experiment.name}, {self.experiment.policy.name}: workload"
+                raise NothingSent(f"no request is sent under seed {self.experiment.seed + shift}", where=where)
         if are_copies(self.rows):  # copies of one run say what it says
             return attainment_interval([self.rows[0]["met"]], [self.rows[0]["requests"]], level)
         met, totals = ([int(r[name]) for r in self.rows] for name in ("met", "requests"))
         return attainment_interval(met, totals, level)
 
+    @property
+    def all_send(self) -> bool:
+        """Whether requests are sent under each seed."""
+        return all(row["requests"] for row in self.rows)
+
     def summary(self, level: float) -> Row:
-        """Means over the seeds, and intervals on attainment, goodput, latencies and quality (`has_interval`)."""
+        """Means over the seeds, and intervals on attainment, goodput, latencies and quality (`has_interval`).
+
+        Where no request is sent under some seed the attainment is None.
+        """
         row: Row = {}
         for name in self.rows[0]:
             values = [r[name] for r in self.rows if r[name] is not None]
@@ -44,12 +64,12 @@ class Repeated:
         goodput = [r["request_goodput"] or 0.0 for r in self.rows]
         several = len(self.rows) > 1 and not are_copies(self.rows)
         for name, found in (
-            ("attainment", self.attainment(level)),
+            ("attainment", self.attainment(level) if self.all_send else None),
             ("request_goodput", mean_interval(goodput, level).above(0.0)),
         ):
-            row[name] = found.mean
-            row[f"{name}_low"] = found.low if several else None
-            row[f"{name}_high"] = found.high if several else None
+            row[name] = found.mean if found is not None else None
+            row[f"{name}_low"] = found.low if several and found is not None else None
+            row[f"{name}_high"] = found.high if several and found is not None else None
         for name in filter(has_interval, self.rows[0]):
             # A run of which nothing is known there (nothing finished, say) would be left out: then nothing is said.
             known = several and all(r[name] is not None for r in self.rows)
@@ -111,7 +131,7 @@ def repeat(
         for i, point in enumerate(wanting):
             point.rows += rows[i * more : (i + 1) * more]
         have += more
-        wanting = [p for p in wanting if not narrow_enough(p.attainment(level), until)]
+        wanting = [p for p in wanting if until is not None and not narrow_enough(p.attainment(level), until)]
         more = min(max(1, have // 2), most - have)
     return points
 
@@ -123,7 +143,8 @@ def versus(
 
     *axes* are the values of the sweep's axes; points that differ in the policy alone belong together, or else those
     that also differ in what goes with a policy: the variant, the deployment, the system. Raises `BadInput` if a point
-    has no partner, or several of that kind, or if there is no other policy.
+    has no partner, or several of that kind, or if there is no other policy. Where no request is sent under some seed
+    the difference is None.
     """
     if points and all(point.experiment.policy.name == reference for point in points):
         right = "an axis policy that holds another one too; only policies are compared in pairs"
@@ -133,7 +154,7 @@ def versus(
         if point.experiment.policy.name == reference:
             for place in (_place(values), _place(values, *WITH_POLICY)):
                 partners.setdefault(place, []).append(point)
-    rows = []
+    rows: list[Row] = []
     for point, values in zip(points, axes, strict=True):
         own = partners.get(_place(values)) or partners.get(_place(values, *WITH_POLICY), [])
         partner = own[0] if own and all(p is own[0] for p in own) else None
@@ -147,10 +168,13 @@ def versus(
                 right=f"an axis policy that holds {reference}",
             )
         pairs = list(zip(partner.rows, point.rows, strict=False))
+        name = f"attainment_minus_{reference}"
+        if not all(a["requests"] for a, _ in pairs):
+            rows.append({name: None, f"{name}_low": None, f"{name}_high": None})
+            continue
         met, other = ([row["met"] for row in own_rows] for own_rows in zip(*pairs, strict=True))
         gap = paired_attainment(met, other, [a["requests"] for a, _ in pairs], level)
         known = len(pairs) > 1 and not (are_copies(point.rows) and are_copies(partner.rows))
-        name = f"attainment_minus_{reference}"
         rows.append(
             {name: gap.mean, f"{name}_low": gap.low if known else None, f"{name}_high": gap.high if known else None}
         )

@@ -95,8 +95,12 @@ def wilson(met: int, total: int, level: float = 0.95) -> Interval:
 def attainment_interval(met: Sequence[int], totals: Sequence[int], level: float = 0.95) -> Interval:
     """The interval on attainment from runs with several seeds: *met* of *totals* requests in each.
 
-    Between seeds by Student's t, and never narrower than Wilson's interval on all requests together.
+    Between seeds by Student's t, and never narrower than Wilson's interval on all requests together. Raises
+    `BadInput` if no request is sent in one of them.
     """
+    if not all(totals):
+        what = f"no request is sent in {totals.count(0)} of {len(totals)} runs"
+        raise BadInput(what, where="workload", right="a load that lasts longer, or a higher rate")
     least = wilson(sum(met), sum(totals), level)
     if len(met) == 1:
         return Interval(least.mean, 0.0, 1.0, 1)

@@ -206,6 +206,12 @@ def _shared(experiments: Sequence[Experiment]) -> list[str]:
     return [*dict.fromkeys(line for e in alike.values() for line in (*time_shared(e), *stands_on(e)))]
 
 
+def _empty(points: Sequence[Repeated]) -> list[str]:
+    """Where in *points* nothing is sent under some of several seeds, by the experiment's name."""
+    names = {p.experiment.name: None for p in points if len(p.rows) > 1 and not p.all_send}
+    return [f"{name}: no request is sent under some seed: attainment of that point is left empty" for name in names]
+
+
 class Beside(Protocol):
     """What further columns come from, of runs of another kind than the points' own; `check` raises `BadInput` before
     anything runs."""
@@ -281,7 +287,7 @@ def sweep(
             if attempt == _TRIES - 1:
                 raise
             say(f"{str(change).partition(';')[0]}: the sweep begins again with what there is now")
-    for line in _shared(experiments):
+    for line in (*_shared(experiments), *_empty(repeated)):
         say(line)
     for line in along_seeds(experiments, results) if seeds is None and until is None and versus is None else ():
         say(line)

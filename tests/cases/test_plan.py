@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 from servetwin.core import BadInput
 from servetwin.experiments.assembly.build import build
 from servetwin.experiments.capacity import plan as plans
+from servetwin.experiments.capacity.plan_sets import check_sets
 from servetwin.experiments.cli.output.json_output import COMMANDS
 from servetwin.experiments.spec.experiment import Experiment
 from servetwin.experiments.sweeps.point import Row, run_point
@@ -81,7 +82,10 @@ def test_halving_finds_what_trying_everything_finds(folder: Path) -> None:
     assert len(quick.fleets) < len(whole.fleets)
     assert quick.chosen is not None
     assert whole.chosen is not None
-    assert quick.chosen.as_row() == {**whole.chosen.as_row(), "front": quick.chosen.front}
+    assert {fleet.front for fleet in quick.fleets} == {None}  # counts between were not tried
+    assert "which fleets are on the Pareto front is not known" in " ".join(quick.notes)
+    assert not any("Pareto" in note for note in whole.notes)
+    assert quick.chosen.as_row() == {**whole.chosen.as_row(), "front": None}
     assert [fleet.label for fleet, _ in quick.rivals] == [fleet.label for fleet, _ in whole.rivals]
     holding = [fleet.dollars_per_hour for fleet in whole.fleets if fleet.attainment.low >= 0.9]
     assert quick.chosen.dollars_per_hour == min(holding)
@@ -94,13 +98,13 @@ def test_halving_finds_what_trying_everything_finds(folder: Path) -> None:
 
 def test_of_two_that_are_as_good_one_is_named_and_the_other_told(folder: Path) -> None:
     both = [{**PLAN["fleets"][0], "name": name, "counts": [5, 7]} for name in ("later", "earlier")]
-    found = plans.plan(write(folder, fleets=both, routers=["central"]), run)
+    found = plans.plan(write(folder, fleets=both, routers=["central"]), run, every=True)
     assert found.chosen is not None
     assert found.chosen.kind == "earlier"
     (tie,) = [note for note in found.notes if note.startswith("at the same price hold it, too: ")]
     assert f"{found.chosen.count} x later, fcfs, central (" in tie
     assert tie.endswith("of those that meet as many, the first by name is the answer")
-    by_count: dict[int, set[bool]] = {}
+    by_count: dict[int, set[bool | None]] = {}
     for fleet in found.fleets:
         by_count.setdefault(fleet.count, set()).add(fleet.front)
     assert by_count[found.chosen.count] == {True}
@@ -233,6 +237,15 @@ def test_the_command_prints_writes_and_draws(folder: Path) -> None:
     options = ("--no-cache", "--jobs", 1, "--out", table, "--figure", figure)
     code, out, err = servetwin("plan", path, *options)
     assert code == 0, err
+    assert "which fleets are on the Pareto front is not known" in " ".join(out.split())
+    assert " front " not in out.partition("which fleets")[0]
+    assert "grey: Pareto front" not in figure.read_text()
+    assert {row["front"] for row in rows(table)} == {""}
+    code, out, err = servetwin("plan", path, *options, "--every")
+    assert code == 0, err
+    assert "Pareto" in out
+    assert "not known" not in out
+    assert {row["front"] for row in rows(table)} == {"True", "False"}
     assert ", the cheapest that holds 90 %" in out
     assert "95 % interval over 2 seeds" in out
     assert "validity of" in out
@@ -241,8 +254,18 @@ def test_the_command_prints_writes_and_draws(folder: Path) -> None:
     assert code == 0, err
     said = json.loads(out)
     TypeAdapter(COMMANDS["plan"]).validate_python(said)
-    assert [row["fleet"] for row in rows(table)] == [fleet["fleet"] for fleet in said["fleets"]]
+    assert len(rows(table)) > len(said["fleets"])
+    assert {fleet["front"] for fleet in said["fleets"]} == {None}
     assert said["chosen"]["verdict"] == "holds"
+
+
+def with_set(**said: Any) -> dict[str, Any]:
+    """The plan with so much set for its second fleet."""
+    return {"fleets": [PLAN["fleets"][0], {**PLAN["fleets"][1], "set": said}]}
+
+
+def of_fleet(key: str, value: Any, named: str | None = None) -> tuple[dict[str, Any], str]:
+    return with_set(**{key: value}), f"plan.yaml: fleets.1.set.{named or key}: "
 
 
 NOWHERE = {"gpu0": {**SLOW, "profile": "x/y"}}
@@ -257,6 +280,33 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "fleets.0.devices: it has gpu7",
     ),
     "two of a name": ({"fleets": [PLAN["fleets"][0]] * 2}, "fleets.1.name: two fleets are called 'slow'"),
+    "a fleet's own rate": of_fleet("rate", 0.01),
+    "a fleet's own load": of_fleet("workload", {"requests": 20}, "workload.requests"),
+    "a fleet's own arrivals": of_fleet("workload.arrivals.rate", 0.01),
+    "a fleet's own SLO": of_fleet("slo.seconds", 9.0),
+    "a fleet's own kind of SLO": of_fleet("slo", {"factor": 9.0}, "slo.factor"),
+    "a fleet's own seed": of_fleet("seed", 7),
+    "a fleet's own policy": of_fleet("policy", "edf"),
+    "a fleet's own policy, by name": of_fleet("policy", {"name": "edf"}, "policy.name"),
+    "a worker's own policy": of_fleet(
+        "deployment.workers.0.policy", {"name": "edf"}, "deployment.workers.0.policy.name"
+    ),
+    "a fleet's own count": of_fleet("replicas", 7),
+    "a fleet's own count, nested": of_fleet("deployment", {"replicas": 7}, "deployment.replicas"),
+    "a fleet's own prices": of_fleet("deployment.prices", {"gpu0": SLOW}, "deployment.prices.gpu0.profile"),
+    "another device in a fleet": of_fleet("deployment.devices.gpu0", "fast.yaml"),
+    "a fleet's own router": of_fleet("router", "random"),
+    "a count for all": ({"set": {**PLAN["set"], "replicas": 7}}, "plan.yaml: set.replicas: "),
+    "prices for all": (
+        {"set": {**PLAN["set"], "deployment": {"prices": {"gpu0": 1}}}},
+        "plan.yaml: set.deployment.prices.gpu0: ",
+    ),
+    "a policy twice": ({"policies": ["edf", "fcfs", "edf"]}, "plan.yaml: policies.2: 'edf' is named twice"),
+    "a router twice": ({"routers": ["random", "random"]}, "plan.yaml: routers.1: 'random' is named twice"),
+    "no request under a seed": (
+        {"set": {"requests": None, "workload.arrivals": {"process": "schedule", "rate": 1.0, "until": 1e-6}}},
+        "plan.yaml: set: workload: no request is sent under seed 0",
+    ),
     "one seed": ({"seeds": 1}, "seeds"),
     "an unknown policy": ({"policies": ["edfx"]}, "edfx"),
     "an unknown router": ({"routers": ["centrall"]}, "centrall"),
@@ -276,6 +326,28 @@ def test_what_makes_no_plan_is_refused_before_anything_runs(folder: Path, case: 
     changes, said = REFUSED[case]
     assert said in refused("plan", write(folder, **changes), "--out", folder / "t.csv", "--jobs", 1)
     assert not (folder / "t.csv").exists()
+
+
+def test_a_fleet_that_cannot_be_built_is_named(folder: Path) -> None:
+    chat = {"extends": "opt-13b-a6000", "policy": {"name": "vllm-v1"}, "workload": {"requests": 5, "draws": "seeded"}}
+    (folder / "chat.yaml").write_text(json.dumps(chat))
+    slo = {"slo": {"prefill": None, "decode": None, "limits": {"ttft_ms": 60000}}}
+    fleets: list[dict[str, Any]] = [
+        {"name": name, "counts": [1, 1], "devices": {"gpu0": {**SLOW, "profile": f"{name}/opt-13b-tp1"}}}
+        for name in ("a6000", "h200")
+    ]
+    fleets[1]["set"] = {"deployment.workers.0.engine.kv_cache_dtype": "fp8"}
+    path = write(folder, extends="chat.yaml", set=slo, routers=None, fleets=fleets)
+    said = "plan.yaml: fleets.1, vllm-v1: deployment.workers: engine.kv_cache_dtype: nothing says"
+    assert said in refused("plan", path, "--jobs", 1)
+
+
+def test_parameters_of_the_policy_may_be_set_for_a_fleet() -> None:
+    check_sets({}, [{"policy.params.step_delta": 3, "step_delta": 3}], Path("plan.yaml"), policies=True, routers=True)
+
+
+def test_the_help_keeps_what_the_figure_needs() -> None:
+    assert "(needs the extra plots)" in " ".join(servetwin("plan", "--help")[1].replace("│", " ").split())
 
 
 def test_a_file_that_is_no_plan_is_refused(folder: Path) -> None:

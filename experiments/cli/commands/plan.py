@@ -22,7 +22,8 @@ def plan(
     source: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan file: load, target, fleets with prices.")],
     out: Annotated[Path | None, typer.Option(help="A table of all fleets tried: .csv or .parquet.")] = None,
     figure: Annotated[
-        Path | None, typer.Option(help="Attainment over dollars per hour: .pdf, .svg or .png (needs [plots]).")
+        Path | None,
+        typer.Option(help="Attainment over dollars per hour: .pdf, .svg or .png (needs the extra plots)."),
     ] = None,
     seeds: Annotated[int | None, typer.Option(min=2, help="Seeds of each fleet, instead of the plan's.")] = None,
     every: Annotated[
@@ -89,7 +90,7 @@ def _beside(found: Plan) -> dict[str, Any]:
 
 
 def show(found: Plan) -> None:
-    """The answer, what could be cheaper, the front, and how sure it all is."""
+    """The answer, what could be cheaper, the front if it is known, and how sure it all is."""
     target = f"{100 * found.target:g} %"
     runs = f"{found.seeds} seeds" if found.seeds > 1 else "one run"
     chosen = found.chosen
@@ -107,19 +108,19 @@ def show(found: Plan) -> None:
         say("no cheaper fleet of these may hold it")
     told = [chosen, *(fleet for fleet, _ in found.rivals)]
     shown = [f for f in found.fleets if len(found.fleets) <= MOST or f.front or any(f is one for one in told)]
+    with_front = any(f.front is not None for f in found.fleets)
     rows = [
         (
             fleet.label,
             f"{fleet.dollars_per_hour:g}",
             fleet.attainment.spelled(100.0, 2),
             fleet.verdict,
-            "front" if fleet.front else "",
+            *(["front" if fleet.front else ""] if with_front else []),
         )
         for fleet in shown
     ]
-    sides = ("left", "right", "right", "left", "left")
-    names = ("fleet", "$ an hour", "met, %", "target", "Pareto")
-    print_figures([*zip(names, sides, strict=True)], rows)
+    columns = [("fleet", "left"), ("$ an hour", "right"), ("met, %", "right"), ("target", "left")]
+    print_figures([*columns, *([("Pareto", "left")] if with_front else [])], rows)
     if len(shown) < len(found.fleets):
         say(f"and {len(found.fleets) - len(shown)} more that were tried (--out, --json)")
     for price in found.prices:

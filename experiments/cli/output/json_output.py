@@ -237,7 +237,11 @@ class Fleet(TypedDict):
     attainment_low: Annotated[float, "ends of its 95 % interval"]
     attainment_high: float
     verdict: Annotated[str, "holds, may hold or does not hold (the target)"]
-    front: Annotated[bool, "on the Pareto front: none is cheaper and meets as many, or as cheap and meets more"]
+    front: Annotated[
+        bool | None,
+        "on the Pareto front: none is cheaper and meets as many, or as cheap and meets more; null unless all counts"
+        " were tried (--every)",
+    ]
     dollars_per_1000_requests: NotRequired[Number]
     dollars_per_million_output_tokens: NotRequired[Number]
     met_per_dollar: NotRequired[Number]

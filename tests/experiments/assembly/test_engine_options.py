@@ -488,6 +488,20 @@ def test_runs_whose_steps_do_not_tell_are_not_explained(
     assert says in err
 
 
+def test_costs_that_are_off_are_not_told_as_if_they_were_charged(tmp_path: Path) -> None:
+    off = ("time.costs", False)
+    said = {key: build.stands_on(make(tmp_path, off)) for key, make in (("host", hosted), ("lora", adapted))}
+    assert "KV comes back from the host in no time (time.costs: false)" in said["host"]
+    assert (
+        "adapters: loading one takes no time (time.costs: false), steps take 1.2 times as long: assumed"
+        in said["lora"]
+    )
+    assert not any("GB/s" in line for line in said["host"])
+    told = build.stands_on(hosted(tmp_path)) + build.stands_on(adapted(tmp_path))
+    assert "KV comes back from the host at 10 GB/s, after 0.002 s: assumed" in told
+    assert "adapters: loading one takes 0.05 s, steps take 1.2 times as long: assumed" in told
+
+
 def test_files_say_nothing_of_options_that_are_off(tmp_path: Path) -> None:
     said = experiment(tmp_path, {}).as_dict()["deployment"]["workers"][0]["engine"]
     assert not set(said) & set(OPTIONS)

@@ -50,6 +50,25 @@ def test_seeds_give_intervals_and_policies_are_compared_seed_by_seed(grid: Path,
             assert gap[1] > 0.0
 
 
+def test_where_a_seed_sends_no_request_the_share_is_left_empty(toy: Path, servetwin):
+    """Of some three seeds that follow one sends nothing, at a mean of 0.9 requests."""
+    arrivals = "{process: schedule, rate: 3.0, until: 0.3}"
+    short = f"extends: toy.yaml\nset: {{workload.requests: null, workload.arrivals: {arrivals}}}\n"
+    (toy.parent / "short.yaml").write_text(short + "grid: {policy: [edf, fcfs]}\n")
+    out = toy.parent / "out.csv"
+    code, _, err = servetwin(
+        "sweep", toy.parent / "short.yaml", "--out", out, "--seeds", 8, "--versus", "fcfs", "--jobs", 1
+    )
+    assert code == 0, err
+    assert "no request is sent under some seed" in err
+    for row in rows(out):
+        assert 0.0 < float(row["requests"]) < 3.0
+        assert {row[name] for name in ("attainment", "attainment_low", "attainment_minus_fcfs")} == {""}
+    empty = Repeated(load(toy), [{"requests": 1, "met": 1}, {"requests": 0, "met": 0}])
+    with pytest.raises(BadInput, match="workload: no request is sent under seed 1"):
+        empty.attainment(0.95)
+
+
 def test_differences_are_counted_by_workload_and_policy():
     name = "attainment_minus_fcfs"
     cells = [("one", 0.02, 0.01, 0.03), ("one", 0.01, -0.01, 0.03), ("two", -0.05, -0.06, -0.04)]
