@@ -181,7 +181,11 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     if other := other_images(trace, profiles):
         recorder.summary.input["trace"]["other_images"] = other
     optional = any(w.engine is not None and w.engine.options for w in experiment.deployment.workers)
-    if said := [*not_measured(profiles.values()), *stated.stands_on(experiment)]:
+    states = (
+        optional or experiment.deployment.handover or any(m.actions for m in experiment.pipeline.modules.values())
+    )
+    said = not_measured(profiles.values()) if limits else []
+    if said := [*said, *(stated.stands_on(experiment) if states else ())]:
         recorder.summary.input["basis"] = said
     if experiment.time.unmeasured == "shared":
         _check_memory(experiment, workers, profiles)
