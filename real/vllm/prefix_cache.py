@@ -63,10 +63,11 @@ class VllmPrefixCache(PrefixCache):
         if groups != 1:
             what = f"a model with {groups} kinds of attention layers has as many prefix caches"
             raise BadInput(what, where="engine.enable_prefix_caching", right="false, for this model")
-        self.size, self.version = size, 0
+        self.size, self.version, self.host = size, 0, None  # what is not on the device is not found
         self._pool, self._requests = manager.block_pool, requests
         self._seen = [_Seen(block) for block in self._pool.blocks]
         self.cached = cast("dict[Key, list[Block]]", _Cached(self._pool, self._seen))
+        self.has = self.cached.__contains__
 
     @property
     def free(self) -> int:  # type: ignore[override]
