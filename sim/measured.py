@@ -21,8 +21,9 @@ from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.core.random_streams import stream
 from servetwin.core.serving.pool import Pool
 from servetwin.core.serving.shaped_worker import ShapedWorker
-from servetwin.profiles import BatchTable, Profile, TokenKind, TokenTable, costs
+from servetwin.profiles import BatchTable, Profile, TokenTable, costs
 from servetwin.profiles.llm.recent_load import recent_load_of
+from servetwin.profiles.llm.schema import KINDS_OF_TABLE
 from servetwin.profiles.tables.cost import Cost
 from servetwin.profiles.tables.cost_names import CostName
 
@@ -199,10 +200,7 @@ class Clock:
 
     def _engine(self, worker: TokenWorker) -> TokenTiming:
         profile, options = self.profiles[worker.device], self.options
-        kinds: tuple[TokenKind, ...] = {
-            "measured": ("measured", "scheduler"),
-            "corrected": ("corrected", "measured", "scheduler"),
-        }.get(options.table, ("scheduler",))  # type: ignore[assignment]
+        kinds = KINDS_OF_TABLE.get(options.table, ("scheduler",))
         table = profile.tokens(*kinds, hold=options.hold, between=options.costs)
         if worker.name in self.tables:
             table = self.tables[worker.name](table)

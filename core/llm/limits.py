@@ -71,28 +71,26 @@ class EngineLimits:
     def _check_speculation(self) -> None:
         if self.num_speculative_tokens < 0:
             raise BadInput(f"num_speculative_tokens is {self.num_speculative_tokens}", right="0 or more")
-        others = {
-            "keep_freed": self.keep_freed,
-            "enable_prefix_caching": self.enable_prefix_caching,
-            "preemption: swap": self.preemption == "swap",
-            "headroom": self.headroom > 0,
-        }
-        with_it = [name for name, on in others.items() if on]
-        if self.num_speculative_tokens and with_it:
-            raise BadInput(f"what {with_it[0]} does where tokens are drafted is not known", right="one of them")
+        if self.num_speculative_tokens:
+            self._check_alone("where tokens are drafted", "headroom", self.headroom > 0)
 
     def _check_adapters(self) -> None:
         if self.max_loras < 0 or (self.adapters and not self.max_loras):
             raise BadInput(f"max_loras is {self.max_loras}", right="1 or more, for adapters")
+        if self.max_loras:
+            self._check_alone("with adapters", "num_speculative_tokens", self.num_speculative_tokens > 0)
+
+    def _check_alone(self, place: str, other: str, on: bool) -> None:
+        """Raise `BadInput` if an option is set of which nobody knows what it does in that *place*. *other* is one of
+        them, if it is *on*."""
         others = {
             "keep_freed": self.keep_freed,
             "enable_prefix_caching": self.enable_prefix_caching,
             "preemption: swap": self.preemption == "swap",
-            "num_speculative_tokens": self.num_speculative_tokens > 0,
+            other: on,
         }
-        with_it = [name for name, on in others.items() if on]
-        if self.max_loras and with_it:
-            raise BadInput(f"what {with_it[0]} does with adapters is not known", right="one of them")
+        if with_it := [name for name, set_ in others.items() if set_]:
+            raise BadInput(f"what {with_it[0]} does {place} is not known", right="one of them")
 
     @property
     def tokens_per_decode(self) -> int:

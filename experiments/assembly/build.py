@@ -181,9 +181,8 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     if other := other_images(trace, profiles):
         recorder.summary.input["trace"]["other_images"] = other
     optional = any(w.engine is not None and w.engine.options for w in experiment.deployment.workers)
-    states = (
-        optional or experiment.deployment.handover or any(m.actions for m in experiment.pipeline.modules.values())
-    )
+    acts = any(module.actions for module in experiment.pipeline.modules.values())
+    states = optional or acts or experiment.deployment.handover is not None
     said = not_measured(profiles.values()) if limits else []
     if said := [*said, *(stated.stands_on(experiment) if states else ())]:
         recorder.summary.input["basis"] = said

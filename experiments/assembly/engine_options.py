@@ -15,6 +15,7 @@ from servetwin.core import BadInput
 from servetwin.core.llm.speculation import Speculation
 from servetwin.profiles.llm.adapter_steps import AdapterSteps
 from servetwin.profiles.llm.kv_fp8 import Fp8Table
+from servetwin.profiles.llm.schema import KINDS_OF_TABLE
 from servetwin.profiles.llm.speculative_steps import (
     DraftModel,
     DraftSeconds,
@@ -31,7 +32,7 @@ from ..spec.loading import load_profiles
 from .llm_workers import bytes_of_block, settings_of
 
 if TYPE_CHECKING:
-    from servetwin.profiles import Profile, TokenKind, TokenTable
+    from servetwin.profiles import Profile, TokenTable
 
 ENGINE = "deployment.workers: engine"
 OFF = "time.costs: false"
@@ -195,19 +196,12 @@ def _drafting(
     assert spec.engine.speculative_config is not None
     config, profile = spec.engine.speculative_config, profiles[spec.device or ""]
     draft = _draft_seconds(config, profile, profiles, hold=experiment.time.hold)
-    table = profile.tokens(*kinds_of(experiment.time.table))
+    table = profile.tokens(*KINDS_OF_TABLE[experiment.time.table])
     if table.model.mixed.source is None:
         what = f"nobody measured steps of {profile.name} that compute prompts and decode, which is what verifying is"
         right = "a profile whose mixed steps have a source (servetwin profile), or no speculative_config"
         raise BadInput(what, where=f"{ENGINE}.speculative_config", right=right)
     return partial(SpeculativeSteps, drafts=config.num_speculative_tokens, draft=draft)
-
-
-def kinds_of(table: str) -> tuple[TokenKind, ...]:
-    """The kinds of latency models that simulated time goes by, the first that there is (`Time.table`)."""
-    if table == "scheduler":
-        return ("scheduler",)
-    return ("corrected", "measured", "scheduler") if table == "corrected" else ("measured", "scheduler")
 
 
 def _draft_seconds(

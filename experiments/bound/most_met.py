@@ -17,6 +17,7 @@ from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.core.llm.slo import TokenDeadlines
 from servetwin.profiles import Profile, costs
 from servetwin.profiles.llm.recent_load import recent_load_of
+from servetwin.profiles.llm.schema import KINDS_OF_TABLE
 from servetwin.sim.measured import TimeOptions
 
 from ..assembly import build, engine_options, handovers, replicas
@@ -203,9 +204,9 @@ class _Asked:
         if limits.enable_prefix_caching:
             what = "the bound computes every prompt whole, and with a prefix cache more requests may be met"
             raise BadInput(what, where="engine.enable_prefix_caching", right="false, for a bound")
-        kinds = {"measured": ("measured", "scheduler"), "corrected": ("corrected", "measured", "scheduler")}
-        table = profile.tokens(*kinds.get(self.experiment.time.table, ("scheduler",)), hold=self.experiment.time.hold)  # type: ignore[arg-type]
-        steps = step_bounds(table, limits, _least_factors(profile, noise=noise, costs_too=self.experiment.time.costs))
+        time = self.experiment.time
+        table = profile.tokens(*KINDS_OF_TABLE[time.table], hold=time.hold)
+        steps = step_bounds(table, limits, _least_factors(profile, noise=noise, costs_too=time.costs))
         tasks, outputs = [], []
         for request in self.requests:
             assert isinstance(request, TokenRequest)

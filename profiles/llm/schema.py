@@ -12,6 +12,12 @@ from .architectures import Architecture, architecture, kv_blocks
 from .step_grids import Beside, OverContext
 
 TokenKind = Literal["scheduler", "measured", "corrected"]
+#: By what simulated time goes by (`TimeOptions.table`), the kinds whose times are taken, the first that there is.
+KINDS_OF_TABLE: dict[str, tuple[TokenKind, ...]] = {
+    "scheduler": ("scheduler",),
+    "measured": ("measured", "scheduler"),
+    "corrected": ("corrected", "measured", "scheduler"),
+}
 #: What each kind of latency model is.
 TOKEN_KINDS: dict[TokenKind, str] = {
     "scheduler": "what the scheduler of the measured system planned with",
