@@ -16,6 +16,7 @@ from types import CodeType, FunctionType, GetSetDescriptorType, MemberDescriptor
 from typing import Any
 
 from ..errors import PolicyFault
+from ..fleets.autoscaler import Autoscaler
 from ..llm.policy import TokenPolicy
 from ..policy import Policy, PolicyBase
 from ..routing import Router
@@ -32,7 +33,7 @@ _COMPLETED = ("__pydantic_", "__signature__")
 #: Whether somebody who makes many short runs looks around all of them, so that none does for itself.
 HELD = False
 #: What policies are made of.
-_BASES = (PolicyBase, Policy, TokenPolicy, Router)
+_BASES = (PolicyBase, Policy, TokenPolicy, Router, Autoscaler)
 #: Where those that come along are, and as what.
 _FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "policies", "")
 _POLICIES = f"{_TOP}.policies."

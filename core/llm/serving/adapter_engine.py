@@ -77,6 +77,9 @@ class AdapterEngine(TokenEngine):
         task.adapter = self.of_class.get(request.class_name)
         return task
 
+    def restart(self) -> None:
+        self.loaded.clear()
+
     def _admit(
         self, prefill: Sequence[Chunk], chosen: Sequence[TokenTask] | None, decode: int, crowded: bool, now: float
     ) -> list[Piece]:

@@ -54,6 +54,10 @@ class _Caching(_Base):
         task.cache_lookup = self._lookup
         return task
 
+    def restart(self) -> None:
+        self._catch_up()
+        self.cache.clear()
+
     def _catch_up(self) -> None:
         """What was taken since, was taken off the line."""
         free = self.view.free_blocks
