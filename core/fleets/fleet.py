@@ -17,10 +17,10 @@ from ..isolation.answers import fault, shown
 from ..pipeline import Stage
 from ..policy import Batch
 from ..request import Outcome, Request, Task
+from ..scaling.autoscaler import Autoscaler, FleetState
+from ..scaling.recent import Recent
 from ..serving.dispatch import Dispatcher, counts_of
 from ..serving.worker import Handle, Worker
-from .autoscaler import Autoscaler, FleetState
-from .recent import Recent
 from .replica import Replica, State
 
 #: So many answers on end by which requests are left without a replica, when no other will come, end the run.

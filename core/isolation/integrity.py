@@ -16,10 +16,10 @@ from types import CodeType, FunctionType, GetSetDescriptorType, MemberDescriptor
 from typing import Any
 
 from ..errors import PolicyFault
-from ..fleets.autoscaler import Autoscaler
 from ..llm.policy import TokenPolicy
 from ..policy import Policy, PolicyBase
 from ..routing import Router
+from ..scaling.autoscaler import Autoscaler
 from .code_inspection import writes_in
 
 _TOP = __name__.partition(".")[0]

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import BadInput, PolicyFault, ServeTwinError
-from ..fleets.autoscaler import Autoscaler
 from ..fleets.fleet import Fleet, Rules
 from ..invariants.checker import InvariantChecker
 from ..isolation.code_inspection import named, raised_at
@@ -24,6 +23,7 @@ from ..pipeline import Module, Pipeline, Stage
 from ..policy import WorkerView
 from ..request import Request
 from ..routing import Router, WorkerState
+from ..scaling.autoscaler import Autoscaler
 from ..serving.batch_worker import BatchWorker
 from ..serving.client import Client
 from ..serving.dispatch import Dispatcher

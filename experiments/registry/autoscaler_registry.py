@@ -3,7 +3,7 @@ point of the group "servetwin.autoscalers", among others."""
 
 from __future__ import annotations
 
-from servetwin.core.fleets.autoscaler import Autoscaler
+from servetwin.core.scaling.autoscaler import Autoscaler
 from servetwin.policies import scaling
 
 from .by_name import ByName

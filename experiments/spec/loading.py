@@ -452,7 +452,7 @@ def _with_all_parameters(experiment: Experiment) -> Experiment:
     routers: dict[tuple[str, ...], routing.Routing] = {}
     for place, router in experiment.deployment.routings.items():
         with _misfits(("deployment", *place, "params"), ("deployment", *place)):
-            routers[place] = routing.with_parameters(router)
+            routers[place] = routing.complete(router.name, router.params, router.stale)
     scaler = experiment.deployment.autoscaler
     with _misfits(("deployment", "autoscaler", "params"), ("deployment", "autoscaler", "name")):
         scaled = autoscaler.with_parameters(scaler) if scaler is not None else None

@@ -1,4 +1,4 @@
-"""Autoscalers: how many replicas there should be (`servetwin.core.fleets.autoscaler` says when one is asked).
+"""Autoscalers: how many replicas there should be (`servetwin.core.scaling.autoscaler` says when one is asked).
 
 An autoscaler sees what a real one could know of a fleet, never the future. One is one file here, found by its name.
 Bounds, delays and cooldown are not theirs: the experiment says them. Begin with `by_queue`.

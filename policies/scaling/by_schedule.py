@@ -6,8 +6,8 @@ import itertools
 from bisect import bisect_right
 
 from servetwin.core import BadInput
-from servetwin.core.fleets.autoscaler import Autoscaler, FleetState
 from servetwin.core.parameters import above, at_least
+from servetwin.core.scaling.autoscaler import Autoscaler, FleetState
 
 
 class BySchedule(Autoscaler):

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 
-from servetwin.core.fleets.autoscaler import Autoscaler, FleetState
 from servetwin.core.parameters import above, at_least
+from servetwin.core.scaling.autoscaler import Autoscaler, FleetState
 
 
 class ByUtilisation(Autoscaler):

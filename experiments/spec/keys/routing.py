@@ -54,8 +54,8 @@ class HandoverSpec(Strict):
     router: Routing = "least_loaded"
 
 
-def with_parameters(router: RouterSpec) -> Routing:
-    """*router* with its default parameters filled in; its name alone where that says all. Raises `BadInput`."""
-    params = router_registry.complete(router.name, router.params)
-    plain = not params and not router.stale
-    return router.name if plain else RouterSpec(name=router.name, params=params, stale=router.stale)
+def complete(name: str, params: dict[str, Any], stale: float) -> Routing:
+    """The router of that *name*, its default *params* filled in; its name alone where that says all. Raises
+    `BadInput`."""
+    full = router_registry.complete(name, params)
+    return name if not full and not stale else RouterSpec(name=name, params=full, stale=stale)

@@ -10,9 +10,9 @@ import pytest
 from servetwin.core import BatchWorker, Module, Pipeline, Recorder, Request, ServingLoop, WorkerView
 from servetwin.core.errors import PolicyFault
 from servetwin.core.fleets import fleet as fleets
-from servetwin.core.fleets.autoscaler import Autoscaler, FleetState
 from servetwin.core.fleets.fleet import Fleet, Rules
 from servetwin.core.invariants.checker import InvariantChecker
+from servetwin.core.scaling.autoscaler import Autoscaler, FleetState
 from servetwin.core.serving.client import play
 from servetwin.core.serving.dispatch import Dispatcher
 from servetwin.policies.diffusion.fcfs import FCFS

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from servetwin.core import BadInput
-from servetwin.core.fleets.autoscaler import Autoscaler
+from servetwin.core.scaling.autoscaler import Autoscaler
 from servetwin.core.testing.asked_contract import hold_autoscaler
 from servetwin.core.testing.contract import ContractBroken
 from servetwin.experiments.registry import autoscaler_registry
