@@ -147,6 +147,7 @@ _PATHS: dict[tuple[str, ...], Callable[[str, Path], str]] = {
     ("deployment", "router", "name"): _policy_path,
     ("deployment", "routers", "*"): _policy_path,
     ("deployment", "routers", "*", "name"): _policy_path,
+    ("deployment", "autoscaler", "name"): _policy_path,
     ("deployment", "workers", "*", "policy", "name"): _policy_path,
     ("deployment", "workers", "*", "scripts", "folder"): _path,
 }
@@ -184,6 +185,7 @@ def _kinds() -> dict[tuple[str, ...], tuple[str, dict[str, type[BaseModel]]]]:
         ("policy",): ("name", {}),
         ("deployment", "router"): ("name", {}),
         ("deployment", "routers", "*"): ("name", {}),
+        ("deployment", "autoscaler"): ("name", autoscaler.KEPT),
         ("workload", "arrivals"): ("process", by_tag(Arrivals, "process")),
         ("workload", "classes", "*", "arrivals"): ("process", by_tag(DrawnArrivals, "process")),
         ("workload", "sessions", "turns"): ("draw", by_tag(TurnsDraw, "draw")),
@@ -453,9 +455,8 @@ def _with_all_parameters(experiment: Experiment) -> Experiment:
     for place, router in experiment.deployment.routings.items():
         with _misfits(("deployment", *place, "params"), ("deployment", *place)):
             routers[place] = routing.complete(router.name, router.params, router.stale)
-    scaler = experiment.deployment.autoscaler
     with _misfits(("deployment", "autoscaler", "params"), ("deployment", "autoscaler", "name")):
-        scaled = autoscaler.with_parameters(scaler) if scaler is not None else None
+        scaled = autoscaler.with_parameters(experiment.deployment.autoscaler)
     chosen: dict[str, Any] = {"router": routers.pop(("router",)), "autoscaler": scaled}
     handover = experiment.deployment.handover
     if handover is not None:

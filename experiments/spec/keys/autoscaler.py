@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import BaseModel, Discriminator, Field, Tag
 
 from ...registry import autoscaler_registry
 from .field_types import NotNegative, PositiveWait, Strict, Wait
@@ -47,18 +47,9 @@ class StartSpec(Strict):
         return sum(self.phases.values())
 
 
-class AutoscalerSpec(Strict):
-    """An autoscaler by name, entry point, ``package.module:Class`` or file, and its parameters. There are *least* to
-    ``deployment.replicas`` replicas; *initial* (by default *least*) are ready when the run begins.
+class Rules(Strict):
+    """What is seen to whatever an autoscaler says."""
 
-    It is asked each *every* seconds, or (null) whenever a request comes or ends, or a replica is ready; it sees the
-    last *window* seconds, and all of it *stale* seconds late. More replicas are started once as many have been wanted
-    for *up_after* seconds on end, and fewer kept once no more have been wanted for *down_after*. For *cooldown*
-    seconds after a change nothing is changed. *start* is what the start of a replica takes.
-    """
-
-    name: str
-    params: dict[str, Any] = Field(default_factory=dict)
     least: Annotated[int, Field(ge=0, le=10**6)] = 1
     initial: Annotated[int, Field(ge=0, le=10**6)] | None = None
     every: PositiveWait | None = 10.0
@@ -70,6 +61,32 @@ class AutoscalerSpec(Strict):
     start: StartSpec
 
 
-def with_parameters(spec: AutoscalerSpec) -> AutoscalerSpec:
+class AutoscalerSpec(Rules):
+    """An autoscaler by name, entry point, ``package.module:Class`` or file, and its parameters. There are *least* to
+    ``deployment.replicas`` replicas; *initial* (by default *least*) are ready when the run begins.
+
+    It is asked each *every* seconds, or (null) whenever a request comes or ends, or a replica is ready; it sees the
+    last *window* seconds, and all of it *stale* seconds late. More replicas are started once as many have been wanted
+    for *up_after* seconds on end, and fewer kept once no more have been wanted for *down_after*. For *cooldown*
+    seconds after a change nothing is changed. *start* is what the start of a replica takes.
+    """
+
+    name: str
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
+class _Kept(dict[str, type[BaseModel]]):
+    """What is kept where another autoscaler is named: all but the parameters of the one before."""
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return Rules
+
+
+KEPT = _Kept()
+
+
+def with_parameters(spec: AutoscalerSpec | None) -> AutoscalerSpec | None:
     """*spec* with the default parameters of the autoscaler filled in. Raises `BadInput`."""
+    if spec is None:
+        return None
     return spec.model_copy(update={"params": autoscaler_registry.complete(spec.name, spec.params)})

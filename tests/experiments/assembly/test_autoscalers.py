@@ -152,6 +152,13 @@ def test_what_does_not_fit_is_one_line(toy: Path, said: dict[str, Any], told: st
     assert "\n" not in str(refused.value)
 
 
+def test_another_name_forgets_parameters_and_keeps_the_rules(toy: Path) -> None:
+    chosen = load(scaled(toy, down_after=7.0).as_dict(), [("deployment.autoscaler.name", "by_utilisation")])
+    told = chosen.deployment.autoscaler
+    assert told.params == {"target": 0.7, "tolerance": 0.1}
+    assert (told.down_after, told.start.machine) == (7.0, 1.0)
+
+
 def test_those_that_come_along_are_found_by_name_and_say_what_they_are() -> None:
     assert autoscaler_registry.autoscaler_names() == ["by_attainment", "by_queue", "by_schedule", "by_utilisation"]
     for name in autoscaler_registry.autoscaler_names():
