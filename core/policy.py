@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from .groups.device_group import DeviceGroup
 from .pipeline import Stage
 from .request import ActingTask, Place, Shape, Task
 from .routing import WorkerState
@@ -38,10 +39,11 @@ class Decision:
 
     Where the stage says what may be done with steps (`Stage.actions`): *steps* gives those of *run* that begin with
     it fewer steps than they ask for, and those of *run* that are in *reuse* take the network's last prediction again
-    instead of running it.
+    instead of running it. At a group of devices (`WorkerView.group`) *devices* are the numbers of those on which the
+    batch runs.
     """
 
-    __slots__ = ("drop", "idle_until", "repeat", "reuse", "run", "steps", "whole")
+    __slots__ = ("devices", "drop", "idle_until", "repeat", "reuse", "run", "steps", "whole")
 
     def __init__(
         self,
@@ -53,6 +55,7 @@ class Decision:
         *,
         steps: Mapping[Task, int] | None = None,
         reuse: Sequence[Task] = (),
+        devices: Sequence[int] = (),
     ) -> None:
         self.run = run
         self.drop = drop
@@ -61,6 +64,7 @@ class Decision:
         self.idle_until = idle_until
         self.steps = steps
         self.reuse = reuse
+        self.devices = devices
 
     def __repr__(self) -> str:
         ids = [t.id for t in self.run]
@@ -75,7 +79,8 @@ class Batch:
     those that end it. An executor may run the decision up to *times* times on end, within what *repeat* says; it
     sets *count* to how often it did and, where *keep_ends* is set, *ends* to the times at which those iterations
     ended. The first task to end its stage does so with iteration *last*; an executor that comes so far sets *leaves*.
-    *reused* are the tasks for which the network does not run: they take its last prediction again.
+    *reused* are the tasks for which the network does not run: they take its last prediction again. At a group of
+    devices *devices* are those that it runs on, and *changed* says whether a task of it ran on others before.
     """
 
     joiners: Sequence[Task] = ()
@@ -86,6 +91,8 @@ class Batch:
     keep_ends = False
     start = end = 0.0
     thread = -1  # of a pool of threads: the one that runs it
+    devices: tuple[int, ...] = ()
+    changed = False
 
     tasks: Sequence[Task]
 
@@ -116,7 +123,8 @@ class Batch:
 
     def details(self) -> dict[str, Any]:
         """What a record of it says beside what is said of each."""
-        return {"reused": [task.id for task in self.reused]} if self.reused else {}
+        said: dict[str, Any] = {"reused": [task.id for task in self.reused]} if self.reused else {}
+        return {**said, "devices": [*self.devices]} if self.devices else said
 
     def __repr__(self) -> str:
         return f"<Batch {self.id} of {self.size} on {self.worker.name}>"
@@ -139,6 +147,7 @@ class WorkerView:
     __slots__ = (
         "_alone",
         "_estimate",
+        "_group",
         "backlog",
         "in_flight",
         "limit",
@@ -170,6 +179,16 @@ class WorkerView:
         self._estimate = estimate
         self._alone: dict[str, float] = {}  # module -> seconds at batch 1, once `solo` has been asked
         self.peers: Sequence[WorkerState] = ()
+        self._group: DeviceGroup | None = None
+
+    @property
+    def group(self) -> DeviceGroup:
+        """The devices that it may share out among batches (a single one, unless the deployment says otherwise)."""
+        return self._group or DeviceGroup.of_one(self)
+
+    def form(self, group: DeviceGroup) -> None:
+        """Let it serve that *group*."""
+        self._group = group
 
     def estimate(self, module: str, batch: int, shape: Shape | None = None) -> float:
         """Seconds that *module* takes for a batch of that size (one iteration of a loop), by the scheduler's profile;
@@ -213,6 +232,8 @@ class PolicyBase:
     pools = False
     #: Whether a request may wait for as long as others keep coming, neither served nor given up: shortest first, say.
     starves = False
+    #: Whether it says on which devices of a group a batch runs (`WorkerView.group`); only such can serve a group.
+    names_devices = False
     #: The keys of a module's actions (``pipeline.modules.NAME.actions``) without which it has nothing to choose; a
     #: run says so where no module has them.
     uses_actions: tuple[str, ...] = ()

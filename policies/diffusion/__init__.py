@@ -11,6 +11,8 @@ Begin with `fcfs`, then `edf`.
 `nexus`             whole requests in batches as large as the SLO allows; who would shrink them is dropped (SOSP'19)
 `symphony`          the same, begun as late as a further request could still join
 `shepherd`          the largest batch that is in time; gives way to one a few times its size (NSDI'23)
+`fixed_degree`      whole requests, each on the same number of devices of a group
+`deadline_degree`   rounds in which each gets the fewest device-seconds of a group by which it is in time (TetriServe)
 `tetriserve`        rounds of some steps, packed so that the fewest requests become late; for one GPU
 `cascade`           `edf` at two models: who goes on to the large one, by confidence and load (after DiffServe)
 `fewer_steps`       quality for time: as many steps as the deadline bears; ServeTwin's own
