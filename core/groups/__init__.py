@@ -1,7 +1,3 @@
-"""Groups of devices, which a worker shares out among several batches, step by step. Begin with `device_group`.
-
-================  ====================================================================================
-`device_group`    what a policy sees of the group: which devices are free, and times by their number
-`group_worker`    the worker: several batches in flight, each on devices of its own
-================  ====================================================================================
+"""Groups of devices: a worker that shares its devices out among several batches, step by step. Begin with
+`group_worker`; what its policy sees of them is `servetwin.core.policy.DeviceGroup`.
 """

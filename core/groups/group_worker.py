@@ -13,10 +13,9 @@ from typing import Any
 
 from ..isolation.answers import check_whole, fault
 from ..pipeline import Stage
-from ..policy import Batch, Decision, Policy, WorkerView
+from ..policy import Batch, ByDegree, Decision, DeviceGroup, Policy, WorkerView
 from ..request import GroupTask, Request, Task
 from ..serving.pool import ManyInFlight
-from .device_group import ByDegree, DeviceGroup
 
 
 class GroupWorker(ManyInFlight):

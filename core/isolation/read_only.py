@@ -18,11 +18,10 @@ from dataclasses import fields, is_dataclass
 from types import MappingProxyType
 from typing import Any
 
-from ..groups.device_group import DeviceGroup
 from ..llm.policy import Step, TokenView
 from ..llm.request import CachingTask, TokenRequest, TokenTask
 from ..pipeline import Stage
-from ..policy import Batch, Decision, Repeat, WorkerView
+from ..policy import Batch, Decision, DeviceGroup, Repeat, WorkerView
 from ..request import ActingTask, GroupTask, Request, Task
 from .answers import write_fault
 

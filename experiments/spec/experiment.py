@@ -393,7 +393,7 @@ class WorkerSpec(Strict):
     engine: EngineSpec | None = None
     scripts: ScriptsSpec | None = None
     role: Literal["prefill", "decode"] | None = None
-    gpus: Annotated[Count, Field(ge=2, le=1024)] | None = None
+    gpus: Annotated[int, Field(ge=2, le=1024)] | None = None
 
 
 class RouterSpec(Strict):
