@@ -225,6 +225,7 @@ LATER = frozenset(
         "execution",
         "frames",
         "shapes",
+        "took",
     }
 )
 
