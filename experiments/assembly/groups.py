@@ -28,6 +28,8 @@ def group_worker(
 ) -> GroupWorker:
     """The worker at this *place* of the deployment. Raises `BadInput` if its profile knows of no groups, or its
     policy names no devices."""
+    from servetwin.profiles.tables.costs import REGROUP
+
     spec, chosen = experiment.deployment.workers[place], experiment.policies[place]
     assert spec.gpus is not None
     assert spec.device is not None
@@ -56,7 +58,7 @@ def group_worker(
         view = ShapedView(stage, alone, {shape: most[shape] for shape in alone}, **more)
     else:
         view = WorkerView(stage, told[1][None], limit=most[None], **more)
-    change = profile.costs.get(f"{stage.loop}.regroup")
+    change = profile.costs.get(REGROUP(stage.loop)) if stage.loop else None
     paid = change is not None and experiment.time.costs
     return GroupWorker(
         stage,

@@ -24,6 +24,7 @@ Begin with `fcfs`, then `edf`.
                     NeuStream where deadlines leave no room, `slack_batch` elsewhere; ServeTwin's own
 `_queue`            the queues of `neustream`; `_waiting_lists`: those of `clockwork`; `_windows`: that of `nexus` and
                     `symphony`; `_ends`: when each task must be done here, for those that go by it;
-                    `_keeping`: batches of `slack_batch` where deadlines leave no time to step aside
+                    `_keeping`: batches of `slack_batch` where deadlines leave no time to step aside;
+                    `_degrees`: on how many devices a request ends in time at the least cost
 ==================  ==================================================================================================
 """

@@ -29,9 +29,7 @@ from collections.abc import Iterable
 from servetwin.core import Batch, Decision, Policy, Shape, Task, WorkerView
 from servetwin.core.parameters import at_least
 from servetwin.core.slo import latest
-
-#: A round that is shorter than this part of a second from its end is over: sums of steps end there by a last bit.
-EPSILON = 1e-9
+from servetwin.policies.diffusion._degrees import EPSILON, cheapest
 
 
 class DeadlineDegree(Policy):
@@ -198,30 +196,3 @@ class DeadlineDegree(Policy):
             placed[task] = tuple(sorted(chosen))
             there.difference_update(chosen)
         return placed
-
-
-def cheapest(seconds: dict[int, float], steps: int, within: float) -> list[int] | None:
-    """The degrees, at most two of *seconds* (of a step, by degree), on which *steps* of them end *within* so many
-    seconds with the fewest device-seconds; None if they cannot.
-
-    >>> cheapest({1: 1.0, 2: 0.6, 4: 0.4}, 10, 10.0)
-    [1]
-    >>> cheapest({1: 1.0, 2: 0.6, 4: 0.4}, 10, 8.0)
-    [1, 2]
-    >>> cheapest({1: 1.0, 2: 0.6, 4: 0.4}, 10, 3.0)
-    """
-    found: tuple[float, list[int]] | None = None
-    for slow, own in seconds.items():
-        for fast, other in seconds.items():
-            if fast < slow:
-                continue
-            quick = 0
-            if steps * own > within + EPSILON and own > other:
-                quick = math.ceil((steps * own - within) / (own - other) - EPSILON)
-            if quick > steps or quick * other + (steps - quick) * own > within + EPSILON:
-                continue
-            cost = quick * fast * other + (steps - quick) * slow * own
-            used = [degree for degree, n in ((slow, steps - quick), (fast, quick)) if n]
-            if found is None or cost < found[0] - EPSILON:
-                found = (cost, used)
-    return found[1] if found is not None else None

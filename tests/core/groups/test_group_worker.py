@@ -81,6 +81,8 @@ def test_a_worker_with_one_device_is_a_group_of_one() -> None:
         return {"devices": (0,)}
 
     assert play(lambda: Says(look), [Job(2)], seconds=1.0).outcomes == ["met"]
+    with pytest.raises(PolicyFault, match=r"on devices \[0, 1\] of model, which has one"):
+        play(lambda: Says(lambda view: {"devices": (0, 1)}), [Job(2)], seconds=1.0)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 from itertools import product
 
 import pytest
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 from servetwin.core import BadInput
 from servetwin.core.testing import Job, Played, play
 from servetwin.core.testing.timeline import on_degree
-from servetwin.policies.diffusion.deadline_degree import DeadlineDegree, cheapest
+from servetwin.policies.diffusion import _degrees
+from servetwin.policies.diffusion._degrees import cheapest
+from servetwin.policies.diffusion.deadline_degree import DeadlineDegree
 from servetwin.policies.diffusion.fixed_degree import FixedDegree
 
 #: Seconds of a step of a second on 1, 2, 4 and 8 devices: 1, 0.6, 0.4, 0.3.
@@ -96,3 +99,7 @@ def test_no_plan_of_two_degrees_is_cheaper(steps: int, within: float) -> None:
         slow, fast = found[0], found[-1]
         costs = [cost for (a, b, _), cost in fit.items() if {a, b} <= {slow, fast}]
         assert min(costs, default=min(fit.values(), default=0.0)) == pytest.approx(min(fit.values(), default=0.0))
+
+
+def test_the_examples_in_the_docstring() -> None:
+    assert doctest.testmod(_degrees) == (3, 0)
