@@ -102,4 +102,4 @@ def test_no_plan_of_two_degrees_is_cheaper(steps: int, within: float) -> None:
 
 
 def test_the_examples_in_the_docstring() -> None:
-    assert doctest.testmod(_degrees) == (3, 0)
+    assert doctest.testmod(_degrees) == (0, 3)  # failed, tried
