@@ -255,6 +255,9 @@ class BatchWorker(Worker):
         if not self.acts and (decision.steps or decision.reuse):
             what = f"it sets steps, or reuses predictions, at {self.name}, where nothing says that it may"
             raise fault(self.policy, what, "actions of the module in the experiment; else neither steps nor reuse")
+        if decision.devices and [*decision.devices] != [0]:
+            what = f"it runs a batch on devices {[*decision.devices]} of {self.name}, which has one"
+            raise fault(self.policy, what, "view.group.free")
         if view.in_flight is not None and len(batch.joiners) < batch.size:  # who has waited was in no batch
             self.check_free("runs", set(tasks).difference(batch.joiners))
         try:
