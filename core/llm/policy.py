@@ -324,8 +324,8 @@ class TokenView(WorkerView):
         return taken
 
     def padding(self, pending: int, decode: int, begun: bool) -> int:
-        """The tokens of a step that one who is admitted with so many *pending* takes beyond them, beside *decode* that
-        decode; *begun*: prompts that were begun before go on in it."""
+        """The tokens of a step that one who is admitted with so many *pending* takes beyond them, beside *decode*
+        that decode; *begun*: prompts that were begun before go on in it."""
         return 0
 
     def solo(self, task: Task, done: int = 0) -> float:

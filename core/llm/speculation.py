@@ -30,7 +30,7 @@ from .request import CachingTask, TokenTask
 @dataclass(frozen=True)
 class Speculation:
     """So many *drafts* in each step; that at position i (from 0) is accepted with probability ``acceptance[i]`` if
-        all before it were. An engine keeps memory for *lookahead* tokens beyond those of a step (vLLM: as many as drafts
+    all before it were. An engine keeps memory for *lookahead* tokens beyond those of a step (vLLM: as many as drafts
     where a model with keys and values of its own drafts, none for n-grams). Where what drafts *reads_states* of the
     model (vLLM: eagle), the last block of what a prefix cache has is computed anew. Raises `BadInput` for other
     numbers."""
