@@ -78,6 +78,11 @@ class SpeculativeTask(CachingTask):
         super().__init__(request, stage, queued, worker, prompt, limit)
         self.verified = self.drafted = self.accepted = 0
 
+    @property
+    def decoding(self) -> bool:
+        """As of `TokenTask`; of one that is computed anew, not before all of it is: the last token gets no drafts."""
+        return self.ticks is not None
+
     def details(self, tokens: bool = True) -> dict[str, Any]:
         return {**super().details(tokens), "drafted": self.drafted, "accepted": self.accepted}
 
