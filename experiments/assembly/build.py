@@ -49,7 +49,7 @@ from ..spec.loading import load_profiles, not_measured
 from ..spec.sessions import ClosedLoop
 from ..workload import sessions
 from ..workload.requests import about, check_resolution, other_images, read_trace, requests
-from . import engine_options, handovers, stated
+from . import engine_options, groups, handovers, stated
 from .costs import Meter, costs
 from .llm_workers import ENDLESS, check_engine, contexts, deadlines_of, host_ahead, prepare, settings_of
 from .pipeline import call_times, estimates, make_pipeline, make_pool, seconds_alone, told_similar, wiring
@@ -109,6 +109,8 @@ class Run:
                 raise PolicyFault(f"{what}; held by {held}")
             raise InvariantBroken(f"{what}; held by no worker, under {self.loop.under()}")
         summary = self.recorder.summary
+        if used := groups.usage(self.loop):
+            summary.input["device_groups"] = used
         if self.meter is not None:
             summary.input["cost"] = costs(self.experiment, summary.as_dict(), self.meter.busy())
         return summary
@@ -356,6 +358,9 @@ def make_workers(experiment: Experiment, stages: list[Stage], profiles: dict[str
             raise BadInput(what, where="policy", right="neustream, clockwork, edf or fcfs")
         if spec.device is None or spec.limit is None:
             workers.append(make_pool(spec, i, stage, policy, estimated[i], slo.factor))
+            continue
+        if spec.gpus is not None:
+            workers.append(groups.group_worker(experiment, i, stage, profiles, slo.factor))
             continue
         if by_shape:
             shaped = shaped_worker(experiment, i, stage, profiles, by_shape, slo.factor)

@@ -28,7 +28,7 @@ from ..assembly.llm_workers import contexts
 from ..assembly.pipeline import make_pipeline, real_tools, wiring, without_tools
 from ..assembly.replicas import expanded
 from ..assembly.same_run import otherwise, weights_digest
-from ..assembly.shapes import check_sizes, refuse, shapes_of, told
+from ..assembly.shapes import check_sizes, refuse, refuse_groups, shapes_of, told
 from ..provenance.file_digests import path_digest
 from ..provenance.policy_code import as_loaded
 from ..registry.catalog import suggest
@@ -243,6 +243,7 @@ class Plan:
     ) -> None:
         if not diffusion:
             refuse(experiment, "this backend")
+        refuse_groups(experiment, "the real side")
         handovers.refuse(experiment, "the real side", "workers without a role, or --backend sim")
         engine_options.refuse(experiment, "the real side", "an engine without it, or --backend sim")
         self.fitting = fitting(experiment, model) if diffusion else []

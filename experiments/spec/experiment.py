@@ -378,7 +378,8 @@ class WorkerSpec(Strict):
 
     Of an LLM module's worker *limit* is the most requests that run at once, and *engine* has its other limits. With
     the *role* "prefill" it computes prompts and hands them over to workers of the same module with the role "decode";
-    without one it does both.
+    without one it does both. With *gpus* its device is a group of so many (docs/guides/groups-of-devices.md): its
+    policy says on which of them each batch runs, and *limit* holds for each batch.
     """
 
     modules: Annotated[list[str], Field(min_length=1)]
@@ -392,6 +393,7 @@ class WorkerSpec(Strict):
     engine: EngineSpec | None = None
     scripts: ScriptsSpec | None = None
     role: Literal["prefill", "decode"] | None = None
+    gpus: Annotated[int, Field(ge=2, le=1024)] | None = None
 
 
 class RouterSpec(Strict):
@@ -503,11 +505,10 @@ class Time(Strict):
     """What simulated time includes. Each term can be switched off to see its effect.
 
     *table*: the periods "measured" in running systems, or those that "scheduler"s planned with; for LLM modules also
-    "corrected" (see `servetwin.profiles.TOKEN_KINDS`). *contention*:
-    workers of one device slow each other down. *costs*: joins, leaves and transfers cost the worker time. *whole*:
-    batches of whole requests take what was measured of such batches, rather than the sum of their iterations.
-    *transport*: requests take time between workers. *noise*: durations are drawn from measured residuals, and the
-    host has its measured slow periods.
+    "corrected" (see `servetwin.profiles.TOKEN_KINDS`). *contention*: workers of one device slow each other down.
+    *costs*: joins, leaves, transfers and changes of devices cost the worker time. *whole*: batches of whole requests
+    take what was measured of such batches, rather than the sum of their iterations. *transport*: requests take time
+    between workers. *noise*: durations are drawn from measured residuals, and the host has its measured slow periods.
     *session*: date and time of a measured run, for the speed of its host on that day. *hold*: beyond the end of a
     table its last value is used, instead of an error. *unmeasured*: workers on one device whose slowdown of each
     other the profile does not contain are "refused", or the device is "shared" in time among those that are busy.
@@ -550,22 +551,20 @@ class Experiment(Strict):
         """The content of a file that says the same in full; with *whole* also the keys that came later than files
         that say nothing of them."""
         content = self.model_dump(mode="json", by_alias=True)
-        load = content["workload"]
-        plan = content["deployment"]
+        load, plan = content["workload"], content["deployment"]
         for name, own in self.workload.classes.items():
             if own.slo is not None:  # what it does not say is as in the experiment's
                 load["classes"][name]["slo"] = own.slo.model_dump(mode="json", exclude_unset=True)
         if whole:
             return content
         for said in (plan, *plan["workers"], *content["pipeline"]["modules"].values()):
-            for key in ("handover", "role", "prices", "actions"):
+            for key in ("handover", "role", "prices", "actions", "gpus"):
                 if key in said and said[key] is None:
                     del said[key]
         for worker in plan["workers"]:
             drop_options(worker["engine"])
-        for key in ("trace", "sessions"):
-            if load[key] is None:
-                del load[key]
+        for key in [key for key in ("trace", "sessions") if load[key] is None]:
+            del load[key]
         if not self.workload.classes:
             del load["classes"]
         for said in (load, *load.get("classes", {}).values()):

@@ -149,6 +149,8 @@ def _check_deployment(deployment: Deployment, modules: dict[str, ModuleSpec]) ->
             if module not in modules:
                 raise Misfit((*path, "modules"), f"unknown module {module!r}", suggest(module, modules))
         _check_kind_of_worker(path, worker, deployment, modules)
+        if worker.gpus is not None:
+            _check_group((*path, "gpus"), worker, deployment, modules)
         for other in groups:
             if set(other) & set(worker.modules) and other != tuple(worker.modules):
                 what = f"{'+'.join(worker.modules)} overlaps {'+'.join(other)}"
@@ -203,6 +205,25 @@ def _check_kind_of_worker(
     if len(worker.modules) > 1 or modules[worker.modules[0]].loop:
         what = f"{', '.join(worker.modules)}: no single module without a loop"
         raise Misfit((*path, "modules"), what, "one module that is no loop, for a pool of threads")
+
+
+def _check_group(
+    path: tuple[str | int, ...], worker: WorkerSpec, deployment: Deployment, modules: dict[str, ModuleSpec]
+) -> None:
+    """Raise `Misfit` where *worker*, which is to serve a group of devices, cannot."""
+    if worker.threads is not None or any(modules[module].llm for module in worker.modules):
+        raise Misfit(path, "groups of devices serve diffusion models alone", "no key gpus")
+    for module in worker.modules:
+        if modules[module].actions is not None:
+            what = f"nothing is known of steps of {module} that are left out on a group of devices"
+            raise Misfit(path, what, f"no actions of {module}, or no key gpus")
+    if worker.intake != "before":
+        raise Misfit(path, "a group of devices takes in what arrives at once", "intake: before")
+    if sum(other.device == worker.device for other in deployment.workers) > 1:
+        what = f"another worker is on {worker.device}, and nobody measured what they cost each other"
+        raise Misfit(path, what, "a device of its own for each")
+    if deployment.prices is not None:
+        raise Misfit(path, "prices of groups of devices are not known by device", "no prices, or no key gpus")
 
 
 def _check_branches(pipeline: PipelineSpec) -> None:

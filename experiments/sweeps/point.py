@@ -122,6 +122,8 @@ def results_of(experiment: Experiment, summary: Summary) -> Row:
     row |= full.get("fairness", {})
     row |= full.get("quality", {})
     row |= full.get("cost", {})
+    if used := full.get("device_groups", {}).get(main_worker(experiment)):
+        row |= {name: used[name] for name in ("device_seconds", "mean_degree", "changes")}
     if predictions := full.get("predictions"):
         row["predictions"] = "; ".join(f"{module} {told}" for module, told in predictions.items())
     if experiment.time.hold:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,12 +65,13 @@ def show_run(experiment: Experiment, summary: dict[str, Any], took: float, use: 
     offloading = {w.modules[0] for w in experiment.deployment.workers if w.engine and w.engine.kv_offloading}
     for stage, tokens in summary.get("llm", {}).items():
         show_tokens(stage, tokens, offloads=stage in offloading)
-    for line in (*quality_lines(summary), *group_lines(summary)):
+    for line in (*quality_lines(summary), *device_lines(summary), *group_lines(summary)):
         say(line)
     for worker, w in summary["workers"].items():
         sizes = f"mean {w['mean_batch_size']:.2f}, largest {w['max_batch_size']}"
         say(f"batches of {worker}: {w['iterations']} run, {sizes}")
-    for line in (*cost_lines(summary.get("cost"), summary["duration"]), *_use_lines(use)):
+    groups = {w.device for w in experiment.deployment.workers if w.gpus}
+    for line in (*cost_lines(summary.get("cost"), summary["duration"]), *_use_lines(use, groups)):
         say(line)
     for line in (*_idle_policies(experiment), *input_lines(summary), *_doubts(experiment, summary)):
         say(line)
@@ -89,10 +90,12 @@ def _answer(summary: Mapping[str, Any]) -> str:
     return told
 
 
-def _use_lines(use: dict[str, Any] | None) -> list[str]:
+def _use_lines(use: dict[str, Any] | None, groups: Collection[str | None] = ()) -> list[str]:
+    """Of devices that are *groups* of several `device_lines` tells."""
     if use is None:
         return []
-    lines = [f"{name} busy {100 * share:.1f} % of the time" for name, share in use["devices"].items()]
+    alone = {name: share for name, share in use["devices"].items() if name not in groups}
+    lines = [f"{name} busy {100 * share:.1f} % of the time" for name, share in alone.items()]
     lines += [
         f"KV cache of {worker} {100 * own['mean']:.1f} % full on average, {100 * own['max']:.1f} % at most"
         for worker, own in use["kv_cache"].items()
@@ -197,6 +200,19 @@ def quality_lines(summary: Mapping[str, Any]) -> list[str]:
     run = f"{100 * found['steps_run'] / found['steps_asked']:.1f} % of the steps asked for were run"
     full = f"{100 * found['attainment_at_full_steps']:.1f} % of the requests in time with all of theirs"
     return [f"{said}; {run}; {full}"]
+
+
+def device_lines(summary: Mapping[str, Any]) -> list[str]:
+    """What was used of groups of devices, by worker."""
+    lines = []
+    for worker, used in summary.get("device_groups", {}).items():
+        if used["mean_degree"] is not None and summary["duration"] > 0.0:
+            share = used["device_seconds"] / (used["devices"] * summary["duration"])
+            said = f"{used['devices']} devices of {worker} used {100 * share:.1f} % of the time"
+            lines.append(
+                f"{said}, {used['mean_degree']:.2f} a batch on average; {used['changes']} changes of devices"
+            )
+    return lines
 
 
 def show_tokens(stage: str, tokens: dict[str, Any], *, offloads: bool = False) -> None:
