@@ -516,7 +516,7 @@ class TokenEngine(DecodeSums):
                 if task.base_generated >= self.lengths[task]:
                     self.finish(task, now)
                     continue
-            elif pending > 1 or task.base_computed < task.prompt:
+            elif not task.decoding:
                 self.keep_books(task)
                 continue
             else:
