@@ -170,6 +170,14 @@ class PrefixCache:
         if host is not None:
             self.has = lambda key: key in self.cached or key in host
 
+    def clear(self) -> None:
+        """Nothing is in use, and nothing can be found any more, in host memory neither."""
+        self.line = OrderedDict({Block(None, count=self.free): None})
+        self.cached.clear()
+        if self.host is not None:
+            self.host.clear()
+        self.version += 1
+
     # -- what can be found ------------------------------------------------------------------------------
 
     def found(self, task: Looking) -> int:

@@ -88,6 +88,10 @@ class _Adapting(PassingOver):
             task.prompt_content = self.content_of(request, task.prompt_content)
         return task
 
+    def restart(self) -> None:
+        super().restart()
+        self.loaded.clear()
+
     def content_of(self, request: Request, content: PromptContent) -> PromptContent:
         """What *content*, with which the prompt of *request* begins, is in the prefix cache."""
         adapter = self.of_class.get(request.class_name)

@@ -54,6 +54,10 @@ class Caching(_Base):
         task.cache_lookup = self._lookup
         return task
 
+    def restart(self) -> None:
+        self._catch_up()
+        self.cache.clear()
+
     def content_of(self, request: Request, content: PromptContent) -> PromptContent:
         """What *content*, with which the prompt of *request* begins, is in the cache."""
         return content

@@ -127,6 +127,9 @@ class TokenWorker(LLMWorker):
     def withdraw(self, task: Task, now: float) -> None:
         self.engine.withdraw(cast("TokenTask", task), now)
 
+    def restart(self) -> None:
+        self.engine.restart()
+
     def look_over(self) -> None:
         view = self.view
         if not view.running and (view.free_blocks, view.decoding, view.context) != (view.blocks, 0, 0):
