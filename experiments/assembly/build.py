@@ -355,7 +355,8 @@ def make_workers(experiment: Experiment, stages: list[Stage], profiles: dict[str
             engine = TokenWorker(stage, policy, engine_view, device=spec.device or "", host=host, role=role)
             if spec.engine is not None and spec.engine.speculative_config is not None:
                 engine.speculation = engine_options.speculation_of(spec.engine.speculative_config, experiment.seed)
-            engine.stages = engine_options.stages_of(spec, experiment, profile)
+            if spec.engine is not None and spec.engine.pipeline_parallel is not None:
+                engine.stages = engine_options.stages_of(spec.engine.pipeline_parallel, experiment, profile)
             workers.append(engine)
             continue
         if isinstance(policy, TokenPolicy):

@@ -256,11 +256,8 @@ def layers_of(stages: PipelineParallel, data: TokenData) -> list[int]:
     return found
 
 
-def stages_of(spec: WorkerSpec, experiment: Experiment, profile: Profile) -> Stages | None:
-    """The stages of the engine of *spec*, if it has such. Raises `BadInput` if nothing says what sending takes."""
-    stages = spec.engine.pipeline_parallel if spec.engine is not None else None
-    if stages is None:
-        return None
+def stages_of(stages: PipelineParallel, experiment: Experiment, profile: Profile) -> Stages:
+    """The stages of an engine with that *profile*. Raises `BadInput` if nothing says what sending takes."""
     layers = layers_of(stages, profile.token_data)
     shares = [count / sum(layers) for count in layers]
     if not experiment.time.costs:

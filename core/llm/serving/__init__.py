@@ -5,7 +5,6 @@
 `engine`              queue, memory and steps; `decode_sums` keeps its counts
 `async_engine`        one that decides a step ahead
 `speculative_engine`  one that drafts tokens, of which a step gives several
-`passing_over`        who waits and is passed over: in engines with stages, and with adapters
 `adapter_engine`      one with LoRA adapters: of how many requests may run together
 `pipeline_engine`     one whose model stands on several devices: a step a stage in flight
 `freed_blocks`        what a preempted request finds again of its blocks

@@ -18,10 +18,10 @@ from ...serving.worker import UNASKED, Loop
 from ..batch import Piece, TokenBatch
 from ..policy import Chunk, Step, TokenView
 from ..request import TokenTask
+from .adapter_engine import PassingOver
 from .async_engine import Flight, TokenEngineAhead
 from .caching import Caching
 from .host import LLMWorker
-from .passing_over import PassingOver
 
 
 class PipelineView(TokenView):
