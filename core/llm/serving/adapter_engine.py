@@ -32,8 +32,8 @@ else:
 
 
 class PassingOver(_Base):
-    """An engine that passes over some of those who wait: those behind may go first, those preempted after that may not
-    (vLLM keeps whom it passes over in a queue of their own, ahead of all others). *passed* are they, in order."""
+    """An engine that passes over some of those who wait: those behind may go first, those preempted after that may
+    not (vLLM keeps whom it passes over in a queue of their own, ahead of all others). *passed* are they, in order."""
 
     def __init__(self, loop: Loop, worker: LLMWorker) -> None:
         super().__init__(loop, worker)
