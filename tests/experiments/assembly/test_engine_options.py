@@ -290,7 +290,7 @@ def test_a_head_that_reads_states_computes_the_last_block_anew(tmp_path: Path) -
     rare = ("workload.arrivals.rate", 0.01)
     for method, found in (("ngram", 64), ("draft_model", 64), ("eagle", 48)):
         own = {"enable_prefix_caching": True, "blocks": 1000}
-        visits = _visits(drafts(tmp_path, shared, rare, engine=own, method=method), tmp_path / method)
+        visits = visits_of(drafts(tmp_path, shared, rare, engine=own, method=method), tmp_path / method)
         assert {visit["cached"] for visit in visits[1:] if visit["prompt"] > 64} == {found}
 
 
@@ -323,13 +323,13 @@ def test_blocks_come_back_at_the_stated_bandwidth(ahead: bool, tmp_path: Path) -
         build.run(hosted(tmp_path, *more, **times)).as_dict() for times in ({}, {"gb_per_s": 1e9, "latency": 0.0})
     )
     assert slow["prefix_cache_hits_on_host"] == free["prefix_cache_hits_on_host"] > 0
-    lines = _visits(hosted(tmp_path, *more), tmp_path / "run")
+    lines = visits_of(hosted(tmp_path, *more), tmp_path / "run")
     loads = [visit["cached_on_host"] for visit in lines if visit.get("cached_on_host")]
     seconds = sum(0.002 + tokens * BYTES / 10e9 for tokens in loads)
     assert (slow["mean_ttft_ms"] - free["mean_ttft_ms"]) * 60 / 1000 == pytest.approx(seconds, rel=1e-5)
 
 
-def _visits(made: Experiment, folder: Path) -> list[dict[str, Any]]:
+def visits_of(made: Experiment, folder: Path) -> list[dict[str, Any]]:
     build.run(made, folder)
     return [json.loads(line)["stages"][0] for line in (folder / "requests.jsonl").read_text().splitlines()]
 
@@ -383,7 +383,7 @@ def adapted(
 def test_steps_take_longer_and_adapters_are_loaded(tmp_path: Path) -> None:
     one = ("workload.requests", 1)
     made, free = (adapted(tmp_path, one), experiment(tmp_path, {}, one, classes=CLASSES))
-    visit, plain = _visits(made, tmp_path / "a")[0], _visits(free, tmp_path / "b")[0]
+    visit, plain = visits_of(made, tmp_path / "a")[0], visits_of(free, tmp_path / "b")[0]
     assert visit["adapter_loads"] == (visit["adapter"] is not None)
     took, alone = (v["last_token"] - v["arrival"] for v in (visit, plain))
     assert took == pytest.approx(1.2 * alone + 0.05 * visit["adapter_loads"])
@@ -393,7 +393,7 @@ def test_steps_take_longer_and_adapters_are_loaded(tmp_path: Path) -> None:
 
 
 def test_classes_have_their_adapters_and_one_runs_at_a_time(tmp_path: Path) -> None:
-    visits = _visits(adapted(tmp_path, ("rate", 20.0)), tmp_path / "run")
+    visits = visits_of(adapted(tmp_path, ("rate", 20.0)), tmp_path / "run")
     lines = (tmp_path / "run" / "requests.jsonl").read_text().splitlines()
     classes = [json.loads(line)["class"] for line in lines]
     assert [v["adapter"] for v in visits] == [LORA["adapters"].get(name) for name in classes]
@@ -433,7 +433,7 @@ def test_adapters_with_vllms_defaults_as_they_are(tmp_path: Path) -> None:
     vllm = {"headroom": 0, "stamp": "sent", "enable_prefix_caching": True}
     made = adapted(tmp_path, shared, engine=vllm, device=AHEAD[1], max_loras=2)
     assert build.build(made).loop.workers[0].host is not None  # type: ignore[attr-defined]
-    visits = _visits(made, tmp_path / "run")
+    visits = visits_of(made, tmp_path / "run")
     first = {
         adapter: next(v for v in visits if v["adapter"] == adapter) for adapter in {v["adapter"] for v in visits}
     }
@@ -449,78 +449,6 @@ def test_adapters_need_classes(tmp_path: Path) -> None:
         Alone(adapted(tmp_path))
 
 
-# -- a model in stages ----------------------------------------------------------------------------------------
-
-STAGES: dict[str, Any] = {
-    "pipeline_parallel_size": 2,
-    "hop_seconds": 0.001,
-    "hop_seconds_each": 1e-5,
-    "source": "assumed",
-}
-
-
-def staged(
-    folder: Path, *set_: tuple[str, Any], engine: dict[str, Any] | None = None, device: str = A6000, **stages: Any
-) -> Experiment:
-    """An engine with stages, with other settings of these."""
-    own = {"blocks": 2000, **(engine or {}), "pipeline_parallel": {**STAGES, **stages}}
-    return experiment(folder, own, *set_, device=device)
-
-
-def test_a_request_alone_takes_a_step_and_what_is_sent(tmp_path: Path) -> None:
-    """20 tokens of one request: as on one device, and 19 times a token's hop and once the prompt's."""
-    one = ("workload.requests", 1)
-    made = staged(tmp_path, one)
-    took, alone = (
-        _visits(each, tmp_path / name)[0] for each, name in ((made, "a"), (experiment(tmp_path, {}, one), "b"))
-    )
-    hops = 20 * 0.001 + 1e-5 * (took["prompt"] + 19)
-    assert took["last_token"] - alone["last_token"] == pytest.approx(hops)
-    free = build.run(staged(tmp_path, one, ("time.costs", False))).as_dict()
-    assert free["mean_e2el_ms"] == pytest.approx(1000 * (alone["last_token"] - alone["arrival"]))
-
-
-@pytest.mark.parametrize(("size", "layers"), [(2, [20, 20]), (3, [13, 14, 13]), (7, [5, 6, 6, 6, 6, 6, 5])])
-def test_layers_are_divided_as_vllm_does(size: int, layers: list[int], tmp_path: Path) -> None:
-    made = staged(tmp_path, pipeline_parallel_size=size)
-    worker = build.build(made).loop.workers[0]
-    assert worker.stages.shares == [count / 40 for count in layers]  # type: ignore[attr-defined]
-    assert f"stages of {' + '.join(map(str, layers))} layers" in build.stands_on(made)[0]
-
-
-WRONG_STAGES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
-    ({}, {"pipeline_parallel_size": 1}, "pipeline_parallel_size"),
-    ({}, {"layers": [10, 10, 20]}, "3 numbers of layers for 2 stages"),
-    ({}, {"layers": [10, 10]}, "10 [+] 10 layers are not the 40 of opt-13b"),
-    ({}, {"pipeline_parallel_size": 41}, "41 stages for 40 layers"),
-    ({}, {"hop_seconds": None}, "without hop_seconds it is not looked at"),
-    ({}, {"hop_seconds": None, "hop_seconds_each": 0.0}, r"a6000/opt-13b-tp1 has no cost pipeline\.hop"),
-    ({}, {"source": None}, "nothing says where the seconds come from"),
-    ({"blocks": None}, {}, "where each device has a part of the model is not known"),
-    ({"asynchronous": True}, {}, "what that does with a model in stages is not known"),
-    ({"preemption": "swap"}, {}, "what that does with a model in stages is not known"),
-    (HOST, {}, "what that does with a model in stages is not known"),
-    ({"pipeline_parallel_size": 2}, {}, "pipeline_parallel: {pipeline_parallel_size: ...}"),
-]
-
-
-@pytest.mark.parametrize(("engine", "stages", "says"), WRONG_STAGES)
-def test_stages_that_do_not_fit_are_refused(
-    engine: dict[str, Any], stages: dict[str, Any], says: str, tmp_path: Path
-) -> None:
-    with pytest.raises(BadInput, match=says):
-        build.build(staged(tmp_path, engine=engine, **stages))
-
-
-def test_prices_and_a_profile_that_decides_ahead_with_stages(tmp_path: Path) -> None:
-    prices = ("deployment.prices", {"gpu0": {"per_hour": 1.0, "source": "assumed"}})
-    with pytest.raises(BadInput, match="would count once, and the stages are 2"):
-        staged(tmp_path, prices)
-    engine = {"headroom": 0, "stamp": "sent"}
-    said = build.stands_on(staged(tmp_path, engine=engine, device=AHEAD[1]))
-    assert "pipeline: asynchronous scheduling is off" in said
-
-
 # -- all of them ----------------------------------------------------------------------------------------------
 
 
@@ -531,7 +459,6 @@ def test_prices_and_a_profile_that_decides_ahead_with_stages(tmp_path: Path) -> 
         (drafts, "speculative_config"),
         (hosted, "kv_offloading"),
         (adapted, "lora"),
-        (staged, "pipeline_parallel"),
     ],
 )
 def test_runs_say_what_they_stand_on_and_nothing_else_takes_them(make: Any, key: str, tmp_path: Path) -> None:
