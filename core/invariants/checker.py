@@ -83,6 +83,7 @@ class InvariantChecker(Recorder):
         self.tokens: dict[TokenTask, int] = {}  # generated so far, where engines hand requests over
         self.watched: list[WatchedWorker] = []
         self.loop: ServingLoop | None = None
+        self.stages: dict[str, Stage] = {}  # by name
         self.plain: dict[str, list[Stage]] = {}  # stage -> those that lead there by plain edges
         self.jumps: dict[str, list[Stage]] = {}  # likewise, by branches
 
@@ -100,8 +101,8 @@ class InvariantChecker(Recorder):
         self.loop = loop
         self.watched = [self._watched(worker) for worker in loop.workers]
         loop.executor = WatchedExecutor(loop.executor, self)
-        for workers in loop.serving.values():
-            stage = workers[0].stage
+        self.stages = {worker.stage.name: worker.stage for worker in loop.workers}
+        for stage in self.stages.values():
             for after in stage.next:
                 self.plain.setdefault(after.name, []).append(stage)
             for branch in stage.branches:
@@ -236,7 +237,7 @@ class InvariantChecker(Recorder):
         for name, feeders in self.plain.items():
             certain = not self.jumps.get(name) and all(not s.branches for s in feeders)
             counts = {stays[s.name] for s in feeders}
-            joins = self.loop.serving[name][0].stage.inputs > 1
+            joins = self.stages[name].inputs > 1
             expected = counts if joins else {sum(stays[s.name] for s in feeders)}
             if certain and expected != {stays[name]}:
                 raise broken(7, f"{request} stayed {stays[name]} times at {name}, which it was sent to {expected}")

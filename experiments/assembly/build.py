@@ -41,7 +41,7 @@ from servetwin.core.slo import ClassSLO
 
 from ..provenance.file_digests import code_digest
 from ..provenance.policy_code import as_loaded, load_again
-from ..registry import policy_registry, router_registry
+from ..registry import autoscaler_registry, policy_registry, router_registry
 from ..registry.policy_errors import policies_answer
 from ..spec import yaml_io
 from ..spec.experiment import Experiment, FixedSLO, RelativeSLO
@@ -109,10 +109,14 @@ class Run:
                 raise PolicyFault(f"{what}; held by {held}")
             raise InvariantBroken(f"{what}; held by no worker, under {self.loop.under()}")
         summary = self.recorder.summary
+        fleet, held_for = self.loop.fleet, None
+        if fleet is not None:
+            lasted = summary.first_arrival or 0.0, summary.last_end
+            summary.input["fleet"], held_for = fleet.summary(*lasted), fleet.held(*lasted)
         if used := groups.usage(self.loop):
             summary.input["device_groups"] = used
         if self.meter is not None:
-            summary.input["cost"] = costs(self.experiment, summary.as_dict(), self.meter.busy())
+            summary.input["cost"] = costs(self.experiment, summary.as_dict(), self.meter.busy(), held_for)
         return summary
 
     def send(self, requests: Iterable[Request]) -> None:
@@ -156,7 +160,7 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     """Wire up *experiment*. Raises `BadInput` if a profile, a policy or a trace does not fit it."""
     from servetwin.sim.measured import TimeOptions, measured_executor
 
-    recorder = recorder or Recorder()
+    recorder, replicas = recorder or Recorder(), experiment.deployment.replicas
     if experiment.deployment.repeated:
         experiment = expanded(experiment)
     profiles = load_profiles(experiment)
@@ -185,6 +189,7 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     optional = any(w.engine is not None and w.engine.options for w in experiment.deployment.workers)
     acts = any(module.actions for module in experiment.pipeline.modules.values())
     states = optional or acts or experiment.deployment.handover is not None
+    states = states or experiment.deployment.autoscaler is not None
     said = not_measured(profiles.values()) if limits else []
     if said := [*said, *(stated.stands_on(experiment) if states else ())]:
         recorder.summary.input["basis"] = said
@@ -206,7 +211,8 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
         swaps=engine_options.swaps(experiment, profiles) if optional else None,
     )
     with policies_answer([worker.policy for worker in workers]):  # each is asked to start
-        loop = ServingLoop(stages, workers, executor, recorder, **wiring(experiment, stages, workers, profiles))
+        wired = wiring(experiment, stages, workers, profiles, replicas)
+        loop = ServingLoop(stages, workers, executor, recorder, **wired)
     meter = None
     if experiment.deployment.prices is not None:
         meter = Meter(workers)
@@ -479,7 +485,10 @@ def policies_used(experiment: Experiment) -> list[str]:
 
 
 def routers_of_users(experiment: Experiment) -> dict[str, str]:
-    """Hashes of the code of the routers that do not come with ServeTwin, by name."""
+    """Hashes of the code of the routers, and of the autoscaler, that do not come with ServeTwin, by name."""
     names = dict.fromkeys(spec.name for spec in experiment.deployment.routings.values())
     codes = {name: router_registry.code_of(name) for name in names}
+    scaler = experiment.deployment.autoscaler
+    if scaler is not None:
+        codes[f"autoscaler {scaler.name}"] = autoscaler_registry.code_of(scaler.name)
     return {name: code.digest() for name, code in codes.items() if not code.ours}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from ..registry import autoscaler_registry
 from ..registry.catalog import suggest
 from . import llm_validation, schedule_validation
 from .experiment import (
@@ -160,6 +161,7 @@ def _check_deployment(deployment: Deployment, modules: dict[str, ModuleSpec]) ->
         names |= {worker.name} if worker.name is not None else set()
         groups.add(tuple(worker.modules))
     _check_prices(deployment)
+    _check_autoscaler(deployment)
     for module in deployment.routers:
         if not any(module == worker.modules[0] for worker in deployment.workers):
             what = f"no worker's modules begin with {module!r}"
@@ -183,6 +185,25 @@ def _check_prices(deployment: Deployment) -> None:
         if device not in deployment.prices:
             what = f"{device} has no price, and what is not known is no part of a sum"
             raise Misfit((*path, device), what, "per_hour and source for each device, or no prices")
+
+
+def _check_autoscaler(deployment: Deployment) -> None:
+    said, most = deployment.autoscaler, deployment.replicas
+    if said is None:
+        return
+    path = ("deployment", "autoscaler")
+    if said.least > most:
+        what = f"{said.least} is above deployment.replicas, {most}, which are the most"
+        raise Misfit((*path, "least"), what, "least <= replicas")
+    if said.initial is not None and not said.least <= said.initial <= most:
+        right = f"{said.least} (least) to {most} (deployment.replicas)"
+        raise Misfit((*path, "initial"), f"{said.initial} are no number of replicas that there may be", right)
+    if said.every is None and autoscaler_registry.code_of(said.name).policy.by_clock:
+        what = f"{said.name} goes by the time, and would be asked only when something happens"
+        raise Misfit((*path, "every"), what, "every: 10.0, in seconds")
+    if deployment.handover is not None:
+        what = "replicas that come and go do not go together with prefill and decode apart"
+        raise Misfit(path, what, "no autoscaler, or workers without a role")
 
 
 def _check_kind_of_worker(

@@ -70,8 +70,9 @@ def show_run(experiment: Experiment, summary: dict[str, Any], took: float, use: 
     for worker, w in summary["workers"].items():
         sizes = f"mean {w['mean_batch_size']:.2f}, largest {w['max_batch_size']}"
         say(f"batches of {worker}: {w['iterations']} run, {sizes}")
-    groups = {w.device for w in experiment.deployment.workers if w.gpus}
-    for line in (*cost_lines(summary.get("cost"), summary["duration"]), *_use_lines(use, groups)):
+    fleet, groups = summary.get("fleet"), {w.device for w in experiment.deployment.workers if w.gpus}
+    costs = cost_lines(summary.get("cost"), summary["duration"], fleet)
+    for line in (*fleet_lines(fleet), *costs, *_use_lines(use, groups)):
         say(line)
     for line in (*_idle_policies(experiment), *input_lines(summary), *_doubts(experiment, summary)):
         say(line)
@@ -248,8 +249,17 @@ def show_tokens(stage: str, tokens: dict[str, Any], *, offloads: bool = False) -
         say(f"  {tokens['within_limits']} requests within the limits")
 
 
-def cost_lines(cost: Mapping[str, Any] | None, duration: float) -> list[str]:
-    """What a run of so many seconds (*duration*) costs, where its devices have prices."""
+def fleet_lines(fleet: Mapping[str, Any] | None) -> list[str]:
+    """How many replicas there were, where they come and go."""
+    if fleet is None:
+        return []
+    mean, most = fleet["mean_replicas"], fleet["most_replicas"]
+    many = f"replicas: {mean:.4g} on average, " if mean is not None else "replicas: "
+    return [f"{many}{most} at most, {fleet['starts']} starts; {fleet['waited_for_a_replica']} waits for one"]
+
+
+def cost_lines(cost: Mapping[str, Any] | None, duration: float, fleet: Mapping[str, Any] | None = None) -> list[str]:
+    """What a run of so many seconds (*duration*) costs, where its devices have prices; of a *fleet*, if it is one."""
     if cost is None:
         return []
     each = [(cost["dollars_per_1000_requests"], "1,000 requests")]
@@ -260,7 +270,10 @@ def cost_lines(cost: Mapping[str, Any] | None, duration: float) -> list[str]:
     hours = duration / 3600.0
     count = round(cost["device_hours"] / hours) if hours else 1
     rate = f"at ${cost['dollars_per_hour']:g} an hour"
-    held = f"{hours:.4g} hours {rate}" if count == 1 else f"{hours:.4g} hours of {count} devices, {rate} together"
+    if fleet is not None:
+        held = f"{cost['device_hours']:.4g} device-hours in {hours:.4g} hours, {rate} on average"
+    else:
+        held = f"{hours:.4g} hours {rate}" if count == 1 else f"{hours:.4g} hours of {count} devices, {rate} together"
     lines = [f"cost ${cost['dollars']:.4g}: {held}", ", ".join(per)]
     if cost["utilisation"] is not None:
         power = f"; {cost['energy_kwh']:.4g} kWh" if cost["energy_kwh"] is not None else ""
