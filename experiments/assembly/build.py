@@ -111,6 +111,9 @@ class Run:
         if fleet is not None:
             lasted = summary.first_arrival or 0.0, summary.last_end
             summary.input["fleet"], held_for = fleet.summary(*lasted), fleet.held(*lasted)
+            if isinstance(self.recorder, RunFolder):
+                lines = [json.dumps({"at": at, "replica": n + 1, "state": state}) for at, n, state in fleet.changes]
+                (self.recorder.folder / "fleet.jsonl").write_text("\n".join([*lines, ""]), encoding="utf-8")
         if used := groups.usage(self.loop):
             summary.input["device_groups"] = used
         if self.meter is not None:
