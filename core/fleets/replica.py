@@ -47,7 +47,7 @@ class Replica:
     @property
     def empty(self) -> bool:
         """Whether nothing is left to do."""
-        return not self.present and all(not w.under_way and not w.view.backlog for w in self.workers)
+        return not self.present and all(not w.batches_under_way and not w.view.backlog for w in self.workers)
 
     def computed(self, batch: Batch) -> None:
         """*batch* of one of its workers is over; those of one worker are told in the order of their ends."""
@@ -62,7 +62,7 @@ class Replica:
         if not self.spans:
             return 0.0
         going: dict[tuple[str, int], list[tuple[float, float]]] = {}
-        for batch in [batch for worker in self.workers for batch in worker.under_way]:
+        for batch in [batch for worker in self.workers for batch in worker.batches_under_way]:
             for number, start, end in batch.computing(now):
                 going.setdefault((batch.worker.device, number), []).append((start, end))
         total = 0.0

@@ -18,7 +18,7 @@ class FleetState(NamedTuple):
     request is at several stages at once it counts at each. Over the last *window* seconds (fewer at the beginning):
     *arrived*, *ended* and *met* count requests, and *utilisation* is the share of the time in which the devices of
     replicas that serve computed (0 to 1; 0 if there were none; threads of pools are no devices). *limit* is how many
-    requests run at once in one replica at most.
+    requests run at once in one replica at most (in one with a group of devices: on a single device each).
     """
 
     time: float

@@ -99,8 +99,8 @@ class TokenWorker(LLMWorker):
         return self.view.limits.pipeline_parallel_size
 
     @property
-    def under_way(self) -> Sequence[Batch]:
-        begun = super().under_way
+    def batches_under_way(self) -> Sequence[Batch]:
+        begun = super().batches_under_way
         return [*begun, *self.view.backlog] if begun and self.device_count > 1 else begun
 
     def finds(self, *, kept: bool = False) -> Callable[[Request], int]:
