@@ -156,7 +156,7 @@ def _found(model: str, without: Sequence[str]) -> Kind:
         if module not in kind.modules:
             what = f"{kind.name} has no module {module!r}"
             raise BadInput(what, where="--without", right=f"one of {', '.join(kind.optional) or 'none'}")
-    return kind.with_modules([module for module in kind.modules if module not in without])
+    return kind.profiled_without(without)
 
 
 def check_target(out: Path, name: str | None) -> None:
