@@ -206,11 +206,7 @@ class Kind:
 
     def with_modules(self, modules: Sequence[str]) -> Kind:
         """This model with *modules* only. Raises `BadInput` where one is left out that must not be, or is not its."""
-        lacks = [m for m in self.modules if m not in modules and m not in self.optional]
-        if lacks or [m for m in self.modules if m in modules] != list(modules):
-            may = f" ({', '.join(self.optional)} may be left out)" if self.optional else ""
-            what = f"{self.name} cannot be served as {' -> '.join(modules)}"
-            raise BadInput(what, right=f"{' -> '.join(self.modules)}{may}")
+        self._check_modules(modules)
         return self._only(modules)
 
     def profiled_without(self, left_out: Sequence[str]) -> Kind:
@@ -223,7 +219,15 @@ class Kind:
             right = " or ".join(f"--without {m}" for m in self.loops)
             raise BadInput(what, where="--without", right=right)
         rest = [m for m in self.modules if m in kept or m in self.loops]
-        return self.with_modules(rest)._only(kept)
+        self._check_modules(rest)
+        return self._only(kept)
+
+    def _check_modules(self, modules: Sequence[str]) -> None:
+        lacks = [m for m in self.modules if m not in modules and m not in self.optional]
+        if lacks or [m for m in self.modules if m in modules] != list(modules):
+            may = f" ({', '.join(self.optional)} may be left out)" if self.optional else ""
+            what = f"{self.name} cannot be served as {' -> '.join(modules)}"
+            raise BadInput(what, right=f"{' -> '.join(self.modules)}{may}")
 
     def _only(self, modules: Sequence[str]) -> Kind:
         if tuple(modules) == self.modules:
