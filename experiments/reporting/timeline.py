@@ -86,7 +86,8 @@ class Batches:
 @dataclass(frozen=True)
 class Timeline:
     """A run over time, by worker: requests that wait and that are served, batches, KV cache use in tokens, and how
-    many tokens the cache has room for where that is known; by device, whether it computes (0 or 1). It begins at 0,
+    many tokens the cache has room for where that is known; by device, whether it computes (0 or 1; of a
+    model in stages, the share of them that do). It begins at 0,
     the first request comes at *first*.
 
     *held* are requests in no worker's queue: until a replica is ready, or in the central queues of routers.
@@ -160,6 +161,8 @@ class Gathered:
     _batches: dict[str, tuple[array, array, array]] = field(default_factory=dict)
     _changes: dict[str, tuple[array, array, array]] = field(default_factory=dict)
     _engines: dict[str, _Engine] = field(default_factory=dict)
+    #: By worker whose model stands on several devices: when each of them began and ended a step, and how many they are.
+    _stages: dict[str, tuple[array, int]] = field(default_factory=dict)
     #: When requests belonged to no worker: begins and ends, before the first stage and between stages.
     _before: array = field(default_factory=lambda: array("d"))
     _between: array = field(default_factory=lambda: array("d"))
@@ -174,6 +177,10 @@ class Gathered:
         ends.extend(last)
         sizes.extend([batch_size(record)] * len(last))
         self._end = max(self._end, last[-1])
+        if "stages" in record:
+            spans, _ = self._stages.setdefault(record["worker"], (array("d"), len(record["stages"])))
+            for span in record["stages"]:
+                spans.extend(span)
         if "prefill" in record:
             engine = self._engines.setdefault(record["worker"], _Engine())
             for request in record.get("preempted", ()):
@@ -231,6 +238,11 @@ class Gathered:
         for worker, own in batches.items():
             if worker in devices:
                 spans.setdefault(devices[worker], []).append(own)
+        busy = {device: _busy(own) for device, own in spans.items()}
+        for worker, (times, count) in self._stages.items():
+            if worker in devices:  # which it shares with no other
+                changes = np.tile([1.0 / count, -1.0 / count], len(times) // 2)
+                busy[devices[worker]] = level_of(np.frombuffer(times), changes)
         return Timeline(
             self._end,
             {w: level_of(times, waiting) for w, (times, waiting, _) in levels.items()},
@@ -238,7 +250,7 @@ class Gathered:
             batches,
             kv,
             {w: tokens for w, tokens in capacity.items() if w in kv},
-            {device: _busy(own) for device, own in spans.items()},
+            busy,
             untold,
             self._first if math.isfinite(self._first) else 0.0,
             self._held(meta),

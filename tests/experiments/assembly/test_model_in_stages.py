@@ -10,6 +10,7 @@ from servetwin.core import BadInput
 from servetwin.experiments.assembly import build
 from servetwin.experiments.bound.most_met import most_met
 from servetwin.experiments.explaining.alone import Alone
+from servetwin.experiments.reporting.timeline import read
 from servetwin.experiments.spec.experiment import Experiment
 from test_engine_options import A6000, AHEAD, HOST, experiment, visits_of
 
@@ -90,3 +91,20 @@ def test_what_goes_by_other_times_refuses_them(tmp_path: Path) -> None:
         most_met(made)
     with pytest.raises(BadInput, match="an explanation knows nothing of pipeline_parallel"):
         Alone(made)
+
+
+def test_a_device_is_as_busy_as_its_stages_on_average(tmp_path: Path) -> None:
+    """One request: a stage of four computes at a time, and none while activations are sent."""
+    one, shares = ("workload.requests", 1), []
+    for hop in (0.0, 0.5):
+        folder = tmp_path / str(hop)
+        visit = visits_of(
+            staged(tmp_path, one, pipeline_parallel_size=4, hop_seconds=hop, hop_seconds_each=0.0), folder
+        )[0]
+        line = read(folder)
+        (level,) = line.busy.values()
+        assert level.peak == pytest.approx(0.25)
+        shares.append(line.mean(level))
+        sent = 3 * hop * 20 / (visit["last_token"] - visit["arrival"])
+        assert shares[-1] == pytest.approx(0.25 * (1.0 - sent), rel=0.02)
+    assert shares[1] < 0.1 * shares[0]
