@@ -13,8 +13,9 @@ from servetwin.core.invariants.checker import check_records
 from servetwin.experiments.assembly import build
 from servetwin.experiments.backends.diffusion import Plan
 from servetwin.experiments.bound.most_met import most_met
-from servetwin.experiments.cli.output.run_output import device_lines
+from servetwin.experiments.cli.output.run_output import device_lines, input_lines
 from servetwin.experiments.spec.loading import load
+from servetwin.profiles.profile import DATA
 
 NAME = "flux-groups-published"
 
@@ -40,6 +41,17 @@ def test_what_requests_used_is_what_batches_took(policy: str, tmp_path: Path) ->
     assert (used["changes"] > 0) == (policy == "deadline-degree")
     (line,) = device_lines(summary)
     assert f"{used['changes']} changes of devices" in line
+
+
+def test_runs_say_that_their_times_are_estimated(tmp_path: Path) -> None:
+    text = (DATA / "h100" / "flux1-dev-by-degree.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(text.replace("h100/flux1-dev-by-degree", "h100/mine"))
+    for name, file in (("flux1-dev-by-degree", "h100/flux1-dev-by-degree"), ("mine", str(tmp_path / "mine.yaml"))):
+        summary = build.run(load(NAME, [("requests", 3), ("deployment.devices.node", file)])).as_dict()
+        (line,) = summary["basis"]
+        assert line.startswith(f"profile h100/{name} is estimated")
+        assert "known error: not known" in line
+        assert line in input_lines(summary)
 
 
 def test_records_of_a_device_in_two_batches_are_found(tmp_path: Path) -> None:
