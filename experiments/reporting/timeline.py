@@ -161,7 +161,7 @@ class Gathered:
     _batches: dict[str, tuple[array, array, array]] = field(default_factory=dict)
     _changes: dict[str, tuple[array, array, array]] = field(default_factory=dict)
     _engines: dict[str, _Engine] = field(default_factory=dict)
-    #: By worker whose model stands on several devices: when each of them began and ended a step, and how many they are.
+    #: By worker whose model stands on several devices: when each began and ended a step, and how many they are.
     _stages: dict[str, tuple[array, int]] = field(default_factory=dict)
     #: When requests belonged to no worker: begins and ends, before the first stage and between stages.
     _before: array = field(default_factory=lambda: array("d"))
