@@ -168,3 +168,33 @@ def test_those_that_come_along_are_found_by_name_and_say_what_they_are() -> None
         first, parameters = autoscaler_registry.describe(name)
         assert first
         assert parameters
+
+
+POINTS = ("deployment.autoscaler.params.points", [[0, 1], [5, 3]])
+BY_SCHEDULE = ("deployment.autoscaler.name", "by_schedule")
+OF_QUEUE = {"name": "by_queue", "params": {"target": 4}, "start": STARTS}
+
+
+@pytest.mark.parametrize("given", [[BY_SCHEDULE, POINTS], [POINTS, BY_SCHEDULE]])
+def test_another_autoscaler_is_set_with_its_parameters(given: list[tuple[str, Any]]) -> None:
+    file = {**LLM, "deployment": {"replicas": 3, "autoscaler": OF_QUEUE}}
+    scaler = load(file, given).deployment.autoscaler
+    assert scaler is not None
+    assert (scaler.name, scaler.params) == ("by_schedule", {"points": [[0, 1], [5, 3]], "every": None, "ahead": 0.0})
+    with pytest.raises(BadInput, match=r"params.pints: autoscaler BySchedule takes no parameter 'pints' .*points"):
+        load(file, [("deployment.autoscaler.params.pints", 1), *given])
+
+
+def test_another_router_is_set_with_its_parameters() -> None:
+    given = [("deployment.router.params.choices", 3), ("deployment.router", "power_of_d")]
+    for order in (given, given[::-1]):
+        (router,) = load(LLM, order).deployment.routings.values()
+        assert (router.name, router.params["choices"]) == ("power_of_d", 3)
+    with pytest.raises(BadInput, match=r"--set deployment.router: unknown router 'jsqq' .*jsq"):
+        load(LLM, [("deployment.router", "jsqq")])
+
+
+def test_names_of_modules_and_classes_can_be_set() -> None:
+    assert load(LLM, [("deployment.routers.llm", "jsq")]).deployment.routers == {"llm": "jsq"}
+    with pytest.raises(BadInput, match=r"--set deployment.routers.lm: no worker's modules begin with 'lm'"):
+        load(LLM, [("deployment.routers.lm", "jsq")])
