@@ -186,7 +186,7 @@ def test_another_autoscaler_is_set_with_its_parameters(given: list[tuple[str, An
 
 
 def test_another_router_is_set_with_its_parameters() -> None:
-    given = [("deployment.router.params.choices", 3), ("deployment.router", "power_of_d")]
+    given = [("deployment.router.params.choices", 3), ("deployment.router", "power_of_two")]
     for order in (given, given[::-1]):
         (router,) = load(LLM, order).deployment.routings.values()
         assert (router.name, router.params["choices"]) == ("power_of_d", 3)
