@@ -210,6 +210,7 @@ LATER = frozenset(
         "execution",
         "frames",
         "shapes",
+        "took",
     }
 )
 

@@ -203,6 +203,7 @@ class ProfileFile(Strict):
     limits_of_data: Text | None = None  #: what is not known, or not to be trusted
     basis: Basis | None = None  #: where the steps were not measured by this project's profiler, or by a log
     execution: Execution | None = None  #: of a diffusion model; profiles of before it say it in words, if at all
+    took: dict[Text, NotNegative] | None = None  #: seconds of taking it, by part, and by shape of other shapes
     modules: dict[Name, ModuleProfile] = Field(default_factory=dict)
     shapes: Shapes | None = None  #: what was measured of other sizes than *image*, which then must be given
     tokens: TokenData | None = None  #: prefill and decode of a language model

@@ -3,6 +3,7 @@
 ==================  =====================================================================
 `take_profile`      from a model and a device to the content of a profile file
 `profiler`          which terms, in which order, how often
+`measured`          what was found so far, and how much of it is done
 `microbenchmarks`   the short runs in which they are measured, under policies made for it
 `profile_writer`    what was measured, as a profile file
 `shapes`            requests of other shapes: their tables, and their memory

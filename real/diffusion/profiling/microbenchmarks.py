@@ -11,6 +11,7 @@ from servetwin.core import (
     Batch,
     BatchWorker,
     Decision,
+    Module,
     Pipeline,
     Policy,
     Recorder,
@@ -125,11 +126,12 @@ def measured_run(
     estimate: Estimate = _no_estimate,
     once: int | None = None,
     shape: Shape | None = None,
+    only: str | None = None,
 ) -> list[Spell]:
     """Serve requests of these step counts, *gap* seconds apart or when they are *due*, and give the batches that
-    ran. All are of that *shape* (None: of the model's own)."""
-    pipeline: Pipeline = server.kind.pipeline()
-    stages = pipeline.stages(placement)
+    ran. All are of that *shape* (None: of the model's own). With *only*, a loop, nothing else is run of the model."""
+    pipeline: Pipeline = Pipeline.chain(Module(only, loop=True)) if only else server.kind.pipeline()
+    stages = pipeline.stages([[only]] if only else placement)
     workers = workers_of(stages, policies, limit, device, estimate, once=once, shape=shape)
     log = Log(Recorder())
     executor, loop = server.prepare(stages, workers, log, exercise=0.0)

@@ -19,7 +19,8 @@ from ..kind import Kind
 from .profiler import CASES, COLD_STEPS, WAITING
 
 if TYPE_CHECKING:
-    from .profiler import Measured, Profiler
+    from .measured import Measured
+    from .profiler import Profiler
 
 #: Who measured.
 SOURCE = {"file": "real/diffusion/profiling/profiler.py"}
@@ -80,6 +81,7 @@ def as_profile(profiler: Profiler, found: Measured, name: str, command: str) -> 
             **slots.model.execution.as_dict(),
             "ready_seconds": round(slots.seconds[kind.loop], 1),
         },
+        "took": dict(profiler.took),
         "modules": modules_of(kind, found),
         "costs": dict(costs),
     }

@@ -12,7 +12,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,8 @@ from servetwin.profiles.verdict import SAMPLES
 
 from ...executor import undisturbed
 from ...server import Server, Spell
+from .measured import Count, Measured, Progress
 from .microbenchmarks import AGES, Cycle, Duel, Estimate, Gather, Rotate, measured_run, workers_of
-
-__all__ = ["Measured", "Profiler"]
 
 #: Iterations between two requests that join, and between two that leave, in a running system.
 EVERY = 8
@@ -33,11 +31,19 @@ EVERY = 8
 FEW = 8
 #: Requests arrive for so many times `seconds` under each policy, at this share of the rate that fills every batch.
 ARRIVING, BUSY = 12.0, 0.7
-#: How often whole batches of each size and step count are measured.
-WHOLES = 5
-#: Iterations of each batch size, at least: of so many the 99th percentile is not the largest. Fewer, down to a third,
-#: where they would take more than `LONGEST` seconds, or *seconds* six times.
-STEPS, LONGEST = 105, 1.2
+#: With so many steps for each place of a full batch most iterations see nobody come or go: requests that arrive have
+#: no fewer.
+STEPS_A_PLACE = 5
+#: How often whole batches of each size and step count are measured; they have so many steps at least.
+WHOLES, WHOLE_STEPS = 5, 8
+#: What is measured of long iterations is measured of fewer: of those that would take more than so many seconds, or
+#: *seconds* six times.
+LONGEST = 1.2
+#: Iterations of each batch size, at least: of so many the 99th percentile is not the largest. Of long ones a third;
+#: of other shapes, whose tables come from the visits, so many.
+STEPS, STEPS_OF_SHAPE = 105, 10
+#: Next to batches that take so many seconds it does not matter what the host does between them.
+LONG_BATCH = 0.02
 #: A visit to all batch sizes lasts about so many times `seconds`; it brings each so many iterations at least and at
 #: most, in blocks of so many.
 VISIT, VISITED, BLOCK = 6.0, (8, 80), 4
@@ -47,69 +53,6 @@ EVERY_TERM = 2
 DECIDING = 2
 #: Seconds without work after which a loop begins anew.
 IDLE = 0.002
-
-#: Hears (what is measured next, measurements done, how many there will be in all).
-Progress = Callable[[str, int, int], None]
-
-
-class Count:
-    """How many measurements are done, of those that *expected* has by term; a term may take fewer."""
-
-    def __init__(self, expected: Mapping[str, int], progress: Progress | None) -> None:
-        self.expected, self.progress = dict(expected), progress
-        self.term, self.before, self.own = "", 0, 0
-
-    def begin(self, term: str) -> None:
-        """All terms before *term* are over."""
-        names = [*self.expected]
-        self.term, self.own = term, 0
-        self.before = sum(self.expected[name] for name in names[: names.index(term)])
-        self._tell()
-
-    def one(self) -> None:
-        """A measurement of the term is over."""
-        self.own = min(self.own + 1, self.expected.get(self.term, 0))
-        self._tell()
-
-    def _tell(self) -> None:
-        if self.progress is not None:
-            self.progress(self.term, self.before + self.own, sum(self.expected.values()))
-
-
-@dataclass
-class Measured:
-    """What was measured so far; times in seconds, by batch size where they are mappings."""
-
-    iteration: dict[int, list[float]] = field(default_factory=dict)  # of the loop, launch to heard
-    plain: dict[int, list[float]] = field(default_factory=dict)  # the same where nothing else happens
-    visits: dict[int, list[float]] = field(default_factory=dict)  # the same, spread over the time of measuring
-    pauses: dict[int, list[float]] = field(default_factory=dict)  # the gaps between those
-    gap: dict[int, list[float]] = field(default_factory=dict)  # from there to the next launch
-    stages: dict[str, dict[int, list[float]]] = field(default_factory=dict)  # stages without a loop
-    modules: dict[str, dict[int, list[float]]] = field(default_factory=dict)  # single modules without a loop
-    together: dict[int, float] = field(default_factory=dict)  # first iteration of n that join at once, extra
-    joins: list[float] = field(default_factory=list)
-    starting: list[float] = field(default_factory=list)  # joins that end an idle period
-    leaving: list[float] = field(default_factory=list)  # in the iteration
-    leaves: list[float] = field(default_factory=list)  # between it and the next
-    #: What is measured of so many that join, or leave, at once: the iteration's extra time, or the gap's.
-    crowds: dict[str, dict[int, list[float]]] = field(default_factory=dict)
-    policies: dict[str, dict[int, list[float]]] = field(default_factory=dict)
-    deciding: dict[str, float] = field(default_factory=dict)  # policy -> seconds per request left waiting
-    whole: dict[tuple[int, int], list[float]] = field(default_factory=dict)  # (steps, batch) -> of whole batches
-    between: dict[int, list[float]] = field(default_factory=dict)  # after a whole batch of so many, until the next
-    #: (stage, others that are busy) -> batches of the one that leads and of the next -> rate
-    rates: dict[tuple[str, ...], dict[tuple[int, int], float]] = field(default_factory=dict)
-    client: list[float] = field(default_factory=list)
-    cold: dict[float, float] = field(default_factory=dict)
-
-    def period(self, n: int) -> float:
-        """Mean time of an iteration, start to start."""
-        return statistics.fmean(self.iteration[n]) + statistics.fmean(self.gap[n])
-
-    def planned(self, n: int) -> float:
-        """Median of the same: what schedulers plan with."""
-        return statistics.median(self.iteration[n]) + statistics.fmean(self.gap[n])
 
 
 class Profiler:
@@ -246,8 +189,11 @@ class Profiler:
         """How many iterations of *n* requests fill `seconds`."""
         known = [statistics.fmean(v) for k, v in self.found.iteration.items() if k <= n]
         each = max(known, default=0.005)
-        longest = min(LONGEST, 6 * self.seconds)
-        return int(np.clip(self.seconds / each, np.clip(longest / each, STEPS / 3, STEPS), 200))
+        return int(np.clip(self.seconds / each, self._fewer(each, STEPS // 3, STEPS), 200))
+
+    def _fewer(self, each: float, least: int, most: int) -> int:
+        """How many iterations of *each* so many seconds are measured: *most*, of long ones fewer, down to *least*."""
+        return int(np.clip(min(LONGEST, 6 * self.seconds) / each, least, most))
 
     def _spells(
         self, policies: Sequence[Policy], works: Sequence[int], *, whole: bool = False, **more: Any
@@ -273,7 +219,8 @@ class Profiler:
         for _ in range(WARM_UP):  # once for the estimate of how many iterations to run
             self._spells(self._gather(1), [10])
         for n in range(1, self.limit + 1):
-            spells = self._spells(self._gather(n), [self._steps(n)] * n)
+            steps = self._steps(n) if self.shape is None else STEPS_OF_SHAPE
+            spells = self._spells(self._gather(n), [steps] * n)
             loop = [s for s in spells if s.worker == self.loop]
             found.iteration[n] = found.plain[n] = [s.end - s.start for s in loop[1:-1]]
             found.gap[n] = [b.start - a.end for a, b in _pairs(loop)]
@@ -363,8 +310,10 @@ class Profiler:
         """
         found = self.found
         rng = np.random.default_rng(1)
-        low, high = min(self.whole_steps), max(self.whole_steps)
-        rate = BUSY * self.limit / found.period(self.limit) / ((low + high) / 2)
+        each = found.period(self.limit)
+        fewest = STEPS_A_PLACE * self.limit
+        low, high = (self._fewer(each, min(fewest, n), n) for n in (min(self.whole_steps), max(self.whole_steps)))
+        rate = BUSY * self.limit / each / ((low + high) / 2)
         count = int(np.clip(ARRIVING * self.seconds * rate, 8, 600))
         for make in (self.policies or {"": lambda: Gather(1)}).values():
             due = 0.01 + np.cumsum(rng.exponential(1 / rate, count))
@@ -441,17 +390,19 @@ class Profiler:
             return 0.0
         alone: list[float] = []
         crowded: list[float] = []
-        begin = 1.1 * WAITING_STEPS * self.found.period(2)
+        each = self.found.period(2)
+        steps = self._fewer(each, WAITING_STEPS // 3, WAITING_STEPS)
         for _ in range(DECIDING):
             spells = self._spells(
-                self._gather(1, make()),
-                [2 * WAITING_STEPS] * 2 + [1] * WAITING,
-                due=[0.0] * 2 + [begin] * WAITING,
+                [make()],
+                [2 * steps] * 2 + [1] * WAITING,
+                due=[0.0] * 2 + [1.1 * steps * each] * WAITING,
                 estimate=self._estimate(),
                 most=2,
+                only=self.loop,
             )
-            loop = [s for s in spells if s.worker == self.loop][: 2 * WAITING_STEPS]
-            for gaps, some in ((alone, loop[2 : WAITING_STEPS - 2]), (crowded, loop[-WAITING_STEPS // 2 : -1])):
+            loop = spells[: 2 * steps]
+            for gaps, some in ((alone, loop[2 : steps - 2]), (crowded, loop[-steps // 2 : -1])):
                 gaps += [b.start - a.end for a, b in _pairs(some) if a.size == b.size == 2]
         if not alone or not crowded:
             return 0.0
@@ -478,12 +429,19 @@ class Profiler:
     def _whole(self) -> None:
         """One worker for the whole pipeline, iterations back to back; batches of all sizes in turn."""
         sizes = sorted({1, 2, 3, 4, *self._sizes(5)} & set(range(1, self.once + 1)))
-        kinds = [(n, steps) for n in sizes for steps in self.whole_steps]
+        kinds = list(
+            dict.fromkeys(
+                (n, self._fewer(self.found.period(n), min(WHOLE_STEPS, most), most))
+                for n in sizes
+                for most in self.whole_steps
+            )
+        )
         rng = random.Random(1)
-        turns = [turn for _ in range(WHOLES + 1) for turn in rng.sample(kinds, len(kinds))]
+        first = [(n, 1) for n in sizes]  # not counted
+        turns = first + [turn for _ in range(WHOLES) for turn in rng.sample(kinds, len(kinds))]
         policy = Rotate([n for n, _ in turns])
         spells = self._spells([policy], [steps for n, steps in turns for _ in range(n)], whole=True)
-        kept = spells[len(kinds) :]
+        kept = spells[len(first) :]
         for spell in kept:
             took = self.found.whole.setdefault((spell.iterations, spell.size), [])
             took.append(spell.end - spell.start)
@@ -511,20 +469,28 @@ class Profiler:
         return found
 
     def _contention(self) -> None:
-        """Stages that run at once: the rate at which each gets on, against alone, measured before and after."""
+        """Stages that run at once: the rate at which each gets on, against alone, measured before and after; where a
+        batch is long, once for all.
+        """
         if not (clashes := self._clashes()):
             return
         stages = self.kind.pipeline().stages(self.placement)
         duel = Duel(self.server, stages, self.limit, self.device, self.once)
-        short = self.seconds / 4
+        known: dict[tuple[str, int], float] = {}
+
+        def period(name: str, n: int) -> float:
+            if (name, n) not in known or known[name, n] < LONG_BATCH:
+                known[name, n] = duel.periods({name: n}, self.seconds / 4)[name]
+            return known[name, n]
+
         try:
             for sizes in clashes:
-                before = {name: duel.periods({name: n}, short)[name] for name, n in sizes.items()}
+                before = {name: period(name, n) for name, n in sizes.items()}
                 both = duel.periods(sizes, self.seconds)
                 n, m = list(sizes.values())[:2]
                 for name, size in sizes.items():
                     key = (name, *(other for other in self.stages if other in sizes and other != name))
-                    alone = (before[name] + duel.periods({name: size}, short)[name]) / 2
+                    alone = (before[name] + period(name, size)) / 2
                     self.found.rates.setdefault(key, {})[n, m] = alone / both[name]
                 self.count.one()
         finally:
@@ -535,8 +501,8 @@ class Profiler:
         stages = self.kind.pipeline().stages(self.placement)
         workers = workers_of(stages, [Gather(1) for _ in stages], self.limit, self.device, once=self.once)
         log = _Queued()
-        gap = 4 * self.found.period(1) + 0.002
-        self.server.serve(stages, workers, [Request(i, i * gap, AGES, {self.loop: 2}) for i in range(40)], log)
+        gap = 2 * self.found.period(1) + 0.002
+        self.server.serve(stages, workers, [Request(i, i * gap, AGES, {self.loop: 1}) for i in range(40)], log)
         self.found.client = log.delays
         self.count.one()
 
@@ -578,7 +544,8 @@ COLD_STEPS = 4
 COLD = ((0.05, 6), (0.3, 4), (1.0, 3))
 #: Runs before the first that counts.
 WARM_UP = 2
-#: Requests that are left waiting while a policy's time for each of them is measured, and the steps of the two others.
+#: Requests that are left waiting while a policy's time for each of them is measured, and half the steps of the two
+#: others; a third of them where they are long.
 WAITING, WAITING_STEPS = 20, 24
 #: So many cases of so many requests that join, or leave, at once are enough for a value.
 CASES = 3

@@ -57,7 +57,8 @@ def with_shapes(
         networks = own.server.device_slots(own.device).model.networks
         weights = {t.data_ptr(): t.nbytes for n in networks.values() for t in (*n.parameters(), *n.buffers())}
         shapes |= {"weights_gib": round(sum(weights.values()) / 2**30, ROUND), "memory": memory[None]}
-    return {**content, "shapes": shapes}
+    took = {str(profiler.shape): round(sum(profiler.took.values()), 2) for profiler in measured}
+    return {**content, "took": content["took"] | took, "shapes": shapes}
 
 
 def memory_of(profiler: Profiler) -> dict[str, Any] | None:

@@ -8,8 +8,9 @@ from typing import Any
 from servetwin.core import Policy, Shape
 
 from ...server import Server
+from .measured import Progress
 from .profile_writer import as_profile
-from .profiler import Profiler, Progress
+from .profiler import Profiler
 from .reused_steps import measured_ratios, with_reuse
 from .shapes import check, memory_of, with_shapes
 
