@@ -1,6 +1,6 @@
 """Validation runs with requests of three sizes: a profile of a model at all of them, predictions, then runs.
 
-    python tests/real/diffusion/shapes_campaign.py run --device cuda:0 --out DIR --seconds 570 [--pack $OUT] MODEL ...
+    python tests/real/diffusion/shapes_campaign.py run --device cuda:0 --out DIR --seconds 570 [--pack $OUT] [--only RUN,RUN] MODEL ...
     python tests/real/diffusion/shapes_campaign.py replay DIR          # anywhere: real beside predicted
 
 Everything is done by what users have: `measure`, experiments, `Backend`. The profile is taken once, before the runs,
@@ -106,8 +106,9 @@ def knee(model: str, profile: Path) -> float:
     return low
 
 
-def serve(model: str, out: Path, device: str, until: float) -> None:
-    """Profile *model* unless that was done, predict, and make the runs that are left, as far as the time goes."""
+def serve(model: str, out: Path, device: str, until: float, only: list[str]) -> None:
+    """Profile *model* unless that was done, predict, and make the runs that are left, as far as the time goes: all,
+    or *only* some."""
     from servetwin.core import ServeTwinError
     from servetwin.experiments.backends.diffusion import Backend, Setup
     from servetwin.experiments.backends.profile import measure
@@ -151,7 +152,7 @@ def serve(model: str, out: Path, device: str, until: float) -> None:
     backend = Backend(Setup((device,)))
     for cell in json.loads(plans.read_text()):
         folder = out / "runs" / cell["run"]
-        if (folder / "summary.json").exists():
+        if (folder / "summary.json").exists() or (only and cell["run"] not in only):
             continue
         shutil.rmtree(folder, ignore_errors=True)  # cut off
         if time.monotonic() + plan.requests / cell["rate"] + EXTRA > until:
@@ -170,7 +171,7 @@ def serve(model: str, out: Path, device: str, until: float) -> None:
     say("done")
 
 
-def run(models: list[str], out: Path, device: str, seconds: float, pack: Path | None) -> None:
+def run(models: list[str], out: Path, device: str, seconds: float, pack: Path | None, only: list[str]) -> None:
     """Each model in a process of its own, one after the other; what it left is packed."""
     until = time.monotonic() + seconds
     for model in models:
@@ -186,6 +187,8 @@ def run(models: list[str], out: Path, device: str, seconds: float, pack: Path | 
             str(out),
             "--seconds",
             str(left),
+            "--only",
+            ",".join(only),
             model,
         ]
         try:
@@ -223,14 +226,16 @@ def main() -> None:
         runs.add_argument("--device", default="cuda:0")
         runs.add_argument("--out", type=Path, required=True)
         runs.add_argument("--seconds", type=float, default=570.0, help="in which everything must be done")
+        runs.add_argument("--only", default="", help="runs by name: neustream-0.8,edf-0.8 (default: all)")
         runs.add_argument("--pack", type=Path, help="where to pack what each model left")
     commands.add_parser("replay").add_argument("out", type=Path)
     given = parser.parse_args()
+    only = [name for name in getattr(given, "only", "").split(",") if name]
     if given.command == "run":
-        run(given.models, given.out, given.device, given.seconds, given.pack)
+        run(given.models, given.out, given.device, given.seconds, given.pack, only)
     elif given.command == "one":
         (model,) = given.models
-        serve(model, given.out / model, given.device, time.monotonic() + given.seconds)
+        serve(model, given.out / model, given.device, time.monotonic() + given.seconds, only)
     else:
         replay(given.out)
 
