@@ -90,7 +90,7 @@ def fit(samples: Sequence[Sample], graphs: Sequence[int], memory: float) -> Pass
     held = _held(knots, width, took, known, units)
     densities, added = _bends([s.density for s in used]), np.zeros(len(BENDS))
     shares = np.array([np.interp([s.density for s in used], densities, row) for row in np.eye(len(densities))]).T
-    sizes = _by_graph(used, graphs)
+    sizes, stairs = _by_graph(used, graphs), len(graphs) - 1
     over, weights, bent = np.ones(len(took)), np.ones(len(took)), np.ones(len(held))
     found = np.zeros(width)
     for _ in range(ROUNDS):
@@ -108,7 +108,7 @@ def fit(samples: Sequence[Sample], graphs: Sequence[int], memory: float) -> Pass
         over = 1.0 + faded @ added
         off = took / (base * over) - 1.0
         weights = _robust(off - _together(off, sizes))
-        bent = _robust(held @ found)
+        bent[: max(stairs, 0)] = _robust(held[: max(stairs, 0)] @ found)  # those of passes that are graphs
     found = found * units
     at = len(knots)
     terms = dict(zip(TERMS, found[at : at + len(TERMS)].tolist(), strict=True))
